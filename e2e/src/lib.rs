@@ -1,0 +1,1 @@
+//! A real Kubernetes to test on; demo, playground, scenarios, benchmarks.

@@ -1,0 +1,1 @@
+//! The Kubernetes manifests, held against the code by tests.

@@ -1,0 +1,1 @@
+//! The vocabulary both programs agree on.

@@ -1,0 +1,1 @@
+//! Event sink: harvests finished Jobs, tells of them and prunes.

@@ -1,0 +1,1 @@
+//! Admission webhook: stamps new Jobs and holds limits.
