@@ -1,1 +1,27 @@
-//! The vocabulary both programs agree on.
+//! The vocabulary that webhook and sink agree on.
+//!
+//! | module | holds |
+//! | --- | --- |
+//! | [`keys`] | labels, annotations, object names, ports, Event reasons |
+//! | [`policy`] | the policy types, from which the CRDs are generated |
+//! | [`status`] | what a policy's status tells |
+//! | [`bytes`] | byte amounts as people write them (`64Mi`) |
+//! | [`combine`] | which policies apply to a Job and how they combine |
+//! | [`job`] | a Job cut down to what both programs need, and its state |
+//! | [`group`] | which Jobs are runs of the same thing, and their order |
+//! | [`names`] | deterministic object names and label values |
+//! | [`refusal`] | the record of a refusal that travels from webhook to sink |
+//! | [`client`], [`telemetry`], [`admin`] | one builder of clients, of logs and metrics, of the admin endpoint |
+
+pub mod admin;
+pub mod bytes;
+pub mod client;
+pub mod combine;
+pub mod group;
+pub mod job;
+pub mod keys;
+pub mod names;
+pub mod policy;
+pub mod refusal;
+pub mod status;
+pub mod telemetry;

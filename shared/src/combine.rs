@@ -1,0 +1,499 @@
+//! Which policies apply to a Job, and how they combine.
+//!
+//! Limits and maxima add up; defaults and the group come from the namespace's policies first, then the cluster's,
+//! within a kind by name; cleanup and retention combine towards keeping.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    sync::Arc,
+};
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use kube::{
+    ResourceExt,
+    core::{ParseExpressionError, Selector, SelectorExt},
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    bytes::Bytes,
+    keys,
+    policy::{
+        Cleanup, ClusterJobPolicy, FailureBackoff, GroupSpec, JobPolicy, Keep, Limit, Logs, LogsMode, Mode,
+        PolicySpec, Propagation, Range, Results, StorageType,
+    },
+};
+
+/// Labels of a Job or namespace.
+pub type Labels = BTreeMap<String, String>;
+
+/// The two kinds of policy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]
+pub enum PolicyKind {
+    /// Namespaced; goes first.
+    JobPolicy,
+    /// Cluster-scoped.
+    ClusterJobPolicy,
+}
+
+/// Names a policy. Displays as `JobPolicy ci/builds`. Ordered by precedence.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PolicyRef {
+    /// Kind.
+    pub kind: PolicyKind,
+    /// Namespace of a `JobPolicy`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+    /// Name.
+    pub name: String,
+    /// Uid; `kubectl describe` finds Events by it.
+    pub uid: String,
+}
+
+/// A policy, its selectors parsed.
+#[derive(Clone, Debug)]
+pub struct Policy {
+    /// Who it is.
+    pub reference: PolicyRef,
+    /// `metadata.generation`: the revision of its spec.
+    pub generation: i64,
+    /// What it says.
+    pub spec: PolicySpec,
+    jobs: Selector,
+    namespaces: Selector,
+}
+
+/// A policy that cannot be read. The CRD's rules refuse these at apply; one that came in past them (an older CRD) is
+/// reported, and selects nothing.
+#[derive(Debug, thiserror::Error)]
+#[error("{policy}: spec.{field}: {source}")]
+pub struct PolicyError {
+    /// Which policy.
+    pub policy: String,
+    /// Which field.
+    pub field: &'static str,
+    /// Why.
+    pub source: ParseExpressionError,
+}
+
+impl Policy {
+    /// Reads a namespaced policy.
+    ///
+    /// # Errors
+    /// For a selector that the CRD's rules should have refused.
+    pub fn namespaced(policy: &JobPolicy) -> Result<Self, PolicyError> {
+        let reference = PolicyRef {
+            kind: PolicyKind::JobPolicy,
+            namespace: policy.namespace(),
+            name: policy.name_any(),
+            uid: policy.uid().unwrap_or_default(),
+        };
+        Self::new(reference, policy.metadata.generation, &policy.spec.policy, None)
+    }
+
+    /// Reads a cluster-wide policy.
+    ///
+    /// # Errors
+    /// For a selector that the CRD's rules should have refused.
+    pub fn cluster(policy: &ClusterJobPolicy) -> Result<Self, PolicyError> {
+        let reference = PolicyRef {
+            kind: PolicyKind::ClusterJobPolicy,
+            namespace: None,
+            name: policy.name_any(),
+            uid: policy.uid().unwrap_or_default(),
+        };
+        let namespaces = policy.spec.namespace_selector.as_ref();
+        Self::new(reference, policy.metadata.generation, &policy.spec.policy, namespaces)
+    }
+
+    fn new(
+        reference: PolicyRef,
+        generation: Option<i64>,
+        spec: &PolicySpec,
+        namespaces: Option<&LabelSelector>,
+    ) -> Result<Self, PolicyError> {
+        let parse = |field, selector: Option<&LabelSelector>| {
+            selector.map_or(Ok(Selector::default()), |s| {
+                Selector::try_from(s.clone()).map_err(|source| PolicyError {
+                    policy: reference.to_string(),
+                    field,
+                    source,
+                })
+            })
+        };
+        Ok(Self {
+            jobs: parse("jobSelector", spec.job_selector.as_ref())?,
+            namespaces: parse("namespaceSelector", namespaces)?,
+            generation: generation.unwrap_or_default(),
+            spec: spec.clone(),
+            reference,
+        })
+    }
+
+    /// Whether it applies to Jobs with these labels in a namespace with these.
+    pub fn selects(&self, namespace: &str, namespace_labels: &Labels, job_labels: &Labels) -> bool {
+        self.reference.namespace.as_deref().is_none_or(|own| own == namespace)
+            && self.namespaces.matches(namespace_labels)
+            && self.jobs.matches(job_labels)
+    }
+
+    /// Whether it acts, rather than only telling.
+    pub fn enforced(&self) -> bool {
+        self.spec.mode == Mode::Enforce
+    }
+
+    /// Whether it can refuse or queue a Job.
+    pub fn limits_jobs(&self) -> bool {
+        !self.spec.limits.is_empty() || self.spec.failure_backoff.is_some()
+    }
+}
+
+/// Every policy of the cluster, as one consistent picture.
+#[derive(Clone, Debug, Default)]
+pub struct PolicySet {
+    /// In order of precedence: namespaced ones by (namespace, name), then the cluster's by name.
+    policies: Vec<Arc<Policy>>,
+}
+
+impl PolicySet {
+    /// A set of these policies, in whatever order they come.
+    pub fn new(policies: impl IntoIterator<Item = Arc<Policy>>) -> Self {
+        let mut policies: Vec<_> = policies.into_iter().collect();
+        policies.sort_by(|a, b| a.reference.cmp(&b.reference));
+        Self { policies }
+    }
+
+    /// All of them, in order of precedence.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Policy>> {
+        self.policies.iter()
+    }
+
+    /// Those that apply to a Job, in order of precedence.
+    pub fn matching(
+        &self,
+        namespace: &str,
+        namespace_labels: &Labels,
+        job_labels: &Labels,
+    ) -> Vec<&Arc<Policy>> {
+        self.policies.iter().filter(|p| p.selects(namespace, namespace_labels, job_labels)).collect()
+    }
+
+    /// Whether any policy selects namespaces by labels (else nobody needs to know a namespace's labels).
+    pub fn is_empty(&self) -> bool {
+        self.policies.is_empty()
+    }
+}
+
+/// A value, and the policy it is from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct From<T> {
+    /// The value.
+    pub value: T,
+    /// Who says so.
+    pub policy: PolicyRef,
+}
+
+/// A default and a maximum, combined.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Bound {
+    /// Set where the Job states none; never above `max`.
+    pub default: Option<From<i64>>,
+    /// The smallest of all maxima.
+    pub max: Option<From<i64>>,
+}
+
+/// What the policies together say about one Job.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Effective {
+    /// Seconds that the finished Job stays.
+    pub ttl: Bound,
+    /// Seconds that it may be active.
+    pub deadline: Bound,
+    /// Retries.
+    pub backoff_limit: Bound,
+    /// Labels for Job and pods.
+    pub labels: BTreeMap<String, From<String>>,
+    /// How to group it.
+    pub group: Option<From<GroupSpec>>,
+    /// All limits hold.
+    pub limits: Vec<From<Limit>>,
+    /// All backoffs hold.
+    pub failure_backoff: Vec<From<FailureBackoff>>,
+    /// What to keep of it; none = nobody asks for its result.
+    pub results: Option<Results>,
+    /// When it goes; none = no policy has a say, the Job keeps its own TTL.
+    pub cleanup: Option<Cleanup>,
+    /// CloudEvent receivers, by name.
+    pub cloud_event_sinks: BTreeSet<String>,
+}
+
+impl Effective {
+    /// Combines policies, given in order of precedence, for a Job with these labels.
+    ///
+    /// Opt-out (`job-handler/enabled: "false"`) takes away defaults, harvest and prune; never limits, maxima
+    /// or the group.
+    pub fn of<'a>(policies: impl IntoIterator<Item = &'a Arc<Policy>>, job_labels: &Labels) -> Self {
+        let opted_out = job_labels.get(keys::ENABLED).is_some_and(|value| value == "false");
+        let mut all = Self::default();
+        for policy in policies {
+            let (spec, by) = (&policy.spec, &policy.reference);
+            if let Some(stamp) = &spec.stamp {
+                all.ttl.add(stamp.ttl_seconds_after_finished, by);
+                all.deadline.add(stamp.active_deadline_seconds, by);
+                all.backoff_limit.add(stamp.backoff_limit, by);
+                for (key, value) in &stamp.labels {
+                    all.labels.entry(key.clone()).or_insert_with(|| from(value.clone(), by));
+                }
+            }
+            if all.group.is_none() {
+                all.group = spec.group.clone().map(|group| from(group, by));
+            }
+            all.limits.extend(spec.limits.iter().map(|limit| from(limit.clone(), by)));
+            all.failure_backoff.extend(spec.failure_backoff.iter().map(|b| from(b.clone(), by)));
+            all.results = merge(all.results.take(), spec.results.clone(), keep_more);
+            all.cleanup = merge(all.cleanup.take(), spec.cleanup.clone(), keep_longer);
+            all.cloud_event_sinks.extend(spec.cloud_event_sinks.iter().map(|sink| sink.name.clone()));
+        }
+        for bound in [&mut all.ttl, &mut all.deadline, &mut all.backoff_limit] {
+            bound.settle(opted_out);
+        }
+        if opted_out {
+            all.labels.clear();
+            all.results = None;
+            all.cleanup = None;
+        }
+        all
+    }
+}
+
+impl Bound {
+    fn add(&mut self, range: Option<Range>, by: &PolicyRef) {
+        let Some(range) = range else { return };
+        if self.default.is_none() {
+            self.default = range.default.map(|value| from(value, by));
+        }
+        if let Some(max) = range.max
+            && self.max.as_ref().is_none_or(|known| max < known.value)
+        {
+            self.max = Some(from(max, by));
+        }
+    }
+
+    fn settle(&mut self, opted_out: bool) {
+        if opted_out {
+            self.default = None;
+        }
+        // One policy's default can be above another's maximum; maxima win.
+        if let (Some(default), Some(max)) = (&mut self.default, &self.max) {
+            default.value = default.value.min(max.value);
+        }
+    }
+}
+
+fn from<T>(value: T, by: &PolicyRef) -> From<T> {
+    From { value, policy: by.clone() }
+}
+
+fn merge<T>(a: Option<T>, b: Option<T>, both: fn(T, T) -> T) -> Option<T> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(both(a, b)),
+        (one, other) => one.or(other),
+    }
+}
+
+fn keep_more(a: Results, b: Results) -> Results {
+    let larger = |a: Bytes, b: Bytes| a.max(b);
+    Results {
+        storage_type: match (a.storage_type, b.storage_type) {
+            (StorageType::ConfigMap, StorageType::ConfigMap) => StorageType::ConfigMap,
+            _ => StorageType::Secret,
+        },
+        ttl_seconds: a.ttl_seconds.max(b.ttl_seconds),
+        max_per_group: a.max_per_group.max(b.max_per_group),
+        max_bytes_per_namespace: larger(a.max_bytes_per_namespace, b.max_bytes_per_namespace),
+        harvest_deadline_seconds: a.harvest_deadline_seconds.max(b.harvest_deadline_seconds),
+        logs: Logs {
+            mode: match (a.logs.mode, b.logs.mode) {
+                (LogsMode::None, LogsMode::None) => LogsMode::None,
+                _ => LogsMode::HeadAndTail,
+            },
+            max_bytes_per_container: larger(a.logs.max_bytes_per_container, b.logs.max_bytes_per_container),
+            max_bytes_per_job: larger(a.logs.max_bytes_per_job, b.logs.max_bytes_per_job),
+        },
+    }
+}
+
+fn keep_longer(a: Cleanup, b: Cleanup) -> Cleanup {
+    Cleanup {
+        succeeded_policy: a.succeeded_policy.max(b.succeeded_policy),
+        failed_policy: a.failed_policy.max(b.failed_policy),
+        keep: merge(a.keep, b.keep, |a, b| Keep {
+            newest: a.newest.max(b.newest),
+            newest_succeeded: a.newest_succeeded.max(b.newest_succeeded),
+        }),
+        // Foreground waits for the pods: the more careful of the two.
+        propagation_policy: match (a.propagation_policy, b.propagation_policy) {
+            (Propagation::Background, Propagation::Background) => Propagation::Background,
+            _ => Propagation::Foreground,
+        },
+    }
+}
+
+impl fmt::Display for PolicyKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::JobPolicy => "JobPolicy",
+            Self::ClusterJobPolicy => "ClusterJobPolicy",
+        })
+    }
+}
+
+impl fmt::Display for PolicyRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.namespace {
+            Some(namespace) => write!(f, "{} {namespace}/{}", self.kind, self.name),
+            None => write!(f, "{} {}", self.kind, self.name),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::policy::CleanupPolicy;
+
+    fn namespaced(name: &str, spec: Value) -> Arc<Policy> {
+        let policy: JobPolicy = serde_json::from_value(json!({
+            "apiVersion": "job-handler.io/v1alpha1", "kind": "JobPolicy",
+            "metadata": {"name": name, "namespace": "ci", "uid": name}, "spec": spec,
+        }))
+        .unwrap();
+        Arc::new(Policy::namespaced(&policy).unwrap())
+    }
+
+    fn cluster(name: &str, spec: Value) -> Arc<Policy> {
+        let policy: ClusterJobPolicy = serde_json::from_value(json!({
+            "apiVersion": "job-handler.io/v1alpha1", "kind": "ClusterJobPolicy",
+            "metadata": {"name": name, "uid": name}, "spec": spec,
+        }))
+        .unwrap();
+        Arc::new(Policy::cluster(&policy).unwrap())
+    }
+
+    fn labels(pairs: &[(&str, &str)]) -> Labels {
+        pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
+    }
+
+    fn effective(policies: Vec<Arc<Policy>>, job: &[(&str, &str)]) -> Effective {
+        let set = PolicySet::new(policies);
+        let job = labels(job);
+        Effective::of(set.matching("ci", &Labels::new(), &job), &job)
+    }
+
+    #[test]
+    fn selects_by_namespace_and_labels() {
+        let own = namespaced("a", json!({"jobSelector": {"matchLabels": {"app": "build"}}}));
+        assert!(own.selects("ci", &Labels::new(), &labels(&[("app", "build")])));
+        assert!(!own.selects("ci", &Labels::new(), &labels(&[("app", "other")])));
+        assert!(!own.selects("prod", &Labels::new(), &labels(&[("app", "build")])));
+        let wide = cluster(
+            "b",
+            json!({"namespaceSelector": {"matchExpressions": [
+            {"key": "team", "operator": "In", "values": ["x", "y"]}]}}),
+        );
+        assert!(wide.selects("any", &labels(&[("team", "x")]), &Labels::new()));
+        assert!(!wide.selects("any", &labels(&[("team", "z")]), &Labels::new()));
+        assert!(!wide.selects("any", &Labels::new(), &Labels::new()));
+    }
+
+    #[test]
+    fn defaults_come_from_the_namespace_first_then_by_name() {
+        let ttl = |seconds: i64| json!({"stamp": {"ttlSecondsAfterFinished": {"default": seconds}}});
+        let all = vec![cluster("a", ttl(1)), namespaced("c", ttl(3)), namespaced("b", ttl(2))];
+        let ttl = effective(all, &[]).ttl.default.unwrap();
+        assert_eq!((ttl.value, ttl.policy.to_string().as_str()), (2, "JobPolicy ci/b"));
+    }
+
+    #[test]
+    fn maxima_add_up_and_cap_defaults() {
+        let policies = vec![
+            namespaced("a", json!({"stamp": {"backoffLimit": {"default": 5, "max": 9}}})),
+            cluster("z", json!({"stamp": {"backoffLimit": {"max": 3}}})),
+        ];
+        let bound = effective(policies, &[]).backoff_limit;
+        assert_eq!(bound.default.unwrap().value, 3);
+        assert_eq!(bound.max.unwrap().policy.to_string(), "ClusterJobPolicy z");
+    }
+
+    #[test]
+    fn limits_add_up() {
+        let limit = |name: &str| json!({"limits": [{"name": name, "maxActiveJobs": 1}]});
+        let all = effective(vec![namespaced("a", limit("x")), cluster("b", limit("y"))], &[]);
+        assert_eq!(all.limits.iter().map(|l| l.value.name.as_str()).collect::<Vec<_>>(), ["x", "y"]);
+    }
+
+    #[test]
+    fn cleanup_and_retention_combine_towards_keeping() {
+        let policies = vec![
+            namespaced(
+                "a",
+                json!({
+                    "results": {"ttlSeconds": 10, "maxPerGroup": 50, "logs": {"mode": "None"}},
+                    "cleanup": {"succeededPolicy": "AfterHarvest", "failedPolicy": "Never", "keep": {"newest": 3},
+                        "propagationPolicy": "Background"},
+                }),
+            ),
+            cluster(
+                "b",
+                json!({
+                    "results": {"storageType": "Secret", "ttlSeconds": 20, "maxPerGroup": 1},
+                    "cleanup": {"succeededPolicy": "AfterTTL", "failedPolicy": "AfterHarvest",
+                        "keep": {"newest": 1, "newestSucceeded": 2}},
+                }),
+            ),
+        ];
+        let all = effective(policies, &[]);
+        let results = all.results.unwrap();
+        assert_eq!(results.storage_type, StorageType::Secret);
+        assert_eq!((results.ttl_seconds, results.max_per_group), (20, 50));
+        assert_eq!(results.logs.mode, LogsMode::HeadAndTail);
+        let cleanup = all.cleanup.unwrap();
+        assert_eq!(cleanup.succeeded_policy, CleanupPolicy::AfterTTL);
+        assert_eq!(cleanup.failed_policy, CleanupPolicy::Never);
+        assert_eq!(cleanup.keep, Some(Keep { newest: 3, newest_succeeded: 2 }));
+        assert_eq!(cleanup.propagation_policy, Propagation::Foreground);
+    }
+
+    #[test]
+    fn opt_out_keeps_limits_maxima_and_group() {
+        let policy = namespaced(
+            "a",
+            json!({
+                "stamp": {"backoffLimit": {"default": 1, "max": 3}, "labels": {"team": "x"}},
+                "group": {"type": "Owner"}, "limits": [{"name": "x", "maxActiveJobs": 1}],
+                "results": {}, "cleanup": {},
+            }),
+        );
+        let all = effective(vec![policy], &[(keys::ENABLED, "false")]);
+        assert!(all.backoff_limit.default.is_none() && all.labels.is_empty());
+        assert!(all.results.is_none() && all.cleanup.is_none());
+        assert_eq!(all.backoff_limit.max.unwrap().value, 3);
+        assert!(all.group.is_some() && all.limits.len() == 1);
+    }
+
+    #[test]
+    fn a_selector_past_the_schema_is_an_error_with_its_field() {
+        let policy: JobPolicy = serde_json::from_value(json!({
+            "apiVersion": "job-handler.io/v1alpha1", "kind": "JobPolicy",
+            "metadata": {"name": "a", "namespace": "ci"},
+            "spec": {"jobSelector": {"matchExpressions": [{"key": "a", "operator": "Near"}]}},
+        }))
+        .unwrap();
+        let error = Policy::namespaced(&policy).unwrap_err().to_string();
+        assert!(error.starts_with("JobPolicy ci/a: spec.jobSelector: "), "{error}");
+    }
+}

@@ -1,0 +1,101 @@
+//! Every name that a user, an operator or the other program can see.
+
+/// Label: `"true"` opts in where a policy selects on it, `"false"` opts out of defaults, harvest and prune.
+pub const ENABLED: &str = "job-handler/enabled";
+/// Label on Job, pods and result: the group the Job is a run of.
+pub const GROUP: &str = "job-handler/group";
+/// Annotation: what was set, clamped or relocated, and by which policy.
+pub const STAMPED: &str = "job-handler/stamped";
+/// Annotation: seconds; the TTL that applies once the result is stored.
+pub const TTL: &str = "job-handler/ttl-seconds-after-finished";
+/// Annotation: RFC 3339; the Job waits for a slot since then. Only such Jobs are ever released.
+pub const QUEUED_AT: &str = "job-handler/queued-at";
+/// Annotation on the Job and label on the result: [`STATUS_COMPLETED`] or [`STATUS_FAILED`].
+pub const STATUS: &str = "job-handler/status";
+/// Annotation: name of the result.
+pub const RESULTS: &str = "job-handler/results";
+/// Annotation set by authors: `backoffLimit` keeps an explicit 6 (the API default cannot be told from it).
+pub const KEEP: &str = "job-handler/keep";
+/// Label on results: made by us.
+pub const CREATED: &str = "job-handler/created";
+/// Label on results: the Job they are of (Kubernetes' own former pod label).
+pub const JOB_NAME: &str = "job-name";
+/// Label on shards of a result: uid of the Job.
+pub const JOB_UID: &str = "job-handler/job-uid";
+/// Label on our Leases: which program holds it.
+pub const COMPONENT: &str = "job-handler/component";
+/// Annotation on a webhook replica's Lease: JSON map policy uid -> generation it enforces.
+pub const ENFORCES: &str = "job-handler/enforces";
+
+/// Value of [`STATUS`] after condition `Complete`.
+pub const STATUS_COMPLETED: &str = "completed";
+/// Value of [`STATUS`] after condition `Failed`.
+pub const STATUS_FAILED: &str = "failed";
+
+/// Keys of ours that an author's create may not carry: each is dropped or overwritten by the webhook.
+pub const OURS_ON_JOBS: [&str; 5] = [STAMPED, TTL, QUEUED_AT, STATUS, RESULTS];
+
+/// Kueue's queue label: such Jobs are never queued, released or healed by us.
+pub const KUEUE_QUEUE: &str = "kueue.x-k8s.io/queue-name";
+/// The value of `spec.managedBy` of Jobs that Kubernetes' own controller runs
+/// (`k8s.io/api/batch/v1`, `JobControllerName`).
+pub const JOB_CONTROLLER: &str = "kubernetes.io/job-controller";
+
+/// API group of the policies.
+pub const API_GROUP: &str = "job-handler.io";
+/// API version of the policies.
+pub const API_VERSION: &str = "v1alpha1";
+
+/// Default namespace of the pair.
+pub const NAMESPACE: &str = "job-handler-system";
+/// Deployment, Service, ServiceAccount and MutatingWebhookConfiguration.
+pub const APP: &str = "job-handler";
+/// Secret with the CA, in the pair's namespace.
+pub const CA_SECRET: &str = "job-handler-ca";
+/// MutatingWebhookConfiguration.
+pub const MUTATING_CONFIGURATION: &str = "job-handler";
+/// Its one webhook.
+pub const MUTATING_WEBHOOK: &str = "stamp.job-handler.io";
+/// ValidatingWebhookConfiguration, kept by the sink's leader.
+pub const LIMITS_CONFIGURATION: &str = "job-handler-limits";
+/// Suffix of its webhooks' names; see DESIGN «limit.job-handler.io/…».
+pub const LIMIT_WEBHOOK_SUFFIX: &str = "limit.job-handler.io";
+/// Lease of the sink's leader.
+pub const LEADER_LEASE: &str = "job-handler-sink";
+/// Prefix of the Leases of webhook replicas.
+pub const WEBHOOK_LEASE_PREFIX: &str = "job-handler-webhook-";
+/// Value of [`COMPONENT`] on them.
+pub const COMPONENT_WEBHOOK: &str = "webhook";
+/// Seconds that a webhook replica's Lease lives without renewal.
+pub const WEBHOOK_LEASE_SECONDS: i32 = 15;
+/// The policy of the base install.
+pub const DEFAULT_POLICY: &str = "job-handler-default";
+
+/// HTTP path of stamping.
+pub const MUTATE_PATH: &str = "/mutate";
+/// HTTP path of limits.
+pub const VALIDATE_PATH: &str = "/validate";
+/// TCP port of the webhook (TLS).
+pub const WEBHOOK_PORT: u16 = 8443;
+/// TCP port of the webhook's admin endpoint (plain HTTP).
+pub const WEBHOOK_ADMIN_PORT: u16 = 8080;
+/// TCP port of the sink's admin endpoint (plain HTTP).
+pub const SINK_ADMIN_PORT: u16 = 8081;
+/// Socket over which refusals go from webhook to sink.
+pub const REFUSAL_SOCKET: &str = "/run/job-handler/refusals.sock";
+
+/// `reportingController` of every Event of ours.
+pub const REPORTING_CONTROLLER: &str = "job-handler.io/sink";
+/// Event: a Job was refused.
+pub const REASON_REFUSED: &str = "JobRefused";
+/// Event: a Job was created suspended and waits for a slot.
+pub const REASON_QUEUED: &str = "JobQueued";
+/// Event: a Job was harvested.
+pub const REASON_PROCESSING: &str = "JobProcessing";
+/// Event: a foreign object has the name the result would have had.
+pub const REASON_NAME_TAKEN: &str = "ResultNameTaken";
+/// Event: some or all of a result could not be kept.
+pub const REASON_LOST: &str = "ResultLost";
+
+/// Namespaces whose Jobs are never touched (besides the pair's own).
+pub const EXCLUDED_NAMESPACES: [&str; 1] = ["kube-system"];

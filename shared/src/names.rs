@@ -1,0 +1,138 @@
+//! Deterministic object names and label values.
+//!
+//! Whatever is derived twice from the same facts is the same name, so that a crash between two writes
+//! never doubles an object (a 409 means «already there»).
+
+use sha2::{Digest, Sha256};
+
+/// Longest label value Kubernetes takes (`k8s.io/apimachinery/pkg/util/validation`).
+pub const LABEL_VALUE_MAX: usize = 63;
+/// Longest object name of a ConfigMap, Secret or Event (a DNS subdomain).
+pub const OBJECT_NAME_MAX: usize = 253;
+
+/// Hex digits of a hash that keep shortened names apart.
+const HASH_LEN: usize = 10;
+
+/// The first [`HASH_LEN`] hex digits of the SHA-256 of `parts`, each prefixed by its length, so that
+/// ("ab", "c") and ("a", "bc") differ.
+pub fn short_hash<'a>(parts: impl IntoIterator<Item = &'a str>) -> String {
+    let mut hasher = Sha256::new();
+    for part in parts {
+        hasher.update((part.len() as u64).to_be_bytes());
+        hasher.update(part);
+    }
+    let mut text = format!("{:x}", hasher.finalize());
+    text.truncate(HASH_LEN);
+    text
+}
+
+/// Whether `value` may stand as a label value: empty, or at most 63 of `[A-Za-z0-9._-]` with an
+/// alphanumeric at both ends.
+pub fn is_label_value(value: &str) -> bool {
+    let edge = |b: Option<&u8>| b.is_some_and(u8::is_ascii_alphanumeric);
+    let bytes = value.as_bytes();
+    bytes.is_empty()
+        || (bytes.len() <= LABEL_VALUE_MAX
+            && edge(bytes.first())
+            && edge(bytes.last())
+            && bytes.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-')))
+}
+
+/// `value` itself where it is a valid label value, else a readable head of it and a hash of the whole.
+pub fn label_value(value: &str) -> String {
+    if is_label_value(value) && !value.is_empty() {
+        value.to_owned()
+    } else {
+        hashed_label_value(value, [value])
+    }
+}
+
+/// A label value with a readable head of `readable` and a hash over `identity`.
+pub fn hashed_label_value<'a>(readable: &str, identity: impl IntoIterator<Item = &'a str>) -> String {
+    let hash = short_hash(identity);
+    let head: String = readable
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-') { c } else { '-' })
+        .take(LABEL_VALUE_MAX - HASH_LEN - 1)
+        .collect();
+    let head = head.trim_matches(|c: char| !c.is_ascii_alphanumeric());
+    if head.is_empty() { hash } else { format!("{head}-{hash}") }
+}
+
+/// `base` + `suffix` as an object name; a base that is too long is cut and gets a hash of the whole.
+pub fn object_name(base: &str, suffix: &str) -> String {
+    if base.len() + suffix.len() <= OBJECT_NAME_MAX {
+        return format!("{base}{suffix}");
+    }
+    // Object names are ASCII by the time they reach us; `floor` keeps a foreign one from splitting a char.
+    let mut cut = OBJECT_NAME_MAX.saturating_sub(suffix.len() + HASH_LEN + 1).min(base.len());
+    while !base.is_char_boundary(cut) {
+        cut -= 1;
+    }
+    let head = base[..cut].trim_end_matches(['-', '.']);
+    format!("{head}-{}{suffix}", short_hash([base]))
+}
+
+/// Name of a Job's result: `<job>-results`.
+pub fn result_name(job: &str) -> String {
+    object_name(job, "-results")
+}
+
+/// Name of the result of one certain Job: `<job>-results-<uid8>`; an older run's result, or the place
+/// beside a foreign object that has [`result_name`].
+pub fn result_name_of(job: &str, uid: &str) -> String {
+    object_name(job, &format!("-results-{}", uid8(uid)))
+}
+
+/// Name of shard `n` of a result: `<job>-results-<uid8>-<n>`.
+pub fn shard_name(job: &str, uid: &str, n: usize) -> String {
+    object_name(job, &format!("-results-{}-{n}", uid8(uid)))
+}
+
+/// Name of an Event that must not double: the Job's name, its uid and the reason.
+pub fn event_name(job: &str, uid: &str, reason: &str) -> String {
+    object_name(job, &format!(".{}.{}", uid8(uid), reason.to_ascii_lowercase()))
+}
+
+/// The first eight characters of a uid.
+pub fn uid8(uid: &str) -> &str {
+    uid.get(..8).unwrap_or(uid)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn keeps_good_values() {
+        for value in ["a", "parser-7", "A.b_c-9"] {
+            assert_eq!(label_value(value), value);
+        }
+    }
+
+    #[test]
+    fn names_stay_apart_when_cut() {
+        let (a, b) = ("x".repeat(300), "x".repeat(301));
+        assert_ne!(result_name(&a), result_name(&b));
+        assert_ne!(label_value(&a), label_value(&b));
+        assert_eq!(result_name("build-1"), "build-1-results");
+        assert_eq!(shard_name("build-1", "0123456789", 2), "build-1-results-01234567-2");
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_becomes_a_label_value(text in ".{0,300}") {
+            let value = label_value(&text);
+            prop_assert!(!value.is_empty() && is_label_value(&value), "{text:?} -> {value:?}");
+        }
+
+        #[test]
+        fn object_names_fit(base in "[a-z0-9]([a-z0-9.-]{0,300}[a-z0-9])?") {
+            let name = shard_name(&base, "0123456789abcdef", 12);
+            prop_assert!(name.len() <= OBJECT_NAME_MAX);
+            prop_assert!(name.ends_with("-results-01234567-12"));
+        }
+    }
+}

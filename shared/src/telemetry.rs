@@ -1,0 +1,64 @@
+//! Logs and metrics, the same way in both programs.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use prometheus_client::{encoding::text, registry::Registry};
+use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt, util::SubscriberInitExt};
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+impl std::str::FromStr for LogFormat {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "text" => Ok(Self::Text),
+            "json" => Ok(Self::Json),
+            other => Err(format!("`{other}` is no log format: expected text or json")),
+        }
+    }
+}
+
+/// Installs the process's logger (once; a second call changes nothing). `RUST_LOG` filters, default `info`.
+pub fn init_logs(format: LogFormat) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let registry = tracing_subscriber::registry().with(filter);
+    let layer = fmt::layer().with_writer(std::io::stderr);
+    let installed = match format {
+        LogFormat::Text => registry.with(layer).try_init(),
+        LogFormat::Json => registry.with(layer.json()).try_init(),
+    };
+    if let Err(error) = installed {
+        tracing::debug!(%error, "logger was installed before");
+    }
+}
+
+/// The process's metrics; clones share one registry.
+#[derive(Clone, Debug, Default)]
+pub struct Metrics(Arc<Mutex<Registry>>);
+
+impl Metrics {
+    /// Runs `register` on the registry.
+    pub fn register<T>(&self, register: impl FnOnce(&mut Registry) -> T) -> T {
+        // A panic while registering leaves the registry usable.
+        register(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// All metrics in OpenMetrics text.
+    ///
+    /// # Errors
+    /// Where a metric cannot be written as text.
+    pub fn encode(&self) -> Result<String, std::fmt::Error> {
+        let mut out = String::new();
+        text::encode(&mut out, &self.0.lock().unwrap_or_else(PoisonError::into_inner))?;
+        Ok(out)
+    }
+}
