@@ -1,1 +1,20 @@
 //! A real Kubernetes to test on; demo, playground, scenarios, benchmarks.
+//!
+//! [`Cluster::start`] boots the real control plane as processes on loopback in seconds, with nodes
+//! played by KWOK: Jobs run through the real scheduler and Job controller, and how each pod fares is
+//! written as annotations on it (see `e2e/README.md`). Nothing is left behind, however the caller ends.
+
+pub mod build;
+pub mod cluster;
+pub mod error;
+pub mod kubectl;
+pub mod namespace;
+pub mod ports;
+pub mod process;
+pub mod progress;
+pub mod wait;
+
+pub use cluster::{AuditLevel, Cluster, ClusterOptions, Component};
+pub use error::{Error, Result};
+pub use namespace::TestNamespace;
+pub use wait::wait_for;

@@ -1,0 +1,92 @@
+//! A folder in the user's cache per thing built, filled once.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+
+use crate::error::{Error, Result};
+use crate::progress::say;
+
+/// Returns `<cache>/job-handler/<entry>/<program>`, building it first if it is not there. `build` is
+/// given a temporary path to build to; the result is renamed, so that nobody ever runs half a program,
+/// and a lock keeps two processes from building the same.
+pub(super) fn build_once(
+    entry: &str,
+    program: &str,
+    build: impl FnOnce(&Path) -> Result<()>,
+) -> Result<PathBuf> {
+    let folder = root()?.join(entry);
+    let target = folder.join(program);
+    if target.is_file() {
+        return Ok(target);
+    }
+    std::fs::create_dir_all(&folder).map_err(Error::io(format!("making {}", folder.display())))?;
+    let lock_path = folder.join("lock");
+    let lock = File::create(&lock_path).map_err(Error::io(format!("opening {}", lock_path.display())))?;
+    if lock.try_lock().is_err() {
+        say(&format!("another process is building {program}; waiting for it"));
+        lock.lock().map_err(Error::io(format!("locking {}", lock_path.display())))?;
+    }
+    if target.is_file() {
+        return Ok(target);
+    }
+    let half = folder.join(format!("{program}.{}", std::process::id()));
+    build(&half)?;
+    std::fs::rename(&half, &target).map_err(Error::io(format!("moving {} into place", half.display())))?;
+    Ok(target)
+}
+
+/// A digest of the Go sources of a folder (and of what else decides the build).
+pub(super) fn digest(folder: &Path, more: &[&str]) -> Result<String> {
+    let reading = || format!("reading {}", folder.display());
+    let mut files: Vec<PathBuf> = std::fs::read_dir(folder)
+        .and_then(|entries| entries.map(|entry| entry.map(|entry| entry.path())).collect())
+        .map_err(Error::io(reading()))?;
+    files.retain(|path| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        matches!(&*name, "go.mod" | "go.sum") || (name.ends_with(".go") && !name.ends_with("_test.go"))
+    });
+    files.sort();
+    let mut hash = Sha256::new();
+    for path in &files {
+        let content = std::fs::read(path).map_err(Error::io(reading()))?;
+        hash.update(path.file_name().unwrap_or_default().as_encoded_bytes());
+        hash.update((content.len() as u64).to_le_bytes());
+        hash.update(content);
+    }
+    for text in more {
+        hash.update(text.as_bytes());
+    }
+    Ok(hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect())
+}
+
+fn root() -> Result<PathBuf> {
+    let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    variable("XDG_CACHE_HOME")
+        .or_else(|| variable("HOME").map(|home| home.join(".cache")))
+        .map(|cache| cache.join("job-handler"))
+        .ok_or_else(|| {
+            Error::Invalid("neither XDG_CACHE_HOME nor HOME is set: no place to keep builds".to_owned())
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_digest_follows_the_sources_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+        write("go.sum", "a");
+        write("main.go", "package main");
+        let first = digest(folder.path(), &["v1"]).unwrap();
+        write("main_test.go", "package main");
+        write("notes.md", "hello");
+        assert_eq!(first, digest(folder.path(), &["v1"]).unwrap());
+        assert_ne!(first, digest(folder.path(), &["v2"]).unwrap());
+        write("go.sum", "b");
+        assert_ne!(first, digest(folder.path(), &["v1"]).unwrap());
+    }
+}

@@ -1,0 +1,243 @@
+//! The command lines of a cluster's processes.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use super::nodes;
+use super::pki::{Pki, write_private};
+use crate::build::ClusterPrograms;
+use crate::error::{Error, Result};
+use crate::ports;
+use crate::process::Program;
+
+/// One of a cluster's processes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Component {
+    /// The store.
+    Etcd,
+    /// The API server.
+    Apiserver,
+    /// The controllers: Jobs, CronJobs, TTL, garbage collection, …
+    ControllerManager,
+    /// The scheduler.
+    Scheduler,
+    /// KWOK, which plays the nodes' kubelets as far as pod status goes.
+    Kwok,
+    /// What answers for the nodes when the API server asks for logs.
+    NodeLogs,
+}
+
+impl Component {
+    /// All of them, in the order they are started.
+    pub const ALL: [Self; 6] =
+        [Self::Etcd, Self::Apiserver, Self::ControllerManager, Self::Scheduler, Self::NodeLogs, Self::Kwok];
+
+    /// Its name, as the process and its log file are called.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Etcd => "etcd",
+            Self::Apiserver => "kube-apiserver",
+            Self::ControllerManager => "kube-controller-manager",
+            Self::Scheduler => "kube-scheduler",
+            Self::Kwok => "kwok",
+            Self::NodeLogs => "node-logs",
+        }
+    }
+}
+
+/// The ports of one cluster, all on 127.0.0.1.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ports {
+    pub(super) etcd: u16,
+    pub(super) etcd_peer: u16,
+    pub(super) apiserver: u16,
+    pub(super) node_logs: u16,
+}
+
+impl Ports {
+    pub(super) fn pick(apiserver: Option<u16>) -> Result<Self> {
+        if let Some(port) = apiserver.filter(|port| !ports::is_free(*port)) {
+            return Err(Error::PortBusy(port));
+        }
+        Ok(Self {
+            etcd: ports::free()?,
+            etcd_peer: ports::free()?,
+            apiserver: apiserver.map_or_else(ports::free, Ok)?,
+            node_logs: ports::free()?,
+        })
+    }
+}
+
+/// Everything the components need on disk, and how each is started.
+pub(super) struct Layout {
+    pub(super) folder: PathBuf,
+    pub(super) ports: Ports,
+    programs: ClusterPrograms,
+    pki: Pki,
+    audit_level: &'static str,
+    apiserver_arguments: Vec<String>,
+}
+
+impl Layout {
+    pub(super) fn create(
+        folder: &Path,
+        ports: Ports,
+        programs: ClusterPrograms,
+        audit_level: &'static str,
+        apiserver_arguments: Vec<String>,
+    ) -> Result<Self> {
+        let pki = Pki::create(&folder.join("pki"))?;
+        std::fs::create_dir_all(folder.join("logs")).map_err(Error::io("making the folder for logs"))?;
+        let layout =
+            Self { folder: folder.to_owned(), ports, programs, pki, audit_level, apiserver_arguments };
+        let server = layout.server();
+        for (file, user, group) in [
+            ("admin.kubeconfig", "e2e-admin", Some("system:masters")),
+            ("controller-manager.kubeconfig", "system:kube-controller-manager", None),
+            ("scheduler.kubeconfig", "system:kube-scheduler", None),
+            // Plays many nodes, so it cannot be one of them; not the admin's name, for the audit log.
+            ("kwok.kubeconfig", "e2e-nodes", Some("system:masters")),
+        ] {
+            layout.pki.kubeconfig(&folder.join(file), &server, user, group)?;
+        }
+        write_private(&folder.join("audit-policy.yaml"), &audit_policy(audit_level))?;
+        write_private(&folder.join("scheduler.yaml"), &scheduler_configuration(folder))?;
+        nodes::write_stages(&folder.join("kwok"))?;
+        Ok(layout)
+    }
+
+    pub(super) fn server(&self) -> String {
+        format!("https://127.0.0.1:{}", self.ports.apiserver)
+    }
+
+    pub(super) fn audit_log(&self) -> PathBuf {
+        self.folder.join("logs/audit.log")
+    }
+
+    /// How a component is started.
+    pub(super) fn program(&self, component: Component) -> Program {
+        let executable = match component {
+            Component::Kwok => self.programs.kwok.clone(),
+            _ => self.programs.kubernetes.clone(),
+        };
+        let mut arguments: Vec<OsString> = Vec::new();
+        if component != Component::Kwok {
+            arguments.push(component.name().into());
+        }
+        arguments.extend(self.arguments(component).into_iter().map(OsString::from));
+        Program {
+            name: component.name().to_owned(),
+            executable,
+            arguments,
+            environment: Vec::new(),
+            log: self.folder.join("logs").join(format!("{}.log", component.name())),
+        }
+    }
+
+    fn arguments(&self, component: Component) -> Vec<String> {
+        match component {
+            Component::Etcd => self.etcd(),
+            Component::Apiserver => self.apiserver(),
+            Component::ControllerManager => self.controller_manager(),
+            Component::Scheduler => {
+                vec![self.file("--config", "scheduler.yaml"), "--secure-port=0".to_owned()]
+            }
+            Component::Kwok => self.kwok(),
+            Component::NodeLogs => vec![
+                self.file("--kubeconfig", "kwok.kubeconfig"),
+                format!("--listen=127.0.0.1:{}", self.ports.node_logs),
+            ],
+        }
+    }
+
+    fn etcd(&self) -> Vec<String> {
+        vec![
+            self.file("--data-dir", "etcd"),
+            format!("--listen-client-url=http://127.0.0.1:{}", self.ports.etcd),
+            format!("--listen-peer-url=http://127.0.0.1:{}", self.ports.etcd_peer),
+        ]
+    }
+
+    fn apiserver(&self) -> Vec<String> {
+        let mut arguments = vec![
+            format!("--etcd-servers=http://127.0.0.1:{}", self.ports.etcd),
+            "--bind-address=127.0.0.1".to_owned(),
+            "--advertise-address=127.0.0.1".to_owned(),
+            // Would publish the address in Endpoints, where loopback is not allowed.
+            "--endpoint-reconciler-type=none".to_owned(),
+            format!("--secure-port={}", self.ports.apiserver),
+            self.pki_file("--tls-cert-file", "apiserver.crt"),
+            self.pki_file("--tls-private-key-file", "apiserver.key"),
+            self.pki_file("--client-ca-file", "ca.crt"),
+            "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
+            self.pki_file("--service-account-key-file", "service-accounts.pub"),
+            self.pki_file("--service-account-signing-key-file", "service-accounts.key"),
+            "--service-cluster-ip-range=10.96.0.0/16".to_owned(),
+            "--authorization-mode=Node,RBAC".to_owned(),
+            // Webhooks behind Services are called at their endpoints: nobody plays kube-proxy here.
+            "--enable-aggregator-routing=true".to_owned(),
+            "--kubelet-preferred-address-types=InternalIP".to_owned(),
+            "--profiling=false".to_owned(),
+        ];
+        if self.audit_level != "None" {
+            arguments.push(self.file("--audit-policy-file", "audit-policy.yaml"));
+            arguments.push(format!("--audit-log-path={}", self.audit_log().display()));
+        }
+        arguments.extend(self.apiserver_arguments.iter().cloned());
+        arguments
+    }
+
+    fn controller_manager(&self) -> Vec<String> {
+        vec![
+            self.file("--kubeconfig", "controller-manager.kubeconfig"),
+            self.pki_file("--service-account-private-key-file", "service-accounts.key"),
+            self.pki_file("--root-ca-file", "ca.crt"),
+            // Each controller under its own name in the audit log, and with its own rights.
+            "--use-service-account-credentials=true".to_owned(),
+            "--leader-elect=false".to_owned(),
+            "--secure-port=0".to_owned(),
+            // The default of 20 requests a second would make bursts of Jobs wait for the controller.
+            "--kube-api-qps=500".to_owned(),
+            "--kube-api-burst=1000".to_owned(),
+            "--profiling=false".to_owned(),
+        ]
+    }
+
+    fn kwok(&self) -> Vec<String> {
+        vec![
+            self.file("--kubeconfig", "kwok.kubeconfig"),
+            self.file("--config", "kwok/kwok.yaml"),
+            "--manage-all-nodes=true".to_owned(),
+            "--node-ip=127.0.0.1".to_owned(),
+            format!("--node-port={}", self.ports.node_logs),
+            "--cidr=10.244.0.0/16".to_owned(),
+        ]
+    }
+
+    fn file(&self, flag: &str, file: &str) -> String {
+        format!("{flag}={}", self.folder.join(file).display())
+    }
+
+    fn pki_file(&self, flag: &str, file: &str) -> String {
+        format!("{flag}={}", self.pki.path(file).display())
+    }
+}
+
+fn audit_policy(level: &str) -> String {
+    format!(
+        "apiVersion: audit.k8s.io/v1\nkind: Policy\nomitStages: [RequestReceived]\nrules:\n\
+         # Probes and leases of the cluster's own would drown the rest.\n\
+         - {{level: None, nonResourceURLs: ['/healthz*', '/livez*', '/readyz*', '/openapi*', '/version']}}\n\
+         - {{level: {level}}}\n"
+    )
+}
+
+fn scheduler_configuration(folder: &Path) -> String {
+    // A configuration file because the client's rate has no flag.
+    format!(
+        "apiVersion: kubescheduler.config.k8s.io/v1\nkind: KubeSchedulerConfiguration\n\
+         leaderElection: {{leaderElect: false}}\n\
+         clientConnection: {{kubeconfig: '{}', qps: 500, burst: 1000}}\n",
+        folder.join("scheduler.kubeconfig").display()
+    )
+}

@@ -1,0 +1,40 @@
+//! An existing cluster instead of one of our own.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::time::Duration;
+
+use super::{Cluster, link_kubectl, load};
+use crate::build::cluster_programs;
+use crate::error::{Error, Result};
+use crate::process::Folder;
+
+/// Connects to the cluster of a kubeconfig; nothing is started. A `kubectl` on the PATH is used, or our
+/// own is built.
+pub(super) async fn connect(kubeconfig: &Path) -> Result<Cluster> {
+    let folder = Folder::new()?;
+    let kubectl = match on_path("kubectl") {
+        Some(path) => path,
+        None => {
+            let programs = tokio::task::spawn_blocking(cluster_programs)
+                .await
+                .map_err(|error| Error::Invalid(format!("the build panicked: {error}")))??;
+            link_kubectl(folder.path(), &programs.kubernetes)?
+        }
+    };
+    let kubeconfig = kubeconfig.canonicalize().map_err(Error::io(format!(
+        "{} names {}",
+        super::E2E_KUBECONFIG,
+        kubeconfig.display()
+    )))?;
+    let config = load(&kubeconfig).await?;
+    let cluster = Cluster { processes: HashMap::new(), layout: None, kubeconfig, kubectl, config, folder };
+    cluster.wait_ready(Duration::from_secs(30)).await?;
+    Ok(cluster)
+}
+
+/// Finds a program on the PATH.
+pub(crate) fn on_path(program: &str) -> Option<std::path::PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path).map(|folder| folder.join(program)).find(|candidate| candidate.is_file())
+}

@@ -1,0 +1,139 @@
+//! The cluster's certificates, service account key and kubeconfigs.
+
+use std::path::{Path, PathBuf};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, ExtendedKeyUsagePurpose,
+    IsCa, KeyPair, KeyUsagePurpose, SanType,
+};
+use serde_json::{Value, json};
+
+use crate::error::{Error, Result};
+
+/// The certificate authority of one cluster and the folder its files are in.
+pub(super) struct Pki {
+    folder: PathBuf,
+    issuer: CertifiedIssuer<'static, KeyPair>,
+}
+
+impl Pki {
+    /// Makes the authority, the API server's certificate and the service account key.
+    pub(super) fn create(folder: &Path) -> Result<Self> {
+        std::fs::create_dir_all(folder).map_err(Error::io("making the folder for certificates"))?;
+        let mut params = CertificateParams::default();
+        params.distinguished_name = name("job-handler-e2e-ca", None);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
+        let issuer = CertifiedIssuer::self_signed(params, key()?).map_err(minting)?;
+        let pki = Self { folder: folder.to_owned(), issuer };
+        pki.write("ca.crt", &pki.issuer.pem())?;
+        let (certificate, key_pem) = pki.leaf("kube-apiserver", None, ExtendedKeyUsagePurpose::ServerAuth)?;
+        pki.write("apiserver.crt", &certificate)?;
+        pki.write("apiserver.key", &key_pem)?;
+        let accounts = key()?;
+        pki.write("service-accounts.key", &accounts.serialize_pem())?;
+        pki.write("service-accounts.pub", &accounts.public_key_pem())?;
+        Ok(pki)
+    }
+
+    /// The path of one of the files.
+    pub(super) fn path(&self, file: &str) -> PathBuf {
+        self.folder.join(file)
+    }
+
+    /// A kubeconfig for a user (and group) who comes with a client certificate; written to `file`.
+    pub(super) fn kubeconfig(
+        &self,
+        file: &Path,
+        server: &str,
+        user: &str,
+        group: Option<&str>,
+    ) -> Result<()> {
+        let (certificate, key_pem) = self.leaf(user, group, ExtendedKeyUsagePurpose::ClientAuth)?;
+        let user = json!({
+            "client-certificate-data": base64(&certificate),
+            "client-key-data": base64(&key_pem),
+        });
+        write_private(file, &kubeconfig(server, self.issuer.pem().as_bytes(), &user).to_string())
+    }
+
+    fn leaf(
+        &self,
+        user: &str,
+        group: Option<&str>,
+        usage: ExtendedKeyUsagePurpose,
+    ) -> Result<(String, String)> {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = name(user, group);
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        if usage == ExtendedKeyUsagePurpose::ServerAuth {
+            params.subject_alt_names = vec![
+                SanType::IpAddress([127, 0, 0, 1].into()),
+                // The service address, for programs that would run inside the cluster.
+                SanType::IpAddress([10, 96, 0, 1].into()),
+            ];
+            for dns in ["localhost", "kubernetes.default.svc", "kubernetes.default", "kubernetes"] {
+                params.subject_alt_names.push(SanType::DnsName(dns.try_into().map_err(minting)?));
+            }
+        }
+        params.extended_key_usages = vec![usage];
+        let key = key()?;
+        let certificate = params.signed_by(&key, &self.issuer).map_err(minting)?;
+        Ok((certificate.pem(), key.serialize_pem()))
+    }
+
+    fn write(&self, file: &str, content: &str) -> Result<()> {
+        write_private(&self.path(file), content)
+    }
+}
+
+/// A kubeconfig with one context.
+pub(crate) fn kubeconfig(server: &str, ca_pem: &[u8], user: &Value) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Config", "current-context": "e2e",
+        "clusters": [{"name": "e2e", "cluster": {
+            "server": server,
+            "certificate-authority-data": base64(ca_pem),
+        }}],
+        "users": [{"name": "e2e", "user": user}],
+        "contexts": [{"name": "e2e", "context": {"cluster": "e2e", "user": "e2e", "namespace": "default"}}],
+    })
+}
+
+/// Writes a file that only its owner may read.
+pub(crate) fn write_private(path: &Path, content: &str) -> Result<()> {
+    use std::io::Write;
+    use std::os::unix::fs::OpenOptionsExt;
+    std::fs::OpenOptions::new()
+        .create(true)
+        .write(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)
+        .and_then(|mut file| file.write_all(content.as_bytes()))
+        .map_err(Error::io(format!("writing {}", path.display())))
+}
+
+fn base64(bytes: impl AsRef<[u8]>) -> String {
+    use base64::Engine;
+    base64::engine::general_purpose::STANDARD.encode(bytes)
+}
+
+fn name(user: &str, group: Option<&str>) -> DistinguishedName {
+    let mut name = DistinguishedName::new();
+    // What RBAC sees: the user is the common name, its groups are the organizations.
+    name.push(DnType::CommonName, user);
+    if let Some(group) = group {
+        name.push(DnType::OrganizationName, group);
+    }
+    name
+}
+
+fn key() -> Result<KeyPair> {
+    KeyPair::generate().map_err(minting)
+}
+
+#[allow(clippy::needless_pass_by_value, reason = "the shape that map_err wants")]
+fn minting(error: rcgen::Error) -> Error {
+    Error::Invalid(format!("minting the cluster's certificates: {error}"))
+}

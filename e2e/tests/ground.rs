@@ -1,0 +1,4 @@
+//! The ground itself: the cluster boots, Jobs fare as their annotations say, nothing is left behind.
+
+#[path = "ground/boot.rs"]
+mod boot;
