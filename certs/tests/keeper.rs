@@ -1,0 +1,238 @@
+//! The whole keeper against an apiserver in memory, and real TLS handshakes against what it serves.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may")]
+
+mod apiserver;
+
+use std::sync::Arc;
+
+use apiserver::{Apiserver, CONFIGURATION, SECRET, configuration};
+use http::{Method, StatusCode};
+use job_handler_certs::{
+    CertHandle, CertOptions,
+    ca::{self, Authority},
+    start,
+};
+use kube::Client;
+use rustls::{
+    ClientConfig, RootCertStore,
+    crypto::ring,
+    pki_types::{CertificateDer, ServerName, pem::PemObject},
+};
+use serde_json::json;
+use time::OffsetDateTime;
+use tokio_util::sync::CancellationToken;
+
+const SECRETS: &str = "/api/v1/namespaces/ns/secrets";
+
+fn keep(client: Client, shutdown: &CancellationToken) -> CertHandle {
+    let options = CertOptions {
+        namespace: "ns".into(),
+        secret: "ca".into(),
+        mutating_configuration: "job-handler".into(),
+        dns_names: vec!["127.0.0.1".into()],
+    };
+    start(client, options, shutdown.clone()).unwrap()
+}
+
+async fn published(handle: &CertHandle) {
+    let mut published = handle.published();
+    let wait = published.wait_for(|published| *published);
+    tokio::time::timeout(std::time::Duration::from_secs(10), wait).await.expect("published in time").unwrap();
+}
+
+/// Shakes hands as the apiserver would, trusting `bundle`; the leaf that was shown.
+async fn handshake(handle: &CertHandle, bundle: &str, host: &str) -> anyhow::Result<CertificateDer<'static>> {
+    let mut roots = RootCertStore::empty();
+    for ca in CertificateDer::pem_slice_iter(bundle.as_bytes()) {
+        roots.add(ca?)?;
+    }
+    let client = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let (near, far) = tokio::io::duplex(64 << 10);
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(handle.server_config()));
+    let connector = tokio_rustls::TlsConnector::from(Arc::new(client));
+    let name = ServerName::try_from(host.to_owned())?;
+    let (server, client) = tokio::join!(acceptor.accept(far), connector.connect(name, near));
+    let (client, _server) = (client?, server?);
+    Ok(client.get_ref().1.peer_certificates().unwrap()[0].clone().into_owned())
+}
+
+#[tokio::test]
+async fn makes_the_ca_publishes_it_and_serves_a_leaf_the_apiserver_trusts() {
+    let (server, client) = Apiserver::start();
+    server.put(CONFIGURATION, configuration());
+    let shutdown = CancellationToken::new();
+    let handle = keep(client, &shutdown);
+    published(&handle).await;
+
+    let bundle = server.published().expect("a caBundle");
+    assert_eq!(bundle, server.secret("ca.crt"));
+    for host in ["job-handler.ns.svc", "job-handler.ns.svc.cluster.local", "127.0.0.1"] {
+        handshake(&handle, &bundle, host).await.unwrap_or_else(|e| panic!("{host}: {e}"));
+    }
+    let error = handshake(&handle, &bundle, "another.ns.svc").await.unwrap_err().to_string();
+    assert!(error.contains("not valid for name"), "{error}");
+    let stranger = ca::new_secret("ns", "ca", None, OffsetDateTime::now_utc()).unwrap();
+    let stranger = String::from_utf8(stranger.data.unwrap()["ca.crt"].0.clone()).unwrap();
+    let error = handshake(&handle, &stranger, "job-handler.ns.svc").await.unwrap_err().to_string();
+    assert!(error.contains("invalid peer certificate"), "{error}");
+
+    shutdown.cancel();
+    handle.join().await.unwrap();
+}
+
+#[tokio::test]
+async fn two_replicas_that_start_at_once_end_up_with_one_ca() {
+    let (server, client) = Apiserver::start();
+    server.put(CONFIGURATION, configuration());
+    // Between this replica's GET and its create, another one is quicker.
+    let winner = ca::new_secret("ns", "ca", None, OffsetDateTime::now_utc()).unwrap();
+    let theirs = String::from_utf8(winner.data.as_ref().unwrap()["ca.crt"].0.clone()).unwrap();
+    server.fault(Method::POST, SECRETS, move |state| {
+        state.put(SECRET, serde_json::to_value(&winner).unwrap());
+        None
+    });
+    let shutdown = CancellationToken::new();
+    let handle = keep(client, &shutdown);
+    published(&handle).await;
+
+    assert_eq!(server.writes()[0], format!("POST {SECRETS} -> 409"));
+    assert_eq!(server.secret("ca.crt"), theirs);
+    assert_eq!(server.published().unwrap(), theirs);
+    handshake(&handle, &theirs, "job-handler.ns.svc").await.unwrap();
+    shutdown.cancel();
+    handle.join().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_garbage_secret_is_left_alone_and_once_put_right_is_taken() {
+    let (server, client) = Apiserver::start();
+    server.put(CONFIGURATION, configuration());
+    let garbage = json!({"metadata": {"name": "ca"}, "data": {"tls.crt": "Z2FyYmFnZQ=="}});
+    server.put(SECRET, garbage.clone());
+    // What a person reads in the log.
+    let secret = job_handler_certs::secret::CaSecret::new(client.clone(), "ns", "ca");
+    let error =
+        secret.ensure(None, OffsetDateTime::now_utc()).await.err().expect("garbage taken").to_string();
+    assert!(error.contains("Secret ns/ca cannot be used") && error.contains("tls.crt: "), "{error}");
+    assert!(error.contains("kubectl -n ns delete secret ca"), "{error}");
+
+    let shutdown = CancellationToken::new();
+    let handle = keep(client, &shutdown);
+    // It looks at it, again and again, and writes nothing.
+    server.fault(Method::GET, SECRET, |state| {
+        state.writes.push("looked again".into());
+        None
+    });
+    server.until("a second look", |server| !server.writes().is_empty()).await;
+    assert_eq!(server.writes(), ["looked again"]);
+    assert_eq!(server.get(SECRET).unwrap()["data"], garbage["data"]);
+    assert!(!*handle.published().borrow());
+    let error = handshake(&handle, "", "job-handler.ns.svc").await.unwrap_err();
+    assert!(!error.to_string().is_empty(), "no leaf is served");
+
+    server.remove(SECRET);
+    published(&handle).await;
+    handshake(&handle, &server.published().unwrap(), "job-handler.ns.svc").await.unwrap();
+    shutdown.cancel();
+    handle.join().await.unwrap();
+}
+
+#[tokio::test]
+async fn not_published_without_rights_or_configuration_and_then_it_is() {
+    let (server, client) = Apiserver::start();
+    for path in [SECRET, SECRETS] {
+        server.fault(Method::GET, path, |_| Some(StatusCode::FORBIDDEN));
+    }
+    let secret = job_handler_certs::secret::CaSecret::new(client.clone(), "ns", "ca");
+    let error = secret.ensure(None, OffsetDateTime::now_utc()).await.err().expect("forbidden").to_string();
+    assert!(error.contains("no right to get Secret ns/ca") && error.contains("rbac-webhook.yaml"), "{error}");
+    let publisher = job_handler_certs::publish::Publisher::new(client.clone(), "job-handler");
+    let error = publisher.publish("ca", || {}).await.unwrap_err().to_string();
+    assert!(error.contains("does not exist: apply manifests/base"), "{error}");
+
+    let shutdown = CancellationToken::new();
+    let handle = keep(client, &shutdown);
+    server.until("the CA is made", |server| server.get(SECRET).is_some()).await;
+    assert!(!*handle.published().borrow());
+    server.put(CONFIGURATION, configuration());
+    published(&handle).await;
+    shutdown.cancel();
+    handle.join().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_ca_bundle_that_somebody_drops_is_published_again() {
+    let (server, client) = Apiserver::start();
+    server.put(CONFIGURATION, configuration());
+    let shutdown = CancellationToken::new();
+    let handle = keep(client, &shutdown);
+    published(&handle).await;
+    server.put(CONFIGURATION, configuration());
+    server.until("the caBundle is back", |server| server.published().is_some()).await;
+    published(&handle).await;
+    shutdown.cancel();
+    handle.join().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_write_between_read_and_write_is_not_lost() {
+    let (server, client) = Apiserver::start();
+    server.put(CONFIGURATION, configuration());
+    server.fault(Method::PATCH, CONFIGURATION, |state| {
+        let mut changed = configuration();
+        changed["webhooks"][0]["timeoutSeconds"] = 7.into();
+        state.put(CONFIGURATION, changed);
+        None
+    });
+    let publisher = job_handler_certs::publish::Publisher::new(client, "job-handler");
+    assert!(publisher.publish("ca", || {}).await.unwrap());
+    assert_eq!(
+        server.writes(),
+        [format!("PATCH {CONFIGURATION} -> 422"), format!("PATCH {CONFIGURATION} -> 200")]
+    );
+    assert_eq!(server.get(CONFIGURATION).unwrap()["webhooks"][0]["timeoutSeconds"], 7);
+    assert_eq!(server.published().unwrap(), "ca");
+}
+
+#[tokio::test]
+async fn a_deleted_ca_is_replaced_and_the_old_one_stays_trusted() {
+    let (server, client) = Apiserver::start();
+    server.put(CONFIGURATION, configuration());
+    let shutdown = CancellationToken::new();
+    let handle = keep(client, &shutdown);
+    published(&handle).await;
+    let (old_ca, old_bundle) = (server.secret("tls.crt"), server.published().unwrap());
+    let old_leaf = handshake(&handle, &old_bundle, "job-handler.ns.svc").await.unwrap();
+
+    server.remove(SECRET);
+    server
+        .until("both CAs are published", |server| {
+            server.published().is_some_and(|bundle| bundle.matches("BEGIN CERTIFICATE").count() == 2)
+        })
+        .await;
+    let bundle = server.published().unwrap();
+    assert_ne!(server.secret("tls.crt"), old_ca);
+    Authority::from_secret(
+        &serde_json::from_value(server.get(SECRET).unwrap()).unwrap(),
+        OffsetDateTime::now_utc(),
+    )
+    .unwrap();
+    // Whichever leaf is shown meanwhile, the bundle is good for it; in the end it is the new CA's.
+    let new_only = server.secret("tls.crt");
+    let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(10);
+    loop {
+        let leaf = handshake(&handle, &bundle, "job-handler.ns.svc").await.unwrap();
+        if leaf != old_leaf {
+            break;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "the new CA's leaf is never shown");
+        tokio::task::yield_now().await;
+    }
+    handshake(&handle, &new_only, "job-handler.ns.svc").await.unwrap();
+    shutdown.cancel();
+    handle.join().await.unwrap();
+}
