@@ -7,6 +7,7 @@
 pub mod build;
 pub mod cluster;
 pub mod error;
+pub mod https;
 pub mod kubectl;
 pub mod namespace;
 pub mod ports;
@@ -16,5 +17,6 @@ pub mod wait;
 
 pub use cluster::{AuditLevel, Cluster, ClusterOptions, Component};
 pub use error::{Error, Result};
+pub use https::Https;
 pub use namespace::TestNamespace;
 pub use wait::wait_for;
