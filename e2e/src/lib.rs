@@ -8,6 +8,7 @@ pub mod build;
 pub mod cluster;
 pub mod error;
 pub mod https;
+pub mod jobs;
 pub mod kubectl;
 pub mod namespace;
 pub mod ports;

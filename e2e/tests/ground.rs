@@ -2,3 +2,7 @@
 
 #[path = "ground/boot.rs"]
 mod boot;
+#[path = "ground/logs.rs"]
+mod logs;
+#[path = "ground/pods.rs"]
+mod pods;

@@ -85,26 +85,24 @@ fn executables(messages: &str) -> impl Iterator<Item = PathBuf> + '_ {
 
 fn kubernetes() -> Result<PathBuf> {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("kubernetes");
-    let key = cache::digest(&source, &[KUBERNETES_VERSION])?;
+    let mut flags = vec!["-s -w".to_owned()];
+    // Both: what the servers and what the clients say they are; else v0.0.0-master.
+    for package in ["k8s.io/component-base/version", "k8s.io/client-go/pkg/version"] {
+        for (name, value) in [
+            ("gitVersion", KUBERNETES_VERSION),
+            ("gitMajor", "1"),
+            ("gitMinor", "36"),
+            ("gitTreeState", "clean"),
+            ("gitCommit", "0000000"),
+        ] {
+            flags.push(format!("-X {package}.{name}={value}"));
+        }
+    }
+    let flags = flags.join(" ");
+    let key = cache::digest(&source, &[&flags])?;
     cache::build_once(&format!("kubernetes-{key}"), "kubernetes", |target| {
-        let variable = |name: &str, value: &str| format!("-X k8s.io/component-base/version.{name}={value}");
-        let flags = [
-            "-s -w".to_owned(),
-            // Else clients see v0.0.0-master.
-            variable("gitVersion", KUBERNETES_VERSION),
-            variable("gitMajor", "1"),
-            variable("gitMinor", "36"),
-            variable("gitTreeState", "clean"),
-        ];
         let mut command = go()?;
-        command.current_dir(&source).args([
-            "build",
-            "-v",
-            "-buildvcs=false",
-            "-ldflags",
-            &flags.join(" "),
-            "-o",
-        ]);
+        command.current_dir(&source).args(["build", "-v", "-buildvcs=false", "-ldflags", &flags, "-o"]);
         command.arg(target).arg(".");
         let what = format!("Kubernetes {KUBERNETES_VERSION}");
         watched::run(command, &what, "about 6 minutes on 2 cores, once").map(drop)

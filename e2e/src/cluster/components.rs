@@ -52,6 +52,7 @@ pub(super) struct Ports {
     pub(super) etcd_peer: u16,
     pub(super) apiserver: u16,
     pub(super) node_logs: u16,
+    pub(super) kwok: u16,
 }
 
 impl Ports {
@@ -64,6 +65,7 @@ impl Ports {
             etcd_peer: ports::free()?,
             apiserver: apiserver.map_or_else(ports::free, Ok)?,
             node_logs: ports::free()?,
+            kwok: ports::free()?,
         })
     }
 }
@@ -210,6 +212,8 @@ impl Layout {
             "--manage-all-nodes=true".to_owned(),
             "--node-ip=127.0.0.1".to_owned(),
             format!("--node-port={}", self.ports.node_logs),
+            // Else it takes the node port itself, on all addresses.
+            format!("--server-address=127.0.0.1:{}", self.ports.kwok),
             "--cidr=10.244.0.0/16".to_owned(),
         ]
     }

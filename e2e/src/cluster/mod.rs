@@ -104,10 +104,11 @@ impl Cluster {
     /// process.
     ///
     /// # Errors
-    /// As [`Cluster::start`].
+    /// As [`Cluster::start`]; a failure is kept, so that not every test of a binary waits for its own.
     pub async fn shared() -> Result<&'static Self> {
-        static SHARED: OnceCell<Cluster> = OnceCell::const_new();
-        SHARED.get_or_try_init(|| Self::start(ClusterOptions::default())).await
+        static SHARED: OnceCell<Result<Cluster, String>> = OnceCell::const_new();
+        let start = async || Self::start(ClusterOptions::default()).await.map_err(|error| error.to_string());
+        SHARED.get_or_init(start).await.as_ref().map_err(|why| Error::Invalid(why.clone()))
     }
 
     /// A client with all rights, under its own name in the audit log. Each call makes a new one, because
@@ -210,6 +211,9 @@ impl Cluster {
                 }
             }
             nodes::all_ready(&client, options.nodes).await?;
+            let port = cluster.layout.as_ref().map_or(0, |layout| layout.ports.node_logs);
+            let logs = tokio::net::TcpStream::connect((std::net::Ipv4Addr::LOCALHOST, port)).await;
+            logs.map_err(|error| format!("the nodes' logs at port {port}: {error}"))?;
             let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), "default");
             accounts.get("default").await.map(drop).map_err(|error| error.to_string())
         })

@@ -1,35 +1,72 @@
-//! Boot.
+//! The cluster as a whole: it boots, and the real kubectl, RBAC and Job controller are there.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use job_handler_e2e::{Cluster, ClusterOptions, wait_for};
+use job_handler_e2e::Cluster;
+
+const SOON: Duration = Duration::from_secs(30);
 
 #[tokio::test]
-async fn a_cluster_boots_and_a_job_completes() {
-    let started = Instant::now();
-    let cluster = Cluster::start(ClusterOptions::default()).await.unwrap();
-    eprintln!("booted in {:?}", started.elapsed());
+async fn a_job_made_by_kubectl_completes() {
+    let cluster = Cluster::shared().await.unwrap();
     let namespace = cluster.namespace("boot").await.unwrap();
-    let made = cluster
+    cluster
         .kubectl(&["-n", &namespace, "create", "job", "hello", "--image=busybox", "--", "echo", "hello"])
         .await
         .unwrap();
-    eprintln!("{made}");
-    let done = wait_for(Duration::from_secs(30), "the Job to complete", || async {
-        let status = cluster
-            .kubectl(&["-n", &namespace, "get", "job", "hello", "-o", "jsonpath={.status.succeeded}"])
-            .await;
-        match status {
-            Ok(text) if text == "1" => Ok(()),
-            other => Err(format!("{other:?}")),
-        }
-    })
-    .await;
-    eprintln!("{}", cluster.kubectl(&["get", "nodes,pods", "-A", "-o", "wide"]).await.unwrap());
-    eprintln!("{}", cluster.kubectl(&["get", "pods", "-n", &namespace, "-o", "yaml"]).await.unwrap());
-    eprintln!("{:?}", started.elapsed());
-    if done.is_err() {
-        eprintln!("{}", std::fs::read_to_string(cluster.dir().join("logs/kwok.log")).unwrap());
-    }
-    done.unwrap();
+    cluster.wait_job_finished(&namespace, "hello", SOON).await.unwrap();
+    let waited = cluster.kubectl(&["-n", &namespace, "wait", "--for=condition=Complete", "job/hello"]).await;
+    assert_eq!(waited.unwrap(), "job.batch/hello condition met\n");
+    let logs = cluster.kubectl(&["-n", &namespace, "logs", "job/hello"]).await.unwrap();
+    assert!(logs.starts_with("hello from container hello of pod hello-"), "{logs}");
+}
+
+#[tokio::test]
+async fn both_sides_say_which_release_they_are() {
+    let cluster = Cluster::shared().await.unwrap();
+    let version = cluster.kubectl(&["version"]).await.unwrap();
+    assert!(version.contains("Client Version: v1.36.3"), "{version}");
+    assert!(version.contains("Server Version: v1.36.3"), "{version}");
+}
+
+#[tokio::test]
+async fn rbac_is_on() {
+    let cluster = Cluster::shared().await.unwrap();
+    let namespace = cluster.namespace("rbac").await.unwrap();
+    let token = cluster.kubectl(&["-n", &namespace, "create", "token", "default"]).await.unwrap();
+    let refused = cluster
+        .try_kubectl(
+            &[
+                "--kubeconfig=/dev/null",
+                "--server",
+                &cluster.config().cluster_url.to_string(),
+                "--insecure-skip-tls-verify",
+                "--token",
+                token.trim(),
+                "-n",
+                &namespace,
+                "get",
+                "pods",
+            ],
+            b"",
+        )
+        .await
+        .unwrap();
+    let user = format!("system:serviceaccount:{}:default", namespace.name());
+    assert!(refused.stderr.contains("Forbidden") && refused.stderr.contains(&user), "{refused:?}");
+}
+
+#[tokio::test]
+async fn the_audit_log_names_who_asked() {
+    let cluster = Cluster::shared().await.unwrap();
+    cluster.kubectl(&["create", "configmap", "audited", "-n", "default"]).await.unwrap();
+    let log = std::fs::read_to_string(cluster.audit_log().unwrap()).unwrap();
+    let entry = log
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap())
+        .find(|entry| entry["verb"] == "create" && entry["objectRef"]["name"] == "audited")
+        .expect("the creation of the ConfigMap is in the audit log");
+    assert_eq!(entry["user"]["username"], "e2e-admin");
+    let agent = entry["userAgent"].as_str().unwrap();
+    assert!(agent.starts_with("kubectl/v1.36.3 "), "{agent}");
 }

@@ -1,0 +1,165 @@
+//! `kubectl logs` answers as the annotations say, and as a real node: what is gone is gone.
+
+use std::time::Duration;
+
+use job_handler_e2e::jobs::{in_phase, job};
+use job_handler_e2e::{Cluster, TestNamespace};
+use serde_json::json;
+
+const SOON: Duration = Duration::from_secs(30);
+
+/// Runs a Job to its end and returns what `kubectl logs` of it says, byte for byte.
+async fn logs(name: &str, fare: &[(&str, &str)], arguments: &[&str]) -> Vec<u8> {
+    let cluster = Cluster::shared().await.unwrap();
+    let namespace = cluster.namespace(name).await.unwrap();
+    let fare: Vec<_> = fare.iter().copied().chain([("run", "0s")]).collect();
+    let mut made = job(name, &fare);
+    made.spec.as_mut().unwrap().backoff_limit = Some(0);
+    cluster.create_job(&namespace, &made).await.unwrap();
+    cluster.wait_job_finished(&namespace, name, SOON).await.unwrap();
+    let target = format!("job/{name}");
+    let all: Vec<&str> = ["-n", &namespace, "logs", &target].iter().chain(arguments).copied().collect();
+    let output = cluster.kubectl_bytes(&all, b"").await.unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    output.stdout
+}
+
+async fn started(name: &str, fare: &[(&str, &str)]) -> (&'static Cluster, TestNamespace) {
+    let cluster = Cluster::shared().await.unwrap();
+    let namespace = cluster.namespace(name).await.unwrap();
+    cluster.create_job(&namespace, &job(name, fare)).await.unwrap();
+    cluster.wait_pod_of(&namespace, name, SOON, in_phase("Running")).await.unwrap();
+    (cluster, namespace)
+}
+
+#[tokio::test]
+async fn given_text_to_the_byte() {
+    assert_eq!(logs("text", &[("log", "one\ntwo, without an end")], &[]).await, b"one\ntwo, without an end");
+}
+
+#[tokio::test]
+async fn numbered_lines_from_the_tail() {
+    let seen = logs("lines", &[("log-lines", "1000")], &["--tail=2"]).await;
+    assert_eq!(String::from_utf8(seen).unwrap(), "line 999 of 1000\nline 1000 of 1000\n");
+}
+
+#[tokio::test]
+async fn five_mebibytes_and_their_head() {
+    assert_eq!(logs("large", &[("log-bytes", "5Mi")], &[]).await.len(), 5 << 20);
+    let head = logs("head", &[("log-bytes", "5Mi")], &["--limit-bytes=1000"]).await;
+    assert!(head.len() == 1000 && head.starts_with(b"000000001 "));
+}
+
+#[tokio::test]
+async fn all_byte_values() {
+    let seen = logs("binary", &[("log-binary", "1000")], &[]).await;
+    let expected: Vec<u8> = (0..1000).map(|index| u8::try_from(index % 256).unwrap()).collect();
+    assert!(seen == expected && String::from_utf8(seen).is_err());
+}
+
+#[tokio::test]
+async fn with_timestamps() {
+    let seen = String::from_utf8(logs("stamps", &[("log-lines", "1")], &["--timestamps"]).await).unwrap();
+    let (stamp, line) = seen.split_once(' ').unwrap();
+    assert_eq!(line, "line 1 of 1\n");
+    stamp.parse::<jiff::Timestamp>().unwrap();
+}
+
+#[tokio::test]
+async fn each_container_has_its_own() {
+    let cluster = Cluster::shared().await.unwrap();
+    let namespace = cluster.namespace("own").await.unwrap();
+    let mut value =
+        serde_json::to_value(job("own", &[("run", "0s"), ("log", "a"), ("log.other", "b")])).unwrap();
+    let other = json!({"name": "other", "image": "busybox"});
+    value["spec"]["template"]["spec"]["containers"].as_array_mut().unwrap().push(other);
+    cluster.create_job(&namespace, &serde_json::from_value(value).unwrap()).await.unwrap();
+    cluster.wait_job_finished(&namespace, "own", SOON).await.unwrap();
+    for (container, expected) in [("main", "a"), ("other", "b")] {
+        let seen = cluster.kubectl(&["-n", &namespace, "logs", "job/own", "-c", container]).await.unwrap();
+        assert_eq!(seen, expected);
+    }
+}
+
+#[tokio::test]
+async fn of_the_previous_attempt() {
+    let cluster = Cluster::shared().await.unwrap();
+    let namespace = cluster.namespace("previous").await.unwrap();
+    let fare = [("run", "100ms"), ("restarts", "1"), ("log", "text\n")];
+    let mut value = serde_json::to_value(job("previous", &fare)).unwrap();
+    value["spec"]["template"]["spec"]["restartPolicy"] = json!("OnFailure");
+    cluster.create_job(&namespace, &serde_json::from_value(value).unwrap()).await.unwrap();
+    cluster.wait_job_finished(&namespace, "previous", SOON).await.unwrap();
+    let logs = async |more: &[&str]| {
+        let arguments = [&["-n", namespace.name(), "logs", "job/previous"], more].concat();
+        cluster.kubectl(&arguments).await.unwrap()
+    };
+    assert_eq!(logs(&[]).await, "attempt 2\ntext\n");
+    assert_eq!(logs(&["--previous"]).await, "attempt 1\ntext\n");
+}
+
+#[tokio::test]
+async fn followed_until_the_end() {
+    let (cluster, namespace) = started("follow", &[("run", "2s"), ("log-every", "50ms")]).await;
+    let seen = cluster.kubectl(&["-n", &namespace, "logs", "-f", "job/follow"]).await.unwrap();
+    let lines: Vec<&str> = seen.lines().collect();
+    assert_eq!(lines.first(), Some(&"tick 1"));
+    let count = lines.len() - 1;
+    assert!((39..=60).contains(&count), "{seen}");
+    assert_eq!(lines.last(), Some(&&*format!("done after tick {count}")));
+    assert!(
+        lines[..count].iter().enumerate().all(|(index, line)| *line == format!("tick {}", index + 1)),
+        "{seen}"
+    );
+    let later = cluster.kubectl(&["-n", &namespace, "logs", "job/follow"]).await.unwrap();
+    assert_eq!(later, seen);
+}
+
+#[tokio::test]
+async fn the_last_line_before_sigterm_is_seen_only_by_whoever_follows() {
+    let (cluster, namespace) = started("sigterm", &[("end", "Hang"), ("log-every", "20ms")]).await;
+    let pod = cluster.pods_of(&namespace, "sigterm").await.unwrap().pop().unwrap().metadata.name.unwrap();
+    let follow = ["-n", namespace.name(), "logs", "-f", &pod];
+    let delete = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        cluster.kubectl(&["-n", &namespace, "delete", "pod", &pod]).await.unwrap();
+    };
+    let (seen, ()) = tokio::join!(cluster.kubectl(&follow), delete);
+    let seen = seen.unwrap();
+    let last = seen.lines().last().unwrap();
+    assert!(last.starts_with("SIGTERM after tick "), "{seen}");
+    let later = cluster.try_kubectl(&["-n", &namespace, "logs", &pod], b"").await.unwrap();
+    assert!(!later.success && later.stderr.contains("not found"), "{later:?}");
+}
+
+#[tokio::test]
+async fn of_an_evicted_pod_are_gone_though_the_pod_is_there() {
+    let seen = logs("evicted-logs", &[("end", "Evicted"), ("log", "lost")], &[]).await;
+    let seen = String::from_utf8(seen).unwrap();
+    assert!(seen.starts_with("unable to retrieve container logs for containerd://"), "{seen}");
+}
+
+#[tokio::test]
+async fn of_a_pod_that_never_started_say_so() {
+    let cluster = Cluster::shared().await.unwrap();
+    let namespace = cluster.namespace("unstarted").await.unwrap();
+    cluster
+        .create_job(&namespace, &job("unstarted", &[("waiting-reason", "ImagePullBackOff")]))
+        .await
+        .unwrap();
+    let waits = |pod: &k8s_openapi::api::core::v1::Pod| {
+        let started = pod.status.as_ref().and_then(|status| status.start_time.as_ref());
+        started.map(drop).ok_or_else(|| "the node has not taken it".to_owned())
+    };
+    cluster.wait_pod_of(&namespace, "unstarted", SOON, waits).await.unwrap();
+    let refused = cluster.try_kubectl(&["-n", &namespace, "logs", "job/unstarted"], b"").await.unwrap();
+    assert!(refused.stderr.contains("is waiting to start: trying and failing to pull image"), "{refused:?}");
+}
+
+#[tokio::test]
+async fn of_a_hanging_call_never_come() {
+    let (cluster, namespace) = started("mute", &[("end", "Hang"), ("log-hang", "true")]).await;
+    let arguments = ["-n", namespace.name(), "logs", "job/mute"];
+    let answer = tokio::time::timeout(Duration::from_secs(2), cluster.kubectl(&arguments)).await;
+    assert!(answer.is_err(), "{answer:?}");
+}

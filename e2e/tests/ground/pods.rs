@@ -1,0 +1,202 @@
+//! Pods fare as their annotations say, and the real Job controller draws its conclusions.
+
+use std::time::Duration;
+
+use job_handler_e2e::jobs::{finished, in_phase, job};
+use job_handler_e2e::{Cluster, wait_for};
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Pod};
+use serde_json::json;
+
+const SOON: Duration = Duration::from_secs(30);
+
+/// A Job and the pod it ended with.
+struct Ended {
+    outcome: (String, String),
+    pod: Pod,
+}
+
+async fn run(name: &str, fare: &[(&str, &str)], change: impl FnOnce(&mut serde_json::Value)) -> Ended {
+    let cluster = Cluster::shared().await.unwrap();
+    let namespace = cluster.namespace(name).await.unwrap();
+    let mut value = serde_json::to_value(job(name, fare)).unwrap();
+    value["spec"]["backoffLimit"] = json!(0);
+    change(&mut value);
+    let made: Job = serde_json::from_value(value).unwrap();
+    cluster.create_job(&namespace, &made).await.unwrap();
+    let job = cluster.wait_job_finished(&namespace, name, SOON).await.unwrap();
+    let pod = cluster.pods_of(&namespace, name).await.unwrap().pop().expect("the Job keeps its pod");
+    Ended { outcome: finished(&job).unwrap(), pod }
+}
+
+fn status<'a>(pod: &'a Pod, container: &str) -> &'a ContainerStatus {
+    let status = pod.status.as_ref().unwrap();
+    let all = status.container_statuses.iter().chain(&status.init_container_statuses).flatten();
+    all.into_iter().find(|status| status.name == container).unwrap()
+}
+
+fn terminated<'a>(pod: &'a Pod, container: &str) -> &'a ContainerStateTerminated {
+    status(pod, container).state.as_ref().unwrap().terminated.as_ref().unwrap()
+}
+
+fn pair(a: &str, b: &str) -> (String, String) {
+    (a.to_owned(), b.to_owned())
+}
+
+#[tokio::test]
+async fn runs_for_so_long_then_succeeds() {
+    let ended = run("short", &[("run", "1500ms"), ("termination-message", "all is well")], |_| {}).await;
+    assert_eq!(ended.outcome, pair("Complete", "CompletionsReached"));
+    let end = terminated(&ended.pod, "main");
+    assert_eq!((end.exit_code, end.reason.as_deref()), (0, Some("Completed")));
+    assert_eq!(end.message.as_deref(), Some("all is well"));
+    let clock = ended.pod.status.as_ref().unwrap().conditions.as_ref().unwrap();
+    let clock = clock.iter().find(|condition| condition.type_ == "e2e.job-handler.io/clock").unwrap();
+    let clock: serde_json::Value = serde_json::from_str(clock.message.as_ref().unwrap()).unwrap();
+    let time = |key: &str| clock[key].as_str().unwrap().parse::<jiff::Timestamp>().unwrap();
+    let ran = time("ended").duration_since(time("started")).as_millis();
+    assert!((1500..2500).contains(&ran), "ran {ran} ms");
+}
+
+#[tokio::test]
+async fn exits_with_a_code() {
+    let ended = run("fails", &[("run", "0s"), ("exit-code", "3")], |_| {}).await;
+    assert_eq!(ended.outcome, pair("Failed", "BackoffLimitExceeded"));
+    let end = terminated(&ended.pod, "main");
+    assert_eq!((end.exit_code, end.reason.as_deref()), (3, Some("Error")));
+    assert_eq!(in_phase("Failed")(&ended.pod), Ok(()));
+}
+
+#[tokio::test]
+async fn is_killed_for_its_memory() {
+    let ended = run("oom", &[("run", "0s"), ("end", "OOMKilled")], |_| {}).await;
+    let end = terminated(&ended.pod, "main");
+    assert_eq!((end.exit_code, end.reason.as_deref()), (137, Some("OOMKilled")));
+}
+
+#[tokio::test]
+async fn is_evicted() {
+    let ended = run("evicted", &[("run", "0s"), ("end", "Evicted")], |_| {}).await;
+    let status = ended.pod.status.as_ref().unwrap();
+    assert_eq!(status.reason.as_deref(), Some("Evicted"));
+    assert!(status.message.as_ref().unwrap().contains("low on resource: memory"));
+    let condition = status.conditions.iter().flatten().find(|c| c.type_ == "DisruptionTarget").unwrap();
+    assert_eq!(condition.reason.as_deref(), Some("TerminationByKubelet"));
+    assert_eq!(terminated(&ended.pod, "main").exit_code, 137);
+}
+
+#[tokio::test]
+async fn hangs_until_the_deadline_and_then_its_pod_is_gone() {
+    let cluster = Cluster::shared().await.unwrap();
+    let namespace = cluster.namespace("hang").await.unwrap();
+    let mut made = job("hang", &[("end", "Hang")]);
+    made.spec.as_mut().unwrap().active_deadline_seconds = Some(2);
+    cluster.create_job(&namespace, &made).await.unwrap();
+    let done = cluster.wait_job_finished(&namespace, "hang", SOON).await.unwrap();
+    assert_eq!(finished(&done).unwrap(), pair("Failed", "DeadlineExceeded"));
+    wait_for(SOON, "the pod to be gone", || async {
+        let pods = cluster.pods_of(&namespace, "hang").await.map_err(|error| error.to_string())?;
+        if pods.is_empty() { Ok(()) } else { Err(format!("{} left", pods.len())) }
+    })
+    .await
+    .unwrap();
+}
+
+#[tokio::test]
+async fn is_restarted_so_often_then_succeeds() {
+    let fare = [("run", "100ms"), ("restarts", "2"), ("termination-message", "again")];
+    let ended = run("restarts", &fare, |job| {
+        job["spec"]["template"]["spec"]["restartPolicy"] = json!("OnFailure");
+        job["spec"]["backoffLimit"] = json!(5);
+    })
+    .await;
+    assert_eq!(ended.outcome, pair("Complete", "CompletionsReached"));
+    let status = status(&ended.pod, "main");
+    assert_eq!(status.restart_count, 2);
+    let last = status.last_state.as_ref().unwrap().terminated.as_ref().unwrap();
+    assert_eq!((last.exit_code, last.reason.as_deref()), (1, Some("Error")));
+    assert_ne!(last.container_id, terminated(&ended.pod, "main").container_id);
+}
+
+#[tokio::test]
+async fn restarted_past_the_backoff_limit_the_job_fails() {
+    let cluster = Cluster::shared().await.unwrap();
+    let namespace = cluster.namespace("backoff").await.unwrap();
+    let mut value = serde_json::to_value(job("backoff", &[("run", "50ms"), ("exit-code", "9")])).unwrap();
+    value["spec"]["template"]["spec"]["restartPolicy"] = json!("OnFailure");
+    value["spec"]["backoffLimit"] = json!(2);
+    cluster.create_job(&namespace, &serde_json::from_value(value).unwrap()).await.unwrap();
+    let done = cluster.wait_job_finished(&namespace, "backoff", SOON).await.unwrap();
+    assert_eq!(finished(&done).unwrap(), pair("Failed", "BackoffLimitExceeded"));
+}
+
+#[tokio::test]
+async fn never_starts() {
+    let cluster = Cluster::shared().await.unwrap();
+    let namespace = cluster.namespace("never").await.unwrap();
+    let fare = [("waiting-reason", "ImagePullBackOff"), ("waiting-message", "no such image")];
+    cluster.create_job(&namespace, &job("never", &fare)).await.unwrap();
+    let pod = cluster
+        .wait_pod_of(&namespace, "never", SOON, |pod| {
+            let waiting = pod.status.iter().flat_map(|status| status.container_statuses.iter().flatten());
+            let waiting = waiting.filter_map(|status| status.state.as_ref()?.waiting.clone()).next();
+            waiting.map(drop).ok_or_else(|| "no container waits".to_owned())
+        })
+        .await
+        .unwrap();
+    let waiting = status(&pod, "main").state.as_ref().unwrap().waiting.as_ref().unwrap();
+    assert_eq!(waiting.reason.as_deref(), Some("ImagePullBackOff"));
+    assert_eq!(waiting.message.as_deref(), Some("no such image"));
+    assert_eq!(in_phase("Pending")(&pod), Ok(()));
+}
+
+#[tokio::test]
+async fn fits_no_node() {
+    let cluster = Cluster::shared().await.unwrap();
+    let namespace = cluster.namespace("nowhere").await.unwrap();
+    let mut value = serde_json::to_value(job("nowhere", &[])).unwrap();
+    value["spec"]["template"]["spec"]["nodeSelector"] = json!({"disk": "none-has-this"});
+    cluster.create_job(&namespace, &serde_json::from_value(value).unwrap()).await.unwrap();
+    cluster
+        .wait_pod_of(&namespace, "nowhere", SOON, |pod| {
+            let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
+            let mut reasons = conditions.filter_map(|condition| condition.reason.as_deref());
+            reasons
+                .find(|reason| *reason == "Unschedulable")
+                .map(drop)
+                .ok_or_else(|| "it has a place".to_owned())
+        })
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn one_of_several_containers_fails() {
+    let ended = run(
+        "several",
+        &[("run", "1s"), ("exit-code", "7"), ("container", "second"), ("init-run", "300ms")],
+        |job| {
+            job["spec"]["template"]["spec"]["containers"] =
+                json!([{"name": "first", "image": "a"}, {"name": "second", "image": "b"}]);
+            job["spec"]["template"]["spec"]["initContainers"] = json!([
+                {"name": "sidecar", "image": "s", "restartPolicy": "Always"},
+                {"name": "prepare", "image": "p"},
+            ]);
+        },
+    )
+    .await;
+    assert_eq!(ended.outcome, pair("Failed", "BackoffLimitExceeded"));
+    let codes = ["first", "second", "sidecar", "prepare"].map(|name| terminated(&ended.pod, name).exit_code);
+    assert_eq!(codes, [0, 7, 0, 0]);
+}
+
+#[tokio::test]
+async fn an_init_container_fails() {
+    let ended = run("init", &[("init-exit-code", "4")], |job| {
+        job["spec"]["template"]["spec"]["initContainers"] = json!([{"name": "prepare", "image": "p"}]);
+    })
+    .await;
+    assert_eq!(terminated(&ended.pod, "prepare").exit_code, 4);
+    let waiting = status(&ended.pod, "main").state.as_ref().unwrap().waiting.as_ref().unwrap();
+    assert_eq!(waiting.reason.as_deref(), Some("PodInitializing"));
+}
