@@ -7,6 +7,7 @@
 use job_handler_shared::policy::{ClusterJobPolicy, JobPolicy};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt;
+use serde_norway::Value;
 
 /// What rewrites the generated files.
 pub const UPDATE_COMMAND: &str = "UPDATE_MANIFESTS=1 cargo test -p job-handler-manifests";
@@ -39,10 +40,33 @@ pub fn crds() -> Result<Vec<Generated>, RenderError> {
 }
 
 fn render(crd: &CustomResourceDefinition) -> Result<Generated, RenderError> {
-    let yaml = serde_norway::to_string(crd)
-        .map_err(|source| RenderError { name: crd.spec.names.plural.clone(), source })?;
+    let wrong = |source| RenderError { name: crd.spec.names.plural.clone(), source };
+    let mut value = serde_norway::to_value(crd).map_err(wrong)?;
+    state_bounds(&mut value);
+    let yaml = serde_norway::to_string(&value).map_err(wrong)?;
     let header = format!(
         "# Generated from the types in shared/src/policy.rs; do not edit.\n# Rewrite: {UPDATE_COMMAND}\n"
     );
     Ok(Generated { path: format!("crds/crd-{}.yaml", crd.spec.names.plural), text: header + &yaml })
+}
+
+/// Says in bounds what `format: uint32` and `uint64` mean. The apiserver knows neither (it warns at apply and checks
+/// nothing), and one policy with a number beyond them would break the watch of all policies.
+fn state_bounds(value: &mut Value) {
+    match value {
+        Value::Mapping(schema) => {
+            let format = schema.get("format").and_then(Value::as_str).map(str::to_owned);
+            if let Some("uint32" | "uint64") = format.as_deref() {
+                schema.remove("format");
+                schema.entry("minimum".into()).or_insert(Value::from(0));
+            }
+            // None for uint64: the apiserver holds numbers as int64 anyway.
+            if format.as_deref() == Some("uint32") {
+                schema.entry("maximum".into()).or_insert(Value::from(u32::MAX));
+            }
+            schema.iter_mut().for_each(|(_, inner)| state_bounds(inner));
+        }
+        Value::Sequence(items) => items.iter_mut().for_each(state_bounds),
+        _ => {}
+    }
 }
