@@ -70,6 +70,10 @@ pub const COMPONENT_WEBHOOK: &str = "webhook";
 pub const WEBHOOK_LEASE_SECONDS: i32 = 15;
 /// The policy of the base install.
 pub const DEFAULT_POLICY: &str = "job-handler-default";
+/// ConfigMap that carries the policies of the base install until they are created.
+pub const DEFAULTS: &str = "job-handler-defaults";
+/// Annotation on it: names of the policies that were created, comma between them; they are not created again.
+pub const DEFAULTS_CREATED: &str = "job-handler/created-policies";
 
 /// HTTP path of stamping.
 pub const MUTATE_PATH: &str = "/mutate";

@@ -10,6 +10,7 @@
 //! | [`job`] | a Job cut down to what both programs need, and its state |
 //! | [`group`] | which Jobs are runs of the same thing, and their order |
 //! | [`names`] | deterministic object names and label values |
+//! | [`defaults`] | the policies of the base install, created once |
 //! | [`refusal`] | the record of a refusal that travels from webhook to sink |
 //! | [`client`], [`telemetry`], [`admin`] | one builder of clients, of logs and metrics, of the admin endpoint |
 
@@ -17,6 +18,7 @@ pub mod admin;
 pub mod bytes;
 pub mod client;
 pub mod combine;
+pub mod defaults;
 pub mod group;
 pub mod job;
 pub mod keys;
