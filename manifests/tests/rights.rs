@@ -1,0 +1,210 @@
+//! Who may do what: least privilege, held as a table.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, reason = "a test may")]
+
+mod files;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use files::{documents, folder, object};
+use job_handler_shared::keys;
+use k8s_openapi::api::{
+    core::v1::ServiceAccount,
+    rbac::v1::{ClusterRole, ClusterRoleBinding, PolicyRule, Role, RoleBinding},
+};
+
+const POLICIES: &str = "job-handler.io";
+const ADMISSION: &str = "admissionregistration.k8s.io";
+
+/// `verb group/resource`, with ` name` where the rule is for one object only.
+fn rights(rules: Option<Vec<PolicyRule>>) -> BTreeSet<String> {
+    let mut rights = BTreeSet::new();
+    for rule in rules.unwrap() {
+        assert_eq!(rule.non_resource_urls, None);
+        let names = match rule.resource_names {
+            Some(names) => names.into_iter().map(|name| format!(" {name}")).collect(),
+            None => vec![String::new()],
+        };
+        for (group, resource) in rule
+            .api_groups
+            .iter()
+            .flatten()
+            .flat_map(|g| rule.resources.iter().flatten().map(move |r| (g, r)))
+        {
+            for verb in &rule.verbs {
+                for name in &names {
+                    rights.insert(format!("{verb} {group}/{resource}{name}"));
+                }
+            }
+        }
+    }
+    rights
+}
+
+fn table(lines: &[(&str, &str, &str, &str)]) -> BTreeSet<String> {
+    lines
+        .iter()
+        .flat_map(|(group, resource, name, verbs)| {
+            let name = if name.is_empty() { String::new() } else { format!(" {name}") };
+            verbs.split(' ').map(move |verb| format!("{verb} {group}/{resource}{name}"))
+        })
+        .collect()
+}
+
+fn cluster(program: &str) -> BTreeSet<String> {
+    let role: ClusterRole =
+        object(&format!("base/rbac-{program}.yaml"), "ClusterRole", &format!("job-handler-{program}"));
+    rights(role.rules)
+}
+
+fn own(program: &str) -> BTreeSet<String> {
+    let role: Role = object(&format!("base/rbac-{program}.yaml"), "Role", &format!("job-handler-{program}"));
+    rights(role.rules)
+}
+
+#[test]
+fn the_webhook_may_read_policies_namespaces_and_jobs_and_keep_its_certificates() {
+    assert_eq!(
+        cluster("webhook"),
+        table(&[
+            (POLICIES, "clusterjobpolicies", "", "list watch"),
+            (POLICIES, "jobpolicies", "", "list watch"),
+            ("", "namespaces", "", "list watch"),
+            ("batch", "jobs", "", "list"),
+            (
+                ADMISSION,
+                "mutatingwebhookconfigurations",
+                keys::MUTATING_CONFIGURATION,
+                "get list watch patch"
+            ),
+        ])
+    );
+    assert_eq!(
+        own("webhook"),
+        table(&[
+            ("", "secrets", keys::CA_SECRET, "get list watch"),
+            ("", "secrets", "", "create"),
+            ("coordination.k8s.io", "leases", "", "get create update patch delete"),
+        ])
+    );
+}
+
+#[test]
+fn the_sink_may_harvest_prune_tell_and_keep_the_limits_entries() {
+    assert_eq!(
+        cluster("sink"),
+        table(&[
+            ("batch", "jobs", "", "get list watch patch delete"),
+            ("", "pods", "", "get list watch"),
+            ("", "pods/log", "", "get"),
+            ("", "configmaps", "", "get list create update patch delete"),
+            ("events.k8s.io", "events", "", "create patch"),
+            (POLICIES, "clusterjobpolicies", "", "get list watch create"),
+            (POLICIES, "jobpolicies", "", "get list watch"),
+            (POLICIES, "clusterjobpolicies/status", "", "patch"),
+            (POLICIES, "jobpolicies/status", "", "patch"),
+            ("", "namespaces", "", "list watch"),
+            (ADMISSION, "validatingwebhookconfigurations", "", "create"),
+            (
+                ADMISSION,
+                "validatingwebhookconfigurations",
+                keys::LIMITS_CONFIGURATION,
+                "get list watch update patch delete"
+            ),
+            (ADMISSION, "mutatingwebhookconfigurations", keys::MUTATING_CONFIGURATION, "get list watch"),
+        ])
+    );
+    assert_eq!(
+        own("sink"),
+        table(&[("coordination.k8s.io", "leases", "", "get list watch create update patch")])
+    );
+}
+
+#[test]
+fn no_wildcards_no_escalation_and_no_secrets_of_others() {
+    for (path, document) in folder("base").into_iter().chain(folder("overlays/local")) {
+        let kind = document["kind"].as_str().unwrap();
+        if !["Role", "ClusterRole"].contains(&kind) {
+            continue;
+        }
+        for rule in document["rules"].as_array().unwrap() {
+            let text = rule.to_string();
+            assert!(!text.contains('*'), "{path}: {text}");
+            for verb in ["escalate", "bind", "impersonate"] {
+                assert!(!text.contains(&format!("\"{verb}\"")), "{path}: {text}");
+            }
+            if text.contains("secrets") {
+                assert_eq!(kind, "Role", "{path}: Secrets of the whole cluster: {text}");
+                let only_create = rule["verbs"] == serde_json::json!(["create"]);
+                let only_ours = rule["resourceNames"] == serde_json::json!([keys::CA_SECRET]);
+                assert!(only_create || only_ours, "{path}: {text}");
+            }
+        }
+    }
+}
+
+/// Each rule says above it why it is there.
+#[test]
+fn every_rule_has_its_reason() {
+    for (path, _) in folder("base").into_iter().filter(|(path, _)| path.contains("rbac-")) {
+        let text = std::fs::read_to_string(format!("{}/{path}", env!("CARGO_MANIFEST_DIR"))).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        for (n, line) in lines.iter().enumerate().filter(|(_, line)| line.starts_with("  - apiGroups:")) {
+            assert!(lines[n - 1].starts_with("  # "), "{path}:{}: {line}", n + 1);
+        }
+    }
+}
+
+#[test]
+fn the_pod_has_both_programs_rights_and_local_accounts_have_one_each() {
+    let bound = |path: &str| -> BTreeMap<String, BTreeSet<String>> {
+        let mut bound: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
+        for document in documents(path) {
+            let (role, subjects) = match document["kind"].as_str().unwrap() {
+                "ClusterRoleBinding" => {
+                    let binding: ClusterRoleBinding = serde_json::from_value(document).unwrap();
+                    (binding.role_ref, binding.subjects)
+                }
+                "RoleBinding" => {
+                    let binding: RoleBinding = serde_json::from_value(document).unwrap();
+                    (binding.role_ref, binding.subjects)
+                }
+                _ => continue,
+            };
+            for subject in subjects.unwrap() {
+                assert_eq!(
+                    (subject.kind.as_str(), subject.namespace.as_deref()),
+                    ("ServiceAccount", Some(keys::NAMESPACE))
+                );
+                bound.entry(subject.name).or_default().insert(format!("{} {}", role.kind, role.name));
+            }
+        }
+        bound
+    };
+    let roles = |program: &str| {
+        BTreeSet::from(["ClusterRole", "Role"].map(|kind| format!("{kind} job-handler-{program}")))
+    };
+    for program in ["webhook", "sink"] {
+        let path = format!("base/rbac-{program}.yaml");
+        assert_eq!(bound(&path), BTreeMap::from([(keys::APP.to_owned(), roles(program))]));
+        let name = format!("job-handler-{program}");
+        assert_eq!(bound("overlays/local/serviceaccounts.yaml")[&name], roles(program));
+        let _: ServiceAccount = object("overlays/local/serviceaccounts.yaml", "ServiceAccount", &name);
+    }
+    let _: ServiceAccount = object("base/serviceaccount.yaml", "ServiceAccount", keys::APP);
+}
+
+#[test]
+fn people_who_edit_may_not_write_policies() {
+    let writes = ["create", "update", "patch", "delete", "deletecollection"];
+    for document in documents("base/rbac-people.yaml") {
+        let role: ClusterRole = serde_json::from_value(document).unwrap();
+        let labels = role.metadata.labels.unwrap();
+        let rights = rights(role.rules);
+        let may_write = rights.iter().any(|right| writes.contains(&right.split(' ').next().unwrap()));
+        let to_edit = labels.contains_key("rbac.authorization.k8s.io/aggregate-to-edit");
+        let to_view = labels.contains_key("rbac.authorization.k8s.io/aggregate-to-view");
+        assert!(!(may_write && (to_edit || to_view)), "{rights:?}");
+        assert!(labels.contains_key("rbac.authorization.k8s.io/aggregate-to-admin"));
+        assert!(!rights.iter().any(|right| may_write && right.contains("clusterjobpolicies")), "{rights:?}");
+    }
+}
