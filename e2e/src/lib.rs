@@ -4,13 +4,16 @@
 //! played by KWOK: Jobs run through the real scheduler and Job controller, and how each pod fares is
 //! written as annotations on it (see `e2e/README.md`). Nothing is left behind, however the caller ends.
 
+pub mod balancer;
 pub mod build;
 pub mod cluster;
 pub mod error;
+pub mod http_probe;
 pub mod https;
 pub mod jobs;
 pub mod kubectl;
 pub mod namespace;
+pub mod pair;
 pub mod ports;
 pub mod process;
 pub mod progress;
@@ -20,4 +23,5 @@ pub use cluster::{AuditLevel, Cluster, ClusterOptions, Component};
 pub use error::{Error, Result};
 pub use https::Https;
 pub use namespace::TestNamespace;
+pub use pair::{Member, Pair, PairOptions};
 pub use wait::wait_for;

@@ -34,7 +34,7 @@ pub(super) async fn connect(kubeconfig: &Path) -> Result<Cluster> {
 }
 
 /// Finds a program on the PATH.
-pub(crate) fn on_path(program: &str) -> Option<std::path::PathBuf> {
+pub fn on_path(program: &str) -> Option<std::path::PathBuf> {
     let path = std::env::var_os("PATH")?;
     std::env::split_paths(&path).map(|folder| folder.join(program)).find(|candidate| candidate.is_file())
 }

@@ -16,6 +16,7 @@ use tokio::sync::OnceCell;
 
 pub use components::Component;
 use components::{Layout, Ports};
+pub use external::on_path;
 
 use crate::build::{ClusterPrograms, cluster_programs};
 use crate::error::{Error, Result};

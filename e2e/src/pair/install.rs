@@ -1,0 +1,207 @@
+//! `manifests/` on a cluster, with nothing swapped but the address.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
+use k8s_openapi::api::core::v1::ServiceAccount;
+use kube::Api;
+use kube::api::PostParams;
+use serde_json::{Value, json};
+
+use super::{MUTATING_CONFIGURATION, NAMESPACE};
+use crate::cluster::Cluster;
+use crate::cluster::pki::write_private;
+use crate::error::{Error, Result};
+use crate::wait::wait_for;
+
+/// How long the programs' tokens last; no test or demo runs for longer.
+const TOKEN_SECONDS: i64 = 24 * 3600;
+
+/// What [`apply`] put on the cluster.
+#[derive(Debug)]
+pub(super) struct Installed {
+    folder: PathBuf,
+    /// Set on an existing cluster: how to remove it all again.
+    remove_with: Option<Removal>,
+}
+
+#[derive(Debug)]
+struct Removal {
+    kubectl: PathBuf,
+    kubeconfig: PathBuf,
+}
+
+/// Applies the local overlay with the webhook's address set, and makes kubeconfigs from the tokens of the
+/// two programs' ServiceAccounts.
+pub(super) async fn apply(cluster: &Cluster, url: &str) -> Result<Installed> {
+    let folder = cluster.dir().join("pair");
+    std::fs::create_dir_all(&folder).map_err(Error::io("making the folder for the pair"))?;
+    let overlay = Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests/overlays/local");
+    let kustomization = kustomization(&folder, &overlay, url)?;
+    write_private(&folder.join("kustomization.yaml"), &kustomization)?;
+    // One whose namespace is still going after an earlier run cannot be installed into.
+    wait_for(Duration::from_secs(60), "kubectl apply -k of the manifests", || async {
+        match cluster.kubectl(&["apply", "-k", &folder.display().to_string()]).await {
+            Err(error) if error.to_string().contains("is being terminated") => Err(error.to_string()),
+            other => Ok(other),
+        }
+    })
+    .await??;
+    let crds = [
+        "wait",
+        "--for=condition=Established",
+        "--timeout=30s",
+        "crd",
+        "-l",
+        "app.kubernetes.io/part-of=job-handler",
+    ];
+    cluster.kubectl(&crds).await?;
+    let installed = Installed {
+        folder,
+        remove_with: (!cluster.is_own()).then(|| Removal {
+            kubectl: cluster.kubectl_path().to_owned(),
+            kubeconfig: cluster.kubeconfig().to_owned(),
+        }),
+    };
+    for account in ["job-handler-webhook", "job-handler-sink"] {
+        let token = token(cluster, account).await?;
+        let kubeconfig = with_token(cluster.kubeconfig(), &token)?;
+        write_private(&installed.kubeconfig(account), &kubeconfig)?;
+    }
+    Ok(installed)
+}
+
+impl Installed {
+    /// Where kubeconfigs and sockets are.
+    pub(super) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The kubeconfig with the rights of a ServiceAccount.
+    pub(super) fn kubeconfig(&self, account: &str) -> PathBuf {
+        self.folder.join(format!("{account}.kubeconfig"))
+    }
+
+    /// Waits until the API server calls the webhook, and gets an answer: it takes a configuration up some
+    /// moments after it was written, and a failure is ignored by policy.
+    pub(super) async fn wait_called(&self, cluster: &Cluster, within: Duration) -> Result<()> {
+        let probe = json!({
+            "apiVersion": "batch/v1", "kind": "Job",
+            "metadata": {"generateName": "is-the-webhook-called-", "namespace": "default"},
+            "spec": {"template": {"spec": {
+                "restartPolicy": "Never", "containers": [{"name": "main", "image": "busybox"}],
+            }}},
+        })
+        .to_string();
+        wait_for(within, "the API server to call the webhook", || async {
+            let before = calls(cluster).await?;
+            let create = ["create", "--dry-run=server", "-f", "-", "-o", "name"];
+            cluster.kubectl_with_input(&create, &probe).await.map_err(|error| error.to_string())?;
+            let after = calls(cluster).await?;
+            match (after.answered > before.answered, after.failed > before.failed) {
+                (_, true) => Err("calls fail (and are ignored, by failurePolicy)".to_owned()),
+                (false, _) => Err("it is not called yet".to_owned()),
+                (true, false) => Ok(()),
+            }
+        })
+        .await
+    }
+}
+
+impl Drop for Installed {
+    fn drop(&mut self) {
+        if let Some(Removal { kubectl, kubeconfig }) = &self.remove_with {
+            let removed = std::process::Command::new(kubectl)
+                .args(["delete", "--ignore-not-found", "--wait=false", "-k"])
+                .arg(&self.folder)
+                .env("KUBECONFIG", kubeconfig)
+                .output();
+            if !removed.is_ok_and(|output| output.status.success()) {
+                crate::progress::say(
+                    "job-handler could not be removed from the cluster: kubectl delete -k manifests/base",
+                );
+            }
+        }
+    }
+}
+
+/// How often the API server called our mutating webhook.
+struct Calls {
+    answered: f64,
+    failed: f64,
+}
+
+async fn calls(cluster: &Cluster) -> Result<Calls, String> {
+    let metrics = cluster.kubectl(&["get", "--raw", "/metrics"]).await.map_err(|error| error.to_string())?;
+    let sum = |metric: &str| {
+        let ours = metrics
+            .lines()
+            .filter(|line| line.starts_with(metric) && line.contains("name=\"stamp.job-handler.io\""));
+        ours.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+    };
+    Ok(Calls {
+        answered: sum("apiserver_admission_webhook_admission_duration_seconds_count"),
+        failed: sum("apiserver_admission_webhook_fail_open_count"),
+    })
+}
+
+/// The kustomization on top of the local overlay.
+fn kustomization(folder: &Path, overlay: &Path, url: &str) -> Result<String> {
+    let absolute =
+        |path: &Path| path.canonicalize().map_err(Error::io(format!("looking for {}", path.display())));
+    let (folder, overlay) = (absolute(folder)?, absolute(overlay)?);
+    // kustomize takes no absolute paths.
+    let up: PathBuf = folder.components().skip(1).map(|_| "..").collect();
+    let base = up.join(overlay.strip_prefix("/").unwrap_or(&overlay));
+    Ok(format!(
+        "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources: ['{}']\npatches:\n\
+         - target: {{kind: MutatingWebhookConfiguration, name: {MUTATING_CONFIGURATION}}}\n  patch: |\n\
+        \x20   - {{op: remove, path: /webhooks/0/clientConfig/service}}\n\
+        \x20   - {{op: add, path: /webhooks/0/clientConfig/url, value: '{url}'}}\n",
+        base.display()
+    ))
+}
+
+async fn token(cluster: &Cluster, account: &str) -> Result<String> {
+    let accounts: Api<ServiceAccount> = Api::namespaced(cluster.client(), NAMESPACE);
+    let request = TokenRequest {
+        spec: TokenRequestSpec { expiration_seconds: Some(TOKEN_SECONDS), ..TokenRequestSpec::default() },
+        ..TokenRequest::default()
+    };
+    let answer = accounts
+        .create_token_request(account, &PostParams::default(), &request)
+        .await
+        .map_err(Error::api(format!("a token for the ServiceAccount {account}")))?;
+    answer
+        .status
+        .map(|status| status.token)
+        .ok_or_else(|| Error::Invalid(format!("the token request for {account} came back without a token")))
+}
+
+/// The kubeconfig's current cluster, entered with a token instead.
+fn with_token(kubeconfig: &Path, token: &str) -> Result<String> {
+    let text = std::fs::read_to_string(kubeconfig)
+        .map_err(Error::io(format!("reading {}", kubeconfig.display())))?;
+    let wrong = |what: &str| Error::Invalid(format!("{}: {what}", kubeconfig.display()));
+    let config: Value = serde_norway::from_str(&text).map_err(|error| wrong(&error.to_string()))?;
+    let named = |list: &str, name: &Value| {
+        config[list].as_array().into_iter().flatten().find(|entry| entry["name"] == *name).cloned()
+    };
+    let context =
+        named("contexts", &config["current-context"]).ok_or_else(|| wrong("it has no current context"))?;
+    let mut cluster = named("clusters", &context["context"]["cluster"])
+        .ok_or_else(|| wrong("its context has no cluster"))?;
+    if let Some(file) = cluster["cluster"]["certificate-authority"].as_str() {
+        // Relative to the kubeconfig, which the new one does not stand beside.
+        let file = kubeconfig.parent().unwrap_or(Path::new("/")).join(file);
+        cluster["cluster"]["certificate-authority"] = file.display().to_string().into();
+    }
+    cluster["name"] = "e2e".into();
+    Ok(json!({
+        "apiVersion": "v1", "kind": "Config", "current-context": "e2e", "clusters": [cluster],
+        "users": [{"name": "e2e", "user": {"token": token}}],
+        "contexts": [{"name": "e2e", "context": {"cluster": "e2e", "user": "e2e"}}],
+    })
+    .to_string())
+}

@@ -1,0 +1,199 @@
+//! One process of the pair.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::install::Installed;
+use super::{NAMESPACE, PairOptions};
+use crate::cluster::Cluster;
+use crate::error::{Error, Result};
+use crate::process::{Process, Program};
+use crate::wait::wait_for;
+use crate::{http_probe, ports};
+
+/// What all members are made from.
+pub(super) struct Setting<'a> {
+    pub(super) cluster: &'a Cluster,
+    pub(super) programs: &'a Path,
+    pub(super) installed: &'a Installed,
+    pub(super) options: &'a PairOptions,
+}
+
+/// A webhook replica or a sink.
+#[derive(Debug)]
+pub struct Member {
+    process: Process,
+    port: u16,
+    admin: u16,
+}
+
+impl Setting<'_> {
+    pub(super) fn webhook(&self, index: usize, sink: usize, names: &[&str]) -> Result<Member> {
+        let (port, admin) = (ports::free()?, ports::free()?);
+        let replica = format!("webhook-{index}");
+        let mut arguments = vec![format!("--listen=127.0.0.1:{port}")];
+        arguments.extend(self.common(&replica, admin, sink)?);
+        arguments.extend(names.iter().map(|name| format!("--dns-name={name}")));
+        arguments.extend(self.options.webhook_arguments.iter().cloned());
+        let kubeconfig = self.installed.kubeconfig("job-handler-webhook");
+        Ok(Member {
+            process: self.start("job-handler-webhook", &replica, arguments, &kubeconfig)?,
+            port,
+            admin,
+        })
+    }
+
+    pub(super) fn sink(&self, index: usize) -> Result<Member> {
+        let admin = ports::free()?;
+        let replica = format!("sink-{index}");
+        let mut arguments = vec!["run".to_owned()];
+        arguments.extend(self.common(&replica, admin, index)?);
+        arguments.extend(self.options.sink_arguments.iter().cloned());
+        let kubeconfig = self.installed.kubeconfig("job-handler-sink");
+        Ok(Member {
+            process: self.start("job-handler-sink", &replica, arguments, &kubeconfig)?,
+            port: admin,
+            admin,
+        })
+    }
+
+    fn common(&self, replica: &str, admin: u16, socket: usize) -> Result<Vec<String>> {
+        Ok(vec![
+            format!("--admin-listen=127.0.0.1:{admin}"),
+            format!("--namespace={NAMESPACE}"),
+            format!("--replica={replica}"),
+            format!("--refusal-socket={}", self.socket(socket)?.display()),
+            "--log-format=text".to_owned(),
+        ])
+    }
+
+    fn socket(&self, index: usize) -> Result<PathBuf> {
+        let path = self.installed.folder().join(format!("{index}.sock"));
+        // sun_path of unix(7) has 108 bytes, the last one is NUL.
+        if path.as_os_str().len() > 107 {
+            return Err(Error::Invalid(format!(
+                "{} is too long for a socket: set a shorter TMPDIR",
+                path.display()
+            )));
+        }
+        Ok(path)
+    }
+
+    fn start(
+        &self,
+        program: &str,
+        replica: &str,
+        arguments: Vec<String>,
+        kubeconfig: &Path,
+    ) -> Result<Process> {
+        let log = std::env::var_os("RUST_LOG").unwrap_or_else(|| self.options.log.clone().into());
+        Process::start(Program {
+            name: replica.to_owned(),
+            executable: self.programs.join(program),
+            arguments: arguments.into_iter().map(Into::into).collect(),
+            environment: vec![
+                ("KUBECONFIG".into(), kubeconfig.into()),
+                ("RUST_LOG".into(), log),
+                ("RUST_BACKTRACE".into(), "1".into()),
+            ],
+            log: self.cluster.dir().join("logs").join(format!("{replica}.log")),
+        })
+    }
+}
+
+impl Member {
+    /// Its name, `webhook-0` or `sink-0`.
+    pub fn name(&self) -> String {
+        self.process.name()
+    }
+
+    /// The process itself, with its log.
+    pub fn process(&self) -> &Process {
+        &self.process
+    }
+
+    /// The port that reviews are sent to (of a sink: its admin port).
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The port of `/healthz`, `/readyz` and `/metrics`.
+    pub fn admin_port(&self) -> u16 {
+        self.admin
+    }
+
+    /// Asks its admin endpoint for a path: the status code and the body.
+    ///
+    /// # Errors
+    /// If it does not answer.
+    pub async fn get(&self, path: &str) -> Result<(u16, String)> {
+        http_probe::get(self.admin_address(), path)
+            .await
+            .map_err(Error::io(format!("asking {} for {path}", self.name())))
+    }
+
+    /// Ends it at once (SIGKILL).
+    ///
+    /// # Errors
+    /// If the operating system refuses.
+    pub fn kill(&self) -> Result<()> {
+        self.process.kill()
+    }
+
+    /// Pauses it (SIGSTOP).
+    ///
+    /// # Errors
+    /// If it has ended.
+    pub fn stop(&self) -> Result<()> {
+        self.process.stop()
+    }
+
+    /// Lets it go on (SIGCONT).
+    ///
+    /// # Errors
+    /// If it has ended.
+    pub fn cont(&self) -> Result<()> {
+        self.process.cont()
+    }
+
+    /// Starts it again, on the same ports, killing it first if it still runs; does not wait until it is
+    /// ready.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn restart(&self) -> Result<()> {
+        self.process.restart()
+    }
+
+    /// Waits until it says that it is ready.
+    ///
+    /// # Errors
+    /// [`Error::Ended`] if it ends meanwhile, [`Error::Timeout`] with its answer if it is not ready in time.
+    pub async fn wait_ready(&self, within: Duration) -> Result<()> {
+        let waited = wait_for(within, &format!("{} to be ready", self.name()), || async {
+            if self.process.ended().is_some() {
+                // Told in full below.
+                return Ok(());
+            }
+            match http_probe::get(self.admin_address(), "/readyz").await {
+                Ok((200, _)) => Ok(()),
+                Ok((code, body)) => Err(format!("/readyz answers {code}: {}", body.trim())),
+                Err(error) => Err(format!("/readyz: {error}")),
+            }
+        })
+        .await;
+        self.process.must_live()?;
+        waited.map_err(|error| match error {
+            Error::Timeout { what, waited, last } => {
+                let log = crate::process::tail(&self.process.log_of_this_run(), 15);
+                Error::Timeout { what, waited, last: format!("{last}; the end of its log:\n{log}") }
+            }
+            other => other,
+        })
+    }
+
+    fn admin_address(&self) -> SocketAddr {
+        (Ipv4Addr::LOCALHOST, self.admin).into()
+    }
+}

@@ -1,0 +1,181 @@
+//! The pair on a cluster: the webhook and the sink as local processes, installed as manifests say, each
+//! with the token of its own ServiceAccount and nothing more.
+
+mod install;
+mod member;
+
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
+use kube::Api;
+
+pub use member::Member;
+
+use crate::balancer::{Backend, Balancer};
+use crate::build::pair_programs;
+use crate::cluster::Cluster;
+use crate::error::{Error, Result};
+use crate::wait::wait_for;
+
+/// The namespace that the pair is installed in.
+pub const NAMESPACE: &str = "job-handler-system";
+/// The MutatingWebhookConfiguration of the base install.
+pub const MUTATING_CONFIGURATION: &str = "job-handler";
+/// Names this machine as an existing cluster (`E2E_KUBECONFIG`) reaches it, for the webhook's address.
+pub const E2E_WEBHOOK_HOST: &str = "E2E_WEBHOOK_HOST";
+
+/// How the pair is installed.
+#[derive(Clone, Debug)]
+pub struct PairOptions {
+    /// How many webhook replicas stand behind the balancer.
+    pub webhooks: usize,
+    /// How many sinks run; by default one beside each webhook. Webhook `i` hands its refusals to sink
+    /// `i % sinks`.
+    pub sinks: Option<usize>,
+    /// More arguments for each webhook.
+    pub webhook_arguments: Vec<String>,
+    /// More arguments for each sink.
+    pub sink_arguments: Vec<String>,
+    /// `RUST_LOG` of the programs, where the environment sets none.
+    pub log: String,
+}
+
+impl Default for PairOptions {
+    fn default() -> Self {
+        Self {
+            webhooks: 1,
+            sinks: None,
+            webhook_arguments: Vec::new(),
+            sink_arguments: Vec::new(),
+            log: "info".to_owned(),
+        }
+    }
+}
+
+/// The installed pair. Its processes end when it is dropped; on an existing cluster what was installed is
+/// then removed.
+#[derive(Debug)]
+pub struct Pair {
+    // Dropped in this order: first the processes, then what they served.
+    webhooks: Vec<Member>,
+    sinks: Vec<Member>,
+    balancer: Balancer,
+    installed: install::Installed,
+    client_config: kube::Config,
+}
+
+impl Pair {
+    /// Builds the pair, applies the base install with the address swapped, starts the processes and waits
+    /// until Jobs pass through the webhook.
+    ///
+    /// # Errors
+    /// If a build or `kubectl apply` fails, or a process does not get ready.
+    pub async fn install(cluster: &Cluster, options: PairOptions) -> Result<Self> {
+        if options.webhooks == 0 {
+            return Err(Error::Invalid("a pair needs at least one webhook".to_owned()));
+        }
+        let programs = tokio::task::spawn_blocking(pair_programs)
+            .await
+            .map_err(|error| Error::Invalid(format!("the build panicked: {error}")))??;
+        // An existing cluster may have to reach us from elsewhere.
+        let elsewhere =
+            std::env::var(E2E_WEBHOOK_HOST).ok().filter(|host| !cluster.is_own() && !host.is_empty());
+        let on = if elsewhere.is_some() { Ipv4Addr::UNSPECIFIED } else { Ipv4Addr::LOCALHOST };
+        let balancer = Balancer::start(on, &[])?;
+        // «localhost» or 127.0.0.1 would make the API server speak HTTP/2, one connection for everything, so
+        // that one replica gets it all; anywhere else it speaks HTTP/1.1, as to a Service
+        // (k8s.io/apiserver/pkg/util/webhook/client.go, isLocalHost). The final dot is enough for that.
+        let host = elsewhere.unwrap_or_else(|| "localhost.".to_owned());
+        let url = format!("https://{host}:{}/mutate", balancer.port());
+        let installed = install::apply(cluster, &url).await?;
+        let names = [host.trim_end_matches('.'), "127.0.0.1"];
+        let sinks = options.sinks.unwrap_or(options.webhooks);
+        let setting =
+            member::Setting { cluster, programs: &programs, installed: &installed, options: &options };
+        let pair = Self {
+            sinks: (0..sinks).map(|index| setting.sink(index)).collect::<Result<_>>()?,
+            webhooks: (0..options.webhooks)
+                .map(|index| setting.webhook(index, index % sinks.max(1), &names))
+                .collect::<Result<_>>()?,
+            balancer,
+            client_config: cluster.config().clone(),
+            installed,
+        };
+        pair.repoint();
+        pair.wait_ready(Duration::from_secs(60)).await?;
+        pair.installed.wait_called(cluster, Duration::from_secs(30)).await?;
+        Ok(pair)
+    }
+
+    /// One of the webhook replicas.
+    ///
+    /// # Panics
+    /// If there are not so many.
+    pub fn webhook(&self, index: usize) -> &Member {
+        &self.webhooks[index]
+    }
+
+    /// All webhook replicas.
+    pub fn webhooks(&self) -> &[Member] {
+        &self.webhooks
+    }
+
+    /// The first sink.
+    ///
+    /// # Panics
+    /// If the pair was installed without sinks.
+    pub fn sink(&self) -> &Member {
+        &self.sinks[0]
+    }
+
+    /// All sinks.
+    pub fn sinks(&self) -> &[Member] {
+        &self.sinks
+    }
+
+    /// What the API server connects to.
+    pub fn balancer(&self) -> &Balancer {
+        &self.balancer
+    }
+
+    /// Points the balancer at the replicas' ports of now.
+    pub fn repoint(&self) {
+        let backend = |member: &Member| Backend {
+            address: (Ipv4Addr::LOCALHOST, member.port()).into(),
+            admin: Some((Ipv4Addr::LOCALHOST, member.admin_port()).into()),
+        };
+        self.balancer.point_at(&self.webhooks.iter().map(backend).collect::<Vec<_>>());
+    }
+
+    /// Waits until every process says that it is ready, and the webhook configuration has its caBundle.
+    ///
+    /// # Errors
+    /// [`Error::Ended`] if a process ended, [`Error::Timeout`] if one is not ready in time.
+    pub async fn wait_ready(&self, within: Duration) -> Result<()> {
+        for member in self.webhooks.iter().chain(&self.sinks) {
+            member.wait_ready(within).await?;
+        }
+        let client =
+            kube::Client::try_from(self.client_config.clone()).map_err(Error::api("making a client"))?;
+        let configurations: Api<MutatingWebhookConfiguration> = Api::all(client);
+        wait_for(within, "the caBundle of the webhook configuration", || async {
+            let found =
+                configurations.get(MUTATING_CONFIGURATION).await.map_err(|error| error.to_string())?;
+            let mut hooks = found.webhooks.iter().flatten();
+            let bundled =
+                hooks.all(|hook| hook.client_config.ca_bundle.as_ref().is_some_and(|ca| !ca.0.is_empty()));
+            if bundled { Ok(()) } else { Err("it has none yet".to_owned()) }
+        })
+        .await
+    }
+}
+
+/// Applies `manifests/samples`: the policies of the image-build case and what they are for.
+///
+/// # Errors
+/// If the API server refuses one.
+pub async fn apply_samples(cluster: &Cluster) -> Result<()> {
+    let samples = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests/samples");
+    cluster.kubectl(&["apply", "-f", &samples.display().to_string()]).await.map(drop)
+}

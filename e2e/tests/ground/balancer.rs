@@ -1,0 +1,82 @@
+//! The balancer passes over what is dead, and follows when it is pointed elsewhere.
+
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use job_handler_e2e::balancer::{Backend, Balancer};
+use job_handler_e2e::wait_for;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
+
+const SOON: Duration = Duration::from_secs(10);
+
+/// A server that says its name to whoever connects, until it is aborted.
+async fn server(name: &'static str) -> (u16, JoinHandle<()>) {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let task = tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            // The balancer's checks hang up without a word.
+            let _ = stream.write_all(name.as_bytes()).await;
+        }
+    });
+    (port, task)
+}
+
+async fn ask(balancer: &Balancer) -> String {
+    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, balancer.port())).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer
+}
+
+#[tokio::test]
+async fn connections_take_turns() {
+    let ((a, _a), (b, _b)) = (server("a").await, server("b").await);
+    let balancer = Balancer::start(Ipv4Addr::LOCALHOST, &[Backend::on(a), Backend::on(b)]).unwrap();
+    let mut seen = Vec::new();
+    for _ in 0..4 {
+        seen.push(ask(&balancer).await);
+    }
+    assert_eq!(seen, ["a", "b", "a", "b"]);
+    assert_eq!(balancer.connections(), [2, 2]);
+}
+
+#[tokio::test]
+async fn a_dead_backend_costs_no_connection_and_is_taken_back() {
+    let ((a, dying), (b, _b)) = (server("a").await, server("b").await);
+    let balancer = Balancer::start(Ipv4Addr::LOCALHOST, &[Backend::on(a), Backend::on(b)]).unwrap();
+    dying.abort();
+    assert!(dying.await.unwrap_err().is_cancelled());
+    for _ in 0..10 {
+        assert_eq!(ask(&balancer).await, "b");
+    }
+    let again = TcpListener::bind((Ipv4Addr::LOCALHOST, a)).await.unwrap();
+    let _again = tokio::spawn(async move { while again.accept().await.is_ok() {} });
+    let back = async || if balancer.ready() == [true, true] { Ok(()) } else { Err("not ready") };
+    wait_for(SOON, "the backend to be taken back", back).await.unwrap();
+}
+
+#[tokio::test]
+async fn it_can_be_pointed_elsewhere() {
+    let ((a, _a), (b, _b)) = (server("a").await, server("b").await);
+    let balancer = Balancer::start(Ipv4Addr::LOCALHOST, &[Backend::on(a)]).unwrap();
+    assert_eq!(ask(&balancer).await, "a");
+    balancer.point_at(&[Backend::on(b)]);
+    assert_eq!(ask(&balancer).await, "b");
+    balancer.point_at(&[]);
+    assert_eq!(ask(&balancer).await, "", "nobody is there, so the connection is closed");
+}
+
+#[tokio::test]
+async fn one_that_says_it_is_not_ready_gets_nothing() {
+    let ((a, _a), (b, _b)) = (server("a").await, server("b").await);
+    let (unready, _unready) = server("HTTP/1.1 503 Service Unavailable\r\n\r\n").await;
+    let admin = Some((Ipv4Addr::LOCALHOST, unready).into());
+    let balancer =
+        Balancer::start(Ipv4Addr::LOCALHOST, &[Backend { admin, ..Backend::on(a) }, Backend::on(b)]).unwrap();
+    let noticed = async || if balancer.ready() == [false, true] { Ok(()) } else { Err("thought ready") };
+    wait_for(SOON, "the balancer to notice", noticed).await.unwrap();
+    assert_eq!((ask(&balancer).await, ask(&balancer).await), ("b".to_owned(), "b".to_owned()));
+}

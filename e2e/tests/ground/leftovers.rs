@@ -1,0 +1,101 @@
+//! Nothing is left behind, however the caller ends. The caller is this very test binary, started again to
+//! run only [`a_caller`].
+
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::time::Duration;
+
+use job_handler_e2e::{Cluster, ClusterOptions, wait_for};
+
+const HOW: &str = "E2E_LEFTOVERS_CALLER";
+const SOON: Duration = Duration::from_secs(20);
+
+/// Not a test of its own: what the others start. Boots a cluster, says where, and ends as it is told.
+#[tokio::test]
+async fn a_caller() {
+    let Ok(how) = std::env::var(HOW) else { return };
+    let cluster = Cluster::start(ClusterOptions::default()).await.unwrap();
+    println!("\nfolder: {}", cluster.dir().display());
+    assert_ne!(how, "panic", "as told");
+    if how == "return" {
+        return;
+    }
+    std::future::pending::<()>().await;
+}
+
+/// Starts a caller and returns it with its cluster's folder, once the cluster is up (and the pipe, which
+/// it may still write to).
+fn start(how: &str) -> (Child, PathBuf, BufReader<ChildStdout>) {
+    let mut caller = Command::new(std::env::current_exe().unwrap())
+        .args(["leftovers::a_caller", "--exact", "--nocapture"])
+        .env(HOW, how)
+        .process_group(0)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut output = BufReader::new(caller.stdout.take().unwrap());
+    let mut lines = output.by_ref().lines().map(Result::unwrap);
+    let folder = lines.find_map(|line| line.strip_prefix("folder: ").map(PathBuf::from));
+    (caller, folder.expect("the caller says where its cluster is"), output)
+}
+
+/// The processes that have the folder in their command line.
+fn processes(folder: &Path) -> Vec<String> {
+    let folder = folder.display().to_string();
+    let entries = std::fs::read_dir("/proc").unwrap().map(Result::unwrap);
+    entries
+        .filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok())
+        .map(|line| String::from_utf8_lossy(&line).replace('\0', " "))
+        .filter(|line| line.contains(&folder))
+        .collect()
+}
+
+async fn nothing_is_left(folder: &Path) {
+    wait_for(SOON, "all processes and the folder to be gone", || async {
+        let left = processes(folder);
+        if left.is_empty() && !folder.exists() {
+            Ok(())
+        } else {
+            Err(format!("{left:?} {}", folder.exists()))
+        }
+    })
+    .await
+    .unwrap();
+}
+
+async fn ends_by_signal(how: &str, signal: &str) {
+    let (mut caller, folder, _output) = start(how);
+    assert!(folder.exists() && processes(&folder).len() >= 6, "{:?}", processes(&folder));
+    // To the whole group, as a terminal does on Ctrl-C.
+    let group = format!("-{}", caller.id());
+    assert!(Command::new("kill").args([signal, "--", &group]).status().unwrap().success());
+    caller.wait().unwrap();
+    nothing_is_left(&folder).await;
+}
+
+#[tokio::test]
+async fn when_the_caller_is_killed() {
+    ends_by_signal("wait", "-KILL").await;
+}
+
+#[tokio::test]
+async fn when_the_caller_gets_ctrl_c() {
+    ends_by_signal("wait", "-INT").await;
+}
+
+#[tokio::test]
+async fn when_the_caller_panics() {
+    let (mut caller, folder, _output) = start("panic");
+    assert!(!caller.wait().unwrap().success());
+    nothing_is_left(&folder).await;
+}
+
+#[tokio::test]
+async fn when_the_caller_returns() {
+    let (mut caller, folder, _output) = start("return");
+    assert!(caller.wait().unwrap().success());
+    nothing_is_left(&folder).await;
+}

@@ -1,0 +1,47 @@
+//! What is missing or taken is named, with what to do. Each runs the playground, the way a person meets it.
+
+use std::net::{Ipv4Addr, TcpListener};
+use std::process::{Command, Output};
+
+fn playground(arguments: &[&str], change: impl FnOnce(&mut Command)) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_playground"));
+    command.args(arguments).env_remove("E2E_KUBECONFIG");
+    change(&mut command);
+    command.output().unwrap()
+}
+
+#[test]
+fn a_missing_go_is_named_with_what_to_do() {
+    let empty = tempfile::tempdir().unwrap();
+    let output = playground(&[], |command| {
+        command.env("PATH", empty.path()).env("XDG_CACHE_HOME", empty.path());
+        command.env_remove("JOB_HANDLER_KUBERNETES_BIN").env_remove("JOB_HANDLER_KWOK_BIN");
+    });
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success());
+    for part in ["`go` is not on the PATH", "install Go 1.26", "JOB_HANDLER_KUBERNETES_BIN"] {
+        assert!(told.contains(part), "{told}");
+    }
+}
+
+#[test]
+fn a_busy_port_is_named_with_what_to_do() {
+    let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let output = playground(&["--port", &port], |_| {});
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success());
+    for part in [&*format!("port {port} on 127.0.0.1 is in use"), "choose another port"] {
+        assert!(told.contains(part), "{told}");
+    }
+}
+
+#[test]
+fn a_program_that_is_named_but_not_there_is_named() {
+    let output = playground(&[], |command| {
+        command.env("JOB_HANDLER_KUBERNETES_BIN", "/nowhere/kubernetes");
+    });
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success());
+    assert!(told.contains("JOB_HANDLER_KUBERNETES_BIN names /nowhere/kubernetes"), "{told}");
+}
