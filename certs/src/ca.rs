@@ -9,6 +9,8 @@ use rustls::pki_types::{CertificateDer, pem::PemObject};
 use time::{Duration, OffsetDateTime};
 use x509_parser::certificate::X509Certificate;
 
+use crate::rfc3339;
+
 /// Key in the Secret: the CA's certificate, PEM.
 pub const TLS_CRT: &str = "tls.crt";
 /// Key in the Secret: the CA's private key, PKCS#8 PEM.
@@ -36,7 +38,10 @@ pub enum CaError {
         why: String,
     },
     /// The CA's time has not come, or is over.
-    #[error("{TLS_CRT}: valid from {from} until {until}, but it is {now} now")]
+    #[error(
+        "{TLS_CRT}: valid from {} until {}, but it is {} now",
+        rfc3339(*from), rfc3339(*until), rfc3339(*now)
+    )]
     NotValid {
         /// Begin of its validity.
         from: OffsetDateTime,
@@ -307,7 +312,7 @@ mod tests {
         for clock in [now() - Duration::days(1), now() + Duration::days(3651)] {
             let error = Authority::from_secret(&s, clock).err().expect("accepted");
             assert!(matches!(error, CaError::NotValid { .. }), "{error}");
-            assert!(error.to_string().contains("valid from"), "{error}");
+            assert!(error.to_string().contains("valid from 2026-09-21T"), "{error}");
         }
     }
 }

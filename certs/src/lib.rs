@@ -23,3 +23,10 @@ mod serve;
 pub mod source;
 
 pub use run::{CertError, CertHandle, CertOptions, start, start_files};
+
+/// `2026-11-21T13:10:32Z`, for people and logs; whole seconds, which is what certificates hold.
+pub fn rfc3339(at: time::OffsetDateTime) -> String {
+    let at = at.to_offset(time::UtcOffset::UTC);
+    let (hour, minute, second) = at.to_hms();
+    format!("{}T{hour:02}:{minute:02}:{second:02}Z", at.date())
+}

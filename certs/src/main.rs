@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use clap::{Args, Parser, Subcommand};
-use job_handler_certs::{publish::Publisher, secret::CaSecret};
+use job_handler_certs::{publish::Publisher, rfc3339, secret::CaSecret};
 use job_handler_shared::{client, keys, telemetry};
 use time::OffsetDateTime;
 
@@ -55,7 +55,8 @@ async fn main() -> ExitCode {
     match run(arguments.command).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            // Our errors tell their sources themselves.
+            eprintln!("error: {error}");
             ExitCode::FAILURE
         }
     }
@@ -92,7 +93,8 @@ async fn run(command: Command) -> Result<()> {
             })?;
             let (from, until) = ca.validity();
             println!("CA         Secret {}/{}", place.namespace, place.secret);
-            println!("valid      {from} until {until} ({} days left)", (until - now).whole_days());
+            let days = (until - now).whole_days();
+            println!("valid      {} until {} ({days} days left)", rfc3339(from), rfc3339(until));
             println!("trusted    {} CA(s) in the bundle", ca.bundle().matches("BEGIN CERTIFICATE").count());
             if !publisher.is_published(ca.bundle()).await? {
                 bail!(

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     leaf::{LeafError, ServerNames},
     publish::{PublishError, Publisher},
+    rfc3339,
     serve::Current,
     source::{self, FileSource, Material, Source, SourceError},
 };
@@ -204,7 +205,7 @@ impl<S: Source, C: Fn() -> OffsetDateTime> Keeper<S, C> {
 
     fn serve(&mut self, fresh: Material) {
         if self.serving.as_ref().is_none_or(|old| !old.leaf.is_same(&fresh.leaf)) {
-            tracing::info!(until = %fresh.leaf.not_after(), "serving a new certificate");
+            tracing::info!(until = rfc3339(fresh.leaf.not_after()), "serving a new certificate");
             self.current.set(fresh.leaf.clone());
         }
         self.serving = Some(fresh);
@@ -248,5 +249,82 @@ fn tell(fault: String, told: &mut Option<(String, Instant)>) {
     } else {
         tracing::warn!("certificates are not in order, trying again: {fault}");
         *told = Some((fault, Instant::now()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    };
+
+    use futures::stream::BoxStream;
+    use http::{Request, Response};
+    use kube::client::Body;
+
+    use super::*;
+    use crate::{
+        ca::{self, Authority},
+        leaf::Leaf,
+    };
+
+    /// Mints from a CA in memory; hints nothing.
+    struct Minting {
+        ca: Authority,
+        held: Option<Leaf>,
+    }
+
+    impl Source for Minting {
+        async fn load(&mut self, now: OffsetDateTime) -> Result<Material, SourceError> {
+            let names = ServerNames::of_service("s", "ns", &[])?;
+            let leaf = match self.held.take().filter(|held| !held.is_due(now)) {
+                Some(held) => held,
+                None => Leaf::mint(&self.ca, &names, now)?,
+            };
+            self.held = Some(leaf.clone());
+            Ok(Material { leaf, issuer: None, bundle: None })
+        }
+
+        fn hints(&self) -> BoxStream<'static, ()> {
+            stream::pending().boxed()
+        }
+
+        fn is_due(&self, now: OffsetDateTime) -> bool {
+            self.held.as_ref().is_none_or(|held| held.is_due(now))
+        }
+    }
+
+    /// The timers stand still while a machine sleeps; the wall clock does not.
+    #[tokio::test(start_paused = true)]
+    async fn a_machine_that_slept_for_weeks_wakes_up_valid_within_a_minute() {
+        const DAY: i64 = 24 * 3600;
+        let start = 1_790_000_000;
+        let wall = Arc::new(AtomicI64::new(start));
+        let reads = wall.clone();
+        let clock = move || OffsetDateTime::from_unix_timestamp(reads.load(Ordering::SeqCst)).unwrap();
+        let secret = ca::new_secret("ns", "ca", None, clock()).unwrap();
+        let source = Minting { ca: Authority::from_secret(&secret, clock()).unwrap(), held: None };
+        // An apiserver that never answers.
+        let (service, _handle) = tower_test::mock::pair::<Request<Body>, Response<Body>>();
+        let publisher = Publisher::new(Client::new(service, "default"), "c");
+        let (tell, mut published) = watch::channel(false);
+        let current = Current::default();
+        let keeper =
+            Keeper { source, publisher, current: current.clone(), serving: None, published: tell, clock };
+        let task = tokio::spawn(keeper.run());
+        published.wait_for(|published| *published).await.unwrap();
+
+        let serial = || current.shown().unwrap().cert[0].clone();
+        let first = serial();
+        // A day passes: nothing is due.
+        wall.store(start + DAY, Ordering::SeqCst);
+        tokio::time::sleep(CLOCK_CHECK * 2).await;
+        assert_eq!(serial(), first);
+        // Three weeks pass at once.
+        wall.store(start + 22 * DAY, Ordering::SeqCst);
+        tokio::time::sleep(CLOCK_CHECK + Duration::from_secs(1)).await;
+        assert_ne!(serial(), first);
+        task.abort();
     }
 }

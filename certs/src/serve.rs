@@ -22,6 +22,11 @@ impl Current {
         self.0.store(Some(Arc::new(leaf)));
     }
 
+    /// What a handshake shows now.
+    pub(crate) fn shown(&self) -> Option<Arc<CertifiedKey>> {
+        self.0.load().as_ref().map(|leaf| leaf.key.clone())
+    }
+
     /// A server that shows it. No client certificates: the apiserver's identity is not what admission rests on.
     pub(crate) fn server_config(&self) -> Result<ServerConfig, rustls::Error> {
         Ok(ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
@@ -34,6 +39,6 @@ impl Current {
 impl ResolvesServerCert for Current {
     /// None (the handshake is refused) until there is a leaf.
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        self.0.load().as_ref().map(|leaf| leaf.key.clone())
+        self.shown()
     }
 }

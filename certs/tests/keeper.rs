@@ -11,7 +11,8 @@ use http::{Method, StatusCode};
 use job_handler_certs::{
     CertHandle, CertOptions,
     ca::{self, Authority},
-    start,
+    source::FileSource,
+    start, start_files,
 };
 use kube::Client;
 use rustls::{
@@ -233,6 +234,45 @@ async fn a_deleted_ca_is_replaced_and_the_old_one_stays_trusted() {
         tokio::task::yield_now().await;
     }
     handshake(&handle, &new_only, "job-handler.ns.svc").await.unwrap();
+    shutdown.cancel();
+    handle.join().await.unwrap();
+}
+
+/// A self-signed pair for `ns`'s Service, as somebody else would put it into files.
+fn pair() -> (String, String) {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let params = rcgen::CertificateParams::new(vec!["job-handler.ns.svc".to_owned()]).unwrap();
+    (params.self_signed(&key).unwrap().pem(), key.serialize_pem())
+}
+
+#[tokio::test(start_paused = true)]
+async fn files_are_read_again_when_their_content_changes() {
+    let folder = tempfile::tempdir().unwrap();
+    let files = FileSource {
+        certificate: folder.path().join("tls.crt"),
+        key: folder.path().join("tls.key"),
+        ca: None,
+    };
+    let (first, second) = (pair(), pair());
+    let write = |(certificate, key): &(String, String)| {
+        std::fs::write(&files.key, key).unwrap();
+        std::fs::write(&files.certificate, certificate).unwrap();
+    };
+    write(&first);
+    let (server, client) = Apiserver::start();
+    let shutdown = CancellationToken::new();
+    let handle = start_files(client, files.clone(), "job-handler", shutdown.clone()).unwrap();
+    published(&handle).await;
+    handshake(&handle, &first.0, "job-handler.ns.svc").await.unwrap();
+
+    // Half a renewal: the key does not fit. The old pair stays.
+    std::fs::write(&files.certificate, &second.0).unwrap();
+    tokio::time::sleep(std::time::Duration::from_secs(60)).await;
+    handshake(&handle, &first.0, "job-handler.ns.svc").await.unwrap();
+    write(&second);
+    tokio::time::sleep(std::time::Duration::from_secs(60)).await;
+    handshake(&handle, &second.0, "job-handler.ns.svc").await.unwrap();
+    assert!(server.writes().is_empty(), "somebody else publishes the CA of these");
     shutdown.cancel();
     handle.join().await.unwrap();
 }
