@@ -83,7 +83,7 @@ fn the_webhook_may_read_policies_namespaces_and_jobs_and_keep_its_certificates()
         table(&[
             ("", "secrets", keys::CA_SECRET, "get list watch"),
             ("", "secrets", "", "create"),
-            ("coordination.k8s.io", "leases", "", "get create update patch delete"),
+            ("coordination.k8s.io", "leases", "", "create patch delete"),
         ])
     );
 }
@@ -96,7 +96,7 @@ fn the_sink_may_harvest_prune_tell_and_keep_the_limits_entries() {
             ("batch", "jobs", "", "get list watch patch delete"),
             ("", "pods", "", "get list watch"),
             ("", "pods/log", "", "get"),
-            ("", "configmaps", "", "get list create update patch delete"),
+            ("", "configmaps", "", "get list watch create update patch delete"),
             ("events.k8s.io", "events", "", "create patch"),
             (POLICIES, "clusterjobpolicies", "", "get list watch create"),
             (POLICIES, "jobpolicies", "", "get list watch"),
