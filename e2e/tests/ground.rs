@@ -11,6 +11,8 @@ mod balancer;
 mod boot;
 #[path = "ground/components.rs"]
 mod components;
+#[path = "ground/external.rs"]
+mod external;
 #[path = "ground/leftovers.rs"]
 mod leftovers;
 #[path = "ground/logs.rs"]

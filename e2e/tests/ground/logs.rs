@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use job_handler_e2e::jobs::{in_phase, job};
-use job_handler_e2e::{Cluster, TestNamespace};
+use job_handler_e2e::{Cluster, ClusterOptions, TestNamespace, wait_for};
 use serde_json::json;
 
 const SOON: Duration = Duration::from_secs(30);
@@ -162,4 +162,27 @@ async fn of_a_hanging_call_never_come() {
     let arguments = ["-n", namespace.name(), "logs", "job/mute"];
     let answer = tokio::time::timeout(Duration::from_secs(2), cluster.kubectl(&arguments)).await;
     assert!(answer.is_err(), "{answer:?}");
+}
+
+#[tokio::test]
+async fn of_a_node_that_hangs_never_come_until_it_recovers() {
+    let cluster = Cluster::start(ClusterOptions { nodes: 1, ..ClusterOptions::default() }).await.unwrap();
+    cluster.create_job("default", &job("stuck", &[("run", "0s"), ("log", "there")])).await.unwrap();
+    cluster.wait_job_finished("default", "stuck", SOON).await.unwrap();
+    let ask = async || {
+        let call = cluster.kubectl(&["logs", "job/stuck"]);
+        tokio::time::timeout(Duration::from_secs(2), call).await.map_err(|_| "no answer")
+    };
+    cluster.kubectl(&["annotate", "node", "node-0", "e2e.job-handler.io/log-hang=true"]).await.unwrap();
+    let hangs = async || match ask().await {
+        Err(_) => Ok(()),
+        Ok(answer) => Err(format!("{answer:?}")),
+    };
+    wait_for(SOON, "the node to hang", hangs).await.unwrap();
+    cluster.kubectl(&["annotate", "node", "node-0", "e2e.job-handler.io/log-hang-"]).await.unwrap();
+    let there = async || match ask().await {
+        Ok(Ok(text)) if text == "there" => Ok(()),
+        other => Err(format!("{other:?}")),
+    };
+    wait_for(SOON, "the node to answer again", there).await.unwrap();
 }

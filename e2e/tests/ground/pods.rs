@@ -200,3 +200,29 @@ async fn an_init_container_fails() {
     let waiting = status(&ended.pod, "main").state.as_ref().unwrap().waiting.as_ref().unwrap();
     assert_eq!(waiting.reason.as_deref(), Some("PodInitializing"));
 }
+
+#[tokio::test]
+async fn a_deleted_pod_may_take_its_time() {
+    let cluster = Cluster::shared().await.unwrap();
+    let namespace = cluster.namespace("slow-end").await.unwrap();
+    cluster
+        .create_job(&namespace, &job("slow-end", &[("end", "Hang"), ("termination-delay", "3s")]))
+        .await
+        .unwrap();
+    let pod = cluster.wait_pod_of(&namespace, "slow-end", SOON, in_phase("Running")).await.unwrap();
+    let name = pod.metadata.name.unwrap();
+    let started = std::time::Instant::now();
+    cluster.kubectl(&["-n", &namespace, "delete", "pod", &name, "--wait=false"]).await.unwrap();
+    let still =
+        cluster.kubectl(&["-n", &namespace, "get", "pod", &name, "-o", "jsonpath={.status.phase}"]).await;
+    assert_eq!(still.unwrap(), "Running");
+    wait_for(SOON, "the pod to be gone", || async {
+        match cluster.kubectl(&["-n", &namespace, "get", "pod", &name]).await {
+            Err(error) if error.to_string().contains("not found") => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await
+    .unwrap();
+    assert!(started.elapsed() >= Duration::from_secs(3), "gone after {:?}", started.elapsed());
+}
