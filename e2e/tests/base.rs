@@ -1,0 +1,153 @@
+//! The base install on an empty cluster, as a person applies it: everything that `kubectl apply -k manifests/base`
+//! makes, before any of our programs runs. (No image of ours is pulled: KWOK plays the pods.)
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may")]
+
+use std::time::Duration;
+
+use job_handler_e2e::{Cluster, ClusterOptions, wait_for};
+use serde_json::{Value, json};
+
+const BASE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../manifests/base");
+const SAMPLES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../manifests/samples");
+
+#[tokio::test]
+async fn the_base_installs_on_an_empty_cluster_in_one_command() {
+    let cluster = Cluster::start(ClusterOptions::default()).await.unwrap();
+    if !cluster.is_own() {
+        eprintln!("not on an existing cluster: it may be in use there");
+        return;
+    }
+    one_apply_makes_everything(&cluster).await;
+    pods_are_admitted_and_spread(&cluster).await;
+    an_outage_blocks_nobody(&cluster).await;
+    only_stamped_numbers_are_sent(&cluster).await;
+    applying_again_keeps_the_ca_bundle(&cluster).await;
+    the_samples_are_accepted(&cluster).await;
+}
+
+async fn one_apply_makes_everything(cluster: &Cluster) {
+    let made = cluster.kubectl(&["apply", "-k", BASE]).await.unwrap();
+    assert!(made.lines().all(|line| line.ends_with(" created")), "{made}");
+    let established = ["wait", "--for=condition=Established", "crd", "--all", "--timeout=30s"];
+    cluster.kubectl(&established).await.unwrap();
+    // kubectl compares with what it applied last; the PodDisruptionBudget's selector is always sent again.
+    let again = cluster.kubectl(&["apply", "-k", BASE]).await.unwrap();
+    let changed: Vec<&str> = again
+        .lines()
+        .filter(|l| !l.ends_with(" unchanged") && !l.starts_with("poddisruptionbudget"))
+        .collect();
+    assert!(changed.is_empty(), "{changed:?}");
+}
+
+/// Pod Security `restricted` is enforced by the real apiserver; a pod that breaks it is never made.
+async fn pods_are_admitted_and_spread(cluster: &Cluster) {
+    let namespace = ["-n", "job-handler-system"];
+    let rollout =
+        [&namespace[..], &["rollout", "status", "deployment/job-handler", "--timeout=60s"]].concat();
+    cluster.kubectl(&rollout).await.unwrap();
+    let nodes = "jsonpath={.items[*].spec.nodeName}";
+    let pods = [&namespace[..], &["get", "pods", "-o", nodes]].concat();
+    let nodes = cluster.kubectl(&pods).await.unwrap();
+    let nodes: Vec<&str> = nodes.split(' ').collect();
+    assert_eq!(nodes.len(), 2);
+    assert_ne!(nodes[0], nodes[1], "both replicas on one node");
+    let broken = json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "broken", "namespace": "job-handler-system"},
+        "spec": {"containers": [{"name": "main", "image": "busybox"}]},
+    });
+    let refused = cluster.try_kubectl(&["create", "-f", "-"], broken.to_string().as_bytes()).await.unwrap();
+    assert!(!refused.success && refused.stderr.contains("restricted"), "{refused:?}");
+}
+
+/// Nobody answers behind the Service, and Jobs are created all the same.
+async fn an_outage_blocks_nobody(cluster: &Cluster) {
+    cluster.kubectl(&["create", "namespace", "outage"]).await.unwrap();
+    create(cluster, "free", "outage").await.unwrap();
+}
+
+/// What is sent to us and what is not, told by a copy of the configuration that fails closed and reaches nobody.
+async fn only_stamped_numbers_are_sent(cluster: &Cluster) {
+    let get = ["get", "mutatingwebhookconfiguration", "job-handler", "-o", "json"];
+    let mut probe: Value = serde_json::from_str(&cluster.kubectl(&get).await.unwrap()).unwrap();
+    probe["metadata"] = json!({"name": "probe"});
+    let webhook = &mut probe["webhooks"][0];
+    webhook["name"] = "probe.job-handler.io".into();
+    webhook["failurePolicy"] = "Fail".into();
+    webhook["clientConfig"] = json!({"url": "https://127.0.0.1:1/mutate"});
+    cluster.kubectl_with_input(&["create", "-f", "-"], &probe.to_string()).await.unwrap();
+    wait_for(Duration::from_secs(20), "the apiserver to take the copy up", || async {
+        match create(cluster, "new", "outage").await {
+            Err(error) if error.contains("probe.job-handler.io") => Ok(()),
+            other => {
+                let delete = ["delete", "job", "new", "-n", "outage", "--ignore-not-found"];
+                cluster.kubectl(&delete).await.unwrap();
+                Err(format!("{other:?}"))
+            }
+        }
+    })
+    .await
+    .unwrap();
+    // CREATE is sent; and not from the namespaces that are left out.
+    create(cluster, "kept-out", "kube-system").await.unwrap();
+    create(cluster, "kept-out", "job-handler-system").await.unwrap();
+    let patches = [
+        (r#"{"metadata":{"labels":{"a":"b"}}}"#, false),
+        (r#"{"spec":{"suspend":false}}"#, false),
+        (r#"{"spec":{"parallelism":2}}"#, false),
+        (r#"{"spec":{"ttlSecondsAfterFinished":60}}"#, true),
+        (r#"{"spec":{"activeDeadlineSeconds":60}}"#, true),
+        (r#"{"spec":{"backoffLimit":2}}"#, true),
+    ];
+    for (patch, sent) in patches {
+        let arguments = ["patch", "job", "free", "-n", "outage", "-p", patch];
+        let answer = cluster.try_kubectl(&arguments, b"").await.unwrap();
+        assert_eq!(!answer.success, sent, "{patch}: {answer:?}");
+        assert_eq!(answer.stderr.contains("probe.job-handler.io"), sent, "{patch}: {answer:?}");
+    }
+    cluster.kubectl(&["delete", "mutatingwebhookconfiguration", "probe"]).await.unwrap();
+}
+
+async fn applying_again_keeps_the_ca_bundle(cluster: &Cluster) {
+    // "ca" would do, but the apiserver wants a certificate: any will do, such as the cluster's own.
+    let ca = "jsonpath={.data.ca\\.crt}";
+    let ca =
+        cluster.kubectl(&["get", "configmap", "kube-root-ca.crt", "-n", "default", "-o", ca]).await.unwrap();
+    let bundle = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, ca);
+    let patch =
+        json!([{"op": "add", "path": "/webhooks/0/clientConfig/caBundle", "value": bundle}]).to_string();
+    let configuration = ["mutatingwebhookconfiguration", "job-handler"];
+    let write = [&["patch"], &configuration[..], &["--type=json", "-p", &patch]].concat();
+    cluster.kubectl(&write).await.unwrap();
+    let applies: [&[&str]; 3] = [
+        &["apply", "-k", BASE],
+        &["apply", "--server-side", "--force-conflicts", "-k", BASE],
+        &["apply", "--server-side", "-k", BASE],
+    ];
+    for apply in applies {
+        cluster.kubectl(apply).await.unwrap();
+        let read = "jsonpath={.webhooks[0].clientConfig.caBundle}";
+        let read = [&["get"], &configuration[..], &["-o", read]].concat();
+        assert_eq!(cluster.kubectl(&read).await.unwrap(), bundle, "after {apply:?}");
+    }
+}
+
+async fn the_samples_are_accepted(cluster: &Cluster) {
+    let made = cluster.kubectl(&["apply", "-f", SAMPLES]).await.unwrap();
+    assert_eq!(made.matches("job-handler.io/").count(), 3, "{made}");
+    // The default policy is what the sink makes of the ConfigMap; the apiserver has to take it as it stands there.
+    let policy = "jsonpath={.data.job-handler-default\\.yaml}";
+    let get = ["get", "configmap", "job-handler-defaults", "-n", "job-handler-system", "-o", policy];
+    let policy = cluster.kubectl(&get).await.unwrap();
+    cluster.kubectl_with_input(&["create", "--dry-run=server", "-f", "-"], &policy).await.unwrap();
+}
+
+async fn create(cluster: &Cluster, name: &str, namespace: &str) -> Result<(), String> {
+    let job = json!({
+        "apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": name, "namespace": namespace},
+        "spec": {"suspend": true, "template": {"spec": {
+            "restartPolicy": "Never", "containers": [{"name": "main", "image": "busybox"}],
+        }}},
+    });
+    let answer = cluster.try_kubectl(&["create", "-f", "-"], job.to_string().as_bytes()).await.unwrap();
+    if answer.success { Ok(()) } else { Err(answer.stderr) }
+}
