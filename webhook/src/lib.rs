@@ -1,1 +1,43 @@
 //! Admission webhook: stamps new Jobs and holds limits.
+//!
+//! ```text
+//! /mutate    bytes -> review -> policies (in memory) -> decide (pure) -> patch -> answer
+//! /validate  bytes -> review -> limit: one round per LIST -> slots (pure) -> answer
+//!                                            refusals -> unix socket -> sink
+//! ```
+//!
+//! | module | holds |
+//! | --- | --- |
+//! | [`review`], [`job`], [`answer`] | what comes in, read in one pass; what goes out |
+//! | [`select`], [`bounds`], [`explain`], [`decide`], [`patch`] | what becomes of a Job, and as which operations |
+//! | [`mirror`], [`policies`] | policies and namespaces in memory |
+//! | [`limit`], [`slots`], [`backoff`], [`wording`] | may it take a slot (pure), and what its author reads if not |
+//! | [`list`], [`rounds`] | the first limiter: consistent LISTs, one round for all who wait |
+//! | [`lease`] | this replica lives, and enforces these revisions |
+//! | [`refusals`] | the way to the sink |
+//! | [`mutate`], [`validate`], [`state`], [`server`], [`metrics`], [`run`] | endpoints and process |
+
+pub mod answer;
+pub mod backoff;
+pub mod bounds;
+pub mod decide;
+pub mod explain;
+pub mod job;
+pub mod lease;
+pub mod limit;
+pub mod list;
+pub mod metrics;
+pub mod mirror;
+pub mod mutate;
+pub mod patch;
+pub mod policies;
+pub mod refusals;
+pub mod review;
+pub mod rounds;
+pub mod run;
+pub mod select;
+pub mod server;
+pub mod slots;
+pub mod state;
+pub mod validate;
+pub mod wording;

@@ -1,0 +1,439 @@
+//! What becomes of a Job: (Job, policies, clock) -> decision. Pure.
+//!
+//! A decision says how the Job should be; [`crate::patch`] turns what differs into operations. So on its own output a
+//! decision changes nothing.
+//!
+//! Facts that shape it (DESIGN §5; Kubernetes 1.36 `pkg/apis/batch/v1/defaults.go`): an absent `backoffLimit` arrives
+//! as 6, or as MaxInt32 beside `backoffLimitPerIndex`; a Job without labels has inherited its template's; TTL and
+//! deadline arrive absent.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use job_handler_shared::{
+    combine::{Effective, Labels, PolicySet},
+    job::Outcome,
+    keys,
+    policy::{CleanupPolicy, WhenFull},
+};
+
+use crate::{
+    bounds::{self, Absent, Settled, Why},
+    explain::{self, Explanation},
+    job::JobView,
+    select::{self, Selected},
+};
+
+/// The API's default of `backoffLimit`, which cannot be told from an explicit 6.
+const API_BACKOFF_LIMIT: i32 = 6;
+/// A queue mark that is younger may be our own, from an earlier call for the same create.
+const SAME_CREATE_SECONDS: i64 = 60;
+
+/// What decisions rest on besides the Job.
+#[derive(Clone, Copy, Debug)]
+pub struct Context<'a> {
+    /// All policies.
+    pub policies: &'a PolicySet,
+    /// Labels of the Job's namespace.
+    pub namespace_labels: &'a Labels,
+    /// The clock.
+    pub now: Timestamp,
+}
+
+/// How a Job should be.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Decision {
+    /// `spec.ttlSecondsAfterFinished`.
+    pub ttl: Field,
+    /// `spec.activeDeadlineSeconds`.
+    pub deadline: Field,
+    /// `spec.backoffLimit`.
+    pub backoff_limit: Field,
+    /// `spec.suspend` is to be true.
+    pub suspend: bool,
+    /// Labels; `None` = none of that key.
+    pub labels: BTreeMap<String, Option<String>>,
+    /// Labels of the pod template.
+    pub pod_labels: BTreeMap<String, Option<String>>,
+    /// Annotations.
+    pub annotations: BTreeMap<&'static str, Option<String>>,
+    /// For the author.
+    pub warnings: Vec<String>,
+}
+
+/// How one field should be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Field {
+    /// As it is.
+    #[default]
+    Keep,
+    /// This, or absent.
+    Be(Option<i64>),
+}
+
+/// Decides about a new Job. A Job that no enforced policy selects stays as it is, to the last byte.
+pub fn create(job: &JobView, context: Context<'_>) -> Decision {
+    let claims = claims(job);
+    let claimed: Vec<_> = claims
+        .claimed_labels()
+        .into_iter()
+        .filter(|claim| {
+            let is = |labels: &Labels| labels.get(&claim.key) == Some(&claim.value);
+            (!claim.on_job || is(&job.snapshot.labels)) && (!claim.on_pods || is(&job.template.labels))
+        })
+        .collect();
+    if !claimed.is_empty() {
+        // Our own output, as it seems: take the added labels off again, and believe it if they come back.
+        let (mut labels, mut pod_labels) = (job.snapshot.labels.clone(), job.template.labels.clone());
+        for claim in &claimed {
+            if claim.on_job {
+                labels.remove(&claim.key);
+            }
+            if claim.on_pods {
+                pod_labels.remove(&claim.key);
+            }
+        }
+        let decision = stamp(job, labels, &pod_labels, &claims, context);
+        let back = |claim: &explain::ClaimedLabel| {
+            let is = |labels: &BTreeMap<String, Option<String>>| {
+                labels.get(&claim.key).and_then(Option::as_ref) == Some(&claim.value)
+            };
+            (!claim.on_job || is(&decision.labels)) && (!claim.on_pods || is(&decision.pod_labels))
+        };
+        if claimed.iter().all(back) {
+            return decision;
+        }
+    }
+    stamp(job, job.snapshot.labels.clone(), &job.template.labels, &claims, context)
+}
+
+/// Decides about a changed Job: what of TTL, deadline and retries the change touches is settled anew, the rest stays.
+pub fn update(new: &JobView, old: &JobView, context: Context<'_>) -> Decision {
+    let mut decision = Decision::default();
+    let (after, before) = (&new.snapshot, &old.snapshot);
+    let ttl_changed = after.ttl != before.ttl;
+    let deadline_changed = after.deadline != before.deadline;
+    let backoff_changed = after.backoff_limit != before.backoff_limit;
+    if !(ttl_changed || deadline_changed || backoff_changed) {
+        return decision;
+    }
+    let Selected { by, effective, .. } =
+        select::for_stamping(context.policies, &after.namespace, context.namespace_labels, &after.labels);
+    if by.is_empty() {
+        return decision;
+    }
+    let claims = claims(new);
+    // A client that replaces the whole object drops our text; what it says of other fields still holds.
+    let mut text = if claims.is_empty() { self::claims(old) } else { claims.clone() };
+    if deadline_changed {
+        decision.stamp_deadline(new, &effective, &claims, &mut text);
+    }
+    if backoff_changed {
+        decision.stamp_backoff_limit(new, &effective, &claims, &mut text);
+    }
+    if ttl_changed {
+        if before.finished.is_some() && is_marked(new) {
+            decision.guard_armed_ttl(new, old, &effective);
+        } else {
+            decision.stamp_ttl(new, &effective, &claims, &mut text);
+        }
+    }
+    if text.has(explain::NOTHING)
+        && [explain::TTL, explain::DEADLINE, explain::BACKOFF].iter().any(|k| text.has(k))
+    {
+        text.remove(explain::NOTHING);
+    }
+    if !text.is_empty() {
+        decision.annotations.insert(keys::STAMPED, Some(text.to_string()));
+    }
+    decision
+}
+
+fn claims(job: &JobView) -> Explanation {
+    job.annotation(keys::STAMPED).map(Explanation::parse).unwrap_or_default()
+}
+
+/// A finished Job that carries both marks of the harvest: its TTL is armed, or taken off, and is no longer moved away.
+///
+/// Recognised by the marks, not by who writes: the sink's own patch sets marks and TTL in one. Whoever may change a
+/// finished Job can forge them; they gain that the Job goes early without its result, which by deleting it they can have
+/// at any time. On a Job that still runs the marks mean nothing.
+fn is_marked(job: &JobView) -> bool {
+    [keys::STATUS, keys::RESULTS].iter().all(|key| job.annotation(key).is_some_and(|value| !value.is_empty()))
+}
+
+fn stamp(
+    job: &JobView,
+    mut labels: Labels,
+    pod_labels: &Labels,
+    claims: &Explanation,
+    context: Context<'_>,
+) -> Decision {
+    let mut decision = Decision::default();
+    let inherits = labels.is_empty() && !pod_labels.is_empty();
+    if inherits {
+        labels.clone_from(pod_labels);
+    }
+    let snapshot = &job.snapshot;
+    let selected =
+        select::for_stamping(context.policies, &snapshot.namespace, context.namespace_labels, &labels);
+    let effective = &selected.effective;
+    if selected.by.is_empty() {
+        return decision;
+    }
+    if inherits {
+        decision.labels.extend(labels.iter().map(|(key, value)| (key.clone(), Some(value.clone()))));
+    }
+    let mut text = Explanation::default();
+    decision.stamp_ttl(job, effective, claims, &mut text);
+    decision.stamp_deadline(job, effective, claims, &mut text);
+    decision.stamp_backoff_limit(job, effective, claims, &mut text);
+    decision.stamp_labels(&labels, pod_labels, effective, &mut text);
+    decision.stamp_group(job, &selected, &mut text);
+    decision.queue(job, effective, claims, context.now, &mut text);
+    if snapshot.opted_out() {
+        text.set(explain::OPT_OUT, "of defaults, harvest and prune (label job-handler/enabled: \"false\")");
+    }
+    if text.is_empty() {
+        let by: Vec<String> = selected.by.iter().map(ToString::to_string).collect();
+        text.set(explain::NOTHING, format_args!("selected by {}", by.join(", ")));
+    }
+    decision.annotations.insert(keys::STAMPED, Some(text.to_string()));
+    // A new Job was never harvested, whatever it was copied from.
+    decision.annotations.insert(keys::STATUS, None);
+    decision.annotations.insert(keys::RESULTS, None);
+    decision
+}
+
+impl Decision {
+    /// The TTL. Where a result is to be harvested, the harvest deadline stands in `spec` and the desired TTL waits in
+    /// the annotation until the result is stored.
+    fn stamp_ttl(
+        &mut self,
+        job: &JobView,
+        effective: &Effective,
+        claims: &Explanation,
+        text: &mut Explanation,
+    ) {
+        let present = job.snapshot.ttl.map(i64::from);
+        let settle = |stated| bounds::settle(stated, &effective.ttl, Absent::Unconcerned);
+        let harvest = effective.results.as_ref().map(|results| i64::from(results.harvest_deadline_seconds));
+        let parked = |desired: Option<i64>| match (desired, harvest) {
+            (Some(seconds), Some(deadline)) if seconds >= 0 => Some(seconds.max(deadline)),
+            (desired, _) => desired,
+        };
+        // The annotation speaks where `spec` holds exactly what would be parked for it: our own output, a copy of a
+        // stored Job, or the sink's stamp on a Job that we missed. A forger could as well state that TTL.
+        let waiting = job
+            .annotation(keys::TTL)
+            .and_then(|text| text.parse::<i32>().ok())
+            .map(i64::from)
+            .filter(|desired| harvest.is_some() && *desired >= 0 && parked(Some(*desired)) == present);
+        let claimed = claims
+            .claimed(explain::TTL)
+            .map(settle)
+            .filter(|settled| parked(settled.value) == present)
+            .filter(|settled| waiting.is_none_or(|desired| settled.value == Some(desired)));
+        let settled = match claimed {
+            Some(settled) => settled,
+            None => self.warn(explain::TTL, settle(waiting.or(present))),
+        };
+        let spec = parked(settled.value);
+        let relocated = harvest.is_some() && settled.value.is_some_and(|seconds| seconds >= 0);
+        self.ttl = Field::Be(spec);
+        self.annotations
+            .insert(keys::TTL, settled.value.filter(|_| relocated).map(|seconds| seconds.to_string()));
+        match spec.filter(|_| relocated) {
+            Some(spec) => text.set(
+                explain::TTL,
+                format_args!("{settled}, once the result is stored; at the latest after {spec}"),
+            ),
+            None if settled.changed() => text.set(explain::TTL, &settled),
+            None => text.remove(explain::TTL),
+        }
+    }
+
+    fn stamp_deadline(
+        &mut self,
+        job: &JobView,
+        effective: &Effective,
+        claims: &Explanation,
+        text: &mut Explanation,
+    ) {
+        let settle = |stated| bounds::settle(stated, &effective.deadline, Absent::Unbounded);
+        let settled = self.believe(explain::DEADLINE, claims, job.snapshot.deadline, settle, true);
+        self.deadline = Field::Be(settled.value);
+        tell(text, explain::DEADLINE, &settled);
+    }
+
+    /// Retries. 6 counts as absent unless the author keeps it.
+    fn stamp_backoff_limit(
+        &mut self,
+        job: &JobView,
+        effective: &Effective,
+        claims: &Explanation,
+        text: &mut Explanation,
+    ) {
+        let per_index = job.backoff_limit_per_index;
+        if per_index && job.snapshot.backoff_limit == Some(i32::MAX) {
+            return;
+        }
+        // Beside backoffLimitPerIndex the API's default is MaxInt32, so that a 6 there was written by somebody.
+        let keeps = per_index
+            || job
+                .annotation(keys::KEEP)
+                .is_some_and(|fields| fields.split(',').any(|field| field.trim() == explain::BACKOFF));
+        let settle = |stated: Option<i64>| {
+            let absent = stated.is_none() || (stated == Some(i64::from(API_BACKOFF_LIMIT)) && !keeps);
+            match (&effective.backoff_limit.default, absent) {
+                (Some(default), true) => {
+                    Settled { stated, value: Some(default.value), why: Why::Default(default.policy.clone()) }
+                }
+                _ => bounds::settle(stated, &effective.backoff_limit, Absent::Unconcerned),
+            }
+        };
+        let present = job.snapshot.backoff_limit.map(i64::from);
+        // Nobody is to blame for the API's own default.
+        let blame = keeps || job.snapshot.backoff_limit != Some(API_BACKOFF_LIMIT);
+        let settled = self.believe(explain::BACKOFF, claims, present, settle, blame);
+        self.backoff_limit = Field::Be(settled.value);
+        tell(text, explain::BACKOFF, &settled);
+    }
+
+    fn stamp_labels(
+        &mut self,
+        labels: &Labels,
+        pod_labels: &Labels,
+        effective: &Effective,
+        text: &mut Explanation,
+    ) {
+        for (key, label) in &effective.labels {
+            let (on_job, on_pods) = (!labels.contains_key(key), !pod_labels.contains_key(key));
+            if on_job {
+                self.labels.insert(key.clone(), Some(label.value.clone()));
+            }
+            if on_pods {
+                self.pod_labels.insert(key.clone(), Some(label.value.clone()));
+            }
+            if on_job || on_pods {
+                text.set_label(key, &label.value, on_job, on_pods, &label.policy);
+            }
+        }
+    }
+
+    /// The group, or none: one that somebody else wrote goes.
+    fn stamp_group(&mut self, job: &JobView, selected: &Selected, text: &mut Explanation) {
+        let group = select::group(&selected.effective, &selected.labels, job.snapshot.owner.as_ref());
+        let value = match group {
+            Some((Ok(group), policy)) => {
+                text.set(explain::GROUP, format_args!("{} (by {}, {policy})", group.value, group.by));
+                Some(group.value)
+            }
+            Some((Err(why), policy)) => {
+                let why = why.to_string();
+                let why = why.strip_prefix("no group: ").unwrap_or(&why);
+                text.set(explain::NO_GROUP, format_args!("{why} ({policy} asks for one)"));
+                None
+            }
+            None => None,
+        };
+        let found = job.snapshot.labels.get(keys::GROUP);
+        if let Some(found) = found.filter(|found| Some(*found) != value.as_ref()) {
+            self.warnings.push(format!(
+                "job-handler: label {} is set by job-handler from the policies; `{found}` was {}",
+                keys::GROUP,
+                if value.is_some() { "replaced" } else { "removed" }
+            ));
+        }
+        self.labels.insert(keys::GROUP.to_owned(), value.clone());
+        self.pod_labels.insert(keys::GROUP.to_owned(), value);
+    }
+
+    /// Under a Queue limit a Job is created suspended, with the mark that lets the sink start it.
+    fn queue(
+        &mut self,
+        job: &JobView,
+        effective: &Effective,
+        claims: &Explanation,
+        now: Timestamp,
+        text: &mut Explanation,
+    ) {
+        let marked = job.annotation(keys::QUEUED_AT);
+        let by_us = claims.has(explain::QUEUED) && marked.is_some();
+        let suspended_by_author = job.snapshot.suspended && !by_us;
+        let limit = effective.limits.iter().find(|limit| limit.value.when_full == WhenFull::Queue);
+        let Some(limit) = limit.filter(|_| !suspended_by_author && !job.snapshot.is_foreign()) else {
+            self.annotations.insert(keys::QUEUED_AT, None);
+            return;
+        };
+        let since = marked
+            .and_then(|text| text.parse::<Timestamp>().ok())
+            .filter(|since| (0..=SAME_CREATE_SECONDS).contains(&(now.as_second() - since.as_second())))
+            .unwrap_or(now);
+        let since = Timestamp::from_second(since.as_second()).unwrap_or(now);
+        self.suspend = true;
+        self.annotations.insert(keys::QUEUED_AT, Some(since.to_string()));
+        text.set(
+            explain::QUEUED,
+            format_args!("waits for a slot of limit \"{}\" of {}", limit.value.name, limit.policy),
+        );
+    }
+
+    /// A TTL that changes after the harvest: the sink's arming passes as it is; later ones keep to the maximum, and to
+    /// `Never` (else each re-apply of a manifest with a TTL would undo it).
+    fn guard_armed_ttl(&mut self, new: &JobView, old: &JobView, effective: &Effective) {
+        if !is_marked(old) {
+            return;
+        }
+        let Some(ttl) = new.snapshot.ttl.map(i64::from) else { return };
+        let outcome = old.snapshot.finished.as_ref().map(|finished| finished.outcome);
+        let never = effective.cleanup.as_ref().zip(outcome).is_some_and(|(cleanup, outcome)| {
+            let policy = match outcome {
+                Outcome::Completed => cleanup.succeeded_policy,
+                Outcome::Failed => cleanup.failed_policy,
+            };
+            policy == CleanupPolicy::Never
+        });
+        if never {
+            self.ttl = Field::Be(None);
+            self.warnings.push(format!(
+                "job-handler: this Job is kept (cleanup policy Never); {} {ttl} was left out",
+                explain::TTL
+            ));
+        } else {
+            let settled = bounds::settle(Some(ttl), &effective.ttl, Absent::Unconcerned);
+            let settled = self.warn(explain::TTL, settled);
+            self.ttl = Field::Be(settled.value);
+        }
+    }
+
+    /// Settles what the author had written by our own account, where that leads to what is there now; else settles
+    /// what is there.
+    fn believe(
+        &mut self,
+        field: &str,
+        claims: &Explanation,
+        present: Option<i64>,
+        settle: impl Fn(Option<i64>) -> Settled,
+        blame: bool,
+    ) -> Settled {
+        match claims.claimed(field).map(&settle).filter(|settled| settled.value == present) {
+            Some(settled) => settled,
+            None if blame => self.warn(field, settle(present)),
+            None => settle(present),
+        }
+    }
+
+    fn warn(&mut self, field: &str, settled: Settled) -> Settled {
+        self.warnings.extend(settled.warning(field));
+        settled
+    }
+}
+
+fn tell(text: &mut Explanation, field: &str, settled: &Settled) {
+    if settled.changed() {
+        text.set(field, settled);
+    } else {
+        text.remove(field);
+    }
+}

@@ -1,0 +1,193 @@
+//! The Lease of this replica: it lives, and these policy revisions are what it enforces.
+//!
+//! The sink calls a policy Ready once every live replica says so. Therefore a replica whose Lease has run out no longer
+//! decides about limits ([`Liveness`]): nobody waits for what it enforces.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use jiff::Timestamp;
+use job_handler_shared::{admin::ReadyHandle, keys};
+use k8s_openapi::{api::coordination::v1::Lease, apimachinery::pkg::apis::meta::v1::MicroTime};
+use kube::{
+    Api, Client,
+    api::{DeleteParams, Patch, PatchParams},
+};
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+
+use crate::policies::Policies;
+
+/// Field manager of server-side apply.
+const MANAGER: &str = "job-handler-webhook";
+const RENEW: Duration = Duration::from_secs(5);
+const RETRY: Duration = Duration::from_secs(1);
+const CALL_TIMEOUT: Duration = Duration::from_secs(4);
+/// Of the 15 s that others believe in the Lease, the last 2 are left out: clocks differ, and answers travel.
+const TRUST: Duration = Duration::from_secs(keys::WEBHOOK_LEASE_SECONDS as u64 - 2);
+
+/// Whether the Lease is held; clones share it.
+#[derive(Clone, Debug)]
+pub struct Liveness {
+    start: Instant,
+    /// Milliseconds since `start` of the last renewal, plus one; 0 = never.
+    renewed: Arc<AtomicU64>,
+    always: bool,
+}
+
+impl Default for Liveness {
+    fn default() -> Self {
+        Self { start: Instant::now(), renewed: Arc::default(), always: false }
+    }
+}
+
+impl Liveness {
+    /// Without a Lease, for tests and benchmarks.
+    pub fn always() -> Self {
+        Self { always: true, ..Self::default() }
+    }
+
+    /// Whether the others still count on this replica.
+    pub fn is_live(&self) -> bool {
+        let renewed = self.renewed.load(Ordering::Acquire);
+        self.always || (renewed > 0 && self.elapsed().saturating_sub(renewed) < TRUST.as_millis() as u64)
+    }
+
+    fn elapsed(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+/// Keeps the Lease of `replica` until `shutdown`; then it is let go by [`Keeper::release`].
+pub struct Keeper {
+    api: Api<Lease>,
+    name: String,
+    holder: String,
+    policies: Policies,
+    liveness: Liveness,
+    ready: ReadyHandle,
+}
+
+impl Keeper {
+    /// Of the replica of this name.
+    pub fn new(
+        client: Client,
+        namespace: &str,
+        replica: &str,
+        policies: Policies,
+        liveness: Liveness,
+        ready: ReadyHandle,
+    ) -> Self {
+        Self {
+            api: Api::namespaced(client, namespace),
+            name: format!("{}{replica}", keys::WEBHOOK_LEASE_PREFIX),
+            holder: replica.to_owned(),
+            policies,
+            liveness,
+            ready,
+        }
+    }
+
+    /// Renews every five seconds, and at once when a policy changes.
+    pub async fn run(&self, shutdown: CancellationToken) {
+        let mut changes = self.policies.changes();
+        let mut told: Option<String> = None;
+        let acquired = Timestamp::now();
+        while !shutdown.is_cancelled() {
+            let pause = if !self.policies.synced() {
+                RENEW
+            } else {
+                match self.renew(acquired).await {
+                    Ok(()) => {
+                        self.ready.ready();
+                        if told.take().is_some() {
+                            tracing::info!(lease = %self.name, "renewed again");
+                        }
+                        RENEW
+                    }
+                    Err(why) => {
+                        if !self.liveness.is_live() {
+                            self.ready.not_ready(&why);
+                        }
+                        if told.as_ref() != Some(&why) {
+                            tracing::warn!(lease = %self.name, "cannot renew, trying again: {why}");
+                            told = Some(why);
+                        }
+                        RETRY
+                    }
+                }
+            };
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                Ok(()) = changes.changed() => {}
+                () = shutdown.cancelled() => {}
+            }
+        }
+    }
+
+    /// Takes the Lease away, once nothing is answered any more.
+    pub async fn release(&self) {
+        let params = DeleteParams::default();
+        let delete = self.api.delete(&self.name, &params);
+        match tokio::time::timeout(CALL_TIMEOUT, delete).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(kube::Error::Api(status))) if status.code == 404 => {}
+            Ok(Err(error)) => {
+                tracing::warn!(lease = %self.name, "left behind, it runs out by itself: {error}")
+            }
+            Err(_) => tracing::warn!(lease = %self.name, "left behind, it runs out by itself: no answer"),
+        }
+    }
+
+    async fn renew(&self, acquired: Timestamp) -> Result<(), String> {
+        // What is true when the call begins; both only ever move on.
+        let begun = self.liveness.elapsed();
+        let enforces: BTreeMap<String, i64> = self
+            .policies
+            .current()
+            .iter()
+            .map(|policy| (policy.reference.uid.clone(), policy.generation))
+            .collect();
+        let enforces = serde_json::to_string(&enforces).map_err(|error| error.to_string())?;
+        let lease = json!({
+            "apiVersion": "coordination.k8s.io/v1",
+            "kind": "Lease",
+            "metadata": {
+                "name": self.name,
+                "labels": {keys::COMPONENT: keys::COMPONENT_WEBHOOK},
+                "annotations": {keys::ENFORCES: enforces},
+            },
+            "spec": {
+                "holderIdentity": self.holder,
+                "leaseDurationSeconds": keys::WEBHOOK_LEASE_SECONDS,
+                "acquireTime": MicroTime(acquired),
+                "renewTime": MicroTime(Timestamp::now()),
+            },
+        });
+        let patch = Patch::Apply(&lease);
+        let params = PatchParams::apply(MANAGER).force();
+        let call = self.api.patch(&self.name, &params, &patch);
+        match tokio::time::timeout(CALL_TIMEOUT, call).await {
+            Ok(Ok(_)) => {
+                self.liveness.renewed.store(begun + 1, Ordering::Release);
+                Ok(())
+            }
+            Ok(Err(kube::Error::Api(status))) if status.code == 403 => Err(format!(
+                "no right to write Leases: apply the webhook's roles (manifests/base) and bind them to this \
+                 ServiceAccount: {}",
+                status.message
+            )),
+            Ok(Err(kube::Error::Api(status))) if status.code == 404 => {
+                Err(format!("{}. Does the namespace (--namespace) exist?", status.message))
+            }
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err(format!("no answer within {} s", CALL_TIMEOUT.as_secs())),
+        }
+    }
+}

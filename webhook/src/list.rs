@@ -1,0 +1,107 @@
+//! A consistent LIST of Jobs, page by page, each Job cut down as it is read.
+
+use std::time::Instant;
+
+use http::Request;
+use job_handler_shared::job::JobSnapshot;
+use kube::Client;
+use serde::{Deserialize, Deserializer};
+
+use crate::{job::JobView, slots::View};
+
+/// Jobs per page: about 2 MiB of JSON.
+const PAGE: usize = 500;
+/// A continue token lives as long as etcd's compaction lets it (5 minutes); starting over once is enough.
+const TRIES: usize = 2;
+
+/// Why there is no view.
+#[derive(Debug, thiserror::Error)]
+pub enum ListError {
+    /// The apiserver refused, or did not answer.
+    #[error("cannot list Jobs: {0}")]
+    Api(#[from] Box<kube::Error>),
+    /// The request cannot be built.
+    #[error("cannot ask for Jobs: {0}")]
+    Request(#[from] http::Error),
+}
+
+#[derive(Deserialize)]
+struct Page {
+    metadata: PageMeta,
+    #[serde(default = "Vec::new", deserialize_with = "null_is_empty")]
+    items: Vec<Item>,
+}
+
+#[derive(Deserialize)]
+struct PageMeta {
+    #[serde(default, rename = "continue")]
+    more: Option<String>,
+}
+
+/// A Job of which only the snapshot is kept.
+struct Item(JobSnapshot);
+
+impl<'de> Deserialize<'de> for Item {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        JobView::deserialize(deserializer).map(|view| Self(view.snapshot))
+    }
+}
+
+fn null_is_empty<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Item>, D::Error> {
+    Option::deserialize(deserializer).map(Option::unwrap_or_default)
+}
+
+/// All Jobs of a namespace, or of the cluster. No `resourceVersion` is asked for, which makes the LIST consistent: it
+/// shows everything that was written before it began (KEP-2340); the pages that follow are of the same moment.
+///
+/// # Errors
+/// Where the apiserver refuses or is away.
+pub async fn jobs(client: &Client, namespace: Option<String>) -> Result<View, ListError> {
+    let began = Instant::now();
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        match pages(client, namespace.as_deref()).await {
+            Err(ListError::Api(error)) if tries < TRIES && is_expired(&error) => {}
+            Err(error) => return Err(error),
+            // Only what began with the last try counts as shown; an earlier `began` promises less, never more.
+            Ok(jobs) => return Ok(View { namespace, began, ended: Instant::now(), jobs }),
+        }
+    }
+}
+
+async fn pages(client: &Client, namespace: Option<&str>) -> Result<Vec<JobSnapshot>, ListError> {
+    let path = match namespace {
+        Some(namespace) => format!("/apis/batch/v1/namespaces/{}/jobs", escape(namespace)),
+        None => "/apis/batch/v1/jobs".to_owned(),
+    };
+    let mut jobs = Vec::new();
+    let mut more: Option<String> = None;
+    loop {
+        let token = more.map(|token| format!("&continue={}", escape(&token))).unwrap_or_default();
+        let request = Request::get(format!("{path}?limit={PAGE}{token}")).body(Vec::new())?;
+        let page: Page = client.request(request).await.map_err(Box::new)?;
+        jobs.extend(page.items.into_iter().map(|item| item.0));
+        more = page.metadata.more.filter(|token| !token.is_empty());
+        if more.is_none() {
+            return Ok(jobs);
+        }
+    }
+}
+
+fn is_expired(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == 410)
+}
+
+/// Percent-encodes everything but unreserved characters (RFC 3986).
+fn escape(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') {
+            out.push(char::from(byte));
+        } else {
+            out.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    out
+}

@@ -1,0 +1,169 @@
+//! The webhook's metrics. Labels are bounded: never a name that a user chooses.
+
+use std::time::Duration;
+
+use job_handler_shared::telemetry::Metrics;
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{
+        counter::Counter,
+        family::Family,
+        gauge::Gauge,
+        histogram::{Histogram, exponential_buckets},
+        info::Info,
+    },
+};
+
+/// Where a review came in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Endpoint {
+    /// `/mutate`.
+    Mutate,
+    /// `/validate`.
+    Validate,
+}
+
+/// What was answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    /// Allowed as it came.
+    Allowed,
+    /// Allowed with changes.
+    Patched,
+    /// A limit is full, or a group waits.
+    Refused,
+    /// It cannot be decided now.
+    Unavailable,
+    /// No review, or no Job.
+    Bad,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReviewLabels {
+    endpoint: &'static str,
+    verdict: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct EndpointLabels {
+    endpoint: &'static str,
+}
+
+impl Endpoint {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Mutate => "mutate",
+            Self::Validate => "validate",
+        }
+    }
+}
+
+impl Outcome {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Allowed => "allowed",
+            Self::Patched => "patched",
+            Self::Refused => "refused",
+            Self::Unavailable => "unavailable",
+            Self::Bad => "bad",
+        }
+    }
+}
+
+/// All of them; clones share them.
+#[derive(Clone, Debug)]
+pub struct WebhookMetrics {
+    reviews: Family<ReviewLabels, Counter>,
+    duration: Family<EndpointLabels, Histogram>,
+    /// Policies in memory.
+    pub policies: Gauge,
+    /// Refusals that the sink will never hear of: its socket was away for too long.
+    pub refusals_dropped: Counter,
+    /// Refusals handed to the sink.
+    pub refusals_sent: Counter,
+    /// Consistent LISTs of Jobs.
+    pub consistent_reads: Counter,
+    /// Attempts that were granted and whose Job nobody has seen yet.
+    pub pending_attempts: Gauge,
+}
+
+impl WebhookMetrics {
+    /// Registers them.
+    pub fn new(metrics: &Metrics) -> Self {
+        // 100 µs to 13 s: the fast path, and a limit that waits for the apiserver.
+        let buckets = || Histogram::new(exponential_buckets(0.0001, 2.0, 18));
+        let all = Self {
+            reviews: Family::default(),
+            duration: Family::new_with_constructor(buckets),
+            policies: Gauge::default(),
+            refusals_dropped: Counter::default(),
+            refusals_sent: Counter::default(),
+            consistent_reads: Counter::default(),
+            pending_attempts: Gauge::default(),
+        };
+        metrics.register(|registry| {
+            registry.register("job_handler_reviews", "Reviews by endpoint and verdict", all.reviews.clone());
+            registry.register(
+                "job_handler_review_duration_seconds",
+                "Time from the body to the answer",
+                all.duration.clone(),
+            );
+            registry.register("job_handler_policies", "Policies in memory", all.policies.clone());
+            registry.register(
+                "job_handler_refusals_dropped",
+                "Refusals that the sink will never hear of",
+                all.refusals_dropped.clone(),
+            );
+            registry.register(
+                "job_handler_refusals_sent",
+                "Refusals handed to the sink",
+                all.refusals_sent.clone(),
+            );
+            registry.register(
+                "job_handler_limit_consistent_reads",
+                "Consistent LISTs of Jobs made for decisions about limits",
+                all.consistent_reads.clone(),
+            );
+            registry.register(
+                "job_handler_limit_pending_attempts",
+                "Attempts that were granted and whose Job was not seen yet",
+                all.pending_attempts.clone(),
+            );
+            registry.register(
+                "job_handler_webhook_build",
+                "The webhook's version",
+                Info::new([("version", env!("CARGO_PKG_VERSION"))]),
+            );
+        });
+        all
+    }
+
+    /// Counts one review.
+    pub fn review(&self, endpoint: Endpoint, verdict: Outcome, took: Duration) {
+        let (endpoint, verdict) = (endpoint.as_str(), verdict.as_str());
+        self.reviews.get_or_create(&ReviewLabels { endpoint, verdict }).inc();
+        self.duration.get_or_create(&EndpointLabels { endpoint }).observe(took.as_secs_f64());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_those_of_the_dashboards() {
+        let metrics = Metrics::default();
+        let ours = WebhookMetrics::new(&metrics);
+        ours.review(Endpoint::Mutate, Outcome::Patched, Duration::from_millis(1));
+        ours.refusals_dropped.inc();
+        let text = metrics.encode().unwrap();
+        for line in [
+            "job_handler_reviews_total{endpoint=\"mutate\",verdict=\"patched\"} 1",
+            "job_handler_refusals_dropped_total 1",
+            "job_handler_review_duration_seconds_count{endpoint=\"mutate\"} 1",
+            "job_handler_webhook_build_info{version=\"",
+        ] {
+            assert!(text.contains(line), "{line} in\n{text}");
+        }
+    }
+}

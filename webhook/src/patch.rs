@@ -1,0 +1,106 @@
+//! Decision -> JSON Patch on the raw object: only what differs, one operation each.
+//!
+//! A diff between typed Jobs would delete fields that a newer server knows and the typed Job does not.
+
+use std::collections::BTreeMap;
+
+use job_handler_shared::combine::Labels;
+use json_patch::{AddOperation, PatchOperation, RemoveOperation, jsonptr::PointerBuf};
+use serde_json::{Map, Value};
+
+use crate::{
+    decide::{Decision, Field},
+    job::JobView,
+};
+
+/// The operations that make the Job as it should be; none where it is so already.
+pub fn patch(job: &JobView, decision: &Decision) -> Vec<PatchOperation> {
+    let mut ops = Vec::new();
+    let have = &job.snapshot;
+    field(&mut ops, "ttlSecondsAfterFinished", have.ttl.map(i64::from), decision.ttl);
+    field(&mut ops, "activeDeadlineSeconds", have.deadline, decision.deadline);
+    field(&mut ops, "backoffLimit", have.backoff_limit.map(i64::from), decision.backoff_limit);
+    if decision.suspend && !have.suspended {
+        add(&mut ops, &["spec", "suspend"], true);
+    }
+    map(&mut ops, &["metadata", "labels"], job.has_labels, &have.labels, &decision.labels);
+    map(
+        &mut ops,
+        &["metadata", "annotations"],
+        job.has_annotations,
+        &have.annotations,
+        &decision.annotations,
+    );
+    let template = &job.template;
+    if template.exists {
+        let wanted = &decision.pod_labels;
+        let path = ["spec", "template", "metadata", "labels"];
+        if template.has_metadata {
+            map(&mut ops, &path, template.has_labels, &template.labels, wanted);
+        } else if let Some(labels) = all(wanted) {
+            add(&mut ops, &path[..3], Value::Object(Map::from_iter([("labels".to_owned(), labels)])));
+        }
+    }
+    ops
+}
+
+fn field(ops: &mut Vec<PatchOperation>, name: &str, have: Option<i64>, want: Field) {
+    let Field::Be(want) = want else { return };
+    if have == want {
+        return;
+    }
+    match want {
+        Some(value) => add(ops, &["spec", name], value),
+        None => remove(ops, &["spec", name]),
+    }
+}
+
+fn map<K: AsRef<str> + Ord>(
+    ops: &mut Vec<PatchOperation>,
+    path: &[&str],
+    exists: bool,
+    have: &Labels,
+    want: &BTreeMap<K, Option<String>>,
+) {
+    if !exists {
+        if let Some(all) = all(want) {
+            add(ops, path, all);
+        }
+        return;
+    }
+    for (key, value) in want {
+        let key = key.as_ref();
+        let path = || path.iter().copied().chain([key]).collect::<Vec<_>>();
+        match (have.get(key), value) {
+            (Some(have), Some(want)) if have == want => {}
+            (_, Some(want)) => add(ops, &path(), want.as_str()),
+            (Some(_), None) => remove(ops, &path()),
+            (None, None) => {}
+        }
+    }
+}
+
+/// A whole map; none where it would be empty.
+fn all<K: AsRef<str>>(want: &BTreeMap<K, Option<String>>) -> Option<Value> {
+    let map: Map<String, Value> = want
+        .iter()
+        .filter_map(|(key, value)| {
+            value.as_ref().map(|value| (key.as_ref().to_owned(), value.as_str().into()))
+        })
+        .collect();
+    (!map.is_empty()).then_some(Value::Object(map))
+}
+
+/// `add` replaces what is there, so it serves for both.
+fn add(ops: &mut Vec<PatchOperation>, path: &[&str], value: impl Into<Value>) {
+    ops.push(PatchOperation::Add(AddOperation { path: pointer(path), value: value.into() }));
+}
+
+fn remove(ops: &mut Vec<PatchOperation>, path: &[&str]) {
+    ops.push(PatchOperation::Remove(RemoveOperation { path: pointer(path) }));
+}
+
+/// Escapes `~` and `/` of keys such as `job-handler/group` (RFC 6901).
+fn pointer(path: &[&str]) -> PointerBuf {
+    PointerBuf::from_tokens(path.iter().copied())
+}

@@ -1,0 +1,94 @@
+//! Which policies act on a Job, and what they say together.
+
+use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
+
+use job_handler_shared::{
+    combine::{Effective, From, Labels, Policy, PolicyRef, PolicySet},
+    group::{GroupId, NoGroup, group_of},
+    job::{JobSnapshot, Owner},
+    keys,
+};
+
+/// What the enforced policies say about one Job.
+#[derive(Clone, Debug, Default)]
+pub struct Selected {
+    /// Those that select it, in order of precedence.
+    pub by: Vec<PolicyRef>,
+    /// What they say together.
+    pub effective: Effective,
+    /// The Job's labels as decisions see them, with those that policies add, without the stamped group.
+    pub labels: Labels,
+}
+
+/// The enforced policies that select a Job with these labels, the labels they add included: whoever looks at the stored
+/// Job later (a limit, the harvest) sees those too, and has to come to the same policies.
+pub fn for_stamping(set: &PolicySet, namespace: &str, namespace_labels: &Labels, raw: &Labels) -> Selected {
+    let mut labels = without_group(raw).into_owned();
+    // Labels only ever grow, so this ends; a chain longer than this is nobody's intention.
+    for _ in 0..4 {
+        let selected = select(set, namespace, namespace_labels, &labels);
+        let missing: Vec<(String, String)> = selected
+            .effective
+            .labels
+            .iter()
+            .filter(|(key, _)| !labels.contains_key(*key))
+            .map(|(key, From { value, .. })| (key.clone(), value.clone()))
+            .collect();
+        if missing.is_empty() {
+            return Selected { labels, ..selected };
+        }
+        labels.extend(missing);
+    }
+    let selected = select(set, namespace, namespace_labels, &labels);
+    Selected { labels, ..selected }
+}
+
+fn select(set: &PolicySet, namespace: &str, namespace_labels: &Labels, labels: &Labels) -> Selected {
+    let matching = enforced(set, namespace, namespace_labels, labels);
+    Selected {
+        by: matching.iter().map(|policy| policy.reference.clone()).collect(),
+        effective: Effective::of(matching, labels),
+        labels: Labels::new(),
+    }
+}
+
+/// The enforced policies that select a stored Job.
+pub fn enforced<'a>(
+    set: &'a PolicySet,
+    namespace: &str,
+    namespace_labels: &Labels,
+    labels: &Labels,
+) -> Vec<&'a Arc<Policy>> {
+    let mut matching = set.matching(namespace, namespace_labels, labels);
+    matching.retain(|policy| policy.enforced());
+    matching
+}
+
+/// The group of a Job, from its raw labels; none where no policy asks for one.
+pub fn group(
+    effective: &Effective,
+    labels: &Labels,
+    owner: Option<&Owner>,
+) -> Option<(Result<GroupId, NoGroup>, PolicyRef)> {
+    let spec = effective.group.as_ref()?;
+    Some((group_of(&spec.value, &without_group(labels), owner), spec.policy.clone()))
+}
+
+/// The group of a stored Job, or none.
+pub fn group_of_stored(effective: &Effective, job: &JobSnapshot) -> Option<GroupId> {
+    group(effective, &job.labels, job.owner.as_ref()).and_then(|(group, _)| group.ok())
+}
+
+/// The stamped group is never an input: a forged one would choose its own policies.
+pub fn without_group(labels: &Labels) -> Cow<'_, Labels> {
+    if labels.contains_key(keys::GROUP) {
+        let rest: BTreeMap<_, _> = labels
+            .iter()
+            .filter(|(key, _)| *key != keys::GROUP)
+            .map(|(k, v)| (k.clone(), v.clone()))
+            .collect();
+        Cow::Owned(rest)
+    } else {
+        Cow::Borrowed(labels)
+    }
+}

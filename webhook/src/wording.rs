@@ -1,0 +1,121 @@
+//! What the author of a refused Job reads. Everyone reads it: `kubectl`, Events, status, audit log.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use job_handler_shared::{
+    combine::PolicyRef,
+    job::human_seconds,
+    policy::{Limit, Scope},
+};
+
+use crate::{
+    limit::{FAILURE_BACKOFF, Refused},
+    slots::{Holder, Place, ScopeKey},
+};
+
+/// So many of the oldest holders are named.
+const NAMED: usize = 2;
+
+/// No slot is left.
+pub fn full(scope: &ScopeKey, limit: &Limit, holders: &BTreeMap<String, Holder>, now: Timestamp) -> Refused {
+    let message = match (&scope.place, limit.max_active_jobs) {
+        (Place::Group(_, group), 1) => duplicate(scope, &group.value, holders, now),
+        _ => limit_reached(scope, limit, holders, now),
+    };
+    let active = holders.len().to_string();
+    refused(
+        &scope.policy,
+        &scope.limit,
+        message,
+        [("active", active), ("max", limit.max_active_jobs.to_string())],
+    )
+}
+
+/// A group waits after failures.
+pub fn too_early(
+    policy: &PolicyRef,
+    group: &str,
+    failures: usize,
+    last: &str,
+    until: Timestamp,
+    now: Timestamp,
+) -> Refused {
+    let wait = human_seconds((until.as_second() - now.as_second()).max(1));
+    let until = Timestamp::from_second(until.as_second()).unwrap_or(until).to_string();
+    let times = if failures == 1 { "time".to_owned() } else { "times in a row".to_owned() };
+    let message = format!(
+        "failure backoff: group {group} failed {failures} {times} (last: {last}); the next try is allowed in {wait}, \
+         at {until} (failureBackoff of {policy})"
+    );
+    refused(policy, FAILURE_BACKOFF, message, [("failures", failures.to_string()), ("until", until)])
+}
+
+fn refused<const N: usize>(
+    policy: &PolicyRef,
+    limit: &str,
+    message: String,
+    facts: [(&str, String); N],
+) -> Refused {
+    let mut audit: BTreeMap<String, String> =
+        facts.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+    audit.insert("policy".to_owned(), policy.to_string());
+    audit.insert("limit".to_owned(), limit.to_owned());
+    Refused { policy: policy.clone(), limit: limit.to_owned(), message, audit }
+}
+
+fn limit_reached(
+    scope: &ScopeKey,
+    limit: &Limit,
+    holders: &BTreeMap<String, Holder>,
+    now: Timestamp,
+) -> String {
+    let counted = match &scope.place {
+        Place::Cluster => "over the cluster".to_owned(),
+        Place::Namespace(_) => "per namespace".to_owned(),
+        Place::Group(_, group) => format!("per group, here {}", group.value),
+    };
+    let pending = holders.values().filter(|holder| holder.pending).count();
+    let running = holders.len() - pending;
+    let mut detail = format!("; {running} running");
+    if pending > 0 {
+        detail += &format!(", {pending} just admitted");
+    }
+    let mut oldest: Vec<&Holder> = holders.values().filter(|holder| !holder.pending).collect();
+    oldest.sort_by_key(|holder| (holder.since, &holder.name));
+    let oldest: Vec<String> =
+        oldest.into_iter().take(NAMED).map(|holder| aged(holder, limit.scope, now)).collect();
+    if !oldest.is_empty() {
+        detail += &format!("; oldest: {}", oldest.join(", "));
+    }
+    format!(
+        "concurrent job limit reached: {} active jobs, max allowed: {} (limit \"{}\" of {}, counted {counted}{detail})",
+        holders.len(),
+        limit.max_active_jobs,
+        scope.limit,
+        scope.policy,
+    )
+}
+
+fn duplicate(scope: &ScopeKey, group: &str, holders: &BTreeMap<String, Holder>, now: Timestamp) -> String {
+    let active = match holders.values().next() {
+        Some(holder) if holder.pending => format!("{} was just admitted", holder.name),
+        Some(holder) => {
+            let since = human_seconds(now.as_second() - holder.since.as_second());
+            format!("{} is active (created {since} ago)", holder.name)
+        }
+        None => "one is active".to_owned(),
+    };
+    format!(
+        "duplicate job: of group {group} {active}, max allowed: 1 per group (limit \"{}\" of {})",
+        scope.limit, scope.policy
+    )
+}
+
+fn aged(holder: &Holder, scope: Scope, now: Timestamp) -> String {
+    let age = human_seconds(now.as_second() - holder.since.as_second());
+    match scope {
+        Scope::Cluster => format!("{}/{} {age}", holder.namespace, holder.name),
+        Scope::Namespace | Scope::Group => format!("{} {age}", holder.name),
+    }
+}
