@@ -63,6 +63,7 @@ pub struct Policy {
     pub spec: PolicySpec,
     jobs: Selector,
     namespaces: Selector,
+    namespace_selector: Option<LabelSelector>,
 }
 
 /// A policy that cannot be read. The CRD's rules refuse these at apply; one that came in past them (an older CRD) is
@@ -126,6 +127,7 @@ impl Policy {
         Ok(Self {
             jobs: parse("jobSelector", spec.job_selector.as_ref())?,
             namespaces: parse("namespaceSelector", namespaces)?,
+            namespace_selector: namespaces.cloned(),
             generation: generation.unwrap_or_default(),
             spec: spec.clone(),
             reference,
@@ -137,6 +139,11 @@ impl Policy {
         self.reference.namespace.as_deref().is_none_or(|own| own == namespace)
             && self.namespaces.matches(namespace_labels)
             && self.jobs.matches(job_labels)
+    }
+
+    /// The namespaces of a cluster-wide policy, as it states them.
+    pub fn namespace_selector(&self) -> Option<&LabelSelector> {
+        self.namespace_selector.as_ref()
     }
 
     /// Whether it acts, rather than only telling.

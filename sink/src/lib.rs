@@ -1,1 +1,60 @@
 //! Event sink: harvests finished Jobs, tells of them and prunes.
+//!
+//! | module | holds |
+//! | --- | --- |
+//! | [`watch`], [`store`] | Jobs, policies, namespaces, results and replicas as the cluster tells them |
+//! | [`lease`] | who leads |
+//! | [`queue`] | what is to be looked at |
+//! | [`plan`], [`prune`] | what is to be done: pure |
+//! | [`act`] | does it |
+//! | [`capture`], [`facts`], [`logs`] | what pods tell |
+//! | [`result`], [`manifest`], [`commit`] | the stored result |
+//! | [`mark`] | conditional writes to Jobs |
+//! | [`announce`], [`events`] | Events about results |
+//! | [`refusals`], [`series`] | Events about refusals, from the webhook's socket |
+//! | [`entries`], [`conditions`] | the webhook entries of enforced limits |
+//! | [`status`] | what policies' statuses tell |
+//! | [`cleaner`] | the one-shot `prune` |
+//! | [`run`], [`metrics`], [`api`] | the process |
+//!
+//! What the sink may be trusted with, stopped at any point: every write is a create under a derived name, or holds only
+//! for the version that was looked at; every sequence can be run again from its start.
+
+pub mod act;
+pub mod announce;
+pub mod api;
+pub mod capture;
+pub mod cleaner;
+pub mod commit;
+pub mod conditions;
+pub mod entries;
+pub mod events;
+pub mod facts;
+pub mod lease;
+pub mod logs;
+pub mod manifest;
+pub mod mark;
+pub mod metrics;
+pub mod plan;
+pub mod prune;
+pub mod queue;
+pub mod refusals;
+pub mod result;
+pub mod run;
+pub mod series;
+pub mod status;
+pub mod store;
+pub mod watch;
+
+/// User agent's program name.
+pub const PROGRAM: &str = "job-handler-sink";
+/// User agent's version.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// A number from 0 to 1 to spread retries with; not for secrets.
+pub(crate) fn spread() -> f64 {
+    use std::hash::{BuildHasher, Hasher, RandomState};
+    // A fresh RandomState is keyed anew.
+    let bits = RandomState::new().build_hasher().finish();
+    f64::from(u32::try_from(bits >> 32).unwrap_or_default()) / f64::from(u32::MAX)
+}

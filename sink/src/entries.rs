@@ -1,0 +1,318 @@
+//! Keeps one webhook entry per policy with an enforced limit in the ValidatingWebhookConfiguration
+//! `job-handler-limits`: exactly as it should be, whoever edits it.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use job_handler_shared::{
+    combine::{Policy, PolicyKind, PolicySet},
+    keys, names,
+};
+use k8s_openapi::{
+    api::admissionregistration::v1::{
+        MutatingWebhookConfiguration, RuleWithOperations, ValidatingWebhook, ValidatingWebhookConfiguration,
+        WebhookClientConfig,
+    },
+    apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement},
+};
+use kube::{Api, Client, api::PostParams, core::ObjectMeta};
+use tokio::sync::watch;
+
+use crate::{
+    api::{ApiError, call},
+    conditions::{self, Deciding},
+    store::Store,
+};
+
+/// Label that Kubernetes puts on every namespace.
+const NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";
+/// Seconds the apiserver waits for an answer.
+const TIMEOUT_SECONDS: i32 = 10;
+/// How often the configurations are looked at, for those who edit them.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// What the status needs to know of the entries.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Kept {
+    /// Policy uid -> generation whose entry has been read back as it should be.
+    pub written: BTreeMap<String, i64>,
+    /// Why nothing could be written.
+    pub fault: Option<String>,
+}
+
+/// The entries that should be there. `client` is how the webhook is reached; the pair's own namespace is left out.
+pub fn build(
+    policies: &PolicySet,
+    client: &WebhookClientConfig,
+    own_namespace: &str,
+) -> Vec<ValidatingWebhook> {
+    let enforced: Vec<&Arc<Policy>> = policies.iter().filter(|policy| policy.enforced()).collect();
+    let mut entries: Vec<ValidatingWebhook> = enforced
+        .iter()
+        .filter(|policy| policy.limits_jobs() && !is_excluded(policy, own_namespace))
+        .map(|policy| {
+            let deciding = Deciding::of(policy, enforced.iter().map(AsRef::as_ref));
+            entry(policy, &deciding, client, own_namespace)
+        })
+        .collect();
+    entries.sort_by(|a, b| a.name.cmp(&b.name));
+    entries
+}
+
+/// Whether a policy lives where Jobs are never touched.
+pub fn is_excluded(policy: &Policy, own_namespace: &str) -> bool {
+    let namespace = policy.reference.namespace.as_deref();
+    namespace.is_some_and(|ns| ns == own_namespace || keys::EXCLUDED_NAMESPACES.contains(&ns))
+}
+
+fn entry(
+    policy: &Policy,
+    deciding: &Deciding,
+    client: &WebhookClientConfig,
+    own_namespace: &str,
+) -> ValidatingWebhook {
+    // Every default is spelt out, so that what is read back compares equal.
+    ValidatingWebhook {
+        name: entry_name(policy),
+        admission_review_versions: vec!["v1".to_owned()],
+        client_config: client.clone(),
+        failure_policy: Some("Fail".to_owned()),
+        match_policy: Some("Equivalent".to_owned()),
+        side_effects: "NoneOnDryRun".to_owned(),
+        timeout_seconds: Some(TIMEOUT_SECONDS),
+        rules: Some(vec![RuleWithOperations {
+            api_groups: Some(vec!["batch".to_owned()]),
+            api_versions: Some(vec!["v1".to_owned()]),
+            operations: Some(vec!["CREATE".to_owned(), "UPDATE".to_owned()]),
+            resources: Some(vec!["jobs".to_owned()]),
+            scope: Some("Namespaced".to_owned()),
+        }]),
+        namespace_selector: Some(namespace_selector(policy, own_namespace)),
+        object_selector: Some(policy.spec.job_selector.clone().unwrap_or_default()),
+        match_conditions: Some(conditions::build(deciding)),
+    }
+}
+
+fn namespace_selector(policy: &Policy, own_namespace: &str) -> LabelSelector {
+    if let Some(namespace) = &policy.reference.namespace {
+        let labels = [(NAMESPACE_NAME.to_owned(), namespace.clone())].into();
+        return LabelSelector { match_labels: Some(labels), match_expressions: None };
+    }
+    let mut selector = policy.namespace_selector().cloned().unwrap_or_default();
+    let mut excluded: Vec<String> = keys::EXCLUDED_NAMESPACES.iter().map(|ns| (*ns).to_owned()).collect();
+    excluded.push(own_namespace.to_owned());
+    selector.match_expressions.get_or_insert_default().push(LabelSelectorRequirement {
+        key: NAMESPACE_NAME.to_owned(),
+        operator: "NotIn".to_owned(),
+        values: Some(excluded),
+    });
+    selector
+}
+
+/// `<name>.<namespace>.jobpolicy.limit.job-handler.io`, or `<name>.clusterjobpolicy.limit.…`: a refused author reads it.
+/// A namespace has no dots, so that no two policies share one. Names that would be too long go by the uid.
+fn entry_name(policy: &Policy) -> String {
+    let reference = &policy.reference;
+    let suffix = keys::LIMIT_WEBHOOK_SUFFIX;
+    let name = match (reference.kind, &reference.namespace) {
+        (PolicyKind::JobPolicy, Some(namespace)) => {
+            format!("{}.{namespace}.jobpolicy.{suffix}", reference.name)
+        }
+        _ => format!("{}.clusterjobpolicy.{suffix}", reference.name),
+    };
+    if name.len() <= names::OBJECT_NAME_MAX { name } else { format!("{}.{suffix}", reference.uid) }
+}
+
+/// How to reach `/validate`, from how `/mutate` is reached; tells what is missing.
+fn client_config(mutating: Option<&MutatingWebhookConfiguration>) -> Result<WebhookClientConfig, String> {
+    let name = keys::MUTATING_CONFIGURATION;
+    let missing = || format!("MutatingWebhookConfiguration {name} is missing: apply manifests/base");
+    let webhooks = mutating.ok_or_else(missing)?.webhooks.as_deref().unwrap_or_default();
+    let webhook =
+        webhooks.iter().find(|webhook| webhook.name == keys::MUTATING_WEBHOOK).ok_or_else(|| {
+            format!("MutatingWebhookConfiguration {name} has no webhook {}", keys::MUTATING_WEBHOOK)
+        })?;
+    let mut client = webhook.client_config.clone();
+    if client.ca_bundle.as_ref().is_none_or(|bundle| bundle.0.is_empty()) {
+        return Err(format!(
+            "MutatingWebhookConfiguration {name} has no caBundle yet: no webhook replica has published its CA"
+        ));
+    }
+    if let Some(service) = &mut client.service {
+        service.path = Some(keys::VALIDATE_PATH.to_owned());
+        service.port = service.port.or(Some(443));
+    }
+    if let Some(url) = &mut client.url {
+        let base = url.strip_suffix(keys::MUTATE_PATH).unwrap_or(url.trim_end_matches('/'));
+        *url = format!("{base}{}", keys::VALIDATE_PATH);
+    }
+    Ok(client)
+}
+
+/// Keeps the entries for ever: on every change of a policy, and every few seconds for those who edit them.
+pub async fn keep(client: Client, store: Store, own_namespace: Arc<str>, kept: watch::Sender<Kept>) {
+    let mut changes = store.changes();
+    let mut known: Option<Vec<(String, i64)>> = None;
+    let mut told: Option<String> = None;
+    loop {
+        let policies = store.policies();
+        let revision: Vec<_> = policies.iter().map(|p| (p.reference.uid.clone(), p.generation)).collect();
+        let outcome = turn(&client, &policies, &own_namespace).await;
+        let state = match outcome {
+            Ok(()) => {
+                told = None;
+                let written = policies.iter().map(|p| (p.reference.uid.clone(), p.generation)).collect();
+                Kept { written, fault: None }
+            }
+            Err(error) => {
+                let fault = error.to_string();
+                if told.as_ref() != Some(&fault) {
+                    tracing::warn!("webhook entries: {fault}; trying again");
+                    told = Some(fault.clone());
+                }
+                Kept { written: BTreeMap::new(), fault: Some(fault) }
+            }
+        };
+        let well = state.fault.is_none();
+        kept.send_if_modified(|before| {
+            let changed = *before != state;
+            *before = state;
+            changed
+        });
+        known.replace(revision);
+        let pause = if well { LOOK } else { Duration::from_millis(500).mul_f64(1.0 + crate::spread()) };
+        let end = tokio::time::Instant::now() + pause;
+        // Changes of Jobs wake us up too: only another set of policies is a reason to write.
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep_until(end) => break,
+                changed = changes.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    let policies = store.policies();
+                    let now: Vec<_> = policies.iter().map(|p| (p.reference.uid.clone(), p.generation)).collect();
+                    if known.as_ref() != Some(&now) {
+                        break;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Why the entries are not as they should be.
+#[derive(Debug, thiserror::Error)]
+enum EntryError {
+    #[error(transparent)]
+    Api(#[from] ApiError),
+    #[error("{0}")]
+    Waits(String),
+    #[error("ValidatingWebhookConfiguration {} was read back other than written", keys::LIMITS_CONFIGURATION)]
+    ReadBack,
+}
+
+async fn turn(client: &Client, policies: &PolicySet, own_namespace: &str) -> Result<(), EntryError> {
+    let api = Api::<ValidatingWebhookConfiguration>::all(client.clone());
+    let mutating = Api::<MutatingWebhookConfiguration>::all(client.clone());
+    let limited = policies.iter().any(|p| p.enforced() && p.limits_jobs() && !is_excluded(p, own_namespace));
+    let what = format!("get validatingwebhookconfiguration {}", keys::LIMITS_CONFIGURATION);
+    let there = call(&what, api.get_opt(keys::LIMITS_CONFIGURATION)).await?;
+    let wanted = if limited {
+        let what = format!("get mutatingwebhookconfiguration {}", keys::MUTATING_CONFIGURATION);
+        let found = call(&what, mutating.get_opt(keys::MUTATING_CONFIGURATION)).await?;
+        build(policies, &client_config(found.as_ref()).map_err(EntryError::Waits)?, own_namespace)
+    } else {
+        Vec::new()
+    };
+    if there.as_ref().map_or(wanted.is_empty(), |there| there.webhooks.clone().unwrap_or_default() == wanted)
+    {
+        return Ok(());
+    }
+    let version = there.as_ref().and_then(|there| there.metadata.resource_version.clone());
+    let mut metadata = there.map(|there| there.metadata).unwrap_or_default();
+    metadata.managed_fields = None;
+    let labels = metadata.labels.get_or_insert_default();
+    labels.insert("app.kubernetes.io/name".to_owned(), keys::APP.to_owned());
+    let metadata = ObjectMeta { name: Some(keys::LIMITS_CONFIGURATION.to_owned()), ..metadata };
+    let written = ValidatingWebhookConfiguration { metadata, webhooks: Some(wanted.clone()) };
+    let what = format!("write validatingwebhookconfiguration {}", keys::LIMITS_CONFIGURATION);
+    let params = PostParams::default();
+    let answer = if version.is_some() {
+        call(&what, api.replace(keys::LIMITS_CONFIGURATION, &params, &written)).await?
+    } else {
+        call(&what, api.create(&params, &written)).await?
+    };
+    tracing::info!(entries = wanted.len(), "wrote the webhook entries of the limits");
+    if answer.webhooks.unwrap_or_default() == wanted { Ok(()) } else { Err(EntryError::ReadBack) }
+}
+
+#[cfg(test)]
+mod tests {
+    use job_handler_shared::policy::{ClusterJobPolicy, ClusterJobPolicySpec, JobPolicy, JobPolicySpec};
+    use k8s_openapi::ByteString;
+    use serde_json::json;
+
+    use super::*;
+
+    fn namespaced(name: &str, namespace: &str, spec: serde_json::Value) -> Arc<Policy> {
+        let spec: JobPolicySpec = serde_json::from_value(spec).unwrap();
+        let mut policy = JobPolicy::new(name, spec);
+        policy.metadata.namespace = Some(namespace.into());
+        policy.metadata.uid = Some(format!("{namespace}-{name}"));
+        Arc::new(Policy::namespaced(&policy).unwrap())
+    }
+
+    fn cluster(name: &str, spec: serde_json::Value) -> Arc<Policy> {
+        let spec: ClusterJobPolicySpec = serde_json::from_value(spec).unwrap();
+        let mut policy = ClusterJobPolicy::new(name, spec);
+        policy.metadata.uid = Some(name.into());
+        Arc::new(Policy::cluster(&policy).unwrap())
+    }
+
+    #[test]
+    fn one_entry_per_enforced_limit() {
+        let limit = json!({"limits": [{"name": "l", "maxActiveJobs": 1}]});
+        let warn = json!({"mode": "Warn", "limits": [{"name": "l", "maxActiveJobs": 1}]});
+        let set = PolicySet::new([
+            namespaced("builds", "ci", limit.clone()),
+            namespaced("warned", "ci", warn),
+            namespaced("plain", "ci", json!({})),
+            namespaced("system", "kube-system", limit.clone()),
+            namespaced("ours", "job-handler-system", limit.clone()),
+            cluster(
+                "all",
+                json!({"limits": [{"name": "l", "maxActiveJobs": 1}],
+                "namespaceSelector": {"matchLabels": {"team": "a"}}}),
+            ),
+        ]);
+        let entries = build(&set, &WebhookClientConfig::default(), "job-handler-system");
+        let names: Vec<_> = entries.iter().map(|entry| entry.name.as_str()).collect();
+        assert_eq!(
+            names,
+            ["all.clusterjobpolicy.limit.job-handler.io", "builds.ci.jobpolicy.limit.job-handler.io"]
+        );
+        let selector = serde_json::to_value(&entries[0].namespace_selector).unwrap();
+        assert_eq!(selector["matchLabels"], json!({"team": "a"}));
+        assert_eq!(selector["matchExpressions"][0]["values"], json!(["kube-system", "job-handler-system"]));
+        let selector = serde_json::to_value(&entries[1].namespace_selector).unwrap();
+        assert_eq!(selector["matchLabels"], json!({"kubernetes.io/metadata.name": "ci"}));
+    }
+
+    #[test]
+    fn the_address_is_that_of_mutate_with_another_path() {
+        let config = |client: serde_json::Value| {
+            let config: MutatingWebhookConfiguration = serde_json::from_value(json!({
+                "metadata": {}, "webhooks": [{"name": "stamp.job-handler.io", "admissionReviewVersions": ["v1"],
+                    "sideEffects": "None", "clientConfig": client}]}))
+            .unwrap();
+            client_config(Some(&config))
+        };
+        let url = config(json!({"url": "https://127.0.0.1:8443/mutate", "caBundle": "YQ=="})).unwrap();
+        assert_eq!(url.url.unwrap(), "https://127.0.0.1:8443/validate");
+        assert_eq!(url.ca_bundle, Some(ByteString(b"a".to_vec())));
+        let service = json!({"service": {"name": "job-handler", "namespace": "x", "path": "/mutate"}, "caBundle": "YQ=="});
+        assert_eq!(config(service).unwrap().service.unwrap().path.unwrap(), "/validate");
+        assert!(config(json!({"url": "https://a/mutate"})).unwrap_err().contains("no caBundle yet"));
+        assert!(client_config(None).unwrap_err().contains("manifests/base"));
+    }
+}

@@ -1,0 +1,247 @@
+//! The running sink: its tasks, what each needs, and how it ends.
+
+use std::{future::Future, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use job_handler_shared::{
+    admin::{self, Readiness},
+    telemetry::Metrics,
+};
+use kube::Client;
+use tokio::{sync::watch as channel, task::JoinSet};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    act::Actor,
+    capture::Capturer,
+    entries::{self, Kept},
+    events::Teller,
+    lease,
+    metrics::SinkMetrics,
+    queue::Queue,
+    refusals, status,
+    store::Store,
+    watch::{self, Context, enqueue_all},
+};
+
+/// How often everything is looked at again: a missed event costs at most this much.
+pub const RESYNC: Duration = Duration::from_secs(30);
+/// How long the tasks have to end.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// What the process was told.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where `/healthz`, `/readyz` and `/metrics` are.
+    pub admin_listen: SocketAddr,
+    /// The pair's namespace.
+    pub namespace: String,
+    /// This replica's name, of which there is one at a time.
+    pub replica: String,
+    /// Where refusals come in.
+    pub refusal_socket: PathBuf,
+}
+
+/// Why the sink has ended.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The admin address cannot be had.
+    #[error(transparent)]
+    Listen(#[from] admin::ListenError),
+    /// The refusal socket cannot be had.
+    #[error(transparent)]
+    Socket(#[from] refusals::SocketError),
+    /// The admin server cannot serve.
+    #[error("the admin endpoint cannot be served: {0}")]
+    Admin(std::io::Error),
+    /// A task that must live has ended.
+    #[error("the part «{part}» has ended: {why}")]
+    Ended {
+        /// Which.
+        part: &'static str,
+        /// Why.
+        why: String,
+    },
+}
+
+/// Runs the sink until `shutdown`.
+///
+/// # Errors
+/// Where it cannot start, or a part that must live has ended.
+pub async fn run(client: Client, options: Options, shutdown: CancellationToken) -> Result<(), RunError> {
+    let metrics = Metrics::default();
+    let readiness = Readiness::default();
+    // What can be wrong on this machine is told before anything is asked of the cluster.
+    let listener = admin::listen(options.admin_listen, "--admin-listen")?;
+    let socket = refusals::listen(&options.refusal_socket)?;
+    let server = admin::serve(listener, readiness.clone(), metrics.clone()).map_err(RunError::Admin)?;
+    let server_handle = server.handle();
+
+    let own = SinkMetrics::new(&metrics);
+    let context = Context {
+        client: client.clone(),
+        store: Store::default(),
+        queue: Queue::default(),
+        namespace: options.namespace.as_str().into(),
+        metrics: own.clone(),
+    };
+    let teller = Teller::new(client.clone(), &options.replica);
+    let (leading, leads) = channel::channel(false);
+
+    let mut parts = Parts::default();
+    parts.add("admin", async move { server.await.map_err(|e| e.to_string()) });
+    let part = |name| readiness.part(name);
+    parts.add("jobs", watch::jobs(context.clone(), part("jobs")).never());
+    parts.add("policies", watch::policies(context.clone(), part("policies")).never());
+    parts.add("cluster policies", watch::cluster_policies(context.clone(), part("cluster policies")).never());
+    parts.add("namespaces", watch::namespaces(context.clone(), part("namespaces")).never());
+    parts.add("results", watch::results(context.clone(), part("results")).never());
+    parts.add("webhook leases", watch::replicas(context.clone(), part("webhook leases")).never());
+    let serve = refusals::serve(socket, context.store.clone(), teller.clone(), own, part("refusals"));
+    parts.add("refusals", async move { Err(serve.await.err().map(|e| e.to_string()).unwrap_or_default()) });
+    let actor = Actor {
+        client: client.clone(),
+        store: context.store.clone(),
+        queue: context.queue.clone(),
+        capturer: Capturer::new(client.clone()),
+        teller,
+        metrics: context.metrics.clone(),
+    };
+    let namespace = context.namespace.clone();
+    parts.add("leader", lead(context, actor, leads, readiness.clone()).never());
+
+    // The Lease is given back last: until then nobody else may take over.
+    let ending = CancellationToken::new();
+    let elect = lease::elect(
+        client,
+        namespace,
+        options.replica.as_str().into(),
+        leading,
+        readiness.part("leader lease"),
+        ending.clone(),
+    );
+    let mut election = tokio::spawn(elect);
+    tracing::info!(version = crate::VERSION, replica = options.replica, "started");
+    let outcome = tokio::select! {
+        () = shutdown.cancelled() => Ok(()),
+        ended = parts.first() => Err(ended),
+        ended = &mut election => Err(RunError::Ended {
+            part: "leader lease",
+            why: ended.err().map_or_else(|| "it returned".to_owned(), |e| e.to_string()),
+        }),
+    };
+    tracing::info!("stopping");
+    server_handle.stop(true).await;
+    parts.end().await;
+    ending.cancel();
+    if !election.is_finished() && tokio::time::timeout(GRACE, &mut election).await.is_err() {
+        tracing::warn!("the leader lease was not given back in time");
+        election.abort();
+    }
+    // A socket without a listener only puzzles; one that is gone is told apart.
+    if let Err(error) = std::fs::remove_file(&options.refusal_socket) {
+        tracing::debug!(%error, "the refusal socket stays");
+    }
+    outcome
+}
+
+/// The leader's part: works while this sink leads and everything it decides by is known.
+async fn lead(context: Context, actor: Actor, mut leads: channel::Receiver<bool>, readiness: Readiness) {
+    loop {
+        // Only the election drops the sender, at the end of the process.
+        if leads.wait_for(|leads| *leads).await.is_err() {
+            return std::future::pending().await;
+        }
+        known(&readiness).await;
+        context.metrics.set_leading(true);
+        context.queue.clear();
+        enqueue_all(&context.store, &context.queue);
+        let work = work(&context, actor.clone());
+        tokio::select! {
+            () = work => {}
+            _ = leads.wait_for(|leads| !*leads) => {}
+        }
+        // All that was begun is dropped here; the next leader picks it up from what is written.
+        context.metrics.set_leading(false);
+    }
+}
+
+async fn work(context: &Context, actor: Actor) {
+    let (kept, entries) = channel::channel(Kept::default());
+    let keep = entries::keep(context.client.clone(), context.store.clone(), context.namespace.clone(), kept);
+    let status = status::keep(
+        context.client.clone(),
+        context.store.clone(),
+        context.namespace.clone(),
+        entries,
+        context.metrics.clone(),
+        context.queue.clone(),
+    );
+    let resync = async {
+        loop {
+            tokio::time::sleep(RESYNC).await;
+            enqueue_all(&context.store, &context.queue);
+        }
+    };
+    // None of them ends.
+    tokio::join!(actor.work(), keep, status, resync);
+}
+
+/// Waits until the first lists are complete: a policy that is not known yet could be the one that keeps a Job.
+async fn known(readiness: &Readiness) {
+    const NEEDED: [&str; 5] = ["jobs:", "policies:", "cluster policies:", "namespaces:", "results:"];
+    loop {
+        let missing = readiness.missing();
+        if !missing.iter().any(|missing| NEEDED.iter().any(|part| missing.starts_with(part))) {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Tasks that must live as long as the process.
+#[derive(Default)]
+struct Parts {
+    tasks: JoinSet<(&'static str, Result<(), String>)>,
+}
+
+impl Parts {
+    fn add(&mut self, part: &'static str, task: impl Future<Output = Result<(), String>> + Send + 'static) {
+        self.tasks.spawn(async move { (part, task.await) });
+    }
+
+    /// The first that ends, and why.
+    async fn first(&mut self) -> RunError {
+        match self.tasks.join_next().await {
+            Some(Ok((part, outcome))) => {
+                RunError::Ended { part, why: outcome.err().unwrap_or_else(|| "it returned".to_owned()) }
+            }
+            Some(Err(error)) => RunError::Ended { part: "unknown", why: error.to_string() },
+            None => RunError::Ended { part: "all", why: "there was none".to_owned() },
+        }
+    }
+
+    async fn end(mut self) {
+        self.tasks.abort_all();
+        while self.tasks.join_next().await.is_some() {}
+    }
+}
+
+/// A task that has no end: that it has one is the fault.
+trait Never: Future<Output = ()> + Sized {
+    fn never(self) -> impl Future<Output = Result<(), String>>;
+}
+
+impl<F: Future<Output = ()>> Never for F {
+    async fn never(self) -> Result<(), String> {
+        self.await;
+        Err("it returned".to_owned())
+    }
+}
+
+/// The identity that a Lease or an Event carries where nobody gave one.
+pub fn default_replica() -> Arc<str> {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let name = name.trim();
+    let host = if name.is_empty() { "unknown" } else { name };
+    format!("{host}-{}", std::process::id()).into()
+}

@@ -1,0 +1,406 @@
+//! What each policy's status tells, and the leader's loop that writes it: only on change, at most once a second each.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use jiff::Timestamp;
+use job_handler_shared::{
+    combine::Policy,
+    group::group_of,
+    job::{JobSnapshot, JobState},
+    policy::{ClusterJobPolicy, JobPolicy, Limit, PolicySpec, Scope, StorageType, WhenFull},
+    status::{ENFORCED, LastRefusal, LimitStatus, PolicyStatus, READY},
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::{
+    Api, Client,
+    api::{Patch, PatchParams},
+};
+use serde_json::json;
+use tokio::sync::watch;
+
+use crate::{
+    api::{ApiError, call},
+    entries::{self, Kept},
+    metrics::SinkMetrics,
+    queue::Queue,
+    store::{PolicyEntry, Replica, Store},
+};
+
+/// Least time between two writes of one status.
+const EVERY: Duration = Duration::from_secs(1);
+
+/// What a status depends on besides the policy itself.
+#[derive(Debug)]
+pub struct Situation<'a> {
+    /// The Jobs that the policy selects.
+    pub jobs: &'a [Arc<JobSnapshot>],
+    /// Webhook replicas by name.
+    pub replicas: &'a BTreeMap<String, Replica>,
+    /// The webhook entries.
+    pub entries: &'a Kept,
+    /// The last refusal that is known.
+    pub refusal: Option<LastRefusal>,
+    /// The policy lives where Jobs are never touched.
+    pub excluded: bool,
+    /// Wall clock, for conditions that change.
+    pub now: Timestamp,
+    /// Our own clock, for the replicas' Leases.
+    pub clock: Instant,
+}
+
+/// The status that a policy should have.
+pub fn of(entry: &PolicyEntry, situation: &Situation<'_>) -> PolicyStatus {
+    let before = &entry.status;
+    let spec = entry.policy.as_ref().ok().map(|policy| &policy.spec);
+    let (ready, why, message) = readiness(entry, situation);
+    let unmet = spec.map(not_acted_on).unwrap_or_default();
+    let (full, full_why, full_message) = if unmet.is_empty() {
+        (true, "Complete", "every field of this policy is acted on".to_owned())
+    } else {
+        (false, "NotAllFields", format!("this version does not act on: {}", unmet.join(", ")))
+    };
+    let limits: Vec<LimitStatus> = spec.map_or_else(Vec::new, |spec| {
+        spec.limits.iter().map(|limit| fullest(limit, spec, situation.jobs)).collect()
+    });
+    let usage: Vec<String> = limits.iter().map(|limit| format!("{}/{}", limit.active, limit.max)).collect();
+    let count = |wanted: JobState| {
+        let jobs = situation.jobs.iter().filter(|job| job.state() == wanted).count();
+        u32::try_from(jobs).ok()
+    };
+    PolicyStatus {
+        observed_generation: Some(entry.generation),
+        conditions: vec![
+            condition(READY, ready, why, message, entry.generation, before, situation.now),
+            condition(ENFORCED, full, full_why, full_message, entry.generation, before, situation.now),
+        ],
+        usage: Some(if usage.is_empty() { "-".to_owned() } else { usage.join(", ") }),
+        limits,
+        pending_jobs: count(JobState::Suspended),
+        running_jobs: count(JobState::Active),
+        last_refusal: newer(situation.refusal.clone(), before.last_refusal.clone()),
+    }
+}
+
+fn newer(a: Option<LastRefusal>, b: Option<LastRefusal>) -> Option<LastRefusal> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(if a.time.0 >= b.time.0 { a } else { b }),
+        (a, b) => a.or(b),
+    }
+}
+
+/// Whether every live webhook replica enforces this revision, and the entry is in place.
+fn readiness(entry: &PolicyEntry, situation: &Situation<'_>) -> (bool, &'static str, String) {
+    let generation = entry.generation;
+    let policy = match &entry.policy {
+        Ok(policy) => policy,
+        Err(error) => return (false, "Unreadable", error.clone()),
+    };
+    if situation.excluded {
+        let message = "this namespace is never touched; move the policy to the Jobs' namespace";
+        return (false, "ExcludedNamespace", message.to_owned());
+    }
+    let live: Vec<_> =
+        situation.replicas.iter().filter(|(_, replica)| replica.is_live(situation.clock)).collect();
+    if live.is_empty() {
+        return (false, "NoWebhook", "no webhook replica is alive: see `kubectl get leases -l job-handler/component=webhook` in job-handler's namespace".to_owned());
+    }
+    let behind: Vec<&str> = live
+        .iter()
+        .filter(|(_, replica)| replica.enforces.get(&entry.reference.uid) != Some(&generation))
+        .map(|(name, _)| name.as_str())
+        .collect();
+    if !behind.is_empty() {
+        let message = format!(
+            "waiting for {} of {} webhook replicas to take up generation {generation}: {}",
+            behind.len(),
+            live.len(),
+            behind.join(", ")
+        );
+        return (false, "WebhookBehind", message);
+    }
+    if policy.enforced()
+        && policy.limits_jobs()
+        && situation.entries.written.get(&entry.reference.uid) != Some(&generation)
+    {
+        let why = situation.entries.fault.as_deref().unwrap_or("it is being written");
+        return (false, "EntryMissing", format!("waiting for the webhook entry of its limits: {why}"));
+    }
+    let replicas = live.len();
+    let s = if replicas == 1 { "" } else { "s" };
+    let message = if policy.enforced() {
+        format!(
+            "{replicas} webhook replica{s} enforce{} generation {generation}",
+            if replicas == 1 { "s" } else { "" }
+        )
+    } else {
+        format!(
+            "mode Warn: {replicas} webhook replica{s} tell what generation {generation} would do; nothing is changed or refused"
+        )
+    };
+    (true, if policy.enforced() { "Enforced" } else { "Warns" }, message)
+}
+
+/// Fields that are set and that this version does not act on.
+pub fn not_acted_on(spec: &PolicySpec) -> Vec<&'static str> {
+    let mut fields = Vec::new();
+    if spec.stamp.as_ref().is_some_and(|stamp| stamp.container_resources.is_some()) {
+        fields.push("stamp.containerResources");
+    }
+    if spec.limits.iter().any(|limit| limit.when_full == WhenFull::Queue) {
+        fields.push("limits[].whenFull Queue (queued Jobs are not started again)");
+    }
+    if spec.failure_backoff.is_some() {
+        fields.push("failureBackoff");
+    }
+    if let Some(results) = &spec.results {
+        fields.push(
+            "results.ttlSeconds, maxPerGroup and maxBytesPerNamespace (results stay until they are deleted)",
+        );
+        if results.storage_type == StorageType::Secret {
+            fields.push("results.storageType Secret (results are stored in ConfigMaps)");
+        }
+    }
+    if !spec.cloud_event_sinks.is_empty() {
+        fields.push("cloudEventSinks");
+    }
+    fields
+}
+
+/// How full a limit is, in the scope that is fullest by (active, waiting).
+fn fullest(limit: &Limit, spec: &PolicySpec, jobs: &[Arc<JobSnapshot>]) -> LimitStatus {
+    let mut scopes: HashMap<String, (u32, u32)> = HashMap::new();
+    for job in jobs {
+        let Some(scope) = scope_of(limit.scope, spec, job) else { continue };
+        let counts = scopes.entry(scope).or_default();
+        counts.0 += u32::from(job.is_active());
+        counts.1 += u32::from(job.is_queued());
+    }
+    let most = scopes.into_iter().max_by(|(a_name, a), (b_name, b)| a.cmp(b).then(b_name.cmp(a_name)));
+    let (fullest, (active, queued)) = most.map_or((None, (0, 0)), |(name, counts)| (Some(name), counts));
+    LimitStatus {
+        name: limit.name.clone(),
+        scope: limit.scope,
+        max: limit.max_active_jobs,
+        active,
+        queued,
+        pending: 0,
+        fullest,
+    }
+}
+
+fn scope_of(scope: Scope, spec: &PolicySpec, job: &JobSnapshot) -> Option<String> {
+    match scope {
+        Scope::Cluster => Some("cluster".to_owned()),
+        Scope::Namespace => Some(job.namespace.clone()),
+        Scope::Group => {
+            let group = group_of(spec.group.as_ref()?, &job.labels, job.owner.as_ref()).ok()?;
+            Some(format!("{}/{}", job.namespace, group.value))
+        }
+    }
+}
+
+fn condition(
+    kind: &str,
+    is: bool,
+    reason: &str,
+    message: String,
+    generation: i64,
+    before: &PolicyStatus,
+    now: Timestamp,
+) -> Condition {
+    let status = if is { "True" } else { "False" };
+    let same = before.conditions.iter().find(|known| known.type_ == kind && known.status == status);
+    Condition {
+        type_: kind.to_owned(),
+        status: status.to_owned(),
+        reason: reason.to_owned(),
+        message,
+        observed_generation: Some(generation),
+        last_transition_time: same.map_or(Time(now), |known| known.last_transition_time.clone()),
+    }
+}
+
+/// Kubernetes' times have no fractions: what is read back must compare equal.
+pub fn whole_seconds(at: Timestamp) -> Timestamp {
+    Timestamp::from_second(at.as_second()).unwrap_or(at)
+}
+
+/// Writes the statuses for ever.
+pub async fn keep<K: Clone + Eq + std::hash::Hash>(
+    client: Client,
+    store: Store,
+    own_namespace: Arc<str>,
+    entries: watch::Receiver<Kept>,
+    metrics: SinkMetrics,
+    queue: Queue<K>,
+) {
+    let mut changes = store.changes();
+    let mut entries = entries;
+    loop {
+        let jobs = store.jobs();
+        metrics.set_sizes(jobs.iter().filter(|job| job.is_active()).count(), queue.len());
+        for entry in store.entries() {
+            let policy = entry.policy.as_ref().ok();
+            let selected: Vec<Arc<JobSnapshot>> =
+                policy.map_or_else(Vec::new, |policy| selected(&store, policy, &jobs));
+            let wanted = {
+                let kept = entries.borrow_and_update();
+                let situation = Situation {
+                    jobs: &selected,
+                    replicas: &store.replicas(),
+                    entries: &kept,
+                    refusal: store.refusal(&entry.reference.uid),
+                    excluded: policy.is_some_and(|policy| entries::is_excluded(policy, &own_namespace)),
+                    now: whole_seconds(Timestamp::now()),
+                    clock: Instant::now(),
+                };
+                of(&entry, &situation)
+            };
+            if wanted == entry.status {
+                continue;
+            }
+            match write(&client, &entry, &wanted).await {
+                // The watch brings it back; until then this is what it says.
+                Ok(()) => store.put_status(&entry.reference.uid, entry.generation, wanted),
+                Err(error) if error.is_not_found() => {}
+                Err(error) => tracing::warn!(policy = %entry.reference, "status: {error}; trying again"),
+            }
+        }
+        tokio::time::sleep(EVERY).await;
+        tokio::select! {
+            _ = changes.changed() => {}
+            _ = entries.changed() => {}
+            // Leases run out without anything changing.
+            () = tokio::time::sleep(EVERY.saturating_mul(4)) => {}
+        }
+    }
+}
+
+fn selected(store: &Store, policy: &Policy, jobs: &[Arc<JobSnapshot>]) -> Vec<Arc<JobSnapshot>> {
+    let of_policy = |job: &&Arc<JobSnapshot>| {
+        job.finished.is_none()
+            && policy.reference.namespace.as_ref().is_none_or(|own| *own == job.namespace)
+            && store
+                .namespace(&job.namespace)
+                .is_some_and(|labels| policy.selects(&job.namespace, &labels, &job.labels))
+    };
+    jobs.iter().filter(of_policy).cloned().collect()
+}
+
+async fn write(client: &Client, entry: &PolicyEntry, status: &PolicyStatus) -> Result<(), ApiError> {
+    let reference = &entry.reference;
+    let what = format!("write the status of {reference}");
+    // Absent fields are written as null: a merge patch leaves what it does not name.
+    let mut value =
+        json!({"lastRefusal": null, "limits": [], "pendingJobs": null, "runningJobs": null, "usage": null});
+    if let (Some(fields), Ok(serde_json::Value::Object(wanted))) =
+        (value.as_object_mut(), serde_json::to_value(status))
+    {
+        fields.extend(wanted);
+    }
+    // Guarded by uid: a policy deleted and made again is another one.
+    let patch = Patch::Merge(json!({"metadata": {"uid": reference.uid}, "status": value}));
+    let params = PatchParams::default();
+    match &reference.namespace {
+        Some(namespace) => {
+            let api = Api::<JobPolicy>::namespaced(client.clone(), namespace);
+            call(&what, api.patch_status(&reference.name, &params, &patch)).await.map(drop)
+        }
+        None => {
+            let api = Api::<ClusterJobPolicy>::all(client.clone());
+            call(&what, api.patch_status(&reference.name, &params, &patch)).await.map(drop)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use job_handler_shared::policy::JobPolicySpec;
+
+    use super::*;
+
+    fn entry(spec: serde_json::Value) -> PolicyEntry {
+        let spec: JobPolicySpec = serde_json::from_value(spec).unwrap();
+        let mut policy = JobPolicy::new("builds", spec);
+        policy.metadata.namespace = Some("ci".into());
+        policy.metadata.uid = Some("p".into());
+        policy.metadata.generation = Some(3);
+        let policy = Policy::namespaced(&policy).unwrap();
+        PolicyEntry {
+            reference: policy.reference.clone(),
+            generation: 3,
+            policy: Ok(Arc::new(policy)),
+            status: PolicyStatus::default(),
+        }
+    }
+
+    fn replica(enforces: i64) -> Replica {
+        let enforces = [("p".to_owned(), enforces)].into();
+        Replica { renewed: "x".into(), seen: Instant::now(), duration: 15, enforces }
+    }
+
+    fn ready(replicas: &[(&str, Replica)], kept: &Kept) -> Condition {
+        let entry = entry(serde_json::json!({"limits": [{"name": "l", "maxActiveJobs": 2}]}));
+        let situation = Situation {
+            jobs: &[],
+            replicas: &replicas.iter().map(|(name, r)| ((*name).to_owned(), r.clone())).collect(),
+            entries: kept,
+            refusal: None,
+            excluded: false,
+            now: Timestamp::UNIX_EPOCH,
+            clock: Instant::now(),
+        };
+        of(&entry, &situation).conditions[0].clone()
+    }
+
+    #[test]
+    fn ready_waits_for_every_live_replica_and_the_entry() {
+        let written = Kept { written: [("p".to_owned(), 3)].into(), fault: None };
+        let mut dead = replica(2);
+        dead.duration = 0;
+        for (replicas, kept, reason) in [
+            (vec![], &written, "NoWebhook"),
+            (vec![("dead", dead.clone())], &written, "NoWebhook"),
+            (vec![("a", replica(3)), ("b", replica(2))], &written, "WebhookBehind"),
+            (vec![("a", replica(3))], &Kept::default(), "EntryMissing"),
+            (vec![("a", replica(3)), ("dead", dead)], &written, "Enforced"),
+        ] {
+            let found = ready(&replicas, kept);
+            assert_eq!(found.reason, reason, "{}", found.message);
+            assert_eq!(found.status == "True", reason == "Enforced");
+            assert_eq!(found.observed_generation, Some(3));
+        }
+    }
+
+    #[test]
+    fn the_fullest_scope_is_shown() {
+        let entry = entry(serde_json::json!({"limits": [{"name": "l", "maxActiveJobs": 2}]}));
+        let job = |namespace: &str, suspended| {
+            Arc::new(JobSnapshot { namespace: namespace.into(), suspended, ..JobSnapshot::default() })
+        };
+        let situation = Situation {
+            jobs: &[job("ci", false), job("ci", true), job("b", false), job("b", false)],
+            replicas: &BTreeMap::new(),
+            entries: &Kept::default(),
+            refusal: None,
+            excluded: false,
+            now: Timestamp::UNIX_EPOCH,
+            clock: Instant::now(),
+        };
+        let status = of(&entry, &situation);
+        assert_eq!(status.usage.as_deref(), Some("2/2"));
+        assert_eq!(status.limits[0].fullest.as_deref(), Some("b"));
+        assert_eq!((status.running_jobs, status.pending_jobs), (Some(3), Some(1)));
+    }
+
+    #[test]
+    fn what_is_not_acted_on_is_named() {
+        let spec = entry(serde_json::json!({"failureBackoff": {"initialSeconds": 1, "maxSeconds": 2}}));
+        assert_eq!(not_acted_on(&spec.policy.unwrap().spec), ["failureBackoff"]);
+        assert!(not_acted_on(&PolicySpec::default()).is_empty());
+    }
+}

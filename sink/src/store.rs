@@ -1,0 +1,403 @@
+//! What the watches know: Jobs cut down to snapshots, policies, namespaces' labels, results, webhook replicas.
+//!
+//! One map behind one lock that is only ever held for a lookup. Nothing here waits; whoever acts takes copies out.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Instant,
+};
+
+use job_handler_shared::{
+    combine::{Effective, Labels, Policy, PolicyRef, PolicySet},
+    group::{GroupId, group_of},
+    job::JobSnapshot,
+    status::{LastRefusal, PolicyStatus},
+};
+use tokio::sync::watch;
+
+/// A Job's uid.
+pub type Uid = String;
+
+/// Namespace and group: whose Jobs are runs of the same thing.
+pub type GroupKey = (String, GroupId);
+
+/// Where a result is.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ResultRef {
+    /// Namespace.
+    pub namespace: String,
+    /// Name of the manifest's ConfigMap.
+    pub name: String,
+    /// Announcements of it are pending.
+    pub pending: bool,
+}
+
+/// A policy as it stands in the cluster.
+#[derive(Clone, Debug)]
+pub struct PolicyEntry {
+    /// Who it is.
+    pub reference: PolicyRef,
+    /// Its revision.
+    pub generation: i64,
+    /// The policy, or why it cannot be read.
+    pub policy: Result<Arc<Policy>, String>,
+    /// What its status says now.
+    pub status: PolicyStatus,
+}
+
+/// A webhook replica's Lease, as last seen.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Replica {
+    /// Text of the Lease's renewal time; a change of it is a sign of life.
+    pub renewed: String,
+    /// When that text changed last, on our own clock.
+    pub seen: Instant,
+    /// Seconds it lives without renewal.
+    pub duration: u64,
+    /// Policy uid -> generation it enforces.
+    pub enforces: BTreeMap<String, i64>,
+}
+
+impl Replica {
+    /// Whether it has renewed in time.
+    pub fn is_live(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.seen).as_secs() < self.duration
+    }
+}
+
+/// What came of a Job's change.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Change {
+    /// It was not known before.
+    pub new: bool,
+    /// It was known, and not finished.
+    pub finished_now: bool,
+    /// Its group.
+    pub group: Option<GroupKey>,
+}
+
+/// The shared state; clones are the same one.
+#[derive(Clone, Debug)]
+pub struct Store {
+    inner: Arc<Mutex<Inner>>,
+    /// Counts every change that a status or an entry could depend on.
+    changes: watch::Sender<u64>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    jobs: HashMap<Uid, Known>,
+    by_namespace: HashMap<String, BTreeSet<Uid>>,
+    groups: HashMap<GroupKey, BTreeSet<Uid>>,
+    namespaces: HashMap<String, Arc<Labels>>,
+    entries: BTreeMap<String, PolicyEntry>,
+    enforced: Arc<PolicySet>,
+    all: Arc<PolicySet>,
+    results: HashMap<Uid, BTreeSet<ResultRef>>,
+    replicas: BTreeMap<String, Replica>,
+    refusals: HashMap<String, LastRefusal>,
+}
+
+#[derive(Debug)]
+struct Known {
+    job: Arc<JobSnapshot>,
+    group: Option<GroupKey>,
+}
+
+impl Default for Store {
+    fn default() -> Self {
+        Self { inner: Arc::default(), changes: watch::Sender::new(0) }
+    }
+}
+
+impl Store {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // Every change below is complete before a panic could come; a poisoned map is still a whole one.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn changed(&self) {
+        self.changes.send_modify(|n| *n = n.wrapping_add(1));
+    }
+
+    /// Tells of changes; the value is a count.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    /// Takes in a Job.
+    pub fn put_job(&self, job: JobSnapshot) -> Change {
+        let change = self.lock().put_job(job);
+        self.changed();
+        change
+    }
+
+    /// Forgets a Job; gives its group.
+    pub fn drop_job(&self, uid: &str) -> Option<(Arc<JobSnapshot>, Option<GroupKey>)> {
+        let known = self.lock().drop_job(uid)?;
+        self.changed();
+        Some((known.job, known.group))
+    }
+
+    /// Forgets every Job that is not in `seen` (the end of a relist); gives their groups.
+    pub fn keep_jobs(&self, seen: &BTreeSet<Uid>) -> Vec<(Uid, Option<GroupKey>)> {
+        let mut inner = self.lock();
+        let gone: Vec<Uid> = inner.jobs.keys().filter(|uid| !seen.contains(*uid)).cloned().collect();
+        gone.into_iter().filter_map(|uid| inner.drop_job(&uid).map(|known| (uid, known.group))).collect()
+    }
+
+    /// One Job.
+    pub fn job(&self, uid: &str) -> Option<Arc<JobSnapshot>> {
+        self.lock().jobs.get(uid).map(|known| known.job.clone())
+    }
+
+    /// All Jobs.
+    pub fn jobs(&self) -> Vec<Arc<JobSnapshot>> {
+        self.lock().jobs.values().map(|known| known.job.clone()).collect()
+    }
+
+    /// The Jobs of one group.
+    pub fn group(&self, key: &GroupKey) -> Vec<Arc<JobSnapshot>> {
+        let inner = self.lock();
+        let uids = inner.groups.get(key).into_iter().flatten();
+        uids.filter_map(|uid| inner.jobs.get(uid)).map(|known| known.job.clone()).collect()
+    }
+
+    /// A Job's group.
+    pub fn group_of(&self, uid: &str) -> Option<GroupKey> {
+        self.lock().jobs.get(uid).and_then(|known| known.group.clone())
+    }
+
+    /// All groups of more than one Job.
+    pub fn groups(&self) -> Vec<GroupKey> {
+        let inner = self.lock();
+        inner.groups.iter().filter(|(_, jobs)| jobs.len() > 1).map(|(key, _)| key.clone()).collect()
+    }
+
+    /// What the enforced policies say about a Job; nothing while its namespace is not known.
+    pub fn effective(&self, job: &JobSnapshot) -> Option<Effective> {
+        let (policies, namespace) = {
+            let inner = self.lock();
+            (inner.enforced.clone(), inner.namespaces.get(&job.namespace).cloned()?)
+        };
+        Some(effective(&policies, &namespace, job))
+    }
+
+    /// All policies that can be read, in whatever mode, and the namespaces' labels.
+    pub fn policies(&self) -> Arc<PolicySet> {
+        self.lock().all.clone()
+    }
+
+    /// A namespace's labels.
+    pub fn namespace(&self, name: &str) -> Option<Arc<Labels>> {
+        self.lock().namespaces.get(name).cloned()
+    }
+
+    /// All policies as they stand.
+    pub fn entries(&self) -> Vec<PolicyEntry> {
+        self.lock().entries.values().cloned().collect()
+    }
+
+    /// Takes in a policy; tells whether its revision is another.
+    pub fn put_policy(&self, entry: PolicyEntry) -> bool {
+        let mut inner = self.lock();
+        let uid = entry.reference.uid.clone();
+        let before = inner.entries.insert(uid, entry.clone());
+        let spec = before.is_none_or(|old| old.generation != entry.generation);
+        if spec {
+            inner.repolicy();
+        }
+        drop(inner);
+        self.changed();
+        spec
+    }
+
+    /// Remembers a status that was just written, until the watch brings it.
+    pub fn put_status(&self, uid: &str, generation: i64, status: PolicyStatus) {
+        let mut inner = self.lock();
+        if let Some(entry) = inner.entries.get_mut(uid).filter(|entry| entry.generation == generation) {
+            entry.status = status;
+        }
+    }
+
+    /// Forgets policies for which `gone` holds; tells whether there were any.
+    pub fn drop_policies(&self, gone: impl Fn(&PolicyRef) -> bool) -> bool {
+        let mut inner = self.lock();
+        let before = inner.entries.len();
+        inner.entries.retain(|_, entry| !gone(&entry.reference));
+        let Inner { entries, refusals, .. } = &mut *inner;
+        refusals.retain(|uid, _| entries.contains_key(uid));
+        let fewer = inner.entries.len() != before;
+        if fewer {
+            inner.repolicy();
+        }
+        drop(inner);
+        if fewer {
+            self.changed();
+        }
+        fewer
+    }
+
+    /// Takes in a namespace's labels; gives the Jobs in it if they are new.
+    pub fn put_namespace(&self, name: &str, labels: Labels) -> Vec<Uid> {
+        let mut inner = self.lock();
+        if inner.namespaces.get(name).is_some_and(|known| **known == labels) {
+            return Vec::new();
+        }
+        inner.namespaces.insert(name.to_owned(), Arc::new(labels));
+        let uids: Vec<Uid> = inner.by_namespace.get(name).into_iter().flatten().cloned().collect();
+        for uid in &uids {
+            inner.regroup(uid);
+        }
+        drop(inner);
+        self.changed();
+        uids
+    }
+
+    /// Forgets namespaces for which `gone` holds.
+    pub fn drop_namespaces(&self, gone: impl Fn(&str) -> bool) {
+        self.lock().namespaces.retain(|name, _| !gone(name));
+    }
+
+    /// Takes in a result's whereabouts.
+    pub fn put_result(&self, job: &str, result: ResultRef) {
+        let mut inner = self.lock();
+        let places = inner.results.entry(job.to_owned()).or_default();
+        places.retain(|known| (&known.namespace, &known.name) != (&result.namespace, &result.name));
+        places.insert(result);
+    }
+
+    /// Forgets results for which `gone` holds (given the Job's uid and the place).
+    pub fn drop_results(&self, gone: impl Fn(&str, &ResultRef) -> bool) {
+        self.lock().results.retain(|uid, places| {
+            places.retain(|place| !gone(uid, place));
+            !places.is_empty()
+        });
+    }
+
+    /// Where the result of a Job is; one with pending announcements first.
+    pub fn result(&self, job: &str) -> Option<ResultRef> {
+        self.lock().results.get(job)?.iter().max_by_key(|place| place.pending).cloned()
+    }
+
+    /// Uids of all Jobs, there or gone, whose result has pending announcements.
+    pub fn pending_results(&self) -> Vec<Uid> {
+        let inner = self.lock();
+        let pending = inner.results.iter().filter(|(_, places)| places.iter().any(|place| place.pending));
+        pending.map(|(uid, _)| uid.clone()).collect()
+    }
+
+    /// Takes in a policy's last refusal.
+    pub fn put_refusal(&self, policy: &str, refusal: LastRefusal) {
+        let mut inner = self.lock();
+        if inner.entries.contains_key(policy) {
+            inner.refusals.insert(policy.to_owned(), refusal);
+        }
+        drop(inner);
+        self.changed();
+    }
+
+    /// The last refusal of a policy that this sink was told of.
+    pub fn refusal(&self, policy: &str) -> Option<LastRefusal> {
+        self.lock().refusals.get(policy).cloned()
+    }
+
+    /// Takes in a webhook replica's Lease.
+    pub fn put_replica(&self, name: &str, mut replica: Replica) {
+        let mut inner = self.lock();
+        let before = inner.replicas.get(name);
+        let changed = before.is_none_or(|known| known.enforces != replica.enforces);
+        if let Some(known) = before
+            && known.renewed == replica.renewed
+        {
+            replica.seen = known.seen;
+        }
+        inner.replicas.insert(name.to_owned(), replica);
+        drop(inner);
+        if changed {
+            self.changed();
+        }
+    }
+
+    /// Forgets replicas for which `gone` holds.
+    pub fn drop_replicas(&self, gone: impl Fn(&str) -> bool) {
+        self.lock().replicas.retain(|name, _| !gone(name));
+        self.changed();
+    }
+
+    /// The webhook replicas by the name of their Lease.
+    pub fn replicas(&self) -> BTreeMap<String, Replica> {
+        self.lock().replicas.clone()
+    }
+}
+
+impl Inner {
+    fn put_job(&mut self, job: JobSnapshot) -> Change {
+        let (uid, namespace) = (job.uid.clone(), job.namespace.clone());
+        let before = self.jobs.get(&uid);
+        let mut change = Change {
+            new: before.is_none(),
+            finished_now: before.is_some_and(|b| b.job.finished.is_none()) && job.finished.is_some(),
+            group: None,
+        };
+        let group = before.and_then(|b| b.group.clone());
+        self.jobs.insert(uid.clone(), Known { job: Arc::new(job), group });
+        self.by_namespace.entry(namespace).or_default().insert(uid.clone());
+        self.regroup(&uid);
+        change.group = self.jobs.get(&uid).and_then(|known| known.group.clone());
+        change
+    }
+
+    fn drop_job(&mut self, uid: &str) -> Option<Known> {
+        let known = self.jobs.remove(uid)?;
+        forget(&mut self.by_namespace, &known.job.namespace, uid);
+        if let Some(group) = &known.group {
+            forget(&mut self.groups, group, uid);
+        }
+        Some(known)
+    }
+
+    /// Derives a Job's group anew from its raw labels and the policies.
+    fn regroup(&mut self, uid: &str) {
+        let Some(known) = self.jobs.get_mut(uid) else { return };
+        let group = self.namespaces.get(&known.job.namespace).and_then(|labels| {
+            let spec = effective(&self.enforced, labels, &known.job).group?;
+            let id = group_of(&spec.value, &known.job.labels, known.job.owner.as_ref()).ok()?;
+            Some((known.job.namespace.clone(), id))
+        });
+        if group == known.group {
+            return;
+        }
+        let before = std::mem::replace(&mut known.group, group.clone());
+        if let Some(before) = before {
+            forget(&mut self.groups, &before, uid);
+        }
+        if let Some(group) = group {
+            self.groups.entry(group).or_default().insert(uid.to_owned());
+        }
+    }
+
+    fn repolicy(&mut self) {
+        let readable = || self.entries.values().filter_map(|entry| entry.policy.as_ref().ok()).cloned();
+        self.all = Arc::new(PolicySet::new(readable()));
+        self.enforced = Arc::new(PolicySet::new(readable().filter(|policy| policy.enforced())));
+        let uids: Vec<Uid> = self.jobs.keys().cloned().collect();
+        for uid in uids {
+            self.regroup(&uid);
+        }
+    }
+}
+
+fn effective(policies: &PolicySet, namespace: &Labels, job: &JobSnapshot) -> Effective {
+    Effective::of(policies.matching(&job.namespace, namespace, &job.labels), &job.labels)
+}
+
+fn forget<K: std::hash::Hash + Eq>(index: &mut HashMap<K, BTreeSet<Uid>>, key: &K, uid: &str) {
+    if let Some(uids) = index.get_mut(key) {
+        uids.remove(uid);
+        if uids.is_empty() {
+            index.remove(key);
+        }
+    }
+}

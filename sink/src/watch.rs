@@ -1,0 +1,378 @@
+//! The watches: each turns a stream of objects into changes of the [`Store`], and what has to be looked at into keys
+//! of the [`Queue`].
+//!
+//! Nothing depends on seeing an event: whoever acts looks at the whole state again every [`crate::run::RESYNC`].
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Debug,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use futures::{Stream, StreamExt};
+use job_handler_shared::{
+    admin::ReadyHandle,
+    combine::{Labels, Policy, PolicyKind, PolicyRef},
+    job::JobSnapshot,
+    keys,
+    policy::{ClusterJobPolicy, JobPolicy},
+};
+use k8s_openapi::api::{
+    batch::v1::Job,
+    coordination::v1::Lease,
+    core::v1::{ConfigMap, Namespace},
+};
+use kube::{
+    Api, Client, ResourceExt,
+    core::PartialObjectMeta,
+    runtime::{
+        WatchStreamExt,
+        watcher::{self, Config, Event, watcher},
+    },
+};
+
+use crate::{
+    act::Key,
+    api::ApiError,
+    manifest,
+    metrics::SinkMetrics,
+    queue::Queue,
+    store::{PolicyEntry, Replica, ResultRef, Store},
+};
+
+/// The same fault is told again this often.
+const REPEAT: Duration = Duration::from_secs(30);
+
+/// What every watch needs.
+#[derive(Clone)]
+pub struct Context {
+    /// Talks to the cluster.
+    pub client: Client,
+    /// Takes in what is seen.
+    pub store: Store,
+    /// Takes in what is to be looked at.
+    pub queue: Queue<Key>,
+    /// The pair's own namespace.
+    pub namespace: Arc<str>,
+    /// Counts what is seen.
+    pub metrics: SinkMetrics,
+}
+
+impl Context {
+    /// Whether Jobs of this namespace are never touched.
+    pub fn is_excluded(&self, namespace: &str) -> bool {
+        keys::EXCLUDED_NAMESPACES.contains(&namespace) || namespace == &*self.namespace
+    }
+}
+
+/// Watches Jobs, all of them but those of excluded namespaces; templates are dropped at once.
+pub async fn jobs(context: Context, ready: ReadyHandle) {
+    let Context { store, queue, metrics, .. } = &context;
+    let stream = watcher(Api::<Job>::all(context.client.clone()), Config::default());
+    let mut seen = None;
+    follow(stream, "watch jobs", "", &ready, |event: Event<Job>| match event {
+        Event::Init => seen = Some(BTreeSet::new()),
+        Event::Apply(job) | Event::InitApply(job) => {
+            let snapshot = JobSnapshot::from(&job);
+            if context.is_excluded(&snapshot.namespace) {
+                return;
+            }
+            let uid = snapshot.uid.clone();
+            let listing = seen.as_mut().map(|seen| seen.insert(uid.clone())).is_some();
+            let finished = snapshot.finished.is_some();
+            let change = store.put_job(snapshot.clone());
+            if change.new && !listing {
+                metrics.job_created();
+            }
+            if change.finished_now {
+                metrics.job_finished(&snapshot);
+            }
+            if finished {
+                queue.add(Key::Job(uid));
+            }
+            if (change.new || change.finished_now)
+                && let Some(group) = change.group
+            {
+                queue.add(Key::Group(group));
+            }
+        }
+        Event::Delete(job) => {
+            if let Some(uid) = job.uid()
+                && let Some((_, group)) = store.drop_job(&uid)
+            {
+                queue.add(Key::Job(uid));
+                group.map(Key::Group).into_iter().for_each(|key| queue.add(key));
+            }
+        }
+        Event::InitDone => {
+            for (uid, group) in store.keep_jobs(&seen.take().unwrap_or_default()) {
+                queue.add(Key::Job(uid));
+                group.map(Key::Group).into_iter().for_each(|key| queue.add(key));
+            }
+        }
+    })
+    .await;
+}
+
+/// Watches namespaced policies.
+pub async fn policies(context: Context, ready: ReadyHandle) {
+    let api = Api::<JobPolicy>::all(context.client.clone());
+    follow_policies(&context, watcher(api, Config::default()), &ready, PolicyKind::JobPolicy, |policy| {
+        let reference = PolicyRef {
+            kind: PolicyKind::JobPolicy,
+            namespace: policy.namespace(),
+            name: policy.name_any(),
+            uid: policy.uid().unwrap_or_default(),
+        };
+        PolicyEntry {
+            reference,
+            generation: policy.metadata.generation.unwrap_or_default(),
+            policy: Policy::namespaced(policy).map(Arc::new).map_err(|e| e.to_string()),
+            status: policy.status.clone().unwrap_or_default(),
+        }
+    })
+    .await;
+}
+
+/// Watches cluster-wide policies.
+pub async fn cluster_policies(context: Context, ready: ReadyHandle) {
+    let api = Api::<ClusterJobPolicy>::all(context.client.clone());
+    let stream = watcher(api, Config::default());
+    follow_policies(&context, stream, &ready, PolicyKind::ClusterJobPolicy, |policy| {
+        let reference = PolicyRef {
+            kind: PolicyKind::ClusterJobPolicy,
+            namespace: None,
+            name: policy.name_any(),
+            uid: policy.uid().unwrap_or_default(),
+        };
+        PolicyEntry {
+            reference,
+            generation: policy.metadata.generation.unwrap_or_default(),
+            policy: Policy::cluster(policy).map(Arc::new).map_err(|e| e.to_string()),
+            status: policy.status.clone().unwrap_or_default(),
+        }
+    })
+    .await;
+}
+
+async fn follow_policies<K: ResourceExt + Debug + Clone + Send + 'static>(
+    context: &Context,
+    stream: impl Stream<Item = watcher::Result<Event<K>>> + Send,
+    ready: &ReadyHandle,
+    kind: PolicyKind,
+    read: impl Fn(&K) -> PolicyEntry,
+) {
+    let missing = "The CRDs of the policies are not installed: apply manifests/base";
+    let mut seen: Option<BTreeSet<String>> = None;
+    let what = match kind {
+        PolicyKind::JobPolicy => "watch jobpolicies.job-handler.io",
+        PolicyKind::ClusterJobPolicy => "watch clusterjobpolicies.job-handler.io",
+    };
+    follow(stream, what, missing, ready, |event| {
+        let changed = match event {
+            Event::Init => {
+                seen = Some(BTreeSet::new());
+                false
+            }
+            Event::Apply(policy) | Event::InitApply(policy) => {
+                let entry = read(&policy);
+                if let Err(error) = &entry.policy {
+                    tracing::warn!(policy = %entry.reference, "cannot be read and selects nothing: {error}");
+                }
+                seen.iter_mut().for_each(|seen| _ = seen.insert(entry.reference.uid.clone()));
+                context.store.put_policy(entry)
+            }
+            Event::Delete(policy) => {
+                let uid = policy.uid().unwrap_or_default();
+                context.store.drop_policies(|known| known.uid == uid)
+            }
+            Event::InitDone => {
+                let seen = seen.take().unwrap_or_default();
+                context.store.drop_policies(|known| known.kind == kind && !seen.contains(&known.uid))
+            }
+        };
+        if changed {
+            enqueue_all(&context.store, &context.queue);
+        }
+    })
+    .await;
+}
+
+/// Asks for a look at every finished Job, every group, and every result with pending announcements.
+pub fn enqueue_all(store: &Store, queue: &Queue<Key>) {
+    for job in store.jobs() {
+        if job.finished.is_some() {
+            queue.add(Key::Job(job.uid.clone()));
+        }
+    }
+    store.groups().into_iter().for_each(|group| queue.add(Key::Group(group)));
+    store.pending_results().into_iter().for_each(|uid| queue.add(Key::Job(uid)));
+}
+
+/// Watches namespaces' labels.
+pub async fn namespaces(context: Context, ready: ReadyHandle) {
+    let Context { store, queue, .. } = &context;
+    let stream = watcher(Api::<PartialObjectMeta<Namespace>>::all(context.client.clone()), Config::default());
+    let mut seen: Option<BTreeSet<String>> = None;
+    follow(
+        stream,
+        "watch namespaces",
+        "",
+        &ready,
+        |event: Event<PartialObjectMeta<Namespace>>| match event {
+            Event::Init => seen = Some(BTreeSet::new()),
+            Event::Apply(namespace) | Event::InitApply(namespace) => {
+                let name = namespace.name_any();
+                seen.iter_mut().for_each(|seen| _ = seen.insert(name.clone()));
+                let labels: Labels = namespace.metadata.labels.unwrap_or_default();
+                for uid in store.put_namespace(&name, labels) {
+                    store.group_of(&uid).map(Key::Group).into_iter().for_each(|key| queue.add(key));
+                    queue.add(Key::Job(uid));
+                }
+            }
+            Event::Delete(namespace) => {
+                let gone = namespace.name_any();
+                store.drop_namespaces(|name| name == gone);
+            }
+            Event::InitDone => {
+                let seen = seen.take().unwrap_or_default();
+                store.drop_namespaces(|name| !seen.contains(name));
+            }
+        },
+    )
+    .await;
+}
+
+/// Watches the results' metadata: which Job has been harvested, and of which some announcement is pending.
+pub async fn results(context: Context, ready: ReadyHandle) {
+    let Context { store, queue, .. } = &context;
+    // Shards carry no label `job-handler/created`; see [`crate::result`].
+    let config = Config::default().labels(&format!("{}=true", keys::CREATED));
+    let stream = watcher(Api::<PartialObjectMeta<ConfigMap>>::all(context.client.clone()), config);
+    let mut seen: Option<BTreeSet<(String, String)>> = None;
+    follow(
+        stream,
+        "watch configmaps",
+        "",
+        &ready,
+        |event: Event<PartialObjectMeta<ConfigMap>>| match event {
+            Event::Init => seen = Some(BTreeSet::new()),
+            Event::Apply(map) | Event::InitApply(map) => {
+                let Some(uid) = map.labels().get(keys::JOB_UID).cloned() else { return };
+                let place = ResultRef {
+                    namespace: map.namespace().unwrap_or_default(),
+                    name: map.name_any(),
+                    pending: map.labels().contains_key(manifest::PENDING),
+                };
+                seen.iter_mut()
+                    .for_each(|seen| _ = seen.insert((place.namespace.clone(), place.name.clone())));
+                store.put_result(&uid, place);
+                // Harvested now: its group may be pruned, and what is pending told.
+                store.group_of(&uid).map(Key::Group).into_iter().for_each(|key| queue.add(key));
+                queue.add(Key::Job(uid));
+            }
+            Event::Delete(map) => {
+                let (namespace, name) = (map.namespace().unwrap_or_default(), map.name_any());
+                store.drop_results(|_, place| place.namespace == namespace && place.name == name);
+            }
+            Event::InitDone => {
+                let seen = seen.take().unwrap_or_default();
+                store.drop_results(|_, place| !seen.contains(&(place.namespace.clone(), place.name.clone())));
+            }
+        },
+    )
+    .await;
+}
+
+/// Watches the Leases of the webhook replicas.
+pub async fn replicas(context: Context, ready: ReadyHandle) {
+    let store = &context.store;
+    let config = Config::default().labels(&format!("{}={}", keys::COMPONENT, keys::COMPONENT_WEBHOOK));
+    let stream = watcher(Api::<Lease>::namespaced(context.client.clone(), &context.namespace), config);
+    let mut seen: Option<BTreeSet<String>> = None;
+    follow(stream, "watch leases", "", &ready, |event: Event<Lease>| match event {
+        Event::Init => seen = Some(BTreeSet::new()),
+        Event::Apply(lease) | Event::InitApply(lease) => {
+            let name = lease.name_any();
+            seen.iter_mut().for_each(|seen| _ = seen.insert(name.clone()));
+            store.put_replica(&name, read_replica(&lease));
+        }
+        Event::Delete(lease) => {
+            let gone = lease.name_any();
+            store.drop_replicas(|name| name == gone);
+        }
+        Event::InitDone => {
+            let seen = seen.take().unwrap_or_default();
+            store.drop_replicas(|name| !seen.contains(name));
+        }
+    })
+    .await;
+}
+
+fn read_replica(lease: &Lease) -> Replica {
+    let spec = lease.spec.as_ref();
+    let enforces: Option<BTreeMap<String, i64>> =
+        lease.annotations().get(keys::ENFORCES).and_then(|text| serde_json::from_str(text).ok());
+    let held = spec.and_then(|s| s.holder_identity.as_deref()).is_some_and(|holder| !holder.is_empty());
+    let duration = spec.and_then(|s| s.lease_duration_seconds).unwrap_or(keys::WEBHOOK_LEASE_SECONDS);
+    Replica {
+        renewed: spec.and_then(|s| s.renew_time.as_ref()).map(|t| t.0.to_string()).unwrap_or_default(),
+        seen: Instant::now(),
+        // A replica that gave its Lease back on the way out is not waited for.
+        duration: if held { u64::try_from(duration).unwrap_or_default() } else { 0 },
+        enforces: enforces.unwrap_or_default(),
+    }
+}
+
+/// Runs a watch for ever, with jittered backoff after faults; what is in the way is told, with what to do about it.
+async fn follow<K: Clone + Debug + Send + 'static>(
+    stream: impl Stream<Item = watcher::Result<Event<K>>> + Send,
+    what: &str,
+    if_missing: &str,
+    ready: &ReadyHandle,
+    mut on: impl FnMut(Event<K>),
+) {
+    let mut stream = std::pin::pin!(stream.default_backoff());
+    let mut told: Option<(String, Instant)> = None;
+    let mut listed = false;
+    while let Some(event) = stream.next().await {
+        match event {
+            Ok(event) => {
+                if matches!(event, Event::InitDone) {
+                    listed = true;
+                }
+                on(event);
+                if listed {
+                    ready.ready();
+                }
+                if told.take().is_some() {
+                    tracing::info!("{what}: works again");
+                }
+            }
+            Err(error) => {
+                let fault = describe(what, if_missing, error);
+                // What is known stays known while a watch is interrupted; only without a first list nothing is.
+                if !listed {
+                    ready.not_ready(fault.clone());
+                }
+                if told.as_ref().is_none_or(|(same, at)| *same != fault || at.elapsed() > REPEAT) {
+                    tracing::warn!("{fault}; trying again");
+                    told = Some((fault, Instant::now()));
+                }
+            }
+        }
+    }
+}
+
+fn describe(what: &str, if_missing: &str, error: watcher::Error) -> String {
+    match error {
+        watcher::Error::InitialListFailed(error)
+        | watcher::Error::WatchStartFailed(error)
+        | watcher::Error::WatchFailed(error) => match ApiError::new(what, error) {
+            error if error.is_not_found() && !if_missing.is_empty() => format!("{error}. {if_missing}"),
+            error => error.to_string(),
+        },
+        error => format!("cannot {what}: {error}"),
+    }
+}
