@@ -94,29 +94,21 @@ fn the_sink_may_harvest_prune_tell_and_keep_the_limits_entries() {
         cluster("sink"),
         table(&[
             ("batch", "jobs", "", "get list watch patch delete"),
-            ("", "pods", "", "get list watch"),
+            ("", "pods", "", "list"),
             ("", "pods/log", "", "get"),
             ("", "configmaps", "", "get list watch create update patch delete"),
             ("events.k8s.io", "events", "", "create patch"),
-            (POLICIES, "clusterjobpolicies", "", "get list watch create"),
-            (POLICIES, "jobpolicies", "", "get list watch"),
+            (POLICIES, "clusterjobpolicies", "", "list watch create"),
+            (POLICIES, "jobpolicies", "", "list watch"),
             (POLICIES, "clusterjobpolicies/status", "", "patch"),
             (POLICIES, "jobpolicies/status", "", "patch"),
             ("", "namespaces", "", "list watch"),
             (ADMISSION, "validatingwebhookconfigurations", "", "create"),
-            (
-                ADMISSION,
-                "validatingwebhookconfigurations",
-                keys::LIMITS_CONFIGURATION,
-                "get list watch update patch delete"
-            ),
-            (ADMISSION, "mutatingwebhookconfigurations", keys::MUTATING_CONFIGURATION, "get list watch"),
+            (ADMISSION, "validatingwebhookconfigurations", keys::LIMITS_CONFIGURATION, "get update"),
+            (ADMISSION, "mutatingwebhookconfigurations", keys::MUTATING_CONFIGURATION, "get"),
         ])
     );
-    assert_eq!(
-        own("sink"),
-        table(&[("coordination.k8s.io", "leases", "", "get list watch create update patch")])
-    );
+    assert_eq!(own("sink"), table(&[("coordination.k8s.io", "leases", "", "get list watch create update")]));
 }
 
 #[test]

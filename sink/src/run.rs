@@ -4,6 +4,7 @@ use std::{future::Future, net::SocketAddr, path::PathBuf, sync::Arc, time::Durat
 
 use job_handler_shared::{
     admin::{self, Readiness},
+    defaults,
     telemetry::Metrics,
 };
 use kube::Client;
@@ -182,8 +183,23 @@ async fn work(context: &Context, actor: Actor) {
             enqueue_all(&context.store, &context.queue);
         }
     };
-    // None of them ends.
-    tokio::join!(actor.work(), keep, status, resync);
+    let defaults = create_defaults(context);
+    // But for the last, none of them ends.
+    tokio::join!(actor.work(), keep, status, resync, defaults);
+}
+
+/// Creates the policies of the base install, once in the life of the install.
+async fn create_defaults(context: &Context) {
+    loop {
+        match defaults::create_once(&context.client, &context.namespace).await {
+            Ok(created) => {
+                created.iter().for_each(|policy| tracing::info!(policy, "created the default policy"));
+                return;
+            }
+            Err(error) => tracing::warn!("default policies: {error}; trying again"),
+        }
+        tokio::time::sleep(RESYNC.mul_f64(0.5 + crate::spread() / 2.0)).await;
+    }
 }
 
 /// Waits until the first lists are complete: a policy that is not known yet could be the one that keeps a Job.
