@@ -5,6 +5,7 @@
 //! written as annotations on it (see `e2e/README.md`). Nothing is left behind, however the caller ends.
 
 pub mod balancer;
+pub mod bench;
 pub mod build;
 pub mod cluster;
 pub mod error;

@@ -1,0 +1,70 @@
+//! The handlers without any server: what one call costs on one core.
+
+use std::time::{Duration, Instant};
+
+use futures::executor::block_on;
+use job_handler_shared::combine::Labels;
+use job_handler_webhook::mutate::mutate;
+use job_handler_webhook::state::State;
+
+use super::alone::HANDLERS;
+use super::handlers;
+use super::report::{Table, figure, median};
+use super::reviews::{self, NAMESPACE, Size};
+use super::server::Handler;
+use crate::error::{Error, Result};
+
+/// Calls between two looks at the clock.
+const BATCH: u32 = 100;
+
+/// Measures each handler with each size for `time` in each of `rounds`, in turns.
+///
+/// # Errors
+/// If a handler fails.
+pub fn measure(rounds: usize, time: Duration) -> Result<Table> {
+    let mut table = Table::new("The handlers without a server", &["job, handler", "µs/call", "body bytes"]);
+    table.notes = vec![
+        "One thread calls the handler's function on the review's bytes again and again: no TLS, no HTTP, warm caches. \
+         The median over rounds in turns."
+            .to_owned(),
+    ];
+    for size in Size::ALL {
+        let review = size.review()?;
+        let mut figures = [const { Vec::new() }; HANDLERS.len()];
+        for _ in 0..rounds {
+            for (handler, figures) in HANDLERS.into_iter().zip(&mut figures) {
+                figures.push(call(handler, &review, time)?.as_secs_f64() * 1e6);
+            }
+        }
+        for (handler, figures) in HANDLERS.into_iter().zip(figures) {
+            let name = format!("{}, {}", size.name(), handler.name());
+            table.rows.push(vec![name, figure(median(figures)), review.len().to_string()]);
+        }
+    }
+    Ok(table)
+}
+
+/// Calls a handler for `time` and tells the mean time of a call.
+///
+/// # Errors
+/// If the handler fails.
+pub fn call(handler: Handler, review: &[u8], time: Duration) -> Result<Duration> {
+    let policies = reviews::policies(NAMESPACE)?;
+    let answering = match handler {
+        Handler::Null => handlers::null(),
+        Handler::Typed => handlers::typed(policies),
+        Handler::Ours | Handler::SamePatch => {
+            let state = State::fixed(policies, [(NAMESPACE.to_owned(), Labels::new())]);
+            std::sync::Arc::new(move |body: &[u8]| Ok(block_on(mutate(body, &state)).body))
+        }
+    };
+    let (begin, mut calls) = (Instant::now(), 0_u32);
+    while begin.elapsed() < time {
+        for _ in 0..BATCH {
+            let answer = answering(std::hint::black_box(review));
+            std::hint::black_box(answer.map_err(Error::Invalid)?);
+        }
+        calls += BATCH;
+    }
+    Ok(begin.elapsed() / calls.max(1))
+}

@@ -1,0 +1,142 @@
+//! Closed-loop load: so many connections, each sends its next request when it has the answer to the last.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use hdrhistogram::Histogram;
+use hyper::body::Bytes;
+use tokio::task::JoinSet;
+
+use crate::error::{Error, Result};
+use crate::https::{Answer, Connection, Https};
+
+/// What one round of load saw.
+#[derive(Clone, Debug)]
+pub struct Round {
+    /// Requests that were answered (rightly, or there is no round at all).
+    pub requests: u64,
+    /// From the first request until the last answer.
+    pub elapsed: Duration,
+    /// Time from request to answer.
+    pub latencies: Latencies,
+}
+
+/// Times from request to answer, to three significant digits.
+#[derive(Clone, Debug)]
+pub struct Latencies(Histogram<u64>);
+
+impl Round {
+    /// Answered requests per second.
+    pub fn per_second(&self) -> f64 {
+        self.requests as f64 / self.elapsed.as_secs_f64()
+    }
+}
+
+impl Latencies {
+    /// None yet.
+    pub fn new() -> Self {
+        #[expect(clippy::expect_used, reason = "three digits are within the 0..=5 that the crate takes")]
+        Self(Histogram::new(3).expect("a histogram of three significant digits"))
+    }
+
+    /// Adds one.
+    pub fn add(&mut self, time: Duration) {
+        // Fails only where the histogram cannot grow any further: beyond what 64 bits of nanoseconds hold.
+        let _ = self.0.record(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
+    }
+
+    /// Adds all of another's.
+    pub fn merge(&mut self, other: &Self) {
+        // Grows as needed, as above.
+        let _ = self.0.add(&other.0);
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> u64 {
+        self.0.len()
+    }
+
+    /// The time that the share `quantile` of them stayed at or below, in microseconds.
+    pub fn quantile(&self, quantile: f64) -> f64 {
+        self.0.value_at_quantile(quantile) as f64 / 1e3
+    }
+}
+
+impl Default for Latencies {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Posts `body` to `path` on `connections` fresh keep-alive connections for `time`. Handshakes are not counted.
+///
+/// # Errors
+/// If any answer differs from `expected`, or a connection breaks: a benchmark of wrong answers is none.
+pub async fn round(
+    https: &Https,
+    path: &'static str,
+    body: &Bytes,
+    expected: &Arc<Answer>,
+    connections: usize,
+    time: Duration,
+) -> Result<Round> {
+    let mut open = Vec::new();
+    for _ in 0..connections {
+        open.push(https.connect().await?);
+    }
+    let begin = Instant::now();
+    let until = begin + time;
+    let mut tasks = JoinSet::new();
+    for connection in open {
+        tasks.spawn(drive(connection, path, body.clone(), expected.clone(), until));
+    }
+    let mut latencies = Latencies::new();
+    while let Some(done) = tasks.join_next().await {
+        let seen = done.map_err(|error| Error::Invalid(format!("a load task panicked: {error}")))??;
+        latencies.merge(&seen);
+    }
+    Ok(Round { requests: latencies.count(), elapsed: begin.elapsed(), latencies })
+}
+
+async fn drive(
+    mut connection: Connection,
+    path: &'static str,
+    body: Bytes,
+    expected: Arc<Answer>,
+    until: Instant,
+) -> Result<Latencies> {
+    let mut latencies = Latencies::new();
+    let mut now = Instant::now();
+    while now < until {
+        let answer = connection.post(path, body.clone()).await?;
+        let after = Instant::now();
+        latencies.add(after - now);
+        if answer != *expected {
+            let Answer { status, body } = answer;
+            let wanted = &expected.body;
+            return Err(Error::Invalid(format!("expected the answer 200 {wanted}, found {status} {body}")));
+        }
+        now = after;
+    }
+    Ok(latencies)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantiles_are_microseconds() {
+        let mut latencies = Latencies::new();
+        for micros in 1..=100 {
+            latencies.add(Duration::from_micros(micros));
+        }
+        let mut other = Latencies::new();
+        other.add(Duration::from_secs(1));
+        latencies.merge(&other);
+        assert_eq!(latencies.count(), 101);
+        let near = |found: f64, wanted: f64| (found / wanted - 1.0).abs() < 0.002;
+        assert!(near(latencies.quantile(0.5), 51.0), "{}", latencies.quantile(0.5));
+        assert!(near(latencies.quantile(1.0), 1e6), "{}", latencies.quantile(1.0));
+    }
+}

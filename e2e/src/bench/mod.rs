@@ -1,0 +1,81 @@
+//! Benchmarks: what stamping costs, always beside something that costs less and something that costs more.
+//!
+//! Absolute figures are of one machine and one hour; the ratios are what to read, so whatever is compared runs in
+//! turns, in the same minutes, and a round's ratio is taken within the round.
+
+pub mod alone;
+pub mod calls;
+pub mod handlers;
+pub mod load;
+pub mod machine;
+pub mod report;
+pub mod reviews;
+pub mod server;
+
+use std::path::Path;
+use std::time::Duration;
+
+use clap::ValueEnum;
+
+use crate::error::Result;
+use machine::Machine;
+use report::Table;
+
+/// A part of the benchmarks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Part {
+    /// The webhook alone, over TLS.
+    Webhook,
+    /// Job creates through the apiserver.
+    Creates,
+}
+
+/// What a run found.
+#[derive(Clone, Debug)]
+pub struct Report {
+    machine: Machine,
+    tables: Vec<Table>,
+}
+
+/// Runs one part, or all, and prints each table as soon as it is there. `program` is `bench-all`, whose hidden
+/// subcommand `serve` is the servers that are measured.
+///
+/// # Errors
+/// If anything does not run, or answers wrongly.
+pub async fn run(program: &Path, only: Option<Part>, quick: bool) -> Result<Report> {
+    let mut report = Report { machine: machine::machine()?, tables: Vec::new() };
+    println!("{}", report.machine);
+    let wanted = |part| only.is_none_or(|only| only == part);
+    if wanted(Part::Webhook) {
+        let effort = match quick {
+            true => alone::Effort { rounds: 1, time: Duration::from_millis(100) },
+            false => alone::Effort { rounds: 9, time: Duration::from_millis(700) },
+        };
+        report.add(alone::measure(program, effort).await?);
+        report.add(calls::measure(effort.rounds, effort.time / 4)?);
+    }
+    Ok(report)
+}
+
+impl Report {
+    fn add(&mut self, table: Table) {
+        println!("\n{}", table.text());
+        self.tables.push(table);
+    }
+
+    /// The tables.
+    pub fn tables(&self) -> &[Table] {
+        &self.tables
+    }
+
+    /// The whole report as a Markdown page.
+    pub fn markdown(&self) -> String {
+        let date = jiff::Timestamp::now().strftime("%Y-%m-%d");
+        let mut page = format!(
+            "# Benchmarks\n\nWritten by `cargo bench-all` on {date}; do not edit.\n\n{}\n\n",
+            self.machine
+        );
+        page.push_str(&self.tables.iter().map(Table::markdown).collect::<Vec<_>>().join("\n"));
+        page
+    }
+}

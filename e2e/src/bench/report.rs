@@ -1,0 +1,160 @@
+//! Tables, as text for the terminal and as Markdown for the file.
+
+use std::fmt::Write;
+
+/// A table with a title and the lines below it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Table {
+    /// What was measured.
+    pub title: String,
+    /// Conditions, and what limits the figures.
+    pub notes: Vec<String>,
+    /// Names of the columns.
+    pub columns: Vec<String>,
+    /// As many cells as columns.
+    pub rows: Vec<Vec<String>>,
+    /// What was aimed for, and whether it was reached.
+    pub aims: Vec<Aim>,
+}
+
+/// A figure that was aimed for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Aim {
+    /// What was aimed for.
+    pub what: String,
+    /// What was found.
+    pub found: String,
+    /// Whether that is as aimed.
+    pub met: bool,
+}
+
+impl Table {
+    /// A table with these columns.
+    pub fn new(title: &str, columns: &[&str]) -> Self {
+        let columns = columns.iter().map(|&name| name.to_owned()).collect();
+        Self { title: title.to_owned(), columns, ..Self::default() }
+    }
+
+    /// For a terminal: numbers under each other.
+    pub fn text(&self) -> String {
+        let mut out = format!("{}\n\n", self.title);
+        self.lines(&mut out, "  ", "", "");
+        self.closing(&mut out);
+        out
+    }
+
+    /// For a file: the same table as Markdown.
+    pub fn markdown(&self) -> String {
+        let mut out = format!("## {}\n\n", self.title);
+        self.lines(&mut out, " | ", "| ", " |");
+        self.closing(&mut out);
+        out
+    }
+
+    fn lines(&self, out: &mut String, between: &str, before: &str, after: &str) {
+        let widths: Vec<usize> = (0..self.columns.len())
+            .map(|column| {
+                let cells = self.rows.iter().filter_map(|row| row.get(column));
+                cells.chain(self.columns.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
+            })
+            .collect();
+        let mut line = |cells: &[String]| {
+            let padded: Vec<String> = cells
+                .iter()
+                .zip(&widths)
+                .enumerate()
+                // Words to the left, numbers to the right.
+                .map(
+                    |(n, (cell, &width))| {
+                        if n == 0 { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
+                    },
+                )
+                .collect();
+            let _ = writeln!(out, "{before}{}{after}", padded.join(between));
+        };
+        line(&self.columns);
+        let rule = |(n, &width): (usize, &usize)| {
+            if n == 0 { "-".repeat(width) } else { format!("{}:", "-".repeat(width.saturating_sub(1))) }
+        };
+        line(&widths.iter().enumerate().map(rule).collect::<Vec<_>>());
+        self.rows.iter().for_each(|row| line(row));
+    }
+
+    fn closing(&self, out: &mut String) {
+        out.push('\n');
+        for Aim { what, found, met } in &self.aims {
+            let _ = writeln!(out, "- {} Aim: {what}. Found: {found}.", if *met { "Met." } else { "MISSED." });
+        }
+        if !self.aims.is_empty() {
+            out.push('\n');
+        }
+        for note in &self.notes {
+            let _ = writeln!(out, "- {note}");
+        }
+    }
+}
+
+/// The middle of some figures: what single disturbed rounds do not move.
+pub fn median(figures: impl IntoIterator<Item = f64>) -> f64 {
+    let mut figures: Vec<f64> = figures.into_iter().collect();
+    figures.sort_by(f64::total_cmp);
+    match figures.len() {
+        0 => f64::NAN,
+        odd if odd % 2 == 1 => figures[odd / 2],
+        even => f64::midpoint(figures[even / 2 - 1], figures[even / 2]),
+    }
+}
+
+/// A figure with three significant digits.
+pub fn figure(value: f64) -> String {
+    match value.abs() {
+        large if large >= 100.0 => format!("{value:.0}"),
+        medium if medium >= 10.0 => format!("{value:.1}"),
+        _ => format!("{value:.2}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_table_twice() {
+        let mut table = Table::new("Apples", &["kind", "n"]);
+        table.rows = vec![vec!["red".into(), "7".into()], vec!["green".into(), "123".into()]];
+        table.aims = vec![Aim { what: "many".into(), found: "few".into(), met: false }];
+        table.notes = vec!["counted by hand".into()];
+        insta::assert_snapshot!(table.text(), @r"
+        Apples
+
+        kind     n
+        -----  --:
+        red      7
+        green  123
+
+        - MISSED. Aim: many. Found: few.
+
+        - counted by hand
+        ");
+        insta::assert_snapshot!(table.markdown(), @r"
+        ## Apples
+
+        | kind  |   n |
+        | ----- | --: |
+        | red   |   7 |
+        | green | 123 |
+
+        - MISSED. Aim: many. Found: few.
+
+        - counted by hand
+        ");
+    }
+
+    #[test]
+    fn middle_and_digits() {
+        assert_eq!(median([5.0, 1.0, 100.0]), 5.0);
+        assert_eq!(median([1.0, 2.0, 3.0, 100.0]), 2.5);
+        assert!(median([]).is_nan());
+        assert_eq!([figure(1234.5), figure(12.345), figure(0.8123)], ["1234", "12.3", "0.81"]);
+    }
+}

@@ -1,0 +1,178 @@
+//! One webhook server per handler, each in a process of its own: same server, same TLS, same number of workers.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+
+use actix_web::dev::Server as ActixServer;
+use clap::ValueEnum;
+use job_handler_shared::combine::Labels;
+use job_handler_webhook::answer::Reply;
+use job_handler_webhook::mutate::mutate;
+use job_handler_webhook::server::serve_webhook;
+use job_handler_webhook::state::State;
+use rustls::ServerConfig;
+use rustls::crypto::ring;
+use rustls::pki_types::PrivateKeyDer;
+use serde::{Deserialize, Serialize};
+
+use super::handlers::{self, Answering};
+use super::reviews;
+use crate::error::{Error, Result};
+use crate::https::Https;
+
+/// What answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, ValueEnum)]
+pub enum Handler {
+    /// Reads the whole body, does not parse it, allows.
+    Null,
+    /// Ours: the webhook's `/mutate`, its policies in memory, without a cluster.
+    Ours,
+    /// The review read into typed objects, the patch a difference of those.
+    Typed,
+    /// Reads the whole body, does not parse it, answers with always the same patch.
+    SamePatch,
+}
+
+/// A running server. It ends with this value, and with the process that started it.
+#[derive(Debug)]
+pub struct Server {
+    child: Child,
+    address: SocketAddr,
+    ca: String,
+}
+
+/// What a server process tells on its first line.
+#[derive(Debug, Deserialize, Serialize)]
+struct Started {
+    address: SocketAddr,
+    ca: String,
+}
+
+impl Handler {
+    /// As tables call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Null => "null handler",
+            Self::Ours => "ours",
+            Self::Typed => "typed objects",
+            Self::SamePatch => "same patch",
+        }
+    }
+}
+
+impl Server {
+    /// Starts `program serve` (see `bench-all`) with policies in `namespace`.
+    ///
+    /// # Errors
+    /// If it cannot be started, or does not say where it listens.
+    pub fn start(program: &Path, handler: Handler, namespace: &str) -> Result<Self> {
+        let name = handler.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
+        let mut command = Command::new(program);
+        command.args(["serve", "--handler", &name, "--namespace", namespace]);
+        command.stdin(Stdio::null()).stdout(Stdio::piped());
+        let what = format!("starting the server with the {}", handler.name());
+        let mut child = crate::process::spawn(command).map_err(Error::io(&what))?;
+        let mut line = String::new();
+        if let Some(stdout) = child.stdout.take() {
+            BufReader::new(stdout).read_line(&mut line).map_err(Error::io(&what))?;
+        }
+        match serde_json::from_str::<Started>(&line) {
+            Ok(Started { address, ca }) => Ok(Self { child, address, ca }),
+            Err(error) => {
+                let status = child.kill().and_then(|()| child.wait()).map_err(Error::io(&what))?;
+                let found = format!("found {line:?} ({error}); it ended with {status}");
+                Err(Error::Invalid(format!("{what}: expected a line with its address, {found}")))
+            }
+        }
+    }
+
+    /// A client that trusts it.
+    ///
+    /// # Errors
+    /// If its certificate cannot be read.
+    pub fn client(&self) -> Result<Https> {
+        Https::new(&self.ca, self.address)
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Whom to trust, PEM.
+    pub fn ca(&self) -> &str {
+        &self.ca
+    }
+
+    /// Its process.
+    pub fn process(&self) -> u32 {
+        self.child.id()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It may have ended already; the parent-death signal is the second net.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Serves until the process is ended.
+///
+/// # Errors
+/// If it cannot listen, or the server fails.
+pub fn serve(handler: Handler, namespace: &str) -> Result<()> {
+    let policies = reviews::policies(namespace)?;
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(Error::io("binding a port"))?;
+    let address = listener.local_addr().map_err(Error::io("asking for the port"))?;
+    let (tls, ca) = tls()?;
+    let started = serde_json::to_string(&Started { address, ca })
+        .map_err(|error| Error::Invalid(format!("telling where the server listens: {error}")))?;
+    let namespaces = [(namespace.to_owned(), Labels::new())];
+    actix_web::rt::System::new().block_on(async move {
+        let ours = State::fixed(policies.clone(), namespaces);
+        let server = match handler {
+            Handler::Ours => serve_webhook(listener, tls, ours),
+            Handler::Null => with(listener, tls, handlers::null()),
+            Handler::Typed => with(listener, tls, handlers::typed(policies)),
+            Handler::SamePatch => {
+                let first = mutate(&reviews::review_in(namespace), &ours).await;
+                with(listener, tls, handlers::same_patch(&first.body)?)
+            }
+        };
+        let server = server.map_err(Error::io(format!("serving on {address}")))?;
+        let mut out = std::io::stdout();
+        writeln!(out, "{started}").and_then(|()| out.flush()).map_err(Error::io("telling the address"))?;
+        server.await.map_err(Error::io("serving"))
+    })
+}
+
+/// The webhook's own server, with another handler.
+fn with(listener: TcpListener, tls: ServerConfig, answering: Answering) -> std::io::Result<ActixServer> {
+    job_handler_webhook::server::serve(listener, tls, move |_, body, _| {
+        std::future::ready(match answering(&body) {
+            Ok(answer) => Reply::json(answer),
+            Err(why) => Reply::text(400, why),
+        })
+    })
+}
+
+/// A leaf as the webhook mints it (ECDSA P-256), signed by itself.
+fn tls() -> Result<(ServerConfig, String)> {
+    let wrong = |error: &dyn std::fmt::Display| Error::Invalid(format!("making a certificate: {error}"));
+    let names = [Ipv4Addr::LOCALHOST.to_string()];
+    let certified = rcgen::generate_simple_self_signed(names).map_err(|error| wrong(&error))?;
+    let key =
+        PrivateKeyDer::try_from(certified.signing_key.serialize_der()).map_err(|error| wrong(&error))?;
+    let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .and_then(|builder| {
+            builder.with_no_client_auth().with_single_cert(vec![certified.cert.der().clone()], key)
+        })
+        .map_err(|error| wrong(&error))?;
+    Ok((config, certified.cert.pem()))
+}

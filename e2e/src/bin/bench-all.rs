@@ -1,0 +1,67 @@
+//! `cargo bench-all`: measures, prints tables and writes `e2e/BENCHMARKS.md`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+use job_handler_e2e::bench::{self, Part, reviews::Size, server::Handler};
+
+/// Measures what stamping costs; writes e2e/BENCHMARKS.md after a whole run.
+#[derive(Debug, Parser)]
+#[command(name = "cargo bench-all")]
+struct Arguments {
+    /// Measure only this part; the file stays as it is.
+    #[arg(long)]
+    only: Option<Part>,
+    /// A few seconds instead of minutes, to see that everything works; the file stays as it is.
+    #[arg(long)]
+    quick: bool,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// One of the servers that are measured; started by bench-all itself.
+    #[command(hide = true)]
+    Serve {
+        #[arg(long)]
+        handler: Handler,
+        /// The namespace of the policy.
+        #[arg(long)]
+        namespace: String,
+    },
+    /// Calls a handler without a server, for profilers.
+    #[command(hide = true)]
+    Call {
+        #[arg(long)]
+        handler: Handler,
+        #[arg(long, default_value_t = 1000)]
+        milliseconds: u64,
+        /// With the large Job.
+        #[arg(long)]
+        large: bool,
+    },
+}
+
+fn main() -> anyhow::Result<()> {
+    let arguments = Arguments::parse();
+    match arguments.command {
+        Some(Command::Serve { handler, namespace }) => return Ok(bench::server::serve(handler, &namespace)?),
+        Some(Command::Call { handler, milliseconds, large }) => {
+            let review = if large { Size::Large } else { Size::Small }.review()?;
+            println!("{:?}", bench::calls::call(handler, &review, Duration::from_millis(milliseconds))?);
+            return Ok(());
+        }
+        None => {}
+    }
+    let program = std::env::current_exe().context("finding this program")?;
+    let runtime = tokio::runtime::Runtime::new().context("starting the runtime")?;
+    let report = runtime.block_on(bench::run(&program, arguments.only, arguments.quick))?;
+    if arguments.only.is_none() && !arguments.quick {
+        let file = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("BENCHMARKS.md");
+        std::fs::write(&file, report.markdown()).with_context(|| format!("writing {}", file.display()))?;
+    }
+    Ok(())
+}

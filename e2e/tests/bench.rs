@@ -1,0 +1,56 @@
+//! The benchmarks run and tell everything they should; how fast anything is, is not for tests.
+
+use std::path::Path;
+use std::time::Duration;
+
+use job_handler_e2e::bench::alone::{self, CONNECTIONS, Effort, HANDLERS};
+use job_handler_e2e::bench::calls;
+use job_handler_e2e::bench::reviews::Size;
+use job_handler_e2e::bench::server::{Handler, Server};
+
+fn program() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_bench-all"))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_webhook_alone_answers_rightly_under_every_load() {
+    // A wrong answer fails the measurement itself.
+    let effort = Effort { rounds: 1, time: Duration::from_millis(20) };
+    let table = alone::measure(program(), effort).await.unwrap();
+    let mut rows = table.rows.iter();
+    for size in Size::ALL {
+        for connections in CONNECTIONS {
+            for handler in HANDLERS {
+                let row = rows.next().unwrap();
+                assert_eq!(row[0], format!("{}, {connections}, {}", size.name(), handler.name()));
+                assert_eq!(row.len(), table.columns.len());
+                for (name, cell) in table.columns.iter().zip(row).skip(1) {
+                    let figure: f64 = cell.parse().unwrap();
+                    assert!(
+                        figure.is_finite() && (figure > 0.0 || name.starts_with("CPU")),
+                        "{name}: {row:?}"
+                    );
+                }
+            }
+        }
+    }
+    assert!(rows.next().is_none());
+    assert_eq!(table.aims.len(), 3);
+}
+
+#[test]
+fn the_handlers_are_called_without_a_server() {
+    let table = calls::measure(1, Duration::from_millis(5)).unwrap();
+    assert_eq!(table.rows.len(), Size::ALL.len() * HANDLERS.len());
+}
+
+#[tokio::test]
+async fn a_handler_that_does_not_parse_finds_the_uid_and_nothing_else() {
+    let null = Server::start(program(), Handler::Null, "ci").unwrap();
+    let client = null.client().unwrap();
+    let answer = client.post("/mutate", Size::Small.review().unwrap()).await.unwrap();
+    assert_eq!(answer.status, 200);
+    assert!(answer.body.contains("f0788041-4bd9-418c-bf80-66a505cca913"), "{answer:?}");
+    let answer = client.post("/mutate", "not a review").await.unwrap();
+    assert_eq!(answer.status, 400, "{answer:?}");
+}
