@@ -134,13 +134,14 @@ pub fn cause(job: &JobSnapshot, pods: &[PodFacts]) -> Option<Cause> {
 }
 
 /// The one line that explains the outcome best: from the container that failed, else from the pod, else from the Job's
-/// own condition. Pods in the order of [`by_weight`].
-pub fn decisive(job: &JobSnapshot, pods: &[PodFacts]) -> String {
+/// own condition. Pods in the order of [`by_weight`]; `last_line` gives the end of a container's log, which stands in
+/// for a termination message that was not written.
+pub fn decisive(job: &JobSnapshot, pods: &[PodFacts], last_line: &LastLine<'_>) -> String {
     let Some(finished) = &job.finished else { return String::new() };
     let mut line = match finished.outcome {
         Outcome::Completed => main_message(pods, Outcome::Completed).map(first_line).unwrap_or_default(),
         Outcome::Failed => {
-            let found = pods.iter().find_map(of_failed_pod);
+            let found = pods.iter().find_map(|pod| of_failed_pod(pod, last_line));
             // A deadline explains the kills that came with it, not the other way round.
             match found {
                 Some(line) if finished.reason != "DeadlineExceeded" => line,
@@ -153,13 +154,16 @@ pub fn decisive(job: &JobSnapshot, pods: &[PodFacts]) -> String {
     line
 }
 
-fn of_failed_pod(pod: &PodFacts) -> Option<String> {
+/// The last line of a log, by pod, container and whether it is that of the run before.
+pub type LastLine<'a> = dyn Fn(&str, &str, bool) -> Option<String> + 'a;
+
+fn of_failed_pod(pod: &PodFacts, last_line: &LastLine<'_>) -> Option<String> {
     if pod.reason.as_deref() == Some("Evicted") || pod.disruption.is_some() {
         let why = pod.message.clone().unwrap_or_default();
         let reason = pod.reason.as_deref().or(pod.disruption.as_deref()).unwrap_or_default();
         return Some(format!("pod {} was {reason}: {}", pod.name, first_line(&why)));
     }
-    let ended = |container: &ContainerFacts, state: &StateFacts| {
+    let ended = |container: &ContainerFacts, state: &StateFacts, previous: bool| {
         let code = state.exit_code?;
         let how = match (&state.reason, state.signal) {
             _ if code == 0 && state.signal.is_none() => return None,
@@ -167,10 +171,12 @@ fn of_failed_pod(pod: &PodFacts) -> Option<String> {
             (_, Some(signal)) if signal != 0 => format!("was killed by signal {signal}"),
             _ => format!("ended with exit code {code}"),
         };
-        let why = state.message.as_deref().map(|m| format!(": {}", first_line(m))).unwrap_or_default();
+        let message = state.message.as_deref().map(first_line).filter(|line| !line.is_empty());
+        let why = message.or_else(|| last_line(&pod.name, &container.name, previous));
+        let why = why.map(|line| format!(": {line}")).unwrap_or_default();
         Some(format!("container {} of pod {} {how}{why}", container.name, pod.name))
     };
-    let by_end = pod.containers.iter().find_map(|c| ended(c, &c.state));
+    let by_end = pod.containers.iter().find_map(|c| ended(c, &c.state, false));
     let waits = || {
         pod.containers.iter().find_map(|c| {
             let reason = c.state.reason.as_deref().filter(|_| c.state.phase == "waiting")?;
@@ -179,7 +185,7 @@ fn of_failed_pod(pod: &PodFacts) -> Option<String> {
                 .then(|| format!("container {} of pod {} never started, {reason}{why}", c.name, pod.name))
         })
     };
-    let by_last = || pod.containers.iter().find_map(|c| ended(c, c.last_state.as_ref()?));
+    let by_last = || pod.containers.iter().find_map(|c| ended(c, c.last_state.as_ref()?, true));
     let placed = || {
         let why = pod.unschedulable.as_deref()?;
         Some(format!("pod {} was never scheduled: {}", pod.name, first_line(why)))
@@ -257,10 +263,13 @@ mod tests {
             (evicted, Cause::Evicted, "pod a-1 was Evicted: The node was low on memory"),
         ] {
             let pods = [pod(status)];
-            assert_eq!((cause(&job, &pods), decisive(&job, &pods).as_str()), (Some(expected), line));
+            assert_eq!(
+                (cause(&job, &pods), decisive(&job, &pods, &|_, _, _| None).as_str()),
+                (Some(expected), line)
+            );
         }
         assert_eq!(cause(&failed("DeadlineExceeded"), &[]), Some(Cause::Timeout));
-        assert_eq!(decisive(&job, &[]), "Job has reached the specified backoff limit");
+        assert_eq!(decisive(&job, &[], &|_, _, _| None), "Job has reached the specified backoff limit");
     }
 
     #[test]
@@ -270,7 +279,7 @@ mod tests {
             json!({"phase": "Pending", "containerStatuses": [{"name": "main", "image": "", "imageID": "",
             "ready": false, "restartCount": 0, "state": waiting}]}),
         );
-        let line = decisive(&failed("DeadlineExceeded"), &[facts]);
+        let line = decisive(&failed("DeadlineExceeded"), &[facts], &|_, _, _| None);
         assert!(
             line.ends_with("container main of pod a-1 never started, ImagePullBackOff: no such image"),
             "{line}"

@@ -36,6 +36,9 @@ pub const LOGS_GZ: &str = "logs.gz";
 /// Longest `result` (termination message); the kubelet's own limit.
 const RESULT_MAX: usize = 4096;
 
+/// Longest last line of a log that is looked at, bytes.
+const LAST_LINE_MAX: usize = 400;
+
 /// A result ready to be written: shards first, the manifest last.
 #[derive(Clone, Debug)]
 pub struct Packed {
@@ -91,7 +94,9 @@ pub fn pack(
             message
         },
         cause: facts::cause(job, &facts),
-        decisive: facts::decisive(job, &facts),
+        decisive: facts::decisive(job, &facts, &|pod, container, previous| {
+            last_line(&pods, pod, container, previous)
+        }),
         completeness: completeness(job, &pods),
         pods: facts,
         pods_not_listed: 0,
@@ -236,6 +241,17 @@ fn sections(pods: &[CapturedPod]) -> Vec<u8> {
         }
     }
     out
+}
+
+/// The last line that is not empty of what was kept of a log.
+fn last_line(pods: &[CapturedPod], pod: &str, container: &str, previous: bool) -> Option<String> {
+    let pod = pods.iter().find(|captured| captured.facts.name == pod)?;
+    let log = pod.logs.iter().find(|log| log.container == container && log.previous == previous)?;
+    let end = if log.kept.tail.is_empty() { &log.kept.head } else { &log.kept.tail };
+    let end = String::from_utf8_lossy(&end[end.len().saturating_sub(LAST_LINE_MAX)..]);
+    // What a terminal would act on has no place in an Event.
+    let line = end.lines().map(str::trim).rfind(|line| !line.is_empty())?;
+    Some(line.chars().filter(|c| !c.is_control()).collect())
 }
 
 fn completeness(job: &JobSnapshot, pods: &[CapturedPod]) -> Completeness {
