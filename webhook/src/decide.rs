@@ -244,10 +244,9 @@ impl Decision {
         self.annotations
             .insert(keys::TTL, settled.value.filter(|_| relocated).map(|seconds| seconds.to_string()));
         match spec.filter(|_| relocated) {
-            Some(spec) => text.set(
-                explain::TTL,
-                format_args!("{settled}, once the result is stored; at the latest after {spec}"),
-            ),
+            Some(spec) => {
+                text.set(explain::TTL, format_args!("{settled} once the result is stored, {spec} until then"))
+            }
             None if settled.changed() => text.set(explain::TTL, &settled),
             None => text.remove(explain::TTL),
         }

@@ -139,7 +139,7 @@ impl Keeper {
             Ok(Ok(_)) => {}
             Ok(Err(kube::Error::Api(status))) if status.code == 404 => {}
             Ok(Err(error)) => {
-                tracing::warn!(lease = %self.name, "left behind, it runs out by itself: {error}")
+                tracing::warn!(lease = %self.name, "left behind, it runs out by itself: {error}");
             }
             Err(_) => tracing::warn!(lease = %self.name, "left behind, it runs out by itself: no answer"),
         }

@@ -113,6 +113,9 @@ impl Policies {
             NamespaceMirror { policies: self },
         );
         // The parts are registered by now: nothing is ready before they are.
+        // Boxed: three watches are too much for a stack.
+        let (namespaced, cluster, namespaces) =
+            (Box::pin(namespaced), Box::pin(cluster), Box::pin(namespaces));
         let all = async { tokio::try_join!(namespaced, cluster, namespaces).map(drop) };
         async move { shutdown.run_until_cancelled(all).await.unwrap_or(Ok(())) }
     }
@@ -187,7 +190,7 @@ impl<P: Resource<DynamicType = ()>> PolicyMirror<P> {
             Ok(policy) => (self.read)(policy)
                 .map(Arc::new)
                 .inspect_err(|error| {
-                    tracing::error!("this policy cannot be read and selects no Job: {error}")
+                    tracing::error!("this policy cannot be read and selects no Job: {error}");
                 })
                 .ok(),
             Err(invalid) => {

@@ -20,36 +20,36 @@ pub struct Selected {
     pub labels: Labels,
 }
 
-/// The enforced policies that select a Job with these labels, the labels they add included: whoever looks at the stored
-/// Job later (a limit, the harvest) sees those too, and has to come to the same policies.
+/// What the enforced policies say about a Job with these labels, and about the Job as it becomes by the labels that they
+/// add: whoever looks at the stored Job later (a limit, the harvest) sees those labels, and has to come to the same
+/// group, limits and results. What a policy stamps stays, also where it no longer selects the Job that it has stamped
+/// (`team` absent -> `team: unknown`).
 pub fn for_stamping(set: &PolicySet, namespace: &str, namespace_labels: &Labels, raw: &Labels) -> Selected {
     let mut labels = without_group(raw).into_owned();
+    let mut by = enforced(set, namespace, namespace_labels, &labels);
+    let mut effective = Effective::of(by.iter().copied(), &labels);
     // Labels only ever grow, so this ends; a chain longer than this is nobody's intention.
     for _ in 0..4 {
-        let selected = select(set, namespace, namespace_labels, &labels);
-        let missing: Vec<(String, String)> = selected
-            .effective
+        let missing: Vec<(String, String)> = effective
             .labels
             .iter()
             .filter(|(key, _)| !labels.contains_key(*key))
             .map(|(key, From { value, .. })| (key.clone(), value.clone()))
             .collect();
         if missing.is_empty() {
-            return Selected { labels, ..selected };
+            break;
         }
         labels.extend(missing);
+        let last = enforced(set, namespace, namespace_labels, &labels);
+        let last_effective = Effective::of(last.iter().copied(), &labels);
+        by.extend(last);
+        by.sort_by(|a, b| a.reference.cmp(&b.reference));
+        by.dedup_by(|a, b| a.reference == b.reference);
+        let Effective { ttl, deadline, backoff_limit, labels: stamped, .. } =
+            Effective::of(by.iter().copied(), &labels);
+        effective = Effective { ttl, deadline, backoff_limit, labels: stamped, ..last_effective };
     }
-    let selected = select(set, namespace, namespace_labels, &labels);
-    Selected { labels, ..selected }
-}
-
-fn select(set: &PolicySet, namespace: &str, namespace_labels: &Labels, labels: &Labels) -> Selected {
-    let matching = enforced(set, namespace, namespace_labels, labels);
-    Selected {
-        by: matching.iter().map(|policy| policy.reference.clone()).collect(),
-        effective: Effective::of(matching, labels),
-        labels: Labels::new(),
-    }
+    Selected { by: by.into_iter().map(|policy| policy.reference.clone()).collect(), effective, labels }
 }
 
 /// The enforced policies that select a stored Job.
