@@ -5,6 +5,7 @@ mod watched;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 
 use crate::error::{Error, Result};
 
@@ -46,11 +47,23 @@ pub fn cluster_programs() -> Result<ClusterPrograms> {
     })
 }
 
-/// Finds or builds the pair, and returns the folder that holds both programs.
+/// Finds or builds the pair, and returns the folder that holds both programs. Once per process: what is
+/// edited while a test runs does not get into the middle of it.
 ///
 /// # Errors
 /// If the build fails.
 pub fn pair_programs() -> Result<PathBuf> {
+    static BUILT: Mutex<Option<PathBuf>> = Mutex::new(None);
+    let mut built = BUILT.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(folder) = &*built {
+        return Ok(folder.clone());
+    }
+    let folder = build_pair()?;
+    *built = Some(folder.clone());
+    Ok(folder)
+}
+
+fn build_pair() -> Result<PathBuf> {
     if let Some(folder) = named(PAIR_BIN_DIR)? {
         return Ok(folder);
     }

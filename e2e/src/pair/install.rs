@@ -100,7 +100,7 @@ impl Installed {
             cluster.kubectl_with_input(&create, &probe).await.map_err(|error| error.to_string())?;
             let after = calls(cluster).await?;
             match (after.answered > before.answered, after.failed > before.failed) {
-                (_, true) => Err("calls fail (and are ignored, by failurePolicy)".to_owned()),
+                (_, true) => Err(format!("calls fail, ignored by failurePolicy; {}", last_failure(cluster))),
                 (false, _) => Err("it is not called yet".to_owned()),
                 (true, false) => Ok(()),
             }
@@ -124,6 +124,13 @@ impl Drop for Installed {
             }
         }
     }
+}
+
+/// What the API server's log says about the last call that failed.
+fn last_failure(cluster: &Cluster) -> String {
+    let log = std::fs::read_to_string(cluster.dir().join("logs/kube-apiserver.log")).unwrap_or_default();
+    let mut failures = log.lines().filter(|line| line.contains("ailed calling webhook"));
+    failures.next_back().unwrap_or("its log does not say why").to_owned()
 }
 
 /// How often the API server called our mutating webhook.

@@ -83,13 +83,14 @@ impl Pair {
             std::env::var(E2E_WEBHOOK_HOST).ok().filter(|host| !cluster.is_own() && !host.is_empty());
         let on = if elsewhere.is_some() { Ipv4Addr::UNSPECIFIED } else { Ipv4Addr::LOCALHOST };
         let balancer = Balancer::start(on, &[])?;
-        // «localhost» or 127.0.0.1 would make the API server speak HTTP/2, one connection for everything, so
+        // At «localhost» or 127.0.0.1 the API server would speak HTTP/2, one connection for everything, so
         // that one replica gets it all; anywhere else it speaks HTTP/1.1, as to a Service
-        // (k8s.io/apiserver/pkg/util/webhook/client.go, isLocalHost). The final dot is enough for that.
-        let host = elsewhere.unwrap_or_else(|| "localhost.".to_owned());
+        // (k8s.io/apiserver/pkg/util/webhook/client.go, isLocalHost). 0.0.0.0 is not thought local there, yet
+        // Go's dialer goes to the local system.
+        let host = elsewhere.unwrap_or_else(|| "0.0.0.0".to_owned());
         let url = format!("https://{host}:{}/mutate", balancer.port());
         let installed = install::apply(cluster, &url).await?;
-        let names = [host.trim_end_matches('.'), "127.0.0.1"];
+        let names = [&*host, "127.0.0.1"];
         let sinks = options.sinks.unwrap_or(options.webhooks);
         let setting =
             member::Setting { cluster, programs: &programs, installed: &installed, options: &options };

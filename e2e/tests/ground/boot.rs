@@ -59,8 +59,10 @@ async fn rbac_is_on() {
 #[tokio::test]
 async fn the_audit_log_names_who_asked() {
     let cluster = Cluster::shared().await.unwrap();
-    cluster.kubectl(&["create", "configmap", "audited", "-n", "default"]).await.unwrap();
-    let log = std::fs::read_to_string(cluster.audit_log().unwrap()).unwrap();
+    let path = cluster.audit_log().unwrap();
+    let namespace = cluster.namespace("audit").await.unwrap();
+    cluster.kubectl(&["create", "configmap", "audited", "-n", &namespace]).await.unwrap();
+    let log = std::fs::read_to_string(path).unwrap();
     let entry = log
         .lines()
         .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap())
