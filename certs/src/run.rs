@@ -205,7 +205,7 @@ impl<S: Source, C: Fn() -> OffsetDateTime> Keeper<S, C> {
 
     fn serve(&mut self, fresh: Material) {
         if self.serving.as_ref().is_none_or(|old| !old.leaf.is_same(&fresh.leaf)) {
-            tracing::info!(until = rfc3339(fresh.leaf.not_after()), "serving a new certificate");
+            tracing::info!(until = %rfc3339(fresh.leaf.not_after()), "serving a new certificate");
             self.current.set(fresh.leaf.clone());
         }
         self.serving = Some(fresh);
