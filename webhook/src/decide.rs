@@ -164,12 +164,15 @@ fn is_marked(job: &JobView) -> bool {
 
 fn stamp(
     job: &JobView,
-    mut labels: Labels,
+    labels: Labels,
     pod_labels: &Labels,
     claims: &Explanation,
     context: Context<'_>,
 ) -> Decision {
     let mut decision = Decision::default();
+    let (mut labels, pod_labels) =
+        (select::without_group(&labels).into_owned(), &*select::without_group(pod_labels));
+    // Also where only a forged group was there: it goes, and the API's defaulting runs again after our patch.
     let inherits = labels.is_empty() && !pod_labels.is_empty();
     if inherits {
         labels.clone_from(pod_labels);
@@ -190,8 +193,8 @@ fn stamp(
     decision.stamp_backoff_limit(job, effective, claims, &mut text);
     decision.stamp_labels(&labels, pod_labels, effective, &mut text);
     decision.stamp_group(job, &selected, &mut text);
-    decision.queue(job, effective, claims, context.now, &mut text);
-    if snapshot.opted_out() {
+    decision.queue(job, &selected, claims, context.now, &mut text);
+    if selected.labels.get(keys::ENABLED).is_some_and(|value| value == "false") {
         text.set(explain::OPT_OUT, "of defaults, harvest and prune (label job-handler/enabled: \"false\")");
     }
     if text.is_empty() {
@@ -245,7 +248,10 @@ impl Decision {
             .insert(keys::TTL, settled.value.filter(|_| relocated).map(|seconds| seconds.to_string()));
         match spec.filter(|_| relocated) {
             Some(spec) => {
-                text.set(explain::TTL, format_args!("{settled} once the result is stored, {spec} until then"))
+                text.set(
+                    explain::TTL,
+                    format_args!("{settled} once the result is stored, {spec} until then"),
+                );
             }
             None if settled.changed() => text.set(explain::TTL, &settled),
             None => text.remove(explain::TTL),
@@ -352,7 +358,7 @@ impl Decision {
     fn queue(
         &mut self,
         job: &JobView,
-        effective: &Effective,
+        selected: &Selected,
         claims: &Explanation,
         now: Timestamp,
         text: &mut Explanation,
@@ -360,8 +366,9 @@ impl Decision {
         let marked = job.annotation(keys::QUEUED_AT);
         let by_us = claims.has(explain::QUEUED) && marked.is_some();
         let suspended_by_author = job.snapshot.suspended && !by_us;
-        let limit = effective.limits.iter().find(|limit| limit.value.when_full == WhenFull::Queue);
-        let Some(limit) = limit.filter(|_| !suspended_by_author && !job.snapshot.is_foreign()) else {
+        let limit = selected.effective.limits.iter().find(|limit| limit.value.when_full == WhenFull::Queue);
+        let is_foreign = job.snapshot.managed_by.is_some() || selected.labels.contains_key(keys::KUEUE_QUEUE);
+        let Some(limit) = limit.filter(|_| !suspended_by_author && !is_foreign) else {
             self.annotations.insert(keys::QUEUED_AT, None);
             return;
         };

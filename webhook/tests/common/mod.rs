@@ -1,7 +1,7 @@
 //! Policies and Jobs for tests, and a Job's way through `/mutate` as the apiserver takes it.
 
-// Each test binary uses a part of this.
-#![allow(dead_code)]
+#![allow(dead_code, reason = "each test binary uses a part of this")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests; clippy knows only #[test] itself")]
 
 use std::sync::Arc;
 
@@ -75,6 +75,7 @@ pub fn job(labels: Value, spec: Value) -> Value {
 pub const NOW: &str = "2026-01-01T12:00:00Z";
 
 /// A webhook with these policies.
+#[derive(Debug)]
 pub struct Webhook {
     pub set: PolicySet,
     pub namespace: Labels,
