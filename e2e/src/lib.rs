@@ -8,6 +8,7 @@ pub mod balancer;
 pub mod bench;
 pub mod build;
 pub mod cluster;
+pub mod demo;
 pub mod error;
 pub mod http_probe;
 pub mod https;

@@ -1,0 +1,283 @@
+//! The sink on the real cluster: results with exact keys, marks, Events, deletion, prune.
+
+use std::collections::BTreeSet;
+
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::{
+    ResourceExt,
+    api::{ListParams, Patch, PatchParams, PostParams},
+};
+use serde_json::{Value, json};
+
+use super::world::{World, annotation, job, scenario};
+
+async fn harvest_everything(world: &World, ns: &str) {
+    world.policy(ns, "results", json!({"results": {}})).await;
+}
+
+/// How a pod fares, as annotations.
+type Play = &'static [(&'static str, &'static str)];
+
+/// A Job that does not try again.
+fn once(name: &str, play: &[(&str, &str)]) -> Value {
+    let mut job = job(name, &[], play);
+    job["spec"]["backoffLimit"] = json!(0);
+    job
+}
+
+fn manifest(result: &ConfigMap) -> Value {
+    serde_json::from_str(&result.data.as_ref().unwrap()["result.json"]).unwrap()
+}
+
+#[test]
+fn a_completed_job_leaves_a_result_a_mark_and_an_event() {
+    scenario(|world| async move {
+        let ns = world.cluster.namespace("done").await.unwrap();
+        harvest_everything(world, &ns).await;
+        let play = [("run", "300ms"), ("log", "line one\nline two\n"), ("termination-message", "42 rows")];
+        let mut done = once("done", &play);
+        done["spec"]["ttlSecondsAfterFinished"] = json!(3600);
+        let made = world.create(&ns, &done).await.unwrap();
+        let result = world.result(&ns, "done").await;
+        let data = result.data.as_ref().unwrap();
+        let keys: BTreeSet<_> = data.keys().map(String::as_str).collect();
+        assert_eq!(
+            keys,
+            BTreeSet::from(["completion-time", "job-name", "logs", "result", "result.json", "status"])
+        );
+        assert_eq!((data["job-name"].as_str(), data["status"].as_str()), ("done", "completed"));
+        assert_eq!(data["result"], "42 rows");
+        assert!(data["logs"].contains("=== Pod: done-") && data["logs"].contains(" / Container: main ==="));
+        assert!(data["logs"].contains("line one\nline two\n"));
+        let labels = result.labels();
+        assert_eq!(labels["job-handler/created"], "true");
+        assert_eq!(
+            (labels["job-name"].as_str(), labels["job-handler/status"].as_str()),
+            ("done", "completed")
+        );
+        assert!(result.owner_references().is_empty(), "a result outlives its Job");
+        assert!(manifest(&result).to_string().contains(&made.uid().unwrap()));
+
+        let job = world
+            .wait("the mark", || async {
+                let job = world.jobs(&ns).get("done").await.unwrap();
+                if annotation(&job, "job-handler/status") == "completed" {
+                    Ok(job)
+                } else {
+                    Err(format!("{job:?}"))
+                }
+            })
+            .await;
+        assert_eq!(annotation(&job, "job-handler/results"), "done-results");
+        assert_eq!(job.spec.unwrap().ttl_seconds_after_finished, Some(3600), "its own TTL is armed");
+        let completion =
+            job.status.unwrap().conditions.unwrap().into_iter().find(|c| c.type_ == "Complete").unwrap();
+        let time = data["completion-time"].parse::<jiff::Timestamp>().unwrap();
+        assert_eq!(time, completion.last_transition_time.unwrap().0);
+
+        let event = world
+            .wait("the Event", || async {
+                world.events(&ns, "JobProcessing", "done").await.pop().ok_or("none")
+            })
+            .await;
+        assert_eq!((event.type_.as_deref(), event.action.as_deref()), (Some("Normal"), Some("Completed")));
+        let note = event.note.unwrap();
+        assert!(note.contains("done-results") && note.len() <= 1024, "{note}");
+    });
+}
+
+#[test]
+fn failures_keep_their_reasons_apart() {
+    scenario(|world| async move {
+        let ns = world.cluster.namespace("failed").await.unwrap();
+        harvest_everything(world, &ns).await;
+        let table: [(&str, Play, [&str; 2]); 3] = [
+            (
+                "exit",
+                &[("run", "200ms"), ("exit-code", "3"), ("log", "cannot open file\n")],
+                ["3", "cannot open file"],
+            ),
+            ("oom", &[("run", "200ms"), ("end", "OOMKilled")], ["OOMKilled", "137"]),
+            ("evicted", &[("run", "200ms"), ("end", "Evicted")], ["Evicted", "low on resource"]),
+        ];
+        for (name, play, _) in table {
+            world.create(&ns, &once(name, play)).await.unwrap();
+        }
+        for (name, _, told) in table {
+            let result = world.result(&ns, name).await;
+            assert_eq!(result.data.as_ref().unwrap()["status"], "failed");
+            assert_eq!(result.labels()["job-handler/status"], "failed");
+            let event = world
+                .wait("the Event", || async {
+                    world.events(&ns, "JobProcessing", name).await.pop().ok_or("none")
+                })
+                .await;
+            assert_eq!((event.type_.as_deref(), event.action.as_deref()), (Some("Warning"), Some("Failed")));
+            let all = format!("{} {}", manifest(&result), event.note.unwrap());
+            for text in told {
+                assert!(all.contains(text), "{name}: {text} in {all}");
+            }
+        }
+    });
+}
+
+#[test]
+fn every_container_is_in_the_result() {
+    scenario(|world| async move {
+        let ns = world.cluster.namespace("containers").await.unwrap();
+        harvest_everything(world, &ns).await;
+        let mut many = once("many", &[("run", "300ms"), ("log", "a line\n")]);
+        many["spec"]["template"]["spec"]["initContainers"] = json!([
+            {"name": "prepare", "image": "busybox"},
+            {"name": "proxy", "image": "busybox", "restartPolicy": "Always"},
+        ]);
+        many["spec"]["template"]["spec"]["containers"] =
+            json!([{"name": "main", "image": "busybox"}, {"name": "helper", "image": "busybox"}]);
+        world.create(&ns, &many).await.unwrap();
+        let result = world.result(&ns, "many").await;
+        let logs = &result.data.as_ref().unwrap()["logs"];
+        for container in ["prepare", "proxy", "main", "helper"] {
+            assert!(logs.contains(&format!("/ Container: {container} ===")), "{container} in {logs}");
+            assert!(manifest(&result).to_string().contains(container));
+        }
+    });
+}
+
+#[test]
+fn large_and_binary_logs_are_kept_within_their_budget() {
+    scenario(|world| async move {
+        let ns = world.cluster.namespace("large").await.unwrap();
+        harvest_everything(world, &ns).await;
+        world.create(&ns, &once("large", &[("run", "300ms"), ("log-bytes", "5242880")])).await.unwrap();
+        world.create(&ns, &once("binary", &[("run", "300ms"), ("log-binary", "4096")])).await.unwrap();
+        let large = world.result(&ns, "large").await;
+        let told = manifest(&large).to_string();
+        assert!(told.contains("5242880"), "the original length in {told}");
+        let binary = world.result(&ns, "binary").await;
+        assert!(binary.binary_data.is_some_and(|data| !data.is_empty()), "bytes are kept as they are");
+    });
+}
+
+#[test]
+fn a_foreign_config_map_is_left_alone() {
+    scenario(|world| async move {
+        let ns = world.cluster.namespace("foreign").await.unwrap();
+        harvest_everything(world, &ns).await;
+        let foreign: ConfigMap =
+            serde_json::from_value(json!({"metadata": {"name": "taken-results"}, "data": {"mine": "yes"}}))
+                .unwrap();
+        let foreign = world.config_maps(&ns).create(&PostParams::default(), &foreign).await.unwrap();
+        let made = world.create(&ns, &once("taken", &[("run", "200ms"), ("log", "beside\n")])).await.unwrap();
+        let beside = format!("taken-results-{}", &made.uid().unwrap()[..8]);
+        let api = world.config_maps(&ns);
+        let result = world.wait("the result beside it", || async { api.get(&beside).await }).await;
+        assert!(result.data.unwrap()["logs"].contains("beside"));
+        let after = world.config_maps(&ns).get("taken-results").await.unwrap();
+        assert_eq!(after.resource_version(), foreign.resource_version(), "untouched");
+        world
+            .wait("the Event that says so", || async {
+                world.events(&ns, "ResultNameTaken", "taken").await.pop().ok_or("none")
+            })
+            .await;
+        let job = world
+            .wait("the mark", || async {
+                let job = world.jobs(&ns).get("taken").await.unwrap();
+                if annotation(&job, "job-handler/results").is_empty() { Err("none") } else { Ok(job) }
+            })
+            .await;
+        assert_eq!(annotation(&job, "job-handler/results"), beside);
+    });
+}
+
+#[test]
+fn deletion_follows_the_policy_and_groups_keep_their_newest() {
+    scenario(|world| async move {
+        let ns = world.cluster.namespace("cleanup").await.unwrap();
+        let spec = json!({
+            "group": {"type": "Labels", "labelKeys": ["id"]}, "results": {},
+            "cleanup": {"succeededPolicy": "AfterTTL", "failedPolicy": "AfterHarvest", "keep": {"newest": 1}},
+        });
+        world.policy(&ns, "clean", spec).await;
+        let run = |name: &str, id: &str, code: &str| {
+            let mut job = job(name, &[("id", id)], &[("run", "200ms"), ("exit-code", code)]);
+            job["spec"]["backoffLimit"] = json!(0);
+            job
+        };
+        world.create(&ns, &run("failed", "1", "1")).await.unwrap();
+        world.gone(&ns, "failed").await;
+        world.result(&ns, "failed").await;
+        assert_eq!(
+            world.events(&ns, "JobProcessing", "failed").await.len(),
+            1,
+            "told although the Job is gone"
+        );
+        for name in ["first", "second", "third"] {
+            world.create(&ns, &run(name, "2", "0")).await.unwrap();
+            world.result(&ns, name).await;
+        }
+        world.create(&ns, &run("lonely", "3", "0")).await.unwrap();
+        world.result(&ns, "lonely").await;
+        world.gone(&ns, "first").await;
+        world.gone(&ns, "second").await;
+        for kept in ["third", "lonely"] {
+            assert!(world.jobs(&ns).get(kept).await.is_ok(), "{kept}");
+        }
+        for name in ["first", "second", "third", "lonely"] {
+            world.result(&ns, name).await;
+        }
+    });
+}
+
+#[test]
+fn a_suspended_job_is_not_finished() {
+    scenario(|world| async move {
+        let ns = world.cluster.namespace("suspended").await.unwrap();
+        harvest_everything(world, &ns).await;
+        let mut waits = once("waits", &[("run", "200ms"), ("log", "at last\n")]);
+        waits["spec"]["suspend"] = json!(true);
+        world.create(&ns, &waits).await.unwrap();
+        world.create(&ns, &once("runs", &[("run", "200ms")])).await.unwrap();
+        world.result(&ns, "runs").await;
+        assert!(world.config_maps(&ns).get_opt("waits-results").await.unwrap().is_none());
+        let start = json!({"spec": {"suspend": false}});
+        world.jobs(&ns).patch("waits", &PatchParams::default(), &Patch::Merge(&start)).await.unwrap();
+        let result = world.result(&ns, "waits").await;
+        assert!(result.data.unwrap()["logs"].contains("at last"));
+    });
+}
+
+#[test]
+fn a_second_run_of_the_same_name_moves_the_older_result() {
+    scenario(|world| async move {
+        let ns = world.cluster.namespace("rerun").await.unwrap();
+        harvest_everything(world, &ns).await;
+        let first =
+            world.create(&ns, &once("again", &[("run", "200ms"), ("log", "run one\n")])).await.unwrap();
+        world.result(&ns, "again").await;
+        world
+            .wait("the first run's mark", || async {
+                let job = world.jobs(&ns).get("again").await.unwrap();
+                if annotation(&job, "job-handler/status").is_empty() { Err("none") } else { Ok(()) }
+            })
+            .await;
+        world.jobs(&ns).delete("again", &kube::api::DeleteParams::background()).await.unwrap();
+        world.gone(&ns, "again").await;
+        world.create(&ns, &once("again", &[("run", "200ms"), ("log", "run two\n")])).await.unwrap();
+        world
+            .wait("the second result", || async {
+                let result = world.config_maps(&ns).get("again-results").await.map_err(|e| e.to_string())?;
+                let logs = result.data.unwrap()["logs"].clone();
+                if logs.contains("run two") { Ok(()) } else { Err(logs) }
+            })
+            .await;
+        let older = format!("again-results-{}", &first.uid().unwrap()[..8]);
+        let moved = world.config_maps(&ns).get(&older).await.unwrap();
+        assert!(moved.data.unwrap()["logs"].contains("run one"));
+        let all = world
+            .config_maps(&ns)
+            .list(&ListParams::default().labels("job-handler/created=true"))
+            .await
+            .unwrap();
+        assert_eq!(all.items.len(), 2);
+    });
+}

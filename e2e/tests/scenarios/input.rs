@@ -1,0 +1,38 @@
+//! Bad input at the webhook's own door: an answer that says what is wrong, no panic, no hung connection.
+
+use std::net::{Ipv4Addr, SocketAddr};
+
+use job_handler_e2e::Https;
+use k8s_openapi::api::core::v1::Secret;
+use kube::Api;
+
+use super::world::scenario;
+
+#[test]
+fn every_bad_review_gets_a_clear_answer_and_the_webhook_lives() {
+    scenario(|world| async move {
+        let secrets: Api<Secret> = Api::namespaced(world.client(), "job-handler-system");
+        let ca = secrets.get("job-handler-ca").await.unwrap().data.unwrap()["ca.crt"].0.clone();
+        let port = world.pair.webhook(0).port();
+        let webhook = Https::new(ca, SocketAddr::from((Ipv4Addr::LOCALHOST, port))).unwrap();
+        let deep = format!("{}{}", "[".repeat(10_000), "]".repeat(10_000));
+        let other =
+            r#"{"apiVersion":"admission.k8s.io/v1beta1","kind":"AdmissionReview","request":{"uid":"u"}}"#;
+        let table: [(&str, Vec<u8>); 6] = [
+            ("not JSON", b"stamp me".to_vec()),
+            ("empty", Vec::new()),
+            ("no request", br#"{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview"}"#.to_vec()),
+            ("wrong apiVersion", other.as_bytes().to_vec()),
+            ("deep nesting", deep.into_bytes()),
+            ("over 8 MiB", vec![b' '; 9 << 20]),
+        ];
+        for path in ["/mutate", "/validate"] {
+            for (what, body) in &table {
+                let answer = webhook.post(path, body.clone()).await.unwrap();
+                assert!((400..500).contains(&answer.status), "{what} at {path}: {answer:?}");
+                assert!(!answer.body.trim().is_empty(), "{what} at {path} was answered with nothing");
+            }
+        }
+        assert_eq!(world.pair.webhook(0).get("/healthz").await.unwrap().0, 200);
+    });
+}

@@ -1,0 +1,124 @@
+//! What is installed: certificates, configurations, rights; the pair runs under its own accounts.
+
+use std::{collections::BTreeSet, fs};
+
+use k8s_openapi::api::{
+    admissionregistration::v1::{MutatingWebhookConfiguration, ValidatingWebhookConfiguration},
+    core::v1::Secret,
+};
+use kube::Api;
+use serde_json::{Value, json};
+
+use super::world::{job, scenario};
+
+#[test]
+fn the_ca_is_in_a_secret_and_in_both_configurations() {
+    scenario(|world| async move {
+        let ns = world.cluster.namespace("ca").await.unwrap();
+        world.policy(&ns, "few", json!({"limits": [{"name": "few", "maxActiveJobs": 3}]})).await;
+        let secrets: Api<Secret> = Api::namespaced(world.client(), "job-handler-system");
+        let ca = secrets.get("job-handler-ca").await.unwrap().data.unwrap()["ca.crt"].clone();
+        let mutating: Api<MutatingWebhookConfiguration> = Api::all(world.client());
+        let mutating = mutating.get("job-handler").await.unwrap().webhooks.unwrap();
+        let validating: Api<ValidatingWebhookConfiguration> = Api::all(world.client());
+        let validating = validating.get("job-handler-limits").await.unwrap().webhooks.unwrap();
+        assert!(!validating.is_empty());
+        for bundle in mutating
+            .iter()
+            .map(|w| &w.client_config.ca_bundle)
+            .chain(validating.iter().map(|w| &w.client_config.ca_bundle))
+        {
+            assert_eq!(bundle.as_ref(), Some(&ca));
+        }
+        for webhook in validating {
+            assert_eq!(webhook.failure_policy.as_deref(), Some("Fail"));
+            assert_eq!((webhook.side_effects.as_str(), webhook.timeout_seconds), ("NoneOnDryRun", Some(10)));
+            assert!(webhook.client_config.url.unwrap().ends_with("/validate"));
+        }
+    });
+}
+
+#[test]
+fn an_entry_that_someone_breaks_is_mended() {
+    scenario(|world| async move {
+        let ns = world.cluster.namespace("mended").await.unwrap();
+        world.policy(&ns, "few", json!({"limits": [{"name": "few", "maxActiveJobs": 0}]})).await;
+        let uid = world.policies(&ns).get("few").await.unwrap().metadata.uid.unwrap();
+        let api: Api<ValidatingWebhookConfiguration> = Api::all(world.client());
+        let mine = |configuration: &ValidatingWebhookConfiguration| {
+            configuration.webhooks.iter().flatten().position(|w| {
+                w.namespace_selector.as_ref().is_some_and(|s| format!("{s:?}").contains(ns.name()))
+                    || w.name.contains(&uid)
+            })
+        };
+        let index = mine(&api.get("job-handler-limits").await.unwrap()).expect("an entry for the policy");
+        let broken =
+            json!([{"op": "replace", "path": format!("/webhooks/{index}/failurePolicy"), "value": "Ignore"}]);
+        let patch: kube::api::Patch<()> = kube::api::Patch::Json(serde_json::from_value(broken).unwrap());
+        api.patch("job-handler-limits", &Default::default(), &patch).await.unwrap();
+        world
+            .wait("the entry to be mended", || async {
+                let now = api.get("job-handler-limits").await.unwrap();
+                let entry = mine(&now).and_then(|i| now.webhooks.unwrap()[i].failure_policy.clone());
+                if entry.as_deref() == Some("Fail") { Ok(()) } else { Err(format!("{entry:?}")) }
+            })
+            .await;
+    });
+}
+
+#[test]
+fn the_pair_never_acts_as_admin_and_is_never_forbidden() {
+    scenario(|world| async move {
+        let ns = world.cluster.namespace("rights").await.unwrap();
+        world
+            .policy(
+                &ns,
+                "all",
+                json!({"results": {}, "limits": [{"name": "few", "maxActiveJobs": 1}],
+            "cleanup": {"succeededPolicy": "AfterHarvest"}}),
+            )
+            .await;
+        world.create(&ns, &job("a", &[], &[("run", "200ms")])).await.unwrap();
+        world.gone(&ns, "a").await;
+        let Ok(path) = world.cluster.audit_log() else {
+            eprintln!("an existing cluster shows no audit log: not checked");
+            return;
+        };
+        let log = fs::read_to_string(path).unwrap();
+        let mut users = BTreeSet::new();
+        for line in log.lines() {
+            let Ok(entry) = serde_json::from_str::<Value>(line) else { continue };
+            let agent = entry["userAgent"].as_str().unwrap_or_default();
+            if !agent.starts_with("job-handler-webhook/") && !agent.starts_with("job-handler-sink/") {
+                continue;
+            }
+            users.insert((
+                agent.split('/').next().unwrap().to_owned(),
+                entry["user"]["username"].as_str().unwrap().to_owned(),
+            ));
+            // A 403 of quotas or of a namespace that is going is no missing right; the authorizer says so itself.
+            let decision = &entry["annotations"]["authorization.k8s.io/decision"];
+            assert_ne!(decision, "forbid", "{line}");
+        }
+        let account = "system:serviceaccount:job-handler-system:";
+        let expected = BTreeSet::from(
+            ["job-handler-webhook", "job-handler-sink"].map(|p| (p.to_owned(), format!("{account}{p}"))),
+        );
+        assert_eq!(users, expected);
+    });
+}
+
+#[test]
+fn our_own_namespace_and_kube_system_are_left_alone() {
+    scenario(|world| async move {
+        for ns in ["kube-system", "job-handler-system"] {
+            let mut plain = job("untouched", &[("job-handler/enabled", "true")], &[("run", "200ms")]);
+            plain["spec"]["template"]["spec"]["securityContext"] = json!({"runAsNonRoot": true, "runAsUser": 1000, "seccompProfile": {"type": "RuntimeDefault"}});
+            plain["spec"]["template"]["spec"]["containers"][0]["securityContext"] =
+                json!({"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}});
+            let made = world.create(ns, &plain).await.unwrap();
+            assert_eq!(made.metadata.annotations, None, "{ns}");
+            world.jobs(ns).delete("untouched", &kube::api::DeleteParams::background()).await.unwrap();
+        }
+    });
+}

@@ -1,0 +1,11 @@
+//! Scenarios on a real Kubernetes with the pair installed: one cluster for all that take nothing away from others.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod harvesting;
+mod input;
+mod installed;
+mod limiting;
+mod outages;
+mod policies;
+mod stamping;
+mod world;

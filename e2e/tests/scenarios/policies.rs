@@ -1,0 +1,278 @@
+//! Policies: what the apiserver accepts and refuses, live reload, `Ready`, columns, the default policy, the samples.
+
+use job_handler_shared::policy::{ClusterJobPolicy, JobPolicy};
+use kube::{
+    Api,
+    api::{Patch, PatchParams},
+};
+use serde_json::{Value, json};
+
+use super::world::{World, annotation, job, scenario};
+
+async fn check(world: &World, kind: &str, spec: &Value) -> Result<(), String> {
+    let parameters = PatchParams { dry_run: true, ..PatchParams::apply("scenario").validation_strict() };
+    let policy = json!({
+        "apiVersion": "job-handler.io/v1alpha1", "kind": kind, "metadata": {"name": "p"}, "spec": spec,
+    });
+    let result = if kind == "JobPolicy" {
+        let api: Api<JobPolicy> = Api::namespaced(world.client(), "default");
+        api.patch("p", &parameters, &Patch::Apply(&policy)).await.map(drop)
+    } else {
+        let api: Api<ClusterJobPolicy> = Api::all(world.client());
+        api.patch("p", &parameters, &Patch::Apply(&policy)).await.map(drop)
+    };
+    match result {
+        Ok(()) => Ok(()),
+        Err(kube::Error::Api(status)) => Err(status.message),
+        Err(other) => panic!("{other}"),
+    }
+}
+
+#[test]
+fn accepts_the_policy_of_the_page() {
+    scenario(|world| async move {
+        let spec = json!({
+            "jobSelector": {"matchLabels": {"app": "image-build"}},
+            "mode": "Enforce",
+            "stamp": {
+                "ttlSecondsAfterFinished": {"default": 86400, "max": 604800},
+                "activeDeadlineSeconds": {"default": 1800, "max": 7200},
+                "backoffLimit": {"default": 0, "max": 3},
+                "labels": {"team": "build"},
+                "containerResources": {"limits": {"cpu": "2", "memory": "4Gi"}},
+            },
+            "group": {"type": "Labels", "labelKeys": ["build.notifi.network/third-party-id", "build.notifi.network/parser-id"]},
+            "limits": [
+                {"name": "concurrent-builds", "maxActiveJobs": 10, "scope": "Namespace", "whenFull": "Reject"},
+                {"name": "one-per-parser", "maxActiveJobs": 1, "scope": "Group", "whenFull": "Reject"},
+            ],
+            "failureBackoff": {"initialSeconds": 300, "multiplier": 2, "maxSeconds": 3600, "action": "Reject"},
+            "results": {
+                "storageType": "ConfigMap", "ttlSeconds": 604800, "maxPerGroup": 20, "maxBytesPerNamespace": "64Mi",
+                "harvestDeadlineSeconds": 604800,
+                "logs": {"mode": "HeadAndTail", "maxBytesPerContainer": "256Ki", "maxBytesPerJob": "4Mi"},
+            },
+            "cleanup": {
+                "succeededPolicy": "AfterHarvest", "failedPolicy": "Never",
+                "keep": {"newest": 1, "newestSucceeded": 0}, "propagationPolicy": "Foreground",
+            },
+            "cloudEventSinks": [{"name": "ci"}],
+        });
+        check(world, "JobPolicy", &spec).await.unwrap();
+        let mut wide = spec;
+        wide["namespaceSelector"] = json!({"matchExpressions": [{"key": "team", "operator": "Exists"}]});
+        wide["limits"][0]["scope"] = json!("Cluster");
+        check(world, "ClusterJobPolicy", &wide).await.unwrap();
+    });
+}
+
+#[test]
+fn refuses_wrong_policies_and_names_the_field() {
+    scenario(|world| async move {
+        let limit = |more: Value| {
+            let mut limit = json!({"name": "x", "maxActiveJobs": 1});
+            limit.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            json!({"limits": [limit]})
+        };
+        let range = |field: &str, value: Value| json!({"stamp": {field: value}});
+        let table = [
+            (limit(json!({"maxActiveJobs": -1})), "spec.limits[0].maxActiveJobs"),
+            (limit(json!({"maxActiveJobs": "ten"})), "maxActiveJobs"),
+            (limit(json!({"name": "Not A Name"})), "spec.limits[0].name"),
+            (limit(json!({"scope": "Planet"})), "spec.limits[0].scope"),
+            (limit(json!({"scope": "Cluster"})), "limits[].scope"),
+            (limit(json!({"whenFull": "Explode"})), "spec.limits[0].whenFull"),
+            (limit(json!({"maxJobs": 3})), "maxJobs"),
+            (
+                json!({"limits": [{"name": "a", "maxActiveJobs": 1}, {"name": "a", "maxActiveJobs": 2}]}),
+                "limits",
+            ),
+            (json!({"limts": []}), "limts"),
+            (json!({"mode": "Maybe"}), "spec.mode"),
+            (json!({"jobSelector": {"matchLabels": {"no spaces": "x"}}}), "spec.jobSelector.matchLabels"),
+            (
+                json!({"jobSelector": {"matchLabels": {"a": "not a value!"}}}),
+                "spec.jobSelector.matchLabels.a",
+            ),
+            (
+                json!({"jobSelector": {"matchExpressions": [{"key": "a", "operator": "Near"}]}}),
+                "spec.jobSelector.matchExpressions[0].operator",
+            ),
+            (
+                json!({"jobSelector": {"matchExpressions": [{"key": "a", "operator": "In"}]}}),
+                "spec.jobSelector.matchExpressions[0]",
+            ),
+            (
+                range("ttlSecondsAfterFinished", json!({"default": -1})),
+                "spec.stamp.ttlSecondsAfterFinished.default",
+            ),
+            (range("activeDeadlineSeconds", json!({"max": 0})), "spec.stamp.activeDeadlineSeconds.max"),
+            (range("backoffLimit", json!({"default": 4, "max": 3})), "spec.stamp.backoffLimit"),
+            (range("labels", json!({"job-handler/group": "mine"})), "stamp.labels"),
+            (json!({"group": {"type": "Labels"}}), "group.labelKeys"),
+            (json!({"group": {"type": "Owner", "labelKeys": ["a"]}}), "group.labelKeys"),
+            (json!({"failureBackoff": {"initialSeconds": 10, "maxSeconds": 5}}), "failureBackoff.maxSeconds"),
+            (
+                json!({"failureBackoff": {"initialSeconds": 0, "maxSeconds": 5}}),
+                "spec.failureBackoff.initialSeconds",
+            ),
+            (json!({"results": {"maxBytesPerNamespace": "64 megs"}}), "spec.results.maxBytesPerNamespace"),
+            (json!({"results": {"harvestDeadlineSeconds": 1}}), "spec.results.harvestDeadlineSeconds"),
+            (json!({"results": {"storageType": "Tape"}}), "spec.results.storageType"),
+            (json!({"cleanup": {"keep": {"newest": 0}}}), "spec.cleanup.keep.newest"),
+            (json!({"cleanup": {"failedPolicy": "Soon"}}), "spec.cleanup.failedPolicy"),
+            (json!({"namespaceSelector": {}}), "namespaceSelector"),
+        ];
+        for (spec, field) in table {
+            let message = check(world, "JobPolicy", &spec).await.expect_err(&spec.to_string());
+            assert!(message.contains(field), "{spec}: expected {field} in: {message}");
+        }
+        let bad = json!({"namespaceSelector": {"matchExpressions": [{"key": "a", "operator": "Exists", "values": ["x"]}]}});
+        let message = check(world, "ClusterJobPolicy", &bad).await.unwrap_err();
+        assert!(message.contains("spec.namespaceSelector.matchExpressions[0]"), "{message}");
+    });
+}
+
+#[test]
+fn a_change_is_in_force_once_ready_and_the_columns_tell() {
+    scenario(|world| async move {
+        let ns = world.cluster.namespace("reload").await.unwrap();
+        let deadline = |seconds: u32| {
+            json!({"stamp": {"activeDeadlineSeconds": {"default": seconds}},
+            "limits": [{"name": "few", "maxActiveJobs": 7}]})
+        };
+        for (name, seconds) in [("a", 100), ("b", 200)] {
+            world.policy(&ns, "reload", deadline(seconds)).await;
+            let made = world.create(&ns, &job(name, &[], &[("run", "30s")])).await.unwrap();
+            assert_eq!(made.spec.unwrap().active_deadline_seconds, Some(i64::from(seconds)));
+        }
+        let table = world
+            .wait("the column to count both", || async {
+                let table = world.cluster.kubectl(&["get", "jobpolicy", "-n", &ns]).await.unwrap();
+                if table.contains("2/7") { Ok(table) } else { Err(table) }
+            })
+            .await;
+        for text in ["NAME", "MODE", "LIMITS", "READY", "reload", "Enforce", "True"] {
+            assert!(table.contains(text), "{text} in {table}");
+        }
+        world.policies(&ns).delete("reload", &Default::default()).await.unwrap();
+        world
+            .wait("Jobs to go unstamped", || async {
+                let dry = kube::api::PostParams { dry_run: true, ..Default::default() };
+                let job = serde_json::from_value(job("c", &[], &[])).unwrap();
+                let made = world.jobs(&ns).create(&dry, &job).await.unwrap();
+                let deadline = made.spec.unwrap().active_deadline_seconds;
+                if deadline.is_none() { Ok(()) } else { Err(format!("{deadline:?}")) }
+            })
+            .await;
+    });
+}
+
+#[test]
+fn namespace_selectors_follow_the_labels_of_namespaces() {
+    scenario(|world| async move {
+        let (inside, outside) = (
+            world.cluster.namespace("inside").await.unwrap(),
+            world.cluster.namespace("outside").await.unwrap(),
+        );
+        let label = format!("team={}", inside.name());
+        world.cluster.kubectl(&["label", "namespace", &inside, &label]).await.unwrap();
+        let name = format!("wide-{}", inside.name());
+        let policy = json!({
+            "apiVersion": "job-handler.io/v1alpha1", "kind": "ClusterJobPolicy", "metadata": {"name": name},
+            "spec": {"namespaceSelector": {"matchLabels": {"team": inside.name()}},
+                "stamp": {"activeDeadlineSeconds": {"default": 77}}},
+        });
+        let api: Api<ClusterJobPolicy> = Api::all(world.client());
+        api.patch(&name, &PatchParams::apply("scenario"), &Patch::Apply(&policy)).await.unwrap();
+        let ready = format!("clusterjobpolicy/{name}");
+        world.cluster.kubectl(&["wait", &ready, "--for=condition=Ready", "--timeout=30s"]).await.unwrap();
+        let made = world.create(&inside, &job("a", &[], &[])).await.unwrap();
+        assert_eq!(made.spec.as_ref().unwrap().active_deadline_seconds, Some(77));
+        assert!(annotation(&made, "job-handler/stamped").contains(&format!("ClusterJobPolicy {name}")));
+        let made = world.create(&outside, &job("a", &[], &[])).await.unwrap();
+        assert_eq!(made.spec.as_ref().unwrap().active_deadline_seconds, None);
+        api.delete(&name, &Default::default()).await.unwrap();
+    });
+}
+
+#[test]
+fn the_default_policy_harvests_those_who_opt_in() {
+    scenario(|world| async move {
+        let ns = world.cluster.namespace("optin").await.unwrap();
+        let logs = [("run", "200ms"), ("log", "done\n")];
+        world.create(&ns, &job("in", &[("job-handler/enabled", "true")], &logs)).await.unwrap();
+        let out = world.create(&ns, &job("out", &[], &logs)).await.unwrap();
+        assert!(
+            annotation(&out, "job-handler/stamped").is_empty(),
+            "outside every policy, and changed: {out:?}"
+        );
+        let failing = [("run", "200ms"), ("exit-code", "1")];
+        let mut broken = job("broken", &[("job-handler/enabled", "true")], &failing);
+        broken["spec"]["backoffLimit"] = json!(0);
+        world.create(&ns, &broken).await.unwrap();
+        let result = world.result(&ns, "in").await;
+        assert_eq!(result.data.unwrap()["status"], "completed");
+        world.gone(&ns, "in").await;
+        world.result(&ns, "broken").await;
+        let kept = world
+            .wait("the failed Job to be marked", || async {
+                let job = world.jobs(&ns).get("broken").await.unwrap();
+                if annotation(&job, "job-handler/status") == "failed" {
+                    Ok(job)
+                } else {
+                    Err(format!("{job:?}"))
+                }
+            })
+            .await;
+        assert_eq!(
+            kept.spec.unwrap().ttl_seconds_after_finished,
+            None,
+            "failedPolicy Never takes the TTL off"
+        );
+        assert!(world.jobs(&ns).get("out").await.is_ok());
+        assert!(world.config_maps(&ns).get_opt("out-results").await.unwrap().is_none());
+    });
+}
+
+#[test]
+fn editors_may_not_write_policies() {
+    scenario(|world| async move {
+        let ns = world.cluster.namespace("roles").await.unwrap();
+        for (role, verb, answer) in [
+            ("view", "get", true),
+            ("view", "create", false),
+            ("edit", "get", true),
+            ("edit", "create", false),
+            ("admin", "create", true),
+        ] {
+            let user = format!("{role}-{verb}");
+            let binding = format!("{user}-binding");
+            let role_flag = format!("--clusterrole={role}");
+            let user_flag = format!("--user={user}");
+            world
+                .cluster
+                .kubectl(&["create", "rolebinding", &binding, &role_flag, &user_flag, "-n", &ns])
+                .await
+                .unwrap();
+            let asked = world
+                .wait(&format!("{role} to be aggregated"), || async {
+                    let asked = world
+                        .cluster
+                        .try_kubectl(
+                            &["auth", "can-i", verb, "jobpolicies.job-handler.io", "-n", &ns, "--as", &user],
+                            b"",
+                        )
+                        .await
+                        .unwrap();
+                    if (asked.stdout.trim() == "yes") == answer {
+                        Ok(asked.stdout)
+                    } else {
+                        Err(asked.stdout)
+                    }
+                })
+                .await;
+            assert_eq!(asked.trim() == "yes", answer, "{role} {verb}");
+        }
+    });
+}
