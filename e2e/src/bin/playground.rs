@@ -48,14 +48,23 @@ async fn play(arguments: Arguments) -> anyhow::Result<()> {
         );
         say("there is no kubectl on your PATH; the second line above adds one");
     }
-    say(&format!("logs are in {}; Ctrl-C ends it all", cluster.dir().join("logs").display()));
+    say(&format!(
+        "logs are in {}; how pods fare: e2e/README.md; Ctrl-C ends it all",
+        cluster.dir().join("logs").display()
+    ));
     loop {
         tokio::time::sleep(Duration::from_millis(500)).await;
         for member in pair.webhooks().iter().chain(pair.sinks()) {
-            if let Err(died) = member.process().must_live() {
-                say(&format!("{died}\n{} is started again", member.name()));
-                member.restart()?;
-            }
+            let Some(status) = member.process().ended() else { continue };
+            let log = member.process().log();
+            say(&format!(
+                "{} ended ({status}), its log is {}; it is started again",
+                member.name(),
+                log.display()
+            ));
+            member.restart()?;
+            // One that cannot live is not started as fast as it dies.
+            tokio::time::sleep(Duration::from_secs(2)).await;
         }
     }
 }

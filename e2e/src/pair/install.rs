@@ -3,13 +3,13 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use job_handler_shared::keys::{MUTATING_CONFIGURATION, MUTATING_WEBHOOK, NAMESPACE};
 use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::core::v1::ServiceAccount;
 use kube::Api;
 use kube::api::PostParams;
 use serde_json::{Value, json};
 
-use super::{MUTATING_CONFIGURATION, NAMESPACE};
 use crate::cluster::Cluster;
 use crate::cluster::pki::write_private;
 use crate::error::{Error, Result};
@@ -141,10 +141,9 @@ struct Calls {
 
 async fn calls(cluster: &Cluster) -> Result<Calls, String> {
     let metrics = cluster.kubectl(&["get", "--raw", "/metrics"]).await.map_err(|error| error.to_string())?;
+    let ours = format!("name=\"{MUTATING_WEBHOOK}\"");
     let sum = |metric: &str| {
-        let ours = metrics
-            .lines()
-            .filter(|line| line.starts_with(metric) && line.contains("name=\"stamp.job-handler.io\""));
+        let ours = metrics.lines().filter(|line| line.starts_with(metric) && line.contains(&ours));
         ours.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
     };
     Ok(Calls {

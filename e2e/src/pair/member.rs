@@ -4,8 +4,10 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use job_handler_shared::keys::NAMESPACE;
+
+use super::PairOptions;
 use super::install::Installed;
-use super::{NAMESPACE, PairOptions};
 use crate::cluster::Cluster;
 use crate::error::{Error, Result};
 use crate::process::{Process, Program};
@@ -96,6 +98,7 @@ impl Setting<'_> {
                 ("KUBECONFIG".into(), kubeconfig.into()),
                 ("RUST_LOG".into(), log),
                 ("RUST_BACKTRACE".into(), "1".into()),
+                ("NO_COLOR".into(), "1".into()),
             ],
             log: self.cluster.dir().join("logs").join(format!("{replica}.log")),
         })

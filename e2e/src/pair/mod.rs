@@ -7,6 +7,8 @@ mod member;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
+use job_handler_shared::keys::{DEFAULT_POLICY, MUTATING_CONFIGURATION};
+use job_handler_shared::policy::ClusterJobPolicy;
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use kube::Api;
 
@@ -18,10 +20,6 @@ use crate::cluster::Cluster;
 use crate::error::{Error, Result};
 use crate::wait::wait_for;
 
-/// The namespace that the pair is installed in.
-pub const NAMESPACE: &str = "job-handler-system";
-/// The MutatingWebhookConfiguration of the base install.
-pub const MUTATING_CONFIGURATION: &str = "job-handler";
 /// Names this machine as an existing cluster (`E2E_KUBECONFIG`) reaches it, for the webhook's address.
 pub const E2E_WEBHOOK_HOST: &str = "E2E_WEBHOOK_HOST";
 
@@ -67,7 +65,7 @@ pub struct Pair {
 
 impl Pair {
     /// Builds the pair, applies the base install with the address swapped, starts the processes and waits
-    /// until Jobs pass through the webhook.
+    /// until Jobs pass through the webhook and the default policy is in force.
     ///
     /// # Errors
     /// If a build or `kubectl apply` fails, or a process does not get ready.
@@ -106,6 +104,9 @@ impl Pair {
         pair.repoint();
         pair.wait_ready(Duration::from_secs(60)).await?;
         pair.installed.wait_called(cluster, Duration::from_secs(30)).await?;
+        if sinks > 0 {
+            wait_default_policy(cluster, Duration::from_secs(30)).await?;
+        }
         Ok(pair)
     }
 
@@ -170,6 +171,20 @@ impl Pair {
         })
         .await
     }
+}
+
+/// The base install carries its policy in a ConfigMap, from which the sink's leader creates it.
+async fn wait_default_policy(cluster: &Cluster, within: Duration) -> Result<()> {
+    let policies: Api<ClusterJobPolicy> = Api::all(cluster.client());
+    wait_for(within, "the default policy to be in force", || async {
+        let policy = policies.get(DEFAULT_POLICY).await.map_err(|error| error.to_string())?;
+        let conditions = policy.status.unwrap_or_default().conditions;
+        match conditions.iter().find(|condition| condition.type_ == "Ready") {
+            Some(ready) if ready.status == "True" => Ok(()),
+            other => Err(format!("its condition Ready is {other:?}")),
+        }
+    })
+    .await
 }
 
 /// Applies `manifests/samples`: the policies of the image-build case and what they are for.
