@@ -7,7 +7,7 @@
 //! as 6, or as MaxInt32 beside `backoffLimitPerIndex`; a Job without labels has inherited its template's; TTL and
 //! deadline arrive absent.
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use jiff::Timestamp;
 use job_handler_shared::{
@@ -93,7 +93,7 @@ pub fn create(job: &JobView, context: Context<'_>) -> Decision {
                 pod_labels.remove(&claim.key);
             }
         }
-        let decision = stamp(job, labels, &pod_labels, &claims, context);
+        let decision = stamp(job, &labels, &pod_labels, &claims, context);
         let back = |claim: &explain::ClaimedLabel| {
             let is = |labels: &BTreeMap<String, Option<String>>| {
                 labels.get(&claim.key).and_then(Option::as_ref) == Some(&claim.value)
@@ -104,7 +104,7 @@ pub fn create(job: &JobView, context: Context<'_>) -> Decision {
             return decision;
         }
     }
-    stamp(job, job.snapshot.labels.clone(), &job.template.labels, &claims, context)
+    stamp(job, &job.snapshot.labels, &job.template.labels, &claims, context)
 }
 
 /// Decides about a changed Job: what of TTL, deadline and retries the change touches is settled anew, the rest stays.
@@ -144,7 +144,7 @@ pub fn update(new: &JobView, old: &JobView, context: Context<'_>) -> Decision {
         text.remove(explain::NOTHING);
     }
     if !text.is_empty() {
-        decision.annotations.insert(keys::STAMPED, Some(text.to_string()));
+        decision.annotations.insert(keys::STAMPED, Some(text.text()));
     }
     decision
 }
@@ -164,18 +164,17 @@ fn is_marked(job: &JobView) -> bool {
 
 fn stamp(
     job: &JobView,
-    labels: Labels,
+    labels: &Labels,
     pod_labels: &Labels,
     claims: &Explanation,
     context: Context<'_>,
 ) -> Decision {
     let mut decision = Decision::default();
-    let (mut labels, pod_labels) =
-        (select::without_group(&labels).into_owned(), &*select::without_group(pod_labels));
+    let (mut labels, pod_labels) = (select::without_group(labels), &*select::without_group(pod_labels));
     // Also where only a forged group was there: it goes, and the API's defaulting runs again after our patch.
     let inherits = labels.is_empty() && !pod_labels.is_empty();
     if inherits {
-        labels.clone_from(pod_labels);
+        labels = Cow::Borrowed(pod_labels);
     }
     let snapshot = &job.snapshot;
     let selected =
@@ -198,10 +197,10 @@ fn stamp(
         text.set(explain::OPT_OUT, "of defaults, harvest and prune (label job-handler/enabled: \"false\")");
     }
     if text.is_empty() {
-        let by: Vec<String> = selected.by.iter().map(ToString::to_string).collect();
+        let by: Vec<String> = selected.by.iter().map(|policy| policy.reference.to_string()).collect();
         text.set(explain::NOTHING, format_args!("selected by {}", by.join(", ")));
     }
-    decision.annotations.insert(keys::STAMPED, Some(text.to_string()));
+    decision.annotations.insert(keys::STAMPED, Some(text.text()));
     // A new Job was never harvested, whatever it was copied from.
     decision.annotations.insert(keys::STATUS, None);
     decision.annotations.insert(keys::RESULTS, None);

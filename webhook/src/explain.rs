@@ -83,6 +83,19 @@ impl Explanation {
         self.0.is_empty()
     }
 
+    /// The text of the annotation.
+    pub fn text(&self) -> String {
+        let length = self.0.iter().map(|(key, what)| key.len() + what.len() + 4).sum();
+        let mut text = String::with_capacity(length);
+        for (key, what) in &self.0 {
+            let separator = if text.is_empty() { "" } else { "; " };
+            for part in [separator, key, ": ", what] {
+                text.push_str(part);
+            }
+        }
+        text
+    }
+
     /// Sets the entry of a label.
     pub fn set_label(
         &mut self,
@@ -130,11 +143,7 @@ pub const UNSET: &str = "unset";
 
 impl fmt::Display for Explanation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (n, (key, what)) in self.0.iter().enumerate() {
-            let separator = if n == 0 { "" } else { "; " };
-            write!(f, "{separator}{key}: {what}")?;
-        }
-        Ok(())
+        f.write_str(&self.text())
     }
 }
 

@@ -21,7 +21,7 @@ pub fn patch(job: &JobView, decision: &Decision) -> Vec<PatchOperation> {
     field(&mut ops, "activeDeadlineSeconds", have.deadline, decision.deadline);
     field(&mut ops, "backoffLimit", have.backoff_limit.map(i64::from), decision.backoff_limit);
     if decision.suspend && !have.suspended {
-        add(&mut ops, &["spec", "suspend"], true);
+        add(&mut ops, ["spec", "suspend"], true);
     }
     map(&mut ops, &["metadata", "labels"], job.has_labels, &have.labels, &decision.labels);
     map(
@@ -38,7 +38,7 @@ pub fn patch(job: &JobView, decision: &Decision) -> Vec<PatchOperation> {
         if template.has_metadata {
             map(&mut ops, &path, template.has_labels, &template.labels, wanted);
         } else if let Some(labels) = all(wanted) {
-            add(&mut ops, &path[..3], Value::Object(Map::from_iter([("labels".to_owned(), labels)])));
+            add(&mut ops, path.into_iter().take(3), Value::Object(Map::from_iter([("labels".to_owned(), labels)])));
         }
     }
     ops
@@ -50,8 +50,8 @@ fn field(ops: &mut Vec<PatchOperation>, name: &str, have: Option<i64>, want: Fie
         return;
     }
     match want {
-        Some(value) => add(ops, &["spec", name], value),
-        None => remove(ops, &["spec", name]),
+        Some(value) => add(ops, ["spec", name], value),
+        None => remove(ops, ["spec", name]),
     }
 }
 
@@ -64,17 +64,17 @@ fn map<K: AsRef<str> + Ord>(
 ) {
     if !exists {
         if let Some(all) = all(want) {
-            add(ops, path, all);
+            add(ops, path.iter().copied(), all);
         }
         return;
     }
     for (key, value) in want {
         let key = key.as_ref();
-        let path = || path.iter().copied().chain([key]).collect::<Vec<_>>();
+        let path = || path.iter().copied().chain([key]);
         match (have.get(key), value) {
             (Some(have), Some(want)) if have == want => {}
-            (_, Some(want)) => add(ops, &path(), want.as_str()),
-            (Some(_), None) => remove(ops, &path()),
+            (_, Some(want)) => add(ops, path(), want.as_str()),
+            (Some(_), None) => remove(ops, path()),
             (None, None) => {}
         }
     }

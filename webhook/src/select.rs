@@ -13,9 +13,9 @@ use job_handler_shared::{
 #[derive(Clone, Debug, Default)]
 pub struct Selected {
     /// Those that select it, in order of precedence.
-    pub by: Vec<PolicyRef>,
+    pub by: Vec<Arc<Policy>>,
     /// What they say together.
-    pub effective: Effective,
+    pub effective: Arc<Effective>,
     /// The Job's labels as decisions see them, with those that policies add, without the stamped group.
     pub labels: Labels,
 }
@@ -27,7 +27,7 @@ pub struct Selected {
 pub fn for_stamping(set: &PolicySet, namespace: &str, namespace_labels: &Labels, raw: &Labels) -> Selected {
     let mut labels = without_group(raw).into_owned();
     let mut by = enforced(set, namespace, namespace_labels, &labels);
-    let mut effective = Effective::of(by.iter().copied(), &labels);
+    let mut effective = set.combined(&by, &labels);
     // Labels only ever grow, so this ends; a chain longer than this is nobody's intention.
     for _ in 0..4 {
         let missing: Vec<(String, String)> = effective
@@ -41,15 +41,21 @@ pub fn for_stamping(set: &PolicySet, namespace: &str, namespace_labels: &Labels,
         }
         labels.extend(missing);
         let last = enforced(set, namespace, namespace_labels, &labels);
-        let last_effective = Effective::of(last.iter().copied(), &labels);
+        let last_effective = set.combined(&last, &labels);
+        // As a rule the added labels choose no other policies.
+        if last.len() == by.len() && last.iter().zip(&by).all(|(a, b)| Arc::ptr_eq(a, b)) {
+            effective = last_effective;
+            continue;
+        }
         by.extend(last);
         by.sort_by(|a, b| a.reference.cmp(&b.reference));
         by.dedup_by(|a, b| a.reference == b.reference);
         let Effective { ttl, deadline, backoff_limit, labels: stamped, .. } =
             Effective::of(by.iter().copied(), &labels);
-        effective = Effective { ttl, deadline, backoff_limit, labels: stamped, ..last_effective };
+        let last_effective = Effective::clone(&last_effective);
+        effective = Arc::new(Effective { ttl, deadline, backoff_limit, labels: stamped, ..last_effective });
     }
-    Selected { by: by.into_iter().map(|policy| policy.reference.clone()).collect(), effective, labels }
+    Selected { by: by.into_iter().cloned().collect(), effective, labels }
 }
 
 /// The enforced policies that select a stored Job.

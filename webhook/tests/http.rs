@@ -1,0 +1,238 @@
+//! The server as the apiserver meets it: TLS, HTTP/1.1, bad input.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests; clippy knows only #[test] itself")]
+
+mod common;
+
+use std::{net::TcpListener, sync::Arc, time::Duration};
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use common::{builds, job, policy};
+use job_handler_shared::combine::{Labels, PolicySet};
+use job_handler_webhook::{server::serve_webhook, state::State};
+use rustls::{
+    ClientConfig, RootCertStore, ServerConfig,
+    pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer, ServerName},
+};
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+use tokio_rustls::{TlsConnector, client::TlsStream};
+
+/// A webhook on a free port of loopback, with the image-build policy.
+struct Server {
+    port: u16,
+    tls: TlsConnector,
+    handle: actix_web::dev::ServerHandle,
+}
+
+#[derive(Debug)]
+struct Answer {
+    status: u16,
+    body: String,
+}
+
+impl Answer {
+    fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap()
+    }
+}
+
+fn state() -> State {
+    State::fixed(PolicySet::new([policy("builds", builds())]), [("ci".to_owned(), Labels::new())])
+}
+
+fn server() -> Server {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let certified = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(certified.signing_key.serialize_der()));
+    let cert = certified.cert.der().clone();
+    let config = ServerConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![cert.clone()], key)
+        .unwrap();
+    let mut roots = RootCertStore::empty();
+    roots.add(cert).unwrap();
+    let mut client = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    client.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    listener.set_nonblocking(true).unwrap();
+    let server = serve_webhook(listener, config, state()).unwrap();
+    let handle = server.handle();
+    // Ends with the test's runtime, or by its handle.
+    drop(tokio::spawn(server));
+    Server { port, tls: TlsConnector::from(Arc::new(client)), handle }
+}
+
+impl Server {
+    async fn connect(&self) -> TlsStream<TcpStream> {
+        let stream = TcpStream::connect(("127.0.0.1", self.port)).await.unwrap();
+        self.tls.connect(ServerName::try_from("localhost").unwrap(), stream).await.unwrap()
+    }
+
+    async fn post(&self, path: &str, body: &[u8]) -> Answer {
+        request(&mut self.connect().await, "POST", path, body).await
+    }
+}
+
+/// One request over an open connection, within five seconds.
+async fn request(stream: &mut TlsStream<TcpStream>, method: &str, path: &str, body: &[u8]) -> Answer {
+    let exchange = async {
+        let head = format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n\r\n", body.len());
+        stream.write_all(head.as_bytes()).await.unwrap();
+        stream.write_all(body).await.unwrap();
+        // Else its end may stay in the TLS buffer.
+        stream.flush().await.unwrap();
+        let mut got = Vec::new();
+        loop {
+            let mut chunk = [0; 16 << 10];
+            let n = stream.read(&mut chunk).await.unwrap();
+            assert!(n > 0, "closed after {:?}", String::from_utf8_lossy(&got));
+            got.extend_from_slice(&chunk[..n]);
+            let text = String::from_utf8_lossy(&got);
+            let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
+            let length: usize = head
+                .lines()
+                .find_map(|line| line.strip_prefix("content-length: "))
+                .unwrap()
+                .parse()
+                .unwrap();
+            if body.len() >= length {
+                let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+                return Answer { status, body: body.to_owned() };
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), exchange).await.expect("no answer: a hung connection")
+}
+
+fn review(object: &Value) -> Vec<u8> {
+    json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": {
+        "uid": "u-1", "kind": {"group": "batch", "version": "v1", "kind": "Job"}, "operation": "CREATE",
+        "namespace": "ci", "name": "a", "object": object, "oldObject": null, "dryRun": false,
+        "options": {"kind": "CreateOptions"}, "userInfo": {"username": "x"}}})
+    .to_string()
+    .into_bytes()
+}
+
+fn build() -> Value {
+    job(json!({"app": "build", "id": "7"}), json!({}))
+}
+
+fn patch_of(answer: &Answer) -> Value {
+    let patch = answer.json()["response"]["patch"].as_str().unwrap().to_owned();
+    serde_json::from_slice(&STANDARD.decode(patch).unwrap()).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_review_is_answered_with_a_patch_over_http_1_1() {
+    let server = server();
+    let mut stream = server.connect().await;
+    assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"http/1.1"[..]), "also to who would like h2");
+    for _ in 0..3 {
+        let answer = request(&mut stream, "POST", "/mutate?timeout=2s", &review(&build())).await;
+        assert_eq!(answer.status, 200);
+        assert_eq!((&answer.json()["response"]["uid"], &answer.json()["response"]["allowed"]), (&json!("u-1"), &json!(true)));
+        assert_eq!(patch_of(&answer)[0]["path"], "/spec/ttlSecondsAfterFinished");
+        let answer = request(&mut stream, "POST", "/validate?timeout=10s", &review(&build())).await;
+        assert_eq!(answer.json()["response"]["allowed"], true);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bad_input_is_answered_with_what_is_wrong() {
+    let server = server();
+    let deep = format!("{}{}", "[".repeat(10_000), "]".repeat(10_000));
+    let deep_review = format!(
+        r#"{{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":{}}}"#,
+        "{\"a\":".repeat(10_000) + "1" + &"}".repeat(10_000)
+    );
+    let table: [(&str, Vec<u8>, u16, &str); 8] = [
+        ("not JSON", b"stamp me".to_vec(), 400, "expected an AdmissionReview"),
+        ("empty", vec![], 400, "EOF"),
+        ("no request", br#"{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview"}"#.to_vec(), 400, "no request"),
+        ("wrong version", br#"{"apiVersion":"admission.k8s.io/v1beta1","kind":"AdmissionReview","request":{"uid":"u"}}"#.to_vec(), 400, "v1beta1"),
+        ("deep", deep.into_bytes(), 400, "expected an AdmissionReview"),
+        ("deep request", deep_review.into_bytes(), 400, "no uid"),
+        ("9 MiB", vec![b' '; 9 << 20], 413, "at most 8 MiB"),
+        ("40 MiB of zeros", vec![0; 40 << 20], 413, "at most 8 MiB"),
+    ];
+    for path in ["/mutate", "/validate"] {
+        for (what, body, status, text) in &table {
+            let answer = server.post(path, body).await;
+            assert_eq!(answer.status, *status, "{what}: {answer:?}");
+            assert!(answer.body.contains(text), "{what}: {answer:?}");
+        }
+    }
+    let mut stream = server.connect().await;
+    assert_eq!(request(&mut stream, "GET", "/mutate", b"").await.status, 405);
+    assert_eq!(request(&mut stream, "POST", "/", b"").await.status, 404);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_ours_goes_on_with_a_warning() {
+    let server = server();
+    let mut pod: Value = serde_json::from_slice(&review(&json!({"spec": {}}))).unwrap();
+    pod["request"]["kind"] = json!({"group": "", "version": "v1", "kind": "Pod"});
+    for path in ["/mutate", "/validate"] {
+        let answer = server.post(path, pod.to_string().as_bytes()).await.json();
+        assert_eq!(answer["response"]["allowed"], true);
+        assert!(answer["response"]["warnings"][0].as_str().unwrap().contains("found Pod"), "{answer}");
+        assert!(answer["response"].get("patch").is_none());
+    }
+    let unreadable = review(&json!({"spec": "none"}));
+    let answer = server.post("/mutate", &unreadable).await.json();
+    assert_eq!(answer["response"]["allowed"], true);
+    assert!(answer["response"]["warnings"][0].as_str().unwrap().contains("cannot be read"), "{answer}");
+    let answer = server.post("/validate", &unreadable).await.json();
+    assert_eq!((&answer["response"]["allowed"], &answer["response"]["status"]["code"]), (&json!(false), &json!(400)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn large_and_deep_jobs_are_stamped_like_others() {
+    let server = server();
+    let mut many = build();
+    let container = many["spec"]["template"]["spec"]["containers"][0].clone();
+    many["spec"]["template"]["spec"]["containers"] = json!(vec![container; 10_000]);
+    let mut big = build();
+    big["metadata"]["annotations"] = json!({"note": "x".repeat(7 << 20)});
+    let deep = format!("{}1{}", "{\"a\":".repeat(10_000), "}".repeat(10_000));
+    let deep = String::from_utf8(review(&build())).unwrap().replace("{\"kept\":[1,2]}", &deep);
+    assert!(deep.len() > 60_000);
+    for body in [review(&many), review(&big), deep.into_bytes()] {
+        let answer = server.post("/mutate", &body).await;
+        assert_eq!(answer.status, 200, "{answer:?}");
+        assert_eq!(patch_of(&answer)[0]["value"], 604_800);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn jobs_of_excluded_namespaces_are_left_alone() {
+    let server = server();
+    for namespace in ["kube-system", "job-handler-system"] {
+        let mut excluded: Value = serde_json::from_slice(&review(&build())).unwrap();
+        excluded["request"]["namespace"] = json!(namespace);
+        let answer = server.post("/mutate", excluded.to_string().as_bytes()).await.json();
+        assert_eq!(answer["response"], json!({"uid": "u-1", "allowed": true}));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_graceful_stop_lets_go_of_idle_connections() {
+    let server = server();
+    let mut stream = server.connect().await;
+    assert_eq!(request(&mut stream, "POST", "/mutate", &review(&build())).await.status, 200);
+    let stopped = tokio::time::timeout(Duration::from_secs(5), server.handle.stop(true));
+    stopped.await.expect("a connection that idles must not hold up the end");
+    let mut rest = Vec::new();
+    assert_eq!(stream.read_to_end(&mut rest).await.unwrap_or(0), 0);
+}
