@@ -220,7 +220,8 @@ impl<'a> Story<'a> {
 
     /// Runs and shows `kubectl VERB -f FILE`.
     pub(super) async fn apply(&mut self, verb: &str, file: &str, manifest: &str) -> Result<Ran, Problem> {
-        let mut ran = self.run(&[verb, "-f", "-"], manifest).await?;
+        let args: Vec<&str> = verb.split(' ').chain(["-f", "-"]).collect();
+        let mut ran = self.run(&args, manifest).await?;
         ran.command = format!("kubectl {verb} -f {file}");
         Ok(self.show(ran))
     }
