@@ -4,9 +4,9 @@
 //! within a kind by name; cleanup and retention combine towards keeping.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fmt,
-    sync::Arc,
+    sync::{Arc, PoisonError, RwLock},
 };
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
@@ -162,14 +162,21 @@ impl Policy {
 pub struct PolicySet {
     /// In order of precedence: namespaced ones by (namespace, name), then the cluster's by name.
     policies: Vec<Arc<Policy>>,
+    combined: Arc<RwLock<HashMap<Combination, Arc<Effective>>>>,
 }
+
+/// Which policies of a set (their places in it), and whether the Job opted out: all that [`Effective::of`] depends on.
+type Combination = (Vec<usize>, bool);
+
+/// Combinations remembered per set. Clusters have a handful; beyond this many they are computed anew each time.
+const MAX_COMBINATIONS: usize = 1024;
 
 impl PolicySet {
     /// A set of these policies, in whatever order they come.
     pub fn new(policies: impl IntoIterator<Item = Arc<Policy>>) -> Self {
         let mut policies: Vec<_> = policies.into_iter().collect();
         policies.sort_by(|a, b| a.reference.cmp(&b.reference));
-        Self { policies }
+        Self { policies, combined: Arc::default() }
     }
 
     /// All of them, in order of precedence.
@@ -185,6 +192,31 @@ impl PolicySet {
         job_labels: &Labels,
     ) -> Vec<&Arc<Policy>> {
         self.policies.iter().filter(|p| p.selects(namespace, namespace_labels, job_labels)).collect()
+    }
+
+    /// What some policies of this set, in order of precedence, say about a Job with these labels: [`Effective::of`],
+    /// computed once for all Jobs that the same policies select.
+    pub fn combined(&self, some: &[&Arc<Policy>], job_labels: &Labels) -> Arc<Effective> {
+        let compute = || Arc::new(Effective::of(some.iter().copied(), job_labels));
+        let mut places = Vec::with_capacity(some.len());
+        let mut rest = self.policies.iter().enumerate();
+        for policy in some {
+            match rest.find(|(_, own)| Arc::ptr_eq(own, policy)) {
+                Some((place, _)) => places.push(place),
+                // Not of this set, or in another order.
+                None => return compute(),
+            }
+        }
+        let combination = (places, opted_out(job_labels));
+        if let Some(known) = self.combined.read().unwrap_or_else(PoisonError::into_inner).get(&combination) {
+            return known.clone();
+        }
+        let effective = compute();
+        let mut combined = self.combined.write().unwrap_or_else(PoisonError::into_inner);
+        if combined.len() < MAX_COMBINATIONS {
+            combined.insert(combination, effective.clone());
+        }
+        effective
     }
 
     /// Whether any policy selects namespaces by labels (else nobody needs to know a namespace's labels).
@@ -242,7 +274,7 @@ impl Effective {
     /// Opt-out (`job-handler/enabled: "false"`) takes away defaults, harvest and prune; never limits, maxima
     /// or the group.
     pub fn of<'a>(policies: impl IntoIterator<Item = &'a Arc<Policy>>, job_labels: &Labels) -> Self {
-        let opted_out = job_labels.get(keys::ENABLED).is_some_and(|value| value == "false");
+        let opted_out = opted_out(job_labels);
         let mut all = Self::default();
         for policy in policies {
             let (spec, by) = (&policy.spec, &policy.reference);
@@ -297,6 +329,10 @@ impl Bound {
             default.value = default.value.min(max.value);
         }
     }
+}
+
+fn opted_out(job_labels: &Labels) -> bool {
+    job_labels.get(keys::ENABLED).is_some_and(|value| value == "false")
 }
 
 fn from<T>(value: T, by: &PolicyRef) -> From<T> {
@@ -415,6 +451,30 @@ mod tests {
         assert!(wide.selects("any", &labels(&[("team", "x")]), &Labels::new()));
         assert!(!wide.selects("any", &labels(&[("team", "z")]), &Labels::new()));
         assert!(!wide.selects("any", &Labels::new(), &Labels::new()));
+    }
+
+    #[test]
+    fn what_is_remembered_is_what_would_be_computed() {
+        let ttl = |seconds: i64| json!({"stamp": {"ttlSecondsAfterFinished": {"default": seconds}}});
+        let policies = || vec![cluster("a", ttl(1)), namespaced("c", ttl(3)), namespaced("b", ttl(2))];
+        let (set, other) = (PolicySet::new(policies()), PolicySet::new(policies()));
+        for job in [labels(&[]), labels(&[(keys::ENABLED, "false")]), labels(&[(keys::ENABLED, "true")])] {
+            // Each twice: computed, then remembered.
+            for subset in (0..8).chain(0..8) {
+                let pick = |set: &PolicySet| -> Vec<Arc<Policy>> {
+                    set.iter()
+                        .enumerate()
+                        .filter(|(n, _)| subset & (1 << n) != 0)
+                        .map(|(_, p)| p.clone())
+                        .collect()
+                };
+                for some in [pick(&set), pick(&other), pick(&set).into_iter().rev().collect()] {
+                    let some: Vec<&Arc<Policy>> = some.iter().collect();
+                    assert_eq!(*set.combined(&some, &job), Effective::of(some.iter().copied(), &job));
+                }
+            }
+        }
+        assert_eq!(set.combined.read().unwrap().len(), 16);
     }
 
     #[test]

@@ -12,6 +12,8 @@ use crate::review::API_VERSION;
 
 /// The longest warning a client shows in full; the apiserver cuts all of them at 4,096 characters together.
 const WARNING_MAX: usize = 256;
+/// Bytes of a typical patch, and of a typical answer without its patch; a longer one only has to grow.
+const TYPICAL: usize = 1024;
 
 /// What is sent back over HTTP.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -104,31 +106,51 @@ impl Answer {
 
     fn encode(&self, uid: &str) -> serde_json::Result<Vec<u8>> {
         let patch = match self.patch.is_empty() {
-            true => None,
-            false => Some(STANDARD.encode(serde_json::to_vec(&self.patch)?)),
+            true => Vec::new(),
+            false => {
+                let mut patch = Vec::with_capacity(TYPICAL);
+                serde_json::to_writer(&mut patch, &self.patch)?;
+                patch
+            }
         };
-        serde_json::to_vec(&Envelope {
-            api_version: API_VERSION,
-            kind: "AdmissionReview",
-            response: Response {
-                uid,
-                allowed: self.denied.is_none(),
-                status: self.denied.as_ref().map(|denial| Status {
-                    code: denial.code,
-                    reason: denial.reason,
-                    status: "Failure",
-                    message: &denial.message,
-                    details: denial
-                        .retry_after_seconds
-                        .map(|retry_after_seconds| Details { retry_after_seconds }),
-                }),
-                patch_type: patch.as_ref().map(|_| "JSONPatch"),
-                patch,
-                warnings: self.warnings.iter().map(|warning| cut(warning)).collect(),
-                audit_annotations: &self.audit,
+        let mut body = Vec::with_capacity(TYPICAL + patch.len() * 4 / 3);
+        serde_json::to_writer(
+            &mut body,
+            &Envelope {
+                api_version: API_VERSION,
+                kind: "AdmissionReview",
+                response: Response {
+                    uid,
+                    allowed: self.denied.is_none(),
+                    status: self.denied.as_ref().map(|denial| Status {
+                        code: denial.code,
+                        reason: denial.reason,
+                        status: "Failure",
+                        message: &denial.message,
+                        details: denial
+                            .retry_after_seconds
+                            .map(|retry_after_seconds| Details { retry_after_seconds }),
+                    }),
+                    warnings: self.warnings.iter().map(|warning| cut(warning)).collect(),
+                    audit_annotations: &self.audit,
+                },
             },
-        })
+        )?;
+        if !patch.is_empty() {
+            append_patch(&mut body, &patch);
+        }
+        Ok(body)
     }
+}
+
+/// Puts the patch in as the response's last field. By hand, because serde would look at each character of the base64,
+/// the larger part of the answer, for something to escape.
+fn append_patch(body: &mut Vec<u8>, patch: &[u8]) {
+    const CLOSING: usize = "}}".len();
+    body.truncate(body.len().saturating_sub(CLOSING));
+    body.extend_from_slice(br#","patchType":"JSONPatch","patch":""#);
+    body.extend_from_slice(STANDARD.encode(patch).as_bytes());
+    body.extend_from_slice(br#""}}"#);
 }
 
 #[derive(Serialize)]
@@ -146,10 +168,6 @@ struct Response<'a> {
     allowed: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     status: Option<Status<'a>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    patch_type: Option<&'static str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    patch: Option<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     warnings: Vec<&'a str>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]

@@ -38,7 +38,11 @@ pub fn patch(job: &JobView, decision: &Decision) -> Vec<PatchOperation> {
         if template.has_metadata {
             map(&mut ops, &path, template.has_labels, &template.labels, wanted);
         } else if let Some(labels) = all(wanted) {
-            add(&mut ops, path.into_iter().take(3), Value::Object(Map::from_iter([("labels".to_owned(), labels)])));
+            add(
+                &mut ops,
+                path.into_iter().take(3),
+                Value::Object(Map::from_iter([("labels".to_owned(), labels)])),
+            );
         }
     }
     ops
@@ -92,15 +96,42 @@ fn all<K: AsRef<str>>(want: &BTreeMap<K, Option<String>>) -> Option<Value> {
 }
 
 /// `add` replaces what is there, so it serves for both.
-fn add(ops: &mut Vec<PatchOperation>, path: &[&str], value: impl Into<Value>) {
+fn add<'a>(ops: &mut Vec<PatchOperation>, path: impl IntoIterator<Item = &'a str>, value: impl Into<Value>) {
     ops.push(PatchOperation::Add(AddOperation { path: pointer(path), value: value.into() }));
 }
 
-fn remove(ops: &mut Vec<PatchOperation>, path: &[&str]) {
+fn remove<'a>(ops: &mut Vec<PatchOperation>, path: impl IntoIterator<Item = &'a str>) {
     ops.push(PatchOperation::Remove(RemoveOperation { path: pointer(path) }));
 }
 
-/// Escapes `~` and `/` of keys such as `job-handler/group` (RFC 6901).
-fn pointer(path: &[&str]) -> PointerBuf {
-    PointerBuf::from_tokens(path.iter().copied())
+/// Escapes `~` and `/` of keys such as `job-handler/group` (RFC 6901). By hand, because jsonptr allocates each token.
+fn pointer<'a>(path: impl IntoIterator<Item = &'a str>) -> PointerBuf {
+    let mut text = String::with_capacity(64);
+    for token in path {
+        text.push('/');
+        let mut rest = token;
+        while let Some((before, special)) = rest.find(['~', '/']).and_then(|at| rest.split_at_checked(at)) {
+            text.push_str(before);
+            text.push_str(if special.starts_with('~') { "~0" } else { "~1" });
+            rest = special.get(1..).unwrap_or_default();
+        }
+        text.push_str(rest);
+    }
+    #[expect(clippy::expect_used, reason = "each token begins with a slash and has its tildes escaped")]
+    PointerBuf::parse(text).expect("a JSON pointer")
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn pointers_are_those_of_the_library(tokens in proptest::collection::vec("[a-z~/0-9ä.]{0,12}", 0..5)) {
+            let tokens: Vec<&str> = tokens.iter().map(String::as_str).collect();
+            prop_assert_eq!(pointer(tokens.iter().copied()), PointerBuf::from_tokens(tokens));
+        }
+    }
 }
