@@ -68,6 +68,12 @@ impl ApiError {
         }
     }
 
+    /// An object of that name is there already. (A create can also be answered with a plain 409, where the count of a
+    /// ResourceQuota was written by others at the same time: then nothing is there.)
+    pub fn is_there_already(&self) -> bool {
+        matches!(self, Self::Refused { code: 409, reason, .. } if reason == "AlreadyExists")
+    }
+
     /// Another write came first, or an object of that name is there already.
     pub fn is_conflict(&self) -> bool {
         matches!(self, Self::Refused { code: 409, .. })

@@ -225,7 +225,7 @@ async fn move_aside(client: &Client, older: ConfigMap, manifest: &Manifest) -> R
     let api = Api::<ConfigMap>::namespaced(client.clone(), namespace);
     let what = format!("move the older result to {namespace}/{name}");
     match call(&what, api.create(&PostParams::default(), &copy)).await {
-        Err(error) if error.is_conflict() => match look(client, namespace, &name, uid).await? {
+        Err(error) if error.is_there_already() => match look(client, namespace, &name, uid).await? {
             Found::Own(_) => Ok(()),
             _ => {
                 let job = format!("{namespace}/{}", job.name);
@@ -242,7 +242,7 @@ async fn put_shard(client: &Client, shard: &ConfigMap, uid: &str) -> Result<(), 
     let api = Api::<ConfigMap>::namespaced(client.clone(), &namespace);
     let what = format!("write shard {namespace}/{name}");
     match call(&what, api.create(&PostParams::default(), shard)).await {
-        Err(error) if error.is_conflict() => {}
+        Err(error) if error.is_there_already() => {}
         other => return Ok(other.map(drop)?),
     }
     let Some(there) = call(&what, api.get_opt(&name)).await? else {

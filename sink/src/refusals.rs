@@ -215,7 +215,9 @@ async fn put(write: Write, teller: Teller, metrics: SinkMetrics) {
             }
         }
     };
-    if let Err(error) = outcome {
+    if let Err(error) = outcome
+        && !error.is_terminating()
+    {
         metrics.refusal_dropped("not-written");
         tracing::warn!("an Event about a refusal: {error}");
     }

@@ -128,7 +128,6 @@ impl Packed {
                 Ok(text) if json_length(&text) <= JSON_MAX => {
                     self.data.insert(LOGS.to_owned(), text);
                     self.manifest.logs = Some(place);
-                    return;
                 }
                 Ok(text) => self.put_gzip(gzip(text.as_bytes()), place, room),
                 Err(error) => {

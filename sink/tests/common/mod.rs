@@ -1,0 +1,251 @@
+//! A small apiserver in memory: objects by resource, namespace and name, with resourceVersions, preconditions and merge
+//! patches as the real one has them, and faults that strike at a chosen write.
+
+#![allow(dead_code, reason = "each test binary uses its own part")]
+
+use std::{
+    collections::BTreeMap,
+    convert::Infallible,
+    sync::{Arc, Mutex},
+};
+
+use http::{Method, Request, Response};
+use kube::{Client, client::Body};
+use serde_json::{Value, json};
+
+/// What happens to one write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// It never arrives, nor does anything after it: the process was killed before.
+    DeadBefore,
+    /// It takes effect, and the process is killed before it hears of it.
+    DeadAfter,
+    /// It takes effect, and the answer is lost; the process goes on.
+    AnswerLost,
+    /// It is answered with this code, and has no effect.
+    Code(u16),
+}
+
+#[derive(Debug, Default)]
+struct State {
+    objects: BTreeMap<(String, String, String), Value>,
+    logs: BTreeMap<String, Vec<u8>>,
+    version: u64,
+    writes: usize,
+    fault: Option<(usize, Fault)>,
+    dead: bool,
+    calls: Vec<String>,
+    refused: BTreeMap<String, (u16, String)>,
+}
+
+/// The apiserver; clones are the same one.
+#[derive(Clone, Debug, Default)]
+pub struct Apiserver(Arc<Mutex<State>>);
+
+impl Apiserver {
+    /// A client of it, with as many connections as it likes.
+    pub fn client(&self) -> Client {
+        let server = self.clone();
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let server = server.clone();
+            async move {
+                let (parts, body) = request.into_parts();
+                let body = body.collect_bytes().await.unwrap_or_default();
+                Ok::<_, Infallible>(server.answer(&parts.method, &parts.uri, &body))
+            }
+        });
+        Client::new(service, "default")
+    }
+
+    /// Lets the `n`th write from now (from 0) fail.
+    pub fn fault(&self, n: usize, fault: Fault) {
+        let mut state = self.0.lock().unwrap();
+        state.fault = Some((state.writes + n, fault));
+    }
+
+    /// Refuses every creation of this resource.
+    pub fn refuse(&self, resource: &str, code: u16, message: &str) {
+        self.0.lock().unwrap().refused.insert(resource.to_owned(), (code, message.to_owned()));
+    }
+
+    /// A new process: what was dead is alive again, without faults.
+    pub fn revive(&self) {
+        let mut state = self.0.lock().unwrap();
+        (state.dead, state.fault) = (false, None);
+        state.refused.clear();
+    }
+
+    /// How many writes there were.
+    pub fn writes(&self) -> usize {
+        self.0.lock().unwrap().writes
+    }
+
+    /// The writes since the start, as `METHOD path code`.
+    pub fn calls(&self) -> Vec<String> {
+        self.0.lock().unwrap().calls.clone()
+    }
+
+    /// Puts an object.
+    pub fn put(&self, resource: &str, object: Value) {
+        self.0.lock().unwrap().store(resource, object);
+    }
+
+    /// Takes an object away.
+    pub fn remove(&self, resource: &str, namespace: &str, name: &str) {
+        let key = (resource.to_owned(), namespace.to_owned(), name.to_owned());
+        self.0.lock().unwrap().objects.remove(&key);
+    }
+
+    /// What a container has written.
+    pub fn put_log(&self, pod: &str, container: &str, content: &[u8]) {
+        self.0.lock().unwrap().logs.insert(format!("{pod}/{container}"), content.to_vec());
+    }
+
+    /// An object.
+    pub fn get(&self, resource: &str, namespace: &str, name: &str) -> Option<Value> {
+        let key = (resource.to_owned(), namespace.to_owned(), name.to_owned());
+        self.0.lock().unwrap().objects.get(&key).cloned()
+    }
+
+    /// All objects of a resource.
+    pub fn all(&self, resource: &str) -> Vec<Value> {
+        let state = self.0.lock().unwrap();
+        state
+            .objects
+            .iter()
+            .filter(|((kind, ..), _)| kind == resource)
+            .map(|(_, object)| object.clone())
+            .collect()
+    }
+
+    fn answer(&self, method: &Method, uri: &http::Uri, body: &[u8]) -> Response<Body> {
+        let mut state = self.0.lock().unwrap();
+        let write = method != Method::GET;
+        let gone = |code| status(code, "GatewayTimeout", "the connection is gone");
+        if state.dead {
+            return gone(504);
+        }
+        let fault = state.fault.filter(|(n, _)| write && *n == state.writes).map(|(_, fault)| fault);
+        if write {
+            state.writes += 1;
+        }
+        match fault {
+            Some(Fault::DeadBefore) => {
+                state.dead = true;
+                return gone(504);
+            }
+            Some(Fault::Code(code)) => {
+                state.calls.push(format!("{method} {} {code}!", uri.path()));
+                return status(code, "InternalError", "a fault was asked for");
+            }
+            _ => {}
+        }
+        let answer = state.serve(method, uri, body);
+        if write {
+            state.calls.push(format!("{method} {} {}", uri.path(), answer.status().as_u16()));
+        }
+        match fault {
+            Some(Fault::DeadAfter) => {
+                state.dead = true;
+                gone(504)
+            }
+            Some(Fault::AnswerLost) => gone(504),
+            _ => answer,
+        }
+    }
+}
+
+impl State {
+    fn store(&mut self, resource: &str, mut object: Value) -> Value {
+        self.version += 1;
+        object["metadata"]["resourceVersion"] = self.version.to_string().into();
+        if object["metadata"]["uid"].is_null() {
+            object["metadata"]["uid"] = format!("uid-{}", self.version).into();
+        }
+        let text = |key: &str| object["metadata"][key].as_str().unwrap_or_default().to_owned();
+        let key = (resource.to_owned(), text("namespace"), text("name"));
+        self.objects.insert(key, object.clone());
+        object
+    }
+
+    fn serve(&mut self, method: &Method, uri: &http::Uri, body: &[u8]) -> Response<Body> {
+        let parts: Vec<&str> = uri.path().trim_matches('/').split('/').collect();
+        let at = parts.iter().position(|part| *part == "namespaces").unwrap();
+        let (namespace, resource) = (parts[at + 1], parts[at + 2]);
+        let name = parts.get(at + 3).copied();
+        if let (Some(pod), Some(&"log")) = (name, parts.get(at + 4)) {
+            let container =
+                uri.query().unwrap_or_default().split('&').find_map(|p| p.strip_prefix("container="));
+            let key = format!("{pod}/{}", container.unwrap_or_default());
+            return match self.logs.get(&key) {
+                Some(log) => Response::new(Body::from(log.clone())),
+                None => status(404, "NotFound", "no such pod"),
+            };
+        }
+        let Some(name) = name else {
+            return match *method {
+                Method::POST => self.create(resource, namespace, body),
+                _ => {
+                    let items: Vec<_> = self
+                        .objects
+                        .iter()
+                        .filter(|((kind, ns, _), _)| kind == resource && ns == namespace)
+                        .map(|(_, object)| object.clone())
+                        .collect();
+                    ok(&json!({"kind": "List", "apiVersion": "v1", "metadata": {}, "items": items}))
+                }
+            };
+        };
+        let key = (resource.to_owned(), namespace.to_owned(), name.to_owned());
+        let Some(there) = self.objects.get(&key).cloned() else {
+            return status(404, "NotFound", "not found");
+        };
+        let sent: Value = serde_json::from_slice(body).unwrap_or_default();
+        let guard = if *method == Method::DELETE { &sent["preconditions"] } else { &sent["metadata"] };
+        for field in ["resourceVersion", "uid"] {
+            if guard[field].is_string() && guard[field] != there["metadata"][field] {
+                return status(409, "Conflict", "the object has been modified");
+            }
+        }
+        match *method {
+            Method::GET => ok(&there),
+            Method::DELETE => {
+                self.objects.remove(&key);
+                ok(&json!({"kind": "Status", "apiVersion": "v1", "status": "Success", "metadata": {}}))
+            }
+            Method::PUT => {
+                let mut object = sent;
+                object["metadata"]["uid"] = there["metadata"]["uid"].clone();
+                ok(&self.store(resource, object))
+            }
+            Method::PATCH => {
+                let mut object = there;
+                json_patch::merge(&mut object, &sent);
+                ok(&self.store(resource, object))
+            }
+            _ => status(405, "MethodNotAllowed", "no"),
+        }
+    }
+
+    fn create(&mut self, resource: &str, namespace: &str, body: &[u8]) -> Response<Body> {
+        if let Some((code, message)) = self.refused.get(resource) {
+            return status(*code, "Forbidden", message);
+        }
+        let object: Value = serde_json::from_slice(body).unwrap();
+        let name = object["metadata"]["name"].as_str().unwrap().to_owned();
+        if self.objects.contains_key(&(resource.to_owned(), namespace.to_owned(), name)) {
+            return status(409, "AlreadyExists", "already exists");
+        }
+        ok(&self.store(resource, object))
+    }
+}
+
+fn ok(object: &Value) -> Response<Body> {
+    Response::new(Body::from(serde_json::to_vec(object).unwrap()))
+}
+
+fn status(code: u16, reason: &str, message: &str) -> Response<Body> {
+    let body = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "reason": reason,
+        "message": message});
+    Response::builder().status(code).body(Body::from(serde_json::to_vec(&body).unwrap())).unwrap()
+}

@@ -1,0 +1,314 @@
+//! Harvest against an apiserver in memory: the process is killed before and after each single write, and each write
+//! fails once in each way; the next process always ends with one whole result and one Event.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, in helpers too")]
+
+mod common;
+
+use std::sync::Arc;
+
+use common::{Apiserver, Fault};
+use job_handler_shared::{
+    combine::Policy, job::JobSnapshot, keys, policy::JobPolicy, status::PolicyStatus, telemetry::Metrics,
+};
+use job_handler_sink::{
+    act::Actor,
+    capture::Capturer,
+    events::Teller,
+    manifest,
+    metrics::SinkMetrics,
+    queue::Queue,
+    store::{PolicyEntry, ResultRef, Store},
+};
+use k8s_openapi::api::batch::v1::Job;
+use serde_json::{Value, json};
+
+const UID: &str = "0123456789-job";
+
+fn cluster(log: &[u8]) -> Apiserver {
+    let apiserver = Apiserver::default();
+    apiserver.put("jobs", json!({
+        "apiVersion": "batch/v1", "kind": "Job",
+        "metadata": {"name": "build", "namespace": "ci", "uid": UID, "creationTimestamp": "2026-01-01T00:00:00Z",
+            "annotations": {keys::TTL: "60"}},
+        "spec": {"ttlSecondsAfterFinished": 604_800, "template": {"spec": {"containers": []}}},
+        "status": {"failed": 1, "startTime": "2026-01-01T00:00:00Z", "conditions": [{"type": "Failed", "status": "True",
+            "reason": "BackoffLimitExceeded", "message": "m", "lastTransitionTime": "2026-01-01T00:00:09Z"}]},
+    }));
+    apiserver.put("pods", json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": "build-x", "namespace": "ci", "ownerReferences": [
+            {"apiVersion": "batch/v1", "kind": "Job", "name": "build", "uid": UID, "controller": true}]},
+        "spec": {"containers": [{"name": "main", "image": "busybox"}]},
+        "status": {"phase": "Failed", "containerStatuses": [{"name": "main", "image": "busybox", "imageID": "",
+            "ready": false, "restartCount": 0, "state": {"terminated": {"exitCode": 3}}}]},
+    }));
+    apiserver.put_log("build-x", "main", log);
+    apiserver
+}
+
+/// A process that has just started: it knows what the watches tell of the cluster as it is.
+fn process(apiserver: &Apiserver, policy: Value) -> Actor {
+    let store = Store::default();
+    let mut policy: JobPolicy = serde_json::from_value(json!({"apiVersion": "job-handler.io/v1alpha1",
+        "kind": "JobPolicy", "metadata": {"name": "p", "namespace": "ci", "uid": "p"}, "spec": policy}))
+    .unwrap();
+    policy.metadata.generation = Some(1);
+    let policy = Policy::namespaced(&policy).unwrap();
+    store.put_namespace("ci", Default::default());
+    store.put_policy(PolicyEntry {
+        reference: policy.reference.clone(),
+        generation: 1,
+        policy: Ok(Arc::new(policy)),
+        status: PolicyStatus::default(),
+    });
+    for job in apiserver.all("jobs") {
+        let job: Job = serde_json::from_value(job).unwrap();
+        store.put_job(JobSnapshot::from(&job));
+    }
+    for map in apiserver.all("configmaps") {
+        let labels = &map["metadata"]["labels"];
+        if labels[keys::CREATED] == "true" && labels.get(keys::JOB_UID).is_some() {
+            let place = ResultRef {
+                namespace: "ci".into(),
+                name: map["metadata"]["name"].as_str().unwrap().into(),
+                pending: labels.get(manifest::PENDING).is_some(),
+            };
+            store.put_result(labels[keys::JOB_UID].as_str().unwrap(), place);
+        }
+    }
+    let client = apiserver.client();
+    Actor {
+        client: client.clone(),
+        store,
+        queue: Queue::default(),
+        capturer: Capturer::new(client.clone()),
+        teller: Teller::new(client, "sink-0"),
+        metrics: SinkMetrics::new(&Metrics::default()),
+    }
+}
+
+/// Runs processes until one gets through.
+async fn until_done(apiserver: &Apiserver, policy: &Value) {
+    for _ in 0..10 {
+        if process(apiserver, policy.clone()).job(UID).await.is_ok() {
+            return;
+        }
+    }
+    panic!("never gets through: {:#?}", apiserver.calls());
+}
+
+fn check_end(apiserver: &Apiserver, deleted: bool, shards: usize, how: &str) {
+    let maps = apiserver.all("configmaps");
+    let results: Vec<_> = maps.iter().filter(|m| m["metadata"]["labels"][keys::CREATED] == "true").collect();
+    assert_eq!(results.len(), 1, "{how}: {:#?}", apiserver.calls());
+    let manifest: Value = serde_json::from_str(results[0]["data"]["result.json"].as_str().unwrap()).unwrap();
+    assert_eq!(manifest["job"]["uid"], UID, "{how}");
+    assert_eq!(manifest["announcementsPending"], json!([]), "{how}");
+    assert!(results[0]["metadata"]["labels"].get(manifest::PENDING).is_none(), "{how}");
+    assert_eq!(manifest["completeness"]["complete"], true, "{how}: {manifest}");
+    let listed: Vec<_> = manifest["logs"]["shards"].as_array().cloned().unwrap_or_default();
+    assert_eq!((listed.len(), maps.len() - 1), (shards, shards), "{how}: no shard is missing or left over");
+    for shard in listed {
+        assert!(maps.iter().any(|map| map["metadata"]["name"] == shard["name"]), "{how}");
+    }
+    let events = apiserver.all("events");
+    assert_eq!(events.len(), 1, "{how}");
+    assert_eq!(events[0]["reason"], "JobProcessing");
+    assert_eq!(events[0]["regarding"]["uid"], UID);
+    match apiserver.get("jobs", "ci", "build") {
+        None => assert!(deleted, "{how}: deleted although nobody asked"),
+        Some(job) => {
+            assert!(!deleted, "{how}: still there");
+            assert_eq!(job["metadata"]["annotations"][keys::RESULTS], "build-results", "{how}");
+            assert_eq!(job["spec"]["ttlSecondsAfterFinished"], 60, "{how}");
+        }
+    }
+}
+
+/// Incompressible, so that it needs shards.
+fn noise(length: usize) -> Vec<u8> {
+    let mut state = 88_172_645_463_325_252_u64;
+    (0..length)
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state as u8
+        })
+        .collect()
+}
+
+fn large_logs() -> Value {
+    json!({"results": {"logs": {"maxBytesPerContainer": "3Mi", "maxBytesPerJob": "3Mi"}},
+        "cleanup": {"failedPolicy": "AfterHarvest"}})
+}
+
+#[tokio::test]
+async fn the_writes_are_shards_manifest_mark_event_note_delete() {
+    let apiserver = cluster(&noise(1_500_000));
+    until_done(&apiserver, &large_logs()).await;
+    check_end(&apiserver, true, 2, "undisturbed");
+    let maps = "/api/v1/namespaces/ci/configmaps";
+    assert_eq!(
+        apiserver.calls(),
+        [
+            format!("POST {maps} 200"),
+            format!("POST {maps} 200"),
+            format!("POST {maps} 200"),
+            "PATCH /apis/batch/v1/namespaces/ci/jobs/build 200".to_owned(),
+            "POST /apis/events.k8s.io/v1/namespaces/ci/events 200".to_owned(),
+            format!("PATCH {maps}/build-results 200"),
+            "DELETE /apis/batch/v1/namespaces/ci/jobs/build 200".to_owned(),
+        ]
+    );
+}
+
+#[tokio::test]
+async fn killed_before_or_after_any_write_the_next_one_ends_it() {
+    for (policy, log, shards, deleted) in [
+        (json!({"results": {}}), b"hello\n".to_vec(), 0, false),
+        (json!({"results": {}, "cleanup": {"failedPolicy": "AfterHarvest"}}), b"hello\n".to_vec(), 0, true),
+        (large_logs(), noise(1_500_000), 2, true),
+    ] {
+        let undisturbed = cluster(&log);
+        until_done(&undisturbed, &policy).await;
+        for write in 0..undisturbed.writes() {
+            for fault in [Fault::DeadBefore, Fault::DeadAfter] {
+                let apiserver = cluster(&log);
+                apiserver.fault(write, fault);
+                let killed = process(&apiserver, policy.clone()).job(UID).await;
+                // The very last write may have been made: then nothing is left to hear of.
+                assert!(killed.is_err(), "{fault:?} at {write}");
+                apiserver.revive();
+                until_done(&apiserver, &policy).await;
+                // And once more, as every resync does.
+                until_done(&apiserver, &policy).await;
+                check_end(&apiserver, deleted, shards, &format!("{fault:?} at write {write}"));
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn every_write_may_fail_once_in_every_way() {
+    let policy = json!({"results": {}, "cleanup": {"failedPolicy": "AfterHarvest"}});
+    let log = b"hello\n";
+    let undisturbed = cluster(log);
+    until_done(&undisturbed, &policy).await;
+    for write in 0..undisturbed.writes() {
+        for fault in [Fault::AnswerLost, Fault::Code(409), Fault::Code(429), Fault::Code(500)] {
+            let apiserver = cluster(log);
+            apiserver.fault(write, fault);
+            until_done(&apiserver, &policy).await;
+            until_done(&apiserver, &policy).await;
+            check_end(&apiserver, true, 0, &format!("{fault:?} at write {write}"));
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_job_that_is_deleted_before_its_event_still_gets_it() {
+    let policy = json!({"results": {}});
+    let apiserver = cluster(b"hello\n");
+    // 0: manifest, 1: mark, 2: Event.
+    apiserver.fault(2, Fault::DeadBefore);
+    assert!(process(&apiserver, policy.clone()).job(UID).await.is_err());
+    apiserver.remove("jobs", "ci", "build");
+    apiserver.remove("pods", "ci", "build-x");
+    apiserver.revive();
+    until_done(&apiserver, &policy).await;
+    check_end(&apiserver, true, 0, "deleted meanwhile");
+}
+
+#[tokio::test]
+async fn a_foreign_config_map_is_left_alone_and_told_of() {
+    let policy = json!({"results": {}});
+    for labels in [json!({}), json!({keys::CREATED: "true"})] {
+        let foreign = json!({"apiVersion": "v1", "kind": "ConfigMap",
+            "metadata": {"name": "build-results", "namespace": "ci", "labels": labels}, "data": {"mine": "yes"}});
+        let undisturbed = cluster(b"hello\n");
+        undisturbed.put("configmaps", foreign.clone());
+        until_done(&undisturbed, &policy).await;
+        for write in 0..=undisturbed.writes() {
+            let apiserver = cluster(b"hello\n");
+            apiserver.put("configmaps", foreign.clone());
+            let before = apiserver.get("configmaps", "ci", "build-results");
+            apiserver.fault(write, Fault::DeadAfter);
+            let _killed = process(&apiserver, policy.clone()).job(UID).await;
+            apiserver.revive();
+            until_done(&apiserver, &policy).await;
+            assert_eq!(apiserver.get("configmaps", "ci", "build-results"), before, "untouched");
+            let beside = apiserver.get("configmaps", "ci", "build-results-01234567").unwrap();
+            assert!(beside["data"]["logs"].as_str().unwrap().contains("hello"));
+            let mut reasons: Vec<_> =
+                apiserver.all("events").iter().map(|e| e["reason"].as_str().unwrap().to_owned()).collect();
+            reasons.sort();
+            assert_eq!(reasons, ["JobProcessing", "ResultNameTaken"], "killed after write {write}");
+            let job = apiserver.get("jobs", "ci", "build").unwrap();
+            assert_eq!(job["metadata"]["annotations"][keys::RESULTS], "build-results-01234567");
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_result_of_an_older_run_moves_aside_whole() {
+    let policy = json!({"results": {}});
+    let first = cluster(b"run one\n");
+    until_done(&first, &policy).await;
+    let older = first.get("configmaps", "ci", "build-results").unwrap();
+    let mut job = first.get("jobs", "ci", "build").unwrap();
+    job["metadata"]["uid"] = "abcdefghij".into();
+    job["metadata"]["creationTimestamp"] = "2026-01-02T00:00:00Z".into();
+    job["metadata"]["annotations"] = json!({});
+    for write in 0..6 {
+        let apiserver = cluster(b"run two\n");
+        apiserver.put("configmaps", older.clone());
+        let mut pod = apiserver.get("pods", "ci", "build-x").unwrap();
+        pod["metadata"]["ownerReferences"][0]["uid"] = "abcdefghij".into();
+        apiserver.put("pods", pod);
+        apiserver.put("jobs", job.clone());
+        apiserver.fault(write, Fault::DeadAfter);
+        let _killed = process(&apiserver, policy.clone()).job("abcdefghij").await;
+        apiserver.revive();
+        assert!(process(&apiserver, policy.clone()).job("abcdefghij").await.is_ok());
+        let moved = apiserver.get("configmaps", "ci", "build-results-01234567").unwrap();
+        assert_eq!(moved["data"], older["data"], "killed after write {write}");
+        let now = apiserver.get("configmaps", "ci", "build-results").unwrap();
+        assert!(now["data"]["logs"].as_str().unwrap().contains("run two"));
+        assert_eq!(apiserver.all("configmaps").len(), 2);
+    }
+}
+
+#[tokio::test]
+async fn a_refused_write_leaves_the_outcome_and_holds_nothing_up() {
+    // Too large for this namespace's quota, but not without the logs.
+    let policy = large_logs();
+    let apiserver = cluster(&noise(1_500_000));
+    apiserver.fault(1, Fault::Code(413));
+    until_done(&apiserver, &policy).await;
+    let result = apiserver.get("configmaps", "ci", "build-results").unwrap();
+    let manifest: Value = serde_json::from_str(result["data"]["result.json"].as_str().unwrap()).unwrap();
+    assert_eq!(manifest["completeness"]["complete"], false);
+    assert!(manifest["completeness"]["lost"].to_string().contains("HTTP 413"), "{manifest}");
+    assert_eq!(result["data"]["status"], "failed");
+    assert_eq!(apiserver.all("configmaps").len(), 1, "no shard is left over");
+    assert!(apiserver.get("jobs", "ci", "build").is_none(), "deleted as asked");
+
+    // Nothing can be written at all: told once, and the Job keeps its harvest deadline.
+    let apiserver = cluster(b"hello\n");
+    let quota = r#"configmaps "build-results" is forbidden: exceeded quota: few"#;
+    apiserver.refuse("configmaps", 403, quota);
+    for _ in 0..3 {
+        assert!(process(&apiserver, policy.clone()).job(UID).await.is_err());
+    }
+    let events = apiserver.all("events");
+    assert_eq!(events.len(), 1);
+    assert_eq!(events[0]["reason"], "ResultLost");
+    assert!(events[0]["note"].as_str().unwrap().contains("exceeded quota"));
+    assert_eq!(apiserver.get("jobs", "ci", "build").unwrap()["spec"]["ttlSecondsAfterFinished"], 604_800);
+    // Room is made: all is well.
+    apiserver.revive();
+    until_done(&apiserver, &policy).await;
+    assert!(apiserver.get("configmaps", "ci", "build-results").is_some());
+}
