@@ -87,7 +87,8 @@ impl Server {
 /// One request over an open connection, within five seconds.
 async fn request(stream: &mut TlsStream<TcpStream>, method: &str, path: &str, body: &[u8]) -> Answer {
     let exchange = async {
-        let head = format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n\r\n", body.len());
+        let head =
+            format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n\r\n", body.len());
         stream.write_all(head.as_bytes()).await.unwrap();
         stream.write_all(body).await.unwrap();
         // Else its end may stay in the TLS buffer.
@@ -100,12 +101,8 @@ async fn request(stream: &mut TlsStream<TcpStream>, method: &str, path: &str, bo
             got.extend_from_slice(&chunk[..n]);
             let text = String::from_utf8_lossy(&got);
             let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
-            let length: usize = head
-                .lines()
-                .find_map(|line| line.strip_prefix("content-length: "))
-                .unwrap()
-                .parse()
-                .unwrap();
+            let length: usize =
+                head.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap().parse().unwrap();
             if body.len() >= length {
                 let status = head.split(' ').nth(1).unwrap().parse().unwrap();
                 return Answer { status, body: body.to_owned() };
@@ -141,7 +138,10 @@ async fn a_review_is_answered_with_a_patch_over_http_1_1() {
     for _ in 0..3 {
         let answer = request(&mut stream, "POST", "/mutate?timeout=2s", &review(&build())).await;
         assert_eq!(answer.status, 200);
-        assert_eq!((&answer.json()["response"]["uid"], &answer.json()["response"]["allowed"]), (&json!("u-1"), &json!(true)));
+        assert_eq!(
+            (&answer.json()["response"]["uid"], &answer.json()["response"]["allowed"]),
+            (&json!("u-1"), &json!(true))
+        );
         assert_eq!(patch_of(&answer)[0]["path"], "/spec/ttlSecondsAfterFinished");
         let answer = request(&mut stream, "POST", "/validate?timeout=10s", &review(&build())).await;
         assert_eq!(answer.json()["response"]["allowed"], true);
@@ -159,8 +159,19 @@ async fn bad_input_is_answered_with_what_is_wrong() {
     let table: [(&str, Vec<u8>, u16, &str); 8] = [
         ("not JSON", b"stamp me".to_vec(), 400, "expected an AdmissionReview"),
         ("empty", vec![], 400, "EOF"),
-        ("no request", br#"{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview"}"#.to_vec(), 400, "no request"),
-        ("wrong version", br#"{"apiVersion":"admission.k8s.io/v1beta1","kind":"AdmissionReview","request":{"uid":"u"}}"#.to_vec(), 400, "v1beta1"),
+        (
+            "no request",
+            br#"{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview"}"#.to_vec(),
+            400,
+            "no request",
+        ),
+        (
+            "wrong version",
+            br#"{"apiVersion":"admission.k8s.io/v1beta1","kind":"AdmissionReview","request":{"uid":"u"}}"#
+                .to_vec(),
+            400,
+            "v1beta1",
+        ),
         ("deep", deep.into_bytes(), 400, "expected an AdmissionReview"),
         ("deep request", deep_review.into_bytes(), 400, "no uid"),
         ("9 MiB", vec![b' '; 9 << 20], 413, "at most 8 MiB"),
@@ -194,7 +205,10 @@ async fn what_is_not_ours_goes_on_with_a_warning() {
     assert_eq!(answer["response"]["allowed"], true);
     assert!(answer["response"]["warnings"][0].as_str().unwrap().contains("cannot be read"), "{answer}");
     let answer = server.post("/validate", &unreadable).await.json();
-    assert_eq!((&answer["response"]["allowed"], &answer["response"]["status"]["code"]), (&json!(false), &json!(400)));
+    assert_eq!(
+        (&answer["response"]["allowed"], &answer["response"]["status"]["code"]),
+        (&json!(false), &json!(400))
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
