@@ -2,6 +2,7 @@
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
+    clippy::panic,
     reason = "a test that meets what it does not expect fails"
 )]
 
@@ -21,5 +22,7 @@ mod logs;
 mod missing;
 #[path = "ground/pair.rs"]
 mod pair;
+#[path = "ground/playground.rs"]
+mod playground;
 #[path = "ground/pods.rs"]
 mod pods;

@@ -13,6 +13,7 @@ use crate::process::Folder;
 /// own is built.
 pub(super) async fn connect(kubeconfig: &Path) -> Result<Cluster> {
     let folder = Folder::new()?;
+    std::fs::create_dir(folder.path().join("logs")).map_err(Error::io("making the folder for logs"))?;
     let kubectl = match on_path("kubectl") {
         Some(path) => path,
         None => {

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use job_handler_shared::keys::{MUTATING_CONFIGURATION, MUTATING_WEBHOOK, NAMESPACE};
+use job_handler_shared::keys::{LIMITS_CONFIGURATION, MUTATING_CONFIGURATION, MUTATING_WEBHOOK, NAMESPACE};
 use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::core::v1::ServiceAccount;
 use kube::Api;
@@ -111,17 +111,23 @@ impl Installed {
 
 impl Drop for Installed {
     fn drop(&mut self) {
-        if let Some(Removal { kubectl, kubeconfig }) = &self.remove_with {
-            let removed = std::process::Command::new(kubectl)
-                .args(["delete", "--ignore-not-found", "--wait=false", "-k"])
-                .arg(&self.folder)
-                .env("KUBECONFIG", kubeconfig)
-                .output();
-            if !removed.is_ok_and(|output| output.status.success()) {
-                crate::progress::say(
-                    "job-handler could not be removed from the cluster: kubectl delete -k manifests/base",
-                );
-            }
+        let Some(Removal { kubectl, kubeconfig }) = &self.remove_with else { return };
+        let delete = |what: &[&std::ffi::OsStr]| {
+            let mut command = std::process::Command::new(kubectl);
+            command
+                .args(["delete", "--ignore-not-found", "--wait=false"])
+                .args(what)
+                .env("KUBECONFIG", kubeconfig);
+            command.output().is_ok_and(|output| output.status.success())
+        };
+        // The sink's own comes first: without the pair it would refuse every Job under a limit.
+        let limits = ["validatingwebhookconfiguration".as_ref(), LIMITS_CONFIGURATION.as_ref()];
+        if !(delete(&limits) && delete(&["-k".as_ref(), self.folder.as_os_str()])) {
+            crate::progress::say(&format!(
+                "job-handler could not be removed from the cluster; do it by hand:\n\
+                 kubectl delete validatingwebhookconfiguration {LIMITS_CONFIGURATION}\n\
+                 kubectl delete -k manifests/base"
+            ));
         }
     }
 }

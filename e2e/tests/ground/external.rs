@@ -3,7 +3,8 @@
 
 use std::time::Duration;
 
-use job_handler_e2e::{Cluster, wait_for};
+use job_handler_e2e::cluster::E2E_KUBECONFIG;
+use job_handler_e2e::{Cluster, ClusterOptions, Component, Pair, PairOptions, wait_for};
 use tokio::process::Command;
 
 #[tokio::test]
@@ -11,7 +12,7 @@ async fn an_existing_cluster_is_used_and_left_as_it_was() {
     let cluster = Cluster::shared().await.unwrap();
     let run = |test: &'static str| {
         let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args([test, "--exact", "--nocapture"]).env("E2E_KUBECONFIG", cluster.kubeconfig());
+        command.args([test, "--exact", "--nocapture"]).env(E2E_KUBECONFIG, cluster.kubeconfig());
         async move { command.output().await.unwrap() }
     };
     let output = run("boot::a_job_made_by_kubectl_completes").await;
@@ -30,4 +31,38 @@ async fn an_existing_cluster_is_used_and_left_as_it_was() {
     let output = run("boot::the_audit_log_names_who_asked").await;
     let told = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!output.status.success() && told.contains("the audit log needs a cluster of our own"), "{told}");
+}
+
+/// Not a test of its own: what the next one runs.
+#[tokio::test]
+async fn a_guest() {
+    if std::env::var_os(E2E_KUBECONFIG).is_none() {
+        return;
+    }
+    let cluster = Cluster::start(ClusterOptions::default()).await.unwrap();
+    let pair = Pair::install(&cluster, PairOptions::default()).await.unwrap();
+    assert!(cluster.component(Component::Etcd).is_err() && pair.balancer().connections()[0] > 0);
+}
+
+#[tokio::test]
+async fn the_pair_comes_to_an_existing_cluster_and_leaves_it() {
+    let cluster = Cluster::start(ClusterOptions::default()).await.unwrap();
+    let guest = Command::new(std::env::current_exe().unwrap())
+        .args(["external::a_guest", "--exact", "--nocapture"])
+        .env(E2E_KUBECONFIG, cluster.kubeconfig())
+        .output()
+        .await
+        .unwrap();
+    assert!(guest.status.success(), "{}", String::from_utf8_lossy(&guest.stderr));
+    let log = std::fs::read_to_string(cluster.audit_log().unwrap()).unwrap();
+    assert!(log.contains("job-handler-sink/"), "the sink never came here");
+    wait_for(Duration::from_secs(60), "everything of ours to be gone", || async {
+        let kinds = "namespaces,crds,clusterroles,clusterrolebindings,\
+                     mutatingwebhookconfigurations,validatingwebhookconfigurations";
+        let left = cluster.kubectl(&["get", kinds, "-o", "name"]).await.map_err(|error| error.to_string())?;
+        let left: Vec<&str> = left.lines().filter(|name| name.contains("job-handler")).collect();
+        if left.is_empty() { Ok(()) } else { Err(left.join(" ")) }
+    })
+    .await
+    .unwrap();
 }
