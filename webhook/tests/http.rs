@@ -1,6 +1,6 @@
 //! The server as the apiserver meets it: TLS, HTTP/1.1, bad input.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests; clippy knows only #[test] itself")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests; clippy knows only #[test] itself")]
 
 mod common;
 
@@ -95,7 +95,7 @@ async fn request(stream: &mut TlsStream<TcpStream>, method: &str, path: &str, bo
         stream.flush().await.unwrap();
         let mut got = Vec::new();
         loop {
-            let mut chunk = [0; 16 << 10];
+            let mut chunk = vec![0; 16 << 10];
             let n = stream.read(&mut chunk).await.unwrap();
             assert!(n > 0, "closed after {:?}", String::from_utf8_lossy(&got));
             got.extend_from_slice(&chunk[..n]);

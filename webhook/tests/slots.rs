@@ -1,6 +1,6 @@
 //! Counting slots: views, attempts, several rounds at once, scopes, words.
 
-#![allow(clippy::unwrap_used, reason = "helpers of tests; clippy knows only #[test] itself")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests; clippy knows only #[test] itself")]
 
 mod common;
 
