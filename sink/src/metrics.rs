@@ -19,7 +19,7 @@ use prometheus_client::{
     },
 };
 
-use crate::manifest::Cause;
+use crate::{facts, manifest::Cause};
 
 /// One label `status`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -121,12 +121,15 @@ impl SinkMetrics {
         self.created.get_or_create(&Status { status }).inc();
     }
 
-    /// A Job was seen to finish.
-    pub fn job_finished(&self, job: &JobSnapshot) {
+    /// A Job was seen to finish. What a failure was is counted here where nobody will look at its pods.
+    pub fn job_finished(&self, job: &JobSnapshot, harvested: bool) {
         let Some(finished) = job.finished.as_ref().filter(|_| self.leads()) else { return };
         if let Some(started) = job.started {
             let seconds = finished.at.duration_since(started).as_secs_f64().max(0.0);
             self.durations.get_or_create(&Status { status: finished.outcome.as_str() }).observe(seconds);
+        }
+        if let Some(cause) = facts::cause(job, &[]).filter(|_| !harvested) {
+            self.job_failed(cause);
         }
     }
 
@@ -187,11 +190,12 @@ mod tests {
             }),
             ..JobSnapshot::default()
         };
-        own.job_finished(&job);
+        own.job_finished(&job, false);
         let text = metrics.encode().unwrap();
         for line in [
             "k8s_job_creation_total{status=\"created\"} 1",
             "k8s_job_failures_total{reason=\"oom\"} 1",
+            "k8s_job_failures_total{reason=\"error\"} 1",
             "k8s_job_duration_seconds_count{status=\"failed\"} 1",
             "k8s_active_jobs 0",
         ] {

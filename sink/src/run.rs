@@ -108,6 +108,8 @@ pub async fn run(client: Client, options: Options, shutdown: CancellationToken) 
         metrics: context.metrics.clone(),
     };
     let namespace = context.namespace.clone();
+    let tell = status::tell_refusals(client.clone(), context.store.clone(), leads.clone());
+    parts.add("last refusals", tell.never());
     parts.add("leader", lead(context, actor, leads, readiness.clone()).never());
 
     // The Lease is given back last: until then nobody else may take over.
@@ -131,7 +133,7 @@ pub async fn run(client: Client, options: Options, shutdown: CancellationToken) 
         }),
     };
     tracing::info!("stopping");
-    server_handle.stop(true).await;
+    server_handle.stop(false).await;
     parts.end().await;
     ending.cancel();
     if !election.is_finished() && tokio::time::timeout(GRACE, &mut election).await.is_err() {

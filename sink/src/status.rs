@@ -280,6 +280,34 @@ pub async fn keep<K: Clone + Eq + std::hash::Hash>(
     }
 }
 
+/// A follower writes the last refusals that only it was told of; the leader's status takes them up. For ever.
+pub async fn tell_refusals(client: Client, store: Store, leads: watch::Receiver<bool>) {
+    let mut changes = store.changes();
+    loop {
+        // A store that is gone changes no more.
+        if changes.changed().await.is_err() {
+            return;
+        }
+        for entry in store.entries().into_iter().filter(|_| !*leads.borrow()) {
+            let Some(ours) = store.refusal(&entry.reference.uid) else { continue };
+            if entry.status.last_refusal.as_ref().is_some_and(|known| known.time.0 >= ours.time.0) {
+                continue;
+            }
+            let status = json!({"lastRefusal": ours});
+            match patch(&client, &entry, status).await {
+                Ok(()) => {
+                    let status = PolicyStatus { last_refusal: Some(ours), ..entry.status };
+                    store.put_status(&entry.reference.uid, entry.generation, status);
+                }
+                Err(error) => {
+                    tracing::warn!(policy = %entry.reference, "last refusal: {error}; trying again");
+                }
+            }
+        }
+        tokio::time::sleep(EVERY).await;
+    }
+}
+
 fn selected(store: &Store, policy: &Policy, jobs: &[Arc<JobSnapshot>]) -> Vec<Arc<JobSnapshot>> {
     let of_policy = |job: &&Arc<JobSnapshot>| {
         job.finished.is_none()
@@ -292,8 +320,6 @@ fn selected(store: &Store, policy: &Policy, jobs: &[Arc<JobSnapshot>]) -> Vec<Ar
 }
 
 async fn write(client: &Client, entry: &PolicyEntry, status: &PolicyStatus) -> Result<(), ApiError> {
-    let reference = &entry.reference;
-    let what = format!("write the status of {reference}");
     // Absent fields are written as null: a merge patch leaves what it does not name.
     let mut value =
         json!({"lastRefusal": null, "limits": [], "pendingJobs": null, "runningJobs": null, "usage": null});
@@ -302,8 +328,14 @@ async fn write(client: &Client, entry: &PolicyEntry, status: &PolicyStatus) -> R
     {
         fields.extend(wanted);
     }
+    patch(client, entry, value).await
+}
+
+async fn patch(client: &Client, entry: &PolicyEntry, status: serde_json::Value) -> Result<(), ApiError> {
+    let reference = &entry.reference;
+    let what = format!("write the status of {reference}");
     // Guarded by uid: a policy deleted and made again is another one.
-    let patch = Patch::Merge(json!({"metadata": {"uid": reference.uid}, "status": value}));
+    let patch = Patch::Merge(json!({"metadata": {"uid": reference.uid}, "status": status}));
     let params = PatchParams::default();
     match &reference.namespace {
         Some(namespace) => {

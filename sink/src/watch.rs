@@ -37,6 +37,7 @@ use crate::{
     api::ApiError,
     manifest,
     metrics::SinkMetrics,
+    plan,
     queue::Queue,
     store::{PolicyEntry, Replica, ResultRef, Store},
 };
@@ -86,7 +87,9 @@ pub async fn jobs(context: Context, ready: ReadyHandle) {
                 metrics.job_created();
             }
             if change.finished_now {
-                metrics.job_finished(&snapshot);
+                let harvested =
+                    store.effective(&snapshot).is_some_and(|effective| effective.results.is_some());
+                metrics.job_finished(&snapshot, harvested);
             }
             if finished {
                 queue.add(Key::Job(uid));
@@ -199,10 +202,12 @@ async fn follow_policies<K: ResourceExt + Debug + Clone + Send + 'static>(
     .await;
 }
 
-/// Asks for a look at every finished Job, every group, and every result with pending announcements.
+/// Asks for a look at every Job about which something remains to be done, every group, and every result with pending
+/// announcements.
 pub fn enqueue_all(store: &Store, queue: &Queue<Key>) {
     for job in store.jobs() {
-        if job.finished.is_some() {
+        let remains = |effective| !plan::steps(&job, &effective, store.result(&job.uid).as_ref()).is_empty();
+        if job.finished.is_some() && store.effective(&job).is_some_and(remains) {
             queue.add(Key::Job(job.uid.clone()));
         }
     }

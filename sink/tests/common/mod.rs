@@ -35,6 +35,7 @@ struct State {
     fault: Option<(usize, Fault)>,
     dead: bool,
     calls: Vec<String>,
+    gone: usize,
     refused: BTreeMap<String, (u16, String)>,
 }
 
@@ -66,6 +67,11 @@ impl Apiserver {
     /// Refuses every creation of this resource.
     pub fn refuse(&self, resource: &str, code: u16, message: &str) {
         self.0.lock().unwrap().refused.insert(resource.to_owned(), (code, message.to_owned()));
+    }
+
+    /// Lets this many continue tokens be too old.
+    pub fn forget_tokens(&self, times: usize) {
+        self.0.lock().unwrap().gone = times;
     }
 
     /// A new process: what was dead is alive again, without faults.
@@ -170,7 +176,10 @@ impl State {
 
     fn serve(&mut self, method: &Method, uri: &http::Uri, body: &[u8]) -> Response<Body> {
         let parts: Vec<&str> = uri.path().trim_matches('/').split('/').collect();
-        let at = parts.iter().position(|part| *part == "namespaces").unwrap();
+        let at = parts.iter().position(|part| *part == "namespaces");
+        let Some(at) = at else {
+            return self.list(parts[parts.len() - 1], None, uri.query().unwrap_or_default());
+        };
         let (namespace, resource) = (parts[at + 1], parts[at + 2]);
         let name = parts.get(at + 3).copied();
         if let (Some(pod), Some(&"log")) = (name, parts.get(at + 4)) {
@@ -185,15 +194,7 @@ impl State {
         let Some(name) = name else {
             return match *method {
                 Method::POST => self.create(resource, namespace, body),
-                _ => {
-                    let items: Vec<_> = self
-                        .objects
-                        .iter()
-                        .filter(|((kind, ns, _), _)| kind == resource && ns == namespace)
-                        .map(|(_, object)| object.clone())
-                        .collect();
-                    ok(&json!({"kind": "List", "apiVersion": "v1", "metadata": {}, "items": items}))
-                }
+                _ => self.list(resource, Some(namespace), uri.query().unwrap_or_default()),
             };
         };
         let key = (resource.to_owned(), namespace.to_owned(), name.to_owned());
@@ -209,7 +210,11 @@ impl State {
         }
         match *method {
             Method::GET => ok(&there),
+            Method::DELETE if !sent["dryRun"].is_null() => ok(&there),
             Method::DELETE => {
+                if let Some((code, message)) = self.refused.get(&format!("{resource}/{name}")) {
+                    return status(*code, "Forbidden", message);
+                }
                 self.objects.remove(&key);
                 ok(&json!({"kind": "Status", "apiVersion": "v1", "status": "Success", "metadata": {}}))
             }
@@ -225,6 +230,35 @@ impl State {
             }
             _ => status(405, "MethodNotAllowed", "no"),
         }
+    }
+
+    /// A page of a list. Continue tokens are the number of objects before; they are not held against changes meanwhile,
+    /// so that the keys after what was deleted are found by name.
+    fn list(&mut self, resource: &str, namespace: Option<&str>, query: &str) -> Response<Body> {
+        let parameter = |key: &str| {
+            query
+                .split('&')
+                .find_map(|pair| pair.split_once('=').filter(|(k, _)| *k == key))
+                .map(|(_, value)| value)
+        };
+        let after = parameter("continue").map(|token| token.replace("%2F", "/"));
+        let limit = parameter("limit").and_then(|limit| limit.parse().ok()).unwrap_or(usize::MAX);
+        if after.is_some() && self.gone > 0 {
+            self.gone -= 1;
+            return status(410, "Expired", "the provided continue parameter is too old");
+        }
+        let mut items: Vec<(String, Value)> = self
+            .objects
+            .iter()
+            .filter(|((kind, ns, _), _)| kind == resource && namespace.is_none_or(|wanted| wanted == ns))
+            .map(|((_, ns, name), object)| (format!("{ns}/{name}"), object.clone()))
+            .filter(|(key, _)| after.as_ref().is_none_or(|after| key > after))
+            .collect();
+        let more = items.len() > limit;
+        items.truncate(limit);
+        let last = items.last().filter(|_| more).map(|(key, _)| key.clone());
+        let items: Vec<_> = items.into_iter().map(|(_, object)| object).collect();
+        ok(&json!({"kind": "List", "apiVersion": "v1", "metadata": {"continue": last}, "items": items}))
     }
 
     fn create(&mut self, resource: &str, namespace: &str, body: &[u8]) -> Response<Body> {
