@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use job_handler_e2e::jobs::job;
+use job_handler_e2e::jobs::{in_phase, job};
 use job_handler_e2e::{Cluster, ClusterOptions, Component, wait_for};
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::Api;
@@ -56,6 +56,15 @@ async fn a_paused_component_does_nothing_until_it_goes_on() {
     assert!(cluster.wait_ready(Duration::from_secs(1)).await.is_err());
     apiserver.cont().unwrap();
     cluster.wait_ready(SOON).await.unwrap();
+
+    // Pods whose time comes while the store stands still are not forgotten.
+    cluster.create_job("default", &job("store", &[("run", "1s")])).await.unwrap();
+    cluster.wait_pod_of("default", "store", SOON, in_phase("Running")).await.unwrap();
+    let etcd = cluster.component(Component::Etcd).unwrap();
+    etcd.stop().unwrap();
+    tokio::time::sleep(Duration::from_secs(8)).await;
+    etcd.cont().unwrap();
+    cluster.wait_job_finished("default", "store", SOON).await.unwrap();
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use kube::{
 };
 use serde_json::{Value, json};
 
-use super::world::{World, annotation, job, scenario};
+use super::world::{World, annotation, job, refusal, scenario};
 
 async fn check(world: &World, kind: &str, spec: &Value) -> Result<(), String> {
     let parameters = PatchParams { dry_run: true, ..PatchParams::apply("scenario").validation_strict() };
@@ -274,5 +274,106 @@ fn editors_may_not_write_policies() {
                 .await;
             assert_eq!(asked.trim() == "yes", answer, "{role} {verb}");
         }
+    });
+}
+
+#[test]
+fn policies_of_namespace_and_cluster_combine() {
+    scenario(|world| async move {
+        let ns = world.cluster.namespace("combine").await.unwrap();
+        let name = format!("combine-{}", ns.name());
+        let wide = json!({
+            "apiVersion": "job-handler.io/v1alpha1", "kind": "ClusterJobPolicy", "metadata": {"name": name},
+            "spec": {
+                "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": ns.name()}},
+                "stamp": {"activeDeadlineSeconds": {"default": 10, "max": 60}, "backoffLimit": {"default": 2, "max": 9}},
+                "limits": [{"name": "cluster-wide", "maxActiveJobs": 2, "scope": "Cluster"}],
+                "results": {}, "cleanup": {"succeededPolicy": "AfterHarvest"},
+            },
+        });
+        let api: Api<ClusterJobPolicy> = Api::all(world.client());
+        api.patch(&name, &PatchParams::apply("scenario"), &Patch::Apply(&wide)).await.unwrap();
+        let own = json!({
+            "stamp": {"activeDeadlineSeconds": {"default": 600, "max": 3600}, "backoffLimit": {"max": 1}},
+            "limits": [{"name": "own", "maxActiveJobs": 3}],
+            "results": {}, "cleanup": {"succeededPolicy": "AfterTTL"},
+        });
+        world.policy(&ns, "own", own).await;
+        let ready = format!("clusterjobpolicy/{name}");
+        world.cluster.kubectl(&["wait", &ready, "--for=condition=Ready", "--timeout=30s"]).await.unwrap();
+
+        let made = world.create(&ns, &job("a", &[], &[("run", "300ms")])).await.unwrap();
+        let spec = made.spec.unwrap();
+        assert_eq!(spec.active_deadline_seconds, Some(60), "the namespace's default, the cluster's maximum");
+        assert_eq!(spec.backoff_limit, Some(1), "the cluster's default, the namespace's maximum");
+        world.result(&ns, "a").await;
+        for name in ["b", "c"] {
+            world.create(&ns, &job(name, &[], &[("run", "60s")])).await.unwrap();
+        }
+        let (code, message) = refusal(world.create(&ns, &job("d", &[], &[])).await);
+        assert_eq!(code, 403);
+        assert!(message.contains("cluster-wide"), "the tighter of the two limits holds: {message}");
+        assert!(world.jobs(&ns).get("a").await.is_ok(), "AfterTTL keeps longer than AfterHarvest");
+        api.delete(&name, &Default::default()).await.unwrap();
+    });
+}
+
+#[test]
+fn a_warning_policy_changes_refuses_and_deletes_nothing() {
+    scenario(|world| async move {
+        let ns = world.cluster.namespace("warn").await.unwrap();
+        let spec = json!({
+            "mode": "Warn", "stamp": {"activeDeadlineSeconds": {"default": 60}, "backoffLimit": {"max": 1}},
+            "limits": [{"name": "none", "maxActiveJobs": 0}],
+            "results": {}, "cleanup": {"succeededPolicy": "AfterHarvest", "failedPolicy": "AfterHarvest"},
+        });
+        world.policy(&ns, "warn", spec).await;
+        let mut many = job("many", &[], &[("run", "200ms")]);
+        many["spec"]["backoffLimit"] = json!(5);
+        let made = world.create(&ns, &many).await.unwrap();
+        let spec = made.spec.unwrap();
+        assert_eq!((spec.active_deadline_seconds, spec.backoff_limit), (None, Some(5)));
+        // A neighbour that is enforced shows when the sink has been through.
+        world
+            .create(&ns, &job("seen", &[("job-handler/enabled", "true")], &[("run", "200ms")]))
+            .await
+            .unwrap();
+        world.gone(&ns, "seen").await;
+        assert!(world.jobs(&ns).get("many").await.is_ok());
+        assert!(world.config_maps(&ns).get_opt("many-results").await.unwrap().is_none());
+    });
+}
+
+#[test]
+fn status_says_which_parts_are_not_enforced_yet() {
+    scenario(|world| async move {
+        let ns = world.cluster.namespace("parts").await.unwrap();
+        world.policy(&ns, "whole", json!({"stamp": {"backoffLimit": {"max": 1}}})).await;
+        let spec = json!({"cloudEventSinks": [{"name": "ci"}],
+            "stamp": {"containerResources": {"limits": {"cpu": "2"}}}});
+        world.policy(&ns, "parts", spec).await;
+        for (name, status, told) in
+            [("whole", "True", vec![]), ("parts", "False", vec!["cloudEventSinks", "containerResources"])]
+        {
+            let policy = world.policies(&ns).get(name).await.unwrap();
+            let conditions = policy.status.unwrap().conditions;
+            let condition = conditions.iter().find(|c| c.type_ == "FullyEnforced").unwrap();
+            assert_eq!(condition.status, status, "{condition:?}");
+            assert!(told.iter().all(|field| condition.message.contains(field)), "{condition:?}");
+        }
+    });
+}
+
+#[test]
+fn the_samples_apply() {
+    scenario(|world| async move {
+        let samples = concat!(env!("CARGO_MANIFEST_DIR"), "/../manifests/samples");
+        let said = world.cluster.kubectl(&["apply", "--server-side", "-f", samples]).await.unwrap();
+        for policy in ["jobpolicy.job-handler.io/builds", "job-handler.io/"] {
+            assert!(said.contains(policy), "{said}");
+        }
+        let wait = ["wait", "jobpolicy", "--all", "-n", "ci", "--for=condition=Ready", "--timeout=30s"];
+        world.cluster.kubectl(&wait).await.unwrap();
+        world.cluster.kubectl(&["delete", "-f", samples, "--wait=false"]).await.unwrap();
     });
 }

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fmt::Debug, future::Future, sync::OnceLock, time::Duration};
 
-use job_handler_e2e::{Cluster, ClusterOptions, Pair, PairOptions, wait_for};
+use job_handler_e2e::{Cluster, ClusterOptions, Member, Pair, PairOptions, wait_for};
 use job_handler_shared::policy::JobPolicy;
 use k8s_openapi::{
     api::{batch::v1::Job, core::v1::ConfigMap, events::v1::Event},
@@ -38,13 +38,23 @@ pub fn scenario<F: Future<Output = ()>>(run: impl FnOnce(&'static World) -> F) {
 
 /// Runs a scenario in a world of its own: it takes something away from everyone.
 pub fn lonely_scenario(run: impl AsyncFnOnce(&World)) {
-    runtime().block_on(async { run(&World::start().await).await });
+    lonely_scenario_of(1, run);
+}
+
+/// The same, with so many webhooks and as many sinks.
+pub fn lonely_scenario_of(replicas: usize, run: impl AsyncFnOnce(&World)) {
+    runtime().block_on(async { run(&World::start_with(replicas).await).await });
 }
 
 impl World {
     async fn start() -> Self {
+        Self::start_with(1).await
+    }
+
+    async fn start_with(replicas: usize) -> Self {
         let cluster = Cluster::start(ClusterOptions::default()).await.unwrap();
-        let pair = Pair::install(&cluster, PairOptions::default()).await.unwrap();
+        let options = PairOptions { webhooks: replicas, ..PairOptions::default() };
+        let pair = Pair::install(&cluster, options).await.unwrap();
         Self { cluster, pair }
     }
 
@@ -121,6 +131,17 @@ impl World {
         F: Future<Output = Result<T, E>>,
     {
         wait_for(PATIENCE, what, look).await.unwrap()
+    }
+
+    /// Waits until a program says that it is not ready, with this in its reasons.
+    pub async fn not_ready(&self, member: &Member, why: &str) {
+        self.wait(&format!("{} not to be ready because of {why}", member.name()), || async {
+            match member.get("/readyz").await {
+                Ok((503, body)) if body.contains(why) => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
+        })
+        .await;
     }
 
     /// Waits until the Job is gone.

@@ -1,0 +1,85 @@
+//! Two sinks: one leads. When it is killed or stands still the other takes over, and nothing is doubled or lost.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, in helpers too")]
+
+use std::time::Duration;
+
+use job_handler_e2e::{Cluster, ClusterOptions, Member, Pair, PairOptions, wait_for};
+use job_handler_shared::policy::JobPolicy;
+use k8s_openapi::api::{coordination::v1::Lease, core::v1::ConfigMap, events::v1::Event};
+use kube::{
+    Api,
+    api::{ListParams, PostParams},
+};
+use serde_json::json;
+
+/// Longer than a Lease (15 s) and a look at it (3 s).
+const PATIENCE: Duration = Duration::from_secs(40);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_other_sink_takes_over() {
+    let cluster = Cluster::start(ClusterOptions::default()).await.unwrap();
+    let options = PairOptions { webhooks: 2, ..PairOptions::default() };
+    let pair = Pair::install(&cluster, options).await.unwrap();
+    let ns = cluster.namespace("leaders").await.unwrap();
+    let policy: JobPolicy = serde_json::from_value(json!({
+        "apiVersion": "job-handler.io/v1alpha1", "kind": "JobPolicy", "metadata": {"name": "all"},
+        "spec": {"results": {}},
+    }))
+    .unwrap();
+    Api::<JobPolicy>::namespaced(cluster.client(), &ns).create(&PostParams::default(), &policy).await.unwrap();
+
+    let first = leader(&cluster).await;
+    harvest(&cluster, &ns, "with-the-first").await;
+    // It stands still, as on a node that has lost its network: it must not go on when it wakes up late.
+    member(&pair, &first).stop().unwrap();
+    harvest(&cluster, &ns, "after-the-first-stood-still").await;
+    let second = leader(&cluster).await;
+    assert_ne!(first, second);
+    member(&pair, &first).cont().unwrap();
+    harvest(&cluster, &ns, "when-the-first-is-back").await;
+    assert_eq!(leader(&cluster).await, second, "who was late does not take it back");
+    let (_, metrics) = member(&pair, &first).get("/metrics").await.unwrap();
+    assert!(metrics.contains("job_handler_leader 0"), "{metrics}");
+
+    member(&pair, &second).kill().unwrap();
+    harvest(&cluster, &ns, "after-the-second-was-killed").await;
+    assert_eq!(leader(&cluster).await, first);
+
+    let events: Api<Event> = Api::namespaced(cluster.client(), &ns);
+    let told = events.list(&ListParams::default().fields("reason=JobProcessing")).await.unwrap();
+    assert_eq!(told.items.len(), 4);
+    let maps: Api<ConfigMap> = Api::namespaced(cluster.client(), &ns);
+    let results = maps.list(&ListParams::default().labels("job-handler/created=true")).await.unwrap();
+    assert_eq!(results.items.len(), 4);
+}
+
+fn member<'a>(pair: &'a Pair, name: &str) -> &'a Member {
+    pair.sinks().iter().find(|sink| sink.name() == name).unwrap()
+}
+
+async fn leader(cluster: &Cluster) -> String {
+    let api: Api<Lease> = Api::namespaced(cluster.client(), "job-handler-system");
+    wait_for(PATIENCE, "a leader", || async {
+        let lease = api.get("job-handler-sink").await.map_err(|e| e.to_string())?;
+        let holder = lease.spec.and_then(|spec| spec.holder_identity).unwrap_or_default();
+        if holder.is_empty() { Err("nobody".to_owned()) } else { Ok(holder) }
+    })
+    .await
+    .unwrap()
+}
+
+/// Runs a Job and waits until its result is stored and told of.
+async fn harvest(cluster: &Cluster, ns: &str, name: &str) {
+    let job = job_handler_e2e::jobs::job(name, &[("run", "200ms"), ("log", "a line\n")]);
+    cluster.create_job(ns, &job).await.unwrap();
+    let api: Api<ConfigMap> = Api::namespaced(cluster.client(), ns);
+    wait_for(PATIENCE, &format!("the result of {name}"), || async {
+        let result = api.get(&format!("{name}-results")).await.map_err(|e| e.to_string())?;
+        if result.metadata.labels.unwrap_or_default().contains_key("job-handler/announce") {
+            return Err("stored, not told of yet".to_owned());
+        }
+        Ok(())
+    })
+    .await
+    .unwrap();
+}
