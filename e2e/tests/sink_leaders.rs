@@ -26,7 +26,10 @@ async fn the_other_sink_takes_over() {
         "spec": {"results": {}},
     }))
     .unwrap();
-    Api::<JobPolicy>::namespaced(cluster.client(), &ns).create(&PostParams::default(), &policy).await.unwrap();
+    Api::<JobPolicy>::namespaced(cluster.client(), &ns)
+        .create(&PostParams::default(), &policy)
+        .await
+        .unwrap();
 
     let first = leader(&cluster).await;
     harvest(&cluster, &ns, "with-the-first").await;
