@@ -7,20 +7,20 @@ use std::time::Duration;
 #[derive(thiserror::Error)]
 pub enum Error {
     /// An operation on files or processes failed.
-    #[error("{what}: {source}")]
+    #[error("{what}: {cause}")]
     Io {
         /// What was tried, with the path or program.
         what: String,
-        /// The operating system's answer.
-        source: std::io::Error,
+        /// The operating system's answer; part of the message, so not also a `source`.
+        cause: std::io::Error,
     },
     /// The API server refused or could not be reached.
-    #[error("{what}: {source}")]
+    #[error("{what}: {cause}")]
     Api {
         /// What was tried.
         what: String,
         /// The client's error.
-        source: Box<kube::Error>,
+        cause: Box<kube::Error>,
     },
     /// A tool that is needed is not installed.
     #[error("{0}")]
@@ -92,13 +92,13 @@ impl Error {
     /// Wraps an I/O error with what was tried.
     pub fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
         let what = what.into();
-        move |source| Self::Io { what, source }
+        move |cause| Self::Io { what, cause }
     }
 
     /// Wraps a client error with what was tried.
     pub fn api(what: impl Into<String>) -> impl FnOnce(kube::Error) -> Self {
         let what = what.into();
-        move |source| Self::Api { what, source: Box::new(source) }
+        move |cause| Self::Api { what, cause: Box::new(cause) }
     }
 }
 

@@ -16,12 +16,15 @@ pub(super) fn build_once(
     program: &str,
     build: impl FnOnce(&Path) -> Result<()>,
 ) -> Result<PathBuf> {
-    let folder = root()?.join(entry);
+    build_once_in(&root()?.join(entry), program, build)
+}
+
+fn build_once_in(folder: &Path, program: &str, build: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
     let target = folder.join(program);
     if target.is_file() {
         return Ok(target);
     }
-    std::fs::create_dir_all(&folder).map_err(Error::io(format!("making {}", folder.display())))?;
+    std::fs::create_dir_all(folder).map_err(Error::io(format!("making {}", folder.display())))?;
     let lock_path = folder.join("lock");
     let lock = File::create(&lock_path).map_err(Error::io(format!("opening {}", lock_path.display())))?;
     if lock.try_lock().is_err() {
@@ -32,7 +35,10 @@ pub(super) fn build_once(
         return Ok(target);
     }
     let half = folder.join(format!("{program}.{}", std::process::id()));
-    build(&half)?;
+    build(&half).inspect_err(|_| {
+        // Half a program is of no use; there may be none, too.
+        let _ = std::fs::remove_file(&half);
+    })?;
     std::fs::rename(&half, &target).map_err(Error::io(format!("moving {} into place", half.display())))?;
     Ok(target)
 }
@@ -73,7 +79,46 @@ fn root() -> Result<PathBuf> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
+
+    #[test]
+    fn who_comes_while_another_builds_waits_and_takes_that() {
+        let folder = tempfile::tempdir().unwrap();
+        let builds = AtomicUsize::new(0);
+        let build = |half: &Path| {
+            builds.fetch_add(1, Ordering::SeqCst);
+            assert!(!folder.path().join("tool").exists(), "built once more");
+            std::fs::write(half, "half").unwrap();
+            std::thread::sleep(std::time::Duration::from_millis(200));
+            std::fs::write(half, "whole").map_err(Error::io("writing"))
+        };
+        std::thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    let path = build_once_in(folder.path(), "tool", build).unwrap();
+                    assert_eq!(std::fs::read_to_string(path).unwrap(), "whole");
+                });
+            }
+        });
+        assert_eq!(builds.load(Ordering::SeqCst), 1);
+    }
+
+    #[test]
+    fn a_build_that_fails_leaves_nothing_to_run_and_is_tried_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let fails = |half: &Path| {
+            std::fs::write(half, "half").unwrap();
+            Err(Error::Invalid("no compiler".to_owned()))
+        };
+        assert!(build_once_in(folder.path(), "tool", fails).is_err());
+        let left: Vec<_> =
+            std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left, ["lock"]);
+        let works = |half: &Path| std::fs::write(half, "whole").map_err(Error::io("writing"));
+        assert!(build_once_in(folder.path(), "tool", works).is_ok());
+    }
 
     #[test]
     fn the_digest_follows_the_sources_and_nothing_else() {

@@ -145,7 +145,7 @@ fn named(variable: &str) -> Result<Option<PathBuf>> {
     };
     match path.canonicalize() {
         Ok(path) => Ok(Some(path)),
-        Err(source) => Err(Error::Io { what: format!("{variable} names {}", path.display()), source }),
+        Err(error) => Err(Error::io(format!("{variable} names {}", path.display()))(error)),
     }
 }
 

@@ -277,7 +277,8 @@ impl ComponentHandle<'_> {
     /// # Errors
     /// If it has ended.
     pub fn cont(&self) -> Result<()> {
-        self.process.cont()
+        self.process.cont()?;
+        self.refresh_nodes()
     }
 
     /// Starts it again, on the same port and data, killing it first if it still runs; returns once the
@@ -288,14 +289,16 @@ impl ComponentHandle<'_> {
     pub async fn restart(&self) -> Result<()> {
         self.process.restart()?;
         self.cluster.wait_ready(Duration::from_secs(60)).await?;
-        if matches!(self.component, Component::Etcd | Component::Apiserver) {
-            // KWOK does not repeat a step that failed because its connection was cut. A fresh one takes
-            // every pod up as it is, and the stages go by absolute times.
-            if let Some(kwok) = self.cluster.processes.get(&Component::Kwok) {
-                kwok.restart()?;
-            }
+        self.refresh_nodes()
+    }
+
+    /// KWOK does not repeat a step that failed because the API server was away. A fresh one takes every
+    /// pod up as it is, and the stages go by absolute times.
+    fn refresh_nodes(&self) -> Result<()> {
+        match self.cluster.processes.get(&Component::Kwok) {
+            Some(kwok) if matches!(self.component, Component::Etcd | Component::Apiserver) => kwok.restart(),
+            _ => Ok(()),
         }
-        Ok(())
     }
 }
 
