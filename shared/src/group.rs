@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
+
 use crate::{
     job::{JobSnapshot, Owner},
     names,
@@ -11,7 +13,7 @@ use crate::{
 /// A group's identity within its namespace. Always derived from the raw Job and the policies, never from the
 /// stamped label: two policies that group by different keys may stamp the same value and still mean
 /// different groups, and a forged label joins none.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]
 pub struct GroupId {
     /// What it is grouped by: `labels:<key>,<key>` or `owner:<kind>`.
     pub by: String,

@@ -10,7 +10,9 @@
 //! | [`job`] | a Job cut down to what both programs need, and its state |
 //! | [`group`] | which Jobs are runs of the same thing, and their order |
 //! | [`names`] | deterministic object names and label values |
+//! | [`ledger`] | the shared record of granted attempts, and its CRD |
 //! | [`defaults`] | the policies of the base install, created once |
+//! | [`scope`] | what a limit counts over, for one Job |
 //! | [`refusal`] | the record of a refusal that travels from webhook to sink |
 //! | [`client`], [`telemetry`], [`admin`] | one builder of clients, of logs and metrics, of the admin endpoint |
 
@@ -22,8 +24,10 @@ pub mod defaults;
 pub mod group;
 pub mod job;
 pub mod keys;
+pub mod ledger;
 pub mod names;
 pub mod policy;
 pub mod refusal;
+pub mod scope;
 pub mod status;
 pub mod telemetry;

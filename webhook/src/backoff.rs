@@ -6,13 +6,10 @@ use jiff::{SignedDuration, Timestamp};
 use job_handler_shared::{
     job::{JobSnapshot, Outcome},
     policy::FailureBackoff,
+    scope::group_in,
 };
 
-use crate::{
-    limit::Refused,
-    slots::{Rules, group_in},
-    wording,
-};
+use crate::{limit::Refused, slots::Rules, wording};
 
 /// The refusal of a Job whose group still waits.
 pub fn refuse(rules: Rules<'_>, jobs: &[JobSnapshot], job: &JobSnapshot, now: Timestamp) -> Option<Refused> {

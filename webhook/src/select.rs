@@ -1,13 +1,14 @@
 //! Which policies act on a Job, and what they say together.
 
-use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 use job_handler_shared::{
     combine::{Effective, From, Labels, Policy, PolicyRef, PolicySet},
     group::{GroupId, NoGroup, group_of},
     job::{JobSnapshot, Owner},
-    keys,
 };
+
+pub use job_handler_shared::scope::without_group;
 
 /// What the enforced policies say about one Job.
 #[derive(Clone, Debug, Default)]
@@ -83,18 +84,4 @@ pub fn group(
 /// The group of a stored Job, or none.
 pub fn group_of_stored(effective: &Effective, job: &JobSnapshot) -> Option<GroupId> {
     group(effective, &job.labels, job.owner.as_ref()).and_then(|(group, _)| group.ok())
-}
-
-/// The stamped group is never an input: a forged one would choose its own policies.
-pub fn without_group(labels: &Labels) -> Cow<'_, Labels> {
-    if labels.contains_key(keys::GROUP) {
-        let rest: BTreeMap<_, _> = labels
-            .iter()
-            .filter(|(key, _)| *key != keys::GROUP)
-            .map(|(k, v)| (k.clone(), v.clone()))
-            .collect();
-        Cow::Owned(rest)
-    } else {
-        Cow::Borrowed(labels)
-    }
 }

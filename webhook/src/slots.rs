@@ -13,17 +13,18 @@ use std::{
 };
 
 use jiff::Timestamp;
+pub use job_handler_shared::scope::{Place, ScopeKey};
 use job_handler_shared::{
-    combine::{Labels, Policy, PolicyRef, PolicySet},
-    group::{GroupId, group_of},
+    combine::{Labels, Policy, PolicySet},
     job::JobSnapshot,
-    policy::{Limit, Scope},
+    policy::Limit,
+    scope,
 };
 
 use crate::{
     backoff,
     limit::{Attempt, Refused, Verdict},
-    select::{enforced, without_group},
+    select::enforced,
     wording,
 };
 
@@ -43,28 +44,6 @@ pub struct View {
     pub ended: Instant,
     /// All Jobs.
     pub jobs: Vec<JobSnapshot>,
-}
-
-/// What a limit counts over, for one Job.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ScopeKey {
-    /// The limit's policy.
-    pub policy: PolicyRef,
-    /// The limit's name.
-    pub limit: String,
-    /// Where.
-    pub place: Place,
-}
-
-/// Where a limit counts. Ordered: what tells an author more comes first.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Place {
-    /// A group of a namespace.
-    Group(String, GroupId),
-    /// A namespace.
-    Namespace(String),
-    /// The cluster.
-    Cluster,
 }
 
 /// Whoever takes a slot.
@@ -109,45 +88,15 @@ struct Granted {
 
 impl<'a> Rules<'a> {
     /// The scopes in which a Job takes a slot, with their limits; the most telling first.
-    ///
-    /// The group is that of the first policy that states one and limits add up, as in
-    /// [`job_handler_shared::combine::Effective`], which would copy too much to ask it for each of thousands of Jobs.
     pub fn scopes(&self, job: &JobSnapshot) -> Vec<(ScopeKey, &'a Limit)> {
-        let policies = self.matching(job);
-        if policies.iter().all(|policy| policy.spec.limits.is_empty()) {
-            return Vec::new();
-        }
-        let group = group_in(&policies, job);
-        let mut scopes = Vec::new();
-        for policy in policies {
-            for limit in &policy.spec.limits {
-                let place = match limit.scope {
-                    Scope::Cluster => Place::Cluster,
-                    Scope::Namespace => Place::Namespace(job.namespace.clone()),
-                    Scope::Group => match &group {
-                        Some(group) => Place::Group(job.namespace.clone(), group.clone()),
-                        None => continue,
-                    },
-                };
-                let policy = policy.reference.clone();
-                scopes.push((ScopeKey { policy, limit: limit.name.clone(), place }, limit));
-            }
-        }
-        scopes.sort_by(|(a, _), (b, _)| a.place.cmp(&b.place));
-        scopes
+        scope::scopes(&self.matching(job), job)
     }
 
     /// The enforced policies that select a Job.
     pub fn matching(&self, job: &JobSnapshot) -> Vec<&'a Arc<Policy>> {
         let labels = (self.namespaces)(&job.namespace).unwrap_or_default();
-        enforced(self.policies, &job.namespace, &labels, &without_group(&job.labels))
+        enforced(self.policies, &job.namespace, &labels, &scope::without_group(&job.labels))
     }
-}
-
-/// The group of a Job under these policies.
-pub(crate) fn group_in(policies: &[&Arc<Policy>], job: &JobSnapshot) -> Option<GroupId> {
-    let spec = policies.iter().find_map(|policy| policy.spec.group.as_ref())?;
-    group_of(spec, &without_group(&job.labels), job.owner.as_ref()).ok()
 }
 
 impl Slots {
