@@ -55,7 +55,7 @@ async fn runs_for_so_long_then_succeeds() {
     let clock: serde_json::Value = serde_json::from_str(clock.message.as_ref().unwrap()).unwrap();
     let time = |key: &str| clock[key].as_str().unwrap().parse::<jiff::Timestamp>().unwrap();
     let ran = time("ended").duration_since(time("started")).as_millis();
-    assert!((1500..2500).contains(&ran), "ran {ran} ms");
+    assert!((1500..10_000).contains(&ran), "ran {ran} ms");
 }
 
 #[tokio::test]
