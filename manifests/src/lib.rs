@@ -1,10 +1,14 @@
 //! The Kubernetes manifests, held against the code by tests.
 //!
-//! The CRDs in `crds/` are generated from the policy types of [`job_handler_shared::policy`]; [`crds`] renders them, and
+//! The CRDs in `crds/` are generated from the types of [`job_handler_shared::policy`] and
+//! [`job_handler_shared::ledger`]; [`crds`] renders them, and
 //! a test fails where the files differ. Everything else is written by hand; the tests in `tests/` hold every name,
 //! port, path and right in it against [`job_handler_shared::keys`].
 
-use job_handler_shared::policy::{ClusterJobPolicy, JobPolicy};
+use job_handler_shared::{
+    ledger::JobLedger,
+    policy::{ClusterJobPolicy, JobPolicy},
+};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt;
 use serde_norway::Value;
@@ -36,7 +40,7 @@ pub struct RenderError {
 /// # Errors
 /// Where a schema has something that YAML cannot express.
 pub fn crds() -> Result<Vec<Generated>, RenderError> {
-    [ClusterJobPolicy::crd(), JobPolicy::crd()].iter().map(render).collect()
+    [ClusterJobPolicy::crd(), JobPolicy::crd(), JobLedger::crd()].iter().map(render).collect()
 }
 
 fn render(crd: &CustomResourceDefinition) -> Result<Generated, RenderError> {
@@ -45,7 +49,7 @@ fn render(crd: &CustomResourceDefinition) -> Result<Generated, RenderError> {
     state_bounds(&mut value);
     let yaml = serde_norway::to_string(&value).map_err(wrong)?;
     let header = format!(
-        "# Generated from the types in shared/src/policy.rs; do not edit.\n# Rewrite: {UPDATE_COMMAND}\n"
+        "# Generated from the types in shared/src/{{policy,ledger}}.rs; do not edit.\n# Rewrite: {UPDATE_COMMAND}\n"
     );
     Ok(Generated { path: format!("crds/crd-{}.yaml", crd.spec.names.plural), text: header + &yaml })
 }

@@ -83,6 +83,7 @@ fn the_webhook_may_read_policies_namespaces_and_jobs_and_keep_its_certificates()
         table(&[
             ("", "secrets", keys::CA_SECRET, "get list watch"),
             ("", "secrets", "", "create"),
+            (POLICIES, "jobledgers", "", "get list watch create update"),
             ("coordination.k8s.io", "leases", "", "create patch delete"),
         ])
     );
