@@ -39,6 +39,7 @@ pub mod plan;
 pub mod prune;
 pub mod queue;
 pub mod refusals;
+pub mod release;
 pub mod result;
 pub mod run;
 pub mod series;

@@ -73,7 +73,8 @@ fn main() -> ExitCode {
     match outcome {
         Ok(code) => code,
         Err(error) => {
-            tracing::error!("{error:#}");
+            // Our errors tell their causes themselves.
+            tracing::error!("{error}");
             ExitCode::FAILURE
         }
     }

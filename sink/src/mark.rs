@@ -104,7 +104,11 @@ pub async fn look(client: &Client, job: &JobSnapshot) -> Result<Option<JobSnapsh
     Ok(found.map(|found| JobSnapshot::from(&found)).filter(|found| found.uid == job.uid))
 }
 
-fn outcome_of(answer: Result<Job, ApiError>) -> Result<Written, ApiError> {
+/// Sorts the answer of a conditional write.
+///
+/// # Errors
+/// Where the call failed for another reason than that the Job has changed or gone.
+pub fn outcome_of(answer: Result<Job, ApiError>) -> Result<Written, ApiError> {
     match answer {
         Ok(job) => Ok(Written::Done(Box::new(JobSnapshot::from(&job)))),
         Err(error) if error.is_conflict() => Ok(Written::Changed),

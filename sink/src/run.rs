@@ -19,7 +19,7 @@ use crate::{
     lease,
     metrics::SinkMetrics,
     queue::Queue,
-    refusals, status,
+    refusals, release, status,
     store::Store,
     watch::{self, Context, enqueue_all},
 };
@@ -186,8 +186,9 @@ async fn work(context: &Context, actor: Actor) {
         }
     };
     let defaults = create_defaults(context);
+    let release = release::keep(context.client.clone(), context.store.clone());
     // But for the last, none of them ends.
-    tokio::join!(actor.work(), keep, status, resync, defaults);
+    tokio::join!(actor.work(), keep, status, resync, defaults, release);
 }
 
 /// Creates the policies of the base install, once in the life of the install.

@@ -12,6 +12,7 @@ use job_handler_shared::{
     group::group_of,
     job::{JobSnapshot, JobState},
     policy::{ClusterJobPolicy, JobPolicy, Limit, PolicySpec, Scope, StorageType, WhenFull},
+    scope::without_group,
     status::{ENFORCED, LastRefusal, LimitStatus, PolicyStatus, READY},
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
@@ -150,11 +151,8 @@ pub fn not_acted_on(spec: &PolicySpec) -> Vec<&'static str> {
     if spec.stamp.as_ref().is_some_and(|stamp| stamp.container_resources.is_some()) {
         fields.push("stamp.containerResources");
     }
-    if spec.limits.iter().any(|limit| limit.when_full == WhenFull::Queue) {
-        fields.push("limits[].whenFull Queue (queued Jobs are not started again)");
-    }
-    if spec.failure_backoff.is_some() {
-        fields.push("failureBackoff");
+    if spec.failure_backoff.as_ref().is_some_and(|backoff| backoff.action == WhenFull::Queue) {
+        fields.push("failureBackoff.action Queue (Jobs that come too early are refused)");
     }
     if let Some(results) = &spec.results {
         fields.push(
@@ -314,7 +312,7 @@ fn selected(store: &Store, policy: &Policy, jobs: &[Arc<JobSnapshot>]) -> Vec<Ar
             && policy.reference.namespace.as_ref().is_none_or(|own| *own == job.namespace)
             && store
                 .namespace(&job.namespace)
-                .is_some_and(|labels| policy.selects(&job.namespace, &labels, &job.labels))
+                .is_some_and(|labels| policy.selects(&job.namespace, &labels, &without_group(&job.labels)))
     };
     jobs.iter().filter(of_policy).cloned().collect()
 }
@@ -431,8 +429,8 @@ mod tests {
 
     #[test]
     fn what_is_not_acted_on_is_named() {
-        let spec = entry(serde_json::json!({"failureBackoff": {"initialSeconds": 1, "maxSeconds": 2}}));
-        assert_eq!(not_acted_on(&spec.policy.unwrap().spec), ["failureBackoff"]);
+        let spec = entry(serde_json::json!({"cloudEventSinks": [{"name": "ci"}]}));
+        assert_eq!(not_acted_on(&spec.policy.unwrap().spec), ["cloudEventSinks"]);
         assert!(not_acted_on(&PolicySpec::default()).is_empty());
     }
 }

@@ -12,6 +12,7 @@ use job_handler_shared::{
     combine::{Effective, Labels, Policy, PolicyRef, PolicySet},
     group::{GroupId, group_of},
     job::JobSnapshot,
+    scope::without_group,
     status::{LastRefusal, PolicyStatus},
 };
 use tokio::sync::watch;
@@ -182,6 +183,16 @@ impl Store {
             (inner.enforced.clone(), inner.namespaces.get(&job.namespace).cloned()?)
         };
         Some(effective(&policies, &namespace, job))
+    }
+
+    /// The enforced policies that select a Job, in order of precedence; nothing while its namespace is not known.
+    pub fn matching(&self, job: &JobSnapshot) -> Option<Vec<Arc<Policy>>> {
+        let (policies, namespace) = {
+            let inner = self.lock();
+            (inner.enforced.clone(), inner.namespaces.get(&job.namespace).cloned()?)
+        };
+        let matching = policies.matching(&job.namespace, &namespace, &without_group(&job.labels));
+        Some(matching.into_iter().cloned().collect())
     }
 
     /// All policies that can be read, in whatever mode, and the namespaces' labels.
@@ -363,7 +374,8 @@ impl Inner {
         let Some(known) = self.jobs.get_mut(uid) else { return };
         let group = self.namespaces.get(&known.job.namespace).and_then(|labels| {
             let spec = effective(&self.enforced, labels, &known.job).group?;
-            let id = group_of(&spec.value, &known.job.labels, known.job.owner.as_ref()).ok()?;
+            let id =
+                group_of(&spec.value, &without_group(&known.job.labels), known.job.owner.as_ref()).ok()?;
             Some((known.job.namespace.clone(), id))
         });
         if group == known.group {
@@ -390,7 +402,8 @@ impl Inner {
 }
 
 fn effective(policies: &PolicySet, namespace: &Labels, job: &JobSnapshot) -> Effective {
-    Effective::of(policies.matching(&job.namespace, namespace, &job.labels), &job.labels)
+    let labels = without_group(&job.labels);
+    Effective::of(policies.matching(&job.namespace, namespace, &labels), &labels)
 }
 
 fn forget<K: std::hash::Hash + Eq>(index: &mut HashMap<K, BTreeSet<Uid>>, key: &K, uid: &str) {
