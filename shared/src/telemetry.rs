@@ -30,9 +30,15 @@ impl std::str::FromStr for LogFormat {
     }
 }
 
+/// Libraries that tell each failed call of ours a second time, without saying what it was for; and actix, which counts
+/// its threads. `RUST_LOG` can name them to hear them.
+const QUIET: &str = "kube_client::client::builder=off,kube_runtime::watcher=off,actix_server=warn";
+
 /// Installs the process's logger (once; a second call changes nothing). `RUST_LOG` filters, default `info`.
 pub fn init_logs(format: LogFormat) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let wanted = std::env::var(EnvFilter::DEFAULT_ENV).unwrap_or_else(|_| "info".to_owned());
+    // Of two directives for one target the later one holds.
+    let filter = EnvFilter::new(format!("{QUIET},{wanted}"));
     let registry = tracing_subscriber::registry().with(filter);
     // Colours are for terminals; in a file or a pod's log they are noise.
     let layer = fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());

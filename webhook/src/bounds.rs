@@ -73,7 +73,10 @@ impl Settled {
 impl fmt::Display for Settled {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let text = |value: Option<i64>| value.map_or_else(|| UNSET.to_owned(), |v| v.to_string());
-        write!(f, "{} -> {} (", text(self.stated), text(self.value))?;
+        if self.changed() {
+            write!(f, "{} -> ", text(self.stated))?;
+        }
+        write!(f, "{} (", text(self.value))?;
         match &self.why {
             Why::Stated => f.write_str("as stated)"),
             Why::Default(policy) => write!(f, "default of {policy})"),

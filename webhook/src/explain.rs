@@ -116,7 +116,8 @@ impl Explanation {
     /// What the author had written for a field, as claimed: `None` no claim, `Some(None)` nothing.
     pub fn claimed(&self, field: &str) -> Option<Option<i64>> {
         let (_, what) = self.0.iter().find(|(key, _)| key == field)?;
-        let (before, _) = what.split_once(" -> ")?;
+        // `before -> after (why)`, or `before (as stated)`.
+        let (before, _) = what.split_once(' ')?;
         if before == UNSET { Some(None) } else { before.parse().ok().map(Some) }
     }
 

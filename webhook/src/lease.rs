@@ -22,7 +22,7 @@ use kube::{
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use crate::policies::Policies;
+use crate::{mirror::causes, policies::Policies};
 
 /// Field manager of server-side apply.
 const MANAGER: &str = "job-handler-webhook";
@@ -101,6 +101,7 @@ impl Keeper {
         let acquired = Timestamp::now();
         while !shutdown.is_cancelled() {
             let pause = if !self.policies.synced() {
+                self.ready.not_ready("waits for the policies");
                 RENEW
             } else {
                 match self.renew(acquired).await {
@@ -139,7 +140,7 @@ impl Keeper {
             Ok(Ok(_)) => {}
             Ok(Err(kube::Error::Api(status))) if status.code == 404 => {}
             Ok(Err(error)) => {
-                tracing::warn!(lease = %self.name, "left behind, it runs out by itself: {error}");
+                tracing::warn!(lease = %self.name, "left behind, it runs out by itself: {}", causes(&error));
             }
             Err(_) => tracing::warn!(lease = %self.name, "left behind, it runs out by itself: no answer"),
         }
@@ -186,7 +187,7 @@ impl Keeper {
             Ok(Err(kube::Error::Api(status))) if status.code == 404 => {
                 Err(format!("{}. Does the namespace (--namespace) exist?", status.message))
             }
-            Ok(Err(error)) => Err(error.to_string()),
+            Ok(Err(error)) => Err(causes(&error)),
             Err(_) => Err(format!("no answer within {} s", CALL_TIMEOUT.as_secs())),
         }
     }

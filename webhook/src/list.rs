@@ -7,7 +7,7 @@ use job_handler_shared::job::JobSnapshot;
 use kube::Client;
 use serde::{Deserialize, Deserializer};
 
-use crate::{job::JobView, slots::View};
+use crate::{job::JobView, mirror::causes, slots::View};
 
 /// Jobs per page: about 2 MiB of JSON.
 const PAGE: usize = 500;
@@ -18,7 +18,7 @@ const TRIES: usize = 2;
 #[derive(Debug, thiserror::Error)]
 pub enum ListError {
     /// The apiserver refused, or did not answer.
-    #[error("cannot list Jobs: {0}")]
+    #[error("cannot list Jobs: {}", causes(.0))]
     Api(#[from] Box<kube::Error>),
     /// The request cannot be built.
     #[error("cannot ask for Jobs: {0}")]

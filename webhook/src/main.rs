@@ -1,16 +1,24 @@
 //! `job-handler-webhook`: see `job-handler-webhook --help`.
 
-use anyhow::Context;
+use std::process::ExitCode;
+
 use clap::Parser;
 use job_handler_webhook::run::{Options, run};
 
-fn main() -> anyhow::Result<()> {
+fn main() -> ExitCode {
     let options = Options::parse();
     // Reviews are answered on the server's own threads; these two are for watches, LISTs and the Lease.
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .context("cannot start the runtime")?;
-    runtime.block_on(run(options)).context("job-handler-webhook ends")
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let ended = match runtime {
+        Ok(runtime) => runtime.block_on(run(options)).map_err(|error| error.to_string()),
+        Err(error) => Err(format!("cannot start the runtime: {error}")),
+    };
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => {
+            // Each error's text holds its causes already. Not by the logger, whose filter may hide it.
+            eprintln!("job-handler-webhook ends: {why}");
+            ExitCode::FAILURE
+        }
+    }
 }

@@ -56,7 +56,8 @@ pub async fn follow<K: Clone + Debug>(
     let mut synced = false;
     let mut told: Option<(String, Instant)> = None;
     while let Some(event) = stream.next().await {
-        if event.is_ok() && told.take().is_some() {
+        // An `Init` says that a list is about to be tried, not that anybody answered.
+        if !matches!(event, Ok(Event::Init) | Err(_)) && told.take().is_some() {
             tracing::info!("the watch of {} is back", part.name);
         }
         match event {
@@ -92,7 +93,7 @@ fn explain(plural: &str, error: &watcher::Error) -> String {
         InitialListFailed(kube::Error::Api(status)) | WatchStartFailed(kube::Error::Api(status)) => status,
         WatchError(status) => status,
         InitialListFailed(error) | WatchStartFailed(error) | WatchFailed(error) => {
-            return format!("the apiserver cannot be reached: {error}");
+            return format!("the apiserver cannot be reached: {}", causes(error));
         }
         NoResourceVersion => return error.to_string(),
     };
@@ -109,6 +110,20 @@ fn explain(plural: &str, error: &watcher::Error) -> String {
         ),
         code => format!("the apiserver answered {code}: {}", status.message),
     }
+}
+
+/// An error with what is behind it: kube's texts end at «client error (Connect)», and `connection refused` comes deeper.
+pub fn causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let deeper = error.to_string();
+        if !text.contains(&deeper) {
+            text = format!("{text}: {deeper}");
+        }
+        cause = error.source();
+    }
+    text
 }
 
 #[cfg(test)]
@@ -165,6 +180,13 @@ mod tests {
         let _: MirrorError = follow(stream::iter(events), part(), &mut names).await.unwrap_err();
         assert_eq!(names.0, ["b", "c"], "a list that has not ended replaces nothing");
         assert!(readiness.missing().is_empty(), "ready stays ready");
+    }
+
+    #[test]
+    fn an_error_is_told_with_its_causes() {
+        let refused = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
+        let error = kube::Error::Service(Box::new(refused));
+        assert_eq!(causes(&error), "ServiceError: connection refused");
     }
 
     #[test]

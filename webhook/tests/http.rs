@@ -1,6 +1,11 @@
 //! The server as the apiserver meets it: TLS, HTTP/1.1, bad input.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests; clippy knows only #[test] itself")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "helpers of tests; clippy knows only #[test] itself"
+)]
 
 mod common;
 

@@ -152,7 +152,8 @@ fn foreign(job: &Value) -> Value {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(300))]
+    // What it once found stands as plain tests in stamping.rs.
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(300) })]
 
     /// `create` checks that our own output is left alone; here, that nothing else of the Job is touched.
     #[test]
@@ -164,8 +165,10 @@ proptest! {
     #[test]
     fn maxima_hold_whatever_a_create_says(webhook in webhook(), job in any_job()) {
         let (after, _) = webhook.create(&job);
-        let raw: std::collections::BTreeMap<String, String> =
+        let mut raw: std::collections::BTreeMap<String, String> =
             serde_json::from_value(job["metadata"]["labels"].clone()).unwrap_or_default();
+        // Never an input: anybody can write it.
+        raw.remove("job-handler/group");
         for policy in webhook.set.iter().filter(|p| p.enforced() && p.selects("ci", &webhook.namespace, &raw)) {
             if raw.is_empty() { continue; }
             let max = |range: Option<job_handler_shared::policy::Range>| range.and_then(|r| r.max).unwrap_or(i64::MAX);

@@ -165,6 +165,27 @@ fn a_job_without_labels_inherits_its_templates() {
     assert_eq!(after["metadata"]["labels"], json!({"app": "build", "id": "9", "team": "build", GROUP: "9"}));
 }
 
+/// Also what the API would do after our patch: where the forged group was the only label, none is left.
+#[test]
+fn inheriting_sees_through_a_forged_group_and_inherits_the_opt_out() {
+    let mut before = job(json!({GROUP: "x"}), json!({}));
+    before["spec"]["template"]["metadata"]["labels"] =
+        json!({"app": "build", "id": "9", "job-handler/enabled": "false"});
+    let (after, _) = Webhook::builds().create(&before);
+    assert_eq!(
+        after["metadata"]["labels"],
+        json!({"app": "build", "id": "9", "job-handler/enabled": "false", GROUP: "9"})
+    );
+    assert!(annotation(&after, STAMPED).contains("opted out"));
+}
+
+#[test]
+fn no_policy_is_chosen_by_the_stamped_group() {
+    let rules = json!({"jobSelector": {"matchLabels": {GROUP: "x"}}, "stamp": {"labels": {"a": "b"}}});
+    let forged = job(json!({GROUP: "x"}), json!({}));
+    assert_eq!(Webhook::new([policy("p", rules)]).create(&forged).0, forged);
+}
+
 #[test]
 fn a_stamped_label_decides_who_else_applies() {
     let chain = [
