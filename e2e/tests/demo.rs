@@ -108,4 +108,15 @@ async fn every_step_fails_when_it_is_not_as_told_and_passes_when_it_is() {
         let told = story.tell(step).await;
         assert!(told, "{}: {:?}", step.name(), story.report().steps.last());
     }
+    // What `--json` writes: each step twice, broken and mended, with the commands and what they said.
+    let json = serde_json::to_value(story.report()).unwrap();
+    let steps = json["steps"].as_array().unwrap();
+    assert_eq!(steps.len(), 2 * STEPS.len());
+    for (told, step) in steps.chunks(2).zip(STEPS) {
+        assert_eq!((&told[0]["name"], &told[0]["ok"]), (&step.name().into(), &false.into()));
+        assert!(told[0]["problem"].is_string(), "{told:?}");
+        assert_eq!((&told[1]["ok"], &told[1]["problem"]), (&true.into(), &Value::Null));
+        assert!(!told[1]["seen"].as_array().unwrap().is_empty(), "{told:?}");
+        assert!(told[1]["commands"][0]["command"].is_string(), "{told:?}");
+    }
 }
