@@ -91,7 +91,8 @@ impl std::fmt::Display for Machine {
             f,
             "Machine: {cores} cores ({processor}), {gib:.0} GiB, Linux {kernel}; load average at the start {load}. "
         )?;
-        write!(f, "Built by {rustc}, release profile; job-handler {version}.")
+        let profile = if cfg!(debug_assertions) { "dev" } else { "release" };
+        write!(f, "Built by {rustc}, {profile} profile; job-handler {version}.")
     }
 }
 

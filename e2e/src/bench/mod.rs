@@ -5,12 +5,15 @@
 
 pub mod alone;
 pub mod calls;
+pub mod creates;
 pub mod handlers;
 pub mod load;
 pub mod machine;
+pub mod native;
 pub mod report;
 pub mod reviews;
 pub mod server;
+pub mod variants;
 
 use std::path::Path;
 use std::time::Duration;
@@ -53,6 +56,13 @@ pub async fn run(program: &Path, only: Option<Part>, quick: bool) -> Result<Repo
         };
         report.add(alone::measure(program, effort).await?);
         report.add(calls::measure(effort.rounds, effort.time / 4)?);
+    }
+    if wanted(Part::Creates) {
+        let effort = match quick {
+            true => alone::Effort { rounds: 1, time: Duration::from_millis(100) },
+            false => alone::Effort { rounds: 8, time: Duration::from_millis(700) },
+        };
+        report.add(creates::measure(program, effort).await?);
     }
     Ok(report)
 }

@@ -164,7 +164,7 @@ fn with(listener: TcpListener, tls: ServerConfig, answering: Answering) -> std::
 /// A leaf as the webhook mints it (ECDSA P-256), signed by itself.
 fn tls() -> Result<(ServerConfig, String)> {
     let wrong = |error: &dyn std::fmt::Display| Error::Invalid(format!("making a certificate: {error}"));
-    let names = [Ipv4Addr::LOCALHOST.to_string()];
+    let names = [Ipv4Addr::LOCALHOST, Ipv4Addr::UNSPECIFIED].map(|name| name.to_string());
     let certified = rcgen::generate_simple_self_signed(names).map_err(|error| wrong(&error))?;
     let key =
         PrivateKeyDer::try_from(certified.signing_key.serialize_der()).map_err(|error| wrong(&error))?;

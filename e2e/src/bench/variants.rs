@@ -1,0 +1,252 @@
+//! What a create passes through: each way of stamping is set up for one namespace of its own.
+
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use job_handler_shared::keys;
+use kube::api::{DynamicObject, Patch, PatchParams, PostParams};
+use kube::core::GroupVersionKind;
+use kube::{Api, discovery::ApiResource};
+use serde_json::{Value, json};
+
+use super::native;
+use super::reviews;
+use super::server::{Handler, Server};
+use crate::cluster::Cluster;
+use crate::error::{Error, Result};
+use crate::pair::{Pair, PairOptions};
+use crate::wait::wait_for;
+
+/// A way of stamping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Variant {
+    /// Nothing is in the way.
+    Bare,
+    /// A `MutatingAdmissionPolicy`: CEL within the apiserver.
+    Native,
+    /// A webhook that allows and changes nothing.
+    Null,
+    /// The null webhook with always the same patch.
+    SamePatch,
+    /// Ours.
+    Ours,
+}
+
+/// Everything that runs for the variants.
+pub struct Setup {
+    pub(super) pair: Pair,
+    pub(super) null: Server,
+    pub(super) same_patch: Server,
+}
+
+impl Variant {
+    /// In the order of the tables.
+    pub const ALL: [Self; 5] = [Self::Bare, Self::Native, Self::Null, Self::SamePatch, Self::Ours];
+
+    /// As tables call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Bare => "no webhook",
+            Self::Native => "native policy (CEL)",
+            Self::Null => "null webhook",
+            Self::SamePatch => "same patch",
+            Self::Ours => "ours",
+        }
+    }
+
+    /// Its namespace.
+    pub fn namespace(self) -> &'static str {
+        match self {
+            Self::Bare => "bench-bare",
+            Self::Native => "bench-native",
+            Self::Null => "bench-null",
+            Self::SamePatch => "bench-same-patch",
+            Self::Ours => "bench-ours",
+        }
+    }
+
+    /// Whether its Jobs are stamped.
+    pub fn stamps(self) -> bool {
+        !matches!(self, Self::Bare | Self::Null)
+    }
+
+    /// The name under which the apiserver counts its calls.
+    pub fn webhook(self) -> Option<&'static str> {
+        match self {
+            Self::Bare | Self::Native => None,
+            Self::Null => Some("null.bench.job-handler.io"),
+            Self::SamePatch => Some("same-patch.bench.job-handler.io"),
+            Self::Ours => Some(keys::MUTATING_WEBHOOK),
+        }
+    }
+}
+
+/// Makes the namespaces, starts the servers, and returns once each variant is in force. `program` is `bench-all`.
+///
+/// # Errors
+/// If anything does not start, is refused or does not come into force.
+pub async fn set_up(cluster: &Cluster, program: &Path) -> Result<Setup> {
+    for variant in Variant::ALL {
+        let namespace =
+            json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": variant.namespace()}});
+        create(cluster, "", "v1", "Namespace", &namespace).await?;
+    }
+    // CRDs first: for some seconds after them the apiserver is busy with its OpenAPI.
+    let pair =
+        Pair::install(cluster, PairOptions { log: "warn".to_owned(), ..PairOptions::default() }).await?;
+    stamp_only_our_namespace(cluster, &pair).await?;
+    let null = Server::start(program, Handler::Null, Variant::Null.namespace())?;
+    let same_patch = Server::start(program, Handler::SamePatch, Variant::SamePatch.namespace())?;
+    for (variant, server) in [(Variant::Null, &null), (Variant::SamePatch, &same_patch)] {
+        let configuration = webhook_configuration(variant, server);
+        create(cluster, "admissionregistration.k8s.io", "v1", "MutatingWebhookConfiguration", &configuration)
+            .await?;
+    }
+    for (kind, object) in native::objects(Variant::Native.namespace()) {
+        create(cluster, "admissionregistration.k8s.io", "v1", kind, &object).await?;
+    }
+    for variant in Variant::ALL {
+        wait_in_force(cluster, variant).await?;
+    }
+    Ok(Setup { pair, null, same_patch })
+}
+
+/// How often the apiserver has called a variant's webhook.
+///
+/// # Errors
+/// If it does not tell.
+pub async fn calls(cluster: &Cluster, webhook: &str) -> Result<u64> {
+    let request = http::Request::get("/metrics")
+        .body(Vec::new())
+        .map_err(|error| Error::Invalid(format!("asking for metrics: {error}")))?;
+    let text = cluster
+        .client()
+        .request_text(request)
+        .await
+        .map_err(Error::api("reading the apiserver's metrics"))?;
+    let name = format!("name=\"{webhook}\"");
+    let answered = |line: &&str| {
+        line.starts_with("apiserver_admission_webhook_request_total{")
+            && line.contains(&name)
+            && line.contains("code=\"200\"")
+    };
+    let count = |line: &str| line.rsplit_once(' ').and_then(|(_, count)| count.parse::<f64>().ok());
+    Ok(text.lines().filter(answered).filter_map(count).sum::<f64>() as u64)
+}
+
+/// Ours is called for its own namespace alone, and directly rather than through the balancer of the tests. The rest of
+/// the configuration stays as the manifests have it.
+async fn stamp_only_our_namespace(cluster: &Cluster, pair: &Pair) -> Result<()> {
+    let namespace = Variant::Ours.namespace();
+    let mut policy = reviews::builds(namespace)?;
+    // Without what needs a second call: it is the stamps that are compared.
+    policy.spec.policy.limits.clear();
+    policy.spec.policy.failure_backoff = None;
+    let policy =
+        serde_json::to_value(policy).map_err(|error| Error::Invalid(format!("the policy: {error}")))?;
+    create(cluster, keys::API_GROUP, keys::API_VERSION, "JobPolicy", &policy).await?;
+    let changes = serde_json::from_value(json!([
+        {"op": "replace", "path": "/webhooks/0/namespaceSelector", "value": only(namespace)},
+        {"op": "replace", "path": "/webhooks/0/clientConfig/url", "value": url(pair.webhook(0).port())},
+    ]))
+    .map_err(|error| Error::Invalid(format!("the patch of the configuration: {error}")))?;
+    api(cluster, "admissionregistration.k8s.io", "v1", "MutatingWebhookConfiguration", None)
+        .patch(keys::MUTATING_CONFIGURATION, &PatchParams::default(), &Patch::<()>::Json(changes))
+        .await
+        .map(drop)
+        .map_err(Error::api("selecting only our namespace"))
+}
+
+fn webhook_configuration(variant: Variant, server: &Server) -> Value {
+    let name = variant.webhook().unwrap_or_default();
+    json!({
+        "apiVersion": "admissionregistration.k8s.io/v1",
+        "kind": "MutatingWebhookConfiguration",
+        "metadata": {"name": name},
+        "webhooks": [{
+            "name": name,
+            "admissionReviewVersions": ["v1"],
+            "clientConfig": {"url": url(server.address().port()), "caBundle": STANDARD.encode(server.ca())},
+            "rules": [{"apiGroups": ["batch"], "apiVersions": ["v1"], "resources": ["jobs"], "operations": ["CREATE"]}],
+            "namespaceSelector": only(variant.namespace()),
+            "failurePolicy": "Fail",
+            "sideEffects": "None",
+            "timeoutSeconds": 2,
+        }],
+    })
+}
+
+/// The address makes the apiserver speak HTTP/1.1, as to a Service: to 127.0.0.1 or «localhost» it would speak HTTP/2
+/// (`k8s.io/apiserver/pkg/util/webhook/client.go`, `isLocalHost`). To connect to 0.0.0.0 is to connect to this machine.
+fn url(port: u16) -> String {
+    format!("https://{}:{port}/mutate", Ipv4Addr::UNSPECIFIED)
+}
+
+fn only(namespace: &str) -> Value {
+    json!({"matchLabels": {"kubernetes.io/metadata.name": namespace}})
+}
+
+/// Waits until a create shows the variant's effect.
+async fn wait_in_force(cluster: &Cluster, variant: Variant) -> Result<()> {
+    let jobs = api(cluster, "batch", "v1", "Job", Some(variant.namespace()));
+    let probe = |n: u32| reviews::job(variant.namespace(), &format!("probe-{n}"));
+    let mut n = 0;
+    wait_for(Duration::from_secs(60), &format!("{} to be in force", variant.name()), || {
+        n += 1;
+        let (jobs, probe) = (jobs.clone(), probe(n));
+        async move {
+            let before = match variant.webhook() {
+                Some(webhook) => calls(cluster, webhook).await.map_err(|error| error.to_string())?,
+                None => 0,
+            };
+            let probe: DynamicObject = serde_json::from_value(probe).map_err(|error| error.to_string())?;
+            let made =
+                jobs.create(&PostParams::default(), &probe).await.map_err(|error| error.to_string())?;
+            if variant.stamps() {
+                let made = serde_json::to_value(made).map_err(|error| error.to_string())?;
+                reviews::must_be_stamped(&made).map_err(|error| error.to_string())?;
+            }
+            if let Some(webhook) = variant.webhook() {
+                let after = calls(cluster, webhook).await.map_err(|error| error.to_string())?;
+                if after == before {
+                    return Err(format!("the apiserver has not called {webhook}"));
+                }
+            }
+            Ok(())
+        }
+    })
+    .await
+}
+
+async fn create(cluster: &Cluster, group: &str, version: &str, kind: &str, object: &Value) -> Result<()> {
+    let namespace = object["metadata"]["namespace"].as_str();
+    let what = format!("creating the {kind} {}", object["metadata"]["name"]);
+    let object =
+        serde_json::from_value(object.clone()).map_err(|error| Error::Invalid(format!("{what}: {error}")))?;
+    let api = api(cluster, group, version, kind, namespace);
+    api.create(&PostParams::default(), &object).await.map(drop).map_err(Error::api(what))
+}
+
+pub(super) fn api(
+    cluster: &Cluster,
+    group: &str,
+    version: &str,
+    kind: &str,
+    namespace: Option<&str>,
+) -> Api<DynamicObject> {
+    let resource = match kind {
+        // Plurals that are guessed by adding an s would be wrong.
+        "MutatingAdmissionPolicy" | "JobPolicy" => {
+            let plural = format!("{}ies", kind.to_lowercase().trim_end_matches('y'));
+            ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, kind), &plural)
+        }
+        _ => ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, kind)),
+    };
+    match namespace {
+        Some(namespace) => Api::namespaced_with(cluster.client(), namespace, &resource),
+        None => Api::all_with(cluster.client(), &resource),
+    }
+}
