@@ -6,7 +6,7 @@
 //! | [`policy`] | the policy types, from which the CRDs are generated |
 //! | [`status`] | what a policy's status tells |
 //! | [`bytes`] | byte amounts as people write them (`64Mi`) |
-//! | [`combine`] | which policies apply to a Job and how they combine |
+//! | [`combine`], [`effective`] | which policies apply to a Job, and what they say together |
 //! | [`job`] | a Job cut down to what both programs need, and its state |
 //! | [`group`] | which Jobs are runs of the same thing, and their order |
 //! | [`names`] | deterministic object names and label values |
@@ -21,6 +21,7 @@ pub mod bytes;
 pub mod client;
 pub mod combine;
 pub mod defaults;
+pub mod effective;
 pub mod group;
 pub mod job;
 pub mod keys;
@@ -28,6 +29,7 @@ pub mod ledger;
 pub mod names;
 pub mod policy;
 pub mod refusal;
+mod schema;
 pub mod scope;
 pub mod status;
 pub mod telemetry;
