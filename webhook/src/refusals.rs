@@ -30,6 +30,8 @@ pub struct Refusals {
 #[derive(Debug)]
 pub struct Courier {
     queue: mpsc::Receiver<Refusal>,
+    /// Taken from the queue, not handed over yet.
+    unsent: VecDeque<Vec<u8>>,
     socket: PathBuf,
     metrics: WebhookMetrics,
 }
@@ -37,7 +39,10 @@ pub struct Courier {
 /// A queue to the sink that listens on `socket`.
 pub fn refusals(socket: PathBuf, metrics: WebhookMetrics) -> (Refusals, Courier) {
     let (sender, queue) = mpsc::channel(QUEUE);
-    (Refusals { queue: sender, metrics: metrics.clone() }, Courier { queue, socket, metrics })
+    (
+        Refusals { queue: sender, metrics: metrics.clone() },
+        Courier { queue, unsent: VecDeque::new(), socket, metrics },
+    )
 }
 
 impl Refusals {
@@ -57,27 +62,26 @@ impl Courier {
         {
             tracing::warn!("the sink did not take the last refusals");
         }
-        let left = self.queue.len();
+        let left = self.queue.len() + self.unsent.len();
         self.metrics.refusals_dropped.inc_by(left as u64);
     }
 
     /// Ends when the queue is closed or, with `until_empty`, empty.
     async fn deliver(&mut self, until_empty: bool) {
         let mut backoff = backoff();
-        let mut unsent: VecDeque<Vec<u8>> = VecDeque::new();
         let mut told = false;
         loop {
-            if unsent.is_empty() && (!until_empty || !self.queue.is_empty()) {
+            if self.unsent.is_empty() && !(until_empty && self.queue.is_empty()) {
                 let Some(refusal) = self.queue.recv().await else { return };
-                unsent.extend(self.line(&refusal));
+                self.keep(&refusal);
             }
-            if unsent.is_empty() {
+            if self.unsent.is_empty() {
                 if until_empty {
                     return;
                 }
                 continue;
             }
-            match self.connected(&mut unsent, until_empty).await {
+            match self.connected(until_empty).await {
                 Ok(()) => return,
                 Err(error) => {
                     if !told {
@@ -86,7 +90,7 @@ impl Courier {
                     }
                     tokio::time::sleep(backoff.next().unwrap_or(WRITE_TIMEOUT)).await;
                     if error.kind() == std::io::ErrorKind::BrokenPipe {
-                        backoff = self::backoff();
+                        (backoff, told) = (self::backoff(), false);
                     }
                 }
             }
@@ -95,20 +99,24 @@ impl Courier {
 
     /// Writes over one connection until it breaks. A line that was being written when it broke is written again whole:
     /// the sink drops what has no line end.
-    async fn connected(&mut self, unsent: &mut VecDeque<Vec<u8>>, until_empty: bool) -> std::io::Result<()> {
+    async fn connected(&mut self, until_empty: bool) -> std::io::Result<()> {
         let mut stream = UnixStream::connect(&self.socket).await?;
         loop {
-            while let Some(line) = unsent.front() {
+            while let Some(line) = self.unsent.front() {
                 tokio::time::timeout(WRITE_TIMEOUT, stream.write_all(line)).await??;
                 self.metrics.refusals_sent.inc();
-                unsent.pop_front();
+                self.unsent.pop_front();
             }
             if until_empty && self.queue.is_empty() {
                 return stream.shutdown().await;
             }
             let Some(refusal) = self.queue.recv().await else { return stream.shutdown().await };
-            unsent.extend(self.line(&refusal));
+            self.keep(&refusal);
         }
+    }
+
+    fn keep(&mut self, refusal: &Refusal) {
+        self.unsent.extend(self.line(refusal));
     }
 
     fn line(&self, refusal: &Refusal) -> Option<Vec<u8>> {

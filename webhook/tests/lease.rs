@@ -1,0 +1,121 @@
+//! The Lease says what is enforced, at once when it changes, and a replica without one no longer decides.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "helpers of tests; clippy knows only #[test] itself"
+)]
+
+mod common;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use common::{builds, policy};
+use http::{Method, Request, Response};
+use job_handler_shared::{admin::Readiness, combine::PolicySet};
+use job_handler_webhook::{
+    lease::{Keeper, Liveness},
+    policies::Policies,
+};
+use kube::{Client, client::Body};
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+/// Takes what is applied or deleted; refuses while `refuses` is set.
+fn apiserver(refuses: Arc<AtomicBool>) -> (Client, mpsc::UnboundedReceiver<(Method, String, Value)>) {
+    let (sender, seen) = mpsc::unbounded_channel();
+    let service = tower::service_fn(move |request: Request<Body>| {
+        let (sender, refuses) = (sender.clone(), refuses.clone());
+        async move {
+            let (head, body) = request.into_parts();
+            let body = body.collect_bytes().await.unwrap();
+            let (status, answer) = if refuses.load(Ordering::SeqCst) {
+                (
+                    403,
+                    json!({"kind": "Status", "status": "Failure", "code": 403, "reason": "Forbidden", "message": "no"}),
+                )
+            } else {
+                let body: Value = serde_json::from_slice(&body).unwrap_or_default();
+                sender.send((head.method, head.uri.to_string(), body)).unwrap();
+                (
+                    200,
+                    json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": "x"}}),
+                )
+            };
+            let body = Body::from(answer.to_string().into_bytes());
+            Ok::<_, std::convert::Infallible>(Response::builder().status(status).body(body).unwrap())
+        }
+    });
+    (Client::new(service, "default"), seen)
+}
+
+async fn next<T>(seen: &mut mpsc::UnboundedReceiver<T>) -> T {
+    tokio::time::timeout(Duration::from_secs(10), seen.recv()).await.expect("a call").unwrap()
+}
+
+#[tokio::test]
+async fn it_tells_which_revisions_are_enforced_and_goes_at_the_end() {
+    let (client, mut seen) = apiserver(Arc::default());
+    let policies = Policies::fixed(PolicySet::new([policy("builds", builds())]), []);
+    let (readiness, liveness, token) = (Readiness::default(), Liveness::default(), CancellationToken::new());
+    let keeper = Keeper::new(
+        client,
+        "job-handler-system",
+        "pod-1",
+        policies,
+        liveness.clone(),
+        readiness.part("lease"),
+    );
+    assert!(!liveness.is_live(), "nobody counts on it before it was written");
+    let keeper = Arc::new(keeper);
+    let (kept, shutdown) = (keeper.clone(), token.clone());
+    let task = tokio::spawn(async move { kept.run(shutdown).await });
+    let (method, uri, lease) = next(&mut seen).await;
+    assert_eq!(method, Method::PATCH);
+    assert!(uri.contains("/namespaces/job-handler-system/leases/job-handler-webhook-pod-1?"), "{uri}");
+    assert_eq!(lease["metadata"]["annotations"]["job-handler/enforces"], r#"{"uid-builds":1}"#);
+    assert_eq!(lease["metadata"]["labels"]["job-handler/component"], "webhook");
+    assert_eq!(
+        (&lease["spec"]["leaseDurationSeconds"], &lease["spec"]["holderIdentity"]),
+        (&json!(15), &json!("pod-1"))
+    );
+    token.cancel();
+    task.await.unwrap();
+    assert!(liveness.is_live() && readiness.missing().is_empty());
+    keeper.release().await;
+    assert_eq!(next(&mut seen).await.0, Method::DELETE);
+}
+
+#[tokio::test]
+async fn without_rights_it_is_not_live_and_says_what_is_missing() {
+    let refuses = Arc::new(AtomicBool::new(true));
+    let (client, mut seen) = apiserver(refuses.clone());
+    let (readiness, liveness, token) = (Readiness::default(), Liveness::default(), CancellationToken::new());
+    let policies = Policies::fixed(PolicySet::default(), []);
+    let keeper = Keeper::new(client, "ns", "pod-1", policies, liveness.clone(), readiness.part("lease"));
+    let shutdown = token.clone();
+    let task = tokio::spawn(async move { keeper.run(shutdown).await });
+    let why = tokio::time::timeout(Duration::from_secs(10), async {
+        loop {
+            match readiness.missing().pop() {
+                Some(why) if !why.ends_with("starting") => return why,
+                _ => tokio::task::yield_now().await,
+            }
+        }
+    });
+    let why = why.await.expect("a reason");
+    assert!(why.contains("no right to write Leases") && why.contains("manifests/base"), "{why}");
+    assert!(!liveness.is_live());
+    refuses.store(false, Ordering::SeqCst);
+    next(&mut seen).await;
+    token.cancel();
+    task.await.unwrap();
+    assert!(liveness.is_live() && readiness.missing().is_empty(), "tried again by itself");
+}
