@@ -7,13 +7,13 @@
 //! | [`queue`] | what is to be looked at |
 //! | [`plan`], [`prune`] | what is to be done: pure |
 //! | [`act`] | does it |
-//! | [`capture`], [`facts`], [`logs`] | what pods tell |
+//! | [`capture`], [`facts`], [`logs`], [`sections`] | what pods tell |
 //! | [`result`], [`manifest`], [`commit`] | the stored result |
 //! | [`mark`] | conditional writes to Jobs |
 //! | [`announce`], [`events`] | Events about results |
 //! | [`refusals`], [`series`] | Events about refusals, from the webhook's socket |
 //! | [`entries`], [`conditions`] | the webhook entries of enforced limits |
-//! | [`status`] | what policies' statuses tell |
+//! | [`status`], [`statuses`] | what policies' statuses tell; writes them |
 //! | [`cleaner`] | the one-shot `prune` |
 //! | [`run`], [`metrics`], [`api`] | the process |
 //!
@@ -42,8 +42,10 @@ pub mod refusals;
 pub mod release;
 pub mod result;
 pub mod run;
+pub mod sections;
 pub mod series;
 pub mod status;
+pub mod statuses;
 pub mod store;
 pub mod watch;
 

@@ -20,9 +20,9 @@ use crate::{
     capture::CapturedPod,
     facts,
     manifest::{
-        Completeness, Encoding, JobFacts, KEY, LogPlace, Manifest, PENDING, SCHEMA_VERSION, SHARD, Shard,
-        truncate,
+        Encoding, JobFacts, KEY, LogPlace, Manifest, PENDING, SCHEMA_VERSION, SHARD, Shard, truncate,
     },
+    sections,
 };
 
 /// Most data we put into one ConfigMap, bytes; the rest of the 1 MiB is air for what we did not count.
@@ -35,9 +35,6 @@ pub const LOGS: &str = "logs";
 pub const LOGS_GZ: &str = "logs.gz";
 /// Longest `result` (termination message); the kubelet's own limit.
 const RESULT_MAX: usize = 4096;
-
-/// Longest last line of a log that is looked at, bytes.
-const LAST_LINE_MAX: usize = 400;
 
 /// A result ready to be written: shards first, the manifest last.
 #[derive(Clone, Debug)]
@@ -95,9 +92,9 @@ pub fn pack(
         },
         cause: facts::cause(job, &facts),
         decisive: facts::decisive(job, &facts, &|pod, container, previous| {
-            last_line(&pods, pod, container, previous)
+            sections::last_line(&pods, pod, container, previous)
         }),
-        completeness: completeness(job, &pods),
+        completeness: sections::completeness(job, &pods),
         pods: facts,
         pods_not_listed: 0,
         logs: None,
@@ -107,7 +104,7 @@ pub fn pack(
     let mut packed = Packed { manifest, data, binary: BTreeMap::new(), shards: Vec::new(), labels };
     if wanted.mode == LogsMode::HeadAndTail {
         pods.sort_by(|a, b| (a.created, &a.facts.name).cmp(&(b.created, &b.facts.name)));
-        packed.put_logs(sections(&pods));
+        packed.put_logs(sections::text(&pods));
     }
     Some(packed)
 }
@@ -217,64 +214,6 @@ fn labels(job: &JobSnapshot, group: Option<&str>, outcome: Outcome) -> BTreeMap<
         labels.insert(keys::GROUP.to_owned(), names::label_value(group));
     }
     labels
-}
-
-/// The logs as people read them: one section per container and run, oldest pod first.
-fn sections(pods: &[CapturedPod]) -> Vec<u8> {
-    let mut out = Vec::new();
-    for pod in pods {
-        for log in &pod.logs {
-            if out.last().is_some_and(|b| *b != b'\n') {
-                out.push(b'\n');
-            }
-            let run = if log.previous { " (previous)" } else { "" };
-            let head = format!("=== Pod: {} / Container: {}{run} ===\n", pod.facts.name, log.container);
-            out.extend_from_slice(head.as_bytes());
-            log.kept.write_to(&mut out);
-            if let Some(lost) = &log.lost {
-                if out.last().is_some_and(|b| *b != b'\n') {
-                    out.push(b'\n');
-                }
-                out.extend_from_slice(format!("[lost: {lost}]\n").as_bytes());
-            }
-        }
-    }
-    out
-}
-
-/// The last line that is not empty of what was kept of a log.
-fn last_line(pods: &[CapturedPod], pod: &str, container: &str, previous: bool) -> Option<String> {
-    let pod = pods.iter().find(|captured| captured.facts.name == pod)?;
-    let log = pod.logs.iter().find(|log| log.container == container && log.previous == previous)?;
-    let end = if log.kept.tail.is_empty() { &log.kept.head } else { &log.kept.tail };
-    let end = String::from_utf8_lossy(&end[end.len().saturating_sub(LAST_LINE_MAX)..]);
-    // What a terminal would act on has no place in an Event.
-    let line = end.lines().map(str::trim).rfind(|line| !line.is_empty())?;
-    Some(line.chars().filter(|c| !c.is_control()).collect())
-}
-
-fn completeness(job: &JobSnapshot, pods: &[CapturedPod]) -> Completeness {
-    let mut lost = Vec::new();
-    let ended = |phase: &str| pods.iter().filter(|pod| pod.facts.phase == phase).count();
-    for (word, counted, found) in
-        [("succeeded", job.succeeded_pods, ended("Succeeded")), ("failed", job.failed_pods, ended("Failed"))]
-    {
-        let counted = usize::try_from(counted).unwrap_or_default();
-        if counted > found {
-            let gone = counted - found;
-            lost.push(format!("{gone} of {counted} {word} pods were gone before they could be captured"));
-        }
-    }
-    for pod in pods {
-        for log in &pod.logs {
-            if let Some(why) = &log.lost {
-                let run = if log.previous { " (previous)" } else { "" };
-                lost.push(format!("log of {}/{}{run}: {why}", pod.facts.name, log.container));
-            }
-        }
-    }
-    let cut = pods.iter().flat_map(|pod| &pod.logs).any(|log| log.kept.left_out() > 0);
-    Completeness { complete: lost.is_empty() && !cut, lost }
 }
 
 fn gzip(bytes: &[u8]) -> Vec<u8> {

@@ -19,7 +19,7 @@ use crate::{
     lease,
     metrics::SinkMetrics,
     queue::Queue,
-    refusals, release, status,
+    refusals, release, statuses,
     store::Store,
     watch::{self, Context, enqueue_all},
 };
@@ -108,7 +108,7 @@ pub async fn run(client: Client, options: Options, shutdown: CancellationToken) 
         metrics: context.metrics.clone(),
     };
     let namespace = context.namespace.clone();
-    let tell = status::tell_refusals(client.clone(), context.store.clone(), leads.clone());
+    let tell = statuses::tell_refusals(client.clone(), context.store.clone(), leads.clone());
     parts.add("last refusals", tell.never());
     parts.add("leader", lead(context, actor, leads, readiness.clone()).never());
 
@@ -171,7 +171,7 @@ async fn lead(context: Context, actor: Actor, mut leads: channel::Receiver<bool>
 async fn work(context: &Context, actor: Actor) {
     let (kept, entries) = channel::channel(Kept::default());
     let keep = entries::keep(context.client.clone(), context.store.clone(), context.namespace.clone(), kept);
-    let status = status::keep(
+    let status = statuses::keep(
         context.client.clone(),
         context.store.clone(),
         context.namespace.clone(),

@@ -1,44 +1,33 @@
-//! What each policy's status tells, and the leader's loop that writes it: only on change, at most once a second each.
+//! What each policy's status tells. Pure; [`crate::statuses`] writes it.
 
 use std::{
     collections::{BTreeMap, HashMap},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use jiff::Timestamp;
 use job_handler_shared::{
-    combine::Policy,
-    group::group_of,
+    group::GroupId,
     job::{JobSnapshot, JobState},
-    policy::{ClusterJobPolicy, JobPolicy, Limit, PolicySpec, Scope, StorageType, WhenFull},
-    scope::without_group,
+    policy::{Limit, PolicySpec, Scope, StorageType, WhenFull},
     status::{ENFORCED, LastRefusal, LimitStatus, PolicyStatus, READY},
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
-use kube::{
-    Api, Client,
-    api::{Patch, PatchParams},
-};
-use serde_json::json;
-use tokio::sync::watch;
 
 use crate::{
-    api::{ApiError, call},
-    entries::{self, Kept},
-    metrics::SinkMetrics,
-    queue::Queue,
-    store::{PolicyEntry, Replica, Store},
+    entries::Kept,
+    store::{PolicyEntry, Replica},
 };
 
-/// Least time between two writes of one status.
-const EVERY: Duration = Duration::from_secs(1);
+/// A Job, and the group that the policies together give it.
+pub type Selected = (Arc<JobSnapshot>, Option<GroupId>);
 
 /// What a status depends on besides the policy itself.
 #[derive(Debug)]
 pub struct Situation<'a> {
-    /// The Jobs that the policy selects.
-    pub jobs: &'a [Arc<JobSnapshot>],
+    /// The Jobs that the policy selects and that are not finished, each with its group.
+    pub jobs: &'a [Selected],
     /// Webhook replicas by name.
     pub replicas: &'a BTreeMap<String, Replica>,
     /// The webhook entries.
@@ -65,11 +54,11 @@ pub fn of(entry: &PolicyEntry, situation: &Situation<'_>) -> PolicyStatus {
         (false, "NotAllFields", format!("this version does not act on: {}", unmet.join(", ")))
     };
     let limits: Vec<LimitStatus> = spec.map_or_else(Vec::new, |spec| {
-        spec.limits.iter().map(|limit| fullest(limit, spec, situation.jobs)).collect()
+        spec.limits.iter().map(|limit| fullest(limit, situation.jobs)).collect()
     });
     let usage: Vec<String> = limits.iter().map(|limit| format!("{}/{}", limit.active, limit.max)).collect();
     let count = |wanted: JobState| {
-        let jobs = situation.jobs.iter().filter(|job| job.state() == wanted).count();
+        let jobs = situation.jobs.iter().filter(|(job, _)| job.state() == wanted).count();
         u32::try_from(jobs).ok()
     };
     PolicyStatus {
@@ -169,10 +158,10 @@ pub fn not_acted_on(spec: &PolicySpec) -> Vec<&'static str> {
 }
 
 /// How full a limit is, in the scope that is fullest by (active, waiting).
-fn fullest(limit: &Limit, spec: &PolicySpec, jobs: &[Arc<JobSnapshot>]) -> LimitStatus {
+fn fullest(limit: &Limit, jobs: &[Selected]) -> LimitStatus {
     let mut scopes: HashMap<String, (u32, u32)> = HashMap::new();
-    for job in jobs {
-        let Some(scope) = scope_of(limit.scope, spec, job) else { continue };
+    for (job, group) in jobs {
+        let Some(scope) = scope_of(limit.scope, job, group.as_ref()) else { continue };
         let counts = scopes.entry(scope).or_default();
         counts.0 += u32::from(job.is_active());
         counts.1 += u32::from(job.is_queued());
@@ -190,14 +179,11 @@ fn fullest(limit: &Limit, spec: &PolicySpec, jobs: &[Arc<JobSnapshot>]) -> Limit
     }
 }
 
-fn scope_of(scope: Scope, spec: &PolicySpec, job: &JobSnapshot) -> Option<String> {
+fn scope_of(scope: Scope, job: &JobSnapshot, group: Option<&GroupId>) -> Option<String> {
     match scope {
         Scope::Cluster => Some("cluster".to_owned()),
         Scope::Namespace => Some(job.namespace.clone()),
-        Scope::Group => {
-            let group = group_of(spec.group.as_ref()?, &job.labels, job.owner.as_ref()).ok()?;
-            Some(format!("{}/{}", job.namespace, group.value))
-        }
+        Scope::Group => group.map(|group| format!("{}/{}", job.namespace, group.value)),
     }
 }
 
@@ -227,129 +213,12 @@ pub fn whole_seconds(at: Timestamp) -> Timestamp {
     Timestamp::from_second(at.as_second()).unwrap_or(at)
 }
 
-/// Writes the statuses for ever.
-pub async fn keep<K: Clone + Eq + std::hash::Hash>(
-    client: Client,
-    store: Store,
-    own_namespace: Arc<str>,
-    entries: watch::Receiver<Kept>,
-    metrics: SinkMetrics,
-    queue: Queue<K>,
-) {
-    let mut changes = store.changes();
-    let mut entries = entries;
-    loop {
-        let jobs = store.jobs();
-        metrics.set_sizes(jobs.iter().filter(|job| job.is_active()).count(), queue.len());
-        for entry in store.entries() {
-            let policy = entry.policy.as_ref().ok();
-            let selected: Vec<Arc<JobSnapshot>> =
-                policy.map_or_else(Vec::new, |policy| selected(&store, policy, &jobs));
-            let wanted = {
-                let kept = entries.borrow_and_update();
-                let situation = Situation {
-                    jobs: &selected,
-                    replicas: &store.replicas(),
-                    entries: &kept,
-                    refusal: store.refusal(&entry.reference.uid),
-                    excluded: policy.is_some_and(|policy| entries::is_excluded(policy, &own_namespace)),
-                    now: whole_seconds(Timestamp::now()),
-                    clock: Instant::now(),
-                };
-                of(&entry, &situation)
-            };
-            if wanted == entry.status {
-                continue;
-            }
-            match write(&client, &entry, &wanted).await {
-                // The watch brings it back; until then this is what it says.
-                Ok(()) => store.put_status(&entry.reference.uid, entry.generation, wanted),
-                Err(error) if error.is_not_found() => {}
-                Err(error) => tracing::warn!(policy = %entry.reference, "status: {error}; trying again"),
-            }
-        }
-        tokio::time::sleep(EVERY).await;
-        tokio::select! {
-            _ = changes.changed() => {}
-            _ = entries.changed() => {}
-            // Leases run out without anything changing.
-            () = tokio::time::sleep(EVERY.saturating_mul(4)) => {}
-        }
-    }
-}
-
-/// A follower writes the last refusals that only it was told of; the leader's status takes them up. For ever.
-pub async fn tell_refusals(client: Client, store: Store, leads: watch::Receiver<bool>) {
-    let mut changes = store.changes();
-    loop {
-        // A store that is gone changes no more.
-        if changes.changed().await.is_err() {
-            return;
-        }
-        for entry in store.entries().into_iter().filter(|_| !*leads.borrow()) {
-            let Some(ours) = store.refusal(&entry.reference.uid) else { continue };
-            if entry.status.last_refusal.as_ref().is_some_and(|known| known.time.0 >= ours.time.0) {
-                continue;
-            }
-            let status = json!({"lastRefusal": ours});
-            match patch(&client, &entry, status).await {
-                Ok(()) => {
-                    let status = PolicyStatus { last_refusal: Some(ours), ..entry.status };
-                    store.put_status(&entry.reference.uid, entry.generation, status);
-                }
-                Err(error) => {
-                    tracing::warn!(policy = %entry.reference, "last refusal: {error}; trying again");
-                }
-            }
-        }
-        tokio::time::sleep(EVERY).await;
-    }
-}
-
-fn selected(store: &Store, policy: &Policy, jobs: &[Arc<JobSnapshot>]) -> Vec<Arc<JobSnapshot>> {
-    let of_policy = |job: &&Arc<JobSnapshot>| {
-        job.finished.is_none()
-            && policy.reference.namespace.as_ref().is_none_or(|own| *own == job.namespace)
-            && store
-                .namespace(&job.namespace)
-                .is_some_and(|labels| policy.selects(&job.namespace, &labels, &without_group(&job.labels)))
-    };
-    jobs.iter().filter(of_policy).cloned().collect()
-}
-
-async fn write(client: &Client, entry: &PolicyEntry, status: &PolicyStatus) -> Result<(), ApiError> {
-    // Absent fields are written as null: a merge patch leaves what it does not name.
-    let mut value =
-        json!({"lastRefusal": null, "limits": [], "pendingJobs": null, "runningJobs": null, "usage": null});
-    if let (Some(fields), Ok(serde_json::Value::Object(wanted))) =
-        (value.as_object_mut(), serde_json::to_value(status))
-    {
-        fields.extend(wanted);
-    }
-    patch(client, entry, value).await
-}
-
-async fn patch(client: &Client, entry: &PolicyEntry, status: serde_json::Value) -> Result<(), ApiError> {
-    let reference = &entry.reference;
-    let what = format!("write the status of {reference}");
-    // Guarded by uid: a policy deleted and made again is another one.
-    let patch = Patch::Merge(json!({"metadata": {"uid": reference.uid}, "status": status}));
-    let params = PatchParams::default();
-    match &reference.namespace {
-        Some(namespace) => {
-            let api = Api::<JobPolicy>::namespaced(client.clone(), namespace);
-            call(&what, api.patch_status(&reference.name, &params, &patch)).await.map(drop)
-        }
-        None => {
-            let api = Api::<ClusterJobPolicy>::all(client.clone());
-            call(&what, api.patch_status(&reference.name, &params, &patch)).await.map(drop)
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use job_handler_shared::policy::JobPolicySpec;
+    use job_handler_shared::{
+        combine::Policy,
+        policy::{JobPolicy, JobPolicySpec},
+    };
 
     use super::*;
 
@@ -410,7 +279,7 @@ mod tests {
     fn the_fullest_scope_is_shown() {
         let entry = entry(serde_json::json!({"limits": [{"name": "l", "maxActiveJobs": 2}]}));
         let job = |namespace: &str, suspended| {
-            Arc::new(JobSnapshot { namespace: namespace.into(), suspended, ..JobSnapshot::default() })
+            (Arc::new(JobSnapshot { namespace: namespace.into(), suspended, ..JobSnapshot::default() }), None)
         };
         let situation = Situation {
             jobs: &[job("ci", false), job("ci", true), job("b", false), job("b", false)],
