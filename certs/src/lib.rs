@@ -11,9 +11,7 @@
 //! | [`source`] | where certificates come from: the Secret, or files that somebody else keeps |
 //! | [`secret`] | making or adopting the Secret |
 //! | [`publish`] | the `caBundle`: written by resourceVersion, read back |
-//! | [`api`] | calls to the apiserver, their errors in words |
 
-pub mod api;
 pub mod ca;
 pub mod leaf;
 pub mod publish;

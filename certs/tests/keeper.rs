@@ -150,7 +150,7 @@ async fn not_published_without_rights_or_configuration_and_then_it_is() {
     }
     let secret = job_handler_certs::secret::CaSecret::new(client.clone(), "ns", "ca");
     let error = secret.ensure(None, OffsetDateTime::now_utc()).await.err().expect("forbidden").to_string();
-    assert!(error.contains("no right to get Secret ns/ca") && error.contains("rbac-webhook.yaml"), "{error}");
+    assert!(error.contains("no right to get Secret ns/ca") && error.contains("manifests/base"), "{error}");
     let publisher = job_handler_certs::publish::Publisher::new(client.clone(), "job-handler");
     let error = publisher.publish("ca", || {}).await.unwrap_err().to_string();
     assert!(error.contains("does not exist: apply manifests/base"), "{error}");

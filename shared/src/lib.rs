@@ -14,9 +14,11 @@
 //! | [`defaults`] | the policies of the base install, created once |
 //! | [`scope`] | what a limit counts over, for one Job |
 //! | [`refusal`] | the record of a refusal that travels from webhook to sink |
+//! | [`api`] | calls to the apiserver, bounded in time, their errors sorted |
 //! | [`client`], [`telemetry`], [`admin`] | one builder of clients, of logs and metrics, of the admin endpoint |
 
 pub mod admin;
+pub mod api;
 pub mod bytes;
 pub mod client;
 pub mod combine;

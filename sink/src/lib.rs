@@ -20,9 +20,10 @@
 //! What the sink may be trusted with, stopped at any point: every write is a create under a derived name, or holds only
 //! for the version that was looked at; every sequence can be run again from its start.
 
+pub use job_handler_shared::api;
+
 pub mod act;
 pub mod announce;
-pub mod api;
 pub mod capture;
 pub mod cleaner;
 pub mod commit;

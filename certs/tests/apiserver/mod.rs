@@ -129,7 +129,7 @@ impl Apiserver {
         let fault = state.faults.get_mut(&(parts.method.clone(), path.clone())).and_then(Vec::pop);
         let ordered = fault.and_then(|fault| fault(&mut state));
         let (code, answer) = match ordered {
-            Some(code) => (code, json!({"message": "as ordered"})),
+            Some(code) => (code, json!({"message": r#"User "test" cannot do this: as ordered"#})),
             None => handle(&mut state, &parts.method, &path, collection, &body),
         };
         if parts.method != Method::GET {

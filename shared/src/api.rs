@@ -10,8 +10,8 @@ pub const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 pub enum ApiError {
     /// The role lacks a verb, or is not bound.
     #[error(
-        "no right to {what}: {message}. Apply manifests/base, and bind the sink's roles to the ServiceAccount \
-         this program runs as"
+        "no right to {what}: {message}. Apply manifests/base, and bind its roles to the ServiceAccount this program \
+         runs as"
     )]
     Rights {
         /// What was tried.
@@ -77,6 +77,11 @@ impl ApiError {
     /// Another write came first, or an object of that name is there already.
     pub fn is_conflict(&self) -> bool {
         matches!(self, Self::Refused { code: 409, .. })
+    }
+
+    /// A JSON patch whose `test` did not hold: the object is not as it was when the patch was made.
+    pub fn is_failed_test(&self) -> bool {
+        matches!(self, Self::Refused { code: 422, .. })
     }
 
     /// The object, or its namespace, does not exist.
