@@ -4,9 +4,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use job_handler_e2e::bench::alone::{self, CONNECTIONS, Effort, HANDLERS};
-use job_handler_e2e::bench::calls;
 use job_handler_e2e::bench::reviews::Size;
 use job_handler_e2e::bench::server::{Handler, Server};
+use job_handler_e2e::bench::variants::Variant;
+use job_handler_e2e::bench::{calls, creates};
+use job_handler_e2e::cluster::E2E_KUBECONFIG;
 
 fn program() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_bench-all"))
@@ -36,6 +38,21 @@ async fn the_webhook_alone_answers_rightly_under_every_load() {
     }
     assert!(rows.next().is_none());
     assert_eq!(table.aims.len(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn creates_pass_through_every_variant() {
+    if std::env::var_os(E2E_KUBECONFIG).is_some() {
+        eprintln!("left out: the benchmark pauses components of a cluster of its own");
+        return;
+    }
+    // A Job that is not stamped as it should be, or a webhook that is not called, fails the measurement itself.
+    let effort = Effort { rounds: 1, time: Duration::from_millis(50) };
+    let table = creates::measure(program(), effort, &[1, 4]).await.unwrap();
+    let names: Vec<&str> = table.rows.iter().map(|row| row[0].as_str()).collect();
+    let wanted = [1, 4].iter().flat_map(|n| Variant::ALL.map(|variant| format!("{n}, {}", variant.name())));
+    assert_eq!(names, wanted.collect::<Vec<_>>());
+    assert!(table.rows.iter().all(|row| row.len() == table.columns.len()));
 }
 
 #[test]

@@ -15,7 +15,7 @@ use crate::{
 
 /// The operations that make the Job as it should be; none where it is so already.
 pub fn patch(job: &JobView, decision: &Decision) -> Vec<PatchOperation> {
-    let mut ops = Vec::new();
+    let mut ops = Vec::with_capacity(16);
     let have = &job.snapshot;
     field(&mut ops, "ttlSecondsAfterFinished", have.ttl.map(i64::from), decision.ttl);
     field(&mut ops, "activeDeadlineSeconds", have.deadline, decision.deadline);

@@ -8,6 +8,8 @@
 //! | a Job that cannot be read | `/mutate`: allowed unstamped, with a warning; `/validate`: denied, since it cannot be counted |
 //! | a Job that is large or nests deeply | decided like any other: what is not needed is skipped |
 
+use std::borrow::Cow;
+
 use serde::{Deserialize, de::IgnoredAny};
 
 use crate::job::JobView;
@@ -77,7 +79,7 @@ pub enum ReviewError {
 /// Where there is nothing that could be answered by its uid.
 pub fn parse(bytes: &[u8]) -> Result<Review, ReviewError> {
     // One pass where everything is as it should be; a second, tolerant one only to say what is wrong.
-    match serde_json::from_slice::<Envelope<JobView>>(bytes) {
+    match serde_json::from_slice::<Envelope<'_, JobView>>(bytes) {
         Ok(envelope) => {
             let request = envelope.into_request()?;
             if let Some(why) = request.not_ours() {
@@ -87,7 +89,7 @@ pub fn parse(bytes: &[u8]) -> Result<Review, ReviewError> {
         }
         Err(error) => {
             let why = short(&error.to_string());
-            let envelope: Envelope<IgnoredAny> =
+            let envelope: Envelope<'_, IgnoredAny> =
                 serde_json::from_slice(bytes).map_err(|e| ReviewError::Shape(short(&e.to_string())))?;
             let request = envelope.into_request()?;
             let subject = match request.not_ours() {
@@ -99,32 +101,33 @@ pub fn parse(bytes: &[u8]) -> Result<Review, ReviewError> {
     }
 }
 
+// Texts are borrowed from the body where JSON escapes nothing in them.
 #[derive(Deserialize)]
-#[serde(rename_all = "camelCase", bound = "O: Deserialize<'de>")]
-struct Envelope<O> {
-    #[serde(default)]
-    api_version: Option<String>,
-    #[serde(default)]
-    kind: Option<String>,
-    #[serde(default = "none")]
-    request: Option<Request<O>>,
+#[serde(rename_all = "camelCase", bound(deserialize = "O: Deserialize<'de>"))]
+struct Envelope<'a, O> {
+    #[serde(default, borrow)]
+    api_version: Option<Cow<'a, str>>,
+    #[serde(default, borrow)]
+    kind: Option<Cow<'a, str>>,
+    #[serde(default = "none", borrow)]
+    request: Option<Request<'a, O>>,
 }
 
 #[derive(Deserialize)]
-#[serde(rename_all = "camelCase", bound = "O: Deserialize<'de>")]
-struct Request<O> {
+#[serde(rename_all = "camelCase", bound(deserialize = "O: Deserialize<'de>"))]
+struct Request<'a, O> {
     #[serde(default)]
     uid: String,
-    #[serde(default)]
-    kind: Gvk,
-    #[serde(default)]
-    sub_resource: String,
-    #[serde(default)]
-    name: String,
+    #[serde(default, borrow)]
+    kind: Gvk<'a>,
+    #[serde(default, borrow)]
+    sub_resource: Cow<'a, str>,
+    #[serde(default, borrow)]
+    name: Cow<'a, str>,
     #[serde(default)]
     namespace: String,
-    #[serde(default)]
-    operation: String,
+    #[serde(default, borrow)]
+    operation: Cow<'a, str>,
     #[serde(default)]
     dry_run: Option<bool>,
     #[serde(default = "none")]
@@ -135,18 +138,21 @@ struct Request<O> {
 
 #[derive(Default, Deserialize)]
 #[serde(default)]
-struct Gvk {
-    group: String,
-    version: String,
-    kind: String,
+struct Gvk<'a> {
+    #[serde(borrow)]
+    group: Cow<'a, str>,
+    #[serde(borrow)]
+    version: Cow<'a, str>,
+    #[serde(borrow)]
+    kind: Cow<'a, str>,
 }
 
 fn none<T>() -> Option<T> {
     None
 }
 
-impl<O> Envelope<O> {
-    fn into_request(self) -> Result<Request<O>, ReviewError> {
+impl<'a, O> Envelope<'a, O> {
+    fn into_request(self) -> Result<Request<'a, O>, ReviewError> {
         let kind = self.kind.unwrap_or_default();
         if kind != "AdmissionReview" {
             return Err(ReviewError::Kind(short(&kind)));
@@ -160,17 +166,17 @@ impl<O> Envelope<O> {
     }
 }
 
-impl<O> Request<O> {
+impl<O> Request<'_, O> {
     fn not_ours(&self) -> Option<String> {
         let Gvk { group, version, kind } = &self.kind;
-        if (group.as_str(), version.as_str(), kind.as_str()) != ("batch", "v1", "Job") {
+        if (&**group, &**version, &**kind) != ("batch", "v1", "Job") {
             let found = short(&format!("{kind} ({group}/{version})"));
             return Some(format!("expected a Job (batch/v1), found {found}"));
         }
         if !self.sub_resource.is_empty() {
             return Some(format!("expected a Job, found its subresource `{}`", short(&self.sub_resource)));
         }
-        let missing = match self.operation.as_str() {
+        let missing = match &*self.operation {
             "CREATE" => self.object.is_none().then_some("object"),
             "UPDATE" => (self.object.is_none() || self.old_object.is_none()).then_some("object or oldObject"),
             other => return Some(format!("expected CREATE or UPDATE, found operation `{}`", short(other))),
@@ -188,7 +194,7 @@ impl<O> Request<O> {
     }
 }
 
-impl Request<JobView> {
+impl Request<'_, JobView> {
     /// After [`Self::not_ours`] found nothing.
     fn into_review(mut self) -> Review {
         let (object, old) = (self.object.take(), self.old_object.take());
@@ -197,7 +203,7 @@ impl Request<JobView> {
             // The request says where it goes; an object may leave it out, never contradict it.
             job.snapshot.namespace.clone_from(&self.namespace);
             if job.snapshot.name.is_empty() {
-                job.snapshot.name.clone_from(&self.name);
+                job.snapshot.name = self.name.to_string();
             }
             Box::new(job)
         };

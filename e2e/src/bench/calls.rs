@@ -9,6 +9,7 @@ use job_handler_webhook::state::State;
 
 use super::alone::HANDLERS;
 use super::handlers;
+use super::machine;
 use super::report::{Table, figure, median};
 use super::reviews::{self, NAMESPACE, Size};
 use super::server::Handler;
@@ -22,7 +23,7 @@ const BATCH: u32 = 100;
 /// # Errors
 /// If a handler fails.
 pub fn measure(rounds: usize, time: Duration) -> Result<Table> {
-    let mut table = Table::new("The handlers without a server", &["job, handler", "µs/call", "body bytes"]);
+    let mut table = Table::new("The handlers without a server", &["job, handler", "CPU µs/call", "body bytes"]);
     table.notes = vec![
         "One thread calls the handler's function on the review's bytes again and again: no TLS, no HTTP, warm caches. \
          The median over rounds in turns."
@@ -44,7 +45,7 @@ pub fn measure(rounds: usize, time: Duration) -> Result<Table> {
     Ok(table)
 }
 
-/// Calls a handler for `time` and tells the mean time of a call.
+/// Calls a handler for `time` and tells the mean processor time of a call.
 ///
 /// # Errors
 /// If the handler fails.
@@ -59,6 +60,7 @@ pub fn call(handler: Handler, review: &[u8], time: Duration) -> Result<Duration>
         }
     };
     let (begin, mut calls) = (Instant::now(), 0_u32);
+    let before = machine::thread_time()?;
     while begin.elapsed() < time {
         for _ in 0..BATCH {
             let answer = answering(std::hint::black_box(review));
@@ -66,5 +68,5 @@ pub fn call(handler: Handler, review: &[u8], time: Duration) -> Result<Duration>
         }
         calls += BATCH;
     }
-    Ok(begin.elapsed() / calls.max(1))
+    Ok((machine::thread_time()? - before) / calls.max(1))
 }

@@ -34,11 +34,11 @@ struct Cell {
 
 type Cells = [Cell; Variant::ALL.len()];
 
-/// Boots a cluster and measures, with servers of `program` (`bench-all` itself).
+/// Boots a cluster and measures at each of these numbers of clients, with servers of `program` (`bench-all` itself).
 ///
 /// # Errors
 /// If anything does not run, or a created Job is not as the variant should make it.
-pub async fn measure(program: &Path, effort: Effort) -> Result<Table> {
+pub async fn measure(program: &Path, effort: Effort, at: &[usize]) -> Result<Table> {
     // The audit log would write each request to disk.
     let options = ClusterOptions { audit: AuditLevel::None, ..ClusterOptions::default() };
     let cluster = Cluster::start(options).await?;
@@ -47,7 +47,7 @@ pub async fn measure(program: &Path, effort: Effort) -> Result<Table> {
     cluster.component(Component::ControllerManager)?.stop()?;
     let names = Arc::new(AtomicU64::new(0));
     let mut measured: Vec<Cells> = Vec::new();
-    for clients in CLIENTS {
+    for &clients in at {
         let mut cells = Cells::default();
         // The first round warms up.
         for round in 0..=effort.rounds {
@@ -63,12 +63,12 @@ pub async fn measure(program: &Path, effort: Effort) -> Result<Table> {
     }
     cluster.component(Component::ControllerManager)?.cont()?;
     let mut table = table(effort);
-    for (clients, cells) in CLIENTS.into_iter().zip(&measured) {
+    for (&clients, cells) in at.iter().zip(&measured) {
         for (n, variant) in Variant::ALL.into_iter().enumerate() {
             table.rows.push(row(clients, variant, &cells[n], cells));
         }
     }
-    table.aims.push(aim(&measured));
+    table.aims.push(aim(at, &measured));
     let memory = machine::memory(setup.pair.webhook(0).process().id())?;
     let mib = |bytes: u64| figure(bytes as f64 / f64::from(1 << 20));
     table.notes.push(format!(
@@ -201,12 +201,12 @@ fn row(clients: usize, variant: Variant, cell: &Cell, cells: &Cells) -> Vec<Stri
     ]
 }
 
-fn aim(measured: &[Cells]) -> Aim {
+fn aim(clients: &[usize], measured: &[Cells]) -> Aim {
     let each = |of: Variant, to: Variant| -> Vec<f64> {
         measured.iter().map(|cells| ratio(cells, of, to)).collect()
     };
     let at = |ratios: &[f64]| {
-        let found = CLIENTS.iter().zip(ratios).map(|(c, ratio)| format!("{ratio:.2} at c = {c}"));
+        let found = clients.iter().zip(ratios).map(|(c, ratio)| format!("{ratio:.2} at c = {c}"));
         found.collect::<Vec<_>>().join(", ")
     };
     let (ours, patched) = (each(Variant::Ours, Variant::Null), each(Variant::SamePatch, Variant::Null));

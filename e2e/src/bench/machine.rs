@@ -51,6 +51,18 @@ pub fn processor_time(process: u32) -> Result<Duration> {
     Ok(TICK * ticks)
 }
 
+/// Processor time that this thread has used.
+///
+/// # Errors
+/// If the kernel does not count it.
+pub fn thread_time() -> Result<Duration> {
+    // proc_pid_schedstat: the first number is the time on a processor, nanoseconds.
+    let text = read("/proc/thread-self/schedstat")?;
+    let nanoseconds = text.split(' ').next().and_then(|number| number.parse().ok());
+    let wrong = || Error::Invalid(format!("/proc/thread-self/schedstat has another form: {text}"));
+    nanoseconds.map(Duration::from_nanos).ok_or_else(wrong)
+}
+
 /// Memory that a process uses.
 ///
 /// # Errors

@@ -62,7 +62,7 @@ pub async fn run(program: &Path, only: Option<Part>, quick: bool) -> Result<Repo
             true => alone::Effort { rounds: 1, time: Duration::from_millis(100) },
             false => alone::Effort { rounds: 8, time: Duration::from_millis(700) },
         };
-        report.add(creates::measure(program, effort).await?);
+        report.add(creates::measure(program, effort, &creates::CLIENTS).await?);
     }
     Ok(report)
 }
