@@ -63,6 +63,12 @@ impl Denial {
         Self { code: 400, reason: "BadRequest", message, retry_after_seconds: None }
     }
 
+    /// Its author has to slow down: 429.
+    pub fn too_many(message: String, retry_after_seconds: u32) -> Self {
+        let retry_after_seconds = Some(retry_after_seconds);
+        Self { code: 429, reason: "TooManyRequests", message, retry_after_seconds }
+    }
+
     /// It cannot be judged now: 503.
     pub fn unavailable(message: String, retry_after_seconds: u32) -> Self {
         let retry_after_seconds = Some(retry_after_seconds);

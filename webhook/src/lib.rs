@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! /mutate    bytes -> review -> policies (in memory) -> decide (pure) -> patch -> answer
-//! /validate  bytes -> review -> limit: one round per LIST -> slots (pure) -> answer
+//! /validate  bytes -> review -> limit: one round per ledger, LIST -> decide (pure) -> ledger CAS -> answer
 //!                                            refusals -> unix socket -> sink
 //! ```
 //!
@@ -12,7 +12,9 @@
 //! | [`select`], [`bounds`], [`explain`], [`decide`], [`patch`] | what becomes of a Job, and as which operations |
 //! | [`mirror`], [`policies`] | policies and namespaces in memory |
 //! | [`limit`], [`slots`], [`backoff`], [`wording`] | may it take a slot (pure), and what its author reads if not |
-//! | [`list`], [`rounds`] | the first limiter: consistent LISTs, one round for all who wait |
+//! | [`list`] | consistent LISTs of Jobs |
+//! | [`ledger`] | the limiter: exact with several replicas, by a ledger that they share |
+//! | [`rounds`] | the first limiter, exact within one process only: not in use |
 //! | [`lease`] | this replica lives, and enforces these revisions |
 //! | [`refusals`] | the way to the sink |
 //! | [`mutate`], [`validate`], [`state`], [`server`], [`metrics`], [`run`] | endpoints and process |
@@ -24,6 +26,7 @@ pub mod decide;
 pub mod explain;
 pub mod job;
 pub mod lease;
+pub mod ledger;
 pub mod limit;
 pub mod list;
 pub mod metrics;

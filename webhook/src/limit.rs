@@ -34,6 +34,13 @@ pub enum Verdict {
         /// When to try again.
         retry_after_seconds: u32,
     },
+    /// Its author's creates hold slots and come to nothing: it has to wait.
+    TooMany {
+        /// Why, for people.
+        why: String,
+        /// When to try again.
+        retry_after_seconds: u32,
+    },
 }
 
 /// Why not.

@@ -44,6 +44,14 @@ struct ReviewLabels {
     verdict: &'static str,
 }
 
+/// A limit, and the ledger in which it is counted: a namespace, or the cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct LimitLabels {
+    policy: String,
+    limit: String,
+    ledger: String,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct EndpointLabels {
     endpoint: &'static str,
@@ -85,6 +93,13 @@ pub struct WebhookMetrics {
     pub consistent_reads: Counter,
     /// Attempts that were granted and whose Job nobody has seen yet.
     pub pending_attempts: Gauge,
+    /// Writes of ledgers that were tried.
+    pub ledger_writes: Counter,
+    /// Those that came too late: another replica had written.
+    pub ledger_conflicts: Counter,
+    limit_active: Family<LimitLabels, Gauge>,
+    limit_max: Family<LimitLabels, Gauge>,
+    limit_pending: Family<LimitLabels, Gauge>,
 }
 
 impl WebhookMetrics {
@@ -100,6 +115,11 @@ impl WebhookMetrics {
             refusals_sent: Counter::default(),
             consistent_reads: Counter::default(),
             pending_attempts: Gauge::default(),
+            ledger_writes: Counter::default(),
+            ledger_conflicts: Counter::default(),
+            limit_active: Family::default(),
+            limit_max: Family::default(),
+            limit_pending: Family::default(),
         };
         metrics.register(|registry| {
             registry.register("job_handler_reviews", "Reviews by endpoint and verdict", all.reviews.clone());
@@ -130,12 +150,42 @@ impl WebhookMetrics {
                 all.pending_attempts.clone(),
             );
             registry.register(
+                "job_handler_limit_ledger_writes",
+                "Writes of ledgers that were tried",
+                all.ledger_writes.clone(),
+            );
+            registry.register(
+                "job_handler_limit_ledger_conflicts",
+                "Writes of ledgers that came after another replica's",
+                all.ledger_conflicts.clone(),
+            );
+            registry.register(
+                "job_handler_limit_active",
+                "Jobs that take a slot in a limit's fullest scope, attempts included, as of its last decision",
+                all.limit_active.clone(),
+            );
+            registry.register("job_handler_limit_max", "Slots of a limit", all.limit_max.clone());
+            registry.register(
+                "job_handler_limit_pending",
+                "Attempts without a known outcome in a limit's fullest scope, as of its last decision",
+                all.limit_pending.clone(),
+            );
+            registry.register(
                 "job_handler_webhook_build",
                 "The webhook's version",
                 Info::new([("version", env!("CARGO_PKG_VERSION"))]),
             );
         });
         all
+    }
+
+    /// How full a limit's fullest scope was at its last decision.
+    pub fn limit(&self, policy: String, limit: &str, ledger: &str, active: usize, max: u32, pending: usize) {
+        let labels = LimitLabels { policy, limit: limit.to_owned(), ledger: ledger.to_owned() };
+        let number = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+        self.limit_active.get_or_create(&labels).set(number(active));
+        self.limit_max.get_or_create(&labels).set(i64::from(max));
+        self.limit_pending.get_or_create(&labels).set(number(pending));
     }
 
     /// Counts one review.

@@ -117,6 +117,10 @@ async fn admit(attempt: Attempt, state: &State) -> (Answer, Outcome) {
             let denied = Some(Denial::forbidden(refused.message));
             (Answer { denied, audit: refused.audit, ..Answer::default() }, Outcome::Refused)
         }
+        Verdict::TooMany { why, retry_after_seconds } => {
+            let why = format!("{why}; try again in {retry_after_seconds} s");
+            (Answer::denied(Denial::too_many(why, retry_after_seconds)), Outcome::Unavailable)
+        }
         Verdict::Unavailable { why, retry_after_seconds } => {
             let why =
                 format!("job limits cannot be checked now: {why}; try again in {retry_after_seconds} s");

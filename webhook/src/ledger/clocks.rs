@@ -1,0 +1,42 @@
+//! Since when this process has known each attempt, on its own monotonic clock: other replicas' clocks, and the wall's, are
+//! nothing to go by.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    time::{Duration, Instant},
+};
+
+use job_handler_shared::ledger::Book;
+
+/// After this long an attempt can lead to nothing new: the apiserver gives a request up after 34 s, and none sleeps more
+/// than 20 s between admission and its write.
+pub const EXPIRY: Duration = Duration::from_secs(60);
+/// After this long a create that led to a Job has led to it, as a rule.
+pub const OLD: Duration = Duration::from_secs(2);
+
+/// When each attempt was seen first, by `request.uid`.
+#[derive(Clone, Debug, Default)]
+pub struct Clocks(HashMap<String, Instant>);
+
+impl Clocks {
+    /// Starts a clock for each attempt that is new, and forgets those that are no longer there.
+    pub fn note(&mut self, book: &Book, now: Instant) {
+        let mut known = HashMap::with_capacity(self.0.len());
+        for (_, request, _) in book.attempts() {
+            let since = self.0.get(request).copied().unwrap_or(now);
+            known.insert(request.to_owned(), since);
+        }
+        self.0 = known;
+    }
+
+    /// Attempts known for longer than `age`.
+    pub fn older(&self, age: Duration, now: Instant) -> BTreeSet<String> {
+        let is_older = |since: &Instant| now.saturating_duration_since(*since) > age;
+        self.0.iter().filter(|(_, since)| is_older(since)).map(|(request, _)| request.clone()).collect()
+    }
+
+    /// Whether there is anything to wait for.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}

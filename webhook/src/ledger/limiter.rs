@@ -1,0 +1,248 @@
+//! The limiter that is exact with several replicas: one actor per ledger, made when it is needed, all of them supervised.
+//!
+//! A Job under limits of both kinds needs both ledgers: the cluster's is looked at first without writing, then the
+//! namespace's is written, then the cluster's; where that refuses after all, the first grant is taken back.
+
+use std::{
+    collections::HashMap,
+    future::Future,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use futures::{FutureExt, future::BoxFuture};
+use job_handler_shared::{admin::Readiness, ledger::JobLedger};
+use kube::{Client, runtime::watcher};
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::{JoinError, JoinSet},
+    time::{Instant, MissedTickBehavior},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    actor::{Actor, Message, Waiting},
+    clocks::OLD,
+    counting::LedgerId,
+    memory::{Memory, Watcher},
+    store::Store,
+};
+use crate::{
+    limit::{Attempt, Limiter, Verdict},
+    metrics::WebhookMetrics,
+    mirror::{self, MirrorError, Part},
+    policies::Policies,
+    slots::{Place, Rules},
+};
+
+/// Requests that may wait at one ledger; more are turned away.
+const WAITING: usize = 4096;
+/// So long before the caller gives up an answer is sent.
+const MARGIN: Duration = Duration::from_millis(300);
+/// How often ledgers with old attempts are tidied up.
+const TIDY: Duration = Duration::from_secs(5);
+
+/// What all actors of a process share.
+pub struct Shared {
+    /// The apiserver.
+    pub client: Client,
+    /// The ledgers.
+    pub store: Store,
+    /// What is known of them.
+    pub memory: Memory,
+    /// Policies and namespaces.
+    pub policies: Policies,
+    /// Counters.
+    pub metrics: WebhookMetrics,
+}
+
+/// Asks the ledgers. Clones ask the same ones.
+#[derive(Clone)]
+pub struct LedgerLimiter {
+    shared: Arc<Shared>,
+    actors: Arc<Mutex<HashMap<LedgerId, mpsc::Sender<Message>>>>,
+    made: mpsc::UnboundedSender<Actor>,
+}
+
+/// The tasks behind it.
+pub struct Ledgers {
+    limiter: LedgerLimiter,
+    made: mpsc::UnboundedReceiver<Actor>,
+}
+
+/// Deciding by ledgers broke. The process should end.
+#[derive(Debug, thiserror::Error)]
+pub enum LedgersError {
+    /// An actor panicked.
+    #[error("deciding about limits broke: {0}")]
+    Died(#[from] JoinError),
+    /// The watch ended.
+    #[error(transparent)]
+    Watch(#[from] MirrorError),
+}
+
+/// A limiter and the tasks that have to run for it. Ledgers are kept in `namespace`.
+pub fn limiter(
+    client: Client,
+    namespace: &str,
+    policies: Policies,
+    metrics: WebhookMetrics,
+) -> (LedgerLimiter, Ledgers) {
+    let (made, receiver) = mpsc::unbounded_channel();
+    let store = Store::new(client.clone(), namespace);
+    let shared = Arc::new(Shared { client, store, memory: Memory::default(), policies, metrics });
+    let limiter = LedgerLimiter { shared, actors: Arc::default(), made };
+    (limiter.clone(), Ledgers { limiter, made: receiver })
+}
+
+impl Limiter for LedgerLimiter {
+    fn admit(&self, attempt: Attempt) -> BoxFuture<'_, Verdict> {
+        let until = attempt.answer_by.checked_sub(MARGIN).unwrap_or(attempt.answer_by);
+        async move {
+            let asked = tokio::time::timeout_at(until.into(), self.ask_all(attempt)).await;
+            asked.unwrap_or_else(|_| {
+                unavailable("the apiserver did not answer in time how many Jobs are active")
+            })
+        }
+        .boxed()
+    }
+}
+
+impl LedgerLimiter {
+    async fn ask_all(&self, attempt: Attempt) -> Verdict {
+        let (cluster, namespace) = self.ledgers(&attempt);
+        // A grant that does not end in an answer is taken back, wherever this future ends.
+        let mut grants = Grants { limiter: self, request: attempt.uid.clone(), by: Vec::new() };
+        if cluster && namespace.is_some() && !attempt.dry_run {
+            let look = Attempt { dry_run: true, ..attempt.clone() };
+            let seen = self.ask(LedgerId::Cluster, look).await;
+            if seen != Verdict::Granted {
+                return seen;
+            }
+        }
+        for ledger in namespace.into_iter().chain(cluster.then_some(LedgerId::Cluster)) {
+            grants.by.push(ledger.clone());
+            let verdict = self.ask(ledger, attempt.clone()).await;
+            if verdict != Verdict::Granted {
+                return verdict;
+            }
+        }
+        grants.by.clear();
+        Verdict::Granted
+    }
+
+    /// Which ledgers decide: the cluster's, the namespace's.
+    fn ledgers(&self, attempt: &Attempt) -> (bool, Option<LedgerId>) {
+        let policies = self.shared.policies.current();
+        let namespaces = |name: &str| self.shared.policies.known_namespace(name);
+        let rules = Rules { policies: &policies, namespaces: &namespaces };
+        let scopes = rules.scopes(&attempt.job);
+        let cluster = scopes.iter().any(|(scope, _)| scope.place == Place::Cluster);
+        let within = scopes.iter().any(|(scope, _)| scope.place != Place::Cluster);
+        let waits =
+            || rules.matching(&attempt.job).iter().any(|policy| policy.spec.failure_backoff.is_some());
+        let namespace = (within || waits()).then(|| LedgerId::Namespace(attempt.job.namespace.clone()));
+        (cluster, namespace)
+    }
+
+    async fn ask(&self, ledger: LedgerId, attempt: Attempt) -> Verdict {
+        let (reply, verdict) = oneshot::channel();
+        match self.tell(ledger, Message::Decide(Box::new(Waiting { attempt, reply }))) {
+            // The actor ends only with the process.
+            true => verdict.await.unwrap_or_else(|_| unavailable("job-handler is shutting down")),
+            false => unavailable("too many Jobs wait for a decision"),
+        }
+    }
+
+    /// Whether the actor of a ledger takes a message; one is made where there is none.
+    fn tell(&self, ledger: LedgerId, message: Message) -> bool {
+        let mut actors = self.actors.lock().unwrap_or_else(PoisonError::into_inner);
+        let sender = actors.entry(ledger.clone()).or_insert_with(|| {
+            let (sender, inbox) = mpsc::channel(WAITING);
+            let shared = self.shared.clone();
+            let actor =
+                Actor { id: ledger, inbox, shared, undo: Default::default(), refused: Default::default() };
+            if self.made.send(actor).is_err() {
+                tracing::debug!("shutting down: nobody decides any more");
+            }
+            sender
+        });
+        sender.try_send(message).is_ok()
+    }
+}
+
+/// Ledgers that may hold a grant which nobody was told of.
+struct Grants<'a> {
+    limiter: &'a LedgerLimiter,
+    request: String,
+    by: Vec<LedgerId>,
+}
+
+impl Drop for Grants<'_> {
+    fn drop(&mut self) {
+        for ledger in self.by.drain(..) {
+            // Where it cannot be told, the attempt runs out.
+            self.limiter.tell(ledger, Message::Undo(self.request.clone()));
+        }
+    }
+}
+
+impl Ledgers {
+    /// Watches the ledgers, and decides until `shutdown`.
+    ///
+    /// # Errors
+    /// Where an actor panicked, or the watch ended.
+    pub fn run(
+        self,
+        readiness: &Readiness,
+        shutdown: CancellationToken,
+    ) -> impl Future<Output = Result<(), LedgersError>> + Send + 'static {
+        let part = Part {
+            name: "JobLedgers",
+            plural: "jobledgers.job-handler.io",
+            ready: readiness.part("JobLedgers"),
+        };
+        let shared = self.limiter.shared.clone();
+        let watch = async move {
+            let policies = shared.policies.clone();
+            // What is taken for new has to have come after the watch began: see [`Memory::missing`].
+            let mut changes = policies.changes();
+            while !policies.synced() && changes.changed().await.is_ok() {}
+            let stream = watcher(shared.store.api(), watcher::Config::default());
+            let mirror = Watcher { memory: &shared.memory, policies };
+            mirror::follow::<JobLedger>(stream, part, mirror).await
+        };
+        async move {
+            let all = async {
+                tokio::select! {
+                    ended = Box::pin(watch) => ended.map_err(LedgersError::from),
+                    ended = self.supervise() => ended,
+                }
+            };
+            shutdown.run_until_cancelled(Box::pin(all)).await.unwrap_or(Ok(()))
+        }
+    }
+
+    async fn supervise(mut self) -> Result<(), LedgersError> {
+        let mut actors = JoinSet::new();
+        let mut tick = tokio::time::interval_at(Instant::now() + TIDY, TIDY);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                Some(actor) = self.made.recv() => {
+                    actors.spawn(actor.run());
+                }
+                Some(ended) = actors.join_next() => ended?,
+                _ = tick.tick() => {
+                    for ledger in self.limiter.shared.memory.with_older(OLD, std::time::Instant::now()) {
+                        self.limiter.tell(LedgerId::of_name(&ledger), Message::Tidy);
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn unavailable(why: &str) -> Verdict {
+    Verdict::Unavailable { why: why.to_owned(), retry_after_seconds: 1 }
+}

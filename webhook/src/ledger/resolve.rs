@@ -1,0 +1,137 @@
+//! When an attempt may be taken out of the ledger: its outcome was seen, or it can have none any more. Pure.
+
+use jiff::Timestamp;
+use job_handler_shared::ledger::{Granted, Kind};
+
+/// How a view of the Jobs was had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Sight {
+    /// A consistent LIST that began after the ledger was read: it shows everything that was written before the read.
+    List,
+    /// A watch cache whose last event had this resourceVersion.
+    Cache(u64),
+}
+
+/// A Job of a view.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Seen {
+    /// `namespace/name`.
+    pub name: String,
+    /// `metadata.uid`.
+    pub uid: String,
+    /// `metadata.resourceVersion`.
+    pub version: u64,
+    /// Whether it takes slots.
+    pub active: bool,
+    /// Where, by the policies of whoever looks.
+    pub scopes: Vec<String>,
+    /// `metadata.creationTimestamp`.
+    pub since: Timestamp,
+}
+
+/// What a view shows of an attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Nothing: it may still be on its way.
+    Unknown,
+    /// The Job as of this resourceVersion. Whoever decides without the attempt has to see at least that.
+    Seen(u64),
+    /// The Job is gone for ever, and the attempt can do nothing any more.
+    Gone,
+}
+
+impl Sight {
+    /// Whether a ledger may be decided by, from which attempts were taken out because of Jobs seen up to
+    /// `observed_through`.
+    pub fn suffices(self, observed_through: u64) -> bool {
+        self.reaches(observed_through)
+    }
+
+    fn reaches(self, version: u64) -> bool {
+        match self {
+            Self::List => true,
+            Self::Cache(position) => position >= version,
+        }
+    }
+}
+
+/// What became of an attempt, given the Job with its uid in the view.
+pub fn outcome(granted: &Granted, seen: Option<&Seen>, sight: Sight) -> Outcome {
+    match (&granted.kind, seen) {
+        (Kind::Create, Some(job)) => Outcome::Seen(job.version),
+        (Kind::Create, None) => Outcome::Unknown,
+        // The change is written only onto `from`: whatever came after is either the change, or has taken its place.
+        (Kind::Unsuspend { from }, Some(job)) if job.version > *from => Outcome::Seen(job.version),
+        (Kind::Unsuspend { .. }, Some(_)) => Outcome::Unknown,
+        // It was there at `from`, so a view that reaches that far and shows no such Job shows that it was deleted.
+        (Kind::Unsuspend { from }, None) if sight.reaches(*from) => Outcome::Gone,
+        (Kind::Unsuspend { .. }, None) => Outcome::Unknown,
+    }
+}
+
+/// Whether an attempt that has run out (no request lives that long) came to nothing, given the resourceVersion of the Job
+/// with its uid in a quorum read that began after it had run out.
+///
+/// An un-suspend that was denied after us leaves its Job as it was, at `from`.
+pub fn came_to_nothing(granted: &Granted, stored: Option<u64>) -> bool {
+    match (&granted.kind, stored) {
+        (_, None) => true,
+        (Kind::Create, Some(_)) => false,
+        (Kind::Unsuspend { from }, Some(version)) => version <= *from,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    fn granted(kind: Kind) -> Granted {
+        Granted {
+            job_uid: "u".into(),
+            kind,
+            revision: "r".into(),
+            scopes: vec![],
+            since: Timestamp::UNIX_EPOCH,
+        }
+    }
+
+    fn seen(version: u64) -> Seen {
+        Seen {
+            name: "ci/a".into(),
+            uid: "u".into(),
+            version,
+            active: true,
+            scopes: vec![],
+            since: Timestamp::UNIX_EPOCH,
+        }
+    }
+
+    #[rstest]
+    #[case::a_created_job_in_whatever_state(Kind::Create, Some(9), Sight::Cache(9), Outcome::Seen(9))]
+    #[case::a_create_on_its_way(Kind::Create, None, Sight::List, Outcome::Unknown)]
+    #[case::not_changed_yet(Kind::Unsuspend { from: 5 }, Some(5), Sight::List, Outcome::Unknown)]
+    #[case::changed(Kind::Unsuspend { from: 5 }, Some(6), Sight::List, Outcome::Seen(6))]
+    #[case::an_old_view(Kind::Unsuspend { from: 5 }, Some(4), Sight::Cache(4), Outcome::Unknown)]
+    #[case::deleted(Kind::Unsuspend { from: 5 }, None, Sight::List, Outcome::Gone)]
+    #[case::deleted_in_the_cache(Kind::Unsuspend { from: 5 }, None, Sight::Cache(5), Outcome::Gone)]
+    #[case::not_in_the_cache_yet(Kind::Unsuspend { from: 5 }, None, Sight::Cache(4), Outcome::Unknown)]
+    fn outcomes(
+        #[case] kind: Kind,
+        #[case] version: Option<u64>,
+        #[case] sight: Sight,
+        #[case] expected: Outcome,
+    ) {
+        assert_eq!(outcome(&granted(kind), version.map(seen).as_ref(), sight), expected);
+    }
+
+    #[test]
+    fn what_ran_out_goes_only_where_nothing_came_of_it() {
+        assert!(came_to_nothing(&granted(Kind::Create), None));
+        assert!(!came_to_nothing(&granted(Kind::Create), Some(1)));
+        let change = granted(Kind::Unsuspend { from: 5 });
+        assert!(came_to_nothing(&change, None) && came_to_nothing(&change, Some(5)));
+        assert!(!came_to_nothing(&change, Some(6)));
+    }
+}

@@ -1,0 +1,88 @@
+//! The ledger objects: read, made, written by resourceVersion.
+
+use std::time::Duration;
+
+use job_handler_shared::ledger::{JobLedger, JobLedgerSpec};
+use kube::{Api, Client, api::PostParams};
+
+use crate::mirror::causes;
+
+/// A call that takes longer is given up; whether it was a write that was done is then found out by reading.
+const CALL_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// All ledgers.
+#[derive(Clone, Debug)]
+pub struct Store(Api<JobLedger>);
+
+/// What became of a write.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Write {
+    /// It is stored.
+    Done,
+    /// Somebody else wrote first; nothing was written.
+    Conflict,
+    /// Nobody knows: it may be stored, or be stored yet.
+    Unknown(String),
+    /// It was refused; nothing was written.
+    Refused(String),
+}
+
+impl Store {
+    /// Of the pair's own namespace.
+    pub fn new(client: Client, namespace: &str) -> Self {
+        Self(Api::namespaced(client, namespace))
+    }
+
+    /// For watching.
+    pub fn api(&self) -> Api<JobLedger> {
+        self.0.clone()
+    }
+
+    /// A ledger as it is now (a quorum read); none where there is none.
+    ///
+    /// # Errors
+    /// For people.
+    pub async fn read(&self, name: &str) -> Result<Option<JobLedger>, String> {
+        match tokio::time::timeout(CALL_TIMEOUT, self.0.get(name)).await {
+            Ok(Ok(ledger)) => Ok(Some(ledger)),
+            Ok(Err(kube::Error::Api(status))) if status.code == 404 => Ok(None),
+            Ok(Err(error)) => Err(format!("cannot read the JobLedger {name}: {}", causes(&error))),
+            Err(_) => Err(format!("cannot read the JobLedger {name}: the apiserver does not answer")),
+        }
+    }
+
+    /// Makes an empty one.
+    pub async fn make(&self, name: &str) -> Write {
+        let ledger = JobLedger::new(name, JobLedgerSpec::empty());
+        let params = PostParams::default();
+        match tokio::time::timeout(CALL_TIMEOUT, self.0.create(&params, &ledger)).await {
+            Ok(Err(kube::Error::Api(status))) if status.code == 404 => Write::Refused(
+                "the cluster knows no jobledgers.job-handler.io, or our namespace is gone: apply manifests/base"
+                    .to_owned(),
+            ),
+            answer => sort(answer),
+        }
+    }
+
+    /// Writes one, if it is still as it was read.
+    pub async fn write(&self, name: &str, ledger: &JobLedger) -> Write {
+        let params = PostParams::default();
+        sort(tokio::time::timeout(CALL_TIMEOUT, self.0.replace(name, &params, ledger)).await)
+    }
+}
+
+fn sort<T>(answer: Result<kube::Result<T>, tokio::time::error::Elapsed>) -> Write {
+    match answer {
+        Ok(Ok(_)) => Write::Done,
+        Ok(Err(kube::Error::Api(status))) => match status.code {
+            // Gone is a conflict too: somebody deleted it meanwhile.
+            404 | 409 => Write::Conflict,
+            // Not let in: nothing was tried.
+            429 => Write::Refused(format!("the apiserver is overloaded: {}", status.message)),
+            500.. => Write::Unknown(format!("HTTP {}: {}", status.code, status.message)),
+            code => Write::Refused(format!("cannot write a JobLedger: HTTP {code}: {}", status.message)),
+        },
+        Ok(Err(error)) => Write::Unknown(causes(&error)),
+        Err(_) => Write::Unknown("the apiserver does not answer".to_owned()),
+    }
+}

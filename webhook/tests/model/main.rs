@@ -1,0 +1,211 @@
+//! The ledger's protocol in every order of events, within bounds: two replicas, few creates, small limits.
+//!
+//! What decides is the program's own: `ledger::decide` and `ledger::resolve`. The model is the world around them: etcd and
+//! its history, watch caches that lag behind it, requests on their way, crashes between any two steps. Always: no more
+//! Jobs are active than the limit allows, and once all is quiet nothing is left in the ledger that a later round would
+//! not take out. Each rule of the protocol, taken out, has to yield a counterexample: so the model can fail.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod steps;
+mod world;
+
+use std::time::{Duration, Instant};
+
+use stateright::{Checker, Model};
+use world::{Budget, Client, Protocol, View, Without, World};
+
+const EXACT: &str = "never more active Jobs than the limit";
+const QUIET: &str = "nothing is left behind once all is quiet";
+const FULL: &str = "the limit is used to the full";
+
+/// Longer than this no model may take.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+impl Model for Protocol {
+    type State = World;
+    type Action = steps::Step;
+
+    fn init_states(&self) -> Vec<World> {
+        vec![World::new(self)]
+    }
+
+    fn actions(&self, world: &World, steps: &mut Vec<steps::Step>) {
+        world.steps(self, steps);
+    }
+
+    fn next_state(&self, world: &World, step: steps::Step) -> Option<World> {
+        world.after(self, step)
+    }
+
+    fn properties(&self) -> Vec<stateright::Property<Self>> {
+        vec![
+            stateright::Property::always(EXACT, |protocol: &Self, world: &World| {
+                world.active() <= protocol.max
+            }),
+            stateright::Property::always(QUIET, |protocol: &Self, world: &World| world.is_tidy(protocol)),
+            stateright::Property::sometimes(FULL, |protocol: &Self, world: &World| {
+                world.active() == protocol.max
+            }),
+        ]
+    }
+}
+
+/// Everything within bounds was looked at, and the protocol holds.
+fn holds(what: &str, protocol: Protocol) {
+    let begun = Instant::now();
+    let checker = protocol.checker().threads(2).timeout(PATIENCE).spawn_bfs().join();
+    println!(
+        "{what}: {} states, {} unique, depth {}, {:.1} s",
+        checker.state_count(),
+        checker.unique_state_count(),
+        checker.max_depth(),
+        begun.elapsed().as_secs_f32()
+    );
+    assert!(begun.elapsed() < PATIENCE, "{what}: not all states were looked at");
+    for property in [EXACT, QUIET] {
+        if let Some(path) = checker.discovery(property) {
+            panic!("{what}: {property}: {}", story(path));
+        }
+    }
+    assert!(checker.discovery(FULL).is_some(), "{what}: the limit was never reached");
+}
+
+/// Without one of its rules the protocol admits too many.
+fn breaks(what: &str, protocol: Protocol) {
+    let begun = Instant::now();
+    let checker = protocol
+        .checker()
+        .threads(2)
+        .timeout(PATIENCE)
+        .finish_when(stateright::HasDiscoveries::AnyOf([EXACT].into()))
+        .spawn_bfs()
+        .join();
+    let path = checker.discovery(EXACT).unwrap_or_else(|| panic!("{what}: no counterexample was found"));
+    println!("{what}, {:.1} s: {}", begun.elapsed().as_secs_f32(), story(path));
+}
+
+fn story(path: stateright::Path<World, steps::Step>) -> String {
+    path.into_actions().iter().map(|step| format!("\n  {step:?}")).collect()
+}
+
+fn creates(names: &[&'static str], tries: u8) -> Vec<Client> {
+    names.iter().map(|name| Client { name, unsuspends: false, tries }).collect()
+}
+
+fn unsuspends(name: &'static str, tries: u8) -> Client {
+    Client { name, unsuspends: true, tries }
+}
+
+#[test]
+fn three_creates_of_two_replicas_behind_lagging_caches() {
+    holds("creates", Protocol { clients: creates(&["a", "b", "c"], 1), ..Protocol::default() });
+}
+
+#[test]
+fn a_limit_of_two() {
+    let budget = Budget { finishes: 1, ..Budget::default() };
+    let clients = creates(&["a", "b", "c"], 1);
+    holds("limit 2", Protocol { max: 2, clients, budget, housekeeping: false, ..Protocol::default() });
+}
+
+#[test]
+fn consistent_lists() {
+    let clients = creates(&["a", "b", "c"], 1);
+    holds(
+        "lists",
+        Protocol {
+            view: View::List,
+            clients,
+            budget: Budget { crashes: 1, ..Budget::default() },
+            ..Protocol::default()
+        },
+    );
+}
+
+#[test]
+fn a_crash_between_any_two_steps() {
+    let budget = Budget { crashes: 1, deletes: 1, ..Budget::default() };
+    holds("crashes", Protocol { clients: creates(&["a", "b"], 1), budget, ..Protocol::default() });
+}
+
+#[test]
+fn retries_with_new_uids_under_one_name() {
+    let budget = Budget { deletes: 1, finishes: 0, ..Budget::default() };
+    let clients = [creates(&["a"], 2), creates(&["b"], 1)].concat();
+    holds("retries", Protocol { clients, budget, housekeeping: false, ..Protocol::default() });
+}
+
+#[test]
+fn callers_that_are_gone_and_writes_that_nobody_knows_of() {
+    let budget = Budget { ambiguous: 1, gone: 1, ..Budget::default() };
+    holds("ambiguous", Protocol { clients: creates(&["a", "b"], 1), budget, ..Protocol::default() });
+}
+
+#[test]
+fn unsuspends_suspends_and_other_changes() {
+    let budget = Budget { touches: 1, deletes: 1, finishes: 0, ..Budget::default() };
+    let clients = [vec![unsuspends("s", 1)], creates(&["a"], 1)].concat();
+    holds("un-suspends", Protocol { clients, budget, housekeeping: false, ..Protocol::default() });
+    let budget = Budget { suspends: 1, finishes: 0, ..Budget::default() };
+    let clients = [vec![unsuspends("s", 2)], creates(&["a"], 1)].concat();
+    holds("suspended again", Protocol { clients, budget, housekeeping: false, ..Protocol::default() });
+}
+
+#[test]
+fn policies_that_differ_between_replicas() {
+    let clients = creates(&["a", "b"], 1);
+    holds("revisions", Protocol { clients, revisions: ["old", "new"], ..Protocol::default() });
+}
+
+#[test]
+fn without_observed_through() {
+    let clients = creates(&["a", "b"], 1);
+    let without = Without { observed_through: true, ..Without::default() };
+    breaks("no observedThrough", Protocol { clients, without, ..Protocol::default() });
+}
+
+#[test]
+fn without_waiting_for_what_comes_after_from() {
+    let clients = [vec![unsuspends("s", 1)], creates(&["a"], 1)].concat();
+    let without = Without { after_from: true, ..Without::default() };
+    breaks(
+        "removal on first sight of an un-suspended uid",
+        Protocol { clients, without, ..Protocol::default() },
+    );
+}
+
+#[test]
+fn without_the_quorum_read() {
+    let clients = creates(&["a", "b"], 1);
+    let without = Without { quorum_read: true, ..Without::default() };
+    breaks("expiry without the quorum read", Protocol { clients, without, ..Protocol::default() });
+}
+
+#[test]
+fn without_a_list_of_ones_own() {
+    let clients = creates(&["a", "b"], 1);
+    let without = Without { list_of_ones_own: true, ..Without::default() };
+    breaks(
+        "joining a LIST that began earlier",
+        Protocol { view: View::List, clients, without, ..Protocol::default() },
+    );
+}
+
+#[test]
+fn without_attempts_per_request() {
+    let clients = [creates(&["a"], 2), creates(&["b"], 1)].concat();
+    let without = Without { attempts_per_request: true, ..Without::default() };
+    let budget = Budget { deletes: 1, ..Budget::default() };
+    breaks("one slot per name", Protocol { clients, budget, without, ..Protocol::default() });
+}
+
+#[test]
+fn without_revisions() {
+    let clients = creates(&["a", "b"], 1);
+    let without = Without { revision: true, ..Without::default() };
+    breaks(
+        "no policy revision",
+        Protocol { clients, revisions: ["old", "new"], without, ..Protocol::default() },
+    );
+}

@@ -1,0 +1,404 @@
+//! What can happen next, and what the world is like after it.
+
+use std::collections::BTreeSet;
+
+use jiff::Timestamp;
+use job_handler_shared::ledger::{Book, Kind};
+use job_handler_webhook::ledger::{
+    decide::{Answer, Asked, Decided, Given, decide},
+    resolve::Sight,
+};
+
+use crate::world::{
+    JobState, Phase, Protocol, Replica, Round, Stored, TRIES, Try, View, Whereabouts, World, request, scope,
+};
+
+/// One event.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// A client's request reaches a replica.
+    Ask {
+        client: usize,
+        replica: usize,
+    },
+    /// The caller gives up.
+    GiveUp {
+        request: usize,
+    },
+    /// A replica reads the ledger.
+    Read {
+        replica: usize,
+    },
+    /// It looks at the Jobs, as of so many writes.
+    Look {
+        replica: usize,
+        view: usize,
+        clocks_run_out: bool,
+    },
+    /// It decides and writes.
+    Write {
+        replica: usize,
+        answer: WriteAnswer,
+    },
+    /// A write whose answer was lost arrives late.
+    Arrive,
+    /// It answers.
+    Answer {
+        replica: usize,
+    },
+    Crash {
+        replica: usize,
+    },
+    /// An admitted request is written, or refused by etcd's state.
+    Land {
+        request: usize,
+    },
+    /// An admitted request is denied by somebody after us.
+    Deny {
+        request: usize,
+    },
+    Finish {
+        name: &'static str,
+    },
+    Delete {
+        name: &'static str,
+    },
+    Suspend {
+        name: &'static str,
+    },
+    /// Another change of a suspended Job.
+    Touch {
+        name: &'static str,
+    },
+}
+
+/// What a replica learns of its write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WriteAnswer {
+    /// That it was done, or that it conflicts.
+    Known,
+    /// Nothing; it was done.
+    LostAfter,
+    /// Nothing; it was not done.
+    LostBefore,
+    /// Nothing; it may be done later.
+    Late,
+}
+
+impl World {
+    pub fn steps(&self, protocol: &Protocol, steps: &mut Vec<Step>) {
+        for (client, wants) in protocol.clients.iter().enumerate() {
+            let mine = self.tries.values().filter(|one| one.client == client);
+            let (count, waits) = mine.fold((0, false), |(count, waits), one| {
+                (count + 1, waits || matches!(one.at, Whereabouts::Asking(_)))
+            });
+            // Two that differ in the name only are the same two, whoever comes first; and so are the replicas.
+            let twin = client.checked_sub(1).filter(|before| protocol.are_twins(*before, client));
+            if twin.is_some_and(|before| !self.tries.contains_key(&(before * TRIES))) {
+                continue;
+            }
+            let replicas = if self.tries.is_empty() { 0..1 } else { 0..2 };
+            let possible = !wants.unsuspends
+                || self.job(wants.name).is_some_and(|(_, job)| job.state == JobState::Suspended);
+            if count < wants.tries && !waits && possible {
+                steps.extend(replicas.map(|replica| Step::Ask { client, replica }));
+            }
+        }
+        for (&n, one) in &self.tries {
+            match one.at {
+                Whereabouts::Asking(_) if self.budget.gone > 0 => steps.push(Step::GiveUp { request: n }),
+                Whereabouts::Admitted => steps.extend([Step::Land { request: n }, Step::Deny { request: n }]),
+                _ => {}
+            }
+        }
+        for (n, replica) in self.replicas.iter().enumerate() {
+            self.steps_of(protocol, n, replica, steps);
+        }
+        if self.limbo.is_some() {
+            steps.push(Step::Arrive);
+        }
+        for name in self.names() {
+            let Some((_, job)) = self.job(name) else { continue };
+            let (active, suspended) = (job.state == JobState::Active, job.state == JobState::Suspended);
+            steps.extend((active && self.budget.finishes > 0).then_some(Step::Finish { name }));
+            steps.extend((self.budget.deletes > 0).then_some(Step::Delete { name }));
+            steps.extend((active && self.budget.suspends > 0).then_some(Step::Suspend { name }));
+            steps.extend((suspended && self.budget.touches > 0).then_some(Step::Touch { name }));
+        }
+    }
+
+    fn steps_of(&self, protocol: &Protocol, n: usize, replica: &Replica, steps: &mut Vec<Step>) {
+        match &replica.phase {
+            Phase::Idle => {
+                let asked = self.tries.values().any(|one| one.at == Whereabouts::Asking(n));
+                // Also without anybody who asks: to take out what is known.
+                if asked || (protocol.housekeeping && !self.book.pending.is_empty()) {
+                    steps.push(Step::Read { replica: n });
+                }
+            }
+            Phase::Read(round) => {
+                let lags = protocol.view == View::Cache || protocol.without.list_of_ones_own;
+                let first = if lags { replica.position } else { self.history.len() };
+                for view in first..=self.history.len() {
+                    if !sight(protocol, view).suffices(round.book.observed_through) {
+                        continue;
+                    }
+                    steps.push(Step::Look { replica: n, view, clocks_run_out: false });
+                    if !self.expired(protocol, &round.book).is_empty() {
+                        steps.push(Step::Look { replica: n, view, clocks_run_out: true });
+                    }
+                }
+            }
+            Phase::Looked { .. } => {
+                steps.push(Step::Write { replica: n, answer: WriteAnswer::Known });
+                if self.budget.ambiguous > 0 {
+                    steps.extend(
+                        [WriteAnswer::LostAfter, WriteAnswer::LostBefore, WriteAnswer::Late]
+                            .map(|answer| Step::Write { replica: n, answer }),
+                    );
+                }
+            }
+            Phase::Wrote { .. } => steps.push(Step::Answer { replica: n }),
+        }
+        if self.budget.crashes > 0 && (replica.phase != Phase::Idle || !replica.undo.is_empty()) {
+            steps.push(Step::Crash { replica: n });
+        }
+    }
+
+    pub fn after(&self, protocol: &Protocol, step: Step) -> Option<Self> {
+        let mut world = self.clone();
+        match step {
+            Step::Ask { client, replica } => world.ask(protocol, client, replica),
+            Step::GiveUp { request } => {
+                world.budget.gone -= 1;
+                world.end(request);
+            }
+            Step::Read { replica } => world.read(replica),
+            Step::Look { replica, view, clocks_run_out } => {
+                world.look(protocol, replica, view, clocks_run_out);
+            }
+            Step::Write { replica, answer } => {
+                if !world.write(protocol, replica, answer) {
+                    return None;
+                }
+            }
+            Step::Arrive => {
+                let (version, book) = world.limbo.take()?;
+                if version == world.ledger_version {
+                    world.store(protocol, book);
+                }
+            }
+            Step::Answer { replica } => world.answer(replica),
+            Step::Crash { replica } => {
+                world.budget.crashes -= 1;
+                world.replicas[replica] = Replica { position: 0, ..Replica::default() };
+                for one in world.tries.values_mut() {
+                    if one.at == Whereabouts::Asking(replica) {
+                        one.at = Whereabouts::Ended;
+                    }
+                }
+            }
+            Step::Land { request } => world.land(protocol, request),
+            Step::Deny { request } => world.end(request),
+            Step::Finish { name } => {
+                world.budget.finishes -= 1;
+                world.change(name, JobState::Finished);
+            }
+            Step::Delete { name } => {
+                world.budget.deletes -= 1;
+                world.history.push((name, None));
+            }
+            Step::Suspend { name } => {
+                world.budget.suspends -= 1;
+                world.change(name, JobState::Suspended);
+            }
+            Step::Touch { name } => {
+                world.budget.touches -= 1;
+                world.change(name, JobState::Suspended);
+            }
+        }
+        (world != *self).then_some(world)
+    }
+
+    fn ask(&mut self, protocol: &Protocol, client: usize, replica: usize) {
+        let wants = &protocol.clients[client];
+        let n = client * TRIES + self.tries.values().filter(|one| one.client == client).count();
+        let stored = self.job(wants.name).filter(|_| wants.unsuspends);
+        let (job_uid, kind) = match stored {
+            Some((version, job)) => (job.uid.clone(), Kind::Unsuspend { from: version }),
+            None => (format!("u{n}"), Kind::Create),
+        };
+        self.tries.insert(n, Try { client, job_uid, kind, at: Whereabouts::Asking(replica) });
+    }
+
+    fn read(&mut self, n: usize) {
+        let asking = self.tries.iter().filter(|(_, one)| one.at == Whereabouts::Asking(n));
+        let asked = asking.map(|(n, _)| *n).collect();
+        let undo = self.replicas[n].undo.clone();
+        let round = Round { book: self.book.clone(), ledger_version: self.ledger_version, asked, undo };
+        self.replicas[n].phase = Phase::Read(round);
+    }
+
+    fn look(&mut self, protocol: &Protocol, n: usize, view: usize, clocks_run_out: bool) {
+        let Phase::Read(round) = self.replicas[n].phase.clone() else { return };
+        let expired = if clocks_run_out { self.expired(protocol, &round.book) } else { BTreeSet::new() };
+        self.replicas[n].position = view;
+        self.replicas[n].phase = Phase::Looked { round, view, expired };
+    }
+
+    /// Whether anything came of it that needs an answer from the ledger, where that answer is to be lost.
+    fn write(&mut self, protocol: &Protocol, n: usize, answer: WriteAnswer) -> bool {
+        let Phase::Looked { round, view, expired } = self.replicas[n].phase.clone() else { return false };
+        let Some(decided) = self.decide(protocol, n, &round, view, &expired) else { return false };
+        let changed = decided.book != round.book;
+        if !changed && answer != WriteAnswer::Known {
+            return false;
+        }
+        let fits = round.ledger_version == self.ledger_version;
+        self.replicas[n].phase = Phase::Idle;
+        match answer {
+            WriteAnswer::Known if !changed || fits => {
+                if changed {
+                    self.store(protocol, decided.book);
+                }
+                let answered = |granted: bool| {
+                    let answers = round.asked.iter().zip(&decided.answers);
+                    answers.filter(|(_, a)| (**a == Answer::Granted) == granted).map(|(n, _)| *n).collect()
+                };
+                for done in &round.undo {
+                    self.replicas[n].undo.remove(done);
+                }
+                self.replicas[n].phase = Phase::Wrote { granted: answered(true), refused: answered(false) };
+            }
+            // A conflict: start over.
+            WriteAnswer::Known => {}
+            lost => {
+                self.budget.ambiguous -= 1;
+                match lost {
+                    WriteAnswer::LostAfter if fits => self.store(protocol, decided.book),
+                    WriteAnswer::Late => self.limbo = Some((round.ledger_version, decided.book)),
+                    _ => {}
+                }
+            }
+        }
+        true
+    }
+
+    fn decide(
+        &self,
+        protocol: &Protocol,
+        n: usize,
+        round: &Round,
+        view: usize,
+        expired: &BTreeSet<String>,
+    ) -> Option<Decided> {
+        let own = protocol.revisions[n];
+        let revision = if protocol.without.revision { "any" } else { own };
+        let asked: Vec<Asked> = round
+            .asked
+            .iter()
+            .map(|n| {
+                let one = &self.tries[n];
+                let kind = match one.kind {
+                    // Any sight of the Job is then one after it.
+                    Kind::Unsuspend { .. } if protocol.without.after_from => Kind::Unsuspend { from: 0 },
+                    ref kind => kind.clone(),
+                };
+                Asked {
+                    request: request(*n),
+                    name: format!("ns/{}", protocol.clients[one.client].name),
+                    job_uid: one.job_uid.clone(),
+                    kind,
+                    scopes: vec![(scope(own), u32::try_from(protocol.max).unwrap())],
+                    dry_run: false,
+                    barred: false,
+                }
+            })
+            .collect();
+        let given = Given {
+            book: &round.book,
+            sight: sight(protocol, view),
+            jobs: &self.seen(view, own),
+            expired,
+            old: &BTreeSet::new(),
+            undone: &round.undo,
+            revision: &|_| revision.to_owned(),
+            now: Timestamp::UNIX_EPOCH,
+        };
+        decide(given, &asked)
+    }
+
+    fn store(&mut self, protocol: &Protocol, mut book: Book) {
+        if protocol.without.observed_through {
+            book.observed_through = 0;
+        }
+        if protocol.without.attempts_per_request {
+            for tries in book.pending.values_mut() {
+                while tries.len() > 1 {
+                    tries.pop_first();
+                }
+            }
+        }
+        self.book = book;
+        self.ledger_version += 1;
+    }
+
+    fn answer(&mut self, n: usize) {
+        let Phase::Wrote { granted, refused } = std::mem::take(&mut self.replicas[n].phase) else { return };
+        for one in granted {
+            match self.tries.get_mut(&one) {
+                Some(waits) if waits.at == Whereabouts::Asking(n) => waits.at = Whereabouts::Admitted,
+                _ => {
+                    self.replicas[n].undo.insert(request(one));
+                }
+            }
+        }
+        for one in refused {
+            self.end(one);
+        }
+    }
+
+    fn end(&mut self, request: usize) {
+        if let Some(one) = self.tries.get_mut(&request) {
+            one.at = Whereabouts::Ended;
+        }
+    }
+
+    fn land(&mut self, protocol: &Protocol, n: usize) {
+        let one = self.tries[&n].clone();
+        self.end(n);
+        let name = protocol.clients[one.client].name;
+        let lands = match (&one.kind, self.job(name)) {
+            (Kind::Create, stored) => stored.is_none(),
+            (Kind::Unsuspend { from }, Some((version, _))) => version == *from,
+            (Kind::Unsuspend { .. }, None) => false,
+        };
+        if lands {
+            self.history.push((name, Some(Stored { uid: one.job_uid, state: JobState::Active })));
+        }
+    }
+
+    fn change(&mut self, name: &'static str, state: JobState) {
+        if let Some((_, job)) = self.job(name) {
+            let stored = Stored { state, ..job.clone() };
+            self.history.push((name, Some(stored)));
+        }
+    }
+}
+
+fn sight(protocol: &Protocol, view: usize) -> Sight {
+    match protocol.view {
+        View::Cache => Sight::Cache(view as u64),
+        View::List => Sight::List,
+    }
+}
+
+impl Protocol {
+    /// Whether two clients create Jobs of different names and differ in nothing else; nobody else uses these names.
+    fn are_twins(&self, a: usize, b: usize) -> bool {
+        let (one, other) = (&self.clients[a], &self.clients[b]);
+        let only = |name| self.clients.iter().filter(|client| client.name == name).count() == 1;
+        let alike = one.tries == other.tries && !one.unsuspends && !other.unsuspends;
+        alike && only(one.name) && only(other.name)
+    }
+}

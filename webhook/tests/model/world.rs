@@ -1,0 +1,276 @@
+//! What there is: etcd with its history, the ledger, requests on their way, replicas between their steps.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::Timestamp;
+use job_handler_shared::ledger::{Book, Granted, Kind};
+use job_handler_webhook::ledger::{
+    decide::{Given, decide},
+    resolve::{Seen, Sight, came_to_nothing},
+};
+
+/// What is checked: the bounds, and which rule is left out.
+#[derive(Clone, Debug)]
+pub struct Protocol {
+    pub max: usize,
+    pub clients: Vec<Client>,
+    pub view: View,
+    /// Under which policies each replica decides.
+    pub revisions: [&'static str; 2],
+    pub budget: Budget,
+    /// Whether replicas also look after the ledger while nobody asks.
+    pub housekeeping: bool,
+    pub without: Without,
+}
+
+/// How replicas see Jobs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum View {
+    Cache,
+    List,
+}
+
+/// Somebody who creates a Job, or un-suspends one that is there from the start, and tries again.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Client {
+    pub name: &'static str,
+    pub unsuspends: bool,
+    pub tries: u8,
+}
+
+/// How often what need not happen may happen.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Budget {
+    pub crashes: u8,
+    /// Ledger writes whose answer is lost.
+    pub ambiguous: u8,
+    /// Callers that give up before they are answered.
+    pub gone: u8,
+    pub deletes: u8,
+    pub finishes: u8,
+    /// Other changes of a suspended Job.
+    pub touches: u8,
+    pub suspends: u8,
+}
+
+impl Default for Budget {
+    fn default() -> Self {
+        Self { crashes: 0, ambiguous: 0, gone: 0, deletes: 0, finishes: 2, touches: 0, suspends: 0 }
+    }
+}
+
+/// Rules that can be left out.
+#[derive(Clone, Debug, Default)]
+pub struct Without {
+    pub observed_through: bool,
+    pub after_from: bool,
+    pub quorum_read: bool,
+    pub list_of_ones_own: bool,
+    pub attempts_per_request: bool,
+    pub revision: bool,
+}
+
+impl Default for Protocol {
+    fn default() -> Self {
+        Self {
+            max: 1,
+            clients: Vec::new(),
+            view: View::Cache,
+            revisions: ["same", "same"],
+            budget: Budget::default(),
+            housekeeping: true,
+            without: Without::default(),
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct World {
+    /// Every write of a Job in order: name, and the Job or that it was deleted. The resourceVersion is the place, from 1.
+    pub history: Vec<(&'static str, Option<Stored>)>,
+    pub book: Book,
+    pub ledger_version: u8,
+    /// A write of the ledger that may still come.
+    pub limbo: Option<(u8, Book)>,
+    /// By their number: each client has its own, so that the order in which they ask makes no difference by itself.
+    pub tries: BTreeMap<usize, Try>,
+    pub replicas: [Replica; 2],
+    pub budget: Budget,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Stored {
+    pub uid: String,
+    pub state: JobState,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum JobState {
+    Active,
+    Suspended,
+    Finished,
+}
+
+/// A request of a client.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Try {
+    pub client: usize,
+    pub job_uid: String,
+    pub kind: Kind,
+    pub at: Whereabouts,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Whereabouts {
+    /// Waits for the answer of a replica.
+    Asking(usize),
+    /// On its way from admission to etcd.
+    Admitted,
+    /// Stored, refused, denied by others, given up.
+    Ended,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Replica {
+    /// How much of the history its cache has seen.
+    pub position: usize,
+    pub phase: Phase,
+    /// Grants that reached nobody, to be taken back.
+    pub undo: BTreeSet<String>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Phase {
+    #[default]
+    Idle,
+    Read(Round),
+    Looked {
+        round: Round,
+        view: usize,
+        expired: BTreeSet<String>,
+    },
+    Wrote {
+        granted: Vec<usize>,
+        refused: Vec<usize>,
+    },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Round {
+    pub book: Book,
+    pub ledger_version: u8,
+    pub asked: Vec<usize>,
+    pub undo: BTreeSet<String>,
+}
+
+/// Tries of one client are numbered from its own hundred on.
+pub const TRIES: usize = 100;
+
+pub fn request(n: usize) -> String {
+    format!("r{n}")
+}
+
+/// The scope in which Jobs count, by the name it has in the policies of a revision.
+pub fn scope(revision: &str) -> String {
+    format!("limit of {revision}")
+}
+
+impl World {
+    pub fn new(protocol: &Protocol) -> Self {
+        let mut history = Vec::new();
+        for client in protocol.clients.iter().filter(|client| client.unsuspends) {
+            if !history.iter().any(|(name, _)| *name == client.name) {
+                let stored = Stored { uid: format!("first {}", client.name), state: JobState::Suspended };
+                history.push((client.name, Some(stored)));
+            }
+        }
+        Self {
+            history,
+            book: Book::default(),
+            ledger_version: 0,
+            limbo: None,
+            tries: BTreeMap::new(),
+            replicas: Default::default(),
+            budget: protocol.budget.clone(),
+        }
+    }
+
+    /// The Job of a name and its resourceVersion, after so many writes.
+    pub fn job_at(&self, view: usize, name: &str) -> Option<(u64, &Stored)> {
+        let mut writes = self.history[..view].iter().enumerate();
+        let (n, (_, stored)) = writes.rfind(|(_, (other, _))| *other == name)?;
+        stored.as_ref().map(|stored| (n as u64 + 1, stored))
+    }
+
+    pub fn job(&self, name: &str) -> Option<(u64, &Stored)> {
+        self.job_at(self.history.len(), name)
+    }
+
+    pub fn names(&self) -> BTreeSet<&'static str> {
+        self.history.iter().map(|(name, _)| *name).collect()
+    }
+
+    /// What is seen of the Jobs after so many writes, counted by the policies of a revision.
+    pub fn seen(&self, view: usize, revision: &str) -> Vec<Seen> {
+        let job = |name: &&'static str| {
+            let (version, stored) = self.job_at(view, name)?;
+            Some(Seen {
+                name: format!("ns/{name}"),
+                uid: stored.uid.clone(),
+                version,
+                active: stored.state == JobState::Active,
+                scopes: vec![scope(revision)],
+                since: Timestamp::UNIX_EPOCH,
+            })
+        };
+        self.names().iter().filter_map(job).collect()
+    }
+
+    pub fn active(&self) -> usize {
+        let is_active =
+            |name: &&&'static str| self.job(name).is_some_and(|(_, job)| job.state == JobState::Active);
+        self.names().iter().filter(is_active).count()
+    }
+
+    /// The attempts that have run out, and came to nothing. No clock runs out while the request is on its way: that is
+    /// what 60 s are for.
+    pub fn expired(&self, protocol: &Protocol, book: &Book) -> BTreeSet<String> {
+        let ran_out = |request: &str| {
+            let n: usize = request[1..].parse().unwrap();
+            self.tries[&n].at == Whereabouts::Ended
+        };
+        let nothing = |granted: &Granted| {
+            let stored = self.names().into_iter().filter_map(|name| self.job(name));
+            let stored =
+                stored.into_iter().find(|(_, job)| job.uid == granted.job_uid).map(|(version, _)| version);
+            protocol.without.quorum_read || came_to_nothing(granted, stored)
+        };
+        book.attempts()
+            .filter(|(_, request, granted)| ran_out(request) && nothing(granted))
+            .map(|(_, request, _)| request.to_owned())
+            .collect()
+    }
+
+    /// Nothing is on its way, or else a round would leave nothing in the ledger.
+    pub fn is_tidy(&self, protocol: &Protocol) -> bool {
+        let quiet = self.limbo.is_none()
+            && self.tries.values().all(|one| one.at == Whereabouts::Ended)
+            && self.replicas.iter().all(|replica| replica.phase == Phase::Idle);
+        if !quiet || self.book.pending.is_empty() {
+            return true;
+        }
+        let nobody = BTreeSet::new();
+        let expired = self.expired(protocol, &self.book);
+        let given = Given {
+            book: &self.book,
+            sight: Sight::List,
+            jobs: &self.seen(self.history.len(), protocol.revisions[0]),
+            expired: &expired,
+            old: &nobody,
+            undone: &nobody,
+            revision: &|_| protocol.revisions[0].to_owned(),
+            now: Timestamp::UNIX_EPOCH,
+        };
+        decide(given, &[]).unwrap().book.pending.is_empty()
+    }
+}
