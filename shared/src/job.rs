@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::batch::v1::Job;
 use serde::{Deserialize, Serialize};
 
-use crate::keys;
+use crate::{keys, stamped};
 
 /// A Job without its template: what limits, plans and order need. 50,000 of these fit in memory; 50,000
 /// whole Jobs do not.
@@ -149,9 +149,12 @@ impl JobSnapshot {
         self.labels.get(keys::ENABLED).is_some_and(|value| value == "false")
     }
 
-    /// It waits for a slot of ours.
+    /// It waits for a slot of ours: it has the mark, and the account of stamping says that it was us who queued it. A
+    /// copied mark alone starts nobody's Job.
     pub fn is_queued(&self) -> bool {
-        self.suspended && self.annotations.contains_key(keys::QUEUED_AT)
+        self.suspended
+            && self.annotations.contains_key(keys::QUEUED_AT)
+            && self.annotations.get(keys::STAMPED).is_some_and(|text| stamped::waits_for(text).is_some())
     }
 }
 

@@ -8,7 +8,8 @@ pub const GROUP: &str = "job-handler/group";
 pub const STAMPED: &str = "job-handler/stamped";
 /// Annotation: seconds; the TTL that applies once the result is stored.
 pub const TTL: &str = "job-handler/ttl-seconds-after-finished";
-/// Annotation: RFC 3339; the Job waits for a slot since then. Only such Jobs are ever released.
+/// Annotation: RFC 3339; the Job waits for a slot since then. Only such Jobs are ever released, and only where
+/// [`STAMPED`] says so too.
 pub const QUEUED_AT: &str = "job-handler/queued-at";
 /// Annotation on the Job and label on the result: [`STATUS_COMPLETED`] or [`STATUS_FAILED`].
 pub const STATUS: &str = "job-handler/status";

@@ -13,6 +13,7 @@
 //! | [`ledger`] | the shared record of granted attempts, and its CRD |
 //! | [`defaults`] | the policies of the base install, created once |
 //! | [`scope`] | what a limit counts over, for one Job |
+//! | [`stamped`] | the entry of `job-handler/stamped` that tells of a Job that waits |
 //! | [`refusal`] | the record of a refusal that travels from webhook to sink |
 //! | [`api`] | calls to the apiserver, bounded in time, their errors sorted |
 //! | [`client`], [`telemetry`], [`admin`] | one builder of clients, of logs and metrics, of the admin endpoint |
@@ -33,5 +34,6 @@ pub mod policy;
 pub mod refusal;
 mod schema;
 pub mod scope;
+pub mod stamped;
 pub mod status;
 pub mod telemetry;

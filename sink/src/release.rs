@@ -158,6 +158,7 @@ mod tests {
         let mut job = JobSnapshot { uid: uid.into(), suspended: queued, ..JobSnapshot::default() };
         if queued {
             job.annotations.insert(keys::QUEUED_AT.into(), "2026-01-01T00:00:00Z".into());
+            job.annotations.insert(keys::STAMPED.into(), "queued: waits for a slot".into());
         }
         let place = |name: &str| match name {
             "cluster" => Place::Cluster,
@@ -202,7 +203,9 @@ mod tests {
         Arc::make_mut(&mut going.0).deleting_since = Some(jiff::Timestamp::UNIX_EPOCH);
         let mut ending = job("ending", true, &[]);
         Arc::make_mut(&mut ending.0).terminating_pods = 1;
-        assert!(started(&[foreign, by_hand, going, ending, job("held", true, &[])]).is_empty());
+        let mut copied = job("copied-mark", true, &[]);
+        Arc::make_mut(&mut copied.0).annotations.remove(keys::STAMPED);
+        assert!(started(&[foreign, by_hand, copied, going, ending, job("held", true, &[])]).is_empty());
         assert_eq!(started(&[job("no-limit-any-more", true, &[])]), ["no-limit-any-more"]);
     }
 }

@@ -15,6 +15,7 @@ use job_handler_shared::{
     job::Outcome,
     keys,
     policy::{CleanupPolicy, WhenFull},
+    stamped,
 };
 
 use crate::{
@@ -71,7 +72,8 @@ pub enum Field {
     Be(Option<i64>),
 }
 
-/// Decides about a new Job. A Job that no enforced policy selects stays as it is, to the last byte.
+/// Decides about a new Job. A Job that no enforced policy selects stays as it is, to the last byte, but for the mark of
+/// a queued Job that it was copied with: with that mark the sink would start it.
 pub fn create(job: &JobView, context: Context<'_>) -> Decision {
     let claims = claims(job);
     let claimed: Vec<_> = claims
@@ -181,6 +183,7 @@ fn stamp(
         select::for_stamping(context.policies, &snapshot.namespace, context.namespace_labels, &labels);
     let effective = &selected.effective;
     if selected.by.is_empty() {
+        decision.forget_queue(job);
         return decision;
     }
     if inherits {
@@ -380,8 +383,18 @@ impl Decision {
         self.annotations.insert(keys::QUEUED_AT, Some(since.to_string()));
         text.set(
             explain::QUEUED,
-            format_args!("waits for a slot of limit \"{}\" of {}", limit.value.name, limit.policy),
+            format_args!("{}a slot of limit \"{}\" of {}", stamped::WAITS, limit.value.name, limit.policy),
         );
+    }
+
+    /// Takes off what would make the sink start a Job: nobody has queued it.
+    fn forget_queue(&mut self, job: &JobView) {
+        if job.annotation(keys::QUEUED_AT).is_some() {
+            self.annotations.insert(keys::QUEUED_AT, None);
+        }
+        if let Some(text) = job.annotation(keys::STAMPED).filter(|text| stamped::waits_for(text).is_some()) {
+            self.annotations.insert(keys::STAMPED, stamped::without_queued(text));
+        }
     }
 
     /// A TTL that changes after the harvest: the sink's arming passes as it is; later ones keep to the maximum, and to

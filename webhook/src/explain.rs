@@ -18,7 +18,7 @@ pub const GROUP: &str = "group";
 /// Entry where a policy asks for a group and the Job has none.
 pub const NO_GROUP: &str = "no group";
 /// Entry of a Job that waits for a slot.
-pub const QUEUED: &str = "queued";
+pub use job_handler_shared::stamped::QUEUED;
 /// Prefix of the entry of one label.
 pub const LABEL: &str = "label ";
 /// Entry of the author's opt-out.

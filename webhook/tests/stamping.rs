@@ -28,12 +28,34 @@ fn the_operations_touch_single_fields_and_escape_keys() {
 #[test]
 fn jobs_outside_every_enforced_policy_stay_as_they_are() {
     let mut forged = job(json!({"app": "other", GROUP: "x"}), json!({"ttlSecondsAfterFinished": 0}));
-    forged["metadata"]["annotations"] = json!({"job-handler/queued-at": "2020-01-01T00:00:00Z"});
+    forged["metadata"]["annotations"] = json!({STAMPED: "nothing to set: x", TTL: "7"});
     let mut warn = builds();
     warn["mode"] = json!("Warn");
     warn.as_object_mut().unwrap().remove("jobSelector");
     for webhook in [Webhook::builds(), Webhook::new([]), Webhook::new([policy("warn", warn)])] {
         assert_eq!(webhook.create(&forged), (forged.clone(), vec![]));
+    }
+}
+
+/// With its marks the sink would start it, outside every policy and against its author's `suspend: true`.
+#[test]
+fn a_copy_of_a_queued_job_outside_every_policy_loses_the_marks_and_nothing_else() {
+    let (queued, _) = queue().create(&job(json!({"app": "other"}), json!({})));
+    assert_eq!(queued["spec"]["suspend"], true);
+    for stamped in [queued["metadata"]["annotations"][STAMPED].as_str(), None] {
+        let mut copy = queued.clone();
+        match stamped {
+            Some(text) => copy["metadata"]["annotations"][STAMPED] = json!(format!("kept: x; {text}")),
+            None => drop(copy["metadata"]["annotations"].as_object_mut().unwrap().remove(STAMPED)),
+        }
+        let (after, warnings) = Webhook::builds().create(&copy);
+        let mut expected = copy;
+        let annotations = expected["metadata"]["annotations"].as_object_mut().unwrap();
+        annotations.remove("job-handler/queued-at");
+        if stamped.is_some() {
+            annotations.insert(STAMPED.into(), json!("kept: x"));
+        }
+        assert_eq!((after, warnings), (expected, vec![]));
     }
 }
 
