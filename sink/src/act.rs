@@ -3,8 +3,8 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use job_handler_shared::{
+    combine::Effective,
     job::JobSnapshot,
-    keys,
     policy::{Keep, Logs, Propagation},
 };
 use kube::Client;
@@ -29,8 +29,9 @@ use crate::{
 const CONCURRENCY: usize = 24;
 /// Longest time for one Job; capture has a shorter one of its own, so that this is only reached where everything hangs.
 const BOUND: Duration = Duration::from_secs(150);
-/// Changed Jobs are looked at again this often before they are put back into the queue.
-const ROUNDS: usize = 5;
+/// Most steps with one Job before it is put back into the queue: the sequence has four, the rest are Jobs that keep
+/// changing.
+const STEPS: usize = 12;
 
 /// What is to be looked at.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -56,6 +57,30 @@ pub enum ActError {
     /// It took too long.
     #[error("not done within {} s", BOUND.as_secs())]
     Slow,
+}
+
+impl ActError {
+    fn is_terminating(&self) -> bool {
+        match self {
+            Self::Api(error) | Self::Commit(CommitError::Api(error)) => error.is_terminating(),
+            _ => false,
+        }
+    }
+
+    /// The same write will be refused again.
+    fn is_final(&self) -> bool {
+        match self {
+            Self::Commit(CommitError::Api(error)) => error.is_unwanted() || error.is_not_found(),
+            Self::Commit(CommitError::NamesTaken { .. } | CommitError::Json(..)) => true,
+            _ => false,
+        }
+    }
+}
+
+/// What one Job's sequence knows by itself, before the watch brings it.
+struct Course {
+    job: JobSnapshot,
+    places: Vec<ResultRef>,
 }
 
 /// The leader's hands.
@@ -123,80 +148,130 @@ impl Actor {
         self.metrics.fault(what);
         match error {
             ActError::Changed(_) => tracing::debug!(name, "{what}: {error}; looking again"),
+            // All that is in a namespace which is deleted: nothing is wrong, and it ends by itself.
+            error if error.is_terminating() => tracing::debug!(name, "{what}: {error}"),
             error => tracing::warn!(name, "{what}: {error}; trying again"),
         }
         false
     }
 
-    /// Brings one Job from where it stands to the end of its sequence.
+    /// Brings one Job from where it stands to the end of its sequence, asking the policies anew before each step.
     ///
     /// # Errors
     /// Where a step fails; the next try begins with it.
     pub async fn job(&self, uid: &str) -> Result<(), ActError> {
-        let stored = self.store.result(uid);
-        let Some(job) = self.store.job(uid) else { return self.tell_of_gone(uid, stored).await };
-        let Some(effective) = self.store.effective(&job) else { return Ok(()) };
-        let mut job = (*job).clone();
-        let mut committed: Option<Committed> = None;
-        let mut gone = false;
-        for step in plan::steps(&job, &effective, stored.as_ref()) {
-            match step {
-                Step::Harvest(logs) => committed = Some(self.harvest(&job, &logs, None).await?),
-                Step::Mark(ttl) if !gone => {
-                    let name = committed
-                        .as_ref()
-                        .map(|c| c.name.clone())
-                        .or(stored.as_ref().map(|s| s.name.clone()));
-                    match self.mark(&job, &name.unwrap_or_default(), ttl).await? {
-                        Some(marked) => job = marked,
-                        None => gone = true,
-                    }
+        let Some(job) = self.store.job(uid) else { return self.gone(uid).await };
+        let mut course = Course { places: self.store.places(&job), job: (*job).clone() };
+        for _ in 0..STEPS {
+            let Some(effective) = self.store.effective(&course.job) else { return Ok(()) };
+            let Some(step) = plan::next(&course.job, &effective, &course.places) else { return Ok(()) };
+            let written = match step {
+                Step::Harvest(logs) => {
+                    let group = self.store.group_of(uid).map(|(_, group)| group.value);
+                    course.places = vec![self.harvest(&course.job, &logs, group.as_deref(), false).await?];
+                    // It took as long as its logs did: whoever changed the Job meanwhile is heard.
+                    Written::Changed
                 }
+                Step::Mark(ttl) => match (self.proof(&mut course).await?, &course.job.finished) {
+                    (Some(result), Some(finished)) => {
+                        mark::mark(&self.client, &course.job, finished.outcome, &result.name, ttl).await?
+                    }
+                    _ => continue,
+                },
                 Step::Announce => {
-                    let found = match (committed.take(), &stored) {
-                        (Some(committed), _) => Some(committed),
-                        (None, Some(at)) => {
-                            commit::read_at(&self.client, &at.namespace, &at.name, uid).await?
-                        }
-                        (None, None) => None,
-                    };
-                    self.announce(uid, found).await?;
+                    self.announce(uid, &mut course.places).await?;
+                    continue;
                 }
-                Step::Delete if !gone => {
-                    match mark::delete(&self.client, &job, Propagation::Background, false).await? {
-                        Written::Done(_) => tracing::info!(job = job.key(), "deleted after its harvest"),
-                        Written::Gone => {}
-                        Written::Changed => return Err(ActError::Changed(job.key())),
+                Step::Delete => {
+                    if self.proof(&mut course).await?.is_none() {
+                        continue;
                     }
+                    // Reading took a moment: the policies have the last word.
+                    let still = self.store.effective(&course.job);
+                    if still.and_then(|now| plan::next(&course.job, &now, &course.places))
+                        != Some(Step::Delete)
+                    {
+                        continue;
+                    }
+                    let deleted =
+                        mark::delete(&self.client, &course.job, Propagation::Background, false).await?;
+                    if let Written::Done(_) = deleted {
+                        tracing::info!(job = course.job.key(), "deleted after its harvest");
+                        return Ok(());
+                    }
+                    deleted
                 }
-                Step::Mark(_) | Step::Delete => {}
+                // What a policy that cannot be read asks for is not known.
+                Step::Restore(_) if self.store.is_any_policy_unreadable() => return Ok(()),
+                Step::Restore(ttl) => mark::restore(&self.client, &course.job, ttl).await?,
+            };
+            let there = match written {
+                Written::Done(now) => Some(*now),
+                Written::Changed => mark::look(&self.client, &course.job).await?,
+                Written::Gone => None,
+            };
+            match there {
+                Some(now) => course.job = now,
+                // What is stored of it is still told.
+                None => return self.announce(uid, &mut course.places).await,
             }
         }
-        Ok(())
+        Err(ActError::Changed(course.job.key()))
+    }
+
+    /// Reads the result: labels alone are none. Places that hold none are dropped, and the Job is harvested.
+    async fn proof(&self, course: &mut Course) -> Result<Option<Committed>, ActError> {
+        while let Some(place) = course.places.first().cloned() {
+            let found = commit::read_at(&self.client, &place.namespace, &place.name, &course.job.uid).await?;
+            if found.is_some() {
+                return Ok(found);
+            }
+            tracing::debug!(job = course.job.key(), place = place.name, "no result, whatever its labels say");
+            self.drop_place(&course.job.uid, &place);
+            course.places.remove(0);
+        }
+        Ok(None)
+    }
+
+    fn drop_place(&self, uid: &str, place: &ResultRef) {
+        let same = |known: &ResultRef| (&known.namespace, &known.name) == (&place.namespace, &place.name);
+        self.store.drop_results(|job, known| job == uid && same(known));
     }
 
     /// Captures and stores. What is stored already is adopted, before anything is read.
-    async fn harvest(&self, job: &JobSnapshot, logs: &Logs, at: Option<&str>) -> Result<Committed, ActError> {
-        let (namespace, uid) = (&job.namespace, &job.uid);
-        let committed = match commit::find(&self.client, namespace, &job.name, uid, at).await? {
+    async fn harvest(
+        &self,
+        job: &JobSnapshot,
+        logs: &Logs,
+        group: Option<&str>,
+        gone: bool,
+    ) -> Result<ResultRef, ActError> {
+        let committed = match commit::find(&self.client, &job.namespace, &job.name, &job.uid, None).await? {
             Some(found) => found,
-            None => self.store_result(job, logs).await?,
+            None => self.store_result(job, logs, group, gone).await?,
         };
         let pending = !committed.manifest.announcements_pending.is_empty();
-        self.store.put_result(
-            uid,
-            ResultRef { namespace: namespace.clone(), name: committed.name.clone(), pending },
-        );
-        Ok(committed)
+        let place = ResultRef { namespace: job.namespace.clone(), name: committed.name, pending };
+        self.store.put_result(&job.uid, place.clone());
+        Ok(place)
     }
 
-    async fn store_result(&self, job: &JobSnapshot, logs: &Logs) -> Result<Committed, ActError> {
+    async fn store_result(
+        &self,
+        job: &JobSnapshot,
+        logs: &Logs,
+        group: Option<&str>,
+        gone: bool,
+    ) -> Result<Committed, ActError> {
         let pods = self.capturer.pods_of(&job.namespace, &job.uid).await?;
         let captured = self.capturer.pods(pods, logs).await;
-        let group = self.store.group_of(&job.uid).map(|(_, group)| group.value);
-        let Some(packed) = result::pack(job, group.as_deref(), captured, logs) else {
+        let Some(mut packed) = result::pack(job, group, captured, logs) else {
             return Err(ActError::Changed(job.key()));
         };
+        let completeness = &mut packed.manifest.completeness;
+        if gone && !completeness.complete {
+            completeness.lost.push("the Job was deleted before its result was stored".to_owned());
+        }
         match commit::commit(&self.client, packed).await {
             Ok(committed) => {
                 if committed.fresh {
@@ -215,61 +290,48 @@ impl Actor {
                     CommitError::Races(_) | CommitError::Json(..) => false,
                 };
                 if told {
-                    announce::announce_lost(&self.teller, job, &error.to_string()).await?;
+                    announce::announce_lost(&self.teller, job, &error.to_string(), gone).await?;
                 }
                 Err(error.into())
             }
         }
     }
 
-    /// Marks the Job, looking again where it has changed; nothing where it is gone.
-    async fn mark(
-        &self,
-        job: &JobSnapshot,
-        result: &str,
-        ttl: plan::Ttl,
-    ) -> Result<Option<JobSnapshot>, ActError> {
-        let (mut job, mut ttl) = (job.clone(), ttl);
-        for _ in 0..ROUNDS {
-            let Some(finished) = job.finished.clone() else { return Err(ActError::Changed(job.key())) };
-            match mark::mark(&self.client, &job, finished.outcome, result, ttl).await? {
-                Written::Done(marked) => return Ok(Some(*marked)),
-                Written::Gone => return Ok(None),
-                Written::Changed => match mark::look(&self.client, &job).await? {
-                    None => return Ok(None),
-                    Some(fresh) => {
-                        let Some(effective) = self.store.effective(&fresh) else { return Ok(None) };
-                        // A forerunner may have come as far as here: then its TTL stands.
-                        let marked = fresh.annotations.get(keys::RESULTS).is_some_and(|name| name == result);
-                        if marked {
-                            return Ok(Some(fresh));
-                        }
-                        ttl = plan::ttl(&fresh, &finished, &effective);
-                        job = fresh;
-                    }
-                },
+    /// Tells what is pending.
+    async fn announce(&self, uid: &str, places: &mut Vec<ResultRef>) -> Result<(), ActError> {
+        for place in std::mem::take(places) {
+            if place.pending {
+                let (namespace, name) = (&place.namespace, &place.name);
+                let Some(found) = commit::read_at(&self.client, namespace, name, uid).await? else {
+                    // The watch is behind, or somebody deleted the result: nothing is left to tell from.
+                    self.drop_place(uid, &place);
+                    continue;
+                };
+                announce::announce(&self.client, &self.teller, &found).await?;
+                let told = ResultRef { pending: false, ..place };
+                self.store.put_result(uid, told.clone());
+                places.push(told);
+            } else {
+                places.push(place);
             }
         }
-        Err(ActError::Changed(job.key()))
-    }
-
-    async fn announce(&self, uid: &str, committed: Option<Committed>) -> Result<(), ActError> {
-        let Some(committed) = committed else {
-            // The watch is behind, or somebody deleted the result: nothing is left to tell from.
-            self.store.drop_results(|job, place| job == uid && place.pending);
-            return Ok(());
-        };
-        announce::announce(&self.client, &self.teller, &committed).await?;
-        let namespace = committed.manifest.job.namespace.clone();
-        self.store.put_result(uid, ResultRef { namespace, name: committed.name, pending: false });
         Ok(())
     }
 
-    /// A Job that is gone is still told of, from its manifest.
-    async fn tell_of_gone(&self, uid: &str, stored: Option<ResultRef>) -> Result<(), ActError> {
-        let Some(at) = stored.filter(|at| at.pending) else { return Ok(()) };
-        let found = commit::read_at(&self.client, &at.namespace, &at.name, uid).await?;
-        self.announce(uid, found).await
+    /// A Job that is gone: what was not stored of it is, as far as it can still be had, and what is stored is told.
+    async fn gone(&self, uid: &str) -> Result<(), ActError> {
+        if let Some(grave) = self.store.grave(uid) {
+            let stored = self.harvest(&grave.job, &grave.logs, grave.group.as_deref(), true).await;
+            match stored {
+                // The last word is spoken: an Event says so, but where the namespace is going, too.
+                Err(error) if error.is_final() || error.is_terminating() => {
+                    tracing::debug!(job = grave.job.key(), "deleted before its result was stored: {error}");
+                }
+                stored => drop(stored?),
+            }
+            self.store.unbury(uid);
+        }
+        self.announce(uid, &mut self.store.places_of(uid)).await
     }
 
     /// Deletes the older runs of a group.
@@ -281,7 +343,7 @@ impl Actor {
         let rules: HashMap<&str, _> =
             jobs.iter().filter_map(|job| Some((job.uid.as_str(), self.store.effective(job)?))).collect();
         // Towards keeping: the largest of what the policies of its Jobs say.
-        let keeps = rules.values().filter_map(|rule| rule.cleanup.as_ref()?.keep);
+        let keeps = rules.values().filter_map(keep_of);
         let Some(keep) = keeps.reduce(|a, b| Keep {
             newest: a.newest.max(b.newest),
             newest_succeeded: a.newest_succeeded.max(b.newest_succeeded),
@@ -300,9 +362,9 @@ impl Actor {
             let Some(cleanup) = rule.cleanup.as_ref().filter(|cleanup| cleanup.keep.is_some()) else {
                 continue;
             };
-            let harvested =
-                rule.results.is_none() || self.store.result(&job.uid).is_some_and(|at| !at.pending);
-            match prune::may_go(job, harvested) {
+            let places = self.store.places(job);
+            let told = !places.is_empty() && places.iter().all(|place| !place.pending);
+            match prune::may_go(job, rule.results.is_none() || told) {
                 Ok(()) => going.push((*job, cleanup.propagation_policy)),
                 Err(spared) => tracing::debug!(job = job.key(), "not pruned: {spared}"),
             }
@@ -320,6 +382,20 @@ impl Actor {
         }
         let mut fault = None;
         for (job, propagation) in going {
+            let asked = rules.get(job.uid.as_str()).is_some_and(|rule| rule.results.is_some());
+            if asked {
+                let mut course = Course { places: self.store.places(job), job: (**job).clone() };
+                if self.proof(&mut course).await?.is_none() {
+                    self.queue.add(Key::Job(job.uid.clone()));
+                    continue;
+                }
+            }
+            // The picture is as old as the calls since then: who edits a policy meanwhile is heard.
+            let now = self.store.effective(job).map(|rule| (rule.results.is_some(), keep_of(&rule)));
+            let then = rules.get(job.uid.as_str()).map(|rule| (rule.results.is_some(), keep_of(rule)));
+            if now != then {
+                return Err(ActError::Changed(job.key()));
+            }
             match mark::delete(&self.client, job, propagation, false).await {
                 Ok(Written::Done(_)) => {
                     self.metrics.pruned();
@@ -332,4 +408,8 @@ impl Actor {
         }
         fault.map_or(Ok(()), Err)
     }
+}
+
+fn keep_of(rule: &Effective) -> Option<Keep> {
+    rule.cleanup.as_ref()?.keep
 }

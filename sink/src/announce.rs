@@ -124,7 +124,7 @@ fn event(manifest: &Manifest, result: &str, reason: &str) -> Option<Told> {
     })
 }
 
-/// Tells that a result could not be stored at all; the Job keeps its harvest deadline.
+/// Tells that a result could not be stored at all; a Job that is still there keeps its harvest deadline.
 ///
 /// # Errors
 /// Where the Event could not be written.
@@ -132,17 +132,23 @@ pub async fn announce_lost(
     teller: &Teller,
     job: &job_handler_shared::job::JobSnapshot,
     why: &str,
+    gone: bool,
 ) -> Result<bool, ApiError> {
+    let (action, note) = if gone {
+        ("Lost", format!("The Job was deleted before its result was stored, and now it cannot be: {why}"))
+    } else {
+        let note =
+            format!("The result could not be stored yet: {why}. The sink keeps trying until the Job is gone");
+        ("Retrying", note)
+    };
     teller
         .tell(&Told {
             namespace: job.namespace.clone(),
             name: names::event_name(&job.name, &job.uid, keys::REASON_LOST),
             kind: Kind::Warning,
             reason: keys::REASON_LOST,
-            action: "Retrying",
-            note: format!(
-                "The result could not be stored yet: {why}. The sink keeps trying until the Job is gone"
-            ),
+            action,
+            note,
             regarding: job_reference(&job.namespace, &job.name, Some(&job.uid)),
             related: None,
         })

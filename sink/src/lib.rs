@@ -24,6 +24,7 @@ pub use job_handler_shared::api;
 
 pub mod act;
 pub mod announce;
+pub mod buried;
 pub mod capture;
 pub mod cleaner;
 pub mod commit;

@@ -1,4 +1,4 @@
-//! The conditional writes to Jobs: the mark, and deletion.
+//! The conditional writes to Jobs: the mark, the TTL that is given back, and deletion.
 
 use job_handler_shared::{
     job::{JobSnapshot, Outcome},
@@ -45,14 +45,29 @@ pub async fn mark(
     outcome_of(call(&what, api.patch(&job.name, &PatchParams::default(), &patch)).await)
 }
 
+/// Gives back the TTL that was put aside, in one patch that holds only for the version that was looked at.
+///
+/// # Errors
+/// Where the call fails.
+pub async fn restore(client: &Client, job: &JobSnapshot, ttl: Ttl) -> Result<Written, ApiError> {
+    let api = Api::<Job>::namespaced(client.clone(), &job.namespace);
+    let what = format!("give job {} its TTL back", job.key());
+    let patch = Patch::Merge(guarded(job, &json!({keys::TTL: null}), ttl));
+    outcome_of(call(&what, api.patch(&job.name, &PatchParams::default(), &patch)).await)
+}
+
+fn mark_patch(job: &JobSnapshot, outcome: Outcome, result: &str, ttl: Ttl) -> Value {
+    guarded(job, &json!({keys::STATUS: outcome.as_str(), keys::RESULTS: result}), ttl)
+}
+
 /// A merge patch that carries `metadata.resourceVersion` and `metadata.uid` is refused with 409 where either is not the
 /// stored one (`apiserver/pkg/registry/generic/registry/store.go`, `apiserver/pkg/registry/rest/update.go`).
-fn mark_patch(job: &JobSnapshot, outcome: Outcome, result: &str, ttl: Ttl) -> Value {
+fn guarded(job: &JobSnapshot, annotations: &Value, ttl: Ttl) -> Value {
     let mut patch = json!({
         "metadata": {
             "uid": job.uid,
             "resourceVersion": job.resource_version,
-            "annotations": {keys::STATUS: outcome.as_str(), keys::RESULTS: result},
+            "annotations": annotations,
         },
     });
     match ttl {

@@ -2,6 +2,7 @@
 //!
 //! The steps are always the tail of one sequence, so that a stop anywhere is picked up from there:
 //! harvest (shards, manifest) -> mark (annotations, TTL) -> announce (Event) -> delete.
+//! Only the next one is ever told: a step can take a minute, and who edits a policy or the Job meanwhile is heard.
 
 use job_handler_shared::{
     combine::Effective,
@@ -23,6 +24,8 @@ pub enum Step {
     Announce,
     /// Delete the Job.
     Delete,
+    /// Give back the TTL that was put aside for a harvest that nobody asks for any more.
+    Restore(Ttl),
 }
 
 /// What becomes of `spec.ttlSecondsAfterFinished`.
@@ -36,31 +39,36 @@ pub enum Ttl {
     Leave,
 }
 
-/// What remains to be done. `effective` is of the enforced policies; `stored` is where the Job's result is.
-pub fn steps(job: &JobSnapshot, effective: &Effective, stored: Option<&ResultRef>) -> Vec<Step> {
-    let mut steps = Vec::new();
+/// The next thing to be done. `effective` is of the enforced policies; `places` are where the Job's result is.
+pub fn next(job: &JobSnapshot, effective: &Effective, places: &[ResultRef]) -> Option<Step> {
+    let pending = places.iter().any(|place| place.pending);
     let (Some(finished), Some(results)) = (&job.finished, &effective.results) else {
         // Nobody asks for its result (any more); what was stored and not told is still told.
-        if stored.is_some_and(|place| place.pending) {
-            steps.push(Step::Announce);
-        }
-        return steps;
+        return match &job.finished {
+            _ if pending => Some(Step::Announce),
+            Some(finished) if !bears_mark(job, finished) && job.annotations.contains_key(keys::TTL) => {
+                Some(Step::Restore(ttl(job, finished, effective)))
+            }
+            _ => None,
+        };
     };
-    if stored.is_none() {
-        steps.push(Step::Harvest(results.logs.clone()));
+    let after_harvest = cleanup(effective, finished.outcome) == Some(CleanupPolicy::AfterHarvest);
+    if places.is_empty() {
+        Some(Step::Harvest(results.logs.clone()))
+    } else if !is_marked(job, finished, places) {
+        Some(Step::Mark(ttl(job, finished, effective)))
+    } else if pending {
+        Some(Step::Announce)
+    } else {
+        (after_harvest && job.deleting_since.is_none()).then_some(Step::Delete)
     }
-    if !is_marked(job, finished, stored) {
-        steps.push(Step::Mark(ttl(job, finished, effective)));
-    }
-    if stored.is_none_or(|place| place.pending) {
-        steps.push(Step::Announce);
-    }
-    if cleanup(effective, finished.outcome) == Some(CleanupPolicy::AfterHarvest)
-        && job.deleting_since.is_none()
-    {
-        steps.push(Step::Delete);
-    }
-    steps
+}
+
+/// What was to be kept of the logs of a Job that is gone, where it had finished and its result was asked for, but no
+/// mark says that it was stored.
+pub fn missed(job: &JobSnapshot, effective: &Effective) -> Option<Logs> {
+    let (finished, results) = job.finished.as_ref().zip(effective.results.as_ref())?;
+    (!bears_mark(job, finished)).then(|| results.logs.clone())
 }
 
 fn cleanup(effective: &Effective, outcome: Outcome) -> Option<CleanupPolicy> {
@@ -70,12 +78,16 @@ fn cleanup(effective: &Effective, outcome: Outcome) -> Option<CleanupPolicy> {
     })
 }
 
-/// Marked means: by this outcome and, where its place is known, with that name. The TTL is set in the same write, and
-/// may be changed by people afterwards.
-fn is_marked(job: &JobSnapshot, finished: &Finished, stored: Option<&ResultRef>) -> bool {
-    let Some(stored) = stored else { return false };
+/// Marked means: by this outcome and with the name of one of the places. The TTL is set in the same write, and may be
+/// changed by people afterwards.
+fn is_marked(job: &JobSnapshot, finished: &Finished, places: &[ResultRef]) -> bool {
+    let named = job.annotations.get(keys::RESULTS);
+    bears_mark(job, finished) && named.is_some_and(|name| places.iter().any(|place| place.name == *name))
+}
+
+fn bears_mark(job: &JobSnapshot, finished: &Finished) -> bool {
     job.annotations.get(keys::STATUS).is_some_and(|status| status == finished.outcome.as_str())
-        && job.annotations.get(keys::RESULTS) == Some(&stored.name)
+        && job.annotations.contains_key(keys::RESULTS)
 }
 
 /// The TTL that applies once the result is stored: the one that the webhook put aside, clamped again (the annotation can
@@ -139,36 +151,68 @@ mod tests {
         }
     }
 
-    fn at(name: &str, pending: bool) -> Option<ResultRef> {
-        Some(ResultRef { namespace: "ci".into(), name: name.into(), pending })
+    fn at(name: &str, pending: bool) -> ResultRef {
+        ResultRef { namespace: "ci".into(), name: name.into(), pending }
+    }
+
+    fn marked(mut job: JobSnapshot, name: &str) -> JobSnapshot {
+        job.annotations.insert(keys::STATUS.into(), job.finished.as_ref().unwrap().outcome.as_str().into());
+        job.annotations.insert(keys::RESULTS.into(), name.into());
+        job
     }
 
     #[test]
-    fn the_steps_are_what_is_left_of_the_sequence() {
+    fn the_next_step_is_the_first_that_is_left_of_the_sequence() {
         let effective = effective(json!({"results": {}, "cleanup": {"succeededPolicy": "AfterHarvest"}}));
-        let mut job = job(Outcome::Completed, Some(604_800), Some("60"));
-        let harvest = Step::Harvest(Logs::default());
-        let mark = Step::Mark(Ttl::Arm(60));
-        let all = [harvest, mark, Step::Announce, Step::Delete];
-        assert_eq!(steps(&job, &effective, None), all);
-        assert_eq!(steps(&job, &effective, at("a-results", true).as_ref()), all[1..]);
-        job.annotations.insert(keys::STATUS.into(), "completed".into());
-        job.annotations.insert(keys::RESULTS.into(), "a-results".into());
-        assert_eq!(steps(&job, &effective, at("a-results", true).as_ref()), all[2..]);
-        assert_eq!(steps(&job, &effective, at("a-results", false).as_ref()), all[3..]);
-        job.deleting_since = Some(jiff::Timestamp::UNIX_EPOCH);
-        assert_eq!(steps(&job, &effective, at("a-results", false).as_ref()), []);
+        let plain = job(Outcome::Completed, Some(604_800), Some("60"));
+        let (told, untold) = (at("a-results", false), at("a-results", true));
+        let harvest = Some(Step::Harvest(Logs::default()));
+        let next = |job: &JobSnapshot, places: &[ResultRef]| next(job, &effective, places);
+        assert_eq!(next(&plain, &[]), harvest);
+        assert_eq!(next(&plain, std::slice::from_ref(&untold)), Some(Step::Mark(Ttl::Arm(60))));
+        let mut marked = marked(plain, "a-results");
+        assert_eq!(next(&marked, std::slice::from_ref(&untold)), Some(Step::Announce));
+        assert_eq!(next(&marked, std::slice::from_ref(&told)), Some(Step::Delete));
+        // Another place beside the one that the mark names: the mark stands.
+        assert_eq!(next(&marked, &[told.clone(), at("b-results", false)]), Some(Step::Delete));
+        marked.deleting_since = Some(jiff::Timestamp::UNIX_EPOCH);
+        assert_eq!(next(&marked, &[told]), None);
         // A forged mark gains nothing: only the manifest counts.
-        assert_eq!(steps(&job, &effective, None)[0], all[0]);
+        assert_eq!(next(&marked, &[]), harvest);
     }
 
     #[test]
     fn nobody_asks_nothing_happens() {
         let job = job(Outcome::Failed, Some(10), None);
-        assert_eq!(steps(&job, &effective(json!({"cleanup": {"failedPolicy": "AfterHarvest"}})), None), []);
+        assert_eq!(next(&job, &effective(json!({"cleanup": {"failedPolicy": "AfterHarvest"}})), &[]), None);
         let running = JobSnapshot { suspended: true, ..JobSnapshot::default() };
-        assert_eq!(steps(&running, &effective(json!({"results": {}})), None), []);
-        assert_eq!(steps(&job, &Effective::default(), at("x", true).as_ref()), [Step::Announce]);
+        assert_eq!(next(&running, &effective(json!({"results": {}})), &[]), None);
+        assert_eq!(next(&job, &Effective::default(), &[at("x", true)]), Some(Step::Announce));
+    }
+
+    #[test]
+    fn a_ttl_that_was_put_aside_is_given_back_where_nobody_asks() {
+        let aside = job(Outcome::Failed, Some(604_800), Some("2"));
+        let restore = |ttl| Some(Step::Restore(ttl));
+        assert_eq!(next(&aside, &Effective::default(), &[]), restore(Ttl::Arm(2)));
+        let max = effective(json!({"stamp": {"ttlSecondsAfterFinished": {"max": 1}}}));
+        assert_eq!(next(&aside, &max, &[]), restore(Ttl::Arm(1)));
+        let never = effective(json!({"cleanup": {"failedPolicy": "Never"}}));
+        assert_eq!(next(&aside, &never, &[]), restore(Ttl::Off));
+        // Not where it was armed by the mark, or may still be: people may have changed it since.
+        assert_eq!(next(&marked(aside.clone(), "a-results"), &Effective::default(), &[]), None);
+        let running = JobSnapshot { finished: None, ..aside };
+        assert_eq!(next(&running, &Effective::default(), &[]), None);
+    }
+
+    #[test]
+    fn what_is_missed_of_a_job_that_is_gone() {
+        let asked = effective(json!({"results": {}}));
+        let plain = job(Outcome::Failed, None, None);
+        assert_eq!(missed(&plain, &asked), Some(Logs::default()));
+        assert_eq!(missed(&marked(plain.clone(), "a-results"), &asked), None);
+        assert_eq!(missed(&plain, &Effective::default()), None);
+        assert_eq!(missed(&JobSnapshot::default(), &asked), None);
     }
 
     #[test]

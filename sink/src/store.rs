@@ -12,10 +12,16 @@ use job_handler_shared::{
     combine::{Effective, Labels, Policy, PolicyRef, PolicySet},
     group::{GroupId, group_of},
     job::JobSnapshot,
+    names,
     scope::without_group,
     status::{LastRefusal, PolicyStatus},
 };
 use tokio::sync::watch;
+
+use crate::{
+    buried::{Buried, Graves},
+    plan,
+};
 
 /// A Job's uid.
 pub type Uid = String;
@@ -96,6 +102,7 @@ struct Inner {
     enforced: Arc<PolicySet>,
     all: Arc<PolicySet>,
     results: HashMap<Uid, BTreeSet<ResultRef>>,
+    buried: Graves,
     replicas: BTreeMap<String, Replica>,
     refusals: HashMap<String, LastRefusal>,
 }
@@ -134,18 +141,40 @@ impl Store {
         change
     }
 
-    /// Forgets a Job; gives its group.
-    pub fn drop_job(&self, uid: &str) -> Option<(Arc<JobSnapshot>, Option<GroupKey>)> {
-        let known = self.lock().drop_job(uid)?;
+    /// Forgets a Job that is gone, but for what [`Buried`] is for; `last` is how it was last, where that is known. Gives
+    /// its group.
+    pub fn bury(&self, uid: &str, last: Option<JobSnapshot>) -> Option<Option<GroupKey>> {
+        let group = self.lock().bury(uid, last)?;
         self.changed();
-        Some((known.job, known.group))
+        Some(group)
     }
 
-    /// Forgets every Job that is not in `seen` (the end of a relist); gives their groups.
+    /// Does the same for every Job that is not in `seen` (the end of a relist); gives their groups.
     pub fn keep_jobs(&self, seen: &BTreeSet<Uid>) -> Vec<(Uid, Option<GroupKey>)> {
         let mut inner = self.lock();
         let gone: Vec<Uid> = inner.jobs.keys().filter(|uid| !seen.contains(*uid)).cloned().collect();
-        gone.into_iter().filter_map(|uid| inner.drop_job(&uid).map(|known| (uid, known.group))).collect()
+        let groups: Vec<_> =
+            gone.into_iter().filter_map(|uid| inner.bury(&uid, None).map(|group| (uid, group))).collect();
+        drop(inner);
+        if !groups.is_empty() {
+            self.changed();
+        }
+        groups
+    }
+
+    /// A Job that was gone before its result was stored.
+    pub fn grave(&self, uid: &str) -> Option<Buried> {
+        self.lock().buried.get(uid).cloned()
+    }
+
+    /// All such Jobs.
+    pub fn buried(&self) -> Vec<Uid> {
+        self.lock().buried.uids()
+    }
+
+    /// What there was to say of it is written down.
+    pub fn unbury(&self, uid: &str) {
+        self.lock().buried.remove(uid);
     }
 
     /// One Job.
@@ -287,9 +316,23 @@ impl Store {
         });
     }
 
-    /// Where the result of a Job is; one with pending announcements first.
-    pub fn result(&self, job: &str) -> Option<ResultRef> {
-        self.lock().results.get(job)?.iter().max_by_key(|place| place.pending).cloned()
+    /// Where the result of a Job is, by the labels of what has a name for it: whoever acts on that reads it first. Copies
+    /// under other names are not results.
+    pub fn places(&self, job: &JobSnapshot) -> Vec<ResultRef> {
+        let own = [names::result_name(&job.name), names::result_name_of(&job.name, &job.uid)];
+        let mut places = self.places_of(&job.uid);
+        places.retain(|place| place.namespace == job.namespace && own.contains(&place.name));
+        places
+    }
+
+    /// The same of a Job that may be gone: all places by its uid.
+    pub fn places_of(&self, uid: &str) -> Vec<ResultRef> {
+        self.lock().results.get(uid).into_iter().flatten().cloned().collect()
+    }
+
+    /// Whether some policy is there that cannot be read: what it asks for is not known.
+    pub fn is_any_policy_unreadable(&self) -> bool {
+        self.lock().entries.values().any(|entry| entry.policy.is_err())
     }
 
     /// Uids of all Jobs, there or gone, whose result has pending announcements.
@@ -358,6 +401,18 @@ impl Inner {
         self.regroup(&uid);
         change.group = self.jobs.get(&uid).and_then(|known| known.group.clone());
         change
+    }
+
+    fn bury(&mut self, uid: &str, last: Option<JobSnapshot>) -> Option<Option<GroupKey>> {
+        let Known { job, group } = self.drop_job(uid)?;
+        let job = last.filter(|last| last.uid == uid).map_or(job, Arc::new);
+        if let Some(labels) = self.namespaces.get(&job.namespace)
+            && let Some(logs) = plan::missed(&job, &effective(&self.enforced, labels, &job))
+        {
+            let group = group.as_ref().map(|(_, group)| group.value.clone());
+            self.buried.put(Buried { job, logs, group, since: Instant::now() });
+        }
+        Some(group)
     }
 
     fn drop_job(&mut self, uid: &str) -> Option<Known> {

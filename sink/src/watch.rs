@@ -15,7 +15,7 @@ use job_handler_shared::{
     admin::ReadyHandle,
     combine::{Labels, Policy, PolicyKind, PolicyRef},
     job::JobSnapshot,
-    keys,
+    keys, names,
     policy::{ClusterJobPolicy, JobPolicy},
 };
 use k8s_openapi::api::{
@@ -101,9 +101,9 @@ pub async fn jobs(context: Context, ready: ReadyHandle) {
             }
         }
         Event::Delete(job) => {
-            if let Some(uid) = job.uid()
-                && let Some((_, group)) = store.drop_job(&uid)
-            {
+            let last = JobSnapshot::from(&job);
+            let uid = last.uid.clone();
+            if let Some(group) = store.bury(&uid, Some(last)) {
                 queue.add(Key::Job(uid));
                 group.map(Key::Group).into_iter().for_each(|key| queue.add(key));
             }
@@ -202,17 +202,17 @@ async fn follow_policies<K: ResourceExt + Debug + Clone + Send + 'static>(
     .await;
 }
 
-/// Asks for a look at every Job about which something remains to be done, every group, and every result with pending
-/// announcements.
+/// Asks for a look at every Job about which something remains to be done, there or gone, every group, and every result
+/// with pending announcements.
 pub fn enqueue_all(store: &Store, queue: &Queue<Key>) {
     for job in store.jobs() {
-        let remains = |effective| !plan::steps(&job, &effective, store.result(&job.uid).as_ref()).is_empty();
+        let remains = |effective| plan::next(&job, &effective, &store.places(&job)).is_some();
         if job.finished.is_some() && store.effective(&job).is_some_and(remains) {
             queue.add(Key::Job(job.uid.clone()));
         }
     }
     store.groups().into_iter().for_each(|group| queue.add(Key::Group(group)));
-    store.pending_results().into_iter().for_each(|uid| queue.add(Key::Job(uid)));
+    store.pending_results().into_iter().chain(store.buried()).for_each(|uid| queue.add(Key::Job(uid)));
 }
 
 /// Watches namespaces' labels.
@@ -265,9 +265,14 @@ pub async fn results(context: Context, ready: ReadyHandle) {
             Event::Init => seen = Some(BTreeSet::new()),
             Event::Apply(map) | Event::InitApply(map) => {
                 let Some(uid) = map.labels().get(keys::JOB_UID).cloned() else { return };
+                let name = map.name_any();
+                // A copy under another name: people's own.
+                if !may_be_result(&name, &uid) {
+                    return;
+                }
                 let place = ResultRef {
                     namespace: map.namespace().unwrap_or_default(),
-                    name: map.name_any(),
+                    name,
                     pending: map.labels().contains_key(manifest::PENDING),
                 };
                 seen.iter_mut()
@@ -280,6 +285,13 @@ pub async fn results(context: Context, ready: ReadyHandle) {
             Event::Delete(map) => {
                 let (namespace, name) = (map.namespace().unwrap_or_default(), map.name_any());
                 store.drop_results(|_, place| place.namespace == namespace && place.name == name);
+                // A Job that is still there is harvested again, from what is left.
+                map.labels()
+                    .get(keys::JOB_UID)
+                    .cloned()
+                    .map(Key::Job)
+                    .into_iter()
+                    .for_each(|key| queue.add(key));
             }
             Event::InitDone => {
                 let seen = seen.take().unwrap_or_default();
@@ -288,6 +300,12 @@ pub async fn results(context: Context, ready: ReadyHandle) {
         },
     )
     .await;
+}
+
+/// Whether a result of the Job with this uid can have this name, whatever the Job is called; where the Job is known,
+/// [`Store::places`] compares the whole name.
+fn may_be_result(name: &str, uid: &str) -> bool {
+    name.ends_with(&names::result_name("")) || name.ends_with(&names::result_name_of("", uid))
 }
 
 /// Watches the Leases of the webhook replicas.
@@ -379,5 +397,24 @@ fn describe(what: &str, if_missing: &str, error: watcher::Error) -> String {
             error => error.to_string(),
         },
         error => format!("cannot {what}: {error}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_results() {
+        let uid = "0123456789";
+        for job in ["a", "a-results", &"x".repeat(253)] {
+            assert!(may_be_result(&names::result_name(job), uid), "{job}");
+            assert!(may_be_result(&names::result_name_of(job, uid), uid), "{job}");
+        }
+        for name in
+            ["whatever", "zz-backup", "a-results-backup", "a-results-99999999", "a-results-01234567-0"]
+        {
+            assert!(!may_be_result(name, uid), "{name}");
+        }
     }
 }

@@ -5,88 +5,13 @@
 
 mod common;
 
-use std::sync::Arc;
-
-use common::{Apiserver, Fault};
-use job_handler_shared::{
-    combine::Policy, job::JobSnapshot, keys, policy::JobPolicy, status::PolicyStatus, telemetry::Metrics,
+use common::{
+    Apiserver, Fault,
+    build::{UID, cluster, process},
 };
-use job_handler_sink::{
-    act::Actor,
-    capture::Capturer,
-    events::Teller,
-    manifest,
-    metrics::SinkMetrics,
-    queue::Queue,
-    store::{PolicyEntry, ResultRef, Store},
-};
-use k8s_openapi::api::batch::v1::Job;
+use job_handler_shared::keys;
+use job_handler_sink::manifest;
 use serde_json::{Value, json};
-
-const UID: &str = "0123456789-job";
-
-fn cluster(log: &[u8]) -> Apiserver {
-    let apiserver = Apiserver::default();
-    apiserver.put("jobs", json!({
-        "apiVersion": "batch/v1", "kind": "Job",
-        "metadata": {"name": "build", "namespace": "ci", "uid": UID, "creationTimestamp": "2026-01-01T00:00:00Z",
-            "annotations": {keys::TTL: "60"}},
-        "spec": {"ttlSecondsAfterFinished": 604_800, "template": {"spec": {"containers": []}}},
-        "status": {"failed": 1, "startTime": "2026-01-01T00:00:00Z", "conditions": [{"type": "Failed", "status": "True",
-            "reason": "BackoffLimitExceeded", "message": "m", "lastTransitionTime": "2026-01-01T00:00:09Z"}]},
-    }));
-    apiserver.put("pods", json!({
-        "apiVersion": "v1", "kind": "Pod",
-        "metadata": {"name": "build-x", "namespace": "ci", "ownerReferences": [
-            {"apiVersion": "batch/v1", "kind": "Job", "name": "build", "uid": UID, "controller": true}]},
-        "spec": {"containers": [{"name": "main", "image": "busybox"}]},
-        "status": {"phase": "Failed", "containerStatuses": [{"name": "main", "image": "busybox", "imageID": "",
-            "ready": false, "restartCount": 0, "state": {"terminated": {"exitCode": 3}}}]},
-    }));
-    apiserver.put_log("build-x", "main", log);
-    apiserver
-}
-
-/// A process that has just started: it knows what the watches tell of the cluster as it is.
-fn process(apiserver: &Apiserver, policy: Value) -> Actor {
-    let store = Store::default();
-    let mut policy: JobPolicy = serde_json::from_value(json!({"apiVersion": "job-handler.io/v1alpha1",
-        "kind": "JobPolicy", "metadata": {"name": "p", "namespace": "ci", "uid": "p"}, "spec": policy}))
-    .unwrap();
-    policy.metadata.generation = Some(1);
-    let policy = Policy::namespaced(&policy).unwrap();
-    store.put_namespace("ci", Default::default());
-    store.put_policy(PolicyEntry {
-        reference: policy.reference.clone(),
-        generation: 1,
-        policy: Ok(Arc::new(policy)),
-        status: PolicyStatus::default(),
-    });
-    for job in apiserver.all("jobs") {
-        let job: Job = serde_json::from_value(job).unwrap();
-        store.put_job(JobSnapshot::from(&job));
-    }
-    for map in apiserver.all("configmaps") {
-        let labels = &map["metadata"]["labels"];
-        if labels[keys::CREATED] == "true" && labels.get(keys::JOB_UID).is_some() {
-            let place = ResultRef {
-                namespace: "ci".into(),
-                name: map["metadata"]["name"].as_str().unwrap().into(),
-                pending: labels.get(manifest::PENDING).is_some(),
-            };
-            store.put_result(labels[keys::JOB_UID].as_str().unwrap(), place);
-        }
-    }
-    let client = apiserver.client();
-    Actor {
-        client: client.clone(),
-        store,
-        queue: Queue::default(),
-        capturer: Capturer::new(client.clone()),
-        teller: Teller::new(client, "sink-0"),
-        metrics: SinkMetrics::new(&Metrics::default()),
-    }
-}
 
 /// Runs processes until one gets through.
 async fn until_done(apiserver: &Apiserver, policy: &Value) {

@@ -3,9 +3,12 @@
 
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+pub mod build;
+
 use std::{
     collections::BTreeMap,
     convert::Infallible,
+    fmt,
     sync::{Arc, Mutex},
 };
 
@@ -39,9 +42,21 @@ struct State {
     refused: BTreeMap<String, (u16, String)>,
 }
 
+/// What happens once, right before a call is answered: method and a part of the path, and the deed.
+type Hook = (Method, String, Box<dyn FnOnce() + Send>);
+
+#[derive(Default)]
+struct Hooks(Mutex<Vec<Hook>>);
+
+impl fmt::Debug for Hooks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Hooks")
+    }
+}
+
 /// The apiserver; clones are the same one.
 #[derive(Clone, Debug, Default)]
-pub struct Apiserver(Arc<Mutex<State>>);
+pub struct Apiserver(Arc<Mutex<State>>, Arc<Hooks>);
 
 impl Apiserver {
     /// A client of it, with as many connections as it likes.
@@ -62,6 +77,11 @@ impl Apiserver {
     pub fn fault(&self, n: usize, fault: Fault) {
         let mut state = self.0.lock().unwrap();
         state.fault = Some((state.writes + n, fault));
+    }
+
+    /// Does something once, right before the first call of this method on a path that contains `path` is answered.
+    pub fn before(&self, method: Method, path: &str, deed: impl FnOnce() + Send + 'static) {
+        self.1.0.lock().unwrap().push((method, path.to_owned(), Box::new(deed)));
     }
 
     /// Refuses every creation of this resource.
@@ -125,6 +145,13 @@ impl Apiserver {
     }
 
     fn answer(&self, method: &Method, uri: &http::Uri, body: &[u8]) -> Response<Body> {
+        let due = {
+            let mut hooks = self.1.0.lock().unwrap();
+            let due = hooks.iter().position(|(m, path, _)| m == method && uri.path().contains(path.as_str()));
+            due.map(|at| hooks.remove(at).2)
+        };
+        // Without our lock: the deed may well call us.
+        due.into_iter().for_each(|deed| deed());
         let mut state = self.0.lock().unwrap();
         let write = method != Method::GET;
         let gone = |code| status(code, "GatewayTimeout", "the connection is gone");

@@ -1,0 +1,244 @@
+//! What people do while a Job is being harvested: policies that are edited, labels that are forged, Jobs that are
+//! deleted. Whatever comes in between two steps, the next step is the one that the policies ask for now.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, in helpers too")]
+
+mod common;
+
+use common::{
+    Apiserver,
+    build::{UID, cluster, process, set_policy},
+};
+use http::Method;
+use job_handler_shared::{job::JobSnapshot, keys};
+use job_handler_sink::{act::Actor, manifest, store::ResultRef};
+use k8s_openapi::api::batch::v1::Job;
+use serde_json::{Value, json};
+
+const JOB: &str = "/jobs/build";
+
+fn delete_after() -> Value {
+    json!({"results": {}, "cleanup": {"failedPolicy": "AfterHarvest"}})
+}
+
+fn never() -> Value {
+    json!({"results": {}, "cleanup": {"failedPolicy": "Never"}})
+}
+
+fn the_job(apiserver: &Apiserver) -> Value {
+    apiserver.get("jobs", "ci", "build").unwrap_or_else(|| panic!("deleted: {:#?}", apiserver.calls()))
+}
+
+/// The watch brings what the apiserver has of a ConfigMap.
+fn seen(actor: &Actor, name: &str) {
+    actor.store.put_result(UID, ResultRef { namespace: "ci".into(), name: name.into(), pending: false });
+}
+
+#[tokio::test]
+async fn a_policy_that_says_never_between_any_two_steps_keeps_the_job() {
+    // What is called right before each step's own write, and in the capture.
+    for (method, path, step) in [
+        (Method::GET, "/log", "capture"),
+        (Method::POST, "/configmaps", "commit"),
+        (Method::PATCH, JOB, "mark"),
+        (Method::POST, "/events", "announce"),
+        (Method::PATCH, "/configmaps/build-results", "note"),
+    ] {
+        let apiserver = cluster(b"hello\n");
+        let actor = process(&apiserver, delete_after());
+        let store = actor.store.clone();
+        apiserver.before(method, path, move || set_policy(&store, 2, never()));
+        actor.job(UID).await.unwrap();
+        let job = the_job(&apiserver);
+        // Before the mark, Never takes the TTL off, too; after it the TTL is the people's.
+        if matches!(step, "capture" | "commit") {
+            assert!(job["spec"].get("ttlSecondsAfterFinished").is_none(), "{step}: {job}");
+        }
+        assert_eq!(job["metadata"]["annotations"][keys::RESULTS], "build-results", "{step}");
+        assert_eq!(apiserver.all("events").len(), 1, "{step}");
+    }
+}
+
+#[tokio::test]
+async fn who_opts_out_during_the_capture_keeps_the_job_and_its_ttl() {
+    let apiserver = cluster(b"hello\n");
+    let actor = process(&apiserver, delete_after());
+    let (server, store) = (apiserver.clone(), actor.store.clone());
+    apiserver.before(Method::GET, "/log", move || {
+        let mut job = server.get("jobs", "ci", "build").unwrap();
+        job["metadata"]["labels"] = json!({keys::ENABLED: "false"});
+        server.put("jobs", job);
+        // And the watch is behind.
+        let _unseen = store;
+    });
+    actor.job(UID).await.unwrap();
+    let job = the_job(&apiserver);
+    assert!(job["metadata"]["annotations"].get(keys::STATUS).is_none(), "{job}");
+    assert_eq!(job["spec"]["ttlSecondsAfterFinished"], 60, "its own TTL is not left stranded");
+}
+
+#[tokio::test]
+async fn labels_alone_are_no_result() {
+    for name in ["whatever", "build-results", "build-results-01234567"] {
+        for policy in [json!({"results": {}}), delete_after()] {
+            let apiserver = cluster(b"hello\n");
+            apiserver.put(
+                "configmaps",
+                json!({"apiVersion": "v1", "kind": "ConfigMap",
+                "metadata": {"name": name, "namespace": "ci",
+                    "labels": {keys::CREATED: "true", keys::JOB_UID: UID}}}),
+            );
+            let actor = process(&apiserver, policy);
+            seen(&actor, name);
+            actor.job(UID).await.unwrap();
+            let stored = apiserver.all("configmaps").into_iter().find(|map| {
+                map["data"]["result.json"].as_str().is_some_and(|manifest| manifest.contains(UID))
+            });
+            let stored = stored.unwrap_or_else(|| panic!("{name}: no result: {:#?}", apiserver.calls()));
+            assert!(stored["data"]["logs"].as_str().unwrap().contains("hello"), "{name}");
+            assert!(apiserver.all("events").iter().any(|event| event["reason"] == "JobProcessing"));
+            if let Some(job) = apiserver.get("jobs", "ci", "build") {
+                assert_eq!(job["metadata"]["annotations"][keys::RESULTS], stored["metadata"]["name"]);
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_copy_of_a_result_changes_nothing() {
+    for copy in ["zz-backup", "build-results-01234567"] {
+        let apiserver = cluster(b"hello\n");
+        process(&apiserver, json!({"results": {}})).job(UID).await.unwrap();
+        let mut map = apiserver.get("configmaps", "ci", "build-results").unwrap();
+        map["metadata"]["name"] = copy.into();
+        apiserver.put("configmaps", map);
+        // And its author keeps the Job longer.
+        let mut job = the_job(&apiserver);
+        job["spec"]["ttlSecondsAfterFinished"] = 3600.into();
+        apiserver.put("jobs", job);
+        let actor = process(&apiserver, json!({"results": {}}));
+        seen(&actor, copy);
+        actor.job(UID).await.unwrap();
+        let job = the_job(&apiserver);
+        assert_eq!(job["metadata"]["annotations"][keys::RESULTS], "build-results", "{copy}");
+        assert_eq!(job["spec"]["ttlSecondsAfterFinished"], 3600, "{copy}");
+    }
+}
+
+#[tokio::test]
+async fn a_group_is_not_pruned_on_labels_alone() {
+    let apiserver = cluster(b"hello\n");
+    let mut newer = the_job(&apiserver);
+    newer["metadata"]["name"] = "build-2".into();
+    newer["metadata"]["uid"] = "2".into();
+    newer["metadata"]["creationTimestamp"] = "2026-01-02T00:00:00Z".into();
+    newer["metadata"]["labels"] = json!({"app": "x"});
+    newer["status"] = json!({});
+    let mut older = the_job(&apiserver);
+    older["metadata"]["labels"] = json!({"app": "x"});
+    apiserver.put("jobs", older);
+    apiserver.put("jobs", newer);
+    apiserver.put(
+        "configmaps",
+        json!({"apiVersion": "v1", "kind": "ConfigMap",
+        "metadata": {"name": "build-results", "namespace": "ci",
+            "labels": {keys::CREATED: "true", keys::JOB_UID: UID}}}),
+    );
+    let policy = json!({"results": {}, "group": {"type": "Labels", "labelKeys": ["app"]},
+        "cleanup": {"keep": {"newest": 1}}});
+    let actor = process(&apiserver, policy.clone());
+    let group = actor.store.group_of(UID).unwrap();
+    actor.group(&group).await.unwrap();
+    the_job(&apiserver);
+    // With a result, and a policy that is edited while the keeper is looked at, it stays, too.
+    actor.job(UID).await.unwrap();
+    let actor = process(&apiserver, policy.clone());
+    let store = actor.store.clone();
+    apiserver.before(Method::GET, "/jobs/build-2", move || {
+        set_policy(&store, 2, json!({"results": {}, "group": {"type": "Labels", "labelKeys": ["app"]}}));
+    });
+    let _looks_again = actor.group(&group).await;
+    the_job(&apiserver);
+    // Otherwise it goes.
+    process(&apiserver, policy).group(&group).await.unwrap();
+    assert!(apiserver.get("jobs", "ci", "build").is_none());
+}
+
+#[tokio::test]
+async fn a_ttl_that_was_put_aside_comes_back_when_nobody_asks_for_the_result() {
+    let apiserver = cluster(b"hello\n");
+    let actor = process(&apiserver, json!({"stamp": {"ttlSecondsAfterFinished": {"max": 50}}}));
+    actor.job(UID).await.unwrap();
+    let job = the_job(&apiserver);
+    assert_eq!(job["spec"]["ttlSecondsAfterFinished"], 50, "the one put aside is 60; clamped");
+    assert!(job["metadata"]["annotations"].get(keys::TTL).is_none(), "{job}");
+    assert!(apiserver.all("configmaps").is_empty() && apiserver.all("events").is_empty());
+    // Once: what people set afterwards stays.
+    let writes = apiserver.writes();
+    process(&apiserver, json!({})).job(UID).await.unwrap();
+    assert_eq!(apiserver.writes(), writes);
+}
+
+#[tokio::test]
+async fn a_finished_job_that_is_deleted_before_its_harvest_leaves_a_result() {
+    for pods in [true, false] {
+        let apiserver = cluster(b"hello\n");
+        let actor = process(&apiserver, delete_after());
+        let job: Job = serde_json::from_value(the_job(&apiserver)).unwrap();
+        apiserver.remove("jobs", "ci", "build");
+        if !pods {
+            apiserver.remove("pods", "ci", "build-x");
+        }
+        actor.store.bury(UID, Some(JobSnapshot::from(&job)));
+        actor.job(UID).await.unwrap();
+        let result = apiserver.get("configmaps", "ci", "build-results").unwrap();
+        let manifest: Value = serde_json::from_str(result["data"][manifest::KEY].as_str().unwrap()).unwrap();
+        assert_eq!(result["data"]["status"], "failed");
+        assert_eq!(manifest["completeness"]["complete"], pods, "{manifest}");
+        let lost = manifest["completeness"]["lost"].to_string();
+        assert_eq!(lost.contains("deleted before its result was stored"), !pods, "{lost}");
+        let reasons: Vec<_> = apiserver.all("events").iter().map(|e| e["reason"].clone()).collect();
+        assert_eq!(reasons, ["JobProcessing"]);
+        assert!(actor.store.buried().is_empty(), "handled");
+    }
+}
+
+#[tokio::test]
+async fn where_its_result_cannot_be_written_either_an_event_says_so() {
+    let apiserver = cluster(b"hello\n");
+    let actor = process(&apiserver, delete_after());
+    apiserver.remove("jobs", "ci", "build");
+    actor.store.bury(UID, None);
+    apiserver.refuse("configmaps", 403, "exceeded quota: few");
+    actor.job(UID).await.unwrap();
+    let events = apiserver.all("events");
+    assert_eq!(events.len(), 1);
+    assert_eq!(events[0]["reason"], "ResultLost");
+    let note = events[0]["note"].as_str().unwrap();
+    assert!(
+        note.contains("exceeded quota") && note.contains("deleted") && !note.contains("keeps trying"),
+        "{note}"
+    );
+    assert!(actor.store.buried().is_empty(), "told");
+}
+
+#[tokio::test]
+async fn only_what_was_to_be_harvested_is_mourned() {
+    let harvested = cluster(b"hello\n");
+    process(&harvested, json!({"results": {}})).job(UID).await.unwrap();
+    let actor = process(&harvested, json!({"results": {}}));
+    actor.store.bury(UID, None);
+    assert!(actor.store.buried().is_empty(), "marked: its result was stored");
+
+    let actor = process(&cluster(b""), json!({}));
+    actor.store.bury(UID, None);
+    assert!(actor.store.buried().is_empty(), "nobody asks for its result");
+
+    // The end of a relist that does not have it any more.
+    let actor = process(&cluster(b""), json!({"results": {}}));
+    let mut changes = actor.store.changes();
+    changes.mark_unchanged();
+    actor.store.keep_jobs(&Default::default());
+    assert_eq!(actor.store.buried(), [UID]);
+    assert!(changes.has_changed().unwrap());
+}
