@@ -21,11 +21,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     lease::{Keeper, Liveness},
+    ledger::limiter::{self, LedgersError},
     metrics::WebhookMetrics,
     mirror::MirrorError,
     policies::Policies,
     refusals::refusals,
-    rounds::{self, RoundsError},
     server::serve_webhook,
     state::State,
 };
@@ -88,7 +88,7 @@ pub enum RunError {
     Mirror(#[from] MirrorError),
     /// Deciding about limits died.
     #[error(transparent)]
-    Rounds(#[from] RoundsError),
+    Limits(#[from] LedgersError),
     /// A task died.
     #[error("a task died: {0}")]
     Died(#[from] tokio::task::JoinError),
@@ -170,9 +170,10 @@ pub async fn run(options: Options) -> Result<(), RunError> {
         Ok("courier of refusals")
     });
 
-    let (limiter, rounds) = rounds::limiter(client.clone(), policies.clone(), ours.clone());
-    let token = background.clone();
-    tasks.spawn(async move { rounds.run(token).await.map(|()| "limits").map_err(Into::into) });
+    let (limiter, ledgers) =
+        limiter::limiter(client.clone(), &options.namespace, policies.clone(), ours.clone());
+    let limits = ledgers.run(&readiness, background.clone());
+    tasks.spawn(async move { limits.await.map(|()| "limits").map_err(Into::into) });
 
     let liveness = Liveness::default();
     let keeper = Arc::new(Keeper::new(
