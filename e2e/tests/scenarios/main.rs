@@ -5,6 +5,7 @@ mod harvesting;
 mod input;
 mod installed;
 mod limiting;
+mod nothing_lost;
 mod outages;
 mod policies;
 mod stamping;
