@@ -2,7 +2,7 @@
 //!
 //! All requests that wait for the same namespace (or for the cluster) are served in one round: one LIST that begins
 //! after they came, then one decision after the other. What was granted and not seen yet counts ([`crate::slots`]).
-//! With several replicas at once it is not exact: that takes the shared ledger, which has the same place behind
+//! With several replicas at once it is not exact, so the program uses the shared ledger, [`crate::ledger`], behind
 //! [`Limiter`].
 
 use std::{

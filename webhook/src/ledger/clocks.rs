@@ -35,8 +35,8 @@ impl Clocks {
         self.0.iter().filter(|(_, since)| is_older(since)).map(|(request, _)| request.clone()).collect()
     }
 
-    /// Whether there is anything to wait for.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+    /// How many attempts are known.
+    pub fn count(&self) -> usize {
+        self.0.len()
     }
 }

@@ -234,7 +234,9 @@ impl Ledgers {
                 }
                 Some(ended) = actors.join_next() => ended?,
                 _ = tick.tick() => {
-                    for ledger in self.limiter.shared.memory.with_older(OLD, std::time::Instant::now()) {
+                    let Shared { memory, metrics, .. } = &*self.limiter.shared;
+                    metrics.pending_attempts.set(i64::try_from(memory.attempts()).unwrap_or(i64::MAX));
+                    for ledger in memory.with_older(OLD, std::time::Instant::now()) {
                         self.limiter.tell(LedgerId::of_name(&ledger), Message::Tidy);
                     }
                 }

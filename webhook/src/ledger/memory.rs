@@ -77,6 +77,11 @@ impl Memory {
         with.map(|(ledger, _)| ledger.clone()).collect()
     }
 
+    /// Attempts of all ledgers without a known outcome.
+    pub fn attempts(&self) -> usize {
+        self.inner().clocks.values().map(Clocks::count).sum()
+    }
+
     fn inner(&self) -> MutexGuard<'_, Inner> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
