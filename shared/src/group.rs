@@ -27,6 +27,10 @@ pub enum NoGroup {
     /// A label key is missing on the Job.
     #[error("no group: the Job has no label {0}")]
     MissingLabel(String),
+    /// A label that makes groups is empty. Charts and CI write such labels where they have no value to set: Jobs that
+    /// share nothing else are no runs of the same thing.
+    #[error("no group: the Job's label {0} is empty")]
+    EmptyLabel(String),
     /// It has no controlling owner.
     #[error("no group: the Job has no controlling owner")]
     NoOwner,
@@ -35,7 +39,7 @@ pub enum NoGroup {
 /// The group of a Job with these labels and this owner.
 ///
 /// # Errors
-/// Where a label is missing, or the owner.
+/// Where a label is missing or empty, or there is no owner.
 pub fn group_of(
     spec: &GroupSpec,
     labels: &BTreeMap<String, String>,
@@ -43,19 +47,26 @@ pub fn group_of(
 ) -> Result<GroupId, NoGroup> {
     match spec.by {
         GroupBy::Labels => {
-            let values = spec
-                .label_keys
-                .iter()
-                .map(|key| {
-                    labels.get(key).map(String::as_str).ok_or_else(|| NoGroup::MissingLabel(key.clone()))
-                })
-                .collect::<Result<Vec<_>, _>>()?;
+            let values =
+                spec.label_keys.iter().map(|key| group_value(labels, key)).collect::<Result<Vec<_>, _>>()?;
             Ok(GroupId { by: format!("labels:{}", spec.label_keys.join(",")), value: join(&values) })
         }
         GroupBy::Owner => {
             let owner = owner.ok_or(NoGroup::NoOwner)?;
             Ok(GroupId { by: format!("owner:{}", owner.kind), value: names::label_value(&owner.name) })
         }
+    }
+}
+
+/// The value of a label that makes groups.
+///
+/// # Errors
+/// Where it is missing or empty.
+pub fn group_value<'a>(labels: &'a BTreeMap<String, String>, key: &str) -> Result<&'a str, NoGroup> {
+    match labels.get(key).map(String::as_str) {
+        None => Err(NoGroup::MissingLabel(key.to_owned())),
+        Some("") => Err(NoGroup::EmptyLabel(key.to_owned())),
+        Some(value) => Ok(value),
     }
 }
 
@@ -106,6 +117,16 @@ mod tests {
     fn a_missing_label_is_no_group_and_says_so() {
         let error = group_of(&by(&["a", "b"]), &labels(&[("a", "7")]), None).unwrap_err();
         assert_eq!(error.to_string(), "no group: the Job has no label b");
+    }
+
+    #[test]
+    fn an_empty_label_is_no_group_and_says_so() {
+        for pairs in [[("a", ""), ("b", "12")], [("a", "7"), ("b", "")]] {
+            let error = group_of(&by(&["a", "b"]), &labels(&pairs), None).unwrap_err();
+            assert!(matches!(&error, NoGroup::EmptyLabel(key) if pairs.contains(&(key, ""))), "{error}");
+        }
+        let error = group_of(&by(&["a"]), &labels(&[("a", "")]), None).unwrap_err();
+        assert_eq!(error.to_string(), "no group: the Job's label a is empty");
     }
 
     #[test]

@@ -322,12 +322,31 @@ pub struct Logs {
     /// Which part.
     #[serde(default)]
     pub mode: LogsMode,
-    /// Bytes per container.
+    /// Bytes per container, at most 16Mi.
     #[serde(default = "default_bytes_per_container")]
+    #[schemars(schema_with = "schema::bytes_per_container_schema")]
     pub max_bytes_per_container: Bytes,
-    /// Bytes per Job.
+    /// Bytes per Job, at most 64Mi.
     #[serde(default = "default_bytes_per_job")]
+    #[schemars(schema_with = "schema::bytes_per_job_schema")]
     pub max_bytes_per_job: Bytes,
+}
+
+impl Logs {
+    /// The most that a policy may ask for per container: one namespace's wishes must not fill the memory of all.
+    pub const PER_CONTAINER_MAX: Bytes = Bytes(16 << 20);
+    /// The most that a policy may ask for per Job.
+    pub const PER_JOB_MAX: Bytes = Bytes(64 << 20);
+
+    /// Bytes per container; policies that were stored before the schema had a maximum are held to it here.
+    pub fn per_container(&self) -> usize {
+        self.max_bytes_per_container.min(Self::PER_CONTAINER_MAX).as_usize()
+    }
+
+    /// Bytes per Job, in the same way.
+    pub fn per_job(&self) -> usize {
+        self.max_bytes_per_job.min(Self::PER_JOB_MAX).as_usize()
+    }
 }
 
 /// Which part of the logs is kept.
@@ -350,7 +369,8 @@ pub struct Cleanup {
     /// Of failed Jobs.
     #[serde(default)]
     pub failed_policy: CleanupPolicy,
-    /// How many Jobs of each group stay; absent = groups are not pruned.
+    /// How many Jobs of each group stay; absent = groups are not pruned. It holds pruning back, not the policies above:
+    /// a Job with AfterHarvest goes after its harvest, be it the newest of its group.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keep: Option<Keep>,
     /// How a pruned Job's pods go.

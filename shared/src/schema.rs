@@ -3,15 +3,19 @@
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
-use crate::policy::Limit;
+use crate::{
+    bytes::Bytes,
+    policy::{Limit, Logs},
+};
 
 // The rules of `k8s.io/apimachinery/pkg/util/validation`: IsQualifiedName and IsValidLabelValue.
 const LABEL_KEY: &str = "^([a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$";
 const LABEL_VALUE: &str = "^(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?$";
 
+const NO_LABEL_KEY: &str = "not a valid label key, expected [prefix/]name such as example.com/app";
+
 /// A label selector with the checks that the apiserver makes for built-in types, and that a CRD has to state.
 pub(crate) fn selector_schema(_: &mut SchemaGenerator) -> Schema {
-    let key = format!("self.matches('{LABEL_KEY}')");
     json_schema!({
         "type": "object",
         "nullable": true,
@@ -30,7 +34,7 @@ pub(crate) fn selector_schema(_: &mut SchemaGenerator) -> Schema {
                         "key": {
                             "type": "string",
                             "maxLength": 317,
-                            "x-kubernetes-validations": [{"rule": key, "message": "selector key is not a valid label key"}],
+                            "x-kubernetes-validations": [label_key()],
                         },
                         "operator": {"type": "string", "enum": ["In", "NotIn", "Exists", "DoesNotExist"]},
                         "values": {
@@ -50,14 +54,25 @@ pub(crate) fn selector_schema(_: &mut SchemaGenerator) -> Schema {
     })
 }
 
+/// One key; what is wrong is named, as the apiserver names only the field.
+fn label_key() -> serde_json::Value {
+    serde_json::json!({
+        "rule": format!("self.matches('{LABEL_KEY}')"),
+        "message": NO_LABEL_KEY,
+        "messageExpression": format!("'\"' + self + '\": {NO_LABEL_KEY}'"),
+    })
+}
+
 fn label_map() -> serde_json::Value {
+    let valid = format!("k.size() <= 317 && k.matches('{LABEL_KEY}')");
     serde_json::json!({
         "type": "object",
         "maxProperties": 32,
         "additionalProperties": {"type": "string", "maxLength": 63, "pattern": LABEL_VALUE},
         "x-kubernetes-validations": [{
-            "rule": format!("self.all(k, k.size() <= 317 && k.matches('{LABEL_KEY}'))"),
-            "message": "a key is not a valid label key",
+            "rule": format!("self.all(k, {valid})"),
+            "message": NO_LABEL_KEY,
+            "messageExpression": format!("'\"' + self.filter(k, !({valid}))[0] + '\": {NO_LABEL_KEY}'"),
         }],
     })
 }
@@ -82,10 +97,7 @@ pub(crate) fn label_keys_schema(_: &mut SchemaGenerator) -> Schema {
         "items": {
             "type": "string",
             "maxLength": 317,
-            "x-kubernetes-validations": [{
-                "rule": format!("self.matches('{LABEL_KEY}')"),
-                "message": "group.labelKeys: not a valid label key",
-            }],
+            "x-kubernetes-validations": [label_key()],
         },
     })
 }
@@ -101,6 +113,27 @@ pub(crate) fn limits_schema(generator: &mut SchemaGenerator) -> Schema {
         "x-kubernetes-list-map-keys": ["name"],
         "items": item,
     })
+}
+
+pub(crate) fn bytes_per_container_schema(generator: &mut SchemaGenerator) -> Schema {
+    at_most(generator, Logs::PER_CONTAINER_MAX)
+}
+
+pub(crate) fn bytes_per_job_schema(generator: &mut SchemaGenerator) -> Schema {
+    at_most(generator, Logs::PER_JOB_MAX)
+}
+
+/// An amount of bytes with a maximum. The units of [`Bytes`] are among those of a Kubernetes quantity.
+fn at_most(generator: &mut SchemaGenerator, max: Bytes) -> Schema {
+    let mut schema = Bytes::json_schema(generator);
+    let rule =
+        format!("type(self) == int ? self <= {} : quantity(self).compareTo(quantity('{max}')) <= 0", max.0);
+    let message = format!("must be at most {max}");
+    schema.insert(
+        "x-kubernetes-validations".to_owned(),
+        serde_json::json!([{"rule": rule, "message": message}]),
+    );
+    schema
 }
 
 pub(crate) fn range_schema(_: &mut SchemaGenerator) -> Schema {

@@ -22,12 +22,15 @@ use crate::{
     prune,
     queue::Queue,
     result,
+    slots::{self, Slot, Slots},
     store::{GroupKey, ResultRef, Store, Uid},
 };
 
 /// Jobs and groups that are worked on at a time.
 const CONCURRENCY: usize = 24;
-/// Longest time for one Job; capture has a shorter one of its own, so that this is only reached where everything hangs.
+/// Jobs that are under way: those that are worked on, and those that wait for their nodes' logs.
+const UNDER_WAY: usize = 1_024;
+/// Longest work on one Job, without the wait for logs; only reached where everything hangs.
 const BOUND: Duration = Duration::from_secs(150);
 /// Most steps with one Job before it is put back into the queue: the sequence has four, the rest are Jobs that keep
 /// changing.
@@ -104,6 +107,7 @@ impl Actor {
     /// Works the queue off for ever; dropped with all it has begun where this sink stops leading.
     pub async fn work(self) {
         let actor = Arc::new(self);
+        let slots = Slots::new(CONCURRENCY);
         let mut tasks: JoinSet<(Key, bool)> = JoinSet::new();
         let mut running: HashMap<tokio::task::Id, Key> = HashMap::new();
         loop {
@@ -120,10 +124,10 @@ impl Actor {
                         }
                     }
                 },
-                key = actor.queue.next(), if tasks.len() < CONCURRENCY => {
+                (slot, key) = async { (slots.take().await, actor.queue.next().await) }, if tasks.len() < UNDER_WAY => {
                     let (own, work) = (actor.clone(), key.clone());
                     let task = tasks.spawn(async move {
-                        let well = own.process(&work).await;
+                        let well = own.process(&work, slot).await;
                         (work, well)
                     });
                     running.insert(task.id(), key);
@@ -132,14 +136,14 @@ impl Actor {
         }
     }
 
-    async fn process(&self, key: &Key) -> bool {
+    async fn process(&self, key: &Key, slot: Slot) -> bool {
         let work = async {
             match key {
                 Key::Job(uid) => self.job(uid).await,
                 Key::Group(group) => self.group(group).await,
             }
         };
-        let outcome = tokio::time::timeout(BOUND, Box::pin(work)).await.unwrap_or(Err(ActError::Slow));
+        let outcome = slot.run(BOUND, Box::pin(work)).await.unwrap_or(Err(ActError::Slow));
         let Err(error) = outcome else { return true };
         let (what, name) = match key {
             Key::Job(uid) => ("harvest", self.store.job(uid).map_or_else(|| uid.clone(), |job| job.key())),
@@ -264,7 +268,7 @@ impl Actor {
         gone: bool,
     ) -> Result<Committed, ActError> {
         let pods = self.capturer.pods_of(&job.namespace, &job.uid).await?;
-        let captured = self.capturer.pods(pods, logs).await;
+        let (captured, _memory) = slots::aside(self.capturer.pods(pods, logs)).await;
         let Some(mut packed) = result::pack(job, group, captured, logs) else {
             return Err(ActError::Changed(job.key()));
         };

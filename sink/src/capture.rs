@@ -4,7 +4,6 @@
 //! can hand its own to [`Capturer::pod`].
 
 use std::{
-    collections::HashMap,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -22,18 +21,19 @@ use crate::{
     api::{ApiError, CALL_TIMEOUT, call},
     facts,
     logs::{self, Kept},
-    manifest::{LogFacts, PodFacts},
+    manifest::{ContainerFacts, LogFacts, PodFacts},
+    turns::{Memory, Node, Turns},
 };
 
 /// Label that the Job controller puts on pods (`k8s.io/api/batch/v1`, `ControllerUidLabel`).
 const CONTROLLER_UID: &str = "batch.kubernetes.io/controller-uid";
-/// Log streams at a time, over all. The apiserver's fairness does not throttle them.
-const STREAMS: usize = 32;
-/// Log streams at a time to one node: one that hangs holds up only itself.
-const STREAMS_PER_NODE: usize = 4;
+/// Log streams at a time, over all: those of 32 nodes. The apiserver's fairness does not throttle them.
+const STREAMS: usize = 128;
 /// A log stream without a byte for this long is left.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// All of a Job's logs are read within this time, or what is missing is recorded as lost.
+/// The same for a node that has not answered for a while.
+const PATIENCE_WITH_MUTE: Duration = Duration::from_secs(2);
+/// All of a Job's logs are read within this time from its turn, or what is missing is recorded as lost.
 const DEADLINE: Duration = Duration::from_secs(60);
 /// Tries per log, for answers that may be better the next time.
 const TRIES: u32 = 3;
@@ -69,13 +69,13 @@ pub struct CapturedLog {
 pub struct Capturer {
     client: Client,
     all: Arc<Semaphore>,
-    nodes: Arc<Mutex<HashMap<String, Arc<Semaphore>>>>,
+    turns: Turns,
 }
 
 impl Capturer {
     /// One per process.
     pub fn new(client: Client) -> Self {
-        Self { client, all: Arc::new(Semaphore::new(STREAMS)), nodes: Arc::default() }
+        Self { client, all: Arc::new(Semaphore::new(STREAMS)), turns: Turns::default() }
     }
 
     /// The pods of a Job, those that explain most first.
@@ -100,15 +100,28 @@ impl Capturer {
         Ok(pods)
     }
 
-    /// Reads the pods' logs within the Job's budget, which is spent in the order given.
-    pub async fn pods(&self, pods: Vec<Pod>, budget: &Logs) -> Vec<CapturedPod> {
+    /// Reads the pods' logs within the Job's budget, which is spent in the order given, once it is this Job's turn. The
+    /// memory is to be held as long as the logs are.
+    pub async fn pods(&self, pods: Vec<Pod>, budget: &Logs) -> (Vec<CapturedPod>, Memory) {
+        let logs = match budget.mode {
+            LogsMode::HeadAndTail => pods.iter().map(logs_of).sum(),
+            LogsMode::None => 0,
+        };
+        let namespace = pods.first().and_then(ResourceExt::namespace).unwrap_or_default();
+        // Most Jobs have one pod. Where there are more, the node of the first stands in for the others: their streams are
+        // bounded per node all the same.
+        let node = pods.iter().find_map(|pod| pod.spec.as_ref()?.node_name.as_deref());
+        let most = budget.per_job().min(budget.per_container().saturating_mul(logs));
+        let turn = self.turns.wait(&namespace, node.filter(|_| logs > 0), most).await;
         let deadline = Instant::now() + DEADLINE;
-        let left = Arc::new(Mutex::new(budget.max_bytes_per_job.as_usize()));
+        let left = Arc::new(Mutex::new(most));
         let captured = futures::stream::iter(pods).map(|pod| {
             let left = left.clone();
             async move { self.pod(&pod, budget, &left, deadline).await }
         });
-        captured.buffered(PODS_AT_A_TIME).collect().await
+        let captured: Vec<_> = captured.buffered(PODS_AT_A_TIME).collect().await;
+        let kept = captured.iter().flat_map(|pod| &pod.logs).map(|log| log.kept.bytes()).sum();
+        (captured, turn.end(kept))
     }
 
     /// Reads one pod's logs.
@@ -118,22 +131,14 @@ impl Capturer {
         if budget.mode == LogsMode::HeadAndTail {
             let node = facts.node.clone().unwrap_or_default();
             for container in &mut facts.containers {
-                let ran = |phase: &str| matches!(phase, "terminated" | "running");
-                let mut runs = Vec::new();
-                if container.last_state.is_some() {
-                    runs.push(true);
-                }
-                if ran(&container.state.phase) {
-                    runs.push(false);
-                }
-                for previous in runs {
+                for previous in runs(container) {
                     // Reserved whole and given back in part: what is read at the same time never exceeds the Job's budget.
-                    let granted = take(left, budget.max_bytes_per_container.as_usize());
+                    let granted = take(left, budget.per_container());
                     let (name, uid) = ((pod.name_any(), pod.namespace().unwrap_or_default()), &facts.uid);
                     let run =
                         Run { pod: &name.0, namespace: &name.1, uid, container: &container.name, previous };
                     let log = self.log(run, &node, granted, deadline).await;
-                    give(left, granted.saturating_sub(log.kept.head.len() + log.kept.tail.len()));
+                    give(left, granted.saturating_sub(log.kept.bytes()));
                     container.logs.push(LogFacts {
                         previous,
                         length: log.kept.length,
@@ -158,13 +163,19 @@ impl Capturer {
             log.lost = Some("the log budget of the policies for one Job was used up before".to_owned());
             return log;
         }
+        let of_node = self.turns.node(node);
         for attempt in 1..=TRIES {
-            match tokio::time::timeout_at(deadline, self.try_log(&run, node, max, deadline)).await {
+            if let Some(others) = of_node.hopeless() {
+                let why = "does not answer calls for logs, and other Jobs wait for it";
+                log.lost = Some(format!("node {node} {why} ({others} now)"));
+                return log;
+            }
+            match tokio::time::timeout_at(deadline, self.try_log(&run, &of_node, max, deadline)).await {
                 Ok(Ok((kept, early))) => {
                     (log.kept, log.lost) = (kept, early);
                     return log;
                 }
-                Ok(Err(fault)) if fault.again && attempt < TRIES => {
+                Ok(Err(fault)) if fault.again && attempt < TRIES && !of_node.is_mute() => {
                     tokio::time::sleep(Duration::from_millis(300 * u64::from(attempt))).await;
                 }
                 Ok(Err(fault)) => {
@@ -183,14 +194,13 @@ impl Capturer {
     async fn try_log(
         &self,
         run: &Run<'_>,
-        node: &str,
+        node: &Node,
         max: usize,
         deadline: Instant,
     ) -> Result<(Kept, Option<String>), Fault> {
-        let of_node = self.node(node);
         // Closed only at the end of the process.
         let closed = |_| Fault { why: "the sink is stopping".into(), again: false };
-        let _node = of_node.acquire().await.map_err(closed)?;
+        let _node = node.streams.acquire().await.map_err(closed)?;
         let _all = self.all.acquire().await.map_err(closed)?;
         let api = Api::<Pod>::namespaced(self.client.clone(), run.namespace);
         let params = LogParams {
@@ -199,12 +209,22 @@ impl Capturer {
             follow: false,
             ..LogParams::default()
         };
-        let stream = match tokio::time::timeout(CALL_TIMEOUT, api.log_stream(run.pod, &params)).await {
+        let (patience, answer_within) =
+            if node.is_mute() { (PATIENCE_WITH_MUTE, PATIENCE_WITH_MUTE) } else { (PATIENCE, CALL_TIMEOUT) };
+        let stream = match tokio::time::timeout(answer_within, api.log_stream(run.pod, &params)).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => return Err(Fault::of(ApiError::new("read the log", error))),
-            Err(_) => return Err(Fault { why: "the node gave no answer in time".into(), again: true }),
+            Err(_) => {
+                node.said_nothing();
+                return Err(Fault { why: "the node gave no answer in time".into(), again: true });
+            }
         };
-        let (mut kept, early) = logs::read(stream, max, PATIENCE, deadline).await;
+        let (mut kept, early) = logs::read(stream, max, patience, deadline).await;
+        if early.is_some() && kept.length == 0 {
+            node.said_nothing()
+        } else {
+            node.answered()
+        }
         kept.cut_at_characters();
         if kept.length < 512 && logs::is_excuse(&kept.head) {
             return Err(Fault {
@@ -214,15 +234,6 @@ impl Capturer {
         }
         tracing::trace!(pod = run.uid, container = run.container, bytes = kept.length, "read a log");
         Ok((kept, early))
-    }
-
-    fn node(&self, node: &str) -> Arc<Semaphore> {
-        let mut nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
-        // Nodes come and go: those nobody reads from are forgotten.
-        if nodes.len() > 1_000 {
-            nodes.retain(|_, semaphore| Arc::strong_count(semaphore) > 1);
-        }
-        nodes.entry(node.to_owned()).or_insert_with(|| Arc::new(Semaphore::new(STREAMS_PER_NODE))).clone()
     }
 }
 
@@ -251,6 +262,17 @@ impl Fault {
         };
         Self { why, again }
     }
+}
+
+/// The runs of a container that have a log, as «was it the one before».
+fn runs(container: &ContainerFacts) -> Vec<bool> {
+    let ran = matches!(container.state.phase.as_str(), "terminated" | "running");
+    container.last_state.is_some().then_some(true).into_iter().chain(ran.then_some(false)).collect()
+}
+
+/// How many logs a pod has.
+fn logs_of(pod: &Pod) -> usize {
+    facts::of_pod(pod).containers.iter().map(|container| runs(container).len()).sum()
 }
 
 fn take(left: &Mutex<usize>, wish: usize) -> usize {

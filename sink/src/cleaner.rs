@@ -9,6 +9,7 @@ use std::{
 };
 
 use job_handler_shared::{
+    group::{NoGroup, group_value},
     job::JobSnapshot,
     keys, names,
     policy::{Keep, Propagation},
@@ -19,7 +20,7 @@ use kube::{Api, Client, api::ListParams};
 use crate::{
     api::{ApiError, call},
     mark::{self, Written},
-    prune::{self, Keepers, Ranked},
+    prune::{self, Keepers, Ranked, Spared},
 };
 
 /// A list that ran too old is begun again this often.
@@ -50,6 +51,8 @@ pub struct Options {
     pub page: u32,
     /// Whether anything is deleted.
     pub dry_run: DryRun,
+    /// Also deletes Jobs whose result is, or may be, still to be stored.
+    pub unharvested: bool,
 }
 
 /// What came of it.
@@ -155,10 +158,11 @@ impl<W: Write> Run<'_, W> {
         if all && keys::EXCLUDED_NAMESPACES.contains(&job.namespace.as_str()) {
             return Ok(());
         }
-        let Some(value) = job.labels.get(&self.options.group_label).cloned() else { return Ok(()) };
-        if value.is_empty() {
-            return self.skip(&job, &value, &"the label is empty: no group");
-        }
+        let value = match group_value(&job.labels, &self.options.group_label) {
+            Ok(value) => value.to_owned(),
+            Err(NoGroup::MissingLabel(_)) => return Ok(()),
+            Err(none) => return self.skip(&job, "", &none),
+        };
         if job.deleting_since.is_some() {
             return self.skip(&job, &value, &prune::Spared::Deleting);
         }
@@ -188,8 +192,14 @@ impl<W: Write> Run<'_, W> {
     }
 
     async fn purge(&mut self, job: JobSnapshot, key: &(String, String)) -> Result<(), CleanError> {
-        if let Err(spared) = prune::may_go(&job, true) {
-            return self.skip(&job, &key.1, &spared);
+        let awaits = awaits_harvest(&job).filter(|_| !self.options.unharvested);
+        match (prune::may_go(&job, awaits.is_none()), awaits) {
+            (Ok(()), _) => {}
+            (Err(Spared::NotHarvested), Some(why)) => {
+                let why = format!("{why}; --unharvested deletes it all the same");
+                return self.skip(&job, &key.1, &why);
+            }
+            (Err(spared), _) => return self.skip(&job, &key.1, &spared),
         }
         if let Some(group) = self.groups.get_mut(key)
             && !group.fetched
@@ -268,6 +278,23 @@ impl<W: Write> Run<'_, W> {
             "{word:<5} {}/{}  {group_label}={value}  {}  {why}",
             job.namespace, job.name, job.created
         )?)
+    }
+}
+
+/// Why a result of this Job may still have to be stored, as far as the Job itself tells: policies and results are not
+/// read here, as whoever runs this may have no right to. The webhook puts the TTL aside where a policy asks for the
+/// result, it stamps whatever a policy selects, and the sink names the result on the Job once it is stored.
+fn awaits_harvest(job: &JobSnapshot) -> Option<&'static str> {
+    let has = |key| job.annotations.contains_key(key);
+    let opted_out = job.labels.get(keys::ENABLED).is_some_and(|value| value == "false");
+    if has(keys::RESULTS) || opted_out {
+        None
+    } else if has(keys::TTL) {
+        Some("its result is not stored yet")
+    } else if has(keys::STAMPED) {
+        Some("a policy selected it and no stored result is named on it")
+    } else {
+        None
     }
 }
 

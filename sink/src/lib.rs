@@ -7,6 +7,7 @@
 //! | [`queue`] | what is to be looked at |
 //! | [`plan`], [`prune`] | what is to be done: pure |
 //! | [`act`] | does it |
+//! | [`slots`], [`turns`] | how much at a time, and whose turn it is |
 //! | [`capture`], [`facts`], [`logs`], [`sections`] | what pods tell |
 //! | [`result`], [`manifest`], [`commit`] | the stored result |
 //! | [`mark`] | conditional writes to Jobs |
@@ -46,9 +47,11 @@ pub mod result;
 pub mod run;
 pub mod sections;
 pub mod series;
+pub mod slots;
 pub mod status;
 pub mod statuses;
 pub mod store;
+pub mod turns;
 pub mod watch;
 
 /// User agent's program name.

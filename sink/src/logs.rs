@@ -19,9 +19,14 @@ pub struct Kept {
 }
 
 impl Kept {
+    /// Bytes that were kept.
+    pub fn bytes(&self) -> usize {
+        self.head.len() + self.tail.len()
+    }
+
     /// Bytes that were left out.
     pub fn left_out(&self) -> u64 {
-        self.length.saturating_sub((self.head.len() + self.tail.len()) as u64)
+        self.length.saturating_sub(self.bytes() as u64)
     }
 
     /// Where something was left out: moves the edges of the gap to those of UTF-8 characters, so that a text stays one.

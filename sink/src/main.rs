@@ -60,6 +60,9 @@ struct PruneArgs {
     /// Delete nothing: `client` only plans, `server` lets the apiserver check each deletion.
     #[arg(long, value_enum, default_value = "none", default_missing_value = "client", num_args = 0..=1, require_equals = true)]
     dry_run: cleaner::DryRun,
+    /// Also delete Jobs that a policy selected and on which no stored result is named: a result still to come is lost.
+    #[arg(long)]
+    unharvested: bool,
 }
 
 fn main() -> ExitCode {
@@ -92,6 +95,7 @@ async fn start(cli: Cli) -> anyhow::Result<ExitCode> {
                 namespaces: args.namespace,
                 page: args.limit,
                 dry_run: args.dry_run,
+                unharvested: args.unharvested,
             };
             let mut out = std::io::stdout();
             let report = tokio::select! {

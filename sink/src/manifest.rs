@@ -300,6 +300,8 @@ impl Manifest {
         }
         let room = max.saturating_sub(tail.len() + lost.len());
         truncate(&mut note, room);
+        // Messages of others end in a full stop, or do not.
+        note.truncate(note.trim_end_matches(['.', ' ']).len());
         note + &tail + &lost
     }
 

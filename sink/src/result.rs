@@ -104,7 +104,10 @@ pub fn pack(
     let mut packed = Packed { manifest, data, binary: BTreeMap::new(), shards: Vec::new(), labels };
     if wanted.mode == LogsMode::HeadAndTail {
         pods.sort_by(|a, b| (a.created, &a.facts.name).cmp(&(b.created, &b.facts.name)));
-        packed.put_logs(sections::text(&pods));
+        let text = sections::text(&pods);
+        // Logs can be large: not three copies of them at a time.
+        drop(pods);
+        packed.put_logs(text);
     }
     Some(packed)
 }
@@ -326,6 +329,16 @@ mod tests {
         assert_eq!(manifest.job.duration_seconds, Some(60));
         assert!(manifest.completeness.complete);
         assert!(manifest.note("build-1-results", 1024).ends_with("Result: ConfigMap ci/build-1-results"));
+    }
+
+    #[test]
+    fn a_note_has_one_full_stop_before_the_result() {
+        let mut packed = pack(&job(), None, vec![], &Logs::default()).unwrap();
+        for decisive in ["The node was low on memory.", "The node was low on memory"] {
+            packed.manifest.decisive = decisive.to_owned();
+            let note = packed.manifest.note("build-1-results", 1024);
+            assert!(note.contains(": The node was low on memory. Result: ConfigMap"), "{note}");
+        }
     }
 
     #[test]

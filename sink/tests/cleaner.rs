@@ -84,7 +84,7 @@ fn oracle(plans: &[Plan]) -> BTreeSet<String> {
 }
 
 async fn run(apiserver: &Apiserver, page: u32, dry_run: DryRun) -> (Report, String) {
-    let options = Options { group_label: KEY.into(), namespaces: vec![], page, dry_run };
+    let options = Options { group_label: KEY.into(), namespaces: vec![], page, dry_run, unharvested: false };
     let mut out = Vec::new();
     let report = prune(apiserver.client(), &options, &mut out).await.unwrap();
     (report, String::from_utf8(out).unwrap())
@@ -150,8 +150,62 @@ async fn one_failed_delete_never_stops_the_rest() {
 }
 
 #[tokio::test]
+async fn a_job_whose_result_is_not_stored_yet_stays_unless_told_otherwise() {
+    let plan = |created| Plan { namespace: "a", group: Some("x"), created, finished: true, deleting: false };
+    let annotated = |annotations: &serde_json::Value, labels: &serde_json::Value| {
+        let apiserver = cluster(&[plan(1), plan(2)]);
+        let mut job = apiserver.get("jobs", "a", "job-0").unwrap();
+        job["metadata"]["annotations"] = annotations.clone();
+        json_patch::merge(&mut job["metadata"]["labels"], labels);
+        apiserver.put("jobs", job);
+        apiserver
+    };
+    let parked = json!({"job-handler/ttl-seconds-after-finished": "60"});
+    let stored =
+        json!({"job-handler/ttl-seconds-after-finished": "60", "job-handler/results": "job-0-results"});
+    let opted_out = json!({"job-handler/stamped": "opted out: of defaults, harvest and prune"});
+    for (annotations, labels, why) in [
+        (parked.clone(), json!({}), "its result is not stored yet"),
+        (stored, json!({}), ""),
+        (
+            json!({"job-handler/stamped": "nothing to set: selected by JobPolicy a/p"}),
+            json!({}),
+            "a policy selected it and no stored result is named on it",
+        ),
+        (opted_out, json!({"job-handler/enabled": "false"}), ""),
+        (json!({}), json!({}), ""),
+    ] {
+        let apiserver = annotated(&annotations, &labels);
+        let (report, text) = run(&apiserver, 500, DryRun::None).await;
+        let stays = !why.is_empty();
+        assert_eq!(report.purged, usize::from(!stays), "{annotations}: {text}");
+        assert_eq!(names(&apiserver).contains("job-0"), stays, "{annotations}: {text}");
+        let line = text.lines().find(|line| line.contains("a/job-0")).unwrap();
+        let end =
+            if stays { format!("{why}; --unharvested deletes it all the same") } else { "SUCCESS".into() };
+        assert!(line.ends_with(&end) && line.starts_with("SKIP") == stays, "{line}");
+    }
+    let apiserver = annotated(&parked, &json!({}));
+    let options = Options {
+        group_label: KEY.into(),
+        namespaces: vec![],
+        page: 500,
+        dry_run: DryRun::None,
+        unharvested: true,
+    };
+    let report = prune(apiserver.client(), &options, &mut Vec::new()).await.unwrap();
+    assert_eq!((report.purged, names(&apiserver).contains("job-0")), (1, false));
+}
+
+#[tokio::test]
 async fn a_wrong_key_is_told() {
-    let options = Options { group_label: "a b".into(), namespaces: vec![], page: 1, dry_run: DryRun::None };
+    let options = Options {
+        group_label: "a b".into(),
+        namespaces: vec![],
+        page: 1,
+        dry_run: DryRun::None,
+        unharvested: false,
+    };
     let error = prune(Apiserver::default().client(), &options, &mut Vec::new()).await.unwrap_err();
     assert!(error.to_string().contains("`a b` is not a label key"), "{error}");
 }
