@@ -1,7 +1,10 @@
 //! The programs a cluster is made of, built once into the user's cache.
 
+mod beside;
 mod cache;
 mod watched;
+
+pub(crate) use beside::beside;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

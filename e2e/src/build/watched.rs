@@ -6,13 +6,16 @@ use std::process::{ChildStderr, Command, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
+use super::beside::is_unwanted;
 use crate::error::{Error, Result};
-use crate::process::spawn;
+use crate::process::{spawn, terminate_group};
 use crate::progress::say;
 
 /// Builds that take less than this are not worth a word.
 const QUIET: Duration = Duration::from_secs(3);
 const EVERY: Duration = Duration::from_secs(15);
+/// Whether anybody still waits is asked this often.
+const ASK: Duration = Duration::from_millis(200);
 
 /// Runs a builder to its end and returns its standard output. Its standard error is one line per unit
 /// of work, as both `go build -v` and `cargo build` have it; from that the progress is told.
@@ -27,9 +30,13 @@ pub(super) fn run(mut command: Command, what: &str, estimate: &str) -> Result<St
         stdout.map(|mut stdout| stdout.read_to_string(&mut text));
         text
     });
-    let last = tell(stderr, what, estimate, started);
+    let process = child.id();
+    let last = tell(stderr, what, estimate, started, process);
     let status = child.wait().map_err(Error::io(format!("waiting for the build of {what}")))?;
     let output = reader.join().unwrap_or_default();
+    if is_unwanted() {
+        return Err(Error::Invalid(format!("the build of {what} was stopped")));
+    }
     if !status.success() {
         return Err(Error::Build { what: what.to_owned(), status: status.to_string(), tail: last });
     }
@@ -40,7 +47,7 @@ pub(super) fn run(mut command: Command, what: &str, estimate: &str) -> Result<St
 }
 
 /// Reads the builder's lines until it closes them; returns the last ones.
-fn tell(stderr: Option<ChildStderr>, what: &str, estimate: &str, started: Instant) -> String {
+fn tell(stderr: Option<ChildStderr>, what: &str, estimate: &str, started: Instant, process: u32) -> String {
     let (lines, inbox) = channel();
     std::thread::spawn(move || {
         for line in stderr
@@ -56,8 +63,16 @@ fn tell(stderr: Option<ChildStderr>, what: &str, estimate: &str, started: Instan
     let mut last: VecDeque<String> = VecDeque::new();
     let mut count = 0_usize;
     let mut next = started + QUIET;
+    let mut stopped = false;
     loop {
-        match inbox.recv_timeout(next.saturating_duration_since(Instant::now())) {
+        if !stopped && is_unwanted() {
+            // It is not waited for before its output is closed, so its id is still its own. One that ended just now
+            // needs no signal.
+            stopped = true;
+            let _ = terminate_group(process);
+            say(&format!("the build of {what} is stopped"));
+        }
+        match inbox.recv_timeout(next.saturating_duration_since(Instant::now()).min(ASK)) {
             Ok(line) => {
                 count += 1;
                 last.push_back(line);

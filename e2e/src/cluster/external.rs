@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::{Cluster, link_kubectl, load};
-use crate::build::cluster_programs;
+use crate::build::{beside, cluster_programs};
 use crate::error::{Error, Result};
 use crate::process::Folder;
 
@@ -17,9 +17,7 @@ pub(super) async fn connect(kubeconfig: &Path) -> Result<Cluster> {
     let kubectl = match on_path("kubectl") {
         Some(path) => path,
         None => {
-            let programs = tokio::task::spawn_blocking(cluster_programs)
-                .await
-                .map_err(|error| Error::Invalid(format!("the build panicked: {error}")))??;
+            let programs = beside(cluster_programs).await?;
             link_kubectl(folder.path(), &programs.kubernetes)?
         }
     };

@@ -18,7 +18,7 @@ pub use components::Component;
 use components::{Layout, Ports};
 pub use external::on_path;
 
-use crate::build::{ClusterPrograms, cluster_programs};
+use crate::build::{ClusterPrograms, beside, cluster_programs};
 use crate::error::{Error, Result};
 use crate::process::{Folder, Process};
 use crate::wait::wait_for;
@@ -82,9 +82,7 @@ impl Cluster {
         if let Some(path) = std::env::var_os(E2E_KUBECONFIG).filter(|value| !value.is_empty()) {
             return external::connect(Path::new(&path)).await;
         }
-        let programs = tokio::task::spawn_blocking(cluster_programs)
-            .await
-            .map_err(|error| Error::Invalid(format!("the build panicked: {error}")))??;
+        let programs = beside(cluster_programs).await?;
         let mut tries = 0;
         loop {
             tries += 1;

@@ -15,7 +15,7 @@ use kube::Api;
 pub use member::Member;
 
 use crate::balancer::{Backend, Balancer};
-use crate::build::pair_programs;
+use crate::build::{beside, pair_programs};
 use crate::cluster::Cluster;
 use crate::error::{Error, Result};
 use crate::wait::wait_for;
@@ -73,9 +73,7 @@ impl Pair {
         if options.webhooks == 0 {
             return Err(Error::Invalid("a pair needs at least one webhook".to_owned()));
         }
-        let programs = tokio::task::spawn_blocking(pair_programs)
-            .await
-            .map_err(|error| Error::Invalid(format!("the build panicked: {error}")))??;
+        let programs = beside(pair_programs).await?;
         // An existing cluster may have to reach us from elsewhere.
         let elsewhere =
             std::env::var(E2E_WEBHOOK_HOST).ok().filter(|host| !cluster.is_own() && !host.is_empty());

@@ -11,7 +11,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 pub use folder::Folder;
-pub(crate) use sys::spawn;
+pub(crate) use sys::{spawn, terminate_group};
 
 use crate::error::{Error, Result};
 

@@ -55,6 +55,15 @@ pub(crate) fn signal(process: u32, signal: libc::c_int) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Asks a child that was not waited for yet, and its children, to end; [`spawn`] gave it a group of its own.
+pub(crate) fn terminate_group(process: u32) -> io::Result<()> {
+    let group = libc::pid_t::try_from(process).map_err(io::Error::other)?;
+    #[allow(unsafe_code, reason = "std can only send SIGKILL, and to one process")]
+    // SAFETY: killpg(3) takes plain integers.
+    let result = unsafe { libc::killpg(group, libc::SIGTERM) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Whether a process stands still after SIGSTOP (state `T` in proc_pid_stat(5)).
 pub(crate) fn is_stopped(process: u32) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();

@@ -1,0 +1,78 @@
+//! One node, one namespace, one Job does not hold up the others.
+
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::core::v1::Node;
+use kube::{
+    Api,
+    api::{ListParams, Patch, PatchParams},
+};
+use serde_json::json;
+
+use super::world::{PATIENCE, World, job, lonely_scenario};
+
+/// Far below what one log call to a node that hangs may take (10 s), and what the 40 of them take in all.
+const A_FEW_SECONDS: Duration = Duration::from_secs(6);
+/// More than the sink works on at a time.
+const HANGING: usize = 40;
+
+async fn finished(world: &World, namespace: &str, number: usize) {
+    let jobs = world.jobs(namespace);
+    world
+        .wait(&format!("{number} Jobs of {namespace} to finish"), || async {
+            let all = jobs.list(&ListParams::default()).await.map_err(|error| error.to_string())?.items;
+            let done = all.iter().filter(|job| job_handler_e2e::jobs::finished(job).is_some()).count();
+            if done == number { Ok(()) } else { Err(format!("{done} of {number}")) }
+        })
+        .await;
+}
+
+async fn harvest(world: &World, name: &str) -> String {
+    let namespace = world.cluster.namespace(name).await.unwrap();
+    world.policy(&namespace, "results", json!({"results": {}})).await;
+    namespace
+}
+
+#[test]
+fn a_node_whose_logs_hang_holds_up_nobody_else() {
+    lonely_scenario(async |world| {
+        let (slow, well) = (harvest(world, "slow").await, harvest(world, "well").await);
+        // All on one node, so that it is that node's line that they stand in.
+        for n in 0..HANGING {
+            let mut hangs = job(&format!("hangs-{n}"), &[], &[("run", "100ms"), ("log-hang", "true")]);
+            hangs["spec"]["template"]["spec"]["nodeName"] = json!("node-0");
+            world.create(&slow, &hangs).await.unwrap();
+        }
+        finished(world, &slow, HANGING).await;
+        // Whoever shares the node waits for it, whoever does not does not.
+        let nodes: Api<Node> = Api::all(world.client());
+        let cordon = Patch::Merge(json!({"spec": {"unschedulable": true}}));
+        nodes.patch("node-0", &PatchParams::default(), &cordon).await.unwrap();
+        for round in 0..4 {
+            let name = format!("well-{round}");
+            let play = [("run", "100ms"), ("log", "here I am\n")];
+            world.create(&well, &job(&name, &[], &play)).await.unwrap();
+            finished(world, &well, round + 1).await;
+            let since = Instant::now();
+            let result = world.result(&well, &name).await;
+            assert!(since.elapsed() < A_FEW_SECONDS, "{name} took {:?}", since.elapsed());
+            assert!(result.data.unwrap()["logs"].contains("here I am"));
+        }
+        let stored = world.config_maps(&slow).list(&ListParams::default().labels("job-handler/created=true"));
+        let stored = stored.await.unwrap().items.len();
+        assert!(stored < HANGING, "their logs did not hang: this shows nothing");
+        // They come to an end, too: with what is known, and what was lost.
+        job_handler_e2e::wait_for(4 * PATIENCE, "the results of those that hang", || async {
+            let all = world
+                .config_maps(&slow)
+                .list(&ListParams::default().labels("job-handler/created=true"))
+                .await
+                .map_err(|error| error.to_string())?;
+            let whole = all.items.iter().filter_map(|map| map.data.as_ref()?.get("result.json"));
+            let told = whole.filter(|manifest| manifest.contains("node")).count();
+            if told == HANGING { Ok(()) } else { Err(format!("{told} of {HANGING}")) }
+        })
+        .await
+        .unwrap();
+    });
+}
