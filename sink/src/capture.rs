@@ -221,9 +221,9 @@ impl Capturer {
         };
         let (mut kept, early) = logs::read(stream, max, patience, deadline).await;
         if early.is_some() && kept.length == 0 {
-            node.said_nothing()
+            node.said_nothing();
         } else {
-            node.answered()
+            node.answered();
         }
         kept.cut_at_characters();
         if kept.length < 512 && logs::is_excuse(&kept.head) {

@@ -117,6 +117,18 @@ fn refuses_wrong_policies_and_names_the_field() {
                 "spec.failureBackoff.initialSeconds",
             ),
             (json!({"results": {"maxBytesPerNamespace": "64 megs"}}), "spec.results.maxBytesPerNamespace"),
+            (
+                json!({"results": {"logs": {"maxBytesPerContainer": "1Gi"}}}),
+                "spec.results.logs.maxBytesPerContainer: Invalid value: \"1Gi\": must be at most 16Mi",
+            ),
+            (
+                json!({"results": {"logs": {"maxBytesPerJob": 67_108_865}}}),
+                "spec.results.logs.maxBytesPerJob: Invalid value: 67108865: must be at most 64Mi",
+            ),
+            (
+                json!({"jobSelector": {"matchLabels": {"good": "x", "a b": "y"}}}),
+                "\"a b\": not a valid label key",
+            ),
             (json!({"results": {"harvestDeadlineSeconds": 1}}), "spec.results.harvestDeadlineSeconds"),
             (json!({"results": {"storageType": "Tape"}}), "spec.results.storageType"),
             (json!({"cleanup": {"keep": {"newest": 0}}}), "spec.cleanup.keep.newest"),
