@@ -13,6 +13,8 @@ fn limited_jobs_wait_for_the_webhook_and_nobody_else_does() {
         let ns = world.cluster.namespace("outage").await.unwrap();
         let free = world.cluster.namespace("free").await.unwrap();
         world.policy(&ns, "builds", json!({"jobSelector": {"matchLabels": {"app": "build"}}, "limits": [{"name": "few", "maxActiveJobs": 5}]})).await;
+        // The namespace's ledger is there: one that a fresh replica has never heard of is refused for a minute.
+        world.create(&ns, &job("before", &[("app", "build")], &[])).await.unwrap();
         world.pair.webhook(0).kill().unwrap();
         // Stamping fails open, the limit does not.
         world.create(&free, &job("free", &[], &[])).await.unwrap();
