@@ -129,20 +129,30 @@ fn a_finished_job_that_is_deleted_before_its_harvest_leaves_a_result() {
         world.policy(&ns, "p", json!({"results": {}})).await;
         world.create(&ns, &job_that("first")).await.unwrap();
         world.result(&ns, "first").await;
-        // The sink is too slow to see the Job between its end and its deletion: only the watch's last words are left.
+        // More Jobs than the sink works on at a time, which end and go while it stands still: of most of them, only the
+        // watch's last words are left.
         world.pair.sink().stop().unwrap();
-        world.create(&ns, &job_that("victim")).await.unwrap();
-        look(world, &ns, "victim", "victim to complete", is_complete).await;
-        world.jobs(&ns).delete("victim", &DeleteParams::background()).await.unwrap();
-        world.gone(&ns, "victim").await;
+        let names: Vec<String> = (0..40).map(|n| format!("victim-{n}")).collect();
+        for name in &names {
+            world.create(&ns, &job_that(name)).await.unwrap();
+        }
+        for name in &names {
+            look(world, &ns, name, "a victim to complete", is_complete).await;
+            world.jobs(&ns).delete(name, &DeleteParams::background()).await.unwrap();
+        }
+        for name in &names {
+            world.gone(&ns, name).await;
+        }
         world.pair.sink().cont().unwrap();
-        let result = world.result(&ns, "victim").await;
-        assert_eq!(result.data.as_ref().unwrap()["status"], "completed");
-        let told = world
-            .wait("the Event", || async {
-                world.events(&ns, "JobProcessing", "victim").await.pop().ok_or("none")
-            })
-            .await;
-        assert!(told.note.unwrap().contains("victim-results"));
+        for name in &names {
+            let result = world.result(&ns, name).await;
+            assert_eq!(result.data.as_ref().unwrap()["status"], "completed");
+            let told = world
+                .wait("the Event", || async {
+                    world.events(&ns, "JobProcessing", name).await.pop().ok_or("none")
+                })
+                .await;
+            assert!(told.note.unwrap().contains(&format!("{name}-results")));
+        }
     });
 }
