@@ -95,6 +95,8 @@ pub const REPORTING_CONTROLLER: &str = "job-handler.io/sink";
 pub const REASON_REFUSED: &str = "JobRefused";
 /// Event: a Job was created suspended and waits for a slot.
 pub const REASON_QUEUED: &str = "JobQueued";
+/// Event: a Job that waited for a slot was started.
+pub const REASON_STARTED: &str = "JobStarted";
 /// Event: a Job was harvested.
 pub const REASON_PROCESSING: &str = "JobProcessing";
 /// Event: a foreign object has the name the result would have had.

@@ -24,6 +24,12 @@ pub struct Refusal {
     pub namespace: String,
     /// Name of the Job (validating admission knows generated names too).
     pub job: String,
+    /// Its uid; each try of a create has one of its own.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub uid: String,
+    /// The Job is there: it was queued, or a change of it was refused.
+    #[serde(default)]
+    pub stored: bool,
     /// Its controlling owner.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner: Option<Owner>,
@@ -32,6 +38,13 @@ pub struct Refusal {
     /// When.
     pub at: Timestamp,
 }
+
+/// How the text begins where a limit is full.
+pub const FULL: &str = "concurrent job limit reached";
+/// How the text begins where a limit of one per group is full.
+pub const DUPLICATE: &str = "duplicate job";
+/// How the text begins where a group waits after failures.
+pub const BACKOFF: &str = "failure backoff";
 
 /// What was decided about a Job over a limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize, Serialize)]
@@ -62,6 +75,8 @@ mod tests {
             limit: "concurrent-builds".into(),
             namespace: "ci".into(),
             job: "build-11".into(),
+            uid: "j".into(),
+            stored: false,
             owner: None,
             message: "concurrent job limit reached:\n10".into(),
             at: Timestamp::UNIX_EPOCH,

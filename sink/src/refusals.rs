@@ -27,8 +27,8 @@ use tokio::{
 };
 
 use crate::{
-    api::call,
-    events::Teller,
+    api::{ApiError, call},
+    events::{Teller, Told},
     metrics::SinkMetrics,
     series::{Series, Write},
     status::whole_seconds,
@@ -41,6 +41,9 @@ const QUEUE: usize = 4096;
 const CONNECTIONS: usize = 16;
 /// Events that are written at a time.
 const WRITES: usize = 8;
+
+/// Another sink may add to an Event's count at the same time; so often it is tried again.
+const TRIES: usize = 5;
 
 /// The socket cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -201,25 +204,45 @@ async fn write(mut receiver: mpsc::Receiver<Refusal>, store: Store, teller: Tell
 
 /// Events of refusals are told as well as can be: one that fails is counted, the next of its series tells the count.
 async fn put(write: Write, teller: Teller, metrics: SinkMetrics) {
-    let outcome = match write {
-        Write::First(told) => teller.tell(&told).await.map(drop),
-        Write::Count { first, count, last } => {
-            let patch =
-                Patch::Merge(json!({"series": {"count": count, "lastObservedTime": MicroTime(last)}}));
-            let what = format!("count on in event {}/{}", first.namespace, first.name);
-            let api = teller.api(&first.namespace);
-            match call(&what, api.patch(&first.name, &PatchParams::default(), &patch)).await {
-                // Its time has run out: told anew.
-                Err(error) if error.is_not_found() => teller.tell(&first).await.map(drop),
-                other => other.map(drop),
-            }
-        }
+    let outcome = match &write {
+        Write::First { told, counts } => match teller.tell(told).await {
+            Ok(false) if *counts => count_on(&teller, told, 1, jiff::Timestamp::now()).await,
+            other => other.map(drop),
+        },
+        Write::Count { first, more, last } => count_on(&teller, first, *more, *last).await,
     };
     if let Err(error) = outcome
         && !error.is_terminating()
     {
         metrics.refusal_dropped("not-written");
         tracing::warn!("an Event about a refusal: {error}");
+    }
+}
+
+/// Adds to the count of an Event, to which other sinks add too. Where it is gone (its time has run out) it is told anew.
+async fn count_on(teller: &Teller, told: &Told, more: i32, last: jiff::Timestamp) -> Result<(), ApiError> {
+    let api = teller.api(&told.namespace);
+    let what = format!("count on in event {}/{}", told.namespace, told.name);
+    let mut tries = 0;
+    loop {
+        // A patch of nothing writes nothing, and answers with what is there: no further right is needed to read it.
+        let params = PatchParams::default();
+        let there = match call(&what, api.patch(&told.name, &params, &Patch::Merge(json!({})))).await {
+            Err(error) if error.is_not_found() => return teller.tell(told).await.map(drop),
+            other => other?,
+        };
+        let series = there.series.as_ref();
+        let count = series.map_or(1, |series| series.count).saturating_add(more);
+        let last = series.map_or(last, |series| series.last_observed_time.0.max(last));
+        let patch = Patch::Merge(json!({
+            "metadata": {"resourceVersion": there.metadata.resource_version},
+            "series": {"count": count, "lastObservedTime": MicroTime(last)},
+        }));
+        tries += 1;
+        match call(&what, api.patch(&told.name, &params, &patch)).await {
+            Err(error) if error.is_conflict() && tries < TRIES => {}
+            other => return other.map(drop),
+        }
     }
 }
 

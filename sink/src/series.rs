@@ -26,6 +26,8 @@ pub const LONGEST: Duration = Duration::from_secs(600);
 const BURST: f64 = 50.0;
 /// New Events per second after that, per namespace.
 const RATE: f64 = 1.0;
+/// Seconds of the wall clock that share one Event about a policy or an owner, so that several sinks write the same.
+const BUCKET: i64 = 600;
 /// Series that are remembered; beyond, only policies are told.
 const MOST: usize = 10_000;
 
@@ -33,13 +35,18 @@ const MOST: usize = 10_000;
 #[derive(Clone, Debug)]
 pub enum Write {
     /// A new Event.
-    First(Told),
-    /// An Event's count.
+    First {
+        /// The Event.
+        told: Told,
+        /// Where one of that name is there already, this is one more of its series; else it has been told.
+        counts: bool,
+    },
+    /// An Event's count goes up.
     Count {
         /// The Event.
         first: Told,
-        /// So many, at least 2.
-        count: i32,
+        /// By so many, at least 1.
+        more: i32,
         /// Time of the last.
         last: Timestamp,
     },
@@ -106,6 +113,9 @@ impl Series {
                 continue;
             }
             let told = told(refusal, &id, regarding);
+            // One refusal of a create is known to each sink whose webhook was asked about it, and told once.
+            let counts = !matches!(id.target, Target::Job(..))
+                || (refusal.stored && refusal.decision == Decision::Refused);
             let is_policy = id.target == Target::Policy;
             if !is_policy && (self.known.len() >= MOST || !self.allow(&told.namespace, now)) {
                 dropped += 1;
@@ -121,7 +131,7 @@ impl Series {
                 told: 1,
             };
             self.known.insert(id, state);
-            writes.push(Write::First(told));
+            writes.push(Write::First { told, counts });
         }
         (writes, dropped)
     }
@@ -152,8 +162,9 @@ impl State {
         if self.told == self.count || now.saturating_duration_since(self.written) < EVERY {
             return None;
         }
+        let more = self.count - self.told;
         (self.told, self.written) = (self.count, now);
-        Some(Write::Count { first: self.first.clone(), count: self.count, last: self.last_at })
+        Some(Write::Count { first: self.first.clone(), more, last: self.last_at })
     }
 }
 
@@ -174,7 +185,9 @@ fn targets(refusal: &Refusal) -> Vec<(Target, ObjectReference)> {
     // Where the name is generated and not known yet, nobody could ask for it.
     if !refusal.job.is_empty() {
         let target = Target::Job(refusal.namespace.clone(), refusal.job.clone());
-        targets.push((target, job_reference(&refusal.namespace, &refusal.job, None)));
+        // `kubectl describe` asks by uid; a Job whose create was refused has none that anybody could ask for.
+        let uid = refusal.stored.then_some(refusal.uid.as_str());
+        targets.push((target, job_reference(&refusal.namespace, &refusal.job, uid)));
     }
     targets
 }
@@ -203,9 +216,13 @@ fn told(refusal: &Refusal, id: &Id, regarding: ObjectReference) -> Told {
     };
     let about = regarding.name.clone().unwrap_or_default();
     let owner = id.owner.as_deref().unwrap_or_default();
-    let at = refusal.at.as_nanosecond().to_string();
     let target = format!("{:?}", id.target);
-    let identity = [id.policy.as_str(), &id.limit, owner, &target, reason, &at, &refusal.job];
+    // The same in every sink that hears of it: by the Job's uid, or by the time, roughly.
+    let which = match id.target {
+        Target::Job(..) => refusal.uid.clone(),
+        Target::Policy | Target::Owner => refusal.at.as_second().div_euclid(BUCKET).to_string(),
+    };
+    let identity = [id.policy.as_str(), &id.limit, owner, &target, reason, &which];
     let note = match id.target {
         Target::Job(..) => refusal.message.clone(),
         Target::Policy | Target::Owner => {
@@ -248,6 +265,8 @@ mod tests {
             limit: "concurrent-builds".into(),
             namespace: "ci".into(),
             job: job.into(),
+            uid: format!("uid-{job}"),
+            stored: false,
             owner: owner.map(|name| Owner {
                 api_version: "batch/v1".into(),
                 kind: "CronJob".into(),
@@ -265,7 +284,7 @@ mod tests {
         let about: Vec<_> = writes
             .iter()
             .map(|write| match write {
-                Write::First(told) => {
+                Write::First { told, .. } => {
                     let about = &told.regarding;
                     (about.kind.clone().unwrap(), about.name.clone().unwrap(), about.uid.clone())
                 }
@@ -291,15 +310,19 @@ mod tests {
             let now = start + Duration::from_millis(u64::from(n) * 30);
             for write in series.offer(&refusal("same", None), now).0 {
                 match write {
-                    Write::First(_) => firsts += 1,
-                    Write::Count { count, .. } => counts.push(count),
+                    Write::First { .. } => firsts += 1,
+                    Write::Count { more, .. } => counts.push(more),
                 }
             }
         }
         assert_eq!(firsts, 2, "policy and Job");
         assert!(counts.len() <= 2 * 3, "30 seconds: {counts:?}");
         let last = series.due(start + Duration::from_secs(60));
-        assert!(last.iter().all(|w| matches!(w, Write::Count { count: 1000, .. })) && last.len() == 2);
+        counts.extend(last.iter().map(|write| match write {
+            Write::Count { more, .. } => *more,
+            Write::First { .. } => panic!("not the first"),
+        }));
+        assert_eq!((last.len(), counts.iter().sum::<i32>()), (2, 2 * 999), "each is counted once");
         assert!(series.due(start + Duration::from_secs(600)).is_empty());
         assert!(series.known.is_empty());
     }
@@ -317,13 +340,44 @@ mod tests {
         assert_eq!((written, dropped), (51, 450));
     }
 
+    /// What two sinks write of it, each told by its own webhook a moment apart.
+    #[test]
+    fn two_sinks_tell_of_one_refusal_under_one_name() {
+        let names = |refusal: &Refusal| -> Vec<(String, bool)> {
+            let writes = Series::default().offer(refusal, Instant::now()).0;
+            let name = |write: Write| match write {
+                Write::First { told, counts } => (told.name, counts),
+                Write::Count { .. } => panic!("not the first"),
+            };
+            writes.into_iter().map(name).collect()
+        };
+        let one = refusal("a", Some("nightly"));
+        let mut other = one.clone();
+        other.at = Timestamp::from_nanosecond(5).unwrap();
+        assert_eq!(names(&one), names(&other));
+        assert_eq!(names(&one).iter().map(|(_, counts)| *counts).collect::<Vec<_>>(), [true, true, false]);
+        let mut again = one.clone();
+        again.uid = "another try".into();
+        assert_eq!(names(&one)[..2], names(&again)[..2]);
+        assert_ne!(names(&one)[2], names(&again)[2]);
+    }
+
+    #[test]
+    fn a_job_that_is_there_is_told_by_its_uid() {
+        let mut queued = refusal("a", None);
+        (queued.decision, queued.stored) = (Decision::Queued, true);
+        let (writes, _) = Series::default().offer(&queued, Instant::now());
+        let Some(Write::First { told, counts: false }) = writes.last() else { panic!("{writes:?}") };
+        assert_eq!(told.regarding.uid.as_deref(), Some("uid-a"));
+    }
+
     #[test]
     fn a_cluster_policys_events_are_in_default() {
         let mut refusal = refusal("a", None);
         refusal.policy.kind = PolicyKind::ClusterJobPolicy;
         refusal.policy.namespace = None;
         let (writes, _) = Series::default().offer(&refusal, Instant::now());
-        let Write::First(told) = &writes[0] else { panic!() };
+        let Write::First { told, .. } = &writes[0] else { panic!() };
         assert_eq!((told.namespace.as_str(), told.regarding.namespace.clone()), ("default", None));
     }
 }

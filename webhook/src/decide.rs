@@ -14,7 +14,7 @@ use job_handler_shared::{
     combine::{Effective, Labels, PolicySet},
     job::Outcome,
     keys,
-    policy::{CleanupPolicy, WhenFull},
+    policy::{CleanupPolicy, Scope, WhenFull},
     stamped,
 };
 
@@ -342,7 +342,16 @@ impl Decision {
                 text.set(explain::NO_GROUP, format_args!("{why} ({policy} asks for one)"));
                 None
             }
-            None => None,
+            None => {
+                let limits = selected.effective.limits.iter();
+                if let Some(limit) = limits.clone().find(|limit| limit.value.scope == Scope::Group) {
+                    let (name, policy) = (&limit.value.name, &limit.policy);
+                    let what =
+                        format_args!("limit \"{name}\" of {policy} counts groups, and no policy names one");
+                    text.set(explain::NO_GROUP, what);
+                }
+                None
+            }
         };
         let found = job.snapshot.labels.get(keys::GROUP);
         if let Some(found) = found.filter(|found| Some(*found) != value.as_ref()) {

@@ -93,7 +93,7 @@ async fn update(
 
 async fn admit(attempt: Attempt, state: &State) -> (Answer, Outcome) {
     let Some(limiter) = &state.limiter else { return (Answer::default(), Outcome::Allowed) };
-    let (job, dry_run) = (attempt.job.clone(), attempt.dry_run);
+    let (job, dry_run, stored) = (attempt.job.clone(), attempt.dry_run, attempt.from.is_some());
     let verdict = if let Err(why) = can_decide(&job, state).await {
         Verdict::Unavailable { why, retry_after_seconds: 1 }
     } else {
@@ -109,6 +109,8 @@ async fn admit(attempt: Attempt, state: &State) -> (Answer, Outcome) {
                     limit: refused.limit.clone(),
                     namespace: job.namespace.clone(),
                     job: job.name.clone(),
+                    uid: job.uid.clone(),
+                    stored,
                     owner: job.owner.clone(),
                     message: refused.message.clone(),
                     at: Timestamp::now(),
@@ -160,6 +162,8 @@ fn tell_queued(job: &JobSnapshot, state: &State) {
         limit: limit.value.name,
         namespace: job.namespace.clone(),
         job: job.name.clone(),
+        uid: job.uid.clone(),
+        stored: true,
         owner: job.owner.clone(),
         at: Timestamp::now(),
     });

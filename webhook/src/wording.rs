@@ -7,6 +7,7 @@ use job_handler_shared::{
     combine::PolicyRef,
     job::human_seconds,
     policy::{Limit, Scope},
+    refusal::{BACKOFF, DUPLICATE, FULL},
 };
 
 use crate::{
@@ -41,11 +42,11 @@ pub fn too_early(
     until: Timestamp,
     now: Timestamp,
 ) -> Refused {
-    let wait = human_seconds((until.as_second() - now.as_second()).max(1));
+    let wait = human_seconds(no_less((until.as_second() - now.as_second()).max(1)));
     let until = Timestamp::from_second(until.as_second()).unwrap_or(until).to_string();
     let times = if failures == 1 { "time".to_owned() } else { "times in a row".to_owned() };
     let message = format!(
-        "failure backoff: group {group} failed {failures} {times} (last: {last}); the next try is allowed in {wait}, \
+        "{BACKOFF}: group {group} failed {failures} {times} (last: {last}); the next try is allowed in {wait}, \
          at {until} (failureBackoff of {policy})"
     );
     refused(policy, FAILURE_BACKOFF, message, [("failures", failures.to_string()), ("until", until)])
@@ -88,8 +89,18 @@ fn limit_reached(
     if !oldest.is_empty() {
         detail += &format!("; oldest: {}", oldest.join(", "));
     }
+    let told = match pending {
+        0 => String::new(),
+        1 => ". 1 was admitted in the last minute and is not there yet; if something else refused it, its slot comes \
+              back within 60 s"
+            .to_owned(),
+        _ => format!(
+            ". {pending} were admitted in the last minute and are not there yet; if something else refused them, their \
+             slots come back within 60 s"
+        ),
+    };
     format!(
-        "concurrent job limit reached: {} active jobs, max allowed: {} (limit \"{}\" of {}, counted {counted}{detail})",
+        "{FULL}: {} active jobs, max allowed: {} (limit \"{}\" of {}, counted {counted}{detail}){told}",
         holders.len(),
         limit.max_active_jobs,
         scope.limit,
@@ -107,9 +118,19 @@ fn duplicate(scope: &ScopeKey, group: &str, holders: &BTreeMap<String, Holder>, 
         None => "one is active".to_owned(),
     };
     format!(
-        "duplicate job: of group {group} {active}, max allowed: 1 per group (limit \"{}\" of {})",
+        "{DUPLICATE}: of group {group} {active}, max allowed: 1 per group (limit \"{}\" of {})",
         scope.limit, scope.policy
     )
+}
+
+/// Rounded up to what [`human_seconds`] shows: who waits that long does not come too early.
+fn no_less(seconds: i64) -> i64 {
+    let unit = match seconds {
+        ..120 => 1,
+        120..172_740 => 60,
+        _ => 86_400,
+    };
+    (seconds + unit - 1) / unit * unit
 }
 
 fn aged(holder: &Holder, scope: Scope, now: Timestamp) -> String {
@@ -117,5 +138,26 @@ fn aged(holder: &Holder, scope: Scope, now: Timestamp) -> String {
     match scope {
         Scope::Cluster => format!("{}/{} {age}", holder.namespace, holder.name),
         Scope::Namespace | Scope::Group => format!("{} {age}", holder.name),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wait_is_never_told_shorter_than_it_is() {
+        for (seconds, told) in [
+            (1, "1s"),
+            (119, "119s"),
+            (120, "2m"),
+            (294, "5m"),
+            (7_199, "2h"),
+            (7_201, "2h1m"),
+            (172_741, "2d"),
+            (172_801, "3d"),
+        ] {
+            assert_eq!(human_seconds(no_less(seconds)), told, "{seconds}");
+        }
     }
 }

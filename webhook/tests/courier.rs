@@ -37,6 +37,8 @@ fn refusal(job: &str) -> Refusal {
         limit: "few".into(),
         namespace: "ci".into(),
         job: job.into(),
+        uid: job.into(),
+        stored: false,
         owner: None,
         message: "full\nreally".into(),
         at: Timestamp::UNIX_EPOCH,

@@ -191,6 +191,16 @@ proptest! {
         let (ops, decision) = webhook.create_ops(&job);
         if decision.annotations.is_empty() {
             prop_assert!(ops.is_empty(), "no policy, and yet {ops:?}");
+        } else if !decision.annotations.contains_key("job-handler/status") {
+            // No policy: only what would make the sink start it goes.
+            let (mut before, mut after) = (job.clone(), applied(&job, ops));
+            prop_assert!(after["metadata"]["annotations"].get("job-handler/queued-at").is_none());
+            for job in [&mut before, &mut after] {
+                let annotations = job["metadata"]["annotations"].as_object_mut().unwrap();
+                annotations.remove("job-handler/queued-at");
+                annotations.remove("job-handler/stamped");
+            }
+            prop_assert_eq!(after, before);
         } else {
             let after = applied(&job, ops);
             let annotations = &after["metadata"]["annotations"];

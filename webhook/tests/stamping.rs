@@ -247,6 +247,16 @@ fn a_missing_label_is_no_group_and_the_explanation_says_so() {
 }
 
 #[test]
+fn a_limit_by_group_without_a_group_is_explained() {
+    let rules = json!({"limits": [{"name": "one", "maxActiveJobs": 1, "scope": "Group"}]});
+    let (after, _) = Webhook::new([policy("p", rules)]).create(&job(json!({}), json!({})));
+    assert_eq!(
+        annotation(&after, STAMPED),
+        "no group: limit \"one\" of JobPolicy ci/p counts groups, and no policy names one"
+    );
+}
+
+#[test]
 fn a_forged_group_goes() {
     for (labels, group) in [
         (json!({"app": "build", "id": "7", GROUP: "x"}), Some("7")),
