@@ -105,8 +105,8 @@ fn the_sink_may_harvest_prune_tell_and_keep_the_limits_entries() {
             (POLICIES, "jobpolicies/status", "", "patch"),
             ("", "namespaces", "", "list watch"),
             (ADMISSION, "validatingwebhookconfigurations", "", "create"),
-            (ADMISSION, "validatingwebhookconfigurations", keys::LIMITS_CONFIGURATION, "get update"),
-            (ADMISSION, "mutatingwebhookconfigurations", keys::MUTATING_CONFIGURATION, "get"),
+            (ADMISSION, "validatingwebhookconfigurations", keys::LIMITS_CONFIGURATION, "get list watch update"),
+            (ADMISSION, "mutatingwebhookconfigurations", keys::MUTATING_CONFIGURATION, "get list watch"),
         ])
     );
     assert_eq!(own("sink"), table(&[("coordination.k8s.io", "leases", "", "get list watch create update")]));

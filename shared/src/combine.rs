@@ -135,6 +135,12 @@ impl Policy {
             && self.jobs.matches(job_labels)
     }
 
+    /// Whether it reaches the Jobs of a namespace at all.
+    pub fn selects_namespace(&self, namespace: &str, namespace_labels: &Labels) -> bool {
+        self.reference.namespace.as_deref().is_none_or(|own| own == namespace)
+            && self.namespaces.matches(namespace_labels)
+    }
+
     /// The namespaces of a cluster-wide policy, as it states them.
     pub fn namespace_selector(&self) -> Option<&LabelSelector> {
         self.namespace_selector.as_ref()

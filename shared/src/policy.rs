@@ -32,15 +32,21 @@ use crate::{bytes::Bytes, schema, status::PolicyStatus};
         description = "active/max of each limit's fullest scope"
     ),
     printcolumn(
+        name = "Queued",
+        type_ = "integer",
+        json_path = ".status.queuedJobs",
+        description = "Jobs that wait for a slot"
+    ),
+    printcolumn(
         name = "Ready",
         type_ = "string",
         json_path = ".status.conditions[?(@.type==\"Ready\")].status"
     ),
     printcolumn(
-        name = "Refused",
+        name = "Last-Refused",
         type_ = "date",
         json_path = ".status.lastRefusal.time",
-        description = "when it last refused a Job"
+        description = "how long ago it last refused a Job"
     ),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     printcolumn(
@@ -82,15 +88,21 @@ pub struct ClusterJobPolicySpec {
         description = "active/max of each limit's fullest scope"
     ),
     printcolumn(
+        name = "Queued",
+        type_ = "integer",
+        json_path = ".status.queuedJobs",
+        description = "Jobs that wait for a slot"
+    ),
+    printcolumn(
         name = "Ready",
         type_ = "string",
         json_path = ".status.conditions[?(@.type==\"Ready\")].status"
     ),
     printcolumn(
-        name = "Refused",
+        name = "Last-Refused",
         type_ = "date",
         json_path = ".status.lastRefusal.time",
-        description = "when it last refused a Job"
+        description = "how long ago it last refused a Job"
     ),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     printcolumn(

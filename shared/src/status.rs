@@ -11,6 +11,9 @@ pub const READY: &str = "Ready";
 /// Condition: parts of the policy that this version does not act on yet are named in its message.
 pub const ENFORCED: &str = "FullyEnforced";
 
+/// Condition of policies with limits: some scope holds more active Jobs than its limit allows.
+pub const OVER_LIMIT: &str = "OverLimit";
+
 /// Status of a policy; written by the sink's leader only.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -18,7 +21,7 @@ pub struct PolicyStatus {
     /// The generation these lines are about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// `Ready` and `FullyEnforced`.
+    /// `Ready`, `FullyEnforced` and, with limits, `OverLimit`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
     /// Short text for the column: `active/max` of each limit's fullest scope.
@@ -30,6 +33,9 @@ pub struct PolicyStatus {
     /// Selected Jobs that wait: queued, or suspended by others.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pending_jobs: Option<u32>,
+    /// Selected Jobs that wait for a slot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queued_jobs: Option<u32>,
     /// Selected Jobs that are active.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub running_jobs: Option<u32>,

@@ -3,9 +3,12 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+use futures::{Stream, StreamExt, stream};
+use jiff::Timestamp;
 use job_handler_shared::{
-    combine::{Policy, PolicyKind, PolicySet},
+    combine::{Policy, PolicyKind, PolicyRef, PolicySet},
     keys, names,
+    status::OVER_LIMIT,
 };
 use k8s_openapi::{
     api::admissionregistration::v1::{
@@ -14,12 +17,23 @@ use k8s_openapi::{
     },
     apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement},
 };
-use kube::{Api, Client, api::PostParams, core::ObjectMeta};
+use kube::{
+    Api, Client,
+    api::PostParams,
+    core::ObjectMeta,
+    runtime::{
+        WatchStreamExt,
+        watcher::{self, watcher},
+    },
+};
 use tokio::sync::watch;
 
 use crate::{
     api::{ApiError, call},
     conditions::{self, Deciding},
+    events::{Kind, Teller, Told},
+    series::policy_reference,
+    status::whole_seconds,
     store::Store,
 };
 
@@ -27,8 +41,13 @@ use crate::{
 const NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";
 /// Seconds the apiserver waits for an answer.
 const TIMEOUT_SECONDS: i32 = 10;
-/// How often the configurations are looked at, for those who edit them.
+/// How often the configurations are looked at, for what a watch may have missed.
 const LOOK: Duration = Duration::from_secs(5);
+/// Least time between two looks.
+const EVERY: Duration = Duration::from_millis(200);
+/// So long after somebody touched an entry its policy is not `Ready`: the apiservers take our own write up, and whoever
+/// looks sees that there was a gap.
+const SETTLE: Duration = Duration::from_secs(3);
 
 /// What the status needs to know of the entries.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -148,22 +167,54 @@ fn client_config(mutating: Option<&MutatingWebhookConfiguration>) -> Result<Webh
     Ok(client)
 }
 
-/// Keeps the entries for ever: on every change of a policy, and every few seconds for those who edit them.
-pub async fn keep(client: Client, store: Store, own_namespace: Arc<str>, kept: watch::Sender<Kept>) {
+/// Keeps the entries for ever: on every change of a policy, on every touch of the two configurations, and every few
+/// seconds for what a watch may have missed.
+pub async fn keep(
+    client: Client,
+    store: Store,
+    own_namespace: Arc<str>,
+    teller: Teller,
+    kept: watch::Sender<Kept>,
+) {
     let mut changes = store.changes();
-    let mut known: Option<Vec<(String, i64)>> = None;
+    let mut touches = std::pin::pin!(touches(&client));
     let mut told: Option<String> = None;
+    // The entries as they were last seen or written right: what differs from them was done by somebody else.
+    let mut right: Vec<ValidatingWebhook> = Vec::new();
+    let mut restored: Option<Restored> = None;
     loop {
         let policies = store.policies();
-        let revision: Vec<_> = policies.iter().map(|p| (p.reference.uid.clone(), p.generation)).collect();
-        let outcome = turn(&client, &policies, &own_namespace).await;
-        let state = match outcome {
-            Ok(()) => {
-                told = None;
-                let written = policies.iter().map(|p| (p.reference.uid.clone(), p.generation)).collect();
-                Kept { written, fault: None }
+        let known = revision(&policies);
+        let state = match look(&client, &policies, &own_namespace).await {
+            Err(error) => Err(error),
+            Ok(looked) if looked.is_right() => Ok(looked.wanted),
+            Ok(looked) => {
+                let touched = touched(&right, &looked.wanted, looked.entries());
+                let gone = looked.there.is_none();
+                let now = (!touched.is_empty()).then(|| Restored::of(&touched, gone, &policies));
+                if let Some(now) = &now {
+                    kept.send_replace(now.kept(&policies));
+                    tracing::warn!("webhook entries: {}", now.why);
+                }
+                let written = write(&client, looked).await;
+                if let Some(now) = now {
+                    now.tell(&teller, &policies).await;
+                    restored = Some(now);
+                }
+                written
             }
-            Err(error) => {
+        };
+        restored = restored.filter(|restored| restored.at.elapsed() < SETTLE);
+        let state = match (state, &restored) {
+            (Ok(wanted), restored) => {
+                told = None;
+                right = wanted;
+                match restored {
+                    Some(restored) => restored.kept(&policies),
+                    None => Kept { written: known.iter().cloned().collect(), fault: None },
+                }
+            }
+            (Err(error), _) => {
                 let fault = error.to_string();
                 if told.as_ref() != Some(&fault) {
                     tracing::warn!("webhook entries: {fault}; trying again");
@@ -178,20 +229,19 @@ pub async fn keep(client: Client, store: Store, own_namespace: Arc<str>, kept: w
             *before = state;
             changed
         });
-        known.replace(revision);
+        tokio::time::sleep(EVERY).await;
         let pause = if well { LOOK } else { Duration::from_millis(500).mul_f64(1.0 + crate::spread()) };
         let end = tokio::time::Instant::now() + pause;
         // Changes of Jobs wake us up too: only another set of policies is a reason to write.
         loop {
             tokio::select! {
                 () = tokio::time::sleep_until(end) => break,
+                Some(()) = touches.next() => break,
                 changed = changes.changed() => {
                     if changed.is_err() {
                         return;
                     }
-                    let policies = store.policies();
-                    let now: Vec<_> = policies.iter().map(|p| (p.reference.uid.clone(), p.generation)).collect();
-                    if known.as_ref() != Some(&now) {
+                    if known != revision(&store.policies()) {
                         break;
                     }
                 }
@@ -199,6 +249,103 @@ pub async fn keep(client: Client, store: Store, own_namespace: Arc<str>, kept: w
         }
     }
 }
+
+fn revision(policies: &PolicySet) -> Vec<(String, i64)> {
+    policies.iter().map(|policy| (policy.reference.uid.clone(), policy.generation)).collect()
+}
+
+/// Tells whenever somebody, we too, touches one of the two configurations. Its faults cost no more than [`LOOK`].
+fn touches(client: &Client) -> impl Stream<Item = ()> {
+    fn of<K>(client: &Client, name: &str) -> impl Stream<Item = ()> + use<K>
+    where
+        K: kube::Resource<DynamicType = ()> + Clone + std::fmt::Debug + Send + 'static,
+        K: serde::de::DeserializeOwned,
+    {
+        let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
+        let stream = watcher(Api::<K>::all(client.clone()), config).default_backoff();
+        let mut told = false;
+        stream.filter_map(move |event| {
+            let fault = event.as_ref().err().map(ToString::to_string);
+            if let Some(fault) = fault.as_ref().filter(|_| !told) {
+                tracing::warn!(
+                    "watch of webhook configurations: {fault}; looking every {} s",
+                    LOOK.as_secs()
+                );
+            }
+            told = fault.is_some();
+            let is_one = matches!(event, Ok(watcher::Event::Apply(_) | watcher::Event::Delete(_)));
+            std::future::ready(is_one.then_some(()))
+        })
+    }
+    stream::select(
+        of::<ValidatingWebhookConfiguration>(client, keys::LIMITS_CONFIGURATION),
+        of::<MutatingWebhookConfiguration>(client, keys::MUTATING_CONFIGURATION),
+    )
+}
+
+/// Names of the entries that were right, should still be so, and are gone or other now.
+fn touched(
+    right: &[ValidatingWebhook],
+    wanted: &[ValidatingWebhook],
+    there: &[ValidatingWebhook],
+) -> Vec<String> {
+    let same = wanted.iter().filter(|entry| right.contains(entry) && !there.contains(entry));
+    same.map(|entry| entry.name.clone()).collect()
+}
+
+/// Entries that somebody deleted or edited, and that were written again.
+#[derive(Debug)]
+struct Restored {
+    policies: Vec<PolicyRef>,
+    why: String,
+    at: tokio::time::Instant,
+    wall: Timestamp,
+}
+
+impl Restored {
+    fn of(touched: &[String], all_gone: bool, policies: &PolicySet) -> Self {
+        let wall = whole_seconds(Timestamp::now());
+        let how = if all_gone { "was deleted" } else { "was edited" };
+        let why = format!(
+            "ValidatingWebhookConfiguration {} {how} by someone, seen at {wall}, and is written again; Jobs created \
+             meanwhile were not checked, but count",
+            keys::LIMITS_CONFIGURATION
+        );
+        let hit = policies.iter().filter(|policy| policy.enforced() && touched.contains(&entry_name(policy)));
+        let policies = hit.map(|policy| policy.reference.clone()).collect();
+        Self { policies, why, at: tokio::time::Instant::now(), wall }
+    }
+
+    /// Those whose entries were touched do not count as written.
+    fn kept(&self, policies: &PolicySet) -> Kept {
+        let mut written: BTreeMap<String, i64> = revision(policies).into_iter().collect();
+        written.retain(|uid, _| !self.policies.iter().any(|policy| policy.uid == *uid));
+        Kept { written, fault: Some(self.why.clone()) }
+    }
+
+    async fn tell(&self, teller: &Teller, policies: &PolicySet) {
+        for policy in policies.iter().filter(|policy| self.policies.contains(&policy.reference)) {
+            let policy = &policy.reference;
+            let hash = names::short_hash([policy.uid.as_str(), &self.wall.to_string()]);
+            let told = Told {
+                namespace: policy.namespace.clone().unwrap_or_else(|| "default".to_owned()),
+                name: names::object_name(&policy.name, &format!(".{hash}.{}", REASON.to_ascii_lowercase())),
+                kind: Kind::Warning,
+                reason: REASON,
+                action: "Restored",
+                note: format!("{}; condition {OVER_LIMIT} tells where there are too many", self.why),
+                regarding: policy_reference(policy),
+                related: None,
+            };
+            if let Err(error) = teller.tell(&told).await {
+                tracing::warn!(%policy, "an Event about its webhook entry: {error}");
+            }
+        }
+    }
+}
+
+/// Reason of Events about entries that somebody deleted or edited.
+const REASON: &str = "LimitEntryMissing";
 
 /// Why the entries are not as they should be.
 #[derive(Debug, thiserror::Error)]
@@ -211,7 +358,23 @@ enum EntryError {
     ReadBack,
 }
 
-async fn turn(client: &Client, policies: &PolicySet, own_namespace: &str) -> Result<(), EntryError> {
+/// The configuration as it is, and the entries that should be in it.
+struct Looked {
+    there: Option<ValidatingWebhookConfiguration>,
+    wanted: Vec<ValidatingWebhook>,
+}
+
+impl Looked {
+    fn entries(&self) -> &[ValidatingWebhook] {
+        self.there.as_ref().and_then(|there| there.webhooks.as_deref()).unwrap_or_default()
+    }
+
+    fn is_right(&self) -> bool {
+        self.entries() == self.wanted
+    }
+}
+
+async fn look(client: &Client, policies: &PolicySet, own_namespace: &str) -> Result<Looked, EntryError> {
     let api = Api::<ValidatingWebhookConfiguration>::all(client.clone());
     let mutating = Api::<MutatingWebhookConfiguration>::all(client.clone());
     let limited = policies.iter().any(|p| p.enforced() && p.limits_jobs() && !is_excluded(p, own_namespace));
@@ -224,10 +387,12 @@ async fn turn(client: &Client, policies: &PolicySet, own_namespace: &str) -> Res
     } else {
         Vec::new()
     };
-    if there.as_ref().map_or(wanted.is_empty(), |there| there.webhooks.clone().unwrap_or_default() == wanted)
-    {
-        return Ok(());
-    }
+    Ok(Looked { there, wanted })
+}
+
+async fn write(client: &Client, looked: Looked) -> Result<Vec<ValidatingWebhook>, EntryError> {
+    let Looked { there, wanted } = looked;
+    let api = Api::<ValidatingWebhookConfiguration>::all(client.clone());
     let version = there.as_ref().and_then(|there| there.metadata.resource_version.clone());
     let mut metadata = there.map(|there| there.metadata).unwrap_or_default();
     metadata.managed_fields = None;
@@ -243,7 +408,7 @@ async fn turn(client: &Client, policies: &PolicySet, own_namespace: &str) -> Res
         call(&what, api.create(&params, &written)).await?
     };
     tracing::info!(entries = wanted.len(), "wrote the webhook entries of the limits");
-    if answer.webhooks.unwrap_or_default() == wanted { Ok(()) } else { Err(EntryError::ReadBack) }
+    if answer.webhooks.unwrap_or_default() == wanted { Ok(wanted) } else { Err(EntryError::ReadBack) }
 }
 
 #[cfg(test)]
@@ -296,6 +461,32 @@ mod tests {
         assert_eq!(selector["matchExpressions"][0]["values"], json!(["kube-system", "job-handler-system"]));
         let selector = serde_json::to_value(&entries[1].namespace_selector).unwrap();
         assert_eq!(selector["matchLabels"], json!({"kubernetes.io/metadata.name": "ci"}));
+    }
+
+    #[test]
+    fn only_what_was_right_and_should_be_so_still_was_touched_by_somebody() {
+        let entry = |name: &str, timeout| ValidatingWebhook {
+            name: name.into(),
+            timeout_seconds: Some(timeout),
+            ..ValidatingWebhook::default()
+        };
+        let right = [entry("a", 10), entry("b", 10)];
+        let named = |wanted: &[_], there: &[_]| touched(&right, wanted, there).join(" ");
+        assert_eq!(named(&right, &[]), "a b", "deleted");
+        assert_eq!(named(&right, &[entry("a", 10), entry("b", 1)]), "b", "edited");
+        assert_eq!(named(&right, &[entry("a", 10), entry("b", 10), entry("c", 10)]), "", "one too many");
+        assert_eq!(named(&[entry("a", 10), entry("b", 9)], &right), "", "ours is another now");
+        assert_eq!(touched(&[], &right, &[]), Vec::<String>::new(), "a leader that has just begun");
+    }
+
+    #[test]
+    fn a_policy_whose_entry_was_touched_does_not_count_as_written() {
+        let limit = json!({"limits": [{"name": "l", "maxActiveJobs": 1}]});
+        let set = PolicySet::new([namespaced("a", "ci", limit.clone()), namespaced("b", "ci", limit)]);
+        let touched = ["b.ci.jobpolicy.limit.job-handler.io".to_owned()];
+        let kept = Restored::of(&touched, false, &set).kept(&set);
+        assert_eq!(kept.written.keys().collect::<Vec<_>>(), ["ci-a"]);
+        assert!(kept.fault.unwrap().contains("was edited by someone"));
     }
 
     #[test]

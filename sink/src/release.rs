@@ -4,15 +4,18 @@
 //! cause a refusal and a later try, never one Job too many.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::Arc,
     time::{Duration, Instant},
 };
 
+use futures::{StreamExt, stream};
+use jiff::Timestamp;
 use job_handler_shared::{
-    job::{JobSnapshot, JobState},
-    keys,
+    job::{JobSnapshot, JobState, human_seconds},
+    keys, names, refusal,
     scope::{ScopeKey, scopes},
+    stamped,
 };
 use k8s_openapi::api::batch::v1::Job;
 use kube::{
@@ -23,6 +26,7 @@ use serde_json::json;
 
 use crate::{
     api::{ApiError, call},
+    events::{Kind, Teller, Told, job_reference},
     store::Store,
 };
 
@@ -32,66 +36,115 @@ const EVERY: Duration = Duration::from_millis(250);
 const ANYWAY: Duration = Duration::from_secs(5);
 /// A Job whose start was refused waits this long (and up to half as long again).
 const REFUSED: Duration = Duration::from_secs(5);
+/// The first pause where a limit was full although there seemed to be room; it doubles up to [`REFUSED`].
+const FULL_FIRST: Duration = Duration::from_secs(1);
+/// So long after its pause it is remembered how often a Job was refused.
+const REMEMBERED: Duration = Duration::from_secs(30);
 /// Starts per look; each of them is a change that causes another.
 const AT_ONCE: usize = 50;
+/// Namespaces that are worked on at a time. Within one, starts are made one after the other, so that the first stays
+/// first.
+const NAMESPACES: usize = 16;
 
 /// A Job, and the scopes in which it takes a slot with what each holds at most.
 pub type Counted = (Arc<JobSnapshot>, Vec<(ScopeKey, u32)>);
 
+/// What a Job's last refusal means for those behind it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Held {
+    /// There was no slot after all, or nobody could say: the next one is its own, and no younger one takes it.
+    Reserves,
+    /// It may not start for a reason of its own (its group waits after failures, others refuse it): it is passed by.
+    PassedBy,
+}
+
+impl Held {
+    /// What follows from how a start failed.
+    pub fn after(error: &ApiError) -> Self {
+        match error {
+            ApiError::Refused { code: 403, message, .. }
+                if [refusal::FULL, refusal::DUPLICATE].iter().any(|text| message.contains(text)) =>
+            {
+                Self::Reserves
+            }
+            ApiError::Refused { code: 429 | 500.., .. }
+            | ApiError::Timeout { .. }
+            | ApiError::Broken { .. } => Self::Reserves,
+            ApiError::Refused { .. } | ApiError::Rights { .. } => Self::PassedBy,
+        }
+    }
+}
+
 /// The Jobs to start now, in order. `jobs` are all that are not finished; `held` tells of those that wait after a refusal.
-pub fn plan(jobs: &[Counted], held: impl Fn(&str) -> bool) -> Vec<Arc<JobSnapshot>> {
+pub fn plan(jobs: &[Counted], held: impl Fn(&str) -> Option<Held>) -> Vec<Arc<JobSnapshot>> {
     let mut active: HashMap<&ScopeKey, u32> = HashMap::new();
     for (_, scopes) in jobs.iter().filter(|(job, _)| job.is_active()) {
         for (scope, _) in scopes {
             *active.entry(scope).or_default() += 1;
         }
     }
-    let mut queued: Vec<&Counted> = jobs
+    let mut queued: Vec<(&Counted, Option<Held>)> = jobs
         .iter()
         .filter(|(job, _)| {
             job.is_queued()
                 && job.state() == JobState::Suspended
                 && job.deleting_since.is_none()
                 && !job.is_foreign()
-                && !held(&job.uid)
         })
+        .map(|counted| (counted, held(&counted.0.uid)))
+        .filter(|(_, held)| *held != Some(Held::PassedBy))
         .collect();
-    queued.sort_by(|(a, _), (b, _)| (a.created, &a.uid).cmp(&(b.created, &b.uid)));
+    queued.sort_by(|((a, _), _), ((b, _), _)| (a.created, &a.uid).cmp(&(b.created, &b.uid)));
     let mut start = Vec::new();
-    for (job, scopes) in queued {
+    for ((job, scopes), held) in queued {
         let room = scopes.iter().all(|(scope, max)| active.get(scope).copied().unwrap_or_default() < *max);
         if room {
             for (scope, _) in scopes {
                 *active.entry(scope).or_default() += 1;
             }
-            start.push(job.clone());
+            if held.is_none() {
+                start.push(job.clone());
+            }
         }
     }
     start
 }
 
+/// A Job that waits after a refusal.
+#[derive(Clone, Copy, Debug)]
+struct Wait {
+    until: Instant,
+    times: u32,
+    held: Held,
+}
+
+impl Wait {
+    fn after(error: &ApiError, before: Option<&Self>, now: Instant) -> Self {
+        let held = Held::after(error);
+        let times = before.map_or(0, |wait| wait.times.saturating_add(1));
+        let pause = match (held, error) {
+            (Held::Reserves, ApiError::Refused { code: 403, .. }) => {
+                FULL_FIRST.saturating_mul(1 << times.min(8)).min(REFUSED)
+            }
+            _ => REFUSED,
+        };
+        Self { until: now + pause.mul_f64(1.0 + crate::spread() / 2.0), times, held }
+    }
+}
+
 /// Starts queued Jobs for ever.
-pub async fn keep(client: Client, store: Store) {
+pub async fn keep(client: Client, store: Store, teller: Teller) {
     let mut changes = store.changes();
-    let mut refused: HashMap<String, Instant> = HashMap::new();
+    let mut waits: HashMap<String, Wait> = HashMap::new();
     loop {
         let now = Instant::now();
-        refused.retain(|_, until| *until > now);
-        for job in plan(&counted(&store), |uid| refused.contains_key(uid)).into_iter().take(AT_ONCE) {
-            match release(&client, &job).await {
-                Ok(Some(released)) => {
-                    tracing::info!(job = job.key(), "started: there is room");
-                    // What the watch will say, said before the next look counts.
-                    store.put_job(released);
-                }
-                // Changed or gone: the watch tells.
-                Ok(None) => {}
-                Err(error) => {
-                    tracing::debug!(job = job.key(), "stays queued: {error}");
-                    let pause = REFUSED.mul_f64(1.0 + crate::spread() / 2.0);
-                    refused.insert(job.uid.clone(), Instant::now() + pause);
-                }
-            }
+        waits.retain(|_, wait| wait.until + REMEMBERED > now);
+        let held = |uid: &str| waits.get(uid).filter(|wait| wait.until > now).map(|wait| wait.held);
+        let due = plan(&counted(&store), held).into_iter().take(AT_ONCE);
+        let refused = start(&client, &store, &teller, due).await;
+        for (uid, error) in refused {
+            let wait = Wait::after(&error, waits.get(&uid), Instant::now());
+            waits.insert(uid, wait);
         }
         tokio::time::sleep(EVERY).await;
         tokio::select! {
@@ -99,6 +152,72 @@ pub async fn keep(client: Client, store: Store) {
             () = tokio::time::sleep(ANYWAY) => {}
         }
     }
+}
+
+/// Starts these, and gives those that were refused: in order within a namespace, where the first that gets no answer is
+/// the last that is tried, so that a webhook that does not answer costs one call's time and not fifty.
+async fn start(
+    client: &Client,
+    store: &Store,
+    teller: &Teller,
+    jobs: impl Iterator<Item = Arc<JobSnapshot>>,
+) -> Vec<(String, ApiError)> {
+    let mut namespaces: BTreeMap<String, Vec<Arc<JobSnapshot>>> = BTreeMap::new();
+    jobs.for_each(|job| namespaces.entry(job.namespace.clone()).or_default().push(job));
+    let in_order = |jobs: Vec<Arc<JobSnapshot>>| async move {
+        let (mut refused, mut started) = (Vec::new(), Vec::new());
+        for job in jobs {
+            match release(client, &job).await {
+                Ok(Some(released)) => {
+                    tracing::info!(job = job.key(), "started: there is room");
+                    // What the watch will say, said before the next look counts.
+                    store.put_job(released);
+                    started.push(job);
+                }
+                // Changed or gone: the watch tells.
+                Ok(None) => {}
+                Err(error) => {
+                    tracing::debug!(job = job.key(), "stays queued: {error}");
+                    let answered = matches!(error, ApiError::Refused { .. } | ApiError::Rights { .. });
+                    refused.push((job.uid.clone(), error));
+                    if !answered {
+                        break;
+                    }
+                }
+            }
+        }
+        futures::future::join_all(started.iter().map(|job| tell(teller, job))).await;
+        refused
+    };
+    let refused = stream::iter(namespaces.into_values()).map(in_order).buffer_unordered(NAMESPACES);
+    refused.concat().await
+}
+
+async fn tell(teller: &Teller, job: &JobSnapshot) {
+    let slot = stamped_text(job).and_then(stamped::waits_for).unwrap_or("a slot");
+    let told = Told {
+        namespace: job.namespace.clone(),
+        name: names::event_name(&job.name, &job.uid, keys::REASON_STARTED),
+        kind: Kind::Normal,
+        reason: keys::REASON_STARTED,
+        action: "Started",
+        note: format!("{slot} was free after {}", waited(job, Timestamp::now())),
+        regarding: job_reference(&job.namespace, &job.name, Some(&job.uid)),
+        related: None,
+    };
+    if let Err(error) = teller.tell(&told).await {
+        tracing::warn!(job = job.key(), "an Event about its start: {error}");
+    }
+}
+
+fn stamped_text(job: &JobSnapshot) -> Option<&str> {
+    job.annotations.get(keys::STAMPED).map(String::as_str)
+}
+
+/// How long it has been queued, for people.
+fn waited(job: &JobSnapshot, now: Timestamp) -> String {
+    let since = job.annotations.get(keys::QUEUED_AT).and_then(|text| text.parse::<Timestamp>().ok());
+    human_seconds(now.as_second() - since.unwrap_or(job.created).as_second())
 }
 
 /// All Jobs that are not finished, with their scopes; none where none is queued.
@@ -119,14 +238,15 @@ fn counted(store: &Store) -> Vec<Counted> {
 }
 
 /// Un-suspends the very version that was looked at, and takes the mark off, so that nobody starts it twice: a Job that a
-/// person suspends later stays so.
+/// person suspends later stays so. What it says of itself is then that it has waited.
 async fn release(client: &Client, job: &JobSnapshot) -> Result<Option<JobSnapshot>, ApiError> {
     let api = Api::<Job>::namespaced(client.clone(), &job.namespace);
+    let text = stamped_text(job).map(|text| stamped::started(text, &waited(job, Timestamp::now())));
     let patch = Patch::Merge(json!({
         "metadata": {
             "uid": job.uid,
             "resourceVersion": job.resource_version,
-            "annotations": {keys::QUEUED_AT: null},
+            "annotations": {keys::QUEUED_AT: null, keys::STAMPED: text},
         },
         "spec": {"suspend": false},
     }));
@@ -168,7 +288,12 @@ mod tests {
     }
 
     fn started(jobs: &[Counted]) -> Vec<String> {
-        plan(jobs, |uid| uid == "held").iter().map(|job| job.uid.clone()).collect()
+        let held = |uid: &str| match uid {
+            "full" => Some(Held::Reserves),
+            "held" => Some(Held::PassedBy),
+            _ => None,
+        };
+        plan(jobs, held).iter().map(|job| job.uid.clone()).collect()
     }
 
     #[test]
@@ -191,6 +316,69 @@ mod tests {
             job("3", true, &[("b", 1), ("cluster", 2)]),
         ];
         assert_eq!(started(&jobs), ["2"]);
+    }
+
+    #[test]
+    fn the_slot_of_one_that_was_told_full_is_nobody_elses() {
+        let one = |uid: &str| job(uid, true, &[("ci", 1)]);
+        assert!(started(&[one("full"), one("younger")]).is_empty());
+        assert_eq!(started(&[one("held"), one("younger")]), ["younger"]);
+        assert_eq!(started(&[one("full"), job("elsewhere", true, &[("b", 1)])]), ["elsewhere"]);
+    }
+
+    #[test]
+    fn only_a_full_limit_or_silence_reserves() {
+        let refused = |code: u16, message: &str| ApiError::Refused {
+            what: "start".into(),
+            code,
+            reason: String::new(),
+            message: message.into(),
+        };
+        for (error, held) in [
+            (refused(403, "denied: concurrent job limit reached: 1 active"), Held::Reserves),
+            (refused(403, "denied: duplicate job: of group 7"), Held::Reserves),
+            (refused(503, "job limits cannot be checked now"), Held::Reserves),
+            (ApiError::Timeout { what: "start".into() }, Held::Reserves),
+            (refused(403, "denied: failure backoff: group 7"), Held::PassedBy),
+            (refused(403, "denied: another webhook does not like it"), Held::PassedBy),
+            (refused(422, "invalid"), Held::PassedBy),
+        ] {
+            assert_eq!(Held::after(&error), held, "{error}");
+        }
+        let full = refused(403, refusal::FULL);
+        let now = Instant::now();
+        let first = Wait::after(&full, None, now);
+        assert!(first.until <= now + Duration::from_millis(1500), "its turn comes soon");
+        let fifth = (0..4).fold(first, |wait, _| Wait::after(&full, Some(&wait), now));
+        assert!(fifth.until >= now + REFUSED);
+    }
+
+    /// A start that gets no answer holds up its namespace for one call, and no other.
+    #[tokio::test(start_paused = true)]
+    async fn silence_in_one_namespace_is_waited_for_once() {
+        type Body = kube::client::Body;
+        let service = tower::service_fn(|request: http::Request<Body>| async move {
+            if request.uri().path().contains("/dead/") {
+                std::future::pending::<()>().await;
+            }
+            let kind = if request.uri().path().contains("/jobs/") { "Job" } else { "Event" };
+            let job = json!({"apiVersion": "batch/v1", "kind": kind, "metadata": {"name": "x", "uid": "x"},
+                "regarding": {}, "eventTime": null});
+            let body = Body::from(serde_json::to_vec(&job).unwrap());
+            Ok::<_, std::convert::Infallible>(http::Response::new(body))
+        });
+        let client = Client::new(service, "default");
+        let jobs = (0..50).map(|n| {
+            let namespace = if n % 2 == 0 { "dead" } else { "lives" };
+            let (mut job, _) = job(&n.to_string(), true, &[]);
+            Arc::make_mut(&mut job).namespace = namespace.into();
+            Arc::make_mut(&mut job).name = format!("j{n}");
+            job
+        });
+        let begun = tokio::time::Instant::now();
+        let refused = start(&client, &Store::default(), &Teller::new(client.clone(), "test"), jobs).await;
+        assert_eq!(refused.iter().map(|(uid, _)| uid.as_str()).collect::<Vec<_>>(), ["0"]);
+        assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
     }
 
     #[test]

@@ -170,7 +170,13 @@ async fn lead(context: Context, actor: Actor, mut leads: channel::Receiver<bool>
 
 async fn work(context: &Context, actor: Actor) {
     let (kept, entries) = channel::channel(Kept::default());
-    let keep = entries::keep(context.client.clone(), context.store.clone(), context.namespace.clone(), kept);
+    let keep = entries::keep(
+        context.client.clone(),
+        context.store.clone(),
+        context.namespace.clone(),
+        actor.teller.clone(),
+        kept,
+    );
     let status = statuses::keep(
         context.client.clone(),
         context.store.clone(),
@@ -186,7 +192,7 @@ async fn work(context: &Context, actor: Actor) {
         }
     };
     let defaults = create_defaults(context);
-    let release = release::keep(context.client.clone(), context.store.clone());
+    let release = release::keep(context.client.clone(), context.store.clone(), actor.teller.clone());
     // But for the last, none of them ends.
     tokio::join!(actor.work(), keep, status, resync, defaults, release);
 }

@@ -10,8 +10,8 @@ use jiff::Timestamp;
 use job_handler_shared::{
     group::GroupId,
     job::{JobSnapshot, JobState},
-    policy::{Limit, PolicySpec, Scope, StorageType, WhenFull},
-    status::{ENFORCED, LastRefusal, LimitStatus, PolicyStatus, READY},
+    policy::{Limit, Mode, PolicySpec, Scope, StorageType, WhenFull},
+    status::{ENFORCED, LastRefusal, LimitStatus, OVER_LIMIT, PolicyStatus, READY},
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
@@ -34,6 +34,8 @@ pub struct Situation<'a> {
     pub entries: &'a Kept,
     /// The last refusal that is known.
     pub refusal: Option<LastRefusal>,
+    /// Some enforced policy that can select the same Jobs names a group.
+    pub grouped: bool,
     /// The policy lives where Jobs are never touched.
     pub excluded: bool,
     /// Wall clock, for conditions that change.
@@ -47,12 +49,10 @@ pub fn of(entry: &PolicyEntry, situation: &Situation<'_>) -> PolicyStatus {
     let before = &entry.status;
     let spec = entry.policy.as_ref().ok().map(|policy| &policy.spec);
     let (ready, why, message) = readiness(entry, situation);
-    let unmet = spec.map(not_acted_on).unwrap_or_default();
-    let (full, full_why, full_message) = if unmet.is_empty() {
-        (true, "Complete", "every field of this policy is acted on".to_owned())
-    } else {
-        (false, "NotAllFields", format!("this version does not act on: {}", unmet.join(", ")))
-    };
+    let (full, full_why, full_message) = spec.map_or_else(
+        || (false, "Unreadable", "this policy cannot be read".to_owned()),
+        |spec| completeness(spec, situation.grouped),
+    );
     let limits: Vec<LimitStatus> = spec.map_or_else(Vec::new, |spec| {
         spec.limits.iter().map(|limit| fullest(limit, situation.jobs)).collect()
     });
@@ -61,15 +61,22 @@ pub fn of(entry: &PolicyEntry, situation: &Situation<'_>) -> PolicyStatus {
         let jobs = situation.jobs.iter().filter(|(job, _)| job.state() == wanted).count();
         u32::try_from(jobs).ok()
     };
+    let mut conditions = vec![
+        condition(READY, ready, why, message, entry.generation, before, situation.now),
+        condition(ENFORCED, full, full_why, full_message, entry.generation, before, situation.now),
+    ];
+    if entry.policy.as_ref().is_ok_and(|policy| policy.enforced()) && !limits.is_empty() {
+        let (over, why, message) = excess(&limits);
+        conditions.push(condition(OVER_LIMIT, over, why, message, entry.generation, before, situation.now));
+    }
+    let queued = situation.jobs.iter().filter(|(job, _)| job.is_queued()).count();
     PolicyStatus {
         observed_generation: Some(entry.generation),
-        conditions: vec![
-            condition(READY, ready, why, message, entry.generation, before, situation.now),
-            condition(ENFORCED, full, full_why, full_message, entry.generation, before, situation.now),
-        ],
+        conditions,
         usage: Some(if usage.is_empty() { "-".to_owned() } else { usage.join(", ") }),
         limits,
         pending_jobs: count(JobState::Suspended),
+        queued_jobs: u32::try_from(queued).ok(),
         running_jobs: count(JobState::Active),
         last_refusal: newer(situation.refusal.clone(), before.last_refusal.clone()),
     }
@@ -128,15 +135,73 @@ fn readiness(entry: &PolicyEntry, situation: &Situation<'_>) -> (bool, &'static 
         )
     } else {
         format!(
-            "mode Warn: {replicas} webhook replica{s} tell what generation {generation} would do; nothing is changed or refused"
+            "mode Warn: {replicas} webhook replica{s} know{} generation {generation}; nothing is changed, refused or told",
+            if replicas == 1 { "s" } else { "" }
         )
     };
     (true, if policy.enforced() { "Enforced" } else { "Warns" }, message)
 }
 
+/// Whether all that the policy says has an effect, and what has none.
+fn completeness(spec: &PolicySpec, grouped: bool) -> (bool, &'static str, String) {
+    let mut missing = Vec::new();
+    let unmet = not_acted_on(spec);
+    if !unmet.is_empty() {
+        missing.push(format!("this version does not act on: {}", unmet.join(", ")));
+    }
+    let ungrouped = if grouped { Vec::new() } else { by_group(spec) };
+    if !ungrouped.is_empty() {
+        missing.push(format!(
+            "limit {} counts groups, but no enforced policy that selects these Jobs names one: it holds nobody \
+             back. Set spec.group",
+            ungrouped.join(", ")
+        ));
+    }
+    let reason = match (unmet.is_empty(), ungrouped.is_empty()) {
+        (true, true) => return (true, "Complete", "every field of this policy is acted on".to_owned()),
+        (false, _) => "NotAllFields",
+        (true, false) => "NoGroup",
+    };
+    (false, reason, missing.join("; "))
+}
+
+/// Names of the limits that count groups.
+fn by_group(spec: &PolicySpec) -> Vec<String> {
+    let limits = spec.limits.iter().filter(|limit| limit.scope == Scope::Group);
+    limits.map(|limit| format!("\"{}\"", limit.name)).collect()
+}
+
+/// Whether a scope holds more than its limit allows. Each limit is shown in its fullest scope, so that where that one
+/// holds no more, none does.
+fn excess(limits: &[LimitStatus]) -> (bool, &'static str, String) {
+    let over: Vec<String> = limits
+        .iter()
+        .filter(|limit| limit.active > limit.max)
+        .map(|limit| {
+            let place = limit.fullest.as_deref().unwrap_or("-");
+            format!(
+                "limit \"{}\" in {place}: {} active jobs, max allowed: {}",
+                limit.name, limit.active, limit.max
+            )
+        })
+        .collect();
+    if over.is_empty() {
+        return (false, "WithinLimits", "no scope holds more active Jobs than its limit allows".to_owned());
+    }
+    let message = format!(
+        "{}; they were there before the limit, were relabelled into it, or were created while its webhook entry was \
+         missing. They count on, and no other starts until there is room",
+        over.join(", ")
+    );
+    (true, "TooMany", message)
+}
+
 /// Fields that are set and that this version does not act on.
 pub fn not_acted_on(spec: &PolicySpec) -> Vec<&'static str> {
     let mut fields = Vec::new();
+    if spec.mode == Mode::Warn {
+        fields.push("mode Warn (nothing is told yet)");
+    }
     if spec.stamp.as_ref().is_some_and(|stamp| stamp.container_resources.is_some()) {
         fields.push("stamp.containerResources");
     }
@@ -249,6 +314,7 @@ mod tests {
             replicas: &replicas.iter().map(|(name, r)| ((*name).to_owned(), r.clone())).collect(),
             entries: kept,
             refusal: None,
+            grouped: true,
             excluded: false,
             now: Timestamp::UNIX_EPOCH,
             clock: Instant::now(),
@@ -286,6 +352,7 @@ mod tests {
             replicas: &BTreeMap::new(),
             entries: &Kept::default(),
             refusal: None,
+            grouped: true,
             excluded: false,
             now: Timestamp::UNIX_EPOCH,
             clock: Instant::now(),
@@ -294,6 +361,54 @@ mod tests {
         assert_eq!(status.usage.as_deref(), Some("2/2"));
         assert_eq!(status.limits[0].fullest.as_deref(), Some("b"));
         assert_eq!((status.running_jobs, status.pending_jobs), (Some(3), Some(1)));
+        assert_eq!(status.queued_jobs, Some(0), "its author suspended it");
+    }
+
+    fn found(spec: serde_json::Value, jobs: &[Selected], grouped: bool) -> BTreeMap<String, Condition> {
+        let situation = Situation {
+            jobs,
+            replicas: &[("a".to_owned(), replica(3))].into(),
+            entries: &Kept { written: [("p".to_owned(), 3)].into(), fault: None },
+            refusal: None,
+            grouped,
+            excluded: false,
+            now: Timestamp::UNIX_EPOCH,
+            clock: Instant::now(),
+        };
+        let conditions = of(&entry(spec), &situation).conditions;
+        conditions.into_iter().map(|condition| (condition.type_.clone(), condition)).collect()
+    }
+
+    #[test]
+    fn more_active_jobs_than_allowed_are_reported() {
+        let job = || (Arc::new(JobSnapshot { namespace: "ci".into(), ..JobSnapshot::default() }), None);
+        let limit = serde_json::json!({"limits": [{"name": "l", "maxActiveJobs": 1}]});
+        let over = &found(limit.clone(), &[job(), job()], true)[OVER_LIMIT];
+        assert_eq!(over.status, "True");
+        assert!(
+            over.message.starts_with("limit \"l\" in ci: 2 active jobs, max allowed: 1"),
+            "{}",
+            over.message
+        );
+        assert_eq!(found(limit, &[job()], true)[OVER_LIMIT].status, "False");
+        assert!(!found(serde_json::json!({}), &[job()], true).contains_key(OVER_LIMIT));
+    }
+
+    #[test]
+    fn a_limit_by_group_without_a_group_is_told() {
+        let limit = serde_json::json!({"limits": [{"name": "g", "maxActiveJobs": 1, "scope": "Group"}]});
+        let without = &found(limit.clone(), &[], false)[ENFORCED];
+        assert_eq!((without.status.as_str(), without.reason.as_str()), ("False", "NoGroup"));
+        assert!(without.message.contains("limit \"g\" counts groups"), "{}", without.message);
+        assert_eq!(found(limit, &[], true)[ENFORCED].status, "True");
+    }
+
+    #[test]
+    fn mode_warn_does_not_claim_to_tell() {
+        let conditions = found(serde_json::json!({"mode": "Warn"}), &[], true);
+        assert!(conditions[READY].message.contains("nothing is changed, refused or told"));
+        assert_eq!(conditions[ENFORCED].status, "False");
+        assert!(conditions[ENFORCED].message.contains("mode Warn"));
     }
 
     #[test]

@@ -58,6 +58,7 @@ pub async fn keep<K: Clone + Eq + std::hash::Hash>(
                     replicas: &store.replicas(),
                     entries: &kept,
                     refusal: store.refusal(&entry.reference.uid),
+                    grouped: policy.is_none_or(|policy| is_grouped(&store, policy)),
                     excluded: policy.is_some_and(|policy| entries::is_excluded(policy, &own_namespace)),
                     now: whole_seconds(Timestamp::now()),
                     clock: Instant::now(),
@@ -112,6 +113,20 @@ pub async fn tell_refusals(client: Client, store: Store, leads: watch::Receiver<
     }
 }
 
+/// Whether a group is named for Jobs of this policy: by itself, or by an enforced one that reaches the same namespaces.
+fn is_grouped(store: &Store, policy: &Policy) -> bool {
+    let reaches = |other: &Policy| match (&policy.reference.namespace, &other.reference.namespace) {
+        (Some(own), Some(others)) => own == others,
+        (Some(own), None) => store.namespace(own).is_none_or(|labels| other.selects_namespace(own, &labels)),
+        (None, _) => true,
+    };
+    policy.spec.group.is_some()
+        || store
+            .policies()
+            .iter()
+            .any(|other| other.enforced() && other.spec.group.is_some() && reaches(other))
+}
+
 fn selected(store: &Store, policy: &Arc<Policy>, jobs: &[Arc<JobSnapshot>]) -> Vec<Selected> {
     let of_policy = |job: &&Arc<JobSnapshot>| {
         job.finished.is_none()
@@ -133,8 +148,7 @@ fn selected(store: &Store, policy: &Arc<Policy>, jobs: &[Arc<JobSnapshot>]) -> V
 
 async fn write(client: &Client, entry: &PolicyEntry, status: &PolicyStatus) -> Result<(), ApiError> {
     // Absent fields are written as null: a merge patch leaves what it does not name.
-    let mut value =
-        json!({"lastRefusal": null, "limits": [], "pendingJobs": null, "runningJobs": null, "usage": null});
+    let mut value = json!({"lastRefusal": null, "limits": [], "pendingJobs": null, "queuedJobs": null, "runningJobs": null, "usage": null});
     if let (Some(fields), Ok(serde_json::Value::Object(wanted))) =
         (value.as_object_mut(), serde_json::to_value(status))
     {
