@@ -10,4 +10,5 @@ mod nothing_lost;
 mod outages;
 mod policies;
 mod stamping;
+mod told;
 mod world;
