@@ -331,7 +331,11 @@ impl Actor {
                 Err(error) if error.is_final() || error.is_terminating() => {
                     tracing::debug!(job = grave.job.key(), "deleted before its result was stored: {error}");
                 }
-                stored => drop(stored?),
+                Err(error) => {
+                    self.store.renew_grave(uid);
+                    return Err(error);
+                }
+                Ok(_) => {}
             }
             self.store.unbury(uid);
         }

@@ -51,6 +51,13 @@ impl Graves {
         self.0.get(uid).filter(|buried| buried.is_fresh(Instant::now()))
     }
 
+    /// Whoever leads has tried in vain, and goes on trying.
+    pub fn renew(&mut self, uid: &str) {
+        if let Some(buried) = self.0.get_mut(uid) {
+            buried.since = Instant::now();
+        }
+    }
+
     /// It is written down.
     pub fn remove(&mut self, uid: &str) {
         self.0.remove(uid);

@@ -172,6 +172,11 @@ impl Store {
         self.lock().buried.uids()
     }
 
+    /// It could not be written down yet: it is remembered longer.
+    pub fn renew_grave(&self, uid: &str) {
+        self.lock().buried.renew(uid);
+    }
+
     /// What there was to say of it is written down.
     pub fn unbury(&self, uid: &str) {
         self.lock().buried.remove(uid);

@@ -223,6 +223,22 @@ async fn where_its_result_cannot_be_written_either_an_event_says_so() {
 }
 
 #[tokio::test]
+async fn where_it_only_fails_for_now_it_is_tried_again() {
+    let apiserver = cluster(b"hello\n");
+    let actor = process(&apiserver, delete_after());
+    apiserver.remove("jobs", "ci", "build");
+    actor.store.bury(UID, None);
+    apiserver.refuse("configmaps", 500, "etcd is away");
+    actor.job(UID).await.unwrap_err();
+    assert_eq!(actor.store.buried(), [UID]);
+    assert!(apiserver.all("events").is_empty());
+    apiserver.revive();
+    actor.job(UID).await.unwrap();
+    assert!(apiserver.get("configmaps", "ci", "build-results").is_some());
+    assert!(actor.store.buried().is_empty());
+}
+
+#[tokio::test]
 async fn only_what_was_to_be_harvested_is_mourned() {
     let harvested = cluster(b"hello\n");
     process(&harvested, json!({"results": {}})).job(UID).await.unwrap();
