@@ -2,7 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use k8s_openapi::api::core::v1::Node;
+use job_handler_e2e::TestNamespace;
+use k8s_openapi::api::core::v1::{ConfigMap, Node};
 use kube::{
     Api,
     api::{ListParams, Patch, PatchParams},
@@ -27,10 +28,15 @@ async fn finished(world: &World, namespace: &str, number: usize) {
         .await;
 }
 
-async fn harvest(world: &World, name: &str) -> String {
+async fn harvest(world: &World, name: &str) -> TestNamespace {
     let namespace = world.cluster.namespace(name).await.unwrap();
     world.policy(&namespace, "results", json!({"results": {}})).await;
     namespace
+}
+
+async fn results(world: &World, namespace: &str) -> kube::Result<Vec<ConfigMap>> {
+    let made = ListParams::default().labels("job-handler/created=true");
+    Ok(world.config_maps(namespace).list(&made).await?.items)
 }
 
 #[test]
@@ -58,17 +64,12 @@ fn a_node_whose_logs_hang_holds_up_nobody_else() {
             assert!(since.elapsed() < A_FEW_SECONDS, "{name} took {:?}", since.elapsed());
             assert!(result.data.unwrap()["logs"].contains("here I am"));
         }
-        let stored = world.config_maps(&slow).list(&ListParams::default().labels("job-handler/created=true"));
-        let stored = stored.await.unwrap().items.len();
+        let stored = results(world, &slow).await.unwrap().len();
         assert!(stored < HANGING, "their logs did not hang: this shows nothing");
         // They come to an end, too: with what is known, and what was lost.
         job_handler_e2e::wait_for(4 * PATIENCE, "the results of those that hang", || async {
-            let all = world
-                .config_maps(&slow)
-                .list(&ListParams::default().labels("job-handler/created=true"))
-                .await
-                .map_err(|error| error.to_string())?;
-            let whole = all.items.iter().filter_map(|map| map.data.as_ref()?.get("result.json"));
+            let all = results(world, &slow).await.map_err(|error| error.to_string())?;
+            let whole = all.iter().filter_map(|map| map.data.as_ref()?.get("result.json"));
             let told = whole.filter(|manifest| manifest.contains("node")).count();
             if told == HANGING { Ok(()) } else { Err(format!("{told} of {HANGING}")) }
         })
