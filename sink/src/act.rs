@@ -3,9 +3,8 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use job_handler_shared::{
-    combine::Effective,
     job::JobSnapshot,
-    policy::{Keep, Logs, Propagation},
+    policy::{Logs, Propagation},
 };
 use kube::Client;
 use tokio::task::JoinSet;
@@ -19,7 +18,6 @@ use crate::{
     mark::{self, Written},
     metrics::SinkMetrics,
     plan::{self, Step},
-    prune,
     queue::Queue,
     result,
     slots::{self, Slot, Slots},
@@ -81,9 +79,9 @@ impl ActError {
 }
 
 /// What one Job's sequence knows by itself, before the watch brings it.
-struct Course {
-    job: JobSnapshot,
-    places: Vec<ResultRef>,
+pub(crate) struct Course {
+    pub(crate) job: JobSnapshot,
+    pub(crate) places: Vec<ResultRef>,
 }
 
 /// The leader's hands.
@@ -224,7 +222,7 @@ impl Actor {
     }
 
     /// Reads the result: labels alone are none. Places that hold none are dropped, and the Job is harvested.
-    async fn proof(&self, course: &mut Course) -> Result<Option<Committed>, ActError> {
+    pub(crate) async fn proof(&self, course: &mut Course) -> Result<Option<Committed>, ActError> {
         while let Some(place) = course.places.first().cloned() {
             let found = commit::read_at(&self.client, &place.namespace, &place.name, &course.job.uid).await?;
             if found.is_some() {
@@ -341,83 +339,4 @@ impl Actor {
         }
         self.announce(uid, &mut self.store.places_of(uid)).await
     }
-
-    /// Deletes the older runs of a group.
-    ///
-    /// # Errors
-    /// Where something has to be looked at again.
-    pub async fn group(&self, key: &GroupKey) -> Result<(), ActError> {
-        let jobs = self.store.group(key);
-        let rules: HashMap<&str, _> =
-            jobs.iter().filter_map(|job| Some((job.uid.as_str(), self.store.effective(job)?))).collect();
-        // Towards keeping: the largest of what the policies of its Jobs say.
-        let keeps = rules.values().filter_map(keep_of);
-        let Some(keep) = keeps.reduce(|a, b| Keep {
-            newest: a.newest.max(b.newest),
-            newest_succeeded: a.newest_succeeded.max(b.newest_succeeded),
-        }) else {
-            return Ok(());
-        };
-        let (out, kept) = prune::plan(jobs.iter().map(AsRef::as_ref), keep);
-        let by_uid: HashMap<&str, &Arc<JobSnapshot>> =
-            jobs.iter().map(|job| (job.uid.as_str(), job)).collect();
-        let mut going = Vec::new();
-        for ranked in &out {
-            let Some((job, rule)) = by_uid.get(ranked.uid.as_str()).zip(rules.get(ranked.uid.as_str()))
-            else {
-                continue;
-            };
-            let Some(cleanup) = rule.cleanup.as_ref().filter(|cleanup| cleanup.keep.is_some()) else {
-                continue;
-            };
-            let places = self.store.places(job);
-            let told = !places.is_empty() && places.iter().all(|place| !place.pending);
-            match prune::may_go(job, rule.results.is_none() || told) {
-                Ok(()) => going.push((*job, cleanup.propagation_policy)),
-                Err(spared) => tracing::debug!(job = job.key(), "not pruned: {spared}"),
-            }
-        }
-        if going.is_empty() {
-            return Ok(());
-        }
-        for ranked in &kept {
-            let Some(keeper) = by_uid.get(ranked.uid.as_str()) else { continue };
-            match mark::look(&self.client, keeper).await? {
-                Some(there) if there.deleting_since.is_none() => {}
-                // The picture is old; the watch will bring the new one.
-                _ => return Err(ActError::Changed(keeper.key())),
-            }
-        }
-        let mut fault = None;
-        for (job, propagation) in going {
-            let asked = rules.get(job.uid.as_str()).is_some_and(|rule| rule.results.is_some());
-            if asked {
-                let mut course = Course { places: self.store.places(job), job: (**job).clone() };
-                if self.proof(&mut course).await?.is_none() {
-                    self.queue.add(Key::Job(job.uid.clone()));
-                    continue;
-                }
-            }
-            // The picture is as old as the calls since then: who edits a policy meanwhile is heard.
-            let now = self.store.effective(job).map(|rule| (rule.results.is_some(), keep_of(&rule)));
-            let then = rules.get(job.uid.as_str()).map(|rule| (rule.results.is_some(), keep_of(rule)));
-            if now != then {
-                return Err(ActError::Changed(job.key()));
-            }
-            match mark::delete(&self.client, job, propagation, false).await {
-                Ok(Written::Done(_)) => {
-                    self.metrics.pruned();
-                    tracing::info!(job = job.key(), group = key.1.value, "pruned: a newer run is there");
-                }
-                Ok(Written::Gone) => {}
-                Ok(Written::Changed) => fault = Some(ActError::Changed(job.key())),
-                Err(error) => fault = Some(error.into()),
-            }
-        }
-        fault.map_or(Ok(()), Err)
-    }
-}
-
-fn keep_of(rule: &Effective) -> Option<Keep> {
-    rule.cleanup.as_ref()?.keep
 }

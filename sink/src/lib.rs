@@ -33,6 +33,7 @@ pub mod conditions;
 pub mod entries;
 pub mod events;
 pub mod facts;
+mod groups;
 pub mod lease;
 pub mod logs;
 pub mod manifest;
