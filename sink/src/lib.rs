@@ -12,6 +12,7 @@
 //! | [`result`], [`manifest`], [`commit`] | the stored result |
 //! | [`mark`] | conditional writes to Jobs |
 //! | [`announce`], [`events`] | Events about results |
+//! | [`buried`] | finished Jobs that are gone before their result was stored |
 //! | [`refusals`], [`series`] | Events about refusals, from the webhook's socket |
 //! | [`entries`], [`conditions`] | the webhook entries of enforced limits |
 //! | [`status`], [`statuses`] | what policies' statuses tell; writes them |
