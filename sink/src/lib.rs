@@ -15,6 +15,7 @@
 //! | [`buried`] | finished Jobs that are gone before their result was stored |
 //! | [`refusals`], [`series`] | Events about refusals, from the webhook's socket |
 //! | [`entries`], [`conditions`] | the webhook entries of enforced limits |
+//! | [`unqueued`] | Jobs that people took out of the queue |
 //! | [`status`], [`statuses`] | what policies' statuses tell; writes them |
 //! | [`cleaner`] | the one-shot `prune` |
 //! | [`run`], [`metrics`], [`api`] | the process |
@@ -54,6 +55,7 @@ pub mod status;
 pub mod statuses;
 pub mod store;
 pub mod turns;
+pub mod unqueued;
 pub mod watch;
 
 /// User agent's program name.

@@ -21,6 +21,7 @@ use crate::{
     queue::Queue,
     refusals, release, statuses,
     store::Store,
+    unqueued,
     watch::{self, Context, enqueue_all},
 };
 
@@ -193,8 +194,9 @@ async fn work(context: &Context, actor: Actor) {
     };
     let defaults = create_defaults(context);
     let release = release::keep(context.client.clone(), context.store.clone(), actor.teller.clone());
-    // But for the last, none of them ends.
-    tokio::join!(actor.work(), keep, status, resync, defaults, release);
+    let unqueued = unqueued::keep(context.client.clone(), context.store.clone());
+    // But for the default policies' part, none of them ends.
+    tokio::join!(actor.work(), keep, status, resync, defaults, release, unqueued);
 }
 
 /// Creates the policies of the base install, once in the life of the install.

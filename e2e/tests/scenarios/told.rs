@@ -47,6 +47,25 @@ fn a_queued_job_says_why_it_waits_and_then_that_it_was_started() {
     });
 }
 
+#[test]
+fn who_is_taken_out_of_the_queue_by_hand_says_so() {
+    scenario(|world| async move {
+        let ns = world.cluster.namespace("unqueued").await.unwrap();
+        let limit = json!({"name": "few", "maxActiveJobs": 0, "whenFull": "Queue"});
+        world.policy(&ns, "builds", json!({"limits": [limit]})).await;
+        world.create(&ns, &job("waits", &[], &[])).await.unwrap();
+        let off = json!({"metadata": {"annotations": {keys::QUEUED_AT: null}}});
+        world.jobs(&ns).patch("waits", &PatchParams::default(), &Patch::Merge(&off)).await.unwrap();
+        world
+            .wait("its account to be put right", || async {
+                let job = world.jobs(&ns).get("waits").await.unwrap();
+                let account = annotation(&job, keys::STAMPED).to_owned();
+                if account.starts_with("no longer queued: ") { Ok(()) } else { Err(account) }
+            })
+            .await;
+    });
+}
+
 /// Its author suspended it; the marks came with the manifest of a Job that was queued elsewhere.
 #[test]
 fn a_copy_of_a_queued_job_outside_every_policy_stays_suspended() {
