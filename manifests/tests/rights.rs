@@ -105,7 +105,12 @@ fn the_sink_may_harvest_prune_tell_and_keep_the_limits_entries() {
             (POLICIES, "jobpolicies/status", "", "patch"),
             ("", "namespaces", "", "list watch"),
             (ADMISSION, "validatingwebhookconfigurations", "", "create"),
-            (ADMISSION, "validatingwebhookconfigurations", keys::LIMITS_CONFIGURATION, "get list watch update"),
+            (
+                ADMISSION,
+                "validatingwebhookconfigurations",
+                keys::LIMITS_CONFIGURATION,
+                "get list watch update"
+            ),
             (ADMISSION, "mutatingwebhookconfigurations", keys::MUTATING_CONFIGURATION, "get list watch"),
         ])
     );

@@ -23,7 +23,8 @@ const BATCH: u32 = 100;
 /// # Errors
 /// If a handler fails.
 pub fn measure(rounds: usize, time: Duration) -> Result<Table> {
-    let mut table = Table::new("The handlers without a server", &["job, handler", "CPU µs/call", "body bytes"]);
+    let mut table =
+        Table::new("The handlers without a server", &["job, handler", "CPU µs/call", "body bytes"]);
     table.notes = vec![
         "One thread calls the handler's function on the review's bytes again and again: no TLS, no HTTP, warm caches. \
          The median over rounds in turns."
