@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::load;
 use super::machine::{self, Memory};
-use super::report::{Aim, Table, figure, median};
+use super::report::{Aim, Table, figure, median, median_ratio};
 use super::reviews::{self, NAMESPACE, Size};
 use super::server::{Handler, Server};
 use crate::error::{Error, Result};
@@ -199,24 +199,19 @@ fn row(
     vec![
         format!("{}, {connections}, {}", size.name(), handler.name()),
         figure(median(cell.per_second.iter().copied())),
-        figure(ratio(&cell.per_second, &null.per_second)),
+        figure(median_ratio(&cell.per_second, &null.per_second)),
         figure(median(cell.p50.iter().copied())),
         figure(median(cell.p99.iter().copied())),
-        figure(ratio(&cell.p99, &null.p99)),
+        figure(median_ratio(&cell.p99, &null.p99)),
         figure(cell.processor_per_request()),
         mib(memory.now),
         mib(memory.peak),
     ]
 }
 
-/// The median of the ratios of the same rounds: what disturbs a round disturbs both sides of it.
-fn ratio(ours: &[f64], null: &[f64]) -> f64 {
-    median(ours.iter().zip(null).map(|(ours, null)| ours / null))
-}
-
 fn aims(table: &mut Table, measured: &[[Cell; 3]]) {
     let each = |what: fn(&Cell) -> &[f64]| -> Vec<f64> {
-        measured.iter().map(|[null, ours, _]| ratio(what(ours), what(null))).collect()
+        measured.iter().map(|[null, ours, _]| median_ratio(what(ours), what(null))).collect()
     };
     let at = |ratios: &[f64]| {
         let found = CONNECTIONS.iter().zip(ratios).map(|(c, ratio)| format!("{} at c = {c}", figure(*ratio)));

@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 use super::alone::Effort;
 use super::load::Latencies;
 use super::machine;
-use super::report::{Aim, Table, figure, median};
+use super::report::{Aim, Table, figure, median, median_ratio};
 use super::reviews;
 use super::variants::{self, Setup, Variant};
 use crate::cluster::{AuditLevel, Cluster, ClusterOptions, Component};
@@ -181,10 +181,10 @@ impl Cell {
     }
 }
 
-/// The median of the ratios of the same rounds.
+/// Between the p50 of two variants.
 fn ratio(cells: &Cells, of: Variant, to: Variant) -> f64 {
     let p50 = |variant: Variant| &cells[variant as usize].p50;
-    median(p50(of).iter().zip(p50(to)).map(|(of, to)| of / to))
+    median_ratio(p50(of), p50(to))
 }
 
 fn row(clients: usize, variant: Variant, cell: &Cell, cells: &Cells) -> Vec<String> {

@@ -94,6 +94,11 @@ impl Table {
     }
 }
 
+/// The median of the ratios of the same rounds: what disturbs a round disturbs both sides of it.
+pub fn median_ratio(of: &[f64], to: &[f64]) -> f64 {
+    median(of.iter().zip(to).map(|(of, to)| of / to))
+}
+
 /// The middle of some figures: what single disturbed rounds do not move.
 pub fn median(figures: impl IntoIterator<Item = f64>) -> f64 {
     let mut figures: Vec<f64> = figures.into_iter().collect();
