@@ -145,6 +145,7 @@ impl Capturer {
                         left_out: log.kept.left_out(),
                         sha256: log.kept.sha256.clone(),
                         lost: log.lost.clone(),
+                        section: None,
                     });
                     contents.push(log);
                 }

@@ -225,6 +225,18 @@ pub struct LogFacts {
     /// Why it, or a part of it, could not be had.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lost: Option<String>,
+    /// Where it is in the Job's stored logs; a heading within a log cannot pass for one of ours.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub section: Option<Section>,
+}
+
+/// A part of a Job's stored logs as they read: one run's log, without its heading.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Section {
+    /// Bytes before it.
+    pub offset: u64,
+    /// Bytes of it.
+    pub bytes: u64,
 }
 
 /// What could not be had, in one place.

@@ -104,7 +104,7 @@ pub fn pack(
     let mut packed = Packed { manifest, data, binary: BTreeMap::new(), shards: Vec::new(), labels };
     if wanted.mode == LogsMode::HeadAndTail {
         pods.sort_by(|a, b| (a.created, &a.facts.name).cmp(&(b.created, &b.facts.name)));
-        let text = sections::text(&pods);
+        let text = sections::text(&pods, &mut packed.manifest.pods);
         // Logs can be large: not three copies of them at a time.
         drop(pods);
         packed.put_logs(text);
@@ -176,6 +176,8 @@ impl Packed {
         self.binary.clear();
         self.shards.clear();
         self.manifest.logs = None;
+        let containers = self.manifest.pods.iter_mut().flat_map(|pod| &mut pod.containers);
+        containers.flat_map(|container| &mut container.logs).for_each(|log| log.section = None);
         self.manifest.completeness.complete = false;
         self.manifest.completeness.lost.push(format!("logs: {why}"));
     }
@@ -246,14 +248,15 @@ fn json_length(text: &str) -> usize {
 mod tests {
     use std::io::Read;
 
+    use jiff::Timestamp;
     use job_handler_shared::job::Finished;
     use proptest::prelude::*;
 
     use super::*;
     use crate::{
         capture::CapturedLog,
-        logs::HeadTail,
-        manifest::{LogFacts, PodFacts},
+        logs::{HeadTail, Kept},
+        manifest::{ContainerFacts, LogFacts, PodFacts},
     };
 
     fn job() -> JobSnapshot {
@@ -339,6 +342,29 @@ mod tests {
             let note = packed.manifest.note("build-1-results", 1024);
             assert!(note.contains(": The node was low on memory. Result: ConfigMap"), "{note}");
         }
+    }
+
+    #[test]
+    fn each_log_says_where_it_is() {
+        let mut older = pod(b"without a line end");
+        (older.facts.name, older.facts.uid) = ("build-1-a".into(), "a".into());
+        older.facts.containers = vec![ContainerFacts { name: "main".into(), ..ContainerFacts::default() }];
+        older.facts.containers[0].logs = vec![LogFacts::default()];
+        let mut newer = older.clone();
+        (newer.facts.name, newer.facts.uid) = ("build-1-b".into(), "b".into());
+        newer.logs[0].kept = Kept { head: b"=== Pod: x / Container: y ===\n".into(), ..Kept::default() };
+        newer.logs[0].lost = Some("why".into());
+        (older.created, newer.created) = (Some(Timestamp::UNIX_EPOCH), Some(Timestamp::MAX));
+        // The order of facts is not that of the text.
+        let packed = pack(&job(), None, vec![newer, older], &Logs::default()).unwrap();
+        let logs = packed.data[LOGS].as_bytes();
+        let part = |n: usize| {
+            let section = packed.manifest.pods[n].containers[0].logs[0].section.unwrap();
+            let (from, bytes) = (section.offset as usize, section.bytes as usize);
+            std::str::from_utf8(&logs[from..from + bytes]).unwrap()
+        };
+        assert_eq!(part(0), "=== Pod: x / Container: y ===\n[lost: why]\n");
+        assert_eq!(part(1), "without a line end");
     }
 
     #[test]

@@ -1,29 +1,49 @@
 //! The logs of a Job's pods as one text, and what is missing in it. Pure.
 
+use std::collections::HashMap;
+
 use job_handler_shared::job::JobSnapshot;
 
-use crate::{capture::CapturedPod, manifest::Completeness};
+use crate::{
+    capture::CapturedPod,
+    manifest::{Completeness, PodFacts, Section},
+};
 
 /// Longest last line of a log that is looked at, bytes.
 const LAST_LINE_MAX: usize = 400;
 
-/// The logs as people read them: one section per container and run, oldest pod first.
-pub fn text(pods: &[CapturedPod]) -> Vec<u8> {
+/// The heading of a section.
+pub fn heading(pod: &str, container: &str, previous: bool) -> String {
+    let run = if previous { " (previous)" } else { "" };
+    format!("=== Pod: {pod} / Container: {container}{run} ===\n")
+}
+
+/// The logs as people read them: one section per container and run, oldest pod first. Notes in `facts`, which are of the
+/// same pods in whatever order, where each log is.
+pub fn text(pods: &[CapturedPod], facts: &mut [PodFacts]) -> Vec<u8> {
     let mut out = Vec::new();
+    let mut of_pod: HashMap<String, &mut PodFacts> =
+        facts.iter_mut().map(|facts| (facts.uid.clone(), facts)).collect();
     for pod in pods {
         for log in &pod.logs {
             if out.last().is_some_and(|b| *b != b'\n') {
                 out.push(b'\n');
             }
-            let run = if log.previous { " (previous)" } else { "" };
-            let head = format!("=== Pod: {} / Container: {}{run} ===\n", pod.facts.name, log.container);
-            out.extend_from_slice(head.as_bytes());
+            out.extend_from_slice(heading(&pod.facts.name, &log.container, log.previous).as_bytes());
+            let offset = out.len();
             log.kept.write_to(&mut out);
             if let Some(lost) = &log.lost {
                 if out.last().is_some_and(|b| *b != b'\n') {
                     out.push(b'\n');
                 }
                 out.extend_from_slice(format!("[lost: {lost}]\n").as_bytes());
+            }
+            let section = Section { offset: offset as u64, bytes: (out.len() - offset) as u64 };
+            let containers = of_pod.get_mut(&pod.facts.uid).map(|facts| facts.containers.iter_mut());
+            let mut containers = containers.into_iter().flatten().filter(|c| c.name == log.container);
+            let told = containers.find_map(|c| c.logs.iter_mut().find(|told| told.previous == log.previous));
+            if let Some(told) = told {
+                told.section = Some(section);
             }
         }
     }
