@@ -2,6 +2,8 @@
 //!
 //! Decided from the finished Jobs that are still there: a failed Job that was deleted is forgotten.
 
+use std::sync::Arc;
+
 use jiff::{SignedDuration, Timestamp};
 use job_handler_shared::{
     job::{JobSnapshot, Outcome},
@@ -12,13 +14,18 @@ use job_handler_shared::{
 use crate::{limit::Refused, slots::Rules, wording};
 
 /// The refusal of a Job whose group still waits.
-pub fn refuse(rules: Rules<'_>, jobs: &[JobSnapshot], job: &JobSnapshot, now: Timestamp) -> Option<Refused> {
+pub fn refuse(
+    rules: Rules<'_>,
+    jobs: &[Arc<JobSnapshot>],
+    job: &JobSnapshot,
+    now: Timestamp,
+) -> Option<Refused> {
     let policies = rules.matching(job);
     if policies.iter().all(|policy| policy.spec.failure_backoff.is_none()) {
         return None;
     }
     let group = group_in(&policies, job)?;
-    let mut ended: Vec<(&JobSnapshot, Timestamp, Outcome)> = jobs
+    let mut ended: Vec<(&Arc<JobSnapshot>, Timestamp, Outcome)> = jobs
         .iter()
         .filter(|other| other.namespace == job.namespace)
         .filter_map(|other| other.finished.as_ref().map(|f| (other, f.at, f.outcome)))

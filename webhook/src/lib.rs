@@ -14,7 +14,6 @@
 //! | [`limit`], [`slots`], [`backoff`], [`wording`] | may it take a slot (pure), and what its author reads if not |
 //! | [`list`] | consistent LISTs of Jobs |
 //! | [`ledger`] | the limiter: exact with several replicas, by a ledger that they share |
-//! | [`rounds`] | the first limiter, exact within one process only: not in use |
 //! | [`lease`] | this replica lives, and enforces these revisions |
 //! | [`refusals`] | the way to the sink |
 //! | [`mutate`], [`validate`], [`state`], [`server`], [`metrics`], [`run`] | endpoints and process |
@@ -36,7 +35,6 @@ pub mod patch;
 pub mod policies;
 pub mod refusals;
 pub mod review;
-pub mod rounds;
 pub mod run;
 pub mod select;
 pub mod server;

@@ -1,18 +1,29 @@
 //! A consistent LIST of Jobs, page by page, each Job cut down as it is read.
 
-use std::time::Instant;
+use std::{sync::Arc, time::Instant};
 
 use http::Request;
 use job_handler_shared::job::JobSnapshot;
 use kube::Client;
 use serde::{Deserialize, Deserializer};
 
-use crate::{job::JobView, mirror::causes, slots::View};
+use crate::{job::JobView, mirror::causes};
 
 /// Jobs per page: about 2 MiB of JSON.
 const PAGE: usize = 500;
 /// A continue token lives as long as etcd's compaction lets it (5 minutes); starting over once is enough.
 const TRIES: usize = 2;
+
+/// The Jobs of a namespace, or of all, as of one moment.
+#[derive(Clone, Debug)]
+pub struct View {
+    /// When the LIST began: it shows everything that was written before.
+    pub began: Instant,
+    /// resourceVersion of the LIST: it shows everything up to this, and nothing later. 0 where it is no number.
+    pub version: u64,
+    /// All Jobs.
+    pub jobs: Vec<Arc<JobSnapshot>>,
+}
 
 /// Why there is no view.
 #[derive(Debug, thiserror::Error)]
@@ -33,17 +44,20 @@ struct Page {
 }
 
 #[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct PageMeta {
+    #[serde(default)]
+    resource_version: String,
     #[serde(default, rename = "continue")]
     more: Option<String>,
 }
 
 /// A Job of which only the snapshot is kept.
-struct Item(JobSnapshot);
+struct Item(Arc<JobSnapshot>);
 
 impl<'de> Deserialize<'de> for Item {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        JobView::deserialize(deserializer).map(|view| Self(view.snapshot))
+        JobView::deserialize(deserializer).map(|view| Self(Arc::new(view.snapshot)))
     }
 }
 
@@ -65,12 +79,12 @@ pub async fn jobs(client: &Client, namespace: Option<String>) -> Result<View, Li
             Err(ListError::Api(error)) if tries < TRIES && is_expired(&error) => {}
             Err(error) => return Err(error),
             // Only what began with the last try counts as shown; an earlier `began` promises less, never more.
-            Ok(jobs) => return Ok(View { namespace, began, ended: Instant::now(), jobs }),
+            Ok((version, jobs)) => return Ok(View { began, version, jobs }),
         }
     }
 }
 
-async fn pages(client: &Client, namespace: Option<&str>) -> Result<Vec<JobSnapshot>, ListError> {
+async fn pages(client: &Client, namespace: Option<&str>) -> Result<(u64, Vec<Arc<JobSnapshot>>), ListError> {
     let path = match namespace {
         Some(namespace) => format!("/apis/batch/v1/namespaces/{}/jobs", escape(namespace)),
         None => "/apis/batch/v1/jobs".to_owned(),
@@ -84,7 +98,7 @@ async fn pages(client: &Client, namespace: Option<&str>) -> Result<Vec<JobSnapsh
         jobs.extend(page.items.into_iter().map(|item| item.0));
         more = page.metadata.more.filter(|token| !token.is_empty());
         if more.is_none() {
-            return Ok(jobs);
+            return Ok((page.metadata.resource_version.parse().unwrap_or(0), jobs));
         }
     }
 }

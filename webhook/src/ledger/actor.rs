@@ -17,17 +17,16 @@ use tokio::sync::{mpsc, oneshot};
 use super::{
     clocks::{EXPIRY, OLD},
     counting::{self, LedgerId},
-    decide::{Answer, Asked, Decided, Given, decide, namespace},
+    decide::Decided,
     limiter::Shared,
-    resolve::{Seen, Sight, came_to_nothing},
+    resolve::{Sight, came_to_nothing},
+    round::{Sources, round},
     store::Write,
 };
 use crate::{
-    backoff,
     limit::{Attempt, Refused, Verdict},
-    list,
-    slots::{Rules, View},
-    wording,
+    list::{self, View},
+    slots::Rules,
 };
 
 /// A LIST that takes longer helps nobody: its callers are about to give up.
@@ -91,7 +90,14 @@ impl Actor {
 
     fn hear(&mut self, message: Message, waiting: &mut Vec<Waiting>) {
         match message {
-            Message::Decide(one) => waiting.push(*one),
+            Message::Decide(one) => {
+                let Waiting { attempt, .. } = &*one;
+                let known = self.refused.get(&attempt.job.uid).filter(|_| attempt.from.is_none());
+                match known.filter(|(_, at)| at.elapsed() < SAME_CREATE) {
+                    Some((refused, _)) => reply(one.reply, Verdict::Refused(refused.clone())),
+                    None => waiting.push(*one),
+                }
+            }
             Message::Undo(request) => {
                 self.undo.insert(request);
             }
@@ -151,9 +157,7 @@ impl Actor {
         for one in waiting {
             self.forget(&one, unsure);
             let verdict = Verdict::Unavailable { why: why.to_owned(), retry_after_seconds: 1 };
-            if one.reply.send(verdict).is_err() {
-                tracing::debug!("a caller is gone");
-            }
+            reply(one.reply, verdict);
         }
     }
 
@@ -181,34 +185,28 @@ impl Actor {
         let clocks = shared.memory.read(&name, &book, read);
         let view = self.look(&shared).await.map_err(Stop::Cannot)?;
 
-        let jobs: Vec<Seen> = view.jobs.iter().map(|job| counting::seen(rules, &self.id, job)).collect();
-        let versions: HashMap<&str, u64> = jobs.iter().map(|job| (job.uid.as_str(), job.version)).collect();
+        let versions: HashMap<&str, u64> =
+            view.jobs.iter().map(|job| (&*job.uid, counting::version(job))).collect();
         let nothing = |granted: &Granted| came_to_nothing(granted, versions.get(&*granted.job_uid).copied());
         let mut expired = clocks.older(EXPIRY, read);
         let dead = book.attempts().filter(|(_, _, granted)| nothing(granted));
         let dead: BTreeSet<&str> = dead.map(|(_, request, _)| request).collect();
         expired.retain(|request| dead.contains(&**request));
-
-        let now = Timestamp::now();
-        let barred: Vec<Option<Refused>> =
-            waiting.iter().map(|one| self.barred(rules, &view, &one.attempt, now)).collect();
-        let asked: Vec<Asked> = waiting
-            .iter()
-            .zip(&barred)
-            .map(|(one, barred)| self.asked(rules, &one.attempt, barred.is_some()))
-            .collect();
-        let given = Given {
+        let sources = Sources {
+            rules,
+            id: &self.id,
+            spec: &ledger.spec,
             book: &book,
             sight: Sight::List,
-            jobs: &jobs,
+            jobs: &view.jobs,
             expired: &expired,
             old: &clocks.older(OLD, read),
             undone: &self.undo,
-            revision: &|namespace| counting::revision(rules, &self.id, namespace),
-            now,
+            now: Timestamp::now(),
         };
+        let attempts: Vec<&Attempt> = waiting.iter().map(|one| &one.attempt).collect();
         // Never None: a LIST suffices for every ledger.
-        let decided = decide(given, &asked).ok_or(Stop::Again(false))?;
+        let (verdicts, decided) = round(sources, &attempts).ok_or(Stop::Again(false))?;
         if decided.book != book {
             ledger.spec.set(&decided.book);
             shared.metrics.ledger_writes.inc();
@@ -233,10 +231,8 @@ impl Actor {
         let known: BTreeSet<String> = std::mem::take(&mut self.undo);
         self.undo = known.into_iter().filter(|request| stands(&decided.book, request)).collect();
         self.measure(rules, &decided);
-        let verdicts = waiting.iter().zip(barred).zip(&decided.answers);
-        Ok(verdicts
-            .map(|((one, barred), answer)| self.verdict(rules, &one.attempt, answer, barred, now))
-            .collect())
+        self.remember(waiting, &verdicts);
+        Ok(verdicts)
     }
 
     /// A ledger that is missing is made, unless it may have been deleted with something in it a moment ago.
@@ -272,72 +268,15 @@ impl Actor {
         Ok(view)
     }
 
-    /// Why the Job may not start now although there may be slots.
-    fn barred(
-        &mut self,
-        rules: Rules<'_>,
-        view: &View,
-        attempt: &Attempt,
-        now: Timestamp,
-    ) -> Option<Refused> {
+    /// Each try of a create has its own Job uid; an un-suspended Job keeps its uid and may try again.
+    fn remember(&mut self, waiting: &[Waiting], verdicts: &[Verdict]) {
         self.refused.retain(|_, (_, at)| at.elapsed() < SAME_CREATE);
-        // Each try of a create has its own Job uid; an un-suspended Job keeps its uid and may try again.
-        let same = self.refused.get(&attempt.job.uid).filter(|_| attempt.from.is_none());
-        if let Some((refused, _)) = same {
-            return Some(refused.clone());
-        }
-        self.id.namespace()?;
-        backoff::refuse(rules, &view.jobs, &attempt.job, now)
-    }
-
-    fn asked(&self, rules: Rules<'_>, attempt: &Attempt, barred: bool) -> Asked {
-        let scopes = counting::scopes(rules, &self.id, &attempt.job);
-        Asked {
-            request: attempt.uid.clone(),
-            name: attempt.job.key(),
-            job_uid: attempt.job.uid.clone(),
-            kind: counting::kind(attempt.from.as_deref()),
-            scopes: scopes
-                .iter()
-                .map(|(scope, limit)| (counting::scope_id(scope), limit.max_active_jobs))
-                .collect(),
-            dry_run: attempt.dry_run,
-            barred,
-        }
-    }
-
-    fn verdict(
-        &mut self,
-        rules: Rules<'_>,
-        attempt: &Attempt,
-        answer: &Answer,
-        barred: Option<Refused>,
-        now: Timestamp,
-    ) -> Verdict {
-        let refused = match answer {
-            Answer::Granted => return Verdict::Granted,
-            Answer::Crowded { attempts } => {
-                let why = format!(
-                    "{attempts} Jobs of namespace {} were admitted and then not created; something else denies them \
-                     after job-handler, such as a ResourceQuota or another webhook",
-                    namespace(&attempt.job.key())
-                );
-                return Verdict::TooMany { why, retry_after_seconds: 5 };
+        for (Waiting { attempt, .. }, verdict) in waiting.iter().zip(verdicts) {
+            let once = attempt.from.is_none() && !attempt.dry_run && !attempt.job.uid.is_empty();
+            if let (Verdict::Refused(refused), true) = (verdict, once) {
+                self.refused.insert(attempt.job.uid.clone(), (refused.clone(), Instant::now()));
             }
-            Answer::Full { scope, holders } => {
-                let scopes = counting::scopes(rules, &self.id, &attempt.job);
-                scopes.get(*scope).map(|(scope, limit)| wording::full(scope, limit, holders, now))
-            }
-            Answer::Barred => barred,
-        };
-        let Some(refused) = refused else {
-            let why = "the policies changed while this Job was decided about".to_owned();
-            return Verdict::Unavailable { why, retry_after_seconds: 1 };
-        };
-        if attempt.from.is_none() && !attempt.dry_run && !attempt.job.uid.is_empty() {
-            self.refused.insert(attempt.job.uid.clone(), (refused.clone(), Instant::now()));
         }
-        Verdict::Refused(refused)
     }
 
     fn measure(&self, rules: Rules<'_>, decided: &Decided) {
@@ -363,4 +302,10 @@ impl Actor {
 
 fn stands(book: &Book, request: &str) -> bool {
     book.pending.values().any(|tries| tries.contains_key(request))
+}
+
+fn reply(to: oneshot::Sender<Verdict>, verdict: Verdict) {
+    if to.send(verdict).is_err() {
+        tracing::debug!("a caller is gone");
+    }
 }

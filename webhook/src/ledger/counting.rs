@@ -71,12 +71,16 @@ pub fn seen(rules: Rules<'_>, ledger: &LedgerId, job: &JobSnapshot) -> Seen {
     Seen {
         name: job.key(),
         uid: job.uid.clone(),
-        // An unreadable one is never above any `from`: its attempts count until they run out.
-        version: job.resource_version.parse().unwrap_or(0),
+        version: version(job),
         active,
         scopes: scopes.iter().map(|(scope, _)| scope_id(scope)).collect(),
         since: job.created,
     }
+}
+
+/// resourceVersion of a Job. An unreadable one is never above any `from`: its attempts count until they run out.
+pub fn version(job: &JobSnapshot) -> u64 {
+    job.resource_version.parse().unwrap_or(0)
 }
 
 /// What a request tries.

@@ -11,7 +11,7 @@
 //! | [`resolve`] | when an attempt may be taken out (pure) |
 //! | [`decide`] | a round: ledger, view and requests -> answers and the next ledger (pure) |
 //! | [`clocks`], [`memory`] | since when this process has known each attempt, and which ledgers were there |
-//! | [`counting`] | policies and Jobs in the ledger's terms |
+//! | [`counting`], [`round`] | the same in a Job's terms: policies, Jobs and attempts -> verdicts (pure) |
 //! | [`store`], [`actor`], [`limiter`] | the objects; one task per ledger; the limiter over them |
 //!
 //! `tests/model.rs` runs these functions in every order of events, within bounds.
@@ -23,4 +23,5 @@ pub mod decide;
 pub mod limiter;
 pub mod memory;
 pub mod resolve;
+pub mod round;
 pub mod store;

@@ -1,10 +1,11 @@
-//! Counting slots: views, attempts, several rounds at once, scopes, words.
+//! Rounds in a Job's terms: who takes a slot where, and what the others are told.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests; clippy knows only #[test] itself")]
 
 mod common;
 
 use std::{
+    collections::BTreeSet,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -14,10 +15,16 @@ use jiff::{SignedDuration, Timestamp};
 use job_handler_shared::{
     combine::{Effective, Labels, Policy, PolicySet},
     job::{Finished, JobSnapshot, Outcome},
+    ledger::JobLedgerSpec,
 };
 use job_handler_webhook::{
+    ledger::{
+        counting::LedgerId,
+        resolve::Sight,
+        round::{Sources, round},
+    },
     limit::{Attempt, Verdict},
-    slots::{EXPIRY, Rules, Slots, View},
+    slots::Rules,
 };
 use rstest::rstest;
 use serde_json::json;
@@ -69,16 +76,17 @@ fn start(job: &JobSnapshot) -> Attempt {
     Attempt { from: Some(job.resource_version.clone()), ..create(job) }
 }
 
-/// A limiter's memory under fixed policies.
+/// A ledger under fixed policies.
 struct Board {
     set: PolicySet,
-    slots: Slots,
-    origin: Instant,
+    id: LedgerId,
+    ledger: JobLedgerSpec,
 }
 
 impl Board {
     fn new(policies: impl IntoIterator<Item = Arc<Policy>>) -> Self {
-        Self { set: PolicySet::new(policies), slots: Slots::default(), origin: Instant::now() }
+        let id = LedgerId::Namespace("ci".into());
+        Self { set: PolicySet::new(policies), id, ledger: JobLedgerSpec::empty() }
     }
 
     fn few(max: u32) -> Self {
@@ -88,17 +96,30 @@ impl Board {
         )])
     }
 
-    /// A view that began and ended at these seconds from now on.
-    fn view(&self, began: u64, ended: u64, jobs: &[JobSnapshot]) -> View {
-        let at = |seconds| self.origin + Duration::from_secs(seconds);
-        View { namespace: Some("ci".into()), began: at(began), ended: at(ended), jobs: jobs.to_vec() }
+    /// A round over a LIST that shows these Jobs; what it decides is written.
+    fn decide(&mut self, jobs: &[JobSnapshot], attempts: &[Attempt]) -> Vec<Verdict> {
+        let namespaces = |_: &str| Some(Arc::new(Labels::new()));
+        let nobody = BTreeSet::new();
+        let jobs: Vec<_> = jobs.iter().cloned().map(Arc::new).collect();
+        let sources = Sources {
+            rules: Rules { policies: &self.set, namespaces: &namespaces },
+            id: &self.id,
+            spec: &self.ledger,
+            book: &self.ledger.book().unwrap(),
+            sight: Sight::List,
+            jobs: &jobs,
+            expired: &nobody,
+            old: &nobody,
+            undone: &nobody,
+            now: now(),
+        };
+        let (verdicts, decided) = round(sources, &attempts.iter().collect::<Vec<_>>()).unwrap();
+        self.ledger.set(&decided.book);
+        verdicts
     }
 
-    fn decide(&mut self, view: &View, attempts: &[Attempt]) -> Vec<Verdict> {
-        let namespaces = |_: &str| Some(Arc::new(Labels::new()));
-        let rules = Rules { policies: &self.set, namespaces: &namespaces };
-        let mut round = self.slots.round(view, rules, now());
-        attempts.iter().map(|attempt| round.decide(attempt)).collect()
+    fn pending(&self) -> usize {
+        self.ledger.book().unwrap().attempts().count()
     }
 }
 
@@ -119,8 +140,8 @@ fn the_last_slot_goes_to_the_first_who_asks_and_the_words_say_why() {
     let mut running: Vec<_> = (0..9).map(|n| job(&format!("r{n}"))).collect();
     (running[3].created, running[3].name) = (minutes_ago(12), "build-a".into());
     (running[5].created, running[5].name) = (minutes_ago(9), "build-b".into());
-    let view = board.view(1, 2, &running);
-    let verdicts = board.decide(&view, &[create(&job("x")), create(&job("y"))]);
+    let view = &running[..];
+    let verdicts = board.decide(view, &[create(&job("x")), create(&job("y"))]);
     assert_eq!(is_granted(&verdicts), [true, false]);
     assert_eq!(
         message(&verdicts[1]),
@@ -140,74 +161,39 @@ fn what_is_not_active_takes_no_slot() {
     let mut board = Board::few(1);
     let suspended = JobSnapshot { suspended: true, ..job("s") };
     let other = JobSnapshot { namespace: "elsewhere".into(), ..job("o") };
-    let view = board.view(1, 2, &[suspended, ended("f", Outcome::Completed, 1), other]);
-    assert_eq!(is_granted(&board.decide(&view, &[create(&job("x"))])), [true]);
+    let view = &[suspended, ended("f", Outcome::Completed, 1), other][..];
+    assert_eq!(is_granted(&board.decide(view, &[create(&job("x"))])), [true]);
     // Suspended, but its pods still terminate.
     let mut board = Board::few(1);
     let leaving = JobSnapshot { suspended: true, terminating_pods: 1, ..job("s") };
     let deleted = JobSnapshot { deleting_since: Some(now()), ..job("d") };
     for holder in [leaving, deleted] {
-        let view = board.view(1, 2, &[holder]);
-        assert_eq!(is_granted(&board.decide(&view, &[create(&job("x"))])), [false]);
+        let view = &[holder][..];
+        assert_eq!(is_granted(&board.decide(view, &[create(&job("x"))])), [false]);
     }
 }
 
 #[test]
 fn a_name_that_counts_already_is_granted() {
     let mut board = Board::few(1);
-    let view = board.view(1, 2, &[job("a")]);
+    let view = &[job("a")][..];
     let again = JobSnapshot { uid: "another".into(), ..job("a") };
-    assert_eq!(is_granted(&board.decide(&view, &[create(&again), create(&job("b"))])), [true, false]);
+    assert_eq!(is_granted(&board.decide(view, &[create(&again), create(&job("b"))])), [true, false]);
 }
 
 #[test]
 fn a_grant_counts_until_its_job_was_seen_and_then_the_job_does() {
     let mut board = Board::few(1);
-    let view = board.view(1, 2, &[]);
-    assert_eq!(is_granted(&board.decide(&view, &[create(&job("a"))])), [true]);
-    let view = board.view(3, 4, &[]);
-    assert_eq!(is_granted(&board.decide(&view, &[create(&job("b"))])), [false], "not written yet");
-    let view = board.view(5, 6, &[job("a")]);
-    assert_eq!(is_granted(&board.decide(&view, &[create(&job("c"))])), [false], "written, active");
-    let view = board.view(7, 8, &[ended("a", Outcome::Completed, 0)]);
-    assert_eq!(is_granted(&board.decide(&view, &[create(&job("d"))])), [true], "finished");
+    let view = &[];
+    assert_eq!(is_granted(&board.decide(view, &[create(&job("a"))])), [true]);
+    let view = &[];
+    assert_eq!(is_granted(&board.decide(view, &[create(&job("b"))])), [false], "not written yet");
+    let view = &[job("a")][..];
+    assert_eq!(is_granted(&board.decide(view, &[create(&job("c"))])), [false], "written, active");
+    let view = &[ended("a", Outcome::Completed, 0)][..];
+    assert_eq!(is_granted(&board.decide(view, &[create(&job("d"))])), [true], "finished");
     // `a` is known; gone now, it must not come back as pending.
-    assert_eq!(board.slots.pending(), 1);
-}
-
-#[test]
-fn a_grant_whose_job_never_comes_is_given_up_after_a_minute() {
-    let mut board = Board::few(1);
-    let view = board.view(0, 0, &[]);
-    board.decide(&view, &[create(&job("a"))]);
-    let view = board.view(EXPIRY.as_secs() - 1, EXPIRY.as_secs(), &[]);
-    assert_eq!(is_granted(&board.decide(&view, &[create(&job("b"))])), [false]);
-    let view = board.view(EXPIRY.as_secs() + 2, EXPIRY.as_secs() + 3, &[]);
-    assert_eq!(is_granted(&board.decide(&view, &[create(&job("c"))])), [true]);
-}
-
-#[test]
-fn an_undone_grant_gives_its_slot_back() {
-    let mut board = Board::few(1);
-    let view = board.view(1, 2, &[]);
-    board.decide(&view, &[create(&job("a"))]);
-    board.slots.undo("request-uid-a");
-    assert_eq!(is_granted(&board.decide(&view, &[create(&job("b"))])), [true]);
-}
-
-/// Two rounds at once: the one whose view is older must not believe that an attempt is settled because the other saw
-/// its Job, for it cannot see that Job itself.
-#[test]
-fn what_a_newer_view_settled_still_counts_in_an_older_one() {
-    let mut board = Board::few(1);
-    let view = board.view(0, 0, &[]);
-    board.decide(&view, &[create(&job("a"))]);
-    let newer = board.view(20, 30, &[job("a")]);
-    board.decide(&newer, &[]);
-    let older = board.view(10, 40, &[]);
-    assert_eq!(is_granted(&board.decide(&older, &[create(&job("b"))])), [false]);
-    let later = board.view(31, 32, &[]);
-    assert_eq!(is_granted(&board.decide(&later, &[create(&job("c"))])), [true], "deleted since");
+    assert_eq!(board.pending(), 1);
 }
 
 #[test]
@@ -215,42 +201,29 @@ fn an_un_suspend_counts_until_a_newer_state_was_seen() {
     let mut board = Board::few(1);
     let waits = JobSnapshot { suspended: true, ..job("a") };
     let started = JobSnapshot { suspended: false, ..waits.clone() };
-    let view = board.view(1, 2, std::slice::from_ref(&waits));
-    assert_eq!(is_granted(&board.decide(&view, &[start(&started)])), [true]);
-    let view = board.view(3, 4, std::slice::from_ref(&waits));
-    assert_eq!(is_granted(&board.decide(&view, &[create(&job("b"))])), [false], "seen as it was before");
+    let view = std::slice::from_ref(&waits);
+    assert_eq!(is_granted(&board.decide(view, &[start(&started)])), [true]);
+    let view = std::slice::from_ref(&waits);
+    assert_eq!(is_granted(&board.decide(view, &[create(&job("b"))])), [false], "seen as it was before");
     let again = JobSnapshot { resource_version: "101".into(), ..waits };
-    let view = board.view(5, 6, &[again]);
-    assert_eq!(is_granted(&board.decide(&view, &[create(&job("c"))])), [true], "started and suspended again");
+    let view = &[again][..];
+    assert_eq!(is_granted(&board.decide(view, &[create(&job("c"))])), [true], "started and suspended again");
     // Refused once, a later try is decided anew.
-    let view = board.view(7, 8, &[job("c")]);
-    assert_eq!(is_granted(&board.decide(&view, &[start(&started)])), [false]);
-    let view = board.view(9, 10, &[]);
-    board.slots.undo("request-uid-c");
-    assert_eq!(is_granted(&board.decide(&view, &[start(&started)])), [true]);
+    let view = &[job("c")][..];
+    assert_eq!(is_granted(&board.decide(view, &[start(&started)])), [false]);
+    let view = &[];
+    assert_eq!(is_granted(&board.decide(view, &[start(&started)])), [true]);
 }
 
 #[test]
 fn a_dry_run_is_told_the_truth_and_takes_nothing() {
     let mut board = Board::few(1);
-    let view = board.view(1, 2, &[]);
+    let view = &[];
     let dry = Attempt { dry_run: true, ..create(&job("a")) };
     assert_eq!(
-        is_granted(&board.decide(&view, &[dry.clone(), dry, create(&job("b")), create(&job("c"))])),
+        is_granted(&board.decide(view, &[dry.clone(), dry, create(&job("b")), create(&job("c"))])),
         [true, true, true, false]
     );
-}
-
-#[test]
-fn the_entries_of_two_policies_get_one_answer_for_one_create() {
-    let mut board = Board::few(1);
-    let view = board.view(1, 2, &[job("a")]);
-    let first = board.decide(&view, &[create(&job("b"))]);
-    let free = board.view(1, 3, &[]);
-    let second = board.decide(&free, &[Attempt { uid: "second-request".into(), ..create(&job("b")) }]);
-    assert_eq!(first, second, "the apiserver refuses it anyway; a grant would hold the slot for a minute");
-    let retry = JobSnapshot { uid: "fresh".into(), ..job("b") };
-    assert_eq!(is_granted(&board.decide(&free, &[create(&retry)])), [true]);
 }
 
 fn deduplicating() -> Board {
@@ -267,8 +240,8 @@ fn deduplicating() -> Board {
 fn a_duplicate_is_told_which_job_is_active() {
     let mut board = deduplicating();
     let running = [labelled("first", &[("id", "7")]), labelled("none", &[])];
-    let view = board.view(1, 2, &running);
-    let verdicts = board.decide(&view, &[create(&labelled("again", &[("id", "7")]))]);
+    let view = &running[..];
+    let verdicts = board.decide(view, &[create(&labelled("again", &[("id", "7")]))]);
     assert_eq!(
         message(&verdicts[0]),
         "duplicate job: of group 7 first is active (created 5m ago), max allowed: 1 per group (limit \
@@ -276,10 +249,10 @@ fn a_duplicate_is_told_which_job_is_active() {
         "both limits are full; the more telling one answers"
     );
     let mut board = deduplicating();
-    let view = board.view(1, 2, &[]);
+    let view = &[];
     let none = [create(&labelled("a", &[])), create(&labelled("b", &[])), create(&labelled("c", &[]))];
     assert_eq!(
-        is_granted(&board.decide(&view, &none)),
+        is_granted(&board.decide(view, &none)),
         [true, true, false],
         "without a group only the other limit"
     );
@@ -288,32 +261,36 @@ fn a_duplicate_is_told_which_job_is_active() {
 #[test]
 fn a_forged_group_label_joins_no_group() {
     let mut board = deduplicating();
-    let view = board.view(1, 2, &[labelled("first", &[("id", "7")])]);
+    let view = &[labelled("first", &[("id", "7")])][..];
     let forged = [
         labelled("x", &[("id", "7"), ("job-handler/group", "8")]),
         labelled("y", &[("id", "8"), ("job-handler/group", "7")]),
     ];
-    assert_eq!(is_granted(&board.decide(&view, &[create(&forged[0]), create(&forged[1])])), [false, true]);
+    assert_eq!(is_granted(&board.decide(view, &[create(&forged[0]), create(&forged[1])])), [false, true]);
 }
 
 #[test]
 fn a_relabelled_job_needs_a_slot_where_it_goes() {
     let mut board = deduplicating();
     let moving = labelled("moves", &[]);
-    let view = board.view(1, 2, &[labelled("first", &[("id", "7")]), moving]);
+    let view = &[labelled("first", &[("id", "7")]), moving][..];
     let into = |id: &str| start(&labelled("moves", &[("id", id)]));
-    assert_eq!(is_granted(&board.decide(&view, &[into("7"), into("8")])), [false, true]);
+    assert_eq!(is_granted(&board.decide(view, &[into("7"), into("8")])), [false, true]);
 }
 
 #[test]
-fn cluster_limits_count_everywhere_and_need_a_view_of_everything() {
+fn cluster_limits_count_everywhere_and_stand_in_a_ledger_of_their_own() {
     let limit = json!({"limits": [{"name": "wide", "maxActiveJobs": 2, "scope": "Cluster"}]});
     let mut board = Board::new([cluster_policy("all", limit)]);
     let elsewhere = JobSnapshot { namespace: "prod".into(), ..job("p") };
-    let mut view = board.view(1, 2, &[elsewhere]);
-    assert!(matches!(&board.decide(&view, &[create(&job("a"))])[0], Verdict::Unavailable { .. }));
-    view.namespace = None;
-    let verdicts = board.decide(&view, &[create(&job("a")), create(&job("b"))]);
+    let view = &[elsewhere][..];
+    assert_eq!(
+        is_granted(&board.decide(view, &[create(&job("a")), create(&job("b")), create(&job("c"))])),
+        [true; 3]
+    );
+    assert_eq!(board.pending(), 0, "the ledger of a namespace has nothing to do with them");
+    board.id = LedgerId::Cluster;
+    let verdicts = board.decide(view, &[create(&job("a")), create(&job("b"))]);
     assert_eq!(is_granted(&verdicts), [true, false]);
     assert!(message(&verdicts[1]).contains(
         "counted over the cluster; 1 running, 1 just admitted; oldest: prod/p 5m). 1 was admitted"
@@ -324,8 +301,8 @@ fn cluster_limits_count_everywhere_and_need_a_view_of_everything() {
 fn limits_of_policies_in_mode_warn_refuse_nobody() {
     let warn = json!({"mode": "Warn", "limits": [{"name": "none", "maxActiveJobs": 0}]});
     let mut board = Board::new([policy("w", warn)]);
-    let view = board.view(1, 2, &[]);
-    assert_eq!(is_granted(&board.decide(&view, &[create(&job("a"))])), [true]);
+    let view = &[];
+    assert_eq!(is_granted(&board.decide(view, &[create(&job("a"))])), [true]);
 }
 
 /// (ends of the group's Jobs, minutes ago) -> allowed.
@@ -344,8 +321,8 @@ fn a_group_waits_after_failures(#[case] ends: &[(Outcome, i64)], #[case] allowed
     let mut board = Board::new([policy("builds", rules)]);
     let jobs: Vec<_> =
         ends.iter().enumerate().map(|(n, (outcome, at))| ended(&format!("j{n}"), *outcome, *at)).collect();
-    let view = board.view(1, 2, &jobs);
-    let verdicts = board.decide(&view, &[create(&job("next")), create(&labelled("other", &[("app", "x")]))]);
+    let view = &jobs[..];
+    let verdicts = board.decide(view, &[create(&job("next")), create(&labelled("other", &[("app", "x")]))]);
     assert_eq!(is_granted(&verdicts), [allowed, true]);
     if !allowed {
         let message = message(&verdicts[0]);

@@ -1,0 +1,131 @@
+//! A round in a Job's terms: policies, ledger, a view of the Jobs and attempts -> verdicts, and the ledger to be written
+//! before any of them is given. Pure.
+
+use std::{
+    collections::{BTreeSet, HashSet},
+    sync::Arc,
+};
+
+use jiff::Timestamp;
+use job_handler_shared::{
+    job::JobSnapshot,
+    ledger::{Book, JobLedgerSpec},
+};
+
+use super::{
+    counting::{self, LedgerId},
+    decide::{self, Answer, Asked, Decided, Given, namespace},
+    resolve::{Seen, Sight},
+};
+use crate::{
+    backoff,
+    limit::{Attempt, Refused, Verdict},
+    slots::Rules,
+    wording,
+};
+
+/// Everything that a round goes by.
+#[derive(Clone, Copy)]
+pub struct Sources<'a> {
+    /// Policies and namespaces.
+    pub rules: Rules<'a>,
+    /// Which ledger.
+    pub id: &'a LedgerId,
+    /// As it was read.
+    pub spec: &'a JobLedgerSpec,
+    /// What is in it.
+    pub book: &'a Book,
+    /// How the Jobs were seen.
+    pub sight: Sight,
+    /// All Jobs of the ledger's namespace, or of the cluster.
+    pub jobs: &'a [Arc<JobSnapshot>],
+    /// See [`Given::expired`].
+    pub expired: &'a BTreeSet<String>,
+    /// See [`Given::old`].
+    pub old: &'a BTreeSet<String>,
+    /// See [`Given::undone`].
+    pub undone: &'a BTreeSet<String>,
+    /// For people, and for backoff after failures.
+    pub now: Timestamp,
+}
+
+/// Decides: one verdict for each attempt. None = the view is older than what somebody else has seen already.
+pub fn round(sources: Sources<'_>, attempts: &[&Attempt]) -> Option<(Vec<Verdict>, Decided)> {
+    let Sources { rules, id, book, .. } = sources;
+    let tried: HashSet<&str> = book.attempts().map(|(_, _, granted)| &*granted.job_uid).collect();
+    // Only who takes a slot counts, and only of who was tried the ledger can be told something: of thousands of finished
+    // Jobs nothing is copied.
+    let telling = |job: &&Arc<JobSnapshot>| job.is_active() || tried.contains(&*job.uid);
+    let jobs: Vec<Seen> =
+        sources.jobs.iter().filter(telling).map(|job| counting::seen(rules, id, job)).collect();
+    let barred: Vec<Option<Refused>> = attempts.iter().map(|attempt| barred(sources, attempt)).collect();
+    let asked: Vec<Asked> = attempts
+        .iter()
+        .zip(&barred)
+        .map(|(attempt, barred)| asked(rules, id, attempt, barred.is_some()))
+        .collect();
+    let given = Given {
+        book,
+        sight: sources.sight,
+        jobs: &jobs,
+        expired: sources.expired,
+        old: sources.old,
+        undone: sources.undone,
+        revision: &|namespace| counting::revision(rules, id, namespace),
+        now: sources.now,
+    };
+    let decided = decide::decide(given, &asked)?;
+    let verdicts = attempts.iter().zip(barred).zip(&decided.answers);
+    let verdicts =
+        verdicts.map(|((attempt, barred), answer)| verdict(sources, attempt, answer, barred)).collect();
+    Some((verdicts, decided))
+}
+
+/// Why the Job may not start now although there may be slots.
+fn barred(sources: Sources<'_>, attempt: &Attempt) -> Option<Refused> {
+    sources.id.namespace()?;
+    backoff::refuse(sources.rules, sources.jobs, &attempt.job, sources.now)
+}
+
+fn asked(rules: Rules<'_>, id: &LedgerId, attempt: &Attempt, barred: bool) -> Asked {
+    let scopes = counting::scopes(rules, id, &attempt.job);
+    Asked {
+        request: attempt.uid.clone(),
+        name: attempt.job.key(),
+        job_uid: attempt.job.uid.clone(),
+        kind: counting::kind(attempt.from.as_deref()),
+        scopes: scopes
+            .iter()
+            .map(|(scope, limit)| (counting::scope_id(scope), limit.max_active_jobs))
+            .collect(),
+        dry_run: attempt.dry_run,
+        barred,
+    }
+}
+
+fn verdict(sources: Sources<'_>, attempt: &Attempt, answer: &Answer, barred: Option<Refused>) -> Verdict {
+    let refused = match answer {
+        Answer::Granted => return Verdict::Granted,
+        Answer::Crowded { attempts } => {
+            let why = format!(
+                "{attempts} Jobs of namespace {} were admitted and then not created; something else denies them \
+                 after job-handler, such as a ResourceQuota or another webhook",
+                namespace(&attempt.job.key())
+            );
+            return Verdict::TooMany { why, retry_after_seconds: 5 };
+        }
+        Answer::Full { scope, holders } => {
+            let scopes = counting::scopes(sources.rules, sources.id, &attempt.job);
+            scopes.get(*scope).map(|(scope, limit)| wording::full(scope, limit, holders, sources.now))
+        }
+        Answer::Barred => barred,
+    };
+    match refused {
+        Some(refused) => Verdict::Refused(refused),
+        // Scopes are found by the same rules both times.
+        None => Verdict::Unavailable {
+            why: "the policies changed while this Job was decided about".to_owned(),
+            retry_after_seconds: 1,
+        },
+    }
+}
