@@ -19,6 +19,7 @@ pub mod pair;
 pub mod ports;
 pub mod process;
 pub mod progress;
+pub mod proxy;
 pub mod wait;
 
 pub use cluster::{AuditLevel, Cluster, ClusterOptions, Component};
@@ -26,4 +27,5 @@ pub use error::{Error, Result};
 pub use https::Https;
 pub use namespace::TestNamespace;
 pub use pair::{Member, Pair, PairOptions};
+pub use proxy::FaultProxy;
 pub use wait::wait_for;

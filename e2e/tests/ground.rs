@@ -26,3 +26,5 @@ mod pair;
 mod playground;
 #[path = "ground/pods.rs"]
 mod pods;
+#[path = "ground/proxy.rs"]
+mod proxy;

@@ -91,13 +91,15 @@ impl Pki {
 pub(crate) fn kubeconfig(server: &str, ca_pem: &[u8], user: &Value) -> Value {
     json!({
         "apiVersion": "v1", "kind": "Config", "current-context": "e2e",
-        "clusters": [{"name": "e2e", "cluster": {
-            "server": server,
-            "certificate-authority-data": base64(ca_pem),
-        }}],
+        "clusters": [{"name": "e2e", "cluster": cluster(server, ca_pem)}],
         "users": [{"name": "e2e", "user": user}],
         "contexts": [{"name": "e2e", "context": {"cluster": "e2e", "user": "e2e", "namespace": "default"}}],
     })
+}
+
+/// A kubeconfig's entry for an API server.
+pub(crate) fn cluster(server: &str, ca_pem: &[u8]) -> Value {
+    json!({"server": server, "certificate-authority-data": base64(ca_pem)})
 }
 
 /// Writes a file that only its owner may read.

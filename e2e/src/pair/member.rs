@@ -9,8 +9,10 @@ use job_handler_shared::keys::NAMESPACE;
 use super::PairOptions;
 use super::install::Installed;
 use crate::cluster::Cluster;
+use crate::cluster::pki::write_private;
 use crate::error::{Error, Result};
 use crate::process::{Process, Program};
+use crate::proxy::FaultProxy;
 use crate::wait::wait_for;
 use crate::{http_probe, ports};
 
@@ -25,7 +27,9 @@ pub(super) struct Setting<'a> {
 /// A webhook replica or a sink.
 #[derive(Debug)]
 pub struct Member {
+    // Dropped first: it talks through the proxy.
     process: Process,
+    proxy: Option<FaultProxy>,
     port: u16,
     admin: u16,
 }
@@ -38,8 +42,10 @@ impl Setting<'_> {
         arguments.extend(self.common(&replica, admin, sink)?);
         arguments.extend(names.iter().map(|name| format!("--dns-name={name}")));
         arguments.extend(self.options.webhook_arguments.iter().cloned());
-        let kubeconfig = self.installed.kubeconfig("job-handler-webhook");
+        let direct = self.installed.kubeconfig("job-handler-webhook");
+        let (kubeconfig, proxy) = self.proxied(&replica, direct, self.options.webhook_proxy)?;
         Ok(Member {
+            proxy,
             process: self.start("job-handler-webhook", &replica, arguments, &kubeconfig)?,
             port,
             admin,
@@ -52,12 +58,27 @@ impl Setting<'_> {
         let mut arguments = vec!["run".to_owned()];
         arguments.extend(self.common(&replica, admin, index)?);
         arguments.extend(self.options.sink_arguments.iter().cloned());
-        let kubeconfig = self.installed.kubeconfig("job-handler-sink");
+        let direct = self.installed.kubeconfig("job-handler-sink");
+        let (kubeconfig, proxy) = self.proxied(&replica, direct, self.options.sink_proxy)?;
         Ok(Member {
+            proxy,
             process: self.start("job-handler-sink", &replica, arguments, &kubeconfig)?,
             port: admin,
             admin,
         })
+    }
+
+    /// The kubeconfig to start a program with: the direct one, or one that goes through a proxy of its own.
+    fn proxied(&self, replica: &str, direct: PathBuf, wanted: bool) -> Result<(PathBuf, Option<FaultProxy>)> {
+        if !wanted {
+            return Ok((direct, None));
+        }
+        let text =
+            std::fs::read_to_string(&direct).map_err(Error::io(format!("reading {}", direct.display())))?;
+        let proxy = FaultProxy::start(self.cluster.config())?;
+        let path = self.installed.folder().join(format!("{replica}-proxied.kubeconfig"));
+        write_private(&path, &proxy.kubeconfig(&text)?)?;
+        Ok((path, Some(proxy)))
     }
 
     fn common(&self, replica: &str, admin: u16, socket: usize) -> Result<Vec<String>> {
@@ -114,6 +135,15 @@ impl Member {
     /// The process itself, with its log.
     pub fn process(&self) -> &Process {
         &self.process
+    }
+
+    /// The proxy between it and the API server.
+    ///
+    /// # Panics
+    /// If the pair was installed without: [`PairOptions::webhook_proxy`], [`PairOptions::sink_proxy`].
+    #[expect(clippy::expect_used, reason = "a test that asks for it has asked for it before")]
+    pub fn proxy(&self) -> &FaultProxy {
+        self.proxy.as_ref().expect("PairOptions ask for a proxy")
     }
 
     /// The port that reviews are sent to (of a sink: its admin port).

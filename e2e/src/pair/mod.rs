@@ -35,6 +35,10 @@ pub struct PairOptions {
     pub webhook_arguments: Vec<String>,
     /// More arguments for each sink.
     pub sink_arguments: Vec<String>,
+    /// Puts a proxy of its own between each webhook and the API server; see [`Member::proxy`].
+    pub webhook_proxy: bool,
+    /// Puts a proxy of its own between each sink and the API server.
+    pub sink_proxy: bool,
     /// `RUST_LOG` of the programs, where the environment sets none.
     pub log: String,
 }
@@ -46,6 +50,8 @@ impl Default for PairOptions {
             sinks: None,
             webhook_arguments: Vec::new(),
             sink_arguments: Vec::new(),
+            webhook_proxy: false,
+            sink_proxy: false,
             log: "info".to_owned(),
         }
     }

@@ -45,24 +45,28 @@ pub fn lonely_scenario(run: impl AsyncFnOnce(&World)) {
 
 /// The same, with so many webhooks and as many sinks.
 pub fn lonely_scenario_of(replicas: usize, run: impl AsyncFnOnce(&World)) {
+    lonely_scenario_with(PairOptions { webhooks: replicas, ..PairOptions::default() }, run);
+}
+
+/// The same, with a pair of one's own making.
+pub fn lonely_scenario_with(pair: PairOptions, run: impl AsyncFnOnce(&World)) {
     if std::env::var_os(E2E_KUBECONFIG).is_some_and(|path| !path.is_empty()) {
         eprintln!(
             "not run: it takes something away from everyone, which {E2E_KUBECONFIG}'s cluster is spared"
         );
         return;
     }
-    runtime().block_on(async { run(&World::start_with(replicas).await).await });
+    runtime().block_on(async { run(&World::start_with(pair).await).await });
 }
 
 impl World {
     async fn start() -> Self {
-        Self::start_with(1).await
+        Self::start_with(PairOptions::default()).await
     }
 
-    async fn start_with(replicas: usize) -> Self {
+    async fn start_with(pair: PairOptions) -> Self {
         let cluster = Cluster::start(ClusterOptions::default()).await.unwrap();
-        let options = PairOptions { webhooks: replicas, ..PairOptions::default() };
-        let pair = Pair::install(&cluster, options).await.unwrap();
+        let pair = Pair::install(&cluster, pair).await.unwrap();
         Self { cluster, pair }
     }
 

@@ -1,0 +1,158 @@
+//! A reverse proxy between a program of the pair and the API server that lets single calls go wrong.
+//!
+//! It ends the program's TLS with a CA of its own and speaks TLS to the API server; tokens pass through (client
+//! certificates cannot). Calls that no [`Rule`] is about are passed on as they are, streams included.
+
+mod forward;
+mod rule;
+
+use std::net::Ipv4Addr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SanType};
+use rustls::ServerConfig;
+use rustls::pki_types::PrivateKeyDer;
+use serde_json::Value;
+use tokio_util::sync::CancellationToken;
+
+pub use rule::{Call, Fault, Rule, Struck};
+
+use crate::cluster::pki;
+use crate::error::{Error, Result};
+use forward::Upstream;
+use rule::Entry;
+
+/// A running proxy; gone when dropped.
+///
+/// It lives on a thread of its own, so that it outlasts the runtime of the test that started it.
+#[derive(Debug)]
+pub struct FaultProxy {
+    port: u16,
+    ca_pem: String,
+    shared: Arc<Shared>,
+    stop: CancellationToken,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    rules: Mutex<Vec<Entry>>,
+    writes: Mutex<Vec<Write>>,
+}
+
+/// A call that changes something, as it went through the proxy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Write {
+    /// What was asked.
+    pub call: Call,
+    /// What the API server answered; nothing where it was not asked, or gave no answer.
+    pub answer: Option<u16>,
+    /// Whether a rule let it go wrong.
+    pub struck: bool,
+}
+
+impl FaultProxy {
+    /// Starts a proxy before the cluster of this configuration, on a free port of loopback.
+    ///
+    /// # Errors
+    /// If no port can be had, or the configuration names no CA.
+    pub fn start(config: &kube::Config) -> Result<Self> {
+        let starting = || Error::io("starting the proxy");
+        let upstream = Upstream::of(config)?;
+        let (ca_pem, tls) = certificates()?;
+        let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(starting())?;
+        listener.set_nonblocking(true).map_err(starting())?;
+        let port = listener.local_addr().map_err(starting())?.port();
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(starting())?;
+        let (shared, stop) = (Arc::new(Shared::default()), CancellationToken::new());
+        let (theirs, token) = (Arc::clone(&shared), stop.clone());
+        let thread = std::thread::spawn(move || {
+            // Ends with the token; the connections are dropped with the runtime.
+            runtime.block_on(async move {
+                let _ = token.run_until_cancelled(forward::serve(listener, tls, upstream, theirs)).await;
+            });
+        });
+        Ok(Self { port, ca_pem, shared, stop, thread: Some(thread) })
+    }
+
+    /// Lets calls go wrong from now on. Of several rules that are about a call, the first one added counts.
+    pub fn add(&self, rule: Rule) -> Struck {
+        let (entry, struck) = rule.entry();
+        self.shared.rules().push(entry);
+        struck
+    }
+
+    /// Takes all rules away; calls that hang go on hanging until their caller gives up.
+    pub fn clear(&self) {
+        self.shared.rules().clear();
+    }
+
+    /// The calls that change something, in the order in which they were answered.
+    pub fn writes(&self) -> Vec<Write> {
+        self.shared.writes().clone()
+    }
+
+    /// A kubeconfig that goes through the proxy, made from one that does not.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn kubeconfig(&self, through: &str) -> Result<String> {
+        let mut config: Value = serde_norway::from_str(through)
+            .map_err(|error| Error::Invalid(format!("no kubeconfig to put a proxy into: {error}")))?;
+        for entry in config["clusters"].as_array_mut().into_iter().flatten() {
+            entry["cluster"] =
+                pki::cluster(&format!("https://127.0.0.1:{}", self.port), self.ca_pem.as_bytes());
+        }
+        Ok(config.to_string())
+    }
+}
+
+impl Drop for FaultProxy {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        if let Some(thread) = self.thread.take() {
+            // A proxy that panicked has nothing more to end.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Shared {
+    fn rules(&self) -> MutexGuard<'_, Vec<Entry>> {
+        self.rules.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn writes(&self) -> MutexGuard<'_, Vec<Write>> {
+        self.writes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is to become of a call.
+    fn strike(&self, call: &Call) -> Option<Fault> {
+        let mut rules = self.rules();
+        // Each rule counts the calls that it is about, also those that an earlier one takes.
+        let due: Vec<bool> = rules.iter_mut().map(|rule| rule.is_due(call)).collect();
+        let first = due.iter().position(|due| *due)?;
+        Some(rules[first].strike())
+    }
+}
+
+/// A CA of its own, and what a server with a certificate of it needs.
+fn certificates() -> Result<(String, Arc<ServerConfig>)> {
+    let minting = |error: rcgen::Error| Error::Invalid(format!("minting the proxy's certificates: {error}"));
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let issuer =
+        CertifiedIssuer::self_signed(params, KeyPair::generate().map_err(minting)?).map_err(minting)?;
+    let mut params = CertificateParams::default();
+    params.subject_alt_names = vec![SanType::IpAddress([127, 0, 0, 1].into())];
+    let key = KeyPair::generate().map_err(minting)?;
+    let leaf = params.signed_by(&key, &issuer).map_err(minting)?;
+    let unusable = |why: String| Error::Invalid(format!("the proxy's certificate: {why}"));
+    let key = PrivateKeyDer::try_from(key.serialize_der()).map_err(|why| unusable(why.to_owned()))?;
+    let config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .and_then(|builder| builder.with_no_client_auth().with_single_cert(vec![leaf.der().clone()], key))
+        .map_err(|error| unusable(error.to_string()))?;
+    Ok((issuer.pem(), Arc::new(config)))
+}

@@ -1,0 +1,243 @@
+//! Which calls go wrong, and how.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use hyper::Method;
+use serde_json::Value;
+
+/// A call to the API server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Call {
+    /// HTTP method.
+    pub method: Method,
+    /// Path, without the query.
+    pub path: String,
+    /// Query, without the question mark.
+    pub query: String,
+    /// Name of the object that it is about; of a create, the one in the body.
+    pub name: Option<String>,
+}
+
+impl Call {
+    pub(super) fn new(method: Method, uri: &hyper::Uri, body: &[u8]) -> Self {
+        let in_body =
+            || serde_json::from_slice::<Value>(body).ok()?["metadata"]["name"].as_str().map(str::to_owned);
+        let name = if method == Method::POST { in_body() } else { name_of(uri.path()) };
+        Self { method, path: uri.path().to_owned(), query: uri.query().unwrap_or_default().to_owned(), name }
+    }
+
+    /// Whether it changes something.
+    pub fn is_write(&self) -> bool {
+        ![Method::GET, Method::HEAD, Method::OPTIONS].contains(&self.method)
+    }
+}
+
+/// The name in `/…/namespaces/NS/RESOURCE/NAME[/SUBRESOURCE]`, or in the same without a namespace.
+fn name_of(path: &str) -> Option<String> {
+    let mut parts = path.trim_matches('/').split('/');
+    // api/v1 or apis/GROUP/v1.
+    let skipped = if parts.next()? == "apis" { 2 } else { 1 };
+    let rest: Vec<&str> = parts.skip(skipped).collect();
+    match rest.as_slice() {
+        ["namespaces", _, _, name, ..] => Some((*name).to_owned()),
+        ["namespaces", _, _] => None,
+        [_, name, ..] => Some((*name).to_owned()),
+        _ => None,
+    }
+}
+
+/// What becomes of a call.
+#[derive(Clone)]
+pub enum Fault {
+    /// Refused with this code; the API server never hears of it.
+    Refuse(u16),
+    /// Refused with this code and message.
+    RefuseWith(u16, String),
+    /// The connection is cut before the call has reached the API server.
+    Cut,
+    /// The connection is cut after it took effect.
+    CutAfter,
+    /// It takes effect, but no answer ever comes: the caller runs into its timeout.
+    Timeout,
+    /// It reaches the API server this much later.
+    Delay(Duration),
+    /// It takes effect at once, the answer comes this much later.
+    Late(Duration),
+    /// It takes effect; then this is called, and the connection is cut.
+    Hook(Arc<dyn Fn(&Call) + Send + Sync>),
+}
+
+impl Fault {
+    /// Calls `deed` once the call took effect and before anyone can have heard of it; the caller never does.
+    pub fn hook(deed: impl Fn(&Call) + Send + Sync + 'static) -> Self {
+        Self::Hook(Arc::new(deed))
+    }
+}
+
+impl fmt::Debug for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Refuse(code) | Self::RefuseWith(code, _) => write!(f, "Refuse({code})"),
+            Self::Cut => f.write_str("Cut"),
+            Self::CutAfter => f.write_str("CutAfter"),
+            Self::Timeout => f.write_str("Timeout"),
+            Self::Delay(time) => write!(f, "Delay({time:?})"),
+            Self::Late(time) => write!(f, "Late({time:?})"),
+            Self::Hook(_) => f.write_str("Hook"),
+        }
+    }
+}
+
+type Holds = Box<dyn Fn(&Call) -> bool + Send + Sync>;
+
+/// Which calls go wrong: those for which all that was said holds; every one of them unless [`Rule::times`] says otherwise.
+pub struct Rule {
+    fault: Fault,
+    holds: Vec<Holds>,
+    skip: usize,
+    times: usize,
+}
+
+impl Rule {
+    /// About every call.
+    pub fn new(fault: Fault) -> Self {
+        Self { fault, holds: Vec::new(), skip: 0, times: usize::MAX }
+    }
+
+    /// Only calls for which this holds.
+    #[must_use]
+    pub fn when(mut self, holds: impl Fn(&Call) -> bool + Send + Sync + 'static) -> Self {
+        self.holds.push(Box::new(holds));
+        self
+    }
+
+    /// Only calls that change something.
+    #[must_use]
+    pub fn writes(self) -> Self {
+        self.when(Call::is_write)
+    }
+
+    /// Only calls by this method.
+    #[must_use]
+    pub fn method(self, method: Method) -> Self {
+        self.when(move |call| call.method == method)
+    }
+
+    /// Only calls with this in their path.
+    #[must_use]
+    pub fn path(self, part: impl Into<String>) -> Self {
+        let part = part.into();
+        self.when(move |call| call.path.contains(&part))
+    }
+
+    /// Only calls about objects whose name begins so.
+    #[must_use]
+    pub fn about(self, name: impl Into<String>) -> Self {
+        let name = name.into();
+        self.when(move |call| call.name.as_ref().is_some_and(|known| known.starts_with(&name)))
+    }
+
+    /// Passes on so many of them first.
+    #[must_use]
+    pub fn skip(mut self, calls: usize) -> Self {
+        self.skip = calls;
+        self
+    }
+
+    /// Passes on all of them after so many have gone wrong.
+    #[must_use]
+    pub fn times(mut self, calls: usize) -> Self {
+        self.times = calls;
+        self
+    }
+
+    pub(super) fn entry(self) -> (Entry, Struck) {
+        let struck = Struck(Arc::new(AtomicUsize::new(0)));
+        (Entry { rule: self, seen: 0, struck: struck.clone() }, struck)
+    }
+}
+
+/// How often a rule has let a call go wrong.
+#[derive(Clone, Debug)]
+pub struct Struck(Arc<AtomicUsize>);
+
+impl Struck {
+    /// So often.
+    pub fn count(&self) -> usize {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+/// A rule at work.
+pub(super) struct Entry {
+    rule: Rule,
+    seen: usize,
+    struck: Struck,
+}
+
+impl Entry {
+    /// Counts the call where the rule is about it; tells whether it is to go wrong.
+    pub(super) fn is_due(&mut self, call: &Call) -> bool {
+        if !self.rule.holds.iter().all(|holds| holds(call)) {
+            return false;
+        }
+        self.seen += 1;
+        self.seen > self.rule.skip && self.struck.count() < self.rule.times
+    }
+
+    pub(super) fn strike(&self) -> Fault {
+        self.struck.0.fetch_add(1, Ordering::SeqCst);
+        self.rule.fault.clone()
+    }
+}
+
+impl fmt::Debug for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} after {}, struck {:?}", self.rule.fault, self.rule.skip, self.struck)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn call(method: Method, uri: &str, body: &str) -> Call {
+        Call::new(method, &uri.parse().unwrap(), body.as_bytes())
+    }
+
+    #[test]
+    fn names_are_found() {
+        for (method, uri, body, name) in [
+            (Method::GET, "/api/v1/namespaces/ci/pods/a/log?follow=true", "", Some("a")),
+            (Method::GET, "/api/v1/namespaces/ci/pods", "", None),
+            (Method::PATCH, "/apis/batch/v1/namespaces/ci/jobs/b", "{}", Some("b")),
+            (Method::POST, "/api/v1/namespaces/ci/configmaps", r#"{"metadata":{"name":"c"}}"#, Some("c")),
+            (Method::DELETE, "/apis/job-handler.io/v1alpha1/clusterjobpolicies/d", "", Some("d")),
+            (Method::GET, "/api/v1/namespaces/ci", "", Some("ci")),
+            (Method::GET, "/apis/batch/v1/jobs?watch=true", "", None),
+        ] {
+            assert_eq!(call(method, uri, body).name.as_deref(), name, "{uri}");
+        }
+    }
+
+    #[test]
+    fn a_rule_skips_strikes_and_is_over() {
+        let rule = Rule::new(Fault::Cut).writes().path("/ci/").about("a").skip(1).times(2);
+        let (mut entry, struck) = rule.entry();
+        let hit = call(Method::DELETE, "/api/v1/namespaces/ci/pods/a-1", "");
+        let other = call(Method::GET, "/api/v1/namespaces/ci/pods/a-1", "");
+        let mut seen = Vec::new();
+        for call in [&other, &hit, &hit, &other, &hit, &hit] {
+            let due = entry.is_due(call);
+            if due {
+                entry.strike();
+            }
+            seen.push(due);
+        }
+        assert_eq!(seen, [false, false, true, false, true, false]);
+        assert_eq!(struck.count(), 2);
+    }
+}
