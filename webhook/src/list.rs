@@ -52,12 +52,18 @@ struct PageMeta {
     more: Option<String>,
 }
 
-/// A Job of which only the snapshot is kept.
-struct Item(Arc<JobSnapshot>);
+/// A Job as it is kept: without what no decision about limits looks at, for there may be thousands.
+#[derive(Clone, Debug)]
+pub struct Item(pub Arc<JobSnapshot>);
 
 impl<'de> Deserialize<'de> for Item {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        JobView::deserialize(deserializer).map(|view| Self(Arc::new(view.snapshot)))
+        let mut job = JobView::deserialize(deserializer)?.snapshot;
+        job.annotations.clear();
+        if let Some(finished) = &mut job.finished {
+            (finished.reason, finished.message) = (String::new(), String::new());
+        }
+        Ok(Self(Arc::new(job)))
     }
 }
 
@@ -75,30 +81,38 @@ pub async fn jobs(client: &Client, namespace: Option<String>) -> Result<View, Li
     let mut tries = 0;
     loop {
         tries += 1;
-        match pages(client, namespace.as_deref()).await {
+        let mut jobs = Vec::new();
+        match pages(client, namespace.as_deref(), |page| jobs.extend(page)).await {
             Err(ListError::Api(error)) if tries < TRIES && is_expired(&error) => {}
             Err(error) => return Err(error),
             // Only what began with the last try counts as shown; an earlier `began` promises less, never more.
-            Ok((version, jobs)) => return Ok(View { began, version, jobs }),
+            Ok(version) => return Ok(View { began, version, jobs }),
         }
     }
 }
 
-async fn pages(client: &Client, namespace: Option<&str>) -> Result<(u64, Vec<Arc<JobSnapshot>>), ListError> {
+/// The same, page by page. Returns the resourceVersion of which all of them are, 0 where it is no number.
+///
+/// # Errors
+/// Where the apiserver refuses or is away, or takes so long that it has forgotten what the first page was of (410).
+pub async fn pages(
+    client: &Client,
+    namespace: Option<&str>,
+    mut page: impl FnMut(Vec<Arc<JobSnapshot>>),
+) -> Result<u64, ListError> {
     let path = match namespace {
         Some(namespace) => format!("/apis/batch/v1/namespaces/{}/jobs", escape(namespace)),
         None => "/apis/batch/v1/jobs".to_owned(),
     };
-    let mut jobs = Vec::new();
     let mut more: Option<String> = None;
     loop {
         let token = more.map(|token| format!("&continue={}", escape(&token))).unwrap_or_default();
         let request = Request::get(format!("{path}?limit={PAGE}{token}")).body(Vec::new())?;
-        let page: Page = client.request(request).await.map_err(Box::new)?;
-        jobs.extend(page.items.into_iter().map(|item| item.0));
-        more = page.metadata.more.filter(|token| !token.is_empty());
+        let Page { metadata, items } = client.request(request).await.map_err(Box::new)?;
+        page(items.into_iter().map(|item| item.0).collect());
+        more = metadata.more.filter(|token| !token.is_empty());
         if more.is_none() {
-            return Ok((page.metadata.resource_version.parse().unwrap_or(0), jobs));
+            return Ok(metadata.resource_version.parse().unwrap_or(0));
         }
     }
 }

@@ -14,6 +14,8 @@ use prometheus_client::{
     },
 };
 
+use crate::limit::Verdict;
+
 /// Where a review came in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Endpoint {
@@ -50,6 +52,17 @@ struct LimitLabels {
     policy: String,
     limit: String,
     ledger: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RefusalLabels {
+    policy: String,
+    limit: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DecisionLabels {
+    verdict: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -97,6 +110,10 @@ pub struct WebhookMetrics {
     pub ledger_writes: Counter,
     /// Those that came too late: another replica had written.
     pub ledger_conflicts: Counter,
+    /// Those that granted nobody anything: only what is over was taken out.
+    pub ledger_removals: Counter,
+    refusals: Family<RefusalLabels, Counter>,
+    decisions: Family<DecisionLabels, Histogram>,
     limit_active: Family<LimitLabels, Gauge>,
     limit_max: Family<LimitLabels, Gauge>,
     limit_pending: Family<LimitLabels, Gauge>,
@@ -117,6 +134,9 @@ impl WebhookMetrics {
             pending_attempts: Gauge::default(),
             ledger_writes: Counter::default(),
             ledger_conflicts: Counter::default(),
+            ledger_removals: Counter::default(),
+            refusals: Family::default(),
+            decisions: Family::new_with_constructor(buckets),
             limit_active: Family::default(),
             limit_max: Family::default(),
             limit_pending: Family::default(),
@@ -160,6 +180,21 @@ impl WebhookMetrics {
                 all.ledger_conflicts.clone(),
             );
             registry.register(
+                "job_handler_limit_ledger_removals",
+                "Writes of ledgers that only took out attempts which are over",
+                all.ledger_removals.clone(),
+            );
+            registry.register(
+                "job_handler_limit_refusals",
+                "Jobs that were refused, by policy and limit",
+                all.refusals.clone(),
+            );
+            registry.register(
+                "job_handler_limit_decision_duration_seconds",
+                "Time until it was known whether a Job may start, the ledger's write included",
+                all.decisions.clone(),
+            );
+            registry.register(
                 "job_handler_limit_active",
                 "Jobs that take a slot in a limit's fullest scope, attempts included, as of its last decision",
                 all.limit_active.clone(),
@@ -177,6 +212,21 @@ impl WebhookMetrics {
             );
         });
         all
+    }
+
+    /// Counts a decision about a limit.
+    pub fn decision(&self, verdict: &Verdict, took: Duration) {
+        let word = match verdict {
+            Verdict::Granted => "granted",
+            Verdict::Refused(refused) => {
+                let (policy, limit) = (refused.policy.to_string(), refused.limit.clone());
+                self.refusals.get_or_create(&RefusalLabels { policy, limit }).inc();
+                "refused"
+            }
+            Verdict::Unavailable { .. } => "unavailable",
+            Verdict::TooMany { .. } => "too_many",
+        };
+        self.decisions.get_or_create(&DecisionLabels { verdict: word }).observe(took.as_secs_f64());
     }
 
     /// How full a limit's fullest scope was at its last decision.

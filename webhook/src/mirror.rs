@@ -53,37 +53,69 @@ pub async fn follow<K: Clone + Debug>(
 ) -> Result<(), MirrorError> {
     let mut stream = pin!(stream.default_backoff());
     let mut listed = Vec::new();
-    let mut synced = false;
-    let mut told: Option<(String, Instant)> = None;
+    let mut teller = Teller::new(part);
     while let Some(event) = stream.next().await {
         // An `Init` says that a list is about to be tried, not that anybody answered.
-        if !matches!(event, Ok(Event::Init) | Err(_)) && told.take().is_some() {
-            tracing::info!("the watch of {} is back", part.name);
+        if !matches!(event, Ok(Event::Init) | Err(_)) {
+            teller.works();
         }
         match event {
             Ok(Event::Init) => listed = Vec::new(),
             Ok(Event::InitApply(object)) => listed.push(object),
             Ok(Event::InitDone) => {
                 mirror.replace(std::mem::take(&mut listed));
-                synced = true;
-                part.ready.ready();
+                teller.ready();
             }
             Ok(Event::Apply(object)) => mirror.apply(object),
             Ok(Event::Delete(object)) => mirror.delete(object),
-            Err(error) => {
-                let why = explain(part.plural, &error);
-                if !synced {
-                    part.ready.not_ready(&why);
-                }
-                if told.as_ref().is_none_or(|(same, at)| *same != why || at.elapsed() > REPEAT) {
-                    let goes_on = if synced { ", going on with what was seen last" } else { "" };
-                    tracing::warn!("cannot watch {}{goes_on}; trying again: {why}", part.name);
-                    told = Some((why, Instant::now()));
-                }
-            }
+            Err(error) => teller.tell(&error),
         }
     }
-    Err(MirrorError(part.name))
+    Err(MirrorError(teller.part.name))
+}
+
+/// Says once what is wrong with a watch, and once that it is over; keeps the watch's part of the readiness.
+#[derive(Debug)]
+pub struct Teller {
+    part: Part,
+    synced: bool,
+    told: Option<(String, Instant)>,
+}
+
+impl Teller {
+    /// Of a watch that has seen nothing yet.
+    pub fn new(part: Part) -> Self {
+        Self { part, synced: false, told: None }
+    }
+
+    /// The apiserver answered.
+    pub fn works(&mut self) {
+        if self.told.take().is_some() {
+            tracing::info!("the watch of {} is back", self.part.name);
+        }
+    }
+
+    /// Everything was seen.
+    pub fn ready(&mut self) {
+        self.works();
+        if !self.synced {
+            self.synced = true;
+            self.part.ready.ready();
+        }
+    }
+
+    /// It broke; it will be tried again.
+    pub fn tell(&mut self, error: &watcher::Error) {
+        let why = explain(self.part.plural, error);
+        if !self.synced {
+            self.part.ready.not_ready(&why);
+        }
+        if self.told.as_ref().is_none_or(|(same, at)| *same != why || at.elapsed() > REPEAT) {
+            let goes_on = if self.synced { ", going on with what was seen last" } else { "" };
+            tracing::warn!("cannot watch {}{goes_on}; trying again: {why}", self.part.name);
+            self.told = Some((why, Instant::now()));
+        }
+    }
 }
 
 /// What is missing, and what to do.

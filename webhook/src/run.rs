@@ -21,7 +21,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     lease::{Keeper, Liveness},
-    ledger::limiter::{self, LedgersError},
+    ledger::{
+        clocks::Clock,
+        limiter::{self, LedgersError},
+    },
     metrics::WebhookMetrics,
     mirror::MirrorError,
     policies::Policies,
@@ -170,8 +173,13 @@ pub async fn run(options: Options) -> Result<(), RunError> {
         Ok("courier of refusals")
     });
 
-    let (limiter, ledgers) =
-        limiter::limiter(client.clone(), &options.namespace, policies.clone(), ours.clone());
+    let (limiter, ledgers) = limiter::limiter(
+        client.clone(),
+        &options.namespace,
+        policies.clone(),
+        ours.clone(),
+        Clock::default(),
+    );
     let limits = ledgers.run(&readiness, background.clone());
     tasks.spawn(async move { limits.await.map(|()| "limits").map_err(Into::into) });
 

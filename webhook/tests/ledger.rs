@@ -8,235 +8,24 @@
     reason = "helpers of tests; clippy knows only #[test] itself"
 )]
 
+mod apiserver;
 mod common;
 
 use std::{
-    collections::BTreeMap,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
+use apiserver::{Apiserver, Replica, attempt, empty, eventually, replica, spread, why};
 use common::{cluster_policy, policy};
 use futures::future::join_all;
-use http::{Method, Request, Response};
-use job_handler_shared::{
-    admin::Readiness,
-    combine::{Labels, Policy, PolicySet},
-    job::JobSnapshot,
-    telemetry::Metrics,
-};
-use job_handler_webhook::{
-    ledger::limiter::{LedgerLimiter, limiter},
-    limit::{Attempt, Limiter, Verdict},
-    metrics::WebhookMetrics,
-    policies::Policies,
-};
-use kube::{Client, client::Body};
+use job_handler_shared::combine::Policy;
+use job_handler_webhook::limit::{Attempt, Limiter, Verdict};
 use rstest::rstest;
 use serde_json::{Value, json};
-use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
-
-const LEDGERS: &str = "/apis/job-handler.io/v1alpha1/namespaces/system/jobledgers";
-
-/// Jobs and ledgers as stored, and how the apiserver behaves.
-#[derive(Default)]
-struct Apiserver {
-    stored: Mutex<Stored>,
-    /// How long a call takes; a LIST shows what is stored in the middle of it.
-    takes: Duration,
-    /// Of so many writes of ledgers one is done and answered with an error; 0 = none.
-    lose_answers: usize,
-    writes: AtomicUsize,
-}
-
-#[derive(Default)]
-struct Stored {
-    version: u64,
-    jobs: BTreeMap<String, Value>,
-    ledgers: BTreeMap<String, Value>,
-    most_active: usize,
-}
-
-impl Apiserver {
-    fn new(takes: u64) -> Self {
-        Self { takes: Duration::from_millis(takes), ..Self::default() }
-    }
-
-    fn client(self: &Arc<Self>) -> Client {
-        let this = self.clone();
-        let service = tower::service_fn(move |request: Request<Body>| {
-            let this = this.clone();
-            async move { Ok::<_, std::convert::Infallible>(this.answer(request).await) }
-        });
-        Client::new(service, "default")
-    }
-
-    async fn answer(&self, request: Request<Body>) -> Response<Body> {
-        let (parts, body) = request.into_parts();
-        let (path, query) = (parts.uri.path().to_owned(), parts.uri.query().unwrap_or_default().to_owned());
-        if query.contains("watch=true") {
-            return std::future::pending().await;
-        }
-        let body = body.collect_bytes().await.unwrap();
-        tokio::time::sleep(self.takes / 2).await;
-        let (code, answer) = match path.strip_prefix(LEDGERS) {
-            Some(name) => {
-                let body = serde_json::from_slice(&body).unwrap_or_default();
-                self.ledger(&parts.method, name.trim_start_matches('/'), body)
-            }
-            None => {
-                assert!(path.ends_with("/jobs") && !query.contains("resourceVersion"), "{path}?{query}");
-                let namespace = path.split('/').nth(5).filter(|_| path.contains("/namespaces/"));
-                let stored = self.stored.lock().unwrap();
-                let jobs = stored.jobs.iter().filter(|(key, _)| {
-                    namespace.is_none_or(|namespace| key.starts_with(&format!("{namespace}/")))
-                });
-                let items: Vec<_> = jobs.map(|(_, job)| job.clone()).collect();
-                (200, json!({"kind": "JobList", "apiVersion": "batch/v1", "metadata": {}, "items": items}))
-            }
-        };
-        tokio::time::sleep(self.takes / 2).await;
-        Response::builder().status(code).body(Body::from(answer.to_string().into_bytes())).unwrap()
-    }
-
-    fn ledger(&self, method: &Method, name: &str, mut body: Value) -> (u16, Value) {
-        let mut stored = self.stored.lock().unwrap();
-        let refuse = |code: u16| {
-            (
-                code,
-                json!({"kind": "Status", "status": "Failure", "code": code, "message": "no", "reason": "x"}),
-            )
-        };
-        match *method {
-            Method::GET if name.is_empty() => {
-                let items: Vec<_> = stored.ledgers.values().cloned().collect();
-                (
-                    200,
-                    json!({"kind": "JobLedgerList", "apiVersion": "job-handler.io/v1alpha1",
-                    "metadata": {"resourceVersion": "1"}, "items": items}),
-                )
-            }
-            Method::GET => {
-                stored.ledgers.get(name).map_or_else(|| refuse(404), |ledger| (200, ledger.clone()))
-            }
-            Method::POST | Method::PUT => {
-                let name = body["metadata"]["name"].as_str().unwrap().to_owned();
-                let known =
-                    stored.ledgers.get(&name).map(|ledger| ledger["metadata"]["resourceVersion"].clone());
-                if known.as_ref() != body["metadata"].get("resourceVersion") {
-                    return refuse(409);
-                }
-                stored.version += 1;
-                body["metadata"]["resourceVersion"] = json!(stored.version.to_string());
-                stored.ledgers.insert(name, body.clone());
-                let n = self.writes.fetch_add(1, Ordering::SeqCst);
-                if self.lose_answers > 0 && n.is_multiple_of(self.lose_answers) {
-                    refuse(500)
-                } else {
-                    (200, body)
-                }
-            }
-            _ => refuse(405),
-        }
-    }
-
-    /// A ledger that was made before.
-    fn with_ledger(self, name: &str, spec: Value) -> Self {
-        let ledger = json!({"apiVersion": "job-handler.io/v1alpha1", "kind": "JobLedger",
-            "metadata": {"name": name, "namespace": "system", "resourceVersion": "1"}, "spec": spec});
-        self.stored.lock().unwrap().ledgers.insert(name.to_owned(), ledger);
-        self
-    }
-
-    fn pending(&self, name: &str) -> usize {
-        let stored = self.stored.lock().unwrap();
-        let pending = stored.ledgers[name]["spec"]["pending"].as_object();
-        pending.map_or(0, |names| names.values().map(|tries| tries.as_object().unwrap().len()).sum())
-    }
-
-    /// Writes a Job, as the apiserver does after admission; false = the name is taken.
-    fn store(&self, key: &str, uid: &str) -> bool {
-        let mut stored = self.stored.lock().unwrap();
-        if stored.jobs.contains_key(key) {
-            return false;
-        }
-        stored.version += 1;
-        let (namespace, name) = key.split_once('/').unwrap();
-        let version = stored.version.to_string();
-        let job = json!({"metadata": {"name": name, "namespace": namespace, "uid": uid, "resourceVersion": version},
-            "spec": {"template": {}}});
-        stored.jobs.insert(key.to_owned(), job);
-        let active = stored.jobs.values().filter(|job| job["status"]["conditions"].is_null()).count();
-        stored.most_active = stored.most_active.max(active);
-        true
-    }
-
-    fn finish(&self, key: &str) {
-        let mut stored = self.stored.lock().unwrap();
-        stored.version += 1;
-        let version = stored.version.to_string();
-        let job = stored.jobs.get_mut(key).unwrap();
-        job["metadata"]["resourceVersion"] = json!(version);
-        job["status"] = json!({"conditions": [{"type": "Complete", "status": "True"}]});
-    }
-}
-
-/// A running replica; ends when dropped, at whatever it is doing.
-struct Replica {
-    limiter: LedgerLimiter,
-    task: JoinHandle<()>,
-}
-
-impl Drop for Replica {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
-fn replica(apiserver: &Arc<Apiserver>, policies: &[Arc<Policy>]) -> Replica {
-    let metrics = WebhookMetrics::new(&Metrics::default());
-    let namespaces = ["ci", "qa"].map(|name| (name.to_owned(), Labels::new()));
-    let policies = Policies::fixed(PolicySet::new(policies.iter().cloned()), namespaces);
-    let (limiter, ledgers) = limiter(apiserver.client(), "system", policies, metrics);
-    let run = ledgers.run(&Readiness::default(), CancellationToken::new());
-    Replica { limiter, task: tokio::spawn(async move { run.await.unwrap() }) }
-}
 
 fn few(max: u32) -> Arc<Policy> {
     policy("builds", json!({"limits": [{"name": "few", "maxActiveJobs": max}]}))
-}
-
-fn attempt(key: &str, uid: &str) -> Attempt {
-    let (namespace, name) = key.split_once('/').unwrap();
-    let (namespace, name, uid) = (namespace.to_owned(), name.to_owned(), uid.to_owned());
-    Attempt {
-        uid: format!("request-{uid}"),
-        job: JobSnapshot { namespace, name, uid, ..JobSnapshot::default() },
-        from: None,
-        dry_run: false,
-        answer_by: Instant::now() + Duration::from_secs(5),
-    }
-}
-
-fn empty() -> Value {
-    json!({"format": 1})
-}
-
-/// Spread without a source of randomness: the same each time.
-fn spread(n: usize, up_to: u64) -> Duration {
-    Duration::from_millis((n as u64 * 7919 + 13) % up_to)
-}
-
-fn why(verdict: Verdict) -> String {
-    match verdict {
-        Verdict::Unavailable { why, .. } | Verdict::TooMany { why, .. } => why,
-        Verdict::Refused(refused) => refused.message,
-        Verdict::Granted => panic!("granted"),
-    }
 }
 
 /// Every client tries until its Job is stored; of these, each one runs for a while.
@@ -281,11 +70,8 @@ async fn a_burst_over_three_replicas_never_exceeds_a_limit_of_the_cluster(#[case
     let most = apiserver.stored.lock().unwrap().most_active;
     assert!((1..=MAX).contains(&most), "{most} at a limit of {MAX}");
     // What is known is taken out without anybody asking.
-    let deadline = Instant::now() + Duration::from_secs(30);
-    while ["ci", "qa", "cluster.job-handler.io"].iter().any(|name| apiserver.pending(name) > 0) {
-        assert!(Instant::now() < deadline, "something is left behind");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    let ledgers = ["ci", "qa", "cluster.job-handler.io"];
+    eventually("the ledgers to be empty", || ledgers.iter().all(|name| apiserver.pending(name) == 0)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -300,21 +86,21 @@ async fn what_a_replica_granted_counts_after_its_death() {
     assert!(apiserver.store("ci/a", "a"));
     let refused = why(other.limiter.admit(attempt("ci/b", "b2")).await);
     assert!(refused.contains("1 running; oldest: a"), "{refused}");
-    assert_eq!(apiserver.pending("ci"), 0);
+    eventually("the attempt to be taken out", || apiserver.pending("ci") == 0).await;
     apiserver.finish("ci/a");
     assert_eq!(other.limiter.admit(attempt("ci/b", "b3")).await, Verdict::Granted);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dry_run_writes_nothing_and_a_caller_that_is_gone_gives_back() {
-    let apiserver = Arc::new(Apiserver::new(60).with_ledger("ci", empty()));
-    let replica = replica(&apiserver, &[few(1)]);
+    let apiserver = Arc::new(Apiserver::new(200).with_ledger("ci", empty()));
+    let replica = replica(&apiserver, &[few(1)]).ready().await;
     let dry = Attempt { dry_run: true, ..attempt("ci/dry", "dry") };
     assert_eq!(replica.limiter.admit(dry).await, Verdict::Granted);
     assert_eq!(apiserver.writes.load(Ordering::SeqCst), 0);
     // Dropped while the ledger is being written.
     let asks = replica.limiter.admit(attempt("ci/gone", "gone"));
-    assert!(tokio::time::timeout(Duration::from_millis(150), asks).await.is_err());
+    assert!(tokio::time::timeout(Duration::from_millis(100), asks).await.is_err());
     let deadline = Instant::now() + Duration::from_secs(20);
     while replica.limiter.admit(attempt("ci/x", "x")).await != Verdict::Granted {
         assert!(Instant::now() < deadline, "its slot is not given back");
@@ -346,21 +132,261 @@ async fn a_ledger_that_is_not_understood_grants_nothing(#[case] spec: Value, #[c
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_ledger_that_went_missing_grants_nothing() {
+async fn a_ledger_that_is_garbage_for_a_while_grants_nothing_for_that_while() {
     let apiserver = Arc::new(Apiserver::new(0).with_ledger("ci", empty()));
-    let replica = replica(&apiserver, &[few(5)]);
+    let replica = replica(&apiserver, &[few(5)]).ready().await;
     assert_eq!(replica.limiter.admit(attempt("ci/a", "a")).await, Verdict::Granted);
-    apiserver.stored.lock().unwrap().ledgers.clear();
+    apiserver.put_ledger("ci", json!({"format": 1, "observedThrough": "far"}));
+    let refused = why(replica.limiter.admit(attempt("ci/b", "b")).await);
+    assert!(refused.contains("spec.observedThrough") && refused.contains("delete the ledger"), "{refused}");
+    apiserver.put_ledger("ci", empty());
+    assert_eq!(replica.limiter.admit(attempt("ci/c", "c")).await, Verdict::Granted);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ledger_that_was_deleted_by_hand_grants_nothing_for_a_minute() {
+    let apiserver = Arc::new(Apiserver::new(0).with_ledger("ci", empty()));
+    let replica = replica(&apiserver, &[few(5)]).ready().await;
+    assert_eq!(replica.limiter.admit(attempt("ci/a", "a")).await, Verdict::Granted);
+    apiserver.delete_ledger("ci");
     let refused = why(replica.limiter.admit(attempt("ci/b", "b")).await);
     assert!(refused.contains("the JobLedger ci is missing"), "{refused}");
     assert!(apiserver.stored.lock().unwrap().ledgers.is_empty());
+    // Not the wall's clock: only this one counts.
+    replica.clock.skip(Duration::from_secs(61));
+    assert_eq!(replica.limiter.admit(attempt("ci/b", "b2")).await, Verdict::Granted);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_grant_costs_one_write_and_no_read() {
+    let apiserver = Arc::new(Apiserver::new(0).with_ledger("ci", empty()));
+    let replica = replica(&apiserver, &[few(100)]).ready().await;
+    for n in 0..10 {
+        let key = format!("ci/j{n}");
+        assert_eq!(replica.limiter.admit(attempt(&key, &key)).await, Verdict::Granted);
+        apiserver.store(&key, &key);
+    }
+    assert_eq!(replica.metric("job_handler_limit_ledger_writes_total"), 10);
+    assert_eq!(replica.metric("job_handler_limit_consistent_reads_total"), 0);
+    eventually("the last ones to be taken out", || apiserver.pending("ci") == 0).await;
+    assert_eq!(replica.metric("job_handler_limit_ledger_removals_total"), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_that_come_together_share_writes() {
+    let apiserver = Arc::new(Apiserver::new(6).with_ledger("ci", empty()));
+    let replica = replica(&apiserver, &[few(100)]).ready().await;
+    let asks = (0..100).map(|n| {
+        let limiter = replica.limiter.clone();
+        async move { limiter.admit(attempt(&format!("ci/j{n}"), &format!("{n}"))).await }
+    });
+    assert!(join_all(asks).await.iter().all(|verdict| *verdict == Verdict::Granted));
+    let writes = apiserver.writes.load(Ordering::SeqCst);
+    assert!(writes <= 30, "{writes} writes for 100 grants");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_finished_unwatched_causes_no_refusal_and_one_that_began_unwatched_counts() {
+    let apiserver = Arc::new(Apiserver::new(0).with_ledger("ci", empty()));
+    let replica = replica(&apiserver, &[few(1)]).ready().await;
+    assert_eq!(replica.limiter.admit(attempt("ci/a", "a")).await, Verdict::Granted);
+    apiserver.store("ci/a", "a");
+    eventually("the watch to tell of it", || apiserver.pending("ci") == 0).await;
+    apiserver.tell_of_jobs(false);
+    apiserver.finish("ci/a");
+    assert_eq!(replica.limiter.admit(attempt("ci/b", "b")).await, Verdict::Granted);
+    apiserver.store("ci/b", "b");
+    let refused = why(replica.limiter.admit(attempt("ci/c", "c")).await);
+    assert!(refused.contains("1 running; oldest: b"), "{refused}");
+    assert!(replica.metric("job_handler_limit_consistent_reads_total") >= 2);
+}
+
+/// What another replica saw, and took out, is beyond what this one's watch has told.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_that_is_behind_the_ledger_is_not_gone_by() {
+    let apiserver = Arc::new(Apiserver::new(0).with_ledger("ci", empty()));
+    let replica = replica(&apiserver, &[few(1)]).ready().await;
+    apiserver.tell_of_jobs(false);
+    apiserver.store("ci/a", "a");
+    let version = apiserver.stored.lock().unwrap().version;
+    apiserver.put_ledger("ci", json!({"format": 1, "observedThrough": version}));
+    let refused = why(replica.limiter.admit(attempt("ci/b", "b")).await);
+    assert!(refused.contains("1 running; oldest: a"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_that_must_begin_anew_shows_the_jobs_as_they_are() {
+    let apiserver = Arc::new(Apiserver::new(0).with_ledger("ci", empty()));
+    let replica = replica(&apiserver, &[few(3)]).ready().await;
+    for name in ["a", "b"] {
+        let key = format!("ci/{name}");
+        assert_eq!(replica.limiter.admit(attempt(&key, name)).await, Verdict::Granted);
+        apiserver.store(&key, name);
+    }
+    apiserver.tell_of_jobs(false);
+    apiserver.delete("ci/a");
+    apiserver.store("ci/c", "c");
+    apiserver.forget();
+    apiserver.tell_of_jobs(true);
+    assert_eq!(replica.limiter.admit(attempt("ci/d", "d")).await, Verdict::Granted);
+    apiserver.store("ci/d", "d");
+    let refused = why(replica.limiter.admit(attempt("ci/e", "e")).await);
+    assert!(refused.contains("3 running"), "{refused}");
+}
+
+/// Each caller waits for a look that begins after it came; those who come while one is under way share the next.
+#[tokio::test(flavor = "multi_thread")]
+async fn those_who_would_be_refused_share_a_list_that_began_after_they_came() {
+    let apiserver = Arc::new(Apiserver::new(0).with_ledger("ci", empty()));
+    let replica = replica(&apiserver, &[few(1)]).ready().await;
+    apiserver.store("ci/a", "a");
+    let before = apiserver.lists.load(Ordering::SeqCst);
+    apiserver.hold_lists.send_replace(true);
+    let ask = |n: usize| {
+        let limiter = replica.limiter.clone();
+        tokio::spawn(async move { limiter.admit(attempt(&format!("ci/j{n}"), &format!("{n}"))).await })
+    };
+    let first = ask(0);
+    eventually("its LIST", || apiserver.lists.load(Ordering::SeqCst) == before + 1).await;
+    // That LIST shows it as active. Whoever comes now must not be told so.
+    apiserver.tell_of_jobs(false);
+    apiserver.finish("ci/a");
+    let rest: Vec<_> = (1..50).map(ask).collect();
+    // Most of them come while that LIST is under way; were one late, this test would ask less, and not fail.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    apiserver.hold_lists.send_replace(false);
+    assert!(why(first.await.unwrap()).contains("oldest: a"));
+    let mut granted = 0;
+    for asked in rest {
+        match asked.await.unwrap() {
+            Verdict::Granted => granted += 1,
+            refused => assert!(why(refused).contains("1 just admitted")),
+        }
+    }
+    assert_eq!(granted, 1);
+    let lists = apiserver.lists.load(Ordering::SeqCst) - before;
+    assert!((2..=5).contains(&lists), "{lists} LISTs for 50 requests");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_of_refusals_reads_no_more_than_twenty_times_a_second() {
+    let apiserver = Arc::new(Apiserver::new(0).with_ledger("ci", empty()).with_ledger("qa", empty()));
+    let zero = json!({"limits": [{"name": "none", "maxActiveJobs": 0}]});
+    let replica = replica(&apiserver, &[cluster_policy("all", zero)]).ready().await;
+    let begun = Instant::now();
+    let asks = (0..20).map(|n| {
+        let limiter = replica.limiter.clone();
+        async move {
+            for retry in 0..15 {
+                let key = format!("{}/j{n}", if n % 2 == 0 { "ci" } else { "qa" });
+                let told = why(limiter.admit(attempt(&key, &format!("{n}-{retry}"))).await);
+                assert!(told.contains("allowed: 0"), "{told}");
+            }
+        }
+    });
+    join_all(asks).await;
+    let reads = replica.metric("job_handler_limit_consistent_reads_total");
+    let most = begun.elapsed().as_millis() / 50 + 1;
+    assert!(u128::from(reads) <= most, "{reads} reads in {:?}", begun.elapsed());
+    let refusals = "job_handler_limit_refusals_total{policy=\"ClusterJobPolicy all\",limit=\"none\"}";
+    assert_eq!(replica.metric(refusals), 300);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_entries_of_two_policies_get_one_answer_for_one_create() {
+    let apiserver = Arc::new(Apiserver::new(0).with_ledger("ci", empty()));
+    apiserver.store("ci/a", "a");
+    let replica = replica(&apiserver, &[few(1)]).ready().await;
+    let first = replica.limiter.admit(attempt("ci/b", "b")).await;
+    apiserver.finish("ci/a");
+    // The apiserver refuses it anyway; a grant would hold the slot for a minute.
+    let second = Attempt { uid: "of another entry".into(), ..attempt("ci/b", "b") };
+    assert_eq!(replica.limiter.admit(second).await, first);
+    assert_eq!(replica.limiter.admit(attempt("ci/b", "fresh")).await, Verdict::Granted);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn jobs_under_no_limit_cost_no_call() {
+    let apiserver = Arc::new(Apiserver::new(0));
+    let stamps = policy("stamps", json!({"stamp": {"labels": {"a": "b"}}}));
+    let replica = replica(&apiserver, &[stamps]).ready().await;
+    *apiserver.fault.lock().unwrap() = Some(500);
+    assert_eq!(replica.limiter.admit(attempt("ci/a", "a")).await, Verdict::Granted);
+}
+
+#[rstest]
+#[case::throttles(429, "overloaded")]
+#[case::fails(500, "")]
+#[case::refuses(403, "cannot write a JobLedger")]
+#[tokio::test(flavor = "multi_thread")]
+async fn an_apiserver_that_does_not_let_us_write_is_named_and_nothing_is_granted(
+    #[case] code: u16,
+    #[case] text: &str,
+) {
+    let apiserver = Arc::new(Apiserver::new(0).with_ledger("ci", empty()));
+    let replica = replica(&apiserver, &[few(5)]).ready().await;
+    assert_eq!(replica.limiter.admit(attempt("ci/a", "a")).await, Verdict::Granted);
+    *apiserver.fault.lock().unwrap() = Some(code);
+    let patience = Attempt { answer_by: Instant::now() + Duration::from_secs(3), ..attempt("ci/b", "b") };
+    let verdict = replica.limiter.admit(patience).await;
+    assert!(matches!(verdict, Verdict::Unavailable { .. }), "{verdict:?}");
+    let told = why(verdict);
+    assert!(told.contains(text), "{told}");
+    *apiserver.fault.lock().unwrap() = None;
+    assert_eq!(replica.limiter.admit(attempt("ci/c", "c")).await, Verdict::Granted);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_apiserver_that_sleeps_is_named_while_the_caller_is_there_to_hear_it() {
+    let apiserver = Arc::new(Apiserver::new(5_000).with_ledger("ci", empty()));
+    let replica = replica(&apiserver, &[few(5)]);
+    let patience = Attempt { answer_by: Instant::now() + Duration::from_millis(900), ..attempt("ci/x", "x") };
+    let told = why(replica.limiter.admit(patience).await);
+    assert!(told.contains("did not answer in time"), "{told}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_page_of_a_list_counts() {
+    let apiserver = Apiserver { page: Some(2), ..Apiserver::new(0) };
+    let apiserver = Arc::new(apiserver.with_ledger("ci", empty()));
+    for n in 0..5 {
+        apiserver.store(&format!("ci/r{n}"), &format!("{n}"));
+    }
+    let replica = replica(&apiserver, &[few(5)]).ready().await;
+    let refused = why(replica.limiter.admit(attempt("ci/x", "x")).await);
+    assert!(refused.contains("5 active jobs"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_view_with_a_namespace_that_nobody_knows_decides_nothing() {
+    let apiserver = Arc::new(Apiserver::new(0).with_ledger("cluster.job-handler.io", empty()));
+    apiserver.store("new/a", "a");
+    let limits = json!({"limits": [{"name": "all", "maxActiveJobs": 5, "scope": "Cluster"}]});
+    let replica = replica(&apiserver, &[cluster_policy("all", limits)]).ready().await;
+    let told = why(replica.limiter.admit(attempt("ci/x", "x")).await);
+    assert!(told.contains("namespace new"), "{told}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_attempt_whose_job_never_comes_runs_out_by_the_monotonic_clock() {
+    let apiserver = Arc::new(Apiserver::new(0).with_ledger("ci", empty()));
+    let replica = replica(&apiserver, &[few(1)]).ready().await;
+    assert_eq!(replica.limiter.admit(attempt("ci/a", "a")).await, Verdict::Granted);
+    // What the ledger says of the time is for people: however wrong it is makes no difference.
+    let mut spec = apiserver.stored.lock().unwrap().ledgers["ci"]["spec"].clone();
+    spec["pending"]["ci/a"]["request-a"]["since"] = json!("2001-01-01T00:00:00Z");
+    apiserver.put_ledger("ci", spec);
+    let refused = why(replica.limiter.admit(attempt("ci/b", "b")).await);
+    assert!(refused.contains("1 just admitted"), "{refused}");
+    replica.clock.skip(Duration::from_secs(61));
+    assert_eq!(replica.limiter.admit(attempt("ci/b", "b2")).await, Verdict::Granted);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tenant_whose_creates_come_to_nothing_has_to_wait_and_others_do_not() {
     let apiserver = Arc::new(Apiserver::new(0).with_ledger("cluster.job-handler.io", empty()));
     let limits = json!({"limits": [{"name": "all", "maxActiveJobs": 100, "scope": "Cluster"}]});
-    let replica = replica(&apiserver, &[cluster_policy("all", limits)]);
+    let replica = replica(&apiserver, &[cluster_policy("all", limits)]).ready().await;
     let granted = |n: usize| replica.limiter.admit(attempt(&format!("ci/j{n}"), &format!("{n}")));
     for n in 0..16 {
         assert_eq!(granted(n).await, Verdict::Granted);

@@ -1,8 +1,8 @@
 //! The one task of a process that decides by a ledger. All who wait share a round.
 //!
-//! Read the ledger; list the Jobs; decide; write the ledger if it is still as it was read; only then answer. Whoever comes
-//! while a round is under way waits for the next one, so every LIST begins after the request came: a Job that finished a
-//! moment ago never causes a refusal.
+//! A round decides by the newest ledger and the newest Jobs that were watched, and writes the ledger if nobody else has
+//! meanwhile: so a grant costs a single write, and the write tells whether the ledger was the newest. Whoever would be
+//! refused waits for a look of its own ([`super::look`]) that begins after it came. Looks go on beside the rounds.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -11,30 +11,37 @@ use std::{
 };
 
 use jiff::Timestamp;
-use job_handler_shared::ledger::{Book, Granted};
-use tokio::sync::{mpsc, oneshot};
+use job_handler_shared::{job::JobSnapshot, ledger::Book};
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::JoinSet,
+};
 
 use super::{
-    clocks::{EXPIRY, OLD},
-    counting::{self, LedgerId},
+    clocks::OLD,
+    counting::LedgerId,
     decide::Decided,
     limiter::Shared,
-    resolve::{Sight, came_to_nothing},
+    look::{self, Blind, Look},
+    memory::Known,
+    pace::Pace,
+    resolve::Sight,
     round::{Sources, round},
     store::Write,
 };
 use crate::{
     limit::{Attempt, Refused, Verdict},
-    list::{self, View},
     slots::Rules,
 };
 
-/// A LIST that takes longer helps nobody: its callers are about to give up.
-const LIST_TIMEOUT: Duration = Duration::from_secs(5);
 /// Writes of other replicas that one round gives way to.
 const TRIES: u32 = 20;
+/// So long a round waits for the watch to tell what somebody else has seen already.
+const BEHIND: Duration = Duration::from_millis(100);
 /// A second webhook entry asks about the same create within this time, and has to be answered alike.
 const SAME_CREATE: Duration = Duration::from_secs(10);
+/// So many may wait for looks.
+const PARKED: usize = 4096;
 
 /// What an actor is told.
 #[derive(Debug)]
@@ -43,8 +50,10 @@ pub enum Message {
     Decide(Box<Waiting>),
     /// A grant reached nobody: take it back.
     Undo(String),
-    /// Attempts are old: see what became of them.
+    /// Take out the attempts whose outcome was seen, if nobody does.
     Tidy,
+    /// Attempts have run out: see what became of them.
+    Expire,
 }
 
 /// Somebody who waits.
@@ -52,39 +61,82 @@ pub enum Message {
 pub struct Waiting {
     /// For what.
     pub attempt: Attempt,
+    /// Since when.
+    pub arrived: Instant,
     /// The answer goes there. Closed = nobody hears it any more.
     pub reply: oneshot::Sender<Verdict>,
 }
 
 /// Decides by one ledger.
 pub struct Actor {
-    /// Which.
-    pub id: LedgerId,
-    /// What is to be done.
-    pub inbox: mpsc::Receiver<Message>,
-    /// What all actors share.
-    pub shared: Arc<Shared>,
+    id: LedgerId,
+    inbox: mpsc::Receiver<Message>,
+    shared: Arc<Shared>,
     /// Grants that reached nobody, or may have been written without anybody knowing.
-    pub undo: BTreeSet<String>,
+    undo: BTreeSet<String>,
     /// What was refused a moment ago, by the Job's uid.
-    pub refused: HashMap<String, (Refused, Instant)>,
+    refused: HashMap<String, (Refused, Instant)>,
+    /// Those who would be refused, and wait for a look.
+    parked: Vec<Waiting>,
+    /// One at most is under way.
+    looks: JoinSet<Result<Look, Blind>>,
+    /// What was watched is not the newest, or may not be.
+    reread: bool,
+    /// A write may be made for nobody's grant.
+    tidy: bool,
+    expire: bool,
+    pace: Pace,
 }
 
 /// Why a try of a round gave no answers.
 enum Stop {
     /// Somebody else wrote first, or nobody knows what became of the write (true): start over.
     Again(bool),
+    /// What was watched is older than what somebody else has seen: only a look can tell.
+    Behind,
     /// There is no point in trying again now.
     Cannot(String),
 }
 
 impl Actor {
+    /// Decides by the ledger `id` whatever comes in.
+    pub fn new(id: LedgerId, inbox: mpsc::Receiver<Message>, shared: Arc<Shared>) -> Self {
+        Self {
+            id,
+            inbox,
+            shared,
+            undo: BTreeSet::new(),
+            refused: HashMap::new(),
+            parked: Vec::new(),
+            looks: JoinSet::new(),
+            reread: false,
+            tidy: false,
+            expire: false,
+            pace: Pace::default(),
+        }
+    }
+
     /// Serves until nobody can ask any more.
     pub async fn run(mut self) {
-        while let Some(first) = self.inbox.recv().await {
-            let mut waiting = Vec::new();
-            self.hear(first, &mut waiting);
-            self.round(waiting).await;
+        loop {
+            tokio::select! {
+                biased;
+                Some(look) = self.looks.join_next() => {
+                    // A look that panicked is a bug that must not be slept over.
+                    let look = look.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
+                    self.looked(look).await;
+                }
+                message = self.inbox.recv() => {
+                    let Some(message) = message else { return };
+                    let mut waiting = Vec::new();
+                    self.hear(message, &mut waiting);
+                    self.serve(waiting, None).await;
+                }
+            }
+            if self.looks.is_empty() && (self.expire || !self.parked.is_empty()) {
+                self.expire = false;
+                self.looks.spawn(look::look(self.shared.clone(), self.id.clone()));
+            }
         }
     }
 
@@ -101,15 +153,46 @@ impl Actor {
             Message::Undo(request) => {
                 self.undo.insert(request);
             }
-            Message::Tidy => {}
+            Message::Tidy => self.tidy = true,
+            Message::Expire => self.expire = true,
         }
     }
 
-    async fn round(&mut self, mut waiting: Vec<Waiting>) {
+    async fn looked(&mut self, look: Result<Look, Blind>) {
+        match look {
+            Ok(look) => {
+                let (waiting, parked) = std::mem::take(&mut self.parked)
+                    .into_iter()
+                    .partition(|waiting: &Waiting| waiting.arrived <= look.began);
+                self.parked = parked;
+                self.serve(waiting, Some(look)).await;
+            }
+            Err(Blind::Missing) => {
+                if let Stop::Cannot(why) = self.make().await {
+                    self.turn_away_parked(&why);
+                }
+            }
+            Err(Blind::Cannot(why)) => self.turn_away_parked(&why),
+        }
+    }
+
+    fn turn_away_parked(&mut self, why: &str) {
+        let parked = std::mem::take(&mut self.parked);
+        self.turn_away(parked, false, why);
+    }
+
+    /// A round, as often as others write first. With a look everybody is answered; without, those who are granted.
+    async fn serve(&mut self, mut waiting: Vec<Waiting>, look: Option<Look>) {
         // Some write of this round may have been done, or be done yet.
         let mut unsure = false;
+        if look.is_none() && !waiting.is_empty() {
+            let gather = self.pace.gather(waiting.len() + self.inbox.len(), Instant::now());
+            tokio::time::sleep(gather).await;
+        }
         for n in 0..TRIES {
-            while let Ok(message) = self.inbox.try_recv() {
+            while look.is_none()
+                && let Ok(message) = self.inbox.try_recv()
+            {
                 self.hear(message, &mut waiting);
             }
             let mut left = Vec::new();
@@ -121,28 +204,64 @@ impl Actor {
                 }
             }
             waiting = left;
-            if n > 0 && waiting.is_empty() {
-                return;
+            if n > 0 && waiting.is_empty() && self.undo.is_empty() {
+                break;
             }
-            match self.once(&waiting).await {
-                Ok(verdicts) => return self.answer(waiting, verdicts),
+            match self.once(&waiting, look.as_ref()).await {
+                Ok(verdicts) => {
+                    self.answer(waiting, verdicts, look.is_some());
+                    waiting = Vec::new();
+                    break;
+                }
                 Err(Stop::Again(lost)) => unsure |= lost,
-                Err(Stop::Cannot(why)) => return self.turn_away(waiting, unsure, &why),
+                Err(Stop::Behind) => {
+                    self.park(waiting);
+                    waiting = Vec::new();
+                    break;
+                }
+                Err(Stop::Cannot(why)) => {
+                    self.turn_away(waiting, unsure, &why);
+                    waiting = Vec::new();
+                    break;
+                }
             }
-            // Jitter, so that replicas do not meet again; the wall clock's last digits are random enough for that.
-            let spread = u64::from(Timestamp::now().subsec_nanosecond().unsigned_abs() / 1000 % 16);
-            tokio::time::sleep(Duration::from_millis(2 + spread * u64::from(n.min(4) + 1))).await;
+            tokio::time::sleep(self.pace.conflict(chance())).await;
         }
+        self.tidy = false;
         self.turn_away(waiting, unsure, "other replicas wrote the ledger first, again and again");
     }
 
-    fn answer(&mut self, waiting: Vec<Waiting>, verdicts: Vec<Verdict>) {
+    fn answer(&mut self, waiting: Vec<Waiting>, verdicts: Vec<Verdict>, looked: bool) {
+        self.refused.retain(|_, (_, at)| at.elapsed() < SAME_CREATE);
+        let mut parked = Vec::new();
         for (one, verdict) in waiting.into_iter().zip(verdicts) {
+            if verdict != Verdict::Granted && !looked {
+                parked.push(one);
+                continue;
+            }
             let granted = verdict == Verdict::Granted && !one.attempt.dry_run;
+            self.remember(&one.attempt, &verdict);
             let request = one.attempt.uid;
             if one.reply.send(verdict).is_err() && granted {
                 self.undo.insert(request);
             }
+        }
+        self.park(parked);
+    }
+
+    /// Each try of a create has its own Job uid; an un-suspended Job keeps its uid and may try again.
+    fn remember(&mut self, attempt: &Attempt, verdict: &Verdict) {
+        let once = attempt.from.is_none() && !attempt.dry_run && !attempt.job.uid.is_empty();
+        if let (Verdict::Refused(refused), true) = (verdict, once) {
+            self.refused.insert(attempt.job.uid.clone(), (refused.clone(), Instant::now()));
+        }
+    }
+
+    fn park(&mut self, waiting: Vec<Waiting>) {
+        self.parked.extend(waiting);
+        if self.parked.len() > PARKED {
+            let rest = self.parked.split_off(PARKED);
+            self.turn_away(rest, false, "too many Jobs wait for a decision");
         }
     }
 
@@ -156,8 +275,7 @@ impl Actor {
         }
         for one in waiting {
             self.forget(&one, unsure);
-            let verdict = Verdict::Unavailable { why: why.to_owned(), retry_after_seconds: 1 };
-            reply(one.reply, verdict);
+            reply(one.reply, Verdict::Unavailable { why: why.to_owned(), retry_after_seconds: 1 });
         }
     }
 
@@ -168,114 +286,154 @@ impl Actor {
         }
     }
 
-    async fn once(&mut self, waiting: &[Waiting]) -> Result<Vec<Verdict>, Stop> {
+    async fn once(&mut self, waiting: &[Waiting], look: Option<&Look>) -> Result<Vec<Verdict>, Stop> {
         let shared = self.shared.clone();
-        let name = self.id.name().to_owned();
         let policies = shared.policies.current().clone();
         let namespaces = |name: &str| shared.policies.known_namespace(name);
         let rules = Rules { policies: &policies, namespaces: &namespaces };
 
-        let Some(mut ledger) = shared.store.read(&name).await.map_err(Stop::Cannot)? else {
-            return Err(self.make(rules).await);
-        };
-        let book =
-            ledger.spec.book().map_err(|error| Stop::Cannot(format!("the JobLedger {name}: {error}")))?;
-        // Before the LIST begins: what has run out by now can show in it only if it came to something.
-        let read = Instant::now();
-        let clocks = shared.memory.read(&name, &book, read);
-        let view = self.look(&shared).await.map_err(Stop::Cannot)?;
-
-        let versions: HashMap<&str, u64> =
-            view.jobs.iter().map(|job| (&*job.uid, counting::version(job))).collect();
-        let nothing = |granted: &Granted| came_to_nothing(granted, versions.get(&*granted.job_uid).copied());
-        let mut expired = clocks.older(EXPIRY, read);
-        let dead = book.attempts().filter(|(_, _, granted)| nothing(granted));
-        let dead: BTreeSet<&str> = dead.map(|(_, request, _)| request).collect();
-        expired.retain(|request| dead.contains(&**request));
+        let (known, newest) = self.ledger(look).await?;
+        let (sight, jobs) = self.see(&known, look).await.ok_or(Stop::Behind)?;
+        let nothing = BTreeSet::new();
+        let expired = look.map_or(&nothing, |look| &look.expired);
         let sources = Sources {
             rules,
             id: &self.id,
-            spec: &ledger.spec,
-            book: &book,
-            sight: Sight::List,
-            jobs: &view.jobs,
-            expired: &expired,
-            old: &clocks.older(OLD, read),
+            spec: &known.ledger.spec,
+            book: &known.book,
+            sight,
+            jobs: &jobs,
+            expired,
+            old: &shared.memory.clocks(self.id.name()).older(OLD, shared.memory.now()),
             undone: &self.undo,
             now: Timestamp::now(),
         };
         let attempts: Vec<&Attempt> = waiting.iter().map(|one| &one.attempt).collect();
-        // Never None: a LIST suffices for every ledger.
-        let (verdicts, decided) = round(sources, &attempts).ok_or(Stop::Again(false))?;
-        if decided.book != book {
-            ledger.spec.set(&decided.book);
-            shared.metrics.ledger_writes.inc();
-            match shared.store.write(&name, &ledger).await {
-                Write::Done => {
-                    shared.memory.read(&name, &decided.book, Instant::now());
-                }
-                Write::Conflict => {
-                    shared.metrics.ledger_conflicts.inc();
-                    return Err(Stop::Again(false));
-                }
-                Write::Unknown(why) => {
-                    tracing::warn!(
-                        ledger = name,
-                        "it is not known whether it was written, reading it again: {why}"
-                    );
-                    return Err(Stop::Again(true));
-                }
-                Write::Refused(why) => return Err(Stop::Cannot(why)),
-            }
+        let (verdicts, decided) = round(sources, &attempts).ok_or(Stop::Behind)?;
+
+        let (before, after) = (&known.book, &decided.book);
+        let granted = |standing: bool| {
+            let attempts = attempts.iter().zip(&verdicts);
+            let granted = attempts.filter(|(attempt, verdict)| {
+                let uid = &attempt.uid;
+                **verdict == Verdict::Granted
+                    && !attempt.dry_run
+                    && stands(after, uid)
+                    && stands(before, uid) == standing
+            });
+            granted.count()
+        };
+        let (new, old) = (granted(false), granted(true));
+        let undoes = self.undo.iter().any(|request| stands(before, request));
+        let housekeeping = self.tidy || undoes || !expired.is_empty();
+        if before != after && (new + old > 0 || housekeeping) {
+            self.write(&known, after, new).await?;
+        } else if old > 0 && !newest {
+            // Nothing was written that would tell whether what it was granted by is still there.
+            self.reread = true;
+            return Err(Stop::Again(false));
         }
-        let known: BTreeSet<String> = std::mem::take(&mut self.undo);
-        self.undo = known.into_iter().filter(|request| stands(&decided.book, request)).collect();
+        let undone: BTreeSet<String> = std::mem::take(&mut self.undo);
+        self.undo = undone.into_iter().filter(|request| stands(&decided.book, request)).collect();
         self.measure(rules, &decided);
-        self.remember(waiting, &verdicts);
         Ok(verdicts)
     }
 
-    /// A ledger that is missing is made, unless it may have been deleted with something in it a moment ago.
-    async fn make(&self, rules: Rules<'_>) -> Stop {
+    /// The newest ledger that is known here, and whether it was read for this try.
+    async fn ledger(&mut self, look: Option<&Look>) -> Result<(Arc<Known>, bool), Stop> {
         let name = self.id.name();
-        let policies = rules.policies.iter().map(|policy| policy.reference.uid.as_str());
-        if let Err(left) = self.shared.memory.missing(name, policies, Instant::now()) {
+        let watched = if self.reread { None } else { self.shared.memory.known(name) };
+        let looked = look.map(|look| look.known.clone()).filter(|_| !self.reread);
+        let newest = watched.into_iter().chain(looked).max_by_key(|known| known.version);
+        if let Some(known) = newest {
+            return Ok((known, false));
+        }
+        match look::read(&self.shared, name).await {
+            Ok(known) => {
+                self.reread = false;
+                Ok((known, true))
+            }
+            Err(Blind::Missing) => Err(self.make().await),
+            Err(Blind::Cannot(why)) => Err(Stop::Cannot(why)),
+        }
+    }
+
+    /// The Jobs, as far as the ledger (and the look, where there was one) asks for.
+    async fn see(&self, known: &Known, look: Option<&Look>) -> Option<(Sight, Vec<Arc<JobSnapshot>>)> {
+        let observed = known.book.observed_through;
+        if let Some(look) = look {
+            if known.version == look.known.version {
+                return Some((Sight::List, look.view.jobs.clone()));
+            }
+            if look.view.version >= observed && look.view.version > 0 {
+                return Some((Sight::Cache(look.view.version), look.view.jobs.clone()));
+            }
+        }
+        // Nobody is refused by Jobs that are older than the look that was made for it.
+        let needed = look.map_or(observed, |look| observed.max(look.view.version));
+        let cache = &self.shared.cache;
+        if cache.position().is_none_or(|position| position < needed) {
+            cache.reaches(needed, BEHIND).await;
+        }
+        let (position, jobs) = cache.see(self.id.namespace()).filter(|(position, _)| *position >= needed)?;
+        // Else a cluster limit could miss some of its Jobs.
+        let known = |job: &Arc<JobSnapshot>| self.shared.policies.known_namespace(&job.namespace).is_some();
+        let complete = jobs.iter().filter(|job| job.is_active()).all(known);
+        complete.then_some((Sight::Cache(position), jobs))
+    }
+
+    async fn write(&mut self, known: &Known, book: &Book, grants: usize) -> Result<(), Stop> {
+        let shared = self.shared.clone();
+        let name = self.id.name();
+        let mut ledger = known.ledger.clone();
+        ledger.spec.set(book);
+        shared.metrics.ledger_writes.inc();
+        if grants == 0 {
+            shared.metrics.ledger_removals.inc();
+        }
+        self.pace.begins(grants, Instant::now());
+        match shared.store.write(name, &ledger).await {
+            Write::Done(ledger) => {
+                self.pace.done();
+                match Known::of(*ledger) {
+                    Ok(known) => shared.memory.note(name, &known),
+                    Err(_) => self.reread = true,
+                }
+                Ok(())
+            }
+            Write::Conflict => {
+                shared.metrics.ledger_conflicts.inc();
+                self.reread = true;
+                Err(Stop::Again(false))
+            }
+            Write::Unknown(why) => {
+                tracing::warn!(
+                    ledger = name,
+                    "it is not known whether it was written, reading it again: {why}"
+                );
+                self.reread = true;
+                Err(Stop::Again(true))
+            }
+            Write::Refused(why) => Err(Stop::Cannot(why)),
+        }
+    }
+
+    /// A ledger that is missing is made, unless it may have been deleted with something in it a moment ago.
+    async fn make(&mut self) -> Stop {
+        let name = self.id.name();
+        let policies = self.shared.policies.current().clone();
+        let uids = policies.iter().map(|policy| policy.reference.uid.as_str());
+        if let Err(left) = self.shared.memory.missing(name, uids) {
             return Stop::Cannot(format!(
                 "the JobLedger {name} is missing; what was granted by it may still land, so a new one is made in {} s",
                 left.as_secs() + 1
             ));
         }
+        // Whoever makes it: the next read tells.
+        self.reread = true;
         match self.shared.store.make(name).await {
             Write::Refused(why) => Stop::Cannot(why),
-            // Whoever made it: the next read tells.
-            Write::Done | Write::Conflict | Write::Unknown(_) => Stop::Again(false),
-        }
-    }
-
-    /// A view whose namespaces are all known, else a cluster limit could miss some of its Jobs.
-    async fn look(&self, shared: &Shared) -> Result<View, String> {
-        shared.metrics.consistent_reads.inc();
-        let list = list::jobs(&shared.client, self.id.namespace().map(str::to_owned));
-        let view = match tokio::time::timeout(LIST_TIMEOUT, list).await {
-            Ok(view) => view.map_err(|error| error.to_string())?,
-            Err(_) => return Err("the apiserver did not answer in time".to_owned()),
-        };
-        for job in view.jobs.iter().filter(|job| job.is_active()) {
-            if shared.policies.namespace(&job.namespace).await.is_none() {
-                return Err(format!("the namespace {} is not known yet", job.namespace));
-            }
-        }
-        Ok(view)
-    }
-
-    /// Each try of a create has its own Job uid; an un-suspended Job keeps its uid and may try again.
-    fn remember(&mut self, waiting: &[Waiting], verdicts: &[Verdict]) {
-        self.refused.retain(|_, (_, at)| at.elapsed() < SAME_CREATE);
-        for (Waiting { attempt, .. }, verdict) in waiting.iter().zip(verdicts) {
-            let once = attempt.from.is_none() && !attempt.dry_run && !attempt.job.uid.is_empty();
-            if let (Verdict::Refused(refused), true) = (verdict, once) {
-                self.refused.insert(attempt.job.uid.clone(), (refused.clone(), Instant::now()));
-            }
+            Write::Done(_) | Write::Conflict | Write::Unknown(_) => Stop::Again(false),
         }
     }
 
@@ -308,4 +466,10 @@ fn reply(to: oneshot::Sender<Verdict>, verdict: Verdict) {
     if to.send(verdict).is_err() {
         tracing::debug!("a caller is gone");
     }
+}
+
+/// The wall clock's last digits are random enough to keep replicas apart.
+pub fn chance() -> u8 {
+    let microseconds = Timestamp::now().subsec_nanosecond().unsigned_abs() / 1000;
+    u8::try_from(microseconds % 256).unwrap_or(u8::MAX)
 }

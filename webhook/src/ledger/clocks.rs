@@ -3,6 +3,10 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -13,6 +17,25 @@ use job_handler_shared::ledger::Book;
 pub const EXPIRY: Duration = Duration::from_secs(60);
 /// After this long a create that led to a Job has led to it, as a rule.
 pub const OLD: Duration = Duration::from_secs(2);
+
+/// The monotonic clock by which attempts run out; clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct Clock {
+    ahead: Arc<AtomicU64>,
+}
+
+impl Clock {
+    /// By this clock.
+    pub fn now(&self) -> Instant {
+        Instant::now() + Duration::from_millis(self.ahead.load(Ordering::Relaxed))
+    }
+
+    /// Lets it go ahead (milliseconds count): for tests of what takes minutes.
+    pub fn skip(&self, time: Duration) {
+        let milliseconds = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        self.ahead.fetch_add(milliseconds, Ordering::Relaxed);
+    }
+}
 
 /// When each attempt was seen first, by `request.uid`.
 #[derive(Clone, Debug, Default)]

@@ -21,9 +21,12 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    actor::{Actor, Message, Waiting},
-    clocks::OLD,
+    actor::{Actor, Message, Waiting, chance},
+    cache::Cache,
+    clocks::{Clock, EXPIRY, OLD},
     counting::LedgerId,
+    feed,
+    look::Reads,
     memory::{Memory, Watcher},
     store::Store,
 };
@@ -39,8 +42,12 @@ use crate::{
 const WAITING: usize = 4096;
 /// So long before the caller gives up an answer is sent.
 const MARGIN: Duration = Duration::from_millis(300);
-/// How often ledgers with old attempts are tidied up.
-const TIDY: Duration = Duration::from_secs(5);
+/// How often ledgers with old attempts are looked for.
+const TIDY: Duration = Duration::from_secs(1);
+/// A ledger that was written within this time will be written again: what is known is taken out by the way.
+const QUIET: Duration = Duration::from_secs(1);
+/// Replicas tidy up at different times, so that one of them does.
+const SPREAD: Duration = Duration::from_secs(3);
 
 /// What all actors of a process share.
 pub struct Shared {
@@ -50,6 +57,10 @@ pub struct Shared {
     pub store: Store,
     /// What is known of them.
     pub memory: Memory,
+    /// The Jobs, as far as they were watched.
+    pub cache: Cache,
+    /// Consistent reads, one after the other.
+    pub reads: Reads,
     /// Policies and namespaces.
     pub policies: Policies,
     /// Counters.
@@ -81,16 +92,25 @@ pub enum LedgersError {
     Watch(#[from] MirrorError),
 }
 
-/// A limiter and the tasks that have to run for it. Ledgers are kept in `namespace`.
+/// A limiter and the tasks that have to run for it. Ledgers are kept in `namespace`; their attempts run out by `clock`.
 pub fn limiter(
     client: Client,
     namespace: &str,
     policies: Policies,
     metrics: WebhookMetrics,
+    clock: Clock,
 ) -> (LedgerLimiter, Ledgers) {
     let (made, receiver) = mpsc::unbounded_channel();
     let store = Store::new(client.clone(), namespace);
-    let shared = Arc::new(Shared { client, store, memory: Memory::default(), policies, metrics });
+    let shared = Arc::new(Shared {
+        client,
+        store,
+        memory: Memory::new(clock),
+        cache: Cache::default(),
+        reads: Reads::default(),
+        policies,
+        metrics,
+    });
     let limiter = LedgerLimiter { shared, actors: Arc::default(), made };
     (limiter.clone(), Ledgers { limiter, made: receiver })
 }
@@ -99,10 +119,13 @@ impl Limiter for LedgerLimiter {
     fn admit(&self, attempt: Attempt) -> BoxFuture<'_, Verdict> {
         let until = attempt.answer_by.checked_sub(MARGIN).unwrap_or(attempt.answer_by);
         async move {
+            let begun = Instant::now();
             let asked = tokio::time::timeout_at(until.into(), self.ask_all(attempt)).await;
-            asked.unwrap_or_else(|_| {
+            let verdict = asked.unwrap_or_else(|_| {
                 unavailable("the apiserver did not answer in time how many Jobs are active")
-            })
+            });
+            self.shared.metrics.decision(&verdict, begun.elapsed());
+            verdict
         }
         .boxed()
     }
@@ -147,7 +170,10 @@ impl LedgerLimiter {
 
     async fn ask(&self, ledger: LedgerId, attempt: Attempt) -> Verdict {
         let (reply, verdict) = oneshot::channel();
-        match self.tell(ledger, Message::Decide(Box::new(Waiting { attempt, reply }))) {
+        match self.tell(
+            ledger,
+            Message::Decide(Box::new(Waiting { attempt, arrived: std::time::Instant::now(), reply })),
+        ) {
             // The actor ends only with the process.
             true => verdict.await.unwrap_or_else(|_| unavailable("job-handler is shutting down")),
             false => unavailable("too many Jobs wait for a decision"),
@@ -160,9 +186,7 @@ impl LedgerLimiter {
         let sender = actors.entry(ledger.clone()).or_insert_with(|| {
             let (sender, inbox) = mpsc::channel(WAITING);
             let shared = self.shared.clone();
-            let actor =
-                Actor { id: ledger, inbox, shared, undo: Default::default(), refused: Default::default() };
-            if self.made.send(actor).is_err() {
+            if self.made.send(Actor::new(ledger, inbox, shared)).is_err() {
                 tracing::debug!("shutting down: nobody decides any more");
             }
             sender
@@ -203,6 +227,8 @@ impl Ledgers {
             ready: readiness.part("JobLedgers"),
         };
         let shared = self.limiter.shared.clone();
+        let jobs = Part { name: "Jobs", plural: "jobs.batch", ready: readiness.part("Jobs") };
+        let feed = feed::follow(shared.client.clone(), shared.cache.clone(), jobs);
         let watch = async move {
             let policies = shared.policies.clone();
             // What is taken for new has to have come after the watch began: see [`Memory::missing`].
@@ -216,6 +242,7 @@ impl Ledgers {
             let all = async {
                 tokio::select! {
                     ended = Box::pin(watch) => ended.map_err(LedgersError::from),
+                    never = Box::pin(feed) => match never {},
                     ended = self.supervise() => ended,
                 }
             };
@@ -234,13 +261,22 @@ impl Ledgers {
                 }
                 Some(ended) = actors.join_next() => ended?,
                 _ = tick.tick() => {
-                    let Shared { memory, metrics, .. } = &*self.limiter.shared;
-                    metrics.pending_attempts.set(i64::try_from(memory.attempts()).unwrap_or(i64::MAX));
-                    for ledger in memory.with_older(OLD, std::time::Instant::now()) {
-                        self.limiter.tell(LedgerId::of_name(&ledger), Message::Tidy);
-                    }
+                    self.housekeeping();
                 }
             }
+        }
+    }
+
+    fn housekeeping(&self) {
+        let Shared { memory, metrics, .. } = &*self.limiter.shared;
+        metrics.pending_attempts.set(i64::try_from(memory.attempts()).unwrap_or(i64::MAX));
+        // Anew each time: nobody is always the last.
+        let spread = SPREAD.mul_f64(f64::from(chance()) / 255.0);
+        for ledger in memory.with_older(OLD + spread, QUIET) {
+            self.limiter.tell(LedgerId::of_name(&ledger), Message::Tidy);
+        }
+        for ledger in memory.with_older(EXPIRY + spread, Duration::ZERO) {
+            self.limiter.tell(LedgerId::of_name(&ledger), Message::Expire);
         }
     }
 }

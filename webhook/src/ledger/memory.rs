@@ -1,5 +1,5 @@
-//! What this process knows of ledgers by watching them: since when it has known each attempt, and which ledgers were
-//! there.
+//! What this process knows of ledgers by watching them: what is in them, since when it has known each attempt, and which
+//! ledgers were there.
 //!
 //! A ledger that is missing holds no attempts only if it was never there, or went more than a minute ago: whoever deletes
 //! one by hand deletes what was granted and has not landed yet. A process that has not watched for a minute knows of
@@ -7,23 +7,53 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
-use job_handler_shared::ledger::{Book, JobLedger};
+use job_handler_shared::ledger::{Book, JobLedger, LedgerError};
 use kube::ResourceExt;
 
-use super::clocks::{Clocks, EXPIRY};
+use super::clocks::{Clock, Clocks, EXPIRY};
 use crate::{mirror::Mirror, policies::Policies};
 
 /// Shared by all actors of a process.
 #[derive(Debug, Default)]
-pub struct Memory(Mutex<Inner>);
+pub struct Memory {
+    clock: Clock,
+    inner: Mutex<Inner>,
+}
+
+/// A ledger as it was at some time: read, watched or written.
+#[derive(Clone, Debug)]
+pub struct Known {
+    /// The object, without what only the apiserver needs.
+    pub ledger: JobLedger,
+    /// What is in it.
+    pub book: Book,
+    /// Its resourceVersion; 0 where it is no number: then it is older than any other.
+    pub version: u64,
+}
+
+impl Known {
+    /// Reads it.
+    ///
+    /// # Errors
+    /// Where it is not understood in full.
+    pub fn of(mut ledger: JobLedger) -> Result<Arc<Self>, LedgerError> {
+        // Half of its size. An update that does not state them leaves them to the apiserver.
+        ledger.metadata.managed_fields = None;
+        let book = ledger.spec.book()?;
+        let version = ledger.resource_version().and_then(|text| text.parse().ok()).unwrap_or(0);
+        Ok(Arc::new(Self { ledger, book, version }))
+    }
+}
 
 #[derive(Debug, Default)]
 struct Inner {
     clocks: HashMap<String, Clocks>,
+    /// The newest of each that is known and understood, and when it was changed.
+    known: HashMap<String, (Arc<Known>, Instant)>,
     /// Ledgers that are there, as far as is known.
     there: HashSet<String>,
     /// When a ledger was found to be no longer there.
@@ -39,13 +69,29 @@ struct Watching {
 }
 
 impl Memory {
-    /// Takes note of a ledger as it was read. Returns its clocks.
-    pub fn read(&self, ledger: &str, book: &Book, now: Instant) -> Clocks {
-        let mut inner = self.inner();
-        inner.there.insert(ledger.to_owned());
-        let clocks = inner.clocks.entry(ledger.to_owned()).or_default();
-        clocks.note(book, now);
-        clocks.clone()
+    /// By this clock.
+    pub fn new(clock: Clock) -> Self {
+        Self { clock, inner: Mutex::default() }
+    }
+
+    /// The clock by which attempts run out.
+    pub fn now(&self) -> Instant {
+        self.clock.now()
+    }
+
+    /// Takes note of a ledger as it was read or written.
+    pub fn note(&self, ledger: &str, known: &Arc<Known>) {
+        self.inner().note(ledger, known, self.now());
+    }
+
+    /// The newest that is known of a ledger.
+    pub fn known(&self, ledger: &str) -> Option<Arc<Known>> {
+        self.inner().known.get(ledger).map(|(known, _)| known.clone())
+    }
+
+    /// The clocks of a ledger's attempts.
+    pub fn clocks(&self, ledger: &str) -> Clocks {
+        self.inner().clocks.get(ledger).cloned().unwrap_or_default()
     }
 
     /// A ledger was found missing. Whether it may be made; else how long that has to wait.
@@ -55,8 +101,8 @@ impl Memory {
         &self,
         ledger: &str,
         policies: impl IntoIterator<Item = &'a str>,
-        now: Instant,
     ) -> Result<(), Duration> {
+        let now = self.now();
         let mut inner = self.inner();
         inner.lose(ledger, now);
         let left = |since: Instant| EXPIRY.checked_sub(now.saturating_duration_since(since));
@@ -70,11 +116,15 @@ impl Memory {
         }
     }
 
-    /// Ledgers with attempts that have been known for longer than `age`.
-    pub fn with_older(&self, age: Duration, now: Instant) -> Vec<String> {
+    /// Ledgers with attempts that have been known for longer than `age`, and that nobody has written for `quiet`.
+    pub fn with_older(&self, age: Duration, quiet: Duration) -> Vec<String> {
+        let now = self.now();
         let inner = self.inner();
+        let is_quiet = |ledger: &String| {
+            inner.known.get(ledger).is_none_or(|(_, at)| now.saturating_duration_since(*at) >= quiet)
+        };
         let with = inner.clocks.iter().filter(|(_, clocks)| !clocks.older(age, now).is_empty());
-        with.map(|(ledger, _)| ledger.clone()).collect()
+        with.map(|(ledger, _)| ledger).filter(|ledger| is_quiet(ledger)).cloned().collect()
     }
 
     /// Attempts of all ledgers without a known outcome.
@@ -83,24 +133,39 @@ impl Memory {
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Inner {
     fn lose(&mut self, ledger: &str, now: Instant) {
         self.clocks.remove(ledger);
+        self.known.remove(ledger);
         if self.there.remove(ledger) {
             self.gone.insert(ledger.to_owned(), now);
         }
     }
 
-    fn see(&mut self, ledger: &JobLedger, now: Instant) {
+    fn note(&mut self, ledger: &str, known: &Arc<Known>, now: Instant) {
+        self.there.insert(ledger.to_owned());
+        // A watch tells of one's own writes late.
+        if self.known.get(ledger).is_some_and(|(newer, _)| newer.version >= known.version) {
+            return;
+        }
+        self.clocks.entry(ledger.to_owned()).or_default().note(&known.book, now);
+        self.known.insert(ledger.to_owned(), (known.clone(), now));
+    }
+
+    fn see(&mut self, ledger: JobLedger, now: Instant) {
         let name = ledger.name_any();
-        // One that cannot be read is there all the same; whoever decides by it will say what is wrong with it.
-        let book = ledger.spec.book().unwrap_or_default();
-        self.clocks.entry(name.clone()).or_default().note(&book, now);
-        self.there.insert(name);
+        match Known::of(ledger) {
+            Ok(known) => self.note(&name, &known, now),
+            // There it is all the same; whoever decides by it reads it again and says what is wrong with it.
+            Err(_) => {
+                self.known.remove(&name);
+                self.there.insert(name);
+            }
+        }
     }
 }
 
@@ -114,7 +179,7 @@ pub struct Watcher<'a> {
 
 impl Mirror<JobLedger> for Watcher<'_> {
     fn replace(&mut self, all: Vec<JobLedger>) {
-        let now = Instant::now();
+        let now = self.memory.now();
         let policies = self.policies.current().iter().map(|policy| policy.reference.uid.clone()).collect();
         let mut inner = self.memory.inner();
         let names: HashSet<String> = all.iter().map(ResourceExt::name_any).collect();
@@ -122,17 +187,19 @@ impl Mirror<JobLedger> for Watcher<'_> {
         for name in lost {
             inner.lose(&name, now);
         }
-        all.iter().for_each(|ledger| inner.see(ledger, now));
+        all.into_iter().for_each(|ledger| inner.see(ledger, now));
         // Between two watches anything may have come and gone.
         inner.watching = Some(Watching { since: now, policies });
     }
 
     fn apply(&mut self, ledger: JobLedger) {
-        self.memory.inner().see(&ledger, Instant::now());
+        let now = self.memory.now();
+        self.memory.inner().see(ledger, now);
     }
 
     fn delete(&mut self, ledger: JobLedger) {
-        self.memory.inner().lose(&ledger.name_any(), Instant::now());
+        let now = self.memory.now();
+        self.memory.inner().lose(&ledger.name_any(), now);
     }
 }
 
@@ -150,37 +217,56 @@ mod tests {
         JobLedger::new(name, job_handler_shared::ledger::JobLedgerSpec::empty())
     }
 
-    const SECOND: Duration = Duration::from_secs(1);
+    fn after(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
 
     #[test]
     fn a_deleted_ledger_is_not_made_again_for_a_minute() {
-        let memory = Memory::default();
-        let now = Instant::now();
-        assert!(memory.missing("ci", ["p"], now).is_err(), "nothing was watched yet");
+        let clock = Clock::default();
+        let memory = Memory::new(clock.clone());
+        assert!(memory.missing("ci", ["p"]).is_err(), "nothing was watched yet");
         watcher(&memory).replace(vec![ledger("ci")]);
-        assert!(
-            memory.missing("other", ["p"], now).is_ok(),
-            "the policy is new, so nobody granted by it before"
-        );
+        assert!(memory.missing("other", ["p"]).is_ok(), "the policy is new, so nobody granted by it before");
         watcher(&memory).delete(ledger("ci"));
-        let now = Instant::now();
-        assert!(memory.missing("ci", ["p"], now).is_err());
-        assert!(memory.missing("ci", ["p"], now + 59 * SECOND).is_err());
-        assert!(memory.missing("ci", ["p"], now + 61 * SECOND).is_ok());
+        assert!(memory.missing("ci", ["p"]).is_err());
+        clock.skip(after(59));
+        assert!(memory.missing("ci", ["p"]).is_err());
+        clock.skip(after(2));
+        assert!(memory.missing("ci", ["p"]).is_ok());
         // Found by a read, before the watch tells.
-        memory.read("ci", &Book::default(), now);
-        assert!(memory.missing("ci", ["p"], now + 90 * SECOND).is_err());
-        assert!(memory.missing("ci", ["p"], now + 151 * SECOND).is_ok());
+        memory.note("ci", &Known::of(ledger("ci")).unwrap());
+        assert!(memory.missing("ci", ["p"]).is_err());
+        clock.skip(after(61));
+        assert!(memory.missing("ci", ["p"]).is_ok());
     }
 
     #[test]
     fn a_process_that_just_began_to_watch_knows_nothing_of_older_policies() {
-        let memory = Memory::default();
+        let clock = Clock::default();
+        let memory = Memory::new(clock.clone());
         memory.inner().watching =
             Some(Watching { since: Instant::now(), policies: ["old".to_owned()].into() });
-        let now = Instant::now();
-        assert!(memory.missing("ci", ["old", "new"], now).is_err());
-        assert!(memory.missing("ci", ["new"], now).is_ok());
-        assert!(memory.missing("ci", ["old", "new"], now + 61 * SECOND).is_ok());
+        assert!(memory.missing("ci", ["old", "new"]).is_err());
+        assert!(memory.missing("ci", ["new"]).is_ok());
+        clock.skip(after(61));
+        assert!(memory.missing("ci", ["old", "new"]).is_ok());
+    }
+
+    #[test]
+    fn what_is_older_than_ones_own_write_changes_nothing() {
+        let memory = Memory::default();
+        let version = |version: u64| {
+            let mut ledger = ledger("ci");
+            ledger.metadata.resource_version = Some(version.to_string());
+            ledger
+        };
+        memory.note("ci", &Known::of(version(9)).unwrap());
+        watcher(&memory).apply(version(8));
+        assert_eq!(memory.known("ci").unwrap().version, 9);
+        let mut garbage = version(10);
+        garbage.spec.fields.insert("format".into(), "?".into());
+        watcher(&memory).apply(garbage);
+        assert!(memory.known("ci").is_none(), "it has to be read again");
     }
 }

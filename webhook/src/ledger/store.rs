@@ -15,10 +15,10 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(3);
 pub struct Store(Api<JobLedger>);
 
 /// What became of a write.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Write {
-    /// It is stored.
-    Done,
+    /// It is stored, as this.
+    Done(Box<JobLedger>),
     /// Somebody else wrote first; nothing was written.
     Conflict,
     /// Nobody knows: it may be stored, or be stored yet.
@@ -71,9 +71,9 @@ impl Store {
     }
 }
 
-fn sort<T>(answer: Result<kube::Result<T>, tokio::time::error::Elapsed>) -> Write {
+fn sort(answer: Result<kube::Result<JobLedger>, tokio::time::error::Elapsed>) -> Write {
     match answer {
-        Ok(Ok(_)) => Write::Done,
+        Ok(Ok(ledger)) => Write::Done(Box::new(ledger)),
         Ok(Err(kube::Error::Api(status))) => match status.code {
             // Gone is a conflict too: somebody deleted it meanwhile.
             404 | 409 => Write::Conflict,
