@@ -95,7 +95,7 @@ fn the_sink_may_harvest_prune_tell_and_keep_the_limits_entries() {
         cluster("sink"),
         table(&[
             ("batch", "jobs", "", "get list watch patch delete"),
-            ("", "pods", "", "list"),
+            ("", "pods", "", "list watch"),
             ("", "pods/log", "", "get"),
             ("", "configmaps", "", "get list watch create update patch delete"),
             ("events.k8s.io", "events", "", "create patch"),

@@ -18,6 +18,7 @@ use crate::{
     mark::{self, Written},
     metrics::SinkMetrics,
     plan::{self, Step},
+    pods::Followed,
     queue::Queue,
     result,
     slots::{self, Slot, Slots},
@@ -95,6 +96,8 @@ pub struct Actor {
     pub queue: Queue<Key>,
     /// Reads pods and logs.
     pub capturer: Capturer,
+    /// Pods that were followed, and what was captured of those that are gone.
+    pub followed: Followed,
     /// Writes Events.
     pub teller: Teller,
     /// Counts.
@@ -255,6 +258,7 @@ impl Actor {
         let pending = !committed.manifest.announcements_pending.is_empty();
         let place = ResultRef { namespace: job.namespace.clone(), name: committed.name, pending };
         self.store.put_result(&job.uid, place.clone());
+        self.followed.drop_job(&job.uid);
         Ok(place)
     }
 
@@ -265,8 +269,8 @@ impl Actor {
         group: Option<&str>,
         gone: bool,
     ) -> Result<Committed, ActError> {
-        let pods = self.capturer.pods_of(&job.namespace, &job.uid).await?;
-        let (captured, _memory) = slots::aside(self.capturer.pods(pods, logs)).await;
+        let capture = self.capturer.of_job(&job.namespace, &job.uid, logs, &self.followed);
+        let (captured, _memory) = slots::aside(capture).await?;
         let Some(mut packed) = result::pack(job, group, captured, logs) else {
             return Err(ActError::Changed(job.key()));
         };
@@ -336,6 +340,7 @@ impl Actor {
                 Ok(_) => {}
             }
             self.store.unbury(uid);
+            self.followed.drop_job(uid);
         }
         self.announce(uid, &mut self.store.places_of(uid)).await
     }

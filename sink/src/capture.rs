@@ -1,9 +1,8 @@
-//! Reads what there is to know about a Job's pods: their states, and their logs within the budget.
-//!
-//! It takes pods, whoever found them: today those that are there when the Job has finished; a follower of pods at risk
-//! can hand its own to [`Capturer::pod`].
+//! Reads what there is to know about a Job's pods: their states, and their logs within the budget. What the follower of
+//! pods ([`crate::follow`]) has captured before they went is taken as it is.
 
 use std::{
+    collections::{HashMap, HashSet},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -16,19 +15,29 @@ use kube::{
     api::{ListParams, LogParams},
 };
 use tokio::{sync::Semaphore, time::Instant};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     api::{ApiError, CALL_TIMEOUT, call},
     facts,
     logs::{self, Kept},
     manifest::{ContainerFacts, LogFacts, PodFacts},
+    pods::{Content, Followed, Held, TAIL},
+    risk::How,
+    store::Uid,
     turns::{Memory, Node, Turns},
 };
 
 /// Label that the Job controller puts on pods (`k8s.io/api/batch/v1`, `ControllerUidLabel`).
-const CONTROLLER_UID: &str = "batch.kubernetes.io/controller-uid";
+pub const CONTROLLER_UID: &str = "batch.kubernetes.io/controller-uid";
 /// Log streams at a time, over all: those of 32 nodes. The apiserver's fairness does not throttle them.
 const STREAMS: usize = 128;
+/// Logs that are followed until their containers end: now …
+const FOLLOWS_NOW: usize = 256;
+/// … and those for which that may take long.
+const FOLLOWS_LONG: usize = 128;
+/// What is being followed when its Job has finished is given so long, again with each log that ends.
+const SETTLE: Duration = Duration::from_secs(3);
 /// A log stream without a byte for this long is left.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// The same for a node that has not answered for a while.
@@ -37,6 +46,8 @@ const PATIENCE_WITH_MUTE: Duration = Duration::from_secs(2);
 const DEADLINE: Duration = Duration::from_secs(60);
 /// Tries per log, for answers that may be better the next time.
 const TRIES: u32 = 3;
+/// Why a log is not kept although it could have been.
+const USED_UP: &str = "the log budget of the policies for one Job was used up before";
 /// Pods whose containers are read at a time.
 const PODS_AT_A_TIME: usize = 4;
 
@@ -49,6 +60,15 @@ pub struct CapturedPod {
     pub created: Option<jiff::Timestamp>,
     /// Contents, in the order of the containers' facts.
     pub logs: Vec<CapturedLog>,
+}
+
+/// All that could be had of a Job's pods.
+#[derive(Clone, Debug, Default)]
+pub struct Captured {
+    /// Its pods, those that explain most first.
+    pub pods: Vec<CapturedPod>,
+    /// Pods that were seen, and forgotten because there were too many.
+    pub forgotten: usize,
 }
 
 /// One log's content.
@@ -69,16 +89,22 @@ pub struct CapturedLog {
 pub struct Capturer {
     client: Client,
     all: Arc<Semaphore>,
+    follows: Arc<[Semaphore; 2]>,
     turns: Turns,
 }
 
 impl Capturer {
     /// One per process.
     pub fn new(client: Client) -> Self {
-        Self { client, all: Arc::new(Semaphore::new(STREAMS)), turns: Turns::default() }
+        Self {
+            client,
+            all: Arc::new(Semaphore::new(STREAMS)),
+            follows: Arc::new([Semaphore::new(FOLLOWS_NOW), Semaphore::new(FOLLOWS_LONG)]),
+            turns: Turns::default(),
+        }
     }
 
-    /// The pods of a Job, those that explain most first.
+    /// The pods of a Job.
     ///
     /// # Errors
     /// Where they cannot be listed.
@@ -96,62 +122,210 @@ impl Capturer {
                 None => break,
             }
         }
-        pods.sort_by(facts::by_weight);
         Ok(pods)
     }
 
-    /// Reads the pods' logs within the Job's budget, which is spent in the order given, once it is this Job's turn. The
-    /// memory is to be held as long as the logs are.
-    pub async fn pods(&self, pods: Vec<Pod>, budget: &Logs) -> (Vec<CapturedPod>, Memory) {
+    /// All that can be had of a finished Job's pods: of those that are there, and of those that were followed. Logs are
+    /// read within the Job's budget, which is spent in the order of weight, once it is this Job's turn. The memory is to
+    /// be held as long as the logs are.
+    ///
+    /// # Errors
+    /// Where the pods cannot be listed.
+    pub async fn of_job(
+        &self,
+        namespace: &str,
+        job_uid: &str,
+        budget: &Logs,
+        followed: &Followed,
+    ) -> Result<(Captured, Memory), ApiError> {
+        followed.settle(job_uid, SETTLE).await;
+        let there = self.pods_of(namespace, job_uid).await?;
+        let (held, forgotten) = followed.held(job_uid);
+        let mut subjects: Vec<Subject> = there.into_iter().map(|pod| Subject::There(Box::new(pod))).collect();
+        let listed: HashSet<Uid> = subjects.iter().filter_map(Subject::uid).collect();
+        let gone = held.iter().filter(|(uid, _)| !listed.contains(*uid));
+        subjects.extend(gone.map(|(_, held)| Subject::Gone(Box::new(held.clone()))));
+        subjects.sort_by(|a, b| facts::by_weight(&a.weight(), &b.weight()));
         let logs = match budget.mode {
-            LogsMode::HeadAndTail => pods.iter().map(logs_of).sum(),
+            LogsMode::HeadAndTail => subjects.iter().map(Subject::logs).sum(),
             LogsMode::None => 0,
         };
-        let namespace = pods.first().and_then(ResourceExt::namespace).unwrap_or_default();
         // Most Jobs have one pod. Where there are more, the node of the first stands in for the others: their streams are
         // bounded per node all the same.
-        let node = pods.iter().find_map(|pod| pod.spec.as_ref()?.node_name.as_deref());
+        let node = subjects.iter().find_map(Subject::node).map(str::to_owned);
         let most = budget.per_job().min(budget.per_container().saturating_mul(logs));
-        let turn = self.turns.wait(&namespace, node.filter(|_| logs > 0), most).await;
+        let turn = self.turns.wait(namespace, node.as_deref().filter(|_| logs > 0), most).await;
         let deadline = Instant::now() + DEADLINE;
         let left = Arc::new(Mutex::new(most));
-        let captured = futures::stream::iter(pods).map(|pod| {
-            let left = left.clone();
-            async move { self.pod(&pod, budget, &left, deadline).await }
+        let held = Arc::new(held);
+        let captured = futures::stream::iter(subjects).map(|subject| {
+            let (left, held) = (left.clone(), held.clone());
+            async move {
+                match subject {
+                    Subject::There(pod) => self.pod(&pod, budget, &held, &left, deadline).await,
+                    Subject::Gone(pod) => gone_pod(*pod, budget, &left),
+                }
+            }
         });
-        let captured: Vec<_> = captured.buffered(PODS_AT_A_TIME).collect().await;
-        let kept = captured.iter().flat_map(|pod| &pod.logs).map(|log| log.kept.bytes()).sum();
-        (captured, turn.end(kept))
+        let pods: Vec<_> = captured.buffered(PODS_AT_A_TIME).collect().await;
+        let kept = pods.iter().flat_map(|pod| &pod.logs).map(|log| log.kept.bytes()).sum();
+        Ok((Captured { pods, forgotten }, turn.end(kept)))
     }
 
-    /// Reads one pod's logs.
-    pub async fn pod(&self, pod: &Pod, budget: &Logs, left: &Mutex<usize>, deadline: Instant) -> CapturedPod {
+    /// Reads the logs of a pod that is there, but for what is held of them already.
+    async fn pod(
+        &self,
+        pod: &Pod,
+        budget: &Logs,
+        held: &HashMap<Uid, Held>,
+        left: &Mutex<usize>,
+        deadline: Instant,
+    ) -> CapturedPod {
         let mut facts = facts::of_pod(pod);
+        let held = held.get(&facts.uid);
         let mut contents = Vec::new();
         if budget.mode == LogsMode::HeadAndTail {
             let node = facts.node.clone().unwrap_or_default();
             for container in &mut facts.containers {
-                for previous in runs(container) {
+                for (previous, id) in runs(container) {
                     // Reserved whole and given back in part: what is read at the same time never exceeds the Job's budget.
                     let granted = take(left, budget.per_container());
                     let (name, uid) = ((pod.name_any(), pod.namespace().unwrap_or_default()), &facts.uid);
                     let run =
                         Run { pod: &name.0, namespace: &name.1, uid, container: &container.name, previous };
-                    let log = self.log(run, &node, granted, deadline).await;
+                    let known = held.and_then(|held| held.logs.get(&id));
+                    let log = match known {
+                        Some(content) if content.lost.is_none() && granted > 0 => run.held(content, granted),
+                        _ => {
+                            let read = self.log(run, &node, granted, deadline).await;
+                            match known {
+                                // A part is better than none, and the older reason is the better one.
+                                Some(part) if read.lost.is_some() && read.kept.length < part.kept.length => {
+                                    run.held(part, granted)
+                                }
+                                _ => read,
+                            }
+                        }
+                    };
                     give(left, granted.saturating_sub(log.kept.bytes()));
-                    container.logs.push(LogFacts {
-                        previous,
-                        length: log.kept.length,
-                        left_out: log.kept.left_out(),
-                        sha256: log.kept.sha256.clone(),
-                        lost: log.lost.clone(),
-                        section: None,
-                    });
+                    container.logs.push(log.facts());
                     contents.push(log);
                 }
             }
         }
         CapturedPod { facts, created: pod.creation_timestamp().map(|t| t.0), logs: contents }
+    }
+
+    /// Reads one run's log before its Job has finished, until `enough` is; `room` is asked before so many more bytes are
+    /// kept.
+    ///
+    /// # Errors
+    /// Tells why there is nothing of it.
+    pub async fn early(
+        &self,
+        run: Run<'_>,
+        node: &str,
+        how: How,
+        max: usize,
+        mut room: impl FnMut(usize) -> bool,
+        enough: CancellationToken,
+    ) -> Result<Content, String> {
+        let of_node = self.turns.node(node);
+        let mut part: Option<Content> = None;
+        let mut why = String::new();
+        for attempt in 1..=TRIES {
+            let one = self.try_early(&run, &of_node, how, max, &mut room, &enough);
+            match one.await {
+                Ok(content) if content.lost.is_none() => return Ok(content),
+                Ok(content) => {
+                    if part.as_ref().is_none_or(|known| known.kept.length <= content.kept.length) {
+                        part = Some(content);
+                    }
+                }
+                Err(fault) => {
+                    why = fault.why;
+                    if !fault.again {
+                        break;
+                    }
+                }
+            }
+            if attempt == TRIES || enough.is_cancelled() || (how == How::Read && of_node.is_mute()) {
+                break;
+            }
+            tokio::select! {
+                () = tokio::time::sleep(Duration::from_millis(300 * u64::from(attempt))) => {}
+                () = enough.cancelled() => break,
+            }
+        }
+        part.ok_or(why)
+    }
+
+    async fn try_early(
+        &self,
+        run: &Run<'_>,
+        node: &Node,
+        how: How,
+        max: usize,
+        room: &mut impl FnMut(usize) -> bool,
+        enough: &CancellationToken,
+    ) -> Result<Content, Fault> {
+        let stopped = || Fault { why: "there was no time left to read it".into(), again: false };
+        let closed = |_| Fault { why: "the sink is stopping".into(), again: false };
+        let permits = async {
+            let (of_node, of_all) = match how {
+                How::Read => (&node.streams, &*self.all),
+                How::FollowNow => (&node.follows, &self.follows[0]),
+                How::FollowLong => (&node.follows, &self.follows[1]),
+            };
+            // Who may take long holds no place on a node while it waits.
+            let of_all = of_all.acquire().await.map_err(closed)?;
+            Ok((of_all, of_node.acquire().await.map_err(closed)?))
+        };
+        let _permits = tokio::select! {
+            permits = permits => permits?,
+            () = enough.cancelled() => return Err(stopped()),
+        };
+        let api = Api::<Pod>::namespaced(self.client.clone(), run.namespace);
+        let params = LogParams {
+            container: Some(run.container.to_owned()),
+            previous: run.previous,
+            follow: how != How::Read,
+            ..LogParams::default()
+        };
+        let open = async {
+            if how != How::Read {
+                // The kubelet sends its first byte with the container's, which may be never.
+                return Some(api.log_stream(run.pod, &params).await);
+            }
+            let patience = if node.is_mute() { PATIENCE_WITH_MUTE } else { CALL_TIMEOUT };
+            tokio::time::timeout(patience, api.log_stream(run.pod, &params)).await.ok()
+        };
+        let opened = tokio::select! {
+            opened = open => opened,
+            () = enough.cancelled() => return Err(stopped()),
+        };
+        let stream = match opened {
+            Some(Ok(stream)) => stream,
+            Some(Err(error)) => return Err(Fault::of(ApiError::new("read the log", error))),
+            None => {
+                node.said_nothing();
+                return Err(Fault { why: "the node gave no answer in time".into(), again: true });
+            }
+        };
+        node.answered();
+        let (mut kept, lost) = logs::follow(stream, max, room, TAIL, enough.cancelled()).await;
+        kept.cut_at_characters();
+        if kept.length < 512 && logs::is_excuse(&kept.head) {
+            return Err(Fault::of_excuse(&kept));
+        }
+        tracing::trace!(
+            pod = run.uid,
+            container = run.container,
+            bytes = kept.length,
+            ?how,
+            "captured a log"
+        );
+        Ok(Content { kept, lost })
     }
 
     async fn log(&self, run: Run<'_>, node: &str, max: usize, deadline: Instant) -> CapturedLog {
@@ -161,7 +335,7 @@ impl Capturer {
             ..CapturedLog::default()
         };
         if max == 0 {
-            log.lost = Some("the log budget of the policies for one Job was used up before".to_owned());
+            log.lost = Some(USED_UP.to_owned());
             return log;
         }
         let of_node = self.turns.node(node);
@@ -228,10 +402,7 @@ impl Capturer {
         }
         kept.cut_at_characters();
         if kept.length < 512 && logs::is_excuse(&kept.head) {
-            return Err(Fault {
-                why: String::from_utf8_lossy(&kept.head).trim_end().to_owned(),
-                again: false,
-            });
+            return Err(Fault::of_excuse(&kept));
         }
         tracing::trace!(pod = run.uid, container = run.container, bytes = kept.length, "read a log");
         Ok((kept, early))
@@ -239,12 +410,115 @@ impl Capturer {
 }
 
 /// One run of one container.
-struct Run<'a> {
-    namespace: &'a str,
-    pod: &'a str,
-    uid: &'a str,
-    container: &'a str,
-    previous: bool,
+#[derive(Clone, Copy, Debug)]
+pub struct Run<'a> {
+    /// Namespace.
+    pub namespace: &'a str,
+    /// Pod.
+    pub pod: &'a str,
+    /// The pod's uid.
+    pub uid: &'a str,
+    /// Container.
+    pub container: &'a str,
+    /// The run before the last restart.
+    pub previous: bool,
+}
+
+impl Run<'_> {
+    fn held(&self, content: &Content, max: usize) -> CapturedLog {
+        let mut kept = content.kept.clone();
+        kept.shrink(max);
+        CapturedLog {
+            container: self.container.to_owned(),
+            previous: self.previous,
+            kept,
+            lost: content.lost.clone(),
+        }
+    }
+}
+
+impl CapturedLog {
+    fn facts(&self) -> LogFacts {
+        LogFacts {
+            previous: self.previous,
+            length: self.kept.length,
+            left_out: self.kept.left_out(),
+            sha256: self.kept.sha256.clone(),
+            lost: self.lost.clone(),
+            section: None,
+        }
+    }
+}
+
+/// A pod to be captured.
+enum Subject {
+    There(Box<Pod>),
+    Gone(Box<Held>),
+}
+
+impl Subject {
+    fn uid(&self) -> Option<Uid> {
+        match self {
+            Self::There(pod) => pod.uid(),
+            Self::Gone(held) => Some(held.facts.uid.clone()),
+        }
+    }
+
+    fn node(&self) -> Option<&str> {
+        match self {
+            Self::There(pod) => pod.spec.as_ref()?.node_name.as_deref(),
+            Self::Gone(_) => None,
+        }
+    }
+
+    fn weight(&self) -> facts::Weight {
+        match self {
+            Self::There(pod) => facts::weight(pod),
+            Self::Gone(held) => {
+                // It was gone before it could end well.
+                let failed = held.facts.phase != "Succeeded";
+                facts::Weight { failed, gone: true, created: held.created, name: held.facts.name.clone() }
+            }
+        }
+    }
+
+    /// How many logs it has.
+    fn logs(&self) -> usize {
+        let count = |facts: &PodFacts| facts.containers.iter().map(|container| runs(container).len()).sum();
+        match self {
+            Self::There(pod) => count(&facts::of_pod(pod)),
+            Self::Gone(held) => count(&held.facts),
+        }
+    }
+}
+
+/// What is held of a pod that is gone.
+fn gone_pod(pod: Held, budget: &Logs, left: &Mutex<usize>) -> CapturedPod {
+    let Held { mut facts, created, logs } = pod;
+    // It may be on its way in the watch still.
+    facts.gone = true;
+    let mut contents = Vec::new();
+    if budget.mode == LogsMode::HeadAndTail {
+        for container in &mut facts.containers {
+            for (previous, id) in runs(container) {
+                let granted = take(left, budget.per_container());
+                let run = Run { namespace: "", pod: "", uid: "", container: &container.name, previous };
+                let nothing = || Content {
+                    lost: Some("the pod was gone before its log was read".to_owned()),
+                    ..Content::default()
+                };
+                let content = logs.get(&id).cloned().unwrap_or_else(nothing);
+                let mut log = run.held(&content, granted);
+                if granted == 0 && content.kept.length > 0 {
+                    log.lost = Some(USED_UP.to_owned());
+                }
+                give(left, granted.saturating_sub(log.kept.bytes()));
+                container.logs.push(log.facts());
+                contents.push(log);
+            }
+        }
+    }
+    CapturedPod { facts, created, logs: contents }
 }
 
 struct Fault {
@@ -263,17 +537,17 @@ impl Fault {
         };
         Self { why, again }
     }
+
+    fn of_excuse(kept: &Kept) -> Self {
+        Self { why: String::from_utf8_lossy(&kept.head).trim_end().to_owned(), again: false }
+    }
 }
 
-/// The runs of a container that have a log, as «was it the one before».
-fn runs(container: &ContainerFacts) -> Vec<bool> {
+/// The runs of a container that have a log: whether it was the one before, and which.
+fn runs(container: &ContainerFacts) -> Vec<(bool, String)> {
     let ran = matches!(container.state.phase.as_str(), "terminated" | "running");
-    container.last_state.is_some().then_some(true).into_iter().chain(ran.then_some(false)).collect()
-}
-
-/// How many logs a pod has.
-fn logs_of(pod: &Pod) -> usize {
-    facts::of_pod(pod).containers.iter().map(|container| runs(container).len()).sum()
+    let before = container.last_state.as_ref().map(|state| (true, state.id.clone()));
+    before.into_iter().chain(ran.then(|| (false, container.state.id.clone()))).collect()
 }
 
 fn take(left: &Mutex<usize>, wish: usize) -> usize {
@@ -288,7 +562,7 @@ fn give(left: &Mutex<usize>, back: usize) {
 }
 
 /// Drops what is not needed of a pod, at once: a Job can have a thousand of them.
-fn trim(mut pod: Pod) -> Pod {
+pub fn trim(mut pod: Pod) -> Pod {
     pod.metadata.managed_fields = None;
     pod.metadata.annotations = None;
     if let Some(spec) = &mut pod.spec {

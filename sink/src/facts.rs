@@ -7,12 +7,18 @@ use job_handler_shared::job::{JobSnapshot, Outcome};
 use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus, Pod};
 use kube::ResourceExt;
 
-use crate::manifest::{Cause, ContainerFacts, ContainerKind, PodFacts, StateFacts, truncate};
+use crate::{
+    classify,
+    manifest::{ContainerFacts, ContainerKind, PodFacts, StateFacts, truncate},
+};
 
 /// The kubelet's limit for termination messages; other writers of status may not keep to it.
 const MESSAGE_MAX: usize = 4096;
 /// Longest decisive line, bytes.
 const DECISIVE_MAX: usize = 600;
+
+/// Label with a pod's completion index (`k8s.io/api/batch/v1`, `JobCompletionIndexAnnotation`; a label since 1.28).
+const COMPLETION_INDEX: &str = "batch.kubernetes.io/job-completion-index";
 
 /// What a pod tells.
 pub fn of_pod(pod: &Pod) -> PodFacts {
@@ -49,6 +55,8 @@ pub fn of_pod(pod: &Pod) -> PodFacts {
         message: status.and_then(|s| s.message.clone()).map(short),
         disruption: condition("DisruptionTarget", "True").and_then(|c| c.reason.clone()),
         unschedulable: condition("PodScheduled", "False").and_then(|c| c.message.clone()).map(short),
+        index: pod.labels().get(COMPLETION_INDEX).and_then(|index| index.parse().ok()),
+        gone: false,
         containers,
     }
 }
@@ -73,13 +81,19 @@ fn of_container(
         ready: status.ready,
         restart_count: status.restart_count,
         started: status.started,
-        state: status.state.as_ref().map_or_else(StateFacts::default, of_state),
-        last_state: last.map(of_state),
+        state: status.state.as_ref().map_or_else(StateFacts::default, |state| of_state(state, status, 0)),
+        last_state: last.map(|state| of_state(state, status, 1)),
         logs: Vec::new(),
     }
 }
 
-fn of_state(state: &ContainerState) -> StateFacts {
+/// `before` counts runs back from the present one.
+fn of_state(state: &ContainerState, status: &ContainerStatus, before: i32) -> StateFacts {
+    let ended = state.terminated.as_ref().and_then(|end| end.container_id.clone());
+    let id = if before == 0 { ended.or_else(|| status.container_id.clone()) } else { ended };
+    // Every runtime names its runs; the number is for statuses written by others.
+    let id = id.filter(|id| !id.is_empty());
+    let id = id.unwrap_or_else(|| format!("{}#{}", status.name, status.restart_count - before));
     if let Some(end) = &state.terminated {
         StateFacts {
             phase: "terminated".into(),
@@ -89,10 +103,11 @@ fn of_state(state: &ContainerState) -> StateFacts {
             signal: end.signal,
             started: end.started_at.as_ref().map(|t| t.0),
             finished: end.finished_at.as_ref().map(|t| t.0),
+            id,
         }
     } else if let Some(run) = &state.running {
         let started = run.started_at.as_ref().map(|t| t.0);
-        StateFacts { phase: "running".into(), started, ..StateFacts::default() }
+        StateFacts { phase: "running".into(), started, id, ..StateFacts::default() }
     } else if let Some(wait) = &state.waiting {
         StateFacts {
             phase: "waiting".into(),
@@ -110,27 +125,33 @@ fn short(mut text: String) -> String {
     text
 }
 
-/// Orders pods by how much they explain: failed ones first, the newest of them first.
-pub fn by_weight(a: &Pod, b: &Pod) -> std::cmp::Ordering {
-    let failed = |pod: &Pod| pod.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Failed");
-    let created = |pod: &Pod| pod.creation_timestamp().map(|t| t.0);
-    (failed(b), created(b), b.name_any()).cmp(&(failed(a), created(a), a.name_any()))
+/// How much a pod explains.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Weight {
+    /// It failed.
+    pub failed: bool,
+    /// It was gone before the Job had finished: more often than not, because of another.
+    pub gone: bool,
+    /// Creation.
+    pub created: Option<jiff::Timestamp>,
+    /// Name.
+    pub name: String,
 }
 
-/// What a failure was; nothing for a completed Job.
-pub fn cause(job: &JobSnapshot, pods: &[PodFacts]) -> Option<Cause> {
-    let finished = job.finished.as_ref().filter(|f| f.outcome == Outcome::Failed)?;
-    let containers = || pods.iter().flat_map(|pod| &pod.containers);
-    let oom = |state: &StateFacts| state.reason.as_deref() == Some("OOMKilled");
-    Some(if finished.reason == "DeadlineExceeded" {
-        Cause::Timeout
-    } else if containers().any(|c| oom(&c.state) || c.last_state.as_ref().is_some_and(oom)) {
-        Cause::Oom
-    } else if pods.iter().any(|p| p.reason.as_deref() == Some("Evicted") || p.disruption.is_some()) {
-        Cause::Evicted
-    } else {
-        Cause::Error
-    })
+/// How much a pod explains.
+pub fn weight(pod: &Pod) -> Weight {
+    Weight {
+        failed: pod.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Failed"),
+        gone: false,
+        created: pod.creation_timestamp().map(|t| t.0),
+        name: pod.name_any(),
+    }
+}
+
+/// Orders pods by how much they explain: failed ones first, of them those that were not deleted, then the
+/// newest.
+pub fn by_weight(a: &Weight, b: &Weight) -> std::cmp::Ordering {
+    (b.failed, !b.gone, b.created, &b.name).cmp(&(a.failed, !a.gone, a.created, &a.name))
 }
 
 /// The one line that explains the outcome best: from the container that failed, else from the pod, else from the Job's
@@ -141,7 +162,8 @@ pub fn decisive(job: &JobSnapshot, pods: &[PodFacts], last_line: &LastLine<'_>) 
     let mut line = match finished.outcome {
         Outcome::Completed => main_message(pods, Outcome::Completed).map(first_line).unwrap_or_default(),
         Outcome::Failed => {
-            let found = pods.iter().find_map(|pod| of_failed_pod(pod, last_line));
+            let named = pods.iter().filter(|pod| classify::is_named(&finished.message, pod));
+            let found = named.chain(pods).find_map(|pod| of_failed_pod(pod, last_line));
             // A deadline explains the kills that came with it, not the other way round.
             match found {
                 Some(line) if finished.reason != "DeadlineExceeded" => line,
@@ -176,7 +198,12 @@ fn of_failed_pod(pod: &PodFacts, last_line: &LastLine<'_>) -> Option<String> {
         let why = why.map(|line| format!(": {line}")).unwrap_or_default();
         Some(format!("container {} of pod {} {how}{why}", container.name, pod.name))
     };
-    let by_end = pod.containers.iter().find_map(|c| ended(c, &c.state, false));
+    // Of a pod that was deleted, what it was killed with says less than how the run before ended.
+    let of_killed = |c: &ContainerFacts| {
+        let before = c.last_state.as_ref()?;
+        (classify::decisive_runs(pod.gone, c).first() == Some(&before)).then(|| ended(c, before, true))?
+    };
+    let by_end = pod.containers.iter().find_map(|c| of_killed(c).or_else(|| ended(c, &c.state, false)));
     let waits = || {
         pod.containers.iter().find_map(|c| {
             let reason = c.state.reason.as_deref().filter(|_| c.state.phase == "waiting")?;
@@ -215,6 +242,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::manifest::Cause;
 
     fn pod(status: serde_json::Value) -> PodFacts {
         let pod: Pod = serde_json::from_value(json!({
@@ -264,11 +292,11 @@ mod tests {
         ] {
             let pods = [pod(status)];
             assert_eq!(
-                (cause(&job, &pods), decisive(&job, &pods, &|_, _, _| None).as_str()),
+                (classify::cause(&job, &pods), decisive(&job, &pods, &|_, _, _| None).as_str()),
                 (Some(expected), line)
             );
         }
-        assert_eq!(cause(&failed("DeadlineExceeded"), &[]), Some(Cause::Timeout));
+        assert_eq!(classify::cause(&failed("DeadlineExceeded"), &[]), Some(Cause::Timeout));
         assert_eq!(decisive(&job, &[], &|_, _, _| None), "Job has reached the specified backoff limit");
     }
 

@@ -9,6 +9,8 @@
 //! | [`act`] | does it |
 //! | [`slots`], [`turns`] | how much at a time, and whose turn it is |
 //! | [`capture`], [`facts`], [`logs`], [`sections`] | what pods tell |
+//! | [`classify`] | what a failure was, level by level |
+//! | [`follow`], [`risk`], [`pods`] | pods that may be gone before their Job has finished |
 //! | [`result`], [`manifest`], [`commit`] | the stored result |
 //! | [`mark`] | conditional writes to Jobs |
 //! | [`announce`], [`events`] | Events about results |
@@ -29,12 +31,14 @@ pub mod act;
 pub mod announce;
 pub mod buried;
 pub mod capture;
+pub mod classify;
 pub mod cleaner;
 pub mod commit;
 pub mod conditions;
 pub mod entries;
 pub mod events;
 pub mod facts;
+pub mod follow;
 mod groups;
 pub mod lease;
 pub mod logs;
@@ -42,11 +46,13 @@ pub mod manifest;
 pub mod mark;
 pub mod metrics;
 pub mod plan;
+pub mod pods;
 pub mod prune;
 pub mod queue;
 pub mod refusals;
 pub mod release;
 pub mod result;
+pub mod risk;
 pub mod run;
 pub mod sections;
 pub mod series;

@@ -1,6 +1,6 @@
 //! The head and the tail of a log of any length, in bounded memory.
 
-use std::time::Duration;
+use std::{future::Future, time::Duration};
 
 use futures::{AsyncRead, AsyncReadExt};
 use sha2::{Digest, Sha256};
@@ -43,6 +43,25 @@ impl Kept {
         self.tail.drain(..middle);
     }
 
+    /// Keeps at most `max` bytes, the first half of them from the beginning and the rest from the end.
+    pub fn shrink(&mut self, max: usize) {
+        if self.bytes() <= max {
+            return;
+        }
+        if self.left_out() == 0 {
+            // All of it is in the head; from here on the end is apart.
+            self.tail = self.head.split_off(self.head.len() / 2);
+        }
+        let (head, tail) = (self.head.len(), self.tail.len());
+        // What one of them does not need is for the other.
+        let of_tail = tail.min((max - max / 2).max(max.saturating_sub(head)));
+        self.head.truncate(max - of_tail);
+        self.tail.drain(..tail - of_tail);
+        self.head.shrink_to_fit();
+        self.tail.shrink_to_fit();
+        self.cut_at_characters();
+    }
+
     /// Writes head, gap and tail.
     pub fn write_to(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(&self.head);
@@ -82,6 +101,20 @@ impl HeadTail {
             next: 0,
             length: 0,
             digest: Sha256::new(),
+        }
+    }
+
+    /// How many more bytes the next piece would take.
+    pub fn grows_by(&self, piece: usize) -> usize {
+        piece.min(self.head_max - self.head.len() + self.ring_max.saturating_sub(self.ring.len()))
+    }
+
+    /// Grows no more, for want of room: of the end, so many bytes are kept, or what is kept of it by now.
+    pub fn freeze(&mut self, tail: usize) {
+        self.head_max = self.head.len();
+        if self.ring.len() < self.ring_max {
+            // Not full, so that it has not been turned round yet.
+            self.ring_max = self.ring_max.min(self.ring.len().max(tail));
         }
     }
 
@@ -138,6 +171,38 @@ pub async fn read(
             Ok(Err(error)) => break Some(format!("the stream broke: {error}")),
             Err(_) => break Some("the stream stood still, or was too long to read in time".to_owned()),
         }
+    };
+    (kept.finish(), early)
+}
+
+/// Reads a stream that is followed: to its end, or until `enough` is; `room` is asked before so many more bytes are
+/// kept. The second part tells why it ended early.
+pub async fn follow(
+    mut stream: impl AsyncRead + Unpin,
+    max: usize,
+    mut room: impl FnMut(usize) -> bool,
+    tail: usize,
+    enough: impl Future<Output = ()>,
+) -> (Kept, Option<String>) {
+    let mut kept = HeadTail::new(max);
+    let mut buffer = vec![0; 8 << 10];
+    let mut enough = std::pin::pin!(enough);
+    let early = loop {
+        let n = tokio::select! {
+            // What is there is taken before the end.
+            biased;
+            read = stream.read(&mut buffer) => match read {
+                Ok(0) => break None,
+                Ok(n) => n,
+                Err(error) => break Some(format!("the stream broke: {error}")),
+            },
+            () = &mut enough => break Some("its end was not waited for".to_owned()),
+        };
+        let more = kept.grows_by(n);
+        if more > 0 && !room(more) {
+            kept.freeze(tail);
+        }
+        kept.push(&buffer[..n]);
     };
     (kept.finish(), early)
 }
@@ -199,6 +264,48 @@ mod tests {
     }
 
     use futures::StreamExt;
+
+    #[tokio::test]
+    async fn a_log_without_room_keeps_what_it_has_and_some_of_its_end() {
+        let pieces = || (0..100).map(|n| Ok(format!("{n:09}\n").into_bytes()));
+        let stream = || futures::TryStreamExt::into_async_read(futures::stream::iter(pieces()));
+        for left in [0, 35, 75, 100_000] {
+            let mut left_now = left;
+            let room = |bytes| {
+                let granted = left_now >= bytes;
+                left_now -= if granted { bytes } else { 0 };
+                granted
+            };
+            let (kept, early) = follow(stream(), 100, room, 20, std::future::pending()).await;
+            assert_eq!((early, kept.length), (None, 1000));
+            assert!(kept.bytes() <= left + 20 && kept.bytes() <= 100, "{left}: {}", kept.bytes());
+            assert!(kept.tail.ends_with(b"000000098\n000000099\n"), "{left}: {kept:?}");
+            assert!(b"000000000\n000000001\n".starts_with(&kept.head[..kept.head.len().min(20)]));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_followed_stream_ends_when_it_is_enough() {
+        let stream = futures::stream::iter([Ok(b"first".to_vec())]).chain(futures::stream::pending());
+        let stream = Box::pin(futures::TryStreamExt::into_async_read(stream));
+        let (kept, early) = follow(stream, 100, |_| true, 0, async {}).await;
+        assert!(kept.head == b"first" && early.is_some());
+    }
+
+    proptest! {
+        /// However often it is made smaller: it fits, and what is there are the log's own ends.
+        #[test]
+        fn a_kept_log_can_be_made_smaller(whole in prop::collection::vec(0u8..128, 0..200), first in 0usize..200, then in 0usize..200) {
+            let mut log = HeadTail::new(first);
+            log.push(&whole);
+            let mut kept = log.finish();
+            kept.shrink(then);
+            prop_assert!(kept.bytes() <= first.min(then) || kept.bytes() == whole.len());
+            prop_assert!(kept.bytes() == whole.len().min(first).min(then));
+            prop_assert!(whole.starts_with(&kept.head) && whole.ends_with(&kept.tail));
+            prop_assert_eq!(kept.left_out() as usize, whole.len() - kept.bytes());
+        }
+    }
 
     proptest! {
         /// However it is cut into pieces: short logs are whole, long ones keep exactly their ends.

@@ -4,6 +4,8 @@ use jiff::Timestamp;
 use job_handler_shared::job::{Outcome, human_seconds};
 use serde::{Deserialize, Serialize};
 
+use crate::{classify::Failure, sections};
+
 /// Version of this schema; raised when a reader of an older one would be misled.
 pub const SCHEMA_VERSION: u32 = 1;
 /// Key of the manifest in the result's data.
@@ -34,6 +36,9 @@ pub struct Manifest {
     /// What a failure was: the word of metrics and alerts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cause: Option<Cause>,
+    /// The same, by level.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<Failure>,
     /// The one line that explains the outcome best.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub decisive: String,
@@ -42,6 +47,9 @@ pub struct Manifest {
     /// Pods that were seen but are not listed, for want of room.
     #[serde(default)]
     pub pods_not_listed: usize,
+    /// Completion indexes of those, where they have any: `0,3-5`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub indexes_not_listed: String,
     /// What could not be had.
     pub completeness: Completeness,
     /// Where the logs are; none = none were asked for.
@@ -82,27 +90,36 @@ pub struct JobFacts {
 }
 
 /// What a failure was.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Cause {
     /// The deadline passed.
     Timeout,
     /// A container was killed for its memory, and said so: exit code 137 alone is not that.
     Oom,
-    /// A pod was evicted, preempted or lost with its node.
+    /// A pod was evicted, or lost with its node.
     Evicted,
-    /// Everything else.
+    /// A pod had to make room for a more important one.
+    Preempted,
+    /// No node would take the pod.
+    Unschedulable,
+    /// An image could not be had.
+    Image,
+    /// A container could not be made, or started, as it was asked for.
+    Config,
+    /// Everything else: an exit code, or a signal.
+    #[default]
     Error,
 }
 
 impl Cause {
-    /// The word in metrics.
+    /// The word in metrics: of the four that dashboards know.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Timeout => "timeout",
             Self::Oom => "oom",
-            Self::Evicted => "evicted",
-            Self::Error => "error",
+            Self::Evicted | Self::Preempted => "evicted",
+            Self::Unschedulable | Self::Image | Self::Config | Self::Error => "error",
         }
     }
 }
@@ -132,6 +149,12 @@ pub struct PodFacts {
     /// Why it was not scheduled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unschedulable: Option<String>,
+    /// Completion index, of an indexed Job.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub index: Option<u32>,
+    /// It was gone when the result was made: its states are the last that were seen.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub gone: bool,
     /// Its containers: init, sidecar, main, ephemeral.
     pub containers: Vec<ContainerFacts>,
 }
@@ -205,6 +228,9 @@ pub struct StateFacts {
     /// End.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub finished: Option<Timestamp>,
+    /// The runtime's name for this run; tells one run from the next while they are captured, and is not stored.
+    #[serde(skip)]
+    pub id: String,
 }
 
 /// What is kept of one run's log.
@@ -322,16 +348,23 @@ impl Manifest {
     /// # Errors
     /// Never for values of these types; serde's word for it is passed on.
     pub fn to_json(&mut self) -> serde_json::Result<String> {
+        let mut not_listed = Vec::new();
         loop {
             let text = serde_json::to_string(self)?;
             if text.len() <= MAX_BYTES || (self.pods.is_empty() && self.completeness.lost.is_empty()) {
                 return Ok(text);
             }
-            let keep = self.pods.len() / 2;
+            // Those that explain least; a quarter at a time, so that much of the room is used.
+            let keep = self.pods.len() * 3 / 4;
             self.pods_not_listed += self.pods.len() - keep;
-            self.pods.truncate(keep);
-            let lines = self.completeness.lost.len() / 2;
-            self.completeness.lost.truncate(lines);
+            not_listed.extend(self.pods.drain(keep..).filter_map(|pod| pod.index));
+            self.indexes_not_listed = sections::ranges(not_listed.clone());
+            // As for what was lost, each line is of many pods already.
+            if keep < 16 {
+                let lines = self.completeness.lost.len() / 2;
+                self.completeness.lost.truncate(lines);
+                self.indexes_not_listed.clear();
+            }
             self.completeness.complete = false;
         }
     }

@@ -19,7 +19,7 @@ use prometheus_client::{
     },
 };
 
-use crate::{facts, manifest::Cause};
+use crate::{classify, manifest::Cause};
 
 /// One label `status`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -128,7 +128,7 @@ impl SinkMetrics {
             let seconds = finished.at.duration_since(started).as_secs_f64().max(0.0);
             self.durations.get_or_create(&Status { status: finished.outcome.as_str() }).observe(seconds);
         }
-        if let Some(cause) = facts::cause(job, &[]).filter(|_| !harvested) {
+        if let Some(cause) = classify::cause(job, &[]).filter(|_| !harvested) {
             self.job_failed(cause);
         }
     }

@@ -17,8 +17,8 @@ use kube::core::ObjectMeta;
 use sha2::{Digest, Sha256};
 
 use crate::{
-    capture::CapturedPod,
-    facts,
+    capture::Captured,
+    classify, facts,
     manifest::{
         Encoding, JobFacts, KEY, LogPlace, Manifest, PENDING, SCHEMA_VERSION, SHARD, Shard, truncate,
     },
@@ -51,13 +51,9 @@ pub struct Packed {
 }
 
 /// Packs what was captured of a finished Job; nothing where the Job has not finished.
-pub fn pack(
-    job: &JobSnapshot,
-    group: Option<&str>,
-    mut pods: Vec<CapturedPod>,
-    wanted: &Logs,
-) -> Option<Packed> {
+pub fn pack(job: &JobSnapshot, group: Option<&str>, captured: Captured, wanted: &Logs) -> Option<Packed> {
     let finished = job.finished.as_ref()?;
+    let Captured { mut pods, forgotten } = captured;
     let facts: Vec<_> = pods.iter().map(|pod| pod.facts.clone()).collect();
     let mut data = BTreeMap::from([
         ("job-name".to_owned(), job.name.clone()),
@@ -90,13 +86,15 @@ pub fn pack(
             truncate(&mut message, RESULT_MAX);
             message
         },
-        cause: facts::cause(job, &facts),
+        cause: classify::cause(job, &facts),
+        failure: classify::failure(job, &facts),
         decisive: facts::decisive(job, &facts, &|pod, container, previous| {
             sections::last_line(&pods, pod, container, previous)
         }),
-        completeness: sections::completeness(job, &pods),
+        completeness: sections::completeness(job, &pods, forgotten),
         pods: facts,
-        pods_not_listed: 0,
+        pods_not_listed: forgotten,
+        indexes_not_listed: String::new(),
         logs: None,
         announcements_pending: vec![keys::REASON_PROCESSING.to_owned()],
     };
@@ -254,7 +252,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        capture::CapturedLog,
+        capture::{CapturedLog, CapturedPod},
         logs::{HeadTail, Kept},
         manifest::{ContainerFacts, LogFacts, PodFacts},
     };
@@ -277,12 +275,12 @@ mod tests {
         }
     }
 
-    fn pod(content: &[u8]) -> CapturedPod {
+    fn pods(content: &[u8]) -> Captured {
         let mut log = HeadTail::new(content.len() * 2 + 2);
         log.push(content);
         let log = CapturedLog { container: "main".into(), kept: log.finish(), ..CapturedLog::default() };
         let facts = PodFacts { name: "build-1-x".into(), phase: "Failed".into(), ..PodFacts::default() };
-        CapturedPod { facts, created: None, logs: vec![log] }
+        Captured { pods: vec![CapturedPod { facts, created: None, logs: vec![log] }], forgotten: 0 }
     }
 
     fn size(map: &ConfigMap) -> usize {
@@ -315,7 +313,7 @@ mod tests {
 
     #[test]
     fn a_small_log_stays_plain() {
-        let mut packed = pack(&job(), Some("7.12"), vec![pod(b"hello\n")], &Logs::default()).unwrap();
+        let mut packed = pack(&job(), Some("7.12"), pods(b"hello\n"), &Logs::default()).unwrap();
         let map = packed.map("build-1-results", None).unwrap();
         let data = map.data.unwrap();
         assert_eq!(data["logs"], "=== Pod: build-1-x / Container: main ===\nhello\n");
@@ -336,7 +334,7 @@ mod tests {
 
     #[test]
     fn a_note_has_one_full_stop_before_the_result() {
-        let mut packed = pack(&job(), None, vec![], &Logs::default()).unwrap();
+        let mut packed = pack(&job(), None, Captured::default(), &Logs::default()).unwrap();
         for decisive in ["The node was low on memory.", "The node was low on memory"] {
             packed.manifest.decisive = decisive.to_owned();
             let note = packed.manifest.note("build-1-results", 1024);
@@ -346,7 +344,7 @@ mod tests {
 
     #[test]
     fn each_log_says_where_it_is() {
-        let mut older = pod(b"without a line end");
+        let mut older = pods(b"without a line end").pods.remove(0);
         (older.facts.name, older.facts.uid) = ("build-1-a".into(), "a".into());
         older.facts.containers = vec![ContainerFacts { name: "main".into(), ..ContainerFacts::default() }];
         older.facts.containers[0].logs = vec![LogFacts::default()];
@@ -356,7 +354,7 @@ mod tests {
         newer.logs[0].lost = Some("why".into());
         (older.created, newer.created) = (Some(Timestamp::UNIX_EPOCH), Some(Timestamp::MAX));
         // The order of facts is not that of the text.
-        let packed = pack(&job(), None, vec![newer, older], &Logs::default()).unwrap();
+        let packed = pack(&job(), None, Captured { pods: vec![newer, older], forgotten: 0 }, &Logs::default()).unwrap();
         let logs = packed.data[LOGS].as_bytes();
         let part = |n: usize| {
             let section = packed.manifest.pods[n].containers[0].logs[0].section.unwrap();
@@ -369,7 +367,7 @@ mod tests {
 
     #[test]
     fn what_is_missing_is_told() {
-        let packed = pack(&job(), None, vec![], &Logs::default()).unwrap();
+        let packed = pack(&job(), None, Captured::default(), &Logs::default()).unwrap();
         assert!(!packed.manifest.completeness.complete);
         assert!(packed.manifest.completeness.lost[0].contains("1 of 1 failed pods were gone"));
     }
@@ -378,7 +376,7 @@ mod tests {
     fn a_thousand_pods_fit() {
         let pods: Vec<_> = (0..1000)
             .map(|n| {
-                let mut pod = pod(b"x");
+                let mut pod = pods(b"x").pods.remove(0);
                 pod.facts.name = format!("build-1-{n}");
                 pod.facts.message = Some("m".repeat(4096));
                 pod.facts.containers = vec![Default::default(); 3];
@@ -386,7 +384,8 @@ mod tests {
                 pod
             })
             .collect();
-        let mut packed = pack(&job(), None, pods, &Logs::default()).unwrap();
+        let captured = Captured { pods, forgotten: 0 };
+        let mut packed = pack(&job(), None, captured, &Logs::default()).unwrap();
         let map = packed.map("build-1-results", None).unwrap();
         assert!(size(&map) <= 1 << 20, "{}", size(&map));
         assert_eq!(packed.manifest.pods.len() + packed.manifest.pods_not_listed, 1000);
@@ -402,7 +401,7 @@ mod tests {
                 state ^= state << 13; state ^= state >> 7; state ^= state << 17;
                 (state % u64::from(alphabet)) as u8
             }).collect();
-            let mut packed = pack(&job(), None, vec![pod(&content)], &Logs::default()).unwrap();
+            let mut packed = pack(&job(), None, pods(&content), &Logs::default()).unwrap();
             let logs = unpack(&packed);
             let head = b"=== Pod: build-1-x / Container: main ===\n";
             prop_assert_eq!(&logs[head.len()..], &content[..]);

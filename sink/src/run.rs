@@ -3,7 +3,7 @@
 use std::{future::Future, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use job_handler_shared::{
-    admin::{self, Readiness},
+    admin::{self, Readiness, ReadyHandle},
     defaults,
     telemetry::Metrics,
 };
@@ -16,8 +16,10 @@ use crate::{
     capture::Capturer,
     entries::{self, Kept},
     events::Teller,
+    follow::Follower,
     lease,
     metrics::SinkMetrics,
+    pods::Followed,
     queue::Queue,
     refusals, release, statuses,
     store::Store,
@@ -105,6 +107,7 @@ pub async fn run(client: Client, options: Options, shutdown: CancellationToken) 
         store: context.store.clone(),
         queue: context.queue.clone(),
         capturer: Capturer::new(client.clone()),
+        followed: Followed::default(),
         teller,
         metrics: context.metrics.clone(),
     };
@@ -150,7 +153,10 @@ pub async fn run(client: Client, options: Options, shutdown: CancellationToken) 
 
 /// The leader's part: works while this sink leads and everything it decides by is known.
 async fn lead(context: Context, actor: Actor, mut leads: channel::Receiver<bool>, readiness: Readiness) {
+    // Pods are watched by the leader alone.
+    let pods = readiness.part("pods");
     loop {
+        pods.ready();
         // Only the election drops the sender, at the end of the process.
         if leads.wait_for(|leads| *leads).await.is_err() {
             return std::future::pending().await;
@@ -159,7 +165,7 @@ async fn lead(context: Context, actor: Actor, mut leads: channel::Receiver<bool>
         context.metrics.set_leading(true);
         context.queue.clear();
         enqueue_all(&context.store, &context.queue);
-        let work = work(&context, actor.clone());
+        let work = work(&context, actor.clone(), pods.clone());
         tokio::select! {
             () = work => {}
             _ = leads.wait_for(|leads| !*leads) => {}
@@ -169,7 +175,7 @@ async fn lead(context: Context, actor: Actor, mut leads: channel::Receiver<bool>
     }
 }
 
-async fn work(context: &Context, actor: Actor) {
+async fn work(context: &Context, actor: Actor, pods: ReadyHandle) {
     let (kept, entries) = channel::channel(Kept::default());
     let keep = entries::keep(
         context.client.clone(),
@@ -195,8 +201,13 @@ async fn work(context: &Context, actor: Actor) {
     let defaults = create_defaults(context);
     let release = release::keep(context.client.clone(), context.store.clone(), actor.teller.clone());
     let unqueued = unqueued::keep(context.client.clone(), context.store.clone());
+    let follower = Follower {
+        context: context.clone(),
+        capturer: actor.capturer.clone(),
+        followed: actor.followed.clone(),
+    };
     // But for the default policies' part, none of them ends.
-    tokio::join!(actor.work(), keep, status, resync, defaults, release, unqueued);
+    tokio::join!(actor.work(), follower.keep(pods), keep, status, resync, defaults, release, unqueued);
 }
 
 /// Creates the policies of the base install, once in the life of the install.

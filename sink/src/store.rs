@@ -16,12 +16,15 @@ use job_handler_shared::{
     scope::without_group,
     status::{LastRefusal, PolicyStatus},
 };
-use tokio::sync::watch;
+use tokio::sync::{broadcast, watch};
 
 use crate::{
     buried::{Buried, Graves},
     plan,
 };
+
+/// Changed Jobs that a listener may be behind.
+const NEWS: usize = 4_096;
 
 /// A Job's uid.
 pub type Uid = String;
@@ -90,6 +93,8 @@ pub struct Store {
     inner: Arc<Mutex<Inner>>,
     /// Counts every change that a status or an entry could depend on.
     changes: watch::Sender<u64>,
+    /// Uids of Jobs that have changed; who falls behind looks at all of them.
+    news: broadcast::Sender<Uid>,
 }
 
 #[derive(Debug, Default)]
@@ -115,7 +120,7 @@ struct Known {
 
 impl Default for Store {
     fn default() -> Self {
-        Self { inner: Arc::default(), changes: watch::Sender::new(0) }
+        Self { inner: Arc::default(), changes: watch::Sender::new(0), news: broadcast::Sender::new(NEWS) }
     }
 }
 
@@ -134,10 +139,18 @@ impl Store {
         self.changes.subscribe()
     }
 
+    /// Tells which Jobs have changed.
+    pub fn news(&self) -> broadcast::Receiver<Uid> {
+        self.news.subscribe()
+    }
+
     /// Takes in a Job.
     pub fn put_job(&self, job: JobSnapshot) -> Change {
+        let uid = (self.news.receiver_count() > 0).then(|| job.uid.clone());
         let change = self.lock().put_job(job);
         self.changed();
+        // An error says that nobody listens any more.
+        uid.into_iter().for_each(|uid| _ = self.news.send(uid));
         change
     }
 

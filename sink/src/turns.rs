@@ -26,6 +26,8 @@ const NAMESPACE_MEMORY: u32 = 64 << 10;
 const JOBS_PER_NODE: usize = 8;
 /// Log streams at a time per node: one that hangs holds up only itself.
 const STREAMS_PER_NODE: usize = 4;
+/// Logs that are followed at a time per node; half of what a node holds by default (110 pods).
+const FOLLOWS_PER_NODE: usize = 64;
 /// A node is given up for the moment where so many calls in a row were not answered …
 const MUTE_CALLS: u32 = 3;
 /// … over this time …
@@ -55,6 +57,8 @@ pub struct Node {
     turns: Arc<Semaphore>,
     /// For log streams.
     pub streams: Semaphore,
+    /// For logs that are followed until their containers end.
+    pub follows: Semaphore,
     line: AtomicUsize,
     mute: Mutex<Mute>,
 }
@@ -115,6 +119,7 @@ impl Turns {
             Arc::new(Node {
                 turns: Arc::new(Semaphore::new(JOBS_PER_NODE)),
                 streams: Semaphore::new(STREAMS_PER_NODE),
+                follows: Semaphore::new(FOLLOWS_PER_NODE),
                 line: AtomicUsize::new(0),
                 mute: Mutex::default(),
             })

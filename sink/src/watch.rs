@@ -349,7 +349,7 @@ fn read_replica(lease: &Lease) -> Replica {
 }
 
 /// Runs a watch for ever, with jittered backoff after faults; what is in the way is told, with what to do about it.
-async fn follow<K: Clone + Debug + Send + 'static>(
+pub(crate) async fn follow<K: Clone + Debug + Send + 'static>(
     stream: impl Stream<Item = watcher::Result<Event<K>>> + Send,
     what: &str,
     if_missing: &str,

@@ -1,6 +1,7 @@
 //! Scenarios on a real Kubernetes with the pair installed: one cluster for all that take nothing away from others.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod capture;
 mod fairness;
 mod harvesting;
 mod input;

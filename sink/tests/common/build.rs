@@ -11,6 +11,7 @@ use job_handler_sink::{
     events::Teller,
     manifest,
     metrics::SinkMetrics,
+    pods::Followed,
     queue::Queue,
     store::{PolicyEntry, ResultRef, Store},
 };
@@ -71,6 +72,7 @@ pub fn process(apiserver: &Apiserver, policy: Value) -> Actor {
         store,
         queue: Queue::default(),
         capturer: Capturer::new(client.clone()),
+        followed: Followed::default(),
         teller: Teller::new(client, "sink-0"),
         metrics: SinkMetrics::new(&Metrics::default()),
     }

@@ -1,0 +1,463 @@
+//! What is in the result of a Job whose pods are gone by the time it has finished: their logs go with them here, as on a
+//! real node.
+
+use std::time::Duration;
+
+use job_handler_e2e::wait_for;
+use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod};
+use kube::{
+    Api, ResourceExt,
+    api::{DeleteParams, EvictParams, ListParams, Patch, PatchParams, PostParams},
+};
+use serde_json::{Value, json};
+
+use super::world::{World, job, scenario};
+
+/// On a loaded machine, for what takes ten seconds by itself.
+const LONG: Duration = Duration::from_secs(120);
+
+/// Writes a numbered line every 100 ms until the end, and goes on for a moment after SIGTERM, as processes do.
+const TICKS: [(&str, &str); 3] = [("end", "Hang"), ("log-every", "100ms"), ("termination-delay", "2s")];
+
+/// A namespace where all results are asked for.
+async fn harvest(world: &World, name: &str) -> job_handler_e2e::TestNamespace {
+    let namespace = world.cluster.namespace(name).await.unwrap();
+    world.policy(&namespace, "results", json!({"results": {}})).await;
+    namespace
+}
+
+/// A Job whose spec is `spec` on top.
+fn with(name: &str, play: &[(&str, &str)], spec: Value) -> Value {
+    let mut job = job(name, &[], play);
+    json_patch(&mut job["spec"], &spec);
+    job
+}
+
+fn json_patch(into: &mut Value, from: &Value) {
+    match (into.as_object_mut(), from.as_object()) {
+        (Some(object), Some(from)) => {
+            for (key, value) in from {
+                json_patch(object.entry(key).or_insert(Value::Null), value);
+            }
+        }
+        _ => *into = from.clone(),
+    }
+}
+
+struct Stored {
+    manifest: Value,
+    logs: String,
+}
+
+impl Stored {
+    fn of(map: &ConfigMap) -> Self {
+        let data = map.data.as_ref().unwrap();
+        Self {
+            manifest: serde_json::from_str(&data["result.json"]).unwrap(),
+            logs: data.get("logs").cloned().unwrap_or_default(),
+        }
+    }
+
+    fn pods(&self) -> &[Value] {
+        self.manifest["pods"].as_array().unwrap()
+    }
+
+    fn lost(&self) -> String {
+        self.manifest["completeness"]["lost"].to_string()
+    }
+}
+
+async fn result(world: &World, namespace: &str, job: &str) -> Stored {
+    let (api, name) = (world.config_maps(namespace), format!("{job}-results"));
+    let look = || async { api.get(&name).await.map_err(|e| e.to_string()) };
+    Stored::of(&wait_for(LONG, &format!("the result {namespace}/{name}"), look).await.unwrap())
+}
+
+fn pods(world: &World, namespace: &str) -> Api<Pod> {
+    Api::namespaced(world.client(), namespace)
+}
+
+/// Waits until so many pods of a Job run; gives their names.
+async fn running(world: &World, namespace: &str, job: &str, number: usize) -> Vec<String> {
+    let api = pods(world, namespace);
+    let of_job = ListParams::default().labels(&format!("job-name={job}"));
+    let look = || async {
+        let all = api.list(&of_job).await.map_err(|e| e.to_string())?.items;
+        let phase = |pod: &Pod| pod.status.as_ref().and_then(|s| s.phase.clone());
+        let names: Vec<_> =
+            all.iter().filter(|p| phase(p).as_deref() == Some("Running")).map(|p| p.name_any()).collect();
+        if names.len() == number { Ok(names) } else { Err(format!("{names:?}")) }
+    };
+    wait_for(LONG, &format!("{number} pods of {job} to run"), look).await.unwrap()
+}
+
+/// Until a pod has written for a second, so that there is something to lose.
+async fn written(world: &World, namespace: &str, pod: &str) {
+    let look = || async {
+        let log = pods(world, namespace).logs(pod, &Default::default()).await.map_err(|e| e.to_string())?;
+        if log.contains("tick 10\n") { Ok(()) } else { Err(log) }
+    };
+    wait_for(LONG, &format!("{pod} to write"), look).await.unwrap();
+}
+
+/// The log of a process that wrote numbered lines until it was told to end: none is missing, and it tells so.
+fn assert_whole(logs: &str) {
+    let lines: Vec<_> = logs.lines().filter(|line| line.contains("tick ")).collect();
+    let (last, others) = lines.split_last().unwrap_or_else(|| panic!("no line at all: {logs}"));
+    for (n, line) in others.iter().enumerate() {
+        assert_eq!(*line, format!("tick {}", n + 1), "{logs}");
+    }
+    assert_eq!(*last, format!("SIGTERM after tick {}", others.len()), "{logs}");
+    assert!(others.len() >= 10, "{logs}");
+}
+
+fn assert_failed(stored: &Stored, reason: &str) {
+    assert_eq!((&stored.manifest["outcome"], &stored.manifest["reason"]), (&json!("failed"), &json!(reason)));
+}
+
+#[test]
+fn past_its_deadline_a_process_is_heard_to_its_last_line() {
+    scenario(|world| async move {
+        let ns = harvest(world, "deadline").await;
+        let deadline = json!({"activeDeadlineSeconds": 4, "parallelism": 2, "completions": 2});
+        world.create(&ns, &with("late", &TICKS, deadline)).await.unwrap();
+        let stored = result(world, &ns, "late").await;
+        assert_failed(&stored, "DeadlineExceeded");
+        assert_eq!(stored.pods().len(), 2, "{}", stored.manifest);
+        assert!(stored.pods().iter().all(|pod| pod["gone"] == true), "they are gone: {}", stored.manifest);
+        let sections: Vec<_> = stored.logs.split("=== Pod: ").skip(1).collect();
+        assert_eq!(sections.len(), 2, "{}", stored.logs);
+        sections.into_iter().for_each(assert_whole);
+        assert_eq!(stored.manifest["completeness"]["complete"], true, "{}", stored.lost());
+    });
+}
+
+#[test]
+fn what_cannot_be_had_is_said_to_be_lost() {
+    scenario(|world| async move {
+        let ns = harvest(world, "lost").await;
+        // It ends and is gone at once, its log has never been there, and another's node hangs.
+        let gone: &[&[(&str, &str)]] = &[
+            &[("end", "Hang"), ("log", "x"), ("log-gone", "true")],
+            &[("end", "Hang"), ("log", "x"), ("log-hang", "true")],
+        ];
+        for (n, play) in gone.iter().enumerate() {
+            world
+                .create(&ns, &with(&format!("lost-{n}"), play, json!({"activeDeadlineSeconds": 2})))
+                .await
+                .unwrap();
+        }
+        for n in 0..gone.len() {
+            let stored = result(world, &ns, &format!("lost-{n}")).await;
+            assert_failed(&stored, "DeadlineExceeded");
+            let lost = &stored.pods()[0]["containers"][0]["logs"][0]["lost"];
+            assert!(lost.as_str().is_some_and(|why| why.len() > 10), "{}", stored.manifest);
+            assert!(stored.logs.contains("[lost: "), "{}", stored.logs);
+            assert!(stored.lost().contains("log of lost-"), "{}", stored.lost());
+        }
+    });
+}
+
+#[test]
+fn restarts_past_the_limit_leave_the_last_run_and_the_one_before() {
+    scenario(|world| async move {
+        let ns = harvest(world, "restarts").await;
+        let play = [
+            ("run", "1s"),
+            ("exit-code", "3"),
+            ("restarts", "9"),
+            ("log", "a line\n"),
+            ("termination-delay", "1s"),
+        ];
+        let spec = json!({"backoffLimit": 2, "template": {"spec": {"restartPolicy": "OnFailure"}}});
+        world.create(&ns, &with("again", &play, spec)).await.unwrap();
+        let stored = result(world, &ns, "again").await;
+        assert_failed(&stored, "BackoffLimitExceeded");
+        let container = &stored.pods()[0]["containers"][0];
+        assert!(container["restartCount"].as_i64() >= Some(2), "{container}");
+        assert_eq!(container["lastState"]["exitCode"], 3);
+        let restarts = container["restartCount"].as_i64().unwrap();
+        for (section, attempt) in
+            [(" (previous) ===\n", restarts), (" / Container: main ===\n", restarts + 1)]
+        {
+            let log =
+                stored.logs.split(section).nth(1).unwrap_or_else(|| panic!("{section}: {}", stored.logs));
+            assert!(log.starts_with(&format!("attempt {attempt}\na line\n")), "{}", stored.logs);
+        }
+    });
+}
+
+#[test]
+fn what_a_failure_policy_ends_is_in_the_result() {
+    scenario(|world| async move {
+        let ns = harvest(world, "failurepolicy").await;
+        // Index 0 fails with a code that fails the whole Job, while the other still writes.
+        let mut fail = with(
+            "fail",
+            &TICKS,
+            json!({
+                "completionMode": "Indexed", "completions": 2, "parallelism": 2, "backoffLimit": 6,
+                "podFailurePolicy": {"rules": [
+                    {"action": "FailJob", "onExitCodes": {"operator": "In", "values": [42]}},
+                    {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget"}]},
+                ]},
+            }),
+        );
+        world.create(&ns, &fail).await.unwrap();
+        let names = running(world, &ns, "fail", 2).await;
+        for name in &names {
+            written(world, &ns, name).await;
+        }
+        end(world, &ns, &names[0], 42).await;
+        let stored = result(world, &ns, "fail").await;
+        assert_failed(&stored, "PodFailurePolicy");
+        let of = |name: &str| stored.logs.split("=== Pod: ").find(|s| s.starts_with(name)).map(str::to_owned);
+        assert_whole(&of(&names[1]).unwrap());
+        assert!(of(&names[0]).unwrap().contains("tick 10\n"));
+        assert_eq!(stored.pods().len(), 2);
+        let decisive = stored.manifest["decisive"].as_str().unwrap();
+        assert!(decisive.contains("exit code 42"), "{decisive}");
+
+        // A disruption that is ignored does not fail the Job: its pod is replaced, and what it wrote is kept.
+        fail["metadata"]["name"] = json!("ignore");
+        world.create(&ns, &fail).await.unwrap();
+        let names = running(world, &ns, "ignore", 2).await;
+        written(world, &ns, &names[0]).await;
+        pods(world, &ns).evict(&names[0], &EvictParams::default()).await.unwrap();
+        pods(world, &ns).get_opt(&names[0]).await.unwrap();
+        wait_gone(world, &ns, &names[0]).await;
+        let names_after = running(world, &ns, "ignore", 2).await;
+        assert!(!names_after.contains(&names[0]));
+        for name in &names_after {
+            end(world, &ns, name, 0).await;
+        }
+        let stored = result(world, &ns, "ignore").await;
+        assert_eq!(stored.manifest["outcome"], "completed");
+        let evicted = stored.pods().iter().find(|pod| pod["name"] == names[0]).unwrap();
+        assert_eq!(
+            (&evicted["gone"], &evicted["disruption"]),
+            (&json!(true), &json!("EvictionByEvictionAPI"))
+        );
+        assert_whole(stored.logs.split("=== Pod: ").find(|s| s.starts_with(&names[0])).unwrap());
+        assert_eq!(stored.pods().len(), 3);
+    });
+}
+
+/// Ends a pod's only container with this code.
+async fn end(world: &World, namespace: &str, name: &str, code: i32) {
+    let api = pods(world, namespace);
+    let pod = api.get(name).await.unwrap();
+    let mut statuses = serde_json::to_value(&pod.status.unwrap().container_statuses).unwrap();
+    let id = statuses[0]["containerID"].clone();
+    let started = statuses[0]["state"]["running"]["startedAt"].clone();
+    let now = jiff::Timestamp::now().round(jiff::Unit::Second).unwrap().to_string();
+    let reason = if code == 0 { "Completed" } else { "Error" };
+    statuses[0]["state"] = json!({"terminated": {"exitCode": code, "reason": reason, "startedAt": started,
+        "finishedAt": now, "containerID": id}});
+    statuses[0]["ready"] = json!(false);
+    let phase = if code == 0 { "Succeeded" } else { "Failed" };
+    let status = json!({"status": {"phase": phase, "containerStatuses": statuses}});
+    api.patch_status(name, &PatchParams::default(), &Patch::Merge(&status)).await.unwrap();
+}
+
+async fn wait_gone(world: &World, namespace: &str, pod: &str) {
+    let look = || async {
+        match pods(world, namespace).get_opt(pod).await {
+            Ok(None) => Ok(()),
+            Ok(Some(pod)) => Err(format!("{:?}", pod.metadata.deletion_timestamp)),
+            Err(error) => Err(error.to_string()),
+        }
+    };
+    wait_for(LONG, &format!("pod {pod} to be gone"), look).await.unwrap();
+}
+
+#[test]
+fn a_success_policy_ends_the_others_whose_logs_are_kept() {
+    scenario(|world| async move {
+        let ns = harvest(world, "success").await;
+        let spec = json!({
+            "completionMode": "Indexed", "completions": 3, "parallelism": 3,
+            "successPolicy": {"rules": [{"succeededIndexes": "0"}]},
+        });
+        world.create(&ns, &with("leader", &TICKS, spec)).await.unwrap();
+        let names = running(world, &ns, "leader", 3).await;
+        for name in &names {
+            written(world, &ns, name).await;
+        }
+        let (first, others): (Vec<_>, Vec<_>) =
+            names.into_iter().partition(|name| name.starts_with("leader-0-"));
+        end(world, &ns, &first[0], 0).await;
+        let stored = result(world, &ns, "leader").await;
+        assert_eq!(
+            (&stored.manifest["outcome"], &stored.manifest["reason"]),
+            (&json!("completed"), &json!("SuccessPolicy"))
+        );
+        for name in others {
+            assert_whole(stored.logs.split("=== Pod: ").find(|s| s.starts_with(&name)).unwrap());
+        }
+        assert_eq!(stored.manifest["completeness"]["complete"], true, "{}", stored.lost());
+    });
+}
+
+#[test]
+fn a_job_that_is_suspended_while_it_runs_keeps_what_it_wrote_before() {
+    scenario(|world| async move {
+        let ns = harvest(world, "pause").await;
+        world.create(&ns, &with("pause", &TICKS, json!({}))).await.unwrap();
+        let first = running(world, &ns, "pause", 1).await.remove(0);
+        written(world, &ns, &first).await;
+        let set = async |suspend: bool| {
+            let patch = json!({"spec": {"suspend": suspend}});
+            world.jobs(&ns).patch("pause", &PatchParams::default(), &Patch::Merge(&patch)).await.unwrap();
+        };
+        set(true).await;
+        wait_gone(world, &ns, &first).await;
+        set(false).await;
+        let second = running(world, &ns, "pause", 1).await.remove(0);
+        written(world, &ns, &second).await;
+        end(world, &ns, &second, 0).await;
+        let stored = result(world, &ns, "pause").await;
+        assert_eq!(stored.pods().len(), 2);
+        let of = |name: &str| stored.logs.split("=== Pod: ").find(|s| s.starts_with(name)).unwrap();
+        assert_whole(of(&first));
+        assert!(of(&second).contains("done after tick"), "{}", stored.logs);
+    });
+}
+
+#[test]
+fn a_pod_that_is_deleted_by_hand_or_evicted_is_told_of() {
+    scenario(|world| async move {
+        let ns = harvest(world, "byhand").await;
+        let spec = json!({"backoffLimit": 3});
+        for name in ["deleted", "evicted"] {
+            world.create(&ns, &with(name, &TICKS, spec.clone())).await.unwrap();
+        }
+        for name in ["deleted", "evicted"] {
+            let first = running(world, &ns, name, 1).await.remove(0);
+            written(world, &ns, &first).await;
+            if name == "deleted" {
+                pods(world, &ns).delete(&first, &DeleteParams::default()).await.unwrap();
+            } else {
+                pods(world, &ns).evict(&first, &EvictParams::default()).await.unwrap();
+            }
+            wait_gone(world, &ns, &first).await;
+            let second = running(world, &ns, name, 1).await.remove(0);
+            end(world, &ns, &second, 0).await;
+            let stored = result(world, &ns, name).await;
+            assert_eq!(stored.manifest["outcome"], "completed");
+            let gone = stored.pods().iter().find(|pod| pod["name"] == first).unwrap();
+            assert_eq!(gone["gone"], true);
+            assert_whole(stored.logs.split("=== Pod: ").find(|s| s.starts_with(&first)).unwrap());
+        }
+        // By the kubelet itself: its containers' logs are gone as it says so.
+        let play = [("run", "2s"), ("end", "Evicted"), ("log", "x\n")];
+        world.create(&ns, &with("pressed", &play, json!({"backoffLimit": 0}))).await.unwrap();
+        let stored = result(world, &ns, "pressed").await;
+        assert_eq!(stored.manifest["cause"], "evicted");
+        assert!(stored.lost().contains("unable to retrieve container logs"), "{}", stored.lost());
+    });
+}
+
+#[test]
+fn a_node_that_is_gone_takes_no_job_with_it_silently() {
+    scenario(|world| async move {
+        let ns = harvest(world, "nodegone").await;
+        let nodes: Api<Node> = Api::all(world.client());
+        let name = format!("{}-node", &*ns);
+        let node = json!({"apiVersion": "v1", "kind": "Node",
+            "metadata": {"name": name, "annotations": {"kwok.x-k8s.io/node": "fake"}}});
+        nodes.create(&PostParams::default(), &serde_json::from_value(node).unwrap()).await.unwrap();
+        let on_it = json!({"backoffLimit": 0, "template": {"spec": {"nodeName": name}}});
+        world.create(&ns, &with("stranded", &TICKS, on_it)).await.unwrap();
+        let pod = running(world, &ns, "stranded", 1).await.remove(0);
+        written(world, &ns, &pod).await;
+        nodes.delete(&name, &DeleteParams::default()).await.unwrap();
+        // The pod garbage collector gives a node 40 s to come back.
+        let stored = result(world, &ns, "stranded").await;
+        assert_failed(&stored, "BackoffLimitExceeded");
+        assert_eq!(stored.pods()[0]["disruption"], "DeletionByPodGC", "{}", stored.manifest);
+        assert_eq!(stored.manifest["cause"], "evicted");
+        assert!(stored.lost().contains(&format!("log of {pod}/main")), "{}", stored.lost());
+    });
+}
+
+#[test]
+fn pods_that_never_ran_say_why() {
+    scenario(|world| async move {
+        let ns = harvest(world, "never").await;
+        let deadline = json!({"activeDeadlineSeconds": 2});
+        let waits = [("waiting-reason", "ImagePullBackOff"), ("waiting-message", "no such image")];
+        world.create(&ns, &with("image", &waits, deadline.clone())).await.unwrap();
+        let config = [
+            ("waiting-reason", "CreateContainerConfigError"),
+            ("waiting-message", "secret \"db\" not found"),
+        ];
+        world.create(&ns, &with("config", &config, deadline.clone())).await.unwrap();
+        let mut nowhere = with("nowhere", &[], deadline.clone());
+        nowhere["spec"]["template"]["spec"]["nodeSelector"] = json!({"no-such": "label"});
+        world.create(&ns, &nowhere).await.unwrap();
+        world.create(&ns, &with("slow", &[("start-delay", "1h")], deadline)).await.unwrap();
+        world.create(&ns, &with("none", &[], json!({"completions": 0, "parallelism": 0}))).await.unwrap();
+        for (name, told) in [
+            ("image", "never started, ImagePullBackOff: no such image"),
+            ("config", "never started, CreateContainerConfigError: secret \"db\" not found"),
+            ("nowhere", "was never scheduled: "),
+        ] {
+            let stored = result(world, &ns, name).await;
+            assert_failed(&stored, "DeadlineExceeded");
+            let decisive = stored.manifest["decisive"].as_str().unwrap();
+            assert!(decisive.contains(told), "{name}: {}", stored.manifest);
+            let event = world
+                .wait("the Event", || async {
+                    world.events(&ns, "JobProcessing", name).await.pop().ok_or("none")
+                })
+                .await;
+            assert!(event.note.unwrap().contains(told), "{name}");
+            assert_eq!(stored.pods().len(), 1, "{}", stored.manifest);
+            assert!(
+                stored.pods()[0]["containers"][0]["logs"].is_null(),
+                "nothing was written: {}",
+                stored.manifest
+            );
+        }
+        let stored = result(world, &ns, "slow").await;
+        assert_failed(&stored, "DeadlineExceeded");
+        assert_eq!(
+            (stored.pods().len(), &stored.pods()[0]["phase"]),
+            (1, &json!("Pending")),
+            "{}",
+            stored.manifest
+        );
+        let stored = result(world, &ns, "none").await;
+        assert_eq!((&stored.manifest["outcome"], stored.pods().len()), (&json!("completed"), 0));
+        assert_eq!(stored.manifest["completeness"]["complete"], true);
+    });
+}
+
+#[test]
+fn every_container_of_a_pod_that_is_gone_is_told_of() {
+    scenario(|world| async move {
+        let ns = harvest(world, "crowd").await;
+        let play = [("end", "Hang"), ("log", "a line\n"), ("termination-delay", "2s")];
+        let spec = json!({"activeDeadlineSeconds": 3, "template": {"spec": {
+            "initContainers": [
+                {"name": "prepare", "image": "busybox"},
+                {"name": "proxy", "image": "busybox", "restartPolicy": "Always"},
+            ],
+            "containers": [{"name": "main", "image": "busybox"}, {"name": "helper", "image": "busybox"}],
+        }}});
+        world.create(&ns, &with("crowd", &play, spec)).await.unwrap();
+        let stored = result(world, &ns, "crowd").await;
+        assert_failed(&stored, "DeadlineExceeded");
+        assert_eq!(stored.pods()[0]["gone"], true);
+        let containers = stored.pods()[0]["containers"].as_array().unwrap();
+        let kinds: Vec<_> =
+            containers.iter().map(|c| (c["name"].as_str().unwrap(), c["kind"].as_str().unwrap())).collect();
+        assert_eq!(kinds, [("prepare", "init"), ("proxy", "sidecar"), ("main", "main"), ("helper", "main")]);
+        for (name, _) in kinds {
+            let section = format!("/ Container: {name} ===\na line\n");
+            assert!(stored.logs.contains(&section), "{name}: {}", stored.logs);
+        }
+        assert_eq!(stored.manifest["completeness"]["complete"], true, "{}", stored.lost());
+    });
+}
