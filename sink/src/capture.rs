@@ -200,7 +200,11 @@ impl Capturer {
                             let read = self.log(run, &node, granted, deadline).await;
                             match known {
                                 // A part is better than none, and the older reason is the better one.
-                                Some(part) if read.lost.is_some() && read.kept.length < part.kept.length => {
+                                Some(part)
+                                    if granted > 0
+                                        && read.lost.is_some()
+                                        && read.kept.length < part.kept.length =>
+                                {
                                     run.held(part, granted)
                                 }
                                 _ => read,
@@ -269,7 +273,7 @@ impl Capturer {
         room: &mut impl FnMut(usize) -> bool,
         enough: &CancellationToken,
     ) -> Result<Content, Fault> {
-        let stopped = || Fault { why: "there was no time left to read it".into(), again: false };
+        let stopped = |why: &str| Fault { why: why.into(), again: false };
         let closed = |_| Fault { why: "the sink is stopping".into(), again: false };
         let permits = async {
             let (of_node, of_all) = match how {
@@ -283,7 +287,9 @@ impl Capturer {
         };
         let _permits = tokio::select! {
             permits = permits => permits?,
-            () = enough.cancelled() => return Err(stopped()),
+            () = enough.cancelled() => {
+                return Err(stopped("too many logs were read at that time, and then there was none left"));
+            }
         };
         let api = Api::<Pod>::namespaced(self.client.clone(), run.namespace);
         let params = LogParams {
@@ -302,7 +308,9 @@ impl Capturer {
         };
         let opened = tokio::select! {
             opened = open => opened,
-            () = enough.cancelled() => return Err(stopped()),
+            () = enough.cancelled() => {
+                return Err(stopped("the node had not answered by the time the pod was gone or its Job had finished"));
+            }
         };
         let stream = match opened {
             Some(Ok(stream)) => stream,

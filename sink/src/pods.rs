@@ -126,7 +126,10 @@ impl Followed {
         let uid = facts.uid.clone();
         let deleting = pod.metadata.deletion_timestamp.is_some();
         if let Some(known) = inner.pods.get_mut(&uid) {
-            (known.facts, known.deleting) = (facts, deleting);
+            // A list may be older than the watch's last word.
+            if !known.facts.gone {
+                (known.facts, known.deleting) = (facts, deleting);
+            }
             return;
         }
         inner.jobs.entry(job.to_owned()).or_default().pods.insert(uid.clone());

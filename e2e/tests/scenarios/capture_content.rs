@@ -1,0 +1,331 @@
+//! What is kept of logs: their ends within the budgets, to the byte, with the whole's length and digest; and what nobody
+//! should have to write, but somebody will.
+
+use std::time::Duration;
+
+use job_handler_e2e::{Member, wait_for};
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::{
+    Api, ResourceExt,
+    api::{ListParams, Patch, PatchParams},
+};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use super::world::{World, job, lonely_scenario, scenario};
+
+/// On a loaded machine, for a hundred MiB or a thousand pods.
+const LONG: Duration = Duration::from_secs(240);
+
+async fn stored(world: &World, namespace: &str, job: &str) -> ConfigMap {
+    let (api, name) = (world.config_maps(namespace), format!("{job}-results"));
+    let look = || async { api.get(&name).await.map_err(|e| e.to_string()) };
+    wait_for(LONG, &format!("the result {namespace}/{name}"), look).await.unwrap()
+}
+
+fn manifest(result: &ConfigMap) -> Value {
+    serde_json::from_str(&result.data.as_ref().unwrap()["result.json"]).unwrap()
+}
+
+fn once(name: &str, play: &[(&str, &str)]) -> Value {
+    let mut job = job(name, &[], play);
+    job["spec"]["backoffLimit"] = json!(0);
+    job
+}
+
+fn digest(bytes: impl IntoIterator<Item = Vec<u8>>) -> String {
+    let mut digest = Sha256::new();
+    bytes.into_iter().for_each(|piece| digest.update(&piece));
+    format!("{:x}", digest.finalize())
+}
+
+/// What `log-bytes` writes: numbered lines of 80 characters.
+fn text(size: usize) -> Vec<u8> {
+    let mut out = Vec::with_capacity(size + 80);
+    for number in 1.. {
+        if out.len() >= size {
+            break;
+        }
+        let mut line = format!("{number:09} ").into_bytes();
+        while line.len() < 79 {
+            line.push(b"abcdefghijklmnopqrstuvwxyz"[(line.len() + number) % 26]);
+        }
+        line.push(b'\n');
+        out.extend(line);
+    }
+    out.truncate(size);
+    out
+}
+
+/// A result's logs as a reader puts them together, checked against what the manifest says of them.
+async fn unpacked(world: &World, result: &ConfigMap) -> Vec<u8> {
+    let manifest = manifest(result);
+    let place = &manifest["logs"];
+    let key = place["key"].as_str().unwrap();
+    let mut bytes = Vec::new();
+    for shard in place["shards"].as_array().into_iter().flatten() {
+        let map = world
+            .config_maps(&result.namespace().unwrap())
+            .get(shard["name"].as_str().unwrap())
+            .await
+            .unwrap();
+        let piece = map.binary_data.unwrap()[key].0.clone();
+        assert_eq!(json!(digest([piece.clone()])), shard["sha256"]);
+        bytes.extend(piece);
+    }
+    if bytes.is_empty() {
+        let text = result.data.as_ref().unwrap().get(key).map(|text| text.clone().into_bytes());
+        bytes = text.unwrap_or_else(|| result.binary_data.as_ref().unwrap()[key].0.clone());
+    }
+    if place["encoding"] == "gzip" {
+        let mut plain = Vec::new();
+        std::io::Read::read_to_end(&mut flate2::read::GzDecoder::new(&bytes[..]), &mut plain).unwrap();
+        bytes = plain;
+    }
+    assert_eq!(
+        (json!(digest([bytes.clone()])), json!(bytes.len())),
+        (place["sha256"].clone(), place["bytes"].clone())
+    );
+    bytes
+}
+
+#[test]
+fn a_long_log_keeps_its_ends_and_says_what_is_between() {
+    scenario(|world| async move {
+        let ns = world.cluster.namespace("ends").await.unwrap();
+        world.policy(&ns, "results", json!({"results": {"logs": {"maxBytesPerContainer": "8Ki"}}})).await;
+        world.create(&ns, &once("long", &[("run", "300ms"), ("log-bytes", "1Mi")])).await.unwrap();
+        let result = stored(world, &ns, "long").await;
+        let (whole, facts) = (text(1 << 20), &manifest(&result)["pods"][0]["containers"][0]["logs"][0]);
+        assert_eq!((&facts["length"], &facts["leftOut"]), (&json!(1 << 20), &json!((1 << 20) - 8192)));
+        assert_eq!(facts["sha256"], digest([whole.clone()]));
+        let kept = String::from_utf8(unpacked(world, &result).await).unwrap();
+        let (_, log) = kept.split_once(" ===\n").unwrap();
+        let (head, rest) = log.split_once("\n[... ").unwrap();
+        let (gap, tail) = rest.split_once(" ...]\n").unwrap();
+        assert_eq!(gap, format!("{} of {} bytes left out", (1 << 20) - 8192, 1 << 20));
+        assert!(whole.starts_with(head.as_bytes()) && whole.ends_with(tail.as_bytes()));
+        assert_eq!(head.len() + tail.len(), 8192);
+    });
+}
+
+#[test]
+fn a_jobs_budget_is_for_all_its_containers() {
+    scenario(|world| async move {
+        let ns = world.cluster.namespace("budget").await.unwrap();
+        let logs = json!({"maxBytesPerContainer": "6Ki", "maxBytesPerJob": "8Ki"});
+        world.policy(&ns, "results", json!({"results": {"logs": logs}})).await;
+        let mut many = once("many", &[("run", "300ms"), ("log-bytes", "64Ki")]);
+        let containers = ["a", "b", "c"].map(|name| json!({"name": name, "image": "busybox"}));
+        many["spec"]["template"]["spec"]["containers"] = json!(containers);
+        world.create(&ns, &many).await.unwrap();
+        let result = stored(world, &ns, "many").await;
+        let manifest = manifest(&result);
+        let facts = |n: usize| manifest["pods"][0]["containers"][n]["logs"][0].clone();
+        let kept = |n: usize| facts(n)["length"].as_u64().unwrap() - facts(n)["leftOut"].as_u64().unwrap();
+        assert_eq!((kept(0), kept(1)), (6 << 10, 2 << 10), "{manifest}");
+        assert!(facts(2)["lost"].as_str().unwrap().contains("budget"), "{manifest}");
+        assert_eq!(manifest["completeness"]["complete"], false);
+        for n in 0..2 {
+            assert_eq!(
+                (facts(n)["sha256"].clone(), facts(n)["length"].clone()),
+                (json!(digest([text(64 << 10)])), json!(64 << 10))
+            );
+        }
+    });
+}
+
+#[test]
+fn large_logs_go_into_shards_and_come_back_byte_by_byte() {
+    scenario(|world| async move {
+        let ns = world.cluster.namespace("shards").await.unwrap();
+        let logs = json!({"maxBytesPerContainer": "16Mi", "maxBytesPerJob": "64Mi"});
+        world.policy(&ns, "results", json!({"results": {"logs": logs}})).await;
+        let mut large = once("large", &[("run", "300ms"), ("log-bytes", "15Mi")]);
+        large["spec"]["template"]["spec"]["containers"] =
+            json!([{"name": "one", "image": "busybox"}, {"name": "two", "image": "busybox"}]);
+        world.create(&ns, &large).await.unwrap();
+        let result = stored(world, &ns, "large").await;
+        let manifest = manifest(&result);
+        assert!(manifest["logs"]["shards"].as_array().unwrap().len() > 1, "{}", manifest["logs"]);
+        assert_eq!(manifest["completeness"]["complete"], true);
+        let pod = manifest["pods"][0]["name"].as_str().unwrap();
+        let whole = text(15 << 20);
+        let section = |name: &str| format!("=== Pod: {pod} / Container: {name} ===\n").into_bytes();
+        let expected = [section("one"), whole.clone(), section("two"), whole].concat();
+        assert!(unpacked(world, &result).await == expected, "every byte");
+    });
+}
+
+#[test]
+fn binary_logs_and_terminal_escapes_are_kept_to_the_byte() {
+    scenario(|world| async move {
+        let ns = world.cluster.namespace("bytes").await.unwrap();
+        world.policy(&ns, "results", json!({"results": {}})).await;
+        // All byte values: NULs, what is not UTF-8, and everything that a terminal would act on.
+        world.create(&ns, &once("binary", &[("run", "300ms"), ("log-binary", "1000")])).await.unwrap();
+        let escapes = "\u{1b}[31mred\u{1b}[0m \u{7}\u{1b}]0;title\u{7}\r\n";
+        let play = [("run", "300ms"), ("exit-code", "1"), ("log", escapes)];
+        // Names at the limits of what a Job and a container may be called.
+        let long = format!("escapes-{}", "x".repeat(55));
+        let mut bad = once(&long, &play);
+        bad["spec"]["template"]["spec"]["containers"] = json!([{"name": "c".repeat(63), "image": "busybox"}]);
+        world.create(&ns, &bad).await.unwrap();
+
+        let binary = stored(world, &ns, "binary").await;
+        let expected: Vec<u8> = (0..=255).cycle().take(1000).collect();
+        let bytes = unpacked(world, &binary).await;
+        assert!(bytes.ends_with(&expected), "to the byte");
+        assert!(binary.binary_data.unwrap().contains_key("logs"));
+
+        let escaped = stored(world, &ns, &long).await;
+        assert!(escaped.data.as_ref().unwrap()["logs"].ends_with(escapes), "as it was written");
+        let decisive = manifest(&escaped)["decisive"].as_str().unwrap().to_owned();
+        assert!(decisive.contains("red") && !decisive.contains(|c: char| c.is_control()), "{decisive:?}");
+        let event = world
+            .wait("the Event", || async {
+                world.events(&ns, "JobProcessing", &long).await.pop().ok_or("none")
+            })
+            .await;
+        assert!(!event.note.unwrap().contains(|c: char| c.is_control()), "nothing for a terminal to act on");
+    });
+}
+
+#[test]
+fn without_logs_there_are_states_and_messages() {
+    scenario(|world| async move {
+        let ns = world.cluster.namespace("nologs").await.unwrap();
+        world.policy(&ns, "results", json!({"results": {"logs": {"mode": "None"}}})).await;
+        let play =
+            [("run", "300ms"), ("exit-code", "7"), ("log", "secret\n"), ("termination-message", "disk full")];
+        world.create(&ns, &once("quiet", &play)).await.unwrap();
+        let result = stored(world, &ns, "quiet").await;
+        let manifest = manifest(&result);
+        let data = result.data.unwrap();
+        assert!(!data.contains_key("logs") && result.binary_data.is_none() && manifest["logs"].is_null());
+        assert!(!data.values().any(|value| value.contains("secret")));
+        assert_eq!(data["result"], "disk full");
+        let container = &manifest["pods"][0]["containers"][0];
+        assert_eq!(
+            (&container["state"]["exitCode"], &container["state"]["message"]),
+            (&json!(7), &json!("disk full"))
+        );
+        for key in ["image", "imageId", "ready", "restartCount", "started"] {
+            assert!(!container[key].is_null(), "{key} in {container}");
+        }
+        assert!(container["state"]["started"].is_string() && container["state"]["finished"].is_string());
+        let failure = &manifest["failure"];
+        assert_eq!(
+            (&failure["job"]["reason"], &failure["container"]["cause"], &failure["container"]["exitCode"]),
+            (&json!("BackoffLimitExceeded"), &json!("error"), &json!(7))
+        );
+        assert!(manifest["decisive"].as_str().unwrap().ends_with("exit code 7: disk full"), "{manifest}");
+    });
+}
+
+/// Peak resident memory of a program, MiB.
+fn peak(member: &Member) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", member.process().id())).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() / 1024
+}
+
+#[test]
+fn a_hundred_mib_on_one_line_do_not_fill_the_memory() {
+    lonely_scenario(async |world| {
+        let ns = world.cluster.namespace("oneline").await.unwrap();
+        world.policy(&ns, "results", json!({"results": {}})).await;
+        world.create(&ns, &once("small", &[("run", "100ms")])).await.unwrap();
+        stored(world, &ns, "small").await;
+        let before = peak(world.pair.sink());
+        world.create(&ns, &once("huge", &[("run", "100ms"), ("log-one-line", "100Mi")])).await.unwrap();
+        let result = stored(world, &ns, "huge").await;
+        let facts = &manifest(&result)["pods"][0]["containers"][0]["logs"][0];
+        assert_eq!((&facts["length"], &facts["lost"]), (&json!(100 << 20), &Value::Null), "{facts}");
+        let piece = b"0123456789abcdef".repeat(1 << 16);
+        assert_eq!(facts["sha256"], digest((0..100).map(|_| piece.clone())));
+        let grown = peak(world.pair.sink()) - before;
+        eprintln!("a log of 100 MiB: the sink's peak memory grew by {grown} MiB, from {before} MiB");
+        assert!(grown < 50, "{grown} MiB more than {before} MiB");
+    });
+}
+
+/// As many as are worth the time; a thousand where asked for.
+fn many() -> usize {
+    std::env::var("E2E_MANY_PODS").ok().and_then(|number| number.parse().ok()).unwrap_or(120)
+}
+
+#[test]
+fn a_job_of_many_pods_keeps_what_failed_first_within_its_budget() {
+    scenario(|world| async move {
+        let ns = world.cluster.namespace("indexed").await.unwrap();
+        // Room for some forty of their logs.
+        let logs = json!({"maxBytesPerContainer": "2Ki", "maxBytesPerJob": "80Ki"});
+        world.policy(&ns, "results", json!({"results": {"logs": logs}})).await;
+        let number = many();
+        let mut array = once("array", &[("end", "Hang"), ("log-bytes", "2Ki")]);
+        let spec = &mut array["spec"];
+        spec["completionMode"] = json!("Indexed");
+        spec["completions"] = json!(number);
+        spec["parallelism"] = json!(number);
+        spec["backoffLimit"] = Value::Null;
+        spec["backoffLimitPerIndex"] = json!(0);
+        world.create(&ns, &array).await.unwrap();
+        let pods: Api<k8s_openapi::api::core::v1::Pod> = Api::namespaced(world.client(), &ns);
+        let look = || async {
+            let all = pods.list(&ListParams::default()).await.map_err(|e| e.to_string())?.items;
+            let runs =
+                all.iter().filter(|p| p.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Running"));
+            if runs.count() == number { Ok(all) } else { Err("not all run") }.map_err(str::to_owned)
+        };
+        let all = wait_for(LONG, "all pods to run", look).await.unwrap();
+        // Of every hundred or so, one fails: those of indexes 3 to 5.
+        let index = |name: &str| name.split('-').nth(1).unwrap().parse::<usize>().unwrap();
+        for pod in all {
+            let name = pod.name_any();
+            let failed = (3..=5).contains(&index(&name));
+            let code = if failed { 9 } else { 0 };
+            let mut statuses = serde_json::to_value(&pod.status.unwrap().container_statuses).unwrap();
+            let id = statuses[0]["containerID"].clone();
+            statuses[0]["ready"] = json!(false);
+            statuses[0]["state"] = json!({"terminated": {"exitCode": code, "reason": if failed { "Error" } else { "Completed" },
+                "startedAt": statuses[0]["state"]["running"]["startedAt"], "finishedAt": "2030-01-01T00:00:00Z", "containerID": id}});
+            let phase = if failed { "Failed" } else { "Succeeded" };
+            let status = json!({"status": {"phase": phase, "containerStatuses": statuses}});
+            pods.patch_status(&name, &PatchParams::default(), &Patch::Merge(&status)).await.unwrap();
+        }
+        let result = stored(world, &ns, "array").await;
+        let manifest = manifest(&result);
+        assert_eq!((&manifest["outcome"], &manifest["reason"]), (&json!("failed"), &json!("FailedIndexes")));
+        let listed = manifest["pods"].as_array().unwrap();
+        let indexes: Vec<u64> = listed.iter().map(|pod| pod["index"].as_u64().unwrap()).collect();
+        let mut first = indexes[..3].to_vec();
+        first.sort_unstable();
+        assert_eq!(first, [3, 4, 5], "those that failed come first: {indexes:?}");
+        for pod in &listed[..3] {
+            let log = &pod["containers"][0]["logs"][0];
+            assert_eq!(
+                (&log["lost"], &log["leftOut"]),
+                (&Value::Null, &json!(0)),
+                "they are kept whole: {pod}"
+            );
+        }
+        assert_eq!(
+            listed.len() + manifest["podsNotListed"].as_u64().unwrap() as usize,
+            number,
+            "all are accounted for"
+        );
+        let lost = manifest["completeness"]["lost"].to_string();
+        let without = format!("logs of main of {} pods with index ", number - 40);
+        assert!(lost.contains(&without) && lost.contains("budget"), "{lost}");
+        let kept = unpacked(world, &result).await;
+        let sections = String::from_utf8(kept).unwrap().matches("\n000000001 ").count();
+        assert_eq!(sections, 40, "the budget is used");
+        assert!(serde_json::to_vec(&result).unwrap().len() < 1 << 20);
+        eprintln!(
+            "{number} pods: {} listed, the others are of index {}; {lost}",
+            listed.len(),
+            manifest["indexesNotListed"]
+        );
+    });
+}
