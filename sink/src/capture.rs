@@ -195,7 +195,7 @@ impl Capturer {
                         Run { pod: &name.0, namespace: &name.1, uid, container: &container.name, previous };
                     let known = held.and_then(|held| held.logs.get(&id));
                     let log = match known {
-                        Some(content) if content.lost.is_none() && granted > 0 => run.held(content, granted),
+                        Some(content) if content.is_whole() && granted > 0 => run.held(content, granted),
                         _ => {
                             let read = self.log(run, &node, granted, deadline).await;
                             match known {
@@ -333,7 +333,7 @@ impl Capturer {
             ?how,
             "captured a log"
         );
-        Ok(Content { kept, lost })
+        Ok(Content { kept, lost, squeezed: false })
     }
 
     async fn log(&self, run: Run<'_>, node: &str, max: usize, deadline: Instant) -> CapturedLog {

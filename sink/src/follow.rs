@@ -20,7 +20,7 @@ use tokio::{sync::broadcast::error::RecvError, task::JoinSet};
 
 use crate::{
     capture::{CONTROLLER_UID, Capturer, Run, trim},
-    pods::{Followed, View},
+    pods::{Content, Followed, View},
     queue::Queue,
     risk::{self, Wish},
     run::RESYNC,
@@ -260,9 +260,14 @@ impl Follower {
             container: &wish.container,
             previous: wish.previous,
         };
-        let room = |bytes| self.followed.charge(&pod.uid, &wish.id, bytes, logs.per_job());
+        let mut squeezed = false;
+        let room = |bytes| {
+            let room = self.followed.charge(&pod.uid, &wish.id, bytes, logs.per_job());
+            squeezed |= !room;
+            room
+        };
         let node = pod.node.clone().unwrap_or_default();
         let had = self.capturer.early(run, &node, wish.how, logs.per_container(), room, enough).await;
-        self.followed.close(&pod.uid, &wish.id, had);
+        self.followed.close(&pod.uid, &wish.id, had.map(|content| Content { squeezed, ..content }));
     }
 }

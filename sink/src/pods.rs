@@ -79,6 +79,8 @@ pub struct Content {
     pub kept: Kept,
     /// Why (a part of) it could not be had.
     pub lost: Option<String>,
+    /// Less was kept than was asked for, since others were in the way: where it can be, it is read again.
+    pub squeezed: bool,
 }
 
 /// A pod as it was last seen, with what was captured of its logs, by run.
@@ -342,6 +344,13 @@ impl Followed {
     }
 }
 
+impl Content {
+    /// Nothing is missing but what the budget of one log leaves out.
+    pub fn is_whole(&self) -> bool {
+        self.lost.is_none() && !self.squeezed
+    }
+}
+
 impl Run {
     fn bytes(&self) -> usize {
         match self {
@@ -355,7 +364,7 @@ impl Run {
         match self {
             Self::Open(..) => None,
             Self::Held(content) => Some(content.clone()),
-            Self::Dropped(why) => Some(Content { kept: Kept::default(), lost: Some(why.clone()) }),
+            Self::Dropped(why) => Some(Content { lost: Some(why.clone()), ..Content::default() }),
         }
     }
 }
@@ -466,7 +475,7 @@ mod tests {
         let _token = followed.open(uid, "r").unwrap();
         let room = followed.charge(uid, "r", bytes, per_job);
         let kept = Kept { head: vec![b'x'; if room { bytes } else { 0 }], ..Kept::default() };
-        followed.close(uid, "r", Ok(Content { kept, lost: None }));
+        followed.close(uid, "r", Ok(Content { kept, ..Content::default() }));
         room
     }
 
