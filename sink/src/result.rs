@@ -354,7 +354,9 @@ mod tests {
         newer.logs[0].lost = Some("why".into());
         (older.created, newer.created) = (Some(Timestamp::UNIX_EPOCH), Some(Timestamp::MAX));
         // The order of facts is not that of the text.
-        let packed = pack(&job(), None, Captured { pods: vec![newer, older], forgotten: 0 }, &Logs::default()).unwrap();
+        let packed =
+            pack(&job(), None, Captured { pods: vec![newer, older], forgotten: 0 }, &Logs::default())
+                .unwrap();
         let logs = packed.data[LOGS].as_bytes();
         let part = |n: usize| {
             let section = packed.manifest.pods[n].containers[0].logs[0].section.unwrap();
