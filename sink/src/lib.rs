@@ -19,6 +19,8 @@
 //! | [`entries`], [`conditions`] | the webhook entries of enforced limits |
 //! | [`unqueued`] | Jobs that people took out of the queue |
 //! | [`status`], [`statuses`] | what policies' statuses tell; writes them |
+//! | [`config`] | the configuration file |
+//! | [`cloudevent`] | CloudEvents |
 //! | [`cleaner`] | the one-shot `prune` |
 //! | [`run`], [`metrics`], [`api`] | the process |
 //!
@@ -33,8 +35,10 @@ pub mod buried;
 pub mod capture;
 pub mod classify;
 pub mod cleaner;
+pub mod cloudevent;
 pub mod commit;
 pub mod conditions;
+pub mod config;
 pub mod entries;
 pub mod events;
 pub mod facts;

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     act::Actor,
     capture::Capturer,
+    config::Config,
     entries::{self, Kept},
     events::Teller,
     follow::Follower,
@@ -43,6 +44,8 @@ pub struct Options {
     pub replica: String,
     /// Where refusals come in.
     pub refusal_socket: PathBuf,
+    /// What its configuration file says.
+    pub config: Config,
 }
 
 /// Why the sink has ended.
