@@ -18,9 +18,10 @@
 //! | [`refusals`], [`series`] | Events about refusals, from the webhook's socket |
 //! | [`entries`], [`conditions`] | the webhook entries of enforced limits |
 //! | [`unqueued`] | Jobs that people took out of the queue |
+//! | [`census`] | how things stand over all |
 //! | [`status`], [`statuses`] | what policies' statuses tell; writes them |
 //! | [`config`] | the configuration file |
-//! | [`cloudevent`] | CloudEvents |
+//! | [`cloudevent`], [`outbox`], [`spool`], [`receiver`] | CloudEvents |
 //! | [`cleaner`] | the one-shot `prune` |
 //! | [`run`], [`metrics`], [`api`] | the process |
 //!
@@ -33,6 +34,7 @@ pub mod act;
 pub mod announce;
 pub mod buried;
 pub mod capture;
+pub mod census;
 pub mod classify;
 pub mod cleaner;
 pub mod cloudevent;
@@ -49,10 +51,12 @@ pub mod logs;
 pub mod manifest;
 pub mod mark;
 pub mod metrics;
+pub mod outbox;
 pub mod plan;
 pub mod pods;
 pub mod prune;
 pub mod queue;
+pub mod receiver;
 pub mod refusals;
 pub mod release;
 pub mod result;
@@ -61,6 +65,7 @@ pub mod run;
 pub mod sections;
 pub mod series;
 pub mod slots;
+pub mod spool;
 pub mod status;
 pub mod statuses;
 pub mod store;

@@ -20,9 +20,13 @@ use crate::{
     follow::Follower,
     lease,
     metrics::SinkMetrics,
+    outbox,
     pods::Followed,
     queue::Queue,
-    refusals, release, statuses,
+    receiver::{Receiver, ReceiverError},
+    refusals, release,
+    spool::{Spool, Spools},
+    statuses,
     store::Store,
     unqueued,
     watch::{self, Context, enqueue_all},
@@ -60,6 +64,9 @@ pub enum RunError {
     /// The admin server cannot serve.
     #[error("the admin endpoint cannot be served: {0}")]
     Admin(std::io::Error),
+    /// A receiver of CloudEvents cannot be spoken to.
+    #[error(transparent)]
+    Receiver(#[from] ReceiverError),
     /// A task that must live has ended.
     #[error("the part «{part}» has ended: {why}")]
     Ended {
@@ -103,7 +110,18 @@ pub async fn run(client: Client, options: Options, shutdown: CancellationToken) 
     parts.add("namespaces", watch::namespaces(context.clone(), part("namespaces")).never());
     parts.add("results", watch::results(context.clone(), part("results")).never());
     parts.add("webhook leases", watch::replicas(context.clone(), part("webhook leases")).never());
-    let serve = refusals::serve(socket, context.store.clone(), teller.clone(), own, part("refusals"));
+    let mut receivers = Vec::new();
+    let mut spools = Vec::new();
+    for config in &options.config.sinks {
+        let receiver = Arc::new(Receiver::new(config.clone(), client.clone(), &options.namespace)?);
+        let spool = Spool::open(&config.name, &options.refusal_socket, own.clone());
+        parts.add("CloudEvents of refusals", spool.clone().keep(receiver.clone()).never());
+        receivers.push(receiver);
+        spools.push(spool);
+    }
+    context.store.set_known_sinks(options.config.sink_names());
+    let spools = Spools::new(spools);
+    let serve = refusals::serve(socket, context.store.clone(), teller.clone(), own, spools, part("refusals"));
     parts.add("refusals", async move { Err(serve.await.err().map(|e| e.to_string()).unwrap_or_default()) });
     let actor = Actor {
         client: client.clone(),
@@ -117,7 +135,7 @@ pub async fn run(client: Client, options: Options, shutdown: CancellationToken) 
     let namespace = context.namespace.clone();
     let tell = statuses::tell_refusals(client.clone(), context.store.clone(), leads.clone());
     parts.add("last refusals", tell.never());
-    parts.add("leader", lead(context, actor, leads, readiness.clone()).never());
+    parts.add("leader", lead(context, actor, receivers, leads, readiness.clone()).never());
 
     // The Lease is given back last: until then nobody else may take over.
     let ending = CancellationToken::new();
@@ -155,7 +173,13 @@ pub async fn run(client: Client, options: Options, shutdown: CancellationToken) 
 }
 
 /// The leader's part: works while this sink leads and everything it decides by is known.
-async fn lead(context: Context, actor: Actor, mut leads: channel::Receiver<bool>, readiness: Readiness) {
+async fn lead(
+    context: Context,
+    actor: Actor,
+    receivers: Vec<Arc<Receiver>>,
+    mut leads: channel::Receiver<bool>,
+    readiness: Readiness,
+) {
     // Pods are watched by the leader alone.
     let pods = readiness.part("pods");
     loop {
@@ -168,7 +192,7 @@ async fn lead(context: Context, actor: Actor, mut leads: channel::Receiver<bool>
         context.metrics.set_leading(true);
         context.queue.clear();
         enqueue_all(&context.store, &context.queue);
-        let work = work(&context, actor.clone(), pods.clone());
+        let work = work(&context, actor.clone(), receivers.clone(), pods.clone());
         tokio::select! {
             () = work => {}
             _ = leads.wait_for(|leads| !*leads) => {}
@@ -178,7 +202,7 @@ async fn lead(context: Context, actor: Actor, mut leads: channel::Receiver<bool>
     }
 }
 
-async fn work(context: &Context, actor: Actor, pods: ReadyHandle) {
+async fn work(context: &Context, actor: Actor, receivers: Vec<Arc<Receiver>>, pods: ReadyHandle) {
     let (kept, entries) = channel::channel(Kept::default());
     let keep = entries::keep(
         context.client.clone(),
@@ -209,8 +233,20 @@ async fn work(context: &Context, actor: Actor, pods: ReadyHandle) {
         capturer: actor.capturer.clone(),
         followed: actor.followed.clone(),
     };
-    // But for the default policies' part, none of them ends.
-    tokio::join!(actor.work(), follower.keep(pods), keep, status, resync, defaults, release, unqueued);
+    let outbox =
+        outbox::keep(receivers, context.client.clone(), context.store.clone(), context.metrics.clone());
+    // But for the default policies' part, and an outbox without receivers, none of them ends.
+    tokio::join!(
+        actor.work(),
+        follower.keep(pods),
+        keep,
+        status,
+        resync,
+        defaults,
+        release,
+        unqueued,
+        outbox
+    );
 }
 
 /// Creates the policies of the base install, once in the life of the install.

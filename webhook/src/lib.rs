@@ -22,6 +22,7 @@ pub mod answer;
 pub mod backoff;
 pub mod bounds;
 pub mod decide;
+pub mod expiry;
 pub mod explain;
 pub mod job;
 pub mod lease;

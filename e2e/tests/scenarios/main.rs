@@ -3,6 +3,8 @@
 
 mod capture;
 mod capture_content;
+mod cleanup;
+mod cloudevents;
 mod fairness;
 mod harvesting;
 mod input;

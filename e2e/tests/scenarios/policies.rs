@@ -365,7 +365,7 @@ fn status_says_which_parts_are_not_enforced_yet() {
             "stamp": {"containerResources": {"limits": {"cpu": "2"}}}});
         world.policy(&ns, "parts", spec).await;
         for (name, status, told) in
-            [("whole", "True", vec![]), ("parts", "False", vec!["cloudEventSinks", "containerResources"])]
+            [("whole", "True", vec![]), ("parts", "False", vec!["containerResources"])]
         {
             let policy = world.policies(&ns).get(name).await.unwrap();
             let conditions = policy.status.unwrap().conditions;
