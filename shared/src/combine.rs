@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     fmt,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, OnceLock, PoisonError, RwLock},
 };
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
@@ -163,6 +163,7 @@ pub struct PolicySet {
     /// In order of precedence: namespaced ones by (namespace, name), then the cluster's by name.
     policies: Vec<Arc<Policy>>,
     combined: Arc<RwLock<HashMap<Combination, Arc<Effective>>>>,
+    as_if_enforced: OnceLock<Option<Box<PolicySet>>>,
 }
 
 /// Which policies of a set (their places in it), and whether the Job opted out: all that [`Effective::of`] depends on.
@@ -176,7 +177,7 @@ impl PolicySet {
     pub fn new(policies: impl IntoIterator<Item = Arc<Policy>>) -> Self {
         let mut policies: Vec<_> = policies.into_iter().collect();
         policies.sort_by(|a, b| a.reference.cmp(&b.reference));
-        Self { policies, combined: Arc::default() }
+        Self { policies, ..Self::default() }
     }
 
     /// All of them, in order of precedence.
@@ -217,6 +218,28 @@ impl PolicySet {
             combined.insert(combination, computed.clone());
         }
         computed
+    }
+
+    /// The same policies as if those in mode Warn were enforced; none where no policy warns.
+    pub fn as_if_enforced(&self) -> Option<&Self> {
+        let make = || {
+            let warns = |policy: &&Arc<Policy>| !policy.enforced();
+            self.policies.iter().find(warns)?;
+            Some(Box::new(Self::new(self.policies.iter().map(|policy| match policy.enforced() {
+                true => policy.clone(),
+                false => {
+                    let mut policy = Policy::clone(policy);
+                    policy.spec.mode = Mode::Enforce;
+                    Arc::new(policy)
+                }
+            }))))
+        };
+        self.as_if_enforced.get_or_init(make).as_deref()
+    }
+
+    /// Whether this policy is one of the set that only tells.
+    pub fn warns(&self, policy: &PolicyRef) -> bool {
+        self.policies.iter().any(|own| !own.enforced() && own.reference == *policy)
     }
 
     /// Whether there is none.
@@ -319,6 +342,16 @@ mod tests {
             }
         }
         assert_eq!(set.combined.read().unwrap().len(), 16);
+    }
+
+    #[test]
+    fn as_if_enforced_differs_in_the_mode_alone() {
+        let warns = namespaced("w", json!({"mode": "Warn", "limits": [{"name": "x", "maxActiveJobs": 1}]}));
+        let set = PolicySet::new([namespaced("a", json!({})), warns.clone()]);
+        let as_if = set.as_if_enforced().unwrap();
+        assert!(as_if.iter().all(|policy| policy.enforced()) && as_if.iter().count() == 2);
+        assert!(set.warns(&warns.reference) && !as_if.warns(&warns.reference));
+        assert!(PolicySet::new([namespaced("a", json!({}))]).as_if_enforced().is_none());
     }
 
     #[test]

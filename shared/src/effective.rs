@@ -13,8 +13,8 @@ use crate::{
     combine::{Labels, Policy, PolicyRef},
     keys,
     policy::{
-        Cleanup, FailureBackoff, GroupSpec, Keep, Limit, Logs, LogsMode, Propagation, Range, Results,
-        StorageType,
+        Cleanup, ContainerResources, FailureBackoff, GroupSpec, Keep, Limit, Logs, LogsMode, Propagation,
+        Range, Results, StorageType,
     },
 };
 
@@ -47,6 +47,8 @@ pub struct Effective {
     pub backoff_limit: Bound,
     /// Labels for Job and pods.
     pub labels: BTreeMap<String, From<String>>,
+    /// Requests and limits for containers that state none.
+    pub container_resources: Option<From<ContainerResources>>,
     /// How to group it.
     pub group: Option<From<GroupSpec>>,
     /// All limits hold.
@@ -75,6 +77,10 @@ impl Effective {
                 all.ttl.add(stamp.ttl_seconds_after_finished, by);
                 all.deadline.add(stamp.active_deadline_seconds, by);
                 all.backoff_limit.add(stamp.backoff_limit, by);
+                if all.container_resources.is_none() {
+                    all.container_resources =
+                        stamp.container_resources.clone().map(|resources| from(resources, by));
+                }
                 for (key, value) in &stamp.labels {
                     all.labels.entry(key.clone()).or_insert_with(|| from(value.clone(), by));
                 }
@@ -93,6 +99,7 @@ impl Effective {
         }
         if opted_out {
             all.labels.clear();
+            all.container_resources = None;
             all.results = None;
             all.cleanup = None;
         }

@@ -61,11 +61,8 @@ pub const MUTATING_WEBHOOK: &str = "stamp.job-handler.io";
 pub const LIMITS_CONFIGURATION: &str = "job-handler-limits";
 /// Suffix of its webhooks' names; see DESIGN «limit.job-handler.io/…».
 pub const LIMIT_WEBHOOK_SUFFIX: &str = "limit.job-handler.io";
-/// ConfigMap with the sink's configuration file, and Secret with the bearer tokens of its CloudEvent receivers; neither
-/// has to exist.
-pub const SINK_CONFIGURATION: &str = "job-handler-sink";
-/// Where the base install mounts that ConfigMap's key `config.yaml`.
-pub const SINK_CONFIGURATION_FILE: &str = "/etc/job-handler/sink/config.yaml";
+/// The same of policies that only warn.
+pub const WARN_WEBHOOK_SUFFIX: &str = "warn.job-handler.io";
 /// Lease of the sink's leader.
 pub const LEADER_LEASE: &str = "job-handler-sink";
 /// Prefix of the Leases of webhook replicas.
@@ -85,6 +82,8 @@ pub const DEFAULTS_CREATED: &str = "job-handler/created-policies";
 pub const MUTATE_PATH: &str = "/mutate";
 /// HTTP path of limits.
 pub const VALIDATE_PATH: &str = "/validate";
+/// HTTP path of what policies in mode Warn tell.
+pub const WARN_PATH: &str = "/warn";
 /// TCP port of the webhook (TLS).
 pub const WEBHOOK_PORT: u16 = 8443;
 /// TCP port of the webhook's admin endpoint (plain HTTP).
@@ -102,6 +101,8 @@ pub const REASON_REFUSED: &str = "JobRefused";
 pub const REASON_QUEUED: &str = "JobQueued";
 /// Event: a Job that waited for a slot was started.
 pub const REASON_STARTED: &str = "JobStarted";
+/// Event: a Job that the webhook missed was stamped late.
+pub const REASON_HEALED: &str = "JobHealed";
 /// Event: a Job was harvested.
 pub const REASON_PROCESSING: &str = "JobProcessing";
 /// Event: a foreign object has the name the result would have had.

@@ -15,6 +15,8 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::backoff::Streak;
+
 /// The format that is spoken. A version that gives other meaning to what is here raises it.
 pub const FORMAT: u64 = 1;
 /// Name of the ledger for limits that count over the cluster. With dots, which no namespace has in its name.
@@ -23,6 +25,8 @@ pub const CLUSTER_LEDGER: &str = "cluster.job-handler.io";
 const FORMAT_FIELD: &str = "format";
 const PENDING: &str = "pending";
 const OBSERVED_THROUGH: &str = "observedThrough";
+/// The sink's field: how groups have fared, by [`crate::backoff::key`].
+pub const BACKOFF: &str = "backoff";
 
 /// Fields of a ledger, as they are stored. Those that are not ours to write (`backoff` is the sink's) are carried along.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
@@ -167,6 +171,18 @@ impl JobLedgerSpec {
         Ok(Book { pending, observed_through })
     }
 
+    /// How groups have fared. What is not understood is as if it were not there: the sink writes it anew from the Jobs
+    /// that are there, and no limit hangs on it.
+    pub fn streaks(&self) -> BTreeMap<String, Streak> {
+        let entries = self.fields.get(BACKOFF).and_then(Value::as_object).into_iter().flatten();
+        entries.filter_map(|(key, value)| Some((key.clone(), Streak::deserialize(value).ok()?))).collect()
+    }
+
+    /// How one group has fared.
+    pub fn streak(&self, key: &str) -> Option<Streak> {
+        Streak::deserialize(self.fields.get(BACKOFF)?.get(key)?).ok()
+    }
+
     /// Writes a book into it; other fields stay.
     pub fn set(&mut self, book: &Book) {
         self.fields.insert(FORMAT_FIELD.to_owned(), FORMAT.into());
@@ -252,6 +268,16 @@ mod tests {
         let mut left = book.clone();
         assert!(left.remove("ci/a", "r1").is_some() && left.remove("ci/a", "r1").is_none());
         assert!(left.remove("ci/a", "r2").is_some() && left.pending.is_empty());
+    }
+
+    #[test]
+    fn streaks_are_read_and_garbage_is_passed_by() {
+        let good = json!({"failures": 2, "job": "a", "ended": "2026-01-01T00:00:00Z", "uids": ["u"]});
+        let ledger = spec(json!({"format": 1, "backoff": {"labels:id=7": good, "labels:id=8": 3}}));
+        let streaks = ledger.streaks();
+        assert_eq!(streaks.keys().collect::<Vec<_>>(), ["labels:id=7"]);
+        assert_eq!(streaks["labels:id=7"].failures, 2);
+        assert!(spec(json!({"format": 1, "backoff": "x"})).streaks().is_empty());
     }
 
     #[rstest]

@@ -9,10 +9,12 @@
 //! | [`combine`], [`effective`] | which policies apply to a Job, and what they say together |
 //! | [`job`] | a Job cut down to what both programs need, and its state |
 //! | [`group`] | which Jobs are runs of the same thing, and their order |
+//! | [`backoff`] | how a group has fared, and when its next try is allowed |
 //! | [`names`] | deterministic object names and label values |
 //! | [`ledger`] | the shared record of granted attempts, and its CRD |
 //! | [`defaults`] | the policies of the base install, created once |
 //! | [`scope`] | what a limit counts over, for one Job |
+//! | [`bounds`], [`explain`] | a number under a default and a maximum; the account of what was stamped |
 //! | [`stamped`] | the entry of `job-handler/stamped` that tells of a Job that waits |
 //! | [`refusal`] | the record of a refusal that travels from webhook to sink |
 //! | [`api`] | calls to the apiserver, bounded in time, their errors sorted |
@@ -20,11 +22,14 @@
 
 pub mod admin;
 pub mod api;
+pub mod backoff;
+pub mod bounds;
 pub mod bytes;
 pub mod client;
 pub mod combine;
 pub mod defaults;
 pub mod effective;
+pub mod explain;
 pub mod group;
 pub mod job;
 pub mod keys;

@@ -5,10 +5,10 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::{api::core::v1::ResourceRequirements, apimachinery::pkg::apis::meta::v1::LabelSelector};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::{bytes::Bytes, schema, status::PolicyStatus};
 
@@ -41,24 +41,6 @@ use crate::{bytes::Bytes, schema, status::PolicyStatus};
         name = "Ready",
         type_ = "string",
         json_path = ".status.conditions[?(@.type==\"Ready\")].status"
-    ),
-    printcolumn(
-        name = "Results",
-        type_ = "integer",
-        json_path = ".status.results.stored",
-        description = "stored results that this policy asked for"
-    ),
-    printcolumn(
-        name = "Size",
-        type_ = "string",
-        json_path = ".status.results.size",
-        description = "their bytes"
-    ),
-    printcolumn(
-        name = "Incomplete",
-        type_ = "integer",
-        json_path = ".status.results.incomplete",
-        description = "how many of them miss something"
     ),
     printcolumn(
         name = "Last-Refused",
@@ -115,24 +97,6 @@ pub struct ClusterJobPolicySpec {
         name = "Ready",
         type_ = "string",
         json_path = ".status.conditions[?(@.type==\"Ready\")].status"
-    ),
-    printcolumn(
-        name = "Results",
-        type_ = "integer",
-        json_path = ".status.results.stored",
-        description = "stored results that this policy asked for"
-    ),
-    printcolumn(
-        name = "Size",
-        type_ = "string",
-        json_path = ".status.results.size",
-        description = "their bytes"
-    ),
-    printcolumn(
-        name = "Incomplete",
-        type_ = "integer",
-        json_path = ".status.results.incomplete",
-        description = "how many of them miss something"
     ),
     printcolumn(
         name = "Last-Refused",
@@ -223,9 +187,40 @@ pub struct Stamp {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(schema_with = "schema::labels_schema")]
     pub labels: BTreeMap<String, String>,
-    /// Requests and limits for containers that state none.
+    /// Requests and limits for containers that state neither.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub container_resources: Option<ResourceRequirements>,
+    #[schemars(schema_with = "schema::container_resources_schema")]
+    pub container_resources: Option<ContainerResources>,
+}
+
+/// Requests and limits of a container, by resource.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+pub struct ContainerResources {
+    /// The most that it may use.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub limits: BTreeMap<String, Amount>,
+    /// What is set aside for it; as the limits where absent.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub requests: BTreeMap<String, Amount>,
+}
+
+/// An amount of a resource, as people write it: `500m`, `4Gi`, or a number without quotes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Amount(pub String);
+
+impl<'de> Deserialize<'de> for Amount {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Written {
+            Text(String),
+            Number(serde_json::Number),
+        }
+        Ok(Self(match Written::deserialize(deserializer)? {
+            Written::Text(text) => text,
+            Written::Number(number) => number.to_string(),
+        }))
+    }
 }
 
 /// A default and a maximum; values are those of a Job's field, so they fit an `int32`.

@@ -12,6 +12,9 @@ use crate::{
 const LABEL_KEY: &str = "^([a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$";
 const LABEL_VALUE: &str = "^(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?$";
 
+/// An amount that is not negative (`k8s.io/apimachinery/pkg/api/resource`).
+const QUANTITY: &str = "^[+]?([0-9]+[.]?[0-9]*|[.][0-9]+)(m|[kMGTPE]|[KMGTPE]i|[eE][+-]?[0-9]+)?$";
+
 const NO_LABEL_KEY: &str = "not a valid label key, expected [prefix/]name such as example.com/app";
 
 /// A label selector with the checks that the apiserver makes for built-in types, and that a CRD has to state.
@@ -133,6 +136,50 @@ fn at_most(generator: &mut SchemaGenerator, max: Bytes) -> Schema {
         serde_json::json!([{"rule": rule, "message": message}]),
     );
     schema
+}
+
+/// Requests and limits, as a container has them: what the apiserver would refuse in each Job is refused here once.
+pub(crate) fn container_resources_schema(_: &mut SchemaGenerator) -> Schema {
+    // `k8s.io/kubernetes/pkg/apis/core/validation`: ValidateContainerResourceName.
+    let known =
+        "k in ['cpu', 'memory', 'ephemeral-storage'] || k.startsWith('hugepages-') || k.contains('/')";
+    let amounts = |description: &str| {
+        serde_json::json!({
+            "type": "object",
+            "description": description,
+            "maxProperties": 16,
+            "additionalProperties": {
+                "x-kubernetes-int-or-string": true,
+                "maxLength": 32,
+                "pattern": QUANTITY,
+            },
+            "x-kubernetes-validations": [{
+                "rule": format!("self.all(k, {known})"),
+                "message": "stamp.containerResources: resources are cpu, memory, ephemeral-storage, hugepages-* or example.com/name",
+            }, {
+                "rule": "self.all(k, quantity(string(self[k])).compareTo(quantity('0')) >= 0)",
+                "message": "stamp.containerResources: amounts must not be negative",
+            }],
+        })
+    };
+    let amount = |of: &str| format!("quantity(string(self.{of}[k]))");
+    json_schema!({
+        "type": "object",
+        "nullable": true,
+        "description": "Requests and limits for containers that state neither.",
+        "properties": {
+            "limits": amounts("The most that a container may use."),
+            "requests": amounts("What is set aside for a container; as its limits where absent."),
+        },
+        "x-kubernetes-validations": [{
+            "rule": format!(
+                "!has(self.limits) || !has(self.requests) || self.requests.all(k, !(k in self.limits) || {}.compareTo({}) <= 0)",
+                amount("requests"),
+                amount("limits"),
+            ),
+            "message": "stamp.containerResources.requests must not be above stamp.containerResources.limits",
+        }],
+    })
 }
 
 pub(crate) fn range_schema(_: &mut SchemaGenerator) -> Schema {

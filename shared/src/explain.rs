@@ -13,12 +13,14 @@ pub const TTL: &str = "ttlSecondsAfterFinished";
 pub const DEADLINE: &str = "activeDeadlineSeconds";
 /// Entry of the retries.
 pub const BACKOFF: &str = "backoffLimit";
+/// Entry of the containers' requests and limits.
+pub const RESOURCES: &str = "containerResources";
 /// Entry of the group.
 pub const GROUP: &str = "group";
 /// Entry where a policy asks for a group and the Job has none.
 pub const NO_GROUP: &str = "no group";
 /// Entry of a Job that waits for a slot.
-pub use job_handler_shared::stamped::QUEUED;
+pub use crate::stamped::QUEUED;
 /// Prefix of the entry of one label.
 pub const LABEL: &str = "label ";
 /// Entry of the author's opt-out.
@@ -119,6 +121,18 @@ impl Explanation {
         // `before -> after (why)`, or `before (as stated)`.
         let (before, _) = what.split_once(' ')?;
         if before == UNSET { Some(None) } else { before.parse().ok().map(Some) }
+    }
+
+    /// The containers whose requests and limits it claims were set.
+    pub fn claimed_containers(&self) -> impl Iterator<Item = &str> {
+        let what = self.0.iter().find(|(key, _)| key == RESOURCES).map_or("", |(_, what)| what.as_str());
+        what.split_once(" (").map_or("", |(names, _)| names).split(", ").filter(|name| !name.is_empty())
+    }
+
+    /// The entries that `other` does not have, word for word.
+    pub fn beyond<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = (&'a str, &'a str)> {
+        let known = |entry: &&(String, String)| !other.0.contains(entry);
+        self.0.iter().filter(known).map(|(key, what)| (key.as_str(), what.as_str()))
     }
 
     /// The labels it claims were added.

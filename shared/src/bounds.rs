@@ -2,9 +2,10 @@
 
 use std::fmt;
 
-use job_handler_shared::combine::{Bound, PolicyRef};
-
-use crate::explain::UNSET;
+use crate::{
+    combine::{Bound, PolicyRef},
+    explain::UNSET,
+};
 
 /// What a field comes to, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
