@@ -20,6 +20,7 @@ use job_handler_shared::{
 
 use crate::{
     bounds::{self, Absent, Settled, Why},
+    containers::{self, Stamped},
     explain::{self, Explanation},
     job::JobView,
     select::{self, Selected},
@@ -58,6 +59,8 @@ pub struct Decision {
     pub pod_labels: BTreeMap<String, Option<String>>,
     /// Annotations.
     pub annotations: BTreeMap<&'static str, Option<String>>,
+    /// Requests and limits for containers that state none.
+    pub containers: Option<Stamped>,
     /// For the author.
     pub warnings: Vec<String>,
 }
@@ -194,6 +197,7 @@ fn stamp(
     decision.stamp_deadline(job, effective, claims, &mut text);
     decision.stamp_backoff_limit(job, effective, claims, &mut text);
     decision.stamp_labels(&labels, pod_labels, effective, &mut text);
+    decision.stamp_containers(job, effective, claims, &mut text);
     decision.stamp_group(job, &selected, &mut text);
     decision.queue(job, &selected, claims, context.now, &mut text);
     if selected.labels.get(keys::ENABLED).is_some_and(|value| value == "false") {
@@ -328,6 +332,37 @@ impl Decision {
         }
     }
 
+    /// Requests and limits of the containers that state neither: part of one by a policy and part by the author could
+    /// contradict each other.
+    fn stamp_containers(
+        &mut self,
+        job: &JobView,
+        effective: &Effective,
+        claims: &Explanation,
+        text: &mut Explanation,
+    ) {
+        let Some(wanted) = &effective.container_resources else { return };
+        let stamped = containers::stamp(&job.template.containers, &wanted.value);
+        let ours: Vec<&str> = claims.claimed_containers().collect();
+        let names: Vec<&str> = job
+            .template
+            .containers
+            .iter()
+            .filter(|container| {
+                !container.states_any() || (ours.contains(&&*container.name) && container.is(&wanted.value))
+            })
+            .map(|container| container.name.as_str())
+            .collect();
+        if !names.is_empty() {
+            let what = containers::describe(&wanted.value);
+            text.set(
+                explain::RESOURCES,
+                format_args!("{} (default of {}: {what})", names.join(", "), wanted.policy),
+            );
+        }
+        self.containers = stamped;
+    }
+
     /// The group, or none: one that somebody else wrote goes.
     fn stamp_group(&mut self, job: &JobView, selected: &Selected, text: &mut Explanation) {
         let group = select::group(&selected.effective, &selected.labels, job.snapshot.owner.as_ref());
@@ -377,9 +412,9 @@ impl Decision {
         let marked = job.annotation(keys::QUEUED_AT);
         let by_us = claims.has(explain::QUEUED) && marked.is_some();
         let suspended_by_author = job.snapshot.suspended && !by_us;
-        let limit = selected.effective.limits.iter().find(|limit| limit.value.when_full == WhenFull::Queue);
         let is_foreign = job.snapshot.managed_by.is_some() || selected.labels.contains_key(keys::KUEUE_QUEUE);
-        let Some(limit) = limit.filter(|_| !suspended_by_author && !is_foreign) else {
+        let line = line(job, selected).filter(|_| !suspended_by_author && !is_foreign);
+        let Some(line) = line else {
             self.annotations.insert(keys::QUEUED_AT, None);
             return;
         };
@@ -390,10 +425,7 @@ impl Decision {
         let since = Timestamp::from_second(since.as_second()).unwrap_or(now);
         self.suspend = true;
         self.annotations.insert(keys::QUEUED_AT, Some(since.to_string()));
-        text.set(
-            explain::QUEUED,
-            format_args!("{}a slot of limit \"{}\" of {}", stamped::WAITS, limit.value.name, limit.policy),
-        );
+        text.set(explain::QUEUED, format_args!("{}{line}", stamped::WAITS));
     }
 
     /// Takes off what would make the sink start a Job: nobody has queued it.
@@ -455,6 +487,20 @@ impl Decision {
         self.warnings.extend(settled.warning(field));
         settled
     }
+}
+
+/// What a new Job has to stand in line for: a limit, or its group's next try after failures. Whether it has to wait at all
+/// is seen by whoever starts it.
+fn line(job: &JobView, selected: &Selected) -> Option<String> {
+    let effective = &selected.effective;
+    let limit = effective.limits.iter().find(|limit| limit.value.when_full == WhenFull::Queue);
+    if let Some(limit) = limit {
+        return Some(format!("a slot of limit \"{}\" of {}", limit.value.name, limit.policy));
+    }
+    let backoff = effective.failure_backoff.iter().find(|rule| rule.value.action == WhenFull::Queue)?;
+    // Without a group it waits for nobody.
+    select::group(effective, &selected.labels, job.snapshot.owner.as_ref())?.0.ok()?;
+    Some(format!("its group's next try (failureBackoff of {})", backoff.policy))
 }
 
 fn tell(text: &mut Explanation, field: &str, settled: &Settled) {

@@ -1,10 +1,11 @@
 //! A Job as it stands in a review or in a LIST, read in one pass: what decisions need is kept, the rest is skipped.
 //!
-//! The template's containers are never built in memory, however many they are, and however deep they nest
-//! (`serde_json` skips unknown values without recursion).
+//! Of the template's containers only names, requests and limits are built in memory, however many they are, and however
+//! deep they nest (`serde_json` skips unknown values without recursion).
 
 use std::{collections::BTreeMap, fmt};
 
+use crate::containers::{Container, PodSpec};
 use jiff::Timestamp;
 use job_handler_shared::{
     combine::Labels,
@@ -42,6 +43,8 @@ pub struct TemplateView {
     pub has_labels: bool,
     /// `spec.template.metadata.labels`.
     pub labels: Labels,
+    /// `spec.template.spec.initContainers` and `containers`; none where the pod as a whole states resources.
+    pub containers: Vec<Container>,
 }
 
 impl JobView {
@@ -113,6 +116,7 @@ struct Spec {
 #[derive(Deserialize)]
 struct Template {
     metadata: Option<TemplateMetadata>,
+    spec: Option<PodSpec>,
 }
 
 #[derive(Deserialize)]
@@ -224,12 +228,14 @@ impl From<Raw> for JobView {
 fn template(template: Option<Template>) -> TemplateView {
     let Some(template) = template else { return TemplateView::default() };
     let has_metadata = template.metadata.is_some();
+    let containers = template.spec.map(PodSpec::containers).unwrap_or_default();
     let labels = template.metadata.and_then(|metadata| metadata.labels);
     TemplateView {
         exists: true,
         has_metadata,
         has_labels: labels.is_some(),
         labels: labels.unwrap_or_default(),
+        containers,
     }
 }
 

@@ -23,6 +23,8 @@ pub enum Endpoint {
     Mutate,
     /// `/validate`.
     Validate,
+    /// `/warn`.
+    Warn,
 }
 
 /// What was answered.
@@ -75,6 +77,7 @@ impl Endpoint {
         match self {
             Self::Mutate => "mutate",
             Self::Validate => "validate",
+            Self::Warn => "warn",
         }
     }
 }
@@ -114,6 +117,7 @@ pub struct WebhookMetrics {
     pub ledger_removals: Counter,
     refusals: Family<RefusalLabels, Counter>,
     decisions: Family<DecisionLabels, Histogram>,
+    would_refuse: Family<RefusalLabels, Counter>,
     limit_active: Family<LimitLabels, Gauge>,
     limit_max: Family<LimitLabels, Gauge>,
     limit_pending: Family<LimitLabels, Gauge>,
@@ -137,6 +141,7 @@ impl WebhookMetrics {
             ledger_removals: Counter::default(),
             refusals: Family::default(),
             decisions: Family::new_with_constructor(buckets),
+            would_refuse: Family::default(),
             limit_active: Family::default(),
             limit_max: Family::default(),
             limit_pending: Family::default(),
@@ -195,6 +200,11 @@ impl WebhookMetrics {
                 all.decisions.clone(),
             );
             registry.register(
+                "job_handler_limit_would_refuse",
+                "Jobs that a policy in mode Warn would have refused or queued",
+                all.would_refuse.clone(),
+            );
+            registry.register(
                 "job_handler_limit_active",
                 "Jobs that take a slot in a limit's fullest scope, attempts included, as of its last decision",
                 all.limit_active.clone(),
@@ -236,6 +246,11 @@ impl WebhookMetrics {
         self.limit_active.get_or_create(&labels).set(number(active));
         self.limit_max.get_or_create(&labels).set(i64::from(max));
         self.limit_pending.get_or_create(&labels).set(number(pending));
+    }
+
+    /// A policy in mode Warn would have refused or queued a Job.
+    pub fn would_refuse(&self, policy: String, limit: &str) {
+        self.would_refuse.get_or_create(&RefusalLabels { policy, limit: limit.to_owned() }).inc();
     }
 
     /// Counts one review.

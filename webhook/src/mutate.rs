@@ -12,6 +12,7 @@ use crate::{
     patch,
     review::{self, Review, Subject},
     state::State,
+    warn,
 };
 
 /// Answers one review. Never denies: what cannot be stamped goes on as it is, and the sink mends it.
@@ -53,7 +54,9 @@ fn stamp(review: &Review, namespace_labels: &Labels, state: &State) -> Answer {
         Subject::NotOurs(_) | Subject::Unreadable(_) => return Answer::default(),
     };
     let patch = patch::patch(job, &decision);
-    Answer { patch, warnings: decision.warnings, ..Answer::default() }
+    let would = warn::stamping(review, job, &decision, context);
+    let warnings = decision.warnings.into_iter().chain(would).collect();
+    Answer { patch, warnings, ..Answer::default() }
 }
 
 /// Labels of a namespace; of one that nobody has told us of yet, the one that the apiserver puts on all of them.

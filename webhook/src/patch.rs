@@ -31,6 +31,20 @@ pub fn patch(job: &JobView, decision: &Decision) -> Vec<PatchOperation> {
         &have.annotations,
         &decision.annotations,
     );
+    if let Some(stamped) = &decision.containers {
+        for at in &stamped.at {
+            let index = at.index.to_string();
+            let path = ["spec", "template", "spec", at.list, &index, "resources"];
+            if at.has_resources {
+                // There may be claims beside them.
+                for (field, amounts) in &stamped.resources {
+                    add(&mut ops, path.into_iter().chain([field.as_str()]), amounts.clone());
+                }
+            } else {
+                add(&mut ops, path, Value::Object(stamped.resources.clone()));
+            }
+        }
+    }
     let template = &job.template;
     if template.exists {
         let wanted = &decision.pod_labels;

@@ -20,7 +20,6 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    expiry::Expiry,
     lease::{Keeper, Liveness},
     ledger::{
         clocks::Clock,
@@ -32,6 +31,7 @@ use crate::{
     refusals::refusals,
     server::serve_webhook,
     state::State,
+    warn::Onlooker,
 };
 
 /// Tasks that are asked to end get this long.
@@ -125,8 +125,7 @@ pub async fn run(options: Options) -> Result<(), RunError> {
     let client = client::build("job-handler-webhook", env!("CARGO_PKG_VERSION")).await?;
 
     let mut tasks: Tasks = JoinSet::new();
-    let admin =
-        admin::serve(admin_listener, readiness.clone(), metrics.clone()).map_err(io("the admin server"))?;
+    let admin = admin::serve(admin_listener, readiness.clone(), metrics).map_err(io("the admin server"))?;
     let admin_handle = admin.handle();
     tasks.spawn(async move { admin.await.map_err(io("the admin server")).map(|()| "admin server") });
 
@@ -141,7 +140,6 @@ pub async fn run(options: Options) -> Result<(), RunError> {
         background.clone(),
     )?;
     let tls = certificates.server_config();
-    metrics.register(|registry| registry.register_collector(Box::new(Expiry::new(certificates.expiry()))));
     let mut published = certificates.published();
     let ready = readiness.part("certificates");
     tasks.spawn(until(&background, "readiness of certificates", async move {
@@ -187,6 +185,7 @@ pub async fn run(options: Options) -> Result<(), RunError> {
     tasks.spawn(async move { limits.await.map(|()| "limits").map_err(Into::into) });
 
     let liveness = Liveness::default();
+    let onlooker = Onlooker::new(client.clone(), &options.namespace);
     let keeper = Arc::new(Keeper::new(
         client,
         &options.namespace,
@@ -202,7 +201,8 @@ pub async fn run(options: Options) -> Result<(), RunError> {
     });
 
     let limiter = Some(Arc::new(limiter) as Arc<dyn crate::limit::Limiter>);
-    let state = State::new(policies, limiter, liveness, Some(told), ours, &options.namespace);
+    let mut state = State::new(policies, limiter, liveness, Some(told), ours, &options.namespace);
+    state.onlooker = Some(onlooker);
     let server = serve_webhook(listener, tls, state).map_err(io("the webhook server"))?;
     let server_handle = server.handle();
     tasks.spawn(async move { server.await.map_err(io("the webhook server")).map(|()| "webhook server") });

@@ -16,6 +16,7 @@ use rustls::ServerConfig;
 
 use crate::{
     answer::Reply, metrics::Endpoint, mutate::mutate, review::MAX_BODY, state::State, validate::validate,
+    warn::warn,
 };
 
 /// The apiserver closes idle connections after 90 s (`k8s.io/client-go` transport cache); it should be the one to.
@@ -46,12 +47,13 @@ pub fn serve_webhook(listener: TcpListener, tls: ServerConfig, state: State) -> 
             match endpoint {
                 Endpoint::Mutate => mutate(&body, &state).await,
                 Endpoint::Validate => validate(&body, timeout, &state).await,
+                Endpoint::Warn => warn(&body, timeout, &state).await,
             }
         }
     })
 }
 
-/// A server whose answers to `POST /mutate` and `POST /validate` are `handler`'s: (endpoint, body, the caller's
+/// A server whose answers to `POST /mutate`, `POST /validate` and `POST /warn` are `handler`'s: (endpoint, body, the caller's
 /// patience) -> reply.
 ///
 /// # Errors
@@ -86,6 +88,11 @@ where
                     .route(post(Endpoint::Validate))
                     .default_service(web::to(only_post)),
             )
+            .service(
+                web::resource(keys::WARN_PATH)
+                    .route(post(Endpoint::Warn))
+                    .default_service(web::to(only_post)),
+            )
             .default_service(web::to(nothing_here))
     });
     let server = server
@@ -109,7 +116,7 @@ async fn only_post() -> HttpResponse {
 }
 
 async fn nothing_here() -> HttpResponse {
-    respond(Reply::text(404, "nothing here: expected POST /mutate or POST /validate"))
+    respond(Reply::text(404, "nothing here: expected POST /mutate, /validate or /warn"))
 }
 
 async fn read(payload: web::Payload) -> Result<Bytes, Reply> {

@@ -15,6 +15,7 @@ use job_handler_shared::{
 
 use crate::{
     lease::Liveness, limit::Limiter, metrics::WebhookMetrics, policies::Policies, refusals::Refusals,
+    warn::Onlooker,
 };
 
 /// Within this time the entries of several policies ask about one create; its refusal is told once.
@@ -33,6 +34,8 @@ pub struct State {
     pub refusals: Option<Refusals>,
     /// Counters.
     pub metrics: WebhookMetrics,
+    /// Sees the Jobs for policies in mode Warn; none = such policies tell nothing of limits.
+    pub onlooker: Option<Onlooker>,
     /// Our own namespace: its Jobs are left alone.
     pub own_namespace: Arc<str>,
     told: Arc<Mutex<HashMap<String, Instant>>>,
@@ -54,6 +57,7 @@ impl State {
             liveness,
             refusals,
             metrics,
+            onlooker: None,
             own_namespace: own_namespace.into(),
             told: Arc::default(),
         }

@@ -71,6 +71,19 @@ async fn update(
     answer_by: Instant,
     state: &State,
 ) -> (Answer, Outcome) {
+    let Some(after) = starting(new, old) else { return (Answer::default(), Outcome::Allowed) };
+    let attempt = Attempt {
+        uid: review.uid.clone(),
+        job: after,
+        from: Some(old.snapshot.resource_version.clone()),
+        dry_run: review.dry_run,
+        answer_by,
+    };
+    admit(attempt, state).await
+}
+
+/// The Job as a change makes it, where it may take a slot that it did not take before.
+pub fn starting(new: &JobView, old: &JobView) -> Option<JobSnapshot> {
     let before = &old.snapshot;
     let mut after = new.snapshot.clone();
     // What runs is what the stored status says; an update of the Job cannot change it.
@@ -78,17 +91,7 @@ async fn update(
     (after.active_pods, after.terminating_pods) = (before.active_pods, before.terminating_pods);
     let starts = before.suspended && !after.suspended;
     let moves = without_group(&before.labels) != without_group(&after.labels) || before.owner != after.owner;
-    if !after.is_active() || !(starts || moves) {
-        return (Answer::default(), Outcome::Allowed);
-    }
-    let attempt = Attempt {
-        uid: review.uid.clone(),
-        job: after,
-        from: Some(before.resource_version.clone()),
-        dry_run: review.dry_run,
-        answer_by,
-    };
-    admit(attempt, state).await
+    (after.is_active() && (starts || moves)).then_some(after)
 }
 
 async fn admit(attempt: Attempt, state: &State) -> (Answer, Outcome) {

@@ -37,7 +37,7 @@ pub fn full(scope: &ScopeKey, limit: &Limit, holders: &BTreeMap<String, Holder>,
 pub fn too_early(
     policy: &PolicyRef,
     group: &str,
-    failures: usize,
+    failures: u32,
     last: &str,
     until: Timestamp,
     now: Timestamp,

@@ -84,7 +84,7 @@ pub fn round(sources: Sources<'_>, attempts: &[&Attempt]) -> Option<(Vec<Verdict
 /// Why the Job may not start now although there may be slots.
 fn barred(sources: Sources<'_>, attempt: &Attempt) -> Option<Refused> {
     sources.id.namespace()?;
-    backoff::refuse(sources.rules, sources.jobs, &attempt.job, sources.now)
+    backoff::refuse(sources.rules, sources.jobs, sources.spec, &attempt.job, sources.now)
 }
 
 fn asked(rules: Rules<'_>, id: &LedgerId, attempt: &Attempt, barred: bool) -> Asked {
