@@ -489,3 +489,38 @@ fn never_is_not_undone_by_applying_the_manifest_again() {
     let completed = marked(&finished(&created, "Complete"), json!(70));
     assert_eq!(again(&completed).0["spec"]["ttlSecondsAfterFinished"], 60);
 }
+
+#[test]
+fn containers_that_state_nothing_get_theirs_once() {
+    let webhook =
+        Webhook::new([policy("p", json!({"stamp": {"containerResources": {"limits": {"cpu": 2}}}}))]);
+    let mut before = job(json!({}), json!({}));
+    let own = json!({"name": "own", "resources": {"requests": {"cpu": "1"}}});
+    before["spec"]["template"]["spec"]["containers"] = json!([{"name": "bare", "resources": {}}, own]);
+    let (after, warnings) = webhook.create(&before);
+    let containers = &after["spec"]["template"]["spec"]["containers"];
+    assert_eq!(containers[0]["resources"], json!({"limits": {"cpu": "2"}}), "a number is an amount too");
+    assert_eq!(containers[1], own);
+    let told = annotation(&after, STAMPED);
+    assert!(told.contains("containerResources: bare (default of JobPolicy"), "{told}");
+    assert!(warnings.is_empty(), "{warnings:?}");
+    let mut out = before;
+    out["metadata"]["labels"] = json!({"job-handler/enabled": "false"});
+    let (after, _) = webhook.create(&out);
+    assert_eq!(after["spec"]["template"]["spec"]["containers"][0]["resources"], json!({}), "opted out");
+}
+
+#[test]
+fn under_a_backoff_that_queues_only_who_has_a_group_is_queued() {
+    let spec = json!({
+        "group": {"type": "Labels", "labelKeys": ["id"]},
+        "failureBackoff": {"initialSeconds": 1, "maxSeconds": 2, "action": "Queue"},
+    });
+    let webhook = Webhook::new([policy("p", spec)]);
+    let (grouped, _) = webhook.create(&job(json!({"id": "7"}), json!({})));
+    assert_eq!(grouped["spec"]["suspend"], true);
+    let told = annotation(&grouped, STAMPED);
+    assert!(told.contains("queued: waits for its group's next try (failureBackoff of JobPolicy"), "{told}");
+    let (alone, _) = webhook.create(&job(json!({}), json!({})));
+    assert_ne!(alone["spec"]["suspend"], true);
+}
