@@ -117,8 +117,8 @@ fn the_sink_may_harvest_prune_tell_and_keep_the_limits_entries() {
     assert_eq!(
         own("sink"),
         table(&[
+            (POLICIES, "jobledgers", "", "get list watch patch delete"),
             ("coordination.k8s.io", "leases", "", "get list watch create update"),
-            ("", "secrets", keys::SINK_CONFIGURATION, "get"),
         ])
     );
 }
@@ -139,8 +139,7 @@ fn no_wildcards_no_escalation_and_no_secrets_of_others() {
             if text.contains("secrets") {
                 assert_eq!(kind, "Role", "{path}: Secrets of the whole cluster: {text}");
                 let only_create = rule["verbs"] == serde_json::json!(["create"]);
-                let ours = [keys::CA_SECRET, keys::SINK_CONFIGURATION].map(|name| serde_json::json!([name]));
-                let only_ours = ours.contains(&rule["resourceNames"]);
+                let only_ours = rule["resourceNames"] == serde_json::json!([keys::CA_SECRET]);
                 assert!(only_create || only_ours, "{path}: {text}");
             }
         }
