@@ -12,7 +12,7 @@ use std::{
 
 use job_handler_shared::{job::JobSnapshot, policy::Logs};
 
-use crate::{cloudevent::Pending, store::Uid};
+use crate::store::Uid;
 
 /// How long they are remembered: well above the time that a change of leaders takes.
 const AGE: Duration = Duration::from_secs(600);
@@ -28,8 +28,6 @@ pub struct Buried {
     pub logs: Logs,
     /// Its group.
     pub group: Option<String>,
-    /// CloudEvents that are to be told of it.
-    pub events: Pending,
     /// Since when.
     pub since: Instant,
 }
@@ -88,7 +86,7 @@ mod tests {
         let start = Instant::now();
         let put = |graves: &mut Graves, n: usize, since| {
             let job = Arc::new(JobSnapshot { uid: n.to_string(), ..JobSnapshot::default() });
-            graves.put(Buried { job, logs: Logs::default(), group: None, events: Pending::new(), since });
+            graves.put(Buried { job, logs: Logs::default(), group: None, since });
         };
         for n in 0..MANY {
             put(&mut graves, n, start);

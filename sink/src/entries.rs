@@ -1,4 +1,4 @@
-//! Keeps one webhook entry per policy with an enforced limit in the ValidatingWebhookConfiguration
+//! Keeps one webhook entry per policy with a limit, or one that in mode Warn only tells, in the ValidatingWebhookConfiguration
 //! `job-handler-limits`: exactly as it should be, whoever edits it.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -41,6 +41,8 @@ use crate::{
 const NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";
 /// Seconds the apiserver waits for an answer.
 const TIMEOUT_SECONDS: i32 = 10;
+/// The same for an answer that can be done without.
+const WARN_TIMEOUT_SECONDS: i32 = 2;
 /// How often the configurations are looked at, for what a watch may have missed.
 const LOOK: Duration = Duration::from_secs(5);
 /// Least time between two looks.
@@ -64,12 +66,13 @@ pub fn build(
     client: &WebhookClientConfig,
     own_namespace: &str,
 ) -> Vec<ValidatingWebhook> {
-    let enforced: Vec<&Arc<Policy>> = policies.iter().filter(|policy| policy.enforced()).collect();
-    let mut entries: Vec<ValidatingWebhook> = enforced
+    let mut entries: Vec<ValidatingWebhook> = policies
         .iter()
         .filter(|policy| policy.limits_jobs() && !is_excluded(policy, own_namespace))
         .map(|policy| {
-            let deciding = Deciding::of(policy, enforced.iter().map(AsRef::as_ref));
+            // What a policy that only warns says decides nothing for those that are enforced.
+            let near = policies.iter().filter(|other| other.enforced() || !policy.enforced());
+            let deciding = Deciding::of(policy, near.map(AsRef::as_ref));
             entry(policy, &deciding, client, own_namespace)
         })
         .collect();
@@ -89,15 +92,17 @@ fn entry(
     client: &WebhookClientConfig,
     own_namespace: &str,
 ) -> ValidatingWebhook {
+    let enforced = policy.enforced();
     // Every default is spelt out, so that what is read back compares equal.
     ValidatingWebhook {
         name: entry_name(policy),
         admission_review_versions: vec!["v1".to_owned()],
-        client_config: client.clone(),
-        failure_policy: Some("Fail".to_owned()),
+        client_config: if enforced { client.clone() } else { warning(client) },
+        // Nobody's Job hangs on a policy that is only tried out.
+        failure_policy: Some(if enforced { "Fail" } else { "Ignore" }.to_owned()),
         match_policy: Some("Equivalent".to_owned()),
         side_effects: "NoneOnDryRun".to_owned(),
-        timeout_seconds: Some(TIMEOUT_SECONDS),
+        timeout_seconds: Some(if enforced { TIMEOUT_SECONDS } else { WARN_TIMEOUT_SECONDS }),
         rules: Some(vec![RuleWithOperations {
             api_groups: Some(vec!["batch".to_owned()]),
             api_versions: Some(vec!["v1".to_owned()]),
@@ -131,7 +136,7 @@ fn namespace_selector(policy: &Policy, own_namespace: &str) -> LabelSelector {
 /// A namespace has no dots, so that no two policies share one. Names that would be too long go by the uid.
 fn entry_name(policy: &Policy) -> String {
     let reference = &policy.reference;
-    let suffix = keys::LIMIT_WEBHOOK_SUFFIX;
+    let suffix = if policy.enforced() { keys::LIMIT_WEBHOOK_SUFFIX } else { keys::WARN_WEBHOOK_SUFFIX };
     let name = match (reference.kind, &reference.namespace) {
         (PolicyKind::JobPolicy, Some(namespace)) => {
             format!("{}.{namespace}.jobpolicy.{suffix}", reference.name)
@@ -139,6 +144,19 @@ fn entry_name(policy: &Policy) -> String {
         _ => format!("{}.clusterjobpolicy.{suffix}", reference.name),
     };
     if name.len() <= names::OBJECT_NAME_MAX { name } else { format!("{}.{suffix}", reference.uid) }
+}
+
+/// How to reach `/warn`, from how `/validate` is reached.
+fn warning(validate: &WebhookClientConfig) -> WebhookClientConfig {
+    let mut client = validate.clone();
+    if let Some(service) = &mut client.service {
+        service.path = Some(keys::WARN_PATH.to_owned());
+    }
+    if let Some(url) = &mut client.url {
+        let base = url.strip_suffix(keys::VALIDATE_PATH).unwrap_or(url);
+        *url = format!("{base}{}", keys::WARN_PATH);
+    }
+    client
 }
 
 /// How to reach `/validate`, from how `/mutate` is reached; tells what is missing.
@@ -377,7 +395,7 @@ impl Looked {
 async fn look(client: &Client, policies: &PolicySet, own_namespace: &str) -> Result<Looked, EntryError> {
     let api = Api::<ValidatingWebhookConfiguration>::all(client.clone());
     let mutating = Api::<MutatingWebhookConfiguration>::all(client.clone());
-    let limited = policies.iter().any(|p| p.enforced() && p.limits_jobs() && !is_excluded(p, own_namespace));
+    let limited = policies.iter().any(|p| p.limits_jobs() && !is_excluded(p, own_namespace));
     let what = format!("get validatingwebhookconfiguration {}", keys::LIMITS_CONFIGURATION);
     let there = call(&what, api.get_opt(keys::LIMITS_CONFIGURATION)).await?;
     let wanted = if limited {
@@ -435,7 +453,7 @@ mod tests {
     }
 
     #[test]
-    fn one_entry_per_enforced_limit() {
+    fn one_entry_per_limit_and_one_that_holds_nobody_up_where_it_warns() {
         let limit = json!({"limits": [{"name": "l", "maxActiveJobs": 1}]});
         let warn = json!({"mode": "Warn", "limits": [{"name": "l", "maxActiveJobs": 1}]});
         let set = PolicySet::new([
@@ -454,8 +472,15 @@ mod tests {
         let names: Vec<_> = entries.iter().map(|entry| entry.name.as_str()).collect();
         assert_eq!(
             names,
-            ["all.clusterjobpolicy.limit.job-handler.io", "builds.ci.jobpolicy.limit.job-handler.io"]
+            [
+                "all.clusterjobpolicy.limit.job-handler.io",
+                "builds.ci.jobpolicy.limit.job-handler.io",
+                "warned.ci.jobpolicy.warn.job-handler.io"
+            ]
         );
+        let fails: Vec<_> =
+            entries.iter().map(|e| (e.failure_policy.as_deref(), e.timeout_seconds)).collect();
+        assert_eq!(fails[1..], [(Some("Fail"), Some(10)), (Some("Ignore"), Some(2))]);
         let selector = serde_json::to_value(&entries[0].namespace_selector).unwrap();
         assert_eq!(selector["matchLabels"], json!({"team": "a"}));
         assert_eq!(selector["matchExpressions"][0]["values"], json!(["kube-system", "job-handler-system"]));
@@ -504,6 +529,9 @@ mod tests {
         let service = json!({"service": {"name": "job-handler", "namespace": "x", "path": "/mutate"}, "caBundle": "YQ=="});
         assert_eq!(config(service).unwrap().service.unwrap().path.unwrap(), "/validate");
         assert!(config(json!({"url": "https://a/mutate"})).unwrap_err().contains("no caBundle yet"));
+        let validate =
+            WebhookClientConfig { url: Some("https://a/validate".into()), ..WebhookClientConfig::default() };
+        assert_eq!(warning(&validate).url.unwrap(), "https://a/warn");
         assert!(client_config(None).unwrap_err().contains("manifests/base"));
     }
 }

@@ -5,6 +5,7 @@ use std::{collections::HashMap, sync::Arc};
 use job_handler_shared::{combine::Effective, job::JobSnapshot, policy::Keep};
 
 use crate::{
+    absorb,
     act::{ActError, Actor, Course, Key},
     mark::{self, Written},
     prune,
@@ -32,6 +33,8 @@ impl Actor {
         let by_uid: HashMap<&str, &Arc<JobSnapshot>> =
             jobs.iter().map(|job| (job.uid.as_str(), job)).collect();
         let mut going = Vec::new();
+        // Its outcome has to be remembered first, which takes a moment.
+        let mut unsettled: Option<String> = None;
         for ranked in &out {
             let Some((job, rule)) = by_uid.get(ranked.uid.as_str()).zip(rules.get(ranked.uid.as_str()))
             else {
@@ -42,13 +45,17 @@ impl Actor {
             };
             let places = self.store.places(job);
             let told = !places.is_empty() && places.iter().all(|place| !place.pending);
+            if !absorb::is_remembered(&self.store, job, jiff::Timestamp::now()) {
+                unsettled = Some(job.key());
+                continue;
+            }
             match prune::may_go(job, rule.results.is_none() || told) {
                 Ok(()) => going.push((*job, cleanup.propagation_policy)),
                 Err(spared) => tracing::debug!(job = job.key(), "not pruned: {spared}"),
             }
         }
         if going.is_empty() {
-            return Ok(());
+            return unsettled.map_or(Ok(()), |job| Err(ActError::Changed(job)));
         }
         for ranked in &kept {
             let Some(keeper) = by_uid.get(ranked.uid.as_str()) else { continue };
@@ -58,7 +65,7 @@ impl Actor {
                 _ => return Err(ActError::Changed(keeper.key())),
             }
         }
-        let mut fault = None;
+        let mut fault = unsettled.map(ActError::Changed);
         for (job, propagation) in going {
             let asked = rules.get(job.uid.as_str()).is_some_and(|rule| rule.results.is_some());
             if asked {

@@ -17,11 +17,11 @@
 //! | [`buried`] | finished Jobs that are gone before their result was stored |
 //! | [`refusals`], [`series`] | Events about refusals, from the webhook's socket |
 //! | [`entries`], [`conditions`] | the webhook entries of enforced limits |
+//! | [`ledgers`], [`absorb`] | the ledgers: what is pending, and how groups have fared |
+//! | [`release`], [`line`] | starts queued Jobs; tells them what they wait for |
+//! | [`heal`] | Jobs that were created while the webhook was away |
 //! | [`unqueued`] | Jobs that people took out of the queue |
-//! | [`census`] | how things stand over all |
 //! | [`status`], [`statuses`] | what policies' statuses tell; writes them |
-//! | [`config`] | the configuration file |
-//! | [`cloudevent`], [`outbox`], [`spool`], [`receiver`] | CloudEvents |
 //! | [`cleaner`] | the one-shot `prune` |
 //! | [`run`], [`metrics`], [`api`] | the process |
 //!
@@ -30,33 +30,32 @@
 
 pub use job_handler_shared::api;
 
+pub mod absorb;
 pub mod act;
 pub mod announce;
 pub mod buried;
 pub mod capture;
-pub mod census;
 pub mod classify;
 pub mod cleaner;
-pub mod cloudevent;
 pub mod commit;
 pub mod conditions;
-pub mod config;
 pub mod entries;
 pub mod events;
 pub mod facts;
 pub mod follow;
 mod groups;
+pub mod heal;
 pub mod lease;
+pub mod ledgers;
+pub mod line;
 pub mod logs;
 pub mod manifest;
 pub mod mark;
 pub mod metrics;
-pub mod outbox;
 pub mod plan;
 pub mod pods;
 pub mod prune;
 pub mod queue;
-pub mod receiver;
 pub mod refusals;
 pub mod release;
 pub mod result;
@@ -65,7 +64,6 @@ pub mod run;
 pub mod sections;
 pub mod series;
 pub mod slots;
-pub mod spool;
 pub mod status;
 pub mod statuses;
 pub mod store;

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use job_handler_shared::{client, keys, telemetry};
-use job_handler_sink::{PROGRAM, VERSION, cleaner, config::Config, run};
+use job_handler_sink::{PROGRAM, VERSION, cleaner, run};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -44,9 +44,6 @@ struct RunArgs {
     /// Unix socket on which the webhook tells of refusals.
     #[arg(long, default_value = keys::REFUSAL_SOCKET)]
     refusal_socket: PathBuf,
-    /// Configuration file (YAML): receivers of CloudEvents. Default: none.
-    #[arg(long)]
-    config: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -117,9 +114,7 @@ async fn start_run(
     args: RunArgs,
     shutdown: CancellationToken,
 ) -> anyhow::Result<ExitCode> {
-    let config = args.config.as_deref().map(Config::load).transpose()?.unwrap_or_default();
     let options = run::Options {
-        config,
         admin_listen: args.admin_listen,
         namespace: args.namespace,
         replica: args.replica.unwrap_or_else(|| run::default_replica().to_string()),

@@ -152,7 +152,7 @@ mod tests {
     }
 
     fn at(name: &str, pending: bool) -> ResultRef {
-        ResultRef { namespace: "ci".into(), name: name.into(), pending, ..ResultRef::default() }
+        ResultRef { namespace: "ci".into(), name: name.into(), pending }
     }
 
     fn marked(mut job: JobSnapshot, name: &str) -> JobSnapshot {

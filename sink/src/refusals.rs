@@ -31,7 +31,6 @@ use crate::{
     events::{Teller, Told},
     metrics::SinkMetrics,
     series::{Series, Write},
-    spool::Spools,
     status::whole_seconds,
     store::Store,
 };
@@ -81,12 +80,11 @@ pub async fn serve(
     store: Store,
     teller: Teller,
     metrics: SinkMetrics,
-    spools: Spools,
     ready: ReadyHandle,
 ) -> io::Result<()> {
     let (sender, receiver) = mpsc::channel(QUEUE);
     let mut tasks = JoinSet::new();
-    let mut writer = std::pin::pin!(write(receiver, store, teller, metrics.clone(), spools));
+    let mut writer = std::pin::pin!(write(receiver, store, teller, metrics.clone()));
     ready.ready();
     loop {
         tokio::select! {
@@ -161,13 +159,7 @@ async fn line(reader: &mut (impl AsyncBufRead + Unpin)) -> io::Result<Line> {
     }
 }
 
-async fn write(
-    mut receiver: mpsc::Receiver<Refusal>,
-    store: Store,
-    teller: Teller,
-    metrics: SinkMetrics,
-    spools: Spools,
-) {
+async fn write(mut receiver: mpsc::Receiver<Refusal>, store: Store, teller: Teller, metrics: SinkMetrics) {
     let mut series = Series::default();
     let mut writes = JoinSet::new();
     let mut waiting: std::collections::VecDeque<Write> = std::collections::VecDeque::new();
@@ -187,8 +179,6 @@ async fn write(
                     Decision::WouldRefuse => "would-refuse",
                 });
                 if refusal.decision == Decision::Refused {
-                    let sinks = store.sinks_of(&refusal.policy.uid);
-                    spools.put(&refusal, sinks.iter().map(String::as_str));
                     store.put_refusal(&refusal.policy.uid, LastRefusal {
                         job: format!("{}/{}", refusal.namespace, refusal.job),
                         reason: refusal.message.clone(),

@@ -25,8 +25,10 @@ use kube::{
 use serde_json::json;
 
 use crate::{
+    absorb::{self, Waits},
     api::{ApiError, call},
     events::{Kind, Teller, Told, job_reference},
+    line::{self, Line, line},
     store::Store,
 };
 
@@ -136,12 +138,21 @@ impl Wait {
 pub async fn keep(client: Client, store: Store, teller: Teller) {
     let mut changes = store.changes();
     let mut waits: HashMap<String, Wait> = HashMap::new();
+    let mut told = Line::default();
     loop {
         let now = Instant::now();
         waits.retain(|_, wait| wait.until + REMEMBERED > now);
-        let held = |uid: &str| waits.get(uid).filter(|wait| wait.until > now).map(|wait| wait.held);
-        let due = plan(&counted(&store), held).into_iter().take(AT_ONCE);
+        let jobs = counted(&store);
+        let backoffs = backoffs(&store, &jobs);
+        let held = |uid: &str| match backoffs.contains_key(uid) {
+            true => Some(Held::PassedBy),
+            false => waits.get(uid).filter(|wait| wait.until > now).map(|wait| wait.held),
+        };
+        let due = plan(&jobs, held).into_iter().take(AT_ONCE);
         let refused = start(&client, &store, &teller, due).await;
+        let waiting = line(&counted(&store), |job| backoffs.get(&job.uid).cloned());
+        let due = told.due(waiting, Instant::now());
+        futures::future::join_all(due.iter().map(|(job, what)| line::tell(&teller, job, what))).await;
         for (uid, error) in refused {
             let wait = Wait::after(&error, waits.get(&uid), Instant::now());
             waits.insert(uid, wait);
@@ -149,9 +160,23 @@ pub async fn keep(client: Client, store: Store, teller: Teller) {
         tokio::time::sleep(EVERY).await;
         tokio::select! {
             _ = changes.changed() => {}
-            () = tokio::time::sleep(ANYWAY) => {}
+            () = tokio::time::sleep(next(&backoffs).min(ANYWAY)) => {}
         }
     }
+}
+
+/// Queued Jobs whose group waits after failures.
+fn backoffs(store: &Store, jobs: &[Counted]) -> HashMap<String, Waits> {
+    let now = Timestamp::now();
+    let queued = jobs.iter().filter(|(job, _)| job.is_queued());
+    queued.filter_map(|(job, _)| Some((job.uid.clone(), absorb::waits(store, job, now)?))).collect()
+}
+
+/// How long until the first of them may start.
+fn next(backoffs: &HashMap<String, Waits>) -> Duration {
+    let until = backoffs.values().map(|waits| waits.until).min();
+    let left = until.map(|until| until.duration_since(Timestamp::now()).max(jiff::SignedDuration::ZERO));
+    left.and_then(|left| Duration::try_from(left).ok()).unwrap_or(ANYWAY)
 }
 
 /// Starts these, and gives those that were refused: in order within a namespace, where the first that gets no answer is
@@ -195,13 +220,18 @@ async fn start(
 
 async fn tell(teller: &Teller, job: &JobSnapshot) {
     let slot = stamped_text(job).and_then(stamped::waits_for).unwrap_or("a slot");
+    let waited = waited(job, Timestamp::now());
+    let note = match slot.starts_with("a slot") {
+        true => format!("{slot} was free after {waited}"),
+        false => format!("it waited {waited} for {slot}"),
+    };
     let told = Told {
         namespace: job.namespace.clone(),
         name: names::event_name(&job.name, &job.uid, keys::REASON_STARTED),
         kind: Kind::Normal,
         reason: keys::REASON_STARTED,
         action: "Started",
-        note: format!("{slot} was free after {}", waited(job, Timestamp::now())),
+        note,
         regarding: job_reference(&job.namespace, &job.name, Some(&job.uid)),
         related: None,
     };

@@ -18,11 +18,10 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     capture::Captured,
-    census, classify, cloudevent, facts,
+    classify, facts,
     manifest::{
         Encoding, JobFacts, KEY, LogPlace, Manifest, PENDING, SCHEMA_VERSION, SHARD, Shard, truncate,
     },
-    outbox::{self, OUTBOX},
     sections,
 };
 
@@ -48,8 +47,6 @@ pub struct Packed {
     pub binary: BTreeMap<String, ByteString>,
     /// Shards, in order.
     pub shards: Vec<ConfigMap>,
-    /// Uids of the policies that asked for it.
-    pub policies: Vec<String>,
     labels: BTreeMap<String, String>,
 }
 
@@ -75,7 +72,6 @@ pub fn pack(job: &JobSnapshot, group: Option<&str>, captured: Captured, wanted: 
             name: job.name.clone(),
             uid: job.uid.clone(),
             group: group.map(str::to_owned),
-            labels: cloudevent::labels_of(job),
             created: job.created,
             started: job.started,
             finished: finished.at,
@@ -101,11 +97,9 @@ pub fn pack(job: &JobSnapshot, group: Option<&str>, captured: Captured, wanted: 
         indexes_not_listed: String::new(),
         logs: None,
         announcements_pending: vec![keys::REASON_PROCESSING.to_owned()],
-        cloud_events_pending: cloudevent::Pending::new(),
     };
     let labels = labels(job, group, finished.outcome);
-    let mut packed =
-        Packed { manifest, data, binary: BTreeMap::new(), shards: Vec::new(), labels, policies: Vec::new() };
+    let mut packed = Packed { manifest, data, binary: BTreeMap::new(), shards: Vec::new(), labels };
     if wanted.mode == LogsMode::HeadAndTail {
         pods.sort_by(|a, b| (a.created, &a.facts.name).cmp(&(b.created, &b.facts.name)));
         let text = sections::text(&pods, &mut packed.manifest.pods);
@@ -197,26 +191,11 @@ impl Packed {
         }
         let mut data = self.data.clone();
         data.insert(KEY.to_owned(), self.manifest.to_json()?);
-        let bytes = data.values().map(String::len).sum::<usize>()
-            + self.binary.values().map(|value| value.0.len()).sum::<usize>()
-            + self.manifest.logs.iter().flat_map(|logs| &logs.shards).map(|shard| shard.bytes).sum::<usize>();
-        let mut annotations = BTreeMap::from([
-            (census::SIZE.to_owned(), bytes.to_string()),
-            (census::POLICIES.to_owned(), self.policies.join(",")),
-        ]);
-        let lost = self.manifest.completeness.lost.len();
-        if lost > 0 {
-            annotations.insert(census::LOST.to_owned(), lost.to_string());
-        }
-        if let Some(names) = outbox::annotation(&self.manifest.cloud_events_pending) {
-            annotations.insert(OUTBOX.to_owned(), names);
-        }
         Ok(ConfigMap {
             metadata: ObjectMeta {
                 name: Some(name.to_owned()),
                 namespace: Some(self.manifest.job.namespace.clone()),
                 labels: Some(labels),
-                annotations: Some(annotations),
                 resource_version: version.map(str::to_owned),
                 ..ObjectMeta::default()
             },

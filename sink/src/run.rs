@@ -12,21 +12,17 @@ use tokio::{sync::watch as channel, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    absorb,
     act::Actor,
     capture::Capturer,
-    config::Config,
     entries::{self, Kept},
     events::Teller,
     follow::Follower,
-    lease,
+    heal, lease, ledgers,
     metrics::SinkMetrics,
-    outbox,
     pods::Followed,
     queue::Queue,
-    receiver::{Receiver, ReceiverError},
-    refusals, release,
-    spool::{Spool, Spools},
-    statuses,
+    refusals, release, statuses,
     store::Store,
     unqueued,
     watch::{self, Context, enqueue_all},
@@ -48,8 +44,6 @@ pub struct Options {
     pub replica: String,
     /// Where refusals come in.
     pub refusal_socket: PathBuf,
-    /// What its configuration file says.
-    pub config: Config,
 }
 
 /// Why the sink has ended.
@@ -64,9 +58,6 @@ pub enum RunError {
     /// The admin server cannot serve.
     #[error("the admin endpoint cannot be served: {0}")]
     Admin(std::io::Error),
-    /// A receiver of CloudEvents cannot be spoken to.
-    #[error(transparent)]
-    Receiver(#[from] ReceiverError),
     /// A task that must live has ended.
     #[error("the part «{part}» has ended: {why}")]
     Ended {
@@ -109,19 +100,9 @@ pub async fn run(client: Client, options: Options, shutdown: CancellationToken) 
     parts.add("cluster policies", watch::cluster_policies(context.clone(), part("cluster policies")).never());
     parts.add("namespaces", watch::namespaces(context.clone(), part("namespaces")).never());
     parts.add("results", watch::results(context.clone(), part("results")).never());
+    parts.add("ledgers", watch::ledgers(context.clone(), part("ledgers")).never());
     parts.add("webhook leases", watch::replicas(context.clone(), part("webhook leases")).never());
-    let mut receivers = Vec::new();
-    let mut spools = Vec::new();
-    for config in &options.config.sinks {
-        let receiver = Arc::new(Receiver::new(config.clone(), client.clone(), &options.namespace)?);
-        let spool = Spool::open(&config.name, &options.refusal_socket, own.clone());
-        parts.add("CloudEvents of refusals", spool.clone().keep(receiver.clone()).never());
-        receivers.push(receiver);
-        spools.push(spool);
-    }
-    context.store.set_known_sinks(options.config.sink_names());
-    let spools = Spools::new(spools);
-    let serve = refusals::serve(socket, context.store.clone(), teller.clone(), own, spools, part("refusals"));
+    let serve = refusals::serve(socket, context.store.clone(), teller.clone(), own, part("refusals"));
     parts.add("refusals", async move { Err(serve.await.err().map(|e| e.to_string()).unwrap_or_default()) });
     let actor = Actor {
         client: client.clone(),
@@ -135,7 +116,7 @@ pub async fn run(client: Client, options: Options, shutdown: CancellationToken) 
     let namespace = context.namespace.clone();
     let tell = statuses::tell_refusals(client.clone(), context.store.clone(), leads.clone());
     parts.add("last refusals", tell.never());
-    parts.add("leader", lead(context, actor, receivers, leads, readiness.clone()).never());
+    parts.add("leader", lead(context, actor, leads, readiness.clone()).never());
 
     // The Lease is given back last: until then nobody else may take over.
     let ending = CancellationToken::new();
@@ -173,13 +154,7 @@ pub async fn run(client: Client, options: Options, shutdown: CancellationToken) 
 }
 
 /// The leader's part: works while this sink leads and everything it decides by is known.
-async fn lead(
-    context: Context,
-    actor: Actor,
-    receivers: Vec<Arc<Receiver>>,
-    mut leads: channel::Receiver<bool>,
-    readiness: Readiness,
-) {
+async fn lead(context: Context, actor: Actor, mut leads: channel::Receiver<bool>, readiness: Readiness) {
     // Pods are watched by the leader alone.
     let pods = readiness.part("pods");
     loop {
@@ -192,7 +167,7 @@ async fn lead(
         context.metrics.set_leading(true);
         context.queue.clear();
         enqueue_all(&context.store, &context.queue);
-        let work = work(&context, actor.clone(), receivers.clone(), pods.clone());
+        let work = work(&context, actor.clone(), pods.clone());
         tokio::select! {
             () = work => {}
             _ = leads.wait_for(|leads| !*leads) => {}
@@ -202,7 +177,7 @@ async fn lead(
     }
 }
 
-async fn work(context: &Context, actor: Actor, receivers: Vec<Arc<Receiver>>, pods: ReadyHandle) {
+async fn work(context: &Context, actor: Actor, pods: ReadyHandle) {
     let (kept, entries) = channel::channel(Kept::default());
     let keep = entries::keep(
         context.client.clone(),
@@ -226,6 +201,7 @@ async fn work(context: &Context, actor: Actor, receivers: Vec<Arc<Receiver>>, po
         }
     };
     let defaults = create_defaults(context);
+    let teller = actor.teller.clone();
     let release = release::keep(context.client.clone(), context.store.clone(), actor.teller.clone());
     let unqueued = unqueued::keep(context.client.clone(), context.store.clone());
     let follower = Follower {
@@ -233,20 +209,12 @@ async fn work(context: &Context, actor: Actor, receivers: Vec<Arc<Receiver>>, po
         capturer: actor.capturer.clone(),
         followed: actor.followed.clone(),
     };
-    let outbox =
-        outbox::keep(receivers, context.client.clone(), context.store.clone(), context.metrics.clone());
-    // But for the default policies' part, and an outbox without receivers, none of them ends.
-    tokio::join!(
-        actor.work(),
-        follower.keep(pods),
-        keep,
-        status,
-        resync,
-        defaults,
-        release,
-        unqueued,
-        outbox
-    );
+    let absorb = absorb::keep(context.client.clone(), context.store.clone(), context.namespace.clone());
+    let sweep = ledgers::sweep(context.client.clone(), context.store.clone(), context.namespace.clone());
+    let heal = heal::keep(context.client.clone(), context.store.clone(), teller);
+    // But for the default policies' part, none of them ends.
+    let work = async { tokio::join!(actor.work(), follower.keep(pods), keep, status, resync, defaults) };
+    tokio::join!(work, release, unqueued, absorb, sweep, heal);
 }
 
 /// Creates the policies of the base install, once in the life of the install.
@@ -265,7 +233,8 @@ async fn create_defaults(context: &Context) {
 
 /// Waits until the first lists are complete: a policy that is not known yet could be the one that keeps a Job.
 async fn known(readiness: &Readiness) {
-    const NEEDED: [&str; 5] = ["jobs:", "policies:", "cluster policies:", "namespaces:", "results:"];
+    const NEEDED: [&str; 6] =
+        ["jobs:", "policies:", "cluster policies:", "namespaces:", "results:", "ledgers:"];
     loop {
         let missing = readiness.missing();
         if !missing.iter().any(|missing| NEEDED.iter().any(|part| missing.starts_with(part))) {

@@ -56,8 +56,12 @@ pub enum Write {
 #[derive(Debug, Default)]
 pub struct Series {
     known: HashMap<Id, State>,
-    allowances: HashMap<String, (f64, Instant)>,
+    allowances: Allowances,
 }
+
+/// How many new Events each namespace may have: a burst, then one after the other.
+#[derive(Debug, Default)]
+pub struct Allowances(HashMap<String, (f64, Instant)>);
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Id {
@@ -117,7 +121,7 @@ impl Series {
             let counts = !matches!(id.target, Target::Job(..))
                 || (refusal.stored && refusal.decision == Decision::Refused);
             let is_policy = id.target == Target::Policy;
-            if !is_policy && (self.known.len() >= MOST || !self.allow(&told.namespace, now)) {
+            if !is_policy && (self.known.len() >= MOST || !self.allowances.allow(&told.namespace, now)) {
                 dropped += 1;
                 continue;
             }
@@ -141,12 +145,22 @@ impl Series {
         let writes = self.known.values_mut().filter_map(|state| state.count_if_due(now)).collect();
         let over = |state: &State| now.saturating_duration_since(state.last) >= QUIET;
         self.known.retain(|_, state| !over(state) || state.told < state.count);
-        self.allowances.retain(|_, (_, at)| now.saturating_duration_since(*at) < QUIET);
+        self.allowances.forget(now);
         writes
     }
+}
 
-    fn allow(&mut self, namespace: &str, now: Instant) -> bool {
-        let (left, at) = self.allowances.entry(namespace.to_owned()).or_insert((BURST, now));
+impl Allowances {
+    fn forget(&mut self, now: Instant) {
+        self.0.retain(|_, (_, at)| now.saturating_duration_since(*at) < QUIET);
+    }
+
+    /// Whether one more may be written; then it counts.
+    pub fn allow(&mut self, namespace: &str, now: Instant) -> bool {
+        if self.0.len() >= MOST {
+            self.forget(now);
+        }
+        let (left, at) = self.0.entry(namespace.to_owned()).or_insert((BURST, now));
         *left = (*left + now.saturating_duration_since(*at).as_secs_f64() * RATE).min(BURST);
         *at = now;
         let allowed = *left >= 1.0;
@@ -182,8 +196,9 @@ fn targets(refusal: &Refusal) -> Vec<(Target, ObjectReference)> {
         };
         targets.push((Target::Owner, reference));
     }
-    // Where the name is generated and not known yet, nobody could ask for it.
-    if !refusal.job.is_empty() {
+    // Where the name is generated and not known yet, nobody could ask for it. Queued Jobs are told by whoever starts
+    // them, who knows their place in line.
+    if !refusal.job.is_empty() && refusal.decision != Decision::Queued {
         let target = Target::Job(refusal.namespace.clone(), refusal.job.clone());
         // `kubectl describe` asks by uid; a Job whose create was refused has none that anybody could ask for.
         let uid = refusal.stored.then_some(refusal.uid.as_str());
@@ -364,11 +379,17 @@ mod tests {
 
     #[test]
     fn a_job_that_is_there_is_told_by_its_uid() {
-        let mut queued = refusal("a", None);
-        (queued.decision, queued.stored) = (Decision::Queued, true);
-        let (writes, _) = Series::default().offer(&queued, Instant::now());
-        let Some(Write::First { told, counts: false }) = writes.last() else { panic!("{writes:?}") };
+        let mut stored = refusal("a", None);
+        stored.stored = true;
+        let (writes, _) = Series::default().offer(&stored, Instant::now());
+        let Some(Write::First { told, counts: true }) = writes.last() else { panic!("{writes:?}") };
         assert_eq!(told.regarding.uid.as_deref(), Some("uid-a"));
+        stored.decision = Decision::Queued;
+        assert_eq!(
+            Series::default().offer(&stored, Instant::now()).0.len(),
+            1,
+            "the policy; itself by its place"
+        );
     }
 
     #[test]

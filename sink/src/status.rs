@@ -1,7 +1,7 @@
 //! What each policy's status tells. Pure; [`crate::statuses`] writes it.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, HashMap},
     sync::Arc,
     time::Instant,
 };
@@ -10,9 +10,8 @@ use jiff::Timestamp;
 use job_handler_shared::{
     group::GroupId,
     job::{JobSnapshot, JobState},
-    keys,
-    policy::{Limit, Mode, PolicySpec, Scope, StorageType, WhenFull},
-    status::{ENFORCED, LastRefusal, LimitStatus, OVER_LIMIT, PolicyStatus, READY, ResultsStatus},
+    policy::{Limit, PolicySpec, Scope, StorageType},
+    status::{ENFORCED, LastRefusal, LimitStatus, OVER_LIMIT, PolicyStatus, READY},
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
@@ -33,14 +32,12 @@ pub struct Situation<'a> {
     pub replicas: &'a BTreeMap<String, Replica>,
     /// The webhook entries.
     pub entries: &'a Kept,
+    /// Grants whose Job nobody has seen yet, by limit and scope.
+    pub pending: &'a BTreeMap<(String, String), u32>,
     /// The last refusal that is known.
     pub refusal: Option<LastRefusal>,
     /// Some enforced policy that can select the same Jobs names a group.
     pub grouped: bool,
-    /// Receivers of CloudEvents that are configured.
-    pub sinks: &'a BTreeSet<String>,
-    /// The results that it asked for.
-    pub results: ResultsStatus,
     /// The policy lives where Jobs are never touched.
     pub excluded: bool,
     /// Wall clock, for conditions that change.
@@ -56,10 +53,10 @@ pub fn of(entry: &PolicyEntry, situation: &Situation<'_>) -> PolicyStatus {
     let (ready, why, message) = readiness(entry, situation);
     let (full, full_why, full_message) = spec.map_or_else(
         || (false, "Unreadable", "this policy cannot be read".to_owned()),
-        |spec| completeness(spec, situation.grouped, situation.sinks),
+        |spec| completeness(spec, situation.grouped),
     );
     let limits: Vec<LimitStatus> = spec.map_or_else(Vec::new, |spec| {
-        spec.limits.iter().map(|limit| fullest(limit, situation.jobs)).collect()
+        spec.limits.iter().map(|limit| fullest(limit, situation.jobs, situation.pending)).collect()
     });
     let usage: Vec<String> = limits.iter().map(|limit| format!("{}/{}", limit.active, limit.max)).collect();
     let count = |wanted: JobState| {
@@ -83,11 +80,18 @@ pub fn of(entry: &PolicyEntry, situation: &Situation<'_>) -> PolicyStatus {
         pending_jobs: count(JobState::Suspended),
         queued_jobs: u32::try_from(queued).ok(),
         running_jobs: count(JobState::Active),
-        results: spec
-            .filter(|spec| spec.results.is_some() || situation.results.stored > 0)
-            .map(|_| situation.results.clone()),
+        in_force_since: in_force_since(entry, ready, situation.now),
         last_refusal: newer(situation.refusal.clone(), before.last_refusal.clone()),
     }
+}
+
+/// Since when this generation has been in force: also while it is not for a moment, as when the webhook is away.
+fn in_force_since(entry: &PolicyEntry, ready: bool, now: Timestamp) -> Option<Time> {
+    let before = &entry.status;
+    let known = before.in_force_since.clone();
+    known
+        .filter(|_| before.observed_generation == Some(entry.generation))
+        .or_else(|| ready.then_some(Time(now)))
 }
 
 fn newer(a: Option<LastRefusal>, b: Option<LastRefusal>) -> Option<LastRefusal> {
@@ -127,10 +131,7 @@ fn readiness(entry: &PolicyEntry, situation: &Situation<'_>) -> (bool, &'static 
         );
         return (false, "WebhookBehind", message);
     }
-    if policy.enforced()
-        && policy.limits_jobs()
-        && situation.entries.written.get(&entry.reference.uid) != Some(&generation)
-    {
+    if policy.limits_jobs() && situation.entries.written.get(&entry.reference.uid) != Some(&generation) {
         let why = situation.entries.fault.as_deref().unwrap_or("it is being written");
         return (false, "EntryMissing", format!("waiting for the webhook entry of its limits: {why}"));
     }
@@ -143,7 +144,7 @@ fn readiness(entry: &PolicyEntry, situation: &Situation<'_>) -> (bool, &'static 
         )
     } else {
         format!(
-            "mode Warn: {replicas} webhook replica{s} know{} generation {generation}; nothing is changed, refused or told",
+            "mode Warn: {replicas} webhook replica{s} know{} generation {generation}; what it would do is told, nothing is changed, refused or deleted",
             if replicas == 1 { "s" } else { "" }
         )
     };
@@ -151,7 +152,7 @@ fn readiness(entry: &PolicyEntry, situation: &Situation<'_>) -> (bool, &'static 
 }
 
 /// Whether all that the policy says has an effect, and what has none.
-fn completeness(spec: &PolicySpec, grouped: bool, sinks: &BTreeSet<String>) -> (bool, &'static str, String) {
+fn completeness(spec: &PolicySpec, grouped: bool) -> (bool, &'static str, String) {
     let mut missing = Vec::new();
     let unmet = not_acted_on(spec);
     if !unmet.is_empty() {
@@ -165,37 +166,12 @@ fn completeness(spec: &PolicySpec, grouped: bool, sinks: &BTreeSet<String>) -> (
             ungrouped.join(", ")
         ));
     }
-    let silent = unsent(spec, sinks);
-    let reason = match (unmet.is_empty(), ungrouped.is_empty(), &silent) {
-        (true, true, None) => return (true, "Complete", "every field of this policy is acted on".to_owned()),
-        (false, ..) => "NotAllFields",
-        (true, false, _) => "NoGroup",
-        (true, true, Some(_)) => "NotTold",
+    let reason = match (unmet.is_empty(), ungrouped.is_empty()) {
+        (true, true) => return (true, "Complete", "every field of this policy is acted on".to_owned()),
+        (false, _) => "NotAllFields",
+        (true, false) => "NoGroup",
     };
-    missing.extend(silent);
     (false, reason, missing.join("; "))
-}
-
-/// CloudEvents that nobody gets.
-fn unsent(spec: &PolicySpec, sinks: &BTreeSet<String>) -> Option<String> {
-    let names = spec.cloud_event_sinks.iter().map(|sink| &sink.name);
-    let unknown: Vec<String> =
-        names.filter(|name| !sinks.contains(*name)).map(|n| format!("\"{n}\"")).collect();
-    if !unknown.is_empty() {
-        let known: Vec<&str> = sinks.iter().map(String::as_str).collect();
-        let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
-        return Some(format!(
-            "cloudEventSinks {} are not in the sink's configuration (ConfigMap {}; there: {known}): what they are to be \
-             told of finished Jobs waits, refusals are not told",
-            unknown.join(", "),
-            keys::SINK_CONFIGURATION
-        ));
-    }
-    (!spec.cloud_event_sinks.is_empty() && spec.results.is_none()).then(|| {
-        "cloudEventSinks are told of finished Jobs from their results, and this policy asks for none: set \
-         spec.results, with logs.mode None for the least"
-            .to_owned()
-    })
 }
 
 /// Names of the limits that count groups.
@@ -232,15 +208,6 @@ fn excess(limits: &[LimitStatus]) -> (bool, &'static str, String) {
 /// Fields that are set and that this version does not act on.
 pub fn not_acted_on(spec: &PolicySpec) -> Vec<&'static str> {
     let mut fields = Vec::new();
-    if spec.mode == Mode::Warn {
-        fields.push("mode Warn (nothing is told yet)");
-    }
-    if spec.stamp.as_ref().is_some_and(|stamp| stamp.container_resources.is_some()) {
-        fields.push("stamp.containerResources");
-    }
-    if spec.failure_backoff.as_ref().is_some_and(|backoff| backoff.action == WhenFull::Queue) {
-        fields.push("failureBackoff.action Queue (Jobs that come too early are refused)");
-    }
     if let Some(results) = &spec.results {
         fields.push(
             "results.ttlSeconds, maxPerGroup and maxBytesPerNamespace (results stay until they are deleted)",
@@ -249,27 +216,36 @@ pub fn not_acted_on(spec: &PolicySpec) -> Vec<&'static str> {
             fields.push("results.storageType Secret (results are stored in ConfigMaps)");
         }
     }
+    if !spec.cloud_event_sinks.is_empty() {
+        fields.push("cloudEventSinks");
+    }
     fields
 }
 
-/// How full a limit is, in the scope that is fullest by (active, waiting).
-fn fullest(limit: &Limit, jobs: &[Selected]) -> LimitStatus {
-    let mut scopes: HashMap<String, (u32, u32)> = HashMap::new();
+/// How full a limit is, in the scope that is fullest by (active, waiting, granted).
+fn fullest(limit: &Limit, jobs: &[Selected], pending: &BTreeMap<(String, String), u32>) -> LimitStatus {
+    let mut scopes: HashMap<String, (u32, u32, u32)> = HashMap::new();
     for (job, group) in jobs {
         let Some(scope) = scope_of(limit.scope, job, group.as_ref()) else { continue };
         let counts = scopes.entry(scope).or_default();
         counts.0 += u32::from(job.is_active());
         counts.1 += u32::from(job.is_queued());
     }
+    for ((name, scope), granted) in pending {
+        if *name == limit.name {
+            scopes.entry(scope.clone()).or_default().2 += granted;
+        }
+    }
     let most = scopes.into_iter().max_by(|(a_name, a), (b_name, b)| a.cmp(b).then(b_name.cmp(a_name)));
-    let (fullest, (active, queued)) = most.map_or((None, (0, 0)), |(name, counts)| (Some(name), counts));
+    let (fullest, (active, queued, pending)) =
+        most.map_or((None, (0, 0, 0)), |(name, counts)| (Some(name), counts));
     LimitStatus {
         name: limit.name.clone(),
         scope: limit.scope,
         max: limit.max_active_jobs,
         active,
         queued,
-        pending: 0,
+        pending,
         fullest,
     }
 }
@@ -343,10 +319,9 @@ mod tests {
             jobs: &[],
             replicas: &replicas.iter().map(|(name, r)| ((*name).to_owned(), r.clone())).collect(),
             entries: kept,
+            pending: &BTreeMap::new(),
             refusal: None,
             grouped: true,
-            sinks: &["ci".to_owned()].into(),
-            results: ResultsStatus::default(),
             excluded: false,
             now: Timestamp::UNIX_EPOCH,
             clock: Instant::now(),
@@ -383,10 +358,9 @@ mod tests {
             jobs: &[job("ci", false), job("ci", true), job("b", false), job("b", false)],
             replicas: &BTreeMap::new(),
             entries: &Kept::default(),
+            pending: &BTreeMap::new(),
             refusal: None,
             grouped: true,
-            sinks: &["ci".to_owned()].into(),
-            results: ResultsStatus::default(),
             excluded: false,
             now: Timestamp::UNIX_EPOCH,
             clock: Instant::now(),
@@ -403,10 +377,9 @@ mod tests {
             jobs,
             replicas: &[("a".to_owned(), replica(3))].into(),
             entries: &Kept { written: [("p".to_owned(), 3)].into(), fault: None },
+            pending: &BTreeMap::new(),
             refusal: None,
             grouped,
-            sinks: &["ci".to_owned()].into(),
-            results: ResultsStatus::default(),
             excluded: false,
             now: Timestamp::UNIX_EPOCH,
             clock: Instant::now(),
@@ -440,31 +413,19 @@ mod tests {
     }
 
     #[test]
-    fn mode_warn_does_not_claim_to_tell() {
+    fn mode_warn_says_what_it_does_and_does_not() {
         let conditions = found(serde_json::json!({"mode": "Warn"}), &[], true);
-        assert!(conditions[READY].message.contains("nothing is changed, refused or told"));
-        assert_eq!(conditions[ENFORCED].status, "False");
-        assert!(conditions[ENFORCED].message.contains("mode Warn"));
+        assert!(conditions[READY].message.contains("is told, nothing is changed, refused or deleted"));
+        assert_eq!(
+            (conditions[READY].status.as_str(), conditions[ENFORCED].status.as_str()),
+            ("True", "True")
+        );
     }
 
     #[test]
     fn what_is_not_acted_on_is_named() {
-        let spec = entry(serde_json::json!({"mode": "Warn"}));
-        assert!(not_acted_on(&spec.policy.unwrap().spec)[0].starts_with("mode Warn"));
+        let spec = entry(serde_json::json!({"cloudEventSinks": [{"name": "ci"}]}));
+        assert_eq!(not_acted_on(&spec.policy.unwrap().spec), ["cloudEventSinks"]);
         assert!(not_acted_on(&PolicySpec::default()).is_empty());
-    }
-
-    #[test]
-    fn receivers_that_nobody_configured_are_named() {
-        let told = |spec| found(spec, &[], true)[ENFORCED].clone();
-        let known = told(serde_json::json!({"results": {}, "cloudEventSinks": [{"name": "ci"}]}));
-        assert!(!known.message.contains("cloudEventSinks"), "{}", known.message);
-        let unknown =
-            told(serde_json::json!({"results": {}, "cloudEventSinks": [{"name": "ci"}, {"name": "typo"}]}));
-        assert_eq!(unknown.status, "False");
-        assert!(unknown.message.contains("cloudEventSinks \"typo\" are not in"), "{}", unknown.message);
-        assert!(unknown.message.contains("there: ci"), "{}", unknown.message);
-        let silent = told(serde_json::json!({"cloudEventSinks": [{"name": "ci"}]}));
-        assert_eq!((silent.status.as_str(), silent.reason.as_str()), ("False", "NotTold"));
     }
 }

@@ -15,7 +15,9 @@ use job_handler_shared::{
     admin::ReadyHandle,
     combine::{Labels, Policy, PolicyKind, PolicyRef},
     job::JobSnapshot,
-    keys, names,
+    keys,
+    ledger::JobLedger,
+    names,
     policy::{ClusterJobPolicy, JobPolicy},
 };
 use k8s_openapi::api::{
@@ -35,9 +37,9 @@ use kube::{
 use crate::{
     act::Key,
     api::ApiError,
-    census, manifest,
+    manifest,
     metrics::SinkMetrics,
-    outbox, plan,
+    plan,
     queue::Queue,
     store::{PolicyEntry, Replica, ResultRef, Store},
 };
@@ -274,10 +276,6 @@ pub async fn results(context: Context, ready: ReadyHandle) {
                     namespace: map.namespace().unwrap_or_default(),
                     name,
                     pending: map.labels().contains_key(manifest::PENDING),
-                    outbox: outbox::read(map.metadata.annotations.as_ref()),
-                    bytes: number(&map, census::SIZE).unwrap_or_default(),
-                    lost: number(&map, census::LOST).unwrap_or_default(),
-                    policies: map.annotations().get(census::POLICIES).map_or("", String::as_str).into(),
                 };
                 seen.iter_mut()
                     .for_each(|seen| _ = seen.insert((place.namespace.clone(), place.name.clone())));
@@ -306,15 +304,37 @@ pub async fn results(context: Context, ready: ReadyHandle) {
     .await;
 }
 
-/// A number in an annotation of ours; one that people wrote over is none.
-fn number<N: std::str::FromStr>(map: &PartialObjectMeta<ConfigMap>, key: &str) -> Option<N> {
-    map.annotations().get(key)?.parse().ok()
-}
-
 /// Whether a result of the Job with this uid can have this name, whatever the Job is called; where the Job is known,
 /// [`Store::places`] compares the whole name.
 fn may_be_result(name: &str, uid: &str) -> bool {
     name.ends_with(&names::result_name("")) || name.ends_with(&names::result_name_of("", uid))
+}
+
+/// Watches the ledgers.
+pub async fn ledgers(context: Context, ready: ReadyHandle) {
+    let store = &context.store;
+    let api = Api::<JobLedger>::namespaced(context.client.clone(), &context.namespace);
+    let missing = "The CRD of the ledgers is not installed: apply manifests/base";
+    let mut seen: Option<BTreeSet<String>> = None;
+    follow(watcher(api, Config::default()), "watch jobledgers.job-handler.io", missing, &ready, |event| {
+        match event {
+            Event::Init => seen = Some(BTreeSet::new()),
+            Event::Apply(ledger) | Event::InitApply(ledger) => {
+                seen.iter_mut().for_each(|seen| _ = seen.insert(ledger.name_any()));
+                store.ledgers.put(&ledger);
+            }
+            Event::Delete(ledger) => {
+                let gone = ledger.name_any();
+                store.ledgers.drop_where(|name| name == gone);
+            }
+            Event::InitDone => {
+                let seen = seen.take().unwrap_or_default();
+                store.ledgers.drop_where(|name| !seen.contains(name));
+            }
+        }
+        store.ledgers_changed();
+    })
+    .await;
 }
 
 /// Watches the Leases of the webhook replicas.
