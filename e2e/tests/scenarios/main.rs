@@ -1,18 +1,21 @@
 //! Scenarios on a real Kubernetes with the pair installed: one cluster for all that take nothing away from others.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod backoff;
 mod capture;
 mod capture_content;
-mod cleanup;
-mod cloudevents;
+mod changes;
 mod fairness;
 mod harvesting;
+mod heal;
 mod input;
 mod installed;
 mod limiting;
 mod nothing_lost;
 mod outages;
 mod policies;
+mod resources;
 mod stamping;
 mod told;
+mod warn;
 mod world;

@@ -361,11 +361,10 @@ fn status_says_which_parts_are_not_enforced_yet() {
     scenario(|world| async move {
         let ns = world.cluster.namespace("parts").await.unwrap();
         world.policy(&ns, "whole", json!({"stamp": {"backoffLimit": {"max": 1}}})).await;
-        let spec = json!({"cloudEventSinks": [{"name": "ci"}],
-            "stamp": {"containerResources": {"limits": {"cpu": "2"}}}});
+        let spec = json!({"cloudEventSinks": [{"name": "ci"}], "results": {"storageType": "Secret"}});
         world.policy(&ns, "parts", spec).await;
         for (name, status, told) in
-            [("whole", "True", vec![]), ("parts", "False", vec!["containerResources"])]
+            [("whole", "True", vec![]), ("parts", "False", vec!["cloudEventSinks", "storageType Secret"])]
         {
             let policy = world.policies(&ns).get(name).await.unwrap();
             let conditions = policy.status.unwrap().conditions;

@@ -18,6 +18,13 @@ fn a_queued_job_says_why_it_waits_and_then_that_it_was_started() {
         let limit = json!({"name": "few", "maxActiveJobs": 1, "whenFull": "Queue"});
         world.policy(&ns, "builds", json!({"limits": [limit]})).await;
         world.create(&ns, &job("first", &[], &[("run", "8s")])).await.unwrap();
+        // Of two Jobs of one second the uid decides who is first.
+        world
+            .wait("the first to have the slot", || async {
+                let first = world.jobs(&ns).get("first").await.unwrap();
+                if first.spec.unwrap().suspend == Some(true) { Err("suspended") } else { Ok(()) }
+            })
+            .await;
         world.create(&ns, &job("second", &[], &[("run", "60s")])).await.unwrap();
         let says = |what: &'static str| {
             let ns = ns.name();

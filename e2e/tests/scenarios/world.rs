@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use tokio::{runtime::Runtime, sync::OnceCell};
 
 /// How long a scenario waits for what has to happen.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(90);
 
 /// A cluster and the pair.
 pub struct World {
@@ -41,15 +41,6 @@ pub fn scenario<F: Future<Output = ()>>(run: impl FnOnce(&'static World) -> F) {
 /// Runs a scenario in a world of its own: it takes something away from everyone.
 pub fn lonely_scenario(run: impl AsyncFnOnce(&World)) {
     lonely_scenario_of(1, run);
-}
-
-/// The same, where the scenario sets its world up itself.
-pub fn lonely_scenario_in(run: impl AsyncFnOnce()) {
-    if std::env::var_os(E2E_KUBECONFIG).is_some_and(|path| !path.is_empty()) {
-        eprintln!("not run: it wants a cluster of its own, which {E2E_KUBECONFIG}'s is not");
-        return;
-    }
-    runtime().block_on(async { run().await });
 }
 
 /// The same, with so many webhooks and as many sinks.
@@ -104,7 +95,12 @@ impl World {
         let api = self.policies(namespace);
         let applied =
             api.patch(name, &PatchParams::apply("scenario").force(), &Patch::Apply(&policy)).await.unwrap();
-        let generation = applied.metadata.generation;
+        self.ready(namespace, name, applied.metadata.generation).await;
+    }
+
+    /// Waits until this generation of a JobPolicy is in force.
+    pub async fn ready(&self, namespace: &str, name: &str, generation: Option<i64>) {
+        let api = self.policies(namespace);
         self.wait(&format!("JobPolicy {namespace}/{name} to be Ready"), || async {
             let status = api.get(name).await.map_err(|e| e.to_string())?.status.unwrap_or_default();
             let ready = status.conditions.iter().find(|c| c.type_ == "Ready");

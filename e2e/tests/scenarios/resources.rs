@@ -1,0 +1,67 @@
+//! `stamp.containerResources`: for containers that state none.
+
+use serde_json::json;
+
+use super::world::{annotation, job, refusal, scenario};
+
+#[test]
+fn containers_that_state_none_get_theirs_and_others_keep_their_own() {
+    scenario(|world| async move {
+        let ns = world.cluster.namespace("resources").await.unwrap();
+        let resources = json!({"limits": {"cpu": "0.5", "memory": "1024Mi"}, "requests": {"cpu": 0}});
+        world.policy(&ns, "builds", json!({"stamp": {"containerResources": resources}})).await;
+        let mut made = job("a", &[], &[("run", "60s")]);
+        made["spec"]["template"]["spec"]["initContainers"] = json!([{"name": "init", "image": "busybox"}]);
+        made["spec"]["template"]["spec"]["containers"] = json!([
+            {"name": "main", "image": "busybox"},
+            {"name": "own", "image": "busybox", "resources": {"requests": {"cpu": "2"}}},
+        ]);
+        let made = world.create(&ns, &made).await.unwrap();
+        let told = annotation(&made, "job-handler/stamped").to_owned();
+        assert!(told.contains("containerResources: init, main (default of JobPolicy"), "{told}");
+        let pod = made.spec.unwrap().template.spec.unwrap();
+        let text = |container: &k8s_openapi::api::core::v1::Container| {
+            serde_json::to_value(container.resources.clone().unwrap_or_default()).unwrap()
+        };
+        let wanted = json!({"limits": {"cpu": "500m", "memory": "1Gi"}, "requests": {"cpu": "0"}});
+        assert_eq!(text(&pod.init_containers.unwrap()[0]), wanted);
+        assert_eq!(text(&pod.containers[0]), wanted);
+        assert_eq!(text(&pod.containers[1]), json!({"requests": {"cpu": "2"}}));
+        // A copy of what is stored comes to the same, and says so.
+        let stored = world.cluster.kubectl(&["get", "job", "a", "-n", &ns, "-o", "json"]).await.unwrap();
+        let mut copy: serde_json::Value = serde_json::from_str(&stored).unwrap();
+        let annotations = copy["metadata"]["annotations"].clone();
+        copy["metadata"] = json!({"name": "copy", "annotations": annotations});
+        for field in ["selector", "manualSelector"] {
+            copy["spec"].as_object_mut().unwrap().remove(field);
+        }
+        copy["spec"]["template"]["metadata"]["labels"] = json!({});
+        copy.as_object_mut().unwrap().remove("status");
+        let copy = world.create(&ns, &copy).await.unwrap();
+        assert_eq!(annotation(&copy, "job-handler/stamped"), told);
+    });
+}
+
+#[test]
+fn resources_that_no_job_could_have_are_refused_with_the_policy() {
+    scenario(|world| async move {
+        for (resources, told) in [
+            (json!({"limits": {"cpu": "much"}}), "limits.cpu"),
+            (json!({"limits": {"cpuu": "1"}}), "resources are cpu, memory"),
+            (json!({"limits": {"cpu": -1}}), "must not be negative"),
+            (
+                json!({"limits": {"memory": "1Gi"}, "requests": {"memory": "2G"}}),
+                "containerResources.requests must not be above",
+            ),
+        ] {
+            let policy = json!({"apiVersion": "job-handler.io/v1alpha1", "kind": "JobPolicy",
+                "metadata": {"name": "wrong"}, "spec": {"stamp": {"containerResources": resources}}});
+            let policy =
+                serde_json::from_value::<job_handler_shared::policy::JobPolicy>(policy).map_err(drop);
+            let Ok(policy) = policy else { panic!("{resources}") };
+            let api = world.policies("default");
+            let (_, message) = refusal(api.create(&kube::api::PostParams::default(), &policy).await);
+            assert!(message.contains(told), "{told} in {message}");
+        }
+    });
+}
