@@ -15,6 +15,9 @@ pub const QUEUED_AT: &str = "job-handler/queued-at";
 pub const STATUS: &str = "job-handler/status";
 /// Annotation: name of the result.
 pub const RESULTS: &str = "job-handler/results";
+/// Annotation: the Job's own uid, where its stored result has been removed by retention: it is not harvested again. A
+/// copied one names another Job and gains nothing.
+pub const RETIRED: &str = "job-handler/result-retired";
 /// Annotation set by authors: `backoffLimit` keeps an explicit 6 (the API default cannot be told from it).
 pub const KEEP: &str = "job-handler/keep";
 /// Label on results: made by us.
@@ -34,7 +37,7 @@ pub const STATUS_COMPLETED: &str = "completed";
 pub const STATUS_FAILED: &str = "failed";
 
 /// Keys of ours that an author's create may not carry: each is dropped or overwritten by the webhook.
-pub const OURS_ON_JOBS: [&str; 5] = [STAMPED, TTL, QUEUED_AT, STATUS, RESULTS];
+pub const OURS_ON_JOBS: [&str; 6] = [STAMPED, TTL, QUEUED_AT, STATUS, RESULTS, RETIRED];
 
 /// Kueue's queue label: such Jobs are never queued, released or healed by us.
 pub const KUEUE_QUEUE: &str = "kueue.x-k8s.io/queue-name";

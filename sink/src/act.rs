@@ -23,6 +23,7 @@ use crate::{
     result,
     slots::{self, Slot, Slots},
     store::{GroupKey, ResultRef, Store, Uid},
+    sweep,
 };
 
 /// Jobs and groups that are worked on at a time.
@@ -278,6 +279,7 @@ impl Actor {
         let Some(mut packed) = result::pack(job, group, captured, logs) else {
             return Err(ActError::Changed(job.key()));
         };
+        packed.policies = sweep::askers(&self.store.matching(job).unwrap_or_default());
         let completeness = &mut packed.manifest.completeness;
         if gone && !completeness.complete {
             completeness.lost.push("the Job was deleted before its result was stored".to_owned());

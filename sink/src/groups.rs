@@ -8,7 +8,7 @@ use crate::{
     absorb,
     act::{ActError, Actor, Course, Key},
     mark::{self, Written},
-    prune,
+    plan, prune,
     store::GroupKey,
 };
 
@@ -49,7 +49,7 @@ impl Actor {
                 unsettled = Some(job.key());
                 continue;
             }
-            match prune::may_go(job, rule.results.is_none() || told) {
+            match prune::may_go(job, rule.results.is_none() || told || plan::is_retired(job)) {
                 Ok(()) => going.push((*job, cleanup.propagation_policy)),
                 Err(spared) => tracing::debug!(job = job.key(), "not pruned: {spared}"),
             }
@@ -68,7 +68,7 @@ impl Actor {
         let mut fault = unsettled.map(ActError::Changed);
         for (job, propagation) in going {
             let asked = rules.get(job.uid.as_str()).is_some_and(|rule| rule.results.is_some());
-            if asked {
+            if asked && !(plan::is_retired(job) && self.store.places(job).is_empty()) {
                 let mut course = Course { places: self.store.places(job), job: (**job).clone() };
                 if self.proof(&mut course).await?.is_none() {
                     self.queue.add(Key::Job(job.uid.clone()));

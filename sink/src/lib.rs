@@ -12,6 +12,8 @@
 //! | [`classify`] | what a failure was, level by level |
 //! | [`follow`], [`risk`], [`pods`] | pods that may be gone before their Job has finished |
 //! | [`result`], [`manifest`], [`commit`] | the stored result |
+//! | [`retention`], [`inventory`] | which results go: pure; and all that there are |
+//! | [`sweep`] | removes them, and shards that no result names |
 //! | [`mark`] | conditional writes to Jobs |
 //! | [`announce`], [`events`] | Events about results |
 //! | [`buried`] | finished Jobs that are gone before their result was stored |
@@ -45,6 +47,7 @@ pub mod facts;
 pub mod follow;
 mod groups;
 pub mod heal;
+pub mod inventory;
 pub mod lease;
 pub mod ledgers;
 pub mod line;
@@ -59,6 +62,7 @@ pub mod queue;
 pub mod refusals;
 pub mod release;
 pub mod result;
+pub mod retention;
 pub mod risk;
 pub mod run;
 pub mod sections;
@@ -67,6 +71,7 @@ pub mod slots;
 pub mod status;
 pub mod statuses;
 pub mod store;
+pub mod sweep;
 pub mod turns;
 pub mod unqueued;
 pub mod watch;

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
-use job_handler_shared::{client, keys, telemetry};
+use job_handler_shared::{bytes::Bytes, client, keys, telemetry};
 use job_handler_sink::{PROGRAM, VERSION, cleaner, run};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -44,6 +44,9 @@ struct RunArgs {
     /// Unix socket on which the webhook tells of refusals.
     #[arg(long, default_value = keys::REFUSAL_SOCKET)]
     refusal_socket: PathBuf,
+    /// Most bytes of stored results in the whole cluster, such as 1Gi: the oldest go first. 0 = no bound.
+    #[arg(long, value_name = "BYTES", default_value = "1Gi")]
+    results_max_bytes: Bytes,
 }
 
 #[derive(Args)]
@@ -119,6 +122,7 @@ async fn start_run(
         namespace: args.namespace,
         replica: args.replica.unwrap_or_else(|| run::default_replica().to_string()),
         refusal_socket: args.refusal_socket,
+        results_max_bytes: Some(args.results_max_bytes.0).filter(|bytes| *bytes > 0),
     };
     run::run(client, options, shutdown).await?;
     Ok(ExitCode::SUCCESS)

@@ -56,6 +56,17 @@ pub async fn restore(client: &Client, job: &JobSnapshot, ttl: Ttl) -> Result<Wri
     outcome_of(call(&what, api.patch(&job.name, &PatchParams::default(), &patch)).await)
 }
 
+/// Notes on a Job that its result was removed, so that it is not harvested again.
+///
+/// # Errors
+/// Where the call fails.
+pub async fn retire(client: &Client, job: &JobSnapshot) -> Result<Written, ApiError> {
+    let api = Api::<Job>::namespaced(client.clone(), &job.namespace);
+    let what = format!("note on job {} that its result goes", job.key());
+    let patch = Patch::Merge(guarded(job, &json!({keys::RETIRED: job.uid}), Ttl::Leave));
+    outcome_of(call(&what, api.patch(&job.name, &PatchParams::default(), &patch)).await)
+}
+
 fn mark_patch(job: &JobSnapshot, outcome: Outcome, result: &str, ttl: Ttl) -> Value {
     guarded(job, &json!({keys::STATUS: outcome.as_str(), keys::RESULTS: result}), ttl)
 }

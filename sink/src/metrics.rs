@@ -53,6 +53,7 @@ pub struct SinkMetrics {
     incomplete: Counter,
     faults: Family<What, Counter>,
     pruned: Counter,
+    removed: Family<Reason, Counter>,
     dropped: Family<Reason, Counter>,
     queue: Gauge<i64, AtomicI64>,
 }
@@ -78,6 +79,7 @@ impl SinkMetrics {
             incomplete: Counter::default(),
             faults: Family::default(),
             pruned: Counter::default(),
+            removed: Family::default(),
             dropped: Family::default(),
             queue: Gauge::default(),
         };
@@ -93,6 +95,7 @@ impl SinkMetrics {
             ours.register("results_incomplete", "Results that miss something", own.incomplete.clone());
             ours.register("faults", "Actions that failed and are tried again", own.faults.clone());
             ours.register("pruned_jobs", "Jobs deleted as older runs of their group", own.pruned.clone());
+            ours.register("results_removed", "Results removed by retention, by why", own.removed.clone());
             ours.register("refusals_dropped", "Refusals that were not told", own.dropped.clone());
             ours.register("queue_length", "Jobs and groups to be looked at", own.queue.clone());
         });
@@ -155,6 +158,11 @@ impl SinkMetrics {
     /// An older run was deleted.
     pub fn pruned(&self) {
         self.pruned.inc();
+    }
+
+    /// A stored result was removed.
+    pub fn result_removed(&self, reason: &'static str) {
+        self.removed.get_or_create(&Reason { reason }).inc();
     }
 
     /// A refusal was not told.

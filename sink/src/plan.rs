@@ -53,7 +53,10 @@ pub fn next(job: &JobSnapshot, effective: &Effective, places: &[ResultRef]) -> O
         };
     };
     let after_harvest = cleanup(effective, finished.outcome) == Some(CleanupPolicy::AfterHarvest);
-    if places.is_empty() {
+    if places.is_empty() && is_retired(job) {
+        // There was a result, and retention removed it.
+        None
+    } else if places.is_empty() {
         Some(Step::Harvest(results.logs.clone()))
     } else if !is_marked(job, finished, places) {
         Some(Step::Mark(ttl(job, finished, effective)))
@@ -69,6 +72,17 @@ pub fn next(job: &JobSnapshot, effective: &Effective, places: &[ResultRef]) -> O
 pub fn missed(job: &JobSnapshot, effective: &Effective) -> Option<Logs> {
     let (finished, results) = job.finished.as_ref().zip(effective.results.as_ref())?;
     (!bears_mark(job, finished)).then(|| results.logs.clone())
+}
+
+/// Whether the Job says where its result is, or was.
+pub fn is_told_where(job: &JobSnapshot) -> bool {
+    job.finished.as_ref().is_some_and(|finished| bears_mark(job, finished))
+}
+
+/// Whether the Job's result was stored and told, and then removed by retention.
+pub fn is_retired(job: &JobSnapshot) -> bool {
+    let own = job.annotations.get(keys::RETIRED).is_some_and(|uid| *uid == job.uid);
+    own && is_told_where(job)
 }
 
 fn cleanup(effective: &Effective, outcome: Outcome) -> Option<CleanupPolicy> {
@@ -179,6 +193,12 @@ mod tests {
         assert_eq!(next(&marked, &[told]), None);
         // A forged mark gains nothing: only the manifest counts.
         assert_eq!(next(&marked, &[]), harvest);
+        // Nor does a copied word that the result has been removed: it names another Job.
+        marked.uid = "u".into();
+        marked.annotations.insert(keys::RETIRED.into(), "v".into());
+        assert_eq!(next(&marked, &[]), harvest);
+        marked.annotations.insert(keys::RETIRED.into(), "u".into());
+        assert_eq!(next(&marked, &[]), None);
     }
 
     #[test]

@@ -22,7 +22,7 @@ use crate::{
     manifest::{
         Encoding, JobFacts, KEY, LogPlace, Manifest, PENDING, SCHEMA_VERSION, SHARD, Shard, truncate,
     },
-    sections,
+    retention, sections,
 };
 
 /// Most data we put into one ConfigMap, bytes; the rest of the 1 MiB is air for what we did not count.
@@ -47,6 +47,8 @@ pub struct Packed {
     pub binary: BTreeMap<String, ByteString>,
     /// Shards, in order.
     pub shards: Vec<ConfigMap>,
+    /// The policies that asked for it, as [`retention::asker`] writes them.
+    pub policies: Vec<String>,
     labels: BTreeMap<String, String>,
 }
 
@@ -99,7 +101,8 @@ pub fn pack(job: &JobSnapshot, group: Option<&str>, captured: Captured, wanted: 
         announcements_pending: vec![keys::REASON_PROCESSING.to_owned()],
     };
     let labels = labels(job, group, finished.outcome);
-    let mut packed = Packed { manifest, data, binary: BTreeMap::new(), shards: Vec::new(), labels };
+    let mut packed =
+        Packed { manifest, data, binary: BTreeMap::new(), shards: Vec::new(), policies: Vec::new(), labels };
     if wanted.mode == LogsMode::HeadAndTail {
         pods.sort_by(|a, b| (a.created, &a.facts.name).cmp(&(b.created, &b.facts.name)));
         let text = sections::text(&pods, &mut packed.manifest.pods);
@@ -191,11 +194,24 @@ impl Packed {
         }
         let mut data = self.data.clone();
         data.insert(KEY.to_owned(), self.manifest.to_json()?);
+        let texts: usize = data.values().map(String::len).sum();
+        let bytes: usize = self.binary.values().map(|bytes| bytes.0.len()).sum();
+        let shards = self.manifest.logs.iter().flat_map(|place| &place.shards).map(|shard| shard.bytes);
+        let facts = retention::Facts {
+            created: self.manifest.job.created,
+            finished: self.manifest.job.finished,
+            bytes: (texts + bytes + shards.sum::<usize>()) as u64,
+            shards: self.shards.len(),
+            policies: self.policies.clone(),
+        };
         Ok(ConfigMap {
             metadata: ObjectMeta {
                 name: Some(name.to_owned()),
                 namespace: Some(self.manifest.job.namespace.clone()),
                 labels: Some(labels),
+                annotations: Some(
+                    [(retention::ANNOTATION.to_owned(), serde_json::to_string(&facts)?)].into(),
+                ),
                 resource_version: version.map(str::to_owned),
                 ..ObjectMeta::default()
             },

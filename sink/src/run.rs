@@ -24,6 +24,7 @@ use crate::{
     queue::Queue,
     refusals, release, statuses,
     store::Store,
+    sweep::Broom,
     unqueued,
     watch::{self, Context, enqueue_all},
 };
@@ -44,6 +45,8 @@ pub struct Options {
     pub replica: String,
     /// Where refusals come in.
     pub refusal_socket: PathBuf,
+    /// Most bytes of stored results in the whole cluster; the oldest go first. Nothing = no bound.
+    pub results_max_bytes: Option<u64>,
 }
 
 /// Why the sink has ended.
@@ -113,10 +116,16 @@ pub async fn run(client: Client, options: Options, shutdown: CancellationToken) 
         teller,
         metrics: context.metrics.clone(),
     };
+    let broom = Broom {
+        client: client.clone(),
+        store: context.store.clone(),
+        metrics: context.metrics.clone(),
+        max_bytes: options.results_max_bytes,
+    };
     let namespace = context.namespace.clone();
     let tell = statuses::tell_refusals(client.clone(), context.store.clone(), leads.clone());
     parts.add("last refusals", tell.never());
-    parts.add("leader", lead(context, actor, leads, readiness.clone()).never());
+    parts.add("leader", lead(context, actor, broom, leads, readiness.clone()).never());
 
     // The Lease is given back last: until then nobody else may take over.
     let ending = CancellationToken::new();
@@ -154,7 +163,13 @@ pub async fn run(client: Client, options: Options, shutdown: CancellationToken) 
 }
 
 /// The leader's part: works while this sink leads and everything it decides by is known.
-async fn lead(context: Context, actor: Actor, mut leads: channel::Receiver<bool>, readiness: Readiness) {
+async fn lead(
+    context: Context,
+    actor: Actor,
+    broom: Broom,
+    mut leads: channel::Receiver<bool>,
+    readiness: Readiness,
+) {
     // Pods are watched by the leader alone.
     let pods = readiness.part("pods");
     loop {
@@ -167,7 +182,7 @@ async fn lead(context: Context, actor: Actor, mut leads: channel::Receiver<bool>
         context.metrics.set_leading(true);
         context.queue.clear();
         enqueue_all(&context.store, &context.queue);
-        let work = work(&context, actor.clone(), pods.clone());
+        let work = work(&context, actor.clone(), broom.clone(), pods.clone());
         tokio::select! {
             () = work => {}
             _ = leads.wait_for(|leads| !*leads) => {}
@@ -177,7 +192,7 @@ async fn lead(context: Context, actor: Actor, mut leads: channel::Receiver<bool>
     }
 }
 
-async fn work(context: &Context, actor: Actor, pods: ReadyHandle) {
+async fn work(context: &Context, actor: Actor, broom: Broom, pods: ReadyHandle) {
     let (kept, entries) = channel::channel(Kept::default());
     let keep = entries::keep(
         context.client.clone(),
@@ -214,7 +229,7 @@ async fn work(context: &Context, actor: Actor, pods: ReadyHandle) {
     let heal = heal::keep(context.client.clone(), context.store.clone(), teller);
     // But for the default policies' part, none of them ends.
     let work = async { tokio::join!(actor.work(), follower.keep(pods), keep, status, resync, defaults) };
-    tokio::join!(work, release, unqueued, absorb, sweep, heal);
+    tokio::join!(work, broom.keep(), release, unqueued, absorb, sweep, heal);
 }
 
 /// Creates the policies of the base install, once in the life of the install.

@@ -208,13 +208,8 @@ fn excess(limits: &[LimitStatus]) -> (bool, &'static str, String) {
 /// Fields that are set and that this version does not act on.
 pub fn not_acted_on(spec: &PolicySpec) -> Vec<&'static str> {
     let mut fields = Vec::new();
-    if let Some(results) = &spec.results {
-        fields.push(
-            "results.ttlSeconds, maxPerGroup and maxBytesPerNamespace (results stay until they are deleted)",
-        );
-        if results.storage_type == StorageType::Secret {
-            fields.push("results.storageType Secret (results are stored in ConfigMaps)");
-        }
+    if spec.results.as_ref().is_some_and(|results| results.storage_type == StorageType::Secret) {
+        fields.push("results.storageType Secret (results are stored in ConfigMaps)");
     }
     if !spec.cloud_event_sinks.is_empty() {
         fields.push("cloudEventSinks");

@@ -20,6 +20,7 @@ use tokio::sync::{broadcast, watch};
 
 use crate::{
     buried::{Buried, Graves},
+    inventory::Inventory,
     ledgers::Ledgers,
     plan,
 };
@@ -100,6 +101,7 @@ pub struct Store {
     changes: watch::Sender<u64>,
     /// Uids of Jobs that have changed; who falls behind looks at all of them.
     news: broadcast::Sender<Uid>,
+    inventory: Inventory,
 }
 
 #[derive(Debug, Default)]
@@ -133,6 +135,7 @@ impl Default for Store {
             ledgers: Ledgers::default(),
             inner: Arc::default(),
             changes: watch::Sender::new(0),
+            inventory: Inventory::default(),
             news: broadcast::Sender::new(NEWS),
         }
     }
@@ -146,6 +149,11 @@ impl Store {
 
     fn changed(&self) {
         self.changes.send_modify(|n| *n = n.wrapping_add(1));
+    }
+
+    /// All stored results.
+    pub fn inventory(&self) -> &Inventory {
+        &self.inventory
     }
 
     /// Tells of changes; the value is a count.

@@ -42,6 +42,7 @@ use crate::{
     plan,
     queue::Queue,
     store::{PolicyEntry, Replica, ResultRef, Store},
+    sweep,
 };
 
 /// The same fault is told again this often.
@@ -279,6 +280,7 @@ pub async fn results(context: Context, ready: ReadyHandle) {
                 };
                 seen.iter_mut()
                     .for_each(|seen| _ = seen.insert((place.namespace.clone(), place.name.clone())));
+                store.inventory().put(sweep::stored_of(&map, &uid, place.pending));
                 store.put_result(&uid, place);
                 // Harvested now: its group may be pruned, and what is pending told.
                 store.group_of(&uid).map(Key::Group).into_iter().for_each(|key| queue.add(key));
@@ -286,6 +288,7 @@ pub async fn results(context: Context, ready: ReadyHandle) {
             }
             Event::Delete(map) => {
                 let (namespace, name) = (map.namespace().unwrap_or_default(), map.name_any());
+                store.inventory().drop(&namespace, &name);
                 store.drop_results(|_, place| place.namespace == namespace && place.name == name);
                 // A Job that is still there is harvested again, from what is left.
                 map.labels()
@@ -297,7 +300,9 @@ pub async fn results(context: Context, ready: ReadyHandle) {
             }
             Event::InitDone => {
                 let seen = seen.take().unwrap_or_default();
-                store.drop_results(|_, place| !seen.contains(&(place.namespace.clone(), place.name.clone())));
+                let is_seen = |namespace: &str, name: &str| seen.contains(&(namespace.into(), name.into()));
+                store.inventory().retain(is_seen);
+                store.drop_results(|_, place| !is_seen(&place.namespace, &place.name));
             }
         },
     )

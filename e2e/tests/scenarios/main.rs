@@ -15,6 +15,7 @@ mod nothing_lost;
 mod outages;
 mod policies;
 mod resources;
+mod retention;
 mod stamping;
 mod told;
 mod warn;

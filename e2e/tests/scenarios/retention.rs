@@ -1,0 +1,129 @@
+//! What goes of stored results, and what stays.
+
+use std::collections::BTreeSet;
+
+use job_handler_e2e::wait_for;
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::{
+    ResourceExt,
+    api::{ListParams, PostParams},
+};
+use serde_json::{Value, json};
+
+use super::world::{PATIENCE, World, annotation, job, scenario};
+
+async fn results(world: &World, ns: &str) -> Result<BTreeSet<String>, String> {
+    let made = ListParams::default().labels("job-handler/created=true");
+    let all = world.config_maps(ns).list(&made).await.map_err(|error| error.to_string())?;
+    Ok(all.items.iter().map(ResourceExt::name_any).collect())
+}
+
+async fn left(world: &World, ns: &str, names: &[&str]) {
+    let wanted: BTreeSet<String> = names.iter().map(|name| format!("{name}-results")).collect();
+    let see = || async {
+        let now = results(world, ns).await?;
+        if now == wanted { Ok(()) } else { Err(format!("{now:?}")) }
+    };
+    wait_for(3 * PATIENCE, &format!("{names:?} to be what is left"), see).await.unwrap();
+}
+
+/// One after the other, so that they are of different ages.
+async fn run(world: &World, ns: &str, name: &str, build: &str, log: &str) {
+    world.create(ns, &job(name, &[("build", build)], &[("run", "100ms"), ("log", log)])).await.unwrap();
+    let told = || async {
+        let found = world.config_maps(ns).get(&format!("{name}-results")).await.map_err(|e| e.to_string())?;
+        if found.labels().contains_key("job-handler/announce") {
+            Err("not told yet".to_owned())
+        } else {
+            Ok(())
+        }
+    };
+    wait_for(2 * PATIENCE, &format!("the result of {name}"), told).await.unwrap();
+    // Jobs are ordered by seconds; in the same one their uids decide, which nobody can foresee.
+    let made = world.jobs(ns).get(name).await.unwrap().creation_timestamp().unwrap().0;
+    let later = || async {
+        let since = jiff::Timestamp::now().duration_since(made).as_millis();
+        if since > 1_000 { Ok(()) } else { Err(since) }
+    };
+    wait_for(PATIENCE, "the next second", later).await.unwrap();
+}
+
+fn keeping(results: &Value) -> Value {
+    json!({"group": {"type": "Labels", "labelKeys": ["build"]}, "results": results})
+}
+
+#[test]
+fn a_group_keeps_its_newest_results_and_jobs_that_stay_are_not_harvested_again() {
+    scenario(|world| async move {
+        let ns = world.cluster.namespace("number").await.unwrap();
+        world.policy(&ns, "p", keeping(&json!({"maxPerGroup": 2}))).await;
+        run(world, &ns, "other-1", "b", "x\n").await;
+        for n in 1..=4 {
+            run(world, &ns, &format!("run-{n}"), "a", "x\n").await;
+        }
+        left(world, &ns, &["other-1", "run-3", "run-4"]).await;
+        let retired = world.jobs(&ns).get("run-1").await.unwrap();
+        assert_eq!(annotation(&retired, "job-handler/result-retired"), retired.uid().unwrap());
+        // They are still there, and whatever comes later leaves them alone.
+        run(world, &ns, "run-5", "a", "x\n").await;
+        left(world, &ns, &["other-1", "run-4", "run-5"]).await;
+        assert_eq!(world.events(&ns, "JobProcessing", "run-1").await.len(), 1);
+    });
+}
+
+#[test]
+fn old_results_go_and_the_newest_of_a_group_stays() {
+    scenario(|world| async move {
+        let ns = world.cluster.namespace("age").await.unwrap();
+        world.policy(&ns, "p", keeping(&json!({}))).await;
+        for name in ["run-1", "run-2"] {
+            run(world, &ns, name, "a", "x\n").await;
+        }
+        left(world, &ns, &["run-1", "run-2"]).await;
+        // What the policy says now is what counts.
+        world.policy(&ns, "p", keeping(&json!({"ttlSeconds": 1}))).await;
+        left(world, &ns, &["run-2"]).await;
+    });
+}
+
+#[test]
+fn a_namespace_keeps_within_its_bytes() {
+    scenario(|world| async move {
+        let ns = world.cluster.namespace("bytes").await.unwrap();
+        world.policy(&ns, "p", json!({"results": {"maxBytesPerNamespace": "100Ki"}})).await;
+        let log = "0123456789abcde\n".repeat(40 << 6);
+        for n in 1..=4 {
+            run(world, &ns, &format!("run-{n}"), "a", &log).await;
+        }
+        left(world, &ns, &["run-3", "run-4"]).await;
+    });
+}
+
+#[test]
+fn shards_that_no_result_names_are_swept_and_nothing_else_is() {
+    scenario(|world| async move {
+        let ns = world.cluster.namespace("shards").await.unwrap();
+        world.policy(&ns, "p", json!({"results": {}})).await;
+        let api = world.config_maps(&ns);
+        for (name, labels) in [
+            ("gone-results-0000-0", json!({"job-handler/shard": "0", "job-handler/job-uid": "0000"})),
+            ("mine", json!({"job-handler/job-uid": "0000"})),
+            ("mine-too", json!({"job-handler/shard": "0"})),
+        ] {
+            let map = json!({"metadata": {"name": name, "labels": labels}, "data": {"a": "b"}});
+            let map: ConfigMap = serde_json::from_value(map).unwrap();
+            api.create(&PostParams::default(), &map).await.unwrap();
+        }
+        let swept = || async {
+            match api.get_opt("gone-results-0000-0").await {
+                Ok(None) => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
+        };
+        // Seen without a result twice, a minute apart.
+        wait_for(8 * PATIENCE, "the shard to be swept", swept).await.unwrap();
+        for name in ["mine", "mine-too"] {
+            assert!(api.get_opt(name).await.unwrap().is_some(), "{name}");
+        }
+    });
+}

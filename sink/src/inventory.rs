@@ -1,0 +1,49 @@
+//! All stored results, as far as retention has to know them.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use crate::retention::Stored;
+
+/// The results that the watch has seen; clones are the same one.
+#[derive(Clone, Debug, Default)]
+pub struct Inventory(Arc<Mutex<HashMap<(String, String), Stored>>>);
+
+impl Inventory {
+    fn lock(&self) -> MutexGuard<'_, HashMap<(String, String), Stored>> {
+        // Every change is one call on the map.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes one in, or its change.
+    pub fn put(&self, stored: Stored) {
+        self.lock().insert((stored.namespace.clone(), stored.name.clone()), stored);
+    }
+
+    /// Forgets one.
+    pub fn drop(&self, namespace: &str, name: &str) {
+        self.lock().remove(&(namespace.to_owned(), name.to_owned()));
+    }
+
+    /// Forgets those for which this does not hold.
+    pub fn retain(&self, holds: impl Fn(&str, &str) -> bool) {
+        self.lock().retain(|(namespace, name), _| holds(namespace, name));
+    }
+
+    /// All of them.
+    pub fn all(&self) -> Vec<Stored> {
+        self.lock().values().cloned().collect()
+    }
+
+    /// How many shards the stored result of each Job has, by its uid.
+    pub fn shards(&self) -> HashMap<String, usize> {
+        let mut shards = HashMap::new();
+        for stored in self.lock().values() {
+            let most: &mut usize = shards.entry(stored.uid.clone()).or_default();
+            *most = (*most).max(stored.facts.shards);
+        }
+        shards
+    }
+}

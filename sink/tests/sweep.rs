@@ -1,0 +1,128 @@
+//! Retention against an apiserver in memory: the process is killed before and after each single write; the next one
+//! always ends without the result, without a shard of it, and without a second harvest.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, in helpers too")]
+
+mod common;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use common::{
+    Apiserver, Fault,
+    build::{UID, cluster, process},
+};
+use jiff::Timestamp;
+use job_handler_shared::{job::JobSnapshot, keys};
+use job_handler_sink::{act::Actor, retention::Stored, sweep::Broom};
+use serde_json::{Value, json};
+
+/// Incompressible, so that it needs shards.
+fn noise() -> Vec<u8> {
+    let mut state = 88_172_645_463_325_252_u64;
+    (0..1_500_000)
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state as u8
+        })
+        .collect()
+}
+
+fn policy() -> Value {
+    json!({"results": {"ttlSeconds": 1, "logs": {"maxBytesPerContainer": "3Mi", "maxBytesPerJob": "3Mi"}}})
+}
+
+/// A process that has just started, with its broom.
+fn started(apiserver: &Apiserver) -> (Actor, Broom) {
+    let actor = process(apiserver, policy());
+    for map in apiserver.all("configmaps") {
+        let texts = |field: &str| -> BTreeMap<String, String> {
+            serde_json::from_value(map["metadata"][field].clone()).unwrap_or_default()
+        };
+        let (labels, annotations) = (texts("labels"), texts("annotations"));
+        if labels.contains_key(keys::CREATED) {
+            let place =
+                ("ci".to_owned(), map["metadata"]["name"].as_str().unwrap().to_owned(), UID.to_owned());
+            actor.store.inventory().put(Stored::new(place, &labels, &annotations, Timestamp::now(), false));
+        }
+    }
+    let broom = Broom {
+        client: apiserver.client(),
+        store: actor.store.clone(),
+        metrics: actor.metrics.clone(),
+        max_bytes: None,
+    };
+    (actor, broom)
+}
+
+async fn harvested() -> Apiserver {
+    let apiserver = cluster(&noise());
+    assert!(process(&apiserver, policy()).job(UID).await.is_ok());
+    assert_eq!(apiserver.all("configmaps").len(), 3);
+    apiserver
+}
+
+#[tokio::test]
+async fn killed_at_any_write_the_next_one_leaves_nothing_behind() {
+    let undisturbed = harvested().await;
+    let before = undisturbed.writes();
+    assert_eq!(started(&undisturbed).1.sweep(Timestamp::now()).await, 1);
+    assert_eq!(undisturbed.all("configmaps"), Vec::<Value>::new());
+    let writes = undisturbed.writes() - before;
+    assert_eq!(writes, 4, "the Job is told, the result goes, its shards go: {:#?}", undisturbed.calls());
+    for write in 0..writes {
+        for fault in
+            [Fault::DeadBefore, Fault::DeadAfter, Fault::AnswerLost, Fault::Code(500), Fault::Code(409)]
+        {
+            let how = format!("{fault:?} at {write}");
+            let apiserver = harvested().await;
+            apiserver.fault(write, fault);
+            started(&apiserver).1.sweep(Timestamp::now()).await;
+            apiserver.revive();
+            let (actor, broom) = started(&apiserver);
+            broom.sweep(Timestamp::now()).await;
+            // Not at once: a shard without a result may be one whose result is just being written.
+            let suspects = broom.sweep_shards(&BTreeSet::new()).await.unwrap();
+            broom.sweep_shards(&suspects).await.unwrap();
+            assert_eq!(apiserver.all("configmaps"), Vec::<Value>::new(), "{how}");
+            assert!(actor.job(UID).await.is_ok(), "{how}");
+            assert_eq!(apiserver.all("configmaps"), Vec::<Value>::new(), "{how}: harvested again");
+            assert_eq!(apiserver.all("events").len(), 1, "{how}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_result_that_was_edited_into_something_else_is_left_alone() {
+    let apiserver = harvested().await;
+    let mut edited = apiserver.get("configmaps", "ci", "build-results").unwrap();
+    edited["data"]["result.json"] = "my own notes".into();
+    apiserver.put("configmaps", edited);
+    assert_eq!(started(&apiserver).1.sweep(Timestamp::now()).await, 0);
+    assert_eq!(apiserver.all("configmaps").len(), 3);
+    assert!(
+        apiserver.get("jobs", "ci", "build").unwrap()["metadata"]["annotations"].get(keys::RETIRED).is_none()
+    );
+}
+
+#[tokio::test]
+async fn shards_of_a_job_that_is_being_harvested_stay() {
+    let apiserver = harvested().await;
+    apiserver.remove("configmaps", "ci", "build-results");
+    let (actor, broom) = started(&apiserver);
+    assert!(
+        broom.sweep_shards(&BTreeSet::new()).await.unwrap().is_empty(),
+        "its harvest will write them over"
+    );
+    let gone: BTreeSet<String> = BTreeSet::new();
+    let _buried = actor.store.keep_jobs(&gone);
+    let job = apiserver.get("jobs", "ci", "build").unwrap();
+    let job: JobSnapshot = JobSnapshot::from(&serde_json::from_value(job).unwrap());
+    assert!(actor.store.job(&job.uid).is_none());
+    let suspects = broom.sweep_shards(&BTreeSet::new()).await.unwrap();
+    assert_eq!(suspects.len(), 2);
+    assert_eq!(apiserver.all("configmaps").len(), 2, "not at the first sight");
+    broom.sweep_shards(&suspects).await.unwrap();
+    assert!(apiserver.all("configmaps").is_empty());
+}
