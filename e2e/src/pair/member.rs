@@ -11,7 +11,7 @@ use super::install::Installed;
 use crate::cluster::Cluster;
 use crate::cluster::pki::write_private;
 use crate::error::{Error, Result};
-use crate::process::{Process, Program};
+use crate::process::{Killer, Process, Program};
 use crate::proxy::FaultProxy;
 use crate::wait::wait_for;
 use crate::{http_probe, ports};
@@ -172,6 +172,11 @@ impl Member {
     /// If the operating system refuses.
     pub fn kill(&self) -> Result<()> {
         self.process.kill()
+    }
+
+    /// What ends it at once (SIGKILL), from wherever.
+    pub fn killer(&self) -> Killer {
+        self.process.killer()
     }
 
     /// Pauses it (SIGSTOP).

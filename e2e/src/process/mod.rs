@@ -7,7 +7,7 @@ use std::ffi::OsString;
 use std::fs::OpenOptions;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 pub use folder::Folder;
@@ -34,7 +34,13 @@ pub struct Program {
 /// the caller dies.
 #[derive(Debug)]
 pub struct Process {
-    state: Mutex<State>,
+    state: Arc<Mutex<State>>,
+}
+
+/// Ends a process at once, from wherever; see [`Process::killer`].
+#[derive(Clone, Debug)]
+pub struct Killer {
+    state: Arc<Mutex<State>>,
 }
 
 #[derive(Debug)]
@@ -52,7 +58,7 @@ impl Process {
     /// If the log cannot be opened or the executable cannot be started.
     pub fn start(program: Program) -> Result<Self> {
         let (child, log_from) = launch(&program)?;
-        Ok(Self { state: Mutex::new(State { program, child, log_from }) })
+        Ok(Self { state: Arc::new(Mutex::new(State { program, child, log_from })) })
     }
 
     /// What it is called in messages.
@@ -112,11 +118,12 @@ impl Process {
     /// # Errors
     /// If the operating system refuses.
     pub fn kill(&self) -> Result<()> {
-        let mut state = self.lock();
-        let name = state.program.name.clone();
-        state.child.kill().map_err(Error::io(format!("killing {name}")))?;
-        state.child.wait().map_err(Error::io(format!("waiting for {name} to end")))?;
-        Ok(())
+        self.killer().kill()
+    }
+
+    /// What ends it at once; it may be called from other threads, and after the process is gone.
+    pub fn killer(&self) -> Killer {
+        Killer { state: Arc::clone(&self.state) }
     }
 
     /// Asks it to end (SIGTERM) and waits for it; after `grace` it is killed. Returns how it ended.
@@ -190,9 +197,27 @@ impl Process {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // A poisoned lock only tells that a test panicked; the child is still ours to end.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
+}
+
+impl Killer {
+    /// Ends it at once (SIGKILL) and waits until it is gone. Nothing happens if it has ended already.
+    ///
+    /// # Errors
+    /// If the operating system refuses.
+    pub fn kill(&self) -> Result<()> {
+        let mut state = lock(&self.state);
+        let name = state.program.name.clone();
+        state.child.kill().map_err(Error::io(format!("killing {name}")))?;
+        state.child.wait().map_err(Error::io(format!("waiting for {name} to end")))?;
+        Ok(())
+    }
+}
+
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    // A poisoned lock only tells that a test panicked; the child is still ours to end.
+    state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Drop for Process {
