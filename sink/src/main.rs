@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
-use job_handler_shared::{bytes::Bytes, client, keys, telemetry};
+use job_handler_shared::{bytes::Bytes, client, keys, policy::Keep, telemetry};
 use job_handler_sink::{PROGRAM, VERSION, cleaner, run};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -60,6 +60,12 @@ struct PruneArgs {
     /// Jobs per page.
     #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     limit: u32,
+    /// So many of the newest Jobs of each group stay, whatever their outcome.
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    keep_newest: u32,
+    /// Besides, so many of the newest that completed.
+    #[arg(long, default_value_t = 0, value_name = "N", value_parser = clap::value_parser!(u32).range(..=10_000))]
+    keep_newest_succeeded: u32,
     /// Delete nothing: `client` only plans, `server` lets the apiserver check each deletion.
     #[arg(long, value_enum, default_value = "none", default_missing_value = "client", num_args = 0..=1, require_equals = true)]
     dry_run: cleaner::DryRun,
@@ -97,6 +103,7 @@ async fn start(cli: Cli) -> anyhow::Result<ExitCode> {
                 group_label: args.group_label,
                 namespaces: args.namespace,
                 page: args.limit,
+                keep: Keep { newest: args.keep_newest, newest_succeeded: args.keep_newest_succeeded },
                 dry_run: args.dry_run,
                 unharvested: args.unharvested,
             };

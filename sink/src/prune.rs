@@ -68,6 +68,11 @@ impl Keepers {
         self.newest.last()
     }
 
+    /// Whether it stays as one of the newest, whatever its outcome.
+    pub fn is_newest(&self, job: &Ranked) -> bool {
+        self.newest.contains(job)
+    }
+
     /// All that stay.
     pub fn iter(&self) -> impl Iterator<Item = &Ranked> {
         self.newest.iter().chain(self.succeeded.difference(&self.newest))

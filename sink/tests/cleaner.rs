@@ -5,7 +5,9 @@ mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use common::Apiserver;
+use common::{Apiserver, Fault};
+use http::Method;
+use job_handler_shared::policy::Keep;
 use job_handler_sink::cleaner::{DryRun, Options, Report, prune};
 use proptest::prelude::*;
 use serde_json::json;
@@ -17,7 +19,8 @@ struct Plan {
     namespace: &'static str,
     group: Option<&'static str>,
     created: u8,
-    finished: bool,
+    /// And whether well.
+    finished: Option<bool>,
     deleting: bool,
 }
 
@@ -26,7 +29,7 @@ fn plans() -> impl Strategy<Value = Vec<Plan>> {
         prop::sample::select(vec!["a", "b", "kube-system"]),
         prop::sample::select(vec![None, Some(""), Some("x"), Some("y")]),
         0u8..6,
-        prop::bool::weighted(0.8),
+        prop::option::weighted(0.8, any::<bool>()),
         prop::bool::weighted(0.1),
     );
     let plan = plan.prop_map(|(namespace, group, created, finished, deleting)| Plan {
@@ -51,8 +54,9 @@ fn cluster(plans: &[Plan]) -> Apiserver {
         if plan.deleting {
             job["metadata"]["deletionTimestamp"] = "2026-01-01T00:01:00Z".into();
         }
-        if plan.finished {
-            job["status"] = json!({"conditions": [{"type": "Complete", "status": "True"}]});
+        if let Some(well) = plan.finished {
+            let condition = if well { "Complete" } else { "Failed" };
+            job["status"] = json!({"conditions": [{"type": condition, "status": "True"}]});
         }
         apiserver.put("jobs", job);
     }
@@ -65,7 +69,7 @@ fn uid(n: usize) -> String {
 }
 
 /// What a plain sort would delete.
-fn oracle(plans: &[Plan]) -> BTreeSet<String> {
+fn oracle(plans: &[Plan], keep: Keep) -> BTreeSet<String> {
     let mut groups: BTreeMap<_, Vec<_>> = BTreeMap::new();
     for (n, plan) in plans.iter().enumerate() {
         if let (false, Some(group), false) = (plan.namespace == "kube-system", plan.group, plan.deleting)
@@ -76,70 +80,102 @@ fn oracle(plans: &[Plan]) -> BTreeSet<String> {
     }
     let mut gone = BTreeSet::new();
     for jobs in groups.values_mut() {
-        jobs.sort();
-        jobs.pop();
-        gone.extend(jobs.iter().filter(|(_, _, n)| plans[*n].finished).map(|(_, _, n)| format!("job-{n}")));
+        jobs.sort_by(|a, b| b.cmp(a));
+        let completed = jobs.iter().filter(|(_, _, n)| plans[*n].finished == Some(true));
+        let newest = jobs.iter().take(keep.newest as usize);
+        let stays: BTreeSet<usize> =
+            newest.chain(completed.take(keep.newest_succeeded as usize)).map(|(_, _, n)| *n).collect();
+        let goes = jobs.iter().filter(|(_, _, n)| plans[*n].finished.is_some() && !stays.contains(n));
+        gone.extend(goes.map(|(_, _, n)| format!("job-{n}")));
     }
     gone
 }
 
-async fn run(apiserver: &Apiserver, page: u32, dry_run: DryRun) -> (Report, String) {
-    let options = Options { group_label: KEY.into(), namespaces: vec![], page, dry_run, unharvested: false };
+fn options(page: u32, keep: Keep, dry_run: DryRun) -> Options {
+    Options { group_label: KEY.into(), namespaces: vec![], page, keep, dry_run, unharvested: false }
+}
+
+const ONE: Keep = Keep { newest: 1, newest_succeeded: 0 };
+
+async fn run_with(apiserver: &Apiserver, options: &Options) -> (Report, String) {
     let mut out = Vec::new();
-    let report = prune(apiserver.client(), &options, &mut out).await.unwrap();
+    let report = prune(apiserver.client(), options, &mut out).await.unwrap();
     (report, String::from_utf8(out).unwrap())
+}
+
+async fn run(apiserver: &Apiserver, page: u32, dry_run: DryRun) -> (Report, String) {
+    run_with(apiserver, &options(page, ONE, dry_run)).await
 }
 
 fn names(apiserver: &Apiserver) -> BTreeSet<String> {
     apiserver.all("jobs").iter().map(|job| job["metadata"]["name"].as_str().unwrap().to_owned()).collect()
 }
 
+fn purged(text: &str) -> BTreeSet<String> {
+    let lines = text.lines().filter(|line| line.starts_with("PURGE"));
+    lines
+        .map(|line| line.split(['/', ' ']).find(|word| word.starts_with("job-")).unwrap().to_owned())
+        .collect()
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(128))]
     #[test]
     fn the_plan_is_the_oracles_and_a_dry_run_is_the_real_one(
-        plans in plans(), page in 1u32..8, tokens_lost in 0usize..4,
+        plans in plans(), page in 1u32..8, newest in 1u32..4, newest_succeeded in 0u32..3,
+        tokens_lost in 0usize..4, handed in any::<bool>(),
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let purged = |text: &str| -> BTreeSet<String> {
-            let lines = text.lines().filter(|line| line.starts_with("PURGE"));
-            lines.map(|line| line.split(['/', ' ']).find(|word| word.starts_with("job-")).unwrap().to_owned()).collect()
-        };
         runtime.block_on(async {
-            let expected = oracle(&plans);
-            let apiserver = cluster(&plans);
-            let all = names(&apiserver);
-            for dry_run in [DryRun::Client, DryRun::Server] {
-                let (report, text) = run(&apiserver, page, dry_run).await;
-                prop_assert_eq!(&names(&apiserver), &all, "nothing is deleted");
-                prop_assert_eq!(&purged(&text), &expected);
-                prop_assert_eq!(report.failed, 0);
+            let keep = Keep { newest, newest_succeeded };
+            let expected = oracle(&plans, keep);
+            let mut dry = Vec::new();
+            for dry_run in [DryRun::Client, DryRun::Server, DryRun::None] {
+                let apiserver = cluster(&plans);
+                let all = names(&apiserver);
+                if handed { apiserver.expire_tokens(tokens_lost) } else { apiserver.forget_tokens(tokens_lost) }
+                let (report, text) = run_with(&apiserver, &options(page, keep, dry_run)).await;
+                prop_assert_eq!(&purged(&text), &expected, "{}", &text);
+                prop_assert_eq!((report.purged, report.failed), (expected.len(), 0));
+                let went: BTreeSet<String> = all.difference(&names(&apiserver)).cloned().collect();
+                prop_assert_eq!(&went, if dry_run == DryRun::None { &expected } else { &dry_none() });
+                let groups: BTreeSet<_> = plans.iter()
+                    .filter(|p| p.namespace != "kube-system" && !p.deleting && p.group.is_some_and(|g| !g.is_empty()))
+                    .map(|p| (p.namespace, p.group)).collect();
+                let closing = format!("Found {} (namespace, group) pairs", groups.len());
+                prop_assert!(text.lines().last().unwrap().starts_with(&closing), "{}", text);
+                // Line by line the same, but for what says that it was a dry run.
+                let bare = text.replace(" (server dry run)", "").replace(" (dry run)", "");
+                dry.push((report, bare.replace(" (dry run: nothing was deleted)", "")));
             }
-            apiserver.forget_tokens(tokens_lost);
-            let (report, text) = run(&apiserver, page, DryRun::None).await;
-            prop_assert_eq!(&purged(&text), &expected);
-            prop_assert_eq!(all.difference(&names(&apiserver)).cloned().collect::<BTreeSet<_>>(), expected);
-            let groups: BTreeSet<_> = plans.iter()
-                .filter(|p| p.namespace != "kube-system" && !p.deleting && p.group.is_some_and(|g| !g.is_empty()))
-                .map(|p| (p.namespace, p.group)).collect();
-            let closing = format!("Found {} (namespace, group) pairs", groups.len());
-            prop_assert!(text.lines().last().unwrap().starts_with(&closing), "{}", text);
-            prop_assert_eq!(report.groups, groups.len());
+            prop_assert_eq!(&dry[0], &dry[2]);
+            prop_assert_eq!(&dry[1], &dry[2]);
             Ok(())
         })?;
     }
 }
 
+fn dry_none() -> BTreeSet<String> {
+    BTreeSet::new()
+}
+
+/// A finished Job of group x.
+fn of_x(created: u8) -> Plan {
+    Plan { namespace: "a", group: Some("x"), created, finished: Some(true), deleting: false }
+}
+
+fn line_of<'a>(text: &'a str, job: &str) -> &'a str {
+    text.lines().find(|line| line.contains(&format!("/{job} "))).unwrap_or_else(|| panic!("{job} in {text}"))
+}
+
 #[tokio::test]
 async fn one_failed_delete_never_stops_the_rest() {
-    let plan = |created| Plan { namespace: "a", group: Some("x"), created, finished: true, deleting: false };
-    let apiserver = cluster(&[plan(1), plan(2), plan(3), plan(4)]);
+    let apiserver = cluster(&[of_x(1), of_x(2), of_x(3), of_x(4)]);
     apiserver.refuse("jobs/job-1", 403, "admission webhook \"no\" denied the request");
     let (report, text) = run(&apiserver, 500, DryRun::None).await;
-    assert_eq!(report, Report { groups: 1, purged: 2, skipped: 1, failed: 1 });
-    let line = text.lines().find(|line| line.contains("a/job-1")).unwrap();
+    assert_eq!(report, Report { groups: 1, purged: 2, skipped: 1, failed: 1, vanished: 0 });
     assert_eq!(
-        line,
+        line_of(&text, "job-1"),
         "PURGE a/job-1  argocd.argoproj.io/instance=x  2026-01-01T00:00:02Z  FAILED: cannot delete job a/job-1: \
          admission webhook \"no\" denied the request (HTTP 403)"
     );
@@ -150,10 +186,132 @@ async fn one_failed_delete_never_stops_the_rest() {
 }
 
 #[tokio::test]
+async fn a_job_that_changes_before_its_deletion_is_looked_at_again() {
+    let deeds: [(&str, fn(&mut serde_json::Value), &str, bool); 5] = [
+        ("touched", |job| job["metadata"]["annotations"] = json!({"a": "b"}), "SUCCESS", false),
+        ("another", |job| job["metadata"]["uid"] = "another".into(), "SUCCESS: it was gone already", true),
+        (
+            "regrouped",
+            |job| job["metadata"]["labels"][KEY] = "y".into(),
+            "it has left its group meanwhile",
+            true,
+        ),
+        ("revived", |job| job["status"] = json!({}), "not finished", true),
+        (
+            "selected",
+            |job| job["metadata"]["annotations"] = json!({"job-handler/ttl-seconds-after-finished": "60"}),
+            "its result is not stored yet; --unharvested deletes it all the same",
+            true,
+        ),
+    ];
+    for (what, change, told, stays) in deeds {
+        let apiserver = cluster(&[of_x(1), of_x(2), of_x(3)]);
+        let there = apiserver.clone();
+        apiserver.before(Method::DELETE, "jobs/job-1", move || {
+            let mut job = there.get("jobs", "a", "job-1").unwrap();
+            change(&mut job);
+            there.put("jobs", job);
+        });
+        let (report, text) = run(&apiserver, 500, DryRun::None).await;
+        assert!(line_of(&text, "job-1").ends_with(&format!("  {told}")), "{what}: {text}");
+        assert_eq!(names(&apiserver).contains("job-1"), stays, "{what}");
+        assert!(!names(&apiserver).contains("job-0"), "{what}: the rest goes on");
+        assert_eq!(report.failed, 0, "{what}");
+    }
+}
+
+#[tokio::test]
+async fn a_job_that_changes_all_the_time_is_told_and_left() {
+    let apiserver = cluster(&[of_x(1), of_x(2)]);
+    for _ in 0..10 {
+        let there = apiserver.clone();
+        apiserver.before(Method::DELETE, "jobs/job-0", move || {
+            let job = there.get("jobs", "a", "job-0").unwrap();
+            there.put("jobs", job);
+        });
+    }
+    let (report, text) = run(&apiserver, 500, DryRun::None).await;
+    assert!(line_of(&text, "job-0").ends_with("FAILED: it changes all the time: run again"), "{text}");
+    assert_eq!((report.failed, names(&apiserver).len()), (1, 2));
+}
+
+#[tokio::test]
+async fn nothing_goes_where_the_newest_has_vanished() {
+    let apiserver = cluster(&[of_x(1), of_x(2), of_x(3)]);
+    let there = apiserver.clone();
+    apiserver.before(Method::GET, "jobs/job-2", move || there.remove("jobs", "a", "job-2"));
+    let (report, text) = run(&apiserver, 500, DryRun::None).await;
+    assert_eq!(report, Report { groups: 1, purged: 0, skipped: 3, failed: 0, vanished: 1 });
+    assert_eq!(names(&apiserver), BTreeSet::from(["job-0".to_owned(), "job-1".to_owned()]));
+    assert!(
+        line_of(&text, "job-0").ends_with("the newest of its group, job-2, is gone meanwhile: run again")
+    );
+    assert!(text.contains("1 groups changed meanwhile"), "{text}");
+}
+
+#[tokio::test]
+async fn a_group_that_goes_while_it_is_pruned_is_no_failure() {
+    let apiserver = cluster(&[of_x(1), of_x(2), of_x(3)]);
+    let there = apiserver.clone();
+    apiserver.before(Method::DELETE, "jobs/job-", move || {
+        for job in ["job-0", "job-1", "job-2"] {
+            there.remove("jobs", "a", job);
+        }
+    });
+    let (report, text) = run(&apiserver, 500, DryRun::None).await;
+    assert_eq!((report.purged, report.failed), (2, 0), "{text}");
+    assert!(line_of(&text, "job-1").ends_with("SUCCESS: it was gone already"), "{text}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn ten_lists_that_ran_too_old_and_an_apiserver_that_is_overloaded() {
+    let plans: Vec<Plan> = (0..30).map(|n| of_x(n % 6)).collect();
+    for handed in [true, false] {
+        let apiserver = cluster(&plans);
+        if handed {
+            apiserver.expire_tokens(10)
+        } else {
+            apiserver.forget_tokens(10)
+        }
+        // The third write is answered so, and tried again.
+        apiserver.fault(3, Fault::Code(429));
+        let (report, text) = run(&apiserver, 1, DryRun::None).await;
+        assert_eq!((report.purged, report.skipped, report.failed), (29, 1, 0), "{text}");
+        assert_eq!(names(&apiserver).len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn values_at_their_limits_and_clocks_that_are_wrong() {
+    let longest = "x".repeat(63);
+    let apiserver = Apiserver::default();
+    let put = |name: &str, uid: &str, value: &str, created: &str| {
+        apiserver.put(
+            "jobs",
+            json!({"apiVersion": "batch/v1", "kind": "Job", "metadata": {
+            "name": name, "namespace": "a", "uid": uid, "creationTimestamp": created, "labels": {KEY: value}},
+            "status": {"conditions": [{"type": "Complete", "status": "True"}]}}),
+        );
+    };
+    // One of an apiserver whose clock is years ahead, and one of the epoch: the order is what the timestamps say.
+    put("job-0", "0", &longest, "2099-12-31T23:59:59Z");
+    put("job-1", "1", &longest, "1970-01-01T00:00:00Z");
+    put("job-2", "2", &longest, "2026-01-01T00:00:00Z");
+    put("job-3", "3", "", "2026-01-01T00:00:00Z");
+    put("job-4", "4", "", "2026-01-01T00:00:01Z");
+    let (report, text) = run(&apiserver, 2, DryRun::None).await;
+    assert_eq!(report, Report { groups: 1, purged: 2, skipped: 3, failed: 0, vanished: 0 }, "{text}");
+    assert!(names(&apiserver).contains("job-0"));
+    assert!(
+        line_of(&text, "job-3").starts_with("SKIP") && line_of(&text, "job-3").contains("empty"),
+        "{text}"
+    );
+}
+
+#[tokio::test]
 async fn a_job_whose_result_is_not_stored_yet_stays_unless_told_otherwise() {
-    let plan = |created| Plan { namespace: "a", group: Some("x"), created, finished: true, deleting: false };
     let annotated = |annotations: &serde_json::Value, labels: &serde_json::Value| {
-        let apiserver = cluster(&[plan(1), plan(2)]);
+        let apiserver = cluster(&[of_x(1), of_x(2)]);
         let mut job = apiserver.get("jobs", "a", "job-0").unwrap();
         job["metadata"]["annotations"] = annotations.clone();
         json_patch::merge(&mut job["metadata"]["labels"], labels);
@@ -186,26 +344,14 @@ async fn a_job_whose_result_is_not_stored_yet_stays_unless_told_otherwise() {
         assert!(line.ends_with(&end) && line.starts_with("SKIP") == stays, "{line}");
     }
     let apiserver = annotated(&parked, &json!({}));
-    let options = Options {
-        group_label: KEY.into(),
-        namespaces: vec![],
-        page: 500,
-        dry_run: DryRun::None,
-        unharvested: true,
-    };
+    let options = Options { unharvested: true, ..options(500, ONE, DryRun::None) };
     let report = prune(apiserver.client(), &options, &mut Vec::new()).await.unwrap();
     assert_eq!((report.purged, names(&apiserver).contains("job-0")), (1, false));
 }
 
 #[tokio::test]
 async fn a_wrong_key_is_told() {
-    let options = Options {
-        group_label: "a b".into(),
-        namespaces: vec![],
-        page: 1,
-        dry_run: DryRun::None,
-        unharvested: false,
-    };
+    let options = Options { group_label: "a b".into(), ..options(1, ONE, DryRun::None) };
     let error = prune(Apiserver::default().client(), &options, &mut Vec::new()).await.unwrap_err();
     assert!(error.to_string().contains("`a b` is not a label key"), "{error}");
 }

@@ -39,6 +39,7 @@ struct State {
     dead: bool,
     calls: Vec<String>,
     gone: usize,
+    gone_hands_tokens: bool,
     refused: BTreeMap<String, (u16, String)>,
 }
 
@@ -92,6 +93,12 @@ impl Apiserver {
     /// Lets this many continue tokens be too old.
     pub fn forget_tokens(&self, times: usize) {
         self.0.lock().unwrap().gone = times;
+    }
+
+    /// The same, and the answer holds a token to go on with, as the real apiserver's does.
+    pub fn expire_tokens(&self, times: usize) {
+        let mut state = self.0.lock().unwrap();
+        (state.gone, state.gone_hands_tokens) = (times, true);
     }
 
     /// A new process: what was dead is alive again, without faults.
@@ -272,7 +279,13 @@ impl State {
         let limit = parameter("limit").and_then(|limit| limit.parse().ok()).unwrap_or(usize::MAX);
         if after.is_some() && self.gone > 0 {
             self.gone -= 1;
-            return status(410, "Expired", "the provided continue parameter is too old");
+            let token = after.filter(|_| self.gone_hands_tokens);
+            let body = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 410, "reason": "Expired",
+                "message": "the provided continue parameter is too old", "metadata": {"continue": token}});
+            return Response::builder()
+                .status(410)
+                .body(Body::from(serde_json::to_vec(&body).unwrap()))
+                .unwrap();
         }
         let mut items: Vec<(String, Value)> = self
             .objects

@@ -1,0 +1,376 @@
+//! The one-shot cleaner: deletes all finished Jobs but the newest of each (namespace, label value), page by page,
+//! remembering what stays of each group. The decisions are those of [`crate::prune`], as in the running sink.
+
+mod deed;
+mod pages;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fmt,
+    io::{self, Write},
+};
+
+use futures::StreamExt;
+use job_handler_shared::{
+    group::{NoGroup, group_value},
+    job::JobSnapshot,
+    keys, names,
+    policy::Keep,
+};
+use k8s_openapi::api::batch::v1::Job;
+use kube::{Api, Client};
+
+use self::{
+    deed::{Deed, awaits_harvest},
+    pages::Pages,
+};
+use crate::{
+    api::ApiError,
+    mark,
+    prune::{self, Keepers, Ranked},
+};
+
+/// Deletions at a time.
+const AT_A_TIME: usize = 8;
+
+/// Whether anything is deleted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum DryRun {
+    /// Jobs are deleted.
+    #[default]
+    None,
+    /// Only planned.
+    Client,
+    /// The apiserver checks each deletion and does not carry it out.
+    Server,
+}
+
+/// What the cleaner was told.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Label key that makes groups.
+    pub group_label: String,
+    /// Namespaces; none = all but those never touched.
+    pub namespaces: Vec<String>,
+    /// Jobs per page.
+    pub page: u32,
+    /// How many of each group stay; the newest always does.
+    pub keep: Keep,
+    /// Whether anything is deleted.
+    pub dry_run: DryRun,
+    /// Also deletes Jobs whose result is, or may be, still to be stored.
+    pub unharvested: bool,
+}
+
+/// What came of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// (namespace, group) pairs.
+    pub groups: usize,
+    /// Jobs deleted, or that would be.
+    pub purged: usize,
+    /// Jobs that stay.
+    pub skipped: usize,
+    /// Deletions that failed.
+    pub failed: usize,
+    /// Groups of which a Job that was to stay has gone meanwhile, so that nothing of them was deleted any more.
+    pub vanished: usize,
+}
+
+/// Why it could not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum CleanError {
+    /// A key that no Job can have.
+    #[error("`{0}` is not a label key: expected [prefix/]name, such as argocd.argoproj.io/instance")]
+    Key(String),
+    /// The Jobs could not be listed.
+    #[error(transparent)]
+    Api(#[from] ApiError),
+    /// Nobody reads our lines any more.
+    #[error("cannot write the report: {0}")]
+    Output(#[from] io::Error),
+}
+
+/// Prunes once and writes a line per Job to `out`.
+///
+/// # Errors
+/// Where Jobs cannot be listed or lines not written; a deletion that fails is only counted.
+pub async fn prune(client: Client, options: &Options, out: &mut impl Write) -> Result<Report, CleanError> {
+    if !is_label_key(&options.group_label) {
+        return Err(CleanError::Key(options.group_label.clone()));
+    }
+    let mut run =
+        Run { client: client.clone(), options, out, report: Report::default(), groups: HashMap::new() };
+    if options.namespaces.is_empty() {
+        run.list(&Api::all(client)).await?;
+    } else {
+        for namespace in options.namespaces.iter().collect::<BTreeSet<_>>() {
+            run.list(&Api::namespaced(client.clone(), namespace)).await?;
+        }
+    }
+    run.keepers()?;
+    let report = &run.report;
+    let dry = if options.dry_run == DryRun::None { "" } else { " (dry run: nothing was deleted)" };
+    let vanished = match report.vanished {
+        0 => String::new(),
+        n => format!(", {n} groups changed meanwhile: run again"),
+    };
+    writeln!(
+        run.out,
+        "Found {} (namespace, group) pairs: {} purged, {} skipped, {} failed{vanished}{dry}",
+        report.groups, report.purged, report.skipped, report.failed
+    )?;
+    Ok(run.report)
+}
+
+/// A group: namespace and label value.
+type Key = (String, String);
+
+/// What is remembered of a Job: not its labels, of which there can be many.
+#[derive(Clone, Debug)]
+struct Candidate {
+    job: JobSnapshot,
+    /// Why its result may still have to be stored.
+    awaits: Option<&'static str>,
+    /// It has been seen to be there by a GET.
+    fetched: bool,
+}
+
+impl From<JobSnapshot> for Candidate {
+    fn from(mut job: JobSnapshot) -> Self {
+        let awaits = awaits_harvest(&job);
+        (job.labels, job.annotations, job.owner) = Default::default();
+        Self { job, awaits, fetched: false }
+    }
+}
+
+/// What is remembered of a group: the Jobs that stay.
+struct Group {
+    keepers: Keepers,
+    kept: BTreeMap<String, Candidate>,
+    /// One of those that stay is gone, and which: nothing of the group is deleted until a newer one is there.
+    vanished: Option<String>,
+    /// A keeper could not be fetched, and why.
+    unknown: Option<String>,
+}
+
+struct Run<'a, W> {
+    client: Client,
+    options: &'a Options,
+    out: &'a mut W,
+    report: Report,
+    groups: HashMap<Key, Group>,
+}
+
+impl<W: Write> Run<'_, W> {
+    async fn list(&mut self, api: &Api<Job>) -> Result<(), CleanError> {
+        let mut pages = Pages::new(api, &self.options.group_label, self.options.page);
+        while let Some(jobs) = pages.next().await? {
+            let mut doomed = Vec::new();
+            for job in jobs {
+                self.offer(job, &mut doomed)?;
+            }
+            self.purge(doomed).await?;
+        }
+        Ok(())
+    }
+
+    /// Takes a Job into account; those that do not stay because of it are doomed.
+    fn offer(&mut self, job: JobSnapshot, doomed: &mut Vec<(Key, Candidate)>) -> Result<(), CleanError> {
+        let all = self.options.namespaces.is_empty();
+        if all && keys::EXCLUDED_NAMESPACES.contains(&job.namespace.as_str()) {
+            return Ok(());
+        }
+        let value = match group_value(&job.labels, &self.options.group_label) {
+            Ok(value) => value.to_owned(),
+            Err(NoGroup::MissingLabel(_)) => return Ok(()),
+            Err(none) => return self.skip(&job, "", &none),
+        };
+        if job.deleting_since.is_some() {
+            return self.skip(&job, &value, &prune::Spared::Deleting);
+        }
+        let key = (job.namespace.clone(), value);
+        let keep = self.options.keep;
+        let group = self.groups.entry(key.clone()).or_insert_with(|| {
+            self.report.groups += 1;
+            Group { keepers: Keepers::new(keep), kept: BTreeMap::new(), vanished: None, unknown: None }
+        });
+        let ranked = Ranked::from(&job);
+        let out = group.keepers.offer(ranked.clone());
+        group.kept.insert(job.uid.clone(), Candidate::from(job));
+        if group.keepers.newest() == Some(&ranked) {
+            // It stands for the group from now on.
+            (group.vanished, group.unknown) = (None, None);
+        }
+        doomed
+            .extend(out.iter().filter_map(|ranked| group.kept.remove(&ranked.uid)).map(|c| (key.clone(), c)));
+        Ok(())
+    }
+
+    /// Deletes Jobs, a few at a time; their lines come in the order given.
+    async fn purge(&mut self, doomed: Vec<(Key, Candidate)>) -> Result<(), CleanError> {
+        let mut going = Vec::new();
+        let mut keys = BTreeSet::new();
+        for (key, candidate) in doomed {
+            let why = deed::spared(&candidate, self.options);
+            if why.is_none() {
+                keys.insert(key.clone());
+            }
+            going.push((key, candidate, why));
+        }
+        self.look_at_keepers(keys).await;
+        let (client, options, groups) = (self.client.clone(), self.options, &self.groups);
+        let deeds = going.into_iter().map(|(key, candidate, why)| {
+            let group = groups.get(&key);
+            let gone = group.and_then(|group| group.vanished.clone());
+            let unknown = group.and_then(|group| group.unknown.clone());
+            let client = client.clone();
+            async move {
+                let job = candidate.job.clone();
+                let deed = match (why, gone, unknown) {
+                    (Some(why), ..) => Deed::Spared(why),
+                    (_, Some(gone), _) => {
+                        Deed::Spared(format!("the newest of its group, {gone}, is gone meanwhile: run again"))
+                    }
+                    (.., Some(why)) => Deed::Failed(why),
+                    _ => deed::delete(&client, options, candidate, &key.1).await,
+                };
+                (key.1, job, deed)
+            }
+        });
+        // Collected within the page, as lines are written to what is ours.
+        let deeds: Vec<_> =
+            futures::stream::iter(deeds.collect::<Vec<_>>()).buffered(AT_A_TIME).collect().await;
+        for (value, job, deed) in deeds {
+            self.tell(&value, &job, deed)?;
+        }
+        Ok(())
+    }
+
+    /// Sees with its own eyes that what stays of these groups is there.
+    async fn look_at_keepers(&mut self, keys: BTreeSet<Key>) {
+        for key in keys {
+            let Some(group) = self.groups.get_mut(&key) else { continue };
+            if group.vanished.is_some() {
+                continue;
+            }
+            group.unknown = None;
+            for keeper in group.kept.values_mut().filter(|keeper| !keeper.fetched) {
+                match mark::look(&self.client, &keeper.job).await {
+                    Ok(Some(there)) if there.deleting_since.is_none() => keeper.fetched = true,
+                    Ok(_) => {
+                        let (namespace, value, name) = (&key.0, &key.1, &keeper.job.name);
+                        tracing::warn!(
+                            "group {value} of namespace {namespace} has changed: {name}, which was to stay, is gone; \
+                             nothing of it is deleted, run again"
+                        );
+                        self.report.vanished += 1;
+                        group.vanished = Some(keeper.job.name.clone());
+                        break;
+                    }
+                    Err(error) => {
+                        group.unknown = Some(error.to_string());
+                        break;
+                    }
+                }
+            }
+        }
+    }
+
+    fn tell(&mut self, value: &str, job: &JobSnapshot, deed: Deed) -> Result<(), CleanError> {
+        match deed {
+            Deed::Purged(remark) => {
+                self.report.purged += 1;
+                let dry = match self.options.dry_run {
+                    DryRun::None => "",
+                    DryRun::Client => " (dry run)",
+                    DryRun::Server => " (server dry run)",
+                };
+                self.line("PURGE", job, value, &format_args!("SUCCESS{remark}{dry}"))
+            }
+            Deed::Spared(why) => self.skip(job, value, &why),
+            Deed::Failed(why) => {
+                self.report.failed += 1;
+                self.line("PURGE", job, value, &format_args!("FAILED: {why}"))
+            }
+        }
+    }
+
+    /// Lines for those that stay, at the end: only then is it known.
+    fn keepers(&mut self) -> Result<(), CleanError> {
+        let mut groups: Vec<_> = std::mem::take(&mut self.groups).into_iter().collect();
+        groups.sort_by(|a, b| a.0.cmp(&b.0));
+        let Keep { newest, newest_succeeded } = self.options.keep;
+        for ((_, value), mut group) in groups {
+            let mut kept: Vec<_> = group.keepers.iter().cloned().collect();
+            kept.sort_by(|a, b| b.cmp(a));
+            for ranked in kept {
+                let Some(Candidate { job, .. }) = group.kept.remove(&ranked.uid) else { continue };
+                let mut why = if group.keepers.newest() == Some(&ranked) {
+                    "the newest of its group".to_owned()
+                } else if group.keepers.is_newest(&ranked) {
+                    format!("one of the {newest} newest of its group")
+                } else {
+                    format!("one of the {newest_succeeded} newest of its group that completed")
+                };
+                if group.vanished.as_ref() == Some(&job.name) {
+                    why.push_str("; gone meanwhile");
+                }
+                self.skip(&job, &value, &why)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn skip(&mut self, job: &JobSnapshot, value: &str, why: &dyn fmt::Display) -> Result<(), CleanError> {
+        self.report.skipped += 1;
+        self.line("SKIP", job, value, why)
+    }
+
+    fn line(
+        &mut self,
+        word: &str,
+        job: &JobSnapshot,
+        value: &str,
+        why: &dyn fmt::Display,
+    ) -> Result<(), CleanError> {
+        let Options { group_label, .. } = self.options;
+        Ok(writeln!(
+            self.out,
+            "{word:<5} {}/{}  {group_label}={value}  {}  {why}",
+            job.namespace, job.name, job.created
+        )?)
+    }
+}
+
+/// `k8s.io/apimachinery/pkg/util/validation`, IsQualifiedName.
+fn is_label_key(key: &str) -> bool {
+    let (prefix, name) = key.split_once('/').map_or((None, key), |(prefix, name)| (Some(prefix), name));
+    let subdomain = |text: &str| {
+        !text.is_empty()
+            && text.len() <= 253
+            && text.split('.').all(|part| {
+                let edge = |b: Option<&u8>| b.is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+                let bytes = part.as_bytes();
+                edge(bytes.first())
+                    && edge(bytes.last())
+                    && bytes.iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-')
+            })
+    };
+    !name.is_empty() && names::is_label_value(name) && prefix.is_none_or(subdomain)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn label_keys() {
+        for key in ["argocd.argoproj.io/instance", "app", "A_b.c-9"] {
+            assert!(is_label_key(key), "{key}");
+        }
+        for key in ["", "/a", "a/", "a b", "A.b/c", "a/b/c", "a=b", "a,b", "!a"] {
+            assert!(!is_label_key(key), "{key}");
+        }
+    }
+}
