@@ -24,7 +24,15 @@ pub enum ClientError {
 /// # Errors
 /// Where no cluster is configured, or its certificates or tokens cannot be read.
 pub async fn build(program: &str, version: &str) -> Result<Client, ClientError> {
-    let mut config = Config::infer().await.map_err(|e| ClientError::Config(Box::new(e)))?;
+    let config = Config::infer().await.map_err(|e| ClientError::Config(Box::new(e)))?;
+    with(config, program, version)
+}
+
+/// The same, for a cluster that was chosen otherwise.
+///
+/// # Errors
+/// Where the configuration's certificates or tokens cannot be read.
+pub fn with(mut config: Config, program: &str, version: &str) -> Result<Client, ClientError> {
     if let Ok(agent) = HeaderValue::from_str(&format!("{program}/{version}")) {
         config.headers.push((USER_AGENT, agent));
     }

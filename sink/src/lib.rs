@@ -25,6 +25,7 @@
 //! | [`unqueued`] | Jobs that people took out of the queue |
 //! | [`status`], [`statuses`] | what policies' statuses tell; writes them |
 //! | [`cleaner`] | the one-shot `prune` |
+//! | [`reader`] | `kubectl job-results` |
 //! | [`run`], [`metrics`], [`api`] | the process |
 //!
 //! What the sink may be trusted with, stopped at any point: every write is a create under a derived name, or holds only
@@ -59,6 +60,7 @@ pub mod plan;
 pub mod pods;
 pub mod prune;
 pub mod queue;
+pub mod reader;
 pub mod refusals;
 pub mod release;
 pub mod result;
