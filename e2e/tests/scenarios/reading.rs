@@ -1,0 +1,152 @@
+//! `kubectl job-results`, as somebody uses it who may read ConfigMaps and nothing else.
+
+use std::{
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::Output,
+};
+
+use job_handler_e2e::build::pair_programs;
+use kube::api::{Patch, PatchParams};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use super::world::{World, job, scenario};
+
+/// Somebody with a kubeconfig of their own and the plugin on the PATH.
+struct Person {
+    kubectl: PathBuf,
+    kubeconfig: PathBuf,
+    path: String,
+}
+
+impl Person {
+    /// Who may do `rules` in a namespace.
+    async fn new(world: &World, ns: &str, rules: Value) -> Self {
+        let objects = json!({"apiVersion": "v1", "kind": "List", "items": [
+            {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "person", "namespace": ns}},
+            {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role",
+             "metadata": {"name": "person", "namespace": ns}, "rules": rules},
+            {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding",
+             "metadata": {"name": "person", "namespace": ns},
+             "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "person"},
+             "subjects": [{"kind": "ServiceAccount", "name": "person", "namespace": ns}]},
+        ]});
+        let cluster = &world.cluster;
+        cluster.kubectl_with_input(&["apply", "-f", "-"], &objects.to_string()).await.unwrap();
+        let folder = cluster.dir().join(format!("person-{ns}"));
+        std::fs::create_dir_all(&folder).unwrap();
+        let kubeconfig = folder.join("kubeconfig");
+        let config = cluster.kubectl(&["config", "view", "--raw", "--flatten", "--minify"]).await.unwrap();
+        std::fs::write(&kubeconfig, config).unwrap();
+        let token = cluster.kubectl(&["create", "token", "person", "-n", ns]).await.unwrap();
+        let file = format!("--kubeconfig={}", kubeconfig.display());
+        let credentials = format!("--token={}", token.trim());
+        cluster.kubectl(&["config", &file, "set-credentials", "person", &credentials]).await.unwrap();
+        let namespace = format!("--namespace={ns}");
+        cluster
+            .kubectl(&["config", &file, "set-context", "--current", "--user=person", &namespace])
+            .await
+            .unwrap();
+        let plugin = folder.join("kubectl-job_results");
+        std::os::unix::fs::symlink(pair_programs().unwrap().join("kubectl-job_results"), &plugin).unwrap();
+        let path = format!("{}:{}", folder.display(), std::env::var("PATH").unwrap());
+        let person = Self { kubectl: cluster.kubectl_path().to_owned(), kubeconfig, path };
+        // As the plugin's own help says.
+        let script = person.ok(&["job-results", "completion", "kubectl"]).await;
+        install(&folder.join("kubectl_complete-job_results"), &script);
+        person
+    }
+
+    async fn kubectl(&self, words: &[&str]) -> Output {
+        let mut command = tokio::process::Command::new(&self.kubectl);
+        command.args(words).env("KUBECONFIG", &self.kubeconfig).env("PATH", &self.path);
+        command.kill_on_drop(true).output().await.unwrap()
+    }
+
+    async fn ok(&self, words: &[&str]) -> String {
+        let output = self.kubectl(words).await;
+        assert!(output.status.success(), "kubectl {words:?}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// What it says as it fails.
+    async fn fails(&self, words: &[&str]) -> String {
+        let output = self.kubectl(words).await;
+        assert_eq!(output.status.code(), Some(1), "kubectl {words:?}: {output:?}");
+        String::from_utf8(output.stderr).unwrap()
+    }
+}
+
+fn install(path: &Path, script: &str) {
+    std::fs::write(path, script).unwrap();
+    std::fs::set_permissions(path, PermissionsExt::from_mode(0o755)).unwrap();
+}
+
+#[test]
+fn who_may_only_read_config_maps_reads_results_through_kubectl() {
+    scenario(|world| async move {
+        let ns = world.cluster.namespace("read").await.unwrap();
+        let logs = json!({"maxBytesPerContainer": "3Mi", "maxBytesPerJob": "4Mi"});
+        world.policy(&ns, "results", json!({"results": {"logs": logs}})).await;
+        let colourful =
+            [("run", "200ms"), ("exit-code", "3"), ("log", "\u{1b}[31mred\u{1b}[0m\ncannot go on\n")];
+        let mut failing = job("failing", &[], &colourful);
+        failing["spec"]["backoffLimit"] = json!(0);
+        world.create(&ns, &failing).await.unwrap();
+        world.create(&ns, &job("large", &[], &[("run", "200ms"), ("log-bytes", "2Mi")])).await.unwrap();
+        let mut again = job("again", &[], &[("run", "200ms"), ("restarts", "1"), ("log", "it runs\n")]);
+        again["spec"]["template"]["spec"]["restartPolicy"] = json!("OnFailure");
+        world.create(&ns, &again).await.unwrap();
+        for name in ["failing", "large", "again"] {
+            world.result(&ns, name).await;
+        }
+
+        let rules = json!([{"apiGroups": [""], "resources": ["configmaps"], "verbs": ["get", "list"]}]);
+        let person = Person::new(world, &ns, rules).await;
+        let listed = person.ok(&["job-results", "list", "--sort-by", "name"]).await;
+        let rows: Vec<Vec<&str>> = listed.lines().map(|line| line.split_whitespace().collect()).collect();
+        assert_eq!(rows[0], ["NAME", "OUTCOME", "REASON", "DURATION", "FINISHED", "SIZE"]);
+        assert_eq!(&rows[1][..2], ["again", "completed"]);
+        assert_eq!(&rows[2][..3], ["failing", "failed", "BackoffLimitExceeded"]);
+        let failed = person.ok(&["job-results", "list", "--outcome=failed", "-o", "name"]).await;
+        assert_eq!(failed, "configmap/failing-results\n");
+
+        let shown = person.ok(&["job-results", "show", "failing"]).await;
+        assert!(shown.contains("Outcome:    Failed (BackoffLimitExceeded), cause: error"), "{shown}");
+        assert!(shown.contains("exit code 3") && !shown.contains('\u{1b}'), "{shown}");
+        let escaped = person.ok(&["job-results", "logs", "job/failing", "-c", "main"]).await;
+        assert_eq!(escaped, "\\x1b[31mred\\x1b[0m\ncannot go on\n");
+        let raw = person.ok(&["job-results", "logs", "failing", "-c", "main", "--raw"]).await;
+        assert_eq!(raw, "\u{1b}[31mred\u{1b}[0m\ncannot go on\n");
+
+        let shown: Value =
+            serde_json::from_str(&person.ok(&["job-results", "show", "large", "-o", "json"]).await).unwrap();
+        let log = &shown["pods"][0]["containers"][0]["logs"][0];
+        let read = person.kubectl(&["job-results", "logs", "large", "--raw", "-c", "main"]).await;
+        assert_eq!(read.stdout.len(), 2 << 20);
+        assert_eq!(log["sha256"], format!("{:x}", Sha256::digest(&read.stdout)), "what the container wrote");
+        assert_eq!(person.ok(&["job-results", "logs", "again", "-c", "main"]).await, "attempt 2\nit runs\n");
+        let before = person.ok(&["job-results", "logs", "again", "--previous"]).await;
+        assert_eq!(before, "attempt 1\nit runs\n");
+
+        let error = person.fails(&["job-results", "logs", "agian"]).await;
+        assert!(error.contains("no result of a Job agian in namespace"), "{error}");
+        assert!(error.contains("there are 3 results in it, of again"), "{error}");
+        let error = person.fails(&["job-results", "list", "-n", "kube-system"]).await;
+        assert!(error.contains("no right to list configmaps in namespace kube-system"), "{error}");
+        let offered = person.ok(&["__complete", "job-results", "logs", ""]).await;
+        assert!(offered.contains("again\tcompleted") && offered.contains("large\t"), "{offered}");
+        let offered = person.ok(&["__complete", "job-results", "logs", "again", "-c", "m"]).await;
+        assert!(offered.starts_with("main\n:4"), "{offered}");
+
+        let edited = json!({"data": {"logs": "nothing happened\n"}});
+        let api = world.config_maps(&ns);
+        api.patch("failing-results", &PatchParams::default(), &Patch::Merge(&edited)).await.unwrap();
+        let error = person.fails(&["job-results", "logs", "failing"]).await;
+        assert!(error.contains("the digest doesn't match"), "{error}");
+        // And nothing else was ever needed.
+        let may = person.kubectl(&["auth", "can-i", "list", "jobs"]).await;
+        assert_eq!(String::from_utf8(may.stdout).unwrap().trim(), "no");
+    });
+}
