@@ -7,7 +7,7 @@ use job_handler_e2e::bench::alone::{self, CONNECTIONS, Effort, HANDLERS};
 use job_handler_e2e::bench::reviews::Size;
 use job_handler_e2e::bench::server::{Handler, Server};
 use job_handler_e2e::bench::variants::Variant;
-use job_handler_e2e::bench::{calls, creates};
+use job_handler_e2e::bench::{calls, creates, harvest, sweep};
 use job_handler_e2e::cluster::E2E_KUBECONFIG;
 
 fn program() -> &'static Path {
@@ -52,6 +52,47 @@ async fn creates_pass_through_every_variant() {
     let names: Vec<&str> = table.rows.iter().map(|row| row[0].as_str()).collect();
     let wanted = [1, 4].iter().flat_map(|n| Variant::ALL.map(|variant| format!("{n}, {}", variant.name())));
     assert_eq!(names, wanted.collect::<Vec<_>>());
+    assert!(table.rows.iter().all(|row| row.len() == table.columns.len()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn harvests_are_measured_beside_a_loop() {
+    if std::env::var_os(E2E_KUBECONFIG).is_some() {
+        eprintln!("left out: the benchmark pauses components of a cluster of its own");
+        return;
+    }
+    // A result that is missing fails the measurement itself.
+    let tables = harvest::measure(harvest::Sizes::QUICK).await.unwrap();
+    let names: Vec<&str> = tables[0].rows.iter().map(|row| row[0].as_str()).collect();
+    assert_eq!(names, ["loop", "sink"]);
+    for row in tables.iter().flat_map(|table| &table.rows) {
+        let figures = row.iter().skip(1).filter_map(|cell| cell.parse::<f64>().ok());
+        assert!(figures.clone().count() > 0 && figures.clone().all(f64::is_finite), "{row:?}");
+    }
+    assert_eq!((tables[0].aims.len(), tables[1].aims.len()), (1, 2));
+    for what in ["lag", "peak memory", "one log", "idle", "apiserver restarted", "sink restarted"] {
+        assert!(tables[1].rows.iter().any(|row| row[0].contains(what)), "{what}: {:?}", tables[1].rows);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn prunes_are_measured_beside_a_script_and_the_ttl_controller() {
+    if std::env::var_os(E2E_KUBECONFIG).is_some() {
+        eprintln!("left out: the benchmark pauses components of a cluster of its own");
+        return;
+    }
+    // Other Jobs left than should be fail the measurement itself.
+    let table = sweep::measure(program(), sweep::Sizes::QUICK).await.unwrap();
+    let names: Vec<&str> = table.rows.iter().map(|row| row[0].as_str()).collect();
+    assert_eq!(
+        names,
+        [
+            "list-and-delete script, 40 Jobs",
+            "cleaner, 40 Jobs",
+            "TTL controller, 20 Jobs",
+            "cleaner, 20 Jobs"
+        ]
+    );
     assert!(table.rows.iter().all(|row| row.len() == table.columns.len()));
 }
 

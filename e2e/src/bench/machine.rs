@@ -73,6 +73,16 @@ pub fn memory(process: u32) -> Result<Memory> {
     Ok(Memory { now: kib("VmRSS:")?, peak: kib("VmHWM:")? })
 }
 
+/// Lets the peak of a process' memory begin anew at what it has now.
+///
+/// # Errors
+/// If there is no such process, or it is somebody else's.
+pub fn reset_peak(process: u32) -> Result<()> {
+    // proc_pid_clear_refs(5): 5 resets VmHWM.
+    let path = format!("/proc/{process}/clear_refs");
+    fs::write(&path, "5").map_err(Error::io(format!("writing {path}")))
+}
+
 /// Looks at the machine.
 ///
 /// # Errors

@@ -7,12 +7,15 @@ pub mod alone;
 pub mod calls;
 pub mod creates;
 pub mod handlers;
+pub mod harvest;
 pub mod load;
 pub mod machine;
 pub mod native;
 pub mod report;
 pub mod reviews;
+pub mod seed;
 pub mod server;
+pub mod sweep;
 pub mod variants;
 
 use std::path::Path;
@@ -20,7 +23,7 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use machine::Machine;
 use report::Table;
 
@@ -31,6 +34,10 @@ pub enum Part {
     Webhook,
     /// Job creates through the apiserver.
     Creates,
+    /// Harvests of finished Jobs.
+    Harvest,
+    /// Prunes of old Jobs.
+    Prune,
 }
 
 /// What a run found.
@@ -64,7 +71,27 @@ pub async fn run(program: &Path, only: Option<Part>, quick: bool) -> Result<Repo
         };
         report.add(creates::measure(program, effort, &creates::CLIENTS).await?);
     }
+    if wanted(Part::Harvest) {
+        let sizes = if quick { harvest::Sizes::QUICK } else { harvest::Sizes::default() };
+        for table in harvest::measure(sizes.from_environment()?).await? {
+            report.add(table);
+        }
+    }
+    if wanted(Part::Prune) {
+        let sizes = if quick { sweep::Sizes::QUICK } else { sweep::Sizes::default() };
+        report.add(sweep::measure(program, sizes.from_environment()?).await?);
+    }
     Ok(report)
+}
+
+/// A number that somebody wants instead of the default: `BENCH_HARVEST_JOBS=10000 cargo bench-all --only harvest`.
+fn wished(variable: &str, default: usize) -> Result<usize> {
+    match std::env::var(variable) {
+        Ok(text) => text
+            .parse()
+            .map_err(|error| Error::Invalid(format!("{variable}={text}: expected a number: {error}"))),
+        Err(_) => Ok(default),
+    }
 }
 
 impl Report {

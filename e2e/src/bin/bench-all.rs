@@ -32,6 +32,14 @@ enum Command {
         #[arg(long)]
         namespace: String,
     },
+    /// The script that `prune` is measured beside.
+    #[command(hide = true)]
+    NaivePrune {
+        #[arg(long)]
+        namespace: String,
+        #[arg(long)]
+        group_label: String,
+    },
     /// Calls a handler without a server, for profilers.
     #[command(hide = true)]
     Call {
@@ -53,6 +61,10 @@ fn main() -> anyhow::Result<()> {
             let review = if large { Size::Large } else { Size::Small }.review()?;
             println!("{:?}", bench::calls::call(handler, &review, Duration::from_millis(milliseconds))?);
             return Ok(());
+        }
+        Some(Command::NaivePrune { namespace, group_label }) => {
+            let runtime = tokio::runtime::Runtime::new().context("starting the runtime")?;
+            return Ok(runtime.block_on(bench::sweep::naive(&namespace, &group_label))?);
         }
         None => {}
     }

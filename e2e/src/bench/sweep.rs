@@ -1,0 +1,308 @@
+//! Prunes of old Jobs: the one-shot cleaner beside a script that lists everything and deletes, and beside Kubernetes' own
+//! TTL controller.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use futures::{StreamExt, TryStreamExt};
+use k8s_openapi::api::batch::v1::Job;
+use kube::api::{DeleteParams, ListParams, Preconditions};
+use kube::runtime::watcher::{self, Event, metadata_watcher};
+use kube::{Api, Client, ResourceExt};
+use tokio::process::Command;
+
+use super::machine;
+use super::report::{Aim, Table, figure, median, median_ratio};
+use super::seed::{Seed, seed};
+use crate::build::{beside, pair_programs};
+use crate::cluster::{AuditLevel, Cluster, ClusterOptions, Component};
+use crate::error::{Error, Result};
+
+/// The label that makes groups.
+const LABEL: &str = "argocd.argoproj.io/instance";
+/// Deletions at a time, of the cleaner as of the script.
+const AT_A_TIME: usize = 8;
+/// Nothing of a bench takes longer than this.
+const PATIENCE: Duration = Duration::from_secs(900);
+
+/// How much to measure.
+#[derive(Clone, Copy, Debug)]
+pub struct Sizes {
+    /// Rounds; each prunes as many Jobs by the cleaner as by the script.
+    pub rounds: usize,
+    /// Jobs of each in each round; a tenth as many groups.
+    pub jobs: usize,
+    /// Jobs for the TTL controller, and as many for the cleaner beside it.
+    pub ttl: usize,
+}
+
+impl Default for Sizes {
+    /// About three minutes on two cores.
+    fn default() -> Self {
+        Self { rounds: 3, jobs: 5_000, ttl: 2_000 }
+    }
+}
+
+impl Sizes {
+    /// To see that everything works.
+    pub const QUICK: Self = Self { rounds: 1, jobs: 40, ttl: 20 };
+
+    /// With the numbers that somebody wants instead: `BENCH_PRUNE_JOBS` (per round and side), `BENCH_PRUNE_ROUNDS`.
+    ///
+    /// # Errors
+    /// Where one is no number.
+    pub fn from_environment(self) -> Result<Self> {
+        let jobs = super::wished("BENCH_PRUNE_JOBS", self.jobs)?;
+        Ok(Self { jobs, rounds: super::wished("BENCH_PRUNE_ROUNDS", self.rounds)?, ..self })
+    }
+}
+
+/// What one prune took.
+#[derive(Clone, Copy, Debug)]
+struct Ran {
+    per_second: f64,
+    peak: u64,
+    processor: Duration,
+}
+
+/// Measures on a cluster of its own; `program` is `bench-all`, whose hidden subcommand `naive-prune` is the script.
+///
+/// # Errors
+/// If anything does not run, or other Jobs are left than should be.
+pub async fn measure(program: &Path, sizes: Sizes) -> Result<Table> {
+    let options = ClusterOptions { audit: AuditLevel::None, ..ClusterOptions::default() };
+    let cluster = Cluster::start(options).await?;
+    let sink = beside(pair_programs).await?.join("job-handler-sink");
+    let mut namespaces = Vec::new();
+    for _ in 0..2 * sizes.rounds + 2 {
+        namespaces.push(cluster.namespace("bench").await?);
+    }
+    cluster.component(Component::ControllerManager)?.stop()?;
+    let mut ran: [Vec<Ran>; 2] = Default::default();
+    for round in 0..sizes.rounds {
+        for turn in 0..2 {
+            let namespace = namespaces[2 * round + turn].name();
+            seed(&cluster, &old_jobs(namespace, sizes.jobs, None)).await?;
+            let ours = (round + turn) % 2 == 0;
+            let mut command = if ours { Command::new(&sink) } else { Command::new(program) };
+            command.arg(if ours { "prune" } else { "naive-prune" });
+            command.args(["--namespace", namespace, "--group-label", LABEL]);
+            let groups = groups_of(sizes.jobs);
+            let (seen, elapsed) = run(&cluster, command).await?;
+            let left = left(&cluster.client(), namespace).await?;
+            if left != groups {
+                return Err(Error::Invalid(format!("{left} Jobs are left of {}, not {groups}", sizes.jobs)));
+            }
+            let per_second = (sizes.jobs - groups) as f64 / elapsed.as_secs_f64();
+            ran[usize::from(!ours)].push(Ran { per_second, ..seen });
+        }
+    }
+    let mut table = table(sizes, &ran[0], &ran[1]);
+    let pair = [namespaces[2 * sizes.rounds].name(), namespaces[2 * sizes.rounds + 1].name()];
+    beside_ttl(&cluster, &sink, pair, sizes.ttl, &mut table).await?;
+    Ok(table)
+}
+
+fn groups_of(jobs: usize) -> usize {
+    (jobs / 10).max(1)
+}
+
+fn old_jobs(namespace: &str, jobs: usize, ttl: Option<i32>) -> Seed {
+    Seed {
+        namespace: namespace.to_owned(),
+        prefix: "hook".to_owned(),
+        jobs,
+        groups: Some((LABEL.to_owned(), groups_of(jobs))),
+        log_bytes: None,
+        ttl,
+        finished: true,
+    }
+}
+
+/// Runs a program to its end, looking at its memory all the while.
+async fn run(cluster: &Cluster, mut command: Command) -> Result<(Ran, Duration)> {
+    command.env("KUBECONFIG", cluster.kubeconfig()).env("RUST_LOG", "warn");
+    command.stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
+    let begin = Instant::now();
+    let child = command.spawn().map_err(Error::io("starting a prune"))?;
+    let process = child.id().unwrap_or_default();
+    let mut ran = Ran { per_second: 0.0, peak: 0, processor: Duration::ZERO };
+    let mut output = std::pin::pin!(child.wait_with_output());
+    let mut looks = tokio::time::interval(Duration::from_millis(10));
+    let ended = loop {
+        tokio::select! {
+            ended = &mut output => break ended.map_err(Error::io("waiting for a prune"))?,
+            _ = looks.tick() => {
+                // Fails only as it ends.
+                if let (Ok(memory), Ok(processor)) = (machine::memory(process), machine::processor_time(process)) {
+                    (ran.peak, ran.processor) = (ran.peak.max(memory.peak), processor);
+                }
+            }
+        }
+    };
+    if !ended.status.success() {
+        return Err(Error::Command {
+            command: "a prune".to_owned(),
+            status: ended.status.to_string(),
+            stderr: String::from_utf8_lossy(&ended.stderr).into_owned(),
+        });
+    }
+    Ok((ran, begin.elapsed()))
+}
+
+/// Lists all Jobs of a namespace, sorts them, and deletes all but the newest of each value: the same calls as the cleaner,
+/// without pages and without thinking.
+///
+/// # Errors
+/// If any call fails.
+pub async fn naive(namespace: &str, label: &str) -> Result<()> {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let client = Client::try_default().await.map_err(Error::api("making a client"))?;
+    let api: Api<Job> = Api::namespaced(client, namespace);
+    let all = api.list(&ListParams::default().labels(label)).await.map_err(Error::api("listing Jobs"))?;
+    let mut groups: BTreeMap<String, Vec<&Job>> = BTreeMap::new();
+    for job in &all.items {
+        groups.entry(job.labels().get(label).cloned().unwrap_or_default()).or_default().push(job);
+    }
+    let mut old = Vec::new();
+    for jobs in groups.values_mut() {
+        jobs.sort_by_key(|job| (job.creation_timestamp(), job.uid()));
+        if let Some(newest) = jobs.pop() {
+            api.get(&newest.name_any()).await.map_err(Error::api("getting a Job"))?;
+        }
+        old.append(jobs);
+    }
+    let deletions = futures::stream::iter(old).map(|job| {
+        let (api, name) = (api.clone(), job.name_any());
+        let params = DeleteParams {
+            preconditions: Some(Preconditions { uid: job.uid(), resource_version: job.resource_version() }),
+            ..DeleteParams::foreground()
+        };
+        async move { api.delete(&name, &params).await.map(drop) }
+    });
+    let deletions = deletions.buffer_unordered(AT_A_TIME);
+    deletions.try_collect::<()>().await.map_err(Error::api("deleting a Job"))
+}
+
+/// As many Jobs by the TTL controller as by the cleaner, each by itself, from the first to the last that is seen to go.
+async fn beside_ttl(
+    cluster: &Cluster,
+    sink: &Path,
+    namespaces: [&str; 2],
+    jobs: usize,
+    table: &mut Table,
+) -> Result<()> {
+    let [native, ours] = namespaces;
+    let manager = cluster.component(Component::ControllerManager)?;
+    // The Jobs of the cleaner carry no TTL; one of each group stays of them.
+    seed(cluster, &old_jobs(ours, jobs, None)).await?;
+    seed(cluster, &old_jobs(native, jobs, Some(0))).await?;
+    let mut command = Command::new(sink);
+    command.args(["prune", "--namespace", ours, "--group-label", LABEL]);
+    let goes = jobs - groups_of(jobs);
+    let (watched, done) = tokio::join!(going(&cluster.client(), ours, goes), run(cluster, command));
+    done?;
+    let ours = rate(goes, watched?);
+    let watched = going(&cluster.client(), native, jobs);
+    manager.cont()?;
+    let native = rate(jobs, watched.await?);
+    let row = |name: &str, rate: f64| {
+        vec![name.to_owned(), figure(rate), figure(rate / native), "-".into(), "-".into(), "-".into()]
+    };
+    table.rows.push(row(&format!("TTL controller, {jobs} Jobs"), native));
+    table.rows.push(row(&format!("cleaner, {jobs} Jobs"), ours));
+    Ok(())
+}
+
+fn rate(jobs: usize, elapsed: Duration) -> f64 {
+    jobs.saturating_sub(1) as f64 / elapsed.as_secs_f64().max(1e-3)
+}
+
+/// From the first to the last of so many Jobs that are seen on their way out.
+async fn going(client: &Client, namespace: &str, jobs: usize) -> Result<Duration> {
+    let api: Api<Job> = Api::namespaced(client.clone(), namespace);
+    let mut events = metadata_watcher(api, watcher::Config::default()).boxed();
+    let mut gone = BTreeSet::new();
+    let mut begin = None;
+    let all = async {
+        while gone.len() < jobs {
+            let event = events.try_next().await.unwrap_or_default();
+            let job = match event {
+                Some(Event::Apply(job) | Event::InitApply(job))
+                    if job.metadata.deletion_timestamp.is_some() =>
+                {
+                    job
+                }
+                Some(Event::Delete(job)) => job,
+                _ => continue,
+            };
+            begin.get_or_insert_with(Instant::now);
+            gone.insert(job.name_any());
+        }
+    };
+    let waited = tokio::time::timeout(PATIENCE, all).await;
+    match (waited, begin) {
+        (Ok(()), Some(begin)) => Ok(begin.elapsed()),
+        _ => Err(Error::Timeout {
+            what: format!("the Jobs of {namespace} to go"),
+            waited: PATIENCE,
+            last: format!("{} of {jobs}", gone.len()),
+        }),
+    }
+}
+
+async fn left(client: &Client, namespace: &str) -> Result<usize> {
+    let api: Api<Job> = Api::namespaced(client.clone(), namespace);
+    let listed = api.list_metadata(&ListParams::default()).await.map_err(Error::api("listing Jobs"))?;
+    Ok(listed.items.iter().filter(|job| job.metadata.deletion_timestamp.is_none()).count())
+}
+
+fn table(sizes: Sizes, ours: &[Ran], naive: &[Ran]) -> Table {
+    let columns = ["who", "deletes/s", "of the other's", "peak MiB", "of the other's", "CPU s"];
+    let mut table = Table::new("Prune of finished Jobs", &columns);
+    let speed = |ran: &[Ran]| ran.iter().map(|ran| ran.per_second).collect::<Vec<_>>();
+    let peak = |ran: &[Ran]| ran.iter().map(|ran| ran.peak as f64 / f64::from(1 << 20)).collect::<Vec<_>>();
+    let (faster, smaller) =
+        (median_ratio(&speed(ours), &speed(naive)), median_ratio(&peak(naive), &peak(ours)));
+    for (name, ran, other) in [("list-and-delete script", naive, naive), ("cleaner", ours, naive)] {
+        table.rows.push(vec![
+            format!("{name}, {} Jobs", sizes.jobs),
+            figure(median(speed(ran))),
+            figure(median_ratio(&speed(ran), &speed(other))),
+            figure(median(peak(ran))),
+            figure(median_ratio(&peak(ran), &peak(other))),
+            figure(median(ran.iter().map(|ran| ran.processor.as_secs_f64()))),
+        ]);
+    }
+    table.aims = vec![
+        Aim {
+            what: "at least 0.9 of the script's deletes/s".to_owned(),
+            found: figure(faster),
+            met: faster >= 0.9,
+        },
+        Aim {
+            what: "a peak of memory at least 5 times lower (said of 50000 Jobs)".to_owned(),
+            found: format!("{} times lower with {} Jobs", figure(smaller), sizes.jobs),
+            met: smaller >= 5.0,
+        },
+    ];
+    table.notes = vec![
+        format!(
+            "{} rounds; in each, cleaner and script prune {} finished Jobs in {} groups, in turns, in a namespace each, \
+             {AT_A_TIME} deletions at a time, with the same calls: one GET per group, one DELETE with preconditions per \
+             Job. Nobody collects garbage meanwhile. Time is that of the whole program, from start to end.",
+            sizes.rounds, sizes.jobs, groups_of(sizes.jobs)
+        ),
+        "What limits: the apiserver's and etcd's work per deletion. Memory: the cleaner holds a page (500 Jobs) and the Job \
+         that stays of each group; the script holds all Jobs. Peaks are looked at every 10 ms."
+            .to_owned(),
+        "The TTL controller runs within the controller manager, whose client may make 500 calls a second (bursts of 1000), \
+         with one GET and one DELETE per Job and 5 workers, beside the other controllers, which collect what it deletes; \
+         the cleaner's client has no such limit, and is measured while that process stands still. Times are from the first \
+         to the last Job that the bench's watch sees go."
+            .to_owned(),
+    ];
+    table
+}
