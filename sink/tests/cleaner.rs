@@ -187,7 +187,8 @@ async fn one_failed_delete_never_stops_the_rest() {
 
 #[tokio::test]
 async fn a_job_that_changes_before_its_deletion_is_looked_at_again() {
-    let deeds: [(&str, fn(&mut serde_json::Value), &str, bool); 5] = [
+    type Deed = fn(&mut serde_json::Value);
+    let deeds: [(&str, Deed, &str, bool); 5] = [
         ("touched", |job| job["metadata"]["annotations"] = json!({"a": "b"}), "SUCCESS", false),
         ("another", |job| job["metadata"]["uid"] = "another".into(), "SUCCESS: it was gone already", true),
         (
@@ -269,9 +270,9 @@ async fn ten_lists_that_ran_too_old_and_an_apiserver_that_is_overloaded() {
     for handed in [true, false] {
         let apiserver = cluster(&plans);
         if handed {
-            apiserver.expire_tokens(10)
+            apiserver.expire_tokens(10);
         } else {
-            apiserver.forget_tokens(10)
+            apiserver.forget_tokens(10);
         }
         // The third write is answered so, and tried again.
         apiserver.fault(3, Fault::Code(429));

@@ -8,7 +8,7 @@ use futures::{StreamExt, TryStreamExt};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::core::{ObjectMeta, PartialObjectMeta};
-use kube::runtime::watcher::{self, Event, metadata_watcher, watcher};
+use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client, ResourceExt};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
@@ -158,9 +158,9 @@ async fn by_sink(cluster: &Cluster, namespace: &str, jobs: usize) -> Result<Dura
 
 /// Waits for so many results of which nothing is to be told any more.
 async fn harvested(client: &Client, namespace: &str, jobs: usize) -> Result<()> {
-    let api: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
+    let api: Api<PartialObjectMeta<ConfigMap>> = Api::namespaced(client.clone(), namespace);
     let config = watcher::Config::default().labels("job-handler/created=true");
-    let mut events = metadata_watcher(api, config).boxed();
+    let mut events = watcher(api, config).boxed();
     let mut done = std::collections::BTreeSet::new();
     let all = async {
         while done.len() < jobs {
@@ -303,11 +303,11 @@ async fn lag(cluster: &Cluster, namespace: &str, sizes: Sizes, table: &mut Table
         finished: false,
     };
     seed(cluster, &seeded).await?;
-    let (jobs, maps): (Api<Job>, Api<ConfigMap>) =
-        (Api::namespaced(client.clone(), namespace), Api::namespaced(client.clone(), namespace));
+    let jobs: Api<Job> = Api::namespaced(client.clone(), namespace);
+    let maps: Api<PartialObjectMeta<ConfigMap>> = Api::namespaced(client.clone(), namespace);
     let mut jobs = watcher(jobs, watcher::Config::default()).boxed();
     let results = watcher::Config::default().labels("job-handler/created=true");
-    let mut maps = metadata_watcher(maps, results).boxed();
+    let mut maps = watcher(maps, results).boxed();
     let mut finishing: JoinSet<Result<()>> = JoinSet::new();
     finishing.spawn(finish_steadily(client.clone(), seeded.clone(), sizes.per_second));
     let (mut finished, mut lags): (HashMap<String, Instant>, BTreeMap<String, Duration>) = Default::default();

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use futures::{StreamExt, TryStreamExt};
 use k8s_openapi::api::batch::v1::Job;
 use kube::api::{DeleteParams, ListParams, Preconditions};
-use kube::runtime::watcher::{self, Event, metadata_watcher};
+use kube::core::PartialObjectMeta;
+use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client, ResourceExt};
 use tokio::process::Command;
 
@@ -202,12 +203,12 @@ async fn beside_ttl(
     let mut command = Command::new(sink);
     command.args(["prune", "--namespace", ours, "--group-label", LABEL]);
     let goes = jobs - groups_of(jobs);
-    let (watched, done) = tokio::join!(going(&cluster.client(), ours, goes), run(cluster, command));
+    let client = cluster.client();
+    let (watched, done) = tokio::join!(going(&client, ours, goes), run(cluster, command));
     done?;
     let ours = rate(goes, watched?);
-    let watched = going(&cluster.client(), native, jobs);
     manager.cont()?;
-    let native = rate(jobs, watched.await?);
+    let native = rate(jobs, going(&client, native, jobs).await?);
     let row = |name: &str, rate: f64| {
         vec![name.to_owned(), figure(rate), figure(rate / native), "-".into(), "-".into(), "-".into()]
     };
@@ -222,12 +223,13 @@ fn rate(jobs: usize, elapsed: Duration) -> f64 {
 
 /// From the first to the last of so many Jobs that are seen on their way out.
 async fn going(client: &Client, namespace: &str, jobs: usize) -> Result<Duration> {
-    let api: Api<Job> = Api::namespaced(client.clone(), namespace);
-    let mut events = metadata_watcher(api, watcher::Config::default()).boxed();
+    let api: Api<PartialObjectMeta<Job>> = Api::namespaced(client.clone(), namespace);
+    let mut events = watcher(api, watcher::Config::default()).boxed();
     let mut gone = BTreeSet::new();
     let mut begin = None;
     let all = async {
         while gone.len() < jobs {
+            // The watcher goes on by itself after an error.
             let event = events.try_next().await.unwrap_or_default();
             let job = match event {
                 Some(Event::Apply(job) | Event::InitApply(job))

@@ -124,7 +124,7 @@ async fn none_of(
             }
         })
         .await?;
-    jobs.sort_by(|a, b| (likeness(&b.1, name), b.0).cmp(&(likeness(&a.1, name), a.0)));
+    jobs.sort_by_key(|job| std::cmp::Reverse((likeness(&job.1, name), job.0)));
     let mut told: Vec<String> = Vec::new();
     for (_, job) in &jobs {
         let job = line(job);
