@@ -11,7 +11,7 @@ use job_handler_shared::{
     policy::Logs,
 };
 use job_handler_sink::{
-    capture::{CapturedLog, CapturedPod},
+    capture::{Captured, CapturedLog, CapturedPod},
     logs::HeadTail,
     manifest::{ContainerFacts, LogFacts, PodFacts},
     reader::{
@@ -69,7 +69,8 @@ fn store(apiserver: &Apiserver, job: &JobSnapshot, logs: &[Log<'_>]) {
             lost: None,
         });
     }
-    let mut packed = pack(job, None, pods, &Logs::default()).unwrap();
+    let captured = Captured { pods, ..Captured::default() };
+    let mut packed = pack(job, None, captured, &Logs::default()).unwrap();
     let name = format!("{}-results", job.name);
     let name =
         if apiserver.get("configmaps", "ci", &name).is_some() { format!("{name}-{}", job.uid) } else { name };
