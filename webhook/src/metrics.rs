@@ -224,6 +224,13 @@ impl WebhookMetrics {
         all
     }
 
+    /// Forgets how full limits were: some of them may be gone.
+    pub fn forget_limits(&self) {
+        for family in [&self.limit_active, &self.limit_max, &self.limit_pending] {
+            family.clear();
+        }
+    }
+
     /// Counts a decision about a limit.
     pub fn decision(&self, verdict: &Verdict, took: Duration) {
         let word = match verdict {

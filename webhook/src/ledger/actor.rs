@@ -293,7 +293,13 @@ impl Actor {
         let rules = Rules { policies: &policies, namespaces: &namespaces };
 
         let (known, newest) = self.ledger(look).await?;
-        let (sight, jobs) = self.see(&known, look).await.ok_or(Stop::Behind)?;
+        let (known, (sight, jobs)) = match (self.see(&known, look).await, look) {
+            (Some(seen), _) => (known, seen),
+            // Somebody has written since, and beyond what the look shows. It may refuse by the ledger that it read itself,
+            // and whoever it grants finds out by the write.
+            (None, Some(look)) if !newest => (look.known.clone(), (Sight::List, look.view.jobs.clone())),
+            (None, _) => return Err(Stop::Behind),
+        };
         let nothing = BTreeSet::new();
         let expired = look.map_or(&nothing, |look| &look.expired);
         let sources = Sources {

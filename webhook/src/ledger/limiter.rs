@@ -252,6 +252,7 @@ impl Ledgers {
 
     async fn supervise(mut self) -> Result<(), LedgersError> {
         let mut actors = JoinSet::new();
+        let mut changes = self.limiter.shared.policies.changes();
         let mut tick = tokio::time::interval_at(Instant::now() + TIDY, TIDY);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -260,6 +261,7 @@ impl Ledgers {
                     actors.spawn(actor.run());
                 }
                 Some(ended) = actors.join_next() => ended?,
+                Ok(()) = changes.changed() => self.limiter.shared.metrics.forget_limits(),
                 _ = tick.tick() => {
                     self.housekeeping();
                 }

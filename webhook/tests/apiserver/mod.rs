@@ -117,6 +117,7 @@ impl Apiserver {
             }
             None => {
                 let answer = self.list(&path, &query);
+                // Whoever came while none were held is answered, also if others are held from now on.
                 let mut held = self.hold_lists.subscribe();
                 held.wait_for(|held| !held).await.unwrap();
                 answer
@@ -288,6 +289,16 @@ impl Apiserver {
         stored.jobs.insert(key.to_owned(), job.clone());
         stored.tell(true, kind, &job);
         self.changed.send_replace(stored.version);
+    }
+
+    /// What watches tell of Jobs after one resourceVersion and up to another.
+    pub fn jobs_told(&self, after: u64, until: u64) -> Vec<(u64, Value)> {
+        let stored = self.stored.lock().unwrap();
+        let told = stored
+            .events
+            .iter()
+            .filter(|(of_job, version, _)| *of_job && *version > after && *version <= until);
+        told.map(|(_, version, event)| (*version, event.clone())).collect()
     }
 
     /// Watches of Jobs tell nothing more, or (true) everything again.

@@ -3,16 +3,28 @@
 //! What decides is the program's own: `ledger::decide` and `ledger::resolve`. The model is the world around them: etcd and
 //! its history, watch caches that lag behind it, requests on their way, crashes between any two steps. Always: no more
 //! Jobs are active than the limit allows, and once all is quiet nothing is left in the ledger that a later round would
-//! not take out. Each rule of the protocol, taken out, has to yield a counterexample: so the model can fail.
+//! not take out. Each rule of the protocol, taken out, has to yield a counterexample: so the model can fail. The program's
+//! actors are then led through that counterexample, and must not fail.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+#[path = "../apiserver/mod.rs"]
+mod apiserver;
+#[path = "../common/mod.rs"]
+mod common;
+mod replay;
 mod steps;
+mod two;
 mod world;
 
-use std::time::{Duration, Instant};
+use std::{
+    fmt::Debug,
+    hash::Hash,
+    time::{Duration, Instant},
+};
 
 use stateright::{Checker, Model};
+use two::Two;
 use world::{Budget, Client, Protocol, View, Without, World};
 
 const EXACT: &str = "never more active Jobs than the limit";
@@ -53,8 +65,19 @@ impl Model for Protocol {
 
 /// Everything within bounds was looked at, and the protocol holds.
 fn holds(what: &str, protocol: Protocol) {
+    let alike = protocol.revisions.iter().all(|revision| *revision == protocol.revisions[0]);
+    check(what, Protocol { fold: alike, ..protocol });
+}
+
+fn check<M>(what: &str, model: M)
+where
+    M: Model<State: Clone + Debug + PartialEq + Hash + Send + Sync, Action: Clone + Debug + PartialEq>
+        + Send
+        + Sync
+        + 'static,
+{
     let begun = Instant::now();
-    let checker = protocol.checker().threads(2).timeout(PATIENCE).spawn_bfs().join();
+    let checker = model.checker().threads(2).timeout(PATIENCE).spawn_bfs().join();
     println!(
         "{what}: {} states, {} unique, depth {}, {:.1} s",
         checker.state_count(),
@@ -71,10 +94,11 @@ fn holds(what: &str, protocol: Protocol) {
     assert!(checker.discovery(FULL).is_some(), "{what}: the limit was never reached");
 }
 
-/// Without one of its rules the protocol admits too many.
+/// Without one of its rules the protocol admits too many; the program, led the same way, does not.
 fn breaks(what: &str, protocol: Protocol) {
     let begun = Instant::now();
     let checker = protocol
+        .clone()
         .checker()
         .threads(2)
         .timeout(PATIENCE)
@@ -82,10 +106,14 @@ fn breaks(what: &str, protocol: Protocol) {
         .spawn_bfs()
         .join();
     let path = checker.discovery(EXACT).unwrap_or_else(|| panic!("{what}: no counterexample was found"));
+    let trace = path.clone().into_vec();
     println!("{what}, {:.1} s: {}", begun.elapsed().as_secs_f32(), story(path));
+    let granted = replay::replay(&protocol, trace);
+    println!("the program, led through this, granted {granted}");
+    assert!(granted > 0, "{what}: the trace was not followed");
 }
 
-fn story(path: stateright::Path<World, steps::Step>) -> String {
+fn story<S: Debug + PartialEq, A: Debug>(path: stateright::Path<S, A>) -> String {
     path.into_actions().iter().map(|step| format!("\n  {step:?}")).collect()
 }
 
@@ -103,6 +131,31 @@ fn three_creates_of_two_replicas_behind_lagging_caches() {
 }
 
 #[test]
+fn three_replicas() {
+    let budget = Budget { crashes: 1, finishes: 1, ..Budget::default() };
+    let revisions = vec!["same"; 3];
+    let clients = creates(&["a", "b", "c"], 1);
+    let protocol = Protocol { clients, revisions, budget, housekeeping: false, ..Protocol::default() };
+    holds("three replicas", protocol);
+}
+
+#[test]
+fn four_creates() {
+    let budget = Budget { finishes: 1, ..Budget::default() };
+    let clients = creates(&["a", "b", "c", "d"], 1);
+    let protocol = Protocol { clients, budget, housekeeping: false, ..Protocol::default() };
+    holds("four creates", protocol.clone());
+    holds("four creates, limit 2", Protocol { max: 2, ..protocol });
+}
+
+#[test]
+fn a_crash_of_three_creates() {
+    let budget = Budget { crashes: 1, finishes: 1, ..Budget::default() };
+    let clients = creates(&["a", "b", "c"], 1);
+    holds("crash, three creates", Protocol { clients, budget, housekeeping: false, ..Protocol::default() });
+}
+
+#[test]
 fn a_limit_of_two() {
     let budget = Budget { finishes: 1, ..Budget::default() };
     let clients = creates(&["a", "b", "c"], 1);
@@ -117,7 +170,7 @@ fn consistent_lists() {
         Protocol {
             view: View::List,
             clients,
-            budget: Budget { crashes: 1, ..Budget::default() },
+            budget: Budget { crashes: 1, finishes: 1, ..Budget::default() },
             ..Protocol::default()
         },
     );
@@ -155,7 +208,15 @@ fn unsuspends_suspends_and_other_changes() {
 #[test]
 fn policies_that_differ_between_replicas() {
     let clients = creates(&["a", "b"], 1);
-    holds("revisions", Protocol { clients, revisions: ["old", "new"], ..Protocol::default() });
+    holds("revisions", Protocol { clients, revisions: vec!["old", "new"], ..Protocol::default() });
+}
+
+#[test]
+fn limits_of_the_cluster_and_of_namespaces() {
+    let creates = vec!["x/a", "x/b", "y/c"];
+    let two = Two { creates, in_cluster: 2, in_namespace: 1, crashes: 1, finishes: 1 };
+    check("two ledgers", two.clone());
+    check("two ledgers, one slot", Two { in_cluster: 1, in_namespace: 2, ..two });
 }
 
 #[test]
@@ -206,6 +267,6 @@ fn without_revisions() {
     let without = Without { revision: true, ..Without::default() };
     breaks(
         "no policy revision",
-        Protocol { clients, revisions: ["old", "new"], without, ..Protocol::default() },
+        Protocol { clients, revisions: vec!["old", "new"], without, ..Protocol::default() },
     );
 }

@@ -97,7 +97,7 @@ impl World {
             if twin.is_some_and(|before| !self.tries.contains_key(&(before * TRIES))) {
                 continue;
             }
-            let replicas = if self.tries.is_empty() { 0..1 } else { 0..2 };
+            let replicas = if self.tries.is_empty() { 0..1 } else { 0..self.replicas.len() };
             let possible = !wants.unsuspends
                 || self.job(wants.name).is_some_and(|(_, job)| job.state == JobState::Suspended);
             if count < wants.tries && !waits && possible {
@@ -216,6 +216,9 @@ impl World {
                 world.budget.touches -= 1;
                 world.change(name, JobState::Suspended);
             }
+        }
+        if protocol.fold {
+            world.fold();
         }
         (world != *self).then_some(world)
     }

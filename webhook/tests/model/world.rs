@@ -1,6 +1,9 @@
 //! What there is: etcd with its history, the ledger, requests on their way, replicas between their steps.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    hash::{DefaultHasher, Hash, Hasher},
+};
 
 use jiff::Timestamp;
 use job_handler_shared::ledger::{Book, Granted, Kind};
@@ -15,8 +18,10 @@ pub struct Protocol {
     pub max: usize,
     pub clients: Vec<Client>,
     pub view: View,
-    /// Under which policies each replica decides.
-    pub revisions: [&'static str; 2],
+    /// Under which policies each replica decides; there are as many as are named here.
+    pub revisions: Vec<&'static str>,
+    /// Worlds that differ only in which replica is which are looked at once.
+    pub fold: bool,
     pub budget: Budget,
     /// Whether replicas also look after the ledger while nobody asks.
     pub housekeeping: bool,
@@ -76,7 +81,8 @@ impl Default for Protocol {
             max: 1,
             clients: Vec::new(),
             view: View::Cache,
-            revisions: ["same", "same"],
+            revisions: vec!["same", "same"],
+            fold: false,
             budget: Budget::default(),
             housekeeping: true,
             without: Without::default(),
@@ -94,7 +100,7 @@ pub struct World {
     pub limbo: Option<(u8, Book)>,
     /// By their number: each client has its own, so that the order in which they ask makes no difference by itself.
     pub tries: BTreeMap<usize, Try>,
-    pub replicas: [Replica; 2],
+    pub replicas: Vec<Replica>,
     pub budget: Budget,
 }
 
@@ -190,7 +196,7 @@ impl World {
             ledger_version: 0,
             limbo: None,
             tries: BTreeMap::new(),
-            replicas: Default::default(),
+            replicas: protocol.revisions.iter().map(|_| Replica::default()).collect(),
             budget: protocol.budget.clone(),
         }
     }
@@ -230,6 +236,27 @@ impl World {
         let is_active =
             |name: &&&'static str| self.job(name).is_some_and(|(_, job)| job.state == JobState::Active);
         self.names().iter().filter(is_active).count()
+    }
+
+    /// The same world, whichever replica is which.
+    pub fn fold(&mut self) {
+        let asking = |n: usize| -> Vec<usize> {
+            let tries = self.tries.iter().filter(|(_, one)| one.at == Whereabouts::Asking(n));
+            tries.map(|(n, _)| *n).collect()
+        };
+        let digest = |n: usize| {
+            let mut hasher = DefaultHasher::new();
+            (&self.replicas[n], asking(n)).hash(&mut hasher);
+            hasher.finish()
+        };
+        let mut order: Vec<usize> = (0..self.replicas.len()).collect();
+        order.sort_by_key(|n| digest(*n));
+        self.replicas = order.iter().map(|n| self.replicas[*n].clone()).collect();
+        for one in self.tries.values_mut() {
+            if let Whereabouts::Asking(n) = &mut one.at {
+                *n = order.iter().position(|other| other == n).unwrap();
+            }
+        }
     }
 
     /// The attempts that have run out, and came to nothing. No clock runs out while the request is on its way: that is

@@ -1,0 +1,356 @@
+//! The program's own actors, led through what breaks the protocol where one of its rules is missing.
+//!
+//! A trace of the model says in which order requests come, ledgers are read, caches are told of Jobs, writes are done,
+//! Jobs land. Each of its replicas is an [`Actor`] here, over an apiserver of our own making; it is given the ledger that
+//! the trace's replica had read, and the Jobs that it had seen, before it is let go. It may do more than the trace, such as
+//! look again; it must not let too many Jobs become active.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use job_handler_shared::{
+    combine::{Labels, PolicySet},
+    job::JobSnapshot,
+    ledger::Kind,
+    telemetry::Metrics,
+};
+use job_handler_webhook::{
+    ledger::{
+        actor::{Actor, Message, Waiting},
+        cache::Cache,
+        clocks::Clock,
+        counting::LedgerId,
+        limiter::Shared,
+        look::Reads,
+        memory::{Known, Memory, Watcher},
+        store::Store,
+    },
+    limit::{Attempt, Verdict},
+    list::Item,
+    metrics::WebhookMetrics,
+    mirror::Mirror,
+    policies::Policies,
+};
+use serde_json::json;
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::JoinHandle,
+};
+
+use crate::{
+    apiserver::{Apiserver, empty, eventually},
+    common::policy,
+    steps::Step,
+    world::{JobState, Phase, Protocol, Try, View, Whereabouts, World, request},
+};
+
+const LEDGER: &str = "ci";
+/// Nothing here takes this long.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+struct Replica {
+    shared: Arc<Shared>,
+    clock: Clock,
+    told: u64,
+    inbox: mpsc::Sender<Message>,
+    task: JoinHandle<()>,
+    expire: bool,
+}
+
+impl Drop for Replica {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// A request of the trace.
+struct Asked {
+    name: &'static str,
+    one: Try,
+    /// As it is stored now, for a change.
+    from: Option<u64>,
+    waiting: Option<Waiting>,
+    answer: Option<oneshot::Receiver<Verdict>>,
+    granted: bool,
+}
+
+struct Stage<'a> {
+    protocol: &'a Protocol,
+    apiserver: Arc<Apiserver>,
+    replicas: Vec<Replica>,
+    asked: BTreeMap<usize, Asked>,
+    /// resourceVersion of the apiserver after so many writes of the trace.
+    versions: Vec<u64>,
+}
+
+/// Leads actors through the trace. Returns how many requests they granted.
+pub fn replay(protocol: &Protocol, trace: Vec<(World, Option<Step>)>) -> usize {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let mut stage = Stage::new(protocol, &trace[0].0);
+        for n in 0..trace.len() {
+            let (before, Some(step)) = &trace[n] else { break };
+            let after = &trace[n + 1].0;
+            stage.begin_early_lists(&trace[n..]).await;
+            stage.step(before, after, step).await;
+            let active = stage.apiserver.stored.lock().unwrap().active();
+            assert!(active <= protocol.max, "{active} active after step {n}: {step:?}");
+            stage.versions.resize(after.history.len(), stage.apiserver.stored.lock().unwrap().version);
+        }
+        // Whoever was granted may still land.
+        let rest: Vec<usize> = stage.asked.keys().copied().collect();
+        for n in rest {
+            stage.land(n).await;
+        }
+        let active = stage.apiserver.stored.lock().unwrap().active();
+        assert!(active <= protocol.max, "{active} active in the end");
+        stage.asked.values().filter(|asked| asked.granted).count()
+    })
+}
+
+impl<'a> Stage<'a> {
+    fn new(protocol: &'a Protocol, first: &World) -> Self {
+        let apiserver = Arc::new(Apiserver::default().with_ledger(LEDGER, empty()));
+        let mut versions = Vec::new();
+        for (name, stored) in &first.history {
+            let stored = stored.as_ref().unwrap();
+            assert!(apiserver.store(&key(name), &stored.uid));
+            apiserver.change(&key(name), |job| {
+                job["spec"]["suspend"] = json!(stored.state == JobState::Suspended)
+            });
+            versions.push(apiserver.stored.lock().unwrap().version);
+        }
+        let replicas = (0..first.replicas.len()).map(|n| Replica::new(protocol, n, &apiserver)).collect();
+        Self { protocol, apiserver, replicas, asked: BTreeMap::new(), versions }
+    }
+
+    async fn step(&mut self, before: &World, after: &World, step: &Step) {
+        match step {
+            Step::Ask { client, .. } => {
+                let (n, one) = after.tries.iter().find(|(n, _)| !before.tries.contains_key(n)).unwrap();
+                self.ask(*n, self.protocol.clients[*client].name, one);
+            }
+            Step::GiveUp { request } => self.asked.get_mut(request).unwrap().answer = None,
+            Step::Read { replica } => self.replicas[*replica].read(&self.apiserver),
+            Step::Look { replica, view, clocks_run_out } => {
+                let until = view.checked_sub(1).map_or(0, |last| self.versions[last]);
+                let replica = &mut self.replicas[*replica];
+                if self.protocol.view == View::Cache {
+                    replica.tell(&self.apiserver, until);
+                }
+                if *clocks_run_out {
+                    replica.run_out(before);
+                }
+            }
+            Step::Write { replica, .. } => self.write(before, *replica).await,
+            Step::Crash { replica } => {
+                self.replicas[*replica] = Replica::new(self.protocol, *replica, &self.apiserver);
+            }
+            Step::Land { request } => self.land(*request).await,
+            Step::Finish { name } => self.change(name, |job| {
+                job["status"] = json!({"conditions": [{"type": "Complete", "status": "True"}]});
+            }),
+            Step::Suspend { name } | Step::Touch { name } => {
+                self.change(name, |job| job["spec"]["suspend"] = json!(true));
+            }
+            Step::Delete { name } => {
+                if self.stored(name) {
+                    self.apiserver.delete(&key(name));
+                }
+            }
+            Step::Answer { .. } | Step::Deny { .. } => {}
+            Step::Arrive => panic!("no trace here loses writes"),
+        }
+    }
+
+    fn ask(&mut self, n: usize, name: &'static str, one: &Try) {
+        let from = matches!(one.kind, Kind::Unsuspend { .. }).then(|| {
+            let stored = self.apiserver.stored.lock().unwrap();
+            stored.jobs[&key(name)]["metadata"]["resourceVersion"].as_str().unwrap().parse().unwrap()
+        });
+        let job = JobSnapshot {
+            namespace: LEDGER.into(),
+            name: name.into(),
+            uid: one.job_uid.clone(),
+            ..JobSnapshot::default()
+        };
+        let arrived = Instant::now();
+        let attempt = Attempt {
+            uid: request(n),
+            job,
+            from: from.map(|from: u64| from.to_string()),
+            dry_run: false,
+            answer_by: arrived + PATIENCE,
+        };
+        let (reply, answer) = oneshot::channel();
+        let waiting = Some(Waiting { attempt, arrived, reply });
+        let asked = Asked { name, one: one.clone(), from, waiting, answer: Some(answer), granted: false };
+        self.asked.insert(n, asked);
+    }
+
+    /// Lets a replica go: it decides about those who had asked when its round began.
+    async fn write(&mut self, before: &World, n: usize) {
+        let Phase::Looked { round, .. } = &before.replicas[n].phase else { panic!("it did not look") };
+        self.apiserver.hold_lists.send_replace(false);
+        let replica = &mut self.replicas[n];
+        let lists = self.apiserver.lists.load(Ordering::SeqCst);
+        if replica.expire {
+            replica.inbox.send(Message::Expire).await.unwrap();
+            replica.expire = false;
+            eventually("a look", || self.apiserver.lists.load(Ordering::SeqCst) > lists).await;
+        }
+        if round.asked.is_empty() {
+            replica.inbox.send(Message::Tidy).await.unwrap();
+            replica.is_done().await;
+        }
+        for n in &round.asked {
+            if let Some(waiting) = self.asked.get_mut(n).unwrap().waiting.take() {
+                replica.inbox.send(Message::Decide(Box::new(waiting))).await.unwrap();
+            }
+        }
+        for n in &round.asked {
+            let asked = self.asked.get_mut(n).unwrap();
+            if let Some(answer) = asked.answer.take() {
+                let verdict = tokio::time::timeout(PATIENCE, answer).await.expect("an answer").unwrap();
+                assert!(matches!(verdict, Verdict::Granted | Verdict::Refused(_)), "{verdict:?}");
+                asked.granted = verdict == Verdict::Granted;
+            }
+        }
+    }
+
+    async fn land(&mut self, n: usize) {
+        let asked = self.asked.get_mut(&n).unwrap();
+        if !std::mem::take(&mut asked.granted) {
+            return;
+        }
+        let key = key(asked.name);
+        match asked.from {
+            None => {
+                self.apiserver.store(&key, &asked.one.job_uid);
+            }
+            Some(from) => {
+                let stored = self.apiserver.stored.lock().unwrap().jobs.get(&key).cloned();
+                let unchanged =
+                    stored.is_some_and(|job| job["metadata"]["resourceVersion"] == json!(from.to_string()));
+                if unchanged {
+                    self.apiserver.change(&key, |job| job["spec"]["suspend"] = json!(false));
+                }
+            }
+        }
+        asked.granted = true;
+        asked.from = Some(u64::MAX);
+    }
+
+    fn change(&self, name: &str, change: impl FnOnce(&mut serde_json::Value)) {
+        if self.stored(name) {
+            self.apiserver.change(&key(name), change);
+        }
+    }
+
+    fn stored(&self, name: &str) -> bool {
+        self.apiserver.stored.lock().unwrap().jobs.contains_key(&key(name))
+    }
+
+    /// A LIST that the trace joins later, when it shows no longer what is stored, has to begin now.
+    async fn begin_early_lists(&mut self, rest: &[(World, Option<Step>)]) {
+        let now = rest[0].0.history.len();
+        let (View::List, Some((next, _))) = (self.protocol.view, rest.get(1)) else { return };
+        if next.history.len() == now {
+            return;
+        }
+        let joined = rest.iter().find_map(|(world, step)| match step {
+            Some(Step::Look { replica, view, .. }) if *view == now && world.history.len() > now => {
+                Some(*replica)
+            }
+            _ => None,
+        });
+        if let Some(replica) = joined {
+            let lists = self.apiserver.lists.load(Ordering::SeqCst);
+            self.apiserver.hold_lists.send_replace(true);
+            self.replicas[replica].inbox.send(Message::Expire).await.unwrap();
+            eventually("the LIST", || self.apiserver.lists.load(Ordering::SeqCst) > lists).await;
+        }
+    }
+}
+
+impl Replica {
+    fn new(protocol: &Protocol, n: usize, apiserver: &Arc<Apiserver>) -> Self {
+        let limits = json!({"limits": [{"name": "few", "maxActiveJobs": protocol.max}]});
+        // Of another revision, it is another policy.
+        let policies = PolicySet::new([policy(protocol.revisions[n], limits)]);
+        let clock = Clock::default();
+        let shared = Arc::new(Shared {
+            client: apiserver.client(),
+            store: Store::new(apiserver.client(), "system"),
+            memory: Memory::new(clock.clone()),
+            cache: Cache::default(),
+            reads: Reads::default(),
+            policies: Policies::fixed(policies, [(LEDGER.to_owned(), Labels::new())]),
+            metrics: WebhookMetrics::new(&Metrics::default()),
+        });
+        if protocol.view == View::Cache {
+            shared.cache.begin();
+            shared.cache.end(0);
+        }
+        let (inbox, messages) = mpsc::channel(100);
+        let actor = Actor::new(LedgerId::Namespace(LEDGER.into()), messages, shared.clone());
+        Self { shared, clock, told: 0, inbox, task: tokio::spawn(actor.run()), expire: false }
+    }
+
+    /// The ledger as it is now is what it will go by.
+    fn read(&self, apiserver: &Apiserver) {
+        let ledger = apiserver.stored.lock().unwrap().ledgers[LEDGER].clone();
+        let known = Known::of(serde_json::from_value(ledger).unwrap()).unwrap();
+        self.shared.memory.note(LEDGER, &known);
+    }
+
+    /// The clocks of attempts run out whose requests are over. No request is on its way for so long, so those of the
+    /// others begin now.
+    fn run_out(&mut self, world: &World) {
+        let memory = &self.shared.memory;
+        let known = memory.known(LEDGER).unwrap();
+        let mut over = Known::clone(&known);
+        for tries in over.book.pending.values_mut() {
+            tries.retain(|name, _| {
+                world.tries.iter().any(|(n, one)| request(*n) == *name && one.at == Whereabouts::Ended)
+            });
+        }
+        let mut watcher = Watcher { memory, policies: self.shared.policies.clone() };
+        watcher.delete(known.ledger.clone());
+        over.version -= 1;
+        memory.note(LEDGER, &Arc::new(over));
+        self.clock.skip(Duration::from_secs(61));
+        memory.note(LEDGER, &known);
+        self.expire = true;
+    }
+
+    /// Its watch tells of Jobs up to here.
+    fn tell(&mut self, apiserver: &Apiserver, until: u64) {
+        for (version, event) in apiserver.jobs_told(self.told, until) {
+            let Item(job) = serde_json::from_value(event["object"].clone()).unwrap();
+            match event["type"].as_str() {
+                Some("DELETED") => self.shared.cache.delete(&job, version),
+                _ => self.shared.cache.apply(job, version),
+            }
+            self.told = version;
+        }
+    }
+
+    /// Waits until it has heard everything that it was told.
+    async fn is_done(&self) {
+        let (reply, answer) = oneshot::channel();
+        let job = JobSnapshot { namespace: LEDGER.into(), name: "probe".into(), ..JobSnapshot::default() };
+        let arrived = Instant::now();
+        let attempt =
+            Attempt { uid: "probe".into(), job, from: None, dry_run: true, answer_by: arrived + PATIENCE };
+        self.inbox.send(Message::Decide(Box::new(Waiting { attempt, arrived, reply }))).await.unwrap();
+        tokio::time::timeout(PATIENCE, answer).await.expect("an answer").unwrap();
+    }
+}
+
+fn key(name: &str) -> String {
+    format!("{LEDGER}/{name}")
+}

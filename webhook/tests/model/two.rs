@@ -1,0 +1,256 @@
+//! A Job under limits of both kinds: the cluster's ledger is looked at, the namespace's is written, then the cluster's;
+//! where that refuses after all, the first grant is taken back. Each round is one step here; what happens within one is
+//! the other model's.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::Timestamp;
+use job_handler_shared::ledger::{Book, Kind};
+use job_handler_webhook::ledger::{
+    decide::{Answer, Asked, Decided, Given, decide},
+    resolve::{Seen, Sight, came_to_nothing},
+};
+use stateright::{Model, Property};
+
+/// The bounds.
+#[derive(Clone, Debug)]
+pub struct Two {
+    /// `namespace/name` of each create.
+    pub creates: Vec<&'static str>,
+    pub in_cluster: u32,
+    pub in_namespace: u32,
+    pub crashes: u8,
+    pub finishes: u8,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct State {
+    /// Every write of a Job in order: which create's, and whether it is active. The resourceVersion is the place, from 1.
+    history: Vec<(usize, bool)>,
+    /// By namespace; the cluster's is the one without a name.
+    books: BTreeMap<&'static str, Book>,
+    at: Vec<At>,
+    crashes: u8,
+    finishes: u8,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum At {
+    Looks,
+    AsksNamespace,
+    AsksCluster,
+    TakesBack,
+    Admitted,
+    Ended,
+}
+
+/// One event.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// The next round of a create, over the Jobs as of so many writes.
+    Next(usize, usize),
+    Crash(usize),
+    Land(usize),
+    Deny(usize),
+    Finish(usize),
+    /// A round for nobody, over a LIST, with clocks that have run out.
+    Tidy(&'static str),
+}
+
+const CLUSTER: &str = "";
+
+fn namespace(name: &'static str) -> &'static str {
+    name.split_once('/').unwrap().0
+}
+
+impl Two {
+    fn scope(&self, book: &str) -> (String, u32) {
+        if book == CLUSTER { ("cluster".into(), self.in_cluster) } else { (book.into(), self.in_namespace) }
+    }
+
+    fn decide(
+        &self,
+        state: &State,
+        book: &'static str,
+        (view, sight): (usize, Sight),
+        asked: Option<(usize, bool)>,
+        gone: (&BTreeSet<String>, &BTreeSet<String>),
+    ) -> Option<Decided> {
+        let mut jobs: BTreeMap<usize, (u64, bool)> = BTreeMap::new();
+        for (version, (n, active)) in (1..).zip(&state.history[..view]) {
+            jobs.insert(*n, (version, *active));
+        }
+        let jobs: Vec<Seen> = jobs
+            .into_iter()
+            .filter(|(n, _)| book == CLUSTER || namespace(self.creates[*n]) == book)
+            .map(|(n, (version, active))| Seen {
+                name: self.creates[n].into(),
+                uid: format!("u{n}"),
+                version,
+                active,
+                scopes: vec![self.scope(book).0],
+                since: Timestamp::UNIX_EPOCH,
+            })
+            .collect();
+        let asked: Vec<Asked> = asked
+            .into_iter()
+            .map(|(n, dry_run)| Asked {
+                request: format!("r{n}"),
+                name: self.creates[n].into(),
+                job_uid: format!("u{n}"),
+                kind: Kind::Create,
+                scopes: vec![self.scope(book)],
+                dry_run,
+                barred: false,
+            })
+            .collect();
+        let given = Given {
+            book: &state.books[book],
+            sight,
+            jobs: &jobs,
+            expired: gone.0,
+            old: &BTreeSet::new(),
+            undone: gone.1,
+            revision: &|_| "same".to_owned(),
+            now: Timestamp::UNIX_EPOCH,
+        };
+        decide(given, &asked)
+    }
+
+    /// Attempts whose requests are over and of which nothing came.
+    fn expired(&self, state: &State, book: &str) -> BTreeSet<String> {
+        let is_over = |request: &str| state.at[request[1..].parse::<usize>().unwrap()] == At::Ended;
+        let version = |uid: &str| {
+            let n: usize = uid[1..].parse().unwrap();
+            state.history.iter().rposition(|(other, _)| *other == n).map(|at| at as u64 + 1)
+        };
+        let attempts = state.books[book].attempts();
+        let expired = attempts.filter(|(_, request, granted)| {
+            is_over(request) && came_to_nothing(granted, version(&granted.job_uid))
+        });
+        expired.map(|(_, request, _)| request.to_owned()).collect()
+    }
+
+    fn tidied(&self, state: &State, book: &'static str) -> Book {
+        let (expired, nobody) = (self.expired(state, book), BTreeSet::new());
+        let now = (state.history.len(), Sight::List);
+        self.decide(state, book, now, None, (&expired, &nobody)).unwrap().book
+    }
+
+    fn next(&self, state: &mut State, n: usize, view: usize) -> Option<()> {
+        let own = namespace(self.creates[n]);
+        let seen = (view, Sight::Cache(view as u64));
+        let nobody = BTreeSet::new();
+        let (book, dry_run) = match state.at[n] {
+            At::Looks => (CLUSTER, true),
+            At::AsksNamespace => (own, false),
+            At::AsksCluster => (CLUSTER, false),
+            At::TakesBack => {
+                let undone = [format!("r{n}")].into();
+                let decided = self.decide(state, own, seen, None, (&nobody, &undone))?;
+                state.books.insert(own, decided.book);
+                state.at[n] = At::Ended;
+                return Some(());
+            }
+            At::Admitted | At::Ended => return None,
+        };
+        let decided = self.decide(state, book, seen, Some((n, dry_run)), (&nobody, &nobody))?;
+        let granted = decided.answers[0] == Answer::Granted;
+        if !dry_run {
+            state.books.insert(book, decided.book);
+        }
+        state.at[n] = match (state.at[n], granted) {
+            (At::Looks, true) => At::AsksNamespace,
+            (At::AsksNamespace, true) => At::AsksCluster,
+            (At::AsksCluster, true) => At::Admitted,
+            (At::AsksCluster, false) => At::TakesBack,
+            (_, _) => At::Ended,
+        };
+        Some(())
+    }
+
+    fn active(&self, state: &State, of: impl Fn(&str) -> bool) -> usize {
+        let last: BTreeMap<usize, bool> = state.history.iter().copied().collect();
+        last.into_iter().filter(|(n, active)| *active && of(namespace(self.creates[*n]))).count()
+    }
+
+    fn is_exact(&self, state: &State) -> bool {
+        let spaces = state.books.keys().filter(|book| **book != CLUSTER);
+        self.active(state, |_| true) <= self.in_cluster as usize
+            && spaces
+                .into_iter()
+                .all(|space| self.active(state, |other| other == *space) <= self.in_namespace as usize)
+    }
+
+    fn is_tidy(&self, state: &State) -> bool {
+        state.at.iter().any(|at| *at != At::Ended)
+            || state.books.keys().all(|book| self.tidied(state, book).pending.is_empty())
+    }
+}
+
+impl Model for Two {
+    type State = State;
+    type Action = Step;
+
+    fn init_states(&self) -> Vec<State> {
+        let mut books: BTreeMap<_, _> =
+            self.creates.iter().map(|name| (namespace(name), Book::default())).collect();
+        books.insert(CLUSTER, Book::default());
+        let at = vec![At::Looks; self.creates.len()];
+        vec![State { history: vec![], books, at, crashes: self.crashes, finishes: self.finishes }]
+    }
+
+    fn actions(&self, state: &State, steps: &mut Vec<Step>) {
+        for (n, at) in state.at.iter().enumerate() {
+            match at {
+                At::Admitted => steps.extend([Step::Land(n), Step::Deny(n)]),
+                At::Ended => {
+                    let last = state.history.iter().rfind(|(other, _)| *other == n);
+                    let runs = last.is_some_and(|(_, active)| *active) && state.finishes > 0;
+                    steps.extend(runs.then_some(Step::Finish(n)));
+                }
+                _ => {
+                    steps.extend((0..=state.history.len()).map(|view| Step::Next(n, view)));
+                    steps.extend((state.crashes > 0).then_some(Step::Crash(n)));
+                }
+            }
+        }
+        let books = state.books.iter().filter(|(_, book)| !book.pending.is_empty());
+        steps.extend(books.map(|(book, _)| Step::Tidy(book)));
+    }
+
+    fn next_state(&self, state: &State, step: Step) -> Option<State> {
+        let mut next = state.clone();
+        match step {
+            Step::Next(n, view) => self.next(&mut next, n, view)?,
+            Step::Crash(n) => {
+                next.crashes -= 1;
+                next.at[n] = At::Ended;
+            }
+            Step::Land(n) => {
+                next.history.push((n, true));
+                next.at[n] = At::Ended;
+            }
+            Step::Deny(n) => next.at[n] = At::Ended,
+            Step::Finish(n) => {
+                next.finishes -= 1;
+                next.history.push((n, false));
+            }
+            Step::Tidy(book) => {
+                let book_after = self.tidied(state, book);
+                next.books.insert(book, book_after);
+            }
+        }
+        (next != *state).then_some(next)
+    }
+
+    fn properties(&self) -> Vec<Property<Self>> {
+        vec![
+            Property::always(super::EXACT, |two: &Self, state: &State| two.is_exact(state)),
+            Property::always(super::QUIET, |two: &Self, state: &State| two.is_tidy(state)),
+            Property::sometimes(super::FULL, |two: &Self, state: &State| {
+                two.active(state, |_| true) == two.in_cluster as usize
+            }),
+        ]
+    }
+}
