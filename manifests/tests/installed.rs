@@ -116,6 +116,7 @@ fn ports_and_arguments_are_those_of_the_programs() {
         "run".to_owned(),
         format!("--admin-listen=0.0.0.0:{}", keys::SINK_ADMIN_PORT),
         format!("--refusal-socket={}", keys::REFUSAL_SOCKET),
+        format!("--config={}", keys::SINK_CONFIGURATION_FILE),
         "--log-format=json".to_owned(),
     ];
     assert_eq!(sink.args.unwrap(), expected);
@@ -138,6 +139,17 @@ fn both_containers_share_the_socket_and_know_where_they_are() {
     }
     let volumes = pod().volumes.unwrap();
     assert!(volumes.iter().any(|volume| volume.name == "run" && volume.empty_dir.is_some()));
+}
+
+/// Without the operator's ConfigMap the sink starts all the same.
+#[test]
+fn the_sinks_configuration_may_be_missing() {
+    let folder = std::path::Path::new(keys::SINK_CONFIGURATION_FILE).parent().unwrap().to_str().unwrap();
+    let mounts = container("sink").volume_mounts.unwrap();
+    let mount = mounts.iter().find(|mount| mount.mount_path == folder).unwrap();
+    let volume = pod().volumes.unwrap().into_iter().find(|volume| volume.name == mount.name).unwrap();
+    let source = volume.config_map.unwrap();
+    assert_eq!((source.name.as_str(), source.optional), (keys::SINK_CONFIGURATION, Some(true)));
 }
 
 #[test]

@@ -119,6 +119,7 @@ fn the_sink_may_harvest_prune_tell_and_keep_the_limits_entries() {
         table(&[
             (POLICIES, "jobledgers", "", "get list watch patch delete"),
             ("coordination.k8s.io", "leases", "", "get list watch create update"),
+            ("", "secrets", keys::SINK_CONFIGURATION, "get"),
         ])
     );
 }
@@ -139,7 +140,8 @@ fn no_wildcards_no_escalation_and_no_secrets_of_others() {
             if text.contains("secrets") {
                 assert_eq!(kind, "Role", "{path}: Secrets of the whole cluster: {text}");
                 let only_create = rule["verbs"] == serde_json::json!(["create"]);
-                let only_ours = rule["resourceNames"] == serde_json::json!([keys::CA_SECRET]);
+                let ours = [keys::CA_SECRET, keys::SINK_CONFIGURATION].map(|name| serde_json::json!([name]));
+                let only_ours = ours.contains(&rule["resourceNames"]);
                 assert!(only_create || only_ours, "{path}: {text}");
             }
         }

@@ -66,6 +66,11 @@ pub const LIMITS_CONFIGURATION: &str = "job-handler-limits";
 pub const LIMIT_WEBHOOK_SUFFIX: &str = "limit.job-handler.io";
 /// The same of policies that only warn.
 pub const WARN_WEBHOOK_SUFFIX: &str = "warn.job-handler.io";
+/// ConfigMap with the sink's configuration file, and Secret with the bearer tokens of its CloudEvent receivers; neither
+/// has to exist.
+pub const SINK_CONFIGURATION: &str = "job-handler-sink";
+/// Where the base install mounts that ConfigMap's key `config.yaml`.
+pub const SINK_CONFIGURATION_FILE: &str = "/etc/job-handler/sink/config.yaml";
 /// Lease of the sink's leader.
 pub const LEADER_LEASE: &str = "job-handler-sink";
 /// Prefix of the Leases of webhook replicas.

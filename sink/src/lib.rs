@@ -24,6 +24,8 @@
 //! | [`heal`] | Jobs that were created while the webhook was away |
 //! | [`unqueued`] | Jobs that people took out of the queue |
 //! | [`status`], [`statuses`] | what policies' statuses tell; writes them |
+//! | [`config`] | the configuration file |
+//! | [`cloudevent`] | CloudEvents |
 //! | [`cleaner`] | the one-shot `prune` |
 //! | [`reader`] | `kubectl job-results` |
 //! | [`run`], [`metrics`], [`api`] | the process |
@@ -40,8 +42,10 @@ pub mod buried;
 pub mod capture;
 pub mod classify;
 pub mod cleaner;
+pub mod cloudevent;
 pub mod commit;
 pub mod conditions;
+pub mod config;
 pub mod entries;
 pub mod events;
 pub mod facts;

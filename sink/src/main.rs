@@ -5,7 +5,7 @@ use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use job_handler_shared::{bytes::Bytes, client, keys, policy::Keep, telemetry};
-use job_handler_sink::{PROGRAM, VERSION, cleaner, run};
+use job_handler_sink::{PROGRAM, VERSION, cleaner, config::Config, run};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -47,6 +47,9 @@ struct RunArgs {
     /// Most bytes of stored results in the whole cluster, such as 1Gi: the oldest go first. 0 = no bound.
     #[arg(long, value_name = "BYTES", default_value = "1Gi")]
     results_max_bytes: Bytes,
+    /// Configuration file (YAML): receivers of CloudEvents. Default: none.
+    #[arg(long)]
+    config: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -124,7 +127,9 @@ async fn start_run(
     args: RunArgs,
     shutdown: CancellationToken,
 ) -> anyhow::Result<ExitCode> {
+    let config = args.config.as_deref().map(Config::load).transpose()?.unwrap_or_default();
     let options = run::Options {
+        config,
         admin_listen: args.admin_listen,
         namespace: args.namespace,
         replica: args.replica.unwrap_or_else(|| run::default_replica().to_string()),

@@ -15,6 +15,7 @@ use crate::{
     absorb,
     act::Actor,
     capture::Capturer,
+    config::Config,
     entries::{self, Kept},
     events::Teller,
     follow::Follower,
@@ -47,6 +48,8 @@ pub struct Options {
     pub refusal_socket: PathBuf,
     /// Most bytes of stored results in the whole cluster; the oldest go first. Nothing = no bound.
     pub results_max_bytes: Option<u64>,
+    /// What its configuration file says.
+    pub config: Config,
 }
 
 /// Why the sink has ended.

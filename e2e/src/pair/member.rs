@@ -57,6 +57,11 @@ impl Setting<'_> {
         let replica = format!("sink-{index}");
         let mut arguments = vec!["run".to_owned()];
         arguments.extend(self.common(&replica, admin, index)?);
+        if let Some(text) = &self.options.sink_configuration {
+            let file = self.installed.folder().join("sink.yaml");
+            std::fs::write(&file, text).map_err(Error::io("writing the sinks' configuration"))?;
+            arguments.push(format!("--config={}", file.display()));
+        }
         arguments.extend(self.options.sink_arguments.iter().cloned());
         let direct = self.installed.kubeconfig("job-handler-sink");
         let (kubeconfig, proxy) = self.proxied(&replica, direct, self.options.sink_proxy)?;

@@ -39,6 +39,8 @@ pub struct PairOptions {
     pub webhook_proxy: bool,
     /// Puts a proxy of its own between each sink and the API server.
     pub sink_proxy: bool,
+    /// The sinks' configuration file, YAML; none by default.
+    pub sink_configuration: Option<String>,
     /// `RUST_LOG` of the programs, where the environment sets none.
     pub log: String,
 }
@@ -52,6 +54,7 @@ impl Default for PairOptions {
             sink_arguments: Vec::new(),
             webhook_proxy: false,
             sink_proxy: false,
+            sink_configuration: None,
             log: "info".to_owned(),
         }
     }
