@@ -62,6 +62,7 @@ pub enum CertError {
 #[derive(Debug)]
 pub struct CertHandle {
     config: ServerConfig,
+    current: Current,
     published: watch::Receiver<bool>,
     task: JoinHandle<()>,
 }
@@ -75,6 +76,12 @@ impl CertHandle {
     /// Whether the CA was written where the apiserver looks for it, and read back.
     pub fn published(&self) -> watch::Receiver<bool> {
         self.published.clone()
+    }
+
+    /// What tells, at any time, when the certificate that is served expires: seconds since 1970; nothing while none is.
+    pub fn expiry(&self) -> impl Fn() -> Option<i64> + Send + Sync + 'static {
+        let current = self.current.clone();
+        move || current.leaf().map(|leaf| leaf.not_after().unix_timestamp())
     }
 
     /// Ends when the shutdown token does.
@@ -123,13 +130,19 @@ fn spawn(
     let current = Current::default();
     let config = current.server_config()?;
     let (tell, published) = watch::channel(false);
-    let keeper =
-        Keeper { source, publisher, current, serving: None, published: tell, clock: OffsetDateTime::now_utc };
+    let keeper = Keeper {
+        source,
+        publisher,
+        current: current.clone(),
+        serving: None,
+        published: tell,
+        clock: OffsetDateTime::now_utc,
+    };
     let task = tokio::spawn(async move {
         // None: the token came. There is nothing to put away.
         let _: Option<()> = shutdown.run_until_cancelled(keeper.run()).await;
     });
-    Ok(CertHandle { config, published, task })
+    Ok(CertHandle { config, current, published, task })
 }
 
 /// What can go wrong in one turn.

@@ -22,6 +22,11 @@ impl Current {
         self.0.store(Some(Arc::new(leaf)));
     }
 
+    /// The leaf of now.
+    pub(crate) fn leaf(&self) -> Option<Arc<Leaf>> {
+        self.0.load_full()
+    }
+
     /// What a handshake shows now.
     pub(crate) fn shown(&self) -> Option<Arc<CertifiedKey>> {
         self.0.load().as_ref().map(|leaf| leaf.key.clone())

@@ -43,6 +43,24 @@ use crate::{bytes::Bytes, schema, status::PolicyStatus};
         json_path = ".status.conditions[?(@.type==\"Ready\")].status"
     ),
     printcolumn(
+        name = "Results",
+        type_ = "integer",
+        json_path = ".status.results.stored",
+        description = "stored results that this policy asked for"
+    ),
+    printcolumn(
+        name = "Size",
+        type_ = "string",
+        json_path = ".status.results.size",
+        description = "their bytes"
+    ),
+    printcolumn(
+        name = "Incomplete",
+        type_ = "integer",
+        json_path = ".status.results.incomplete",
+        description = "how many of them miss something"
+    ),
+    printcolumn(
         name = "Last-Refused",
         type_ = "date",
         json_path = ".status.lastRefusal.time",
@@ -97,6 +115,24 @@ pub struct ClusterJobPolicySpec {
         name = "Ready",
         type_ = "string",
         json_path = ".status.conditions[?(@.type==\"Ready\")].status"
+    ),
+    printcolumn(
+        name = "Results",
+        type_ = "integer",
+        json_path = ".status.results.stored",
+        description = "stored results that this policy asked for"
+    ),
+    printcolumn(
+        name = "Size",
+        type_ = "string",
+        json_path = ".status.results.size",
+        description = "their bytes"
+    ),
+    printcolumn(
+        name = "Incomplete",
+        type_ = "integer",
+        json_path = ".status.results.incomplete",
+        description = "how many of them miss something"
     ),
     printcolumn(
         name = "Last-Refused",

@@ -43,9 +43,28 @@ pub struct PolicyStatus {
     /// are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub in_force_since: Option<Time>,
+    /// The results that this policy asked for; those of two policies count with both.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub results: Option<ResultsStatus>,
     /// Who was refused last, and why.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_refusal: Option<LastRefusal>,
+}
+
+/// Results that are stored.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ResultsStatus {
+    /// How many.
+    pub stored: u32,
+    /// Their bytes.
+    pub bytes: u64,
+    /// The same for people, such as `3.4Mi`.
+    #[serde(default)]
+    pub size: String,
+    /// How many of them miss something; which, and what, is in each result.
+    #[serde(default)]
+    pub incomplete: u32,
 }
 
 /// How full a limit is, in its fullest scope.

@@ -261,7 +261,13 @@ impl Actor {
             None => self.store_result(job, logs, group, gone).await?,
         };
         let pending = !committed.manifest.announcements_pending.is_empty();
-        let place = ResultRef { namespace: job.namespace.clone(), name: committed.name, pending };
+        let place = ResultRef {
+            namespace: job.namespace.clone(),
+            name: committed.name,
+            pending,
+            outbox: committed.manifest.cloud_events_pending.keys().cloned().collect(),
+            ..ResultRef::default()
+        };
         self.store.put_result(&job.uid, place.clone());
         self.followed.drop_job(&job.uid);
         Ok(place)
@@ -279,7 +285,9 @@ impl Actor {
         let Some(mut packed) = result::pack(job, group, captured, logs) else {
             return Err(ActError::Changed(job.key()));
         };
-        packed.policies = sweep::askers(&self.store.matching(job).unwrap_or_default());
+        packed.askers = sweep::askers(&self.store.matching(job).unwrap_or_default());
+        packed.manifest.cloud_events_pending = self.store.events_of(job);
+        packed.policies = self.store.askers(job);
         let completeness = &mut packed.manifest.completeness;
         if gone && !completeness.complete {
             completeness.lost.push("the Job was deleted before its result was stored".to_owned());
@@ -290,6 +298,8 @@ impl Actor {
                     let manifest = &committed.manifest;
                     let lag = jiff::Timestamp::now().duration_since(manifest.job.finished).as_secs_f64();
                     self.metrics.harvested(manifest.outcome, manifest.completeness.complete, lag);
+                    let containers = manifest.pods.iter().flat_map(|pod| &pod.containers);
+                    self.metrics.restarts(containers.map(|c| c.restart_count).max().unwrap_or_default());
                     manifest.cause.into_iter().for_each(|cause| self.metrics.job_failed(cause));
                     tracing::info!(job = job.key(), result = committed.name, "stored the result");
                 }
@@ -302,6 +312,7 @@ impl Actor {
                     CommitError::Races(_) | CommitError::Json(..) => false,
                 };
                 if told {
+                    self.metrics.result_lost(if gone { "gone" } else { "refused" });
                     announce::announce_lost(&self.teller, job, &error.to_string(), gone).await?;
                 }
                 Err(error.into())

@@ -19,6 +19,7 @@ use crate::{
     commit::{self, Committed},
     events::{Kind, NOTE_MAX, Teller, Told, job_reference},
     manifest::{KEY, Manifest, PENDING},
+    outbox::{self, OUTBOX},
 };
 
 /// Races with other writers of the manifest are looked at again this often.
@@ -48,17 +49,29 @@ pub async fn announce(client: &Client, teller: &Teller, committed: &Committed) -
 
 /// Takes the pending announcements off the manifest.
 async fn note(client: &Client, committed: &Committed) -> Result<(), ApiError> {
+    let clear = |manifest: &mut Manifest| !std::mem::take(&mut manifest.announcements_pending).is_empty();
+    amend(client, committed, clear).await
+}
+
+/// Changes a stored manifest, by its version; `change` tells whether there was anything to change.
+///
+/// # Errors
+/// Where it could not be written.
+pub async fn amend(
+    client: &Client,
+    committed: &Committed,
+    change: impl Fn(&mut Manifest) -> bool,
+) -> Result<(), ApiError> {
     let job = &committed.manifest.job;
     let api = Api::<ConfigMap>::namespaced(client.clone(), &job.namespace);
     let mut current = committed.clone();
     for _ in 0..ROUNDS {
-        if current.manifest.announcements_pending.is_empty() {
+        let mut manifest = current.manifest.clone();
+        if !change(&mut manifest) {
             return Ok(());
         }
-        let mut manifest = current.manifest.clone();
-        manifest.announcements_pending.clear();
         let patch = note_patch(&mut manifest, &current.version);
-        let what = format!("note the announcement in {}/{}", job.namespace, current.name);
+        let what = format!("note what was told in {}/{}", job.namespace, current.name);
         match call(&what, api.patch_metadata(&current.name, &PatchParams::default(), &patch)).await {
             Ok(_) => return Ok(()),
             Err(error) if error.is_conflict() || error.is_not_found() => {
@@ -70,15 +83,20 @@ async fn note(client: &Client, committed: &Committed) -> Result<(), ApiError> {
             Err(error) => return Err(error),
         }
     }
-    let what = format!("note the announcement in {}/{}", job.namespace, current.name);
+    let what = format!("note what was told in {}/{}", job.namespace, current.name);
     Err(ApiError::Refused { what, code: 409, reason: String::new(), message: "it keeps changing".into() })
 }
 
 fn note_patch(manifest: &mut Manifest, version: &str) -> Patch<serde_json::Value> {
     // A manifest that was read can be written; an empty text would only be refused by the apiserver's guard below.
     let text = manifest.to_json().unwrap_or_default();
+    let pending = (!manifest.announcements_pending.is_empty()).then_some("pending");
     Patch::Merge(json!({
-        "metadata": {"resourceVersion": version, "labels": {PENDING: null}},
+        "metadata": {
+            "resourceVersion": version,
+            "labels": {PENDING: pending},
+            "annotations": {OUTBOX: outbox::annotation(&manifest.cloud_events_pending)},
+        },
         "data": {KEY: text},
     }))
 }

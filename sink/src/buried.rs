@@ -12,7 +12,7 @@ use std::{
 
 use job_handler_shared::{job::JobSnapshot, policy::Logs};
 
-use crate::store::Uid;
+use crate::{cloudevent::Pending, store::Uid};
 
 /// How long they are remembered: well above the time that a change of leaders takes.
 const AGE: Duration = Duration::from_secs(600);
@@ -28,6 +28,8 @@ pub struct Buried {
     pub logs: Logs,
     /// Its group.
     pub group: Option<String>,
+    /// CloudEvents that are to be told of it.
+    pub events: Pending,
     /// Since when.
     pub since: Instant,
 }
@@ -86,7 +88,7 @@ mod tests {
         let start = Instant::now();
         let put = |graves: &mut Graves, n: usize, since| {
             let job = Arc::new(JobSnapshot { uid: n.to_string(), ..JobSnapshot::default() });
-            graves.put(Buried { job, logs: Logs::default(), group: None, since });
+            graves.put(Buried { job, logs: Logs::default(), group: None, events: Pending::new(), since });
         };
         for n in 0..MANY {
             put(&mut graves, n, start);

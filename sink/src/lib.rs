@@ -23,9 +23,10 @@
 //! | [`release`], [`line`] | starts queued Jobs; tells them what they wait for |
 //! | [`heal`] | Jobs that were created while the webhook was away |
 //! | [`unqueued`] | Jobs that people took out of the queue |
+//! | [`census`] | how things stand over all |
 //! | [`status`], [`statuses`] | what policies' statuses tell; writes them |
 //! | [`config`] | the configuration file |
-//! | [`cloudevent`] | CloudEvents |
+//! | [`cloudevent`], [`outbox`], [`spool`], [`receiver`] | CloudEvents |
 //! | [`cleaner`] | the one-shot `prune` |
 //! | [`reader`] | `kubectl job-results` |
 //! | [`run`], [`metrics`], [`api`] | the process |
@@ -40,6 +41,7 @@ pub mod act;
 pub mod announce;
 pub mod buried;
 pub mod capture;
+pub mod census;
 pub mod classify;
 pub mod cleaner;
 pub mod cloudevent;
@@ -60,11 +62,13 @@ pub mod logs;
 pub mod manifest;
 pub mod mark;
 pub mod metrics;
+pub mod outbox;
 pub mod plan;
 pub mod pods;
 pub mod prune;
 pub mod queue;
 pub mod reader;
+pub mod receiver;
 pub mod refusals;
 pub mod release;
 pub mod result;
@@ -74,6 +78,7 @@ pub mod run;
 pub mod sections;
 pub mod series;
 pub mod slots;
+pub mod spool;
 pub mod status;
 pub mod statuses;
 pub mod store;

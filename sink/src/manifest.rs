@@ -1,10 +1,12 @@
 //! The machine-readable part of a result: `result.json`. Its presence with a Job's uid is what «harvested» means.
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use job_handler_shared::job::{Outcome, human_seconds};
 use serde::{Deserialize, Serialize};
 
-use crate::{classify::Failure, sections};
+use crate::{classify::Failure, cloudevent::Pending, sections};
 
 /// Version of this schema; raised when a reader of an older one would be misled.
 pub const SCHEMA_VERSION: u32 = 1;
@@ -58,6 +60,9 @@ pub struct Manifest {
     /// Event reasons that have yet to be told.
     #[serde(default)]
     pub announcements_pending: Vec<String>,
+    /// CloudEvents that have yet to be told: receiver -> phases, in their order.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub cloud_events_pending: Pending,
 }
 
 /// Which Job a result is of.
@@ -73,6 +78,9 @@ pub struct JobFacts {
     /// Group, where it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<String>,
+    /// Its labels, as far as there is room for them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
     /// When it was created.
     pub created: Timestamp,
     /// When it was started.

@@ -2,7 +2,7 @@
 
 use std::sync::{
     Arc,
-    atomic::{AtomicBool, AtomicI64, Ordering},
+    atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
 };
 
 use job_handler_shared::{
@@ -16,10 +16,11 @@ use prometheus_client::{
         family::Family,
         gauge::Gauge,
         histogram::{Histogram, exponential_buckets},
+        info::Info,
     },
 };
 
-use crate::{classify, manifest::Cause};
+use crate::{census::Census, classify, cloudevent::Phase, manifest::Cause};
 
 /// One label `status`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -39,6 +40,26 @@ struct What {
     what: &'static str,
 }
 
+/// A receiver of CloudEvents; their names are the operator's, so few.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Sink {
+    sink: String,
+}
+
+/// The same, and what it was told.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct SinkPhase {
+    sink: String,
+    phase: &'static str,
+}
+
+/// The same, and why it was not.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct SinkReason {
+    sink: String,
+    reason: &'static str,
+}
+
 /// The sink's metrics; clones are the same ones. Jobs are counted by the leader alone, so that sums over replicas hold.
 #[derive(Clone, Debug)]
 pub struct SinkMetrics {
@@ -56,6 +77,21 @@ pub struct SinkMetrics {
     removed: Family<Reason, Counter>,
     dropped: Family<Reason, Counter>,
     queue: Gauge<i64, AtomicI64>,
+    restarts: Histogram,
+    lost: Family<Reason, Counter>,
+    oldest_active: Gauge<f64, AtomicU64>,
+    unharvested: Gauge<i64, AtomicI64>,
+    oldest_unharvested: Gauge<f64, AtomicU64>,
+    deadline_used: Gauge<f64, AtomicU64>,
+    results_stored: Gauge<i64, AtomicI64>,
+    result_bytes: Gauge<i64, AtomicI64>,
+    results_incomplete_now: Gauge<i64, AtomicI64>,
+    budget_used: Gauge<f64, AtomicU64>,
+    events: Family<SinkPhase, Counter>,
+    events_failed: Family<Sink, Counter>,
+    events_pending: Family<Sink, Gauge<i64, AtomicI64>>,
+    refusals_pending: Family<Sink, Gauge<i64, AtomicI64>>,
+    events_dropped: Family<SinkReason, Counter>,
 }
 
 fn durations() -> Histogram {
@@ -82,13 +118,30 @@ impl SinkMetrics {
             removed: Family::default(),
             dropped: Family::default(),
             queue: Gauge::default(),
+            restarts: Histogram::new([0.0, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0]),
+            lost: Family::default(),
+            oldest_active: Gauge::default(),
+            unharvested: Gauge::default(),
+            oldest_unharvested: Gauge::default(),
+            deadline_used: Gauge::default(),
+            results_stored: Gauge::default(),
+            result_bytes: Gauge::default(),
+            results_incomplete_now: Gauge::default(),
+            budget_used: Gauge::default(),
+            events: Family::default(),
+            events_failed: Family::default(),
+            events_pending: Family::default(),
+            refusals_pending: Family::default(),
+            events_dropped: Family::default(),
         };
         metrics.register(|registry| {
             registry.register("k8s_job_creation", "Jobs created, by what came of it", own.created.clone());
             registry.register("k8s_job_duration_seconds", "From start to end", own.durations.clone());
             registry.register("k8s_job_failures", "Failed Jobs by what it was", own.failures.clone());
             registry.register("k8s_active_jobs", "Jobs that take a slot", own.active.clone());
+            let build = Info::new([("version", crate::VERSION)]);
             let ours = registry.sub_registry_with_prefix("job_handler");
+            ours.register("sink_build", "The sink's version", build);
             ours.register("leader", "1 where this sink leads", own.leader.clone());
             ours.register("harvest_lag_seconds", "From a Job's end to its stored result", own.lag.clone());
             ours.register("results", "Results stored", own.harvested.clone());
@@ -98,6 +151,30 @@ impl SinkMetrics {
             ours.register("results_removed", "Results removed by retention, by why", own.removed.clone());
             ours.register("refusals_dropped", "Refusals that were not told", own.dropped.clone());
             ours.register("queue_length", "Jobs and groups to be looked at", own.queue.clone());
+            let most = "Restarts of the container that was restarted most, per harvested Job";
+            ours.register("job_restarts", most, own.restarts.clone());
+            ours.register("results_lost", "Results that could not be stored", own.lost.clone());
+            let oldest = "Since when the longest active Job is";
+            ours.register("oldest_active_job_seconds", oldest, own.oldest_active.clone());
+            ours.register("unharvested_jobs", "Finished Jobs without their result", own.unharvested.clone());
+            let oldest = "Since the first of them finished";
+            ours.register("oldest_unharvested_job_seconds", oldest, own.oldest_unharvested.clone());
+            let used = "Part of the harvest deadline that has passed for the Job nearest to it";
+            ours.register("harvest_deadline_used_ratio", used, own.deadline_used.clone());
+            ours.register("stored_results", "Results that are stored", own.results_stored.clone());
+            ours.register("stored_result_bytes", "Their bytes", own.result_bytes.clone());
+            let missing = "Stored results that miss something";
+            ours.register("stored_results_incomplete", missing, own.results_incomplete_now.clone());
+            let used = "Part of maxBytesPerNamespace that the fullest namespace has used";
+            ours.register("result_budget_used_ratio", used, own.budget_used.clone());
+            ours.register("cloudevents", "CloudEvents that were taken", own.events.clone());
+            ours.register("cloudevents_failed", "Tries that failed", own.events_failed.clone());
+            let waits = "Jobs of which something is to be told by CloudEvents";
+            ours.register("cloudevents_pending", waits, own.events_pending.clone());
+            let waits = "Refusals that are to be told by CloudEvents";
+            ours.register("cloudevents_refusals_pending", waits, own.refusals_pending.clone());
+            let never = "CloudEvents that will never be told";
+            ours.register("cloudevents_dropped", never, own.events_dropped.clone());
         });
         own
     }
@@ -170,10 +247,60 @@ impl SinkMetrics {
         self.dropped.get_or_create(&Reason { reason }).inc();
     }
 
-    /// Jobs that take a slot, and keys that wait.
-    pub fn set_sizes(&self, active: usize, queue: usize) {
-        self.active.set(i64::try_from(active).unwrap_or(i64::MAX));
-        self.queue.set(i64::try_from(queue).unwrap_or(i64::MAX));
+    /// A receiver took an event.
+    pub fn event_told(&self, sink: &str, phase: Phase) {
+        self.events.get_or_create(&SinkPhase { sink: sink.to_owned(), phase: phase.as_str() }).inc();
+    }
+
+    /// A receiver did not take an event.
+    pub fn event_failed(&self, sink: &str) {
+        self.events_failed.get_or_create(&Sink { sink: sink.to_owned() }).inc();
+    }
+
+    /// Jobs of which a receiver is to be told.
+    pub fn set_events_pending(&self, sink: &str, jobs: usize) {
+        let gauge = self.events_pending.get_or_create(&Sink { sink: sink.to_owned() });
+        gauge.set(i64::try_from(jobs).unwrap_or(i64::MAX));
+    }
+
+    /// Refusals of which a receiver is to be told.
+    pub fn set_refusals_pending(&self, sink: &str, refusals: usize) {
+        let gauge = self.refusals_pending.get_or_create(&Sink { sink: sink.to_owned() });
+        gauge.set(i64::try_from(refusals).unwrap_or(i64::MAX));
+    }
+
+    /// A receiver will never be told of so many.
+    pub fn event_dropped(&self, sink: &str, reason: &'static str, events: u64) {
+        self.events_dropped.get_or_create(&SinkReason { sink: sink.to_owned(), reason }).inc_by(events);
+    }
+
+    /// How things stand over all; told by the leader alone.
+    pub fn set_census(&self, census: &Census) {
+        let whole = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+        self.active.set(whole(census.active));
+        self.oldest_active.set(census.oldest_active);
+        self.unharvested.set(whole(census.unharvested));
+        self.oldest_unharvested.set(census.oldest_unharvested);
+        self.deadline_used.set(census.deadline_used);
+        self.results_stored.set(i64::from(census.results.stored));
+        self.result_bytes.set(i64::try_from(census.results.bytes).unwrap_or(i64::MAX));
+        self.results_incomplete_now.set(i64::from(census.results.incomplete));
+        self.budget_used.set(census.budget_used);
+    }
+
+    /// Keys that wait.
+    pub fn set_queue(&self, keys: usize) {
+        self.queue.set(i64::try_from(keys).unwrap_or(i64::MAX));
+    }
+
+    /// The most that a container of a harvested Job was restarted.
+    pub fn restarts(&self, most: i32) {
+        self.restarts.observe(f64::from(most));
+    }
+
+    /// A result will never be stored, or not before somebody makes room for it.
+    pub fn result_lost(&self, reason: &'static str) {
+        self.lost.get_or_create(&Reason { reason }).inc();
     }
 }
 

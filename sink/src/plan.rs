@@ -166,7 +166,7 @@ mod tests {
     }
 
     fn at(name: &str, pending: bool) -> ResultRef {
-        ResultRef { namespace: "ci".into(), name: name.into(), pending }
+        ResultRef { namespace: "ci".into(), name: name.into(), pending, ..ResultRef::default() }
     }
 
     fn marked(mut job: JobSnapshot, name: &str) -> JobSnapshot {

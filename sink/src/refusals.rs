@@ -31,6 +31,7 @@ use crate::{
     events::{Teller, Told},
     metrics::SinkMetrics,
     series::{Series, Write},
+    spool::Spools,
     status::whole_seconds,
     store::Store,
 };
@@ -80,11 +81,12 @@ pub async fn serve(
     store: Store,
     teller: Teller,
     metrics: SinkMetrics,
+    spools: Spools,
     ready: ReadyHandle,
 ) -> io::Result<()> {
     let (sender, receiver) = mpsc::channel(QUEUE);
     let mut tasks = JoinSet::new();
-    let mut writer = std::pin::pin!(write(receiver, store, teller, metrics.clone()));
+    let mut writer = std::pin::pin!(write(receiver, store, teller, metrics.clone(), spools));
     ready.ready();
     loop {
         tokio::select! {
@@ -159,7 +161,13 @@ async fn line(reader: &mut (impl AsyncBufRead + Unpin)) -> io::Result<Line> {
     }
 }
 
-async fn write(mut receiver: mpsc::Receiver<Refusal>, store: Store, teller: Teller, metrics: SinkMetrics) {
+async fn write(
+    mut receiver: mpsc::Receiver<Refusal>,
+    store: Store,
+    teller: Teller,
+    metrics: SinkMetrics,
+    spools: Spools,
+) {
     let mut series = Series::default();
     let mut writes = JoinSet::new();
     let mut waiting: std::collections::VecDeque<Write> = std::collections::VecDeque::new();
@@ -179,6 +187,8 @@ async fn write(mut receiver: mpsc::Receiver<Refusal>, store: Store, teller: Tell
                     Decision::WouldRefuse => "would-refuse",
                 });
                 if refusal.decision == Decision::Refused {
+                    let sinks = store.sinks_of(&refusal.policy.uid);
+                    spools.put(&refusal, sinks.iter().map(String::as_str));
                     store.put_refusal(&refusal.policy.uid, LastRefusal {
                         job: format!("{}/{}", refusal.namespace, refusal.job),
                         reason: refusal.message.clone(),

@@ -18,10 +18,11 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     capture::Captured,
-    classify, facts,
+    census, classify, cloudevent, facts,
     manifest::{
         Encoding, JobFacts, KEY, LogPlace, Manifest, PENDING, SCHEMA_VERSION, SHARD, Shard, truncate,
     },
+    outbox::{self, OUTBOX},
     retention, sections,
 };
 
@@ -48,6 +49,8 @@ pub struct Packed {
     /// Shards, in order.
     pub shards: Vec<ConfigMap>,
     /// The policies that asked for it, as [`retention::asker`] writes them.
+    pub askers: Vec<String>,
+    /// Uids of the policies that asked for it.
     pub policies: Vec<String>,
     labels: BTreeMap<String, String>,
 }
@@ -74,6 +77,7 @@ pub fn pack(job: &JobSnapshot, group: Option<&str>, captured: Captured, wanted: 
             name: job.name.clone(),
             uid: job.uid.clone(),
             group: group.map(str::to_owned),
+            labels: cloudevent::labels_of(job),
             created: job.created,
             started: job.started,
             finished: finished.at,
@@ -99,10 +103,19 @@ pub fn pack(job: &JobSnapshot, group: Option<&str>, captured: Captured, wanted: 
         indexes_not_listed: String::new(),
         logs: None,
         announcements_pending: vec![keys::REASON_PROCESSING.to_owned()],
+        cloud_events_pending: cloudevent::Pending::new(),
     };
     let labels = labels(job, group, finished.outcome);
     let mut packed =
-        Packed { manifest, data, binary: BTreeMap::new(), shards: Vec::new(), policies: Vec::new(), labels };
+        Packed {
+            manifest,
+            data,
+            binary: BTreeMap::new(),
+            shards: Vec::new(),
+            askers: Vec::new(),
+            policies: Vec::new(),
+            labels,
+        };
     if wanted.mode == LogsMode::HeadAndTail {
         pods.sort_by(|a, b| (a.created, &a.facts.name).cmp(&(b.created, &b.facts.name)));
         let text = sections::text(&pods, &mut packed.manifest.pods);
@@ -194,24 +207,34 @@ impl Packed {
         }
         let mut data = self.data.clone();
         data.insert(KEY.to_owned(), self.manifest.to_json()?);
-        let texts: usize = data.values().map(String::len).sum();
-        let bytes: usize = self.binary.values().map(|bytes| bytes.0.len()).sum();
-        let shards = self.manifest.logs.iter().flat_map(|place| &place.shards).map(|shard| shard.bytes);
+        let bytes = data.values().map(String::len).sum::<usize>()
+            + self.binary.values().map(|value| value.0.len()).sum::<usize>()
+            + self.manifest.logs.iter().flat_map(|logs| &logs.shards).map(|shard| shard.bytes).sum::<usize>();
         let facts = retention::Facts {
             created: self.manifest.job.created,
             finished: self.manifest.job.finished,
-            bytes: (texts + bytes + shards.sum::<usize>()) as u64,
+            bytes: bytes as u64,
             shards: self.shards.len(),
-            policies: self.policies.clone(),
+            policies: self.askers.clone(),
         };
+        let mut annotations = BTreeMap::from([
+            (census::SIZE.to_owned(), bytes.to_string()),
+            (census::POLICIES.to_owned(), self.policies.join(",")),
+            (retention::ANNOTATION.to_owned(), serde_json::to_string(&facts)?),
+        ]);
+        let lost = self.manifest.completeness.lost.len();
+        if lost > 0 {
+            annotations.insert(census::LOST.to_owned(), lost.to_string());
+        }
+        if let Some(names) = outbox::annotation(&self.manifest.cloud_events_pending) {
+            annotations.insert(OUTBOX.to_owned(), names);
+        }
         Ok(ConfigMap {
             metadata: ObjectMeta {
                 name: Some(name.to_owned()),
                 namespace: Some(self.manifest.job.namespace.clone()),
                 labels: Some(labels),
-                annotations: Some(
-                    [(retention::ANNOTATION.to_owned(), serde_json::to_string(&facts)?)].into(),
-                ),
+                annotations: Some(annotations),
                 resource_version: version.map(str::to_owned),
                 ..ObjectMeta::default()
             },

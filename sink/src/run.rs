@@ -21,9 +21,13 @@ use crate::{
     follow::Follower,
     heal, lease, ledgers,
     metrics::SinkMetrics,
+    outbox,
     pods::Followed,
     queue::Queue,
-    refusals, release, statuses,
+    receiver::{Receiver, ReceiverError},
+    refusals, release,
+    spool::{Spool, Spools},
+    statuses,
     store::Store,
     sweep::Broom,
     unqueued,
@@ -64,6 +68,9 @@ pub enum RunError {
     /// The admin server cannot serve.
     #[error("the admin endpoint cannot be served: {0}")]
     Admin(std::io::Error),
+    /// A receiver of CloudEvents cannot be spoken to.
+    #[error(transparent)]
+    Receiver(#[from] ReceiverError),
     /// A task that must live has ended.
     #[error("the part «{part}» has ended: {why}")]
     Ended {
@@ -108,7 +115,18 @@ pub async fn run(client: Client, options: Options, shutdown: CancellationToken) 
     parts.add("results", watch::results(context.clone(), part("results")).never());
     parts.add("ledgers", watch::ledgers(context.clone(), part("ledgers")).never());
     parts.add("webhook leases", watch::replicas(context.clone(), part("webhook leases")).never());
-    let serve = refusals::serve(socket, context.store.clone(), teller.clone(), own, part("refusals"));
+    let mut receivers = Vec::new();
+    let mut spools = Vec::new();
+    for config in &options.config.sinks {
+        let receiver = Arc::new(Receiver::new(config.clone(), client.clone(), &options.namespace)?);
+        let spool = Spool::open(&config.name, &options.refusal_socket, own.clone());
+        parts.add("CloudEvents of refusals", spool.clone().keep(receiver.clone()).never());
+        receivers.push(receiver);
+        spools.push(spool);
+    }
+    context.store.set_known_sinks(options.config.sink_names());
+    let spools = Spools::new(spools);
+    let serve = refusals::serve(socket, context.store.clone(), teller.clone(), own, spools, part("refusals"));
     parts.add("refusals", async move { Err(serve.await.err().map(|e| e.to_string()).unwrap_or_default()) });
     let actor = Actor {
         client: client.clone(),
@@ -128,7 +146,7 @@ pub async fn run(client: Client, options: Options, shutdown: CancellationToken) 
     let namespace = context.namespace.clone();
     let tell = statuses::tell_refusals(client.clone(), context.store.clone(), leads.clone());
     parts.add("last refusals", tell.never());
-    parts.add("leader", lead(context, actor, broom, leads, readiness.clone()).never());
+    parts.add("leader", lead(context, actor, broom, receivers, leads, readiness.clone()).never());
 
     // The Lease is given back last: until then nobody else may take over.
     let ending = CancellationToken::new();
@@ -170,6 +188,7 @@ async fn lead(
     context: Context,
     actor: Actor,
     broom: Broom,
+    receivers: Vec<Arc<Receiver>>,
     mut leads: channel::Receiver<bool>,
     readiness: Readiness,
 ) {
@@ -185,7 +204,7 @@ async fn lead(
         context.metrics.set_leading(true);
         context.queue.clear();
         enqueue_all(&context.store, &context.queue);
-        let work = work(&context, actor.clone(), broom.clone(), pods.clone());
+        let work = work(&context, actor.clone(), broom.clone(), receivers.clone(), pods.clone());
         tokio::select! {
             () = work => {}
             _ = leads.wait_for(|leads| !*leads) => {}
@@ -195,7 +214,13 @@ async fn lead(
     }
 }
 
-async fn work(context: &Context, actor: Actor, broom: Broom, pods: ReadyHandle) {
+async fn work(
+    context: &Context,
+    actor: Actor,
+    broom: Broom,
+    receivers: Vec<Arc<Receiver>>,
+    pods: ReadyHandle,
+) {
     let (kept, entries) = channel::channel(Kept::default());
     let keep = entries::keep(
         context.client.clone(),
@@ -230,9 +255,11 @@ async fn work(context: &Context, actor: Actor, broom: Broom, pods: ReadyHandle) 
     let absorb = absorb::keep(context.client.clone(), context.store.clone(), context.namespace.clone());
     let sweep = ledgers::sweep(context.client.clone(), context.store.clone(), context.namespace.clone());
     let heal = heal::keep(context.client.clone(), context.store.clone(), teller);
-    // But for the default policies' part, none of them ends.
+    let outbox =
+        outbox::keep(receivers, context.client.clone(), context.store.clone(), context.metrics.clone());
+    // But for the default policies' part, and an outbox without receivers, none of them ends.
     let work = async { tokio::join!(actor.work(), follower.keep(pods), keep, status, resync, defaults) };
-    tokio::join!(work, broom.keep(), release, unqueued, absorb, sweep, heal);
+    tokio::join!(work, broom.keep(), release, unqueued, absorb, sweep, heal, outbox);
 }
 
 /// Creates the policies of the base install, once in the life of the install.

@@ -1,7 +1,7 @@
 //! What each policy's status tells. Pure; [`crate::statuses`] writes it.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
     time::Instant,
 };
@@ -10,8 +10,9 @@ use jiff::Timestamp;
 use job_handler_shared::{
     group::GroupId,
     job::{JobSnapshot, JobState},
+    keys,
     policy::{Limit, PolicySpec, Scope, StorageType},
-    status::{ENFORCED, LastRefusal, LimitStatus, OVER_LIMIT, PolicyStatus, READY},
+    status::{ENFORCED, LastRefusal, LimitStatus, OVER_LIMIT, PolicyStatus, READY, ResultsStatus},
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
@@ -38,6 +39,10 @@ pub struct Situation<'a> {
     pub refusal: Option<LastRefusal>,
     /// Some enforced policy that can select the same Jobs names a group.
     pub grouped: bool,
+    /// Receivers of CloudEvents that are configured.
+    pub sinks: &'a BTreeSet<String>,
+    /// The results that it asked for.
+    pub results: ResultsStatus,
     /// The policy lives where Jobs are never touched.
     pub excluded: bool,
     /// Wall clock, for conditions that change.
@@ -53,7 +58,7 @@ pub fn of(entry: &PolicyEntry, situation: &Situation<'_>) -> PolicyStatus {
     let (ready, why, message) = readiness(entry, situation);
     let (full, full_why, full_message) = spec.map_or_else(
         || (false, "Unreadable", "this policy cannot be read".to_owned()),
-        |spec| completeness(spec, situation.grouped),
+        |spec| completeness(spec, situation.grouped, situation.sinks),
     );
     let limits: Vec<LimitStatus> = spec.map_or_else(Vec::new, |spec| {
         spec.limits.iter().map(|limit| fullest(limit, situation.jobs, situation.pending)).collect()
@@ -81,6 +86,9 @@ pub fn of(entry: &PolicyEntry, situation: &Situation<'_>) -> PolicyStatus {
         queued_jobs: u32::try_from(queued).ok(),
         running_jobs: count(JobState::Active),
         in_force_since: in_force_since(entry, ready, situation.now),
+        results: spec
+            .filter(|spec| spec.results.is_some() || situation.results.stored > 0)
+            .map(|_| situation.results.clone()),
         last_refusal: newer(situation.refusal.clone(), before.last_refusal.clone()),
     }
 }
@@ -152,7 +160,7 @@ fn readiness(entry: &PolicyEntry, situation: &Situation<'_>) -> (bool, &'static 
 }
 
 /// Whether all that the policy says has an effect, and what has none.
-fn completeness(spec: &PolicySpec, grouped: bool) -> (bool, &'static str, String) {
+fn completeness(spec: &PolicySpec, grouped: bool, sinks: &BTreeSet<String>) -> (bool, &'static str, String) {
     let mut missing = Vec::new();
     let unmet = not_acted_on(spec);
     if !unmet.is_empty() {
@@ -166,12 +174,37 @@ fn completeness(spec: &PolicySpec, grouped: bool) -> (bool, &'static str, String
             ungrouped.join(", ")
         ));
     }
-    let reason = match (unmet.is_empty(), ungrouped.is_empty()) {
-        (true, true) => return (true, "Complete", "every field of this policy is acted on".to_owned()),
-        (false, _) => "NotAllFields",
-        (true, false) => "NoGroup",
+    let silent = unsent(spec, sinks);
+    let reason = match (unmet.is_empty(), ungrouped.is_empty(), &silent) {
+        (true, true, None) => return (true, "Complete", "every field of this policy is acted on".to_owned()),
+        (false, ..) => "NotAllFields",
+        (true, false, _) => "NoGroup",
+        (true, true, Some(_)) => "NotTold",
     };
+    missing.extend(silent);
     (false, reason, missing.join("; "))
+}
+
+/// CloudEvents that nobody gets.
+fn unsent(spec: &PolicySpec, sinks: &BTreeSet<String>) -> Option<String> {
+    let names = spec.cloud_event_sinks.iter().map(|sink| &sink.name);
+    let unknown: Vec<String> =
+        names.filter(|name| !sinks.contains(*name)).map(|n| format!("\"{n}\"")).collect();
+    if !unknown.is_empty() {
+        let known: Vec<&str> = sinks.iter().map(String::as_str).collect();
+        let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+        return Some(format!(
+            "cloudEventSinks {} are not in the sink's configuration (ConfigMap {}; there: {known}): what they are to be \
+             told of finished Jobs waits, refusals are not told",
+            unknown.join(", "),
+            keys::SINK_CONFIGURATION
+        ));
+    }
+    (!spec.cloud_event_sinks.is_empty() && spec.results.is_none()).then(|| {
+        "cloudEventSinks are told of finished Jobs from their results, and this policy asks for none: set \
+         spec.results, with logs.mode None for the least"
+            .to_owned()
+    })
 }
 
 /// Names of the limits that count groups.
@@ -210,9 +243,6 @@ pub fn not_acted_on(spec: &PolicySpec) -> Vec<&'static str> {
     let mut fields = Vec::new();
     if spec.results.as_ref().is_some_and(|results| results.storage_type == StorageType::Secret) {
         fields.push("results.storageType Secret (results are stored in ConfigMaps)");
-    }
-    if !spec.cloud_event_sinks.is_empty() {
-        fields.push("cloudEventSinks");
     }
     fields
 }
@@ -317,6 +347,8 @@ mod tests {
             pending: &BTreeMap::new(),
             refusal: None,
             grouped: true,
+            sinks: &["ci".to_owned()].into(),
+            results: ResultsStatus::default(),
             excluded: false,
             now: Timestamp::UNIX_EPOCH,
             clock: Instant::now(),
@@ -356,6 +388,8 @@ mod tests {
             pending: &BTreeMap::new(),
             refusal: None,
             grouped: true,
+            sinks: &["ci".to_owned()].into(),
+            results: ResultsStatus::default(),
             excluded: false,
             now: Timestamp::UNIX_EPOCH,
             clock: Instant::now(),
@@ -375,6 +409,8 @@ mod tests {
             pending: &BTreeMap::new(),
             refusal: None,
             grouped,
+            sinks: &["ci".to_owned()].into(),
+            results: ResultsStatus::default(),
             excluded: false,
             now: Timestamp::UNIX_EPOCH,
             clock: Instant::now(),
@@ -419,8 +455,22 @@ mod tests {
 
     #[test]
     fn what_is_not_acted_on_is_named() {
-        let spec = entry(serde_json::json!({"cloudEventSinks": [{"name": "ci"}]}));
-        assert_eq!(not_acted_on(&spec.policy.unwrap().spec), ["cloudEventSinks"]);
+        let spec = entry(serde_json::json!({"mode": "Warn"}));
+        assert!(not_acted_on(&spec.policy.unwrap().spec)[0].starts_with("mode Warn"));
         assert!(not_acted_on(&PolicySpec::default()).is_empty());
+    }
+
+    #[test]
+    fn receivers_that_nobody_configured_are_named() {
+        let told = |spec| found(spec, &[], true)[ENFORCED].clone();
+        let known = told(serde_json::json!({"results": {}, "cloudEventSinks": [{"name": "ci"}]}));
+        assert!(!known.message.contains("cloudEventSinks"), "{}", known.message);
+        let unknown =
+            told(serde_json::json!({"results": {}, "cloudEventSinks": [{"name": "ci"}, {"name": "typo"}]}));
+        assert_eq!(unknown.status, "False");
+        assert!(unknown.message.contains("cloudEventSinks \"typo\" are not in"), "{}", unknown.message);
+        assert!(unknown.message.contains("there: ci"), "{}", unknown.message);
+        let silent = told(serde_json::json!({"cloudEventSinks": [{"name": "ci"}]}));
+        assert_eq!((silent.status.as_str(), silent.reason.as_str()), ("False", "NotTold"));
     }
 }

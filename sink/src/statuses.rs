@@ -24,6 +24,7 @@ use tokio::sync::watch;
 
 use crate::{
     api::{ApiError, call},
+    census,
     entries::{self, Kept},
     metrics::SinkMetrics,
     queue::Queue,
@@ -47,9 +48,13 @@ pub async fn keep<K: Clone + Eq + std::hash::Hash>(
     let mut entries = entries;
     loop {
         let jobs = store.jobs();
-        metrics.set_sizes(jobs.iter().filter(|job| job.is_active()).count(), queue.len());
         let active: HashSet<&str> =
             jobs.iter().filter(|job| job.is_active()).map(|job| job.uid.as_str()).collect();
+        let results = store.results();
+        let asked = |job: &JobSnapshot| store.effective(job).and_then(|said| said.results.clone());
+        metrics.set_census(&census::take(&jobs, &results, &store.enforced(), asked, Timestamp::now()));
+        metrics.set_queue(queue.len());
+        let sinks = store.known_sinks();
         for entry in store.entries() {
             let policy = entry.policy.as_ref().ok();
             let selected: Vec<Selected> =
@@ -63,6 +68,8 @@ pub async fn keep<K: Clone + Eq + std::hash::Hash>(
                     pending: &store.ledgers.pending(&entry.reference.uid, |uid| active.contains(uid)),
                     refusal: store.refusal(&entry.reference.uid),
                     grouped: policy.is_none_or(|policy| is_grouped(&store, policy)),
+                    sinks: &sinks,
+                    results: census::of_policy(&results, &entry.reference.uid),
                     excluded: policy.is_some_and(|policy| entries::is_excluded(policy, &own_namespace)),
                     now: whole_seconds(Timestamp::now()),
                     clock: Instant::now(),
@@ -152,7 +159,7 @@ fn selected(store: &Store, policy: &Arc<Policy>, jobs: &[Arc<JobSnapshot>]) -> V
 
 async fn write(client: &Client, entry: &PolicyEntry, status: &PolicyStatus) -> Result<(), ApiError> {
     // Absent fields are written as null: a merge patch leaves what it does not name.
-    let mut value = json!({"lastRefusal": null, "inForceSince": null, "limits": [], "pendingJobs": null, "queuedJobs": null, "runningJobs": null, "usage": null});
+    let mut value = json!({"lastRefusal": null, "inForceSince": null, "limits": [], "pendingJobs": null, "queuedJobs": null, "results": null, "runningJobs": null, "usage": null});
     if let (Some(fields), Ok(serde_json::Value::Object(wanted))) =
         (value.as_object_mut(), serde_json::to_value(status))
     {

@@ -20,6 +20,7 @@ use tokio::sync::{broadcast, watch};
 
 use crate::{
     buried::{Buried, Graves},
+    cloudevent::{self, Pending},
     inventory::Inventory,
     ledgers::Ledgers,
     plan,
@@ -37,7 +38,7 @@ pub type Uid = String;
 pub type GroupKey = (String, GroupId);
 
 /// Where a result is.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ResultRef {
     /// Namespace.
     pub namespace: String,
@@ -45,6 +46,14 @@ pub struct ResultRef {
     pub name: String,
     /// Announcements of it are pending.
     pub pending: bool,
+    /// Receivers of CloudEvents that are still to be told of it.
+    pub outbox: Vec<String>,
+    /// Bytes of all that is stored of it; as the watch tells, as are the following two.
+    pub bytes: u64,
+    /// Parts of it that could not be had.
+    pub lost: u32,
+    /// Uids of the policies that asked for it, comma between them.
+    pub policies: Box<str>,
 }
 
 /// A policy as it stands in the cluster.
@@ -121,12 +130,17 @@ struct Inner {
     ended: Vec<Arc<JobSnapshot>>,
     /// There were more.
     ended_more: bool,
+    known_sinks: Arc<BTreeSet<String>>,
 }
 
 #[derive(Debug)]
 struct Known {
     job: Arc<JobSnapshot>,
     group: Option<GroupKey>,
+    /// Receivers of CloudEvents that want to be told of it …
+    sinks: BTreeSet<String>,
+    /// … and those that have been told that it was started.
+    told: BTreeSet<String>,
 }
 
 impl Default for Store {
@@ -356,8 +370,22 @@ impl Store {
     pub fn put_result(&self, job: &str, result: ResultRef) {
         let mut inner = self.lock();
         let places = inner.results.entry(job.to_owned()).or_default();
-        places.retain(|known| (&known.namespace, &known.name) != (&result.namespace, &result.name));
+        let mut result = result;
+        let same = |known: &&ResultRef| (&known.namespace, &known.name) == (&result.namespace, &result.name);
+        let known = places.iter().find(same).cloned();
+        if let Some(known) = known {
+            places.remove(&known);
+            // Whoever wrote it knows less than the watch has told.
+            if result.bytes == 0 {
+                (result.bytes, result.lost, result.policies) = (known.bytes, known.lost, known.policies);
+            }
+        }
+        let news = !result.outbox.is_empty() || result.bytes > 0;
         places.insert(result);
+        drop(inner);
+        if news {
+            self.changed();
+        }
     }
 
     /// Forgets results for which `gone` holds (given the Job's uid and the place).
@@ -366,6 +394,7 @@ impl Store {
             places.retain(|place| !gone(uid, place));
             !places.is_empty()
         });
+        self.changed();
     }
 
     /// Where the result of a Job is, by the labels of what has a name for it: whoever acts on that reads it first. Copies
@@ -392,6 +421,76 @@ impl Store {
         let inner = self.lock();
         let pending = inner.results.iter().filter(|(_, places)| places.iter().any(|place| place.pending));
         pending.map(|(uid, _)| uid.clone()).collect()
+    }
+
+    /// Uids of the Jobs, there or gone, of which this receiver of CloudEvents is still to be told something.
+    pub fn untold(&self, sink: &str) -> Vec<Uid> {
+        let inner = self.lock();
+        let named = |place: &ResultRef| place.outbox.iter().any(|name| name == sink);
+        let of_results =
+            inner.results.iter().filter(|(_, places)| places.iter().any(named)).map(|(uid, _)| uid);
+        let running = |known: &Known| {
+            known.job.started.is_some()
+                && known.job.finished.is_none()
+                && known.sinks.contains(sink)
+                && !known.told.contains(sink)
+        };
+        let of_jobs = inner.jobs.iter().filter(|(_, known)| running(known)).map(|(uid, _)| uid);
+        let both: BTreeSet<&Uid> = of_results.chain(of_jobs).collect();
+        both.into_iter().cloned().collect()
+    }
+
+    /// The receivers of CloudEvents that a policy names.
+    pub fn sinks_of(&self, policy: &str) -> Vec<String> {
+        let inner = self.lock();
+        let policy = inner.entries.get(policy).and_then(|entry| entry.policy.as_ref().ok());
+        policy.map_or_else(Vec::new, |p| {
+            p.spec.cloud_event_sinks.iter().map(|sink| sink.name.clone()).collect()
+        })
+    }
+
+    /// All results.
+    pub fn results(&self) -> Vec<ResultRef> {
+        self.lock().results.values().flatten().cloned().collect()
+    }
+
+    /// Uids of the enforced policies that ask for this Job's result.
+    pub fn askers(&self, job: &JobSnapshot) -> Vec<String> {
+        let policies = self.matching(job).unwrap_or_default();
+        let ask = policies.into_iter().filter(|policy| policy.spec.results.is_some());
+        ask.map(|policy| policy.reference.uid.clone()).collect()
+    }
+
+    /// The enforced policies.
+    pub fn enforced(&self) -> Arc<PolicySet> {
+        self.lock().enforced.clone()
+    }
+
+    /// Sets which receivers of CloudEvents are configured.
+    pub fn set_known_sinks(&self, names: BTreeSet<String>) {
+        self.lock().known_sinks = Arc::new(names);
+    }
+
+    /// Which receivers of CloudEvents are configured.
+    pub fn known_sinks(&self) -> Arc<BTreeSet<String>> {
+        self.lock().known_sinks.clone()
+    }
+
+    /// This receiver has been told that the Job was started.
+    pub fn put_told(&self, uid: &str, sink: &str) {
+        if let Some(known) = self.lock().jobs.get_mut(uid) {
+            known.told.insert(sink.to_owned());
+        }
+    }
+
+    /// What is to be told of a Job that has finished.
+    pub fn events_of(&self, job: &JobSnapshot) -> Pending {
+        let inner = self.lock();
+        match (inner.jobs.get(&job.uid), inner.buried.get(&job.uid)) {
+            (Some(known), _) => cloudevent::pending(job, &known.sinks, &known.told),
+            (None, Some(grave)) => grave.events.clone(),
+            (None, None) => Pending::new(),
+        }
     }
 
     /// Takes in a policy's last refusal.
@@ -448,12 +547,13 @@ impl Inner {
             group: None,
         };
         let ends = before.is_none_or(|b| b.job.finished.is_none());
-        let group = before.and_then(|b| b.group.clone());
+        let (group, sinks, told) =
+            before.map(|b| (b.group.clone(), b.sinks.clone(), b.told.clone())).unwrap_or_default();
         let job = Arc::new(job);
         if ends {
             self.end(&job);
         }
-        self.jobs.insert(uid.clone(), Known { job, group });
+        self.jobs.insert(uid.clone(), Known { job, group, sinks, told });
         self.by_namespace.entry(namespace).or_default().insert(uid.clone());
         self.regroup(&uid);
         change.group = self.jobs.get(&uid).and_then(|known| known.group.clone());
@@ -461,7 +561,7 @@ impl Inner {
     }
 
     fn bury(&mut self, uid: &str, last: Option<JobSnapshot>) -> Option<Option<GroupKey>> {
-        let Known { job, group } = self.drop_job(uid)?;
+        let Known { job, group, sinks, told } = self.drop_job(uid)?;
         let known = job.finished.is_some();
         let job = last.filter(|last| last.uid == uid).map_or(job, Arc::new);
         if !known {
@@ -471,7 +571,8 @@ impl Inner {
             && let Some(logs) = plan::missed(&job, &effective(&self.enforced, labels, &job))
         {
             let group = group.as_ref().map(|(_, group)| group.value.clone());
-            self.buried.put(Buried { job, logs, group, since: Instant::now() });
+            let events = cloudevent::pending(&job, &sinks, &told);
+            self.buried.put(Buried { job, logs, group, events, since: Instant::now() });
         }
         Some(group)
     }
@@ -500,8 +601,13 @@ impl Inner {
     /// Derives a Job's group anew from its raw labels and the policies.
     fn regroup(&mut self, uid: &str) {
         let Some(known) = self.jobs.get_mut(uid) else { return };
-        let group = self.namespaces.get(&known.job.namespace).and_then(|labels| {
-            let spec = effective(&self.enforced, labels, &known.job).group?;
+        let said = self
+            .namespaces
+            .get(&known.job.namespace)
+            .map(|labels| effective(&self.enforced, labels, &known.job));
+        known.sinks = said.as_ref().map(|said| said.cloud_event_sinks.clone()).unwrap_or_default();
+        let group = said.and_then(|said| {
+            let spec = said.group?;
             let id =
                 group_of(&spec.value, &without_group(&known.job.labels), known.job.owner.as_ref()).ok()?;
             Some((known.job.namespace.clone(), id))

@@ -37,9 +37,9 @@ use kube::{
 use crate::{
     act::Key,
     api::ApiError,
-    manifest,
+    census, manifest,
     metrics::SinkMetrics,
-    plan,
+    outbox, plan,
     queue::Queue,
     store::{PolicyEntry, Replica, ResultRef, Store},
     sweep,
@@ -277,6 +277,10 @@ pub async fn results(context: Context, ready: ReadyHandle) {
                     namespace: map.namespace().unwrap_or_default(),
                     name,
                     pending: map.labels().contains_key(manifest::PENDING),
+                    outbox: outbox::read(map.metadata.annotations.as_ref()),
+                    bytes: number(&map, census::SIZE).unwrap_or_default(),
+                    lost: number(&map, census::LOST).unwrap_or_default(),
+                    policies: map.annotations().get(census::POLICIES).map_or("", String::as_str).into(),
                 };
                 seen.iter_mut()
                     .for_each(|seen| _ = seen.insert((place.namespace.clone(), place.name.clone())));
@@ -307,6 +311,11 @@ pub async fn results(context: Context, ready: ReadyHandle) {
         },
     )
     .await;
+}
+
+/// A number in an annotation of ours; one that people wrote over is none.
+fn number<N: std::str::FromStr>(map: &PartialObjectMeta<ConfigMap>, key: &str) -> Option<N> {
+    map.annotations().get(key)?.parse().ok()
 }
 
 /// Whether a result of the Job with this uid can have this name, whatever the Job is called; where the Job is known,

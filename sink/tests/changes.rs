@@ -31,7 +31,9 @@ fn the_job(apiserver: &Apiserver) -> Value {
 
 /// The watch brings what the apiserver has of a ConfigMap.
 fn seen(actor: &Actor, name: &str) {
-    actor.store.put_result(UID, ResultRef { namespace: "ci".into(), name: name.into(), pending: false });
+    actor
+        .store
+        .put_result(UID, ResultRef { namespace: "ci".into(), name: name.into(), ..ResultRef::default() });
 }
 
 #[tokio::test]

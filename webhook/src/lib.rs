@@ -26,6 +26,7 @@ pub mod answer;
 pub mod backoff;
 pub mod containers;
 pub mod decide;
+pub mod expiry;
 pub mod job;
 pub mod lease;
 pub mod ledger;

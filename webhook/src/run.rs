@@ -20,6 +20,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    expiry::Expiry,
     lease::{Keeper, Liveness},
     ledger::{
         clocks::Clock,
@@ -125,7 +126,8 @@ pub async fn run(options: Options) -> Result<(), RunError> {
     let client = client::build("job-handler-webhook", env!("CARGO_PKG_VERSION")).await?;
 
     let mut tasks: Tasks = JoinSet::new();
-    let admin = admin::serve(admin_listener, readiness.clone(), metrics).map_err(io("the admin server"))?;
+    let admin =
+        admin::serve(admin_listener, readiness.clone(), metrics.clone()).map_err(io("the admin server"))?;
     let admin_handle = admin.handle();
     tasks.spawn(async move { admin.await.map_err(io("the admin server")).map(|()| "admin server") });
 
@@ -140,6 +142,7 @@ pub async fn run(options: Options) -> Result<(), RunError> {
         background.clone(),
     )?;
     let tls = certificates.server_config();
+    metrics.register(|registry| registry.register_collector(Box::new(Expiry::new(certificates.expiry()))));
     let mut published = certificates.published();
     let ready = readiness.part("certificates");
     tasks.spawn(until(&background, "readiness of certificates", async move {

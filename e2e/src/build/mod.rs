@@ -99,6 +99,59 @@ fn executables(messages: &str) -> impl Iterator<Item = PathBuf> + '_ {
     })
 }
 
+/// Names a folder that holds `promtool` and `prometheus` instead of building them.
+pub const PROMETHEUS_BIN_DIR: &str = "JOB_HANDLER_PROMETHEUS_BIN_DIR";
+
+/// Where Prometheus' programs are.
+#[derive(Clone, Debug)]
+pub struct PrometheusTools {
+    /// Tests rules.
+    pub promtool: PathBuf,
+    /// Scrapes and answers.
+    pub prometheus: PathBuf,
+}
+
+/// Finds or builds Prometheus (`e2e/prometheus` pins its version), without its service discoveries.
+///
+/// # Errors
+/// If `go` is missing or a build fails.
+pub fn prometheus_tools() -> Result<PrometheusTools> {
+    if let Some(folder) = named(PROMETHEUS_BIN_DIR)? {
+        return Ok(PrometheusTools {
+            promtool: folder.join("promtool"),
+            prometheus: folder.join("prometheus"),
+        });
+    }
+    Ok(PrometheusTools { promtool: prometheus_tool("promtool")?, prometheus: prometheus_tool("prometheus")? })
+}
+
+fn prometheus_tool(name: &str) -> Result<PathBuf> {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("prometheus");
+    let key = cache::digest(&source, &[])?;
+    cache::build_once(&format!("prometheus-{key}"), name, |target| {
+        let mut command = go()?;
+        command.current_dir(&source).env("GOWORK", "off");
+        command.args(["build", "-v", "-buildvcs=false", "-tags", "remove_all_sd", "-ldflags", "-s -w", "-o"]);
+        command.arg(target).arg(format!("github.com/prometheus/prometheus/cmd/{name}"));
+        watched::run(command, name, "some minutes, once").map(drop)
+    })
+}
+
+/// Finds or builds the receiver of CloudEvents (`e2e/cloudevents`, on the official Go SDK).
+///
+/// # Errors
+/// If `go` is missing or the build fails.
+pub fn event_receiver() -> Result<PathBuf> {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("cloudevents");
+    let key = cache::digest(&source, &[])?;
+    cache::build_once(&format!("cloudevents-{key}"), "receiver", |target| {
+        let mut command = go()?;
+        command.current_dir(&source).env("GOWORK", "off");
+        command.args(["build", "-v", "-buildvcs=false", "-ldflags", "-s -w", "-o"]).arg(target).arg(".");
+        watched::run(command, "the receiver of CloudEvents", "under a minute, once").map(drop)
+    })
+}
+
 fn kubernetes() -> Result<PathBuf> {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("kubernetes");
     let mut flags = vec!["-s -w".to_owned()];

@@ -5,6 +5,8 @@ mod backoff;
 mod capture;
 mod capture_content;
 mod changes;
+mod cleanup;
+mod cloudevents;
 mod fairness;
 mod harvesting;
 mod heal;

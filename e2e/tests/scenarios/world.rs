@@ -43,6 +43,15 @@ pub fn lonely_scenario(run: impl AsyncFnOnce(&World)) {
     lonely_scenario_of(1, run);
 }
 
+/// The same, where the scenario sets its world up itself.
+pub fn lonely_scenario_in(run: impl AsyncFnOnce()) {
+    if std::env::var_os(E2E_KUBECONFIG).is_some_and(|path| !path.is_empty()) {
+        eprintln!("not run: it wants a cluster of its own, which {E2E_KUBECONFIG}'s is not");
+        return;
+    }
+    runtime().block_on(async { run().await });
+}
+
 /// The same, with so many webhooks and as many sinks.
 pub fn lonely_scenario_of(replicas: usize, run: impl AsyncFnOnce(&World)) {
     lonely_scenario_with(PairOptions { webhooks: replicas, ..PairOptions::default() }, run);

@@ -62,6 +62,7 @@ pub fn process(apiserver: &Apiserver, policy: Value) -> Actor {
                 namespace: "ci".into(),
                 name: map["metadata"]["name"].as_str().unwrap().into(),
                 pending: labels.get(manifest::PENDING).is_some(),
+                ..ResultRef::default()
             };
             store.put_result(labels[keys::JOB_UID].as_str().unwrap(), place);
         }

@@ -1,0 +1,75 @@
+// A receiver of CloudEvents on the official SDK. Writes what it took as one JSON object per line, with what the SDK's
+// own validation says. Over TLS where a certificate is given; asks for a bearer token where one is given.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"flag"
+	"log"
+	"net/http"
+	"os"
+	"sync"
+
+	cloudevents "github.com/cloudevents/sdk-go/v2"
+)
+
+type line struct {
+	Invalid string          `json:"invalid,omitempty"`
+	Event   json.RawMessage `json:"event,omitempty"`
+}
+
+func main() {
+	listen := flag.String("listen", "127.0.0.1:0", "address")
+	out := flag.String("out", "", "file that each event is appended to")
+	certificate := flag.String("certificate", "", "PEM; serves TLS")
+	key := flag.String("key", "", "PEM")
+	token := flag.String("token", "", "bearer token that is asked for")
+	flag.Parse()
+
+	file, err := os.OpenFile(*out, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		log.Fatal(err)
+	}
+	var mutex sync.Mutex
+	write := func(l line) error {
+		mutex.Lock()
+		defer mutex.Unlock()
+		return json.NewEncoder(file).Encode(l)
+	}
+
+	protocol, err := cloudevents.NewHTTP()
+	if err != nil {
+		log.Fatal(err)
+	}
+	receive := func(event cloudevents.Event) cloudevents.Result {
+		l := line{}
+		if err := event.Validate(); err != nil {
+			l.Invalid = err.Error()
+		}
+		text, err := json.Marshal(event)
+		if err != nil {
+			l.Invalid = err.Error()
+		}
+		l.Event = text
+		if err := write(l); err != nil {
+			return cloudevents.NewHTTPResult(http.StatusInternalServerError, "%w", err)
+		}
+		return cloudevents.ResultACK
+	}
+	handler, err := cloudevents.NewHTTPReceiveHandler(context.Background(), protocol, receive)
+	if err != nil {
+		log.Fatal(err)
+	}
+	guarded := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if *token != "" && r.Header.Get("Authorization") != "Bearer "+*token {
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		handler.ServeHTTP(w, r)
+	})
+	if *certificate != "" {
+		log.Fatal(http.ListenAndServeTLS(*listen, *certificate, *key, guarded))
+	}
+	log.Fatal(http.ListenAndServe(*listen, guarded))
+}

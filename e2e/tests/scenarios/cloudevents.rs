@@ -1,0 +1,199 @@
+//! CloudEvents, taken by the official Go SDK over TLS with a bearer token: what a receiver that was away, and a sink that
+//! was killed meanwhile, cost (nothing), and in which order each Job's arrive.
+
+use std::path::{Path, PathBuf};
+
+use job_handler_e2e::{
+    Cluster, ClusterOptions, Pair, PairOptions, build, ports,
+    process::{Process, Program},
+};
+use job_handler_shared::keys;
+use k8s_openapi::api::core::v1::Secret;
+use kube::{Api, ResourceExt, api::PostParams};
+use serde_json::{Value, json};
+
+use super::world::{World, job, lonely_scenario_in, refusal};
+
+const TOKEN: &str = "open-sesame";
+
+/// The receiver; started and stopped at will, remembers what it took.
+struct Receiver {
+    program: Program,
+    out: PathBuf,
+}
+
+impl Receiver {
+    fn new(folder: &Path, port: u16) -> (Self, String) {
+        let pair = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+        let file = |name: &str, text: &str| {
+            std::fs::write(folder.join(name), text).unwrap();
+            folder.join(name).display().to_string()
+        };
+        let out = folder.join("events.jsonl");
+        let arguments = [
+            format!("-listen=127.0.0.1:{port}"),
+            format!("-out={}", out.display()),
+            format!("-certificate={}", file("cert.pem", &pair.cert.pem())),
+            format!("-key={}", file("key.pem", &pair.signing_key.serialize_pem())),
+            format!("-token={TOKEN}"),
+        ];
+        let program = Program {
+            name: "receiver".to_owned(),
+            executable: build::event_receiver().unwrap(),
+            arguments: arguments.into_iter().map(Into::into).collect(),
+            environment: Vec::new(),
+            log: folder.join("receiver.log"),
+        };
+        (Self { program, out }, pair.cert.pem())
+    }
+
+    fn start(&self) -> Process {
+        Process::start(self.program.clone()).unwrap()
+    }
+
+    /// What it has taken so far; all of it valid by the SDK's own judgement.
+    fn events(&self) -> Vec<Value> {
+        let text = std::fs::read_to_string(&self.out).unwrap_or_default();
+        // The last line may be half written.
+        let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let events = lines.map(|line| {
+            assert_eq!(line["invalid"], Value::Null, "{line}");
+            line["event"].clone()
+        });
+        events.collect()
+    }
+
+    /// The types of the events about a Job, in the order in which they came.
+    fn about(&self, job: &str) -> Vec<String> {
+        let about =
+            |event: &Value| event["subject"].as_str().is_some_and(|s| s.ends_with(&format!("/{job}")));
+        self.events().iter().filter(|e| about(e)).map(|e| e["type"].as_str().unwrap().to_owned()).collect()
+    }
+
+    async fn wait(&self, world: &World, job: &str, types: &[&str]) {
+        world
+            .wait(&format!("{types:?} about {job}"), || async {
+                let found = self.about(job);
+                if found == types { Ok(()) } else { Err(format!("{found:?}")) }
+            })
+            .await;
+    }
+}
+
+#[test]
+fn a_receiver_that_was_away_gets_everything_once_and_in_order() {
+    lonely_scenario_in(async || {
+        let folder = tempfile::tempdir().unwrap();
+        let port = ports::free().unwrap();
+        let (receiver, ca) = Receiver::new(folder.path(), port);
+        let configuration = json!({"cloudEventSinks": [{
+            "name": "ci",
+            "url": format!("https://127.0.0.1:{port}/in"),
+            "source": "/clusters/test",
+            "types": {"completed": "build.complete", "failed": "build.failed"},
+            "tls": {"ca": ca},
+            "bearerToken": {"key": "ci"},
+        }]});
+        let cluster = Cluster::start(ClusterOptions::default()).await.unwrap();
+        let options =
+            PairOptions { sink_configuration: Some(configuration.to_string()), ..PairOptions::default() };
+        let pair = Pair::install(&cluster, options).await.unwrap();
+        let world = World { cluster, pair };
+        tell_the_token(&world).await;
+        let ns = world.cluster.namespace("events").await.unwrap();
+        let policy = json!({
+            "results": {}, "cloudEventSinks": [{"name": "ci"}],
+            "cleanup": {"succeededPolicy": "AfterHarvest", "failedPolicy": "AfterHarvest"},
+            "limits": [{"name": "one", "maxActiveJobs": 1}],
+        });
+        world.policy(&ns, "builds", policy).await;
+
+        // Nobody is there to be told, and nothing waits for that.
+        world.create(&ns, &job("good", &[("app", "shop")], &[])).await.unwrap();
+        world.gone(&ns, "good").await;
+        world.create(&ns, &job("bad", &[], &[("run", "4s"), ("exit-code", "3")])).await.unwrap();
+        let (code, _) = refusal(world.create(&ns, &job("refused", &[], &[])).await);
+        assert_eq!(code, 403);
+        world.gone(&ns, "bad").await;
+        let waits = world.config_maps(&ns).get("good-results").await.unwrap();
+        assert_eq!(waits.annotations()["job-handler/cloudevents"], "ci");
+        // The refusal has got as far as the sink before that is killed.
+        world
+            .wait("the refusal to be in the sink", || async {
+                let events = world.events(&ns, keys::REASON_REFUSED, "refused").await;
+                if events.is_empty() { Err("no Event") } else { Ok(()) }
+            })
+            .await;
+        world.pair.sink().restart().unwrap();
+
+        let _process = receiver.start();
+        receiver.wait(&world, "good", &["io.job-handler.job.started", "build.complete"]).await;
+        receiver.wait(&world, "bad", &["io.job-handler.job.started", "build.failed"]).await;
+        receiver.wait(&world, "refused", &["io.job-handler.job.refused"]).await;
+
+        // While it is there, it is told as things happen.
+        world.create(&ns, &job("live", &[], &[("run", "6s")])).await.unwrap();
+        receiver.wait(&world, "live", &["io.job-handler.job.started"]).await;
+        assert!(world.jobs(&ns).get("live").await.unwrap().status.unwrap().completion_time.is_none());
+        receiver.wait(&world, "live", &["io.job-handler.job.started", "build.complete"]).await;
+
+        let events = receiver.events();
+        let mut ids: Vec<&str> = events.iter().map(|e| e["id"].as_str().unwrap()).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        assert_eq!(ids.len(), events.len(), "nothing twice");
+        let good = events.iter().find(|e| e["type"] == "build.complete").unwrap();
+        assert_eq!(good["source"], "/clusters/test");
+        assert_eq!(good["subject"], format!("{}/good", ns.name()));
+        assert_eq!(good["data"]["labels"]["app"], "shop");
+        assert_eq!(good["data"]["result"]["name"], "good-results");
+        assert_eq!(good["id"], format!("{}-completed", good["data"]["uid"].as_str().unwrap()));
+        let bad = events.iter().find(|e| e["type"] == "build.failed").unwrap();
+        assert_eq!(bad["data"]["reason"], "BackoffLimitExceeded");
+        assert_eq!(bad["data"]["message"].as_str().map(|m| m.contains("3")), Some(true), "{bad}");
+
+        // The outbox is empty, and says so.
+        world
+            .wait("the results not to be pending any more", || async {
+                let map = world.config_maps(&ns).get("good-results").await.map_err(|e| e.to_string())?;
+                let manifest: Value =
+                    serde_json::from_str(&map.data.clone().unwrap()["result.json"]).unwrap();
+                match (map.annotations().get("job-handler/cloudevents"), &manifest["cloudEventsPending"]) {
+                    (None, Value::Null) => Ok(()),
+                    other => Err(format!("{other:?}")),
+                }
+            })
+            .await;
+        let (_, metrics) = world.pair.sink().get("/metrics").await.unwrap();
+        for line in [
+            "job_handler_cloudevents_total{sink=\"ci\",phase=\"completed\"} 2",
+            "job_handler_cloudevents_total{sink=\"ci\",phase=\"refused\"} 1",
+        ] {
+            assert!(metrics.contains(line), "{line} in {metrics}");
+        }
+        a_receiver_that_nobody_configured_is_told_on_the_policy(&world, &ns).await;
+    });
+}
+
+async fn tell_the_token(world: &World) {
+    let secret: Secret = serde_json::from_value(json!({
+        "metadata": {"name": keys::SINK_CONFIGURATION},
+        "stringData": {"ci": format!("{TOKEN}\n")},
+    }))
+    .unwrap();
+    let api = Api::<Secret>::namespaced(world.client(), keys::NAMESPACE);
+    api.create(&PostParams::default(), &secret).await.unwrap();
+}
+
+async fn a_receiver_that_nobody_configured_is_told_on_the_policy(world: &World, ns: &str) {
+    let spec = json!({"results": {}, "cloudEventSinks": [{"name": "typo"}]});
+    world.policy(ns, "unknown", spec).await;
+    world
+        .wait("the policy to name it", || async {
+            let status = world.policies(ns).get("unknown").await.unwrap().status.unwrap_or_default();
+            let told = status.conditions.into_iter().find(|c| c.type_ == "FullyEnforced").ok_or("none")?;
+            let names = told.message.contains("cloudEventSinks \"typo\" are not in the sink's configuration");
+            if told.status == "False" && names { Ok(()) } else { Err("not told") }
+        })
+        .await;
+}
