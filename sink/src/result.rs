@@ -106,16 +106,15 @@ pub fn pack(job: &JobSnapshot, group: Option<&str>, captured: Captured, wanted: 
         cloud_events_pending: cloudevent::Pending::new(),
     };
     let labels = labels(job, group, finished.outcome);
-    let mut packed =
-        Packed {
-            manifest,
-            data,
-            binary: BTreeMap::new(),
-            shards: Vec::new(),
-            askers: Vec::new(),
-            policies: Vec::new(),
-            labels,
-        };
+    let mut packed = Packed {
+        manifest,
+        data,
+        binary: BTreeMap::new(),
+        shards: Vec::new(),
+        askers: Vec::new(),
+        policies: Vec::new(),
+        labels,
+    };
     if wanted.mode == LogsMode::HeadAndTail {
         pods.sort_by(|a, b| (a.created, &a.facts.name).cmp(&(b.created, &b.facts.name)));
         let text = sections::text(&pods, &mut packed.manifest.pods);

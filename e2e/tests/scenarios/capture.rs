@@ -84,8 +84,11 @@ async fn running(world: &World, namespace: &str, job: &str, number: usize) -> Ve
     let look = || async {
         let all = api.list(&of_job).await.map_err(|e| e.to_string())?.items;
         let phase = |pod: &Pod| pod.status.as_ref().and_then(|s| s.phase.clone());
-        let names: Vec<_> =
-            all.iter().filter(|p| phase(p).as_deref() == Some("Running")).map(|p| p.name_any()).collect();
+        let names: Vec<_> = all
+            .iter()
+            .filter(|p| phase(p).as_deref() == Some("Running"))
+            .map(ResourceExt::name_any)
+            .collect();
         if names.len() == number { Ok(names) } else { Err(format!("{names:?}")) }
     };
     wait_for(LONG, &format!("{number} pods of {job} to run"), look).await.unwrap()
