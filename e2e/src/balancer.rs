@@ -47,6 +47,8 @@ pub struct Balancer {
 struct Shared {
     backends: Mutex<Vec<Entry>>,
     next: AtomicUsize,
+    /// Cancelled to cut the connections that were made under it.
+    standing: Mutex<CancellationToken>,
 }
 
 #[derive(Clone, Debug)]
@@ -94,6 +96,11 @@ impl Balancer {
         *self.shared.lock() = backends.iter().map(entry).collect();
     }
 
+    /// Cuts the connections that stand, so that whoever comes again goes where connections go now.
+    pub fn cut(&self) {
+        std::mem::take(&mut *self.shared.standing()).cancel();
+    }
+
     /// How many connections each backend was given since it was pointed at.
     pub fn connections(&self) -> Vec<usize> {
         self.shared.lock().iter().map(|entry| entry.connections).collect()
@@ -118,6 +125,10 @@ impl Drop for Balancer {
 impl Shared {
     fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Entry>> {
         self.backends.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn standing(&self) -> std::sync::MutexGuard<'_, CancellationToken> {
+        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The backends in the order to try: the ready ones, from the next on, then the others.
@@ -159,6 +170,7 @@ async fn serve(listener: std::net::TcpListener, shared: Arc<Shared>) -> std::io:
 }
 
 async fn forward(mut client: TcpStream, shared: Arc<Shared>) {
+    let standing = shared.standing().clone();
     for backend in shared.order() {
         let connecting = tokio::time::timeout(CONNECT_WITHIN, TcpStream::connect(backend.address)).await;
         let Ok(Ok(mut server)) = connecting else {
@@ -169,7 +181,7 @@ async fn forward(mut client: TcpStream, shared: Arc<Shared>) {
         // Small answers must not wait for the peer's acknowledgement; without it only latency suffers.
         let _ = (client.set_nodelay(true), server.set_nodelay(true));
         // Whichever side breaks off, both are closed: that is all a balancer can tell.
-        let _ = copy_bidirectional(&mut client, &mut server).await;
+        let _ = standing.run_until_cancelled(copy_bidirectional(&mut client, &mut server)).await;
         return;
     }
 }

@@ -10,6 +10,7 @@ pub mod build;
 pub mod cluster;
 pub mod demo;
 pub mod error;
+pub mod history;
 pub mod http_probe;
 pub mod https;
 pub mod jobs;
@@ -24,6 +25,7 @@ pub mod wait;
 
 pub use cluster::{AuditLevel, Cluster, ClusterOptions, Component};
 pub use error::{Error, Result};
+pub use history::History;
 pub use https::Https;
 pub use namespace::TestNamespace;
 pub use pair::{Member, Pair, PairOptions};

@@ -8,9 +8,11 @@ pub mod calls;
 pub mod creates;
 pub mod handlers;
 pub mod harvest;
+pub mod limits;
 pub mod load;
 pub mod machine;
 pub mod native;
+mod page;
 pub mod report;
 pub mod reviews;
 pub mod seed;
@@ -38,6 +40,8 @@ pub enum Part {
     Harvest,
     /// Prunes of old Jobs.
     Prune,
+    /// Limits: creates, refusals, queues, memory.
+    Limits,
 }
 
 /// What a run found.
@@ -47,15 +51,15 @@ pub struct Report {
     tables: Vec<Table>,
 }
 
-/// Runs one part, or all, and prints each table as soon as it is there. `program` is `bench-all`, whose hidden
-/// subcommand `serve` is the servers that are measured.
+/// Runs some parts, or all where none is named, and prints each table as soon as it is there. `program` is `bench-all`,
+/// whose hidden subcommand `serve` is the servers that are measured.
 ///
 /// # Errors
 /// If anything does not run, or answers wrongly.
-pub async fn run(program: &Path, only: Option<Part>, quick: bool) -> Result<Report> {
+pub async fn run(program: &Path, parts: &[Part], quick: bool) -> Result<Report> {
     let mut report = Report { machine: machine::machine()?, tables: Vec::new() };
     println!("{}", report.machine);
-    let wanted = |part| only.is_none_or(|only| only == part);
+    let wanted = |part| parts.is_empty() || parts.contains(&part);
     if wanted(Part::Webhook) {
         let effort = match quick {
             true => alone::Effort { rounds: 1, time: Duration::from_millis(100) },
@@ -81,10 +85,14 @@ pub async fn run(program: &Path, only: Option<Part>, quick: bool) -> Result<Repo
         let sizes = if quick { sweep::Sizes::QUICK } else { sweep::Sizes::default() };
         report.add(sweep::measure(program, sizes.from_environment()?).await?);
     }
+    if wanted(Part::Limits) {
+        let effort = if quick { limits::Effort::quick() } else { limits::Effort::whole() };
+        limits::measure(program, &effort, |table| report.add(table)).await?;
+    }
     Ok(report)
 }
 
-/// A number that somebody wants instead of the default: `BENCH_HARVEST_JOBS=10000 cargo bench-all --only harvest`.
+/// A number that somebody wants instead of the default: `BENCH_HARVEST_JOBS=10000 cargo bench-all -- harvest`.
 fn wished(variable: &str, default: usize) -> Result<usize> {
     match std::env::var(variable) {
         Ok(text) => text
@@ -105,14 +113,11 @@ impl Report {
         &self.tables
     }
 
-    /// The whole report as a Markdown page.
-    pub fn markdown(&self) -> String {
+    /// The Markdown page with what was measured now; of `before`, the page as it was, it keeps the tables that were not.
+    pub fn page(&self, before: &str) -> String {
         let date = jiff::Timestamp::now().strftime("%Y-%m-%d");
-        let mut page = format!(
-            "# Benchmarks\n\nWritten by `cargo bench-all` on {date}; do not edit.\n\n{}\n\n",
-            self.machine
-        );
-        page.push_str(&self.tables.iter().map(Table::markdown).collect::<Vec<_>>().join("\n"));
-        page
+        let measured = format!("Measured on {date}. {}", self.machine);
+        let now = self.tables.iter().map(|table| (table.title.as_str(), table.markdown(&measured)));
+        page::merged(before, now)
     }
 }

@@ -43,9 +43,9 @@ impl Table {
         out
     }
 
-    /// For a file: the same table as Markdown.
-    pub fn markdown(&self) -> String {
-        let mut out = format!("## {}\n\n", self.title);
+    /// For a file: the same table as Markdown, with a line about when and where it was measured.
+    pub fn markdown(&self, measured: &str) -> String {
+        let mut out = format!("## {}\n\n{measured}\n\n", self.title);
         self.lines(&mut out, " | ", "| ", " |");
         self.closing(&mut out);
         out
@@ -141,8 +141,10 @@ mod tests {
 
         - counted by hand
         ");
-        insta::assert_snapshot!(table.markdown(), @r"
+        insta::assert_snapshot!(table.markdown("Here and now."), @r"
         ## Apples
+
+        Here and now.
 
         | kind  |   n |
         | ----- | --: |

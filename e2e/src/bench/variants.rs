@@ -182,7 +182,12 @@ fn webhook_configuration(variant: Variant, server: &Server) -> Value {
 /// The address makes the apiserver speak HTTP/1.1, as to a Service: to 127.0.0.1 or «localhost» it would speak HTTP/2
 /// (`k8s.io/apiserver/pkg/util/webhook/client.go`, `isLocalHost`). To connect to 0.0.0.0 is to connect to this machine.
 fn url(port: u16) -> String {
-    format!("https://{}:{port}/mutate", Ipv4Addr::UNSPECIFIED)
+    url_at(port, "mutate")
+}
+
+/// The same for another path.
+pub(super) fn url_at(port: u16, path: &str) -> String {
+    format!("https://{}:{port}/{path}", Ipv4Addr::UNSPECIFIED)
 }
 
 fn only(namespace: &str) -> Value {
@@ -221,7 +226,13 @@ async fn wait_in_force(cluster: &Cluster, variant: Variant) -> Result<()> {
     .await
 }
 
-async fn create(cluster: &Cluster, group: &str, version: &str, kind: &str, object: &Value) -> Result<()> {
+pub(super) async fn create(
+    cluster: &Cluster,
+    group: &str,
+    version: &str,
+    kind: &str,
+    object: &Value,
+) -> Result<()> {
     let namespace = object["metadata"]["namespace"].as_str();
     let what = format!("creating the {kind} {}", object["metadata"]["name"]);
     let object =

@@ -7,13 +7,12 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 use job_handler_e2e::bench::{self, Part, reviews::Size, server::Handler};
 
-/// Measures what stamping costs; writes e2e/BENCHMARKS.md after a whole run.
+/// Measures what stamping and limits cost; writes e2e/BENCHMARKS.md.
 #[derive(Debug, Parser)]
 #[command(name = "cargo bench-all")]
 struct Arguments {
-    /// Measure only this part; the file stays as it is.
-    #[arg(long)]
-    only: Option<Part>,
+    /// Measure only these parts; the other parts' tables stay in the file as they are.
+    parts: Vec<Part>,
     /// A few seconds instead of minutes, to see that everything works; the file stays as it is.
     #[arg(long)]
     quick: bool,
@@ -70,10 +69,14 @@ fn main() -> anyhow::Result<()> {
     }
     let program = std::env::current_exe().context("finding this program")?;
     let runtime = tokio::runtime::Runtime::new().context("starting the runtime")?;
-    let report = runtime.block_on(bench::run(&program, arguments.only, arguments.quick))?;
-    if arguments.only.is_none() && !arguments.quick {
+    let report = runtime.block_on(bench::run(&program, &arguments.parts, arguments.quick))?;
+    if !arguments.quick {
         let file = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("BENCHMARKS.md");
-        std::fs::write(&file, report.markdown()).with_context(|| format!("writing {}", file.display()))?;
+        let before = match std::fs::read_to_string(&file) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+            read => read.with_context(|| format!("reading {}", file.display()))?,
+        };
+        std::fs::write(&file, report.page(&before)).with_context(|| format!("writing {}", file.display()))?;
     }
     Ok(())
 }

@@ -6,6 +6,7 @@ mod nodes;
 pub(crate) mod pki;
 
 use std::collections::HashMap;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -143,6 +144,15 @@ impl Cluster {
     /// [`Error::Unsupported`] on an existing cluster.
     pub fn audit_log(&self) -> Result<PathBuf> {
         Ok(self.layout("the audit log")?.audit_log())
+    }
+
+    /// Where etcd listens for clients, without TLS.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] on an existing cluster.
+    pub fn etcd(&self) -> Result<SocketAddr> {
+        let layout = self.layout("etcd's address")?;
+        Ok((Ipv4Addr::LOCALHOST, layout.ports.etcd).into())
     }
 
     /// Whether the cluster is one of our own (not one that [`E2E_KUBECONFIG`] names).

@@ -80,3 +80,23 @@ async fn one_that_says_it_is_not_ready_gets_nothing() {
     wait_for(SOON, "the balancer to notice", noticed).await.unwrap();
     assert_eq!((ask(&balancer).await, ask(&balancer).await), ("b".to_owned(), "b".to_owned()));
 }
+
+#[tokio::test]
+async fn what_stands_can_be_cut() {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let backend = Backend::on(listener.local_addr().unwrap().port());
+    let balancer = Balancer::start(Ipv4Addr::LOCALHOST, &[backend]).unwrap();
+    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, balancer.port())).await.unwrap();
+    stream.write_all(b"?").await.unwrap();
+    // The balancer's own checks connect as well, and say nothing.
+    let mut standing = loop {
+        let (mut server, _) = listener.accept().await.unwrap();
+        if server.read_u8().await.is_ok() {
+            break server;
+        }
+    };
+    balancer.cut();
+    let ends = tokio::join!(standing.read_u8(), stream.read_u8());
+    assert!(ends.0.is_err() && ends.1.is_err(), "{ends:?}");
+    assert!(TcpStream::connect((Ipv4Addr::LOCALHOST, balancer.port())).await.is_ok());
+}

@@ -1,0 +1,141 @@
+//! A queue that drains: how long a slot stays free until the next Job of the queue runs.
+
+use std::collections::{HashSet, VecDeque};
+use std::time::{Duration, Instant};
+
+use futures::{StreamExt, TryStreamExt};
+use jiff::Timestamp;
+use k8s_openapi::api::batch::v1::Job;
+use kube::api::{ListParams, Patch, PatchParams, WatchEvent, WatchParams};
+use kube::{Api, ResourceExt};
+use serde_json::json;
+
+use super::Effort;
+use super::ground::{Ground, Limited};
+use super::refusals::post;
+use crate::bench::load::Latencies;
+use crate::bench::report::{Aim, Table, figure};
+use crate::error::{Error, Result};
+use crate::history::State;
+
+const NAMESPACE: &str = "ours-queue-0";
+/// Slots that the queue is for.
+const SLOTS: u32 = 10;
+/// How long each Job runs.
+const RUNS: Duration = Duration::from_millis(50);
+/// Clients that fill the queue.
+const CLIENTS: usize = 20;
+
+pub(super) async fn measure(ground: &Ground, effort: &Effort) -> Result<Table> {
+    ground.ask(3);
+    ground.namespace(NAMESPACE, Limited::Queue(SLOTS)).await?;
+    let client = ground.cluster.client();
+    let filling = (0..effort.queued).map(|n| {
+        let client = client.clone();
+        async move { post(&client, NAMESPACE, &format!("q{n}")).await }
+    });
+    let refused: Vec<_> = futures::stream::iter(filling)
+        .buffer_unordered(CLIENTS)
+        .try_filter_map(|made| async move { Ok(made.err()) })
+        .try_collect()
+        .await?;
+    if let Some(why) = refused.first() {
+        return Err(Error::Invalid(format!("a Job that should have been queued was refused: {why}")));
+    }
+    let seen = drain(Api::namespaced(client, NAMESPACE), effort.queued).await?;
+    ground.clear(NAMESPACE).await?;
+    let mut table = table();
+    let ms = |quantile: f64| seen.gaps.quantile(quantile) / 1e3;
+    table.rows.push(vec![
+        format!("{}, {SLOTS} slots", effort.queued),
+        figure(effort.queued as f64 / seen.took.as_secs_f64()),
+        figure(ms(0.5)),
+        figure(ms(0.99)),
+        figure(ms(1.0)),
+        seen.most.to_string(),
+    ]);
+    table.aims.push(Aim {
+        what: "a median gap of less than 200 ms from a slot that is free to the next Job that runs"
+            .to_owned(),
+        found: format!("{} ms", figure(ms(0.5))),
+        met: ms(0.5) < 200.0,
+    });
+    Ok(table)
+}
+
+struct Drained {
+    gaps: Latencies,
+    took: Duration,
+    most: usize,
+}
+
+/// Ends each Job that runs, and measures until all have run.
+async fn drain(jobs: Api<Job>, queued: usize) -> Result<Drained> {
+    let state = |job: &Job| State::of(&serde_json::to_value(job).unwrap_or_default());
+    let list = jobs.list(&ListParams::default()).await.map_err(Error::api("listing the queue"))?;
+    let (mut active, mut finished, mut free) = (HashSet::new(), 0, VecDeque::<Instant>::new());
+    let (mut gaps, mut most, begin) = (Latencies::new(), 0, Instant::now());
+    for job in list.items.iter().filter(|job| state(job) == State::Active) {
+        active.insert(job.name_any());
+        tokio::spawn(end(jobs.clone(), job.name_any()));
+    }
+    let mut from = list.metadata.resource_version.unwrap_or_default();
+    while finished < queued {
+        let watch = jobs.watch(&WatchParams::default().timeout(120), &from).await;
+        let mut events = watch.map_err(Error::api("watching the queue"))?.boxed();
+        let seen_so_far = finished;
+        while let Some(event) = events.try_next().await.map_err(Error::api("watching the queue"))? {
+            let (WatchEvent::Added(job) | WatchEvent::Modified(job)) = event else { continue };
+            from = job.resource_version().unwrap_or_default();
+            match state(&job) {
+                State::Active if active.insert(job.name_any()) => {
+                    // The slot that was free first is the one that is taken.
+                    if let Some(since) = free.pop_front() {
+                        gaps.add(since.elapsed());
+                    }
+                    tokio::spawn(end(jobs.clone(), job.name_any()));
+                }
+                State::Finished if active.remove(&job.name_any()) => {
+                    finished += 1;
+                    free.push_back(Instant::now());
+                }
+                _ => {}
+            }
+            most = most.max(active.len());
+            if finished == queued {
+                break;
+            }
+        }
+        if finished == seen_so_far {
+            return Err(Error::Invalid(format!("the queue stands still: {finished} of {queued} have run")));
+        }
+    }
+    Ok(Drained { gaps, took: begin.elapsed(), most })
+}
+
+async fn end(jobs: Api<Job>, name: String) {
+    tokio::time::sleep(RUNS).await;
+    let now = Timestamp::now().to_string();
+    let condition =
+        |kind: &str| json!({"type": kind, "status": "True", "reason": "Bench", "lastTransitionTime": now});
+    let status = json!({"status": {
+        "startTime": now, "completionTime": now,
+        "conditions": [condition("SuccessCriteriaMet"), condition("Complete")],
+    }});
+    // One that stays active is missed by whoever counts.
+    if let Err(error) = jobs.patch_status(&name, &PatchParams::default(), &Patch::Merge(&status)).await {
+        tracing::warn!("the Job {name} could not be ended: {error}");
+    }
+}
+
+fn table() -> Table {
+    let columns =
+        ["Jobs in the queue", "Jobs/s", "gap ms p50", "gap ms p99", "gap ms most", "active at most"];
+    let mut table = Table::new("Limits: a queue drains", &columns);
+    table.notes = vec![format!(
+        "All are created at once under a limit that queues; the sink starts them, in their order. The bench plays the Job \
+         controller, which is paused: it ends each Job {RUNS:?} after it was seen to run. A gap is from the watch event by \
+         which a Job had finished to the one by which the next was active."
+    )];
+    table
+}

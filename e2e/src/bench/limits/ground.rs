@@ -1,0 +1,224 @@
+//! A cluster on which each way of limiting has namespaces of its own.
+
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use job_handler_shared::keys;
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PropagationPolicy};
+use serde_json::{Value, json};
+
+use crate::balancer::{Backend, Balancer};
+use crate::bench::server::{Handler, Server};
+use crate::bench::variants::{api, create, url_at};
+use crate::cluster::Cluster;
+use crate::error::{Error, Result};
+use crate::pair::{Pair, PairOptions};
+use crate::wait::wait_for;
+
+/// Webhook replicas that are installed.
+const REPLICAS: usize = 3;
+/// More than any measurement makes.
+const PLENTY: u32 = 1_000_000;
+/// Namespaces that webhooks of ours are called for; the first part of their names.
+const OURS: &str = "ours";
+
+/// Everything that runs.
+pub(super) struct Ground {
+    // Dropped in this order.
+    pub(super) pair: Pair,
+    null: Server,
+    balancer: Balancer,
+    pub(super) cluster: Cluster,
+}
+
+/// What limits the Jobs of a namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Limited {
+    /// Nothing.
+    Not,
+    /// A `ResourceQuota` of `count/jobs.batch`.
+    Quota(u32),
+    /// A policy of ours.
+    Policy(u32),
+    /// A policy of ours that queues.
+    Queue(u32),
+}
+
+/// Names of a way's namespaces.
+pub(super) fn namespace(way: &str, n: usize) -> String {
+    format!("{way}-{n}")
+}
+
+impl Ground {
+    /// Boots nothing: takes a cluster, installs the pair and the null webhooks, makes `most` namespaces for each way of
+    /// creating, and returns once all of it is in force.
+    pub(super) async fn set_up(cluster: Cluster, program: &Path, most: usize) -> Result<Self> {
+        // CRDs first: for some seconds after them the apiserver is busy with its OpenAPI.
+        let options = PairOptions {
+            webhooks: REPLICAS,
+            sinks: Some(1),
+            log: "warn".to_owned(),
+            ..PairOptions::default()
+        };
+        let pair = Pair::install(&cluster, options).await?;
+        let null = Server::start(program, Handler::Null, "null-0")?;
+        // As ours has one.
+        let balancer = Balancer::start(Ipv4Addr::LOCALHOST, &[Backend::on(null.address().port())])?;
+        let ground = Self { pair, null, balancer, cluster };
+        for n in 0..most {
+            ground.namespace(&namespace("none", n), Limited::Not).await?;
+            ground.namespace(&namespace("quota", n), Limited::Quota(PLENTY)).await?;
+            ground.namespace(&namespace("null", n), Limited::Not).await?;
+            ground.namespace(&namespace("null-quota", n), Limited::Quota(PLENTY)).await?;
+            ground.namespace(&namespace(OURS, n), Limited::Policy(PLENTY)).await?;
+        }
+        ground.only_for_their_own(most).await?;
+        Ok(ground)
+    }
+
+    /// Makes a namespace and limits it.
+    pub(super) async fn namespace(&self, name: &str, limited: Limited) -> Result<()> {
+        let namespace = json!({
+            "apiVersion": "v1", "kind": "Namespace",
+            "metadata": {"name": name, "labels": {"bench": name.rsplit_once('-').map_or(name, |(way, _)| way)}},
+        });
+        create(&self.cluster, "", "v1", "Namespace", &namespace).await?;
+        match limited {
+            Limited::Not => Ok(()),
+            Limited::Quota(max) => self.quota(name, max).await,
+            Limited::Policy(max) => self.policy(name, max, "Reject").await,
+            Limited::Queue(max) => self.policy(name, max, "Queue").await,
+        }
+    }
+
+    async fn quota(&self, namespace: &str, max: u32) -> Result<()> {
+        let quota = json!({
+            "apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "jobs", "namespace": namespace},
+            "spec": {"hard": {"count/jobs.batch": max.to_string()}},
+        });
+        create(&self.cluster, "", "v1", "ResourceQuota", &quota).await?;
+        let quotas = api(&self.cluster, "", "v1", "ResourceQuota", Some(namespace));
+        wait_for(Duration::from_secs(60), "the quota to be counted", || async {
+            let quota = quotas.get("jobs").await.map_err(|error| error.to_string())?;
+            if quota.data["status"]["hard"].is_object() { Ok(()) } else { Err(quota.data.to_string()) }
+        })
+        .await
+    }
+
+    async fn policy(&self, namespace: &str, max: u32, when_full: &str) -> Result<()> {
+        let policy = json!({
+            "apiVersion": "job-handler.io/v1alpha1", "kind": "JobPolicy",
+            "metadata": {"name": "builds", "namespace": namespace},
+            "spec": {"limits": [{"name": "few", "maxActiveJobs": max, "whenFull": when_full}]},
+        });
+        create(&self.cluster, keys::API_GROUP, keys::API_VERSION, "JobPolicy", &policy).await?;
+        let policies = api(&self.cluster, keys::API_GROUP, keys::API_VERSION, "JobPolicy", Some(namespace));
+        wait_for(Duration::from_secs(60), "the policy to be Ready", || async {
+            let policy = policies.get("builds").await.map_err(|error| error.to_string())?;
+            let conditions = policy.data["status"]["conditions"].as_array();
+            let is_ready = |c: &Value| c["type"] == "Ready" && c["status"] == "True";
+            match conditions.is_some_and(|all| all.iter().any(is_ready)) {
+                true => Ok(()),
+                false => Err(policy.data["status"].to_string()),
+            }
+        })
+        .await
+    }
+
+    /// Ours stamps in its namespaces alone, and the null webhooks are called in theirs alone.
+    async fn only_for_their_own(&self, most: usize) -> Result<()> {
+        let ours = [OURS, "ours-full", "ours-queue", "ours-many"];
+        let ours = json!([{"op": "add", "path": "/webhooks/0/namespaceSelector", "value": selector(&ours)}]);
+        let ours = serde_json::from_value(ours)
+            .map_err(|error| Error::Invalid(format!("the patch of the configuration: {error}")))?;
+        api(&self.cluster, "admissionregistration.k8s.io", "v1", "MutatingWebhookConfiguration", None)
+            .patch(keys::MUTATING_CONFIGURATION, &PatchParams::default(), &Patch::<()>::Json(ours))
+            .await
+            .map_err(Error::api("selecting only our namespaces"))?;
+        for (kind, path) in
+            [("MutatingWebhookConfiguration", "mutate"), ("ValidatingWebhookConfiguration", "validate")]
+        {
+            let configuration = json!({
+                "apiVersion": "admissionregistration.k8s.io/v1", "kind": kind,
+                "metadata": {"name": format!("null-{path}.bench.job-handler.io")},
+                "webhooks": [{
+                    "name": format!("null-{path}.bench.job-handler.io"),
+                    "admissionReviewVersions": ["v1"],
+                    "clientConfig": {
+                        "url": url_at(self.balancer.port(), path), "caBundle": STANDARD.encode(self.null.ca()),
+                    },
+                    "rules": [{
+                        "apiGroups": ["batch"], "apiVersions": ["v1"], "resources": ["jobs"],
+                        "operations": ["CREATE"],
+                    }],
+                    "namespaceSelector": selector(&["null", "null-quota", "null-full"]),
+                    "failurePolicy": "Fail", "sideEffects": "None", "timeoutSeconds": 10,
+                }],
+            });
+            create(&self.cluster, "admissionregistration.k8s.io", "v1", kind, &configuration).await?;
+        }
+        let called = |name: &'static str| self.calls(name);
+        for (way, webhook) in [
+            ("null", "null-mutate.bench.job-handler.io"),
+            ("null", "null-validate.bench.job-handler.io"),
+            (OURS, keys::MUTATING_WEBHOOK),
+        ] {
+            let jobs = api(&self.cluster, "batch", "v1", "Job", Some(&namespace(way, most - 1)));
+            wait_for(Duration::from_secs(60), &format!("{webhook} to be called"), || async {
+                let before = called(webhook).await.map_err(|error| error.to_string())?;
+                let probe = super::super::reviews::job(&namespace(way, most - 1), "probe");
+                let probe = serde_json::from_value(probe).map_err(|error| error.to_string())?;
+                let dry = kube::api::PostParams { dry_run: true, ..kube::api::PostParams::default() };
+                jobs.create(&dry, &probe).await.map_err(|error| error.to_string())?;
+                let after = called(webhook).await.map_err(|error| error.to_string())?;
+                if after > before { Ok(()) } else { Err("not yet".to_owned()) }
+            })
+            .await?;
+        }
+        Ok(())
+    }
+
+    async fn calls(&self, webhook: &str) -> Result<u64> {
+        crate::bench::variants::calls(&self.cluster, webhook).await
+    }
+
+    /// From now on so many replicas are asked.
+    pub(super) fn ask(&self, replicas: usize) {
+        let backend = |member: &crate::Member| Backend::on(member.port());
+        let backends: Vec<Backend> = self.pair.webhooks().iter().take(replicas).map(backend).collect();
+        self.pair.balancer().point_at(&backends);
+        self.pair.balancer().cut();
+    }
+
+    /// The sum of a counter over all webhook replicas.
+    pub(super) async fn counter(&self, name: &str) -> Result<f64> {
+        let mut sum = 0.0;
+        for webhook in self.pair.webhooks() {
+            let (_, text) = webhook.get("/metrics").await?;
+            let of = |line: &&str| line.split(['{', ' ']).next() == Some(name);
+            let value = |line: &str| line.rsplit(' ').next().and_then(|value| value.parse::<f64>().ok());
+            sum += text.lines().filter(of).filter_map(value).sum::<f64>();
+        }
+        Ok(sum)
+    }
+
+    /// Deletes all Jobs of a namespace.
+    pub(super) async fn clear(&self, namespace: &str) -> Result<()> {
+        let how = DeleteParams {
+            propagation_policy: Some(PropagationPolicy::Background),
+            ..DeleteParams::default()
+        };
+        let jobs = api(&self.cluster, "batch", "v1", "Job", Some(namespace));
+        jobs.delete_collection(&how, &ListParams::default())
+            .await
+            .map(drop)
+            .map_err(Error::api("deleting the Jobs"))
+    }
+}
+
+fn selector(ways: &[&str]) -> Value {
+    json!({"matchExpressions": [{"key": "bench", "operator": "In", "values": ways}]})
+}

@@ -1,0 +1,182 @@
+//! One burst, and what the history says about it.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use futures::future::join_all;
+use job_handler_e2e::history::{Verdict, judge};
+use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
+
+use crate::{
+    clients::{Client, Counts, How, Mixed, Wanted},
+    runner,
+    trouble::Trouble,
+    world::{PATIENCE, World},
+};
+
+const CREATES: usize = 200;
+const CONNECTIONS: usize = 20;
+/// So many Jobs per slot run through the Job controller, the scheduler and a node, which takes them some seconds. The
+/// others are run by the test: at a limit of 1 all 200 stand in one line.
+const REAL_PER_SLOT: usize = 8;
+
+/// What makes a burst special.
+#[derive(Debug)]
+pub struct Variant {
+    pub name: &'static str,
+    how: How,
+    mixed: Mixed,
+    pub trouble: Trouble,
+}
+
+const fn variant(name: &'static str, how: How, mixed: Mixed, trouble: Trouble) -> Variant {
+    Variant { name, how, mixed, trouble }
+}
+
+pub static VARIANTS: [Variant; 10] = [
+    variant("creates", How::Create, Mixed::Nothing, Trouble::None),
+    variant("generateName", How::GenerateName, Mixed::Nothing, Trouble::None),
+    variant("server-side apply", How::Apply, Mixed::Nothing, Trouble::None),
+    variant("dry runs mixed in", How::Create, Mixed::DryRuns, Trouble::None),
+    variant("un-suspends mixed in", How::Create, Mixed::Suspended, Trouble::None),
+    variant("a quota denies half of them", How::Create, Mixed::Nothing, Trouble::QuotaDenies),
+    variant("a replica is killed", How::Create, Mixed::Nothing, Trouble::ReplicaKilled),
+    variant("a replica is paused for 3 s", How::Create, Mixed::Nothing, Trouble::ReplicaPaused),
+    variant("the apiserver is restarted", How::Create, Mixed::Nothing, Trouble::ApiserverRestarted),
+    variant("/mutate is unreachable", How::Create, Mixed::Nothing, Trouble::MutateAway),
+];
+
+/// What a round saw.
+pub struct Outcome {
+    pub variant: &'static Variant,
+    pub seed: u64,
+    pub max: usize,
+    pub took: Duration,
+    pub verdict: Verdict,
+    pub counts: Counts,
+    namespace: String,
+    begun: Instant,
+    from: usize,
+}
+
+/// Clients that try again until each Job is created, over so many connections.
+pub async fn round(world: &World, variant: &'static Variant, seed: u64) -> Outcome {
+    // Another stream of choices for each variant.
+    let of_its_own = variant.name.bytes().fold(0_u64, |sum, byte| sum.wrapping_mul(31) + u64::from(byte));
+    let mut random = StdRng::seed_from_u64(seed ^ (of_its_own << 32));
+    let max = random.random_range(1..=25);
+    let namespace = world.namespace().await;
+    world.limit(&namespace, max).await;
+    let real = (REAL_PER_SLOT * max).min(CREATES);
+    let wanted: Arc<Vec<Wanted>> = Arc::new(
+        (0..CREATES)
+            .map(|number| Wanted {
+                number,
+                real: random.random_range(0..CREATES) < real,
+                extra: variant.mixed != Mixed::Nothing && random.random_bool(0.5),
+            })
+            .collect(),
+    );
+    let replica = *[0, 1, 2].choose(&mut random).unwrap();
+    // Somewhere in the middle.
+    let middle = random.random_range(CREATES / 4..CREATES / 2);
+
+    variant.trouble.prepare(world, &namespace).await;
+    let from = world.history.len();
+    let begun = Instant::now();
+    let verdict = || judge(&world.history.since(from), &namespace, max, CREATES, begun);
+    let runner = runner::Runner::start(world, &namespace, from, random.random());
+    let clients = join_all((0..CONNECTIONS).map(|connection| {
+        let mut client = Client::new(world, &namespace, variant.how, variant.mixed, random.random());
+        let mine = wanted.iter().skip(connection).step_by(CONNECTIONS);
+        async move {
+            for wanted in mine {
+                client.make(wanted).await;
+            }
+            client.counts
+        }
+    }));
+    let trouble = async {
+        let reached = |entries: &[_]| {
+            let admitted = judge(entries, &namespace, max, CREATES, begun).admitted.len();
+            if admitted >= middle { Ok(()) } else { Err(format!("{admitted} were admitted")) }
+        };
+        world.history.wait(from, PATIENCE, "the middle of the burst", reached).await.unwrap();
+        variant.trouble.strike(world, &namespace, replica).await;
+    };
+    let (counts, ()) = tokio::join!(clients, trouble);
+    let took = begun.elapsed();
+    world
+        .history
+        .wait(from, PATIENCE, "all of them to finish", |entries| {
+            let finished = judge(entries, &namespace, max, CREATES, begun).finished.len();
+            if finished == CREATES { Ok(()) } else { Err(format!("{finished} of {CREATES} finished")) }
+        })
+        .await
+        .unwrap();
+    drop(runner);
+    variant.trouble.mend(world, &namespace, replica).await;
+    let outcome = Outcome {
+        variant,
+        seed,
+        max,
+        took,
+        verdict: verdict(),
+        counts: counts.into_iter().sum(),
+        begun,
+        from,
+        namespace,
+    };
+    println!("{outcome}");
+    outcome
+}
+
+impl Outcome {
+    /// Waits until nothing is left in the ledger, and judges again.
+    pub async fn settle(&mut self, world: &World) {
+        let judged = |entries: &[_]| judge(entries, &self.namespace, self.max, CREATES, self.begun);
+        let empty = |entries: &[_]| match judged(entries) {
+            verdict if verdict.pending == 0 => Ok(verdict),
+            verdict => Err(format!("{} attempts stand in the ledger of {}", verdict.pending, self.namespace)),
+        };
+        self.verdict =
+            world.history.wait(self.from, PATIENCE, "the ledger to be empty", empty).await.unwrap();
+    }
+
+    /// What has to be so.
+    pub fn check(&self) {
+        let Verdict { most, most_at, admitted, longest_idle, longest_attempt, .. } = &self.verdict;
+        assert!(
+            *most <= self.max,
+            "{self}: {most} active Jobs at resourceVersion {most_at}, allowed are {}",
+            self.max
+        );
+        assert_eq!(admitted.len(), CREATES, "{self}");
+        // What the ledger holds for what never came it gives back within 75 s; the rest is for a busy machine.
+        assert!(
+            *longest_attempt < Duration::from_secs(100),
+            "{self}: an attempt stood for {longest_attempt:?}"
+        );
+        // Where a tenant has to wait because its attempts come to nothing, it waits until those have run out.
+        let patience = if self.variant.trouble == Trouble::QuotaDenies { 120 } else { 45 };
+        assert!(*longest_idle < Duration::from_secs(patience), "{self}: nobody took a free slot");
+    }
+}
+
+impl std::fmt::Display for Outcome {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { variant, seed, max, took, verdict, counts, .. } = self;
+        let Verdict { most, events, ledger_writes, filled_after, longest_idle, longest_attempt, .. } =
+            verdict;
+        write!(
+            f,
+            "{} (round {seed}): at most {most} active of {max} in {events} events; {CREATES} created in {took:.1?}, \
+             the first {max} within {:.1?}; a free slot was idle for {longest_idle:.1?} at most, an attempt stood for \
+             {longest_attempt:.1?}; {ledger_writes} ledger writes; {counts}",
+            variant.name,
+            filled_after.unwrap_or_default(),
+        )
+    }
+}

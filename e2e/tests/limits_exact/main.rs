@@ -1,0 +1,71 @@
+//! A limit holds with three replicas that share a ledger: bursts of creates by every way that Jobs are made, while replicas
+//! and the apiserver die, are paused, are out of reach, and while something else denies what was admitted. Proved from
+//! the history of all Jobs: at no resourceVersion are more active than the limit allows.
+//!
+//! Three rounds of each with random limits; `SOAK=1` makes it 20 (`SOAK_ROUNDS=` so many) and writes `e2e/SOAK.md`.
+//! `SEED=` repeats the random choices of a run, `VARIANT=` runs one variant alone.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod burst;
+mod clients;
+mod runner;
+mod soak;
+mod trouble;
+mod world;
+
+use std::time::Instant;
+
+use burst::{Outcome, VARIANTS, Variant};
+use futures::{StreamExt, stream};
+use job_handler_e2e::cluster::E2E_KUBECONFIG;
+use trouble::Trouble;
+use world::World;
+
+/// Rounds of the variant that waits for attempts to run out go on beside the others, so many at a time.
+const BESIDE: usize = 3;
+
+/// One cluster for all: booting costs more than a burst.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_limit_is_exact_with_three_replicas() {
+    if std::env::var_os(E2E_KUBECONFIG).is_some_and(|path| !path.is_empty()) {
+        eprintln!(
+            "not run: it takes something away from everyone, which {E2E_KUBECONFIG}'s cluster is spared"
+        );
+        return;
+    }
+    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect(name));
+    let seed = number("SEED").unwrap_or_else(|| rand::random::<u32>().into());
+    let soak = number("SOAK").is_some_and(|soak| soak > 0);
+    let rounds = match soak {
+        true => number("SOAK_ROUNDS").unwrap_or(20),
+        false => 3,
+    };
+    let only = std::env::var("VARIANT").ok();
+    let (waiting, others): (Vec<_>, Vec<_>) = VARIANTS
+        .iter()
+        .filter(|variant| only.as_ref().is_none_or(|only| only == variant.name))
+        .flat_map(|variant| (0..rounds).map(move |round| (variant, seed.wrapping_add(round))))
+        .partition(|(variant, _)| variant.trouble == Trouble::QuotaDenies);
+    println!("SEED={seed}, {rounds} rounds of each");
+
+    let begun = Instant::now();
+    let world = World::start().await;
+    // One after the other: a burst has the machine to itself, and their troubles do not mix.
+    let (mut outcomes, beside) = tokio::join!(several(&world, others, 1), several(&world, waiting, BESIDE));
+    outcomes.extend(beside);
+    for outcome in &mut outcomes {
+        outcome.settle(&world).await;
+    }
+    let table = soak::table(seed, rounds, &outcomes);
+    println!("{table}\nin {:.0?}", begun.elapsed());
+    outcomes.iter().for_each(Outcome::check);
+    if soak {
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/SOAK.md");
+        std::fs::write(file, table).unwrap();
+    }
+}
+
+async fn several(world: &World, rounds: Vec<(&'static Variant, u64)>, at_once: usize) -> Vec<Outcome> {
+    let running = rounds.into_iter().map(|(variant, seed)| burst::round(world, variant, seed));
+    stream::iter(running).buffer_unordered(at_once).collect().await
+}

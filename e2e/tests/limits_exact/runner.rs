@@ -1,0 +1,76 @@
+//! Runs the Jobs that name it as their manager: as soon as one is active, it is complete 50 to 100 ms later. To the limit
+//! they are Jobs like all others.
+
+use std::{collections::HashSet, time::Duration};
+
+use jiff::Timestamp;
+use job_handler_e2e::history::{State, What};
+use k8s_openapi::api::batch::v1::Job;
+use kube::{
+    Api,
+    api::{Patch, PatchParams},
+};
+use rand::{Rng, SeedableRng, rngs::StdRng};
+use serde_json::json;
+use tokio::task::JoinHandle;
+
+use crate::world::World;
+
+/// `spec.managedBy` of its Jobs.
+pub const RUNNER: &str = "e2e.job-handler.io/runner";
+
+/// Runs until it is dropped.
+pub struct Runner(JoinHandle<()>);
+
+impl Runner {
+    pub fn start(world: &World, namespace: &str, from: usize, seed: u64) -> Self {
+        let (jobs, prefix) = (world.jobs(namespace), format!("{namespace}/"));
+        let history = world.history.reader();
+        Self(tokio::spawn(async move {
+            let (mut random, mut begun, mut read) = (StdRng::seed_from_u64(seed), HashSet::new(), from);
+            loop {
+                let entries = history.since(read);
+                read += entries.len();
+                for entry in entries {
+                    let What::Job { key, state: State::Active, managed_by, .. } = entry.what else {
+                        continue;
+                    };
+                    let Some(name) = key.strip_prefix(&prefix) else { continue };
+                    if managed_by.as_deref() == Some(RUNNER) && begun.insert(name.to_owned()) {
+                        let takes = Duration::from_millis(random.random_range(50..=100));
+                        tokio::spawn(run(jobs.clone(), name.to_owned(), takes));
+                    }
+                }
+                if history.grown(read).await.is_err() {
+                    // Whoever waits for the history is told why.
+                    return;
+                }
+            }
+        }))
+    }
+}
+
+impl Drop for Runner {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+async fn run(jobs: Api<Job>, name: String, takes: Duration) {
+    tokio::time::sleep(takes).await;
+    let now = Timestamp::now().to_string();
+    let condition = |kind: &str| {
+        json!({"type": kind, "status": "True", "reason": "Ran", "message": "by the test",
+            "lastProbeTime": now, "lastTransitionTime": now})
+    };
+    let status = json!({"status": {
+        "startTime": now, "completionTime": now, "succeeded": 1,
+        "conditions": [condition("SuccessCriteriaMet"), condition("Complete")],
+    }});
+    let mut tries = 0;
+    while let Err(error) = jobs.patch_status(&name, &PatchParams::default(), &Patch::Merge(&status)).await {
+        tries += 1;
+        assert!(tries < 600, "the status of {name}: {error}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}

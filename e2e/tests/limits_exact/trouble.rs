@@ -1,0 +1,159 @@
+//! What happens in the middle of a burst.
+
+use std::time::Duration;
+
+use job_handler_e2e::{Component, Member, wait_for};
+use job_handler_shared::keys::MUTATING_CONFIGURATION;
+use k8s_openapi::api::{
+    admissionregistration::v1::MutatingWebhookConfiguration, batch::v1::Job, core::v1::ResourceQuota,
+};
+use kube::{
+    Api, ResourceExt,
+    api::{DeleteParams, Patch, PatchParams, PostParams},
+};
+use serde_json::json;
+
+use crate::world::{PATIENCE, World};
+
+/// So many Jobs the quota lets pass; it counts the finished ones as well.
+const QUOTA: usize = 100;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    None,
+    /// A quota denies everything after half of the Jobs, until it is taken away.
+    QuotaDenies,
+    /// SIGKILL.
+    ReplicaKilled,
+    /// SIGSTOP, and SIGCONT 3 s later.
+    ReplicaPaused,
+    ApiserverRestarted,
+    /// Nothing is stamped, and the sinks are away as well, which would lead `/validate` to the same place.
+    MutateAway,
+}
+
+impl Trouble {
+    /// Before the burst.
+    pub async fn prepare(self, world: &World, namespace: &str) {
+        match self {
+            Self::QuotaDenies => {
+                let quota = json!({
+                    "metadata": {"name": "half"}, "spec": {"hard": {"count/jobs.batch": QUOTA.to_string()}},
+                });
+                let quota: ResourceQuota = serde_json::from_value(quota).unwrap();
+                let quotas: Api<ResourceQuota> = Api::namespaced(world.cluster.client(), namespace);
+                quotas.create(&PostParams::default(), &quota).await.unwrap();
+                wait_for(PATIENCE, "the quota to be in force", || async {
+                    let status = quotas.get("half").await.map_err(|e| e.to_string())?.status;
+                    let hard = status.unwrap_or_default().hard.unwrap_or_default();
+                    if hard.is_empty() { Err("no status yet".to_owned()) } else { Ok(()) }
+                })
+                .await
+                .unwrap();
+            }
+            Self::MutateAway => {
+                world.pair.sinks().iter().for_each(|sink| sink.kill().unwrap());
+                let nobody = job_handler_e2e::ports::free().unwrap();
+                point_mutate_at(world, nobody).await;
+                stamped(world, namespace, false).await;
+            }
+            Self::None | Self::ReplicaKilled | Self::ReplicaPaused | Self::ApiserverRestarted => {}
+        }
+    }
+
+    /// In the middle.
+    pub async fn strike(self, world: &World, namespace: &str, replica: usize) {
+        let replica = world.pair.webhook(replica);
+        match self {
+            Self::ReplicaKilled => replica.kill().unwrap(),
+            Self::ReplicaPaused => {
+                replica.stop().unwrap();
+                // So long the pause is meant to be.
+                tokio::time::sleep(Duration::from_secs(3)).await;
+                replica.cont().unwrap();
+            }
+            Self::ApiserverRestarted => {
+                world.cluster.component(Component::Apiserver).unwrap().restart().await.unwrap();
+            }
+            Self::QuotaDenies => {
+                let jobs = world.jobs(namespace);
+                let quotas: Api<ResourceQuota> = Api::namespaced(world.cluster.client(), namespace);
+                wait_for(PATIENCE, "the quota to be used up", || async {
+                    let there = jobs.list_metadata(&Default::default()).await.map_err(|e| e.to_string())?;
+                    let there = there.items.len();
+                    if there >= QUOTA { Ok(()) } else { Err(format!("{there} Jobs")) }
+                })
+                .await
+                .unwrap();
+                denied(&jobs).await;
+                quotas.delete("half", &DeleteParams::default()).await.unwrap();
+            }
+            Self::None | Self::MutateAway => {}
+        }
+    }
+
+    /// After the burst.
+    pub async fn mend(self, world: &World, namespace: &str, replica: usize) {
+        match self {
+            Self::ReplicaKilled => world.pair.webhook(replica).restart().unwrap(),
+            Self::MutateAway => {
+                let of_now = world.jobs(namespace).get("j0").await.unwrap();
+                assert!(!is_stamped(&of_now), "{:?}", of_now.metadata);
+                point_mutate_at(world, world.pair.balancer().port()).await;
+                world.pair.sinks().iter().for_each(|sink: &Member| sink.restart().unwrap());
+                stamped(world, namespace, true).await;
+            }
+            Self::None | Self::QuotaDenies | Self::ReplicaPaused | Self::ApiserverRestarted => return,
+        }
+        world.pair.wait_ready(PATIENCE).await.unwrap();
+    }
+}
+
+/// Waits until the quota denies a Job that is under no limit, and so was never admitted by us.
+async fn denied(jobs: &Api<Job>) {
+    wait_for(PATIENCE, "the quota to deny", || async {
+        let suspended = serde_json::from_value(json!({
+            "metadata": {"name": "over-quota"}, "spec": {"suspend": true, "template": {"spec": {
+                "restartPolicy": "Never", "containers": [{"name": "main", "image": "busybox"}]}}},
+        }))
+        .unwrap();
+        match jobs.create(&PostParams::default(), &suspended).await {
+            Err(kube::Error::Api(status)) if status.message.contains("exceeded quota") => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await
+    .unwrap();
+}
+
+async fn point_mutate_at(world: &World, port: u16) {
+    let configurations: Api<MutatingWebhookConfiguration> = Api::all(world.cluster.client());
+    let url = format!("https://0.0.0.0:{port}/mutate");
+    let change = serde_json::from_value(
+        json!([{"op": "replace", "path": "/webhooks/0/clientConfig/url", "value": url}]),
+    )
+    .unwrap();
+    let change = Patch::<()>::Json(change);
+    configurations.patch(MUTATING_CONFIGURATION, &PatchParams::default(), &change).await.unwrap();
+}
+
+/// Waits until new Jobs are stamped, or are not.
+async fn stamped(world: &World, namespace: &str, wanted: bool) {
+    let jobs = world.jobs(namespace);
+    let probe = serde_json::from_value(json!({
+        "metadata": {"name": "probe"}, "spec": {"suspend": true, "template": {"spec": {
+            "restartPolicy": "Never", "containers": [{"name": "main", "image": "busybox"}]}}},
+    }))
+    .unwrap();
+    wait_for(PATIENCE, "stamps to come or to cease", || async {
+        let dry = PostParams { dry_run: true, ..PostParams::default() };
+        let made = jobs.create(&dry, &probe).await.map_err(|error| error.to_string())?;
+        if is_stamped(&made) == wanted { Ok(()) } else { Err(format!("{:?}", made.metadata)) }
+    })
+    .await
+    .unwrap();
+}
+
+fn is_stamped(job: &Job) -> bool {
+    job.annotations().contains_key("job-handler/stamped")
+}

@@ -1,0 +1,246 @@
+//! Ledgers that somebody edited, broke or deleted; forged marks; a tenant whose creates always come to nothing: nothing is
+//! admitted beyond a limit, Jobs under no limit go on, and what a person reads says what is wrong.
+
+use std::time::Duration;
+
+use job_handler_e2e::wait_for;
+use job_handler_shared::{ledger::JobLedger, policy::ClusterJobPolicy};
+use k8s_openapi::api::{batch::v1::Job, core::v1::ResourceQuota};
+use kube::{
+    Api, Client,
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
+};
+use serde_json::{Value, json};
+
+use super::world::{World, job, refusal, scenario};
+
+/// A minute and what a busy machine adds to it.
+const A_MINUTE: Duration = Duration::from_secs(150);
+
+fn limit(max: u32) -> Value {
+    json!({"jobSelector": {"matchLabels": {"app": "build"}}, "limits": [{"name": "few", "maxActiveJobs": max}]})
+}
+
+fn build(name: &str) -> Value {
+    job(name, &[("app", "build")], &[("end", "Hang")])
+}
+
+fn ledgers(world: &World) -> Api<JobLedger> {
+    Api::namespaced(world.client(), "job-handler-system")
+}
+
+/// By a client that hands on every answer: by default 429 and 503 are tried again, for minutes, before anyone hears of them.
+fn jobs(world: &World, namespace: &str) -> Api<Job> {
+    let mut config = world.cluster.config().clone();
+    config.default_retry = false;
+    Api::namespaced(Client::try_from(config).unwrap(), namespace)
+}
+
+async fn create(world: &World, namespace: &str, job: &Value) -> kube::Result<Job> {
+    let job = serde_json::from_value(job.clone()).unwrap();
+    jobs(world, namespace).create(&PostParams::default(), &job).await
+}
+
+/// How many Jobs under the limit take a slot.
+async fn active(world: &World, namespace: &str) -> usize {
+    let builds = ListParams::default().labels("app=build");
+    let all = jobs(world, namespace).list(&builds).await.unwrap().items;
+    all.iter().filter(|job| job_handler_e2e::jobs::finished(job).is_none()).count()
+}
+
+async fn unlimited(world: &World, namespace: &str) {
+    let free = serde_json::from_value(json!({
+        "metadata": {"generateName": "unlimited-"},
+        "spec": {"template": {"spec": {"restartPolicy": "Never", "containers": [{"name": "main", "image": "busybox"}]}}},
+    }))
+    .unwrap();
+    jobs(world, namespace).create(&PostParams::default(), &free).await.unwrap();
+}
+
+/// Waits until a create is turned away with these words.
+async fn turned_away(world: &World, namespace: &str, words: &[&str]) {
+    world
+        .wait(&format!("to be told {words:?}"), || async {
+            match create(world, namespace, &build("probe")).await {
+                Err(kube::Error::Api(status)) if words.iter().all(|word| status.message.contains(word)) => {
+                    if status.code == 503 {
+                        Ok(())
+                    } else {
+                        Err(format!("{}: {}", status.code, status.message))
+                    }
+                }
+                other => Err(format!("{other:?}")),
+            }
+        })
+        .await;
+}
+
+/// A limit of two with one Job active, whose ledger is there.
+async fn half_full(world: &World, name: &str) -> job_handler_e2e::TestNamespace {
+    let ns = world.cluster.namespace(name).await.unwrap();
+    world.policy(&ns, "builds", limit(2)).await;
+    create(world, &ns, &build("first")).await.unwrap();
+    ns
+}
+
+/// One more Job gets in, some time, and then none.
+async fn fills_up(world: &World, namespace: &str) {
+    let second = wait_for(A_MINUTE, "a slot", || async {
+        create(world, namespace, &build("second")).await.map_err(|error| error.to_string())
+    });
+    second.await.unwrap();
+    let (code, message) = refusal(create(world, namespace, &build("third")).await);
+    assert!(code == 403 && message.contains("2 active jobs, max allowed: 2"), "{code}: {message}");
+    assert_eq!(active(world, namespace).await, 2);
+}
+
+async fn write(world: &World, ledger: &str, spec: Value) {
+    let change = Patch::Merge(json!({"spec": spec}));
+    ledgers(world).patch(ledger, &PatchParams::default(), &change).await.unwrap();
+}
+
+#[test]
+fn garbage_in_a_ledger_is_named_and_the_way_out_leads_out() {
+    scenario(|world| async move {
+        let ns = half_full(world, "garbage").await;
+        write(world, &ns, json!({"pending": "none"})).await;
+        turned_away(world, &ns, &[ns.name(), "spec.pending", "delete the ledger"]).await;
+        unlimited(world, &ns).await;
+        assert_eq!(active(world, &ns).await, 1);
+        ledgers(world).delete(&ns, &DeleteParams::default()).await.unwrap();
+        turned_away(world, &ns, &["missing", "a new one is made in"]).await;
+        unlimited(world, &ns).await;
+        fills_up(world, &ns).await;
+    });
+}
+
+#[test]
+fn a_ledger_of_a_newer_version_is_left_alone_and_named() {
+    scenario(|world| async move {
+        let ns = half_full(world, "newer").await;
+        write(world, &ns, json!({"format": 2, "later": {"a": 1}})).await;
+        turned_away(world, &ns, &[ns.name(), "format 2", "this version knows 1"]).await;
+        unlimited(world, &ns).await;
+        let left = ledgers(world).get(&ns).await.unwrap().spec.fields;
+        assert_eq!((&left["format"], &left["later"]), (&json!(2), &json!({"a": 1})));
+        write(world, &ns, json!({"format": 1, "later": null})).await;
+        fills_up(world, &ns).await;
+    });
+}
+
+#[test]
+fn a_ledger_that_is_deleted_by_hand_comes_back_after_a_minute_and_nobody_gets_in_beside() {
+    scenario(|world| async move {
+        let ns = half_full(world, "deleted").await;
+        ledgers(world).delete(&ns, &DeleteParams::default()).await.unwrap();
+        turned_away(world, &ns, &["missing", "a new one is made in"]).await;
+        fills_up(world, &ns).await;
+    });
+}
+
+#[test]
+fn a_ledger_that_is_edited_by_hand_counts_too_much_for_a_while_never_too_little() {
+    scenario(|world| async move {
+        let ns = half_full(world, "edited").await;
+        // An attempt that nobody made, of policies that nobody knows; and a position far ahead of every watch.
+        let forged = json!({"r": {"jobUid": "nobody", "kind": "create", "revision": "?", "scopes": [],
+            "since": "2020-01-01T00:00:00Z"}});
+        let key = format!("{}/nobody", ns.name());
+        write(world, &ns, json!({"pending": {key: forged}, "observedThrough": 4_000_000_000_000_u64})).await;
+        let (code, message) = refusal(create(world, &ns, &build("third")).await);
+        assert!(code == 403 && message.contains("1 just admitted"), "{code}: {message}");
+        fills_up(world, &ns).await;
+    });
+}
+
+#[test]
+fn forged_marks_gain_no_slot() {
+    scenario(|world| async move {
+        let ns = world.cluster.namespace("forged").await.unwrap();
+        let spec = json!({
+            "group": {"type": "Labels", "labelKeys": ["id"]},
+            "limits": [{"name": "few", "maxActiveJobs": 1}, {"name": "each", "maxActiveJobs": 1, "scope": "Group"}],
+        });
+        world.policy(&ns, "builds", spec).await;
+        create(world, &ns, &job("first", &[("id", "7")], &[("end", "Hang")])).await.unwrap();
+        for (key, value) in [
+            ("job-handler/group", "another"),
+            ("job-handler/enabled", "false"),
+            ("job-handler/created", "true"),
+        ] {
+            let forged = job("forged", &[("id", "7"), (key, value)], &[]);
+            assert_eq!(refusal(create(world, &ns, &forged).await).0, 403, "{key}");
+        }
+        for (key, value) in [
+            ("job-handler/status", "completed"),
+            ("job-handler/queued-at", "2020-01-01T00:00:00Z"),
+            ("job-handler/stamped", "nothing"),
+            ("job-handler/results", "forged-results"),
+        ] {
+            let mut forged = job("forged", &[("id", "8")], &[]);
+            forged["metadata"]["annotations"] = json!({key: value});
+            assert_eq!(refusal(create(world, &ns, &forged).await).0, 403, "{key}");
+        }
+        // Nor does a mark on the Job that holds the slot free it.
+        let marks = Patch::Merge(json!({"metadata": {
+            "labels": {"job-handler/group": "another"}, "annotations": {"job-handler/status": "completed"}}}));
+        jobs(world, &ns).patch("first", &PatchParams::default(), &marks).await.unwrap();
+        assert_eq!(refusal(create(world, &ns, &job("second", &[("id", "7")], &[])).await).0, 403);
+    });
+}
+
+#[test]
+fn a_tenant_whose_creates_come_to_nothing_has_to_wait_and_pins_no_limit_of_the_cluster() {
+    scenario(|world| async move {
+        let tenant = world.cluster.namespace("tenant").await.unwrap();
+        let other = world.cluster.namespace("other").await.unwrap();
+        let quotas: Api<ResourceQuota> = Api::namespaced(world.client(), &tenant);
+        let quota = serde_json::from_value(json!({
+            "metadata": {"name": "none"}, "spec": {"hard": {"count/jobs.batch": "0"}},
+        }))
+        .unwrap();
+        quotas.create(&PostParams::default(), &quota).await.unwrap();
+        let name = format!("over-{}", tenant.name());
+        let policies: Api<ClusterJobPolicy> = Api::all(world.client());
+        let policy = json!({
+            "apiVersion": "job-handler.io/v1alpha1", "kind": "ClusterJobPolicy", "metadata": {"name": name},
+            "spec": {
+                "namespaceSelector": {"matchExpressions": [
+                    {"key": "kubernetes.io/metadata.name", "operator": "In", "values": [tenant.name(), other.name()]}]},
+                "limits": [{"name": "all", "maxActiveJobs": 40, "scope": "Cluster"}],
+            },
+        });
+        let policy: ClusterJobPolicy = serde_json::from_value(policy).unwrap();
+        policies.create(&PostParams::default(), &policy).await.unwrap();
+        world
+            .wait("the policy to be Ready", || async {
+                let status = policies.get(&name).await.map_err(|e| e.to_string())?.status.unwrap_or_default();
+                let ready = status.conditions.iter().any(|c| c.type_ == "Ready" && c.status == "True");
+                if ready { Ok(()) } else { Err(format!("{:?}", status.conditions)) }
+            })
+            .await;
+        // One create after the other, each with another name, all denied by the quota.
+        let mut tries = 0;
+        let told = wait_for(A_MINUTE, "the tenant to be told to wait", || {
+            tries += 1;
+            let one = job(&format!("j{tries}"), &[], &[]);
+            let tenant = tenant.name();
+            async move {
+                match create(world, tenant, &one).await {
+                    Err(kube::Error::Api(status)) if status.code == 429 => Ok(status.message.clone()),
+                    other => Err(format!("{other:?}")),
+                }
+            }
+        });
+        let told = told.await.unwrap();
+        assert!(
+            told.contains(tenant.name()) && told.contains("were admitted and then not created"),
+            "{told}"
+        );
+        // The others have slots left.
+        for n in 0..5 {
+            create(world, &other, &job(&format!("other-{n}"), &[], &[("end", "Hang")])).await.unwrap();
+        }
+        policies.delete(&name, &DeleteParams::default()).await.unwrap();
+    });
+}
