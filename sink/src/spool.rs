@@ -82,7 +82,7 @@ impl Spool {
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => {
-                tracing::warn!(path = %lines.path.display(), "refusals of before are lost: {error}")
+                tracing::warn!(path = %lines.path.display(), "refusals of before are lost: {error}");
             }
         }
         let dropped = lines.shrink();
