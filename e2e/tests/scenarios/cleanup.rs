@@ -34,7 +34,7 @@ fn a_failed_job_goes_after_its_harvest_where_asked_and_its_pods_with_it() {
         world.policy(&ns, "swept", json!({"results": {}, "cleanup": cleanup})).await;
         world.create(&ns, &job("good", &[], &[])).await.unwrap();
         let mut bad = job("bad", &[], &[("exit-code", "1")]);
-        bad["spec"]["backoffLimit"] = json!(2);
+        bad["spec"]["backoffLimit"] = json!(0);
         bad["spec"]["ttlSecondsAfterFinished"] = json!(100_000);
         world.create(&ns, &bad).await.unwrap();
         world.result(&ns, "bad").await;

@@ -104,15 +104,22 @@ fn a_receiver_that_was_away_gets_everything_once_and_in_order() {
         let policy = json!({
             "results": {}, "cloudEventSinks": [{"name": "ci"}],
             "cleanup": {"succeededPolicy": "AfterHarvest", "failedPolicy": "AfterHarvest"},
-            "limits": [{"name": "one", "maxActiveJobs": 1}],
         });
         world.policy(&ns, "builds", policy).await;
+        let limit = json!({
+            "jobSelector": {"matchLabels": {"app": "limited"}}, "cloudEventSinks": [{"name": "ci"}],
+            "limits": [{"name": "one", "maxActiveJobs": 1}],
+        });
+        world.policy(&ns, "limited", limit).await;
 
         // Nobody is there to be told, and nothing waits for that.
         world.create(&ns, &job("good", &[("app", "shop")], &[])).await.unwrap();
         world.gone(&ns, "good").await;
-        world.create(&ns, &job("bad", &[], &[("run", "4s"), ("exit-code", "3")])).await.unwrap();
-        let (code, _) = refusal(world.create(&ns, &job("refused", &[], &[])).await);
+        world
+            .create(&ns, &once("bad", &[("app", "limited")], &[("run", "6s"), ("exit-code", "3")]))
+            .await
+            .unwrap();
+        let (code, _) = refusal(world.create(&ns, &once("refused", &[("app", "limited")], &[])).await);
         assert_eq!(code, 403);
         world.gone(&ns, "bad").await;
         let waits = world.config_maps(&ns).get("good-results").await.unwrap();
@@ -173,6 +180,12 @@ fn a_receiver_that_was_away_gets_everything_once_and_in_order() {
         }
         a_receiver_that_nobody_configured_is_told_on_the_policy(&world, &ns).await;
     });
+}
+
+fn once(name: &str, labels: &[(&str, &str)], play: &[(&str, &str)]) -> Value {
+    let mut job = job(name, labels, play);
+    job["spec"]["backoffLimit"] = json!(0);
+    job
 }
 
 async fn tell_the_token(world: &World) {
