@@ -119,7 +119,7 @@ impl<'a> Stage<'a> {
             let stored = stored.as_ref().unwrap();
             assert!(apiserver.store(&key(name), &stored.uid));
             apiserver.change(&key(name), |job| {
-                job["spec"]["suspend"] = json!(stored.state == JobState::Suspended)
+                job["spec"]["suspend"] = json!(stored.state == JobState::Suspended);
             });
             versions.push(apiserver.stored.lock().unwrap().version);
         }
