@@ -225,7 +225,7 @@ impl Actor {
                     break;
                 }
             }
-            tokio::time::sleep(self.pace.conflict(chance())).await;
+            tokio::time::sleep(self.pace.away(chance())).await;
         }
         self.tidy = false;
         self.turn_away(waiting, unsure, "other replicas wrote the ledger first, again and again");
@@ -400,7 +400,7 @@ impl Actor {
         self.pace.begins(grants, Instant::now());
         match shared.store.write(name, &ledger).await {
             Write::Done(ledger) => {
-                self.pace.done();
+                self.pace.done(Instant::now());
                 match Known::of(*ledger) {
                     Ok(known) => shared.memory.note(name, &known),
                     Err(_) => self.reread = true,
@@ -409,6 +409,7 @@ impl Actor {
             }
             Write::Conflict => {
                 shared.metrics.ledger_conflicts.inc();
+                self.pace.conflict(Instant::now());
                 self.reread = true;
                 Err(Stop::Again(false))
             }

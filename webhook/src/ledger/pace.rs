@@ -1,7 +1,7 @@
 //! How long a ledger's actor gathers requests before it writes: every write of a ledger may hold any number of grants, so
 //! under load few large ones cost everybody less than many small ones, of which each makes another replica's come too late.
 //!
-//! Who comes alone is never made to wait.
+//! Who comes alone is never made to wait, and nobody waits for longer than a few writes take.
 
 use std::time::{Duration, Instant};
 
@@ -9,6 +9,10 @@ use std::time::{Duration, Instant};
 const LEAST: Duration = Duration::from_millis(12);
 /// The same where other replicas' writes keep coming first.
 const MOST: Duration = Duration::from_millis(60);
+/// Where writes are slow, waiting is counted in writes: this many at most.
+const WRITES: u32 = 4;
+/// But never longer than this.
+const EVER: Duration = Duration::from_millis(500);
 
 /// The pace of one ledger in this process.
 #[derive(Clone, Debug)]
@@ -16,11 +20,13 @@ pub struct Pace {
     apart: Duration,
     last: Option<Instant>,
     crowded: bool,
+    /// How long a write takes, on average over the last few.
+    takes: Duration,
 }
 
 impl Default for Pace {
     fn default() -> Self {
-        Self { apart: LEAST, last: None, crowded: false }
+        Self { apart: LEAST, last: None, crowded: false, takes: Duration::ZERO }
     }
 }
 
@@ -42,16 +48,37 @@ impl Pace {
     }
 
     /// It was done. By small steps back to the quicker pace.
-    pub fn done(&mut self) {
-        self.apart = (self.apart * 7 / 8).max(LEAST);
+    pub fn done(&mut self, now: Instant) {
+        self.ends(now);
+        self.apart = (self.apart * 7 / 8).max(self.least());
     }
 
-    /// Another replica's came first. How long to gather before the next try, given a number from 0 to 255 by chance.
-    pub fn conflict(&mut self, chance: u8) -> Duration {
-        self.apart = (self.apart * 2).min(MOST);
+    /// Another replica's came first.
+    pub fn conflict(&mut self, now: Instant) {
+        self.ends(now);
+        self.apart = (self.apart * 2).min(self.most());
+    }
+
+    /// How long to stay away before the next try, given a number from 0 to 255 by chance.
+    pub fn away(&self, chance: u8) -> Duration {
         // Alone, as after a single try for a single request, one is back at once; where many meet they spread out.
         let most = if self.crowded { self.apart } else { LEAST };
         Duration::from_millis(1) + most * u32::from(chance) / 255
+    }
+
+    fn ends(&mut self, now: Instant) {
+        if let Some(last) = self.last {
+            let took = now.saturating_duration_since(last);
+            self.takes = if self.takes.is_zero() { took } else { (self.takes * 7 + took) / 8 };
+        }
+    }
+
+    fn least(&self) -> Duration {
+        self.takes.clamp(LEAST, EVER)
+    }
+
+    fn most(&self) -> Duration {
+        (self.takes * WRITES).clamp(MOST, EVER)
     }
 }
 
@@ -71,12 +98,27 @@ mod tests {
         assert_eq!(pace.gather(1, now + LEAST / 2), LEAST / 2, "others are about to come");
         assert_eq!(pace.gather(1, now + LEAST), Duration::ZERO);
         for _ in 0..9 {
-            assert!(pace.conflict(255) <= MOST + Duration::from_millis(1));
+            pace.conflict(now);
+            assert!(pace.away(255) <= MOST + Duration::from_millis(1));
         }
         assert_eq!(pace.gather(1, now), MOST);
         for _ in 0..99 {
-            pace.done();
+            pace.done(now);
         }
         assert_eq!(pace.gather(1, now), LEAST);
+    }
+
+    #[test]
+    fn where_writes_are_slow_waiting_is_counted_in_writes() {
+        let mut pace = Pace::default();
+        let now = Instant::now();
+        let slow = Duration::from_millis(80);
+        pace.begins(9, now);
+        pace.done(now + slow);
+        assert_eq!(pace.gather(9, now), slow);
+        for _ in 0..9 {
+            pace.conflict(now + slow);
+        }
+        assert_eq!(pace.gather(9, now), slow * WRITES);
     }
 }
