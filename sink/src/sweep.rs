@@ -27,6 +27,7 @@ use crate::{
     manifest::SHARD,
     mark::{self, Written},
     metrics::SinkMetrics,
+    outbox::OUTBOX,
     plan,
     retention::{self, Bounds, Stored, Why, asker},
     store::Store,
@@ -257,6 +258,8 @@ fn key(namespace: &str, asker: &str) -> String {
 
 /// Labels and annotations, for [`Stored::new`].
 pub(crate) fn stored_of(map: &PartialObjectMeta<ConfigMap>, uid: &str, pending: bool) -> Stored {
+    // A receiver that is away has yet to be told, too.
+    let pending = pending || map.annotations().contains_key(OUTBOX);
     let none = BTreeMap::new();
     let made = map.creation_timestamp().map_or(Timestamp::UNIX_EPOCH, |time| time.0);
     Stored::new(
