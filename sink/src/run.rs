@@ -2,6 +2,7 @@
 
 use std::{future::Future, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
+use futures::future::{BoxFuture, join_all};
 use job_handler_shared::{
     admin::{self, Readiness, ReadyHandle},
     defaults,
@@ -257,9 +258,24 @@ async fn work(
     let heal = heal::keep(context.client.clone(), context.store.clone(), teller);
     let outbox =
         outbox::keep(receivers, context.client.clone(), context.store.clone(), context.metrics.clone());
+    // On the heap, each by itself: as one future they overflow a worker's stack in a debug build.
+    let parts: [BoxFuture<'_, ()>; 13] = [
+        Box::pin(actor.work()),
+        Box::pin(follower.keep(pods)),
+        Box::pin(keep),
+        Box::pin(status),
+        Box::pin(resync),
+        Box::pin(defaults),
+        Box::pin(broom.keep()),
+        Box::pin(release),
+        Box::pin(unqueued),
+        Box::pin(absorb),
+        Box::pin(sweep),
+        Box::pin(heal),
+        Box::pin(outbox),
+    ];
     // But for the default policies' part, and an outbox without receivers, none of them ends.
-    let work = async { tokio::join!(actor.work(), follower.keep(pods), keep, status, resync, defaults) };
-    tokio::join!(work, broom.keep(), release, unqueued, absorb, sweep, heal, outbox);
+    join_all(parts).await;
 }
 
 /// Creates the policies of the base install, once in the life of the install.
