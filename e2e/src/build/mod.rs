@@ -2,9 +2,11 @@
 
 mod beside;
 mod cache;
+mod prometheus;
 mod watched;
 
 pub(crate) use beside::beside;
+pub use prometheus::{PROMETHEUS_BIN_DIR, PrometheusTools, prometheus_tools};
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -96,44 +98,6 @@ fn executables(messages: &str) -> impl Iterator<Item = PathBuf> + '_ {
     messages.lines().filter_map(|line| {
         let message: serde_json::Value = serde_json::from_str(line).ok()?;
         Some(PathBuf::from(message.get("executable")?.as_str()?))
-    })
-}
-
-/// Names a folder that holds `promtool` and `prometheus` instead of building them.
-pub const PROMETHEUS_BIN_DIR: &str = "JOB_HANDLER_PROMETHEUS_BIN_DIR";
-
-/// Where Prometheus' programs are.
-#[derive(Clone, Debug)]
-pub struct PrometheusTools {
-    /// Tests rules.
-    pub promtool: PathBuf,
-    /// Scrapes and answers.
-    pub prometheus: PathBuf,
-}
-
-/// Finds or builds Prometheus (`e2e/prometheus` pins its version), without its service discoveries.
-///
-/// # Errors
-/// If `go` is missing or a build fails.
-pub fn prometheus_tools() -> Result<PrometheusTools> {
-    if let Some(folder) = named(PROMETHEUS_BIN_DIR)? {
-        return Ok(PrometheusTools {
-            promtool: folder.join("promtool"),
-            prometheus: folder.join("prometheus"),
-        });
-    }
-    Ok(PrometheusTools { promtool: prometheus_tool("promtool")?, prometheus: prometheus_tool("prometheus")? })
-}
-
-fn prometheus_tool(name: &str) -> Result<PathBuf> {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("prometheus");
-    let key = cache::digest(&source, &[])?;
-    cache::build_once(&format!("prometheus-{key}"), name, |target| {
-        let mut command = go()?;
-        command.current_dir(&source).env("GOWORK", "off");
-        command.args(["build", "-v", "-buildvcs=false", "-tags", "remove_all_sd", "-ldflags", "-s -w", "-o"]);
-        command.arg(target).arg(format!("github.com/prometheus/prometheus/cmd/{name}"));
-        watched::run(command, name, "some minutes, once").map(drop)
     })
 }
 

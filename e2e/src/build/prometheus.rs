@@ -1,0 +1,102 @@
+//! Prometheus and promtool, for the tests of `manifests/monitoring`.
+//!
+//! Any version will do that knows the rules' functions, so the cheapest one is taken: named by the user, on the PATH, out
+//! of Debian's package (seconds; nothing is installed), or built from the Go module (minutes).
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::{cache, go, named, watched};
+use crate::error::{Error, Result};
+use crate::progress::say;
+
+/// Names a folder that holds `promtool` and `prometheus`.
+pub const PROMETHEUS_BIN_DIR: &str = "JOB_HANDLER_PROMETHEUS_BIN_DIR";
+
+/// Where Prometheus' programs are.
+#[derive(Clone, Debug)]
+pub struct PrometheusTools {
+    /// Tests rules.
+    pub promtool: PathBuf,
+    /// Scrapes and answers.
+    pub prometheus: PathBuf,
+}
+
+/// Finds, fetches or builds Prometheus (`e2e/prometheus` pins the version that is built).
+///
+/// # Errors
+/// If it has to be built and `go` is missing or a build fails.
+pub fn prometheus_tools() -> Result<PrometheusTools> {
+    if let Some(folder) = named(PROMETHEUS_BIN_DIR)? {
+        return Ok(in_folder(&folder));
+    }
+    if let Some(folder) = on_path() {
+        return Ok(in_folder(&folder));
+    }
+    match from_package() {
+        Ok(tools) => return Ok(tools),
+        Err(why) => say(&format!("no Prometheus out of a Debian package ({why}), building it")),
+    }
+    Ok(PrometheusTools { promtool: built("promtool")?, prometheus: built("prometheus")? })
+}
+
+fn in_folder(folder: &Path) -> PrometheusTools {
+    PrometheusTools { promtool: folder.join("promtool"), prometheus: folder.join("prometheus") }
+}
+
+fn on_path() -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path)
+        .find(|folder| folder.join("promtool").is_file() && folder.join("prometheus").is_file())
+}
+
+/// Takes the programs out of the package, which is only unpacked: no service is set up, no rights are needed.
+fn from_package() -> Result<PrometheusTools> {
+    let take = |name: &str| {
+        cache::build_once("prometheus-debian", name, |target| {
+            let folder = tempfile::tempdir().map_err(Error::io("making a folder for a package"))?;
+            say("fetching Debian's package prometheus (20 MB, once)");
+            if run(&folder, "apt-get", &["download", "prometheus"]).is_err() {
+                // Fresh machines have no list of packages; only root may fetch one.
+                run(&folder, "apt-get", &["update", "-qq"])?;
+                run(&folder, "apt-get", &["download", "prometheus"])?;
+            }
+            let package = std::fs::read_dir(folder.path())
+                .map_err(Error::io("reading a folder with a package"))?
+                .filter_map(|entry| Some(entry.ok()?.path()))
+                .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
+                .ok_or_else(|| Error::Invalid("apt-get downloaded no package".to_owned()))?;
+            run(&folder, "dpkg-deb", &["-x", &package.to_string_lossy(), "unpacked"])?;
+            let program = folder.path().join("unpacked/usr/bin").join(name);
+            std::fs::copy(&program, target)
+                .map(drop)
+                .map_err(Error::io(format!("taking {name} out of the package")))
+        })
+    };
+    Ok(PrometheusTools { promtool: take("promtool")?, prometheus: take("prometheus")? })
+}
+
+fn run(folder: &tempfile::TempDir, program: &str, arguments: &[&str]) -> Result<()> {
+    let output = Command::new(program)
+        .current_dir(folder.path())
+        .args(arguments)
+        .output()
+        .map_err(Error::io(format!("running {program}")))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    Err(Error::Invalid(format!("{program} {}: {}", arguments.join(" "), said.trim())))
+}
+
+fn built(name: &str) -> Result<PathBuf> {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("prometheus");
+    let key = cache::digest(&source, &[])?;
+    cache::build_once(&format!("prometheus-{key}"), name, |target| {
+        let mut command = go()?;
+        command.current_dir(&source).env("GOWORK", "off");
+        command.args(["build", "-v", "-buildvcs=false", "-ldflags", "-s -w", "-o"]);
+        command.arg(target).arg(format!("github.com/prometheus/prometheus/cmd/{name}"));
+        watched::run(command, name, "about 8 minutes on 2 cores, once").map(drop)
+    })
+}
