@@ -108,6 +108,7 @@ impl Board {
             book: &self.ledger.book().unwrap(),
             sight: Sight::List,
             jobs: &jobs,
+            gone: &[],
             expired: &nobody,
             old: &nobody,
             undone: &nobody,

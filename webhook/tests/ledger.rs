@@ -201,6 +201,39 @@ async fn a_job_that_finished_unwatched_causes_no_refusal_and_one_that_began_unwa
     assert!(replica.metric("job_handler_limit_consistent_reads_total") >= 2);
 }
 
+/// As where a Job is deleted once its result is stored, or by whoever made it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_came_finished_and_went_between_two_rounds_leaves_its_slot() {
+    let apiserver = Arc::new(Apiserver::new(0).with_ledger("ci", empty()));
+    let replica = replica(&apiserver, &[few(1)]).ready().await;
+    let come_and_go = |key: &str, uid: &str| {
+        assert!(apiserver.store(key, uid));
+        apiserver.finish(key);
+        apiserver.delete(key);
+    };
+    // The watch tells of all of it at once, so that no round sees the Job.
+    apiserver.tell_of_jobs(false);
+    assert_eq!(replica.limiter.admit(attempt("ci/a", "a")).await, Verdict::Granted);
+    come_and_go("ci/a", "a");
+    apiserver.tell_of_jobs(true);
+    // Far less than an attempt takes to run out. The watch may tell a moment after the first try.
+    let deadline = Instant::now() + Duration::from_secs(40);
+    let mut retry = 0;
+    loop {
+        let uid = format!("b{retry}");
+        match replica.limiter.admit(attempt("ci/b", &uid)).await {
+            Verdict::Granted => break come_and_go("ci/b", &uid),
+            refused => assert!(Instant::now() < deadline, "{}", why(refused)),
+        }
+        retry += 1;
+    }
+    let seen: u64 =
+        apiserver.stored.lock().unwrap().ledgers["ci"]["spec"]["observedThrough"].as_u64().unwrap();
+    assert!(seen > 0, "whoever decides without the attempt has to see that its Job is gone");
+    eventually("its attempt to be taken out by nobody's asking", || apiserver.pending("ci") == 0).await;
+    assert_eq!(replica.metric("job_handler_limit_ledger_removals_total"), 1);
+}
+
 /// What another replica saw, and took out, is beyond what this one's watch has told.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_watch_that_is_behind_the_ledger_is_not_gone_by() {

@@ -11,7 +11,10 @@ use std::{
 };
 
 use jiff::Timestamp;
-use job_handler_shared::{job::JobSnapshot, ledger::Book};
+use job_handler_shared::{
+    job::JobSnapshot,
+    ledger::{Book, Kind},
+};
 use tokio::{
     sync::{mpsc, oneshot},
     task::JoinSet,
@@ -21,6 +24,7 @@ use super::{
     clocks::OLD,
     counting::LedgerId,
     decide::Decided,
+    graves::Grave,
     limiter::Shared,
     look::{self, Blind, Look},
     memory::Known,
@@ -300,6 +304,7 @@ impl Actor {
             (None, Some(look)) if !newest => (look.known.clone(), (Sight::List, look.view.jobs.clone())),
             (None, _) => return Err(Stop::Behind),
         };
+        let gone = self.gone(&known, sight, look);
         let nothing = BTreeSet::new();
         let expired = look.map_or(&nothing, |look| &look.expired);
         let sources = Sources {
@@ -309,6 +314,7 @@ impl Actor {
             book: &known.book,
             sight,
             jobs: &jobs,
+            gone: &gone,
             expired,
             old: &shared.memory.clocks(self.id.name()).older(OLD, shared.memory.now()),
             undone: &self.undo,
@@ -386,6 +392,17 @@ impl Actor {
         let known = |job: &Arc<JobSnapshot>| self.shared.policies.known_namespace(&job.namespace).is_some();
         let complete = jobs.iter().filter(|job| job.is_active()).all(known);
         complete.then_some((Sight::Cache(position), jobs))
+    }
+
+    /// Jobs of creates that are gone from the view. (An un-suspend says itself from when on its Job was there.)
+    fn gone(&self, known: &Known, sight: Sight, look: Option<&Look>) -> Vec<Grave> {
+        let until = match (sight, look) {
+            (Sight::Cache(position), _) => position,
+            (Sight::List, Some(look)) => look.view.version,
+            (Sight::List, None) => return Vec::new(),
+        };
+        let creates = known.book.attempts().filter(|(_, _, granted)| granted.kind == Kind::Create);
+        self.shared.cache.gone(creates.map(|(_, _, granted)| &*granted.job_uid), until)
     }
 
     async fn write(&mut self, known: &Known, book: &Book, grants: usize) -> Result<(), Stop> {

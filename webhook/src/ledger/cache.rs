@@ -11,11 +11,13 @@
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use job_handler_shared::job::JobSnapshot;
 use tokio::sync::watch;
+
+use super::graves::{Grave, Graves};
 
 /// All Jobs that were told of; clones share them.
 #[derive(Clone, Debug)]
@@ -34,6 +36,7 @@ struct Picture {
     namespaces: HashMap<String, HashMap<String, Entry>>,
     /// Of the list that is being read, or was read last.
     list: u64,
+    graves: Graves,
 }
 
 #[derive(Debug)]
@@ -63,6 +66,11 @@ impl Cache {
             None => picture.namespaces.values().flat_map(jobs).collect(),
         };
         Some((position, seen))
+    }
+
+    /// Of these uids, the Jobs that are gone from a view of this resourceVersion.
+    pub fn gone<'a>(&self, uids: impl IntoIterator<Item = &'a str>, until: u64) -> Vec<Grave> {
+        self.picture().graves.find(uids, until)
     }
 
     /// Everything up to here was told.
@@ -101,8 +109,14 @@ impl Cache {
     pub fn end(&self, position: u64) {
         let mut picture = self.picture();
         let list = picture.list;
-        picture.namespaces.retain(|_, jobs| {
-            jobs.retain(|_, entry| entry.list == list);
+        let Picture { namespaces, graves, .. } = &mut *picture;
+        namespaces.retain(|_, jobs| {
+            jobs.retain(|_, Entry { job, list: last }| {
+                if *last != list {
+                    unseen(graves, job);
+                }
+                *last == list
+            });
             jobs.shrink_to(jobs.len() * 2);
             !jobs.is_empty()
         });
@@ -119,6 +133,7 @@ impl Cache {
     /// A Job is gone.
     pub fn delete(&self, job: &JobSnapshot, position: u64) {
         let mut picture = self.picture();
+        picture.graves.bury(job, position, Instant::now());
         if let Some(jobs) = picture.namespaces.get_mut(&job.namespace) {
             jobs.remove(&job.name);
             if jobs.is_empty() {
@@ -149,14 +164,25 @@ impl Picture {
         if !self.namespaces.contains_key(&job.namespace) {
             self.namespaces.insert(job.namespace.clone(), HashMap::new());
         }
-        if let Some(jobs) = self.namespaces.get_mut(&job.namespace) {
-            match jobs.get_mut(&job.name) {
-                Some(entry) => *entry = Entry { job, list },
-                None => {
-                    jobs.insert(job.name.clone(), Entry { job, list });
+        let Some(jobs) = self.namespaces.get_mut(&job.namespace) else { return };
+        match jobs.get_mut(&job.name) {
+            Some(entry) => {
+                let before = std::mem::replace(entry, Entry { job, list }).job;
+                if before.uid != entry.job.uid {
+                    unseen(&mut self.graves, &before);
                 }
             }
+            None => {
+                jobs.insert(job.name.clone(), Entry { job, list });
+            }
         }
+    }
+}
+
+/// A Job is gone, and nobody told when it went. As it was seen last it was seen for certain: that resolves its attempt.
+fn unseen(graves: &mut Graves, job: &JobSnapshot) {
+    if let Ok(version) = job.resource_version.parse() {
+        graves.bury(job, version, Instant::now());
     }
 }
 
@@ -208,6 +234,28 @@ mod tests {
         cache.apply(job("ci/a", "2"), 5);
         cache.bookmark(8);
         assert_eq!((cache.position(), uids(&cache, Some("ci"))), (Some(8), vec!["2".to_owned()]));
+    }
+
+    #[test]
+    fn a_job_that_came_and_went_is_known_to_be_gone() {
+        let gone = |cache: &Cache, until| -> Vec<(String, u64)> {
+            let graves = cache.gone(["1", "2", "3"], until);
+            graves.into_iter().map(|grave| (grave.uid, grave.version)).collect()
+        };
+        let cache = Cache::default();
+        cache.begin();
+        cache.end(1);
+        cache.apply(job("ci/a", "1"), 2);
+        cache.delete(&job("ci/a", "1"), 4);
+        assert!(gone(&cache, 3).is_empty(), "such a view may show it yet");
+        assert_eq!(gone(&cache, 4), [("1".to_owned(), 4)]);
+        // Also one whose deletion was not told of, but that a list no longer shows.
+        let seen = JobSnapshot { resource_version: "5".into(), ..(*job("ci/b", "2")).clone() };
+        cache.apply(Arc::new(seen), 5);
+        cache.begin();
+        cache.page(vec![job("ci/b", "3")]);
+        cache.end(9);
+        assert_eq!(gone(&cache, 9), [("1".to_owned(), 4), ("2".to_owned(), 5)]);
     }
 
     #[tokio::test(start_paused = true)]

@@ -11,7 +11,7 @@
 //! | [`resolve`] | when an attempt may be taken out (pure) |
 //! | [`decide`] | a round: ledger, view and requests -> answers and the next ledger (pure) |
 //! | [`clocks`], [`memory`] | the newest ledgers, and since when this process has known each attempt |
-//! | [`cache`], [`feed`] | the Jobs that were watched, and how far that is |
+//! | [`cache`], [`feed`], [`graves`] | the Jobs that were watched, how far that is, and which are gone |
 //! | [`look`] | ledger and Jobs as they are now, for whoever would be refused otherwise |
 //! | [`counting`], [`round`] | the same in a Job's terms: policies, Jobs and attempts -> verdicts (pure) |
 //! | [`store`], [`actor`], [`pace`], [`limiter`] | the objects; one task per ledger, and its pace; the limiter over them |
@@ -24,6 +24,7 @@ pub mod clocks;
 pub mod counting;
 pub mod decide;
 pub mod feed;
+pub mod graves;
 pub mod limiter;
 pub mod look;
 pub mod memory;

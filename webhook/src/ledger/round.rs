@@ -15,6 +15,7 @@ use job_handler_shared::{
 use super::{
     counting::{self, LedgerId},
     decide::{self, Answer, Asked, Decided, Given, namespace},
+    graves::Grave,
     resolve::{Seen, Sight},
 };
 use crate::{
@@ -39,6 +40,8 @@ pub struct Sources<'a> {
     pub sight: Sight,
     /// All Jobs of the ledger's namespace, or of the cluster.
     pub jobs: &'a [Arc<JobSnapshot>],
+    /// Jobs of attempts that came, and are gone from this view.
+    pub gone: &'a [Grave],
     /// See [`Given::expired`].
     pub expired: &'a BTreeSet<String>,
     /// See [`Given::old`].
@@ -56,8 +59,13 @@ pub fn round(sources: Sources<'_>, attempts: &[&Attempt]) -> Option<(Vec<Verdict
     // Only who takes a slot counts, and only of who was tried the ledger can be told something: of thousands of finished
     // Jobs nothing is copied.
     let telling = |job: &&Arc<JobSnapshot>| job.is_active() || tried.contains(&*job.uid);
-    let jobs: Vec<Seen> =
-        sources.jobs.iter().filter(telling).map(|job| counting::seen(rules, id, job)).collect();
+    // A view does not show who is gone from it; if it did, the Job that comes later would stand.
+    let jobs: Vec<Seen> = sources
+        .gone
+        .iter()
+        .map(|grave| buried(grave, sources.now))
+        .chain(sources.jobs.iter().filter(telling).map(|job| counting::seen(rules, id, job)))
+        .collect();
     let barred: Vec<Option<Refused>> = attempts.iter().map(|attempt| barred(sources, attempt)).collect();
     let asked: Vec<Asked> = attempts
         .iter()
@@ -79,6 +87,18 @@ pub fn round(sources: Sources<'_>, attempts: &[&Attempt]) -> Option<(Vec<Verdict
     let verdicts =
         verdicts.map(|((attempt, barred), answer)| verdict(sources, attempt, answer, barred)).collect();
     Some((verdicts, decided))
+}
+
+/// Takes no slot, and says what became of its create.
+fn buried(grave: &Grave, now: Timestamp) -> Seen {
+    Seen {
+        name: grave.name.clone(),
+        uid: grave.uid.clone(),
+        version: grave.version,
+        active: false,
+        scopes: Vec::new(),
+        since: now,
+    }
 }
 
 /// Why the Job may not start now although there may be slots.
