@@ -18,6 +18,8 @@ const REPEAT: Duration = Duration::from_secs(60);
 
 /// What is kept.
 pub trait Mirror<K> {
+    /// A list is about to be read.
+    fn begin(&mut self) {}
     /// Everything there is, after a list.
     fn replace(&mut self, all: Vec<K>);
     /// Made or changed.
@@ -60,7 +62,10 @@ pub async fn follow<K: Clone + Debug>(
             teller.works();
         }
         match event {
-            Ok(Event::Init) => listed = Vec::new(),
+            Ok(Event::Init) => {
+                mirror.begin();
+                listed = Vec::new();
+            }
             Ok(Event::InitApply(object)) => listed.push(object),
             Ok(Event::InitDone) => {
                 mirror.replace(std::mem::take(&mut listed));

@@ -79,6 +79,12 @@ impl Policies {
         policies
     }
 
+    /// Another such picture, of the same namespaces.
+    pub fn fix(&self, set: PolicySet) {
+        self.0.set.store(Arc::new(set));
+        self.0.policies_changed.send_modify(|n| *n += 1);
+    }
+
     /// Keeps everything up to date until `shutdown`.
     ///
     /// # Errors
@@ -155,6 +161,17 @@ impl Policies {
             }
         };
         tokio::time::timeout(NEW_NAMESPACE, appears).await.ok().flatten()
+    }
+
+    /// All namespaces that are known, with their labels.
+    pub fn namespaces(&self) -> Vec<(String, Arc<Labels>)> {
+        let known = self.0.namespaces.read().unwrap_or_else(PoisonError::into_inner);
+        known.iter().map(|(name, labels)| (name.clone(), labels.clone())).collect()
+    }
+
+    /// Tells of every change of a namespace.
+    pub fn namespace_changes(&self) -> watch::Receiver<u64> {
+        self.0.namespaces_changed.subscribe()
     }
 
     fn namespaces_mut(&self, change: impl FnOnce(&mut HashMap<String, Arc<Labels>>)) {

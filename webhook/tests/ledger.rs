@@ -19,7 +19,7 @@ use std::{
 use apiserver::{Apiserver, Replica, attempt, empty, eventually, replica, spread, why};
 use common::{cluster_policy, policy};
 use futures::future::join_all;
-use job_handler_shared::combine::Policy;
+use job_handler_shared::combine::{Policy, PolicySet};
 use job_handler_webhook::limit::{Attempt, Limiter, Verdict};
 use rstest::rstest;
 use serde_json::{Value, json};
@@ -155,6 +155,37 @@ async fn a_ledger_that_was_deleted_by_hand_grants_nothing_for_a_minute() {
     // Not the wall's clock: only this one counts.
     replica.clock.skip(Duration::from_secs(61));
     assert_eq!(replica.limiter.admit(attempt("ci/b", "b2")).await, Verdict::Granted);
+}
+
+/// Policies and namespaces that were there before are those of which nobody knows what was granted a moment ago.
+#[tokio::test(flavor = "multi_thread")]
+async fn ledgers_are_made_before_anybody_asks_once_nobody_can_have_granted_in_them() {
+    let apiserver = Arc::new(Apiserver::new(0));
+    let limits = json!({"limits": [{"name": "few", "maxActiveJobs": 5}, {"name": "all", "maxActiveJobs": 5,
+        "scope": "Cluster"}]});
+    let replica = replica(&apiserver, &[cluster_policy("all", limits)]).ready().await;
+    let told = why(replica.limiter.admit(attempt("ci/a", "a")).await);
+    assert!(told.contains("is missing"), "{told}");
+    replica.clock.skip(Duration::from_secs(61));
+    let made = || apiserver.stored.lock().unwrap().ledgers.keys().cloned().collect::<Vec<_>>();
+    eventually("the ledgers", || made() == ["ci", "cluster.job-handler.io", "qa"]).await;
+}
+
+/// Which other policies there are makes no difference: they have never granted in this ledger.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_use_of_a_ledger_waits_for_no_policy_that_never_granted_in_it() {
+    let apiserver = Arc::new(Apiserver::new(0));
+    let defaults = cluster_policy("defaults", json!({"stamp": {"labels": {"a": "b"}}}));
+    let mut elsewhere =
+        (*policy("elsewhere", json!({"limits": [{"name": "few", "maxActiveJobs": 5}]}))).clone();
+    elsewhere.reference.namespace = Some("qa".to_owned());
+    let mut policies = vec![defaults, Arc::new(elsewhere)];
+    let replica = replica(&apiserver, &policies).ready().await;
+    policies.push(few(1));
+    replica.policies.fix(PolicySet::new(policies));
+    let made = || apiserver.stored.lock().unwrap().ledgers.keys().cloned().collect::<Vec<_>>();
+    eventually("its ledger", || made() == ["ci"]).await;
+    assert_eq!(replica.limiter.admit(attempt("ci/a", "a")).await, Verdict::Granted);
 }
 
 #[tokio::test(flavor = "multi_thread")]

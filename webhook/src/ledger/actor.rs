@@ -22,7 +22,7 @@ use tokio::{
 
 use super::{
     clocks::OLD,
-    counting::LedgerId,
+    counting::{self, LedgerId},
     decide::Decided,
     graves::Grave,
     limiter::Shared,
@@ -171,8 +171,8 @@ impl Actor {
                 self.parked = parked;
                 self.serve(waiting, Some(look)).await;
             }
-            Err(Blind::Missing) => {
-                if let Stop::Cannot(why) = self.make().await {
+            Err(Blind::Missing(at)) => {
+                if let Stop::Cannot(why) = self.make(at).await {
                     self.turn_away_parked(&why);
                 }
             }
@@ -365,7 +365,7 @@ impl Actor {
                 self.reread = false;
                 Ok((known, true))
             }
-            Err(Blind::Missing) => Err(self.make().await),
+            Err(Blind::Missing(at)) => Err(self.make(at).await),
             Err(Blind::Cannot(why)) => Err(Stop::Cannot(why)),
         }
     }
@@ -443,11 +443,15 @@ impl Actor {
     }
 
     /// A ledger that is missing is made, unless it may have been deleted with something in it a moment ago.
-    async fn make(&mut self) -> Stop {
+    async fn make(&mut self, missing_at: Instant) -> Stop {
         let name = self.id.name();
+        if self.shared.memory.came_since(name, missing_at) {
+            self.reread = true;
+            return Stop::Again(false);
+        }
         let policies = self.shared.policies.current().clone();
-        let uids = policies.iter().map(|policy| policy.reference.uid.as_str());
-        if let Err(left) = self.shared.memory.missing(name, uids) {
+        let policies = counting::could_grant(&policies, &self.id);
+        if let Err(left) = self.shared.memory.missing(name, missing_at, policies) {
             return Stop::Cannot(format!(
                 "the JobLedger {name} is missing; what was granted by it may still land, so a new one is made in {} s",
                 left.as_secs() + 1

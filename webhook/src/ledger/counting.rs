@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use job_handler_shared::{
-    combine::{Labels, PolicyKind},
+    combine::{Labels, PolicyKind, PolicySet},
     job::JobSnapshot,
     ledger::{CLUSTER_LEDGER, Kind},
     names,
@@ -47,6 +47,16 @@ impl LedgerId {
     fn holds(&self, place: &Place) -> bool {
         (*self == Self::Cluster) == (*place == Place::Cluster)
     }
+}
+
+/// Uids of the policies that may ever have granted in a ledger. One of its first generation has always said what it says;
+/// later ones may have had limits before. Which namespaces a policy selects depends on labels that change.
+pub fn could_grant<'a>(policies: &'a PolicySet, ledger: &LedgerId) -> impl Iterator<Item = &'a str> {
+    let policies = policies.iter().filter(move |policy| {
+        let near = policy.reference.namespace.as_deref().is_none_or(|own| ledger.namespace() == Some(own));
+        near && (policy.limits_jobs() || policy.generation != 1)
+    });
+    policies.map(|policy| policy.reference.uid.as_str())
 }
 
 /// The scopes of a Job that this ledger decides about.

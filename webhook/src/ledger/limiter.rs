@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     actor::{Actor, Message, Waiting, chance},
+    ahead,
     cache::Cache,
     clocks::{Clock, EXPIRY, OLD},
     counting::LedgerId,
@@ -79,6 +80,7 @@ pub struct LedgerLimiter {
 pub struct Ledgers {
     limiter: LedgerLimiter,
     made: mpsc::UnboundedReceiver<Actor>,
+    namespace: String,
 }
 
 /// Deciding by ledgers broke. The process should end.
@@ -112,7 +114,7 @@ pub fn limiter(
         metrics,
     });
     let limiter = LedgerLimiter { shared, actors: Arc::default(), made };
-    (limiter.clone(), Ledgers { limiter, made: receiver })
+    (limiter.clone(), Ledgers { limiter, made: receiver, namespace: namespace.to_owned() })
 }
 
 impl Limiter for LedgerLimiter {
@@ -229,6 +231,7 @@ impl Ledgers {
         let shared = self.limiter.shared.clone();
         let jobs = Part { name: "Jobs", plural: "jobs.batch", ready: readiness.part("Jobs") };
         let feed = feed::follow(shared.client.clone(), shared.cache.clone(), jobs);
+        let ahead = ahead::make(shared.clone(), self.namespace.clone());
         let watch = async move {
             let policies = shared.policies.clone();
             // What is taken for new has to have come after the watch began: see [`Memory::missing`].
@@ -243,6 +246,7 @@ impl Ledgers {
                 tokio::select! {
                     ended = Box::pin(watch) => ended.map_err(LedgersError::from),
                     never = Box::pin(feed) => match never {},
+                    never = Box::pin(ahead) => match never {},
                     ended = self.supervise() => ended,
                 }
             };

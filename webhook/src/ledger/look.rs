@@ -42,8 +42,8 @@ pub struct Look {
 /// Why nothing was.
 #[derive(Debug)]
 pub enum Blind {
-    /// There is no such ledger.
-    Missing,
+    /// There is no such ledger; since when that is known by the clock of attempts: the read began then.
+    Missing(Instant),
     /// For people.
     Cannot(String),
 }
@@ -88,7 +88,8 @@ pub async fn look(shared: Arc<Shared>, id: LedgerId) -> Result<Look, Blind> {
 
 /// A ledger as it is now.
 pub async fn read(shared: &Shared, name: &str) -> Result<Arc<Known>, Blind> {
-    let ledger = shared.store.read(name).await.map_err(Blind::Cannot)?.ok_or(Blind::Missing)?;
+    let began = shared.memory.now();
+    let ledger = shared.store.read(name).await.map_err(Blind::Cannot)?.ok_or(Blind::Missing(began))?;
     let known = Known::of(ledger).map_err(|error| Blind::Cannot(format!("the JobLedger {name}: {error}")))?;
     shared.memory.note(name, &known);
     Ok(known)

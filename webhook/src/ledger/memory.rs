@@ -3,7 +3,7 @@
 //!
 //! A ledger that is missing holds no attempts only if it was never there, or went more than a minute ago: whoever deletes
 //! one by hand deletes what was granted and has not landed yet. A process that has not watched for a minute knows of
-//! neither, except where every policy that could have granted came after it began to watch.
+//! neither, except where every policy that could have granted, or the namespace itself, came after it began to watch.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -14,7 +14,10 @@ use std::{
 use job_handler_shared::ledger::{Book, JobLedger, LedgerError};
 use kube::ResourceExt;
 
-use super::clocks::{Clock, Clocks, EXPIRY};
+use super::{
+    clocks::{Clock, Clocks, EXPIRY},
+    counting::LedgerId,
+};
 use crate::{mirror::Mirror, policies::Policies};
 
 /// Shared by all actors of a process.
@@ -54,10 +57,12 @@ struct Inner {
     clocks: HashMap<String, Clocks>,
     /// The newest of each that is known and understood, and when it was changed.
     known: HashMap<String, (Arc<Known>, Instant)>,
-    /// Ledgers that are there, as far as is known.
-    there: HashSet<String>,
+    /// Ledgers that are there, as far as is known, and since when that is.
+    there: HashMap<String, Instant>,
     /// When a ledger was found to be no longer there.
     gone: HashMap<String, Instant>,
+    /// When the list began that is being read.
+    listing: Option<Instant>,
     watching: Option<Watching>,
 }
 
@@ -66,6 +71,8 @@ struct Watching {
     since: Instant,
     /// Uids of the policies that were there before.
     policies: HashSet<String>,
+    /// The namespaces that were.
+    namespaces: HashSet<String>,
 }
 
 impl Memory {
@@ -94,26 +101,33 @@ impl Memory {
         self.inner().clocks.get(ledger).cloned().unwrap_or_default()
     }
 
-    /// A ledger was found missing. Whether it may be made; else how long that has to wait.
+    /// A ledger was found missing by a read that began at `at`. Whether it may be made; else how long that has to wait.
     ///
     /// `policies`: uids of those that could have granted in it.
     pub fn missing<'a>(
         &self,
         ledger: &str,
+        at: Instant,
         policies: impl IntoIterator<Item = &'a str>,
     ) -> Result<(), Duration> {
         let now = self.now();
         let mut inner = self.inner();
-        inner.lose(ledger, now);
-        let left = |since: Instant| EXPIRY.checked_sub(now.saturating_duration_since(since));
-        if let Some(left) = inner.gone.get(ledger).and_then(|at| left(*at)) {
-            return Err(left);
+        // Somebody else may have made it since: then it was not deleted.
+        if inner.there.get(ledger).is_none_or(|since| *since < at) {
+            inner.lose(ledger, now);
         }
-        let Some(watching) = &inner.watching else { return Err(EXPIRY) };
-        match left(watching.since) {
-            Some(left) if policies.into_iter().any(|uid| watching.policies.contains(uid)) => Err(left),
-            _ => Ok(()),
-        }
+        inner.may_make(ledger, now, policies)
+    }
+
+    /// Whether a ledger came since then, as far as is known.
+    pub fn came_since(&self, ledger: &str, at: Instant) -> bool {
+        self.inner().there.get(ledger).is_some_and(|since| *since >= at)
+    }
+
+    /// Whether a ledger may be made before anybody asks for it: it is not there, and was not.
+    pub fn lacks<'a>(&self, ledger: &str, policies: impl IntoIterator<Item = &'a str>) -> bool {
+        let (now, inner) = (self.now(), self.inner());
+        !inner.there.contains_key(ledger) && inner.may_make(ledger, now, policies).is_ok()
     }
 
     /// Ledgers with attempts that have been known for longer than `age`, and that nobody has written for `quiet`.
@@ -138,16 +152,37 @@ impl Memory {
 }
 
 impl Inner {
+    /// Nobody can have granted in it within the last minute; else how long that cannot be known yet.
+    fn may_make<'a>(
+        &self,
+        ledger: &str,
+        now: Instant,
+        policies: impl IntoIterator<Item = &'a str>,
+    ) -> Result<(), Duration> {
+        let left = |since: Instant| EXPIRY.checked_sub(now.saturating_duration_since(since));
+        if let Some(left) = self.gone.get(ledger).and_then(|at| left(*at)) {
+            return Err(left);
+        }
+        let Some(watching) = &self.watching else { return Err(EXPIRY) };
+        let known = LedgerId::of_name(ledger).namespace().is_none_or(|own| watching.namespaces.contains(own));
+        match left(watching.since) {
+            Some(left) if known && policies.into_iter().any(|uid| watching.policies.contains(uid)) => {
+                Err(left)
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn lose(&mut self, ledger: &str, now: Instant) {
         self.clocks.remove(ledger);
         self.known.remove(ledger);
-        if self.there.remove(ledger) {
+        if self.there.remove(ledger).is_some() {
             self.gone.insert(ledger.to_owned(), now);
         }
     }
 
     fn note(&mut self, ledger: &str, known: &Arc<Known>, now: Instant) {
-        self.there.insert(ledger.to_owned());
+        self.there.entry(ledger.to_owned()).or_insert(now);
         // A watch tells of one's own writes late.
         if self.known.get(ledger).is_some_and(|(newer, _)| newer.version >= known.version) {
             return;
@@ -163,7 +198,7 @@ impl Inner {
             // There it is all the same; whoever decides by it reads it again and says what is wrong with it.
             Err(_) => {
                 self.known.remove(&name);
-                self.there.insert(name);
+                self.there.entry(name).or_insert(now);
             }
         }
     }
@@ -178,18 +213,27 @@ pub struct Watcher<'a> {
 }
 
 impl Mirror<JobLedger> for Watcher<'_> {
+    fn begin(&mut self) {
+        let now = self.memory.now();
+        self.memory.inner().listing = Some(now);
+    }
+
     fn replace(&mut self, all: Vec<JobLedger>) {
         let now = self.memory.now();
         let policies = self.policies.current().iter().map(|policy| policy.reference.uid.clone()).collect();
+        let namespaces = self.policies.namespaces().into_iter().map(|(name, _)| name).collect();
         let mut inner = self.memory.inner();
         let names: HashSet<String> = all.iter().map(ResourceExt::name_any).collect();
-        let lost: Vec<String> = inner.there.difference(&names).cloned().collect();
+        // One that came since the list began need not be in it.
+        let began = inner.listing.take().unwrap_or(now);
+        let lost = inner.there.iter().filter(|(name, since)| !names.contains(*name) && **since < began);
+        let lost: Vec<String> = lost.map(|(name, _)| name.clone()).collect();
         for name in lost {
             inner.lose(&name, now);
         }
         all.into_iter().for_each(|ledger| inner.see(ledger, now));
         // Between two watches anything may have come and gone.
-        inner.watching = Some(Watching { since: now, policies });
+        inner.watching = Some(Watching { since: now, policies, namespaces });
     }
 
     fn apply(&mut self, ledger: JobLedger) {
@@ -225,32 +269,75 @@ mod tests {
     fn a_deleted_ledger_is_not_made_again_for_a_minute() {
         let clock = Clock::default();
         let memory = Memory::new(clock.clone());
-        assert!(memory.missing("ci", ["p"]).is_err(), "nothing was watched yet");
+        assert!(memory.missing("ci", memory.now(), ["p"]).is_err(), "nothing was watched yet");
         watcher(&memory).replace(vec![ledger("ci")]);
-        assert!(memory.missing("other", ["p"]).is_ok(), "the policy is new, so nobody granted by it before");
+        assert!(
+            memory.missing("other", memory.now(), ["p"]).is_ok(),
+            "the policy is new, so nobody granted by it before"
+        );
         watcher(&memory).delete(ledger("ci"));
-        assert!(memory.missing("ci", ["p"]).is_err());
+        assert!(memory.missing("ci", memory.now(), ["p"]).is_err());
         clock.skip(after(59));
-        assert!(memory.missing("ci", ["p"]).is_err());
+        assert!(memory.missing("ci", memory.now(), ["p"]).is_err());
         clock.skip(after(2));
-        assert!(memory.missing("ci", ["p"]).is_ok());
+        assert!(memory.missing("ci", memory.now(), ["p"]).is_ok());
         // Found by a read, before the watch tells.
         memory.note("ci", &Known::of(ledger("ci")).unwrap());
-        assert!(memory.missing("ci", ["p"]).is_err());
+        assert!(memory.missing("ci", memory.now(), ["p"]).is_err());
         clock.skip(after(61));
-        assert!(memory.missing("ci", ["p"]).is_ok());
+        assert!(memory.missing("ci", memory.now(), ["p"]).is_ok());
     }
 
     #[test]
     fn a_process_that_just_began_to_watch_knows_nothing_of_older_policies() {
         let clock = Clock::default();
         let memory = Memory::new(clock.clone());
-        memory.inner().watching =
-            Some(Watching { since: Instant::now(), policies: ["old".to_owned()].into() });
-        assert!(memory.missing("ci", ["old", "new"]).is_err());
-        assert!(memory.missing("ci", ["new"]).is_ok());
+        memory.inner().watching = Some(Watching {
+            since: Instant::now(),
+            policies: ["old".to_owned()].into(),
+            namespaces: ["ci".to_owned()].into(),
+        });
+        assert!(memory.missing("ci", memory.now(), ["old", "new"]).is_err());
+        assert!(memory.missing("ci", memory.now(), ["new"]).is_ok());
         clock.skip(after(61));
-        assert!(memory.missing("ci", ["old", "new"]).is_ok());
+        assert!(memory.missing("ci", memory.now(), ["old", "new"]).is_ok());
+    }
+
+    #[test]
+    fn a_namespace_that_came_later_holds_no_older_grants_and_the_clusters_ledger_is_of_none() {
+        let clock = Clock::default();
+        let memory = Memory::new(clock.clone());
+        memory.inner().watching = Some(Watching {
+            since: Instant::now(),
+            policies: ["old".to_owned()].into(),
+            namespaces: ["ci".to_owned()].into(),
+        });
+        assert!(
+            memory.lacks("later", ["old"]) && !memory.lacks("ci", ["old"]) && memory.lacks("ci", ["new"])
+        );
+        assert!(!memory.lacks("cluster.job-handler.io", ["old"]));
+        memory.note("later", &Known::of(ledger("later")).unwrap());
+        assert!(!memory.lacks("later", ["old"]), "it is there");
+        watcher(&memory).delete(ledger("later"));
+        assert!(!memory.lacks("later", ["old"]), "it was there");
+        clock.skip(after(61));
+        assert!(memory.lacks("later", ["old"]) && memory.lacks("ci", ["old"]));
+    }
+
+    #[test]
+    fn what_somebody_made_while_one_looked_was_not_deleted() {
+        let clock = Clock::default();
+        let memory = Memory::new(clock.clone());
+        watcher(&memory).replace(vec![]);
+        let looked = memory.now();
+        watcher(&memory).begin();
+        clock.skip(after(1));
+        memory.note("ci", &Known::of(ledger("ci")).unwrap());
+        assert!(memory.missing("ci", looked, ["new"]).is_ok());
+        watcher(&memory).replace(vec![]);
+        assert!(memory.known("ci").is_some(), "a list that began before shows nothing of it");
+        clock.skip(after(1));
+        assert!(memory.missing("ci", memory.now(), ["new"]).is_err(), "and now it is gone");
     }
 
     #[test]

@@ -14,11 +14,13 @@
 //! | [`cache`], [`feed`], [`graves`] | the Jobs that were watched, how far that is, and which are gone |
 //! | [`look`] | ledger and Jobs as they are now, for whoever would be refused otherwise |
 //! | [`counting`], [`round`] | the same in a Job's terms: policies, Jobs and attempts -> verdicts (pure) |
+//! | [`ahead`] | ledgers are made before they are asked for |
 //! | [`store`], [`actor`], [`pace`], [`limiter`] | the objects; one task per ledger, and its pace; the limiter over them |
 //!
 //! `tests/model.rs` runs these functions in every order of events, within bounds.
 
 pub mod actor;
+pub mod ahead;
 pub mod cache;
 pub mod clocks;
 pub mod counting;
