@@ -7,7 +7,9 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use job_handler_shared::keys;
+use k8s_openapi::api::batch::v1::Job;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PropagationPolicy};
+use kube::{Api, Client};
 use serde_json::{Value, json};
 
 use crate::balancer::{Backend, Balancer};
@@ -160,14 +162,18 @@ impl Ground {
             });
             create(&self.cluster, "admissionregistration.k8s.io", "v1", kind, &configuration).await?;
         }
+        // A look that is answered 503 says so, instead of being repeated inside the client past the deadline.
+        let mut config = self.cluster.config().clone();
+        config.default_retry = false;
+        let client = Client::try_from(config).map_err(Error::api("making a client"))?;
         let called = |name: &'static str| self.calls(name);
         for (way, webhook) in [
             ("null", "null-mutate.bench.job-handler.io"),
             ("null", "null-validate.bench.job-handler.io"),
             (OURS, keys::MUTATING_WEBHOOK),
         ] {
-            let jobs = api(&self.cluster, "batch", "v1", "Job", Some(&namespace(way, most - 1)));
-            wait_for(Duration::from_secs(60), &format!("{webhook} to be called"), || async {
+            let jobs: Api<Job> = Api::namespaced(client.clone(), &namespace(way, most - 1));
+            wait_for(Duration::from_secs(120), &format!("{webhook} to be called"), || async {
                 let before = called(webhook).await.map_err(|error| error.to_string())?;
                 let probe = super::super::reviews::job(&namespace(way, most - 1), "probe");
                 let probe = serde_json::from_value(probe).map_err(|error| error.to_string())?;
