@@ -129,7 +129,9 @@ fn a_limit_under_another_name_and_of_another_kind_counts_on() {
             told.contains("waits for a slot (limit \"line\"") && told.contains("number 1 in line"),
             "{told}"
         );
-        assert!(told.contains("it is held by one, two"), "{told}");
+        // Jobs of one second go by their uids.
+        let held = ["it is held by one, two", "it is held by two, one"];
+        assert!(held.iter().any(|held| told.contains(held)), "{told}");
         all_run(world, &ns, &["one", "two"]).await;
         // Queued Jobs start where the limit goes.
         let off = json!({"spec": {"limits": null}});
