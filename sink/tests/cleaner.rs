@@ -146,7 +146,13 @@ proptest! {
                 prop_assert!(text.lines().last().unwrap().starts_with(&closing), "{}", text);
                 // Line by line the same, but for what says that it was a dry run.
                 let bare = text.replace(" (server dry run)", "").replace(" (dry run)", "");
-                dry.push((report, bare.replace(" (dry run: nothing was deleted)", "")));
+                let bare = bare.replace(" (dry run: nothing was deleted)", "");
+                let mut lines: Vec<String> = bare.lines().map(str::to_owned).collect();
+                // A list that is begun anew behind deletions has other pages, and so the lines another order.
+                if !handed && tokens_lost > 0 {
+                    lines.sort();
+                }
+                dry.push((report, lines));
             }
             prop_assert_eq!(&dry[0], &dry[2]);
             prop_assert_eq!(&dry[1], &dry[2]);
