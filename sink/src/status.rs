@@ -455,8 +455,10 @@ mod tests {
 
     #[test]
     fn what_is_not_acted_on_is_named() {
-        let spec = entry(serde_json::json!({"mode": "Warn"}));
-        assert!(not_acted_on(&spec.policy.unwrap().spec)[0].starts_with("mode Warn"));
+        let spec = |spec| entry(spec).policy.unwrap().spec.clone();
+        let secret = spec(serde_json::json!({"results": {"storageType": "Secret"}}));
+        assert!(not_acted_on(&secret)[0].starts_with("results.storageType Secret"));
+        assert!(not_acted_on(&spec(serde_json::json!({"mode": "Warn"}))).is_empty());
         assert!(not_acted_on(&PolicySpec::default()).is_empty());
     }
 
