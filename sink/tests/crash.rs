@@ -7,7 +7,7 @@ mod common;
 
 use common::{
     Apiserver, Fault,
-    build::{UID, cluster, process},
+    build::{UID, cluster, noise, process},
 };
 use job_handler_shared::keys;
 use job_handler_sink::manifest;
@@ -49,19 +49,6 @@ fn check_end(apiserver: &Apiserver, deleted: bool, shards: usize, how: &str) {
             assert_eq!(job["spec"]["ttlSecondsAfterFinished"], 60, "{how}");
         }
     }
-}
-
-/// Incompressible, so that it needs shards.
-fn noise(length: usize) -> Vec<u8> {
-    let mut state = 88_172_645_463_325_252_u64;
-    (0..length)
-        .map(|_| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            state as u8
-        })
-        .collect()
 }
 
 fn large_logs() -> Value {

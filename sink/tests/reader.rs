@@ -4,7 +4,7 @@
 mod common;
 
 use clap::Parser;
-use common::Apiserver;
+use common::{Apiserver, build::noise};
 use flate2::{Compression, write::GzEncoder};
 use job_handler_shared::{
     job::{Finished, JobSnapshot, Outcome},
@@ -110,18 +110,6 @@ async fn ask(apiserver: &Apiserver, words: &[&str]) -> Answer {
     let (mut out, mut remarks) = (Vec::new(), Vec::new());
     let error = reader::answer(&source(apiserver), &cli.command, &mut out, &mut remarks).await.err();
     Answer { out, remarks: String::from_utf8(remarks).unwrap(), error }
-}
-
-/// What gzip cannot make small.
-fn noise(length: usize) -> Vec<u8> {
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state
-    };
-    (0..length).map(|_| (next() >> 24) as u8).collect()
 }
 
 #[tokio::test]

@@ -9,25 +9,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use common::{
     Apiserver, Fault,
-    build::{UID, cluster, process},
+    build::{UID, cluster, noise, process},
 };
 use jiff::Timestamp;
 use job_handler_shared::{job::JobSnapshot, keys};
 use job_handler_sink::{act::Actor, retention::Stored, sweep::Broom};
 use serde_json::{Value, json};
-
-/// Incompressible, so that it needs shards.
-fn noise() -> Vec<u8> {
-    let mut state = 88_172_645_463_325_252_u64;
-    (0..1_500_000)
-        .map(|_| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            state as u8
-        })
-        .collect()
-}
 
 fn policy() -> Value {
     json!({"results": {"ttlSeconds": 1, "logs": {"maxBytesPerContainer": "3Mi", "maxBytesPerJob": "3Mi"}}})
@@ -57,7 +44,7 @@ fn started(apiserver: &Apiserver) -> (Actor, Broom) {
 }
 
 async fn harvested() -> Apiserver {
-    let apiserver = cluster(&noise());
+    let apiserver = cluster(&noise(1_500_000));
     assert!(process(&apiserver, policy()).job(UID).await.is_ok());
     assert_eq!(apiserver.all("configmaps").len(), 3);
     apiserver

@@ -93,3 +93,16 @@ pub fn set_policy(store: &Store, generation: i64, spec: Value) {
         status: PolicyStatus::default(),
     });
 }
+
+/// Incompressible, so that it needs shards.
+pub fn noise(length: usize) -> Vec<u8> {
+    let mut state = 88_172_645_463_325_252_u64;
+    (0..length)
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state as u8
+        })
+        .collect()
+}
