@@ -9,7 +9,8 @@ use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
-use crate::error::{Error, Result};
+use crate::background::Background;
+use crate::error::Result;
 use crate::http_probe;
 
 /// How often backends are checked, and how long a check may take.
@@ -37,10 +38,8 @@ impl Backend {
 /// stand are left alone.
 #[derive(Debug)]
 pub struct Balancer {
-    address: SocketAddr,
     shared: Arc<Shared>,
-    stop: CancellationToken,
-    thread: Option<std::thread::JoinHandle<()>>,
+    server: Background,
 }
 
 #[derive(Debug, Default)]
@@ -66,28 +65,17 @@ impl Balancer {
     /// # Errors
     /// If no port can be had.
     pub fn start(on: Ipv4Addr, backends: &[Backend]) -> Result<Self> {
-        let starting = || Error::io("starting the balancer");
-        let listener = std::net::TcpListener::bind((on, 0)).map_err(starting())?;
-        listener.set_nonblocking(true).map_err(starting())?;
-        let address = listener.local_addr().map_err(starting())?;
-        let runtime =
-            tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(starting())?;
-        let (shared, stop) = (Arc::new(Shared::default()), CancellationToken::new());
-        let (theirs, token) = (Arc::clone(&shared), stop.clone());
-        let thread = std::thread::spawn(move || {
-            // Ends with the token; the connections are dropped with the runtime.
-            runtime.block_on(async move {
-                let _ = token.run_until_cancelled(serve(listener, theirs)).await;
-            });
-        });
-        let balancer = Self { address, shared, stop, thread: Some(thread) };
+        let shared = Arc::new(Shared::default());
+        let theirs = Arc::clone(&shared);
+        let server = Background::start(on, "the balancer", |listener| serve(listener, theirs))?;
+        let balancer = Self { shared, server };
         balancer.point_at(backends);
         Ok(balancer)
     }
 
     /// Its port.
     pub fn port(&self) -> u16 {
-        self.address.port()
+        self.server.port()
     }
 
     /// Changes where connections go.
@@ -109,16 +97,6 @@ impl Balancer {
     /// Whether each backend is thought ready.
     pub fn ready(&self) -> Vec<bool> {
         self.shared.lock().iter().map(|entry| entry.ready).collect()
-    }
-}
-
-impl Drop for Balancer {
-    fn drop(&mut self) {
-        self.stop.cancel();
-        if let Some(thread) = self.thread.take() {
-            // A balancer that panicked has nothing more to end.
-            let _ = thread.join();
-        }
     }
 }
 

@@ -4,6 +4,7 @@
 //! played by KWOK: Jobs run through the real scheduler and Job controller, and how each pod fares is
 //! written as annotations on it (see `e2e/README.md`). Nothing is left behind, however the caller ends.
 
+mod background;
 pub mod balancer;
 pub mod bench;
 pub mod build;

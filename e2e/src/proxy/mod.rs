@@ -13,10 +13,10 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair,
 use rustls::ServerConfig;
 use rustls::pki_types::PrivateKeyDer;
 use serde_json::Value;
-use tokio_util::sync::CancellationToken;
 
 pub use rule::{Call, Fault, Rule, Struck};
 
+use crate::background::Background;
 use crate::cluster::pki;
 use crate::error::{Error, Result};
 use forward::Upstream;
@@ -27,11 +27,9 @@ use rule::Entry;
 /// It lives on a thread of its own, so that it outlasts the runtime of the test that started it.
 #[derive(Debug)]
 pub struct FaultProxy {
-    port: u16,
     ca_pem: String,
     shared: Arc<Shared>,
-    stop: CancellationToken,
-    thread: Option<std::thread::JoinHandle<()>>,
+    server: Background,
 }
 
 #[derive(Debug, Default)]
@@ -57,23 +55,13 @@ impl FaultProxy {
     /// # Errors
     /// If no port can be had, or the configuration names no CA.
     pub fn start(config: &kube::Config) -> Result<Self> {
-        let starting = || Error::io("starting the proxy");
         let upstream = Upstream::of(config)?;
         let (ca_pem, tls) = certificates()?;
-        let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(starting())?;
-        listener.set_nonblocking(true).map_err(starting())?;
-        let port = listener.local_addr().map_err(starting())?.port();
-        let runtime =
-            tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(starting())?;
-        let (shared, stop) = (Arc::new(Shared::default()), CancellationToken::new());
-        let (theirs, token) = (Arc::clone(&shared), stop.clone());
-        let thread = std::thread::spawn(move || {
-            // Ends with the token; the connections are dropped with the runtime.
-            runtime.block_on(async move {
-                let _ = token.run_until_cancelled(forward::serve(listener, tls, upstream, theirs)).await;
-            });
-        });
-        Ok(Self { port, ca_pem, shared, stop, thread: Some(thread) })
+        let shared = Arc::new(Shared::default());
+        let theirs = Arc::clone(&shared);
+        let serve = |listener| forward::serve(listener, tls, upstream, theirs);
+        let server = Background::start(Ipv4Addr::LOCALHOST, "the proxy", serve)?;
+        Ok(Self { ca_pem, shared, server })
     }
 
     /// Lets calls go wrong from now on. Of several rules that are about a call, the first one added counts.
@@ -102,19 +90,9 @@ impl FaultProxy {
             .map_err(|error| Error::Invalid(format!("no kubeconfig to put a proxy into: {error}")))?;
         for entry in config["clusters"].as_array_mut().into_iter().flatten() {
             entry["cluster"] =
-                pki::cluster(&format!("https://127.0.0.1:{}", self.port), self.ca_pem.as_bytes());
+                pki::cluster(&format!("https://127.0.0.1:{}", self.server.port()), self.ca_pem.as_bytes());
         }
         Ok(config.to_string())
-    }
-}
-
-impl Drop for FaultProxy {
-    fn drop(&mut self) {
-        self.stop.cancel();
-        if let Some(thread) = self.thread.take() {
-            // A proxy that panicked has nothing more to end.
-            let _ = thread.join();
-        }
     }
 }
 

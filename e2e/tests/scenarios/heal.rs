@@ -4,7 +4,7 @@ use job_handler_shared::keys;
 use kube::api::{Patch, PatchParams};
 use serde_json::json;
 
-use super::world::{annotation, job, lonely_scenario};
+use super::world::{World, annotation, job, lonely_scenario};
 
 #[test]
 fn jobs_that_the_webhook_missed_are_stamped_and_others_left_alone() {
@@ -20,18 +20,7 @@ fn jobs_that_the_webhook_missed_are_stamped_and_others_left_alone() {
             "results": {"harvestDeadlineSeconds": 1000},
         });
         world.policy(&ns, "builds", spec).await;
-        world
-            .wait("a second to pass", || async {
-                // The policy is in force since a certain second; only Jobs of later seconds are surely younger.
-                let status = world.policies(&ns).get("builds").await.unwrap().status.unwrap();
-                let since = status.in_force_since.ok_or("not in force")?.0;
-                if jiff::Timestamp::now().as_second() > since.as_second() + 1 {
-                    Ok(())
-                } else {
-                    Err("too early")
-                }
-            })
-            .await;
+        in_force_for_a_second(world, &ns).await;
         world.pair.webhook(0).kill().unwrap();
         world.create(&ns, &job("missed", &[("app", "build")], &running)).await.unwrap();
         world.create(&ns, &job("outside", &[("app", "other")], &running)).await.unwrap();
@@ -82,17 +71,7 @@ fn missed_jobs_over_a_limit_that_queues_wait_newest_first() {
         let ns = world.cluster.namespace("healq").await.unwrap();
         let limit = json!({"name": "few", "maxActiveJobs": 1, "whenFull": "Queue"});
         world.policy(&ns, "builds", json!({"limits": [limit]})).await;
-        world
-            .wait("a second to pass", || async {
-                let status = world.policies(&ns).get("builds").await.unwrap().status.unwrap();
-                let since = status.in_force_since.ok_or("not in force")?.0;
-                if jiff::Timestamp::now().as_second() > since.as_second() + 1 {
-                    Ok(())
-                } else {
-                    Err("too early")
-                }
-            })
-            .await;
+        in_force_for_a_second(world, &ns).await;
         // Nobody is asked: somebody took the entries away while the sink was away too.
         world.pair.sink().kill().unwrap();
         let configurations: kube::Api<
@@ -138,4 +117,15 @@ fn missed_jobs_over_a_limit_that_queues_wait_newest_first() {
             })
             .await;
     });
+}
+
+/// A policy is in force since a certain second; only Jobs of later seconds are surely younger.
+async fn in_force_for_a_second(world: &World, namespace: &str) {
+    world
+        .wait("a second to pass", || async {
+            let status = world.policies(namespace).get("builds").await.unwrap().status.unwrap();
+            let since = status.in_force_since.ok_or("not in force")?.0;
+            if jiff::Timestamp::now().as_second() > since.as_second() + 1 { Ok(()) } else { Err("too early") }
+        })
+        .await;
 }
