@@ -4,7 +4,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use job_handler_shared::{
     job::JobSnapshot,
-    policy::{Logs, Propagation},
+    policy::{Propagation, Results, StorageType},
 };
 use kube::Client;
 use tokio::task::JoinSet;
@@ -14,6 +14,7 @@ use crate::{
     api::ApiError,
     capture::Capturer,
     commit::{self, CommitError, Committed},
+    conceal,
     events::Teller,
     mark::{self, Written},
     metrics::SinkMetrics,
@@ -172,9 +173,11 @@ impl Actor {
             let Some(effective) = self.store.effective(&course.job) else { return Ok(()) };
             let Some(step) = plan::next(&course.job, &effective, &course.places) else { return Ok(()) };
             let written = match step {
-                Step::Harvest(logs) => {
+                // It is where nobody lets us look any more.
+                Step::Harvest(results) if self.is_out_of_sight(&course.job, &results) => return Ok(()),
+                Step::Harvest(results) => {
                     let group = self.store.group_of(uid).map(|(_, group)| group.value);
-                    course.places = vec![self.harvest(&course.job, &logs, group.as_deref(), false).await?];
+                    course.places = vec![self.harvest(&course.job, &results, group.as_deref(), false).await?];
                     // It took as long as its logs did: whoever changed the Job meanwhile is heard.
                     Written::Changed
                 }
@@ -232,7 +235,9 @@ impl Actor {
     /// Reads the result: labels alone are none. Places that hold none are dropped, and the Job is harvested.
     pub(crate) async fn proof(&self, course: &mut Course) -> Result<Option<Committed>, ActError> {
         while let Some(place) = course.places.first().cloned() {
-            let found = commit::read_at(&self.client, &place.namespace, &place.name, &course.job.uid).await?;
+            let found =
+                commit::read_at(&self.client, place.kind, &place.namespace, &place.name, &course.job.uid)
+                    .await?;
             if found.is_some() {
                 return Ok(found);
             }
@@ -244,26 +249,29 @@ impl Actor {
     }
 
     fn drop_place(&self, uid: &str, place: &ResultRef) {
-        let same = |known: &ResultRef| (&known.namespace, &known.name) == (&place.namespace, &place.name);
-        self.store.drop_results(|job, known| job == uid && same(known));
+        self.store.drop_results(|job, known| job == uid && known.is_at(place));
     }
 
     /// Captures and stores. What is stored already is adopted, before anything is read.
     async fn harvest(
         &self,
         job: &JobSnapshot,
-        logs: &Logs,
+        results: &Results,
         group: Option<&str>,
         gone: bool,
     ) -> Result<ResultRef, ActError> {
-        let committed = match commit::find(&self.client, &job.namespace, &job.name, &job.uid, None).await? {
+        let secrets = self.store.secrets.may();
+        let committed = match commit::find(&self.client, &job.namespace, &job.name, &job.uid, secrets).await?
+        {
             Some(found) => found,
-            None => self.store_result(job, logs, group, gone).await?,
+            // On the heap: what it takes is large, and most looks at a Job need none of it.
+            None => Box::pin(self.store_result(job, results, group, gone)).await?,
         };
         let pending = !committed.manifest.announcements_pending.is_empty();
         let place = ResultRef {
             namespace: job.namespace.clone(),
             name: committed.name,
+            kind: committed.kind,
             pending,
             outbox: committed.manifest.cloud_events_pending.keys().cloned().collect(),
             ..ResultRef::default()
@@ -273,18 +281,49 @@ impl Actor {
         Ok(place)
     }
 
+    /// A Job that is marked, whose result may be in a Secret that cannot be read: then it is neither lost nor to be made
+    /// again, and all that can be done is to wait for the right.
+    fn is_out_of_sight(&self, job: &JobSnapshot, results: &Results) -> bool {
+        results.storage_type == StorageType::Secret && !self.store.secrets.may() && plan::is_told_where(job)
+    }
+
     async fn store_result(
         &self,
         job: &JobSnapshot,
-        logs: &Logs,
+        results: &Results,
         group: Option<&str>,
         gone: bool,
     ) -> Result<Committed, ActError> {
-        let capture = self.capturer.of_job(&job.namespace, &job.uid, logs, &self.followed);
-        let (captured, _memory) = slots::aside(capture).await?;
-        let Some(mut packed) = result::pack(job, group, captured, logs) else {
+        let secrets = self.store.secrets.may();
+        let withheld =
+            |wanted| (wanted == StorageType::Secret && !secrets).then(|| self.store.secrets.why_not());
+        let mut logs = results.logs.clone();
+        if withheld(results.storage_type).is_some() {
+            logs = conceal::nothing_written(&logs);
+        }
+        let capture = self.capturer.of_job(&job.namespace, &job.uid, &logs, &self.followed);
+        let (mut captured, _memory) = slots::aside(capture).await?;
+        // Capturing took a while: who asks for a Secret meanwhile is heard.
+        let now = self.store.effective(job).and_then(|said| said.results.map(|results| results.storage_type));
+        let wanted =
+            if now == Some(StorageType::Secret) { StorageType::Secret } else { results.storage_type };
+        let withheld = withheld(wanted);
+        if withheld.is_some() {
+            logs = conceal::nothing_written(&logs);
+            conceal::conceal(&mut captured);
+        }
+        let Some(mut packed) = result::pack(job, group, captured, &logs) else {
             return Err(ActError::Changed(job.key()));
         };
+        match &withheld {
+            Some(why) => {
+                packed.withhold(why.as_deref().unwrap_or("the rights on Secrets are not known"));
+            }
+            None => packed.kind = wanted.into(),
+        }
+        if wanted == StorageType::Secret {
+            packed.manifest.told = Some(conceal::line(job, &packed.manifest.pods));
+        }
         packed.askers = sweep::askers(&self.store.matching(job).unwrap_or_default());
         packed.manifest.cloud_events_pending = self.store.events_of(job);
         packed.policies = self.store.askers(job);
@@ -292,12 +331,15 @@ impl Actor {
         if gone && !completeness.complete {
             completeness.lost.push("the Job was deleted before its result was stored".to_owned());
         }
-        match commit::commit(&self.client, packed).await {
+        match commit::commit(&self.client, packed, secrets).await {
             Ok(committed) => {
                 if committed.fresh {
                     let manifest = &committed.manifest;
                     let lag = jiff::Timestamp::now().duration_since(manifest.job.finished).as_secs_f64();
                     self.metrics.harvested(manifest.outcome, manifest.completeness.complete, lag);
+                    if withheld.is_some() {
+                        self.metrics.result_withheld();
+                    }
                     let containers = manifest.pods.iter().flat_map(|pod| &pod.containers);
                     self.metrics.restarts(containers.map(|c| c.restart_count).max().unwrap_or_default());
                     manifest.cause.into_iter().for_each(|cause| self.metrics.job_failed(cause));
@@ -325,7 +367,8 @@ impl Actor {
         for place in std::mem::take(places) {
             if place.pending {
                 let (namespace, name) = (&place.namespace, &place.name);
-                let Some(found) = commit::read_at(&self.client, namespace, name, uid).await? else {
+                let Some(found) = commit::read_at(&self.client, place.kind, namespace, name, uid).await?
+                else {
                     // The watch is behind, or somebody deleted the result: nothing is left to tell from.
                     self.drop_place(uid, &place);
                     continue;
@@ -344,7 +387,7 @@ impl Actor {
     /// A Job that is gone: what was not stored of it is, as far as it can still be had, and what is stored is told.
     async fn gone(&self, uid: &str) -> Result<(), ActError> {
         if let Some(grave) = self.store.grave(uid) {
-            let stored = self.harvest(&grave.job, &grave.logs, grave.group.as_deref(), true).await;
+            let stored = self.harvest(&grave.job, &grave.results, grave.group.as_deref(), true).await;
             match stored {
                 // The last word is spoken: an Event says so, but where the namespace is going, too.
                 Err(error) if error.is_final() || error.is_terminating() => {

@@ -7,17 +7,15 @@
 //! is written anew; there is never more than one.
 
 use job_handler_shared::{job::Outcome, keys, names};
-use k8s_openapi::api::core::v1::{ConfigMap, ObjectReference};
-use kube::{
-    Api, Client,
-    api::{Patch, PatchParams},
-};
-use serde_json::json;
+use k8s_openapi::api::core::v1::ObjectReference;
+use kube::Client;
+use serde_json::{Value, json};
 
 use crate::{
     api::{ApiError, call},
     commit::{self, Committed},
     events::{Kind, NOTE_MAX, Teller, Told, job_reference},
+    held::{self, Holder},
     manifest::{KEY, Manifest, PENDING},
     outbox::{self, OUTBOX},
 };
@@ -32,7 +30,7 @@ const ROUNDS: usize = 5;
 pub async fn announce(client: &Client, teller: &Teller, committed: &Committed) -> Result<usize, ApiError> {
     let mut told = 0;
     for reason in &committed.manifest.announcements_pending {
-        let Some(event) = event(&committed.manifest, &committed.name, reason) else {
+        let Some(event) = event(&committed.manifest, committed.kind, &committed.name, reason) else {
             tracing::warn!(reason, result = committed.name, "unknown announcement in a manifest; left out");
             continue;
         };
@@ -63,19 +61,19 @@ pub async fn amend(
     change: impl Fn(&mut Manifest) -> bool,
 ) -> Result<(), ApiError> {
     let job = &committed.manifest.job;
-    let api = Api::<ConfigMap>::namespaced(client.clone(), &job.namespace);
+    let holder = Holder::namespaced(client, committed.kind, &job.namespace);
     let mut current = committed.clone();
     for _ in 0..ROUNDS {
         let mut manifest = current.manifest.clone();
         if !change(&mut manifest) {
             return Ok(());
         }
-        let patch = note_patch(&mut manifest, &current.version);
+        let (metadata, text) = noted(&mut manifest, &current.version);
         let what = format!("note what was told in {}/{}", job.namespace, current.name);
-        match call(&what, api.patch_metadata(&current.name, &PatchParams::default(), &patch)).await {
-            Ok(_) => return Ok(()),
+        match call(&what, holder.merge(&current.name, &metadata, KEY, text)).await {
+            Ok(()) => return Ok(()),
             Err(error) if error.is_conflict() || error.is_not_found() => {
-                match commit::find(client, &job.namespace, &job.name, &job.uid, Some(&current.name)).await? {
+                match commit::again(client, &current).await? {
                     Some(found) => current = found,
                     None => return Ok(()),
                 }
@@ -87,26 +85,25 @@ pub async fn amend(
     Err(ApiError::Refused { what, code: 409, reason: String::new(), message: "it keeps changing".into() })
 }
 
-fn note_patch(manifest: &mut Manifest, version: &str) -> Patch<serde_json::Value> {
+/// The manifest's text, and the metadata that go with it; they hold only for this version.
+fn noted(manifest: &mut Manifest, version: &str) -> (Value, String) {
     // A manifest that was read can be written; an empty text would only be refused by the apiserver's guard below.
     let text = manifest.to_json().unwrap_or_default();
     let pending = (!manifest.announcements_pending.is_empty()).then_some("pending");
-    Patch::Merge(json!({
-        "metadata": {
-            "resourceVersion": version,
-            "labels": {PENDING: pending},
-            "annotations": {OUTBOX: outbox::annotation(&manifest.cloud_events_pending)},
-        },
-        "data": {KEY: text},
-    }))
+    let metadata = json!({
+        "resourceVersion": version,
+        "labels": {PENDING: pending},
+        "annotations": {OUTBOX: outbox::annotation(&manifest.cloud_events_pending)},
+    });
+    (metadata, text)
 }
 
-fn event(manifest: &Manifest, result: &str, reason: &str) -> Option<Told> {
+fn event(manifest: &Manifest, holds: held::Kind, result: &str, reason: &str) -> Option<Told> {
     let job = &manifest.job;
     let regarding = job_reference(&job.namespace, &job.name, Some(&job.uid));
     let related = Some(ObjectReference {
         api_version: Some("v1".to_owned()),
-        kind: Some("ConfigMap".to_owned()),
+        kind: Some(holds.name().to_owned()),
         namespace: Some(job.namespace.clone()),
         name: Some(result.to_owned()),
         ..ObjectReference::default()
@@ -117,13 +114,14 @@ fn event(manifest: &Manifest, result: &str, reason: &str) -> Option<Told> {
                 Outcome::Completed => (Kind::Normal, "Completed"),
                 Outcome::Failed => (Kind::Warning, "Failed"),
             };
-            (kind, keys::REASON_PROCESSING, action, manifest.note(result, NOTE_MAX))
+            (kind, keys::REASON_PROCESSING, action, manifest.note(holds, result, NOTE_MAX))
         }
         keys::REASON_NAME_TAKEN => {
             let taken = names::result_name(&job.name);
             let note = format!(
-                "ConfigMap {}/{taken} exists and is not job-handler's: it was left alone, and the result is \
-                 stored in ConfigMap {result}",
+                "{0} {1}/{taken} exists and is not job-handler's: it was left alone, and the result is stored in {0} \
+                 {result}",
+                holds.name(),
                 job.namespace
             );
             (Kind::Warning, keys::REASON_NAME_TAKEN, "Stored", note)

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use job_handler_shared::{job::JobSnapshot, policy::Logs};
+use job_handler_shared::{job::JobSnapshot, policy::Results};
 
 use crate::{cloudevent::Pending, store::Uid};
 
@@ -24,8 +24,8 @@ const MANY: usize = 1024;
 pub struct Buried {
     /// The Job.
     pub job: Arc<JobSnapshot>,
-    /// What was to be kept of its logs.
-    pub logs: Logs,
+    /// What was to be kept of it.
+    pub results: Results,
     /// Its group.
     pub group: Option<String>,
     /// CloudEvents that are to be told of it.
@@ -88,7 +88,13 @@ mod tests {
         let start = Instant::now();
         let put = |graves: &mut Graves, n: usize, since| {
             let job = Arc::new(JobSnapshot { uid: n.to_string(), ..JobSnapshot::default() });
-            graves.put(Buried { job, logs: Logs::default(), group: None, events: Pending::new(), since });
+            graves.put(Buried {
+                job,
+                results: Results::default(),
+                group: None,
+                events: Pending::new(),
+                since,
+            });
         };
         for n in 0..MANY {
             put(&mut graves, n, start);

@@ -12,7 +12,7 @@ use job_handler_shared::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::manifest::Manifest;
+use crate::{held::Kind, manifest::Manifest};
 
 /// Content type of a structured event.
 pub const CONTENT_TYPE: &str = "application/cloudevents+json; charset=utf-8";
@@ -130,8 +130,8 @@ impl Told {
         Some(Self::of(Phase::Started, &job.namespace, &job.name, &job.uid, group, started, facts))
     }
 
-    /// What a manifest tells, under `result`.
-    pub fn of_manifest(phase: Phase, manifest: &Manifest, result: &str) -> Self {
+    /// What a manifest tells, held in a `kind` under the name `result`.
+    pub fn of_manifest(phase: Phase, manifest: &Manifest, kind: Kind, result: &str) -> Self {
         let job = &manifest.job;
         let mut facts = json!({"created": job.created, "labels": job.labels});
         if let Some(started) = job.started {
@@ -146,10 +146,10 @@ impl Told {
                 "outcome": manifest.outcome,
                 "reason": manifest.reason,
                 "cause": manifest.cause,
-                "message": manifest.decisive,
+                "message": manifest.line_to_tell(),
                 "succeededPods": job.succeeded_pods,
                 "failedPods": job.failed_pods,
-                "result": {"namespace": job.namespace, "name": result},
+                "result": {"kind": kind.name(), "namespace": job.namespace, "name": result},
                 "complete": manifest.completeness.complete,
             });
             merge(&mut facts, more);
@@ -269,6 +269,7 @@ mod tests {
             cause: Some(crate::manifest::Cause::Timeout),
             failure: None,
             decisive: "too late".into(),
+            told: None,
             pods: vec![],
             pods_not_listed: 0,
             indexes_not_listed: String::new(),
@@ -278,9 +279,10 @@ mod tests {
             cloud_events_pending: Pending::new(),
         };
         let live = Told::started(&job(), None).unwrap();
-        assert_eq!(live, Told::of_manifest(Phase::Started, &manifest, "build-results"));
+        assert_eq!(live, Told::of_manifest(Phase::Started, &manifest, Kind::ConfigMap, "build-results"));
         let types = Types::default();
-        let failed = Told::of_manifest(Phase::Failed, &manifest, "build-results").to_json("/s", &types);
+        let failed = Told::of_manifest(Phase::Failed, &manifest, Kind::ConfigMap, "build-results")
+            .to_json("/s", &types);
         assert_eq!(failed["id"], "u-failed");
         assert_eq!(failed["type"], "io.job-handler.job.failed");
         assert_eq!(failed["data"]["cause"], "timeout");

@@ -5,31 +5,34 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use crate::retention::Stored;
+use crate::{held::Kind, retention::Stored};
+
+/// What holds a result: its kind, namespace and name.
+type Place = (Kind, String, String);
 
 /// The results that the watch has seen; clones are the same one.
 #[derive(Clone, Debug, Default)]
-pub struct Inventory(Arc<Mutex<HashMap<(String, String), Stored>>>);
+pub struct Inventory(Arc<Mutex<HashMap<Place, Stored>>>);
 
 impl Inventory {
-    fn lock(&self) -> MutexGuard<'_, HashMap<(String, String), Stored>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Place, Stored>> {
         // Every change is one call on the map.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes one in, or its change.
     pub fn put(&self, stored: Stored) {
-        self.lock().insert((stored.namespace.clone(), stored.name.clone()), stored);
+        self.lock().insert((stored.kind, stored.namespace.clone(), stored.name.clone()), stored);
     }
 
     /// Forgets one.
-    pub fn drop(&self, namespace: &str, name: &str) {
-        self.lock().remove(&(namespace.to_owned(), name.to_owned()));
+    pub fn drop(&self, kind: Kind, namespace: &str, name: &str) {
+        self.lock().remove(&(kind, namespace.to_owned(), name.to_owned()));
     }
 
-    /// Forgets those for which this does not hold.
-    pub fn retain(&self, holds: impl Fn(&str, &str) -> bool) {
-        self.lock().retain(|(namespace, name), _| holds(namespace, name));
+    /// Forgets those of this kind for which this does not hold.
+    pub fn retain(&self, of: Kind, holds: impl Fn(&str, &str) -> bool) {
+        self.lock().retain(|(kind, namespace, name), _| *kind != of || holds(namespace, name));
     }
 
     /// All of them.

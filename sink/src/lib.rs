@@ -12,6 +12,7 @@
 //! | [`classify`] | what a failure was, level by level |
 //! | [`follow`], [`risk`], [`pods`] | pods that may be gone before their Job has finished |
 //! | [`result`], [`manifest`], [`commit`] | the stored result |
+//! | [`held`], [`secrets`], [`conceal`] | results in Secrets: the calls, the right to, what is told of them |
 //! | [`retention`], [`inventory`] | which results go: pure; and all that there are |
 //! | [`sweep`] | removes them, and shards that no result names |
 //! | [`mark`] | conditional writes to Jobs |
@@ -46,6 +47,7 @@ pub mod classify;
 pub mod cleaner;
 pub mod cloudevent;
 pub mod commit;
+pub mod conceal;
 pub mod conditions;
 pub mod config;
 pub mod entries;
@@ -54,6 +56,7 @@ pub mod facts;
 pub mod follow;
 mod groups;
 pub mod heal;
+pub mod held;
 pub mod inventory;
 pub mod lease;
 pub mod ledgers;
@@ -75,6 +78,7 @@ pub mod result;
 pub mod retention;
 pub mod risk;
 pub mod run;
+pub mod secrets;
 pub mod sections;
 pub mod series;
 pub mod slots;

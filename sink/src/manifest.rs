@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use job_handler_shared::job::{Outcome, human_seconds};
 use serde::{Deserialize, Serialize};
 
-use crate::{classify::Failure, cloudevent::Pending, sections};
+use crate::{classify::Failure, cloudevent::Pending, held::Kind, sections};
 
 /// Version of this schema; raised when a reader of an older one would be misled.
 pub const SCHEMA_VERSION: u32 = 1;
@@ -44,6 +44,9 @@ pub struct Manifest {
     /// The one line that explains the outcome best.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub decisive: String,
+    /// What Events and CloudEvents say in its place: without what containers wrote, of a result that is held in a Secret.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub told: Option<String>,
     /// Its pods; failed ones first.
     pub pods: Vec<PodFacts>,
     /// Pods that were seen but are not listed, for want of room.
@@ -288,7 +291,7 @@ pub struct Completeness {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct LogPlace {
-    /// Key in the manifest's ConfigMap, and in each shard.
+    /// Key in what holds the manifest, and in each shard.
     pub key: String,
     /// `plain` or `gzip`.
     pub encoding: Encoding,
@@ -296,7 +299,7 @@ pub struct LogPlace {
     pub bytes: usize,
     /// SHA-256 of them, hex.
     pub sha256: String,
-    /// ConfigMaps that hold the stored bytes, in order; empty = the manifest's own holds them.
+    /// What holds the stored bytes, in order, of the same kind as what holds the manifest; empty = that holds them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub shards: Vec<Shard>,
 }
@@ -316,7 +319,7 @@ pub enum Encoding {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Shard {
-    /// ConfigMap.
+    /// Name of what holds it.
     pub name: String,
     /// Bytes in it.
     pub bytes: usize,
@@ -326,7 +329,7 @@ pub struct Shard {
 
 impl Manifest {
     /// The Event's note, at most `max` bytes: outcome, reason, decisive line, duration and where the result is.
-    pub fn note(&self, result: &str, max: usize) -> String {
+    pub fn note(&self, kind: Kind, result: &str, max: usize) -> String {
         let word = match self.outcome {
             Outcome::Completed => "Completed",
             Outcome::Failed => "Failed",
@@ -334,21 +337,27 @@ impl Manifest {
         let after =
             self.job.duration_seconds.map_or(String::new(), |s| format!(" after {}", human_seconds(s)));
         let reason = if self.reason.is_empty() { String::new() } else { format!(" ({})", self.reason) };
-        let tail = format!(". Result: ConfigMap {}/{result}", self.job.namespace);
+        let tail = format!(". Result: {} {}/{result}", kind.name(), self.job.namespace);
         let lost = match self.completeness.lost.len() {
             0 => String::new(),
             n => format!("; {n} part{} of it could not be kept", if n == 1 { "" } else { "s" }),
         };
         let mut note = format!("{word}{after}{reason}");
-        if !self.decisive.is_empty() {
+        let line = self.line_to_tell();
+        if !line.is_empty() {
             note.push_str(": ");
-            note.push_str(&self.decisive);
+            note.push_str(line);
         }
         let room = max.saturating_sub(tail.len() + lost.len());
         truncate(&mut note, room);
         // Messages of others end in a full stop, or do not.
         note.truncate(note.trim_end_matches(['.', ' ']).len());
         note + &tail + &lost
+    }
+
+    /// The one line that explains the outcome best, as everyone may read it.
+    pub fn line_to_tell(&self) -> &str {
+        self.told.as_deref().unwrap_or(&self.decisive)
     }
 
     /// The JSON text, with as many pods listed as fit in [`MAX_BYTES`].

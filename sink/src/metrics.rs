@@ -72,6 +72,7 @@ pub struct SinkMetrics {
     lag: Histogram,
     harvested: Family<Status, Counter>,
     incomplete: Counter,
+    withheld: Counter,
     faults: Family<What, Counter>,
     pruned: Counter,
     removed: Family<Reason, Counter>,
@@ -113,6 +114,7 @@ impl SinkMetrics {
             lag: Histogram::new(exponential_buckets(0.01, 2.0, 16)),
             harvested: Family::default(),
             incomplete: Counter::default(),
+            withheld: Counter::default(),
             faults: Family::default(),
             pruned: Counter::default(),
             removed: Family::default(),
@@ -146,6 +148,8 @@ impl SinkMetrics {
             ours.register("harvest_lag_seconds", "From a Job's end to its stored result", own.lag.clone());
             ours.register("results", "Results stored", own.harvested.clone());
             ours.register("results_incomplete", "Results that miss something", own.incomplete.clone());
+            let withheld = "Results without logs and messages, for want of the rights on Secrets";
+            ours.register("results_withheld", withheld, own.withheld.clone());
             ours.register("faults", "Actions that failed and are tried again", own.faults.clone());
             ours.register("pruned_jobs", "Jobs deleted as older runs of their group", own.pruned.clone());
             ours.register("results_removed", "Results removed by retention, by why", own.removed.clone());
@@ -225,6 +229,11 @@ impl SinkMetrics {
         if !complete {
             self.incomplete.inc();
         }
+    }
+
+    /// A result was stored without logs and messages: it was to be in a Secret.
+    pub fn result_withheld(&self) {
+        self.withheld.inc();
     }
 
     /// An action failed and will be tried again.

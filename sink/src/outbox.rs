@@ -163,9 +163,12 @@ impl<R: Post> Outbox<R> {
         let place =
             self.store.places_of(uid).into_iter().find(|place| place.outbox.iter().any(|n| n == sink));
         let Some(place) = place else { return self.running(uid).await };
-        if let Some(found) = commit::read_at(&self.client, &place.namespace, &place.name, uid).await? {
+        if let Some(found) =
+            commit::read_at(&self.client, place.kind, &place.namespace, &place.name, uid).await?
+        {
             for phase in found.manifest.cloud_events_pending.get(sink).into_iter().flatten() {
-                self.post(&Told::of_manifest(*phase, &found.manifest, &found.name)).await?;
+                let told = Told::of_manifest(*phase, &found.manifest, found.kind, &found.name);
+                self.post(&told).await?;
             }
             announce::amend(&self.client, &found, |manifest| {
                 manifest.cloud_events_pending.remove(sink).is_some()

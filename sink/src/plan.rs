@@ -8,7 +8,7 @@ use job_handler_shared::{
     combine::Effective,
     job::{Finished, JobSnapshot, Outcome},
     keys,
-    policy::{CleanupPolicy, Logs},
+    policy::{CleanupPolicy, Results},
 };
 
 use crate::store::ResultRef;
@@ -17,7 +17,7 @@ use crate::store::ResultRef;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
     /// Capture and store the result.
-    Harvest(Logs),
+    Harvest(Results),
     /// Write the Job's annotations and its TTL.
     Mark(Ttl),
     /// Tell what the manifest says is still to be told.
@@ -57,7 +57,7 @@ pub fn next(job: &JobSnapshot, effective: &Effective, places: &[ResultRef]) -> O
         // There was a result, and retention removed it.
         None
     } else if places.is_empty() {
-        Some(Step::Harvest(results.logs.clone()))
+        Some(Step::Harvest(results.clone()))
     } else if !is_marked(job, finished, places) {
         Some(Step::Mark(ttl(job, finished, effective)))
     } else if pending {
@@ -67,11 +67,11 @@ pub fn next(job: &JobSnapshot, effective: &Effective, places: &[ResultRef]) -> O
     }
 }
 
-/// What was to be kept of the logs of a Job that is gone, where it had finished and its result was asked for, but no
-/// mark says that it was stored.
-pub fn missed(job: &JobSnapshot, effective: &Effective) -> Option<Logs> {
+/// What was to be kept of a Job that is gone, where it had finished and its result was asked for, but no mark says that it
+/// was stored.
+pub fn missed(job: &JobSnapshot, effective: &Effective) -> Option<Results> {
     let (finished, results) = job.finished.as_ref().zip(effective.results.as_ref())?;
-    (!bears_mark(job, finished)).then(|| results.logs.clone())
+    (!bears_mark(job, finished)).then(|| results.clone())
 }
 
 /// Whether the Job says where its result is, or was.
@@ -180,7 +180,7 @@ mod tests {
         let effective = effective(json!({"results": {}, "cleanup": {"succeededPolicy": "AfterHarvest"}}));
         let plain = job(Outcome::Completed, Some(604_800), Some("60"));
         let (told, untold) = (at("a-results", false), at("a-results", true));
-        let harvest = Some(Step::Harvest(Logs::default()));
+        let harvest = Some(Step::Harvest(Results::default()));
         let next = |job: &JobSnapshot, places: &[ResultRef]| next(job, &effective, places);
         assert_eq!(next(&plain, &[]), harvest);
         assert_eq!(next(&plain, std::slice::from_ref(&untold)), Some(Step::Mark(Ttl::Arm(60))));
@@ -229,7 +229,7 @@ mod tests {
     fn what_is_missed_of_a_job_that_is_gone() {
         let asked = effective(json!({"results": {}}));
         let plain = job(Outcome::Failed, None, None);
-        assert_eq!(missed(&plain, &asked), Some(Logs::default()));
+        assert_eq!(missed(&plain, &asked), Some(Results::default()));
         assert_eq!(missed(&marked(plain.clone(), "a-results"), &asked), None);
         assert_eq!(missed(&plain, &Effective::default()), None);
         assert_eq!(missed(&JobSnapshot::default(), &asked), None);

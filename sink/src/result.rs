@@ -1,4 +1,5 @@
-//! Packs what was captured into ConfigMaps: the result, and shards where the logs are large. Pure.
+//! Packs what was captured into ConfigMaps: the result, and shards where the logs are large. Pure. Where they are to be
+//! Secrets, [`crate::held`] makes Secrets of them.
 //!
 //! Limits (`pkg/apis/core/validation`, `MaxSecretSize`): 1 MiB of decoded data per ConfigMap; etcd takes 1.5 MiB per
 //! request, in which built-in objects are stored as protobuf, so that JSON's escaping weighs only on the wire (3 MiB,
@@ -19,6 +20,7 @@ use sha2::{Digest, Sha256};
 use crate::{
     capture::Captured,
     census, classify, cloudevent, facts,
+    held::Kind,
     manifest::{
         Encoding, JobFacts, KEY, LogPlace, Manifest, PENDING, SCHEMA_VERSION, SHARD, Shard, truncate,
     },
@@ -40,6 +42,8 @@ const RESULT_MAX: usize = 4096;
 /// A result ready to be written: shards first, the manifest last.
 #[derive(Clone, Debug)]
 pub struct Packed {
+    /// What it is to be held in.
+    pub kind: Kind,
     /// The machine-readable part.
     pub manifest: Manifest,
     /// Data besides the manifest.
@@ -98,6 +102,7 @@ pub fn pack(job: &JobSnapshot, group: Option<&str>, captured: Captured, wanted: 
             sections::last_line(&pods, pod, container, previous)
         }),
         completeness: sections::completeness(job, &pods, forgotten),
+        told: None,
         pods: facts,
         pods_not_listed: forgotten,
         indexes_not_listed: String::new(),
@@ -107,6 +112,7 @@ pub fn pack(job: &JobSnapshot, group: Option<&str>, captured: Captured, wanted: 
     };
     let labels = labels(job, group, finished.outcome);
     let mut packed = Packed {
+        kind: Kind::default(),
         manifest,
         data,
         binary: BTreeMap::new(),
@@ -193,6 +199,13 @@ impl Packed {
         containers.flat_map(|container| &mut container.logs).for_each(|log| log.section = None);
         self.manifest.completeness.complete = false;
         self.manifest.completeness.lost.push(format!("logs: {why}"));
+    }
+
+    /// Says that what containers wrote was not kept, because the Secret in which it was to be cannot be had.
+    pub fn withhold(&mut self, why: &str) {
+        self.manifest.completeness.complete = false;
+        let lost = format!("logs and termination messages: they were to be kept in a Secret, and {why}");
+        self.manifest.completeness.lost.push(lost);
     }
 
     /// The manifest's ConfigMap under `name`; replaces the one with `version` where that is given.
@@ -367,7 +380,11 @@ mod tests {
         let manifest: Manifest = serde_json::from_str(&data["result.json"]).unwrap();
         assert_eq!(manifest.job.duration_seconds, Some(60));
         assert!(manifest.completeness.complete);
-        assert!(manifest.note("build-1-results", 1024).ends_with("Result: ConfigMap ci/build-1-results"));
+        assert!(
+            manifest
+                .note(Kind::ConfigMap, "build-1-results", 1024)
+                .ends_with("Result: ConfigMap ci/build-1-results")
+        );
     }
 
     #[test]
@@ -375,7 +392,7 @@ mod tests {
         let mut packed = pack(&job(), None, Captured::default(), &Logs::default()).unwrap();
         for decisive in ["The node was low on memory.", "The node was low on memory"] {
             packed.manifest.decisive = decisive.to_owned();
-            let note = packed.manifest.note("build-1-results", 1024);
+            let note = packed.manifest.note(Kind::ConfigMap, "build-1-results", 1024);
             assert!(note.contains(": The node was low on memory. Result: ConfigMap"), "{note}");
         }
     }

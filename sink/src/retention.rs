@@ -13,6 +13,8 @@ use jiff::Timestamp;
 use job_handler_shared::{keys, policy::Results};
 use serde::{Deserialize, Serialize};
 
+use crate::held::Kind;
+
 /// Annotation on results: what retention has to know, so that it need not read every result.
 pub const ANNOTATION: &str = "job-handler/retention";
 
@@ -41,6 +43,8 @@ pub fn asker(kind: impl fmt::Display, name: &str) -> String {
 /// A stored result.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stored {
+    /// What holds it.
+    pub kind: Kind,
     /// Namespace.
     pub namespace: String,
     /// Name.
@@ -59,6 +63,7 @@ impl Stored {
     /// From the metadata of a result. Where the annotation is missing or was edited, the object's own creation stands in
     /// for the times, and nobody is known to have asked for it: then only the cluster's budget is its bound.
     pub fn new(
+        kind: Kind,
         (namespace, name, uid): (String, String, String),
         labels: &BTreeMap<String, String>,
         annotations: &BTreeMap<String, String>,
@@ -68,7 +73,7 @@ impl Stored {
         let facts = annotations.get(ANNOTATION).and_then(|text| serde_json::from_str::<Facts>(text).ok());
         let facts = facts.unwrap_or(Facts { created: made, finished: made, ..Facts::default() });
         let group = labels.get(keys::GROUP).map(|group| Arc::from(group.as_str()));
-        Self { namespace, name, uid, group, pending, facts: Arc::new(facts) }
+        Self { kind, namespace, name, uid, group, pending, facts: Arc::new(facts) }
     }
 
     fn rank(&self) -> (Timestamp, &str, &str) {
@@ -224,6 +229,7 @@ mod tests {
     fn stored(n: usize, namespace: u8, group: Option<u8>, created: i64, bytes: u64, pending: bool) -> Stored {
         let created = Timestamp::from_second(created).unwrap();
         Stored {
+            kind: Kind::default(),
             namespace: format!("ns{namespace}"),
             name: format!("job-{n}-results"),
             uid: format!("{n:03}"),
@@ -325,12 +331,12 @@ mod tests {
         let place = || ("ci".to_owned(), "a-results".to_owned(), "u".to_owned());
         let annotations = BTreeMap::from([(ANNOTATION.to_owned(), "{".to_owned())]);
         let made = Timestamp::from_second(7).unwrap();
-        let read = Stored::new(place(), &BTreeMap::new(), &annotations, made, false);
+        let read = Stored::new(Kind::ConfigMap, place(), &BTreeMap::new(), &annotations, made, false);
         assert_eq!((read.facts.finished, read.facts.policies.len()), (made, 0));
         let facts = Facts { bytes: 9, policies: vec![asker("JobPolicy", "p")], ..Facts::default() };
         let text = serde_json::to_string(&facts).unwrap();
         let annotations = BTreeMap::from([(ANNOTATION.to_owned(), text)]);
-        let read = Stored::new(place(), &BTreeMap::new(), &annotations, made, false);
+        let read = Stored::new(Kind::ConfigMap, place(), &BTreeMap::new(), &annotations, made, false);
         assert_eq!(*read.facts, facts);
     }
 }

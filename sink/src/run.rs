@@ -26,7 +26,7 @@ use crate::{
     pods::Followed,
     queue::Queue,
     receiver::{Receiver, ReceiverError},
-    refusals, release,
+    refusals, release, secrets,
     spool::{Spool, Spools},
     statuses,
     store::Store,
@@ -114,6 +114,7 @@ pub async fn run(client: Client, options: Options, shutdown: CancellationToken) 
     parts.add("cluster policies", watch::cluster_policies(context.clone(), part("cluster policies")).never());
     parts.add("namespaces", watch::namespaces(context.clone(), part("namespaces")).never());
     parts.add("results", watch::results(context.clone(), part("results")).never());
+    parts.add("results in secrets", secrets::keep(context.clone(), part("results in secrets")).never());
     parts.add("ledgers", watch::ledgers(context.clone(), part("ledgers")).never());
     parts.add("webhook leases", watch::replicas(context.clone(), part("webhook leases")).never());
     let mut receivers = Vec::new();
@@ -294,8 +295,15 @@ async fn create_defaults(context: &Context) {
 
 /// Waits until the first lists are complete: a policy that is not known yet could be the one that keeps a Job.
 async fn known(readiness: &Readiness) {
-    const NEEDED: [&str; 6] =
-        ["jobs:", "policies:", "cluster policies:", "namespaces:", "results:", "ledgers:"];
+    const NEEDED: [&str; 7] = [
+        "jobs:",
+        "policies:",
+        "cluster policies:",
+        "namespaces:",
+        "results:",
+        "results in secrets:",
+        "ledgers:",
+    ];
     loop {
         let missing = readiness.missing();
         if !missing.iter().any(|missing| NEEDED.iter().any(|part| missing.starts_with(part))) {

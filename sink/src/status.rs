@@ -43,6 +43,8 @@ pub struct Situation<'a> {
     pub sinks: &'a BTreeSet<String>,
     /// The results that it asked for.
     pub results: ResultsStatus,
+    /// Why results cannot be held in Secrets, where they cannot.
+    pub no_secrets: Option<String>,
     /// The policy lives where Jobs are never touched.
     pub excluded: bool,
     /// Wall clock, for conditions that change.
@@ -58,7 +60,7 @@ pub fn of(entry: &PolicyEntry, situation: &Situation<'_>) -> PolicyStatus {
     let (ready, why, message) = readiness(entry, situation);
     let (full, full_why, full_message) = spec.map_or_else(
         || (false, "Unreadable", "this policy cannot be read".to_owned()),
-        |spec| completeness(spec, situation.grouped, situation.sinks),
+        |spec| completeness(spec, situation),
     );
     let limits: Vec<LimitStatus> = spec.map_or_else(Vec::new, |spec| {
         spec.limits.iter().map(|limit| fullest(limit, situation.jobs, situation.pending)).collect()
@@ -160,29 +162,35 @@ fn readiness(entry: &PolicyEntry, situation: &Situation<'_>) -> (bool, &'static 
 }
 
 /// Whether all that the policy says has an effect, and what has none.
-fn completeness(spec: &PolicySpec, grouped: bool, sinks: &BTreeSet<String>) -> (bool, &'static str, String) {
-    let mut missing = Vec::new();
-    let unmet = not_acted_on(spec);
-    if !unmet.is_empty() {
-        missing.push(format!("this version does not act on: {}", unmet.join(", ")));
-    }
-    let ungrouped = if grouped { Vec::new() } else { by_group(spec) };
+fn completeness(spec: &PolicySpec, situation: &Situation<'_>) -> (bool, &'static str, String) {
+    let mut missing: Vec<(&'static str, String)> = Vec::new();
+    missing.extend(withheld(spec, situation.no_secrets.as_deref()).map(|why| ("NoSecrets", why)));
+    let ungrouped = if situation.grouped { Vec::new() } else { by_group(spec) };
     if !ungrouped.is_empty() {
-        missing.push(format!(
+        let why = format!(
             "limit {} counts groups, but no enforced policy that selects these Jobs names one: it holds nobody \
              back. Set spec.group",
             ungrouped.join(", ")
-        ));
+        );
+        missing.push(("NoGroup", why));
     }
-    let silent = unsent(spec, sinks);
-    let reason = match (unmet.is_empty(), ungrouped.is_empty(), &silent) {
-        (true, true, None) => return (true, "Complete", "every field of this policy is acted on".to_owned()),
-        (false, ..) => "NotAllFields",
-        (true, false, _) => "NoGroup",
-        (true, true, Some(_)) => "NotTold",
+    missing.extend(unsent(spec, situation.sinks).map(|why| ("NotTold", why)));
+    let Some((reason, _)) = missing.first() else {
+        return (true, "Complete", "every field of this policy is acted on".to_owned());
     };
-    missing.extend(silent);
-    (false, reason, missing.join("; "))
+    let reason = *reason;
+    (false, reason, missing.into_iter().map(|(_, why)| why).collect::<Vec<_>>().join("; "))
+}
+
+/// Results that are to be in Secrets and cannot be.
+fn withheld(spec: &PolicySpec, no_secrets: Option<&str>) -> Option<String> {
+    let wanted = spec.results.as_ref().is_some_and(|results| results.storage_type == StorageType::Secret);
+    no_secrets.filter(|_| wanted).map(|why| {
+        format!(
+            "results.storageType Secret: {why}. Until then results are ConfigMaps that hold neither logs nor termination \
+             messages"
+        )
+    })
 }
 
 /// CloudEvents that nobody gets.
@@ -236,15 +244,6 @@ fn excess(limits: &[LimitStatus]) -> (bool, &'static str, String) {
         over.join(", ")
     );
     (true, "TooMany", message)
-}
-
-/// Fields that are set and that this version does not act on.
-pub fn not_acted_on(spec: &PolicySpec) -> Vec<&'static str> {
-    let mut fields = Vec::new();
-    if spec.results.as_ref().is_some_and(|results| results.storage_type == StorageType::Secret) {
-        fields.push("results.storageType Secret (results are stored in ConfigMaps)");
-    }
-    fields
 }
 
 /// How full a limit is, in the scope that is fullest by (active, waiting, granted).
@@ -349,6 +348,7 @@ mod tests {
             grouped: true,
             sinks: &["ci".to_owned()].into(),
             results: ResultsStatus::default(),
+            no_secrets: None,
             excluded: false,
             now: Timestamp::UNIX_EPOCH,
             clock: Instant::now(),
@@ -390,6 +390,7 @@ mod tests {
             grouped: true,
             sinks: &["ci".to_owned()].into(),
             results: ResultsStatus::default(),
+            no_secrets: None,
             excluded: false,
             now: Timestamp::UNIX_EPOCH,
             clock: Instant::now(),
@@ -402,6 +403,15 @@ mod tests {
     }
 
     fn found(spec: serde_json::Value, jobs: &[Selected], grouped: bool) -> BTreeMap<String, Condition> {
+        found_with(spec, jobs, grouped, None)
+    }
+
+    fn found_with(
+        spec: serde_json::Value,
+        jobs: &[Selected],
+        grouped: bool,
+        no_secrets: Option<String>,
+    ) -> BTreeMap<String, Condition> {
         let situation = Situation {
             jobs,
             replicas: &[("a".to_owned(), replica(3))].into(),
@@ -411,6 +421,7 @@ mod tests {
             grouped,
             sinks: &["ci".to_owned()].into(),
             results: ResultsStatus::default(),
+            no_secrets,
             excluded: false,
             now: Timestamp::UNIX_EPOCH,
             clock: Instant::now(),
@@ -454,12 +465,26 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_acted_on_is_named() {
-        let spec = |spec| entry(spec).policy.unwrap().spec.clone();
-        let secret = spec(serde_json::json!({"results": {"storageType": "Secret"}}));
-        assert!(not_acted_on(&secret)[0].starts_with("results.storageType Secret"));
-        assert!(not_acted_on(&spec(serde_json::json!({"mode": "Warn"}))).is_empty());
-        assert!(not_acted_on(&PolicySpec::default()).is_empty());
+    fn results_that_cannot_be_in_secrets_are_told() {
+        let secret =
+            serde_json::json!({"results": {"storageType": "Secret"}, "cloudEventSinks": [{"name": "typo"}]});
+        let spec = entry(secret.clone()).policy.unwrap().spec.clone();
+        assert_eq!(withheld(&spec, None), None);
+        assert_eq!(withheld(&PolicySpec::default(), Some("no right")), None);
+        let told = withheld(&spec, Some("no right to create Secrets: apply x")).unwrap();
+        assert!(
+            told.starts_with("results.storageType Secret: no right to create Secrets: apply x."),
+            "{told}"
+        );
+        // The first thing that is missing is the reason, all of them are told.
+        let mut condition = found(secret.clone(), &[], true)[ENFORCED].clone();
+        assert_eq!(condition.reason, "NotTold");
+        condition = found_with(secret, &[], true, Some("no right".to_owned()))[ENFORCED].clone();
+        assert_eq!(condition.reason, "NoSecrets");
+        assert!(
+            condition.message.contains("no right") && condition.message.contains("typo"),
+            "{condition:?}"
+        );
     }
 
     #[test]

@@ -70,6 +70,7 @@ pub async fn keep<K: Clone + Eq + std::hash::Hash>(
                     grouped: policy.is_none_or(|policy| is_grouped(&store, policy)),
                     sinks: &sinks,
                     results: census::of_policy(&results, &entry.reference.uid),
+                    no_secrets: store.secrets.why_not(),
                     excluded: policy.is_some_and(|policy| entries::is_excluded(policy, &own_namespace)),
                     now: whole_seconds(Timestamp::now()),
                     clock: Instant::now(),

@@ -21,9 +21,11 @@ use tokio::sync::{broadcast, watch};
 use crate::{
     buried::{Buried, Graves},
     cloudevent::{self, Pending},
+    held::Kind,
     inventory::Inventory,
     ledgers::Ledgers,
     plan,
+    secrets::Secrets,
 };
 
 /// Changed Jobs that a listener may be behind.
@@ -42,8 +44,10 @@ pub type GroupKey = (String, GroupId);
 pub struct ResultRef {
     /// Namespace.
     pub namespace: String,
-    /// Name of the manifest's ConfigMap.
+    /// Name of what holds the manifest.
     pub name: String,
+    /// What holds it.
+    pub kind: Kind,
     /// Announcements of it are pending.
     pub pending: bool,
     /// Receivers of CloudEvents that are still to be told of it.
@@ -54,6 +58,13 @@ pub struct ResultRef {
     pub lost: u32,
     /// Uids of the policies that asked for it, comma between them.
     pub policies: Box<str>,
+}
+
+impl ResultRef {
+    /// Whether both are the same place, whatever is known of it.
+    pub fn is_at(&self, other: &Self) -> bool {
+        (self.kind, &self.namespace, &self.name) == (other.kind, &other.namespace, &other.name)
+    }
 }
 
 /// A policy as it stands in the cluster.
@@ -105,6 +116,8 @@ pub struct Change {
 pub struct Store {
     /// The ledgers.
     pub ledgers: Ledgers,
+    /// Whether results may be held in Secrets.
+    pub secrets: Secrets,
     inner: Arc<Mutex<Inner>>,
     /// Counts every change that a status or an entry could depend on.
     changes: watch::Sender<u64>,
@@ -147,6 +160,7 @@ impl Default for Store {
     fn default() -> Self {
         Self {
             ledgers: Ledgers::default(),
+            secrets: Secrets::default(),
             inner: Arc::default(),
             changes: watch::Sender::new(0),
             inventory: Inventory::default(),
@@ -216,6 +230,11 @@ impl Store {
         let mut inner = self.lock();
         let whole = !std::mem::take(&mut inner.ended_more);
         (std::mem::take(&mut inner.ended), whole)
+    }
+
+    /// What may be done with Secrets is another thing now.
+    pub fn secrets_changed(&self) {
+        self.changed();
     }
 
     /// A ledger was seen or is gone.
@@ -371,8 +390,7 @@ impl Store {
         let mut inner = self.lock();
         let places = inner.results.entry(job.to_owned()).or_default();
         let mut result = result;
-        let same = |known: &&ResultRef| (&known.namespace, &known.name) == (&result.namespace, &result.name);
-        let known = places.iter().find(same).cloned();
+        let known = places.iter().find(|known| known.is_at(&result)).cloned();
         if let Some(known) = known {
             places.remove(&known);
             // Whoever wrote it knows less than the watch has told.
@@ -568,11 +586,11 @@ impl Inner {
             self.end(&job);
         }
         if let Some(labels) = self.namespaces.get(&job.namespace)
-            && let Some(logs) = plan::missed(&job, &effective(&self.enforced, labels, &job))
+            && let Some(results) = plan::missed(&job, &effective(&self.enforced, labels, &job))
         {
             let group = group.as_ref().map(|(_, group)| group.value.clone());
             let events = cloudevent::pending(&job, &sinks, &told);
-            self.buried.put(Buried { job, logs, group, events, since: Instant::now() });
+            self.buried.put(Buried { job, results, group, events, since: Instant::now() });
         }
         Some(group)
     }

@@ -14,23 +14,23 @@ use std::{
 use futures::StreamExt;
 use jiff::Timestamp;
 use job_handler_shared::{combine::PolicyKind, keys};
-use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{
-    Api, Client, ResourceExt,
+    Client,
     api::{DeleteParams, ListParams, Preconditions},
-    core::{ObjectMeta, PartialObjectMeta},
+    core::ObjectMeta,
 };
 
 use crate::{
     api::{ApiError, call},
     commit,
+    held::{Holder, Kind},
     manifest::SHARD,
     mark::{self, Written},
     metrics::SinkMetrics,
     outbox::OUTBOX,
     plan,
     retention::{self, Bounds, Stored, Why, asker},
-    store::Store,
+    store::{ResultRef, Store},
 };
 
 /// Pause between two looks at all results.
@@ -103,14 +103,20 @@ impl Broom {
     }
 
     async fn remove(&self, stored: &Stored) -> Result<bool, ApiError> {
-        let Stored { namespace, name, uid, .. } = stored;
-        let Some(found) = commit::read_at(&self.client, namespace, name, uid).await? else {
+        let Stored { kind, namespace, name, uid, .. } = stored;
+        // Those that may not be read any more are beyond us.
+        if *kind == Kind::Secret && !self.store.secrets.may() {
+            return Ok(false);
+        }
+        let Some(found) = commit::read_at(&self.client, *kind, namespace, name, uid).await? else {
             // Gone, or edited so that it is no result any more: then it is somebody's own.
-            self.store.inventory().drop(namespace, name);
+            self.store.inventory().drop(*kind, namespace, name);
             return Ok(false);
         };
         let places = self.store.places_of(uid);
-        let only = places.iter().all(|place| (&place.namespace, &place.name) == (namespace, name));
+        let is_here =
+            |place: &ResultRef| (place.kind, &place.namespace, &place.name) == (*kind, namespace, name);
+        let only = places.iter().all(is_here);
         if let Some(job) = self.store.job(uid).filter(|job| only && !plan::is_retired(job)) {
             // Its own sequence comes first: without the mark, the note below would not hold.
             if !plan::is_told_where(&job) {
@@ -123,21 +129,20 @@ impl Broom {
                 Written::Gone => {}
             }
         }
-        let api = Api::<ConfigMap>::namespaced(self.client.clone(), namespace);
+        let holder = Holder::namespaced(&self.client, *kind, namespace);
         let what = format!("remove result {namespace}/{name}");
         let guard = Preconditions { uid: None, resource_version: Some(found.version) };
         let params = DeleteParams::background().preconditions(guard);
-        match call(&what, api.delete(name, &params)).await {
+        match call(&what, holder.delete(name, &params)).await {
             Err(error) if !error.is_not_found() => return Err(error),
             _ => {}
         }
-        self.store.inventory().drop(namespace, name);
-        self.store
-            .drop_results(|job, place| job == uid && (&place.namespace, &place.name) == (namespace, name));
+        self.store.inventory().drop(*kind, namespace, name);
+        self.store.drop_results(|job, place| job == uid && is_here(place));
         for shard in found.manifest.logs.iter().flat_map(|place| &place.shards) {
-            let there = call("get a shard", api.get_metadata_opt(&shard.name)).await?;
-            if let Some(there) = there.filter(|there| is_shard_of(&there.metadata, uid)) {
-                self.remove_shard(namespace, &there.metadata).await?;
+            let there = call("get a shard", holder.metadata_opt(&shard.name)).await?;
+            if let Some(there) = there.filter(|there| is_shard_of(there, uid)) {
+                self.remove_shard(*kind, namespace, &there).await?;
             }
         }
         Ok(true)
@@ -148,46 +153,52 @@ impl Broom {
     /// # Errors
     /// Where they cannot be listed.
     pub async fn sweep_shards(&self, suspects: &BTreeSet<String>) -> Result<BTreeSet<String>, ApiError> {
-        let api = Api::<ConfigMap>::all(self.client.clone());
-        let mut params = ListParams::default().labels(SHARD).limit(500);
         let mut now = BTreeSet::new();
+        for kind in Kind::readable(self.store.secrets.may()) {
+            self.sweep_shards_of(*kind, suspects, &mut now).await?;
+        }
+        Ok(now)
+    }
+
+    async fn sweep_shards_of(
+        &self,
+        kind: Kind,
+        suspects: &BTreeSet<String>,
+        now: &mut BTreeSet<String>,
+    ) -> Result<(), ApiError> {
+        let holder = Holder::all(&self.client, kind);
+        let mut params = ListParams::default().labels(SHARD).limit(500);
         let named = self.store.inventory().shards();
         loop {
-            let page = call("list shards", api.list_metadata(&params)).await?;
-            for shard in page.items {
+            let (page, next) = call("list shards", holder.list_metadata(&params)).await?;
+            for shard in page {
                 if !self.is_orphan(&shard, &named) {
                     continue;
                 }
-                let identity = format!(
-                    "{} {}",
-                    shard.uid().unwrap_or_default(),
-                    shard.resource_version().unwrap_or_default()
-                );
+                let text = |text: &Option<String>| text.clone().unwrap_or_default();
+                let identity = format!("{} {}", text(&shard.uid), text(&shard.resource_version));
                 if !suspects.contains(&identity) {
                     now.insert(identity);
                     continue;
                 }
-                let namespace = shard.namespace().unwrap_or_default();
-                match self.remove_shard(&namespace, &shard.metadata).await {
-                    Ok(()) => {
-                        tracing::info!(namespace, shard = shard.name_any(), "removed: no result names it");
-                    }
-                    Err(error) => {
-                        tracing::warn!(namespace, shard = shard.name_any(), "{error}; it stays for now");
-                    }
+                let (namespace, name) = (text(&shard.namespace), text(&shard.name));
+                match self.remove_shard(kind, &namespace, &shard).await {
+                    Ok(()) => tracing::info!(namespace, shard = name, "removed: no result names it"),
+                    Err(error) => tracing::warn!(namespace, shard = name, "{error}; it stays for now"),
                 }
             }
-            match page.metadata.continue_.filter(|token| !token.is_empty()) {
+            match next {
                 Some(token) => params = params.continue_token(&token),
-                None => return Ok(now),
+                None => return Ok(()),
             }
         }
     }
 
     /// A shard of a Job that is not being harvested, beyond those that its result names.
-    fn is_orphan(&self, shard: &PartialObjectMeta<ConfigMap>, named: &HashMap<String, usize>) -> bool {
-        let Some(uid) = shard.labels().get(keys::JOB_UID) else { return false };
-        let Some(n) = shard.labels().get(SHARD).and_then(|n| n.parse::<usize>().ok()) else { return false };
+    fn is_orphan(&self, shard: &ObjectMeta, named: &HashMap<String, usize>) -> bool {
+        let Some(labels) = &shard.labels else { return false };
+        let Some(uid) = labels.get(keys::JOB_UID) else { return false };
+        let Some(n) = labels.get(SHARD).and_then(|n| n.parse::<usize>().ok()) else { return false };
         match named.get(uid) {
             Some(named) => n >= *named,
             None => {
@@ -197,13 +208,13 @@ impl Broom {
         }
     }
 
-    async fn remove_shard(&self, namespace: &str, shard: &ObjectMeta) -> Result<(), ApiError> {
+    async fn remove_shard(&self, kind: Kind, namespace: &str, shard: &ObjectMeta) -> Result<(), ApiError> {
         let name = shard.name.as_deref().unwrap_or_default();
         let guard =
             Preconditions { uid: shard.uid.clone(), resource_version: shard.resource_version.clone() };
-        let api = Api::<ConfigMap>::namespaced(self.client.clone(), namespace);
+        let holder = Holder::namespaced(&self.client, kind, namespace);
         let what = format!("remove shard {namespace}/{name}");
-        match call(&what, api.delete(name, &DeleteParams::background().preconditions(guard))).await {
+        match call(&what, holder.delete(name, &DeleteParams::background().preconditions(guard))).await {
             Err(error) if !error.is_not_found() => Err(error),
             _ => Ok(()),
         }
@@ -257,15 +268,18 @@ fn key(namespace: &str, asker: &str) -> String {
 }
 
 /// Labels and annotations, for [`Stored::new`].
-pub(crate) fn stored_of(map: &PartialObjectMeta<ConfigMap>, uid: &str, pending: bool) -> Stored {
-    // A receiver that is away has yet to be told, too.
-    let pending = pending || map.annotations().contains_key(OUTBOX);
+pub(crate) fn stored_of(kind: Kind, meta: &ObjectMeta, uid: &str, pending: bool) -> Stored {
     let none = BTreeMap::new();
-    let made = map.creation_timestamp().map_or(Timestamp::UNIX_EPOCH, |time| time.0);
+    let annotations = meta.annotations.as_ref().unwrap_or(&none);
+    // A receiver that is away has yet to be told, too.
+    let pending = pending || annotations.contains_key(OUTBOX);
+    let made = meta.creation_timestamp.as_ref().map_or(Timestamp::UNIX_EPOCH, |time| time.0);
+    let text = |text: &Option<String>| text.clone().unwrap_or_default();
     Stored::new(
-        (map.namespace().unwrap_or_default(), map.name_any(), uid.to_owned()),
-        map.metadata.labels.as_ref().unwrap_or(&none),
-        map.metadata.annotations.as_ref().unwrap_or(&none),
+        kind,
+        (text(&meta.namespace), text(&meta.name), uid.to_owned()),
+        meta.labels.as_ref().unwrap_or(&none),
+        annotations,
         made,
         pending,
     )

@@ -27,17 +27,20 @@ use k8s_openapi::api::{
 };
 use kube::{
     Api, Client, ResourceExt,
-    core::PartialObjectMeta,
+    core::{ObjectMeta, PartialObjectMeta},
     runtime::{
         WatchStreamExt,
         watcher::{self, Config, Event, watcher},
     },
 };
+use serde::de::DeserializeOwned;
 
 use crate::{
     act::Key,
     api::ApiError,
-    census, manifest,
+    census,
+    held::Kind,
+    manifest,
     metrics::SinkMetrics,
     outbox, plan,
     queue::Queue,
@@ -252,70 +255,84 @@ pub async fn namespaces(context: Context, ready: ReadyHandle) {
     .await;
 }
 
-/// Watches the results' metadata: which Job has been harvested, and of which some announcement is pending.
+/// Watches the metadata of results in ConfigMaps: which Job has been harvested, and of which some announcement is pending.
 pub async fn results(context: Context, ready: ReadyHandle) {
-    let Context { store, queue, .. } = &context;
+    results_in::<ConfigMap>(&context, &ready, Kind::ConfigMap).await;
+}
+
+/// The same of those in objects of the kind `K`.
+pub(crate) async fn results_in<K>(context: &Context, ready: &ReadyHandle, kind: Kind)
+where
+    K: kube::Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
+        + Clone
+        + Debug
+        + Send
+        + 'static,
+    PartialObjectMeta<K>: DeserializeOwned + kube::Resource<DynamicType = (), Scope = K::Scope>,
+{
+    let Context { store, queue, .. } = context;
     // Shards carry no label `job-handler/created`; see [`crate::result`].
     let config = Config::default().labels(&format!("{}=true", keys::CREATED));
-    let stream = watcher(Api::<PartialObjectMeta<ConfigMap>>::all(context.client.clone()), config);
+    let stream = watcher(Api::<PartialObjectMeta<K>>::all(context.client.clone()), config);
     let mut seen: Option<BTreeSet<(String, String)>> = None;
-    follow(
-        stream,
-        "watch configmaps",
-        "",
-        &ready,
-        |event: Event<PartialObjectMeta<ConfigMap>>| match event {
-            Event::Init => seen = Some(BTreeSet::new()),
-            Event::Apply(map) | Event::InitApply(map) => {
-                let Some(uid) = map.labels().get(keys::JOB_UID).cloned() else { return };
-                let name = map.name_any();
-                // A copy under another name: people's own.
-                if !may_be_result(&name, &uid) {
-                    return;
-                }
-                let place = ResultRef {
-                    namespace: map.namespace().unwrap_or_default(),
-                    name,
-                    pending: map.labels().contains_key(manifest::PENDING),
-                    outbox: outbox::read(map.metadata.annotations.as_ref()),
-                    bytes: number(&map, census::SIZE).unwrap_or_default(),
-                    lost: number(&map, census::LOST).unwrap_or_default(),
-                    policies: map.annotations().get(census::POLICIES).map_or("", String::as_str).into(),
-                };
-                seen.iter_mut()
-                    .for_each(|seen| _ = seen.insert((place.namespace.clone(), place.name.clone())));
-                store.inventory().put(sweep::stored_of(&map, &uid, place.pending));
-                store.put_result(&uid, place);
-                // Harvested now: its group may be pruned, and what is pending told.
-                store.group_of(&uid).map(Key::Group).into_iter().for_each(|key| queue.add(key));
-                queue.add(Key::Job(uid));
-            }
-            Event::Delete(map) => {
-                let (namespace, name) = (map.namespace().unwrap_or_default(), map.name_any());
-                store.inventory().drop(&namespace, &name);
-                store.drop_results(|_, place| place.namespace == namespace && place.name == name);
-                // A Job that is still there is harvested again, from what is left.
-                map.labels()
-                    .get(keys::JOB_UID)
-                    .cloned()
-                    .map(Key::Job)
-                    .into_iter()
-                    .for_each(|key| queue.add(key));
-            }
-            Event::InitDone => {
-                let seen = seen.take().unwrap_or_default();
-                let is_seen = |namespace: &str, name: &str| seen.contains(&(namespace.into(), name.into()));
-                store.inventory().retain(is_seen);
-                store.drop_results(|_, place| !is_seen(&place.namespace, &place.name));
-            }
-        },
-    )
+    let what = format!("watch {}s", kind.word());
+    follow(stream, &what, "", ready, |event: Event<PartialObjectMeta<K>>| match event {
+        Event::Init => seen = Some(BTreeSet::new()),
+        Event::Apply(PartialObjectMeta { metadata, .. })
+        | Event::InitApply(PartialObjectMeta { metadata, .. }) => {
+            let Some((uid, place)) = place_of(kind, &metadata) else { return };
+            seen.iter_mut().for_each(|seen| _ = seen.insert((place.namespace.clone(), place.name.clone())));
+            store.inventory().put(sweep::stored_of(kind, &metadata, &uid, place.pending));
+            store.put_result(&uid, place);
+            // Harvested now: its group may be pruned, and what is pending told.
+            store.group_of(&uid).map(Key::Group).into_iter().for_each(|key| queue.add(key));
+            queue.add(Key::Job(uid));
+        }
+        Event::Delete(PartialObjectMeta { metadata, .. }) => {
+            let (namespace, name) =
+                (metadata.namespace.unwrap_or_default(), metadata.name.unwrap_or_default());
+            store.inventory().drop(kind, &namespace, &name);
+            let gone = ResultRef { namespace, name, kind, ..ResultRef::default() };
+            store.drop_results(|_, place| place.is_at(&gone));
+            // A Job that is still there is harvested again, from what is left.
+            let uid = metadata.labels.and_then(|mut labels| labels.remove(keys::JOB_UID));
+            uid.map(Key::Job).into_iter().for_each(|key| queue.add(key));
+        }
+        Event::InitDone => {
+            let seen = seen.take().unwrap_or_default();
+            let is_seen = |namespace: &str, name: &str| seen.contains(&(namespace.into(), name.into()));
+            store.inventory().retain(kind, is_seen);
+            store.drop_results(|_, place| place.kind == kind && !is_seen(&place.namespace, &place.name));
+        }
+    })
     .await;
 }
 
-/// A number in an annotation of ours; one that people wrote over is none.
-fn number<N: std::str::FromStr>(map: &PartialObjectMeta<ConfigMap>, key: &str) -> Option<N> {
-    map.annotations().get(key)?.parse().ok()
+/// What a result's metadata say: which Job's, and where.
+fn place_of(kind: Kind, metadata: &ObjectMeta) -> Option<(String, ResultRef)> {
+    let none = BTreeMap::new();
+    let labels = metadata.labels.as_ref().unwrap_or(&none);
+    let annotations = metadata.annotations.as_ref().unwrap_or(&none);
+    let (uid, name) = (labels.get(keys::JOB_UID)?, metadata.name.as_deref()?);
+    // A copy under another name: people's own.
+    if !may_be_result(name, uid) {
+        return None;
+    }
+    // A number that people wrote over is none.
+    fn number<N: std::str::FromStr>(annotations: &BTreeMap<String, String>, key: &str) -> Option<N> {
+        annotations.get(key)?.parse().ok()
+    }
+    let place = ResultRef {
+        namespace: metadata.namespace.clone().unwrap_or_default(),
+        name: name.to_owned(),
+        kind,
+        pending: labels.contains_key(manifest::PENDING),
+        outbox: outbox::read(metadata.annotations.as_ref()),
+        bytes: number(annotations, census::SIZE).unwrap_or_default(),
+        lost: number(annotations, census::LOST).unwrap_or_default(),
+        policies: annotations.get(census::POLICIES).map_or("", String::as_str).into(),
+    };
+    Some((uid.clone(), place))
 }
 
 /// Whether a result of the Job with this uid can have this name, whatever the Job is called; where the Job is known,

@@ -13,7 +13,7 @@ use common::{
 };
 use jiff::Timestamp;
 use job_handler_shared::{job::JobSnapshot, keys};
-use job_handler_sink::{act::Actor, retention::Stored, sweep::Broom};
+use job_handler_sink::{act::Actor, held::Kind, retention::Stored, sweep::Broom};
 use serde_json::{Value, json};
 
 fn policy() -> Value {
@@ -31,7 +31,8 @@ fn started(apiserver: &Apiserver) -> (Actor, Broom) {
         if labels.contains_key(keys::CREATED) {
             let place =
                 ("ci".to_owned(), map["metadata"]["name"].as_str().unwrap().to_owned(), UID.to_owned());
-            actor.store.inventory().put(Stored::new(place, &labels, &annotations, Timestamp::now(), false));
+            let stored = Stored::new(Kind::ConfigMap, place, &labels, &annotations, Timestamp::now(), false);
+            actor.store.inventory().put(stored);
         }
     }
     let broom = Broom {

@@ -8,6 +8,7 @@ use kube::{Api, Client, ResourceExt, api::ListParams};
 use serde_json::{Value, json};
 
 use super::ReadError;
+pub use crate::held::Kind;
 use crate::{
     api::{ApiError, call},
     manifest::{KEY, Manifest, SCHEMA_VERSION},
@@ -17,33 +18,6 @@ use crate::{
 const PAGE: u32 = 50;
 /// A list that ran too old is begun again this often.
 const RELISTS: usize = 3;
-
-/// What results are stored in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Kind {
-    /// A ConfigMap.
-    ConfigMap,
-    /// A Secret.
-    Secret,
-}
-
-impl Kind {
-    /// As kubectl calls it.
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::ConfigMap => "configmap",
-            Self::Secret => "secret",
-        }
-    }
-
-    /// As its manifests call it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::ConfigMap => "ConfigMap",
-            Self::Secret => "Secret",
-        }
-    }
-}
 
 /// Where results are read from.
 #[derive(Clone)]

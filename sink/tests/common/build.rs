@@ -9,6 +9,7 @@ use job_handler_sink::{
     act::Actor,
     capture::Capturer,
     events::Teller,
+    held::Kind,
     manifest,
     metrics::SinkMetrics,
     pods::Followed,
@@ -55,16 +56,19 @@ pub fn process(apiserver: &Apiserver, policy: Value) -> Actor {
         let job: Job = serde_json::from_value(job).unwrap();
         store.put_job(JobSnapshot::from(&job));
     }
-    for map in apiserver.all("configmaps") {
-        let labels = &map["metadata"]["labels"];
-        if labels[keys::CREATED] == "true" && labels.get(keys::JOB_UID).is_some() {
-            let place = ResultRef {
-                namespace: "ci".into(),
-                name: map["metadata"]["name"].as_str().unwrap().into(),
-                pending: labels.get(manifest::PENDING).is_some(),
-                ..ResultRef::default()
-            };
-            store.put_result(labels[keys::JOB_UID].as_str().unwrap(), place);
+    for kind in Kind::readable(true) {
+        for map in apiserver.all(&format!("{}s", kind.word())) {
+            let labels = &map["metadata"]["labels"];
+            if labels[keys::CREATED] == "true" && labels.get(keys::JOB_UID).is_some() {
+                let place = ResultRef {
+                    namespace: "ci".into(),
+                    name: map["metadata"]["name"].as_str().unwrap().into(),
+                    kind: *kind,
+                    pending: labels.get(manifest::PENDING).is_some(),
+                    ..ResultRef::default()
+                };
+                store.put_result(labels[keys::JOB_UID].as_str().unwrap(), place);
+            }
         }
     }
     let client = apiserver.client();
