@@ -124,6 +124,30 @@ fn the_sink_may_harvest_prune_tell_and_keep_the_limits_entries() {
     );
 }
 
+/// What the overlay adds, which nobody has who has not applied it.
+#[test]
+fn secrets_of_all_namespaces_are_opted_into() {
+    let path = "overlays/secrets/rbac.yaml";
+    let role: ClusterRole = object(path, "ClusterRole", "job-handler-sink-secrets");
+    assert_eq!(
+        rights(role.rules),
+        table(&[("", "secrets", "", "get list watch create update patch delete")])
+    );
+    let binding: ClusterRoleBinding = object(path, "ClusterRoleBinding", "job-handler-sink-secrets");
+    assert_eq!(
+        (binding.role_ref.kind.as_str(), binding.role_ref.name.as_str()),
+        ("ClusterRole", "job-handler-sink-secrets")
+    );
+    let subjects = binding.subjects.unwrap();
+    let [subject] = subjects.as_slice() else { panic!("{subjects:?}") };
+    assert_eq!((subject.name.as_str(), subject.namespace.as_deref()), (keys::APP, Some(keys::NAMESPACE)));
+    assert_eq!(documents(path).len(), 2);
+    for kustomization in ["base/kustomization.yaml", "overlays/local/kustomization.yaml"] {
+        let resources = documents(kustomization)[0]["resources"].to_string();
+        assert!(!resources.contains("secrets"), "{kustomization}: {resources}");
+    }
+}
+
 #[test]
 fn no_wildcards_no_escalation_and_no_secrets_of_others() {
     for (path, document) in folder("base").into_iter().chain(folder("overlays/local")) {
@@ -151,7 +175,8 @@ fn no_wildcards_no_escalation_and_no_secrets_of_others() {
 /// Each rule says above it why it is there.
 #[test]
 fn every_rule_has_its_reason() {
-    for (path, _) in folder("base").into_iter().filter(|(path, _)| path.contains("rbac-")) {
+    let all = folder("base").into_iter().chain(folder("overlays/secrets"));
+    for (path, _) in all.filter(|(path, _)| path.contains("rbac")) {
         let text = std::fs::read_to_string(format!("{}/{path}", env!("CARGO_MANIFEST_DIR"))).unwrap();
         let lines: Vec<&str> = text.lines().collect();
         for (n, line) in lines.iter().enumerate().filter(|(_, line)| line.starts_with("  - apiGroups:")) {

@@ -361,7 +361,8 @@ pub struct FailureBackoff {
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Results {
-    /// Kind of object the result is stored in.
+    /// Kind of object the result is stored in. Secret needs the opt-in rights of `manifests/overlays/secrets`: without them
+    /// only how a Job ended is kept, in a ConfigMap, without logs and termination messages.
     #[serde(default)]
     pub storage_type: StorageType,
     /// Seconds that results stay.
@@ -390,7 +391,8 @@ pub enum StorageType {
     /// ConfigMaps.
     #[default]
     ConfigMap,
-    /// Secrets; needs the opt-in rights of `manifests/overlays`.
+    /// Secrets; needs the opt-in rights of `manifests/overlays/secrets`. Without them only how a Job ended is kept, without
+    /// logs and messages.
     Secret,
 }
 

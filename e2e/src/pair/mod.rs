@@ -3,6 +3,7 @@
 
 mod install;
 mod member;
+mod secrets;
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -13,6 +14,7 @@ use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use kube::Api;
 
 pub use member::Member;
+pub use secrets::{allow_secrets, forbid_secrets};
 
 use crate::balancer::{Backend, Balancer};
 use crate::build::{beside, pair_programs};

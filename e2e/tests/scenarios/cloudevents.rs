@@ -17,13 +17,13 @@ use super::world::{World, job, lonely_scenario_in, refusal};
 const TOKEN: &str = "open-sesame";
 
 /// The receiver; started and stopped at will, remembers what it took.
-struct Receiver {
+pub struct Receiver {
     program: Program,
     out: PathBuf,
 }
 
 impl Receiver {
-    fn new(folder: &Path, port: u16) -> (Self, String) {
+    pub fn new(folder: &Path, port: u16) -> (Self, String) {
         let pair = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
         let file = |name: &str, text: &str| {
             std::fs::write(folder.join(name), text).unwrap();
@@ -47,12 +47,12 @@ impl Receiver {
         (Self { program, out }, pair.cert.pem())
     }
 
-    fn start(&self) -> Process {
+    pub fn start(&self) -> Process {
         Process::start(self.program.clone()).unwrap()
     }
 
     /// What it has taken so far; all of it valid by the SDK's own judgement.
-    fn events(&self) -> Vec<Value> {
+    pub fn events(&self) -> Vec<Value> {
         let text = std::fs::read_to_string(&self.out).unwrap_or_default();
         // The last line may be half written.
         let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
@@ -70,7 +70,7 @@ impl Receiver {
         self.events().iter().filter(|e| about(e)).map(|e| e["type"].as_str().unwrap().to_owned()).collect()
     }
 
-    async fn wait(&self, world: &World, job: &str, types: &[&str]) {
+    pub async fn wait(&self, world: &World, job: &str, types: &[&str]) {
         world
             .wait(&format!("{types:?} about {job}"), || async {
                 let found = self.about(job);
@@ -188,7 +188,8 @@ fn once(name: &str, labels: &[(&str, &str)], play: &[(&str, &str)]) -> Value {
     job
 }
 
-async fn tell_the_token(world: &World) {
+/// Puts the token where the sink looks for it.
+pub async fn tell_the_token(world: &World) {
     let secret: Secret = serde_json::from_value(json!({
         "metadata": {"name": keys::SINK_CONFIGURATION},
         "stringData": {"ci": format!("{TOKEN}\n")},

@@ -22,6 +22,7 @@ mod policies;
 mod reading;
 mod resources;
 mod retention;
+mod secrets;
 mod stamping;
 mod sweeping;
 mod told;

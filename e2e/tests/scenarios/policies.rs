@@ -357,15 +357,16 @@ fn a_warning_policy_changes_refuses_and_deletes_nothing() {
 }
 
 #[test]
-fn status_says_which_parts_are_not_enforced_yet() {
+fn status_says_which_parts_have_no_effect() {
     scenario(|world| async move {
         let ns = world.cluster.namespace("parts").await.unwrap();
         world.policy(&ns, "whole", json!({"stamp": {"backoffLimit": {"max": 1}}})).await;
         let spec = json!({"cloudEventSinks": [{"name": "ci"}], "results": {"storageType": "Secret"}});
         world.policy(&ns, "parts", spec).await;
-        for (name, status, told) in
-            [("whole", "True", vec![]), ("parts", "False", vec!["storageType Secret"])]
-        {
+        for (name, status, told) in [
+            ("whole", "True", vec![]),
+            ("parts", "False", vec!["storageType Secret", "cloudEventSinks \"ci\""]),
+        ] {
             let policy = world.policies(&ns).get(name).await.unwrap();
             let conditions = policy.status.unwrap().conditions;
             let condition = conditions.iter().find(|c| c.type_ == "FullyEnforced").unwrap();

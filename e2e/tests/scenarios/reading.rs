@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 use super::world::{World, job, scenario};
 
 /// Somebody with a kubeconfig of their own and the plugin on the PATH.
-struct Person {
+pub struct Person {
     kubectl: PathBuf,
     kubeconfig: PathBuf,
     path: String,
@@ -22,7 +22,7 @@ struct Person {
 
 impl Person {
     /// Who may do `rules` in a namespace.
-    async fn new(world: &World, ns: &str, rules: Value) -> Self {
+    pub async fn new(world: &World, ns: &str, rules: Value) -> Self {
         let objects = json!({"apiVersion": "v1", "kind": "List", "items": [
             {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "person", "namespace": ns}},
             {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role",
@@ -58,20 +58,20 @@ impl Person {
         person
     }
 
-    async fn kubectl(&self, words: &[&str]) -> Output {
+    pub async fn kubectl(&self, words: &[&str]) -> Output {
         let mut command = tokio::process::Command::new(&self.kubectl);
         command.args(words).env("KUBECONFIG", &self.kubeconfig).env("PATH", &self.path);
         command.kill_on_drop(true).output().await.unwrap()
     }
 
-    async fn ok(&self, words: &[&str]) -> String {
+    pub async fn ok(&self, words: &[&str]) -> String {
         let output = self.kubectl(words).await;
         assert!(output.status.success(), "kubectl {words:?}: {output:?}");
         String::from_utf8(output.stdout).unwrap()
     }
 
     /// What it says as it fails.
-    async fn fails(&self, words: &[&str]) -> String {
+    pub async fn fails(&self, words: &[&str]) -> String {
         let output = self.kubectl(words).await;
         assert_eq!(output.status.code(), Some(1), "kubectl {words:?}: {output:?}");
         String::from_utf8(output.stderr).unwrap()

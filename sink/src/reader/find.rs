@@ -75,6 +75,18 @@ pub async fn result_of(
         },
     };
     let stored = found.remove(index);
+    // Another run, a newer one, has the name: if it is not among those that were found, it is where one may not look.
+    let first = names::result_name(name);
+    let moved = run.is_none() && stored.object.name != first;
+    if moved && !found.iter().any(|other| other.object.name == first) {
+        for (kind, why) in &hidden {
+            writeln!(
+                remarks,
+                "note: there may be a newer run of Job {name}, whose result is in a {}: {why}",
+                kind.name()
+            )?;
+        }
+    }
     if stored.is_newer_than_we() {
         let (theirs, place) = (stored.manifest.schema_version, stored.object.place());
         writeln!(

@@ -1,0 +1,318 @@
+//! Results in Secrets: with the opt-in rights they are held there and nowhere else, and read, told and removed as those in
+//! ConfigMaps are; without the rights nothing that containers wrote is published instead.
+
+use job_handler_e2e::{
+    Cluster, ClusterOptions, Pair, PairOptions,
+    pair::{allow_secrets, forbid_secrets},
+    ports, wait_for,
+};
+use k8s_openapi::api::core::v1::Secret;
+use kube::{
+    Api, ResourceExt,
+    api::{DeleteParams, ListParams},
+};
+use serde_json::{Value, json};
+
+use super::{
+    cloudevents::{Receiver, tell_the_token},
+    reading::Person,
+    world::{PATIENCE, World, annotation, job, lonely_scenario_in, scenario},
+};
+
+/// What containers write: into their log, and as their last message.
+const WRITTEN: &str = "password=hunter2";
+const LAST_WORDS: &str = "token=abc123";
+
+/// A Job that fails, and says what it should not.
+fn telling(name: &str, app: &str) -> Value {
+    let log = format!("starting\n{WRITTEN}\n");
+    let play =
+        [("run", "200ms"), ("exit-code", "3"), ("log", log.as_str()), ("termination-message", LAST_WORDS)];
+    let mut job = job(name, &[("app", app)], &play);
+    job["spec"]["backoffLimit"] = json!(0);
+    job
+}
+
+fn policy(app: &str, results: Value) -> Value {
+    json!({"jobSelector": {"matchLabels": {"app": app}}, "results": results, "cloudEventSinks": [{"name": "ci"}]})
+}
+
+/// Waits until condition FullyEnforced has, or has not, something to say of Secrets.
+async fn secrets_missing(world: &World, ns: &str, policy: &str, missing: bool) -> String {
+    world
+        .wait(&format!("the policy to say that Secrets cannot be had: {missing}"), || async {
+            let status = world.policies(ns).get(policy).await.map_err(|e| e.to_string())?.status;
+            let conditions = status.unwrap_or_default().conditions;
+            let told = conditions.into_iter().find(|c| c.type_ == "FullyEnforced").ok_or("no condition")?;
+            if (told.reason == "NoSecrets") == missing { Ok(told.message) } else { Err(format!("{told:?}")) }
+        })
+        .await
+}
+
+async fn told(world: &World, ns: &str, job: &str) -> String {
+    world
+        .wait(&format!("the Event of {job}"), || async {
+            let events = world.events(ns, "JobProcessing", job).await;
+            events.first().and_then(|event| event.note.clone()).ok_or("none")
+        })
+        .await
+}
+
+#[test]
+fn without_the_right_to_secrets_nothing_that_containers_wrote_is_published() {
+    scenario(|world| async move {
+        let ns = world.cluster.namespace("no-secrets").await.unwrap();
+        world.policy(&ns, "hidden", policy("hidden", json!({"storageType": "Secret"}))).await;
+        let why = secrets_missing(world, &ns, "hidden", true).await;
+        assert!(why.contains("no right to") && why.contains("apply manifests/overlays/secrets"), "{why}");
+
+        world.create(&ns, &telling("build", "hidden")).await.unwrap();
+        let note = told(world, &ns, "build").await;
+        assert!(note.contains("exit code 3") && note.contains("could not be kept"), "{note}");
+        let result = world.result(&ns, "build").await;
+        let manifest: Value = serde_json::from_str(&result.data.as_ref().unwrap()["result.json"]).unwrap();
+        assert_eq!(result.data.as_ref().unwrap()["status"], "failed");
+        let lost = manifest["completeness"]["lost"].to_string();
+        assert!(
+            lost.contains("were to be kept in a Secret") && lost.contains("manifests/overlays"),
+            "{lost}"
+        );
+        for resources in ["configmaps", "events", "events.events.k8s.io", "secrets"] {
+            let all =
+                world.cluster.kubectl(&["get", resources, "-n", ns.name(), "-o", "json"]).await.unwrap();
+            assert!(!all.contains(WRITTEN) && !all.contains(LAST_WORDS), "{resources}: {all}");
+        }
+        let (_, metrics) = world.pair.sink().get("/metrics").await.unwrap();
+        let line =
+            metrics.lines().find(|line| line.starts_with("job_handler_results_withheld_total")).unwrap();
+        assert_ne!(line, "job_handler_results_withheld_total 0");
+    });
+}
+
+#[test]
+fn with_the_right_results_are_in_secrets_alone() {
+    lonely_scenario_in(async || {
+        let folder = tempfile::tempdir().unwrap();
+        let port = ports::free().unwrap();
+        let (receiver, ca) = Receiver::new(folder.path(), port);
+        let _process = receiver.start();
+        let configuration = json!({"cloudEventSinks": [{"name": "ci", "url": format!("https://127.0.0.1:{port}/in"),
+            "tls": {"ca": ca}, "bearerToken": {"key": "ci"}}]});
+        let cluster = Cluster::start(ClusterOptions::default()).await.unwrap();
+        let options =
+            PairOptions { sink_configuration: Some(configuration.to_string()), ..PairOptions::default() };
+        let pair = Pair::install(&cluster, options).await.unwrap();
+        let world = World { cluster, pair };
+        tell_the_token(&world).await;
+        let ns = world.cluster.namespace("secrets").await.unwrap();
+        let logs = json!({"maxBytesPerContainer": "3Mi", "maxBytesPerJob": "4Mi"});
+        world.policy(&ns, "open", policy("open", json!({"logs": logs}))).await;
+        let hidden = |more: Value| {
+            let mut results = json!({"storageType": "Secret", "logs": logs});
+            results.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            policy("hidden", results)
+        };
+        world.policy(&ns, "hidden", hidden(json!({}))).await;
+        secrets_missing(&world, &ns, "hidden", true).await;
+        // The sink need not be told: it sees that the rights are there.
+        allow_secrets(&world.cluster).await.unwrap();
+        secrets_missing(&world, &ns, "hidden", false).await;
+
+        in_secrets_alone(&world, &ns, &receiver).await;
+        let person = who_may_read_secrets_reads_them(&world, &ns).await;
+        another_run_in_another_kind_hides_nothing(&world, &ns, &person).await;
+        what_is_in_secrets_is_known_to_the_next_sink_and_left_where_it_cannot_be_read(&world, &ns).await;
+        // What the policy says now is what counts.
+        world.policy(&ns, "hidden", hidden(json!({"ttlSeconds": 1}))).await;
+        let secrets: Api<Secret> = Api::namespaced(world.client(), &ns);
+        wait_for(3 * PATIENCE, "no Secret to be left", || async {
+            let left = secrets.list(&ListParams::default()).await.map_err(|e| e.to_string())?;
+            let left: Vec<String> = left.items.iter().map(ResourceExt::name_any).collect();
+            if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
+        })
+        .await
+        .unwrap();
+        assert!(
+            world.config_maps(&ns).get_opt("plain-results").await.unwrap().is_some(),
+            "asked for by another"
+        );
+    });
+}
+
+/// Beside a ConfigMap of the same content.
+async fn in_secrets_alone(world: &World, ns: &str, receiver: &Receiver) {
+    world.create(ns, &telling("quiet", "hidden")).await.unwrap();
+    world.create(ns, &telling("plain", "open")).await.unwrap();
+    let large = [("run", "200ms"), ("log-bytes", "2Mi")];
+    world.create(ns, &job("large", &[("app", "hidden")], &large)).await.unwrap();
+    world.create(ns, &job("large-plain", &[("app", "open")], &large)).await.unwrap();
+    let notes = [told(world, ns, "quiet").await, told(world, ns, "plain").await];
+    told(world, ns, "large").await;
+    told(world, ns, "large-plain").await;
+    assert!(notes[0].contains("exit code 3") && !notes[0].contains(LAST_WORDS), "{}", notes[0]);
+    assert!(notes[0].ends_with(&format!("Result: Secret {ns}/quiet-results")), "{}", notes[0]);
+    assert!(notes[1].contains(LAST_WORDS), "{}", notes[1]);
+
+    let secrets: Api<Secret> = Api::namespaced(world.client(), ns);
+    let made = ListParams::default().labels("job-handler/created=true");
+    let results = secrets.list(&made).await.unwrap().items;
+    assert_eq!(
+        results.iter().map(ResourceExt::name_any).collect::<Vec<_>>(),
+        ["large-results", "quiet-results"]
+    );
+    assert!(results.iter().all(|secret| secret.type_.as_deref() == Some("job-handler.io/result")));
+    for name in ["quiet-results", "large-results"] {
+        assert!(world.config_maps(ns).get_opt(name).await.unwrap().is_none(), "{name} is a Secret alone");
+    }
+    let shards = |secret: &Secret| secret.labels().contains_key("job-handler/shard");
+    let all = secrets.list(&ListParams::default()).await.unwrap().items;
+    let maps =
+        world.config_maps(ns).list(&ListParams::default().labels("job-handler/shard")).await.unwrap().items;
+    assert_eq!(
+        all.iter().filter(|secret| shards(secret)).count(),
+        maps.len(),
+        "as many shards as a ConfigMap has"
+    );
+
+    // Key by key what the other one has, names and times aside.
+    let secret = secrets.get("quiet-results").await.unwrap().data.unwrap();
+    let map = world.result(ns, "plain").await.data.unwrap();
+    assert_eq!(secret.keys().collect::<Vec<_>>(), map.keys().collect::<Vec<_>>());
+    let text = |key: &str| String::from_utf8(secret[key].0.clone()).unwrap();
+    assert_eq!((text("result"), text("status")), (map["result"].clone(), map["status"].clone()));
+    let body = |logs: &str| logs.split_once('\n').unwrap().1.to_owned();
+    assert_eq!(body(&text("logs")), body(&map["logs"]));
+    assert!(text("logs").contains(WRITTEN));
+
+    let events = ["io.job-handler.job.started", "io.job-handler.job.failed"];
+    receiver.wait(world, "quiet", &events).await;
+    let all = receiver.events();
+    let of = |event: &&Value| event["subject"] == format!("{ns}/quiet") && event["type"] == events[1];
+    let failed = all.iter().find(of).unwrap();
+    assert_eq!(
+        (&failed["data"]["result"]["kind"], &failed["data"]["complete"]),
+        (&json!("Secret"), &json!(true))
+    );
+    assert!(!failed.to_string().contains(LAST_WORDS), "{failed}");
+}
+
+fn rules(resources: Value) -> Value {
+    json!([{"apiGroups": [""], "resources": resources, "verbs": ["get", "list"]}])
+}
+
+async fn who_may_read_secrets_reads_them(world: &World, ns: &str) -> Person {
+    let rules =
+        |resources: Value| json!([{"apiGroups": [""], "resources": resources, "verbs": ["get", "list"]}]);
+    let person = Person::new(world, ns, rules(json!(["configmaps"]))).await;
+    let output = person.kubectl(&["job-results", "list", "-o", "name", "--sort-by", "name"]).await;
+    assert!(output.status.success());
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout),
+        "configmap/large-plain-results\nconfigmap/plain-results\n"
+    );
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(said.matches("results in secrets, if any, are not shown").count(), 1, "{said}");
+    let error = person.fails(&["job-results", "logs", "quiet"]).await;
+    assert!(error.contains("results in Secrets could not be looked at"), "{error}");
+
+    // More rights, the same person.
+    let role = json!({"rules": rules(json!(["configmaps", "secrets"]))}).to_string();
+    world.cluster.kubectl(&["patch", "role", "person", "-n", ns, "--type=merge", "-p", &role]).await.unwrap();
+    world
+        .wait("the rights to be there", || async {
+            let may = person.kubectl(&["auth", "can-i", "list", "secrets"]).await;
+            if may.status.success() { Ok(()) } else { Err("not yet") }
+        })
+        .await;
+    let listed = person.ok(&["job-results", "list", "-o", "name", "--sort-by", "name"]).await;
+    let names = ["configmap/large-plain", "secret/large", "configmap/plain", "secret/quiet"]
+        .map(|n| format!("{n}-results"));
+    let mut found: Vec<&str> = listed.lines().collect();
+    found.sort_unstable_by_key(|name| name.split_once('/').unwrap().1);
+    assert_eq!(found, names);
+    let shown = person.ok(&["job-results", "show", "quiet"]).await;
+    assert!(shown.contains(LAST_WORDS) && shown.contains(&format!("Secret {ns}/quiet-results")), "{shown}");
+    let read =
+        async |job: &str| person.kubectl(&["job-results", "logs", job, "--raw", "-c", "main"]).await.stdout;
+    assert_eq!(read("quiet").await, read("plain").await);
+    let large = read("large").await;
+    assert_eq!(large.len(), 2 << 20);
+    assert!(large == read("large-plain").await, "what a ConfigMap's shards hold");
+    person
+}
+
+async fn another_run_in_another_kind_hides_nothing(world: &World, ns: &str, person: &Person) {
+    let jobs = world.jobs(ns);
+    let before = jobs.get("quiet").await.unwrap();
+    jobs.delete("quiet", &DeleteParams::background()).await.unwrap();
+    world.gone(ns, "quiet").await;
+    world.create(ns, &telling("quiet", "open")).await.unwrap();
+    let newer = world.result(ns, "quiet").await;
+    assert!(newer.data.unwrap()["logs"].contains(WRITTEN), "the policy of this one says so");
+    let secrets: Api<Secret> = Api::namespaced(world.client(), ns);
+    let aside = format!("quiet-results-{}", &before.uid().unwrap()[..8]);
+    let moved = secrets.get(&aside).await.unwrap();
+    assert_eq!(moved.labels()["job-handler/job-uid"], before.uid().unwrap());
+    assert!(secrets.get_opt("quiet-results").await.unwrap().is_none(), "the name belongs to the newer run");
+
+    // And the other way round.
+    jobs.delete("quiet", &DeleteParams::background()).await.unwrap();
+    world.gone(ns, "quiet").await;
+    world.create(ns, &telling("quiet", "hidden")).await.unwrap();
+    world
+        .wait("the third result", || async {
+            secrets.get("quiet-results").await.map(drop).map_err(|e| e.to_string())
+        })
+        .await;
+    let maps: Vec<String> = world
+        .config_maps(ns)
+        .list(&ListParams::default().labels("job-name=quiet"))
+        .await
+        .unwrap()
+        .items
+        .iter()
+        .map(ResourceExt::name_any)
+        .collect();
+    assert_eq!(
+        maps,
+        [format!("quiet-results-{}", &newer.metadata.labels.unwrap()["job-handler/job-uid"][..8])]
+    );
+}
+
+async fn what_is_in_secrets_is_known_to_the_next_sink_and_left_where_it_cannot_be_read(
+    world: &World,
+    ns: &str,
+) {
+    told(world, ns, "quiet").await;
+    world
+        .wait("the mark", || async {
+            let job = world.jobs(ns).get("quiet").await.map_err(|e| e.to_string())?;
+            if annotation(&job, "job-handler/results").is_empty() {
+                Err("no mark".to_owned())
+            } else {
+                Ok(())
+            }
+        })
+        .await;
+    let version = async || {
+        let secrets: Api<Secret> = Api::namespaced(world.client(), ns);
+        let secret = secrets.get("quiet-results").await.unwrap();
+        (secret.uid(), world.config_maps(ns).get_opt("quiet-results").await.unwrap().is_none())
+    };
+    let before = version().await;
+    forbid_secrets(&world.cluster).await.unwrap();
+    secrets_missing(world, ns, "hidden", true).await;
+    for rights in [false, true] {
+        if rights {
+            allow_secrets(&world.cluster).await.unwrap();
+        }
+        world.pair.sink().restart().unwrap();
+        world.pair.sink().wait_ready(PATIENCE).await.unwrap();
+        secrets_missing(world, ns, "hidden", !rights).await;
+        // One that comes later has gone through everything meanwhile.
+        let later = format!("later-{rights}");
+        world.create(ns, &job(&later, &[("app", "open")], &[("run", "200ms")])).await.unwrap();
+        told(world, ns, &later).await;
+        assert_eq!(version().await, before, "with the rights: {rights}");
+    }
+}
