@@ -201,8 +201,6 @@ fn rules(resources: Value) -> Value {
 }
 
 async fn who_may_read_secrets_reads_them(world: &World, ns: &str) -> Person {
-    let rules =
-        |resources: Value| json!([{"apiGroups": [""], "resources": resources, "verbs": ["get", "list"]}]);
     let person = Person::new(world, ns, rules(json!(["configmaps"]))).await;
     let output = person.kubectl(&["job-results", "list", "-o", "name", "--sort-by", "name"]).await;
     assert!(output.status.success());
@@ -277,6 +275,19 @@ async fn another_run_in_another_kind_hides_nothing(world: &World, ns: &str, pers
         maps,
         [format!("quiet-results-{}", &newer.metadata.labels.unwrap()["job-handler/job-uid"][..8])]
     );
+
+    // Who may not look into Secrets is told that the one that is shown may not be the newest.
+    let role = json!({"rules": rules(json!(["configmaps"]))}).to_string();
+    world.cluster.kubectl(&["patch", "role", "person", "-n", ns, "--type=merge", "-p", &role]).await.unwrap();
+    world
+        .wait("the right to be gone", || async {
+            let may = person.kubectl(&["auth", "can-i", "list", "secrets"]).await;
+            if may.status.success() { Err("not yet") } else { Ok(()) }
+        })
+        .await;
+    let output = person.kubectl(&["job-results", "logs", "quiet", "-c", "main"]).await;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success() && said.contains("there may be a newer run of Job quiet"), "{said}");
 }
 
 async fn what_is_in_secrets_is_known_to_the_next_sink_and_left_where_it_cannot_be_read(
