@@ -253,13 +253,13 @@ fn excess(store: &Store, missed: &[Missed]) -> HashMap<String, (ScopeKey, Limit)
             active.get(scope).copied().unwrap_or_default() > limit.max_active_jobs
         };
         // One that queues helps; of one that rejects there is only something to tell.
-        let mut full: Vec<_> = taken.iter().filter(over).collect();
+        let mut full: Vec<_> = taken.iter().filter(over).cloned().collect();
         full.sort_by_key(|(_, limit)| limit.when_full != WhenFull::Queue);
         let Some((scope, limit)) = full.first() else { continue };
-        if limit.when_full == WhenFull::Queue {
-            for (scope, _) in &taken {
-                active.entry(scope.clone()).and_modify(|n| *n = n.saturating_sub(1));
-            }
+        // Who waits takes no slot anywhere. Who runs on is the one too many where it was told of; the older ones are not.
+        let relieved = if limit.when_full == WhenFull::Queue { &taken } else { &full };
+        for (scope, _) in relieved {
+            active.entry(scope.clone()).and_modify(|n| *n = n.saturating_sub(1));
         }
         excess.insert(job.uid.clone(), (scope.clone(), (*limit).clone()));
     }
@@ -328,9 +328,10 @@ async fn tell(teller: &Teller, job: &JobSnapshot, text: &str, over: Option<&(Sco
 
 #[cfg(test)]
 mod tests {
-    use job_handler_shared::policy::JobPolicy;
+    use job_handler_shared::{policy::JobPolicy, status::PolicyStatus};
 
     use super::*;
+    use crate::store::PolicyEntry;
 
     fn policy(spec: Value) -> Arc<Policy> {
         let policy: JobPolicy = serde_json::from_value(json!({
@@ -380,6 +381,45 @@ mod tests {
         let healed = heal(&job, json!({"stamp": stamp}));
         assert!(healed.spec.is_empty(), "{:?}", healed.spec);
         assert!(healed.text.text().contains("900 have passed already, it runs on"), "{}", healed.text);
+    }
+
+    /// By uid, the limit that each is told of.
+    fn too_many(limits: &Value) -> Vec<(String, String)> {
+        let store = Store::default();
+        store.put_namespace("ci", Default::default());
+        let policy = policy(json!({"limits": limits}));
+        store.put_policy(PolicyEntry {
+            reference: policy.reference.clone(),
+            generation: 1,
+            policy: Ok(policy.clone()),
+            status: PolicyStatus::default(),
+        });
+        let missed = |n: i64| {
+            let (name, uid) = (n.to_string(), n.to_string());
+            let job =
+                JobSnapshot { namespace: "ci".into(), name, uid, created: at(n), ..JobSnapshot::default() };
+            store.put_job(job.clone());
+            Missed { job: Arc::new(job), policies: vec![policy.clone()] }
+        };
+        let missed: Vec<Missed> = (1..=4).map(missed).collect();
+        let excess = excess(&store, &missed).into_iter();
+        let mut told: Vec<_> = excess.map(|(uid, (scope, _))| (uid, scope.limit)).collect();
+        told.sort();
+        told
+    }
+
+    #[test]
+    fn only_the_newest_are_too_many() {
+        let told = |told: &[(&str, &str)]| -> Vec<(String, String)> {
+            told.iter().map(|(uid, limit)| ((*uid).to_owned(), (*limit).to_owned())).collect()
+        };
+        let rejects = json!({"name": "r", "maxActiveJobs": 3});
+        let queues = json!({"name": "q", "maxActiveJobs": 2, "whenFull": "Queue"});
+        assert_eq!(too_many(&json!([rejects])), told(&[("4", "r")]));
+        assert_eq!(too_many(&json!([queues])), told(&[("3", "q"), ("4", "q")]));
+        assert_eq!(too_many(&json!([rejects, queues])), told(&[("3", "q"), ("4", "q")]));
+        let few = json!({"name": "f", "maxActiveJobs": 1});
+        assert_eq!(too_many(&json!([few, queues])), told(&[("2", "f"), ("3", "q"), ("4", "q")]));
     }
 
     #[test]

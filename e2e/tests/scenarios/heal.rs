@@ -4,7 +4,7 @@ use job_handler_shared::keys;
 use kube::api::{Patch, PatchParams};
 use serde_json::json;
 
-use super::world::{World, annotation, job, lonely_scenario};
+use super::world::{World, annotation, job, lonely_scenario, refusal};
 
 #[test]
 fn jobs_that_the_webhook_missed_are_stamped_and_others_left_alone() {
@@ -66,12 +66,16 @@ fn jobs_that_the_webhook_missed_are_stamped_and_others_left_alone() {
 }
 
 #[test]
-fn missed_jobs_over_a_limit_that_queues_wait_newest_first() {
+fn missed_jobs_over_a_limit_wait_newest_first_or_are_reported() {
     lonely_scenario(async |world| {
         let ns = world.cluster.namespace("healq").await.unwrap();
         let limit = json!({"name": "few", "maxActiveJobs": 1, "whenFull": "Queue"});
         world.policy(&ns, "builds", json!({"limits": [limit]})).await;
+        let rejects = world.cluster.namespace("healr").await.unwrap();
+        let limit = json!({"name": "few", "maxActiveJobs": 1});
+        world.policy(&rejects, "builds", json!({"limits": [limit]})).await;
         in_force_for_a_second(world, &ns).await;
+        in_force_for_a_second(world, &rejects).await;
         // Nobody is asked: somebody took the entries away while the sink was away too.
         world.pair.sink().kill().unwrap();
         let configurations: kube::Api<
@@ -85,7 +89,8 @@ fn missed_jobs_over_a_limit_that_queues_wait_newest_first() {
                     world.create(&ns, &job(name, &[], &[("run", "120s")])).await
                 })
                 .await;
-            let made = world.jobs(&ns).get(name).await.unwrap().metadata.creation_timestamp.unwrap().0;
+            let made = world.create(&rejects, &job(name, &[], &[("run", "120s")])).await.unwrap();
+            let made = made.metadata.creation_timestamp.unwrap().0;
             world
                 .wait("the next second", || async {
                     if jiff::Timestamp::now().as_second() > made.as_second() {
@@ -116,6 +121,34 @@ fn missed_jobs_over_a_limit_that_queues_wait_newest_first() {
                 if b.spec.unwrap().suspend == Some(false) { Ok(()) } else { Err("suspended") }
             })
             .await;
+        // Where too many are refused, both run on; that they are too many is told, and nobody else gets in.
+        let told = |name: &'static str| {
+            let rejects = rejects.name();
+            async move {
+                let events = world.events(rejects, keys::REASON_HEALED, name).await;
+                events.into_iter().find_map(|event| event.note).ok_or("no Event")
+            }
+        };
+        let (a, b) = (world.wait("a to be told of", || told("a")).await, world.wait("b", || told("b")).await);
+        let one_too_many = "one too many for limit \"few\" of JobPolicy";
+        assert!(b.contains(one_too_many) && b.contains("runs on"), "{b}");
+        assert!(!a.contains(one_too_many), "{a}");
+        world
+            .wait("OverLimit to tell", || async {
+                let status = world.policies(&rejects).get("builds").await.unwrap().status.unwrap_or_default();
+                let over = status.conditions.into_iter().find(|c| c.type_ == "OverLimit").ok_or("none")?;
+                let told = "2 active jobs, max allowed: 1";
+                if over.status == "True" && over.message.contains(told) { Ok(()) } else { Err("not yet") }
+            })
+            .await;
+        let (code, message) = refusal(world.create(&rejects, &job("c", &[], &[])).await);
+        assert!(code == 403 && message.contains("2 active jobs, max allowed: 1"), "{code}: {message}");
+        for name in ["a", "b"] {
+            let job = world.jobs(&rejects).get(name).await.unwrap();
+            assert_eq!((job.metadata.deletion_timestamp, job.spec.unwrap().suspend), (None, Some(false)));
+            let status = job.status.unwrap_or_default();
+            assert!(status.conditions.unwrap_or_default().is_empty(), "{name} was ended");
+        }
     });
 }
 
