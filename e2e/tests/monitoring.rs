@@ -76,9 +76,22 @@ async fn every_query_of_the_dashboard_answers_about_the_pair() {
         },
     }))
     .unwrap();
-    Api::namespaced(cluster.client(), &ns).create(&PostParams::default(), &policy).await.unwrap();
-    let ready = ["wait", "jobpolicy/builds", "-n", ns.name(), "--for=condition=Ready", "--timeout=60s"];
-    cluster.kubectl(&ready).await.unwrap();
+    // Nobody's turn ever comes.
+    let line = cluster.namespace("line").await.unwrap();
+    let queue: JobPolicy = serde_json::from_value(json!({
+        "apiVersion": "job-handler.io/v1alpha1", "kind": "JobPolicy", "metadata": {"name": "builds"},
+        "spec": {"limits": [{"name": "none", "maxActiveJobs": 0, "whenFull": "Queue"}]},
+    }))
+    .unwrap();
+    for (ns, policy) in [(&ns, &policy), (&line, &queue)] {
+        Api::namespaced(cluster.client(), ns).create(&PostParams::default(), policy).await.unwrap();
+        let ready = ["wait", "jobpolicy/builds", "-n", ns.name(), "--for=condition=Ready", "--timeout=60s"];
+        cluster.kubectl(&ready).await.unwrap();
+    }
+    let waiting: Api<Job> = Api::namespaced(cluster.client(), &line);
+    for name in ["waits", "waits-too"] {
+        waiting.create(&PostParams::default(), &job(name, "0")).await.unwrap();
+    }
     let jobs: Api<Job> = Api::namespaced(cluster.client(), &ns);
     for (name, exit) in [("good", "0"), ("bad", "1"), ("last", "0")] {
         jobs.create(&PostParams::default(), &job(name, exit)).await.unwrap();
@@ -98,6 +111,7 @@ async fn every_query_of_the_dashboard_answers_about_the_pair() {
     // What real Jobs make of the users' own metrics.
     for (query, least) in [
         ("sum(k8s_job_creation_total{status=\"created\"})", 3.0),
+        ("sum(job_handler_limit_queued)", 2.0),
         ("sum(k8s_job_creation_total{status=\"refused\"})", 3.0),
         ("sum(k8s_job_duration_seconds_count{status=\"completed\"})", 2.0),
         ("sum(k8s_job_duration_seconds_count{status=\"failed\"})", 1.0),

@@ -28,7 +28,21 @@ pub async fn build(program: &str, version: &str) -> Result<Client, ClientError> 
     with(config, program, version)
 }
 
-/// The same, for a cluster that was chosen otherwise.
+/// The same, whose calls give the first answer that comes, also where that is 429, 503 or 504: for callers who decide
+/// themselves what such an answer means, and whom it is worth waiting for.
+///
+/// By default kube's client tries those again for minutes, so that a caller with a deadline learns of nothing but its
+/// deadline; and a write that was answered by 504 may have been done, which a second one hides behind its 409.
+///
+/// # Errors
+/// As [`build`].
+pub async fn build_without_retries(program: &str, version: &str) -> Result<Client, ClientError> {
+    let mut config = Config::infer().await.map_err(|e| ClientError::Config(Box::new(e)))?;
+    config.default_retry = false;
+    with(config, program, version)
+}
+
+/// The same as [`build`], for a cluster that was chosen otherwise.
 ///
 /// # Errors
 /// Where the configuration's certificates or tokens cannot be read.

@@ -30,6 +30,8 @@ pub const JOB_UID: &str = "job-handler/job-uid";
 pub const COMPONENT: &str = "job-handler/component";
 /// Annotation on a webhook replica's Lease: JSON map policy uid -> generation it enforces.
 pub const ENFORCES: &str = "job-handler/enforces";
+/// Annotation on a webhook replica's Lease: JSON map policy uid -> why it cannot decide by that policy's limits yet.
+pub const WITHHELD: &str = "job-handler/withheld";
 
 /// Value of [`STATUS`] after condition `Complete`.
 pub const STATUS_COMPLETED: &str = "completed";

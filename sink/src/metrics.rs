@@ -1,8 +1,11 @@
 //! What the sink counts. Labels are bounded: never a Job's name.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
+    },
 };
 
 use job_handler_shared::{
@@ -60,6 +63,13 @@ struct SinkReason {
     reason: &'static str,
 }
 
+/// A limit of a policy, as the webhook names them too.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct LimitLabels {
+    policy: String,
+    limit: String,
+}
+
 /// The sink's metrics; clones are the same ones. Jobs are counted by the leader alone, so that sums over replicas hold.
 #[derive(Clone, Debug)]
 pub struct SinkMetrics {
@@ -78,6 +88,9 @@ pub struct SinkMetrics {
     removed: Family<Reason, Counter>,
     dropped: Family<Reason, Counter>,
     queue: Gauge<i64, AtomicI64>,
+    limit_queued: Family<LimitLabels, Gauge<i64, AtomicI64>>,
+    /// Limits of which was told last.
+    limits: Arc<Mutex<HashMap<(String, String), usize>>>,
     restarts: Histogram,
     lost: Family<Reason, Counter>,
     oldest_active: Gauge<f64, AtomicU64>,
@@ -120,6 +133,8 @@ impl SinkMetrics {
             removed: Family::default(),
             dropped: Family::default(),
             queue: Gauge::default(),
+            limit_queued: Family::default(),
+            limits: Arc::default(),
             restarts: Histogram::new([0.0, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0]),
             lost: Family::default(),
             oldest_active: Gauge::default(),
@@ -155,6 +170,8 @@ impl SinkMetrics {
             ours.register("results_removed", "Results removed by retention, by why", own.removed.clone());
             ours.register("refusals_dropped", "Refusals that were not told", own.dropped.clone());
             ours.register("queue_length", "Jobs and groups to be looked at", own.queue.clone());
+            let queued = "Jobs that wait for a slot of a limit, in all of its scopes";
+            ours.register("limit_queued", queued, own.limit_queued.clone());
             let most = "Restarts of the container that was restarted most, per harvested Job";
             ours.register("job_restarts", most, own.restarts.clone());
             ours.register("results_lost", "Results that could not be stored", own.lost.clone());
@@ -187,6 +204,23 @@ impl SinkMetrics {
     pub fn set_leading(&self, leads: bool) {
         self.leading.store(leads, Ordering::Relaxed);
         self.leader.set(i64::from(leads));
+        if !leads {
+            self.set_limits_queued(HashMap::new());
+        }
+    }
+
+    /// How many Jobs wait at each limit (policy, limit); of any other nothing is told any more.
+    pub fn set_limits_queued(&self, queued: HashMap<(String, String), usize>) {
+        let labels =
+            |(policy, limit): &(String, String)| LimitLabels { policy: policy.clone(), limit: limit.clone() };
+        let mut limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
+        for gone in limits.keys().filter(|known| !queued.contains_key(*known)) {
+            self.limit_queued.remove(&labels(gone));
+        }
+        for (limit, jobs) in &queued {
+            self.limit_queued.get_or_create(&labels(limit)).set(i64::try_from(*jobs).unwrap_or(i64::MAX));
+        }
+        *limits = queued;
     }
 
     fn leads(&self) -> bool {
@@ -335,6 +369,9 @@ mod tests {
             ..JobSnapshot::default()
         };
         own.job_finished(&job, false);
+        let limit = |name: &str| ("JobPolicy ci/builds".to_owned(), name.to_owned());
+        own.set_limits_queued([(limit("few"), 3), (limit("gone"), 1)].into());
+        own.set_limits_queued([(limit("few"), 2)].into());
         let text = metrics.encode().unwrap();
         for line in [
             "k8s_job_creation_total{status=\"created\"} 1",
@@ -342,8 +379,12 @@ mod tests {
             "k8s_job_failures_total{reason=\"error\"} 1",
             "k8s_job_duration_seconds_count{status=\"failed\"} 1",
             "k8s_active_jobs 0",
+            "job_handler_limit_queued{policy=\"JobPolicy ci/builds\",limit=\"few\"} 2",
         ] {
             assert!(text.contains(line), "{line} in {text}");
         }
+        assert!(!text.contains("gone"), "{text}");
+        own.set_leading(false);
+        assert!(!metrics.encode().unwrap().contains("limit_queued{"), "only the leader knows");
     }
 }

@@ -127,6 +127,15 @@ fn readiness(entry: &PolicyEntry, situation: &Situation<'_>) -> (bool, &'static 
     if live.is_empty() {
         return (false, "NoWebhook", "no webhook replica is alive: see `kubectl get leases -l job-handler/component=webhook` in job-handler's namespace".to_owned());
     }
+    let withheld =
+        live.iter().find_map(|(name, replica)| Some((name, replica.withheld.get(&entry.reference.uid)?)));
+    if let Some((replica, why)) = withheld {
+        return (
+            false,
+            "LedgerMissing",
+            format!("webhook replica {replica} cannot decide by its limits: {why}"),
+        );
+    }
     let behind: Vec<&str> = live
         .iter()
         .filter(|(_, replica)| replica.enforces.get(&entry.reference.uid) != Some(&generation))
@@ -274,6 +283,13 @@ fn fullest(limit: &Limit, jobs: &[Selected], pending: &BTreeMap<(String, String)
     }
 }
 
+/// How many Jobs wait at a limit, in all of its scopes.
+pub fn queued(limit: &Limit, jobs: &[Selected]) -> usize {
+    let waits =
+        |(job, group): &&Selected| job.is_queued() && scope_of(limit.scope, job, group.as_ref()).is_some();
+    jobs.iter().filter(waits).count()
+}
+
 fn scope_of(scope: Scope, job: &JobSnapshot, group: Option<&GroupId>) -> Option<String> {
     match scope {
         Scope::Cluster => Some("cluster".to_owned()),
@@ -334,7 +350,13 @@ mod tests {
 
     fn replica(enforces: i64) -> Replica {
         let enforces = [("p".to_owned(), enforces)].into();
-        Replica { renewed: "x".into(), seen: Instant::now(), duration: 15, enforces }
+        Replica {
+            renewed: "x".into(),
+            seen: Instant::now(),
+            duration: 15,
+            enforces,
+            withheld: BTreeMap::new(),
+        }
     }
 
     fn ready(replicas: &[(&str, Replica)], kept: &Kept) -> Condition {
@@ -361,10 +383,13 @@ mod tests {
         let written = Kept { written: [("p".to_owned(), 3)].into(), fault: None };
         let mut dead = replica(2);
         dead.duration = 0;
+        let mut blind = replica(2);
+        blind.withheld = [("p".to_owned(), "its ledger is missing".to_owned())].into();
         for (replicas, kept, reason) in [
             (vec![], &written, "NoWebhook"),
             (vec![("dead", dead.clone())], &written, "NoWebhook"),
             (vec![("a", replica(3)), ("b", replica(2))], &written, "WebhookBehind"),
+            (vec![("a", replica(3)), ("b", blind)], &written, "LedgerMissing"),
             (vec![("a", replica(3))], &Kept::default(), "EntryMissing"),
             (vec![("a", replica(3)), ("dead", dead)], &written, "Enforced"),
         ] {

@@ -2,7 +2,7 @@
 //! change, at most once a second each.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -55,10 +55,15 @@ pub async fn keep<K: Clone + Eq + std::hash::Hash>(
         metrics.set_census(&census::take(&jobs, &results, &store.enforced(), asked, Timestamp::now()));
         metrics.set_queue(queue.len());
         let sinks = store.known_sinks();
+        let mut queued = HashMap::new();
         for entry in store.entries() {
             let policy = entry.policy.as_ref().ok();
             let selected: Vec<Selected> =
                 policy.map_or_else(Vec::new, |policy| selected(&store, policy, &jobs));
+            for limit in policy.filter(|policy| policy.enforced()).into_iter().flat_map(|p| &p.spec.limits) {
+                let key = (entry.reference.to_string(), limit.name.clone());
+                queued.insert(key, status::queued(limit, &selected));
+            }
             let wanted = {
                 let kept = entries.borrow_and_update();
                 let situation = Situation {
@@ -87,6 +92,7 @@ pub async fn keep<K: Clone + Eq + std::hash::Hash>(
                 Err(error) => tracing::warn!(policy = %entry.reference, "status: {error}; trying again"),
             }
         }
+        metrics.set_limits_queued(queued);
         tokio::time::sleep(EVERY).await;
         tokio::select! {
             _ = changes.changed() => {}

@@ -91,6 +91,8 @@ pub struct Replica {
     pub duration: u64,
     /// Policy uid -> generation it enforces.
     pub enforces: BTreeMap<String, i64>,
+    /// Policy uid -> why it cannot decide by its limits yet.
+    pub withheld: BTreeMap<String, String>,
 }
 
 impl Replica {
@@ -530,7 +532,8 @@ impl Store {
     pub fn put_replica(&self, name: &str, mut replica: Replica) {
         let mut inner = self.lock();
         let before = inner.replicas.get(name);
-        let changed = before.is_none_or(|known| known.enforces != replica.enforces);
+        let changed = before
+            .is_none_or(|known| known.enforces != replica.enforces || known.withheld != replica.withheld);
         if let Some(known) = before
             && known.renewed == replica.renewed
         {

@@ -395,8 +395,11 @@ pub async fn replicas(context: Context, ready: ReadyHandle) {
 
 fn read_replica(lease: &Lease) -> Replica {
     let spec = lease.spec.as_ref();
+    let annotation = |key| lease.annotations().get(key);
     let enforces: Option<BTreeMap<String, i64>> =
-        lease.annotations().get(keys::ENFORCES).and_then(|text| serde_json::from_str(text).ok());
+        annotation(keys::ENFORCES).and_then(|text| serde_json::from_str(text).ok());
+    let withheld: Option<BTreeMap<String, String>> =
+        annotation(keys::WITHHELD).and_then(|text| serde_json::from_str(text).ok());
     let held = spec.and_then(|s| s.holder_identity.as_deref()).is_some_and(|holder| !holder.is_empty());
     let duration = spec.and_then(|s| s.lease_duration_seconds).unwrap_or(keys::WEBHOOK_LEASE_SECONDS);
     Replica {
@@ -405,6 +408,7 @@ fn read_replica(lease: &Lease) -> Replica {
         // A replica that gave its Lease back on the way out is not waited for.
         duration: if held { u64::try_from(duration).unwrap_or_default() } else { 0 },
         enforces: enforces.unwrap_or_default(),
+        withheld: withheld.unwrap_or_default(),
     }
 }
 

@@ -1,7 +1,8 @@
 //! The Lease of this replica: it lives, and these policy revisions are what it enforces.
 //!
 //! The sink calls a policy Ready once every live replica says so. Therefore a replica whose Lease has run out no longer
-//! decides about limits ([`Liveness`]): nobody waits for what it enforces.
+//! decides about limits ([`Liveness`]): nobody waits for what it enforces. And a policy by whose limits it cannot decide
+//! yet ([`Withholding`]) it does not say to enforce.
 
 use std::{
     collections::BTreeMap,
@@ -13,13 +14,14 @@ use std::{
 };
 
 use jiff::Timestamp;
-use job_handler_shared::{admin::ReadyHandle, keys};
+use job_handler_shared::{admin::ReadyHandle, combine::PolicySet, keys};
 use k8s_openapi::{api::coordination::v1::Lease, apimachinery::pkg::apis::meta::v1::MicroTime};
 use kube::{
     Api, Client,
     api::{DeleteParams, Patch, PatchParams},
 };
 use serde_json::json;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::{mirror::causes, policies::Policies};
@@ -64,14 +66,34 @@ impl Liveness {
     }
 }
 
+/// By which policies' limits nothing can be decided now.
+pub trait Withholding: Send + Sync {
+    /// Those of `policies`, by uid, and why. None = that is not known yet.
+    fn withheld(&self, policies: &PolicySet) -> Option<BTreeMap<String, String>>;
+    /// Tells that it may be different now.
+    fn changes(&self) -> watch::Receiver<u64>;
+}
+
 /// Keeps the Lease of `replica` until `shutdown`; then it is let go by [`Keeper::release`].
 pub struct Keeper {
     api: Api<Lease>,
     name: String,
     holder: String,
     policies: Policies,
+    withholding: Arc<dyn Withholding>,
     liveness: Liveness,
     ready: ReadyHandle,
+}
+
+/// What a renewal says.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Renewed {
+    /// Every policy is enforced.
+    Whole,
+    /// Some are withheld.
+    InPart,
+    /// It was not made: nobody knows yet which are.
+    Not,
 }
 
 impl Keeper {
@@ -81,6 +103,7 @@ impl Keeper {
         namespace: &str,
         replica: &str,
         policies: Policies,
+        withholding: Arc<dyn Withholding>,
         liveness: Liveness,
         ready: ReadyHandle,
     ) -> Self {
@@ -89,14 +112,15 @@ impl Keeper {
             name: format!("{}{replica}", keys::WEBHOOK_LEASE_PREFIX),
             holder: replica.to_owned(),
             policies,
+            withholding,
             liveness,
             ready,
         }
     }
 
-    /// Renews every five seconds, and at once when a policy changes.
+    /// Renews every five seconds, and at once when a policy changes or ledgers went.
     pub async fn run(&self, shutdown: CancellationToken) {
-        let mut changes = self.policies.changes();
+        let (mut changes, mut others) = (self.policies.changes(), self.withholding.changes());
         let mut told: Option<String> = None;
         let acquired = Timestamp::now();
         while !shutdown.is_cancelled() {
@@ -105,12 +129,17 @@ impl Keeper {
                 RENEW
             } else {
                 match self.renew(acquired).await {
-                    Ok(()) => {
+                    Ok(Renewed::Not) => {
+                        self.ready.not_ready("waits for the JobLedgers");
+                        RENEW
+                    }
+                    Ok(renewed) => {
                         self.ready.ready();
                         if told.take().is_some() {
                             tracing::info!(lease = %self.name, "renewed again");
                         }
-                        RENEW
+                        // What is withheld comes by itself.
+                        if renewed == Renewed::InPart { RETRY } else { RENEW }
                     }
                     Err(why) => {
                         if !self.liveness.is_live() {
@@ -127,6 +156,7 @@ impl Keeper {
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 Ok(()) = changes.changed() => {}
+                Ok(()) = others.changed() => {}
                 () = shutdown.cancelled() => {}
             }
         }
@@ -146,23 +176,26 @@ impl Keeper {
         }
     }
 
-    async fn renew(&self, acquired: Timestamp) -> Result<(), String> {
-        // What is true when the call begins; both only ever move on.
+    async fn renew(&self, acquired: Timestamp) -> Result<Renewed, String> {
+        // What is true when the call begins.
         let begun = self.liveness.elapsed();
-        let enforces: BTreeMap<String, i64> = self
-            .policies
-            .current()
+        let policies = self.policies.current().clone();
+        let Some(withheld) = self.withholding.withheld(&policies) else { return Ok(Renewed::Not) };
+        let enforces: BTreeMap<&str, i64> = policies
             .iter()
-            .map(|policy| (policy.reference.uid.clone(), policy.generation))
+            .map(|policy| (&*policy.reference.uid, policy.generation))
+            .filter(|(uid, _)| !withheld.contains_key(*uid))
             .collect();
+        let renewed = if withheld.is_empty() { Renewed::Whole } else { Renewed::InPart };
         let enforces = serde_json::to_string(&enforces).map_err(|error| error.to_string())?;
+        let withheld = serde_json::to_string(&withheld).map_err(|error| error.to_string())?;
         let lease = json!({
             "apiVersion": "coordination.k8s.io/v1",
             "kind": "Lease",
             "metadata": {
                 "name": self.name,
                 "labels": {keys::COMPONENT: keys::COMPONENT_WEBHOOK},
-                "annotations": {keys::ENFORCES: enforces},
+                "annotations": {keys::ENFORCES: enforces, keys::WITHHELD: withheld},
             },
             "spec": {
                 "holderIdentity": self.holder,
@@ -177,7 +210,7 @@ impl Keeper {
         match tokio::time::timeout(CALL_TIMEOUT, call).await {
             Ok(Ok(_)) => {
                 self.liveness.renewed.store(begun + 1, Ordering::Release);
-                Ok(())
+                Ok(renewed)
             }
             Ok(Err(kube::Error::Api(status))) if status.code == 403 => Err(format!(
                 "no right to write Leases: apply the webhook's roles (manifests/base) and bind them to this \

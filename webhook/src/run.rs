@@ -177,23 +177,22 @@ pub async fn run(options: Options) -> Result<(), RunError> {
         Ok("courier of refusals")
     });
 
-    let (limiter, ledgers) = limiter::limiter(
-        client.clone(),
-        &options.namespace,
-        policies.clone(),
-        ours.clone(),
-        Clock::default(),
-    );
+    // Of a ledger every answer counts, and its author waits for it.
+    let plain = client::build_without_retries("job-handler-webhook", env!("CARGO_PKG_VERSION")).await?;
+    let (limiter, ledgers) =
+        limiter::limiter(plain, &options.namespace, policies.clone(), ours.clone(), Clock::default());
     let limits = ledgers.run(&readiness, background.clone());
     tasks.spawn(async move { limits.await.map(|()| "limits").map_err(Into::into) });
 
     let liveness = Liveness::default();
-    let onlooker = Onlooker::new(client.clone(), &options.namespace);
+    let onlooker = Onlooker::new(limiter.shared());
+    let limiter = Arc::new(limiter);
     let keeper = Arc::new(Keeper::new(
         client,
         &options.namespace,
         &options.replica,
         policies.clone(),
+        limiter.clone(),
         liveness.clone(),
         readiness.part("lease"),
     ));
@@ -203,7 +202,7 @@ pub async fn run(options: Options) -> Result<(), RunError> {
         Ok("lease")
     });
 
-    let limiter = Some(Arc::new(limiter) as Arc<dyn crate::limit::Limiter>);
+    let limiter = Some(limiter as Arc<dyn crate::limit::Limiter>);
     let mut state = State::new(policies, limiter, liveness, Some(told), ours, &options.namespace);
     state.onlooker = Some(onlooker);
     let server = serve_webhook(listener, tls, state).map_err(io("the webhook server"))?;

@@ -4,14 +4,28 @@
 //! webhook entries of its own, with `failurePolicy: Ignore` and a short timeout, so that nobody's Job ever waits for, or
 //! hangs on, a policy that is only tried out. It never denies.
 //!
-//! Counts are about right, not exact: of what was seen at most [`FRESH`] ago, and of what was asked about since.
+//! Counts are about right, not exact: of the Jobs as they were watched, and of those that were asked about a moment ago.
 
 use std::{
-    collections::{BTreeMap, HashMap},
-    sync::{Arc, Mutex, PoisonError},
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
+use crate::{
+    answer::{Answer, Reply},
+    backoff,
+    decide::{self, Context, Decision},
+    explain::{self, Explanation},
+    job::JobView,
+    ledger::limiter::Shared,
+    limit::Refused,
+    metrics::{Endpoint, Outcome},
+    review::{self, Review, Subject},
+    slots::{Holder, Place, Rules},
+    state::State,
+    validate, wording,
+};
 use jiff::Timestamp;
 use job_handler_shared::{
     job::JobSnapshot,
@@ -20,51 +34,26 @@ use job_handler_shared::{
     policy::WhenFull,
     refusal::{Decision as Told, Refusal},
 };
-use kube::Client;
-use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 
-use crate::{
-    answer::{Answer, Reply},
-    backoff,
-    decide::{self, Context, Decision},
-    explain::{self, Explanation},
-    job::JobView,
-    ledger::store::Store,
-    limit::Refused,
-    list,
-    metrics::{Endpoint, Outcome},
-    review::{self, Review, Subject},
-    slots::{Holder, Place, Rules},
-    state::State,
-    validate, wording,
-};
-
-/// A picture of a namespace that is no older is looked at again.
+/// A Job that was asked about is watched within this time, or never came.
 const FRESH: Duration = Duration::from_secs(1);
-/// One of the whole cluster costs more.
-const FRESH_CLUSTER: Duration = Duration::from_secs(5);
 /// So long before the caller gives up an answer is sent.
 const MARGIN: Duration = Duration::from_millis(300);
-/// Pictures of namespaces that nobody asked about for so long are thrown away.
-const FORGOTTEN: Duration = Duration::from_secs(60);
 /// Entries that are told of what would be stamped: an author reads no more.
 const MOST: usize = 8;
 
 /// Sees the Jobs; clones share what they see.
 #[derive(Clone)]
 pub struct Onlooker {
-    client: Client,
-    ledgers: Store,
-    seen: Arc<Mutex<HashMap<Option<String>, Shelf>>>,
+    shared: Arc<Shared>,
+    asked: Arc<Mutex<Asked>>,
 }
 
-/// When it was asked for last, and what was seen.
-type Shelf = (Instant, Arc<AsyncMutex<Seen>>);
+/// By namespace and name: when it was asked about, and the Job.
+type Asked = HashMap<String, (Instant, Arc<JobSnapshot>)>;
 
 /// The Jobs of a namespace, or of all.
-#[derive(Debug, Default)]
 struct Seen {
-    at: Option<Instant>,
     jobs: Vec<Arc<JobSnapshot>>,
     ledger: JobLedgerSpec,
 }
@@ -99,6 +88,9 @@ async fn answer(bytes: &[u8], timeout: Duration, state: &State) -> (Reply, Outco
             Ok(Err(why)) => tracing::debug!(job = job.key(), "mode Warn: {why}"),
             Err(_) => tracing::debug!(job = job.key(), "mode Warn: not counted in time"),
         }
+        if let Some(onlooker) = state.onlooker.as_ref().filter(|_| !review.dry_run) {
+            onlooker.note(JobSnapshot { created: Timestamp::now(), ..job });
+        }
     }
     (answer.reply(&review.uid), Outcome::Allowed)
 }
@@ -127,7 +119,7 @@ async fn judge(job: &JobSnapshot, state: &State) -> Result<Option<(Refused, When
         if scopes.is_empty() && (cluster || !waits) {
             continue;
         }
-        let mut seen = onlooker.look((!cluster).then(|| job.namespace.clone())).await?;
+        let seen = onlooker.look((!cluster).then_some(job.namespace.as_str()))?;
         for (scope, limit) in scopes {
             let mut holders: BTreeMap<String, Holder> = BTreeMap::new();
             for other in seen.jobs.iter().filter(|other| other.is_active() && other.key() != job.key()) {
@@ -150,9 +142,6 @@ async fn judge(job: &JobSnapshot, state: &State) -> Result<Option<(Refused, When
                 action.and_then(|policy| policy.spec.failure_backoff.as_ref()).map(|rule| rule.action);
             return Ok(Some((refused, action.unwrap_or_default())));
         }
-        // Until the next look it counts by having been asked about.
-        seen.jobs.retain(|other| other.key() != job.key());
-        seen.jobs.push(Arc::new(JobSnapshot { created: now, ..job.clone() }));
     }
     Ok(None)
 }
@@ -214,32 +203,31 @@ pub fn stamping(review: &Review, job: &JobView, decision: &Decision, context: Co
 }
 
 impl Onlooker {
-    /// Sees by this client. Ledgers are kept in `namespace`.
-    pub fn new(client: Client, namespace: &str) -> Self {
-        Self { ledgers: Store::new(client.clone(), namespace), client, seen: Arc::default() }
+    /// Sees what the limiter watches.
+    pub fn new(shared: Arc<Shared>) -> Self {
+        Self { shared, asked: Arc::default() }
     }
 
-    /// The Jobs of a namespace or of all; whoever holds them holds up the others who ask about the same.
-    async fn look(&self, namespace: Option<String>) -> Result<OwnedMutexGuard<Seen>, String> {
-        let (place, fresh) = {
-            let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-            let now = Instant::now();
-            seen.retain(|_, (asked, _)| now.saturating_duration_since(*asked) < FORGOTTEN);
-            let entry = seen.entry(namespace.clone()).or_insert_with(|| (now, Arc::default()));
-            entry.0 = now;
-            (entry.1.clone(), if namespace.is_some() { FRESH } else { FRESH_CLUSTER })
-        };
-        let mut seen = place.lock_owned().await;
-        if seen.at.is_none_or(|at| at.elapsed() >= fresh) {
-            let view =
-                list::jobs(&self.client, namespace.clone()).await.map_err(|error| error.to_string())?;
-            let ledger = match &namespace {
-                Some(namespace) => self.ledgers.read(namespace).await?,
-                None => None,
-            };
-            let ledger = ledger.map(|ledger| ledger.spec).unwrap_or_default();
-            *seen = Seen { at: Some(Instant::now()), jobs: view.jobs, ledger };
-        }
-        Ok(seen)
+    /// The Jobs of a namespace, or of all.
+    fn look(&self, namespace: Option<&str>) -> Result<Seen, String> {
+        let (_, mut jobs) = self.shared.cache.see(namespace).ok_or("the Jobs are being listed anew")?;
+        let there: HashSet<String> = jobs.iter().map(|job| job.key()).collect();
+        let asked = self.asked();
+        let near = asked.values().filter(|(_, job)| namespace.is_none_or(|own| job.namespace == own));
+        jobs.extend(near.filter(|(_, job)| !there.contains(&job.key())).map(|(_, job)| job.clone()));
+        let ledger = namespace.and_then(|namespace| self.shared.memory.known(namespace));
+        let ledger = ledger.map(|known| known.ledger.spec.clone()).unwrap_or_default();
+        Ok(Seen { jobs, ledger })
+    }
+
+    /// A Job that is let through counts until it is watched.
+    fn note(&self, job: JobSnapshot) {
+        self.asked().insert(job.key(), (Instant::now(), Arc::new(job)));
+    }
+
+    fn asked(&self) -> MutexGuard<'_, Asked> {
+        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        asked.retain(|_, (at, _)| at.elapsed() < FRESH);
+        asked
     }
 }

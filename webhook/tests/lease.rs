@@ -9,8 +9,9 @@
 mod common;
 
 use std::{
+    collections::BTreeMap,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -20,12 +21,12 @@ use common::{builds, policy};
 use http::{Method, Request, Response};
 use job_handler_shared::{admin::Readiness, combine::PolicySet};
 use job_handler_webhook::{
-    lease::{Keeper, Liveness},
+    lease::{Keeper, Liveness, Withholding},
     policies::Policies,
 };
 use kube::{Client, client::Body};
 use serde_json::{Value, json};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 /// Takes what is applied or deleted; refuses while `refuses` is set.
@@ -56,6 +57,28 @@ fn apiserver(refuses: Arc<AtomicBool>) -> (Client, mpsc::UnboundedReceiver<(Meth
     (Client::new(service, "default"), seen)
 }
 
+/// What is said of ledgers.
+#[derive(Default)]
+struct Ledgers(Mutex<Option<BTreeMap<&'static str, &'static str>>>, watch::Sender<u64>);
+
+impl Ledgers {
+    fn set(&self, withheld: Option<BTreeMap<&'static str, &'static str>>) {
+        *self.0.lock().unwrap() = withheld;
+        self.1.send_modify(|n| *n += 1);
+    }
+}
+
+impl Withholding for Ledgers {
+    fn withheld(&self, _: &PolicySet) -> Option<BTreeMap<String, String>> {
+        let withheld = self.0.lock().unwrap().clone()?;
+        Some(withheld.into_iter().map(|(uid, why)| (uid.to_owned(), why.to_owned())).collect())
+    }
+
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.1.subscribe()
+    }
+}
+
 async fn next<T>(seen: &mut mpsc::UnboundedReceiver<T>) -> T {
     tokio::time::timeout(Duration::from_secs(10), seen.recv()).await.expect("a call").unwrap()
 }
@@ -64,12 +87,14 @@ async fn next<T>(seen: &mut mpsc::UnboundedReceiver<T>) -> T {
 async fn it_tells_which_revisions_are_enforced_and_goes_at_the_end() {
     let (client, mut seen) = apiserver(Arc::default());
     let policies = Policies::fixed(PolicySet::new([policy("builds", builds())]), []);
+    let ledgers = Arc::new(Ledgers::default());
     let (readiness, liveness, token) = (Readiness::default(), Liveness::default(), CancellationToken::new());
     let keeper = Keeper::new(
         client,
         "job-handler-system",
         "pod-1",
         policies,
+        ledgers.clone(),
         liveness.clone(),
         readiness.part("lease"),
     );
@@ -77,10 +102,24 @@ async fn it_tells_which_revisions_are_enforced_and_goes_at_the_end() {
     let keeper = Arc::new(keeper);
     let (kept, shutdown) = (keeper.clone(), token.clone());
     let task = tokio::spawn(async move { kept.run(shutdown).await });
+    let said = tokio::time::timeout(Duration::from_secs(10), async {
+        while !readiness.missing().iter().any(|why| why.contains("waits for the JobLedgers")) {
+            tokio::task::yield_now().await;
+        }
+    });
+    said.await.expect("to be told what it waits for");
+    assert!(seen.try_recv().is_err() && !liveness.is_live(), "nothing is known yet");
+    ledgers.set(Some([("uid-builds", "its ledger is missing")].into()));
+    let (_, _, lease) = next(&mut seen).await;
+    let told = |lease: &Value, key: &str| lease["metadata"]["annotations"][key].as_str().unwrap().to_owned();
+    assert_eq!(told(&lease, "job-handler/enforces"), "{}");
+    assert_eq!(told(&lease, "job-handler/withheld"), r#"{"uid-builds":"its ledger is missing"}"#);
+    ledgers.set(Some(BTreeMap::new()));
     let (method, uri, lease) = next(&mut seen).await;
     assert_eq!(method, Method::PATCH);
     assert!(uri.contains("/namespaces/job-handler-system/leases/job-handler-webhook-pod-1?"), "{uri}");
-    assert_eq!(lease["metadata"]["annotations"]["job-handler/enforces"], r#"{"uid-builds":1}"#);
+    assert_eq!(told(&lease, "job-handler/enforces"), r#"{"uid-builds":1}"#);
+    assert_eq!(told(&lease, "job-handler/withheld"), "{}");
     assert_eq!(lease["metadata"]["labels"]["job-handler/component"], "webhook");
     assert_eq!(
         (&lease["spec"]["leaseDurationSeconds"], &lease["spec"]["holderIdentity"]),
@@ -99,7 +138,10 @@ async fn without_rights_it_is_not_live_and_says_what_is_missing() {
     let (client, mut seen) = apiserver(refuses.clone());
     let (readiness, liveness, token) = (Readiness::default(), Liveness::default(), CancellationToken::new());
     let policies = Policies::fixed(PolicySet::default(), []);
-    let keeper = Keeper::new(client, "ns", "pod-1", policies, liveness.clone(), readiness.part("lease"));
+    let ledgers = Arc::new(Ledgers::default());
+    ledgers.set(Some(BTreeMap::new()));
+    let keeper =
+        Keeper::new(client, "ns", "pod-1", policies, ledgers, liveness.clone(), readiness.part("lease"));
     let shutdown = token.clone();
     let task = tokio::spawn(async move { keeper.run(shutdown).await });
     let why = tokio::time::timeout(Duration::from_secs(10), async {

@@ -154,9 +154,10 @@ impl Outcome {
             self.max
         );
         assert_eq!(admitted.len(), CREATES, "{self}");
-        // What the ledger holds for what never came it gives back within 75 s; the rest is for a busy machine.
+        // What the ledger holds for what never came it gives back: a minute by every replica's clock, 4 s until one of them
+        // turns to it, a look, a write; the rest is for a busy machine.
         assert!(
-            *longest_attempt < Duration::from_secs(100),
+            *longest_attempt < Duration::from_secs(75),
             "{self}: an attempt stood for {longest_attempt:?}"
         );
         // A ledger that is missing is made after a minute, and a tenant whose attempts come to nothing waits until they have

@@ -20,6 +20,7 @@ mod nothing_lost;
 mod outages;
 mod policies;
 mod reading;
+mod ready;
 mod resources;
 mod retention;
 mod secrets;

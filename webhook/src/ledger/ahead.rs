@@ -2,12 +2,13 @@
 //! first create does not wait, and a replica that starts later finds them and has nothing to doubt.
 //!
 //! Each replica does, and each for itself only where it knows that none was deleted a moment ago
-//! ([`super::memory::Memory::lacks`]): the first one makes it, to the others it is there.
+//! ([`super::memory::Memory::lacks`]): the first one makes it, to the others it is there. As long as one is missing that
+//! must not be made yet, Jobs are refused for it; so the policies that need it are not said to be enforced ([`withheld`]).
 
-use std::{collections::BTreeSet, convert::Infallible, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, convert::Infallible, sync::Arc, time::Duration};
 
 use job_handler_shared::{
-    combine::{Labels, PolicyKind, PolicySet},
+    combine::{Labels, Policy, PolicyKind, PolicySet},
     keys,
     ledger::CLUSTER_LEDGER,
     policy::Scope,
@@ -24,13 +25,13 @@ use super::{
 const AGAIN: Duration = Duration::from_secs(5);
 
 /// Makes what is missing, for ever.
-pub async fn make(shared: Arc<Shared>, own_namespace: String) -> Infallible {
+pub async fn make(shared: Arc<Shared>) -> Infallible {
     let (mut policies, mut namespaces) = (shared.policies.changes(), shared.policies.namespace_changes());
     loop {
         policies.mark_unchanged();
         namespaces.mark_unchanged();
         if shared.policies.synced() {
-            make_all(&shared, &own_namespace).await;
+            make_all(&shared).await;
         }
         tokio::select! {
             Ok(()) = policies.changed() => {}
@@ -40,9 +41,30 @@ pub async fn make(shared: Arc<Shared>, own_namespace: String) -> Infallible {
     }
 }
 
-async fn make_all(shared: &Shared, own_namespace: &str) {
+/// Those of `policies` whose limits are not decided by now, by uid, and why: each of their Jobs would be told so.
+pub fn withheld(shared: &Shared, policies: &PolicySet) -> BTreeMap<String, String> {
+    let mut all = BTreeMap::new();
+    for (name, needed_by) in wanted(policies, &shared.policies.namespaces(), &shared.namespace) {
+        let id = LedgerId::of_name(name);
+        let could_grant = counting::could_grant(policies, &id);
+        let Some(left) = shared.memory.doubts(name, could_grant) else { continue };
+        let why = missing(name, left);
+        all.extend(needed_by.into_iter().map(|policy| (policy.to_owned(), why.clone())));
+    }
+    all
+}
+
+/// What people read where a ledger is missing for so long.
+pub fn missing(ledger: &str, left: Duration) -> String {
+    format!(
+        "the JobLedger {ledger} is missing; what was granted by it may still land, so a new one is made in {} s",
+        left.as_secs() + 1
+    )
+}
+
+async fn make_all(shared: &Shared) {
     let policies = shared.policies.current().clone();
-    for name in wanted(&policies, &shared.policies.namespaces(), own_namespace) {
+    for name in wanted(&policies, &shared.policies.namespaces(), &shared.namespace).into_keys() {
         let id = LedgerId::of_name(name);
         let could_grant = counting::could_grant(&policies, &id);
         if !shared.memory.lacks(name, could_grant) {
@@ -64,31 +86,33 @@ async fn make_all(shared: &Shared, own_namespace: &str) {
     }
 }
 
-/// The ledgers that enforced limits need, in order.
+/// The ledgers that enforced limits need, in order, and the uids of the policies that need each.
 fn wanted<'a>(
-    policies: &PolicySet,
+    policies: &'a PolicySet,
     namespaces: &'a [(String, Arc<Labels>)],
     own_namespace: &str,
-) -> BTreeSet<&'a str> {
+) -> BTreeMap<&'a str, Vec<&'a str>> {
     let limits: Vec<_> = policies.iter().filter(|policy| policy.enforced() && policy.limits_jobs()).collect();
     let tenants = namespaces
         .iter()
         .filter(|(name, _)| name != own_namespace && !keys::EXCLUDED_NAMESPACES.contains(&name.as_str()));
-    let mut wanted: BTreeSet<&str> = tenants
-        .filter(|(name, labels)| {
-            limits.iter().any(|policy| {
-                let within = policy.spec.limits.iter().any(|limit| limit.scope != Scope::Cluster);
-                (within || policy.spec.failure_backoff.is_some()) && policy.selects_namespace(name, labels)
-            })
-        })
-        .map(|(name, _)| name.as_str())
-        .collect();
-    let of_cluster = limits.iter().any(|policy| {
+    let within = |policy: &Policy| {
+        let limited = policy.spec.limits.iter().any(|limit| limit.scope != Scope::Cluster);
+        limited || policy.spec.failure_backoff.is_some()
+    };
+    let over_cluster = |policy: &Policy| {
         policy.reference.kind == PolicyKind::ClusterJobPolicy
             && policy.spec.limits.iter().any(|limit| limit.scope == Scope::Cluster)
-    });
-    if of_cluster {
-        wanted.insert(CLUSTER_LEDGER);
+    };
+    let mut wanted: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for (name, labels) in tenants {
+        for policy in limits.iter().filter(|policy| within(policy) && policy.selects_namespace(name, labels))
+        {
+            wanted.entry(name).or_default().push(&policy.reference.uid);
+        }
+    }
+    for policy in limits.iter().filter(|policy| over_cluster(policy)) {
+        wanted.entry(CLUSTER_LEDGER).or_default().push(&policy.reference.uid);
     }
     wanted
 }

@@ -4,17 +4,17 @@
 //! namespace's is written, then the cluster's; where that refuses after all, the first grant is taken back.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     future::Future,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use futures::{FutureExt, future::BoxFuture};
-use job_handler_shared::{admin::Readiness, ledger::JobLedger};
+use job_handler_shared::{admin::Readiness, combine::PolicySet, ledger::JobLedger};
 use kube::{Client, runtime::watcher};
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{mpsc, oneshot, watch},
     task::{JoinError, JoinSet},
     time::{Instant, MissedTickBehavior},
 };
@@ -32,6 +32,7 @@ use super::{
     store::Store,
 };
 use crate::{
+    lease::Withholding,
     limit::{Attempt, Limiter, Verdict},
     metrics::WebhookMetrics,
     mirror::{self, MirrorError, Part},
@@ -64,6 +65,8 @@ pub struct Shared {
     pub reads: Reads,
     /// Policies and namespaces.
     pub policies: Policies,
+    /// Where the ledgers are kept: nobody's Jobs are limited there.
+    pub namespace: String,
     /// Counters.
     pub metrics: WebhookMetrics,
 }
@@ -80,7 +83,6 @@ pub struct LedgerLimiter {
 pub struct Ledgers {
     limiter: LedgerLimiter,
     made: mpsc::UnboundedReceiver<Actor>,
-    namespace: String,
 }
 
 /// Deciding by ledgers broke. The process should end.
@@ -111,10 +113,11 @@ pub fn limiter(
         cache: Cache::default(),
         reads: Reads::default(),
         policies,
+        namespace: namespace.to_owned(),
         metrics,
     });
     let limiter = LedgerLimiter { shared, actors: Arc::default(), made };
-    (limiter.clone(), Ledgers { limiter, made: receiver, namespace: namespace.to_owned() })
+    (limiter.clone(), Ledgers { limiter, made: receiver })
 }
 
 impl Limiter for LedgerLimiter {
@@ -133,7 +136,22 @@ impl Limiter for LedgerLimiter {
     }
 }
 
+impl Withholding for LedgerLimiter {
+    fn withheld(&self, policies: &PolicySet) -> Option<BTreeMap<String, String>> {
+        self.shared.memory.watches().then(|| ahead::withheld(&self.shared, policies))
+    }
+
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.shared.memory.turns()
+    }
+}
+
 impl LedgerLimiter {
+    /// What it knows of Jobs and ledgers.
+    pub fn shared(&self) -> Arc<Shared> {
+        self.shared.clone()
+    }
+
     async fn ask_all(&self, attempt: Attempt) -> Verdict {
         let (cluster, namespace) = self.ledgers(&attempt);
         // A grant that does not end in an answer is taken back, wherever this future ends.
@@ -231,7 +249,7 @@ impl Ledgers {
         let shared = self.limiter.shared.clone();
         let jobs = Part { name: "Jobs", plural: "jobs.batch", ready: readiness.part("Jobs") };
         let feed = feed::follow(shared.client.clone(), shared.cache.clone(), jobs);
-        let ahead = ahead::make(shared.clone(), self.namespace.clone());
+        let ahead = ahead::make(shared.clone());
         let watch = async move {
             let policies = shared.policies.clone();
             // What is taken for new has to have come after the watch began: see [`Memory::missing`].

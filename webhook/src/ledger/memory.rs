@@ -13,6 +13,7 @@ use std::{
 
 use job_handler_shared::ledger::{Book, JobLedger, LedgerError};
 use kube::ResourceExt;
+use tokio::sync::watch;
 
 use super::{
     clocks::{Clock, Clocks, EXPIRY},
@@ -25,6 +26,8 @@ use crate::{mirror::Mirror, policies::Policies};
 pub struct Memory {
     clock: Clock,
     inner: Mutex<Inner>,
+    /// Ledgers are gone, or all were listed anew.
+    turns: watch::Sender<u64>,
 }
 
 /// A ledger as it was at some time: read, watched or written.
@@ -78,7 +81,7 @@ struct Watching {
 impl Memory {
     /// By this clock.
     pub fn new(clock: Clock) -> Self {
-        Self { clock, inner: Mutex::default() }
+        Self { clock, ..Self::default() }
     }
 
     /// The clock by which attempts run out.
@@ -128,6 +131,25 @@ impl Memory {
     pub fn lacks<'a>(&self, ledger: &str, policies: impl IntoIterator<Item = &'a str>) -> bool {
         let (now, inner) = (self.now(), self.inner());
         !inner.there.contains_key(ledger) && inner.may_make(ledger, now, policies).is_ok()
+    }
+
+    /// Where a ledger is missing that must not be made yet: for how long.
+    pub fn doubts<'a>(&self, ledger: &str, policies: impl IntoIterator<Item = &'a str>) -> Option<Duration> {
+        let (now, inner) = (self.now(), self.inner());
+        if inner.there.contains_key(ledger) {
+            return None;
+        }
+        inner.may_make(ledger, now, policies).err()
+    }
+
+    /// Whether the ledgers were seen once.
+    pub fn watches(&self) -> bool {
+        self.inner().watching.is_some()
+    }
+
+    /// Tells of ledgers that are gone, and of each time that all were seen.
+    pub fn turns(&self) -> watch::Receiver<u64> {
+        self.turns.subscribe()
     }
 
     /// Ledgers with attempts that have been known for longer than `age`, and that nobody has written for `quiet`.
@@ -234,6 +256,8 @@ impl Mirror<JobLedger> for Watcher<'_> {
         all.into_iter().for_each(|ledger| inner.see(ledger, now));
         // Between two watches anything may have come and gone.
         inner.watching = Some(Watching { since: now, policies, namespaces });
+        drop(inner);
+        self.memory.turns.send_modify(|n| *n += 1);
     }
 
     fn apply(&mut self, ledger: JobLedger) {
@@ -244,6 +268,7 @@ impl Mirror<JobLedger> for Watcher<'_> {
     fn delete(&mut self, ledger: JobLedger) {
         let now = self.memory.now();
         self.memory.inner().lose(&ledger.name_any(), now);
+        self.memory.turns.send_modify(|n| *n += 1);
     }
 }
 
@@ -320,8 +345,11 @@ mod tests {
         assert!(!memory.lacks("later", ["old"]), "it is there");
         watcher(&memory).delete(ledger("later"));
         assert!(!memory.lacks("later", ["old"]), "it was there");
+        let doubts = |ledger, by| memory.doubts(ledger, [by]).is_some();
+        assert!(doubts("later", "old") && doubts("ci", "old") && !doubts("ci", "new"));
         clock.skip(after(61));
         assert!(memory.lacks("later", ["old"]) && memory.lacks("ci", ["old"]));
+        assert!(!doubts("later", "old") && !doubts("ci", "old"));
     }
 
     #[test]

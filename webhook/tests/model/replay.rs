@@ -289,6 +289,7 @@ impl Replica {
             cache: Cache::default(),
             reads: Reads::default(),
             policies: Policies::fixed(policies, [(LEDGER.to_owned(), Labels::new())]),
+            namespace: "system".to_owned(),
             metrics: WebhookMetrics::new(&Metrics::default()),
         });
         if protocol.view == View::Cache {

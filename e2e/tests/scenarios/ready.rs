@@ -1,0 +1,200 @@
+//! `Ready` keeps its word: who waited for it is neither let past a limit nor turned away because of the ledger, and what a
+//! change says is decided by at once.
+
+use std::time::{Duration, Instant};
+
+use job_handler_e2e::wait_for;
+use job_handler_shared::{
+    policy::{ClusterJobPolicy, JobPolicy},
+    status::READY,
+};
+use k8s_openapi::api::core::v1::Namespace;
+use kube::{
+    Api,
+    api::{DeleteParams, Patch, PatchParams, PostParams},
+    runtime::wait::await_condition,
+};
+use serde_json::{Value, json};
+
+use super::world::{PATIENCE, World, job, lonely_scenario, refusal, scenario};
+
+/// A minute and what a busy machine adds to it.
+const A_MINUTE: Duration = Duration::from_secs(150);
+
+fn limit(selects: &str, max: u32) -> Value {
+    json!({"jobSelector": {"matchLabels": {"app": selects}}, "limits": [{"name": "few", "maxActiveJobs": max}]})
+}
+
+#[test]
+fn a_namespace_that_is_seen_for_the_first_time_has_its_slots_at_once() {
+    scenario(|world| async move {
+        // By a policy of its own.
+        let ns = world.cluster.namespace("first").await.unwrap();
+        world.policy(&ns, "builds", limit("a", 1)).await;
+        world.create(&ns, &job("one", &[("app", "a")], &[("run", "60s")])).await.unwrap();
+        assert_eq!(refusal(world.create(&ns, &job("two", &[("app", "a")], &[])).await).0, 403);
+        // By one of the cluster that was Ready before the namespace came.
+        let name = format!("over-{}", ns.name());
+        let policies: Api<ClusterJobPolicy> = Api::all(world.client());
+        let policy: ClusterJobPolicy = serde_json::from_value(json!({
+            "apiVersion": "job-handler.io/v1alpha1", "kind": "ClusterJobPolicy", "metadata": {"name": name},
+            "spec": {
+                "namespaceSelector": {"matchLabels": {"limited-by": name}},
+                "limits": [{"name": "each", "maxActiveJobs": 1}, {"name": "all", "maxActiveJobs": 2, "scope": "Cluster"}],
+            },
+        }))
+        .unwrap();
+        policies.create(&PostParams::default(), &policy).await.unwrap();
+        world
+            .wait("the policy to be Ready", || async {
+                let status = policies.get(&name).await.map_err(|e| e.to_string())?.status.unwrap_or_default();
+                let ready = status.conditions.iter().any(|c| c.type_ == READY && c.status == "True");
+                if ready { Ok(()) } else { Err(format!("{:?}", status.conditions)) }
+            })
+            .await;
+        let namespaces: Api<Namespace> = Api::all(world.client());
+        let mut made = Vec::new();
+        for n in 0..3 {
+            let later = format!("{name}-{n}");
+            let namespace = json!({"metadata": {"name": later, "labels": {"limited-by": name}}});
+            let namespace = serde_json::from_value(namespace).unwrap();
+            namespaces.create(&PostParams::default(), &namespace).await.unwrap();
+            let mut one = job("one", &[], &[]);
+            // No ServiceAccount, no pods: it has nothing to wait for.
+            one["spec"]["parallelism"] = json!(0);
+            made.push(world.create(&later, &one).await);
+        }
+        for n in 0..3 {
+            namespaces.delete(&format!("{name}-{n}"), &DeleteParams::default()).await.unwrap();
+        }
+        policies.delete(&name, &DeleteParams::default()).await.unwrap();
+        let third = made.pop().unwrap();
+        made.into_iter().for_each(|made| drop(made.unwrap()));
+        assert!(refusal(third).1.contains("2 active jobs, max allowed: 2"), "the cluster's limit is full");
+    });
+}
+
+#[test]
+fn limits_that_were_there_before_the_webhook_are_not_ready_before_their_ledgers() {
+    lonely_scenario(async |world| {
+        let ns = world.cluster.namespace("before").await.unwrap();
+        let free = world.cluster.namespace("free").await.unwrap();
+        world.pair.webhook(0).kill().unwrap();
+        let apply = |namespace: &str, spec: Value| {
+            let api: Api<JobPolicy> = world.policies(namespace);
+            let policy = json!({"apiVersion": "job-handler.io/v1alpha1", "kind": "JobPolicy",
+                "metadata": {"name": "builds"}, "spec": spec});
+            async move {
+                api.create(&PostParams::default(), &serde_json::from_value(policy).unwrap()).await.unwrap()
+            }
+        };
+        apply(&ns, limit("a", 1)).await;
+        apply(&free, json!({"stamp": {"activeDeadlineSeconds": {"default": 77}}})).await;
+        world.pair.webhook(0).restart().unwrap();
+        // Who limits nothing waits for nothing.
+        world.ready(&free, "builds", Some(1)).await;
+        let ready = |namespace: String| async move {
+            let status = world.policies(&namespace).get("builds").await.map_err(|e| e.to_string())?.status;
+            let ready = status.unwrap_or_default().conditions.into_iter().find(|c| c.type_ == READY);
+            ready.ok_or("no condition".to_owned())
+        };
+        let told = world
+            .wait("to be told what it waits for", || async {
+                let ready = ready(ns.name().to_owned()).await?;
+                if ready.reason == "LedgerMissing" { Ok(ready) } else { Err(format!("{ready:?}")) }
+            })
+            .await;
+        assert_eq!(told.status, "False");
+        assert!(
+            told.message.contains(&format!("the JobLedger {} is missing", ns.name())),
+            "{}",
+            told.message
+        );
+        wait_for(A_MINUTE, "the policy to be Ready", || async {
+            let ready = ready(ns.name().to_owned()).await?;
+            if ready.status == "True" { Ok(()) } else { Err(format!("{ready:?}")) }
+        })
+        .await
+        .unwrap();
+        world.create(&ns, &job("one", &[("app", "a")], &[("run", "60s")])).await.unwrap();
+        assert_eq!(refusal(world.create(&ns, &job("two", &[("app", "a")], &[])).await).0, 403);
+    });
+}
+
+/// Whether a Job would be admitted now; nothing is written.
+async fn admits(world: &World, namespace: &str, app: &str) -> Result<bool, String> {
+    let dry = PostParams { dry_run: true, ..PostParams::default() };
+    let probe = serde_json::from_value(job("probe", &[("app", app)], &[])).unwrap();
+    match world.jobs(namespace).create(&dry, &probe).await {
+        Ok(_) => Ok(true),
+        Err(kube::Error::Api(status)) if status.code == 403 => Ok(false),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// A second is what is promised; a busy machine adds to it, and the figure is printed.
+const SOON: Duration = Duration::from_secs(10);
+
+/// Waits until Jobs of these apps are admitted, or are not, and prints how long that takes.
+async fn decided(world: &World, namespace: &str, what: &str, wanted: &[(&str, bool)]) {
+    let since = Instant::now();
+    wait_for(SOON, what, || async {
+        for (app, admitted) in wanted {
+            let now = admits(world, namespace, app).await?;
+            if now != *admitted {
+                return Err(format!("Jobs of {app}: admitted {now}"));
+            }
+        }
+        Ok(())
+    })
+    .await
+    .unwrap();
+    println!("{what}: decided by {:.0?} later ({} dry runs included)", since.elapsed(), wanted.len());
+}
+
+/// Applies a limit and hears of its being Ready at once, by a watch.
+async fn applied(world: &World, namespace: &str, name: &str, spec: Value) {
+    let policies = world.policies(namespace);
+    let policy = json!({
+        "apiVersion": "job-handler.io/v1alpha1", "kind": "JobPolicy", "metadata": {"name": name}, "spec": spec,
+    });
+    let patch = Patch::Apply(&policy);
+    let params = PatchParams::apply("scenario").force();
+    let generation = policies.patch(name, &params, &patch).await.unwrap().metadata.generation;
+    let ready = |policy: Option<&JobPolicy>| {
+        let conditions = policy.and_then(|policy| policy.status.as_ref()).map(|status| &status.conditions);
+        conditions.into_iter().flatten().any(|condition| {
+            let current = condition.observed_generation == generation;
+            condition.type_ == READY && condition.status == "True" && current
+        })
+    };
+    tokio::time::timeout(PATIENCE, await_condition(policies, name, ready)).await.unwrap().unwrap();
+}
+
+#[test]
+fn what_changed_is_decided_by_as_soon_as_it_is_ready() {
+    scenario(|world| async move {
+        let ns = world.cluster.namespace("soon").await.unwrap();
+        let ns = ns.name();
+        applied(world, ns, "builds", limit("a", 2)).await;
+        decided(world, ns, "made", &[("a", true), ("b", true)]).await;
+        for (name, app) in [("a1", "a"), ("a2", "a"), ("b1", "b")] {
+            world.create(ns, &job(name, &[("app", app)], &[("run", "300s")])).await.unwrap();
+        }
+        for round in 1..=3 {
+            applied(world, ns, "builds", limit("a", 3)).await;
+            decided(world, ns, &format!("raised ({round})"), &[("a", true), ("b", true)]).await;
+            applied(world, ns, "builds", limit("a", 1)).await;
+            decided(world, ns, &format!("lowered ({round})"), &[("a", false), ("b", true)]).await;
+            applied(world, ns, "builds", limit("b", 1)).await;
+            decided(world, ns, &format!("relabelled ({round})"), &[("a", true), ("b", false)]).await;
+            applied(world, ns, "other", limit("a", 2)).await;
+            decided(world, ns, &format!("a second one ({round})"), &[("a", false), ("b", false)]).await;
+            let policies = world.policies(ns);
+            policies.delete("other", &DeleteParams::default()).await.unwrap();
+            let gone = await_condition(policies, "other", |policy: Option<&JobPolicy>| policy.is_none());
+            tokio::time::timeout(PATIENCE, gone).await.unwrap().unwrap();
+            decided(world, ns, &format!("deleted ({round})"), &[("a", true), ("b", false)]).await;
+        }
+    });
+}
