@@ -88,6 +88,7 @@ pub async fn run(program: &Path, parts: &[Part], quick: bool) -> Result<Report> 
     // Only where it is named: it has not run through yet, and its failure would take the other tables along.
     if parts.contains(&Part::Limits) {
         let effort = if quick { limits::Effort::quick() } else { limits::Effort::whole() };
+        let effort = effort.from_environment()?;
         limits::measure(program, &effort, |table| report.add(table)).await?;
     }
     Ok(report)

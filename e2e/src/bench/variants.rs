@@ -119,14 +119,7 @@ pub async fn set_up(cluster: &Cluster, program: &Path) -> Result<Setup> {
 /// # Errors
 /// If it does not tell.
 pub async fn calls(cluster: &Cluster, webhook: &str) -> Result<u64> {
-    let request = http::Request::get("/metrics")
-        .body(Vec::new())
-        .map_err(|error| Error::Invalid(format!("asking for metrics: {error}")))?;
-    let text = cluster
-        .client()
-        .request_text(request)
-        .await
-        .map_err(Error::api("reading the apiserver's metrics"))?;
+    let text = metrics(cluster).await?;
     let name = format!("name=\"{webhook}\"");
     let answered = |line: &&str| {
         line.starts_with("apiserver_admission_webhook_request_total{")
@@ -135,6 +128,17 @@ pub async fn calls(cluster: &Cluster, webhook: &str) -> Result<u64> {
     };
     let count = |line: &str| line.rsplit_once(' ').and_then(|(_, count)| count.parse::<f64>().ok());
     Ok(text.lines().filter(answered).filter_map(count).sum::<f64>() as u64)
+}
+
+/// The apiserver's metrics.
+///
+/// # Errors
+/// If it does not tell.
+pub async fn metrics(cluster: &Cluster) -> Result<String> {
+    let request = http::Request::get("/metrics")
+        .body(Vec::new())
+        .map_err(|error| Error::Invalid(format!("asking for metrics: {error}")))?;
+    cluster.client().request_text(request).await.map_err(Error::api("reading the apiserver's metrics"))
 }
 
 /// Ours is called for its own namespace alone, and directly rather than through the balancer of the tests. The rest of

@@ -191,7 +191,10 @@ impl Actor {
         let mut unsure = false;
         if look.is_none() && !waiting.is_empty() {
             let gather = self.pace.gather(waiting.len() + self.inbox.len(), Instant::now());
-            tokio::time::sleep(gather).await;
+            // A sleep of nothing still takes until the timer's next millisecond.
+            if !gather.is_zero() {
+                tokio::time::sleep(gather).await;
+            }
         }
         for n in 0..TRIES {
             while look.is_none()
@@ -415,7 +418,7 @@ impl Actor {
             shared.metrics.ledger_removals.inc();
         }
         self.pace.begins(grants, Instant::now());
-        match shared.store.write(name, &ledger).await {
+        match shared.store.write(name, ledger).await {
             Write::Done(ledger) => {
                 self.pace.done(Instant::now());
                 match Known::of(*ledger) {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use job_handler_shared::ledger::{JobLedger, JobLedgerSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
 use kube::{Api, Client, api::PostParams};
 
 use crate::mirror::causes;
@@ -65,9 +66,12 @@ impl Store {
     }
 
     /// Writes one, if it is still as it was read.
-    pub async fn write(&self, name: &str, ledger: &JobLedger) -> Write {
+    pub async fn write(&self, name: &str, mut ledger: JobLedger) -> Write {
         let params = PostParams::default();
-        sort(tokio::time::timeout(CALL_TIMEOUT, self.0.replace(name, &params, ledger)).await)
+        // One empty entry takes them out, and an object that has none is not tracked (apimachinery's fieldmanager.go and
+        // skipnonapplied.go): finding out who owns which attempt costs the apiserver more than the rest of the write.
+        ledger.metadata.managed_fields = Some(vec![ManagedFieldsEntry::default()]);
+        sort(tokio::time::timeout(CALL_TIMEOUT, self.0.replace(name, &params, &ledger)).await)
     }
 }
 

@@ -9,6 +9,7 @@ use tokio::task::JoinSet;
 
 use super::Effort;
 use super::ground::{Ground, namespace};
+use super::times::{self, Times};
 use crate::bench::load::Latencies;
 use crate::bench::report::{Aim, Table, figure, median, median_ratio};
 use crate::bench::reviews;
@@ -76,11 +77,12 @@ struct Cell {
     conflicts: f64,
     reads: f64,
     creates: u64,
+    times: Times,
 }
 
 type Cells = [Cell; Way::ALL.len()];
 
-pub(super) async fn measure(ground: &Ground, effort: &Effort) -> Result<Table> {
+pub(super) async fn measure(ground: &Ground, effort: &Effort) -> Result<[Table; 2]> {
     let names = Arc::new(AtomicU64::new(0));
     let mut measured: Vec<(usize, usize, Cells)> = Vec::new();
     for &namespaces in &effort.namespaces {
@@ -97,14 +99,16 @@ pub(super) async fn measure(ground: &Ground, effort: &Effort) -> Result<Table> {
             measured.push((namespaces, clients, cells));
         }
     }
-    let mut table = table(effort);
+    let (mut table, mut times) = (table(effort), times::table());
     for (namespaces, clients, cells) in &measured {
         for (n, way) in Way::ALL.into_iter().enumerate() {
             table.rows.push(row(*namespaces, *clients, way, &cells[n], cells));
+            let name = format!("{clients} into {namespaces}, {}", way.name());
+            times.rows.push(std::iter::once(name).chain(cells[n].times.cells(cells[n].creates)).collect());
         }
     }
     table.aims.extend(aims(&measured));
-    Ok(table)
+    Ok([table, times])
 }
 
 #[derive(Clone, Copy)]
@@ -125,8 +129,9 @@ async fn turn_of(
     const CONFLICTS: &str = "job_handler_limit_ledger_conflicts_total";
     const READS: &str = "job_handler_limit_consistent_reads_total";
     if let Some(replicas) = way.replicas() {
-        ground.ask(replicas);
+        ground.ask(replicas).await?;
     }
+    let times = Times::now(ground).await?;
     let before =
         [ground.counter(WRITES).await?, ground.counter(CONFLICTS).await?, ground.counter(READS).await?];
     let begin = Instant::now();
@@ -146,6 +151,7 @@ async fn turn_of(
         all += made;
     }
     let elapsed = counted.elapsed();
+    cell.times.add(times, Times::now(ground).await?);
     for n in 0..load.namespaces {
         ground.clear(&namespace(way.namespaces(), n)).await?;
     }

@@ -27,7 +27,7 @@ const RUNS: Duration = Duration::from_millis(50);
 const CLIENTS: usize = 20;
 
 pub(super) async fn measure(ground: &Ground, effort: &Effort) -> Result<Table> {
-    ground.ask(3);
+    ground.ask(3).await?;
     ground.namespace(NAMESPACE, Limited::Queue(SLOTS)).await?;
     let client = ground.cluster.client();
     let filling = (0..effort.queued).map(|n| {

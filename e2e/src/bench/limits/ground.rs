@@ -13,6 +13,7 @@ use kube::{Api, Client};
 use serde_json::{Value, json};
 
 use crate::balancer::{Backend, Balancer};
+use crate::bench::reviews;
 use crate::bench::server::{Handler, Server};
 use crate::bench::variants::{api, create, url_at};
 use crate::cluster::Cluster;
@@ -31,8 +32,10 @@ const OURS: &str = "ours";
 pub(super) struct Ground {
     // Dropped in this order.
     pub(super) pair: Pair,
-    null: Server,
+    pub(super) null: Server,
     balancer: Balancer,
+    /// Says that an answer is 503 instead of asking again inside past the deadline.
+    client: Client,
     pub(super) cluster: Cluster,
 }
 
@@ -69,7 +72,10 @@ impl Ground {
         let null = Server::start(program, Handler::Null, "null-0")?;
         // As ours has one.
         let balancer = Balancer::start(Ipv4Addr::LOCALHOST, &[Backend::on(null.address().port())])?;
-        let ground = Self { pair, null, balancer, cluster };
+        let mut config = cluster.config().clone();
+        config.default_retry = false;
+        let client = Client::try_from(config).map_err(Error::api("making a client"))?;
+        let ground = Self { pair, null, balancer, client, cluster };
         for n in 0..most {
             ground.namespace(&namespace("none", n), Limited::Not).await?;
             ground.namespace(&namespace("quota", n), Limited::Quota(PLENTY)).await?;
@@ -162,23 +168,15 @@ impl Ground {
             });
             create(&self.cluster, "admissionregistration.k8s.io", "v1", kind, &configuration).await?;
         }
-        // A look that is answered 503 says so, instead of being repeated inside the client past the deadline.
-        let mut config = self.cluster.config().clone();
-        config.default_retry = false;
-        let client = Client::try_from(config).map_err(Error::api("making a client"))?;
         let called = |name: &'static str| self.calls(name);
         for (way, webhook) in [
             ("null", "null-mutate.bench.job-handler.io"),
             ("null", "null-validate.bench.job-handler.io"),
             (OURS, keys::MUTATING_WEBHOOK),
         ] {
-            let jobs: Api<Job> = Api::namespaced(client.clone(), &namespace(way, most - 1));
             wait_for(Duration::from_secs(120), &format!("{webhook} to be called"), || async {
                 let before = called(webhook).await.map_err(|error| error.to_string())?;
-                let probe = super::super::reviews::job(&namespace(way, most - 1), "probe");
-                let probe = serde_json::from_value(probe).map_err(|error| error.to_string())?;
-                let dry = kube::api::PostParams { dry_run: true, ..kube::api::PostParams::default() };
-                jobs.create(&dry, &probe).await.map_err(|error| error.to_string())?;
+                self.dry_run(&namespace(way, most - 1)).await?;
                 let after = called(webhook).await.map_err(|error| error.to_string())?;
                 if after > before { Ok(()) } else { Err("not yet".to_owned()) }
             })
@@ -191,12 +189,33 @@ impl Ground {
         crate::bench::variants::calls(&self.cluster, webhook).await
     }
 
-    /// From now on so many replicas are asked.
-    pub(super) fn ask(&self, replicas: usize) {
+    /// From now on so many replicas are asked; returns when the apiserver has a new connection for whoever asks next.
+    ///
+    /// # Errors
+    /// If it finds none.
+    pub(super) async fn ask(&self, replicas: usize) -> Result<()> {
         let backend = |member: &crate::Member| Backend::on(member.port());
         let backends: Vec<Backend> = self.pair.webhooks().iter().take(replicas).map(backend).collect();
         self.pair.balancer().point_at(&backends);
         self.pair.balancer().cut();
+        // The apiserver learns of a cut connection by its end; what it has begun to send on one by then comes back as an
+        // error 500.
+        wait_for(Duration::from_secs(10), "the apiserver to leave the connections that were cut", || async {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            for _ in 0..3 {
+                self.dry_run(&namespace(OURS, 0)).await?;
+            }
+            Ok::<(), String>(())
+        })
+        .await
+    }
+
+    async fn dry_run(&self, namespace: &str) -> Result<(), String> {
+        let jobs: Api<Job> = Api::namespaced(self.client.clone(), namespace);
+        let probe = reviews::job(namespace, "probe");
+        let probe = serde_json::from_value(probe).map_err(|error| error.to_string())?;
+        let dry = kube::api::PostParams { dry_run: true, ..kube::api::PostParams::default() };
+        jobs.create(&dry, &probe).await.map(drop).map_err(|error| error.to_string())
     }
 
     /// The sum of a counter over all webhook replicas.

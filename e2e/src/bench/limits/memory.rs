@@ -27,7 +27,7 @@ pub(super) async fn measure(ground: &Ground, effort: &Effort) -> Result<Table> {
     create(ground, "stored", effort.stored).await?;
     restarted(ground).await?;
     let after = look()?;
-    ground.ask(1);
+    ground.ask(1).await?;
     create(ground, "decided", DECIDED.min(effort.stored)).await?;
     let decided = look()?;
     let mut table = Table::new(

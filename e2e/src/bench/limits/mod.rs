@@ -6,6 +6,7 @@ mod drain;
 mod ground;
 mod memory;
 mod refusals;
+mod times;
 
 use std::path::Path;
 use std::time::Duration;
@@ -46,6 +47,20 @@ impl Effort {
         }
     }
 
+    /// With the numbers that somebody wants instead: `BENCH_LIMITS_ROUNDS`; with `BENCH_LIMITS_CLIENTS` that many clients
+    /// into one namespace alone.
+    ///
+    /// # Errors
+    /// Where one is no number.
+    pub fn from_environment(mut self) -> Result<Self> {
+        self.rounds = super::wished("BENCH_LIMITS_ROUNDS", self.rounds)?;
+        let clients = super::wished("BENCH_LIMITS_CLIENTS", 0)?;
+        if clients > 0 {
+            (self.clients, self.namespaces) = (vec![clients], vec![1]);
+        }
+        Ok(self)
+    }
+
     /// To see that everything works.
     pub fn quick() -> Self {
         Self {
@@ -71,7 +86,7 @@ pub async fn measure(program: &Path, effort: &Effort, mut found: impl FnMut(Tabl
     let ground = ground::Ground::set_up(cluster, program, most).await?;
     // Nobody runs the Jobs: what follows a create is not what is measured.
     ground.cluster.component(Component::ControllerManager)?.stop()?;
-    found(creates::measure(&ground, effort).await?);
+    creates::measure(&ground, effort).await?.into_iter().for_each(&mut found);
     found(refusals::measure(&ground, effort).await?);
     found(drain::measure(&ground, effort).await?);
     found(memory::measure(&ground, effort).await?);

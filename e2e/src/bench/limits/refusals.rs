@@ -150,7 +150,7 @@ async fn through(ground: &Ground, effort: &Effort) -> Result<[Cell; 3]> {
             let n = (round + turn) % ways.len();
             let (namespace, replicas) = ways[n];
             if let Some(replicas) = replicas {
-                ground.ask(replicas);
+                ground.ask(replicas).await?;
             }
             let before = ground.counter(READS).await?;
             let begin = Instant::now();
