@@ -292,3 +292,34 @@ fn everything_is_in_our_namespace() {
         }
     }
 }
+
+#[test]
+fn the_overlay_for_an_object_store_gives_the_sink_what_the_code_expects() {
+    let patch = "overlays/object-store/sink.yaml";
+    // Read as what it patches: no field is misspelt. The selector and the labels are the base's.
+    let mut document = documents(patch).remove(0);
+    assert_eq!(document["metadata"]["name"], keys::APP);
+    document["spec"]["selector"] = serde_json::json!({});
+    let _typed: Deployment = serde_json::from_value(document.clone()).unwrap();
+    let base: Deployment = object("base/deployment.yaml", "Deployment", keys::APP);
+    let pod = &document["spec"]["template"]["spec"];
+    let [sink] = &pod["containers"].as_array().unwrap()[..] else { panic!("one container is patched") };
+    let base = base.spec.unwrap().template.spec.unwrap();
+    assert!(
+        base.containers.iter().any(|container| sink["name"] == container.name),
+        "there is one of this name"
+    );
+    // The folder that is taken where the configuration names none.
+    assert_eq!(
+        sink["volumeMounts"],
+        serde_json::json!([{"name": "spool", "mountPath": "/var/spool/job-handler"}])
+    );
+    assert_eq!(sink["envFrom"], serde_json::json!([{"secretRef": {"name": "job-handler-object-store"}}]));
+    let volumes = pod["volumes"].as_array().unwrap();
+    let spool: Vec<&serde_json::Value> = volumes.iter().filter(|volume| volume["name"] == "spool").collect();
+    assert_eq!(spool, [&serde_json::json!({"name": "spool", "emptyDir": {"sizeLimit": "1200Mi"}})]);
+    assert!(
+        !base.volumes.unwrap().iter().any(|volume| volume.name == "spool"),
+        "not in the way of the base's own"
+    );
+}

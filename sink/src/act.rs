@@ -301,12 +301,21 @@ impl Actor {
         if withheld(results.storage_type).is_some() {
             logs = conceal::nothing_written(&logs);
         }
-        let capture = self.capturer.of_job(&job.namespace, &job.uid, &logs, &self.followed);
+        // The object store has readers of its own, whom nobody has asked whether they may read Secrets.
+        let capturer = match results.storage_type {
+            StorageType::Secret => self.capturer.clone().with_objects(None),
+            StorageType::ConfigMap => self.capturer.clone(),
+        };
+        let capture = capturer.of_job(&job.namespace, &job.uid, &logs, &self.followed);
         let (mut captured, _memory) = slots::aside(capture).await?;
         // Capturing took a while: who asks for a Secret meanwhile is heard.
         let now = self.store.effective(job).and_then(|said| said.results.map(|results| results.storage_type));
         let wanted =
             if now == Some(StorageType::Secret) { StorageType::Secret } else { results.storage_type };
+        if wanted == StorageType::Secret {
+            slots::aside(self.capturer.forget_objects(job, &mut captured)).await;
+        }
+        let objects = captured.object_urls();
         let withheld = withheld(wanted);
         if withheld.is_some() {
             logs = conceal::nothing_written(&logs);
@@ -334,6 +343,7 @@ impl Actor {
         match commit::commit(&self.client, packed, secrets).await {
             Ok(committed) => {
                 if committed.fresh {
+                    slots::aside(self.capturer.tidy(job, &objects)).await;
                     let manifest = &committed.manifest;
                     let lag = jiff::Timestamp::now().duration_since(manifest.job.finished).as_secs_f64();
                     self.metrics.harvested(manifest.outcome, manifest.completeness.complete, lag);

@@ -2,13 +2,16 @@
 //! pods ([`crate::follow`]) has captured before they went is taken as it is.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use futures::StreamExt;
-use job_handler_shared::policy::{Logs, LogsMode};
+use job_handler_shared::{
+    job::JobSnapshot,
+    policy::{Logs, LogsMode},
+};
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api, Client, ResourceExt,
@@ -21,7 +24,8 @@ use crate::{
     api::{ApiError, CALL_TIMEOUT, call},
     facts,
     logs::{self, Kept},
-    manifest::{ContainerFacts, LogFacts, PodFacts},
+    manifest::{ContainerFacts, LogFacts, ObjectsFacts, PodFacts, WholeLog},
+    objects::{Objects, Overflow, RunKey, Whole},
     pods::{Content, Followed, Held, TAIL},
     risk::How,
     store::Uid,
@@ -48,6 +52,8 @@ const DEADLINE: Duration = Duration::from_secs(60);
 const TRIES: u32 = 3;
 /// Why a log is not kept although it could have been.
 const USED_UP: &str = "the log budget of the policies for one Job was used up before";
+/// Bytes that are kept of a log for which nothing is left of the budget, until it is known what it is.
+const LOOK: usize = 1 << 10;
 /// Pods whose containers are read at a time.
 const PODS_AT_A_TIME: usize = 4;
 
@@ -69,6 +75,30 @@ pub struct Captured {
     pub pods: Vec<CapturedPod>,
     /// Pods that were seen, and forgotten because there were too many.
     pub forgotten: usize,
+    /// What of them is in the object store.
+    pub objects: Option<ObjectsFacts>,
+}
+
+impl Captured {
+    fn whole(&self) -> impl Iterator<Item = &WholeLog> {
+        self.pods.iter().flat_map(|pod| &pod.logs).filter_map(|log| match &log.kept.whole {
+            Whole::Stored(whole) => Some(whole),
+            _ => None,
+        })
+    }
+
+    /// Brings the facts about logs up to date with their contents, which are in the same order.
+    fn tell(&mut self) {
+        for pod in &mut self.pods {
+            let told = pod.facts.containers.iter_mut().flat_map(|container| &mut container.logs);
+            told.zip(&pod.logs).for_each(|(told, log)| *told = log.facts());
+        }
+    }
+
+    /// The addresses of its objects.
+    pub fn object_urls(&self) -> BTreeSet<String> {
+        self.whole().map(|whole| whole.url.clone()).collect()
+    }
 }
 
 /// One log's content.
@@ -78,6 +108,8 @@ pub struct CapturedLog {
     pub container: String,
     /// The run before the last restart.
     pub previous: bool,
+    /// The runtime's name for the run.
+    pub run: String,
     /// What was kept of it.
     pub kept: Kept,
     /// Why (a part of) it could not be had.
@@ -91,6 +123,7 @@ pub struct Capturer {
     all: Arc<Semaphore>,
     follows: Arc<[Semaphore; 2]>,
     turns: Turns,
+    objects: Option<Objects>,
 }
 
 impl Capturer {
@@ -101,6 +134,77 @@ impl Capturer {
             all: Arc::new(Semaphore::new(STREAMS)),
             follows: Arc::new([Semaphore::new(FOLLOWS_NOW), Semaphore::new(FOLLOWS_LONG)]),
             turns: Turns::default(),
+            objects: None,
+        }
+    }
+
+    /// Where there is a store for them, logs over the budget go there whole.
+    #[must_use]
+    pub fn with_objects(self, objects: Option<Objects>) -> Self {
+        Self { objects, ..self }
+    }
+
+    fn overflow(&self) -> Overflow {
+        Overflow::into(self.objects.as_ref().map(Objects::spool))
+    }
+
+    /// Removes what an earlier try of a stored harvest left among its objects.
+    pub async fn tidy(&self, job: &JobSnapshot, kept: &BTreeSet<String>) {
+        let Some(objects) = self.objects.as_ref().filter(|_| !kept.is_empty()) else { return };
+        if let Err(why) = objects.tidy(&job.namespace, &job.uid, kept).await {
+            tracing::debug!(job = job.key(), "objects of an earlier try stay as long as the result: {why}");
+        }
+    }
+
+    /// Removes a Job's objects again; what stays behind is swept.
+    pub async fn forget_objects(&self, job: &JobSnapshot, captured: &mut Captured) {
+        let Some(objects) = self.objects.as_ref().filter(|_| captured.objects.take().is_some()) else {
+            return;
+        };
+        let logs = captured.pods.iter_mut().flat_map(|pod| &mut pod.logs);
+        logs.for_each(|log| log.kept.whole = Whole::Nowhere);
+        captured.tell();
+        if let Err(why) = objects.remove(&job.namespace, &job.uid).await {
+            tracing::warn!(job = job.key(), "whole logs that must not be stored stay for now: {why}");
+        }
+    }
+
+    /// Uploads what was spooled of a Job's logs.
+    async fn store_whole(&self, job: (&str, &str), captured: &mut Captured) {
+        let Some(objects) = &self.objects else { return };
+        let deadline = objects.deadline();
+        let mut uploads = Vec::new();
+        for CapturedPod { facts, logs, .. } in &mut captured.pods {
+            uploads.extend(logs.iter_mut().map(|log| log.upload(objects, job, &facts.name, deadline)));
+        }
+        futures::stream::iter(uploads).buffer_unordered(PODS_AT_A_TIME).collect::<()>().await;
+        captured.tell();
+        let (count, bytes) =
+            captured.whole().fold((0, 0), |(count, bytes), whole| (count + 1, bytes + whole.bytes));
+        let url = objects.folder_url(job.0, job.1);
+        captured.objects = (count > 0).then_some(ObjectsFacts { url, count, bytes });
+    }
+
+    /// Keeps at most `max` bytes of a log; one that was whole before is spooled.
+    async fn shrink(&self, kept: &mut Kept, max: usize) {
+        if let Some(objects) = &self.objects
+            && kept.left_out() == 0
+            && kept.bytes() > max
+        {
+            kept.whole = objects.spool().take(&kept.head).await;
+        }
+        kept.shrink(max);
+    }
+
+    async fn held(&self, run: Run<'_>, content: &Content, max: usize) -> CapturedLog {
+        let mut kept = content.kept.clone();
+        self.shrink(&mut kept, max).await;
+        CapturedLog {
+            container: run.container.to_owned(),
+            previous: run.previous,
+            run: run.id.to_owned(),
+            kept,
+            lost: content.lost.clone(),
         }
     }
 
@@ -163,13 +267,17 @@ impl Capturer {
             async move {
                 match subject {
                     Subject::There(pod) => self.pod(&pod, budget, &held, &left, deadline).await,
-                    Subject::Gone(pod) => gone_pod(*pod, budget, &left),
+                    Subject::Gone(pod) => self.gone_pod(*pod, budget, &left).await,
                 }
             }
         });
         let pods: Vec<_> = captured.buffered(PODS_AT_A_TIME).collect().await;
         let kept = pods.iter().flat_map(|pod| &pod.logs).map(|log| log.kept.bytes()).sum();
-        Ok((Captured { pods, forgotten }, turn.end(kept)))
+        // From here on the node is free for others, however slow the store is.
+        let memory = turn.end(kept);
+        let mut captured = Captured { pods, forgotten, objects: None };
+        self.store_whole((namespace, job_uid), &mut captured).await;
+        Ok((captured, memory))
     }
 
     /// Reads the logs of a pod that is there, but for what is held of them already.
@@ -191,21 +299,30 @@ impl Capturer {
                     // Reserved whole and given back in part: what is read at the same time never exceeds the Job's budget.
                     let granted = take(left, budget.per_container());
                     let (name, uid) = ((pod.name_any(), pod.namespace().unwrap_or_default()), &facts.uid);
-                    let run =
-                        Run { pod: &name.0, namespace: &name.1, uid, container: &container.name, previous };
+                    let run = Run {
+                        pod: &name.0,
+                        namespace: &name.1,
+                        uid,
+                        container: &container.name,
+                        previous,
+                        id: &id,
+                    };
+                    let wanted = granted > 0 || self.objects.is_some();
                     let known = held.and_then(|held| held.logs.get(&id));
                     let log = match known {
-                        Some(content) if content.is_whole() && granted > 0 => run.held(content, granted),
+                        Some(content) if content.is_whole() && wanted => {
+                            self.held(run, content, granted).await
+                        }
                         _ => {
                             let read = self.log(run, &node, granted, deadline).await;
                             match known {
                                 // A part is better than none, and the older reason is the better one.
                                 Some(part)
-                                    if granted > 0
+                                    if wanted
                                         && read.lost.is_some()
                                         && read.kept.length < part.kept.length =>
                                 {
-                                    run.held(part, granted)
+                                    self.held(run, part, granted).await
                                 }
                                 _ => read,
                             }
@@ -321,7 +438,8 @@ impl Capturer {
             }
         };
         node.answered();
-        let (mut kept, lost) = logs::follow(stream, max, room, TAIL, enough.cancelled()).await;
+        let (mut kept, lost) =
+            logs::follow(stream, max, self.overflow(), room, TAIL, enough.cancelled()).await;
         kept.cut_at_characters();
         if kept.length < 512 && logs::is_excuse(&kept.head) {
             return Err(Fault::of_excuse(&kept));
@@ -340,9 +458,10 @@ impl Capturer {
         let mut log = CapturedLog {
             container: run.container.to_owned(),
             previous: run.previous,
+            run: run.id.to_owned(),
             ..CapturedLog::default()
         };
-        if max == 0 {
+        if max == 0 && self.objects.is_none() {
             log.lost = Some(USED_UP.to_owned());
             return log;
         }
@@ -356,6 +475,7 @@ impl Capturer {
             match tokio::time::timeout_at(deadline, self.try_log(&run, &of_node, max, deadline)).await {
                 Ok(Ok((kept, early))) => {
                     (log.kept, log.lost) = (kept, early);
+                    self.shrink(&mut log.kept, max).await;
                     return log;
                 }
                 Ok(Err(fault)) if fault.again && attempt < TRIES && !of_node.is_mute() => {
@@ -402,7 +522,8 @@ impl Capturer {
                 return Err(Fault { why: "the node gave no answer in time".into(), again: true });
             }
         };
-        let (mut kept, early) = logs::read(stream, max, patience, deadline).await;
+        let max = if self.objects.is_some() { max.max(LOOK) } else { max };
+        let (mut kept, early) = logs::read(stream, max, self.overflow(), patience, deadline).await;
         if early.is_some() && kept.length == 0 {
             node.said_nothing();
         } else {
@@ -414,6 +535,42 @@ impl Capturer {
         }
         tracing::trace!(pod = run.uid, container = run.container, bytes = kept.length, "read a log");
         Ok((kept, early))
+    }
+
+    /// What is held of a pod that is gone.
+    async fn gone_pod(&self, pod: Held, budget: &Logs, left: &Mutex<usize>) -> CapturedPod {
+        let Held { mut facts, created, logs } = pod;
+        // It may be on its way in the watch still.
+        facts.gone = true;
+        let mut contents = Vec::new();
+        if budget.mode == LogsMode::HeadAndTail {
+            for container in &mut facts.containers {
+                for (previous, id) in runs(container) {
+                    let granted = take(left, budget.per_container());
+                    let run = Run {
+                        namespace: "",
+                        pod: "",
+                        uid: "",
+                        container: &container.name,
+                        previous,
+                        id: &id,
+                    };
+                    let nothing = || Content {
+                        lost: Some("the pod was gone before its log was read".to_owned()),
+                        ..Content::default()
+                    };
+                    let content = logs.get(&id).cloned().unwrap_or_else(nothing);
+                    let mut log = self.held(run, &content, granted).await;
+                    if granted == 0 && content.kept.length > 0 && log.kept.whole == Whole::Nowhere {
+                        log.lost = Some(USED_UP.to_owned());
+                    }
+                    give(left, granted.saturating_sub(log.kept.bytes()));
+                    container.logs.push(log.facts());
+                    contents.push(log);
+                }
+            }
+        }
+        CapturedPod { facts, created, logs: contents }
     }
 }
 
@@ -430,22 +587,30 @@ pub struct Run<'a> {
     pub container: &'a str,
     /// The run before the last restart.
     pub previous: bool,
-}
-
-impl Run<'_> {
-    fn held(&self, content: &Content, max: usize) -> CapturedLog {
-        let mut kept = content.kept.clone();
-        kept.shrink(max);
-        CapturedLog {
-            container: self.container.to_owned(),
-            previous: self.previous,
-            kept,
-            lost: content.lost.clone(),
-        }
-    }
+    /// The runtime's name for it.
+    pub id: &'a str,
 }
 
 impl CapturedLog {
+    /// Puts what was spooled of it into the store, or tells why that failed.
+    async fn upload(&mut self, objects: &Objects, job: (&str, &str), pod: &str, deadline: Instant) {
+        let key = RunKey { pod, container: &self.container, previous: self.previous, run: &self.run };
+        let stored = match &self.kept.whole {
+            Whole::Spooled(spooled) => objects.put(job, key, spooled, deadline).await,
+            Whole::Failed(why) => Err(why.clone()),
+            Whole::Nowhere | Whole::Stored(_) => return,
+        };
+        self.kept.whole = match stored {
+            Ok(whole) => Whole::Stored(whole),
+            Err(why) => {
+                let failed = format!("the whole log could not be stored: {why}");
+                let before = self.lost.take().map_or(String::new(), |lost| format!("{lost}; "));
+                self.lost = Some(before + &failed);
+                Whole::Failed(why)
+            }
+        };
+    }
+
     fn facts(&self) -> LogFacts {
         LogFacts {
             previous: self.previous,
@@ -453,6 +618,10 @@ impl CapturedLog {
             left_out: self.kept.left_out(),
             sha256: self.kept.sha256.clone(),
             lost: self.lost.clone(),
+            whole: match &self.kept.whole {
+                Whole::Stored(whole) => Some(whole.clone()),
+                _ => None,
+            },
             section: None,
         }
     }
@@ -498,35 +667,6 @@ impl Subject {
             Self::Gone(held) => count(&held.facts),
         }
     }
-}
-
-/// What is held of a pod that is gone.
-fn gone_pod(pod: Held, budget: &Logs, left: &Mutex<usize>) -> CapturedPod {
-    let Held { mut facts, created, logs } = pod;
-    // It may be on its way in the watch still.
-    facts.gone = true;
-    let mut contents = Vec::new();
-    if budget.mode == LogsMode::HeadAndTail {
-        for container in &mut facts.containers {
-            for (previous, id) in runs(container) {
-                let granted = take(left, budget.per_container());
-                let run = Run { namespace: "", pod: "", uid: "", container: &container.name, previous };
-                let nothing = || Content {
-                    lost: Some("the pod was gone before its log was read".to_owned()),
-                    ..Content::default()
-                };
-                let content = logs.get(&id).cloned().unwrap_or_else(nothing);
-                let mut log = run.held(&content, granted);
-                if granted == 0 && content.kept.length > 0 {
-                    log.lost = Some(USED_UP.to_owned());
-                }
-                give(left, granted.saturating_sub(log.kept.bytes()));
-                container.logs.push(log.facts());
-                contents.push(log);
-            }
-        }
-    }
-    CapturedPod { facts, created, logs: contents }
 }
 
 struct Fault {

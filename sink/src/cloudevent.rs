@@ -275,6 +275,7 @@ mod tests {
             indexes_not_listed: String::new(),
             completeness: Default::default(),
             logs: None,
+            objects: None,
             announcements_pending: vec![],
             cloud_events_pending: Pending::new(),
         };

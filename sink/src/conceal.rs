@@ -90,7 +90,7 @@ mod tests {
         };
         let log =
             CapturedLog { container: "main".into(), lost: Some(SECRET.into()), ..CapturedLog::default() };
-        Captured { pods: vec![CapturedPod { facts, created: None, logs: vec![log] }], forgotten: 0 }
+        Captured { pods: vec![CapturedPod { facts, created: None, logs: vec![log] }], ..Captured::default() }
     }
 
     fn job(outcome: Outcome) -> JobSnapshot {

@@ -15,13 +15,18 @@ use reqwest::Url;
 use rustls::pki_types::{CertificateDer, pem::PemObject};
 use serde::Deserialize;
 
-use crate::cloudevent::{Phase, Types};
+use crate::{
+    cloudevent::{Phase, Types},
+    objects::{ObjectsConfig, ObjectsFile},
+};
 
 /// All that the file says.
 #[derive(Clone, Debug, Default)]
 pub struct Config {
     /// Receivers of CloudEvents, by the names that policies use.
     pub sinks: Vec<SinkConfig>,
+    /// Where whole logs go, if anywhere.
+    pub objects: Option<ObjectsConfig>,
 }
 
 /// One receiver of CloudEvents.
@@ -73,7 +78,7 @@ impl Config {
         match std::fs::read_to_string(path) {
             Ok(text) => Self::parse(&text, folder_of(path)).map_err(wrong),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound && folder_of(path).is_dir() => {
-                tracing::info!(path = %path.display(), "no configuration file: no CloudEvents are sent");
+                tracing::info!(path = %path.display(), "no configuration file: no CloudEvents are sent, logs are cut");
                 Ok(Self::default())
             }
             Err(error) => Err(wrong(format!("{error}. Name it with --config, or leave --config out"))),
@@ -84,7 +89,7 @@ impl Config {
     ///
     /// # Errors
     /// Names the field.
-    fn parse(text: &str, folder: &Path) -> Result<Self, String> {
+    pub(crate) fn parse(text: &str, folder: &Path) -> Result<Self, String> {
         // An empty file is a null, not an empty map.
         let file: Option<File> = serde_norway::from_str(text).map_err(|error| error.to_string())?;
         let file = file.unwrap_or_default();
@@ -97,7 +102,8 @@ impl Config {
             }
             sinks.push(sink.check(&field, folder)?);
         }
-        Ok(Self { sinks })
+        let objects = file.object_store.map(|section| section.check(folder)).transpose()?;
+        Ok(Self { sinks, objects })
     }
 
     /// The names of the receivers.
@@ -116,6 +122,7 @@ fn folder_of(path: &Path) -> &Path {
 struct File {
     #[serde(default)]
     cloud_event_sinks: Vec<SinkFile>,
+    object_store: Option<ObjectsFile>,
 }
 
 #[derive(Deserialize)]
@@ -143,7 +150,7 @@ struct TypesFile {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct TlsFile {
+pub(crate) struct TlsFile {
     ca: Option<String>,
     ca_file: Option<PathBuf>,
 }
@@ -226,7 +233,11 @@ impl TypesFile {
 }
 
 impl TlsFile {
-    fn roots(&self, field: &str, folder: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    /// The certificates that it names.
+    ///
+    /// # Errors
+    /// Names the field.
+    pub(crate) fn roots(&self, field: &str, folder: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
         let (name, text) = match (&self.ca, &self.ca_file) {
             (Some(text), None) => ("ca", text.clone()),
             (None, Some(file)) => {

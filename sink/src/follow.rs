@@ -259,6 +259,7 @@ impl Follower {
             uid: &pod.uid,
             container: &wish.container,
             previous: wish.previous,
+            id: &wish.id,
         };
         let mut squeezed = false;
         let room = |bytes| {

@@ -49,4 +49,13 @@ impl Inventory {
         }
         shards
     }
+
+    /// How many objects the stored result of a Job has, where one is stored, and as far as it tells.
+    pub fn objects(&self, uid: &str) -> Option<Option<usize>> {
+        let known = self.lock();
+        let mut of_job = known.values().filter(|stored| stored.uid == uid).peekable();
+        of_job.peek()?;
+        // While an older result is moved aside there are two of it.
+        Some(of_job.map(|stored| stored.facts.objects).sum())
+    }
 }

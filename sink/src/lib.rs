@@ -15,6 +15,7 @@
 //! | [`held`], [`secrets`], [`conceal`] | results in Secrets: the calls, the right to, what is told of them |
 //! | [`retention`], [`inventory`] | which results go: pure; and all that there are |
 //! | [`sweep`] | removes them, and shards that no result names |
+//! | [`objects`] | whole logs in an object store |
 //! | [`mark`] | conditional writes to Jobs |
 //! | [`announce`], [`events`] | Events about results |
 //! | [`buried`] | finished Jobs that are gone before their result was stored |
@@ -65,6 +66,7 @@ pub mod logs;
 pub mod manifest;
 pub mod mark;
 pub mod metrics;
+pub mod objects;
 pub mod outbox;
 pub mod plan;
 pub mod pods;

@@ -5,6 +5,8 @@ use std::{future::Future, time::Duration};
 use futures::{AsyncRead, AsyncReadExt};
 use sha2::{Digest, Sha256};
 
+use crate::objects::{Overflow, Whole};
+
 /// What was kept of a log.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Kept {
@@ -16,6 +18,8 @@ pub struct Kept {
     pub length: u64,
     /// SHA-256 of the whole, hex.
     pub sha256: String,
+    /// Where the whole is, if something was left out.
+    pub whole: Whole,
 }
 
 impl Kept {
@@ -69,7 +73,11 @@ impl Kept {
             if self.head.last().is_some_and(|b| *b != b'\n') {
                 out.push(b'\n');
             }
-            let gap = format!("[... {} of {} bytes left out ...]\n", self.left_out(), self.length);
+            let all = match &self.whole {
+                Whole::Stored(whole) => format!("; all of it, gzipped: {} ", whole.url),
+                _ => " ".to_owned(),
+            };
+            let gap = format!("[... {} of {} bytes left out{all}...]\n", self.left_out(), self.length);
             out.extend_from_slice(gap.as_bytes());
             out.extend_from_slice(&self.tail);
         }
@@ -109,6 +117,17 @@ impl HeadTail {
         piece.min(self.head_max - self.head.len() + self.ring_max.saturating_sub(self.ring.len()))
     }
 
+    /// Whether something would be left out for the first time if the next piece came.
+    pub fn overflows(&self, piece: usize) -> bool {
+        let room = self.head_max - self.head.len() + self.ring_max.saturating_sub(self.ring.len());
+        piece > room && self.length == (self.head.len() + self.ring.len()) as u64
+    }
+
+    /// All that has come, while nothing was left out: until then, the ring has not been turned.
+    pub fn so_far(&self) -> [&[u8]; 2] {
+        [&self.head, &self.ring]
+    }
+
     /// Grows no more, for want of room: of the end, so many bytes are kept, or what is kept of it by now.
     pub fn freeze(&mut self, tail: usize) {
         self.head_max = self.head.len();
@@ -145,6 +164,7 @@ impl HeadTail {
             tail: self.ring,
             length: self.length,
             sha256: format!("{:x}", self.digest.finalize()),
+            whole: Whole::Nowhere,
         };
         if kept.left_out() == 0 {
             kept.head.append(&mut kept.tail);
@@ -154,10 +174,11 @@ impl HeadTail {
 }
 
 /// Reads a stream to its end, or until `patience` runs out without a byte or `deadline` in all; keeps at most `max`
-/// bytes. The second part tells why it ended early.
+/// bytes, and hands all of a longer one to `overflow`. The second part tells why it ended early.
 pub async fn read(
     mut stream: impl AsyncRead + Unpin,
     max: usize,
+    mut overflow: Overflow,
     patience: Duration,
     deadline: tokio::time::Instant,
 ) -> (Kept, Option<String>) {
@@ -167,12 +188,15 @@ pub async fn read(
         let end = deadline.min(tokio::time::Instant::now() + patience);
         match tokio::time::timeout_at(end, stream.read(&mut buffer)).await {
             Ok(Ok(0)) => break None,
-            Ok(Ok(n)) => kept.push(&buffer[..n]),
+            Ok(Ok(n)) => {
+                overflow.pass(&kept, &buffer[..n]).await;
+                kept.push(&buffer[..n]);
+            }
             Ok(Err(error)) => break Some(format!("the stream broke: {error}")),
             Err(_) => break Some("the stream stood still, or was too long to read in time".to_owned()),
         }
     };
-    (kept.finish(), early)
+    (Kept { whole: overflow.finish().await, ..kept.finish() }, early)
 }
 
 /// Reads a stream that is followed: to its end, or until `enough` is; `room` is asked before so many more bytes are
@@ -180,6 +204,7 @@ pub async fn read(
 pub async fn follow(
     mut stream: impl AsyncRead + Unpin,
     max: usize,
+    mut overflow: Overflow,
     mut room: impl FnMut(usize) -> bool,
     tail: usize,
     enough: impl Future<Output = ()>,
@@ -202,9 +227,10 @@ pub async fn follow(
         if more > 0 && !room(more) {
             kept.freeze(tail);
         }
+        overflow.pass(&kept, &buffer[..n]).await;
         kept.push(&buffer[..n]);
     };
-    (kept.finish(), early)
+    (Kept { whole: overflow.finish().await, ..kept.finish() }, early)
 }
 
 /// Whether a whole answer of the log API is the kubelet's excuse rather than a log. The kubelet answers 200 and this
@@ -258,7 +284,8 @@ mod tests {
         let stream = futures::stream::iter([Ok(b"first".to_vec())]).chain(futures::stream::pending());
         let stream = futures::TryStreamExt::into_async_read(stream);
         let end = tokio::time::Instant::now() + Duration::from_secs(60);
-        let (kept, early) = read(Box::pin(stream), 100, Duration::from_secs(5), end).await;
+        let (kept, early) =
+            read(Box::pin(stream), 100, Overflow::into(None), Duration::from_secs(5), end).await;
         assert_eq!(kept.head, b"first");
         assert!(early.is_some());
     }
@@ -276,7 +303,8 @@ mod tests {
                 left_now -= if granted { bytes } else { 0 };
                 granted
             };
-            let (kept, early) = follow(stream(), 100, room, 20, std::future::pending()).await;
+            let (kept, early) =
+                follow(stream(), 100, Overflow::into(None), room, 20, std::future::pending()).await;
             assert_eq!((early, kept.length), (None, 1000));
             assert!(kept.bytes() <= left + 20 && kept.bytes() <= 100, "{left}: {}", kept.bytes());
             assert!(kept.tail.ends_with(b"000000098\n000000099\n"), "{left}: {kept:?}");
@@ -288,7 +316,7 @@ mod tests {
     async fn a_followed_stream_ends_when_it_is_enough() {
         let stream = futures::stream::iter([Ok(b"first".to_vec())]).chain(futures::stream::pending());
         let stream = Box::pin(futures::TryStreamExt::into_async_read(stream));
-        let (kept, early) = follow(stream, 100, |_| true, 0, async {}).await;
+        let (kept, early) = follow(stream, 100, Overflow::into(None), |_| true, 0, async {}).await;
         assert!(kept.head == b"first" && early.is_some());
     }
 

@@ -60,6 +60,9 @@ pub struct Manifest {
     /// Where the logs are; none = none were asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub logs: Option<LogPlace>,
+    /// Logs that are in an object store, whole; none = all that is kept is in the cluster.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub objects: Option<ObjectsFacts>,
     /// Event reasons that have yet to be told.
     #[serde(default)]
     pub announcements_pending: Vec<String>,
@@ -262,9 +265,34 @@ pub struct LogFacts {
     /// Why it, or a part of it, could not be had.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lost: Option<String>,
+    /// Where all of it is, where something was left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub whole: Option<WholeLog>,
     /// Where it is in the Job's stored logs; a heading within a log cannot pass for one of ours.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub section: Option<Section>,
+}
+
+/// All of a log, in an object store: gzipped; its length and digest, unpacked, are those of the log.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct WholeLog {
+    /// Where.
+    pub url: String,
+    /// Bytes there.
+    pub bytes: u64,
+}
+
+/// What a Job has in an object store: pods that are not listed for want of room have their logs there, too.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ObjectsFacts {
+    /// The folder that holds them, as `<pod>/<container>-<run>.log.gz`.
+    pub url: String,
+    /// How many.
+    pub count: usize,
+    /// Their bytes.
+    pub bytes: u64,
 }
 
 /// A part of a Job's stored logs as they read: one run's log, without its heading.

@@ -17,7 +17,7 @@ use kube::ResourceExt;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::{facts, logs::Kept, manifest::PodFacts, store::Uid};
+use crate::{facts, logs::Kept, manifest::PodFacts, objects::Whole, store::Uid};
 
 /// Memory for logs of all Jobs between their capture and their storing, bytes.
 pub const HELD: usize = 48 << 20;
@@ -347,7 +347,7 @@ impl Followed {
 impl Content {
     /// Nothing is missing but what the budget of one log leaves out.
     pub fn is_whole(&self) -> bool {
-        self.lost.is_none() && !self.squeezed
+        self.lost.is_none() && !self.squeezed && !matches!(self.kept.whole, Whole::Failed(_))
     }
 }
 
@@ -420,9 +420,16 @@ impl Inner {
             self.pods.get_mut(&uid).into_iter().flat_map(|pod| pod.runs.values_mut()).filter(|r| held(r))
         {
             freed += run.bytes();
-            *run = Run::Dropped(
-                "the memory for logs was needed for those of other pods, and then this pod was gone".into(),
-            );
+            let why = "the memory for logs was needed for those of other pods, and then this pod was gone";
+            *run = match std::mem::replace(run, Run::Dropped(why.into())) {
+                // What is on the disk takes no memory.
+                Run::Held(mut content) if matches!(content.kept.whole, Whole::Spooled(_)) => {
+                    (content.kept.head, content.kept.tail) = (Vec::new(), Vec::new());
+                    content.squeezed = true;
+                    Run::Held(content)
+                }
+                _ => Run::Dropped(why.into()),
+            };
         }
         self.account(&job, -freed.cast_signed());
         freed > 0

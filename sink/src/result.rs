@@ -62,7 +62,7 @@ pub struct Packed {
 /// Packs what was captured of a finished Job; nothing where the Job has not finished.
 pub fn pack(job: &JobSnapshot, group: Option<&str>, captured: Captured, wanted: &Logs) -> Option<Packed> {
     let finished = job.finished.as_ref()?;
-    let Captured { mut pods, forgotten } = captured;
+    let Captured { mut pods, forgotten, objects } = captured;
     let facts: Vec<_> = pods.iter().map(|pod| pod.facts.clone()).collect();
     let mut data = BTreeMap::from([
         ("job-name".to_owned(), job.name.clone()),
@@ -107,6 +107,7 @@ pub fn pack(job: &JobSnapshot, group: Option<&str>, captured: Captured, wanted: 
         pods_not_listed: forgotten,
         indexes_not_listed: String::new(),
         logs: None,
+        objects,
         announcements_pending: vec![keys::REASON_PROCESSING.to_owned()],
         cloud_events_pending: cloudevent::Pending::new(),
     };
@@ -227,6 +228,7 @@ impl Packed {
             finished: self.manifest.job.finished,
             bytes: bytes as u64,
             shards: self.shards.len(),
+            objects: Some(self.manifest.objects.as_ref().map_or(0, |objects| objects.count)),
             policies: self.askers.clone(),
         };
         let mut annotations = BTreeMap::from([
@@ -331,7 +333,7 @@ mod tests {
         log.push(content);
         let log = CapturedLog { container: "main".into(), kept: log.finish(), ..CapturedLog::default() };
         let facts = PodFacts { name: "build-1-x".into(), phase: "Failed".into(), ..PodFacts::default() };
-        Captured { pods: vec![CapturedPod { facts, created: None, logs: vec![log] }], forgotten: 0 }
+        Captured { pods: vec![CapturedPod { facts, created: None, logs: vec![log] }], ..Captured::default() }
     }
 
     fn size(map: &ConfigMap) -> usize {
@@ -409,9 +411,13 @@ mod tests {
         newer.logs[0].lost = Some("why".into());
         (older.created, newer.created) = (Some(Timestamp::UNIX_EPOCH), Some(Timestamp::MAX));
         // The order of facts is not that of the text.
-        let packed =
-            pack(&job(), None, Captured { pods: vec![newer, older], forgotten: 0 }, &Logs::default())
-                .unwrap();
+        let packed = pack(
+            &job(),
+            None,
+            Captured { pods: vec![newer, older], ..Captured::default() },
+            &Logs::default(),
+        )
+        .unwrap();
         let logs = packed.data[LOGS].as_bytes();
         let part = |n: usize| {
             let section = packed.manifest.pods[n].containers[0].logs[0].section.unwrap();
@@ -441,7 +447,7 @@ mod tests {
                 pod
             })
             .collect();
-        let captured = Captured { pods, forgotten: 0 };
+        let captured = Captured { pods, ..Captured::default() };
         let mut packed = pack(&job(), None, captured, &Logs::default()).unwrap();
         let map = packed.map("build-1-results", None).unwrap();
         assert!(size(&map) <= 1 << 20, "{}", size(&map));

@@ -31,6 +31,9 @@ pub struct Facts {
     /// How many shards there are.
     #[serde(default)]
     pub shards: usize,
+    /// How many objects there are in the object store; nothing = that is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub objects: Option<usize>,
     /// The policies that asked for it, as [`asker`] writes them: what they say *now* is what counts.
     pub policies: Vec<String>,
 }

@@ -22,6 +22,7 @@ use crate::{
     follow::Follower,
     heal, lease, ledgers,
     metrics::SinkMetrics,
+    objects::{self, Objects, ObjectsError},
     outbox,
     pods::Followed,
     queue::Queue,
@@ -72,6 +73,9 @@ pub enum RunError {
     /// A receiver of CloudEvents cannot be spoken to.
     #[error(transparent)]
     Receiver(#[from] ReceiverError),
+    /// The object store cannot be used.
+    #[error(transparent)]
+    Objects(#[from] ObjectsError),
     /// A task that must live has ended.
     #[error("the part «{part}» has ended: {why}")]
     Ended {
@@ -90,6 +94,8 @@ pub async fn run(client: Client, options: Options, shutdown: CancellationToken) 
     let metrics = Metrics::default();
     let readiness = Readiness::default();
     // What can be wrong on this machine is told before anything is asked of the cluster.
+    let objects = options.config.objects.as_ref();
+    let objects = objects.map(|config| Objects::open(config, &options.replica, &metrics)).transpose()?;
     let listener = admin::listen(options.admin_listen, "--admin-listen")?;
     let socket = refusals::listen(&options.refusal_socket)?;
     let server = admin::serve(listener, readiness.clone(), metrics.clone()).map_err(RunError::Admin)?;
@@ -134,7 +140,7 @@ pub async fn run(client: Client, options: Options, shutdown: CancellationToken) 
         client: client.clone(),
         store: context.store.clone(),
         queue: context.queue.clone(),
-        capturer: Capturer::new(client.clone()),
+        capturer: Capturer::new(client.clone()).with_objects(objects.clone()),
         followed: Followed::default(),
         teller,
         metrics: context.metrics.clone(),
@@ -144,6 +150,7 @@ pub async fn run(client: Client, options: Options, shutdown: CancellationToken) 
         store: context.store.clone(),
         metrics: context.metrics.clone(),
         max_bytes: options.results_max_bytes,
+        objects,
     };
     let namespace = context.namespace.clone();
     let tell = statuses::tell_refusals(client.clone(), context.store.clone(), leads.clone());
@@ -260,13 +267,14 @@ async fn work(
     let outbox =
         outbox::keep(receivers, context.client.clone(), context.store.clone(), context.metrics.clone());
     // On the heap, each by itself: as one future they overflow a worker's stack in a debug build.
-    let parts: [BoxFuture<'_, ()>; 13] = [
+    let parts: [BoxFuture<'_, ()>; 14] = [
         Box::pin(actor.work()),
         Box::pin(follower.keep(pods)),
         Box::pin(keep),
         Box::pin(status),
         Box::pin(resync),
         Box::pin(defaults),
+        Box::pin(objects::broom::keep(broom.objects.clone(), context.client.clone(), context.store.clone())),
         Box::pin(broom.keep()),
         Box::pin(release),
         Box::pin(unqueued),
@@ -275,7 +283,7 @@ async fn work(
         Box::pin(heal),
         Box::pin(outbox),
     ];
-    // But for the default policies' part, and an outbox without receivers, none of them ends.
+    // But for the default policies' part, an outbox without receivers and a missing object store, none of them ends.
     join_all(parts).await;
 }
 

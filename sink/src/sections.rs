@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, HashMap};
 use job_handler_shared::job::JobSnapshot;
 
 use crate::{
-    capture::CapturedPod,
+    capture::{CapturedLog, CapturedPod},
     manifest::{Completeness, PodFacts, Section},
+    objects::Whole,
 };
 
 /// Longest last line of a log that is looked at, bytes.
@@ -98,7 +99,8 @@ pub fn completeness(job: &JobSnapshot, pods: &[CapturedPod], forgotten: usize) -
             lost.push(format!("logs of {container}{run} of {}: {why}", named(&pods)));
         }
     }
-    let cut = pods.iter().flat_map(|pod| &pod.logs).any(|log| log.kept.left_out() > 0);
+    let whole = |log: &CapturedLog| log.kept.left_out() == 0 || matches!(log.kept.whole, Whole::Stored(_));
+    let cut = !pods.iter().flat_map(|pod| &pod.logs).all(whole);
     Completeness { complete: lost.is_empty() && !cut, lost }
 }
 
@@ -130,7 +132,6 @@ pub fn ranges(mut indexes: Vec<u32>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::capture::CapturedLog;
 
     fn pod(name: &str, phase: &str, index: Option<u32>, lost: Option<&str>) -> CapturedPod {
         let facts = PodFacts { name: name.into(), phase: phase.into(), index, ..PodFacts::default() };

@@ -27,6 +27,7 @@ use crate::{
     manifest::SHARD,
     mark::{self, Written},
     metrics::SinkMetrics,
+    objects::Objects,
     outbox::OUTBOX,
     plan,
     retention::{self, Bounds, Stored, Why, asker},
@@ -53,6 +54,8 @@ pub struct Broom {
     pub metrics: SinkMetrics,
     /// Most bytes of results in the whole cluster; nothing = no bound.
     pub max_bytes: Option<u64>,
+    /// Where whole logs are.
+    pub objects: Option<Objects>,
 }
 
 impl Broom {
@@ -145,7 +148,26 @@ impl Broom {
                 self.remove_shard(*kind, namespace, &there).await?;
             }
         }
+        if found.manifest.objects.is_some() {
+            self.remove_objects(namespace, uid).await;
+        }
         Ok(true)
+    }
+
+    /// What stays behind here is found by the object store's own broom.
+    async fn remove_objects(&self, namespace: &str, uid: &str) {
+        if self.store.inventory().objects(uid).is_some() {
+            // The same result, beside its first place.
+            return;
+        }
+        let removed = match &self.objects {
+            Some(objects) => objects.remove(namespace, uid).await.map(drop),
+            None => Err("no object store is configured any more".to_owned()),
+        };
+        if let Err(why) = removed {
+            self.metrics.fault("remove objects");
+            tracing::warn!(namespace, job_uid = uid, "whole logs of a removed result stay for now: {why}");
+        }
     }
 
     /// Removes shards that were without a result the last time, too; gives those that are without one now.

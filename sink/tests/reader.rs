@@ -63,6 +63,7 @@ fn store(apiserver: &Apiserver, job: &JobSnapshot, logs: &[Log<'_>]) {
         }
         containers.last_mut().unwrap().logs.push(facts);
         known.logs.push(CapturedLog {
+            run: String::new(),
             container: (*container).into(),
             previous: *previous,
             kept,

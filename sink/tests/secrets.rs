@@ -258,7 +258,7 @@ async fn retention_removes_secrets_and_their_shards() {
             let stored = Stored::new(Kind::Secret, place, &labels, &annotations, Timestamp::now(), false);
             store.inventory().put(stored);
         }
-        Broom { client, store, metrics, max_bytes: None }
+        Broom { client, store, metrics, max_bytes: None, objects: None }
     };
     let apiserver = harvested().await;
     assert_eq!(broom(&apiserver, false).sweep(Timestamp::now()).await, 0, "those are beyond us");

@@ -40,6 +40,7 @@ fn started(apiserver: &Apiserver) -> (Actor, Broom) {
         store: actor.store.clone(),
         metrics: actor.metrics.clone(),
         max_bytes: None,
+        objects: None,
     };
     (actor, broom)
 }

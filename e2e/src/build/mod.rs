@@ -2,10 +2,12 @@
 
 mod beside;
 mod cache;
+mod object_store;
 mod prometheus;
 mod watched;
 
 pub(crate) use beside::beside;
+pub use object_store::{VERSITYGW_BIN, object_store};
 pub use prometheus::{PROMETHEUS_BIN_DIR, PrometheusTools, prometheus_tools};
 
 use std::path::{Path, PathBuf};

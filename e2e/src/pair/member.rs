@@ -46,7 +46,7 @@ impl Setting<'_> {
         let (kubeconfig, proxy) = self.proxied(&replica, direct, self.options.webhook_proxy)?;
         Ok(Member {
             proxy,
-            process: self.start("job-handler-webhook", &replica, arguments, &kubeconfig)?,
+            process: self.start("job-handler-webhook", &replica, arguments, &kubeconfig, &[])?,
             port,
             admin,
         })
@@ -67,7 +67,10 @@ impl Setting<'_> {
         let (kubeconfig, proxy) = self.proxied(&replica, direct, self.options.sink_proxy)?;
         Ok(Member {
             proxy,
-            process: self.start("job-handler-sink", &replica, arguments, &kubeconfig)?,
+            process: {
+                let more = &self.options.sink_environment;
+                self.start("job-handler-sink", &replica, arguments, &kubeconfig, more)?
+            },
             port: admin,
             admin,
         })
@@ -114,18 +117,23 @@ impl Setting<'_> {
         replica: &str,
         arguments: Vec<String>,
         kubeconfig: &Path,
+        more: &[(String, String)],
     ) -> Result<Process> {
+        let more = more.iter().map(|(name, value)| (name.into(), value.into()));
         let log = std::env::var_os("RUST_LOG").unwrap_or_else(|| self.options.log.clone().into());
         Process::start(Program {
             name: replica.to_owned(),
             executable: self.programs.join(program),
             arguments: arguments.into_iter().map(Into::into).collect(),
-            environment: vec![
+            environment: [
                 ("KUBECONFIG".into(), kubeconfig.into()),
                 ("RUST_LOG".into(), log),
                 ("RUST_BACKTRACE".into(), "1".into()),
                 ("NO_COLOR".into(), "1".into()),
-            ],
+            ]
+            .into_iter()
+            .chain(more)
+            .collect(),
             log: self.cluster.dir().join("logs").join(format!("{replica}.log")),
         })
     }

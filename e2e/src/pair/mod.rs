@@ -43,6 +43,8 @@ pub struct PairOptions {
     pub sink_proxy: bool,
     /// The sinks' configuration file, YAML; none by default.
     pub sink_configuration: Option<String>,
+    /// More environment for each sink.
+    pub sink_environment: Vec<(String, String)>,
     /// `RUST_LOG` of the programs, where the environment sets none.
     pub log: String,
 }
@@ -57,6 +59,7 @@ impl Default for PairOptions {
             webhook_proxy: false,
             sink_proxy: false,
             sink_configuration: None,
+            sink_environment: Vec::new(),
             log: "info".to_owned(),
         }
     }

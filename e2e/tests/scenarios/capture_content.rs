@@ -17,17 +17,17 @@ use super::world::{World, job, lonely_scenario, scenario};
 /// On a loaded machine, for a hundred MiB or a thousand pods.
 const LONG: Duration = Duration::from_secs(240);
 
-async fn stored(world: &World, namespace: &str, job: &str) -> ConfigMap {
+pub async fn stored(world: &World, namespace: &str, job: &str) -> ConfigMap {
     let (api, name) = (world.config_maps(namespace), format!("{job}-results"));
     let look = || async { api.get(&name).await.map_err(|e| e.to_string()) };
     wait_for(LONG, &format!("the result {namespace}/{name}"), look).await.unwrap()
 }
 
-fn manifest(result: &ConfigMap) -> Value {
+pub fn manifest(result: &ConfigMap) -> Value {
     serde_json::from_str(&result.data.as_ref().unwrap()["result.json"]).unwrap()
 }
 
-fn once(name: &str, play: &[(&str, &str)]) -> Value {
+pub fn once(name: &str, play: &[(&str, &str)]) -> Value {
     let mut job = job(name, &[], play);
     job["spec"]["backoffLimit"] = json!(0);
     job
@@ -40,7 +40,7 @@ fn digest(bytes: impl IntoIterator<Item = Vec<u8>>) -> String {
 }
 
 /// What `log-bytes` writes: numbered lines of 80 characters.
-fn text(size: usize) -> Vec<u8> {
+pub fn text(size: usize) -> Vec<u8> {
     let mut out = Vec::with_capacity(size + 80);
     for number in 1.. {
         if out.len() >= size {
@@ -224,7 +224,7 @@ fn without_logs_there_are_states_and_messages() {
 }
 
 /// Peak resident memory of a program, MiB.
-fn peak(member: &Member) -> u64 {
+pub fn peak(member: &Member) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", member.process().id())).unwrap();
     let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
     line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() / 1024

@@ -17,6 +17,7 @@ mod ledgers;
 mod limiting;
 mod neighbour;
 mod nothing_lost;
+mod objects;
 mod outages;
 mod policies;
 mod reading;

@@ -64,6 +64,23 @@ impl Person {
         command.kill_on_drop(true).output().await.unwrap()
     }
 
+    /// Who may read results and nothing else.
+    pub async fn reader(world: &World, ns: &str) -> Self {
+        Self::new(
+            world,
+            ns,
+            json!([{"apiGroups": [""], "resources": ["configmaps"], "verbs": ["get", "list"]}]),
+        )
+        .await
+    }
+
+    /// What it answers, and what it remarks.
+    pub async fn both(&self, words: &[&str]) -> (String, String) {
+        let output = self.kubectl(words).await;
+        assert!(output.status.success(), "kubectl {words:?}: {output:?}");
+        (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap())
+    }
+
     pub async fn ok(&self, words: &[&str]) -> String {
         let output = self.kubectl(words).await;
         assert!(output.status.success(), "kubectl {words:?}: {output:?}");
@@ -102,8 +119,7 @@ fn who_may_only_read_config_maps_reads_results_through_kubectl() {
             world.result(&ns, name).await;
         }
 
-        let rules = json!([{"apiGroups": [""], "resources": ["configmaps"], "verbs": ["get", "list"]}]);
-        let person = Person::new(world, &ns, rules).await;
+        let person = Person::reader(world, &ns).await;
         let listed = person.ok(&["job-results", "list", "--sort-by", "name"]).await;
         let rows: Vec<Vec<&str>> = listed.lines().map(|line| line.split_whitespace().collect()).collect();
         assert_eq!(rows[0], ["NAME", "OUTCOME", "REASON", "DURATION", "FINISHED", "SIZE"]);

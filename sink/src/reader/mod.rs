@@ -20,6 +20,7 @@ pub mod list;
 pub mod pick;
 pub mod show;
 pub mod stored;
+mod whole;
 
 use std::io::{self, Write};
 
@@ -110,7 +111,7 @@ pub async fn answer(
         }
         Command::Logs(args) => {
             let (found, _) = find::result_of(source, &args.job, args.run.as_deref(), remarks).await?;
-            logs(source, &found, args, out).await
+            logs(source, &found, args, out, remarks).await
         }
         Command::Completion { .. } | Command::Complete { .. } => Ok(()),
     }
@@ -121,12 +122,14 @@ async fn logs(
     found: &Stored,
     args: &LogsArgs,
     out: &mut impl Write,
+    remarks: &mut impl Write,
 ) -> Result<(), ReadError> {
     let wanted = pick::Wanted {
         container: args.container.as_deref(),
         pod: args.pod.as_deref(),
         previous: args.previous,
     };
+    whole::remark(found, wanted, remarks)?;
     let mut pick = pick::Picker::new(found, wanted)?;
     let mut escaper = (!args.raw).then(Escaper::default);
     let mut buffer = Vec::new();

@@ -12,6 +12,7 @@ use super::{
     escape::{json, line},
     list::human_bytes,
     stored::Stored,
+    whole,
 };
 use crate::manifest::{ContainerFacts, ContainerKind, Encoding, LogFacts, PodFacts, StateFacts};
 
@@ -73,6 +74,11 @@ fn text(stored: &Stored, others: &[Stored], out: &mut impl Write) -> io::Result<
         }
     };
     field("Logs", logs)?;
+    if let Some(objects) = &manifest.objects {
+        let logs = if objects.count == 1 { "log" } else { "logs" };
+        let bytes = human_bytes(objects.bytes);
+        field("Whole logs", format!("{} {logs}, {bytes} gzipped, below {}", objects.count, objects.url))?;
+    }
     field("Complete", if manifest.completeness.complete { "yes" } else { "no" }.to_owned())?;
     for lost in &manifest.completeness.lost {
         field("  lost", lost.clone())?;
@@ -152,6 +158,7 @@ fn log_text(log: &LogFacts) -> String {
         0 => String::new(),
         bytes => format!(", {} of them left out", human_bytes(bytes)),
     };
+    let whole = whole::place(log).map_or(String::new(), |place| format!(", all of it: {place}"));
     let lost = log.lost.as_ref().map_or(String::new(), |why| format!(", lost: {why}"));
-    line(&format!("{run}: {}{left_out}{lost}", human_bytes(log.length)))
+    line(&format!("{run}: {}{left_out}{whole}{lost}", human_bytes(log.length)))
 }

@@ -210,7 +210,8 @@ impl State {
 
     fn serve(&mut self, method: &Method, uri: &http::Uri, body: &[u8]) -> Response<Body> {
         let parts: Vec<&str> = uri.path().trim_matches('/').split('/').collect();
-        let at = parts.iter().position(|part| *part == "namespaces");
+        // Namespaces themselves are listed as what is in none.
+        let at = parts.iter().position(|part| *part == "namespaces").filter(|at| parts.len() > at + 2);
         let Some(at) = at else {
             return self.list(parts[parts.len() - 1], None, uri.query().unwrap_or_default());
         };

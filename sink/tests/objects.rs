@@ -1,0 +1,307 @@
+//! Whole logs in a folder, against an apiserver in memory: the process is killed before and after each single write of a
+//! harvest and of a removal; there is always one object or none, never one of which no result tells; and whatever is
+//! wrong with the store costs only what would be cut without it.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, in helpers too")]
+
+mod common;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io::Read,
+    path::{Path, PathBuf},
+};
+
+use common::{
+    Apiserver, Fault,
+    build::{UID, cluster, noise, process, set_policy},
+};
+use http::Method;
+use jiff::Timestamp;
+use job_handler_shared::{keys, telemetry::Metrics};
+use job_handler_sink::{
+    act::Actor,
+    config::Config,
+    held::Kind,
+    objects::{Objects, broom},
+    retention::Stored,
+    sweep::Broom,
+};
+use k8s_openapi::ByteString;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+const LENGTH: usize = 100_000;
+
+fn policy() -> Value {
+    json!({"results": {"ttlSeconds": 1, "logs": {"maxBytesPerContainer": "1Ki"}}})
+}
+
+/// A cluster with one failed Job and a store in a folder.
+struct Ground {
+    apiserver: Apiserver,
+    folder: tempfile::TempDir,
+}
+
+impl Ground {
+    fn new() -> Self {
+        let apiserver = cluster(&noise(LENGTH));
+        apiserver.put(
+            "namespaces",
+            json!({"apiVersion": "v1", "kind": "Namespace",
+            "metadata": {"name": "kube-system", "uid": "cluster-1"}}),
+        );
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("store")).unwrap();
+        Self { apiserver, folder }
+    }
+
+    fn store(&self) -> PathBuf {
+        self.folder.path().join("store")
+    }
+
+    fn objects(&self) -> Objects {
+        let file = self.folder.path().join("config.yaml");
+        let (store, spool) = (self.store(), self.folder.path().join("spool"));
+        let text = json!({"objectStore": {"url": format!("file://{}", store.display()), "spool": {"folder": spool}}});
+        std::fs::write(&file, text.to_string()).unwrap();
+        let config = Config::load(&file).unwrap().objects.unwrap();
+        Objects::open(&config, "sink-0", &Metrics::default()).unwrap()
+    }
+
+    /// A process that has just started.
+    fn process(&self) -> (Actor, Broom, Objects) {
+        let objects = self.objects();
+        let mut actor = process(&self.apiserver, policy());
+        actor.capturer = actor.capturer.with_objects(Some(objects.clone()));
+        for map in self.apiserver.all("configmaps") {
+            let texts = |field: &str| -> BTreeMap<String, String> {
+                serde_json::from_value(map["metadata"][field].clone()).unwrap_or_default()
+            };
+            let (labels, annotations) = (texts("labels"), texts("annotations"));
+            if labels.contains_key(keys::CREATED) {
+                let name = map["metadata"]["name"].as_str().unwrap().to_owned();
+                let place = ("ci".to_owned(), name, UID.to_owned());
+                actor.store.inventory().put(Stored::new(
+                    Kind::ConfigMap,
+                    place,
+                    &labels,
+                    &annotations,
+                    Timestamp::now(),
+                    false,
+                ));
+            }
+        }
+        let broom = Broom {
+            client: self.apiserver.client(),
+            store: actor.store.clone(),
+            metrics: actor.metrics.clone(),
+            max_bytes: None,
+            objects: Some(objects.clone()),
+        };
+        (actor, broom, objects)
+    }
+
+    async fn harvest(&self) -> bool {
+        let (actor, ..) = self.process();
+        Box::pin(actor.job(UID)).await.is_ok()
+    }
+
+    /// Two looks of the store's broom; gives what was suspicious at the first.
+    async fn sweep(&self) -> usize {
+        let (actor, _, objects) = self.process();
+        let look = async |suspects| {
+            broom::sweep(&objects, &self.apiserver.client(), &actor.store, &suspects).await.unwrap()
+        };
+        let suspects = look(BTreeSet::new()).await;
+        let number = suspects.len();
+        look(suspects).await;
+        number
+    }
+
+    /// Objects, but for the mark.
+    fn files(&self) -> Vec<PathBuf> {
+        fn walk(folder: &Path, found: &mut Vec<PathBuf>) {
+            for entry in std::fs::read_dir(folder).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() { walk(&path, found) } else { found.push(path) }
+            }
+        }
+        let mut found = Vec::new();
+        walk(&self.store(), &mut found);
+        found.retain(|path| path.file_name().unwrap() != ".job-handler-cluster");
+        found
+    }
+
+    fn manifest(&self) -> Value {
+        let result = self.apiserver.get("configmaps", "ci", "build-results").unwrap();
+        serde_json::from_str(result["data"]["result.json"].as_str().unwrap()).unwrap()
+    }
+
+    fn check(&self, how: &str) {
+        let manifest = self.manifest();
+        let log = &manifest["pods"][0]["containers"][0]["logs"][0];
+        assert_eq!((&log["length"], &log["leftOut"]), (&json!(LENGTH), &json!(LENGTH - 1024)), "{how}");
+        assert_eq!(log["sha256"], format!("{:x}", Sha256::digest(noise(LENGTH))), "{how}");
+        assert_eq!(manifest["completeness"], json!({"complete": true}), "{how}");
+        let files = self.files();
+        let [file] = &files[..] else { panic!("{how}: {files:?}") };
+        assert_eq!(log["whole"]["url"], format!("file://{}", file.display()), "{how}");
+        assert_eq!(log["whole"]["bytes"], std::fs::metadata(file).unwrap().len(), "{how}");
+        let folder = format!("file://{}/ci/{UID}/", self.store().display());
+        assert_eq!(
+            manifest["objects"],
+            json!({"url": folder, "count": 1, "bytes": log["whole"]["bytes"]}),
+            "{how}"
+        );
+        let mut whole = Vec::new();
+        let file = std::fs::File::open(file).unwrap();
+        flate2::read::GzDecoder::new(file).read_to_end(&mut whole).unwrap();
+        assert!(whole == noise(LENGTH), "{how}: every byte");
+    }
+}
+
+#[tokio::test]
+async fn killed_before_or_after_any_write_there_is_one_whole_log() {
+    let undisturbed = Ground::new();
+    assert!(undisturbed.harvest().await);
+    undisturbed.check("undisturbed");
+    for write in 0..undisturbed.apiserver.writes() {
+        for fault in [Fault::DeadBefore, Fault::DeadAfter, Fault::AnswerLost, Fault::Code(500)] {
+            let how = format!("{fault:?} at {write}");
+            let ground = Ground::new();
+            ground.apiserver.fault(write, fault);
+            let _killed = ground.harvest().await;
+            ground.apiserver.revive();
+            assert_eq!(ground.sweep().await, 0, "{how}: its Job is there, and its result may be on its way");
+            assert!(ground.harvest().await, "{how}");
+            assert!(ground.harvest().await, "{how}: and again");
+            assert_eq!(ground.sweep().await, 0, "{how}");
+            ground.check(&how);
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_upload_whose_result_never_came_is_swept() {
+    let ground = Ground::new();
+    ground.apiserver.fault(0, Fault::DeadBefore);
+    assert!(!ground.harvest().await);
+    assert_eq!(ground.files().len(), 1, "objects come first");
+    ground.apiserver.revive();
+    // Somebody deletes the Job before there is a sink again.
+    ground.apiserver.remove("jobs", "ci", "build");
+    ground.apiserver.remove("pods", "ci", "build-x");
+    let (actor, _, objects) = ground.process();
+    let first =
+        broom::sweep(&objects, &ground.apiserver.client(), &actor.store, &BTreeSet::new()).await.unwrap();
+    assert_eq!((first.len(), ground.files().len()), (1, 1), "not at the first sight");
+    assert_eq!(ground.sweep().await, 1);
+    assert_eq!(ground.files(), Vec::<PathBuf>::new());
+}
+
+#[tokio::test]
+async fn what_an_earlier_try_left_goes_with_the_next() {
+    let ground = Ground::new();
+    let leftover = ground.store().join("ci").join(UID).join("build-gone");
+    std::fs::create_dir_all(&leftover).unwrap();
+    std::fs::write(leftover.join("main-0.log.gz"), "of a pod that nobody knows any more").unwrap();
+    assert!(ground.harvest().await);
+    ground.check("the leftover is gone");
+}
+
+#[tokio::test]
+async fn a_result_that_needs_no_store_leaves_nothing_in_it() {
+    let ground = Ground::new();
+    ground.apiserver.put_log("build-x", "main", b"short\n");
+    let leftover = ground.store().join("ci").join(UID).join("build-gone");
+    std::fs::create_dir_all(&leftover).unwrap();
+    std::fs::write(leftover.join("main-0.log.gz"), "of a harvest that came to nothing").unwrap();
+    assert!(ground.harvest().await);
+    assert!(ground.manifest().get("objects").is_none());
+    assert_eq!(ground.sweep().await, 1);
+    assert_eq!(ground.files(), Vec::<PathBuf>::new());
+}
+
+#[tokio::test]
+async fn removed_with_its_result_whenever_the_sink_is_killed() {
+    let undisturbed = Ground::new();
+    assert!(undisturbed.harvest().await);
+    let before = undisturbed.apiserver.writes();
+    assert_eq!(undisturbed.process().1.sweep(Timestamp::now()).await, 1);
+    assert_eq!(undisturbed.files(), Vec::<PathBuf>::new());
+    for write in 0..undisturbed.apiserver.writes() - before {
+        for fault in [Fault::DeadBefore, Fault::DeadAfter, Fault::AnswerLost, Fault::Code(500)] {
+            let how = format!("{fault:?} at {write}");
+            let ground = Ground::new();
+            assert!(ground.harvest().await);
+            ground.apiserver.fault(write, fault);
+            ground.process().1.sweep(Timestamp::now()).await;
+            if ground.apiserver.get("configmaps", "ci", "build-results").is_some() {
+                ground.check(&format!("{how}: no result without its objects"));
+            }
+            ground.apiserver.revive();
+            ground.process().1.sweep(Timestamp::now()).await;
+            ground.sweep().await;
+            assert_eq!(ground.apiserver.all("configmaps"), Vec::<Value>::new(), "{how}");
+            assert_eq!(ground.files(), Vec::<PathBuf>::new(), "{how}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn without_the_store_the_log_is_cut_and_says_why() {
+    let ground = Ground::new();
+    let process = ground.process();
+    std::fs::remove_dir(ground.store()).unwrap();
+    std::fs::write(ground.store(), "no folder").unwrap();
+    assert!(Box::pin(process.0.job(UID)).await.is_ok());
+    let manifest = ground.manifest();
+    let log = &manifest["pods"][0]["containers"][0]["logs"][0];
+    assert_eq!(log["leftOut"], LENGTH - 1024, "{manifest}");
+    let lost = log["lost"].as_str().unwrap();
+    assert!(lost.starts_with("the whole log could not be stored: "), "{lost}");
+    assert_eq!(manifest["completeness"]["complete"], false);
+    assert!(log.get("whole").is_none() && manifest.get("objects").is_none(), "{manifest}");
+}
+
+#[tokio::test]
+async fn another_clusters_store_is_not_swept() {
+    let ground = Ground::new();
+    let strange = ground.store().join("prod/another-uid/a-pod");
+    std::fs::create_dir_all(&strange).unwrap();
+    std::fs::write(strange.join("main-0.log.gz"), "theirs").unwrap();
+    std::fs::write(ground.store().join(".job-handler-cluster"), "cluster-2").unwrap();
+    let (actor, _, objects) = ground.process();
+    let swept = broom::sweep(&objects, &ground.apiserver.client(), &actor.store, &BTreeSet::new()).await;
+    let why = swept.unwrap_err();
+    assert!(why.contains("cluster-2") && why.contains("a prefix of its own"), "{why}");
+    assert_eq!(ground.files().len(), 1);
+}
+
+#[tokio::test]
+async fn of_what_is_kept_in_a_secret_nothing_goes_to_the_store() {
+    let wanted = json!({"results": {"storageType": "Secret", "logs": {"maxBytesPerContainer": "1Ki"}}});
+    // From the start, or asked for while the log is read.
+    for late in [false, true] {
+        let ground = Ground::new();
+        let (actor, ..) = ground.process();
+        actor.store.secrets.allow();
+        let (store, policy) = (actor.store.clone(), wanted.clone());
+        let ask = move || set_policy(&store, 2, policy);
+        if late {
+            ground.apiserver.before(Method::GET, "/log", ask);
+        } else {
+            ask();
+        }
+        assert!(Box::pin(actor.job(UID)).await.is_ok());
+        assert_eq!(ground.files(), Vec::<PathBuf>::new(), "late: {late}");
+        let secret = ground.apiserver.get("secrets", "ci", "build-results").unwrap();
+        let data: ByteString = serde_json::from_value(secret["data"]["result.json"].clone()).unwrap();
+        let manifest: Value = serde_json::from_slice(&data.0).unwrap();
+        assert!(manifest.get("objects").is_none(), "{manifest}");
+        let log = &manifest["pods"][0]["containers"][0]["logs"][0];
+        assert_eq!((&log["leftOut"], log.get("whole")), (&json!(LENGTH - 1024), None), "{manifest}");
+        assert_eq!(manifest["completeness"]["complete"], false);
+    }
+}
