@@ -13,6 +13,7 @@ use kube::{Api, Client, ResourceExt};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
+use super::gone;
 use super::load::Latencies;
 use super::machine;
 use super::report::{Aim, Table, figure, median, median_ratio};
@@ -97,7 +98,7 @@ pub async fn measure(sizes: Sizes) -> Result<Vec<Table>> {
         Pair::install(&cluster, PairOptions { log: "warn".to_owned(), ..PairOptions::default() }).await?;
     let sink = pair.sink().process().id();
     let mut namespaces = Vec::new();
-    for _ in 0..2 * sizes.rounds + 1 {
+    for _ in 0..2 * sizes.rounds + 2 {
         namespaces.push(cluster.namespace("bench").await?);
     }
     // Statuses are written by us: neither the Job controller nor the nodes have a say.
@@ -135,6 +136,8 @@ pub async fn measure(sizes: Sizes) -> Result<Vec<Table>> {
     let mut table = harvests(sizes, &ours, &bare, processor);
     let mut state = Table::new("The sink's lag, memory and rest", &["what", "figure", "unit"]);
     lag(&cluster, namespace, sizes, &mut state).await?;
+    let last = namespaces[2 * sizes.rounds + 1].name();
+    let gone = gone::measure(&cluster, last, sizes.steady, sizes.per_second).await?;
     memory(&mut state, sizes, empty, full);
     large(&cluster, namespace, sink, sizes, &mut state).await?;
     rest(&cluster, &pair, namespace, sizes, &mut state).await?;
@@ -144,7 +147,7 @@ pub async fn measure(sizes: Sizes) -> Result<Vec<Table>> {
          Job are theirs. The sink's own part is its processor time per Job."
             .to_owned(),
     );
-    Ok(vec![table, state])
+    Ok(vec![table, state, gone])
 }
 
 /// From the policy that asks for them until all results are stored, told and marked.

@@ -6,6 +6,7 @@
 pub mod alone;
 pub mod calls;
 pub mod creates;
+pub mod gone;
 pub mod handlers;
 pub mod harvest;
 pub mod limits;

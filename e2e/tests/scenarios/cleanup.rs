@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use job_handler_e2e::wait_for;
+use job_handler_e2e::{bench::gone, wait_for};
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api,
@@ -10,7 +10,7 @@ use kube::{
 };
 use serde_json::json;
 
-use super::world::{World, job, scenario};
+use super::world::{PATIENCE, World, job, scenario};
 
 /// Shorter than the sink's own rounds: it is done as things happen.
 const SOON: Duration = Duration::from_secs(20);
@@ -56,6 +56,38 @@ fn a_failed_job_goes_after_its_harvest_where_asked_and_its_pods_with_it() {
             .await;
         let kept = world.config_maps(&ns).get("bad-results").await.unwrap();
         assert_eq!(kept.data.unwrap()["status"], "failed", "what it left stays");
+    });
+}
+
+/// What is measured is in the benchmarks; here, that it is done as things happen, and not when everything is looked at
+/// again, half a minute later.
+#[test]
+fn failed_jobs_go_as_soon_as_their_results_are_stored() {
+    scenario(|world| async move {
+        const JOBS: usize = 12;
+        let ns = world.cluster.namespace("gone-soon").await.unwrap();
+        let cleanup = json!({"failedPolicy": "AfterHarvest"});
+        world.policy(&ns, "swept", json!({"results": {}, "cleanup": cleanup})).await;
+        let client = world.client();
+        let fail = async {
+            for n in 0..JOBS {
+                let mut bad = job(&format!("bad-{n}"), &[], &[("exit-code", "1"), ("run", "3s")]);
+                bad["spec"]["backoffLimit"] = json!(0);
+                world.create(&ns, &bad).await.unwrap();
+            }
+        };
+        let (gaps, ()) = tokio::join!(gone::gaps(&client, &ns, JOBS, 2 * PATIENCE), fail);
+        let mut gaps: Vec<Duration> = gaps.unwrap().into_values().collect();
+        gaps.sort_unstable();
+        let (middle, longest) = (gaps[JOBS / 2], gaps[JOBS - 1]);
+        println!(
+            "{JOBS} failed Jobs were gone {middle:?} (the longest: {longest:?}) after their results were stored"
+        );
+        assert!(longest < Duration::from_secs(15), "{gaps:?}");
+        for n in 0..JOBS {
+            let kept = world.config_maps(&ns).get(&format!("bad-{n}-results")).await.unwrap();
+            assert_eq!(kept.data.unwrap()["status"], "failed");
+        }
     });
 }
 

@@ -7,6 +7,7 @@ mod capture_content;
 mod changes;
 mod cleanup;
 mod cloudevents;
+mod edited;
 mod exact;
 mod fairness;
 mod harvesting;

@@ -33,6 +33,14 @@ fn telling(name: &str, app: &str) -> Value {
     job
 }
 
+/// A Job whose logs need shards.
+fn large(name: &str, app: &str) -> Value {
+    let mut large = job(name, &[("app", app)], &[("run", "200ms"), ("log-bytes", "12Mi")]);
+    large["spec"]["template"]["spec"]["containers"] =
+        json!([{"name": "main", "image": "busybox"}, {"name": "two", "image": "busybox"}]);
+    large
+}
+
 fn policy(app: &str, results: Value) -> Value {
     json!({"jobSelector": {"matchLabels": {"app": app}}, "results": results, "cloudEventSinks": [{"name": "ci"}]})
 }
@@ -105,7 +113,7 @@ fn with_the_right_results_are_in_secrets_alone() {
         let world = World { cluster, pair };
         tell_the_token(&world).await;
         let ns = world.cluster.namespace("secrets").await.unwrap();
-        let logs = json!({"maxBytesPerContainer": "3Mi", "maxBytesPerJob": "4Mi"});
+        let logs = json!({"maxBytesPerContainer": "16Mi", "maxBytesPerJob": "64Mi"});
         world.policy(&ns, "open", policy("open", json!({"logs": logs}))).await;
         let hidden = |more: Value| {
             let mut results = json!({"storageType": "Secret", "logs": logs});
@@ -143,9 +151,8 @@ fn with_the_right_results_are_in_secrets_alone() {
 async fn in_secrets_alone(world: &World, ns: &str, receiver: &Receiver) {
     world.create(ns, &telling("quiet", "hidden")).await.unwrap();
     world.create(ns, &telling("plain", "open")).await.unwrap();
-    let large = [("run", "200ms"), ("log-bytes", "2Mi")];
-    world.create(ns, &job("large", &[("app", "hidden")], &large)).await.unwrap();
-    world.create(ns, &job("large-plain", &[("app", "open")], &large)).await.unwrap();
+    world.create(ns, &large("large", "hidden")).await.unwrap();
+    world.create(ns, &large("large-plain", "open")).await.unwrap();
     let notes = [told(world, ns, "quiet").await, told(world, ns, "plain").await];
     told(world, ns, "large").await;
     told(world, ns, "large-plain").await;
@@ -169,8 +176,8 @@ async fn in_secrets_alone(world: &World, ns: &str, receiver: &Receiver) {
     let maps =
         world.config_maps(ns).list(&ListParams::default().labels("job-handler/shard")).await.unwrap().items;
     assert_eq!(
-        all.iter().filter(|secret| shards(secret)).count(),
-        maps.len(),
+        (all.iter().filter(|secret| shards(secret)).count(), maps.len()),
+        (2, 2),
         "as many shards as a ConfigMap has"
     );
 
@@ -234,7 +241,7 @@ async fn who_may_read_secrets_reads_them(world: &World, ns: &str) -> Person {
         async |job: &str| person.kubectl(&["job-results", "logs", job, "--raw", "-c", "main"]).await.stdout;
     assert_eq!(read("quiet").await, read("plain").await);
     let large = read("large").await;
-    assert_eq!(large.len(), 2 << 20);
+    assert_eq!(large.len(), 12 << 20);
     assert!(large == read("large-plain").await, "what a ConfigMap's shards hold");
     person
 }
