@@ -7,7 +7,7 @@ use job_handler_e2e::bench::alone::{self, CONNECTIONS, Effort, HANDLERS};
 use job_handler_e2e::bench::reviews::Size;
 use job_handler_e2e::bench::server::{Handler, Server};
 use job_handler_e2e::bench::variants::Variant;
-use job_handler_e2e::bench::{calls, creates, harvest, sweep};
+use job_handler_e2e::bench::{calls, creates, harvest, limits, sweep};
 use job_handler_e2e::cluster::E2E_KUBECONFIG;
 
 fn program() -> &'static Path {
@@ -112,4 +112,32 @@ async fn a_handler_that_does_not_parse_finds_the_uid_and_nothing_else() {
     assert!(answer.body.contains("f0788041-4bd9-418c-bf80-66a505cca913"), "{answer:?}");
     let answer = client.post("/mutate", "not a review").await.unwrap();
     assert_eq!(answer.status, 400, "{answer:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn limits_are_measured_beside_quotas() {
+    if std::env::var_os(E2E_KUBECONFIG).is_some() {
+        eprintln!("left out: the benchmark pauses components of a cluster of its own");
+        return;
+    }
+    // A create that is refused, or a refusal that is none, fails the measurement itself.
+    let (effort, mut tables) = (limits::Effort::quick(), Vec::new());
+    limits::measure(program(), &effort, |table| tables.push(table)).await.unwrap();
+    let [creates, times, refusals, drain, memory] = tables.as_slice() else {
+        panic!("{} tables", tables.len())
+    };
+    let wanted = effort.namespaces.iter().flat_map(|namespaces| {
+        effort.clients.iter().flat_map(move |clients| {
+            limits::Way::ALL.map(|way| format!("{clients} into {namespaces}, {}", way.name()))
+        })
+    });
+    let names: Vec<&str> = creates.rows.iter().map(|row| row[0].as_str()).collect();
+    assert_eq!(names, wanted.collect::<Vec<_>>());
+    assert_eq!(times.rows.len(), names.len());
+    assert_eq!([refusals.rows.len(), drain.rows.len(), memory.rows.len()], [4, 1, 3]);
+    // As many as there are slots; more would have failed the measurement.
+    assert_eq!(drain.rows[0].last().unwrap(), "10");
+    for table in &tables {
+        assert!(table.rows.iter().all(|row| row.len() == table.columns.len()), "{}", table.text());
+    }
 }

@@ -86,8 +86,7 @@ pub async fn run(program: &Path, parts: &[Part], quick: bool) -> Result<Report> 
         let sizes = if quick { sweep::Sizes::QUICK } else { sweep::Sizes::default() };
         report.add(sweep::measure(program, sizes.from_environment()?).await?);
     }
-    // Only where it is named: it has not run through yet, and its failure would take the other tables along.
-    if parts.contains(&Part::Limits) {
+    if wanted(Part::Limits) {
         let effort = if quick { limits::Effort::quick() } else { limits::Effort::whole() };
         let effort = effort.from_environment()?;
         limits::measure(program, &effort, |table| report.add(table)).await?;

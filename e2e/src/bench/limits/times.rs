@@ -1,0 +1,112 @@
+//! Where a create's time goes: as the apiserver itself counts it, and by processes.
+
+use std::time::Duration;
+
+use super::ground::Ground;
+use crate::bench::machine;
+use crate::bench::report::{Table, figure};
+use crate::bench::variants;
+use crate::cluster::Component;
+use crate::error::Result;
+
+/// The columns: what they are called, and the metric and labels that tell of them.
+const PARTS: [(&str, &str, &[&str]); 5] = [
+    (
+        "create",
+        "apiserver_request_duration_seconds",
+        &["group=\"batch\"", "resource=\"jobs\"", "verb=\"POST\"", "dry_run=\"\""],
+    ),
+    ("mutating webhook", WEBHOOKS, &["operation=\"CREATE\"", "type=\"admit\""]),
+    ("validating webhook", WEBHOOKS, &["operation=\"CREATE\"", "type=\"validating\""]),
+    ("PUT of the ledger", "apiserver_request_duration_seconds", &["resource=\"jobledgers\"", "verb=\"PUT\""]),
+    (
+        "etcd: update of the ledger",
+        "etcd_request_duration_seconds",
+        &["resource=\"jobledgers\"", "operation=\"update\""],
+    ),
+];
+const WEBHOOKS: &str = "apiserver_admission_webhook_admission_duration_seconds";
+
+/// Whose processor time is looked at.
+const PROCESSES: [&str; 5] = ["apiserver", "etcd", "null webhooks", "our webhooks", "our sink"];
+
+/// Seconds and calls of each part so far, and the processor time of each process.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Times {
+    calls: [(f64, f64); PARTS.len()],
+    processors: [Duration; PROCESSES.len()],
+}
+
+impl Times {
+    /// Since the apiserver's start.
+    pub(super) async fn now(ground: &Ground) -> Result<Self> {
+        let text = variants::metrics(&ground.cluster).await?;
+        let mut times = Self { processors: processors(ground)?, ..Self::default() };
+        for (found, (_, metric, labels)) in times.calls.iter_mut().zip(PARTS) {
+            let sum = |suffix: &str| {
+                let name = format!("{metric}_{suffix}{{");
+                let of =
+                    |line: &&str| line.starts_with(&name) && labels.iter().all(|label| line.contains(label));
+                let value =
+                    |line: &str| line.rsplit_once(' ').and_then(|(_, value)| value.parse::<f64>().ok());
+                text.lines().filter(of).filter_map(value).sum::<f64>()
+            };
+            *found = (sum("sum"), sum("count"));
+        }
+        Ok(times)
+    }
+
+    /// Adds what came between two looks.
+    pub(super) fn add(&mut self, before: Self, after: Self) {
+        for (n, all) in self.calls.iter_mut().enumerate() {
+            all.0 += after.calls[n].0 - before.calls[n].0;
+            all.1 += after.calls[n].1 - before.calls[n].1;
+        }
+        for (n, all) in self.processors.iter_mut().enumerate() {
+            *all += after.processors[n].saturating_sub(before.processors[n]);
+        }
+    }
+
+    /// Milliseconds per call, and processor time in milliseconds per create.
+    pub(super) fn cells(self, creates: u64) -> impl Iterator<Item = String> {
+        let mean = |(seconds, calls): (f64, f64)| match calls > 0.0 {
+            true => figure(seconds * 1e3 / calls),
+            false => "-".to_owned(),
+        };
+        let each = move |time: Duration| figure(time.as_secs_f64() * 1e3 / creates as f64);
+        self.calls.into_iter().map(mean).chain(self.processors.into_iter().map(each))
+    }
+}
+
+fn processors(ground: &Ground) -> Result<[Duration; PROCESSES.len()]> {
+    let of = |component| machine::processor_time(ground.cluster.component(component)?.process().id());
+    let webhooks = ground.pair.webhooks().iter();
+    let webhooks = webhooks.map(|webhook| machine::processor_time(webhook.process().id()));
+    Ok([
+        of(Component::Apiserver)?,
+        of(Component::Etcd)?,
+        machine::processor_time(ground.null.process())?,
+        webhooks.sum::<Result<Duration>>()?,
+        machine::processor_time(ground.pair.sink().process().id())?,
+    ])
+}
+
+/// Without its rows.
+pub(super) fn table() -> Table {
+    let mut columns = vec!["clients into namespaces, way".to_owned()];
+    columns.extend(PARTS.iter().map(|(name, _, _)| format!("{name} ms")));
+    columns.extend(PROCESSES.iter().map(|name| format!("{name}: CPU ms")));
+    let columns: Vec<&str> = columns.iter().map(String::as_str).collect();
+    let mut table = Table::new("Limits: where a create's time goes", &columns);
+    table.notes = vec![
+        "The apiserver's own histograms, mean per call over all rounds of the table before, warm-up included. A create's \
+         time holds its webhooks' (one after the other), the validating one's that of the ledger's PUT, and that the \
+         update in etcd. A PUT may hold many grants; where several clients come at once, most wait for one that is under \
+         way."
+            .to_owned(),
+        "Processor time is each process's own (/proc/<pid>/stat) per create, of the same turns; all three of our webhooks \
+         watch the Jobs, whoever is asked."
+            .to_owned(),
+    ];
+    table
+}
