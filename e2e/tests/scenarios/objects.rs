@@ -205,6 +205,15 @@ fn what_is_over_the_budget_goes_whole_into_an_s3_compatible_store() {
             "{end}"
         );
 
+        // It hangs: nobody waits for it but those who need it, and they not for long.
+        running.stop().unwrap();
+        world.create(&ns, &once("hung", &[("run", "100ms"), ("log-bytes", "64Ki")])).await.unwrap();
+        world.create(&ns, &once("beside", &[("run", "100ms"), ("log", "small\n")])).await.unwrap();
+        assert_eq!(manifest(&stored(world, &ns, "beside").await)["completeness"], json!({"complete": true}));
+        let hung = manifest(&stored(world, &ns, "hung").await);
+        let lost = logs(&hung)[0]["lost"].as_str().unwrap().to_owned();
+        assert!(lost.starts_with("the whole log could not be stored: "), "{lost}");
+
         // While the store is away, logs are cut as they would be without one, and the result says why.
         drop(running);
         world.create(&ns, &once("cut", &[("run", "100ms"), ("log-bytes", "64Ki")])).await.unwrap();

@@ -96,23 +96,50 @@ impl Objects {
         let Some(own) = listed.items.first().and_then(ResourceExt::uid) else {
             return Err("there is no namespace kube-system to tell this cluster by".to_owned());
         };
-        let key = self.0.base.clone().join(MARK);
-        let put = self.0.store.put_opts(&key, PutPayload::from(own.clone()), PutMode::Create.into());
-        match self.bounded(async { Ok(put.await) }).await? {
-            Ok(_) => return Ok(()),
-            Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => {}
-            Err(error) => return Err(super::told(&error)),
-        }
-        let known = self.call(async { self.0.store.get(&key).await?.bytes().await }).await?;
-        if known == own.as_bytes() {
+        let known = match self.mark().await? {
+            Some(known) => known,
+            None => {
+                self.set_mark(&own).await?;
+                self.mark().await?.unwrap_or_default()
+            }
+        };
+        if known == own {
             return Ok(());
         }
-        let known = String::from_utf8_lossy(&known).into_owned();
         Err(format!(
             "{}/{MARK} says that it is another cluster's (uid {known} of its namespace kube-system; ours has {own}): \
              nothing is swept; give each cluster a prefix of its own",
             self.0.url
         ))
+    }
+
+    async fn mark(&self) -> Result<Option<String>, String> {
+        let key = self.0.base.clone().join(MARK);
+        let read = async {
+            match self.0.store.get(&key).await {
+                Ok(found) => found.bytes().await.map(Some),
+                Err(object_store::Error::NotFound { .. }) => Ok(None),
+                Err(error) => Err(error),
+            }
+        };
+        Ok(self.call(read).await?.map(|mark| String::from_utf8_lossy(&mark).into_owned()))
+    }
+
+    async fn set_mark(&self, own: &str) -> Result<(), String> {
+        let key = self.0.base.clone().join(MARK);
+        let mark = || PutPayload::from(own.to_owned());
+        let write = async {
+            match self.0.store.put_opts(&key, mark(), PutMode::Create.into()).await {
+                // Another's is there by now, as will be read.
+                Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => {
+                    Ok(())
+                }
+                // Not every compatible store knows conditions.
+                Err(_) => self.0.store.put(&key, mark()).await.map(drop),
+                Ok(_) => Ok(()),
+            }
+        };
+        self.call(write).await
     }
 
     /// All folders of Jobs.

@@ -132,8 +132,9 @@ impl Objects {
     /// Where the configuration is wrong, or logs cannot be spooled.
     pub fn open(config: &ObjectsConfig, replica: &str, metrics: &Metrics) -> Result<Self, ObjectsError> {
         let (store, base) = config.open().map_err(ObjectsError::Config)?;
-        // Of each replica by itself: it empties it at the start.
-        let folder = config.spool.join(replica);
+        // Of each replica by itself, and by a name that nobody else has: it is emptied at the start.
+        let strange = |c: char| !c.is_ascii_alphanumeric() && !matches!(c, '-' | '.');
+        let folder = config.spool.join(format!("job-handler-spool-{}", replica.replace(strange, "-")));
         let spool = Spool::open(&folder, config.spool_bytes)
             .map_err(|source| ObjectsError::Spool { folder: folder.clone(), source })?;
         let (stored, failed, swept) = <(Counter, Counter, Counter)>::default();
@@ -445,6 +446,42 @@ mod tests {
         tokio::time::advance(PAUSE).await;
         tokio::time::resume();
         assert!(put().await.is_ok());
+    }
+
+    /// A server that takes connections and never says a word.
+    #[tokio::test]
+    async fn a_store_that_hangs_is_given_up() {
+        let _: Result<_, _> = rustls::crypto::ring::default_provider().install_default();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let text = format!(
+            "objectStore: {{url: 's3://logs', timeoutSeconds: 1, spool: {{folder: '{}'}}, options: {{region: x, \
+             endpoint: 'http://{}', allow_http: true, skip_signature: true}}}}",
+            folder.path().display(),
+            listener.local_addr().unwrap()
+        );
+        let config = Config::parse(&text, folder.path()).unwrap().objects.unwrap();
+        let objects = Objects::open(&config, "../../sink", &Metrics::default()).unwrap();
+        assert!(objects.spool().folder().starts_with(folder.path()), "below its folder");
+        let Whole::Spooled(log) = objects.spool().take(b"log").await else { panic!("not spooled") };
+        let all: Vec<_> = (0..3 * UPLOADS)
+            .map(|n| {
+                let (objects, log) = (objects.clone(), log.clone());
+                async move {
+                    let name = n.to_string();
+                    objects
+                        .put(("ci", "u"), run("a", "b", &name), &log, objects.deadline())
+                        .await
+                        .unwrap_err()
+                }
+            })
+            .collect();
+        let mut told = futures::future::join_all(all).await;
+        told.sort();
+        // Those that were in line behind the ones that hung are not held up by as much again.
+        assert!(told.iter().any(|why| why.contains("slow") || why.contains("left alone")), "{told:?}");
+        assert_eq!(objects.0.failed.get(), 3 * UPLOADS as u64);
+        assert!(objects.remove("ci", "u").await.unwrap_err().contains("left alone"));
     }
 
     #[test]

@@ -98,6 +98,11 @@ impl Spool {
         })))
     }
 
+    /// The folder.
+    pub fn folder(&self) -> &Path {
+        &self.0.folder
+    }
+
     /// Bytes that are used.
     pub fn used(&self) -> u64 {
         self.0.used.load(Ordering::Relaxed)
