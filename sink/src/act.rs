@@ -31,6 +31,8 @@ use crate::{
 const CONCURRENCY: usize = 24;
 /// Jobs that are under way: those that are worked on, and those that wait for their nodes' logs.
 const UNDER_WAY: usize = 1_024;
+/// The same of one namespace.
+const OF_ONE_NAMESPACE: usize = UNDER_WAY / 2;
 /// Longest work on one Job, without the wait for logs; only reached where everything hangs.
 const BOUND: Duration = Duration::from_secs(150);
 /// Most steps with one Job before it is put back into the queue: the sequence has four, the rest are Jobs that keep
@@ -63,7 +65,29 @@ pub enum ActError {
     Slow,
 }
 
+impl Key {
+    /// A queue whose lanes are namespaces.
+    pub fn queue(store: &Store) -> Queue<Self> {
+        let store = store.clone();
+        Queue::in_lanes(OF_ONE_NAMESPACE, move |key| match key {
+            Self::Job(uid) => store.namespace_of(uid).into(),
+            Self::Group((namespace, _)) => namespace.as_str().into(),
+        })
+    }
+}
+
 impl ActError {
+    /// Whatever else is tried in the namespace will probably end likewise.
+    fn is_of_namespace(&self) -> bool {
+        match self {
+            Self::Api(error) | Self::Commit(CommitError::Api(error)) => {
+                error.is_unwanted() || matches!(error, ApiError::Timeout { .. })
+            }
+            Self::Slow => true,
+            _ => false,
+        }
+    }
+
     fn is_terminating(&self) -> bool {
         match self {
             Self::Api(error) | Self::Commit(CommitError::Api(error)) => error.is_terminating(),
@@ -146,8 +170,12 @@ impl Actor {
                 Key::Group(group) => self.group(group).await,
             }
         };
-        let outcome = slot.run(BOUND, Box::pin(work)).await.unwrap_or(Err(ActError::Slow));
+        let takes_long = || self.queue.struck(key);
+        let outcome = slot.run(BOUND, Box::pin(work), takes_long).await.unwrap_or(Err(ActError::Slow));
         let Err(error) = outcome else { return true };
+        if error.is_of_namespace() {
+            self.queue.struck(key);
+        }
         let (what, name) = match key {
             Key::Job(uid) => ("harvest", self.store.job(uid).map_or_else(|| uid.clone(), |job| job.key())),
             Key::Group((namespace, group)) => ("prune", format!("{namespace}/{}", group.value)),
@@ -342,6 +370,7 @@ impl Actor {
         }
         match commit::commit(&self.client, packed, secrets).await {
             Ok(committed) => {
+                self.queue.cleared(&Key::Job(job.uid.clone()));
                 if committed.fresh {
                     slots::aside(self.capturer.tidy(job, &objects)).await;
                     let manifest = &committed.manifest;

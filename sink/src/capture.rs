@@ -36,17 +36,24 @@ use crate::{
 pub const CONTROLLER_UID: &str = "batch.kubernetes.io/controller-uid";
 /// Log streams at a time, over all: those of 32 nodes. The apiserver's fairness does not throttle them.
 const STREAMS: usize = 128;
+/// The same of logs that were not had at once.
+const LATE_STREAMS: usize = 64;
 /// Logs that are followed until their containers end: now …
 const FOLLOWS_NOW: usize = 256;
 /// … and those for which that may take long.
 const FOLLOWS_LONG: usize = 128;
 /// What is being followed when its Job has finished is given so long, again with each log that ends.
 const SETTLE: Duration = Duration::from_secs(3);
-/// A log stream without a byte for this long is left.
+/// A log of which nothing comes for this long is put off …
+const AT_ONCE: Duration = Duration::from_millis(500);
+/// … and so is one that is not read within this.
+const LONG_READ: Duration = Duration::from_secs(10);
+/// A log that was put off, and of which nothing comes for this long, is left.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// The same for a node that has not answered for a while.
 const PATIENCE_WITH_MUTE: Duration = Duration::from_secs(2);
-/// All of a Job's logs are read within this time from its turn, or what is missing is recorded as lost.
+/// All of a Job's logs are read within this time from its turn, or put off; those that were, within the same again, or
+/// what is missing is recorded as lost.
 const DEADLINE: Duration = Duration::from_secs(60);
 /// Tries per log, for answers that may be better the next time.
 const TRIES: u32 = 3;
@@ -114,6 +121,17 @@ pub struct CapturedLog {
     pub kept: Kept,
     /// Why (a part of) it could not be had.
     pub lost: Option<String>,
+    /// It is to be read later, without holding up others.
+    pub put_off: bool,
+}
+
+/// Which of a node's streams a log is read by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lane {
+    /// Those for what comes at once.
+    Quick,
+    /// Those for what does not.
+    Late,
 }
 
 /// Reads pods and logs; clones share their bounds.
@@ -121,6 +139,7 @@ pub struct CapturedLog {
 pub struct Capturer {
     client: Client,
     all: Arc<Semaphore>,
+    all_late: Arc<Semaphore>,
     follows: Arc<[Semaphore; 2]>,
     turns: Turns,
     objects: Option<Objects>,
@@ -132,6 +151,7 @@ impl Capturer {
         Self {
             client,
             all: Arc::new(Semaphore::new(STREAMS)),
+            all_late: Arc::new(Semaphore::new(LATE_STREAMS)),
             follows: Arc::new([Semaphore::new(FOLLOWS_NOW), Semaphore::new(FOLLOWS_LONG)]),
             turns: Turns::default(),
             objects: None,
@@ -205,6 +225,7 @@ impl Capturer {
             run: run.id.to_owned(),
             kept,
             lost: content.lost.clone(),
+            put_off: false,
         }
     }
 
@@ -271,13 +292,90 @@ impl Capturer {
                 }
             }
         });
-        let pods: Vec<_> = captured.buffered(PODS_AT_A_TIME).collect().await;
-        let kept = pods.iter().flat_map(|pod| &pod.logs).map(|log| log.kept.bytes()).sum();
+        let mut pods: Vec<_> = captured.buffered(PODS_AT_A_TIME).collect().await;
+        let mut memory = turn.end(kept_of(&pods));
+        let late = pods.iter().flat_map(|pod| &pod.logs).filter(|log| log.put_off).count();
+        if late > 0 {
+            let most = remaining(&left).min(budget.per_container().saturating_mul(late));
+            let had = kept_of(&pods);
+            let (turn, most) = self.turns.wait_late(node.as_deref().unwrap_or_default(), most).await;
+            let (left, deadline) = (Mutex::new(most), Instant::now() + DEADLINE);
+            let again = pods.into_iter().map(|pod| self.late(pod, namespace, budget, &held, &left, deadline));
+            pods = futures::stream::iter(again).buffered(PODS_AT_A_TIME).collect().await;
+            memory = memory.and(turn.end(kept_of(&pods).saturating_sub(had)));
+        }
         // From here on the node is free for others, however slow the store is.
-        let memory = turn.end(kept);
         let mut captured = Captured { pods, forgotten, objects: None };
         self.store_whole((namespace, job_uid), &mut captured).await;
         Ok((captured, memory))
+    }
+
+    /// Reads what was put off of a pod.
+    async fn late(
+        &self,
+        mut pod: CapturedPod,
+        namespace: &str,
+        budget: &Logs,
+        held: &HashMap<Uid, Held>,
+        left: &Mutex<usize>,
+        deadline: Instant,
+    ) -> CapturedPod {
+        if pod.logs.iter().all(|log| !log.put_off) {
+            return pod;
+        }
+        let held = held.get(&pod.facts.uid);
+        let node = pod.facts.node.clone().unwrap_or_default();
+        let mut contents = pod.logs.iter_mut();
+        for container in &mut pod.facts.containers {
+            for (at, (previous, id)) in runs(container).into_iter().enumerate() {
+                let Some(log) = contents.next().filter(|log| log.put_off) else { continue };
+                let granted = take(left, budget.per_container());
+                let run = Run {
+                    namespace,
+                    pod: &pod.facts.name,
+                    uid: &pod.facts.uid,
+                    container: &container.name,
+                    previous,
+                    id: &id,
+                };
+                let known = held.and_then(|held| held.logs.get(&id));
+                *log = self.run(run, &node, granted, known, Lane::Late, deadline).await;
+                give(left, granted.saturating_sub(log.kept.bytes()));
+                if let Some(facts) = container.logs.get_mut(at) {
+                    *facts = log.facts();
+                }
+            }
+        }
+        pod
+    }
+
+    /// Reads one run's log, but for what is held of it already.
+    async fn run(
+        &self,
+        run: Run<'_>,
+        node: &str,
+        granted: usize,
+        known: Option<&Content>,
+        lane: Lane,
+        deadline: Instant,
+    ) -> CapturedLog {
+        let wanted = granted > 0 || self.objects.is_some();
+        let read = match known {
+            Some(content) if content.is_whole() && wanted => return self.held(run, content, granted).await,
+            _ => self.log(run, node, granted, lane, deadline).await,
+        };
+        match known {
+            // A part is better than none, and the older reason is the better one.
+            Some(part)
+                if wanted
+                    && !read.put_off
+                    && read.lost.is_some()
+                    && read.kept.length < part.kept.length =>
+            {
+                self.held(run, part, granted).await
+            }
+            _ => read,
+        }
     }
 
     /// Reads the logs of a pod that is there, but for what is held of them already.
@@ -307,27 +405,8 @@ impl Capturer {
                         previous,
                         id: &id,
                     };
-                    let wanted = granted > 0 || self.objects.is_some();
                     let known = held.and_then(|held| held.logs.get(&id));
-                    let log = match known {
-                        Some(content) if content.is_whole() && wanted => {
-                            self.held(run, content, granted).await
-                        }
-                        _ => {
-                            let read = self.log(run, &node, granted, deadline).await;
-                            match known {
-                                // A part is better than none, and the older reason is the better one.
-                                Some(part)
-                                    if wanted
-                                        && read.lost.is_some()
-                                        && read.kept.length < part.kept.length =>
-                                {
-                                    self.held(run, part, granted).await
-                                }
-                                _ => read,
-                            }
-                        }
-                    };
+                    let log = self.run(run, &node, granted, known, Lane::Quick, deadline).await;
                     give(left, granted.saturating_sub(log.kept.bytes()));
                     container.logs.push(log.facts());
                     contents.push(log);
@@ -355,7 +434,10 @@ impl Capturer {
         let mut part: Option<Content> = None;
         let mut why = String::new();
         for attempt in 1..=TRIES {
-            let one = self.try_early(&run, &of_node, how, max, &mut room, &enough);
+            // Where nothing comes at once, the next try stands in nobody's way.
+            let quick = attempt == 1 && !of_node.is_late(run.namespace);
+            let lane = if quick { Lane::Quick } else { Lane::Late };
+            let one = self.try_early(&run, &of_node, (how, lane), max, &mut room, &enough);
             match one.await {
                 Ok(content) if content.lost.is_none() => return Ok(content),
                 Ok(content) => {
@@ -385,16 +467,17 @@ impl Capturer {
         &self,
         run: &Run<'_>,
         node: &Node,
-        how: How,
+        (how, lane): (How, Lane),
         max: usize,
         room: &mut impl FnMut(usize) -> bool,
         enough: &CancellationToken,
     ) -> Result<Content, Fault> {
-        let stopped = |why: &str| Fault { why: why.into(), again: false };
-        let closed = |_| Fault { why: "the sink is stopping".into(), again: false };
+        let stopped = Fault::last;
+        let closed = |_| Fault::last("the sink is stopping");
         let permits = async {
             let (of_node, of_all) = match how {
-                How::Read => (&node.streams, &*self.all),
+                How::Read if lane == Lane::Quick => (&node.streams, &*self.all),
+                How::Read => (&node.late_streams, &*self.all_late),
                 How::FollowNow => (&node.follows, &self.follows[0]),
                 How::FollowLong => (&node.follows, &self.follows[1]),
             };
@@ -420,7 +503,11 @@ impl Capturer {
                 // The kubelet sends its first byte with the container's, which may be never.
                 return Some(api.log_stream(run.pod, &params).await);
             }
-            let patience = if node.is_mute() { PATIENCE_WITH_MUTE } else { CALL_TIMEOUT };
+            let patience = match lane {
+                Lane::Quick => AT_ONCE,
+                Lane::Late if node.is_mute() => PATIENCE_WITH_MUTE,
+                Lane::Late => CALL_TIMEOUT,
+            };
             tokio::time::timeout(patience, api.log_stream(run.pod, &params)).await.ok()
         };
         let opened = tokio::select! {
@@ -432,14 +519,17 @@ impl Capturer {
         let stream = match opened {
             Some(Ok(stream)) => stream,
             Some(Err(error)) => return Err(Fault::of(ApiError::new("read the log", error))),
-            None => {
-                node.said_nothing();
-                return Err(Fault { why: "the node gave no answer in time".into(), again: true });
+            None => return Err(node_said_nothing(node, run.namespace, lane)),
+        };
+        node.answered(run.namespace);
+        // Only who follows waits for more.
+        let until = async {
+            match how {
+                How::Read => _ = tokio::time::timeout(LONG_READ, enough.cancelled()).await,
+                _ => enough.cancelled().await,
             }
         };
-        node.answered();
-        let (mut kept, lost) =
-            logs::follow(stream, max, self.overflow(), room, TAIL, enough.cancelled()).await;
+        let (mut kept, lost) = logs::follow(stream, max, self.overflow(), room, TAIL, until).await;
         kept.cut_at_characters();
         if kept.length < 512 && logs::is_excuse(&kept.head) {
             return Err(Fault::of_excuse(&kept));
@@ -454,7 +544,7 @@ impl Capturer {
         Ok(Content { kept, lost, squeezed: false })
     }
 
-    async fn log(&self, run: Run<'_>, node: &str, max: usize, deadline: Instant) -> CapturedLog {
+    async fn log(&self, run: Run<'_>, node: &str, max: usize, lane: Lane, deadline: Instant) -> CapturedLog {
         let mut log = CapturedLog {
             container: run.container.to_owned(),
             previous: run.previous,
@@ -466,13 +556,22 @@ impl Capturer {
             return log;
         }
         let of_node = self.turns.node(node);
+        if lane == Lane::Quick && of_node.is_late(run.namespace) {
+            log.put_off = true;
+            return log;
+        }
         for attempt in 1..=TRIES {
             if let Some(others) = of_node.hopeless() {
                 let why = "does not answer calls for logs, and other Jobs wait for it";
                 log.lost = Some(format!("node {node} {why} ({others} now)"));
                 return log;
             }
-            match tokio::time::timeout_at(deadline, self.try_log(&run, &of_node, max, deadline)).await {
+            let tried = self.try_log(&run, &of_node, max, lane, deadline);
+            match tokio::time::timeout_at(deadline, tried).await {
+                Ok(Ok((_, Some(_))) | Err(Fault { silent: true, .. })) | Err(_) if lane == Lane::Quick => {
+                    log.put_off = true;
+                    return log;
+                }
                 Ok(Ok((kept, early))) => {
                     (log.kept, log.lost) = (kept, early);
                     self.shrink(&mut log.kept, max).await;
@@ -499,12 +598,17 @@ impl Capturer {
         run: &Run<'_>,
         node: &Node,
         max: usize,
+        lane: Lane,
         deadline: Instant,
     ) -> Result<(Kept, Option<String>), Fault> {
         // Closed only at the end of the process.
-        let closed = |_| Fault { why: "the sink is stopping".into(), again: false };
-        let _node = node.streams.acquire().await.map_err(closed)?;
-        let _all = self.all.acquire().await.map_err(closed)?;
+        let closed = |_| Fault::last("the sink is stopping");
+        let (of_node, of_all) = match lane {
+            Lane::Quick => (&node.streams, &*self.all),
+            Lane::Late => (&node.late_streams, &*self.all_late),
+        };
+        let _node = of_node.acquire().await.map_err(closed)?;
+        let _all = of_all.acquire().await.map_err(closed)?;
         let api = Api::<Pod>::namespaced(self.client.clone(), run.namespace);
         let params = LogParams {
             container: Some(run.container.to_owned()),
@@ -512,22 +616,23 @@ impl Capturer {
             follow: false,
             ..LogParams::default()
         };
-        let (patience, answer_within) =
-            if node.is_mute() { (PATIENCE_WITH_MUTE, PATIENCE_WITH_MUTE) } else { (PATIENCE, CALL_TIMEOUT) };
+        let (patience, answer_within, deadline) = match lane {
+            Lane::Quick => (AT_ONCE, AT_ONCE, deadline.min(Instant::now() + LONG_READ)),
+            Lane::Late if node.is_mute() => (PATIENCE_WITH_MUTE, PATIENCE_WITH_MUTE, deadline),
+            Lane::Late => (PATIENCE, CALL_TIMEOUT, deadline),
+        };
         let stream = match tokio::time::timeout(answer_within, api.log_stream(run.pod, &params)).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => return Err(Fault::of(ApiError::new("read the log", error))),
-            Err(_) => {
-                node.said_nothing();
-                return Err(Fault { why: "the node gave no answer in time".into(), again: true });
-            }
+            Err(_) => return Err(node_said_nothing(node, run.namespace, lane)),
         };
         let max = if self.objects.is_some() { max.max(LOOK) } else { max };
         let (mut kept, early) = logs::read(stream, max, self.overflow(), patience, deadline).await;
         if early.is_some() && kept.length == 0 {
-            node.said_nothing();
+            // What was not read is told by `early`.
+            let _: Fault = node_said_nothing(node, run.namespace, lane);
         } else {
-            node.answered();
+            node.answered(run.namespace);
         }
         kept.cut_at_characters();
         if kept.length < 512 && logs::is_excuse(&kept.head) {
@@ -672,9 +777,24 @@ impl Subject {
 struct Fault {
     why: String,
     again: bool,
+    /// There was no answer.
+    silent: bool,
+}
+
+fn node_said_nothing(node: &Node, namespace: &str, lane: Lane) -> Fault {
+    node.hung(namespace);
+    // A moment says nothing about a node.
+    if lane == Lane::Late {
+        node.said_nothing();
+    }
+    Fault { why: "the node gave no answer in time".into(), again: true, silent: true }
 }
 
 impl Fault {
+    fn last(why: &str) -> Self {
+        Self { why: why.into(), again: false, silent: false }
+    }
+
     fn of(error: ApiError) -> Self {
         let (why, again) = match &error {
             ApiError::Refused { code, message, .. } => {
@@ -683,11 +803,11 @@ impl Fault {
             ApiError::Rights { .. } => (error.to_string(), false),
             _ => (error.to_string(), true),
         };
-        Self { why, again }
+        Self { why, again, silent: false }
     }
 
     fn of_excuse(kept: &Kept) -> Self {
-        Self { why: String::from_utf8_lossy(&kept.head).trim_end().to_owned(), again: false }
+        Self::last(String::from_utf8_lossy(&kept.head).trim_end())
     }
 }
 
@@ -696,6 +816,14 @@ fn runs(container: &ContainerFacts) -> Vec<(bool, String)> {
     let ran = matches!(container.state.phase.as_str(), "terminated" | "running");
     let before = container.last_state.as_ref().map(|state| (true, state.id.clone()));
     before.into_iter().chain(ran.then(|| (false, container.state.id.clone()))).collect()
+}
+
+fn kept_of(pods: &[CapturedPod]) -> usize {
+    pods.iter().flat_map(|pod| &pod.logs).map(|log| log.kept.bytes()).sum()
+}
+
+fn remaining(left: &Mutex<usize>) -> usize {
+    *left.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn take(left: &Mutex<usize>, wish: usize) -> usize {

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     absorb,
-    act::Actor,
+    act::{Actor, Key},
     capture::Capturer,
     config::Config,
     entries::{self, Kept},
@@ -25,7 +25,6 @@ use crate::{
     objects::{self, Objects, ObjectsError},
     outbox,
     pods::Followed,
-    queue::Queue,
     receiver::{Receiver, ReceiverError},
     refusals, release, secrets,
     spool::{Spool, Spools},
@@ -102,10 +101,11 @@ pub async fn run(client: Client, options: Options, shutdown: CancellationToken) 
     let server_handle = server.handle();
 
     let own = SinkMetrics::new(&metrics);
+    let store = Store::default();
     let context = Context {
         client: client.clone(),
-        store: Store::default(),
-        queue: Queue::default(),
+        queue: Key::queue(&store),
+        store,
         namespace: options.namespace.as_str().into(),
         metrics: own.clone(),
     };

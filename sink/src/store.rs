@@ -264,6 +264,15 @@ impl Store {
         self.lock().buried.remove(uid);
     }
 
+    /// The namespace of a Job, there or gone; empty where it is not known.
+    pub fn namespace_of(&self, uid: &str) -> String {
+        let inner = self.lock();
+        let there = inner.jobs.get(uid).map(|known| known.job.namespace.clone());
+        let gone = || inner.buried.get(uid).map(|grave| grave.job.namespace.clone());
+        let stored = || inner.results.get(uid)?.first().map(|place| place.namespace.clone());
+        there.or_else(gone).or_else(stored).unwrap_or_default()
+    }
+
     /// One Job.
     pub fn job(&self, uid: &str) -> Option<Arc<JobSnapshot>> {
         self.lock().jobs.get(uid).map(|known| known.job.clone())

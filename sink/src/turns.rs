@@ -1,8 +1,9 @@
 //! Whose turn it is to have its logs read: so many Jobs per node, so many bytes of memory per namespace and in all.
 //!
 //! Jobs stand in line per node, and the time that a capture may take begins with its turn: a burst of Jobs on a busy
-//! node loses no logs by waiting. A node that has not answered for a while gets one short call per Job, and none where
-//! many wait for it, so that its line comes to an end.
+//! node loses no logs by waiting. What is not answered at once is put off to a line of its own ([`Turns::wait_late`]),
+//! so that logs which hang hold up none of those on the same node which do not. A node that has not answered for a while
+//! gets one short call per Job, and none where many wait for it, so that its line comes to an end.
 
 use std::{
     collections::HashMap,
@@ -26,6 +27,15 @@ const NAMESPACE_MEMORY: u32 = 64 << 10;
 const JOBS_PER_NODE: usize = 8;
 /// Log streams at a time per node: one that hangs holds up only itself.
 const STREAMS_PER_NODE: usize = 4;
+/// Jobs at a time per node whose logs were not had at once, and log streams of theirs.
+const LATE_PER_NODE: usize = 4;
+/// Memory for such logs, KiB; of a Job, no more than this is read late.
+const LATE_MEMORY: u32 = 16 << 10;
+/// Where so many of a namespace's logs in a row were not answered at once by a node, the next ones are late from the
+/// start …
+const HUNG_CALLS: u32 = 2;
+/// … for so long.
+const HUNG_FRESH: Duration = Duration::from_secs(30);
 /// Logs that are followed at a time per node; half of what a node holds by default (110 pods).
 const FOLLOWS_PER_NODE: usize = 64;
 /// A node is given up for the moment where so many calls in a row were not answered …
@@ -46,6 +56,7 @@ pub struct Turns(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     memory: Arc<Semaphore>,
+    late_memory: Arc<Semaphore>,
     namespaces: Mutex<HashMap<String, Arc<Semaphore>>>,
     nodes: Mutex<HashMap<String, Arc<Node>>>,
 }
@@ -57,10 +68,15 @@ pub struct Node {
     turns: Arc<Semaphore>,
     /// For log streams.
     pub streams: Semaphore,
+    late_turns: Arc<Semaphore>,
+    /// For log streams that were not answered at once.
+    pub late_streams: Semaphore,
     /// For logs that are followed until their containers end.
     pub follows: Semaphore,
     line: AtomicUsize,
     mute: Mutex<Mute>,
+    /// By namespace: logs in a row that were not answered at once, and the last time.
+    hung: Mutex<HashMap<String, (u32, Instant)>>,
 }
 
 #[derive(Debug, Default)]
@@ -84,6 +100,7 @@ impl Default for Turns {
     fn default() -> Self {
         Self(Arc::new(Shared {
             memory: Arc::new(Semaphore::new(MEMORY as usize)),
+            late_memory: Arc::new(Semaphore::new(LATE_MEMORY as usize)),
             namespaces: Mutex::default(),
             nodes: Mutex::default(),
         }))
@@ -104,7 +121,6 @@ impl Turns {
         let node = match node {
             Some(name) => {
                 let node = self.node(name);
-                let _line = InLine::new(&node.line);
                 node.turns.clone().acquire_owned().await.ok()
             }
             None => None,
@@ -113,23 +129,56 @@ impl Turns {
         Turn { node, memory: Memory(memory) }
     }
 
+    /// Waits until a Job may read late up to so many bytes from this node; gives how many it may.
+    ///
+    /// Who waits here may hold memory for logs it had at once; but those who have a turn here wait for nobody.
+    pub async fn wait_late(&self, node: &str, bytes: usize) -> (Turn, usize) {
+        let bytes = bytes.min((LATE_MEMORY as usize) << 10);
+        let kib = u32::try_from(bytes.div_ceil(1024)).unwrap_or(LATE_MEMORY);
+        let of_node = self.node(node);
+        let turn = {
+            let _line = InLine::new(&of_node.line);
+            of_node.late_turns.clone().acquire_owned().await.ok()
+        };
+        let memory = self.0.late_memory.clone().acquire_many_owned(kib).await;
+        (Turn { node: turn, memory: Memory(Vec::from_iter(memory)) }, bytes)
+    }
+
     /// What is known of a node.
     pub fn node(&self, name: &str) -> Arc<Node> {
         known(&self.0.nodes, name, || {
             Arc::new(Node {
                 turns: Arc::new(Semaphore::new(JOBS_PER_NODE)),
                 streams: Semaphore::new(STREAMS_PER_NODE),
+                late_turns: Arc::new(Semaphore::new(LATE_PER_NODE)),
+                late_streams: Semaphore::new(LATE_PER_NODE),
                 follows: Semaphore::new(FOLLOWS_PER_NODE),
                 line: AtomicUsize::new(0),
                 mute: Mutex::default(),
+                hung: Mutex::default(),
             })
         })
     }
 }
 
 impl Node {
-    /// A call was answered.
-    pub fn answered(&self) {
+    /// A call for a log of this namespace was not answered at once.
+    pub fn hung(&self, namespace: &str) {
+        let mut hung = self.hung.lock().unwrap_or_else(PoisonError::into_inner);
+        hung.retain(|_, (_, last)| last.elapsed() < HUNG_FRESH);
+        let known = hung.entry(namespace.to_owned()).or_insert((0, Instant::now()));
+        *known = (known.0.saturating_add(1), Instant::now());
+    }
+
+    /// Whether logs of this namespace are best read late.
+    pub fn is_late(&self, namespace: &str) -> bool {
+        let hung = self.hung.lock().unwrap_or_else(PoisonError::into_inner);
+        hung.get(namespace).is_some_and(|(calls, last)| *calls >= HUNG_CALLS && last.elapsed() < HUNG_FRESH)
+    }
+
+    /// A call for a log of this namespace was answered.
+    pub fn answered(&self, namespace: &str) {
+        self.hung.lock().unwrap_or_else(PoisonError::into_inner).remove(namespace);
         *self.mute.lock().unwrap_or_else(PoisonError::into_inner) = Mute::default();
     }
 
@@ -155,6 +204,14 @@ impl Node {
     /// The Jobs that wait for it, where it is mute and they are too many to be tried one by one.
     pub fn hopeless(&self) -> Option<usize> {
         Some(self.line.load(Ordering::Relaxed)).filter(|line| *line >= LONG_LINE && self.is_mute())
+    }
+}
+
+impl Memory {
+    /// Both together.
+    pub fn and(mut self, other: Self) -> Self {
+        self.0.extend(other.0);
+        self
     }
 }
 
@@ -232,6 +289,36 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn who_hangs_waits_apart() {
+        let turns = Turns::default();
+        let node = turns.node("n");
+        let mut late = Vec::new();
+        for _ in 0..LATE_PER_NODE {
+            late.push(turns.wait_late("n", MIB).await.0);
+        }
+        assert!(turns.wait_late("n", MIB).now_or_never().is_none());
+        assert!(
+            turns.wait("a", Some("n"), MIB).now_or_never().is_some(),
+            "whoever does not hang is not there"
+        );
+        let (_turn, most) = turns.wait_late("m", usize::MAX).now_or_never().unwrap_or_else(|| {
+            late.clear();
+            turns.wait_late("m", usize::MAX).now_or_never().unwrap()
+        });
+        assert_eq!(most, 16 * MIB, "however large a Job is, it fits");
+        node.hung("a");
+        assert!(!node.is_late("a"), "once is nothing");
+        node.hung("a");
+        assert!(node.is_late("a") && !node.is_late("b"));
+        tokio::time::advance(HUNG_FRESH).await;
+        assert!(!node.is_late("a"), "it is tried anew now and then");
+        node.hung("a");
+        node.hung("a");
+        node.answered("a");
+        assert!(!node.is_late("a"));
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_node_is_given_up_after_long_silence_and_taken_up_at_its_first_word() {
         let turns = Turns::default();
         let node = turns.node("n");
@@ -244,7 +331,7 @@ mod tests {
         assert!(node.is_mute() && node.hopeless().is_none());
         node.line.store(LONG_LINE, Ordering::Relaxed);
         assert_eq!(node.hopeless(), Some(LONG_LINE));
-        node.answered();
+        node.answered("a");
         assert!(!node.is_mute() && node.hopeless().is_none());
         for _ in 0..9 {
             node.said_nothing();

@@ -67,7 +67,7 @@ fn store(apiserver: &Apiserver, job: &JobSnapshot, logs: &[Log<'_>]) {
             container: (*container).into(),
             previous: *previous,
             kept,
-            lost: None,
+            ..CapturedLog::default()
         });
     }
     let captured = Captured { pods, ..Captured::default() };

@@ -160,7 +160,7 @@ async fn by_sink(cluster: &Cluster, namespace: &str, jobs: usize) -> Result<Dura
 }
 
 /// Waits for so many results of which nothing is to be told any more.
-async fn harvested(client: &Client, namespace: &str, jobs: usize) -> Result<()> {
+pub(super) async fn harvested(client: &Client, namespace: &str, jobs: usize) -> Result<()> {
     let api: Api<PartialObjectMeta<ConfigMap>> = Api::namespaced(client.clone(), namespace);
     let config = watcher::Config::default().labels("job-handler/created=true");
     let mut events = watcher(api, config).boxed();

@@ -121,7 +121,7 @@ pub async fn finish(client: &Client, namespace: &str, name: &str) -> Result<()> 
 }
 
 /// A pod of the Job that has succeeded, and the status that says so.
-fn pod(job: &Value, name: &str, node: &str, log_bytes: u64) -> (Value, Value) {
+pub(super) fn pod(job: &Value, name: &str, node: &str, log_bytes: u64) -> (Value, Value) {
     let uid = &job["metadata"]["uid"];
     let pod = json!({
         "apiVersion": "v1", "kind": "Pod",

@@ -6,14 +6,13 @@ use job_handler_shared::{
     combine::Policy, job::JobSnapshot, keys, policy::JobPolicy, status::PolicyStatus, telemetry::Metrics,
 };
 use job_handler_sink::{
-    act::Actor,
+    act::{Actor, Key},
     capture::Capturer,
     events::Teller,
     held::Kind,
     manifest,
     metrics::SinkMetrics,
     pods::Followed,
-    queue::Queue,
     store::{PolicyEntry, ResultRef, Store},
 };
 use k8s_openapi::api::batch::v1::Job;
@@ -74,8 +73,8 @@ pub fn process(apiserver: &Apiserver, policy: Value) -> Actor {
     let client = apiserver.client();
     Actor {
         client: client.clone(),
+        queue: Key::queue(&store),
         store,
-        queue: Queue::default(),
         capturer: Capturer::new(client.clone()),
         followed: Followed::default(),
         teller: Teller::new(client, "sink-0"),

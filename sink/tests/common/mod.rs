@@ -10,6 +10,7 @@ use std::{
     convert::Infallible,
     fmt,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use http::{Method, Request, Response};
@@ -62,11 +63,20 @@ pub struct Apiserver(Arc<Mutex<State>>, Arc<Hooks>);
 impl Apiserver {
     /// A client of it, with as many connections as it likes.
     pub fn client(&self) -> Client {
-        let server = self.clone();
+        self.slow_client(|_, _| Duration::ZERO)
+    }
+
+    /// The same; each call by method and path is answered so much later.
+    pub fn slow_client(&self, late: impl Fn(&Method, &str) -> Duration + Send + Sync + 'static) -> Client {
+        let (server, late) = (self.clone(), Arc::new(late));
         let service = tower::service_fn(move |request: Request<Body>| {
-            let server = server.clone();
+            let (server, late) = (server.clone(), late.clone());
             async move {
                 let (parts, body) = request.into_parts();
+                match late(&parts.method, parts.uri.path()) {
+                    Duration::ZERO => {}
+                    late => tokio::time::sleep(late).await,
+                }
                 let body = body.collect_bytes().await.unwrap_or_default();
                 Ok::<_, Infallible>(server.answer(&parts.method, &parts.uri, &body))
             }
@@ -85,7 +95,7 @@ impl Apiserver {
         self.1.0.lock().unwrap().push((method, path.to_owned(), Box::new(deed)));
     }
 
-    /// Refuses every creation of this resource.
+    /// Refuses every creation of this resource, or of `namespace/resource`.
     pub fn refuse(&self, resource: &str, code: u16, message: &str) {
         self.0.lock().unwrap().refused.insert(resource.to_owned(), (code, message.to_owned()));
     }
@@ -303,7 +313,10 @@ impl State {
     }
 
     fn create(&mut self, resource: &str, namespace: &str, body: &[u8]) -> Response<Body> {
-        if let Some((code, message)) = self.refused.get(resource) {
+        let refused = self.refused.get(resource);
+        if let Some((code, message)) =
+            refused.or_else(|| self.refused.get(&format!("{namespace}/{resource}")))
+        {
             return status(*code, "Forbidden", message);
         }
         let object: Value = serde_json::from_slice(body).unwrap();

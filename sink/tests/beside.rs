@@ -1,0 +1,202 @@
+//! Trouble in one namespace, or with some logs of a node, is none of the others: against an apiserver in memory, on a
+//! clock that only moves while everybody waits.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, in helpers too")]
+
+mod common;
+
+use std::time::Duration;
+
+use common::Apiserver;
+use http::Method;
+use job_handler_shared::{
+    combine::Policy, job::JobSnapshot, keys, policy::JobPolicy, status::PolicyStatus, telemetry::Metrics,
+};
+use job_handler_sink::{
+    act::{Actor, Key},
+    capture::Capturer,
+    events::Teller,
+    metrics::SinkMetrics,
+    pods::Followed,
+    store::{PolicyEntry, Store},
+};
+use k8s_openapi::api::batch::v1::Job;
+use kube::Client;
+use serde_json::json;
+use tokio::time::Instant;
+
+/// Jobs in trouble: more than are worked on at a time.
+const ILL: usize = 60;
+/// The others, who come after them.
+const WELL: usize = 30;
+/// Longer than anybody waits.
+const NEVER: Duration = Duration::from_secs(1_000_000);
+/// Much less than what one call that is not answered may take (10 s), and the tries of it.
+const SOON: Duration = Duration::from_secs(5);
+
+struct Ground {
+    apiserver: Apiserver,
+    actor: Actor,
+}
+
+impl Ground {
+    fn new(apiserver: &Apiserver, client: &Client) -> Self {
+        let store = Store::default();
+        for namespace in ["ill", "well"] {
+            store.put_namespace(namespace, Default::default());
+            let policy: JobPolicy = serde_json::from_value(json!({
+                "apiVersion": "job-handler.io/v1alpha1", "kind": "JobPolicy",
+                "metadata": {"name": "p", "namespace": namespace, "uid": namespace}, "spec": {"results": {}},
+            }))
+            .unwrap();
+            let policy = Policy::namespaced(&policy).unwrap();
+            store.put_policy(PolicyEntry {
+                reference: policy.reference.clone(),
+                generation: 1,
+                policy: Ok(policy.into()),
+                status: PolicyStatus::default(),
+            });
+        }
+        let actor = Actor {
+            client: client.clone(),
+            queue: Key::queue(&store),
+            store,
+            capturer: Capturer::new(client.clone()),
+            followed: Followed::default(),
+            teller: Teller::new(client.clone(), "sink-0"),
+            metrics: SinkMetrics::new(&Metrics::default()),
+        };
+        tokio::spawn(actor.clone().work());
+        Self { apiserver: apiserver.clone(), actor }
+    }
+
+    /// Jobs finish, each with a pod on the one node that there is.
+    fn finish(&self, namespace: &str, number: usize) {
+        for n in 0..number {
+            let (name, uid) = (format!("{namespace}-{n}"), format!("{namespace}-{n:08}"));
+            let job = json!({
+                "apiVersion": "batch/v1", "kind": "Job",
+                "metadata": {"name": name, "namespace": namespace, "uid": uid, "creationTimestamp": "2026-01-01T00:00:00Z"},
+                "spec": {"template": {"spec": {"containers": []}}},
+                "status": {"succeeded": 1, "startTime": "2026-01-01T00:00:00Z", "conditions": [{"type": "Complete",
+                    "status": "True", "lastTransitionTime": "2026-01-01T00:00:09Z"}]},
+            });
+            self.apiserver.put("jobs", job);
+            self.apiserver.put("pods", json!({
+                "apiVersion": "v1", "kind": "Pod",
+                "metadata": {"name": name, "namespace": namespace, "ownerReferences": [
+                    {"apiVersion": "batch/v1", "kind": "Job", "name": name, "uid": uid, "controller": true}]},
+                "spec": {"nodeName": "node-0", "containers": [{"name": "main", "image": "busybox"}]},
+                "status": {"phase": "Succeeded", "containerStatuses": [{"name": "main", "image": "busybox", "imageID": "",
+                    "ready": false, "restartCount": 0, "state": {"terminated": {"exitCode": 0}}}]},
+            }));
+            self.apiserver.put_log(&name, "main", b"here I am\n");
+            let job: Job =
+                serde_json::from_value(self.apiserver.get("jobs", namespace, &name).unwrap()).unwrap();
+            self.actor.store.put_job(JobSnapshot::from(&job));
+            self.actor.queue.add(Key::Job(uid));
+        }
+    }
+
+    fn results(&self, namespace: &str) -> Vec<serde_json::Value> {
+        let mut all = self.apiserver.all("configmaps");
+        all.retain(|map| {
+            map["metadata"]["namespace"] == namespace && map["metadata"]["labels"][keys::CREATED] == "true"
+        });
+        all
+    }
+
+    /// How long it takes until so many are stored.
+    async fn stored(&self, namespace: &str, number: usize) -> Duration {
+        let since = Instant::now();
+        while self.results(namespace).len() < number {
+            assert!(since.elapsed() < Duration::from_secs(3_600), "{:?}", self.results(namespace).len());
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        since.elapsed()
+    }
+
+    /// Creations in a namespace that were asked for so far.
+    fn asked(&self, namespace: &str) -> usize {
+        let path = format!("POST /api/v1/namespaces/{namespace}/configmaps ");
+        self.apiserver.calls().iter().filter(|call| call.starts_with(&path)).count()
+    }
+}
+
+fn manifest(result: &serde_json::Value) -> serde_json::Value {
+    serde_json::from_str(result["data"]["result.json"].as_str().unwrap()).unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn logs_that_hang_hold_up_none_on_the_same_node_that_do_not() {
+    let apiserver = Apiserver::default();
+    let hang = |_: &Method, path: &str| {
+        if path.contains("/pods/ill-") && path.ends_with("/log") { NEVER } else { Duration::ZERO }
+    };
+    let ground = Ground::new(&apiserver, &apiserver.slow_client(hang));
+    ground.finish("ill", ILL);
+    ground.finish("well", WELL);
+    let took = ground.stored("well", WELL).await;
+    assert!(took < SOON, "{took:?}");
+    assert!(ground.results("ill").len() < ILL, "their logs did not hang: this shows nothing");
+    for result in ground.results("well") {
+        assert!(result["data"]["logs"].as_str().unwrap().contains("here I am"));
+    }
+    // They come to an end, too, and say what is missing.
+    ground.stored("ill", ILL).await;
+    for result in ground.results("ill") {
+        let manifest = manifest(&result);
+        assert_eq!(manifest["completeness"]["complete"], false, "{manifest}");
+        assert!(manifest["completeness"]["lost"].to_string().contains("node"), "{manifest}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_log_that_only_comes_late_is_read_whole() {
+    let apiserver = Apiserver::default();
+    let late = |_: &Method, path: &str| {
+        if path.ends_with("/log") { Duration::from_secs(4) } else { Duration::ZERO }
+    };
+    let ground = Ground::new(&apiserver, &apiserver.slow_client(late));
+    ground.finish("ill", 9);
+    ground.stored("ill", 9).await;
+    for result in ground.results("ill") {
+        assert!(result["data"]["logs"].as_str().unwrap().contains("here I am"), "{result}");
+        let manifest = manifest(&result);
+        assert_eq!(manifest["completeness"]["complete"], true, "{manifest}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn writes_that_hang_in_one_namespace_hold_up_no_other() {
+    let apiserver = Apiserver::default();
+    let hang = |method: &Method, path: &str| {
+        if *method != Method::GET && path.contains("/ill/configmaps") { NEVER } else { Duration::ZERO }
+    };
+    let ground = Ground::new(&apiserver, &apiserver.slow_client(hang));
+    ground.finish("ill", ILL);
+    for round in 0..4 {
+        // Whenever they come.
+        tokio::time::sleep(Duration::from_secs(round * 7)).await;
+        ground.finish("well", WELL * (1 + usize::try_from(round).unwrap()));
+        let took = ground.stored("well", WELL * (1 + usize::try_from(round).unwrap())).await;
+        assert!(took < SOON, "round {round}: {took:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_namespace_that_refuses_is_asked_by_few_until_it_takes_something() {
+    let apiserver = Apiserver::default();
+    let ground = Ground::new(&apiserver, &apiserver.client());
+    apiserver.refuse("ill/configmaps", 403, "configmaps \"x\" is forbidden: exceeded quota: few");
+    ground.finish("ill", 300);
+    ground.finish("well", WELL);
+    let took = ground.stored("well", WELL).await;
+    assert!(took < SOON, "{took:?}");
+    tokio::time::sleep(Duration::from_secs(120)).await;
+    // Each by itself would have asked 20 times by then, with its logs and without.
+    assert!((50..1_000).contains(&ground.asked("ill")), "{}", ground.asked("ill"));
+    apiserver.revive();
+    ground.stored("ill", 300).await;
+    assert!(ground.results("ill").iter().all(|result| result["data"]["logs"].is_string()));
+}
