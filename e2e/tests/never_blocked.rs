@@ -50,8 +50,12 @@ async fn the_others_go_on() {
             }
         }
         ground.calm(&compared.places).await.unwrap();
+        if compared.ratio() >= LEAST {
+            return;
+        }
+        // Once more: something else may have taken the machine.
     }
-    assert!(ratios.iter().any(|ratio| *ratio >= LEAST), "{ratios:?}");
+    panic!("the others are held up: {ratios:?} of the rate without");
 }
 
 /// What became of the disturbed ones.
