@@ -1,17 +1,20 @@
 //! A harvest survives whatever happens between two of its writes: the sink is killed (SIGKILL) right after each single
-//! one, and each one goes wrong once in every way; there is always exactly one whole result and one Event.
+//! one, and each one goes wrong once in every way; there is always exactly one whole result, one Event, and one id of each
+//! CloudEvent.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, in helpers too")]
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     io::Read,
+    path::Path,
     time::Duration,
 };
 
 use flate2::read::GzDecoder;
 use job_handler_e2e::{
-    Cluster, ClusterOptions, Pair, PairOptions, TestNamespace,
+    Cluster, ClusterOptions, Pair, PairOptions, TestNamespace, build, ports,
+    process::{Process, Program},
     proxy::{Call, Fault, Rule, Struck, Write},
     wait_for,
 };
@@ -62,12 +65,12 @@ impl Kind {
     fn policy(self) -> Value {
         let select = json!({"matchLabels": {"kind": self.word()}});
         match self {
-            Self::Stays => json!({"jobSelector": select, "results": {},
+            Self::Stays => json!({"jobSelector": select, "results": {}, "cloudEventSinks": [{"name": "ci"}],
                 "stamp": {"ttlSecondsAfterFinished": {"default": 7200}}}),
-            Self::Goes => json!({"jobSelector": select, "results": {},
+            Self::Goes => json!({"jobSelector": select, "results": {}, "cloudEventSinks": [{"name": "ci"}],
                 "cleanup": {"succeededPolicy": "AfterHarvest"}}),
             Self::Large => json!({"jobSelector": select, "cleanup": {"succeededPolicy": "AfterHarvest"},
-                "results": {}}),
+                "results": {}, "cloudEventSinks": [{"name": "ci"}]}),
         }
     }
 }
@@ -128,8 +131,16 @@ struct Ground {
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_after_each_write_and_each_write_failing_in_every_way() {
     let cluster = Cluster::start(ClusterOptions::default()).await.unwrap();
-    let pair =
-        Pair::install(&cluster, PairOptions { sink_proxy: true, ..PairOptions::default() }).await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let (port, out) = (ports::free().unwrap(), folder.path().join("events.jsonl"));
+    let configuration =
+        json!({"cloudEventSinks": [{"name": "ci", "url": format!("http://127.0.0.1:{port}/in")}]});
+    let options = PairOptions {
+        sink_proxy: true,
+        sink_configuration: Some(configuration.to_string()),
+        ..PairOptions::default()
+    };
+    let pair = Pair::install(&cluster, options).await.unwrap();
     let ns = cluster.namespace("crash").await.unwrap();
     let ground = Ground { ns, pair, cluster };
     for kind in Kind::ALL {
@@ -163,6 +174,16 @@ async fn killed_after_each_write_and_each_write_failing_in_every_way() {
             assert!(step.is(&write.call, &case.name), "{}: {step:?} is {write:?}", case.name);
         }
     }
+
+    // From now on somebody is told, which is a write more: that the manifest need not say so any more.
+    let receiver = Process::start(Program {
+        name: "receiver".to_owned(),
+        executable: build::event_receiver().unwrap(),
+        arguments: vec![format!("-listen=127.0.0.1:{port}").into(), format!("-out={}", out.display()).into()],
+        environment: Vec::new(),
+        log: folder.path().join("receiver.log"),
+    })
+    .unwrap();
 
     // Each write fails once in each way, all of them side by side.
     let faults = [
@@ -227,6 +248,10 @@ async fn killed_after_each_write_and_each_write_failing_in_every_way() {
     }
     let shards: BTreeSet<_> =
         ground.list::<ConfigMap>("job-handler/shard").await.iter().map(ResourceExt::name_any).collect();
+    for case in &cases {
+        ground.told(case, &out).await;
+    }
+    drop(receiver);
     let large = cases.iter().filter(|case| case.kind == Kind::Large).count();
     assert_eq!(shards.len(), 2 * large, "no shard is left over: {shards:?}");
 }
@@ -305,6 +330,37 @@ impl Ground {
             panic!("{error}\n{}", self.pair.sink().process().log_of_this_run());
         }
         case.struck.count()
+    }
+
+    /// Waits until the receiver was told that the Job was started and that it completed, each under one id, however often;
+    /// and until the manifest says that nothing is to be told any more.
+    async fn told(&self, case: &Case, out: &Path) {
+        let about = format!("{}/{}", self.ns.name(), case.name);
+        wait_for(PATIENCE, &format!("all CloudEvents about {about}"), || async {
+            let text = std::fs::read_to_string(out).map_err(|error| error.to_string())?;
+            let mut ids: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+            // The last line may be half written.
+            for line in text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()) {
+                assert_eq!(line["invalid"], Value::Null, "{line}");
+                let event = &line["event"];
+                if event["subject"] == about.as_str() {
+                    let text = |key: &str| event[key].as_str().unwrap().to_owned();
+                    ids.entry(text("type")).or_default().insert(text("id"));
+                }
+            }
+            assert!(ids.values().all(|ids| ids.len() == 1), "{about}: {ids:?}");
+            let types: Vec<&str> = ids.keys().map(String::as_str).collect();
+            if types != ["io.job-handler.job.completed", "io.job-handler.job.started"] {
+                return Err(format!("{types:?}"));
+            }
+            let maps: Api<ConfigMap> = Api::namespaced(self.cluster.client(), &self.ns);
+            let result =
+                maps.get(&format!("{}-results", case.name)).await.map_err(|error| error.to_string())?;
+            let pending = result.annotations().get("job-handler/cloudevents");
+            pending.map_or(Ok(()), |to| Err(format!("still to be told: {to}")))
+        })
+        .await
+        .unwrap();
     }
 
     async fn look(&self, case: &Case) -> Result<(), String> {

@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use job_handler_e2e::{
-    bench::disturbed::{Ground, Sizes, Trouble},
+    bench::harvest::disturbed::{Ground, Sizes, Trouble},
     cluster::E2E_KUBECONFIG,
     wait_for,
 };
@@ -22,7 +22,7 @@ use kube::{
 use serde_json::{Value, json};
 
 const PATIENCE: Duration = Duration::from_secs(180);
-const SIZES: Sizes = Sizes { rounds: 2, jobs: 150, ill: 12, pods: 200 };
+const SIZES: Sizes = Sizes { rounds: 2, jobs: 150, ill: 12, pods: 200, each: false };
 /// Far below what is aimed for (0.9), for the machine may be busy; far above what is left where one waits for another.
 const LEAST: f64 = 0.5;
 

@@ -14,7 +14,7 @@ use job_handler_shared::{
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api, ResourceExt,
-    runtime::watcher::{Config, Event, watcher},
+    runtime::watcher::{Event, watcher},
 };
 use tokio::{sync::broadcast::error::RecvError, task::JoinSet};
 
@@ -62,7 +62,7 @@ impl Follower {
     }
 
     async fn watch(&self, queue: &Queue<Look>, ready: &ReadyHandle) {
-        let config = Config::default().labels(CONTROLLER_UID);
+        let config = watch::config().labels(CONTROLLER_UID);
         let stream = watcher(Api::<Pod>::all(self.context.client.clone()), config);
         let mut seen: Option<BTreeSet<Uid>> = None;
         let gone = |uid: Uid, last: Option<&Pod>| {

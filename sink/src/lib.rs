@@ -68,6 +68,7 @@ pub mod mark;
 pub mod metrics;
 pub mod objects;
 pub mod outbox;
+pub mod overdue;
 pub mod plan;
 pub mod pods;
 pub mod prune;

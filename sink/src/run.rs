@@ -23,7 +23,7 @@ use crate::{
     heal, lease, ledgers,
     metrics::SinkMetrics,
     objects::{self, Objects, ObjectsError},
-    outbox,
+    outbox, overdue,
     pods::Followed,
     receiver::{Receiver, ReceiverError},
     refusals, release, secrets,
@@ -256,6 +256,7 @@ async fn work(
     let teller = actor.teller.clone();
     let release = release::keep(context.client.clone(), context.store.clone(), actor.teller.clone());
     let unqueued = unqueued::keep(context.client.clone(), context.store.clone());
+    let overdue = overdue::keep(context.clone(), actor.followed.clone());
     let follower = Follower {
         context: context.clone(),
         capturer: actor.capturer.clone(),
@@ -267,12 +268,13 @@ async fn work(
     let outbox =
         outbox::keep(receivers, context.client.clone(), context.store.clone(), context.metrics.clone());
     // On the heap, each by itself: as one future they overflow a worker's stack in a debug build.
-    let parts: [BoxFuture<'_, ()>; 14] = [
+    let parts: [BoxFuture<'_, ()>; 15] = [
         Box::pin(actor.work()),
         Box::pin(follower.keep(pods)),
         Box::pin(keep),
         Box::pin(status),
         Box::pin(resync),
+        Box::pin(overdue),
         Box::pin(defaults),
         Box::pin(objects::broom::keep(broom.objects.clone(), context.client.clone(), context.store.clone())),
         Box::pin(broom.keep()),

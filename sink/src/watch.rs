@@ -71,12 +71,41 @@ impl Context {
     pub fn is_excluded(&self, namespace: &str) -> bool {
         keys::EXCLUDED_NAMESPACES.contains(&namespace) || namespace == &*self.namespace
     }
+
+    /// Takes in a Job as it is now, and asks for a look at what that may change. One that is not known is new, but in a
+    /// list.
+    pub(crate) fn job_seen(&self, snapshot: JobSnapshot, listing: bool) {
+        let change = self.store.put_job(snapshot.clone());
+        if change.new && !listing {
+            self.metrics.job_created();
+        }
+        if change.finished_now {
+            let effective = self.store.effective(&snapshot);
+            let harvested = effective.is_some_and(|effective| effective.results.is_some());
+            self.metrics.job_finished(&snapshot, harvested);
+        }
+        if snapshot.finished.is_some() {
+            self.queue.add(Key::Job(snapshot.uid));
+        }
+        if (change.new || change.finished_now)
+            && let Some(group) = change.group
+        {
+            self.queue.add(Key::Group(group));
+        }
+    }
+}
+
+/// How each watch is kept. The apiserver ends it after so long, and where that is not heard of within five seconds more,
+/// it is taken for dead (`kube_runtime::watcher`): what a silent connection has swallowed is told anew, from the version
+/// that was heard of last, within half a minute. The default would let it be silent for five.
+pub(crate) fn config() -> Config {
+    Config::default().timeout(20)
 }
 
 /// Watches Jobs, all of them but those of excluded namespaces; templates are dropped at once.
 pub async fn jobs(context: Context, ready: ReadyHandle) {
-    let Context { store, queue, metrics, .. } = &context;
-    let stream = watcher(Api::<Job>::all(context.client.clone()), Config::default());
+    let Context { store, queue, .. } = &context;
+    let stream = watcher(Api::<Job>::all(context.client.clone()), config());
     let mut seen = None;
     follow(stream, "watch jobs", "", &ready, |event: Event<Job>| match event {
         Event::Init => seen = Some(BTreeSet::new()),
@@ -85,26 +114,8 @@ pub async fn jobs(context: Context, ready: ReadyHandle) {
             if context.is_excluded(&snapshot.namespace) {
                 return;
             }
-            let uid = snapshot.uid.clone();
-            let listing = seen.as_mut().map(|seen| seen.insert(uid.clone())).is_some();
-            let finished = snapshot.finished.is_some();
-            let change = store.put_job(snapshot.clone());
-            if change.new && !listing {
-                metrics.job_created();
-            }
-            if change.finished_now {
-                let harvested =
-                    store.effective(&snapshot).is_some_and(|effective| effective.results.is_some());
-                metrics.job_finished(&snapshot, harvested);
-            }
-            if finished {
-                queue.add(Key::Job(uid));
-            }
-            if (change.new || change.finished_now)
-                && let Some(group) = change.group
-            {
-                queue.add(Key::Group(group));
-            }
+            let listing = seen.as_mut().map(|seen| seen.insert(snapshot.uid.clone())).is_some();
+            context.job_seen(snapshot, listing);
         }
         Event::Delete(job) => {
             let last = JobSnapshot::from(&job);
@@ -127,7 +138,7 @@ pub async fn jobs(context: Context, ready: ReadyHandle) {
 /// Watches namespaced policies.
 pub async fn policies(context: Context, ready: ReadyHandle) {
     let api = Api::<JobPolicy>::all(context.client.clone());
-    follow_policies(&context, watcher(api, Config::default()), &ready, PolicyKind::JobPolicy, |policy| {
+    follow_policies(&context, watcher(api, config()), &ready, PolicyKind::JobPolicy, |policy| {
         let reference = PolicyRef {
             kind: PolicyKind::JobPolicy,
             namespace: policy.namespace(),
@@ -147,7 +158,7 @@ pub async fn policies(context: Context, ready: ReadyHandle) {
 /// Watches cluster-wide policies.
 pub async fn cluster_policies(context: Context, ready: ReadyHandle) {
     let api = Api::<ClusterJobPolicy>::all(context.client.clone());
-    let stream = watcher(api, Config::default());
+    let stream = watcher(api, config());
     follow_policies(&context, stream, &ready, PolicyKind::ClusterJobPolicy, |policy| {
         let reference = PolicyRef {
             kind: PolicyKind::ClusterJobPolicy,
@@ -224,7 +235,7 @@ pub fn enqueue_all(store: &Store, queue: &Queue<Key>) {
 /// Watches namespaces' labels.
 pub async fn namespaces(context: Context, ready: ReadyHandle) {
     let Context { store, queue, .. } = &context;
-    let stream = watcher(Api::<PartialObjectMeta<Namespace>>::all(context.client.clone()), Config::default());
+    let stream = watcher(Api::<PartialObjectMeta<Namespace>>::all(context.client.clone()), config());
     let mut seen: Option<BTreeSet<String>> = None;
     follow(
         stream,
@@ -272,7 +283,7 @@ where
 {
     let Context { store, queue, .. } = context;
     // Shards carry no label `job-handler/created`; see [`crate::result`].
-    let config = Config::default().labels(&format!("{}=true", keys::CREATED));
+    let config = config().labels(&format!("{}=true", keys::CREATED));
     let stream = watcher(Api::<PartialObjectMeta<K>>::all(context.client.clone()), config);
     let mut seen: Option<BTreeSet<(String, String)>> = None;
     let what = format!("watch {}s", kind.word());
@@ -347,7 +358,7 @@ pub async fn ledgers(context: Context, ready: ReadyHandle) {
     let api = Api::<JobLedger>::namespaced(context.client.clone(), &context.namespace);
     let missing = "The CRD of the ledgers is not installed: apply manifests/base";
     let mut seen: Option<BTreeSet<String>> = None;
-    follow(watcher(api, Config::default()), "watch jobledgers.job-handler.io", missing, &ready, |event| {
+    follow(watcher(api, config()), "watch jobledgers.job-handler.io", missing, &ready, |event| {
         match event {
             Event::Init => seen = Some(BTreeSet::new()),
             Event::Apply(ledger) | Event::InitApply(ledger) => {
@@ -371,7 +382,7 @@ pub async fn ledgers(context: Context, ready: ReadyHandle) {
 /// Watches the Leases of the webhook replicas.
 pub async fn replicas(context: Context, ready: ReadyHandle) {
     let store = &context.store;
-    let config = Config::default().labels(&format!("{}={}", keys::COMPONENT, keys::COMPONENT_WEBHOOK));
+    let config = config().labels(&format!("{}={}", keys::COMPONENT, keys::COMPONENT_WEBHOOK));
     let stream = watcher(Api::<Lease>::namespaced(context.client.clone(), &context.namespace), config);
     let mut seen: Option<BTreeSet<String>> = None;
     follow(stream, "watch leases", "", &ready, |event: Event<Lease>| match event {

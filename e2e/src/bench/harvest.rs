@@ -1,6 +1,8 @@
 //! Harvests of finished Jobs: the sink beside a loop that makes the same calls without thinking; lag, memory, processor
 //! time, and what the sink costs where many Jobs lie around.
 
+pub mod disturbed;
+
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
@@ -45,10 +47,12 @@ pub struct Sizes {
     pub large: u64,
     /// How long to look at the sink doing nothing.
     pub idle: Duration,
+    /// Beside disturbances.
+    pub disturbed: disturbed::Sizes,
 }
 
 impl Default for Sizes {
-    /// About five minutes on two cores.
+    /// About a quarter of an hour on two cores.
     fn default() -> Self {
         Self {
             rounds: 5,
@@ -57,6 +61,7 @@ impl Default for Sizes {
             per_second: 20,
             large: 100 << 20,
             idle: Duration::from_secs(20),
+            disturbed: disturbed::Sizes { rounds: 3, jobs: 600, ill: 40, pods: 1_000, each: true },
         }
     }
 }
@@ -70,6 +75,7 @@ impl Sizes {
         per_second: 20,
         large: 2 << 20,
         idle: Duration::from_millis(200),
+        disturbed: disturbed::Sizes { rounds: 1, jobs: 20, ill: 4, pods: 12, each: false },
     };
 
     /// With the numbers that somebody wants instead: `BENCH_HARVEST_JOBS` (per round and side), `BENCH_HARVEST_ROUNDS`
@@ -87,11 +93,17 @@ impl Sizes {
     }
 }
 
-/// Measures on a cluster of its own.
+/// Measures on clusters of its own.
 ///
 /// # Errors
 /// If anything does not run, or a result is missing.
 pub async fn measure(sizes: Sizes) -> Result<Vec<Table>> {
+    let mut tables = undisturbed(sizes).await?;
+    tables.push(disturbed::measure(sizes.disturbed).await?);
+    Ok(tables)
+}
+
+async fn undisturbed(sizes: Sizes) -> Result<Vec<Table>> {
     let options = ClusterOptions { audit: AuditLevel::None, ..ClusterOptions::default() };
     let cluster = Cluster::start(options).await?;
     let pair =
@@ -160,7 +172,7 @@ async fn by_sink(cluster: &Cluster, namespace: &str, jobs: usize) -> Result<Dura
 }
 
 /// Waits for so many results of which nothing is to be told any more.
-pub(super) async fn harvested(client: &Client, namespace: &str, jobs: usize) -> Result<()> {
+async fn harvested(client: &Client, namespace: &str, jobs: usize) -> Result<()> {
     let api: Api<PartialObjectMeta<ConfigMap>> = Api::namespaced(client.clone(), namespace);
     let config = watcher::Config::default().labels("job-handler/created=true");
     let mut events = watcher(api, config).boxed();

@@ -22,7 +22,7 @@ use super::rule::{Call, Fault};
 use super::{Shared, Write};
 use crate::error::{Error, Result};
 
-type Body = BoxBody<Bytes, hyper::Error>;
+pub(super) type Body = BoxBody<Bytes, hyper::Error>;
 type Sender = SendRequest<Full<Bytes>>;
 
 /// The API server.
@@ -157,7 +157,10 @@ async fn answer(
         }
         _ => {}
     }
-    answered
+    answered.map(|answer| match call.is_watch() {
+        true => answer.map(|body| shared.streams.guard(&call.path, body)),
+        false => answer,
+    })
 }
 
 async fn pass(

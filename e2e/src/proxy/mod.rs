@@ -5,6 +5,7 @@
 
 mod forward;
 mod rule;
+mod streams;
 
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,12 +16,14 @@ use rustls::pki_types::PrivateKeyDer;
 use serde_json::Value;
 
 pub use rule::{Call, Fault, Rule, Struck};
+pub use streams::Swallowed;
 
 use crate::background::Background;
 use crate::cluster::pki;
 use crate::error::{Error, Result};
 use forward::Upstream;
 use rule::Entry;
+use streams::Streams;
 
 /// A running proxy; gone when dropped.
 ///
@@ -36,6 +39,7 @@ pub struct FaultProxy {
 struct Shared {
     rules: Mutex<Vec<Entry>>,
     writes: Mutex<Vec<Write>>,
+    streams: Streams,
 }
 
 /// A call that changes something, as it went through the proxy.
@@ -74,6 +78,18 @@ impl FaultProxy {
     /// Takes all rules away; calls that hang go on hanging until their caller gives up.
     pub fn clear(&self) {
         self.shared.rules().clear();
+    }
+
+    /// Lets the watches of this path that are open now stand still: their connections stay, and nothing comes any more.
+    /// Gives how many there are.
+    pub fn stall_watches(&self, path: &str) -> usize {
+        self.shared.streams.stall(path)
+    }
+
+    /// Keeps back every piece of a watch in which all of these words are, from now on, of open watches too; the rest is
+    /// passed on. Gives how many were kept back so far.
+    pub fn swallow(&self, words: &[&str]) -> Swallowed {
+        self.shared.streams.swallow(words)
     }
 
     /// The calls that change something, in the order in which they were answered.

@@ -29,6 +29,11 @@ impl Call {
         Self { method, path: uri.path().to_owned(), query: uri.query().unwrap_or_default().to_owned(), name }
     }
 
+    /// Whether its answer is a stream of changes.
+    pub fn is_watch(&self) -> bool {
+        self.method == Method::GET && self.query.split('&').any(|pair| pair.starts_with("watch=true"))
+    }
+
     /// Whether it changes something.
     pub fn is_write(&self) -> bool {
         ![Method::GET, Method::HEAD, Method::OPTIONS].contains(&self.method)

@@ -16,6 +16,7 @@ mod input;
 mod installed;
 mod ledgers;
 mod limiting;
+mod missed;
 mod neighbour;
 mod nothing_lost;
 mod objects;

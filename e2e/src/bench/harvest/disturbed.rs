@@ -9,9 +9,9 @@ use kube::Api;
 use kube::api::ListParams;
 use serde_json::{Value, json};
 
-use super::harvest::harvested;
-use super::report::{Aim, Table, figure, median, median_ratio};
-use super::seed::{self, Seed, ask_for_results, finish, send};
+use super::harvested;
+use crate::bench::report::{Aim, Table, figure, median, median_ratio};
+use crate::bench::seed::{self, Seed, ask_for_results, finish, send};
 use crate::cluster::{AuditLevel, Cluster, ClusterOptions, Component};
 use crate::error::{Error, Result};
 use crate::jobs::PREFIX;
@@ -84,18 +84,8 @@ pub struct Sizes {
     pub ill: usize,
     /// Pods of the Job of many pods.
     pub pods: usize,
-}
-
-impl Default for Sizes {
-    /// About twelve minutes on two cores.
-    fn default() -> Self {
-        Self { rounds: 3, jobs: 600, ill: 40, pods: 1_000 }
-    }
-}
-
-impl Sizes {
-    /// To see that everything works.
-    pub const QUICK: Self = Self { rounds: 1, jobs: 20, ill: 4, pods: 12 };
+    /// Each trouble by itself too, not only all of it at once.
+    pub each: bool,
 }
 
 /// A cluster whose Jobs only finish because their status is written.
@@ -135,6 +125,9 @@ impl Compared {
 pub async fn measure(sizes: Sizes) -> Result<Table> {
     let mut rows: Vec<(String, Vec<Trouble>)> =
         Trouble::ALL.iter().map(|trouble| (trouble.name().to_owned(), vec![*trouble])).collect();
+    if !sizes.each {
+        rows.clear();
+    }
     rows.push(("all of it at once".to_owned(), Trouble::ALL.to_vec()));
     let ground = Ground::new(rows.iter().map(|(_, all)| spaces(all)).sum::<usize>() * sizes.rounds).await?;
     let mut found: Vec<(Vec<f64>, Vec<f64>)> = vec![Default::default(); rows.len()];
@@ -161,7 +154,7 @@ pub async fn measure(sizes: Sizes) -> Result<Table> {
         found: figure(least),
         met: least >= 0.9,
     });
-    let Sizes { rounds, jobs, ill, pods } = sizes;
+    let Sizes { rounds, jobs, ill, pods, .. } = sizes;
     table.notes.push(format!(
         "{rounds} rounds; each harvests {jobs} Jobs beside {ill} disturbed ones of each kind (one Job of {pods} pods), and \
          {jobs} Jobs beside as many with which nothing is wrong. All have a log of {LOG} bytes, on the same two nodes."
