@@ -367,10 +367,7 @@ impl Capturer {
         match known {
             // A part is better than none, and the older reason is the better one.
             Some(part)
-                if wanted
-                    && !read.put_off
-                    && read.lost.is_some()
-                    && read.kept.length < part.kept.length =>
+                if wanted && !read.put_off && read.lost.is_some() && read.kept.length < part.kept.length =>
             {
                 self.held(run, part, granted).await
             }
