@@ -3,7 +3,12 @@
 
 use std::time::Duration;
 
-use job_handler_e2e::wait_for;
+use http::Method;
+use job_handler_e2e::{
+    PairOptions,
+    proxy::{Fault, Rule},
+    wait_for,
+};
 use job_handler_shared::{ledger::JobLedger, policy::ClusterJobPolicy};
 use k8s_openapi::api::{batch::v1::Job, core::v1::ResourceQuota};
 use kube::{
@@ -12,7 +17,7 @@ use kube::{
 };
 use serde_json::{Value, json};
 
-use super::world::{World, job, refusal, scenario};
+use super::world::{World, job, lonely_scenario_with, refusal, scenario};
 
 /// A minute and what a busy machine adds to it.
 const A_MINUTE: Duration = Duration::from_secs(150);
@@ -134,7 +139,16 @@ fn a_ledger_that_is_deleted_by_hand_comes_back_after_a_minute_and_nobody_gets_in
         let ns = half_full(world, "deleted").await;
         ledgers(world).delete(&ns, &DeleteParams::default()).await.unwrap();
         turned_away(world, &ns, &["missing", "a new one is made in"]).await;
+        world
+            .wait("the policy to say so", || async {
+                let status = world.policies(&ns).get("builds").await.unwrap().status.unwrap_or_default();
+                let ready = status.conditions.into_iter().find(|c| c.type_ == "Ready").unwrap();
+                let told = ready.status == "False" && ready.reason == "LedgerMissing";
+                if told { Ok(()) } else { Err(format!("{ready:?}")) }
+            })
+            .await;
         fills_up(world, &ns).await;
+        world.ready(&ns, "builds", Some(1)).await;
     });
 }
 
@@ -242,5 +256,74 @@ fn a_tenant_whose_creates_come_to_nothing_has_to_wait_and_pins_no_limit_of_the_c
             create(world, &other, &job(&format!("other-{n}"), &[], &[("end", "Hang")])).await.unwrap();
         }
         policies.delete(&name, &DeleteParams::default()).await.unwrap();
+    });
+}
+
+#[test]
+fn an_apiserver_that_is_slow_throttles_or_loses_answers_leads_to_no_job_too_many() {
+    let options = PairOptions { webhook_proxy: true, ..PairOptions::default() };
+    lonely_scenario_with(options, async |world| {
+        let proxy = world.pair.webhook(0).proxy();
+        let five = Duration::from_secs(5);
+        let faults = [
+            Fault::Refuse(429),
+            Fault::Refuse(500),
+            Fault::Cut,
+            Fault::CutAfter,
+            Fault::Refuse(409),
+            Fault::Delay(five),
+            Fault::Late(five),
+        ];
+        for (n, fault) in faults.into_iter().enumerate() {
+            let ns = half_full(world, &format!("fault-{n}")).await;
+            let what = format!("{fault:?}");
+            // Writes of this ledger, then reads of it and of its Jobs.
+            let writes = proxy.add(Rule::new(fault.clone()).method(Method::PUT).about(ns.name()).times(3));
+            let name = ns.name().to_owned();
+            let reads = proxy.add(
+                Rule::new(fault)
+                    .when(move |call| {
+                        let ledger = call.path.contains("/jobledgers/") && call.name.as_ref() == Some(&name);
+                        let jobs = call.path.ends_with(&format!("/namespaces/{name}/jobs"));
+                        call.method == Method::GET && (ledger || jobs) && !call.query.contains("watch")
+                    })
+                    .skip(1)
+                    .times(2),
+            );
+            let second = wait_for(A_MINUTE, "a slot", || async {
+                create(world, &ns, &build("second")).await.map_err(|error| error.to_string())
+            });
+            // Jobs under no limit wait for nothing.
+            let (second, ()) = tokio::join!(second, unlimited(world, &ns));
+            second.unwrap();
+            let third = wait_for(A_MINUTE, "to be refused for the limit", || async {
+                match create(world, &ns, &build("third")).await {
+                    Err(kube::Error::Api(status)) if status.code == 403 => Ok(status.message.clone()),
+                    Err(error) => Err(error.to_string()),
+                    Ok(made) => panic!("{what}: a third Job, {:?}", made.metadata.name),
+                }
+            });
+            let told = third.await.unwrap();
+            assert!(told.contains("max allowed: 2"), "{what}: {told}");
+            assert_eq!(active(world, &ns).await, 2, "{what}");
+            assert!(writes.count() + reads.count() > 0, "{what}: nothing went wrong");
+            proxy.clear();
+        }
+        // What is out of reach for longer is told to whoever asks, and passes.
+        let away = [
+            (Rule::new(Fault::Refuse(429)).path("jobledgers"), ["JobLedger", "429"]),
+            (Rule::new(Fault::Refuse(500)).path("jobledgers"), ["JobLedger", "a fault was asked for"]),
+            (Rule::new(Fault::Delay(five)).path("jobledgers"), ["JobLedger", "does not answer"]),
+            (Rule::new(Fault::Cut), ["lost its Lease", "cannot reach the apiserver"]),
+        ];
+        for (n, (rule, words)) in away.into_iter().enumerate() {
+            let ns = half_full(world, &format!("away-{n}")).await;
+            proxy.add(rule);
+            turned_away(world, &ns, &[&["job limits cannot be checked now"], &words[..]].concat()).await;
+            unlimited(world, &ns).await;
+            assert_eq!(active(world, &ns).await, 1, "{words:?}");
+            proxy.clear();
+            fills_up(world, &ns).await;
+        }
     });
 }

@@ -21,6 +21,7 @@ use tokio::{
 };
 
 use super::{
+    ahead,
     clocks::OLD,
     counting::{self, LedgerId},
     decide::Decided,
@@ -455,10 +456,7 @@ impl Actor {
         let policies = self.shared.policies.current().clone();
         let policies = counting::could_grant(&policies, &self.id);
         if let Err(left) = self.shared.memory.missing(name, missing_at, policies) {
-            return Stop::Cannot(format!(
-                "the JobLedger {name} is missing; what was granted by it may still land, so a new one is made in {} s",
-                left.as_secs() + 1
-            ));
+            return Stop::Cannot(ahead::missing(name, left));
         }
         // Whoever makes it: the next read tells.
         self.reread = true;

@@ -1,6 +1,6 @@
 //! The ledger objects: read, made, written by resourceVersion.
 
-use std::time::Duration;
+use std::{future::Future, time::Duration};
 
 use job_handler_shared::ledger::{JobLedger, JobLedgerSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
@@ -10,6 +10,10 @@ use crate::mirror::causes;
 
 /// A call that takes longer is given up; whether it was a write that was done is then found out by reading.
 const CALL_TIMEOUT: Duration = Duration::from_secs(3);
+/// How often a call that is turned away by 429 is made: all within [`CALL_TIMEOUT`], so that what is told is the 429.
+const TRIES: usize = 2;
+/// What the apiserver's Retry-After asks for where it throttles (k8s.io/apiserver, pkg/server/filters).
+const THROTTLED: Duration = Duration::from_secs(1);
 
 /// All ledgers.
 #[derive(Clone, Debug)]
@@ -44,7 +48,7 @@ impl Store {
     /// # Errors
     /// For people.
     pub async fn read(&self, name: &str) -> Result<Option<JobLedger>, String> {
-        match tokio::time::timeout(CALL_TIMEOUT, self.0.get(name)).await {
+        match tokio::time::timeout(CALL_TIMEOUT, let_in(|| self.0.get(name))).await {
             Ok(Ok(ledger)) => Ok(Some(ledger)),
             Ok(Err(kube::Error::Api(status))) if status.code == 404 => Ok(None),
             Ok(Err(error)) => Err(format!("cannot read the JobLedger {name}: {}", causes(&error))),
@@ -56,12 +60,12 @@ impl Store {
     pub async fn make(&self, name: &str) -> Write {
         let ledger = JobLedger::new(name, JobLedgerSpec::empty());
         let params = PostParams::default();
-        match tokio::time::timeout(CALL_TIMEOUT, self.0.create(&params, &ledger)).await {
+        match tokio::time::timeout(CALL_TIMEOUT, let_in(|| self.0.create(&params, &ledger))).await {
             Ok(Err(kube::Error::Api(status))) if status.code == 404 => Write::Refused(
                 "the cluster knows no jobledgers.job-handler.io, or our namespace is gone: apply manifests/base"
                     .to_owned(),
             ),
-            answer => sort(answer),
+            answer => sort(name, answer),
         }
     }
 
@@ -71,20 +75,36 @@ impl Store {
         // One empty entry takes them out, and an object that has none is not tracked (apimachinery's fieldmanager.go and
         // skipnonapplied.go): finding out who owns which attempt costs the apiserver more than the rest of the write.
         ledger.metadata.managed_fields = Some(vec![ManagedFieldsEntry::default()]);
-        sort(tokio::time::timeout(CALL_TIMEOUT, self.0.replace(name, &params, &ledger)).await)
+        sort(name, tokio::time::timeout(CALL_TIMEOUT, let_in(|| self.0.replace(name, &params, &ledger))).await)
     }
 }
 
-fn sort(answer: Result<kube::Result<JobLedger>, tokio::time::error::Elapsed>) -> Write {
+/// Waits out a moment of throttling: where nobody is let in, nothing was tried.
+async fn let_in<T, F: Future<Output = kube::Result<T>>>(call: impl Fn() -> F) -> kube::Result<T> {
+    for _ in 1..TRIES {
+        match call().await {
+            Err(kube::Error::Api(status)) if status.code == 429 => tokio::time::sleep(THROTTLED).await,
+            answer => return answer,
+        }
+    }
+    call().await
+}
+
+fn sort(name: &str, answer: Result<kube::Result<JobLedger>, tokio::time::error::Elapsed>) -> Write {
     match answer {
         Ok(Ok(ledger)) => Write::Done(Box::new(ledger)),
         Ok(Err(kube::Error::Api(status))) => match status.code {
             // Gone is a conflict too: somebody deleted it meanwhile.
             404 | 409 => Write::Conflict,
             // Not let in: nothing was tried.
-            429 => Write::Refused(format!("the apiserver is overloaded: {}", status.message)),
+            429 => Write::Refused(format!(
+                "cannot write the JobLedger {name}: HTTP 429, the apiserver is overloaded: {}",
+                status.message
+            )),
             500.. => Write::Unknown(format!("HTTP {}: {}", status.code, status.message)),
-            code => Write::Refused(format!("cannot write a JobLedger: HTTP {code}: {}", status.message)),
+            code => {
+                Write::Refused(format!("cannot write the JobLedger {name}: HTTP {code}: {}", status.message))
+            }
         },
         Ok(Err(error)) => Write::Unknown(causes(&error)),
         Err(_) => Write::Unknown("the apiserver does not answer".to_owned()),
