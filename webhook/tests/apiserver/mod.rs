@@ -44,6 +44,9 @@ pub struct Apiserver {
     pub takes: Duration,
     /// Of so many writes of ledgers one is done and answered with an error; 0 = none.
     pub lose_answers: usize,
+    /// What becomes of the next write of a ledger, and one that may still be done.
+    pub lose_next: Mutex<Option<Lost>>,
+    pub late: Mutex<Option<Value>>,
     /// Jobs on a page of a LIST.
     pub page: Option<usize>,
     /// Everything but watches is answered with this.
@@ -58,6 +61,17 @@ pub struct Apiserver {
     pub writes: AtomicUsize,
     pub lists: AtomicUsize,
     pub changed: watch::Sender<u64>,
+}
+
+/// A write is answered with an error that leaves open what became of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lost {
+    /// It was done.
+    Done,
+    /// It was not, and never will be.
+    Undone,
+    /// It is done later ([`Apiserver::arrive`]), if nobody writes before.
+    Late,
 }
 
 #[derive(Default)]
@@ -174,7 +188,26 @@ impl Apiserver {
         (200, json!({"kind": "JobList", "apiVersion": "batch/v1", "metadata": metadata, "items": items}))
     }
 
-    fn ledger(&self, method: &Method, name: &str, mut body: Value) -> (u16, Value) {
+    fn ledger(&self, method: &Method, name: &str, body: Value) -> (u16, Value) {
+        let lost = if *method == Method::PUT { self.lose_next.lock().unwrap().take() } else { None };
+        match lost {
+            Some(Lost::Undone) => {}
+            Some(Lost::Late) => *self.late.lock().unwrap() = Some(body),
+            None => return self.ledger_now(method, name, body),
+            Some(Lost::Done) => {
+                self.ledger_now(method, name, body);
+            }
+        }
+        refuse(500)
+    }
+
+    /// A write that was late is done now.
+    pub fn arrive(&self) {
+        let late = self.late.lock().unwrap().take();
+        self.ledger_now(&Method::PUT, "", late.expect("a write that is late"));
+    }
+
+    fn ledger_now(&self, method: &Method, name: &str, mut body: Value) -> (u16, Value) {
         let mut stored = self.stored.lock().unwrap();
         match *method {
             Method::GET if name.is_empty() => {

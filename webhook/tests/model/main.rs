@@ -180,6 +180,9 @@ fn consistent_lists() {
 fn a_crash_between_any_two_steps() {
     let budget = Budget { crashes: 1, deletes: 1, ..Budget::default() };
     holds("crashes", Protocol { clients: creates(&["a", "b"], 1), budget, ..Protocol::default() });
+    let budget = Budget { crashes: 1, finishes: 1, ..Budget::default() };
+    let clients = creates(&["a", "b", "c"], 1);
+    holds("crashes of three creates", Protocol { clients, budget, ..Protocol::default() });
 }
 
 #[test]
@@ -193,6 +196,11 @@ fn retries_with_new_uids_under_one_name() {
 fn callers_that_are_gone_and_writes_that_nobody_knows_of() {
     let budget = Budget { ambiguous: 1, gone: 1, ..Budget::default() };
     holds("ambiguous", Protocol { clients: creates(&["a", "b"], 1), budget, ..Protocol::default() });
+    let budget = Budget { ambiguous: 1, crashes: 1, finishes: 1, ..Budget::default() };
+    holds(
+        "ambiguous, and a crash",
+        Protocol { clients: creates(&["a", "b"], 1), budget, ..Protocol::default() },
+    );
 }
 
 #[test]
@@ -259,6 +267,16 @@ fn without_attempts_per_request() {
     let without = Without { attempts_per_request: true, ..Without::default() };
     let budget = Budget { deletes: 1, ..Budget::default() };
     breaks("one slot per name", Protocol { clients, budget, without, ..Protocol::default() });
+}
+
+#[test]
+fn without_reading_again_after_a_lost_answer() {
+    let budget = Budget { ambiguous: 1, ..Budget::default() };
+    let without = Without { reread: true, ..Without::default() };
+    breaks(
+        "a write whose answer was lost taken for done",
+        Protocol { clients: creates(&["a", "b"], 1), budget, without, ..Protocol::default() },
+    );
 }
 
 #[test]

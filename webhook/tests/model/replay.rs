@@ -41,9 +41,9 @@ use tokio::{
 };
 
 use crate::{
-    apiserver::{Apiserver, empty, eventually},
+    apiserver::{Apiserver, Lost, empty, eventually},
     common::policy,
-    steps::Step,
+    steps::{Step, WriteAnswer},
     world::{JobState, Phase, Protocol, Try, View, Whereabouts, World, request},
 };
 
@@ -145,7 +145,17 @@ impl<'a> Stage<'a> {
                     replica.run_out(before);
                 }
             }
-            Step::Write { replica, .. } => self.write(before, *replica).await,
+            Step::Write { replica, answer } => {
+                *self.apiserver.lose_next.lock().unwrap() = match answer {
+                    WriteAnswer::Known => None,
+                    WriteAnswer::LostAfter => Some(Lost::Done),
+                    WriteAnswer::LostBefore => Some(Lost::Undone),
+                    WriteAnswer::Late => Some(Lost::Late),
+                };
+                self.write(before, *replica).await;
+                let lost = self.apiserver.lose_next.lock().unwrap().take();
+                assert!(lost.is_none(), "it wrote nothing whose answer could have been lost");
+            }
             Step::Crash { replica } => {
                 self.replicas[*replica] = Replica::new(self.protocol, *replica, &self.apiserver);
             }
@@ -162,7 +172,7 @@ impl<'a> Stage<'a> {
                 }
             }
             Step::Answer { .. } | Step::Deny { .. } => {}
-            Step::Arrive => panic!("no trace here loses writes"),
+            Step::Arrive => self.apiserver.arrive(),
         }
     }
 

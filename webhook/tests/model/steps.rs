@@ -258,20 +258,21 @@ impl World {
             return false;
         }
         let fits = round.ledger_version == self.ledger_version;
+        let answered = |granted: bool| {
+            let answers = round.asked.iter().zip(&decided.answers);
+            answers.filter(|(_, a)| (**a == Answer::Granted) == granted).map(|(n, _)| *n).collect()
+        };
+        let wrote = Phase::Wrote { granted: answered(true), refused: answered(false) };
         self.replicas[n].phase = Phase::Idle;
         match answer {
             WriteAnswer::Known if !changed || fits => {
                 if changed {
                     self.store(protocol, decided.book);
                 }
-                let answered = |granted: bool| {
-                    let answers = round.asked.iter().zip(&decided.answers);
-                    answers.filter(|(_, a)| (**a == Answer::Granted) == granted).map(|(n, _)| *n).collect()
-                };
                 for done in &round.undo {
                     self.replicas[n].undo.remove(done);
                 }
-                self.replicas[n].phase = Phase::Wrote { granted: answered(true), refused: answered(false) };
+                self.replicas[n].phase = wrote;
             }
             // A conflict: start over.
             WriteAnswer::Known => {}
@@ -281,6 +282,9 @@ impl World {
                     WriteAnswer::LostAfter if fits => self.store(protocol, decided.book),
                     WriteAnswer::Late => self.limbo = Some((round.ledger_version, decided.book)),
                     _ => {}
+                }
+                if protocol.without.reread {
+                    self.replicas[n].phase = wrote;
                 }
             }
         }

@@ -73,6 +73,8 @@ pub struct Without {
     pub list_of_ones_own: bool,
     pub attempts_per_request: bool,
     pub revision: bool,
+    /// Reading again after a write whose answer was lost.
+    pub reread: bool,
 }
 
 impl Default for Protocol {
