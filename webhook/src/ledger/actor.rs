@@ -4,6 +4,8 @@
 //! meanwhile: so a grant costs a single write, and the write tells whether the ledger was the newest. Whoever would be
 //! refused waits for a look of its own ([`super::look`]) that begins after it came. Looks go on beside the rounds.
 
+mod turn;
+
 use std::{
     collections::{BTreeSet, HashMap},
     sync::Arc,
@@ -11,38 +13,22 @@ use std::{
 };
 
 use jiff::Timestamp;
-use job_handler_shared::{
-    job::JobSnapshot,
-    ledger::{Book, Kind},
-};
 use tokio::{
     sync::{mpsc, oneshot},
     task::JoinSet,
 };
 
 use super::{
-    ahead,
-    clocks::OLD,
-    counting::{self, LedgerId},
-    decide::Decided,
-    graves::Grave,
+    counting::LedgerId,
     limiter::Shared,
     look::{self, Blind, Look},
-    memory::Known,
     pace::Pace,
-    resolve::Sight,
-    round::{Sources, round},
-    store::Write,
 };
-use crate::{
-    limit::{Attempt, Refused, Verdict},
-    slots::Rules,
-};
+use crate::limit::{Attempt, Refused, Verdict};
+use turn::Stop;
 
 /// Writes of other replicas that one round gives way to.
 const TRIES: u32 = 20;
-/// So long a round waits for the watch to tell what somebody else has seen already.
-const BEHIND: Duration = Duration::from_millis(100);
 /// A second webhook entry asks about the same create within this time, and has to be answered alike.
 const SAME_CREATE: Duration = Duration::from_secs(10);
 /// So many may wait for looks.
@@ -91,16 +77,6 @@ pub struct Actor {
     tidy: bool,
     expire: bool,
     pace: Pace,
-}
-
-/// Why a try of a round gave no answers.
-enum Stop {
-    /// Somebody else wrote first, or nobody knows what became of the write (true): start over.
-    Again(bool),
-    /// What was watched is older than what somebody else has seen: only a look can tell.
-    Behind,
-    /// There is no point in trying again now.
-    Cannot(String),
 }
 
 impl Actor {
@@ -293,202 +269,6 @@ impl Actor {
             self.undo.insert(one.attempt.uid.clone());
         }
     }
-
-    async fn once(&mut self, waiting: &[Waiting], look: Option<&Look>) -> Result<Vec<Verdict>, Stop> {
-        let shared = self.shared.clone();
-        let policies = shared.policies.current().clone();
-        let namespaces = |name: &str| shared.policies.known_namespace(name);
-        let rules = Rules { policies: &policies, namespaces: &namespaces };
-
-        let (known, newest) = self.ledger(look).await?;
-        let (known, (sight, jobs)) = match (self.see(&known, look).await, look) {
-            (Some(seen), _) => (known, seen),
-            // Somebody has written since, and beyond what the look shows. It may refuse by the ledger that it read itself,
-            // and whoever it grants finds out by the write.
-            (None, Some(look)) if !newest => (look.known.clone(), (Sight::List, look.view.jobs.clone())),
-            (None, _) => return Err(Stop::Behind),
-        };
-        let gone = self.gone(&known, sight, look);
-        let nothing = BTreeSet::new();
-        let expired = look.map_or(&nothing, |look| &look.expired);
-        let sources = Sources {
-            rules,
-            id: &self.id,
-            spec: &known.ledger.spec,
-            book: &known.book,
-            sight,
-            jobs: &jobs,
-            gone: &gone,
-            expired,
-            old: &shared.memory.clocks(self.id.name()).older(OLD, shared.memory.now()),
-            undone: &self.undo,
-            now: Timestamp::now(),
-        };
-        let attempts: Vec<&Attempt> = waiting.iter().map(|one| &one.attempt).collect();
-        let (verdicts, decided) = round(sources, &attempts).ok_or(Stop::Behind)?;
-
-        let (before, after) = (&known.book, &decided.book);
-        let granted = |standing: bool| {
-            let attempts = attempts.iter().zip(&verdicts);
-            let granted = attempts.filter(|(attempt, verdict)| {
-                let uid = &attempt.uid;
-                **verdict == Verdict::Granted
-                    && !attempt.dry_run
-                    && stands(after, uid)
-                    && stands(before, uid) == standing
-            });
-            granted.count()
-        };
-        let (new, old) = (granted(false), granted(true));
-        let undoes = self.undo.iter().any(|request| stands(before, request));
-        let housekeeping = self.tidy || undoes || !expired.is_empty();
-        if before != after && (new + old > 0 || housekeeping) {
-            self.write(&known, after, new).await?;
-        } else if old > 0 && !newest {
-            // Nothing was written that would tell whether what it was granted by is still there.
-            self.reread = true;
-            return Err(Stop::Again(false));
-        }
-        let undone: BTreeSet<String> = std::mem::take(&mut self.undo);
-        self.undo = undone.into_iter().filter(|request| stands(&decided.book, request)).collect();
-        self.measure(rules, &decided);
-        Ok(verdicts)
-    }
-
-    /// The newest ledger that is known here, and whether it was read for this try.
-    async fn ledger(&mut self, look: Option<&Look>) -> Result<(Arc<Known>, bool), Stop> {
-        let name = self.id.name();
-        let watched = if self.reread { None } else { self.shared.memory.known(name) };
-        let looked = look.map(|look| look.known.clone()).filter(|_| !self.reread);
-        let newest = watched.into_iter().chain(looked).max_by_key(|known| known.version);
-        if let Some(known) = newest {
-            return Ok((known, false));
-        }
-        match look::read(&self.shared, name).await {
-            Ok(known) => {
-                self.reread = false;
-                Ok((known, true))
-            }
-            Err(Blind::Missing(at)) => Err(self.make(at).await),
-            Err(Blind::Cannot(why)) => Err(Stop::Cannot(why)),
-        }
-    }
-
-    /// The Jobs, as far as the ledger (and the look, where there was one) asks for.
-    async fn see(&self, known: &Known, look: Option<&Look>) -> Option<(Sight, Vec<Arc<JobSnapshot>>)> {
-        let observed = known.book.observed_through;
-        if let Some(look) = look {
-            if known.version == look.known.version {
-                return Some((Sight::List, look.view.jobs.clone()));
-            }
-            if look.view.version >= observed && look.view.version > 0 {
-                return Some((Sight::Cache(look.view.version), look.view.jobs.clone()));
-            }
-        }
-        // Nobody is refused by Jobs that are older than the look that was made for it.
-        let needed = look.map_or(observed, |look| observed.max(look.view.version));
-        let cache = &self.shared.cache;
-        if cache.position().is_none_or(|position| position < needed) {
-            cache.reaches(needed, BEHIND).await;
-        }
-        let (position, jobs) = cache.see(self.id.namespace()).filter(|(position, _)| *position >= needed)?;
-        // Else a cluster limit could miss some of its Jobs.
-        let known = |job: &Arc<JobSnapshot>| self.shared.policies.known_namespace(&job.namespace).is_some();
-        let complete = jobs.iter().filter(|job| job.is_active()).all(known);
-        complete.then_some((Sight::Cache(position), jobs))
-    }
-
-    /// Jobs of creates that are gone from the view. (An un-suspend says itself from when on its Job was there.)
-    fn gone(&self, known: &Known, sight: Sight, look: Option<&Look>) -> Vec<Grave> {
-        let until = match (sight, look) {
-            (Sight::Cache(position), _) => position,
-            (Sight::List, Some(look)) => look.view.version,
-            (Sight::List, None) => return Vec::new(),
-        };
-        let creates = known.book.attempts().filter(|(_, _, granted)| granted.kind == Kind::Create);
-        self.shared.cache.gone(creates.map(|(_, _, granted)| &*granted.job_uid), until)
-    }
-
-    async fn write(&mut self, known: &Known, book: &Book, grants: usize) -> Result<(), Stop> {
-        let shared = self.shared.clone();
-        let name = self.id.name();
-        let mut ledger = known.ledger.clone();
-        ledger.spec.set(book);
-        shared.metrics.ledger_writes.inc();
-        if grants == 0 {
-            shared.metrics.ledger_removals.inc();
-        }
-        self.pace.begins(grants, Instant::now());
-        match shared.store.write(name, ledger).await {
-            Write::Done(ledger) => {
-                self.pace.done(Instant::now());
-                match Known::of(*ledger) {
-                    Ok(known) => shared.memory.note(name, &known),
-                    Err(_) => self.reread = true,
-                }
-                Ok(())
-            }
-            Write::Conflict => {
-                shared.metrics.ledger_conflicts.inc();
-                self.pace.conflict(Instant::now());
-                self.reread = true;
-                Err(Stop::Again(false))
-            }
-            Write::Unknown(why) => {
-                tracing::warn!(
-                    ledger = name,
-                    "it is not known whether it was written, reading it again: {why}"
-                );
-                self.reread = true;
-                Err(Stop::Again(true))
-            }
-            Write::Refused(why) => Err(Stop::Cannot(why)),
-        }
-    }
-
-    /// A ledger that is missing is made, unless it may have been deleted with something in it a moment ago.
-    async fn make(&mut self, missing_at: Instant) -> Stop {
-        let name = self.id.name();
-        if self.shared.memory.came_since(name, missing_at) {
-            self.reread = true;
-            return Stop::Again(false);
-        }
-        let policies = self.shared.policies.current().clone();
-        let policies = counting::could_grant(&policies, &self.id);
-        if let Err(left) = self.shared.memory.missing(name, missing_at, policies) {
-            return Stop::Cannot(ahead::missing(name, left));
-        }
-        // Whoever makes it: the next read tells.
-        self.reread = true;
-        match self.shared.store.make(name).await {
-            Write::Refused(why) => Stop::Cannot(why),
-            Write::Done(_) | Write::Conflict | Write::Unknown(_) => Stop::Again(false),
-        }
-    }
-
-    fn measure(&self, rules: Rules<'_>, decided: &Decided) {
-        let mut fullest: HashMap<&str, (usize, usize)> = HashMap::new();
-        for (scope, active, pending) in decided.usage.counts() {
-            // A scope is its limit, and perhaps a group: `<policy uid>/<limit>[/<group>]`.
-            let end = scope.match_indices('/').nth(1).map_or(scope.len(), |(at, _)| at);
-            let most = fullest.entry(&scope[..end]).or_default();
-            *most = (*most).max((active, pending));
-        }
-        for policy in rules.policies.iter().filter(|policy| policy.enforced()) {
-            for limit in &policy.spec.limits {
-                let key = format!("{}/{}", policy.reference.uid, limit.name);
-                if let Some((active, pending)) = fullest.get(key.as_str()) {
-                    let (policy, ledger) = (policy.reference.to_string(), self.id.name());
-                    let max = limit.max_active_jobs;
-                    self.shared.metrics.limit(policy, &limit.name, ledger, *active, max, *pending);
-                }
-            }
-        }
-    }
-}
-
-fn stands(book: &Book, request: &str) -> bool {
-    book.pending.values().any(|tries| tries.contains_key(request))
 }
 
 fn reply(to: oneshot::Sender<Verdict>, verdict: Verdict) {

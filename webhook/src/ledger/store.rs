@@ -75,7 +75,10 @@ impl Store {
         // One empty entry takes them out, and an object that has none is not tracked (apimachinery's fieldmanager.go and
         // skipnonapplied.go): finding out who owns which attempt costs the apiserver more than the rest of the write.
         ledger.metadata.managed_fields = Some(vec![ManagedFieldsEntry::default()]);
-        sort(name, tokio::time::timeout(CALL_TIMEOUT, let_in(|| self.0.replace(name, &params, &ledger))).await)
+        sort(
+            name,
+            tokio::time::timeout(CALL_TIMEOUT, let_in(|| self.0.replace(name, &params, &ledger))).await,
+        )
     }
 }
 
