@@ -199,6 +199,15 @@ impl Capturer {
         }
         futures::stream::iter(uploads).buffer_unordered(PODS_AT_A_TIME).collect::<()>().await;
         captured.tell();
+        let mut cut =
+            captured.pods.iter().flat_map(|pod| &pod.logs).filter_map(|log| match &log.kept.whole {
+                Whole::Failed(why) => Some(why),
+                _ => None,
+            });
+        if let Some(why) = cut.next() {
+            let logs = 1 + cut.count();
+            tracing::warn!(namespace = job.0, job_uid = job.1, logs, "cut, not stored whole: {why}");
+        }
         let (count, bytes) =
             captured.whole().fold((0, 0), |(count, bytes), whole| (count + 1, bytes + whole.bytes));
         let url = objects.folder_url(job.0, job.1);
@@ -699,7 +708,10 @@ impl CapturedLog {
         let key = RunKey { pod, container: &self.container, previous: self.previous, run: &self.run };
         let stored = match &self.kept.whole {
             Whole::Spooled(spooled) => objects.put(job, key, spooled, deadline).await,
-            Whole::Failed(why) => Err(why.clone()),
+            Whole::Failed(why) => {
+                objects.not_stored();
+                Err(why.clone())
+            }
             Whole::Nowhere | Whole::Stored(_) => return,
         };
         self.kept.whole = match stored {

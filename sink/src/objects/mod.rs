@@ -193,13 +193,15 @@ impl Objects {
         let [pod, file] = run.parts();
         let key = self.folder(namespace, job_uid).join(pod.as_str()).join(file.as_str());
         let put = self.try_put(&key, log, deadline).await;
-        match &put {
-            Ok(()) => self.0.stored.inc(),
-            Err(_) => self.0.failed.inc(),
-        };
-        put?;
+        put.inspect_err(|_| self.not_stored())?;
+        self.0.stored.inc();
         let url = format!("{}{pod}/{file}", self.folder_url(namespace, job_uid));
         Ok(WholeLog { url, bytes: log.bytes() })
+    }
+
+    /// Counts a log that is not stored whole.
+    pub fn not_stored(&self) {
+        self.0.failed.inc();
     }
 
     async fn try_put(&self, key: &Key, log: &Spooled, deadline: Instant) -> Result<(), String> {
