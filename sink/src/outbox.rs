@@ -198,3 +198,158 @@ impl<R: Post> Outbox<R> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        convert::Infallible,
+        sync::{
+            Mutex,
+            atomic::{AtomicUsize, Ordering},
+        },
+    };
+
+    use http::{Method, Request, Response};
+    use job_handler_shared::{keys, telemetry::Metrics};
+    use kube::client::Body;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::store::ResultRef;
+
+    /// Jobs whose results wait to be told.
+    const JOBS: usize = 600;
+
+    /// Away until a moment of the paused clock; remembers what it took.
+    struct Scripted {
+        back: Instant,
+        took: Mutex<Vec<Value>>,
+        tries: AtomicUsize,
+    }
+
+    impl Post for Scripted {
+        fn name(&self) -> &str {
+            "ci"
+        }
+
+        async fn post(&self, told: &Told) -> Result<(), Fault> {
+            self.tries.fetch_add(1, Ordering::Relaxed);
+            if Instant::now() < self.back {
+                return Err(Fault::Away("503".into()));
+            }
+            self.took.lock().unwrap().push(told.to_json("/s", &Default::default()));
+            Ok(())
+        }
+    }
+
+    type Maps = Arc<Mutex<BTreeMap<String, Value>>>;
+
+    /// Results in memory, with resourceVersions.
+    fn cluster(maps: Maps) -> Client {
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let maps = maps.clone();
+            async move {
+                let (parts, body) = request.into_parts();
+                let sent = body.collect_bytes().await.unwrap_or_default();
+                let name = parts.uri.path().rsplit('/').next().unwrap_or_default().to_owned();
+                let mut maps = maps.lock().unwrap();
+                let map = maps.get_mut(&name).unwrap();
+                if parts.method == Method::PATCH {
+                    let patch: Value = serde_json::from_slice(&sent).unwrap();
+                    assert_eq!(patch["metadata"]["resourceVersion"], map["metadata"]["resourceVersion"]);
+                    json_patch::merge(map, &patch);
+                    map["metadata"]["resourceVersion"] = "2".into();
+                }
+                let answer = serde_json::to_vec(map).unwrap();
+                Ok::<_, Infallible>(Response::new(Body::from(answer)))
+            }
+        });
+        Client::new(service, "default")
+    }
+
+    fn name(n: usize) -> String {
+        format!("job-{n}-results")
+    }
+
+    fn result(n: usize) -> Value {
+        let manifest = json!({
+            "schemaVersion": 1,
+            "job": {"namespace": "ci", "name": format!("job-{n}"), "uid": format!("u{n}"),
+                "created": "2026-01-01T00:00:00Z", "started": "2026-01-01T00:00:00Z",
+                "finished": "2026-01-01T00:00:09Z", "durationSeconds": 9, "succeededPods": 1, "failedPods": 0},
+            "outcome": "completed", "pods": [], "podsNotListed": 0,
+            "completeness": {"complete": true, "lost": []},
+            "announcementsPending": [], "cloudEventsPending": {"ci": ["started", "completed"]},
+        });
+        json!({
+            "apiVersion": "v1", "kind": "ConfigMap",
+            "metadata": {"name": name(n), "namespace": "ci", "resourceVersion": "1",
+                "labels": {keys::CREATED: "true"}, "annotations": {OUTBOX: "ci"}},
+            "data": {"result.json": manifest.to_string()},
+        })
+    }
+
+    /// A sink that has just started: the watch has told it of these results.
+    fn sink(maps: &Maps, receiver: &Arc<Scripted>) -> (Store, tokio::task::JoinHandle<()>) {
+        let store = Store::default();
+        maps.lock().unwrap().iter().for_each(|(_, map)| tell(&store, map));
+        let outbox = Outbox {
+            receiver: receiver.clone(),
+            client: cluster(maps.clone()),
+            store: store.clone(),
+            metrics: SinkMetrics::new(&Metrics::default()),
+        };
+        (store, tokio::spawn(outbox.keep()))
+    }
+
+    fn tell(store: &Store, map: &Value) {
+        let annotations = serde_json::from_value(map["metadata"]["annotations"].clone()).unwrap_or_default();
+        let manifest: Value = serde_json::from_str(map["data"]["result.json"].as_str().unwrap()).unwrap();
+        let place = ResultRef {
+            namespace: "ci".into(),
+            name: map["metadata"]["name"].as_str().unwrap().into(),
+            outbox: read(Some(&annotations)),
+            ..ResultRef::default()
+        };
+        store.put_result(manifest["job"]["uid"].as_str().unwrap(), place);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_receiver_that_was_away_for_an_hour_is_told_of_all_results_by_whoever_leads_then() {
+        let maps = Maps::default();
+        let back = Instant::now() + Duration::from_secs(3600);
+        let receiver = Arc::new(Scripted { back, took: Mutex::default(), tries: AtomicUsize::new(0) });
+        let (mut store, mut task) = sink(&maps, &receiver);
+        for n in 0..JOBS {
+            maps.lock().unwrap().insert(name(n), result(n));
+            tell(&store, &result(n));
+            // Twice within the hour, another one takes over, which knows what is stored and nothing else.
+            if n % 200 == 199 && n + 1 < JOBS {
+                task.abort();
+                (store, task) = sink(&maps, &receiver);
+            }
+            tokio::time::sleep(Duration::from_secs(5)).await;
+        }
+        tokio::time::sleep_until(back).await;
+        assert!(receiver.took.lock().unwrap().is_empty());
+        let tries = receiver.tries.load(Ordering::Relaxed);
+        assert!((30..300).contains(&tries), "it is left alone while it is away, and not forgotten: {tries}");
+        tokio::time::sleep(Duration::from_secs(120)).await;
+        task.abort();
+
+        let took = receiver.took.lock().unwrap();
+        let mut of_job: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        for event in took.iter() {
+            of_job.entry(event["subject"].as_str().unwrap()).or_default().push(event["id"].as_str().unwrap());
+        }
+        for n in 0..JOBS {
+            let ids = [format!("u{n}-started"), format!("u{n}-completed")];
+            assert_eq!(of_job[&*format!("ci/job-{n}")], ids, "each once, in order");
+        }
+        assert_eq!(took.len(), 2 * JOBS);
+        assert!(store.untold("ci").is_empty());
+        for map in maps.lock().unwrap().values() {
+            assert_eq!(map["metadata"]["annotations"].get(OUTBOX), None, "nothing is pending any more");
+        }
+    }
+}
