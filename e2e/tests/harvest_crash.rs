@@ -332,7 +332,8 @@ impl Ground {
         case.struck.count()
     }
 
-    /// Waits until the receiver was told that the Job was started and that it completed, each under one id, however often.
+    /// Waits until the receiver was told that the Job was started and that it completed, each under one id, however often;
+    /// and until the manifest says that nothing is to be told any more.
     async fn told(&self, case: &Case, out: &Path) {
         let about = format!("{}/{}", self.ns.name(), case.name);
         wait_for(PATIENCE, &format!("all CloudEvents about {about}"), || async {
@@ -352,7 +353,17 @@ impl Ground {
             if types != ["io.job-handler.job.completed", "io.job-handler.job.started"] {
                 return Err(format!("{types:?}"));
             }
-            Ok(())
+            let maps: Api<ConfigMap> = Api::namespaced(self.cluster.client(), &self.ns);
+            let result =
+                maps.get(&format!("{}-results", case.name)).await.map_err(|error| error.to_string())?;
+            let pending = result.annotations().get("job-handler/cloudevents");
+            pending.map_or(Ok(()), |to| {
+                let log = self.pair.sink().process().log_of_this_run();
+                Err(format!(
+                    "still to be told: {to}: {:?}\n{log}",
+                    result.data.as_ref().unwrap()["result.json"]
+                ))
+            })
         })
         .await
         .unwrap();

@@ -42,6 +42,8 @@ const RESYNC: Duration = Duration::from_secs(30);
 const GATHER: Duration = Duration::from_millis(100);
 /// Longest pause before an event that was rejected is tried again.
 const LONGEST: Duration = Duration::from_secs(600);
+/// The same where the apiserver did not let us read or note: it may be back at any moment.
+const LONGEST_UNREAD: Duration = Duration::from_secs(30);
 
 /// What a result's annotation says.
 pub fn read(annotations: Option<&BTreeMap<String, String>>) -> Vec<String> {
@@ -74,7 +76,7 @@ struct Outbox<R> {
     metrics: SinkMetrics,
 }
 
-/// Events that were rejected: how often, and when they are tried again.
+/// Jobs whose events were rejected, or could not be read or noted: how often, and when they are tried again.
 type Later = HashMap<Uid, (u32, Instant)>;
 
 impl<R: Post> Outbox<R> {
@@ -137,16 +139,17 @@ impl<R: Post> Outbox<R> {
         while let Some((uid, outcome)) = told.next().await {
             match outcome {
                 Ok(()) => _ = later.remove(&uid),
-                Err(Fault::Rejected(why)) => {
+                Err(fault @ (Fault::Rejected(_) | Fault::Api(_))) => {
                     let tries = later.get(&uid).map_or(0, |(tries, _)| *tries) + 1;
-                    let pause = Duration::from_secs(2_u64.saturating_pow(tries)).min(LONGEST);
+                    let longest = if matches!(fault, Fault::Api(_)) { LONGEST_UNREAD } else { LONGEST };
+                    let pause = Duration::from_secs(2_u64.saturating_pow(tries)).min(longest);
                     self.metrics.event_failed(self.receiver.name());
                     if tries == 1 {
                         let receiver = self.receiver.name();
                         tracing::warn!(
                             receiver,
                             uid,
-                            "CloudEvents: {why}; this Job's wait, the others go on"
+                            "CloudEvents: {fault}; this Job's wait, the others go on"
                         );
                     }
                     later.insert(uid, (tries, Instant::now() + pause));
@@ -254,6 +257,14 @@ mod tests {
                 let name = parts.uri.path().rsplit('/').next().unwrap_or_default().to_owned();
                 let mut maps = maps.lock().unwrap();
                 let map = maps.get_mut(&name).unwrap();
+                if parts.method == Method::PATCH && map["metadata"]["labels"]["refused"] == "true" {
+                    let refusal = json!({
+                        "apiVersion": "v1", "kind": "Status", "status": "Failure", "code": 403, "reason": "Forbidden",
+                        "message": "a policy of somebody else's allows no change of it",
+                    });
+                    let answer = Response::builder().status(403);
+                    return Ok(answer.body(Body::from(refusal.to_string().into_bytes())).unwrap());
+                }
                 if parts.method == Method::PATCH {
                     let patch: Value = serde_json::from_slice(&sent).unwrap();
                     assert_eq!(patch["metadata"]["resourceVersion"], map["metadata"]["resourceVersion"]);
@@ -351,5 +362,32 @@ mod tests {
         for map in maps.lock().unwrap().values() {
             assert_eq!(map["metadata"]["annotations"].get(OUTBOX), None, "nothing is pending any more");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_cannot_be_noted_of_one_job_holds_up_no_other() {
+        let maps = Maps::default();
+        for n in 0..9 {
+            let mut map = result(n);
+            map["metadata"]["labels"]["refused"] = (n == 0).to_string().into();
+            maps.lock().unwrap().insert(name(n), map);
+        }
+        let receiver =
+            Arc::new(Scripted { back: Instant::now(), took: Mutex::default(), tries: AtomicUsize::new(0) });
+        let (store, task) = sink(&maps, &receiver);
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert_eq!(store.untold("ci"), ["u0"], "it is tried again, and is nobody else's trouble");
+        // What comes later is told at once, too.
+        maps.lock().unwrap().insert(name(9), result(9));
+        tell(&store, &result(9));
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(store.untold("ci"), ["u0"]);
+        let ids: std::collections::BTreeSet<_> =
+            receiver.took.lock().unwrap().iter().map(|event| event["id"].to_string()).collect();
+        assert_eq!(ids.len(), 20, "whatever is told again bears the id that it had");
+        maps.lock().unwrap().get_mut(&name(0)).unwrap()["metadata"]["labels"]["refused"] = "false".into();
+        tokio::time::sleep(LONGEST_UNREAD * 2).await;
+        task.abort();
+        assert!(store.untold("ci").is_empty());
     }
 }
