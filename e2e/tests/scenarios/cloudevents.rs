@@ -94,12 +94,7 @@ fn a_receiver_that_was_away_gets_everything_once_and_in_order() {
             "tls": {"ca": ca},
             "bearerToken": {"key": "ci"},
         }]});
-        let cluster = Cluster::start(ClusterOptions::default()).await.unwrap();
-        let options =
-            PairOptions { sink_configuration: Some(configuration.to_string()), ..PairOptions::default() };
-        let pair = Pair::install(&cluster, options).await.unwrap();
-        let world = World { cluster, pair };
-        tell_the_token(&world).await;
+        let world = with_receiver(&configuration).await;
         let ns = world.cluster.namespace("events").await.unwrap();
         let policy = json!({
             "results": {}, "cloudEventSinks": [{"name": "ci"}],
@@ -188,8 +183,19 @@ fn once(name: &str, labels: &[(&str, &str)], play: &[(&str, &str)]) -> Value {
     job
 }
 
+/// A world whose sink is configured like that, and has the receiver's token.
+pub async fn with_receiver(configuration: &Value) -> World {
+    let cluster = Cluster::start(ClusterOptions::default()).await.unwrap();
+    let options =
+        PairOptions { sink_configuration: Some(configuration.to_string()), ..PairOptions::default() };
+    let pair = Pair::install(&cluster, options).await.unwrap();
+    let world = World { cluster, pair };
+    tell_the_token(&world).await;
+    world
+}
+
 /// Puts the token where the sink looks for it.
-pub async fn tell_the_token(world: &World) {
+async fn tell_the_token(world: &World) {
     let secret: Secret = serde_json::from_value(json!({
         "metadata": {"name": keys::SINK_CONFIGURATION},
         "stringData": {"ci": format!("{TOKEN}\n")},

@@ -2,7 +2,6 @@
 //! ConfigMaps are; without the rights nothing that containers wrote is published instead.
 
 use job_handler_e2e::{
-    Cluster, ClusterOptions, Pair, PairOptions,
     pair::{allow_secrets, forbid_secrets},
     ports, wait_for,
 };
@@ -14,7 +13,7 @@ use kube::{
 use serde_json::{Value, json};
 
 use super::{
-    cloudevents::{Receiver, tell_the_token},
+    cloudevents::{Receiver, with_receiver},
     reading::Person,
     world::{PATIENCE, World, annotation, job, lonely_scenario_in, scenario},
 };
@@ -106,12 +105,7 @@ fn with_the_right_results_are_in_secrets_alone() {
         let _process = receiver.start();
         let configuration = json!({"cloudEventSinks": [{"name": "ci", "url": format!("https://127.0.0.1:{port}/in"),
             "tls": {"ca": ca}, "bearerToken": {"key": "ci"}}]});
-        let cluster = Cluster::start(ClusterOptions::default()).await.unwrap();
-        let options =
-            PairOptions { sink_configuration: Some(configuration.to_string()), ..PairOptions::default() };
-        let pair = Pair::install(&cluster, options).await.unwrap();
-        let world = World { cluster, pair };
-        tell_the_token(&world).await;
+        let world = with_receiver(&configuration).await;
         let ns = world.cluster.namespace("secrets").await.unwrap();
         let logs = json!({"maxBytesPerContainer": "16Mi", "maxBytesPerJob": "64Mi"});
         world.policy(&ns, "open", policy("open", json!({"logs": logs}))).await;
