@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use job_handler_e2e::bench::alone::{self, CONNECTIONS, Effort, HANDLERS};
+use job_handler_e2e::bench::harvest::disturbed;
 use job_handler_e2e::bench::reviews::Size;
 use job_handler_e2e::bench::server::{Handler, Server};
 use job_handler_e2e::bench::variants::Variant;
@@ -62,7 +63,8 @@ async fn harvests_are_measured_beside_a_loop() {
         return;
     }
     // A result that is missing fails the measurement itself.
-    let tables = harvest::measure(harvest::Sizes::QUICK).await.unwrap();
+    let mut tables = harvest::measure(harvest::Sizes::QUICK).await.unwrap();
+    tables.push(disturbed::measure(disturbed::Sizes::QUICK).await.unwrap());
     let names: Vec<&str> = tables[0].rows.iter().map(|row| row[0].as_str()).collect();
     assert_eq!(names, ["loop", "sink"]);
     for row in tables.iter().flat_map(|table| &table.rows) {

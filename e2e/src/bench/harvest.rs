@@ -47,12 +47,10 @@ pub struct Sizes {
     pub large: u64,
     /// How long to look at the sink doing nothing.
     pub idle: Duration,
-    /// Beside disturbances.
-    pub disturbed: disturbed::Sizes,
 }
 
 impl Default for Sizes {
-    /// About a quarter of an hour on two cores.
+    /// About seven minutes on two cores.
     fn default() -> Self {
         Self {
             rounds: 5,
@@ -61,7 +59,6 @@ impl Default for Sizes {
             per_second: 20,
             large: 100 << 20,
             idle: Duration::from_secs(20),
-            disturbed: disturbed::Sizes { rounds: 3, jobs: 600, ill: 40, pods: 1_000, each: true },
         }
     }
 }
@@ -75,7 +72,6 @@ impl Sizes {
         per_second: 20,
         large: 2 << 20,
         idle: Duration::from_millis(200),
-        disturbed: disturbed::Sizes { rounds: 1, jobs: 20, ill: 4, pods: 12, each: false },
     };
 
     /// With the numbers that somebody wants instead: `BENCH_HARVEST_JOBS` (per round and side), `BENCH_HARVEST_ROUNDS`
@@ -93,17 +89,11 @@ impl Sizes {
     }
 }
 
-/// Measures on clusters of its own.
+/// Measures on a cluster of its own.
 ///
 /// # Errors
 /// If anything does not run, or a result is missing.
 pub async fn measure(sizes: Sizes) -> Result<Vec<Table>> {
-    let mut tables = undisturbed(sizes).await?;
-    tables.push(disturbed::measure(sizes.disturbed).await?);
-    Ok(tables)
-}
-
-async fn undisturbed(sizes: Sizes) -> Result<Vec<Table>> {
     let options = ClusterOptions { audit: AuditLevel::None, ..ClusterOptions::default() };
     let cluster = Cluster::start(options).await?;
     let pair =

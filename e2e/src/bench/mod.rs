@@ -27,6 +27,7 @@ use std::time::Duration;
 use clap::ValueEnum;
 
 use crate::error::{Error, Result};
+use harvest::disturbed;
 use machine::Machine;
 use report::Table;
 
@@ -39,6 +40,8 @@ pub enum Part {
     Creates,
     /// Harvests of finished Jobs.
     Harvest,
+    /// Harvests beside Jobs with which something is wrong.
+    Disturbed,
     /// Prunes of old Jobs.
     Prune,
     /// Limits: creates, refusals, queues, memory.
@@ -81,6 +84,10 @@ pub async fn run(program: &Path, parts: &[Part], quick: bool) -> Result<Report> 
         for table in harvest::measure(sizes.from_environment()?).await? {
             report.add(table);
         }
+    }
+    if wanted(Part::Disturbed) {
+        let sizes = if quick { disturbed::Sizes::QUICK } else { disturbed::Sizes::default() };
+        report.add(disturbed::measure(sizes).await?);
     }
     if wanted(Part::Prune) {
         let sizes = if quick { sweep::Sizes::QUICK } else { sweep::Sizes::default() };

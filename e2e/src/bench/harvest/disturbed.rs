@@ -88,6 +88,18 @@ pub struct Sizes {
     pub each: bool,
 }
 
+impl Sizes {
+    /// To see that everything works.
+    pub const QUICK: Self = Self { rounds: 1, jobs: 20, ill: 4, pods: 12, each: false };
+}
+
+impl Default for Sizes {
+    /// About five minutes on two cores.
+    fn default() -> Self {
+        Self { rounds: 3, jobs: 300, ill: 40, pods: 1_000, each: true }
+    }
+}
+
 /// A cluster whose Jobs only finish because their status is written.
 #[derive(Debug)]
 pub struct Ground {
@@ -132,12 +144,18 @@ pub async fn measure(sizes: Sizes) -> Result<Table> {
     let ground = Ground::new(rows.iter().map(|(_, all)| spaces(all)).sum::<usize>() * sizes.rounds).await?;
     let mut found: Vec<(Vec<f64>, Vec<f64>)> = vec![Default::default(); rows.len()];
     let mut ground = ground;
-    for _ in 0..sizes.rounds {
+    for round in 0..sizes.rounds {
         for ((_, troubles), (beside, without)) in rows.iter().zip(&mut found) {
-            let compared = ground.compare(troubles, sizes).await?;
-            ground.calm(&compared.places).await?;
-            beside.push(compared.beside);
-            without.push(compared.without);
+            // Each goes first in turn.
+            if round % 2 == 0 {
+                without.push(ground.without(troubles, sizes).await?);
+            }
+            let (rate, places) = ground.beside(troubles, sizes).await?;
+            beside.push(rate);
+            ground.calm(&places).await?;
+            if round % 2 == 1 {
+                without.push(ground.without(troubles, sizes).await?);
+            }
         }
     }
     let mut table =
@@ -206,7 +224,14 @@ impl Ground {
     /// # Errors
     /// If anything does not run, a result is missing, or the trouble is none.
     pub async fn compare(&mut self, troubles: &[Trouble], sizes: Sizes) -> Result<Compared> {
-        let (alone, company, beside) = (self.namespace()?, self.namespace()?, self.namespace()?);
+        let without = self.without(troubles, sizes).await?;
+        let (beside, places) = self.beside(troubles, sizes).await?;
+        Ok(Compared { beside, without, places })
+    }
+
+    /// Jobs per second beside as many with which nothing is wrong as there would be disturbed ones.
+    async fn without(&mut self, troubles: &[Trouble], sizes: Sizes) -> Result<f64> {
+        let (alone, company) = (self.namespace()?, self.namespace()?);
         let count = |trouble: &Trouble| if *trouble == Trouble::ManyPods { 1 } else { sizes.ill };
         self.seed(&company, "well", troubles.iter().map(count).sum(), true).await?;
         self.seed(&alone, "well", sizes.jobs, true).await?;
@@ -217,7 +242,12 @@ impl Ground {
         harvested(&client, &alone, sizes.jobs).await?;
         let without = sizes.jobs as f64 / begin.elapsed().as_secs_f64();
         harvested(&client, &company, troubles.iter().map(count).sum()).await?;
+        Ok(without)
+    }
 
+    /// Jobs per second beside disturbed ones, and where these are.
+    async fn beside(&mut self, troubles: &[Trouble], sizes: Sizes) -> Result<(f64, Vec<(Trouble, String)>)> {
+        let (client, beside) = (self.cluster.client(), self.namespace()?);
         self.seed(&beside, "well", sizes.jobs, true).await?;
         let mut places = Vec::new();
         for trouble in troubles {
@@ -244,7 +274,7 @@ impl Ground {
                 return Err(Error::Invalid(format!("{} lets results in", trouble.name())));
             }
         }
-        Ok(Compared { beside, without, places })
+        Ok((beside, places))
     }
 
     /// Ends the trouble: what hangs has come to an end, and nobody asks for the rest any more.
