@@ -73,7 +73,7 @@ impl Store {
     pub async fn write(&self, name: &str, mut ledger: JobLedger) -> Write {
         let params = PostParams::default();
         // One empty entry takes them out, and an object that has none is not tracked (apimachinery's fieldmanager.go and
-        // skipnonapplied.go): finding out who owns which attempt costs the apiserver more than the rest of the write.
+        // skipnonapplied.go): who owns which attempt is of no use to anybody, and work for the apiserver at every write.
         ledger.metadata.managed_fields = Some(vec![ManagedFieldsEntry::default()]);
         sort(
             name,
