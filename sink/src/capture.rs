@@ -338,7 +338,6 @@ impl Capturer {
         for container in &mut pod.facts.containers {
             for (at, (previous, id)) in runs(container).into_iter().enumerate() {
                 let Some(log) = contents.next().filter(|log| log.put_off) else { continue };
-                let granted = take(left, budget.per_container());
                 let run = Run {
                     namespace,
                     pod: &pod.facts.name,
@@ -347,15 +346,31 @@ impl Capturer {
                     previous,
                     id: &id,
                 };
-                let known = held.and_then(|held| held.logs.get(&id));
-                *log = self.run(run, &node, granted, known, Lane::Late, deadline).await;
-                give(left, granted.saturating_sub(log.kept.bytes()));
+                *log = self.within(run, &node, budget, held, left, (Lane::Late, deadline)).await;
                 if let Some(facts) = container.logs.get_mut(at) {
                     *facts = log.facts();
                 }
             }
         }
         pod
+    }
+
+    /// Reads one run's log out of what is left of the Job's budget.
+    async fn within(
+        &self,
+        run: Run<'_>,
+        node: &str,
+        budget: &Logs,
+        held: Option<&Held>,
+        left: &Mutex<usize>,
+        (lane, deadline): (Lane, Instant),
+    ) -> CapturedLog {
+        // Reserved whole and given back in part: what is read at the same time never exceeds the Job's budget.
+        let granted = take(left, budget.per_container());
+        let known = held.and_then(|held| held.logs.get(run.id));
+        let log = self.run(run, node, granted, known, lane, deadline).await;
+        give(left, granted.saturating_sub(log.kept.bytes()));
+        log
     }
 
     /// Reads one run's log, but for what is held of it already.
@@ -400,8 +415,6 @@ impl Capturer {
             let node = facts.node.clone().unwrap_or_default();
             for container in &mut facts.containers {
                 for (previous, id) in runs(container) {
-                    // Reserved whole and given back in part: what is read at the same time never exceeds the Job's budget.
-                    let granted = take(left, budget.per_container());
                     let (name, uid) = ((pod.name_any(), pod.namespace().unwrap_or_default()), &facts.uid);
                     let run = Run {
                         pod: &name.0,
@@ -411,9 +424,7 @@ impl Capturer {
                         previous,
                         id: &id,
                     };
-                    let known = held.and_then(|held| held.logs.get(&id));
-                    let log = self.run(run, &node, granted, known, Lane::Quick, deadline).await;
-                    give(left, granted.saturating_sub(log.kept.bytes()));
+                    let log = self.within(run, &node, budget, held, left, (Lane::Quick, deadline)).await;
                     container.logs.push(log.facts());
                     contents.push(log);
                 }

@@ -61,6 +61,11 @@ pub struct ResultRef {
 }
 
 impl ResultRef {
+    /// A place of which nothing more is known.
+    pub fn at(kind: Kind, namespace: &str, name: &str) -> Self {
+        Self { kind, namespace: namespace.to_owned(), name: name.to_owned(), ..Self::default() }
+    }
+
     /// Whether both are the same place, whatever is known of it.
     pub fn is_at(&self, other: &Self) -> bool {
         (self.kind, &self.namespace, &self.name) == (other.kind, &other.namespace, &other.name)

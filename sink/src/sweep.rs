@@ -117,9 +117,8 @@ impl Broom {
             return Ok(false);
         };
         let places = self.store.places_of(uid);
-        let is_here =
-            |place: &ResultRef| (place.kind, &place.namespace, &place.name) == (*kind, namespace, name);
-        let only = places.iter().all(is_here);
+        let here = ResultRef::at(*kind, namespace, name);
+        let only = places.iter().all(|place| place.is_at(&here));
         if let Some(job) = self.store.job(uid).filter(|job| only && !plan::is_retired(job)) {
             // Its own sequence comes first: without the mark, the note below would not hold.
             if !plan::is_told_where(&job) {
@@ -141,7 +140,7 @@ impl Broom {
             _ => {}
         }
         self.store.inventory().drop(*kind, namespace, name);
-        self.store.drop_results(|job, place| job == uid && is_here(place));
+        self.store.drop_results(|job, place| job == uid && place.is_at(&here));
         for shard in found.manifest.logs.iter().flat_map(|place| &place.shards) {
             let there = call("get a shard", holder.metadata_opt(&shard.name)).await?;
             if let Some(there) = there.filter(|there| is_shard_of(there, uid)) {

@@ -303,7 +303,7 @@ where
             let (namespace, name) =
                 (metadata.namespace.unwrap_or_default(), metadata.name.unwrap_or_default());
             store.inventory().drop(kind, &namespace, &name);
-            let gone = ResultRef { namespace, name, kind, ..ResultRef::default() };
+            let gone = ResultRef::at(kind, &namespace, &name);
             store.drop_results(|_, place| place.is_at(&gone));
             // A Job that is still there is harvested again, from what is left.
             let uid = metadata.labels.and_then(|mut labels| labels.remove(keys::JOB_UID));
