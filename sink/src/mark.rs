@@ -9,6 +9,7 @@ use k8s_openapi::api::batch::v1::Job;
 use kube::{
     Api, Client,
     api::{DeleteParams, Patch, PatchParams, Preconditions, PropagationPolicy},
+    core::PartialObjectMeta,
 };
 use serde_json::{Value, json};
 
@@ -99,7 +100,8 @@ pub async fn delete(
     propagation: Propagation,
     dry_run: bool,
 ) -> Result<Written, ApiError> {
-    let api = Api::<Job>::namespaced(client.clone(), &job.namespace);
+    // The answer may be the whole Job, of which nothing is asked.
+    let api = Api::<PartialObjectMeta<Job>>::namespaced(client.clone(), &job.namespace);
     let params = DeleteParams {
         dry_run,
         propagation_policy: Some(match propagation {

@@ -3,7 +3,13 @@
 
 mod common;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
 use common::{Apiserver, Fault};
 use http::Method;
@@ -254,6 +260,23 @@ async fn nothing_goes_where_the_newest_has_vanished() {
         line_of(&text, "job-0").ends_with("the newest of its group, job-2, is gone meanwhile: run again")
     );
     assert!(text.contains("1 groups changed meanwhile"), "{text}");
+}
+
+#[tokio::test]
+async fn what_stays_of_a_group_is_fetched_once_however_many_pages_it_is_spread_over() {
+    // Each page has one Job of each of two groups, the newest of which come last.
+    let plans: Vec<Plan> =
+        (0..16).map(|n| Plan { group: Some(["x", "y"][n % 2]), ..of_x(n as u8 / 2) }).collect();
+    let apiserver = cluster(&plans);
+    let gets = Arc::new(AtomicUsize::new(0));
+    for n in (0..16).flat_map(|n| [n; 3]) {
+        let gets = gets.clone();
+        apiserver
+            .before(Method::GET, &format!("jobs/job-{n}"), move || _ = gets.fetch_add(1, Ordering::Relaxed));
+    }
+    let (report, text) = run(&apiserver, 2, DryRun::None).await;
+    assert_eq!((report.groups, report.purged), (2, 14), "{text}");
+    assert_eq!(gets.load(Ordering::Relaxed), 2);
 }
 
 #[tokio::test]

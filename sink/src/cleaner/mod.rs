@@ -30,8 +30,11 @@ use crate::{
     prune::{self, Keepers, Ranked},
 };
 
-/// Deletions at a time.
+/// Deletions, or looks at Jobs that stay, at a time.
 const AT_A_TIME: usize = 8;
+/// Jobs that are to go are gathered over so many pages' worth, so that most groups' keepers have to be fetched only once;
+/// each takes about 1 KiB of memory.
+const PAGES: usize = 20;
 
 /// Whether anything is deleted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -126,7 +129,7 @@ pub async fn prune(client: Client, options: &Options, out: &mut impl Write) -> R
 /// A group: namespace and label value.
 type Key = (String, String);
 
-/// What is remembered of a Job: not its labels, of which there can be many.
+/// What is remembered of a Job: nothing that can be long.
 #[derive(Clone, Debug)]
 struct Candidate {
     job: JobSnapshot,
@@ -140,6 +143,9 @@ impl From<JobSnapshot> for Candidate {
     fn from(mut job: JobSnapshot) -> Self {
         let awaits = awaits_harvest(&job);
         (job.labels, job.annotations, job.owner) = Default::default();
+        if let Some(finished) = &mut job.finished {
+            (finished.reason, finished.message) = Default::default();
+        }
         Self { job, awaits, fetched: false }
     }
 }
@@ -165,14 +171,20 @@ struct Run<'a, W> {
 impl<W: Write> Run<'_, W> {
     async fn list(&mut self, api: &Api<Job>) -> Result<(), CleanError> {
         let mut pages = Pages::new(api, &self.options.group_label, self.options.page);
-        while let Some(jobs) = pages.next().await? {
-            let mut doomed = Vec::new();
-            for job in jobs {
-                self.offer(job, &mut doomed)?;
+        let mut doomed = Vec::new();
+        let listed = loop {
+            match pages.next().await {
+                Ok(Some(jobs)) => jobs.into_iter().try_for_each(|job| self.offer(job, &mut doomed))?,
+                Ok(None) => break Ok(()),
+                // What was decided by the pages before stays right.
+                Err(error) => break Err(error),
             }
-            self.purge(doomed).await?;
-        }
-        Ok(())
+            if doomed.len() >= PAGES * self.options.page as usize {
+                self.purge(std::mem::take(&mut doomed)).await?;
+            }
+        };
+        self.purge(doomed).await?;
+        Ok(listed?)
     }
 
     /// Takes a Job into account; those that do not stay because of it are doomed.
@@ -219,60 +231,66 @@ impl<W: Write> Run<'_, W> {
             going.push((key, candidate, why));
         }
         self.look_at_keepers(keys).await;
-        let (client, options, groups) = (self.client.clone(), self.options, &self.groups);
-        let deeds = going.into_iter().map(|(key, candidate, why)| {
-            let group = groups.get(&key);
-            let gone = group.and_then(|group| group.vanished.clone());
-            let unknown = group.and_then(|group| group.unknown.clone());
-            let client = client.clone();
-            async move {
-                let job = candidate.job.clone();
-                let deed = match (why, gone, unknown) {
-                    (Some(why), ..) => Deed::Spared(why),
-                    (_, Some(gone), _) => {
-                        Deed::Spared(format!("the newest of its group, {gone}, is gone meanwhile: run again"))
-                    }
-                    (.., Some(why)) => Deed::Failed(why),
-                    _ => deed::delete(&client, options, candidate, &key.1).await,
-                };
-                (key.1, job, deed)
-            }
-        });
-        // Collected within the page, as lines are written to what is ours.
-        let deeds: Vec<_> =
-            futures::stream::iter(deeds.collect::<Vec<_>>()).buffered(AT_A_TIME).collect().await;
-        for (value, job, deed) in deeds {
+        // Taken, as lines are written to what is ours while deletions go on.
+        let groups = std::mem::take(&mut self.groups);
+        let (client, options) = (self.client.clone(), self.options);
+        let mut deeds = futures::stream::iter(going)
+            .map(|(key, candidate, why)| {
+                let group = groups.get(&key);
+                let gone = group.and_then(|group| group.vanished.clone());
+                let unknown = group.and_then(|group| group.unknown.clone());
+                let client = client.clone();
+                async move {
+                    let job = candidate.job.clone();
+                    let deed = match (why, gone, unknown) {
+                        (Some(why), ..) => Deed::Spared(why),
+                        (_, Some(gone), _) => Deed::Spared(format!(
+                            "the newest of its group, {gone}, is gone meanwhile: run again"
+                        )),
+                        (.., Some(why)) => Deed::Failed(why),
+                        _ => deed::delete(&client, options, candidate, &key.1).await,
+                    };
+                    (key.1, job, deed)
+                }
+            })
+            .buffered(AT_A_TIME);
+        while let Some((value, job, deed)) = deeds.next().await {
             self.tell(&value, &job, deed)?;
         }
+        drop(deeds);
+        self.groups = groups;
         Ok(())
     }
 
     /// Sees with its own eyes that what stays of these groups is there.
     async fn look_at_keepers(&mut self, keys: BTreeSet<Key>) {
+        let mut looks = Vec::new();
         for key in keys {
-            let Some(group) = self.groups.get_mut(&key) else { continue };
-            if group.vanished.is_some() {
+            let Some(group) = self.groups.get_mut(&key).filter(|group| group.vanished.is_none()) else {
                 continue;
-            }
+            };
             group.unknown = None;
-            for keeper in group.kept.values_mut().filter(|keeper| !keeper.fetched) {
-                match mark::look(&self.client, &keeper.job).await {
-                    Ok(Some(there)) if there.deleting_since.is_none() => keeper.fetched = true,
-                    Ok(_) => {
-                        let (namespace, value, name) = (&key.0, &key.1, &keeper.job.name);
-                        tracing::warn!(
-                            "group {value} of namespace {namespace} has changed: {name}, which was to stay, is gone; \
-                             nothing of it is deleted, run again"
-                        );
-                        self.report.vanished += 1;
-                        group.vanished = Some(keeper.job.name.clone());
-                        break;
-                    }
-                    Err(error) => {
-                        group.unknown = Some(error.to_string());
-                        break;
-                    }
+            let unseen = group.kept.values().filter(|keeper| !keeper.fetched);
+            let unseen: Vec<_> = unseen.map(|keeper| keeper.job.clone()).collect();
+            if !unseen.is_empty() {
+                looks.push(look_at(self.client.clone(), key, unseen));
+            }
+        }
+        let looks: Vec<_> = futures::stream::iter(looks).buffer_unordered(AT_A_TIME).collect().await;
+        for (key, seen) in looks {
+            let Some(group) = self.groups.get_mut(&key) else { continue };
+            match seen {
+                Ok(()) => group.kept.values_mut().for_each(|keeper| keeper.fetched = true),
+                Err(Unseen::Gone(name)) => {
+                    let (namespace, value) = &key;
+                    tracing::warn!(
+                        "group {value} of namespace {namespace} has changed: {name}, which was to stay, is gone; \
+                         nothing of it is deleted, run again"
+                    );
+                    self.report.vanished += 1;
+                    group.vanished = Some(name);
                 }
+                Err(Unseen::Unknown(why)) => group.unknown = Some(why),
             }
         }
     }
@@ -341,6 +359,26 @@ impl<W: Write> Run<'_, W> {
             job.namespace, job.name, job.created
         )?)
     }
+}
+
+/// Why a Job that stays was not seen to be there.
+enum Unseen {
+    /// It is gone, or going.
+    Gone(String),
+    /// Nobody said.
+    Unknown(String),
+}
+
+async fn look_at(client: Client, key: Key, keepers: Vec<JobSnapshot>) -> (Key, Result<(), Unseen>) {
+    for keeper in keepers {
+        let unseen = match mark::look(&client, &keeper).await {
+            Ok(Some(there)) if there.deleting_since.is_none() => continue,
+            Ok(_) => Unseen::Gone(keeper.name),
+            Err(error) => Unseen::Unknown(error.to_string()),
+        };
+        return (key, Err(unseen));
+    }
+    (key, Ok(()))
 }
 
 /// `k8s.io/apimachinery/pkg/util/validation`, IsQualifiedName.
