@@ -16,7 +16,7 @@ use job_handler_shared::{
 
 use crate::{
     absorb::Waits,
-    events::{Kind, Teller, Told, job_reference},
+    events::{Kind, Told, job_reference},
     release::Counted,
     series::{Allowances, policy_reference},
 };
@@ -169,11 +169,11 @@ impl Line {
     }
 }
 
-/// Writes the Event.
-pub async fn tell(teller: &Teller, job: &JobSnapshot, what: &For) {
+/// The Event.
+pub fn told(job: &JobSnapshot, what: &For) -> Told {
     let name = names::event_name(&job.name, &job.uid, keys::REASON_QUEUED);
     let hash = names::short_hash([what.policy().uid.as_str()]);
-    let told = Told {
+    Told {
         namespace: job.namespace.clone(),
         // A note cannot be changed: each place is an Event of its own.
         name: names::object_name(&name, &format!(".{hash}.{}", what.rank())),
@@ -183,9 +183,6 @@ pub async fn tell(teller: &Teller, job: &JobSnapshot, what: &For) {
         note: what.text(jiff::Timestamp::now()),
         regarding: job_reference(&job.namespace, &job.name, Some(&job.uid)),
         related: Some(policy_reference(what.policy())),
-    };
-    if let Err(error) = teller.tell(&told).await {
-        tracing::warn!(job = job.key(), "an Event about its place in line: {error}");
     }
 }
 

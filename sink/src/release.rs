@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures::{StreamExt, stream};
+use futures::{SinkExt, StreamExt, channel::mpsc, stream};
 use jiff::Timestamp;
 use job_handler_shared::{
     job::{JobSnapshot, JobState, human_seconds},
@@ -32,8 +32,13 @@ use crate::{
     store::Store,
 };
 
-/// Least time between two looks.
-const EVERY: Duration = Duration::from_millis(250);
+/// Between two looks, at least: what changes meanwhile is looked at together.
+const LEAST: Duration = Duration::from_millis(20);
+/// The same where a look itself takes long, as with very many Jobs: so many times as long as it took, but no longer than
+/// [`MOST`].
+const SHARE: u32 = 9;
+/// See [`SHARE`].
+const MOST: Duration = Duration::from_millis(500);
 /// A look without any change, for what a watch may have missed.
 const ANYWAY: Duration = Duration::from_secs(5);
 /// A Job whose start was refused waits this long (and up to half as long again).
@@ -44,6 +49,10 @@ const FULL_FIRST: Duration = Duration::from_secs(1);
 const REMEMBERED: Duration = Duration::from_secs(30);
 /// Starts per look; each of them is a change that causes another.
 const AT_ONCE: usize = 50;
+/// Events at a time; they are written beside the starts, so that nobody's start waits for somebody else's Event.
+const TELLING: usize = 8;
+/// Events that may wait to be written, before the starts wait for them.
+const UNTOLD: usize = 1024;
 /// Namespaces that are worked on at a time. Within one, starts are made one after the other, so that the first stays
 /// first.
 const NAMESPACES: usize = 16;
@@ -136,10 +145,28 @@ impl Wait {
 
 /// Starts queued Jobs for ever.
 pub async fn keep(client: Client, store: Store, teller: Teller) {
+    let (events, untold) = mpsc::channel(UNTOLD);
+    let telling = untold.for_each_concurrent(TELLING, |told: Told| {
+        let teller = teller.clone();
+        async move {
+            if let Err(error) = teller.tell(&told).await {
+                let (namespace, event) = (&told.namespace, &told.name);
+                tracing::warn!("the Event {namespace}/{event} about a queued Job: {error}");
+            }
+        }
+    });
+    tokio::select! {
+        () = starting(client, store, events) => {}
+        () = telling => {}
+    }
+}
+
+async fn starting(client: Client, store: Store, mut events: mpsc::Sender<Told>) {
     let mut changes = store.changes();
     let mut waits: HashMap<String, Wait> = HashMap::new();
     let mut told = Line::default();
     loop {
+        changes.borrow_and_update();
         let now = Instant::now();
         waits.retain(|_, wait| wait.until + REMEMBERED > now);
         let jobs = counted(&store);
@@ -149,15 +176,21 @@ pub async fn keep(client: Client, store: Store, teller: Teller) {
             false => waits.get(uid).filter(|wait| wait.until > now).map(|wait| wait.held),
         };
         let due = plan(&jobs, held).into_iter().take(AT_ONCE);
-        let refused = start(&client, &store, &teller, due).await;
+        let took = now.elapsed();
+        let Outcome { started, refused } = start(&client, &store, due).await;
         let waiting = line(&counted(&store), |job| backoffs.get(&job.uid).cloned());
         let due = told.due(waiting, Instant::now());
-        futures::future::join_all(due.iter().map(|(job, what)| line::tell(&teller, job, what))).await;
+        let due = due.iter().map(|(job, what)| line::told(job, what));
+        for told in started.iter().map(|job| started_event(job)).chain(due) {
+            if events.send(told).await.is_err() {
+                return;
+            }
+        }
         for (uid, error) in refused {
             let wait = Wait::after(&error, waits.get(&uid), Instant::now());
             waits.insert(uid, wait);
         }
-        tokio::time::sleep(EVERY).await;
+        tokio::time::sleep((took * SHARE).clamp(LEAST, MOST)).await;
         tokio::select! {
             _ = changes.changed() => {}
             () = tokio::time::sleep(next(&backoffs).min(ANYWAY)) => {}
@@ -179,53 +212,62 @@ fn next(backoffs: &HashMap<String, Waits>) -> Duration {
     left.and_then(|left| Duration::try_from(left).ok()).unwrap_or(ANYWAY)
 }
 
-/// Starts these, and gives those that were refused: in order within a namespace, where the first that gets no answer is
-/// the last that is tried, so that a webhook that does not answer costs one call's time and not fifty.
-async fn start(
-    client: &Client,
-    store: &Store,
-    teller: &Teller,
-    jobs: impl Iterator<Item = Arc<JobSnapshot>>,
-) -> Vec<(String, ApiError)> {
+/// What became of starts.
+#[derive(Default)]
+struct Outcome {
+    started: Vec<Arc<JobSnapshot>>,
+    refused: Vec<(String, ApiError)>,
+}
+
+impl Extend<Self> for Outcome {
+    fn extend<T: IntoIterator<Item = Self>>(&mut self, outcomes: T) {
+        for Self { started, refused } in outcomes {
+            self.started.extend(started);
+            self.refused.extend(refused);
+        }
+    }
+}
+
+/// Starts these: in order within a namespace, where the first that gets no answer is the last that is tried, so that a
+/// webhook that does not answer costs one call's time and not fifty.
+async fn start(client: &Client, store: &Store, jobs: impl Iterator<Item = Arc<JobSnapshot>>) -> Outcome {
     let mut namespaces: BTreeMap<String, Vec<Arc<JobSnapshot>>> = BTreeMap::new();
     jobs.for_each(|job| namespaces.entry(job.namespace.clone()).or_default().push(job));
     let in_order = |jobs: Vec<Arc<JobSnapshot>>| async move {
-        let (mut refused, mut started) = (Vec::new(), Vec::new());
+        let mut outcome = Outcome::default();
         for job in jobs {
             match release(client, &job).await {
                 Ok(Some(released)) => {
                     tracing::info!(job = job.key(), "started: there is room");
                     // What the watch will say, said before the next look counts.
                     store.put_job(released);
-                    started.push(job);
+                    outcome.started.push(job);
                 }
                 // Changed or gone: the watch tells.
                 Ok(None) => {}
                 Err(error) => {
                     tracing::debug!(job = job.key(), "stays queued: {error}");
                     let answered = matches!(error, ApiError::Refused { .. } | ApiError::Rights { .. });
-                    refused.push((job.uid.clone(), error));
+                    outcome.refused.push((job.uid.clone(), error));
                     if !answered {
                         break;
                     }
                 }
             }
         }
-        futures::future::join_all(started.iter().map(|job| tell(teller, job))).await;
-        refused
+        outcome
     };
-    let refused = stream::iter(namespaces.into_values()).map(in_order).buffer_unordered(NAMESPACES);
-    refused.concat().await
+    stream::iter(namespaces.into_values()).map(in_order).buffer_unordered(NAMESPACES).collect().await
 }
 
-async fn tell(teller: &Teller, job: &JobSnapshot) {
+fn started_event(job: &JobSnapshot) -> Told {
     let slot = stamped_text(job).and_then(stamped::waits_for).unwrap_or("a slot");
     let waited = waited(job, Timestamp::now());
     let note = match slot.starts_with("a slot") {
         true => format!("{slot} was free after {waited}"),
         false => format!("it waited {waited} for {slot}"),
     };
-    let told = Told {
+    Told {
         namespace: job.namespace.clone(),
         name: names::event_name(&job.name, &job.uid, keys::REASON_STARTED),
         kind: Kind::Normal,
@@ -234,9 +276,6 @@ async fn tell(teller: &Teller, job: &JobSnapshot) {
         note,
         regarding: job_reference(&job.namespace, &job.name, Some(&job.uid)),
         related: None,
-    };
-    if let Err(error) = teller.tell(&told).await {
-        tracing::warn!(job = job.key(), "an Event about its start: {error}");
     }
 }
 
@@ -406,7 +445,8 @@ mod tests {
             job
         });
         let begun = tokio::time::Instant::now();
-        let refused = start(&client, &Store::default(), &Teller::new(client.clone(), "test"), jobs).await;
+        let Outcome { started, refused } = start(&client, &Store::default(), jobs).await;
+        assert_eq!(started.len(), 25);
         assert_eq!(refused.iter().map(|(uid, _)| uid.as_str()).collect::<Vec<_>>(), ["0"]);
         assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
     }
