@@ -117,6 +117,21 @@ pub async fn pages(
     }
 }
 
+/// A Job as it is now, by `namespace/name`; nothing where it is gone. No `resourceVersion` is asked for, which makes it a
+/// quorum read.
+///
+/// # Errors
+/// Where the apiserver refuses or is away.
+pub async fn job(client: &Client, key: &str) -> Result<Option<Arc<JobSnapshot>>, ListError> {
+    let (namespace, name) = key.split_once('/').unwrap_or(("", key));
+    let path = format!("/apis/batch/v1/namespaces/{}/jobs/{}", escape(namespace), escape(name));
+    match client.request::<Item>(Request::get(path).body(Vec::new())?).await {
+        Ok(Item(job)) => Ok(Some(job)),
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(None),
+        Err(error) => Err(Box::new(error).into()),
+    }
+}
+
 fn is_expired(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if status.code == 410)
 }

@@ -300,23 +300,23 @@ async fn a_watch_that_must_begin_anew_shows_the_jobs_as_they_are() {
 
 /// Each caller waits for a look that begins after it came; those who come while one is under way share the next.
 #[tokio::test(flavor = "multi_thread")]
-async fn those_who_would_be_refused_share_a_list_that_began_after_they_came() {
+async fn those_who_would_be_refused_share_a_look_that_began_after_they_came() {
     let apiserver = Arc::new(Apiserver::new(0).with_ledger("ci", empty()));
     let replica = replica(&apiserver, &[few(1)]).ready().await;
     apiserver.store("ci/a", "a");
-    let before = apiserver.lists.load(Ordering::SeqCst);
+    let looks = || replica.metric("job_handler_limit_consistent_reads_total");
     apiserver.hold_lists.send_replace(true);
     let ask = |n: usize| {
         let limiter = replica.limiter.clone();
         tokio::spawn(async move { limiter.admit(attempt(&format!("ci/j{n}"), &format!("{n}"))).await })
     };
     let first = ask(0);
-    eventually("its LIST", || apiserver.lists.load(Ordering::SeqCst) == before + 1).await;
-    // That LIST shows it as active. Whoever comes now must not be told so.
+    eventually("its look", || apiserver.gets.load(Ordering::SeqCst) == 1).await;
+    // That look shows it as active. Whoever comes now must not be told so.
     apiserver.tell_of_jobs(false);
     apiserver.finish("ci/a");
     let rest: Vec<_> = (1..50).map(ask).collect();
-    // Most of them come while that LIST is under way; were one late, this test would ask less, and not fail.
+    // Most of them come while that look is under way; were one late, this test would ask less, and not fail.
     tokio::time::sleep(Duration::from_millis(100)).await;
     apiserver.hold_lists.send_replace(false);
     assert!(why(first.await.unwrap()).contains("oldest: a"));
@@ -328,8 +328,41 @@ async fn those_who_would_be_refused_share_a_list_that_began_after_they_came() {
         }
     }
     assert_eq!(granted, 1);
-    let lists = apiserver.lists.load(Ordering::SeqCst) - before;
-    assert!((2..=5).contains(&lists), "{lists} LISTs for 50 requests");
+    assert!((2..=5).contains(&looks()), "{} looks for 50 requests", looks());
+}
+
+/// Where nothing else happens a LIST waits for the apiserver's own cache; the few that take slots tell as well.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_by_few_jobs_lists_nothing_and_one_by_many_does() {
+    let apiserver = Arc::new(Apiserver::new(0).with_ledger("ci", empty()));
+    let replica = replica(&apiserver, &[few(16)]).ready().await;
+    for n in 0..15 {
+        apiserver.store(&format!("ci/r{n}"), &format!("r{n}"));
+    }
+    assert_eq!(replica.limiter.admit(attempt("ci/on-its-way", "on-its-way")).await, Verdict::Granted);
+    let begun = apiserver.lists.load(Ordering::SeqCst);
+    let refused = why(replica.limiter.admit(attempt("ci/x", "x")).await);
+    assert!(refused.contains("15 running, 1 just admitted"), "{refused}");
+    assert_eq!((apiserver.lists.load(Ordering::SeqCst), apiserver.gets.load(Ordering::SeqCst)), (begun, 16));
+    // Its watch tells nothing of these: a Job that is there by no grant, and one that has ended.
+    apiserver.tell_of_jobs(false);
+    apiserver.finish("ci/r0");
+    apiserver.store("ci/by-no-grant", "by-no-grant");
+    let refused = why(replica.limiter.admit(attempt("ci/y", "y")).await);
+    assert!(refused.contains("by-no-grant"), "{refused}");
+    assert_eq!(apiserver.lists.load(Ordering::SeqCst), begun + 1);
+    apiserver.tell_of_jobs(true);
+    apiserver.store("ci/one-too-many", "one-too-many");
+    let deadline = Instant::now() + Duration::from_secs(60);
+    for retry in 0.. {
+        let lists = apiserver.lists.load(Ordering::SeqCst);
+        let refused = why(replica.limiter.admit(attempt("ci/z", &format!("z{retry}"))).await);
+        if refused.contains("17 active jobs") {
+            assert_eq!(apiserver.lists.load(Ordering::SeqCst), lists + 1);
+            break;
+        }
+        assert!(Instant::now() < deadline, "{refused}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

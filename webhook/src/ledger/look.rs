@@ -3,6 +3,9 @@
 //! The ledger is read first, then the Jobs are listed: the LIST shows everything that was written before the ledger was
 //! read, so it suffices for it. Both begin after everybody came who is answered by them: a Job that finished a moment ago
 //! never causes a refusal.
+//!
+//! Where few Jobs take slots these are fetched one by one instead ([`fetched`]), as a consistent LIST waits for the
+//! apiserver's own cache to catch up with etcd: in a namespace where nothing else happens that takes some 100 ms.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -10,6 +13,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures::future::try_join_all;
+use job_handler_shared::job::JobSnapshot;
 use tokio::sync::Mutex;
 
 use super::{
@@ -17,14 +22,20 @@ use super::{
     counting::{self, LedgerId},
     limiter::Shared,
     memory::Known,
-    resolve::came_to_nothing,
+    resolve::{Sight, came_to_nothing},
 };
-use crate::list::{self, View};
+use crate::{
+    list::{self, View},
+    slots::Rules,
+};
 
 /// A LIST that takes longer helps nobody: its callers are about to give up.
 const LIST_TIMEOUT: Duration = Duration::from_secs(8);
 /// Between two consistent reads of a process: they cost the apiserver, and a flood of refusals has to share them.
 const APART: Duration = Duration::from_millis(50);
+
+/// Jobs that are fetched one by one, rather than that all are listed.
+const FETCHED: usize = 16;
 
 /// What was seen.
 #[derive(Debug)]
@@ -33,8 +44,10 @@ pub struct Look {
     pub began: Instant,
     /// The ledger.
     pub known: Arc<Known>,
-    /// The Jobs, listed after the ledger was read.
+    /// The Jobs, listed or fetched after the ledger was read.
     pub view: View,
+    /// Which of both.
+    pub sight: Sight,
     /// Attempts that had run out before the LIST began, and that it shows to have come to nothing.
     pub expired: BTreeSet<String>,
 }
@@ -71,6 +84,13 @@ pub async fn look(shared: Arc<Shared>, id: LedgerId) -> Result<Look, Blind> {
     // Before the LIST begins: what has run out by now can show in it only if it came to something.
     let (clocks, now) = (shared.memory.clocks(id.name()), shared.memory.now());
     shared.metrics.consistent_reads.inc();
+    // What has run out is taken out by a LIST only.
+    if clocks.older(EXPIRY, now).is_empty()
+        && let Some(view) = fetched(&shared, &id, &known).await
+    {
+        let sight = Sight::Cache(view.version);
+        return Ok(Look { began, known, view, sight, expired: BTreeSet::new() });
+    }
     let list = list::jobs(&shared.client, id.namespace().map(str::to_owned));
     let view = match tokio::time::timeout(LIST_TIMEOUT, list).await {
         Ok(view) => view.map_err(|error| Blind::Cannot(error.to_string()))?,
@@ -83,7 +103,55 @@ pub async fn look(shared: Arc<Shared>, id: LedgerId) -> Result<Look, Blind> {
         }
     }
     let expired = expired(&known, &clocks, now, &view);
-    Ok(Look { began, known, view, expired })
+    Ok(Look { began, known, view, sight: Sight::List, expired })
+}
+
+/// The Jobs as the watch has told of them, where all that take a slot, by it or by the ledger, are seen to do so still.
+/// None where these are many, one of them has come to its end, or anything is in doubt: then only a LIST can tell.
+///
+/// Whoever is refused by this is refused by what is so now. A grant is one by the watch: of other Jobs the view is as old
+/// as the watch, so it is one of [`Sight::Cache`], and nobody counts less by it than by the watch.
+async fn fetched(shared: &Shared, id: &LedgerId, known: &Known) -> Option<View> {
+    let began = Instant::now();
+    let (version, mut jobs) = shared.cache.see(id.namespace())?;
+    if version < known.book.observed_through {
+        return None;
+    }
+    let policies = shared.policies.current().clone();
+    let namespaces = |name: &str| shared.policies.known_namespace(name);
+    let rules = Rules { policies: &policies, namespaces: &namespaces };
+    let mut holders: BTreeSet<String> = known.book.pending.keys().cloned().collect();
+    for job in jobs.iter().filter(|job| job.is_active()) {
+        // Else a cluster limit could miss some of its Jobs.
+        namespaces(&job.namespace)?;
+        if !counting::scopes(rules, id, job).is_empty() {
+            holders.insert(job.key());
+        }
+        if holders.len() > FETCHED {
+            return None;
+        }
+    }
+    let gets = holders.iter().map(|holder| list::job(&shared.client, holder));
+    let now = tokio::time::timeout(LIST_TIMEOUT, try_join_all(gets)).await.ok()?.ok()?;
+    let now: HashMap<String, Arc<JobSnapshot>> =
+        now.into_iter().flatten().map(|job| (job.key(), job)).collect();
+    for job in &mut jobs {
+        let key = job.key();
+        match now.get(&key) {
+            Some(there) if there.uid == job.uid && there.is_active() => *job = there.clone(),
+            _ if holders.contains(&key) => return None,
+            _ => {}
+        }
+    }
+    // Of these the watch has not told yet.
+    let told: BTreeSet<String> = jobs.iter().map(|job| job.key()).collect();
+    for (_, job) in now.into_iter().filter(|(key, _)| !told.contains(key)) {
+        if !job.is_active() {
+            return None;
+        }
+        jobs.push(job);
+    }
+    Some(View { began, version, jobs })
 }
 
 /// A ledger as it is now.

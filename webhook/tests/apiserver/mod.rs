@@ -55,11 +55,13 @@ pub struct Apiserver {
     pub told_until: AtomicU64,
     /// Watches of Jobs from before this resourceVersion end with 410.
     pub forgotten: AtomicU64,
-    /// While true, lists of Jobs are not answered: they show what was stored when they came.
+    /// While true, reads of Jobs are not answered: they show what was stored when they came.
     pub hold_lists: watch::Sender<bool>,
     /// Writes of ledgers, consistent lists of Jobs (their first pages), all lists of Jobs.
     pub writes: AtomicUsize,
     pub lists: AtomicUsize,
+    /// Reads of single Jobs.
+    pub gets: AtomicUsize,
     pub changed: watch::Sender<u64>,
 }
 
@@ -130,7 +132,7 @@ impl Apiserver {
                 self.ledger(&parts.method, name.trim_start_matches('/'), body)
             }
             None => {
-                let answer = self.list(&path, &query);
+                let answer = if path.ends_with("/jobs") { self.list(&path, &query) } else { self.job(&path) };
                 // Whoever came while none were held is answered, also if others are held from now on.
                 let mut held = self.hold_lists.subscribe();
                 held.wait_for(|held| !held).await.unwrap();
@@ -186,6 +188,14 @@ impl Apiserver {
         let items: Vec<_> = items.into_iter().skip(from).take(page).collect();
         let metadata = json!({"resourceVersion": stored.version.to_string(), "continue": more});
         (200, json!({"kind": "JobList", "apiVersion": "batch/v1", "metadata": metadata, "items": items}))
+    }
+
+    fn job(&self, path: &str) -> (u16, Value) {
+        self.gets.fetch_add(1, Ordering::SeqCst);
+        let parts: Vec<&str> = path.split('/').collect();
+        let [.., namespace, "jobs", name] = parts[..] else { panic!("{path}") };
+        let stored = self.stored.lock().unwrap();
+        stored.jobs.get(&format!("{namespace}/{name}")).map_or_else(|| refuse(404), |job| (200, job.clone()))
     }
 
     fn ledger(&self, method: &Method, name: &str, body: Value) -> (u16, Value) {

@@ -177,6 +177,26 @@ fn consistent_lists() {
 }
 
 #[test]
+fn caches_with_what_takes_slots_looked_at() {
+    let view = View::Fetched;
+    let budget = Budget { crashes: 1, deletes: 1, finishes: 1, ..Budget::default() };
+    holds("fetched", Protocol { view, clients: creates(&["a", "b"], 1), budget, ..Protocol::default() });
+    let budget = Budget { finishes: 1, ..Budget::default() };
+    let clients = creates(&["a", "b", "c"], 1);
+    let protocol = Protocol { view, clients, budget, housekeeping: false, ..Protocol::default() };
+    holds("fetched, three creates", protocol);
+    let budget = Budget { deletes: 1, finishes: 0, ..Budget::default() };
+    let clients = [creates(&["a"], 2), creates(&["b"], 1)].concat();
+    holds("fetched, retries", Protocol { view, clients, budget, housekeeping: false, ..Protocol::default() });
+    let budget = Budget { touches: 1, suspends: 1, finishes: 0, ..Budget::default() };
+    let clients = [vec![unsuspends("s", 1)], creates(&["a"], 1)].concat();
+    holds(
+        "fetched, un-suspends",
+        Protocol { view, clients, budget, housekeeping: false, ..Protocol::default() },
+    );
+}
+
+#[test]
 fn a_crash_between_any_two_steps() {
     let budget = Budget { crashes: 1, deletes: 1, ..Budget::default() };
     holds("crashes", Protocol { clients: creates(&["a", "b"], 1), budget, ..Protocol::default() });

@@ -135,7 +135,7 @@ impl<'a> Stage<'a> {
             }
             Step::GiveUp { request } => self.asked.get_mut(request).unwrap().answer = None,
             Step::Read { replica } => self.replicas[*replica].read(&self.apiserver),
-            Step::Look { replica, view, clocks_run_out } => {
+            Step::Look { replica, view, clocks_run_out, .. } => {
                 let until = view.checked_sub(1).map_or(0, |last| self.versions[last]);
                 let replica = &mut self.replicas[*replica];
                 if self.protocol.view == View::Cache {

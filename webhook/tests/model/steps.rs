@@ -33,6 +33,7 @@ pub enum Step {
     Look {
         replica: usize,
         view: usize,
+        fetches: bool,
         clocks_run_out: bool,
     },
     /// It decides and writes.
@@ -137,15 +138,18 @@ impl World {
                 }
             }
             Phase::Read(round) => {
-                let lags = protocol.view == View::Cache || protocol.without.list_of_ones_own;
+                let lags = protocol.view != View::List || protocol.without.list_of_ones_own;
                 let first = if lags { replica.position } else { self.history.len() };
                 for view in first..=self.history.len() {
                     if !sight(protocol, view).suffices(round.book.observed_through) {
                         continue;
                     }
-                    steps.push(Step::Look { replica: n, view, clocks_run_out: false });
+                    steps.push(Step::Look { replica: n, view, fetches: false, clocks_run_out: false });
+                    if protocol.view == View::Fetched && self.take_slots_still(view, &round.book) {
+                        steps.push(Step::Look { replica: n, view, fetches: true, clocks_run_out: false });
+                    }
                     if !self.expired(protocol, &round.book).is_empty() {
-                        steps.push(Step::Look { replica: n, view, clocks_run_out: true });
+                        steps.push(Step::Look { replica: n, view, fetches: false, clocks_run_out: true });
                     }
                 }
             }
@@ -165,6 +169,23 @@ impl World {
         }
     }
 
+    /// Whether all that take slots, by a view or the ledger, are seen to do so now.
+    fn take_slots_still(&self, view: usize, book: &Book) -> bool {
+        self.names().into_iter().all(|name| {
+            let now = self.job(name).map(|(_, job)| job);
+            let active = |job: &&Stored| job.state == JobState::Active;
+            match self.job_at(view, name).map(|(_, job)| job) {
+                Some(told) if active(&told) || book.pending.contains_key(&format!("ns/{name}")) => {
+                    now.filter(active).is_some_and(|now| now.uid == told.uid)
+                }
+                None if book.pending.contains_key(&format!("ns/{name}")) => {
+                    now.is_none_or(|now| active(&now))
+                }
+                _ => true,
+            }
+        })
+    }
+
     pub fn after(&self, protocol: &Protocol, step: Step) -> Option<Self> {
         let mut world = self.clone();
         match step {
@@ -174,8 +195,9 @@ impl World {
                 world.end(request);
             }
             Step::Read { replica } => world.read(replica),
-            Step::Look { replica, view, clocks_run_out } => {
-                world.look(protocol, replica, view, clocks_run_out);
+            Step::Look { replica, view, fetches, clocks_run_out } => {
+                let fetched = fetches.then_some(self.history.len());
+                world.look(protocol, replica, (view, fetched), clocks_run_out);
             }
             Step::Write { replica, answer } => {
                 if !world.write(protocol, replica, answer) {
@@ -242,17 +264,25 @@ impl World {
         self.replicas[n].phase = Phase::Read(round);
     }
 
-    fn look(&mut self, protocol: &Protocol, n: usize, view: usize, clocks_run_out: bool) {
+    fn look(
+        &mut self,
+        protocol: &Protocol,
+        n: usize,
+        (view, fetched): (usize, Option<usize>),
+        clocks_run_out: bool,
+    ) {
         let Phase::Read(round) = self.replicas[n].phase.clone() else { return };
         let expired = if clocks_run_out { self.expired(protocol, &round.book) } else { BTreeSet::new() };
         self.replicas[n].position = view;
-        self.replicas[n].phase = Phase::Looked { round, view, expired };
+        self.replicas[n].phase = Phase::Looked { round, view, fetched, expired };
     }
 
     /// Whether anything came of it that needs an answer from the ledger, where that answer is to be lost.
     fn write(&mut self, protocol: &Protocol, n: usize, answer: WriteAnswer) -> bool {
-        let Phase::Looked { round, view, expired } = self.replicas[n].phase.clone() else { return false };
-        let Some(decided) = self.decide(protocol, n, &round, view, &expired) else { return false };
+        let Phase::Looked { round, view, fetched, expired } = self.replicas[n].phase.clone() else {
+            return false;
+        };
+        let Some(decided) = self.decide(protocol, n, &round, (view, fetched), &expired) else { return false };
         let changed = decided.book != round.book;
         if !changed && answer != WriteAnswer::Known {
             return false;
@@ -296,7 +326,7 @@ impl World {
         protocol: &Protocol,
         n: usize,
         round: &Round,
-        view: usize,
+        (view, fetched): (usize, Option<usize>),
         expired: &BTreeSet<String>,
     ) -> Option<Decided> {
         let own = protocol.revisions[n];
@@ -322,10 +352,15 @@ impl World {
                 }
             })
             .collect();
+        let takes = |name: &str| {
+            let key = format!("ns/{name}");
+            let active = self.job_at(view, name).is_some_and(|(_, job)| job.state == JobState::Active);
+            active || round.book.pending.contains_key(&key)
+        };
         let given = Given {
             book: &round.book,
             sight: sight(protocol, view),
-            jobs: &self.seen(view, own),
+            jobs: &self.seen(view, own, |name| fetched.filter(|_| takes(name))),
             expired,
             old: &BTreeSet::new(),
             undone: &round.undo,
@@ -395,7 +430,7 @@ impl World {
 
 fn sight(protocol: &Protocol, view: usize) -> Sight {
     match protocol.view {
-        View::Cache => Sight::Cache(view as u64),
+        View::Cache | View::Fetched => Sight::Cache(view as u64),
         View::List => Sight::List,
     }
 }

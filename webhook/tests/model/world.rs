@@ -33,6 +33,8 @@ pub struct Protocol {
 pub enum View {
     Cache,
     List,
+    /// By the cache, or by the cache where all that take slots are seen to do so still.
+    Fetched,
 }
 
 /// Somebody who creates a Job, or un-suspends one that is there from the start, and tries again.
@@ -155,6 +157,8 @@ pub enum Phase {
     Looked {
         round: Round,
         view: usize,
+        /// Those that take slots were fetched after so many writes.
+        fetched: Option<usize>,
         expired: BTreeSet<String>,
     },
     Wrote {
@@ -218,10 +222,10 @@ impl World {
         self.history.iter().map(|(name, _)| *name).collect()
     }
 
-    /// What is seen of the Jobs after so many writes, counted by the policies of a revision.
-    pub fn seen(&self, view: usize, revision: &str) -> Vec<Seen> {
+    /// What is seen of the Jobs after so many writes, counted by the policies of a revision. `fetched` are seen later.
+    pub fn seen(&self, view: usize, revision: &str, fetched: impl Fn(&str) -> Option<usize>) -> Vec<Seen> {
         let job = |name: &&'static str| {
-            let (version, stored) = self.job_at(view, name)?;
+            let (version, stored) = self.job_at(fetched(name).unwrap_or(view), name)?;
             Some(Seen {
                 name: format!("ns/{name}"),
                 uid: stored.uid.clone(),
@@ -293,7 +297,7 @@ impl World {
         let given = Given {
             book: &self.book,
             sight: Sight::List,
-            jobs: &self.seen(self.history.len(), protocol.revisions[0]),
+            jobs: &self.seen(self.history.len(), protocol.revisions[0], |_| None),
             expired: &expired,
             old: &nobody,
             undone: &nobody,

@@ -59,7 +59,7 @@ impl Actor {
             (Some(seen), _) => (known, seen),
             // Somebody has written since, and beyond what the look shows. It may refuse by the ledger that it read itself,
             // and whoever it grants finds out by the write.
-            (None, Some(look)) if !newest => (look.known.clone(), (Sight::List, look.view.jobs.clone())),
+            (None, Some(look)) if !newest => (look.known.clone(), (look.sight, look.view.jobs.clone())),
             (None, _) => return Err(Stop::Behind),
         };
         let gone = self.gone(&known, sight, look);
@@ -133,10 +133,14 @@ impl Actor {
         let observed = known.book.observed_through;
         if let Some(look) = look {
             if known.version == look.known.version {
-                return Some((Sight::List, look.view.jobs.clone()));
+                return Some((look.sight, look.view.jobs.clone()));
             }
             if look.view.version >= observed && look.view.version > 0 {
                 return Some((Sight::Cache(look.view.version), look.view.jobs.clone()));
+            }
+            // The watch may not have told yet of what was fetched.
+            if look.sight != Sight::List {
+                return None;
             }
         }
         // Nobody is refused by Jobs that are older than the look that was made for it.
