@@ -89,6 +89,19 @@ impl Sizes {
     }
 }
 
+impl Sizes {
+    /// Jobs that are present in the end.
+    fn present(self) -> usize {
+        2 * self.rounds * self.jobs
+    }
+
+    /// Tables of other sizes stand beside those of the usual one.
+    fn title(self, title: &str) -> String {
+        let (usual, present) = (Self::default().present(), self.present());
+        if present == usual { title.to_owned() } else { format!("{title}, {present} Jobs") }
+    }
+}
+
 /// Measures on a cluster of its own.
 ///
 /// # Errors
@@ -136,7 +149,8 @@ pub async fn measure(sizes: Sizes) -> Result<Vec<Table>> {
     let full = machine::memory(sink)?;
     let namespace = namespaces[2 * sizes.rounds].name();
     let mut table = harvests(sizes, &ours, &bare, processor);
-    let mut state = Table::new("The sink's lag, memory and rest", &["what", "figure", "unit"]);
+    let title = sizes.title("The sink's lag, memory and rest");
+    let mut state = Table::new(&title, &["what", "figure", "unit"]);
     lag(&cluster, namespace, sizes, &mut state).await?;
     let last = namespaces[2 * sizes.rounds + 1].name();
     let gone = gone::measure(&cluster, last, sizes.steady, sizes.per_second).await?;
@@ -272,7 +286,7 @@ fn absent(answer: Result<Value>) -> Result<()> {
 
 fn harvests(sizes: Sizes, ours: &[f64], bare: &[f64], processor: Duration) -> Table {
     let columns = ["who", "Jobs/s", "of the loop's", "CPU ms/Job"];
-    let mut table = Table::new("Harvest of finished Jobs", &columns);
+    let mut table = Table::new(&sizes.title("Harvest of finished Jobs"), &columns);
     let ratio = median_ratio(ours, bare);
     let per_job = processor.as_secs_f64() * 1e3 / (sizes.jobs * sizes.rounds) as f64;
     table.rows = vec![
@@ -379,7 +393,7 @@ async fn finish_steadily(client: Client, seeded: Seed, per_second: u32) -> Resul
 }
 
 fn memory(table: &mut Table, sizes: Sizes, empty: machine::Memory, full: machine::Memory) {
-    let present = 2 * sizes.rounds * sizes.jobs;
+    let present = sizes.present();
     let slope = full.now.saturating_sub(empty.now) as f64 / 1024.0 / present as f64;
     table.rows.push(vec!["memory with no Job".into(), mib(empty.now), "MiB".into()]);
     table.rows.push(vec![format!("memory after {present} Jobs"), mib(full.now), "MiB".into()]);
@@ -446,29 +460,39 @@ async fn rest(
     };
     seed(cluster, &seeded).await?;
     let sink = || pair.sink().process().id();
-    let before = machine::processor_time(sink())?;
+    let both = [("sink", sink()), ("webhook", pair.webhook(0).process().id())];
+    let used =
+        || -> Result<Vec<Duration>> { both.iter().map(|(_, id)| machine::processor_time(*id)).collect() };
+    let before = used()?;
     // A measurement, not a wait for something.
     tokio::time::sleep(sizes.idle).await;
-    let used = machine::processor_time(sink())? - before;
-    let share = used.as_secs_f64() / sizes.idle.as_secs_f64() * 100.0;
-    table.rows.push(vec![
-        format!("processor while idle for {:?}", sizes.idle),
-        figure(share),
-        "% of a core".into(),
-    ]);
+    for (((name, id), before), after) in both.iter().zip(before).zip(used()?) {
+        let share = (after - before).as_secs_f64() / sizes.idle.as_secs_f64() * 100.0;
+        let what = format!("{name}: processor while idle for {:?}", sizes.idle);
+        table.rows.push(vec![what, figure(share), "% of a core".into()]);
+        let memory = machine::memory(*id)?.now;
+        table.rows.push(vec![format!("{name}: memory after that"), mib(memory), "MiB".into()]);
+    }
 
-    let (begin, before) = (Instant::now(), machine::processor_time(sink())?);
+    for (_, id) in both {
+        machine::reset_peak(id)?;
+    }
+    let (begin, before) = (Instant::now(), used()?);
     cluster.component(Component::Apiserver)?.restart().await?;
     finish(&cluster.client(), namespace, &seeded.name(0)).await?;
     result(cluster, namespace, &seeded.name(0)).await?;
-    let used = machine::processor_time(sink())? - before;
     let what = "apiserver restarted";
     table.rows.push(vec![
         format!("{what}: next result after"),
         figure(begin.elapsed().as_secs_f64()),
         "s".into(),
     ]);
-    table.rows.push(vec![format!("{what}: processor"), figure(used.as_secs_f64() * 1e3), "ms".into()]);
+    for (((name, id), before), after) in both.iter().zip(before).zip(used()?) {
+        let used = (after - before).as_secs_f64() * 1e3;
+        table.rows.push(vec![format!("{what}: processor of the {name}"), figure(used), "ms".into()]);
+        let peak = machine::memory(*id)?.peak;
+        table.rows.push(vec![format!("{what}: peak memory of the {name}"), mib(peak), "MiB".into()]);
+    }
 
     let begin = Instant::now();
     pair.sink().restart()?;

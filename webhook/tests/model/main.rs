@@ -179,8 +179,9 @@ fn consistent_lists() {
 #[test]
 fn caches_with_what_takes_slots_looked_at() {
     let view = View::Fetched;
-    let budget = Budget { crashes: 1, deletes: 1, finishes: 1, ..Budget::default() };
-    holds("fetched", Protocol { view, clients: creates(&["a", "b"], 1), budget, ..Protocol::default() });
+    let budget = Budget { crashes: 1, finishes: 1, ..Budget::default() };
+    let clients = creates(&["a", "b"], 1);
+    holds("fetched", Protocol { view, clients, budget, ..Protocol::default() });
     let budget = Budget { finishes: 1, ..Budget::default() };
     let clients = creates(&["a", "b", "c"], 1);
     let protocol = Protocol { view, clients, budget, housekeeping: false, ..Protocol::default() };

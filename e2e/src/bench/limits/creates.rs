@@ -104,7 +104,11 @@ pub(super) async fn measure(ground: &Ground, effort: &Effort) -> Result<[Table; 
         for (n, way) in Way::ALL.into_iter().enumerate() {
             table.rows.push(row(*namespaces, *clients, way, &cells[n], cells));
             let name = format!("{clients} into {namespaces}, {}", way.name());
-            times.rows.push(std::iter::once(name).chain(cells[n].times.cells(cells[n].creates)).collect());
+            times.rows.push(
+                std::iter::once(name)
+                    .chain(cells[n].times.cells(cells[n].creates, way.replicas().is_some()))
+                    .collect(),
+            );
         }
     }
     table.aims.extend(aims(&measured));

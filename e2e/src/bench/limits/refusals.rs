@@ -22,6 +22,8 @@ const OURS: &str = "ours-full-0";
 const READS: &str = "job_handler_limit_consistent_reads_total";
 /// Connections of the apiserver at most, more or less.
 const CONNECTIONS: usize = 50;
+/// To the webhook alone: refusals wait for one of at most 20 looks a second, so that few callers cannot get many.
+const ALONE: usize = 400;
 
 #[derive(Default)]
 struct Cell {
@@ -47,7 +49,7 @@ pub(super) async fn measure(ground: &Ground, effort: &Effort) -> Result<Table> {
     }
     let mut table = table();
     let alone = alone(ground, effort).await?;
-    table.rows.push(row("the webhook alone, 1 replica", &alone, None));
+    table.rows.push(row(&format!("the webhook alone, 1 replica, {ALONE} clients"), &alone, None));
     let through = through(ground, effort).await?;
     let [quota, one, three] = &through;
     table.rows.push(row("apiserver: two null webhooks, quota", quota, Some(quota)));
@@ -69,9 +71,9 @@ pub(super) async fn measure(ground: &Ground, effort: &Effort) -> Result<Table> {
     let reads: Vec<f64> =
         [&alone, one, three].iter().map(|cell| median(cell.reads.iter().copied())).collect();
     table.aims.push(Aim {
-        what: "at most 20 consistent reads a second".to_owned(),
+        what: "at most 20 consistent reads a second and replica".to_owned(),
         found: reads.iter().map(|reads| figure(*reads)).collect::<Vec<_>>().join(", "),
-        met: reads.iter().all(|reads| *reads <= 20.0),
+        met: reads.iter().zip([1.0, 1.0, 3.0]).all(|(reads, replicas)| *reads <= 20.0 * replicas),
     });
     Ok(table)
 }
@@ -90,7 +92,7 @@ async fn alone(ground: &Ground, effort: &Effort) -> Result<Cell> {
         let mut tasks = JoinSet::new();
         let before = ground.counter(READS).await?;
         let begin = Instant::now();
-        for _ in 0..CONNECTIONS {
+        for _ in 0..ALONE {
             let connection = https.connect().await?;
             tasks.spawn(refused(connection, template.clone(), numbers.clone(), begin + effort.time));
         }
@@ -234,8 +236,10 @@ fn table() -> Table {
     let columns = ["who refuses", "refusals/s", "p50 ms", "p99 ms", "p50 of quota's", "consistent reads/s"];
     let mut table = Table::new("Limits: refusals when full", &columns);
     table.notes = vec![format!(
-        "{CONNECTIONS} clients in a closed loop, a limit of 1 that one Job holds. The webhook alone is asked over TLS \
-             with reviews of ever new Jobs; the client that asks shares its cores. Figures are medians over the rounds, \
+        "{CONNECTIONS} clients in a closed loop, {ALONE} where the webhook alone is asked, a limit of 1 that one Job \
+             holds. The webhook alone is asked over TLS with reviews of ever new Jobs; the client that asks shares its \
+             cores. A refusal waits for a look that begins after it came, and of looks each replica makes 20 a second at \
+             most: so many clients get so many refusals each. Figures are medians over the rounds, \
              ratios are taken within each round."
     )];
     table
