@@ -101,7 +101,7 @@ pub async fn run(program: &Path, parts: &[Part], quick: bool) -> Result<Report> 
     Ok(report)
 }
 
-/// A number that somebody wants instead of the default: `BENCH_HARVEST_JOBS=10000 cargo bench-all -- harvest`.
+/// A number that somebody wants instead of the default: `BENCH_HARVEST_JOBS=10000 cargo bench-all harvest`.
 fn wished(variable: &str, default: usize) -> Result<usize> {
     match std::env::var(variable) {
         Ok(text) => text

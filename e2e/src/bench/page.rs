@@ -1,6 +1,6 @@
 //! The file with all tables: each has a section of its own, so that a run of some parts replaces only theirs.
 
-const HEAD: &str = "# Benchmarks\n\nWritten by `cargo bench-all`; do not edit. `cargo bench-all -- limits` measures one part \
+const HEAD: &str = "# Benchmarks\n\nWritten by `cargo bench-all`; do not edit. `cargo bench-all limits` measures one part \
                     and replaces its tables alone.\n";
 const SECTION: &str = "\n## ";
 
