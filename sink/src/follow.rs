@@ -145,8 +145,8 @@ impl Follower {
     }
 
     fn all_jobs(&self, queue: &Queue<Look>) {
-        for job in self.context.store.jobs() {
-            if job.finished.is_none() && job.active_pods + job.terminating_pods > 0 {
+        for job in self.context.store.unfinished() {
+            if job.active_pods + job.terminating_pods > 0 {
                 queue.add(Look::Job(job.uid.clone()));
             }
         }

@@ -238,7 +238,7 @@ fn missed(store: &Store, held: &HashMap<String, Instant>) -> Vec<Missed> {
 /// The newest of the missed Jobs that are too many for a limit, with that limit.
 fn excess(store: &Store, missed: &[Missed]) -> HashMap<String, (ScopeKey, Limit)> {
     let mut active: HashMap<ScopeKey, u32> = HashMap::new();
-    for job in store.jobs().iter().filter(|job| job.is_active()) {
+    for job in store.unfinished().iter().filter(|job| job.is_active()) {
         let Some(policies) = store.matching(job) else { continue };
         for (scope, _) in scopes(&policies.iter().collect::<Vec<_>>(), job) {
             *active.entry(scope).or_default() += 1;

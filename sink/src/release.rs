@@ -291,7 +291,7 @@ fn waited(job: &JobSnapshot, now: Timestamp) -> String {
 
 /// All Jobs that are not finished, with their scopes; none where none is queued.
 fn counted(store: &Store) -> Vec<Counted> {
-    let jobs: Vec<_> = store.jobs().into_iter().filter(|job| job.finished.is_none()).collect();
+    let jobs = store.unfinished();
     if !jobs.iter().any(|job| job.is_queued()) {
         return Vec::new();
     }

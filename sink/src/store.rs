@@ -136,6 +136,8 @@ pub struct Store {
 #[derive(Debug, Default)]
 struct Inner {
     jobs: HashMap<Uid, Known>,
+    /// Those of them that are not finished: few, where many finished ones lie around.
+    unfinished: BTreeSet<Uid>,
     by_namespace: HashMap<String, BTreeSet<Uid>>,
     groups: HashMap<GroupKey, BTreeSet<Uid>>,
     namespaces: HashMap<String, Arc<Labels>>,
@@ -286,6 +288,13 @@ impl Store {
     /// All Jobs.
     pub fn jobs(&self) -> Vec<Arc<JobSnapshot>> {
         self.lock().jobs.values().map(|known| known.job.clone()).collect()
+    }
+
+    /// Those that are not finished.
+    pub fn unfinished(&self) -> Vec<Arc<JobSnapshot>> {
+        let inner = self.lock();
+        let known = inner.unfinished.iter().filter_map(|uid| inner.jobs.get(uid));
+        known.map(|known| known.job.clone()).collect()
     }
 
     /// The Jobs of one group.
@@ -588,6 +597,11 @@ impl Inner {
         if ends {
             self.end(&job);
         }
+        if job.finished.is_none() {
+            self.unfinished.insert(uid.clone());
+        } else {
+            self.unfinished.remove(&uid);
+        }
         self.jobs.insert(uid.clone(), Known { job, group, sinks, told });
         self.by_namespace.entry(namespace).or_default().insert(uid.clone());
         self.regroup(&uid);
@@ -626,6 +640,7 @@ impl Inner {
 
     fn drop_job(&mut self, uid: &str) -> Option<Known> {
         let known = self.jobs.remove(uid)?;
+        self.unfinished.remove(uid);
         forget(&mut self.by_namespace, &known.job.namespace, uid);
         if let Some(group) = &known.group {
             forget(&mut self.groups, group, uid);
