@@ -11,7 +11,7 @@ const COLUMNS: &str = "| burst | rounds | limits | at most active, of the limit 
 | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n";
 
 /// As Markdown.
-pub fn table(seed: u64, rounds: u64, outcomes: &[Outcome]) -> String {
+pub fn table(seed: u64, rounds: u64, outcomes: &[Outcome], wrong: &[String]) -> String {
     let date = Timestamp::now().strftime("%Y-%m-%d");
     let machine = machine().unwrap();
     let mut page = format!(
@@ -31,6 +31,10 @@ pub fn table(seed: u64, rounds: u64, outcomes: &[Outcome]) -> String {
          all the while. «Active» is counted at every resourceVersion in etcd's own history. A slot is free where fewer than \
          M Jobs are active or pending in the ledger; it is idle where nobody is admitted although Jobs are wanted.\n",
     );
+    if !wrong.is_empty() {
+        page.push_str("\nNot as it has to be:\n\n");
+        wrong.iter().for_each(|wrong| page.push_str(&format!("- {wrong}\n")));
+    }
     page
 }
 
