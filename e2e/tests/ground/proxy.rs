@@ -89,14 +89,14 @@ async fn calls_go_wrong_as_they_are_told_to() {
     }
     assert!(futures::poll!(&mut asked).is_pending());
     assert_eq!(struck.count(), 1);
-    drop(asked);
-    // It is noted once it was answered, which is after others can see it.
+    // It is noted once it was answered, which is after others can see it; were the caller gone before, it would not be.
     let noted = job_handler_e2e::wait_for(SOON, "the call to be noted", || async {
         let silent = |write: &job_handler_e2e::proxy::Write| write.call.name.as_deref() == Some("silent");
         proxy.writes().into_iter().find(silent).ok_or("not yet")
     });
     let seen = noted.await.unwrap();
     assert_eq!((seen.answer, seen.struck), (Some(201), true));
+    drop(asked);
 
     // Streams are passed on as they come.
     proxy.clear();

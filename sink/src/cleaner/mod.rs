@@ -19,6 +19,7 @@ use job_handler_shared::{
 };
 use k8s_openapi::api::batch::v1::Job;
 use kube::{Api, Client};
+use tokio::sync::Semaphore;
 
 use self::{
     deed::{Deed, awaits_harvest},
@@ -234,13 +235,16 @@ impl<W: Write> Run<'_, W> {
         // Taken, as lines are written to what is ours while deletions go on.
         let groups = std::mem::take(&mut self.groups);
         let (client, options) = (self.client.clone(), self.options);
+        let turns = Semaphore::new(AT_A_TIME);
         let mut deeds = futures::stream::iter(going)
             .map(|(key, candidate, why)| {
                 let group = groups.get(&key);
                 let gone = group.and_then(|group| group.vanished.clone());
                 let unknown = group.and_then(|group| group.unknown.clone());
-                let client = client.clone();
+                let (client, turns) = (client.clone(), &turns);
                 async move {
+                    // Never closed, so that an error cannot be.
+                    let _turn = turns.acquire().await;
                     let job = candidate.job.clone();
                     let deed = match (why, gone, unknown) {
                         (Some(why), ..) => Deed::Spared(why),
@@ -253,7 +257,8 @@ impl<W: Write> Run<'_, W> {
                     (key.1, job, deed)
                 }
             })
-            .buffered(AT_A_TIME);
+            // Lines come in order; meanwhile others go on behind a deletion that is slow.
+            .buffered(4 * AT_A_TIME);
         while let Some((value, job, deed)) = deeds.next().await {
             self.tell(&value, &job, deed)?;
         }
