@@ -69,7 +69,7 @@ fn the_webhook_may_read_policies_namespaces_and_jobs_and_keep_its_certificates()
             (POLICIES, "clusterjobpolicies", "", "list watch"),
             (POLICIES, "jobpolicies", "", "list watch"),
             ("", "namespaces", "", "list watch"),
-            ("batch", "jobs", "", "list watch"),
+            ("batch", "jobs", "", "get list watch"),
             (
                 ADMISSION,
                 "mutatingwebhookconfigurations",
