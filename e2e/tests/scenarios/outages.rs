@@ -76,7 +76,15 @@ fn the_apiserver_comes_back_and_the_pair_goes_on() {
             .await;
         assert!(annotation(&made, "job-handler/stamped").contains("activeDeadlineSeconds"));
         world.result(&ns, "after").await;
-        assert_eq!(world.events(&ns, "JobProcessing", "after").await.len(), 1);
+        // It is told after it is stored.
+        world
+            .wait("its Event", || async {
+                match world.events(&ns, "JobProcessing", "after").await.len() {
+                    1 => Ok(()),
+                    n => Err(format!("{n} Events")),
+                }
+            })
+            .await;
     });
 }
 
