@@ -178,7 +178,8 @@ async fn starting(client: Client, store: Store, mut events: mpsc::Sender<Told>) 
         let due = plan(&jobs, held).into_iter().take(AT_ONCE);
         let took = now.elapsed();
         let Outcome { started, refused } = start(&client, &store, due).await;
-        let waiting = line(&counted(&store), |job| backoffs.get(&job.uid).cloned());
+        let jobs = if started.is_empty() { jobs } else { counted(&store) };
+        let waiting = line(&jobs, |job| backoffs.get(&job.uid).cloned());
         let due = told.due(waiting, Instant::now());
         let due = due.iter().map(|(job, what)| line::told(job, what));
         for told in started.iter().map(|job| started_event(job)).chain(due) {

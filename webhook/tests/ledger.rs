@@ -372,6 +372,24 @@ async fn a_refusal_by_few_jobs_lists_nothing_and_one_by_many_does() {
     }
 }
 
+/// What is not there yet takes slots, too, and is not fetched by the hundred.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_by_many_grants_on_their_way_fetches_none_of_them() {
+    let apiserver = Arc::new(Apiserver::new(0).with_ledger("ci", empty()));
+    let replica = replica(&apiserver, &[few(17)]).ready().await;
+    for n in 0..17 {
+        let granted = replica.limiter.admit(attempt(&format!("ci/g{n}"), &format!("g{n}"))).await;
+        assert_eq!(granted, Verdict::Granted);
+    }
+    let lists = apiserver.lists.load(Ordering::SeqCst);
+    let refused = why(replica.limiter.admit(attempt("ci/x", "x")).await);
+    assert!(refused.contains("17 just admitted"), "{refused}");
+    assert_eq!(
+        (apiserver.lists.load(Ordering::SeqCst), apiserver.gets.load(Ordering::SeqCst)),
+        (lists + 1, 0)
+    );
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_flood_of_refusals_reads_no_more_than_twenty_times_a_second() {
     let apiserver = Arc::new(Apiserver::new(0).with_ledger("ci", empty()).with_ledger("qa", empty()));

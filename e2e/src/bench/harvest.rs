@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 use super::gone;
 use super::load::Latencies;
 use super::machine;
-use super::report::{Aim, Table, figure, median, median_ratio};
+use super::report::{Aim, Table, figure, median, median_ratio, sized};
 use super::seed::{Seed, ask_for_results, finish, seed, send};
 use crate::cluster::{AuditLevel, Cluster, ClusterOptions, Component};
 use crate::error::{Error, Result};
@@ -87,18 +87,14 @@ impl Sizes {
         let jobs = super::wished("BENCH_HARVEST_JOBS", self.jobs)?;
         Ok(Self { idle, jobs, rounds: super::wished("BENCH_HARVEST_ROUNDS", self.rounds)?, ..self })
     }
-}
 
-impl Sizes {
     /// Jobs that are present in the end.
     fn present(self) -> usize {
         2 * self.rounds * self.jobs
     }
 
-    /// Tables of other sizes stand beside those of the usual one.
     fn title(self, title: &str) -> String {
-        let (usual, present) = (Self::default().present(), self.present());
-        if present == usual { title.to_owned() } else { format!("{title}, {present} Jobs") }
+        sized(title, self.present(), Self::default().present())
     }
 }
 

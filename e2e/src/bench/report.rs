@@ -28,6 +28,11 @@ pub struct Aim {
     pub met: bool,
 }
 
+/// The title of a table: those of other sizes stand beside that of the usual one.
+pub fn sized(title: &str, jobs: usize, usual: usize) -> String {
+    if jobs == usual { title.to_owned() } else { format!("{title}, {jobs} Jobs") }
+}
+
 impl Table {
     /// A table with these columns.
     pub fn new(title: &str, columns: &[&str]) -> Self {

@@ -15,7 +15,7 @@ use kube::{Api, Client, ResourceExt};
 use tokio::process::Command;
 
 use super::machine;
-use super::report::{Aim, Table, figure, median, median_ratio};
+use super::report::{Aim, Table, figure, median, median_ratio, sized};
 use super::seed::{Seed, seed};
 use crate::build::{beside, pair_programs};
 use crate::cluster::{AuditLevel, Cluster, ClusterOptions, Component};
@@ -263,10 +263,8 @@ async fn left(client: &Client, namespace: &str) -> Result<usize> {
 
 fn table(sizes: Sizes, ours: &[Ran], naive: &[Ran]) -> Table {
     let columns = ["who", "deletes/s", "of the other's", "peak MiB", "of the other's", "CPU s"];
-    // Tables of other sizes stand beside that of the usual one.
-    let usual = sizes.jobs == Sizes::default().jobs;
-    let size = if usual { String::new() } else { format!(", {} at a time", sizes.jobs) };
-    let mut table = Table::new(&format!("Prune of finished Jobs{size}"), &columns);
+    let title = sized("Prune of finished Jobs", sizes.jobs, Sizes::default().jobs);
+    let mut table = Table::new(&title, &columns);
     let speed = |ran: &[Ran]| ran.iter().map(|ran| ran.per_second).collect::<Vec<_>>();
     let peak = |ran: &[Ran]| ran.iter().map(|ran| ran.peak as f64 / f64::from(1 << 20)).collect::<Vec<_>>();
     let (faster, smaller) =

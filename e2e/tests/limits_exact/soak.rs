@@ -33,7 +33,9 @@ pub fn table(seed: u64, rounds: u64, outcomes: &[Outcome], wrong: &[String]) -> 
     );
     if !wrong.is_empty() {
         page.push_str("\nNot as it has to be:\n\n");
-        wrong.iter().for_each(|wrong| page.push_str(&format!("- {wrong}\n")));
+        for wrong in wrong {
+            let _ = writeln!(page, "- {wrong}");
+        }
     }
     page
 }

@@ -36,6 +36,8 @@ const APART: Duration = Duration::from_millis(50);
 
 /// Jobs that are fetched one by one, rather than that all are listed.
 const FETCHED: usize = 16;
+/// Whoever is slower than this to give them is asked for the list; its callers' time is needed for that.
+const FETCH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What was seen.
 #[derive(Debug)]
@@ -106,8 +108,9 @@ pub async fn look(shared: Arc<Shared>, id: LedgerId) -> Result<Look, Blind> {
     Ok(Look { began, known, view, sight: Sight::List, expired })
 }
 
-/// The Jobs as the watch has told of them, where all that take a slot, by it or by the ledger, are seen to do so still.
-/// None where these are many, one of them has come to its end, or anything is in doubt: then only a LIST can tell.
+/// The Jobs as the watch has told of them, where all that take a slot are seen to do so still: the active ones, and those
+/// of the ledger's attempts, which may also be still to come. None where these are many, one of them has come to its end,
+/// or anything is in doubt: then only a LIST can tell.
 ///
 /// Whoever is refused by this is refused by what is so now. A grant is one by the watch: of other Jobs the view is as old
 /// as the watch, so it is one of [`Sight::Cache`], and nobody counts less by it than by the watch.
@@ -128,29 +131,27 @@ async fn fetched(shared: &Shared, id: &LedgerId, known: &Known) -> Option<View> 
             holders.insert(job.key());
         }
         if holders.len() > FETCHED {
-            return None;
+            break;
         }
     }
+    if holders.len() > FETCHED {
+        return None;
+    }
     let gets = holders.iter().map(|holder| list::job(&shared.client, holder));
-    let now = tokio::time::timeout(LIST_TIMEOUT, try_join_all(gets)).await.ok()?.ok()?;
-    let now: HashMap<String, Arc<JobSnapshot>> =
+    let now = tokio::time::timeout(FETCH_TIMEOUT, try_join_all(gets)).await.ok()?.ok()?;
+    let mut now: HashMap<String, Arc<JobSnapshot>> =
         now.into_iter().flatten().map(|job| (job.key(), job)).collect();
+    if now.values().any(|job| !job.is_active()) {
+        return None;
+    }
     for job in &mut jobs {
         let key = job.key();
-        match now.get(&key) {
-            Some(there) if there.uid == job.uid && there.is_active() => *job = there.clone(),
-            _ if holders.contains(&key) => return None,
-            _ => {}
+        if holders.contains(&key) {
+            *job = now.remove(&key).filter(|there| there.uid == job.uid)?;
         }
     }
     // Of these the watch has not told yet.
-    let told: BTreeSet<String> = jobs.iter().map(|job| job.key()).collect();
-    for (_, job) in now.into_iter().filter(|(key, _)| !told.contains(key)) {
-        if !job.is_active() {
-            return None;
-        }
-        jobs.push(job);
-    }
+    jobs.extend(now.into_values());
     Some(View { began, version, jobs })
 }
 

@@ -169,20 +169,18 @@ impl World {
         }
     }
 
-    /// Whether all that take slots, by a view or the ledger, are seen to do so now.
+    /// Whether a name takes a slot, by a view or by the ledger.
+    fn takes(&self, view: usize, book: &Book, name: &str) -> bool {
+        let active = self.job_at(view, name).is_some_and(|(_, job)| job.state == JobState::Active);
+        active || book.pending.contains_key(&format!("ns/{name}"))
+    }
+
+    /// Whether all that take slots are seen to do so now, or may be still to come.
     fn take_slots_still(&self, view: usize, book: &Book) -> bool {
-        self.names().into_iter().all(|name| {
-            let now = self.job(name).map(|(_, job)| job);
-            let active = |job: &&Stored| job.state == JobState::Active;
-            match self.job_at(view, name).map(|(_, job)| job) {
-                Some(told) if active(&told) || book.pending.contains_key(&format!("ns/{name}")) => {
-                    now.filter(active).is_some_and(|now| now.uid == told.uid)
-                }
-                None if book.pending.contains_key(&format!("ns/{name}")) => {
-                    now.is_none_or(|now| active(&now))
-                }
-                _ => true,
-            }
+        self.names().into_iter().filter(|name| self.takes(view, book, name)).all(|name| {
+            let (told, now) = (self.job_at(view, name), self.job(name));
+            now.is_none_or(|(_, now)| now.state == JobState::Active)
+                && told.is_none_or(|(_, told)| now.is_some_and(|(_, now)| now.uid == told.uid))
         })
     }
 
@@ -352,15 +350,11 @@ impl World {
                 }
             })
             .collect();
-        let takes = |name: &str| {
-            let key = format!("ns/{name}");
-            let active = self.job_at(view, name).is_some_and(|(_, job)| job.state == JobState::Active);
-            active || round.book.pending.contains_key(&key)
-        };
+        let fetched = |name: &str| fetched.filter(|_| self.takes(view, &round.book, name));
         let given = Given {
             book: &round.book,
             sight: sight(protocol, view),
-            jobs: &self.seen(view, own, |name| fetched.filter(|_| takes(name))),
+            jobs: &self.seen(view, own, fetched),
             expired,
             old: &BTreeSet::new(),
             undone: &round.undo,
