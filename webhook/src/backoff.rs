@@ -7,15 +7,34 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use job_handler_shared::{
-    backoff, job::JobSnapshot, ledger::JobLedgerSpec, policy::FailureBackoff, scope::group_in,
+    backoff, group::GroupId, job::JobSnapshot, ledger::JobLedgerSpec, policy::FailureBackoff, scope::group_in,
 };
 
 use crate::{limit::Refused, slots::Rules, wording};
 
-/// The refusal of a Job whose group still waits. `ledger` is that of its namespace.
-pub fn refuse(
+/// The group by which a Job may have to wait; none where no policy asks for that.
+pub fn group(rules: Rules<'_>, job: &JobSnapshot) -> Option<GroupId> {
+    let policies = rules.matching(job);
+    policies.iter().find(|policy| policy.spec.failure_backoff.is_some())?;
+    group_in(&policies, job)
+}
+
+/// The finished ones of these Jobs that are runs of a group.
+pub fn runs(
     rules: Rules<'_>,
     jobs: &[Arc<JobSnapshot>],
+    namespace: &str,
+    group: &GroupId,
+) -> Vec<Arc<JobSnapshot>> {
+    let finished = jobs.iter().filter(|job| job.namespace == namespace && job.finished.is_some());
+    finished.filter(|job| group_in(&rules.matching(job), job).as_ref() == Some(group)).cloned().collect()
+}
+
+/// The refusal of a Job whose group still waits. `runs` are the group's finished Jobs, `ledger` is that of its namespace.
+pub fn refuse(
+    rules: Rules<'_>,
+    group: &GroupId,
+    runs: &[Arc<JobSnapshot>],
     ledger: &JobLedgerSpec,
     job: &JobSnapshot,
     now: Timestamp,
@@ -23,16 +42,8 @@ pub fn refuse(
     let policies = rules.matching(job);
     let backoffs: Vec<&FailureBackoff> =
         policies.iter().filter_map(|policy| policy.spec.failure_backoff.as_ref()).collect();
-    if backoffs.is_empty() {
-        return None;
-    }
-    let group = group_in(&policies, job)?;
-    let runs = jobs
-        .iter()
-        .filter(|other| other.namespace == job.namespace && other.finished.is_some())
-        .filter(|other| group_in(&rules.matching(other), other).as_ref() == Some(&group));
-    let before = ledger.streak(&backoff::key(&group));
-    let streak = backoff::absorb(before.as_ref(), runs.map(AsRef::as_ref), &backoffs)?;
+    let before = ledger.streak(&backoff::key(group));
+    let streak = backoff::absorb(before.as_ref(), runs.iter().map(AsRef::as_ref), &backoffs)?;
     policies.iter().find_map(|policy| {
         let until = streak.until(policy.spec.failure_backoff.as_ref()?)?;
         let refused =

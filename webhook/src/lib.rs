@@ -37,6 +37,7 @@ pub mod mirror;
 pub mod mutate;
 pub mod patch;
 pub mod policies;
+pub mod recent;
 pub mod refusals;
 pub mod review;
 pub mod run;

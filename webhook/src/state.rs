@@ -1,7 +1,6 @@
 //! What the two endpoints decide by.
 
 use std::{
-    collections::HashMap,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -14,12 +13,14 @@ use job_handler_shared::{
 };
 
 use crate::{
-    lease::Liveness, limit::Limiter, metrics::WebhookMetrics, policies::Policies, refusals::Refusals,
-    warn::Onlooker,
+    lease::Liveness, limit::Limiter, metrics::WebhookMetrics, policies::Policies, recent::Recent,
+    refusals::Refusals, warn::Onlooker,
 };
 
 /// Within this time the entries of several policies ask about one create; its refusal is told once.
 const SAME_CREATE: Duration = Duration::from_secs(10);
+/// So many are remembered for that; whoever comes after them is told of again.
+const TOLD: usize = 16_384;
 
 /// Clones share everything.
 #[derive(Clone)]
@@ -38,7 +39,7 @@ pub struct State {
     pub onlooker: Option<Onlooker>,
     /// Our own namespace: its Jobs are left alone.
     pub own_namespace: Arc<str>,
-    told: Arc<Mutex<HashMap<String, Instant>>>,
+    told: Arc<Mutex<Recent<()>>>,
 }
 
 impl State {
@@ -59,7 +60,7 @@ impl State {
             metrics,
             onlooker: None,
             own_namespace: own_namespace.into(),
-            told: Arc::default(),
+            told: Arc::new(Mutex::new(Recent::new(SAME_CREATE, TOLD, Instant::now()))),
         }
     }
 
@@ -81,10 +82,11 @@ impl State {
         let now = Instant::now();
         let first = {
             let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-            if told.len() > 1024 {
-                told.retain(|_, at| now.duration_since(*at) < SAME_CREATE);
+            let first = told.get(job_uid, now).is_none();
+            if first {
+                told.put(job_uid.to_owned(), (), now);
             }
-            told.insert(job_uid.to_owned(), now).is_none_or(|at| now.duration_since(at) >= SAME_CREATE)
+            first
         };
         if first {
             refusals.tell(refusal());

@@ -133,7 +133,9 @@ async fn judge(job: &JobSnapshot, state: &State) -> Result<Option<(Refused, When
         }
         if !cluster
             && waits
-            && let Some(refused) = backoff::refuse(rules, &seen.jobs, &seen.ledger, job, now)
+            && let Some(group) = backoff::group(rules, job)
+            && let runs = backoff::runs(rules, &seen.jobs, &job.namespace, &group)
+            && let Some(refused) = backoff::refuse(rules, &group, &runs, &seen.ledger, job, now)
             // Where one that is enforced refuses, that is no warning.
             && policies.warns(&refused.policy)
         {

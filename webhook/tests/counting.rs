@@ -5,7 +5,7 @@
 mod common;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashSet},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -18,8 +18,10 @@ use job_handler_shared::{
     ledger::JobLedgerSpec,
 };
 use job_handler_webhook::{
+    backoff,
     ledger::{
         counting::LedgerId,
+        found::Found,
         resolve::Sight,
         round::{Sources, round},
     },
@@ -101,13 +103,18 @@ impl Board {
         let namespaces = |_: &str| Some(Arc::new(Labels::new()));
         let nobody = BTreeSet::new();
         let jobs: Vec<_> = jobs.iter().cloned().map(Arc::new).collect();
+        let rules = Rules { policies: &self.set, namespaces: &namespaces };
+        let (book, mut found) = (self.ledger.book().unwrap(), Found::default());
+        let tried: HashSet<&str> = book.attempts().map(|(_, _, granted)| &*granted.job_uid).collect();
+        let groups = attempts.iter().filter_map(|attempt| backoff::group(rules, &attempt.job)).collect();
         let sources = Sources {
-            rules: Rules { policies: &self.set, namespaces: &namespaces },
+            rules,
             id: &self.id,
             spec: &self.ledger,
-            book: &self.ledger.book().unwrap(),
+            book: &book,
             sight: Sight::List,
-            jobs: &jobs,
+            seen: &found.seen(rules, &self.id, &jobs, &tried),
+            runs: &found.runs(rules, &jobs, &groups),
             gone: &[],
             expired: &nobody,
             old: &nobody,

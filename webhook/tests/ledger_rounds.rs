@@ -59,7 +59,7 @@ impl Round {
         let given = Given {
             book: &self.book,
             sight: self.sight.unwrap_or(Sight::List),
-            jobs: &self.jobs,
+            jobs: &self.jobs.iter().collect::<Vec<_>>(),
             expired: &self.expired,
             old: &BTreeSet::new(),
             undone: &self.undone,

@@ -7,7 +7,7 @@
 mod turn;
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::BTreeSet,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -20,17 +20,23 @@ use tokio::{
 
 use super::{
     counting::LedgerId,
+    found::Found,
     limiter::Shared,
     look::{self, Blind, Look},
     pace::Pace,
 };
-use crate::limit::{Attempt, Refused, Verdict};
+use crate::{
+    limit::{Attempt, Refused, Verdict},
+    recent::Recent,
+};
 use turn::Stop;
 
 /// Writes of other replicas that one round gives way to.
 const TRIES: u32 = 20;
 /// A second webhook entry asks about the same create within this time, and has to be answered alike.
 const SAME_CREATE: Duration = Duration::from_secs(10);
+/// So many refusals are remembered for that.
+const REFUSED: usize = 4096;
 /// So many may wait for looks.
 const PARKED: usize = 4096;
 
@@ -66,7 +72,7 @@ pub struct Actor {
     /// Grants that reached nobody, or may have been written without anybody knowing.
     undo: BTreeSet<String>,
     /// What was refused a moment ago, by the Job's uid.
-    refused: HashMap<String, (Refused, Instant)>,
+    refused: Recent<Refused>,
     /// Those who would be refused, and wait for a look.
     parked: Vec<Waiting>,
     /// One at most is under way.
@@ -77,6 +83,7 @@ pub struct Actor {
     tidy: bool,
     expire: bool,
     pace: Pace,
+    found: Found,
 }
 
 impl Actor {
@@ -87,13 +94,14 @@ impl Actor {
             inbox,
             shared,
             undo: BTreeSet::new(),
-            refused: HashMap::new(),
+            refused: Recent::new(SAME_CREATE, REFUSED, Instant::now()),
             parked: Vec::new(),
             looks: JoinSet::new(),
             reread: false,
             tidy: false,
             expire: false,
             pace: Pace::default(),
+            found: Found::default(),
         }
     }
 
@@ -125,9 +133,9 @@ impl Actor {
         match message {
             Message::Decide(one) => {
                 let Waiting { attempt, .. } = &*one;
-                let known = self.refused.get(&attempt.job.uid).filter(|_| attempt.from.is_none());
-                match known.filter(|(_, at)| at.elapsed() < SAME_CREATE) {
-                    Some((refused, _)) => reply(one.reply, Verdict::Refused(refused.clone())),
+                let known = self.refused.get(&attempt.job.uid, Instant::now());
+                match known.filter(|_| attempt.from.is_none()) {
+                    Some(refused) => reply(one.reply, Verdict::Refused(refused.clone())),
                     None => waiting.push(*one),
                 }
             }
@@ -216,7 +224,6 @@ impl Actor {
     }
 
     fn answer(&mut self, waiting: Vec<Waiting>, verdicts: Vec<Verdict>, looked: bool) {
-        self.refused.retain(|_, (_, at)| at.elapsed() < SAME_CREATE);
         let mut parked = Vec::new();
         for (one, verdict) in waiting.into_iter().zip(verdicts) {
             if verdict != Verdict::Granted && !looked {
@@ -237,7 +244,7 @@ impl Actor {
     fn remember(&mut self, attempt: &Attempt, verdict: &Verdict) {
         let once = attempt.from.is_none() && !attempt.dry_run && !attempt.job.uid.is_empty();
         if let (Verdict::Refused(refused), true) = (verdict, once) {
-            self.refused.insert(attempt.job.uid.clone(), (refused.clone(), Instant::now()));
+            self.refused.put(attempt.job.uid.clone(), refused.clone(), Instant::now());
         }
     }
 

@@ -64,7 +64,7 @@ pub fn scopes<'a>(rules: Rules<'a>, ledger: &LedgerId, job: &JobSnapshot) -> Vec
     rules.scopes(job).into_iter().filter(|(scope, _)| ledger.holds(&scope.place)).collect()
 }
 
-/// A scope, as it is written into its ledger.
+/// A scope, as it is written into its ledger ([`limit_of`](super::decide::limit_of) reads it again).
 pub fn scope_id(scope: &ScopeKey) -> String {
     let limit = format!("{}/{}", scope.policy.uid, scope.limit);
     match &scope.place {

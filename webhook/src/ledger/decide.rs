@@ -1,7 +1,7 @@
 //! A round: what the ledger says, what is seen of the Jobs, who asks -> the answers, and the ledger to be written before
 //! any of them is given. Pure.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, hash_map::Entry};
 
 use jiff::Timestamp;
 use job_handler_shared::ledger::{Book, Granted, Kind};
@@ -23,7 +23,7 @@ pub struct Given<'a> {
     /// How the Jobs were seen.
     pub sight: Sight,
     /// Those Jobs.
-    pub jobs: &'a [Seen],
+    pub jobs: &'a [&'a Seen],
     /// By `request.uid`: attempts that ran out by the own clock before a quorum read began, and that this read shows to
     /// have come to nothing ([`resolve::came_to_nothing`]).
     pub expired: &'a BTreeSet<String>,
@@ -84,17 +84,38 @@ pub struct Decided {
     pub answers: Vec<Answer>,
     /// The ledger to be written; where it is as it was read, nothing needs to be.
     pub book: Book,
-    /// Names that take a slot, per scope.
-    pub usage: Usage,
+    /// Of each limit whose slots anybody takes, by its [`limit_of`], the fullest scope.
+    pub fullest: BTreeMap<String, Taken>,
 }
 
-/// Who takes slots where.
-#[derive(Clone, Debug, Default)]
-pub struct Usage {
-    scopes: HashMap<String, BTreeMap<String, Holder>>,
+/// How many names take a slot in a scope.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Taken {
+    /// All of them.
+    pub active: usize,
+    /// Those for which only attempts do.
+    pub pending: usize,
+}
+
+/// Who takes slots where. There may be thousands, of which a round asks for numbers only, as a rule: nothing is copied.
+#[derive(Debug, Default)]
+struct Usage<'a> {
+    scopes: HashMap<&'a str, Scope<'a>>,
     /// Attempts that were granted by other policies than ours: nobody here knows where they take a slot, so they do
     /// everywhere.
-    everywhere: BTreeMap<String, Holder>,
+    everywhere: HashMap<&'a str, Slot>,
+}
+
+#[derive(Debug, Default)]
+struct Scope<'a> {
+    names: HashMap<&'a str, Slot>,
+    pending: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Slot {
+    since: Timestamp,
+    pending: bool,
 }
 
 /// Decides. None = the view is older than what somebody else has seen already: look again.
@@ -114,13 +135,16 @@ pub fn decide(given: Given<'_>, asked: &[Asked]) -> Option<Decided> {
             answer
         })
         .collect();
-    Some(Decided { answers, book, usage })
+    Some(Decided { answers, book, fullest: usage.fullest() })
 }
 
 /// The ledger without the attempts whose outcome is known.
 fn take_out(given: Given<'_>) -> Book {
-    let seen: HashMap<&str, &Seen> = given.jobs.iter().map(|job| (job.uid.as_str(), job)).collect();
     let mut book = given.book.clone();
+    if book.pending.is_empty() {
+        return book;
+    }
+    let seen: HashMap<&str, &Seen> = given.jobs.iter().map(|job| (job.uid.as_str(), *job)).collect();
     for (name, request, granted) in given.book.attempts() {
         let goes = match resolve::outcome(granted, seen.get(&*granted.job_uid).copied(), given.sight) {
             Outcome::Seen(version) => {
@@ -137,7 +161,7 @@ fn take_out(given: Given<'_>) -> Book {
     book
 }
 
-fn judge(given: Given<'_>, book: &Book, usage: &Usage, one: &Asked) -> Answer {
+fn judge(given: Given<'_>, book: &Book, usage: &Usage<'_>, one: &Asked) -> Answer {
     let tries = book.pending.get(&one.name);
     // Written by an earlier try of this very round, whose answer from the apiserver was lost.
     if tries.is_some_and(|tries| tries.contains_key(&one.request)) {
@@ -160,7 +184,7 @@ fn judge(given: Given<'_>, book: &Book, usage: &Usage, one: &Asked) -> Answer {
 }
 
 /// Attempts of the same tenant that led to nothing, where they are too many.
-fn crowd(given: Given<'_>, book: &Book, usage: &Usage, one: &Asked) -> Option<usize> {
+fn crowd(given: Given<'_>, book: &Book, usage: &Usage<'_>, one: &Asked) -> Option<usize> {
     if one.scopes.is_empty() {
         return None;
     }
@@ -178,7 +202,7 @@ fn crowd(given: Given<'_>, book: &Book, usage: &Usage, one: &Asked) -> Option<us
     (names >= MANY_NAMES).then_some(names)
 }
 
-fn record(given: Given<'_>, book: &mut Book, usage: &mut Usage, one: &Asked) {
+fn record<'a>(given: Given<'a>, book: &mut Book, usage: &mut Usage<'a>, one: &'a Asked) {
     let granted = Granted {
         job_uid: one.job_uid.clone(),
         kind: one.kind.clone(),
@@ -186,74 +210,98 @@ fn record(given: Given<'_>, book: &mut Book, usage: &mut Usage, one: &Asked) {
         scopes: one.scopes.iter().map(|(scope, _)| scope.clone()).collect(),
         since: given.now,
     };
-    usage.add(&granted.scopes, &one.name, given.now, true);
+    for (scope, _) in &one.scopes {
+        usage.add(scope, &one.name, Slot { since: given.now, pending: true });
+    }
     book.pending.entry(one.name.clone()).or_default().insert(one.request.clone(), granted);
 }
 
-impl Usage {
-    fn of(given: Given<'_>, book: &Book) -> Self {
+impl<'a> Usage<'a> {
+    /// By the Jobs that are seen, and by the attempts that are left in the book.
+    fn of(given: Given<'a>, left: &Book) -> Self {
         let mut usage = Self::default();
         for job in given.jobs.iter().filter(|job| job.active) {
-            usage.add(&job.scopes, &job.name, job.since, false);
+            for scope in &job.scopes {
+                usage.add(scope, &job.name, Slot { since: job.since, pending: false });
+            }
         }
-        for (name, _, granted) in book.attempts() {
+        for (name, request, granted) in given.book.attempts() {
+            if !left.pending.get(name).is_some_and(|tries| tries.contains_key(request)) {
+                continue;
+            }
+            let slot = Slot { since: granted.since, pending: true };
             if granted.revision == (given.revision)(namespace(name)) {
-                usage.add(&granted.scopes, name, granted.since, true);
+                granted.scopes.iter().for_each(|scope| usage.add(scope, name, slot));
             } else {
-                let holder = holder(name, granted.since, true);
-                usage.everywhere.entry(name.to_owned()).or_insert(holder);
+                usage.everywhere.entry(name).or_insert(slot);
             }
         }
         usage
     }
 
-    /// Every scope that somebody takes a slot in, with their number and how many of them are attempts.
-    pub fn counts(&self) -> impl Iterator<Item = (&str, usize, usize)> {
-        self.scopes.keys().map(|scope| {
-            let holders = self.holders(scope);
-            (scope.as_str(), holders.len(), holders.values().filter(|holder| holder.pending).count())
-        })
-    }
-
-    fn add(&mut self, scopes: &[String], name: &str, since: Timestamp, pending: bool) {
-        for scope in scopes {
-            let holders = self.scopes.entry(scope.clone()).or_default();
-            holders.entry(name.to_owned()).or_insert_with(|| holder(name, since, pending));
+    fn add(&mut self, scope: &'a str, name: &'a str, slot: Slot) {
+        let scope = self.scopes.entry(scope).or_default();
+        // The first to be told of a name stays: what is seen to run is not called just admitted.
+        if let Entry::Vacant(vacant) = scope.names.entry(name) {
+            vacant.insert(slot);
+            scope.pending += usize::from(slot.pending);
         }
     }
 
     fn holds(&self, scope: &str, name: &str) -> bool {
-        self.scopes.get(scope).is_some_and(|holders| holders.contains_key(name))
+        self.scopes.get(scope).is_some_and(|scope| scope.names.contains_key(name))
     }
 
     /// Slots taken by others than `name`.
     fn count_without(&self, scope: &str, name: &str) -> usize {
-        let holders = self.scopes.get(scope);
-        let known = holders.map_or(0, |known| known.len() - usize::from(known.contains_key(name)));
-        let is_new =
-            |other: &&String| *other != name && holders.is_none_or(|known| !known.contains_key(*other));
-        known + self.everywhere.keys().filter(is_new).count()
+        let known = self.scopes.get(scope);
+        let others = known.map_or(0, |known| known.names.len() - usize::from(known.names.contains_key(name)));
+        others + self.only_everywhere(known).filter(|other| *other != name).count()
+    }
+
+    /// Names that take a slot in this scope only because they do everywhere.
+    fn only_everywhere<'s>(&'s self, scope: Option<&'s Scope<'a>>) -> impl Iterator<Item = &'a str> + 's {
+        let names = self.everywhere.keys().copied();
+        names.filter(move |name| scope.is_none_or(|scope| !scope.names.contains_key(name)))
     }
 
     fn holders(&self, scope: &str) -> BTreeMap<String, Holder> {
-        let mut all = self.everywhere.clone();
-        // Last, so that what is seen to run is not called just admitted.
-        all.extend(self.scopes.get(scope).cloned().unwrap_or_default());
-        all
+        let known = self.scopes.get(scope).into_iter().flat_map(|known| &known.names);
+        // In this order, so that what is seen to run is not called just admitted.
+        let all = self.everywhere.iter().chain(known);
+        all.map(|(name, slot)| ((*name).to_owned(), holder(name, *slot))).collect()
+    }
+
+    fn fullest(&self) -> BTreeMap<String, Taken> {
+        let mut limits: BTreeMap<&str, Taken> = BTreeMap::new();
+        for (id, scope) in &self.scopes {
+            let more = self.only_everywhere(Some(scope)).count();
+            let taken = Taken { active: scope.names.len() + more, pending: scope.pending + more };
+            let most = limits.entry(limit_of(id)).or_default();
+            *most = taken.max(*most);
+        }
+        limits.into_iter().map(|(limit, taken)| (limit.to_owned(), taken)).collect()
     }
 
     /// Whether only attempts take slots for the name.
     fn is_pending(&self, name: &str) -> bool {
-        !self.scopes.values().any(|holders| holders.get(name).is_some_and(|holder| !holder.pending))
+        !self.scopes.values().any(|scope| scope.names.get(name).is_some_and(|slot| !slot.pending))
     }
 }
 
-fn holder(name: &str, since: Timestamp, pending: bool) -> Holder {
+fn holder(name: &str, slot: Slot) -> Holder {
     let (namespace, name) = name.split_once('/').unwrap_or(("", name));
+    let Slot { since, pending } = slot;
     Holder { namespace: namespace.to_owned(), name: name.to_owned(), since, pending }
 }
 
 /// Of a `namespace/name`.
 pub fn namespace(name: &str) -> &str {
     name.split_once('/').map_or("", |(namespace, _)| namespace)
+}
+
+/// The limit of a scope, as ledgers name it: `<policy uid>/<limit>`, and of a group `/<group>` behind it.
+pub fn limit_of(scope: &str) -> &str {
+    let end = scope.match_indices('/').nth(1).map_or(scope.len(), |(at, _)| at);
+    &scope[..end]
 }

@@ -50,7 +50,7 @@ pub struct Look {
     pub view: View,
     /// Which of both.
     pub sight: Sight,
-    /// Attempts that had run out before the LIST began, and that it shows to have come to nothing.
+    /// Attempts that had run out before the Jobs were listed, or theirs fetched, and that came to nothing by what this shows.
     pub expired: BTreeSet<String>,
 }
 
@@ -83,15 +83,12 @@ pub async fn look(shared: Arc<Shared>, id: LedgerId) -> Result<Look, Blind> {
     shared.reads.turn().await;
     let began = Instant::now();
     let known = read(&shared, id.name()).await?;
-    // Before the LIST begins: what has run out by now can show in it only if it came to something.
+    // Before the Jobs are read: what has run out by now can show in them only if it came to something.
     let (clocks, now) = (shared.memory.clocks(id.name()), shared.memory.now());
     shared.metrics.consistent_reads.inc();
-    // What has run out is taken out by a LIST only.
-    if clocks.older(EXPIRY, now).is_empty()
-        && let Some(view) = fetched(&shared, &id, &known).await
-    {
-        let sight = Sight::Cache(view.version);
-        return Ok(Look { began, known, view, sight, expired: BTreeSet::new() });
+    if let Some(view) = fetched(&shared, &id, &known).await {
+        let (sight, expired) = (Sight::Cache(view.version), expired(&known, &clocks, now, &view));
+        return Ok(Look { began, known, view, sight, expired });
     }
     let list = list::jobs(&shared.client, id.namespace().map(str::to_owned));
     let view = match tokio::time::timeout(LIST_TIMEOUT, list).await {

@@ -14,6 +14,7 @@
 //! | [`cache`], [`feed`], [`graves`] | the Jobs that were watched, how far that is, and which are gone |
 //! | [`look`] | ledger and Jobs as they are now, for whoever would be refused otherwise |
 //! | [`counting`], [`round`] | the same in a Job's terms: policies, Jobs and attempts -> verdicts (pure) |
+//! | [`found`] | what was found out about each Job, as long as it is so |
 //! | [`ahead`] | ledgers are made before they are asked for |
 //! | [`store`], [`actor`], [`pace`], [`limiter`] | the objects; one task per ledger, and its pace; the limiter over them |
 //!
@@ -26,6 +27,7 @@ pub mod clocks;
 pub mod counting;
 pub mod decide;
 pub mod feed;
+pub mod found;
 pub mod graves;
 pub mod limiter;
 pub mod look;

@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 /// Between the beginnings of two writes, where requests come faster than they are served.
-const LEAST: Duration = Duration::from_millis(12);
+const LEAST: Duration = Duration::from_millis(2);
 /// The same where other replicas' writes keep coming first.
 const MOST: Duration = Duration::from_millis(60);
 /// Where writes are slow, waiting is counted in writes: this many at most.

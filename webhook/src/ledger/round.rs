@@ -2,19 +2,18 @@
 //! before any of them is given. Pure.
 
 use std::{
-    collections::{BTreeSet, HashSet},
+    cell::RefCell,
+    collections::{BTreeSet, HashMap, hash_map::Entry},
     sync::Arc,
 };
 
 use jiff::Timestamp;
-use job_handler_shared::{
-    job::JobSnapshot,
-    ledger::{Book, JobLedgerSpec},
-};
+use job_handler_shared::ledger::{Book, JobLedgerSpec};
 
 use super::{
     counting::{self, LedgerId},
     decide::{self, Answer, Asked, Decided, Given, namespace},
+    found::Runs,
     graves::Grave,
     resolve::{Seen, Sight},
 };
@@ -38,8 +37,10 @@ pub struct Sources<'a> {
     pub book: &'a Book,
     /// How the Jobs were seen.
     pub sight: Sight,
-    /// All Jobs of the ledger's namespace, or of the cluster.
-    pub jobs: &'a [Arc<JobSnapshot>],
+    /// The Jobs of the ledger's namespace, or of the cluster, that take a slot or that were tried.
+    pub seen: &'a [Arc<Seen>],
+    /// Finished Jobs of the groups that wait after failures ([`backoff::group`] of whoever asks).
+    pub runs: &'a Runs,
     /// Jobs of attempts that came, and are gone from this view.
     pub gone: &'a [Grave],
     /// See [`Given::expired`].
@@ -55,23 +56,21 @@ pub struct Sources<'a> {
 /// Decides: one verdict for each attempt. None = the view is older than what somebody else has seen already.
 pub fn round(sources: Sources<'_>, attempts: &[&Attempt]) -> Option<(Vec<Verdict>, Decided)> {
     let Sources { rules, id, book, .. } = sources;
-    let tried: HashSet<&str> = book.attempts().map(|(_, _, granted)| &*granted.job_uid).collect();
-    // Only who takes a slot counts, and only of who was tried the ledger can be told something: of thousands of finished
-    // Jobs nothing is copied.
-    let telling = |job: &&Arc<JobSnapshot>| job.is_active() || tried.contains(&*job.uid);
     // A view does not show who is gone from it; if it did, the Job that comes later would stand.
-    let jobs: Vec<Seen> = sources
-        .gone
-        .iter()
-        .map(|grave| buried(grave, sources.now))
-        .chain(sources.jobs.iter().filter(telling).map(|job| counting::seen(rules, id, job)))
-        .collect();
+    let buried: Vec<Seen> = sources.gone.iter().map(|grave| buried(grave, sources.now)).collect();
+    let jobs: Vec<&Seen> = buried.iter().chain(sources.seen.iter().map(AsRef::as_ref)).collect();
     let barred: Vec<Option<Refused>> = attempts.iter().map(|attempt| barred(sources, attempt)).collect();
     let asked: Vec<Asked> = attempts
         .iter()
         .zip(&barred)
         .map(|(attempt, barred)| asked(rules, id, attempt, barred.is_some()))
         .collect();
+    // Of each namespace once: a ledger may hold many attempts.
+    let revisions: RefCell<HashMap<String, String>> = RefCell::default();
+    let revision = |namespace: &str| match revisions.borrow_mut().entry(namespace.to_owned()) {
+        Entry::Occupied(known) => known.get().clone(),
+        Entry::Vacant(new) => new.insert(counting::revision(rules, id, namespace)).clone(),
+    };
     let given = Given {
         book,
         sight: sources.sight,
@@ -79,7 +78,7 @@ pub fn round(sources: Sources<'_>, attempts: &[&Attempt]) -> Option<(Vec<Verdict
         expired: sources.expired,
         old: sources.old,
         undone: sources.undone,
-        revision: &|namespace| counting::revision(rules, id, namespace),
+        revision: &revision,
         now: sources.now,
     };
     let decided = decide::decide(given, &asked)?;
@@ -104,7 +103,9 @@ fn buried(grave: &Grave, now: Timestamp) -> Seen {
 /// Why the Job may not start now although there may be slots.
 fn barred(sources: Sources<'_>, attempt: &Attempt) -> Option<Refused> {
     sources.id.namespace()?;
-    backoff::refuse(sources.rules, sources.jobs, sources.spec, &attempt.job, sources.now)
+    let group = backoff::group(sources.rules, &attempt.job)?;
+    let runs = sources.runs.get(&group).map(Vec::as_slice).unwrap_or_default();
+    backoff::refuse(sources.rules, &group, runs, sources.spec, &attempt.job, sources.now)
 }
 
 fn asked(rules: Rules<'_>, id: &LedgerId, attempt: &Attempt, barred: bool) -> Asked {

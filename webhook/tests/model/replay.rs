@@ -206,11 +206,14 @@ impl<'a> Stage<'a> {
         let Phase::Looked { round, .. } = &before.replicas[n].phase else { panic!("it did not look") };
         self.apiserver.hold_lists.send_replace(false);
         let replica = &mut self.replicas[n];
-        let lists = self.apiserver.lists.load(Ordering::SeqCst);
+        let looks = |apiserver: &Apiserver| {
+            apiserver.lists.load(Ordering::SeqCst) + apiserver.gets.load(Ordering::SeqCst)
+        };
+        let looked = looks(&self.apiserver);
         if replica.expire {
             replica.inbox.send(Message::Expire).await.unwrap();
             replica.expire = false;
-            eventually("a look", || self.apiserver.lists.load(Ordering::SeqCst) > lists).await;
+            eventually("a look", || looks(&self.apiserver) > looked).await;
         }
         if round.asked.is_empty() {
             replica.inbox.send(Message::Tidy).await.unwrap();

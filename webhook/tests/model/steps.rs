@@ -144,12 +144,12 @@ impl World {
                     if !sight(protocol, view).suffices(round.book.observed_through) {
                         continue;
                     }
-                    steps.push(Step::Look { replica: n, view, fetches: false, clocks_run_out: false });
-                    if protocol.view == View::Fetched && self.take_slots_still(view, &round.book) {
-                        steps.push(Step::Look { replica: n, view, fetches: true, clocks_run_out: false });
-                    }
-                    if !self.expired(protocol, &round.book).is_empty() {
-                        steps.push(Step::Look { replica: n, view, fetches: false, clocks_run_out: true });
+                    let fetches = protocol.view == View::Fetched && self.take_slots_still(view, &round.book);
+                    let runs_out = !self.expired(protocol, &round.book).is_empty();
+                    for fetches in [false, true].into_iter().take(1 + usize::from(fetches)) {
+                        for clocks_run_out in [false, true].into_iter().take(1 + usize::from(runs_out)) {
+                            steps.push(Step::Look { replica: n, view, fetches, clocks_run_out });
+                        }
                     }
                 }
             }
@@ -351,10 +351,11 @@ impl World {
             })
             .collect();
         let fetched = |name: &str| fetched.filter(|_| self.takes(view, &round.book, name));
+        let seen = self.seen(view, own, fetched);
         let given = Given {
             book: &round.book,
             sight: sight(protocol, view),
-            jobs: &self.seen(view, own, fetched),
+            jobs: &seen.iter().collect::<Vec<_>>(),
             expired,
             old: &BTreeSet::new(),
             undone: &round.undo,

@@ -107,7 +107,7 @@ impl Two {
         let given = Given {
             book: &state.books[book],
             sight,
-            jobs: &jobs,
+            jobs: &jobs.iter().collect::<Vec<_>>(),
             expired: gone.0,
             old: &BTreeSet::new(),
             undone: gone.1,

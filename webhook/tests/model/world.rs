@@ -294,10 +294,11 @@ impl World {
         }
         let nobody = BTreeSet::new();
         let expired = self.expired(protocol, &self.book);
+        let seen = self.seen(self.history.len(), protocol.revisions[0], |_| None);
         let given = Given {
             book: &self.book,
             sight: Sight::List,
-            jobs: &self.seen(self.history.len(), protocol.revisions[0], |_| None),
+            jobs: &seen.iter().collect::<Vec<_>>(),
             expired: &expired,
             old: &nobody,
             undone: &nobody,

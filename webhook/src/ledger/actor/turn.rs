@@ -1,7 +1,7 @@
 //! One try of a round: what is known, what is decided by it, and the write that makes it so.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeSet, HashSet},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -14,11 +14,12 @@ use job_handler_shared::{
 
 use super::{Actor, Waiting};
 use crate::{
+    backoff,
     ledger::{
         ahead,
         clocks::OLD,
         counting,
-        decide::Decided,
+        decide::{Decided, Taken},
         graves::Grave,
         look::{self, Blind, Look},
         memory::Known,
@@ -63,6 +64,13 @@ impl Actor {
             (None, _) => return Err(Stop::Behind),
         };
         let gone = self.gone(&known, sight, look);
+        let attempts: Vec<&Attempt> = waiting.iter().map(|one| &one.attempt).collect();
+        self.found.begin(&policies, jobs.len());
+        let tried: HashSet<&str> = known.book.attempts().map(|(_, _, granted)| &*granted.job_uid).collect();
+        let seen = self.found.seen(rules, &self.id, &jobs, &tried);
+        let groups = attempts.iter().filter_map(|attempt| backoff::group(rules, &attempt.job));
+        let groups = groups.filter(|_| self.id.namespace().is_some()).collect();
+        let runs = self.found.runs(rules, &jobs, &groups);
         let nothing = BTreeSet::new();
         let expired = look.map_or(&nothing, |look| &look.expired);
         let sources = Sources {
@@ -71,14 +79,14 @@ impl Actor {
             spec: &known.ledger.spec,
             book: &known.book,
             sight,
-            jobs: &jobs,
+            seen: &seen,
+            runs: &runs,
             gone: &gone,
             expired,
             old: &shared.memory.clocks(self.id.name()).older(OLD, shared.memory.now()),
             undone: &self.undo,
             now: Timestamp::now(),
         };
-        let attempts: Vec<&Attempt> = waiting.iter().map(|one| &one.attempt).collect();
         let (verdicts, decided) = round(sources, &attempts).ok_or(Stop::Behind)?;
 
         let (before, after) = (&known.book, &decided.book);
@@ -225,20 +233,13 @@ impl Actor {
     }
 
     fn measure(&self, rules: Rules<'_>, decided: &Decided) {
-        let mut fullest: HashMap<&str, (usize, usize)> = HashMap::new();
-        for (scope, active, pending) in decided.usage.counts() {
-            // A scope is its limit, and perhaps a group: `<policy uid>/<limit>[/<group>]`.
-            let end = scope.match_indices('/').nth(1).map_or(scope.len(), |(at, _)| at);
-            let most = fullest.entry(&scope[..end]).or_default();
-            *most = (*most).max((active, pending));
-        }
         for policy in rules.policies.iter().filter(|policy| policy.enforced()) {
             for limit in &policy.spec.limits {
                 let key = format!("{}/{}", policy.reference.uid, limit.name);
-                if let Some((active, pending)) = fullest.get(key.as_str()) {
+                if let Some(Taken { active, pending }) = decided.fullest.get(&key).copied() {
                     let (policy, ledger) = (policy.reference.to_string(), self.id.name());
                     let max = limit.max_active_jobs;
-                    self.shared.metrics.limit(policy, &limit.name, ledger, *active, max, *pending);
+                    self.shared.metrics.limit(policy, &limit.name, ledger, active, max, pending);
                 }
             }
         }

@@ -1,0 +1,80 @@
+//! What happened a moment ago, by its name.
+
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
+
+/// Remembers for a given time, but no more than so many: then the eldest are forgotten early.
+///
+/// In two generations, of which the elder goes as a whole: nothing is searched through to forget, however much comes.
+#[derive(Debug)]
+pub struct Recent<V> {
+    age: Duration,
+    most: usize,
+    began: Instant,
+    young: HashMap<String, (V, Instant)>,
+    elder: HashMap<String, (V, Instant)>,
+}
+
+impl<V> Recent<V> {
+    /// For so long. At most twice `most` are remembered.
+    pub fn new(age: Duration, most: usize, now: Instant) -> Self {
+        Self { age, most, began: now, young: HashMap::new(), elder: HashMap::new() }
+    }
+
+    /// What was noted under a name, unless that is too long ago.
+    pub fn get(&self, name: &str, now: Instant) -> Option<&V> {
+        let (value, at) = self.young.get(name).or_else(|| self.elder.get(name))?;
+        (now.saturating_duration_since(*at) < self.age).then_some(value)
+    }
+
+    /// Notes it.
+    pub fn put(&mut self, name: String, value: V, now: Instant) {
+        let since = now.saturating_duration_since(self.began);
+        if since >= self.age || self.young.len() >= self.most {
+            self.elder = std::mem::take(&mut self.young);
+            self.began = now;
+        }
+        self.young.insert(name, (value, now));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const AGE: Duration = Duration::from_secs(10);
+
+    #[test]
+    fn it_is_remembered_for_its_time_and_no_longer() {
+        let begin = Instant::now();
+        let mut recent = Recent::new(AGE, 100, begin);
+        // Noted at any moment of a generation's life.
+        for n in 0..50_u32 {
+            let at = begin + Duration::from_secs(3) * n;
+            recent.put(n.to_string(), n, at);
+            for known in 0..=n {
+                let ago = Duration::from_secs(3) * (n - known);
+                assert_eq!(
+                    recent.get(&known.to_string(), at),
+                    (ago < AGE).then_some(&known),
+                    "{known} at {n}"
+                );
+            }
+        }
+        assert_eq!(recent.get("50", begin), None);
+    }
+
+    #[test]
+    fn many_push_out_the_eldest() {
+        let now = Instant::now();
+        let mut recent = Recent::new(AGE, 10, now);
+        for n in 0..1000 {
+            recent.put(n.to_string(), (), now);
+            assert!(recent.young.len() + recent.elder.len() <= 20);
+        }
+        assert!(recent.get("999", now).is_some() && recent.get("985", now).is_some());
+        assert!(recent.get("900", now).is_none());
+    }
+}
