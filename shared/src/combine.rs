@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 pub use crate::effective::{Bound, Effective, From};
 use crate::{
     effective,
-    policy::{ClusterJobPolicy, JobPolicy, Mode, PolicySpec},
+    policy::{ClusterJobPolicy, JobPolicy, Mode, PolicySpec, WhenFull},
 };
 
 /// Labels of a Job or namespace.
@@ -149,6 +149,25 @@ impl Policy {
     /// Whether it acts, rather than only telling.
     pub fn enforced(&self) -> bool {
         self.spec.mode == Mode::Enforce
+    }
+
+    /// Whether it changes no Job: it may refuse some, and asks nothing of those that pass. Such Jobs bear no mark of it.
+    pub fn leaves_jobs_alone(&self) -> bool {
+        let PolicySpec {
+            job_selector: _,
+            mode: _,
+            stamp: None,
+            group: None,
+            limits,
+            failure_backoff: None,
+            results: None,
+            cleanup: None,
+            cloud_event_sinks,
+        } = &self.spec
+        else {
+            return false;
+        };
+        cloud_event_sinks.is_empty() && limits.iter().all(|limit| limit.when_full == WhenFull::Reject)
     }
 
     /// Whether it can refuse or queue a Job.

@@ -1,8 +1,8 @@
 //! Heals Jobs that the webhook missed: they get the stamps that can still be set, and where they are too many for a limit
 //! that queues, the newest of them wait.
 //!
-//! A Job is missed where it carries no account of stamping although a policy that selects it was in force before it was
-//! created. What was there before a policy is left as it is, so that no change of a policy ends what runs; nor does
+//! A Job is missed where it carries no account of stamping although a policy that selects it, and that asks for more than
+//! refusals, was in force before it was created. What was there before a policy is left as it is, so that no change of a policy ends what runs; nor does
 //! healing: a deadline or a number of retries that has passed already is left out.
 
 use std::{
@@ -230,7 +230,8 @@ fn missed(store: &Store, held: &HashMap<String, Instant>) -> Vec<Missed> {
         let mut policies = store.matching(&job)?;
         // Times have a resolution of one second.
         policies.retain(|policy| since.get(&policy.reference.uid).is_some_and(|since| job.created > *since));
-        (!policies.is_empty()).then_some(Missed { job, policies })
+        let untouched = policies.iter().all(|policy| policy.leaves_jobs_alone());
+        (!untouched).then_some(Missed { job, policies })
     })
     .collect()
 }

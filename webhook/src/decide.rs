@@ -196,11 +196,12 @@ fn stamp(
     if selected.labels.get(keys::ENABLED).is_some_and(|value| value == "false") {
         text.set(explain::OPT_OUT, "of defaults, harvest and prune (label job-handler/enabled: \"false\")");
     }
+    let untouched = text.is_empty() && selected.by.iter().all(|policy| policy.leaves_jobs_alone());
     if text.is_empty() {
         let by: Vec<String> = selected.by.iter().map(|policy| policy.reference.to_string()).collect();
         text.set(explain::NOTHING, format_args!("selected by {}", by.join(", ")));
     }
-    decision.annotations.insert(keys::STAMPED, Some(text.text()));
+    decision.annotations.insert(keys::STAMPED, (!untouched).then(|| text.text()));
     // A new Job was never harvested, whatever it was copied from.
     decision.annotations.insert(keys::STATUS, None);
     decision.annotations.insert(keys::RESULTS, None);

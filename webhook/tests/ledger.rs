@@ -372,6 +372,36 @@ async fn a_refusal_by_few_jobs_lists_nothing_and_one_by_many_does() {
     }
 }
 
+/// Of the runs of a group, few take slots, and those that have ended are not fetched: only a LIST shows the last one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_group_that_has_just_succeeded_does_not_wait_for_an_earlier_failure() {
+    let waits = json!({"group": {"type": "Labels", "labelKeys": ["id"]},
+        "failureBackoff": {"initialSeconds": 300, "multiplier": 2, "maxSeconds": 3600, "action": "Reject"},
+        "limits": [{"name": "few", "maxActiveJobs": 2}]});
+    let apiserver = Arc::new(Apiserver::new(0).with_ledger("ci", empty()));
+    let replica = replica(&apiserver, &[policy("builds", waits)]).ready().await;
+    let run = |name: &str, condition: &str, ago: i64| {
+        let at = jiff::Timestamp::now().checked_sub(jiff::SignedDuration::from_secs(ago)).unwrap();
+        apiserver.store(&format!("ci/{name}"), name);
+        apiserver.change(&format!("ci/{name}"), |job| {
+            job["metadata"]["labels"] = json!({"id": "7"});
+            job["status"] = json!({"conditions": [
+                {"type": condition, "status": "True", "lastTransitionTime": at.to_string()}]});
+        });
+    };
+    let ask = |name: &str| {
+        let mut attempt = attempt(&format!("ci/{name}"), name);
+        attempt.job.labels.insert("id".into(), "7".into());
+        replica.limiter.admit(attempt)
+    };
+    run("r1", "Failed", 9);
+    let refused = why(ask("a").await);
+    assert!(refused.contains("group 7 failed 1 time (last: r1)"), "{refused}");
+    apiserver.tell_of_jobs(false);
+    run("r2", "Complete", 1);
+    assert_eq!(ask("b").await, Verdict::Granted);
+}
+
 /// What is not there yet takes slots, too, and is not fetched by the hundred.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refusal_by_many_grants_on_their_way_fetches_none_of_them() {

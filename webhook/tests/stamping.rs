@@ -37,6 +37,30 @@ fn jobs_outside_every_enforced_policy_stay_as_they_are() {
     }
 }
 
+#[test]
+fn limits_that_only_refuse_change_no_job_but_take_off_what_is_forged() {
+    let limits = |when_full: &str| {
+        let limits = json!({"limits": [{"name": "few", "maxActiveJobs": 3, "whenFull": when_full}]});
+        Webhook::new([policy("few", limits)])
+    };
+    let plain = job(json!({"app": "other"}), json!({"ttlSecondsAfterFinished": 0}));
+    assert_eq!(limits("Reject").create(&plain), (plain.clone(), vec![]));
+    let mut forged = plain.clone();
+    forged["metadata"]["annotations"] = json!({STAMPED: "nothing to set: x", TTL: "7", "job-handler/results": "r",
+        "job-handler/status": "completed", "job-handler/queued-at": "2026-11-21T00:00:00Z", "note": "mine"});
+    forged["metadata"]["labels"][GROUP] = json!("x");
+    let (after, _) = limits("Reject").create(&forged);
+    let mut expected = plain.clone();
+    expected["metadata"]["annotations"] = json!({"note": "mine"});
+    assert_eq!(after, expected);
+    // Beside anything else it is told that there was nothing to set.
+    let stamps = json!({"stamp": {"activeDeadlineSeconds": {"max": 60}}});
+    for webhook in [limits("Queue"), Webhook::new([policy("stamps", stamps)])] {
+        let (after, _) = webhook.create(&job(json!({"app": "other"}), json!({"activeDeadlineSeconds": 30})));
+        assert_ne!(annotation(&after, STAMPED), "", "{after}");
+    }
+}
+
 /// With its marks the sink would start it, outside every policy and against its author's `suspend: true`.
 #[test]
 fn a_copy_of_a_queued_job_outside_every_policy_loses_the_marks_and_nothing_else() {

@@ -24,9 +24,10 @@ use super::{
     limiter::Shared,
     look::{self, Blind, Look},
     pace::Pace,
+    resolve::Sight,
 };
 use crate::{
-    limit::{Attempt, Refused, Verdict},
+    limit::{Attempt, FAILURE_BACKOFF, Refused, Verdict},
     recent::Recent,
 };
 use turn::Stop;
@@ -37,6 +38,8 @@ const TRIES: u32 = 20;
 const SAME_CREATE: Duration = Duration::from_secs(10);
 /// So many refusals are remembered for that.
 const REFUSED: usize = 4096;
+/// For [`Actor::outdated`]: only a read will do.
+const ANY: Option<u64> = Some(u64::MAX);
 /// So many may wait for looks.
 const PARKED: usize = 4096;
 
@@ -75,10 +78,12 @@ pub struct Actor {
     refused: Recent<Refused>,
     /// Those who would be refused, and wait for a look.
     parked: Vec<Waiting>,
+    /// One of them would be refused by Jobs that have ended, which only a LIST shows as they are now.
+    lists: bool,
     /// One at most is under way.
     looks: JoinSet<Result<Look, Blind>>,
-    /// What was watched is not the newest, or may not be.
-    reread: bool,
+    /// A ledger that is known to be of this version or an older one is not the newest, or may not be.
+    outdated: Option<u64>,
     /// A write may be made for nobody's grant.
     tidy: bool,
     expire: bool,
@@ -96,8 +101,9 @@ impl Actor {
             undo: BTreeSet::new(),
             refused: Recent::new(SAME_CREATE, REFUSED, Instant::now()),
             parked: Vec::new(),
+            lists: false,
             looks: JoinSet::new(),
-            reread: false,
+            outdated: None,
             tidy: false,
             expire: false,
             pace: Pace::default(),
@@ -124,7 +130,8 @@ impl Actor {
             }
             if self.looks.is_empty() && (self.expire || !self.parked.is_empty()) {
                 self.expire = false;
-                self.looks.spawn(look::look(self.shared.clone(), self.id.clone()));
+                let lists = std::mem::take(&mut self.lists);
+                self.looks.spawn(look::look(self.shared.clone(), self.id.clone(), lists));
             }
         }
     }
@@ -201,7 +208,7 @@ impl Actor {
             }
             match self.once(&waiting, look.as_ref()).await {
                 Ok(verdicts) => {
-                    self.answer(waiting, verdicts, look.is_some());
+                    self.answer(waiting, verdicts, look.as_ref().map(|look| look.sight));
                     waiting = Vec::new();
                     break;
                 }
@@ -223,10 +230,18 @@ impl Actor {
         self.turn_away(waiting, unsure, "other replicas wrote the ledger first, again and again");
     }
 
-    fn answer(&mut self, waiting: Vec<Waiting>, verdicts: Vec<Verdict>, looked: bool) {
+    /// Refusals are given by a look only, and those by Jobs that have ended by a LIST only.
+    fn answer(&mut self, waiting: Vec<Waiting>, verdicts: Vec<Verdict>, looked: Option<Sight>) {
         let mut parked = Vec::new();
         for (one, verdict) in waiting.into_iter().zip(verdicts) {
-            if verdict != Verdict::Granted && !looked {
+            let by_ended = matches!(&verdict, Verdict::Refused(refused) if refused.limit == FAILURE_BACKOFF);
+            let suffices = match looked {
+                None => false,
+                Some(Sight::Cache(_)) => !by_ended,
+                Some(Sight::List) => true,
+            };
+            if verdict != Verdict::Granted && !suffices {
+                self.lists |= by_ended;
                 parked.push(one);
                 continue;
             }

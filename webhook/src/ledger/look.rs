@@ -5,7 +5,9 @@
 //! never causes a refusal.
 //!
 //! Where few Jobs take slots these are fetched one by one instead ([`fetched`]), as a consistent LIST waits for the
-//! apiserver's own cache to catch up with etcd: in a namespace where nothing else happens that takes some 100 ms.
+//! apiserver's own cache to catch up with etcd: in a namespace where nothing else happens that takes some 100 ms. Whoever is
+//! then refused is so by Jobs each of which was active after it came, and all of which were at the moment when the first of
+//! them was fetched; the ledger is read beside, where anything stands in it ([`still`]).
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -78,15 +80,23 @@ impl Reads {
     }
 }
 
-/// Looks.
-pub async fn look(shared: Arc<Shared>, id: LedgerId) -> Result<Look, Blind> {
+/// Looks; where it `lists`, not only at those who take slots.
+pub async fn look(shared: Arc<Shared>, id: LedgerId, lists: bool) -> Result<Look, Blind> {
     shared.reads.turn().await;
     let began = Instant::now();
-    let known = read(&shared, id.name()).await?;
+    let (known, fetches) = match still(&shared, &id, lists).await? {
+        Still::So(known, view) => {
+            shared.metrics.consistent_reads.inc();
+            let sight = Sight::Cache(view.version);
+            return Ok(Look { began, known, view, sight, expired: BTreeSet::new() });
+        }
+        Still::Unknown(known) => (known, !lists),
+        Still::Changed(known) => (known, false),
+    };
     // Before the Jobs are read: what has run out by now can show in them only if it came to something.
     let (clocks, now) = (shared.memory.clocks(id.name()), shared.memory.now());
     shared.metrics.consistent_reads.inc();
-    if let Some(view) = fetched(&shared, &id, &known).await {
+    if fetches && let Some(view) = fetched(&shared, &id, &known).await {
         let (sight, expired) = (Sight::Cache(view.version), expired(&known, &clocks, now, &view));
         return Ok(Look { began, known, view, sight, expired });
     }
@@ -103,6 +113,41 @@ pub async fn look(shared: Arc<Shared>, id: LedgerId) -> Result<Look, Blind> {
     }
     let expired = expired(&known, &clocks, now, &view);
     Ok(Look { began, known, view, sight: Sight::List, expired })
+}
+
+/// What a look finds at first.
+enum Still {
+    /// The ledger is as it was watched, and who takes slots does so still.
+    So(Arc<Known>, View),
+    /// Who takes slots by the watch is too many to be fetched, or one of them does no more. The ledger as it is now.
+    Changed(Arc<Known>),
+    /// By this ledger, which is as it is now, nobody has looked.
+    Unknown(Arc<Known>),
+}
+
+/// Looks whether all is as it was watched, which it is where Jobs are refused one after the other: then ledger and Jobs
+/// need not wait for each other. Without attempts in it nobody is refused by the ledger, and it is not read at all: what
+/// others may have written meanwhile takes slots, and frees none.
+async fn still(shared: &Shared, id: &LedgerId, lists: bool) -> Result<Still, Blind> {
+    let name = id.name();
+    let watched = shared.memory.known(name);
+    let run_out = !shared.memory.clocks(name).older(EXPIRY, shared.memory.now()).is_empty();
+    let Some(watched) = watched.filter(|_| !lists && !run_out) else {
+        return Ok(Still::Unknown(read(shared, name).await?));
+    };
+    if watched.book.pending.is_empty() {
+        return match fetched(shared, id, &watched).await {
+            Some(view) => Ok(Still::So(watched, view)),
+            None => Ok(Still::Changed(read(shared, name).await?)),
+        };
+    }
+    let (known, view) = tokio::join!(read(shared, name), fetched(shared, id, &watched));
+    let known = known?;
+    Ok(match view {
+        Some(view) if known.version == watched.version => Still::So(known, view),
+        Some(_) => Still::Unknown(known),
+        None => Still::Changed(known),
+    })
 }
 
 /// The Jobs as the watch has told of them, where all that take a slot are seen to do so still: the active ones, and those

@@ -12,7 +12,7 @@ use job_handler_shared::{
     ledger::{Book, Kind},
 };
 
-use super::{Actor, Waiting};
+use super::{ANY, Actor, Waiting};
 use crate::{
     backoff,
     ledger::{
@@ -108,7 +108,7 @@ impl Actor {
             self.write(&known, after, new).await?;
         } else if old > 0 && !newest {
             // Nothing was written that would tell whether what it was granted by is still there.
-            self.reread = true;
+            self.outdated = ANY;
             return Err(Stop::Again(false));
         }
         let undone: BTreeSet<String> = std::mem::take(&mut self.undo);
@@ -120,15 +120,17 @@ impl Actor {
     /// The newest ledger that is known here, and whether it was read for this try.
     async fn ledger(&mut self, look: Option<&Look>) -> Result<(Arc<Known>, bool), Stop> {
         let name = self.id.name();
-        let watched = if self.reread { None } else { self.shared.memory.known(name) };
-        let looked = look.map(|look| look.known.clone()).filter(|_| !self.reread);
-        let newest = watched.into_iter().chain(looked).max_by_key(|known| known.version);
-        if let Some(known) = newest {
+        let known = self.shared.memory.known(name).into_iter().chain(look.map(|look| look.known.clone()));
+        let newest = known.max_by_key(|known| known.version);
+        // After somebody else's write the watch has told of that, as a rule, by the time that it is this one's turn again.
+        if let Some(known) =
+            newest.filter(|known| self.outdated.is_none_or(|version| known.version > version))
+        {
             return Ok((known, false));
         }
         match look::read(&self.shared, name).await {
             Ok(known) => {
-                self.reread = false;
+                self.outdated = None;
                 Ok((known, true))
             }
             Err(Blind::Missing(at)) => Err(self.make(at).await),
@@ -190,14 +192,14 @@ impl Actor {
                 self.pace.done(Instant::now());
                 match Known::of(*ledger) {
                     Ok(known) => shared.memory.note(name, &known),
-                    Err(_) => self.reread = true,
+                    Err(_) => self.outdated = ANY,
                 }
                 Ok(())
             }
             Write::Conflict => {
                 shared.metrics.ledger_conflicts.inc();
                 self.pace.conflict(Instant::now());
-                self.reread = true;
+                self.outdated = Some(known.version);
                 Err(Stop::Again(false))
             }
             Write::Unknown(why) => {
@@ -205,7 +207,7 @@ impl Actor {
                     ledger = name,
                     "it is not known whether it was written, reading it again: {why}"
                 );
-                self.reread = true;
+                self.outdated = ANY;
                 Err(Stop::Again(true))
             }
             Write::Refused(why) => Err(Stop::Cannot(why)),
@@ -216,7 +218,7 @@ impl Actor {
     pub(super) async fn make(&mut self, missing_at: Instant) -> Stop {
         let name = self.id.name();
         if self.shared.memory.came_since(name, missing_at) {
-            self.reread = true;
+            self.outdated = ANY;
             return Stop::Again(false);
         }
         let policies = self.shared.policies.current().clone();
@@ -225,7 +227,7 @@ impl Actor {
             return Stop::Cannot(ahead::missing(name, left));
         }
         // Whoever makes it: the next read tells.
-        self.reread = true;
+        self.outdated = ANY;
         match self.shared.store.make(name).await {
             Write::Refused(why) => Stop::Cannot(why),
             Write::Done(_) | Write::Conflict | Write::Unknown(_) => Stop::Again(false),
