@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use job_handler_e2e::bench::alone::{self, CONNECTIONS, Effort, HANDLERS};
-use job_handler_e2e::bench::harvest::disturbed;
+use job_handler_e2e::bench::harvest::{away, disturbed};
 use job_handler_e2e::bench::reviews::Size;
 use job_handler_e2e::bench::server::{Handler, Server};
 use job_handler_e2e::bench::variants::Variant;
@@ -65,13 +65,14 @@ async fn harvests_are_measured_beside_a_loop() {
     // A result that is missing fails the measurement itself.
     let mut tables = harvest::measure(harvest::Sizes::QUICK).await.unwrap();
     tables.push(disturbed::measure(disturbed::Sizes::QUICK).await.unwrap());
+    tables.push(away::measure(20).await.unwrap());
     let names: Vec<&str> = tables[0].rows.iter().map(|row| row[0].as_str()).collect();
     assert_eq!(names, ["loop", "sink"]);
     for row in tables.iter().flat_map(|table| &table.rows) {
         let figures = row.iter().skip(1).filter_map(|cell| cell.parse::<f64>().ok());
         assert!(figures.clone().count() > 0 && figures.clone().all(f64::is_finite), "{row:?}");
     }
-    assert_eq!(tables.iter().map(|table| table.aims.len()).collect::<Vec<_>>(), [1, 2, 1, 1]);
+    assert_eq!(tables.iter().map(|table| table.aims.len()).collect::<Vec<_>>(), [1, 2, 1, 1, 1]);
     assert_eq!(tables[2].rows.len(), 3, "{:?}", tables[2]);
     assert_eq!(tables[3].rows[0][0], "all of it at once");
     for what in ["lag", "peak memory", "one log", "idle", "apiserver restarted", "sink restarted"] {

@@ -519,14 +519,19 @@ async fn a_view_with_a_namespace_that_nobody_knows_decides_nothing() {
     assert!(told.contains("namespace new"), "{told}");
 }
 
+#[rstest]
+#[case::an_hour_ahead(1)]
+#[case::an_hour_behind(-1)]
+#[case::years_behind(-200_000)]
 #[tokio::test(flavor = "multi_thread")]
-async fn an_attempt_whose_job_never_comes_runs_out_by_the_monotonic_clock() {
+async fn an_attempt_whose_job_never_comes_runs_out_by_the_monotonic_clock(#[case] hours: i64) {
     let apiserver = Arc::new(Apiserver::new(0).with_ledger("ci", empty()));
     let replica = replica(&apiserver, &[few(1)]).ready().await;
     assert_eq!(replica.limiter.admit(attempt("ci/a", "a")).await, Verdict::Granted);
-    // What the ledger says of the time is for people: however wrong it is makes no difference.
+    // What the ledger says of the time is for people: it makes no difference how wrong the wall clock was that told it.
     let mut spec = apiserver.stored.lock().unwrap().ledgers["ci"]["spec"].clone();
-    spec["pending"]["ci/a"]["request-a"]["since"] = json!("2001-01-01T00:00:00Z");
+    let since = jiff::Timestamp::now().checked_add(jiff::SignedDuration::from_hours(hours)).unwrap();
+    spec["pending"]["ci/a"]["request-a"]["since"] = json!(since.to_string());
     apiserver.put_ledger("ci", spec);
     let refused = why(replica.limiter.admit(attempt("ci/b", "b")).await);
     assert!(refused.contains("1 just admitted"), "{refused}");

@@ -1,6 +1,7 @@
 //! Harvests of finished Jobs: the sink beside a loop that makes the same calls without thinking; lag, memory, processor
 //! time, and what the sink costs where many Jobs lie around.
 
+pub mod away;
 pub mod disturbed;
 
 use std::collections::{BTreeMap, HashMap};

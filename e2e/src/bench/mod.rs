@@ -27,7 +27,7 @@ use std::time::Duration;
 use clap::ValueEnum;
 
 use crate::error::{Error, Result};
-use harvest::disturbed;
+use harvest::{away, disturbed};
 use machine::Machine;
 use report::Table;
 
@@ -88,6 +88,7 @@ pub async fn run(program: &Path, parts: &[Part], quick: bool) -> Result<Report> 
     if wanted(Part::Disturbed) {
         let sizes = if quick { disturbed::Sizes::QUICK } else { disturbed::Sizes::default() };
         report.add(disturbed::measure(sizes).await?);
+        report.add(away::measure(if quick { 20 } else { away::JOBS }).await?);
     }
     if wanted(Part::Prune) {
         let sizes = if quick { sweep::Sizes::QUICK } else { sweep::Sizes::default() };

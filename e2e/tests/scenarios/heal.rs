@@ -72,8 +72,10 @@ fn missed_jobs_over_a_limit_wait_newest_first_or_are_reported() {
         let limit = json!({"name": "few", "maxActiveJobs": 1, "whenFull": "Queue"});
         world.policy(&ns, "builds", json!({"limits": [limit]})).await;
         let rejects = world.cluster.namespace("healr").await.unwrap();
+        // Only a policy that leaves a mark on every Job can tell which it has missed.
         let limit = json!({"name": "few", "maxActiveJobs": 1});
-        world.policy(&rejects, "builds", json!({"limits": [limit]})).await;
+        let stamp = json!({"backoffLimit": {"default": 2}});
+        world.policy(&rejects, "builds", json!({"stamp": stamp, "limits": [limit]})).await;
         in_force_for_a_second(world, &ns).await;
         in_force_for_a_second(world, &rejects).await;
         // Nobody is asked: somebody took the entries away while the sink was away too.

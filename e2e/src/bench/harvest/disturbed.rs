@@ -229,6 +229,20 @@ impl Ground {
         Ok(Compared { beside, without, places })
     }
 
+    /// Harvests a batch by itself, which nobody is told of, or which a receiver that is down should be.
+    ///
+    /// # Errors
+    /// If anything does not run, or a result is missing.
+    pub(super) async fn harvest(&mut self, trouble: Option<Trouble>, jobs: usize) -> Result<()> {
+        let (client, namespace) = (self.cluster.client(), self.namespace()?);
+        self.seed(&namespace, "ill", jobs, true).await?;
+        match trouble {
+            Some(trouble) => self.begin(trouble, &namespace).await?,
+            None => ask_for_results(&client, &namespace).await?,
+        }
+        harvested(&client, &namespace, jobs).await
+    }
+
     /// Jobs per second beside as many with which nothing is wrong as there would be disturbed ones.
     async fn without(&mut self, troubles: &[Trouble], sizes: Sizes) -> Result<f64> {
         let (alone, company) = (self.namespace()?, self.namespace()?);

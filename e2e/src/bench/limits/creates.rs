@@ -308,6 +308,14 @@ fn table(effort: &Effort) -> Table {
          server, allow everything, and stand behind a balancer as ours do. Ours is the installed pair, three webhook \
          replicas and a sink; the balancer leads to one of them or to all."
             .to_owned(),
+        "The policy only limits, so that no Job is changed: applying any patch costs the apiserver more than most limits do, \
+         see the creates behind one webhook above."
+            .to_owned(),
+        "What limits: the two cores. A write of the ledger costs the apiserver about as much as one of a quota's status, and \
+         both hold many grants where many come at once; ours is JSON, and watched by each replica. With many clients a create \
+         waits for the write that is under way and for its own. The apiserver keeps 25 idle connections to a webhook \
+         (client-go): where more wait there at once, each further call begins with a TLS handshake."
+            .to_owned(),
         "Ledger writes are all writes that were tried, conflicts and removals included, from the first create until the \
          turn's Jobs are deleted."
             .to_owned(),

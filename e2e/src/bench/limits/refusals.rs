@@ -239,8 +239,9 @@ fn table() -> Table {
         "{CONNECTIONS} clients in a closed loop, {ALONE} where the webhook alone is asked, a limit of 1 that one Job \
              holds. The webhook alone is asked over TLS with reviews of ever new Jobs; the client that asks shares its \
              cores. A refusal waits for a look that begins after it came, and of looks each replica makes 20 a second at \
-             most: so many clients get so many refusals each. Figures are medians over the rounds, \
-             ratios are taken within each round."
+             most: so many clients get so many refusals each. What limits through the apiserver: the cores, of which it \
+             takes two thirds, and that wait, of half the time between two looks and a look. Figures are medians over the \
+             rounds, ratios are taken within each round."
     )];
     table
 }

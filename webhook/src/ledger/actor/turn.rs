@@ -20,6 +20,7 @@ use crate::{
         clocks::OLD,
         counting,
         decide::{Decided, Taken},
+        found::Found,
         graves::Grave,
         look::{self, Blind, Look},
         memory::Known,
@@ -65,12 +66,15 @@ impl Actor {
         };
         let gone = self.gone(&known, sight, look);
         let attempts: Vec<&Attempt> = waiting.iter().map(|one| &one.attempt).collect();
-        self.found.begin(&policies, jobs.len());
+        // The Jobs of a LIST are nobody else's, and would only be kept for nothing.
+        let mut of_list = Found::default();
+        let found = if sight == Sight::List { &mut of_list } else { &mut self.found };
+        found.begin(&policies, jobs.len());
         let tried: HashSet<&str> = known.book.attempts().map(|(_, _, granted)| &*granted.job_uid).collect();
-        let seen = self.found.seen(rules, &self.id, &jobs, &tried);
+        let seen = found.seen(rules, &self.id, &jobs, &tried);
         let groups = attempts.iter().filter_map(|attempt| backoff::group(rules, &attempt.job));
         let groups = groups.filter(|_| self.id.namespace().is_some()).collect();
-        let runs = self.found.runs(rules, &jobs, &groups);
+        let runs = found.runs(rules, &jobs, &groups);
         let nothing = BTreeSet::new();
         let expired = look.map_or(&nothing, |look| &look.expired);
         let sources = Sources {
