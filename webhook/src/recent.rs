@@ -31,12 +31,23 @@ impl<V> Recent<V> {
 
     /// Notes it.
     pub fn put(&mut self, name: String, value: V, now: Instant) {
-        let since = now.saturating_duration_since(self.began);
-        if since >= self.age || self.young.len() >= self.most {
-            self.elder = std::mem::take(&mut self.young);
-            self.began = now;
+        if self.young.len() >= self.most {
+            self.turn(now);
         }
+        self.forget(now);
         self.young.insert(name, (value, now));
+    }
+
+    /// Lets go of what is too long ago, for those who note nothing for a while.
+    pub fn forget(&mut self, now: Instant) {
+        if now.saturating_duration_since(self.began) >= self.age {
+            self.turn(now);
+        }
+    }
+
+    fn turn(&mut self, now: Instant) {
+        self.elder = std::mem::take(&mut self.young);
+        self.began = now;
     }
 }
 
@@ -63,7 +74,10 @@ mod tests {
                 );
             }
         }
-        assert_eq!(recent.get("50", begin), None);
+        let later = begin + Duration::from_secs(3) * 49 + AGE;
+        recent.forget(later);
+        recent.forget(later + AGE);
+        assert!(recent.young.is_empty() && recent.elder.is_empty());
     }
 
     #[test]

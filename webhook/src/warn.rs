@@ -190,9 +190,12 @@ pub fn stamping(review: &Review, job: &JobView, decision: &Decision, context: Co
         Subject::NotOurs(_) | Subject::Unreadable(_) => return Vec::new(),
     };
     let account = |decision: &Decision| {
-        let own = decision.annotations.get(keys::STAMPED).cloned().flatten();
-        let text = own.or_else(|| job.annotation(keys::STAMPED).map(str::to_owned));
-        text.as_deref().map(Explanation::parse).unwrap_or_default()
+        // Where it is taken off, it was forged.
+        let text = match decision.annotations.get(keys::STAMPED) {
+            Some(own) => own.as_deref(),
+            None => job.annotation(keys::STAMPED),
+        };
+        text.map(Explanation::parse).unwrap_or_default()
     };
     let changes_job =
         |key: &str| !matches!(key, explain::NOTHING | explain::QUEUED | explain::OPT_OUT | explain::GROUP);

@@ -519,6 +519,59 @@ async fn a_view_with_a_namespace_that_nobody_knows_decides_nothing() {
     assert!(told.contains("namespace new"), "{told}");
 }
 
+/// Nor does one that was fetched: nobody knows which limits it is under.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_is_fetched_from_a_namespace_that_nobody_knows_decides_nothing() {
+    let granted = json!({"jobUid": "x", "kind": "create", "revision": "another", "scopes": ["uid-all/all"],
+        "since": "2026-11-21T00:00:00Z"});
+    let spec = json!({"format": 1, "pending": {"new/x": {"request-of-x": granted}}});
+    let apiserver = Arc::new(Apiserver::new(0).with_ledger("cluster.job-handler.io", spec));
+    apiserver.store("ci/y", "y");
+    let limits = json!({"limits": [{"name": "all", "maxActiveJobs": 2, "scope": "Cluster"}]});
+    let replica = replica(&apiserver, &[cluster_policy("all", limits)]).ready().await;
+    apiserver.tell_of_jobs(false);
+    apiserver.store("new/x", "x");
+    let told = why(replica.limiter.admit(attempt("ci/r", "r")).await);
+    assert!(told.contains("namespace new"), "{told}");
+}
+
+/// Somebody asks while all slots are taken, one of which is free again before the look for it begins; while the Jobs are
+/// being fetched, others write the ledger.
+#[rstest]
+#[case::a_job_that_came_and_went_before(json!({"jobUid": "x", "kind": "create", "revision": "another",
+    "scopes": ["uid-builds/few"], "since": "2026-11-21T00:00:00Z"}), 0)]
+#[case::beyond_what_is_watched(Value::Null, 1000)]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ledger_that_others_write_during_a_look_refuses_nobody(
+    #[case] granted: Value,
+    #[case] beyond: u64,
+) {
+    let apiserver = Arc::new(Apiserver::new(20).with_ledger("ci", empty()));
+    apiserver.store("ci/y", "y");
+    apiserver.store("ci/u", "u");
+    let replica = replica(&apiserver, &[few(2)]).ready().await;
+    let gets = || apiserver.gets.load(Ordering::SeqCst);
+    // Its look was a moment ago, so that the next one waits for its turn.
+    why(replica.limiter.admit(attempt("ci/earlier", "earlier")).await);
+    let (limiter, before) = (replica.limiter.clone(), gets());
+    let asks = tokio::spawn(async move { limiter.admit(attempt("ci/r", "r")).await });
+    tokio::time::sleep(Duration::from_millis(3)).await;
+    apiserver.finish("ci/u");
+    while gets() == before {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    apiserver.tell_of_jobs(false);
+    apiserver.store("ci/x", "x");
+    apiserver.finish("ci/x");
+    let observed = match beyond {
+        0 => 0,
+        beyond => apiserver.stored.lock().unwrap().version + beyond,
+    };
+    let pending = if granted.is_null() { json!({}) } else { json!({"ci/x": {"request-of-x": granted}}) };
+    apiserver.put_ledger("ci", json!({"format": 1, "pending": pending, "observedThrough": observed}));
+    assert_eq!(asks.await.unwrap(), Verdict::Granted);
+}
+
 #[rstest]
 #[case::an_hour_ahead(1)]
 #[case::an_hour_behind(-1)]

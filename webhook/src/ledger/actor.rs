@@ -37,7 +37,7 @@ const TRIES: u32 = 20;
 /// A second webhook entry asks about the same create within this time, and has to be answered alike.
 const SAME_CREATE: Duration = Duration::from_secs(10);
 /// So many refusals are remembered for that.
-const REFUSED: usize = 4096;
+const REFUSED: usize = 2048;
 /// For [`Actor::outdated`]: only a read will do.
 const ANY: Option<u64> = Some(u64::MAX);
 /// So many may wait for looks.
@@ -232,6 +232,7 @@ impl Actor {
 
     /// Refusals are given by a look only, and those by Jobs that have ended by a LIST only.
     fn answer(&mut self, waiting: Vec<Waiting>, verdicts: Vec<Verdict>, looked: Option<Sight>) {
+        self.refused.forget(Instant::now());
         let mut parked = Vec::new();
         for (one, verdict) in waiting.into_iter().zip(verdicts) {
             let by_ended = matches!(&verdict, Verdict::Refused(refused) if refused.limit == FAILURE_BACKOFF);

@@ -4,7 +4,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::Arc,
+    sync::{Arc, Weak},
 };
 
 use job_handler_shared::{
@@ -30,13 +30,14 @@ pub type Runs = HashMap<Arc<GroupId>, Vec<Arc<JobSnapshot>>>;
 #[derive(Debug, Default)]
 pub struct Found {
     policies: Option<Arc<PolicySet>>,
-    /// By the address of the Job, which is nobody else's as long as the entry holds it.
+    /// By the address of the Job, which is nobody else's as long as the entry knows it.
     jobs: HashMap<usize, Entry>,
 }
 
 #[derive(Debug)]
 struct Entry {
-    job: Arc<JobSnapshot>,
+    /// Not held: several ledgers look at one Job, and none of them would let it go before the others.
+    job: Weak<JobSnapshot>,
     labels: Option<Arc<Labels>>,
     seen: Option<Arc<Seen>>,
     group: Option<Option<Arc<GroupId>>>,
@@ -50,7 +51,7 @@ impl Found {
             self.jobs.clear();
         }
         if self.jobs.len() > there * 2 + LEFT_OVER {
-            self.jobs.retain(|_, entry| Arc::strong_count(&entry.job) > 1);
+            self.jobs.retain(|_, entry| entry.job.strong_count() > 0);
             self.jobs.shrink_to(self.jobs.len() * 2);
         }
     }
@@ -93,7 +94,7 @@ impl Found {
 
     fn entry(&mut self, rules: Rules<'_>, job: &Arc<JobSnapshot>) -> &mut Entry {
         let labels = (rules.namespaces)(&job.namespace);
-        let anew = |labels| Entry { job: job.clone(), labels, seen: None, group: None };
+        let anew = |labels| Entry { job: Arc::downgrade(job), labels, seen: None, group: None };
         let entry = self.jobs.entry(Arc::as_ptr(job) as usize).or_insert_with(|| anew(labels.clone()));
         let same = match (&entry.labels, &labels) {
             (Some(then), Some(now)) => Arc::ptr_eq(then, now),
@@ -147,7 +148,7 @@ mod tests {
     #[test]
     fn nothing_is_remembered_beyond_its_reasons() {
         let id = LedgerId::Namespace("ci".into());
-        let mut found = Found::default();
+        let (mut found, mut other) = (Found::default(), Found::default());
         let mut jobs = vec![job("a", "1", false), job("b", "1", true), job("c", "2", true)];
         let labels = std::sync::Mutex::new(Some(Arc::new(Labels::new())));
         let namespaces = |_: &str| labels.lock().unwrap().clone();
@@ -155,6 +156,11 @@ mod tests {
             let rules = Rules { policies, namespaces: &namespaces };
             found.begin(policies, jobs.len());
             let seen = found.seen(rules, &id, jobs, &HashSet::from(["c"]));
+            let again = found.seen(rules, &id, jobs, &HashSet::from(["c"]));
+            assert!(seen.iter().zip(&again).all(|(one, other)| Arc::ptr_eq(one, other)), "found once");
+            // The cluster's ledger is about the same Jobs.
+            other.begin(policies, jobs.len());
+            other.seen(rules, &LedgerId::Cluster, jobs, &HashSet::new());
             let groups = HashSet::from([GroupId { by: "labels:id".into(), value: "1".into() }]);
             let runs: Vec<String> =
                 found.runs(rules, jobs, &groups).values().flatten().map(|job| job.name.clone()).collect();

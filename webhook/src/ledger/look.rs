@@ -22,6 +22,7 @@ use tokio::sync::Mutex;
 use super::{
     clocks::{Clocks, EXPIRY},
     counting::{self, LedgerId},
+    decide,
     limiter::Shared,
     memory::Known,
     resolve::{Sight, came_to_nothing},
@@ -48,7 +49,9 @@ pub struct Look {
     pub began: Instant,
     /// The ledger.
     pub known: Arc<Known>,
-    /// The Jobs, listed or fetched after the ledger was read.
+    /// Whether it was read for this; else it is as it was watched, with nothing pending.
+    pub read: bool,
+    /// The Jobs, listed after the ledger was read, or fetched.
     pub view: View,
     /// Which of both.
     pub sight: Sight,
@@ -88,7 +91,8 @@ pub async fn look(shared: Arc<Shared>, id: LedgerId, lists: bool) -> Result<Look
         Still::So(known, view) => {
             shared.metrics.consistent_reads.inc();
             let sight = Sight::Cache(view.version);
-            return Ok(Look { began, known, view, sight, expired: BTreeSet::new() });
+            let read = !known.book.pending.is_empty();
+            return Ok(Look { began, known, read, view, sight, expired: BTreeSet::new() });
         }
         Still::Unknown(known) => (known, !lists),
         Still::Changed(known) => (known, false),
@@ -98,7 +102,7 @@ pub async fn look(shared: Arc<Shared>, id: LedgerId, lists: bool) -> Result<Look
     shared.metrics.consistent_reads.inc();
     if fetches && let Some(view) = fetched(&shared, &id, &known).await {
         let (sight, expired) = (Sight::Cache(view.version), expired(&known, &clocks, now, &view));
-        return Ok(Look { began, known, view, sight, expired });
+        return Ok(Look { began, known, read: true, view, sight, expired });
     }
     let list = list::jobs(&shared.client, id.namespace().map(str::to_owned));
     let view = match tokio::time::timeout(LIST_TIMEOUT, list).await {
@@ -112,7 +116,7 @@ pub async fn look(shared: Arc<Shared>, id: LedgerId, lists: bool) -> Result<Look
         }
     }
     let expired = expired(&known, &clocks, now, &view);
-    Ok(Look { began, known, view, sight: Sight::List, expired })
+    Ok(Look { began, known, read: true, view, sight: Sight::List, expired })
 }
 
 /// What a look finds at first.
@@ -126,8 +130,8 @@ enum Still {
 }
 
 /// Looks whether all is as it was watched, which it is where Jobs are refused one after the other: then ledger and Jobs
-/// need not wait for each other. Without attempts in it nobody is refused by the ledger, and it is not read at all: what
-/// others may have written meanwhile takes slots, and frees none.
+/// need not wait for each other. Without attempts in it nobody is refused by the ledger, and it is not read at all. (Who
+/// decides by a newer one that has some after all, needs another look: those may be older than who asks.)
 async fn still(shared: &Shared, id: &LedgerId, lists: bool) -> Result<Still, Blind> {
     let name = id.name();
     let watched = shared.memory.known(name);
@@ -178,6 +182,10 @@ async fn fetched(shared: &Shared, id: &LedgerId, known: &Known) -> Option<View> 
     }
     if holders.len() > FETCHED {
         return None;
+    }
+    // Of these the watch may not have told, so nobody has asked for their namespaces yet.
+    for holder in &holders {
+        namespaces(decide::namespace(holder))?;
     }
     let gets = holders.iter().map(|holder| list::job(&shared.client, holder));
     let now = tokio::time::timeout(FETCH_TIMEOUT, try_join_all(gets)).await.ok()?.ok()?;

@@ -22,8 +22,11 @@ pub async fn measure(jobs: usize) -> Result<Table> {
     let sink = ground.pair.sink().process().id();
     let mut table = Table::new("The sink's memory while a receiver is away", &["what", "MiB", "KiB/Job"]);
     // Buffers, pools and caches grow with the first.
-    let batches =
-        [("first", None), ("told to nobody", None), ("waiting for the receiver", Some(Trouble::ReceiverDown))];
+    let batches = [
+        ("first", None),
+        ("told to nobody", None),
+        ("waiting for the receiver", Some(Trouble::ReceiverDown)),
+    ];
     let (mut before, mut per_job) = (machine::memory(sink)?.now, Vec::new());
     for (what, trouble) in batches {
         ground.harvest(trouble, jobs).await?;

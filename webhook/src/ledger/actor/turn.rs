@@ -59,11 +59,17 @@ impl Actor {
         let (known, newest) = self.ledger(look).await?;
         let (known, (sight, jobs)) = match (self.see(&known, look).await, look) {
             (Some(seen), _) => (known, seen),
-            // Somebody has written since, and beyond what the look shows. It may refuse by the ledger that it read itself,
-            // and whoever it grants finds out by the write.
-            (None, Some(look)) if !newest => (look.known.clone(), (look.sight, look.view.jobs.clone())),
+            // Somebody has written since, and beyond what the look shows. It may refuse by the ledger that it went by, and
+            // whoever it grants finds out by the write.
+            (None, Some(look)) if !newest && self.is_new(&look.known) => {
+                (look.known.clone(), (look.sight, look.view.jobs.clone()))
+            }
             (None, _) => return Err(Stop::Behind),
         };
+        let unread = look.is_some_and(|look| !look.read && look.known.version != known.version);
+        if unread && !known.book.pending.is_empty() {
+            return Err(Stop::Behind);
+        }
         let gone = self.gone(&known, sight, look);
         let attempts: Vec<&Attempt> = waiting.iter().map(|one| &one.attempt).collect();
         // The Jobs of a LIST are nobody else's, and would only be kept for nothing.
@@ -140,6 +146,10 @@ impl Actor {
             Err(Blind::Missing(at)) => Err(self.make(at).await),
             Err(Blind::Cannot(why)) => Err(Stop::Cannot(why)),
         }
+    }
+
+    fn is_new(&self, known: &Known) -> bool {
+        self.outdated.is_none_or(|version| known.version > version)
     }
 
     /// The Jobs, as far as the ledger (and the look, where there was one) asks for.
