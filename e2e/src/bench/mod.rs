@@ -42,6 +42,8 @@ pub enum Part {
     Harvest,
     /// Harvests beside Jobs with which something is wrong.
     Disturbed,
+    /// The sink's memory while a receiver of CloudEvents is away.
+    Away,
     /// Prunes of old Jobs.
     Prune,
     /// Limits: creates, refusals, queues, memory.
@@ -88,6 +90,8 @@ pub async fn run(program: &Path, parts: &[Part], quick: bool) -> Result<Report> 
     if wanted(Part::Disturbed) {
         let sizes = if quick { disturbed::Sizes::QUICK } else { disturbed::Sizes::default() };
         report.add(disturbed::measure(sizes).await?);
+    }
+    if wanted(Part::Away) {
         report.add(away::measure(if quick { 20 } else { away::JOBS }).await?);
     }
     if wanted(Part::Prune) {

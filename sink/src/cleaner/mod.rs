@@ -19,7 +19,7 @@ use job_handler_shared::{
 };
 use k8s_openapi::api::batch::v1::Job;
 use kube::{Api, Client};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 
 use self::{
     deed::{Deed, awaits_harvest},
@@ -36,6 +36,8 @@ const AT_A_TIME: usize = 8;
 /// Jobs that are to go are gathered over so many pages' worth, so that most groups' keepers have to be fetched only once;
 /// each takes about 1 KiB of memory.
 const PAGES: usize = 20;
+/// So many pages are listed while Jobs are deleted, each of which takes about 1 KiB of memory per Job.
+const AHEAD: usize = 10;
 
 /// Whether anything is deleted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -171,19 +173,35 @@ struct Run<'a, W> {
 
 impl<W: Write> Run<'_, W> {
     async fn list(&mut self, api: &Api<Job>) -> Result<(), CleanError> {
-        let mut pages = Pages::new(api, &self.options.group_label, self.options.page);
-        let mut doomed = Vec::new();
-        let listed = loop {
-            match pages.next().await {
-                Ok(Some(jobs)) => jobs.into_iter().try_for_each(|job| self.offer(job, &mut doomed))?,
-                Ok(None) => break Ok(()),
+        let (sender, pages) = mpsc::channel(AHEAD);
+        let mut list = Pages::new(api, &self.options.group_label, self.options.page);
+        let listing = async move {
+            while let Some(page) = list.next().await.transpose() {
+                let last = page.is_err();
+                if sender.send(page).await.is_err() || last {
+                    return;
+                }
+            }
+        };
+        let ((), pruned) = futures::future::join(Box::pin(listing), Box::pin(self.pages(pages))).await;
+        pruned
+    }
+
+    async fn pages(
+        &mut self,
+        mut pages: mpsc::Receiver<Result<Vec<JobSnapshot>, ApiError>>,
+    ) -> Result<(), CleanError> {
+        let (mut doomed, mut listed) = (Vec::new(), Ok(()));
+        while let Some(page) = pages.recv().await {
+            match page {
+                Ok(jobs) => jobs.into_iter().try_for_each(|job| self.offer(job, &mut doomed))?,
                 // What was decided by the pages before stays right.
-                Err(error) => break Err(error),
+                Err(error) => listed = Err(error),
             }
             if doomed.len() >= PAGES * self.options.page as usize {
                 self.purge(std::mem::take(&mut doomed)).await?;
             }
-        };
+        }
         self.purge(doomed).await?;
         Ok(listed?)
     }
