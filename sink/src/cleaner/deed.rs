@@ -84,7 +84,8 @@ pub(super) async fn delete(
 
 /// Why a result of this Job may still have to be stored, as far as the Job itself tells: policies and results are not
 /// read here, as whoever runs this may have no right to. The webhook puts the TTL aside where a policy asks for the
-/// result, it leaves a mark on whatever a policy asks something of, and the sink names the result on the Job once it is stored.
+/// result, it leaves a mark on whatever a policy asks something of, and the sink names the result on the Job once it is
+/// stored.
 pub(super) fn awaits_harvest(job: &job_handler_shared::job::JobSnapshot) -> Option<&'static str> {
     let has = |key| job.annotations.contains_key(key);
     let opted_out = job.labels.get(keys::ENABLED).is_some_and(|value| value == "false");

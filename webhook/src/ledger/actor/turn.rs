@@ -78,8 +78,9 @@ impl Actor {
         found.begin(&policies, jobs.len());
         let tried: HashSet<&str> = known.book.attempts().map(|(_, _, granted)| &*granted.job_uid).collect();
         let seen = found.seen(rules, &self.id, &jobs, &tried);
-        let groups = attempts.iter().filter_map(|attempt| backoff::group(rules, &attempt.job));
-        let groups = groups.filter(|_| self.id.namespace().is_some()).collect();
+        // Of the cluster's ledger nobody waits after failures.
+        let waits = attempts.iter().filter(|_| self.id.namespace().is_some());
+        let groups = waits.filter_map(|attempt| backoff::group(rules, &attempt.job)).collect();
         let runs = found.runs(rules, &jobs, &groups);
         let nothing = BTreeSet::new();
         let expired = look.map_or(&nothing, |look| &look.expired);
@@ -133,9 +134,7 @@ impl Actor {
         let known = self.shared.memory.known(name).into_iter().chain(look.map(|look| look.known.clone()));
         let newest = known.max_by_key(|known| known.version);
         // After somebody else's write the watch has told of that, as a rule, by the time that it is this one's turn again.
-        if let Some(known) =
-            newest.filter(|known| self.outdated.is_none_or(|version| known.version > version))
-        {
+        if let Some(known) = newest.filter(|known| self.is_new(known)) {
             return Ok((known, false));
         }
         match look::read(&self.shared, name).await {
