@@ -2,8 +2,8 @@
 //! that queues, the newest of them wait.
 //!
 //! A Job is missed where it carries no account of stamping although a policy that selects it, and that asks for more than
-//! refusals, was in force before it was created. What was there before a policy is left as it is, so that no change of a policy ends what runs; nor does
-//! healing: a deadline or a number of retries that has passed already is left out.
+//! refusals, was in force before it was created. What was there before a policy is left as it is, so that no change of a
+//! policy ends what runs; nor does healing: a deadline or a number of retries that has passed already is left out.
 
 use std::{
     collections::HashMap,
