@@ -357,10 +357,16 @@ impl Ground {
             let result =
                 maps.get(&format!("{}-results", case.name)).await.map_err(|error| error.to_string())?;
             let pending = result.annotations().get("job-handler/cloudevents");
+            let counts = match self.pair.sink().get("/metrics").await {
+                Ok((_, metrics)) => {
+                    metrics.lines().filter(|line| line.contains("cloudevents")).collect::<Vec<_>>().join("\n")
+                }
+                Err(error) => error.to_string(),
+            };
             pending.map_or(Ok(()), |to| {
                 let log = self.pair.sink().process().log_of_this_run();
                 Err(format!(
-                    "still to be told: {to}: {:?}\n{log}",
+                    "still to be told: {to}: {:?}\n{log}\n{counts}",
                     result.data.as_ref().unwrap()["result.json"]
                 ))
             })

@@ -1,7 +1,12 @@
 //! CloudEvents, taken by the official Go SDK over TLS with a bearer token: what a receiver that was away, and a sink that
 //! was killed meanwhile, cost (nothing), and in which order each Job's arrive.
 
-use std::path::{Path, PathBuf};
+use std::{
+    io::{Read, Write},
+    net::TcpStream,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
 
 use job_handler_e2e::{
     Cluster, ClusterOptions, Pair, PairOptions, build, ports,
@@ -77,6 +82,56 @@ impl Receiver {
                 if found == types { Ok(()) } else { Err(format!("{found:?}")) }
             })
             .await;
+    }
+}
+
+#[test]
+fn the_receiver_goes_on_after_callers_that_died() {
+    let folder = tempfile::tempdir().unwrap();
+    let (port, out) = (ports::free().unwrap(), folder.path().join("events.jsonl"));
+    let _receiver = Process::start(Program {
+        name: "receiver".to_owned(),
+        executable: build::event_receiver().unwrap(),
+        arguments: vec![format!("-listen=127.0.0.1:{port}").into(), format!("-out={}", out.display()).into()],
+        environment: Vec::new(),
+        log: folder.path().join("receiver.log"),
+    })
+    .unwrap();
+    let connect = || {
+        let until = Instant::now() + Duration::from_secs(30);
+        loop {
+            match TcpStream::connect(("127.0.0.1", port)) {
+                Ok(stream) => return stream,
+                Err(error) if Instant::now() > until => panic!("{error}"),
+                Err(_) => std::thread::sleep(Duration::from_millis(20)),
+            }
+        }
+    };
+    let event = json!({"specversion": "1.0", "id": "1", "source": "/s", "type": "t"}).to_string();
+    let request = format!(
+        "POST /in HTTP/1.1\r\nhost: r\r\nconnection: close\r\ncontent-type: application/cloudevents+json\r\n\
+         content-length: {}\r\n\r\n{event}",
+        event.len()
+    );
+    // Within the fraction of a millisecond that an answer takes.
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                for n in 0..500 {
+                    let mut stream = connect();
+                    stream.write_all(request.as_bytes()).unwrap();
+                    std::thread::sleep(Duration::from_micros(n % 300));
+                }
+            });
+        }
+    });
+    for _ in 0..10 {
+        let mut stream = connect();
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     }
 }
 
