@@ -89,7 +89,8 @@ async fn outcome(ground: &Ground, trouble: Trouble, namespace: &str) {
             let quotas: Api<ResourceQuota> = Api::namespaced(ground.cluster.client(), namespace);
             quotas.delete("full", &DeleteParams::default()).await.unwrap();
             for result in stored(ground, namespace, SIZES.ill).await {
-                assert_eq!(manifest(&result)["completeness"]["complete"], true);
+                let completeness = &manifest(&result)["completeness"];
+                assert_eq!(completeness["complete"], true, "{completeness}");
             }
         }
         Trouble::Hanging => {

@@ -94,6 +94,11 @@ impl ApiError {
         matches!(self, Self::Refused { code: 403, message, .. } if message.contains("being terminated"))
     }
 
+    /// A ResourceQuota is full (its admission plugin answers 403 and these words).
+    pub fn is_over_quota(&self) -> bool {
+        matches!(self, Self::Refused { code: 403, message, .. } if message.contains("exceeded quota: "))
+    }
+
     /// The write itself is not wanted (quota, size, admission): the same one will be refused again.
     pub fn is_unwanted(&self) -> bool {
         match self {
@@ -137,7 +142,8 @@ mod tests {
         assert!(matches!(refused(403, rbac), ApiError::Rights { .. }));
         assert!(!refused(403, rbac).is_unwanted());
         let quota = r#"configmaps "a" is forbidden: exceeded quota: q, requested: count/configmaps=1"#;
-        assert!(refused(403, quota).is_unwanted());
+        assert!(refused(403, quota).is_unwanted() && refused(403, quota).is_over_quota());
+        assert!(!refused(403, rbac).is_over_quota());
         assert!(refused(500, "etcdserver: request is too large").is_unwanted());
         assert!(!refused(500, "etcdserver: leader changed").is_unwanted());
         assert!(refused(409, "").is_conflict() && refused(404, "").is_not_found());

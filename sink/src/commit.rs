@@ -165,7 +165,9 @@ fn read(kind: Kind, map: ConfigMap, uid: &str) -> Found {
 }
 
 /// Stores a result in what it is to be held in, or adopts the one that is stored; `secrets`: those may be read. A write
-/// that is refused for what it is (quota, size, admission) is tried once more without the logs.
+/// that is refused for what it is (quota, size, admission) is tried once more without the logs, where these could be
+/// the reason: a quota counts objects, so that a result in one object is as much without them, and would only lose them
+/// where room comes between the two tries.
 ///
 /// # Errors
 /// Where it is not stored.
@@ -179,7 +181,7 @@ pub async fn commit(client: &Client, mut packed: Packed, secrets: bool) -> Resul
         }
         match attempt(client, &mut packed, secrets).await {
             Err(CommitError::Api(error)) if error.is_conflict() => {}
-            Err(CommitError::Api(error)) if error.is_unwanted() && !error.is_terminating() && !degraded => {
+            Err(CommitError::Api(error)) if is_degrading(&error, &packed) && !degraded => {
                 let job = &packed.manifest.job;
                 tracing::warn!(namespace = job.namespace, job = job.name, "storing without logs: {error}");
                 degraded = true;
@@ -190,6 +192,11 @@ pub async fn commit(client: &Client, mut packed: Packed, secrets: bool) -> Resul
             other => return other,
         }
     }
+}
+
+/// Whether a result that was refused could be let in without its logs.
+fn is_degrading(error: &ApiError, packed: &Packed) -> bool {
+    error.is_unwanted() && !error.is_terminating() && !(error.is_over_quota() && packed.shards.is_empty())
 }
 
 async fn attempt(client: &Client, packed: &mut Packed, secrets: bool) -> Result<Committed, CommitError> {

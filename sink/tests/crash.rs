@@ -224,3 +224,28 @@ async fn a_refused_write_leaves_the_outcome_and_holds_nothing_up() {
     until_done(&apiserver, &policy).await;
     assert!(apiserver.get("configmaps", "ci", "build-results").is_some());
 }
+
+#[tokio::test]
+async fn room_that_comes_while_a_quota_refuses_is_used_for_the_whole_result() {
+    // A quota counts objects: without its logs the result would take the same place.
+    let policy = json!({"results": {}});
+    let apiserver = cluster(b"hello\n");
+    apiserver.fault(0, Fault::Quota);
+    assert!(process(&apiserver, policy.clone()).job(UID).await.is_err(), "told, and tried again later");
+    until_done(&apiserver, &policy).await;
+    assert!(is_complete(&apiserver));
+
+    // A large one takes several places, without its logs only one.
+    let policy = large_logs();
+    let apiserver = cluster(&noise(1_500_000));
+    apiserver.fault(1, Fault::Quota);
+    until_done(&apiserver, &policy).await;
+    assert!(!is_complete(&apiserver));
+    assert_eq!(apiserver.all("configmaps").len(), 1, "no shard is left over");
+}
+
+fn is_complete(apiserver: &Apiserver) -> bool {
+    let result = apiserver.get("configmaps", "ci", "build-results").unwrap();
+    let manifest: Value = serde_json::from_str(result["data"]["result.json"].as_str().unwrap()).unwrap();
+    manifest["completeness"]["complete"] == true
+}

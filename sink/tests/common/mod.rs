@@ -28,6 +28,8 @@ pub enum Fault {
     AnswerLost,
     /// It is answered with this code, and has no effect.
     Code(u16),
+    /// It is refused by a quota that is full at that moment, and has no effect.
+    Quota,
 }
 
 #[derive(Debug, Default)]
@@ -187,6 +189,12 @@ impl Apiserver {
             Some(Fault::Code(code)) => {
                 state.calls.push(format!("{method} {} {code}!", uri.path()));
                 return status(code, "InternalError", "a fault was asked for");
+            }
+            Some(Fault::Quota) => {
+                state.calls.push(format!("{method} {} 403!", uri.path()));
+                let full =
+                    "configmaps \"x\" is forbidden: exceeded quota: few, requested: count/configmaps=1";
+                return status(403, "Forbidden", full);
             }
             _ => {}
         }
