@@ -20,14 +20,14 @@ use k8s_openapi::{
     apimachinery::pkg::util::intstr::IntOrString,
 };
 
-fn webhook() -> MutatingWebhook {
+/// Of creates, and of updates.
+fn webhooks() -> [MutatingWebhook; 2] {
     let configuration: MutatingWebhookConfiguration = object(
         "base/mutatingwebhookconfiguration.yaml",
         "MutatingWebhookConfiguration",
         keys::MUTATING_CONFIGURATION,
     );
-    let [webhook] = configuration.webhooks.unwrap().try_into().expect("one webhook");
-    webhook
+    configuration.webhooks.unwrap().try_into().expect("two webhooks")
 }
 
 fn pod() -> PodSpec {
@@ -41,52 +41,58 @@ fn container(name: &str) -> Container {
 
 #[test]
 fn the_webhook_is_called_as_designed() {
-    let webhook = webhook();
-    assert_eq!(webhook.name, keys::MUTATING_WEBHOOK);
-    assert_eq!(webhook.side_effects, "None");
-    assert_eq!(webhook.reinvocation_policy.as_deref(), Some("IfNeeded"));
-    assert_eq!(webhook.failure_policy.as_deref(), Some("Ignore"));
-    assert_eq!(webhook.timeout_seconds, Some(2));
-    assert_eq!(webhook.match_policy.as_deref(), Some("Equivalent"));
-    assert_eq!(webhook.admission_review_versions, ["v1"]);
-    assert_eq!(webhook.object_selector, None);
+    let [creates, updates] = webhooks();
+    assert_eq!(creates.match_conditions, None, "each create is sent, and a condition would cost it time");
+    for (webhook, name, operation) in
+        [(creates, keys::MUTATING_WEBHOOK, "CREATE"), (updates, keys::MUTATING_UPDATE_WEBHOOK, "UPDATE")]
+    {
+        assert_eq!(webhook.name, name);
+        assert_eq!(webhook.side_effects, "None");
+        assert_eq!(webhook.reinvocation_policy.as_deref(), Some("IfNeeded"));
+        assert_eq!(webhook.failure_policy.as_deref(), Some("Ignore"));
+        assert_eq!(webhook.timeout_seconds, Some(2));
+        assert_eq!(webhook.match_policy.as_deref(), Some("Equivalent"));
+        assert_eq!(webhook.admission_review_versions, ["v1"]);
+        assert_eq!(webhook.object_selector, None);
 
-    let [rule] = webhook.rules.unwrap().try_into().expect("one rule");
-    assert_eq!(rule.api_groups.unwrap(), ["batch"]);
-    assert_eq!(rule.api_versions.unwrap(), ["v1"]);
-    assert_eq!(rule.resources.unwrap(), ["jobs"]);
-    assert_eq!(rule.operations.unwrap(), ["CREATE", "UPDATE"]);
-    assert_eq!(rule.scope.as_deref(), Some("Namespaced"));
+        let [rule] = webhook.rules.unwrap().try_into().expect("one rule");
+        assert_eq!(rule.api_groups.unwrap(), ["batch"]);
+        assert_eq!(rule.api_versions.unwrap(), ["v1"]);
+        assert_eq!(rule.resources.unwrap(), ["jobs"]);
+        assert_eq!(rule.operations.unwrap(), [operation]);
+        assert_eq!(rule.scope.as_deref(), Some("Namespaced"));
 
-    let service = webhook.client_config.service.unwrap();
-    assert_eq!((service.name.as_str(), service.namespace.as_str()), (keys::APP, keys::NAMESPACE));
-    assert_eq!(service.path.as_deref(), Some(keys::MUTATE_PATH));
-    assert_eq!(webhook.client_config.ca_bundle, None, "applying again would take the caBundle away");
-    assert_eq!(webhook.client_config.url, None);
+        let service = webhook.client_config.service.unwrap();
+        assert_eq!((service.name.as_str(), service.namespace.as_str()), (keys::APP, keys::NAMESPACE));
+        assert_eq!(service.path.as_deref(), Some(keys::MUTATE_PATH));
+        assert_eq!(webhook.client_config.ca_bundle, None, "applying again would take the caBundle away");
+        assert_eq!(webhook.client_config.url, None);
+    }
 }
 
 #[test]
 fn excluded_namespaces_are_those_of_the_code_and_our_own() {
-    let selector = webhook().namespace_selector.unwrap();
-    assert_eq!(selector.match_labels, None);
-    let [expression] = selector.match_expressions.unwrap().try_into().expect("one expression");
-    assert_eq!(
-        (expression.key.as_str(), expression.operator.as_str()),
-        ("kubernetes.io/metadata.name", "NotIn")
-    );
-    let mut expected = keys::EXCLUDED_NAMESPACES.to_vec();
-    expected.push(keys::NAMESPACE);
-    assert_eq!(expression.values.unwrap(), expected);
+    for webhook in webhooks() {
+        let selector = webhook.namespace_selector.unwrap();
+        assert_eq!(selector.match_labels, None);
+        let [expression] = selector.match_expressions.unwrap().try_into().expect("one expression");
+        assert_eq!(
+            (expression.key.as_str(), expression.operator.as_str()),
+            ("kubernetes.io/metadata.name", "NotIn")
+        );
+        let mut expected = keys::EXCLUDED_NAMESPACES.to_vec();
+        expected.push(keys::NAMESPACE);
+        assert_eq!(expression.values.unwrap(), expected);
+    }
 }
 
-/// What the condition means is tried on a real apiserver; here: creates always, of updates the three stamped numbers,
-/// and none of them read without asking whether it is there.
+/// What the condition means is tried on a real apiserver; here: the three stamped numbers, and none of them read without
+/// asking whether it is there.
 #[test]
 fn updates_are_sent_where_a_stamped_number_changes() {
-    let [condition] = webhook().match_conditions.unwrap().try_into().expect("one condition");
-    let mut parts: Vec<String> =
-        condition.expression.split("||").map(|part| part.trim().to_owned()).collect();
-    assert_eq!(parts.remove(0), "request.operation == 'CREATE'");
+    let [_, updates] = webhooks();
+    let [condition] = updates.match_conditions.unwrap().try_into().expect("one condition");
+    let parts: Vec<_> = condition.expression.split("||").map(str::trim).collect();
     let expected = ["ttlSecondsAfterFinished", "activeDeadlineSeconds", "backoffLimit"]
         .map(|field| format!("object.spec.?{field} != oldObject.spec.?{field}"));
     assert_eq!(parts, expected);

@@ -62,6 +62,8 @@ pub const CA_SECRET: &str = "job-handler-ca";
 pub const MUTATING_CONFIGURATION: &str = "job-handler";
 /// Its one webhook.
 pub const MUTATING_WEBHOOK: &str = "stamp.job-handler.io";
+/// The same of updates.
+pub const MUTATING_UPDATE_WEBHOOK: &str = "update.stamp.job-handler.io";
 /// ValidatingWebhookConfiguration, kept by the sink's leader.
 pub const LIMITS_CONFIGURATION: &str = "job-handler-limits";
 /// Suffix of its webhooks' names; see DESIGN «limit.job-handler.io/…».

@@ -1,4 +1,4 @@
-//! The matchConditions of a limit's webhook entry, in CEL. They must never err: an error under `Fail` rejects the
+//! The matchConditions of the webhook entry that is about updates, in CEL. They must never err: an error under `Fail` rejects the
 //! request (`apiserver/pkg/admission/plugin/webhook/matchconditions/matcher.go`), so that every field is asked for with
 //! `has()` first.
 
@@ -52,8 +52,8 @@ fn selector_keys(selector: &LabelSelector) -> Vec<String> {
     labels.chain(selector.match_expressions.iter().flatten().map(|e| e.key.clone())).collect()
 }
 
-/// The conditions: every create; of the updates those that un-suspend, or that change what decides; never those of a Job
-/// that has finished.
+/// The conditions, of updates alone: those that un-suspend, or that change what decides; never those of a Job that has
+/// finished.
 pub fn build(deciding: &Deciding) -> Vec<MatchCondition> {
     let mut changes = vec![format!("({} && !{})", suspended("oldObject"), suspended("object"))];
     changes.extend(deciding.labels.iter().map(|key| {
@@ -65,8 +65,8 @@ pub fn build(deciding: &Deciding) -> Vec<MatchCondition> {
     }
     let condition = |name: &str, expression: String| MatchCondition { name: name.to_owned(), expression };
     vec![
-        condition("decides", format!("request.operation != 'UPDATE' || {}", changes.join(" || "))),
-        condition("not-finished", format!("request.operation != 'UPDATE' || !{}", finished("oldObject"))),
+        condition("decides", changes.join(" || ")),
+        condition("not-finished", format!("!{}", finished("oldObject"))),
     ]
 }
 
@@ -136,13 +136,13 @@ mod tests {
         assert_eq!(
             text,
             [
-                "decides: request.operation != 'UPDATE' || ((has(oldObject.spec) && has(oldObject.spec.suspend) && \
+                "decides: ((has(oldObject.spec) && has(oldObject.spec.suspend) && \
                  oldObject.spec.suspend == true) && !(has(object.spec) && has(object.spec.suspend) && \
                  object.spec.suspend == true)) || (has(oldObject.metadata.labels) && 'app' in \
                  oldObject.metadata.labels ? [oldObject.metadata.labels['app']] : []) != \
                  (has(object.metadata.labels) && 'app' in object.metadata.labels ? \
                  [object.metadata.labels['app']] : [])",
-                "not-finished: request.operation != 'UPDATE' || !(has(oldObject.status) && \
+                "not-finished: !(has(oldObject.status) && \
                  has(oldObject.status.conditions) && oldObject.status.conditions.exists(c, \
                  c.type in ['Complete', 'Failed'] && c.status == 'True'))",
             ]

@@ -250,7 +250,7 @@ fn table(effort: Effort) -> Table {
         "The native policy makes the same stamps by one JSON patch in CEL. Null webhook and «same patch» (the patch that \
          ours would answer, computed once) run in the webhook's own server, in a process each. Ours is the installed \
          pair, release build, under its own ServiceAccount, with the sink running beside it; its configuration is that of \
-         the manifests (with the matchConditions) but for the namespace and the address; the policy is samples/builds.yaml \
+         the manifests but for the namespace and the address; the policy is samples/builds.yaml \
          without limits and backoff, which would be a second call."
             .to_owned(),
         "The apiserver speaks HTTP/1.1 over TLS 1.3 to all of them (a URL with 0.0.0.0, which it does not take for \

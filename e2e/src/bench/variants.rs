@@ -155,6 +155,8 @@ async fn stamp_only_our_namespace(cluster: &Cluster, pair: &Pair) -> Result<()> 
     let changes = serde_json::from_value(json!([
         {"op": "replace", "path": "/webhooks/0/namespaceSelector", "value": only(namespace)},
         {"op": "replace", "path": "/webhooks/0/clientConfig/url", "value": url(pair.webhook(0).port())},
+        {"op": "replace", "path": "/webhooks/1/namespaceSelector", "value": only(namespace)},
+        {"op": "replace", "path": "/webhooks/1/clientConfig/url", "value": url(pair.webhook(0).port())},
     ]))
     .map_err(|error| Error::Invalid(format!("the patch of the configuration: {error}")))?;
     api(cluster, "admissionregistration.k8s.io", "v1", "MutatingWebhookConfiguration", None)

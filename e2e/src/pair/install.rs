@@ -166,11 +166,19 @@ fn kustomization(folder: &Path, overlay: &Path, url: &str) -> Result<String> {
     // kustomize takes no absolute paths.
     let up: PathBuf = folder.components().skip(1).map(|_| "..").collect();
     let base = up.join(overlay.strip_prefix("/").unwrap_or(&overlay));
+    // One webhook is about creates, one about updates.
+    let patches: String = [0, 1]
+        .map(|n| {
+            format!(
+                "\x20   - {{op: remove, path: /webhooks/{n}/clientConfig/service}}\n\
+                 \x20   - {{op: add, path: /webhooks/{n}/clientConfig/url, value: '{url}'}}\n"
+            )
+        })
+        .concat();
     Ok(format!(
         "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources: ['{}']\npatches:\n\
          - target: {{kind: MutatingWebhookConfiguration, name: {MUTATING_CONFIGURATION}}}\n  patch: |\n\
-        \x20   - {{op: remove, path: /webhooks/0/clientConfig/service}}\n\
-        \x20   - {{op: add, path: /webhooks/0/clientConfig/url, value: '{url}'}}\n",
+         {patches}",
         base.display()
     ))
 }

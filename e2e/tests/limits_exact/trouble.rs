@@ -129,9 +129,10 @@ async fn denied(jobs: &Api<Job>) {
 async fn point_mutate_at(world: &World, port: u16) {
     let configurations: Api<MutatingWebhookConfiguration> = Api::all(world.cluster.client());
     let url = format!("https://0.0.0.0:{port}/mutate");
-    let change = serde_json::from_value(
-        json!([{"op": "replace", "path": "/webhooks/0/clientConfig/url", "value": url}]),
-    )
+    let change = serde_json::from_value(json!([
+        {"op": "replace", "path": "/webhooks/0/clientConfig/url", "value": url},
+        {"op": "replace", "path": "/webhooks/1/clientConfig/url", "value": url},
+    ]))
     .unwrap();
     let change = Patch::<()>::Json(change);
     configurations.patch(MUTATING_CONFIGURATION, &PatchParams::default(), &change).await.unwrap();

@@ -139,7 +139,11 @@ impl Ground {
     /// Ours stamps in its namespaces alone, and the null webhooks are called in theirs alone.
     async fn only_for_their_own(&self, most: usize) -> Result<()> {
         let ours = [OURS, "ours-full", "ours-queue", "ours-many"];
-        let ours = json!([{"op": "add", "path": "/webhooks/0/namespaceSelector", "value": selector(&ours)}]);
+        let ours = selector(&ours);
+        let ours = json!([
+            {"op": "add", "path": "/webhooks/0/namespaceSelector", "value": ours},
+            {"op": "add", "path": "/webhooks/1/namespaceSelector", "value": ours},
+        ]);
         let ours = serde_json::from_value(ours)
             .map_err(|error| Error::Invalid(format!("the patch of the configuration: {error}")))?;
         api(&self.cluster, "admissionregistration.k8s.io", "v1", "MutatingWebhookConfiguration", None)
