@@ -25,6 +25,8 @@ use super::{
     look::{self, Blind, Look},
     pace::Pace,
     resolve::Sight,
+    store,
+    turns::Turns,
 };
 use crate::{
     limit::{Attempt, FAILURE_BACKOFF, Refused, Verdict},
@@ -40,6 +42,8 @@ const SAME_CREATE: Duration = Duration::from_secs(10);
 const REFUSED: usize = 2048;
 /// For [`Actor::outdated`]: only a read will do.
 const ANY: Option<u64> = Some(u64::MAX);
+/// So many versions of a ledger that others write a round lets pass, at most.
+const YIELDS: u32 = 4;
 /// So many may wait for looks.
 const PARKED: usize = 4096;
 
@@ -88,6 +92,7 @@ pub struct Actor {
     tidy: bool,
     expire: bool,
     pace: Pace,
+    turns: Turns,
     found: Found,
 }
 
@@ -107,6 +112,7 @@ impl Actor {
             tidy: false,
             expire: false,
             pace: Pace::default(),
+            turns: Turns::default(),
             found: Found::default(),
         }
     }
@@ -189,6 +195,9 @@ impl Actor {
             }
         }
         for n in 0..TRIES {
+            if look.is_none() && !waiting.is_empty() {
+                self.others_turns().await;
+            }
             while look.is_none()
                 && let Ok(message) = self.inbox.try_recv()
             {
@@ -228,6 +237,25 @@ impl Actor {
         }
         self.tidy = false;
         self.turn_away(waiting, unsure, "other replicas wrote the ledger first, again and again");
+    }
+
+    /// Waits while it is the turn of others to write, if anybody else does.
+    async fn others_turns(&mut self) {
+        let shared = self.shared.clone();
+        // Each new version has an order of its own. Whoever has stood back for a few of them just tries.
+        for _ in 0..YIELDS {
+            let Some((known, at)) = shared.memory.newest(self.id.name()) else { return };
+            let (me, now) = (shared.store.me(), shared.memory.now());
+            if let Some(other) = store::writer(&known.ledger).filter(|writer| *writer != me) {
+                self.turns.heard(other, at);
+            }
+            let before = self.turns.before(me, known.version, now);
+            let left = self.pace.writes(before).saturating_sub(now.saturating_duration_since(at));
+            if left.is_zero() {
+                return;
+            }
+            tokio::time::sleep(left).await;
+        }
     }
 
     /// Refusals are given by a look only, and those by Jobs that have ended by a LIST only.

@@ -99,6 +99,11 @@ impl Memory {
         self.inner().known.get(ledger).map(|(known, _)| known.clone())
     }
 
+    /// The same, and since when it has been known.
+    pub fn newest(&self, ledger: &str) -> Option<(Arc<Known>, Instant)> {
+        self.inner().known.get(ledger).cloned()
+    }
+
     /// The clocks of a ledger's attempts.
     pub fn clocks(&self, ledger: &str) -> Clocks {
         self.inner().clocks.get(ledger).cloned().unwrap_or_default()

@@ -36,3 +36,4 @@ pub mod pace;
 pub mod resolve;
 pub mod round;
 pub mod store;
+pub mod turns;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 /// Between the beginnings of two writes, where requests come faster than they are served.
 const LEAST: Duration = Duration::from_millis(2);
 /// The same where other replicas' writes keep coming first.
-const MOST: Duration = Duration::from_millis(60);
+const MOST: Duration = Duration::from_millis(20);
 /// Where writes are slow, waiting is counted in writes: this many at most.
 const WRITES: u32 = 4;
 /// But never longer than this.
@@ -59,11 +59,16 @@ impl Pace {
         self.apart = (self.apart * 2).min(self.most());
     }
 
-    /// How long to stay away before the next try, given a number from 0 to 255 by chance.
+    /// How long to stay away before the next try, given a number from 0 to 255 by chance: until the watch tells what was
+    /// written, as a rule.
     pub fn away(&self, chance: u8) -> Duration {
-        // Alone, as after a single try for a single request, one is back at once; where many meet they spread out.
-        let most = if self.crowded { self.apart } else { LEAST };
+        let most = self.takes.clamp(LEAST, MOST);
         Duration::from_millis(1) + most * u32::from(chance) / 255
+    }
+
+    /// How long so many writes of others take, with their news.
+    pub fn writes(&self, number: u32) -> Duration {
+        (self.takes * 5 / 4).saturating_mul(number).min(EVER)
     }
 
     fn ends(&mut self, now: Instant) {

@@ -1,10 +1,15 @@
 //! The ledger objects: read, made, written by resourceVersion.
 
-use std::{future::Future, time::Duration};
+use std::{
+    future::Future,
+    hash::{BuildHasher, Hasher, RandomState},
+    sync::Arc,
+    time::Duration,
+};
 
 use job_handler_shared::ledger::{JobLedger, JobLedgerSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
-use kube::{Api, Client, api::PostParams};
+use kube::{Api, Client, ResourceExt, api::PostParams};
 
 use crate::mirror::causes;
 
@@ -15,9 +20,20 @@ const TRIES: usize = 2;
 /// What the apiserver's Retry-After asks for where it throttles (k8s.io/apiserver, pkg/server/filters).
 const THROTTLED: Duration = Duration::from_secs(1);
 
+/// Annotation of a ledger: which process wrote it last. For [`super::turns`] alone.
+const WRITER: &str = "job-handler/writer";
+
 /// All ledgers.
 #[derive(Clone, Debug)]
-pub struct Store(Api<JobLedger>);
+pub struct Store {
+    api: Api<JobLedger>,
+    writer: Arc<str>,
+}
+
+/// Which process wrote a ledger.
+pub fn writer(ledger: &JobLedger) -> Option<&str> {
+    ledger.annotations().get(WRITER).map(String::as_str)
+}
 
 /// What became of a write.
 #[derive(Debug)]
@@ -35,12 +51,19 @@ pub enum Write {
 impl Store {
     /// Of the pair's own namespace.
     pub fn new(client: Client, namespace: &str) -> Self {
-        Self(Api::namespaced(client, namespace))
+        // Random (as far as hashes are), so that two that are called alike are not taken for one.
+        let writer = format!("{:016x}", RandomState::new().build_hasher().finish());
+        Self { api: Api::namespaced(client, namespace), writer: writer.into() }
     }
 
     /// For watching.
     pub fn api(&self) -> Api<JobLedger> {
-        self.0.clone()
+        self.api.clone()
+    }
+
+    /// This process, as [`writer`] tells.
+    pub fn me(&self) -> &str {
+        &self.writer
     }
 
     /// A ledger as it is now (a quorum read); none where there is none.
@@ -48,7 +71,7 @@ impl Store {
     /// # Errors
     /// For people.
     pub async fn read(&self, name: &str) -> Result<Option<JobLedger>, String> {
-        match tokio::time::timeout(CALL_TIMEOUT, let_in(|| self.0.get(name))).await {
+        match tokio::time::timeout(CALL_TIMEOUT, let_in(|| self.api.get(name))).await {
             Ok(Ok(ledger)) => Ok(Some(ledger)),
             Ok(Err(kube::Error::Api(status))) if status.code == 404 => Ok(None),
             Ok(Err(error)) => Err(format!("cannot read the JobLedger {name}: {}", causes(&error))),
@@ -60,7 +83,7 @@ impl Store {
     pub async fn make(&self, name: &str) -> Write {
         let ledger = JobLedger::new(name, JobLedgerSpec::empty());
         let params = PostParams::default();
-        match tokio::time::timeout(CALL_TIMEOUT, let_in(|| self.0.create(&params, &ledger))).await {
+        match tokio::time::timeout(CALL_TIMEOUT, let_in(|| self.api.create(&params, &ledger))).await {
             Ok(Err(kube::Error::Api(status))) if status.code == 404 => Write::Refused(
                 "the cluster knows no jobledgers.job-handler.io, or our namespace is gone: apply manifests/base"
                     .to_owned(),
@@ -75,9 +98,10 @@ impl Store {
         // One empty entry takes them out, and an object that has none is not tracked (apimachinery's fieldmanager.go and
         // skipnonapplied.go): who owns which attempt is of no use to anybody, and work for the apiserver at every write.
         ledger.metadata.managed_fields = Some(vec![ManagedFieldsEntry::default()]);
+        ledger.annotations_mut().insert(WRITER.to_owned(), self.writer.to_string());
         sort(
             name,
-            tokio::time::timeout(CALL_TIMEOUT, let_in(|| self.0.replace(name, &params, &ledger))).await,
+            tokio::time::timeout(CALL_TIMEOUT, let_in(|| self.api.replace(name, &params, &ledger))).await,
         )
     }
 }
