@@ -22,7 +22,7 @@ use trouble::Trouble;
 use world::World;
 
 /// Rounds of the variant that waits for attempts to run out go on beside the others, so many at a time.
-const BESIDE: usize = 3;
+const BESIDE: usize = 2;
 
 /// Two clusters for all: booting costs more than a burst.
 #[tokio::test(flavor = "multi_thread")]

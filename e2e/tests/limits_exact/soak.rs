@@ -30,7 +30,7 @@ pub fn table(seed: u64, rounds: u64, outcomes: &[Outcome], wrong: &[String]) -> 
          try again until each is created; three webhook replicas behind a balancer, on the real apiserver; Jobs finish \
          all the while. «Active» is counted at every resourceVersion in etcd's own history. A slot is free where fewer than \
          M Jobs are active or pending in the ledger; it is idle where nobody is admitted although Jobs are wanted. \
-         Rounds come one after the other; those with a quota go on beside them, three at a time, and those in which the \
+         Rounds come one after the other; those with a quota go on beside them, two at a time, and those in which the \
          apiserver is restarted on a second cluster.\n",
     );
     if !wrong.is_empty() {
