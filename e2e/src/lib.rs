@@ -22,6 +22,7 @@ pub mod ports;
 pub mod process;
 pub mod progress;
 pub mod proxy;
+pub mod receiver;
 pub mod wait;
 
 pub use cluster::{AuditLevel, Cluster, ClusterOptions, Component};

@@ -13,10 +13,10 @@ use std::{
 
 use flate2::read::GzDecoder;
 use job_handler_e2e::{
-    Cluster, ClusterOptions, Pair, PairOptions, TestNamespace, build, ports,
-    process::{Process, Program},
+    Cluster, ClusterOptions, Pair, PairOptions, TestNamespace, ports,
+    process::Process,
     proxy::{Call, Fault, Rule, Struck, Write},
-    wait_for,
+    receiver, wait_for,
 };
 use job_handler_shared::policy::JobPolicy;
 use k8s_openapi::{
@@ -132,7 +132,7 @@ struct Ground {
 async fn killed_after_each_write_and_each_write_failing_in_every_way() {
     let cluster = Cluster::start(ClusterOptions::default()).await.unwrap();
     let folder = tempfile::tempdir().unwrap();
-    let (port, out) = (ports::free().unwrap(), folder.path().join("events.jsonl"));
+    let (port, out) = (ports::free().unwrap(), receiver::taken(folder.path()));
     let configuration =
         json!({"cloudEventSinks": [{"name": "ci", "url": format!("http://127.0.0.1:{port}/in")}]});
     let options = PairOptions {
@@ -176,14 +176,7 @@ async fn killed_after_each_write_and_each_write_failing_in_every_way() {
     }
 
     // From now on somebody is told, which is a write more: that the manifest need not say so any more.
-    let receiver = Process::start(Program {
-        name: "receiver".to_owned(),
-        executable: build::event_receiver().unwrap(),
-        arguments: vec![format!("-listen=127.0.0.1:{port}").into(), format!("-out={}", out.display()).into()],
-        environment: Vec::new(),
-        log: folder.path().join("receiver.log"),
-    })
-    .unwrap();
+    let receiver = Process::start(receiver::program(folder.path(), port, []).unwrap()).unwrap();
 
     // Each write fails once in each way, all of them side by side.
     let faults = [
@@ -356,20 +349,16 @@ impl Ground {
             let maps: Api<ConfigMap> = Api::namespaced(self.cluster.client(), &self.ns);
             let result =
                 maps.get(&format!("{}-results", case.name)).await.map_err(|error| error.to_string())?;
-            let pending = result.annotations().get("job-handler/cloudevents");
+            let Some(to) = result.annotations().get("job-handler/cloudevents") else { return Ok(()) };
             let counts = match self.pair.sink().get("/metrics").await {
                 Ok((_, metrics)) => {
                     metrics.lines().filter(|line| line.contains("cloudevents")).collect::<Vec<_>>().join("\n")
                 }
                 Err(error) => error.to_string(),
             };
-            pending.map_or(Ok(()), |to| {
-                let log = self.pair.sink().process().log_of_this_run();
-                Err(format!(
-                    "still to be told: {to}: {:?}\n{log}\n{counts}",
-                    result.data.as_ref().unwrap()["result.json"]
-                ))
-            })
+            let log = self.pair.sink().process().log_of_this_run();
+            let manifest = &result.data.as_ref().unwrap()["result.json"];
+            Err(format!("still to be told: {to}: {manifest:?}\n{log}\n{counts}"))
         })
         .await
         .unwrap();

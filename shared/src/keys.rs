@@ -60,9 +60,9 @@ pub const APP: &str = "job-handler";
 pub const CA_SECRET: &str = "job-handler-ca";
 /// MutatingWebhookConfiguration.
 pub const MUTATING_CONFIGURATION: &str = "job-handler";
-/// Its one webhook.
+/// Its webhook of creates.
 pub const MUTATING_WEBHOOK: &str = "stamp.job-handler.io";
-/// The same of updates.
+/// And the one of updates.
 pub const MUTATING_UPDATE_WEBHOOK: &str = "update.stamp.job-handler.io";
 /// ValidatingWebhookConfiguration, kept by the sink's leader.
 pub const LIMITS_CONFIGURATION: &str = "job-handler-limits";

@@ -1,6 +1,6 @@
-//! The matchConditions of the webhook entry that is about updates, in CEL. They must never err: an error under `Fail` rejects the
-//! request (`apiserver/pkg/admission/plugin/webhook/matchconditions/matcher.go`), so that every field is asked for with
-//! `has()` first.
+//! The matchConditions of the webhook entry that is about updates, in CEL. They must never err: an error under `Fail`
+//! rejects the request (`apiserver/pkg/admission/plugin/webhook/matchconditions/matcher.go`), so that every field is
+//! asked for with `has()` first.
 
 use std::collections::BTreeSet;
 

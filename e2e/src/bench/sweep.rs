@@ -298,8 +298,9 @@ fn table(sizes: Sizes, ours: &[Ran], naive: &[Ran]) -> Table {
              Job. Nobody collects garbage meanwhile. Time is that of the whole program, from start to end.",
             sizes.rounds, sizes.jobs, groups_of(sizes.jobs)
         ),
-        "What limits: the apiserver's and etcd's work per deletion. Memory: the cleaner holds the \
-         Jobs of up to 30 pages (500 each), cut down, and the Job that stays of each group; the script holds all Jobs. Peaks are looked at every 10 ms."
+        "What limits: the apiserver's and etcd's work per deletion. Memory: the cleaner holds the Jobs of up to 30 pages \
+         (500 each), cut down, and the Job that stays of each group; the script holds all Jobs. Peaks are looked at every \
+         10 ms."
             .to_owned(),
         "The TTL controller runs within the controller manager, whose client may make 500 calls a second (bursts of 1000), \
          with one GET and one DELETE per Job and 5 workers, beside the other controllers, which collect what it deletes; \

@@ -7,7 +7,7 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use job_handler_shared::keys;
-use kube::api::{DynamicObject, Patch, PatchParams, PostParams};
+use kube::api::{DynamicObject, PostParams};
 use kube::core::GroupVersionKind;
 use kube::{Api, discovery::ApiResource};
 use serde_json::{Value, json};
@@ -17,7 +17,7 @@ use super::reviews;
 use super::server::{Handler, Server};
 use crate::cluster::Cluster;
 use crate::error::{Error, Result};
-use crate::pair::{Pair, PairOptions};
+use crate::pair::{Pair, PairOptions, change_stamping};
 use crate::wait::wait_for;
 
 /// A way of stamping.
@@ -152,18 +152,9 @@ async fn stamp_only_our_namespace(cluster: &Cluster, pair: &Pair) -> Result<()> 
     let policy =
         serde_json::to_value(policy).map_err(|error| Error::Invalid(format!("the policy: {error}")))?;
     create(cluster, keys::API_GROUP, keys::API_VERSION, "JobPolicy", &policy).await?;
-    let changes = serde_json::from_value(json!([
-        {"op": "replace", "path": "/webhooks/0/namespaceSelector", "value": only(namespace)},
-        {"op": "replace", "path": "/webhooks/0/clientConfig/url", "value": url(pair.webhook(0).port())},
-        {"op": "replace", "path": "/webhooks/1/namespaceSelector", "value": only(namespace)},
-        {"op": "replace", "path": "/webhooks/1/clientConfig/url", "value": url(pair.webhook(0).port())},
-    ]))
-    .map_err(|error| Error::Invalid(format!("the patch of the configuration: {error}")))?;
-    api(cluster, "admissionregistration.k8s.io", "v1", "MutatingWebhookConfiguration", None)
-        .patch(keys::MUTATING_CONFIGURATION, &PatchParams::default(), &Patch::<()>::Json(changes))
-        .await
-        .map(drop)
-        .map_err(Error::api("selecting only our namespace"))
+    let url = url(pair.webhook(0).port());
+    let fields = [("namespaceSelector", only(namespace)), ("clientConfig/url", url.into())];
+    change_stamping(cluster.client(), &fields).await
 }
 
 fn webhook_configuration(variant: Variant, server: &Server) -> Value {

@@ -12,6 +12,8 @@ use job_handler_shared::keys::{DEFAULT_POLICY, MUTATING_CONFIGURATION};
 use job_handler_shared::policy::ClusterJobPolicy;
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use kube::Api;
+use kube::api::{Patch, PatchParams};
+use serde_json::{Value, json};
 
 pub use member::Member;
 pub use secrets::{allow_secrets, forbid_secrets};
@@ -183,6 +185,23 @@ impl Pair {
         })
         .await
     }
+}
+
+/// Sets fields (`clientConfig/url`) of both webhooks that stamp, the one of creates and the one of updates.
+///
+/// # Errors
+/// If the API server refuses.
+pub async fn change_stamping(client: kube::Client, fields: &[(&str, Value)]) -> Result<()> {
+    let set = |n: usize, (field, value): &(&str, Value)| json!({"op": "add", "path": format!("/webhooks/{n}/{field}"), "value": value});
+    let changes: Vec<Value> = (0..2).flat_map(|n| fields.iter().map(move |field| set(n, field))).collect();
+    let changes = serde_json::from_value(changes.into())
+        .map_err(|error| Error::Invalid(format!("a patch of {MUTATING_CONFIGURATION}: {error}")))?;
+    let configurations: Api<MutatingWebhookConfiguration> = Api::all(client);
+    configurations
+        .patch(MUTATING_CONFIGURATION, &PatchParams::default(), &Patch::<()>::Json(changes))
+        .await
+        .map(drop)
+        .map_err(Error::api("changing the webhooks that stamp"))
 }
 
 /// The base install carries its policy in a ConfigMap, from which the sink's leader creates it.

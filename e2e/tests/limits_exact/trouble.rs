@@ -2,14 +2,11 @@
 
 use std::time::Duration;
 
-use job_handler_e2e::{Component, Member, wait_for};
-use job_handler_shared::keys::MUTATING_CONFIGURATION;
-use k8s_openapi::api::{
-    admissionregistration::v1::MutatingWebhookConfiguration, batch::v1::Job, core::v1::ResourceQuota,
-};
+use job_handler_e2e::{Component, Member, pair::change_stamping, wait_for};
+use k8s_openapi::api::{batch::v1::Job, core::v1::ResourceQuota};
 use kube::{
     Api, ResourceExt,
-    api::{DeleteParams, Patch, PatchParams, PostParams},
+    api::{DeleteParams, PostParams},
 };
 use serde_json::json;
 
@@ -127,15 +124,8 @@ async fn denied(jobs: &Api<Job>) {
 }
 
 async fn point_mutate_at(world: &World, port: u16) {
-    let configurations: Api<MutatingWebhookConfiguration> = Api::all(world.cluster.client());
     let url = format!("https://0.0.0.0:{port}/mutate");
-    let change = serde_json::from_value(json!([
-        {"op": "replace", "path": "/webhooks/0/clientConfig/url", "value": url},
-        {"op": "replace", "path": "/webhooks/1/clientConfig/url", "value": url},
-    ]))
-    .unwrap();
-    let change = Patch::<()>::Json(change);
-    configurations.patch(MUTATING_CONFIGURATION, &PatchParams::default(), &change).await.unwrap();
+    change_stamping(world.cluster.client(), &[("clientConfig/url", url.into())]).await.unwrap();
 }
 
 /// Waits until new Jobs are stamped, or are not.

@@ -9,8 +9,9 @@ use std::{
 };
 
 use job_handler_e2e::{
-    Cluster, ClusterOptions, Pair, PairOptions, build, ports,
+    Cluster, ClusterOptions, Pair, PairOptions, ports,
     process::{Process, Program},
+    receiver,
 };
 use job_handler_shared::keys;
 use k8s_openapi::api::core::v1::Secret;
@@ -34,22 +35,13 @@ impl Receiver {
             std::fs::write(folder.join(name), text).unwrap();
             folder.join(name).display().to_string()
         };
-        let out = folder.join("events.jsonl");
-        let arguments = [
-            format!("-listen=127.0.0.1:{port}"),
-            format!("-out={}", out.display()),
+        let tls = [
             format!("-certificate={}", file("cert.pem", &pair.cert.pem())),
             format!("-key={}", file("key.pem", &pair.signing_key.serialize_pem())),
             format!("-token={TOKEN}"),
         ];
-        let program = Program {
-            name: "receiver".to_owned(),
-            executable: build::event_receiver().unwrap(),
-            arguments: arguments.into_iter().map(Into::into).collect(),
-            environment: Vec::new(),
-            log: folder.join("receiver.log"),
-        };
-        (Self { program, out }, pair.cert.pem())
+        let program = receiver::program(folder, port, tls).unwrap();
+        (Self { program, out: receiver::taken(folder) }, pair.cert.pem())
     }
 
     pub fn start(&self) -> Process {
@@ -88,15 +80,8 @@ impl Receiver {
 #[test]
 fn the_receiver_goes_on_after_callers_that_died() {
     let folder = tempfile::tempdir().unwrap();
-    let (port, out) = (ports::free().unwrap(), folder.path().join("events.jsonl"));
-    let _receiver = Process::start(Program {
-        name: "receiver".to_owned(),
-        executable: build::event_receiver().unwrap(),
-        arguments: vec![format!("-listen=127.0.0.1:{port}").into(), format!("-out={}", out.display()).into()],
-        environment: Vec::new(),
-        log: folder.path().join("receiver.log"),
-    })
-    .unwrap();
+    let port = ports::free().unwrap();
+    let _receiver = Process::start(receiver::program(folder.path(), port, []).unwrap()).unwrap();
     let connect = || {
         let until = Instant::now() + Duration::from_secs(30);
         loop {

@@ -96,7 +96,7 @@ impl Memory {
 
     /// The newest that is known of a ledger.
     pub fn known(&self, ledger: &str) -> Option<Arc<Known>> {
-        self.inner().known.get(ledger).map(|(known, _)| known.clone())
+        self.newest(ledger).map(|(known, _)| known)
     }
 
     /// The same, and since when it has been known.

@@ -21,12 +21,9 @@ pub struct Turns {
 }
 
 impl Turns {
-    /// Another replica wrote then.
+    /// Another replica wrote then, later than whatever was heard before.
     pub fn heard(&mut self, writer: &str, at: Instant) {
-        match self.others.get_mut(writer) {
-            Some(last) => *last = at.max(*last),
-            None => _ = self.others.insert(writer.to_owned(), at),
-        }
+        self.others.insert(writer.to_owned(), at);
     }
 
     /// How many others may write before `me`, once this version is known.

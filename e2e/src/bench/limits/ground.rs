@@ -8,7 +8,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use job_handler_shared::keys;
 use k8s_openapi::api::batch::v1::Job;
-use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PropagationPolicy};
+use kube::api::{DeleteParams, ListParams, PropagationPolicy};
 use kube::{Api, Client};
 use serde_json::{Value, json};
 
@@ -18,7 +18,7 @@ use crate::bench::server::{Handler, Server};
 use crate::bench::variants::{api, create, url_at};
 use crate::cluster::Cluster;
 use crate::error::{Error, Result};
-use crate::pair::{Pair, PairOptions};
+use crate::pair::{Pair, PairOptions, change_stamping};
 use crate::wait::wait_for;
 
 /// Webhook replicas that are installed.
@@ -139,17 +139,7 @@ impl Ground {
     /// Ours stamps in its namespaces alone, and the null webhooks are called in theirs alone.
     async fn only_for_their_own(&self, most: usize) -> Result<()> {
         let ours = [OURS, "ours-full", "ours-queue", "ours-many"];
-        let ours = selector(&ours);
-        let ours = json!([
-            {"op": "add", "path": "/webhooks/0/namespaceSelector", "value": ours},
-            {"op": "add", "path": "/webhooks/1/namespaceSelector", "value": ours},
-        ]);
-        let ours = serde_json::from_value(ours)
-            .map_err(|error| Error::Invalid(format!("the patch of the configuration: {error}")))?;
-        api(&self.cluster, "admissionregistration.k8s.io", "v1", "MutatingWebhookConfiguration", None)
-            .patch(keys::MUTATING_CONFIGURATION, &PatchParams::default(), &Patch::<()>::Json(ours))
-            .await
-            .map_err(Error::api("selecting only our namespaces"))?;
+        change_stamping(self.cluster.client(), &[("namespaceSelector", selector(&ours))]).await?;
         for (kind, path) in
             [("MutatingWebhookConfiguration", "mutate"), ("ValidatingWebhookConfiguration", "validate")]
         {
