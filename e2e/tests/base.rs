@@ -65,19 +65,26 @@ async fn an_outage_blocks_nobody(cluster: &Cluster) {
     create(cluster, "free", "outage").await.unwrap();
 }
 
-/// What is sent to us and what is not, told by a copy of the configuration that fails closed and reaches nobody.
+/// What is sent to us and what is not, told by a copy of the configuration that fails closed and reaches nobody: which
+/// of its two webhooks was called stands in the refusal.
 async fn only_stamped_numbers_are_sent(cluster: &Cluster) {
     let get = ["get", "mutatingwebhookconfiguration", "job-handler", "-o", "json"];
     let mut probe: Value = serde_json::from_str(&cluster.kubectl(&get).await.unwrap()).unwrap();
     probe["metadata"] = json!({"name": "probe"});
-    let webhook = &mut probe["webhooks"][0];
-    webhook["name"] = "probe.job-handler.io".into();
-    webhook["failurePolicy"] = "Fail".into();
-    webhook["clientConfig"] = json!({"url": "https://127.0.0.1:1/mutate"});
+    let [creates, updates] = probe["webhooks"].as_array_mut().unwrap().as_mut_slice() else {
+        panic!("two webhooks are expected, of creates and of updates");
+    };
+    for (webhook, name) in
+        [(creates, "creates.probe.job-handler.io"), (updates, "updates.probe.job-handler.io")]
+    {
+        webhook["name"] = name.into();
+        webhook["failurePolicy"] = "Fail".into();
+        webhook["clientConfig"] = json!({"url": "https://127.0.0.1:1/mutate"});
+    }
     cluster.kubectl_with_input(&["create", "-f", "-"], &probe.to_string()).await.unwrap();
     wait_for(Duration::from_secs(20), "the apiserver to take the copy up", || async {
         match create(cluster, "new", "outage").await {
-            Err(error) if error.contains("probe.job-handler.io") => Ok(()),
+            Err(error) if error.contains("creates.probe.job-handler.io") => Ok(()),
             other => {
                 let delete = ["delete", "job", "new", "-n", "outage", "--ignore-not-found"];
                 cluster.kubectl(&delete).await.unwrap();
@@ -102,7 +109,7 @@ async fn only_stamped_numbers_are_sent(cluster: &Cluster) {
         let arguments = ["patch", "job", "free", "-n", "outage", "-p", patch];
         let answer = cluster.try_kubectl(&arguments, b"").await.unwrap();
         assert_eq!(!answer.success, sent, "{patch}: {answer:?}");
-        assert_eq!(answer.stderr.contains("probe.job-handler.io"), sent, "{patch}: {answer:?}");
+        assert_eq!(answer.stderr.contains("updates.probe.job-handler.io"), sent, "{patch}: {answer:?}");
     }
     cluster.kubectl(&["delete", "mutatingwebhookconfiguration", "probe"]).await.unwrap();
 }
@@ -113,8 +120,8 @@ async fn applying_again_keeps_the_ca_bundle(cluster: &Cluster) {
     let ca =
         cluster.kubectl(&["get", "configmap", "kube-root-ca.crt", "-n", "default", "-o", ca]).await.unwrap();
     let bundle = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, ca);
-    let patch =
-        json!([{"op": "add", "path": "/webhooks/0/clientConfig/caBundle", "value": bundle}]).to_string();
+    let add = |webhook: usize| json!({"op": "add", "path": format!("/webhooks/{webhook}/clientConfig/caBundle"), "value": bundle});
+    let patch = json!([add(0), add(1)]).to_string();
     let configuration = ["mutatingwebhookconfiguration", "job-handler"];
     let write = [&["patch"], &configuration[..], &["--type=json", "-p", &patch]].concat();
     cluster.kubectl(&write).await.unwrap();
@@ -125,9 +132,9 @@ async fn applying_again_keeps_the_ca_bundle(cluster: &Cluster) {
     ];
     for apply in applies {
         cluster.kubectl(apply).await.unwrap();
-        let read = "jsonpath={.webhooks[0].clientConfig.caBundle}";
+        let read = "jsonpath={.webhooks[*].clientConfig.caBundle}";
         let read = [&["get"], &configuration[..], &["-o", read]].concat();
-        assert_eq!(cluster.kubectl(&read).await.unwrap(), bundle, "after {apply:?}");
+        assert_eq!(cluster.kubectl(&read).await.unwrap(), format!("{bundle} {bundle}"), "after {apply:?}");
     }
 }
 
