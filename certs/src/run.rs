@@ -64,6 +64,7 @@ pub struct CertHandle {
     config: ServerConfig,
     current: Current,
     published: watch::Receiver<bool>,
+    bundle: watch::Receiver<Option<String>>,
     task: JoinHandle<()>,
 }
 
@@ -76,6 +77,11 @@ impl CertHandle {
     /// Whether the CA was written where the apiserver looks for it, and read back.
     pub fn published(&self) -> watch::Receiver<bool> {
         self.published.clone()
+    }
+
+    /// The CAs that sign what replicas serve, PEM; none while that is not known, or not ours to know.
+    pub fn bundle(&self) -> watch::Receiver<Option<String>> {
+        self.bundle.clone()
     }
 
     /// What tells, at any time, when the certificate that is served expires: seconds since 1970; nothing while none is.
@@ -130,19 +136,21 @@ fn spawn(
     let current = Current::default();
     let config = current.server_config()?;
     let (tell, published) = watch::channel(false);
+    let (tell_bundle, bundle) = watch::channel(None);
     let keeper = Keeper {
         source,
         publisher,
         current: current.clone(),
         serving: None,
         published: tell,
+        bundle: tell_bundle,
         clock: OffsetDateTime::now_utc,
     };
     let task = tokio::spawn(async move {
         // None: the token came. There is nothing to put away.
         let _: Option<()> = shutdown.run_until_cancelled(keeper.run()).await;
     });
-    Ok(CertHandle { config, current, published, task })
+    Ok(CertHandle { config, current, published, bundle, task })
 }
 
 /// What can go wrong in one turn.
@@ -160,6 +168,7 @@ struct Keeper<S, C> {
     current: Current,
     serving: Option<Material>,
     published: watch::Sender<bool>,
+    bundle: watch::Sender<Option<String>>,
     /// The wall clock.
     clock: C,
 }
@@ -221,6 +230,7 @@ impl<S: Source, C: Fn() -> OffsetDateTime> Keeper<S, C> {
             tracing::info!(until = %rfc3339(fresh.leaf.not_after()), "serving a new certificate");
             self.current.set(fresh.leaf.clone());
         }
+        self.bundle.send_replace(fresh.bundle.clone());
         self.serving = Some(fresh);
     }
 
@@ -323,8 +333,15 @@ mod tests {
         let publisher = Publisher::new(Client::new(service, "default"), "c");
         let (tell, mut published) = watch::channel(false);
         let current = Current::default();
-        let keeper =
-            Keeper { source, publisher, current: current.clone(), serving: None, published: tell, clock };
+        let keeper = Keeper {
+            source,
+            publisher,
+            current: current.clone(),
+            serving: None,
+            published: tell,
+            bundle: watch::channel(None).0,
+            clock,
+        };
         let task = tokio::spawn(keeper.run());
         published.wait_for(|published| *published).await.unwrap();
 

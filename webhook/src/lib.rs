@@ -36,6 +36,7 @@ pub mod metrics;
 pub mod mirror;
 pub mod mutate;
 pub mod patch;
+pub mod peers;
 pub mod policies;
 pub mod recent;
 pub mod refusals;

@@ -1,6 +1,6 @@
 //! The question that `/validate` asks, and its answers.
 
-use std::{collections::BTreeMap, time::Instant};
+use std::{collections::BTreeMap, net::SocketAddr, time::Instant};
 
 use futures::future::BoxFuture;
 use job_handler_shared::{combine::PolicyRef, job::JobSnapshot};
@@ -63,4 +63,9 @@ pub const FAILURE_BACKOFF: &str = "failureBackoff";
 pub trait Limiter: Send + Sync {
     /// Decides. Dropping the future gives the grant back where it was not answered yet.
     fn admit(&self, attempt: Attempt) -> BoxFuture<'_, Verdict>;
+
+    /// The replica that had better be asked, where several want to write the same ledger. None = this one.
+    fn elsewhere(&self, _attempt: &Attempt) -> Option<SocketAddr> {
+        None
+    }
 }

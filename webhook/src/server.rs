@@ -15,7 +15,12 @@ use job_handler_shared::keys;
 use rustls::ServerConfig;
 
 use crate::{
-    answer::Reply, metrics::Endpoint, mutate::mutate, review::MAX_BODY, state::State, validate::validate,
+    answer::Reply,
+    metrics::Endpoint,
+    mutate::mutate,
+    review::MAX_BODY,
+    state::State,
+    validate::{validate, validate_here},
     warn::warn,
 };
 
@@ -47,6 +52,7 @@ pub fn serve_webhook(listener: TcpListener, tls: ServerConfig, state: State) -> 
             match endpoint {
                 Endpoint::Mutate => mutate(&body, &state).await,
                 Endpoint::Validate => validate(&body, timeout, &state).await,
+                Endpoint::ValidateHere => validate_here(&body, timeout, &state).await,
                 Endpoint::Warn => warn(&body, timeout, &state).await,
             }
         }
@@ -86,6 +92,11 @@ where
             .service(
                 web::resource(keys::VALIDATE_PATH)
                     .route(post(Endpoint::Validate))
+                    .default_service(web::to(only_post)),
+            )
+            .service(
+                web::resource(keys::VALIDATE_HERE_PATH)
+                    .route(post(Endpoint::ValidateHere))
                     .default_service(web::to(only_post)),
             )
             .service(

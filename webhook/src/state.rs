@@ -13,8 +13,8 @@ use job_handler_shared::{
 };
 
 use crate::{
-    lease::Liveness, limit::Limiter, metrics::WebhookMetrics, policies::Policies, recent::Recent,
-    refusals::Refusals, warn::Onlooker,
+    lease::Liveness, limit::Limiter, metrics::WebhookMetrics, peers::Peers, policies::Policies,
+    recent::Recent, refusals::Refusals, warn::Onlooker,
 };
 
 /// Within this time the entries of several policies ask about one create; its refusal is told once.
@@ -33,6 +33,8 @@ pub struct State {
     pub liveness: Liveness,
     /// The way to the sink.
     pub refusals: Option<Refusals>,
+    /// The way to other replicas; none = everything is decided here.
+    pub peers: Option<Arc<Peers>>,
     /// Counters.
     pub metrics: WebhookMetrics,
     /// Sees the Jobs for policies in mode Warn; none = such policies tell nothing of limits.
@@ -57,6 +59,7 @@ impl State {
             limiter,
             liveness,
             refusals,
+            peers: None,
             metrics,
             onlooker: None,
             own_namespace: own_namespace.into(),

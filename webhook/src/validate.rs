@@ -22,15 +22,26 @@ use crate::{
     state::State,
 };
 
+/// What the uid of a request ends with that another replica was asked about in vain.
+const HERE: &str = "-here";
+
 /// Answers one review, before `timeout` (the caller's) has passed.
 pub async fn validate(bytes: &[u8], timeout: Duration, state: &State) -> Reply {
     let begun = Instant::now();
-    let (reply, outcome) = answer(bytes, begun + timeout, state).await;
+    let (reply, outcome) = answer(bytes, true, begun + timeout, state).await;
     state.metrics.review(Endpoint::Validate, outcome, begun.elapsed());
     reply
 }
 
-async fn answer(bytes: &[u8], answer_by: Instant, state: &State) -> (Reply, Outcome) {
+/// The same for a review that another replica passes on: it goes no further.
+pub async fn validate_here(bytes: &[u8], timeout: Duration, state: &State) -> Reply {
+    let begun = Instant::now();
+    let (reply, outcome) = answer(bytes, false, begun + timeout, state).await;
+    state.metrics.review(Endpoint::ValidateHere, outcome, begun.elapsed());
+    reply
+}
+
+async fn answer(bytes: &[u8], may_pass_on: bool, answer_by: Instant, state: &State) -> (Reply, Outcome) {
     let review = match review::parse(bytes) {
         Ok(review) => review,
         Err(error) => return (Reply::text(400, error.to_string()), Outcome::Bad),
@@ -44,42 +55,35 @@ async fn answer(bytes: &[u8], answer_by: Instant, state: &State) -> (Reply, Outc
             (Answer::denied(Denial::bad_request(why)), Outcome::Bad)
         }
         _ if state.is_excluded(&review.namespace) => (Answer::default(), Outcome::Allowed),
-        Subject::Create(job) => create(&review, job, answer_by, state).await,
-        Subject::Update { new, old } => update(&review, new, old, answer_by, state).await,
+        Subject::Create(job) => match create(&review, job, answer_by, state) {
+            Some(attempt) => admit(attempt, may_pass_on.then_some(bytes), state).await,
+            None => (Answer::default(), Outcome::Allowed),
+        },
+        Subject::Update { new, old } => match update(&review, new, old, answer_by) {
+            Some(attempt) => admit(attempt, may_pass_on.then_some(bytes), state).await,
+            None => (Answer::default(), Outcome::Allowed),
+        },
     };
     (answer.reply(&review.uid), outcome)
 }
 
-async fn create(review: &Review, job: &JobView, answer_by: Instant, state: &State) -> (Answer, Outcome) {
+fn create(review: &Review, job: &JobView, answer_by: Instant, state: &State) -> Option<Attempt> {
     let job = &job.snapshot;
     if !job.is_active() {
         // Created suspended: it takes no slot until somebody starts it.
         if job.is_queued() && !review.dry_run {
             tell_queued(job, state);
         }
-        return (Answer::default(), Outcome::Allowed);
+        return None;
     }
-    let attempt =
-        Attempt { uid: review.uid.clone(), job: job.clone(), from: None, dry_run: review.dry_run, answer_by };
-    admit(attempt, state).await
+    let (uid, dry_run) = (review.uid.clone(), review.dry_run);
+    Some(Attempt { uid, job: job.clone(), from: None, dry_run, answer_by })
 }
 
-async fn update(
-    review: &Review,
-    new: &JobView,
-    old: &JobView,
-    answer_by: Instant,
-    state: &State,
-) -> (Answer, Outcome) {
-    let Some(after) = starting(new, old) else { return (Answer::default(), Outcome::Allowed) };
-    let attempt = Attempt {
-        uid: review.uid.clone(),
-        job: after,
-        from: Some(old.snapshot.resource_version.clone()),
-        dry_run: review.dry_run,
-        answer_by,
-    };
-    admit(attempt, state).await
+fn update(review: &Review, new: &JobView, old: &JobView, answer_by: Instant) -> Option<Attempt> {
+    let job = starting(new, old)?;
+    let (uid, dry_run) = (review.uid.clone(), review.dry_run);
+    Some(Attempt { uid, job, from: Some(old.snapshot.resource_version.clone()), dry_run, answer_by })
 }
 
 /// The Job as a change makes it, where it may take a slot that it did not take before.
@@ -94,12 +98,24 @@ pub fn starting(new: &JobView, old: &JobView) -> Option<JobSnapshot> {
     (after.is_active() && (starts || moves)).then_some(after)
 }
 
-async fn admit(attempt: Attempt, state: &State) -> (Answer, Outcome) {
+/// Decides about an attempt, or lets another replica do so by the review, where that may be passed on.
+async fn admit(mut attempt: Attempt, review: Option<&[u8]>, state: &State) -> (Answer, Outcome) {
     let Some(limiter) = &state.limiter else { return (Answer::default(), Outcome::Allowed) };
     let (job, dry_run, stored) = (attempt.job.clone(), attempt.dry_run, attempt.from.is_some());
     let verdict = if let Err(why) = can_decide(&job, state).await {
         Verdict::Unavailable { why, retry_after_seconds: 1 }
     } else {
+        if let (Some(review), Some(peers)) = (review, &state.peers)
+            && let Some(peer) = limiter.elsewhere(&attempt)
+        {
+            state.metrics.passed_on.inc();
+            if let Some(answered) = peers.ask(peer, review, attempt.answer_by).await {
+                return answered;
+            }
+            state.metrics.passed_on_in_vain.inc();
+            // It may have granted it, or do so yet, and take that back: this is a call of its own to all who read the ledger.
+            attempt.uid.push_str(HERE);
+        }
         limiter.admit(attempt).await
     };
     match verdict {

@@ -12,11 +12,13 @@ mod apiserver;
 mod common;
 
 use std::{
+    collections::BTreeSet,
+    net::SocketAddr,
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
-use apiserver::{Apiserver, Replica, attempt, empty, eventually, replica, spread, why};
+use apiserver::{Apiserver, Replica, attempt, empty, eventually, replica, replica_at, spread, why};
 use common::{cluster_policy, policy};
 use futures::future::join_all;
 use job_handler_shared::combine::{Policy, PolicySet};
@@ -72,6 +74,48 @@ async fn a_burst_over_three_replicas_never_exceeds_a_limit_of_the_cluster(#[case
     // What is known is taken out without anybody asking.
     let ledgers = ["ci", "qa", "cluster.job-handler.io"];
     eventually("the ledgers to be empty", || ledgers.iter().all(|name| apiserver.pending(name) == 0)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replicas_that_get_in_each_others_way_agree_who_decides() {
+    let apiserver = Arc::new(Apiserver::new(4).with_ledger("ci", empty()));
+    let addresses = [1, 2, 3].map(|n| SocketAddr::from(([10, 0, 0, n], 8443)));
+    let at = |address| replica_at(Some(address), &apiserver, &[few(1000)]).ready();
+    let replicas = join_all(addresses.map(at)).await;
+    let elsewhere = || replicas.iter().map(|replica| replica.limiter.elsewhere(&attempt("ci/x", "x")));
+    // One after the other nobody is in anybody's way.
+    for (n, replica) in replicas.iter().enumerate() {
+        let verdict = replica.limiter.admit(attempt(&format!("ci/calm-{n}"), &format!("calm-{n}"))).await;
+        assert_eq!(verdict, Verdict::Granted);
+        let heard = || replicas.iter().all(|r| r.limiter.shared().memory.known("ci").is_some());
+        eventually("all to know the ledger", heard).await;
+    }
+    assert!(elsewhere().all(|to| to.is_none()));
+
+    // All at once, until two of them have come too late.
+    let late = |replica: &&Replica| replica.metric("job_handler_limit_ledger_conflicts_total ") > 0;
+    for n in 0.. {
+        assert!(n < 1000, "no replica was ever in another's way");
+        join_all(replicas.iter().enumerate().map(|(m, replica)| {
+            let uid = format!("{n}-{m}");
+            async move { replica.limiter.admit(attempt(&format!("ci/{uid}"), &uid)).await }
+        }))
+        .await;
+        if replicas.iter().filter(late).count() > 1 {
+            break;
+        }
+    }
+    eventually("who came too late to pass on to one that does not", || {
+        let to: BTreeSet<SocketAddr> = elsewhere().flatten().collect();
+        let stays =
+            addresses.iter().zip(elsewhere()).filter(|(_, to)| to.is_none()).map(|(address, _)| *address);
+        to.len() == 1 && to.is_subset(&stays.collect())
+    })
+    .await;
+    let dry = Attempt { dry_run: true, ..attempt("ci/dry", "dry") };
+    assert!(replicas.iter().all(|replica| replica.limiter.elsewhere(&dry).is_none()), "it writes nothing");
+    // Nobody knows whether who has not written for a while is there yet.
+    eventually("the ledger to be left alone", || elsewhere().all(|to| to.is_none())).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

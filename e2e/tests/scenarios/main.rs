@@ -21,6 +21,7 @@ mod neighbour;
 mod nothing_lost;
 mod objects;
 mod outages;
+mod peers;
 mod policies;
 mod reading;
 mod ready;

@@ -25,8 +25,7 @@ use super::{
     look::{self, Blind, Look},
     pace::Pace,
     resolve::Sight,
-    store,
-    turns::Turns,
+    store, turns,
 };
 use crate::{
     limit::{Attempt, FAILURE_BACKOFF, Refused, Verdict},
@@ -92,7 +91,6 @@ pub struct Actor {
     tidy: bool,
     expire: bool,
     pace: Pace,
-    turns: Turns,
     found: Found,
 }
 
@@ -112,7 +110,6 @@ impl Actor {
             tidy: false,
             expire: false,
             pace: Pace::default(),
-            turns: Turns::default(),
             found: Found::default(),
         }
     }
@@ -240,17 +237,17 @@ impl Actor {
     }
 
     /// Waits while it is the turn of others to write, if anybody else does.
-    async fn others_turns(&mut self) {
-        let shared = self.shared.clone();
+    async fn others_turns(&self) {
+        let shared = &self.shared;
+        if !shared.memory.is_contended(self.id.name()) {
+            return;
+        }
         // Each new version has an order of its own. Whoever has stood back for a few of them just tries.
         for _ in 0..YIELDS {
             let Some((known, at)) = shared.memory.newest(self.id.name()) else { return };
-            let (me, now) = (shared.store.me(), shared.memory.now());
-            if let Some(other) = store::writer(&known.ledger).filter(|writer| *writer != me) {
-                self.turns.heard(other, at);
-            }
-            let before = self.turns.before(me, known.version, now);
-            let left = self.pace.writes(before).saturating_sub(now.saturating_duration_since(at));
+            let before = turns::before(shared.store.me(), store::writers(&known.ledger));
+            let known_for = shared.memory.now().saturating_duration_since(at);
+            let left = self.pace.writes(before).saturating_sub(known_for);
             if left.is_zero() {
                 return;
             }

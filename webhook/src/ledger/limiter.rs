@@ -6,6 +6,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     future::Future,
+    net::SocketAddr,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -29,7 +30,8 @@ use super::{
     feed,
     look::Reads,
     memory::{Memory, Watcher},
-    store::Store,
+    store::{self, Store},
+    turns,
 };
 use crate::{
     lease::Withholding,
@@ -97,15 +99,17 @@ pub enum LedgersError {
 }
 
 /// A limiter and the tasks that have to run for it. Ledgers are kept in `namespace`; their attempts run out by `clock`.
+/// Other replicas find this one by `address`.
 pub fn limiter(
     client: Client,
     namespace: &str,
     policies: Policies,
     metrics: WebhookMetrics,
     clock: Clock,
+    address: Option<SocketAddr>,
 ) -> (LedgerLimiter, Ledgers) {
     let (made, receiver) = mpsc::unbounded_channel();
-    let store = Store::new(client.clone(), namespace);
+    let store = Store::new(client.clone(), namespace, address);
     let shared = Arc::new(Shared {
         client,
         store,
@@ -133,6 +137,23 @@ impl Limiter for LedgerLimiter {
             verdict
         }
         .boxed()
+    }
+
+    fn elsewhere(&self, attempt: &Attempt) -> Option<SocketAddr> {
+        if attempt.dry_run {
+            // It writes nothing that could come too late.
+            return None;
+        }
+        let (cluster, namespace) = self.ledgers(attempt);
+        let ledger = namespace.or(cluster.then_some(LedgerId::Cluster))?;
+        let shared = &self.shared;
+        if !shared.memory.is_contended(ledger.name()) {
+            return None;
+        }
+        let (known, at) = shared.memory.newest(ledger.name())?;
+        let leader = turns::leader(ledger.name(), store::writers(&known.ledger))?;
+        let is_recent = shared.memory.now().saturating_duration_since(at) < QUIET;
+        (is_recent && leader != shared.store.me()).then(|| leader.parse().ok()).flatten()
     }
 }
 

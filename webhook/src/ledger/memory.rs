@@ -21,6 +21,9 @@ use super::{
 };
 use crate::{mirror::Mirror, policies::Policies};
 
+/// So long after a write that came too late a ledger is taken for one that several replicas want to write.
+const CONTENDED: Duration = Duration::from_secs(5);
+
 /// Shared by all actors of a process.
 #[derive(Debug, Default)]
 pub struct Memory {
@@ -66,6 +69,8 @@ struct Inner {
     gone: HashMap<String, Instant>,
     /// When the list began that is being read.
     listing: Option<Instant>,
+    /// When a write of a ledger came too late.
+    lost: HashMap<String, Instant>,
     watching: Option<Watching>,
 }
 
@@ -102,6 +107,17 @@ impl Memory {
     /// The same, and since when it has been known.
     pub fn newest(&self, ledger: &str) -> Option<(Arc<Known>, Instant)> {
         self.inner().known.get(ledger).cloned()
+    }
+
+    /// A write of a ledger came after another replica's.
+    pub fn lost(&self, ledger: &str) {
+        self.inner().lost.insert(ledger.to_owned(), self.now());
+    }
+
+    /// Whether that happened a moment ago.
+    pub fn is_contended(&self, ledger: &str) -> bool {
+        let now = self.now();
+        self.inner().lost.get(ledger).is_some_and(|at| now.saturating_duration_since(*at) < CONTENDED)
     }
 
     /// The clocks of a ledger's attempts.
@@ -203,6 +219,7 @@ impl Inner {
     fn lose(&mut self, ledger: &str, now: Instant) {
         self.clocks.remove(ledger);
         self.known.remove(ledger);
+        self.lost.remove(ledger);
         if self.there.remove(ledger).is_some() {
             self.gone.insert(ledger.to_owned(), now);
         }

@@ -3,6 +3,7 @@
 use std::{
     future::Future,
     hash::{BuildHasher, Hasher, RandomState},
+    net::SocketAddr,
     sync::Arc,
     time::Duration,
 };
@@ -11,6 +12,7 @@ use job_handler_shared::ledger::{JobLedger, JobLedgerSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
 use kube::{Api, Client, ResourceExt, api::PostParams};
 
+use super::turns;
 use crate::mirror::causes;
 
 /// A call that takes longer is given up; whether it was a write that was done is then found out by reading.
@@ -20,8 +22,8 @@ const TRIES: usize = 2;
 /// What the apiserver's Retry-After asks for where it throttles (k8s.io/apiserver, pkg/server/filters).
 const THROTTLED: Duration = Duration::from_secs(1);
 
-/// Annotation of a ledger: which process wrote it last. For [`super::turns`] alone.
-const WRITER: &str = "job-handler/writer";
+/// Annotation of a ledger: which processes wrote it last. For [`super::turns`] alone.
+const WRITERS: &str = "job-handler/writers";
 
 /// All ledgers.
 #[derive(Clone, Debug)]
@@ -30,9 +32,9 @@ pub struct Store {
     writer: Arc<str>,
 }
 
-/// Which process wrote a ledger.
-pub fn writer(ledger: &JobLedger) -> Option<&str> {
-    ledger.annotations().get(WRITER).map(String::as_str)
+/// Which processes wrote a ledger last, as [`turns`] has it.
+pub fn writers(ledger: &JobLedger) -> &str {
+    ledger.annotations().get(WRITERS).map_or("", String::as_str)
 }
 
 /// What became of a write.
@@ -49,10 +51,13 @@ pub enum Write {
 }
 
 impl Store {
-    /// Of the pair's own namespace.
-    pub fn new(client: Client, namespace: &str) -> Self {
-        // Random (as far as hashes are), so that two that are called alike are not taken for one.
-        let writer = format!("{:016x}", RandomState::new().build_hasher().finish());
+    /// Of the pair's own namespace. Other replicas reach this one at `address`.
+    pub fn new(client: Client, namespace: &str, address: Option<SocketAddr>) -> Self {
+        let writer = match address {
+            Some(address) => address.to_string(),
+            // Random (as far as hashes are), so that two are not taken for one.
+            None => format!("{:08x}", RandomState::new().build_hasher().finish() >> 32),
+        };
         Self { api: Api::namespaced(client, namespace), writer: writer.into() }
     }
 
@@ -61,7 +66,7 @@ impl Store {
         self.api.clone()
     }
 
-    /// This process, as [`writer`] tells.
+    /// This process, as [`writers`] tells.
     pub fn me(&self) -> &str {
         &self.writer
     }
@@ -98,7 +103,8 @@ impl Store {
         // One empty entry takes them out, and an object that has none is not tracked (apimachinery's fieldmanager.go and
         // skipnonapplied.go): who owns which attempt is of no use to anybody, and work for the apiserver at every write.
         ledger.metadata.managed_fields = Some(vec![ManagedFieldsEntry::default()]);
-        ledger.annotations_mut().insert(WRITER.to_owned(), self.writer.to_string());
+        let writers = turns::after(&self.writer, writers(&ledger));
+        ledger.annotations_mut().insert(WRITERS.to_owned(), writers);
         sort(
             name,
             tokio::time::timeout(CALL_TIMEOUT, let_in(|| self.api.replace(name, &params, &ledger))).await,

@@ -1,38 +1,46 @@
 //! Whose turn it is to write a ledger, where several replicas want to.
 //!
 //! Whoever wrote last knows the newest version before all others do, and would come first again and again; and of those
-//! who hear of it at the same time all but one would write in vain. So each version says who may write first: the
-//! replicas that wrote a moment ago, in one order for all, beginning with one that the version's number picks. The others
-//! follow, each as much later as a write takes. Nobody relies on it: the write itself tells who came first.
+//! who hear of it at the same time all but one would write in vain. So each version says who may write first: of the
+//! replicas that made the last few versions, which stand in it, the one that has not written for longest. It is the one
+//! with most to write, as a rule, and whoever wrote last has just given everybody an answer. The others follow, each as
+//! much later as a write takes. Nobody relies on it: the write itself tells who came first.
 
-use std::{
-    collections::BTreeMap,
-    time::{Duration, Instant},
-};
+use std::hash::{DefaultHasher, Hash, Hasher};
 
-/// Who has not written for this long is not expected to.
-const QUIET: Duration = Duration::from_secs(1);
+/// Who made none of so many last versions is not expected to write.
+const EXPECTED: usize = 6;
 
-/// The other replicas that write a ledger.
-#[derive(Clone, Debug, Default)]
-pub struct Turns {
-    /// And when they did last.
-    others: BTreeMap<String, Instant>,
+/// How many others may write before `me`, by who wrote last (newest first).
+pub fn before(me: &str, writers: &str) -> u32 {
+    let mut later = Vec::new();
+    let mut earlier = Vec::new();
+    let mut own = false;
+    for writer in writers.split_whitespace() {
+        if writer == me {
+            own = true;
+        } else if !own && !later.contains(&writer) {
+            later.push(writer);
+        } else if own && !later.contains(&writer) && !earlier.contains(&writer) {
+            earlier.push(writer);
+        }
+    }
+    u32::try_from(earlier.len()).unwrap_or(u32::MAX)
 }
 
-impl Turns {
-    /// Another replica wrote then, later than whatever was heard before.
-    pub fn heard(&mut self, writer: &str, at: Instant) {
-        self.others.insert(writer.to_owned(), at);
-    }
+/// Who of them had better decide for all: any, as long as all agree, and one ledger's is not always another's too.
+pub fn leader<'a>(ledger: &str, writers: &'a str) -> Option<&'a str> {
+    writers.split_whitespace().min_by_key(|writer| {
+        let mut hasher = DefaultHasher::new();
+        (ledger, writer).hash(&mut hasher);
+        hasher.finish()
+    })
+}
 
-    /// How many others may write before `me`, once this version is known.
-    pub fn before(&mut self, me: &str, version: u64, now: Instant) -> u32 {
-        self.others.retain(|_, last| now.saturating_duration_since(*last) < QUIET);
-        let place = self.others.keys().filter(|other| other.as_str() < me).count() as u64;
-        let all = self.others.len() as u64 + 1;
-        u32::try_from((place + all - version % all) % all).unwrap_or(u32::MAX)
-    }
+/// The same with a version that `me` makes.
+pub fn after(me: &str, writers: &str) -> String {
+    let last: Vec<&str> = std::iter::once(me).chain(writers.split_whitespace()).take(EXPECTED).collect();
+    last.join(" ")
 }
 
 #[cfg(test)]
@@ -40,24 +48,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_is_alone_never_waits_and_together_each_has_a_place_of_its_own() {
-        let now = Instant::now();
-        let replicas = ["a", "b", "c"];
-        for version in 0..9 {
-            let place = |me: &str| {
-                let mut turns = Turns::default();
-                assert_eq!(turns.before(me, version, now), 0);
-                replicas.iter().filter(|other| **other != me).for_each(|other| turns.heard(other, now));
-                turns.before(me, version, now)
-            };
-            let mut places = replicas.map(place);
-            assert_eq!(place(replicas[(version % 3) as usize]), 0, "by its number");
-            places.sort_unstable();
-            assert_eq!(places, [0, 1, 2]);
+    fn each_has_a_place_of_its_own_by_who_wrote_last() {
+        assert_eq!(before("a", ""), 0);
+        assert_eq!(before("a", "a a a"), 0, "who is alone never waits");
+        let writers = "a b a c b a";
+        assert_eq!(["a", "b", "c"].map(|me| before(me, writers)), [2, 1, 0]);
+        assert_eq!(before("d", writers), 0, "who has not written for long");
+    }
+
+    #[test]
+    fn who_writes_no_more_is_forgotten() {
+        let mut writers = after("gone", "");
+        for _ in 1..EXPECTED {
+            writers = after("a", &writers);
+            assert_eq!(before("a", &writers), 1);
         }
-        let mut turns = Turns::default();
-        turns.heard("a", now);
-        assert_eq!(turns.before("b", 0, now + QUIET / 2), 1);
-        assert_eq!(turns.before("b", 0, now + QUIET), 0, "nobody else writes any more");
+        assert_eq!(before("a", &after("a", &writers)), 0);
     }
 }

@@ -297,7 +297,7 @@ impl Replica {
         let clock = Clock::default();
         let shared = Arc::new(Shared {
             client: apiserver.client(),
-            store: Store::new(apiserver.client(), "system"),
+            store: Store::new(apiserver.client(), "system", None),
             memory: Memory::new(clock.clone()),
             cache: Cache::default(),
             reads: Reads::default(),

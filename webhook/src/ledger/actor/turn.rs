@@ -211,6 +211,7 @@ impl Actor {
             }
             Write::Conflict => {
                 shared.metrics.ledger_conflicts.inc();
+                shared.memory.lost(name);
                 self.pace.conflict(Instant::now());
                 self.outdated = Some(known.version);
                 Err(Stop::Again(false))
