@@ -20,8 +20,8 @@ use crate::https::{Connection, Https};
 const QUOTA: &str = "null-full-0";
 const OURS: &str = "ours-full-0";
 const READS: &str = "job_handler_limit_consistent_reads_total";
-/// Connections of the apiserver at most, more or less.
-const CONNECTIONS: usize = 50;
+/// Clients of the apiserver.
+const CLIENTS: [usize; 2] = [50, 150];
 /// To the webhook alone: refusals wait for one of at most 20 looks a second, so that few callers cannot get many.
 const ALONE: usize = 400;
 
@@ -50,30 +50,37 @@ pub(super) async fn measure(ground: &Ground, effort: &Effort) -> Result<Table> {
     let mut table = table();
     let alone = alone(ground, effort).await?;
     table.rows.push(row(&format!("the webhook alone, 1 replica, {ALONE} clients"), &alone, None));
-    let through = through(ground, effort).await?;
-    let [quota, one, three] = &through;
-    table.rows.push(row("apiserver: two null webhooks, quota", quota, Some(quota)));
-    table.rows.push(row("apiserver: our limit, 1 replica", one, Some(quota)));
-    table.rows.push(row("apiserver: our limit, 3 replicas", three, Some(quota)));
     let rate = median(alone.per_second.iter().copied());
     table.aims.push(Aim {
         what: "the webhook alone refuses at least 5,000 a second".to_owned(),
         found: figure(rate),
         met: rate >= 5000.0,
     });
-    let ratios = [one, three].map(|ours| median_ratio(&ours.p50, &quota.p50));
-    table.aims.push(Aim {
-        what: "through the apiserver a p50 of at most 1.3 times that of the quota's own refusals behind two null webhooks"
-            .to_owned(),
-        found: format!("{:.2} with one replica, {:.2} with three", ratios[0], ratios[1]),
-        met: ratios.iter().all(|ratio| *ratio <= 1.3),
-    });
-    let reads: Vec<f64> =
-        [&alone, one, three].iter().map(|cell| median(cell.reads.iter().copied())).collect();
+    let mut reads = vec![(median(alone.reads.iter().copied()), 1.0)];
+    for clients in CLIENTS {
+        let [quota, one, three] = through(ground, effort, clients).await?;
+        for (who, cell) in [
+            ("two null webhooks, quota", &quota),
+            ("our limit, 1 replica", &one),
+            ("our limit, 3 replicas", &three),
+        ] {
+            table.rows.push(row(&format!("apiserver, {clients} clients: {who}"), cell, Some(&quota)));
+        }
+        let ratios = [&one, &three].map(|ours| median_ratio(&ours.p50, &quota.p50));
+        table.aims.push(Aim {
+            what: format!(
+                "through the apiserver, {clients} clients: a p50 of at most 1.3 times that of the quota's own refusals \
+                 behind two null webhooks"
+            ),
+            found: format!("{:.2} with one replica, {:.2} with three", ratios[0], ratios[1]),
+            met: ratios.iter().all(|ratio| *ratio <= 1.3),
+        });
+        reads.extend([(&one, 1.0), (&three, 3.0)].map(|(cell, n)| (median(cell.reads.iter().copied()), n)));
+    }
     table.aims.push(Aim {
         what: "at most 20 consistent reads a second and replica".to_owned(),
-        found: reads.iter().map(|reads| figure(*reads)).collect::<Vec<_>>().join(", "),
-        met: reads.iter().zip([1.0, 1.0, 3.0]).all(|(reads, replicas)| *reads <= 20.0 * replicas),
+        found: reads.iter().map(|(reads, _)| figure(*reads)).collect::<Vec<_>>().join(", "),
+        met: reads.iter().all(|(reads, replicas)| *reads <= 20.0 * replicas),
     });
     Ok(table)
 }
@@ -143,7 +150,7 @@ fn review() -> Result<String> {
     Ok(review.to_string())
 }
 
-async fn through(ground: &Ground, effort: &Effort) -> Result<[Cell; 3]> {
+async fn through(ground: &Ground, effort: &Effort, clients: usize) -> Result<[Cell; 3]> {
     let ways = [(QUOTA, None), (OURS, Some(1)), (OURS, Some(3))];
     let numbers = Arc::new(AtomicU64::new(0));
     let mut cells: [Cell; 3] = Default::default();
@@ -157,7 +164,7 @@ async fn through(ground: &Ground, effort: &Effort) -> Result<[Cell; 3]> {
             let before = ground.counter(READS).await?;
             let begin = Instant::now();
             let mut tasks = JoinSet::new();
-            for _ in 0..CONNECTIONS {
+            for _ in 0..clients {
                 let (client, numbers, until) =
                     (ground.cluster.client(), numbers.clone(), begin + effort.time);
                 tasks.spawn(async move {
@@ -236,12 +243,12 @@ fn table() -> Table {
     let columns = ["who refuses", "refusals/s", "p50 ms", "p99 ms", "p50 of quota's", "consistent reads/s"];
     let mut table = Table::new("Limits: refusals when full", &columns);
     table.notes = vec![format!(
-        "{CONNECTIONS} clients in a closed loop, {ALONE} where the webhook alone is asked, a limit of 1 that one Job \
-             holds. The webhook alone is asked over TLS with reviews of ever new Jobs; the client that asks shares its \
-             cores. A refusal waits for a look that begins after it came, and of looks each replica makes 20 a second at \
-             most: so many clients get so many refusals each. What limits through the apiserver: the cores, of which it \
-             takes two thirds, and that wait, of half the time between two looks and a look. Figures are medians over the \
-             rounds, ratios are taken within each round."
+        "Clients in a closed loop, and a limit of 1 that one Job holds. The webhook alone is asked by {ALONE} over TLS with \
+         reviews of ever new Jobs; the client that asks shares its cores. A refusal waits for a look that begins after it \
+         came, and of looks each replica makes 20 a second at most: so no client is refused by one replica more often than \
+         that, and few clients that come again at once wait for 50 ms where a quota would answer sooner; this is the price \
+         of never refusing because of a Job that has ended. With more clients it is the cores that limit. Figures are \
+         medians over the rounds, ratios are taken within each round."
     )];
     table
 }
