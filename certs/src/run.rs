@@ -204,6 +204,8 @@ impl<S: Source, C: Fn() -> OffsetDateTime> Keeper<S, C> {
     async fn turn(&mut self) -> Result<(), TurnError> {
         let now = (self.clock)();
         let fresh = self.source.load(now).await?;
+        // At once: other replicas may show certificates of a new CA before it is published.
+        self.bundle.send_replace(fresh.bundle.clone());
         // A leaf of another CA has to wait until that CA is published, while there is one that still works. Everything
         // else must not wait: the publishing below may fail for a long time.
         let waits = |old: &Material| old.issuer != fresh.issuer && now < old.leaf.not_after();
@@ -230,7 +232,6 @@ impl<S: Source, C: Fn() -> OffsetDateTime> Keeper<S, C> {
             tracing::info!(until = %rfc3339(fresh.leaf.not_after()), "serving a new certificate");
             self.current.set(fresh.leaf.clone());
         }
-        self.bundle.send_replace(fresh.bundle.clone());
         self.serving = Some(fresh);
     }
 

@@ -138,7 +138,7 @@ async fn limits_are_measured_beside_quotas() {
     let names: Vec<&str> = creates.rows.iter().map(|row| row[0].as_str()).collect();
     assert_eq!(names, wanted.collect::<Vec<_>>());
     assert_eq!(times.rows.len(), names.len());
-    assert_eq!([refusals.rows.len(), drain.rows.len(), memory.rows.len()], [4, 1, 3]);
+    assert_eq!([refusals.rows.len(), drain.rows.len(), memory.rows.len()], [7, 1, 3]);
     // As many as there are slots; more would have failed the measurement.
     assert_eq!(drain.rows[0].last().unwrap(), "10");
     for table in &tables {

@@ -1,8 +1,8 @@
 //! Asks another replica to decide about a review, as the apiserver would have asked it.
 //!
-//! Where several replicas write one ledger, most of their writes come too late; so all but one pass on what they are asked
-//! ([`crate::ledger::turns::leader`]). Nothing depends on it: whoever gets no answer decides itself, and to the ledger the
-//! two are calls of their own.
+//! Where several replicas write one ledger, many of their writes come too late; so all but one pass on what they are asked
+//! ([`crate::ledger::turns::leader`]). What that one answers is as good as an own decision, so it has to show a certificate
+//! of our CA. Whoever gets no answer decides itself, and to the ledger the two are calls of their own.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -16,7 +16,7 @@ use job_handler_shared::keys;
 use kube::{Client, Config, client::Body};
 use rustls::pki_types::{CertificateDer, pem::PemObject};
 use serde::Deserialize;
-use tokio::sync::watch;
+use tokio::{runtime::Handle, sync::watch};
 
 use crate::{
     answer::{Answer, Denial},
@@ -28,10 +28,11 @@ use crate::{
 const PATIENCE: Duration = Duration::from_millis(500);
 /// What a decision leaves of its caller's time; see the limiter.
 const MARGIN: Duration = Duration::from_millis(300);
-/// Whoever gave no answer is left alone for this long.
+/// Whoever gave no answer is left alone for this long, and after more failures for longer, up to [`AWAY_MOST`].
 const AWAY: Duration = Duration::from_secs(5);
+const AWAY_MOST: Duration = Duration::from_secs(80);
 /// So many are remembered. Replicas come and go with addresses of their own.
-const REMEMBERED: usize = 16;
+const REMEMBERED: usize = 64;
 
 /// The way to other replicas.
 pub struct Peers {
@@ -40,12 +41,27 @@ pub struct Peers {
     /// The CAs that sign what they show.
     bundle: watch::Receiver<Option<String>>,
     peers: Mutex<HashMap<SocketAddr, Peer>>,
+    /// Runs the connections; who asks may be on a server's thread of its own.
+    runtime: Handle,
 }
 
 struct Peer {
     bundle: String,
-    client: Client,
-    away: Option<Instant>,
+    /// None where it could not be made.
+    client: Option<Client>,
+    /// Until when it is left alone, and for how long it was.
+    away: Option<(Instant, Duration)>,
+}
+
+/// What came of asking.
+#[derive(Debug)]
+pub enum Asked {
+    /// It was not asked: it is left alone for now, or cannot be asked.
+    Not,
+    /// It gave no answer, or cannot decide. It may have granted it all the same, or be about to.
+    InVain,
+    /// Its decision.
+    Decided(Answer, Outcome),
 }
 
 #[derive(Deserialize)]
@@ -69,64 +85,84 @@ struct Status {
     code: u16,
     #[serde(default)]
     message: String,
+    #[serde(default)]
+    details: Details,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Details {
+    #[serde(default)]
+    retry_after_seconds: u32,
 }
 
 impl Peers {
-    /// Replicas behind the Service of our namespace, that show certificates of these CAs.
+    /// Replicas behind the Service of our namespace, that show certificates of these CAs. Connections are the current
+    /// runtime's.
     pub fn new(namespace: &str, bundle: watch::Receiver<Option<String>>) -> Self {
         let server_name = format!("{}.{namespace}.svc", keys::APP);
-        Self { server_name, bundle, peers: Mutex::default() }
+        Self { server_name, bundle, peers: Mutex::default(), runtime: Handle::current() }
     }
 
-    /// Its decision: allowed, or refused by a limit. None where it gave none, or cannot decide.
-    pub async fn ask(
-        &self,
-        peer: SocketAddr,
-        review: &[u8],
-        answer_by: Instant,
-    ) -> Option<(Answer, Outcome)> {
-        let client = self.client(peer)?;
+    /// Asks it about a review that has to be answered by then.
+    pub async fn ask(&self, peer: SocketAddr, review: &[u8], answer_by: Instant) -> Asked {
+        let Some(client) = self.client(peer) else { return Asked::Not };
         let patience = PATIENCE.min(answer_by.saturating_duration_since(Instant::now()) / 2);
-        let answer = tokio::time::timeout(patience, ask(client, review, patience + MARGIN)).await;
+        // It gives up first, and takes back what it granted.
+        let answer = tokio::time::timeout(patience, ask(client, review, patience * 3 / 4 + MARGIN)).await;
         match answer.unwrap_or_else(|_| Err("no answer in time".to_owned())).and_then(decided) {
-            Ok(decided) => Some(decided),
+            Ok((answer, outcome)) => {
+                self.is_there(peer);
+                Asked::Decided(answer, outcome)
+            }
             Err(why) => {
                 self.is_away(peer, &why);
-                None
+                Asked::InVain
             }
         }
     }
 
     fn client(&self, peer: SocketAddr) -> Option<Client> {
-        let bundle = self.bundle.borrow().clone()?;
         let mut peers = self.peers();
         let known = peers.get(&peer);
-        if known.and_then(|known| known.away).is_some_and(|since| since.elapsed() < AWAY) {
+        if known.and_then(|known| known.away).is_some_and(|(until, _)| Instant::now() < until) {
             return None;
         }
+        let bundle = self.bundle.borrow();
+        let bundle = bundle.as_deref()?;
         if let Some(known) = known.filter(|known| known.bundle == bundle) {
-            return Some(known.client.clone());
+            return known.client.clone();
         }
-        match connection(peer, &self.server_name, &bundle) {
-            Ok(client) => {
-                if peers.len() >= REMEMBERED {
-                    peers.clear();
-                }
-                peers.insert(peer, Peer { bundle, client: client.clone(), away: None });
-                Some(client)
-            }
-            Err(why) => {
-                tracing::warn!(%peer, "no other replica can be asked: {why}");
-                None
-            }
+        let away = known.and_then(|known| known.away);
+        let _entered = self.runtime.enter();
+        let client = connection(peer, &self.server_name, bundle)
+            .inspect_err(|why| tracing::warn!(%peer, "no other replica can be asked: {why}"))
+            .ok();
+        if peers.len() >= REMEMBERED {
+            peers.clear();
+        }
+        peers.insert(peer, Peer { bundle: bundle.to_owned(), client: client.clone(), away });
+        client
+    }
+
+    fn is_there(&self, peer: SocketAddr) {
+        if let Some(known) = self.peers().get_mut(&peer) {
+            known.away = None;
         }
     }
 
+    /// Those who were asked at the same time count once.
     fn is_away(&self, peer: SocketAddr, why: &str) {
-        tracing::info!(%peer, "deciding about limits here, as another replica does not: {why}");
-        if let Some(known) = self.peers().get_mut(&peer) {
-            known.away = Some(Instant::now());
-        }
+        let now = Instant::now();
+        let mut peers = self.peers();
+        let Some(known) = peers.get_mut(&peer) else { return };
+        let time = match known.away {
+            Some((until, _)) if now < until => return,
+            Some((_, before)) => (before * 2).min(AWAY_MOST),
+            None => AWAY,
+        };
+        known.away = Some((now + time, time));
+        tracing::info!(%peer, "deciding about limits here for {} s, as another replica does not: {why}", time.as_secs());
     }
 
     fn peers(&self) -> MutexGuard<'_, HashMap<SocketAddr, Peer>> {
@@ -164,13 +200,14 @@ async fn ask(client: Client, review: &[u8], timeout: Duration) -> Result<Respons
 
 fn decided(response: Response) -> Result<(Answer, Outcome), String> {
     let Response { allowed, status, audit_annotations: audit } = response;
-    match (allowed, status.code) {
-        (true, _) => Ok((Answer::default(), Outcome::Allowed)),
-        (false, 403) => {
-            let denied = Some(Denial::forbidden(status.message));
-            Ok((Answer { denied, audit, ..Answer::default() }, Outcome::Refused))
+    let denied = match (allowed, status.code) {
+        (true, _) => return Ok((Answer::default(), Outcome::Allowed)),
+        (false, 403) => (Denial::forbidden(status.message), Outcome::Refused),
+        (false, 429) => {
+            (Denial::too_many(status.message, status.details.retry_after_seconds), Outcome::Unavailable)
         }
         // It may be about itself, such as that it cannot reach the apiserver.
-        (false, code) => Err(format!("{code}: {}", status.message)),
-    }
+        (false, code) => return Err(format!("{code}: {}", status.message)),
+    };
+    Ok((Answer { denied: Some(denied.0), audit, ..Answer::default() }, denied.1))
 }

@@ -62,7 +62,8 @@ pub struct Options {
     /// Name of this replica; its Lease is named after it.
     #[arg(long, env = "POD_NAME", default_value = "local")]
     pub replica: String,
-    /// IP address at which other replicas reach this one; without it none asks this one to decide for it.
+    /// IP address at which other replicas reach this one, at the port of --listen, to let it decide for them. Without it
+    /// none does.
     #[arg(long, env = "POD_IP")]
     pub pod_ip: Option<IpAddr>,
     /// Unix socket on which the sink listens for refusals.
@@ -225,7 +226,7 @@ pub async fn run(options: Options) -> Result<(), RunError> {
     let limiter = Some(limiter as Arc<dyn crate::limit::Limiter>);
     let mut state = State::new(policies, limiter, liveness, Some(told), ours, &options.namespace);
     state.onlooker = Some(onlooker);
-    state.peers = address.map(|_| Arc::new(peers));
+    state.peers = Some(Arc::new(peers));
     let server = serve_webhook(listener, tls, state).map_err(io("the webhook server"))?;
     let server_handle = server.handle();
     tasks.spawn(async move { server.await.map_err(io("the webhook server")).map(|()| "webhook server") });

@@ -59,8 +59,7 @@ pub fn serve_webhook(listener: TcpListener, tls: ServerConfig, state: State) -> 
     })
 }
 
-/// A server whose answers to `POST /mutate`, `POST /validate` and `POST /warn` are `handler`'s: (endpoint, body, the caller's
-/// patience) -> reply.
+/// A server whose answers to `POST` at each [`Endpoint`] are `handler`'s: (endpoint, body, the caller's patience) -> reply.
 ///
 /// # Errors
 /// Where the listener cannot be used.
@@ -112,6 +111,8 @@ where
         .shutdown_timeout(SHUTDOWN_SECONDS)
         .keep_alive(KeepAlive::Timeout(KEEP_ALIVE))
         .client_request_timeout(HEAD_TIMEOUT)
+        // Who hangs up is not decided about any more, and what was granted it is taken back.
+        .h1_allow_half_closed(false)
         .tcp_nodelay(true)
         .listen_rustls_0_23(listener, tls)?;
     Ok(server.run())

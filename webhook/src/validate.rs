@@ -17,6 +17,7 @@ use crate::{
     job::JobView,
     limit::{Attempt, Verdict},
     metrics::{Endpoint, Outcome},
+    peers::Asked,
     review::{self, Review, Subject},
     select::{self, without_group},
     state::State,
@@ -108,13 +109,19 @@ async fn admit(mut attempt: Attempt, review: Option<&[u8]>, state: &State) -> (A
         if let (Some(review), Some(peers)) = (review, &state.peers)
             && let Some(peer) = limiter.elsewhere(&attempt)
         {
-            state.metrics.passed_on.inc();
-            if let Some(answered) = peers.ask(peer, review, attempt.answer_by).await {
-                return answered;
+            match peers.ask(peer, review, attempt.answer_by).await {
+                Asked::Not => {}
+                Asked::InVain => {
+                    state.metrics.passed_on.inc();
+                    state.metrics.passed_on_in_vain.inc();
+                    // It may have granted it, or do so yet, and take that back: to the ledger this is another call.
+                    attempt.uid.push_str(HERE);
+                }
+                Asked::Decided(answer, outcome) => {
+                    state.metrics.passed_on.inc();
+                    return (answer, outcome);
+                }
             }
-            state.metrics.passed_on_in_vain.inc();
-            // It may have granted it, or do so yet, and take that back: this is a call of its own to all who read the ledger.
-            attempt.uid.push_str(HERE);
         }
         limiter.admit(attempt).await
     };

@@ -13,7 +13,10 @@ mod common;
 use std::{
     collections::BTreeMap,
     net::{Ipv4Addr, SocketAddr, TcpListener},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -43,6 +46,8 @@ struct Replica {
     verdict: Mutex<Option<Verdict>>,
     takes: Mutex<Duration>,
     asked: Mutex<Vec<String>>,
+    /// Callers that hung up.
+    dropped: Arc<AtomicUsize>,
     elsewhere: Mutex<Option<SocketAddr>>,
 }
 
@@ -63,11 +68,33 @@ impl Replica {
     }
 }
 
+struct Unheard(Option<Arc<AtomicUsize>>);
+
+impl Unheard {
+    fn is_heard(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Unheard {
+    fn drop(&mut self) {
+        if let Some(count) = &self.0 {
+            count.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+}
+
 impl Limiter for Replica {
     fn admit(&self, attempt: Attempt) -> BoxFuture<'_, Verdict> {
         self.asked.lock().unwrap().push(attempt.uid);
         let (verdict, takes) = (self.verdict.lock().unwrap().clone().unwrap(), *self.takes.lock().unwrap());
-        tokio::time::sleep(takes).map(|()| verdict).boxed()
+        let unheard = Unheard(Some(self.dropped.clone()));
+        async move {
+            tokio::time::sleep(takes).await;
+            unheard.is_heard();
+            verdict
+        }
+        .boxed()
     }
 
     fn elsewhere(&self, _: &Attempt) -> Option<SocketAddr> {
@@ -157,8 +184,19 @@ async fn what_another_replica_decides_is_answered() {
     assert_eq!(answer["status"]["message"], "concurrent job limit reached: 10 active jobs");
     assert_eq!(answer["auditAnnotations"]["limit"], "concurrent-builds");
     assert_eq!((other.asked().len(), own.asked()), (1, vec![]));
+    // A tenant that has to wait is told so; it is no reason to leave the other replica alone.
+    let too_many = Verdict::TooMany { why: "5 Jobs were not created".to_owned(), retry_after_seconds: 5 };
+    *other.verdict.lock().unwrap() = Some(too_many);
+    for _ in 0..2 {
+        let answer = ask(&state).await;
+        assert_eq!(
+            (&answer["status"]["code"], &answer["status"]["details"]["retryAfterSeconds"]),
+            (&429.into(), &5.into())
+        );
+    }
+    assert_eq!((other.asked().len(), own.asked()), (2, vec![]));
     let counted = (state.metrics.passed_on.get(), state.metrics.passed_on_in_vain.get());
-    assert_eq!(counted, (2, 0));
+    assert_eq!(counted, (4, 0));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -172,9 +210,9 @@ async fn who_cannot_decide_is_left_alone_for_a_while() {
         assert_eq!(ask(&state).await["allowed"], true);
     }
     assert_eq!(other.asked(), ["u-1"]);
-    // Attempts of their own: the other replica may take its own back.
-    assert_eq!(own.asked(), ["u-1-here"; 3]);
-    assert_eq!(state.metrics.passed_on_in_vain.get(), 3);
+    // An attempt of its own where the other was asked: that one may take its own back.
+    assert_eq!(own.asked(), ["u-1-here", "u-1", "u-1"]);
+    assert_eq!((state.metrics.passed_on.get(), state.metrics.passed_on_in_vain.get()), (1, 1));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -188,6 +226,11 @@ async fn who_does_not_answer_is_not_waited_for() {
     assert_eq!(ask(&state).await["allowed"], true);
     assert!(begun.elapsed() < TIMEOUT / 2, "waited for {:?}", begun.elapsed());
     assert_eq!((other.asked().len(), own.asked()), (1, vec!["u-1-here".to_owned()]));
+    // Who was asked in vain learns of it, and takes back what it would have granted.
+    while other.dropped.load(Ordering::SeqCst) == 0 {
+        assert!(begun.elapsed() < TIMEOUT / 2, "it goes on although nobody listens");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -272,21 +272,17 @@ impl Actor {
                 continue;
             }
             let granted = verdict == Verdict::Granted && !one.attempt.dry_run;
-            self.remember(&one.attempt, &verdict);
-            let request = one.attempt.uid;
-            if one.reply.send(verdict).is_err() && granted {
-                self.undo.insert(request);
+            let refused = refused_for_good(&one.attempt, &verdict);
+            if one.reply.send(verdict).is_ok() {
+                // What nobody was told may have been decided otherwise since.
+                if let Some(refused) = refused {
+                    self.refused.put(one.attempt.job.uid, refused, Instant::now());
+                }
+            } else if granted {
+                self.undo.insert(one.attempt.uid);
             }
         }
         self.park(parked);
-    }
-
-    /// Each try of a create has its own Job uid; an un-suspended Job keeps its uid and may try again.
-    fn remember(&mut self, attempt: &Attempt, verdict: &Verdict) {
-        let once = attempt.from.is_none() && !attempt.dry_run && !attempt.job.uid.is_empty();
-        if let (Verdict::Refused(refused), true) = (verdict, once) {
-            self.refused.put(attempt.job.uid.clone(), refused.clone(), Instant::now());
-        }
     }
 
     fn park(&mut self, waiting: Vec<Waiting>) {
@@ -316,6 +312,15 @@ impl Actor {
         if unsure && !one.attempt.dry_run {
             self.undo.insert(one.attempt.uid.clone());
         }
+    }
+}
+
+/// Each try of a create has its own Job uid; an un-suspended Job keeps its uid and may try again.
+fn refused_for_good(attempt: &Attempt, verdict: &Verdict) -> Option<Refused> {
+    let once = attempt.from.is_none() && !attempt.dry_run && !attempt.job.uid.is_empty();
+    match verdict {
+        Verdict::Refused(refused) if once => Some(refused.clone()),
+        _ => None,
     }
 }
 

@@ -50,6 +50,8 @@ const MARGIN: Duration = Duration::from_millis(300);
 const TIDY: Duration = Duration::from_secs(1);
 /// A ledger that was written within this time will be written again: what is known is taken out by the way.
 const QUIET: Duration = Duration::from_secs(1);
+/// Whether who wrote a ledger is there yet is not known for longer than this.
+const RECENT: Duration = Duration::from_secs(1);
 /// Replicas tidy up at different times, so that one of them does.
 const SPREAD: Duration = Duration::from_secs(3);
 
@@ -144,16 +146,20 @@ impl Limiter for LedgerLimiter {
             // It writes nothing that could come too late.
             return None;
         }
-        let (cluster, namespace) = self.ledgers(attempt);
-        let ledger = namespace.or(cluster.then_some(LedgerId::Cluster))?;
-        let shared = &self.shared;
-        if !shared.memory.is_contended(ledger.name()) {
+        let memory = &self.shared.memory;
+        let contended = |ledger: &LedgerId| memory.is_contended(ledger.name());
+        let both = [LedgerId::Cluster, LedgerId::Namespace(attempt.job.namespace.clone())];
+        if !both.iter().any(contended) {
             return None;
         }
-        let (known, at) = shared.memory.newest(ledger.name())?;
+        // The cluster's is asked by more.
+        let (cluster, namespace) = self.ledgers(attempt);
+        let asked = cluster.then_some(LedgerId::Cluster).into_iter().chain(namespace);
+        let ledger = asked.into_iter().find(contended)?;
+        let (known, at) = memory.newest(ledger.name())?;
         let leader = turns::leader(ledger.name(), store::writers(&known.ledger))?;
-        let is_recent = shared.memory.now().saturating_duration_since(at) < QUIET;
-        (is_recent && leader != shared.store.me()).then(|| leader.parse().ok()).flatten()
+        let is_recent = memory.now().saturating_duration_since(at) < RECENT;
+        (is_recent && Some(leader) != self.shared.store.address()).then_some(leader)
     }
 }
 

@@ -109,9 +109,12 @@ impl Memory {
         self.inner().known.get(ledger).cloned()
     }
 
-    /// A write of a ledger came after another replica's.
+    /// A write of a ledger came after somebody else's.
     pub fn lost(&self, ledger: &str) {
-        self.inner().lost.insert(ledger.to_owned(), self.now());
+        let (now, mut inner) = (self.now(), self.inner());
+        if inner.there.contains_key(ledger) {
+            inner.lost.insert(ledger.to_owned(), now);
+        }
     }
 
     /// Whether that happened a moment ago.
