@@ -12,7 +12,7 @@ mod common;
 use std::{net::TcpListener, sync::Arc, time::Duration};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
-use common::{builds, job, policy};
+use common::{builds, job, policy, review};
 use job_handler_shared::combine::{Labels, PolicySet};
 use job_handler_webhook::{server::serve_webhook, state::State};
 use rustls::{
@@ -115,15 +115,6 @@ async fn request(stream: &mut TlsStream<TcpStream>, method: &str, path: &str, bo
         }
     };
     tokio::time::timeout(Duration::from_secs(20), exchange).await.expect("no answer: a hung connection")
-}
-
-fn review(object: &Value) -> Vec<u8> {
-    json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": {
-        "uid": "u-1", "kind": {"group": "batch", "version": "v1", "kind": "Job"}, "operation": "CREATE",
-        "namespace": "ci", "name": "a", "object": object, "oldObject": null, "dryRun": false,
-        "options": {"kind": "CreateOptions"}, "userInfo": {"username": "x"}}})
-    .to_string()
-    .into_bytes()
 }
 
 fn build() -> Value {

@@ -20,7 +20,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{builds, job, policy};
+use common::{builds, job, policy, review};
 use futures::{FutureExt, future::BoxFuture};
 use job_handler_shared::combine::{Labels, PolicySet};
 use job_handler_webhook::{
@@ -71,7 +71,7 @@ impl Replica {
 struct Unheard(Option<Arc<AtomicUsize>>);
 
 impl Unheard {
-    fn is_heard(mut self) {
+    fn heard(mut self) {
         self.0 = None;
     }
 }
@@ -91,7 +91,7 @@ impl Limiter for Replica {
         let unheard = Unheard(Some(self.dropped.clone()));
         async move {
             tokio::time::sleep(takes).await;
-            unheard.is_heard();
+            unheard.heard();
             verdict
         }
         .boxed()
@@ -147,19 +147,10 @@ fn serve(state: State, config: ServerConfig) -> SocketAddr {
     address
 }
 
-fn review() -> Vec<u8> {
+async fn ask(state: &State) -> Value {
     let mut object = job(json!({"app": "build", "id": "7"}), json!({}));
     object["metadata"]["uid"] = "job-1".into();
-    json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": {
-        "uid": "u-1", "kind": {"group": "batch", "version": "v1", "kind": "Job"}, "operation": "CREATE",
-        "namespace": "ci", "name": "a", "object": object, "oldObject": null, "dryRun": false,
-        "options": {"kind": "CreateOptions"}, "userInfo": {"username": "x"}}})
-    .to_string()
-    .into_bytes()
-}
-
-async fn ask(state: &State) -> Value {
-    let reply = validate(&review(), TIMEOUT, state).await;
+    let reply = validate(&review(&object), TIMEOUT, state).await;
     assert_eq!(reply.status, 200);
     let answer: Value = serde_json::from_slice(&reply.body).unwrap();
     assert_eq!(answer["response"]["uid"], "u-1");

@@ -54,6 +54,16 @@ pub fn builds() -> Value {
     })
 }
 
+/// Of its create, in namespace `ci`.
+pub fn review(object: &Value) -> Vec<u8> {
+    json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": {
+        "uid": "u-1", "kind": {"group": "batch", "version": "v1", "kind": "Job"}, "operation": "CREATE",
+        "namespace": "ci", "name": "a", "object": object, "oldObject": null, "dryRun": false,
+        "options": {"kind": "CreateOptions"}, "userInfo": {"username": "x"}}})
+    .to_string()
+    .into_bytes()
+}
+
 /// As it arrives in `/mutate`: the API's defaults are in it.
 pub fn job(labels: Value, spec: Value) -> Value {
     let mut job = json!({
