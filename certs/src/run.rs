@@ -135,17 +135,8 @@ fn spawn(
 ) -> Result<CertHandle, CertError> {
     let current = Current::default();
     let config = current.server_config()?;
-    let (tell, published) = watch::channel(false);
-    let (tell_bundle, bundle) = watch::channel(None);
-    let keeper = Keeper {
-        source,
-        publisher,
-        current: current.clone(),
-        serving: None,
-        published: tell,
-        bundle: tell_bundle,
-        clock: OffsetDateTime::now_utc,
-    };
+    let keeper = Keeper::new(source, publisher, current.clone(), OffsetDateTime::now_utc);
+    let (published, bundle) = (keeper.published.subscribe(), keeper.bundle.subscribe());
     let task = tokio::spawn(async move {
         // None: the token came. There is nothing to put away.
         let _: Option<()> = shutdown.run_until_cancelled(keeper.run()).await;
@@ -174,6 +165,11 @@ struct Keeper<S, C> {
 }
 
 impl<S: Source, C: Fn() -> OffsetDateTime> Keeper<S, C> {
+    fn new(source: S, publisher: Publisher, current: Current, clock: C) -> Self {
+        let (published, bundle) = (watch::Sender::new(false), watch::Sender::new(None));
+        Self { source, publisher, current, serving: None, published, bundle, clock }
+    }
+
     async fn run(mut self) {
         let configuration = watch_object(self.publisher.api.clone(), &self.publisher.name);
         let configuration = source::changes(configuration, "the MutatingWebhookConfiguration");
@@ -332,17 +328,9 @@ mod tests {
         // An apiserver that never answers.
         let (service, _handle) = tower_test::mock::pair::<Request<Body>, Response<Body>>();
         let publisher = Publisher::new(Client::new(service, "default"), "c");
-        let (tell, mut published) = watch::channel(false);
         let current = Current::default();
-        let keeper = Keeper {
-            source,
-            publisher,
-            current: current.clone(),
-            serving: None,
-            published: tell,
-            bundle: watch::channel(None).0,
-            clock,
-        };
+        let keeper = Keeper::new(source, publisher, current.clone(), clock);
+        let mut published = keeper.published.subscribe();
         let task = tokio::spawn(keeper.run());
         published.wait_for(|published| *published).await.unwrap();
 

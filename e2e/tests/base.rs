@@ -120,8 +120,8 @@ async fn applying_again_keeps_the_ca_bundle(cluster: &Cluster) {
     let ca =
         cluster.kubectl(&["get", "configmap", "kube-root-ca.crt", "-n", "default", "-o", ca]).await.unwrap();
     let bundle = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, ca);
-    let add = |webhook: usize| json!({"op": "add", "path": format!("/webhooks/{webhook}/clientConfig/caBundle"), "value": bundle});
-    let patch = json!([add(0), add(1)]).to_string();
+    let paths = ["/webhooks/0/clientConfig/caBundle", "/webhooks/1/clientConfig/caBundle"];
+    let patch = json!(paths.map(|path| json!({"op": "add", "path": path, "value": bundle}))).to_string();
     let configuration = ["mutatingwebhookconfiguration", "job-handler"];
     let write = [&["patch"], &configuration[..], &["--type=json", "-p", &patch]].concat();
     cluster.kubectl(&write).await.unwrap();

@@ -20,14 +20,13 @@ use tokio::{runtime::Handle, sync::watch};
 
 use crate::{
     answer::{Answer, Denial},
+    ledger::limiter::MARGIN,
     metrics::Outcome,
     mirror::causes,
 };
 
 /// Within this time an answer is awaited; under load decisions take some 100 ms.
 const PATIENCE: Duration = Duration::from_millis(500);
-/// What a decision leaves of its caller's time; see the limiter.
-const MARGIN: Duration = Duration::from_millis(300);
 /// Whoever gave no answer is left alone for this long, and after more failures for longer, up to [`AWAY_MOST`].
 const AWAY: Duration = Duration::from_secs(5);
 const AWAY_MOST: Duration = Duration::from_secs(80);

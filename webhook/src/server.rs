@@ -82,27 +82,14 @@ where
                 }
             })
         };
+        let resource = |path: &str, endpoint: Endpoint| {
+            web::resource(path).route(post(endpoint)).default_service(web::to(only_post))
+        };
         App::new()
-            .service(
-                web::resource(keys::MUTATE_PATH)
-                    .route(post(Endpoint::Mutate))
-                    .default_service(web::to(only_post)),
-            )
-            .service(
-                web::resource(keys::VALIDATE_PATH)
-                    .route(post(Endpoint::Validate))
-                    .default_service(web::to(only_post)),
-            )
-            .service(
-                web::resource(keys::VALIDATE_HERE_PATH)
-                    .route(post(Endpoint::ValidateHere))
-                    .default_service(web::to(only_post)),
-            )
-            .service(
-                web::resource(keys::WARN_PATH)
-                    .route(post(Endpoint::Warn))
-                    .default_service(web::to(only_post)),
-            )
+            .service(resource(keys::MUTATE_PATH, Endpoint::Mutate))
+            .service(resource(keys::VALIDATE_PATH, Endpoint::Validate))
+            .service(resource(keys::VALIDATE_HERE_PATH, Endpoint::ValidateHere))
+            .service(resource(keys::WARN_PATH, Endpoint::Warn))
             .default_service(web::to(nothing_here))
     });
     let server = server

@@ -28,21 +28,29 @@ const HERE: &str = "-here";
 
 /// Answers one review, before `timeout` (the caller's) has passed.
 pub async fn validate(bytes: &[u8], timeout: Duration, state: &State) -> Reply {
-    let begun = Instant::now();
-    let (reply, outcome) = answer(bytes, true, begun + timeout, state).await;
-    state.metrics.review(Endpoint::Validate, outcome, begun.elapsed());
-    reply
+    measured(Endpoint::Validate, bytes, timeout, state).await
 }
 
 /// The same for a review that another replica passes on: it goes no further.
 pub async fn validate_here(bytes: &[u8], timeout: Duration, state: &State) -> Reply {
+    measured(Endpoint::ValidateHere, bytes, timeout, state).await
+}
+
+async fn measured(endpoint: Endpoint, bytes: &[u8], timeout: Duration, state: &State) -> Reply {
     let begun = Instant::now();
-    let (reply, outcome) = answer(bytes, false, begun + timeout, state).await;
-    state.metrics.review(Endpoint::ValidateHere, outcome, begun.elapsed());
+    let passes_on = (endpoint == Endpoint::Validate).then_some(bytes);
+    let (reply, outcome) = answer(bytes, passes_on, begun + timeout, state).await;
+    state.metrics.review(endpoint, outcome, begun.elapsed());
     reply
 }
 
-async fn answer(bytes: &[u8], may_pass_on: bool, answer_by: Instant, state: &State) -> (Reply, Outcome) {
+/// `passes_on`: what another replica may be asked with.
+async fn answer(
+    bytes: &[u8],
+    passes_on: Option<&[u8]>,
+    answer_by: Instant,
+    state: &State,
+) -> (Reply, Outcome) {
     let review = match review::parse(bytes) {
         Ok(review) => review,
         Err(error) => return (Reply::text(400, error.to_string()), Outcome::Bad),
@@ -56,14 +64,8 @@ async fn answer(bytes: &[u8], may_pass_on: bool, answer_by: Instant, state: &Sta
             (Answer::denied(Denial::bad_request(why)), Outcome::Bad)
         }
         _ if state.is_excluded(&review.namespace) => (Answer::default(), Outcome::Allowed),
-        Subject::Create(job) => match create(&review, job, answer_by, state) {
-            Some(attempt) => admit(attempt, may_pass_on.then_some(bytes), state).await,
-            None => (Answer::default(), Outcome::Allowed),
-        },
-        Subject::Update { new, old } => match update(&review, new, old, answer_by) {
-            Some(attempt) => admit(attempt, may_pass_on.then_some(bytes), state).await,
-            None => (Answer::default(), Outcome::Allowed),
-        },
+        Subject::Create(job) => admit(create(&review, job, answer_by, state), passes_on, state).await,
+        Subject::Update { new, old } => admit(update(&review, new, old, answer_by), passes_on, state).await,
     };
     (answer.reply(&review.uid), outcome)
 }
@@ -99,9 +101,11 @@ pub fn starting(new: &JobView, old: &JobView) -> Option<JobSnapshot> {
     (after.is_active() && (starts || moves)).then_some(after)
 }
 
-/// Decides about an attempt, or lets another replica do so by the review, where that may be passed on.
-async fn admit(mut attempt: Attempt, review: Option<&[u8]>, state: &State) -> (Answer, Outcome) {
-    let Some(limiter) = &state.limiter else { return (Answer::default(), Outcome::Allowed) };
+/// Decides about an attempt, if there is one, or lets another replica do so by the review, where that may be passed on.
+async fn admit(attempt: Option<Attempt>, review: Option<&[u8]>, state: &State) -> (Answer, Outcome) {
+    let (Some(mut attempt), Some(limiter)) = (attempt, &state.limiter) else {
+        return (Answer::default(), Outcome::Allowed);
+    };
     let (job, dry_run, stored) = (attempt.job.clone(), attempt.dry_run, attempt.from.is_some());
     let verdict = if let Err(why) = can_decide(&job, state).await {
         Verdict::Unavailable { why, retry_after_seconds: 1 }

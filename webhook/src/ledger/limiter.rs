@@ -45,7 +45,7 @@ use crate::{
 /// Requests that may wait at one ledger; more are turned away.
 const WAITING: usize = 4096;
 /// So long before the caller gives up an answer is sent.
-const MARGIN: Duration = Duration::from_millis(300);
+pub const MARGIN: Duration = Duration::from_millis(300);
 /// How often ledgers with old attempts are looked for.
 const TIDY: Duration = Duration::from_secs(1);
 /// A ledger that was written within this time will be written again: what is known is taken out by the way.
@@ -159,7 +159,7 @@ impl Limiter for LedgerLimiter {
         let (known, at) = memory.newest(ledger.name())?;
         let leader = turns::leader(ledger.name(), store::writers(&known.ledger))?;
         let is_recent = memory.now().saturating_duration_since(at) < RECENT;
-        (is_recent && Some(leader) != self.shared.store.address()).then_some(leader)
+        (is_recent && leader.to_string() != self.shared.store.me()).then_some(leader)
     }
 }
 

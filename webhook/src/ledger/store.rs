@@ -30,7 +30,6 @@ const WRITERS: &str = "job-handler/writers";
 pub struct Store {
     api: Api<JobLedger>,
     writer: Arc<str>,
-    address: Option<SocketAddr>,
 }
 
 /// Which processes wrote a ledger last, as [`turns`] has it.
@@ -59,7 +58,7 @@ impl Store {
             // Random (as far as hashes are), so that two are not taken for one.
             None => format!("{:08x}", RandomState::new().build_hasher().finish() >> 32),
         };
-        Self { api: Api::namespaced(client, namespace), writer: writer.into(), address }
+        Self { api: Api::namespaced(client, namespace), writer: writer.into() }
     }
 
     /// For watching.
@@ -70,11 +69,6 @@ impl Store {
     /// This process, as [`writers`] tells.
     pub fn me(&self) -> &str {
         &self.writer
-    }
-
-    /// Where others reach this process.
-    pub fn address(&self) -> Option<SocketAddr> {
-        self.address
     }
 
     /// A ledger as it is now (a quorum read); none where there is none.
