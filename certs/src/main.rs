@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use clap::{Args, Parser, Subcommand};
 use job_handler_certs::{publish::Publisher, rfc3339, secret::CaSecret};
-use job_handler_shared::{client, keys, telemetry};
+use job_handler_shared::{keys, kube::client, process::telemetry};
 use time::OffsetDateTime;
 
 /// Makes the CA of job-handler by hand and shows how certificates stand. The webhook does all of this by itself; this

@@ -1,6 +1,6 @@
 //! The `caBundle` of the MutatingWebhookConfiguration: written by resourceVersion, read back, kept there.
 
-use job_handler_shared::api::{ApiError, call};
+use job_handler_shared::kube::error::{ApiError, call};
 use k8s_openapi::{
     ByteString, api::admissionregistration::v1::MutatingWebhookConfiguration as Configuration,
 };

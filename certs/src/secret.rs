@@ -1,6 +1,6 @@
 //! The CA's Secret: made once, by whichever replica comes first, and adopted by the others.
 
-use job_handler_shared::api::{ApiError, call};
+use job_handler_shared::kube::error::{ApiError, call};
 use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, Client, api::PostParams};
 use time::OffsetDateTime;

@@ -3,11 +3,11 @@
 use std::path::Path;
 use std::time::Duration;
 
-use job_handler_e2e::bench::alone::{self, CONNECTIONS, Effort, HANDLERS};
-use job_handler_e2e::bench::harvest::{away, disturbed};
+use job_handler_e2e::bench::harvest::{fault_isolation, receiver_down};
 use job_handler_e2e::bench::reviews::Size;
 use job_handler_e2e::bench::server::{Handler, Server};
 use job_handler_e2e::bench::variants::Variant;
+use job_handler_e2e::bench::webhook_only::{self, CONNECTIONS, Effort, HANDLERS};
 use job_handler_e2e::bench::{calls, creates, harvest, limits, sweep};
 use job_handler_e2e::cluster::E2E_KUBECONFIG;
 
@@ -19,7 +19,7 @@ fn program() -> &'static Path {
 async fn the_webhook_alone_answers_rightly_under_every_load() {
     // A wrong answer fails the measurement itself.
     let effort = Effort { rounds: 1, time: Duration::from_millis(20) };
-    let table = alone::measure(program(), effort).await.unwrap();
+    let table = webhook_only::measure(program(), effort).await.unwrap();
     let mut rows = table.rows.iter();
     for size in Size::ALL {
         for connections in CONNECTIONS {
@@ -64,8 +64,8 @@ async fn harvests_are_measured_beside_a_loop() {
     }
     // A result that is missing fails the measurement itself.
     let mut tables = harvest::measure(harvest::Sizes::QUICK).await.unwrap();
-    tables.push(disturbed::measure(disturbed::Sizes::QUICK).await.unwrap());
-    tables.push(away::measure(20).await.unwrap());
+    tables.push(fault_isolation::measure(fault_isolation::Sizes::QUICK).await.unwrap());
+    tables.push(receiver_down::measure(20).await.unwrap());
     let names: Vec<&str> = tables[0].rows.iter().map(|row| row[0].as_str()).collect();
     assert_eq!(names, ["loop", "sink"]);
     for row in tables.iter().flat_map(|table| &table.rows) {

@@ -13,12 +13,15 @@ use std::{
 
 use flate2::read::GzDecoder;
 use job_handler_e2e::{
-    Cluster, ClusterOptions, Pair, PairOptions, TestNamespace, ports,
-    process::Process,
-    proxy::{Call, Fault, Rule, Struck, Write},
-    receiver, wait_for,
+    Cluster, ClusterOptions, Pair, PairOptions, TestNamespace,
+    harness::{ports, process::Process},
+    net::{
+        cloudevents_receiver,
+        fault_proxy::{Call, Fault, Rule, Struck, Write},
+    },
+    wait_for,
 };
-use job_handler_shared::policy::JobPolicy;
+use job_handler_shared::policy::spec::JobPolicy;
 use k8s_openapi::{
     ByteString,
     api::{
@@ -132,7 +135,7 @@ struct Ground {
 async fn killed_after_each_write_and_each_write_failing_in_every_way() {
     let cluster = Cluster::start(ClusterOptions::default()).await.unwrap();
     let folder = tempfile::tempdir().unwrap();
-    let (port, out) = (ports::free().unwrap(), receiver::taken(folder.path()));
+    let (port, out) = (ports::free().unwrap(), cloudevents_receiver::taken(folder.path()));
     let configuration =
         json!({"cloudEventSinks": [{"name": "ci", "url": format!("http://127.0.0.1:{port}/in")}]});
     let options = PairOptions {
@@ -176,7 +179,7 @@ async fn killed_after_each_write_and_each_write_failing_in_every_way() {
     }
 
     // From now on somebody is told, which is a write more: that the manifest need not say so any more.
-    let receiver = Process::start(receiver::program(folder.path(), port, []).unwrap()).unwrap();
+    let receiver = Process::start(cloudevents_receiver::program(folder.path(), port, []).unwrap()).unwrap();
 
     // Each write fails once in each way, all of them side by side.
     let faults = [
@@ -305,7 +308,7 @@ impl Ground {
 
     async fn create(&self, name: &str, kind: Kind) {
         let text = if kind == Kind::Large { noise() } else { format!("output of {name}\n") };
-        let mut job = job_handler_e2e::jobs::job(name, &[("run", "300ms"), ("log", text.as_str())]);
+        let mut job = job_handler_e2e::cluster::jobs::job(name, &[("run", "300ms"), ("log", text.as_str())]);
         if kind == Kind::Large {
             let containers = &mut job.spec.as_mut().unwrap().template.spec.as_mut().unwrap().containers;
             let main = containers[0].clone();

@@ -8,7 +8,7 @@ use std::{
 };
 
 use job_handler_e2e::{Cluster, ClusterOptions, Pair, PairOptions, wait_for};
-use job_handler_shared::policy::JobPolicy;
+use job_handler_shared::policy::spec::JobPolicy;
 use k8s_openapi::api::{batch::v1::Job, core::v1::ConfigMap, events::v1::Event};
 use kube::{
     Api, ResourceExt,
@@ -42,7 +42,7 @@ async fn two_hundred_results_and_events_whatever_moment_the_sink_is_killed() {
             let fails = random.random_bool(0.25);
             let log = format!("output of {name}\n");
             let play = [("run", run.as_str()), ("log", &log), ("exit-code", if fails { "1" } else { "0" })];
-            let mut job = job_handler_e2e::jobs::job(&name, &play);
+            let mut job = job_handler_e2e::cluster::jobs::job(&name, &play);
             job.spec.as_mut().unwrap().backoff_limit = Some(0);
             let job = cluster.create_job(&ns, &job).await.unwrap();
             made.insert(job.uid().unwrap(), name);

@@ -11,8 +11,8 @@ use std::{
 };
 
 use futures::future::join_all;
-use job_handler_e2e::{Cluster, ClusterOptions, Pair, PairOptions, http_probe, wait_for};
-use job_handler_shared::policy::JobPolicy;
+use job_handler_e2e::{Cluster, ClusterOptions, Pair, PairOptions, net::http_probe, wait_for};
+use job_handler_shared::policy::spec::JobPolicy;
 use k8s_openapi::api::batch::v1::Job;
 use kube::{
     Api,

@@ -7,11 +7,14 @@ use std::{path::Path, process::Command, time::Duration};
 use job_handler_e2e::{
     Cluster, ClusterOptions, Pair, PairOptions, build,
     cluster::E2E_KUBECONFIG,
-    http_probe, ports,
-    process::{Process, Program},
+    harness::{
+        ports,
+        process::{Process, Program},
+    },
+    net::http_probe,
     wait_for,
 };
-use job_handler_shared::policy::JobPolicy;
+use job_handler_shared::policy::spec::JobPolicy;
 use k8s_openapi::api::batch::v1::Job;
 use kube::{Api, api::PostParams};
 use serde_json::{Value, json};

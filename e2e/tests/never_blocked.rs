@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use job_handler_e2e::{
-    bench::harvest::disturbed::{Ground, Sizes, Trouble},
+    bench::harvest::fault_isolation::{Ground, Sizes, Trouble},
     cluster::E2E_KUBECONFIG,
     wait_for,
 };

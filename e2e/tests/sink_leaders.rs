@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use job_handler_e2e::{Cluster, ClusterOptions, Member, Pair, PairOptions, wait_for};
-use job_handler_shared::policy::JobPolicy;
+use job_handler_shared::policy::spec::JobPolicy;
 use k8s_openapi::api::{coordination::v1::Lease, core::v1::ConfigMap, events::v1::Event};
 use kube::{
     Api,
@@ -73,7 +73,7 @@ async fn leader(cluster: &Cluster) -> String {
 
 /// Runs a Job and waits until its result is stored and told of.
 async fn harvest(cluster: &Cluster, ns: &str, name: &str) {
-    let job = job_handler_e2e::jobs::job(name, &[("run", "200ms"), ("log", "a line\n")]);
+    let job = job_handler_e2e::cluster::jobs::job(name, &[("run", "200ms"), ("log", "a line\n")]);
     cluster.create_job(ns, &job).await.unwrap();
     let api: Api<ConfigMap> = Api::namespaced(cluster.client(), ns);
     wait_for(PATIENCE, &format!("the result of {name}"), || async {

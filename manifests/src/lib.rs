@@ -1,13 +1,13 @@
 //! The Kubernetes manifests, held against the code by tests.
 //!
-//! The CRDs in `crds/` are generated from the types of [`job_handler_shared::policy`] and
-//! [`job_handler_shared::ledger`]; [`crds`] renders them, and
+//! The CRDs in `crds/` are generated from the types of [`job_handler_shared::policy::spec`] and
+//! [`job_handler_shared::ledger::crd`]; [`crds`] renders them, and
 //! a test fails where the files differ. Everything else is written by hand; the tests in `tests/` hold every name,
 //! port, path and right in it against [`job_handler_shared::keys`].
 
 use job_handler_shared::{
-    ledger::JobLedger,
-    policy::{ClusterJobPolicy, JobPolicy},
+    ledger::crd::JobLedger,
+    policy::spec::{ClusterJobPolicy, JobPolicy},
 };
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt;

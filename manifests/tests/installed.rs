@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use files::{documents, folder, object};
 use job_handler_shared::{
     keys,
-    policy::{CleanupPolicy, ClusterJobPolicy, Mode},
+    policy::spec::{CleanupPolicy, ClusterJobPolicy, Mode},
 };
 use k8s_openapi::{
     api::{

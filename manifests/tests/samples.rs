@@ -4,7 +4,7 @@
 mod files;
 
 use files::{folder, object};
-use job_handler_shared::policy::{
+use job_handler_shared::policy::spec::{
     CleanupPolicy, ClusterJobPolicy, GroupBy, JobPolicy, LogsMode, Mode, Range, Scope, WhenFull,
 };
 use k8s_openapi::api::core::v1::Namespace;

@@ -20,25 +20,10 @@
 //! | [`api`] | calls to the apiserver, bounded in time, their errors sorted |
 //! | [`client`], [`telemetry`], [`admin`] | one builder of clients, of logs and metrics, of the admin endpoint |
 
-pub mod admin;
-pub mod api;
-pub mod backoff;
-pub mod bounds;
-pub mod bytes;
-pub mod client;
-pub mod combine;
-pub mod defaults;
-pub mod effective;
-pub mod explain;
-pub mod group;
 pub mod job;
 pub mod keys;
+pub mod kube;
 pub mod ledger;
 pub mod names;
 pub mod policy;
-pub mod refusal;
-mod schema;
-pub mod scope;
-pub mod stamped;
-pub mod status;
-pub mod telemetry;
+pub mod process;

@@ -36,63 +36,27 @@
 //! What the sink may be trusted with, stopped at any point: every write is a create under a derived name, or holds only
 //! for the version that was looked at; every sequence can be run again from its start.
 
-pub use job_handler_shared::api;
-
-pub mod absorb;
-pub mod act;
-pub mod announce;
-pub mod buried;
-pub mod capture;
-pub mod census;
-pub mod classify;
-pub mod cleaner;
-pub mod cloudevent;
-pub mod commit;
-pub mod conceal;
-pub mod conditions;
+pub mod cloudevents;
 pub mod config;
-pub mod entries;
-pub mod events;
-pub mod facts;
-pub mod follow;
-mod groups;
-pub mod heal;
-pub mod held;
-pub mod inventory;
-pub mod lease;
-pub mod ledgers;
-pub mod line;
-pub mod logs;
-pub mod manifest;
-pub mod mark;
+pub mod enforce;
+pub mod harvest;
+pub mod jobs;
 pub mod metrics;
-pub mod objects;
-pub mod outbox;
-pub mod overdue;
-pub mod plan;
-pub mod pods;
+pub mod model;
+pub mod notify;
+pub mod object_store;
+pub mod observe;
+pub mod plugin;
 pub mod prune;
-pub mod queue;
-pub mod reader;
-pub mod receiver;
-pub mod refusals;
-pub mod release;
+pub mod queueing;
+pub mod reconcile;
 pub mod result;
 pub mod retention;
-pub mod risk;
 pub mod run;
-pub mod secrets;
-pub mod sections;
-pub mod series;
-pub mod slots;
-pub mod spool;
+pub mod runtime;
 pub mod status;
-pub mod statuses;
-pub mod store;
-pub mod sweep;
-pub mod turns;
-pub mod unqueued;
-pub mod watch;
+
+pub use job_handler_shared::kube::error;
 
 /// User agent's program name.
 pub const PROGRAM: &str = "job-handler-sink";

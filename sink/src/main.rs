@@ -4,8 +4,13 @@ use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
-use job_handler_shared::{bytes::Bytes, client, keys, policy::Keep, telemetry};
-use job_handler_sink::{PROGRAM, VERSION, cleaner, config::Config, run};
+use job_handler_shared::{
+    keys,
+    kube::client,
+    policy::{bytes::Bytes, spec::Keep},
+    process::telemetry,
+};
+use job_handler_sink::{PROGRAM, VERSION, config::Config, prune::command, run};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -71,7 +76,7 @@ struct PruneArgs {
     keep_newest_succeeded: u32,
     /// Delete nothing: `client` only plans, `server` lets the apiserver check each deletion.
     #[arg(long, value_enum, default_value = "none", default_missing_value = "client", num_args = 0..=1, require_equals = true)]
-    dry_run: cleaner::DryRun,
+    dry_run: command::DryRun,
     /// Also delete Jobs that a policy selected and on which no stored result is named: a result still to come is lost.
     #[arg(long)]
     unharvested: bool,
@@ -102,7 +107,7 @@ async fn start(cli: Cli) -> anyhow::Result<ExitCode> {
     let client = client::build(PROGRAM, VERSION).await?;
     match cli.command {
         Some(Command::Prune(args)) => {
-            let options = cleaner::Options {
+            let options = command::Options {
                 group_label: args.group_label,
                 namespaces: args.namespace,
                 page: args.limit,
@@ -112,7 +117,7 @@ async fn start(cli: Cli) -> anyhow::Result<ExitCode> {
             };
             let mut out = std::io::stdout();
             let report = tokio::select! {
-                report = cleaner::prune(client, &options, &mut out) => report?,
+                report = command::prune(client, &options, &mut out) => report?,
                 () = shutdown.cancelled() => anyhow::bail!("interrupted; what was deleted stays deleted"),
             };
             Ok(if report.failed > 0 { ExitCode::from(1) } else { ExitCode::SUCCESS })

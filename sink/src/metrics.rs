@@ -9,8 +9,8 @@ use std::{
 };
 
 use job_handler_shared::{
-    job::{JobSnapshot, Outcome},
-    telemetry::Metrics,
+    job::snapshot::{JobSnapshot, Outcome},
+    process::telemetry::Metrics,
 };
 use prometheus_client::{
     encoding::EncodeLabelSet,
@@ -23,7 +23,7 @@ use prometheus_client::{
     },
 };
 
-use crate::{census::Census, classify, cloudevent::Phase, manifest::Cause};
+use crate::{cloudevents::event::Phase, harvest::failure, model::manifest::Cause, status::summary::Census};
 
 /// One label `status`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -246,7 +246,7 @@ impl SinkMetrics {
             let seconds = finished.at.duration_since(started).as_secs_f64().max(0.0);
             self.durations.get_or_create(&Status { status: finished.outcome.as_str() }).observe(seconds);
         }
-        if let Some(cause) = classify::cause(job, &[]).filter(|_| !harvested) {
+        if let Some(cause) = failure::cause(job, &[]).filter(|_| !harvested) {
             self.job_failed(cause);
         }
     }
@@ -360,7 +360,7 @@ mod tests {
         own.job_failed(Cause::Oom);
         let job = JobSnapshot {
             started: Some(jiff::Timestamp::UNIX_EPOCH),
-            finished: Some(job_handler_shared::job::Finished {
+            finished: Some(job_handler_shared::job::snapshot::Finished {
                 outcome: Outcome::Failed,
                 reason: String::new(),
                 message: String::new(),

@@ -4,35 +4,45 @@ use std::{future::Future, net::SocketAddr, path::PathBuf, sync::Arc, time::Durat
 
 use futures::future::{BoxFuture, join_all};
 use job_handler_shared::{
-    admin::{self, Readiness, ReadyHandle},
-    defaults,
-    telemetry::Metrics,
+    policy::install_defaults,
+    process::{
+        admin::{self, Readiness, ReadyHandle},
+        telemetry::Metrics,
+    },
 };
 use kube::Client;
 use tokio::{sync::watch as channel, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    absorb,
-    act::{Actor, Key},
-    capture::Capturer,
+    cloudevents::{
+        client::{Receiver, ReceiverError},
+        outbox,
+        refusal_spool::{Spool, Spools},
+    },
     config::Config,
-    entries::{self, Kept},
-    events::Teller,
-    follow::Follower,
-    heal, lease, ledgers,
+    enforce::{
+        repair,
+        webhook_entries::{self, Kept},
+    },
+    harvest::{collector::Capturer, follower::Follower, pod_tracker::Followed},
     metrics::SinkMetrics,
-    objects::{self, Objects, ObjectsError},
-    outbox, overdue,
-    pods::Followed,
-    receiver::{Receiver, ReceiverError},
-    refusals, release, secrets,
-    spool::{Spool, Spools},
-    statuses,
-    store::Store,
-    sweep::Broom,
-    unqueued,
-    watch::{self, Context, enqueue_all},
+    notify::{recorder::Teller, refusal_listener},
+    object_store::{Objects, ObjectsError},
+    observe::{
+        ledger_index,
+        reflectors::{self, Context, enqueue_all},
+        secret_access,
+        store::Store,
+    },
+    queueing::{dequeued_by_user, failure_backoff, release},
+    reconcile::{
+        job::{Actor, Key},
+        stale_jobs,
+    },
+    retention::{gc::Broom, object_gc},
+    runtime::leader_election,
+    status::writer,
 };
 
 /// How often everything is looked at again: a missed event costs at most this much.
@@ -65,7 +75,7 @@ pub enum RunError {
     Listen(#[from] admin::ListenError),
     /// The refusal socket cannot be had.
     #[error(transparent)]
-    Socket(#[from] refusals::SocketError),
+    Socket(#[from] refusal_listener::SocketError),
     /// The admin server cannot serve.
     #[error("the admin endpoint cannot be served: {0}")]
     Admin(std::io::Error),
@@ -96,7 +106,7 @@ pub async fn run(client: Client, options: Options, shutdown: CancellationToken) 
     let objects = options.config.objects.as_ref();
     let objects = objects.map(|config| Objects::open(config, &options.replica, &metrics)).transpose()?;
     let listener = admin::listen(options.admin_listen, "--admin-listen")?;
-    let socket = refusals::listen(&options.refusal_socket)?;
+    let socket = refusal_listener::listen(&options.refusal_socket)?;
     let server = admin::serve(listener, readiness.clone(), metrics.clone()).map_err(RunError::Admin)?;
     let server_handle = server.handle();
 
@@ -115,14 +125,17 @@ pub async fn run(client: Client, options: Options, shutdown: CancellationToken) 
     let mut parts = Parts::default();
     parts.add("admin", async move { server.await.map_err(|e| e.to_string()) });
     let part = |name| readiness.part(name);
-    parts.add("jobs", watch::jobs(context.clone(), part("jobs")).never());
-    parts.add("policies", watch::policies(context.clone(), part("policies")).never());
-    parts.add("cluster policies", watch::cluster_policies(context.clone(), part("cluster policies")).never());
-    parts.add("namespaces", watch::namespaces(context.clone(), part("namespaces")).never());
-    parts.add("results", watch::results(context.clone(), part("results")).never());
-    parts.add("results in secrets", secrets::keep(context.clone(), part("results in secrets")).never());
-    parts.add("ledgers", watch::ledgers(context.clone(), part("ledgers")).never());
-    parts.add("webhook leases", watch::replicas(context.clone(), part("webhook leases")).never());
+    parts.add("jobs", reflectors::jobs(context.clone(), part("jobs")).never());
+    parts.add("policies", reflectors::policies(context.clone(), part("policies")).never());
+    parts.add(
+        "cluster policies",
+        reflectors::cluster_policies(context.clone(), part("cluster policies")).never(),
+    );
+    parts.add("namespaces", reflectors::namespaces(context.clone(), part("namespaces")).never());
+    parts.add("results", reflectors::results(context.clone(), part("results")).never());
+    parts.add("results in secrets", secret_access::keep(context.clone(), part("results in secrets")).never());
+    parts.add("ledgers", reflectors::ledgers(context.clone(), part("ledgers")).never());
+    parts.add("webhook leases", reflectors::replicas(context.clone(), part("webhook leases")).never());
     let mut receivers = Vec::new();
     let mut spools = Vec::new();
     for config in &options.config.sinks {
@@ -134,7 +147,8 @@ pub async fn run(client: Client, options: Options, shutdown: CancellationToken) 
     }
     context.store.set_known_sinks(options.config.sink_names());
     let spools = Spools::new(spools);
-    let serve = refusals::serve(socket, context.store.clone(), teller.clone(), own, spools, part("refusals"));
+    let serve =
+        refusal_listener::serve(socket, context.store.clone(), teller.clone(), own, spools, part("refusals"));
     parts.add("refusals", async move { Err(serve.await.err().map(|e| e.to_string()).unwrap_or_default()) });
     let actor = Actor {
         client: client.clone(),
@@ -153,13 +167,13 @@ pub async fn run(client: Client, options: Options, shutdown: CancellationToken) 
         objects,
     };
     let namespace = context.namespace.clone();
-    let tell = statuses::tell_refusals(client.clone(), context.store.clone(), leads.clone());
+    let tell = writer::tell_refusals(client.clone(), context.store.clone(), leads.clone());
     parts.add("last refusals", tell.never());
     parts.add("leader", lead(context, actor, broom, receivers, leads, readiness.clone()).never());
 
     // The Lease is given back last: until then nobody else may take over.
     let ending = CancellationToken::new();
-    let elect = lease::elect(
+    let elect = leader_election::elect(
         client,
         namespace,
         options.replica.as_str().into(),
@@ -231,14 +245,14 @@ async fn work(
     pods: ReadyHandle,
 ) {
     let (kept, entries) = channel::channel(Kept::default());
-    let keep = entries::keep(
+    let keep = webhook_entries::keep(
         context.client.clone(),
         context.store.clone(),
         context.namespace.clone(),
         actor.teller.clone(),
         kept,
     );
-    let status = statuses::keep(
+    let status = writer::keep(
         context.client.clone(),
         context.store.clone(),
         context.namespace.clone(),
@@ -255,16 +269,17 @@ async fn work(
     let defaults = create_defaults(context);
     let teller = actor.teller.clone();
     let release = release::keep(context.client.clone(), context.store.clone(), actor.teller.clone());
-    let unqueued = unqueued::keep(context.client.clone(), context.store.clone());
-    let overdue = overdue::keep(context.clone(), actor.followed.clone());
+    let unqueued = dequeued_by_user::keep(context.client.clone(), context.store.clone());
+    let overdue = stale_jobs::keep(context.clone(), actor.followed.clone());
     let follower = Follower {
         context: context.clone(),
         capturer: actor.capturer.clone(),
         followed: actor.followed.clone(),
     };
-    let absorb = absorb::keep(context.client.clone(), context.store.clone(), context.namespace.clone());
-    let sweep = ledgers::sweep(context.client.clone(), context.store.clone(), context.namespace.clone());
-    let heal = heal::keep(context.client.clone(), context.store.clone(), teller);
+    let absorb =
+        failure_backoff::keep(context.client.clone(), context.store.clone(), context.namespace.clone());
+    let sweep = ledger_index::sweep(context.client.clone(), context.store.clone(), context.namespace.clone());
+    let heal = repair::keep(context.client.clone(), context.store.clone(), teller);
     let outbox =
         outbox::keep(receivers, context.client.clone(), context.store.clone(), context.metrics.clone());
     // On the heap, each by itself: as one future they overflow a worker's stack in a debug build.
@@ -276,7 +291,7 @@ async fn work(
         Box::pin(resync),
         Box::pin(overdue),
         Box::pin(defaults),
-        Box::pin(objects::broom::keep(broom.objects.clone(), context.client.clone(), context.store.clone())),
+        Box::pin(object_gc::keep(broom.objects.clone(), context.client.clone(), context.store.clone())),
         Box::pin(broom.keep()),
         Box::pin(release),
         Box::pin(unqueued),
@@ -292,7 +307,7 @@ async fn work(
 /// Creates the policies of the base install, once in the life of the install.
 async fn create_defaults(context: &Context) {
     loop {
-        match defaults::create_once(&context.client, &context.namespace).await {
+        match install_defaults::create_once(&context.client, &context.namespace).await {
             Ok(created) => {
                 created.iter().for_each(|policy| tracing::info!(policy, "created the default policy"));
                 return;

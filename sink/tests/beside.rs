@@ -10,15 +10,17 @@ use std::time::Duration;
 use common::Apiserver;
 use http::Method;
 use job_handler_shared::{
-    combine::Policy, job::JobSnapshot, keys, policy::JobPolicy, status::PolicyStatus, telemetry::Metrics,
+    job::snapshot::JobSnapshot,
+    keys,
+    policy::{set::Policy, spec::JobPolicy, status::PolicyStatus},
+    process::telemetry::Metrics,
 };
 use job_handler_sink::{
-    act::{Actor, Key},
-    capture::Capturer,
-    events::Teller,
+    harvest::{collector::Capturer, pod_tracker::Followed},
     metrics::SinkMetrics,
-    pods::Followed,
-    store::{PolicyEntry, Store},
+    notify::recorder::Teller,
+    observe::store::{PolicyEntry, Store},
+    reconcile::job::{Actor, Key},
 };
 use k8s_openapi::api::batch::v1::Job;
 use kube::Client;

@@ -13,8 +13,8 @@ use std::{
 
 use common::{Apiserver, Fault};
 use http::Method;
-use job_handler_shared::policy::Keep;
-use job_handler_sink::cleaner::{DryRun, Options, Report, prune};
+use job_handler_shared::policy::spec::Keep;
+use job_handler_sink::prune::command::{DryRun, Options, Report, prune};
 use proptest::prelude::*;
 use serde_json::json;
 

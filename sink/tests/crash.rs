@@ -10,7 +10,7 @@ use common::{
     build::{UID, cluster, noise, process},
 };
 use job_handler_shared::keys;
-use job_handler_sink::manifest;
+use job_handler_sink::model::manifest;
 use serde_json::{Value, json};
 
 /// Runs processes until one gets through.

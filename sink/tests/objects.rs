@@ -18,14 +18,13 @@ use common::{
 };
 use http::Method;
 use jiff::Timestamp;
-use job_handler_shared::{keys, telemetry::Metrics};
+use job_handler_shared::{keys, process::telemetry::Metrics};
 use job_handler_sink::{
-    act::Actor,
     config::Config,
-    held::Kind,
-    objects::{Objects, broom},
-    retention::Stored,
-    sweep::Broom,
+    object_store::Objects,
+    reconcile::job::Actor,
+    result::storage::Kind,
+    retention::{gc::Broom, object_gc, plan::Stored},
 };
 use k8s_openapi::ByteString;
 use serde_json::{Value, json};
@@ -111,7 +110,7 @@ impl Ground {
     async fn sweep(&self) -> usize {
         let (actor, _, objects) = self.process();
         let look = async |suspects| {
-            broom::sweep(&objects, &self.apiserver.client(), &actor.store, &suspects).await.unwrap()
+            object_gc::sweep(&objects, &self.apiserver.client(), &actor.store, &suspects).await.unwrap()
         };
         let suspects = look(BTreeSet::new()).await;
         let number = suspects.len();
@@ -194,7 +193,7 @@ async fn an_upload_whose_result_never_came_is_swept() {
     ground.apiserver.remove("pods", "ci", "build-x");
     let (actor, _, objects) = ground.process();
     let first =
-        broom::sweep(&objects, &ground.apiserver.client(), &actor.store, &BTreeSet::new()).await.unwrap();
+        object_gc::sweep(&objects, &ground.apiserver.client(), &actor.store, &BTreeSet::new()).await.unwrap();
     assert_eq!((first.len(), ground.files().len()), (1, 1), "not at the first sight");
     assert_eq!(ground.sweep().await, 1);
     assert_eq!(ground.files(), Vec::<PathBuf>::new());
@@ -273,7 +272,7 @@ async fn another_clusters_store_is_not_swept() {
     std::fs::write(strange.join("main-0.log.gz"), "theirs").unwrap();
     std::fs::write(ground.store().join(".job-handler-cluster"), "cluster-2").unwrap();
     let (actor, _, objects) = ground.process();
-    let swept = broom::sweep(&objects, &ground.apiserver.client(), &actor.store, &BTreeSet::new()).await;
+    let swept = object_gc::sweep(&objects, &ground.apiserver.client(), &actor.store, &BTreeSet::new()).await;
     let why = swept.unwrap_err();
     assert!(why.contains("cluster-2") && why.contains("a prefix of its own"), "{why}");
     assert_eq!(ground.files().len(), 1);

@@ -7,19 +7,21 @@ use clap::Parser;
 use common::{Apiserver, build::noise};
 use flate2::{Compression, write::GzEncoder};
 use job_handler_shared::{
-    job::{Finished, JobSnapshot, Outcome},
-    policy::Logs,
+    job::snapshot::{Finished, JobSnapshot, Outcome},
+    policy::spec::Logs,
 };
 use job_handler_sink::{
-    capture::{Captured, CapturedLog, CapturedPod},
-    logs::HeadTail,
-    manifest::{ContainerFacts, LogFacts, PodFacts},
-    reader::{
+    harvest::{
+        collector::{Captured, CapturedLog, CapturedPod},
+        log_buffer::HeadTail,
+        pack::pack,
+    },
+    model::manifest::{ContainerFacts, LogFacts, PodFacts},
+    plugin::{
         self, ReadError,
         cli::Cli,
-        stored::{Kind, Source},
+        source::{Kind, Source},
     },
-    result::pack,
 };
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -109,7 +111,7 @@ impl Answer {
 async fn ask(apiserver: &Apiserver, words: &[&str]) -> Answer {
     let cli = Cli::try_parse_from([&["kubectl-job_results"], words].concat()).unwrap();
     let (mut out, mut remarks) = (Vec::new(), Vec::new());
-    let error = reader::answer(&source(apiserver), &cli.command, &mut out, &mut remarks).await.err();
+    let error = plugin::answer(&source(apiserver), &cli.command, &mut out, &mut remarks).await.err();
     Answer { out, remarks: String::from_utf8(remarks).unwrap(), error }
 }
 

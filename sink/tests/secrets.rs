@@ -13,10 +13,9 @@ use common::{
 use jiff::Timestamp;
 use job_handler_shared::keys;
 use job_handler_sink::{
-    act::Actor,
-    held::{Kind, SECRET_TYPE},
-    retention::Stored,
-    sweep::Broom,
+    reconcile::job::Actor,
+    result::storage::{Kind, SECRET_TYPE},
+    retention::{gc::Broom, plan::Stored},
 };
 use k8s_openapi::{ByteString, api::core::v1::Secret};
 use serde_json::{Value, json};

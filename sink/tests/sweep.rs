@@ -12,8 +12,12 @@ use common::{
     build::{UID, cluster, noise, process},
 };
 use jiff::Timestamp;
-use job_handler_shared::{job::JobSnapshot, keys};
-use job_handler_sink::{act::Actor, held::Kind, retention::Stored, sweep::Broom};
+use job_handler_shared::{job::snapshot::JobSnapshot, keys};
+use job_handler_sink::{
+    reconcile::job::Actor,
+    result::storage::Kind,
+    retention::{gc::Broom, plan::Stored},
+};
 use serde_json::{Value, json};
 
 fn policy() -> Value {

@@ -20,32 +20,15 @@
 //! | [`refusals`] | the way to the sink |
 //! | [`mutate`], [`validate`], [`state`], [`server`], [`metrics`], [`run`] | endpoints and process |
 
-pub use job_handler_shared::{bounds, explain};
-
-pub mod answer;
-pub mod backoff;
-pub mod containers;
-pub mod decide;
-pub mod expiry;
-pub mod job;
-pub mod lease;
+pub mod admission;
+pub mod cache;
 pub mod ledger;
 pub mod limit;
-pub mod list;
 pub mod metrics;
-pub mod mirror;
-pub mod mutate;
-pub mod patch;
 pub mod peers;
-pub mod policies;
-pub mod recent;
-pub mod refusals;
-pub mod review;
+pub mod presence_lease;
+pub mod refusal_sender;
 pub mod run;
-pub mod select;
-pub mod server;
-pub mod slots;
-pub mod state;
-pub mod validate;
-pub mod warn;
-pub mod wording;
+pub mod stamp;
+
+pub use job_handler_shared::{job::stamped_annotation, policy::range};

@@ -1,7 +1,7 @@
 //! Asks another replica to decide about a review, as the apiserver would have asked it.
 //!
 //! Where several replicas write one ledger, many of their writes come too late; so all but one pass on what they are asked
-//! ([`crate::ledger::turns::leader`]). What that one answers is as good as an own decision, so it has to show a certificate
+//! ([`crate::ledger::write_order::leader`]). What that one answers is as good as an own decision, so it has to show a certificate
 //! of our CA. Whoever gets no answer decides itself, and to the ledger the two are calls of their own.
 
 use std::{
@@ -19,10 +19,10 @@ use serde::Deserialize;
 use tokio::{runtime::Handle, sync::watch};
 
 use crate::{
-    answer::{Answer, Denial},
+    admission::response::{Answer, Denial},
+    cache::reflector::causes,
     ledger::limiter::MARGIN,
     metrics::Outcome,
-    mirror::causes,
 };
 
 /// Within this time an answer is awaited; under load decisions take some 100 ms.

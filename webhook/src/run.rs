@@ -15,10 +15,12 @@ use std::{
 use clap::Parser;
 use job_handler_certs::{CertError, CertOptions};
 use job_handler_shared::{
-    admin::{self, ListenError, Readiness},
-    client::{self, ClientError},
     keys,
-    telemetry::{LogFormat, Metrics, init_logs},
+    kube::client::{self, ClientError},
+    process::{
+        admin::{self, ListenError, Readiness},
+        telemetry::{LogFormat, Metrics, init_logs},
+    },
 };
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -27,20 +29,16 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    expiry::Expiry,
-    lease::{Keeper, Liveness},
+    admission::{server::serve_webhook, state::State, warn::Onlooker},
+    cache::{policies::Policies, reflector::MirrorError},
     ledger::{
-        clocks::Clock,
+        attempt_age::Clock,
         limiter::{self, LedgersError},
     },
-    metrics::WebhookMetrics,
-    mirror::MirrorError,
+    metrics::{WebhookMetrics, certificate_expiry::Expiry},
     peers::Peers,
-    policies::Policies,
-    refusals::refusals,
-    server::serve_webhook,
-    state::State,
-    warn::Onlooker,
+    presence_lease::{Keeper, Liveness},
+    refusal_sender::refusals,
 };
 
 /// Tasks that are asked to end get this long.

@@ -13,20 +13,18 @@ use std::{
 use common::{cluster_policy, policy};
 use jiff::{SignedDuration, Timestamp};
 use job_handler_shared::{
-    combine::{Effective, Labels, Policy, PolicySet},
-    job::{Finished, JobSnapshot, Outcome},
-    ledger::JobLedgerSpec,
+    job::snapshot::{Finished, JobSnapshot, Outcome},
+    ledger::crd::JobLedgerSpec,
+    policy::set::{Effective, Labels, Policy, PolicySet},
 };
 use job_handler_webhook::{
-    backoff,
     ledger::{
-        counting::LedgerId,
-        found::Found,
+        count::LedgerId,
         resolve::Sight,
         round::{Sources, round},
+        scope_cache::Found,
     },
-    limit::{Attempt, Verdict},
-    slots::Rules,
+    limit::{Attempt, Verdict, failure_backoff, scopes::Rules},
 };
 use rstest::rstest;
 use serde_json::json;
@@ -106,7 +104,8 @@ impl Board {
         let rules = Rules { policies: &self.set, namespaces: &namespaces };
         let (book, mut found) = (self.ledger.book().unwrap(), Found::default());
         let tried: HashSet<&str> = book.attempts().map(|(_, _, granted)| &*granted.job_uid).collect();
-        let groups = attempts.iter().filter_map(|attempt| backoff::group(rules, &attempt.job)).collect();
+        let groups =
+            attempts.iter().filter_map(|attempt| failure_backoff::group(rules, &attempt.job)).collect();
         let sources = Sources {
             rules,
             id: &self.id,
@@ -364,7 +363,7 @@ fn scopes_agree_with_the_combination_of_policies() {
         [labelled("a", &[("app", "build"), ("id", "1")]), labelled("b", &[("app", "x")]), labelled("c", &[])]
     {
         let effective = Effective::of(rules.matching(&job), &job.labels);
-        let group = job_handler_webhook::select::group_of_stored(&effective, &job);
+        let group = job_handler_webhook::stamp::select::group_of_stored(&effective, &job);
         let mut limits: Vec<_> = effective.limits.iter().map(|limit| limit.value.name.clone()).collect();
         if group.is_none() {
             limits.retain(|name| name != "g");

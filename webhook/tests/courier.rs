@@ -10,13 +10,13 @@ use std::{path::Path, time::Duration};
 
 use jiff::Timestamp;
 use job_handler_shared::{
-    combine::{PolicyKind, PolicyRef},
-    refusal::{Decision, Refusal},
-    telemetry::Metrics,
+    ledger::refusal::{Decision, Refusal},
+    policy::set::{PolicyKind, PolicyRef},
+    process::telemetry::Metrics,
 };
 use job_handler_webhook::{
     metrics::WebhookMetrics,
-    refusals::{Refusals, refusals},
+    refusal_sender::{Refusals, refusals},
 };
 use tokio::{
     io::{AsyncBufReadExt, BufReader},

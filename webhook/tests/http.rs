@@ -13,8 +13,8 @@ use std::{net::TcpListener, sync::Arc, time::Duration};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use common::{builds, job, policy, review};
-use job_handler_shared::combine::{Labels, PolicySet};
-use job_handler_webhook::{server::serve_webhook, state::State};
+use job_handler_shared::policy::set::{Labels, PolicySet};
+use job_handler_webhook::admission::{server::serve_webhook, state::State};
 use rustls::{
     ClientConfig, RootCertStore, ServerConfig,
     pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer, ServerName},

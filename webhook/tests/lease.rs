@@ -19,10 +19,10 @@ use std::{
 
 use common::{builds, policy};
 use http::{Method, Request, Response};
-use job_handler_shared::{admin::Readiness, combine::PolicySet};
+use job_handler_shared::{policy::set::PolicySet, process::admin::Readiness};
 use job_handler_webhook::{
-    lease::{Keeper, Liveness, Withholding},
-    policies::Policies,
+    cache::policies::Policies,
+    presence_lease::{Keeper, Liveness, Withholding},
 };
 use kube::{Client, client::Body};
 use serde_json::{Value, json};

@@ -21,7 +21,7 @@ use std::{
 use apiserver::{Apiserver, Replica, attempt, empty, eventually, replica, replica_at, spread, why};
 use common::{cluster_policy, policy};
 use futures::future::join_all;
-use job_handler_shared::combine::{Policy, PolicySet};
+use job_handler_shared::policy::set::{Policy, PolicySet};
 use job_handler_webhook::limit::{Attempt, Limiter, Verdict};
 use rstest::rstest;
 use serde_json::{Value, json};

@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 
 use jiff::Timestamp;
-use job_handler_shared::ledger::{Book, Granted, Kind};
+use job_handler_shared::ledger::crd::{Book, Granted, Kind};
 use job_handler_webhook::ledger::{
     decide::{Answer, Asked, Decided, Given, MANY_TRIES, decide},
     resolve::{Seen, Sight},

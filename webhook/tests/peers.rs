@@ -22,13 +22,11 @@ use std::{
 
 use common::{builds, job, policy, review};
 use futures::{FutureExt, future::BoxFuture};
-use job_handler_shared::combine::{Labels, PolicySet};
+use job_handler_shared::policy::set::{Labels, PolicySet};
 use job_handler_webhook::{
+    admission::{server::serve_webhook, state::State, validate::validate},
     limit::{Attempt, Limiter, Refused, Verdict},
     peers::Peers,
-    server::serve_webhook,
-    state::State,
-    validate::validate,
 };
 use rustls::{
     ServerConfig,

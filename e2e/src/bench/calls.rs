@@ -3,17 +3,17 @@
 use std::time::{Duration, Instant};
 
 use futures::executor::block_on;
-use job_handler_shared::combine::Labels;
-use job_handler_webhook::mutate::mutate;
-use job_handler_webhook::state::State;
+use job_handler_shared::policy::set::Labels;
+use job_handler_webhook::admission::mutate::mutate;
+use job_handler_webhook::admission::state::State;
 
-use super::alone::HANDLERS;
 use super::handlers;
 use super::machine;
 use super::report::{Table, figure, median};
 use super::reviews::{self, NAMESPACE, Size};
 use super::server::Handler;
-use crate::error::{Error, Result};
+use crate::bench::webhook_only::HANDLERS;
+use crate::harness::error::{Error, Result};
 
 /// Calls between two looks at the clock.
 const BATCH: u32 = 100;

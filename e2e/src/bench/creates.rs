@@ -9,14 +9,14 @@ use kube::Client;
 use kube::api::{DeleteParams, ListParams, PropagationPolicy};
 use tokio::task::JoinSet;
 
-use super::alone::Effort;
 use super::load::Latencies;
 use super::machine;
 use super::report::{Aim, Table, figure, median, median_ratio};
 use super::reviews;
 use super::variants::{self, Setup, Variant};
+use crate::bench::webhook_only::Effort;
 use crate::cluster::{AuditLevel, Cluster, ClusterOptions, Component};
-use crate::error::{Error, Result};
+use crate::harness::error::{Error, Result};
 
 /// Clients that create at the same time.
 pub const CLIENTS: [usize; 3] = [1, 10, 50];

@@ -5,13 +5,13 @@ use std::sync::Arc;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use job_handler_shared::combine::{Bound, Effective, Labels, PolicySet};
-use job_handler_shared::{group, keys};
+use job_handler_shared::policy::set::{Bound, Effective, Labels, PolicySet};
+use job_handler_shared::{job::group, keys};
 use k8s_openapi::api::batch::v1::Job;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::error::{Error, Result};
+use crate::harness::error::{Error, Result};
 
 /// Answers a review's bytes with an answer's bytes, or says why not.
 pub type Answering = Arc<dyn Fn(&[u8]) -> Result<Vec<u8>, String> + Send + Sync>;

@@ -1,8 +1,8 @@
 //! Harvests of finished Jobs: the sink beside a loop that makes the same calls without thinking; lag, memory, processor
 //! time, and what the sink costs where many Jobs lie around.
 
-pub mod away;
-pub mod disturbed;
+pub mod fault_isolation;
+pub mod receiver_down;
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
@@ -16,17 +16,17 @@ use kube::{Api, Client, ResourceExt};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
-use super::gone;
 use super::load::Latencies;
 use super::machine;
 use super::report::{Aim, Table, figure, median, median_ratio, sized};
 use super::seed::{Seed, ask_for_results, finish, seed, send};
+use crate::bench::cleanup_latency;
 use crate::cluster::{AuditLevel, Cluster, ClusterOptions, Component};
-use crate::error::{Error, Result};
+use crate::harness::error::{Error, Result};
+use crate::harness::wait::wait_for;
 use crate::pair::{Pair, PairOptions};
-use crate::wait::wait_for;
 
-/// Jobs that the sink works on at a time (`job_handler_sink::act`), and so does the loop.
+/// Jobs that the sink works on at a time (`job_handler_sink::reconcile::job`), and so does the loop.
 const CONCURRENCY: usize = 24;
 /// Nothing of a bench takes longer than this.
 const PATIENCE: Duration = Duration::from_secs(600);
@@ -150,7 +150,7 @@ pub async fn measure(sizes: Sizes) -> Result<Vec<Table>> {
     let mut state = Table::new(&title, &["what", "figure", "unit"]);
     lag(&cluster, namespace, sizes, &mut state).await?;
     let last = namespaces[2 * sizes.rounds + 1].name();
-    let gone = gone::measure(&cluster, last, sizes.steady, sizes.per_second).await?;
+    let gone = cleanup_latency::measure(&cluster, last, sizes.steady, sizes.per_second).await?;
     memory(&mut state, sizes, empty, full);
     large(&cluster, namespace, sink, sizes, &mut state).await?;
     rest(&cluster, &pair, namespace, sizes, &mut state).await?;
@@ -332,7 +332,7 @@ async fn lag(cluster: &Cluster, namespace: &str, sizes: Sizes, table: &mut Table
         while lags.len() < sizes.steady {
             tokio::select! {
                 event = next(&mut jobs) => if let Some(Event::Apply(job) | Event::InitApply(job)) = event?
-                    && crate::jobs::finished(&job).is_some()
+                    && crate::cluster::jobs::finished(&job).is_some()
                 {
                     finished.entry(job.name_any()).or_insert_with(Instant::now);
                 },

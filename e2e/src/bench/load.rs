@@ -7,8 +7,8 @@ use hdrhistogram::Histogram;
 use hyper::body::Bytes;
 use tokio::task::JoinSet;
 
-use crate::error::{Error, Result};
-use crate::https::{Answer, Connection, Https};
+use crate::harness::error::{Error, Result};
+use crate::net::https_client::{Answer, Connection, Https};
 
 /// What one round of load saw.
 #[derive(Clone, Debug)]

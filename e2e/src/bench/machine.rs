@@ -4,7 +4,7 @@ use std::fs;
 use std::process::Command;
 use std::time::Duration;
 
-use crate::error::{Error, Result};
+use crate::harness::error::{Error, Result};
 
 /// Memory of a process, bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,31 +3,31 @@
 //! Absolute figures are of one machine and one hour; the ratios are what to read, so whatever is compared runs in
 //! turns, in the same minutes, and a round's ratio is taken within the round.
 
-pub mod alone;
 pub mod calls;
+pub mod cleanup_latency;
 pub mod creates;
-pub mod gone;
 pub mod handlers;
 pub mod harvest;
 pub mod limits;
 pub mod load;
 pub mod machine;
-pub mod native;
-mod page;
+mod markdown;
+pub mod native_policy;
 pub mod report;
 pub mod reviews;
 pub mod seed;
 pub mod server;
 pub mod sweep;
 pub mod variants;
+pub mod webhook_only;
 
 use std::path::Path;
 use std::time::Duration;
 
 use clap::ValueEnum;
 
-use crate::error::{Error, Result};
-use harvest::{away, disturbed};
+use crate::harness::error::{Error, Result};
+use harvest::{fault_isolation, receiver_down};
 use machine::Machine;
 use report::Table;
 
@@ -68,16 +68,16 @@ pub async fn run(program: &Path, parts: &[Part], quick: bool) -> Result<Report> 
     let wanted = |part| parts.is_empty() || parts.contains(&part);
     if wanted(Part::Webhook) {
         let effort = match quick {
-            true => alone::Effort { rounds: 1, time: Duration::from_millis(100) },
-            false => alone::Effort { rounds: 9, time: Duration::from_millis(700) },
+            true => webhook_only::Effort { rounds: 1, time: Duration::from_millis(100) },
+            false => webhook_only::Effort { rounds: 9, time: Duration::from_millis(700) },
         };
-        report.add(alone::measure(program, effort).await?);
+        report.add(webhook_only::measure(program, effort).await?);
         report.add(calls::measure(effort.rounds, effort.time / 4)?);
     }
     if wanted(Part::Creates) {
         let effort = match quick {
-            true => alone::Effort { rounds: 1, time: Duration::from_millis(100) },
-            false => alone::Effort { rounds: 8, time: Duration::from_millis(700) },
+            true => webhook_only::Effort { rounds: 1, time: Duration::from_millis(100) },
+            false => webhook_only::Effort { rounds: 8, time: Duration::from_millis(700) },
         };
         report.add(creates::measure(program, effort, &creates::CLIENTS).await?);
     }
@@ -88,11 +88,11 @@ pub async fn run(program: &Path, parts: &[Part], quick: bool) -> Result<Report> 
         }
     }
     if wanted(Part::Disturbed) {
-        let sizes = if quick { disturbed::Sizes::QUICK } else { disturbed::Sizes::default() };
-        report.add(disturbed::measure(sizes).await?);
+        let sizes = if quick { fault_isolation::Sizes::QUICK } else { fault_isolation::Sizes::default() };
+        report.add(fault_isolation::measure(sizes).await?);
     }
     if wanted(Part::Away) {
-        report.add(away::measure(if quick { 20 } else { away::JOBS }).await?);
+        report.add(receiver_down::measure(if quick { 20 } else { receiver_down::JOBS }).await?);
     }
     if wanted(Part::Prune) {
         let sizes = if quick { sweep::Sizes::QUICK } else { sweep::Sizes::default() };
@@ -132,6 +132,6 @@ impl Report {
         let date = jiff::Timestamp::now().strftime("%Y-%m-%d");
         let measured = format!("Measured on {date}. {}", self.machine);
         let now = self.tables.iter().map(|table| (table.title.as_str(), table.markdown(&measured)));
-        page::merged(before, now)
+        markdown::merged(before, now)
     }
 }

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use job_handler_shared::combine::{Policy, PolicySet};
 use job_handler_shared::keys;
-use job_handler_shared::policy::{ClusterJobPolicy, JobPolicy};
+use job_handler_shared::policy::set::{Policy, PolicySet};
+use job_handler_shared::policy::spec::{ClusterJobPolicy, JobPolicy};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::error::{Error, Result};
+use crate::harness::error::{Error, Result};
 
 /// A review as the apiserver 1.36 sent it for the Job of [`job`]: with the defaults, `managedFields`, `userInfo`.
 const REVIEW: &str = include_str!("review.json");

@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
 use crate::cluster::Cluster;
-use crate::error::{Error, Result};
-use crate::jobs::PREFIX;
+use crate::cluster::jobs::PREFIX;
+use crate::harness::error::{Error, Result};
 
 /// Clients that write at the same time.
 const WRITERS: usize = 16;

@@ -8,11 +8,11 @@ use std::sync::Arc;
 
 use actix_web::dev::Server as ActixServer;
 use clap::ValueEnum;
-use job_handler_shared::combine::Labels;
-use job_handler_webhook::answer::Reply;
-use job_handler_webhook::mutate::mutate;
-use job_handler_webhook::server::serve_webhook;
-use job_handler_webhook::state::State;
+use job_handler_shared::policy::set::Labels;
+use job_handler_webhook::admission::mutate::mutate;
+use job_handler_webhook::admission::response::Reply;
+use job_handler_webhook::admission::server::serve_webhook;
+use job_handler_webhook::admission::state::State;
 use rustls::ServerConfig;
 use rustls::crypto::ring;
 use rustls::pki_types::PrivateKeyDer;
@@ -20,8 +20,8 @@ use serde::{Deserialize, Serialize};
 
 use super::handlers::{self, Answering};
 use super::reviews;
-use crate::error::{Error, Result};
-use crate::https::Https;
+use crate::harness::error::{Error, Result};
+use crate::net::https_client::Https;
 
 /// What answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, ValueEnum)]
@@ -74,7 +74,7 @@ impl Server {
         command.args(["serve", "--handler", &name, "--namespace", namespace]);
         command.stdin(Stdio::null()).stdout(Stdio::piped());
         let what = format!("starting the server with the {}", handler.name());
-        let mut child = crate::process::spawn(command).map_err(Error::io(&what))?;
+        let mut child = crate::harness::process::spawn(command).map_err(Error::io(&what))?;
         let mut line = String::new();
         if let Some(stdout) = child.stdout.take() {
             BufReader::new(stdout).read_line(&mut line).map_err(Error::io(&what))?;
@@ -153,7 +153,7 @@ pub fn serve(handler: Handler, namespace: &str) -> Result<()> {
 
 /// The webhook's own server, with another handler.
 fn with(listener: TcpListener, tls: ServerConfig, answering: Answering) -> std::io::Result<ActixServer> {
-    job_handler_webhook::server::serve(listener, tls, move |_, body, _| {
+    job_handler_webhook::admission::server::serve(listener, tls, move |_, body, _| {
         std::future::ready(match answering(&body) {
             Ok(answer) => Reply::json(answer),
             Err(why) => Reply::text(400, why),

@@ -19,7 +19,7 @@ use super::report::{Aim, Table, figure, median, median_ratio, sized};
 use super::seed::{Seed, seed};
 use crate::build::{beside, pair_programs};
 use crate::cluster::{AuditLevel, Cluster, ClusterOptions, Component};
-use crate::error::{Error, Result};
+use crate::harness::error::{Error, Result};
 
 /// The label that makes groups.
 const LABEL: &str = "argocd.argoproj.io/instance";

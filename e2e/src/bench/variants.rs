@@ -12,13 +12,13 @@ use kube::core::GroupVersionKind;
 use kube::{Api, discovery::ApiResource};
 use serde_json::{Value, json};
 
-use super::native;
 use super::reviews;
 use super::server::{Handler, Server};
+use crate::bench::native_policy;
 use crate::cluster::Cluster;
-use crate::error::{Error, Result};
+use crate::harness::error::{Error, Result};
+use crate::harness::wait::wait_for;
 use crate::pair::{Pair, PairOptions, change_stamping};
-use crate::wait::wait_for;
 
 /// A way of stamping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -105,7 +105,7 @@ pub async fn set_up(cluster: &Cluster, program: &Path) -> Result<Setup> {
         create(cluster, "admissionregistration.k8s.io", "v1", "MutatingWebhookConfiguration", &configuration)
             .await?;
     }
-    for (kind, object) in native::objects(Variant::Native.namespace()) {
+    for (kind, object) in native_policy::objects(Variant::Native.namespace()) {
         create(cluster, "admissionregistration.k8s.io", "v1", kind, &object).await?;
     }
     for variant in Variant::ALL {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use clap::Parser;
-use job_handler_e2e::progress::say;
+use job_handler_e2e::harness::progress::say;
 use job_handler_e2e::{Cluster, ClusterOptions, Pair, PairOptions};
 
 /// Boots a Kubernetes cluster on this machine, installs job-handler on it and stays until Ctrl-C.

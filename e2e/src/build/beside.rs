@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::error::{Error, Result};
+use crate::harness::error::{Error, Result};
 
 thread_local! {
     /// Set while this thread builds for somebody.

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use crate::error::{Error, Result};
-use crate::progress::say;
+use crate::harness::error::{Error, Result};
+use crate::harness::progress::say;
 
 /// Returns `<cache>/job-handler/<entry>/<program>`, building it first if it is not there. `build` is
 /// given a temporary path to build to; the result is renamed, so that nobody ever runs half a program,

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 
-use crate::error::{Error, Result};
+use crate::harness::error::{Error, Result};
 
 /// Names a ready Kubernetes binary (as built from `e2e/kubernetes`) instead of building one.
 pub const KUBERNETES_BIN: &str = "JOB_HANDLER_KUBERNETES_BIN";

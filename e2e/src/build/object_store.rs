@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use super::{cache, go, named, watched};
-use crate::error::Result;
+use crate::harness::error::Result;
 
 /// Names a ready `versitygw` instead of building one.
 pub const VERSITYGW_BIN: &str = "JOB_HANDLER_VERSITYGW_BIN";

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::{cache, go, named, watched};
-use crate::error::{Error, Result};
-use crate::progress::say;
+use crate::harness::error::{Error, Result};
+use crate::harness::progress::say;
 
 /// Names a folder that holds `promtool` and `prometheus`.
 pub const PROMETHEUS_BIN_DIR: &str = "JOB_HANDLER_PROMETHEUS_BIN_DIR";

@@ -7,9 +7,9 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use super::beside::is_unwanted;
-use crate::error::{Error, Result};
-use crate::process::{spawn, terminate_group};
-use crate::progress::say;
+use crate::harness::error::{Error, Result};
+use crate::harness::process::{spawn, terminate_group};
+use crate::harness::progress::say;
 
 /// Builds that take less than this are not worth a word.
 const QUIET: Duration = Duration::from_secs(3);

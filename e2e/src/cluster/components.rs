@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use super::nodes;
 use super::pki::{Pki, write_private};
 use crate::build::ClusterPrograms;
-use crate::error::{Error, Result};
-use crate::ports;
-use crate::process::Program;
+use crate::harness::error::{Error, Result};
+use crate::harness::ports;
+use crate::harness::process::Program;
 
 /// One of a cluster's processes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

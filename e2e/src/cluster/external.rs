@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use super::{Cluster, link_kubectl, load};
 use crate::build::{beside, cluster_programs};
-use crate::error::{Error, Result};
-use crate::process::Folder;
+use crate::harness::error::{Error, Result};
+use crate::harness::process::Folder;
 
 /// Connects to the cluster of a kubeconfig; nothing is started. A `kubectl` on the PATH is used, or our
 /// own is built.

@@ -2,6 +2,9 @@
 
 mod components;
 mod external;
+pub mod jobs;
+pub mod kubectl;
+pub mod namespace;
 mod nodes;
 pub(crate) mod pki;
 
@@ -20,9 +23,9 @@ use components::{Layout, Ports};
 pub use external::on_path;
 
 use crate::build::{ClusterPrograms, beside, cluster_programs};
-use crate::error::{Error, Result};
-use crate::process::{Folder, Process};
-use crate::wait::wait_for;
+use crate::harness::error::{Error, Result};
+use crate::harness::process::{Folder, Process};
+use crate::harness::wait::wait_for;
 
 /// Names the kubeconfig of an existing cluster to use instead of starting one.
 pub const E2E_KUBECONFIG: &str = "E2E_KUBECONFIG";
@@ -91,7 +94,7 @@ impl Cluster {
             match started {
                 // Another process took one of the ports between our look and the component's start.
                 Err(Error::Ended { tail, .. }) if tail.contains("address already in use") && tries < 5 => {
-                    if let Some(port) = options.port.filter(|port| !crate::ports::is_free(*port)) {
+                    if let Some(port) = options.port.filter(|port| !crate::harness::ports::is_free(*port)) {
                         return Err(Error::PortBusy(port));
                     }
                 }

@@ -8,7 +8,7 @@ use rcgen::{
 };
 use serde_json::{Value, json};
 
-use crate::error::{Error, Result};
+use crate::harness::error::{Error, Result};
 
 /// The certificate authority of one cluster and the folder its files are in.
 pub(super) struct Pki {

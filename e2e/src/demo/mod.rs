@@ -4,10 +4,10 @@
 //! differ. `cargo demo` boots a cluster, installs the pair and tells all of them; the tests break each step once.
 
 mod report;
+mod runner;
 mod stage;
 mod steps;
-mod story;
 
 pub use report::{Report, StepReport, Timing};
+pub use runner::{Ran, STEPS, Step, Story, StoryOptions};
 pub use stage::{run, set_stage};
-pub use story::{Ran, STEPS, Step, Story, StoryOptions};

@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 
 use crate::cluster::Cluster;
 use crate::cluster::pki::write_private;
-use crate::error::{Error, Result};
-use crate::wait::wait_for;
+use crate::harness::error::{Error, Result};
+use crate::harness::wait::wait_for;
 
 /// How long the programs' tokens last; no test or demo runs for longer.
 const TOKEN_SECONDS: i64 = 24 * 3600;
@@ -123,7 +123,7 @@ impl Drop for Installed {
         // The sink's own comes first: without the pair it would refuse every Job under a limit.
         let limits = ["validatingwebhookconfiguration".as_ref(), LIMITS_CONFIGURATION.as_ref()];
         if !(delete(&limits) && delete(&["-k".as_ref(), self.folder.as_os_str()])) {
-            crate::progress::say(&format!(
+            crate::harness::progress::say(&format!(
                 "job-handler could not be removed from the cluster; do it by hand:\n\
                  kubectl delete validatingwebhookconfiguration {LIMITS_CONFIGURATION}\n\
                  kubectl delete -k manifests/base"

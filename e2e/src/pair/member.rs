@@ -10,11 +10,11 @@ use super::PairOptions;
 use super::install::Installed;
 use crate::cluster::Cluster;
 use crate::cluster::pki::write_private;
-use crate::error::{Error, Result};
-use crate::process::{Killer, Process, Program};
-use crate::proxy::FaultProxy;
-use crate::wait::wait_for;
-use crate::{http_probe, ports};
+use crate::harness::error::{Error, Result};
+use crate::harness::process::{Killer, Process, Program};
+use crate::harness::wait::wait_for;
+use crate::net::fault_proxy::FaultProxy;
+use crate::{harness::ports, net::http_probe};
 
 /// What all members are made from.
 pub(super) struct Setting<'a> {
@@ -237,7 +237,7 @@ impl Member {
         self.process.must_live()?;
         waited.map_err(|error| match error {
             Error::Timeout { what, waited, last } => {
-                let log = crate::process::tail(&self.process.log_of_this_run(), 15);
+                let log = crate::harness::process::tail(&self.process.log_of_this_run(), 15);
                 Error::Timeout { what, waited, last: format!("{last}; the end of its log:\n{log}") }
             }
             other => other,

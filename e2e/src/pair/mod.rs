@@ -9,7 +9,7 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use job_handler_shared::keys::{DEFAULT_POLICY, MUTATING_CONFIGURATION};
-use job_handler_shared::policy::ClusterJobPolicy;
+use job_handler_shared::policy::spec::ClusterJobPolicy;
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use kube::Api;
 use kube::api::{Patch, PatchParams};
@@ -18,11 +18,11 @@ use serde_json::{Value, json};
 pub use member::Member;
 pub use secrets::{allow_secrets, forbid_secrets};
 
-use crate::balancer::{Backend, Balancer};
 use crate::build::{beside, pair_programs};
 use crate::cluster::Cluster;
-use crate::error::{Error, Result};
-use crate::wait::wait_for;
+use crate::harness::error::{Error, Result};
+use crate::harness::wait::wait_for;
+use crate::net::load_balancer::{Backend, Balancer};
 
 /// Names this machine as an existing cluster (`E2E_KUBECONFIG`) reaches it, for the webhook's address.
 pub const E2E_WEBHOOK_HOST: &str = "E2E_WEBHOOK_HOST";

@@ -6,7 +6,7 @@ use job_handler_shared::keys::NAMESPACE;
 use serde_json::json;
 
 use crate::cluster::Cluster;
-use crate::error::Result;
+use crate::harness::error::Result;
 
 const ROLE: &str = "job-handler-sink-secrets";
 

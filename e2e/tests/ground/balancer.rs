@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use job_handler_e2e::balancer::{Backend, Balancer};
+use job_handler_e2e::net::load_balancer::{Backend, Balancer};
 use job_handler_e2e::wait_for;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};

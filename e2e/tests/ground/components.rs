@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use job_handler_e2e::jobs::{in_phase, job};
+use job_handler_e2e::cluster::jobs::{in_phase, job};
 use job_handler_e2e::{Cluster, ClusterOptions, Component, wait_for};
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::Api;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use job_handler_e2e::jobs::job;
+use job_handler_e2e::cluster::jobs::job;
 use job_handler_e2e::{Cluster, ClusterOptions, Pair, PairOptions, wait_for};
 
 const SOON: Duration = Duration::from_secs(60);

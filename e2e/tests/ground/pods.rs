@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use job_handler_e2e::jobs::{finished, in_phase, job};
+use job_handler_e2e::cluster::jobs::{finished, in_phase, job};
 use job_handler_e2e::{Cluster, wait_for};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Pod};

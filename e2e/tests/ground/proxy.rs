@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures::StreamExt;
-use job_handler_e2e::proxy::{Fault, Rule};
+use job_handler_e2e::net::fault_proxy::{Fault, Rule};
 use job_handler_e2e::{Cluster, FaultProxy};
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::Api;
@@ -91,7 +91,8 @@ async fn calls_go_wrong_as_they_are_told_to() {
     assert_eq!(struck.count(), 1);
     // It is noted once it was answered, which is after others can see it; were the caller gone before, it would not be.
     let noted = job_handler_e2e::wait_for(SOON, "the call to be noted", || async {
-        let silent = |write: &job_handler_e2e::proxy::Write| write.call.name.as_deref() == Some("silent");
+        let silent =
+            |write: &job_handler_e2e::net::fault_proxy::Write| write.call.name.as_deref() == Some("silent");
         proxy.writes().into_iter().find(silent).ok_or("not yet")
     });
     let seen = noted.await.unwrap();

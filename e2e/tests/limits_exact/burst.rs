@@ -6,14 +6,14 @@ use std::{
 };
 
 use futures::future::join_all;
-use job_handler_e2e::history::{Verdict, judge};
+use job_handler_e2e::etcd_history::{Verdict, judge};
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 
 use crate::{
     clients::{Client, Counts, How, Mixed, Wanted},
+    fixtures::{PATIENCE, World},
     runner,
     trouble::Trouble,
-    world::{PATIENCE, World},
 };
 
 const CREATES: usize = 200;

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use job_handler_e2e::history::NUMBER;
+use job_handler_e2e::etcd_history::NUMBER;
 use k8s_openapi::api::batch::v1::Job;
 use kube::{
     Api,
@@ -16,8 +16,8 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde_json::{Value, json};
 
 use crate::{
+    fixtures::{PATIENCE, World},
     runner::RUNNER,
-    world::{PATIENCE, World},
 };
 
 /// Longer than the apiserver gives a request: whoever hears nothing for so long will hear nothing.

@@ -8,18 +8,18 @@
 
 mod burst;
 mod clients;
+mod fixtures;
 mod runner;
 mod soak;
 mod trouble;
-mod world;
 
 use std::time::Instant;
 
 use burst::{Outcome, VARIANTS, Variant};
+use fixtures::World;
 use futures::{StreamExt, stream};
 use job_handler_e2e::cluster::E2E_KUBECONFIG;
 use trouble::Trouble;
-use world::World;
 
 /// Rounds of the variant that waits for attempts to run out go on beside the others, so many at a time.
 const BESIDE: usize = 2;

@@ -4,7 +4,7 @@
 use std::{collections::HashSet, time::Duration};
 
 use jiff::Timestamp;
-use job_handler_e2e::history::{State, What};
+use job_handler_e2e::etcd_history::{State, What};
 use k8s_openapi::api::batch::v1::Job;
 use kube::{
     Api,
@@ -14,7 +14,7 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde_json::json;
 use tokio::task::JoinHandle;
 
-use crate::world::World;
+use crate::fixtures::World;
 
 /// `spec.managedBy` of its Jobs.
 pub const RUNNER: &str = "e2e.job-handler.io/runner";

@@ -10,7 +10,7 @@ use kube::{
 };
 use serde_json::json;
 
-use crate::world::{PATIENCE, World};
+use crate::fixtures::{PATIENCE, World};
 
 /// So many Jobs the quota lets pass; it counts the finished ones as well.
 const QUOTA: usize = 100;
@@ -50,7 +50,7 @@ impl Trouble {
             }
             Self::MutateAway => {
                 world.pair.sinks().iter().for_each(|sink| sink.kill().unwrap());
-                let nobody = job_handler_e2e::ports::free().unwrap();
+                let nobody = job_handler_e2e::harness::ports::free().unwrap();
                 point_mutate_at(world, nobody).await;
                 stamped(world, namespace, false).await;
             }

@@ -5,7 +5,7 @@ use job_handler_shared::keys;
 use kube::api::{DeleteParams, Patch, PatchParams};
 use serde_json::{Value, json};
 
-use super::world::{World, job, refusal, scenario};
+use super::fixtures::{World, job, refusal, scenario};
 
 const FAILS: [(&str, &str); 2] = [("run", "200ms"), ("exit-code", "1")];
 

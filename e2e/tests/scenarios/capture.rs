@@ -11,7 +11,7 @@ use kube::{
 };
 use serde_json::{Value, json};
 
-use super::world::{World, job, scenario};
+use super::fixtures::{World, job, scenario};
 
 /// On a loaded machine, for what takes ten seconds by itself.
 const LONG: Duration = Duration::from_secs(120);

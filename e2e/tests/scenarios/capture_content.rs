@@ -12,7 +12,7 @@ use kube::{
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use super::world::{World, job, lonely_scenario, scenario};
+use super::fixtures::{World, job, lonely_scenario, scenario};
 
 /// On a loaded machine, for a hundred MiB or a thousand pods.
 const LONG: Duration = Duration::from_secs(240);

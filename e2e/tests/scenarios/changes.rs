@@ -4,7 +4,7 @@ use job_handler_shared::keys;
 use kube::api::{DeleteParams, Patch, PatchParams};
 use serde_json::{Value, json};
 
-use super::world::{World, job, refusal, scenario};
+use super::fixtures::{World, job, refusal, scenario};
 
 const RUNNING: [(&str, &str); 1] = [("run", "300s")];
 

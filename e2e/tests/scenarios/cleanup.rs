@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use job_handler_e2e::{bench::gone, wait_for};
+use job_handler_e2e::{bench::cleanup_latency, wait_for};
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api,
@@ -10,7 +10,7 @@ use kube::{
 };
 use serde_json::json;
 
-use super::world::{PATIENCE, World, job, scenario};
+use super::fixtures::{PATIENCE, World, job, scenario};
 
 /// Shorter than the sink's own rounds: it is done as things happen.
 const SOON: Duration = Duration::from_secs(20);
@@ -76,7 +76,7 @@ fn failed_jobs_go_as_soon_as_their_results_are_stored() {
                 world.create(&ns, &bad).await.unwrap();
             }
         };
-        let (gaps, ()) = tokio::join!(gone::gaps(&client, &ns, JOBS, 2 * PATIENCE), fail);
+        let (gaps, ()) = tokio::join!(cleanup_latency::gaps(&client, &ns, JOBS, 2 * PATIENCE), fail);
         let mut gaps: Vec<Duration> = gaps.unwrap().into_values().collect();
         gaps.sort_unstable();
         let (middle, longest) = (gaps[JOBS / 2], gaps[JOBS - 1]);

@@ -9,16 +9,19 @@ use std::{
 };
 
 use job_handler_e2e::{
-    Cluster, ClusterOptions, Pair, PairOptions, ports,
-    process::{Process, Program},
-    receiver,
+    Cluster, ClusterOptions, Pair, PairOptions,
+    harness::{
+        ports,
+        process::{Process, Program},
+    },
+    net::cloudevents_receiver,
 };
 use job_handler_shared::keys;
 use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, ResourceExt, api::PostParams};
 use serde_json::{Value, json};
 
-use super::world::{World, job, lonely_scenario_in, refusal};
+use super::fixtures::{World, job, lonely_scenario_in, refusal};
 
 const TOKEN: &str = "open-sesame";
 
@@ -40,8 +43,8 @@ impl Receiver {
             format!("-key={}", file("key.pem", &pair.signing_key.serialize_pem())),
             format!("-token={TOKEN}"),
         ];
-        let program = receiver::program(folder, port, tls).unwrap();
-        (Self { program, out: receiver::taken(folder) }, pair.cert.pem())
+        let program = cloudevents_receiver::program(folder, port, tls).unwrap();
+        (Self { program, out: cloudevents_receiver::taken(folder) }, pair.cert.pem())
     }
 
     pub fn start(&self) -> Process {
@@ -81,7 +84,7 @@ impl Receiver {
 fn the_receiver_goes_on_after_callers_that_died() {
     let folder = tempfile::tempdir().unwrap();
     let port = ports::free().unwrap();
-    let _receiver = Process::start(receiver::program(folder.path(), port, []).unwrap()).unwrap();
+    let _receiver = Process::start(cloudevents_receiver::program(folder.path(), port, []).unwrap()).unwrap();
     let connect = || {
         let until = Instant::now() + Duration::from_secs(30);
         loop {

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use job_handler_shared::policy::ClusterJobPolicy;
+use job_handler_shared::policy::spec::ClusterJobPolicy;
 use k8s_openapi::api::{
     batch::v1::{CronJob, Job},
     core::v1::{Pod, ResourceQuota},
@@ -14,7 +14,7 @@ use kube::{
 };
 use serde_json::{Value, json};
 
-use super::world::{World, job, refusal, scenario};
+use super::fixtures::{World, job, refusal, scenario};
 
 /// Whatever has to happen with an attempt that came to nothing: it runs out after 60 s, and is looked at every 5 s.
 const RUN_OUT: Duration = Duration::from_secs(150);
@@ -66,8 +66,8 @@ async fn no_cluster_limit(world: &World, name: &str) {
 
 /// Waits until a pod of the Job runs.
 async fn runs(world: &World, namespace: &str, name: &str) {
-    let running = job_handler_e2e::jobs::in_phase("Running");
-    world.cluster.wait_pod_of(namespace, name, super::world::PATIENCE, running).await.unwrap();
+    let running = job_handler_e2e::cluster::jobs::in_phase("Running");
+    world.cluster.wait_pod_of(namespace, name, super::fixtures::PATIENCE, running).await.unwrap();
 }
 
 async fn end_pods(world: &World, namespace: &str) {

@@ -10,7 +10,7 @@ use kube::{
 };
 use serde_json::json;
 
-use super::world::{PATIENCE, World, job, lonely_scenario};
+use super::fixtures::{PATIENCE, World, job, lonely_scenario};
 
 /// Far below what one log call to a node that hangs may take (10 s), and what the 40 of them take in all.
 const A_FEW_SECONDS: Duration = Duration::from_secs(6);
@@ -22,7 +22,8 @@ async fn finished(world: &World, namespace: &str, number: usize) {
     world
         .wait(&format!("{number} Jobs of {namespace} to finish"), || async {
             let all = jobs.list(&ListParams::default()).await.map_err(|error| error.to_string())?.items;
-            let done = all.iter().filter(|job| job_handler_e2e::jobs::finished(job).is_some()).count();
+            let done =
+                all.iter().filter(|job| job_handler_e2e::cluster::jobs::finished(job).is_some()).count();
             if done == number { Ok(()) } else { Err(format!("{done} of {number}")) }
         })
         .await;

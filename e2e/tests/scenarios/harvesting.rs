@@ -9,7 +9,7 @@ use kube::{
 };
 use serde_json::{Value, json};
 
-use super::world::{World, annotation, job, scenario};
+use super::fixtures::{World, annotation, job, scenario};
 
 async fn harvest_everything(world: &World, ns: &str) {
     world.policy(ns, "results", json!({"results": {}})).await;

@@ -4,7 +4,7 @@ use job_handler_shared::keys;
 use kube::api::{Patch, PatchParams};
 use serde_json::json;
 
-use super::world::{World, annotation, job, lonely_scenario, refusal};
+use super::fixtures::{World, annotation, job, lonely_scenario, refusal};
 
 #[test]
 fn jobs_that_the_webhook_missed_are_stamped_and_others_left_alone() {
@@ -55,7 +55,7 @@ fn jobs_that_the_webhook_missed_are_stamped_and_others_left_alone() {
         }
         // The webhook takes the sink's word for its own.
         world.pair.webhook(0).restart().unwrap();
-        world.pair.wait_ready(super::world::PATIENCE).await.unwrap();
+        world.pair.wait_ready(super::fixtures::PATIENCE).await.unwrap();
         let longer = json!({"spec": {"activeDeadlineSeconds": 700}});
         let jobs = world.jobs(&ns);
         jobs.patch("missed", &PatchParams::default(), &Patch::Merge(&longer)).await.unwrap();

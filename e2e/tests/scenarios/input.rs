@@ -6,7 +6,7 @@ use job_handler_e2e::Https;
 use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
 
-use super::world::scenario;
+use super::fixtures::scenario;
 
 #[test]
 fn every_bad_review_gets_a_clear_answer_and_the_webhook_lives() {

@@ -9,7 +9,7 @@ use k8s_openapi::api::{
 use kube::Api;
 use serde_json::{Value, json};
 
-use super::world::{job, scenario};
+use super::fixtures::{job, scenario};
 
 #[test]
 fn the_ca_is_in_a_secret_and_in_both_configurations() {

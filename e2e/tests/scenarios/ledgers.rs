@@ -6,10 +6,10 @@ use std::time::Duration;
 use http::Method;
 use job_handler_e2e::{
     PairOptions,
-    proxy::{Fault, Rule},
+    net::fault_proxy::{Fault, Rule},
     wait_for,
 };
-use job_handler_shared::{ledger::JobLedger, policy::ClusterJobPolicy};
+use job_handler_shared::{ledger::crd::JobLedger, policy::spec::ClusterJobPolicy};
 use k8s_openapi::api::{batch::v1::Job, core::v1::ResourceQuota};
 use kube::{
     Api, Client,
@@ -17,7 +17,7 @@ use kube::{
 };
 use serde_json::{Value, json};
 
-use super::world::{World, job, lonely_scenario_with, refusal, scenario};
+use super::fixtures::{World, job, lonely_scenario_with, refusal, scenario};
 
 /// A minute and what a busy machine adds to it.
 const A_MINUTE: Duration = Duration::from_secs(150);
@@ -50,7 +50,7 @@ async fn create(world: &World, namespace: &str, job: &Value) -> kube::Result<Job
 async fn active(world: &World, namespace: &str) -> usize {
     let builds = ListParams::default().labels("app=build");
     let all = jobs(world, namespace).list(&builds).await.unwrap().items;
-    all.iter().filter(|job| job_handler_e2e::jobs::finished(job).is_none()).count()
+    all.iter().filter(|job| job_handler_e2e::cluster::jobs::finished(job).is_none()).count()
 }
 
 async fn unlimited(world: &World, namespace: &str) {

@@ -3,7 +3,7 @@
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 
-use super::world::{job, refusal, scenario};
+use super::fixtures::{job, refusal, scenario};
 
 fn limit(max: u32) -> Value {
     json!({"jobSelector": {"matchLabels": {"app": "build"}}, "limits": [{"name": "few", "maxActiveJobs": max}]})

@@ -10,7 +10,7 @@ use kube::{
 };
 use serde_json::{Value, json};
 
-use super::world::{World, annotation, job, lonely_scenario, scenario};
+use super::fixtures::{World, annotation, job, lonely_scenario, scenario};
 
 const TTL: &str = "job-handler/ttl-seconds-after-finished";
 

@@ -8,9 +8,12 @@ use std::{
 };
 
 use job_handler_e2e::{
-    Cluster, ClusterOptions, Pair, PairOptions, build, ports,
-    process::{Process, Program},
-    proxy::{Fault, Rule},
+    Cluster, ClusterOptions, Pair, PairOptions, build,
+    harness::{
+        ports,
+        process::{Process, Program},
+    },
+    net::fault_proxy::{Fault, Rule},
 };
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{Api, api::DeleteParams};
@@ -19,7 +22,7 @@ use sha2::{Digest, Sha256};
 
 use super::{
     capture_content::{manifest, once, peak, stored, text},
-    world::{World, lonely_scenario_in},
+    fixtures::{World, lonely_scenario_in},
 };
 
 const KEY: &str = "someone";
@@ -303,7 +306,7 @@ fn a_folder_holds_whole_logs_and_nothing_of_harvests_that_came_to_nothing() {
 
         // The sink dies between the upload and the result, and when it is back, its Job is gone.
         let proxy = world.pair.sink().proxy();
-        let own = |call: &job_handler_e2e::proxy::Call| {
+        let own = |call: &job_handler_e2e::net::fault_proxy::Call| {
             call.path.ends_with("/configmaps")
                 && call.is_write()
                 && call.name.as_deref() == Some("doomed-results")

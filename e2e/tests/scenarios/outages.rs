@@ -5,7 +5,7 @@ use k8s_openapi::api::coordination::v1::Lease;
 use kube::Api;
 use serde_json::json;
 
-use super::world::{PATIENCE, annotation, job, lonely_scenario, lonely_scenario_of, refusal};
+use super::fixtures::{PATIENCE, annotation, job, lonely_scenario, lonely_scenario_of, refusal};
 
 #[test]
 fn limited_jobs_wait_for_the_webhook_and_nobody_else_does() {

@@ -8,7 +8,7 @@ use job_handler_e2e::Member;
 use kube::api::ListParams;
 use serde_json::json;
 
-use super::world::{PATIENCE, World, job, lonely_scenario_of};
+use super::fixtures::{PATIENCE, World, job, lonely_scenario_of};
 
 /// Creates that come at once, in a burst.
 const BURST: usize = 48;

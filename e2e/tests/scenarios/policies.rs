@@ -1,13 +1,13 @@
 //! Policies: what the apiserver accepts and refuses, live reload, `Ready`, columns, the default policy, the samples.
 
-use job_handler_shared::policy::{ClusterJobPolicy, JobPolicy};
+use job_handler_shared::policy::spec::{ClusterJobPolicy, JobPolicy};
 use kube::{
     Api,
     api::{Patch, PatchParams},
 };
 use serde_json::{Value, json};
 
-use super::world::{World, annotation, job, refusal, scenario};
+use super::fixtures::{World, annotation, job, refusal, scenario};
 
 async fn check(world: &World, kind: &str, spec: &Value) -> Result<(), String> {
     let parameters = PatchParams { dry_run: true, ..PatchParams::apply("scenario").validation_strict() };

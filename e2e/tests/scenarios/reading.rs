@@ -11,7 +11,7 @@ use kube::api::{Patch, PatchParams};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use super::world::{World, job, scenario};
+use super::fixtures::{World, job, scenario};
 
 /// Somebody with a kubeconfig of their own and the plugin on the PATH.
 pub struct Person {

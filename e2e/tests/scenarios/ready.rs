@@ -4,8 +4,8 @@
 use std::time::{Duration, Instant};
 
 use job_handler_e2e::wait_for;
-use job_handler_shared::{
-    policy::{ClusterJobPolicy, JobPolicy},
+use job_handler_shared::policy::{
+    spec::{ClusterJobPolicy, JobPolicy},
     status::READY,
 };
 use k8s_openapi::api::core::v1::Namespace;
@@ -16,7 +16,7 @@ use kube::{
 };
 use serde_json::{Value, json};
 
-use super::world::{PATIENCE, World, job, lonely_scenario, refusal, scenario};
+use super::fixtures::{PATIENCE, World, job, lonely_scenario, refusal, scenario};
 
 /// A minute and what a busy machine adds to it.
 const A_MINUTE: Duration = Duration::from_secs(150);

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::world::{annotation, job, refusal, scenario};
+use super::fixtures::{annotation, job, refusal, scenario};
 
 #[test]
 fn containers_that_state_none_get_theirs_and_others_keep_their_own() {
@@ -57,7 +57,7 @@ fn resources_that_no_job_could_have_are_refused_with_the_policy() {
             let policy = json!({"apiVersion": "job-handler.io/v1alpha1", "kind": "JobPolicy",
                 "metadata": {"name": "wrong"}, "spec": {"stamp": {"containerResources": resources}}});
             let policy =
-                serde_json::from_value::<job_handler_shared::policy::JobPolicy>(policy).map_err(drop);
+                serde_json::from_value::<job_handler_shared::policy::spec::JobPolicy>(policy).map_err(drop);
             let Ok(policy) = policy else { panic!("{resources}") };
             let api = world.policies("default");
             let (_, message) = refusal(api.create(&kube::api::PostParams::default(), &policy).await);

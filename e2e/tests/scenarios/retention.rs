@@ -10,7 +10,7 @@ use kube::{
 };
 use serde_json::{Value, json};
 
-use super::world::{PATIENCE, World, annotation, job, scenario};
+use super::fixtures::{PATIENCE, World, annotation, job, scenario};
 
 async fn results(world: &World, ns: &str) -> Result<BTreeSet<String>, String> {
     let made = ListParams::default().labels("job-handler/created=true");

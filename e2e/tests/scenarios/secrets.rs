@@ -2,8 +2,9 @@
 //! ConfigMaps are; without the rights nothing that containers wrote is published instead.
 
 use job_handler_e2e::{
+    harness::ports,
     pair::{allow_secrets, forbid_secrets},
-    ports, wait_for,
+    wait_for,
 };
 use k8s_openapi::api::core::v1::Secret;
 use kube::{
@@ -14,8 +15,8 @@ use serde_json::{Value, json};
 
 use super::{
     cloudevents::{Receiver, with_receiver},
+    fixtures::{PATIENCE, World, annotation, job, lonely_scenario_in, scenario},
     reading::Person,
-    world::{PATIENCE, World, annotation, job, lonely_scenario_in, scenario},
 };
 
 /// What containers write: into their log, and as their last message.

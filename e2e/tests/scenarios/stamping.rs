@@ -4,7 +4,7 @@ use k8s_openapi::api::batch::v1::Job;
 use kube::api::{Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 
-use super::world::{annotation, job, scenario};
+use super::fixtures::{annotation, job, scenario};
 
 fn builds() -> Value {
     json!({

@@ -10,7 +10,7 @@ use kube::{
 };
 use serde_json::json;
 
-use super::world::{World, job, refusal, scenario};
+use super::fixtures::{World, job, refusal, scenario};
 
 const KEY: &str = "argocd.argoproj.io/instance";
 
@@ -31,7 +31,7 @@ async fn hooks(world: &World, ns: &str, instance: &str, names: &[&str]) {
         let mut hook = job(name, &[(KEY, instance)], &play);
         hook["spec"]["backoffLimit"] = json!(0);
         let made = world.create(ns, &hook).await.unwrap();
-        world.cluster.wait_job_finished(ns, name, super::world::PATIENCE).await.unwrap();
+        world.cluster.wait_job_finished(ns, name, super::fixtures::PATIENCE).await.unwrap();
         // Timestamps have a resolution of one second.
         let second = made.creation_timestamp().unwrap().0;
         world

@@ -6,7 +6,7 @@ use kube::{
 };
 use serde_json::{Value, json};
 
-use super::world::{World, annotation, job, scenario};
+use super::fixtures::{World, annotation, job, scenario};
 
 /// Creates by kubectl; gives what it wrote besides its result.
 async fn create(world: &World, namespace: &str, job: &Value) -> String {
@@ -82,7 +82,7 @@ fn what_would_be_stamped_is_told_and_left() {
 
 #[test]
 fn a_policy_that_is_tried_out_holds_nobody_up_while_the_webhook_is_away() {
-    super::world::lonely_scenario(async |world| {
+    super::fixtures::lonely_scenario(async |world| {
         let ns = world.cluster.namespace("warnaway").await.unwrap();
         let spec = json!({"mode": "Warn", "limits": [{"name": "none", "maxActiveJobs": 0}]});
         world.policy(&ns, "trial", spec).await;
@@ -97,7 +97,7 @@ fn a_policy_that_is_tried_out_holds_nobody_up_while_the_webhook_is_away() {
             })
             .await;
         // From trial to earnest, and back.
-        let api: Api<job_handler_shared::policy::JobPolicy> = world.policies(&ns);
+        let api: Api<job_handler_shared::policy::spec::JobPolicy> = world.policies(&ns);
         for (mode, refused) in [("Enforce", true), ("Warn", false)] {
             let patch = json!({"spec": {"mode": mode}});
             let params = PatchParams::default();

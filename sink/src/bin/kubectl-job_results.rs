@@ -1,4 +1,4 @@
-//! `kubectl job-results`: a plugin of kubectl; arguments in, the library's `reader::run`.
+//! `kubectl job-results`: a plugin of kubectl; arguments in, the library's `plugin::run`.
 
 use std::{
     io::{ErrorKind, Write},
@@ -6,7 +6,7 @@ use std::{
 };
 
 use clap::Parser;
-use job_handler_sink::reader::{self, ReadError, cli::Cli, escape};
+use job_handler_sink::plugin::{self, ReadError, cli::Cli, sanitize};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -17,7 +17,7 @@ fn main() -> ExitCode {
         Err(error) => return failed(&format!("cannot start the runtime: {error}")),
     };
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());
-    let answer = runtime.block_on(reader::run(cli, &mut out, &mut std::io::stderr()));
+    let answer = runtime.block_on(plugin::run(cli, &mut out, &mut std::io::stderr()));
     match answer.and_then(|()| Ok(out.flush()?)) {
         Ok(()) => ExitCode::SUCCESS,
         // Whoever reads us has read enough, as in `… | head`.
@@ -28,6 +28,6 @@ fn main() -> ExitCode {
 
 fn failed(why: &str) -> ExitCode {
     // Some of it are others' words.
-    eprintln!("error: {}", escape::lines(why));
+    eprintln!("error: {}", sanitize::lines(why));
     ExitCode::FAILURE
 }

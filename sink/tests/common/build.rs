@@ -3,17 +3,19 @@
 use std::sync::Arc;
 
 use job_handler_shared::{
-    combine::Policy, job::JobSnapshot, keys, policy::JobPolicy, status::PolicyStatus, telemetry::Metrics,
+    job::snapshot::JobSnapshot,
+    keys,
+    policy::{set::Policy, spec::JobPolicy, status::PolicyStatus},
+    process::telemetry::Metrics,
 };
 use job_handler_sink::{
-    act::{Actor, Key},
-    capture::Capturer,
-    events::Teller,
-    held::Kind,
-    manifest,
+    harvest::{collector::Capturer, pod_tracker::Followed},
     metrics::SinkMetrics,
-    pods::Followed,
-    store::{PolicyEntry, ResultRef, Store},
+    model::manifest,
+    notify::recorder::Teller,
+    observe::store::{PolicyEntry, ResultRef, Store},
+    reconcile::job::{Actor, Key},
+    result::storage::Kind,
 };
 use k8s_openapi::api::batch::v1::Job;
 use serde_json::{Value, json};

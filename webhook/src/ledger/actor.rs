@@ -4,8 +4,6 @@
 //! meanwhile: so a grant costs a single write, and the write tells whether the ledger was the newest. Whoever would be
 //! refused waits for a look of its own ([`super::look`]) that begins after it came. Looks go on beside the rounds.
 
-mod turn;
-
 use std::{
     collections::BTreeSet,
     sync::Arc,
@@ -18,20 +16,20 @@ use tokio::{
     task::JoinSet,
 };
 
-use super::{
-    counting::LedgerId,
-    found::Found,
-    limiter::Shared,
-    look::{self, Blind, Look},
-    pace::Pace,
-    resolve::Sight,
-    store, turns,
+use super::{limiter::Shared, resolve::Sight};
+use crate::ledger::round_attempt::Stop;
+use crate::ledger::{
+    batching::Pace,
+    client,
+    count::LedgerId,
+    fresh_read::{self, Blind, Look},
+    scope_cache::Found,
+    write_order,
 };
 use crate::{
+    cache::ttl_map::Recent,
     limit::{Attempt, FAILURE_BACKOFF, Refused, Verdict},
-    recent::Recent,
 };
-use turn::Stop;
 
 /// Writes of other replicas that one round gives way to.
 const TRIES: u32 = 20;
@@ -40,7 +38,7 @@ const SAME_CREATE: Duration = Duration::from_secs(10);
 /// So many refusals are remembered for that.
 const REFUSED: usize = 2048;
 /// For [`Actor::outdated`]: only a read will do.
-const ANY: Option<u64> = Some(u64::MAX);
+pub(super) const ANY: Option<u64> = Some(u64::MAX);
 /// So many versions of a ledger that others write a round lets pass, at most.
 const YIELDS: u32 = 4;
 /// So many may wait for looks.
@@ -72,26 +70,26 @@ pub struct Waiting {
 
 /// Decides by one ledger.
 pub struct Actor {
-    id: LedgerId,
-    inbox: mpsc::Receiver<Message>,
-    shared: Arc<Shared>,
+    pub(super) id: LedgerId,
+    pub(super) inbox: mpsc::Receiver<Message>,
+    pub(super) shared: Arc<Shared>,
     /// Grants that reached nobody, or may have been written without anybody knowing.
-    undo: BTreeSet<String>,
+    pub(super) undo: BTreeSet<String>,
     /// What was refused a moment ago, by the Job's uid.
-    refused: Recent<Refused>,
+    pub(super) refused: Recent<Refused>,
     /// Those who would be refused, and wait for a look.
-    parked: Vec<Waiting>,
+    pub(super) parked: Vec<Waiting>,
     /// One of them would be refused by Jobs that have ended, which only a LIST shows as they are now.
-    lists: bool,
+    pub(super) lists: bool,
     /// One at most is under way.
-    looks: JoinSet<Result<Look, Blind>>,
+    pub(super) looks: JoinSet<Result<Look, Blind>>,
     /// A ledger that is known to be of this version or an older one is not the newest, or may not be.
-    outdated: Option<u64>,
+    pub(super) outdated: Option<u64>,
     /// A write may be made for nobody's grant.
-    tidy: bool,
-    expire: bool,
-    pace: Pace,
-    found: Found,
+    pub(super) tidy: bool,
+    pub(super) expire: bool,
+    pub(super) pace: Pace,
+    pub(super) found: Found,
 }
 
 impl Actor {
@@ -134,7 +132,7 @@ impl Actor {
             if self.looks.is_empty() && (self.expire || !self.parked.is_empty()) {
                 self.expire = false;
                 let lists = std::mem::take(&mut self.lists);
-                self.looks.spawn(look::look(self.shared.clone(), self.id.clone(), lists));
+                self.looks.spawn(fresh_read::look(self.shared.clone(), self.id.clone(), lists));
             }
         }
     }
@@ -245,7 +243,7 @@ impl Actor {
         // Each new version has an order of its own. Whoever has stood back for a few of them just tries.
         for _ in 0..YIELDS {
             let Some((known, at)) = shared.memory.newest(self.id.name()) else { return };
-            let before = turns::before(shared.store.me(), store::writers(&known.ledger));
+            let before = write_order::before(shared.store.me(), client::writers(&known.ledger));
             let known_for = shared.memory.now().saturating_duration_since(at);
             let left = self.pace.writes(before).saturating_sub(known_for);
             if left.is_zero() {

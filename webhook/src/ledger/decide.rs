@@ -4,10 +4,10 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, hash_map::Entry};
 
 use jiff::Timestamp;
-use job_handler_shared::ledger::{Book, Granted, Kind};
+use job_handler_shared::ledger::crd::{Book, Granted, Kind};
 
 use super::resolve::{self, Outcome, Seen, Sight};
-use crate::slots::Holder;
+use crate::limit::scopes::Holder;
 
 /// A namespace of which so many names hold slots by old attempts that led to no Job has its creates denied by somebody
 /// after us. It has to wait, so that it cannot pin a limit that others share.

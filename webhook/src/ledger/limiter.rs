@@ -12,7 +12,7 @@ use std::{
 };
 
 use futures::{FutureExt, future::BoxFuture};
-use job_handler_shared::{admin::Readiness, combine::PolicySet, ledger::JobLedger};
+use job_handler_shared::{ledger::crd::JobLedger, policy::set::PolicySet, process::admin::Readiness};
 use kube::{Client, runtime::watcher};
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -21,25 +21,29 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    actor::{Actor, Message, Waiting, chance},
-    ahead,
-    cache::Cache,
-    clocks::{Clock, EXPIRY, OLD},
-    counting::LedgerId,
-    feed,
-    look::Reads,
-    memory::{Memory, Watcher},
-    store::{self, Store},
-    turns,
+use super::actor::{Actor, Message, Waiting, chance};
+use crate::{
+    cache::{job_watch, jobs::Cache},
+    ledger::{
+        attempt_age::{Clock, EXPIRY, OLD},
+        client::{self, Store},
+        count::LedgerId,
+        fresh_read::Reads,
+        known_ledgers::{Memory, Watcher},
+        provision, write_order,
+    },
 };
 use crate::{
-    lease::Withholding,
-    limit::{Attempt, Limiter, Verdict},
+    cache::{
+        policies::Policies,
+        reflector::{self, MirrorError, Part},
+    },
+    limit::{
+        Attempt, Limiter, Verdict,
+        scopes::{Place, Rules},
+    },
     metrics::WebhookMetrics,
-    mirror::{self, MirrorError, Part},
-    policies::Policies,
-    slots::{Place, Rules},
+    presence_lease::Withholding,
 };
 
 /// Requests that may wait at one ledger; more are turned away.
@@ -157,7 +161,7 @@ impl Limiter for LedgerLimiter {
         let asked = cluster.then_some(LedgerId::Cluster).into_iter().chain(namespace);
         let ledger = asked.into_iter().find(contended)?;
         let (known, at) = memory.newest(ledger.name())?;
-        let leader = turns::leader(ledger.name(), store::writers(&known.ledger))?;
+        let leader = write_order::leader(ledger.name(), client::writers(&known.ledger))?;
         let is_recent = memory.now().saturating_duration_since(at) < RECENT;
         (is_recent && leader.to_string() != self.shared.store.me()).then_some(leader)
     }
@@ -165,7 +169,7 @@ impl Limiter for LedgerLimiter {
 
 impl Withholding for LedgerLimiter {
     fn withheld(&self, policies: &PolicySet) -> Option<BTreeMap<String, String>> {
-        self.shared.memory.watches().then(|| ahead::withheld(&self.shared, policies))
+        self.shared.memory.watches().then(|| provision::withheld(&self.shared, policies))
     }
 
     fn changes(&self) -> watch::Receiver<u64> {
@@ -275,8 +279,8 @@ impl Ledgers {
         };
         let shared = self.limiter.shared.clone();
         let jobs = Part { name: "Jobs", plural: "jobs.batch", ready: readiness.part("Jobs") };
-        let feed = feed::follow(shared.client.clone(), shared.cache.clone(), jobs);
-        let ahead = ahead::make(shared.clone());
+        let feed = job_watch::follow(shared.client.clone(), shared.cache.clone(), jobs);
+        let ahead = provision::make(shared.clone());
         let watch = async move {
             let policies = shared.policies.clone();
             // What is taken for new has to have come after the watch began: see [`Memory::missing`].
@@ -284,7 +288,7 @@ impl Ledgers {
             while !policies.synced() && changes.changed().await.is_ok() {}
             let stream = watcher(shared.store.api(), watcher::Config::default());
             let mirror = Watcher { memory: &shared.memory, policies };
-            mirror::follow::<JobLedger>(stream, part, mirror).await
+            reflector::follow::<JobLedger>(stream, part, mirror).await
         };
         async move {
             let all = async {

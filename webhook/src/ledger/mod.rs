@@ -22,19 +22,17 @@
 //! `tests/model.rs` runs these functions in every order of events, within bounds.
 
 pub mod actor;
-pub mod ahead;
-pub mod cache;
-pub mod clocks;
-pub mod counting;
+pub mod attempt_age;
+pub mod batching;
+pub mod client;
+pub mod count;
 pub mod decide;
-pub mod feed;
-pub mod found;
-pub mod graves;
+pub mod fresh_read;
+pub mod known_ledgers;
 pub mod limiter;
-pub mod look;
-pub mod memory;
-pub mod pace;
+pub mod provision;
 pub mod resolve;
 pub mod round;
-pub mod store;
-pub mod turns;
+pub mod round_attempt;
+pub mod scope_cache;
+pub mod write_order;

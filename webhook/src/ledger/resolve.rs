@@ -1,7 +1,7 @@
 //! When an attempt may be taken out of the ledger: its outcome was seen, or it can have none any more. Pure.
 
 use jiff::Timestamp;
-use job_handler_shared::ledger::{Granted, Kind};
+use job_handler_shared::ledger::crd::{Granted, Kind};
 
 /// How a view of the Jobs was had.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

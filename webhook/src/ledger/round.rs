@@ -8,20 +8,19 @@ use std::{
 };
 
 use jiff::Timestamp;
-use job_handler_shared::ledger::{Book, JobLedgerSpec};
+use job_handler_shared::ledger::crd::{Book, JobLedgerSpec};
 
 use super::{
-    counting::{self, LedgerId},
     decide::{self, Answer, Asked, Decided, Given, namespace},
-    found::Runs,
-    graves::Grave,
     resolve::{Seen, Sight},
 };
+use crate::limit::{Attempt, Refused, Verdict, failure_backoff, message, scopes::Rules};
 use crate::{
-    backoff,
-    limit::{Attempt, Refused, Verdict},
-    slots::Rules,
-    wording,
+    cache::tombstones::Grave,
+    ledger::{
+        count::{self, LedgerId},
+        scope_cache::Runs,
+    },
 };
 
 /// Everything that a round goes by.
@@ -39,7 +38,7 @@ pub struct Sources<'a> {
     pub sight: Sight,
     /// The Jobs of the ledger's namespace, or of the cluster, that take a slot or that were tried.
     pub seen: &'a [Arc<Seen>],
-    /// Finished Jobs of the groups that wait after failures ([`backoff::group`] of whoever asks).
+    /// Finished Jobs of the groups that wait after failures ([`failure_backoff::group`] of whoever asks).
     pub runs: &'a Runs,
     /// Jobs of attempts that came, and are gone from this view.
     pub gone: &'a [Grave],
@@ -69,7 +68,7 @@ pub fn round(sources: Sources<'_>, attempts: &[&Attempt]) -> Option<(Vec<Verdict
     let revisions: RefCell<HashMap<String, String>> = RefCell::default();
     let revision = |namespace: &str| match revisions.borrow_mut().entry(namespace.to_owned()) {
         Entry::Occupied(known) => known.get().clone(),
-        Entry::Vacant(new) => new.insert(counting::revision(rules, id, namespace)).clone(),
+        Entry::Vacant(new) => new.insert(count::revision(rules, id, namespace)).clone(),
     };
     let given = Given {
         book,
@@ -103,22 +102,19 @@ fn buried(grave: &Grave, now: Timestamp) -> Seen {
 /// Why the Job may not start now although there may be slots.
 fn barred(sources: Sources<'_>, attempt: &Attempt) -> Option<Refused> {
     sources.id.namespace()?;
-    let group = backoff::group(sources.rules, &attempt.job)?;
+    let group = failure_backoff::group(sources.rules, &attempt.job)?;
     let runs = sources.runs.get(&group).map(Vec::as_slice).unwrap_or_default();
-    backoff::refuse(sources.rules, &group, runs, sources.spec, &attempt.job, sources.now)
+    failure_backoff::refuse(sources.rules, &group, runs, sources.spec, &attempt.job, sources.now)
 }
 
 fn asked(rules: Rules<'_>, id: &LedgerId, attempt: &Attempt, barred: bool) -> Asked {
-    let scopes = counting::scopes(rules, id, &attempt.job);
+    let scopes = count::scopes(rules, id, &attempt.job);
     Asked {
         request: attempt.uid.clone(),
         name: attempt.job.key(),
         job_uid: attempt.job.uid.clone(),
-        kind: counting::kind(attempt.from.as_deref()),
-        scopes: scopes
-            .iter()
-            .map(|(scope, limit)| (counting::scope_id(scope), limit.max_active_jobs))
-            .collect(),
+        kind: count::kind(attempt.from.as_deref()),
+        scopes: scopes.iter().map(|(scope, limit)| (count::scope_id(scope), limit.max_active_jobs)).collect(),
         dry_run: attempt.dry_run,
         barred,
     }
@@ -136,8 +132,8 @@ fn verdict(sources: Sources<'_>, attempt: &Attempt, answer: &Answer, barred: Opt
             return Verdict::TooMany { why, retry_after_seconds: 5 };
         }
         Answer::Full { scope, holders } => {
-            let scopes = counting::scopes(sources.rules, sources.id, &attempt.job);
-            scopes.get(*scope).map(|(scope, limit)| wording::full(scope, limit, holders, sources.now))
+            let scopes = count::scopes(sources.rules, sources.id, &attempt.job);
+            scopes.get(*scope).map(|(scope, limit)| message::full(scope, limit, holders, sources.now))
         }
         Answer::Barred => barred,
     };

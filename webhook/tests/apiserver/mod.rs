@@ -16,19 +16,18 @@ use std::{
 
 use http::{Method, Request, Response};
 use job_handler_shared::{
-    admin::Readiness,
-    combine::{Labels, Policy, PolicySet},
-    job::JobSnapshot,
-    telemetry::Metrics,
+    job::snapshot::JobSnapshot,
+    policy::set::{Labels, Policy, PolicySet},
+    process::{admin::Readiness, telemetry::Metrics},
 };
 use job_handler_webhook::{
+    cache::policies::Policies,
     ledger::{
-        clocks::Clock,
+        attempt_age::Clock,
         limiter::{LedgerLimiter, limiter},
     },
     limit::{Attempt, Verdict},
     metrics::WebhookMetrics,
-    policies::Policies,
 };
 use kube::{Client, client::Body};
 use serde_json::{Value, json};

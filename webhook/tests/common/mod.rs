@@ -6,14 +6,16 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use job_handler_shared::{
-    combine::{Labels, Policy, PolicySet},
-    policy::{ClusterJobPolicy, JobPolicy},
+use job_handler_shared::policy::{
+    set::{Labels, Policy, PolicySet},
+    spec::{ClusterJobPolicy, JobPolicy},
 };
 use job_handler_webhook::{
-    decide::{self, Context, Decision},
-    job::JobView,
-    patch,
+    admission::job_view::JobView,
+    stamp::{
+        decide::{self, Context, Decision},
+        patch,
+    },
 };
 use json_patch::{Patch, PatchOperation};
 use serde_json::{Value, json};

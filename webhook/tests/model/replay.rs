@@ -12,27 +12,24 @@ use std::{
 };
 
 use job_handler_shared::{
-    combine::{Labels, PolicySet},
-    job::JobSnapshot,
-    ledger::Kind,
-    telemetry::Metrics,
+    job::snapshot::JobSnapshot,
+    ledger::crd::Kind,
+    policy::set::{Labels, PolicySet},
+    process::telemetry::Metrics,
 };
 use job_handler_webhook::{
+    cache::{consistent_list::Item, jobs::Cache, policies::Policies, reflector::Mirror},
     ledger::{
         actor::{Actor, Message, Waiting},
-        cache::Cache,
-        clocks::Clock,
-        counting::LedgerId,
+        attempt_age::Clock,
+        client::Store,
+        count::LedgerId,
+        fresh_read::Reads,
+        known_ledgers::{Known, Memory, Watcher},
         limiter::Shared,
-        look::Reads,
-        memory::{Known, Memory, Watcher},
-        store::Store,
     },
     limit::{Attempt, Verdict},
-    list::Item,
     metrics::WebhookMetrics,
-    mirror::Mirror,
-    policies::Policies,
 };
 use serde_json::json;
 use tokio::{

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use jiff::Timestamp;
-use job_handler_shared::ledger::{Book, Kind};
+use job_handler_shared::ledger::crd::{Book, Kind};
 use job_handler_webhook::ledger::{
     decide::{Answer, Asked, Decided, Given, decide},
     resolve::Sight,

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
-use job_handler_shared::ledger::{Book, Kind};
+use job_handler_shared::ledger::crd::{Book, Kind};
 use job_handler_webhook::ledger::{
     decide::{Answer, Asked, Decided, Given, decide},
     resolve::{Seen, Sight, came_to_nothing},

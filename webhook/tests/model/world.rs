@@ -6,7 +6,7 @@ use std::{
 };
 
 use jiff::Timestamp;
-use job_handler_shared::ledger::{Book, Granted, Kind};
+use job_handler_shared::ledger::crd::{Book, Granted, Kind};
 use job_handler_webhook::ledger::{
     decide::{Given, decide},
     resolve::{Seen, Sight, came_to_nothing},

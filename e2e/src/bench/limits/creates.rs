@@ -13,7 +13,7 @@ use super::times::{self, Times};
 use crate::bench::load::Latencies;
 use crate::bench::report::{Aim, Table, figure, median, median_ratio};
 use crate::bench::reviews;
-use crate::error::{Error, Result};
+use crate::harness::error::{Error, Result};
 
 /// What a create passes through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

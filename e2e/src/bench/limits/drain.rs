@@ -15,8 +15,8 @@ use super::ground::{Ground, Limited};
 use super::refusals::post;
 use crate::bench::load::Latencies;
 use crate::bench::report::{Aim, Table, figure};
-use crate::error::{Error, Result};
-use crate::history::State;
+use crate::etcd_history::State;
+use crate::harness::error::{Error, Result};
 
 const NAMESPACE: &str = "ours-queue-0";
 /// Slots that the queue is for.

@@ -12,14 +12,14 @@ use kube::api::{DeleteParams, ListParams, PropagationPolicy};
 use kube::{Api, Client};
 use serde_json::{Value, json};
 
-use crate::balancer::{Backend, Balancer};
 use crate::bench::reviews;
 use crate::bench::server::{Handler, Server};
 use crate::bench::variants::{api, create, url_at};
 use crate::cluster::Cluster;
-use crate::error::{Error, Result};
+use crate::harness::error::{Error, Result};
+use crate::harness::wait::wait_for;
+use crate::net::load_balancer::{Backend, Balancer};
 use crate::pair::{Pair, PairOptions, change_stamping};
-use crate::wait::wait_for;
 
 /// Webhook replicas that are installed.
 const REPLICAS: usize = 3;

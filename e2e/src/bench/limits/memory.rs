@@ -9,7 +9,7 @@ use super::ground::{Ground, Limited};
 use super::refusals::post;
 use crate::bench::machine::{self, Memory};
 use crate::bench::report::{Aim, Table, figure};
-use crate::error::{Error, Result};
+use crate::harness::error::{Error, Result};
 
 const NAMESPACE: &str = "ours-many-0";
 const CLIENTS: usize = 20;

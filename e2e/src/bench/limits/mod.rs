@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use super::report::Table;
 use crate::cluster::{AuditLevel, Cluster, ClusterOptions, Component};
-use crate::error::Result;
+use crate::harness::error::Result;
 
 pub use creates::Way;
 

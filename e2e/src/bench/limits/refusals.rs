@@ -14,8 +14,8 @@ use super::ground::{Ground, Limited};
 use crate::bench::load::Latencies;
 use crate::bench::report::{Aim, Table, figure, median, median_ratio};
 use crate::bench::reviews;
-use crate::error::{Error, Result};
-use crate::https::{Connection, Https};
+use crate::harness::error::{Error, Result};
+use crate::net::https_client::{Connection, Https};
 
 const QUOTA: &str = "null-full-0";
 const OURS: &str = "ours-full-0";

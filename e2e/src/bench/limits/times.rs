@@ -7,7 +7,7 @@ use crate::bench::machine;
 use crate::bench::report::{Table, figure};
 use crate::bench::variants;
 use crate::cluster::Component;
-use crate::error::Result;
+use crate::harness::error::Result;
 
 /// The columns: what they are called, and the metric and labels that tell of them.
 const PARTS: [(&str, &str, &[&str]); 5] = [

@@ -3,11 +3,11 @@
 use std::time::{Duration, Instant};
 
 use super::{
-    super::story::{Problem, Story},
     expect,
     manifests::{self, Play},
     refused_with, succeeded,
 };
+use crate::demo::runner::{Problem, Story};
 
 /// The limit of the sample.
 const SLOTS: usize = 10;

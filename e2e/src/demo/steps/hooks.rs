@@ -3,11 +3,11 @@
 use std::time::{Duration, Instant};
 
 use super::{
-    super::story::{Problem, Story},
     expect,
     manifests::{self, HOOKS_POLICY, Play},
     succeeded,
 };
+use crate::demo::runner::{Problem, Story};
 
 const NAMESPACE: &str = "gitops";
 const LEGACY: &str = "legacy";

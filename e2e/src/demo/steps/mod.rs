@@ -9,7 +9,7 @@ pub(super) use builds::{Builds, duplicate, limit, reasons, stamp};
 pub(super) use hooks::{prune, sweep};
 pub(super) use results::{results, warnings};
 
-use super::story::{Problem, Ran};
+use crate::demo::runner::{Problem, Ran};
 
 /// Holds what was seen against what was told.
 fn expect(holds: bool, told: &str, ran: &Ran) -> Result<(), Problem> {

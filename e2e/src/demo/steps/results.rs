@@ -2,10 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use super::{
-    super::story::{Problem, Story},
-    expect, succeeded,
-};
+use super::{expect, succeeded};
+use crate::demo::runner::{Problem, Story};
 
 /// The builds end; one of them badly.
 pub(in super::super) async fn results(story: &mut Story<'_>) -> Result<(), Problem> {

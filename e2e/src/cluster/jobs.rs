@@ -1,0 +1,123 @@
+//! Jobs for tests, and how they fare.
+
+use std::time::Duration;
+
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::Pod;
+use kube::Api;
+use kube::api::{ListParams, PostParams};
+use serde_json::{Map, Value, json};
+
+use crate::cluster::Cluster;
+use crate::harness::error::{Error, Result};
+use crate::harness::wait::wait_for;
+
+/// Prefix of the annotations on a pod that say how it fares; `e2e/README.md` has the table.
+pub const PREFIX: &str = "e2e.job-handler.io/";
+
+/// A Job with one container, `main`, whose pods fare as the annotations say, given without their
+/// [`PREFIX`]: `job("build", &[("run", "300ms"), ("exit-code", "3")])`. Everything else is as a person
+/// who writes the shortest possible Job would leave it.
+pub fn job(name: &str, fare: &[(&str, &str)]) -> Job {
+    let annotations: Map<String, Value> =
+        fare.iter().map(|(key, value)| (format!("{PREFIX}{key}"), Value::from(*value))).collect();
+    let job = json!({
+        "metadata": {"name": name},
+        "spec": {"template": {
+            "metadata": {"annotations": annotations},
+            "spec": {"restartPolicy": "Never", "containers": [{"name": "main", "image": "busybox:1.37"}]},
+        }},
+    });
+    #[expect(clippy::expect_used, reason = "the literal above is a Job, whatever the strings in it")]
+    serde_json::from_value(job).expect("the literal is a Job")
+}
+
+impl Cluster {
+    /// Creates a Job.
+    ///
+    /// # Errors
+    /// If the API server refuses, for whatever reason.
+    pub async fn create_job(&self, namespace: &str, job: &Job) -> Result<Job> {
+        let name = job.metadata.name.as_deref().unwrap_or_default();
+        Api::<Job>::namespaced(self.client(), namespace)
+            .create(&PostParams::default(), job)
+            .await
+            .map_err(Error::api(format!("creating the Job {namespace}/{name}")))
+    }
+
+    /// Waits until a Job is finished (its condition `Complete` or `Failed` is True) and returns it.
+    ///
+    /// # Errors
+    /// [`Error::Timeout`], with the Job's status as last seen.
+    pub async fn wait_job_finished(&self, namespace: &str, name: &str, within: Duration) -> Result<Job> {
+        let jobs: Api<Job> = Api::namespaced(self.client(), namespace);
+        wait_for(within, &format!("the Job {namespace}/{name} to finish"), || async {
+            let job = jobs.get(name).await.map_err(|error| error.to_string())?;
+            match finished(&job) {
+                Some(_) => Ok(job),
+                None => Err(format!("{:?}", job.status)),
+            }
+        })
+        .await
+    }
+
+    /// The pods of a Job, as they are now.
+    ///
+    /// # Errors
+    /// If the API server refuses.
+    pub async fn pods_of(&self, namespace: &str, job: &str) -> Result<Vec<Pod>> {
+        let selector = ListParams::default().labels(&format!("batch.kubernetes.io/job-name={job}"));
+        Api::<Pod>::namespaced(self.client(), namespace)
+            .list(&selector)
+            .await
+            .map(|list| list.items)
+            .map_err(Error::api(format!("listing the pods of the Job {namespace}/{job}")))
+    }
+
+    /// Waits until the Job has a pod that passes the test, and returns it. The test says what it misses.
+    ///
+    /// # Errors
+    /// [`Error::Timeout`], with what was missed last.
+    pub async fn wait_pod_of(
+        &self,
+        namespace: &str,
+        job: &str,
+        within: Duration,
+        test: impl Fn(&Pod) -> Result<(), String>,
+    ) -> Result<Pod> {
+        wait_for(within, &format!("a pod of the Job {namespace}/{job}"), || async {
+            let pods = self.pods_of(namespace, job).await.map_err(|error| error.to_string())?;
+            let mut missed = "it has no pod".to_owned();
+            for pod in pods {
+                match test(&pod) {
+                    Ok(()) => return Ok(pod),
+                    Err(why) => missed = why,
+                }
+            }
+            Err(missed)
+        })
+        .await
+    }
+}
+
+/// The condition that finished a Job: (`Complete` or `Failed`, reason).
+pub fn finished(job: &Job) -> Option<(String, String)> {
+    let conditions = job.status.as_ref()?.conditions.as_ref()?;
+    conditions
+        .iter()
+        .find(|condition| {
+            matches!(condition.type_.as_str(), "Complete" | "Failed") && condition.status == "True"
+        })
+        .map(|condition| (condition.type_.clone(), condition.reason.clone().unwrap_or_default()))
+}
+
+/// The phase of a pod, for the test of [`Cluster::wait_pod_of`].
+///
+/// # Errors
+/// The phase that it has instead.
+pub fn in_phase(phase: &'static str) -> impl Fn(&Pod) -> Result<(), String> {
+    move |pod| {
+        let seen = pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or_default();
+        if seen == phase { Ok(()) } else { Err(format!("it is {seen}")) }
+    }
+}

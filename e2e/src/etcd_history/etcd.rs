@@ -1,0 +1,147 @@
+//! etcd's own watch, by its JSON gateway: one stream over the keys of policies, ledgers and Jobs, in the order of their
+//! revisions.
+
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Bytes, Incoming};
+use hyper::client::conn::http1::handshake;
+use hyper::header::{CONTENT_TYPE, HOST};
+use hyper::{Method, Request, Response};
+use hyper_util::rt::TokioIo;
+use serde_json::{Value, json};
+use tokio::net::TcpStream;
+
+use crate::etcd_history::{Entry, What};
+use crate::harness::error::{Error, Result};
+
+/// Neighbours in etcd's order of keys, with little between them: `/registry/job-handler.io/…` and `/registry/jobs/…`.
+const FROM: &str = "/registry/job-handler.io/";
+const TO: &str = "/registry/jobs0";
+
+/// The revision of now.
+pub(super) async fn revision(address: SocketAddr) -> Result<u64> {
+    let asked = json!({"key": STANDARD.encode(FROM), "limit": 1});
+    let body = post(address, "/v3/kv/range", &asked).await?.into_body().collect().await;
+    let body = body.map_err(|error| wrong(address, &error.to_string()))?.to_bytes();
+    let answer: Value = serde_json::from_slice(&body).map_err(|error| wrong(address, &error.to_string()))?;
+    number(&answer["header"]["revision"]).ok_or_else(|| wrong(address, &answer.to_string()))
+}
+
+/// Tells every write from the revision on, until etcd ends the stream.
+pub(super) async fn watch(address: SocketAddr, from: u64, mut tell: impl FnMut(Entry)) -> Result<()> {
+    let asked = json!({"create_request": {
+        "key": STANDARD.encode(FROM), "range_end": STANDARD.encode(TO), "start_revision": from.to_string(),
+    }});
+    let mut body = post(address, "/v3/watch", &asked).await?.into_body();
+    let mut unread = Vec::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| wrong(address, &error.to_string()))?;
+        unread.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
+        // One message per line.
+        while let Some(end) = unread.iter().position(|byte| *byte == b'\n') {
+            let line: Vec<u8> = unread.drain(..=end).collect();
+            message(address, &line, &mut tell)?;
+        }
+    }
+    Ok(())
+}
+
+fn message(address: SocketAddr, line: &[u8], tell: &mut impl FnMut(Entry)) -> Result<()> {
+    let message: Value = serde_json::from_slice(line).map_err(|error| wrong(address, &error.to_string()))?;
+    let result = &message["result"];
+    if result["canceled"] == true || result.is_null() {
+        return Err(wrong(address, &message.to_string()));
+    }
+    let at = Instant::now();
+    for event in result["events"].as_array().into_iter().flatten() {
+        let entry = entry(event, at).map_err(|why| wrong(address, &format!("{why}: {event}")))?;
+        entry.into_iter().for_each(&mut *tell);
+    }
+    Ok(())
+}
+
+fn entry(event: &Value, at: Instant) -> Result<Option<Entry>, String> {
+    let bytes = |field: &str| {
+        let text = event["kv"][field].as_str().unwrap_or_default();
+        STANDARD.decode(text).map_err(|error| format!("{field}: {error}"))
+    };
+    let key = String::from_utf8(bytes("key")?).map_err(|error| error.to_string())?;
+    let revision = number(&event["kv"]["mod_revision"]).ok_or("expected a mod_revision")?;
+    // PUT is the default, which is not spelt out.
+    let stored = match event["type"].as_str() {
+        Some("DELETE") => None,
+        _ if key.starts_with("/registry/jobs/") || key.contains("/jobledgers/") => {
+            let stored = serde_json::from_slice::<Value>(&bytes("value")?);
+            Some(stored.map_err(|error| format!("{key} is not stored as JSON ({error})"))?)
+        }
+        _ => return Ok(None),
+    };
+    Ok(What::of(&key, stored.as_ref()).map(|what| Entry { revision, at, what }))
+}
+
+async fn post(address: SocketAddr, path: &str, body: &Value) -> Result<Response<Incoming>> {
+    let tcp =
+        TcpStream::connect(address).await.map_err(Error::io(format!("connecting to etcd at {address}")))?;
+    let (mut sender, connection) =
+        handshake(TokioIo::new(tcp)).await.map_err(|error| wrong(address, &error.to_string()))?;
+    // Ends with the response's body, or with etcd.
+    tokio::spawn(connection);
+    let request = Request::builder()
+        .method(Method::POST)
+        .uri(path)
+        .header(HOST, address.to_string())
+        .header(CONTENT_TYPE, "application/json")
+        .body(Full::new(Bytes::from(body.to_string())))
+        .map_err(|error| wrong(address, &error.to_string()))?;
+    let response = sender.send_request(request).await.map_err(|error| wrong(address, &error.to_string()))?;
+    if !response.status().is_success() {
+        return Err(wrong(address, &format!("{path} answers {}", response.status())));
+    }
+    Ok(response)
+}
+
+/// 64-bit numbers are strings in the gateway's JSON.
+fn number(value: &Value) -> Option<u64> {
+    value.as_str()?.parse().ok()
+}
+
+fn wrong(address: SocketAddr, why: &str) -> Error {
+    Error::Invalid(format!("etcd at {address} does not tell its history: {why}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::etcd_history::State;
+
+    #[test]
+    fn events_are_read_and_others_passed_over() {
+        let at = Instant::now();
+        let kv = |key: &str, value: &str| {
+            json!({"kv": {"key": STANDARD.encode(key), "mod_revision": "12",
+            "value": STANDARD.encode(value)}})
+        };
+        let job = entry(&kv("/registry/jobs/ci/a", "{}"), at).unwrap().unwrap();
+        assert_eq!(job.revision, 12);
+        assert!(matches!(job.what, What::Job { state: State::Active, .. }));
+        assert_eq!(entry(&kv("/registry/job-handler.io/jobpolicies/ci/a", "{}"), at).unwrap(), None);
+        let mut gone = kv("/registry/jobs/ci/a", "");
+        gone["type"] = "DELETE".into();
+        assert!(matches!(entry(&gone, at).unwrap().unwrap().what, What::Job { state: State::Gone, .. }));
+        let why = entry(&kv("/registry/jobs/ci/a", "k8s\0protobuf"), at).unwrap_err();
+        assert!(why.contains("not stored as JSON"), "{why}");
+    }
+
+    #[test]
+    fn a_cancelled_watch_is_an_error() {
+        let address = ([127, 0, 0, 1], 1).into();
+        let line = br#"{"result":{"canceled":true,"compact_revision":"9"}}"#;
+        assert!(message(address, line, &mut |_| ()).is_err());
+        assert!(message(address, br#"{"result":{"created":true}}"#, &mut |_| ()).is_ok());
+        assert!(message(address, br#"{"error":{"message":"no"}}"#, &mut |_| ()).is_err());
+    }
+}

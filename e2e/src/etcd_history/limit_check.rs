@@ -1,0 +1,161 @@
+//! What a history says about a limit: whether it was ever exceeded, and how well it was used. Pure.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::{Duration, Instant};
+
+use crate::etcd_history::{Entry, State, What};
+
+/// What was seen of a limit over one namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Verdict {
+    /// Jobs that were active at once, at most, at any revision.
+    pub most: usize,
+    /// The revision at which it was so first.
+    pub most_at: u64,
+    /// Numbers ([`super::NUMBER`]) of Jobs that were active at some time.
+    pub admitted: BTreeSet<String>,
+    /// Numbers of Jobs that finished.
+    pub finished: BTreeSet<String>,
+    /// Writes of Jobs.
+    pub events: usize,
+    /// Writes of the ledger.
+    pub ledger_writes: usize,
+    /// From the beginning until as many Jobs as the limit allows (or as are wanted) had been admitted.
+    pub filled_after: Option<Duration>,
+    /// The longest time in which a slot was free (fewer active or pending than the limit allows), Jobs were wanted, and
+    /// nobody was admitted.
+    pub longest_idle: Duration,
+    /// The longest time that an attempt stood in the ledger.
+    pub longest_attempt: Duration,
+    /// Attempts that stand in it at the end.
+    pub pending: usize,
+}
+
+/// Judges the entries about one namespace and its ledger, from `begun` on, where a limit of `max` holds and `wanted` Jobs
+/// are to be admitted.
+pub fn judge(entries: &[Entry], namespace: &str, max: usize, wanted: usize, begun: Instant) -> Verdict {
+    let mut verdict = Verdict::default();
+    let mut active: BTreeSet<&str> = BTreeSet::new();
+    let mut pending: &BTreeMap<String, String> = &BTreeMap::new();
+    let mut since: HashMap<&str, Instant> = HashMap::new();
+    let prefix = format!("{namespace}/");
+    // Since when a slot is free and nobody was admitted.
+    let mut idle: Option<Instant> = Some(begun);
+    for entry in entries {
+        let admitted = verdict.admitted.len();
+        match &entry.what {
+            What::Job { key, state, number, .. } if key.starts_with(&prefix) => {
+                verdict.events += 1;
+                if *state == State::Active {
+                    active.insert(key);
+                    verdict.admitted.extend(number.clone());
+                } else {
+                    active.remove(key.as_str());
+                    if *state == State::Finished {
+                        verdict.finished.extend(number.clone());
+                    }
+                }
+                if active.len() > verdict.most {
+                    (verdict.most, verdict.most_at) = (active.len(), entry.revision);
+                }
+            }
+            What::Ledger(name, now) if name == namespace => {
+                verdict.ledger_writes += 1;
+                since.retain(|request, at| {
+                    let stays = now.contains_key(*request);
+                    if !stays {
+                        verdict.longest_attempt = verdict.longest_attempt.max(entry.at - *at);
+                    }
+                    stays
+                });
+                now.keys().for_each(|request| {
+                    since.entry(request).or_insert(entry.at);
+                });
+                pending = now;
+            }
+            _ => continue,
+        }
+        let taken: BTreeSet<&str> =
+            active.iter().copied().chain(pending.values().map(String::as_str)).collect();
+        let progress = verdict.admitted.len() > admitted;
+        if progress && verdict.admitted.len() == max.min(wanted) {
+            verdict.filled_after = Some(entry.at - begun);
+        }
+        if let Some(from) = idle {
+            verdict.longest_idle = verdict.longest_idle.max(entry.at - from);
+        }
+        let free = taken.len() < max && verdict.admitted.len() < wanted;
+        idle = match idle {
+            _ if !free => None,
+            Some(from) if !progress => Some(from),
+            _ => Some(entry.at),
+        };
+    }
+    verdict.pending = pending.len();
+    verdict
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Script(Instant, Vec<Entry>);
+
+    impl Script {
+        fn at(&mut self, seconds: u64, what: What) {
+            let revision = self.1.len() as u64 + 1;
+            self.1.push(Entry { revision, at: self.0 + Duration::from_secs(seconds), what });
+        }
+
+        fn job(&mut self, seconds: u64, key: &str, state: State) {
+            let number = key.split_once('/').map(|(_, name)| name.to_owned());
+            self.at(seconds, What::Job { key: key.to_owned(), state, number, managed_by: None });
+        }
+
+        fn ledger(&mut self, seconds: u64, attempts: &[(&str, &str)]) {
+            let attempts = attempts.iter().map(|(r, job)| ((*r).to_owned(), (*job).to_owned())).collect();
+            self.at(seconds, What::Ledger("ci".to_owned(), attempts));
+        }
+
+        fn judge(&self, max: usize, wanted: usize) -> Verdict {
+            judge(&self.1, "ci", max, wanted, self.0)
+        }
+    }
+
+    #[test]
+    fn the_most_at_once_is_told_to_the_revision() {
+        let mut script = Script(Instant::now(), Vec::new());
+        script.job(0, "ci/a", State::Active);
+        script.job(1, "ci/b", State::Active);
+        script.job(1, "other/c", State::Active);
+        script.job(2, "ci/a", State::Finished);
+        script.job(3, "ci/c", State::Suspended);
+        script.job(4, "ci/c", State::Active);
+        script.job(4, "ci/b", State::Gone);
+        let verdict = script.judge(2, 3);
+        assert_eq!((verdict.most, verdict.most_at, verdict.admitted.len()), (2, 2, 3));
+        assert_eq!(verdict.finished.len(), 1);
+        assert_eq!(verdict.filled_after, Some(Duration::from_secs(1)));
+        assert_eq!(script.judge(3, 4).filled_after, Some(Duration::from_secs(4)));
+    }
+
+    #[test]
+    fn a_slot_is_idle_while_it_is_free_and_somebody_wants_in() {
+        let mut script = Script(Instant::now(), Vec::new());
+        // Free for 2 s, then taken by an attempt, which holds it for 10 s.
+        script.ledger(2, &[("r1", "ci/a")]);
+        script.ledger(12, &[]);
+        // Free again for 3 s.
+        script.job(15, "ci/b", State::Active);
+        script.job(20, "ci/b", State::Finished);
+        // And for 1 s; then nobody wants in any more.
+        script.job(21, "ci/c", State::Active);
+        script.job(40, "ci/c", State::Finished);
+        let verdict = script.judge(1, 2);
+        assert_eq!(verdict.longest_idle, Duration::from_secs(3));
+        assert_eq!(verdict.longest_attempt, Duration::from_secs(10));
+        assert_eq!((verdict.ledger_writes, verdict.pending), (2, 0));
+        assert_eq!(script.judge(1, 3).longest_idle, Duration::from_secs(3));
+        assert_eq!(script.judge(2, 3).longest_idle, Duration::from_secs(19));
+    }
+}

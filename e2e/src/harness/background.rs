@@ -1,0 +1,59 @@
+//! A server of the tests on a thread of its own, so that it outlasts the runtime of the test that started it.
+
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::thread::JoinHandle;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::harness::error::{Error, Result};
+
+/// A running server; gone when dropped, with its connections.
+#[derive(Debug)]
+pub(crate) struct Background {
+    address: SocketAddr,
+    stop: CancellationToken,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Background {
+    /// Starts `serve` with a listener (non-blocking) on a free port of `on`; `what` is for people.
+    ///
+    /// # Errors
+    /// If no port can be had.
+    pub(crate) fn start<S, F>(on: Ipv4Addr, what: &str, serve: S) -> Result<Self>
+    where
+        S: FnOnce(TcpListener) -> F + Send + 'static,
+        F: Future,
+    {
+        let starting = || Error::io(format!("starting {what}"));
+        let listener = TcpListener::bind((on, 0)).map_err(starting())?;
+        listener.set_nonblocking(true).map_err(starting())?;
+        let address = listener.local_addr().map_err(starting())?;
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(starting())?;
+        let stop = CancellationToken::new();
+        let token = stop.clone();
+        let thread = std::thread::spawn(move || {
+            // Ends with the token, or because it cannot serve; the connections are dropped with the runtime.
+            runtime.block_on(async move {
+                let _ = token.run_until_cancelled(serve(listener)).await;
+            });
+        });
+        Ok(Self { address, stop, thread: Some(thread) })
+    }
+
+    /// Its port.
+    pub(crate) fn port(&self) -> u16 {
+        self.address.port()
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        if let Some(thread) = self.thread.take() {
+            // A server that panicked has nothing more to end.
+            let _ = thread.join();
+        }
+    }
+}

@@ -1,0 +1,8 @@
+//! Processes, waiting, ports, errors.
+
+pub mod background;
+pub mod error;
+pub mod ports;
+pub mod process;
+pub mod progress;
+pub mod wait;

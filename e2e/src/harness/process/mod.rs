@@ -1,0 +1,258 @@
+//! Processes that cannot outlive their caller.
+
+mod folder;
+mod sys;
+
+use std::ffi::OsString;
+use std::fs::OpenOptions;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+pub use folder::Folder;
+pub(crate) use sys::{spawn, terminate_group};
+
+use crate::harness::error::{Error, Result};
+
+/// How a process is started, kept so that it can be started again just so.
+#[derive(Clone, Debug)]
+pub struct Program {
+    /// What it is called in messages.
+    pub name: String,
+    /// The executable.
+    pub executable: PathBuf,
+    /// Its arguments.
+    pub arguments: Vec<OsString>,
+    /// Variables added to the environment.
+    pub environment: Vec<(OsString, OsString)>,
+    /// Where its standard output and error go, appended.
+    pub log: PathBuf,
+}
+
+/// A child process of ours. It is killed when this value is dropped and when the caller dies, however
+/// the caller dies.
+#[derive(Debug)]
+pub struct Process {
+    state: Arc<Mutex<State>>,
+}
+
+/// Ends a process at once, from wherever; see [`Process::killer`].
+#[derive(Clone, Debug)]
+pub struct Killer {
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Debug)]
+struct State {
+    program: Program,
+    child: Child,
+    /// Where this run's part of the log begins.
+    log_from: u64,
+}
+
+impl Process {
+    /// Starts a program.
+    ///
+    /// # Errors
+    /// If the log cannot be opened or the executable cannot be started.
+    pub fn start(program: Program) -> Result<Self> {
+        let (child, log_from) = launch(&program)?;
+        Ok(Self { state: Arc::new(Mutex::new(State { program, child, log_from })) })
+    }
+
+    /// What it is called in messages.
+    pub fn name(&self) -> String {
+        self.lock().program.name.clone()
+    }
+
+    /// Its process id (of the last run, if it has ended).
+    pub fn id(&self) -> u32 {
+        self.lock().child.id()
+    }
+
+    /// Its log file.
+    pub fn log(&self) -> PathBuf {
+        self.lock().program.log.clone()
+    }
+
+    /// How it was started.
+    pub fn program(&self) -> Program {
+        self.lock().program.clone()
+    }
+
+    /// Its exit status, if it has ended.
+    pub fn ended(&self) -> Option<ExitStatus> {
+        self.lock().child.try_wait().ok().flatten()
+    }
+
+    /// Fails, with the end of the log, if it has ended.
+    ///
+    /// # Errors
+    /// [`Error::Ended`].
+    pub fn must_live(&self) -> Result<()> {
+        match self.ended() {
+            None => Ok(()),
+            Some(status) => Err(Error::Ended {
+                name: self.name(),
+                status: status.to_string(),
+                log: self.log(),
+                tail: tail(&self.log_of_this_run(), 30),
+            }),
+        }
+    }
+
+    /// What it wrote since it was last started.
+    pub fn log_of_this_run(&self) -> String {
+        let (path, from) = {
+            let state = self.lock();
+            (state.program.log.clone(), state.log_from)
+        };
+        let bytes = std::fs::read(path).unwrap_or_default();
+        let from = usize::try_from(from).unwrap_or(usize::MAX).min(bytes.len());
+        String::from_utf8_lossy(bytes.get(from..).unwrap_or_default()).into_owned()
+    }
+
+    /// Ends it at once (SIGKILL) and waits until it is gone. Nothing happens if it has ended already.
+    ///
+    /// # Errors
+    /// If the operating system refuses.
+    pub fn kill(&self) -> Result<()> {
+        self.killer().kill()
+    }
+
+    /// What ends it at once; it may be called from other threads, and after the process is gone.
+    pub fn killer(&self) -> Killer {
+        Killer { state: Arc::clone(&self.state) }
+    }
+
+    /// Asks it to end (SIGTERM) and waits for it; after `grace` it is killed. Returns how it ended.
+    ///
+    /// # Errors
+    /// If the operating system refuses.
+    pub fn terminate(&self, grace: Duration) -> Result<ExitStatus> {
+        self.signal(libc::SIGTERM)?;
+        let until = Instant::now() + grace;
+        while Instant::now() < until {
+            if let Some(status) = self.ended() {
+                return Ok(status);
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        self.kill()?;
+        self.ended().ok_or_else(|| Error::Invalid(format!("{} was killed but has no status", self.name())))
+    }
+
+    /// Pauses it (SIGSTOP); returns once it stands still.
+    ///
+    /// # Errors
+    /// If it has ended, or the operating system refuses.
+    pub fn stop(&self) -> Result<()> {
+        self.signal(libc::SIGSTOP)?;
+        let until = Instant::now() + Duration::from_secs(5);
+        while Instant::now() < until {
+            if sys::is_stopped(self.id()) {
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Err(Error::Invalid(format!("{} did not stop within 5 s of SIGSTOP", self.name())))
+    }
+
+    /// Lets a paused process go on (SIGCONT).
+    ///
+    /// # Errors
+    /// If it has ended, or the operating system refuses.
+    pub fn cont(&self) -> Result<()> {
+        self.signal(libc::SIGCONT)
+    }
+
+    /// Starts it again with the same arguments, killing it first if it still runs.
+    ///
+    /// # Errors
+    /// If the executable cannot be started.
+    pub fn restart(&self) -> Result<()> {
+        let program = self.program();
+        self.restart_as(program)
+    }
+
+    /// Starts it again as another program (for example on another port).
+    ///
+    /// # Errors
+    /// If the executable cannot be started.
+    pub fn restart_as(&self, program: Program) -> Result<()> {
+        self.kill()?;
+        let mut state = self.lock();
+        let (child, log_from) = launch(&program)?;
+        *state = State { program, child, log_from };
+        Ok(())
+    }
+
+    fn signal(&self, signal: libc::c_int) -> Result<()> {
+        self.must_live()?;
+        // Not reaped before this lock is released, so the id cannot have passed on to another process.
+        let state = self.lock();
+        sys::signal(state.child.id(), signal)
+            .map_err(Error::io(format!("sending signal {signal} to {}", state.program.name)))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+}
+
+impl Killer {
+    /// Ends it at once (SIGKILL) and waits until it is gone. Nothing happens if it has ended already.
+    ///
+    /// # Errors
+    /// If the operating system refuses.
+    pub fn kill(&self) -> Result<()> {
+        let mut state = lock(&self.state);
+        let name = state.program.name.clone();
+        state.child.kill().map_err(Error::io(format!("killing {name}")))?;
+        state.child.wait().map_err(Error::io(format!("waiting for {name} to end")))?;
+        Ok(())
+    }
+}
+
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    // A poisoned lock only tells that a test panicked; the child is still ours to end.
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Nobody is left to tell; the parent-death signal is the second net.
+        let _ = self.kill();
+    }
+}
+
+/// The last `lines` lines of a text.
+pub(crate) fn tail(text: &str, lines: usize) -> String {
+    let all: Vec<&str> = text.lines().collect();
+    all.get(all.len().saturating_sub(lines)..).unwrap_or_default().join("\n")
+}
+
+fn launch(program: &Program) -> Result<(Child, u64)> {
+    let log = open_log(&program.log)?;
+    let log_from = log.metadata().map_or(0, |metadata| metadata.len());
+    let copy = log.try_clone().map_err(Error::io("sharing a log file"))?;
+    let mut command = Command::new(&program.executable);
+    command
+        .args(&program.arguments)
+        .envs(program.environment.iter().map(|(key, value)| (key, value)))
+        .stdin(Stdio::null())
+        .stdout(log)
+        .stderr(copy);
+    let what = format!("starting {} ({})", program.name, program.executable.display());
+    let child = spawn(command).map_err(Error::io(what))?;
+    Ok((child, log_from))
+}
+
+fn open_log(path: &Path) -> Result<std::fs::File> {
+    OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(path)
+        .map_err(Error::io(format!("opening the log file {}", path.display())))
+}

@@ -1,0 +1,152 @@
+//! A reverse proxy between a program of the pair and the API server that lets single calls go wrong.
+//!
+//! It ends the program's TLS with a CA of its own and speaks TLS to the API server; tokens pass through (client
+//! certificates cannot). Calls that no [`Rule`] is about are passed on as they are, streams included.
+
+mod forward;
+mod rule;
+mod streams;
+
+use std::net::Ipv4Addr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SanType};
+use rustls::ServerConfig;
+use rustls::pki_types::PrivateKeyDer;
+use serde_json::Value;
+
+pub use rule::{Call, Fault, Rule, Struck};
+pub use streams::Swallowed;
+
+use crate::cluster::pki;
+use crate::harness::background::Background;
+use crate::harness::error::{Error, Result};
+use forward::Upstream;
+use rule::Entry;
+use streams::Streams;
+
+/// A running proxy; gone when dropped.
+///
+/// It lives on a thread of its own, so that it outlasts the runtime of the test that started it.
+#[derive(Debug)]
+pub struct FaultProxy {
+    ca_pem: String,
+    shared: Arc<Shared>,
+    server: Background,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    rules: Mutex<Vec<Entry>>,
+    writes: Mutex<Vec<Write>>,
+    streams: Streams,
+}
+
+/// A call that changes something, as it went through the proxy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Write {
+    /// What was asked.
+    pub call: Call,
+    /// What the API server answered; nothing where it was not asked, or gave no answer.
+    pub answer: Option<u16>,
+    /// Whether a rule let it go wrong.
+    pub struck: bool,
+}
+
+impl FaultProxy {
+    /// Starts a proxy before the cluster of this configuration, on a free port of loopback.
+    ///
+    /// # Errors
+    /// If no port can be had, or the configuration names no CA.
+    pub fn start(config: &kube::Config) -> Result<Self> {
+        let upstream = Upstream::of(config)?;
+        let (ca_pem, tls) = certificates()?;
+        let shared = Arc::new(Shared::default());
+        let theirs = Arc::clone(&shared);
+        let serve = |listener| forward::serve(listener, tls, upstream, theirs);
+        let server = Background::start(Ipv4Addr::LOCALHOST, "the proxy", serve)?;
+        Ok(Self { ca_pem, shared, server })
+    }
+
+    /// Lets calls go wrong from now on. Of several rules that are about a call, the first one added counts.
+    pub fn add(&self, rule: Rule) -> Struck {
+        let (entry, struck) = rule.entry();
+        self.shared.rules().push(entry);
+        struck
+    }
+
+    /// Takes all rules away; calls that hang go on hanging until their caller gives up.
+    pub fn clear(&self) {
+        self.shared.rules().clear();
+    }
+
+    /// Lets the watches of this path that are open now stand still: their connections stay, and nothing comes any more.
+    /// Gives how many there are.
+    pub fn stall_watches(&self, path: &str) -> usize {
+        self.shared.streams.stall(path)
+    }
+
+    /// Keeps back every piece of a watch in which all of these words are, from now on, of open watches too; the rest is
+    /// passed on. Gives how many were kept back so far.
+    pub fn swallow(&self, words: &[&str]) -> Swallowed {
+        self.shared.streams.swallow(words)
+    }
+
+    /// The calls that change something, in the order in which they were answered.
+    pub fn writes(&self) -> Vec<Write> {
+        self.shared.writes().clone()
+    }
+
+    /// A kubeconfig that goes through the proxy, made from one that does not.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn kubeconfig(&self, through: &str) -> Result<String> {
+        let mut config: Value = serde_norway::from_str(through)
+            .map_err(|error| Error::Invalid(format!("no kubeconfig to put a proxy into: {error}")))?;
+        for entry in config["clusters"].as_array_mut().into_iter().flatten() {
+            entry["cluster"] =
+                pki::cluster(&format!("https://127.0.0.1:{}", self.server.port()), self.ca_pem.as_bytes());
+        }
+        Ok(config.to_string())
+    }
+}
+
+impl Shared {
+    fn rules(&self) -> MutexGuard<'_, Vec<Entry>> {
+        self.rules.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn writes(&self) -> MutexGuard<'_, Vec<Write>> {
+        self.writes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is to become of a call.
+    fn strike(&self, call: &Call) -> Option<Fault> {
+        let mut rules = self.rules();
+        // Each rule counts the calls that it is about, also those that an earlier one takes.
+        let due: Vec<bool> = rules.iter_mut().map(|rule| rule.is_due(call)).collect();
+        let first = due.iter().position(|due| *due)?;
+        Some(rules[first].strike())
+    }
+}
+
+/// A CA of its own, and what a server with a certificate of it needs.
+fn certificates() -> Result<(String, Arc<ServerConfig>)> {
+    let minting = |error: rcgen::Error| Error::Invalid(format!("minting the proxy's certificates: {error}"));
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let issuer =
+        CertifiedIssuer::self_signed(params, KeyPair::generate().map_err(minting)?).map_err(minting)?;
+    let mut params = CertificateParams::default();
+    params.subject_alt_names = vec![SanType::IpAddress([127, 0, 0, 1].into())];
+    let key = KeyPair::generate().map_err(minting)?;
+    let leaf = params.signed_by(&key, &issuer).map_err(minting)?;
+    let unusable = |why: String| Error::Invalid(format!("the proxy's certificate: {why}"));
+    let key = PrivateKeyDer::try_from(key.serialize_der()).map_err(|why| unusable(why.to_owned()))?;
+    let config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .and_then(|builder| builder.with_no_client_auth().with_single_cert(vec![leaf.der().clone()], key))
+        .map_err(|error| unusable(error.to_string()))?;
+    Ok((issuer.pem(), Arc::new(config)))
+}

@@ -1,0 +1,74 @@
+//! The cluster, the pair with three webhook replicas, the history of everything.
+
+use std::time::Duration;
+
+use job_handler_e2e::{
+    Cluster, ClusterOptions, History, Pair, PairOptions, etcd_history::STORE_JSON, wait_for,
+};
+use job_handler_shared::policy::spec::JobPolicy;
+use k8s_openapi::api::{batch::v1::Job, core::v1::Namespace};
+use kube::{
+    Api, Client,
+    api::{Patch, PatchParams, PostParams},
+};
+use serde_json::json;
+
+/// How long something may take that has to happen.
+pub const PATIENCE: Duration = Duration::from_secs(600);
+
+pub struct World {
+    // Dropped in this order.
+    pub history: History,
+    pub pair: Pair,
+    pub cluster: Cluster,
+}
+
+impl World {
+    pub async fn start() -> Self {
+        let options =
+            ClusterOptions { apiserver_arguments: vec![STORE_JSON.to_owned()], ..ClusterOptions::default() };
+        let cluster = Cluster::start(options).await.unwrap();
+        let pair =
+            Pair::install(&cluster, PairOptions { webhooks: 3, ..PairOptions::default() }).await.unwrap();
+        let history = History::begin(&cluster).await.unwrap();
+        Self { history, pair, cluster }
+    }
+
+    /// By a client of its own, which is a connection of its own, and which hands on every answer: who tries again is the
+    /// test.
+    pub fn jobs(&self, namespace: &str) -> Api<Job> {
+        let mut config = self.cluster.config().clone();
+        config.default_retry = false;
+        Api::namespaced(Client::try_from(config).unwrap(), namespace)
+    }
+
+    /// A namespace that stays until the cluster goes: to delete hundreds of Jobs would disturb the next round.
+    pub async fn namespace(&self) -> String {
+        let namespaces: Api<Namespace> = Api::all(self.cluster.client());
+        let namespace = serde_json::from_value(json!({"metadata": {"generateName": "burst-"}})).unwrap();
+        let how = PostParams::default();
+        let made = wait_for(PATIENCE, "a namespace", || namespaces.create(&how, &namespace));
+        made.await.unwrap().metadata.name.unwrap()
+    }
+
+    /// Applies a limit and waits until it is in force.
+    pub async fn limit(&self, namespace: &str, max: usize) {
+        let policies: Api<JobPolicy> = Api::namespaced(self.cluster.client(), namespace);
+        let policy = json!({
+            "apiVersion": "job-handler.io/v1alpha1", "kind": "JobPolicy", "metadata": {"name": "builds"},
+            "spec": {
+                "stamp": {"backoffLimit": {"default": 2}},
+                "limits": [{"name": "few", "maxActiveJobs": max}],
+            },
+        });
+        wait_for(PATIENCE, "the policy to be Ready", || async {
+            let (by, policy) = (PatchParams::apply("test").force(), Patch::Apply(&policy));
+            let applied = policies.patch("builds", &by, &policy).await.map_err(|e| e.to_string())?;
+            let status = applied.status.unwrap_or_default();
+            let ready = status.conditions.iter().any(|c| c.type_ == "Ready" && c.status == "True");
+            if ready { Ok(()) } else { Err(format!("{:?}", status.conditions)) }
+        })
+        .await
+        .unwrap();
+    }
+}

@@ -1,0 +1,212 @@
+//! The cluster that all scenarios of this binary share, with the pair installed as `manifests/` says.
+
+use std::{collections::BTreeMap, fmt::Debug, future::Future, sync::OnceLock, time::Duration};
+
+use job_handler_e2e::{
+    Cluster, ClusterOptions, Member, Pair, PairOptions, cluster::E2E_KUBECONFIG, wait_for,
+};
+use job_handler_shared::policy::spec::JobPolicy;
+use k8s_openapi::{
+    api::{batch::v1::Job, core::v1::ConfigMap, events::v1::Event},
+    apimachinery::pkg::apis::meta::v1::Condition,
+};
+use kube::{
+    Api, Client, ResourceExt,
+    api::{ListParams, Patch, PatchParams, PostParams},
+};
+use serde_json::{Value, json};
+use tokio::{runtime::Runtime, sync::OnceCell};
+
+/// How long a scenario waits for what has to happen.
+pub const PATIENCE: Duration = Duration::from_secs(90);
+
+/// A cluster and the pair.
+pub struct World {
+    pub cluster: Cluster,
+    pub pair: Pair,
+}
+
+/// All scenarios run on one runtime, so that clients and tasks of the world outlive each of them.
+fn runtime() -> &'static Runtime {
+    static RUNTIME: OnceLock<Runtime> = OnceLock::new();
+    RUNTIME.get_or_init(|| Runtime::new().unwrap())
+}
+
+/// Runs a scenario in the world that all share.
+pub fn scenario<F: Future<Output = ()>>(run: impl FnOnce(&'static World) -> F) {
+    static WORLD: OnceCell<World> = OnceCell::const_new();
+    runtime().block_on(async { run(WORLD.get_or_init(World::start).await).await });
+}
+
+/// Runs a scenario in a world of its own: it takes something away from everyone.
+pub fn lonely_scenario(run: impl AsyncFnOnce(&World)) {
+    lonely_scenario_of(1, run);
+}
+
+/// The same, where the scenario sets its world up itself.
+pub fn lonely_scenario_in(run: impl AsyncFnOnce()) {
+    if std::env::var_os(E2E_KUBECONFIG).is_some_and(|path| !path.is_empty()) {
+        eprintln!("not run: it wants a cluster of its own, which {E2E_KUBECONFIG}'s is not");
+        return;
+    }
+    runtime().block_on(async { run().await });
+}
+
+/// The same, with so many webhooks and as many sinks.
+pub fn lonely_scenario_of(replicas: usize, run: impl AsyncFnOnce(&World)) {
+    lonely_scenario_with(PairOptions { webhooks: replicas, ..PairOptions::default() }, run);
+}
+
+/// The same, with a pair of one's own making.
+pub fn lonely_scenario_with(pair: PairOptions, run: impl AsyncFnOnce(&World)) {
+    if std::env::var_os(E2E_KUBECONFIG).is_some_and(|path| !path.is_empty()) {
+        eprintln!(
+            "not run: it takes something away from everyone, which {E2E_KUBECONFIG}'s cluster is spared"
+        );
+        return;
+    }
+    runtime().block_on(async { run(&World::start_with(pair).await).await });
+}
+
+impl World {
+    async fn start() -> Self {
+        Self::start_with(PairOptions::default()).await
+    }
+
+    async fn start_with(pair: PairOptions) -> Self {
+        let cluster = Cluster::start(ClusterOptions::default()).await.unwrap();
+        let pair = Pair::install(&cluster, pair).await.unwrap();
+        Self { cluster, pair }
+    }
+
+    pub fn client(&self) -> Client {
+        self.cluster.client()
+    }
+
+    pub fn jobs(&self, namespace: &str) -> Api<Job> {
+        Api::namespaced(self.client(), namespace)
+    }
+
+    pub fn config_maps(&self, namespace: &str) -> Api<ConfigMap> {
+        Api::namespaced(self.client(), namespace)
+    }
+
+    pub fn policies(&self, namespace: &str) -> Api<JobPolicy> {
+        Api::namespaced(self.client(), namespace)
+    }
+
+    /// Applies a JobPolicy and waits until it is in force.
+    pub async fn policy(&self, namespace: &str, name: &str, spec: Value) {
+        let policy = json!({
+            "apiVersion": "job-handler.io/v1alpha1", "kind": "JobPolicy",
+            "metadata": {"name": name, "namespace": namespace}, "spec": spec,
+        });
+        let api = self.policies(namespace);
+        let applied =
+            api.patch(name, &PatchParams::apply("scenario").force(), &Patch::Apply(&policy)).await.unwrap();
+        self.ready(namespace, name, applied.metadata.generation).await;
+    }
+
+    /// Waits until this generation of a JobPolicy is in force.
+    pub async fn ready(&self, namespace: &str, name: &str, generation: Option<i64>) {
+        let api = self.policies(namespace);
+        self.wait(&format!("JobPolicy {namespace}/{name} to be Ready"), || async {
+            let status = api.get(name).await.map_err(|e| e.to_string())?.status.unwrap_or_default();
+            let ready = status.conditions.iter().find(|c| c.type_ == "Ready");
+            match ready {
+                Some(Condition { status, observed_generation, .. })
+                    if status == "True" && *observed_generation == generation =>
+                {
+                    Ok(())
+                }
+                other => Err(format!("{other:?}")),
+            }
+        })
+        .await;
+    }
+
+    pub async fn create(&self, namespace: &str, job: &Value) -> kube::Result<Job> {
+        let job: Job = serde_json::from_value(job.clone()).unwrap();
+        self.jobs(namespace).create(&PostParams::default(), &job).await
+    }
+
+    /// The result of a Job, once it is there.
+    pub async fn result(&self, namespace: &str, job: &str) -> ConfigMap {
+        let api = self.config_maps(namespace);
+        let name = format!("{job}-results");
+        self.wait(&format!("the result {namespace}/{name}"), || async {
+            api.get(&name).await.map_err(|e| e.to_string())
+        })
+        .await
+    }
+
+    /// Events with this reason about an object of this name, in its namespace.
+    pub async fn events(&self, namespace: &str, reason: &str, about: &str) -> Vec<Event> {
+        let api: Api<Event> = Api::namespaced(self.client(), namespace);
+        let selector = format!("reason={reason}");
+        let all = api.list(&ListParams::default().fields(&selector)).await.unwrap();
+        all.items
+            .into_iter()
+            .filter(|e| e.regarding.as_ref().is_some_and(|r| r.name.as_deref() == Some(about)))
+            .collect()
+    }
+
+    pub async fn wait<T, E, F>(&self, what: &str, look: impl FnMut() -> F) -> T
+    where
+        E: Debug + std::fmt::Display,
+        F: Future<Output = Result<T, E>>,
+    {
+        wait_for(PATIENCE, what, look).await.unwrap()
+    }
+
+    /// Waits until a program says that it is not ready, with this in its reasons.
+    pub async fn not_ready(&self, member: &Member, why: &str) {
+        self.wait(&format!("{} not to be ready because of {why}", member.name()), || async {
+            match member.get("/readyz").await {
+                Ok((503, body)) if body.contains(why) => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
+        })
+        .await;
+    }
+
+    /// Waits until the Job is gone.
+    pub async fn gone(&self, namespace: &str, job: &str) {
+        let api = self.jobs(namespace);
+        self.wait(&format!("Job {namespace}/{job} to be gone"), || async {
+            match api.get_opt(job).await {
+                Ok(None) => Ok(()),
+                Ok(Some(job)) => Err(format!("{:?}", job.status)),
+                Err(error) => Err(error.to_string()),
+            }
+        })
+        .await;
+    }
+}
+
+/// A Job with these labels, whose pods the simulated node plays by these annotations (without their prefix).
+pub fn job(name: &str, labels: &[(&str, &str)], play: &[(&str, &str)]) -> Value {
+    let labels: BTreeMap<_, _> = labels.iter().copied().collect();
+    let play: BTreeMap<_, _> = play.iter().map(|(k, v)| (format!("e2e.job-handler.io/{k}"), *v)).collect();
+    json!({
+        "apiVersion": "batch/v1", "kind": "Job",
+        "metadata": {"name": name, "labels": labels},
+        "spec": {"template": {
+            "metadata": {"annotations": play},
+            "spec": {"restartPolicy": "Never", "containers": [{"name": "main", "image": "busybox"}]},
+        }},
+    })
+}
+
+/// The answer of the apiserver to a call that has to fail.
+pub fn refusal<T: Debug>(result: kube::Result<T>) -> (u16, String) {
+    match result {
+        Err(kube::Error::Api(status)) => (status.code, status.message),
+        other => panic!("expected a refusal, got {other:?}"),
+    }
+}
+
+/// An annotation, or the empty string.
+pub fn annotation<'a>(job: &'a Job, key: &str) -> &'a str {
+    job.annotations().get(key).map_or("", String::as_str)
+}

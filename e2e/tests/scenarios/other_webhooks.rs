@@ -1,0 +1,170 @@
+//! Another mutating webhook comes after ours and changes the Job, so that the apiserver asks ours once more.
+
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, TcpListener},
+    sync::Arc,
+};
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use job_handler_webhook::admission::{response::Reply, server::serve};
+use k8s_openapi::api::{admissionregistration::v1::MutatingWebhookConfiguration, batch::v1::Job};
+use kube::{
+    Api, ResourceExt,
+    api::{DeleteParams, PostParams},
+};
+use rustls::{ServerConfig, crypto::ring, pki_types::PrivateKeyDer};
+use serde_json::{Value, json};
+
+use super::fixtures::{World, annotation, job, refusal, scenario};
+
+/// Jobs with this label pass by the neighbour; its value says what it does to them.
+const LABEL: &str = "neighbour";
+
+/// A webhook on a thread of its own.
+struct Neighbour {
+    port: u16,
+    ca: String,
+    stop: Option<tokio::sync::oneshot::Sender<()>>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Neighbour {
+    fn start() -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let certified = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+        let key = PrivateKeyDer::try_from(certified.signing_key.serialize_der()).unwrap();
+        let tls = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![certified.cert.der().clone()], key)
+            .unwrap();
+        let (stop, stopped) = tokio::sync::oneshot::channel();
+        let thread = std::thread::spawn(move || {
+            actix_web::rt::System::new().block_on(async move {
+                let handler =
+                    |_, body: actix_web::web::Bytes, _| std::future::ready(Reply::json(answer(&body)));
+                let server = serve(listener, tls, handler).unwrap();
+                let handle = server.handle();
+                let running = actix_web::rt::spawn(server);
+                // Told, or the test is gone.
+                let _ = stopped.await;
+                handle.stop(false).await;
+                running.await.unwrap().unwrap();
+            });
+        });
+        Self { port, ca: certified.cert.pem(), stop: Some(stop), thread: Some(thread) }
+    }
+
+    /// After ours by its name, which is the order in which the apiserver asks.
+    fn configuration(&self, name: &str, namespace: &str) -> MutatingWebhookConfiguration {
+        let configuration = json!({
+            "metadata": {"name": name},
+            "webhooks": [{
+                "name": "neighbour.e2e.job-handler.io", "admissionReviewVersions": ["v1"],
+                "clientConfig": {
+                    "url": format!("https://127.0.0.1:{}/mutate", self.port), "caBundle": STANDARD.encode(&self.ca),
+                },
+                "rules": [{"apiGroups": ["batch"], "apiVersions": ["v1"], "resources": ["jobs"], "operations": ["CREATE"]}],
+                "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}},
+                "objectSelector": {"matchExpressions": [{"key": LABEL, "operator": "Exists"}]},
+                "failurePolicy": "Fail", "sideEffects": "None", "reinvocationPolicy": "Never",
+            }],
+        });
+        serde_json::from_value(configuration).unwrap()
+    }
+}
+
+impl Drop for Neighbour {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            thread.join().unwrap();
+        }
+    }
+}
+
+fn answer(review: &[u8]) -> Vec<u8> {
+    let review: Value = serde_json::from_slice(review).unwrap();
+    let patch = match review["request"]["object"]["metadata"]["labels"][LABEL].as_str() {
+        Some("deadline") => json!([{"op": "add", "path": "/spec/activeDeadlineSeconds", "value": 9000}]),
+        _ => {
+            json!([{"op": "add", "path": "/metadata/annotations/e2e.job-handler.io~1neighbour", "value": "was here"}])
+        }
+    };
+    let answer = json!({
+        "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview",
+        "response": {
+            "uid": review["request"]["uid"], "allowed": true,
+            "patchType": "JSONPatch", "patch": STANDARD.encode(patch.to_string()),
+        },
+    });
+    serde_json::to_vec(&answer).unwrap()
+}
+
+async fn in_force(world: &World, namespace: &str) {
+    world
+        .wait("the neighbour to be asked", || async {
+            let made = dry(world, namespace, "note").await.map_err(|error| error.to_string())?;
+            let here = annotation(&made, "e2e.job-handler.io/neighbour") == "was here";
+            if here { Ok(()) } else { Err(format!("{:?}", made.annotations())) }
+        })
+        .await;
+}
+
+async fn dry(world: &World, namespace: &str, does: &str) -> kube::Result<Job> {
+    let labels: Vec<(&str, &str)> =
+        [("id", "7")].into_iter().chain((!does.is_empty()).then_some((LABEL, does))).collect();
+    let one = serde_json::from_value(job("dry", &labels, &[])).unwrap();
+    let dry = PostParams { dry_run: true, ..PostParams::default() };
+    world.jobs(namespace).create(&dry, &one).await
+}
+
+#[test]
+fn a_job_that_a_neighbour_changes_after_us_is_stamped_once_and_within_its_maxima() {
+    scenario(|world| async move {
+        let ns = world.cluster.namespace("neighbour").await.unwrap();
+        let spec = json!({
+            "stamp": {
+                "activeDeadlineSeconds": {"default": 1800, "max": 7200},
+                "backoffLimit": {"default": 0}, "labels": {"team": "build"},
+            },
+            "group": {"type": "Labels", "labelKeys": ["id"]},
+            "limits": [{"name": "few", "maxActiveJobs": 1}],
+        });
+        world.policy(&ns, "builds", spec).await;
+        let neighbour = Neighbour::start();
+        let configurations: Api<MutatingWebhookConfiguration> = Api::all(world.client());
+        let name = format!("neighbour-{}", ns.name());
+        configurations.create(&PostParams::default(), &neighbour.configuration(&name, &ns)).await.unwrap();
+        in_force(world, &ns).await;
+
+        // What does not concern us changes nothing of ours: our second answer is empty.
+        let (alone, noted) = (dry(world, &ns, "").await.unwrap(), dry(world, &ns, "note").await.unwrap());
+        let ours = |job: &Job| -> BTreeMap<String, String> {
+            let all = job.annotations().iter().filter(|(key, _)| key.starts_with("job-handler/"));
+            all.map(|(key, value)| (key.clone(), value.clone())).collect()
+        };
+        assert_eq!(ours(&alone), ours(&noted));
+        assert_eq!(alone.spec.unwrap().active_deadline_seconds, Some(1800));
+
+        // What breaks a maximum is put right, and told of once.
+        let play = [("end", "Hang")];
+        let made = world.create(&ns, &job("one", &[("id", "7"), (LABEL, "deadline")], &play)).await.unwrap();
+        let stamped = annotation(&made, "job-handler/stamped").to_owned();
+        assert_eq!(stamped.matches("activeDeadlineSeconds").count(), 1, "{stamped}");
+        assert_eq!(stamped.matches("group").count(), 1, "{stamped}");
+        let labels = made.labels().clone();
+        assert_eq!((labels["team"].as_str(), labels.contains_key("job-handler/group")), ("build", true));
+        let spec = made.spec.unwrap();
+        assert_eq!((spec.active_deadline_seconds, spec.backoff_limit), (Some(7200), Some(0)), "{stamped}");
+
+        // It took one slot.
+        let two = job("two", &[("id", "8"), (LABEL, "deadline")], &play);
+        let (code, message) = refusal(world.create(&ns, &two).await);
+        assert!(code == 403 && message.contains("1 active jobs, max allowed: 1"), "{message}");
+        configurations.delete(&name, &DeleteParams::default()).await.unwrap();
+    });
+}

@@ -1,0 +1,198 @@
+//! Results that people have edited: whoever reads them is told what is wrong and gets what is left, whoever edited them
+//! keeps what they wrote, and neither harvest nor retention stumbles.
+
+use kube::{
+    ResourceExt,
+    api::{DeleteParams, ListParams, Patch, PatchParams},
+};
+use serde_json::{Value, json};
+
+use super::{
+    fixtures::{World, job, scenario},
+    reading::Person,
+};
+
+async fn edit(world: &World, ns: &str, name: &str, change: Value) {
+    world.config_maps(ns).patch(name, &PatchParams::default(), &Patch::Merge(change)).await.unwrap();
+}
+
+/// What it writes and what it says beside that, where it ends with exit code 1.
+async fn torn(person: &Person, words: &[&str]) -> (String, String) {
+    let output = person.kubectl(&[&["job-results"], words].concat()).await;
+    assert_eq!(output.status.code(), Some(1), "{words:?}: {output:?}");
+    (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap())
+}
+
+async fn told(world: &World, ns: &str, reason: &str, job: &str) -> String {
+    world
+        .wait(&format!("the Event {reason} of {job}"), || async {
+            let events = world.events(ns, reason, job).await;
+            events.first().and_then(|event| event.note.clone()).ok_or("none")
+        })
+        .await
+}
+
+async fn person(world: &World, ns: &str) -> Person {
+    Person::new(
+        world,
+        ns,
+        json!([{"apiGroups": [""], "resources": ["configmaps"], "verbs": ["get", "list"]}]),
+    )
+    .await
+}
+
+#[test]
+fn who_reads_an_edited_result_is_told_and_gets_what_is_left() {
+    scenario(|world| async move {
+        let ns = world.cluster.namespace("edited").await.unwrap();
+        let logs = json!({"maxBytesPerContainer": "16Mi", "maxBytesPerJob": "64Mi"});
+        world.policy(&ns, "p", json!({"results": {"logs": logs}})).await;
+        for name in ["logs", "facts", "newer", "whole"] {
+            world.create(&ns, &job(name, &[], &[("run", "200ms"), ("log", "as it was\n")])).await.unwrap();
+        }
+        let mut large = job("shard", &[], &[("run", "200ms"), ("log-bytes", "12Mi")]);
+        large["spec"]["template"]["spec"]["containers"] =
+            json!([{"name": "main", "image": "busybox"}, {"name": "two", "image": "busybox"}]);
+        world.create(&ns, &large).await.unwrap();
+        for name in ["logs", "facts", "newer", "whole", "shard"] {
+            told(world, &ns, "JobProcessing", name).await;
+        }
+        let person = person(world, &ns).await;
+
+        edit(world, &ns, "logs-results", json!({"data": {"logs": "as I say\n"}})).await;
+        let (out, said) = torn(&person, &["logs", "logs"]).await;
+        assert!(out.contains("as I say") && said.contains("the digest doesn't match"), "{said}");
+
+        let shards = ListParams::default().labels("job-handler/shard,job-name=shard");
+        let all = world.config_maps(&ns).list(&shards).await.unwrap().items;
+        assert_eq!(all.len(), 2);
+        world.config_maps(&ns).delete(&all[1].name_any(), &DeleteParams::default()).await.unwrap();
+        let (out, said) = torn(&person, &["logs", "shard", "-c", "main"]).await;
+        assert!(
+            said.contains(&all[1].name_any()) && said.contains("is gone: the logs end before it"),
+            "{said}"
+        );
+        assert!(out.starts_with("000000001 "), "what is left is read");
+
+        edit(world, &ns, "facts-results", json!({"data": {"result.json": "{\"outcome\": \"fine\"}"}})).await;
+        let (out, said) = torn(&person, &["show", "facts"]).await;
+        assert!(out.is_empty() && said.contains("Was it edited by hand"), "{said}");
+        // It hides no other: they are listed, and this one is named.
+        let listed = person.kubectl(&["job-results", "list"]).await;
+        let (out, said) = (String::from_utf8_lossy(&listed.stdout), String::from_utf8_lossy(&listed.stderr));
+        assert!(listed.status.success() && said.contains("facts-results"), "{said}");
+        assert!(["logs", "shard", "whole"].iter().all(|job| out.contains(job)), "{out}");
+
+        // Of a job-handler that is not there yet: read as far as it is understood.
+        let map = world.config_maps(&ns).get("newer-results").await.unwrap();
+        let mut facts: Value = serde_json::from_str(&map.data.unwrap()["result.json"]).unwrap();
+        facts["schemaVersion"] = json!(99);
+        facts["mood"] = json!("good");
+        edit(world, &ns, "newer-results", json!({"data": {"result.json": facts.to_string()}})).await;
+        let output = person.kubectl(&["job-results", "logs", "newer", "-c", "main"]).await;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "as it was\n");
+        assert!(output.status.success() && said.contains("schema version 99"), "{said}");
+        assert_eq!(person.ok(&["job-results", "logs", "whole", "-c", "main"]).await, "as it was\n");
+    });
+}
+
+#[test]
+fn a_job_that_is_still_there_is_harvested_again_where_its_result_was_taken_away() {
+    scenario(|world| async move {
+        let ns = world.cluster.namespace("again").await.unwrap();
+        world.policy(&ns, "p", json!({"results": {}})).await;
+        for name in ["deleted", "unlabelled", "overwritten"] {
+            world.create(&ns, &job(name, &[], &[("run", "200ms"), ("log", "as it was\n")])).await.unwrap();
+        }
+        for name in ["deleted", "unlabelled", "overwritten"] {
+            told(world, &ns, "JobProcessing", name).await;
+        }
+        let api = world.config_maps(&ns);
+        let uid = |job: &str| {
+            let (api, job) = (api.clone(), format!("{job}-results"));
+            async move { api.get(&job).await.unwrap().labels()["job-handler/job-uid"].clone() }
+        };
+        let before = api.get("deleted-results").await.unwrap();
+        api.delete("deleted-results", &DeleteParams::default()).await.unwrap();
+        world
+            .wait("the result to be there again", || async {
+                let map = api.get("deleted-results").await.map_err(|e| e.to_string())?;
+                let logs = map.data.as_ref().unwrap()["logs"].contains("as it was");
+                if map.uid() != before.uid() && logs { Ok(()) } else { Err("not yet".to_owned()) }
+            })
+            .await;
+
+        // Without our label it is theirs: it stays as they have it, and there is one beside it.
+        let beside = format!("unlabelled-results-{}", &uid("unlabelled").await[..8]);
+        edit(
+            world,
+            &ns,
+            "unlabelled-results",
+            json!({"metadata": {"labels": {"job-handler/created": null}}}),
+        )
+        .await;
+        let note = told(world, &ns, "ResultNameTaken", "unlabelled").await;
+        assert!(note.contains(&beside), "{note}");
+        let made = api.get(&beside).await.unwrap();
+        assert!(made.data.unwrap()["logs"].contains("as it was"));
+        let theirs = api.get("unlabelled-results").await.unwrap();
+        assert!(!theirs.labels().contains_key("job-handler/created"));
+
+        // Labels alone are no result: before the Job is deleted, that is seen, and there is one beside it.
+        let beside = format!("overwritten-results-{}", &uid("overwritten").await[..8]);
+        edit(world, &ns, "overwritten-results", json!({"data": {"result.json": "my notes"}})).await;
+        let cleanup = json!({"succeededPolicy": "AfterHarvest"});
+        world.policy(&ns, "p", json!({"results": {}, "cleanup": cleanup})).await;
+        world.gone(&ns, "overwritten").await;
+        let made = api.get(&beside).await.unwrap();
+        assert!(made.data.unwrap()["logs"].contains("as it was"), "harvested before it was deleted");
+        assert_eq!(api.get("overwritten-results").await.unwrap().data.unwrap()["result.json"], "my notes");
+    });
+}
+
+#[test]
+fn retention_leaves_what_people_have_made_theirs_and_removes_the_rest() {
+    scenario(|world| async move {
+        let ns = world.cluster.namespace("retain-edited").await.unwrap();
+        world.policy(&ns, "p", json!({"results": {}, "cleanup": {"succeededPolicy": "AfterHarvest"}})).await;
+        let names = ["logs", "facts", "note", "label"];
+        for name in names {
+            world.create(&ns, &job(name, &[], &[("run", "200ms"), ("log", "as it was\n")])).await.unwrap();
+        }
+        for name in names {
+            world.gone(&ns, name).await;
+        }
+        edit(world, &ns, "logs-results", json!({"data": {"logs": "as I say\n"}})).await;
+        edit(world, &ns, "facts-results", json!({"data": {"result.json": "my notes"}})).await;
+        edit(
+            world,
+            &ns,
+            "note-results",
+            json!({"metadata": {"annotations": {"job-handler/retention": "for ever"}}}),
+        )
+        .await;
+        edit(world, &ns, "label-results", json!({"metadata": {"labels": {"job-handler/created": null}}}))
+            .await;
+        world.policy(&ns, "p", json!({"results": {"ttlSeconds": 1}})).await;
+        let api = world.config_maps(&ns);
+        world
+            .wait("the one that is still a result to be gone", || async {
+                let there = api.get_opt("logs-results").await.map_err(|e| e.to_string())?;
+                there.map_or(Ok(()), |_| Err("it is there".to_owned()))
+            })
+            .await;
+        // A later one goes, too: the sweep has been through all of them again.
+        world.create(&ns, &job("later", &[], &[("run", "200ms")])).await.unwrap();
+        told(world, &ns, "JobProcessing", "later").await;
+        world
+            .wait("the later one to be gone", || async {
+                let there = api.get_opt("later-results").await.map_err(|e| e.to_string())?;
+                there.map_or(Ok(()), |_| Err("it is there".to_owned()))
+            })
+            .await;
+        for name in ["facts", "note", "label"] {
+            assert!(api.get_opt(&format!("{name}-results")).await.unwrap().is_some(), "{name}: theirs");
+        }
+    });
+}

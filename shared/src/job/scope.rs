@@ -1,0 +1,118 @@
+//! What a limit counts over, for one Job: the same for who admits and for who starts queued Jobs.
+
+use std::{borrow::Cow, sync::Arc};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    job::{
+        group::{GroupId, group_of},
+        snapshot::JobSnapshot,
+    },
+    keys,
+    policy::{
+        set::{Labels, Policy, PolicyRef},
+        spec::{Limit, Scope},
+    },
+};
+
+/// A limit, in one of the places it counts over.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ScopeKey {
+    /// The limit's policy.
+    pub policy: PolicyRef,
+    /// The limit's name.
+    pub limit: String,
+    /// Where.
+    pub place: Place,
+}
+
+/// Where a limit counts. Ordered: what tells an author more comes first.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]
+pub enum Place {
+    /// A group of a namespace.
+    Group(String, GroupId),
+    /// A namespace.
+    Namespace(String),
+    /// The cluster.
+    Cluster,
+}
+
+/// The scopes in which a Job takes a slot, with their limits, given the policies that act on it in order of precedence;
+/// the most telling scope first.
+///
+/// The group is that of the first policy that states one and limits add up, as in [`crate::policy::set::Effective`], which
+/// would copy too much to ask it for each of thousands of Jobs.
+pub fn scopes<'a>(policies: &[&'a Arc<Policy>], job: &JobSnapshot) -> Vec<(ScopeKey, &'a Limit)> {
+    if policies.iter().all(|policy| policy.spec.limits.is_empty()) {
+        return Vec::new();
+    }
+    let group = group_in(policies, job);
+    let mut scopes = Vec::new();
+    for policy in policies {
+        for limit in &policy.spec.limits {
+            let place = match limit.scope {
+                Scope::Cluster => Place::Cluster,
+                Scope::Namespace => Place::Namespace(job.namespace.clone()),
+                Scope::Group => match &group {
+                    Some(group) => Place::Group(job.namespace.clone(), group.clone()),
+                    None => continue,
+                },
+            };
+            let policy = policy.reference.clone();
+            scopes.push((ScopeKey { policy, limit: limit.name.clone(), place }, limit));
+        }
+    }
+    scopes.sort_by(|(a, _), (b, _)| a.place.cmp(&b.place));
+    scopes
+}
+
+/// The group of a Job under these policies, given in order of precedence.
+pub fn group_in(policies: &[&Arc<Policy>], job: &JobSnapshot) -> Option<GroupId> {
+    let spec = policies.iter().find_map(|policy| policy.spec.group.as_ref())?;
+    group_of(spec, &without_group(&job.labels), job.owner.as_ref()).ok()
+}
+
+/// Labels without the stamped group, which is never an input: a forged one would choose its own policies.
+pub fn without_group(labels: &Labels) -> Cow<'_, Labels> {
+    if labels.contains_key(keys::GROUP) {
+        let rest = labels.iter().filter(|(key, _)| *key != keys::GROUP);
+        Cow::Owned(rest.map(|(key, value)| (key.clone(), value.clone())).collect())
+    } else {
+        Cow::Borrowed(labels)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::policy::spec::JobPolicy;
+
+    fn policy(name: &str, spec: serde_json::Value) -> Arc<Policy> {
+        let policy: JobPolicy = serde_json::from_value(json!({
+            "apiVersion": "job-handler.io/v1alpha1", "kind": "JobPolicy",
+            "metadata": {"name": name, "namespace": "ci", "uid": name}, "spec": spec,
+        }))
+        .unwrap();
+        Arc::new(Policy::namespaced(&policy).unwrap())
+    }
+
+    #[test]
+    fn all_limits_count_by_the_first_policys_group_and_never_by_the_stamped_one() {
+        let first = policy("a", json!({"group": {"type": "Labels", "labelKeys": ["id"]}}));
+        let limits = json!({"group": {"type": "Owner"}, "limits": [
+            {"name": "all", "maxActiveJobs": 3}, {"name": "each", "maxActiveJobs": 1, "scope": "Group"}]});
+        let second = policy("b", limits);
+        let mut job = JobSnapshot { namespace: "ci".into(), ..JobSnapshot::default() };
+        job.labels.insert(keys::GROUP.into(), "forged".into());
+        let places = |job: &JobSnapshot| {
+            scopes(&[&first, &second], job).into_iter().map(|(key, _)| key.place).collect::<Vec<_>>()
+        };
+        assert_eq!(places(&job), [Place::Namespace("ci".into())], "without the label it has no group");
+        job.labels.insert("id".into(), "7".into());
+        let group = GroupId { by: "labels:id".into(), value: "7".into() };
+        assert_eq!(places(&job), [Place::Group("ci".into(), group), Place::Namespace("ci".into())]);
+    }
+}

@@ -1,0 +1,279 @@
+//! A Job cut down to what both programs need, and the state it is in.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use k8s_openapi::api::batch::v1::Job;
+use serde::{Deserialize, Serialize};
+
+use crate::{job::queued_entry, keys};
+
+/// A Job without its template: what limits, plans and order need. 50,000 of these fit in memory; 50,000
+/// whole Jobs do not.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct JobSnapshot {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+    /// `metadata.uid`.
+    pub uid: String,
+    /// `metadata.resourceVersion`.
+    pub resource_version: String,
+    /// `metadata.generation`.
+    pub generation: i64,
+    /// `metadata.creationTimestamp`; one-second resolution.
+    pub created: Timestamp,
+    /// `metadata.deletionTimestamp`.
+    pub deleting_since: Option<Timestamp>,
+    /// `metadata.labels`.
+    pub labels: BTreeMap<String, String>,
+    /// Annotations of ours (`job-handler/…`) only.
+    pub annotations: BTreeMap<String, String>,
+    /// The controlling owner.
+    pub owner: Option<Owner>,
+    /// `spec.suspend`.
+    pub suspended: bool,
+    /// `spec.managedBy`, where it is not Kubernetes' own controller.
+    pub managed_by: Option<String>,
+    /// `spec.ttlSecondsAfterFinished`, seconds.
+    pub ttl: Option<i32>,
+    /// `spec.activeDeadlineSeconds`, seconds.
+    pub deadline: Option<i64>,
+    /// `spec.backoffLimit`.
+    pub backoff_limit: Option<i32>,
+    /// `status.startTime`.
+    pub started: Option<Timestamp>,
+    /// `status.active`: pods that are pending or running.
+    pub active_pods: i32,
+    /// `status.terminating`: pods that are being deleted.
+    pub terminating_pods: i32,
+    /// `status.succeeded`: pods.
+    pub succeeded_pods: i32,
+    /// `status.failed`: pods.
+    pub failed_pods: i32,
+    /// Condition `Complete` or `Failed`, where True.
+    pub finished: Option<Finished>,
+    /// Condition `SuccessCriteriaMet` or `FailureTarget` is True: the outcome is set, pods are still going.
+    pub finishing: bool,
+}
+
+/// A Job's controlling owner.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Owner {
+    /// API version, such as `batch/v1`.
+    pub api_version: String,
+    /// Kind, such as `CronJob`.
+    pub kind: String,
+    /// Name; the namespace is the Job's.
+    pub name: String,
+    /// Uid.
+    pub uid: String,
+}
+
+/// How a Job ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finished {
+    /// Which of the two.
+    pub outcome: Outcome,
+    /// The condition's reason, such as `BackoffLimitExceeded`.
+    pub reason: String,
+    /// The condition's message.
+    pub message: String,
+    /// `lastTransitionTime` of the condition.
+    pub at: Timestamp,
+}
+
+/// The two ends of a Job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Outcome {
+    /// Condition `Complete`.
+    Completed,
+    /// Condition `Failed`.
+    Failed,
+}
+
+impl Outcome {
+    /// `completed` or `failed`, as labels and results have it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Completed => keys::STATUS_COMPLETED,
+            Self::Failed => keys::STATUS_FAILED,
+        }
+    }
+}
+
+/// What a Job counts as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum JobState {
+    /// Takes a slot.
+    Active,
+    /// Suspended, with no pod left.
+    Suspended,
+    /// Complete or Failed.
+    Finished,
+}
+
+impl JobSnapshot {
+    /// What the Job counts as. A Job that is being deleted stays what it was until it is gone; a suspended Job
+    /// counts until its last pod is gone.
+    pub fn state(&self) -> JobState {
+        if self.finished.is_some() {
+            JobState::Finished
+        } else if self.suspended && self.active_pods == 0 && self.terminating_pods == 0 {
+            JobState::Suspended
+        } else {
+            JobState::Active
+        }
+    }
+
+    /// Whether it takes a slot.
+    pub fn is_active(&self) -> bool {
+        self.state() == JobState::Active
+    }
+
+    /// `namespace/name`.
+    pub fn key(&self) -> String {
+        format!("{}/{}", self.namespace, self.name)
+    }
+
+    /// Another controller runs this Job (Kueue, or `spec.managedBy`): never queued, released or healed by us.
+    pub fn is_foreign(&self) -> bool {
+        self.managed_by.is_some() || self.labels.contains_key(keys::KUEUE_QUEUE)
+    }
+
+    /// The author opted out of defaults, harvest and prune.
+    pub fn opted_out(&self) -> bool {
+        self.labels.get(keys::ENABLED).is_some_and(|value| value == "false")
+    }
+
+    /// It waits for a slot of ours: it has the mark, and the account of stamping says that it was us who queued it. A
+    /// copied mark alone starts nobody's Job.
+    pub fn is_queued(&self) -> bool {
+        self.suspended
+            && self.annotations.contains_key(keys::QUEUED_AT)
+            && self.annotations.get(keys::STAMPED).is_some_and(|text| queued_entry::waits_for(text).is_some())
+    }
+}
+
+impl From<&Job> for JobSnapshot {
+    fn from(job: &Job) -> Self {
+        let meta = &job.metadata;
+        let spec = job.spec.as_ref();
+        let status = job.status.as_ref();
+        let conditions = status.and_then(|s| s.conditions.as_deref()).unwrap_or_default();
+        let is_true = |kind: &str| conditions.iter().find(|c| c.type_ == kind && c.status == "True");
+        let finished = [("Complete", Outcome::Completed), ("Failed", Outcome::Failed)]
+            .into_iter()
+            .find_map(|(kind, outcome)| is_true(kind).map(|condition| (condition, outcome)))
+            .map(|(condition, outcome)| Finished {
+                outcome,
+                reason: condition.reason.clone().unwrap_or_default(),
+                message: condition.message.clone().unwrap_or_default(),
+                at: condition.last_transition_time.as_ref().map_or(Timestamp::UNIX_EPOCH, |t| t.0),
+            });
+        Self {
+            namespace: meta.namespace.clone().unwrap_or_default(),
+            name: meta.name.clone().unwrap_or_default(),
+            uid: meta.uid.clone().unwrap_or_default(),
+            resource_version: meta.resource_version.clone().unwrap_or_default(),
+            generation: meta.generation.unwrap_or_default(),
+            created: meta.creation_timestamp.as_ref().map_or(Timestamp::UNIX_EPOCH, |t| t.0),
+            deleting_since: meta.deletion_timestamp.as_ref().map(|t| t.0),
+            labels: meta.labels.clone().unwrap_or_default(),
+            annotations: meta
+                .annotations
+                .iter()
+                .flatten()
+                .filter(|(key, _)| key.starts_with("job-handler/"))
+                .map(|(key, value)| (key.clone(), value.clone()))
+                .collect(),
+            owner: meta.owner_references.iter().flatten().find(|o| o.controller == Some(true)).map(|o| {
+                Owner {
+                    api_version: o.api_version.clone(),
+                    kind: o.kind.clone(),
+                    name: o.name.clone(),
+                    uid: o.uid.clone(),
+                }
+            }),
+            suspended: spec.and_then(|s| s.suspend).unwrap_or_default(),
+            managed_by: spec.and_then(|s| s.managed_by.clone()).filter(|m| m != keys::JOB_CONTROLLER),
+            ttl: spec.and_then(|s| s.ttl_seconds_after_finished),
+            deadline: spec.and_then(|s| s.active_deadline_seconds),
+            backoff_limit: spec.and_then(|s| s.backoff_limit),
+            started: status.and_then(|s| s.start_time.as_ref()).map(|t| t.0),
+            active_pods: status.and_then(|s| s.active).unwrap_or_default(),
+            terminating_pods: status.and_then(|s| s.terminating).unwrap_or_default(),
+            succeeded_pods: status.and_then(|s| s.succeeded).unwrap_or_default(),
+            failed_pods: status.and_then(|s| s.failed).unwrap_or_default(),
+            finished,
+            finishing: is_true("SuccessCriteriaMet").or(is_true("FailureTarget")).is_some(),
+        }
+    }
+}
+
+/// A span of seconds as people read it: `9s`, `12m`, `3h20m`, `2d`.
+pub fn human_seconds(seconds: i64) -> String {
+    match seconds.max(0) {
+        s @ 0..120 => format!("{s}s"),
+        s @ 120..7_200 => format!("{}m", s / 60),
+        s @ 7_200..172_800 if s % 3600 >= 60 => format!("{}h{}m", s / 3600, s % 3600 / 60),
+        s @ 7_200..172_800 => format!("{}h", s / 3600),
+        s => format!("{}d", s / 86_400),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn job(spec: serde_json::Value, status: serde_json::Value) -> JobSnapshot {
+        let job: Job = serde_json::from_value(json!({
+            "metadata": {"name": "a", "namespace": "ci", "uid": "u", "creationTimestamp": "2026-01-01T00:00:00Z"},
+            "spec": spec, "status": status,
+        }))
+        .unwrap();
+        JobSnapshot::from(&job)
+    }
+
+    fn condition(kind: &str) -> serde_json::Value {
+        json!({"conditions": [{"type": kind, "status": "True", "reason": "R",
+            "lastTransitionTime": "2026-01-01T00:01:00Z"}]})
+    }
+
+    #[test]
+    fn state_follows_the_words_of_the_design() {
+        let table = [
+            (json!({}), json!({}), JobState::Active),
+            (json!({"suspend": true}), json!({}), JobState::Suspended),
+            (json!({"suspend": true}), json!({"active": 1}), JobState::Active),
+            (json!({"suspend": true}), json!({"terminating": 1}), JobState::Active),
+            (json!({}), condition("Complete"), JobState::Finished),
+            (json!({"suspend": true}), condition("Failed"), JobState::Finished),
+            (json!({}), condition("FailureTarget"), JobState::Active),
+            (json!({}), condition("SuccessCriteriaMet"), JobState::Active),
+        ];
+        for (spec, status, expected) in table {
+            assert_eq!(job(spec.clone(), status.clone()).state(), expected, "{spec} {status}");
+        }
+    }
+
+    #[test]
+    fn a_condition_that_is_false_does_not_finish() {
+        let status = json!({"conditions": [{"type": "Complete", "status": "False"}]});
+        assert!(job(json!({}), status).is_active());
+    }
+
+    #[test]
+    fn spans_read_well() {
+        for (seconds, text) in
+            [(-3, "0s"), (9, "9s"), (720, "12m"), (7200, "2h"), (12_000, "3h20m"), (200_000, "2d")]
+        {
+            assert_eq!(human_seconds(seconds), text);
+        }
+    }
+}

@@ -1,0 +1,4 @@
+//! Calls to the apiserver.
+
+pub mod client;
+pub mod error;

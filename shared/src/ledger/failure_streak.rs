@@ -1,0 +1,203 @@
+//! How a group has fared: its failures in a row, and when its next try is allowed. Pure, and the same for who decides
+//! (the webhook) and who remembers (the sink, in the ledger).
+//!
+//! Runs are taken in by the time they ended. What was taken in is remembered by that time alone, so that a failed Job
+//! may be deleted without being forgotten and one that stays is not counted twice.
+
+use std::collections::BTreeSet;
+
+use jiff::{SignedDuration, Timestamp};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    job::{
+        group::GroupId,
+        snapshot::{JobSnapshot, Outcome},
+    },
+    policy::spec::FailureBackoff,
+};
+
+/// How the last runs of a group ended.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Streak {
+    /// Failures in a row; 0 after a success.
+    pub failures: u32,
+    /// Name of the Job that ended last.
+    pub job: String,
+    /// When it ended. Whatever ended earlier has been taken in.
+    pub ended: Timestamp,
+    /// Uids of the Jobs that ended in that very second and have been taken in.
+    pub uids: BTreeSet<String>,
+    /// When the next try is allowed; for people, who decides goes by the policies of the moment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<Timestamp>,
+}
+
+/// How many groups are remembered per namespace; beyond, those that ended longest ago are forgotten. An object has room
+/// for about three times as many.
+pub const MOST: usize = 2000;
+
+impl Streak {
+    /// Whether a run has been taken in.
+    pub fn holds(&self, job: &JobSnapshot) -> bool {
+        let Some(finished) = &job.finished else { return false };
+        finished.at < self.ended || (finished.at == self.ended && self.uids.contains(&job.uid))
+    }
+
+    /// When the next try is allowed under a rule; none where it was allowed at once.
+    pub fn until(&self, rule: &FailureBackoff) -> Option<Timestamp> {
+        let failures = self.failures.checked_sub(1)?;
+        let factor = u64::from(rule.multiplier).saturating_pow(failures);
+        let wait = u64::from(rule.initial_seconds).saturating_mul(factor).min(u64::from(rule.max_seconds));
+        self.ended.checked_add(SignedDuration::from_secs(i64::try_from(wait).ok()?)).ok()
+    }
+
+    /// When it is forgotten, unless a run is under way.
+    pub fn forgotten<'a>(&self, rules: impl IntoIterator<Item = &'a FailureBackoff>) -> Timestamp {
+        self.ended.checked_add(memory(rules)).unwrap_or(Timestamp::MAX)
+    }
+}
+
+/// Takes in the runs of a group that are not yet in `before`, in whatever order they come. Gives nothing where there is
+/// nothing to remember: no failure so far.
+pub fn absorb<'a>(
+    before: Option<&Streak>,
+    runs: impl IntoIterator<Item = &'a JobSnapshot>,
+    rules: &[&FailureBackoff],
+) -> Option<Streak> {
+    let mut runs: Vec<_> = runs
+        .into_iter()
+        .filter(|job| before.is_none_or(|known| !known.holds(job)))
+        .filter_map(|job| job.finished.as_ref().map(|finished| (finished, job)))
+        .collect();
+    runs.sort_by(|(a, a_job), (b, b_job)| (a.at, &a_job.uid).cmp(&(b.at, &b_job.uid)));
+    let mut streak = before.cloned();
+    // Successes before the first failure leave nothing behind but, where they are of the same second, their uids.
+    let mut passed: Vec<(Timestamp, &str)> = Vec::new();
+    for (finished, job) in runs {
+        let failed = finished.outcome == Outcome::Failed;
+        let Some(known) = &mut streak else {
+            passed.push((finished.at, &job.uid));
+            if failed {
+                let same = passed.iter().filter(|(at, _)| *at == finished.at);
+                streak = Some(Streak {
+                    failures: 1,
+                    job: job.name.clone(),
+                    ended: finished.at,
+                    uids: same.map(|(_, uid)| (*uid).to_owned()).collect(),
+                    until: None,
+                });
+            }
+            continue;
+        };
+        known.failures = match failed {
+            true if job.created > known.forgotten(rules.iter().copied()) => 1,
+            true => known.failures.saturating_add(1),
+            false => 0,
+        };
+        if finished.at != known.ended {
+            known.uids.clear();
+        }
+        (known.ended, known.job) = (finished.at, job.name.clone());
+        known.uids.insert(job.uid.clone());
+    }
+    let mut streak = streak?;
+    streak.until = rules.iter().filter_map(|rule| streak.until(rule)).max();
+    Some(streak)
+}
+
+/// How long a failure is remembered where no run is under way: as long again as the group ever had to wait.
+fn memory<'a>(rules: impl IntoIterator<Item = &'a FailureBackoff>) -> SignedDuration {
+    let longest = rules.into_iter().map(|rule| i64::from(rule.max_seconds)).max().unwrap_or_default();
+    SignedDuration::from_secs(longest.saturating_mul(2))
+}
+
+/// A group as a ledger names it; [`group_of`] reads it again.
+pub fn key(group: &GroupId) -> String {
+    format!("{}={}", group.by, group.value)
+}
+
+/// The group of a name in a ledger. Label keys and kinds hold no `=`.
+pub fn group_of(key: &str) -> Option<GroupId> {
+    let (by, value) = key.split_once('=')?;
+    Some(GroupId { by: by.to_owned(), value: value.to_owned() })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{job::snapshot::Finished, policy::spec::WhenFull};
+
+    const RULE: FailureBackoff =
+        FailureBackoff { initial_seconds: 10, multiplier: 2, max_seconds: 60, action: WhenFull::Reject };
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    fn run(uid: &str, created: i64, ended: i64, failed: bool) -> JobSnapshot {
+        let outcome = if failed { Outcome::Failed } else { Outcome::Completed };
+        let (reason, message) = (String::new(), String::new());
+        JobSnapshot {
+            name: uid.into(),
+            uid: uid.into(),
+            created: at(created),
+            finished: Some(Finished { outcome, reason, message, at: at(ended) }),
+            ..JobSnapshot::default()
+        }
+    }
+
+    #[test]
+    fn waits_grow_to_the_maximum_and_a_success_ends_them() {
+        let mut streak = None;
+        for (n, wait) in [10, 20, 40, 60, 60].into_iter().enumerate() {
+            let n = i64::try_from(n).unwrap() * 100;
+            streak = absorb(streak.as_ref(), &[run(&n.to_string(), n, n + 1, true)], &[&RULE]);
+            assert_eq!(streak.as_ref().unwrap().until, Some(at(n + 1 + wait)));
+        }
+        streak = absorb(streak.as_ref(), &[run("well", 500, 501, false)], &[&RULE]);
+        assert_eq!(streak.as_ref().map(|s| (s.failures, s.until)), Some((0, None)));
+        // The failed ones that are still there do not come back.
+        assert_eq!(absorb(streak.as_ref(), &[run("400", 400, 401, true)], &[&RULE]), streak);
+        assert_eq!(absorb(None, &[run("well", 0, 1, false)], &[&RULE]), None, "nothing to remember");
+    }
+
+    #[test]
+    fn long_after_it_a_failure_is_the_first_again() {
+        let first = absorb(None, &[run("a", 0, 1, true)], &[&RULE]);
+        let begun_in_time = run("b", 121, 9000, true);
+        assert_eq!(absorb(first.as_ref(), &[begun_in_time], &[&RULE]).unwrap().failures, 2);
+        assert_eq!(absorb(first.as_ref(), &[run("b", 122, 130, true)], &[&RULE]).unwrap().failures, 1);
+    }
+
+    #[test]
+    fn a_groups_name_is_read_again() {
+        let group = GroupId { by: "labels:a,b".into(), value: "7.x".into() };
+        assert_eq!(group_of(&key(&group)), Some(group));
+        assert_eq!(group_of("garbage"), None);
+    }
+
+    proptest! {
+        /// However the runs are cut into pieces, and whichever of them are shown again, the count is the same.
+        #[test]
+        fn taken_in_once(ends in prop::collection::vec((0i64..6, prop::bool::ANY), 1..12), cut in 0usize..12) {
+            let mut runs: Vec<_> = ends
+                .iter()
+                .enumerate()
+                .map(|(n, (ended, failed))| run(&format!("{n:02}"), 0, *ended, *failed))
+                .collect();
+            runs.sort_by_key(|job| (job.finished.as_ref().unwrap().at, job.uid.clone()));
+            let whole = absorb(None, &runs, &[&RULE]);
+            let cut = cut.min(runs.len());
+            let first = absorb(None, &runs[..cut], &[&RULE]);
+            prop_assume!(first.is_some() || cut == 0);
+            let again = absorb(first.as_ref(), &runs, &[&RULE]);
+            let count = |streak: &Option<Streak>| streak.as_ref().map_or(0, |s| s.failures);
+            prop_assert_eq!(count(&again), count(&whole));
+            prop_assert_eq!(absorb(again.as_ref(), &runs, &[&RULE]), again);
+        }
+    }
+}

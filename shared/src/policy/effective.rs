@@ -1,0 +1,187 @@
+//! What the policies that apply to a Job say together.
+//!
+//! Limits and maxima add up; defaults and the group come from the namespace's policies first, then the cluster's, within
+//! a kind by name; cleanup and retention combine towards keeping.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use crate::{
+    keys,
+    policy::{
+        bytes::Bytes,
+        set::{Labels, Policy, PolicyRef},
+        spec::{
+            Cleanup, ContainerResources, FailureBackoff, GroupSpec, Keep, Limit, Logs, LogsMode, Propagation,
+            Range, Results, StorageType,
+        },
+    },
+};
+
+/// A value, and the policy it is from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct From<T> {
+    /// The value.
+    pub value: T,
+    /// Who says so.
+    pub policy: PolicyRef,
+}
+
+/// A default and a maximum, combined.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Bound {
+    /// Set where the Job states none; never above `max`.
+    pub default: Option<From<i64>>,
+    /// The smallest of all maxima.
+    pub max: Option<From<i64>>,
+}
+
+/// What the policies together say about one Job.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Effective {
+    /// Seconds that the finished Job stays.
+    pub ttl: Bound,
+    /// Seconds that it may be active.
+    pub deadline: Bound,
+    /// Retries.
+    pub backoff_limit: Bound,
+    /// Labels for Job and pods.
+    pub labels: BTreeMap<String, From<String>>,
+    /// Requests and limits for containers that state none.
+    pub container_resources: Option<From<ContainerResources>>,
+    /// How to group it.
+    pub group: Option<From<GroupSpec>>,
+    /// All limits hold.
+    pub limits: Vec<From<Limit>>,
+    /// All backoffs hold.
+    pub failure_backoff: Vec<From<FailureBackoff>>,
+    /// What to keep of it; none = nobody asks for its result.
+    pub results: Option<Results>,
+    /// When it goes; none = no policy has a say, the Job keeps its own TTL.
+    pub cleanup: Option<Cleanup>,
+    /// CloudEvent receivers, by name.
+    pub cloud_event_sinks: BTreeSet<String>,
+}
+
+impl Effective {
+    /// Combines policies, given in order of precedence, for a Job with these labels.
+    ///
+    /// Opt-out (`job-handler/enabled: "false"`) takes away defaults, harvest and prune; never limits, maxima
+    /// or the group.
+    pub fn of<'a>(policies: impl IntoIterator<Item = &'a Arc<Policy>>, job_labels: &Labels) -> Self {
+        let opted_out = opted_out(job_labels);
+        let mut all = Self::default();
+        for policy in policies {
+            let (spec, by) = (&policy.spec, &policy.reference);
+            if let Some(stamp) = &spec.stamp {
+                all.ttl.add(stamp.ttl_seconds_after_finished, by);
+                all.deadline.add(stamp.active_deadline_seconds, by);
+                all.backoff_limit.add(stamp.backoff_limit, by);
+                if all.container_resources.is_none() {
+                    all.container_resources =
+                        stamp.container_resources.clone().map(|resources| from(resources, by));
+                }
+                for (key, value) in &stamp.labels {
+                    all.labels.entry(key.clone()).or_insert_with(|| from(value.clone(), by));
+                }
+            }
+            if all.group.is_none() {
+                all.group = spec.group.clone().map(|group| from(group, by));
+            }
+            all.limits.extend(spec.limits.iter().map(|limit| from(limit.clone(), by)));
+            all.failure_backoff.extend(spec.failure_backoff.iter().map(|b| from(b.clone(), by)));
+            all.results = merge(all.results.take(), spec.results.clone(), keep_more);
+            all.cleanup = merge(all.cleanup.take(), spec.cleanup.clone(), keep_longer);
+            all.cloud_event_sinks.extend(spec.cloud_event_sinks.iter().map(|sink| sink.name.clone()));
+        }
+        for bound in [&mut all.ttl, &mut all.deadline, &mut all.backoff_limit] {
+            bound.settle(opted_out);
+        }
+        if opted_out {
+            all.labels.clear();
+            all.container_resources = None;
+            all.results = None;
+            all.cleanup = None;
+        }
+        all
+    }
+}
+
+impl Bound {
+    fn add(&mut self, range: Option<Range>, by: &PolicyRef) {
+        let Some(range) = range else { return };
+        if self.default.is_none() {
+            self.default = range.default.map(|value| from(value, by));
+        }
+        if let Some(max) = range.max
+            && self.max.as_ref().is_none_or(|known| max < known.value)
+        {
+            self.max = Some(from(max, by));
+        }
+    }
+
+    fn settle(&mut self, opted_out: bool) {
+        if opted_out {
+            self.default = None;
+        }
+        // One policy's default can be above another's maximum; maxima win.
+        if let (Some(default), Some(max)) = (&mut self.default, &self.max) {
+            default.value = default.value.min(max.value);
+        }
+    }
+}
+
+pub(crate) fn opted_out(job_labels: &Labels) -> bool {
+    job_labels.get(keys::ENABLED).is_some_and(|value| value == "false")
+}
+
+fn from<T>(value: T, by: &PolicyRef) -> From<T> {
+    From { value, policy: by.clone() }
+}
+
+fn merge<T>(a: Option<T>, b: Option<T>, both: fn(T, T) -> T) -> Option<T> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(both(a, b)),
+        (one, other) => one.or(other),
+    }
+}
+
+fn keep_more(a: Results, b: Results) -> Results {
+    let larger = |a: Bytes, b: Bytes| a.max(b);
+    Results {
+        storage_type: match (a.storage_type, b.storage_type) {
+            (StorageType::ConfigMap, StorageType::ConfigMap) => StorageType::ConfigMap,
+            _ => StorageType::Secret,
+        },
+        ttl_seconds: a.ttl_seconds.max(b.ttl_seconds),
+        max_per_group: a.max_per_group.max(b.max_per_group),
+        max_bytes_per_namespace: larger(a.max_bytes_per_namespace, b.max_bytes_per_namespace),
+        harvest_deadline_seconds: a.harvest_deadline_seconds.max(b.harvest_deadline_seconds),
+        logs: Logs {
+            mode: match (a.logs.mode, b.logs.mode) {
+                (LogsMode::None, LogsMode::None) => LogsMode::None,
+                _ => LogsMode::HeadAndTail,
+            },
+            max_bytes_per_container: larger(a.logs.max_bytes_per_container, b.logs.max_bytes_per_container),
+            max_bytes_per_job: larger(a.logs.max_bytes_per_job, b.logs.max_bytes_per_job),
+        },
+    }
+}
+
+fn keep_longer(a: Cleanup, b: Cleanup) -> Cleanup {
+    Cleanup {
+        succeeded_policy: a.succeeded_policy.max(b.succeeded_policy),
+        failed_policy: a.failed_policy.max(b.failed_policy),
+        keep: merge(a.keep, b.keep, |a, b| Keep {
+            newest: a.newest.max(b.newest),
+            newest_succeeded: a.newest_succeeded.max(b.newest_succeeded),
+        }),
+        // Foreground waits for the pods: the more careful of the two.
+        propagation_policy: match (a.propagation_policy, b.propagation_policy) {
+            (Propagation::Background, Propagation::Background) => Propagation::Background,
+            _ => Propagation::Foreground,
+        },
+    }
+}

@@ -1,0 +1,191 @@
+//! The policies of the base install, created once from a ConfigMap.
+//!
+//! They cannot stand beside their own CRD in one `kubectl apply`: it asks the apiserver about every kind before it
+//! applies the first object. So the base carries them in ConfigMap [`keys::DEFAULTS`] and the sink's leader creates
+//! them. An annotation there remembers which ones, so that one that a person deleted or changed stays so.
+
+use std::collections::BTreeSet;
+
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::{
+    Api, Client, ResourceExt,
+    api::{Patch, PatchParams, PostParams},
+};
+use serde_json::json;
+
+use crate::{keys, policy::spec::ClusterJobPolicy};
+
+/// Why a default policy is not there.
+#[derive(Debug, thiserror::Error)]
+pub enum DefaultsError {
+    /// A call to the apiserver.
+    #[error("cannot {what}: {source}")]
+    Api {
+        /// What was tried.
+        what: String,
+        /// Why it failed.
+        source: Box<kube::Error>,
+    },
+    /// Somebody wrote something else into the ConfigMap.
+    #[error(
+        "ConfigMap {namespace}/{name}: {key} is no ClusterJobPolicy: {source}; put it right or take it out",
+        name = keys::DEFAULTS
+    )]
+    NoPolicy {
+        /// Its namespace.
+        namespace: String,
+        /// Which of its data.
+        key: String,
+        /// Why.
+        source: serde_norway::Error,
+    },
+}
+
+/// Creates the policies that ConfigMap [`keys::DEFAULTS`] holds and that were not created before; their names. Without
+/// the ConfigMap there is nothing to do. May be run by several programs at once, and again after any fault.
+///
+/// # Errors
+/// Where the ConfigMap holds something else or the apiserver refuses; what was created until then stays.
+pub async fn create_once(client: &Client, namespace: &str) -> Result<Vec<String>, DefaultsError> {
+    let maps: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
+    let what = || format!("read ConfigMap {namespace}/{}", keys::DEFAULTS);
+    let Some(map) = maps.get_opt(keys::DEFAULTS).await.map_err(|e| failed(what(), e))? else {
+        return Ok(Vec::new());
+    };
+    let before: BTreeSet<String> = map
+        .annotations()
+        .get(keys::DEFAULTS_CREATED)
+        .map(|names| names.split(',').map(str::to_owned).collect())
+        .unwrap_or_default();
+
+    let policies: Api<ClusterJobPolicy> = Api::all(client.clone());
+    let (mut known, mut created) = (before.clone(), Vec::new());
+    for (key, text) in map.data.iter().flatten() {
+        let policy: ClusterJobPolicy = serde_norway::from_str(text).map_err(|source| {
+            DefaultsError::NoPolicy { namespace: namespace.to_owned(), key: key.clone(), source }
+        })?;
+        let name = policy.name_any();
+        if known.contains(&name) {
+            continue;
+        }
+        match policies.create(&PostParams::default(), &policy).await {
+            Ok(_) => created.push(name.clone()),
+            // There already; whoever made it, it is theirs.
+            Err(kube::Error::Api(status)) if status.code == 409 => {}
+            Err(error) => return Err(failed(format!("create ClusterJobPolicy {name}"), error)),
+        }
+        known.insert(name);
+    }
+    if known != before {
+        let names = known.into_iter().collect::<Vec<_>>().join(",");
+        let patch = json!({"metadata": {"annotations": {keys::DEFAULTS_CREATED: names}}});
+        let what = || format!("annotate ConfigMap {namespace}/{}", keys::DEFAULTS);
+        maps.patch(keys::DEFAULTS, &PatchParams::default(), &Patch::Merge(patch))
+            .await
+            .map_err(|e| failed(what(), e))?;
+    }
+    Ok(created)
+}
+
+fn failed(what: String, source: kube::Error) -> DefaultsError {
+    DefaultsError::Api { what, source: Box::new(source) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use http::{Request, Response};
+    use kube::client::Body;
+    use serde_json::Value;
+
+    use super::*;
+
+    const POLICY: &str = "apiVersion: job-handler.io/v1alpha1\nkind: ClusterJobPolicy\nmetadata: {name: one}\nspec: {results: {}}\n";
+
+    fn map(created: Option<&str>, text: &str) -> Value {
+        let annotations = created.map(|names| json!({keys::DEFAULTS_CREATED: names}));
+        json!({"metadata": {"name": keys::DEFAULTS, "annotations": annotations}, "data": {"one.yaml": text}})
+    }
+
+    /// Answers each call with the next of `answers`; gives what `create_once` said and the calls it made.
+    async fn play(
+        answers: impl IntoIterator<Item = (u16, Value)>,
+    ) -> (Result<Vec<String>, DefaultsError>, Vec<String>) {
+        let (service, mut handle) = tower_test::mock::pair::<Request<Body>, Response<Body>>();
+        let mut answers: VecDeque<_> = answers.into_iter().collect();
+        let server = tokio::spawn(async move {
+            let mut calls = Vec::new();
+            while let Some((request, send)) = handle.next_request().await {
+                calls.push(format!("{} {}", request.method(), request.uri().path()));
+                let (code, body) = answers.pop_front().expect("one more call than expected");
+                let body = Body::from(serde_json::to_vec(&body).unwrap());
+                send.send_response(Response::builder().status(code).body(body).unwrap());
+            }
+            calls
+        });
+        let client = Client::new(service, "default");
+        let said = create_once(&client, "ns").await;
+        drop(client);
+        (said, server.await.unwrap())
+    }
+
+    fn status(code: u16, reason: &str) -> (u16, Value) {
+        (
+            code,
+            json!({"kind": "Status", "status": "Failure", "code": code, "reason": reason, "message": reason}),
+        )
+    }
+
+    fn policy() -> (u16, Value) {
+        (201, json!({"metadata": {"name": "one"}, "spec": {}}))
+    }
+
+    const GET: &str = "GET /api/v1/namespaces/ns/configmaps/job-handler-defaults";
+    const CREATE: &str = "POST /apis/job-handler.io/v1alpha1/clusterjobpolicies";
+    const MARK: &str = "PATCH /api/v1/namespaces/ns/configmaps/job-handler-defaults";
+
+    #[tokio::test]
+    async fn created_the_first_time_and_remembered() {
+        let (said, calls) = play([(200, map(None, POLICY)), policy(), (200, map(Some("one"), POLICY))]).await;
+        assert_eq!(said.unwrap(), ["one"]);
+        assert_eq!(calls, [GET, CREATE, MARK]);
+    }
+
+    #[tokio::test]
+    async fn one_that_was_created_before_does_not_come_back() {
+        let (said, calls) = play([(200, map(Some("one"), POLICY))]).await;
+        assert!(said.unwrap().is_empty());
+        assert_eq!(calls, [GET]);
+    }
+
+    #[tokio::test]
+    async fn one_that_is_there_is_left_as_it_is_and_remembered() {
+        let answers =
+            [(200, map(None, POLICY)), status(409, "AlreadyExists"), (200, map(Some("one"), POLICY))];
+        let (said, calls) = play(answers).await;
+        assert!(said.unwrap().is_empty());
+        assert_eq!(calls, [GET, CREATE, MARK]);
+    }
+
+    #[tokio::test]
+    async fn no_config_map_means_no_default_policies() {
+        let (said, calls) = play([status(404, "NotFound")]).await;
+        assert!(said.unwrap().is_empty());
+        assert_eq!(calls, [GET]);
+    }
+
+    #[tokio::test]
+    async fn faults_name_what_is_wrong() {
+        let (said, _) = play([(200, map(None, "metadata: 7"))]).await;
+        let error = said.unwrap_err().to_string();
+        assert!(
+            error.contains("ConfigMap ns/job-handler-defaults: one.yaml is no ClusterJobPolicy"),
+            "{error}"
+        );
+        let (said, calls) = play([(200, map(None, POLICY)), status(403, "Forbidden")]).await;
+        let error = said.unwrap_err().to_string();
+        assert!(error.contains("cannot create ClusterJobPolicy one"), "{error}");
+        assert_eq!(calls, [GET, CREATE], "not remembered, so that it is tried again");
+    }
+}

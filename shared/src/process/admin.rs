@@ -1,0 +1,142 @@
+//! The admin endpoint: `/healthz`, `/readyz`, `/metrics` over plain HTTP.
+//!
+//! Ready means that every part that was registered has reported ready; `/readyz` names those that have not.
+
+use std::{
+    collections::BTreeMap,
+    net::{SocketAddr, TcpListener},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use actix_web::{App, HttpResponse, HttpServer, dev::Server, web};
+
+use crate::process::telemetry::Metrics;
+
+/// Content type of OpenMetrics text.
+pub const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// The process's readiness; clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct Readiness(Arc<Mutex<BTreeMap<&'static str, Result<(), String>>>>);
+
+/// One part's say in the readiness.
+#[derive(Clone, Debug)]
+pub struct ReadyHandle {
+    readiness: Readiness,
+    part: &'static str,
+}
+
+impl Readiness {
+    /// Registers a part, not ready yet.
+    pub fn part(&self, part: &'static str) -> ReadyHandle {
+        let handle = ReadyHandle { readiness: self.clone(), part };
+        handle.not_ready("starting");
+        handle
+    }
+
+    /// The parts that are not ready, and why.
+    pub fn missing(&self) -> Vec<String> {
+        let parts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        parts
+            .iter()
+            .filter_map(|(part, state)| state.as_ref().err().map(|why| format!("{part}: {why}")))
+            .collect()
+    }
+}
+
+impl ReadyHandle {
+    /// This part is ready.
+    pub fn ready(&self) {
+        self.set(Ok(()));
+    }
+
+    /// This part is not (or no longer) ready.
+    pub fn not_ready(&self, why: impl Into<String>) {
+        self.set(Err(why.into()));
+    }
+
+    fn set(&self, state: Result<(), String>) {
+        self.readiness.0.lock().unwrap_or_else(PoisonError::into_inner).insert(self.part, state);
+    }
+}
+
+/// A busy or forbidden address.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {address}: {source}. Is another process on it? Choose another with {flag}")]
+pub struct ListenError {
+    /// Where.
+    pub address: SocketAddr,
+    /// The flag that sets it.
+    pub flag: &'static str,
+    /// Why.
+    pub source: std::io::Error,
+}
+
+/// Binds `address`, which was given by `flag`.
+///
+/// # Errors
+/// Names the address and the flag.
+pub fn listen(address: SocketAddr, flag: &'static str) -> Result<TcpListener, ListenError> {
+    let wrong = |source| ListenError { address, flag, source };
+    let listener = TcpListener::bind(address).map_err(wrong)?;
+    listener.set_nonblocking(true).map_err(wrong)?;
+    Ok(listener)
+}
+
+/// The admin server on a bound listener; runs when awaited or spawned, and stops by its handle (it listens to no
+/// signals: the process has one shutdown token).
+///
+/// # Errors
+/// Where the listener cannot be used.
+pub fn serve(listener: TcpListener, readiness: Readiness, metrics: Metrics) -> std::io::Result<Server> {
+    let server = HttpServer::new(move || {
+        App::new()
+            .app_data(web::Data::new(readiness.clone()))
+            .app_data(web::Data::new(metrics.clone()))
+            .route("/healthz", web::get().to(|| async { "ok\n" }))
+            .route("/readyz", web::get().to(readyz))
+            .route("/metrics", web::get().to(metrics_text))
+    });
+    Ok(server.workers(1).disable_signals().listen(listener)?.run())
+}
+
+async fn readyz(readiness: web::Data<Readiness>) -> HttpResponse {
+    let missing = readiness.missing();
+    if missing.is_empty() {
+        HttpResponse::Ok().body("ok\n")
+    } else {
+        HttpResponse::ServiceUnavailable().body(missing.join("\n") + "\n")
+    }
+}
+
+async fn metrics_text(metrics: web::Data<Metrics>) -> HttpResponse {
+    match metrics.encode() {
+        Ok(text) => HttpResponse::Ok().content_type(OPENMETRICS).body(text),
+        Err(error) => HttpResponse::InternalServerError().body(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ready_when_every_part_is() {
+        let readiness = Readiness::default();
+        let (policies, certificates) = (readiness.part("policies"), readiness.part("certificates"));
+        policies.ready();
+        assert_eq!(readiness.missing(), ["certificates: starting"]);
+        certificates.ready();
+        assert!(readiness.missing().is_empty());
+        policies.not_ready("watch is away");
+        assert_eq!(readiness.missing(), ["policies: watch is away"]);
+    }
+
+    #[test]
+    fn a_busy_port_is_named() {
+        let taken = listen(SocketAddr::from(([127, 0, 0, 1], 0)), "--admin-listen").unwrap();
+        let address = taken.local_addr().unwrap();
+        let error = listen(address, "--admin-listen").unwrap_err().to_string();
+        assert!(error.contains(&address.to_string()) && error.contains("--admin-listen"), "{error}");
+    }
+}

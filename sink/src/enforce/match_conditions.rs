@@ -1,0 +1,156 @@
+//! The matchConditions of the webhook entry that is about updates, in CEL. They must never err: an error under `Fail`
+//! rejects the request (`apiserver/pkg/admission/plugin/webhook/matchconditions/matcher.go`), so that every field is
+//! asked for with `has()` first.
+
+use std::collections::BTreeSet;
+
+use job_handler_shared::policy::{
+    set::Policy,
+    spec::{GroupBy, PolicySpec},
+};
+use k8s_openapi::{
+    api::admissionregistration::v1::MatchCondition, apimachinery::pkg::apis::meta::v1::LabelSelector,
+};
+
+/// Label keys and ownership that decide whether, and where, a Job counts.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Deciding {
+    /// Keys that a selector or a group uses.
+    pub labels: BTreeSet<String>,
+    /// A group is made by the owner.
+    pub owner: bool,
+}
+
+impl Deciding {
+    /// What the policies that can apply beside `policy` use.
+    pub fn of<'a>(policy: &Policy, all: impl IntoIterator<Item = &'a Policy>) -> Self {
+        let mut deciding = Self::default();
+        let near = |other: &Policy| {
+            let (own, other) = (&policy.reference.namespace, &other.reference.namespace);
+            own.is_none() || other.is_none() || own == other
+        };
+        for other in all.into_iter().filter(|other| near(other)) {
+            deciding.add(&other.spec);
+        }
+        deciding.add(&policy.spec);
+        deciding
+    }
+
+    fn add(&mut self, spec: &PolicySpec) {
+        self.labels.extend(spec.job_selector.iter().flat_map(selector_keys));
+        if let Some(group) = &spec.group {
+            match group.by {
+                GroupBy::Labels => self.labels.extend(group.label_keys.iter().cloned()),
+                GroupBy::Owner => self.owner = true,
+            }
+        }
+    }
+}
+
+fn selector_keys(selector: &LabelSelector) -> Vec<String> {
+    let labels = selector.match_labels.iter().flatten().map(|(key, _)| key.clone());
+    labels.chain(selector.match_expressions.iter().flatten().map(|e| e.key.clone())).collect()
+}
+
+/// The conditions, of updates alone: those that un-suspend, or that change what decides; never those of a Job that has
+/// finished.
+pub fn build(deciding: &Deciding) -> Vec<MatchCondition> {
+    let mut changes = vec![format!("({} && !{})", suspended("oldObject"), suspended("object"))];
+    changes.extend(deciding.labels.iter().map(|key| {
+        let key = quote(key);
+        format!("{} != {}", label("oldObject", &key), label("object", &key))
+    }));
+    if deciding.owner {
+        changes.push(format!("{} != {}", owners("oldObject"), owners("object")));
+    }
+    let condition = |name: &str, expression: String| MatchCondition { name: name.to_owned(), expression };
+    vec![
+        condition("decides", changes.join(" || ")),
+        condition("not-finished", format!("!{}", finished("oldObject"))),
+    ]
+}
+
+fn suspended(object: &str) -> String {
+    format!("(has({object}.spec) && has({object}.spec.suspend) && {object}.spec.suspend == true)")
+}
+
+/// A label as a list of none or one, so that a missing one differs from an empty one.
+fn label(object: &str, key: &str) -> String {
+    let labels = format!("{object}.metadata.labels");
+    format!("(has({labels}) && {key} in {labels} ? [{labels}[{key}]] : [])")
+}
+
+fn owners(object: &str) -> String {
+    let owners = format!("{object}.metadata.ownerReferences");
+    format!(
+        "(has({owners}) ? {owners}.filter(o, has(o.controller) && o.controller == true).map(o, o.uid) : [])"
+    )
+}
+
+fn finished(object: &str) -> String {
+    let conditions = format!("{object}.status.conditions");
+    format!(
+        "(has({object}.status) && has({conditions}) && {conditions}.exists(c, \
+         c.type in ['Complete', 'Failed'] && c.status == 'True'))"
+    )
+}
+
+/// A CEL string. Label keys hold nothing that needs escaping; one that came in past the CRD's rules may.
+fn quote(text: &str) -> String {
+    format!("'{}'", text.replace('\\', r"\\").replace('\'', r"\'").replace('\n', r"\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use job_handler_shared::policy::spec::{JobPolicy, JobPolicySpec};
+    use serde_json::json;
+
+    use super::*;
+
+    fn policy(namespace: &str, spec: serde_json::Value) -> Policy {
+        let spec: JobPolicySpec = serde_json::from_value(spec).unwrap();
+        let mut policy = JobPolicy::new("p", spec);
+        policy.metadata.namespace = Some(namespace.into());
+        Policy::namespaced(&policy).unwrap()
+    }
+
+    #[test]
+    fn keys_of_the_neighbours_decide_too() {
+        let own = policy("ci", json!({"jobSelector": {"matchLabels": {"app": "build"}}}));
+        let near = policy(
+            "ci",
+            json!({"group": {"type": "Labels", "labelKeys": ["repo"]},
+            "jobSelector": {"matchExpressions": [{"key": "tier", "operator": "Exists"}]}}),
+        );
+        let far = policy("other", json!({"group": {"type": "Owner"}}));
+        let deciding = Deciding::of(&own, [&own, &near, &far]);
+        assert_eq!(deciding.labels.iter().map(String::as_str).collect::<Vec<_>>(), ["app", "repo", "tier"]);
+        assert!(!deciding.owner);
+    }
+
+    #[test]
+    fn the_text_is_as_agreed() {
+        let deciding = Deciding { labels: ["app".to_owned()].into(), owner: false };
+        let text: Vec<_> =
+            build(&deciding).into_iter().map(|c| format!("{}: {}", c.name, c.expression)).collect();
+        assert_eq!(
+            text,
+            [
+                "decides: ((has(oldObject.spec) && has(oldObject.spec.suspend) && \
+                 oldObject.spec.suspend == true) && !(has(object.spec) && has(object.spec.suspend) && \
+                 object.spec.suspend == true)) || (has(oldObject.metadata.labels) && 'app' in \
+                 oldObject.metadata.labels ? [oldObject.metadata.labels['app']] : []) != \
+                 (has(object.metadata.labels) && 'app' in object.metadata.labels ? \
+                 [object.metadata.labels['app']] : [])",
+                "not-finished: !(has(oldObject.status) && \
+                 has(oldObject.status.conditions) && oldObject.status.conditions.exists(c, \
+                 c.type in ['Complete', 'Failed'] && c.status == 'True'))",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_quote_cannot_break_out() {
+        assert_eq!(quote(r"a'\b"), r"'a\'\\b'");
+    }
+}

@@ -1,0 +1,287 @@
+//! What a failure was, kept apart by level: what the Job's condition says, what the pod says of itself, and how the
+//! container ended. Pure.
+//!
+//! A level never speaks for another: exit code 137 alone is not «out of memory» (only the container's reason says so), and
+//! a container that was killed since its pod was evicted has not failed by itself.
+
+use job_handler_shared::job::snapshot::{JobSnapshot, Outcome};
+use serde::{Deserialize, Serialize};
+
+use crate::model::manifest::{Cause, ContainerFacts, PodFacts, StateFacts};
+
+/// A failure, level by level.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Failure {
+    /// By the Job's condition.
+    pub job: Level,
+    /// By the pod that explains most, where it says anything of itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<Level>,
+    /// By that pod's container which failed, or never started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container: Option<Level>,
+}
+
+/// What one level says.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Level {
+    /// What it was.
+    pub cause: Cause,
+    /// Who says so: the name of the pod or the container; the Job is known.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub name: String,
+    /// In Kubernetes' word.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+    /// Exit code, of a container that ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit_code: Option<i32>,
+    /// Signal, where the runtime tells it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signal: Option<i32>,
+}
+
+/// What each level says of a failed Job; nothing of a completed one. Pods in the order of [`crate::harvest::pod_status::by_weight`].
+pub fn failure(job: &JobSnapshot, pods: &[PodFacts]) -> Option<Failure> {
+    let finished = job.finished.as_ref().filter(|f| f.outcome == Outcome::Failed)?;
+    let level = Level {
+        cause: if finished.reason == "DeadlineExceeded" { Cause::Timeout } else { Cause::Error },
+        reason: finished.reason.clone(),
+        ..Level::default()
+    };
+    let speaks = |pod: &&PodFacts| of_pod(pod).is_some() || of_containers(pod).is_some();
+    let named = pods.iter().find(|pod| is_named(&finished.message, pod));
+    let decides = named.filter(speaks).or_else(|| pods.iter().find(speaks));
+    Some(Failure { job: level, pod: decides.and_then(of_pod), container: decides.and_then(of_containers) })
+}
+
+/// The word for all levels together, for metrics and lists: the deadline first, since it explains the kills that came
+/// with it; then what the pod and its container say.
+pub fn cause(job: &JobSnapshot, pods: &[PodFacts]) -> Option<Cause> {
+    let Failure { job, pod, container } = failure(job, pods)?;
+    let of = |level: &Option<Level>| level.as_ref().map(|level| level.cause);
+    Some(match (job.cause, of(&pod), of(&container)) {
+        (Cause::Timeout, ..) => Cause::Timeout,
+        (_, _, Some(Cause::Oom)) => Cause::Oom,
+        (_, Some(pod), _) => pod,
+        (_, _, Some(container)) => container,
+        _ => Cause::Error,
+    })
+}
+
+/// Whether a condition's message names this pod, as that of a failure policy does.
+pub fn is_named(message: &str, pod: &PodFacts) -> bool {
+    let mut words = message.split(|c: char| !(c.is_ascii_alphanumeric() || c == '-' || c == '.'));
+    words.any(|word| word == pod.name)
+}
+
+fn of_pod(pod: &PodFacts) -> Option<Level> {
+    let reason = pod.reason.as_deref();
+    let (cause, reason) = match (reason, pod.disruption.as_deref()) {
+        // The scheduler's or the kubelet's choice in favour of another pod.
+        (_, Some(reason @ "PreemptionByScheduler")) | (Some(reason @ "Preempting"), _) => {
+            (Cause::Preempted, reason)
+        }
+        (Some(reason @ ("Evicted" | "NodeLost" | "NodeShutdown" | "Terminated" | "Shutdown")), _)
+        | (_, Some(reason)) => (Cause::Evicted, reason),
+        (Some(reason @ "DeadlineExceeded"), _) => (Cause::Timeout, reason),
+        // The node had no room, or not the right labels, by the time the pod arrived.
+        (Some(reason @ ("NodeAffinity" | "NodePorts" | "UnexpectedAdmissionError")), _) => {
+            (Cause::Unschedulable, reason)
+        }
+        (Some(reason), _) if reason.starts_with("OutOf") => (Cause::Unschedulable, reason),
+        _ if pod.unschedulable.is_some() => (Cause::Unschedulable, "Unschedulable"),
+        _ => return None,
+    };
+    Some(Level { cause, name: pod.name.clone(), reason: reason.to_owned(), ..Level::default() })
+}
+
+fn of_containers(pod: &PodFacts) -> Option<Level> {
+    let found = |killed: bool| {
+        pod.containers.iter().find_map(|container| {
+            let runs = decisive_runs(pod.gone, container);
+            let level = runs.into_iter().find_map(|state| of_state(&container.name, state))?;
+            (killed || !was_killed(&level)).then_some(level)
+        })
+    };
+    // What ended by SIGTERM did so because of another, where there is another.
+    found(false).or_else(|| found(true))
+}
+
+fn was_killed(level: &Level) -> bool {
+    level.cause == Cause::Error && matches!(level.exit_code, Some(143))
+}
+
+/// A container's runs, the one that explains most first: of a pod that was deleted, that is the one before the kill.
+pub fn decisive_runs(gone: bool, container: &ContainerFacts) -> Vec<&StateFacts> {
+    let now = &container.state;
+    let killed = gone && (now.phase == "running" || matches!(now.exit_code, Some(143)));
+    match &container.last_state {
+        Some(before) if killed || now.reason.as_deref() == Some("CrashLoopBackOff") => vec![before, now],
+        Some(before) => vec![now, before],
+        None => vec![now],
+    }
+}
+
+fn of_state(name: &str, state: &StateFacts) -> Option<Level> {
+    let reason = state.reason.as_deref().unwrap_or_default();
+    let cause = match (state.phase.as_str(), reason) {
+        ("terminated", "OOMKilled") => Cause::Oom,
+        // The runtime could not start it (`pkg/kubelet/kuberuntime`, `StartError`; `ContainerCannotRun` of older ones).
+        ("terminated", "StartError" | "ContainerCannotRun") => Cause::Config,
+        ("terminated", _) if state.exit_code != Some(0) || state.signal.is_some_and(|signal| signal != 0) => {
+            Cause::Error
+        }
+        // `pkg/kubelet/images/types.go`.
+        (
+            "waiting",
+            "ErrImagePull"
+            | "ImagePullBackOff"
+            | "InvalidImageName"
+            | "ErrImageNeverPull"
+            | "ImageInspectError"
+            | "RegistryUnavailable"
+            | "SignatureValidationFailed",
+        ) => Cause::Image,
+        // `pkg/kubelet/kuberuntime/kuberuntime_container.go`.
+        (
+            "waiting",
+            "CreateContainerConfigError"
+            | "CreateContainerError"
+            | "RunContainerError"
+            | "PreStartHookError"
+            | "PreCreateHookError"
+            | "PostStartHookError",
+        ) => Cause::Config,
+        _ => return None,
+    };
+    Some(Level {
+        cause,
+        name: name.to_owned(),
+        reason: reason.to_owned(),
+        exit_code: state.exit_code,
+        signal: state.signal.filter(|signal| *signal != 0),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use job_handler_shared::job::snapshot::Finished;
+
+    use super::*;
+
+    fn failed(reason: &str, message: &str) -> JobSnapshot {
+        let finished = Finished {
+            outcome: Outcome::Failed,
+            reason: reason.into(),
+            message: message.into(),
+            at: jiff::Timestamp::UNIX_EPOCH,
+        };
+        JobSnapshot { finished: Some(finished), ..JobSnapshot::default() }
+    }
+
+    fn ended(reason: &str, code: i32) -> StateFacts {
+        StateFacts {
+            phase: "terminated".into(),
+            reason: Some(reason.into()),
+            exit_code: Some(code),
+            ..StateFacts::default()
+        }
+    }
+
+    fn waits(reason: &str) -> StateFacts {
+        StateFacts { phase: "waiting".into(), reason: Some(reason.into()), ..StateFacts::default() }
+    }
+
+    fn pod(state: StateFacts) -> PodFacts {
+        let container = ContainerFacts { name: "main".into(), state, ..ContainerFacts::default() };
+        PodFacts { name: "a-1".into(), containers: vec![container], ..PodFacts::default() }
+    }
+
+    /// Job, pod, container, and all together.
+    fn causes(reason: &str, pod: PodFacts) -> (Cause, Option<Cause>, Option<Cause>, Cause) {
+        let job = failed(reason, "");
+        let pods = [pod];
+        let found = failure(&job, &pods).unwrap();
+        let of = |level: Option<Level>| level.map(|level| level.cause);
+        (found.job.cause, of(found.pod), of(found.container), cause(&job, &pods).unwrap())
+    }
+
+    #[test]
+    fn levels_are_kept_apart() {
+        use Cause::{Config, Error, Evicted, Image, Oom, Preempted, Timeout, Unschedulable};
+        let backoff = "BackoffLimitExceeded";
+        let with = |state: StateFacts, reason: Option<&str>, disruption: Option<&str>| PodFacts {
+            reason: reason.map(str::to_owned),
+            disruption: disruption.map(str::to_owned),
+            ..pod(state)
+        };
+        let nowhere = PodFacts { unschedulable: Some("0/3 nodes".into()), ..pod(waits("")) };
+        for (reason, pod, expected) in [
+            (backoff, pod(ended("Error", 3)), (Error, None, Some(Error), Error)),
+            // Killed, but nobody says for its memory.
+            (backoff, pod(ended("Error", 137)), (Error, None, Some(Error), Error)),
+            (backoff, pod(ended("OOMKilled", 137)), (Error, None, Some(Oom), Oom)),
+            (
+                backoff,
+                with(ended("Error", 137), Some("Evicted"), Some("TerminationByKubelet")),
+                (Error, Some(Evicted), Some(Error), Evicted),
+            ),
+            (
+                backoff,
+                with(ended("Error", 143), None, Some("PreemptionByScheduler")),
+                (Error, Some(Preempted), Some(Error), Preempted),
+            ),
+            (
+                backoff,
+                with(ended("Error", 143), None, Some("DeletionByTaintManager")),
+                (Error, Some(Evicted), Some(Error), Evicted),
+            ),
+            (
+                backoff,
+                with(StateFacts::default(), Some("OutOfmemory"), None),
+                (Error, Some(Unschedulable), None, Unschedulable),
+            ),
+            (backoff, pod(ended("StartError", 128)), (Error, None, Some(Config), Config)),
+            ("DeadlineExceeded", nowhere, (Timeout, Some(Unschedulable), None, Timeout)),
+            ("DeadlineExceeded", pod(waits("ImagePullBackOff")), (Timeout, None, Some(Image), Timeout)),
+            (
+                "DeadlineExceeded",
+                pod(waits("CreateContainerConfigError")),
+                (Timeout, None, Some(Config), Timeout),
+            ),
+            ("DeadlineExceeded", pod(ended("OOMKilled", 137)), (Timeout, None, Some(Oom), Timeout)),
+            ("DeadlineExceeded", pod(waits("ContainerCreating")), (Timeout, None, None, Timeout)),
+            (backoff, pod(ended("Completed", 0)), (Error, None, None, Error)),
+        ] {
+            assert_eq!(causes(reason, pod.clone()), expected, "{reason} {pod:?}");
+        }
+    }
+
+    #[test]
+    fn of_a_deleted_pod_the_run_before_the_kill_decides() {
+        let mut restarted = pod(ended("Error", 143));
+        restarted.containers[0].last_state = Some(ended("OOMKilled", 137));
+        assert_eq!(
+            failure(&failed("B", ""), &[restarted.clone()]).unwrap().container.unwrap().cause,
+            Cause::Error
+        );
+        restarted.gone = true;
+        assert_eq!(failure(&failed("B", ""), &[restarted]).unwrap().container.unwrap().cause, Cause::Oom);
+    }
+
+    #[test]
+    fn the_pod_that_the_condition_names_decides() {
+        let other = PodFacts { name: "a-12".into(), ..pod(ended("Error", 1)) };
+        let pods = [other, pod(ended("Error", 42))];
+        let message =
+            "Container main for pod ci/a-1 failed with exit code 42 matching FailJob rule at index 0";
+        let found = failure(&failed("PodFailurePolicy", message), &pods).unwrap();
+        assert_eq!(found.container.unwrap().exit_code, Some(42));
+        let found = failure(&failed("BackoffLimitExceeded", "m"), &pods).unwrap();
+        assert_eq!(found.container.unwrap().exit_code, Some(1));
+        assert_eq!(failure(&JobSnapshot::default(), &pods), None);
+    }
+}

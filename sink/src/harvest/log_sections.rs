@@ -1,0 +1,187 @@
+//! The logs of a Job's pods as one text, and what is missing in it. Pure.
+
+use std::collections::{BTreeMap, HashMap};
+
+use job_handler_shared::job::snapshot::JobSnapshot;
+
+use crate::{
+    harvest::collector::{CapturedLog, CapturedPod},
+    model::manifest::{Completeness, PodFacts, Section},
+    object_store::Whole,
+};
+
+/// Longest last line of a log that is looked at, bytes.
+const LAST_LINE_MAX: usize = 400;
+/// From so many pods on, what they lost for the same reason is told in one line.
+const TOGETHER: usize = 4;
+
+/// The heading of a section.
+pub fn heading(pod: &str, container: &str, previous: bool) -> String {
+    let run = if previous { " (previous)" } else { "" };
+    format!("=== Pod: {pod} / Container: {container}{run} ===\n")
+}
+
+/// The logs as people read them: one section per container and run, oldest pod first. Notes in `facts`, which are of the
+/// same pods in whatever order, where each log is.
+pub fn text(pods: &[CapturedPod], facts: &mut [PodFacts]) -> Vec<u8> {
+    let mut out = Vec::new();
+    let mut of_pod: HashMap<String, &mut PodFacts> =
+        facts.iter_mut().map(|facts| (facts.uid.clone(), facts)).collect();
+    for pod in pods {
+        for log in &pod.logs {
+            if out.last().is_some_and(|b| *b != b'\n') {
+                out.push(b'\n');
+            }
+            out.extend_from_slice(heading(&pod.facts.name, &log.container, log.previous).as_bytes());
+            let offset = out.len();
+            log.kept.write_to(&mut out);
+            if let Some(lost) = &log.lost {
+                if out.last().is_some_and(|b| *b != b'\n') {
+                    out.push(b'\n');
+                }
+                out.extend_from_slice(format!("[lost: {lost}]\n").as_bytes());
+            }
+            let section = Section { offset: offset as u64, bytes: (out.len() - offset) as u64 };
+            let containers = of_pod.get_mut(&pod.facts.uid).map(|facts| facts.containers.iter_mut());
+            let mut containers = containers.into_iter().flatten().filter(|c| c.name == log.container);
+            let told = containers.find_map(|c| c.logs.iter_mut().find(|told| told.previous == log.previous));
+            if let Some(told) = told {
+                told.section = Some(section);
+            }
+        }
+    }
+    out
+}
+
+/// The last line that is not empty of what was kept of a log.
+pub fn last_line(pods: &[CapturedPod], pod: &str, container: &str, previous: bool) -> Option<String> {
+    let pod = pods.iter().find(|captured| captured.facts.name == pod)?;
+    let log = pod.logs.iter().find(|log| log.container == container && log.previous == previous)?;
+    let end = if log.kept.tail.is_empty() { &log.kept.head } else { &log.kept.tail };
+    let end = String::from_utf8_lossy(&end[end.len().saturating_sub(LAST_LINE_MAX)..]);
+    // What a terminal would act on has no place in an Event.
+    let line = end.lines().map(str::trim).rfind(|line| !line.is_empty())?;
+    Some(line.chars().filter(|c| !c.is_control()).collect())
+}
+
+/// What could not be had of a Job's pods; `forgotten` of them were seen and are not among `pods`.
+pub fn completeness(job: &JobSnapshot, pods: &[CapturedPod], forgotten: usize) -> Completeness {
+    let mut lost = Vec::new();
+    let succeeded = |pod: &&CapturedPod| pod.facts.phase == "Succeeded";
+    // Who was gone before it could end has failed, for the Job.
+    let failed = |pod: &&CapturedPod| pod.facts.phase == "Failed" || (pod.facts.gone && !succeeded(pod));
+    let known = [pods.iter().filter(succeeded).count(), pods.iter().filter(failed).count() + forgotten];
+    for (word, counted, found) in
+        [("succeeded", job.succeeded_pods, known[0]), ("failed", job.failed_pods, known[1])]
+    {
+        let counted = usize::try_from(counted).unwrap_or_default();
+        if counted > found {
+            let gone = counted - found;
+            lost.push(format!("{gone} of {counted} {word} pods were gone before they could be captured"));
+        }
+    }
+    if forgotten > 0 {
+        lost.push(format!("{forgotten} pods that are gone were too many to be remembered"));
+    }
+    let mut same: BTreeMap<(&str, bool, &str), Vec<&PodFacts>> = BTreeMap::new();
+    for pod in pods {
+        for log in &pod.logs {
+            if let Some(why) = &log.lost {
+                same.entry((&log.container, log.previous, why)).or_default().push(&pod.facts);
+            }
+        }
+    }
+    for ((container, previous, why), pods) in same {
+        let run = if previous { " (previous)" } else { "" };
+        if pods.len() < TOGETHER {
+            lost.extend(pods.iter().map(|pod| format!("log of {}/{container}{run}: {why}", pod.name)));
+        } else {
+            lost.push(format!("logs of {container}{run} of {}: {why}", named(&pods)));
+        }
+    }
+    let whole = |log: &CapturedLog| log.kept.left_out() == 0 || matches!(log.kept.whole, Whole::Stored(_));
+    let cut = !pods.iter().flat_map(|pod| &pod.logs).all(whole);
+    Completeness { complete: lost.is_empty() && !cut, lost }
+}
+
+/// Many pods in few words: by the ranges of their indexes, or by number.
+fn named(pods: &[&PodFacts]) -> String {
+    let indexes: Vec<u32> = pods.iter().filter_map(|pod| pod.index).collect();
+    if indexes.len() == pods.len() {
+        format!("{} pods with index {}", pods.len(), ranges(indexes))
+    } else {
+        format!("{} pods, one of them {}", pods.len(), pods[0].name)
+    }
+}
+
+/// Indexes as Kubernetes writes them: `1,3-5,7`.
+pub fn ranges(mut indexes: Vec<u32>) -> String {
+    indexes.sort_unstable();
+    indexes.dedup();
+    let mut ranges: Vec<(u32, u32)> = Vec::new();
+    for index in indexes {
+        match ranges.last_mut() {
+            Some((_, end)) if end.checked_add(1) == Some(index) => *end = index,
+            _ => ranges.push((index, index)),
+        }
+    }
+    let range = |(from, to): (u32, u32)| if from == to { from.to_string() } else { format!("{from}-{to}") };
+    ranges.into_iter().map(range).collect::<Vec<_>>().join(",")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pod(name: &str, phase: &str, index: Option<u32>, lost: Option<&str>) -> CapturedPod {
+        let facts = PodFacts { name: name.into(), phase: phase.into(), index, ..PodFacts::default() };
+        let log =
+            CapturedLog { container: "main".into(), lost: lost.map(str::to_owned), ..CapturedLog::default() };
+        CapturedPod { facts, created: None, logs: vec![log] }
+    }
+
+    #[test]
+    fn what_many_lost_alike_is_told_once() {
+        let pods: Vec<_> = [7, 3, 4, 5, 0, 9]
+            .map(|n| pod(&format!("a-{n}"), "Failed", Some(n), (n > 0).then_some("used up")))
+            .into();
+        let job = JobSnapshot { failed_pods: 6, ..JobSnapshot::default() };
+        let found = completeness(&job, &pods, 0);
+        assert_eq!(found.lost, ["logs of main of 5 pods with index 3-5,7,9: used up"]);
+        let found = completeness(&job, &pods[..2], 0);
+        assert_eq!(
+            found.lost,
+            [
+                "4 of 6 failed pods were gone before they could be captured",
+                "log of a-7/main: used up",
+                "log of a-3/main: used up"
+            ]
+        );
+    }
+
+    #[test]
+    fn pods_that_are_gone_are_accounted_for() {
+        let job = JobSnapshot { failed_pods: 3, succeeded_pods: 1, ..JobSnapshot::default() };
+        let mut gone = pod("b", "Running", None, None);
+        gone.facts.gone = true;
+        let pods = [pod("a", "Failed", None, None), gone, pod("c", "Succeeded", None, None)];
+        let found = completeness(&job, &pods, 0);
+        assert_eq!(found.lost, ["1 of 3 failed pods were gone before they could be captured"]);
+        let found = completeness(&job, &pods, 1);
+        assert_eq!(found.lost, ["1 pods that are gone were too many to be remembered"]);
+        assert!(!found.complete);
+        assert!(completeness(&JobSnapshot::default(), &pods, 0).complete);
+    }
+
+    #[test]
+    fn ranges_read_well() {
+        for (indexes, expected) in [
+            (vec![], ""),
+            (vec![3], "3"),
+            (vec![2, 1, 2], "1-2"),
+            (vec![9, 1, 3, 4, u32::MAX], "1,3-4,9,4294967295"),
+        ] {
+            assert_eq!(ranges(indexes), expected);
+        }
+    }
+}

@@ -1,0 +1,4 @@
+//! What to do with one Job (pure), and the patches that mark it.
+
+pub mod patch;
+pub mod plan;

@@ -1,0 +1,3 @@
+//! Types shared by all rooms.
+
+pub mod manifest;

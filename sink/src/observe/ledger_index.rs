@@ -1,0 +1,193 @@
+//! The ledgers, as far as the sink has to do with them: how many grants are pending where, how groups have fared, and the
+//! end of ledgers whose namespace is gone.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use job_handler_shared::ledger::{
+    crd::{Book, CLUSTER_LEDGER, JobLedger, LedgerError},
+    failure_streak::{self, Streak},
+};
+use k8s_openapi::api::core::v1::Namespace;
+use kube::{
+    Api, Client, ResourceExt,
+    api::{DeleteParams, ListParams, Preconditions},
+};
+
+use crate::observe::store::Store;
+use job_handler_shared::kube::error::{ApiError, call};
+
+/// How often gone namespaces are looked for.
+const SWEEP: Duration = Duration::from_secs(10);
+/// A namespace is gone for so long before its ledger goes: whatever was granted for it has run out by then, on every
+/// clock.
+const GONE: Duration = Duration::from_secs(75);
+
+/// A ledger.
+#[derive(Clone, Debug)]
+pub struct Ledger {
+    /// `metadata.uid`.
+    pub uid: String,
+    /// `metadata.resourceVersion`.
+    pub version: String,
+    /// What was granted.
+    pub book: Result<Book, LedgerError>,
+    /// How groups have fared, by [`failure_streak::key`].
+    pub streaks: BTreeMap<String, Streak>,
+}
+
+/// All of them by name; clones are the same ones.
+#[derive(Clone, Debug, Default)]
+pub struct Ledgers(Arc<Mutex<BTreeMap<String, Arc<Ledger>>>>);
+
+impl From<&JobLedger> for Ledger {
+    fn from(ledger: &JobLedger) -> Self {
+        Self {
+            uid: ledger.uid().unwrap_or_default(),
+            version: ledger.resource_version().unwrap_or_default(),
+            book: ledger.spec.book(),
+            streaks: ledger.spec.streaks(),
+        }
+    }
+}
+
+impl Ledgers {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Ledger>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes one in.
+    pub fn put(&self, ledger: &JobLedger) {
+        self.lock().insert(ledger.name_any(), Arc::new(ledger.into()));
+    }
+
+    /// Forgets those for which `gone` holds.
+    pub fn drop_where(&self, gone: impl Fn(&str) -> bool) {
+        self.lock().retain(|name, _| !gone(name));
+    }
+
+    /// That of a namespace.
+    pub fn get(&self, namespace: &str) -> Option<Arc<Ledger>> {
+        self.lock().get(namespace).cloned()
+    }
+
+    /// All names.
+    pub fn names(&self) -> Vec<String> {
+        self.lock().keys().cloned().collect()
+    }
+
+    /// Grants of a policy's limits whose Job is not active yet, by limit and scope (`cluster`, a namespace, or
+    /// `namespace/group`).
+    pub fn pending(&self, policy: &str, is_active: impl Fn(&str) -> bool) -> BTreeMap<(String, String), u32> {
+        let mut pending: BTreeMap<(String, String), u32> = BTreeMap::new();
+        for (ledger, known) in self.lock().iter() {
+            let Ok(book) = &known.book else { continue };
+            let place = if ledger == CLUSTER_LEDGER { "cluster" } else { ledger };
+            let mut names: BTreeMap<(String, String), Vec<&str>> = BTreeMap::new();
+            for (name, _, granted) in book.attempts().filter(|(_, _, granted)| !is_active(&granted.job_uid)) {
+                for scope in &granted.scopes {
+                    // `<policy uid>/<limit>[/<group>]`.
+                    let mut parts = scope.splitn(3, '/');
+                    if parts.next() != Some(policy) {
+                        continue;
+                    }
+                    let Some(limit) = parts.next() else { continue };
+                    let scope = match parts.next().and_then(failure_streak::group_of) {
+                        Some(group) => format!("{place}/{}", group.value),
+                        None => place.to_owned(),
+                    };
+                    // A name counts once, however often its create was tried.
+                    let known = names.entry((limit.to_owned(), scope)).or_default();
+                    if !known.contains(&name) {
+                        known.push(name);
+                    }
+                }
+            }
+            for (scope, names) in names {
+                *pending.entry(scope).or_default() += u32::try_from(names.len()).unwrap_or(u32::MAX);
+            }
+        }
+        pending
+    }
+}
+
+/// Deletes the ledgers of namespaces that are gone, for ever.
+pub async fn sweep(client: Client, store: Store, own_namespace: Arc<str>) {
+    let mut gone: HashMap<String, Instant> = HashMap::new();
+    loop {
+        tokio::time::sleep(SWEEP).await;
+        let names = store.ledgers.names();
+        gone.retain(|name, _| names.contains(name) && store.namespace(name).is_none());
+        for name in names {
+            if name == CLUSTER_LEDGER || store.namespace(&name).is_some() {
+                continue;
+            }
+            let since = *gone.entry(name.clone()).or_insert_with(Instant::now);
+            if since.elapsed() < GONE {
+                continue;
+            }
+            match remove(&client, &store, &own_namespace, &name).await {
+                Ok(true) => {
+                    tracing::info!(namespace = name, "deleted the JobLedger of a namespace that is gone");
+                }
+                Ok(false) => {}
+                Err(error) if error.is_conflict() || error.is_not_found() => {}
+                Err(error) => tracing::warn!("the JobLedger of a gone namespace: {error}; trying again"),
+            }
+        }
+    }
+}
+
+/// Deletes the very version of a ledger that was looked at, where a quorum read shows no such namespace.
+async fn remove(client: &Client, store: &Store, own: &str, name: &str) -> Result<bool, ApiError> {
+    let Some(ledger) = store.ledgers.get(name) else { return Ok(false) };
+    let namespaces = Api::<Namespace>::all(client.clone());
+    // A list without resourceVersion is a quorum read, and needs no right that watching does not.
+    let only = ListParams::default().fields(&format!("metadata.name={name}"));
+    let found = call(&format!("look for namespace {name}"), namespaces.list_metadata(&only)).await?;
+    if !found.items.is_empty() {
+        return Ok(false);
+    }
+    let params = DeleteParams {
+        preconditions: Some(Preconditions {
+            uid: Some(ledger.uid.clone()),
+            resource_version: Some(ledger.version.clone()),
+        }),
+        ..DeleteParams::default()
+    };
+    let ledgers = Api::<JobLedger>::namespaced(client.clone(), own);
+    call(&format!("delete jobledger {own}/{name}"), ledgers.delete(name, &params)).await.map(|_| true)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn grants_are_pending_once_per_name_until_their_job_is_active() {
+        let granted = |uid: &str, scopes: &[&str]| {
+            json!({"jobUid": uid, "kind": "create", "revision": "r", "scopes": scopes,
+                "since": "2026-01-01T00:00:00Z"})
+        };
+        let ledger: JobLedger = serde_json::from_value(json!({
+            "apiVersion": "job-handler.io/v1alpha1", "kind": "JobLedger", "metadata": {"name": "ci"},
+            "spec": {"format": 1, "pending": {
+                "ci/a": {"1": granted("a1", &["p/all", "p/each/labels:id=7"]), "2": granted("a2", &["p/all"])},
+                "ci/b": {"3": granted("b", &["p/all"])},
+                "ci/c": {"4": granted("runs", &["p/all"]), "5": granted("c", &["other/all"])},
+            }},
+        }))
+        .unwrap();
+        let ledgers = Ledgers::default();
+        ledgers.put(&ledger);
+        let pending = ledgers.pending("p", |uid| uid == "runs");
+        let count = |limit: &str, scope: &str| pending.get(&(limit.to_owned(), scope.to_owned())).copied();
+        assert_eq!((count("all", "ci"), count("each", "ci/7")), (Some(2), Some(1)));
+        assert_eq!(pending.len(), 2);
+    }
+}

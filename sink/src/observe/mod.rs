@@ -1,0 +1,8 @@
+//! The watches and the in-memory store they fill.
+
+pub mod ledger_index;
+pub mod reflectors;
+pub mod result_inventory;
+pub mod secret_access;
+pub mod store;
+pub mod tombstones;

@@ -1,0 +1,498 @@
+//! The watches: each turns a stream of objects into changes of the [`Store`], and what has to be looked at into keys
+//! of the [`Queue`].
+//!
+//! Nothing depends on seeing an event: whoever acts looks at the whole state again every [`crate::run::RESYNC`].
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Debug,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use futures::{Stream, StreamExt};
+use job_handler_shared::{
+    job::snapshot::JobSnapshot,
+    keys,
+    ledger::crd::JobLedger,
+    names,
+    policy::{
+        set::{Labels, Policy, PolicyKind, PolicyRef},
+        spec::{ClusterJobPolicy, JobPolicy},
+    },
+    process::admin::ReadyHandle,
+};
+use k8s_openapi::api::{
+    batch::v1::Job,
+    coordination::v1::Lease,
+    core::v1::{ConfigMap, Namespace},
+};
+use kube::{
+    Api, Client, ResourceExt,
+    core::{ObjectMeta, PartialObjectMeta},
+    runtime::{
+        WatchStreamExt,
+        watcher::{self, Config, Event, watcher},
+    },
+};
+use serde::de::DeserializeOwned;
+
+use crate::{
+    cloudevents::outbox,
+    jobs::plan,
+    metrics::SinkMetrics,
+    model::manifest,
+    observe::store::{PolicyEntry, Replica, ResultRef, Store},
+    reconcile::job::Key,
+    result::storage::Kind,
+    retention::gc,
+    runtime::work_queue::Queue,
+    status::summary,
+};
+use job_handler_shared::kube::error::ApiError;
+
+/// The same fault is told again this often.
+const REPEAT: Duration = Duration::from_secs(30);
+
+/// What every watch needs.
+#[derive(Clone)]
+pub struct Context {
+    /// Talks to the cluster.
+    pub client: Client,
+    /// Takes in what is seen.
+    pub store: Store,
+    /// Takes in what is to be looked at.
+    pub queue: Queue<Key>,
+    /// The pair's own namespace.
+    pub namespace: Arc<str>,
+    /// Counts what is seen.
+    pub metrics: SinkMetrics,
+}
+
+impl Context {
+    /// Whether Jobs of this namespace are never touched.
+    pub fn is_excluded(&self, namespace: &str) -> bool {
+        keys::EXCLUDED_NAMESPACES.contains(&namespace) || namespace == &*self.namespace
+    }
+
+    /// Takes in a Job as it is now, and asks for a look at what that may change. One that is not known is new, but in a
+    /// list.
+    pub(crate) fn job_seen(&self, snapshot: JobSnapshot, listing: bool) {
+        let change = self.store.put_job(snapshot.clone());
+        if change.new && !listing {
+            self.metrics.job_created();
+        }
+        if change.finished_now {
+            let effective = self.store.effective(&snapshot);
+            let harvested = effective.is_some_and(|effective| effective.results.is_some());
+            self.metrics.job_finished(&snapshot, harvested);
+        }
+        if snapshot.finished.is_some() {
+            self.queue.add(Key::Job(snapshot.uid));
+        }
+        if (change.new || change.finished_now)
+            && let Some(group) = change.group
+        {
+            self.queue.add(Key::Group(group));
+        }
+    }
+}
+
+/// How each watch is kept. The apiserver ends it after so long, and where that is not heard of within five seconds more,
+/// it is taken for dead (`kube_runtime::watcher`): what a silent connection has swallowed is told anew, from the version
+/// that was heard of last, within half a minute. The default would let it be silent for five.
+pub(crate) fn config() -> Config {
+    Config::default().timeout(20)
+}
+
+/// Watches Jobs, all of them but those of excluded namespaces; templates are dropped at once.
+pub async fn jobs(context: Context, ready: ReadyHandle) {
+    let Context { store, queue, .. } = &context;
+    let stream = watcher(Api::<Job>::all(context.client.clone()), config());
+    let mut seen = None;
+    follow(stream, "watch jobs", "", &ready, |event: Event<Job>| match event {
+        Event::Init => seen = Some(BTreeSet::new()),
+        Event::Apply(job) | Event::InitApply(job) => {
+            let snapshot = JobSnapshot::from(&job);
+            if context.is_excluded(&snapshot.namespace) {
+                return;
+            }
+            let listing = seen.as_mut().map(|seen| seen.insert(snapshot.uid.clone())).is_some();
+            context.job_seen(snapshot, listing);
+        }
+        Event::Delete(job) => {
+            let last = JobSnapshot::from(&job);
+            let uid = last.uid.clone();
+            if let Some(group) = store.bury(&uid, Some(last)) {
+                queue.add(Key::Job(uid));
+                group.map(Key::Group).into_iter().for_each(|key| queue.add(key));
+            }
+        }
+        Event::InitDone => {
+            for (uid, group) in store.keep_jobs(&seen.take().unwrap_or_default()) {
+                queue.add(Key::Job(uid));
+                group.map(Key::Group).into_iter().for_each(|key| queue.add(key));
+            }
+        }
+    })
+    .await;
+}
+
+/// Watches namespaced policies.
+pub async fn policies(context: Context, ready: ReadyHandle) {
+    let api = Api::<JobPolicy>::all(context.client.clone());
+    follow_policies(&context, watcher(api, config()), &ready, PolicyKind::JobPolicy, |policy| {
+        let reference = PolicyRef {
+            kind: PolicyKind::JobPolicy,
+            namespace: policy.namespace(),
+            name: policy.name_any(),
+            uid: policy.uid().unwrap_or_default(),
+        };
+        PolicyEntry {
+            reference,
+            generation: policy.metadata.generation.unwrap_or_default(),
+            policy: Policy::namespaced(policy).map(Arc::new).map_err(|e| e.to_string()),
+            status: policy.status.clone().unwrap_or_default(),
+        }
+    })
+    .await;
+}
+
+/// Watches cluster-wide policies.
+pub async fn cluster_policies(context: Context, ready: ReadyHandle) {
+    let api = Api::<ClusterJobPolicy>::all(context.client.clone());
+    let stream = watcher(api, config());
+    follow_policies(&context, stream, &ready, PolicyKind::ClusterJobPolicy, |policy| {
+        let reference = PolicyRef {
+            kind: PolicyKind::ClusterJobPolicy,
+            namespace: None,
+            name: policy.name_any(),
+            uid: policy.uid().unwrap_or_default(),
+        };
+        PolicyEntry {
+            reference,
+            generation: policy.metadata.generation.unwrap_or_default(),
+            policy: Policy::cluster(policy).map(Arc::new).map_err(|e| e.to_string()),
+            status: policy.status.clone().unwrap_or_default(),
+        }
+    })
+    .await;
+}
+
+async fn follow_policies<K: ResourceExt + Debug + Clone + Send + 'static>(
+    context: &Context,
+    stream: impl Stream<Item = watcher::Result<Event<K>>> + Send,
+    ready: &ReadyHandle,
+    kind: PolicyKind,
+    read: impl Fn(&K) -> PolicyEntry,
+) {
+    let missing = "The CRDs of the policies are not installed: apply manifests/base";
+    let mut seen: Option<BTreeSet<String>> = None;
+    let what = match kind {
+        PolicyKind::JobPolicy => "watch jobpolicies.job-handler.io",
+        PolicyKind::ClusterJobPolicy => "watch clusterjobpolicies.job-handler.io",
+    };
+    follow(stream, what, missing, ready, |event| {
+        let changed = match event {
+            Event::Init => {
+                seen = Some(BTreeSet::new());
+                false
+            }
+            Event::Apply(policy) | Event::InitApply(policy) => {
+                let entry = read(&policy);
+                if let Err(error) = &entry.policy {
+                    tracing::warn!(policy = %entry.reference, "cannot be read and selects nothing: {error}");
+                }
+                seen.iter_mut().for_each(|seen| _ = seen.insert(entry.reference.uid.clone()));
+                context.store.put_policy(entry)
+            }
+            Event::Delete(policy) => {
+                let uid = policy.uid().unwrap_or_default();
+                context.store.drop_policies(|known| known.uid == uid)
+            }
+            Event::InitDone => {
+                let seen = seen.take().unwrap_or_default();
+                context.store.drop_policies(|known| known.kind == kind && !seen.contains(&known.uid))
+            }
+        };
+        if changed {
+            enqueue_all(&context.store, &context.queue);
+        }
+    })
+    .await;
+}
+
+/// Asks for a look at every Job about which something remains to be done, there or gone, every group, and every result
+/// with pending announcements.
+pub fn enqueue_all(store: &Store, queue: &Queue<Key>) {
+    for job in store.jobs() {
+        let remains = |effective| plan::next(&job, &effective, &store.places(&job)).is_some();
+        if job.finished.is_some() && store.effective(&job).is_some_and(remains) {
+            queue.add(Key::Job(job.uid.clone()));
+        }
+    }
+    store.groups().into_iter().for_each(|group| queue.add(Key::Group(group)));
+    store.pending_results().into_iter().chain(store.buried()).for_each(|uid| queue.add(Key::Job(uid)));
+}
+
+/// Watches namespaces' labels.
+pub async fn namespaces(context: Context, ready: ReadyHandle) {
+    let Context { store, queue, .. } = &context;
+    let stream = watcher(Api::<PartialObjectMeta<Namespace>>::all(context.client.clone()), config());
+    let mut seen: Option<BTreeSet<String>> = None;
+    follow(
+        stream,
+        "watch namespaces",
+        "",
+        &ready,
+        |event: Event<PartialObjectMeta<Namespace>>| match event {
+            Event::Init => seen = Some(BTreeSet::new()),
+            Event::Apply(namespace) | Event::InitApply(namespace) => {
+                let name = namespace.name_any();
+                seen.iter_mut().for_each(|seen| _ = seen.insert(name.clone()));
+                let labels: Labels = namespace.metadata.labels.unwrap_or_default();
+                for uid in store.put_namespace(&name, labels) {
+                    store.group_of(&uid).map(Key::Group).into_iter().for_each(|key| queue.add(key));
+                    queue.add(Key::Job(uid));
+                }
+            }
+            Event::Delete(namespace) => {
+                let gone = namespace.name_any();
+                store.drop_namespaces(|name| name == gone);
+            }
+            Event::InitDone => {
+                let seen = seen.take().unwrap_or_default();
+                store.drop_namespaces(|name| !seen.contains(name));
+            }
+        },
+    )
+    .await;
+}
+
+/// Watches the metadata of results in ConfigMaps: which Job has been harvested, and of which some announcement is pending.
+pub async fn results(context: Context, ready: ReadyHandle) {
+    results_in::<ConfigMap>(&context, &ready, Kind::ConfigMap).await;
+}
+
+/// The same of those in objects of the kind `K`.
+pub(crate) async fn results_in<K>(context: &Context, ready: &ReadyHandle, kind: Kind)
+where
+    K: kube::Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
+        + Clone
+        + Debug
+        + Send
+        + 'static,
+    PartialObjectMeta<K>: DeserializeOwned + kube::Resource<DynamicType = (), Scope = K::Scope>,
+{
+    let Context { store, queue, .. } = context;
+    // Shards carry no label `job-handler/created`; see [`crate::harvest::pack`].
+    let config = config().labels(&format!("{}=true", keys::CREATED));
+    let stream = watcher(Api::<PartialObjectMeta<K>>::all(context.client.clone()), config);
+    let mut seen: Option<BTreeSet<(String, String)>> = None;
+    let what = format!("watch {}s", kind.word());
+    follow(stream, &what, "", ready, |event: Event<PartialObjectMeta<K>>| match event {
+        Event::Init => seen = Some(BTreeSet::new()),
+        Event::Apply(PartialObjectMeta { metadata, .. })
+        | Event::InitApply(PartialObjectMeta { metadata, .. }) => {
+            let Some((uid, place)) = place_of(kind, &metadata) else { return };
+            seen.iter_mut().for_each(|seen| _ = seen.insert((place.namespace.clone(), place.name.clone())));
+            store.inventory().put(gc::stored_of(kind, &metadata, &uid, place.pending));
+            store.put_result(&uid, place);
+            // Harvested now: its group may be pruned, and what is pending told.
+            store.group_of(&uid).map(Key::Group).into_iter().for_each(|key| queue.add(key));
+            queue.add(Key::Job(uid));
+        }
+        Event::Delete(PartialObjectMeta { metadata, .. }) => {
+            let (namespace, name) =
+                (metadata.namespace.unwrap_or_default(), metadata.name.unwrap_or_default());
+            store.inventory().drop(kind, &namespace, &name);
+            let gone = ResultRef::at(kind, &namespace, &name);
+            store.drop_results(|_, place| place.is_at(&gone));
+            // A Job that is still there is harvested again, from what is left.
+            let uid = metadata.labels.and_then(|mut labels| labels.remove(keys::JOB_UID));
+            uid.map(Key::Job).into_iter().for_each(|key| queue.add(key));
+        }
+        Event::InitDone => {
+            let seen = seen.take().unwrap_or_default();
+            let is_seen = |namespace: &str, name: &str| seen.contains(&(namespace.into(), name.into()));
+            store.inventory().retain(kind, is_seen);
+            store.drop_results(|_, place| place.kind == kind && !is_seen(&place.namespace, &place.name));
+        }
+    })
+    .await;
+}
+
+/// What a result's metadata say: which Job's, and where.
+fn place_of(kind: Kind, metadata: &ObjectMeta) -> Option<(String, ResultRef)> {
+    let none = BTreeMap::new();
+    let labels = metadata.labels.as_ref().unwrap_or(&none);
+    let annotations = metadata.annotations.as_ref().unwrap_or(&none);
+    let (uid, name) = (labels.get(keys::JOB_UID)?, metadata.name.as_deref()?);
+    // A copy under another name: people's own.
+    if !may_be_result(name, uid) {
+        return None;
+    }
+    // A number that people wrote over is none.
+    fn number<N: std::str::FromStr>(annotations: &BTreeMap<String, String>, key: &str) -> Option<N> {
+        annotations.get(key)?.parse().ok()
+    }
+    let place = ResultRef {
+        namespace: metadata.namespace.clone().unwrap_or_default(),
+        name: name.to_owned(),
+        kind,
+        pending: labels.contains_key(manifest::PENDING),
+        outbox: outbox::read(metadata.annotations.as_ref()),
+        bytes: number(annotations, summary::SIZE).unwrap_or_default(),
+        lost: number(annotations, summary::LOST).unwrap_or_default(),
+        policies: annotations.get(summary::POLICIES).map_or("", String::as_str).into(),
+    };
+    Some((uid.clone(), place))
+}
+
+/// Whether a result of the Job with this uid can have this name, whatever the Job is called; where the Job is known,
+/// [`Store::places`] compares the whole name.
+fn may_be_result(name: &str, uid: &str) -> bool {
+    name.ends_with(&names::result_name("")) || name.ends_with(&names::result_name_of("", uid))
+}
+
+/// Watches the ledgers.
+pub async fn ledgers(context: Context, ready: ReadyHandle) {
+    let store = &context.store;
+    let api = Api::<JobLedger>::namespaced(context.client.clone(), &context.namespace);
+    let missing = "The CRD of the ledgers is not installed: apply manifests/base";
+    let mut seen: Option<BTreeSet<String>> = None;
+    follow(watcher(api, config()), "watch jobledgers.job-handler.io", missing, &ready, |event| {
+        match event {
+            Event::Init => seen = Some(BTreeSet::new()),
+            Event::Apply(ledger) | Event::InitApply(ledger) => {
+                seen.iter_mut().for_each(|seen| _ = seen.insert(ledger.name_any()));
+                store.ledgers.put(&ledger);
+            }
+            Event::Delete(ledger) => {
+                let gone = ledger.name_any();
+                store.ledgers.drop_where(|name| name == gone);
+            }
+            Event::InitDone => {
+                let seen = seen.take().unwrap_or_default();
+                store.ledgers.drop_where(|name| !seen.contains(name));
+            }
+        }
+        store.ledgers_changed();
+    })
+    .await;
+}
+
+/// Watches the Leases of the webhook replicas.
+pub async fn replicas(context: Context, ready: ReadyHandle) {
+    let store = &context.store;
+    let config = config().labels(&format!("{}={}", keys::COMPONENT, keys::COMPONENT_WEBHOOK));
+    let stream = watcher(Api::<Lease>::namespaced(context.client.clone(), &context.namespace), config);
+    let mut seen: Option<BTreeSet<String>> = None;
+    follow(stream, "watch leases", "", &ready, |event: Event<Lease>| match event {
+        Event::Init => seen = Some(BTreeSet::new()),
+        Event::Apply(lease) | Event::InitApply(lease) => {
+            let name = lease.name_any();
+            seen.iter_mut().for_each(|seen| _ = seen.insert(name.clone()));
+            store.put_replica(&name, read_replica(&lease));
+        }
+        Event::Delete(lease) => {
+            let gone = lease.name_any();
+            store.drop_replicas(|name| name == gone);
+        }
+        Event::InitDone => {
+            let seen = seen.take().unwrap_or_default();
+            store.drop_replicas(|name| !seen.contains(name));
+        }
+    })
+    .await;
+}
+
+fn read_replica(lease: &Lease) -> Replica {
+    let spec = lease.spec.as_ref();
+    let annotation = |key| lease.annotations().get(key);
+    let enforces: Option<BTreeMap<String, i64>> =
+        annotation(keys::ENFORCES).and_then(|text| serde_json::from_str(text).ok());
+    let withheld: Option<BTreeMap<String, String>> =
+        annotation(keys::WITHHELD).and_then(|text| serde_json::from_str(text).ok());
+    let held = spec.and_then(|s| s.holder_identity.as_deref()).is_some_and(|holder| !holder.is_empty());
+    let duration = spec.and_then(|s| s.lease_duration_seconds).unwrap_or(keys::WEBHOOK_LEASE_SECONDS);
+    Replica {
+        renewed: spec.and_then(|s| s.renew_time.as_ref()).map(|t| t.0.to_string()).unwrap_or_default(),
+        seen: Instant::now(),
+        // A replica that gave its Lease back on the way out is not waited for.
+        duration: if held { u64::try_from(duration).unwrap_or_default() } else { 0 },
+        enforces: enforces.unwrap_or_default(),
+        withheld: withheld.unwrap_or_default(),
+    }
+}
+
+/// Runs a watch for ever, with jittered backoff after faults; what is in the way is told, with what to do about it.
+pub(crate) async fn follow<K: Clone + Debug + Send + 'static>(
+    stream: impl Stream<Item = watcher::Result<Event<K>>> + Send,
+    what: &str,
+    if_missing: &str,
+    ready: &ReadyHandle,
+    mut on: impl FnMut(Event<K>),
+) {
+    let mut stream = std::pin::pin!(stream.default_backoff());
+    let mut told: Option<(String, Instant)> = None;
+    let mut listed = false;
+    while let Some(event) = stream.next().await {
+        match event {
+            Ok(event) => {
+                if matches!(event, Event::InitDone) {
+                    listed = true;
+                }
+                on(event);
+                if listed {
+                    ready.ready();
+                }
+                if told.take().is_some() {
+                    tracing::info!("{what}: works again");
+                }
+            }
+            Err(error) => {
+                let fault = describe(what, if_missing, error);
+                // What is known stays known while a watch is interrupted; only without a first list nothing is.
+                if !listed {
+                    ready.not_ready(fault.clone());
+                }
+                if told.as_ref().is_none_or(|(same, at)| *same != fault || at.elapsed() > REPEAT) {
+                    tracing::warn!("{fault}; trying again");
+                    told = Some((fault, Instant::now()));
+                }
+            }
+        }
+    }
+}
+
+fn describe(what: &str, if_missing: &str, error: watcher::Error) -> String {
+    match error {
+        watcher::Error::InitialListFailed(error)
+        | watcher::Error::WatchStartFailed(error)
+        | watcher::Error::WatchFailed(error) => match ApiError::new(what, error) {
+            error if error.is_not_found() && !if_missing.is_empty() => format!("{error}. {if_missing}"),
+            error => error.to_string(),
+        },
+        error => format!("cannot {what}: {error}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_results() {
+        let uid = "0123456789";
+        for job in ["a", "a-results", &"x".repeat(253)] {
+            assert!(may_be_result(&names::result_name(job), uid), "{job}");
+            assert!(may_be_result(&names::result_name_of(job, uid), uid), "{job}");
+        }
+        for name in
+            ["whatever", "zz-backup", "a-results-backup", "a-results-99999999", "a-results-01234567-0"]
+        {
+            assert!(!may_be_result(name, uid), "{name}");
+        }
+    }
+}

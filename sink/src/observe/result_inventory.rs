@@ -1,0 +1,61 @@
+//! All stored results, as far as retention has to know them.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use crate::{result::storage::Kind, retention::plan::Stored};
+
+/// What holds a result: its kind, namespace and name.
+type Place = (Kind, String, String);
+
+/// The results that the watch has seen; clones are the same one.
+#[derive(Clone, Debug, Default)]
+pub struct Inventory(Arc<Mutex<HashMap<Place, Stored>>>);
+
+impl Inventory {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Place, Stored>> {
+        // Every change is one call on the map.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes one in, or its change.
+    pub fn put(&self, stored: Stored) {
+        self.lock().insert((stored.kind, stored.namespace.clone(), stored.name.clone()), stored);
+    }
+
+    /// Forgets one.
+    pub fn drop(&self, kind: Kind, namespace: &str, name: &str) {
+        self.lock().remove(&(kind, namespace.to_owned(), name.to_owned()));
+    }
+
+    /// Forgets those of this kind for which this does not hold.
+    pub fn retain(&self, of: Kind, holds: impl Fn(&str, &str) -> bool) {
+        self.lock().retain(|(kind, namespace, name), _| *kind != of || holds(namespace, name));
+    }
+
+    /// All of them.
+    pub fn all(&self) -> Vec<Stored> {
+        self.lock().values().cloned().collect()
+    }
+
+    /// How many shards the stored result of each Job has, by its uid.
+    pub fn shards(&self) -> HashMap<String, usize> {
+        let mut shards = HashMap::new();
+        for stored in self.lock().values() {
+            let most: &mut usize = shards.entry(stored.uid.clone()).or_default();
+            *most = (*most).max(stored.facts.shards);
+        }
+        shards
+    }
+
+    /// How many objects the stored result of a Job has, where one is stored, and as far as it tells.
+    pub fn objects(&self, uid: &str) -> Option<Option<usize>> {
+        let known = self.lock();
+        let mut of_job = known.values().filter(|stored| stored.uid == uid).peekable();
+        of_job.peek()?;
+        // While an older result is moved aside there are two of it.
+        Some(of_job.map(|stored| stored.facts.objects).sum())
+    }
+}

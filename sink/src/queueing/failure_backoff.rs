@@ -1,0 +1,257 @@
+//! Takes failed runs of groups into the ledgers, so that a failed Job may be deleted without being forgotten, and takes
+//! out what has no effect any more. Also says which queued Jobs wait for the end of a failure backoff.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use jiff::Timestamp;
+use job_handler_shared::{
+    job::{
+        group::GroupId,
+        scope::group_in,
+        snapshot::{JobSnapshot, Outcome},
+    },
+    ledger::{
+        crd::{BACKOFF, JobLedger},
+        failure_streak::{self, Streak},
+    },
+    policy::{
+        set::{Policy, PolicyRef, PolicySet},
+        spec::FailureBackoff,
+    },
+};
+use kube::{
+    Api, Client,
+    api::{Patch, PatchParams},
+};
+use serde_json::{Map, Value, json};
+
+use crate::{
+    PROGRAM,
+    observe::{
+        ledger_index::Ledger,
+        store::{GroupKey, Store},
+    },
+};
+use job_handler_shared::kube::error::{ApiError, call};
+
+/// Least time between two looks.
+const EVERY: Duration = Duration::from_millis(250);
+/// How often all Jobs are looked at, not only those that ended since the last look.
+const ALL: Duration = Duration::from_secs(30);
+/// Jobs that are remembered until they can be written.
+const MOST: usize = 5000;
+/// The pause after a write that failed.
+const AGAIN: Duration = Duration::from_secs(2);
+/// Writes of the webhooks that one write gives way to.
+const TRIES: usize = 8;
+
+/// A group's runs and what policies say of its failures.
+type Runs = BTreeMap<GroupKey, (Vec<Arc<JobSnapshot>>, Vec<FailureBackoff>)>;
+
+/// A group that waits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Waits {
+    /// Until when.
+    pub until: Timestamp,
+    /// Which policy says so.
+    pub policy: PolicyRef,
+    /// The group's value.
+    pub group: String,
+    /// Failures in a row.
+    pub failures: u32,
+    /// The Job that failed last.
+    pub last: String,
+}
+
+/// Takes in what ends, for ever.
+pub async fn keep(client: Client, store: Store, own_namespace: Arc<str>) {
+    let ledgers = Api::<JobLedger>::namespaced(client, &own_namespace);
+    let mut changes = store.changes();
+    let mut all: Option<(Instant, Arc<PolicySet>)> = None;
+    // What ended and is not written yet: those that are gone are seen nowhere else.
+    let mut left: Vec<Arc<JobSnapshot>> = Vec::new();
+    loop {
+        // Other policies may count what those before did not.
+        let policies = store.policies();
+        let (ended, whole) = store.take_ended();
+        let due =
+            !whole || all.as_ref().is_none_or(|(at, by)| at.elapsed() >= ALL || !Arc::ptr_eq(by, &policies));
+        if due {
+            all = Some((Instant::now(), policies));
+        }
+        left.extend(ended);
+        let more = if due { store.jobs() } else { Vec::new() };
+        let runs = collect(&store, left.iter().cloned().chain(more));
+        let mut namespaces: BTreeMap<&str, ()> =
+            runs.keys().map(|(namespace, _)| (namespace.as_str(), ())).collect();
+        let names = if due { store.ledgers.names() } else { Vec::new() };
+        namespaces.extend(names.iter().map(|name| (name.as_str(), ())));
+        let mut again: BTreeSet<String> = BTreeSet::new();
+        for namespace in namespaces.keys() {
+            let Err(error) = write(&ledgers, &store, namespace, &runs).await else { continue };
+            // Gone, or somebody else wrote over and over: the next look.
+            if !error.is_conflict() && !error.is_not_found() {
+                tracing::warn!(namespace, "failure backoff: {error}; trying again");
+            }
+            again.insert((*namespace).to_owned());
+        }
+        left.retain(|job| again.contains(&job.namespace));
+        left.drain(..left.len().saturating_sub(MOST));
+        let pause = if again.is_empty() { ALL } else { AGAIN };
+        tokio::time::sleep(EVERY).await;
+        tokio::select! {
+            _ = changes.changed() => {}
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+}
+
+/// Whether the outcome of a finished Job is remembered, or need not be: then it may be deleted.
+pub fn is_remembered(store: &Store, job: &JobSnapshot, now: Timestamp) -> bool {
+    let Some((group, policies)) = group(store, job) else { return true };
+    let rules = rules(&policies);
+    let (Some(finished), Some(ledger)) = (&job.finished, store.ledgers.get(&job.namespace)) else {
+        return true;
+    };
+    let run = Streak { ended: finished.at, ..Streak::default() };
+    if rules.is_empty() || run.forgotten(&rules) < now {
+        return true;
+    }
+    let streak = ledger.streaks.get(&failure_streak::key(&group));
+    match finished.outcome {
+        Outcome::Failed => streak.is_some_and(|streak| streak.holds(job)),
+        Outcome::Completed => streak.is_none_or(|streak| streak.failures == 0 || streak.holds(job)),
+    }
+}
+
+/// What a queued Job's group waits for, if anything.
+pub fn waits(store: &Store, job: &JobSnapshot, now: Timestamp) -> Option<Waits> {
+    let (group, policies) = group(store, job)?;
+    let rules = rules(&policies);
+    if rules.is_empty() {
+        return None;
+    }
+    let ledger = store.ledgers.get(&job.namespace);
+    let before = ledger.as_ref().and_then(|ledger| ledger.streaks.get(&failure_streak::key(&group)));
+    let runs = store.group(&(job.namespace.clone(), group.clone()));
+    let streak =
+        failure_streak::absorb(before, runs.iter().map(AsRef::as_ref), &rules.iter().collect::<Vec<_>>())?;
+    let until = |policy: &Arc<Policy>| {
+        let until = streak.until(policy.spec.failure_backoff.as_ref()?).filter(|until| now < *until)?;
+        Some((until, policy.reference.clone()))
+    };
+    let (until, policy) = policies.iter().filter_map(until).max()?;
+    Some(Waits { until, policy, group: group.value, failures: streak.failures, last: streak.job })
+}
+
+/// The group of a Job under policies of which one waits after failures.
+fn group(store: &Store, job: &JobSnapshot) -> Option<(GroupId, Vec<Arc<Policy>>)> {
+    let policies = store.matching(job)?;
+    policies.iter().find(|policy| policy.spec.failure_backoff.is_some())?;
+    let group = group_in(&policies.iter().collect::<Vec<_>>(), job)?;
+    Some((group, policies))
+}
+
+fn rules(policies: &[Arc<Policy>]) -> Vec<FailureBackoff> {
+    policies.iter().filter_map(|policy| policy.spec.failure_backoff.clone()).collect()
+}
+
+fn collect(store: &Store, jobs: impl Iterator<Item = Arc<JobSnapshot>>) -> Runs {
+    let mut runs = Runs::new();
+    for job in jobs.filter(|job| job.finished.is_some()) {
+        let Some((group, policies)) = group(store, &job) else { continue };
+        let key = (job.namespace.clone(), group);
+        let known = runs.entry(key.clone()).or_insert_with(|| {
+            let there = store.group(&key).into_iter().filter(|job| job.finished.is_some());
+            (there.collect(), rules(&policies))
+        });
+        if known.0.iter().all(|there| there.uid != job.uid) {
+            known.0.push(job);
+        }
+    }
+    runs
+}
+
+/// What is to be changed in a ledger: what ended is taken in, what is forgotten goes.
+fn changes(
+    store: &Store,
+    namespace: &str,
+    ledger: &Ledger,
+    runs: &Runs,
+    now: Timestamp,
+) -> BTreeMap<String, Option<Streak>> {
+    let under_way = |key: &GroupKey| store.group(key).iter().any(|job| job.finished.is_none());
+    let mut after = ledger.streaks.clone();
+    for (key, (jobs, rules)) in runs.iter().filter(|((at, _), _)| at == namespace) {
+        let name = failure_streak::key(&key.1);
+        let rules_ref: Vec<&FailureBackoff> = rules.iter().collect();
+        let streak = failure_streak::absorb(after.get(&name), jobs.iter().map(AsRef::as_ref), &rules_ref);
+        match streak.filter(|streak| now <= streak.forgotten(rules) || under_way(key)) {
+            Some(streak) => after.insert(name, streak),
+            None => after.remove(&name),
+        };
+    }
+    let policies = store.policies();
+    let here: Vec<FailureBackoff> = policies
+        .iter()
+        .filter(|policy| policy.enforced())
+        .filter(|policy| policy.reference.namespace.as_deref().is_none_or(|own| own == namespace))
+        .filter_map(|policy| policy.spec.failure_backoff.clone())
+        .collect();
+    after.retain(|name, streak| {
+        let group = failure_streak::group_of(name).map(|group| (namespace.to_owned(), group));
+        now <= streak.forgotten(&here) || (!here.is_empty() && group.is_some_and(|key| under_way(&key)))
+    });
+    while after.len() > failure_streak::MOST {
+        let oldest = after.iter().min_by_key(|(_, streak)| streak.ended).map(|(name, _)| name.clone());
+        oldest.and_then(|name| after.remove(&name));
+    }
+    let gone =
+        ledger.streaks.keys().filter(|name| !after.contains_key(*name)).map(|name| (name.clone(), None));
+    let mut changed: BTreeMap<String, Option<Streak>> = gone.collect();
+    let new = after.into_iter().filter(|(name, streak)| ledger.streaks.get(name) != Some(streak));
+    changed.extend(new.map(|(name, streak)| (name, Some(streak))));
+    changed
+}
+
+/// Writes the changes onto the very version they were found for. A merge patch and no apply, which would make a ledger
+/// where none is: that is for who grants, who knows whether one was lost.
+async fn write(
+    ledgers: &Api<JobLedger>,
+    store: &Store,
+    namespace: &str,
+    runs: &Runs,
+) -> Result<(), ApiError> {
+    // Without a ledger the Jobs that are there have to tell; it is made at the next create.
+    let Some(mut ledger) = store.ledgers.get(namespace) else { return Ok(()) };
+    let params = PatchParams { field_manager: Some(PROGRAM.to_owned()), ..PatchParams::default() };
+    let mut tries = 0;
+    loop {
+        let changes = changes(store, namespace, &ledger, runs, Timestamp::now());
+        if changes.is_empty() {
+            return Ok(());
+        }
+        let entries: Map<String, Value> =
+            changes.into_iter().map(|(name, streak)| (name, json!(streak))).collect();
+        let patch = Patch::Merge(json!({
+            "metadata": {"uid": ledger.uid, "resourceVersion": ledger.version},
+            "spec": {BACKOFF: entries},
+        }));
+        tries += 1;
+        match call(&format!("write jobledger {namespace}"), ledgers.patch(namespace, &params, &patch)).await {
+            Ok(written) => {
+                store.ledgers.put(&written);
+                return Ok(());
+            }
+            Err(error) if error.is_conflict() && tries < TRIES => {
+                let there = call(&format!("read jobledger {namespace}"), ledgers.get(namespace)).await?;
+                ledger = Arc::new(Ledger::from(&there));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}

@@ -1,0 +1,5 @@
+//! Reconciles Jobs and groups.
+
+pub mod group;
+pub mod job;
+pub mod stale_jobs;

@@ -1,0 +1,4 @@
+//! Writes results.
+
+pub mod storage;
+pub mod writer;

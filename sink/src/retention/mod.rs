@@ -1,0 +1,5 @@
+//! Which results are deleted, and their deletion.
+
+pub mod gc;
+pub mod object_gc;
+pub mod plan;

@@ -1,0 +1,5 @@
+//! Work queue, concurrency limits, leader election.
+
+pub mod concurrency;
+pub mod leader_election;
+pub mod work_queue;

@@ -1,0 +1,163 @@
+//! How things stand over all: what gauges and the policies' statuses tell of Jobs and results. Pure.
+
+use std::{collections::HashMap, sync::Arc};
+
+use jiff::Timestamp;
+use job_handler_shared::{
+    job::snapshot::JobSnapshot,
+    keys,
+    policy::{set::PolicySet, spec::Results, status::ResultsStatus},
+};
+
+use crate::observe::store::ResultRef;
+
+/// Annotation on a result: bytes of all that is stored of it, shards included.
+pub const SIZE: &str = "job-handler/size";
+/// Annotation on a result: how many parts of it could not be had.
+pub const LOST: &str = "job-handler/lost";
+/// Annotation on a result: uids of the policies that asked for it, comma between them.
+pub const POLICIES: &str = "job-handler/policies";
+
+/// What gauges tell.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Census {
+    /// Jobs that take a slot.
+    pub active: usize,
+    /// Seconds that the oldest of them is active.
+    pub oldest_active: f64,
+    /// Finished Jobs whose result is asked for and not stored.
+    pub unharvested: usize,
+    /// Seconds since the first of them finished.
+    pub oldest_unharvested: f64,
+    /// The part of its harvest deadline that the one nearest to it has used.
+    pub deadline_used: f64,
+    /// Results that are stored, their bytes, and how many of them miss something.
+    pub results: ResultsStatus,
+    /// The part of `maxBytesPerNamespace` that the fullest namespace has used.
+    pub budget_used: f64,
+}
+
+/// Counts. `asked` tells what is to be kept of a Job, where anything is.
+pub fn take(
+    jobs: &[Arc<JobSnapshot>],
+    results: &[ResultRef],
+    policies: &PolicySet,
+    asked: impl Fn(&JobSnapshot) -> Option<Results>,
+    now: Timestamp,
+) -> Census {
+    let mut census = Census { results: of_results(results), ..Census::default() };
+    for job in jobs {
+        if job.is_active() {
+            census.active += 1;
+            let since = job.started.unwrap_or(job.created);
+            census.oldest_active = census.oldest_active.max(seconds(since, now));
+        }
+        // Asking the policies is dear; nearly all that have finished are marked.
+        if let Some(finished) = &job.finished
+            && !job.annotations.contains_key(keys::RESULTS)
+            && let Some(wanted) = asked(job)
+        {
+            census.unharvested += 1;
+            let waits = seconds(finished.at, now);
+            census.oldest_unharvested = census.oldest_unharvested.max(waits);
+            let deadline = f64::from(wanted.harvest_deadline_seconds).max(1.0);
+            census.deadline_used = census.deadline_used.max(waits / deadline);
+        }
+    }
+    census.budget_used = budget_used(results, policies);
+    census
+}
+
+/// What a policy's status tells of the results that it asked for.
+pub fn of_policy(results: &[ResultRef], policy: &str) -> ResultsStatus {
+    of_results(results.iter().filter(|place| place.policies.split(',').any(|uid| uid == policy)))
+}
+
+fn of_results<'a>(results: impl IntoIterator<Item = &'a ResultRef>) -> ResultsStatus {
+    let mut status = ResultsStatus::default();
+    for place in results {
+        status.stored += 1;
+        status.bytes = status.bytes.saturating_add(place.bytes);
+        status.incomplete += u32::from(place.lost > 0);
+    }
+    status.size = human(status.bytes);
+    status
+}
+
+fn budget_used(results: &[ResultRef], policies: &PolicySet) -> f64 {
+    let mut namespaces: HashMap<&str, u64> = HashMap::new();
+    for place in results {
+        let bytes = namespaces.entry(&place.namespace).or_default();
+        *bytes = bytes.saturating_add(place.bytes);
+    }
+    // The larger budget holds where several policies have one (they combine towards keeping).
+    let budget = |namespace: &str| {
+        let here = |own: &Option<String>| own.as_deref().is_none_or(|own| own == namespace);
+        let all = policies.iter().filter(|policy| here(&policy.reference.namespace));
+        all.filter_map(|policy| policy.spec.results.as_ref()).map(|r| r.max_bytes_per_namespace.0).max()
+    };
+    let used = namespaces.iter().filter_map(|(namespace, bytes)| Some(ratio(*bytes, budget(namespace)?)));
+    used.fold(0.0, f64::max)
+}
+
+fn ratio(a: u64, b: u64) -> f64 {
+    // Bytes of an etcd are far below 2^53.
+    a as f64 / b.max(1) as f64
+}
+
+fn seconds(from: Timestamp, to: Timestamp) -> f64 {
+    to.duration_since(from).as_secs_f64().max(0.0)
+}
+
+/// Bytes for people: `3.4Mi`.
+fn human(bytes: u64) -> String {
+    let (unit, size) = match bytes {
+        0..1024 => return bytes.to_string(),
+        1024..1_048_576 => ("Ki", 1 << 10),
+        1_048_576..1_073_741_824 => ("Mi", 1 << 20),
+        _ => ("Gi", 1 << 30),
+    };
+    format!("{:.1}{unit}", ratio(bytes, size))
+}
+
+#[cfg(test)]
+mod tests {
+    use job_handler_shared::job::snapshot::{Finished, Outcome};
+
+    use super::*;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    fn result(namespace: &str, bytes: u64, lost: u32, policies: &str) -> ResultRef {
+        ResultRef {
+            namespace: namespace.into(),
+            bytes,
+            lost,
+            policies: policies.into(),
+            ..ResultRef::default()
+        }
+    }
+
+    #[test]
+    fn everything_is_counted() {
+        let active = JobSnapshot { started: Some(at(40)), ..JobSnapshot::default() };
+        let finished =
+            Finished { outcome: Outcome::Failed, reason: String::new(), message: String::new(), at: at(50) };
+        let waits = JobSnapshot { finished: Some(finished), ..JobSnapshot::default() };
+        let mut marked = waits.clone();
+        marked.annotations.insert(keys::RESULTS.into(), "a-results".into());
+        let jobs: Vec<_> = [active, waits, marked].map(Arc::new).into();
+        let results = [result("a", 1 << 20, 0, "p,q"), result("a", 512, 2, "q"), result("b", 7, 0, "")];
+        let asked = |_: &JobSnapshot| Some(Results { harvest_deadline_seconds: 100, ..Results::default() });
+        let found = take(&jobs, &results, &PolicySet::default(), asked, at(100));
+        assert_eq!((found.active, found.unharvested), (1, 1));
+        assert_eq!((found.oldest_active, found.oldest_unharvested, found.deadline_used), (60.0, 50.0, 0.5));
+        assert_eq!((found.results.stored, found.results.incomplete), (3, 1));
+        assert_eq!(found.results.size, "1.0Mi");
+        let q = of_policy(&results, "q");
+        assert_eq!((q.stored, q.bytes, q.incomplete), (2, (1 << 20) + 512, 1));
+        assert_eq!(of_policy(&results, "r").size, "0");
+    }
+}

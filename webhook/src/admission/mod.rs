@@ -1,0 +1,10 @@
+//! The endpoints: review in, decision, response out.
+
+pub mod job_view;
+pub mod mutate;
+pub mod response;
+pub mod review;
+pub mod server;
+pub mod state;
+pub mod validate;
+pub mod warn;

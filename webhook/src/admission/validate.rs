@@ -1,0 +1,201 @@
+//! `/validate`: limits. The commit point: whoever passes here takes a slot.
+//!
+//! Entries of the ValidatingWebhookConfiguration only select; the decision is made from all policies.
+
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use job_handler_shared::{
+    job::snapshot::JobSnapshot,
+    ledger::refusal::{Decision, Refusal},
+    policy::{set::Effective, spec::WhenFull},
+};
+
+use crate::{
+    admission::{
+        job_view::JobView,
+        response::{Answer, Denial, Reply},
+        review::{self, Review, Subject},
+        state::State,
+    },
+    limit::{Attempt, Verdict},
+    metrics::{Endpoint, Outcome},
+    peers::Asked,
+    stamp::select::{self, without_group},
+};
+
+/// What the uid of a request ends with that another replica was asked about in vain.
+const HERE: &str = "-here";
+
+/// Answers one review, before `timeout` (the caller's) has passed.
+pub async fn validate(bytes: &[u8], timeout: Duration, state: &State) -> Reply {
+    measured(Endpoint::Validate, bytes, timeout, state).await
+}
+
+/// The same for a review that another replica passes on: it goes no further.
+pub async fn validate_here(bytes: &[u8], timeout: Duration, state: &State) -> Reply {
+    measured(Endpoint::ValidateHere, bytes, timeout, state).await
+}
+
+async fn measured(endpoint: Endpoint, bytes: &[u8], timeout: Duration, state: &State) -> Reply {
+    let begun = Instant::now();
+    let passes_on = (endpoint == Endpoint::Validate).then_some(bytes);
+    let (reply, outcome) = answer(bytes, passes_on, begun + timeout, state).await;
+    state.metrics.review(endpoint, outcome, begun.elapsed());
+    reply
+}
+
+/// `passes_on`: what another replica may be asked with.
+async fn answer(
+    bytes: &[u8],
+    passes_on: Option<&[u8]>,
+    answer_by: Instant,
+    state: &State,
+) -> (Reply, Outcome) {
+    let review = match review::parse(bytes) {
+        Ok(review) => review,
+        Err(error) => return (Reply::text(400, error.to_string()), Outcome::Bad),
+    };
+    let (answer, outcome) = match &review.subject {
+        Subject::NotOurs(why) => {
+            (Answer::warned(format!("job-handler: no limit checked: {why}")), Outcome::Bad)
+        }
+        Subject::Unreadable(why) => {
+            let why = format!("{why}; it cannot be counted, so it cannot pass a limit");
+            (Answer::denied(Denial::bad_request(why)), Outcome::Bad)
+        }
+        _ if state.is_excluded(&review.namespace) => (Answer::default(), Outcome::Allowed),
+        Subject::Create(job) => admit(create(&review, job, answer_by, state), passes_on, state).await,
+        Subject::Update { new, old } => admit(update(&review, new, old, answer_by), passes_on, state).await,
+    };
+    (answer.reply(&review.uid), outcome)
+}
+
+fn create(review: &Review, job: &JobView, answer_by: Instant, state: &State) -> Option<Attempt> {
+    let job = &job.snapshot;
+    if !job.is_active() {
+        // Created suspended: it takes no slot until somebody starts it.
+        if job.is_queued() && !review.dry_run {
+            tell_queued(job, state);
+        }
+        return None;
+    }
+    let (uid, dry_run) = (review.uid.clone(), review.dry_run);
+    Some(Attempt { uid, job: job.clone(), from: None, dry_run, answer_by })
+}
+
+fn update(review: &Review, new: &JobView, old: &JobView, answer_by: Instant) -> Option<Attempt> {
+    let job = starting(new, old)?;
+    let (uid, dry_run) = (review.uid.clone(), review.dry_run);
+    Some(Attempt { uid, job, from: Some(old.snapshot.resource_version.clone()), dry_run, answer_by })
+}
+
+/// The Job as a change makes it, where it may take a slot that it did not take before.
+pub fn starting(new: &JobView, old: &JobView) -> Option<JobSnapshot> {
+    let before = &old.snapshot;
+    let mut after = new.snapshot.clone();
+    // What runs is what the stored status says; an update of the Job cannot change it.
+    after.finished.clone_from(&before.finished);
+    (after.active_pods, after.terminating_pods) = (before.active_pods, before.terminating_pods);
+    let starts = before.suspended && !after.suspended;
+    let moves = without_group(&before.labels) != without_group(&after.labels) || before.owner != after.owner;
+    (after.is_active() && (starts || moves)).then_some(after)
+}
+
+/// Decides about an attempt, if there is one, or lets another replica do so by the review, where that may be passed on.
+async fn admit(attempt: Option<Attempt>, review: Option<&[u8]>, state: &State) -> (Answer, Outcome) {
+    let (Some(mut attempt), Some(limiter)) = (attempt, &state.limiter) else {
+        return (Answer::default(), Outcome::Allowed);
+    };
+    let (job, dry_run, stored) = (attempt.job.clone(), attempt.dry_run, attempt.from.is_some());
+    let verdict = if let Err(why) = can_decide(&job, state).await {
+        Verdict::Unavailable { why, retry_after_seconds: 1 }
+    } else {
+        if let (Some(review), Some(peers)) = (review, &state.peers)
+            && let Some(peer) = limiter.elsewhere(&attempt)
+        {
+            match peers.ask(peer, review, attempt.answer_by).await {
+                Asked::Not => {}
+                Asked::InVain => {
+                    state.metrics.passed_on.inc();
+                    state.metrics.passed_on_in_vain.inc();
+                    // It may have granted it, or do so yet, and take that back: to the ledger this is another call.
+                    attempt.uid.push_str(HERE);
+                }
+                Asked::Decided(answer, outcome) => {
+                    state.metrics.passed_on.inc();
+                    return (answer, outcome);
+                }
+            }
+        }
+        limiter.admit(attempt).await
+    };
+    match verdict {
+        Verdict::Granted => (Answer::default(), Outcome::Allowed),
+        Verdict::Refused(refused) => {
+            if !dry_run {
+                state.tell(&job.uid, || Refusal {
+                    decision: Decision::Refused,
+                    policy: refused.policy.clone(),
+                    limit: refused.limit.clone(),
+                    namespace: job.namespace.clone(),
+                    job: job.name.clone(),
+                    uid: job.uid.clone(),
+                    stored,
+                    owner: job.owner.clone(),
+                    message: refused.message.clone(),
+                    at: Timestamp::now(),
+                });
+            }
+            let denied = Some(Denial::forbidden(refused.message));
+            (Answer { denied, audit: refused.audit, ..Answer::default() }, Outcome::Refused)
+        }
+        Verdict::TooMany { why, retry_after_seconds } => {
+            let why = format!("{why}; try again in {retry_after_seconds} s");
+            (Answer::denied(Denial::too_many(why, retry_after_seconds)), Outcome::Unavailable)
+        }
+        Verdict::Unavailable { why, retry_after_seconds } => {
+            let why =
+                format!("job limits cannot be checked now: {why}; try again in {retry_after_seconds} s");
+            (Answer::denied(Denial::unavailable(why, retry_after_seconds)), Outcome::Unavailable)
+        }
+    }
+}
+
+async fn can_decide(job: &JobSnapshot, state: &State) -> Result<(), String> {
+    if !state.policies.synced() {
+        return Err("the policies are not loaded yet".to_owned());
+    }
+    if !state.liveness.is_live() {
+        return Err("this replica lost its Lease, since it cannot reach the apiserver".to_owned());
+    }
+    match state.policies.namespace(&job.namespace).await {
+        Some(_) => Ok(()),
+        None => Err(format!("namespace {} is not known yet", job.namespace)),
+    }
+}
+
+fn tell_queued(job: &JobSnapshot, state: &State) {
+    let policies = state.policies.current();
+    let labels = state.policies.known_namespace(&job.namespace).unwrap_or_default();
+    let matching = select::enforced(&policies, &job.namespace, &labels, &without_group(&job.labels));
+    let limits = Effective::of(matching, &job.labels).limits;
+    let Some(limit) = limits.into_iter().find(|limit| limit.value.when_full == WhenFull::Queue) else {
+        return;
+    };
+    state.tell(&job.uid, || Refusal {
+        decision: Decision::Queued,
+        message: format!(
+            "queued: waits for a slot (limit \"{}\" of {}, max allowed: {})",
+            limit.value.name, limit.policy, limit.value.max_active_jobs
+        ),
+        policy: limit.policy,
+        limit: limit.value.name,
+        namespace: job.namespace.clone(),
+        job: job.name.clone(),
+        uid: job.uid.clone(),
+        stored: true,
+        owner: job.owner.clone(),
+        at: Timestamp::now(),
+    });
+}

@@ -1,0 +1,250 @@
+//! Mode Warn: what a policy would do if it were enforced is told, and nothing else.
+//!
+//! What it would stamp is told by `/mutate`, which knows all it takes. What it would refuse or queue is told by `/warn`:
+//! webhook entries of its own, with `failurePolicy: Ignore` and a short timeout, so that nobody's Job ever waits for, or
+//! hangs on, a policy that is only tried out. It never denies.
+//!
+//! Counts are about right, not exact: of the Jobs as they were watched, and of those that were asked about a moment ago.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use crate::{
+    admission::{
+        job_view::JobView,
+        response::{Answer, Reply},
+        review::{self, Review, Subject},
+        state::State,
+        validate,
+    },
+    ledger::limiter::Shared,
+    limit::{
+        Refused, failure_backoff, message,
+        scopes::{Holder, Place, Rules},
+    },
+    metrics::{Endpoint, Outcome},
+    stamp::decide::{self, Context, Decision},
+};
+use jiff::Timestamp;
+use job_handler_shared::job::stamped_annotation::{self, Explanation};
+use job_handler_shared::{
+    job::snapshot::JobSnapshot,
+    keys,
+    ledger::{
+        crd::JobLedgerSpec,
+        refusal::{Decision as Told, Refusal},
+    },
+    policy::spec::WhenFull,
+};
+
+/// A Job that was asked about is watched within this time, or never came.
+const FRESH: Duration = Duration::from_secs(1);
+/// So long before the caller gives up an answer is sent.
+const MARGIN: Duration = Duration::from_millis(300);
+/// Entries that are told of what would be stamped: an author reads no more.
+const MOST: usize = 8;
+
+/// Sees the Jobs; clones share what they see.
+#[derive(Clone)]
+pub struct Onlooker {
+    shared: Arc<Shared>,
+    asked: Arc<Mutex<Asked>>,
+}
+
+/// By namespace and name: when it was asked about, and the Job.
+type Asked = HashMap<String, (Instant, Arc<JobSnapshot>)>;
+
+/// The Jobs of a namespace, or of all.
+struct Seen {
+    jobs: Vec<Arc<JobSnapshot>>,
+    ledger: JobLedgerSpec,
+}
+
+/// Answers one review, before `timeout` (the caller's) has passed.
+pub async fn warn(bytes: &[u8], timeout: Duration, state: &State) -> Reply {
+    let begun = Instant::now();
+    let (reply, outcome) = answer(bytes, timeout, state).await;
+    state.metrics.review(Endpoint::Warn, outcome, begun.elapsed());
+    reply
+}
+
+async fn answer(bytes: &[u8], timeout: Duration, state: &State) -> (Reply, Outcome) {
+    let review = match review::parse(bytes) {
+        Ok(review) => review,
+        Err(error) => return (Reply::text(400, error.to_string()), Outcome::Bad),
+    };
+    let job = match &review.subject {
+        _ if state.is_excluded(&review.namespace) => None,
+        Subject::Create(job) if job.snapshot.is_active() => Some(job.snapshot.clone()),
+        Subject::Update { new, old } => validate::starting(new, old),
+        Subject::Create(_) | Subject::NotOurs(_) | Subject::Unreadable(_) => None,
+    };
+    let mut answer = Answer::default();
+    if let Some(job) = job {
+        let patience = timeout.saturating_sub(MARGIN);
+        match tokio::time::timeout(patience, judge(&job, state)).await {
+            Ok(Ok(Some((refused, when_full)))) => {
+                answer.warnings.push(tell(&review, &job, refused, when_full, state));
+            }
+            Ok(Ok(None)) => {}
+            Ok(Err(why)) => tracing::debug!(job = job.key(), "mode Warn: {why}"),
+            Err(_) => tracing::debug!(job = job.key(), "mode Warn: not counted in time"),
+        }
+        if let Some(onlooker) = state.onlooker.as_ref().filter(|_| !review.dry_run) {
+            onlooker.note(JobSnapshot { created: Timestamp::now(), ..job });
+        }
+    }
+    (answer.reply(&review.uid), Outcome::Allowed)
+}
+
+/// What a policy in mode Warn would have refused, and whether it would rather have queued it.
+async fn judge(job: &JobSnapshot, state: &State) -> Result<Option<(Refused, WhenFull)>, String> {
+    let Some(onlooker) = state.onlooker.as_ref().filter(|_| state.policies.synced()) else { return Ok(None) };
+    let policies = state.policies.current().clone();
+    let Some(as_if) = policies.as_if_enforced() else { return Ok(None) };
+    if state.policies.namespace(&job.namespace).await.is_none() {
+        return Err(format!("namespace {} is not known yet", job.namespace));
+    }
+    let namespaces = |name: &str| state.policies.known_namespace(name);
+    let rules = Rules { policies: as_if, namespaces: &namespaces };
+    let now = Timestamp::now();
+    let warned = |cluster: bool| {
+        let ours = rules.scopes(job).into_iter().filter(|(scope, _)| policies.warns(&scope.policy));
+        ours.filter(|(scope, _)| (scope.place == Place::Cluster) == cluster).collect::<Vec<_>>()
+    };
+    let waits = rules
+        .matching(job)
+        .iter()
+        .any(|policy| policies.warns(&policy.reference) && policy.spec.failure_backoff.is_some());
+    for cluster in [false, true] {
+        let scopes = warned(cluster);
+        if scopes.is_empty() && (cluster || !waits) {
+            continue;
+        }
+        let seen = onlooker.look((!cluster).then_some(job.namespace.as_str()))?;
+        for (scope, limit) in scopes {
+            let mut holders: BTreeMap<String, Holder> = BTreeMap::new();
+            for other in seen.jobs.iter().filter(|other| other.is_active() && other.key() != job.key()) {
+                if rules.scopes(other).iter().any(|(theirs, _)| *theirs == scope) {
+                    holders.insert(other.key(), holder(other));
+                }
+            }
+            if holders.len() >= limit.max_active_jobs as usize {
+                return Ok(Some((message::full(&scope, limit, &holders, now), limit.when_full)));
+            }
+        }
+        if !cluster
+            && waits
+            && let Some(group) = failure_backoff::group(rules, job)
+            && let runs = failure_backoff::runs(rules, &seen.jobs, &job.namespace, &group)
+            && let Some(refused) = failure_backoff::refuse(rules, &group, &runs, &seen.ledger, job, now)
+            // Where one that is enforced refuses, that is no warning.
+            && policies.warns(&refused.policy)
+        {
+            let action = rules.matching(job).into_iter().find(|policy| policy.reference == refused.policy);
+            let action =
+                action.and_then(|policy| policy.spec.failure_backoff.as_ref()).map(|rule| rule.action);
+            return Ok(Some((refused, action.unwrap_or_default())));
+        }
+    }
+    Ok(None)
+}
+
+fn holder(job: &JobSnapshot) -> Holder {
+    Holder { namespace: job.namespace.clone(), name: job.name.clone(), since: job.created, pending: false }
+}
+
+/// Tells the sink, counts, and gives the warning.
+fn tell(review: &Review, job: &JobSnapshot, refused: Refused, when_full: WhenFull, state: &State) -> String {
+    let would = match when_full {
+        WhenFull::Reject => "refused",
+        WhenFull::Queue => "queued",
+    };
+    let message = format!("would be {would} (mode Warn): {}", refused.message);
+    if !review.dry_run {
+        state.tell(&format!("warn/{}", job.uid), || {
+            state.metrics.would_refuse(refused.policy.to_string(), &refused.limit);
+            Refusal {
+                decision: Told::WouldRefuse,
+                policy: refused.policy.clone(),
+                limit: refused.limit.clone(),
+                namespace: job.namespace.clone(),
+                job: job.name.clone(),
+                uid: job.uid.clone(),
+                // It is let through.
+                stored: true,
+                owner: job.owner.clone(),
+                message: message.clone(),
+                at: Timestamp::now(),
+            }
+        });
+    }
+    format!("job-handler: this Job {message}")
+}
+
+/// What policies in mode Warn would have stamped besides what was decided.
+pub fn stamping(review: &Review, job: &JobView, decision: &Decision, context: Context<'_>) -> Vec<String> {
+    let Some(as_if) = context.policies.as_if_enforced() else { return Vec::new() };
+    let context = Context { policies: as_if, ..context };
+    let would = match &review.subject {
+        Subject::Create(job) => decide::create(job, context),
+        Subject::Update { new, old } => decide::update(new, old, context),
+        Subject::NotOurs(_) | Subject::Unreadable(_) => return Vec::new(),
+    };
+    let account = |decision: &Decision| {
+        // Where it is taken off, it was forged.
+        let text = match decision.annotations.get(keys::STAMPED) {
+            Some(own) => own.as_deref(),
+            None => job.annotation(keys::STAMPED),
+        };
+        text.map(Explanation::parse).unwrap_or_default()
+    };
+    let changes_job = |key: &str| {
+        !matches!(
+            key,
+            stamped_annotation::NOTHING
+                | stamped_annotation::QUEUED
+                | stamped_annotation::OPT_OUT
+                | stamped_annotation::GROUP
+        )
+    };
+    account(&would)
+        .beyond(&account(decision))
+        .filter(|(key, _)| changes_job(key))
+        .take(MOST)
+        .map(|(key, what)| format!("job-handler: would be set (mode Warn): {key}: {what}"))
+        .collect()
+}
+
+impl Onlooker {
+    /// Sees what the limiter watches.
+    pub fn new(shared: Arc<Shared>) -> Self {
+        Self { shared, asked: Arc::default() }
+    }
+
+    /// The Jobs of a namespace, or of all.
+    fn look(&self, namespace: Option<&str>) -> Result<Seen, String> {
+        let (_, mut jobs) = self.shared.cache.see(namespace).ok_or("the Jobs are being listed anew")?;
+        let there: HashSet<String> = jobs.iter().map(|job| job.key()).collect();
+        let asked = self.asked();
+        let near = asked.values().filter(|(_, job)| namespace.is_none_or(|own| job.namespace == own));
+        jobs.extend(near.filter(|(_, job)| !there.contains(&job.key())).map(|(_, job)| job.clone()));
+        let ledger = namespace.and_then(|namespace| self.shared.memory.known(namespace));
+        let ledger = ledger.map(|known| known.ledger.spec.clone()).unwrap_or_default();
+        Ok(Seen { jobs, ledger })
+    }
+
+    /// A Job that is let through counts until it is watched.
+    fn note(&self, job: JobSnapshot) {
+        self.asked().insert(job.key(), (Instant::now(), Arc::new(job)));
+    }
+
+    fn asked(&self) -> MutexGuard<'_, Asked> {
+        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        asked.retain(|_, (at, _)| at.elapsed() < FRESH);
+        asked
+    }
+}

@@ -1,0 +1,412 @@
+//! What this process knows of ledgers by watching them: what is in them, since when it has known each attempt, and which
+//! ledgers were there.
+//!
+//! A ledger that is missing holds no attempts only if it was never there, or went more than a minute ago: whoever deletes
+//! one by hand deletes what was granted and has not landed yet. A process that has not watched for a minute knows of
+//! neither, except where every policy that could have granted, or the namespace itself, came after it began to watch.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use job_handler_shared::ledger::crd::{Book, JobLedger, LedgerError};
+use kube::ResourceExt;
+use tokio::sync::watch;
+
+use crate::cache::{policies::Policies, reflector::Mirror};
+use crate::ledger::{
+    attempt_age::{Clock, Clocks, EXPIRY},
+    count::LedgerId,
+};
+
+/// So long after a write that came too late a ledger is taken for one that several replicas want to write.
+const CONTENDED: Duration = Duration::from_secs(5);
+
+/// Shared by all actors of a process.
+#[derive(Debug, Default)]
+pub struct Memory {
+    clock: Clock,
+    inner: Mutex<Inner>,
+    /// Ledgers are gone, or all were listed anew.
+    turns: watch::Sender<u64>,
+}
+
+/// A ledger as it was at some time: read, watched or written.
+#[derive(Clone, Debug)]
+pub struct Known {
+    /// The object, without what only the apiserver needs.
+    pub ledger: JobLedger,
+    /// What is in it.
+    pub book: Book,
+    /// Its resourceVersion; 0 where it is no number: then it is older than any other.
+    pub version: u64,
+}
+
+impl Known {
+    /// Reads it.
+    ///
+    /// # Errors
+    /// Where it is not understood in full.
+    pub fn of(mut ledger: JobLedger) -> Result<Arc<Self>, LedgerError> {
+        // Half of its size. An update that does not state them leaves them to the apiserver.
+        ledger.metadata.managed_fields = None;
+        let book = ledger.spec.book()?;
+        let version = ledger.resource_version().and_then(|text| text.parse().ok()).unwrap_or(0);
+        Ok(Arc::new(Self { ledger, book, version }))
+    }
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    clocks: HashMap<String, Clocks>,
+    /// The newest of each that is known and understood, and when it was changed.
+    known: HashMap<String, (Arc<Known>, Instant)>,
+    /// Ledgers that are there, as far as is known, and since when that is.
+    there: HashMap<String, Instant>,
+    /// When a ledger was found to be no longer there.
+    gone: HashMap<String, Instant>,
+    /// When the list began that is being read.
+    listing: Option<Instant>,
+    /// When a write of a ledger came too late.
+    lost: HashMap<String, Instant>,
+    watching: Option<Watching>,
+}
+
+#[derive(Debug)]
+struct Watching {
+    since: Instant,
+    /// Uids of the policies that were there before.
+    policies: HashSet<String>,
+    /// The namespaces that were.
+    namespaces: HashSet<String>,
+}
+
+impl Memory {
+    /// By this clock.
+    pub fn new(clock: Clock) -> Self {
+        Self { clock, ..Self::default() }
+    }
+
+    /// The clock by which attempts run out.
+    pub fn now(&self) -> Instant {
+        self.clock.now()
+    }
+
+    /// Takes note of a ledger as it was read or written.
+    pub fn note(&self, ledger: &str, known: &Arc<Known>) {
+        self.inner().note(ledger, known, self.now());
+    }
+
+    /// The newest that is known of a ledger.
+    pub fn known(&self, ledger: &str) -> Option<Arc<Known>> {
+        self.newest(ledger).map(|(known, _)| known)
+    }
+
+    /// The same, and since when it has been known.
+    pub fn newest(&self, ledger: &str) -> Option<(Arc<Known>, Instant)> {
+        self.inner().known.get(ledger).cloned()
+    }
+
+    /// A write of a ledger came after somebody else's.
+    pub fn lost(&self, ledger: &str) {
+        let (now, mut inner) = (self.now(), self.inner());
+        if inner.there.contains_key(ledger) {
+            inner.lost.insert(ledger.to_owned(), now);
+        }
+    }
+
+    /// Whether that happened a moment ago.
+    pub fn is_contended(&self, ledger: &str) -> bool {
+        let now = self.now();
+        self.inner().lost.get(ledger).is_some_and(|at| now.saturating_duration_since(*at) < CONTENDED)
+    }
+
+    /// The clocks of a ledger's attempts.
+    pub fn clocks(&self, ledger: &str) -> Clocks {
+        self.inner().clocks.get(ledger).cloned().unwrap_or_default()
+    }
+
+    /// A ledger was found missing by a read that began at `at`. Whether it may be made; else how long that has to wait.
+    ///
+    /// `policies`: uids of those that could have granted in it.
+    pub fn missing<'a>(
+        &self,
+        ledger: &str,
+        at: Instant,
+        policies: impl IntoIterator<Item = &'a str>,
+    ) -> Result<(), Duration> {
+        let now = self.now();
+        let mut inner = self.inner();
+        // Somebody else may have made it since: then it was not deleted.
+        if inner.there.get(ledger).is_none_or(|since| *since < at) {
+            inner.lose(ledger, now);
+        }
+        inner.may_make(ledger, now, policies)
+    }
+
+    /// Whether a ledger came since then, as far as is known.
+    pub fn came_since(&self, ledger: &str, at: Instant) -> bool {
+        self.inner().there.get(ledger).is_some_and(|since| *since >= at)
+    }
+
+    /// Whether a ledger may be made before anybody asks for it: it is not there, and was not.
+    pub fn lacks<'a>(&self, ledger: &str, policies: impl IntoIterator<Item = &'a str>) -> bool {
+        let (now, inner) = (self.now(), self.inner());
+        !inner.there.contains_key(ledger) && inner.may_make(ledger, now, policies).is_ok()
+    }
+
+    /// Where a ledger is missing that must not be made yet: for how long.
+    pub fn doubts<'a>(&self, ledger: &str, policies: impl IntoIterator<Item = &'a str>) -> Option<Duration> {
+        let (now, inner) = (self.now(), self.inner());
+        if inner.there.contains_key(ledger) {
+            return None;
+        }
+        inner.may_make(ledger, now, policies).err()
+    }
+
+    /// Whether the ledgers were seen once.
+    pub fn watches(&self) -> bool {
+        self.inner().watching.is_some()
+    }
+
+    /// Tells of ledgers that are gone, and of each time that all were seen.
+    pub fn turns(&self) -> watch::Receiver<u64> {
+        self.turns.subscribe()
+    }
+
+    /// Ledgers with attempts that have been known for longer than `age`, and that nobody has written for `quiet`.
+    pub fn with_older(&self, age: Duration, quiet: Duration) -> Vec<String> {
+        let now = self.now();
+        let inner = self.inner();
+        let is_quiet = |ledger: &String| {
+            inner.known.get(ledger).is_none_or(|(_, at)| now.saturating_duration_since(*at) >= quiet)
+        };
+        let with = inner.clocks.iter().filter(|(_, clocks)| !clocks.older(age, now).is_empty());
+        with.map(|(ledger, _)| ledger).filter(|ledger| is_quiet(ledger)).cloned().collect()
+    }
+
+    /// Attempts of all ledgers without a known outcome.
+    pub fn attempts(&self) -> usize {
+        self.inner().clocks.values().map(Clocks::count).sum()
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    /// Nobody can have granted in it within the last minute; else how long that cannot be known yet.
+    fn may_make<'a>(
+        &self,
+        ledger: &str,
+        now: Instant,
+        policies: impl IntoIterator<Item = &'a str>,
+    ) -> Result<(), Duration> {
+        let left = |since: Instant| EXPIRY.checked_sub(now.saturating_duration_since(since));
+        if let Some(left) = self.gone.get(ledger).and_then(|at| left(*at)) {
+            return Err(left);
+        }
+        let Some(watching) = &self.watching else { return Err(EXPIRY) };
+        let known = LedgerId::of_name(ledger).namespace().is_none_or(|own| watching.namespaces.contains(own));
+        match left(watching.since) {
+            Some(left) if known && policies.into_iter().any(|uid| watching.policies.contains(uid)) => {
+                Err(left)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn lose(&mut self, ledger: &str, now: Instant) {
+        self.clocks.remove(ledger);
+        self.known.remove(ledger);
+        self.lost.remove(ledger);
+        if self.there.remove(ledger).is_some() {
+            self.gone.insert(ledger.to_owned(), now);
+        }
+    }
+
+    fn note(&mut self, ledger: &str, known: &Arc<Known>, now: Instant) {
+        self.there.entry(ledger.to_owned()).or_insert(now);
+        // A watch tells of one's own writes late.
+        if self.known.get(ledger).is_some_and(|(newer, _)| newer.version >= known.version) {
+            return;
+        }
+        self.clocks.entry(ledger.to_owned()).or_default().note(&known.book, now);
+        self.known.insert(ledger.to_owned(), (known.clone(), now));
+    }
+
+    fn see(&mut self, ledger: JobLedger, now: Instant) {
+        let name = ledger.name_any();
+        match Known::of(ledger) {
+            Ok(known) => self.note(&name, &known, now),
+            // There it is all the same; whoever decides by it reads it again and says what is wrong with it.
+            Err(_) => {
+                self.known.remove(&name);
+                self.there.entry(name).or_insert(now);
+            }
+        }
+    }
+}
+
+/// Keeps a memory by a watch.
+pub struct Watcher<'a> {
+    /// What is kept.
+    pub memory: &'a Memory,
+    /// The policies of the moment.
+    pub policies: Policies,
+}
+
+impl Mirror<JobLedger> for Watcher<'_> {
+    fn begin(&mut self) {
+        let now = self.memory.now();
+        self.memory.inner().listing = Some(now);
+    }
+
+    fn replace(&mut self, all: Vec<JobLedger>) {
+        let now = self.memory.now();
+        let policies = self.policies.current().iter().map(|policy| policy.reference.uid.clone()).collect();
+        let namespaces = self.policies.namespaces().into_iter().map(|(name, _)| name).collect();
+        let mut inner = self.memory.inner();
+        let names: HashSet<String> = all.iter().map(ResourceExt::name_any).collect();
+        // One that came since the list began need not be in it.
+        let began = inner.listing.take().unwrap_or(now);
+        let lost = inner.there.iter().filter(|(name, since)| !names.contains(*name) && **since < began);
+        let lost: Vec<String> = lost.map(|(name, _)| name.clone()).collect();
+        for name in lost {
+            inner.lose(&name, now);
+        }
+        all.into_iter().for_each(|ledger| inner.see(ledger, now));
+        // Between two watches anything may have come and gone.
+        inner.watching = Some(Watching { since: now, policies, namespaces });
+        drop(inner);
+        self.memory.turns.send_modify(|n| *n += 1);
+    }
+
+    fn apply(&mut self, ledger: JobLedger) {
+        let now = self.memory.now();
+        self.memory.inner().see(ledger, now);
+    }
+
+    fn delete(&mut self, ledger: JobLedger) {
+        let now = self.memory.now();
+        self.memory.inner().lose(&ledger.name_any(), now);
+        self.memory.turns.send_modify(|n| *n += 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use job_handler_shared::policy::set::PolicySet;
+
+    use super::*;
+
+    fn watcher(memory: &Memory) -> Watcher<'_> {
+        Watcher { memory, policies: Policies::fixed(PolicySet::default(), []) }
+    }
+
+    fn ledger(name: &str) -> JobLedger {
+        JobLedger::new(name, job_handler_shared::ledger::crd::JobLedgerSpec::empty())
+    }
+
+    fn after(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn a_deleted_ledger_is_not_made_again_for_a_minute() {
+        let clock = Clock::default();
+        let memory = Memory::new(clock.clone());
+        assert!(memory.missing("ci", memory.now(), ["p"]).is_err(), "nothing was watched yet");
+        watcher(&memory).replace(vec![ledger("ci")]);
+        assert!(
+            memory.missing("other", memory.now(), ["p"]).is_ok(),
+            "the policy is new, so nobody granted by it before"
+        );
+        watcher(&memory).delete(ledger("ci"));
+        assert!(memory.missing("ci", memory.now(), ["p"]).is_err());
+        clock.skip(after(59));
+        assert!(memory.missing("ci", memory.now(), ["p"]).is_err());
+        clock.skip(after(2));
+        assert!(memory.missing("ci", memory.now(), ["p"]).is_ok());
+        // Found by a read, before the watch tells.
+        memory.note("ci", &Known::of(ledger("ci")).unwrap());
+        assert!(memory.missing("ci", memory.now(), ["p"]).is_err());
+        clock.skip(after(61));
+        assert!(memory.missing("ci", memory.now(), ["p"]).is_ok());
+    }
+
+    #[test]
+    fn a_process_that_just_began_to_watch_knows_nothing_of_older_policies() {
+        let clock = Clock::default();
+        let memory = Memory::new(clock.clone());
+        memory.inner().watching = Some(Watching {
+            since: Instant::now(),
+            policies: ["old".to_owned()].into(),
+            namespaces: ["ci".to_owned()].into(),
+        });
+        assert!(memory.missing("ci", memory.now(), ["old", "new"]).is_err());
+        assert!(memory.missing("ci", memory.now(), ["new"]).is_ok());
+        clock.skip(after(61));
+        assert!(memory.missing("ci", memory.now(), ["old", "new"]).is_ok());
+    }
+
+    #[test]
+    fn a_namespace_that_came_later_holds_no_older_grants_and_the_clusters_ledger_is_of_none() {
+        let clock = Clock::default();
+        let memory = Memory::new(clock.clone());
+        memory.inner().watching = Some(Watching {
+            since: Instant::now(),
+            policies: ["old".to_owned()].into(),
+            namespaces: ["ci".to_owned()].into(),
+        });
+        assert!(
+            memory.lacks("later", ["old"]) && !memory.lacks("ci", ["old"]) && memory.lacks("ci", ["new"])
+        );
+        assert!(!memory.lacks("cluster.job-handler.io", ["old"]));
+        memory.note("later", &Known::of(ledger("later")).unwrap());
+        assert!(!memory.lacks("later", ["old"]), "it is there");
+        watcher(&memory).delete(ledger("later"));
+        assert!(!memory.lacks("later", ["old"]), "it was there");
+        let doubts = |ledger, by| memory.doubts(ledger, [by]).is_some();
+        assert!(doubts("later", "old") && doubts("ci", "old") && !doubts("ci", "new"));
+        clock.skip(after(61));
+        assert!(memory.lacks("later", ["old"]) && memory.lacks("ci", ["old"]));
+        assert!(!doubts("later", "old") && !doubts("ci", "old"));
+    }
+
+    #[test]
+    fn what_somebody_made_while_one_looked_was_not_deleted() {
+        let clock = Clock::default();
+        let memory = Memory::new(clock.clone());
+        watcher(&memory).replace(vec![]);
+        let looked = memory.now();
+        watcher(&memory).begin();
+        clock.skip(after(1));
+        memory.note("ci", &Known::of(ledger("ci")).unwrap());
+        assert!(memory.missing("ci", looked, ["new"]).is_ok());
+        watcher(&memory).replace(vec![]);
+        assert!(memory.known("ci").is_some(), "a list that began before shows nothing of it");
+        clock.skip(after(1));
+        assert!(memory.missing("ci", memory.now(), ["new"]).is_err(), "and now it is gone");
+    }
+
+    #[test]
+    fn what_is_older_than_ones_own_write_changes_nothing() {
+        let memory = Memory::default();
+        let version = |version: u64| {
+            let mut ledger = ledger("ci");
+            ledger.metadata.resource_version = Some(version.to_string());
+            ledger
+        };
+        memory.note("ci", &Known::of(version(9)).unwrap());
+        watcher(&memory).apply(version(8));
+        assert_eq!(memory.known("ci").unwrap().version, 9);
+        let mut garbage = version(10);
+        garbage.spec.fields.insert("format".into(), "?".into());
+        watcher(&memory).apply(garbage);
+        assert!(memory.known("ci").is_none(), "it has to be read again");
+    }
+}

@@ -1,0 +1,165 @@
+//! What the author of a refused Job reads. Everyone reads it: `kubectl`, Events, status, audit log.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use job_handler_shared::{
+    job::snapshot::human_seconds,
+    ledger::refusal::{BACKOFF, DUPLICATE, FULL},
+    policy::{
+        set::PolicyRef,
+        spec::{Limit, Scope},
+    },
+};
+
+use crate::limit::{
+    FAILURE_BACKOFF, Refused,
+    scopes::{Holder, Place, ScopeKey},
+};
+
+/// So many of the oldest holders are named.
+const NAMED: usize = 2;
+
+/// No slot is left.
+pub fn full(scope: &ScopeKey, limit: &Limit, holders: &BTreeMap<String, Holder>, now: Timestamp) -> Refused {
+    let message = match (&scope.place, limit.max_active_jobs) {
+        (Place::Group(_, group), 1) => duplicate(scope, &group.value, holders, now),
+        _ => limit_reached(scope, limit, holders, now),
+    };
+    let active = holders.len().to_string();
+    refused(
+        &scope.policy,
+        &scope.limit,
+        message,
+        [("active", active), ("max", limit.max_active_jobs.to_string())],
+    )
+}
+
+/// A group waits after failures.
+pub fn too_early(
+    policy: &PolicyRef,
+    group: &str,
+    failures: u32,
+    last: &str,
+    until: Timestamp,
+    now: Timestamp,
+) -> Refused {
+    let wait = human_seconds(no_less((until.as_second() - now.as_second()).max(1)));
+    let until = Timestamp::from_second(until.as_second()).unwrap_or(until).to_string();
+    let times = if failures == 1 { "time".to_owned() } else { "times in a row".to_owned() };
+    let message = format!(
+        "{BACKOFF}: group {group} failed {failures} {times} (last: {last}); the next try is allowed in {wait}, \
+         at {until} (failureBackoff of {policy})"
+    );
+    refused(policy, FAILURE_BACKOFF, message, [("failures", failures.to_string()), ("until", until)])
+}
+
+fn refused<const N: usize>(
+    policy: &PolicyRef,
+    limit: &str,
+    message: String,
+    facts: [(&str, String); N],
+) -> Refused {
+    let mut audit: BTreeMap<String, String> =
+        facts.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+    audit.insert("policy".to_owned(), policy.to_string());
+    audit.insert("limit".to_owned(), limit.to_owned());
+    Refused { policy: policy.clone(), limit: limit.to_owned(), message, audit }
+}
+
+fn limit_reached(
+    scope: &ScopeKey,
+    limit: &Limit,
+    holders: &BTreeMap<String, Holder>,
+    now: Timestamp,
+) -> String {
+    let counted = match &scope.place {
+        Place::Cluster => "over the cluster".to_owned(),
+        Place::Namespace(_) => "per namespace".to_owned(),
+        Place::Group(_, group) => format!("per group, here {}", group.value),
+    };
+    let pending = holders.values().filter(|holder| holder.pending).count();
+    let running = holders.len() - pending;
+    let mut detail = format!("; {running} running");
+    if pending > 0 {
+        detail += &format!(", {pending} just admitted");
+    }
+    let mut oldest: Vec<&Holder> = holders.values().filter(|holder| !holder.pending).collect();
+    oldest.sort_by_key(|holder| (holder.since, &holder.name));
+    let oldest: Vec<String> =
+        oldest.into_iter().take(NAMED).map(|holder| aged(holder, limit.scope, now)).collect();
+    if !oldest.is_empty() {
+        detail += &format!("; oldest: {}", oldest.join(", "));
+    }
+    let told = match pending {
+        0 => String::new(),
+        1 => ". 1 was admitted in the last minute and is not there yet; if something else refused it, its slot comes \
+              back within 60 s"
+            .to_owned(),
+        _ => format!(
+            ". {pending} were admitted in the last minute and are not there yet; if something else refused them, their \
+             slots come back within 60 s"
+        ),
+    };
+    format!(
+        "{FULL}: {} active jobs, max allowed: {} (limit \"{}\" of {}, counted {counted}{detail}){told}",
+        holders.len(),
+        limit.max_active_jobs,
+        scope.limit,
+        scope.policy,
+    )
+}
+
+fn duplicate(scope: &ScopeKey, group: &str, holders: &BTreeMap<String, Holder>, now: Timestamp) -> String {
+    let active = match holders.values().next() {
+        Some(holder) if holder.pending => format!("{} was just admitted", holder.name),
+        Some(holder) => {
+            let since = human_seconds(now.as_second() - holder.since.as_second());
+            format!("{} is active (created {since} ago)", holder.name)
+        }
+        None => "one is active".to_owned(),
+    };
+    format!(
+        "{DUPLICATE}: of group {group} {active}, max allowed: 1 per group (limit \"{}\" of {})",
+        scope.limit, scope.policy
+    )
+}
+
+/// Rounded up to what [`human_seconds`] shows: who waits that long does not come too early.
+fn no_less(seconds: i64) -> i64 {
+    let unit = match seconds {
+        ..120 => 1,
+        120..172_740 => 60,
+        _ => 86_400,
+    };
+    (seconds + unit - 1) / unit * unit
+}
+
+fn aged(holder: &Holder, scope: Scope, now: Timestamp) -> String {
+    let age = human_seconds(now.as_second() - holder.since.as_second());
+    match scope {
+        Scope::Cluster => format!("{}/{} {age}", holder.namespace, holder.name),
+        Scope::Namespace | Scope::Group => format!("{} {age}", holder.name),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wait_is_never_told_shorter_than_it_is() {
+        for (seconds, told) in [
+            (1, "1s"),
+            (119, "119s"),
+            (120, "2m"),
+            (294, "5m"),
+            (7_199, "2h"),
+            (7_201, "2h1m"),
+            (172_741, "2d"),
+            (172_801, "3d"),
+        ] {
+            assert_eq!(human_seconds(no_less(seconds)), told, "{seconds}");
+        }
+    }
+}

@@ -1,0 +1,331 @@
+//! How each field of a Job should be.
+
+use jiff::Timestamp;
+use job_handler_shared::{
+    job::{queued_entry, snapshot::Outcome},
+    keys,
+    policy::{
+        set::{Effective, Labels},
+        spec::{CleanupPolicy, Scope, WhenFull},
+    },
+};
+
+use crate::stamp::decide::{Decision, Field, is_marked};
+use crate::{
+    admission::job_view::JobView,
+    stamp::{
+        container_resources,
+        select::{self, Selected},
+    },
+};
+use job_handler_shared::{
+    job::stamped_annotation::{self, Explanation},
+    policy::range::{self, Absent, Settled, Why},
+};
+
+/// The API's default of `backoffLimit`, which cannot be told from an explicit 6.
+const API_BACKOFF_LIMIT: i32 = 6;
+/// A queue mark that is younger may be our own, from an earlier call for the same create.
+const SAME_CREATE_SECONDS: i64 = 60;
+
+impl Decision {
+    /// The TTL. Where a result is to be harvested, the harvest deadline stands in `spec` and the desired TTL waits in
+    /// the annotation until the result is stored.
+    pub(super) fn stamp_ttl(
+        &mut self,
+        job: &JobView,
+        effective: &Effective,
+        claims: &Explanation,
+        text: &mut Explanation,
+    ) {
+        let present = job.snapshot.ttl.map(i64::from);
+        let settle = |stated| range::settle(stated, &effective.ttl, Absent::Unconcerned);
+        let harvest = effective.results.as_ref().map(|results| i64::from(results.harvest_deadline_seconds));
+        let parked = |desired: Option<i64>| match (desired, harvest) {
+            (Some(seconds), Some(deadline)) if seconds >= 0 => Some(seconds.max(deadline)),
+            (desired, _) => desired,
+        };
+        // The annotation speaks where `spec` holds exactly what would be parked for it: our own output, a copy of a
+        // stored Job, or the sink's stamp on a Job that we missed. A forger could as well state that TTL.
+        let waiting = job
+            .annotation(keys::TTL)
+            .and_then(|text| text.parse::<i32>().ok())
+            .map(i64::from)
+            .filter(|desired| harvest.is_some() && *desired >= 0 && parked(Some(*desired)) == present);
+        let claimed = claims
+            .claimed(stamped_annotation::TTL)
+            .map(settle)
+            .filter(|settled| parked(settled.value) == present)
+            .filter(|settled| waiting.is_none_or(|desired| settled.value == Some(desired)));
+        let settled = match claimed {
+            Some(settled) => settled,
+            None => self.warn(stamped_annotation::TTL, settle(waiting.or(present))),
+        };
+        let spec = parked(settled.value);
+        let relocated = harvest.is_some() && settled.value.is_some_and(|seconds| seconds >= 0);
+        self.ttl = Field::Be(spec);
+        self.annotations
+            .insert(keys::TTL, settled.value.filter(|_| relocated).map(|seconds| seconds.to_string()));
+        match spec.filter(|_| relocated) {
+            Some(spec) => {
+                text.set(
+                    stamped_annotation::TTL,
+                    format_args!("{settled} once the result is stored, {spec} until then"),
+                );
+            }
+            None if settled.changed() => text.set(stamped_annotation::TTL, &settled),
+            None => text.remove(stamped_annotation::TTL),
+        }
+    }
+
+    pub(super) fn stamp_deadline(
+        &mut self,
+        job: &JobView,
+        effective: &Effective,
+        claims: &Explanation,
+        text: &mut Explanation,
+    ) {
+        let settle = |stated| range::settle(stated, &effective.deadline, Absent::Unbounded);
+        let settled = self.believe(stamped_annotation::DEADLINE, claims, job.snapshot.deadline, settle, true);
+        self.deadline = Field::Be(settled.value);
+        tell(text, stamped_annotation::DEADLINE, &settled);
+    }
+
+    /// Retries. 6 counts as absent unless the author keeps it.
+    pub(super) fn stamp_backoff_limit(
+        &mut self,
+        job: &JobView,
+        effective: &Effective,
+        claims: &Explanation,
+        text: &mut Explanation,
+    ) {
+        let per_index = job.backoff_limit_per_index;
+        if per_index && job.snapshot.backoff_limit == Some(i32::MAX) {
+            return;
+        }
+        // Beside backoffLimitPerIndex the API's default is MaxInt32, so that a 6 there was written by somebody.
+        let keeps = per_index
+            || job.annotation(keys::KEEP).is_some_and(|fields| {
+                fields.split(',').any(|field| field.trim() == stamped_annotation::BACKOFF)
+            });
+        let settle = |stated: Option<i64>| {
+            let absent = stated.is_none() || (stated == Some(i64::from(API_BACKOFF_LIMIT)) && !keeps);
+            match (&effective.backoff_limit.default, absent) {
+                (Some(default), true) => {
+                    Settled { stated, value: Some(default.value), why: Why::Default(default.policy.clone()) }
+                }
+                _ => range::settle(stated, &effective.backoff_limit, Absent::Unconcerned),
+            }
+        };
+        let present = job.snapshot.backoff_limit.map(i64::from);
+        // Nobody is to blame for the API's own default.
+        let blame = keeps || job.snapshot.backoff_limit != Some(API_BACKOFF_LIMIT);
+        let settled = self.believe(stamped_annotation::BACKOFF, claims, present, settle, blame);
+        self.backoff_limit = Field::Be(settled.value);
+        tell(text, stamped_annotation::BACKOFF, &settled);
+    }
+
+    pub(super) fn stamp_labels(
+        &mut self,
+        labels: &Labels,
+        pod_labels: &Labels,
+        effective: &Effective,
+        text: &mut Explanation,
+    ) {
+        for (key, label) in &effective.labels {
+            let (on_job, on_pods) = (!labels.contains_key(key), !pod_labels.contains_key(key));
+            if on_job {
+                self.labels.insert(key.clone(), Some(label.value.clone()));
+            }
+            if on_pods {
+                self.pod_labels.insert(key.clone(), Some(label.value.clone()));
+            }
+            if on_job || on_pods {
+                text.set_label(key, &label.value, on_job, on_pods, &label.policy);
+            }
+        }
+    }
+
+    /// Requests and limits of the containers that state neither: part of one by a policy and part by the author could
+    /// contradict each other.
+    pub(super) fn stamp_containers(
+        &mut self,
+        job: &JobView,
+        effective: &Effective,
+        claims: &Explanation,
+        text: &mut Explanation,
+    ) {
+        let Some(wanted) = &effective.container_resources else { return };
+        let stamped = container_resources::stamp(&job.template.containers, &wanted.value);
+        let ours: Vec<&str> = claims.claimed_containers().collect();
+        let names: Vec<&str> = job
+            .template
+            .containers
+            .iter()
+            .filter(|container| {
+                !container.states_any() || (ours.contains(&&*container.name) && container.is(&wanted.value))
+            })
+            .map(|container| container.name.as_str())
+            .collect();
+        if !names.is_empty() {
+            let what = container_resources::describe(&wanted.value);
+            text.set(
+                stamped_annotation::RESOURCES,
+                format_args!("{} (default of {}: {what})", names.join(", "), wanted.policy),
+            );
+        }
+        self.containers = stamped;
+    }
+
+    /// The group, or none: one that somebody else wrote goes.
+    pub(super) fn stamp_group(&mut self, job: &JobView, selected: &Selected, text: &mut Explanation) {
+        let group = select::group(&selected.effective, &selected.labels, job.snapshot.owner.as_ref());
+        let value = match group {
+            Some((Ok(group), policy)) => {
+                text.set(
+                    stamped_annotation::GROUP,
+                    format_args!("{} (by {}, {policy})", group.value, group.by),
+                );
+                Some(group.value)
+            }
+            Some((Err(why), policy)) => {
+                let why = why.to_string();
+                let why = why.strip_prefix("no group: ").unwrap_or(&why);
+                text.set(stamped_annotation::NO_GROUP, format_args!("{why} ({policy} asks for one)"));
+                None
+            }
+            None => {
+                let limits = selected.effective.limits.iter();
+                if let Some(limit) = limits.clone().find(|limit| limit.value.scope == Scope::Group) {
+                    let (name, policy) = (&limit.value.name, &limit.policy);
+                    let what =
+                        format_args!("limit \"{name}\" of {policy} counts groups, and no policy names one");
+                    text.set(stamped_annotation::NO_GROUP, what);
+                }
+                None
+            }
+        };
+        let found = job.snapshot.labels.get(keys::GROUP);
+        if let Some(found) = found.filter(|found| Some(*found) != value.as_ref()) {
+            self.warnings.push(format!(
+                "job-handler: label {} is set by job-handler from the policies; `{found}` was {}",
+                keys::GROUP,
+                if value.is_some() { "replaced" } else { "removed" }
+            ));
+        }
+        self.labels.insert(keys::GROUP.to_owned(), value.clone());
+        self.pod_labels.insert(keys::GROUP.to_owned(), value);
+    }
+
+    /// Under a Queue limit a Job is created suspended, with the mark that lets the sink start it.
+    pub(super) fn queue(
+        &mut self,
+        job: &JobView,
+        selected: &Selected,
+        claims: &Explanation,
+        now: Timestamp,
+        text: &mut Explanation,
+    ) {
+        let marked = job.annotation(keys::QUEUED_AT);
+        let by_us = claims.has(stamped_annotation::QUEUED) && marked.is_some();
+        let suspended_by_author = job.snapshot.suspended && !by_us;
+        let is_foreign = job.snapshot.managed_by.is_some() || selected.labels.contains_key(keys::KUEUE_QUEUE);
+        let line = line(job, selected).filter(|_| !suspended_by_author && !is_foreign);
+        let Some(line) = line else {
+            self.annotations.insert(keys::QUEUED_AT, None);
+            return;
+        };
+        let since = marked
+            .and_then(|text| text.parse::<Timestamp>().ok())
+            .filter(|since| (0..=SAME_CREATE_SECONDS).contains(&(now.as_second() - since.as_second())))
+            .unwrap_or(now);
+        let since = Timestamp::from_second(since.as_second()).unwrap_or(now);
+        self.suspend = true;
+        self.annotations.insert(keys::QUEUED_AT, Some(since.to_string()));
+        text.set(stamped_annotation::QUEUED, format_args!("{}{line}", queued_entry::WAITS));
+    }
+
+    /// Takes off what would make the sink start a Job: nobody has queued it.
+    pub(super) fn forget_queue(&mut self, job: &JobView) {
+        if job.annotation(keys::QUEUED_AT).is_some() {
+            self.annotations.insert(keys::QUEUED_AT, None);
+        }
+        if let Some(text) =
+            job.annotation(keys::STAMPED).filter(|text| queued_entry::waits_for(text).is_some())
+        {
+            self.annotations.insert(keys::STAMPED, queued_entry::without_queued(text));
+        }
+    }
+
+    /// A TTL that changes after the harvest: the sink's arming passes as it is; later ones keep to the maximum, and to
+    /// `Never` (else each re-apply of a manifest with a TTL would undo it).
+    pub(super) fn guard_armed_ttl(&mut self, new: &JobView, old: &JobView, effective: &Effective) {
+        if !is_marked(old) {
+            return;
+        }
+        let Some(ttl) = new.snapshot.ttl.map(i64::from) else { return };
+        let outcome = old.snapshot.finished.as_ref().map(|finished| finished.outcome);
+        let never = effective.cleanup.as_ref().zip(outcome).is_some_and(|(cleanup, outcome)| {
+            let policy = match outcome {
+                Outcome::Completed => cleanup.succeeded_policy,
+                Outcome::Failed => cleanup.failed_policy,
+            };
+            policy == CleanupPolicy::Never
+        });
+        if never {
+            self.ttl = Field::Be(None);
+            self.warnings.push(format!(
+                "job-handler: this Job is kept (cleanup policy Never); {} {ttl} was left out",
+                stamped_annotation::TTL
+            ));
+        } else {
+            let settled = range::settle(Some(ttl), &effective.ttl, Absent::Unconcerned);
+            let settled = self.warn(stamped_annotation::TTL, settled);
+            self.ttl = Field::Be(settled.value);
+        }
+    }
+
+    /// Settles what the author had written by our own account, where that leads to what is there now; else settles
+    /// what is there.
+    fn believe(
+        &mut self,
+        field: &str,
+        claims: &Explanation,
+        present: Option<i64>,
+        settle: impl Fn(Option<i64>) -> Settled,
+        blame: bool,
+    ) -> Settled {
+        match claims.claimed(field).map(&settle).filter(|settled| settled.value == present) {
+            Some(settled) => settled,
+            None if blame => self.warn(field, settle(present)),
+            None => settle(present),
+        }
+    }
+
+    fn warn(&mut self, field: &str, settled: Settled) -> Settled {
+        self.warnings.extend(settled.warning(field));
+        settled
+    }
+}
+
+/// What a new Job has to stand in line for: a limit, or its group's next try after failures. Whether it has to wait at all
+/// is seen by whoever starts it.
+fn line(job: &JobView, selected: &Selected) -> Option<String> {
+    let effective = &selected.effective;
+    let limit = effective.limits.iter().find(|limit| limit.value.when_full == WhenFull::Queue);
+    if let Some(limit) = limit {
+        return Some(format!("a slot of limit \"{}\" of {}", limit.value.name, limit.policy));
+    }
+    let backoff = effective.failure_backoff.iter().find(|rule| rule.value.action == WhenFull::Queue)?;
+    // Without a group it waits for nobody.
+    select::group(effective, &selected.labels, job.snapshot.owner.as_ref())?.0.ok()?;
+    Some(format!("its group's next try (failureBackoff of {})", backoff.policy))
+}
+
+fn tell(text: &mut Explanation, field: &str, settled: &Settled) {
+    if settled.changed() {
+        text.set(field, settled);
+    } else {
+        text.remove(field);
+    }
+}
