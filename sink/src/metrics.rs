@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
     },
 };
@@ -12,6 +12,7 @@ use job_handler_shared::{
     job::snapshot::{JobSnapshot, Outcome},
     process::telemetry::Metrics,
 };
+use parking_lot::Mutex;
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{
@@ -213,7 +214,7 @@ impl SinkMetrics {
     pub fn set_limits_queued(&self, queued: HashMap<(String, String), usize>) {
         let labels =
             |(policy, limit): &(String, String)| LimitLabels { policy: policy.clone(), limit: limit.clone() };
-        let mut limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut limits = self.limits.lock();
         for gone in limits.keys().filter(|known| !queued.contains_key(*known)) {
             self.limit_queued.remove(&labels(gone));
         }

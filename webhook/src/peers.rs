@@ -7,13 +7,13 @@
 use std::{
     collections::{BTreeMap, HashMap},
     net::SocketAddr,
-    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use http::{Request, header::CONTENT_TYPE};
 use job_handler_shared::keys;
 use kube::{Client, Config, client::Body};
+use parking_lot::{Mutex, MutexGuard};
 use rustls::pki_types::{CertificateDer, pem::PemObject};
 use serde::Deserialize;
 use tokio::{runtime::Handle, sync::watch};
@@ -165,7 +165,7 @@ impl Peers {
     }
 
     fn peers(&self) -> MutexGuard<'_, HashMap<SocketAddr, Peer>> {
-        self.peers.lock().unwrap_or_else(PoisonError::into_inner)
+        self.peers.lock()
     }
 }
 

@@ -11,7 +11,7 @@ mod common;
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -25,6 +25,7 @@ use job_handler_webhook::{
     presence_lease::{Keeper, Liveness, Withholding},
 };
 use kube::{Client, client::Body};
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -63,14 +64,14 @@ struct Ledgers(Mutex<Option<BTreeMap<&'static str, &'static str>>>, watch::Sende
 
 impl Ledgers {
     fn set(&self, withheld: Option<BTreeMap<&'static str, &'static str>>) {
-        *self.0.lock().unwrap() = withheld;
+        *self.0.lock() = withheld;
         self.1.send_modify(|n| *n += 1);
     }
 }
 
 impl Withholding for Ledgers {
     fn withheld(&self, _: &PolicySet) -> Option<BTreeMap<String, String>> {
-        let withheld = self.0.lock().unwrap().clone()?;
+        let withheld = self.0.lock().clone()?;
         Some(withheld.into_iter().map(|(uid, why)| (uid.to_owned(), why.to_owned())).collect())
     }
 

@@ -69,7 +69,7 @@ async fn a_burst_over_three_replicas_never_exceeds_a_limit_of_the_cluster(#[case
     let policies = [cluster_policy("builds", limits)];
     let replicas: Vec<_> = (0..3).map(|_| replica(&apiserver, &policies)).collect();
     burst(&apiserver, &replicas, 45).await;
-    let most = apiserver.stored.lock().unwrap().most_active;
+    let most = apiserver.stored.lock().most_active;
     assert!((1..=MAX).contains(&most), "{most} at a limit of {MAX}");
     // What is known is taken out without anybody asking.
     let ledgers = ["ci", "qa", "cluster.job-handler.io"];
@@ -178,7 +178,7 @@ async fn a_ledger_that_is_not_understood_grants_nothing(#[case] spec: Value, #[c
     let replica = replica(&apiserver, &[few(5)]);
     let refused = why(replica.limiter.admit(attempt("ci/a", "a")).await);
     assert!(refused.contains(text), "{refused}");
-    assert_eq!(apiserver.stored.lock().unwrap().ledgers["ci"]["spec"], spec, "and it is left as it is");
+    assert_eq!(apiserver.stored.lock().ledgers["ci"]["spec"], spec, "and it is left as it is");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -201,7 +201,7 @@ async fn a_ledger_that_was_deleted_by_hand_grants_nothing_for_a_minute() {
     apiserver.delete_ledger("ci");
     let refused = why(replica.limiter.admit(attempt("ci/b", "b")).await);
     assert!(refused.contains("the JobLedger ci is missing"), "{refused}");
-    assert!(apiserver.stored.lock().unwrap().ledgers.is_empty());
+    assert!(apiserver.stored.lock().ledgers.is_empty());
     // Not the wall's clock: only this one counts.
     replica.clock.skip(Duration::from_secs(61));
     assert_eq!(replica.limiter.admit(attempt("ci/b", "b2")).await, Verdict::Granted);
@@ -217,7 +217,7 @@ async fn ledgers_are_made_before_anybody_asks_once_nobody_can_have_granted_in_th
     let told = why(replica.limiter.admit(attempt("ci/a", "a")).await);
     assert!(told.contains("is missing"), "{told}");
     replica.clock.skip(Duration::from_secs(61));
-    let made = || apiserver.stored.lock().unwrap().ledgers.keys().cloned().collect::<Vec<_>>();
+    let made = || apiserver.stored.lock().ledgers.keys().cloned().collect::<Vec<_>>();
     eventually("the ledgers", || made() == ["ci", "cluster.job-handler.io", "qa"]).await;
 }
 
@@ -233,7 +233,7 @@ async fn the_first_use_of_a_ledger_waits_for_no_policy_that_never_granted_in_it(
     let replica = replica(&apiserver, &policies).ready().await;
     policies.push(few(1));
     replica.policies.fix(PolicySet::new(policies));
-    let made = || apiserver.stored.lock().unwrap().ledgers.keys().cloned().collect::<Vec<_>>();
+    let made = || apiserver.stored.lock().ledgers.keys().cloned().collect::<Vec<_>>();
     eventually("its ledger", || made() == ["ci"]).await;
     assert_eq!(replica.limiter.admit(attempt("ci/a", "a")).await, Verdict::Granted);
 }
@@ -308,8 +308,7 @@ async fn a_job_that_came_finished_and_went_between_two_rounds_leaves_its_slot() 
         }
         retry += 1;
     }
-    let seen: u64 =
-        apiserver.stored.lock().unwrap().ledgers["ci"]["spec"]["observedThrough"].as_u64().unwrap();
+    let seen: u64 = apiserver.stored.lock().ledgers["ci"]["spec"]["observedThrough"].as_u64().unwrap();
     assert!(seen > 0, "whoever decides without the attempt has to see that its Job is gone");
     eventually("its attempt to be taken out by nobody's asking", || apiserver.pending("ci") == 0).await;
     assert_eq!(replica.metric("job_handler_limit_ledger_removals_total"), 1);
@@ -322,7 +321,7 @@ async fn a_watch_that_is_behind_the_ledger_is_not_gone_by() {
     let replica = replica(&apiserver, &[few(1)]).ready().await;
     apiserver.tell_of_jobs(false);
     apiserver.store("ci/a", "a");
-    let version = apiserver.stored.lock().unwrap().version;
+    let version = apiserver.stored.lock().version;
     apiserver.put_ledger("ci", json!({"format": 1, "observedThrough": version}));
     let refused = why(replica.limiter.admit(attempt("ci/b", "b")).await);
     assert!(refused.contains("1 running; oldest: a"), "{refused}");
@@ -512,7 +511,7 @@ async fn jobs_under_no_limit_cost_no_call() {
     let apiserver = Arc::new(Apiserver::new(0));
     let stamps = policy("stamps", json!({"stamp": {"labels": {"a": "b"}}}));
     let replica = replica(&apiserver, &[stamps]).ready().await;
-    *apiserver.fault.lock().unwrap() = Some(500);
+    *apiserver.fault.lock() = Some(500);
     assert_eq!(replica.limiter.admit(attempt("ci/a", "a")).await, Verdict::Granted);
 }
 
@@ -528,13 +527,13 @@ async fn an_apiserver_that_does_not_let_us_write_is_named_and_nothing_is_granted
     let apiserver = Arc::new(Apiserver::new(0).with_ledger("ci", empty()));
     let replica = replica(&apiserver, &[few(5)]).ready().await;
     assert_eq!(replica.limiter.admit(attempt("ci/a", "a")).await, Verdict::Granted);
-    *apiserver.fault.lock().unwrap() = Some(code);
+    *apiserver.fault.lock() = Some(code);
     let patience = Attempt { answer_by: Instant::now() + Duration::from_secs(3), ..attempt("ci/b", "b") };
     let verdict = replica.limiter.admit(patience).await;
     assert!(matches!(verdict, Verdict::Unavailable { .. }), "{verdict:?}");
     let told = why(verdict);
     assert!(told.contains(text), "{told}");
-    *apiserver.fault.lock().unwrap() = None;
+    *apiserver.fault.lock() = None;
     assert_eq!(replica.limiter.admit(attempt("ci/c", "c")).await, Verdict::Granted);
 }
 
@@ -615,7 +614,7 @@ async fn a_ledger_that_others_write_during_a_look_refuses_nobody(
     apiserver.finish("ci/x");
     let observed = match beyond {
         0 => 0,
-        beyond => apiserver.stored.lock().unwrap().version + beyond,
+        beyond => apiserver.stored.lock().version + beyond,
     };
     let pending = if granted.is_null() { json!({}) } else { json!({"ci/x": {"request-of-x": granted}}) };
     apiserver.put_ledger("ci", json!({"format": 1, "pending": pending, "observedThrough": observed}));
@@ -632,7 +631,7 @@ async fn an_attempt_whose_job_never_comes_runs_out_by_the_monotonic_clock(#[case
     let replica = replica(&apiserver, &[few(1)]).ready().await;
     assert_eq!(replica.limiter.admit(attempt("ci/a", "a")).await, Verdict::Granted);
     // What the ledger says of the time is for people: it makes no difference how wrong the wall clock was that told it.
-    let mut spec = apiserver.stored.lock().unwrap().ledgers["ci"]["spec"].clone();
+    let mut spec = apiserver.stored.lock().ledgers["ci"]["spec"].clone();
     let since = jiff::Timestamp::now().checked_add(jiff::SignedDuration::from_hours(hours)).unwrap();
     spec["pending"]["ci/a"]["request-a"]["since"] = json!(since.to_string());
     apiserver.put_ledger("ci", spec);

@@ -14,7 +14,7 @@ use std::{
     collections::BTreeMap,
     net::{Ipv4Addr, SocketAddr, TcpListener},
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
@@ -28,6 +28,7 @@ use job_handler_webhook::{
     limit::{Attempt, Limiter, Refused, Verdict},
     peers::Peers,
 };
+use parking_lot::Mutex;
 use rustls::{
     ServerConfig,
     pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer},
@@ -56,13 +57,13 @@ impl Replica {
 
     fn passing_on(to: SocketAddr) -> Arc<Self> {
         let replica = Self::deciding(Verdict::Granted);
-        *replica.elsewhere.lock().unwrap() = Some(to);
+        *replica.elsewhere.lock() = Some(to);
         replica
     }
 
     /// Uids of the attempts that it has decided about since it was last asked for them.
     fn asked(&self) -> Vec<String> {
-        std::mem::take(&mut self.asked.lock().unwrap())
+        std::mem::take(&mut self.asked.lock())
     }
 }
 
@@ -84,8 +85,8 @@ impl Drop for Unheard {
 
 impl Limiter for Replica {
     fn admit(&self, attempt: Attempt) -> BoxFuture<'_, Verdict> {
-        self.asked.lock().unwrap().push(attempt.uid);
-        let (verdict, takes) = (self.verdict.lock().unwrap().clone().unwrap(), *self.takes.lock().unwrap());
+        self.asked.lock().push(attempt.uid);
+        let (verdict, takes) = (self.verdict.lock().clone().unwrap(), *self.takes.lock());
         let unheard = Unheard(Some(self.dropped.clone()));
         async move {
             tokio::time::sleep(takes).await;
@@ -96,7 +97,7 @@ impl Limiter for Replica {
     }
 
     fn elsewhere(&self, _: &Attempt) -> Option<SocketAddr> {
-        *self.elsewhere.lock().unwrap()
+        *self.elsewhere.lock()
     }
 }
 
@@ -160,13 +161,13 @@ async fn what_another_replica_decides_is_answered() {
     let (ca, config) = certificate(SERVER_NAME);
     let other = Replica::deciding(Verdict::Granted);
     // It would pass on to somebody who does not answer: what comes from a replica goes no further.
-    *other.elsewhere.lock().unwrap() = Some((Ipv4Addr::LOCALHOST, 1).into());
+    *other.elsewhere.lock() = Some((Ipv4Addr::LOCALHOST, 1).into());
     let own = Replica::passing_on(serve(state(other.clone(), &ca), config));
     let state = state(own.clone(), &ca);
 
     assert_eq!(ask(&state).await["allowed"], true);
     assert_eq!((other.asked(), own.asked()), (vec!["u-1".to_owned()], vec![]));
-    *other.verdict.lock().unwrap() = Some(refused("concurrent job limit reached: 10 active jobs"));
+    *other.verdict.lock() = Some(refused("concurrent job limit reached: 10 active jobs"));
     let answer = ask(&state).await;
     assert_eq!(answer["allowed"], false);
     assert_eq!(answer["status"]["code"], 403);
@@ -175,7 +176,7 @@ async fn what_another_replica_decides_is_answered() {
     assert_eq!((other.asked().len(), own.asked()), (1, vec![]));
     // A tenant that has to wait is told so; it is no reason to leave the other replica alone.
     let too_many = Verdict::TooMany { why: "5 Jobs were not created".to_owned(), retry_after_seconds: 5 };
-    *other.verdict.lock().unwrap() = Some(too_many);
+    *other.verdict.lock() = Some(too_many);
     for _ in 0..2 {
         let answer = ask(&state).await;
         assert_eq!(
@@ -208,7 +209,7 @@ async fn who_cannot_decide_is_left_alone_for_a_while() {
 async fn who_does_not_answer_is_not_waited_for() {
     let (ca, config) = certificate(SERVER_NAME);
     let other = Replica::deciding(refused("too late"));
-    *other.takes.lock().unwrap() = TIMEOUT;
+    *other.takes.lock() = TIMEOUT;
     let own = Replica::passing_on(serve(state(other.clone(), &ca), config));
     let state = state(own.clone(), &ca);
     let begun = Instant::now();

@@ -1,17 +1,14 @@
 //! A small apiserver in memory behind tower-test: one Secret, one MutatingWebhookConfiguration, resourceVersions, and
 //! faults to order.
 
-use std::{
-    collections::HashMap,
-    convert::Infallible,
-    sync::{Arc, Mutex},
-};
+use std::{collections::HashMap, convert::Infallible, sync::Arc};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
 use hyper::body::{Bytes, Frame};
 use kube::{Client, client::Body};
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
@@ -64,17 +61,17 @@ impl Apiserver {
     }
 
     pub fn put(&self, path: &str, object: Value) {
-        self.state.lock().unwrap().put(path, object);
+        self.state.lock().put(path, object);
         self.changed.send_replace(());
     }
 
     pub fn remove(&self, path: &str) {
-        self.state.lock().unwrap().objects.remove(path);
+        self.state.lock().objects.remove(path);
         self.changed.send_replace(());
     }
 
     pub fn get(&self, path: &str) -> Option<Value> {
-        self.state.lock().unwrap().objects.get(path).cloned()
+        self.state.lock().objects.get(path).cloned()
     }
 
     /// Runs `fault` at the next such request; a code it gives is the answer.
@@ -85,11 +82,11 @@ impl Apiserver {
         fault: impl FnOnce(&mut State) -> Option<StatusCode> + Send + 'static,
     ) {
         let key = (method, path.to_owned());
-        self.state.lock().unwrap().faults.entry(key).or_default().push(Box::new(fault));
+        self.state.lock().faults.entry(key).or_default().push(Box::new(fault));
     }
 
     pub fn writes(&self) -> Vec<String> {
-        self.state.lock().unwrap().writes.clone()
+        self.state.lock().writes.clone()
     }
 
     /// The PEM in the configuration's first caBundle.
@@ -125,7 +122,7 @@ impl Apiserver {
         if collection && query.contains("watch=true") {
             return self.watch();
         }
-        let mut state = self.state.lock().unwrap();
+        let mut state = self.state.lock();
         let fault = state.faults.get_mut(&(parts.method.clone(), path.clone())).and_then(Vec::pop);
         let ordered = fault.and_then(|fault| fault(&mut state));
         let (code, answer) = match ordered {

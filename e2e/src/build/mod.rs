@@ -12,9 +12,9 @@ pub use prometheus::{PROMETHEUS_BIN_DIR, PrometheusTools, prometheus_tools};
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Mutex, PoisonError};
 
 use crate::harness::error::{Error, Result};
+use parking_lot::Mutex;
 
 /// Names a ready Kubernetes binary (as built from `e2e/kubernetes`) instead of building one.
 pub const KUBERNETES_BIN: &str = "JOB_HANDLER_KUBERNETES_BIN";
@@ -61,7 +61,7 @@ pub fn cluster_programs() -> Result<ClusterPrograms> {
 /// If the build fails.
 pub fn pair_programs() -> Result<PathBuf> {
     static BUILT: Mutex<Option<PathBuf>> = Mutex::new(None);
-    let mut built = BUILT.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut built = BUILT.lock();
     if let Some(folder) = &*built {
         return Ok(folder.clone());
     }

@@ -2,8 +2,8 @@
 
 use std::collections::HashSet;
 use std::net::{Ipv4Addr, TcpListener};
-use std::sync::{Mutex, PoisonError};
 
+use parking_lot::Mutex;
 use rand::Rng;
 
 use crate::harness::error::{Error, Result};
@@ -18,7 +18,7 @@ use crate::harness::error::{Error, Result};
 /// If no free port is found.
 pub fn free() -> Result<u16> {
     static GIVEN: Mutex<Option<HashSet<u16>>> = Mutex::new(None);
-    let mut given = GIVEN.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut given = GIVEN.lock();
     let given = given.get_or_insert_default();
     for _ in 0..2_000 {
         let port = rand::rng().random_range(18_000..32_000);

@@ -1,10 +1,11 @@
 //! What stands before the webhook replicas: a TCP balancer on loopback, in the place of a Service.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
@@ -101,12 +102,12 @@ impl Balancer {
 }
 
 impl Shared {
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Entry>> {
-        self.backends.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Vec<Entry>> {
+        self.backends.lock()
     }
 
-    fn standing(&self) -> std::sync::MutexGuard<'_, CancellationToken> {
-        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
+    fn standing(&self) -> MutexGuard<'_, CancellationToken> {
+        self.standing.lock()
     }
 
     /// The backends in the order to try: the ready ones, from the next on, then the others.

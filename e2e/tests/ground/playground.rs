@@ -3,10 +3,11 @@
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use job_handler_e2e::wait_for;
+use parking_lot::Mutex;
 
 const SOON: Duration = Duration::from_secs(60);
 
@@ -23,12 +24,12 @@ async fn tells_where_it_is_starts_again_what_dies_and_ends_on_ctrl_c() {
     let (errors, theirs) = (BufReader::new(playground.stderr.take().unwrap()), Arc::clone(&told));
     std::thread::spawn(move || {
         for line in errors.lines().map_while(Result::ok) {
-            theirs.lock().unwrap().push_str(&format!("{line}\n"));
+            theirs.lock().push_str(&format!("{line}\n"));
         }
     });
     let mut lines = BufReader::new(playground.stdout.take().unwrap()).lines().map(Result::unwrap);
     let kubeconfig = lines.find_map(|line| line.strip_prefix("export KUBECONFIG=").map(PathBuf::from));
-    let kubeconfig = kubeconfig.unwrap_or_else(|| panic!("{}", told.lock().unwrap()));
+    let kubeconfig = kubeconfig.unwrap_or_else(|| panic!("{}", told.lock()));
     let folder = kubeconfig.parent().unwrap().to_owned();
 
     let kubectl = |arguments: &[&str]| {
@@ -46,7 +47,7 @@ async fn tells_where_it_is_starts_again_what_dies_and_ends_on_ctrl_c() {
     let died = process(&folder, "--replica=webhook-0").expect("the webhook runs");
     assert!(Command::new("kill").args(["-KILL", &died.to_string()]).status().unwrap().success());
     wait_for(SOON, "the webhook to be started again", || async {
-        let told = told.lock().unwrap().clone();
+        let told = told.lock().clone();
         let said =
             told.contains("webhook-0 ended (signal: 9 (SIGKILL))") && told.contains("it is started again");
         match process(&folder, "--replica=webhook-0") {

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     fmt,
-    sync::{Arc, OnceLock, PoisonError, RwLock},
+    sync::{Arc, OnceLock},
 };
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
@@ -11,6 +11,7 @@ use kube::{
     ResourceExt,
     core::{ParseExpressionError, Selector, SelectorExt},
 };
+use parking_lot::RwLock;
 use serde::{Deserialize, Serialize};
 
 pub use crate::policy::effective::{Bound, Effective, From};
@@ -228,11 +229,11 @@ impl PolicySet {
             }
         }
         let combination = (places, effective::opted_out(job_labels));
-        if let Some(known) = self.combined.read().unwrap_or_else(PoisonError::into_inner).get(&combination) {
+        if let Some(known) = self.combined.read().get(&combination) {
             return known.clone();
         }
         let computed = compute();
-        let mut combined = self.combined.write().unwrap_or_else(PoisonError::into_inner);
+        let mut combined = self.combined.write();
         if combined.len() < MAX_COMBINATIONS {
             combined.insert(combination, computed.clone());
         }
@@ -360,7 +361,7 @@ mod tests {
                 }
             }
         }
-        assert_eq!(set.combined.read().unwrap().len(), 16);
+        assert_eq!(set.combined.read().len(), 16);
     }
 
     #[test]

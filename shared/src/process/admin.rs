@@ -5,10 +5,11 @@
 use std::{
     collections::BTreeMap,
     net::{SocketAddr, TcpListener},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
 };
 
 use actix_web::{App, HttpResponse, HttpServer, dev::Server, web};
+use parking_lot::Mutex;
 
 use crate::process::telemetry::Metrics;
 
@@ -36,7 +37,7 @@ impl Readiness {
 
     /// The parts that are not ready, and why.
     pub fn missing(&self) -> Vec<String> {
-        let parts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let parts = self.0.lock();
         parts
             .iter()
             .filter_map(|(part, state)| state.as_ref().err().map(|why| format!("{part}: {why}")))
@@ -56,7 +57,7 @@ impl ReadyHandle {
     }
 
     fn set(&self, state: Result<(), String>) {
-        self.readiness.0.lock().unwrap_or_else(PoisonError::into_inner).insert(self.part, state);
+        self.readiness.0.lock().insert(self.part, state);
     }
 }
 

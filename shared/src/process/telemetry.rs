@@ -1,10 +1,8 @@
 //! Logs and metrics, the same way in both programs.
 
-use std::{
-    io::IsTerminal,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{io::IsTerminal, sync::Arc};
 
+use parking_lot::Mutex;
 use prometheus_client::{encoding::text, registry::Registry};
 use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt, util::SubscriberInitExt};
 
@@ -58,8 +56,7 @@ pub struct Metrics(Arc<Mutex<Registry>>);
 impl Metrics {
     /// Runs `register` on the registry.
     pub fn register<T>(&self, register: impl FnOnce(&mut Registry) -> T) -> T {
-        // A panic while registering leaves the registry usable.
-        register(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        register(&mut self.0.lock())
     }
 
     /// All metrics in OpenMetrics text.
@@ -68,7 +65,7 @@ impl Metrics {
     /// Where a metric cannot be written as text.
     pub fn encode(&self) -> Result<String, std::fmt::Error> {
         let mut out = String::new();
-        text::encode(&mut out, &self.0.lock().unwrap_or_else(PoisonError::into_inner))?;
+        text::encode(&mut out, &self.0.lock())?;
         Ok(out)
     }
 }

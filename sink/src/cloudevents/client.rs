@@ -2,13 +2,13 @@
 
 use std::{
     fmt,
-    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use http::{HeaderValue, StatusCode};
 use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, Client};
+use parking_lot::Mutex;
 
 use crate::{
     cloudevents::event::{CONTENT_TYPE, Phase, Told},
@@ -87,7 +87,7 @@ impl Receiver {
     async fn token(&self) -> Result<Option<HeaderValue>, Fault> {
         let Some(TokenRef { secret, key }) = &self.config.token else { return Ok(None) };
         {
-            let known = self.token.lock().unwrap_or_else(PoisonError::into_inner);
+            let known = self.token.lock();
             if let Some((_, token)) = known.as_ref().filter(|(at, _)| at.elapsed() < TOKEN_AGE) {
                 return Ok(Some(token.clone()));
             }
@@ -104,7 +104,7 @@ impl Receiver {
         let mut token = HeaderValue::from_bytes(&text)
             .map_err(|_| Fault::Away(format!("its token in {place} is none: it holds control characters")))?;
         token.set_sensitive(true);
-        *self.token.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), token.clone()));
+        *self.token.lock() = Some((Instant::now(), token.clone()));
         Ok(Some(token))
     }
 }
@@ -128,7 +128,7 @@ impl Post for Receiver {
         let answer = request.send().await.map_err(|error| Fault::Away(chain(&error.without_url())))?;
         let status = answer.status();
         if status == StatusCode::UNAUTHORIZED || status == StatusCode::FORBIDDEN {
-            *self.token.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            *self.token.lock() = None;
         }
         sort(status, told.phase)
     }

@@ -208,15 +208,13 @@ impl<R: Post> Outbox<R> {
 mod tests {
     use std::{
         convert::Infallible,
-        sync::{
-            Mutex,
-            atomic::{AtomicUsize, Ordering},
-        },
+        sync::atomic::{AtomicUsize, Ordering},
     };
 
     use http::{Method, Request, Response};
     use job_handler_shared::{keys, process::telemetry::Metrics};
     use kube::client::Body;
+    use parking_lot::Mutex;
     use serde_json::{Value, json};
 
     use super::*;
@@ -242,7 +240,7 @@ mod tests {
             if Instant::now() < self.back {
                 return Err(Fault::Away("503".into()));
             }
-            self.took.lock().unwrap().push(told.to_json("/s", &Default::default()));
+            self.took.lock().push(told.to_json("/s", &Default::default()));
             Ok(())
         }
     }
@@ -257,7 +255,7 @@ mod tests {
                 let (parts, body) = request.into_parts();
                 let sent = body.collect_bytes().await.unwrap_or_default();
                 let name = parts.uri.path().rsplit('/').next().unwrap_or_default().to_owned();
-                let mut maps = maps.lock().unwrap();
+                let mut maps = maps.lock();
                 let map = maps.get_mut(&name).unwrap();
                 if parts.method == Method::PATCH && map["metadata"]["labels"]["refused"] == "true" {
                     let refusal = json!({
@@ -305,7 +303,7 @@ mod tests {
     /// A sink that has just started: the watch has told it of these results.
     fn sink(maps: &Maps, receiver: &Arc<Scripted>) -> (Store, tokio::task::JoinHandle<()>) {
         let store = Store::default();
-        maps.lock().unwrap().iter().for_each(|(_, map)| tell(&store, map));
+        maps.lock().iter().for_each(|(_, map)| tell(&store, map));
         let outbox = Outbox {
             receiver: receiver.clone(),
             client: cluster(maps.clone()),
@@ -334,7 +332,7 @@ mod tests {
         let receiver = Arc::new(Scripted { back, took: Mutex::default(), tries: AtomicUsize::new(0) });
         let (mut store, mut task) = sink(&maps, &receiver);
         for n in 0..JOBS {
-            maps.lock().unwrap().insert(name(n), result(n));
+            maps.lock().insert(name(n), result(n));
             tell(&store, &result(n));
             // Twice within the hour, another one takes over, which knows what is stored and nothing else.
             if n % 200 == 199 && n + 1 < JOBS {
@@ -344,13 +342,13 @@ mod tests {
             tokio::time::sleep(Duration::from_secs(5)).await;
         }
         tokio::time::sleep_until(back).await;
-        assert!(receiver.took.lock().unwrap().is_empty());
+        assert!(receiver.took.lock().is_empty());
         let tries = receiver.tries.load(Ordering::Relaxed);
         assert!((30..300).contains(&tries), "it is left alone while it is away, and not forgotten: {tries}");
         tokio::time::sleep(Duration::from_secs(120)).await;
         task.abort();
 
-        let took = receiver.took.lock().unwrap();
+        let took = receiver.took.lock();
         let mut of_job: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
         for event in took.iter() {
             of_job.entry(event["subject"].as_str().unwrap()).or_default().push(event["id"].as_str().unwrap());
@@ -361,7 +359,7 @@ mod tests {
         }
         assert_eq!(took.len(), 2 * JOBS);
         assert!(store.untold("ci").is_empty());
-        for map in maps.lock().unwrap().values() {
+        for map in maps.lock().values() {
             assert_eq!(map["metadata"]["annotations"].get(OUTBOX), None, "nothing is pending any more");
         }
     }
@@ -372,7 +370,7 @@ mod tests {
         for n in 0..9 {
             let mut map = result(n);
             map["metadata"]["labels"]["refused"] = (n == 0).to_string().into();
-            maps.lock().unwrap().insert(name(n), map);
+            maps.lock().insert(name(n), map);
         }
         let receiver =
             Arc::new(Scripted { back: Instant::now(), took: Mutex::default(), tries: AtomicUsize::new(0) });
@@ -380,14 +378,14 @@ mod tests {
         tokio::time::sleep(Duration::from_secs(60)).await;
         assert_eq!(store.untold("ci"), ["u0"], "it is tried again, and is nobody else's trouble");
         // What comes later is told at once, too.
-        maps.lock().unwrap().insert(name(9), result(9));
+        maps.lock().insert(name(9), result(9));
         tell(&store, &result(9));
         tokio::time::sleep(Duration::from_secs(1)).await;
         assert_eq!(store.untold("ci"), ["u0"]);
         let ids: std::collections::BTreeSet<_> =
-            receiver.took.lock().unwrap().iter().map(|event| event["id"].to_string()).collect();
+            receiver.took.lock().iter().map(|event| event["id"].to_string()).collect();
         assert_eq!(ids.len(), 20, "whatever is told again bears the id that it had");
-        maps.lock().unwrap().get_mut(&name(0)).unwrap()["metadata"]["labels"]["refused"] = "false".into();
+        maps.lock().get_mut(&name(0)).unwrap()["metadata"]["labels"]["refused"] = "false".into();
         tokio::time::sleep(LONGEST_UNREAD * 2).await;
         task.abort();
         assert!(store.untold("ci").is_empty());

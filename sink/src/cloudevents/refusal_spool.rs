@@ -9,10 +9,11 @@ use std::{
     fs::{File, OpenOptions},
     io::{self, Write},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
 };
 
 use job_handler_shared::ledger::refusal::Refusal;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 
 use crate::{
@@ -100,7 +101,7 @@ impl Spool {
     }
 
     fn lock(&self) -> MutexGuard<'_, Lines> {
-        self.0.lines.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lines.lock()
     }
 
     /// Takes in a refusal.
@@ -259,11 +260,11 @@ mod tests {
         }
 
         async fn post(&self, told: &Told) -> Result<(), Fault> {
-            *self.tries.lock().unwrap() += 1;
+            *self.tries.lock() += 1;
             if tokio::time::Instant::now() < self.back {
                 return Err(Fault::Away("503".into()));
             }
-            self.took.lock().unwrap().push(told.to_json("/s", &Default::default()));
+            self.took.lock().push(told.to_json("/s", &Default::default()));
             Ok(())
         }
     }
@@ -286,9 +287,9 @@ mod tests {
         tokio::time::sleep_until(back + Duration::from_secs(120)).await;
         task.abort();
         let ids: Vec<String> =
-            receiver.took.lock().unwrap().iter().map(|e| e["id"].as_str().unwrap().to_owned()).collect();
+            receiver.took.lock().iter().map(|e| e["id"].as_str().unwrap().to_owned()).collect();
         assert_eq!(ids, (0..100).map(|n| format!("u{n}-refused")).collect::<Vec<_>>());
-        assert!(*receiver.tries.lock().unwrap() < 300, "it is left alone while it is away");
+        assert!(*receiver.tries.lock() < 300, "it is left alone while it is away");
         assert_eq!(std::fs::read_to_string(folder.path().join("s.sock.ci.jsonl")).unwrap(), "");
     }
 

@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
@@ -17,6 +17,7 @@ use kube::{
     Api, Client, ResourceExt,
     api::{ListParams, LogParams},
 };
+use parking_lot::Mutex;
 use tokio::{sync::Semaphore, time::Instant};
 use tokio_util::sync::CancellationToken;
 
@@ -850,18 +851,18 @@ fn kept_of(pods: &[CapturedPod]) -> usize {
 }
 
 fn remaining(left: &Mutex<usize>) -> usize {
-    *left.lock().unwrap_or_else(PoisonError::into_inner)
+    *left.lock()
 }
 
 fn take(left: &Mutex<usize>, wish: usize) -> usize {
-    let mut left = left.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut left = left.lock();
     let granted = wish.min(*left);
     *left -= granted;
     granted
 }
 
 fn give(left: &Mutex<usize>, back: usize) {
-    *left.lock().unwrap_or_else(PoisonError::into_inner) += back;
+    *left.lock() += back;
 }
 
 /// Drops what is not needed of a pod, at once: a Job can have a thousand of them.

@@ -8,12 +8,13 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::Instant,
@@ -164,7 +165,7 @@ impl Turns {
 impl Node {
     /// A call for a log of this namespace was not answered at once.
     pub fn hung(&self, namespace: &str) {
-        let mut hung = self.hung.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut hung = self.hung.lock();
         hung.retain(|_, (_, last)| last.elapsed() < HUNG_FRESH);
         let known = hung.entry(namespace.to_owned()).or_insert((0, Instant::now()));
         *known = (known.0.saturating_add(1), Instant::now());
@@ -172,19 +173,19 @@ impl Node {
 
     /// Whether logs of this namespace are best read late.
     pub fn is_late(&self, namespace: &str) -> bool {
-        let hung = self.hung.lock().unwrap_or_else(PoisonError::into_inner);
+        let hung = self.hung.lock();
         hung.get(namespace).is_some_and(|(calls, last)| *calls >= HUNG_CALLS && last.elapsed() < HUNG_FRESH)
     }
 
     /// A call for a log of this namespace was answered.
     pub fn answered(&self, namespace: &str) {
-        self.hung.lock().unwrap_or_else(PoisonError::into_inner).remove(namespace);
-        *self.mute.lock().unwrap_or_else(PoisonError::into_inner) = Mute::default();
+        self.hung.lock().remove(namespace);
+        *self.mute.lock() = Mute::default();
     }
 
     /// A call was not answered in time.
     pub fn said_nothing(&self) {
-        let mut mute = self.mute.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut mute = self.mute.lock();
         let now = Instant::now();
         // Silence of long ago says nothing about now.
         let first = mute.span.filter(|(_, last)| last.elapsed() < MUTE_FRESH).map(|(first, _)| first);
@@ -194,7 +195,7 @@ impl Node {
 
     /// Whether it has not answered for a while.
     pub fn is_mute(&self) -> bool {
-        let mute = self.mute.lock().unwrap_or_else(PoisonError::into_inner);
+        let mute = self.mute.lock();
         mute.calls >= MUTE_CALLS
             && mute
                 .span
@@ -244,7 +245,7 @@ impl Drop for InLine<'_> {
 }
 
 fn known<T>(all: &Mutex<HashMap<String, Arc<T>>>, name: &str, new: impl FnOnce() -> Arc<T>) -> Arc<T> {
-    let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut all = all.lock();
     if all.len() > REMEMBERED {
         // A permit holds its semaphore, and who looks at a node holds that: these are in use.
         all.retain(|_, one| Arc::strong_count(one) > 1);

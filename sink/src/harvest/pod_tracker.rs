@@ -8,12 +8,13 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -122,8 +123,7 @@ impl Default for Followed {
 
 impl Followed {
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        // Every change below is complete before a panic could come; a poisoned map is still a whole one.
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.lock()
     }
 
     /// Takes in a pod as it is now.

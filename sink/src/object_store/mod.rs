@@ -11,18 +11,12 @@
 
 mod spool;
 
-use std::{
-    collections::BTreeSet,
-    error::Error,
-    fmt,
-    path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::BTreeSet, error::Error, fmt, path::PathBuf, sync::Arc, time::Duration};
 
 use futures::{StreamExt, TryStreamExt};
 use job_handler_shared::process::telemetry::Metrics;
 use object_store::{ObjectStore, ObjectStoreExt, PutPayload, path::Path as Key};
+use parking_lot::{Mutex, MutexGuard};
 use prometheus_client::metrics::counter::Counter;
 use sha2::{Digest, Sha256};
 use tokio::{
@@ -281,7 +275,7 @@ impl Objects {
 
     fn health(&self) -> MutexGuard<'_, Health> {
         // Every change is one assignment.
-        self.0.health.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.health.lock()
     }
 
     fn rested(&self, health: &Health) -> Result<(), String> {

@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -16,6 +16,7 @@ use kube::{
     Api, Client, ResourceExt,
     api::{DeleteParams, ListParams, Preconditions},
 };
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::observe::store::Store;
 use job_handler_shared::kube::error::{ApiError, call};
@@ -56,7 +57,7 @@ impl From<&JobLedger> for Ledger {
 
 impl Ledgers {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Ledger>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// Takes one in.

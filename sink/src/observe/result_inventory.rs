@@ -1,11 +1,9 @@
 //! All stored results, as far as retention has to know them.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::{collections::HashMap, sync::Arc};
 
 use crate::{result::storage::Kind, retention::plan::Stored};
+use parking_lot::{Mutex, MutexGuard};
 
 /// What holds a result: its kind, namespace and name.
 type Place = (Kind, String, String);
@@ -17,7 +15,7 @@ pub struct Inventory(Arc<Mutex<HashMap<Place, Stored>>>);
 impl Inventory {
     fn lock(&self) -> MutexGuard<'_, HashMap<Place, Stored>> {
         // Every change is one call on the map.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// Takes one in, or its change.

@@ -5,10 +5,7 @@
 //! the cluster's own role `system:basic-user`), for the Secrets of all namespaces: with half of the rights a result could
 //! be written and never found again. Where all are there, the results in Secrets are watched as those in ConfigMaps are.
 
-use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use job_handler_shared::process::admin::ReadyHandle;
 use k8s_openapi::api::{
@@ -16,6 +13,7 @@ use k8s_openapi::api::{
     core::v1::Secret,
 };
 use kube::{Api, Client, api::PostParams};
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::{
     observe::reflectors::{self, Context},
@@ -45,7 +43,7 @@ enum Standing {
 impl Secrets {
     fn lock(&self) -> MutexGuard<'_, Standing> {
         // Every change is one assignment.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// Whether results may be held in Secrets, and those that are be read.

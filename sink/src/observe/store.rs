@@ -4,7 +4,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::Instant,
 };
 
@@ -20,6 +20,7 @@ use job_handler_shared::{
         status::{LastRefusal, PolicyStatus},
     },
 };
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{broadcast, watch};
 
 use crate::{
@@ -186,8 +187,7 @@ impl Default for Store {
 
 impl Store {
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        // Every change below is complete before a panic could come; a poisoned map is still a whole one.
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.lock()
     }
 
     fn changed(&self) {

@@ -2,12 +2,9 @@
 //! Jobs whose node does not answer hold up nobody else. Whoever takes long otherwise, such as where a webhook in the way
 //! of its writes does not answer, moves over to one of a few slots for such work.
 
-use std::{
-    pin::pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{pin::pin, sync::Arc, time::Duration};
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::Instant,
@@ -100,7 +97,7 @@ impl Slot {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     fn aside(&self) -> Duration {

@@ -5,16 +5,11 @@
 
 pub mod build;
 
-use std::{
-    collections::BTreeMap,
-    convert::Infallible,
-    fmt,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{collections::BTreeMap, convert::Infallible, fmt, sync::Arc, time::Duration};
 
 use http::{Method, Request, Response};
 use kube::{Client, client::Body};
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 /// What happens to one write.
@@ -88,73 +83,73 @@ impl Apiserver {
 
     /// Lets the `n`th write from now (from 0) fail.
     pub fn fault(&self, n: usize, fault: Fault) {
-        let mut state = self.0.lock().unwrap();
+        let mut state = self.0.lock();
         state.fault = Some((state.writes + n, fault));
     }
 
     /// Does something once, right before the first call of this method on a path that contains `path` is answered.
     pub fn before(&self, method: Method, path: &str, deed: impl FnOnce() + Send + 'static) {
-        self.1.0.lock().unwrap().push((method, path.to_owned(), Box::new(deed)));
+        self.1.0.lock().push((method, path.to_owned(), Box::new(deed)));
     }
 
     /// Refuses every creation of this resource, or of `namespace/resource`.
     pub fn refuse(&self, resource: &str, code: u16, message: &str) {
-        self.0.lock().unwrap().refused.insert(resource.to_owned(), (code, message.to_owned()));
+        self.0.lock().refused.insert(resource.to_owned(), (code, message.to_owned()));
     }
 
     /// Lets this many continue tokens be too old.
     pub fn forget_tokens(&self, times: usize) {
-        self.0.lock().unwrap().gone = times;
+        self.0.lock().gone = times;
     }
 
     /// The same, and the answer holds a token to go on with, as the real apiserver's does.
     pub fn expire_tokens(&self, times: usize) {
-        let mut state = self.0.lock().unwrap();
+        let mut state = self.0.lock();
         (state.gone, state.gone_hands_tokens) = (times, true);
     }
 
     /// A new process: what was dead is alive again, without faults.
     pub fn revive(&self) {
-        let mut state = self.0.lock().unwrap();
+        let mut state = self.0.lock();
         (state.dead, state.fault) = (false, None);
         state.refused.clear();
     }
 
     /// How many writes there were.
     pub fn writes(&self) -> usize {
-        self.0.lock().unwrap().writes
+        self.0.lock().writes
     }
 
     /// The writes since the start, as `METHOD path code`.
     pub fn calls(&self) -> Vec<String> {
-        self.0.lock().unwrap().calls.clone()
+        self.0.lock().calls.clone()
     }
 
     /// Puts an object.
     pub fn put(&self, resource: &str, object: Value) {
-        self.0.lock().unwrap().store(resource, object);
+        self.0.lock().store(resource, object);
     }
 
     /// Takes an object away.
     pub fn remove(&self, resource: &str, namespace: &str, name: &str) {
         let key = (resource.to_owned(), namespace.to_owned(), name.to_owned());
-        self.0.lock().unwrap().objects.remove(&key);
+        self.0.lock().objects.remove(&key);
     }
 
     /// What a container has written.
     pub fn put_log(&self, pod: &str, container: &str, content: &[u8]) {
-        self.0.lock().unwrap().logs.insert(format!("{pod}/{container}"), content.to_vec());
+        self.0.lock().logs.insert(format!("{pod}/{container}"), content.to_vec());
     }
 
     /// An object.
     pub fn get(&self, resource: &str, namespace: &str, name: &str) -> Option<Value> {
         let key = (resource.to_owned(), namespace.to_owned(), name.to_owned());
-        self.0.lock().unwrap().objects.get(&key).cloned()
+        self.0.lock().objects.get(&key).cloned()
     }
 
     /// All objects of a resource.
     pub fn all(&self, resource: &str) -> Vec<Value> {
-        let state = self.0.lock().unwrap();
+        let state = self.0.lock();
         state
             .objects
             .iter()
@@ -165,13 +160,13 @@ impl Apiserver {
 
     fn answer(&self, method: &Method, uri: &http::Uri, body: &[u8]) -> Response<Body> {
         let due = {
-            let mut hooks = self.1.0.lock().unwrap();
+            let mut hooks = self.1.0.lock();
             let due = hooks.iter().position(|(m, path, _)| m == method && uri.path().contains(path.as_str()));
             due.map(|at| hooks.remove(at).2)
         };
         // Without our lock: the deed may well call us.
         due.into_iter().for_each(|deed| deed());
-        let mut state = self.0.lock().unwrap();
+        let mut state = self.0.lock();
         let write = method != Method::GET;
         let gone = |code| status(code, "GatewayTimeout", "the connection is gone");
         if state.dead {

@@ -1,7 +1,7 @@
 //! What the two endpoints decide by.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -11,6 +11,7 @@ use job_handler_shared::{
     policy::set::{Labels, PolicySet},
     process::telemetry::Metrics,
 };
+use parking_lot::Mutex;
 
 use crate::{
     admission::warn::Onlooker,
@@ -89,7 +90,7 @@ impl State {
         let Some(refusals) = &self.refusals else { return };
         let now = Instant::now();
         let first = {
-            let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut told = self.told.lock();
             let first = told.get(job_uid, now).is_none();
             if first {
                 told.put(job_uid.to_owned(), (), now);

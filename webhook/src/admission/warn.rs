@@ -8,7 +8,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -39,6 +39,7 @@ use job_handler_shared::{
     },
     policy::spec::WhenFull,
 };
+use parking_lot::{Mutex, MutexGuard};
 
 /// A Job that was asked about is watched within this time, or never came.
 const FRESH: Duration = Duration::from_secs(1);
@@ -243,7 +244,7 @@ impl Onlooker {
     }
 
     fn asked(&self) -> MutexGuard<'_, Asked> {
-        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut asked = self.asked.lock();
         asked.retain(|_, (at, _)| at.elapsed() < FRESH);
         asked
     }

@@ -10,11 +10,12 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use job_handler_shared::job::snapshot::JobSnapshot;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::watch;
 
 use crate::cache::tombstones::{Grave, Graves};
@@ -154,7 +155,7 @@ impl Cache {
     }
 
     fn picture(&self) -> MutexGuard<'_, Picture> {
-        self.0.picture.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.picture.lock()
     }
 }
 

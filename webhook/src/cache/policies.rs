@@ -7,7 +7,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     future::Future,
     sync::{
-        Arc, Mutex, PoisonError, RwLock,
+        Arc,
         atomic::{AtomicU8, Ordering},
     },
     time::Duration,
@@ -27,6 +27,7 @@ use kube::{
     core::{DeserializeGuard, PartialObjectMeta},
     runtime::watcher,
 };
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -145,7 +146,7 @@ impl Policies {
 
     /// Labels of a namespace, if it is known.
     pub fn known_namespace(&self, name: &str) -> Option<Arc<Labels>> {
-        self.0.namespaces.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+        self.0.namespaces.read().get(name).cloned()
     }
 
     /// Labels of a namespace; one that was created a moment ago is waited for.
@@ -167,7 +168,7 @@ impl Policies {
 
     /// All namespaces that are known, with their labels.
     pub fn namespaces(&self) -> Vec<(String, Arc<Labels>)> {
-        let known = self.0.namespaces.read().unwrap_or_else(PoisonError::into_inner);
+        let known = self.0.namespaces.read();
         known.iter().map(|(name, labels)| (name.clone(), labels.clone())).collect()
     }
 
@@ -177,12 +178,12 @@ impl Policies {
     }
 
     fn namespaces_mut(&self, change: impl FnOnce(&mut HashMap<String, Arc<Labels>>)) {
-        change(&mut self.0.namespaces.write().unwrap_or_else(PoisonError::into_inner));
+        change(&mut self.0.namespaces.write());
         self.0.namespaces_changed.send_modify(|n| *n += 1);
     }
 
     fn policies_mut(&self, change: impl FnOnce(&mut BTreeMap<Key, Arc<Policy>>)) {
-        let mut known = self.0.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.0.known.lock();
         change(&mut known);
         // Stored under the lock, so that a later change cannot be overtaken by an earlier one.
         self.0.set.store(Arc::new(PolicySet::new(known.values().cloned())));
@@ -250,7 +251,7 @@ impl<P: Resource<DynamicType = ()>> Mirror<DeserializeGuard<P>> for PolicyMirror
         let (key, policy) = (key(self.kind, &found), self.policy(&found));
         // The status changes often, the spec seldom; only the spec moves the generation.
         let same = policy.as_ref().is_some_and(|new| {
-            let known = self.policies.0.known.lock().unwrap_or_else(PoisonError::into_inner);
+            let known = self.policies.0.known.lock();
             known.get(&key).is_some_and(|old| {
                 old.generation == new.generation && old.reference == new.reference && old.spec == new.spec
             })

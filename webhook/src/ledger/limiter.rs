@@ -7,13 +7,14 @@ use std::{
     collections::{BTreeMap, HashMap},
     future::Future,
     net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
 use futures::{FutureExt, future::BoxFuture};
 use job_handler_shared::{ledger::crd::JobLedger, policy::set::PolicySet, process::admin::Readiness};
 use kube::{Client, runtime::watcher};
+use parking_lot::Mutex;
 use tokio::{
     sync::{mpsc, oneshot, watch},
     task::{JoinError, JoinSet},
@@ -233,7 +234,7 @@ impl LedgerLimiter {
 
     /// Whether the actor of a ledger takes a message; one is made where there is none.
     fn tell(&self, ledger: LedgerId, message: Message) -> bool {
-        let mut actors = self.actors.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut actors = self.actors.lock();
         let sender = actors.entry(ledger.clone()).or_insert_with(|| {
             let (sender, inbox) = mpsc::channel(WAITING);
             let shared = self.shared.clone();

@@ -151,8 +151,8 @@ mod tests {
         let id = LedgerId::Namespace("ci".into());
         let (mut found, mut other) = (Found::default(), Found::default());
         let mut jobs = vec![job("a", "1", false), job("b", "1", true), job("c", "2", true)];
-        let labels = std::sync::Mutex::new(Some(Arc::new(Labels::new())));
-        let namespaces = |_: &str| labels.lock().unwrap().clone();
+        let labels = parking_lot::Mutex::new(Some(Arc::new(Labels::new())));
+        let namespaces = |_: &str| labels.lock().clone();
         let mut look = |policies: &Arc<PolicySet>, jobs: &[Arc<JobSnapshot>]| {
             let rules = Rules { policies, namespaces: &namespaces };
             found.begin(policies, jobs.len());
@@ -189,7 +189,7 @@ mod tests {
         }
         // Other labels of the namespace may mean other policies.
         let before = Arc::as_ptr(&jobs[1]) as usize;
-        *labels.lock().unwrap() = Some(Arc::new(Labels::from([("team".to_owned(), "x".to_owned())])));
+        *labels.lock() = Some(Arc::new(Labels::from([("team".to_owned(), "x".to_owned())])));
         look(&many, &jobs);
         let entry = &found.jobs[&before];
         assert_eq!(entry.labels.as_ref().unwrap().len(), 1, "found anew");

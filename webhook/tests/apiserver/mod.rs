@@ -8,7 +8,7 @@ use std::{
     collections::BTreeMap,
     net::SocketAddr,
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
@@ -30,6 +30,7 @@ use job_handler_webhook::{
     metrics::WebhookMetrics,
 };
 use kube::{Client, client::Body};
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::{sync::watch, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
@@ -124,7 +125,7 @@ impl Apiserver {
         }
         let body = body.collect_bytes().await.unwrap();
         tokio::time::sleep(self.takes / 2).await;
-        let fault = *self.fault.lock().unwrap();
+        let fault = *self.fault.lock();
         let (code, answer) = match path.strip_prefix(LEDGERS) {
             _ if fault.is_some() => refuse(fault.unwrap()),
             Some(name) => {
@@ -157,7 +158,7 @@ impl Apiserver {
                 until => until,
             };
             let events: String = {
-                let stored = self.stored.lock().unwrap();
+                let stored = self.stored.lock();
                 let new = stored.events.iter().filter(|(of_job, version, _)| {
                     *of_job == of_jobs && *version > from && *version <= until
                 });
@@ -177,7 +178,7 @@ impl Apiserver {
             self.lists.fetch_add(1, Ordering::SeqCst);
         }
         let namespace = path.split('/').nth(5).filter(|_| path.contains("/namespaces/"));
-        let stored = self.stored.lock().unwrap();
+        let stored = self.stored.lock();
         let jobs = stored
             .jobs
             .iter()
@@ -194,15 +195,15 @@ impl Apiserver {
         self.gets.fetch_add(1, Ordering::SeqCst);
         let parts: Vec<&str> = path.split('/').collect();
         let [.., namespace, "jobs", name] = parts[..] else { panic!("{path}") };
-        let stored = self.stored.lock().unwrap();
+        let stored = self.stored.lock();
         stored.jobs.get(&format!("{namespace}/{name}")).map_or_else(|| refuse(404), |job| (200, job.clone()))
     }
 
     fn ledger(&self, method: &Method, name: &str, body: Value) -> (u16, Value) {
-        let lost = if *method == Method::PUT { self.lose_next.lock().unwrap().take() } else { None };
+        let lost = if *method == Method::PUT { self.lose_next.lock().take() } else { None };
         match lost {
             Some(Lost::Undone) => {}
-            Some(Lost::Late) => *self.late.lock().unwrap() = Some(body),
+            Some(Lost::Late) => *self.late.lock() = Some(body),
             None => return self.ledger_now(method, name, body),
             Some(Lost::Done) => {
                 self.ledger_now(method, name, body);
@@ -213,12 +214,12 @@ impl Apiserver {
 
     /// A write that was late is done now.
     pub fn arrive(&self) {
-        let late = self.late.lock().unwrap().take();
+        let late = self.late.lock().take();
         self.ledger_now(&Method::PUT, "", late.expect("a write that is late"));
     }
 
     fn ledger_now(&self, method: &Method, name: &str, mut body: Value) -> (u16, Value) {
-        let mut stored = self.stored.lock().unwrap();
+        let mut stored = self.stored.lock();
         match *method {
             Method::GET if name.is_empty() => {
                 let items: Vec<_> = stored.ledgers.values().cloned().collect();
@@ -267,7 +268,7 @@ impl Apiserver {
 
     /// Writes a ledger, as somebody may do by hand.
     pub fn put_ledger(&self, name: &str, spec: Value) {
-        let mut stored = self.stored.lock().unwrap();
+        let mut stored = self.stored.lock();
         stored.version += 1;
         let version = stored.version.to_string();
         let ledger = json!({"apiVersion": "job-handler.io/v1alpha1", "kind": "JobLedger",
@@ -279,7 +280,7 @@ impl Apiserver {
 
     /// Deletes a ledger, as somebody may do by hand.
     pub fn delete_ledger(&self, name: &str) {
-        let mut stored = self.stored.lock().unwrap();
+        let mut stored = self.stored.lock();
         stored.version += 1;
         let version = stored.version.to_string();
         let mut ledger = stored.ledgers.remove(name).unwrap();
@@ -289,7 +290,7 @@ impl Apiserver {
     }
 
     pub fn pending(&self, name: &str) -> usize {
-        let stored = self.stored.lock().unwrap();
+        let stored = self.stored.lock();
         let pending = stored.ledgers[name]["spec"]["pending"].as_object();
         pending.map_or(0, |names| names.values().map(|tries| tries.as_object().unwrap().len()).sum())
     }
@@ -299,7 +300,7 @@ impl Apiserver {
         let (namespace, name) = key.split_once('/').unwrap();
         let job =
             json!({"metadata": {"name": name, "namespace": namespace, "uid": uid}, "spec": {"template": {}}});
-        if self.stored.lock().unwrap().jobs.contains_key(key) {
+        if self.stored.lock().jobs.contains_key(key) {
             return false;
         }
         self.put(key, job, "ADDED");
@@ -308,7 +309,7 @@ impl Apiserver {
 
     /// Writes a Job in another state.
     pub fn change(&self, key: &str, change: impl FnOnce(&mut Value)) {
-        let mut job = self.stored.lock().unwrap().jobs[key].clone();
+        let mut job = self.stored.lock().jobs[key].clone();
         change(&mut job);
         self.put(key, job, "MODIFIED");
     }
@@ -319,7 +320,7 @@ impl Apiserver {
     }
 
     pub fn delete(&self, key: &str) {
-        let mut stored = self.stored.lock().unwrap();
+        let mut stored = self.stored.lock();
         stored.version += 1;
         let version = stored.version.to_string();
         let mut job = stored.jobs.remove(key).unwrap();
@@ -329,7 +330,7 @@ impl Apiserver {
     }
 
     fn put(&self, key: &str, mut job: Value, kind: &str) {
-        let mut stored = self.stored.lock().unwrap();
+        let mut stored = self.stored.lock();
         stored.version += 1;
         let version = stored.version.to_string();
         job["metadata"]["resourceVersion"] = json!(version);
@@ -340,7 +341,7 @@ impl Apiserver {
 
     /// What watches tell of Jobs after one resourceVersion and up to another.
     pub fn jobs_told(&self, after: u64, until: u64) -> Vec<(u64, Value)> {
-        let stored = self.stored.lock().unwrap();
+        let stored = self.stored.lock();
         let told = stored
             .events
             .iter()
@@ -350,14 +351,14 @@ impl Apiserver {
 
     /// Watches of Jobs tell nothing more, or (true) everything again.
     pub fn tell_of_jobs(&self, tells: bool) {
-        let version = self.stored.lock().unwrap().version;
+        let version = self.stored.lock().version;
         self.told_until.store(if tells { 0 } else { version }, Ordering::SeqCst);
         self.changed.send_replace(version);
     }
 
     /// Watches of Jobs from before now are answered with 410.
     pub fn forget(&self) {
-        let version = self.stored.lock().unwrap().version;
+        let version = self.stored.lock().version;
         self.forgotten.store(version, Ordering::SeqCst);
         self.changed.send_replace(version);
     }

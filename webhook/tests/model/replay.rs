@@ -93,16 +93,16 @@ pub fn replay(protocol: &Protocol, trace: Vec<(World, Option<Step>)>) -> usize {
             let after = &trace[n + 1].0;
             stage.begin_early_lists(&trace[n..]).await;
             stage.step(before, after, step).await;
-            let active = stage.apiserver.stored.lock().unwrap().active();
+            let active = stage.apiserver.stored.lock().active();
             assert!(active <= protocol.max, "{active} active after step {n}: {step:?}");
-            stage.versions.resize(after.history.len(), stage.apiserver.stored.lock().unwrap().version);
+            stage.versions.resize(after.history.len(), stage.apiserver.stored.lock().version);
         }
         // Whoever was granted may still land.
         let rest: Vec<usize> = stage.asked.keys().copied().collect();
         for n in rest {
             stage.land(n).await;
         }
-        let active = stage.apiserver.stored.lock().unwrap().active();
+        let active = stage.apiserver.stored.lock().active();
         assert!(active <= protocol.max, "{active} active in the end");
         stage.asked.values().filter(|asked| asked.granted).count()
     })
@@ -118,7 +118,7 @@ impl<'a> Stage<'a> {
             apiserver.change(&key(name), |job| {
                 job["spec"]["suspend"] = json!(stored.state == JobState::Suspended);
             });
-            versions.push(apiserver.stored.lock().unwrap().version);
+            versions.push(apiserver.stored.lock().version);
         }
         let replicas = (0..first.replicas.len()).map(|n| Replica::new(protocol, n, &apiserver)).collect();
         Self { protocol, apiserver, replicas, asked: BTreeMap::new(), versions }
@@ -143,14 +143,14 @@ impl<'a> Stage<'a> {
                 }
             }
             Step::Write { replica, answer } => {
-                *self.apiserver.lose_next.lock().unwrap() = match answer {
+                *self.apiserver.lose_next.lock() = match answer {
                     WriteAnswer::Known => None,
                     WriteAnswer::LostAfter => Some(Lost::Done),
                     WriteAnswer::LostBefore => Some(Lost::Undone),
                     WriteAnswer::Late => Some(Lost::Late),
                 };
                 self.write(before, *replica).await;
-                let lost = self.apiserver.lose_next.lock().unwrap().take();
+                let lost = self.apiserver.lose_next.lock().take();
                 assert!(lost.is_none(), "it wrote nothing whose answer could have been lost");
             }
             Step::Crash { replica } => {
@@ -175,7 +175,7 @@ impl<'a> Stage<'a> {
 
     fn ask(&mut self, n: usize, name: &'static str, one: &Try) {
         let from = matches!(one.kind, Kind::Unsuspend { .. }).then(|| {
-            let stored = self.apiserver.stored.lock().unwrap();
+            let stored = self.apiserver.stored.lock();
             stored.jobs[&key(name)]["metadata"]["resourceVersion"].as_str().unwrap().parse().unwrap()
         });
         let job = JobSnapshot {
@@ -242,7 +242,7 @@ impl<'a> Stage<'a> {
                 self.apiserver.store(&key, &asked.one.job_uid);
             }
             Some(from) => {
-                let stored = self.apiserver.stored.lock().unwrap().jobs.get(&key).cloned();
+                let stored = self.apiserver.stored.lock().jobs.get(&key).cloned();
                 let unchanged =
                     stored.is_some_and(|job| job["metadata"]["resourceVersion"] == json!(from.to_string()));
                 if unchanged {
@@ -261,7 +261,7 @@ impl<'a> Stage<'a> {
     }
 
     fn stored(&self, name: &str) -> bool {
-        self.apiserver.stored.lock().unwrap().jobs.contains_key(&key(name))
+        self.apiserver.stored.lock().jobs.contains_key(&key(name))
     }
 
     /// A LIST that the trace joins later, when it shows no longer what is stored, has to begin now.
@@ -313,7 +313,7 @@ impl Replica {
 
     /// The ledger as it is now is what it will go by.
     fn read(&self, apiserver: &Apiserver) {
-        let ledger = apiserver.stored.lock().unwrap().ledgers[LEDGER].clone();
+        let ledger = apiserver.stored.lock().ledgers[LEDGER].clone();
         let known = Known::of(serde_json::from_value(ledger).unwrap()).unwrap();
         self.shared.memory.note(LEDGER, &known);
     }

@@ -7,13 +7,14 @@ use std::ffi::OsString;
 use std::fs::OpenOptions;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use folder::Folder;
 pub(crate) use sys::{spawn, terminate_group};
 
 use crate::harness::error::{Error, Result};
+use parking_lot::{Mutex, MutexGuard};
 
 /// How a process is started, kept so that it can be started again just so.
 #[derive(Clone, Debug)]
@@ -216,8 +217,7 @@ impl Killer {
 }
 
 fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
-    // A poisoned lock only tells that a test panicked; the child is still ours to end.
-    state.lock().unwrap_or_else(PoisonError::into_inner)
+    state.lock()
 }
 
 impl Drop for Process {

@@ -3,8 +3,10 @@
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
+use std::sync::OnceLock;
 use std::sync::mpsc::{Sender, channel};
-use std::sync::{Mutex, OnceLock, PoisonError};
+
+use parking_lot::Mutex;
 
 type Order = (Command, Sender<io::Result<Child>>);
 
@@ -28,11 +30,7 @@ pub(crate) fn spawn(mut command: Command) -> io::Result<Child> {
         Mutex::new(orders)
     });
     let (answer, reply) = channel();
-    spawner
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .send((command, answer))
-        .map_err(|_| io::Error::other("the spawner thread is gone"))?;
+    spawner.lock().send((command, answer)).map_err(|_| io::Error::other("the spawner thread is gone"))?;
     reply.recv().map_err(|_| io::Error::other("the spawner thread is gone"))?
 }
 

@@ -8,8 +8,9 @@ mod rule;
 mod streams;
 
 use std::net::Ipv4Addr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::{Mutex, MutexGuard};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SanType};
 use rustls::ServerConfig;
 use rustls::pki_types::PrivateKeyDer;
@@ -114,11 +115,11 @@ impl FaultProxy {
 
 impl Shared {
     fn rules(&self) -> MutexGuard<'_, Vec<Entry>> {
-        self.rules.lock().unwrap_or_else(PoisonError::into_inner)
+        self.rules.lock()
     }
 
     fn writes(&self) -> MutexGuard<'_, Vec<Write>> {
-        self.writes.lock().unwrap_or_else(PoisonError::into_inner)
+        self.writes.lock()
     }
 
     /// What is to become of a call.

@@ -2,11 +2,12 @@
 
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 
 use http_body_util::BodyExt;
 use hyper::body::{Bytes, Frame};
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::net::fault_proxy::forward::Body;
 
@@ -60,7 +61,7 @@ impl Streams {
 }
 
 fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
-    of.lock().unwrap_or_else(PoisonError::into_inner)
+    of.lock()
 }
 
 struct Guarded {
