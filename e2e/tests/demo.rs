@@ -1,4 +1,4 @@
-//! Each step of the demo is broken once, fails, and is then told as it should be.
+//! Each step of the demo fails when it is sabotaged, and passes after the repair.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::time::Duration;
@@ -6,14 +6,14 @@ use std::time::Duration;
 use job_handler_e2e::{
     Cluster, ClusterOptions, Pair, PairOptions,
     build::pair_programs,
-    demo::{self, STEPS, Step, StoryOptions},
+    demo::{self, DemoOptions, DemoStep, STEPS},
 };
 use serde_json::Value;
 
 const EVENTS: [&str; 4] = ["-n", "ci", "--field-selector", "reason=JobProcessing"];
 
-/// Takes away what a step tells of; returns what is needed to give it back.
-async fn sabotage(step: Step, cluster: &Cluster, pair: &Pair) -> String {
+/// Breaks what a step shows. Returns what `repair` needs.
+async fn sabotage(step: DemoStep, cluster: &Cluster, pair: &Pair) -> String {
     let limits = |max: u32, per_parser: u32| {
         format!(
             r#"{{"spec":{{"limits":[{{"name":"concurrent-builds","maxActiveJobs":{max},"scope":"Namespace"}},
@@ -21,18 +21,18 @@ async fn sabotage(step: Step, cluster: &Cluster, pair: &Pair) -> String {
         )
     };
     match step {
-        // The webhook is not called any more.
-        Step::Stamp => {
+        // The webhook is no longer called.
+        DemoStep::Stamp => {
             let off = r#"[{"op":"replace","path":"/webhooks/0/rules/0/resources","value":["nothings"]}]"#;
             let patch = ["patch", "mutatingwebhookconfiguration", "job-handler", "--type=json", "-p", off];
             cluster.kubectl(&patch).await.unwrap();
         }
-        Step::Limit => patch_policy(cluster, &limits(50, 1)).await,
-        Step::Duplicate => patch_policy(cluster, &limits(10, 2)).await,
-        // Nobody harvests, prunes or tells.
-        Step::Prune | Step::Reasons | Step::Results => pair.sink().stop().unwrap(),
-        // The Events are gone.
-        Step::Warnings => {
+        DemoStep::Limit => patch_policy(cluster, &limits(50, 1)).await,
+        DemoStep::Duplicate => patch_policy(cluster, &limits(10, 2)).await,
+        // Nothing harvests, prunes or creates Events.
+        DemoStep::Prune | DemoStep::Reasons | DemoStep::Results => pair.sink().stop().unwrap(),
+        // The Events are deleted.
+        DemoStep::Warnings => {
             let get = ["get", "events", "-o", "json"].into_iter().chain(EVENTS).collect::<Vec<_>>();
             let events = cluster.kubectl(&get).await.unwrap();
             cluster
@@ -41,37 +41,37 @@ async fn sabotage(step: Step, cluster: &Cluster, pair: &Pair) -> String {
                 .unwrap();
             return events;
         }
-        // The Jobs the cleaner would find are made in a namespace that is going.
-        Step::Sweep => {
+        // The namespace of the Jobs to prune does not exist.
+        DemoStep::PruneCommand => {
             cluster.kubectl(&["delete", "namespace", "legacy", "--wait=true"]).await.unwrap();
         }
     }
     String::new()
 }
 
-async fn mend(step: Step, cluster: &Cluster, pair: &Pair, kept: &str) {
+async fn repair(step: DemoStep, cluster: &Cluster, pair: &Pair, saved: &str) {
     match step {
-        Step::Stamp => {
+        DemoStep::Stamp => {
             let on = r#"[{"op":"replace","path":"/webhooks/0/rules/0/resources","value":["jobs"]}]"#;
             let patch = ["patch", "mutatingwebhookconfiguration", "job-handler", "--type=json", "-p", on];
             cluster.kubectl(&patch).await.unwrap();
         }
-        Step::Limit | Step::Duplicate => {
+        DemoStep::Limit | DemoStep::Duplicate => {
             let sample = include_str!("../../manifests/samples/builds.yaml");
             cluster.kubectl_with_input(&["apply", "-f", "-"], sample).await.unwrap();
             ready(cluster).await;
         }
-        // Paused beyond its Lease it would end by itself; a fresh one is what Kubernetes would start then.
-        Step::Prune | Step::Reasons | Step::Results => pair.sink().restart().unwrap(),
-        Step::Warnings => {
-            let mut events: Value = serde_json::from_str(kept).unwrap();
+        // A sink that was paused for longer than its Lease exits when it continues; Kubernetes would start a new one.
+        DemoStep::Prune | DemoStep::Reasons | DemoStep::Results => pair.sink().restart().unwrap(),
+        DemoStep::Warnings => {
+            let mut events: Value = serde_json::from_str(saved).unwrap();
             for event in events["items"].as_array_mut().unwrap() {
                 let metadata = event["metadata"].as_object_mut().unwrap();
                 metadata.retain(|key, _| key == "name" || key == "namespace");
             }
             cluster.kubectl_with_input(&["create", "-f", "-"], &events.to_string()).await.unwrap();
         }
-        Step::Sweep => {
+        DemoStep::PruneCommand => {
             cluster.kubectl(&["create", "namespace", "legacy"]).await.unwrap();
         }
     }
@@ -91,32 +91,32 @@ async fn ready(cluster: &Cluster) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_step_fails_when_it_is_not_as_told_and_passes_when_it_is() {
+async fn every_step_fails_when_sabotaged_and_passes_after_the_repair() {
     let cluster = Cluster::start(ClusterOptions::default()).await.unwrap();
     let pair = Pair::install(&cluster, PairOptions::default()).await.unwrap();
-    let options = StoryOptions {
+    let options = DemoOptions {
         sink: pair_programs().unwrap().join("job-handler-sink"),
         patience: Duration::from_secs(5),
         builds_run: Duration::from_secs(200),
         quiet: true,
     };
-    let mut story = demo::set_stage(&cluster, options).await.unwrap();
+    let mut runner = demo::prepare(&cluster, options).await.unwrap();
     for step in STEPS {
-        let kept = sabotage(step, &cluster, &pair).await;
-        assert!(!story.tell(step).await, "{} went as told although it was broken", step.name());
-        mend(step, &cluster, &pair, &kept).await;
-        let told = story.tell(step).await;
-        assert!(told, "{}: {:?}", step.name(), story.report().steps.last());
+        let saved = sabotage(step, &cluster, &pair).await;
+        assert!(!runner.run_step(step).await, "{} passed although it was sabotaged", step.name());
+        repair(step, &cluster, &pair, &saved).await;
+        let passed = runner.run_step(step).await;
+        assert!(passed, "{}: {:?}", step.name(), runner.report().steps.last());
     }
-    // What `--json` writes: each step twice, broken and mended, with the commands and what they said.
-    let json = serde_json::to_value(story.report()).unwrap();
+    // What `--json` writes: each step twice, sabotaged and repaired, with its commands and their output.
+    let json = serde_json::to_value(runner.report()).unwrap();
     let steps = json["steps"].as_array().unwrap();
     assert_eq!(steps.len(), 2 * STEPS.len());
-    for (told, step) in steps.chunks(2).zip(STEPS) {
-        assert_eq!((&told[0]["name"], &told[0]["ok"]), (&step.name().into(), &false.into()));
-        assert!(told[0]["problem"].is_string(), "{told:?}");
-        assert_eq!((&told[1]["ok"], &told[1]["problem"]), (&true.into(), &Value::Null));
-        assert!(!told[1]["seen"].as_array().unwrap().is_empty(), "{told:?}");
-        assert!(told[1]["commands"][0]["command"].is_string(), "{told:?}");
+    for (runs, step) in steps.chunks(2).zip(STEPS) {
+        assert_eq!((&runs[0]["name"], &runs[0]["ok"]), (&step.name().into(), &false.into()));
+        assert!(runs[0]["problem"].is_string(), "{runs:?}");
+        assert_eq!((&runs[1]["ok"], &runs[1]["problem"]), (&true.into(), &Value::Null));
+        assert!(!runs[1]["seen"].as_array().unwrap().is_empty(), "{runs:?}");
+        assert!(runs[1]["commands"][0]["command"].is_string(), "{runs:?}");
     }
 }

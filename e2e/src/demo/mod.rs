@@ -1,13 +1,17 @@
-//! The demo: the main job told through the real `kubectl`, on Jobs as they are written in the field.
+//! The demo: shows what job-handler does, through the real `kubectl`, on Jobs as people write them.
 //!
-//! [`Story`] tells steps; each step runs commands, compares what it sees with what it tells, and fails where the two
-//! differ. `cargo demo` boots a cluster, installs the pair and tells all of them; the tests break each step once.
+//! [`run`] (`setup.rs`) boots a cluster, installs the pair and runs every [`DemoStep`] in order (`script.rs`). Each step
+//! (`steps/`) runs commands through the [`DemoRunner`] (`runner.rs`), which prints them, and fails where the output is
+//! not what the step expects. The outcome is a [`DemoReport`]. Read `script.rs` first. `tests/demo.rs` breaks each step
+//! once.
 
 mod report;
 mod runner;
-mod stage;
+mod script;
+mod setup;
 mod steps;
 
-pub use report::{Report, StepReport, Timing};
-pub use runner::{Ran, STEPS, Step, Story, StoryOptions};
-pub use stage::{run, set_stage};
+pub use report::DemoReport;
+pub use runner::{DemoOptions, DemoRunner};
+pub use script::{DemoStep, STEPS};
+pub use setup::{prepare, run};

@@ -1,13 +1,13 @@
-//! What was told and what was seen, for people and as JSON.
+//! What the steps ran and found, for the terminal and as JSON.
 
 use std::fmt::Write as _;
 
 use serde::Serialize;
 
-/// All steps of one telling.
+/// All steps of one run.
 #[derive(Debug, Default, Serialize)]
-pub struct Report {
-    /// In the order they were told.
+pub struct DemoReport {
+    /// In the order in which they ran.
     pub steps: Vec<StepReport>,
     /// Durations that users care about.
     pub timings: Vec<Timing>,
@@ -16,19 +16,19 @@ pub struct Report {
 /// One step.
 #[derive(Debug, Serialize)]
 pub struct StepReport {
-    /// Short name, as `--break` of the tests and the JSON have it.
+    /// [`DemoStep::name`](super::DemoStep::name).
     pub name: &'static str,
-    /// One line that says what it is about.
+    /// The heading above the step.
     pub title: &'static str,
-    /// Whether it went as told.
+    /// Whether it passed.
     pub ok: bool,
-    /// What differed.
+    /// Why it failed.
     pub problem: Option<String>,
-    /// What was seen, fact by fact.
+    /// The facts that it checked.
     pub seen: Vec<String>,
-    /// Commands that were run, with what they printed.
+    /// The commands that it showed, with their output.
     pub commands: Vec<CommandReport>,
-    /// Seconds the step took.
+    /// Seconds that it took.
     pub seconds: f64,
 }
 
@@ -37,9 +37,9 @@ pub struct StepReport {
 pub struct CommandReport {
     /// As a person would type it.
     pub command: String,
-    /// Whether it exited 0.
+    /// Whether it exited with 0.
     pub ok: bool,
-    /// What it printed.
+    /// Standard output and standard error.
     pub output: String,
 }
 
@@ -48,31 +48,30 @@ pub struct CommandReport {
 pub struct Timing {
     /// What was timed.
     pub what: String,
-    /// Seconds it took.
+    /// Seconds that it took.
     pub seconds: f64,
-    /// Seconds that users expect at most, where they do.
+    /// Seconds that it should take at most, if there is such a limit.
     pub expected: Option<f64>,
 }
 
-impl Report {
-    /// Whether every step went as told.
+impl DemoReport {
+    /// Whether every step passed.
     pub fn ok(&self) -> bool {
         !self.steps.is_empty() && self.steps.iter().all(|step| step.ok)
     }
 
     /// The table of timings and the closing line.
     pub fn closing(&self) -> String {
-        let mut text =
-            String::from("\n  what                                              took   expected\n");
+        let mut text = format!("\n  {:<46} {:>8}   expected\n", "timing", "took");
         for Timing { what, seconds, expected } in &self.timings {
             let expected = expected.map_or_else(|| "-".to_owned(), |e| format!("< {e:.0} s"));
             // Writing to a String does not fail.
             let _ = writeln!(text, "  {what:<46} {seconds:>6.2} s   {expected}");
         }
-        let failed: Vec<_> = self.steps.iter().filter(|s| !s.ok).map(|s| s.name).collect();
+        let failed: Vec<_> = self.steps.iter().filter(|step| !step.ok).map(|step| step.name).collect();
         let _ = match failed.as_slice() {
-            [] => writeln!(text, "\n  All {} steps went as told.", self.steps.len()),
-            names => writeln!(text, "\n  NOT as told: {}", names.join(", ")),
+            [] => writeln!(text, "\n  All {} steps passed.", self.steps.len()),
+            names => writeln!(text, "\n  FAILED steps: {}", names.join(", ")),
         };
         text
     }

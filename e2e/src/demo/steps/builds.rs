@@ -2,188 +2,177 @@
 
 use std::time::{Duration, Instant};
 
-use super::{
-    expect,
-    manifests::{self, Play},
-    refused_with, succeeded,
-};
-use crate::demo::runner::{Problem, Story};
+use super::manifests::{self, SimulatedRun};
+use super::{expect, refused_with, succeeded};
+use crate::demo::runner::{Builds, DemoRunner, StepError};
 
-/// The limit of the sample.
+/// The limit in the sample policy.
 const SLOTS: usize = 10;
-/// What everyone who is refused reads.
+/// The reason in every refusal by that limit.
 const REASON: &str = "concurrent job limit reached: 10 active jobs, max allowed: 10";
 
-/// The builds that were created so far.
-#[derive(Debug, Default)]
-pub(in super::super) struct Builds {
-    /// Names of the running ones; the last one of the first ten fails.
-    pub(super) running: Vec<String>,
-    /// The last one that was refused.
-    refused: Option<String>,
-    /// When the first one ends at the earliest.
-    pub(super) until: Option<Instant>,
-}
-
 impl Builds {
-    fn play(&mut self, story_run: Duration, fails: bool) -> Play {
-        let until = *self.until.get_or_insert_with(|| Instant::now() + story_run);
+    /// How the next build runs: all end at the same time.
+    fn simulated_run(&mut self, duration: Duration, fails: bool) -> SimulatedRun {
+        let until = *self.until.get_or_insert_with(|| Instant::now() + duration);
         let run = until.saturating_duration_since(Instant::now()).max(Duration::from_secs(1));
         let last =
             if fails { "error building image: parser.go:42: undefined: Token" } else { "Pushed image" };
-        Play {
-            run,
-            exit: i32::from(fails),
-            logs: format!(
-                "INFO[0000] Retrieving image manifest golang:1.26\nINFO[0003] RUN go build ./...\n{last}\n"
-            ),
-        }
+        let logs = format!(
+            "INFO[0000] Retrieving image manifest golang:1.26\nINFO[0003] RUN go build ./...\n{last}\n"
+        );
+        SimulatedRun::new(run, i32::from(fails), &logs)
     }
 }
 
-/// TTL, deadline, backoff limit, labels and group.
-pub(in super::super) async fn stamp(story: &mut Story<'_>) -> Result<(), Problem> {
-    let name = story.name("build-1");
-    let parser = story.name("parser-1");
-    let run = story.options.builds_run;
-    let play = story.builds.play(run, false);
-    let manifest = manifests::build(&name, &parser, &play);
-    story.say("   Its author wrote no TTL, no deadline and no retry limit:\n");
-    // Without what only the simulated node reads.
-    let node_reads = |line: &&str| line.contains("e2e.") || *line == "    metadata:";
-    for line in manifest.lines().filter(|line| !node_reads(line)).take(14) {
-        story.say(&format!("     {line}\n"));
+/// A build without settings gets a TTL, a deadline, a backoff limit, labels and a group.
+pub(in crate::demo) async fn stamp(runner: &mut DemoRunner<'_>) -> Result<(), StepError> {
+    let (name, parser) = (runner.unique_name("build-1"), runner.unique_name("parser-1"));
+    let duration = runner.options.builds_run;
+    let run = runner.builds.simulated_run(duration, false);
+    let manifest = manifests::build(&name, &parser, &run);
+    runner.print("   The manifest has no TTL, no deadline and no retry limit:\n");
+    // Without the lines that only the simulated node reads.
+    let for_node = |line: &&str| line.contains("e2e.") || *line == "    metadata:";
+    for line in manifest.lines().filter(|line| !for_node(line)).take(14) {
+        runner.print(&format!("     {line}\n"));
     }
     let begun = Instant::now();
-    let created = story.apply("create", "build-1.yaml", &manifest).await?;
+    let created = runner.kubectl_file("create", "build-1.yaml", &manifest).await?;
     let took = begun.elapsed();
     succeeded(created)?;
-    story.time("creating a build, as kubectl sees it", took, Some(2.0));
-    let stamped = stamps(story, &name, &format!("4711.{parser}")).await;
+    runner.record_time("kubectl create of a build", took, Some(2.0));
+    let stamped = check_stamps(runner, &name, &format!("4711.{parser}")).await;
     if stamped.is_ok() {
-        story.builds.running.push(name);
+        runner.builds.running.push(name);
     } else {
-        take_back(story, &name).await?;
+        delete_unexpected(runner, &name).await?;
     }
     stamped
 }
 
-async fn stamps(story: &mut Story<'_>, name: &str, group: &str) -> Result<(), Problem> {
+async fn check_stamps(runner: &mut DemoRunner<'_>, name: &str, group: &str) -> Result<(), StepError> {
     let fields = "jsonpath={.spec.activeDeadlineSeconds} {.spec.backoffLimit} {.spec.ttlSecondsAfterFinished} \
                   {.metadata.annotations.job-handler/ttl-seconds-after-finished} \
                   {.metadata.labels.job-handler/group} \
                   {.spec.template.metadata.labels.job-handler/group}\n\
                   {.metadata.annotations.job-handler/stamped}\n";
-    let after = story.kubectl(&["get", "job", name, "-n", "ci", "-o", fields]).await?;
-    let told = format!("1800 0 604800 86400 {group} {group}\n");
-    expect(after.stdout.starts_with(&told), &format!("the stamps `{}`", told.trim_end()), &after)?;
-    story.fact("deadline 1800 s, no retries");
-    story.fact("its TTL of 86400 s begins once the result is stored (until then 604800 s guard the harvest)");
-    story.fact(format!("it is a run of group {group}, pods included"));
-    let explained = after.stdout.lines().nth(1).is_some_and(|line| line.contains("JobPolicy ci/builds"));
-    expect(explained, "an explanation that names JobPolicy ci/builds", &after)?;
-    story.fact("the annotation job-handler/stamped says what was set, and by which policy");
+    let job = runner.kubectl(&["get", "job", name, "-n", "ci", "-o", fields]).await?;
+    let expected = format!("1800 0 604800 86400 {group} {group}\n");
+    expect(job.stdout.starts_with(&expected), &format!("the stamps `{}`", expected.trim_end()), &job)?;
+    runner.fact("the deadline is 1800 s, there are no retries");
+    runner.fact(
+        "the TTL is 604800 s until the result is stored, so that Kubernetes cannot delete the Job before; then 86400 s",
+    );
+    runner.fact(format!("the Job and its pods have the label job-handler/group: {group}"));
+    let explained = job.stdout.lines().nth(1).is_some_and(|line| line.contains("JobPolicy ci/builds"));
+    expect(explained, "an explanation that names JobPolicy ci/builds", &job)?;
+    runner.fact("the annotation job-handler/stamped lists what was set, and by which policy");
     Ok(())
 }
 
-/// Deletes what was created but not as told, so that the story can go on.
-async fn take_back(story: &mut Story<'_>, name: &str) -> Result<(), Problem> {
-    story.look(&["delete", "job", name, "-n", "ci", "--wait=true"]).await.map(drop)
+/// Deletes a Job that should not exist or is not as expected, so that the next steps are not disturbed.
+async fn delete_unexpected(runner: &mut DemoRunner<'_>, name: &str) -> Result<(), StepError> {
+    runner.kubectl_quietly(&["delete", "job", name, "-n", "ci", "--wait=true"]).await.map(drop)
 }
 
-/// Ten are admitted, the eleventh is not.
-pub(in super::super) async fn limit(story: &mut Story<'_>) -> Result<(), Problem> {
-    while story.builds.running.len() < SLOTS {
-        let n = story.builds.running.len() + 1;
-        let (name, parser) = (story.name(&format!("build-{n}")), story.name(&format!("parser-{n}")));
-        let run = story.options.builds_run;
-        let play = story.builds.play(run, n == SLOTS);
-        let file = format!("build-{n}.yaml");
-        let created = story.apply("create", &file, &manifests::build(&name, &parser, &play)).await?;
-        succeeded(created)?;
-        story.builds.running.push(name);
+/// Ten builds are admitted, the eleventh is refused.
+pub(in crate::demo) async fn limit(runner: &mut DemoRunner<'_>) -> Result<(), StepError> {
+    let duration = runner.options.builds_run;
+    while runner.builds.running.len() < SLOTS {
+        let n = runner.builds.running.len() + 1;
+        let (name, parser) =
+            (runner.unique_name(&format!("build-{n}")), runner.unique_name(&format!("parser-{n}")));
+        let run = runner.builds.simulated_run(duration, n == SLOTS);
+        let manifest = manifests::build(&name, &parser, &run);
+        succeeded(runner.kubectl_file("create", &format!("build-{n}.yaml"), &manifest).await?)?;
+        runner.builds.running.push(name);
     }
-    story.fact("ten builds were admitted");
-    let name = story.name("build-11");
-    let run = story.options.builds_run;
-    let play = story.builds.play(run, false);
-    let manifest = manifests::build(&name, &story.name("parser-11"), &play);
+    runner.fact("ten builds were admitted");
+    let name = runner.unique_name("build-11");
+    let run = runner.builds.simulated_run(duration, false);
+    let manifest = manifests::build(&name, &runner.unique_name("parser-11"), &run);
     let begun = Instant::now();
-    let eleventh = story.apply("create", "build-11.yaml", &manifest).await?;
+    let eleventh = runner.kubectl_file("create", "build-11.yaml", &manifest).await?;
     let took = begun.elapsed();
     if eleventh.ok {
-        take_back(story, &name).await?;
+        delete_unexpected(runner, &name).await?;
     }
     refused_with(&eleventh, REASON)?;
-    story.time("refusing the eleventh", took, Some(2.0));
-    story.builds.refused = Some(name);
-    story.fact("the eleventh was refused, and its author reads why");
+    runner.record_time("refusing the eleventh build", took, Some(2.0));
+    runner.builds.refused = Some(name);
+    runner.fact("the eleventh was refused, and the message says why");
     Ok(())
 }
 
-/// A second run of a group that is active.
-pub(in super::super) async fn duplicate(story: &mut Story<'_>) -> Result<(), Problem> {
-    // Both limits are full now; the more specific one has to answer, for it tells the author more.
-    let Some(running) = story.builds.running.first().cloned() else {
-        return Err("no build runs: the step «stamp» comes first".into());
+/// A second Job of a group that has an active one is refused.
+pub(in crate::demo) async fn duplicate(runner: &mut DemoRunner<'_>) -> Result<(), StepError> {
+    // Both limits are full. The refusal has to come from the more specific one, which helps the author more.
+    let Some(running) = runner.builds.running.first().cloned() else {
+        return Err("this step needs a running build: run the step `stamp` first".into());
     };
     let parser = running.replacen("build", "parser", 1);
-    let name = story.name("build-1-once-more");
-    let play = Play { run: Duration::from_secs(1), exit: 0, logs: String::new() };
-    let again =
-        story.apply("create", "build-1-once-more.yaml", &manifests::build(&name, &parser, &play)).await?;
+    let name = runner.unique_name("build-1-once-more");
+    let run = SimulatedRun::new(Duration::from_secs(1), 0, "");
+    let manifest = manifests::build(&name, &parser, &run);
+    let again = runner.kubectl_file("create", "build-1-once-more.yaml", &manifest).await?;
     if again.ok {
-        take_back(story, &name).await?;
+        delete_unexpected(runner, &name).await?;
     }
     refused_with(&again, "one-per-parser")?;
-    expect(again.stderr.contains(&running), &format!("the refusal to name {running}"), &again)?;
-    story.fact(format!("refused by the limit one-per-parser: {running} is active"));
+    expect(again.stderr.contains(&running), &format!("a refusal that names {running}"), &again)?;
+    runner.fact(format!("refused by the limit one-per-parser, because {running} is still active"));
     Ok(())
 }
 
-/// The CronJob is refused at the full minute; policy, owner and name answer why.
-pub(in super::super) async fn reasons(story: &mut Story<'_>) -> Result<(), Problem> {
-    let name = story.name("nightly");
-    let play = Play { run: Duration::from_secs(1), exit: 0, logs: String::new() };
-    let manifest = manifests::nightly(&name, "nightly", &play);
-    succeeded(story.apply("create", "nightly.yaml", &manifest).await?)?;
-    let refused = story.builds.refused.clone().ok_or("nothing was refused: the step «limit» comes first")?;
+/// The Events of the refused name, of the policy and of the CronJob show why Jobs were refused.
+pub(in crate::demo) async fn reasons(runner: &mut DemoRunner<'_>) -> Result<(), StepError> {
+    let name = runner.unique_name("nightly");
+    let run = SimulatedRun::new(Duration::from_secs(1), 0, "");
+    let manifest = manifests::nightly(&name, "nightly", &run);
+    succeeded(runner.kubectl_file("create", "nightly.yaml", &manifest).await?)?;
+    let refused =
+        runner.builds.refused.clone().ok_or("this step needs a refused build: run the step `limit` first")?;
+    let patience = runner.options.patience;
 
     let events_for = format!("job/{refused}");
     let for_job = ["events", "-n", "ci", "--for", events_for.as_str()];
-    let patience = story.options.patience;
-    story.until("the refused name's Event", patience, || has(story, &for_job, REASON)).await?;
-    let ran = story.kubectl(&for_job).await?;
-    expect(ran.stdout.contains(REASON), REASON, &ran)?;
-    story.fact(format!("kubectl events --for job/{refused} answers"));
+    runner
+        .wait_for_output("the Event about the refused name", patience, &for_job, |output| {
+            output.stdout.contains(REASON)
+        })
+        .await?;
+    let output = runner.kubectl(&for_job).await?;
+    expect(output.stdout.contains(REASON), REASON, &output)?;
+    runner.fact(format!("kubectl events --for job/{refused} shows the reason"));
 
     let describe_policy = ["describe", "jobpolicy", "builds", "-n", "ci"];
-    story.until("the policy's Event", patience, || has(story, &describe_policy, REASON)).await?;
-    let ran = story.kubectl(&["describe", "jobpolicy", "builds", "-n", "ci"]).await?;
-    expect(ran.stdout.contains("JobRefused"), "an Event JobRefused", &ran)?;
-    story.fact("kubectl describe jobpolicy builds answers");
-
-    story.say("   The CronJob comes round at the full minute …\n");
-    let describe = ["describe", "cronjob", name.as_str(), "-n", "ci"];
-    let patience = patience + Duration::from_secs(60);
-    let told = ["JobRefused", REASON];
-    let waited = story
-        .until("the CronJob's Event", patience, || async {
-            let ran = story.look(&describe).await?;
-            let events = ran.stdout.split("\nEvents:").nth(1).unwrap_or_default().to_owned();
-            Ok(if told.iter().all(|text| events.contains(text)) { Ok(()) } else { Err(events) })
+    runner
+        .wait_for_output("the policy's Event", patience, &describe_policy, |output| {
+            output.stdout.contains(REASON)
         })
-        .await;
-    let shown = story.kubectl(&describe).await?;
-    // It would go on every minute; the story is done with it.
-    story.look(&["delete", "cronjob", &name, "-n", "ci", "--wait=false"]).await?;
-    waited?;
-    expect(shown.stdout.contains("JobRefused"), "an Event JobRefused", &shown)?;
-    story.fact("kubectl describe cronjob answers too: nobody has to know that job-handler exists");
-    Ok(())
+        .await?;
+    let output = runner.kubectl(&describe_policy).await?;
+    expect(output.stdout.contains("JobRefused"), "an Event JobRefused", &output)?;
+    runner.fact("kubectl describe jobpolicy builds shows it");
+    cron_job_reason(runner, &name).await
 }
 
-async fn has(story: &Story<'_>, args: &[&str], text: &str) -> Result<Result<(), String>, Problem> {
-    let ran = story.look(args).await?;
-    Ok(if ran.stdout.contains(text) { Ok(()) } else { Err(ran.screen()) })
+async fn cron_job_reason(runner: &mut DemoRunner<'_>, name: &str) -> Result<(), StepError> {
+    runner.print("   Waiting for the CronJob's next run, at the full minute …\n");
+    let describe = ["describe", "cronjob", name, "-n", "ci"];
+    let patience = runner.options.patience + Duration::from_secs(60);
+    let waited = runner
+        .wait_for_output("the CronJob's Event", patience, &describe, |output| {
+            let events = output.stdout.split("\nEvents:").nth(1).unwrap_or_default();
+            events.contains("JobRefused") && events.contains(REASON)
+        })
+        .await;
+    let output = runner.kubectl(&describe).await?;
+    // Otherwise it would create a Job every minute during the next steps.
+    runner.kubectl_quietly(&["delete", "cronjob", name, "-n", "ci", "--wait=false"]).await?;
+    waited?;
+    expect(output.stdout.contains("JobRefused"), "an Event JobRefused", &output)?;
+    runner.fact("kubectl describe cronjob shows it too: users need not know about job-handler");
+    Ok(())
 }

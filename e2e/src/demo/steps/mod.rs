@@ -1,31 +1,31 @@
-//! The steps: what is run, what is told, what has to be seen.
+//! The steps: the commands that each runs, and the output that it expects.
 
 mod builds;
 mod hooks;
 mod manifests;
 mod results;
 
-pub(super) use builds::{Builds, duplicate, limit, reasons, stamp};
-pub(super) use hooks::{prune, sweep};
+pub(super) use builds::{duplicate, limit, reasons, stamp};
+pub(super) use hooks::{prune, prune_command};
 pub(super) use results::{results, warnings};
 
-use crate::demo::runner::{Problem, Ran};
+use crate::demo::runner::{CommandOutput, StepError};
 
-/// Holds what was seen against what was told.
-fn expect(holds: bool, told: &str, ran: &Ran) -> Result<(), Problem> {
+/// Fails with the command's output unless the condition holds.
+fn expect(holds: bool, expected: &str, output: &CommandOutput) -> Result<(), StepError> {
     if holds {
         return Ok(());
     }
-    Err(format!("expected {told}; `{}` said:\n{}", ran.command, ran.screen().trim_end()))
+    Err(format!("expected {expected}; output of `{}`:\n{}", output.command, output.screen().trim_end()))
 }
 
-/// That the command succeeded.
-fn succeeded(ran: Ran) -> Result<Ran, Problem> {
-    expect(ran.ok, "success", &ran)?;
-    Ok(ran)
+/// Fails unless the command succeeded.
+fn succeeded(output: CommandOutput) -> Result<CommandOutput, StepError> {
+    expect(output.ok, "success", &output)?;
+    Ok(output)
 }
 
-/// That a command failed, with this in its output.
-fn refused_with(ran: &Ran, text: &str) -> Result<(), Problem> {
-    expect(!ran.ok && ran.stderr.contains(text), &format!("a refusal with `{text}`"), ran)
+/// Fails unless the command failed with this text on standard error.
+fn refused_with(output: &CommandOutput, text: &str) -> Result<(), StepError> {
+    expect(!output.ok && output.stderr.contains(text), &format!("a refusal with `{text}`"), output)
 }
