@@ -22,6 +22,7 @@
 
 pub mod admission;
 pub mod cache;
+pub mod job_view;
 pub mod ledger;
 pub mod limit;
 pub mod metrics;

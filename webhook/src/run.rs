@@ -29,7 +29,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    admission::{server::serve_webhook, state::State, warn::Onlooker},
+    admission::{job_estimator::JobEstimator, server::serve_webhook, state::State},
     cache::{policies::Policies, reflector::MirrorError},
     ledger::{
         attempt_age::Clock,
@@ -204,7 +204,7 @@ pub async fn run(options: Options) -> Result<(), RunError> {
     tasks.spawn(async move { limits.await.map(|()| "limits").map_err(Into::into) });
 
     let liveness = Liveness::default();
-    let onlooker = Onlooker::new(limiter.shared());
+    let estimator = JobEstimator::new(limiter.shared());
     let limiter = Arc::new(limiter);
     let keeper = Arc::new(Keeper::new(
         client,
@@ -223,7 +223,7 @@ pub async fn run(options: Options) -> Result<(), RunError> {
 
     let limiter = Some(limiter as Arc<dyn crate::limit::Limiter>);
     let mut state = State::new(policies, limiter, liveness, Some(told), ours, &options.namespace);
-    state.onlooker = Some(onlooker);
+    state.estimator = Some(estimator);
     state.peers = Some(Arc::new(peers));
     let server = serve_webhook(listener, tls, state).map_err(io("the webhook server"))?;
     let server_handle = server.handle();

@@ -13,7 +13,11 @@ use std::{
 use common::{cluster_policy, policy};
 use jiff::{SignedDuration, Timestamp};
 use job_handler_shared::{
-    job::snapshot::{Finished, JobSnapshot, Outcome},
+    job::{
+        group::group_of,
+        scope::without_group,
+        snapshot::{Finished, JobSnapshot, Outcome},
+    },
     ledger::crd::JobLedgerSpec,
     policy::set::{Effective, Labels, Policy, PolicySet},
 };
@@ -363,7 +367,10 @@ fn scopes_agree_with_the_combination_of_policies() {
         [labelled("a", &[("app", "build"), ("id", "1")]), labelled("b", &[("app", "x")]), labelled("c", &[])]
     {
         let effective = Effective::of(rules.matching(&job), &job.labels);
-        let group = job_handler_webhook::stamp::select::group_of_stored(&effective, &job);
+        let group = effective
+            .group
+            .as_ref()
+            .and_then(|spec| group_of(&spec.value, &without_group(&job.labels), job.owner.as_ref()).ok());
         let mut limits: Vec<_> = effective.limits.iter().map(|limit| limit.value.name.clone()).collect();
         if group.is_none() {
             limits.retain(|name| name != "g");

@@ -1,6 +1,6 @@
 //! The endpoints: review in, decision, response out.
 
-pub mod job_view;
+pub(crate) mod job_estimator;
 pub mod mutate;
 pub mod response;
 pub mod review;

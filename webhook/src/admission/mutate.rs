@@ -14,7 +14,7 @@ use crate::{
     },
     metrics::{Endpoint, Outcome},
     stamp::{
-        decide::{self, Context},
+        decide::{self, StampContext},
         patch,
     },
 };
@@ -51,7 +51,7 @@ async fn answer(bytes: &[u8], state: &State) -> (Reply, Outcome) {
 
 fn stamp(review: &Review, namespace_labels: &Labels, state: &State) -> Answer {
     let policies = state.policies.current();
-    let context = Context { policies: &policies, namespace_labels, now: Timestamp::now() };
+    let context = StampContext { policies: &policies, namespace_labels, now: Timestamp::now() };
     let (job, decision) = match &review.subject {
         Subject::Create(job) => (job, decide::create(job, context)),
         Subject::Update { new, old } => (new, decide::update(new, old, context)),

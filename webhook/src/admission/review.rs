@@ -12,7 +12,7 @@ use std::borrow::Cow;
 
 use serde::{Deserialize, de::IgnoredAny};
 
-use crate::admission::job_view::JobView;
+use crate::job_view::JobView;
 
 /// Largest body that is read, bytes. An update carries two objects of up to 3 MiB each (the apiserver's own limit).
 pub const MAX_BODY: usize = 8 << 20;

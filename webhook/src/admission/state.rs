@@ -14,7 +14,7 @@ use job_handler_shared::{
 use parking_lot::Mutex;
 
 use crate::{
-    admission::warn::Onlooker,
+    admission::job_estimator::JobEstimator,
     cache::{policies::Policies, ttl_map::Recent},
     limit::Limiter,
     metrics::WebhookMetrics,
@@ -43,8 +43,8 @@ pub struct State {
     pub peers: Option<Arc<Peers>>,
     /// Counters.
     pub metrics: WebhookMetrics,
-    /// Sees the Jobs for policies in mode Warn; none = such policies tell nothing of limits.
-    pub onlooker: Option<Onlooker>,
+    /// Estimates the active Jobs for policies in mode Warn. None: their limits are not checked.
+    pub(crate) estimator: Option<JobEstimator>,
     /// Our own namespace: its Jobs are left alone.
     pub own_namespace: Arc<str>,
     told: Arc<Mutex<Recent<()>>>,
@@ -67,7 +67,7 @@ impl State {
             refusals,
             peers: None,
             metrics,
-            onlooker: None,
+            estimator: None,
             own_namespace: own_namespace.into(),
             told: Arc::new(Mutex::new(Recent::new(SAME_CREATE, TOLD, Instant::now()))),
         }

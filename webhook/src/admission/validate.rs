@@ -6,22 +6,22 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use job_handler_shared::{
-    job::snapshot::JobSnapshot,
+    job::{scope::without_group, snapshot::JobSnapshot},
     ledger::refusal::{Decision, Refusal},
     policy::{set::Effective, spec::WhenFull},
 };
 
 use crate::{
     admission::{
-        job_view::JobView,
         response::{Answer, Denial, Reply},
         review::{self, Review, Subject},
         state::State,
     },
+    job_view::{JobView, newly_active},
     limit::{Attempt, Verdict},
     metrics::{Endpoint, Outcome},
     peers::Asked,
-    stamp::select::{self, without_group},
+    stamp::select,
 };
 
 /// What the uid of a request ends with that another replica was asked about in vain.
@@ -85,21 +85,9 @@ fn create(review: &Review, job: &JobView, answer_by: Instant, state: &State) -> 
 }
 
 fn update(review: &Review, new: &JobView, old: &JobView, answer_by: Instant) -> Option<Attempt> {
-    let job = starting(new, old)?;
+    let job = newly_active(new, old)?;
     let (uid, dry_run) = (review.uid.clone(), review.dry_run);
     Some(Attempt { uid, job, from: Some(old.snapshot.resource_version.clone()), dry_run, answer_by })
-}
-
-/// The Job as a change makes it, where it may take a slot that it did not take before.
-pub fn starting(new: &JobView, old: &JobView) -> Option<JobSnapshot> {
-    let before = &old.snapshot;
-    let mut after = new.snapshot.clone();
-    // What runs is what the stored status says; an update of the Job cannot change it.
-    after.finished.clone_from(&before.finished);
-    (after.active_pods, after.terminating_pods) = (before.active_pods, before.terminating_pods);
-    let starts = before.suspended && !after.suspended;
-    let moves = without_group(&before.labels) != without_group(&after.labels) || before.owner != after.owner;
-    (after.is_active() && (starts || moves)).then_some(after)
 }
 
 /// Decides about an attempt, if there is one, or lets another replica do so by the review, where that may be passed on.

@@ -7,62 +7,37 @@
 //! Counts are about right, not exact: of the Jobs as they were watched, and of those that were asked about a moment ago.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
-    sync::Arc,
+    collections::BTreeMap,
     time::{Duration, Instant},
 };
 
 use crate::{
     admission::{
-        job_view::JobView,
         response::{Answer, Reply},
         review::{self, Review, Subject},
         state::State,
-        validate,
     },
-    ledger::limiter::Shared,
+    job_view::{self, JobView},
     limit::{
         Refused, failure_backoff, message,
         scopes::{Holder, Place, Rules},
     },
     metrics::{Endpoint, Outcome},
-    stamp::decide::{self, Context, Decision},
+    stamp::decide::{self, StampContext, StampDecision},
 };
 use jiff::Timestamp;
 use job_handler_shared::job::stamped_annotation::{self, Explanation};
 use job_handler_shared::{
     job::snapshot::JobSnapshot,
     keys,
-    ledger::{
-        crd::JobLedgerSpec,
-        refusal::{Decision as Told, Refusal},
-    },
+    ledger::refusal::{Decision as Told, Refusal},
     policy::spec::WhenFull,
 };
-use parking_lot::{Mutex, MutexGuard};
 
-/// A Job that was asked about is watched within this time, or never came.
-const FRESH: Duration = Duration::from_secs(1);
 /// So long before the caller gives up an answer is sent.
 const MARGIN: Duration = Duration::from_millis(300);
 /// Entries that are told of what would be stamped: an author reads no more.
 const MOST: usize = 8;
-
-/// Sees the Jobs; clones share what they see.
-#[derive(Clone)]
-pub struct Onlooker {
-    shared: Arc<Shared>,
-    asked: Arc<Mutex<Asked>>,
-}
-
-/// By namespace and name: when it was asked about, and the Job.
-type Asked = HashMap<String, (Instant, Arc<JobSnapshot>)>;
-
-/// The Jobs of a namespace, or of all.
-struct Seen {
-    jobs: Vec<Arc<JobSnapshot>>,
-    ledger: JobLedgerSpec,
-}
 
 /// Answers one review, before `timeout` (the caller's) has passed.
 pub async fn warn(bytes: &[u8], timeout: Duration, state: &State) -> Reply {
@@ -80,7 +55,7 @@ async fn answer(bytes: &[u8], timeout: Duration, state: &State) -> (Reply, Outco
     let job = match &review.subject {
         _ if state.is_excluded(&review.namespace) => None,
         Subject::Create(job) if job.snapshot.is_active() => Some(job.snapshot.clone()),
-        Subject::Update { new, old } => validate::starting(new, old),
+        Subject::Update { new, old } => job_view::newly_active(new, old),
         Subject::Create(_) | Subject::NotOurs(_) | Subject::Unreadable(_) => None,
     };
     let mut answer = Answer::default();
@@ -94,8 +69,8 @@ async fn answer(bytes: &[u8], timeout: Duration, state: &State) -> (Reply, Outco
             Ok(Err(why)) => tracing::debug!(job = job.key(), "mode Warn: {why}"),
             Err(_) => tracing::debug!(job = job.key(), "mode Warn: not counted in time"),
         }
-        if let Some(onlooker) = state.onlooker.as_ref().filter(|_| !review.dry_run) {
-            onlooker.note(JobSnapshot { created: Timestamp::now(), ..job });
+        if let Some(estimator) = state.estimator.as_ref().filter(|_| !review.dry_run) {
+            estimator.add(JobSnapshot { created: Timestamp::now(), ..job });
         }
     }
     (answer.reply(&review.uid), Outcome::Allowed)
@@ -103,7 +78,9 @@ async fn answer(bytes: &[u8], timeout: Duration, state: &State) -> (Reply, Outco
 
 /// What a policy in mode Warn would have refused, and whether it would rather have queued it.
 async fn judge(job: &JobSnapshot, state: &State) -> Result<Option<(Refused, WhenFull)>, String> {
-    let Some(onlooker) = state.onlooker.as_ref().filter(|_| state.policies.synced()) else { return Ok(None) };
+    let Some(estimator) = state.estimator.as_ref().filter(|_| state.policies.synced()) else {
+        return Ok(None);
+    };
     let policies = state.policies.current().clone();
     let Some(as_if) = policies.as_if_enforced() else { return Ok(None) };
     if state.policies.namespace(&job.namespace).await.is_none() {
@@ -125,10 +102,10 @@ async fn judge(job: &JobSnapshot, state: &State) -> Result<Option<(Refused, When
         if scopes.is_empty() && (cluster || !waits) {
             continue;
         }
-        let seen = onlooker.look((!cluster).then_some(job.namespace.as_str()))?;
+        let estimate = estimator.estimate((!cluster).then_some(job.namespace.as_str()))?;
         for (scope, limit) in scopes {
             let mut holders: BTreeMap<String, Holder> = BTreeMap::new();
-            for other in seen.jobs.iter().filter(|other| other.is_active() && other.key() != job.key()) {
+            for other in estimate.jobs.iter().filter(|other| other.is_active() && other.key() != job.key()) {
                 if rules.scopes(other).iter().any(|(theirs, _)| *theirs == scope) {
                     holders.insert(other.key(), holder(other));
                 }
@@ -140,8 +117,8 @@ async fn judge(job: &JobSnapshot, state: &State) -> Result<Option<(Refused, When
         if !cluster
             && waits
             && let Some(group) = failure_backoff::group(rules, job)
-            && let runs = failure_backoff::runs(rules, &seen.jobs, &job.namespace, &group)
-            && let Some(refused) = failure_backoff::refuse(rules, &group, &runs, &seen.ledger, job, now)
+            && let runs = failure_backoff::runs(rules, &estimate.jobs, &job.namespace, &group)
+            && let Some(refused) = failure_backoff::refuse(rules, &group, &runs, &estimate.ledger, job, now)
             // Where one that is enforced refuses, that is no warning.
             && policies.warns(&refused.policy)
         {
@@ -187,15 +164,20 @@ fn tell(review: &Review, job: &JobSnapshot, refused: Refused, when_full: WhenFul
 }
 
 /// What policies in mode Warn would have stamped besides what was decided.
-pub fn stamping(review: &Review, job: &JobView, decision: &Decision, context: Context<'_>) -> Vec<String> {
+pub fn stamping(
+    review: &Review,
+    job: &JobView,
+    decision: &StampDecision,
+    context: StampContext<'_>,
+) -> Vec<String> {
     let Some(as_if) = context.policies.as_if_enforced() else { return Vec::new() };
-    let context = Context { policies: as_if, ..context };
+    let context = StampContext { policies: as_if, ..context };
     let would = match &review.subject {
         Subject::Create(job) => decide::create(job, context),
         Subject::Update { new, old } => decide::update(new, old, context),
         Subject::NotOurs(_) | Subject::Unreadable(_) => return Vec::new(),
     };
-    let account = |decision: &Decision| {
+    let account = |decision: &StampDecision| {
         // Where it is taken off, it was forged.
         let text = match decision.annotations.get(keys::STAMPED) {
             Some(own) => own.as_deref(),
@@ -218,34 +200,4 @@ pub fn stamping(review: &Review, job: &JobView, decision: &Decision, context: Co
         .take(MOST)
         .map(|(key, what)| format!("job-handler: would be set (mode Warn): {key}: {what}"))
         .collect()
-}
-
-impl Onlooker {
-    /// Sees what the limiter watches.
-    pub fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, asked: Arc::default() }
-    }
-
-    /// The Jobs of a namespace, or of all.
-    fn look(&self, namespace: Option<&str>) -> Result<Seen, String> {
-        let (_, mut jobs) = self.shared.cache.see(namespace).ok_or("the Jobs are being listed anew")?;
-        let there: HashSet<String> = jobs.iter().map(|job| job.key()).collect();
-        let asked = self.asked();
-        let near = asked.values().filter(|(_, job)| namespace.is_none_or(|own| job.namespace == own));
-        jobs.extend(near.filter(|(_, job)| !there.contains(&job.key())).map(|(_, job)| job.clone()));
-        let ledger = namespace.and_then(|namespace| self.shared.memory.known(namespace));
-        let ledger = ledger.map(|known| known.ledger.spec.clone()).unwrap_or_default();
-        Ok(Seen { jobs, ledger })
-    }
-
-    /// A Job that is let through counts until it is watched.
-    fn note(&self, job: JobSnapshot) {
-        self.asked().insert(job.key(), (Instant::now(), Arc::new(job)));
-    }
-
-    fn asked(&self) -> MutexGuard<'_, Asked> {
-        let mut asked = self.asked.lock();
-        asked.retain(|_, (at, _)| at.elapsed() < FRESH);
-        asked
-    }
 }

@@ -7,7 +7,7 @@ use job_handler_shared::job::snapshot::JobSnapshot;
 use kube::Client;
 use serde::{Deserialize, Deserializer};
 
-use crate::{admission::job_view::JobView, cache::reflector::causes};
+use crate::{cache::reflector::causes, job_view::JobView};
 
 /// Jobs per page: about 2 MiB of JSON.
 const PAGE: usize = 500;

@@ -1,58 +1,41 @@
-//! Requests and limits of a template's containers: what is there, and what a policy sets where there is none.
+//! Requests and limits that a policy sets on containers that have none.
 //!
-//! The apiserver sets requests that are absent to the limits (`pkg/apis/core/v1/defaults.go`, `SetDefaults_Pod`, for pods;
-//! a template stays as written), and writes amounts in their canonical form: `0.5` comes back as `500m`.
+//! For pods, the apiserver sets missing requests to the limits (`pkg/apis/core/v1/defaults.go`, `SetDefaults_Pod`); a pod
+//! template stays as written. The apiserver writes amounts in canonical form: `0.5` becomes `500m`.
 
 use std::collections::BTreeMap;
 
 use job_handler_shared::policy::spec::{Amount, ContainerResources};
-use serde::Deserialize;
 use serde_json::{Map, Value};
 
-/// A container of a template, as far as its resources go.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Container {
-    /// Its name.
-    pub name: String,
-    /// Which list it is in: `initContainers` or `containers`.
-    pub list: &'static str,
-    /// Its place there.
-    pub index: usize,
-    /// `resources` is there.
-    pub has_resources: bool,
-    /// `resources.limits`.
-    pub limits: BTreeMap<String, String>,
-    /// `resources.requests`.
-    pub requests: BTreeMap<String, String>,
-}
+use crate::job_view::ContainerView;
 
-/// What is to be set.
+/// The resources to set, and the containers to set them on.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Stamped {
-    /// `limits` and `requests`, those that there are.
+pub struct StampedResources {
+    /// `limits` and `requests`; a field without amounts is absent.
     pub resources: Map<String, Value>,
-    /// Where.
-    pub at: Vec<Place>,
+    /// The containers without resources.
+    pub containers: Vec<ContainerPath>,
 }
 
-/// A container that is to get resources.
+/// Where a container is in the pod spec.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct ContainerPath {
     /// `initContainers` or `containers`.
     pub list: &'static str,
-    /// Its place there.
+    /// Index in that list.
     pub index: usize,
-    /// It has a field `resources`.
+    /// The container has a field `resources`.
     pub has_resources: bool,
 }
 
-/// What is set on the containers that state neither requests nor limits, init containers among them; none where there is
-/// nothing to do.
-pub fn stamp(containers: &[Container], wanted: &ContainerResources) -> Option<Stamped> {
-    let at: Vec<Place> = containers
+/// The resources to set on the containers that have neither requests nor limits. None if there is nothing to set.
+pub(super) fn stamp(containers: &[ContainerView], wanted: &ContainerResources) -> Option<StampedResources> {
+    let containers: Vec<ContainerPath> = containers
         .iter()
-        .filter(|container| !container.states_any())
-        .map(|c| Place { list: c.list, index: c.index, has_resources: c.has_resources })
+        .filter(|container| !container.has_amounts())
+        .map(|c| ContainerPath { list: c.list, index: c.index, has_resources: c.has_resources })
         .collect();
     let field = |name: &str, amounts: &BTreeMap<String, Amount>| {
         let values = amounts.iter().map(|(key, amount)| (key.clone(), amount.0.clone().into()));
@@ -60,11 +43,11 @@ pub fn stamp(containers: &[Container], wanted: &ContainerResources) -> Option<St
     };
     let resources: Map<String, Value> =
         field("limits", &wanted.limits).into_iter().chain(field("requests", &wanted.requests)).collect();
-    (!at.is_empty() && !resources.is_empty()).then_some(Stamped { resources, at })
+    (!containers.is_empty() && !resources.is_empty()).then_some(StampedResources { resources, containers })
 }
 
-/// For people: `limits cpu 2, memory 4Gi, requests cpu 1`.
-pub fn describe(wanted: &ContainerResources) -> String {
+/// Readable text: `limits cpu 2, memory 4Gi, requests cpu 1`.
+pub(super) fn describe(wanted: &ContainerResources) -> String {
     let part = |name: &str, amounts: &BTreeMap<String, Amount>| {
         let amounts = amounts.iter().map(|(key, amount)| format!("{key} {}", amount.0));
         let amounts: Vec<String> = amounts.collect();
@@ -74,34 +57,29 @@ pub fn describe(wanted: &ContainerResources) -> String {
     parts.collect::<Vec<_>>().join(", ")
 }
 
-impl Container {
-    /// Whether its author, or somebody before us, states requests or limits.
-    pub fn states_any(&self) -> bool {
-        !self.limits.is_empty() || !self.requests.is_empty()
-    }
-
-    /// Whether it has what a policy sets, in whatever notation, and no more than what defaulting makes of it.
-    pub fn is(&self, wanted: &ContainerResources) -> bool {
-        let same = |have: &BTreeMap<String, String>, want: &BTreeMap<String, Amount>| {
-            have.len() == want.len()
-                && have.iter().all(|(key, amount)| want.get(key).is_some_and(|w| is_same(amount, &w.0)))
-        };
-        let ContainerResources { limits, requests } = wanted;
-        let mut defaulted = limits.clone();
-        defaulted.extend(requests.clone());
-        same(&self.limits, limits) && (same(&self.requests, requests) || same(&self.requests, &defaulted))
-    }
+/// Whether a container has exactly the wanted resources, in any notation, possibly with the requests that the apiserver
+/// adds.
+pub(super) fn has_exactly(container: &ContainerView, wanted: &ContainerResources) -> bool {
+    let same = |have: &BTreeMap<String, String>, want: &BTreeMap<String, Amount>| {
+        have.len() == want.len()
+            && have.iter().all(|(key, amount)| want.get(key).is_some_and(|w| is_same(amount, &w.0)))
+    };
+    let ContainerResources { limits, requests } = wanted;
+    let mut defaulted = limits.clone();
+    defaulted.extend(requests.clone());
+    same(&container.limits, limits)
+        && (same(&container.requests, requests) || same(&container.requests, &defaulted))
 }
 
-/// Whether two amounts are the same, in whatever notation.
+/// Whether two amounts are equal, in any notation.
 fn is_same(a: &str, b: &str) -> bool {
-    match (amount(a), amount(b)) {
+    match (parse_amount(a), parse_amount(b)) {
         (Some(a), Some(b)) => (a - b).abs() <= a.abs().max(b.abs()) * 1e-9,
         _ => a == b,
     }
 }
 
-fn amount(text: &str) -> Option<f64> {
+fn parse_amount(text: &str) -> Option<f64> {
     const SUFFIXES: [(&str, f64); 15] = [
         ("Ki", 1024.0),
         ("Mi", 1_048_576.0),
@@ -128,60 +106,15 @@ fn amount(text: &str) -> Option<f64> {
     number.parse::<f64>().ok().map(|number| number * factor)
 }
 
-/// What is read of a pod's spec.
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct PodSpec {
-    init_containers: Option<Vec<Raw>>,
-    containers: Option<Vec<Raw>>,
-    resources: Option<Resources>,
-}
-
-#[derive(Deserialize)]
-struct Raw {
-    name: Option<String>,
-    resources: Option<Resources>,
-}
-
-#[derive(Default, Deserialize)]
-struct Resources {
-    limits: Option<BTreeMap<String, Amount>>,
-    requests: Option<BTreeMap<String, Amount>>,
-}
-
-impl PodSpec {
-    /// Init containers first, as they run; none where the pod as a whole states resources, which bound its containers'.
-    pub(crate) fn containers(self) -> Vec<Container> {
-        let whole = self.resources.unwrap_or_default();
-        if texts(whole.limits).is_empty() && texts(whole.requests).is_empty() {
-            let list = |list: &'static str, raw: Option<Vec<Raw>>| {
-                raw.into_iter().flatten().enumerate().map(move |(index, raw)| {
-                    let has_resources = raw.resources.is_some();
-                    let resources = raw.resources.unwrap_or_default();
-                    let (limits, requests) = (texts(resources.limits), texts(resources.requests));
-                    let name = raw.name.unwrap_or_default();
-                    Container { name, list, index, has_resources, limits, requests }
-                })
-            };
-            list("initContainers", self.init_containers).chain(list("containers", self.containers)).collect()
-        } else {
-            Vec::new()
-        }
-    }
-}
-
-fn texts(amounts: Option<BTreeMap<String, Amount>>) -> BTreeMap<String, String> {
-    amounts.into_iter().flatten().map(|(key, amount)| (key, amount.0)).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::job_view::JobView;
 
     #[test]
-    fn amounts_are_the_same_in_any_notation() {
+    fn amounts_are_compared_in_any_notation() {
         for (a, b, same) in [
             ("2", "2000m", true),
             ("0.1", "100m", true),
@@ -197,23 +130,23 @@ mod tests {
     }
 
     #[test]
-    fn only_those_that_state_nothing_and_no_pod_that_states_something_itself() {
-        let containers = |spec: serde_json::Value| {
-            let spec: PodSpec = serde_json::from_value(spec).unwrap();
+    fn only_containers_without_resources_in_pods_without_pod_level_resources_are_stamped() {
+        let stamped = |spec: serde_json::Value| {
+            let job: JobView = serde_json::from_value(json!({"spec": {"template": {"spec": spec}}})).unwrap();
             let wanted = json!({"limits": {"cpu": "2"}, "requests": {}});
-            stamp(&spec.containers(), &serde_json::from_value(wanted).unwrap())
+            stamp(&job.template.containers, &serde_json::from_value(wanted).unwrap())
         };
         let lists = json!({
             "initContainers": [{"name": "i"}],
             "containers": [{"name": "a", "resources": {"requests": {"cpu": 1}}}, {"name": "b", "resources": {}},
                 {"name": "c", "resources": {"claims": [{"name": "gpu"}]}}],
         });
-        let stamped = containers(lists.clone()).unwrap();
-        assert_eq!(Value::Object(stamped.resources), json!({"limits": {"cpu": "2"}}));
-        let at: Vec<_> = stamped.at.iter().map(|p| (p.list, p.index, p.has_resources)).collect();
-        assert_eq!(at, [("initContainers", 0, false), ("containers", 1, true), ("containers", 2, true)]);
-        let mut whole = lists;
-        whole["resources"] = json!({"limits": {"memory": "1Gi"}});
-        assert_eq!(containers(whole), None);
+        let found = stamped(lists.clone()).unwrap();
+        assert_eq!(Value::Object(found.resources), json!({"limits": {"cpu": "2"}}));
+        let paths: Vec<_> = found.containers.iter().map(|p| (p.list, p.index, p.has_resources)).collect();
+        assert_eq!(paths, [("initContainers", 0, false), ("containers", 1, true), ("containers", 2, true)]);
+        let mut pod_level = lists;
+        pod_level["resources"] = json!({"limits": {"memory": "1Gi"}});
+        assert_eq!(stamped(pod_level), None);
     }
 }

@@ -1,76 +1,79 @@
-//! What becomes of a Job: (Job, policies, clock) -> decision. Pure.
+//! How a Job should look: (Job, policies, time) -> decision. Pure.
 //!
-//! A decision says how the Job should be; [`crate::stamp::patch`] turns what differs into operations. So on its own output a
-//! decision changes nothing.
+//! A decision states the desired values. [`crate::stamp::patch`] turns differences into operations, so a decision about
+//! an already stamped Job changes nothing.
 //!
-//! Facts that shape it (DESIGN §5; Kubernetes 1.36 `pkg/apis/batch/v1/defaults.go`): an absent `backoffLimit` arrives
-//! as 6, or as MaxInt32 beside `backoffLimitPerIndex`; a Job without labels has inherited its template's; TTL and
-//! deadline arrive absent.
+//! Facts about the apiserver behind it (`webhook/README.md`, "Facts about the apiserver"; Kubernetes 1.36
+//! `pkg/apis/batch/v1/defaults.go`): an absent `backoffLimit` arrives as 6, or as MaxInt32 with `backoffLimitPerIndex`; a
+//! Job without labels has inherited those of its template; TTL and deadline arrive absent.
 
 use std::{borrow::Cow, collections::BTreeMap};
 
 use jiff::Timestamp;
 use job_handler_shared::{
+    job::{
+        scope::without_group,
+        stamped_annotation::{self, Explanation},
+    },
     keys,
     policy::set::{Labels, PolicySet},
 };
 
 use crate::{
-    admission::job_view::JobView,
+    job_view::JobView,
     stamp::{
-        container_resources::Stamped,
-        select::{self, Selected},
+        container_resources::StampedResources,
+        select::{self, SelectedPolicies},
     },
 };
-use job_handler_shared::job::stamped_annotation::{self, Explanation};
 
-/// What decisions rest on besides the Job.
+/// The inputs of a decision besides the Job.
 #[derive(Clone, Copy, Debug)]
-pub struct Context<'a> {
+pub struct StampContext<'a> {
     /// All policies.
     pub policies: &'a PolicySet,
     /// Labels of the Job's namespace.
     pub namespace_labels: &'a Labels,
-    /// The clock.
+    /// The current time.
     pub now: Timestamp,
 }
 
-/// How a Job should be.
+/// The desired values of a Job's fields.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Decision {
+pub struct StampDecision {
     /// `spec.ttlSecondsAfterFinished`.
-    pub ttl: Field,
+    pub ttl: FieldValue,
     /// `spec.activeDeadlineSeconds`.
-    pub deadline: Field,
+    pub deadline: FieldValue,
     /// `spec.backoffLimit`.
-    pub backoff_limit: Field,
-    /// `spec.suspend` is to be true.
+    pub backoff_limit: FieldValue,
+    /// Set `spec.suspend` to true.
     pub suspend: bool,
-    /// Labels; `None` = none of that key.
+    /// Labels of the Job; `None` removes the key.
     pub labels: BTreeMap<String, Option<String>>,
-    /// Labels of the pod template.
+    /// Labels of the pod template; `None` removes the key.
     pub pod_labels: BTreeMap<String, Option<String>>,
-    /// Annotations.
+    /// Annotations of the Job; `None` removes the key.
     pub annotations: BTreeMap<&'static str, Option<String>>,
-    /// Requests and limits for containers that state none.
-    pub containers: Option<Stamped>,
-    /// For the author.
+    /// Requests and limits for containers that have none.
+    pub containers: Option<StampedResources>,
+    /// Warnings for the client.
     pub warnings: Vec<String>,
 }
 
-/// How one field should be.
+/// The desired value of one number in the Job's spec.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Field {
-    /// As it is.
+pub enum FieldValue {
+    /// Leave the field as it is.
     #[default]
-    Keep,
-    /// This, or absent.
-    Be(Option<i64>),
+    Unchanged,
+    /// Set the field to this value; `None` removes it.
+    Set(Option<i64>),
 }
 
-/// Decides about a new Job. A Job that no enforced policy selects stays as it is, to the last byte, but for the mark of
-/// a queued Job that it was copied with: with that mark the sink would start it.
-pub fn create(job: &JobView, context: Context<'_>) -> Decision {
+/// Decides about a create. A Job that no enforced policy selects is not changed, with one exception: if it was copied
+/// from a queued Job, the queue annotation is removed, because the sink releases Jobs that have it.
+pub fn create(job: &JobView, context: StampContext<'_>) -> StampDecision {
     let claims = claims(job);
     let claimed: Vec<_> = claims
         .claimed_labels()
@@ -81,7 +84,8 @@ pub fn create(job: &JobView, context: Context<'_>) -> Decision {
         })
         .collect();
     if !claimed.is_empty() {
-        // Our own output, as it seems: take the added labels off again, and believe it if they come back.
+        // The Job may be our own output. Remove the labels that the annotation claims; if stamping adds them again, the
+        // claim is true.
         let (mut labels, mut pod_labels) = (job.snapshot.labels.clone(), job.template.labels.clone());
         for claim in &claimed {
             if claim.on_job {
@@ -92,22 +96,23 @@ pub fn create(job: &JobView, context: Context<'_>) -> Decision {
             }
         }
         let decision = stamp(job, &labels, &pod_labels, &claims, context);
-        let back = |claim: &stamped_annotation::ClaimedLabel| {
+        let is_added_again = |claim: &stamped_annotation::ClaimedLabel| {
             let is = |labels: &BTreeMap<String, Option<String>>| {
                 labels.get(&claim.key).and_then(Option::as_ref) == Some(&claim.value)
             };
             (!claim.on_job || is(&decision.labels)) && (!claim.on_pods || is(&decision.pod_labels))
         };
-        if claimed.iter().all(back) {
+        if claimed.iter().all(is_added_again) {
             return decision;
         }
     }
     stamp(job, &job.snapshot.labels, &job.template.labels, &claims, context)
 }
 
-/// Decides about a changed Job: what of TTL, deadline and retries the change touches is settled anew, the rest stays.
-pub fn update(new: &JobView, old: &JobView, context: Context<'_>) -> Decision {
-    let mut decision = Decision::default();
+/// Decides about an update: TTL, deadline and backoff limit are settled again if the update changes them. All other
+/// fields stay as they are.
+pub fn update(new: &JobView, old: &JobView, context: StampContext<'_>) -> StampDecision {
+    let mut decision = StampDecision::default();
     let (after, before) = (&new.snapshot, &old.snapshot);
     let ttl_changed = after.ttl != before.ttl;
     let deadline_changed = after.deadline != before.deadline;
@@ -115,13 +120,13 @@ pub fn update(new: &JobView, old: &JobView, context: Context<'_>) -> Decision {
     if !(ttl_changed || deadline_changed || backoff_changed) {
         return decision;
     }
-    let Selected { by, effective, .. } =
+    let SelectedPolicies { policies, effective, .. } =
         select::for_stamping(context.policies, &after.namespace, context.namespace_labels, &after.labels);
-    if by.is_empty() {
+    if policies.is_empty() {
         return decision;
     }
     let claims = claims(new);
-    // A client that replaces the whole object drops our text; what it says of other fields still holds.
+    // A client that replaces the full object drops our annotation. The stored one is still valid for the other fields.
     let mut text = if claims.is_empty() { self::claims(old) } else { claims.clone() };
     if deadline_changed {
         decision.stamp_deadline(new, &effective, &claims, &mut text);
@@ -130,7 +135,7 @@ pub fn update(new: &JobView, old: &JobView, context: Context<'_>) -> Decision {
         decision.stamp_backoff_limit(new, &effective, &claims, &mut text);
     }
     if ttl_changed {
-        if before.finished.is_some() && is_marked(new) {
+        if before.finished.is_some() && is_harvested(new) {
             decision.guard_armed_ttl(new, old, &effective);
         } else {
             decision.stamp_ttl(new, &effective, &claims, &mut text);
@@ -153,12 +158,12 @@ fn claims(job: &JobView) -> Explanation {
     job.annotation(keys::STAMPED).map(Explanation::parse).unwrap_or_default()
 }
 
-/// A finished Job that carries both marks of the harvest: its TTL is armed, or taken off, and is no longer moved away.
+/// Whether the Job has both annotations of a harvested Job. The TTL of a finished, harvested Job is no longer relocated.
 ///
-/// Recognised by the marks, not by who writes: the sink's own patch sets marks and TTL in one. Whoever may change a
-/// finished Job can forge them; they gain that the Job goes early without its result, which by deleting it they can have
-/// at any time. On a Job that still runs the marks mean nothing.
-pub(super) fn is_marked(job: &JobView) -> bool {
+/// The check looks at the annotations, not at the author of the update, because one patch of the sink sets both
+/// annotations and the TTL. A user who may update the Job can forge them; the only gain is that the Job is deleted before
+/// its result is stored, which the same user can do by deleting it. On a running Job, the annotations mean nothing.
+pub(super) fn is_harvested(job: &JobView) -> bool {
     [keys::STATUS, keys::RESULTS].iter().all(|key| job.annotation(key).is_some_and(|value| !value.is_empty()))
 }
 
@@ -167,11 +172,11 @@ fn stamp(
     labels: &Labels,
     pod_labels: &Labels,
     claims: &Explanation,
-    context: Context<'_>,
-) -> Decision {
-    let mut decision = Decision::default();
-    let (mut labels, pod_labels) = (select::without_group(labels), &*select::without_group(pod_labels));
-    // Also where only a forged group was there: it goes, and the API's defaulting runs again after our patch.
+    context: StampContext<'_>,
+) -> StampDecision {
+    let mut decision = StampDecision::default();
+    let (mut labels, pod_labels) = (without_group(labels), &*without_group(pod_labels));
+    // A forged group label may be the only one. Our patch removes it, and the API's defaulting then runs again.
     let inherits = labels.is_empty() && !pod_labels.is_empty();
     if inherits {
         labels = Cow::Borrowed(pod_labels);
@@ -180,8 +185,8 @@ fn stamp(
     let selected =
         select::for_stamping(context.policies, &snapshot.namespace, context.namespace_labels, &labels);
     let effective = &selected.effective;
-    if selected.by.is_empty() {
-        decision.forget_queue(job);
+    if selected.policies.is_empty() {
+        decision.remove_queue_marks(job);
         return decision;
     }
     if inherits {
@@ -201,13 +206,14 @@ fn stamp(
             "of defaults, harvest and prune (label job-handler/enabled: \"false\")",
         );
     }
-    let untouched = text.is_empty() && selected.by.iter().all(|policy| policy.leaves_jobs_alone());
+    let untouched = text.is_empty() && selected.policies.iter().all(|policy| policy.leaves_jobs_alone());
     if text.is_empty() {
-        let by: Vec<String> = selected.by.iter().map(|policy| policy.reference.to_string()).collect();
-        text.set(stamped_annotation::NOTHING, format_args!("selected by {}", by.join(", ")));
+        let policies: Vec<String> =
+            selected.policies.iter().map(|policy| policy.reference.to_string()).collect();
+        text.set(stamped_annotation::NOTHING, format_args!("selected by {}", policies.join(", ")));
     }
     decision.annotations.insert(keys::STAMPED, (!untouched).then(|| text.text()));
-    // A new Job was never harvested, whatever it was copied from.
+    // A new Job is not harvested yet, even if it was copied from a harvested one.
     decision.annotations.insert(keys::STATUS, None);
     decision.annotations.insert(keys::RESULTS, None);
     decision

@@ -1,36 +1,37 @@
-//! How each field of a Job should be.
+//! The rules of each field that a decision sets.
 
 use jiff::Timestamp;
 use job_handler_shared::{
-    job::{queued_entry, snapshot::Outcome},
+    job::{
+        queued_entry,
+        snapshot::Outcome,
+        stamped_annotation::{self, Explanation},
+    },
     keys,
     policy::{
+        range::{self, Absent, Settled, Why},
         set::{Effective, Labels},
         spec::{CleanupPolicy, Scope, WhenFull},
     },
 };
 
-use crate::stamp::decide::{Decision, Field, is_marked};
 use crate::{
-    admission::job_view::JobView,
+    job_view::JobView,
     stamp::{
         container_resources,
-        select::{self, Selected},
+        decide::{FieldValue, StampDecision, is_harvested},
+        select::{self, SelectedPolicies},
     },
 };
-use job_handler_shared::{
-    job::stamped_annotation::{self, Explanation},
-    policy::range::{self, Absent, Settled, Why},
-};
 
-/// The API's default of `backoffLimit`, which cannot be told from an explicit 6.
+/// The API's default of `backoffLimit`. It cannot be distinguished from an explicit 6.
 const API_BACKOFF_LIMIT: i32 = 6;
-/// A queue mark that is younger may be our own, from an earlier call for the same create.
+/// A younger queue annotation may be our own, from an earlier call for the same create.
 const SAME_CREATE_SECONDS: i64 = 60;
 
-impl Decision {
-    /// The TTL. Where a result is to be harvested, the harvest deadline stands in `spec` and the desired TTL waits in
-    /// the annotation until the result is stored.
+impl StampDecision {
+    /// Sets the TTL. If a result is to be harvested, `spec` gets the harvest deadline, and an annotation keeps the desired
+    /// TTL until the result is stored.
     pub(super) fn stamp_ttl(
         &mut self,
         job: &JobView,
@@ -45,9 +46,9 @@ impl Decision {
             (Some(seconds), Some(deadline)) if seconds >= 0 => Some(seconds.max(deadline)),
             (desired, _) => desired,
         };
-        // The annotation speaks where `spec` holds exactly what would be parked for it: our own output, a copy of a
-        // stored Job, or the sink's stamp on a Job that we missed. A forger could as well state that TTL.
-        let waiting = job
+        // The annotation is valid only if `spec` has exactly the TTL that belongs to it: then this is our own output, a
+        // copy of a stored Job, or a Job that the sink stamped. Forging it gains nothing over stating that TTL.
+        let deferred = job
             .annotation(keys::TTL)
             .and_then(|text| text.parse::<i32>().ok())
             .map(i64::from)
@@ -56,14 +57,14 @@ impl Decision {
             .claimed(stamped_annotation::TTL)
             .map(settle)
             .filter(|settled| parked(settled.value) == present)
-            .filter(|settled| waiting.is_none_or(|desired| settled.value == Some(desired)));
+            .filter(|settled| deferred.is_none_or(|desired| settled.value == Some(desired)));
         let settled = match claimed {
             Some(settled) => settled,
-            None => self.warn(stamped_annotation::TTL, settle(waiting.or(present))),
+            None => self.warn(stamped_annotation::TTL, settle(deferred.or(present))),
         };
         let spec = parked(settled.value);
         let relocated = harvest.is_some() && settled.value.is_some_and(|seconds| seconds >= 0);
-        self.ttl = Field::Be(spec);
+        self.ttl = FieldValue::Set(spec);
         self.annotations
             .insert(keys::TTL, settled.value.filter(|_| relocated).map(|seconds| seconds.to_string()));
         match spec.filter(|_| relocated) {
@@ -86,12 +87,13 @@ impl Decision {
         text: &mut Explanation,
     ) {
         let settle = |stated| range::settle(stated, &effective.deadline, Absent::Unbounded);
-        let settled = self.believe(stamped_annotation::DEADLINE, claims, job.snapshot.deadline, settle, true);
-        self.deadline = Field::Be(settled.value);
-        tell(text, stamped_annotation::DEADLINE, &settled);
+        let settled =
+            self.settle_claimed(stamped_annotation::DEADLINE, claims, job.snapshot.deadline, settle, true);
+        self.deadline = FieldValue::Set(settled.value);
+        explain(text, stamped_annotation::DEADLINE, &settled);
     }
 
-    /// Retries. 6 counts as absent unless the author keeps it.
+    /// Sets the backoff limit. 6 counts as absent, unless the annotation `job-handler/keep` lists the field.
     pub(super) fn stamp_backoff_limit(
         &mut self,
         job: &JobView,
@@ -103,7 +105,7 @@ impl Decision {
         if per_index && job.snapshot.backoff_limit == Some(i32::MAX) {
             return;
         }
-        // Beside backoffLimitPerIndex the API's default is MaxInt32, so that a 6 there was written by somebody.
+        // With backoffLimitPerIndex the API's default is MaxInt32, so a 6 was set explicitly.
         let keeps = per_index
             || job.annotation(keys::KEEP).is_some_and(|fields| {
                 fields.split(',').any(|field| field.trim() == stamped_annotation::BACKOFF)
@@ -118,11 +120,11 @@ impl Decision {
             }
         };
         let present = job.snapshot.backoff_limit.map(i64::from);
-        // Nobody is to blame for the API's own default.
-        let blame = keeps || job.snapshot.backoff_limit != Some(API_BACKOFF_LIMIT);
-        let settled = self.believe(stamped_annotation::BACKOFF, claims, present, settle, blame);
-        self.backoff_limit = Field::Be(settled.value);
-        tell(text, stamped_annotation::BACKOFF, &settled);
+        // The client did not write the API's default, so it gets no warning about it.
+        let warn = keeps || job.snapshot.backoff_limit != Some(API_BACKOFF_LIMIT);
+        let settled = self.settle_claimed(stamped_annotation::BACKOFF, claims, present, settle, warn);
+        self.backoff_limit = FieldValue::Set(settled.value);
+        explain(text, stamped_annotation::BACKOFF, &settled);
     }
 
     pub(super) fn stamp_labels(
@@ -146,8 +148,8 @@ impl Decision {
         }
     }
 
-    /// Requests and limits of the containers that state neither: part of one by a policy and part by the author could
-    /// contradict each other.
+    /// Sets requests and limits of containers that have neither. Values from the author and from a policy could contradict
+    /// each other, so they are never mixed in one container.
     pub(super) fn stamp_containers(
         &mut self,
         job: &JobView,
@@ -163,7 +165,9 @@ impl Decision {
             .containers
             .iter()
             .filter(|container| {
-                !container.states_any() || (ours.contains(&&*container.name) && container.is(&wanted.value))
+                !container.has_amounts()
+                    || (ours.contains(&&*container.name)
+                        && container_resources::has_exactly(container, &wanted.value))
             })
             .map(|container| container.name.as_str())
             .collect();
@@ -177,8 +181,8 @@ impl Decision {
         self.containers = stamped;
     }
 
-    /// The group, or none: one that somebody else wrote goes.
-    pub(super) fn stamp_group(&mut self, job: &JobView, selected: &Selected, text: &mut Explanation) {
+    /// Sets or removes the group label. The author's value is never kept.
+    pub(super) fn stamp_group(&mut self, job: &JobView, selected: &SelectedPolicies, text: &mut Explanation) {
         let group = select::group(&selected.effective, &selected.labels, job.snapshot.owner.as_ref());
         let value = match group {
             Some((Ok(group), policy)) => {
@@ -217,11 +221,11 @@ impl Decision {
         self.pod_labels.insert(keys::GROUP.to_owned(), value);
     }
 
-    /// Under a Queue limit a Job is created suspended, with the mark that lets the sink start it.
+    /// Under a limit with `whenFull: Queue`, creates the Job suspended, with the annotation that lets the sink release it.
     pub(super) fn queue(
         &mut self,
         job: &JobView,
-        selected: &Selected,
+        selected: &SelectedPolicies,
         claims: &Explanation,
         now: Timestamp,
         text: &mut Explanation,
@@ -230,8 +234,8 @@ impl Decision {
         let by_us = claims.has(stamped_annotation::QUEUED) && marked.is_some();
         let suspended_by_author = job.snapshot.suspended && !by_us;
         let is_foreign = job.snapshot.managed_by.is_some() || selected.labels.contains_key(keys::KUEUE_QUEUE);
-        let line = line(job, selected).filter(|_| !suspended_by_author && !is_foreign);
-        let Some(line) = line else {
+        let reason = wait_reason(job, selected).filter(|_| !suspended_by_author && !is_foreign);
+        let Some(reason) = reason else {
             self.annotations.insert(keys::QUEUED_AT, None);
             return;
         };
@@ -242,11 +246,11 @@ impl Decision {
         let since = Timestamp::from_second(since.as_second()).unwrap_or(now);
         self.suspend = true;
         self.annotations.insert(keys::QUEUED_AT, Some(since.to_string()));
-        text.set(stamped_annotation::QUEUED, format_args!("{}{line}", queued_entry::WAITS));
+        text.set(stamped_annotation::QUEUED, format_args!("{}{reason}", queued_entry::WAITS));
     }
 
-    /// Takes off what would make the sink start a Job: nobody has queued it.
-    pub(super) fn forget_queue(&mut self, job: &JobView) {
+    /// Removes annotations that would make the sink release the Job, because no policy queues it.
+    pub(super) fn remove_queue_marks(&mut self, job: &JobView) {
         if job.annotation(keys::QUEUED_AT).is_some() {
             self.annotations.insert(keys::QUEUED_AT, None);
         }
@@ -257,10 +261,10 @@ impl Decision {
         }
     }
 
-    /// A TTL that changes after the harvest: the sink's arming passes as it is; later ones keep to the maximum, and to
-    /// `Never` (else each re-apply of a manifest with a TTL would undo it).
+    /// Handles a TTL that changes after the harvest. The sink's own patch passes unchanged. Later changes are clamped to
+    /// the maximum, and removed under cleanup policy `Never`; otherwise each re-apply of the manifest would undo it.
     pub(super) fn guard_armed_ttl(&mut self, new: &JobView, old: &JobView, effective: &Effective) {
-        if !is_marked(old) {
+        if !is_harvested(old) {
             return;
         }
         let Some(ttl) = new.snapshot.ttl.map(i64::from) else { return };
@@ -273,7 +277,7 @@ impl Decision {
             policy == CleanupPolicy::Never
         });
         if never {
-            self.ttl = Field::Be(None);
+            self.ttl = FieldValue::Set(None);
             self.warnings.push(format!(
                 "job-handler: this Job is kept (cleanup policy Never); {} {ttl} was left out",
                 stamped_annotation::TTL
@@ -281,23 +285,23 @@ impl Decision {
         } else {
             let settled = range::settle(Some(ttl), &effective.ttl, Absent::Unconcerned);
             let settled = self.warn(stamped_annotation::TTL, settled);
-            self.ttl = Field::Be(settled.value);
+            self.ttl = FieldValue::Set(settled.value);
         }
     }
 
-    /// Settles what the author had written by our own account, where that leads to what is there now; else settles
-    /// what is there.
-    fn believe(
+    /// Settles the author's value from the `stamped` annotation if that leads to the present value. Otherwise the
+    /// annotation is not ours, and the present value is settled.
+    fn settle_claimed(
         &mut self,
         field: &str,
         claims: &Explanation,
         present: Option<i64>,
         settle: impl Fn(Option<i64>) -> Settled,
-        blame: bool,
+        warn: bool,
     ) -> Settled {
         match claims.claimed(field).map(&settle).filter(|settled| settled.value == present) {
             Some(settled) => settled,
-            None if blame => self.warn(field, settle(present)),
+            None if warn => self.warn(field, settle(present)),
             None => settle(present),
         }
     }
@@ -308,21 +312,21 @@ impl Decision {
     }
 }
 
-/// What a new Job has to stand in line for: a limit, or its group's next try after failures. Whether it has to wait at all
-/// is seen by whoever starts it.
-fn line(job: &JobView, selected: &Selected) -> Option<String> {
+/// What a new Job waits for: a slot of a limit, or its group's next attempt after failures. The release decides whether it
+/// really has to wait.
+fn wait_reason(job: &JobView, selected: &SelectedPolicies) -> Option<String> {
     let effective = &selected.effective;
     let limit = effective.limits.iter().find(|limit| limit.value.when_full == WhenFull::Queue);
     if let Some(limit) = limit {
         return Some(format!("a slot of limit \"{}\" of {}", limit.value.name, limit.policy));
     }
     let backoff = effective.failure_backoff.iter().find(|rule| rule.value.action == WhenFull::Queue)?;
-    // Without a group it waits for nobody.
+    // Failure backoff only applies to Jobs with a group.
     select::group(effective, &selected.labels, job.snapshot.owner.as_ref())?.0.ok()?;
     Some(format!("its group's next try (failureBackoff of {})", backoff.policy))
 }
 
-fn tell(text: &mut Explanation, field: &str, settled: &Settled) {
+fn explain(text: &mut Explanation, field: &str, settled: &Settled) {
     if settled.changed() {
         text.set(field, settled);
     } else {

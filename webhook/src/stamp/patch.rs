@@ -1,6 +1,6 @@
-//! Decision -> JSON Patch on the raw object: only what differs, one operation each.
+//! Decision -> JSON Patch on the raw object, one operation for each difference.
 //!
-//! A diff between typed Jobs would delete fields that a newer server knows and the typed Job does not.
+//! A diff between typed Jobs would delete fields that are newer than the type.
 
 use std::collections::BTreeMap;
 
@@ -9,12 +9,12 @@ use json_patch::{AddOperation, PatchOperation, RemoveOperation, jsonptr::Pointer
 use serde_json::{Map, Value};
 
 use crate::{
-    admission::job_view::JobView,
-    stamp::decide::{Decision, Field},
+    job_view::JobView,
+    stamp::decide::{FieldValue, StampDecision},
 };
 
-/// The operations that make the Job as it should be; none where it is so already.
-pub fn patch(job: &JobView, decision: &Decision) -> Vec<PatchOperation> {
+/// The operations that apply the decision; empty if the Job already matches it.
+pub fn patch(job: &JobView, decision: &StampDecision) -> Vec<PatchOperation> {
     let mut ops = Vec::with_capacity(16);
     let have = &job.snapshot;
     field(&mut ops, "ttlSecondsAfterFinished", have.ttl.map(i64::from), decision.ttl);
@@ -32,11 +32,11 @@ pub fn patch(job: &JobView, decision: &Decision) -> Vec<PatchOperation> {
         &decision.annotations,
     );
     if let Some(stamped) = &decision.containers {
-        for at in &stamped.at {
+        for at in &stamped.containers {
             let index = at.index.to_string();
             let path = ["spec", "template", "spec", at.list, &index, "resources"];
             if at.has_resources {
-                // There may be claims beside them.
+                // `resources` may also hold claims.
                 for (field, amounts) in &stamped.resources {
                     add(&mut ops, path.into_iter().chain([field.as_str()]), amounts.clone());
                 }
@@ -51,7 +51,7 @@ pub fn patch(job: &JobView, decision: &Decision) -> Vec<PatchOperation> {
         let path = ["spec", "template", "metadata", "labels"];
         if template.has_metadata {
             map(&mut ops, &path, template.has_labels, &template.labels, wanted);
-        } else if let Some(labels) = all(wanted) {
+        } else if let Some(labels) = full_map(wanted) {
             add(
                 &mut ops,
                 path.into_iter().take(3),
@@ -62,8 +62,8 @@ pub fn patch(job: &JobView, decision: &Decision) -> Vec<PatchOperation> {
     ops
 }
 
-fn field(ops: &mut Vec<PatchOperation>, name: &str, have: Option<i64>, want: Field) {
-    let Field::Be(want) = want else { return };
+fn field(ops: &mut Vec<PatchOperation>, name: &str, have: Option<i64>, want: FieldValue) {
+    let FieldValue::Set(want) = want else { return };
     if have == want {
         return;
     }
@@ -81,8 +81,8 @@ fn map<K: AsRef<str> + Ord>(
     want: &BTreeMap<K, Option<String>>,
 ) {
     if !exists {
-        if let Some(all) = all(want) {
-            add(ops, path.iter().copied(), all);
+        if let Some(map) = full_map(want) {
+            add(ops, path.iter().copied(), map);
         }
         return;
     }
@@ -98,8 +98,8 @@ fn map<K: AsRef<str> + Ord>(
     }
 }
 
-/// A whole map; none where it would be empty.
-fn all<K: AsRef<str>>(want: &BTreeMap<K, Option<String>>) -> Option<Value> {
+/// All keys as one map; none if it would be empty.
+fn full_map<K: AsRef<str>>(want: &BTreeMap<K, Option<String>>) -> Option<Value> {
     let map: Map<String, Value> = want
         .iter()
         .filter_map(|(key, value)| {
@@ -109,7 +109,7 @@ fn all<K: AsRef<str>>(want: &BTreeMap<K, Option<String>>) -> Option<Value> {
     (!map.is_empty()).then_some(Value::Object(map))
 }
 
-/// `add` replaces what is there, so it serves for both.
+/// In a JSON Patch, `add` also replaces an existing value.
 fn add<'a>(ops: &mut Vec<PatchOperation>, path: impl IntoIterator<Item = &'a str>, value: impl Into<Value>) {
     ops.push(PatchOperation::Add(AddOperation { path: pointer(path), value: value.into() }));
 }
@@ -118,7 +118,7 @@ fn remove<'a>(ops: &mut Vec<PatchOperation>, path: impl IntoIterator<Item = &'a 
     ops.push(PatchOperation::Remove(RemoveOperation { path: pointer(path) }));
 }
 
-/// Escapes `~` and `/` of keys such as `job-handler/group` (RFC 6901). By hand, because jsonptr allocates each token.
+/// Escapes `~` and `/` in keys such as `job-handler/group` (RFC 6901). jsonptr would allocate each token.
 fn pointer<'a>(path: impl IntoIterator<Item = &'a str>) -> PointerBuf {
     let mut text = String::with_capacity(64);
     for token in path {
@@ -143,7 +143,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn pointers_are_those_of_the_library(tokens in proptest::collection::vec("[a-z~/0-9ä.]{0,12}", 0..5)) {
+        fn pointers_match_the_library(tokens in proptest::collection::vec("[a-z~/0-9ä.]{0,12}", 0..5)) {
             let tokens: Vec<&str> = tokens.iter().map(String::as_str).collect();
             prop_assert_eq!(pointer(tokens.iter().copied()), PointerBuf::from_tokens(tokens));
         }

@@ -1,37 +1,40 @@
-//! Which policies act on a Job, and what they say together.
+//! Which policies apply to a Job, and their combined settings.
 
 use std::sync::Arc;
 
 use job_handler_shared::{
     job::{
         group::{GroupId, NoGroup, group_of},
-        snapshot::{JobSnapshot, Owner},
+        scope::without_group,
+        snapshot::Owner,
     },
     policy::set::{Effective, From, Labels, Policy, PolicyRef, PolicySet},
 };
 
-pub use job_handler_shared::job::scope::without_group;
-
-/// What the enforced policies say about one Job.
+/// The enforced policies that select a Job, and their combined settings.
 #[derive(Clone, Debug, Default)]
-pub struct Selected {
-    /// Those that select it, in order of precedence.
-    pub by: Vec<Arc<Policy>>,
-    /// What they say together.
-    pub effective: Arc<Effective>,
-    /// The Job's labels as decisions see them, with those that policies add, without the stamped group.
-    pub labels: Labels,
+pub(crate) struct SelectedPolicies {
+    /// The policies, in order of precedence.
+    pub(crate) policies: Vec<Arc<Policy>>,
+    /// Their combined settings.
+    pub(crate) effective: Arc<Effective>,
+    /// The Job's labels, with those that policies add, without the stamped group.
+    pub(crate) labels: Labels,
 }
 
-/// What the enforced policies say about a Job with these labels, and about the Job as it becomes by the labels that they
-/// add: whoever looks at the stored Job later (a limit, the harvest) sees those labels, and has to come to the same
-/// group, limits and results. What a policy stamps stays, also where it no longer selects the Job that it has stamped
-/// (`team` absent -> `team: unknown`).
-pub fn for_stamping(set: &PolicySet, namespace: &str, namespace_labels: &Labels, raw: &Labels) -> Selected {
+/// Selects policies by the Job's labels, and again with the labels that these policies add. Limits and the harvest see the
+/// stored Job with the added labels, and must come to the same group, limits and results. A policy keeps applying even if
+/// the labels that it adds no longer match its own selector (for example: selects on `team` absent, adds `team: unknown`).
+pub(crate) fn for_stamping(
+    set: &PolicySet,
+    namespace: &str,
+    namespace_labels: &Labels,
+    raw: &Labels,
+) -> SelectedPolicies {
     let mut labels = without_group(raw).into_owned();
-    let mut by = enforced(set, namespace, namespace_labels, &labels);
-    let mut effective = set.combined(&by, &labels);
-    // Labels only ever grow, so this ends; a chain longer than this is nobody's intention.
+    let mut policies = enforced(set, namespace, namespace_labels, &labels);
+    let mut effective = set.combined(&policies, &labels);
+    // Labels are only added, so this ends. A longer chain of policies is not a sensible configuration.
     for _ in 0..4 {
         let missing: Vec<(String, String)> = effective
             .labels
@@ -45,24 +48,24 @@ pub fn for_stamping(set: &PolicySet, namespace: &str, namespace_labels: &Labels,
         labels.extend(missing);
         let last = enforced(set, namespace, namespace_labels, &labels);
         let last_effective = set.combined(&last, &labels);
-        // As a rule the added labels choose no other policies.
-        if last.len() == by.len() && last.iter().zip(&by).all(|(a, b)| Arc::ptr_eq(a, b)) {
+        // Usually the added labels select no other policies.
+        if last.len() == policies.len() && last.iter().zip(&policies).all(|(a, b)| Arc::ptr_eq(a, b)) {
             effective = last_effective;
             continue;
         }
-        by.extend(last);
-        by.sort_by(|a, b| a.reference.cmp(&b.reference));
-        by.dedup_by(|a, b| a.reference == b.reference);
+        policies.extend(last);
+        policies.sort_by(|a, b| a.reference.cmp(&b.reference));
+        policies.dedup_by(|a, b| a.reference == b.reference);
         let Effective { ttl, deadline, backoff_limit, labels: stamped, .. } =
-            Effective::of(by.iter().copied(), &labels);
+            Effective::of(policies.iter().copied(), &labels);
         let last_effective = Effective::clone(&last_effective);
         effective = Arc::new(Effective { ttl, deadline, backoff_limit, labels: stamped, ..last_effective });
     }
-    Selected { by: by.into_iter().cloned().collect(), effective, labels }
+    SelectedPolicies { policies: policies.into_iter().cloned().collect(), effective, labels }
 }
 
-/// The enforced policies that select a stored Job.
-pub fn enforced<'a>(
+/// The enforced policies that select a Job with these labels.
+pub(crate) fn enforced<'a>(
     set: &'a PolicySet,
     namespace: &str,
     namespace_labels: &Labels,
@@ -73,17 +76,12 @@ pub fn enforced<'a>(
     matching
 }
 
-/// The group of a Job, from its raw labels; none where no policy asks for one.
-pub fn group(
+/// The group of a Job, computed from its labels; none if no policy defines a group.
+pub(crate) fn group(
     effective: &Effective,
     labels: &Labels,
     owner: Option<&Owner>,
 ) -> Option<(Result<GroupId, NoGroup>, PolicyRef)> {
     let spec = effective.group.as_ref()?;
     Some((group_of(&spec.value, &without_group(labels), owner), spec.policy.clone()))
-}
-
-/// The group of a stored Job, or none.
-pub fn group_of_stored(effective: &Effective, job: &JobSnapshot) -> Option<GroupId> {
-    group(effective, &job.labels, job.owner.as_ref()).and_then(|(group, _)| group.ok())
 }

@@ -11,9 +11,9 @@ use job_handler_shared::policy::{
     spec::{ClusterJobPolicy, JobPolicy},
 };
 use job_handler_webhook::{
-    admission::job_view::JobView,
+    job_view::JobView,
     stamp::{
-        decide::{self, Context, Decision},
+        decide::{self, StampContext, StampDecision},
         patch,
     },
 };
@@ -103,17 +103,17 @@ impl Webhook {
         Self::new([policy("builds", builds())])
     }
 
-    fn context(&self) -> Context<'_> {
-        Context { policies: &self.set, namespace_labels: &self.namespace, now: self.now }
+    fn context(&self) -> StampContext<'_> {
+        StampContext { policies: &self.set, namespace_labels: &self.namespace, now: self.now }
     }
 
-    pub fn create_ops(&self, job: &Value) -> (Vec<PatchOperation>, Decision) {
+    pub fn create_ops(&self, job: &Value) -> (Vec<PatchOperation>, StampDecision) {
         let view = view(job);
         let decision = decide::create(&view, self.context());
         (patch::patch(&view, &decision), decision)
     }
 
-    pub fn update_ops(&self, old: &Value, new: &Value) -> (Vec<PatchOperation>, Decision) {
+    pub fn update_ops(&self, old: &Value, new: &Value) -> (Vec<PatchOperation>, StampDecision) {
         let view = view(new);
         let decision = decide::update(&view, &self::view(old), self.context());
         (patch::patch(&view, &decision), decision)

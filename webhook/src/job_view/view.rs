@@ -1,14 +1,16 @@
-//! A Job as it stands in a review or in a LIST, read in one pass: what decisions need is kept, the rest is skipped.
+//! The lean view of a Job.
 //!
-//! Of the template's containers only names, requests and limits are built in memory, however many they are, and however
-//! deep they nest (`serde_json` skips unknown values without recursion).
+//! Of the template's containers, only names, requests and limits are built in memory, whatever their number. Deep nesting
+//! is safe: `serde_json` skips unknown values without recursion.
 
 use std::{collections::BTreeMap, fmt};
 
-use crate::stamp::container_resources::{Container, PodSpec};
 use jiff::Timestamp;
 use job_handler_shared::{
-    job::snapshot::{Finished, JobSnapshot, Outcome, Owner},
+    job::{
+        scope::without_group,
+        snapshot::{Finished, JobSnapshot, Outcome, Owner},
+    },
     keys,
     policy::set::Labels,
 };
@@ -17,67 +19,82 @@ use serde::{
     de::{IgnoredAny, MapAccess, Visitor},
 };
 
-/// The Job, and what a patch has to know about the raw object.
+use crate::job_view::containers::{ContainerView, RawPodSpec};
+
+/// A Job, and what a JSON Patch has to know about the raw object.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct JobView {
     /// The Job without its template.
     pub snapshot: JobSnapshot,
-    /// `metadata.labels` is there (a patch adds a key, else the whole map).
+    /// `metadata.labels` exists, so that a patch can add single keys to it.
     pub has_labels: bool,
-    /// `metadata.annotations` is there.
+    /// `metadata.annotations` exists.
     pub has_annotations: bool,
     /// `spec.backoffLimitPerIndex` is set.
     pub backoff_limit_per_index: bool,
-    /// What is known of `spec.template`.
+    /// The pod template.
     pub template: TemplateView,
 }
 
-/// What a patch has to know about the pod template.
+/// A pod template, and what a JSON Patch has to know about it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TemplateView {
-    /// `spec.template` is there.
+    /// `spec.template` exists.
     pub exists: bool,
-    /// `spec.template.metadata` is there.
+    /// `spec.template.metadata` exists.
     pub has_metadata: bool,
-    /// `spec.template.metadata.labels` is there.
+    /// `spec.template.metadata.labels` exists.
     pub has_labels: bool,
     /// `spec.template.metadata.labels`.
     pub labels: Labels,
-    /// `spec.template.spec.initContainers` and `containers`; none where the pod as a whole states resources.
-    pub containers: Vec<Container>,
+    /// `spec.template.spec.initContainers` and `containers`; empty if the pod spec has pod-level resources.
+    pub containers: Vec<ContainerView>,
 }
 
 impl JobView {
-    /// Forgets what a client may have written into `status`: the apiserver drops it on a create.
-    pub fn without_status(mut self) -> Self {
+    /// Clears the status: the apiserver drops a status that a client sends with a create.
+    pub(crate) fn without_status(mut self) -> Self {
         let job = &mut self.snapshot;
         (job.started, job.finished, job.finishing) = (None, None, false);
         (job.active_pods, job.terminating_pods, job.succeeded_pods, job.failed_pods) = (0, 0, 0, 0);
         self
     }
 
-    /// An annotation of ours.
-    pub fn annotation(&self, key: &str) -> Option<&str> {
+    /// The value of an annotation with the prefix `job-handler/`.
+    pub(crate) fn annotation(&self, key: &str) -> Option<&str> {
         self.snapshot.annotations.get(key).map(String::as_str)
     }
 }
 
+/// The Job after an update, if the update can make it take a slot that it did not take before.
+pub(crate) fn newly_active(new: &JobView, old: &JobView) -> Option<JobSnapshot> {
+    let before = &old.snapshot;
+    let mut after = new.snapshot.clone();
+    // The stored status says which pods run; an update of the Job cannot change it.
+    after.finished.clone_from(&before.finished);
+    (after.active_pods, after.terminating_pods) = (before.active_pods, before.terminating_pods);
+    let unsuspended = before.suspended && !after.suspended;
+    let changes_scope =
+        without_group(&before.labels) != without_group(&after.labels) || before.owner != after.owner;
+    (after.is_active() && (unsuspended || changes_scope)).then_some(after)
+}
+
 impl<'de> Deserialize<'de> for JobView {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Raw::deserialize(deserializer).map(Self::from)
+        RawJob::deserialize(deserializer).map(Self::from)
     }
 }
 
 #[derive(Deserialize)]
-struct Raw {
-    metadata: Option<Metadata>,
-    spec: Option<Spec>,
-    status: Option<Status>,
+struct RawJob {
+    metadata: Option<RawMetadata>,
+    spec: Option<RawSpec>,
+    status: Option<RawStatus>,
 }
 
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-struct Metadata {
+struct RawMetadata {
     namespace: Option<String>,
     name: Option<String>,
     uid: Option<String>,
@@ -86,13 +103,13 @@ struct Metadata {
     creation_timestamp: Option<Timestamp>,
     deletion_timestamp: Option<Timestamp>,
     labels: Option<Labels>,
-    annotations: Option<Annotations>,
-    owner_references: Option<Vec<OwnerReference>>,
+    annotations: Option<OwnAnnotations>,
+    owner_references: Option<Vec<RawOwnerReference>>,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct OwnerReference {
+struct RawOwnerReference {
     #[serde(default)]
     controller: Option<bool>,
     api_version: String,
@@ -103,41 +120,41 @@ struct OwnerReference {
 
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-struct Spec {
+struct RawSpec {
     suspend: Option<bool>,
     managed_by: Option<String>,
     ttl_seconds_after_finished: Option<i32>,
     active_deadline_seconds: Option<i64>,
     backoff_limit: Option<i32>,
     backoff_limit_per_index: Option<i32>,
-    template: Option<Template>,
+    template: Option<RawTemplate>,
 }
 
 #[derive(Deserialize)]
-struct Template {
-    metadata: Option<TemplateMetadata>,
-    spec: Option<PodSpec>,
+struct RawTemplate {
+    metadata: Option<RawTemplateMetadata>,
+    spec: Option<RawPodSpec>,
 }
 
 #[derive(Deserialize)]
-struct TemplateMetadata {
+struct RawTemplateMetadata {
     labels: Option<Labels>,
 }
 
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-struct Status {
+struct RawStatus {
     start_time: Option<Timestamp>,
     active: Option<i32>,
     terminating: Option<i32>,
     succeeded: Option<i32>,
     failed: Option<i32>,
-    conditions: Option<Vec<Condition>>,
+    conditions: Option<Vec<RawCondition>>,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Condition {
+struct RawCondition {
     #[serde(rename = "type")]
     kind: String,
     status: String,
@@ -149,19 +166,19 @@ struct Condition {
     last_transition_time: Option<Timestamp>,
 }
 
-/// Annotations of ours; those of others (`kubectl apply` keeps a whole manifest there) are skipped unread.
+/// OwnAnnotations with the prefix `job-handler/`. All others are skipped: `kubectl apply` stores a full manifest in one.
 #[derive(Default)]
-struct Annotations(BTreeMap<String, String>);
+struct OwnAnnotations(BTreeMap<String, String>);
 
-impl<'de> Deserialize<'de> for Annotations {
+impl<'de> Deserialize<'de> for OwnAnnotations {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Ours;
-        impl<'de> Visitor<'de> for Ours {
-            type Value = Annotations;
+        struct OwnKeys;
+        impl<'de> Visitor<'de> for OwnKeys {
+            type Value = OwnAnnotations;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a map of annotations")
             }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Annotations, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<OwnAnnotations, A::Error> {
                 let mut ours = BTreeMap::new();
                 while let Some(key) = map.next_key::<String>()? {
                     if key.starts_with("job-handler/") {
@@ -170,15 +187,15 @@ impl<'de> Deserialize<'de> for Annotations {
                         map.next_value::<IgnoredAny>()?;
                     }
                 }
-                Ok(Annotations(ours))
+                Ok(OwnAnnotations(ours))
             }
         }
-        deserializer.deserialize_map(Ours)
+        deserializer.deserialize_map(OwnKeys)
     }
 }
 
-impl From<Raw> for JobView {
-    fn from(raw: Raw) -> Self {
+impl From<RawJob> for JobView {
+    fn from(raw: RawJob) -> Self {
         let (meta, spec, status) =
             (raw.metadata.unwrap_or_default(), raw.spec.unwrap_or_default(), raw.status.unwrap_or_default());
         let template = template(spec.template);
@@ -225,10 +242,10 @@ impl From<Raw> for JobView {
     }
 }
 
-fn template(template: Option<Template>) -> TemplateView {
+fn template(template: Option<RawTemplate>) -> TemplateView {
     let Some(template) = template else { return TemplateView::default() };
     let has_metadata = template.metadata.is_some();
-    let containers = template.spec.map(PodSpec::containers).unwrap_or_default();
+    let containers = template.spec.map(RawPodSpec::into_containers).unwrap_or_default();
     let labels = template.metadata.and_then(|metadata| metadata.labels);
     TemplateView {
         exists: true,
@@ -239,11 +256,11 @@ fn template(template: Option<Template>) -> TemplateView {
     }
 }
 
-fn is_true<'a>(conditions: &'a [Condition], kind: &str) -> Option<&'a Condition> {
+fn is_true<'a>(conditions: &'a [RawCondition], kind: &str) -> Option<&'a RawCondition> {
     conditions.iter().find(|condition| condition.kind == kind && condition.status == "True")
 }
 
-fn finished(conditions: &[Condition]) -> Option<Finished> {
+fn finished(conditions: &[RawCondition]) -> Option<Finished> {
     let (condition, outcome) = [("Complete", Outcome::Completed), ("Failed", Outcome::Failed)]
         .into_iter()
         .find_map(|(kind, outcome)| is_true(conditions, kind).map(|condition| (condition, outcome)))?;
@@ -262,9 +279,8 @@ mod tests {
 
     use super::*;
 
-    /// The lean reader and the typed one agree on every field.
     #[test]
-    fn reads_what_the_typed_job_reads() {
+    fn the_view_agrees_with_the_typed_job_on_every_field() {
         let job = json!({
             "apiVersion": "batch/v1", "kind": "Job",
             "metadata": {
@@ -298,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn nulls_are_absent() {
+    fn null_means_absent() {
         let view: JobView = serde_json::from_value(json!({
             "metadata": {"creationTimestamp": null, "labels": null, "annotations": null},
             "spec": {"suspend": null, "template": {"metadata": {"creationTimestamp": null}}}, "status": null,

@@ -1,0 +1,75 @@
+//! Names, requests and limits of the containers in a pod template.
+
+use std::collections::BTreeMap;
+
+use job_handler_shared::policy::spec::Amount;
+use serde::Deserialize;
+
+/// A container of a pod template: its name, position and resources.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ContainerView {
+    /// The container's name.
+    pub name: String,
+    /// The field of the pod spec that lists the container: `initContainers` or `containers`.
+    pub list: &'static str,
+    /// Index in that list.
+    pub index: usize,
+    /// The container has a field `resources`.
+    pub has_resources: bool,
+    /// `resources.limits`.
+    pub limits: BTreeMap<String, String>,
+    /// `resources.requests`.
+    pub requests: BTreeMap<String, String>,
+}
+
+impl ContainerView {
+    /// Whether the container has any request or limit.
+    pub fn has_amounts(&self) -> bool {
+        !self.limits.is_empty() || !self.requests.is_empty()
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct RawPodSpec {
+    init_containers: Option<Vec<RawContainer>>,
+    containers: Option<Vec<RawContainer>>,
+    resources: Option<RawResources>,
+}
+
+#[derive(Deserialize)]
+struct RawContainer {
+    name: Option<String>,
+    resources: Option<RawResources>,
+}
+
+#[derive(Default, Deserialize)]
+struct RawResources {
+    limits: Option<BTreeMap<String, Amount>>,
+    requests: Option<BTreeMap<String, Amount>>,
+}
+
+impl RawPodSpec {
+    /// The init containers, then the containers. Empty if the pod spec has pod-level resources, because those bound the
+    /// resources of its containers.
+    pub(super) fn into_containers(self) -> Vec<ContainerView> {
+        let pod_level = self.resources.unwrap_or_default();
+        if !texts(pod_level.limits).is_empty() || !texts(pod_level.requests).is_empty() {
+            return Vec::new();
+        }
+        let list = |list: &'static str, raw: Option<Vec<RawContainer>>| {
+            raw.into_iter().flatten().enumerate().map(move |(index, raw)| {
+                let has_resources = raw.resources.is_some();
+                let resources = raw.resources.unwrap_or_default();
+                let (limits, requests) = (texts(resources.limits), texts(resources.requests));
+                let name = raw.name.unwrap_or_default();
+                ContainerView { name, list, index, has_resources, limits, requests }
+            })
+        };
+        list("initContainers", self.init_containers).chain(list("containers", self.containers)).collect()
+    }
+}
+
+fn texts(amounts: Option<BTreeMap<String, Amount>>) -> BTreeMap<String, String> {
+    amounts.into_iter().flatten().map(|(key, amount)| (key, amount.0)).collect()
+}
