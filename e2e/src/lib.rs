@@ -19,5 +19,5 @@ pub use etcd_history::History;
 pub use harness::error::{Error, Result};
 pub use harness::wait::wait_for;
 pub use net::fault_proxy::FaultProxy;
-pub use net::https_client::Https;
+pub use net::https_client::HttpsClient;
 pub use pair::{Member, Pair, PairOptions};

@@ -17,7 +17,7 @@ use job_handler_e2e::{
     harness::{ports, process::Process},
     net::{
         cloudevents_receiver,
-        fault_proxy::{Call, Fault, Rule, Struck, Write},
+        fault_proxy::{Call, Fault, FaultCount, RecordedWrite, Rule},
     },
     wait_for,
 };
@@ -121,10 +121,10 @@ impl Step {
 struct Case {
     name: String,
     kind: Kind,
-    struck: Struck,
+    faults: FaultCount,
 }
 
-struct Ground {
+struct Fixture {
     // Dropped in this order.
     ns: TestNamespace,
     pair: Pair,
@@ -145,22 +145,22 @@ async fn killed_after_each_write_and_each_write_failing_in_every_way() {
     };
     let pair = Pair::install(&cluster, options).await.unwrap();
     let ns = cluster.namespace("crash").await.unwrap();
-    let ground = Ground { ns, pair, cluster };
+    let fixture = Fixture { ns, pair, cluster };
     for kind in Kind::ALL {
-        ground.apply_policy(kind).await;
+        fixture.apply_policy(kind).await;
     }
 
     // Undisturbed first: these are the writes, there are no others.
     let mut cases = Vec::new();
     for kind in Kind::ALL {
         let name = format!("calm-{}", kind.word());
-        let struck = ground.sink().add(Rule::new(Fault::Cut).times(0));
-        ground.create(&name, kind).await;
-        cases.push(Case { name, kind, struck });
+        let faults = fixture.sink().add(Rule::new(Fault::Disconnect).times(0));
+        fixture.create(&name, kind).await;
+        cases.push(Case { name, kind, faults });
     }
     for case in &cases {
-        ground.ended(case).await;
-        let about = |write: &Write| {
+        fixture.ended(case).await;
+        let about = |write: &RecordedWrite| {
             write.call.name.as_ref().is_some_and(|name| {
                 name == &case.name
                     || name.starts_with(&format!("{}-results", case.name))
@@ -168,8 +168,8 @@ async fn killed_after_each_write_and_each_write_failing_in_every_way() {
             })
         };
         // Whatever the Job controller writes to the Job at the same time costs a 409, and another try.
-        let took_effect = |write: &Write| write.answer.is_some_and(|code| code < 300);
-        let all = ground.sink().writes().into_iter();
+        let took_effect = |write: &RecordedWrite| write.answer.is_some_and(|code| code < 300);
+        let all = fixture.sink().writes().into_iter();
         let writes: Vec<_> = all.filter(|write| about(write) && took_effect(write)).collect();
         let steps = Step::of(case.kind);
         assert_eq!(writes.len(), steps.len(), "{}: {writes:#?}", case.name);
@@ -187,9 +187,9 @@ async fn killed_after_each_write_and_each_write_failing_in_every_way() {
         ("c409", Fault::Refuse(409)),
         ("c429", Fault::Refuse(429)),
         ("c500", Fault::Refuse(500)),
-        ("cut", Fault::Cut),
-        ("cutafter", Fault::CutAfter),
-        ("late", Fault::Late(Duration::from_secs(5))),
+        ("cut", Fault::Disconnect),
+        ("cutafter", Fault::DisconnectAfter),
+        ("late", Fault::DelayAnswer(Duration::from_secs(5))),
     ];
     let mut failing = Vec::new();
     for kind in Kind::ALL {
@@ -200,13 +200,13 @@ async fn killed_after_each_write_and_each_write_failing_in_every_way() {
                     continue;
                 }
                 failing.push(
-                    ground.disturb(&format!("{word}-{}-{n}", kind.word()), kind, step, fault.clone()).await,
+                    fixture.disturb(&format!("{word}-{}-{n}", kind.word()), kind, step, fault.clone()).await,
                 );
             }
         }
     }
     for case in &failing {
-        assert!(ground.ended(case).await >= 1, "{}: nothing went wrong", case.name);
+        assert!(fixture.ended(case).await >= 1, "{}: nothing went wrong", case.name);
     }
     eprintln!("{} single failures, each with one whole result and one Event", failing.len());
 
@@ -214,54 +214,54 @@ async fn killed_after_each_write_and_each_write_failing_in_every_way() {
     let mut killed = Vec::new();
     for kind in Kind::ALL {
         for (n, step) in Step::of(kind).into_iter().enumerate() {
-            let sink = ground.pair.sink().killer();
-            let fault = Fault::hook(move |_| sink.kill().unwrap());
-            let case = ground.disturb(&format!("killed-{}-{n}", kind.word()), kind, step, fault).await;
-            // Dead, not only struck: the deed comes after the call, and must not hit the next one.
+            let sink = fixture.pair.sink().kill_handle();
+            let fault = Fault::callback(move |_| sink.kill().unwrap());
+            let case = fixture.disturb(&format!("killed-{}-{n}", kind.word()), kind, step, fault).await;
+            // Dead, not only hit: the deed comes after the call, and must not hit the next one.
             let dead = || async {
-                let dead = ground.pair.sink().process().ended().is_some();
-                if dead { Ok(()) } else { Err(format!("struck {} times", case.struck.count())) }
+                let dead = fixture.pair.sink().process().exit_status().is_some();
+                if dead { Ok(()) } else { Err(format!("faults {} times", case.faults.count())) }
             };
             let what = format!("{} to kill the sink after {step:?}", case.name);
             wait_for(PATIENCE, &what, dead).await.unwrap();
-            ground.pair.sink().restart().unwrap();
-            ground.ended(&case).await;
+            fixture.pair.sink().restart().unwrap();
+            fixture.ended(&case).await;
             killed.push(case);
         }
     }
     eprintln!("{} kills, each with one whole result and one Event", killed.len());
 
-    cases.push(ground.full_store().await);
-    cases.push(ground.without_rights().await);
+    cases.push(fixture.full_store().await);
+    cases.push(fixture.without_rights().await);
 
     // And still so after all of that, for every one of them.
     cases.extend(failing);
     cases.extend(killed);
-    ground.pair.sink().restart().unwrap();
-    ground.pair.wait_ready(PATIENCE).await.unwrap();
+    fixture.pair.sink().restart().unwrap();
+    fixture.pair.wait_ready(PATIENCE).await.unwrap();
     for case in &cases {
-        ground.ended(case).await;
+        fixture.ended(case).await;
     }
     let shards: BTreeSet<_> =
-        ground.list::<ConfigMap>("job-handler/shard").await.iter().map(ResourceExt::name_any).collect();
+        fixture.list::<ConfigMap>("job-handler/shard").await.iter().map(ResourceExt::name_any).collect();
     for case in &cases {
-        ground.told(case, &out).await;
+        fixture.told(case, &out).await;
     }
     drop(receiver);
     let large = cases.iter().filter(|case| case.kind == Kind::Large).count();
     assert_eq!(shards.len(), 2 * large, "no shard is left over: {shards:?}");
 }
 
-impl Ground {
+impl Fixture {
     fn sink(&self) -> &job_handler_e2e::FaultProxy {
         self.pair.sink().proxy()
     }
 
     async fn disturb(&self, name: &str, kind: Kind, step: Step, fault: Fault) -> Case {
         let own = name.to_owned();
-        let struck = self.sink().add(Rule::new(fault).when(move |call| step.is(call, &own)).times(1));
+        let faults = self.sink().add(Rule::new(fault).when(move |call| step.is(call, &own)).times(1));
         self.create(name, kind).await;
-        Case { name: name.to_owned(), kind, struck }
+        Case { name: name.to_owned(), kind, faults }
     }
 
     /// etcd takes no more writes for a while.
@@ -270,11 +270,11 @@ impl Ground {
         let (name, kind) = ("full".to_owned(), Kind::Goes);
         let ns = self.ns.name().to_owned();
         let rule = Rule::new(Fault::RefuseWith(500, full.to_owned())).writes();
-        let struck = self.sink().add(rule.when(move |call| call.path.contains(&ns)));
+        let faults = self.sink().add(rule.when(move |call| call.path.contains(&ns)));
         self.create(&name, kind).await;
         self.says(full).await;
         self.sink().clear();
-        let case = Case { name, kind, struck };
+        let case = Case { name, kind, faults };
         self.ended(&case).await;
         case
     }
@@ -282,7 +282,7 @@ impl Ground {
     /// Somebody takes the sink's rights away while it runs, and gives them back.
     async fn without_rights(&self) -> Case {
         let (name, kind) = ("no-rights".to_owned(), Kind::Goes);
-        let struck = self.sink().add(Rule::new(Fault::Cut).times(0));
+        let faults = self.sink().add(Rule::new(Fault::Disconnect).times(0));
         let binding = "job-handler-sink-local";
         let saved =
             self.cluster.kubectl(&["get", "clusterrolebinding", binding, "-o", "json"]).await.unwrap();
@@ -292,14 +292,14 @@ impl Ground {
         let mut saved: Value = serde_json::from_str(&saved).unwrap();
         saved["metadata"] = json!({"name": binding});
         self.cluster.kubectl_with_input(&["create", "-f", "-"], &saved.to_string()).await.unwrap();
-        let case = Case { name, kind, struck };
+        let case = Case { name, kind, faults };
         self.ended(&case).await;
         case
     }
 
     async fn says(&self, words: &str) {
         wait_for(PATIENCE, &format!("the sink to say «{words}»"), || async {
-            let log = self.pair.sink().process().log_of_this_run();
+            let log = self.pair.sink().process().log_since_start();
             if log.contains(words) { Ok(()) } else { Err(log) }
         })
         .await
@@ -323,9 +323,9 @@ impl Ground {
     async fn ended(&self, case: &Case) -> usize {
         let see = || async { self.look(case).await };
         if let Err(error) = wait_for(PATIENCE, &format!("the harvest of {}", case.name), see).await {
-            panic!("{error}\n{}", self.pair.sink().process().log_of_this_run());
+            panic!("{error}\n{}", self.pair.sink().process().log_since_start());
         }
-        case.struck.count()
+        case.faults.count()
     }
 
     /// Waits until the receiver was told that the Job was started and that it completed, each under one id, however often;
@@ -359,7 +359,7 @@ impl Ground {
                 }
                 Err(error) => error.to_string(),
             };
-            let log = self.pair.sink().process().log_of_this_run();
+            let log = self.pair.sink().process().log_since_start();
             let manifest = &result.data.as_ref().unwrap()["result.json"];
             Err(format!("still to be told: {to}: {manifest:?}\n{log}\n{counts}"))
         })

@@ -8,7 +8,7 @@ use hyper::body::Bytes;
 use tokio::task::JoinSet;
 
 use crate::harness::error::{Error, Result};
-use crate::net::https_client::{Answer, Connection, Https};
+use crate::net::https_client::{Connection, HttpAnswer, HttpsClient};
 
 /// What one round of load saw.
 #[derive(Clone, Debug)]
@@ -73,10 +73,10 @@ impl Default for Latencies {
 /// # Errors
 /// If any answer differs from `expected`, or a connection breaks: a benchmark of wrong answers is none.
 pub async fn round(
-    https: &Https,
+    https: &HttpsClient,
     path: &'static str,
     body: &Bytes,
-    expected: &Arc<Answer>,
+    expected: &Arc<HttpAnswer>,
     connections: usize,
     time: Duration,
 ) -> Result<Round> {
@@ -102,7 +102,7 @@ async fn drive(
     mut connection: Connection,
     path: &'static str,
     body: Bytes,
-    expected: Arc<Answer>,
+    expected: Arc<HttpAnswer>,
     until: Instant,
 ) -> Result<Latencies> {
     let mut latencies = Latencies::new();
@@ -112,7 +112,7 @@ async fn drive(
         let after = Instant::now();
         latencies.add(after - now);
         if answer != *expected {
-            let Answer { status, body } = answer;
+            let HttpAnswer { status, body } = answer;
             let wanted = &expected.body;
             return Err(Error::Invalid(format!("expected the answer 200 {wanted}, found {status} {body}")));
         }

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use super::handlers::{self, Answering};
 use super::reviews;
 use crate::harness::error::{Error, Result};
-use crate::net::https_client::Https;
+use crate::net::https_client::HttpsClient;
 
 /// What answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, ValueEnum)]
@@ -93,8 +93,8 @@ impl Server {
     ///
     /// # Errors
     /// If its certificate cannot be read.
-    pub fn client(&self) -> Result<Https> {
-        Https::new(&self.ca, self.address)
+    pub fn client(&self) -> Result<HttpsClient> {
+        HttpsClient::new(&self.ca, self.address)
     }
 
     /// Where it listens.

@@ -18,7 +18,7 @@ use crate::bench::native_policy;
 use crate::cluster::Cluster;
 use crate::harness::error::{Error, Result};
 use crate::harness::wait::wait_for;
-use crate::pair::{Pair, PairOptions, change_stamping};
+use crate::pair::{Pair, PairOptions, patch_stamping_webhooks};
 
 /// A way of stamping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -154,7 +154,7 @@ async fn stamp_only_our_namespace(cluster: &Cluster, pair: &Pair) -> Result<()> 
     create(cluster, keys::API_GROUP, keys::API_VERSION, "JobPolicy", &policy).await?;
     let url = url(pair.webhook(0).port());
     let fields = [("namespaceSelector", only(namespace)), ("clientConfig/url", url.into())];
-    change_stamping(cluster.client(), &fields).await
+    patch_stamping_webhooks(cluster.client(), &fields).await
 }
 
 fn webhook_configuration(variant: Variant, server: &Server) -> Value {

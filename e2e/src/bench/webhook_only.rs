@@ -15,7 +15,7 @@ use crate::bench::report::{Aim, Table, figure, median, median_ratio};
 use crate::bench::reviews::{self, NAMESPACE, Size};
 use crate::bench::server::{Handler, Server};
 use crate::harness::error::{Error, Result};
-use crate::net::https_client::{Answer, Https};
+use crate::net::https_client::{HttpAnswer, HttpsClient};
 
 /// Where reviews go.
 const PATH: &str = "/mutate";
@@ -48,7 +48,7 @@ struct Cell {
 struct Contestant {
     handler: Handler,
     server: Server,
-    client: Https,
+    client: HttpsClient,
 }
 
 /// Measures, with servers of `program` (`bench-all` itself).
@@ -126,7 +126,7 @@ impl Cell {
 }
 
 /// Asks once and looks at the answer closely; under load, every answer must be this one.
-async fn right_answer(contestant: &Contestant, body: &Bytes) -> Result<Answer> {
+async fn right_answer(contestant: &Contestant, body: &Bytes) -> Result<HttpAnswer> {
     let answer = contestant.client.post(PATH, body.clone()).await?;
     let wrong = |why: String| {
         Error::Invalid(format!("the answer of {} is wrong: {why}: {answer:?}", contestant.handler.name()))

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use clap::Parser;
-use job_handler_e2e::harness::progress::say;
+use job_handler_e2e::harness::progress::print_line;
 use job_handler_e2e::{Cluster, ClusterOptions, Pair, PairOptions};
 
 /// Boots a Kubernetes cluster on this machine, installs job-handler on it and stays until Ctrl-C.
@@ -30,10 +30,10 @@ async fn main() -> anyhow::Result<()> {
 }
 
 async fn play(arguments: Arguments) -> anyhow::Result<()> {
-    say("starting a cluster");
+    print_line("starting a cluster");
     let cluster =
         Cluster::start(ClusterOptions { port: arguments.port, ..ClusterOptions::default() }).await?;
-    say("installing job-handler");
+    print_line("installing job-handler");
     let webhooks = arguments.webhooks.into();
     let pair = Pair::install(&cluster, PairOptions { webhooks, ..PairOptions::default() }).await?;
     if arguments.samples {
@@ -46,18 +46,18 @@ async fn play(arguments: Arguments) -> anyhow::Result<()> {
             "export PATH=\"$PATH:{}\"",
             cluster.kubectl_path().parent().unwrap_or(cluster.dir()).display()
         );
-        say("there is no kubectl on your PATH; the second line above adds one");
+        print_line("there is no kubectl on your PATH; the second line above adds one");
     }
-    say(&format!(
+    print_line(&format!(
         "logs are in {}; how pods fare: e2e/README.md; Ctrl-C ends it all",
         cluster.dir().join("logs").display()
     ));
     loop {
         tokio::time::sleep(Duration::from_millis(500)).await;
         for member in pair.webhooks().iter().chain(pair.sinks()) {
-            let Some(status) = member.process().ended() else { continue };
+            let Some(status) = member.process().exit_status() else { continue };
             let log = member.process().log();
-            say(&format!(
+            print_line(&format!(
                 "{} ended ({status}), its log is {}; it is started again",
                 member.name(),
                 log.display()
@@ -75,6 +75,6 @@ async fn interrupted() -> anyhow::Result<()> {
         result = tokio::signal::ctrl_c() => result?,
         _ = terminated.recv() => {}
     }
-    say("ending");
+    print_line("ending");
     Ok(())
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 use crate::harness::error::{Error, Result};
-use crate::harness::progress::say;
+use crate::harness::progress::print_line;
 
 /// Returns `<cache>/job-handler/<entry>/<program>`, building it first if it is not there. `build` is
 /// given a temporary path to build to; the result is renamed, so that nobody ever runs half a program,
@@ -28,7 +28,7 @@ fn build_once_in(folder: &Path, program: &str, build: impl FnOnce(&Path) -> Resu
     let lock_path = folder.join("lock");
     let lock = File::create(&lock_path).map_err(Error::io(format!("opening {}", lock_path.display())))?;
     if lock.try_lock().is_err() {
-        say(&format!("another process is building {program}; waiting for it"));
+        print_line(&format!("another process is building {program}; waiting for it"));
         lock.lock().map_err(Error::io(format!("locking {}", lock_path.display())))?;
     }
     if target.is_file() {

@@ -8,7 +8,7 @@ use std::process::Command;
 
 use super::{cache, go, named, watched};
 use crate::harness::error::{Error, Result};
-use crate::harness::progress::say;
+use crate::harness::progress::print_line;
 
 /// Names a folder that holds `promtool` and `prometheus`.
 pub const PROMETHEUS_BIN_DIR: &str = "JOB_HANDLER_PROMETHEUS_BIN_DIR";
@@ -35,7 +35,7 @@ pub fn prometheus_tools() -> Result<PrometheusTools> {
     }
     match from_package() {
         Ok(tools) => return Ok(tools),
-        Err(why) => say(&format!("no Prometheus out of a Debian package ({why}), building it")),
+        Err(why) => print_line(&format!("no Prometheus out of a Debian package ({why}), building it")),
     }
     Ok(PrometheusTools { promtool: built("promtool")?, prometheus: built("prometheus")? })
 }
@@ -55,7 +55,7 @@ fn from_package() -> Result<PrometheusTools> {
     let take = |name: &str| {
         cache::build_once("prometheus-debian", name, |target| {
             let folder = tempfile::tempdir().map_err(Error::io("making a folder for a package"))?;
-            say("fetching Debian's package prometheus (20 MB, once)");
+            print_line("fetching Debian's package prometheus (20 MB, once)");
             if run(&folder, "apt-get", &["download", "prometheus"]).is_err() {
                 // Fresh machines have no list of packages; only root may fetch one.
                 run(&folder, "apt-get", &["update", "-qq"])?;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::beside::is_unwanted;
 use crate::harness::error::{Error, Result};
 use crate::harness::process::{spawn, terminate_group};
-use crate::harness::progress::say;
+use crate::harness::progress::print_line;
 
 /// Builds that take less than this are not worth a word.
 const QUIET: Duration = Duration::from_secs(3);
@@ -41,7 +41,7 @@ pub(super) fn run(mut command: Command, what: &str, estimate: &str) -> Result<St
         return Err(Error::Build { what: what.to_owned(), status: status.to_string(), tail: last });
     }
     if started.elapsed() > QUIET {
-        say(&format!("built {what} in {} s", started.elapsed().as_secs()));
+        print_line(&format!("built {what} in {} s", started.elapsed().as_secs()));
     }
     Ok(output)
 }
@@ -70,7 +70,7 @@ fn tell(stderr: Option<ChildStderr>, what: &str, estimate: &str, started: Instan
             // needs no signal.
             stopped = true;
             let _ = terminate_group(process);
-            say(&format!("the build of {what} is stopped"));
+            print_line(&format!("the build of {what} is stopped"));
         }
         match inbox.recv_timeout(next.saturating_duration_since(Instant::now()).min(ASK)) {
             Ok(line) => {
@@ -87,7 +87,7 @@ fn tell(stderr: Option<ChildStderr>, what: &str, estimate: &str, started: Instan
             let estimate = if estimate.is_empty() { String::new() } else { format!(" ({estimate})") };
             let now = last.back().map_or("", String::as_str).trim();
             let seconds = started.elapsed().as_secs();
-            say(&format!("building {what}{estimate}: {seconds} s, {count} steps, now {now}"));
+            print_line(&format!("building {what}{estimate}: {seconds} s, {count} steps, now {now}"));
             next = Instant::now() + EVERY;
         }
     }

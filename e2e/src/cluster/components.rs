@@ -58,7 +58,7 @@ pub(super) struct Ports {
 impl Ports {
     pub(super) fn pick(apiserver: Option<u16>) -> Result<Self> {
         if let Some(port) = apiserver.filter(|port| !ports::is_free(*port)) {
-            return Err(Error::PortBusy(port));
+            return Err(Error::PortInUse(port));
         }
         Ok(Self {
             etcd: ports::free()?,

@@ -7,12 +7,12 @@ use std::time::Duration;
 use super::{Cluster, link_kubectl, load};
 use crate::build::{beside, cluster_programs};
 use crate::harness::error::{Error, Result};
-use crate::harness::process::Folder;
+use crate::harness::process::TempFolder;
 
 /// Connects to the cluster of a kubeconfig; nothing is started. A `kubectl` on the PATH is used, or our
 /// own is built.
 pub(super) async fn connect(kubeconfig: &Path) -> Result<Cluster> {
-    let folder = Folder::new()?;
+    let folder = TempFolder::new()?;
     std::fs::create_dir(folder.path().join("logs")).map_err(Error::io("making the folder for logs"))?;
     let kubectl = match on_path("kubectl") {
         Some(path) => path,

@@ -24,7 +24,7 @@ pub use external::on_path;
 
 use crate::build::{ClusterPrograms, beside, cluster_programs};
 use crate::harness::error::{Error, Result};
-use crate::harness::process::{Folder, Process};
+use crate::harness::process::{Process, TempFolder};
 use crate::harness::wait::wait_for;
 
 /// Names the kubeconfig of an existing cluster to use instead of starting one.
@@ -72,7 +72,7 @@ pub struct Cluster {
     kubeconfig: PathBuf,
     kubectl: PathBuf,
     config: kube::Config,
-    folder: Folder,
+    folder: TempFolder,
 }
 
 impl Cluster {
@@ -93,9 +93,11 @@ impl Cluster {
             let started = Self::boot(&options, programs.clone()).await;
             match started {
                 // Another process took one of the ports between our look and the component's start.
-                Err(Error::Ended { tail, .. }) if tail.contains("address already in use") && tries < 5 => {
+                Err(Error::ProcessExited { tail, .. })
+                    if tail.contains("address already in use") && tries < 5 =>
+                {
                     if let Some(port) = options.port.filter(|port| !crate::harness::ports::is_free(*port)) {
-                        return Err(Error::PortBusy(port));
+                        return Err(Error::PortInUse(port));
                     }
                 }
                 started => return started,
@@ -175,12 +177,12 @@ impl Cluster {
     /// Waits until the API server says that it is ready.
     ///
     /// # Errors
-    /// [`Error::Timeout`], or [`Error::Ended`] if a component of ours is gone.
+    /// [`Error::Timeout`], or [`Error::ProcessExited`] if a component of ours is gone.
     pub async fn wait_ready(&self, within: Duration) -> Result<()> {
         let client = self.client();
         wait_for(within, "the API server to be ready", || async {
             for process in self.processes.values() {
-                if process.ended().is_some() {
+                if process.exit_status().is_some() {
                     // Told in full below.
                     return Ok(());
                 }
@@ -188,11 +190,11 @@ impl Cluster {
             readyz(&client).await
         })
         .await?;
-        self.processes.values().try_for_each(Process::must_live)
+        self.processes.values().try_for_each(Process::ensure_running)
     }
 
     async fn boot(options: &ClusterOptions, programs: ClusterPrograms) -> Result<Self> {
-        let folder = Folder::new()?;
+        let folder = TempFolder::new()?;
         let kubectl = link_kubectl(folder.path(), &programs.kubernetes)?;
         let level = match options.audit {
             AuditLevel::None => "None",
@@ -218,7 +220,7 @@ impl Cluster {
         }
         wait_for(Duration::from_secs(60), "the controllers and the nodes", || async {
             for process in cluster.processes.values() {
-                if process.ended().is_some() {
+                if process.exit_status().is_some() {
                     return Ok(());
                 }
             }
@@ -230,7 +232,7 @@ impl Cluster {
             accounts.get("default").await.map(drop).map_err(|error| error.to_string())
         })
         .await?;
-        cluster.processes.values().try_for_each(Process::must_live)?;
+        cluster.processes.values().try_for_each(Process::ensure_running)?;
         Ok(cluster)
     }
 

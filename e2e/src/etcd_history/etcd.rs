@@ -15,7 +15,7 @@ use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 
-use crate::etcd_history::{Entry, What};
+use crate::etcd_history::{HistoryEntry, ObjectChange};
 use crate::harness::error::{Error, Result};
 
 /// Neighbours in etcd's order of keys, with little between them: `/registry/job-handler.io/…` and `/registry/jobs/…`.
@@ -32,7 +32,7 @@ pub(super) async fn revision(address: SocketAddr) -> Result<u64> {
 }
 
 /// Tells every write from the revision on, until etcd ends the stream.
-pub(super) async fn watch(address: SocketAddr, from: u64, mut tell: impl FnMut(Entry)) -> Result<()> {
+pub(super) async fn watch(address: SocketAddr, from: u64, mut tell: impl FnMut(HistoryEntry)) -> Result<()> {
     let asked = json!({"create_request": {
         "key": STANDARD.encode(FROM), "range_end": STANDARD.encode(TO), "start_revision": from.to_string(),
     }});
@@ -50,7 +50,7 @@ pub(super) async fn watch(address: SocketAddr, from: u64, mut tell: impl FnMut(E
     Ok(())
 }
 
-fn message(address: SocketAddr, line: &[u8], tell: &mut impl FnMut(Entry)) -> Result<()> {
+fn message(address: SocketAddr, line: &[u8], tell: &mut impl FnMut(HistoryEntry)) -> Result<()> {
     let message: Value = serde_json::from_slice(line).map_err(|error| wrong(address, &error.to_string()))?;
     let result = &message["result"];
     if result["canceled"] == true || result.is_null() {
@@ -64,7 +64,7 @@ fn message(address: SocketAddr, line: &[u8], tell: &mut impl FnMut(Entry)) -> Re
     Ok(())
 }
 
-fn entry(event: &Value, at: Instant) -> Result<Option<Entry>, String> {
+fn entry(event: &Value, at: Instant) -> Result<Option<HistoryEntry>, String> {
     let bytes = |field: &str| {
         let text = event["kv"][field].as_str().unwrap_or_default();
         STANDARD.decode(text).map_err(|error| format!("{field}: {error}"))
@@ -80,7 +80,7 @@ fn entry(event: &Value, at: Instant) -> Result<Option<Entry>, String> {
         }
         _ => return Ok(None),
     };
-    Ok(What::of(&key, stored.as_ref()).map(|what| Entry { revision, at, what }))
+    Ok(ObjectChange::of(&key, stored.as_ref()).map(|change| HistoryEntry { revision, at, change }))
 }
 
 async fn post(address: SocketAddr, path: &str, body: &Value) -> Result<Response<Incoming>> {
@@ -116,7 +116,7 @@ fn wrong(address: SocketAddr, why: &str) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::etcd_history::State;
+    use crate::etcd_history::StoredJobState;
 
     #[test]
     fn events_are_read_and_others_passed_over() {
@@ -127,11 +127,14 @@ mod tests {
         };
         let job = entry(&kv("/registry/jobs/ci/a", "{}"), at).unwrap().unwrap();
         assert_eq!(job.revision, 12);
-        assert!(matches!(job.what, What::Job { state: State::Active, .. }));
+        assert!(matches!(job.change, ObjectChange::Job { state: StoredJobState::Active, .. }));
         assert_eq!(entry(&kv("/registry/job-handler.io/jobpolicies/ci/a", "{}"), at).unwrap(), None);
         let mut gone = kv("/registry/jobs/ci/a", "");
         gone["type"] = "DELETE".into();
-        assert!(matches!(entry(&gone, at).unwrap().unwrap().what, What::Job { state: State::Gone, .. }));
+        assert!(matches!(
+            entry(&gone, at).unwrap().unwrap().change,
+            ObjectChange::Job { state: StoredJobState::Gone, .. }
+        ));
         let why = entry(&kv("/registry/jobs/ci/a", "k8s\0protobuf"), at).unwrap_err();
         assert!(why.contains("not stored as JSON"), "{why}");
     }

@@ -1,13 +1,13 @@
-//! What a history says about a limit: whether it was ever exceeded, and how well it was used. Pure.
+//! ObjectChange a history says about a limit: whether it was ever exceeded, and how well it was used. Pure.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
-use crate::etcd_history::{Entry, State, What};
+use crate::etcd_history::{HistoryEntry, ObjectChange, StoredJobState};
 
-/// What was seen of a limit over one namespace.
+/// ObjectChange was seen of a limit over one namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Verdict {
+pub struct LimitReport {
     /// Jobs that were active at once, at most, at any revision.
     pub most: usize,
     /// The revision at which it was so first.
@@ -33,8 +33,14 @@ pub struct Verdict {
 
 /// Judges the entries about one namespace and its ledger, from `begun` on, where a limit of `max` holds and `wanted` Jobs
 /// are to be admitted.
-pub fn judge(entries: &[Entry], namespace: &str, max: usize, wanted: usize, begun: Instant) -> Verdict {
-    let mut verdict = Verdict::default();
+pub fn check_limit(
+    entries: &[HistoryEntry],
+    namespace: &str,
+    max: usize,
+    wanted: usize,
+    begun: Instant,
+) -> LimitReport {
+    let mut report = LimitReport::default();
     let mut active: BTreeSet<&str> = BTreeSet::new();
     let mut pending: &BTreeMap<String, String> = &BTreeMap::new();
     let mut since: HashMap<&str, Instant> = HashMap::new();
@@ -42,29 +48,29 @@ pub fn judge(entries: &[Entry], namespace: &str, max: usize, wanted: usize, begu
     // Since when a slot is free and nobody was admitted.
     let mut idle: Option<Instant> = Some(begun);
     for entry in entries {
-        let admitted = verdict.admitted.len();
-        match &entry.what {
-            What::Job { key, state, number, .. } if key.starts_with(&prefix) => {
-                verdict.events += 1;
-                if *state == State::Active {
+        let admitted = report.admitted.len();
+        match &entry.change {
+            ObjectChange::Job { key, state, number, .. } if key.starts_with(&prefix) => {
+                report.events += 1;
+                if *state == StoredJobState::Active {
                     active.insert(key);
-                    verdict.admitted.extend(number.clone());
+                    report.admitted.extend(number.clone());
                 } else {
                     active.remove(key.as_str());
-                    if *state == State::Finished {
-                        verdict.finished.extend(number.clone());
+                    if *state == StoredJobState::Finished {
+                        report.finished.extend(number.clone());
                     }
                 }
-                if active.len() > verdict.most {
-                    (verdict.most, verdict.most_at) = (active.len(), entry.revision);
+                if active.len() > report.most {
+                    (report.most, report.most_at) = (active.len(), entry.revision);
                 }
             }
-            What::Ledger(name, now) if name == namespace => {
-                verdict.ledger_writes += 1;
+            ObjectChange::Ledger(name, now) if name == namespace => {
+                report.ledger_writes += 1;
                 since.retain(|request, at| {
                     let stays = now.contains_key(*request);
                     if !stays {
-                        verdict.longest_attempt = verdict.longest_attempt.max(entry.at - *at);
+                        report.longest_attempt = report.longest_attempt.max(entry.at - *at);
                     }
                     stays
                 });
@@ -77,66 +83,66 @@ pub fn judge(entries: &[Entry], namespace: &str, max: usize, wanted: usize, begu
         }
         let taken: BTreeSet<&str> =
             active.iter().copied().chain(pending.values().map(String::as_str)).collect();
-        let progress = verdict.admitted.len() > admitted;
-        if progress && verdict.admitted.len() == max.min(wanted) {
-            verdict.filled_after = Some(entry.at - begun);
+        let progress = report.admitted.len() > admitted;
+        if progress && report.admitted.len() == max.min(wanted) {
+            report.filled_after = Some(entry.at - begun);
         }
         if let Some(from) = idle {
-            verdict.longest_idle = verdict.longest_idle.max(entry.at - from);
+            report.longest_idle = report.longest_idle.max(entry.at - from);
         }
-        let free = taken.len() < max && verdict.admitted.len() < wanted;
+        let free = taken.len() < max && report.admitted.len() < wanted;
         idle = match idle {
             _ if !free => None,
             Some(from) if !progress => Some(from),
             _ => Some(entry.at),
         };
     }
-    verdict.pending = pending.len();
-    verdict
+    report.pending = pending.len();
+    report
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    struct Script(Instant, Vec<Entry>);
+    struct Script(Instant, Vec<HistoryEntry>);
 
     impl Script {
-        fn at(&mut self, seconds: u64, what: What) {
+        fn at(&mut self, seconds: u64, change: ObjectChange) {
             let revision = self.1.len() as u64 + 1;
-            self.1.push(Entry { revision, at: self.0 + Duration::from_secs(seconds), what });
+            self.1.push(HistoryEntry { revision, at: self.0 + Duration::from_secs(seconds), change });
         }
 
-        fn job(&mut self, seconds: u64, key: &str, state: State) {
+        fn job(&mut self, seconds: u64, key: &str, state: StoredJobState) {
             let number = key.split_once('/').map(|(_, name)| name.to_owned());
-            self.at(seconds, What::Job { key: key.to_owned(), state, number, managed_by: None });
+            self.at(seconds, ObjectChange::Job { key: key.to_owned(), state, number, managed_by: None });
         }
 
         fn ledger(&mut self, seconds: u64, attempts: &[(&str, &str)]) {
             let attempts = attempts.iter().map(|(r, job)| ((*r).to_owned(), (*job).to_owned())).collect();
-            self.at(seconds, What::Ledger("ci".to_owned(), attempts));
+            self.at(seconds, ObjectChange::Ledger("ci".to_owned(), attempts));
         }
 
-        fn judge(&self, max: usize, wanted: usize) -> Verdict {
-            judge(&self.1, "ci", max, wanted, self.0)
+        fn check_limit(&self, max: usize, wanted: usize) -> LimitReport {
+            check_limit(&self.1, "ci", max, wanted, self.0)
         }
     }
 
     #[test]
     fn the_most_at_once_is_told_to_the_revision() {
         let mut script = Script(Instant::now(), Vec::new());
-        script.job(0, "ci/a", State::Active);
-        script.job(1, "ci/b", State::Active);
-        script.job(1, "other/c", State::Active);
-        script.job(2, "ci/a", State::Finished);
-        script.job(3, "ci/c", State::Suspended);
-        script.job(4, "ci/c", State::Active);
-        script.job(4, "ci/b", State::Gone);
-        let verdict = script.judge(2, 3);
-        assert_eq!((verdict.most, verdict.most_at, verdict.admitted.len()), (2, 2, 3));
-        assert_eq!(verdict.finished.len(), 1);
-        assert_eq!(verdict.filled_after, Some(Duration::from_secs(1)));
-        assert_eq!(script.judge(3, 4).filled_after, Some(Duration::from_secs(4)));
+        script.job(0, "ci/a", StoredJobState::Active);
+        script.job(1, "ci/b", StoredJobState::Active);
+        script.job(1, "other/c", StoredJobState::Active);
+        script.job(2, "ci/a", StoredJobState::Finished);
+        script.job(3, "ci/c", StoredJobState::Suspended);
+        script.job(4, "ci/c", StoredJobState::Active);
+        script.job(4, "ci/b", StoredJobState::Gone);
+        let report = script.check_limit(2, 3);
+        assert_eq!((report.most, report.most_at, report.admitted.len()), (2, 2, 3));
+        assert_eq!(report.finished.len(), 1);
+        assert_eq!(report.filled_after, Some(Duration::from_secs(1)));
+        assert_eq!(script.check_limit(3, 4).filled_after, Some(Duration::from_secs(4)));
     }
 
     #[test]
@@ -146,16 +152,16 @@ mod tests {
         script.ledger(2, &[("r1", "ci/a")]);
         script.ledger(12, &[]);
         // Free again for 3 s.
-        script.job(15, "ci/b", State::Active);
-        script.job(20, "ci/b", State::Finished);
+        script.job(15, "ci/b", StoredJobState::Active);
+        script.job(20, "ci/b", StoredJobState::Finished);
         // And for 1 s; then nobody wants in any more.
-        script.job(21, "ci/c", State::Active);
-        script.job(40, "ci/c", State::Finished);
-        let verdict = script.judge(1, 2);
-        assert_eq!(verdict.longest_idle, Duration::from_secs(3));
-        assert_eq!(verdict.longest_attempt, Duration::from_secs(10));
-        assert_eq!((verdict.ledger_writes, verdict.pending), (2, 0));
-        assert_eq!(script.judge(1, 3).longest_idle, Duration::from_secs(3));
-        assert_eq!(script.judge(2, 3).longest_idle, Duration::from_secs(19));
+        script.job(21, "ci/c", StoredJobState::Active);
+        script.job(40, "ci/c", StoredJobState::Finished);
+        let report = script.check_limit(1, 2);
+        assert_eq!(report.longest_idle, Duration::from_secs(3));
+        assert_eq!(report.longest_attempt, Duration::from_secs(10));
+        assert_eq!((report.ledger_writes, report.pending), (2, 0));
+        assert_eq!(script.check_limit(1, 3).longest_idle, Duration::from_secs(3));
+        assert_eq!(script.check_limit(2, 3).longest_idle, Duration::from_secs(19));
     }
 }

@@ -16,7 +16,7 @@ use serde_json::Value;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-pub use limit_check::{Verdict, judge};
+pub use limit_check::{LimitReport, check_limit};
 
 use crate::cluster::Cluster;
 use crate::harness::error::{Error, Result};
@@ -28,24 +28,24 @@ pub const NUMBER: &str = "e2e.job-handler.io/number";
 
 /// One write.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
+pub struct HistoryEntry {
     /// etcd's revision, which is the object's `metadata.resourceVersion`.
     pub revision: u64,
     /// When it was seen here.
     pub at: Instant,
-    /// What was written.
-    pub what: What,
+    /// ObjectChange was written.
+    pub change: ObjectChange,
 }
 
-/// What a write made of an object.
+/// ObjectChange a write made of an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum What {
+pub enum ObjectChange {
     /// A Job.
     Job {
         /// `namespace/name`.
         key: String,
-        /// What it counts as now.
-        state: State,
+        /// ObjectChange it counts as now.
+        state: StoredJobState,
         /// The value of its label [`NUMBER`].
         number: Option<String>,
         /// `spec.managedBy`.
@@ -55,10 +55,10 @@ pub enum What {
     Ledger(String, BTreeMap<String, String>),
 }
 
-/// What a Job counts as. Told here once more, in the words of the documentation, so that the proof does not go by the
+/// ObjectChange a Job counts as. Told here once more, in the words of the documentation, so that the proof does not go by the
 /// code that it is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
+pub enum StoredJobState {
     /// Not finished, and not (suspended without a pod that is active or terminating).
     Active,
     /// Suspended, without such pods.
@@ -72,17 +72,17 @@ pub enum State {
 /// A running record. It ends with this value.
 #[derive(Debug)]
 pub struct History {
-    reader: Reader,
+    reader: HistoryReader,
     task: JoinHandle<()>,
 }
 
 /// Reads a [`History`].
 #[derive(Clone, Debug)]
-pub struct Reader(Arc<Shared>);
+pub struct HistoryReader(Arc<HistoryLog>);
 
 #[derive(Debug)]
-struct Shared {
-    entries: Mutex<Vec<Entry>>,
+struct HistoryLog {
+    entries: Mutex<Vec<HistoryEntry>>,
     /// How many there are; and why there will be no more.
     length: watch::Sender<(usize, Option<String>)>,
 }
@@ -92,36 +92,36 @@ impl History {
     ///
     /// # Errors
     /// [`Error::Unsupported`] on an existing cluster, whose etcd cannot be reached; if etcd does not answer.
-    pub async fn begin(cluster: &Cluster) -> Result<Self> {
+    pub async fn start(cluster: &Cluster) -> Result<Self> {
         let address = cluster.etcd()?;
         let from = etcd::revision(address).await? + 1;
-        let shared = Arc::new(Shared { entries: Mutex::default(), length: watch::Sender::default() });
+        let shared = Arc::new(HistoryLog { entries: Mutex::default(), length: watch::Sender::default() });
         let theirs = Arc::clone(&shared);
         let task = tokio::spawn(async move {
             let ended = etcd::watch(address, from, |entry| theirs.add(entry)).await;
             let why = ended.map_or_else(|error| error.to_string(), |()| "etcd ended the watch".to_owned());
             theirs.length.send_modify(|length| length.1 = Some(why));
         });
-        Ok(Self { reader: Reader(shared), task })
+        Ok(Self { reader: HistoryReader(shared), task })
     }
 
     /// A reader for another task.
-    pub fn reader(&self) -> Reader {
+    pub fn reader(&self) -> HistoryReader {
         self.reader.clone()
     }
 }
 
 impl std::ops::Deref for History {
-    type Target = Reader;
+    type Target = HistoryReader;
 
-    fn deref(&self) -> &Reader {
+    fn deref(&self) -> &HistoryReader {
         &self.reader
     }
 }
 
-impl Reader {
+impl HistoryReader {
     /// The entries from the `from`th on.
-    pub fn since(&self, from: usize) -> Vec<Entry> {
+    pub fn since(&self, from: usize) -> Vec<HistoryEntry> {
         self.0.lock().get(from..).unwrap_or_default().to_vec()
     }
 
@@ -139,7 +139,7 @@ impl Reader {
     ///
     /// # Errors
     /// If there will be no more.
-    pub async fn grown(&self, length: usize) -> Result<()> {
+    pub async fn wait_for_more(&self, length: usize) -> Result<()> {
         let mut changes = self.0.length.subscribe();
         let changed = changes.wait_for(|(now, ended)| *now > length || ended.is_some()).await;
         let ended = match changed {
@@ -159,7 +159,7 @@ impl Reader {
         from: usize,
         within: Duration,
         what: &str,
-        test: impl Fn(&[Entry]) -> Result<T, String>,
+        test: impl Fn(&[HistoryEntry]) -> Result<T, String>,
     ) -> Result<T> {
         let until = tokio::time::Instant::now() + within;
         loop {
@@ -168,7 +168,7 @@ impl Reader {
                 Ok(found) => return Ok(found),
                 Err(missed) => missed,
             };
-            match tokio::time::timeout_at(until, self.grown(length)).await {
+            match tokio::time::timeout_at(until, self.wait_for_more(length)).await {
                 Ok(grown) => grown?,
                 Err(_) => {
                     return Err(Error::Timeout { what: what.to_owned(), waited: within, last: missed });
@@ -184,12 +184,12 @@ impl Drop for History {
     }
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Vec<Entry>> {
+impl HistoryLog {
+    fn lock(&self) -> MutexGuard<'_, Vec<HistoryEntry>> {
         self.entries.lock()
     }
 
-    fn add(&self, entry: Entry) {
+    fn add(&self, entry: HistoryEntry) {
         let length = {
             let mut entries = self.lock();
             entries.push(entry);
@@ -199,14 +199,14 @@ impl Shared {
     }
 }
 
-impl What {
+impl ObjectChange {
     /// Of an object below etcd's prefix `/registry/`, as stored; None = it is neither a Job nor a ledger.
     pub fn of(key: &str, stored: Option<&Value>) -> Option<Self> {
         if let Some(key) = key.strip_prefix("/registry/jobs/") {
             let text = |pointer: &str| Some(stored?.pointer(pointer)?.as_str()?.to_owned());
             return Some(Self::Job {
                 key: key.to_owned(),
-                state: stored.map_or(State::Gone, State::of),
+                state: stored.map_or(StoredJobState::Gone, StoredJobState::of),
                 number: stored.and_then(|job| Some(job["metadata"]["labels"][NUMBER].as_str()?.to_owned())),
                 managed_by: text("/spec/managedBy"),
             });
@@ -220,7 +220,7 @@ impl What {
     }
 }
 
-impl State {
+impl StoredJobState {
     /// Of a stored Job.
     pub fn of(job: &Value) -> Self {
         let status = &job["status"];
@@ -250,33 +250,37 @@ mod tests {
         let finished = json!([{"type": "Failed", "status": "True"}]);
         let finishing = json!([{"type": "SuccessCriteriaMet", "status": "True"}, {"type": "Complete", "status": "False"}]);
         for (job, state) in [
-            (json!({"spec": {"suspend": false}}), State::Active),
-            (json!({"spec": {"suspend": true}}), State::Suspended),
-            (json!({"spec": {"suspend": true}, "status": {"active": 1}}), State::Active),
-            (json!({"spec": {"suspend": true}, "status": {"terminating": 1}}), State::Active),
-            (json!({"status": {"conditions": finishing}}), State::Active),
-            (json!({"status": {"conditions": finished, "terminating": 1}}), State::Finished),
+            (json!({"spec": {"suspend": false}}), StoredJobState::Active),
+            (json!({"spec": {"suspend": true}}), StoredJobState::Suspended),
+            (json!({"spec": {"suspend": true}, "status": {"active": 1}}), StoredJobState::Active),
+            (json!({"spec": {"suspend": true}, "status": {"terminating": 1}}), StoredJobState::Active),
+            (json!({"status": {"conditions": finishing}}), StoredJobState::Active),
+            (json!({"status": {"conditions": finished, "terminating": 1}}), StoredJobState::Finished),
         ] {
-            assert_eq!(State::of(&job), state, "{job}");
+            assert_eq!(StoredJobState::of(&job), state, "{job}");
         }
     }
 
     #[test]
     fn keys_tell_jobs_and_ledgers_from_the_rest() {
         let job = json!({"metadata": {"labels": {NUMBER: "7"}}, "spec": {"managedBy": "a/b"}});
-        let found = What::of("/registry/jobs/ci/a", Some(&job));
-        let wanted = What::Job {
+        let found = ObjectChange::of("/registry/jobs/ci/a", Some(&job));
+        let wanted = ObjectChange::Job {
             key: "ci/a".into(),
-            state: State::Active,
+            state: StoredJobState::Active,
             number: Some("7".into()),
             managed_by: Some("a/b".into()),
         };
         assert_eq!(found, Some(wanted));
-        assert!(matches!(What::of("/registry/jobs/ci/a", None), Some(What::Job { state: State::Gone, .. })));
+        assert!(matches!(
+            ObjectChange::of("/registry/jobs/ci/a", None),
+            Some(ObjectChange::Job { state: StoredJobState::Gone, .. })
+        ));
         let ledger = json!({"spec": {"pending": {"ci/a": {"r1": {}, "r2": {}}}}});
-        let found = What::of("/registry/job-handler.io/jobledgers/job-handler-system/ci", Some(&ledger));
+        let found =
+            ObjectChange::of("/registry/job-handler.io/jobledgers/job-handler-system/ci", Some(&ledger));
         let attempts = ["r1", "r2"].map(|request| (request.to_owned(), "ci/a".to_owned()));
-        assert_eq!(found, Some(What::Ledger("ci".into(), attempts.into())));
-        assert_eq!(What::of("/registry/job-handler.io/jobpolicies/ci/a", Some(&ledger)), None);
+        assert_eq!(found, Some(ObjectChange::Ledger("ci".into(), attempts.into())));
+        assert_eq!(ObjectChange::of("/registry/job-handler.io/jobpolicies/ci/a", Some(&ledger)), None);
     }
 }

@@ -37,7 +37,7 @@ pub enum Error {
     },
     /// A process ended although it should live on.
     #[error("{name} ended ({status}); the end of {}:\n{tail}", log.display())]
-    Ended {
+    ProcessExited {
         /// The process.
         name: String,
         /// Its exit status.
@@ -52,7 +52,7 @@ pub enum Error {
         "port {0} on 127.0.0.1 is in use by another program: end that program (`ss -ltnp 'sport = :{0}'` \
          names it), or choose another port"
     )]
-    PortBusy(u16),
+    PortInUse(u16),
     /// A condition did not come true in time.
     #[error("waited {waited:?} for {what}, in vain; last seen: {last}")]
     Timeout {

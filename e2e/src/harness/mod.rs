@@ -1,6 +1,6 @@
 //! Processes, waiting, ports, errors.
 
-pub mod background;
+pub mod background_server;
 pub mod error;
 pub mod ports;
 pub mod process;

@@ -24,12 +24,12 @@ use tokio_rustls::TlsConnector;
 
 use crate::harness::error::{Error, Result};
 
-/// How long connecting, and each request with its whole answer, may take unless [`Https::patience`] says otherwise.
+/// How long connecting, and each request with its whole answer, may take unless [`HttpsClient::patience`] says otherwise.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A server, and the CA whose certificates it must show.
 #[derive(Clone)]
-pub struct Https {
+pub struct HttpsClient {
     address: SocketAddr,
     connector: TlsConnector,
     patience: Duration,
@@ -46,14 +46,14 @@ pub struct Connection {
 
 /// What the server said.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Answer {
+pub struct HttpAnswer {
     /// HTTP status code.
     pub status: u16,
     /// The body; bytes that are not UTF-8 are replaced.
     pub body: String,
 }
 
-impl Https {
+impl HttpsClient {
     /// A client of the server at `address`, whose certificate must be valid for that IP address and come from a CA
     /// of the PEM bundle `ca_pem`.
     ///
@@ -99,7 +99,7 @@ impl Https {
     ///
     /// # Errors
     /// As [`connect`](Self::connect) and [`Connection::post`].
-    pub async fn post(&self, path: &str, body: impl Into<Bytes>) -> Result<Answer> {
+    pub async fn post(&self, path: &str, body: impl Into<Bytes>) -> Result<HttpAnswer> {
         self.connect().await?.post(path, body).await
     }
 
@@ -130,7 +130,7 @@ impl Connection {
     /// # Errors
     /// If the connection is closed before the answer is complete, or the answer takes too long. The connection
     /// cannot be used after that.
-    pub async fn post(&mut self, path: &str, body: impl Into<Bytes>) -> Result<Answer> {
+    pub async fn post(&mut self, path: &str, body: impl Into<Bytes>) -> Result<HttpAnswer> {
         let request = Request::builder()
             .method(Method::POST)
             .uri(path)
@@ -162,16 +162,19 @@ impl Drop for Connection {
     }
 }
 
-impl std::fmt::Debug for Https {
+impl std::fmt::Debug for HttpsClient {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Https").field("address", &self.address).field("patience", &self.patience).finish()
+        f.debug_struct("HttpsClient")
+            .field("address", &self.address)
+            .field("patience", &self.patience)
+            .finish()
     }
 }
 
-async fn read(response: Response<hyper::body::Incoming>) -> hyper::Result<Answer> {
+async fn read(response: Response<hyper::body::Incoming>) -> hyper::Result<HttpAnswer> {
     let status = response.status().as_u16();
     let body = response.into_body().collect().await?.to_bytes();
-    Ok(Answer { status, body: String::from_utf8_lossy(&body).into_owned() })
+    Ok(HttpAnswer { status, body: String::from_utf8_lossy(&body).into_owned() })
 }
 
 fn late(what: String, waited: Duration) -> Error {
@@ -226,10 +229,10 @@ mod tests {
     #[tokio::test]
     async fn keeps_a_connection_and_reads_any_status() {
         let (ca, address) = server("HTTP/1.1 422 No\r\ncontent-length: 3\r\n\r\nno\n").await;
-        let mut connection = Https::new(&ca, address).unwrap().connect().await.unwrap();
+        let mut connection = HttpsClient::new(&ca, address).unwrap().connect().await.unwrap();
         for _ in 0..3 {
             let answer = connection.post("/mutate", "{\"a\":1}").await.unwrap();
-            assert_eq!(answer, Answer { status: 422, body: "no\n".to_owned() });
+            assert_eq!(answer, HttpAnswer { status: 422, body: "no\n".to_owned() });
         }
         assert!(!connection.is_closed());
     }
@@ -237,11 +240,11 @@ mod tests {
     #[tokio::test]
     async fn a_silent_server_is_a_timeout_and_a_short_answer_an_error() {
         let (ca, address) = server("").await;
-        let https = Https::new(&ca, address).unwrap().patience(Duration::from_millis(100));
+        let https = HttpsClient::new(&ca, address).unwrap().patience(Duration::from_millis(100));
         let error = https.post("/mutate", "{\"a\":1}").await.unwrap_err();
         assert!(matches!(error, Error::Timeout { .. }), "{error}");
         let (ca, address) = server("HTTP/1.1 200 OK\r\ncontent-length: 30\r\n\r\nshort").await;
-        let https = Https::new(&ca, address).unwrap().patience(Duration::from_millis(100));
+        let https = HttpsClient::new(&ca, address).unwrap().patience(Duration::from_millis(100));
         assert!(https.post("/mutate", "{\"a\":1}").await.is_err());
     }
 
@@ -249,9 +252,9 @@ mod tests {
     async fn trusts_only_the_given_ca() {
         let (_, address) = server("").await;
         let (other, _) = server("").await;
-        let error = Https::new(&other, address).unwrap().connect().await.unwrap_err().to_string();
+        let error = HttpsClient::new(&other, address).unwrap().connect().await.unwrap_err().to_string();
         assert!(error.contains("TLS with 127.0.0.1") && error.contains("certificate"), "{error}");
-        let error = Https::new("", address).unwrap_err().to_string();
+        let error = HttpsClient::new("", address).unwrap_err().to_string();
         assert!(error.contains("at least one CERTIFICATE"), "{error}");
     }
 }

@@ -10,7 +10,7 @@ use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
-use crate::harness::background::Background;
+use crate::harness::background_server::BackgroundServer;
 use crate::harness::error::Result;
 use crate::net::http_probe;
 
@@ -38,27 +38,27 @@ impl Backend {
 /// is passed over at once, one that is not ready after a check. As behind a Service, connections that
 /// stand are left alone.
 #[derive(Debug)]
-pub struct Balancer {
-    shared: Arc<Shared>,
-    server: Background,
+pub struct LoadBalancer {
+    shared: Arc<BalancerState>,
+    server: BackgroundServer,
 }
 
 #[derive(Debug, Default)]
-struct Shared {
-    backends: Mutex<Vec<Entry>>,
+struct BalancerState {
+    backends: Mutex<Vec<BackendState>>,
     next: AtomicUsize,
     /// Cancelled to cut the connections that were made under it.
     standing: Mutex<CancellationToken>,
 }
 
 #[derive(Clone, Debug)]
-struct Entry {
+struct BackendState {
     backend: Backend,
     ready: bool,
     connections: usize,
 }
 
-impl Balancer {
+impl LoadBalancer {
     /// Starts a balancer on a free port of the given address (loopback, except for a cluster elsewhere).
     ///
     /// It lives on a thread of its own, so that it outlasts the runtime of the test that started it.
@@ -66,11 +66,11 @@ impl Balancer {
     /// # Errors
     /// If no port can be had.
     pub fn start(on: Ipv4Addr, backends: &[Backend]) -> Result<Self> {
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(BalancerState::default());
         let theirs = Arc::clone(&shared);
-        let server = Background::start(on, "the balancer", |listener| serve(listener, theirs))?;
+        let server = BackgroundServer::start(on, "the balancer", |listener| serve(listener, theirs))?;
         let balancer = Self { shared, server };
-        balancer.point_at(backends);
+        balancer.set_backends(backends);
         Ok(balancer)
     }
 
@@ -80,13 +80,13 @@ impl Balancer {
     }
 
     /// Changes where connections go.
-    pub fn point_at(&self, backends: &[Backend]) {
-        let entry = |backend: &Backend| Entry { backend: *backend, ready: true, connections: 0 };
+    pub fn set_backends(&self, backends: &[Backend]) {
+        let entry = |backend: &Backend| BackendState { backend: *backend, ready: true, connections: 0 };
         *self.shared.lock() = backends.iter().map(entry).collect();
     }
 
     /// Cuts the connections that stand, so that whoever comes again goes where connections go now.
-    pub fn cut(&self) {
+    pub fn close_connections(&self) {
         std::mem::take(&mut *self.shared.standing()).cancel();
     }
 
@@ -101,8 +101,8 @@ impl Balancer {
     }
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Vec<Entry>> {
+impl BalancerState {
+    fn lock(&self) -> MutexGuard<'_, Vec<BackendState>> {
         self.backends.lock()
     }
 
@@ -119,12 +119,12 @@ impl Shared {
         entries.into_iter().map(|entry| entry.backend).collect()
     }
 
-    fn note(&self, backend: Backend, change: impl Fn(&mut Entry)) {
+    fn note(&self, backend: Backend, change: impl Fn(&mut BackendState)) {
         self.lock().iter_mut().filter(|entry| entry.backend == backend).for_each(change);
     }
 }
 
-async fn serve(listener: std::net::TcpListener, shared: Arc<Shared>) -> std::io::Result<()> {
+async fn serve(listener: std::net::TcpListener, shared: Arc<BalancerState>) -> std::io::Result<()> {
     let listener = TcpListener::from_std(listener)?;
     let mut checks = tokio::time::interval(CHECK_EVERY);
     checks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -148,7 +148,7 @@ async fn serve(listener: std::net::TcpListener, shared: Arc<Shared>) -> std::io:
     }
 }
 
-async fn forward(mut client: TcpStream, shared: Arc<Shared>) {
+async fn forward(mut client: TcpStream, shared: Arc<BalancerState>) {
     let standing = shared.standing().clone();
     for backend in shared.order() {
         let connecting = tokio::time::timeout(CONNECT_WITHIN, TcpStream::connect(backend.address)).await;
@@ -165,7 +165,7 @@ async fn forward(mut client: TcpStream, shared: Arc<Shared>) {
     }
 }
 
-async fn check(backend: Backend, shared: Arc<Shared>) {
+async fn check(backend: Backend, shared: Arc<BalancerState>) {
     let ready = match backend.admin {
         Some(admin) => {
             let answer = tokio::time::timeout(CONNECT_WITHIN, http_probe::get(admin, "/readyz")).await;

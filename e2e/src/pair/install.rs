@@ -20,21 +20,21 @@ const TOKEN_SECONDS: i64 = 24 * 3600;
 
 /// What [`apply`] put on the cluster.
 #[derive(Debug)]
-pub(super) struct Installed {
+pub(super) struct Installation {
     folder: PathBuf,
     /// Set on an existing cluster: how to remove it all again.
-    remove_with: Option<Removal>,
+    remove_with: Option<UninstallCommand>,
 }
 
 #[derive(Debug)]
-struct Removal {
+struct UninstallCommand {
     kubectl: PathBuf,
     kubeconfig: PathBuf,
 }
 
 /// Applies the local overlay with the webhook's address set, and makes kubeconfigs from the tokens of the
 /// two programs' ServiceAccounts.
-pub(super) async fn apply(cluster: &Cluster, url: &str) -> Result<Installed> {
+pub(super) async fn apply(cluster: &Cluster, url: &str) -> Result<Installation> {
     let folder = cluster.dir().join("pair");
     std::fs::create_dir_all(&folder).map_err(Error::io("making the folder for the pair"))?;
     let overlay = Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests/overlays/local");
@@ -57,9 +57,9 @@ pub(super) async fn apply(cluster: &Cluster, url: &str) -> Result<Installed> {
         "app.kubernetes.io/part-of=job-handler",
     ];
     cluster.kubectl(&crds).await?;
-    let installed = Installed {
+    let installed = Installation {
         folder,
-        remove_with: (!cluster.is_own()).then(|| Removal {
+        remove_with: (!cluster.is_own()).then(|| UninstallCommand {
             kubectl: cluster.kubectl_path().to_owned(),
             kubeconfig: cluster.kubeconfig().to_owned(),
         }),
@@ -72,7 +72,7 @@ pub(super) async fn apply(cluster: &Cluster, url: &str) -> Result<Installed> {
     Ok(installed)
 }
 
-impl Installed {
+impl Installation {
     /// Where kubeconfigs and sockets are.
     pub(super) fn folder(&self) -> &Path {
         &self.folder
@@ -109,9 +109,9 @@ impl Installed {
     }
 }
 
-impl Drop for Installed {
+impl Drop for Installation {
     fn drop(&mut self) {
-        let Some(Removal { kubectl, kubeconfig }) = &self.remove_with else { return };
+        let Some(UninstallCommand { kubectl, kubeconfig }) = &self.remove_with else { return };
         let delete = |what: &[&std::ffi::OsStr]| {
             let mut command = std::process::Command::new(kubectl);
             command
@@ -123,7 +123,7 @@ impl Drop for Installed {
         // The sink's own comes first: without the pair it would refuse every Job under a limit.
         let limits = ["validatingwebhookconfiguration".as_ref(), LIMITS_CONFIGURATION.as_ref()];
         if !(delete(&limits) && delete(&["-k".as_ref(), self.folder.as_os_str()])) {
-            crate::harness::progress::say(&format!(
+            crate::harness::progress::print_line(&format!(
                 "job-handler could not be removed from the cluster; do it by hand:\n\
                  kubectl delete validatingwebhookconfiguration {LIMITS_CONFIGURATION}\n\
                  kubectl delete -k manifests/base"
@@ -140,19 +140,19 @@ fn last_failure(cluster: &Cluster) -> String {
 }
 
 /// How often the API server called our mutating webhook.
-struct Calls {
+struct WebhookCalls {
     answered: f64,
     failed: f64,
 }
 
-async fn calls(cluster: &Cluster) -> Result<Calls, String> {
+async fn calls(cluster: &Cluster) -> Result<WebhookCalls, String> {
     let metrics = cluster.kubectl(&["get", "--raw", "/metrics"]).await.map_err(|error| error.to_string())?;
     let ours = format!("name=\"{MUTATING_WEBHOOK}\"");
     let sum = |metric: &str| {
         let ours = metrics.lines().filter(|line| line.starts_with(metric) && line.contains(&ours));
         ours.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
     };
-    Ok(Calls {
+    Ok(WebhookCalls {
         answered: sum("apiserver_admission_webhook_admission_duration_seconds_count"),
         failed: sum("apiserver_admission_webhook_fail_open_count"),
     })

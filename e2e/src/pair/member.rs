@@ -7,20 +7,20 @@ use std::time::Duration;
 use job_handler_shared::keys::NAMESPACE;
 
 use super::PairOptions;
-use super::install::Installed;
+use super::install::Installation;
 use crate::cluster::Cluster;
 use crate::cluster::pki::write_private;
 use crate::harness::error::{Error, Result};
-use crate::harness::process::{Killer, Process, Program};
+use crate::harness::process::{KillHandle, Process, Program};
 use crate::harness::wait::wait_for;
 use crate::net::fault_proxy::FaultProxy;
 use crate::{harness::ports, net::http_probe};
 
 /// What all members are made from.
-pub(super) struct Setting<'a> {
+pub(super) struct PairSetup<'a> {
     pub(super) cluster: &'a Cluster,
     pub(super) programs: &'a Path,
-    pub(super) installed: &'a Installed,
+    pub(super) installed: &'a Installation,
     pub(super) options: &'a PairOptions,
 }
 
@@ -34,7 +34,7 @@ pub struct Member {
     admin: u16,
 }
 
-impl Setting<'_> {
+impl PairSetup<'_> {
     pub(super) fn webhook(&self, index: usize, sink: usize, names: &[&str]) -> Result<Member> {
         let (port, admin) = (ports::free()?, ports::free()?);
         let replica = format!("webhook-{index}");
@@ -188,8 +188,8 @@ impl Member {
     }
 
     /// What ends it at once (SIGKILL), from wherever.
-    pub fn killer(&self) -> Killer {
-        self.process.killer()
+    pub fn kill_handle(&self) -> KillHandle {
+        self.process.kill_handle()
     }
 
     /// Pauses it (SIGSTOP).
@@ -220,10 +220,10 @@ impl Member {
     /// Waits until it says that it is ready.
     ///
     /// # Errors
-    /// [`Error::Ended`] if it ends meanwhile, [`Error::Timeout`] with its answer if it is not ready in time.
+    /// [`Error::ProcessExited`] if it ends meanwhile, [`Error::Timeout`] with its answer if it is not ready in time.
     pub async fn wait_ready(&self, within: Duration) -> Result<()> {
         let waited = wait_for(within, &format!("{} to be ready", self.name()), || async {
-            if self.process.ended().is_some() {
+            if self.process.exit_status().is_some() {
                 // Told in full below.
                 return Ok(());
             }
@@ -234,10 +234,10 @@ impl Member {
             }
         })
         .await;
-        self.process.must_live()?;
+        self.process.ensure_running()?;
         waited.map_err(|error| match error {
             Error::Timeout { what, waited, last } => {
-                let log = crate::harness::process::tail(&self.process.log_of_this_run(), 15);
+                let log = crate::harness::process::tail(&self.process.log_since_start(), 15);
                 Error::Timeout { what, waited, last: format!("{last}; the end of its log:\n{log}") }
             }
             other => other,

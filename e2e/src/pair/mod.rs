@@ -22,7 +22,7 @@ use crate::build::{beside, pair_programs};
 use crate::cluster::Cluster;
 use crate::harness::error::{Error, Result};
 use crate::harness::wait::wait_for;
-use crate::net::load_balancer::{Backend, Balancer};
+use crate::net::load_balancer::{Backend, LoadBalancer};
 
 /// Names this machine as an existing cluster (`E2E_KUBECONFIG`) reaches it, for the webhook's address.
 pub const E2E_WEBHOOK_HOST: &str = "E2E_WEBHOOK_HOST";
@@ -74,8 +74,8 @@ pub struct Pair {
     // Dropped in this order: first the processes, then what they served.
     webhooks: Vec<Member>,
     sinks: Vec<Member>,
-    balancer: Balancer,
-    installed: install::Installed,
+    balancer: LoadBalancer,
+    installed: install::Installation,
     client_config: kube::Config,
 }
 
@@ -94,7 +94,7 @@ impl Pair {
         let elsewhere =
             std::env::var(E2E_WEBHOOK_HOST).ok().filter(|host| !cluster.is_own() && !host.is_empty());
         let on = if elsewhere.is_some() { Ipv4Addr::UNSPECIFIED } else { Ipv4Addr::LOCALHOST };
-        let balancer = Balancer::start(on, &[])?;
+        let balancer = LoadBalancer::start(on, &[])?;
         // At «localhost» or 127.0.0.1 the API server would speak HTTP/2, one connection for everything, so
         // that one replica gets it all; anywhere else it speaks HTTP/1.1, as to a Service
         // (k8s.io/apiserver/pkg/util/webhook/client.go, isLocalHost). 0.0.0.0 is not thought local there, yet
@@ -104,18 +104,18 @@ impl Pair {
         let installed = install::apply(cluster, &url).await?;
         let names = [&*host, "127.0.0.1"];
         let sinks = options.sinks.unwrap_or(options.webhooks);
-        let setting =
-            member::Setting { cluster, programs: &programs, installed: &installed, options: &options };
+        let setup =
+            member::PairSetup { cluster, programs: &programs, installed: &installed, options: &options };
         let pair = Self {
-            sinks: (0..sinks).map(|index| setting.sink(index)).collect::<Result<_>>()?,
+            sinks: (0..sinks).map(|index| setup.sink(index)).collect::<Result<_>>()?,
             webhooks: (0..options.webhooks)
-                .map(|index| setting.webhook(index, index % sinks.max(1), &names))
+                .map(|index| setup.webhook(index, index % sinks.max(1), &names))
                 .collect::<Result<_>>()?,
             balancer,
             client_config: cluster.config().clone(),
             installed,
         };
-        pair.repoint();
+        pair.route_to_webhooks();
         pair.wait_ready(Duration::from_secs(60)).await?;
         pair.installed.wait_called(cluster, Duration::from_secs(30)).await?;
         if sinks > 0 {
@@ -151,23 +151,23 @@ impl Pair {
     }
 
     /// What the API server connects to.
-    pub fn balancer(&self) -> &Balancer {
+    pub fn balancer(&self) -> &LoadBalancer {
         &self.balancer
     }
 
     /// Points the balancer at the replicas' ports of now.
-    pub fn repoint(&self) {
+    pub fn route_to_webhooks(&self) {
         let backend = |member: &Member| Backend {
             address: (Ipv4Addr::LOCALHOST, member.port()).into(),
             admin: Some((Ipv4Addr::LOCALHOST, member.admin_port()).into()),
         };
-        self.balancer.point_at(&self.webhooks.iter().map(backend).collect::<Vec<_>>());
+        self.balancer.set_backends(&self.webhooks.iter().map(backend).collect::<Vec<_>>());
     }
 
     /// Waits until every process says that it is ready, and the webhook configuration has its caBundle.
     ///
     /// # Errors
-    /// [`Error::Ended`] if a process ended, [`Error::Timeout`] if one is not ready in time.
+    /// [`Error::ProcessExited`] if a process ended, [`Error::Timeout`] if one is not ready in time.
     pub async fn wait_ready(&self, within: Duration) -> Result<()> {
         for member in self.webhooks.iter().chain(&self.sinks) {
             member.wait_ready(within).await?;
@@ -191,7 +191,7 @@ impl Pair {
 ///
 /// # Errors
 /// If the API server refuses.
-pub async fn change_stamping(client: kube::Client, fields: &[(&str, Value)]) -> Result<()> {
+pub async fn patch_stamping_webhooks(client: kube::Client, fields: &[(&str, Value)]) -> Result<()> {
     let set = |n: usize, (field, value): &(&str, Value)| json!({"op": "add", "path": format!("/webhooks/{n}/{field}"), "value": value});
     let changes: Vec<Value> = (0..2).flat_map(|n| fields.iter().map(move |field| set(n, field))).collect();
     let changes = serde_json::from_value(changes.into())

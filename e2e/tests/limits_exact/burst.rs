@@ -6,14 +6,14 @@ use std::{
 };
 
 use futures::future::join_all;
-use job_handler_e2e::etcd_history::{Verdict, judge};
+use job_handler_e2e::etcd_history::{LimitReport, check_limit};
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 
 use crate::{
     clients::{Client, Counts, How, Mixed, Wanted},
-    fixtures::{PATIENCE, World},
-    runner,
-    trouble::Trouble,
+    disturbance::Disturbance,
+    fixtures::{Fixture, PATIENCE},
+    job_runner,
 };
 
 const CREATES: usize = 200;
@@ -28,24 +28,24 @@ pub struct Variant {
     pub name: &'static str,
     how: How,
     mixed: Mixed,
-    pub trouble: Trouble,
+    pub disturbance: Disturbance,
 }
 
-const fn variant(name: &'static str, how: How, mixed: Mixed, trouble: Trouble) -> Variant {
-    Variant { name, how, mixed, trouble }
+const fn variant(name: &'static str, how: How, mixed: Mixed, disturbance: Disturbance) -> Variant {
+    Variant { name, how, mixed, disturbance }
 }
 
 pub static VARIANTS: [Variant; 10] = [
-    variant("creates", How::Create, Mixed::Nothing, Trouble::None),
-    variant("generateName", How::GenerateName, Mixed::Nothing, Trouble::None),
-    variant("server-side apply", How::Apply, Mixed::Nothing, Trouble::None),
-    variant("dry runs mixed in", How::Create, Mixed::DryRuns, Trouble::None),
-    variant("un-suspends mixed in", How::Create, Mixed::Suspended, Trouble::None),
-    variant("a quota denies half of them", How::Create, Mixed::Nothing, Trouble::QuotaDenies),
-    variant("a replica is killed", How::Create, Mixed::Nothing, Trouble::ReplicaKilled),
-    variant("a replica is paused for 3 s", How::Create, Mixed::Nothing, Trouble::ReplicaPaused),
-    variant("the apiserver is restarted", How::Create, Mixed::Nothing, Trouble::ApiserverRestarted),
-    variant("/mutate is unreachable", How::Create, Mixed::Nothing, Trouble::MutateAway),
+    variant("creates", How::Create, Mixed::Nothing, Disturbance::None),
+    variant("generateName", How::GenerateName, Mixed::Nothing, Disturbance::None),
+    variant("server-side apply", How::Apply, Mixed::Nothing, Disturbance::None),
+    variant("dry runs mixed in", How::Create, Mixed::DryRuns, Disturbance::None),
+    variant("un-suspends mixed in", How::Create, Mixed::Suspended, Disturbance::None),
+    variant("a quota denies half of them", How::Create, Mixed::Nothing, Disturbance::QuotaDenies),
+    variant("a replica is killed", How::Create, Mixed::Nothing, Disturbance::ReplicaKilled),
+    variant("a replica is paused for 3 s", How::Create, Mixed::Nothing, Disturbance::ReplicaPaused),
+    variant("the apiserver is restarted", How::Create, Mixed::Nothing, Disturbance::ApiserverRestarted),
+    variant("/mutate is unreachable", How::Create, Mixed::Nothing, Disturbance::MutateAway),
 ];
 
 /// What a round saw.
@@ -54,7 +54,7 @@ pub struct Outcome {
     pub seed: u64,
     pub max: usize,
     pub took: Duration,
-    pub verdict: Verdict,
+    pub report: LimitReport,
     pub counts: Counts,
     namespace: String,
     begun: Instant,
@@ -62,13 +62,13 @@ pub struct Outcome {
 }
 
 /// Clients that try again until each Job is created, over so many connections.
-pub async fn round(world: &World, variant: &'static Variant, seed: u64) -> Outcome {
+pub async fn round(fixture: &Fixture, variant: &'static Variant, seed: u64) -> Outcome {
     // Another stream of choices for each variant.
     let of_its_own = variant.name.bytes().fold(0_u64, |sum, byte| sum.wrapping_mul(31) + u64::from(byte));
     let mut random = StdRng::seed_from_u64(seed ^ (of_its_own << 32));
     let max = random.random_range(1..=25);
-    let namespace = world.namespace().await;
-    world.limit(&namespace, max).await;
+    let namespace = fixture.namespace().await;
+    fixture.limit(&namespace, max).await;
     let real = (REAL_PER_SLOT * max).min(CREATES);
     let wanted: Arc<Vec<Wanted>> = Arc::new(
         (0..CREATES)
@@ -83,13 +83,13 @@ pub async fn round(world: &World, variant: &'static Variant, seed: u64) -> Outco
     // Somewhere in the middle.
     let middle = random.random_range(CREATES / 4..CREATES / 2);
 
-    variant.trouble.prepare(world, &namespace).await;
-    let from = world.history.len();
+    variant.disturbance.prepare(fixture, &namespace).await;
+    let from = fixture.history.len();
     let begun = Instant::now();
-    let verdict = || judge(&world.history.since(from), &namespace, max, CREATES, begun);
-    let runner = runner::Runner::start(world, &namespace, from, random.random());
+    let report = || check_limit(&fixture.history.since(from), &namespace, max, CREATES, begun);
+    let runner = job_runner::Runner::start(fixture, &namespace, from, random.random());
     let clients = join_all((0..CONNECTIONS).map(|connection| {
-        let mut client = Client::new(world, &namespace, variant.how, variant.mixed, random.random());
+        let mut client = Client::new(fixture, &namespace, variant.how, variant.mixed, random.random());
         let mine = wanted.iter().skip(connection).step_by(CONNECTIONS);
         async move {
             for wanted in mine {
@@ -98,32 +98,32 @@ pub async fn round(world: &World, variant: &'static Variant, seed: u64) -> Outco
             client.counts
         }
     }));
-    let trouble = async {
+    let disturbance = async {
         let reached = |entries: &[_]| {
-            let admitted = judge(entries, &namespace, max, CREATES, begun).admitted.len();
+            let admitted = check_limit(entries, &namespace, max, CREATES, begun).admitted.len();
             if admitted >= middle { Ok(()) } else { Err(format!("{admitted} were admitted")) }
         };
-        world.history.wait(from, PATIENCE, "the middle of the burst", reached).await.unwrap();
-        variant.trouble.strike(world, &namespace, replica).await;
+        fixture.history.wait(from, PATIENCE, "the middle of the burst", reached).await.unwrap();
+        variant.disturbance.apply(fixture, &namespace, replica).await;
     };
-    let (counts, ()) = tokio::join!(clients, trouble);
+    let (counts, ()) = tokio::join!(clients, disturbance);
     let took = begun.elapsed();
-    world
+    fixture
         .history
         .wait(from, PATIENCE, "all of them to finish", |entries| {
-            let finished = judge(entries, &namespace, max, CREATES, begun).finished.len();
+            let finished = check_limit(entries, &namespace, max, CREATES, begun).finished.len();
             if finished == CREATES { Ok(()) } else { Err(format!("{finished} of {CREATES} finished")) }
         })
         .await
         .unwrap();
     drop(runner);
-    variant.trouble.mend(world, &namespace, replica).await;
+    variant.disturbance.undo(fixture, &namespace, replica).await;
     let outcome = Outcome {
         variant,
         seed,
         max,
         took,
-        verdict: verdict(),
+        report: report(),
         counts: counts.into_iter().sum(),
         begun,
         from,
@@ -135,19 +135,19 @@ pub async fn round(world: &World, variant: &'static Variant, seed: u64) -> Outco
 
 impl Outcome {
     /// Waits until nothing is left in the ledger, and judges again.
-    pub async fn settle(&mut self, world: &World) {
-        let judged = |entries: &[_]| judge(entries, &self.namespace, self.max, CREATES, self.begun);
+    pub async fn settle(&mut self, fixture: &Fixture) {
+        let judged = |entries: &[_]| check_limit(entries, &self.namespace, self.max, CREATES, self.begun);
         let empty = |entries: &[_]| match judged(entries) {
-            verdict if verdict.pending == 0 => Ok(verdict),
-            verdict => Err(format!("{} attempts stand in the ledger of {}", verdict.pending, self.namespace)),
+            report if report.pending == 0 => Ok(report),
+            report => Err(format!("{} attempts stand in the ledger of {}", report.pending, self.namespace)),
         };
-        self.verdict =
-            world.history.wait(self.from, PATIENCE, "the ledger to be empty", empty).await.unwrap();
+        self.report =
+            fixture.history.wait(self.from, PATIENCE, "the ledger to be empty", empty).await.unwrap();
     }
 
     /// What is not as it has to be.
     pub fn wrong(&self) -> Option<String> {
-        let Verdict { most, most_at, admitted, longest_idle, longest_attempt, .. } = &self.verdict;
+        let LimitReport { most, most_at, admitted, longest_idle, longest_attempt, .. } = &self.report;
         // What the ledger holds for what never came it gives back: a minute by every replica's clock, 4 s until one of them
         // turns to it, a look, a write; the rest is for a busy machine.
         const GIVEN_BACK: Duration = Duration::from_secs(75);
@@ -169,9 +169,9 @@ impl Outcome {
 
 impl std::fmt::Display for Outcome {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { variant, seed, max, took, verdict, counts, .. } = self;
-        let Verdict { most, events, ledger_writes, filled_after, longest_idle, longest_attempt, .. } =
-            verdict;
+        let Self { variant, seed, max, took, report, counts, .. } = self;
+        let LimitReport { most, events, ledger_writes, filled_after, longest_idle, longest_attempt, .. } =
+            report;
         write!(
             f,
             "{} (round {seed}): at most {most} active of {max} in {events} events; {CREATES} created in {took:.1?}, \

@@ -16,8 +16,8 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde_json::{Value, json};
 
 use crate::{
-    fixtures::{PATIENCE, World},
-    runner::RUNNER,
+    fixtures::{Fixture, PATIENCE},
+    job_runner::RUNNER,
 };
 
 /// Longer than the apiserver gives a request: whoever hears nothing for so long will hear nothing.
@@ -74,8 +74,8 @@ enum Call<'a> {
 }
 
 impl Client {
-    pub fn new(world: &World, namespace: &str, how: How, mixed: Mixed, seed: u64) -> Self {
-        let jobs = world.jobs(namespace);
+    pub fn new(fixture: &Fixture, namespace: &str, how: How, mixed: Mixed, seed: u64) -> Self {
+        let jobs = fixture.jobs(namespace);
         Self { jobs, how, mixed, random: StdRng::seed_from_u64(seed), counts: Counts::default() }
     }
 

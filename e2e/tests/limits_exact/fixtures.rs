@@ -16,21 +16,21 @@ use serde_json::json;
 /// How long something may take that has to happen.
 pub const PATIENCE: Duration = Duration::from_secs(600);
 
-pub struct World {
+pub struct Fixture {
     // Dropped in this order.
     pub history: History,
     pub pair: Pair,
     pub cluster: Cluster,
 }
 
-impl World {
+impl Fixture {
     pub async fn start() -> Self {
         let options =
             ClusterOptions { apiserver_arguments: vec![STORE_JSON.to_owned()], ..ClusterOptions::default() };
         let cluster = Cluster::start(options).await.unwrap();
         let pair =
             Pair::install(&cluster, PairOptions { webhooks: 3, ..PairOptions::default() }).await.unwrap();
-        let history = History::begin(&cluster).await.unwrap();
+        let history = History::start(&cluster).await.unwrap();
         Self { history, pair, cluster }
     }
 

@@ -8,18 +8,18 @@
 
 mod burst;
 mod clients;
+mod disturbance;
 mod fixtures;
-mod runner;
-mod soak;
-mod trouble;
+mod job_runner;
+mod soak_report;
 
 use std::time::Instant;
 
 use burst::{Outcome, VARIANTS, Variant};
-use fixtures::World;
+use disturbance::Disturbance;
+use fixtures::Fixture;
 use futures::{StreamExt, stream};
 use job_handler_e2e::cluster::E2E_KUBECONFIG;
-use trouble::Trouble;
 
 /// Rounds of the variant that waits for attempts to run out go on beside the others, so many at a time.
 const BESIDE: usize = 2;
@@ -47,32 +47,32 @@ async fn a_limit_is_exact_with_three_replicas() {
         .flat_map(|variant| (0..rounds).map(move |round| (variant, seed.wrapping_add(round))))
         .collect();
     let (waiting, rest): (Vec<_>, Vec<_>) =
-        all.into_iter().partition(|(variant, _)| variant.trouble == Trouble::QuotaDenies);
+        all.into_iter().partition(|(variant, _)| variant.disturbance == Disturbance::QuotaDenies);
     let (restarts, others) =
-        rest.into_iter().partition(|(variant, _)| variant.trouble == Trouble::ApiserverRestarted);
+        rest.into_iter().partition(|(variant, _)| variant.disturbance == Disturbance::ApiserverRestarted);
     println!("SEED={seed}, {rounds} rounds of each");
 
     let begun = Instant::now();
     // One after the other: a burst has the cluster to itself, and their troubles do not mix. Where the apiserver is
     // restarted most of the time is spent waiting for attempts to run out: that has a cluster of its own, beside.
     let together = async {
-        let world = World::start().await;
+        let fixture = Fixture::start().await;
         let (mut outcomes, beside) =
-            tokio::join!(several(&world, others, 1), several(&world, waiting, BESIDE));
+            tokio::join!(several(&fixture, others, 1), several(&fixture, waiting, BESIDE));
         outcomes.extend(beside);
-        settled(&world, outcomes).await
+        settled(&fixture, outcomes).await
     };
     let alone = async {
         if restarts.is_empty() {
             return Vec::new();
         }
-        let world = World::start().await;
-        settled(&world, several(&world, restarts, 1).await).await
+        let fixture = Fixture::start().await;
+        settled(&fixture, several(&fixture, restarts, 1).await).await
     };
     let (mut outcomes, restarted) = tokio::join!(together, alone);
     outcomes.extend(restarted);
     let wrong: Vec<String> = outcomes.iter().filter_map(Outcome::wrong).collect();
-    let table = soak::table(seed, rounds, &outcomes, &wrong);
+    let table = soak_report::table(seed, rounds, &outcomes, &wrong);
     println!("{table}\nin {:.0?}", begun.elapsed());
     // Also where something is wrong: an hour's table is not thrown away.
     if soak {
@@ -83,14 +83,14 @@ async fn a_limit_is_exact_with_three_replicas() {
 }
 
 /// Waits until nothing is left in the ledgers.
-async fn settled(world: &World, mut outcomes: Vec<Outcome>) -> Vec<Outcome> {
+async fn settled(fixture: &Fixture, mut outcomes: Vec<Outcome>) -> Vec<Outcome> {
     for outcome in &mut outcomes {
-        outcome.settle(world).await;
+        outcome.settle(fixture).await;
     }
     outcomes
 }
 
-async fn several(world: &World, rounds: Vec<(&'static Variant, u64)>, at_once: usize) -> Vec<Outcome> {
-    let running = rounds.into_iter().map(|(variant, seed)| burst::round(world, variant, seed));
+async fn several(fixture: &Fixture, rounds: Vec<(&'static Variant, u64)>, at_once: usize) -> Vec<Outcome> {
+    let running = rounds.into_iter().map(|(variant, seed)| burst::round(fixture, variant, seed));
     stream::iter(running).buffer_unordered(at_once).collect().await
 }

@@ -5,21 +5,21 @@ use job_handler_shared::keys;
 use kube::api::{DeleteParams, Patch, PatchParams};
 use serde_json::{Value, json};
 
-use super::fixtures::{World, job, refusal, scenario};
+use super::fixtures::{Fixture, job, refusal, scenario};
 
 const FAILS: [(&str, &str); 2] = [("run", "200ms"), ("exit-code", "1")];
 
-async fn fail(world: &World, namespace: &str, name: &str) {
+async fn fail(fixture: &Fixture, namespace: &str, name: &str) {
     let mut failing = job(name, &[("id", "7")], &FAILS);
     failing["spec"]["backoffLimit"] = json!(0);
-    world.create(namespace, &failing).await.unwrap();
-    failed(world, namespace, name).await;
+    fixture.create(namespace, &failing).await.unwrap();
+    failed(fixture, namespace, name).await;
 }
 
-async fn failed(world: &World, namespace: &str, name: &str) {
-    world
+async fn failed(fixture: &Fixture, namespace: &str, name: &str) {
+    fixture
         .wait(&format!("{name} to fail"), || async {
-            let job = world.jobs(namespace).get(name).await.map_err(|e| e.to_string())?;
+            let job = fixture.jobs(namespace).get(name).await.map_err(|e| e.to_string())?;
             let conditions = job.status.and_then(|status| status.conditions).unwrap_or_default();
             let failed = conditions.iter().any(|c| c.type_ == "Failed" && c.status == "True");
             if failed { Ok(()) } else { Err(format!("{conditions:?}")) }
@@ -36,55 +36,55 @@ fn policy(initial: u32, action: &str) -> Value {
 
 #[test]
 fn a_failed_job_that_is_deleted_is_not_forgotten() {
-    scenario(|world| async move {
-        let ns = world.cluster.namespace("backoff").await.unwrap();
-        world.policy(&ns, "builds", policy(300, "Reject")).await;
-        fail(world, &ns, "first").await;
-        let (code, message) = refusal(world.create(&ns, &job("early", &[("id", "7")], &[])).await);
+    scenario(|fixture| async move {
+        let ns = fixture.cluster.namespace("backoff").await.unwrap();
+        fixture.apply_policy(&ns, "builds", policy(300, "Reject")).await;
+        fail(fixture, &ns, "first").await;
+        let (code, message) = refusal(fixture.create(&ns, &job("early", &[("id", "7")], &[])).await);
         assert_eq!(code, 403);
         assert!(message.contains("failure backoff: group 7 failed 1 time (last: first)"), "{message}");
         assert!(message.contains("the next try is allowed in "), "{message}");
         // At once: whoever deletes it is no faster than the watch.
-        world.jobs(&ns).delete("first", &DeleteParams::background()).await.unwrap();
-        world.gone(&ns, "first").await;
-        let ledger = world
+        fixture.jobs(&ns).delete("first", &DeleteParams::background()).await.unwrap();
+        fixture.wait_job_deleted(&ns, "first").await;
+        let ledger = fixture
             .wait("the ledger to remember", || async {
                 let args = ["get", "jobledger", ns.name(), "-n", keys::NAMESPACE, "-o", "json"];
-                let text = world.cluster.kubectl(&args).await.map_err(|e| e.to_string())?;
+                let text = fixture.cluster.kubectl(&args).await.map_err(|e| e.to_string())?;
                 let ledger: Value = serde_json::from_str(&text).map_err(|e| e.to_string())?;
                 let entry = ledger["spec"]["backoff"]["labels:id=7"].clone();
                 if entry["failures"] == 1 { Ok(entry) } else { Err(text) }
             })
             .await;
         assert_eq!(ledger["job"], "first");
-        let (code, message) = refusal(world.create(&ns, &job("early", &[("id", "7")], &[])).await);
+        let (code, message) = refusal(fixture.create(&ns, &job("early", &[("id", "7")], &[])).await);
         assert!(code == 403 && message.contains("failed 1 time (last: first)"), "{message}");
-        world.create(&ns, &job("other", &[("id", "8")], &[])).await.unwrap();
+        fixture.create(&ns, &job("other", &[("id", "8")], &[])).await.unwrap();
         // Without the rule nothing is remembered.
-        world.policy(&ns, "builds", json!({})).await;
-        world
+        fixture.apply_policy(&ns, "builds", json!({})).await;
+        fixture
             .wait("the ledger to forget", || async {
                 let args = ["get", "jobledger", ns.name(), "-n", keys::NAMESPACE, "-o", "json"];
-                let text = world.cluster.kubectl(&args).await.map_err(|e| e.to_string())?;
+                let text = fixture.cluster.kubectl(&args).await.map_err(|e| e.to_string())?;
                 if text.contains("labels:id=7") { Err(text) } else { Ok(()) }
             })
             .await;
-        world.create(&ns, &job("early", &[("id", "7")], &[])).await.unwrap();
+        fixture.create(&ns, &job("early", &[("id", "7")], &[])).await.unwrap();
     });
 }
 
 #[test]
 fn a_queued_try_is_started_when_the_backoff_is_over_and_a_success_ends_it() {
-    scenario(|world| async move {
-        let ns = world.cluster.namespace("backoffq").await.unwrap();
-        world.policy(&ns, "builds", policy(8, "Queue")).await;
-        fail(world, &ns, "first").await;
-        let made = world.create(&ns, &job("second", &[("id", "7")], &[("run", "200ms")])).await.unwrap();
+    scenario(|fixture| async move {
+        let ns = fixture.cluster.namespace("backoffq").await.unwrap();
+        fixture.apply_policy(&ns, "builds", policy(8, "Queue")).await;
+        fail(fixture, &ns, "first").await;
+        let made = fixture.create(&ns, &job("second", &[("id", "7")], &[("run", "200ms")])).await.unwrap();
         assert_eq!(made.spec.unwrap().suspend, Some(true));
         let started = |name: &'static str| {
-            let jobs = world.jobs(&ns);
+            let jobs = fixture.jobs(&ns);
             async move {
-                world
+                fixture
                     .wait(&format!("{name} to be started"), || async {
                         let job = jobs.get(name).await.map_err(|e| e.to_string())?;
                         let suspended = job.spec.as_ref().and_then(|spec| spec.suspend).unwrap_or_default();
@@ -93,59 +93,59 @@ fn a_queued_try_is_started_when_the_backoff_is_over_and_a_success_ends_it() {
                     .await
             }
         };
-        let told = world
+        let told = fixture
             .wait("the Event about what it waits for", || async {
-                let events = world.events(&ns, "JobQueued", "second").await;
+                let events = fixture.events(&ns, "JobQueued", "second").await;
                 events.into_iter().find_map(|event| event.note).ok_or("none")
             })
             .await;
         assert!(told.contains("queued: failure backoff: group 7 failed 1 time (last: first)"), "{told}");
         let second = started("second").await;
-        let ended = world.jobs(&ns).get("first").await.unwrap().status.unwrap().conditions.unwrap();
+        let ended = fixture.jobs(&ns).get("first").await.unwrap().status.unwrap().conditions.unwrap();
         let ended = ended.iter().find(|c| c.type_ == "Failed").unwrap().last_transition_time.clone().unwrap();
         if let Some(began) = second.status.and_then(|status| status.start_time) {
             assert!(began.0.as_second() - ended.0.as_second() >= 8, "{began:?} {ended:?}");
         }
-        world
+        fixture
             .wait("the second to complete", || async {
-                let job = world.jobs(&ns).get("second").await.unwrap();
+                let job = fixture.jobs(&ns).get("second").await.unwrap();
                 let done = job.status.and_then(|status| status.completion_time);
                 done.map(drop).ok_or("not yet")
             })
             .await;
         // After a success nobody waits.
-        world.create(&ns, &job("third", &[("id", "7")], &[("run", "200ms")])).await.unwrap();
+        fixture.create(&ns, &job("third", &[("id", "7")], &[("run", "200ms")])).await.unwrap();
         started("third").await;
-        assert!(world.events(&ns, "JobQueued", "third").await.is_empty());
+        assert!(fixture.events(&ns, "JobQueued", "third").await.is_empty());
     });
 }
 
 #[test]
 fn a_newer_run_has_the_older_ones_pruned_and_their_names_are_free() {
-    scenario(|world| async move {
-        let ns = world.cluster.namespace("dedup").await.unwrap();
+    scenario(|fixture| async move {
+        let ns = fixture.cluster.namespace("dedup").await.unwrap();
         let spec = json!({
             "group": {"type": "Labels", "labelKeys": ["id"]},
             "limits": [{"name": "one-each", "maxActiveJobs": 1, "scope": "Group"}],
             "results": {}, "cleanup": {"succeededPolicy": "AfterTTL", "failedPolicy": "Never", "keep": {"newest": 1}},
         });
-        world.policy(&ns, "builds", spec).await;
+        fixture.apply_policy(&ns, "builds", spec).await;
         let run = |name: &'static str, seconds: &'static str| job(name, &[("id", "7")], &[("run", seconds)]);
-        world.create(&ns, &run("one", "200ms")).await.unwrap();
-        world.result(&ns, "one").await;
-        assert!(world.jobs(&ns).get("one").await.is_ok(), "the newest stays");
-        world.wait("a slot of the group", || async { world.create(&ns, &run("two", "60s")).await }).await;
-        world.gone(&ns, "one").await;
+        fixture.create(&ns, &run("one", "200ms")).await.unwrap();
+        fixture.wait_result(&ns, "one").await;
+        assert!(fixture.jobs(&ns).get("one").await.is_ok(), "the newest stays");
+        fixture.wait("a slot of the group", || async { fixture.create(&ns, &run("two", "60s")).await }).await;
+        fixture.wait_job_deleted(&ns, "one").await;
         // Under the old name: refused while the group has a run, admitted afterwards.
-        let (code, message) = refusal(world.create(&ns, &run("one", "200ms")).await);
+        let (code, message) = refusal(fixture.create(&ns, &run("one", "200ms")).await);
         assert!(code == 403 && message.contains("duplicate job: of group 7 two is active"), "{message}");
         let end = json!({"spec": {"activeDeadlineSeconds": 1}});
-        world.jobs(&ns).patch("two", &PatchParams::default(), &Patch::Merge(&end)).await.unwrap();
-        world
-            .wait("recreation under the old name", || async { world.create(&ns, &run("one", "60s")).await })
+        fixture.jobs(&ns).patch("two", &PatchParams::default(), &Patch::Merge(&end)).await.unwrap();
+        fixture
+            .wait("recreation under the old name", || async { fixture.create(&ns, &run("one", "60s")).await })
             .await;
-        world.gone(&ns, "two").await;
-        let result = world.result(&ns, "two").await;
+        fixture.wait_job_deleted(&ns, "two").await;
+        let result = fixture.wait_result(&ns, "two").await;
         assert_eq!(result.data.unwrap()["status"], "failed");
     });
 }

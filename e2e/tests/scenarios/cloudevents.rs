@@ -21,7 +21,7 @@ use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, ResourceExt, api::PostParams};
 use serde_json::{Value, json};
 
-use super::fixtures::{World, job, lonely_scenario_in, refusal};
+use super::fixtures::{Fixture, exclusive_scenario_with_own_cluster, job, refusal};
 
 const TOKEN: &str = "open-sesame";
 
@@ -70,8 +70,8 @@ impl Receiver {
         self.events().iter().filter(|e| about(e)).map(|e| e["type"].as_str().unwrap().to_owned()).collect()
     }
 
-    pub async fn wait(&self, world: &World, job: &str, types: &[&str]) {
-        world
+    pub async fn wait(&self, fixture: &Fixture, job: &str, types: &[&str]) {
+        fixture
             .wait(&format!("{types:?} about {job}"), || async {
                 let found = self.about(job);
                 if found == types { Ok(()) } else { Err(format!("{found:?}")) }
@@ -125,7 +125,7 @@ fn the_receiver_goes_on_after_callers_that_died() {
 
 #[test]
 fn a_receiver_that_was_away_gets_everything_once_and_in_order() {
-    lonely_scenario_in(async || {
+    exclusive_scenario_with_own_cluster(async || {
         let folder = tempfile::tempdir().unwrap();
         let port = ports::free().unwrap();
         let (receiver, ca) = Receiver::new(folder.path(), port);
@@ -137,50 +137,50 @@ fn a_receiver_that_was_away_gets_everything_once_and_in_order() {
             "tls": {"ca": ca},
             "bearerToken": {"key": "ci"},
         }]});
-        let world = with_receiver(&configuration).await;
-        let ns = world.cluster.namespace("events").await.unwrap();
+        let fixture = with_receiver(&configuration).await;
+        let ns = fixture.cluster.namespace("events").await.unwrap();
         let policy = json!({
             "results": {}, "cloudEventSinks": [{"name": "ci"}],
             "cleanup": {"succeededPolicy": "AfterHarvest", "failedPolicy": "AfterHarvest"},
         });
-        world.policy(&ns, "builds", policy).await;
+        fixture.apply_policy(&ns, "builds", policy).await;
         let limit = json!({
             "jobSelector": {"matchLabels": {"app": "limited"}}, "cloudEventSinks": [{"name": "ci"}],
             "limits": [{"name": "one", "maxActiveJobs": 1}],
         });
-        world.policy(&ns, "limited", limit).await;
+        fixture.apply_policy(&ns, "limited", limit).await;
 
         // Nobody is there to be told, and nothing waits for that.
-        world.create(&ns, &job("good", &[("app", "shop")], &[])).await.unwrap();
-        world.gone(&ns, "good").await;
-        world
+        fixture.create(&ns, &job("good", &[("app", "shop")], &[])).await.unwrap();
+        fixture.wait_job_deleted(&ns, "good").await;
+        fixture
             .create(&ns, &once("bad", &[("app", "limited")], &[("run", "6s"), ("exit-code", "3")]))
             .await
             .unwrap();
-        let (code, _) = refusal(world.create(&ns, &once("refused", &[("app", "limited")], &[])).await);
+        let (code, _) = refusal(fixture.create(&ns, &once("refused", &[("app", "limited")], &[])).await);
         assert_eq!(code, 403);
-        world.gone(&ns, "bad").await;
-        let waits = world.config_maps(&ns).get("good-results").await.unwrap();
+        fixture.wait_job_deleted(&ns, "bad").await;
+        let waits = fixture.config_maps(&ns).get("good-results").await.unwrap();
         assert_eq!(waits.annotations()["job-handler/cloudevents"], "ci");
         // The refusal has got as far as the sink before that is killed.
-        world
+        fixture
             .wait("the refusal to be in the sink", || async {
-                let events = world.events(&ns, keys::REASON_REFUSED, "refused").await;
+                let events = fixture.events(&ns, keys::REASON_REFUSED, "refused").await;
                 if events.is_empty() { Err("no Event") } else { Ok(()) }
             })
             .await;
-        world.pair.sink().restart().unwrap();
+        fixture.pair.sink().restart().unwrap();
 
         let _process = receiver.start();
-        receiver.wait(&world, "good", &["io.job-handler.job.started", "build.complete"]).await;
-        receiver.wait(&world, "bad", &["io.job-handler.job.started", "build.failed"]).await;
-        receiver.wait(&world, "refused", &["io.job-handler.job.refused"]).await;
+        receiver.wait(&fixture, "good", &["io.job-handler.job.started", "build.complete"]).await;
+        receiver.wait(&fixture, "bad", &["io.job-handler.job.started", "build.failed"]).await;
+        receiver.wait(&fixture, "refused", &["io.job-handler.job.refused"]).await;
 
         // While it is there, it is told as things happen.
-        world.create(&ns, &job("live", &[], &[("run", "6s")])).await.unwrap();
-        receiver.wait(&world, "live", &["io.job-handler.job.started"]).await;
-        assert!(world.jobs(&ns).get("live").await.unwrap().status.unwrap().completion_time.is_none());
-        receiver.wait(&world, "live", &["io.job-handler.job.started", "build.complete"]).await;
+        fixture.create(&ns, &job("live", &[], &[("run", "6s")])).await.unwrap();
+        receiver.wait(&fixture, "live", &["io.job-handler.job.started"]).await;
+        assert!(fixture.jobs(&ns).get("live").await.unwrap().status.unwrap().completion_time.is_none());
+        receiver.wait(&fixture, "live", &["io.job-handler.job.started", "build.complete"]).await;
 
         let events = receiver.events();
         let mut ids: Vec<&str> = events.iter().map(|e| e["id"].as_str().unwrap()).collect();
@@ -198,9 +198,9 @@ fn a_receiver_that_was_away_gets_everything_once_and_in_order() {
         assert_eq!(bad["data"]["message"].as_str().map(|m| m.contains("3")), Some(true), "{bad}");
 
         // The outbox is empty, and says so.
-        world
+        fixture
             .wait("the results not to be pending any more", || async {
-                let map = world.config_maps(&ns).get("good-results").await.map_err(|e| e.to_string())?;
+                let map = fixture.config_maps(&ns).get("good-results").await.map_err(|e| e.to_string())?;
                 let manifest: Value =
                     serde_json::from_str(&map.data.clone().unwrap()["result.json"]).unwrap();
                 match (map.annotations().get("job-handler/cloudevents"), &manifest["cloudEventsPending"]) {
@@ -209,14 +209,14 @@ fn a_receiver_that_was_away_gets_everything_once_and_in_order() {
                 }
             })
             .await;
-        let (_, metrics) = world.pair.sink().get("/metrics").await.unwrap();
+        let (_, metrics) = fixture.pair.sink().get("/metrics").await.unwrap();
         for line in [
             "job_handler_cloudevents_total{sink=\"ci\",phase=\"completed\"} 2",
             "job_handler_cloudevents_total{sink=\"ci\",phase=\"refused\"} 1",
         ] {
             assert!(metrics.contains(line), "{line} in {metrics}");
         }
-        a_receiver_that_nobody_configured_is_told_on_the_policy(&world, &ns).await;
+        a_receiver_that_nobody_configured_is_told_on_the_policy(&fixture, &ns).await;
     });
 }
 
@@ -226,34 +226,34 @@ fn once(name: &str, labels: &[(&str, &str)], play: &[(&str, &str)]) -> Value {
     job
 }
 
-/// A world whose sink is configured like that, and has the receiver's token.
-pub async fn with_receiver(configuration: &Value) -> World {
+/// A fixture whose sink is configured like that, and has the receiver's token.
+pub async fn with_receiver(configuration: &Value) -> Fixture {
     let cluster = Cluster::start(ClusterOptions::default()).await.unwrap();
     let options =
         PairOptions { sink_configuration: Some(configuration.to_string()), ..PairOptions::default() };
     let pair = Pair::install(&cluster, options).await.unwrap();
-    let world = World { cluster, pair };
-    tell_the_token(&world).await;
-    world
+    let fixture = Fixture { cluster, pair };
+    tell_the_token(&fixture).await;
+    fixture
 }
 
 /// Puts the token where the sink looks for it.
-async fn tell_the_token(world: &World) {
+async fn tell_the_token(fixture: &Fixture) {
     let secret: Secret = serde_json::from_value(json!({
         "metadata": {"name": keys::SINK_CONFIGURATION},
         "stringData": {"ci": format!("{TOKEN}\n")},
     }))
     .unwrap();
-    let api = Api::<Secret>::namespaced(world.client(), keys::NAMESPACE);
+    let api = Api::<Secret>::namespaced(fixture.client(), keys::NAMESPACE);
     api.create(&PostParams::default(), &secret).await.unwrap();
 }
 
-async fn a_receiver_that_nobody_configured_is_told_on_the_policy(world: &World, ns: &str) {
+async fn a_receiver_that_nobody_configured_is_told_on_the_policy(fixture: &Fixture, ns: &str) {
     let spec = json!({"results": {}, "cloudEventSinks": [{"name": "typo"}]});
-    world.policy(ns, "unknown", spec).await;
-    world
+    fixture.apply_policy(ns, "unknown", spec).await;
+    fixture
         .wait("the policy to name it", || async {
-            let status = world.policies(ns).get("unknown").await.unwrap().status.unwrap_or_default();
+            let status = fixture.policies(ns).get("unknown").await.unwrap().status.unwrap_or_default();
             let told = status.conditions.into_iter().find(|c| c.type_ == "FullyEnforced").ok_or("none")?;
             let names = told.message.contains("cloudEventSinks \"typo\" are not in the sink's configuration");
             if told.status == "False" && names { Ok(()) } else { Err("not told") }

@@ -9,45 +9,45 @@ use kube::{
 };
 use serde_json::json;
 
-use super::fixtures::{annotation, job, lonely_scenario, scenario};
+use super::fixtures::{annotation, exclusive_scenario, job, scenario};
 
 #[test]
 fn a_queued_job_says_why_it_waits_and_then_that_it_was_started() {
-    scenario(|world| async move {
-        let ns = world.cluster.namespace("queue-told").await.unwrap();
+    scenario(|fixture| async move {
+        let ns = fixture.cluster.namespace("queue-told").await.unwrap();
         let limit = json!({"name": "few", "maxActiveJobs": 1, "whenFull": "Queue"});
-        world.policy(&ns, "builds", json!({"limits": [limit]})).await;
-        world.create(&ns, &job("first", &[], &[("run", "8s")])).await.unwrap();
+        fixture.apply_policy(&ns, "builds", json!({"limits": [limit]})).await;
+        fixture.create(&ns, &job("first", &[], &[("run", "8s")])).await.unwrap();
         // Of two Jobs of one second the uid decides who is first.
-        world
+        fixture
             .wait("the first to have the slot", || async {
-                let first = world.jobs(&ns).get("first").await.unwrap();
+                let first = fixture.jobs(&ns).get("first").await.unwrap();
                 if first.spec.unwrap().suspend == Some(true) { Err("suspended") } else { Ok(()) }
             })
             .await;
-        world.create(&ns, &job("second", &[], &[("run", "60s")])).await.unwrap();
+        fixture.create(&ns, &job("second", &[], &[("run", "60s")])).await.unwrap();
         let says = |what: &'static str| {
             let ns = ns.name();
             async move {
                 let args = ["describe", "job", "second", "-n", ns];
-                world
+                fixture
                     .wait(&format!("describe job to say {what}"), || async {
-                        let said = world.cluster.kubectl(&args).await.map_err(|e| e.to_string())?;
+                        let said = fixture.cluster.kubectl(&args).await.map_err(|e| e.to_string())?;
                         if said.contains(what) { Ok(()) } else { Err(said) }
                     })
                     .await;
             }
         };
         says("queued: waits for a slot (limit \"few\"").await;
-        world
+        fixture
             .wait("the policy to count it", || async {
-                let status = world.policies(&ns).get("builds").await.unwrap().status.unwrap_or_default();
+                let status = fixture.policies(&ns).get("builds").await.unwrap().status.unwrap_or_default();
                 if status.queued_jobs == Some(1) { Ok(()) } else { Err(format!("{status:?}")) }
             })
             .await;
         says("a slot of limit \"few\" of JobPolicy").await;
         says(keys::REASON_STARTED).await;
-        let second = world.jobs(&ns).get("second").await.unwrap();
+        let second = fixture.jobs(&ns).get("second").await.unwrap();
         let account = annotation(&second, keys::STAMPED);
         assert!(account.contains("waited: ") && !account.contains("queued: "), "{account}");
         assert_eq!(annotation(&second, keys::QUEUED_AT), "");
@@ -56,16 +56,16 @@ fn a_queued_job_says_why_it_waits_and_then_that_it_was_started() {
 
 #[test]
 fn who_is_taken_out_of_the_queue_by_hand_says_so() {
-    scenario(|world| async move {
-        let ns = world.cluster.namespace("unqueued").await.unwrap();
+    scenario(|fixture| async move {
+        let ns = fixture.cluster.namespace("unqueued").await.unwrap();
         let limit = json!({"name": "few", "maxActiveJobs": 0, "whenFull": "Queue"});
-        world.policy(&ns, "builds", json!({"limits": [limit]})).await;
-        world.create(&ns, &job("waits", &[], &[])).await.unwrap();
+        fixture.apply_policy(&ns, "builds", json!({"limits": [limit]})).await;
+        fixture.create(&ns, &job("waits", &[], &[])).await.unwrap();
         let off = json!({"metadata": {"annotations": {keys::QUEUED_AT: null}}});
-        world.jobs(&ns).patch("waits", &PatchParams::default(), &Patch::Merge(&off)).await.unwrap();
-        world
+        fixture.jobs(&ns).patch("waits", &PatchParams::default(), &Patch::Merge(&off)).await.unwrap();
+        fixture
             .wait("its account to be put right", || async {
-                let job = world.jobs(&ns).get("waits").await.unwrap();
+                let job = fixture.jobs(&ns).get("waits").await.unwrap();
                 let account = annotation(&job, keys::STAMPED).to_owned();
                 if account.starts_with("no longer queued: ") { Ok(()) } else { Err(account) }
             })
@@ -76,54 +76,54 @@ fn who_is_taken_out_of_the_queue_by_hand_says_so() {
 /// Its author suspended it; the marks came with the manifest of a Job that was queued elsewhere.
 #[test]
 fn a_copy_of_a_queued_job_outside_every_policy_stays_suspended() {
-    scenario(|world| async move {
-        let ns = world.cluster.namespace("copied").await.unwrap();
+    scenario(|fixture| async move {
+        let ns = fixture.cluster.namespace("copied").await.unwrap();
         let mut copy = job("outside", &[], &[]);
         copy["spec"]["suspend"] = json!(true);
         copy["metadata"]["annotations"] = json!({
             keys::QUEUED_AT: "2026-01-01T00:00:00Z",
             keys::STAMPED: "queued: waits for a slot of limit \"few\" of JobPolicy ci/q",
         });
-        world.create(&ns, &copy).await.unwrap();
-        let there = world.jobs(&ns).get("outside").await.unwrap();
+        fixture.create(&ns, &copy).await.unwrap();
+        let there = fixture.jobs(&ns).get("outside").await.unwrap();
         assert_eq!((annotation(&there, keys::QUEUED_AT), annotation(&there, keys::STAMPED)), ("", ""));
         // One that got only the mark afterwards is not started either: a later one, really queued, is started meanwhile.
         let mark = json!({"metadata": {"annotations": {keys::QUEUED_AT: "2026-01-01T00:00:00Z"}}});
-        world.jobs(&ns).patch("outside", &PatchParams::default(), &Patch::Merge(&mark)).await.unwrap();
+        fixture.jobs(&ns).patch("outside", &PatchParams::default(), &Patch::Merge(&mark)).await.unwrap();
         let limit = json!({"name": "few", "maxActiveJobs": 1, "whenFull": "Queue"});
         let spec = json!({"jobSelector": {"matchLabels": {"app": "build"}}, "limits": [limit]});
-        world.policy(&ns, "builds", spec).await;
-        world.create(&ns, &job("queued", &[("app", "build")], &[])).await.unwrap();
-        world
+        fixture.apply_policy(&ns, "builds", spec).await;
+        fixture.create(&ns, &job("queued", &[("app", "build")], &[])).await.unwrap();
+        fixture
             .wait("the queued one to start", || async {
-                let queued = world.jobs(&ns).get("queued").await.unwrap();
+                let queued = fixture.jobs(&ns).get("queued").await.unwrap();
                 let suspended = queued.spec.and_then(|spec| spec.suspend).unwrap_or_default();
                 if suspended { Err("suspended") } else { Ok(()) }
             })
             .await;
-        let there = world.jobs(&ns).get("outside").await.unwrap();
+        let there = fixture.jobs(&ns).get("outside").await.unwrap();
         assert_eq!(there.spec.and_then(|spec| spec.suspend), Some(true));
     });
 }
 
 #[test]
 fn who_takes_the_limits_entries_away_is_told_of_and_they_come_back_at_once() {
-    lonely_scenario(async |world| {
-        let ns = world.cluster.namespace("entries").await.unwrap();
-        world.policy(&ns, "builds", json!({"limits": [{"name": "few", "maxActiveJobs": 1}]})).await;
-        let configurations: Api<ValidatingWebhookConfiguration> = Api::all(world.client());
+    exclusive_scenario(async |fixture| {
+        let ns = fixture.cluster.namespace("entries").await.unwrap();
+        fixture.apply_policy(&ns, "builds", json!({"limits": [{"name": "few", "maxActiveJobs": 1}]})).await;
+        let configurations: Api<ValidatingWebhookConfiguration> = Api::all(fixture.client());
         let begun = std::time::Instant::now();
         configurations.delete(keys::LIMITS_CONFIGURATION, &DeleteParams::default()).await.unwrap();
-        world
+        fixture
             .wait("the configuration to be back", || async {
                 configurations.get(keys::LIMITS_CONFIGURATION).await.map(drop)
             })
             .await;
         assert!(begun.elapsed().as_secs() < 4, "sooner than by looking: {:?}", begun.elapsed());
         let ready = |wanted: &'static str| {
-            let policies = world.policies(&ns);
+            let policies = fixture.policies(&ns);
             async move {
-                world
+                fixture
                     .wait(&format!("Ready to be {wanted}"), || async {
                         let status = policies.get("builds").await.unwrap().status.unwrap_or_default();
                         let ready = status.conditions.into_iter().find(|c| c.type_ == "Ready").unwrap();
@@ -134,7 +134,7 @@ fn who_takes_the_limits_entries_away_is_told_of_and_they_come_back_at_once() {
         };
         let why = ready("False").await;
         assert!(why.contains("was deleted by someone"), "{why}");
-        let events = world.events(&ns, "LimitEntryMissing", "builds").await;
+        let events = fixture.events(&ns, "LimitEntryMissing", "builds").await;
         assert_eq!(events.len(), 1, "{events:?}");
         ready("True").await;
     });
@@ -142,15 +142,15 @@ fn who_takes_the_limits_entries_away_is_told_of_and_they_come_back_at_once() {
 
 #[test]
 fn jobs_that_were_there_before_the_limit_are_reported() {
-    scenario(|world| async move {
-        let ns = world.cluster.namespace("over").await.unwrap();
+    scenario(|fixture| async move {
+        let ns = fixture.cluster.namespace("over").await.unwrap();
         for name in ["a", "b"] {
-            world.create(&ns, &job(name, &[], &[("run", "60s")])).await.unwrap();
+            fixture.create(&ns, &job(name, &[], &[("run", "60s")])).await.unwrap();
         }
-        world.policy(&ns, "builds", json!({"limits": [{"name": "few", "maxActiveJobs": 1}]})).await;
-        world
+        fixture.apply_policy(&ns, "builds", json!({"limits": [{"name": "few", "maxActiveJobs": 1}]})).await;
+        fixture
             .wait("OverLimit", || async {
-                let status = world.policies(&ns).get("builds").await.unwrap().status.unwrap_or_default();
+                let status = fixture.policies(&ns).get("builds").await.unwrap().status.unwrap_or_default();
                 let over = status.conditions.into_iter().find(|c| c.type_ == "OverLimit");
                 let over = over.ok_or("no condition")?;
                 let told = over.message.contains("2 active jobs, max allowed: 1");

@@ -21,30 +21,30 @@ use tokio::{runtime::Runtime, sync::OnceCell};
 pub const PATIENCE: Duration = Duration::from_secs(90);
 
 /// A cluster and the pair.
-pub struct World {
+pub struct Fixture {
     pub cluster: Cluster,
     pub pair: Pair,
 }
 
-/// All scenarios run on one runtime, so that clients and tasks of the world outlive each of them.
+/// All scenarios run on one runtime, so that clients and tasks of the fixture outlive each of them.
 fn runtime() -> &'static Runtime {
     static RUNTIME: OnceLock<Runtime> = OnceLock::new();
     RUNTIME.get_or_init(|| Runtime::new().unwrap())
 }
 
-/// Runs a scenario in the world that all share.
-pub fn scenario<F: Future<Output = ()>>(run: impl FnOnce(&'static World) -> F) {
-    static WORLD: OnceCell<World> = OnceCell::const_new();
-    runtime().block_on(async { run(WORLD.get_or_init(World::start).await).await });
+/// Runs a scenario in the fixture that all share.
+pub fn scenario<F: Future<Output = ()>>(run: impl FnOnce(&'static Fixture) -> F) {
+    static FIXTURE: OnceCell<Fixture> = OnceCell::const_new();
+    runtime().block_on(async { run(FIXTURE.get_or_init(Fixture::start).await).await });
 }
 
-/// Runs a scenario in a world of its own: it takes something away from everyone.
-pub fn lonely_scenario(run: impl AsyncFnOnce(&World)) {
-    lonely_scenario_of(1, run);
+/// Runs a scenario in a fixture of its own: it takes something away from everyone.
+pub fn exclusive_scenario(run: impl AsyncFnOnce(&Fixture)) {
+    exclusive_scenario_with_replicas(1, run);
 }
 
-/// The same, where the scenario sets its world up itself.
-pub fn lonely_scenario_in(run: impl AsyncFnOnce()) {
+/// The same, where the scenario sets its fixture up itself.
+pub fn exclusive_scenario_with_own_cluster(run: impl AsyncFnOnce()) {
     if std::env::var_os(E2E_KUBECONFIG).is_some_and(|path| !path.is_empty()) {
         eprintln!("not run: it wants a cluster of its own, which {E2E_KUBECONFIG}'s is not");
         return;
@@ -53,22 +53,22 @@ pub fn lonely_scenario_in(run: impl AsyncFnOnce()) {
 }
 
 /// The same, with so many webhooks and as many sinks.
-pub fn lonely_scenario_of(replicas: usize, run: impl AsyncFnOnce(&World)) {
-    lonely_scenario_with(PairOptions { webhooks: replicas, ..PairOptions::default() }, run);
+pub fn exclusive_scenario_with_replicas(replicas: usize, run: impl AsyncFnOnce(&Fixture)) {
+    exclusive_scenario_with_options(PairOptions { webhooks: replicas, ..PairOptions::default() }, run);
 }
 
 /// The same, with a pair of one's own making.
-pub fn lonely_scenario_with(pair: PairOptions, run: impl AsyncFnOnce(&World)) {
+pub fn exclusive_scenario_with_options(pair: PairOptions, run: impl AsyncFnOnce(&Fixture)) {
     if std::env::var_os(E2E_KUBECONFIG).is_some_and(|path| !path.is_empty()) {
         eprintln!(
             "not run: it takes something away from everyone, which {E2E_KUBECONFIG}'s cluster is spared"
         );
         return;
     }
-    runtime().block_on(async { run(&World::start_with(pair).await).await });
+    runtime().block_on(async { run(&Fixture::start_with(pair).await).await });
 }
 
-impl World {
+impl Fixture {
     async fn start() -> Self {
         Self::start_with(PairOptions::default()).await
     }
@@ -96,7 +96,7 @@ impl World {
     }
 
     /// Applies a JobPolicy and waits until it is in force.
-    pub async fn policy(&self, namespace: &str, name: &str, spec: Value) {
+    pub async fn apply_policy(&self, namespace: &str, name: &str, spec: Value) {
         let policy = json!({
             "apiVersion": "job-handler.io/v1alpha1", "kind": "JobPolicy",
             "metadata": {"name": name, "namespace": namespace}, "spec": spec,
@@ -104,11 +104,11 @@ impl World {
         let api = self.policies(namespace);
         let applied =
             api.patch(name, &PatchParams::apply("scenario").force(), &Patch::Apply(&policy)).await.unwrap();
-        self.ready(namespace, name, applied.metadata.generation).await;
+        self.wait_policy_ready(namespace, name, applied.metadata.generation).await;
     }
 
     /// Waits until this generation of a JobPolicy is in force.
-    pub async fn ready(&self, namespace: &str, name: &str, generation: Option<i64>) {
+    pub async fn wait_policy_ready(&self, namespace: &str, name: &str, generation: Option<i64>) {
         let api = self.policies(namespace);
         self.wait(&format!("JobPolicy {namespace}/{name} to be Ready"), || async {
             let status = api.get(name).await.map_err(|e| e.to_string())?.status.unwrap_or_default();
@@ -131,7 +131,7 @@ impl World {
     }
 
     /// The result of a Job, once it is there.
-    pub async fn result(&self, namespace: &str, job: &str) -> ConfigMap {
+    pub async fn wait_result(&self, namespace: &str, job: &str) -> ConfigMap {
         let api = self.config_maps(namespace);
         let name = format!("{job}-results");
         self.wait(&format!("the result {namespace}/{name}"), || async {
@@ -160,7 +160,7 @@ impl World {
     }
 
     /// Waits until a program says that it is not ready, with this in its reasons.
-    pub async fn not_ready(&self, member: &Member, why: &str) {
+    pub async fn wait_not_ready(&self, member: &Member, why: &str) {
         self.wait(&format!("{} not to be ready because of {why}", member.name()), || async {
             match member.get("/readyz").await {
                 Ok((503, body)) if body.contains(why) => Ok(()),
@@ -171,7 +171,7 @@ impl World {
     }
 
     /// Waits until the Job is gone.
-    pub async fn gone(&self, namespace: &str, job: &str) {
+    pub async fn wait_job_deleted(&self, namespace: &str, job: &str) {
         let api = self.jobs(namespace);
         self.wait(&format!("Job {namespace}/{job} to be gone"), || async {
             match api.get_opt(job).await {

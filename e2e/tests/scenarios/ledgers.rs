@@ -17,7 +17,7 @@ use kube::{
 };
 use serde_json::{Value, json};
 
-use super::fixtures::{World, job, lonely_scenario_with, refusal, scenario};
+use super::fixtures::{Fixture, exclusive_scenario_with_options, job, refusal, scenario};
 
 /// A minute and what a busy machine adds to it.
 const A_MINUTE: Duration = Duration::from_secs(150);
@@ -30,43 +30,43 @@ fn build(name: &str) -> Value {
     job(name, &[("app", "build")], &[("end", "Hang")])
 }
 
-fn ledgers(world: &World) -> Api<JobLedger> {
-    Api::namespaced(world.client(), "job-handler-system")
+fn ledgers(fixture: &Fixture) -> Api<JobLedger> {
+    Api::namespaced(fixture.client(), "job-handler-system")
 }
 
 /// By a client that hands on every answer: by default 429 and 503 are tried again, for minutes, before anyone hears of them.
-fn jobs(world: &World, namespace: &str) -> Api<Job> {
-    let mut config = world.cluster.config().clone();
+fn jobs(fixture: &Fixture, namespace: &str) -> Api<Job> {
+    let mut config = fixture.cluster.config().clone();
     config.default_retry = false;
     Api::namespaced(Client::try_from(config).unwrap(), namespace)
 }
 
-async fn create(world: &World, namespace: &str, job: &Value) -> kube::Result<Job> {
+async fn create(fixture: &Fixture, namespace: &str, job: &Value) -> kube::Result<Job> {
     let job = serde_json::from_value(job.clone()).unwrap();
-    jobs(world, namespace).create(&PostParams::default(), &job).await
+    jobs(fixture, namespace).create(&PostParams::default(), &job).await
 }
 
 /// How many Jobs under the limit take a slot.
-async fn active(world: &World, namespace: &str) -> usize {
+async fn active(fixture: &Fixture, namespace: &str) -> usize {
     let builds = ListParams::default().labels("app=build");
-    let all = jobs(world, namespace).list(&builds).await.unwrap().items;
+    let all = jobs(fixture, namespace).list(&builds).await.unwrap().items;
     all.iter().filter(|job| job_handler_e2e::cluster::jobs::finished(job).is_none()).count()
 }
 
-async fn unlimited(world: &World, namespace: &str) {
+async fn unlimited(fixture: &Fixture, namespace: &str) {
     let free = serde_json::from_value(json!({
         "metadata": {"generateName": "unlimited-"},
         "spec": {"template": {"spec": {"restartPolicy": "Never", "containers": [{"name": "main", "image": "busybox"}]}}},
     }))
     .unwrap();
-    jobs(world, namespace).create(&PostParams::default(), &free).await.unwrap();
+    jobs(fixture, namespace).create(&PostParams::default(), &free).await.unwrap();
 }
 
 /// Waits until a create is turned away with these words.
-async fn turned_away(world: &World, namespace: &str, words: &[&str]) {
-    world
+async fn turned_away(fixture: &Fixture, namespace: &str, words: &[&str]) {
+    fixture
         .wait(&format!("to be told {words:?}"), || async {
-            match create(world, namespace, &build("probe")).await {
+            match create(fixture, namespace, &build("probe")).await {
                 Err(kube::Error::Api(status)) if words.iter().all(|word| status.message.contains(word)) => {
                     if status.code == 503 {
                         Ok(())
@@ -81,109 +81,110 @@ async fn turned_away(world: &World, namespace: &str, words: &[&str]) {
 }
 
 /// A limit of two with one Job active, whose ledger is there.
-async fn half_full(world: &World, name: &str) -> job_handler_e2e::TestNamespace {
-    let ns = world.cluster.namespace(name).await.unwrap();
-    world.policy(&ns, "builds", limit(2)).await;
-    create(world, &ns, &build("first")).await.unwrap();
+async fn half_full(fixture: &Fixture, name: &str) -> job_handler_e2e::TestNamespace {
+    let ns = fixture.cluster.namespace(name).await.unwrap();
+    fixture.apply_policy(&ns, "builds", limit(2)).await;
+    create(fixture, &ns, &build("first")).await.unwrap();
     ns
 }
 
 /// One more Job gets in, some time, and then none.
-async fn fills_up(world: &World, namespace: &str) {
+async fn fills_up(fixture: &Fixture, namespace: &str) {
     let second = wait_for(A_MINUTE, "a slot", || async {
-        create(world, namespace, &build("second")).await.map_err(|error| error.to_string())
+        create(fixture, namespace, &build("second")).await.map_err(|error| error.to_string())
     });
     second.await.unwrap();
-    let (code, message) = refusal(create(world, namespace, &build("third")).await);
+    let (code, message) = refusal(create(fixture, namespace, &build("third")).await);
     assert!(code == 403 && message.contains("2 active jobs, max allowed: 2"), "{code}: {message}");
-    assert_eq!(active(world, namespace).await, 2);
+    assert_eq!(active(fixture, namespace).await, 2);
 }
 
-async fn write(world: &World, ledger: &str, spec: Value) {
+async fn write(fixture: &Fixture, ledger: &str, spec: Value) {
     let change = Patch::Merge(json!({"spec": spec}));
-    ledgers(world).patch(ledger, &PatchParams::default(), &change).await.unwrap();
+    ledgers(fixture).patch(ledger, &PatchParams::default(), &change).await.unwrap();
 }
 
 #[test]
 fn garbage_in_a_ledger_is_named_and_the_way_out_leads_out() {
-    scenario(|world| async move {
-        let ns = half_full(world, "garbage").await;
-        write(world, &ns, json!({"pending": "none"})).await;
-        turned_away(world, &ns, &[ns.name(), "spec.pending", "delete the ledger"]).await;
-        unlimited(world, &ns).await;
-        assert_eq!(active(world, &ns).await, 1);
-        ledgers(world).delete(&ns, &DeleteParams::default()).await.unwrap();
-        turned_away(world, &ns, &["missing", "a new one is made in"]).await;
-        unlimited(world, &ns).await;
-        fills_up(world, &ns).await;
+    scenario(|fixture| async move {
+        let ns = half_full(fixture, "garbage").await;
+        write(fixture, &ns, json!({"pending": "none"})).await;
+        turned_away(fixture, &ns, &[ns.name(), "spec.pending", "delete the ledger"]).await;
+        unlimited(fixture, &ns).await;
+        assert_eq!(active(fixture, &ns).await, 1);
+        ledgers(fixture).delete(&ns, &DeleteParams::default()).await.unwrap();
+        turned_away(fixture, &ns, &["missing", "a new one is made in"]).await;
+        unlimited(fixture, &ns).await;
+        fills_up(fixture, &ns).await;
     });
 }
 
 #[test]
 fn a_ledger_of_a_newer_version_is_left_alone_and_named() {
-    scenario(|world| async move {
-        let ns = half_full(world, "newer").await;
-        write(world, &ns, json!({"format": 2, "later": {"a": 1}})).await;
-        turned_away(world, &ns, &[ns.name(), "format 2", "this version knows 1"]).await;
-        unlimited(world, &ns).await;
-        let left = ledgers(world).get(&ns).await.unwrap().spec.fields;
+    scenario(|fixture| async move {
+        let ns = half_full(fixture, "newer").await;
+        write(fixture, &ns, json!({"format": 2, "later": {"a": 1}})).await;
+        turned_away(fixture, &ns, &[ns.name(), "format 2", "this version knows 1"]).await;
+        unlimited(fixture, &ns).await;
+        let left = ledgers(fixture).get(&ns).await.unwrap().spec.fields;
         assert_eq!((&left["format"], &left["later"]), (&json!(2), &json!({"a": 1})));
-        write(world, &ns, json!({"format": 1, "later": null})).await;
-        fills_up(world, &ns).await;
+        write(fixture, &ns, json!({"format": 1, "later": null})).await;
+        fills_up(fixture, &ns).await;
     });
 }
 
 #[test]
 fn a_ledger_that_is_deleted_by_hand_comes_back_after_a_minute_and_nobody_gets_in_beside() {
-    scenario(|world| async move {
-        let ns = half_full(world, "deleted").await;
-        ledgers(world).delete(&ns, &DeleteParams::default()).await.unwrap();
-        turned_away(world, &ns, &["missing", "a new one is made in"]).await;
-        world
+    scenario(|fixture| async move {
+        let ns = half_full(fixture, "deleted").await;
+        ledgers(fixture).delete(&ns, &DeleteParams::default()).await.unwrap();
+        turned_away(fixture, &ns, &["missing", "a new one is made in"]).await;
+        fixture
             .wait("the policy to say so", || async {
-                let status = world.policies(&ns).get("builds").await.unwrap().status.unwrap_or_default();
+                let status = fixture.policies(&ns).get("builds").await.unwrap().status.unwrap_or_default();
                 let ready = status.conditions.into_iter().find(|c| c.type_ == "Ready").unwrap();
                 let told = ready.status == "False" && ready.reason == "LedgerMissing";
                 if told { Ok(()) } else { Err(format!("{ready:?}")) }
             })
             .await;
-        fills_up(world, &ns).await;
-        world.ready(&ns, "builds", Some(1)).await;
+        fills_up(fixture, &ns).await;
+        fixture.wait_policy_ready(&ns, "builds", Some(1)).await;
     });
 }
 
 #[test]
 fn a_ledger_that_is_edited_by_hand_counts_too_much_for_a_while_never_too_little() {
-    scenario(|world| async move {
-        let ns = half_full(world, "edited").await;
+    scenario(|fixture| async move {
+        let ns = half_full(fixture, "edited").await;
         // An attempt that nobody made, of policies that nobody knows; and a position far ahead of every watch.
         let forged = json!({"r": {"jobUid": "nobody", "kind": "create", "revision": "?", "scopes": [],
             "since": "2020-01-01T00:00:00Z"}});
         let key = format!("{}/nobody", ns.name());
-        write(world, &ns, json!({"pending": {key: forged}, "observedThrough": 4_000_000_000_000_u64})).await;
-        let (code, message) = refusal(create(world, &ns, &build("third")).await);
+        write(fixture, &ns, json!({"pending": {key: forged}, "observedThrough": 4_000_000_000_000_u64}))
+            .await;
+        let (code, message) = refusal(create(fixture, &ns, &build("third")).await);
         assert!(code == 403 && message.contains("1 just admitted"), "{code}: {message}");
-        fills_up(world, &ns).await;
+        fills_up(fixture, &ns).await;
     });
 }
 
 #[test]
 fn forged_marks_gain_no_slot() {
-    scenario(|world| async move {
-        let ns = world.cluster.namespace("forged").await.unwrap();
+    scenario(|fixture| async move {
+        let ns = fixture.cluster.namespace("forged").await.unwrap();
         let spec = json!({
             "group": {"type": "Labels", "labelKeys": ["id"]},
             "limits": [{"name": "few", "maxActiveJobs": 1}, {"name": "each", "maxActiveJobs": 1, "scope": "Group"}],
         });
-        world.policy(&ns, "builds", spec).await;
-        create(world, &ns, &job("first", &[("id", "7")], &[("end", "Hang")])).await.unwrap();
+        fixture.apply_policy(&ns, "builds", spec).await;
+        create(fixture, &ns, &job("first", &[("id", "7")], &[("end", "Hang")])).await.unwrap();
         for (key, value) in [
             ("job-handler/group", "another"),
             ("job-handler/enabled", "false"),
             ("job-handler/created", "true"),
         ] {
             let forged = job("forged", &[("id", "7"), (key, value)], &[]);
-            assert_eq!(refusal(create(world, &ns, &forged).await).0, 403, "{key}");
+            assert_eq!(refusal(create(fixture, &ns, &forged).await).0, 403, "{key}");
         }
         for (key, value) in [
             ("job-handler/status", "completed"),
@@ -193,29 +194,29 @@ fn forged_marks_gain_no_slot() {
         ] {
             let mut forged = job("forged", &[("id", "8")], &[]);
             forged["metadata"]["annotations"] = json!({key: value});
-            assert_eq!(refusal(create(world, &ns, &forged).await).0, 403, "{key}");
+            assert_eq!(refusal(create(fixture, &ns, &forged).await).0, 403, "{key}");
         }
         // Nor does a mark on the Job that holds the slot free it.
         let marks = Patch::Merge(json!({"metadata": {
             "labels": {"job-handler/group": "another"}, "annotations": {"job-handler/status": "completed"}}}));
-        jobs(world, &ns).patch("first", &PatchParams::default(), &marks).await.unwrap();
-        assert_eq!(refusal(create(world, &ns, &job("second", &[("id", "7")], &[])).await).0, 403);
+        jobs(fixture, &ns).patch("first", &PatchParams::default(), &marks).await.unwrap();
+        assert_eq!(refusal(create(fixture, &ns, &job("second", &[("id", "7")], &[])).await).0, 403);
     });
 }
 
 #[test]
 fn a_tenant_whose_creates_come_to_nothing_has_to_wait_and_pins_no_limit_of_the_cluster() {
-    scenario(|world| async move {
-        let tenant = world.cluster.namespace("tenant").await.unwrap();
-        let other = world.cluster.namespace("other").await.unwrap();
-        let quotas: Api<ResourceQuota> = Api::namespaced(world.client(), &tenant);
+    scenario(|fixture| async move {
+        let tenant = fixture.cluster.namespace("tenant").await.unwrap();
+        let other = fixture.cluster.namespace("other").await.unwrap();
+        let quotas: Api<ResourceQuota> = Api::namespaced(fixture.client(), &tenant);
         let quota = serde_json::from_value(json!({
             "metadata": {"name": "none"}, "spec": {"hard": {"count/jobs.batch": "0"}},
         }))
         .unwrap();
         quotas.create(&PostParams::default(), &quota).await.unwrap();
         let name = format!("over-{}", tenant.name());
-        let policies: Api<ClusterJobPolicy> = Api::all(world.client());
+        let policies: Api<ClusterJobPolicy> = Api::all(fixture.client());
         let policy = json!({
             "apiVersion": "job-handler.io/v1alpha1", "kind": "ClusterJobPolicy", "metadata": {"name": name},
             "spec": {
@@ -226,7 +227,7 @@ fn a_tenant_whose_creates_come_to_nothing_has_to_wait_and_pins_no_limit_of_the_c
         });
         let policy: ClusterJobPolicy = serde_json::from_value(policy).unwrap();
         policies.create(&PostParams::default(), &policy).await.unwrap();
-        world
+        fixture
             .wait("the policy to be Ready", || async {
                 let status = policies.get(&name).await.map_err(|e| e.to_string())?.status.unwrap_or_default();
                 let ready = status.conditions.iter().any(|c| c.type_ == "Ready" && c.status == "True");
@@ -240,7 +241,7 @@ fn a_tenant_whose_creates_come_to_nothing_has_to_wait_and_pins_no_limit_of_the_c
             let one = job(&format!("j{tries}"), &[], &[]);
             let tenant = tenant.name();
             async move {
-                match create(world, tenant, &one).await {
+                match create(fixture, tenant, &one).await {
                     Err(kube::Error::Api(status)) if status.code == 429 => Ok(status.message.clone()),
                     other => Err(format!("{other:?}")),
                 }
@@ -253,7 +254,7 @@ fn a_tenant_whose_creates_come_to_nothing_has_to_wait_and_pins_no_limit_of_the_c
         );
         // The others have slots left.
         for n in 0..5 {
-            create(world, &other, &job(&format!("other-{n}"), &[], &[("end", "Hang")])).await.unwrap();
+            create(fixture, &other, &job(&format!("other-{n}"), &[], &[("end", "Hang")])).await.unwrap();
         }
         policies.delete(&name, &DeleteParams::default()).await.unwrap();
     });
@@ -262,23 +263,24 @@ fn a_tenant_whose_creates_come_to_nothing_has_to_wait_and_pins_no_limit_of_the_c
 #[test]
 fn an_apiserver_that_is_slow_throttles_or_loses_answers_leads_to_no_job_too_many() {
     let options = PairOptions { webhook_proxy: true, ..PairOptions::default() };
-    lonely_scenario_with(options, async |world| {
-        let proxy = world.pair.webhook(0).proxy();
+    exclusive_scenario_with_options(options, async |fixture| {
+        let proxy = fixture.pair.webhook(0).proxy();
         let five = Duration::from_secs(5);
         let faults = [
             Fault::Refuse(429),
             Fault::Refuse(500),
-            Fault::Cut,
-            Fault::CutAfter,
+            Fault::Disconnect,
+            Fault::DisconnectAfter,
             Fault::Refuse(409),
-            Fault::Delay(five),
-            Fault::Late(five),
+            Fault::DelayCall(five),
+            Fault::DelayAnswer(five),
         ];
         for (n, fault) in faults.into_iter().enumerate() {
-            let ns = half_full(world, &format!("fault-{n}")).await;
+            let ns = half_full(fixture, &format!("fault-{n}")).await;
             let what = format!("{fault:?}");
             // Writes of this ledger, then reads of it and of its Jobs.
-            let writes = proxy.add(Rule::new(fault.clone()).method(Method::PUT).about(ns.name()).times(3));
+            let writes =
+                proxy.add(Rule::new(fault.clone()).method(Method::PUT).name_prefix(ns.name()).times(3));
             let name = ns.name().to_owned();
             let reads = proxy.add(
                 Rule::new(fault)
@@ -291,13 +293,13 @@ fn an_apiserver_that_is_slow_throttles_or_loses_answers_leads_to_no_job_too_many
                     .times(2),
             );
             let second = wait_for(A_MINUTE, "a slot", || async {
-                create(world, &ns, &build("second")).await.map_err(|error| error.to_string())
+                create(fixture, &ns, &build("second")).await.map_err(|error| error.to_string())
             });
             // Jobs under no limit wait for nothing.
-            let (second, ()) = tokio::join!(second, unlimited(world, &ns));
+            let (second, ()) = tokio::join!(second, unlimited(fixture, &ns));
             second.unwrap();
             let third = wait_for(A_MINUTE, "to be refused for the limit", || async {
-                match create(world, &ns, &build("third")).await {
+                match create(fixture, &ns, &build("third")).await {
                     Err(kube::Error::Api(status)) if status.code == 403 => Ok(status.message.clone()),
                     Err(error) => Err(error.to_string()),
                     Ok(made) => panic!("{what}: a third Job, {:?}", made.metadata.name),
@@ -305,7 +307,7 @@ fn an_apiserver_that_is_slow_throttles_or_loses_answers_leads_to_no_job_too_many
             });
             let told = third.await.unwrap();
             assert!(told.contains("max allowed: 2"), "{what}: {told}");
-            assert_eq!(active(world, &ns).await, 2, "{what}");
+            assert_eq!(active(fixture, &ns).await, 2, "{what}");
             assert!(writes.count() + reads.count() > 0, "{what}: nothing went wrong");
             proxy.clear();
         }
@@ -313,17 +315,17 @@ fn an_apiserver_that_is_slow_throttles_or_loses_answers_leads_to_no_job_too_many
         let away = [
             (Rule::new(Fault::Refuse(429)).path("jobledgers"), ["JobLedger", "429"]),
             (Rule::new(Fault::Refuse(500)).path("jobledgers"), ["JobLedger", "a fault was asked for"]),
-            (Rule::new(Fault::Delay(five)).path("jobledgers"), ["JobLedger", "does not answer"]),
-            (Rule::new(Fault::Cut), ["lost its Lease", "cannot reach the apiserver"]),
+            (Rule::new(Fault::DelayCall(five)).path("jobledgers"), ["JobLedger", "does not answer"]),
+            (Rule::new(Fault::Disconnect), ["lost its Lease", "cannot reach the apiserver"]),
         ];
         for (n, (rule, words)) in away.into_iter().enumerate() {
-            let ns = half_full(world, &format!("away-{n}")).await;
+            let ns = half_full(fixture, &format!("away-{n}")).await;
             proxy.add(rule);
-            turned_away(world, &ns, &[&["job limits cannot be checked now"], &words[..]].concat()).await;
-            unlimited(world, &ns).await;
-            assert_eq!(active(world, &ns).await, 1, "{words:?}");
+            turned_away(fixture, &ns, &[&["job limits cannot be checked now"], &words[..]].concat()).await;
+            unlimited(fixture, &ns).await;
+            assert_eq!(active(fixture, &ns).await, 1, "{words:?}");
             proxy.clear();
-            fills_up(world, &ns).await;
+            fills_up(fixture, &ns).await;
         }
     });
 }

@@ -1,35 +1,35 @@
-//! Scenarios on a real Kubernetes with the pair installed: one cluster for all that take nothing away from others.
+//! Scenarios on a real Kubernetes with the pair installed. All that do not disturb each other share one cluster.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod backoff;
-mod capture;
-mod capture_content;
-mod changes;
 mod cleanup;
 mod cloudevents;
+mod deletion_safety;
 mod events;
-mod exact;
-mod fairness;
 mod fixtures;
-mod harvesting;
-mod heal;
-mod input;
-mod installed;
+mod hanging_node_logs;
+mod harvest;
+mod installation;
+mod kubectl_plugin;
 mod ledgers;
-mod limiting;
+mod limit_changes;
+mod limit_counting;
+mod limit_refusals;
+mod log_capture;
+mod log_content;
+mod malformed_reviews;
 mod missed_watch_events;
-mod nothing_lost;
-mod objects;
+mod object_store;
 mod other_webhooks;
 mod outages;
 mod peers;
 mod policies;
-mod reading;
-mod ready;
+mod prune_command;
+mod readiness;
+mod repair;
 mod resources;
+mod results_in_secrets;
 mod retention;
-mod secrets;
 mod stamping;
-mod sweeping;
 mod user_edits;
-mod warn;
+mod warn_mode;

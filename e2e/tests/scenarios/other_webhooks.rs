@@ -16,7 +16,7 @@ use kube::{
 use rustls::{ServerConfig, crypto::ring, pki_types::PrivateKeyDer};
 use serde_json::{Value, json};
 
-use super::fixtures::{World, annotation, job, refusal, scenario};
+use super::fixtures::{Fixture, annotation, job, refusal, scenario};
 
 /// Jobs with this label pass by the neighbour; its value says what it does to them.
 const LABEL: &str = "neighbour";
@@ -104,28 +104,28 @@ fn answer(review: &[u8]) -> Vec<u8> {
     serde_json::to_vec(&answer).unwrap()
 }
 
-async fn in_force(world: &World, namespace: &str) {
-    world
+async fn in_force(fixture: &Fixture, namespace: &str) {
+    fixture
         .wait("the neighbour to be asked", || async {
-            let made = dry(world, namespace, "note").await.map_err(|error| error.to_string())?;
+            let made = dry(fixture, namespace, "note").await.map_err(|error| error.to_string())?;
             let here = annotation(&made, "e2e.job-handler.io/neighbour") == "was here";
             if here { Ok(()) } else { Err(format!("{:?}", made.annotations())) }
         })
         .await;
 }
 
-async fn dry(world: &World, namespace: &str, does: &str) -> kube::Result<Job> {
+async fn dry(fixture: &Fixture, namespace: &str, does: &str) -> kube::Result<Job> {
     let labels: Vec<(&str, &str)> =
         [("id", "7")].into_iter().chain((!does.is_empty()).then_some((LABEL, does))).collect();
     let one = serde_json::from_value(job("dry", &labels, &[])).unwrap();
     let dry = PostParams { dry_run: true, ..PostParams::default() };
-    world.jobs(namespace).create(&dry, &one).await
+    fixture.jobs(namespace).create(&dry, &one).await
 }
 
 #[test]
 fn a_job_that_a_neighbour_changes_after_us_is_stamped_once_and_within_its_maxima() {
-    scenario(|world| async move {
-        let ns = world.cluster.namespace("neighbour").await.unwrap();
+    scenario(|fixture| async move {
+        let ns = fixture.cluster.namespace("neighbour").await.unwrap();
         let spec = json!({
             "stamp": {
                 "activeDeadlineSeconds": {"default": 1800, "max": 7200},
@@ -134,15 +134,15 @@ fn a_job_that_a_neighbour_changes_after_us_is_stamped_once_and_within_its_maxima
             "group": {"type": "Labels", "labelKeys": ["id"]},
             "limits": [{"name": "few", "maxActiveJobs": 1}],
         });
-        world.policy(&ns, "builds", spec).await;
+        fixture.apply_policy(&ns, "builds", spec).await;
         let neighbour = Neighbour::start();
-        let configurations: Api<MutatingWebhookConfiguration> = Api::all(world.client());
+        let configurations: Api<MutatingWebhookConfiguration> = Api::all(fixture.client());
         let name = format!("neighbour-{}", ns.name());
         configurations.create(&PostParams::default(), &neighbour.configuration(&name, &ns)).await.unwrap();
-        in_force(world, &ns).await;
+        in_force(fixture, &ns).await;
 
         // What does not concern us changes nothing of ours: our second answer is empty.
-        let (alone, noted) = (dry(world, &ns, "").await.unwrap(), dry(world, &ns, "note").await.unwrap());
+        let (alone, noted) = (dry(fixture, &ns, "").await.unwrap(), dry(fixture, &ns, "note").await.unwrap());
         let ours = |job: &Job| -> BTreeMap<String, String> {
             let all = job.annotations().iter().filter(|(key, _)| key.starts_with("job-handler/"));
             all.map(|(key, value)| (key.clone(), value.clone())).collect()
@@ -152,7 +152,8 @@ fn a_job_that_a_neighbour_changes_after_us_is_stamped_once_and_within_its_maxima
 
         // What breaks a maximum is put right, and told of once.
         let play = [("end", "Hang")];
-        let made = world.create(&ns, &job("one", &[("id", "7"), (LABEL, "deadline")], &play)).await.unwrap();
+        let made =
+            fixture.create(&ns, &job("one", &[("id", "7"), (LABEL, "deadline")], &play)).await.unwrap();
         let stamped = annotation(&made, "job-handler/stamped").to_owned();
         assert_eq!(stamped.matches("activeDeadlineSeconds").count(), 1, "{stamped}");
         assert_eq!(stamped.matches("group").count(), 1, "{stamped}");
@@ -163,7 +164,7 @@ fn a_job_that_a_neighbour_changes_after_us_is_stamped_once_and_within_its_maxima
 
         // It took one slot.
         let two = job("two", &[("id", "8"), (LABEL, "deadline")], &play);
-        let (code, message) = refusal(world.create(&ns, &two).await);
+        let (code, message) = refusal(fixture.create(&ns, &two).await);
         assert!(code == 403 && message.contains("1 active jobs, max allowed: 1"), "{message}");
         configurations.delete(&name, &DeleteParams::default()).await.unwrap();
     });

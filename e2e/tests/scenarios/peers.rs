@@ -8,7 +8,7 @@ use job_handler_e2e::Member;
 use kube::api::ListParams;
 use serde_json::json;
 
-use super::fixtures::{PATIENCE, World, job, lonely_scenario_of};
+use super::fixtures::{Fixture, PATIENCE, exclusive_scenario_with_replicas, job};
 
 /// Creates that come at once, in a burst.
 const BURST: usize = 48;
@@ -17,18 +17,18 @@ const STANDSTILL: Duration = Duration::from_secs(2);
 
 #[test]
 fn replicas_let_one_decide_and_do_without_it() {
-    lonely_scenario_of(3, async |world| {
-        let namespace = world.cluster.namespace("one-decides").await.unwrap();
-        world
-            .policy(&namespace, "builds", json!({"limits": [{"name": "many", "maxActiveJobs": 1000}]}))
+    exclusive_scenario_with_replicas(3, async |fixture| {
+        let namespace = fixture.cluster.namespace("one-decides").await.unwrap();
+        fixture
+            .apply_policy(&namespace, "builds", json!({"limits": [{"name": "many", "maxActiveJobs": 1000}]}))
             .await;
-        let webhooks = world.pair.webhooks();
+        let webhooks = fixture.pair.webhooks();
         let (mut made, mut tries) = (0, 0);
         // Until some came in each other's way: what follows a write that came too late is passed on.
         while sum(webhooks, "passed_on").await <= sum(webhooks, "passed_on_in_vain").await {
             tries += 1;
             assert!(tries < 10, "nothing was passed on");
-            made += burst(world, &namespace, format!("a{tries}")).await;
+            made += burst(fixture, &namespace, format!("a{tries}")).await;
         }
         // Each of them, so that one is the one that decides.
         for (n, member) in webhooks.iter().enumerate() {
@@ -38,28 +38,28 @@ fn replicas_let_one_decide_and_do_without_it() {
                 member.restart().unwrap();
                 member.wait_ready(PATIENCE).await.unwrap();
             };
-            made += tokio::join!(burst(world, &namespace, format!("b{n}")), kill).0;
+            made += tokio::join!(burst(fixture, &namespace, format!("b{n}")), kill).0;
             let stand_still = async {
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 member.stop().unwrap();
                 tokio::time::sleep(STANDSTILL).await;
                 member.cont().unwrap();
             };
-            made += tokio::join!(burst(world, &namespace, format!("c{n}")), stand_still).0;
+            made += tokio::join!(burst(fixture, &namespace, format!("c{n}")), stand_still).0;
         }
-        let jobs = world.jobs(&namespace).list(&ListParams::default()).await.unwrap().items;
+        let jobs = fixture.jobs(&namespace).list(&ListParams::default()).await.unwrap().items;
         assert_eq!(jobs.len(), made);
     });
 }
 
 /// Returns how many Jobs it has made: all of them, by clients that try again.
-async fn burst(world: &World, namespace: &str, name: String) -> usize {
+async fn burst(fixture: &Fixture, namespace: &str, name: String) -> usize {
     let name = &name;
     let creates = (0..BURST).map(|n| async move {
         let job = job(&format!("{name}-{n}"), &[], &[("end", "Hang")]);
         let mut last = String::new();
         for _ in 0..60 {
-            match world.create(namespace, &job).await {
+            match fixture.create(namespace, &job).await {
                 Ok(_) => return,
                 // An earlier try, whose answer was lost.
                 Err(kube::Error::Api(status)) if status.code == 409 => return,

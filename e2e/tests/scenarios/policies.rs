@@ -7,18 +7,18 @@ use kube::{
 };
 use serde_json::{Value, json};
 
-use super::fixtures::{World, annotation, job, refusal, scenario};
+use super::fixtures::{Fixture, annotation, job, refusal, scenario};
 
-async fn check(world: &World, kind: &str, spec: &Value) -> Result<(), String> {
+async fn check(fixture: &Fixture, kind: &str, spec: &Value) -> Result<(), String> {
     let parameters = PatchParams { dry_run: true, ..PatchParams::apply("scenario").validation_strict() };
     let policy = json!({
         "apiVersion": "job-handler.io/v1alpha1", "kind": kind, "metadata": {"name": "p"}, "spec": spec,
     });
     let result = if kind == "JobPolicy" {
-        let api: Api<JobPolicy> = Api::namespaced(world.client(), "default");
+        let api: Api<JobPolicy> = Api::namespaced(fixture.client(), "default");
         api.patch("p", &parameters, &Patch::Apply(&policy)).await.map(drop)
     } else {
-        let api: Api<ClusterJobPolicy> = Api::all(world.client());
+        let api: Api<ClusterJobPolicy> = Api::all(fixture.client());
         api.patch("p", &parameters, &Patch::Apply(&policy)).await.map(drop)
     };
     match result {
@@ -30,7 +30,7 @@ async fn check(world: &World, kind: &str, spec: &Value) -> Result<(), String> {
 
 #[test]
 fn accepts_the_policy_of_the_page() {
-    scenario(|world| async move {
+    scenario(|fixture| async move {
         let spec = json!({
             "jobSelector": {"matchLabels": {"app": "image-build"}},
             "mode": "Enforce",
@@ -58,17 +58,17 @@ fn accepts_the_policy_of_the_page() {
             },
             "cloudEventSinks": [{"name": "ci"}],
         });
-        check(world, "JobPolicy", &spec).await.unwrap();
+        check(fixture, "JobPolicy", &spec).await.unwrap();
         let mut wide = spec;
         wide["namespaceSelector"] = json!({"matchExpressions": [{"key": "team", "operator": "Exists"}]});
         wide["limits"][0]["scope"] = json!("Cluster");
-        check(world, "ClusterJobPolicy", &wide).await.unwrap();
+        check(fixture, "ClusterJobPolicy", &wide).await.unwrap();
     });
 }
 
 #[test]
 fn refuses_wrong_policies_and_names_the_field() {
-    scenario(|world| async move {
+    scenario(|fixture| async move {
         let limit = |more: Value| {
             let mut limit = json!({"name": "x", "maxActiveJobs": 1});
             limit.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
@@ -136,43 +136,43 @@ fn refuses_wrong_policies_and_names_the_field() {
             (json!({"namespaceSelector": {}}), "namespaceSelector"),
         ];
         for (spec, field) in table {
-            let message = check(world, "JobPolicy", &spec).await.expect_err(&spec.to_string());
+            let message = check(fixture, "JobPolicy", &spec).await.expect_err(&spec.to_string());
             assert!(message.contains(field), "{spec}: expected {field} in: {message}");
         }
         let bad = json!({"namespaceSelector": {"matchExpressions": [{"key": "a", "operator": "Exists", "values": ["x"]}]}});
-        let message = check(world, "ClusterJobPolicy", &bad).await.unwrap_err();
+        let message = check(fixture, "ClusterJobPolicy", &bad).await.unwrap_err();
         assert!(message.contains("spec.namespaceSelector.matchExpressions[0]"), "{message}");
     });
 }
 
 #[test]
 fn a_change_is_in_force_once_ready_and_the_columns_tell() {
-    scenario(|world| async move {
-        let ns = world.cluster.namespace("reload").await.unwrap();
+    scenario(|fixture| async move {
+        let ns = fixture.cluster.namespace("reload").await.unwrap();
         let deadline = |seconds: u32| {
             json!({"stamp": {"activeDeadlineSeconds": {"default": seconds}},
             "limits": [{"name": "few", "maxActiveJobs": 7}]})
         };
         for (name, seconds) in [("a", 100), ("b", 200)] {
-            world.policy(&ns, "reload", deadline(seconds)).await;
-            let made = world.create(&ns, &job(name, &[], &[("run", "30s")])).await.unwrap();
+            fixture.apply_policy(&ns, "reload", deadline(seconds)).await;
+            let made = fixture.create(&ns, &job(name, &[], &[("run", "30s")])).await.unwrap();
             assert_eq!(made.spec.unwrap().active_deadline_seconds, Some(i64::from(seconds)));
         }
-        let table = world
+        let table = fixture
             .wait("the column to count both", || async {
-                let table = world.cluster.kubectl(&["get", "jobpolicy", "-n", &ns]).await.unwrap();
+                let table = fixture.cluster.kubectl(&["get", "jobpolicy", "-n", &ns]).await.unwrap();
                 if table.contains("2/7") { Ok(table) } else { Err(table) }
             })
             .await;
         for text in ["NAME", "MODE", "LIMITS", "READY", "reload", "Enforce", "True"] {
             assert!(table.contains(text), "{text} in {table}");
         }
-        world.policies(&ns).delete("reload", &Default::default()).await.unwrap();
-        world
+        fixture.policies(&ns).delete("reload", &Default::default()).await.unwrap();
+        fixture
             .wait("Jobs to go unstamped", || async {
                 let dry = kube::api::PostParams { dry_run: true, ..Default::default() };
                 let job = serde_json::from_value(job("c", &[], &[])).unwrap();
-                let made = world.jobs(&ns).create(&dry, &job).await.unwrap();
+                let made = fixture.jobs(&ns).create(&dry, &job).await.unwrap();
                 let deadline = made.spec.unwrap().active_deadline_seconds;
                 if deadline.is_none() { Ok(()) } else { Err(format!("{deadline:?}")) }
             })
@@ -182,27 +182,27 @@ fn a_change_is_in_force_once_ready_and_the_columns_tell() {
 
 #[test]
 fn namespace_selectors_follow_the_labels_of_namespaces() {
-    scenario(|world| async move {
+    scenario(|fixture| async move {
         let (inside, outside) = (
-            world.cluster.namespace("inside").await.unwrap(),
-            world.cluster.namespace("outside").await.unwrap(),
+            fixture.cluster.namespace("inside").await.unwrap(),
+            fixture.cluster.namespace("outside").await.unwrap(),
         );
         let label = format!("team={}", inside.name());
-        world.cluster.kubectl(&["label", "namespace", &inside, &label]).await.unwrap();
+        fixture.cluster.kubectl(&["label", "namespace", &inside, &label]).await.unwrap();
         let name = format!("wide-{}", inside.name());
         let policy = json!({
             "apiVersion": "job-handler.io/v1alpha1", "kind": "ClusterJobPolicy", "metadata": {"name": name},
             "spec": {"namespaceSelector": {"matchLabels": {"team": inside.name()}},
                 "stamp": {"activeDeadlineSeconds": {"default": 77}}},
         });
-        let api: Api<ClusterJobPolicy> = Api::all(world.client());
+        let api: Api<ClusterJobPolicy> = Api::all(fixture.client());
         api.patch(&name, &PatchParams::apply("scenario"), &Patch::Apply(&policy)).await.unwrap();
         let ready = format!("clusterjobpolicy/{name}");
-        world.cluster.kubectl(&["wait", &ready, "--for=condition=Ready", "--timeout=30s"]).await.unwrap();
-        let made = world.create(&inside, &job("a", &[], &[])).await.unwrap();
+        fixture.cluster.kubectl(&["wait", &ready, "--for=condition=Ready", "--timeout=30s"]).await.unwrap();
+        let made = fixture.create(&inside, &job("a", &[], &[])).await.unwrap();
         assert_eq!(made.spec.as_ref().unwrap().active_deadline_seconds, Some(77));
         assert!(annotation(&made, "job-handler/stamped").contains(&format!("ClusterJobPolicy {name}")));
-        let made = world.create(&outside, &job("a", &[], &[])).await.unwrap();
+        let made = fixture.create(&outside, &job("a", &[], &[])).await.unwrap();
         assert_eq!(made.spec.as_ref().unwrap().active_deadline_seconds, None);
         api.delete(&name, &Default::default()).await.unwrap();
     });
@@ -210,11 +210,11 @@ fn namespace_selectors_follow_the_labels_of_namespaces() {
 
 #[test]
 fn the_default_policy_harvests_those_who_opt_in() {
-    scenario(|world| async move {
-        let ns = world.cluster.namespace("optin").await.unwrap();
+    scenario(|fixture| async move {
+        let ns = fixture.cluster.namespace("optin").await.unwrap();
         let logs = [("run", "200ms"), ("log", "done\n")];
-        world.create(&ns, &job("in", &[("job-handler/enabled", "true")], &logs)).await.unwrap();
-        let out = world.create(&ns, &job("out", &[], &logs)).await.unwrap();
+        fixture.create(&ns, &job("in", &[("job-handler/enabled", "true")], &logs)).await.unwrap();
+        let out = fixture.create(&ns, &job("out", &[], &logs)).await.unwrap();
         assert!(
             annotation(&out, "job-handler/stamped").is_empty(),
             "outside every policy, and changed: {out:?}"
@@ -222,14 +222,14 @@ fn the_default_policy_harvests_those_who_opt_in() {
         let failing = [("run", "200ms"), ("exit-code", "1")];
         let mut broken = job("broken", &[("job-handler/enabled", "true")], &failing);
         broken["spec"]["backoffLimit"] = json!(0);
-        world.create(&ns, &broken).await.unwrap();
-        let result = world.result(&ns, "in").await;
+        fixture.create(&ns, &broken).await.unwrap();
+        let result = fixture.wait_result(&ns, "in").await;
         assert_eq!(result.data.unwrap()["status"], "completed");
-        world.gone(&ns, "in").await;
-        world.result(&ns, "broken").await;
-        let kept = world
+        fixture.wait_job_deleted(&ns, "in").await;
+        fixture.wait_result(&ns, "broken").await;
+        let kept = fixture
             .wait("the failed Job to be marked", || async {
-                let job = world.jobs(&ns).get("broken").await.unwrap();
+                let job = fixture.jobs(&ns).get("broken").await.unwrap();
                 if annotation(&job, "job-handler/status") == "failed" {
                     Ok(job)
                 } else {
@@ -242,15 +242,15 @@ fn the_default_policy_harvests_those_who_opt_in() {
             None,
             "failedPolicy Never takes the TTL off"
         );
-        assert!(world.jobs(&ns).get("out").await.is_ok());
-        assert!(world.config_maps(&ns).get_opt("out-results").await.unwrap().is_none());
+        assert!(fixture.jobs(&ns).get("out").await.is_ok());
+        assert!(fixture.config_maps(&ns).get_opt("out-results").await.unwrap().is_none());
     });
 }
 
 #[test]
 fn editors_may_not_write_policies() {
-    scenario(|world| async move {
-        let ns = world.cluster.namespace("roles").await.unwrap();
+    scenario(|fixture| async move {
+        let ns = fixture.cluster.namespace("roles").await.unwrap();
         for (role, verb, answer) in [
             ("view", "get", true),
             ("view", "create", false),
@@ -262,14 +262,14 @@ fn editors_may_not_write_policies() {
             let binding = format!("{user}-binding");
             let role_flag = format!("--clusterrole={role}");
             let user_flag = format!("--user={user}");
-            world
+            fixture
                 .cluster
                 .kubectl(&["create", "rolebinding", &binding, &role_flag, &user_flag, "-n", &ns])
                 .await
                 .unwrap();
-            let asked = world
+            let asked = fixture
                 .wait(&format!("{role} to be aggregated"), || async {
-                    let asked = world
+                    let asked = fixture
                         .cluster
                         .try_kubectl(
                             &["auth", "can-i", verb, "jobpolicies.job-handler.io", "-n", &ns, "--as", &user],
@@ -291,8 +291,8 @@ fn editors_may_not_write_policies() {
 
 #[test]
 fn policies_of_namespace_and_cluster_combine() {
-    scenario(|world| async move {
-        let ns = world.cluster.namespace("combine").await.unwrap();
+    scenario(|fixture| async move {
+        let ns = fixture.cluster.namespace("combine").await.unwrap();
         let name = format!("combine-{}", ns.name());
         let wide = json!({
             "apiVersion": "job-handler.io/v1alpha1", "kind": "ClusterJobPolicy", "metadata": {"name": name},
@@ -303,71 +303,71 @@ fn policies_of_namespace_and_cluster_combine() {
                 "results": {}, "cleanup": {"succeededPolicy": "AfterHarvest"},
             },
         });
-        let api: Api<ClusterJobPolicy> = Api::all(world.client());
+        let api: Api<ClusterJobPolicy> = Api::all(fixture.client());
         api.patch(&name, &PatchParams::apply("scenario"), &Patch::Apply(&wide)).await.unwrap();
         let own = json!({
             "stamp": {"activeDeadlineSeconds": {"default": 600, "max": 3600}, "backoffLimit": {"max": 1}},
             "limits": [{"name": "own", "maxActiveJobs": 3}],
             "results": {}, "cleanup": {"succeededPolicy": "AfterTTL"},
         });
-        world.policy(&ns, "own", own).await;
+        fixture.apply_policy(&ns, "own", own).await;
         let ready = format!("clusterjobpolicy/{name}");
-        world.cluster.kubectl(&["wait", &ready, "--for=condition=Ready", "--timeout=30s"]).await.unwrap();
+        fixture.cluster.kubectl(&["wait", &ready, "--for=condition=Ready", "--timeout=30s"]).await.unwrap();
 
-        let made = world.create(&ns, &job("a", &[], &[("run", "300ms")])).await.unwrap();
+        let made = fixture.create(&ns, &job("a", &[], &[("run", "300ms")])).await.unwrap();
         let spec = made.spec.unwrap();
         assert_eq!(spec.active_deadline_seconds, Some(60), "the namespace's default, the cluster's maximum");
         assert_eq!(spec.backoff_limit, Some(1), "the cluster's default, the namespace's maximum");
-        world.result(&ns, "a").await;
+        fixture.wait_result(&ns, "a").await;
         for name in ["b", "c"] {
-            world.create(&ns, &job(name, &[], &[("run", "60s")])).await.unwrap();
+            fixture.create(&ns, &job(name, &[], &[("run", "60s")])).await.unwrap();
         }
-        let (code, message) = refusal(world.create(&ns, &job("d", &[], &[])).await);
+        let (code, message) = refusal(fixture.create(&ns, &job("d", &[], &[])).await);
         assert_eq!(code, 403);
         assert!(message.contains("cluster-wide"), "the tighter of the two limits holds: {message}");
-        assert!(world.jobs(&ns).get("a").await.is_ok(), "AfterTTL keeps longer than AfterHarvest");
+        assert!(fixture.jobs(&ns).get("a").await.is_ok(), "AfterTTL keeps longer than AfterHarvest");
         api.delete(&name, &Default::default()).await.unwrap();
     });
 }
 
 #[test]
 fn a_warning_policy_changes_refuses_and_deletes_nothing() {
-    scenario(|world| async move {
-        let ns = world.cluster.namespace("warn").await.unwrap();
+    scenario(|fixture| async move {
+        let ns = fixture.cluster.namespace("warn").await.unwrap();
         let spec = json!({
             "mode": "Warn", "stamp": {"activeDeadlineSeconds": {"default": 60}, "backoffLimit": {"max": 1}},
             "limits": [{"name": "none", "maxActiveJobs": 0}],
             "results": {}, "cleanup": {"succeededPolicy": "AfterHarvest", "failedPolicy": "AfterHarvest"},
         });
-        world.policy(&ns, "warn", spec).await;
+        fixture.apply_policy(&ns, "warn", spec).await;
         let mut many = job("many", &[], &[("run", "200ms")]);
         many["spec"]["backoffLimit"] = json!(5);
-        let made = world.create(&ns, &many).await.unwrap();
+        let made = fixture.create(&ns, &many).await.unwrap();
         let spec = made.spec.unwrap();
         assert_eq!((spec.active_deadline_seconds, spec.backoff_limit), (None, Some(5)));
         // A neighbour that is enforced shows when the sink has been through.
-        world
+        fixture
             .create(&ns, &job("seen", &[("job-handler/enabled", "true")], &[("run", "200ms")]))
             .await
             .unwrap();
-        world.gone(&ns, "seen").await;
-        assert!(world.jobs(&ns).get("many").await.is_ok());
-        assert!(world.config_maps(&ns).get_opt("many-results").await.unwrap().is_none());
+        fixture.wait_job_deleted(&ns, "seen").await;
+        assert!(fixture.jobs(&ns).get("many").await.is_ok());
+        assert!(fixture.config_maps(&ns).get_opt("many-results").await.unwrap().is_none());
     });
 }
 
 #[test]
 fn status_says_which_parts_have_no_effect() {
-    scenario(|world| async move {
-        let ns = world.cluster.namespace("parts").await.unwrap();
-        world.policy(&ns, "whole", json!({"stamp": {"backoffLimit": {"max": 1}}})).await;
+    scenario(|fixture| async move {
+        let ns = fixture.cluster.namespace("parts").await.unwrap();
+        fixture.apply_policy(&ns, "whole", json!({"stamp": {"backoffLimit": {"max": 1}}})).await;
         let spec = json!({"cloudEventSinks": [{"name": "ci"}], "results": {"storageType": "Secret"}});
-        world.policy(&ns, "parts", spec).await;
+        fixture.apply_policy(&ns, "parts", spec).await;
         for (name, status, told) in [
             ("whole", "True", vec![]),
             ("parts", "False", vec!["storageType Secret", "cloudEventSinks \"ci\""]),
         ] {
-            let policy = world.policies(&ns).get(name).await.unwrap();
+            let policy = fixture.policies(&ns).get(name).await.unwrap();
             let conditions = policy.status.unwrap().conditions;
             let condition = conditions.iter().find(|c| c.type_ == "FullyEnforced").unwrap();
             assert_eq!(condition.status, status, "{condition:?}");
@@ -378,14 +378,14 @@ fn status_says_which_parts_have_no_effect() {
 
 #[test]
 fn the_samples_apply() {
-    scenario(|world| async move {
+    scenario(|fixture| async move {
         let samples = concat!(env!("CARGO_MANIFEST_DIR"), "/../manifests/samples");
-        let said = world.cluster.kubectl(&["apply", "--server-side", "-f", samples]).await.unwrap();
+        let said = fixture.cluster.kubectl(&["apply", "--server-side", "-f", samples]).await.unwrap();
         for policy in ["jobpolicy.job-handler.io/builds", "job-handler.io/"] {
             assert!(said.contains(policy), "{said}");
         }
         let wait = ["wait", "jobpolicy", "--all", "-n", "ci", "--for=condition=Ready", "--timeout=30s"];
-        world.cluster.kubectl(&wait).await.unwrap();
-        world.cluster.kubectl(&["delete", "-f", samples, "--wait=false"]).await.unwrap();
+        fixture.cluster.kubectl(&wait).await.unwrap();
+        fixture.cluster.kubectl(&["delete", "-f", samples, "--wait=false"]).await.unwrap();
     });
 }

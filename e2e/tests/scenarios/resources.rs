@@ -6,17 +6,17 @@ use super::fixtures::{annotation, job, refusal, scenario};
 
 #[test]
 fn containers_that_state_none_get_theirs_and_others_keep_their_own() {
-    scenario(|world| async move {
-        let ns = world.cluster.namespace("resources").await.unwrap();
+    scenario(|fixture| async move {
+        let ns = fixture.cluster.namespace("resources").await.unwrap();
         let resources = json!({"limits": {"cpu": "0.5", "memory": "1024Mi"}, "requests": {"cpu": 0}});
-        world.policy(&ns, "builds", json!({"stamp": {"containerResources": resources}})).await;
+        fixture.apply_policy(&ns, "builds", json!({"stamp": {"containerResources": resources}})).await;
         let mut made = job("a", &[], &[("run", "60s")]);
         made["spec"]["template"]["spec"]["initContainers"] = json!([{"name": "init", "image": "busybox"}]);
         made["spec"]["template"]["spec"]["containers"] = json!([
             {"name": "main", "image": "busybox"},
             {"name": "own", "image": "busybox", "resources": {"requests": {"cpu": "2"}}},
         ]);
-        let made = world.create(&ns, &made).await.unwrap();
+        let made = fixture.create(&ns, &made).await.unwrap();
         let told = annotation(&made, "job-handler/stamped").to_owned();
         assert!(told.contains("containerResources: init, main (default of JobPolicy"), "{told}");
         let pod = made.spec.unwrap().template.spec.unwrap();
@@ -28,7 +28,7 @@ fn containers_that_state_none_get_theirs_and_others_keep_their_own() {
         assert_eq!(text(&pod.containers[0]), wanted);
         assert_eq!(text(&pod.containers[1]), json!({"requests": {"cpu": "2"}}));
         // A copy of what is stored comes to the same, and says so.
-        let stored = world.cluster.kubectl(&["get", "job", "a", "-n", &ns, "-o", "json"]).await.unwrap();
+        let stored = fixture.cluster.kubectl(&["get", "job", "a", "-n", &ns, "-o", "json"]).await.unwrap();
         let mut copy: serde_json::Value = serde_json::from_str(&stored).unwrap();
         let annotations = copy["metadata"]["annotations"].clone();
         copy["metadata"] = json!({"name": "copy", "annotations": annotations});
@@ -37,14 +37,14 @@ fn containers_that_state_none_get_theirs_and_others_keep_their_own() {
         }
         copy["spec"]["template"]["metadata"]["labels"] = json!({});
         copy.as_object_mut().unwrap().remove("status");
-        let copy = world.create(&ns, &copy).await.unwrap();
+        let copy = fixture.create(&ns, &copy).await.unwrap();
         assert_eq!(annotation(&copy, "job-handler/stamped"), told);
     });
 }
 
 #[test]
 fn resources_that_no_job_could_have_are_refused_with_the_policy() {
-    scenario(|world| async move {
+    scenario(|fixture| async move {
         for (resources, told) in [
             (json!({"limits": {"cpu": "much"}}), "limits.cpu"),
             (json!({"limits": {"cpuu": "1"}}), "resources are cpu, memory"),
@@ -59,7 +59,7 @@ fn resources_that_no_job_could_have_are_refused_with_the_policy() {
             let policy =
                 serde_json::from_value::<job_handler_shared::policy::spec::JobPolicy>(policy).map_err(drop);
             let Ok(policy) = policy else { panic!("{resources}") };
-            let api = world.policies("default");
+            let api = fixture.policies("default");
             let (_, message) = refusal(api.create(&kube::api::PostParams::default(), &policy).await);
             assert!(message.contains(told), "{told} in {message}");
         }

@@ -10,28 +10,29 @@ use kube::{
 };
 use serde_json::{Value, json};
 
-use super::fixtures::{PATIENCE, World, annotation, job, scenario};
+use super::fixtures::{Fixture, PATIENCE, annotation, job, scenario};
 
-async fn results(world: &World, ns: &str) -> Result<BTreeSet<String>, String> {
+async fn results(fixture: &Fixture, ns: &str) -> Result<BTreeSet<String>, String> {
     let made = ListParams::default().labels("job-handler/created=true");
-    let all = world.config_maps(ns).list(&made).await.map_err(|error| error.to_string())?;
+    let all = fixture.config_maps(ns).list(&made).await.map_err(|error| error.to_string())?;
     Ok(all.items.iter().map(ResourceExt::name_any).collect())
 }
 
-async fn left(world: &World, ns: &str, names: &[&str]) {
+async fn left(fixture: &Fixture, ns: &str, names: &[&str]) {
     let wanted: BTreeSet<String> = names.iter().map(|name| format!("{name}-results")).collect();
     let see = || async {
-        let now = results(world, ns).await?;
+        let now = results(fixture, ns).await?;
         if now == wanted { Ok(()) } else { Err(format!("{now:?}")) }
     };
     wait_for(3 * PATIENCE, &format!("{names:?} to be what is left"), see).await.unwrap();
 }
 
 /// One after the other, so that they are of different ages.
-async fn run(world: &World, ns: &str, name: &str, build: &str, log: &str) {
-    world.create(ns, &job(name, &[("build", build)], &[("run", "100ms"), ("log", log)])).await.unwrap();
+async fn run(fixture: &Fixture, ns: &str, name: &str, build: &str, log: &str) {
+    fixture.create(ns, &job(name, &[("build", build)], &[("run", "100ms"), ("log", log)])).await.unwrap();
     let told = || async {
-        let found = world.config_maps(ns).get(&format!("{name}-results")).await.map_err(|e| e.to_string())?;
+        let found =
+            fixture.config_maps(ns).get(&format!("{name}-results")).await.map_err(|e| e.to_string())?;
         if found.labels().contains_key("job-handler/announce") {
             Err("not told yet".to_owned())
         } else {
@@ -40,7 +41,7 @@ async fn run(world: &World, ns: &str, name: &str, build: &str, log: &str) {
     };
     wait_for(2 * PATIENCE, &format!("the result of {name}"), told).await.unwrap();
     // Jobs are ordered by seconds; in the same one their uids decide, which nobody can foresee.
-    let made = world.jobs(ns).get(name).await.unwrap().creation_timestamp().unwrap().0;
+    let made = fixture.jobs(ns).get(name).await.unwrap().creation_timestamp().unwrap().0;
     let later = || async {
         let since = jiff::Timestamp::now().duration_since(made).as_millis();
         if since > 1_000 { Ok(()) } else { Err(since) }
@@ -54,57 +55,57 @@ fn keeping(results: &Value) -> Value {
 
 #[test]
 fn a_group_keeps_its_newest_results_and_jobs_that_stay_are_not_harvested_again() {
-    scenario(|world| async move {
-        let ns = world.cluster.namespace("number").await.unwrap();
-        world.policy(&ns, "p", keeping(&json!({"maxPerGroup": 2}))).await;
-        run(world, &ns, "other-1", "b", "x\n").await;
+    scenario(|fixture| async move {
+        let ns = fixture.cluster.namespace("number").await.unwrap();
+        fixture.apply_policy(&ns, "p", keeping(&json!({"maxPerGroup": 2}))).await;
+        run(fixture, &ns, "other-1", "b", "x\n").await;
         for n in 1..=4 {
-            run(world, &ns, &format!("run-{n}"), "a", "x\n").await;
+            run(fixture, &ns, &format!("run-{n}"), "a", "x\n").await;
         }
-        left(world, &ns, &["other-1", "run-3", "run-4"]).await;
-        let retired = world.jobs(&ns).get("run-1").await.unwrap();
+        left(fixture, &ns, &["other-1", "run-3", "run-4"]).await;
+        let retired = fixture.jobs(&ns).get("run-1").await.unwrap();
         assert_eq!(annotation(&retired, "job-handler/result-retired"), retired.uid().unwrap());
         // They are still there, and whatever comes later leaves them alone.
-        run(world, &ns, "run-5", "a", "x\n").await;
-        left(world, &ns, &["other-1", "run-4", "run-5"]).await;
-        assert_eq!(world.events(&ns, "JobProcessing", "run-1").await.len(), 1);
+        run(fixture, &ns, "run-5", "a", "x\n").await;
+        left(fixture, &ns, &["other-1", "run-4", "run-5"]).await;
+        assert_eq!(fixture.events(&ns, "JobProcessing", "run-1").await.len(), 1);
     });
 }
 
 #[test]
 fn old_results_go_and_the_newest_of_a_group_stays() {
-    scenario(|world| async move {
-        let ns = world.cluster.namespace("age").await.unwrap();
-        world.policy(&ns, "p", keeping(&json!({}))).await;
+    scenario(|fixture| async move {
+        let ns = fixture.cluster.namespace("age").await.unwrap();
+        fixture.apply_policy(&ns, "p", keeping(&json!({}))).await;
         for name in ["run-1", "run-2"] {
-            run(world, &ns, name, "a", "x\n").await;
+            run(fixture, &ns, name, "a", "x\n").await;
         }
-        left(world, &ns, &["run-1", "run-2"]).await;
+        left(fixture, &ns, &["run-1", "run-2"]).await;
         // What the policy says now is what counts.
-        world.policy(&ns, "p", keeping(&json!({"ttlSeconds": 1}))).await;
-        left(world, &ns, &["run-2"]).await;
+        fixture.apply_policy(&ns, "p", keeping(&json!({"ttlSeconds": 1}))).await;
+        left(fixture, &ns, &["run-2"]).await;
     });
 }
 
 #[test]
 fn a_namespace_keeps_within_its_bytes() {
-    scenario(|world| async move {
-        let ns = world.cluster.namespace("bytes").await.unwrap();
-        world.policy(&ns, "p", json!({"results": {"maxBytesPerNamespace": "100Ki"}})).await;
+    scenario(|fixture| async move {
+        let ns = fixture.cluster.namespace("bytes").await.unwrap();
+        fixture.apply_policy(&ns, "p", json!({"results": {"maxBytesPerNamespace": "100Ki"}})).await;
         let log = "0123456789abcde\n".repeat(40 << 6);
         for n in 1..=4 {
-            run(world, &ns, &format!("run-{n}"), "a", &log).await;
+            run(fixture, &ns, &format!("run-{n}"), "a", &log).await;
         }
-        left(world, &ns, &["run-3", "run-4"]).await;
+        left(fixture, &ns, &["run-3", "run-4"]).await;
     });
 }
 
 #[test]
 fn shards_that_no_result_names_are_swept_and_nothing_else_is() {
-    scenario(|world| async move {
-        let ns = world.cluster.namespace("shards").await.unwrap();
-        world.policy(&ns, "p", json!({"results": {}})).await;
-        let api = world.config_maps(&ns);
+    scenario(|fixture| async move {
+        let ns = fixture.cluster.namespace("shards").await.unwrap();
+        fixture.apply_policy(&ns, "p", json!({"results": {}})).await;
+        let api = fixture.config_maps(&ns);
         for (name, labels) in [
             ("gone-results-0000-0", json!({"job-handler/shard": "0", "job-handler/job-uid": "0000"})),
             ("mine", json!({"job-handler/job-uid": "0000"})),

@@ -26,10 +26,10 @@ fn ttl(job: &Job) -> Option<i32> {
 
 #[test]
 fn stamps_what_the_author_left_out() {
-    scenario(|world| async move {
-        let ns = world.cluster.namespace("stamp").await.unwrap();
-        world.policy(&ns, "builds", builds()).await;
-        let made = world.create(&ns, &job("a", &[("app", "build"), ("id", "7")], &[])).await.unwrap();
+    scenario(|fixture| async move {
+        let ns = fixture.cluster.namespace("stamp").await.unwrap();
+        fixture.apply_policy(&ns, "builds", builds()).await;
+        let made = fixture.create(&ns, &job("a", &[("app", "build"), ("id", "7")], &[])).await.unwrap();
         let spec = made.spec.as_ref().unwrap();
         assert_eq!(
             (spec.active_deadline_seconds, spec.backoff_limit, ttl(&made)),
@@ -49,21 +49,21 @@ fn stamps_what_the_author_left_out() {
         ] {
             assert!(stamped.contains(word), "{word} in {stamped}");
         }
-        let other = world.create(&ns, &job("b", &[("app", "other")], &[])).await.unwrap();
+        let other = fixture.create(&ns, &job("b", &[("app", "other")], &[])).await.unwrap();
         assert_eq!((other.spec.unwrap().active_deadline_seconds, other.metadata.annotations), (None, None));
     });
 }
 
 #[test]
 fn maxima_hold_and_their_author_is_warned() {
-    scenario(|world| async move {
-        let ns = world.cluster.namespace("maxima").await.unwrap();
-        world.policy(&ns, "builds", builds()).await;
+    scenario(|fixture| async move {
+        let ns = fixture.cluster.namespace("maxima").await.unwrap();
+        fixture.apply_policy(&ns, "builds", builds()).await;
         let mut big = job("big", &[("app", "build"), ("id", "7")], &[]);
         big["spec"]["backoffLimit"] = json!(50);
         big["spec"]["activeDeadlineSeconds"] = json!(999_999);
         big["spec"]["ttlSecondsAfterFinished"] = json!(9_999_999);
-        let said = world
+        let said = fixture
             .cluster
             .try_kubectl(&["create", "-n", &ns, "-f", "-"], big.to_string().as_bytes())
             .await
@@ -73,42 +73,42 @@ fn maxima_hold_and_their_author_is_warned() {
             let warned = said.stderr.lines().any(|line| line.starts_with("Warning:") && line.contains(field));
             assert!(warned, "a warning about {field} in {}", said.stderr);
         }
-        let made = world.jobs(&ns).get("big").await.unwrap();
+        let made = fixture.jobs(&ns).get("big").await.unwrap();
         let spec = made.spec.as_ref().unwrap();
         assert_eq!((spec.backoff_limit, spec.active_deadline_seconds), (Some(3), Some(7200)));
         assert_eq!(annotation(&made, "job-handler/ttl-seconds-after-finished"), "604800");
         // The update path holds them too.
         let raise = json!({"spec": {"backoffLimit": 40}});
         let raised =
-            world.jobs(&ns).patch("big", &PatchParams::default(), &Patch::Merge(&raise)).await.unwrap();
+            fixture.jobs(&ns).patch("big", &PatchParams::default(), &Patch::Merge(&raise)).await.unwrap();
         assert_eq!(raised.spec.unwrap().backoff_limit, Some(3));
     });
 }
 
 #[test]
 fn a_ttl_of_zero_waits_for_the_harvest() {
-    scenario(|world| async move {
-        let ns = world.cluster.namespace("ttlzero").await.unwrap();
-        world.policy(&ns, "builds", builds()).await;
+    scenario(|fixture| async move {
+        let ns = fixture.cluster.namespace("ttlzero").await.unwrap();
+        fixture.apply_policy(&ns, "builds", builds()).await;
         let mut quick =
             job("quick", &[("app", "build"), ("id", "7")], &[("run", "200ms"), ("log", "kept\n")]);
         quick["spec"]["ttlSecondsAfterFinished"] = json!(0);
-        let made = world.create(&ns, &quick).await.unwrap();
+        let made = fixture.create(&ns, &quick).await.unwrap();
         assert_eq!(
             (ttl(&made), annotation(&made, "job-handler/ttl-seconds-after-finished")),
             (Some(604_800), "0")
         );
-        let result = world.result(&ns, "quick").await;
+        let result = fixture.wait_result(&ns, "quick").await;
         assert!(result.data.unwrap()["logs"].contains("kept"));
-        world.gone(&ns, "quick").await;
+        fixture.wait_job_deleted(&ns, "quick").await;
     });
 }
 
 #[test]
 fn the_same_manifest_applied_twice_stays_stamped() {
-    scenario(|world| async move {
-        let ns = world.cluster.namespace("apply").await.unwrap();
-        world.policy(&ns, "builds", builds()).await;
+    scenario(|fixture| async move {
+        let ns = fixture.cluster.namespace("apply").await.unwrap();
+        fixture.apply_policy(&ns, "builds", builds()).await;
         for (name, stated) in [("plain", None), ("stated", Some(3600))] {
             let mut manifest = job(name, &[("app", "build"), ("id", name)], &[("run", "60s")]);
             if let Some(seconds) = stated {
@@ -120,8 +120,8 @@ fn the_same_manifest_applied_twice_stays_stamped() {
                     args.extend(["--server-side", "--force-conflicts"]);
                 }
                 for _ in 0..2 {
-                    world.cluster.kubectl_with_input(&args, &manifest.to_string()).await.unwrap();
-                    let job = world.jobs(&ns).get(name).await.unwrap();
+                    fixture.cluster.kubectl_with_input(&args, &manifest.to_string()).await.unwrap();
+                    let job = fixture.jobs(&ns).get(name).await.unwrap();
                     assert_eq!(ttl(&job), Some(604_800), "{name} {server_side}");
                     let desired = stated.unwrap_or(86_400).to_string();
                     assert_eq!(annotation(&job, "job-handler/ttl-seconds-after-finished"), desired);
@@ -135,15 +135,15 @@ fn the_same_manifest_applied_twice_stays_stamped() {
 
 #[test]
 fn server_side_apply_generate_name_and_dry_run_are_stamped_alike() {
-    scenario(|world| async move {
-        let ns = world.cluster.namespace("ways").await.unwrap();
-        world.policy(&ns, "builds", builds()).await;
+    scenario(|fixture| async move {
+        let ns = fixture.cluster.namespace("ways").await.unwrap();
+        fixture.apply_policy(&ns, "builds", builds()).await;
         let mut generated = job("x", &[("app", "build"), ("id", "7")], &[]);
         generated["metadata"] = json!({"generateName": "gen-", "labels": generated["metadata"]["labels"]});
-        let made = world.create(&ns, &generated).await.unwrap();
+        let made = fixture.create(&ns, &generated).await.unwrap();
         assert_eq!(ttl(&made), Some(604_800));
         let applied = job("applied", &[("app", "build"), ("id", "7")], &[]);
-        let made = world
+        let made = fixture
             .jobs(&ns)
             .patch("applied", &PatchParams::apply("me"), &Patch::Apply(&applied))
             .await
@@ -151,19 +151,19 @@ fn server_side_apply_generate_name_and_dry_run_are_stamped_alike() {
         assert_eq!(ttl(&made), Some(604_800));
         let dry = PostParams { dry_run: true, ..PostParams::default() };
         let job = serde_json::from_value(job("dry", &[("app", "build"), ("id", "7")], &[])).unwrap();
-        assert_eq!(ttl(&world.jobs(&ns).create(&dry, &job).await.unwrap()), Some(604_800));
-        assert!(world.jobs(&ns).get_opt("dry").await.unwrap().is_none());
+        assert_eq!(ttl(&fixture.jobs(&ns).create(&dry, &job).await.unwrap()), Some(604_800));
+        assert!(fixture.jobs(&ns).get_opt("dry").await.unwrap().is_none());
     });
 }
 
 #[test]
 fn groups_are_shortened_or_absent_never_wrong() {
-    scenario(|world| async move {
-        let ns = world.cluster.namespace("groups").await.unwrap();
-        world.policy(&ns, "builds", builds()).await;
+    scenario(|fixture| async move {
+        let ns = fixture.cluster.namespace("groups").await.unwrap();
+        fixture.apply_policy(&ns, "builds", builds()).await;
         // A label of the Job can't be longer than 63; two of them joined can.
-        world
-            .policy(
+        fixture
+            .apply_policy(
                 &ns,
                 "a-long",
                 json!({"jobSelector": {"matchLabels": {"app": "long"}},
@@ -171,45 +171,45 @@ fn groups_are_shortened_or_absent_never_wrong() {
             )
             .await;
         let (one, two) = ("x".repeat(60), "y".repeat(60));
-        let made = world
+        let made = fixture
             .create(&ns, &job("long", &[("app", "long"), ("one", &one), ("two", &two)], &[]))
             .await
             .unwrap();
         let group = &made.metadata.labels.as_ref().unwrap()["job-handler/group"];
         assert!(group.len() <= 63 && group.starts_with("xxx"), "{group}");
-        let made = world.create(&ns, &job("none", &[("app", "build")], &[])).await.unwrap();
+        let made = fixture.create(&ns, &job("none", &[("app", "build")], &[])).await.unwrap();
         assert!(!made.metadata.labels.as_ref().unwrap().contains_key("job-handler/group"));
         let stamped = annotation(&made, "job-handler/stamped");
         assert!(stamped.contains("no label id"), "{stamped}");
         let forged = [("app", "build"), ("id", "7"), ("job-handler/group", "somebody-else")];
-        let made = world.create(&ns, &job("forged", &forged, &[])).await.unwrap();
+        let made = fixture.create(&ns, &job("forged", &forged, &[])).await.unwrap();
         assert_eq!(made.metadata.labels.unwrap()["job-handler/group"], "7");
     });
 }
 
 #[test]
 fn forged_annotations_gain_nothing_and_opt_out_keeps_maxima() {
-    scenario(|world| async move {
-        let ns = world.cluster.namespace("forged").await.unwrap();
-        world.policy(&ns, "builds", builds()).await;
+    scenario(|fixture| async move {
+        let ns = fixture.cluster.namespace("forged").await.unwrap();
+        fixture.apply_policy(&ns, "builds", builds()).await;
         let mut forged =
             job("forged", &[("app", "build"), ("id", "7")], &[("run", "300ms"), ("log", "evidence\n")]);
         forged["metadata"]["annotations"] = json!({
             "job-handler/status": "completed", "job-handler/results": "elsewhere", "job-handler/stamped": "nothing",
             "job-handler/ttl-seconds-after-finished": "1", "job-handler/queued-at": "2020-01-01T00:00:00Z",
         });
-        let made = world.create(&ns, &forged).await.unwrap();
+        let made = fixture.create(&ns, &forged).await.unwrap();
         for key in ["status", "results", "queued-at"] {
             assert_eq!(annotation(&made, &format!("job-handler/{key}")), "", "{key}");
         }
         assert_eq!(annotation(&made, "job-handler/ttl-seconds-after-finished"), "86400");
-        let result = world.result(&ns, "forged").await;
+        let result = fixture.wait_result(&ns, "forged").await;
         assert!(result.data.unwrap()["logs"].contains("evidence"));
 
         let labels = [("app", "build"), ("id", "8"), ("job-handler/enabled", "false")];
         let mut out = job("out", &labels, &[]);
         out["spec"]["activeDeadlineSeconds"] = json!(999_999);
-        let made = world.create(&ns, &out).await.unwrap();
+        let made = fixture.create(&ns, &out).await.unwrap();
         assert_eq!(ttl(&made), None, "no default, no harvest");
         assert_eq!(made.spec.as_ref().unwrap().active_deadline_seconds, Some(7200), "the maximum holds");
         assert_eq!(made.metadata.labels.unwrap()["job-handler/group"], "8", "the group too");
@@ -218,22 +218,22 @@ fn forged_annotations_gain_nothing_and_opt_out_keeps_maxima() {
 
 #[test]
 fn six_counts_as_absent_unless_the_author_keeps_it() {
-    scenario(|world| async move {
-        let ns = world.cluster.namespace("six").await.unwrap();
+    scenario(|fixture| async move {
+        let ns = fixture.cluster.namespace("six").await.unwrap();
         let spec = json!({"stamp": {"backoffLimit": {"default": 1, "max": 9}}});
-        world.policy(&ns, "retries", spec).await;
+        fixture.apply_policy(&ns, "retries", spec).await;
         let mut six = job("six", &[], &[]);
         six["spec"]["backoffLimit"] = json!(6);
-        let made = world.create(&ns, &six).await.unwrap();
+        let made = fixture.create(&ns, &six).await.unwrap();
         assert_eq!(made.spec.unwrap().backoff_limit, Some(1));
         six["metadata"] = json!({"name": "kept", "annotations": {"job-handler/keep": "backoffLimit"}});
-        let made = world.create(&ns, &six).await.unwrap();
+        let made = fixture.create(&ns, &six).await.unwrap();
         assert_eq!(made.spec.unwrap().backoff_limit, Some(6));
         let mut indexed = job("indexed", &[], &[]);
         indexed["spec"]["completionMode"] = json!("Indexed");
         indexed["spec"]["completions"] = json!(2);
         indexed["spec"]["backoffLimitPerIndex"] = json!(1);
-        let made = world.create(&ns, &indexed).await.unwrap();
+        let made = fixture.create(&ns, &indexed).await.unwrap();
         assert_eq!(
             made.spec.unwrap().backoff_limit,
             Some(i32::MAX),

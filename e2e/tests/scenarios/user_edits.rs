@@ -8,12 +8,12 @@ use kube::{
 use serde_json::{Value, json};
 
 use super::{
-    fixtures::{World, job, scenario},
-    reading::Person,
+    fixtures::{Fixture, job, scenario},
+    kubectl_plugin::Person,
 };
 
-async fn edit(world: &World, ns: &str, name: &str, change: Value) {
-    world.config_maps(ns).patch(name, &PatchParams::default(), &Patch::Merge(change)).await.unwrap();
+async fn edit(fixture: &Fixture, ns: &str, name: &str, change: Value) {
+    fixture.config_maps(ns).patch(name, &PatchParams::default(), &Patch::Merge(change)).await.unwrap();
 }
 
 /// What it writes and what it says beside that, where it ends with exit code 1.
@@ -23,18 +23,18 @@ async fn torn(person: &Person, words: &[&str]) -> (String, String) {
     (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap())
 }
 
-async fn told(world: &World, ns: &str, reason: &str, job: &str) -> String {
-    world
+async fn told(fixture: &Fixture, ns: &str, reason: &str, job: &str) -> String {
+    fixture
         .wait(&format!("the Event {reason} of {job}"), || async {
-            let events = world.events(ns, reason, job).await;
+            let events = fixture.events(ns, reason, job).await;
             events.first().and_then(|event| event.note.clone()).ok_or("none")
         })
         .await
 }
 
-async fn person(world: &World, ns: &str) -> Person {
+async fn person(fixture: &Fixture, ns: &str) -> Person {
     Person::new(
-        world,
+        fixture,
         ns,
         json!([{"apiGroups": [""], "resources": ["configmaps"], "verbs": ["get", "list"]}]),
     )
@@ -43,30 +43,30 @@ async fn person(world: &World, ns: &str) -> Person {
 
 #[test]
 fn who_reads_an_edited_result_is_told_and_gets_what_is_left() {
-    scenario(|world| async move {
-        let ns = world.cluster.namespace("edited").await.unwrap();
+    scenario(|fixture| async move {
+        let ns = fixture.cluster.namespace("edited").await.unwrap();
         let logs = json!({"maxBytesPerContainer": "16Mi", "maxBytesPerJob": "64Mi"});
-        world.policy(&ns, "p", json!({"results": {"logs": logs}})).await;
+        fixture.apply_policy(&ns, "p", json!({"results": {"logs": logs}})).await;
         for name in ["logs", "facts", "newer", "whole"] {
-            world.create(&ns, &job(name, &[], &[("run", "200ms"), ("log", "as it was\n")])).await.unwrap();
+            fixture.create(&ns, &job(name, &[], &[("run", "200ms"), ("log", "as it was\n")])).await.unwrap();
         }
         let mut large = job("shard", &[], &[("run", "200ms"), ("log-bytes", "12Mi")]);
         large["spec"]["template"]["spec"]["containers"] =
             json!([{"name": "main", "image": "busybox"}, {"name": "two", "image": "busybox"}]);
-        world.create(&ns, &large).await.unwrap();
+        fixture.create(&ns, &large).await.unwrap();
         for name in ["logs", "facts", "newer", "whole", "shard"] {
-            told(world, &ns, "JobProcessing", name).await;
+            told(fixture, &ns, "JobProcessing", name).await;
         }
-        let person = person(world, &ns).await;
+        let person = person(fixture, &ns).await;
 
-        edit(world, &ns, "logs-results", json!({"data": {"logs": "as I say\n"}})).await;
+        edit(fixture, &ns, "logs-results", json!({"data": {"logs": "as I say\n"}})).await;
         let (out, said) = torn(&person, &["logs", "logs"]).await;
         assert!(out.contains("as I say") && said.contains("the digest doesn't match"), "{said}");
 
         let shards = ListParams::default().labels("job-handler/shard,job-name=shard");
-        let all = world.config_maps(&ns).list(&shards).await.unwrap().items;
+        let all = fixture.config_maps(&ns).list(&shards).await.unwrap().items;
         assert_eq!(all.len(), 2);
-        world.config_maps(&ns).delete(&all[1].name_any(), &DeleteParams::default()).await.unwrap();
+        fixture.config_maps(&ns).delete(&all[1].name_any(), &DeleteParams::default()).await.unwrap();
         let (out, said) = torn(&person, &["logs", "shard", "-c", "main"]).await;
         assert!(
             said.contains(&all[1].name_any()) && said.contains("is gone: the logs end before it"),
@@ -74,7 +74,8 @@ fn who_reads_an_edited_result_is_told_and_gets_what_is_left() {
         );
         assert!(out.starts_with("000000001 "), "what is left is read");
 
-        edit(world, &ns, "facts-results", json!({"data": {"result.json": "{\"outcome\": \"fine\"}"}})).await;
+        edit(fixture, &ns, "facts-results", json!({"data": {"result.json": "{\"outcome\": \"fine\"}"}}))
+            .await;
         let (out, said) = torn(&person, &["show", "facts"]).await;
         assert!(out.is_empty() && said.contains("Was it edited by hand"), "{said}");
         // It hides no other: they are listed, and this one is named.
@@ -84,11 +85,11 @@ fn who_reads_an_edited_result_is_told_and_gets_what_is_left() {
         assert!(["logs", "shard", "whole"].iter().all(|job| out.contains(job)), "{out}");
 
         // Of a job-handler that is not there yet: read as far as it is understood.
-        let map = world.config_maps(&ns).get("newer-results").await.unwrap();
+        let map = fixture.config_maps(&ns).get("newer-results").await.unwrap();
         let mut facts: Value = serde_json::from_str(&map.data.unwrap()["result.json"]).unwrap();
         facts["schemaVersion"] = json!(99);
         facts["mood"] = json!("good");
-        edit(world, &ns, "newer-results", json!({"data": {"result.json": facts.to_string()}})).await;
+        edit(fixture, &ns, "newer-results", json!({"data": {"result.json": facts.to_string()}})).await;
         let output = person.kubectl(&["job-results", "logs", "newer", "-c", "main"]).await;
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(String::from_utf8_lossy(&output.stdout), "as it was\n");
@@ -99,23 +100,23 @@ fn who_reads_an_edited_result_is_told_and_gets_what_is_left() {
 
 #[test]
 fn a_job_that_is_still_there_is_harvested_again_where_its_result_was_taken_away() {
-    scenario(|world| async move {
-        let ns = world.cluster.namespace("again").await.unwrap();
-        world.policy(&ns, "p", json!({"results": {}})).await;
+    scenario(|fixture| async move {
+        let ns = fixture.cluster.namespace("again").await.unwrap();
+        fixture.apply_policy(&ns, "p", json!({"results": {}})).await;
         for name in ["deleted", "unlabelled", "overwritten"] {
-            world.create(&ns, &job(name, &[], &[("run", "200ms"), ("log", "as it was\n")])).await.unwrap();
+            fixture.create(&ns, &job(name, &[], &[("run", "200ms"), ("log", "as it was\n")])).await.unwrap();
         }
         for name in ["deleted", "unlabelled", "overwritten"] {
-            told(world, &ns, "JobProcessing", name).await;
+            told(fixture, &ns, "JobProcessing", name).await;
         }
-        let api = world.config_maps(&ns);
+        let api = fixture.config_maps(&ns);
         let uid = |job: &str| {
             let (api, job) = (api.clone(), format!("{job}-results"));
             async move { api.get(&job).await.unwrap().labels()["job-handler/job-uid"].clone() }
         };
         let before = api.get("deleted-results").await.unwrap();
         api.delete("deleted-results", &DeleteParams::default()).await.unwrap();
-        world
+        fixture
             .wait("the result to be there again", || async {
                 let map = api.get("deleted-results").await.map_err(|e| e.to_string())?;
                 let logs = map.data.as_ref().unwrap()["logs"].contains("as it was");
@@ -126,13 +127,13 @@ fn a_job_that_is_still_there_is_harvested_again_where_its_result_was_taken_away(
         // Without our label it is theirs: it stays as they have it, and there is one beside it.
         let beside = format!("unlabelled-results-{}", &uid("unlabelled").await[..8]);
         edit(
-            world,
+            fixture,
             &ns,
             "unlabelled-results",
             json!({"metadata": {"labels": {"job-handler/created": null}}}),
         )
         .await;
-        let note = told(world, &ns, "ResultNameTaken", "unlabelled").await;
+        let note = told(fixture, &ns, "ResultNameTaken", "unlabelled").await;
         assert!(note.contains(&beside), "{note}");
         let made = api.get(&beside).await.unwrap();
         assert!(made.data.unwrap()["logs"].contains("as it was"));
@@ -141,10 +142,10 @@ fn a_job_that_is_still_there_is_harvested_again_where_its_result_was_taken_away(
 
         // Labels alone are no result: before the Job is deleted, that is seen, and there is one beside it.
         let beside = format!("overwritten-results-{}", &uid("overwritten").await[..8]);
-        edit(world, &ns, "overwritten-results", json!({"data": {"result.json": "my notes"}})).await;
+        edit(fixture, &ns, "overwritten-results", json!({"data": {"result.json": "my notes"}})).await;
         let cleanup = json!({"succeededPolicy": "AfterHarvest"});
-        world.policy(&ns, "p", json!({"results": {}, "cleanup": cleanup})).await;
-        world.gone(&ns, "overwritten").await;
+        fixture.apply_policy(&ns, "p", json!({"results": {}, "cleanup": cleanup})).await;
+        fixture.wait_job_deleted(&ns, "overwritten").await;
         let made = api.get(&beside).await.unwrap();
         assert!(made.data.unwrap()["logs"].contains("as it was"), "harvested before it was deleted");
         assert_eq!(api.get("overwritten-results").await.unwrap().data.unwrap()["result.json"], "my notes");
@@ -153,39 +154,41 @@ fn a_job_that_is_still_there_is_harvested_again_where_its_result_was_taken_away(
 
 #[test]
 fn retention_leaves_what_people_have_made_theirs_and_removes_the_rest() {
-    scenario(|world| async move {
-        let ns = world.cluster.namespace("retain-edited").await.unwrap();
-        world.policy(&ns, "p", json!({"results": {}, "cleanup": {"succeededPolicy": "AfterHarvest"}})).await;
+    scenario(|fixture| async move {
+        let ns = fixture.cluster.namespace("retain-edited").await.unwrap();
+        fixture
+            .apply_policy(&ns, "p", json!({"results": {}, "cleanup": {"succeededPolicy": "AfterHarvest"}}))
+            .await;
         let names = ["logs", "facts", "note", "label"];
         for name in names {
-            world.create(&ns, &job(name, &[], &[("run", "200ms"), ("log", "as it was\n")])).await.unwrap();
+            fixture.create(&ns, &job(name, &[], &[("run", "200ms"), ("log", "as it was\n")])).await.unwrap();
         }
         for name in names {
-            world.gone(&ns, name).await;
+            fixture.wait_job_deleted(&ns, name).await;
         }
-        edit(world, &ns, "logs-results", json!({"data": {"logs": "as I say\n"}})).await;
-        edit(world, &ns, "facts-results", json!({"data": {"result.json": "my notes"}})).await;
+        edit(fixture, &ns, "logs-results", json!({"data": {"logs": "as I say\n"}})).await;
+        edit(fixture, &ns, "facts-results", json!({"data": {"result.json": "my notes"}})).await;
         edit(
-            world,
+            fixture,
             &ns,
             "note-results",
             json!({"metadata": {"annotations": {"job-handler/retention": "for ever"}}}),
         )
         .await;
-        edit(world, &ns, "label-results", json!({"metadata": {"labels": {"job-handler/created": null}}}))
+        edit(fixture, &ns, "label-results", json!({"metadata": {"labels": {"job-handler/created": null}}}))
             .await;
-        world.policy(&ns, "p", json!({"results": {"ttlSeconds": 1}})).await;
-        let api = world.config_maps(&ns);
-        world
+        fixture.apply_policy(&ns, "p", json!({"results": {"ttlSeconds": 1}})).await;
+        let api = fixture.config_maps(&ns);
+        fixture
             .wait("the one that is still a result to be gone", || async {
                 let there = api.get_opt("logs-results").await.map_err(|e| e.to_string())?;
                 there.map_or(Ok(()), |_| Err("it is there".to_owned()))
             })
             .await;
         // A later one goes, too: the sweep has been through all of them again.
-        world.create(&ns, &job("later", &[], &[("run", "200ms")])).await.unwrap();
-        told(world, &ns, "JobProcessing", "later").await;
-        world
+        fixture.create(&ns, &job("later", &[], &[("run", "200ms")])).await.unwrap();
+        told(fixture, &ns, "JobProcessing", "later").await;
+        fixture
             .wait("the later one to be gone", || async {
                 let there = api.get_opt("later-results").await.map_err(|e| e.to_string())?;
                 there.map_or(Ok(()), |_| Err("it is there".to_owned()))

@@ -420,7 +420,8 @@ impl Ground {
         let client = self.cluster.client();
         for n in 0..jobs {
             let job = format!("/apis/batch/v1/namespaces/{namespace}/jobs/ill-{n:06}");
-            send(&client, "DELETE", &format!("{job}?propagationPolicy=Background"), &Value::Null).await?;
+            send(&client, "DELETE", &format!("{job}?propagationPolicy=BackgroundServer"), &Value::Null)
+                .await?;
         }
         Ok(())
     }

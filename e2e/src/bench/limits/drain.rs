@@ -15,7 +15,7 @@ use super::ground::{Ground, Limited};
 use super::refusals::post;
 use crate::bench::load::Latencies;
 use crate::bench::report::{Aim, Table, figure};
-use crate::etcd_history::State;
+use crate::etcd_history::StoredJobState;
 use crate::harness::error::{Error, Result};
 
 const NAMESPACE: &str = "ours-queue-0";
@@ -72,9 +72,10 @@ struct Drained {
 /// Ends each Job that runs, as soon as all slots are taken, and measures until all have run.
 async fn drain(jobs: Api<Job>, queued: usize) -> Result<Drained> {
     let slots = SLOTS as usize;
-    let state = |job: &Job| State::of(&serde_json::to_value(job).unwrap_or_default());
+    let state = |job: &Job| StoredJobState::of(&serde_json::to_value(job).unwrap_or_default());
     let list = jobs.list(&ListParams::default()).await.map_err(Error::api("listing the queue"))?;
-    let running = list.items.iter().filter(|job| state(job) == State::Active).map(ResourceExt::name_any);
+    let running =
+        list.items.iter().filter(|job| state(job) == StoredJobState::Active).map(ResourceExt::name_any);
     let mut active: HashSet<String> = running.collect();
     let (mut finished, mut free) = (0, VecDeque::<Instant>::new());
     let (mut gaps, mut most) = (Latencies::new(), active.len());
@@ -93,7 +94,7 @@ async fn drain(jobs: Api<Job>, queued: usize) -> Result<Drained> {
             let (WatchEvent::Added(job) | WatchEvent::Modified(job)) = event else { continue };
             from = job.resource_version().unwrap_or_default();
             match state(&job) {
-                State::Active if active.insert(job.name_any()) => {
+                StoredJobState::Active if active.insert(job.name_any()) => {
                     // The slot that was free first is the one that is taken.
                     if let Some(since) = free.pop_front() {
                         gaps.add(since.elapsed());
@@ -102,7 +103,7 @@ async fn drain(jobs: Api<Job>, queued: usize) -> Result<Drained> {
                         tokio::spawn(end(jobs.clone(), job.name_any()));
                     }
                 }
-                State::Finished if active.remove(&job.name_any()) => {
+                StoredJobState::Finished if active.remove(&job.name_any()) => {
                     finished += 1;
                     free.push_back(Instant::now());
                 }

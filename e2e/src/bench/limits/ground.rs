@@ -18,8 +18,8 @@ use crate::bench::variants::{api, create, url_at};
 use crate::cluster::Cluster;
 use crate::harness::error::{Error, Result};
 use crate::harness::wait::wait_for;
-use crate::net::load_balancer::{Backend, Balancer};
-use crate::pair::{Pair, PairOptions, change_stamping};
+use crate::net::load_balancer::{Backend, LoadBalancer};
+use crate::pair::{Pair, PairOptions, patch_stamping_webhooks};
 
 /// Webhook replicas that are installed.
 const REPLICAS: usize = 3;
@@ -33,7 +33,7 @@ pub(super) struct Ground {
     // Dropped in this order.
     pub(super) pair: Pair,
     pub(super) null: Server,
-    balancer: Balancer,
+    balancer: LoadBalancer,
     /// Says that an answer is 503 instead of asking again inside past the deadline.
     client: Client,
     pub(super) cluster: Cluster,
@@ -71,7 +71,7 @@ impl Ground {
         let pair = Pair::install(&cluster, options).await?;
         let null = Server::start(program, Handler::Null, "null-0")?;
         // As ours has one.
-        let balancer = Balancer::start(Ipv4Addr::LOCALHOST, &[Backend::on(null.address().port())])?;
+        let balancer = LoadBalancer::start(Ipv4Addr::LOCALHOST, &[Backend::on(null.address().port())])?;
         let mut config = cluster.config().clone();
         config.default_retry = false;
         let client = Client::try_from(config).map_err(Error::api("making a client"))?;
@@ -139,7 +139,7 @@ impl Ground {
     /// Ours stamps in its namespaces alone, and the null webhooks are called in theirs alone.
     async fn only_for_their_own(&self, most: usize) -> Result<()> {
         let ours = [OURS, "ours-full", "ours-queue", "ours-many"];
-        change_stamping(self.cluster.client(), &[("namespaceSelector", selector(&ours))]).await?;
+        patch_stamping_webhooks(self.cluster.client(), &[("namespaceSelector", selector(&ours))]).await?;
         for (kind, path) in
             [("MutatingWebhookConfiguration", "mutate"), ("ValidatingWebhookConfiguration", "validate")]
         {
@@ -190,8 +190,8 @@ impl Ground {
     pub(super) async fn ask(&self, replicas: usize) -> Result<()> {
         let backend = |member: &crate::Member| Backend::on(member.port());
         let backends: Vec<Backend> = self.pair.webhooks().iter().take(replicas).map(backend).collect();
-        self.pair.balancer().point_at(&backends);
-        self.pair.balancer().cut();
+        self.pair.balancer().set_backends(&backends);
+        self.pair.balancer().close_connections();
         // The apiserver learns of a cut connection by its end; what it has begun to send on one by then comes back as an
         // error 500.
         wait_for(Duration::from_secs(10), "the apiserver to leave the connections that were cut", || async {

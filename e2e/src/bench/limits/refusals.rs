@@ -15,7 +15,7 @@ use crate::bench::load::Latencies;
 use crate::bench::report::{Aim, Table, figure, median, median_ratio};
 use crate::bench::reviews;
 use crate::harness::error::{Error, Result};
-use crate::net::https_client::{Connection, Https};
+use crate::net::https_client::{Connection, HttpsClient};
 
 const QUOTA: &str = "null-full-0";
 const OURS: &str = "ours-full-0";
@@ -91,7 +91,7 @@ async fn alone(ground: &Ground, effort: &Effort) -> Result<Cell> {
     let secret = secrets.get("job-handler-ca").await.map_err(Error::api("the CA"))?;
     let ca = secret.data.unwrap_or_default().remove("ca.crt").map(|pem| pem.0).unwrap_or_default();
     let port = ground.pair.webhook(0).port();
-    let https = Https::new(ca, (std::net::Ipv4Addr::LOCALHOST, port).into())?;
+    let https = HttpsClient::new(ca, (std::net::Ipv4Addr::LOCALHOST, port).into())?;
     let template = Arc::new(review()?);
     let (numbers, mut cell) = (Arc::new(AtomicU64::new(0)), Cell::default());
     // The first round warms up.

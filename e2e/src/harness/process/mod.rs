@@ -1,7 +1,7 @@
 //! Processes that cannot outlive their caller.
 
-mod folder;
 mod sys;
+mod temp_folder;
 
 use std::ffi::OsString;
 use std::fs::OpenOptions;
@@ -10,8 +10,8 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-pub use folder::Folder;
 pub(crate) use sys::{spawn, terminate_group};
+pub use temp_folder::TempFolder;
 
 use crate::harness::error::{Error, Result};
 use parking_lot::{Mutex, MutexGuard};
@@ -35,17 +35,17 @@ pub struct Program {
 /// the caller dies.
 #[derive(Debug)]
 pub struct Process {
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<ProcessState>>,
 }
 
 /// Ends a process at once, from wherever; see [`Process::killer`].
 #[derive(Clone, Debug)]
-pub struct Killer {
-    state: Arc<Mutex<State>>,
+pub struct KillHandle {
+    state: Arc<Mutex<ProcessState>>,
 }
 
 #[derive(Debug)]
-struct State {
+struct ProcessState {
     program: Program,
     child: Child,
     /// Where this run's part of the log begins.
@@ -59,7 +59,7 @@ impl Process {
     /// If the log cannot be opened or the executable cannot be started.
     pub fn start(program: Program) -> Result<Self> {
         let (child, log_from) = launch(&program)?;
-        Ok(Self { state: Arc::new(Mutex::new(State { program, child, log_from })) })
+        Ok(Self { state: Arc::new(Mutex::new(ProcessState { program, child, log_from })) })
     }
 
     /// What it is called in messages.
@@ -83,28 +83,28 @@ impl Process {
     }
 
     /// Its exit status, if it has ended.
-    pub fn ended(&self) -> Option<ExitStatus> {
+    pub fn exit_status(&self) -> Option<ExitStatus> {
         self.lock().child.try_wait().ok().flatten()
     }
 
     /// Fails, with the end of the log, if it has ended.
     ///
     /// # Errors
-    /// [`Error::Ended`].
-    pub fn must_live(&self) -> Result<()> {
-        match self.ended() {
+    /// [`Error::ProcessExited`].
+    pub fn ensure_running(&self) -> Result<()> {
+        match self.exit_status() {
             None => Ok(()),
-            Some(status) => Err(Error::Ended {
+            Some(status) => Err(Error::ProcessExited {
                 name: self.name(),
                 status: status.to_string(),
                 log: self.log(),
-                tail: tail(&self.log_of_this_run(), 30),
+                tail: tail(&self.log_since_start(), 30),
             }),
         }
     }
 
     /// What it wrote since it was last started.
-    pub fn log_of_this_run(&self) -> String {
+    pub fn log_since_start(&self) -> String {
         let (path, from) = {
             let state = self.lock();
             (state.program.log.clone(), state.log_from)
@@ -119,12 +119,12 @@ impl Process {
     /// # Errors
     /// If the operating system refuses.
     pub fn kill(&self) -> Result<()> {
-        self.killer().kill()
+        self.kill_handle().kill()
     }
 
     /// What ends it at once; it may be called from other threads, and after the process is gone.
-    pub fn killer(&self) -> Killer {
-        Killer { state: Arc::clone(&self.state) }
+    pub fn kill_handle(&self) -> KillHandle {
+        KillHandle { state: Arc::clone(&self.state) }
     }
 
     /// Asks it to end (SIGTERM) and waits for it; after `grace` it is killed. Returns how it ended.
@@ -135,13 +135,14 @@ impl Process {
         self.signal(libc::SIGTERM)?;
         let until = Instant::now() + grace;
         while Instant::now() < until {
-            if let Some(status) = self.ended() {
+            if let Some(status) = self.exit_status() {
                 return Ok(status);
             }
             std::thread::sleep(Duration::from_millis(10));
         }
         self.kill()?;
-        self.ended().ok_or_else(|| Error::Invalid(format!("{} was killed but has no status", self.name())))
+        self.exit_status()
+            .ok_or_else(|| Error::Invalid(format!("{} was killed but has no status", self.name())))
     }
 
     /// Pauses it (SIGSTOP); returns once it stands still.
@@ -185,24 +186,24 @@ impl Process {
         self.kill()?;
         let mut state = self.lock();
         let (child, log_from) = launch(&program)?;
-        *state = State { program, child, log_from };
+        *state = ProcessState { program, child, log_from };
         Ok(())
     }
 
     fn signal(&self, signal: libc::c_int) -> Result<()> {
-        self.must_live()?;
+        self.ensure_running()?;
         // Not reaped before this lock is released, so the id cannot have passed on to another process.
         let state = self.lock();
         sys::signal(state.child.id(), signal)
             .map_err(Error::io(format!("sending signal {signal} to {}", state.program.name)))
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, ProcessState> {
         lock(&self.state)
     }
 }
 
-impl Killer {
+impl KillHandle {
     /// Ends it at once (SIGKILL) and waits until it is gone. Nothing happens if it has ended already.
     ///
     /// # Errors
@@ -216,7 +217,7 @@ impl Killer {
     }
 }
 
-fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+fn lock(state: &Mutex<ProcessState>) -> MutexGuard<'_, ProcessState> {
     state.lock()
 }
 

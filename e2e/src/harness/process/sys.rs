@@ -8,19 +8,19 @@ use std::sync::mpsc::{Sender, channel};
 
 use parking_lot::Mutex;
 
-type Order = (Command, Sender<io::Result<Child>>);
+type SpawnRequest = (Command, Sender<io::Result<Child>>);
 
 /// Spawns a child that the kernel kills when this process ends, for whatever reason.
 ///
 /// The parent-death signal is bound to the *thread* that forked (prctl(2)), and test threads end long
 /// before their process does. So all children are forked by one thread that never ends.
 pub(crate) fn spawn(mut command: Command) -> io::Result<Child> {
-    static SPAWNER: OnceLock<Mutex<Sender<Order>>> = OnceLock::new();
+    static SPAWNER: OnceLock<Mutex<Sender<SpawnRequest>>> = OnceLock::new();
     // A process group of its own keeps Ctrl-C at the terminal from reaching the child before us.
     command.process_group(0);
     die_with_parent(&mut command);
     let spawner = SPAWNER.get_or_init(|| {
-        let (orders, inbox) = channel::<Order>();
+        let (orders, inbox) = channel::<SpawnRequest>();
         std::thread::spawn(move || {
             for (mut command, answer) in inbox {
                 // A caller that is gone takes no answer; its child is dropped, and dies with us.

@@ -20,7 +20,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use crate::harness::error::{Error, Result};
 use crate::net::fault_proxy::rule::{Call, Fault};
-use crate::net::fault_proxy::{Shared, Write};
+use crate::net::fault_proxy::{ProxyState, RecordedWrite};
 
 pub(super) type Body = BoxBody<Bytes, hyper::Error>;
 type Sender = SendRequest<Full<Bytes>>;
@@ -84,7 +84,7 @@ pub(super) async fn serve(
     listener: std::net::TcpListener,
     tls: Arc<ServerConfig>,
     upstream: Upstream,
-    shared: Arc<Shared>,
+    shared: Arc<ProxyState>,
 ) -> std::io::Result<Infallible> {
     let listener = TcpListener::from_std(listener)?;
     let acceptor = TlsAcceptor::from(tls);
@@ -113,17 +113,17 @@ async fn answer(
     request: Request<Incoming>,
     upstream: Upstream,
     sender: Arc<Mutex<Option<Sender>>>,
-    shared: Arc<Shared>,
+    shared: Arc<ProxyState>,
 ) -> std::result::Result<Response<Body>, NoAnswer> {
     let (mut parts, body) = request.into_parts();
     // Only answers are streams; what is sent is at most 3 MiB (`MaxRequestBodyBytes`).
     let body = body.collect().await.map_err(|_| NoAnswer)?.to_bytes();
     let call = Call::new(parts.method.clone(), &parts.uri, &body);
-    let fault = shared.strike(&call);
-    let struck = fault.is_some();
+    let fault = shared.inject(&call);
+    let faulty = fault.is_some();
     let note = |answer: Option<u16>| {
         if call.is_write() {
-            shared.writes().push(Write { call: call.clone(), answer, struck });
+            shared.writes().push(RecordedWrite { call: call.clone(), answer, faulty });
         }
     };
     match &fault {
@@ -135,11 +135,11 @@ async fn answer(
             note(None);
             return Ok(refusal(*code, message));
         }
-        Some(Fault::Cut) => {
+        Some(Fault::Disconnect) => {
             note(None);
             return Err(NoAnswer);
         }
-        Some(Fault::Delay(time)) => tokio::time::sleep(*time).await,
+        Some(Fault::DelayCall(time)) => tokio::time::sleep(*time).await,
         _ => {}
     }
     let host =
@@ -148,17 +148,17 @@ async fn answer(
     let answered = pass(Request::from_parts(parts, Full::new(body)), &upstream, &sender).await;
     note(answered.as_ref().ok().map(|answer| answer.status().as_u16()));
     match fault {
-        Some(Fault::CutAfter) => return Err(NoAnswer),
+        Some(Fault::DisconnectAfter) => return Err(NoAnswer),
         Some(Fault::Timeout) => std::future::pending().await,
-        Some(Fault::Late(time)) => tokio::time::sleep(time).await,
-        Some(Fault::Hook(deed)) => {
-            deed(&call);
+        Some(Fault::DelayAnswer(time)) => tokio::time::sleep(time).await,
+        Some(Fault::Callback(callback)) => {
+            callback(&call);
             return Err(NoAnswer);
         }
         _ => {}
     }
     answered.map(|answer| match call.is_watch() {
-        true => answer.map(|body| shared.streams.guard(&call.path, body)),
+        true => answer.map(|body| shared.streams.filter(&call.path, body)),
         false => answer,
     })
 }

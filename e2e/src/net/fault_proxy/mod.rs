@@ -16,14 +16,14 @@ use rustls::ServerConfig;
 use rustls::pki_types::PrivateKeyDer;
 use serde_json::Value;
 
-pub use rule::{Call, Fault, Rule, Struck};
-pub use streams::Swallowed;
+pub use rule::{Call, Fault, FaultCount, Rule};
+pub use streams::DroppedEvents;
 
 use crate::cluster::pki;
-use crate::harness::background::Background;
+use crate::harness::background_server::BackgroundServer;
 use crate::harness::error::{Error, Result};
 use forward::Upstream;
-use rule::Entry;
+use rule::ActiveRule;
 use streams::Streams;
 
 /// A running proxy; gone when dropped.
@@ -32,26 +32,26 @@ use streams::Streams;
 #[derive(Debug)]
 pub struct FaultProxy {
     ca_pem: String,
-    shared: Arc<Shared>,
-    server: Background,
+    shared: Arc<ProxyState>,
+    server: BackgroundServer,
 }
 
 #[derive(Debug, Default)]
-struct Shared {
-    rules: Mutex<Vec<Entry>>,
-    writes: Mutex<Vec<Write>>,
+struct ProxyState {
+    rules: Mutex<Vec<ActiveRule>>,
+    writes: Mutex<Vec<RecordedWrite>>,
     streams: Streams,
 }
 
 /// A call that changes something, as it went through the proxy.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Write {
+pub struct RecordedWrite {
     /// What was asked.
     pub call: Call,
     /// What the API server answered; nothing where it was not asked, or gave no answer.
     pub answer: Option<u16>,
     /// Whether a rule let it go wrong.
-    pub struck: bool,
+    pub faulty: bool,
 }
 
 impl FaultProxy {
@@ -62,18 +62,18 @@ impl FaultProxy {
     pub fn start(config: &kube::Config) -> Result<Self> {
         let upstream = Upstream::of(config)?;
         let (ca_pem, tls) = certificates()?;
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(ProxyState::default());
         let theirs = Arc::clone(&shared);
         let serve = |listener| forward::serve(listener, tls, upstream, theirs);
-        let server = Background::start(Ipv4Addr::LOCALHOST, "the proxy", serve)?;
+        let server = BackgroundServer::start(Ipv4Addr::LOCALHOST, "the proxy", serve)?;
         Ok(Self { ca_pem, shared, server })
     }
 
     /// Lets calls go wrong from now on. Of several rules that are about a call, the first one added counts.
-    pub fn add(&self, rule: Rule) -> Struck {
-        let (entry, struck) = rule.entry();
+    pub fn add(&self, rule: Rule) -> FaultCount {
+        let (entry, faulty) = rule.activate();
         self.shared.rules().push(entry);
-        struck
+        faulty
     }
 
     /// Takes all rules away; calls that hang go on hanging until their caller gives up.
@@ -89,12 +89,12 @@ impl FaultProxy {
 
     /// Keeps back every piece of a watch in which all of these words are, from now on, of open watches too; the rest is
     /// passed on. Gives how many were kept back so far.
-    pub fn swallow(&self, words: &[&str]) -> Swallowed {
-        self.shared.streams.swallow(words)
+    pub fn drop_events(&self, words: &[&str]) -> DroppedEvents {
+        self.shared.streams.drop_events(words)
     }
 
     /// The calls that change something, in the order in which they were answered.
-    pub fn writes(&self) -> Vec<Write> {
+    pub fn writes(&self) -> Vec<RecordedWrite> {
         self.shared.writes().clone()
     }
 
@@ -113,22 +113,22 @@ impl FaultProxy {
     }
 }
 
-impl Shared {
-    fn rules(&self) -> MutexGuard<'_, Vec<Entry>> {
+impl ProxyState {
+    fn rules(&self) -> MutexGuard<'_, Vec<ActiveRule>> {
         self.rules.lock()
     }
 
-    fn writes(&self) -> MutexGuard<'_, Vec<Write>> {
+    fn writes(&self) -> MutexGuard<'_, Vec<RecordedWrite>> {
         self.writes.lock()
     }
 
     /// What is to become of a call.
-    fn strike(&self, call: &Call) -> Option<Fault> {
+    fn inject(&self, call: &Call) -> Option<Fault> {
         let mut rules = self.rules();
         // Each rule counts the calls that it is about, also those that an earlier one takes.
         let due: Vec<bool> = rules.iter_mut().map(|rule| rule.is_due(call)).collect();
         let first = due.iter().position(|due| *due)?;
-        Some(rules[first].strike())
+        Some(rules[first].inject())
     }
 }
 

@@ -62,23 +62,23 @@ pub enum Fault {
     /// Refused with this code and message.
     RefuseWith(u16, String),
     /// The connection is cut before the call has reached the API server.
-    Cut,
+    Disconnect,
     /// The connection is cut after it took effect.
-    CutAfter,
+    DisconnectAfter,
     /// It takes effect, but no answer ever comes: the caller runs into its timeout.
     Timeout,
     /// It reaches the API server this much later.
-    Delay(Duration),
+    DelayCall(Duration),
     /// It takes effect at once, the answer comes this much later.
-    Late(Duration),
+    DelayAnswer(Duration),
     /// It takes effect; then this is called, and the connection is cut.
-    Hook(Arc<dyn Fn(&Call) + Send + Sync>),
+    Callback(Arc<dyn Fn(&Call) + Send + Sync>),
 }
 
 impl Fault {
-    /// Calls `deed` once the call took effect and before anyone can have heard of it; the caller never does.
-    pub fn hook(deed: impl Fn(&Call) + Send + Sync + 'static) -> Self {
-        Self::Hook(Arc::new(deed))
+    /// Calls `callback` once the call took effect and before anyone can have heard of it; the caller never does.
+    pub fn callback(callback: impl Fn(&Call) + Send + Sync + 'static) -> Self {
+        Self::Callback(Arc::new(callback))
     }
 }
 
@@ -86,22 +86,22 @@ impl fmt::Debug for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Refuse(code) | Self::RefuseWith(code, _) => write!(f, "Refuse({code})"),
-            Self::Cut => f.write_str("Cut"),
-            Self::CutAfter => f.write_str("CutAfter"),
+            Self::Disconnect => f.write_str("Disconnect"),
+            Self::DisconnectAfter => f.write_str("DisconnectAfter"),
             Self::Timeout => f.write_str("Timeout"),
-            Self::Delay(time) => write!(f, "Delay({time:?})"),
-            Self::Late(time) => write!(f, "Late({time:?})"),
-            Self::Hook(_) => f.write_str("Hook"),
+            Self::DelayCall(time) => write!(f, "DelayCall({time:?})"),
+            Self::DelayAnswer(time) => write!(f, "DelayAnswer({time:?})"),
+            Self::Callback(_) => f.write_str("Callback"),
         }
     }
 }
 
-type Holds = Box<dyn Fn(&Call) -> bool + Send + Sync>;
+type CallPredicate = Box<dyn Fn(&Call) -> bool + Send + Sync>;
 
 /// Which calls go wrong: those for which all that was said holds; every one of them unless [`Rule::times`] says otherwise.
 pub struct Rule {
     fault: Fault,
-    holds: Vec<Holds>,
+    holds: Vec<CallPredicate>,
     skip: usize,
     times: usize,
 }
@@ -140,7 +140,7 @@ impl Rule {
 
     /// Only calls about objects whose name begins so.
     #[must_use]
-    pub fn about(self, name: impl Into<String>) -> Self {
+    pub fn name_prefix(self, name: impl Into<String>) -> Self {
         let name = name.into();
         self.when(move |call| call.name.as_ref().is_some_and(|known| known.starts_with(&name)))
     }
@@ -159,17 +159,17 @@ impl Rule {
         self
     }
 
-    pub(super) fn entry(self) -> (Entry, Struck) {
-        let struck = Struck(Arc::new(AtomicUsize::new(0)));
-        (Entry { rule: self, seen: 0, struck: struck.clone() }, struck)
+    pub(super) fn activate(self) -> (ActiveRule, FaultCount) {
+        let faults = FaultCount(Arc::new(AtomicUsize::new(0)));
+        (ActiveRule { rule: self, seen: 0, faults: faults.clone() }, faults)
     }
 }
 
 /// How often a rule has let a call go wrong.
 #[derive(Clone, Debug)]
-pub struct Struck(Arc<AtomicUsize>);
+pub struct FaultCount(Arc<AtomicUsize>);
 
-impl Struck {
+impl FaultCount {
     /// So often.
     pub fn count(&self) -> usize {
         self.0.load(Ordering::SeqCst)
@@ -177,31 +177,31 @@ impl Struck {
 }
 
 /// A rule at work.
-pub(super) struct Entry {
+pub(super) struct ActiveRule {
     rule: Rule,
     seen: usize,
-    struck: Struck,
+    faults: FaultCount,
 }
 
-impl Entry {
+impl ActiveRule {
     /// Counts the call where the rule is about it; tells whether it is to go wrong.
     pub(super) fn is_due(&mut self, call: &Call) -> bool {
         if !self.rule.holds.iter().all(|holds| holds(call)) {
             return false;
         }
         self.seen += 1;
-        self.seen > self.rule.skip && self.struck.count() < self.rule.times
+        self.seen > self.rule.skip && self.faults.count() < self.rule.times
     }
 
-    pub(super) fn strike(&self) -> Fault {
-        self.struck.0.fetch_add(1, Ordering::SeqCst);
+    pub(super) fn inject(&self) -> Fault {
+        self.faults.0.fetch_add(1, Ordering::SeqCst);
         self.rule.fault.clone()
     }
 }
 
-impl fmt::Debug for Entry {
+impl fmt::Debug for ActiveRule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?} after {}, struck {:?}", self.rule.fault, self.rule.skip, self.struck)
+        write!(f, "{:?} after {}, faults {:?}", self.rule.fault, self.rule.skip, self.faults)
     }
 }
 
@@ -230,19 +230,19 @@ mod tests {
 
     #[test]
     fn a_rule_skips_strikes_and_is_over() {
-        let rule = Rule::new(Fault::Cut).writes().path("/ci/").about("a").skip(1).times(2);
-        let (mut entry, struck) = rule.entry();
+        let rule = Rule::new(Fault::Disconnect).writes().path("/ci/").name_prefix("a").skip(1).times(2);
+        let (mut entry, faults) = rule.activate();
         let hit = call(Method::DELETE, "/api/v1/namespaces/ci/pods/a-1", "");
         let other = call(Method::GET, "/api/v1/namespaces/ci/pods/a-1", "");
         let mut seen = Vec::new();
         for call in [&other, &hit, &hit, &other, &hit, &hit] {
             let due = entry.is_due(call);
             if due {
-                entry.strike();
+                entry.inject();
             }
             seen.push(due);
         }
         assert_eq!(seen, [false, false, true, false, true, false]);
-        assert_eq!(struck.count(), 2);
+        assert_eq!(faults.count(), 2);
     }
 }

@@ -15,20 +15,20 @@ use crate::net::fault_proxy::forward::Body;
 #[derive(Debug, Default)]
 pub(super) struct Streams {
     open: Mutex<Vec<(String, Weak<AtomicBool>)>>,
-    swallows: Arc<Mutex<Vec<Swallow>>>,
+    filters: Arc<Mutex<Vec<DropFilter>>>,
 }
 
 #[derive(Debug)]
-struct Swallow {
+struct DropFilter {
     words: Vec<String>,
-    count: Swallowed,
+    count: DroppedEvents,
 }
 
 /// How many pieces of watches were kept back.
 #[derive(Clone, Debug)]
-pub struct Swallowed(Arc<AtomicUsize>);
+pub struct DroppedEvents(Arc<AtomicUsize>);
 
-impl Swallowed {
+impl DroppedEvents {
     /// So many.
     pub fn count(&self) -> usize {
         self.0.load(Ordering::SeqCst)
@@ -42,21 +42,21 @@ impl Streams {
         those.map(|stalled| stalled.store(true, Ordering::SeqCst)).count()
     }
 
-    pub(super) fn swallow(&self, words: &[&str]) -> Swallowed {
-        let count = Swallowed(Arc::default());
+    pub(super) fn drop_events(&self, words: &[&str]) -> DroppedEvents {
+        let count = DroppedEvents(Arc::default());
         let words = words.iter().map(|&word| word.to_owned()).collect();
-        lock(&self.swallows).push(Swallow { words, count: count.clone() });
+        lock(&self.filters).push(DropFilter { words, count: count.clone() });
         count
     }
 
     /// The same stream, under our hand.
-    pub(super) fn guard(&self, path: &str, body: Body) -> Body {
+    pub(super) fn filter(&self, path: &str, body: Body) -> Body {
         let stalled = Arc::new(AtomicBool::new(false));
         let mut open = lock(&self.open);
         open.retain(|(_, stalled)| stalled.strong_count() > 0);
         open.push((path.to_owned(), Arc::downgrade(&stalled)));
         drop(open);
-        Guarded { body, stalled, swallows: self.swallows.clone() }.boxed()
+        FilteredBody { body, stalled, filters: self.filters.clone() }.boxed()
     }
 }
 
@@ -64,26 +64,26 @@ fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
     of.lock()
 }
 
-struct Guarded {
+struct FilteredBody {
     body: Body,
     stalled: Arc<AtomicBool>,
-    swallows: Arc<Mutex<Vec<Swallow>>>,
+    filters: Arc<Mutex<Vec<DropFilter>>>,
 }
 
-impl Guarded {
+impl FilteredBody {
     /// The apiserver flushes each event by itself, so that a piece holds whole ones.
-    fn is_swallowed(&self, piece: &Bytes) -> bool {
+    fn is_dropped(&self, piece: &Bytes) -> bool {
         let text = String::from_utf8_lossy(piece);
-        let swallows = lock(&self.swallows);
-        let swallow = swallows.iter().find(|swallow| swallow.words.iter().all(|word| text.contains(word)));
-        swallow.is_some_and(|swallow| {
-            swallow.count.0.fetch_add(1, Ordering::SeqCst);
+        let filters = lock(&self.filters);
+        let filter = filters.iter().find(|filter| filter.words.iter().all(|word| text.contains(word)));
+        filter.is_some_and(|filter| {
+            filter.count.0.fetch_add(1, Ordering::SeqCst);
             true
         })
     }
 }
 
-impl hyper::body::Body for Guarded {
+impl hyper::body::Body for FilteredBody {
     type Data = Bytes;
     type Error = hyper::Error;
 
@@ -98,7 +98,7 @@ impl hyper::body::Body for Guarded {
                 return Poll::Pending;
             }
             let Poll::Ready(Some(Ok(frame))) = &polled else { return polled };
-            if !frame.data_ref().is_some_and(|piece| self.is_swallowed(piece)) {
+            if !frame.data_ref().is_some_and(|piece| self.is_dropped(piece)) {
                 return polled;
             }
         }

@@ -13,12 +13,12 @@ use crate::harness::process::sys;
 /// own, waits on a pipe whose other end only this process holds: when the process is gone, by whatever
 /// way, the pipe closes and the sweeper removes the folder.
 #[derive(Debug)]
-pub struct Folder {
+pub struct TempFolder {
     path: PathBuf,
     sweeper: Option<Child>,
 }
 
-impl Folder {
+impl TempFolder {
     /// Makes a fresh folder.
     ///
     /// # Errors
@@ -48,7 +48,7 @@ impl Folder {
     }
 }
 
-impl Drop for Folder {
+impl Drop for TempFolder {
     fn drop(&mut self) {
         for _ in 0..10 {
             if std::fs::remove_dir_all(&self.path).is_ok() || !self.path.exists() {

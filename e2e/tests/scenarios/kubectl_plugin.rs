@@ -11,7 +11,7 @@ use kube::api::{Patch, PatchParams};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use super::fixtures::{World, job, scenario};
+use super::fixtures::{Fixture, job, scenario};
 
 /// Somebody with a kubeconfig of their own and the plugin on the PATH.
 pub struct Person {
@@ -22,7 +22,7 @@ pub struct Person {
 
 impl Person {
     /// Who may do `rules` in a namespace.
-    pub async fn new(world: &World, ns: &str, rules: Value) -> Self {
+    pub async fn new(fixture: &Fixture, ns: &str, rules: Value) -> Self {
         let objects = json!({"apiVersion": "v1", "kind": "List", "items": [
             {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "person", "namespace": ns}},
             {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role",
@@ -32,7 +32,7 @@ impl Person {
              "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "person"},
              "subjects": [{"kind": "ServiceAccount", "name": "person", "namespace": ns}]},
         ]});
-        let cluster = &world.cluster;
+        let cluster = &fixture.cluster;
         cluster.kubectl_with_input(&["apply", "-f", "-"], &objects.to_string()).await.unwrap();
         let folder = cluster.dir().join(format!("person-{ns}"));
         std::fs::create_dir_all(&folder).unwrap();
@@ -65,9 +65,9 @@ impl Person {
     }
 
     /// Who may read results and nothing else.
-    pub async fn reader(world: &World, ns: &str) -> Self {
+    pub async fn reader(fixture: &Fixture, ns: &str) -> Self {
         Self::new(
-            world,
+            fixture,
             ns,
             json!([{"apiGroups": [""], "resources": ["configmaps"], "verbs": ["get", "list"]}]),
         )
@@ -102,24 +102,24 @@ fn install(path: &Path, script: &str) {
 
 #[test]
 fn who_may_only_read_config_maps_reads_results_through_kubectl() {
-    scenario(|world| async move {
-        let ns = world.cluster.namespace("read").await.unwrap();
+    scenario(|fixture| async move {
+        let ns = fixture.cluster.namespace("read").await.unwrap();
         let logs = json!({"maxBytesPerContainer": "3Mi", "maxBytesPerJob": "4Mi"});
-        world.policy(&ns, "results", json!({"results": {"logs": logs}})).await;
+        fixture.apply_policy(&ns, "results", json!({"results": {"logs": logs}})).await;
         let colourful =
             [("run", "200ms"), ("exit-code", "3"), ("log", "\u{1b}[31mred\u{1b}[0m\ncannot go on\n")];
         let mut failing = job("failing", &[], &colourful);
         failing["spec"]["backoffLimit"] = json!(0);
-        world.create(&ns, &failing).await.unwrap();
-        world.create(&ns, &job("large", &[], &[("run", "200ms"), ("log-bytes", "2Mi")])).await.unwrap();
+        fixture.create(&ns, &failing).await.unwrap();
+        fixture.create(&ns, &job("large", &[], &[("run", "200ms"), ("log-bytes", "2Mi")])).await.unwrap();
         let mut again = job("again", &[], &[("run", "200ms"), ("restarts", "1"), ("log", "it runs\n")]);
         again["spec"]["template"]["spec"]["restartPolicy"] = json!("OnFailure");
-        world.create(&ns, &again).await.unwrap();
+        fixture.create(&ns, &again).await.unwrap();
         for name in ["failing", "large", "again"] {
-            world.result(&ns, name).await;
+            fixture.wait_result(&ns, name).await;
         }
 
-        let person = Person::reader(world, &ns).await;
+        let person = Person::reader(fixture, &ns).await;
         let listed = person.ok(&["job-results", "list", "--sort-by", "name"]).await;
         let rows: Vec<Vec<&str>> = listed.lines().map(|line| line.split_whitespace().collect()).collect();
         assert_eq!(rows[0], ["NAME", "OUTCOME", "REASON", "DURATION", "FINISHED", "SIZE"]);
@@ -157,7 +157,7 @@ fn who_may_only_read_config_maps_reads_results_through_kubectl() {
         assert!(offered.starts_with("main\n:4"), "{offered}");
 
         let edited = json!({"data": {"logs": "nothing happened\n"}});
-        let api = world.config_maps(&ns);
+        let api = fixture.config_maps(&ns);
         api.patch("failing-results", &PatchParams::default(), &Patch::Merge(&edited)).await.unwrap();
         let error = person.fails(&["job-results", "logs", "failing"]).await;
         assert!(error.contains("the digest doesn't match"), "{error}");

@@ -14,7 +14,7 @@ use kube::{
 };
 use serde_json::{Value, json};
 
-use super::fixtures::{World, job, refusal, scenario};
+use super::fixtures::{Fixture, job, refusal, scenario};
 
 /// Whatever has to happen with an attempt that came to nothing: it runs out after 60 s, and is looked at every 5 s.
 const RUN_OUT: Duration = Duration::from_secs(150);
@@ -34,9 +34,9 @@ fn clinging(name: &str) -> Value {
     job(name, &[], &[("end", "Hang"), ("termination-delay", "1h")])
 }
 
-async fn in_force(world: &World, name: &str) {
-    let policies: Api<ClusterJobPolicy> = Api::all(world.client());
-    world
+async fn in_force(fixture: &Fixture, name: &str) {
+    let policies: Api<ClusterJobPolicy> = Api::all(fixture.client());
+    fixture
         .wait(&format!("ClusterJobPolicy {name} to be Ready"), || async {
             let status = policies.get(name).await.map_err(|e| e.to_string())?.status.unwrap_or_default();
             let ready = status.conditions.iter().any(|c| c.type_ == "Ready" && c.status == "True");
@@ -46,8 +46,8 @@ async fn in_force(world: &World, name: &str) {
 }
 
 /// A limit over the cluster that counts the Jobs of these namespaces alone, so that nobody else is concerned.
-async fn cluster_limit(world: &World, name: &str, namespaces: &[&str], max: u32) {
-    let policies: Api<ClusterJobPolicy> = Api::all(world.client());
+async fn cluster_limit(fixture: &Fixture, name: &str, namespaces: &[&str], max: u32) {
+    let policies: Api<ClusterJobPolicy> = Api::all(fixture.client());
     let policy = json!({
         "apiVersion": "job-handler.io/v1alpha1", "kind": "ClusterJobPolicy", "metadata": {"name": name},
         "spec": {
@@ -57,21 +57,21 @@ async fn cluster_limit(world: &World, name: &str, namespaces: &[&str], max: u32)
         },
     });
     policies.patch(name, &PatchParams::apply("scenario").force(), &Patch::Apply(&policy)).await.unwrap();
-    in_force(world, name).await;
+    in_force(fixture, name).await;
 }
 
-async fn no_cluster_limit(world: &World, name: &str) {
-    Api::<ClusterJobPolicy>::all(world.client()).delete(name, &DeleteParams::default()).await.unwrap();
+async fn no_cluster_limit(fixture: &Fixture, name: &str) {
+    Api::<ClusterJobPolicy>::all(fixture.client()).delete(name, &DeleteParams::default()).await.unwrap();
 }
 
 /// Waits until a pod of the Job runs.
-async fn runs(world: &World, namespace: &str, name: &str) {
+async fn runs(fixture: &Fixture, namespace: &str, name: &str) {
     let running = job_handler_e2e::cluster::jobs::in_phase("Running");
-    world.cluster.wait_pod_of(namespace, name, super::fixtures::PATIENCE, running).await.unwrap();
+    fixture.cluster.wait_pod_of(namespace, name, super::fixtures::PATIENCE, running).await.unwrap();
 }
 
-async fn end_pods(world: &World, namespace: &str) {
-    let pods: Api<Pod> = Api::namespaced(world.client(), namespace);
+async fn end_pods(fixture: &Fixture, namespace: &str) {
+    let pods: Api<Pod> = Api::namespaced(fixture.client(), namespace);
     for pod in pods.list(&ListParams::default()).await.unwrap() {
         match pods.delete(&pod.name_any(), &DeleteParams::default().grace_period(0)).await {
             // It went by itself meanwhile.
@@ -81,41 +81,41 @@ async fn end_pods(world: &World, namespace: &str) {
     }
 }
 
-async fn free_again(world: &World, namespace: &str, name: &str) {
-    world.wait("the slot to be free", || async { world.create(namespace, &endless(name)).await }).await;
+async fn free_again(fixture: &Fixture, namespace: &str, name: &str) {
+    fixture.wait("the slot to be free", || async { fixture.create(namespace, &endless(name)).await }).await;
 }
 
-async fn refused(world: &World, namespace: &str, name: &str) -> String {
-    let (code, message) = refusal(world.create(namespace, &endless(name)).await);
+async fn refused(fixture: &Fixture, namespace: &str, name: &str) -> String {
+    let (code, message) = refusal(fixture.create(namespace, &endless(name)).await);
     assert!(code == 403 && message.contains(FULL), "{code}: {message}");
     message
 }
 
 #[test]
 fn create_loops_over_one_name_meet_conflicts_not_refusals() {
-    scenario(|world| async move {
-        let ns = world.cluster.namespace("loop").await.unwrap();
-        world.policy(&ns, "builds", limit(1)).await;
-        world.create(&ns, &endless("one")).await.unwrap();
+    scenario(|fixture| async move {
+        let ns = fixture.cluster.namespace("loop").await.unwrap();
+        fixture.apply_policy(&ns, "builds", limit(1)).await;
+        fixture.create(&ns, &endless("one")).await.unwrap();
         // As often as a controller that starts over at once may do it.
         for _ in 0..20 {
-            let (code, message) = refusal(world.create(&ns, &endless("one")).await);
+            let (code, message) = refusal(fixture.create(&ns, &endless("one")).await);
             assert_eq!(code, 409, "{message}");
         }
-        refused(world, &ns, "other").await;
+        refused(fixture, &ns, "other").await;
     });
 }
 
 #[test]
 fn a_name_that_is_deleted_and_made_again_keeps_its_slot() {
-    scenario(|world| async move {
-        let ns = world.cluster.namespace("again").await.unwrap();
-        world.policy(&ns, "builds", limit(1)).await;
+    scenario(|fixture| async move {
+        let ns = fixture.cluster.namespace("again").await.unwrap();
+        fixture.apply_policy(&ns, "builds", limit(1)).await;
         let mut uids = Vec::new();
         for _ in 0..4 {
-            let made = world
+            let made = fixture
                 .wait("the name to be free", || async {
-                    match world.create(&ns, &endless("one")).await {
+                    match fixture.create(&ns, &endless("one")).await {
                         // Only while the Job of before is still going.
                         Err(kube::Error::Api(status)) => {
                             assert_eq!(status.code, 409, "{}", status.message);
@@ -127,83 +127,83 @@ fn a_name_that_is_deleted_and_made_again_keeps_its_slot() {
                 .await;
             assert!(!uids.contains(&made.uid()), "it is a new one");
             uids.push(made.uid());
-            refused(world, &ns, "other").await;
-            world.jobs(&ns).delete("one", &DeleteParams::foreground()).await.unwrap();
+            refused(fixture, &ns, "other").await;
+            fixture.jobs(&ns).delete("one", &DeleteParams::foreground()).await.unwrap();
         }
     });
 }
 
 #[test]
 fn a_job_in_deletion_counts_until_its_pods_are_gone() {
-    scenario(|world| async move {
-        let ns = world.cluster.namespace("deleting").await.unwrap();
-        world.policy(&ns, "builds", limit(1)).await;
-        world.create(&ns, &clinging("one")).await.unwrap();
-        runs(world, &ns, "one").await;
-        world.jobs(&ns).delete("one", &DeleteParams::foreground()).await.unwrap();
-        world
+    scenario(|fixture| async move {
+        let ns = fixture.cluster.namespace("deleting").await.unwrap();
+        fixture.apply_policy(&ns, "builds", limit(1)).await;
+        fixture.create(&ns, &clinging("one")).await.unwrap();
+        runs(fixture, &ns, "one").await;
+        fixture.jobs(&ns).delete("one", &DeleteParams::foreground()).await.unwrap();
+        fixture
             .wait("its pod to be asked to go", || async {
-                let pods = world.cluster.pods_of(&ns, "one").await.map_err(|e| e.to_string())?;
+                let pods = fixture.cluster.pods_of(&ns, "one").await.map_err(|e| e.to_string())?;
                 let going =
                     !pods.is_empty() && pods.iter().all(|pod| pod.metadata.deletion_timestamp.is_some());
                 if going { Ok(()) } else { Err(format!("{} pods", pods.len())) }
             })
             .await;
-        let message = refused(world, &ns, "two").await;
+        let message = refused(fixture, &ns, "two").await;
         assert!(message.contains("1 running; oldest: one "), "{message}");
-        end_pods(world, &ns).await;
-        free_again(world, &ns, "two").await;
+        end_pods(fixture, &ns).await;
+        free_again(fixture, &ns, "two").await;
     });
 }
 
 #[test]
 fn a_job_that_is_suspended_again_counts_until_its_pods_are_gone() {
-    scenario(|world| async move {
-        let ns = world.cluster.namespace("suspended").await.unwrap();
-        world.policy(&ns, "builds", limit(1)).await;
-        world.create(&ns, &clinging("one")).await.unwrap();
-        runs(world, &ns, "one").await;
+    scenario(|fixture| async move {
+        let ns = fixture.cluster.namespace("suspended").await.unwrap();
+        fixture.apply_policy(&ns, "builds", limit(1)).await;
+        fixture.create(&ns, &clinging("one")).await.unwrap();
+        runs(fixture, &ns, "one").await;
         let set = async |suspend: bool| {
             let change = Patch::Merge(json!({"spec": {"suspend": suspend}}));
-            world.jobs(&ns).patch("one", &PatchParams::default(), &change).await
+            fixture.jobs(&ns).patch("one", &PatchParams::default(), &change).await
         };
         set(true).await.unwrap();
-        refused(world, &ns, "two").await;
-        world
+        refused(fixture, &ns, "two").await;
+        fixture
             .wait("its pod to be terminating", || async {
-                let status = world.jobs(&ns).get("one").await.map_err(|e| e.to_string())?.status;
+                let status = fixture.jobs(&ns).get("one").await.map_err(|e| e.to_string())?.status;
                 let terminating = status.and_then(|status| status.terminating);
                 if terminating == Some(1) { Ok(()) } else { Err(format!("{terminating:?}")) }
             })
             .await;
-        refused(world, &ns, "two").await;
+        refused(fixture, &ns, "two").await;
         // It holds its slot, so it may go on in it.
         set(false).await.unwrap();
         set(true).await.unwrap();
-        end_pods(world, &ns).await;
-        free_again(world, &ns, "two").await;
+        end_pods(fixture, &ns).await;
+        free_again(fixture, &ns, "two").await;
         assert_eq!(refusal(set(false).await).0, 403);
     });
 }
 
 #[test]
 fn a_namespace_that_goes_gives_its_slots_of_the_cluster_back() {
-    scenario(|world| async move {
+    scenario(|fixture| async move {
         let (going, staying) = (
-            world.cluster.namespace("going").await.unwrap(),
-            world.cluster.namespace("staying").await.unwrap(),
+            fixture.cluster.namespace("going").await.unwrap(),
+            fixture.cluster.namespace("staying").await.unwrap(),
         );
         let policy = format!("over-{}", going.name());
-        cluster_limit(world, &policy, &[going.name(), staying.name()], 1).await;
-        world.create(&going, &clinging("one")).await.unwrap();
-        runs(world, &going, "one").await;
-        let message = refused(world, &staying, "two").await;
+        cluster_limit(fixture, &policy, &[going.name(), staying.name()], 1).await;
+        fixture.create(&going, &clinging("one")).await.unwrap();
+        runs(fixture, &going, "one").await;
+        let message = refused(fixture, &staying, "two").await;
         assert!(message.contains(&format!("oldest: {}/one", going.name())), "{message}");
         going.delete().await.unwrap();
         let (code, message) = refusal(
-            world
+            fixture
                 .wait("the namespace to be terminating", || async {
-                    match world.create(&going, &endless("three")).await {
+                    match fixture.create(&going, &endless("three")).await {
                         Err(kube::Error::Api(status)) if status.message.contains("being terminated") => {
                             Ok(Err::<Job, _>(kube::Error::Api(status)))
                         }
@@ -214,42 +214,42 @@ fn a_namespace_that_goes_gives_its_slots_of_the_cluster_back() {
         );
         assert_eq!(code, 403, "{message}");
         // Its Job, or the pod of that, is still there: whichever of the two the namespace's end has reached.
-        end_pods(world, &going).await;
-        free_again(world, &staying, "two").await;
-        no_cluster_limit(world, &policy).await;
+        end_pods(fixture, &going).await;
+        free_again(fixture, &staying, "two").await;
+        no_cluster_limit(fixture, &policy).await;
     });
 }
 
 #[test]
 fn a_limit_below_its_use_ends_nothing_and_admits_nothing() {
-    scenario(|world| async move {
-        let ns = world.cluster.namespace("lowered").await.unwrap();
-        world.policy(&ns, "builds", limit(3)).await;
+    scenario(|fixture| async move {
+        let ns = fixture.cluster.namespace("lowered").await.unwrap();
+        fixture.apply_policy(&ns, "builds", limit(3)).await;
         for name in ["a", "b", "c"] {
-            world.create(&ns, &endless(name)).await.unwrap();
+            fixture.create(&ns, &endless(name)).await.unwrap();
         }
-        world.policy(&ns, "builds", limit(1)).await;
-        let message = refused(world, &ns, "d").await;
+        fixture.apply_policy(&ns, "builds", limit(1)).await;
+        let message = refused(fixture, &ns, "d").await;
         assert!(message.contains("3 active jobs, max allowed: 1"), "{message}");
         for name in ["a", "b"] {
-            world.jobs(&ns).delete(name, &DeleteParams::background()).await.unwrap();
-            world.gone(&ns, name).await;
+            fixture.jobs(&ns).delete(name, &DeleteParams::background()).await.unwrap();
+            fixture.wait_job_deleted(&ns, name).await;
         }
-        let message = refused(world, &ns, "d").await;
+        let message = refused(fixture, &ns, "d").await;
         assert!(message.contains("1 active jobs, max allowed: 1"), "{message}");
-        world.policy(&ns, "builds", limit(2)).await;
-        world.create(&ns, &endless("d")).await.unwrap();
-        refused(world, &ns, "e").await;
+        fixture.apply_policy(&ns, "builds", limit(2)).await;
+        fixture.create(&ns, &endless("d")).await.unwrap();
+        refused(fixture, &ns, "e").await;
     });
 }
 
 #[test]
 fn a_refused_cron_job_says_by_whom_and_runs_once_there_is_room() {
-    scenario(|world| async move {
-        let ns = world.cluster.namespace("cron").await.unwrap();
-        world.policy(&ns, "builds", limit(1)).await;
-        world.create(&ns, &endless("holder")).await.unwrap();
-        let crons: Api<CronJob> = Api::namespaced(world.client(), &ns);
+    scenario(|fixture| async move {
+        let ns = fixture.cluster.namespace("cron").await.unwrap();
+        fixture.apply_policy(&ns, "builds", limit(1)).await;
+        fixture.create(&ns, &endless("holder")).await.unwrap();
+        let crons: Api<CronJob> = Api::namespaced(fixture.client(), &ns);
         let cron = serde_json::from_value(json!({
             "metadata": {"name": "often"},
             "spec": {"schedule": "* * * * *", "concurrencyPolicy": "Forbid", "jobTemplate": {
@@ -262,7 +262,7 @@ fn a_refused_cron_job_says_by_whom_and_runs_once_there_is_room() {
         let patience = Duration::from_secs(180);
         let told = job_handler_e2e::wait_for(patience, "the CronJob's Event", || async {
             let args = ["describe", "cronjob", "often", "-n", &ns];
-            let said = world.cluster.kubectl(&args).await.map_err(|error| error.to_string())?;
+            let said = fixture.cluster.kubectl(&args).await.map_err(|error| error.to_string())?;
             let told = said.lines().find(|line| line.contains("JobRefused"));
             told.map(str::to_owned).ok_or(said)
         });
@@ -270,14 +270,14 @@ fn a_refused_cron_job_says_by_whom_and_runs_once_there_is_room() {
         for word in [FULL, "limit \"few\" of JobPolicy", "oldest: holder "] {
             assert!(told.contains(word), "{word:?} is not told: {told}");
         }
-        world.jobs(&ns).delete("holder", &DeleteParams::background()).await.unwrap();
+        fixture.jobs(&ns).delete("holder", &DeleteParams::background()).await.unwrap();
         let recovered = job_handler_e2e::wait_for(patience, "a Job of the CronJob", || async {
-            let all = world.jobs(&ns).list(&ListParams::default()).await.map_err(|e| e.to_string())?;
+            let all = fixture.jobs(&ns).list(&ListParams::default()).await.map_err(|e| e.to_string())?;
             let own = all.items.into_iter().find(|job| job.name_any().starts_with("often-"));
             own.ok_or("none yet".to_owned())
         });
         recovered.await.unwrap();
-        refused(world, &ns, "other").await;
+        refused(fixture, &ns, "other").await;
         crons.delete("often", &DeleteParams::background()).await.unwrap();
     });
 }
@@ -285,16 +285,16 @@ fn a_refused_cron_job_says_by_whom_and_runs_once_there_is_room() {
 /// The test ends these Jobs itself, to the moment.
 #[test]
 fn a_slot_is_free_the_moment_its_job_has_finished() {
-    scenario(|world| async move {
-        let ns = world.cluster.namespace("next").await.unwrap();
-        world.policy(&ns, "builds", limit(1)).await;
+    scenario(|fixture| async move {
+        let ns = fixture.cluster.namespace("next").await.unwrap();
+        fixture.apply_policy(&ns, "builds", limit(1)).await;
         for n in 0..25 {
             let mut one = job(&format!("j{n}"), &[], &[]);
             one["spec"]["managedBy"] = json!("e2e.job-handler.io/test");
             // No refusal is forgiven: the Job before it is Complete.
-            world.create(&ns, &one).await.unwrap();
+            fixture.create(&ns, &one).await.unwrap();
             if n % 5 == 0 {
-                refused(world, &ns, "early").await;
+                refused(fixture, &ns, "early").await;
             }
             let now = jiff::Timestamp::now().to_string();
             let condition = |kind: &str| json!({"type": kind, "status": "True", "reason": "Test", "lastTransitionTime": now});
@@ -303,7 +303,7 @@ fn a_slot_is_free_the_moment_its_job_has_finished() {
                 "conditions": [condition("SuccessCriteriaMet"), condition("Complete")],
             }});
             let name = format!("j{n}");
-            world
+            fixture
                 .jobs(&ns)
                 .patch_status(&name, &PatchParams::default(), &Patch::Merge(&status))
                 .await
@@ -314,8 +314,8 @@ fn a_slot_is_free_the_moment_its_job_has_finished() {
 
 #[test]
 fn two_limits_of_a_policy_both_hold_and_the_one_that_refuses_is_named() {
-    scenario(|world| async move {
-        let ns = world.cluster.namespace("both").await.unwrap();
+    scenario(|fixture| async move {
+        let ns = fixture.cluster.namespace("both").await.unwrap();
         let spec = json!({
             "group": {"type": "Labels", "labelKeys": ["id"]},
             "limits": [
@@ -323,9 +323,9 @@ fn two_limits_of_a_policy_both_hold_and_the_one_that_refuses_is_named() {
                 {"name": "two-each", "maxActiveJobs": 2, "scope": "Group"},
             ],
         });
-        world.policy(&ns, "builds", spec).await;
+        fixture.apply_policy(&ns, "builds", spec).await;
         let create = async |name: &str, id: &str| {
-            world.create(&ns, &job(name, &[("id", id)], &[("end", "Hang")])).await
+            fixture.create(&ns, &job(name, &[("id", id)], &[("end", "Hang")])).await
         };
         create("a", "1").await.unwrap();
         create("b", "1").await.unwrap();
@@ -341,82 +341,82 @@ fn two_limits_of_a_policy_both_hold_and_the_one_that_refuses_is_named() {
 
 #[test]
 fn limits_of_cluster_and_namespace_both_hold_and_neither_keeps_what_the_other_refused() {
-    scenario(|world| async move {
+    scenario(|fixture| async move {
         let (a, b) =
-            (world.cluster.namespace("a").await.unwrap(), world.cluster.namespace("b").await.unwrap());
+            (fixture.cluster.namespace("a").await.unwrap(), fixture.cluster.namespace("b").await.unwrap());
         let policy = format!("over-{}", a.name());
-        cluster_limit(world, &policy, &[a.name(), b.name()], 3).await;
-        world.policy(&a, "builds", limit(2)).await;
-        world.create(&a, &endless("a1")).await.unwrap();
-        world.create(&b, &endless("b1")).await.unwrap();
-        world.create(&b, &endless("b2")).await.unwrap();
+        cluster_limit(fixture, &policy, &[a.name(), b.name()], 3).await;
+        fixture.apply_policy(&a, "builds", limit(2)).await;
+        fixture.create(&a, &endless("a1")).await.unwrap();
+        fixture.create(&b, &endless("b1")).await.unwrap();
+        fixture.create(&b, &endless("b2")).await.unwrap();
         // The cluster is full, the namespace is not.
-        let message = refused(world, &a, "a2").await;
+        let message = refused(fixture, &a, "a2").await;
         assert!(message.contains("limit \"all\" of ClusterJobPolicy"), "{message}");
-        world.jobs(&b).delete("b1", &DeleteParams::background()).await.unwrap();
-        world.gone(&b, "b1").await;
+        fixture.jobs(&b).delete("b1", &DeleteParams::background()).await.unwrap();
+        fixture.wait_job_deleted(&b, "b1").await;
         // The namespace is full, the cluster is not: what was refused before has left no slot taken.
-        world.create(&a, &endless("a2")).await.unwrap();
-        world.jobs(&b).delete("b2", &DeleteParams::background()).await.unwrap();
-        world.gone(&b, "b2").await;
+        fixture.create(&a, &endless("a2")).await.unwrap();
+        fixture.jobs(&b).delete("b2", &DeleteParams::background()).await.unwrap();
+        fixture.wait_job_deleted(&b, "b2").await;
         for _ in 0..3 {
-            let message = refused(world, &a, "a3").await;
+            let message = refused(fixture, &a, "a3").await;
             assert!(message.contains("limit \"few\" of JobPolicy"), "{message}");
         }
-        world.create(&b, &endless("b3")).await.unwrap();
-        refused(world, &b, "b4").await;
-        no_cluster_limit(world, &policy).await;
+        fixture.create(&b, &endless("b3")).await.unwrap();
+        refused(fixture, &b, "b4").await;
+        no_cluster_limit(fixture, &policy).await;
     });
 }
 
 #[test]
 fn a_job_under_two_policies_takes_one_slot_of_each() {
-    scenario(|world| async move {
-        let ns = world.cluster.namespace("twice").await.unwrap();
-        world.policy(&ns, "wide", limit(3)).await;
+    scenario(|fixture| async move {
+        let ns = fixture.cluster.namespace("twice").await.unwrap();
+        fixture.apply_policy(&ns, "wide", limit(3)).await;
         let narrow = json!({
             "jobSelector": {"matchLabels": {"app": "build"}},
             "limits": [{"name": "builds", "maxActiveJobs": 2}],
         });
-        world.policy(&ns, "narrow", narrow).await;
+        fixture.apply_policy(&ns, "narrow", narrow).await;
         let build = |name: &str| job(name, &[("app", "build")], &[("end", "Hang")]);
         // The apiserver asks once for each policy, at the same time.
-        world.create(&ns, &build("a")).await.unwrap();
-        world.create(&ns, &build("b")).await.unwrap();
-        let (code, message) = refusal(world.create(&ns, &build("c")).await);
+        fixture.create(&ns, &build("a")).await.unwrap();
+        fixture.create(&ns, &build("b")).await.unwrap();
+        let (code, message) = refusal(fixture.create(&ns, &build("c")).await);
         assert!(code == 403 && message.contains("JobPolicy") && message.contains("/narrow"), "{message}");
-        world.create(&ns, &endless("d")).await.unwrap();
-        let message = refused(world, &ns, "e").await;
+        fixture.create(&ns, &endless("d")).await.unwrap();
+        let message = refused(fixture, &ns, "e").await;
         assert!(message.contains("/wide"), "{message}");
     });
 }
 
 #[test]
 fn what_a_quota_denies_gives_its_slot_back() {
-    scenario(|world| async move {
-        let ns = world.cluster.namespace("denied").await.unwrap();
-        world.policy(&ns, "builds", limit(1)).await;
-        let quotas: Api<ResourceQuota> = Api::namespaced(world.client(), &ns);
+    scenario(|fixture| async move {
+        let ns = fixture.cluster.namespace("denied").await.unwrap();
+        fixture.apply_policy(&ns, "builds", limit(1)).await;
+        let quotas: Api<ResourceQuota> = Api::namespaced(fixture.client(), &ns);
         let quota = serde_json::from_value(json!({
             "metadata": {"name": "none"}, "spec": {"hard": {"count/jobs.batch": "0"}},
         }))
         .unwrap();
         quotas.create(&PostParams::default(), &quota).await.unwrap();
-        world
+        fixture
             .wait("the quota to deny", || async {
-                match world.create(&ns, &endless("a")).await {
+                match fixture.create(&ns, &endless("a")).await {
                     Err(kube::Error::Api(status)) if status.message.contains("exceeded quota") => Ok(()),
                     other => Err(format!("{other:?}")),
                 }
             })
             .await;
         quotas.delete("none", &DeleteParams::default()).await.unwrap();
-        let message = refused(world, &ns, "b").await;
+        let message = refused(fixture, &ns, "b").await;
         assert!(message.contains("1 just admitted") && message.contains("within 60 s"), "{message}");
         let back = job_handler_e2e::wait_for(RUN_OUT, "the slot", || async {
-            world.create(&ns, &endless("b")).await.map_err(|error| error.to_string())
+            fixture.create(&ns, &endless("b")).await.map_err(|error| error.to_string())
         });
         back.await.unwrap();
-        refused(world, &ns, "a").await;
+        refused(fixture, &ns, "a").await;
     });
 }

@@ -11,12 +11,16 @@ use serde_json::json;
 const SOON: Duration = Duration::from_secs(30);
 
 /// A Job and the pod it ended with.
-struct Ended {
+struct ProcessExited {
     outcome: (String, String),
     pod: Pod,
 }
 
-async fn run(name: &str, fare: &[(&str, &str)], change: impl FnOnce(&mut serde_json::Value)) -> Ended {
+async fn run(
+    name: &str,
+    fare: &[(&str, &str)],
+    change: impl FnOnce(&mut serde_json::Value),
+) -> ProcessExited {
     let cluster = Cluster::shared().await.unwrap();
     let namespace = cluster.namespace(name).await.unwrap();
     let mut value = serde_json::to_value(job(name, fare)).unwrap();
@@ -26,7 +30,7 @@ async fn run(name: &str, fare: &[(&str, &str)], change: impl FnOnce(&mut serde_j
     cluster.create_job(&namespace, &made).await.unwrap();
     let job = cluster.wait_job_finished(&namespace, name, SOON).await.unwrap();
     let pod = cluster.pods_of(&namespace, name).await.unwrap().pop().expect("the Job keeps its pod");
-    Ended { outcome: finished(&job).unwrap(), pod }
+    ProcessExited { outcome: finished(&job).unwrap(), pod }
 }
 
 fn status<'a>(pod: &'a Pod, container: &str) -> &'a ContainerStatus {

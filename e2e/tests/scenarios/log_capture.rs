@@ -11,7 +11,7 @@ use kube::{
 };
 use serde_json::{Value, json};
 
-use super::fixtures::{World, job, scenario};
+use super::fixtures::{Fixture, job, scenario};
 
 /// On a loaded machine, for what takes ten seconds by itself.
 const LONG: Duration = Duration::from_secs(120);
@@ -20,9 +20,9 @@ const LONG: Duration = Duration::from_secs(120);
 const TICKS: [(&str, &str); 3] = [("end", "Hang"), ("log-every", "100ms"), ("termination-delay", "2s")];
 
 /// A namespace where all results are asked for.
-async fn harvest(world: &World, name: &str) -> job_handler_e2e::TestNamespace {
-    let namespace = world.cluster.namespace(name).await.unwrap();
-    world.policy(&namespace, "results", json!({"results": {}})).await;
+async fn harvest(fixture: &Fixture, name: &str) -> job_handler_e2e::TestNamespace {
+    let namespace = fixture.cluster.namespace(name).await.unwrap();
+    fixture.apply_policy(&namespace, "results", json!({"results": {}})).await;
     namespace
 }
 
@@ -67,19 +67,19 @@ impl Stored {
     }
 }
 
-async fn result(world: &World, namespace: &str, job: &str) -> Stored {
-    let (api, name) = (world.config_maps(namespace), format!("{job}-results"));
+async fn result(fixture: &Fixture, namespace: &str, job: &str) -> Stored {
+    let (api, name) = (fixture.config_maps(namespace), format!("{job}-results"));
     let look = || async { api.get(&name).await.map_err(|e| e.to_string()) };
     Stored::of(&wait_for(LONG, &format!("the result {namespace}/{name}"), look).await.unwrap())
 }
 
-fn pods(world: &World, namespace: &str) -> Api<Pod> {
-    Api::namespaced(world.client(), namespace)
+fn pods(fixture: &Fixture, namespace: &str) -> Api<Pod> {
+    Api::namespaced(fixture.client(), namespace)
 }
 
 /// Waits until so many pods of a Job run; gives their names.
-async fn running(world: &World, namespace: &str, job: &str, number: usize) -> Vec<String> {
-    let api = pods(world, namespace);
+async fn running(fixture: &Fixture, namespace: &str, job: &str, number: usize) -> Vec<String> {
+    let api = pods(fixture, namespace);
     let of_job = ListParams::default().labels(&format!("job-name={job}"));
     let look = || async {
         let all = api.list(&of_job).await.map_err(|e| e.to_string())?.items;
@@ -95,9 +95,9 @@ async fn running(world: &World, namespace: &str, job: &str, number: usize) -> Ve
 }
 
 /// Until a pod has written for a second, so that there is something to lose.
-async fn written(world: &World, namespace: &str, pod: &str) {
+async fn written(fixture: &Fixture, namespace: &str, pod: &str) {
     let look = || async {
-        let log = pods(world, namespace).logs(pod, &Default::default()).await.map_err(|e| e.to_string())?;
+        let log = pods(fixture, namespace).logs(pod, &Default::default()).await.map_err(|e| e.to_string())?;
         if log.contains("tick 10\n") { Ok(()) } else { Err(log) }
     };
     wait_for(LONG, &format!("{pod} to write"), look).await.unwrap();
@@ -120,11 +120,11 @@ fn assert_failed(stored: &Stored, reason: &str) {
 
 #[test]
 fn past_its_deadline_a_process_is_heard_to_its_last_line() {
-    scenario(|world| async move {
-        let ns = harvest(world, "deadline").await;
+    scenario(|fixture| async move {
+        let ns = harvest(fixture, "deadline").await;
         let deadline = json!({"activeDeadlineSeconds": 4, "parallelism": 2, "completions": 2});
-        world.create(&ns, &with("late", &TICKS, deadline)).await.unwrap();
-        let stored = result(world, &ns, "late").await;
+        fixture.create(&ns, &with("late", &TICKS, deadline)).await.unwrap();
+        let stored = result(fixture, &ns, "late").await;
         assert_failed(&stored, "DeadlineExceeded");
         assert_eq!(stored.pods().len(), 2, "{}", stored.manifest);
         assert!(stored.pods().iter().all(|pod| pod["gone"] == true), "they are gone: {}", stored.manifest);
@@ -137,21 +137,21 @@ fn past_its_deadline_a_process_is_heard_to_its_last_line() {
 
 #[test]
 fn what_cannot_be_had_is_said_to_be_lost() {
-    scenario(|world| async move {
-        let ns = harvest(world, "lost").await;
+    scenario(|fixture| async move {
+        let ns = harvest(fixture, "lost").await;
         // It ends and is gone at once, its log has never been there, and another's node hangs.
         let gone: &[&[(&str, &str)]] = &[
             &[("end", "Hang"), ("log", "x"), ("log-gone", "true")],
             &[("end", "Hang"), ("log", "x"), ("log-hang", "true")],
         ];
         for (n, play) in gone.iter().enumerate() {
-            world
+            fixture
                 .create(&ns, &with(&format!("lost-{n}"), play, json!({"activeDeadlineSeconds": 2})))
                 .await
                 .unwrap();
         }
         for n in 0..gone.len() {
-            let stored = result(world, &ns, &format!("lost-{n}")).await;
+            let stored = result(fixture, &ns, &format!("lost-{n}")).await;
             assert_failed(&stored, "DeadlineExceeded");
             let lost = &stored.pods()[0]["containers"][0]["logs"][0]["lost"];
             assert!(lost.as_str().is_some_and(|why| why.len() > 10), "{}", stored.manifest);
@@ -163,8 +163,8 @@ fn what_cannot_be_had_is_said_to_be_lost() {
 
 #[test]
 fn restarts_past_the_limit_leave_the_last_run_and_the_one_before() {
-    scenario(|world| async move {
-        let ns = harvest(world, "restarts").await;
+    scenario(|fixture| async move {
+        let ns = harvest(fixture, "restarts").await;
         let play = [
             ("run", "1s"),
             ("exit-code", "3"),
@@ -173,8 +173,8 @@ fn restarts_past_the_limit_leave_the_last_run_and_the_one_before() {
             ("termination-delay", "1s"),
         ];
         let spec = json!({"backoffLimit": 2, "template": {"spec": {"restartPolicy": "OnFailure"}}});
-        world.create(&ns, &with("again", &play, spec)).await.unwrap();
-        let stored = result(world, &ns, "again").await;
+        fixture.create(&ns, &with("again", &play, spec)).await.unwrap();
+        let stored = result(fixture, &ns, "again").await;
         assert_failed(&stored, "BackoffLimitExceeded");
         let container = &stored.pods()[0]["containers"][0];
         assert!(container["restartCount"].as_i64() >= Some(2), "{container}");
@@ -192,8 +192,8 @@ fn restarts_past_the_limit_leave_the_last_run_and_the_one_before() {
 
 #[test]
 fn what_a_failure_policy_ends_is_in_the_result() {
-    scenario(|world| async move {
-        let ns = harvest(world, "failurepolicy").await;
+    scenario(|fixture| async move {
+        let ns = harvest(fixture, "failurepolicy").await;
         // Index 0 fails with a code that fails the whole Job, while the other still writes.
         let mut fail = with(
             "fail",
@@ -206,13 +206,13 @@ fn what_a_failure_policy_ends_is_in_the_result() {
                 ]},
             }),
         );
-        world.create(&ns, &fail).await.unwrap();
-        let names = running(world, &ns, "fail", 2).await;
+        fixture.create(&ns, &fail).await.unwrap();
+        let names = running(fixture, &ns, "fail", 2).await;
         for name in &names {
-            written(world, &ns, name).await;
+            written(fixture, &ns, name).await;
         }
-        end(world, &ns, &names[0], 42).await;
-        let stored = result(world, &ns, "fail").await;
+        end(fixture, &ns, &names[0], 42).await;
+        let stored = result(fixture, &ns, "fail").await;
         assert_failed(&stored, "PodFailurePolicy");
         let of = |name: &str| stored.logs.split("=== Pod: ").find(|s| s.starts_with(name)).map(str::to_owned);
         assert_whole(&of(&names[1]).unwrap());
@@ -223,17 +223,17 @@ fn what_a_failure_policy_ends_is_in_the_result() {
 
         // A disruption that is ignored does not fail the Job: its pod is replaced, and what it wrote is kept.
         fail["metadata"]["name"] = json!("ignore");
-        world.create(&ns, &fail).await.unwrap();
-        let names = running(world, &ns, "ignore", 2).await;
-        written(world, &ns, &names[0]).await;
-        pods(world, &ns).evict(&names[0], &EvictParams::default()).await.unwrap();
-        wait_gone(world, &ns, &names[0]).await;
-        let names_after = running(world, &ns, "ignore", 2).await;
+        fixture.create(&ns, &fail).await.unwrap();
+        let names = running(fixture, &ns, "ignore", 2).await;
+        written(fixture, &ns, &names[0]).await;
+        pods(fixture, &ns).evict(&names[0], &EvictParams::default()).await.unwrap();
+        wait_gone(fixture, &ns, &names[0]).await;
+        let names_after = running(fixture, &ns, "ignore", 2).await;
         assert!(!names_after.contains(&names[0]));
         for name in &names_after {
-            end(world, &ns, name, 0).await;
+            end(fixture, &ns, name, 0).await;
         }
-        let stored = result(world, &ns, "ignore").await;
+        let stored = result(fixture, &ns, "ignore").await;
         assert_eq!(stored.manifest["outcome"], "completed");
         let evicted = stored.pods().iter().find(|pod| pod["name"] == names[0]).unwrap();
         assert_eq!(
@@ -246,8 +246,8 @@ fn what_a_failure_policy_ends_is_in_the_result() {
 }
 
 /// Ends a pod's only container with this code.
-async fn end(world: &World, namespace: &str, name: &str, code: i32) {
-    let api = pods(world, namespace);
+async fn end(fixture: &Fixture, namespace: &str, name: &str, code: i32) {
+    let api = pods(fixture, namespace);
     let pod = api.get(name).await.unwrap();
     let mut statuses = serde_json::to_value(&pod.status.unwrap().container_statuses).unwrap();
     let id = statuses[0]["containerID"].clone();
@@ -264,9 +264,9 @@ async fn end(world: &World, namespace: &str, name: &str, code: i32) {
     api.patch_status(name, &PatchParams::default(), &Patch::Merge(&status)).await.unwrap();
 }
 
-async fn wait_gone(world: &World, namespace: &str, pod: &str) {
+async fn wait_gone(fixture: &Fixture, namespace: &str, pod: &str) {
     let look = || async {
-        match pods(world, namespace).get_opt(pod).await {
+        match pods(fixture, namespace).get_opt(pod).await {
             Ok(None) => Ok(()),
             Ok(Some(pod)) => Err(format!("{:?}", pod.metadata.deletion_timestamp)),
             Err(error) => Err(error.to_string()),
@@ -277,21 +277,21 @@ async fn wait_gone(world: &World, namespace: &str, pod: &str) {
 
 #[test]
 fn a_success_policy_ends_the_others_whose_logs_are_kept() {
-    scenario(|world| async move {
-        let ns = harvest(world, "success").await;
+    scenario(|fixture| async move {
+        let ns = harvest(fixture, "success").await;
         let spec = json!({
             "completionMode": "Indexed", "completions": 3, "parallelism": 3,
             "successPolicy": {"rules": [{"succeededIndexes": "0"}]},
         });
-        world.create(&ns, &with("leader", &TICKS, spec)).await.unwrap();
-        let names = running(world, &ns, "leader", 3).await;
+        fixture.create(&ns, &with("leader", &TICKS, spec)).await.unwrap();
+        let names = running(fixture, &ns, "leader", 3).await;
         for name in &names {
-            written(world, &ns, name).await;
+            written(fixture, &ns, name).await;
         }
         let (first, others): (Vec<_>, Vec<_>) =
             names.into_iter().partition(|name| name.starts_with("leader-0-"));
-        end(world, &ns, &first[0], 0).await;
-        let stored = result(world, &ns, "leader").await;
+        end(fixture, &ns, &first[0], 0).await;
+        let stored = result(fixture, &ns, "leader").await;
         assert_eq!(
             (&stored.manifest["outcome"], &stored.manifest["reason"]),
             (&json!("completed"), &json!("SuccessPolicy"))
@@ -305,22 +305,22 @@ fn a_success_policy_ends_the_others_whose_logs_are_kept() {
 
 #[test]
 fn a_job_that_is_suspended_while_it_runs_keeps_what_it_wrote_before() {
-    scenario(|world| async move {
-        let ns = harvest(world, "pause").await;
-        world.create(&ns, &with("pause", &TICKS, json!({}))).await.unwrap();
-        let first = running(world, &ns, "pause", 1).await.remove(0);
-        written(world, &ns, &first).await;
+    scenario(|fixture| async move {
+        let ns = harvest(fixture, "pause").await;
+        fixture.create(&ns, &with("pause", &TICKS, json!({}))).await.unwrap();
+        let first = running(fixture, &ns, "pause", 1).await.remove(0);
+        written(fixture, &ns, &first).await;
         let set = async |suspend: bool| {
             let patch = json!({"spec": {"suspend": suspend}});
-            world.jobs(&ns).patch("pause", &PatchParams::default(), &Patch::Merge(&patch)).await.unwrap();
+            fixture.jobs(&ns).patch("pause", &PatchParams::default(), &Patch::Merge(&patch)).await.unwrap();
         };
         set(true).await;
-        wait_gone(world, &ns, &first).await;
+        wait_gone(fixture, &ns, &first).await;
         set(false).await;
-        let second = running(world, &ns, "pause", 1).await.remove(0);
-        written(world, &ns, &second).await;
-        end(world, &ns, &second, 0).await;
-        let stored = result(world, &ns, "pause").await;
+        let second = running(fixture, &ns, "pause", 1).await.remove(0);
+        written(fixture, &ns, &second).await;
+        end(fixture, &ns, &second, 0).await;
+        let stored = result(fixture, &ns, "pause").await;
         assert_eq!(stored.pods().len(), 2);
         let of = |name: &str| stored.logs.split("=== Pod: ").find(|s| s.starts_with(name)).unwrap();
         assert_whole(of(&first));
@@ -330,24 +330,24 @@ fn a_job_that_is_suspended_while_it_runs_keeps_what_it_wrote_before() {
 
 #[test]
 fn a_pod_that_is_deleted_by_hand_or_evicted_is_told_of() {
-    scenario(|world| async move {
-        let ns = harvest(world, "byhand").await;
+    scenario(|fixture| async move {
+        let ns = harvest(fixture, "byhand").await;
         let spec = json!({"backoffLimit": 3});
         for name in ["deleted", "evicted"] {
-            world.create(&ns, &with(name, &TICKS, spec.clone())).await.unwrap();
+            fixture.create(&ns, &with(name, &TICKS, spec.clone())).await.unwrap();
         }
         for name in ["deleted", "evicted"] {
-            let first = running(world, &ns, name, 1).await.remove(0);
-            written(world, &ns, &first).await;
+            let first = running(fixture, &ns, name, 1).await.remove(0);
+            written(fixture, &ns, &first).await;
             if name == "deleted" {
-                pods(world, &ns).delete(&first, &DeleteParams::default()).await.unwrap();
+                pods(fixture, &ns).delete(&first, &DeleteParams::default()).await.unwrap();
             } else {
-                pods(world, &ns).evict(&first, &EvictParams::default()).await.unwrap();
+                pods(fixture, &ns).evict(&first, &EvictParams::default()).await.unwrap();
             }
-            wait_gone(world, &ns, &first).await;
-            let second = running(world, &ns, name, 1).await.remove(0);
-            end(world, &ns, &second, 0).await;
-            let stored = result(world, &ns, name).await;
+            wait_gone(fixture, &ns, &first).await;
+            let second = running(fixture, &ns, name, 1).await.remove(0);
+            end(fixture, &ns, &second, 0).await;
+            let stored = result(fixture, &ns, name).await;
             assert_eq!(stored.manifest["outcome"], "completed");
             let gone = stored.pods().iter().find(|pod| pod["name"] == first).unwrap();
             assert_eq!(gone["gone"], true);
@@ -355,8 +355,8 @@ fn a_pod_that_is_deleted_by_hand_or_evicted_is_told_of() {
         }
         // By the kubelet itself: its containers' logs are gone as it says so.
         let play = [("run", "2s"), ("end", "Evicted"), ("log", "x\n")];
-        world.create(&ns, &with("pressed", &play, json!({"backoffLimit": 0}))).await.unwrap();
-        let stored = result(world, &ns, "pressed").await;
+        fixture.create(&ns, &with("pressed", &play, json!({"backoffLimit": 0}))).await.unwrap();
+        let stored = result(fixture, &ns, "pressed").await;
         assert_eq!(stored.manifest["cause"], "evicted");
         assert!(stored.lost().contains("unable to retrieve container logs"), "{}", stored.lost());
     });
@@ -364,20 +364,20 @@ fn a_pod_that_is_deleted_by_hand_or_evicted_is_told_of() {
 
 #[test]
 fn a_node_that_is_gone_takes_no_job_with_it_silently() {
-    scenario(|world| async move {
-        let ns = harvest(world, "nodegone").await;
-        let nodes: Api<Node> = Api::all(world.client());
+    scenario(|fixture| async move {
+        let ns = harvest(fixture, "nodegone").await;
+        let nodes: Api<Node> = Api::all(fixture.client());
         let name = format!("{}-node", &*ns);
         let node = json!({"apiVersion": "v1", "kind": "Node",
             "metadata": {"name": name, "annotations": {"kwok.x-k8s.io/node": "fake"}}});
         nodes.create(&PostParams::default(), &serde_json::from_value(node).unwrap()).await.unwrap();
         let on_it = json!({"backoffLimit": 0, "template": {"spec": {"nodeName": name}}});
-        world.create(&ns, &with("stranded", &TICKS, on_it)).await.unwrap();
-        let pod = running(world, &ns, "stranded", 1).await.remove(0);
-        written(world, &ns, &pod).await;
+        fixture.create(&ns, &with("stranded", &TICKS, on_it)).await.unwrap();
+        let pod = running(fixture, &ns, "stranded", 1).await.remove(0);
+        written(fixture, &ns, &pod).await;
         nodes.delete(&name, &DeleteParams::default()).await.unwrap();
         // The pod garbage collector gives a node 40 s to come back.
-        let stored = result(world, &ns, "stranded").await;
+        let stored = result(fixture, &ns, "stranded").await;
         assert_failed(&stored, "BackoffLimitExceeded");
         assert_eq!(stored.pods()[0]["disruption"], "DeletionByPodGC", "{}", stored.manifest);
         assert_eq!(stored.manifest["cause"], "evicted");
@@ -387,33 +387,33 @@ fn a_node_that_is_gone_takes_no_job_with_it_silently() {
 
 #[test]
 fn pods_that_never_ran_say_why() {
-    scenario(|world| async move {
-        let ns = harvest(world, "never").await;
+    scenario(|fixture| async move {
+        let ns = harvest(fixture, "never").await;
         let deadline = json!({"activeDeadlineSeconds": 2});
         let waits = [("waiting-reason", "ImagePullBackOff"), ("waiting-message", "no such image")];
-        world.create(&ns, &with("image", &waits, deadline.clone())).await.unwrap();
+        fixture.create(&ns, &with("image", &waits, deadline.clone())).await.unwrap();
         let config = [
             ("waiting-reason", "CreateContainerConfigError"),
             ("waiting-message", "secret \"db\" not found"),
         ];
-        world.create(&ns, &with("config", &config, deadline.clone())).await.unwrap();
+        fixture.create(&ns, &with("config", &config, deadline.clone())).await.unwrap();
         let mut nowhere = with("nowhere", &[], deadline.clone());
         nowhere["spec"]["template"]["spec"]["nodeSelector"] = json!({"no-such": "label"});
-        world.create(&ns, &nowhere).await.unwrap();
-        world.create(&ns, &with("slow", &[("start-delay", "1h")], deadline)).await.unwrap();
-        world.create(&ns, &with("none", &[], json!({"completions": 0, "parallelism": 0}))).await.unwrap();
+        fixture.create(&ns, &nowhere).await.unwrap();
+        fixture.create(&ns, &with("slow", &[("start-delay", "1h")], deadline)).await.unwrap();
+        fixture.create(&ns, &with("none", &[], json!({"completions": 0, "parallelism": 0}))).await.unwrap();
         for (name, told) in [
             ("image", "never started, ImagePullBackOff: no such image"),
             ("config", "never started, CreateContainerConfigError: secret \"db\" not found"),
             ("nowhere", "was never scheduled: "),
         ] {
-            let stored = result(world, &ns, name).await;
+            let stored = result(fixture, &ns, name).await;
             assert_failed(&stored, "DeadlineExceeded");
             let decisive = stored.manifest["decisive"].as_str().unwrap();
             assert!(decisive.contains(told), "{name}: {}", stored.manifest);
-            let event = world
+            let event = fixture
                 .wait("the Event", || async {
-                    world.events(&ns, "JobProcessing", name).await.pop().ok_or("none")
+                    fixture.events(&ns, "JobProcessing", name).await.pop().ok_or("none")
                 })
                 .await;
             assert!(event.note.unwrap().contains(told), "{name}");
@@ -424,11 +424,11 @@ fn pods_that_never_ran_say_why() {
                 stored.manifest
             );
         }
-        let stored = result(world, &ns, "slow").await;
+        let stored = result(fixture, &ns, "slow").await;
         assert_failed(&stored, "DeadlineExceeded");
         assert_eq!(stored.pods().len(), 1, "{}", stored.manifest);
         assert!(stored.pods()[0]["containers"][0]["logs"].is_null(), "{}", stored.manifest);
-        let stored = result(world, &ns, "none").await;
+        let stored = result(fixture, &ns, "none").await;
         assert_eq!((&stored.manifest["outcome"], stored.pods().len()), (&json!("completed"), 0));
         assert_eq!(stored.manifest["completeness"]["complete"], true);
     });
@@ -436,8 +436,8 @@ fn pods_that_never_ran_say_why() {
 
 #[test]
 fn every_container_of_a_pod_that_is_gone_is_told_of() {
-    scenario(|world| async move {
-        let ns = harvest(world, "crowd").await;
+    scenario(|fixture| async move {
+        let ns = harvest(fixture, "crowd").await;
         let play = [("end", "Hang"), ("log", "a line\n"), ("termination-delay", "2s")];
         let spec = json!({"activeDeadlineSeconds": 3, "template": {"spec": {
             "initContainers": [
@@ -446,8 +446,8 @@ fn every_container_of_a_pod_that_is_gone_is_told_of() {
             ],
             "containers": [{"name": "main", "image": "busybox"}, {"name": "helper", "image": "busybox"}],
         }}});
-        world.create(&ns, &with("crowd", &play, spec)).await.unwrap();
-        let stored = result(world, &ns, "crowd").await;
+        fixture.create(&ns, &with("crowd", &play, spec)).await.unwrap();
+        let stored = result(fixture, &ns, "crowd").await;
         assert_failed(&stored, "DeadlineExceeded");
         assert_eq!(stored.pods()[0]["gone"], true);
         let containers = stored.pods()[0]["containers"].as_array().unwrap();

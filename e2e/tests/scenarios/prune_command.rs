@@ -10,31 +10,31 @@ use kube::{
 };
 use serde_json::json;
 
-use super::fixtures::{World, job, refusal, scenario};
+use super::fixtures::{Fixture, job, refusal, scenario};
 
 const KEY: &str = "argocd.argoproj.io/instance";
 
-async fn prune(world: &World, ns: &str, more: &[&str]) -> (Output, String) {
+async fn prune(fixture: &Fixture, ns: &str, more: &[&str]) -> (Output, String) {
     let mut command = tokio::process::Command::new(pair_programs().unwrap().join("job-handler-sink"));
     command.args(["prune", "--group-label", KEY, "--namespace", ns]).args(more);
-    command.env("KUBECONFIG", world.cluster.kubeconfig()).kill_on_drop(true);
+    command.env("KUBECONFIG", fixture.cluster.kubeconfig()).kill_on_drop(true);
     let output = command.output().await.unwrap();
     let text = String::from_utf8(output.stdout.clone()).unwrap();
     (output, text)
 }
 
 /// Runs hooks one after the other, so that their order is that of their names.
-async fn hooks(world: &World, ns: &str, instance: &str, names: &[&str]) {
+async fn hooks(fixture: &Fixture, ns: &str, instance: &str, names: &[&str]) {
     for name in names {
         let failing = name.contains("bad");
         let play = [("run", "100ms"), ("exit-code", if failing { "1" } else { "0" })];
         let mut hook = job(name, &[(KEY, instance)], &play);
         hook["spec"]["backoffLimit"] = json!(0);
-        let made = world.create(ns, &hook).await.unwrap();
-        world.cluster.wait_job_finished(ns, name, super::fixtures::PATIENCE).await.unwrap();
+        let made = fixture.create(ns, &hook).await.unwrap();
+        fixture.cluster.wait_job_finished(ns, name, super::fixtures::PATIENCE).await.unwrap();
         // Timestamps have a resolution of one second.
         let second = made.creation_timestamp().unwrap().0;
-        world
+        fixture
             .wait("the next second", || async {
                 let now = jiff::Timestamp::now();
                 if now.as_second() > second.as_second() { Ok(()) } else { Err(now) }
@@ -43,45 +43,45 @@ async fn hooks(world: &World, ns: &str, instance: &str, names: &[&str]) {
     }
 }
 
-async fn left(world: &World, ns: &str) -> Vec<String> {
-    let all = world.jobs(ns).list(&ListParams::default()).await.unwrap();
+async fn left(fixture: &Fixture, ns: &str) -> Vec<String> {
+    let all = fixture.jobs(ns).list(&ListParams::default()).await.unwrap();
     let there = all.items.iter().filter(|job| job.metadata.deletion_timestamp.is_none());
     there.map(ResourceExt::name_any).collect()
 }
 
 #[test]
 fn old_hooks_are_swept_and_the_newest_stay() {
-    scenario(|world| async move {
-        let ns = world.cluster.namespace("sweep").await.unwrap();
-        hooks(world, &ns, "shop", &["shop-1", "shop-2", "shop-3-bad"]).await;
-        hooks(world, &ns, "mail", &["mail-1", "mail-2"]).await;
-        world.create(&ns, &job("mail-3", &[(KEY, "mail")], &[("end", "Hang")])).await.unwrap();
-        world.create(&ns, &job("unlabelled", &[], &[("run", "100ms")])).await.unwrap();
-        let before = left(world, &ns).await;
+    scenario(|fixture| async move {
+        let ns = fixture.cluster.namespace("sweep").await.unwrap();
+        hooks(fixture, &ns, "shop", &["shop-1", "shop-2", "shop-3-bad"]).await;
+        hooks(fixture, &ns, "mail", &["mail-1", "mail-2"]).await;
+        fixture.create(&ns, &job("mail-3", &[(KEY, "mail")], &[("end", "Hang")])).await.unwrap();
+        fixture.create(&ns, &job("unlabelled", &[], &[("run", "100ms")])).await.unwrap();
+        let before = left(fixture, &ns).await;
 
-        let (_, client) = prune(world, &ns, &["--dry-run", "--limit", "2"]).await;
-        let (checked, server) = prune(world, &ns, &["--dry-run=server", "--limit", "1"]).await;
+        let (_, client) = prune(fixture, &ns, &["--dry-run", "--limit", "2"]).await;
+        let (checked, server) = prune(fixture, &ns, &["--dry-run=server", "--limit", "1"]).await;
         assert!(checked.status.success(), "{checked:?}");
         assert_eq!(client.replace(" (dry run)", ""), server.replace(" (server dry run)", ""));
-        assert_eq!(left(world, &ns).await, before, "a dry run deletes nothing");
+        assert_eq!(left(fixture, &ns).await, before, "a dry run deletes nothing");
         let purged = |text: &str| {
             let lines = text.lines().filter(|line| line.starts_with("PURGE") && line.contains("SUCCESS"));
             lines.map(|line| line.split(['/', ' ']).nth(2).unwrap().to_owned()).collect::<Vec<_>>()
         };
         assert_eq!(purged(&server), ["mail-1", "mail-2", "shop-1", "shop-2"]);
 
-        let (kept, text) = prune(world, &ns, &["--keep-newest-succeeded", "1"]).await;
+        let (kept, text) = prune(fixture, &ns, &["--keep-newest-succeeded", "1"]).await;
         assert!(kept.status.success(), "{kept:?}");
         assert_eq!(purged(&text), ["mail-1", "shop-1"]);
         assert!(text.contains("one of the 1 newest of its group that completed"), "{text}");
-        let (done, text) = prune(world, &ns, &[]).await;
+        let (done, text) = prune(fixture, &ns, &[]).await;
         assert!(done.status.success(), "{done:?}");
         assert_eq!(purged(&text), ["mail-2", "shop-2"]);
         let closing = "Found 2 (namespace, group) pairs: 2 purged, ";
         assert!(text.lines().last().unwrap().starts_with(closing), "{text}");
-        world
+        fixture
             .wait("the pods to go with their Jobs", || async {
-                let api: Api<Pod> = Api::namespaced(world.client(), &ns);
+                let api: Api<Pod> = Api::namespaced(fixture.client(), &ns);
                 let pods = api.list(&ListParams::default()).await.map_err(|e| e.to_string())?;
                 let old =
                     |pod: &&Pod| pod.name_any().starts_with("shop-1") || pod.name_any().starts_with("mail-1");
@@ -91,15 +91,15 @@ fn old_hooks_are_swept_and_the_newest_stay() {
                 }
             })
             .await;
-        assert_eq!(left(world, &ns).await, ["mail-3", "shop-3-bad", "unlabelled"]);
+        assert_eq!(left(fixture, &ns).await, ["mail-3", "shop-3-bad", "unlabelled"]);
     });
 }
 
 #[test]
 fn one_deletion_that_is_refused_stops_no_other_and_is_told_by_the_exit_code() {
-    scenario(|world| async move {
-        let ns = world.cluster.namespace("sweep-refused").await.unwrap();
-        hooks(world, &ns, "shop", &["shop-1", "shop-2", "shop-3", "shop-4"]).await;
+    scenario(|fixture| async move {
+        let ns = fixture.cluster.namespace("sweep-refused").await.unwrap();
+        hooks(fixture, &ns, "shop", &["shop-1", "shop-2", "shop-3", "shop-4"]).await;
         // Cluster-wide objects, for this namespace alone.
         let name = format!("{}-keep", ns.name());
         let policy = json!({"apiVersion": "v1", "kind": "List", "items": [
@@ -115,19 +115,19 @@ fn one_deletion_that_is_refused_stops_no_other_and_is_told_by_the_exit_code() {
              "spec": {"policyName": name, "validationActions": ["Deny"]}},
         ]})
         .to_string();
-        world.cluster.kubectl_with_input(&["apply", "-f", "-"], &policy).await.unwrap();
+        fixture.cluster.kubectl_with_input(&["apply", "-f", "-"], &policy).await.unwrap();
         let dry = DeleteParams { dry_run: true, ..DeleteParams::default() };
-        world
+        fixture
             .wait("the policy to be in force", || async {
-                match world.jobs(&ns).delete("shop-2", &dry).await {
+                match fixture.jobs(&ns).delete("shop-2", &dry).await {
                     Err(error) if error.to_string().contains("evidence") => Ok(()),
                     other => Err(format!("{other:?}")),
                 }
             })
             .await;
-        assert!(refusal(world.jobs(&ns).delete("shop-2", &dry).await).1.contains("evidence"));
-        let (output, text) = prune(world, &ns, &[]).await;
-        world.cluster.kubectl_with_input(&["delete", "-f", "-"], &policy).await.unwrap();
+        assert!(refusal(fixture.jobs(&ns).delete("shop-2", &dry).await).1.contains("evidence"));
+        let (output, text) = prune(fixture, &ns, &[]).await;
+        fixture.cluster.kubectl_with_input(&["delete", "-f", "-"], &policy).await.unwrap();
         assert_eq!(output.status.code(), Some(1), "{output:?}");
         let line = text.lines().find(|line| line.contains("/shop-2 ")).unwrap();
         assert!(line.contains("FAILED: ") && line.contains("shop-2 is evidence"), "{line}");
@@ -137,9 +137,9 @@ fn one_deletion_that_is_refused_stops_no_other_and_is_told_by_the_exit_code() {
                 .unwrap()
                 .starts_with("Found 1 (namespace, group) pairs: 2 purged, 1 skipped, 1 failed")
         );
-        world
+        fixture
             .wait("the others to be gone", || async {
-                let left = left(world, &ns).await;
+                let left = left(fixture, &ns).await;
                 if left == ["shop-2", "shop-4"] { Ok(()) } else { Err(format!("{left:?}")) }
             })
             .await;

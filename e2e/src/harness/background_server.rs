@@ -9,13 +9,13 @@ use crate::harness::error::{Error, Result};
 
 /// A running server; gone when dropped, with its connections.
 #[derive(Debug)]
-pub(crate) struct Background {
+pub(crate) struct BackgroundServer {
     address: SocketAddr,
     stop: CancellationToken,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Background {
+impl BackgroundServer {
     /// Starts `serve` with a listener (non-blocking) on a free port of `on`; `what` is for people.
     ///
     /// # Errors
@@ -48,7 +48,7 @@ impl Background {
     }
 }
 
-impl Drop for Background {
+impl Drop for BackgroundServer {
     fn drop(&mut self) {
         self.stop.cancel();
         if let Some(thread) = self.thread.take() {

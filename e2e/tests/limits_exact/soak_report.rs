@@ -49,23 +49,23 @@ fn row(name: &str, of: &[&Outcome]) -> String {
         of.iter().map(|one| durations(one).as_secs_f64()).collect()
     };
     let most = |figures: &[f64]| figures.iter().copied().fold(0.0, f64::max);
-    let filled = seconds(&|one| one.verdict.filled_after.unwrap_or_default());
+    let filled = seconds(&|one| one.report.filled_after.unwrap_or_default());
     let refused = |codes: &dyn Fn(u16) -> bool| -> usize {
         let all = of.iter().flat_map(|one| &one.counts.refused);
         all.filter(|(code, _)| codes(**code)).map(|(_, n)| n).sum()
     };
-    let full = of.iter().filter(|one| one.verdict.most == one.max).count();
+    let full = of.iter().filter(|one| one.report.most == one.max).count();
     let cells = [
         name.to_owned(),
         of.len().to_string(),
         limits,
         format!("all of it in {full} rounds"),
-        format!("{} times", of.iter().filter(|one| one.verdict.most > one.max).count()),
-        of.iter().map(|one| one.verdict.admitted.len()).sum::<usize>().to_string(),
+        format!("{} times", of.iter().filter(|one| one.report.most > one.max).count()),
+        of.iter().map(|one| one.report.admitted.len()).sum::<usize>().to_string(),
         format!("{:.1} ({:.1})", median(filled.iter().copied()), most(&filled)),
         format!("{} of {}", filled.iter().filter(|seconds| **seconds <= 2.0).count(), of.len()),
-        format!("{:.1}", most(&seconds(&|one| one.verdict.longest_idle))),
-        format!("{:.1}", most(&seconds(&|one| one.verdict.longest_attempt))),
+        format!("{:.1}", most(&seconds(&|one| one.report.longest_idle))),
+        format!("{:.1}", most(&seconds(&|one| one.report.longest_attempt))),
         refused(&|code| code == 403).to_string(),
         refused(&|code| code == 429).to_string(),
         (refused(&|code| code >= 500) + of.iter().map(|one| one.counts.lost).sum::<usize>()).to_string(),

@@ -60,25 +60,25 @@ async fn calls_go_wrong_as_they_are_told_to() {
             false,
             Some(500),
         ),
-        ("cut", Fault::Cut, false, None),
-        ("cut-after", Fault::CutAfter, true, None),
-        ("hooked", Fault::hook(move |_| hook.store(true, Ordering::SeqCst)), true, None),
+        ("cut", Fault::Disconnect, false, None),
+        ("cut-after", Fault::DisconnectAfter, true, None),
+        ("hooked", Fault::callback(move |_| hook.store(true, Ordering::SeqCst)), true, None),
     ] {
-        let struck = proxy.add(Rule::new(fault).writes().about(name).times(1));
+        let faults = proxy.add(Rule::new(fault).writes().name_prefix(name).times(1));
         let answer = create(name).await;
         match (&answer, code) {
             (Err(kube::Error::Api(status)), Some(code)) => assert_eq!(status.code, code),
             (Err(kube::Error::Api(_)) | Ok(_), _) | (Err(_), Some(_)) => panic!("{name}: {answer:?}"),
             (Err(_), None) => {}
         }
-        assert_eq!((is_there(name).await, struck.count()), (there, 1), "{name}");
+        assert_eq!((is_there(name).await, faults.count()), (there, 1), "{name}");
         // The rule is used up.
         assert_eq!(create(name).await.is_ok(), !there, "{name}");
     }
     assert!(hooked.load(Ordering::SeqCst));
 
     // The answer never comes, whatever the caller's patience; what was asked is done.
-    let struck = proxy.add(Rule::new(Fault::Timeout).about("silent"));
+    let faults = proxy.add(Rule::new(Fault::Timeout).name_prefix("silent"));
     let mut asked = Box::pin(create("silent"));
     let done = job_handler_e2e::wait_for(SOON, "the call to take effect", || async {
         if is_there("silent").await { Ok(()) } else { Err("not yet") }
@@ -88,15 +88,16 @@ async fn calls_go_wrong_as_they_are_told_to() {
         answer = &mut asked => panic!("{answer:?}"),
     }
     assert!(futures::poll!(&mut asked).is_pending());
-    assert_eq!(struck.count(), 1);
+    assert_eq!(faults.count(), 1);
     // It is noted once it was answered, which is after others can see it; were the caller gone before, it would not be.
     let noted = job_handler_e2e::wait_for(SOON, "the call to be noted", || async {
-        let silent =
-            |write: &job_handler_e2e::net::fault_proxy::Write| write.call.name.as_deref() == Some("silent");
+        let silent = |write: &job_handler_e2e::net::fault_proxy::RecordedWrite| {
+            write.call.name.as_deref() == Some("silent")
+        };
         proxy.writes().into_iter().find(silent).ok_or("not yet")
     });
     let seen = noted.await.unwrap();
-    assert_eq!((seen.answer, seen.struck), (Some(201), true));
+    assert_eq!((seen.answer, seen.faulty), (Some(201), true));
     drop(asked);
 
     // Streams are passed on as they come.

@@ -13,14 +13,14 @@ use super::fixtures::{job, scenario};
 
 #[test]
 fn the_ca_is_in_a_secret_and_in_both_configurations() {
-    scenario(|world| async move {
-        let ns = world.cluster.namespace("ca").await.unwrap();
-        world.policy(&ns, "few", json!({"limits": [{"name": "few", "maxActiveJobs": 3}]})).await;
-        let secrets: Api<Secret> = Api::namespaced(world.client(), "job-handler-system");
+    scenario(|fixture| async move {
+        let ns = fixture.cluster.namespace("ca").await.unwrap();
+        fixture.apply_policy(&ns, "few", json!({"limits": [{"name": "few", "maxActiveJobs": 3}]})).await;
+        let secrets: Api<Secret> = Api::namespaced(fixture.client(), "job-handler-system");
         let ca = secrets.get("job-handler-ca").await.unwrap().data.unwrap()["ca.crt"].clone();
-        let mutating: Api<MutatingWebhookConfiguration> = Api::all(world.client());
+        let mutating: Api<MutatingWebhookConfiguration> = Api::all(fixture.client());
         let mutating = mutating.get("job-handler").await.unwrap().webhooks.unwrap();
-        let validating: Api<ValidatingWebhookConfiguration> = Api::all(world.client());
+        let validating: Api<ValidatingWebhookConfiguration> = Api::all(fixture.client());
         let validating = validating.get("job-handler-limits").await.unwrap().webhooks.unwrap();
         assert!(!validating.is_empty());
         for bundle in mutating
@@ -40,11 +40,11 @@ fn the_ca_is_in_a_secret_and_in_both_configurations() {
 
 #[test]
 fn an_entry_that_someone_breaks_is_mended() {
-    scenario(|world| async move {
-        let ns = world.cluster.namespace("mended").await.unwrap();
-        world.policy(&ns, "few", json!({"limits": [{"name": "few", "maxActiveJobs": 0}]})).await;
-        let uid = world.policies(&ns).get("few").await.unwrap().metadata.uid.unwrap();
-        let api: Api<ValidatingWebhookConfiguration> = Api::all(world.client());
+    scenario(|fixture| async move {
+        let ns = fixture.cluster.namespace("mended").await.unwrap();
+        fixture.apply_policy(&ns, "few", json!({"limits": [{"name": "few", "maxActiveJobs": 0}]})).await;
+        let uid = fixture.policies(&ns).get("few").await.unwrap().metadata.uid.unwrap();
+        let api: Api<ValidatingWebhookConfiguration> = Api::all(fixture.client());
         let mine = |configuration: &ValidatingWebhookConfiguration| {
             configuration.webhooks.iter().flatten().position(|w| {
                 w.namespace_selector.as_ref().is_some_and(|s| format!("{s:?}").contains(ns.name()))
@@ -56,7 +56,7 @@ fn an_entry_that_someone_breaks_is_mended() {
             json!([{"op": "replace", "path": format!("/webhooks/{index}/failurePolicy"), "value": "Ignore"}]);
         let patch: kube::api::Patch<()> = kube::api::Patch::Json(serde_json::from_value(broken).unwrap());
         api.patch("job-handler-limits", &Default::default(), &patch).await.unwrap();
-        world
+        fixture
             .wait("the entry to be mended", || async {
                 let now = api.get("job-handler-limits").await.unwrap();
                 let entry = mine(&now).and_then(|i| now.webhooks.unwrap()[i].failure_policy.clone());
@@ -68,19 +68,19 @@ fn an_entry_that_someone_breaks_is_mended() {
 
 #[test]
 fn the_pair_never_acts_as_admin_and_is_never_forbidden() {
-    scenario(|world| async move {
-        let ns = world.cluster.namespace("rights").await.unwrap();
-        world
-            .policy(
+    scenario(|fixture| async move {
+        let ns = fixture.cluster.namespace("rights").await.unwrap();
+        fixture
+            .apply_policy(
                 &ns,
                 "all",
                 json!({"results": {}, "limits": [{"name": "few", "maxActiveJobs": 1}],
             "cleanup": {"succeededPolicy": "AfterHarvest"}}),
             )
             .await;
-        world.create(&ns, &job("a", &[], &[("run", "200ms")])).await.unwrap();
-        world.gone(&ns, "a").await;
-        let Ok(path) = world.cluster.audit_log() else {
+        fixture.create(&ns, &job("a", &[], &[("run", "200ms")])).await.unwrap();
+        fixture.wait_job_deleted(&ns, "a").await;
+        let Ok(path) = fixture.cluster.audit_log() else {
             eprintln!("an existing cluster shows no audit log: not checked");
             return;
         };
@@ -110,15 +110,15 @@ fn the_pair_never_acts_as_admin_and_is_never_forbidden() {
 
 #[test]
 fn our_own_namespace_and_kube_system_are_left_alone() {
-    scenario(|world| async move {
+    scenario(|fixture| async move {
         for ns in ["kube-system", "job-handler-system"] {
             let mut plain = job("untouched", &[("job-handler/enabled", "true")], &[("run", "200ms")]);
             plain["spec"]["template"]["spec"]["securityContext"] = json!({"runAsNonRoot": true, "runAsUser": 1000, "seccompProfile": {"type": "RuntimeDefault"}});
             plain["spec"]["template"]["spec"]["containers"][0]["securityContext"] =
                 json!({"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}});
-            let made = world.create(ns, &plain).await.unwrap();
+            let made = fixture.create(ns, &plain).await.unwrap();
             assert_eq!(made.metadata.annotations, None, "{ns}");
-            world.jobs(ns).delete("untouched", &kube::api::DeleteParams::background()).await.unwrap();
+            fixture.jobs(ns).delete("untouched", &kube::api::DeleteParams::background()).await.unwrap();
         }
     });
 }

@@ -21,8 +21,8 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::{
-    capture_content::{manifest, once, peak, stored, text},
-    fixtures::{World, lonely_scenario_in},
+    fixtures::{Fixture, exclusive_scenario_with_own_cluster},
+    log_content::{manifest, once, peak, stored, text},
 };
 
 const KEY: &str = "someone";
@@ -73,10 +73,10 @@ impl Server {
     }
 }
 
-async fn world(options: PairOptions) -> World {
+async fn fixture(options: PairOptions) -> Fixture {
     let cluster = Cluster::start(ClusterOptions::default()).await.unwrap();
     let pair = Pair::install(&cluster, options).await.unwrap();
-    World { cluster, pair }
+    Fixture { cluster, pair }
 }
 
 /// All objects below a folder, as they are on the server's disk.
@@ -116,8 +116,8 @@ fn shown(result: &ConfigMap) -> &str {
     &result.data.as_ref().unwrap()["logs"]
 }
 
-async fn emptied(world: &World, folder: &Path) {
-    world
+async fn emptied(fixture: &Fixture, folder: &Path) {
+    fixture
         .wait(&format!("{} to be empty", folder.display()), || async {
             let left = objects(folder);
             if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
@@ -127,7 +127,7 @@ async fn emptied(world: &World, folder: &Path) {
 
 #[test]
 fn what_is_over_the_budget_goes_whole_into_an_s3_compatible_store() {
-    lonely_scenario_in(async || {
+    exclusive_scenario_with_own_cluster(async || {
         let folder = tempfile::tempdir().unwrap();
         let server = Server::new(folder.path());
         let configuration = json!({"objectStore": {
@@ -140,24 +140,24 @@ fn what_is_over_the_budget_goes_whole_into_an_s3_compatible_store() {
         }});
         let running = server.start();
         let credentials = [("AWS_ACCESS_KEY_ID", KEY), ("AWS_SECRET_ACCESS_KEY", SECRET)];
-        let world = world(PairOptions {
+        let fixture = fixture(PairOptions {
             sink_configuration: Some(configuration.to_string()),
             sink_environment: credentials.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
             ..PairOptions::default()
         })
         .await;
-        let world = &world;
-        let ns = world.cluster.namespace("whole").await.unwrap();
+        let fixture = &fixture;
+        let ns = fixture.cluster.namespace("whole").await.unwrap();
         let logs_policy = json!({"maxBytesPerContainer": KEPT, "maxBytesPerJob": 2 * KEPT});
-        world.policy(&ns, "p", json!({"results": {"logs": logs_policy}})).await;
+        fixture.apply_policy(&ns, "p", json!({"results": {"logs": logs_policy}})).await;
         let (prefix, bucket) = ("s3://logs/", server.bucket.as_path());
 
         // Three containers, and a budget for two of them; one log fits.
         let mut many = once("many", &[("run", "300ms"), ("log-bytes", "64Ki")]);
         many["spec"]["template"]["spec"]["containers"] =
             json!(["a", "b", "c"].map(|name| { json!({"name": name, "image": "busybox"}) }));
-        world.create(&ns, &many).await.unwrap();
-        let result = stored(world, &ns, "many").await;
+        fixture.create(&ns, &many).await.unwrap();
+        let result = stored(fixture, &ns, "many").await;
         let told = manifest(&result);
         assert_eq!(told["completeness"], json!({"complete": true}), "{told}");
         let all = logs(&told);
@@ -180,13 +180,13 @@ fn what_is_over_the_budget_goes_whole_into_an_s3_compatible_store() {
         );
 
         // Uploaded in parts, in bounded memory.
-        let before = peak(world.pair.sink());
-        world.create(&ns, &once("huge", &[("run", "100ms"), ("log-bytes", "128Mi")])).await.unwrap();
-        let result = stored(world, &ns, "huge").await;
+        let before = peak(fixture.pair.sink());
+        fixture.create(&ns, &once("huge", &[("run", "100ms"), ("log-bytes", "128Mi")])).await.unwrap();
+        let result = stored(fixture, &ns, "huge").await;
         let log = &logs(&manifest(&result))[0];
         assert!(whole(log, prefix, bucket) == text(128 << 20), "every byte: {log}");
         assert!(log["whole"]["bytes"].as_u64().unwrap() > 5 << 20, "more than one part: {log}");
-        let grown = peak(world.pair.sink()) - before;
+        let grown = peak(fixture.pair.sink()) - before;
         eprintln!(
             "a log of 128 MiB, stored whole: the sink's peak memory grew by {grown} MiB, from {before} MiB"
         );
@@ -197,8 +197,8 @@ fn what_is_over_the_budget_goes_whole_into_an_s3_compatible_store() {
             [("end", "Hang"), ("log-bytes", "64Ki"), ("log-every", "100ms"), ("termination-delay", "2s")];
         let mut late = once("late", &play);
         late["spec"]["activeDeadlineSeconds"] = json!(4);
-        world.create(&ns, &late).await.unwrap();
-        let result = stored(world, &ns, "late").await;
+        fixture.create(&ns, &late).await.unwrap();
+        let result = stored(fixture, &ns, "late").await;
         let log = logs(&manifest(&result)).remove(0);
         let followed = whole(&log, prefix, bucket);
         assert!(followed.starts_with(&text(64 << 10)), "{log}");
@@ -210,27 +210,30 @@ fn what_is_over_the_budget_goes_whole_into_an_s3_compatible_store() {
 
         // It hangs: nobody waits for it but those who need it, and they not for long.
         running.stop().unwrap();
-        world.create(&ns, &once("hung", &[("run", "100ms"), ("log-bytes", "64Ki")])).await.unwrap();
-        world.create(&ns, &once("beside", &[("run", "100ms"), ("log", "small\n")])).await.unwrap();
-        assert_eq!(manifest(&stored(world, &ns, "beside").await)["completeness"], json!({"complete": true}));
-        let hung = manifest(&stored(world, &ns, "hung").await);
+        fixture.create(&ns, &once("hung", &[("run", "100ms"), ("log-bytes", "64Ki")])).await.unwrap();
+        fixture.create(&ns, &once("beside", &[("run", "100ms"), ("log", "small\n")])).await.unwrap();
+        assert_eq!(
+            manifest(&stored(fixture, &ns, "beside").await)["completeness"],
+            json!({"complete": true})
+        );
+        let hung = manifest(&stored(fixture, &ns, "hung").await);
         let lost = logs(&hung)[0]["lost"].as_str().unwrap().to_owned();
         assert!(lost.starts_with("the whole log could not be stored: "), "{lost}");
 
         // While the store is away, logs are cut as they would be without one, and the result says why.
         drop(running);
-        world.create(&ns, &once("cut", &[("run", "100ms"), ("log-bytes", "64Ki")])).await.unwrap();
-        world.create(&ns, &once("small", &[("run", "100ms"), ("log", "small\n")])).await.unwrap();
-        let small = stored(world, &ns, "small").await;
+        fixture.create(&ns, &once("cut", &[("run", "100ms"), ("log-bytes", "64Ki")])).await.unwrap();
+        fixture.create(&ns, &once("small", &[("run", "100ms"), ("log", "small\n")])).await.unwrap();
+        let small = stored(fixture, &ns, "small").await;
         assert_eq!(manifest(&small)["completeness"], json!({"complete": true}));
-        let cut = stored(world, &ns, "cut").await;
+        let cut = stored(fixture, &ns, "cut").await;
         let told = manifest(&cut);
         let log = &logs(&told)[0];
         assert!(log["lost"].as_str().unwrap().starts_with("the whole log could not be stored: "), "{log}");
         assert_eq!(log["leftOut"], (64 << 10) - KEPT, "{log}");
         assert_eq!(told["completeness"]["complete"], false);
         assert!(shown(&cut).contains("\n000000001 "), "its ends are there: {}", shown(&cut));
-        assert!(!world.pair.sink().process().log_of_this_run().contains(SECRET));
+        assert!(!fixture.pair.sink().process().log_since_start().contains(SECRET));
 
         // And once it is back, it is used again.
         let _running = server.start();
@@ -238,8 +241,8 @@ fn what_is_over_the_budget_goes_whole_into_an_s3_compatible_store() {
         let mut back = async || {
             n += 1;
             let name = format!("back-{n}");
-            world.create(&ns, &once(&name, &[("run", "100ms"), ("log-bytes", "64Ki")])).await.unwrap();
-            logs(&manifest(&stored(world, &ns, &name).await)).remove(0)
+            fixture.create(&ns, &once(&name, &[("run", "100ms"), ("log-bytes", "64Ki")])).await.unwrap();
+            logs(&manifest(&stored(fixture, &ns, &name).await)).remove(0)
         };
         let mut log = back().await;
         while log["whole"].is_null() {
@@ -250,14 +253,14 @@ fn what_is_over_the_budget_goes_whole_into_an_s3_compatible_store() {
 
         // Results take their objects along.
         assert!(objects(&bucket.join("of/jobs").join(ns.name())).len() >= 6);
-        world.policy(&ns, "p", json!({"results": {"ttlSeconds": 1, "logs": logs_policy}})).await;
-        emptied(world, &bucket.join("of/jobs").join(ns.name())).await;
+        fixture.apply_policy(&ns, "p", json!({"results": {"ttlSeconds": 1, "logs": logs_policy}})).await;
+        emptied(fixture, &bucket.join("of/jobs").join(ns.name())).await;
     });
 }
 
 #[test]
 fn a_folder_holds_whole_logs_and_nothing_of_harvests_that_came_to_nothing() {
-    lonely_scenario_in(async || {
+    exclusive_scenario_with_own_cluster(async || {
         let folder = tempfile::tempdir().unwrap();
         let store = folder.path().join("store");
         std::fs::create_dir(&store).unwrap();
@@ -266,24 +269,24 @@ fn a_folder_holds_whole_logs_and_nothing_of_harvests_that_came_to_nothing() {
             "spool": {"folder": folder.path().join("spool")},
             "sweepSeconds": 2,
         }});
-        let world = world(PairOptions {
+        let fixture = fixture(PairOptions {
             sink_configuration: Some(configuration.to_string()),
             sink_proxy: true,
             ..PairOptions::default()
         })
         .await;
-        let world = &world;
-        let ns = world.cluster.namespace("folder").await.unwrap();
+        let fixture = &fixture;
+        let ns = fixture.cluster.namespace("folder").await.unwrap();
         let logs_policy = json!({"maxBytesPerContainer": KEPT});
-        world.policy(&ns, "p", json!({"results": {"logs": logs_policy}})).await;
+        fixture.apply_policy(&ns, "p", json!({"results": {"logs": logs_policy}})).await;
         let (prefix, of_ns) = (format!("file://{}/", store.display()), store.join(ns.name()));
 
         // The run before a restart has a log of its own.
         let mut again = once("again", &[("run", "200ms"), ("restarts", "1"), ("log-bytes", "64Ki")]);
         again["spec"]["template"]["spec"]["restartPolicy"] = json!("OnFailure");
         again["spec"]["backoffLimit"] = json!(3);
-        world.create(&ns, &again).await.unwrap();
-        let result = stored(world, &ns, "again").await;
+        fixture.create(&ns, &again).await.unwrap();
+        let result = stored(fixture, &ns, "again").await;
         let told = manifest(&result);
         let runs: BTreeSet<String> = logs(&told)
             .iter()
@@ -292,7 +295,7 @@ fn a_folder_holds_whole_logs_and_nothing_of_harvests_that_came_to_nothing() {
         assert_eq!(runs, BTreeSet::from(["attempt 1\n".to_owned(), "attempt 2\n".to_owned()]), "{told}");
 
         // Those who may only read results are told where to look.
-        let person = super::reading::Person::reader(world, &ns).await;
+        let person = super::kubectl_plugin::Person::reader(fixture, &ns).await;
         let url = logs(&told)[0]["whole"]["url"].as_str().unwrap().to_owned();
         let show = person.ok(&["job-results", "show", "again"]).await;
         assert!(show.contains(&url) && show.contains("Whole logs: 2 logs"), "{show}");
@@ -305,38 +308,38 @@ fn a_folder_holds_whole_logs_and_nothing_of_harvests_that_came_to_nothing() {
         );
 
         // The sink dies between the upload and the result, and when it is back, its Job is gone.
-        let proxy = world.pair.sink().proxy();
+        let proxy = fixture.pair.sink().proxy();
         let own = |call: &job_handler_e2e::net::fault_proxy::Call| {
             call.path.ends_with("/configmaps")
                 && call.is_write()
                 && call.name.as_deref() == Some("doomed-results")
         };
-        let struck = proxy.add(Rule::new(Fault::Refuse(500)).when(own));
-        world.create(&ns, &once("doomed", &[("run", "100ms"), ("log-bytes", "64Ki")])).await.unwrap();
-        world
+        let faults = proxy.add(Rule::new(Fault::Refuse(500)).when(own));
+        fixture.create(&ns, &once("doomed", &[("run", "100ms"), ("log-bytes", "64Ki")])).await.unwrap();
+        fixture
             .wait("the result to be refused", || async {
-                if struck.count() > 0 { Ok(()) } else { Err("not yet") }
+                if faults.count() > 0 { Ok(()) } else { Err("not yet") }
             })
             .await;
-        let uid = world.jobs(&ns).get("doomed").await.unwrap().metadata.uid.unwrap();
+        let uid = fixture.jobs(&ns).get("doomed").await.unwrap().metadata.uid.unwrap();
         let orphan = of_ns.join(&uid);
         assert_eq!(objects(&orphan).len(), 1, "objects come first");
-        world.pair.sink().kill().unwrap();
-        world.jobs(&ns).delete("doomed", &DeleteParams::background()).await.unwrap();
-        world.gone(&ns, "doomed").await;
+        fixture.pair.sink().kill().unwrap();
+        fixture.jobs(&ns).delete("doomed", &DeleteParams::background()).await.unwrap();
+        fixture.wait_job_deleted(&ns, "doomed").await;
         proxy.clear();
-        world.pair.sink().restart().unwrap();
-        emptied(world, &orphan).await;
-        let api: Api<ConfigMap> = world.config_maps(&ns);
+        fixture.pair.sink().restart().unwrap();
+        emptied(fixture, &orphan).await;
+        let api: Api<ConfigMap> = fixture.config_maps(&ns);
         assert!(api.get_opt("doomed-results").await.unwrap().is_none());
         for log in logs(&told) {
             whole(&log, &prefix, &store);
         }
 
         // Somebody deletes a result: what belongs to it goes, once its Job is gone, too.
-        world.jobs(&ns).delete("again", &DeleteParams::background()).await.unwrap();
-        world.gone(&ns, "again").await;
+        fixture.jobs(&ns).delete("again", &DeleteParams::background()).await.unwrap();
+        fixture.wait_job_deleted(&ns, "again").await;
         api.delete("again-results", &DeleteParams::default()).await.unwrap();
-        emptied(world, &of_ns).await;
+        emptied(fixture, &of_ns).await;
     });
 }

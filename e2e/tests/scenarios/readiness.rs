@@ -16,7 +16,7 @@ use kube::{
 };
 use serde_json::{Value, json};
 
-use super::fixtures::{PATIENCE, World, job, lonely_scenario, refusal, scenario};
+use super::fixtures::{Fixture, PATIENCE, exclusive_scenario, job, refusal, scenario};
 
 /// A minute and what a busy machine adds to it.
 const A_MINUTE: Duration = Duration::from_secs(150);
@@ -27,15 +27,15 @@ fn limit(selects: &str, max: u32) -> Value {
 
 #[test]
 fn a_namespace_that_is_seen_for_the_first_time_has_its_slots_at_once() {
-    scenario(|world| async move {
+    scenario(|fixture| async move {
         // By a policy of its own.
-        let ns = world.cluster.namespace("first").await.unwrap();
-        world.policy(&ns, "builds", limit("a", 1)).await;
-        world.create(&ns, &job("one", &[("app", "a")], &[("run", "60s")])).await.unwrap();
-        assert_eq!(refusal(world.create(&ns, &job("two", &[("app", "a")], &[])).await).0, 403);
+        let ns = fixture.cluster.namespace("first").await.unwrap();
+        fixture.apply_policy(&ns, "builds", limit("a", 1)).await;
+        fixture.create(&ns, &job("one", &[("app", "a")], &[("run", "60s")])).await.unwrap();
+        assert_eq!(refusal(fixture.create(&ns, &job("two", &[("app", "a")], &[])).await).0, 403);
         // By one of the cluster that was Ready before the namespace came.
         let name = format!("over-{}", ns.name());
-        let policies: Api<ClusterJobPolicy> = Api::all(world.client());
+        let policies: Api<ClusterJobPolicy> = Api::all(fixture.client());
         let policy: ClusterJobPolicy = serde_json::from_value(json!({
             "apiVersion": "job-handler.io/v1alpha1", "kind": "ClusterJobPolicy", "metadata": {"name": name},
             "spec": {
@@ -45,14 +45,14 @@ fn a_namespace_that_is_seen_for_the_first_time_has_its_slots_at_once() {
         }))
         .unwrap();
         policies.create(&PostParams::default(), &policy).await.unwrap();
-        world
+        fixture
             .wait("the policy to be Ready", || async {
                 let status = policies.get(&name).await.map_err(|e| e.to_string())?.status.unwrap_or_default();
                 let ready = status.conditions.iter().any(|c| c.type_ == READY && c.status == "True");
                 if ready { Ok(()) } else { Err(format!("{:?}", status.conditions)) }
             })
             .await;
-        let namespaces: Api<Namespace> = Api::all(world.client());
+        let namespaces: Api<Namespace> = Api::all(fixture.client());
         let mut made = Vec::new();
         for n in 0..3 {
             let later = format!("{name}-{n}");
@@ -62,7 +62,7 @@ fn a_namespace_that_is_seen_for_the_first_time_has_its_slots_at_once() {
             let mut one = job("one", &[], &[]);
             // No ServiceAccount, no pods: it has nothing to wait for.
             one["spec"]["parallelism"] = json!(0);
-            made.push(world.create(&later, &one).await);
+            made.push(fixture.create(&later, &one).await);
         }
         for n in 0..3 {
             namespaces.delete(&format!("{name}-{n}"), &DeleteParams::default()).await.unwrap();
@@ -76,12 +76,12 @@ fn a_namespace_that_is_seen_for_the_first_time_has_its_slots_at_once() {
 
 #[test]
 fn limits_that_were_there_before_the_webhook_are_not_ready_before_their_ledgers() {
-    lonely_scenario(async |world| {
-        let ns = world.cluster.namespace("before").await.unwrap();
-        let free = world.cluster.namespace("free").await.unwrap();
-        world.pair.webhook(0).kill().unwrap();
+    exclusive_scenario(async |fixture| {
+        let ns = fixture.cluster.namespace("before").await.unwrap();
+        let free = fixture.cluster.namespace("free").await.unwrap();
+        fixture.pair.webhook(0).kill().unwrap();
         let apply = |namespace: &str, spec: Value| {
-            let api: Api<JobPolicy> = world.policies(namespace);
+            let api: Api<JobPolicy> = fixture.policies(namespace);
             let policy = json!({"apiVersion": "job-handler.io/v1alpha1", "kind": "JobPolicy",
                 "metadata": {"name": "builds"}, "spec": spec});
             async move {
@@ -90,15 +90,15 @@ fn limits_that_were_there_before_the_webhook_are_not_ready_before_their_ledgers(
         };
         apply(&ns, limit("a", 1)).await;
         apply(&free, json!({"stamp": {"activeDeadlineSeconds": {"default": 77}}})).await;
-        world.pair.webhook(0).restart().unwrap();
+        fixture.pair.webhook(0).restart().unwrap();
         // Who limits nothing waits for nothing.
-        world.ready(&free, "builds", Some(1)).await;
+        fixture.wait_policy_ready(&free, "builds", Some(1)).await;
         let ready = |namespace: String| async move {
-            let status = world.policies(&namespace).get("builds").await.map_err(|e| e.to_string())?.status;
+            let status = fixture.policies(&namespace).get("builds").await.map_err(|e| e.to_string())?.status;
             let ready = status.unwrap_or_default().conditions.into_iter().find(|c| c.type_ == READY);
             ready.ok_or("no condition".to_owned())
         };
-        let told = world
+        let told = fixture
             .wait("to be told what it waits for", || async {
                 let ready = ready(ns.name().to_owned()).await?;
                 if ready.reason == "LedgerMissing" { Ok(ready) } else { Err(format!("{ready:?}")) }
@@ -116,16 +116,16 @@ fn limits_that_were_there_before_the_webhook_are_not_ready_before_their_ledgers(
         })
         .await
         .unwrap();
-        world.create(&ns, &job("one", &[("app", "a")], &[("run", "60s")])).await.unwrap();
-        assert_eq!(refusal(world.create(&ns, &job("two", &[("app", "a")], &[])).await).0, 403);
+        fixture.create(&ns, &job("one", &[("app", "a")], &[("run", "60s")])).await.unwrap();
+        assert_eq!(refusal(fixture.create(&ns, &job("two", &[("app", "a")], &[])).await).0, 403);
     });
 }
 
 /// Whether a Job would be admitted now; nothing is written.
-async fn admits(world: &World, namespace: &str, app: &str) -> Result<bool, String> {
+async fn admits(fixture: &Fixture, namespace: &str, app: &str) -> Result<bool, String> {
     let dry = PostParams { dry_run: true, ..PostParams::default() };
     let probe = serde_json::from_value(job("probe", &[("app", app)], &[])).unwrap();
-    match world.jobs(namespace).create(&dry, &probe).await {
+    match fixture.jobs(namespace).create(&dry, &probe).await {
         Ok(_) => Ok(true),
         Err(kube::Error::Api(status)) if status.code == 403 => Ok(false),
         Err(error) => Err(error.to_string()),
@@ -136,11 +136,11 @@ async fn admits(world: &World, namespace: &str, app: &str) -> Result<bool, Strin
 const SOON: Duration = Duration::from_secs(10);
 
 /// Waits until Jobs of these apps are admitted, or are not, and prints how long that takes.
-async fn decided(world: &World, namespace: &str, what: &str, wanted: &[(&str, bool)]) {
+async fn decided(fixture: &Fixture, namespace: &str, what: &str, wanted: &[(&str, bool)]) {
     let since = Instant::now();
     wait_for(SOON, what, || async {
         for (app, admitted) in wanted {
-            let now = admits(world, namespace, app).await?;
+            let now = admits(fixture, namespace, app).await?;
             if now != *admitted {
                 return Err(format!("Jobs of {app}: admitted {now}"));
             }
@@ -153,8 +153,8 @@ async fn decided(world: &World, namespace: &str, what: &str, wanted: &[(&str, bo
 }
 
 /// Applies a limit and hears of its being Ready at once, by a watch.
-async fn applied(world: &World, namespace: &str, name: &str, spec: Value) {
-    let policies = world.policies(namespace);
+async fn applied(fixture: &Fixture, namespace: &str, name: &str, spec: Value) {
+    let policies = fixture.policies(namespace);
     let policy = json!({
         "apiVersion": "job-handler.io/v1alpha1", "kind": "JobPolicy", "metadata": {"name": name}, "spec": spec,
     });
@@ -173,28 +173,28 @@ async fn applied(world: &World, namespace: &str, name: &str, spec: Value) {
 
 #[test]
 fn what_changed_is_decided_by_as_soon_as_it_is_ready() {
-    scenario(|world| async move {
-        let ns = world.cluster.namespace("soon").await.unwrap();
+    scenario(|fixture| async move {
+        let ns = fixture.cluster.namespace("soon").await.unwrap();
         let ns = ns.name();
-        applied(world, ns, "builds", limit("a", 2)).await;
-        decided(world, ns, "made", &[("a", true), ("b", true)]).await;
+        applied(fixture, ns, "builds", limit("a", 2)).await;
+        decided(fixture, ns, "made", &[("a", true), ("b", true)]).await;
         for (name, app) in [("a1", "a"), ("a2", "a"), ("b1", "b")] {
-            world.create(ns, &job(name, &[("app", app)], &[("run", "300s")])).await.unwrap();
+            fixture.create(ns, &job(name, &[("app", app)], &[("run", "300s")])).await.unwrap();
         }
         for round in 1..=3 {
-            applied(world, ns, "builds", limit("a", 3)).await;
-            decided(world, ns, &format!("raised ({round})"), &[("a", true), ("b", true)]).await;
-            applied(world, ns, "builds", limit("a", 1)).await;
-            decided(world, ns, &format!("lowered ({round})"), &[("a", false), ("b", true)]).await;
-            applied(world, ns, "builds", limit("b", 1)).await;
-            decided(world, ns, &format!("relabelled ({round})"), &[("a", true), ("b", false)]).await;
-            applied(world, ns, "other", limit("a", 2)).await;
-            decided(world, ns, &format!("a second one ({round})"), &[("a", false), ("b", false)]).await;
-            let policies = world.policies(ns);
+            applied(fixture, ns, "builds", limit("a", 3)).await;
+            decided(fixture, ns, &format!("raised ({round})"), &[("a", true), ("b", true)]).await;
+            applied(fixture, ns, "builds", limit("a", 1)).await;
+            decided(fixture, ns, &format!("lowered ({round})"), &[("a", false), ("b", true)]).await;
+            applied(fixture, ns, "builds", limit("b", 1)).await;
+            decided(fixture, ns, &format!("relabelled ({round})"), &[("a", true), ("b", false)]).await;
+            applied(fixture, ns, "other", limit("a", 2)).await;
+            decided(fixture, ns, &format!("a second one ({round})"), &[("a", false), ("b", false)]).await;
+            let policies = fixture.policies(ns);
             policies.delete("other", &DeleteParams::default()).await.unwrap();
             let gone = await_condition(policies, "other", |policy: Option<&JobPolicy>| policy.is_none());
             tokio::time::timeout(PATIENCE, gone).await.unwrap().unwrap();
-            decided(world, ns, &format!("deleted ({round})"), &[("a", true), ("b", false)]).await;
+            decided(fixture, ns, &format!("deleted ({round})"), &[("a", true), ("b", false)]).await;
         }
     });
 }

@@ -4,7 +4,7 @@
 use std::{collections::HashSet, time::Duration};
 
 use jiff::Timestamp;
-use job_handler_e2e::etcd_history::{State, What};
+use job_handler_e2e::etcd_history::{ObjectChange, StoredJobState};
 use k8s_openapi::api::batch::v1::Job;
 use kube::{
     Api,
@@ -14,7 +14,7 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde_json::json;
 use tokio::task::JoinHandle;
 
-use crate::fixtures::World;
+use crate::fixtures::Fixture;
 
 /// `spec.managedBy` of its Jobs.
 pub const RUNNER: &str = "e2e.job-handler.io/runner";
@@ -23,16 +23,18 @@ pub const RUNNER: &str = "e2e.job-handler.io/runner";
 pub struct Runner(JoinHandle<()>);
 
 impl Runner {
-    pub fn start(world: &World, namespace: &str, from: usize, seed: u64) -> Self {
-        let (jobs, prefix) = (world.jobs(namespace), format!("{namespace}/"));
-        let history = world.history.reader();
+    pub fn start(fixture: &Fixture, namespace: &str, from: usize, seed: u64) -> Self {
+        let (jobs, prefix) = (fixture.jobs(namespace), format!("{namespace}/"));
+        let history = fixture.history.reader();
         Self(tokio::spawn(async move {
             let (mut random, mut begun, mut read) = (StdRng::seed_from_u64(seed), HashSet::new(), from);
             loop {
                 let entries = history.since(read);
                 read += entries.len();
                 for entry in entries {
-                    let What::Job { key, state: State::Active, managed_by, .. } = entry.what else {
+                    let ObjectChange::Job { key, state: StoredJobState::Active, managed_by, .. } =
+                        entry.change
+                    else {
                         continue;
                     };
                     let Some(name) = key.strip_prefix(&prefix) else { continue };
@@ -41,7 +43,7 @@ impl Runner {
                         tokio::spawn(run(jobs.clone(), name.to_owned(), takes));
                     }
                 }
-                if history.grown(read).await.is_err() {
+                if history.wait_for_more(read).await.is_err() {
                     // Whoever waits for the history is told why.
                     return;
                 }

@@ -10,16 +10,16 @@ use kube::{
 };
 use serde_json::json;
 
-use super::fixtures::{PATIENCE, World, job, lonely_scenario};
+use super::fixtures::{Fixture, PATIENCE, exclusive_scenario, job};
 
 /// Far below what one log call to a node that hangs may take (10 s), and what the 40 of them take in all.
 const A_FEW_SECONDS: Duration = Duration::from_secs(6);
 /// More than the sink works on at a time.
 const HANGING: usize = 40;
 
-async fn finished(world: &World, namespace: &str, number: usize) {
-    let jobs = world.jobs(namespace);
-    world
+async fn finished(fixture: &Fixture, namespace: &str, number: usize) {
+    let jobs = fixture.jobs(namespace);
+    fixture
         .wait(&format!("{number} Jobs of {namespace} to finish"), || async {
             let all = jobs.list(&ListParams::default()).await.map_err(|error| error.to_string())?.items;
             let done =
@@ -29,47 +29,47 @@ async fn finished(world: &World, namespace: &str, number: usize) {
         .await;
 }
 
-async fn harvest(world: &World, name: &str) -> TestNamespace {
-    let namespace = world.cluster.namespace(name).await.unwrap();
-    world.policy(&namespace, "results", json!({"results": {}})).await;
+async fn harvest(fixture: &Fixture, name: &str) -> TestNamespace {
+    let namespace = fixture.cluster.namespace(name).await.unwrap();
+    fixture.apply_policy(&namespace, "results", json!({"results": {}})).await;
     namespace
 }
 
-async fn results(world: &World, namespace: &str) -> kube::Result<Vec<ConfigMap>> {
+async fn results(fixture: &Fixture, namespace: &str) -> kube::Result<Vec<ConfigMap>> {
     let made = ListParams::default().labels("job-handler/created=true");
-    Ok(world.config_maps(namespace).list(&made).await?.items)
+    Ok(fixture.config_maps(namespace).list(&made).await?.items)
 }
 
 #[test]
 fn a_node_whose_logs_hang_holds_up_nobody_else() {
-    lonely_scenario(async |world| {
-        let (slow, well) = (harvest(world, "slow").await, harvest(world, "well").await);
+    exclusive_scenario(async |fixture| {
+        let (slow, well) = (harvest(fixture, "slow").await, harvest(fixture, "well").await);
         // All on one node, so that it is that node's line that they stand in.
         for n in 0..HANGING {
             let mut hangs = job(&format!("hangs-{n}"), &[], &[("run", "100ms"), ("log-hang", "true")]);
             hangs["spec"]["template"]["spec"]["nodeName"] = json!("node-0");
-            world.create(&slow, &hangs).await.unwrap();
+            fixture.create(&slow, &hangs).await.unwrap();
         }
-        finished(world, &slow, HANGING).await;
+        finished(fixture, &slow, HANGING).await;
         // Whoever shares the node waits for it, whoever does not does not.
-        let nodes: Api<Node> = Api::all(world.client());
+        let nodes: Api<Node> = Api::all(fixture.client());
         let cordon = Patch::Merge(json!({"spec": {"unschedulable": true}}));
         nodes.patch("node-0", &PatchParams::default(), &cordon).await.unwrap();
         for round in 0..4 {
             let name = format!("well-{round}");
             let play = [("run", "100ms"), ("log", "here I am\n")];
-            world.create(&well, &job(&name, &[], &play)).await.unwrap();
-            finished(world, &well, round + 1).await;
+            fixture.create(&well, &job(&name, &[], &play)).await.unwrap();
+            finished(fixture, &well, round + 1).await;
             let since = Instant::now();
-            let result = world.result(&well, &name).await;
+            let result = fixture.wait_result(&well, &name).await;
             assert!(since.elapsed() < A_FEW_SECONDS, "{name} took {:?}", since.elapsed());
             assert!(result.data.unwrap()["logs"].contains("here I am"));
         }
-        let stored = results(world, &slow).await.unwrap().len();
+        let stored = results(fixture, &slow).await.unwrap().len();
         assert!(stored < HANGING, "their logs did not hang: this shows nothing");
         // They come to an end, too: with what is known, and what was lost.
         job_handler_e2e::wait_for(4 * PATIENCE, "the results of those that hang", || async {
-            let all = results(world, &slow).await.map_err(|error| error.to_string())?;
+            let all = results(fixture, &slow).await.map_err(|error| error.to_string())?;
             let whole = all.iter().filter_map(|map| map.data.as_ref()?.get("result.json"));
             let told = whole.filter(|manifest| manifest.contains("node")).count();
             if told == HANGING { Ok(()) } else { Err(format!("{told} of {HANGING}")) }

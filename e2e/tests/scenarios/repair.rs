@@ -4,14 +4,14 @@ use job_handler_shared::keys;
 use kube::api::{Patch, PatchParams};
 use serde_json::json;
 
-use super::fixtures::{World, annotation, job, lonely_scenario, refusal};
+use super::fixtures::{Fixture, annotation, exclusive_scenario, job, refusal};
 
 #[test]
 fn jobs_that_the_webhook_missed_are_stamped_and_others_left_alone() {
-    lonely_scenario(async |world| {
-        let ns = world.cluster.namespace("healed").await.unwrap();
+    exclusive_scenario(async |fixture| {
+        let ns = fixture.cluster.namespace("healed").await.unwrap();
         let running = [("run", "120s")];
-        world.create(&ns, &job("before", &[("app", "build")], &running)).await.unwrap();
+        fixture.create(&ns, &job("before", &[("app", "build")], &running)).await.unwrap();
         let spec = json!({
             "jobSelector": {"matchLabels": {"app": "build"}},
             "stamp": {"ttlSecondsAfterFinished": {"default": 60}, "activeDeadlineSeconds": {"default": 600},
@@ -19,16 +19,16 @@ fn jobs_that_the_webhook_missed_are_stamped_and_others_left_alone() {
             "group": {"type": "Labels", "labelKeys": ["app"]},
             "results": {"harvestDeadlineSeconds": 1000},
         });
-        world.policy(&ns, "builds", spec).await;
-        in_force_for_a_second(world, &ns).await;
-        world.pair.webhook(0).kill().unwrap();
-        world.create(&ns, &job("missed", &[("app", "build")], &running)).await.unwrap();
-        world.create(&ns, &job("outside", &[("app", "other")], &running)).await.unwrap();
+        fixture.apply_policy(&ns, "builds", spec).await;
+        in_force_for_a_second(fixture, &ns).await;
+        fixture.pair.webhook(0).kill().unwrap();
+        fixture.create(&ns, &job("missed", &[("app", "build")], &running)).await.unwrap();
+        fixture.create(&ns, &job("outside", &[("app", "other")], &running)).await.unwrap();
         let kueue = job("kueue", &[("app", "build"), (keys::KUEUE_QUEUE, "q")], &running);
-        world.create(&ns, &kueue).await.unwrap();
-        let healed = world
+        fixture.create(&ns, &kueue).await.unwrap();
+        let healed = fixture
             .wait("the missed one to be stamped", || async {
-                let job = world.jobs(&ns).get("missed").await.unwrap();
+                let job = fixture.jobs(&ns).get("missed").await.unwrap();
                 if annotation(&job, keys::STAMPED).is_empty() { Err("not stamped") } else { Ok(job) }
             })
             .await;
@@ -42,22 +42,22 @@ fn jobs_that_the_webhook_missed_are_stamped_and_others_left_alone() {
             (spec.ttl_seconds_after_finished, spec.active_deadline_seconds, spec.backoff_limit),
             (Some(1000), Some(600), Some(0))
         );
-        world
+        fixture
             .wait("the Event", || async {
-                let events = world.events(&ns, keys::REASON_HEALED, "missed").await;
+                let events = fixture.events(&ns, keys::REASON_HEALED, "missed").await;
                 if events.is_empty() { Err("none") } else { Ok(()) }
             })
             .await;
         for other in ["before", "outside", "kueue"] {
-            let there = world.jobs(&ns).get(other).await.unwrap();
+            let there = fixture.jobs(&ns).get(other).await.unwrap();
             assert_eq!(annotation(&there, keys::STAMPED), "", "{other}");
             assert_eq!(there.spec.unwrap().active_deadline_seconds, None, "{other}");
         }
         // The webhook takes the sink's word for its own.
-        world.pair.webhook(0).restart().unwrap();
-        world.pair.wait_ready(super::fixtures::PATIENCE).await.unwrap();
+        fixture.pair.webhook(0).restart().unwrap();
+        fixture.pair.wait_ready(super::fixtures::PATIENCE).await.unwrap();
         let longer = json!({"spec": {"activeDeadlineSeconds": 700}});
-        let jobs = world.jobs(&ns);
+        let jobs = fixture.jobs(&ns);
         jobs.patch("missed", &PatchParams::default(), &Patch::Merge(&longer)).await.unwrap();
         let again = jobs.get("missed").await.unwrap();
         assert_eq!(again.spec.as_ref().unwrap().ttl_seconds_after_finished, Some(1000));
@@ -67,33 +67,33 @@ fn jobs_that_the_webhook_missed_are_stamped_and_others_left_alone() {
 
 #[test]
 fn missed_jobs_over_a_limit_wait_newest_first_or_are_reported() {
-    lonely_scenario(async |world| {
-        let ns = world.cluster.namespace("healq").await.unwrap();
+    exclusive_scenario(async |fixture| {
+        let ns = fixture.cluster.namespace("healq").await.unwrap();
         let limit = json!({"name": "few", "maxActiveJobs": 1, "whenFull": "Queue"});
-        world.policy(&ns, "builds", json!({"limits": [limit]})).await;
-        let rejects = world.cluster.namespace("healr").await.unwrap();
+        fixture.apply_policy(&ns, "builds", json!({"limits": [limit]})).await;
+        let rejects = fixture.cluster.namespace("healr").await.unwrap();
         // Only a policy that leaves a mark on every Job can tell which it has missed.
         let limit = json!({"name": "few", "maxActiveJobs": 1});
         let stamp = json!({"backoffLimit": {"default": 2}});
-        world.policy(&rejects, "builds", json!({"stamp": stamp, "limits": [limit]})).await;
-        in_force_for_a_second(world, &ns).await;
-        in_force_for_a_second(world, &rejects).await;
+        fixture.apply_policy(&rejects, "builds", json!({"stamp": stamp, "limits": [limit]})).await;
+        in_force_for_a_second(fixture, &ns).await;
+        in_force_for_a_second(fixture, &rejects).await;
         // Nobody is asked: somebody took the entries away while the sink was away too.
-        world.pair.sink().kill().unwrap();
+        fixture.pair.sink().kill().unwrap();
         let configurations: kube::Api<
             k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration,
-        > = kube::Api::all(world.client());
+        > = kube::Api::all(fixture.client());
         configurations.delete(keys::LIMITS_CONFIGURATION, &Default::default()).await.unwrap();
-        world.pair.webhook(0).kill().unwrap();
+        fixture.pair.webhook(0).kill().unwrap();
         for name in ["a", "b"] {
-            world
+            fixture
                 .wait(&format!("{name} to be created by nobody's leave"), || async {
-                    world.create(&ns, &job(name, &[], &[("run", "120s")])).await
+                    fixture.create(&ns, &job(name, &[], &[("run", "120s")])).await
                 })
                 .await;
-            let made = world.create(&rejects, &job(name, &[], &[("run", "120s")])).await.unwrap();
+            let made = fixture.create(&rejects, &job(name, &[], &[("run", "120s")])).await.unwrap();
             let made = made.metadata.creation_timestamp.unwrap().0;
-            world
+            fixture
                 .wait("the next second", || async {
                     if jiff::Timestamp::now().as_second() > made.as_second() {
                         Ok(())
@@ -103,10 +103,10 @@ fn missed_jobs_over_a_limit_wait_newest_first_or_are_reported() {
                 })
                 .await;
         }
-        world.pair.webhook(0).restart().unwrap();
-        world.pair.sink().restart().unwrap();
+        fixture.pair.webhook(0).restart().unwrap();
+        fixture.pair.sink().restart().unwrap();
         let state = || async {
-            let jobs = world.jobs(&ns);
+            let jobs = fixture.jobs(&ns);
             let (a, b) = (jobs.get("a").await.unwrap(), jobs.get("b").await.unwrap());
             let suspended = |job: &k8s_openapi::api::batch::v1::Job| job.spec.as_ref().unwrap().suspend;
             let queued = annotation(&b, keys::STAMPED).contains("queued: waits for a slot of limit \"few\"");
@@ -115,11 +115,11 @@ fn missed_jobs_over_a_limit_wait_newest_first_or_are_reported() {
                 other => Err(format!("{other:?}")),
             }
         };
-        world.wait("the newest to wait", state).await;
-        world.jobs(&ns).delete("a", &kube::api::DeleteParams::background()).await.unwrap();
-        world
+        fixture.wait("the newest to wait", state).await;
+        fixture.jobs(&ns).delete("a", &kube::api::DeleteParams::background()).await.unwrap();
+        fixture
             .wait("it to be started", || async {
-                let b = world.jobs(&ns).get("b").await.unwrap();
+                let b = fixture.jobs(&ns).get("b").await.unwrap();
                 if b.spec.unwrap().suspend == Some(false) { Ok(()) } else { Err("suspended") }
             })
             .await;
@@ -127,26 +127,28 @@ fn missed_jobs_over_a_limit_wait_newest_first_or_are_reported() {
         let told = |name: &'static str| {
             let rejects = rejects.name();
             async move {
-                let events = world.events(rejects, keys::REASON_HEALED, name).await;
+                let events = fixture.events(rejects, keys::REASON_HEALED, name).await;
                 events.into_iter().find_map(|event| event.note).ok_or("no Event")
             }
         };
-        let (a, b) = (world.wait("a to be told of", || told("a")).await, world.wait("b", || told("b")).await);
+        let (a, b) =
+            (fixture.wait("a to be told of", || told("a")).await, fixture.wait("b", || told("b")).await);
         let one_too_many = "one too many for limit \"few\" of JobPolicy";
         assert!(b.contains(one_too_many) && b.contains("runs on"), "{b}");
         assert!(!a.contains(one_too_many), "{a}");
-        world
+        fixture
             .wait("OverLimit to tell", || async {
-                let status = world.policies(&rejects).get("builds").await.unwrap().status.unwrap_or_default();
+                let status =
+                    fixture.policies(&rejects).get("builds").await.unwrap().status.unwrap_or_default();
                 let over = status.conditions.into_iter().find(|c| c.type_ == "OverLimit").ok_or("none")?;
                 let told = "2 active jobs, max allowed: 1";
                 if over.status == "True" && over.message.contains(told) { Ok(()) } else { Err("not yet") }
             })
             .await;
-        let (code, message) = refusal(world.create(&rejects, &job("c", &[], &[])).await);
+        let (code, message) = refusal(fixture.create(&rejects, &job("c", &[], &[])).await);
         assert!(code == 403 && message.contains("2 active jobs, max allowed: 1"), "{code}: {message}");
         for name in ["a", "b"] {
-            let job = world.jobs(&rejects).get(name).await.unwrap();
+            let job = fixture.jobs(&rejects).get(name).await.unwrap();
             assert_eq!((job.metadata.deletion_timestamp, job.spec.unwrap().suspend), (None, Some(false)));
             let status = job.status.unwrap_or_default();
             assert!(status.conditions.unwrap_or_default().is_empty(), "{name} was ended");
@@ -155,10 +157,10 @@ fn missed_jobs_over_a_limit_wait_newest_first_or_are_reported() {
 }
 
 /// A policy is in force since a certain second; only Jobs of later seconds are surely younger.
-async fn in_force_for_a_second(world: &World, namespace: &str) {
-    world
+async fn in_force_for_a_second(fixture: &Fixture, namespace: &str) {
+    fixture
         .wait("a second to pass", || async {
-            let status = world.policies(namespace).get("builds").await.unwrap().status.unwrap();
+            let status = fixture.policies(namespace).get("builds").await.unwrap().status.unwrap();
             let since = status.in_force_since.ok_or("not in force")?.0;
             if jiff::Timestamp::now().as_second() > since.as_second() + 1 { Ok(()) } else { Err("too early") }
         })

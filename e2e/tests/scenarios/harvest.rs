@@ -9,10 +9,10 @@ use kube::{
 };
 use serde_json::{Value, json};
 
-use super::fixtures::{World, annotation, job, scenario};
+use super::fixtures::{Fixture, annotation, job, scenario};
 
-async fn harvest_everything(world: &World, ns: &str) {
-    world.policy(ns, "results", json!({"results": {}})).await;
+async fn harvest_everything(fixture: &Fixture, ns: &str) {
+    fixture.apply_policy(ns, "results", json!({"results": {}})).await;
 }
 
 /// How a pod fares, as annotations.
@@ -31,14 +31,14 @@ fn manifest(result: &ConfigMap) -> Value {
 
 #[test]
 fn a_completed_job_leaves_a_result_a_mark_and_an_event() {
-    scenario(|world| async move {
-        let ns = world.cluster.namespace("done").await.unwrap();
-        harvest_everything(world, &ns).await;
+    scenario(|fixture| async move {
+        let ns = fixture.cluster.namespace("done").await.unwrap();
+        harvest_everything(fixture, &ns).await;
         let play = [("run", "300ms"), ("log", "line one\nline two\n"), ("termination-message", "42 rows")];
         let mut done = once("done", &play);
         done["spec"]["ttlSecondsAfterFinished"] = json!(3600);
-        let made = world.create(&ns, &done).await.unwrap();
-        let result = world.result(&ns, "done").await;
+        let made = fixture.create(&ns, &done).await.unwrap();
+        let result = fixture.wait_result(&ns, "done").await;
         let data = result.data.as_ref().unwrap();
         let keys: BTreeSet<_> = data.keys().map(String::as_str).collect();
         assert_eq!(
@@ -58,9 +58,9 @@ fn a_completed_job_leaves_a_result_a_mark_and_an_event() {
         assert!(result.owner_references().is_empty(), "a result outlives its Job");
         assert!(manifest(&result).to_string().contains(&made.uid().unwrap()));
 
-        let job = world
+        let job = fixture
             .wait("the mark", || async {
-                let job = world.jobs(&ns).get("done").await.unwrap();
+                let job = fixture.jobs(&ns).get("done").await.unwrap();
                 if annotation(&job, "job-handler/status") == "completed" {
                     Ok(job)
                 } else {
@@ -75,9 +75,9 @@ fn a_completed_job_leaves_a_result_a_mark_and_an_event() {
         let time = data["completion-time"].parse::<jiff::Timestamp>().unwrap();
         assert_eq!(time, completion.last_transition_time.unwrap().0);
 
-        let event = world
+        let event = fixture
             .wait("the Event", || async {
-                world.events(&ns, "JobProcessing", "done").await.pop().ok_or("none")
+                fixture.events(&ns, "JobProcessing", "done").await.pop().ok_or("none")
             })
             .await;
         assert_eq!((event.type_.as_deref(), event.action.as_deref()), (Some("Normal"), Some("Completed")));
@@ -88,9 +88,9 @@ fn a_completed_job_leaves_a_result_a_mark_and_an_event() {
 
 #[test]
 fn failures_keep_their_reasons_apart() {
-    scenario(|world| async move {
-        let ns = world.cluster.namespace("failed").await.unwrap();
-        harvest_everything(world, &ns).await;
+    scenario(|fixture| async move {
+        let ns = fixture.cluster.namespace("failed").await.unwrap();
+        harvest_everything(fixture, &ns).await;
         let table: [(&str, Play, [&str; 2]); 3] = [
             (
                 "exit",
@@ -101,15 +101,15 @@ fn failures_keep_their_reasons_apart() {
             ("evicted", &[("run", "200ms"), ("end", "Evicted")], ["Evicted", "low on resource"]),
         ];
         for (name, play, _) in table {
-            world.create(&ns, &once(name, play)).await.unwrap();
+            fixture.create(&ns, &once(name, play)).await.unwrap();
         }
         for (name, _, told) in table {
-            let result = world.result(&ns, name).await;
+            let result = fixture.wait_result(&ns, name).await;
             assert_eq!(result.data.as_ref().unwrap()["status"], "failed");
             assert_eq!(result.labels()["job-handler/status"], "failed");
-            let event = world
+            let event = fixture
                 .wait("the Event", || async {
-                    world.events(&ns, "JobProcessing", name).await.pop().ok_or("none")
+                    fixture.events(&ns, "JobProcessing", name).await.pop().ok_or("none")
                 })
                 .await;
             assert_eq!((event.type_.as_deref(), event.action.as_deref()), (Some("Warning"), Some("Failed")));
@@ -123,9 +123,9 @@ fn failures_keep_their_reasons_apart() {
 
 #[test]
 fn every_container_is_in_the_result() {
-    scenario(|world| async move {
-        let ns = world.cluster.namespace("containers").await.unwrap();
-        harvest_everything(world, &ns).await;
+    scenario(|fixture| async move {
+        let ns = fixture.cluster.namespace("containers").await.unwrap();
+        harvest_everything(fixture, &ns).await;
         let mut many = once("many", &[("run", "300ms"), ("log", "a line\n")]);
         many["spec"]["template"]["spec"]["initContainers"] = json!([
             {"name": "prepare", "image": "busybox"},
@@ -133,8 +133,8 @@ fn every_container_is_in_the_result() {
         ]);
         many["spec"]["template"]["spec"]["containers"] =
             json!([{"name": "main", "image": "busybox"}, {"name": "helper", "image": "busybox"}]);
-        world.create(&ns, &many).await.unwrap();
-        let result = world.result(&ns, "many").await;
+        fixture.create(&ns, &many).await.unwrap();
+        let result = fixture.wait_result(&ns, "many").await;
         let logs = &result.data.as_ref().unwrap()["logs"];
         for container in ["prepare", "proxy", "main", "helper"] {
             assert!(logs.contains(&format!("/ Container: {container} ===")), "{container} in {logs}");
@@ -145,43 +145,44 @@ fn every_container_is_in_the_result() {
 
 #[test]
 fn large_and_binary_logs_are_kept_within_their_budget() {
-    scenario(|world| async move {
-        let ns = world.cluster.namespace("large").await.unwrap();
-        harvest_everything(world, &ns).await;
-        world.create(&ns, &once("large", &[("run", "300ms"), ("log-bytes", "5242880")])).await.unwrap();
-        world.create(&ns, &once("binary", &[("run", "300ms"), ("log-binary", "4096")])).await.unwrap();
-        let large = world.result(&ns, "large").await;
+    scenario(|fixture| async move {
+        let ns = fixture.cluster.namespace("large").await.unwrap();
+        harvest_everything(fixture, &ns).await;
+        fixture.create(&ns, &once("large", &[("run", "300ms"), ("log-bytes", "5242880")])).await.unwrap();
+        fixture.create(&ns, &once("binary", &[("run", "300ms"), ("log-binary", "4096")])).await.unwrap();
+        let large = fixture.wait_result(&ns, "large").await;
         let told = manifest(&large).to_string();
         assert!(told.contains("5242880"), "the original length in {told}");
-        let binary = world.result(&ns, "binary").await;
+        let binary = fixture.wait_result(&ns, "binary").await;
         assert!(binary.binary_data.is_some_and(|data| !data.is_empty()), "bytes are kept as they are");
     });
 }
 
 #[test]
 fn a_foreign_config_map_is_left_alone() {
-    scenario(|world| async move {
-        let ns = world.cluster.namespace("foreign").await.unwrap();
-        harvest_everything(world, &ns).await;
+    scenario(|fixture| async move {
+        let ns = fixture.cluster.namespace("foreign").await.unwrap();
+        harvest_everything(fixture, &ns).await;
         let foreign: ConfigMap =
             serde_json::from_value(json!({"metadata": {"name": "taken-results"}, "data": {"mine": "yes"}}))
                 .unwrap();
-        let foreign = world.config_maps(&ns).create(&PostParams::default(), &foreign).await.unwrap();
-        let made = world.create(&ns, &once("taken", &[("run", "200ms"), ("log", "beside\n")])).await.unwrap();
+        let foreign = fixture.config_maps(&ns).create(&PostParams::default(), &foreign).await.unwrap();
+        let made =
+            fixture.create(&ns, &once("taken", &[("run", "200ms"), ("log", "beside\n")])).await.unwrap();
         let beside = format!("taken-results-{}", &made.uid().unwrap()[..8]);
-        let api = world.config_maps(&ns);
-        let result = world.wait("the result beside it", || async { api.get(&beside).await }).await;
+        let api = fixture.config_maps(&ns);
+        let result = fixture.wait("the result beside it", || async { api.get(&beside).await }).await;
         assert!(result.data.unwrap()["logs"].contains("beside"));
-        let after = world.config_maps(&ns).get("taken-results").await.unwrap();
+        let after = fixture.config_maps(&ns).get("taken-results").await.unwrap();
         assert_eq!(after.resource_version(), foreign.resource_version(), "untouched");
-        world
+        fixture
             .wait("the Event that says so", || async {
-                world.events(&ns, "ResultNameTaken", "taken").await.pop().ok_or("none")
+                fixture.events(&ns, "ResultNameTaken", "taken").await.pop().ok_or("none")
             })
             .await;
-        let job = world
+        let job = fixture
             .wait("the mark", || async {
-                let job = world.jobs(&ns).get("taken").await.unwrap();
+                let job = fixture.jobs(&ns).get("taken").await.unwrap();
                 if annotation(&job, "job-handler/results").is_empty() { Err("none") } else { Ok(job) }
             })
             .await;
@@ -191,89 +192,90 @@ fn a_foreign_config_map_is_left_alone() {
 
 #[test]
 fn deletion_follows_the_policy_and_groups_keep_their_newest() {
-    scenario(|world| async move {
-        let ns = world.cluster.namespace("cleanup").await.unwrap();
+    scenario(|fixture| async move {
+        let ns = fixture.cluster.namespace("cleanup").await.unwrap();
         let spec = json!({
             "group": {"type": "Labels", "labelKeys": ["id"]}, "results": {},
             "cleanup": {"succeededPolicy": "AfterTTL", "failedPolicy": "AfterHarvest", "keep": {"newest": 1}},
         });
-        world.policy(&ns, "clean", spec).await;
+        fixture.apply_policy(&ns, "clean", spec).await;
         let run = |name: &str, id: &str, code: &str| {
             let mut job = job(name, &[("id", id)], &[("run", "200ms"), ("exit-code", code)]);
             job["spec"]["backoffLimit"] = json!(0);
             job
         };
-        world.create(&ns, &run("failed", "1", "1")).await.unwrap();
-        world.gone(&ns, "failed").await;
-        world.result(&ns, "failed").await;
+        fixture.create(&ns, &run("failed", "1", "1")).await.unwrap();
+        fixture.wait_job_deleted(&ns, "failed").await;
+        fixture.wait_result(&ns, "failed").await;
         assert_eq!(
-            world.events(&ns, "JobProcessing", "failed").await.len(),
+            fixture.events(&ns, "JobProcessing", "failed").await.len(),
             1,
             "told although the Job is gone"
         );
         for name in ["first", "second", "third"] {
-            world.create(&ns, &run(name, "2", "0")).await.unwrap();
-            world.result(&ns, name).await;
+            fixture.create(&ns, &run(name, "2", "0")).await.unwrap();
+            fixture.wait_result(&ns, name).await;
         }
-        world.create(&ns, &run("lonely", "3", "0")).await.unwrap();
-        world.result(&ns, "lonely").await;
-        world.gone(&ns, "first").await;
-        world.gone(&ns, "second").await;
+        fixture.create(&ns, &run("lonely", "3", "0")).await.unwrap();
+        fixture.wait_result(&ns, "lonely").await;
+        fixture.wait_job_deleted(&ns, "first").await;
+        fixture.wait_job_deleted(&ns, "second").await;
         for kept in ["third", "lonely"] {
-            assert!(world.jobs(&ns).get(kept).await.is_ok(), "{kept}");
+            assert!(fixture.jobs(&ns).get(kept).await.is_ok(), "{kept}");
         }
         for name in ["first", "second", "third", "lonely"] {
-            world.result(&ns, name).await;
+            fixture.wait_result(&ns, name).await;
         }
     });
 }
 
 #[test]
 fn a_suspended_job_is_not_finished() {
-    scenario(|world| async move {
-        let ns = world.cluster.namespace("suspended").await.unwrap();
-        harvest_everything(world, &ns).await;
+    scenario(|fixture| async move {
+        let ns = fixture.cluster.namespace("suspended").await.unwrap();
+        harvest_everything(fixture, &ns).await;
         let mut waits = once("waits", &[("run", "200ms"), ("log", "at last\n")]);
         waits["spec"]["suspend"] = json!(true);
-        world.create(&ns, &waits).await.unwrap();
-        world.create(&ns, &once("runs", &[("run", "200ms")])).await.unwrap();
-        world.result(&ns, "runs").await;
-        assert!(world.config_maps(&ns).get_opt("waits-results").await.unwrap().is_none());
+        fixture.create(&ns, &waits).await.unwrap();
+        fixture.create(&ns, &once("runs", &[("run", "200ms")])).await.unwrap();
+        fixture.wait_result(&ns, "runs").await;
+        assert!(fixture.config_maps(&ns).get_opt("waits-results").await.unwrap().is_none());
         let start = json!({"spec": {"suspend": false}});
-        world.jobs(&ns).patch("waits", &PatchParams::default(), &Patch::Merge(&start)).await.unwrap();
-        let result = world.result(&ns, "waits").await;
+        fixture.jobs(&ns).patch("waits", &PatchParams::default(), &Patch::Merge(&start)).await.unwrap();
+        let result = fixture.wait_result(&ns, "waits").await;
         assert!(result.data.unwrap()["logs"].contains("at last"));
     });
 }
 
 #[test]
 fn a_second_run_of_the_same_name_moves_the_older_result() {
-    scenario(|world| async move {
-        let ns = world.cluster.namespace("rerun").await.unwrap();
-        harvest_everything(world, &ns).await;
+    scenario(|fixture| async move {
+        let ns = fixture.cluster.namespace("rerun").await.unwrap();
+        harvest_everything(fixture, &ns).await;
         let first =
-            world.create(&ns, &once("again", &[("run", "200ms"), ("log", "run one\n")])).await.unwrap();
-        world.result(&ns, "again").await;
-        world
+            fixture.create(&ns, &once("again", &[("run", "200ms"), ("log", "run one\n")])).await.unwrap();
+        fixture.wait_result(&ns, "again").await;
+        fixture
             .wait("the first run's mark", || async {
-                let job = world.jobs(&ns).get("again").await.unwrap();
+                let job = fixture.jobs(&ns).get("again").await.unwrap();
                 if annotation(&job, "job-handler/status").is_empty() { Err("none") } else { Ok(()) }
             })
             .await;
-        world.jobs(&ns).delete("again", &kube::api::DeleteParams::background()).await.unwrap();
-        world.gone(&ns, "again").await;
-        world.create(&ns, &once("again", &[("run", "200ms"), ("log", "run two\n")])).await.unwrap();
-        world
+        fixture.jobs(&ns).delete("again", &kube::api::DeleteParams::background()).await.unwrap();
+        fixture.wait_job_deleted(&ns, "again").await;
+        fixture.create(&ns, &once("again", &[("run", "200ms"), ("log", "run two\n")])).await.unwrap();
+        fixture
             .wait("the second result", || async {
-                let result = world.config_maps(&ns).get("again-results").await.map_err(|e| e.to_string())?;
+                let result =
+                    fixture.config_maps(&ns).get("again-results").await.map_err(|e| e.to_string())?;
                 let logs = result.data.unwrap()["logs"].clone();
                 if logs.contains("run two") { Ok(()) } else { Err(logs) }
             })
             .await;
         let older = format!("again-results-{}", &first.uid().unwrap()[..8]);
-        let moved = world.config_maps(&ns).get(&older).await.unwrap();
+        let moved = fixture.config_maps(&ns).get(&older).await.unwrap();
         assert!(moved.data.unwrap()["logs"].contains("run one"));
-        let all = world
+        let all = fixture
             .config_maps(&ns)
             .list(&ListParams::default().labels("job-handler/created=true"))
             .await

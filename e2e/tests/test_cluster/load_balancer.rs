@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use job_handler_e2e::net::load_balancer::{Backend, Balancer};
+use job_handler_e2e::net::load_balancer::{Backend, LoadBalancer};
 use job_handler_e2e::wait_for;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -24,7 +24,7 @@ async fn server(name: &'static str) -> (u16, JoinHandle<()>) {
     (port, task)
 }
 
-async fn ask(balancer: &Balancer) -> String {
+async fn ask(balancer: &LoadBalancer) -> String {
     let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, balancer.port())).await.unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
@@ -34,7 +34,7 @@ async fn ask(balancer: &Balancer) -> String {
 #[tokio::test]
 async fn connections_take_turns() {
     let ((a, _a), (b, _b)) = (server("a").await, server("b").await);
-    let balancer = Balancer::start(Ipv4Addr::LOCALHOST, &[Backend::on(a), Backend::on(b)]).unwrap();
+    let balancer = LoadBalancer::start(Ipv4Addr::LOCALHOST, &[Backend::on(a), Backend::on(b)]).unwrap();
     let mut seen = Vec::new();
     for _ in 0..4 {
         seen.push(ask(&balancer).await);
@@ -46,7 +46,7 @@ async fn connections_take_turns() {
 #[tokio::test]
 async fn a_dead_backend_costs_no_connection_and_is_taken_back() {
     let ((a, dying), (b, _b)) = (server("a").await, server("b").await);
-    let balancer = Balancer::start(Ipv4Addr::LOCALHOST, &[Backend::on(a), Backend::on(b)]).unwrap();
+    let balancer = LoadBalancer::start(Ipv4Addr::LOCALHOST, &[Backend::on(a), Backend::on(b)]).unwrap();
     dying.abort();
     assert!(dying.await.unwrap_err().is_cancelled());
     for _ in 0..10 {
@@ -61,11 +61,11 @@ async fn a_dead_backend_costs_no_connection_and_is_taken_back() {
 #[tokio::test]
 async fn it_can_be_pointed_elsewhere() {
     let ((a, _a), (b, _b)) = (server("a").await, server("b").await);
-    let balancer = Balancer::start(Ipv4Addr::LOCALHOST, &[Backend::on(a)]).unwrap();
+    let balancer = LoadBalancer::start(Ipv4Addr::LOCALHOST, &[Backend::on(a)]).unwrap();
     assert_eq!(ask(&balancer).await, "a");
-    balancer.point_at(&[Backend::on(b)]);
+    balancer.set_backends(&[Backend::on(b)]);
     assert_eq!(ask(&balancer).await, "b");
-    balancer.point_at(&[]);
+    balancer.set_backends(&[]);
     assert_eq!(ask(&balancer).await, "", "nobody is there, so the connection is closed");
 }
 
@@ -75,7 +75,8 @@ async fn one_that_says_it_is_not_ready_gets_nothing() {
     let (unready, _unready) = server("HTTP/1.1 503 Service Unavailable\r\n\r\n").await;
     let admin = Some((Ipv4Addr::LOCALHOST, unready).into());
     let balancer =
-        Balancer::start(Ipv4Addr::LOCALHOST, &[Backend { admin, ..Backend::on(a) }, Backend::on(b)]).unwrap();
+        LoadBalancer::start(Ipv4Addr::LOCALHOST, &[Backend { admin, ..Backend::on(a) }, Backend::on(b)])
+            .unwrap();
     let noticed = async || if balancer.ready() == [false, true] { Ok(()) } else { Err("thought ready") };
     wait_for(SOON, "the balancer to notice", noticed).await.unwrap();
     assert_eq!((ask(&balancer).await, ask(&balancer).await), ("b".to_owned(), "b".to_owned()));
@@ -85,7 +86,7 @@ async fn one_that_says_it_is_not_ready_gets_nothing() {
 async fn what_stands_can_be_cut() {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let backend = Backend::on(listener.local_addr().unwrap().port());
-    let balancer = Balancer::start(Ipv4Addr::LOCALHOST, &[backend]).unwrap();
+    let balancer = LoadBalancer::start(Ipv4Addr::LOCALHOST, &[backend]).unwrap();
     let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, balancer.port())).await.unwrap();
     stream.write_all(b"?").await.unwrap();
     // The balancer's own checks connect as well, and say nothing.
@@ -95,7 +96,7 @@ async fn what_stands_can_be_cut() {
             break server;
         }
     };
-    balancer.cut();
+    balancer.close_connections();
     let ends = tokio::join!(standing.read_u8(), stream.read_u8());
     assert!(ends.0.is_err() && ends.1.is_err(), "{ends:?}");
     assert!(TcpStream::connect((Ipv4Addr::LOCALHOST, balancer.port())).await.is_ok());

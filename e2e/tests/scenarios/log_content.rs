@@ -12,13 +12,13 @@ use kube::{
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use super::fixtures::{World, job, lonely_scenario, scenario};
+use super::fixtures::{Fixture, exclusive_scenario, job, scenario};
 
 /// On a loaded machine, for a hundred MiB or a thousand pods.
 const LONG: Duration = Duration::from_secs(240);
 
-pub async fn stored(world: &World, namespace: &str, job: &str) -> ConfigMap {
-    let (api, name) = (world.config_maps(namespace), format!("{job}-results"));
+pub async fn stored(fixture: &Fixture, namespace: &str, job: &str) -> ConfigMap {
+    let (api, name) = (fixture.config_maps(namespace), format!("{job}-results"));
     let look = || async { api.get(&name).await.map_err(|e| e.to_string()) };
     wait_for(LONG, &format!("the result {namespace}/{name}"), look).await.unwrap()
 }
@@ -58,13 +58,13 @@ pub fn text(size: usize) -> Vec<u8> {
 }
 
 /// A result's logs as a reader puts them together, checked against what the manifest says of them.
-async fn unpacked(world: &World, result: &ConfigMap) -> Vec<u8> {
+async fn unpacked(fixture: &Fixture, result: &ConfigMap) -> Vec<u8> {
     let manifest = manifest(result);
     let place = &manifest["logs"];
     let key = place["key"].as_str().unwrap();
     let mut bytes = Vec::new();
     for shard in place["shards"].as_array().into_iter().flatten() {
-        let map = world
+        let map = fixture
             .config_maps(&result.namespace().unwrap())
             .get(shard["name"].as_str().unwrap())
             .await
@@ -91,15 +91,17 @@ async fn unpacked(world: &World, result: &ConfigMap) -> Vec<u8> {
 
 #[test]
 fn a_long_log_keeps_its_ends_and_says_what_is_between() {
-    scenario(|world| async move {
-        let ns = world.cluster.namespace("ends").await.unwrap();
-        world.policy(&ns, "results", json!({"results": {"logs": {"maxBytesPerContainer": "8Ki"}}})).await;
-        world.create(&ns, &once("long", &[("run", "300ms"), ("log-bytes", "1Mi")])).await.unwrap();
-        let result = stored(world, &ns, "long").await;
+    scenario(|fixture| async move {
+        let ns = fixture.cluster.namespace("ends").await.unwrap();
+        fixture
+            .apply_policy(&ns, "results", json!({"results": {"logs": {"maxBytesPerContainer": "8Ki"}}}))
+            .await;
+        fixture.create(&ns, &once("long", &[("run", "300ms"), ("log-bytes", "1Mi")])).await.unwrap();
+        let result = stored(fixture, &ns, "long").await;
         let (whole, facts) = (text(1 << 20), &manifest(&result)["pods"][0]["containers"][0]["logs"][0]);
         assert_eq!((&facts["length"], &facts["leftOut"]), (&json!(1 << 20), &json!((1 << 20) - 8192)));
         assert_eq!(facts["sha256"], digest([whole.clone()]));
-        let kept = String::from_utf8(unpacked(world, &result).await).unwrap();
+        let kept = String::from_utf8(unpacked(fixture, &result).await).unwrap();
         let (_, log) = kept.split_once(" ===\n").unwrap();
         let (head, rest) = log.split_once("\n[... ").unwrap();
         let (gap, tail) = rest.split_once(" ...]\n").unwrap();
@@ -111,15 +113,15 @@ fn a_long_log_keeps_its_ends_and_says_what_is_between() {
 
 #[test]
 fn a_jobs_budget_is_for_all_its_containers() {
-    scenario(|world| async move {
-        let ns = world.cluster.namespace("budget").await.unwrap();
+    scenario(|fixture| async move {
+        let ns = fixture.cluster.namespace("budget").await.unwrap();
         let logs = json!({"maxBytesPerContainer": "6Ki", "maxBytesPerJob": "8Ki"});
-        world.policy(&ns, "results", json!({"results": {"logs": logs}})).await;
+        fixture.apply_policy(&ns, "results", json!({"results": {"logs": logs}})).await;
         let mut many = once("many", &[("run", "300ms"), ("log-bytes", "64Ki")]);
         let containers = ["a", "b", "c"].map(|name| json!({"name": name, "image": "busybox"}));
         many["spec"]["template"]["spec"]["containers"] = json!(containers);
-        world.create(&ns, &many).await.unwrap();
-        let result = stored(world, &ns, "many").await;
+        fixture.create(&ns, &many).await.unwrap();
+        let result = stored(fixture, &ns, "many").await;
         let manifest = manifest(&result);
         let facts = |n: usize| manifest["pods"][0]["containers"][n]["logs"][0].clone();
         let kept = |n: usize| facts(n)["length"].as_u64().unwrap() - facts(n)["leftOut"].as_u64().unwrap();
@@ -137,15 +139,15 @@ fn a_jobs_budget_is_for_all_its_containers() {
 
 #[test]
 fn large_logs_go_into_shards_and_come_back_byte_by_byte() {
-    scenario(|world| async move {
-        let ns = world.cluster.namespace("shards").await.unwrap();
+    scenario(|fixture| async move {
+        let ns = fixture.cluster.namespace("shards").await.unwrap();
         let logs = json!({"maxBytesPerContainer": "16Mi", "maxBytesPerJob": "64Mi"});
-        world.policy(&ns, "results", json!({"results": {"logs": logs}})).await;
+        fixture.apply_policy(&ns, "results", json!({"results": {"logs": logs}})).await;
         let mut large = once("large", &[("run", "300ms"), ("log-bytes", "15Mi")]);
         large["spec"]["template"]["spec"]["containers"] =
             json!([{"name": "one", "image": "busybox"}, {"name": "two", "image": "busybox"}]);
-        world.create(&ns, &large).await.unwrap();
-        let result = stored(world, &ns, "large").await;
+        fixture.create(&ns, &large).await.unwrap();
+        let result = stored(fixture, &ns, "large").await;
         let manifest = manifest(&result);
         assert!(manifest["logs"]["shards"].as_array().unwrap().len() > 1, "{}", manifest["logs"]);
         assert_eq!(manifest["completeness"]["complete"], true);
@@ -153,38 +155,38 @@ fn large_logs_go_into_shards_and_come_back_byte_by_byte() {
         let whole = text(15 << 20);
         let section = |name: &str| format!("=== Pod: {pod} / Container: {name} ===\n").into_bytes();
         let expected = [section("one"), whole.clone(), section("two"), whole].concat();
-        assert!(unpacked(world, &result).await == expected, "every byte");
+        assert!(unpacked(fixture, &result).await == expected, "every byte");
     });
 }
 
 #[test]
 fn binary_logs_and_terminal_escapes_are_kept_to_the_byte() {
-    scenario(|world| async move {
-        let ns = world.cluster.namespace("bytes").await.unwrap();
-        world.policy(&ns, "results", json!({"results": {}})).await;
+    scenario(|fixture| async move {
+        let ns = fixture.cluster.namespace("bytes").await.unwrap();
+        fixture.apply_policy(&ns, "results", json!({"results": {}})).await;
         // All byte values: NULs, what is not UTF-8, and everything that a terminal would act on.
-        world.create(&ns, &once("binary", &[("run", "300ms"), ("log-binary", "1000")])).await.unwrap();
+        fixture.create(&ns, &once("binary", &[("run", "300ms"), ("log-binary", "1000")])).await.unwrap();
         let escapes = "\u{1b}[31mred\u{1b}[0m \u{7}\u{1b}]0;title\u{7}\r\n";
         let play = [("run", "300ms"), ("exit-code", "1"), ("log", escapes)];
         // Names at the limits of what a Job and a container may be called.
         let long = format!("escapes-{}", "x".repeat(55));
         let mut bad = once(&long, &play);
         bad["spec"]["template"]["spec"]["containers"] = json!([{"name": "c".repeat(63), "image": "busybox"}]);
-        world.create(&ns, &bad).await.unwrap();
+        fixture.create(&ns, &bad).await.unwrap();
 
-        let binary = stored(world, &ns, "binary").await;
+        let binary = stored(fixture, &ns, "binary").await;
         let expected: Vec<u8> = (0..=255).cycle().take(1000).collect();
-        let bytes = unpacked(world, &binary).await;
+        let bytes = unpacked(fixture, &binary).await;
         assert!(bytes.ends_with(&expected), "to the byte");
         assert!(binary.binary_data.unwrap().contains_key("logs"));
 
-        let escaped = stored(world, &ns, &long).await;
+        let escaped = stored(fixture, &ns, &long).await;
         assert!(escaped.data.as_ref().unwrap()["logs"].ends_with(escapes), "as it was written");
         let decisive = manifest(&escaped)["decisive"].as_str().unwrap().to_owned();
         assert!(decisive.contains("red") && !decisive.contains(|c: char| c.is_control()), "{decisive:?}");
-        let event = world
+        let event = fixture
             .wait("the Event", || async {
-                world.events(&ns, "JobProcessing", &long).await.pop().ok_or("none")
+                fixture.events(&ns, "JobProcessing", &long).await.pop().ok_or("none")
             })
             .await;
         assert!(!event.note.unwrap().contains(|c: char| c.is_control()), "nothing for a terminal to act on");
@@ -193,13 +195,13 @@ fn binary_logs_and_terminal_escapes_are_kept_to_the_byte() {
 
 #[test]
 fn without_logs_there_are_states_and_messages() {
-    scenario(|world| async move {
-        let ns = world.cluster.namespace("nologs").await.unwrap();
-        world.policy(&ns, "results", json!({"results": {"logs": {"mode": "None"}}})).await;
+    scenario(|fixture| async move {
+        let ns = fixture.cluster.namespace("nologs").await.unwrap();
+        fixture.apply_policy(&ns, "results", json!({"results": {"logs": {"mode": "None"}}})).await;
         let play =
             [("run", "300ms"), ("exit-code", "7"), ("log", "secret\n"), ("termination-message", "disk full")];
-        world.create(&ns, &once("quiet", &play)).await.unwrap();
-        let result = stored(world, &ns, "quiet").await;
+        fixture.create(&ns, &once("quiet", &play)).await.unwrap();
+        let result = stored(fixture, &ns, "quiet").await;
         let manifest = manifest(&result);
         let data = result.data.unwrap();
         assert!(!data.contains_key("logs") && result.binary_data.is_none() && manifest["logs"].is_null());
@@ -232,19 +234,19 @@ pub fn peak(member: &Member) -> u64 {
 
 #[test]
 fn a_hundred_mib_on_one_line_do_not_fill_the_memory() {
-    lonely_scenario(async |world| {
-        let ns = world.cluster.namespace("oneline").await.unwrap();
-        world.policy(&ns, "results", json!({"results": {}})).await;
-        world.create(&ns, &once("small", &[("run", "100ms")])).await.unwrap();
-        stored(world, &ns, "small").await;
-        let before = peak(world.pair.sink());
-        world.create(&ns, &once("huge", &[("run", "100ms"), ("log-one-line", "100Mi")])).await.unwrap();
-        let result = stored(world, &ns, "huge").await;
+    exclusive_scenario(async |fixture| {
+        let ns = fixture.cluster.namespace("oneline").await.unwrap();
+        fixture.apply_policy(&ns, "results", json!({"results": {}})).await;
+        fixture.create(&ns, &once("small", &[("run", "100ms")])).await.unwrap();
+        stored(fixture, &ns, "small").await;
+        let before = peak(fixture.pair.sink());
+        fixture.create(&ns, &once("huge", &[("run", "100ms"), ("log-one-line", "100Mi")])).await.unwrap();
+        let result = stored(fixture, &ns, "huge").await;
         let facts = &manifest(&result)["pods"][0]["containers"][0]["logs"][0];
         assert_eq!((&facts["length"], &facts["lost"]), (&json!(100 << 20), &Value::Null), "{facts}");
         let piece = b"0123456789abcdef".repeat(1 << 16);
         assert_eq!(facts["sha256"], digest((0..100).map(|_| piece.clone())));
-        let grown = peak(world.pair.sink()) - before;
+        let grown = peak(fixture.pair.sink()) - before;
         eprintln!("a log of 100 MiB: the sink's peak memory grew by {grown} MiB, from {before} MiB");
         assert!(grown < 50, "{grown} MiB more than {before} MiB");
     });
@@ -257,11 +259,11 @@ fn many() -> usize {
 
 #[test]
 fn a_job_of_many_pods_keeps_what_failed_first_within_its_budget() {
-    scenario(|world| async move {
-        let ns = world.cluster.namespace("indexed").await.unwrap();
+    scenario(|fixture| async move {
+        let ns = fixture.cluster.namespace("indexed").await.unwrap();
         // Room for some forty of their logs.
         let logs = json!({"maxBytesPerContainer": "2Ki", "maxBytesPerJob": "80Ki"});
-        world.policy(&ns, "results", json!({"results": {"logs": logs}})).await;
+        fixture.apply_policy(&ns, "results", json!({"results": {"logs": logs}})).await;
         let number = many();
         let mut array = once("array", &[("end", "Hang"), ("log-bytes", "2Ki")]);
         let spec = &mut array["spec"];
@@ -270,8 +272,8 @@ fn a_job_of_many_pods_keeps_what_failed_first_within_its_budget() {
         spec["parallelism"] = json!(number);
         spec["backoffLimit"] = Value::Null;
         spec["backoffLimitPerIndex"] = json!(0);
-        world.create(&ns, &array).await.unwrap();
-        let pods: Api<k8s_openapi::api::core::v1::Pod> = Api::namespaced(world.client(), &ns);
+        fixture.create(&ns, &array).await.unwrap();
+        let pods: Api<k8s_openapi::api::core::v1::Pod> = Api::namespaced(fixture.client(), &ns);
         let look = || async {
             let all = pods.list(&ListParams::default()).await.map_err(|e| e.to_string())?.items;
             let runs =
@@ -294,7 +296,7 @@ fn a_job_of_many_pods_keeps_what_failed_first_within_its_budget() {
             let status = json!({"status": {"phase": phase, "containerStatuses": statuses}});
             pods.patch_status(&name, &PatchParams::default(), &Patch::Merge(&status)).await.unwrap();
         }
-        let result = stored(world, &ns, "array").await;
+        let result = stored(fixture, &ns, "array").await;
         let manifest = manifest(&result);
         assert_eq!((&manifest["outcome"], &manifest["reason"]), (&json!("failed"), &json!("FailedIndexes")));
         let listed = manifest["pods"].as_array().unwrap();
@@ -318,7 +320,7 @@ fn a_job_of_many_pods_keeps_what_failed_first_within_its_budget() {
         let lost = manifest["completeness"]["lost"].to_string();
         let without = format!("logs of main of {} pods with index ", number - 40);
         assert!(lost.contains(&without) && lost.contains("budget"), "{lost}");
-        let kept = unpacked(world, &result).await;
+        let kept = unpacked(fixture, &result).await;
         let sections = String::from_utf8(kept).unwrap().matches("\n000000001 ").count();
         assert_eq!(sections, 40, "the budget is used");
         assert!(serde_json::to_vec(&result).unwrap().len() < 1 << 20);

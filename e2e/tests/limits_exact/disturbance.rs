@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use job_handler_e2e::{Component, Member, pair::change_stamping, wait_for};
+use job_handler_e2e::{Component, Member, pair::patch_stamping_webhooks, wait_for};
 use k8s_openapi::api::{batch::v1::Job, core::v1::ResourceQuota};
 use kube::{
     Api, ResourceExt,
@@ -10,13 +10,13 @@ use kube::{
 };
 use serde_json::json;
 
-use crate::fixtures::{PATIENCE, World};
+use crate::fixtures::{Fixture, PATIENCE};
 
 /// So many Jobs the quota lets pass; it counts the finished ones as well.
 const QUOTA: usize = 100;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Trouble {
+pub enum Disturbance {
     None,
     /// A quota denies everything after half of the Jobs, until it is taken away.
     QuotaDenies,
@@ -29,16 +29,16 @@ pub enum Trouble {
     MutateAway,
 }
 
-impl Trouble {
+impl Disturbance {
     /// Before the burst.
-    pub async fn prepare(self, world: &World, namespace: &str) {
+    pub async fn prepare(self, fixture: &Fixture, namespace: &str) {
         match self {
             Self::QuotaDenies => {
                 let quota = json!({
                     "metadata": {"name": "half"}, "spec": {"hard": {"count/jobs.batch": QUOTA.to_string()}},
                 });
                 let quota: ResourceQuota = serde_json::from_value(quota).unwrap();
-                let quotas: Api<ResourceQuota> = Api::namespaced(world.cluster.client(), namespace);
+                let quotas: Api<ResourceQuota> = Api::namespaced(fixture.cluster.client(), namespace);
                 quotas.create(&PostParams::default(), &quota).await.unwrap();
                 wait_for(PATIENCE, "the quota to be in force", || async {
                     let status = quotas.get("half").await.map_err(|e| e.to_string())?.status;
@@ -49,18 +49,18 @@ impl Trouble {
                 .unwrap();
             }
             Self::MutateAway => {
-                world.pair.sinks().iter().for_each(|sink| sink.kill().unwrap());
+                fixture.pair.sinks().iter().for_each(|sink| sink.kill().unwrap());
                 let nobody = job_handler_e2e::harness::ports::free().unwrap();
-                point_mutate_at(world, nobody).await;
-                stamped(world, namespace, false).await;
+                point_mutate_at(fixture, nobody).await;
+                stamped(fixture, namespace, false).await;
             }
             Self::None | Self::ReplicaKilled | Self::ReplicaPaused | Self::ApiserverRestarted => {}
         }
     }
 
     /// In the middle.
-    pub async fn strike(self, world: &World, namespace: &str, replica: usize) {
-        let replica = world.pair.webhook(replica);
+    pub async fn apply(self, fixture: &Fixture, namespace: &str, replica: usize) {
+        let replica = fixture.pair.webhook(replica);
         match self {
             Self::ReplicaKilled => replica.kill().unwrap(),
             Self::ReplicaPaused => {
@@ -70,11 +70,11 @@ impl Trouble {
                 replica.cont().unwrap();
             }
             Self::ApiserverRestarted => {
-                world.cluster.component(Component::Apiserver).unwrap().restart().await.unwrap();
+                fixture.cluster.component(Component::Apiserver).unwrap().restart().await.unwrap();
             }
             Self::QuotaDenies => {
-                let jobs = world.jobs(namespace);
-                let quotas: Api<ResourceQuota> = Api::namespaced(world.cluster.client(), namespace);
+                let jobs = fixture.jobs(namespace);
+                let quotas: Api<ResourceQuota> = Api::namespaced(fixture.cluster.client(), namespace);
                 wait_for(PATIENCE, "the quota to be used up", || async {
                     let there = jobs.list_metadata(&Default::default()).await.map_err(|e| e.to_string())?;
                     let there = there.items.len();
@@ -90,19 +90,19 @@ impl Trouble {
     }
 
     /// After the burst.
-    pub async fn mend(self, world: &World, namespace: &str, replica: usize) {
+    pub async fn undo(self, fixture: &Fixture, namespace: &str, replica: usize) {
         match self {
-            Self::ReplicaKilled => world.pair.webhook(replica).restart().unwrap(),
+            Self::ReplicaKilled => fixture.pair.webhook(replica).restart().unwrap(),
             Self::MutateAway => {
-                let of_now = world.jobs(namespace).get("j0").await.unwrap();
+                let of_now = fixture.jobs(namespace).get("j0").await.unwrap();
                 assert!(!is_stamped(&of_now), "{:?}", of_now.metadata);
-                point_mutate_at(world, world.pair.balancer().port()).await;
-                world.pair.sinks().iter().for_each(|sink: &Member| sink.restart().unwrap());
-                stamped(world, namespace, true).await;
+                point_mutate_at(fixture, fixture.pair.balancer().port()).await;
+                fixture.pair.sinks().iter().for_each(|sink: &Member| sink.restart().unwrap());
+                stamped(fixture, namespace, true).await;
             }
             Self::None | Self::QuotaDenies | Self::ReplicaPaused | Self::ApiserverRestarted => return,
         }
-        world.pair.wait_ready(PATIENCE).await.unwrap();
+        fixture.pair.wait_ready(PATIENCE).await.unwrap();
     }
 }
 
@@ -123,14 +123,14 @@ async fn denied(jobs: &Api<Job>) {
     .unwrap();
 }
 
-async fn point_mutate_at(world: &World, port: u16) {
+async fn point_mutate_at(fixture: &Fixture, port: u16) {
     let url = format!("https://0.0.0.0:{port}/mutate");
-    change_stamping(world.cluster.client(), &[("clientConfig/url", url.into())]).await.unwrap();
+    patch_stamping_webhooks(fixture.cluster.client(), &[("clientConfig/url", url.into())]).await.unwrap();
 }
 
 /// Waits until new Jobs are stamped, or are not.
-async fn stamped(world: &World, namespace: &str, wanted: bool) {
-    let jobs = world.jobs(namespace);
+async fn stamped(fixture: &Fixture, namespace: &str, wanted: bool) {
+    let jobs = fixture.jobs(namespace);
     let probe = serde_json::from_value(json!({
         "metadata": {"name": "probe"}, "spec": {"suspend": true, "template": {"spec": {
             "restartPolicy": "Never", "containers": [{"name": "main", "image": "busybox"}]}}},

@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 
-use job_handler_e2e::Https;
+use job_handler_e2e::HttpsClient;
 use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
 
@@ -10,11 +10,11 @@ use super::fixtures::scenario;
 
 #[test]
 fn every_bad_review_gets_a_clear_answer_and_the_webhook_lives() {
-    scenario(|world| async move {
-        let secrets: Api<Secret> = Api::namespaced(world.client(), "job-handler-system");
+    scenario(|fixture| async move {
+        let secrets: Api<Secret> = Api::namespaced(fixture.client(), "job-handler-system");
         let ca = secrets.get("job-handler-ca").await.unwrap().data.unwrap()["ca.crt"].0.clone();
-        let port = world.pair.webhook(0).port();
-        let webhook = Https::new(ca, SocketAddr::from((Ipv4Addr::LOCALHOST, port))).unwrap();
+        let port = fixture.pair.webhook(0).port();
+        let webhook = HttpsClient::new(ca, SocketAddr::from((Ipv4Addr::LOCALHOST, port))).unwrap();
         let deep = format!("{}{}", "[".repeat(10_000), "]".repeat(10_000));
         let other =
             r#"{"apiVersion":"admission.k8s.io/v1beta1","kind":"AdmissionReview","request":{"uid":"u"}}"#;
@@ -33,6 +33,6 @@ fn every_bad_review_gets_a_clear_answer_and_the_webhook_lives() {
                 assert!(!answer.body.trim().is_empty(), "{what} at {path} was answered with nothing");
             }
         }
-        assert_eq!(world.pair.webhook(0).get("/healthz").await.unwrap().0, 200);
+        assert_eq!(fixture.pair.webhook(0).get("/healthz").await.unwrap().0, 200);
     });
 }

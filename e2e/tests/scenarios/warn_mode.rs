@@ -6,31 +6,31 @@ use kube::{
 };
 use serde_json::{Value, json};
 
-use super::fixtures::{World, annotation, job, scenario};
+use super::fixtures::{Fixture, annotation, job, scenario};
 
 /// Creates by kubectl; gives what it wrote besides its result.
-async fn create(world: &World, namespace: &str, job: &Value) -> String {
+async fn create(fixture: &Fixture, namespace: &str, job: &Value) -> String {
     let args = ["create", "-n", namespace, "-f", "-"];
-    let said = world.cluster.try_kubectl(&args, job.to_string().as_bytes()).await.unwrap();
+    let said = fixture.cluster.try_kubectl(&args, job.to_string().as_bytes()).await.unwrap();
     assert!(said.success, "mode Warn never stands in the way: {}", said.stderr);
     said.stderr
 }
 
 #[test]
 fn what_would_be_refused_is_told_three_ways_and_let_through() {
-    scenario(|world| async move {
-        let ns = world.cluster.namespace("warned").await.unwrap();
+    scenario(|fixture| async move {
+        let ns = fixture.cluster.namespace("warned").await.unwrap();
         let spec = json!({"mode": "Warn", "limits": [{"name": "few", "maxActiveJobs": 1}]});
-        world.policy(&ns, "trial", spec).await;
+        fixture.apply_policy(&ns, "trial", spec).await;
         let running = [("run", "60s")];
-        assert_eq!(create(world, &ns, &job("first", &[], &running)).await, "");
+        assert_eq!(create(fixture, &ns, &job("first", &[], &running)).await, "");
         let told =
             "would be refused (mode Warn): concurrent job limit reached: 1 active jobs, max allowed: 1";
         // The picture it counts by is up to a second old.
-        world
+        fixture
             .wait("a warning", || async {
                 let name = format!("more-{}", jiff::Timestamp::now().as_nanosecond());
-                let said = create(world, &ns, &job(&name, &[], &running)).await;
+                let said = create(fixture, &ns, &job(&name, &[], &running)).await;
                 if said.contains(told) && said.contains("limit \"few\" of JobPolicy") {
                     Ok(())
                 } else {
@@ -38,34 +38,34 @@ fn what_would_be_refused_is_told_three_ways_and_let_through() {
                 }
             })
             .await;
-        world
+        fixture
             .wait("describe to tell", || async {
-                let said = world.cluster.kubectl(&["describe", "jobpolicy", "trial", "-n", &ns]).await;
+                let said = fixture.cluster.kubectl(&["describe", "jobpolicy", "trial", "-n", &ns]).await;
                 let said = said.map_err(|e| e.to_string())?;
                 if said.contains("JobWouldBeRefused") && said.contains(told) { Ok(()) } else { Err(said) }
             })
             .await;
-        let (_, metrics) = world.pair.webhook(0).get("/metrics").await.unwrap();
+        let (_, metrics) = fixture.pair.webhook(0).get("/metrics").await.unwrap();
         let counted = format!("policy=\"JobPolicy {}/trial\",limit=\"few\"", ns.name());
         let line = metrics.lines().find(|l| l.contains("limit_would_refuse_total") && l.contains(&counted));
         assert!(line.is_some(), "{counted} in {metrics}");
-        let status = world.policies(&ns).get("trial").await.unwrap().status.unwrap();
+        let status = fixture.policies(&ns).get("trial").await.unwrap().status.unwrap();
         assert_eq!(status.last_refusal, None, "nobody was refused");
     });
 }
 
 #[test]
 fn what_would_be_stamped_is_told_and_left() {
-    scenario(|world| async move {
-        let ns = world.cluster.namespace("warnstamp").await.unwrap();
+    scenario(|fixture| async move {
+        let ns = fixture.cluster.namespace("warnstamp").await.unwrap();
         let enforced = json!({"stamp": {"backoffLimit": {"max": 4}}});
-        world.policy(&ns, "enforced", enforced).await;
+        fixture.apply_policy(&ns, "enforced", enforced).await;
         let spec = json!({"mode": "Warn", "stamp": {"activeDeadlineSeconds": {"default": 60},
             "backoffLimit": {"max": 1}, "containerResources": {"limits": {"cpu": "1"}}}});
-        world.policy(&ns, "trial", spec).await;
+        fixture.apply_policy(&ns, "trial", spec).await;
         let mut tried = job("tried", &[], &[]);
         tried["spec"]["backoffLimit"] = json!(9);
-        let said = create(world, &ns, &tried).await;
+        let said = create(fixture, &ns, &tried).await;
         for told in [
             "would be set (mode Warn): activeDeadlineSeconds: unset -> 60 (default of JobPolicy",
             "would be set (mode Warn): backoffLimit: 9 -> 1 (maximum of JobPolicy",
@@ -73,7 +73,7 @@ fn what_would_be_stamped_is_told_and_left() {
         ] {
             assert!(said.contains(told), "{told} in {said}");
         }
-        let there = world.jobs(&ns).get("tried").await.unwrap();
+        let there = fixture.jobs(&ns).get("tried").await.unwrap();
         assert!(!annotation(&there, "job-handler/stamped").contains("trial"));
         let spec = there.spec.unwrap();
         assert_eq!((spec.backoff_limit, spec.active_deadline_seconds), (Some(4), None));
@@ -82,30 +82,30 @@ fn what_would_be_stamped_is_told_and_left() {
 
 #[test]
 fn a_policy_that_is_tried_out_holds_nobody_up_while_the_webhook_is_away() {
-    super::fixtures::lonely_scenario(async |world| {
-        let ns = world.cluster.namespace("warnaway").await.unwrap();
+    super::fixtures::exclusive_scenario(async |fixture| {
+        let ns = fixture.cluster.namespace("warnaway").await.unwrap();
         let spec = json!({"mode": "Warn", "limits": [{"name": "none", "maxActiveJobs": 0}]});
-        world.policy(&ns, "trial", spec).await;
-        world.pair.webhook(0).kill().unwrap();
-        world.create(&ns, &job("free", &[], &[])).await.unwrap();
-        world.pair.webhook(0).restart().unwrap();
-        world
+        fixture.apply_policy(&ns, "trial", spec).await;
+        fixture.pair.webhook(0).kill().unwrap();
+        fixture.create(&ns, &job("free", &[], &[])).await.unwrap();
+        fixture.pair.webhook(0).restart().unwrap();
+        fixture
             .wait("it to be told again", || async {
                 let name = format!("told-{}", jiff::Timestamp::now().as_nanosecond());
-                let said = create(world, &ns, &job(&name, &[], &[])).await;
+                let said = create(fixture, &ns, &job(&name, &[], &[])).await;
                 if said.contains("would be refused") { Ok(()) } else { Err(said) }
             })
             .await;
         // From trial to earnest, and back.
-        let api: Api<job_handler_shared::policy::spec::JobPolicy> = world.policies(&ns);
+        let api: Api<job_handler_shared::policy::spec::JobPolicy> = fixture.policies(&ns);
         for (mode, refused) in [("Enforce", true), ("Warn", false)] {
             let patch = json!({"spec": {"mode": mode}});
             let params = PatchParams::default();
             let generation =
                 api.patch("trial", &params, &Patch::Merge(&patch)).await.unwrap().metadata.generation;
-            world.ready(&ns, "trial", generation).await;
+            fixture.wait_policy_ready(&ns, "trial", generation).await;
             let name = format!("mode-{}", mode.to_lowercase());
-            assert_eq!(world.create(&ns, &job(&name, &[], &[])).await.is_err(), refused, "{mode}");
+            assert_eq!(fixture.create(&ns, &job(&name, &[], &[])).await.is_err(), refused, "{mode}");
         }
     });
 }

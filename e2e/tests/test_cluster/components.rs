@@ -34,7 +34,7 @@ async fn every_component_can_be_killed_and_restarted() {
         let handle = cluster.component(component).unwrap();
         let before = handle.process().id();
         handle.kill().unwrap();
-        assert!(handle.process().ended().is_some());
+        assert!(handle.process().exit_status().is_some());
         handle.restart().await.unwrap();
         assert_ne!(handle.process().id(), before, "{component:?}");
         works(&cluster, &namespace, &format!("after-{}", component.name())).await;

@@ -15,8 +15,8 @@ use serde_json::{Value, json};
 
 use super::{
     cloudevents::{Receiver, with_receiver},
-    fixtures::{PATIENCE, World, annotation, job, lonely_scenario_in, scenario},
-    reading::Person,
+    fixtures::{Fixture, PATIENCE, annotation, exclusive_scenario_with_own_cluster, job, scenario},
+    kubectl_plugin::Person,
 };
 
 /// What containers write: into their log, and as their last message.
@@ -46,10 +46,10 @@ fn policy(app: &str, results: Value) -> Value {
 }
 
 /// Waits until condition FullyEnforced has, or has not, something to say of Secrets.
-async fn secrets_missing(world: &World, ns: &str, policy: &str, missing: bool) -> String {
-    world
+async fn secrets_missing(fixture: &Fixture, ns: &str, policy: &str, missing: bool) -> String {
+    fixture
         .wait(&format!("the policy to say that Secrets cannot be had: {missing}"), || async {
-            let status = world.policies(ns).get(policy).await.map_err(|e| e.to_string())?.status;
+            let status = fixture.policies(ns).get(policy).await.map_err(|e| e.to_string())?.status;
             let conditions = status.unwrap_or_default().conditions;
             let told = conditions.into_iter().find(|c| c.type_ == "FullyEnforced").ok_or("no condition")?;
             if (told.reason == "NoSecrets") == missing { Ok(told.message) } else { Err(format!("{told:?}")) }
@@ -57,10 +57,10 @@ async fn secrets_missing(world: &World, ns: &str, policy: &str, missing: bool) -
         .await
 }
 
-async fn told(world: &World, ns: &str, job: &str) -> String {
-    world
+async fn told(fixture: &Fixture, ns: &str, job: &str) -> String {
+    fixture
         .wait(&format!("the Event of {job}"), || async {
-            let events = world.events(ns, "JobProcessing", job).await;
+            let events = fixture.events(ns, "JobProcessing", job).await;
             events.first().and_then(|event| event.note.clone()).ok_or("none")
         })
         .await
@@ -68,16 +68,16 @@ async fn told(world: &World, ns: &str, job: &str) -> String {
 
 #[test]
 fn without_the_right_to_secrets_nothing_that_containers_wrote_is_published() {
-    scenario(|world| async move {
-        let ns = world.cluster.namespace("no-secrets").await.unwrap();
-        world.policy(&ns, "hidden", policy("hidden", json!({"storageType": "Secret"}))).await;
-        let why = secrets_missing(world, &ns, "hidden", true).await;
+    scenario(|fixture| async move {
+        let ns = fixture.cluster.namespace("no-secrets").await.unwrap();
+        fixture.apply_policy(&ns, "hidden", policy("hidden", json!({"storageType": "Secret"}))).await;
+        let why = secrets_missing(fixture, &ns, "hidden", true).await;
         assert!(why.contains("no right to") && why.contains("apply manifests/overlays/secrets"), "{why}");
 
-        world.create(&ns, &telling("build", "hidden")).await.unwrap();
-        let note = told(world, &ns, "build").await;
+        fixture.create(&ns, &telling("build", "hidden")).await.unwrap();
+        let note = told(fixture, &ns, "build").await;
         assert!(note.contains("exit code 3") && note.contains("could not be kept"), "{note}");
-        let result = world.result(&ns, "build").await;
+        let result = fixture.wait_result(&ns, "build").await;
         let manifest: Value = serde_json::from_str(&result.data.as_ref().unwrap()["result.json"]).unwrap();
         assert_eq!(result.data.as_ref().unwrap()["status"], "failed");
         let lost = manifest["completeness"]["lost"].to_string();
@@ -87,10 +87,10 @@ fn without_the_right_to_secrets_nothing_that_containers_wrote_is_published() {
         );
         for resources in ["configmaps", "events", "events.events.k8s.io", "secrets"] {
             let all =
-                world.cluster.kubectl(&["get", resources, "-n", ns.name(), "-o", "json"]).await.unwrap();
+                fixture.cluster.kubectl(&["get", resources, "-n", ns.name(), "-o", "json"]).await.unwrap();
             assert!(!all.contains(WRITTEN) && !all.contains(LAST_WORDS), "{resources}: {all}");
         }
-        let (_, metrics) = world.pair.sink().get("/metrics").await.unwrap();
+        let (_, metrics) = fixture.pair.sink().get("/metrics").await.unwrap();
         let line =
             metrics.lines().find(|line| line.starts_with("job_handler_results_withheld_total")).unwrap();
         assert_ne!(line, "job_handler_results_withheld_total 0");
@@ -99,35 +99,35 @@ fn without_the_right_to_secrets_nothing_that_containers_wrote_is_published() {
 
 #[test]
 fn with_the_right_results_are_in_secrets_alone() {
-    lonely_scenario_in(async || {
+    exclusive_scenario_with_own_cluster(async || {
         let folder = tempfile::tempdir().unwrap();
         let port = ports::free().unwrap();
         let (receiver, ca) = Receiver::new(folder.path(), port);
         let _process = receiver.start();
         let configuration = json!({"cloudEventSinks": [{"name": "ci", "url": format!("https://127.0.0.1:{port}/in"),
             "tls": {"ca": ca}, "bearerToken": {"key": "ci"}}]});
-        let world = with_receiver(&configuration).await;
-        let ns = world.cluster.namespace("secrets").await.unwrap();
+        let fixture = with_receiver(&configuration).await;
+        let ns = fixture.cluster.namespace("secrets").await.unwrap();
         let logs = json!({"maxBytesPerContainer": "16Mi", "maxBytesPerJob": "64Mi"});
-        world.policy(&ns, "open", policy("open", json!({"logs": logs}))).await;
+        fixture.apply_policy(&ns, "open", policy("open", json!({"logs": logs}))).await;
         let hidden = |more: Value| {
             let mut results = json!({"storageType": "Secret", "logs": logs});
             results.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
             policy("hidden", results)
         };
-        world.policy(&ns, "hidden", hidden(json!({}))).await;
-        secrets_missing(&world, &ns, "hidden", true).await;
+        fixture.apply_policy(&ns, "hidden", hidden(json!({}))).await;
+        secrets_missing(&fixture, &ns, "hidden", true).await;
         // The sink need not be told: it sees that the rights are there.
-        allow_secrets(&world.cluster).await.unwrap();
-        secrets_missing(&world, &ns, "hidden", false).await;
+        allow_secrets(&fixture.cluster).await.unwrap();
+        secrets_missing(&fixture, &ns, "hidden", false).await;
 
-        in_secrets_alone(&world, &ns, &receiver).await;
-        let person = who_may_read_secrets_reads_them(&world, &ns).await;
-        another_run_in_another_kind_hides_nothing(&world, &ns, &person).await;
-        what_is_in_secrets_is_known_to_the_next_sink_and_left_where_it_cannot_be_read(&world, &ns).await;
+        in_secrets_alone(&fixture, &ns, &receiver).await;
+        let person = who_may_read_secrets_reads_them(&fixture, &ns).await;
+        another_run_in_another_kind_hides_nothing(&fixture, &ns, &person).await;
+        what_is_in_secrets_is_known_to_the_next_sink_and_left_where_it_cannot_be_read(&fixture, &ns).await;
         // What the policy says now is what counts.
-        world.policy(&ns, "hidden", hidden(json!({"ttlSeconds": 1}))).await;
-        let secrets: Api<Secret> = Api::namespaced(world.client(), &ns);
+        fixture.apply_policy(&ns, "hidden", hidden(json!({"ttlSeconds": 1}))).await;
+        let secrets: Api<Secret> = Api::namespaced(fixture.client(), &ns);
         wait_for(3 * PATIENCE, "no Secret to be left", || async {
             let left = secrets.list(&ListParams::default()).await.map_err(|e| e.to_string())?;
             let left: Vec<String> = left.items.iter().map(ResourceExt::name_any).collect();
@@ -136,26 +136,26 @@ fn with_the_right_results_are_in_secrets_alone() {
         .await
         .unwrap();
         assert!(
-            world.config_maps(&ns).get_opt("plain-results").await.unwrap().is_some(),
+            fixture.config_maps(&ns).get_opt("plain-results").await.unwrap().is_some(),
             "asked for by another"
         );
     });
 }
 
 /// Beside a ConfigMap of the same content.
-async fn in_secrets_alone(world: &World, ns: &str, receiver: &Receiver) {
-    world.create(ns, &telling("quiet", "hidden")).await.unwrap();
-    world.create(ns, &telling("plain", "open")).await.unwrap();
-    world.create(ns, &large("large", "hidden")).await.unwrap();
-    world.create(ns, &large("large-plain", "open")).await.unwrap();
-    let notes = [told(world, ns, "quiet").await, told(world, ns, "plain").await];
-    told(world, ns, "large").await;
-    told(world, ns, "large-plain").await;
+async fn in_secrets_alone(fixture: &Fixture, ns: &str, receiver: &Receiver) {
+    fixture.create(ns, &telling("quiet", "hidden")).await.unwrap();
+    fixture.create(ns, &telling("plain", "open")).await.unwrap();
+    fixture.create(ns, &large("large", "hidden")).await.unwrap();
+    fixture.create(ns, &large("large-plain", "open")).await.unwrap();
+    let notes = [told(fixture, ns, "quiet").await, told(fixture, ns, "plain").await];
+    told(fixture, ns, "large").await;
+    told(fixture, ns, "large-plain").await;
     assert!(notes[0].contains("exit code 3") && !notes[0].contains(LAST_WORDS), "{}", notes[0]);
     assert!(notes[0].ends_with(&format!("Result: Secret {ns}/quiet-results")), "{}", notes[0]);
     assert!(notes[1].contains(LAST_WORDS), "{}", notes[1]);
 
-    let secrets: Api<Secret> = Api::namespaced(world.client(), ns);
+    let secrets: Api<Secret> = Api::namespaced(fixture.client(), ns);
     let made = ListParams::default().labels("job-handler/created=true");
     let results = secrets.list(&made).await.unwrap().items;
     assert_eq!(
@@ -164,12 +164,12 @@ async fn in_secrets_alone(world: &World, ns: &str, receiver: &Receiver) {
     );
     assert!(results.iter().all(|secret| secret.type_.as_deref() == Some("job-handler.io/result")));
     for name in ["quiet-results", "large-results"] {
-        assert!(world.config_maps(ns).get_opt(name).await.unwrap().is_none(), "{name} is a Secret alone");
+        assert!(fixture.config_maps(ns).get_opt(name).await.unwrap().is_none(), "{name} is a Secret alone");
     }
     let shards = |secret: &Secret| secret.labels().contains_key("job-handler/shard");
     let all = secrets.list(&ListParams::default()).await.unwrap().items;
     let maps =
-        world.config_maps(ns).list(&ListParams::default().labels("job-handler/shard")).await.unwrap().items;
+        fixture.config_maps(ns).list(&ListParams::default().labels("job-handler/shard")).await.unwrap().items;
     assert_eq!(
         (all.iter().filter(|secret| shards(secret)).count(), maps.len()),
         (2, 2),
@@ -178,7 +178,7 @@ async fn in_secrets_alone(world: &World, ns: &str, receiver: &Receiver) {
 
     // Key by key what the other one has, names and times aside.
     let secret = secrets.get("quiet-results").await.unwrap().data.unwrap();
-    let map = world.result(ns, "plain").await.data.unwrap();
+    let map = fixture.wait_result(ns, "plain").await.data.unwrap();
     assert_eq!(secret.keys().collect::<Vec<_>>(), map.keys().collect::<Vec<_>>());
     let text = |key: &str| String::from_utf8(secret[key].0.clone()).unwrap();
     assert_eq!((text("result"), text("status")), (map["result"].clone(), map["status"].clone()));
@@ -187,7 +187,7 @@ async fn in_secrets_alone(world: &World, ns: &str, receiver: &Receiver) {
     assert!(text("logs").contains(WRITTEN));
 
     let events = ["io.job-handler.job.started", "io.job-handler.job.failed"];
-    receiver.wait(world, "quiet", &events).await;
+    receiver.wait(fixture, "quiet", &events).await;
     let all = receiver.events();
     let of = |event: &&Value| event["subject"] == format!("{ns}/quiet") && event["type"] == events[1];
     let failed = all.iter().find(of).unwrap();
@@ -202,8 +202,8 @@ fn rules(resources: Value) -> Value {
     json!([{"apiGroups": [""], "resources": resources, "verbs": ["get", "list"]}])
 }
 
-async fn who_may_read_secrets_reads_them(world: &World, ns: &str) -> Person {
-    let person = Person::new(world, ns, rules(json!(["configmaps"]))).await;
+async fn who_may_read_secrets_reads_them(fixture: &Fixture, ns: &str) -> Person {
+    let person = Person::new(fixture, ns, rules(json!(["configmaps"]))).await;
     let output = person.kubectl(&["job-results", "list", "-o", "name", "--sort-by", "name"]).await;
     assert!(output.status.success());
     assert_eq!(
@@ -217,8 +217,12 @@ async fn who_may_read_secrets_reads_them(world: &World, ns: &str) -> Person {
 
     // More rights, the same person.
     let role = json!({"rules": rules(json!(["configmaps", "secrets"]))}).to_string();
-    world.cluster.kubectl(&["patch", "role", "person", "-n", ns, "--type=merge", "-p", &role]).await.unwrap();
-    world
+    fixture
+        .cluster
+        .kubectl(&["patch", "role", "person", "-n", ns, "--type=merge", "-p", &role])
+        .await
+        .unwrap();
+    fixture
         .wait("the rights to be there", || async {
             let may = person.kubectl(&["auth", "can-i", "list", "secrets"]).await;
             if may.status.success() { Ok(()) } else { Err("not yet") }
@@ -241,15 +245,15 @@ async fn who_may_read_secrets_reads_them(world: &World, ns: &str) -> Person {
     person
 }
 
-async fn another_run_in_another_kind_hides_nothing(world: &World, ns: &str, person: &Person) {
-    let jobs = world.jobs(ns);
+async fn another_run_in_another_kind_hides_nothing(fixture: &Fixture, ns: &str, person: &Person) {
+    let jobs = fixture.jobs(ns);
     let before = jobs.get("quiet").await.unwrap();
     jobs.delete("quiet", &DeleteParams::background()).await.unwrap();
-    world.gone(ns, "quiet").await;
-    world.create(ns, &telling("quiet", "open")).await.unwrap();
-    let newer = world.result(ns, "quiet").await;
+    fixture.wait_job_deleted(ns, "quiet").await;
+    fixture.create(ns, &telling("quiet", "open")).await.unwrap();
+    let newer = fixture.wait_result(ns, "quiet").await;
     assert!(newer.data.unwrap()["logs"].contains(WRITTEN), "the policy of this one says so");
-    let secrets: Api<Secret> = Api::namespaced(world.client(), ns);
+    let secrets: Api<Secret> = Api::namespaced(fixture.client(), ns);
     let aside = format!("quiet-results-{}", &before.uid().unwrap()[..8]);
     let moved = secrets.get(&aside).await.unwrap();
     assert_eq!(moved.labels()["job-handler/job-uid"], before.uid().unwrap());
@@ -257,14 +261,14 @@ async fn another_run_in_another_kind_hides_nothing(world: &World, ns: &str, pers
 
     // And the other way round.
     jobs.delete("quiet", &DeleteParams::background()).await.unwrap();
-    world.gone(ns, "quiet").await;
-    world.create(ns, &telling("quiet", "hidden")).await.unwrap();
-    world
+    fixture.wait_job_deleted(ns, "quiet").await;
+    fixture.create(ns, &telling("quiet", "hidden")).await.unwrap();
+    fixture
         .wait("the third result", || async {
             secrets.get("quiet-results").await.map(drop).map_err(|e| e.to_string())
         })
         .await;
-    let maps: Vec<String> = world
+    let maps: Vec<String> = fixture
         .config_maps(ns)
         .list(&ListParams::default().labels("job-name=quiet"))
         .await
@@ -280,8 +284,12 @@ async fn another_run_in_another_kind_hides_nothing(world: &World, ns: &str, pers
 
     // Who may not look into Secrets is told that the one that is shown may not be the newest.
     let role = json!({"rules": rules(json!(["configmaps"]))}).to_string();
-    world.cluster.kubectl(&["patch", "role", "person", "-n", ns, "--type=merge", "-p", &role]).await.unwrap();
-    world
+    fixture
+        .cluster
+        .kubectl(&["patch", "role", "person", "-n", ns, "--type=merge", "-p", &role])
+        .await
+        .unwrap();
+    fixture
         .wait("the right to be gone", || async {
             let may = person.kubectl(&["auth", "can-i", "list", "secrets"]).await;
             if may.status.success() { Err("not yet") } else { Ok(()) }
@@ -293,13 +301,13 @@ async fn another_run_in_another_kind_hides_nothing(world: &World, ns: &str, pers
 }
 
 async fn what_is_in_secrets_is_known_to_the_next_sink_and_left_where_it_cannot_be_read(
-    world: &World,
+    fixture: &Fixture,
     ns: &str,
 ) {
-    told(world, ns, "quiet").await;
-    world
+    told(fixture, ns, "quiet").await;
+    fixture
         .wait("the mark", || async {
-            let job = world.jobs(ns).get("quiet").await.map_err(|e| e.to_string())?;
+            let job = fixture.jobs(ns).get("quiet").await.map_err(|e| e.to_string())?;
             if annotation(&job, "job-handler/results").is_empty() {
                 Err("no mark".to_owned())
             } else {
@@ -308,24 +316,24 @@ async fn what_is_in_secrets_is_known_to_the_next_sink_and_left_where_it_cannot_b
         })
         .await;
     let version = async || {
-        let secrets: Api<Secret> = Api::namespaced(world.client(), ns);
+        let secrets: Api<Secret> = Api::namespaced(fixture.client(), ns);
         let secret = secrets.get("quiet-results").await.unwrap();
-        (secret.uid(), world.config_maps(ns).get_opt("quiet-results").await.unwrap().is_none())
+        (secret.uid(), fixture.config_maps(ns).get_opt("quiet-results").await.unwrap().is_none())
     };
     let before = version().await;
-    forbid_secrets(&world.cluster).await.unwrap();
-    secrets_missing(world, ns, "hidden", true).await;
+    forbid_secrets(&fixture.cluster).await.unwrap();
+    secrets_missing(fixture, ns, "hidden", true).await;
     for rights in [false, true] {
         if rights {
-            allow_secrets(&world.cluster).await.unwrap();
+            allow_secrets(&fixture.cluster).await.unwrap();
         }
-        world.pair.sink().restart().unwrap();
-        world.pair.sink().wait_ready(PATIENCE).await.unwrap();
-        secrets_missing(world, ns, "hidden", !rights).await;
+        fixture.pair.sink().restart().unwrap();
+        fixture.pair.sink().wait_ready(PATIENCE).await.unwrap();
+        secrets_missing(fixture, ns, "hidden", !rights).await;
         // One that comes later has gone through everything meanwhile.
         let later = format!("later-{rights}");
-        world.create(ns, &job(&later, &[("app", "open")], &[("run", "200ms")])).await.unwrap();
-        told(world, ns, &later).await;
+        fixture.create(ns, &job(&later, &[("app", "open")], &[("run", "200ms")])).await.unwrap();
+        told(fixture, ns, &later).await;
         assert_eq!(version().await, before, "with the rights: {rights}");
     }
 }

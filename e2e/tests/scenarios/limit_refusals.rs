@@ -11,13 +11,13 @@ fn limit(max: u32) -> Value {
 
 #[test]
 fn the_one_over_the_limit_is_refused_with_a_reason_and_recovers() {
-    scenario(|world| async move {
-        let ns = world.cluster.namespace("limit").await.unwrap();
-        world.policy(&ns, "builds", limit(2)).await;
+    scenario(|fixture| async move {
+        let ns = fixture.cluster.namespace("limit").await.unwrap();
+        fixture.apply_policy(&ns, "builds", limit(2)).await;
         for name in ["a", "b"] {
-            world.create(&ns, &job(name, &[("app", "build")], &[("run", "3s")])).await.unwrap();
+            fixture.create(&ns, &job(name, &[("app", "build")], &[("run", "3s")])).await.unwrap();
         }
-        let (code, message) = refusal(world.create(&ns, &job("c", &[("app", "build")], &[])).await);
+        let (code, message) = refusal(fixture.create(&ns, &job("c", &[("app", "build")], &[])).await);
         assert_eq!(code, 403);
         let told = format!(
             "denied the request: concurrent job limit reached: 2 active jobs, max allowed: 2 \
@@ -30,17 +30,19 @@ fn the_one_over_the_limit_is_refused_with_a_reason_and_recovers() {
             "{message}"
         );
         // Others are not concerned.
-        world.create(&ns, &job("other", &[("app", "other")], &[])).await.unwrap();
+        fixture.create(&ns, &job("other", &[("app", "other")], &[])).await.unwrap();
         // A slot that is free is free at once.
-        world.wait("a slot", || async { world.create(&ns, &job("c", &[("app", "build")], &[])).await }).await;
+        fixture
+            .wait("a slot", || async { fixture.create(&ns, &job("c", &[("app", "build")], &[])).await })
+            .await;
     });
 }
 
 #[test]
 fn a_refusal_is_told_on_the_policy_on_the_owner_and_on_the_name() {
-    scenario(|world| async move {
-        let ns = world.cluster.namespace("told").await.unwrap();
-        world.policy(&ns, "builds", limit(0)).await;
+    scenario(|fixture| async move {
+        let ns = fixture.cluster.namespace("told").await.unwrap();
+        fixture.apply_policy(&ns, "builds", limit(0)).await;
         let cron = json!({
             "apiVersion": "batch/v1", "kind": "CronJob", "metadata": {"name": "nightly"},
             "spec": {"schedule": "0 0 1 1 *", "jobTemplate": {
@@ -48,8 +50,12 @@ fn a_refusal_is_told_on_the_policy_on_the_owner_and_on_the_name() {
                 "spec": {"template": {"spec": {"restartPolicy": "Never",
                     "containers": [{"name": "main", "image": "busybox"}]}}}}},
         });
-        world.cluster.kubectl_with_input(&["create", "-n", &ns, "-f", "-"], &cron.to_string()).await.unwrap();
-        let run = world
+        fixture
+            .cluster
+            .kubectl_with_input(&["create", "-n", &ns, "-f", "-"], &cron.to_string())
+            .await
+            .unwrap();
+        let run = fixture
             .cluster
             .try_kubectl(&["create", "job", "nightly-1", "--from=cronjob/nightly", "-n", &ns], b"")
             .await
@@ -61,18 +67,18 @@ fn a_refusal_is_told_on_the_policy_on_the_owner_and_on_the_name() {
             ["describe", "cronjob", "nightly", "-n", &ns],
             ["events", "--for", "job/nightly-1", "-n", &ns],
         ] {
-            let told = world
+            let told = fixture
                 .wait(&format!("{args:?} to answer"), || async {
-                    let said = world.cluster.kubectl(&args).await.map_err(|e| e.to_string())?;
+                    let said = fixture.cluster.kubectl(&args).await.map_err(|e| e.to_string())?;
                     let told = said.contains("JobRefused") && said.contains(reason);
                     if told { Ok(said) } else { Err(said) }
                 })
                 .await;
             assert!(told.contains("Warning"), "{told}");
         }
-        let refused = world
+        let refused = fixture
             .wait("the policy's last refusal", || async {
-                let status = world.policies(&ns).get("builds").await.unwrap().status.unwrap_or_default();
+                let status = fixture.policies(&ns).get("builds").await.unwrap().status.unwrap_or_default();
                 status.last_refusal.ok_or("none yet")
             })
             .await;
@@ -83,15 +89,15 @@ fn a_refusal_is_told_on_the_policy_on_the_owner_and_on_the_name() {
 
 #[test]
 fn a_flood_of_refusals_is_damped() {
-    scenario(|world| async move {
-        let ns = world.cluster.namespace("flood").await.unwrap();
-        world.policy(&ns, "builds", limit(0)).await;
+    scenario(|fixture| async move {
+        let ns = fixture.cluster.namespace("flood").await.unwrap();
+        fixture.apply_policy(&ns, "builds", limit(0)).await;
         for n in 0..40 {
-            refusal(world.create(&ns, &job(&format!("j{n}"), &[("app", "build")], &[])).await);
+            refusal(fixture.create(&ns, &job(&format!("j{n}"), &[("app", "build")], &[])).await);
         }
-        let count = world
+        let count = fixture
             .wait("the policy's Event", || async {
-                let events = world.events(&ns, "JobRefused", "builds").await;
+                let events = fixture.events(&ns, "JobRefused", "builds").await;
                 if events.is_empty() { Err("none") } else { Ok(events.len()) }
             })
             .await;
@@ -101,13 +107,13 @@ fn a_flood_of_refusals_is_damped() {
 
 #[test]
 fn a_burst_never_exceeds_the_limit() {
-    scenario(|world| async move {
-        let ns = world.cluster.namespace("burst").await.unwrap();
-        world.policy(&ns, "builds", limit(5)).await;
+    scenario(|fixture| async move {
+        let ns = fixture.cluster.namespace("burst").await.unwrap();
+        fixture.apply_policy(&ns, "builds", limit(5)).await;
         let creates = (0..40).map(|n| {
             let job = job(&format!("j{n}"), &[("app", "build")], &[("run", "60s")]);
             let ns = ns.name();
-            async move { world.create(ns, &job).await }
+            async move { fixture.create(ns, &job).await }
         });
         let results: Vec<Value> = futures::future::join_all(creates)
             .await
@@ -126,39 +132,39 @@ fn a_burst_never_exceeds_the_limit() {
 
 #[test]
 fn a_duplicate_of_a_group_names_the_active_one() {
-    scenario(|world| async move {
-        let ns = world.cluster.namespace("duplicate").await.unwrap();
+    scenario(|fixture| async move {
+        let ns = fixture.cluster.namespace("duplicate").await.unwrap();
         let spec = json!({
             "group": {"type": "Labels", "labelKeys": ["id"]},
             "limits": [{"name": "one-each", "maxActiveJobs": 1, "scope": "Group"}],
         });
-        world.policy(&ns, "builds", spec).await;
-        world.create(&ns, &job("first", &[("id", "7")], &[("run", "60s")])).await.unwrap();
-        world.create(&ns, &job("other", &[("id", "8")], &[("run", "60s")])).await.unwrap();
-        world.create(&ns, &job("ungrouped-1", &[], &[("run", "60s")])).await.unwrap();
-        world.create(&ns, &job("ungrouped-2", &[], &[("run", "60s")])).await.unwrap();
-        let (code, message) = refusal(world.create(&ns, &job("again", &[("id", "7")], &[])).await);
+        fixture.apply_policy(&ns, "builds", spec).await;
+        fixture.create(&ns, &job("first", &[("id", "7")], &[("run", "60s")])).await.unwrap();
+        fixture.create(&ns, &job("other", &[("id", "8")], &[("run", "60s")])).await.unwrap();
+        fixture.create(&ns, &job("ungrouped-1", &[], &[("run", "60s")])).await.unwrap();
+        fixture.create(&ns, &job("ungrouped-2", &[], &[("run", "60s")])).await.unwrap();
+        let (code, message) = refusal(fixture.create(&ns, &job("again", &[("id", "7")], &[])).await);
         assert_eq!(code, 403);
         assert!(message.contains("first") && message.contains("one-each"), "{message}");
         // Nobody gets in by un-suspending, or by changing a label afterwards.
         let mut waits = job("waits", &[("id", "7")], &[("run", "60s")]);
         waits["spec"]["suspend"] = json!(true);
-        let created = world.create(&ns, &waits).await;
+        let created = fixture.create(&ns, &waits).await;
         if created.is_ok() {
             let start = json!({"spec": {"suspend": false}});
             let started =
-                world.jobs(&ns).patch("waits", &PatchParams::default(), &Patch::Merge(&start)).await;
+                fixture.jobs(&ns).patch("waits", &PatchParams::default(), &Patch::Merge(&start)).await;
             assert_eq!(refusal(started).0, 403);
         }
         let relabel = json!({"metadata": {"labels": {"id": "7"}}});
         let moved =
-            world.jobs(&ns).patch("ungrouped-1", &PatchParams::default(), &Patch::Merge(&relabel)).await;
+            fixture.jobs(&ns).patch("ungrouped-1", &PatchParams::default(), &Patch::Merge(&relabel)).await;
         assert_eq!(refusal(moved).0, 403);
-        world.jobs(&ns).delete("first", &DeleteParams::background()).await.unwrap();
-        world.gone(&ns, "first").await;
-        world
+        fixture.jobs(&ns).delete("first", &DeleteParams::background()).await.unwrap();
+        fixture.wait_job_deleted(&ns, "first").await;
+        fixture
             .wait("the group to be free", || async {
-                world.create(&ns, &job("again", &[("id", "7")], &[])).await
+                fixture.create(&ns, &job("again", &[("id", "7")], &[])).await
             })
             .await;
     });
@@ -166,27 +172,27 @@ fn a_duplicate_of_a_group_names_the_active_one() {
 
 #[test]
 fn a_dry_run_is_told_the_truth_and_takes_no_slot() {
-    scenario(|world| async move {
-        let ns = world.cluster.namespace("dry").await.unwrap();
-        world.policy(&ns, "builds", limit(1)).await;
+    scenario(|fixture| async move {
+        let ns = fixture.cluster.namespace("dry").await.unwrap();
+        fixture.apply_policy(&ns, "builds", limit(1)).await;
         let dry = PostParams { dry_run: true, ..PostParams::default() };
         let one = serde_json::from_value(job("one", &[("app", "build")], &[("run", "60s")])).unwrap();
         for _ in 0..3 {
-            world.jobs(&ns).create(&dry, &one).await.unwrap();
+            fixture.jobs(&ns).create(&dry, &one).await.unwrap();
         }
-        world.jobs(&ns).create(&PostParams::default(), &one).await.unwrap();
+        fixture.jobs(&ns).create(&PostParams::default(), &one).await.unwrap();
         let two = serde_json::from_value(job("two", &[("app", "build")], &[])).unwrap();
-        assert_eq!(refusal(world.jobs(&ns).create(&dry, &two).await).0, 403);
+        assert_eq!(refusal(fixture.jobs(&ns).create(&dry, &two).await).0, 403);
     });
 }
 
 #[test]
 fn a_same_name_create_is_a_conflict_not_a_refusal() {
-    scenario(|world| async move {
-        let ns = world.cluster.namespace("samename").await.unwrap();
-        world.policy(&ns, "builds", limit(1)).await;
+    scenario(|fixture| async move {
+        let ns = fixture.cluster.namespace("samename").await.unwrap();
+        fixture.apply_policy(&ns, "builds", limit(1)).await;
         let one = job("one", &[("app", "build")], &[("run", "60s")]);
-        world.create(&ns, &one).await.unwrap();
-        assert_eq!(refusal(world.create(&ns, &one).await).0, 409);
+        fixture.create(&ns, &one).await.unwrap();
+        assert_eq!(refusal(fixture.create(&ns, &one).await).0, 409);
     });
 }

@@ -1,0 +1,203 @@
+//! Policies that change while Jobs run: nothing that runs is ended, and once the policy is `Ready` it decides.
+
+use job_handler_shared::keys;
+use kube::api::{DeleteParams, Patch, PatchParams};
+use serde_json::{Value, json};
+
+use super::fixtures::{Fixture, job, refusal, scenario};
+
+const RUNNING: [(&str, &str); 1] = [("run", "300s")];
+
+fn limit(selects: &str, max: u32) -> Value {
+    json!({"jobSelector": {"matchLabels": {"app": selects}}, "limits": [{"name": "few", "maxActiveJobs": max}]})
+}
+
+async fn create(fixture: &Fixture, namespace: &str, name: &str, app: &str) -> Result<(), String> {
+    match fixture.create(namespace, &job(name, &[("app", app)], &RUNNING)).await {
+        Ok(_) => Ok(()),
+        refused => Err(refusal(refused).1),
+    }
+}
+
+async fn over_limit(fixture: &Fixture, namespace: &str, policy: &str, wanted: &str) -> String {
+    fixture
+        .wait(&format!("OverLimit to be {wanted}"), || async {
+            let status = fixture.policies(namespace).get(policy).await.unwrap().status.unwrap_or_default();
+            let over =
+                status.conditions.into_iter().find(|c| c.type_ == "OverLimit").ok_or("no condition")?;
+            if over.status == wanted { Ok(over.message) } else { Err("not yet") }
+        })
+        .await
+}
+
+async fn all_run(fixture: &Fixture, namespace: &str, names: &[&str]) {
+    for name in names {
+        let job = fixture.jobs(namespace).get(name).await.unwrap();
+        assert!(job.metadata.deletion_timestamp.is_none(), "{name} is being deleted");
+        assert_ne!(job.spec.unwrap().suspend, Some(true), "{name} was suspended");
+        let conditions = job.status.and_then(|status| status.conditions).unwrap_or_default();
+        let ended = conditions.iter().find(|c| c.type_ != "Suspended" && c.status == "True");
+        assert!(ended.is_none(), "{name} was ended: {ended:?}");
+    }
+}
+
+#[test]
+fn lowered_below_use_then_raised() {
+    scenario(|fixture| async move {
+        let ns = fixture.cluster.namespace("lowered").await.unwrap();
+        fixture.apply_policy(&ns, "builds", limit("a", 3)).await;
+        for name in ["one", "two", "three"] {
+            create(fixture, &ns, name, "a").await.unwrap();
+        }
+        fixture.apply_policy(&ns, "builds", limit("a", 1)).await;
+        let refused = create(fixture, &ns, "four", "a").await.unwrap_err();
+        assert!(refused.contains("3 active jobs, max allowed: 1"), "{refused}");
+        let told = over_limit(fixture, &ns, "builds", "True").await;
+        assert!(told.contains("3 active jobs, max allowed: 1"), "{told}");
+        all_run(fixture, &ns, &["one", "two", "three"]).await;
+        fixture.apply_policy(&ns, "builds", limit("a", 4)).await;
+        create(fixture, &ns, "four", "a").await.unwrap();
+        let refused = create(fixture, &ns, "five", "a").await.unwrap_err();
+        assert!(refused.contains("4 active jobs, max allowed: 4"), "{refused}");
+        over_limit(fixture, &ns, "builds", "False").await;
+        all_run(fixture, &ns, &["one", "two", "three", "four"]).await;
+    });
+}
+
+#[test]
+fn a_changed_selector_counts_other_jobs() {
+    scenario(|fixture| async move {
+        let ns = fixture.cluster.namespace("selector").await.unwrap();
+        fixture.apply_policy(&ns, "builds", limit("a", 1)).await;
+        create(fixture, &ns, "a1", "a").await.unwrap();
+        create(fixture, &ns, "b1", "b").await.unwrap();
+        create(fixture, &ns, "b2", "b").await.unwrap();
+        fixture.apply_policy(&ns, "builds", limit("b", 1)).await;
+        create(fixture, &ns, "a2", "a").await.unwrap();
+        let refused = create(fixture, &ns, "b3", "b").await.unwrap_err();
+        assert!(refused.contains("2 active jobs, max allowed: 1"), "{refused}");
+        over_limit(fixture, &ns, "builds", "True").await;
+        all_run(fixture, &ns, &["a1", "a2", "b1", "b2"]).await;
+    });
+}
+
+#[test]
+fn deleted_made_again_and_under_another_name() {
+    scenario(|fixture| async move {
+        let ns = fixture.cluster.namespace("renamed").await.unwrap();
+        fixture.apply_policy(&ns, "old", limit("a", 1)).await;
+        create(fixture, &ns, "one", "a").await.unwrap();
+        create(fixture, &ns, "two", "a").await.unwrap_err();
+        // Under another name: the new one counts what runs before the old one goes.
+        fixture.apply_policy(&ns, "new", limit("a", 1)).await;
+        fixture.policies(&ns).delete("old", &DeleteParams::default()).await.unwrap();
+        fixture
+            .wait("the new one alone to refuse", || async {
+                let refused = create(fixture, &ns, "two", "a").await.expect_err("the slot is taken");
+                if refused.contains("/new") { Ok(()) } else { Err(refused) }
+            })
+            .await;
+        fixture.policies(&ns).delete("new", &DeleteParams::default()).await.unwrap();
+        fixture.wait("nobody to refuse", || async { create(fixture, &ns, "two", "a").await }).await;
+        // Made again: it counts what came meanwhile.
+        fixture.apply_policy(&ns, "new", limit("a", 1)).await;
+        let refused = create(fixture, &ns, "three", "a").await.unwrap_err();
+        assert!(refused.contains("2 active jobs, max allowed: 1"), "{refused}");
+        let told = over_limit(fixture, &ns, "new", "True").await;
+        assert!(told.contains("2 active jobs"), "{told}");
+        all_run(fixture, &ns, &["one", "two"]).await;
+    });
+}
+
+#[test]
+fn a_limit_under_another_name_and_of_another_kind_counts_on() {
+    scenario(|fixture| async move {
+        let ns = fixture.cluster.namespace("relimit").await.unwrap();
+        fixture.apply_policy(&ns, "builds", json!({"limits": [{"name": "few", "maxActiveJobs": 2}]})).await;
+        create(fixture, &ns, "one", "a").await.unwrap();
+        create(fixture, &ns, "two", "a").await.unwrap();
+        let queue = json!({"limits": [{"name": "line", "maxActiveJobs": 2, "whenFull": "Queue"}]});
+        fixture.apply_policy(&ns, "builds", queue).await;
+        create(fixture, &ns, "three", "a").await.unwrap();
+        let told = fixture
+            .wait("its place", || async {
+                let events = fixture.events(&ns, keys::REASON_QUEUED, "three").await;
+                events.into_iter().find_map(|event| event.note).ok_or("none")
+            })
+            .await;
+        assert!(
+            told.contains("waits for a slot (limit \"line\"") && told.contains("number 1 in line"),
+            "{told}"
+        );
+        // Jobs of one second go by their uids.
+        let held = ["it is held by one, two", "it is held by two, one"];
+        assert!(held.iter().any(|held| told.contains(held)), "{told}");
+        all_run(fixture, &ns, &["one", "two"]).await;
+        // Queued Jobs start where the limit goes.
+        let off = json!({"spec": {"limits": null}});
+        fixture.policies(&ns).patch("builds", &PatchParams::default(), &Patch::Merge(&off)).await.unwrap();
+        fixture
+            .wait("the queued one to start", || async {
+                let three = fixture.jobs(&ns).get("three").await.unwrap();
+                if three.spec.unwrap().suspend == Some(true) { Err("suspended") } else { Ok(()) }
+            })
+            .await;
+        all_run(fixture, &ns, &["one", "two", "three"]).await;
+    });
+}
+
+#[test]
+fn grants_whose_job_never_came_are_shown_as_pending() {
+    scenario(|fixture| async move {
+        let ns = fixture.cluster.namespace("pending").await.unwrap();
+        fixture.apply_policy(&ns, "builds", limit("a", 5)).await;
+        let quota = json!({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "none"},
+            "spec": {"hard": {"count/jobs.batch": "0"}}});
+        fixture
+            .cluster
+            .kubectl_with_input(&["create", "-n", &ns, "-f", "-"], &quota.to_string())
+            .await
+            .unwrap();
+        fixture
+            .wait("the quota to deny", || async {
+                match create(fixture, &ns, "denied", "a").await {
+                    Err(why) if why.contains("exceeded quota") => Ok(()),
+                    other => {
+                        drop(fixture.jobs(&ns).delete("denied", &DeleteParams::background()).await);
+                        Err(format!("{other:?}"))
+                    }
+                }
+            })
+            .await;
+        fixture
+            .wait("the status to count it", || async {
+                let status = fixture.policies(&ns).get("builds").await.unwrap().status.unwrap_or_default();
+                match status.limits.first() {
+                    Some(limit) if limit.pending == 1 => Ok(()),
+                    other => Err(format!("{other:?}")),
+                }
+            })
+            .await;
+    });
+}
+
+#[test]
+fn the_ledger_of_a_namespace_that_is_gone_goes() {
+    scenario(|fixture| async move {
+        let ns = fixture.cluster.namespace("swept").await.unwrap();
+        fixture.apply_policy(&ns, "builds", limit("a", 5)).await;
+        create(fixture, &ns, "one", "a").await.unwrap();
+        let name = ns.name().to_owned();
+        let there = ["get", "jobledger", &name, "-n", keys::NAMESPACE];
+        fixture.cluster.kubectl(&there).await.unwrap();
+        fixture.cluster.kubectl(&["delete", "namespace", &name]).await.unwrap();
+        let patience = std::time::Duration::from_secs(240);
+        job_handler_e2e::wait_for(patience, "the ledger to go", || async {
+            let args = ["get", "jobledger", &name, "-n", keys::NAMESPACE, "--ignore-not-found", "-o", "name"];
+            let said = fixture.cluster.kubectl(&args).await.map_err(|e| e.to_string())?;
+            if said.trim().is_empty() { Ok(()) } else { Err(said) }
+        })
+        .await
+        .unwrap();
+    });
+}
