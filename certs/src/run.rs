@@ -64,7 +64,6 @@ pub struct CertHandle {
     config: ServerConfig,
     current: Current,
     published: watch::Receiver<bool>,
-    bundle: watch::Receiver<Option<String>>,
     task: JoinHandle<()>,
 }
 
@@ -77,11 +76,6 @@ impl CertHandle {
     /// Whether the CA was written where the apiserver looks for it, and read back.
     pub fn published(&self) -> watch::Receiver<bool> {
         self.published.clone()
-    }
-
-    /// The CAs that sign what replicas serve, PEM; none while that is not known, or not ours to know.
-    pub fn bundle(&self) -> watch::Receiver<Option<String>> {
-        self.bundle.clone()
     }
 
     /// What tells, at any time, when the certificate that is served expires: seconds since 1970; nothing while none is.
@@ -136,12 +130,12 @@ fn spawn(
     let current = Current::default();
     let config = current.server_config()?;
     let keeper = Keeper::new(source, publisher, current.clone(), OffsetDateTime::now_utc);
-    let (published, bundle) = (keeper.published.subscribe(), keeper.bundle.subscribe());
+    let published = keeper.published.subscribe();
     let task = tokio::spawn(async move {
         // None: the token came. There is nothing to put away.
         let _: Option<()> = shutdown.run_until_cancelled(keeper.run()).await;
     });
-    Ok(CertHandle { config, current, published, bundle, task })
+    Ok(CertHandle { config, current, published, task })
 }
 
 /// What can go wrong in one turn.
@@ -159,15 +153,13 @@ struct Keeper<S, C> {
     current: Current,
     serving: Option<Material>,
     published: watch::Sender<bool>,
-    bundle: watch::Sender<Option<String>>,
     /// The wall clock.
     clock: C,
 }
 
 impl<S: Source, C: Fn() -> OffsetDateTime> Keeper<S, C> {
     fn new(source: S, publisher: Publisher, current: Current, clock: C) -> Self {
-        let (published, bundle) = (watch::Sender::new(false), watch::Sender::new(None));
-        Self { source, publisher, current, serving: None, published, bundle, clock }
+        Self { source, publisher, current, serving: None, published: watch::Sender::new(false), clock }
     }
 
     async fn run(mut self) {
@@ -200,8 +192,6 @@ impl<S: Source, C: Fn() -> OffsetDateTime> Keeper<S, C> {
     async fn turn(&mut self) -> Result<(), TurnError> {
         let now = (self.clock)();
         let fresh = self.source.load(now).await?;
-        // At once: other replicas may show certificates of a new CA before it is published.
-        self.bundle.send_replace(fresh.bundle.clone());
         // A leaf of another CA has to wait until that CA is published, while there is one that still works. Everything
         // else must not wait: the publishing below may fail for a long time.
         let waits = |old: &Material| old.issuer != fresh.issuer && now < old.leaf.not_after();

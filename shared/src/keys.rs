@@ -94,8 +94,6 @@ pub const DEFAULTS_CREATED: &str = "job-handler/created-policies";
 pub const MUTATE_PATH: &str = "/mutate";
 /// HTTP path of limits.
 pub const VALIDATE_PATH: &str = "/validate";
-/// HTTP path of limits, for a review that another replica passes on: it is decided where it comes in.
-pub const VALIDATE_HERE_PATH: &str = "/validate/here";
 /// HTTP path of what policies in mode Warn tell.
 pub const WARN_PATH: &str = "/warn";
 /// TCP port of the webhook (TLS).

@@ -26,7 +26,6 @@ pub mod job_view;
 pub mod ledger;
 pub mod limit;
 pub mod metrics;
-pub mod peers;
 pub mod presence_lease;
 pub mod refusal_sender;
 pub mod run;

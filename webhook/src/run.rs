@@ -3,14 +3,7 @@
 //! Every task is awaited. One that ends before it should ends the process, which says why. On SIGTERM or SIGINT: no
 //! longer ready, answer what comes for a while, finish what is under way, let go of the Lease, end with 0.
 
-use std::{
-    future::Future,
-    io,
-    net::{IpAddr, SocketAddr},
-    path::PathBuf,
-    sync::Arc,
-    time::Duration,
-};
+use std::{future::Future, io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use clap::Parser;
 use job_handler_certs::{CertError, CertOptions};
@@ -36,7 +29,6 @@ use crate::{
         limiter::{self, LedgersError},
     },
     metrics::{WebhookMetrics, certificate_expiry::Expiry},
-    peers::Peers,
     presence_lease::{Keeper, Liveness},
     refusal_sender::refusals,
 };
@@ -60,10 +52,6 @@ pub struct Options {
     /// Name of this replica; its Lease is named after it.
     #[arg(long, env = "POD_NAME", default_value = "local")]
     pub replica: String,
-    /// IP address at which other replicas reach this one, at the port of --listen, to let it decide for them. Without it
-    /// none does.
-    #[arg(long, env = "POD_IP")]
-    pub pod_ip: Option<IpAddr>,
     /// Unix socket on which the sink listens for refusals.
     #[arg(long, default_value = keys::REFUSAL_SOCKET)]
     pub refusal_socket: PathBuf,
@@ -127,8 +115,6 @@ pub async fn run(options: Options) -> Result<(), RunError> {
     // The one shutdown token; it is cancelled once the server has answered its last review, which needs the tasks.
     let background = CancellationToken::new();
     let listener = admin::listen(options.listen, "--listen")?;
-    let port = listener.local_addr().map_err(io("--listen"))?.port();
-    let address = options.pod_ip.map(|ip| SocketAddr::new(ip, port));
     let admin_listener = admin::listen(options.admin_listen, "--admin-listen")?;
     let signals = signals()?;
     let metrics = Metrics::default();
@@ -154,7 +140,6 @@ pub async fn run(options: Options) -> Result<(), RunError> {
         background.clone(),
     )?;
     let tls = certificates.server_config();
-    let peers = Peers::new(&options.namespace, certificates.bundle());
     metrics.register(|registry| registry.register_collector(Box::new(Expiry::new(certificates.expiry()))));
     let mut published = certificates.published();
     let ready = readiness.part("certificates");
@@ -192,14 +177,8 @@ pub async fn run(options: Options) -> Result<(), RunError> {
 
     // Of a ledger every answer counts, and its author waits for it.
     let plain = client::build_without_retries("job-handler-webhook", env!("CARGO_PKG_VERSION")).await?;
-    let (limiter, ledgers) = limiter::limiter(
-        plain,
-        &options.namespace,
-        policies.clone(),
-        ours.clone(),
-        Clock::default(),
-        address,
-    );
+    let (limiter, ledgers) =
+        limiter::limiter(plain, &options.namespace, policies.clone(), ours.clone(), Clock::default());
     let limits = ledgers.run(&readiness, background.clone());
     tasks.spawn(async move { limits.await.map(|()| "limits").map_err(Into::into) });
 
@@ -224,7 +203,6 @@ pub async fn run(options: Options) -> Result<(), RunError> {
     let limiter = Some(limiter as Arc<dyn crate::limit::Limiter>);
     let mut state = State::new(policies, limiter, liveness, Some(told), ours, &options.namespace);
     state.estimator = Some(estimator);
-    state.peers = Some(Arc::new(peers));
     let server = serve_webhook(listener, tls, state).map_err(io("the webhook server"))?;
     let server_handle = server.handle();
     tasks.spawn(async move { server.await.map_err(io("the webhook server")).map(|()| "webhook server") });

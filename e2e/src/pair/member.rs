@@ -38,7 +38,7 @@ impl PairSetup<'_> {
     pub(super) fn webhook(&self, index: usize, sink: usize, names: &[&str]) -> Result<Member> {
         let (port, admin) = (ports::free()?, ports::free()?);
         let replica = format!("webhook-{index}");
-        let mut arguments = vec![format!("--listen=127.0.0.1:{port}"), "--pod-ip=127.0.0.1".to_owned()];
+        let mut arguments = vec![format!("--listen=127.0.0.1:{port}")];
         arguments.extend(self.common(&replica, admin, sink)?);
         arguments.extend(names.iter().map(|name| format!("--dns-name={name}")));
         arguments.extend(self.options.webhook_arguments.iter().cloned());

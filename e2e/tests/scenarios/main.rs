@@ -22,7 +22,6 @@ mod missed_watch_events;
 mod object_store;
 mod other_webhooks;
 mod outages;
-mod peers;
 mod policies;
 mod prune_command;
 mod readiness;

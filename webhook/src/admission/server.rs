@@ -16,12 +16,7 @@ use rustls::ServerConfig;
 
 use crate::{
     admission::{
-        mutate::mutate,
-        response::Reply,
-        review::MAX_BODY,
-        state::State,
-        validate::{validate, validate_here},
-        warn::warn,
+        mutate::mutate, response::Reply, review::MAX_BODY, state::State, validate::validate, warn::warn,
     },
     metrics::Endpoint,
 };
@@ -54,7 +49,6 @@ pub fn serve_webhook(listener: TcpListener, tls: ServerConfig, state: State) -> 
             match endpoint {
                 Endpoint::Mutate => mutate(&body, &state).await,
                 Endpoint::Validate => validate(&body, timeout, &state).await,
-                Endpoint::ValidateHere => validate_here(&body, timeout, &state).await,
                 Endpoint::Warn => warn(&body, timeout, &state).await,
             }
         }
@@ -90,7 +84,6 @@ where
         App::new()
             .service(resource(keys::MUTATE_PATH, Endpoint::Mutate))
             .service(resource(keys::VALIDATE_PATH, Endpoint::Validate))
-            .service(resource(keys::VALIDATE_HERE_PATH, Endpoint::ValidateHere))
             .service(resource(keys::WARN_PATH, Endpoint::Warn))
             .default_service(web::to(nothing_here))
     });

@@ -18,7 +18,6 @@ use crate::{
     cache::{policies::Policies, ttl_map::Recent},
     limit::Limiter,
     metrics::WebhookMetrics,
-    peers::Peers,
     presence_lease::Liveness,
     refusal_sender::Refusals,
 };
@@ -39,8 +38,6 @@ pub struct State {
     pub liveness: Liveness,
     /// The way to the sink.
     pub refusals: Option<Refusals>,
-    /// The way to other replicas; none = everything is decided here.
-    pub peers: Option<Arc<Peers>>,
     /// Counters.
     pub metrics: WebhookMetrics,
     /// Estimates the active Jobs for policies in mode Warn. None: their limits are not checked.
@@ -65,7 +62,6 @@ impl State {
             limiter,
             liveness,
             refusals,
-            peers: None,
             metrics,
             estimator: None,
             own_namespace: own_namespace.into(),

@@ -20,38 +20,18 @@ use crate::{
     job_view::{JobView, newly_active},
     limit::{Attempt, Verdict},
     metrics::{Endpoint, Outcome},
-    peers::Asked,
     stamp::select,
 };
 
-/// What the uid of a request ends with that another replica was asked about in vain.
-const HERE: &str = "-here";
-
 /// Answers one review, before `timeout` (the caller's) has passed.
 pub async fn validate(bytes: &[u8], timeout: Duration, state: &State) -> Reply {
-    measured(Endpoint::Validate, bytes, timeout, state).await
-}
-
-/// The same for a review that another replica passes on: it goes no further.
-pub async fn validate_here(bytes: &[u8], timeout: Duration, state: &State) -> Reply {
-    measured(Endpoint::ValidateHere, bytes, timeout, state).await
-}
-
-async fn measured(endpoint: Endpoint, bytes: &[u8], timeout: Duration, state: &State) -> Reply {
     let begun = Instant::now();
-    let passes_on = (endpoint == Endpoint::Validate).then_some(bytes);
-    let (reply, outcome) = answer(bytes, passes_on, begun + timeout, state).await;
-    state.metrics.review(endpoint, outcome, begun.elapsed());
+    let (reply, outcome) = answer(bytes, begun + timeout, state).await;
+    state.metrics.review(Endpoint::Validate, outcome, begun.elapsed());
     reply
 }
 
-/// `passes_on`: what another replica may be asked with.
-async fn answer(
-    bytes: &[u8],
-    passes_on: Option<&[u8]>,
-    answer_by: Instant,
-    state: &State,
-) -> (Reply, Outcome) {
+async fn answer(bytes: &[u8], answer_by: Instant, state: &State) -> (Reply, Outcome) {
     let review = match review::parse(bytes) {
         Ok(review) => review,
         Err(error) => return (Reply::text(400, error.to_string()), Outcome::Bad),
@@ -65,8 +45,8 @@ async fn answer(
             (Answer::denied(Denial::bad_request(why)), Outcome::Bad)
         }
         _ if state.is_excluded(&review.namespace) => (Answer::default(), Outcome::Allowed),
-        Subject::Create(job) => admit(create(&review, job, answer_by, state), passes_on, state).await,
-        Subject::Update { new, old } => admit(update(&review, new, old, answer_by), passes_on, state).await,
+        Subject::Create(job) => admit(create(&review, job, answer_by, state), state).await,
+        Subject::Update { new, old } => admit(update(&review, new, old, answer_by), state).await,
     };
     (answer.reply(&review.uid), outcome)
 }
@@ -90,32 +70,15 @@ fn update(review: &Review, new: &JobView, old: &JobView, answer_by: Instant) -> 
     Some(Attempt { uid, job, from: Some(old.snapshot.resource_version.clone()), dry_run, answer_by })
 }
 
-/// Decides about an attempt, if there is one, or lets another replica do so by the review, where that may be passed on.
-async fn admit(attempt: Option<Attempt>, review: Option<&[u8]>, state: &State) -> (Answer, Outcome) {
-    let (Some(mut attempt), Some(limiter)) = (attempt, &state.limiter) else {
+/// Decides about an attempt, if there is one.
+async fn admit(attempt: Option<Attempt>, state: &State) -> (Answer, Outcome) {
+    let (Some(attempt), Some(limiter)) = (attempt, &state.limiter) else {
         return (Answer::default(), Outcome::Allowed);
     };
     let (job, dry_run, stored) = (attempt.job.clone(), attempt.dry_run, attempt.from.is_some());
     let verdict = if let Err(why) = can_decide(&job, state).await {
         Verdict::Unavailable { why, retry_after_seconds: 1 }
     } else {
-        if let (Some(review), Some(peers)) = (review, &state.peers)
-            && let Some(peer) = limiter.elsewhere(&attempt)
-        {
-            match peers.ask(peer, review, attempt.answer_by).await {
-                Asked::Not => {}
-                Asked::InVain => {
-                    state.metrics.passed_on.inc();
-                    state.metrics.passed_on_in_vain.inc();
-                    // It may have granted it, or do so yet, and take that back: to the ledger this is another call.
-                    attempt.uid.push_str(HERE);
-                }
-                Asked::Decided(answer, outcome) => {
-                    state.metrics.passed_on.inc();
-                    return (answer, outcome);
-                }
-            }
-        }
         limiter.admit(attempt).await
     };
     match verdict {

@@ -3,7 +3,6 @@
 use std::{
     future::Future,
     hash::{BuildHasher, Hasher, RandomState},
-    net::SocketAddr,
     sync::Arc,
     time::Duration,
 };
@@ -51,13 +50,10 @@ pub enum Write {
 }
 
 impl Store {
-    /// Of the pair's own namespace. Other replicas reach this one at `address`.
-    pub fn new(client: Client, namespace: &str, address: Option<SocketAddr>) -> Self {
-        let writer = match address {
-            Some(address) => address.to_string(),
-            // Random (as far as hashes are), so that two are not taken for one.
-            None => format!("{:08x}", RandomState::new().build_hasher().finish() >> 32),
-        };
+    /// Of the pair's own namespace.
+    pub fn new(client: Client, namespace: &str) -> Self {
+        // Random (as far as hashes are), so that two are not taken for one.
+        let writer = format!("{:08x}", RandomState::new().build_hasher().finish() >> 32);
         Self { api: Api::namespaced(client, namespace), writer: writer.into() }
     }
 

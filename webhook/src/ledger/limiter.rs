@@ -6,7 +6,6 @@
 use std::{
     collections::{BTreeMap, HashMap},
     future::Future,
-    net::SocketAddr,
     sync::Arc,
     time::Duration,
 };
@@ -27,11 +26,11 @@ use crate::{
     cache::{job_watch, jobs::Cache},
     ledger::{
         attempt_age::{Clock, EXPIRY, OLD},
-        client::{self, Store},
+        client::Store,
         count::LedgerId,
         fresh_read::Reads,
         known_ledgers::{Memory, Watcher},
-        provision, write_order,
+        provision,
     },
 };
 use crate::{
@@ -50,13 +49,11 @@ use crate::{
 /// Requests that may wait at one ledger; more are turned away.
 const WAITING: usize = 4096;
 /// So long before the caller gives up an answer is sent.
-pub const MARGIN: Duration = Duration::from_millis(300);
+const MARGIN: Duration = Duration::from_millis(300);
 /// How often ledgers with old attempts are looked for.
 const TIDY: Duration = Duration::from_secs(1);
 /// A ledger that was written within this time will be written again: what is known is taken out by the way.
 const QUIET: Duration = Duration::from_secs(1);
-/// Whether who wrote a ledger is there yet is not known for longer than this.
-const RECENT: Duration = Duration::from_secs(1);
 /// Replicas tidy up at different times, so that one of them does.
 const SPREAD: Duration = Duration::from_secs(3);
 
@@ -106,17 +103,15 @@ pub enum LedgersError {
 }
 
 /// A limiter and the tasks that have to run for it. Ledgers are kept in `namespace`; their attempts run out by `clock`.
-/// Other replicas find this one by `address`.
 pub fn limiter(
     client: Client,
     namespace: &str,
     policies: Policies,
     metrics: WebhookMetrics,
     clock: Clock,
-    address: Option<SocketAddr>,
 ) -> (LedgerLimiter, Ledgers) {
     let (made, receiver) = mpsc::unbounded_channel();
-    let store = Store::new(client.clone(), namespace, address);
+    let store = Store::new(client.clone(), namespace);
     let shared = Arc::new(Shared {
         client,
         store,
@@ -144,27 +139,6 @@ impl Limiter for LedgerLimiter {
             verdict
         }
         .boxed()
-    }
-
-    fn elsewhere(&self, attempt: &Attempt) -> Option<SocketAddr> {
-        if attempt.dry_run {
-            // It writes nothing that could come too late.
-            return None;
-        }
-        let memory = &self.shared.memory;
-        let contended = |ledger: &LedgerId| memory.is_contended(ledger.name());
-        let both = [LedgerId::Cluster, LedgerId::Namespace(attempt.job.namespace.clone())];
-        if !both.iter().any(contended) {
-            return None;
-        }
-        // The cluster's is asked by more.
-        let (cluster, namespace) = self.ledgers(attempt);
-        let asked = cluster.then_some(LedgerId::Cluster).into_iter().chain(namespace);
-        let ledger = asked.into_iter().find(contended)?;
-        let (known, at) = memory.newest(ledger.name())?;
-        let leader = write_order::leader(ledger.name(), client::writers(&known.ledger))?;
-        let is_recent = memory.now().saturating_duration_since(at) < RECENT;
-        (is_recent && leader.to_string() != self.shared.store.me()).then_some(leader)
     }
 }
 

@@ -17,7 +17,7 @@
 //! | [`found`] | what was found out about each Job, as long as it is so |
 //! | [`ahead`] | ledgers are made before they are asked for |
 //! | [`store`], [`actor`], [`pace`], [`limiter`] | the objects; one task per ledger, and its pace; the limiter over them |
-//! | [`turns`] | who had better write where several replicas want to; [`crate::peers`] is the way to it |
+//! | [`turns`] | who had better write where several replicas want to |
 //!
 //! `tests/model.rs` runs these functions in every order of events, within bounds.
 

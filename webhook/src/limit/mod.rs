@@ -3,7 +3,7 @@
 pub mod failure_backoff;
 pub mod message;
 pub mod scopes;
-use std::{collections::BTreeMap, net::SocketAddr, time::Instant};
+use std::{collections::BTreeMap, time::Instant};
 
 use futures::future::BoxFuture;
 use job_handler_shared::{job::snapshot::JobSnapshot, policy::set::PolicyRef};
@@ -66,9 +66,4 @@ pub const FAILURE_BACKOFF: &str = "failureBackoff";
 pub trait Limiter: Send + Sync {
     /// Decides. Dropping the future gives the grant back where it was not answered yet.
     fn admit(&self, attempt: Attempt) -> BoxFuture<'_, Verdict>;
-
-    /// The replica that had better be asked, where several want to write the same ledger. None = this one.
-    fn elsewhere(&self, _attempt: &Attempt) -> Option<SocketAddr> {
-        None
-    }
 }

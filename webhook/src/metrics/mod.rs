@@ -25,8 +25,6 @@ pub enum Endpoint {
     Mutate,
     /// `/validate`.
     Validate,
-    /// `/validate/here`, which other replicas ask.
-    ValidateHere,
     /// `/warn`.
     Warn,
 }
@@ -81,7 +79,6 @@ impl Endpoint {
         match self {
             Self::Mutate => "mutate",
             Self::Validate => "validate",
-            Self::ValidateHere => "validate_here",
             Self::Warn => "warn",
         }
     }
@@ -120,10 +117,6 @@ pub struct WebhookMetrics {
     pub ledger_conflicts: Counter,
     /// Those that granted nobody anything: only what is over was taken out.
     pub ledger_removals: Counter,
-    /// Attempts that another replica was asked to decide about.
-    pub passed_on: Counter,
-    /// Those that it gave no answer about, and that were decided here.
-    pub passed_on_in_vain: Counter,
     refusals: Family<RefusalLabels, Counter>,
     decisions: Family<DecisionLabels, Histogram>,
     would_refuse: Family<RefusalLabels, Counter>,
@@ -148,8 +141,6 @@ impl WebhookMetrics {
             ledger_writes: Counter::default(),
             ledger_conflicts: Counter::default(),
             ledger_removals: Counter::default(),
-            passed_on: Counter::default(),
-            passed_on_in_vain: Counter::default(),
             refusals: Family::default(),
             decisions: Family::new_with_constructor(buckets),
             would_refuse: Family::default(),
@@ -199,16 +190,6 @@ impl WebhookMetrics {
                 "job_handler_limit_ledger_removals",
                 "Writes of ledgers that only took out attempts which are over",
                 all.ledger_removals.clone(),
-            );
-            registry.register(
-                "job_handler_limit_passed_on",
-                "Attempts that another replica was asked to decide about",
-                all.passed_on.clone(),
-            );
-            registry.register(
-                "job_handler_limit_passed_on_in_vain",
-                "Attempts that another replica gave no answer about",
-                all.passed_on_in_vain.clone(),
             );
             registry.register(
                 "job_handler_limit_refusals",

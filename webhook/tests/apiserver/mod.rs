@@ -6,7 +6,6 @@
 
 use std::{
     collections::BTreeMap,
-    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering},
@@ -408,21 +407,11 @@ impl Replica {
 }
 
 pub fn replica(apiserver: &Arc<Apiserver>, policies: &[Arc<Policy>]) -> Replica {
-    replica_at(None, apiserver, policies)
-}
-
-/// One that others find by this address.
-pub fn replica_at(
-    address: Option<SocketAddr>,
-    apiserver: &Arc<Apiserver>,
-    policies: &[Arc<Policy>],
-) -> Replica {
     let (metrics, clock, readiness) = (Metrics::default(), Clock::default(), Readiness::default());
     let ours = WebhookMetrics::new(&metrics);
     let namespaces = ["ci", "qa"].map(|name| (name.to_owned(), Labels::new()));
     let policies = Policies::fixed(PolicySet::new(policies.iter().cloned()), namespaces);
-    let (limiter, ledgers) =
-        limiter(apiserver.client(), "system", policies.clone(), ours, clock.clone(), address);
+    let (limiter, ledgers) = limiter(apiserver.client(), "system", policies.clone(), ours, clock.clone());
     let run = ledgers.run(&readiness, CancellationToken::new());
     Replica {
         limiter,

@@ -294,7 +294,7 @@ impl Replica {
         let clock = Clock::default();
         let shared = Arc::new(Shared {
             client: apiserver.client(),
-            store: Store::new(apiserver.client(), "system", None),
+            store: Store::new(apiserver.client(), "system"),
             memory: Memory::new(clock.clone()),
             cache: Cache::default(),
             reads: Reads::default(),
