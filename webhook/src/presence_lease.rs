@@ -1,8 +1,8 @@
-//! The Lease of this replica: it lives, and these policy revisions are what it enforces.
+//! The Lease of this replica. It lists the policy revisions that the replica enforces.
 //!
-//! The sink calls a policy Ready once every live replica says so. Therefore a replica whose Lease has run out no longer
-//! decides about limits ([`Liveness`]): nobody waits for what it enforces. And a policy by whose limits it cannot decide
-//! yet ([`Withholding`]) it does not say to enforce.
+//! The sink sets a policy's condition Ready when every live replica lists the current revision. Therefore a replica whose
+//! Lease has expired stops deciding about limits ([`Liveness`]), and a replica does not list a policy whose limits it
+//! cannot check yet ([`WithheldPolicies`]).
 
 use std::{
     collections::BTreeMap,
@@ -27,18 +27,18 @@ use tokio_util::sync::CancellationToken;
 use crate::cache::{policies::Policies, reflector::causes};
 
 /// Field manager of server-side apply.
-const MANAGER: &str = "job-handler-webhook";
-const RENEW: Duration = Duration::from_secs(5);
-const RETRY: Duration = Duration::from_secs(1);
+const FIELD_MANAGER: &str = "job-handler-webhook";
+const RENEW_INTERVAL: Duration = Duration::from_secs(5);
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 const CALL_TIMEOUT: Duration = Duration::from_secs(4);
-/// Of the 15 s that others believe in the Lease, the last 2 are left out: clocks differ, and answers travel.
-const TRUST: Duration = Duration::from_secs(keys::WEBHOOK_LEASE_SECONDS as u64 - 2);
+/// How long this replica relies on its Lease: 2 s less than the Lease lasts, for clock drift and slow responses.
+const VALIDITY: Duration = Duration::from_secs(keys::WEBHOOK_LEASE_SECONDS as u64 - 2);
 
-/// Whether the Lease is held; clones share it.
+/// Whether the Lease is valid. Clones share their state.
 #[derive(Clone, Debug)]
 pub struct Liveness {
     start: Instant,
-    /// Milliseconds since `start` of the last renewal, plus one; 0 = never.
+    /// Time of the last renewal in milliseconds after `start`, plus one. 0: never renewed.
     renewed: Arc<AtomicU64>,
     always: bool,
 }
@@ -50,15 +50,15 @@ impl Default for Liveness {
 }
 
 impl Liveness {
-    /// Without a Lease, for tests and benchmarks.
+    /// Always live, without a Lease, for tests and benchmarks.
     pub fn always() -> Self {
         Self { always: true, ..Self::default() }
     }
 
-    /// Whether the others still count on this replica.
+    /// Whether other processes still consider this replica alive.
     pub fn is_live(&self) -> bool {
         let renewed = self.renewed.load(Ordering::Acquire);
-        self.always || (renewed > 0 && self.elapsed().saturating_sub(renewed) < TRUST.as_millis() as u64)
+        self.always || (renewed > 0 && self.elapsed().saturating_sub(renewed) < VALIDITY.as_millis() as u64)
     }
 
     fn elapsed(&self) -> u64 {
@@ -66,44 +66,43 @@ impl Liveness {
     }
 }
 
-/// By which policies' limits nothing can be decided now.
-pub trait Withholding: Send + Sync {
-    /// Those of `policies`, by uid, and why. None = that is not known yet.
+/// Tells which policies this replica cannot enforce yet.
+pub trait WithheldPolicies: Send + Sync {
+    /// The uids of those policies, with the reason. None while this is not known.
     fn withheld(&self, policies: &PolicySet) -> Option<BTreeMap<String, String>>;
-    /// Tells that it may be different now.
+    /// Changes when [`Self::withheld`] may return something else.
     fn changes(&self) -> watch::Receiver<u64>;
 }
 
-/// Keeps the Lease of `replica` until `shutdown`; then it is let go by [`Keeper::release`].
-pub struct Keeper {
+/// Renews the Lease of this replica.
+pub struct PresenceLease {
     api: Api<Lease>,
     name: String,
     holder: String,
     policies: Policies,
-    withholding: Arc<dyn Withholding>,
+    withheld: Arc<dyn WithheldPolicies>,
     liveness: Liveness,
     ready: ReadyHandle,
 }
 
-/// What a renewal says.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Renewed {
-    /// Every policy is enforced.
-    Whole,
-    /// Some are withheld.
-    InPart,
-    /// It was not made: nobody knows yet which are.
-    Not,
+enum Renewal {
+    /// The Lease lists every policy.
+    Complete,
+    /// The Lease lists some policies as withheld.
+    Partial,
+    /// The Lease was not written, because the withheld policies are not known yet.
+    Skipped,
 }
 
-impl Keeper {
-    /// Of the replica of this name.
+impl PresenceLease {
+    /// The Lease of replica `replica`.
     pub fn new(
         client: Client,
         namespace: &str,
         replica: &str,
         policies: Policies,
-        withholding: Arc<dyn Withholding>,
+        withheld: Arc<dyn WithheldPolicies>,
         liveness: Liveness,
         ready: ReadyHandle,
     ) -> Self {
@@ -112,57 +111,58 @@ impl Keeper {
             name: format!("{}{replica}", keys::WEBHOOK_LEASE_PREFIX),
             holder: replica.to_owned(),
             policies,
-            withholding,
+            withheld,
             liveness,
             ready,
         }
     }
 
-    /// Renews every five seconds, and at once when a policy changes or ledgers went.
+    /// Renews the Lease every five seconds, and at once when a policy or a ledger changes, until `shutdown`. Call
+    /// [`Self::release`] afterwards.
     pub async fn run(&self, shutdown: CancellationToken) {
-        let (mut changes, mut others) = (self.policies.changes(), self.withholding.changes());
-        let mut told: Option<String> = None;
+        let (mut policy_changes, mut ledger_changes) = (self.policies.changes(), self.withheld.changes());
+        let mut logged: Option<String> = None;
         let acquired = Timestamp::now();
         while !shutdown.is_cancelled() {
             let pause = if !self.policies.synced() {
-                self.ready.not_ready("waits for the policies");
-                RENEW
+                self.ready.not_ready("waiting for the policies");
+                RENEW_INTERVAL
             } else {
                 match self.renew(acquired).await {
-                    Ok(Renewed::Not) => {
-                        self.ready.not_ready("waits for the JobLedgers");
-                        RENEW
+                    Ok(Renewal::Skipped) => {
+                        self.ready.not_ready("waiting for the JobLedgers");
+                        RENEW_INTERVAL
                     }
-                    Ok(renewed) => {
+                    Ok(renewal) => {
                         self.ready.ready();
-                        if told.take().is_some() {
-                            tracing::info!(lease = %self.name, "renewed again");
+                        if logged.take().is_some() {
+                            tracing::info!(lease = %self.name, "renewed the Lease again");
                         }
-                        // What is withheld comes by itself.
-                        if renewed == Renewed::InPart { RETRY } else { RENEW }
+                        // Withheld policies become enforceable without a change that would wake this loop.
+                        if renewal == Renewal::Partial { RETRY_INTERVAL } else { RENEW_INTERVAL }
                     }
-                    Err(why) => {
+                    Err(error) => {
                         if !self.liveness.is_live() {
-                            self.ready.not_ready(&why);
+                            self.ready.not_ready(&error);
                         }
-                        if told.as_ref() != Some(&why) {
-                            tracing::warn!(lease = %self.name, "cannot renew, trying again: {why}");
-                            told = Some(why);
+                        if logged.as_ref() != Some(&error) {
+                            tracing::warn!(lease = %self.name, "cannot renew the Lease, retrying: {error}");
+                            logged = Some(error);
                         }
-                        RETRY
+                        RETRY_INTERVAL
                     }
                 }
             };
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
-                Ok(()) = changes.changed() => {}
-                Ok(()) = others.changed() => {}
+                Ok(()) = policy_changes.changed() => {}
+                Ok(()) = ledger_changes.changed() => {}
                 () = shutdown.cancelled() => {}
             }
         }
     }
 
-    /// Takes the Lease away, once nothing is answered any more.
+    /// Deletes the Lease. Call it when no more reviews are answered.
     pub async fn release(&self) {
         let params = DeleteParams::default();
         let delete = self.api.delete(&self.name, &params);
@@ -170,23 +170,25 @@ impl Keeper {
             Ok(Ok(_)) => {}
             Ok(Err(kube::Error::Api(status))) if status.code == 404 => {}
             Ok(Err(error)) => {
-                tracing::warn!(lease = %self.name, "left behind, it runs out by itself: {}", causes(&error));
+                tracing::warn!(lease = %self.name, "cannot delete the Lease, it will expire: {}", causes(&error));
             }
-            Err(_) => tracing::warn!(lease = %self.name, "left behind, it runs out by itself: no answer"),
+            Err(_) => {
+                tracing::warn!(lease = %self.name, "cannot delete the Lease, it will expire: no response")
+            }
         }
     }
 
-    async fn renew(&self, acquired: Timestamp) -> Result<Renewed, String> {
-        // What is true when the call begins.
+    async fn renew(&self, acquired: Timestamp) -> Result<Renewal, String> {
+        // The Lease lists the policies as of the start of the call.
         let begun = self.liveness.elapsed();
         let policies = self.policies.current().clone();
-        let Some(withheld) = self.withholding.withheld(&policies) else { return Ok(Renewed::Not) };
+        let Some(withheld) = self.withheld.withheld(&policies) else { return Ok(Renewal::Skipped) };
         let enforces: BTreeMap<&str, i64> = policies
             .iter()
             .map(|policy| (&*policy.reference.uid, policy.generation))
             .filter(|(uid, _)| !withheld.contains_key(*uid))
             .collect();
-        let renewed = if withheld.is_empty() { Renewed::Whole } else { Renewed::InPart };
+        let renewal = if withheld.is_empty() { Renewal::Complete } else { Renewal::Partial };
         let enforces = serde_json::to_string(&enforces).map_err(|error| error.to_string())?;
         let withheld = serde_json::to_string(&withheld).map_err(|error| error.to_string())?;
         let lease = json!({
@@ -205,12 +207,12 @@ impl Keeper {
             },
         });
         let patch = Patch::Apply(&lease);
-        let params = PatchParams::apply(MANAGER).force();
+        let params = PatchParams::apply(FIELD_MANAGER).force();
         let call = self.api.patch(&self.name, &params, &patch);
         match tokio::time::timeout(CALL_TIMEOUT, call).await {
             Ok(Ok(_)) => {
                 self.liveness.renewed.store(begun + 1, Ordering::Release);
-                Ok(renewed)
+                Ok(renewal)
             }
             Ok(Err(kube::Error::Api(status))) if status.code == 403 => Err(format!(
                 "no right to write Leases: apply the webhook's roles (manifests/base) and bind them to this \
@@ -221,7 +223,7 @@ impl Keeper {
                 Err(format!("{}. Does the namespace (--namespace) exist?", status.message))
             }
             Ok(Err(error)) => Err(causes(&error)),
-            Err(_) => Err(format!("no answer within {} s", CALL_TIMEOUT.as_secs())),
+            Err(_) => Err(format!("timed out after {} s", CALL_TIMEOUT.as_secs())),
         }
     }
 }

@@ -1,7 +1,7 @@
-//! Refusals on their way to the sink beside us: bounded queue -> unix socket, one JSON object per line.
+//! Sends refusals to the sink in the same pod: bounded queue -> unix socket, one JSON object per line.
 //!
-//! A refusal is never worth holding up an answer: where the sink is away for long, refusals are dropped and counted. The
-//! author has read the reason in any case.
+//! Reporting a refusal never delays a response. If the sink is away for long, refusals are dropped and counted; the client
+//! has got the reason in any case.
 
 use std::{collections::VecDeque, path::PathBuf, time::Duration};
 
@@ -12,68 +12,68 @@ use tokio_util::sync::CancellationToken;
 
 use crate::metrics::WebhookMetrics;
 
-/// Refusals that wait for the sink; at 64 KiB at most each, usually 1 KiB.
-const QUEUE: usize = 1024;
-/// A sink that reads slower than this is as good as away.
+/// Most refusals that wait for the sink. Each takes 64 KiB at most, usually 1 KiB.
+const QUEUE_SIZE: usize = 1024;
+/// A sink that reads slower than this counts as away.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(2);
-/// What is still queued gets this long at a shutdown.
-const DRAIN: Duration = Duration::from_secs(1);
+/// Time to send the queued refusals at a shutdown.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Where refusals go in; clones share the queue.
+/// The queue of refusals for the sink. Clones share it.
 #[derive(Clone, Debug)]
-pub struct Refusals {
+pub struct RefusalQueue {
     queue: mpsc::Sender<Refusal>,
     metrics: WebhookMetrics,
 }
 
-/// The task that hands them over.
+/// The task that sends queued refusals to the sink.
 #[derive(Debug)]
-pub struct Courier {
+pub struct RefusalSender {
     queue: mpsc::Receiver<Refusal>,
-    /// Taken from the queue, not handed over yet.
+    /// Lines that were taken from the queue and are not sent yet.
     unsent: VecDeque<Vec<u8>>,
     socket: PathBuf,
     metrics: WebhookMetrics,
 }
 
-/// A queue to the sink that listens on `socket`.
-pub fn refusals(socket: PathBuf, metrics: WebhookMetrics) -> (Refusals, Courier) {
-    let (sender, queue) = mpsc::channel(QUEUE);
+/// A queue, and the task that sends its refusals to the sink that listens on `socket`.
+pub fn channel(socket: PathBuf, metrics: WebhookMetrics) -> (RefusalQueue, RefusalSender) {
+    let (sender, queue) = mpsc::channel(QUEUE_SIZE);
     (
-        Refusals { queue: sender, metrics: metrics.clone() },
-        Courier { queue, unsent: VecDeque::new(), socket, metrics },
+        RefusalQueue { queue: sender, metrics: metrics.clone() },
+        RefusalSender { queue, unsent: VecDeque::new(), socket, metrics },
     )
 }
 
-impl Refusals {
-    /// Tells the sink, some time.
-    pub fn tell(&self, refusal: Refusal) {
+impl RefusalQueue {
+    /// Queues a refusal, or drops and counts it if the queue is full.
+    pub fn push(&self, refusal: Refusal) {
         if self.queue.try_send(refusal).is_err() {
             self.metrics.refusals_dropped.inc();
         }
     }
 }
 
-impl Courier {
-    /// Hands over until `shutdown`, and then what is still there, for a second.
+impl RefusalSender {
+    /// Sends refusals until `shutdown`, then drains the queue for up to a second.
     pub async fn run(mut self, shutdown: CancellationToken) {
-        if shutdown.run_until_cancelled(self.deliver(false)).await.is_none()
-            && tokio::time::timeout(DRAIN, self.deliver(true)).await.is_err()
+        if shutdown.run_until_cancelled(self.send_all(false)).await.is_none()
+            && tokio::time::timeout(DRAIN_TIMEOUT, self.send_all(true)).await.is_err()
         {
-            tracing::warn!("the sink did not take the last refusals");
+            tracing::warn!("the sink did not read the last refusals in time");
         }
         let left = self.queue.len() + self.unsent.len();
         self.metrics.refusals_dropped.inc_by(left as u64);
     }
 
-    /// Ends when the queue is closed or, with `until_empty`, empty.
-    async fn deliver(&mut self, until_empty: bool) {
+    /// Returns when the queue is closed or, with `until_empty`, empty.
+    async fn send_all(&mut self, until_empty: bool) {
         let mut backoff = backoff();
-        let mut told = false;
+        let mut logged = false;
         loop {
             if self.unsent.is_empty() && !(until_empty && self.queue.is_empty()) {
                 let Some(refusal) = self.queue.recv().await else { return };
-                self.keep(&refusal);
+                self.add_line(&refusal);
             }
             if self.unsent.is_empty() {
                 if until_empty {
@@ -81,25 +81,25 @@ impl Courier {
                 }
                 continue;
             }
-            match self.connected(until_empty).await {
+            match self.send_over_connection(until_empty).await {
                 Ok(()) => return,
                 Err(error) => {
-                    if !told {
-                        tracing::warn!(socket = %self.socket.display(), "cannot hand refusals to the sink, trying again: {error}");
-                        told = true;
+                    if !logged {
+                        tracing::warn!(socket = %self.socket.display(), "cannot send refusals to the sink, retrying: {error}");
+                        logged = true;
                     }
                     tokio::time::sleep(backoff.next().unwrap_or(WRITE_TIMEOUT)).await;
                     if error.kind() == std::io::ErrorKind::BrokenPipe {
-                        (backoff, told) = (self::backoff(), false);
+                        (backoff, logged) = (self::backoff(), false);
                     }
                 }
             }
         }
     }
 
-    /// Writes over one connection until it breaks. A line that was being written when it broke is written again whole:
-    /// the sink drops what has no line end.
-    async fn connected(&mut self, until_empty: bool) -> std::io::Result<()> {
+    /// Writes over one connection until it breaks. An interrupted line is sent again in full, because the sink drops lines
+    /// without a line end.
+    async fn send_over_connection(&mut self, until_empty: bool) -> std::io::Result<()> {
         let mut stream = UnixStream::connect(&self.socket).await?;
         loop {
             while let Some(line) = self.unsent.front() {
@@ -111,27 +111,27 @@ impl Courier {
                 return stream.shutdown().await;
             }
             let Some(refusal) = self.queue.recv().await else { return stream.shutdown().await };
-            self.keep(&refusal);
+            self.add_line(&refusal);
         }
     }
 
-    fn keep(&mut self, refusal: &Refusal) {
-        self.unsent.extend(self.line(refusal));
+    fn add_line(&mut self, refusal: &Refusal) {
+        self.unsent.extend(self.encode(refusal));
     }
 
-    fn line(&self, refusal: &Refusal) -> Option<Vec<u8>> {
+    fn encode(&self, refusal: &Refusal) -> Option<Vec<u8>> {
         match serde_json::to_vec(refusal) {
             Ok(mut line) if line.len() < MAX_LINE => {
                 line.push(b'\n');
                 Some(line)
             }
             Ok(line) => {
-                tracing::warn!(bytes = line.len(), "a refusal is too long for the sink");
+                tracing::warn!(bytes = line.len(), "dropped a refusal that is longer than the sink accepts");
                 self.metrics.refusals_dropped.inc();
                 None
             }
             Err(error) => {
-                tracing::warn!(%error, "a refusal cannot be written");
+                tracing::warn!(%error, "dropped a refusal that cannot be encoded as JSON");
                 self.metrics.refusals_dropped.inc();
                 None
             }
@@ -139,7 +139,7 @@ impl Courier {
     }
 }
 
-/// 50 ms to 5 s, with jitter, without end.
+/// 50 ms to 5 s, with jitter, unlimited attempts.
 fn backoff() -> ExponentialBackoff {
     ExponentialBuilder::new()
         .with_min_delay(Duration::from_millis(50))

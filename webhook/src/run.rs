@@ -29,8 +29,8 @@ use crate::{
         limiter::{self, LedgersError},
     },
     metrics::{WebhookMetrics, certificate_expiry::Expiry},
-    presence_lease::{Keeper, Liveness},
-    refusal_sender::refusals,
+    presence_lease::{Liveness, PresenceLease},
+    refusal_sender,
 };
 
 /// Tasks that are asked to end get this long.
@@ -168,11 +168,11 @@ pub async fn run(options: Options) -> Result<(), RunError> {
         }
     }));
 
-    let (told, courier) = refusals(options.refusal_socket.clone(), ours.clone());
+    let (refusals, sender) = refusal_sender::channel(options.refusal_socket.clone(), ours.clone());
     let token = background.clone();
     tasks.spawn(async move {
-        courier.run(token).await;
-        Ok("courier of refusals")
+        sender.run(token).await;
+        Ok("refusal sender")
     });
 
     // Of a ledger every answer counts, and its author waits for it.
@@ -185,7 +185,7 @@ pub async fn run(options: Options) -> Result<(), RunError> {
     let liveness = Liveness::default();
     let estimator = JobEstimator::new(limiter.shared());
     let limiter = Arc::new(limiter);
-    let keeper = Arc::new(Keeper::new(
+    let lease = Arc::new(PresenceLease::new(
         client,
         &options.namespace,
         &options.replica,
@@ -194,14 +194,14 @@ pub async fn run(options: Options) -> Result<(), RunError> {
         liveness.clone(),
         readiness.part("lease"),
     ));
-    let (kept, token) = (keeper.clone(), background.clone());
+    let (renewed, token) = (lease.clone(), background.clone());
     tasks.spawn(async move {
-        kept.run(token).await;
+        renewed.run(token).await;
         Ok("lease")
     });
 
     let limiter = Some(limiter as Arc<dyn crate::limit::Limiter>);
-    let mut state = State::new(policies, limiter, liveness, Some(told), ours, &options.namespace);
+    let mut state = State::new(policies, limiter, liveness, Some(refusals), ours, &options.namespace);
     state.estimator = Some(estimator);
     let server = serve_webhook(listener, tls, state).map_err(io("the webhook server"))?;
     let server_handle = server.handle();
@@ -222,7 +222,7 @@ pub async fn run(options: Options) -> Result<(), RunError> {
     background.cancel();
     admin_handle.stop(false).await;
     let ended = tokio::time::timeout(END_TIMEOUT, drain(&mut tasks)).await;
-    keeper.release().await;
+    lease.release().await;
     why?;
     match ended {
         Ok(ended) => ended,

@@ -1,4 +1,4 @@
-//! The Lease says what is enforced, at once when it changes, and a replica without one no longer decides.
+//! The Lease lists the enforced revisions, changes at once, and a replica without a valid Lease is not live.
 
 #![allow(
     clippy::unwrap_used,
@@ -22,7 +22,7 @@ use http::{Method, Request, Response};
 use job_handler_shared::{policy::set::PolicySet, process::admin::Readiness};
 use job_handler_webhook::{
     cache::policies::Policies,
-    presence_lease::{Keeper, Liveness, Withholding},
+    presence_lease::{Liveness, PresenceLease, WithheldPolicies},
 };
 use kube::{Client, client::Body};
 use parking_lot::Mutex;
@@ -30,7 +30,7 @@ use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-/// Takes what is applied or deleted; refuses while `refuses` is set.
+/// Records writes; answers 403 while `refuses` is set.
 fn apiserver(refuses: Arc<AtomicBool>) -> (Client, mpsc::UnboundedReceiver<(Method, String, Value)>) {
     let (sender, seen) = mpsc::unbounded_channel();
     let service = tower::service_fn(move |request: Request<Body>| {
@@ -58,18 +58,17 @@ fn apiserver(refuses: Arc<AtomicBool>) -> (Client, mpsc::UnboundedReceiver<(Meth
     (Client::new(service, "default"), seen)
 }
 
-/// What is said of ledgers.
 #[derive(Default)]
-struct Ledgers(Mutex<Option<BTreeMap<&'static str, &'static str>>>, watch::Sender<u64>);
+struct FakeLedgers(Mutex<Option<BTreeMap<&'static str, &'static str>>>, watch::Sender<u64>);
 
-impl Ledgers {
+impl FakeLedgers {
     fn set(&self, withheld: Option<BTreeMap<&'static str, &'static str>>) {
         *self.0.lock() = withheld;
         self.1.send_modify(|n| *n += 1);
     }
 }
 
-impl Withholding for Ledgers {
+impl WithheldPolicies for FakeLedgers {
     fn withheld(&self, _: &PolicySet) -> Option<BTreeMap<String, String>> {
         let withheld = self.0.lock().clone()?;
         Some(withheld.into_iter().map(|(uid, why)| (uid.to_owned(), why.to_owned())).collect())
@@ -85,12 +84,12 @@ async fn next<T>(seen: &mut mpsc::UnboundedReceiver<T>) -> T {
 }
 
 #[tokio::test]
-async fn it_tells_which_revisions_are_enforced_and_goes_at_the_end() {
+async fn the_lease_lists_enforced_revisions_and_is_deleted_at_the_end() {
     let (client, mut seen) = apiserver(Arc::default());
     let policies = Policies::fixed(PolicySet::new([policy("builds", builds())]), []);
-    let ledgers = Arc::new(Ledgers::default());
+    let ledgers = Arc::new(FakeLedgers::default());
     let (readiness, liveness, token) = (Readiness::default(), Liveness::default(), CancellationToken::new());
-    let keeper = Keeper::new(
+    let lease = PresenceLease::new(
         client,
         "job-handler-system",
         "pod-1",
@@ -99,52 +98,60 @@ async fn it_tells_which_revisions_are_enforced_and_goes_at_the_end() {
         liveness.clone(),
         readiness.part("lease"),
     );
-    assert!(!liveness.is_live(), "nobody counts on it before it was written");
-    let keeper = Arc::new(keeper);
-    let (kept, shutdown) = (keeper.clone(), token.clone());
-    let task = tokio::spawn(async move { kept.run(shutdown).await });
-    let said = tokio::time::timeout(Duration::from_secs(10), async {
-        while !readiness.missing().iter().any(|why| why.contains("waits for the JobLedgers")) {
+    assert!(!liveness.is_live(), "not live before the Lease is written");
+    let lease = Arc::new(lease);
+    let (renewed, shutdown) = (lease.clone(), token.clone());
+    let task = tokio::spawn(async move { renewed.run(shutdown).await });
+    let waits = tokio::time::timeout(Duration::from_secs(10), async {
+        while !readiness.missing().iter().any(|why| why.contains("waiting for the JobLedgers")) {
             tokio::task::yield_now().await;
         }
     });
-    said.await.expect("to be told what it waits for");
-    assert!(seen.try_recv().is_err() && !liveness.is_live(), "nothing is known yet");
+    waits.await.expect("readiness names the JobLedgers");
+    assert!(seen.try_recv().is_err() && !liveness.is_live(), "not written while the ledgers are unknown");
     ledgers.set(Some([("uid-builds", "its ledger is missing")].into()));
-    let (_, _, lease) = next(&mut seen).await;
-    let told = |lease: &Value, key: &str| lease["metadata"]["annotations"][key].as_str().unwrap().to_owned();
-    assert_eq!(told(&lease, "job-handler/enforces"), "{}");
-    assert_eq!(told(&lease, "job-handler/withheld"), r#"{"uid-builds":"its ledger is missing"}"#);
+    let (_, _, written) = next(&mut seen).await;
+    let annotation =
+        |lease: &Value, key: &str| lease["metadata"]["annotations"][key].as_str().unwrap().to_owned();
+    assert_eq!(annotation(&written, "job-handler/enforces"), "{}");
+    assert_eq!(annotation(&written, "job-handler/withheld"), r#"{"uid-builds":"its ledger is missing"}"#);
     ledgers.set(Some(BTreeMap::new()));
-    let (method, uri, lease) = next(&mut seen).await;
+    let (method, uri, written) = next(&mut seen).await;
     assert_eq!(method, Method::PATCH);
     assert!(uri.contains("/namespaces/job-handler-system/leases/job-handler-webhook-pod-1?"), "{uri}");
-    assert_eq!(told(&lease, "job-handler/enforces"), r#"{"uid-builds":1}"#);
-    assert_eq!(told(&lease, "job-handler/withheld"), "{}");
-    assert_eq!(lease["metadata"]["labels"]["job-handler/component"], "webhook");
+    assert_eq!(annotation(&written, "job-handler/enforces"), r#"{"uid-builds":1}"#);
+    assert_eq!(annotation(&written, "job-handler/withheld"), "{}");
+    assert_eq!(written["metadata"]["labels"]["job-handler/component"], "webhook");
     assert_eq!(
-        (&lease["spec"]["leaseDurationSeconds"], &lease["spec"]["holderIdentity"]),
+        (&written["spec"]["leaseDurationSeconds"], &written["spec"]["holderIdentity"]),
         (&json!(15), &json!("pod-1"))
     );
     token.cancel();
     task.await.unwrap();
     assert!(liveness.is_live() && readiness.missing().is_empty());
-    keeper.release().await;
+    lease.release().await;
     assert_eq!(next(&mut seen).await.0, Method::DELETE);
 }
 
 #[tokio::test]
-async fn without_rights_it_is_not_live_and_says_what_is_missing() {
+async fn without_rights_the_replica_is_not_live_and_readiness_says_why() {
     let refuses = Arc::new(AtomicBool::new(true));
     let (client, mut seen) = apiserver(refuses.clone());
     let (readiness, liveness, token) = (Readiness::default(), Liveness::default(), CancellationToken::new());
     let policies = Policies::fixed(PolicySet::default(), []);
-    let ledgers = Arc::new(Ledgers::default());
+    let ledgers = Arc::new(FakeLedgers::default());
     ledgers.set(Some(BTreeMap::new()));
-    let keeper =
-        Keeper::new(client, "ns", "pod-1", policies, ledgers, liveness.clone(), readiness.part("lease"));
+    let lease = PresenceLease::new(
+        client,
+        "ns",
+        "pod-1",
+        policies,
+        ledgers,
+        liveness.clone(),
+        readiness.part("lease"),
+    );
     let shutdown = token.clone();
-    let task = tokio::spawn(async move { keeper.run(shutdown).await });
+    let task = tokio::spawn(async move { lease.run(shutdown).await });
     let why = tokio::time::timeout(Duration::from_secs(10), async {
         loop {
             match readiness.missing().pop() {
@@ -160,5 +167,5 @@ async fn without_rights_it_is_not_live_and_says_what_is_missing() {
     next(&mut seen).await;
     token.cancel();
     task.await.unwrap();
-    assert!(liveness.is_live() && readiness.missing().is_empty(), "tried again by itself");
+    assert!(liveness.is_live() && readiness.missing().is_empty(), "the renewal is retried");
 }

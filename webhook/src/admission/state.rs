@@ -19,7 +19,7 @@ use crate::{
     limit::Limiter,
     metrics::WebhookMetrics,
     presence_lease::Liveness,
-    refusal_sender::Refusals,
+    refusal_sender::RefusalQueue,
 };
 
 /// Within this time the entries of several policies ask about one create; its refusal is told once.
@@ -37,7 +37,7 @@ pub struct State {
     /// Whether others still count on this replica.
     pub liveness: Liveness,
     /// The way to the sink.
-    pub refusals: Option<Refusals>,
+    pub refusals: Option<RefusalQueue>,
     /// Counters.
     pub metrics: WebhookMetrics,
     /// Estimates the active Jobs for policies in mode Warn. None: their limits are not checked.
@@ -53,7 +53,7 @@ impl State {
         policies: Policies,
         limiter: Option<Arc<dyn Limiter>>,
         liveness: Liveness,
-        refusals: Option<Refusals>,
+        refusals: Option<RefusalQueue>,
         metrics: WebhookMetrics,
         own_namespace: &str,
     ) -> Self {
@@ -94,7 +94,7 @@ impl State {
             first
         };
         if first {
-            refusals.tell(refusal());
+            refusals.push(refusal());
         }
     }
 }

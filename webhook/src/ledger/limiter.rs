@@ -43,7 +43,7 @@ use crate::{
         scopes::{Place, Rules},
     },
     metrics::WebhookMetrics,
-    presence_lease::Withholding,
+    presence_lease::WithheldPolicies,
 };
 
 /// Requests that may wait at one ledger; more are turned away.
@@ -142,7 +142,7 @@ impl Limiter for LedgerLimiter {
     }
 }
 
-impl Withholding for LedgerLimiter {
+impl WithheldPolicies for LedgerLimiter {
     fn withheld(&self, policies: &PolicySet) -> Option<BTreeMap<String, String>> {
         self.shared.memory.watches().then(|| provision::withheld(&self.shared, policies))
     }

@@ -1,4 +1,4 @@
-//! Refusals reach a sink that comes late, goes, and comes back; they never hold anybody up.
+//! Refusals reach a sink that starts late or restarts, and never delay a response.
 
 #![allow(
     clippy::unwrap_used,
@@ -16,7 +16,7 @@ use job_handler_shared::{
 };
 use job_handler_webhook::{
     metrics::WebhookMetrics,
-    refusal_sender::{Refusals, refusals},
+    refusal_sender::{self, RefusalQueue},
 };
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
@@ -45,19 +45,19 @@ fn refusal(job: &str) -> Refusal {
     }
 }
 
-struct Sender {
-    refusals: Refusals,
+struct RunningSender {
+    queue: RefusalQueue,
     metrics: WebhookMetrics,
     token: CancellationToken,
     task: JoinHandle<()>,
 }
 
-fn start(socket: &Path) -> Sender {
+fn start(socket: &Path) -> RunningSender {
     let metrics = WebhookMetrics::new(&Metrics::default());
-    let (refusals, courier) = refusals(socket.to_owned(), metrics.clone());
+    let (queue, sender) = refusal_sender::channel(socket.to_owned(), metrics.clone());
     let token = CancellationToken::new();
-    let task = tokio::spawn(courier.run(token.clone()));
-    Sender { refusals, metrics, token, task }
+    let task = tokio::spawn(sender.run(token.clone()));
+    RunningSender { queue, metrics, token, task }
 }
 
 async fn accept(listener: &UnixListener) -> BufReader<UnixStream> {
@@ -73,39 +73,39 @@ async fn read(stream: &mut BufReader<UnixStream>) -> Option<String> {
 }
 
 #[tokio::test]
-async fn a_sink_that_comes_late_and_comes_back_hears_all() {
+async fn refusals_reach_a_sink_that_starts_late_or_restarts() {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("refusals.sock");
     let sender = start(&socket);
-    sender.refusals.tell(refusal("early"));
+    sender.queue.push(refusal("early"));
     let listener = UnixListener::bind(&socket).unwrap();
     let mut first = accept(&listener).await;
     assert_eq!(read(&mut first).await.as_deref(), Some("early"));
     drop((first, listener));
     std::fs::remove_file(&socket).unwrap();
-    // What the dead connection swallowed is gone (it was handed over); what comes after it was noticed is not.
+    // A line written into the broken connection is lost. Lines written after the break was noticed are not.
     let listener = UnixListener::bind(&socket).unwrap();
-    let teller = async {
+    let push = async {
         for n in 0.. {
-            sender.refusals.tell(refusal(&format!("later-{n}")));
+            sender.queue.push(refusal(&format!("later-{n}")));
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    let heard = async { read(&mut accept(&listener).await).await.unwrap() };
-    let heard = tokio::select! { () = teller => None, heard = heard => Some(heard) };
-    assert!(heard.unwrap().starts_with("later-"));
+    let received = async { read(&mut accept(&listener).await).await.unwrap() };
+    let received = tokio::select! { () = push => None, job = received => Some(job) };
+    assert!(received.unwrap().starts_with("later-"));
     sender.token.cancel();
     sender.task.await.unwrap();
 }
 
 #[tokio::test]
-async fn what_is_queued_at_a_shutdown_is_still_handed_over() {
+async fn queued_refusals_are_sent_at_a_shutdown() {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("refusals.sock");
     let listener = UnixListener::bind(&socket).unwrap();
     let sender = start(&socket);
     for n in 0..100 {
-        sender.refusals.tell(refusal(&n.to_string()));
+        sender.queue.push(refusal(&n.to_string()));
     }
     sender.token.cancel();
     let mut stream = accept(&listener).await;
@@ -118,21 +118,21 @@ async fn what_is_queued_at_a_shutdown_is_still_handed_over() {
 }
 
 #[tokio::test]
-async fn without_a_sink_the_queue_is_bounded_and_what_is_lost_is_counted() {
+async fn without_a_sink_the_queue_is_bounded_and_drops_are_counted() {
     let folder = tempfile::tempdir().unwrap();
-    let sender = start(&folder.path().join("nobody.sock"));
+    let sender = start(&folder.path().join("absent.sock"));
     for n in 0..3000 {
-        sender.refusals.tell(refusal(&n.to_string()));
+        sender.queue.push(refusal(&n.to_string()));
     }
     assert!(sender.metrics.refusals_dropped.get() >= 1900, "{}", sender.metrics.refusals_dropped.get());
     sender.token.cancel();
     tokio::time::timeout(Duration::from_secs(5), sender.task)
         .await
-        .expect("a shutdown waits for nobody")
+        .expect("a shutdown does not wait for the sink")
         .unwrap();
     assert_eq!(
         sender.metrics.refusals_dropped.get() + sender.metrics.refusals_sent.get(),
         3000,
-        "each is accounted for"
+        "every refusal is counted"
     );
 }
