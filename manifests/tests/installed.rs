@@ -8,7 +8,10 @@ use std::collections::BTreeSet;
 use files::{documents, folder, object};
 use job_handler_shared::{
     keys,
-    policy::spec::{CleanupPolicy, ClusterJobPolicy, Mode},
+    policy::{
+        cleanup::CleanupPolicy,
+        spec::{ClusterJobPolicy, Mode},
+    },
 };
 use k8s_openapi::{
     api::{

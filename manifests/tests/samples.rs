@@ -4,8 +4,12 @@
 mod files;
 
 use files::{folder, object};
-use job_handler_shared::policy::spec::{
-    CleanupPolicy, ClusterJobPolicy, GroupBy, JobPolicy, LogsMode, Mode, Range, Scope, WhenFull,
+use job_handler_shared::policy::{
+    cleanup::CleanupPolicy,
+    limit::{Scope, WhenFull},
+    results::LogsMode,
+    spec::{ClusterJobPolicy, GroupBy, JobPolicy, Mode},
+    stamp::Range,
 };
 use k8s_openapi::api::core::v1::Namespace;
 

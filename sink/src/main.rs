@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use job_handler_shared::{
     keys,
     kube::client,
-    policy::{bytes::Bytes, spec::Keep},
+    policy::{bytes::Bytes, cleanup::Keep},
     process::telemetry,
 };
 use job_handler_sink::{PROGRAM, VERSION, config::Config, prune::command, run};

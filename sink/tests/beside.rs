@@ -12,7 +12,7 @@ use http::Method;
 use job_handler_shared::{
     job::snapshot::JobSnapshot,
     keys,
-    policy::{set::Policy, spec::JobPolicy, status::PolicyStatus},
+    policy::{parsed::Policy, spec::JobPolicy, status::PolicyStatus},
     process::telemetry::Metrics,
 };
 use job_handler_sink::{

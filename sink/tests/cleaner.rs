@@ -13,7 +13,7 @@ use std::{
 
 use common::{Apiserver, Fault};
 use http::Method;
-use job_handler_shared::policy::spec::Keep;
+use job_handler_shared::policy::cleanup::Keep;
 use job_handler_sink::prune::command::{DryRun, Options, Report, prune};
 use proptest::prelude::*;
 use serde_json::json;

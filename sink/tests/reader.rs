@@ -8,7 +8,7 @@ use common::{Apiserver, build::noise};
 use flate2::{Compression, write::GzEncoder};
 use job_handler_shared::{
     job::snapshot::{Finished, JobSnapshot, Outcome},
-    policy::spec::Logs,
+    policy::results::Logs,
 };
 use job_handler_sink::{
     harvest::{

@@ -19,7 +19,7 @@ use job_handler_shared::{
         snapshot::{Finished, JobSnapshot, Outcome},
     },
     ledger::crd::JobLedgerSpec,
-    policy::set::{Effective, Labels, Policy, PolicySet},
+    policy::{effective::Effective, parsed::Policy, reference::Labels, set::PolicySet},
 };
 use job_handler_webhook::{
     ledger::{

@@ -13,7 +13,7 @@ use std::{net::TcpListener, sync::Arc, time::Duration};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use common::{builds, job, policy, review};
-use job_handler_shared::policy::set::{Labels, PolicySet};
+use job_handler_shared::policy::{reference::Labels, set::PolicySet};
 use job_handler_webhook::admission::{server::serve_webhook, state::State};
 use rustls::{
     ClientConfig, RootCertStore, ServerConfig,

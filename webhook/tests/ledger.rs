@@ -20,7 +20,7 @@ use std::{
 use apiserver::{Apiserver, Replica, attempt, empty, eventually, replica, spread, why};
 use common::{cluster_policy, policy};
 use futures::future::join_all;
-use job_handler_shared::policy::set::{Policy, PolicySet};
+use job_handler_shared::policy::{parsed::Policy, set::PolicySet};
 use job_handler_webhook::limit::{Attempt, Limiter, Verdict};
 use kube::ResourceExt;
 use rstest::rstest;

@@ -171,7 +171,7 @@ proptest! {
         raw.remove("job-handler/group");
         for policy in webhook.set.iter().filter(|p| p.enforced() && p.selects("ci", &webhook.namespace, &raw)) {
             if raw.is_empty() { continue; }
-            let max = |range: Option<job_handler_shared::policy::spec::Range>| range.and_then(|r| r.max).unwrap_or(i64::MAX);
+            let max = |range: Option<job_handler_shared::policy::stamp::Range>| range.and_then(|r| r.max).unwrap_or(i64::MAX);
             let stamp = policy.spec.stamp.clone().unwrap();
             let deadline = after["spec"]["activeDeadlineSeconds"].as_i64();
             let bound = stamp.active_deadline_seconds.and_then(|r| r.max);

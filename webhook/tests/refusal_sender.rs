@@ -11,7 +11,7 @@ use std::{path::Path, time::Duration};
 use jiff::Timestamp;
 use job_handler_shared::{
     ledger::refusal::{Decision, Refusal},
-    policy::set::{PolicyKind, PolicyRef},
+    policy::reference::{PolicyKind, PolicyRef},
     process::telemetry::Metrics,
 };
 use job_handler_webhook::{

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use futures::executor::block_on;
-use job_handler_shared::policy::set::Labels;
+use job_handler_shared::policy::reference::Labels;
 use job_handler_webhook::admission::mutate::mutate;
 use job_handler_webhook::admission::state::State;
 

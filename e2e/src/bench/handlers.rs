@@ -5,7 +5,11 @@ use std::sync::Arc;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use job_handler_shared::policy::set::{Bound, Effective, Labels, PolicySet};
+use job_handler_shared::policy::{
+    effective::{Bound, Effective},
+    reference::Labels,
+    set::PolicySet,
+};
 use job_handler_shared::{job::group, keys};
 use k8s_openapi::api::batch::v1::Job;
 use serde::Deserialize;

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use job_handler_shared::keys;
-use job_handler_shared::policy::set::{Policy, PolicySet};
 use job_handler_shared::policy::spec::{ClusterJobPolicy, JobPolicy};
+use job_handler_shared::policy::{parsed::Policy, set::PolicySet};
 use serde::Deserialize;
 use serde_json::{Value, json};
 

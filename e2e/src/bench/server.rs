@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use actix_web::dev::Server as ActixServer;
 use clap::ValueEnum;
-use job_handler_shared::policy::set::Labels;
+use job_handler_shared::policy::reference::Labels;
 use job_handler_webhook::admission::mutate::mutate;
 use job_handler_webhook::admission::response::Reply;
 use job_handler_webhook::admission::server::serve_webhook;

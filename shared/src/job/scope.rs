@@ -11,8 +11,9 @@ use crate::{
     },
     keys,
     policy::{
-        set::{Labels, Policy, PolicyRef},
-        spec::{Limit, Scope},
+        limit::{Limit, Scope},
+        parsed::Policy,
+        reference::{Labels, PolicyRef},
     },
 };
 
@@ -41,7 +42,7 @@ pub enum Place {
 /// The scopes in which a Job takes a slot, with their limits, given the policies that act on it in order of precedence;
 /// the most telling scope first.
 ///
-/// The group is that of the first policy that states one and limits add up, as in [`crate::policy::set::Effective`], which
+/// The group is that of the first policy that states one and limits add up, as in [`crate::policy::effective::Effective`], which
 /// would copy too much to ask it for each of thousands of Jobs.
 pub fn scopes<'a>(policies: &[&'a Arc<Policy>], job: &JobSnapshot) -> Vec<(ScopeKey, &'a Limit)> {
     if policies.iter().all(|policy| policy.spec.limits.is_empty()) {

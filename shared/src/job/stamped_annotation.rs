@@ -7,6 +7,8 @@
 
 use std::fmt;
 
+use crate::policy::range::UNSET;
+
 /// Entry of the TTL.
 pub const TTL: &str = "ttlSecondsAfterFinished";
 /// Entry of the deadline.
@@ -152,9 +154,6 @@ impl Explanation {
         self.0.iter().filter_map(claim).collect()
     }
 }
-
-/// How an absent value is written.
-pub const UNSET: &str = "unset";
 
 impl fmt::Display for Explanation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

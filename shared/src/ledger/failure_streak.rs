@@ -14,7 +14,7 @@ use crate::{
         group::GroupId,
         snapshot::{JobSnapshot, Outcome},
     },
-    policy::spec::FailureBackoff,
+    policy::limit::FailureBackoff,
 };
 
 /// How the last runs of a group ended.
@@ -129,7 +129,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{job::snapshot::Finished, policy::spec::WhenFull};
+    use crate::{job::snapshot::Finished, policy::limit::WhenFull};
 
     const RULE: FailureBackoff =
         FailureBackoff { initial_seconds: 10, multiplier: 2, max_seconds: 60, action: WhenFull::Reject };

@@ -5,7 +5,7 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::{job::snapshot::Owner, policy::set::PolicyRef};
+use crate::{job::snapshot::Owner, policy::reference::PolicyRef};
 
 /// Longest line the sink reads, bytes; a longer one is dropped and counted.
 pub const MAX_LINE: usize = 64 << 10;
@@ -60,7 +60,7 @@ pub enum Decision {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::set::PolicyKind;
+    use crate::policy::reference::PolicyKind;
 
     #[test]
     fn a_line_survives_the_socket() {

@@ -12,17 +12,19 @@ use crate::{
     keys,
     policy::{
         bytes::Bytes,
-        set::{Labels, Policy, PolicyRef},
-        spec::{
-            Cleanup, ContainerResources, FailureBackoff, GroupSpec, Keep, Limit, Logs, LogsMode, Propagation,
-            Range, Results, StorageType,
-        },
+        cleanup::{Cleanup, Keep, Propagation},
+        limit::{FailureBackoff, Limit},
+        parsed::Policy,
+        reference::{Labels, PolicyRef},
+        results::{Logs, LogsMode, Results, StorageType},
+        spec::GroupSpec,
+        stamp::{ContainerResources, Range},
     },
 };
 
 /// A value, and the policy it is from.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct From<T> {
+pub struct FromPolicy<T> {
     /// The value.
     pub value: T,
     /// Who says so.
@@ -33,9 +35,9 @@ pub struct From<T> {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Bound {
     /// Set where the Job states none; never above `max`.
-    pub default: Option<From<i64>>,
+    pub default: Option<FromPolicy<i64>>,
     /// The smallest of all maxima.
-    pub max: Option<From<i64>>,
+    pub max: Option<FromPolicy<i64>>,
 }
 
 /// What the policies together say about one Job.
@@ -48,15 +50,15 @@ pub struct Effective {
     /// Retries.
     pub backoff_limit: Bound,
     /// Labels for Job and pods.
-    pub labels: BTreeMap<String, From<String>>,
+    pub labels: BTreeMap<String, FromPolicy<String>>,
     /// Requests and limits for containers that state none.
-    pub container_resources: Option<From<ContainerResources>>,
+    pub container_resources: Option<FromPolicy<ContainerResources>>,
     /// How to group it.
-    pub group: Option<From<GroupSpec>>,
+    pub group: Option<FromPolicy<GroupSpec>>,
     /// All limits hold.
-    pub limits: Vec<From<Limit>>,
+    pub limits: Vec<FromPolicy<Limit>>,
     /// All backoffs hold.
-    pub failure_backoff: Vec<From<FailureBackoff>>,
+    pub failure_backoff: Vec<FromPolicy<FailureBackoff>>,
     /// What to keep of it; none = nobody asks for its result.
     pub results: Option<Results>,
     /// When it goes; none = no policy has a say, the Job keeps its own TTL.
@@ -81,17 +83,17 @@ impl Effective {
                 all.backoff_limit.add(stamp.backoff_limit, by);
                 if all.container_resources.is_none() {
                     all.container_resources =
-                        stamp.container_resources.clone().map(|resources| from(resources, by));
+                        stamp.container_resources.clone().map(|resources| from_policy(resources, by));
                 }
                 for (key, value) in &stamp.labels {
-                    all.labels.entry(key.clone()).or_insert_with(|| from(value.clone(), by));
+                    all.labels.entry(key.clone()).or_insert_with(|| from_policy(value.clone(), by));
                 }
             }
             if all.group.is_none() {
-                all.group = spec.group.clone().map(|group| from(group, by));
+                all.group = spec.group.clone().map(|group| from_policy(group, by));
             }
-            all.limits.extend(spec.limits.iter().map(|limit| from(limit.clone(), by)));
-            all.failure_backoff.extend(spec.failure_backoff.iter().map(|b| from(b.clone(), by)));
+            all.limits.extend(spec.limits.iter().map(|limit| from_policy(limit.clone(), by)));
+            all.failure_backoff.extend(spec.failure_backoff.iter().map(|b| from_policy(b.clone(), by)));
             all.results = merge(all.results.take(), spec.results.clone(), keep_more);
             all.cleanup = merge(all.cleanup.take(), spec.cleanup.clone(), keep_longer);
             all.cloud_event_sinks.extend(spec.cloud_event_sinks.iter().map(|sink| sink.name.clone()));
@@ -113,12 +115,12 @@ impl Bound {
     fn add(&mut self, range: Option<Range>, by: &PolicyRef) {
         let Some(range) = range else { return };
         if self.default.is_none() {
-            self.default = range.default.map(|value| from(value, by));
+            self.default = range.default.map(|value| from_policy(value, by));
         }
         if let Some(max) = range.max
             && self.max.as_ref().is_none_or(|known| max < known.value)
         {
-            self.max = Some(from(max, by));
+            self.max = Some(from_policy(max, by));
         }
     }
 
@@ -137,8 +139,8 @@ pub(crate) fn opted_out(job_labels: &Labels) -> bool {
     job_labels.get(keys::ENABLED).is_some_and(|value| value == "false")
 }
 
-fn from<T>(value: T, by: &PolicyRef) -> From<T> {
-    From { value, policy: by.clone() }
+fn from_policy<T>(value: T, by: &PolicyRef) -> FromPolicy<T> {
+    FromPolicy { value, policy: by.clone() }
 }
 
 fn merge<T>(a: Option<T>, b: Option<T>, both: fn(T, T) -> T) -> Option<T> {
@@ -183,5 +185,98 @@ fn keep_longer(a: Cleanup, b: Cleanup) -> Cleanup {
             (Propagation::Background, Propagation::Background) => Propagation::Background,
             _ => Propagation::Foreground,
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::policy::{
+        cleanup::CleanupPolicy,
+        fixtures::{cluster, labels, namespaced},
+        set::PolicySet,
+    };
+
+    fn effective(policies: Vec<Arc<Policy>>, job: &[(&str, &str)]) -> Effective {
+        let set = PolicySet::new(policies);
+        let job = labels(job);
+        Effective::of(set.matching("ci", &Labels::new(), &job), &job)
+    }
+
+    #[test]
+    fn defaults_come_from_the_namespace_first_then_by_name() {
+        let ttl = |seconds: i64| json!({"stamp": {"ttlSecondsAfterFinished": {"default": seconds}}});
+        let all = vec![cluster("a", ttl(1)), namespaced("c", ttl(3)), namespaced("b", ttl(2))];
+        let ttl = effective(all, &[]).ttl.default.unwrap();
+        assert_eq!((ttl.value, ttl.policy.to_string().as_str()), (2, "JobPolicy ci/b"));
+    }
+
+    #[test]
+    fn maxima_add_up_and_cap_defaults() {
+        let policies = vec![
+            namespaced("a", json!({"stamp": {"backoffLimit": {"default": 5, "max": 9}}})),
+            cluster("z", json!({"stamp": {"backoffLimit": {"max": 3}}})),
+        ];
+        let bound = effective(policies, &[]).backoff_limit;
+        assert_eq!(bound.default.unwrap().value, 3);
+        assert_eq!(bound.max.unwrap().policy.to_string(), "ClusterJobPolicy z");
+    }
+
+    #[test]
+    fn limits_add_up() {
+        let limit = |name: &str| json!({"limits": [{"name": name, "maxActiveJobs": 1}]});
+        let all = effective(vec![namespaced("a", limit("x")), cluster("b", limit("y"))], &[]);
+        assert_eq!(all.limits.iter().map(|l| l.value.name.as_str()).collect::<Vec<_>>(), ["x", "y"]);
+    }
+
+    #[test]
+    fn cleanup_and_retention_combine_towards_keeping() {
+        let policies = vec![
+            namespaced(
+                "a",
+                json!({
+                    "results": {"ttlSeconds": 10, "maxPerGroup": 50, "logs": {"mode": "None"}},
+                    "cleanup": {"succeededPolicy": "AfterHarvest", "failedPolicy": "Never", "keep": {"newest": 3},
+                        "propagationPolicy": "Background"},
+                }),
+            ),
+            cluster(
+                "b",
+                json!({
+                    "results": {"storageType": "Secret", "ttlSeconds": 20, "maxPerGroup": 1},
+                    "cleanup": {"succeededPolicy": "AfterTTL", "failedPolicy": "AfterHarvest",
+                        "keep": {"newest": 1, "newestSucceeded": 2}},
+                }),
+            ),
+        ];
+        let all = effective(policies, &[]);
+        let results = all.results.unwrap();
+        assert_eq!(results.storage_type, StorageType::Secret);
+        assert_eq!((results.ttl_seconds, results.max_per_group), (20, 50));
+        assert_eq!(results.logs.mode, LogsMode::HeadAndTail);
+        let cleanup = all.cleanup.unwrap();
+        assert_eq!(cleanup.succeeded_policy, CleanupPolicy::AfterTTL);
+        assert_eq!(cleanup.failed_policy, CleanupPolicy::Never);
+        assert_eq!(cleanup.keep, Some(Keep { newest: 3, newest_succeeded: 2 }));
+        assert_eq!(cleanup.propagation_policy, Propagation::Foreground);
+    }
+
+    #[test]
+    fn opt_out_keeps_limits_maxima_and_group() {
+        let policy = namespaced(
+            "a",
+            json!({
+                "stamp": {"backoffLimit": {"default": 1, "max": 3}, "labels": {"team": "x"}},
+                "group": {"type": "Owner"}, "limits": [{"name": "x", "maxActiveJobs": 1}],
+                "results": {}, "cleanup": {},
+            }),
+        );
+        let all = effective(vec![policy], &[(keys::ENABLED, "false")]);
+        assert!(all.backoff_limit.default.is_none() && all.labels.is_empty());
+        assert!(all.results.is_none() && all.cleanup.is_none());
+        assert_eq!(all.backoff_limit.max.unwrap().value, 3);
+        assert!(all.group.is_some() && all.limits.len() == 1);
     }
 }

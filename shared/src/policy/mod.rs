@@ -1,10 +1,30 @@
-//! Policies: their types, how several combine, and what applies to one Job.
+//! Policies: their types, which of them apply to a Job, and what they say together.
+//!
+//! In: `ClusterJobPolicy` and `JobPolicy` objects as the apiserver stores them. Out: one [`effective::Effective`] per
+//! Job. Start reading at [`spec`].
+//!
+//! | file | holds |
+//! | --- | --- |
+//! | [`spec`] | the two CRDs; their parts in [`stamp`], [`limit`], [`results`], [`cleanup`], [`status`] |
+//! | [`bytes`], [`schema`] | byte amounts (`64Mi`); schema parts that a derive does not write |
+//! | [`reference`], [`parsed`] | names a policy; a policy with its selectors parsed |
+//! | [`set`] | all policies of the cluster, and which of them apply to a Job |
+//! | [`effective`], [`range`] | what several policies say together; a number under a default and a maximum |
+//! | [`install_defaults`] | creates the policies of the base install, once |
 
 pub mod bytes;
+pub mod cleanup;
 pub mod effective;
+#[cfg(test)]
+pub(crate) mod fixtures;
 pub mod install_defaults;
+pub mod limit;
+pub mod parsed;
 pub mod range;
-pub mod schema;
+pub mod reference;
+pub mod results;
+pub(crate) mod schema;
 pub mod set;
 pub mod spec;
+pub mod stamp;
 pub mod status;

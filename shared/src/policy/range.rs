@@ -2,10 +2,10 @@
 
 use std::fmt;
 
-use crate::{
-    job::stamped_annotation::UNSET,
-    policy::set::{Bound, PolicyRef},
-};
+use crate::policy::{effective::Bound, reference::PolicyRef};
+
+/// How an absent value is written.
+pub const UNSET: &str = "unset";
 
 /// What a field comes to, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,12 +1,7 @@
 //! The parts of the CRDs' schemas that a derive does not write: label selectors and keys with the checks that the
 //! apiserver makes for built-in types, list maps, ranges.
 
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-
-use crate::policy::{
-    bytes::Bytes,
-    spec::{Limit, Logs},
-};
+use schemars::{Schema, SchemaGenerator, json_schema};
 
 // The rules of `k8s.io/apimachinery/pkg/util/validation`: IsQualifiedName and IsValidLabelValue.
 const LABEL_KEY: &str = "^([a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$";
@@ -16,6 +11,24 @@ const LABEL_VALUE: &str = "^(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?$";
 const QUANTITY: &str = "^[+]?([0-9]+[.]?[0-9]*|[.][0-9]+)(m|[kMGTPE]|[KMGTPE]i|[eE][+-]?[0-9]+)?$";
 
 const NO_LABEL_KEY: &str = "not a valid label key, expected [prefix/]name such as example.com/app";
+
+/// Appends the values of each enum, with the doc comments of its variants, to the description of every field that has
+/// the enum as its type, in the format of Kubernetes' own API reference. A CRD's schema has no other place for them.
+pub(crate) fn describe_enum_values(schema: &mut Schema) {
+    schemars::transform::transform_subschemas(&mut describe_enum_values, schema);
+    let Some(variants) = schema.get("oneOf").and_then(serde_json::Value::as_array) else { return };
+    let values: Vec<String> = variants
+        .iter()
+        .filter_map(|variant| {
+            let value = variant.get("const")?.as_str()?;
+            let meaning = variant.get("description")?.as_str()?;
+            Some(format!(" - `\"{value}\"` {}", meaning.replace('\n', " ")))
+        })
+        .collect();
+    let description = schema.get("description").and_then(serde_json::Value::as_str).unwrap_or_default();
+    let text = format!("{description}\n\nPossible enum values:\n{}", values.join("\n"));
+    schema.insert("description".to_owned(), text.into());
+}
 
 /// A label selector with the checks that the apiserver makes for built-in types, and that a CRD has to state.
 pub(crate) fn selector_schema(_: &mut SchemaGenerator) -> Schema {
@@ -102,40 +115,6 @@ pub(crate) fn label_keys_schema(_: &mut SchemaGenerator) -> Schema {
             "x-kubernetes-validations": [label_key()],
         },
     })
-}
-
-/// `limits` is a list map by name, so that two authors of one policy (and server-side apply) merge it.
-pub(crate) fn limits_schema(generator: &mut SchemaGenerator) -> Schema {
-    let item = Limit::json_schema(generator);
-    json_schema!({
-        "type": "array",
-        "maxItems": 16,
-        "description": "How many Jobs may be active at once; all of them hold.",
-        "x-kubernetes-list-type": "map",
-        "x-kubernetes-list-map-keys": ["name"],
-        "items": item,
-    })
-}
-
-pub(crate) fn bytes_per_container_schema(generator: &mut SchemaGenerator) -> Schema {
-    at_most(generator, Logs::PER_CONTAINER_MAX)
-}
-
-pub(crate) fn bytes_per_job_schema(generator: &mut SchemaGenerator) -> Schema {
-    at_most(generator, Logs::PER_JOB_MAX)
-}
-
-/// An amount of bytes with a maximum. The units of [`Bytes`] are among those of a Kubernetes quantity.
-fn at_most(generator: &mut SchemaGenerator, max: Bytes) -> Schema {
-    let mut schema = Bytes::json_schema(generator);
-    let rule =
-        format!("type(self) == int ? self <= {} : quantity(self).compareTo(quantity('{max}')) <= 0", max.0);
-    let message = format!("must be at most {max}");
-    schema.insert(
-        "x-kubernetes-validations".to_owned(),
-        serde_json::json!([{"rule": rule, "message": message}]),
-    );
-    schema
 }
 
 /// Requests and limits, as a container has them: what the apiserver would refuse in each Job is refused here once.

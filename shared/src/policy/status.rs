@@ -4,7 +4,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::policy::spec::Scope;
+use crate::policy::limit::Scope;
 
 /// Condition: every live webhook replica enforces `observedGeneration`.
 pub const READY: &str = "Ready";

@@ -192,7 +192,7 @@ impl Patience {
 pub(crate) mod tests {
     use job_handler_shared::{
         ledger::refusal::{Decision, Refusal},
-        policy::set::{PolicyKind, PolicyRef},
+        policy::reference::{PolicyKind, PolicyRef},
     };
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt},

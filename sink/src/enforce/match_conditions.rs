@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 
 use job_handler_shared::policy::{
-    set::Policy,
+    parsed::Policy,
     spec::{GroupBy, PolicySpec},
 };
 use k8s_openapi::{

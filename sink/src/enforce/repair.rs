@@ -21,9 +21,10 @@ use job_handler_shared::{
     },
     keys, names,
     policy::{
+        effective::Effective,
+        limit::{Limit, WhenFull},
+        parsed::Policy,
         range::{self, Absent, Settled},
-        set::{Effective, Policy},
-        spec::{Limit, WhenFull},
     },
 };
 use k8s_openapi::api::batch::v1::Job;

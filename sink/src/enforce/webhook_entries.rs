@@ -13,7 +13,9 @@ use jiff::Timestamp;
 use job_handler_shared::{
     keys, names,
     policy::{
-        set::{Policy, PolicyKind, PolicyRef, PolicySet},
+        parsed::Policy,
+        reference::{PolicyKind, PolicyRef},
+        set::PolicySet,
         status::OVER_LIMIT,
     },
 };

@@ -10,7 +10,7 @@ use std::{
 use futures::StreamExt;
 use job_handler_shared::{
     job::snapshot::JobSnapshot,
-    policy::spec::{Logs, LogsMode},
+    policy::results::{Logs, LogsMode},
 };
 use k8s_openapi::api::core::v1::Pod;
 use kube::{

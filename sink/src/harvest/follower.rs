@@ -8,7 +8,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use job_handler_shared::{
     job::snapshot::JobSnapshot,
-    policy::spec::{Logs, LogsMode},
+    policy::results::{Logs, LogsMode},
     process::admin::ReadyHandle,
 };
 use k8s_openapi::api::core::v1::Pod;

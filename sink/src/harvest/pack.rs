@@ -11,7 +11,7 @@ use flate2::{Compression, write::GzEncoder};
 use job_handler_shared::{
     job::snapshot::{JobSnapshot, Outcome},
     keys, names,
-    policy::spec::{Logs, LogsMode},
+    policy::results::{Logs, LogsMode},
 };
 use k8s_openapi::{ByteString, api::core::v1::ConfigMap};
 use kube::core::ObjectMeta;

@@ -6,7 +6,7 @@
 
 use job_handler_shared::{
     job::snapshot::JobSnapshot,
-    policy::spec::{Logs, LogsMode},
+    policy::results::{Logs, LogsMode},
 };
 
 use crate::{

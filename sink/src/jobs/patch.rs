@@ -3,7 +3,7 @@
 use job_handler_shared::{
     job::snapshot::{JobSnapshot, Outcome},
     keys,
-    policy::spec::Propagation,
+    policy::cleanup::Propagation,
 };
 use k8s_openapi::api::batch::v1::Job;
 use kube::{

@@ -7,10 +7,7 @@
 use job_handler_shared::{
     job::snapshot::{Finished, JobSnapshot, Outcome},
     keys,
-    policy::{
-        set::Effective,
-        spec::{CleanupPolicy, Results},
-    },
+    policy::{cleanup::CleanupPolicy, effective::Effective, results::Results},
 };
 
 use crate::observe::store::ResultRef;
@@ -136,7 +133,8 @@ mod tests {
     use std::sync::Arc;
 
     use job_handler_shared::policy::{
-        set::{Labels, Policy},
+        parsed::Policy,
+        reference::Labels,
         spec::{JobPolicy, JobPolicySpec},
     };
     use proptest::prelude::*;

@@ -11,7 +11,7 @@ use job_handler_shared::{
     keys,
     ledger::refusal::{Decision, Refusal},
     names,
-    policy::set::{PolicyKind, PolicyRef},
+    policy::reference::{PolicyKind, PolicyRef},
 };
 use k8s_openapi::api::core::v1::ObjectReference;
 

@@ -17,7 +17,8 @@ use job_handler_shared::{
     ledger::crd::JobLedger,
     names,
     policy::{
-        set::{Labels, Policy, PolicyKind, PolicyRef},
+        parsed::Policy,
+        reference::{Labels, PolicyKind, PolicyRef},
         spec::{ClusterJobPolicy, JobPolicy},
     },
     process::admin::ReadyHandle,

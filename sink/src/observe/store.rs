@@ -16,7 +16,10 @@ use job_handler_shared::{
     },
     names,
     policy::{
-        set::{Effective, Labels, Policy, PolicyRef, PolicySet},
+        effective::Effective,
+        parsed::Policy,
+        reference::{Labels, PolicyRef},
+        set::PolicySet,
         status::{LastRefusal, PolicyStatus},
     },
 };

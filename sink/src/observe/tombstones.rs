@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use job_handler_shared::{job::snapshot::JobSnapshot, policy::spec::Results};
+use job_handler_shared::{job::snapshot::JobSnapshot, policy::results::Results};
 
 use crate::{cloudevents::event::Pending, observe::store::Uid};
 

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use jiff::Timestamp;
 use job_handler_shared::{
     job::snapshot::{JobSnapshot, Outcome},
-    policy::spec::Keep,
+    policy::cleanup::Keep,
 };
 
 /// A Job as the order sees it: by (creationTimestamp, uid). Timestamps have a resolution of one second, so that the uid

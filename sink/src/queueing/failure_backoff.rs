@@ -18,10 +18,7 @@ use job_handler_shared::{
         crd::{BACKOFF, JobLedger},
         failure_streak::{self, Streak},
     },
-    policy::{
-        set::{Policy, PolicyRef, PolicySet},
-        spec::FailureBackoff,
-    },
+    policy::{limit::FailureBackoff, parsed::Policy, reference::PolicyRef, set::PolicySet},
 };
 use kube::{
     Api, Client,

@@ -131,7 +131,7 @@ impl For {
         }
     }
 
-    fn policy(&self) -> &job_handler_shared::policy::set::PolicyRef {
+    fn policy(&self) -> &job_handler_shared::policy::reference::PolicyRef {
         match self {
             Self::Slot { scope, .. } => &scope.policy,
             Self::Backoff(waits) => &waits.policy,
@@ -192,7 +192,7 @@ pub fn told(job: &JobSnapshot, what: &For) -> Told {
 
 #[cfg(test)]
 mod tests {
-    use job_handler_shared::policy::set::{PolicyKind, PolicyRef};
+    use job_handler_shared::policy::reference::{PolicyKind, PolicyRef};
 
     use super::*;
 

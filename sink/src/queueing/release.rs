@@ -339,7 +339,7 @@ async fn release(client: &Client, job: &JobSnapshot) -> Result<Option<JobSnapsho
 mod tests {
     use job_handler_shared::{
         job::scope::Place,
-        policy::set::{PolicyKind, PolicyRef},
+        policy::reference::{PolicyKind, PolicyRef},
     };
 
     use super::*;

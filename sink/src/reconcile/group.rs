@@ -4,7 +4,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use job_handler_shared::{
     job::snapshot::JobSnapshot,
-    policy::{set::Effective, spec::Keep},
+    policy::{cleanup::Keep, effective::Effective},
 };
 
 use crate::{

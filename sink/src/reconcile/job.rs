@@ -4,7 +4,10 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use job_handler_shared::{
     job::snapshot::JobSnapshot,
-    policy::spec::{Propagation, Results, StorageType},
+    policy::{
+        cleanup::Propagation,
+        results::{Results, StorageType},
+    },
 };
 use kube::Client;
 use tokio::task::JoinSet;

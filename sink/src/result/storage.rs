@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use job_handler_shared::policy::spec::StorageType;
+use job_handler_shared::policy::results::StorageType;
 use k8s_openapi::{
     ByteString,
     api::core::v1::{ConfigMap, Secret},

@@ -13,7 +13,7 @@ use std::{
 
 use futures::StreamExt;
 use jiff::Timestamp;
-use job_handler_shared::{keys, policy::set::PolicyKind};
+use job_handler_shared::{keys, policy::reference::PolicyKind};
 use kube::{
     Client,
     api::{DeleteParams, ListParams, Preconditions},
@@ -311,7 +311,7 @@ pub(crate) fn stored_of(kind: Kind, meta: &ObjectMeta, uid: &str, pending: bool)
 }
 
 /// Who asked for a Job's result, for [`plan::Facts`].
-pub(crate) fn askers(policies: &[Arc<job_handler_shared::policy::set::Policy>]) -> Vec<String> {
+pub(crate) fn askers(policies: &[Arc<job_handler_shared::policy::parsed::Policy>]) -> Vec<String> {
     let asking = policies.iter().filter(|policy| policy.spec.results.is_some());
     asking.map(|policy| asker(policy.reference.kind, &policy.reference.name)).collect()
 }

@@ -10,7 +10,7 @@ use std::{
 };
 
 use jiff::Timestamp;
-use job_handler_shared::{keys, policy::spec::Results};
+use job_handler_shared::{keys, policy::results::Results};
 use serde::{Deserialize, Serialize};
 
 use crate::result::storage::Kind;

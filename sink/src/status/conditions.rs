@@ -14,7 +14,9 @@ use job_handler_shared::{
     },
     keys,
     policy::{
-        spec::{Limit, PolicySpec, Scope, StorageType},
+        limit::{Limit, Scope},
+        results::StorageType,
+        spec::PolicySpec,
         status::{ENFORCED, LastRefusal, LimitStatus, OVER_LIMIT, PolicyStatus, READY, ResultsStatus},
     },
 };
@@ -331,7 +333,7 @@ pub fn whole_seconds(at: Timestamp) -> Timestamp {
 #[cfg(test)]
 mod tests {
     use job_handler_shared::policy::{
-        set::Policy,
+        parsed::Policy,
         spec::{JobPolicy, JobPolicySpec},
     };
 

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use job_handler_shared::{
     job::snapshot::JobSnapshot,
     keys,
-    policy::{set::PolicySet, spec::Results, status::ResultsStatus},
+    policy::{results::Results, set::PolicySet, status::ResultsStatus},
 };
 
 use crate::observe::store::ResultRef;

@@ -14,7 +14,7 @@ use job_handler_shared::{
         snapshot::JobSnapshot,
     },
     policy::{
-        set::Policy,
+        parsed::Policy,
         spec::{ClusterJobPolicy, JobPolicy},
         status::PolicyStatus,
     },

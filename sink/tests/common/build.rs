@@ -5,7 +5,7 @@ use std::sync::Arc;
 use job_handler_shared::{
     job::snapshot::JobSnapshot,
     keys,
-    policy::{set::Policy, spec::JobPolicy, status::PolicyStatus},
+    policy::{parsed::Policy, spec::JobPolicy, status::PolicyStatus},
     process::telemetry::Metrics,
 };
 use job_handler_sink::{

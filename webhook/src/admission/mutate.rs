@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
 use jiff::Timestamp;
-use job_handler_shared::policy::set::Labels;
+use job_handler_shared::policy::reference::Labels;
 
 use crate::{
     admission::{

@@ -8,7 +8,7 @@ use std::{
 use job_handler_shared::{
     keys,
     ledger::refusal::Refusal,
-    policy::set::{Labels, PolicySet},
+    policy::{reference::Labels, set::PolicySet},
     process::telemetry::Metrics,
 };
 use parking_lot::Mutex;

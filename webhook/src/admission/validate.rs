@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use job_handler_shared::{
     job::{scope::without_group, snapshot::JobSnapshot},
     ledger::refusal::{Decision, Refusal},
-    policy::{set::Effective, spec::WhenFull},
+    policy::{effective::Effective, limit::WhenFull},
 };
 
 use crate::{

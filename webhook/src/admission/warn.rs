@@ -31,7 +31,7 @@ use job_handler_shared::{
     job::snapshot::JobSnapshot,
     keys,
     ledger::refusal::{Decision as Told, Refusal},
-    policy::spec::WhenFull,
+    policy::limit::WhenFull,
 };
 
 /// So long before the caller gives up an answer is sent.

@@ -16,7 +16,9 @@ use std::{
 use arc_swap::{ArcSwap, Guard};
 use job_handler_shared::{
     policy::{
-        set::{Labels, Policy, PolicyError, PolicyKind, PolicySet},
+        parsed::{Policy, PolicyError},
+        reference::{Labels, PolicyKind},
+        set::PolicySet,
         spec::{ClusterJobPolicy, JobPolicy},
     },
     process::admin::Readiness,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use job_handler_shared::policy::spec::Amount;
+use job_handler_shared::policy::stamp::Amount;
 use serde::Deserialize;
 
 /// A container of a pod template: its name, position and resources.

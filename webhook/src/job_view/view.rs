@@ -12,7 +12,7 @@ use job_handler_shared::{
         snapshot::{Finished, JobSnapshot, Outcome, Owner},
     },
     keys,
-    policy::set::Labels,
+    policy::reference::Labels,
 };
 use serde::{
     Deserialize, Deserializer,

@@ -7,8 +7,9 @@ use job_handler_shared::{
     ledger::crd::{CLUSTER_LEDGER, Kind},
     names,
     policy::{
-        set::{Labels, PolicyKind, PolicySet},
-        spec::Limit,
+        limit::Limit,
+        reference::{Labels, PolicyKind},
+        set::PolicySet,
     },
 };
 

@@ -11,8 +11,10 @@ use job_handler_shared::{
     keys,
     ledger::crd::CLUSTER_LEDGER,
     policy::{
-        set::{Labels, Policy, PolicyKind, PolicySet},
-        spec::Scope,
+        limit::Scope,
+        parsed::Policy,
+        reference::{Labels, PolicyKind},
+        set::PolicySet,
     },
 };
 

@@ -9,7 +9,7 @@ use std::{
 
 use job_handler_shared::{
     job::{group::GroupId, scope::group_in, snapshot::JobSnapshot},
-    policy::set::{Labels, PolicySet},
+    policy::{reference::Labels, set::PolicySet},
 };
 
 use crate::ledger::{
@@ -112,7 +112,7 @@ mod tests {
 
     use job_handler_shared::{
         job::snapshot::{Finished, Outcome},
-        policy::{set::Policy, spec::JobPolicy},
+        policy::{parsed::Policy, spec::JobPolicy},
     };
     use serde_json::json;
 

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use job_handler_shared::{
     job::{group::GroupId, scope::group_in, snapshot::JobSnapshot},
     ledger::{crd::JobLedgerSpec, failure_streak},
-    policy::spec::FailureBackoff,
+    policy::limit::FailureBackoff,
 };
 
 use crate::limit::{Refused, message, scopes::Rules};

@@ -7,8 +7,8 @@ use job_handler_shared::{
     job::snapshot::human_seconds,
     ledger::refusal::{BACKOFF, DUPLICATE, FULL},
     policy::{
-        set::PolicyRef,
-        spec::{Limit, Scope},
+        limit::{Limit, Scope},
+        reference::PolicyRef,
     },
 };
 

@@ -6,7 +6,7 @@ pub mod scopes;
 use std::{collections::BTreeMap, time::Instant};
 
 use futures::future::BoxFuture;
-use job_handler_shared::{job::snapshot::JobSnapshot, policy::set::PolicyRef};
+use job_handler_shared::{job::snapshot::JobSnapshot, policy::reference::PolicyRef};
 
 /// One try to make a Job active: a create, an un-suspend, or a change of labels that brings it under another limit.
 #[derive(Clone, Debug)]

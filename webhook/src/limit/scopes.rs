@@ -6,10 +6,7 @@ use jiff::Timestamp;
 pub use job_handler_shared::job::scope::{Place, ScopeKey};
 use job_handler_shared::{
     job::{scope, snapshot::JobSnapshot},
-    policy::{
-        set::{Labels, Policy, PolicySet},
-        spec::Limit,
-    },
+    policy::{limit::Limit, parsed::Policy, reference::Labels, set::PolicySet},
 };
 
 use crate::stamp::select::enforced;

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use job_handler_shared::policy::spec::{Amount, ContainerResources};
+use job_handler_shared::policy::stamp::{Amount, ContainerResources};
 use serde_json::{Map, Value};
 
 use crate::job_view::ContainerView;

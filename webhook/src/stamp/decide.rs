@@ -16,7 +16,7 @@ use job_handler_shared::{
         stamped_annotation::{self, Explanation},
     },
     keys,
-    policy::set::{Labels, PolicySet},
+    policy::{reference::Labels, set::PolicySet},
 };
 
 use crate::{

@@ -9,9 +9,11 @@ use job_handler_shared::{
     },
     keys,
     policy::{
+        cleanup::CleanupPolicy,
+        effective::Effective,
+        limit::{Scope, WhenFull},
         range::{self, Absent, Settled, Why},
-        set::{Effective, Labels},
-        spec::{CleanupPolicy, Scope, WhenFull},
+        reference::Labels,
     },
 };
 

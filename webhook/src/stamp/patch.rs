@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use job_handler_shared::policy::set::Labels;
+use job_handler_shared::policy::reference::Labels;
 use json_patch::{AddOperation, PatchOperation, RemoveOperation, jsonptr::PointerBuf};
 use serde_json::{Map, Value};
 

@@ -8,7 +8,12 @@ use job_handler_shared::{
         scope::without_group,
         snapshot::Owner,
     },
-    policy::set::{Effective, From, Labels, Policy, PolicyRef, PolicySet},
+    policy::{
+        effective::{Effective, FromPolicy},
+        parsed::Policy,
+        reference::{Labels, PolicyRef},
+        set::PolicySet,
+    },
 };
 
 /// The enforced policies that select a Job, and their combined settings.
@@ -40,7 +45,7 @@ pub(crate) fn for_stamping(
             .labels
             .iter()
             .filter(|(key, _)| !labels.contains_key(*key))
-            .map(|(key, From { value, .. })| (key.clone(), value.clone()))
+            .map(|(key, FromPolicy { value, .. })| (key.clone(), value.clone()))
             .collect();
         if missing.is_empty() {
             break;

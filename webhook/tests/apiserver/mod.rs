@@ -16,7 +16,7 @@ use std::{
 use http::{Method, Request, Response};
 use job_handler_shared::{
     job::snapshot::JobSnapshot,
-    policy::set::{Labels, Policy, PolicySet},
+    policy::{parsed::Policy, reference::Labels, set::PolicySet},
     process::{admin::Readiness, telemetry::Metrics},
 };
 use job_handler_webhook::{

@@ -7,7 +7,9 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use job_handler_shared::policy::{
-    set::{Labels, Policy, PolicySet},
+    parsed::Policy,
+    reference::Labels,
+    set::PolicySet,
     spec::{ClusterJobPolicy, JobPolicy},
 };
 use job_handler_webhook::{

@@ -14,7 +14,7 @@ use std::{
 use job_handler_shared::{
     job::snapshot::JobSnapshot,
     ledger::crd::Kind,
-    policy::set::{Labels, PolicySet},
+    policy::{reference::Labels, set::PolicySet},
     process::telemetry::Metrics,
 };
 use job_handler_webhook::{

@@ -1,6 +1,6 @@
 //! Deletes one Job, if it is still what was looked at.
 
-use job_handler_shared::{job::group::group_value, keys, policy::spec::Propagation};
+use job_handler_shared::{job::group::group_value, keys, policy::cleanup::Propagation};
 use kube::Client;
 
 use crate::prune::command::{

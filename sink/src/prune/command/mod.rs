@@ -17,7 +17,7 @@ use job_handler_shared::{
         snapshot::JobSnapshot,
     },
     keys, names,
-    policy::spec::Keep,
+    policy::cleanup::Keep,
 };
 use k8s_openapi::api::batch::v1::Job;
 use kube::{Api, Client};

@@ -1,0 +1,179 @@
+//! A policy with its selectors parsed, and the Jobs it selects.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use kube::{
+    ResourceExt,
+    core::{ParseExpressionError, Selector, SelectorExt},
+};
+
+use crate::policy::{
+    limit::WhenFull,
+    reference::{Labels, PolicyKind, PolicyRef},
+    spec::{ClusterJobPolicy, JobPolicy, Mode, PolicySpec},
+};
+
+/// A policy, its selectors parsed.
+#[derive(Clone, Debug)]
+pub struct Policy {
+    /// Who it is.
+    pub reference: PolicyRef,
+    /// `metadata.generation`: the revision of its spec.
+    pub generation: i64,
+    /// What it says.
+    pub spec: PolicySpec,
+    jobs: Selector,
+    namespaces: Selector,
+    namespace_selector: Option<LabelSelector>,
+}
+
+/// A policy that cannot be read. The CRD's rules refuse these at apply; one that came in past them (an older CRD) is
+/// reported, and selects nothing.
+#[derive(Debug, thiserror::Error)]
+#[error("{policy}: spec.{field}: {source}")]
+pub struct PolicyError {
+    /// Which policy.
+    pub policy: String,
+    /// Which field.
+    pub field: &'static str,
+    /// Why.
+    pub source: ParseExpressionError,
+}
+
+impl Policy {
+    /// Reads a namespaced policy.
+    ///
+    /// # Errors
+    /// For a selector that the CRD's rules should have refused.
+    pub fn namespaced(policy: &JobPolicy) -> Result<Self, PolicyError> {
+        let reference = PolicyRef {
+            kind: PolicyKind::JobPolicy,
+            namespace: policy.namespace(),
+            name: policy.name_any(),
+            uid: policy.uid().unwrap_or_default(),
+        };
+        Self::new(reference, policy.metadata.generation, &policy.spec.policy, None)
+    }
+
+    /// Reads a cluster-wide policy.
+    ///
+    /// # Errors
+    /// For a selector that the CRD's rules should have refused.
+    pub fn cluster(policy: &ClusterJobPolicy) -> Result<Self, PolicyError> {
+        let reference = PolicyRef {
+            kind: PolicyKind::ClusterJobPolicy,
+            namespace: None,
+            name: policy.name_any(),
+            uid: policy.uid().unwrap_or_default(),
+        };
+        let namespaces = policy.spec.namespace_selector.as_ref();
+        Self::new(reference, policy.metadata.generation, &policy.spec.policy, namespaces)
+    }
+
+    fn new(
+        reference: PolicyRef,
+        generation: Option<i64>,
+        spec: &PolicySpec,
+        namespaces: Option<&LabelSelector>,
+    ) -> Result<Self, PolicyError> {
+        let parse = |field, selector: Option<&LabelSelector>| {
+            selector.map_or(Ok(Selector::default()), |s| {
+                Selector::try_from(s.clone()).map_err(|source| PolicyError {
+                    policy: reference.to_string(),
+                    field,
+                    source,
+                })
+            })
+        };
+        Ok(Self {
+            jobs: parse("jobSelector", spec.job_selector.as_ref())?,
+            namespaces: parse("namespaceSelector", namespaces)?,
+            namespace_selector: namespaces.cloned(),
+            generation: generation.unwrap_or_default(),
+            spec: spec.clone(),
+            reference,
+        })
+    }
+
+    /// Whether it applies to Jobs with these labels in a namespace with these.
+    pub fn selects(&self, namespace: &str, namespace_labels: &Labels, job_labels: &Labels) -> bool {
+        self.reference.namespace.as_deref().is_none_or(|own| own == namespace)
+            && self.namespaces.matches(namespace_labels)
+            && self.jobs.matches(job_labels)
+    }
+
+    /// Whether it reaches the Jobs of a namespace at all.
+    pub fn selects_namespace(&self, namespace: &str, namespace_labels: &Labels) -> bool {
+        self.reference.namespace.as_deref().is_none_or(|own| own == namespace)
+            && self.namespaces.matches(namespace_labels)
+    }
+
+    /// The namespaces of a cluster-wide policy, as it states them.
+    pub fn namespace_selector(&self) -> Option<&LabelSelector> {
+        self.namespace_selector.as_ref()
+    }
+
+    /// Whether it acts, rather than only telling.
+    pub fn enforced(&self) -> bool {
+        self.spec.mode == Mode::Enforce
+    }
+
+    /// Whether it changes no Job: it may refuse some, and asks nothing of those that pass. Such Jobs bear no mark of it.
+    pub fn leaves_jobs_alone(&self) -> bool {
+        let PolicySpec {
+            job_selector: _,
+            mode: _,
+            stamp: None,
+            group: None,
+            limits,
+            failure_backoff: None,
+            results: None,
+            cleanup: None,
+            cloud_event_sinks,
+        } = &self.spec
+        else {
+            return false;
+        };
+        cloud_event_sinks.is_empty() && limits.iter().all(|limit| limit.when_full == WhenFull::Reject)
+    }
+
+    /// Whether it can refuse or queue a Job.
+    pub fn limits_jobs(&self) -> bool {
+        !self.spec.limits.is_empty() || self.spec.failure_backoff.is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::policy::fixtures::{cluster, labels, namespaced};
+
+    #[test]
+    fn selects_by_namespace_and_labels() {
+        let own = namespaced("a", json!({"jobSelector": {"matchLabels": {"app": "build"}}}));
+        assert!(own.selects("ci", &Labels::new(), &labels(&[("app", "build")])));
+        assert!(!own.selects("ci", &Labels::new(), &labels(&[("app", "other")])));
+        assert!(!own.selects("prod", &Labels::new(), &labels(&[("app", "build")])));
+        let wide = cluster(
+            "b",
+            json!({"namespaceSelector": {"matchExpressions": [
+            {"key": "team", "operator": "In", "values": ["x", "y"]}]}}),
+        );
+        assert!(wide.selects("any", &labels(&[("team", "x")]), &Labels::new()));
+        assert!(!wide.selects("any", &labels(&[("team", "z")]), &Labels::new()));
+        assert!(!wide.selects("any", &Labels::new(), &Labels::new()));
+    }
+
+    #[test]
+    fn a_selector_past_the_schema_is_an_error_with_its_field() {
+        let policy: JobPolicy = serde_json::from_value(json!({
+            "apiVersion": "job-handler.io/v1alpha1", "kind": "JobPolicy",
+            "metadata": {"name": "a", "namespace": "ci"},
+            "spec": {"jobSelector": {"matchExpressions": [{"key": "a", "operator": "Near"}]}},
+        }))
+        .unwrap();
+        let error = Policy::namespaced(&policy).unwrap_err().to_string();
+        assert!(error.starts_with("JobPolicy ci/a: spec.jobSelector: "), "{error}");
+    }
+}

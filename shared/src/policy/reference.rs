@@ -1,0 +1,50 @@
+//! Names a policy.
+
+use std::{collections::BTreeMap, fmt};
+
+use serde::{Deserialize, Serialize};
+
+/// Labels of a Job or namespace.
+pub type Labels = BTreeMap<String, String>;
+
+/// The two kinds of policy, in order of precedence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]
+pub enum PolicyKind {
+    /// Namespaced.
+    JobPolicy,
+    /// Cluster-scoped.
+    ClusterJobPolicy,
+}
+
+/// Names a policy. Displays as `JobPolicy ci/builds`. Ordered by precedence.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PolicyRef {
+    /// Kind.
+    pub kind: PolicyKind,
+    /// Namespace of a `JobPolicy`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+    /// Name.
+    pub name: String,
+    /// Uid; `kubectl describe` finds Events by it.
+    pub uid: String,
+}
+
+impl fmt::Display for PolicyKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::JobPolicy => "JobPolicy",
+            Self::ClusterJobPolicy => "ClusterJobPolicy",
+        })
+    }
+}
+
+impl fmt::Display for PolicyRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.namespace {
+            Some(namespace) => write!(f, "{} {namespace}/{}", self.kind, self.name),
+            None => write!(f, "{} {}", self.kind, self.name),
+        }
+    }
+}
