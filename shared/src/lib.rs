@@ -27,3 +27,4 @@ pub mod ledger;
 pub mod names;
 pub mod policy;
 pub mod process;
+pub mod text;

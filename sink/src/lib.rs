@@ -62,11 +62,3 @@ pub use job_handler_shared::kube::error;
 pub const PROGRAM: &str = "job-handler-sink";
 /// User agent's version.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
-
-/// A number from 0 to 1 to spread retries with; not for secrets.
-pub(crate) fn spread() -> f64 {
-    use std::hash::{BuildHasher, Hasher, RandomState};
-    // A fresh RandomState is keyed anew.
-    let bits = RandomState::new().build_hasher().finish();
-    f64::from(u32::try_from(bits >> 32).unwrap_or_default()) / f64::from(u32::MAX)
-}

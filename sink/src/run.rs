@@ -3,6 +3,7 @@
 use std::{future::Future, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use futures::future::{BoxFuture, join_all};
+use job_handler_shared::process::jitter::jitter;
 use job_handler_shared::{
     policy::install_defaults,
     process::{
@@ -314,7 +315,7 @@ async fn create_defaults(context: &Context) {
             }
             Err(error) => tracing::warn!("default policies: {error}; trying again"),
         }
-        tokio::time::sleep(RESYNC.mul_f64(0.5 + crate::spread() / 2.0)).await;
+        tokio::time::sleep(jitter(RESYNC)).await;
     }
 }
 

@@ -14,6 +14,7 @@ use std::{
 };
 
 use jiff::Timestamp;
+use job_handler_shared::process::error_chain::error_chain;
 use job_handler_shared::{keys, policy::set::PolicySet, process::admin::ReadyHandle};
 use k8s_openapi::{api::coordination::v1::Lease, apimachinery::pkg::apis::meta::v1::MicroTime};
 use kube::{
@@ -24,7 +25,7 @@ use serde_json::json;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::cache::{policies::Policies, reflector::causes};
+use crate::cache::policies::Policies;
 
 /// Field manager of server-side apply.
 const FIELD_MANAGER: &str = "job-handler-webhook";
@@ -170,7 +171,7 @@ impl PresenceLease {
             Ok(Ok(_)) => {}
             Ok(Err(kube::Error::Api(status))) if status.code == 404 => {}
             Ok(Err(error)) => {
-                tracing::warn!(lease = %self.name, "cannot delete the Lease, it will expire: {}", causes(&error));
+                tracing::warn!(lease = %self.name, "cannot delete the Lease, it will expire: {}", error_chain(&error));
             }
             Err(_) => {
                 tracing::warn!(lease = %self.name, "cannot delete the Lease, it will expire: no response")
@@ -222,7 +223,7 @@ impl PresenceLease {
             Ok(Err(kube::Error::Api(status))) if status.code == 404 => {
                 Err(format!("{}. Does the namespace (--namespace) exist?", status.message))
             }
-            Ok(Err(error)) => Err(causes(&error)),
+            Ok(Err(error)) => Err(error_chain(&error)),
             Err(_) => Err(format!("timed out after {} s", CALL_TIMEOUT.as_secs())),
         }
     }

@@ -214,17 +214,6 @@ impl From<&Job> for JobSnapshot {
     }
 }
 
-/// A span of seconds as people read it: `9s`, `12m`, `3h20m`, `2d`.
-pub fn human_seconds(seconds: i64) -> String {
-    match seconds.max(0) {
-        s @ 0..120 => format!("{s}s"),
-        s @ 120..7_200 => format!("{}m", s / 60),
-        s @ 7_200..172_800 if s % 3600 >= 60 => format!("{}h{}m", s / 3600, s % 3600 / 60),
-        s @ 7_200..172_800 => format!("{}h", s / 3600),
-        s => format!("{}d", s / 86_400),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -266,14 +255,5 @@ mod tests {
     fn a_condition_that_is_false_does_not_finish() {
         let status = json!({"conditions": [{"type": "Complete", "status": "False"}]});
         assert!(job(json!({}), status).is_active());
-    }
-
-    #[test]
-    fn spans_read_well() {
-        for (seconds, text) in
-            [(-3, "0s"), (9, "9s"), (720, "12m"), (7200, "2h"), (12_000, "3h20m"), (200_000, "2d")]
-        {
-            assert_eq!(human_seconds(seconds), text);
-        }
     }
 }

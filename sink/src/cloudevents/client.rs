@@ -6,6 +6,8 @@ use std::{
 };
 
 use http::{HeaderValue, StatusCode};
+use job_handler_shared::process::error_chain::error_chain;
+use job_handler_shared::process::jitter::jitter;
 use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, Client};
 use parking_lot::Mutex;
@@ -125,7 +127,7 @@ impl Post for Receiver {
             request = request.header(http::header::AUTHORIZATION, token);
         }
         // The address may hold credentials.
-        let answer = request.send().await.map_err(|error| Fault::Away(chain(&error.without_url())))?;
+        let answer = request.send().await.map_err(|error| Fault::Away(error_chain(&error.without_url())))?;
         let status = answer.status();
         if status == StatusCode::UNAUTHORIZED || status == StatusCode::FORBIDDEN {
             *self.token.lock() = None;
@@ -146,20 +148,9 @@ fn sort(status: StatusCode, phase: Phase) -> Result<(), Fault> {
     }
 }
 
-/// An error with its causes; the first alone says «error sending request».
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text = format!("{text}: {cause}");
-        next = cause.source();
-    }
-    text
-}
-
 /// A receiver that cannot be spoken to, whatever it does.
 #[derive(Debug, thiserror::Error)]
-#[error("CloudEvent receiver {name:?}: {}", chain(.source))]
+#[error("CloudEvent receiver {name:?}: {}", error_chain(.source))]
 pub struct ReceiverError {
     name: String,
     source: reqwest::Error,
@@ -179,7 +170,7 @@ impl Patience {
     pub fn pause(&mut self) -> Duration {
         let seconds = 2_u64.saturating_pow(self.0).min(60);
         self.0 = self.0.saturating_add(1);
-        Duration::from_secs(seconds).mul_f64(0.5 + crate::spread() / 2.0)
+        jitter(Duration::from_secs(seconds))
     }
 
     /// Whether the last try should be told of: the first, and then now and then.

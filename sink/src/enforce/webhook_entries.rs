@@ -10,6 +10,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use futures::{Stream, StreamExt, stream};
 use jiff::Timestamp;
+use job_handler_shared::process::jitter::jitter;
 use job_handler_shared::{
     keys, names,
     policy::{
@@ -277,7 +278,7 @@ pub async fn keep(
             changed
         });
         tokio::time::sleep(EVERY).await;
-        let pause = if well { LOOK } else { Duration::from_millis(500).mul_f64(1.0 + crate::spread()) };
+        let pause = if well { LOOK } else { jitter(Duration::from_secs(1)) };
         let end = tokio::time::Instant::now() + pause;
         // Changes of Jobs wake us up too: only another set of policies is a reason to write.
         loop {

@@ -175,7 +175,7 @@ impl Follower {
                 }
                 look = queue.next() => {
                     let well = self.look(&look, queue, &mut captures).await;
-                    queue.done(look, well, crate::spread());
+                    queue.done(look, well);
                 }
             }
         }

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use job_handler_shared::job::snapshot::{Outcome, human_seconds};
+use job_handler_shared::job::snapshot::Outcome;
+use job_handler_shared::text::human_seconds;
 use serde::{Deserialize, Serialize};
 
 use crate::{

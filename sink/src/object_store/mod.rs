@@ -11,9 +11,10 @@
 
 mod spool;
 
-use std::{collections::BTreeSet, error::Error, fmt, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, fmt, path::PathBuf, sync::Arc, time::Duration};
 
 use futures::{StreamExt, TryStreamExt};
+use job_handler_shared::process::error_chain::error_chain;
 use job_handler_shared::process::telemetry::Metrics;
 use object_store::{ObjectStore, ObjectStoreExt, PutPayload, path::Path as Key};
 use parking_lot::{Mutex, MutexGuard};
@@ -325,15 +326,7 @@ impl Objects {
 
 /// What an error of the store says, without what has no place in a result: signatures in addresses, and pages of XML.
 pub(crate) fn told(error: &object_store::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        // Most of them repeat their causes.
-        if !text.contains(&cause.to_string()) {
-            text = format!("{text}: {cause}");
-        }
-        source = cause.source();
-    }
+    let mut text = error_chain(error);
     let tag = |name: &str| {
         let (_, rest) = text.split_once(&format!("<{name}>"))?;
         rest.split_once(&format!("</{name}>")).map(|(value, _)| value.to_owned())

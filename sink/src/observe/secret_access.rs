@@ -8,6 +8,7 @@
 use std::{sync::Arc, time::Duration};
 
 use job_handler_shared::process::admin::ReadyHandle;
+use job_handler_shared::process::jitter::jitter;
 use k8s_openapi::api::{
     authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec},
     core::v1::Secret,
@@ -109,14 +110,14 @@ pub async fn keep(context: Context, ready: ReadyHandle) {
             Err(error) if *secrets.lock() == Standing::Unknown => ready.not_ready(error.to_string()),
             Err(error) => tracing::debug!("the rights on Secrets: {error}"),
         }
-        tokio::time::sleep(EVERY.mul_f64(0.5 + crate::spread())).await;
+        tokio::time::sleep(jitter(EVERY * 3 / 2)).await;
     }
 }
 
 /// Ends when a right is there no more.
 async fn lost(client: &Client) {
     loop {
-        tokio::time::sleep(EVERY.mul_f64(2.0 + crate::spread())).await;
+        tokio::time::sleep(jitter(EVERY * 3)).await;
         if let Ok(Some(_)) = missing(client).await {
             return;
         }

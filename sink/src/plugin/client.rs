@@ -1,6 +1,7 @@
 //! Which cluster, as whom: as kubectl would.
 
 use job_handler_shared::kube::client;
+use job_handler_shared::process::error_chain::error_chain;
 use kube::{
     Config,
     config::{KubeConfigOptions, Kubeconfig},
@@ -46,7 +47,7 @@ async fn config(access: &Access) -> Result<Config, ReadError> {
     };
     let chosen = options.context.is_some() || options.cluster.is_some() || options.user.is_some();
     let unusable = |error: &dyn std::error::Error| {
-        ReadError::Access(format!("the kubeconfig cannot be used: {}", causes(error)))
+        ReadError::Access(format!("the kubeconfig cannot be used: {}", error_chain(error)))
     };
     let mut config = match &access.kubeconfig {
         Some(file) => {
@@ -56,7 +57,7 @@ async fn config(access: &Access) -> Result<Config, ReadError> {
         None if chosen => Config::from_kubeconfig(&options).await.map_err(|e| unusable(&e))?,
         // Also within a pod.
         None => Config::infer().await.map_err(|e| {
-            let error = causes(&e);
+            let error = error_chain(&e);
             ReadError::Access(format!(
                 "no access to a cluster: {error}. Set KUBECONFIG, or give --kubeconfig FILE"
             ))
@@ -69,18 +70,4 @@ async fn config(access: &Access) -> Result<Config, ReadError> {
         config.auth_info.impersonate_groups = Some(access.impersonate_group.clone());
     }
     Ok(config)
-}
-
-/// An error with what caused it, each said once.
-fn causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        cause = error.source();
-    }
-    text
 }

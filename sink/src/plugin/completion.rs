@@ -9,7 +9,7 @@ use std::{
 };
 
 use clap::{Arg, Command, CommandFactory};
-use job_handler_shared::job::snapshot::human_seconds;
+use job_handler_shared::text::human_seconds;
 use k8s_openapi::api::core::v1::Namespace;
 use kube::{Api, ResourceExt, api::ListParams};
 

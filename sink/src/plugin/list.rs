@@ -3,7 +3,10 @@
 use std::{cmp::Reverse, io::Write};
 
 use jiff::Timestamp;
-use job_handler_shared::{job::snapshot::human_seconds, keys, names};
+use job_handler_shared::{
+    keys, names,
+    text::{human_bytes, human_seconds},
+};
 use serde_json::{Value, json};
 
 use crate::plugin::{
@@ -175,13 +178,4 @@ fn cells(row: &Row, all_namespaces: bool, wide: bool, now: Timestamp) -> Vec<Str
         ]);
     }
     cells
-}
-
-/// A size for people: `12 KiB`.
-pub(super) fn human_bytes(bytes: u64) -> String {
-    match bytes {
-        0..1024 => format!("{bytes} B"),
-        1024..1_048_576 => format!("{} KiB", bytes.div_ceil(1024)),
-        _ => format!("{:.1} MiB", bytes as f64 / 1_048_576.0),
-    }
 }

@@ -3,14 +3,14 @@
 use std::io::{self, Write};
 
 use job_handler_shared::{
-    job::snapshot::{Outcome, human_seconds},
+    job::snapshot::Outcome,
     names,
+    text::{human_bytes, human_seconds},
 };
 
 use crate::model::manifest::{ContainerFacts, ContainerKind, Encoding, LogFacts, PodFacts, StateFacts};
 use crate::plugin::{
     cli::ShowOutput,
-    list::human_bytes,
     sanitize::{json, line},
     source::Stored,
     verify,

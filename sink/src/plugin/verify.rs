@@ -4,7 +4,9 @@
 use std::io::{self, Write};
 
 use crate::model::manifest::LogFacts;
-use crate::plugin::{list::human_bytes, sanitize::line, select::Wanted, source::Stored};
+use job_handler_shared::text::human_bytes;
+
+use crate::plugin::{sanitize::line, select::Wanted, source::Stored};
 
 /// Most logs that are told of one by one.
 const MOST: usize = 10;
@@ -55,6 +57,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
     use crate::plugin::source::{Kind, Object};
 
     fn stored(pods: usize) -> Stored {
@@ -100,7 +103,7 @@ mod tests {
         assert_eq!(
             main,
             "note: p-1/main: 90 of 100 bytes are not shown; all of it is at s3://logs/ci/u/p-1/main-false.log.gz \
-             (gzipped, 20 B), sha256 abc unpacked\n"
+             (gzipped, 20B), sha256 abc unpacked\n"
         );
         assert_eq!(remarks(2, Wanted { container: Some("short"), ..Wanted::default() }), "");
         let many = remarks(9, Wanted::default());

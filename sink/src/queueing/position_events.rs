@@ -10,11 +10,12 @@ use std::{
 use job_handler_shared::{
     job::{
         scope::{Place, ScopeKey},
-        snapshot::{JobSnapshot, human_seconds},
+        snapshot::JobSnapshot,
     },
     keys,
     ledger::refusal::BACKOFF,
     names,
+    text::human_seconds,
 };
 
 use crate::{

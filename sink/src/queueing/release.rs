@@ -11,15 +11,17 @@ use std::{
 
 use futures::{SinkExt, StreamExt, channel::mpsc, stream};
 use jiff::Timestamp;
+use job_handler_shared::process::jitter::full_jitter;
 use job_handler_shared::{
     job::{
         queued_entry,
         scope::{ScopeKey, scopes},
-        snapshot::{JobSnapshot, JobState, human_seconds},
+        snapshot::{JobSnapshot, JobState},
     },
     keys,
     ledger::refusal,
     names,
+    text::human_seconds,
 };
 use k8s_openapi::api::batch::v1::Job;
 use kube::{
@@ -145,7 +147,7 @@ impl Wait {
             }
             _ => REFUSED,
         };
-        Self { until: now + pause.mul_f64(1.0 + crate::spread() / 2.0), times, held }
+        Self { until: now + pause + full_jitter(pause / 2), times, held }
     }
 }
 

@@ -146,12 +146,12 @@ impl Actor {
                 Some(ended) = tasks.join_next_with_id(), if !tasks.is_empty() => match ended {
                     Ok((id, (key, well))) => {
                         running.remove(&id);
-                        actor.queue.done(key, well, crate::spread());
+                        actor.queue.done(key, well);
                     }
                     Err(error) => {
                         tracing::error!("an action died: {error}");
                         if let Some(key) = running.remove(&error.id()) {
-                            actor.queue.done(key, false, crate::spread());
+                            actor.queue.done(key, false);
                         }
                     }
                 },

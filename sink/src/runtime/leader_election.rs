@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use job_handler_shared::process::jitter::jitter;
 use job_handler_shared::{keys, process::admin::ReadyHandle};
 use k8s_openapi::{
     api::coordination::v1::{Lease, LeaseSpec},
@@ -138,7 +139,7 @@ impl Candidate {
 
     /// Followers look a bit more often than leaders write, at uneven times.
     fn pause(&self) -> Duration {
-        if self.renewed.is_some() { self.bounded(RENEW) } else { RENEW.mul_f64(0.5 + crate::spread() / 2.0) }
+        if self.renewed.is_some() { self.bounded(RENEW) } else { jitter(RENEW) }
     }
 
     /// `pause`, but not beyond the deadline of a leader.

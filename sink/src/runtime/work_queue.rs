@@ -13,6 +13,7 @@ use std::{
     time::Duration,
 };
 
+use job_handler_shared::process::jitter::jitter;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::{sync::Notify, time::Instant};
 
@@ -182,7 +183,7 @@ impl<K: Clone + Eq + Hash> Queue<K> {
     }
 
     /// Ends the work on `key`. A failure brings it back after a pause that doubles (with jitter from `spread`, 0 to 1).
-    pub fn done(&self, key: K, well: bool, spread: f64) {
+    pub fn done(&self, key: K, well: bool) {
         let mut state = self.lock();
         let now = Instant::now();
         if let Some(lane) = state.working.remove(&key) {
@@ -201,7 +202,7 @@ impl<K: Clone + Eq + Hash> Queue<K> {
             let failures = state.failures.entry(key.clone()).or_default();
             let pause = FIRST.saturating_mul(1 << (*failures).min(12)).min(LONGEST);
             *failures += 1;
-            let at = (now + pause.mul_f64(0.5 + spread.clamp(0.0, 1.0) / 2.0), state.ticket());
+            let at = (now + jitter(pause), state.ticket());
             state.later.insert(at, key);
         }
         drop(state);
@@ -316,7 +317,7 @@ mod tests {
         queue.add("a");
         queue.add("b");
         assert_eq!(queue.next().await, "b");
-        queue.done("a", true, 0.0);
+        queue.done("a", true);
         assert_eq!(queue.next().await, "a");
         assert!(queue.is_empty());
     }
@@ -328,13 +329,13 @@ mod tests {
         let mut pauses = Vec::new();
         for _ in 0..4 {
             let key = queue.next().await;
-            queue.done(key, false, 1.0);
+            queue.done(key, false);
             let from = Instant::now();
             let key = queue.next().await;
             pauses.push(from.elapsed().as_millis());
-            queue.done(key, false, 1.0);
+            queue.done(key, false);
             queue.next().await;
-            queue.done("a", false, 1.0);
+            queue.done("a", false);
         }
         assert!(pauses.windows(2).all(|pair| pair[0] < pair[1]), "{pauses:?}");
     }
@@ -365,7 +366,7 @@ mod tests {
         let queue = by_first_letter(2);
         ["a1", "a2", "a3", "b1"].into_iter().for_each(|key| queue.add(key));
         assert_eq!(now(&queue), ["a1", "b1", "a2"], "a lane is no wider than that");
-        queue.done("a2", true, 0.0);
+        queue.done("a2", true);
         assert_eq!(queue.next().await, "a3");
     }
 
@@ -378,7 +379,7 @@ mod tests {
         for _ in 0..ENOUGH {
             let key = queue.next().await;
             queue.struck(&key);
-            queue.done(key, true, 0.0);
+            queue.done(key, true);
         }
         queue.add("b");
         assert_eq!(now(&queue), ["b"], "it pauses, the others do not");
@@ -386,7 +387,7 @@ mod tests {
         for _ in 0..10 {
             let key = queue.next().await;
             queue.struck(&key);
-            queue.done(key, true, 0.0);
+            queue.done(key, true);
         }
         assert!(since.elapsed() > 7 * LANE_LONGEST, "{:?}", since.elapsed());
         let key = queue.next().await;
@@ -403,7 +404,7 @@ mod tests {
         }
         for _ in 0..3 {
             let key = queue.next().await;
-            queue.done(key, true, 0.0);
+            queue.done(key, true);
         }
         assert!(queue.lock().lanes.is_empty());
     }

@@ -3,6 +3,7 @@
 use std::{collections::HashMap, sync::Arc};
 
 use jiff::Timestamp;
+use job_handler_shared::text::human_bytes;
 use job_handler_shared::{
     job::snapshot::JobSnapshot,
     keys,
@@ -80,7 +81,7 @@ fn of_results<'a>(results: impl IntoIterator<Item = &'a ResultRef>) -> ResultsSt
         status.bytes = status.bytes.saturating_add(place.bytes);
         status.incomplete += u32::from(place.lost > 0);
     }
-    status.size = human(status.bytes);
+    status.size = human_bytes(status.bytes);
     status
 }
 
@@ -107,17 +108,6 @@ fn ratio(a: u64, b: u64) -> f64 {
 
 fn seconds(from: Timestamp, to: Timestamp) -> f64 {
     to.duration_since(from).as_secs_f64().max(0.0)
-}
-
-/// Bytes for people: `3.4Mi`.
-fn human(bytes: u64) -> String {
-    let (unit, size) = match bytes {
-        0..1024 => return bytes.to_string(),
-        1024..1_048_576 => ("Ki", 1 << 10),
-        1_048_576..1_073_741_824 => ("Mi", 1 << 20),
-        _ => ("Gi", 1 << 30),
-    };
-    format!("{:.1}{unit}", ratio(bytes, size))
 }
 
 #[cfg(test)]

@@ -4,10 +4,11 @@ use std::{sync::Arc, time::Instant};
 
 use http::Request;
 use job_handler_shared::job::snapshot::JobSnapshot;
+use job_handler_shared::process::error_chain::error_chain;
 use kube::Client;
 use serde::{Deserialize, Deserializer};
 
-use crate::{cache::reflector::causes, job_view::JobView};
+use crate::job_view::JobView;
 
 /// Jobs per page: about 2 MiB of JSON.
 const PAGE: usize = 500;
@@ -29,7 +30,7 @@ pub struct View {
 #[derive(Debug, thiserror::Error)]
 pub enum ListError {
     /// The apiserver refused, or did not answer.
-    #[error("cannot list Jobs: {}", causes(.0))]
+    #[error("cannot list Jobs: {}", error_chain(.0))]
     Api(#[from] Box<kube::Error>),
     /// The request cannot be built.
     #[error("cannot ask for Jobs: {0}")]

@@ -8,6 +8,7 @@ use std::{
 
 use futures::{Stream, StreamExt};
 use job_handler_shared::process::admin::ReadyHandle;
+use job_handler_shared::process::error_chain::error_chain;
 use kube::runtime::{
     WatchStreamExt,
     watcher::{self, Event},
@@ -130,7 +131,7 @@ fn explain(plural: &str, error: &watcher::Error) -> String {
         InitialListFailed(kube::Error::Api(status)) | WatchStartFailed(kube::Error::Api(status)) => status,
         WatchError(status) => status,
         InitialListFailed(error) | WatchStartFailed(error) | WatchFailed(error) => {
-            return format!("the apiserver cannot be reached: {}", causes(error));
+            return format!("the apiserver cannot be reached: {}", error_chain(error));
         }
         NoResourceVersion => return error.to_string(),
     };
@@ -147,20 +148,6 @@ fn explain(plural: &str, error: &watcher::Error) -> String {
         ),
         code => format!("the apiserver answered {code}: {}", status.message),
     }
-}
-
-/// An error with what is behind it: kube's texts end at «client error (Connect)», and `connection refused` comes deeper.
-pub fn causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let deeper = error.to_string();
-        if !text.contains(&deeper) {
-            text = format!("{text}: {deeper}");
-        }
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]
@@ -217,13 +204,6 @@ mod tests {
         let _: MirrorError = follow(stream::iter(events), part(), &mut names).await.unwrap_err();
         assert_eq!(names.0, ["b", "c"], "a list that has not ended replaces nothing");
         assert!(readiness.missing().is_empty(), "ready stays ready");
-    }
-
-    #[test]
-    fn an_error_is_told_with_its_causes() {
-        let refused = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
-        let error = kube::Error::Service(Box::new(refused));
-        assert_eq!(causes(&error), "ServiceError: connection refused");
     }
 
     #[test]

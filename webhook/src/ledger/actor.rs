@@ -10,7 +10,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use jiff::Timestamp;
 use tokio::{
     sync::{mpsc, oneshot},
     task::JoinSet,
@@ -228,7 +227,7 @@ impl Actor {
                     break;
                 }
             }
-            tokio::time::sleep(self.pace.away(chance())).await;
+            tokio::time::sleep(self.pace.away()).await;
         }
         self.tidy = false;
         self.turn_away(waiting, unsure, "other replicas wrote the ledger first, again and again");
@@ -326,10 +325,4 @@ fn reply(to: oneshot::Sender<Verdict>, verdict: Verdict) {
     if to.send(verdict).is_err() {
         tracing::debug!("a caller is gone");
     }
-}
-
-/// The wall clock's last digits are random enough to keep replicas apart.
-pub fn chance() -> u8 {
-    let microseconds = Timestamp::now().subsec_nanosecond().unsigned_abs() / 1000;
-    u8::try_from(microseconds % 256).unwrap_or(u8::MAX)
 }

@@ -3,6 +3,7 @@
 //!
 //! Who comes alone is never made to wait, and nobody waits for longer than a few writes take.
 
+use job_handler_shared::process::jitter::full_jitter;
 use std::time::{Duration, Instant};
 
 /// Between the beginnings of two writes, where requests come faster than they are served.
@@ -59,11 +60,10 @@ impl Pace {
         self.apart = (self.apart * 2).min(self.most());
     }
 
-    /// How long to stay away before the next try, given a number from 0 to 255 by chance: until the watch tells what was
-    /// written, as a rule.
-    pub fn away(&self, chance: u8) -> Duration {
+    /// How long to stay away before the next try, with jitter: until the watch tells what was written, as a rule.
+    pub fn away(&self) -> Duration {
         let most = self.takes.clamp(LEAST, MOST);
-        Duration::from_millis(1) + most * u32::from(chance) / 255
+        Duration::from_millis(1) + full_jitter(most)
     }
 
     /// How long so many writes of others take, with their news.
@@ -104,7 +104,7 @@ mod tests {
         assert_eq!(pace.gather(1, now + LEAST), Duration::ZERO);
         for _ in 0..9 {
             pace.conflict(now);
-            assert!(pace.away(255) <= MOST + Duration::from_millis(1));
+            assert!(pace.away() <= MOST + Duration::from_millis(1));
         }
         assert_eq!(pace.gather(1, now), MOST);
         for _ in 0..99 {

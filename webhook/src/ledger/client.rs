@@ -1,17 +1,12 @@
 //! The ledger objects: read, made, written by resourceVersion.
 
-use std::{
-    future::Future,
-    hash::{BuildHasher, Hasher, RandomState},
-    sync::Arc,
-    time::Duration,
-};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use job_handler_shared::ledger::crd::{JobLedger, JobLedgerSpec};
+use job_handler_shared::process::error_chain::error_chain;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
 use kube::{Api, Client, ResourceExt, api::PostParams};
 
-use crate::cache::reflector::causes;
 use crate::ledger::write_order;
 
 /// A call that takes longer is given up; whether it was a write that was done is then found out by reading.
@@ -52,8 +47,8 @@ pub enum Write {
 impl Store {
     /// Of the pair's own namespace.
     pub fn new(client: Client, namespace: &str) -> Self {
-        // Random (as far as hashes are), so that two are not taken for one.
-        let writer = format!("{:08x}", RandomState::new().build_hasher().finish() >> 32);
+        // Random, so that two are not taken for one.
+        let writer = format!("{:08x}", fastrand::u32(..));
         Self { api: Api::namespaced(client, namespace), writer: writer.into() }
     }
 
@@ -75,7 +70,7 @@ impl Store {
         match tokio::time::timeout(CALL_TIMEOUT, let_in(|| self.api.get(name))).await {
             Ok(Ok(ledger)) => Ok(Some(ledger)),
             Ok(Err(kube::Error::Api(status))) if status.code == 404 => Ok(None),
-            Ok(Err(error)) => Err(format!("cannot read the JobLedger {name}: {}", causes(&error))),
+            Ok(Err(error)) => Err(format!("cannot read the JobLedger {name}: {}", error_chain(&error))),
             Err(_) => Err(format!("cannot read the JobLedger {name}: the apiserver does not answer")),
         }
     }
@@ -135,7 +130,7 @@ fn sort(name: &str, answer: Result<kube::Result<JobLedger>, tokio::time::error::
                 Write::Refused(format!("cannot write the JobLedger {name}: HTTP {code}: {}", status.message))
             }
         },
-        Ok(Err(error)) => Write::Unknown(causes(&error)),
+        Ok(Err(error)) => Write::Unknown(error_chain(&error)),
         Err(_) => Write::Unknown("the apiserver does not answer".to_owned()),
     }
 }

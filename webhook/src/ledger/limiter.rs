@@ -11,6 +11,7 @@ use std::{
 };
 
 use futures::{FutureExt, future::BoxFuture};
+use job_handler_shared::process::jitter::full_jitter;
 use job_handler_shared::{ledger::crd::JobLedger, policy::set::PolicySet, process::admin::Readiness};
 use kube::{Client, runtime::watcher};
 use parking_lot::Mutex;
@@ -21,7 +22,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::actor::{Actor, Message, Waiting, chance};
+use super::actor::{Actor, Message, Waiting};
 use crate::{
     cache::{job_watch, jobs::Cache},
     ledger::{
@@ -301,7 +302,7 @@ impl Ledgers {
         let Shared { memory, metrics, .. } = &*self.limiter.shared;
         metrics.pending_attempts.set(i64::try_from(memory.attempts()).unwrap_or(i64::MAX));
         // Anew each time: nobody is always the last.
-        let spread = SPREAD.mul_f64(f64::from(chance()) / 255.0);
+        let spread = full_jitter(SPREAD);
         for ledger in memory.with_older(OLD + spread, QUIET) {
             self.limiter.tell(LedgerId::of_name(&ledger), Message::Tidy);
         }

@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use job_handler_shared::{
-    job::snapshot::human_seconds,
     ledger::refusal::{BACKOFF, DUPLICATE, FULL},
     policy::{
         limit::{Limit, Scope},
         reference::PolicyRef,
     },
+    text::human_seconds,
 };
 
 use crate::limit::{

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use job_handler_shared::job::snapshot::JobSnapshot;
+use job_handler_shared::process::jitter::jitter;
 use k8s_openapi::api::batch::v1::Job;
 use kube::{
     Api,
@@ -108,7 +109,7 @@ async fn page(api: &Api<Job>, params: &ListParams) -> Result<Page, ApiError> {
 
 /// Waits before a further try.
 pub(super) async fn pause(attempt: u32) {
-    tokio::time::sleep(Duration::from_millis(250 << attempt).mul_f64(0.5 + crate::spread())).await;
+    tokio::time::sleep(jitter(Duration::from_millis(375 << attempt))).await;
 }
 
 /// Overloaded, or away for a moment. (A timeout is neither: whoever is that slow once is so again.)
