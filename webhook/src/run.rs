@@ -26,7 +26,7 @@ use crate::{
     cache::{policies::Policies, reflector::MirrorError},
     ledger::{
         attempt_age::Clock,
-        limiter::{self, LedgersError},
+        limiter::{self, LedgerTaskError},
     },
     metrics::{WebhookMetrics, certificate_expiry::Expiry},
     presence_lease::{Liveness, PresenceLease},
@@ -91,7 +91,7 @@ pub enum RunError {
     Mirror(#[from] MirrorError),
     /// Deciding about limits died.
     #[error(transparent)]
-    Limits(#[from] LedgersError),
+    Limits(#[from] LedgerTaskError),
     /// A task died.
     #[error("a task died: {0}")]
     Died(#[from] tokio::task::JoinError),
@@ -102,7 +102,7 @@ pub enum RunError {
 
 type Tasks = JoinSet<Result<&'static str, RunError>>;
 
-/// Runs until a signal, or until something that must not end does.
+/// RunsByGroup until a signal, or until something that must not end does.
 ///
 /// # Errors
 /// Says why the process ends.

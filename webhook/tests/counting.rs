@@ -24,11 +24,11 @@ use job_handler_shared::{
 use job_handler_webhook::{
     ledger::{
         count::LedgerId,
-        resolve::Sight,
+        resolve::ViewSource,
         round::{Sources, round},
-        scope_cache::Found,
+        scope_cache::ScopeCache,
     },
-    limit::{Attempt, Verdict, failure_backoff, scopes::Rules},
+    limit::{Attempt, Verdict, failure_backoff, scopes::LimitRules},
 };
 use rstest::rstest;
 use serde_json::json;
@@ -105,8 +105,8 @@ impl Board {
         let namespaces = |_: &str| Some(Arc::new(Labels::new()));
         let nobody = BTreeSet::new();
         let jobs: Vec<_> = jobs.iter().cloned().map(Arc::new).collect();
-        let rules = Rules { policies: &self.set, namespaces: &namespaces };
-        let (book, mut found) = (self.ledger.book().unwrap(), Found::default());
+        let rules = LimitRules { policies: &self.set, namespaces: &namespaces };
+        let (book, mut found) = (self.ledger.book().unwrap(), ScopeCache::default());
         let tried: HashSet<&str> = book.attempts().map(|(_, _, granted)| &*granted.job_uid).collect();
         let groups =
             attempts.iter().filter_map(|attempt| failure_backoff::group(rules, &attempt.job)).collect();
@@ -115,13 +115,13 @@ impl Board {
             id: &self.id,
             spec: &self.ledger,
             book: &book,
-            sight: Sight::List,
+            view_source: ViewSource::List,
             seen: &found.seen(rules, &self.id, &jobs, &tried),
             runs: &found.runs(rules, &jobs, &groups),
             gone: &[],
             expired: &nobody,
             old: &nobody,
-            undone: &nobody,
+            revoked: &nobody,
             now: now(),
         };
         let (verdicts, decided) = round(sources, &attempts.iter().collect::<Vec<_>>()).unwrap();
@@ -362,7 +362,7 @@ fn scopes_agree_with_the_combination_of_policies() {
         cluster_policy("a", json!({"group": {"type": "Owner"}, "limits": [limit("w", "Cluster")]})),
     ]);
     let namespaces = |_: &str| Some(Arc::new(Labels::new()));
-    let rules = Rules { policies: &set, namespaces: &namespaces };
+    let rules = LimitRules { policies: &set, namespaces: &namespaces };
     for job in
         [labelled("a", &[("app", "build"), ("id", "1")]), labelled("b", &[("app", "x")]), labelled("c", &[])]
     {

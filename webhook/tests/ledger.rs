@@ -80,10 +80,11 @@ async fn a_burst_over_three_replicas_never_exceeds_a_limit_of_the_cluster(#[case
 async fn replicas_whose_writes_conflict_take_turns() {
     let apiserver = Arc::new(Apiserver::new(4).with_ledger("ci", empty()));
     let replicas = join_all((0..3).map(|_| replica(&apiserver, &[few(1000)]).ready())).await;
-    let contended =
-        || replicas.iter().filter(|replica| replica.limiter.shared().memory.is_contended("ci")).count();
+    let contended = || {
+        replicas.iter().filter(|replica| replica.limiter.shared().known_ledgers.is_contended("ci")).count()
+    };
     let writers = || {
-        let known = replicas[0].limiter.shared().memory.known("ci").unwrap();
+        let known = replicas[0].limiter.shared().known_ledgers.latest("ci").unwrap();
         let writers = known.ledger.annotations().get("job-handler/writers").cloned();
         writers.unwrap_or_default().split(' ').map(str::to_owned).collect::<BTreeSet<String>>()
     };
@@ -92,7 +93,7 @@ async fn replicas_whose_writes_conflict_take_turns() {
         let verdict = replica.limiter.admit(attempt(&format!("ci/calm-{n}"), &format!("calm-{n}"))).await;
         assert_eq!(verdict, Verdict::Granted);
         let pending = |replica: &Replica| {
-            let known = replica.limiter.shared().memory.known("ci");
+            let known = replica.limiter.shared().known_ledgers.latest("ci");
             known.map_or(0, |known| known.book.pending.len())
         };
         eventually("all to know of it", || replicas.iter().all(|replica| pending(replica) > n)).await;
@@ -117,10 +118,12 @@ async fn replicas_whose_writes_conflict_take_turns() {
             break;
         }
     }
-    let expected: BTreeSet<String> =
-        replicas.iter().map(|replica| replica.limiter.shared().store.me().to_owned()).collect();
+    let expected: BTreeSet<String> = replicas
+        .iter()
+        .map(|replica| replica.limiter.shared().ledger_client.writer_id().to_owned())
+        .collect();
     assert!(writers().is_subset(&expected), "the ledger names who wrote it last");
-    replicas.iter().for_each(|replica| replica.clock.skip(Duration::from_secs(6)));
+    replicas.iter().for_each(|replica| replica.clock.advance(Duration::from_secs(6)));
     assert_eq!(contended(), 0, "a ledger without conflicts is no longer contended");
 }
 
@@ -203,7 +206,7 @@ async fn a_ledger_that_was_deleted_by_hand_grants_nothing_for_a_minute() {
     assert!(refused.contains("the JobLedger ci is missing"), "{refused}");
     assert!(apiserver.stored.lock().ledgers.is_empty());
     // Not the wall's clock: only this one counts.
-    replica.clock.skip(Duration::from_secs(61));
+    replica.clock.advance(Duration::from_secs(61));
     assert_eq!(replica.limiter.admit(attempt("ci/b", "b2")).await, Verdict::Granted);
 }
 
@@ -216,7 +219,7 @@ async fn ledgers_are_made_before_anybody_asks_once_nobody_can_have_granted_in_th
     let replica = replica(&apiserver, &[cluster_policy("all", limits)]).ready().await;
     let told = why(replica.limiter.admit(attempt("ci/a", "a")).await);
     assert!(told.contains("is missing"), "{told}");
-    replica.clock.skip(Duration::from_secs(61));
+    replica.clock.advance(Duration::from_secs(61));
     let made = || apiserver.stored.lock().ledgers.keys().cloned().collect::<Vec<_>>();
     eventually("the ledgers", || made() == ["ci", "cluster.job-handler.io", "qa"]).await;
 }
@@ -637,7 +640,7 @@ async fn an_attempt_whose_job_never_comes_runs_out_by_the_monotonic_clock(#[case
     apiserver.put_ledger("ci", spec);
     let refused = why(replica.limiter.admit(attempt("ci/b", "b")).await);
     assert!(refused.contains("1 just admitted"), "{refused}");
-    replica.clock.skip(Duration::from_secs(61));
+    replica.clock.advance(Duration::from_secs(61));
     assert_eq!(replica.limiter.admit(attempt("ci/b", "b2")).await, Verdict::Granted);
 }
 

@@ -7,24 +7,24 @@ use std::collections::BTreeSet;
 use jiff::Timestamp;
 use job_handler_shared::ledger::crd::{Book, Granted, Kind};
 use job_handler_webhook::ledger::{
-    decide::{Answer, Asked, Decided, Given, MANY_TRIES, decide},
-    resolve::{Seen, Sight},
+    decide::{MANY_TRIES, RoundDecision, RoundInput, SlotAnswer, SlotRequest, decide},
+    resolve::{ObservedJob, ViewSource},
 };
 
-fn asked(name: &str, request: &str) -> Asked {
-    Asked {
+fn asked(name: &str, request: &str) -> SlotRequest {
+    SlotRequest {
         request: request.to_owned(),
         name: format!("ci/{name}"),
         job_uid: format!("uid-{request}"),
         kind: Kind::Create,
         scopes: vec![("few".to_owned(), 1)],
         dry_run: false,
-        barred: false,
+        in_backoff: false,
     }
 }
 
-fn active(name: &str, version: u64) -> Seen {
-    Seen {
+fn active(name: &str, version: u64) -> ObservedJob {
+    ObservedJob {
         name: format!("ci/{name}"),
         uid: format!("uid-{name}"),
         version,
@@ -48,30 +48,30 @@ fn granted(book: &mut Book, name: &str, request: &str, revision: &str, scope: &s
 #[derive(Default)]
 struct Round {
     book: Book,
-    jobs: Vec<Seen>,
-    sight: Option<Sight>,
+    jobs: Vec<ObservedJob>,
+    view_source: Option<ViewSource>,
     expired: BTreeSet<String>,
-    undone: BTreeSet<String>,
+    revoked: BTreeSet<String>,
 }
 
 impl Round {
-    fn try_decide(&self, asked: &[Asked]) -> Option<Decided> {
-        let given = Given {
+    fn try_decide(&self, asked: &[SlotRequest]) -> Option<RoundDecision> {
+        let given = RoundInput {
             book: &self.book,
-            sight: self.sight.unwrap_or(Sight::List),
+            view_source: self.view_source.unwrap_or(ViewSource::List),
             jobs: &self.jobs.iter().collect::<Vec<_>>(),
             expired: &self.expired,
             old: &BTreeSet::new(),
-            undone: &self.undone,
+            revoked: &self.revoked,
             revision: &|_| "now".to_owned(),
             now: Timestamp::UNIX_EPOCH,
         };
         decide(given, asked)
     }
 
-    fn decide(&self, asked: &[Asked]) -> (Vec<bool>, Book) {
+    fn decide(&self, asked: &[SlotRequest]) -> (Vec<bool>, Book) {
         let decided = self.try_decide(asked).unwrap();
-        (decided.answers.iter().map(|answer| *answer == Answer::Granted).collect(), decided.book)
+        (decided.answers.iter().map(|answer| *answer == SlotAnswer::Granted).collect(), decided.book)
     }
 }
 
@@ -82,33 +82,34 @@ fn the_first_who_asks_gets_the_slot_and_stands_in_the_ledger() {
     assert_eq!(answers, [true, false, true], "a name counts once");
     let written: Vec<_> = book.attempts().map(|(name, request, _)| (name, request)).collect();
     assert_eq!(written, [("ci/a", "1"), ("ci/a", "3")], "each request with an attempt of its own");
-    // Asked again, its answer was lost: nothing is written twice, nothing refused.
+    // SlotRequest again, its answer was lost: nothing is written twice, nothing refused.
     let again = Round { book: book.clone(), ..Round::default() };
     assert_eq!(again.decide(&[asked("a", "1")]), (vec![true], book));
 }
 
 #[test]
 fn a_dry_run_and_a_job_under_no_limit_are_not_written() {
-    let dry = Asked { dry_run: true, ..asked("a", "1") };
-    let free = Asked { scopes: vec![], ..asked("b", "2") };
+    let dry = SlotRequest { dry_run: true, ..asked("a", "1") };
+    let free = SlotRequest { scopes: vec![], ..asked("b", "2") };
     assert_eq!(Round::default().decide(&[dry, free]), (vec![true, true], Book::default()));
 }
 
 #[test]
 fn what_is_seen_goes_out_and_how_far_it_was_seen_stays() {
-    let mut round = Round { jobs: vec![Seen { active: false, ..active("1", 9) }], ..Round::default() };
+    let mut round = Round { jobs: vec![ObservedJob { active: false, ..active("1", 9) }], ..Round::default() };
     granted(&mut round.book, "1", "1", "now", "few");
     let (answers, book) = round.decide(&[asked("b", "2")]);
     assert_eq!((answers, book.observed_through), (vec![true], 9));
     // Whoever has not seen as much may not decide.
-    let behind = Round { book, sight: Some(Sight::Cache(8)), ..Round::default() };
+    let behind = Round { book, view_source: Some(ViewSource::Cache(8)), ..Round::default() };
     assert!(behind.try_decide(&[]).is_none());
 }
 
 /// The Job of that name is gone in truth, and somebody else was given its slot.
 #[test]
 fn a_name_that_counts_in_a_view_that_is_behind_gets_no_second_slot() {
-    let mut round = Round { jobs: vec![active("a", 5)], sight: Some(Sight::Cache(5)), ..Round::default() };
+    let mut round =
+        Round { jobs: vec![active("a", 5)], view_source: Some(ViewSource::Cache(5)), ..Round::default() };
     granted(&mut round.book, "b", "1", "now", "few");
     assert_eq!(round.decide(&[asked("a", "2")]).0, [false]);
     // Where nobody else takes a slot it is the apiserver that answers: 409.
@@ -128,7 +129,7 @@ fn an_attempt_under_other_policies_counts_everywhere() {
 #[test]
 fn expiry_and_undo_take_out_no_more_than_they_name() {
     let mut round =
-        Round { expired: ["1".to_owned()].into(), undone: ["2".to_owned()].into(), ..Round::default() };
+        Round { expired: ["1".to_owned()].into(), revoked: ["2".to_owned()].into(), ..Round::default() };
     for request in ["1", "2", "3"] {
         granted(&mut round.book, "a", request, "now", "few");
     }
@@ -142,14 +143,14 @@ fn one_name_created_over_and_over_does_not_fill_the_ledger() {
     let round = Round { jobs: vec![active("a", 5)], ..Round::default() };
     let asked: Vec<_> = (0..=MANY_TRIES).map(|n| asked("a", &format!("{n:02}"))).collect();
     let decided = round.try_decide(&asked).unwrap();
-    assert_eq!(decided.answers[MANY_TRIES - 1], Answer::Granted);
-    assert_eq!(decided.answers[MANY_TRIES], Answer::Crowded { attempts: MANY_TRIES });
+    assert_eq!(decided.answers[MANY_TRIES - 1], SlotAnswer::Granted);
+    assert_eq!(decided.answers[MANY_TRIES], SlotAnswer::TooManyAttempts { attempts: MANY_TRIES });
 }
 
 #[test]
 fn barred_is_refused_unless_its_name_takes_its_slot_already() {
-    let barred = |name: &str| Asked { barred: true, ..asked(name, "1") };
-    assert_eq!(Round::default().try_decide(&[barred("a")]).unwrap().answers, [Answer::Barred]);
+    let in_backoff = |name: &str| SlotRequest { in_backoff: true, ..asked(name, "1") };
+    assert_eq!(Round::default().try_decide(&[in_backoff("a")]).unwrap().answers, [SlotAnswer::InBackoff]);
     let there = Round { jobs: vec![active("a", 5)], ..Round::default() };
-    assert_eq!(there.decide(&[barred("a")]).0, [true]);
+    assert_eq!(there.decide(&[in_backoff("a")]).0, [true]);
 }

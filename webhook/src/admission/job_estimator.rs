@@ -12,7 +12,7 @@ use std::{
 use job_handler_shared::{job::snapshot::JobSnapshot, ledger::crd::JobLedgerSpec};
 use parking_lot::{Mutex, MutexGuard};
 
-use crate::ledger::limiter::Shared;
+use crate::ledger::limiter::LedgerContext;
 
 /// A reviewed Job is in the watch cache after this time, or it was never created.
 const RECENT: Duration = Duration::from_secs(1);
@@ -20,7 +20,7 @@ const RECENT: Duration = Duration::from_secs(1);
 /// Estimates the active Jobs. Clones share their state.
 #[derive(Clone)]
 pub(crate) struct JobEstimator {
-    ledgers: Arc<Shared>,
+    ledgers: Arc<LedgerContext>,
     recent: Arc<Mutex<RecentJobs>>,
 }
 
@@ -34,8 +34,8 @@ pub(super) struct JobEstimate {
 }
 
 impl JobEstimator {
-    /// Reads the limiter's caches of Jobs and ledgers.
-    pub(crate) fn new(ledgers: Arc<Shared>) -> Self {
+    /// ReadRateLimiter the limiter's caches of Jobs and ledgers.
+    pub(crate) fn new(ledgers: Arc<LedgerContext>) -> Self {
         Self { ledgers, recent: Arc::default() }
     }
 
@@ -45,12 +45,12 @@ impl JobEstimator {
     /// While the watch cache is relisting.
     pub(super) fn estimate(&self, namespace: Option<&str>) -> Result<JobEstimate, String> {
         let (_, mut jobs) =
-            self.ledgers.cache.see(namespace).ok_or("the watch cache of Jobs is relisting")?;
+            self.ledgers.cache.snapshot(namespace).ok_or("the watch cache of Jobs is relisting")?;
         let cached: HashSet<String> = jobs.iter().map(|job| job.key()).collect();
         let recent = self.recent();
         let in_scope = recent.values().filter(|(_, job)| namespace.is_none_or(|own| job.namespace == own));
         jobs.extend(in_scope.filter(|(_, job)| !cached.contains(&job.key())).map(|(_, job)| job.clone()));
-        let ledger = namespace.and_then(|namespace| self.ledgers.memory.known(namespace));
+        let ledger = namespace.and_then(|namespace| self.ledgers.known_ledgers.latest(namespace));
         let ledger = ledger.map(|known| known.ledger.spec.clone()).unwrap_or_default();
         Ok(JobEstimate { jobs, ledger })
     }

@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 
 use crate::{
     admission::job_estimator::JobEstimator,
-    cache::{policies::Policies, ttl_map::Recent},
+    cache::{policies::Policies, ttl_map::TtlMap},
     limit::Limiter,
     metrics::WebhookMetrics,
     presence_lease::Liveness,
@@ -44,7 +44,7 @@ pub struct State {
     pub(crate) estimator: Option<JobEstimator>,
     /// Our own namespace: its Jobs are left alone.
     pub own_namespace: Arc<str>,
-    told: Arc<Mutex<Recent<()>>>,
+    told: Arc<Mutex<TtlMap<()>>>,
 }
 
 impl State {
@@ -65,7 +65,7 @@ impl State {
             metrics,
             estimator: None,
             own_namespace: own_namespace.into(),
-            told: Arc::new(Mutex::new(Recent::new(SAME_CREATE, TOLD, Instant::now()))),
+            told: Arc::new(Mutex::new(TtlMap::new(SAME_CREATE, TOLD, Instant::now()))),
         }
     }
 
@@ -89,7 +89,7 @@ impl State {
             let mut told = self.told.lock();
             let first = told.get(job_uid, now).is_none();
             if first {
-                told.put(job_uid.to_owned(), (), now);
+                told.insert(job_uid.to_owned(), (), now);
             }
             first
         };

@@ -20,7 +20,7 @@ use crate::{
     job_view::{self, JobView},
     limit::{
         Refused, failure_backoff, message,
-        scopes::{Holder, Place, Rules},
+        scopes::{LimitRules, Place, SlotHolder},
     },
     metrics::{Endpoint, Outcome},
     stamp::decide::{self, StampContext, StampDecision},
@@ -87,7 +87,7 @@ async fn judge(job: &JobSnapshot, state: &State) -> Result<Option<(Refused, When
         return Err(format!("namespace {} is not known yet", job.namespace));
     }
     let namespaces = |name: &str| state.policies.known_namespace(name);
-    let rules = Rules { policies: as_if, namespaces: &namespaces };
+    let rules = LimitRules { policies: as_if, namespaces: &namespaces };
     let now = Timestamp::now();
     let warned = |cluster: bool| {
         let ours = rules.scopes(job).into_iter().filter(|(scope, _)| policies.warns(&scope.policy));
@@ -104,7 +104,7 @@ async fn judge(job: &JobSnapshot, state: &State) -> Result<Option<(Refused, When
         }
         let estimate = estimator.estimate((!cluster).then_some(job.namespace.as_str()))?;
         for (scope, limit) in scopes {
-            let mut holders: BTreeMap<String, Holder> = BTreeMap::new();
+            let mut holders: BTreeMap<String, SlotHolder> = BTreeMap::new();
             for other in estimate.jobs.iter().filter(|other| other.is_active() && other.key() != job.key()) {
                 if rules.scopes(other).iter().any(|(theirs, _)| *theirs == scope) {
                     holders.insert(other.key(), holder(other));
@@ -131,8 +131,13 @@ async fn judge(job: &JobSnapshot, state: &State) -> Result<Option<(Refused, When
     Ok(None)
 }
 
-fn holder(job: &JobSnapshot) -> Holder {
-    Holder { namespace: job.namespace.clone(), name: job.name.clone(), since: job.created, pending: false }
+fn holder(job: &JobSnapshot) -> SlotHolder {
+    SlotHolder {
+        namespace: job.namespace.clone(),
+        name: job.name.clone(),
+        since: job.created,
+        pending: false,
+    }
 }
 
 /// Tells the sink, counts, and gives the warning.

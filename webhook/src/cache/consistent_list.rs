@@ -17,7 +17,7 @@ const TRIES: usize = 2;
 
 /// The Jobs of a namespace, or of all, as of one moment.
 #[derive(Clone, Debug)]
-pub struct View {
+pub struct JobListing {
     /// When the LIST began: it shows everything that was written before.
     pub began: Instant,
     /// resourceVersion of the LIST: it shows everything up to this, and nothing later. 0 where it is no number.
@@ -38,15 +38,15 @@ pub enum ListError {
 }
 
 #[derive(Deserialize)]
-struct Page {
-    metadata: PageMeta,
+struct JobPage {
+    metadata: JobPageMeta,
     #[serde(default = "Vec::new", deserialize_with = "null_is_empty")]
-    items: Vec<Item>,
+    items: Vec<ListedJob>,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct PageMeta {
+struct JobPageMeta {
     #[serde(default)]
     resource_version: String,
     #[serde(default, rename = "continue")]
@@ -55,9 +55,9 @@ struct PageMeta {
 
 /// A Job as it is kept: without what no decision about limits looks at, for there may be thousands.
 #[derive(Clone, Debug)]
-pub struct Item(pub Arc<JobSnapshot>);
+pub struct ListedJob(pub Arc<JobSnapshot>);
 
-impl<'de> Deserialize<'de> for Item {
+impl<'de> Deserialize<'de> for ListedJob {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let mut job = JobView::deserialize(deserializer)?.snapshot;
         job.annotations.clear();
@@ -68,7 +68,7 @@ impl<'de> Deserialize<'de> for Item {
     }
 }
 
-fn null_is_empty<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Item>, D::Error> {
+fn null_is_empty<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<ListedJob>, D::Error> {
     Option::deserialize(deserializer).map(Option::unwrap_or_default)
 }
 
@@ -77,7 +77,7 @@ fn null_is_empty<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Item>
 ///
 /// # Errors
 /// Where the apiserver refuses or is away.
-pub async fn jobs(client: &Client, namespace: Option<String>) -> Result<View, ListError> {
+pub async fn jobs(client: &Client, namespace: Option<String>) -> Result<JobListing, ListError> {
     let began = Instant::now();
     let mut tries = 0;
     loop {
@@ -87,7 +87,7 @@ pub async fn jobs(client: &Client, namespace: Option<String>) -> Result<View, Li
             Err(ListError::Api(error)) if tries < TRIES && is_expired(&error) => {}
             Err(error) => return Err(error),
             // Only what began with the last try counts as shown; an earlier `began` promises less, never more.
-            Ok(version) => return Ok(View { began, version, jobs }),
+            Ok(version) => return Ok(JobListing { began, version, jobs }),
         }
     }
 }
@@ -109,7 +109,7 @@ pub async fn pages(
     loop {
         let token = more.map(|token| format!("&continue={}", escape(&token))).unwrap_or_default();
         let request = Request::get(format!("{path}?limit={PAGE}{token}")).body(Vec::new())?;
-        let Page { metadata, items } = client.request(request).await.map_err(Box::new)?;
+        let JobPage { metadata, items } = client.request(request).await.map_err(Box::new)?;
         page(items.into_iter().map(|item| item.0).collect());
         more = metadata.more.filter(|token| !token.is_empty());
         if more.is_none() {
@@ -126,8 +126,8 @@ pub async fn pages(
 pub async fn job(client: &Client, key: &str) -> Result<Option<Arc<JobSnapshot>>, ListError> {
     let (namespace, name) = key.split_once('/').unwrap_or(("", key));
     let path = format!("/apis/batch/v1/namespaces/{}/jobs/{}", escape(namespace), escape(name));
-    match client.request::<Item>(Request::get(path).body(Vec::new())?).await {
-        Ok(Item(job)) => Ok(Some(job)),
+    match client.request::<ListedJob>(Request::get(path).body(Vec::new())?).await {
+        Ok(ListedJob(job)) => Ok(Some(job)),
         Err(kube::Error::Api(status)) if status.code == 404 => Ok(None),
         Err(error) => Err(Box::new(error).into()),
     }

@@ -12,9 +12,9 @@ use kube::{
     runtime::watcher::Error,
 };
 
-use crate::cache::jobs::Cache;
+use crate::cache::jobs::JobCache;
 use crate::cache::{
-    consistent_list::{self, Item, ListError},
+    consistent_list::{self, ListError, ListedJob},
     reflector::{Part, Teller},
 };
 
@@ -34,7 +34,7 @@ enum End {
 }
 
 /// Keeps the cache up to date for ever.
-pub async fn follow(client: Client, cache: Cache, part: Part) -> Infallible {
+pub async fn follow(client: Client, cache: JobCache, part: Part) -> Infallible {
     let mut teller = Teller::new(part);
     let mut pauses = pauses();
     let mut from: Option<u64> = None;
@@ -83,20 +83,21 @@ fn pauses() -> impl Iterator<Item = Duration> {
 }
 
 /// Consistent, so that the picture never goes back behind what was told before.
-async fn relist(client: &Client, cache: &Cache) -> Result<u64, kube::Error> {
-    cache.begin();
-    let position =
-        consistent_list::pages(client, None, |jobs| cache.page(jobs)).await.map_err(|error| match error {
+async fn relist(client: &Client, cache: &JobCache) -> Result<u64, kube::Error> {
+    cache.begin_list();
+    let position = consistent_list::pages(client, None, |jobs| cache.add_page(jobs)).await.map_err(
+        |error| match error {
             ListError::Api(error) => *error,
             ListError::Request(error) => kube::Error::HttpError(error),
-        })?;
-    cache.end(position);
+        },
+    )?;
+    cache.end_list(position);
     Ok(position)
 }
 
 async fn watch(
     client: &Client,
-    cache: &Cache,
+    cache: &JobCache,
     from: u64,
     teller: &mut Teller,
     mut works: impl FnMut(),
@@ -106,7 +107,7 @@ async fn watch(
     ))
     .body(Vec::new())
     .map_err(|error| Error::WatchStartFailed(kube::Error::HttpError(error)))?;
-    let events = client.request_events::<Item>(request).await;
+    let events = client.request_events::<ListedJob>(request).await;
     let events = match events {
         Ok(events) => events,
         Err(kube::Error::Api(status)) if status.code == 410 => return Ok(End::Relist),

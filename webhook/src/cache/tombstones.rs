@@ -24,7 +24,7 @@ const MOST: usize = 10_000;
 
 /// A Job that is gone.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Grave {
+pub struct JobTombstone {
     /// `namespace/name`.
     pub name: String,
     /// `metadata.uid`.
@@ -35,16 +35,16 @@ pub struct Grave {
 
 /// By uid.
 #[derive(Debug, Default)]
-pub struct Graves {
-    by_uid: HashMap<String, Grave>,
+pub struct JobTombstones {
+    by_uid: HashMap<String, JobTombstone>,
     order: VecDeque<(Instant, String)>,
 }
 
-impl Graves {
+impl JobTombstones {
     /// A Job is gone.
-    pub fn bury(&mut self, job: &JobSnapshot, version: u64, now: Instant) {
-        let grave = Grave { name: job.key(), uid: job.uid.clone(), version };
-        if self.by_uid.insert(job.uid.clone(), grave).is_none() {
+    pub fn insert(&mut self, job: &JobSnapshot, version: u64, now: Instant) {
+        let tombstone = JobTombstone { name: job.key(), uid: job.uid.clone(), version };
+        if self.by_uid.insert(job.uid.clone(), tombstone).is_none() {
             self.order.push_back((now, job.uid.clone()));
         }
         let is_old = |at: Instant| now.saturating_duration_since(at) > KEPT;
@@ -56,9 +56,9 @@ impl Graves {
     }
 
     /// Of these uids, those that were gone by a resourceVersion.
-    pub fn find<'a>(&self, uids: impl IntoIterator<Item = &'a str>, until: u64) -> Vec<Grave> {
-        let graves = uids.into_iter().filter_map(|uid| self.by_uid.get(uid));
-        graves.filter(|grave| grave.version <= until).cloned().collect()
+    pub fn find<'a>(&self, uids: impl IntoIterator<Item = &'a str>, until: u64) -> Vec<JobTombstone> {
+        let tombstones = uids.into_iter().filter_map(|uid| self.by_uid.get(uid));
+        tombstones.filter(|tombstone| tombstone.version <= until).cloned().collect()
     }
 }
 
@@ -72,25 +72,25 @@ mod tests {
 
     #[test]
     fn a_grave_is_found_by_views_that_reach_it() {
-        let mut graves = Graves::default();
-        graves.bury(&job("1"), 7, Instant::now());
-        assert!(graves.find(["1"], 6).is_empty() && graves.find(["2"], 9).is_empty());
-        let grave = Grave { name: "ci/a".into(), uid: "1".into(), version: 7 };
-        assert_eq!(graves.find(["2", "1"], 7), [grave]);
+        let mut tombstones = JobTombstones::default();
+        tombstones.insert(&job("1"), 7, Instant::now());
+        assert!(tombstones.find(["1"], 6).is_empty() && tombstones.find(["2"], 9).is_empty());
+        let tombstone = JobTombstone { name: "ci/a".into(), uid: "1".into(), version: 7 };
+        assert_eq!(tombstones.find(["2", "1"], 7), [tombstone]);
     }
 
     #[test]
     fn graves_are_bounded_in_time_and_number() {
-        let (mut graves, begun) = (Graves::default(), Instant::now());
-        graves.bury(&job("old"), 1, begun);
-        graves.bury(&job("new"), 2, begun + KEPT);
-        assert_eq!(graves.find(["old", "new"], 9).len(), 2);
-        graves.bury(&job("newer"), 3, begun + KEPT + Duration::from_secs(1));
-        assert_eq!(graves.find(["old", "new", "newer"], 9).len(), 2);
+        let (mut tombstones, begun) = (JobTombstones::default(), Instant::now());
+        tombstones.insert(&job("old"), 1, begun);
+        tombstones.insert(&job("new"), 2, begun + KEPT);
+        assert_eq!(tombstones.find(["old", "new"], 9).len(), 2);
+        tombstones.insert(&job("newer"), 3, begun + KEPT + Duration::from_secs(1));
+        assert_eq!(tombstones.find(["old", "new", "newer"], 9).len(), 2);
         for n in 0..MOST {
-            graves.bury(&job(&format!("{n}")), 4, begun + KEPT);
+            tombstones.insert(&job(&format!("{n}")), 4, begun + KEPT);
         }
-        assert!(graves.find(["new", "newer"], 9).is_empty());
-        assert_eq!((graves.order.len(), graves.by_uid.len()), (MOST, MOST));
+        assert!(tombstones.find(["new", "newer"], 9).is_empty());
+        assert_eq!((tombstones.order.len(), tombstones.by_uid.len()), (MOST, MOST));
     }
 }

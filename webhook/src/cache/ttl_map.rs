@@ -9,7 +9,7 @@ use std::{
 ///
 /// In two generations, of which the elder goes as a whole: nothing is searched through to forget, however much comes.
 #[derive(Debug)]
-pub struct Recent<V> {
+pub struct TtlMap<V> {
     age: Duration,
     most: usize,
     began: Instant,
@@ -17,7 +17,7 @@ pub struct Recent<V> {
     elder: HashMap<String, (V, Instant)>,
 }
 
-impl<V> Recent<V> {
+impl<V> TtlMap<V> {
     /// For so long. At most twice `most` are remembered.
     pub fn new(age: Duration, most: usize, now: Instant) -> Self {
         Self { age, most, began: now, young: HashMap::new(), elder: HashMap::new() }
@@ -30,22 +30,22 @@ impl<V> Recent<V> {
     }
 
     /// Notes it.
-    pub fn put(&mut self, name: String, value: V, now: Instant) {
+    pub fn insert(&mut self, name: String, value: V, now: Instant) {
         if self.young.len() >= self.most {
-            self.turn(now);
+            self.rotate(now);
         }
-        self.forget(now);
+        self.evict(now);
         self.young.insert(name, (value, now));
     }
 
     /// Lets go of what is too long ago, for those who note nothing for a while.
-    pub fn forget(&mut self, now: Instant) {
+    pub fn evict(&mut self, now: Instant) {
         if now.saturating_duration_since(self.began) >= self.age {
-            self.turn(now);
+            self.rotate(now);
         }
     }
 
-    fn turn(&mut self, now: Instant) {
+    fn rotate(&mut self, now: Instant) {
         self.elder = std::mem::take(&mut self.young);
         self.began = now;
     }
@@ -60,35 +60,31 @@ mod tests {
     #[test]
     fn it_is_remembered_for_its_time_and_no_longer() {
         let begin = Instant::now();
-        let mut recent = Recent::new(AGE, 100, begin);
+        let mut map = TtlMap::new(AGE, 100, begin);
         // Noted at any moment of a generation's life.
         for n in 0..50_u32 {
             let at = begin + Duration::from_secs(3) * n;
-            recent.put(n.to_string(), n, at);
+            map.insert(n.to_string(), n, at);
             for known in 0..=n {
                 let ago = Duration::from_secs(3) * (n - known);
-                assert_eq!(
-                    recent.get(&known.to_string(), at),
-                    (ago < AGE).then_some(&known),
-                    "{known} at {n}"
-                );
+                assert_eq!(map.get(&known.to_string(), at), (ago < AGE).then_some(&known), "{known} at {n}");
             }
         }
         let later = begin + Duration::from_secs(3) * 49 + AGE;
-        recent.forget(later);
-        recent.forget(later + AGE);
-        assert!(recent.young.is_empty() && recent.elder.is_empty());
+        map.evict(later);
+        map.evict(later + AGE);
+        assert!(map.young.is_empty() && map.elder.is_empty());
     }
 
     #[test]
     fn many_push_out_the_eldest() {
         let now = Instant::now();
-        let mut recent = Recent::new(AGE, 10, now);
+        let mut map = TtlMap::new(AGE, 10, now);
         for n in 0..1000 {
-            recent.put(n.to_string(), (), now);
-            assert!(recent.young.len() + recent.elder.len() <= 20);
+            map.insert(n.to_string(), (), now);
+            assert!(map.young.len() + map.elder.len() <= 20);
         }
-        assert!(recent.get("999", now).is_some() && recent.get("985", now).is_some());
-        assert!(recent.get("900", now).is_none());
+        assert!(map.get("999", now).is_some() && map.get("985", now).is_some());
+        assert!(map.get("900", now).is_none());
     }
 }

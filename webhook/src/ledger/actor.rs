@@ -15,18 +15,18 @@ use tokio::{
     task::JoinSet,
 };
 
-use super::{limiter::Shared, resolve::Sight};
+use super::{limiter::LedgerContext, resolve::ViewSource};
 use crate::ledger::round_attempt::Stop;
 use crate::ledger::{
-    batching::Pace,
+    batching::BatchingDelay,
     client,
     count::LedgerId,
-    fresh_read::{self, Blind, Look},
-    scope_cache::Found,
+    fresh_read::{self, FreshRead, LedgerReadError},
+    scope_cache::ScopeCache,
     write_order,
 };
 use crate::{
-    cache::ttl_map::Recent,
+    cache::ttl_map::TtlMap,
     limit::{Attempt, FAILURE_BACKOFF, Refused, Verdict},
 };
 
@@ -36,7 +36,7 @@ const TRIES: u32 = 20;
 const SAME_CREATE: Duration = Duration::from_secs(10);
 /// So many refusals are remembered for that.
 const REFUSED: usize = 2048;
-/// For [`Actor::outdated`]: only a read will do.
+/// For [`LedgerActor::outdated`]: only a read will do.
 pub(super) const ANY: Option<u64> = Some(u64::MAX);
 /// So many versions of a ledger that others write a round lets pass, at most.
 const YIELDS: u32 = 4;
@@ -45,20 +45,20 @@ const PARKED: usize = 4096;
 
 /// What an actor is told.
 #[derive(Debug)]
-pub enum Message {
+pub enum ActorMessage {
     /// Decide.
-    Decide(Box<Waiting>),
+    Decide(Box<DecisionRequest>),
     /// A grant reached nobody: take it back.
-    Undo(String),
+    Revoke(String),
     /// Take out the attempts whose outcome was seen, if nobody does.
-    Tidy,
+    RemoveResolved,
     /// Attempts have run out: see what became of them.
-    Expire,
+    RemoveExpired,
 }
 
 /// Somebody who waits.
 #[derive(Debug)]
-pub struct Waiting {
+pub struct DecisionRequest {
     /// For what.
     pub attempt: Attempt,
     /// Since when.
@@ -68,46 +68,46 @@ pub struct Waiting {
 }
 
 /// Decides by one ledger.
-pub struct Actor {
+pub struct LedgerActor {
     pub(super) id: LedgerId,
-    pub(super) inbox: mpsc::Receiver<Message>,
-    pub(super) shared: Arc<Shared>,
+    pub(super) inbox: mpsc::Receiver<ActorMessage>,
+    pub(super) shared: Arc<LedgerContext>,
     /// Grants that reached nobody, or may have been written without anybody knowing.
     pub(super) undo: BTreeSet<String>,
     /// What was refused a moment ago, by the Job's uid.
-    pub(super) refused: Recent<Refused>,
+    pub(super) refused: TtlMap<Refused>,
     /// Those who would be refused, and wait for a look.
-    pub(super) parked: Vec<Waiting>,
+    pub(super) parked: Vec<DecisionRequest>,
     /// One of them would be refused by Jobs that have ended, which only a LIST shows as they are now.
     pub(super) lists: bool,
     /// One at most is under way.
-    pub(super) looks: JoinSet<Result<Look, Blind>>,
+    pub(super) looks: JoinSet<Result<FreshRead, LedgerReadError>>,
     /// A ledger that is known to be of this version or an older one is not the newest, or may not be.
     pub(super) outdated: Option<u64>,
     /// A write may be made for nobody's grant.
     pub(super) tidy: bool,
     pub(super) expire: bool,
-    pub(super) pace: Pace,
-    pub(super) found: Found,
+    pub(super) pace: BatchingDelay,
+    pub(super) found: ScopeCache,
 }
 
-impl Actor {
+impl LedgerActor {
     /// Decides by the ledger `id` whatever comes in.
-    pub fn new(id: LedgerId, inbox: mpsc::Receiver<Message>, shared: Arc<Shared>) -> Self {
+    pub fn new(id: LedgerId, inbox: mpsc::Receiver<ActorMessage>, shared: Arc<LedgerContext>) -> Self {
         Self {
             id,
             inbox,
             shared,
             undo: BTreeSet::new(),
-            refused: Recent::new(SAME_CREATE, REFUSED, Instant::now()),
+            refused: TtlMap::new(SAME_CREATE, REFUSED, Instant::now()),
             parked: Vec::new(),
             lists: false,
             looks: JoinSet::new(),
             outdated: None,
             tidy: false,
             expire: false,
-            pace: Pace::default(),
-            found: Found::default(),
+            pace: BatchingDelay::default(),
+            found: ScopeCache::default(),
         }
     }
 
@@ -136,39 +136,39 @@ impl Actor {
         }
     }
 
-    fn hear(&mut self, message: Message, waiting: &mut Vec<Waiting>) {
+    fn hear(&mut self, message: ActorMessage, waiting: &mut Vec<DecisionRequest>) {
         match message {
-            Message::Decide(one) => {
-                let Waiting { attempt, .. } = &*one;
+            ActorMessage::Decide(one) => {
+                let DecisionRequest { attempt, .. } = &*one;
                 let known = self.refused.get(&attempt.job.uid, Instant::now());
                 match known.filter(|_| attempt.from.is_none()) {
                     Some(refused) => reply(one.reply, Verdict::Refused(refused.clone())),
                     None => waiting.push(*one),
                 }
             }
-            Message::Undo(request) => {
+            ActorMessage::Revoke(request) => {
                 self.undo.insert(request);
             }
-            Message::Tidy => self.tidy = true,
-            Message::Expire => self.expire = true,
+            ActorMessage::RemoveResolved => self.tidy = true,
+            ActorMessage::RemoveExpired => self.expire = true,
         }
     }
 
-    async fn looked(&mut self, look: Result<Look, Blind>) {
+    async fn looked(&mut self, look: Result<FreshRead, LedgerReadError>) {
         match look {
             Ok(look) => {
                 let (waiting, parked) = std::mem::take(&mut self.parked)
                     .into_iter()
-                    .partition(|waiting: &Waiting| waiting.arrived <= look.began);
+                    .partition(|waiting: &DecisionRequest| waiting.arrived <= look.began);
                 self.parked = parked;
                 self.serve(waiting, Some(look)).await;
             }
-            Err(Blind::Missing(at)) => {
+            Err(LedgerReadError::Missing(at)) => {
                 if let Stop::Cannot(why) = self.make(at).await {
                     self.turn_away_parked(&why);
                 }
             }
-            Err(Blind::Cannot(why)) => self.turn_away_parked(&why),
+            Err(LedgerReadError::Failed(why)) => self.turn_away_parked(&why),
         }
     }
 
@@ -178,7 +178,7 @@ impl Actor {
     }
 
     /// A round, as often as others write first. With a look everybody is answered; without, those who are granted.
-    async fn serve(&mut self, mut waiting: Vec<Waiting>, look: Option<Look>) {
+    async fn serve(&mut self, mut waiting: Vec<DecisionRequest>, look: Option<FreshRead>) {
         // Some write of this round may have been done, or be done yet.
         let mut unsure = false;
         if look.is_none() && !waiting.is_empty() {
@@ -211,7 +211,7 @@ impl Actor {
             }
             match self.once(&waiting, look.as_ref()).await {
                 Ok(verdicts) => {
-                    self.answer(waiting, verdicts, look.as_ref().map(|look| look.sight));
+                    self.answer(waiting, verdicts, look.as_ref().map(|look| look.view_source));
                     waiting = Vec::new();
                     break;
                 }
@@ -236,14 +236,15 @@ impl Actor {
     /// Waits while it is the turn of others to write, if anybody else does.
     async fn others_turns(&self) {
         let shared = &self.shared;
-        if !shared.memory.is_contended(self.id.name()) {
+        if !shared.known_ledgers.is_contended(self.id.name()) {
             return;
         }
         // Each new version has an order of its own. Whoever has stood back for a few of them just tries.
         for _ in 0..YIELDS {
-            let Some((known, at)) = shared.memory.newest(self.id.name()) else { return };
-            let before = write_order::before(shared.store.me(), client::writers(&known.ledger));
-            let known_for = shared.memory.now().saturating_duration_since(at);
+            let Some((known, at)) = shared.known_ledgers.latest_with_time(self.id.name()) else { return };
+            let before =
+                write_order::before(shared.ledger_client.writer_id(), client::writers(&known.ledger));
+            let known_for = shared.known_ledgers.now().saturating_duration_since(at);
             let left = self.pace.writes(before).saturating_sub(known_for);
             if left.is_zero() {
                 return;
@@ -253,15 +254,15 @@ impl Actor {
     }
 
     /// Refusals are given by a look only, and those by Jobs that have ended by a LIST only.
-    fn answer(&mut self, waiting: Vec<Waiting>, verdicts: Vec<Verdict>, looked: Option<Sight>) {
-        self.refused.forget(Instant::now());
+    fn answer(&mut self, waiting: Vec<DecisionRequest>, verdicts: Vec<Verdict>, looked: Option<ViewSource>) {
+        self.refused.evict(Instant::now());
         let mut parked = Vec::new();
         for (one, verdict) in waiting.into_iter().zip(verdicts) {
             let by_ended = matches!(&verdict, Verdict::Refused(refused) if refused.limit == FAILURE_BACKOFF);
             let suffices = match looked {
                 None => false,
-                Some(Sight::Cache(_)) => !by_ended,
-                Some(Sight::List) => true,
+                Some(ViewSource::Cache(_)) => !by_ended,
+                Some(ViewSource::List) => true,
             };
             if verdict != Verdict::Granted && !suffices {
                 self.lists |= by_ended;
@@ -273,7 +274,7 @@ impl Actor {
             if one.reply.send(verdict).is_ok() {
                 // What nobody was told may have been decided otherwise since.
                 if let Some(refused) = refused {
-                    self.refused.put(one.attempt.job.uid, refused, Instant::now());
+                    self.refused.insert(one.attempt.job.uid, refused, Instant::now());
                 }
             } else if granted {
                 self.undo.insert(one.attempt.uid);
@@ -282,7 +283,7 @@ impl Actor {
         self.park(parked);
     }
 
-    fn park(&mut self, waiting: Vec<Waiting>) {
+    fn park(&mut self, waiting: Vec<DecisionRequest>) {
         self.parked.extend(waiting);
         if self.parked.len() > PARKED {
             let rest = self.parked.split_off(PARKED);
@@ -290,7 +291,7 @@ impl Actor {
         }
     }
 
-    fn turn_away(&mut self, waiting: Vec<Waiting>, unsure: bool, why: &str) {
+    fn turn_away(&mut self, waiting: Vec<DecisionRequest>, unsure: bool, why: &str) {
         if !waiting.is_empty() {
             tracing::warn!(
                 ledger = self.id.name(),
@@ -305,7 +306,7 @@ impl Actor {
     }
 
     /// It will not be granted; if it may stand in the ledger, it is taken out later.
-    fn forget(&mut self, one: &Waiting, unsure: bool) {
+    fn forget(&mut self, one: &DecisionRequest, unsure: bool) {
         if unsure && !one.attempt.dry_run {
             self.undo.insert(one.attempt.uid.clone());
         }

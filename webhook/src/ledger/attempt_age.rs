@@ -21,27 +21,27 @@ pub const OLD: Duration = Duration::from_secs(2);
 /// The monotonic clock by which attempts run out; clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct Clock {
-    ahead: Arc<AtomicU64>,
+    offset: Arc<AtomicU64>,
 }
 
 impl Clock {
     /// By this clock.
     pub fn now(&self) -> Instant {
-        Instant::now() + Duration::from_millis(self.ahead.load(Ordering::Relaxed))
+        Instant::now() + Duration::from_millis(self.offset.load(Ordering::Relaxed))
     }
 
-    /// Lets it go ahead (milliseconds count): for tests of what takes minutes.
-    pub fn skip(&self, time: Duration) {
+    /// Lets it go offset (milliseconds count): for tests of what takes minutes.
+    pub fn advance(&self, time: Duration) {
         let milliseconds = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-        self.ahead.fetch_add(milliseconds, Ordering::Relaxed);
+        self.offset.fetch_add(milliseconds, Ordering::Relaxed);
     }
 }
 
 /// When each attempt was seen first, by `request.uid`.
 #[derive(Clone, Debug, Default)]
-pub struct Clocks(HashMap<String, Instant>);
+pub struct AttemptAges(HashMap<String, Instant>);
 
-impl Clocks {
+impl AttemptAges {
     /// Starts a clock for each attempt that is new, and forgets those that are no longer there.
     pub fn note(&mut self, book: &Book, now: Instant) {
         let mut known = HashMap::with_capacity(self.0.len());

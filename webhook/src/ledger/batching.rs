@@ -17,7 +17,7 @@ const EVER: Duration = Duration::from_millis(500);
 
 /// The pace of one ledger in this process.
 #[derive(Clone, Debug)]
-pub struct Pace {
+pub struct BatchingDelay {
     apart: Duration,
     last: Option<Instant>,
     crowded: bool,
@@ -25,13 +25,13 @@ pub struct Pace {
     takes: Duration,
 }
 
-impl Default for Pace {
+impl Default for BatchingDelay {
     fn default() -> Self {
         Self { apart: LEAST, last: None, crowded: false, takes: Duration::ZERO }
     }
 }
 
-impl Pace {
+impl BatchingDelay {
     /// How long to gather, where so many are waiting already.
     pub fn gather(&self, waiting: usize, now: Instant) -> Duration {
         match self.last {
@@ -93,7 +93,7 @@ mod tests {
 
     #[test]
     fn who_comes_alone_does_not_wait_and_conflicts_make_writes_rarer() {
-        let mut pace = Pace::default();
+        let mut pace = BatchingDelay::default();
         let now = Instant::now();
         assert_eq!(pace.gather(50, now), Duration::ZERO, "nothing was written a moment ago");
         pace.begins(1, now);
@@ -115,7 +115,7 @@ mod tests {
 
     #[test]
     fn where_writes_are_slow_waiting_is_counted_in_writes() {
-        let mut pace = Pace::default();
+        let mut pace = BatchingDelay::default();
         let now = Instant::now();
         let slow = Duration::from_millis(80);
         pace.begins(9, now);

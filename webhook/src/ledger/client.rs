@@ -21,7 +21,7 @@ const WRITERS: &str = "job-handler/writers";
 
 /// All ledgers.
 #[derive(Clone, Debug)]
-pub struct Store {
+pub struct LedgerClient {
     api: Api<JobLedger>,
     writer: Arc<str>,
 }
@@ -33,18 +33,18 @@ pub fn writers(ledger: &JobLedger) -> &str {
 
 /// What became of a write.
 #[derive(Debug)]
-pub enum Write {
+pub enum WriteResult {
     /// It is stored, as this.
-    Done(Box<JobLedger>),
+    Written(Box<JobLedger>),
     /// Somebody else wrote first; nothing was written.
     Conflict,
     /// Nobody knows: it may be stored, or be stored yet.
     Unknown(String),
     /// It was refused; nothing was written.
-    Refused(String),
+    Rejected(String),
 }
 
-impl Store {
+impl LedgerClient {
     /// Of the pair's own namespace.
     pub fn new(client: Client, namespace: &str) -> Self {
         // Random, so that two are not taken for one.
@@ -58,7 +58,7 @@ impl Store {
     }
 
     /// This process, as [`writers`] tells.
-    pub fn me(&self) -> &str {
+    pub fn writer_id(&self) -> &str {
         &self.writer
     }
 
@@ -76,11 +76,11 @@ impl Store {
     }
 
     /// Makes an empty one.
-    pub async fn make(&self, name: &str) -> Write {
+    pub async fn create_empty(&self, name: &str) -> WriteResult {
         let ledger = JobLedger::new(name, JobLedgerSpec::empty());
         let params = PostParams::default();
         match tokio::time::timeout(CALL_TIMEOUT, let_in(|| self.api.create(&params, &ledger))).await {
-            Ok(Err(kube::Error::Api(status))) if status.code == 404 => Write::Refused(
+            Ok(Err(kube::Error::Api(status))) if status.code == 404 => WriteResult::Rejected(
                 "the cluster knows no jobledgers.job-handler.io, or our namespace is gone: apply manifests/base"
                     .to_owned(),
             ),
@@ -89,7 +89,7 @@ impl Store {
     }
 
     /// Writes one, if it is still as it was read.
-    pub async fn write(&self, name: &str, mut ledger: JobLedger) -> Write {
+    pub async fn replace(&self, name: &str, mut ledger: JobLedger) -> WriteResult {
         let params = PostParams::default();
         // One empty entry takes them out, and an object that has none is not tracked (apimachinery's fieldmanager.go and
         // skipnonapplied.go): who owns which attempt is of no use to anybody, and work for the apiserver at every write.
@@ -114,23 +114,24 @@ async fn let_in<T, F: Future<Output = kube::Result<T>>>(call: impl Fn() -> F) ->
     call().await
 }
 
-fn sort(name: &str, answer: Result<kube::Result<JobLedger>, tokio::time::error::Elapsed>) -> Write {
+fn sort(name: &str, answer: Result<kube::Result<JobLedger>, tokio::time::error::Elapsed>) -> WriteResult {
     match answer {
-        Ok(Ok(ledger)) => Write::Done(Box::new(ledger)),
+        Ok(Ok(ledger)) => WriteResult::Written(Box::new(ledger)),
         Ok(Err(kube::Error::Api(status))) => match status.code {
             // Gone is a conflict too: somebody deleted it meanwhile.
-            404 | 409 => Write::Conflict,
+            404 | 409 => WriteResult::Conflict,
             // Not let in: nothing was tried.
-            429 => Write::Refused(format!(
+            429 => WriteResult::Rejected(format!(
                 "cannot write the JobLedger {name}: HTTP 429, the apiserver is overloaded: {}",
                 status.message
             )),
-            500.. => Write::Unknown(format!("HTTP {}: {}", status.code, status.message)),
-            code => {
-                Write::Refused(format!("cannot write the JobLedger {name}: HTTP {code}: {}", status.message))
-            }
+            500.. => WriteResult::Unknown(format!("HTTP {}: {}", status.code, status.message)),
+            code => WriteResult::Rejected(format!(
+                "cannot write the JobLedger {name}: HTTP {code}: {}",
+                status.message
+            )),
         },
-        Ok(Err(error)) => Write::Unknown(error_chain(&error)),
-        Err(_) => Write::Unknown("the apiserver does not answer".to_owned()),
+        Ok(Err(error)) => WriteResult::Unknown(error_chain(&error)),
+        Err(_) => WriteResult::Unknown("the apiserver does not answer".to_owned()),
     }
 }

@@ -13,8 +13,8 @@ use job_handler_shared::{
     },
 };
 
-use crate::ledger::resolve::Seen;
-use crate::limit::scopes::{Place, Rules, ScopeKey};
+use crate::ledger::resolve::ObservedJob;
+use crate::limit::scopes::{LimitRules, Place, ScopeKey};
 
 /// Which ledger.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -63,7 +63,7 @@ pub fn could_grant<'a>(policies: &'a PolicySet, ledger: &LedgerId) -> impl Itera
 }
 
 /// The scopes of a Job that this ledger decides about.
-pub fn scopes<'a>(rules: Rules<'a>, ledger: &LedgerId, job: &JobSnapshot) -> Vec<(ScopeKey, &'a Limit)> {
+pub fn scopes<'a>(rules: LimitRules<'a>, ledger: &LedgerId, job: &JobSnapshot) -> Vec<(ScopeKey, &'a Limit)> {
     rules.scopes(job).into_iter().filter(|(scope, _)| ledger.holds(&scope.place)).collect()
 }
 
@@ -77,11 +77,11 @@ pub fn scope_id(scope: &ScopeKey) -> String {
 }
 
 /// A Job of a view.
-pub fn seen(rules: Rules<'_>, ledger: &LedgerId, job: &JobSnapshot) -> Seen {
+pub fn seen(rules: LimitRules<'_>, ledger: &LedgerId, job: &JobSnapshot) -> ObservedJob {
     let active = job.is_active();
     // Only who is active is counted, and finding scopes costs.
     let scopes = if active { scopes(rules, ledger, job) } else { Vec::new() };
-    Seen {
+    ObservedJob {
         name: job.key(),
         uid: job.uid.clone(),
         version: version(job),
@@ -106,7 +106,7 @@ pub fn kind(from: Option<&str>) -> Kind {
 }
 
 /// By what Jobs of a namespace are counted in a ledger: two replicas of one revision find the same scopes for a Job.
-pub fn revision(rules: Rules<'_>, ledger: &LedgerId, namespace: &str) -> String {
+pub fn revision(rules: LimitRules<'_>, ledger: &LedgerId, namespace: &str) -> String {
     let concerns = |kind: PolicyKind, own: Option<&str>| match kind {
         PolicyKind::ClusterJobPolicy => true,
         PolicyKind::JobPolicy => ledger.namespace().is_some() && own == Some(namespace),

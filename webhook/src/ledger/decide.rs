@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, hash_map::Entry};
 use jiff::Timestamp;
 use job_handler_shared::ledger::crd::{Book, Granted, Kind};
 
-use super::resolve::{self, Outcome, Seen, Sight};
-use crate::limit::scopes::Holder;
+use super::resolve::{self, AttemptOutcome, ObservedJob, ViewSource};
+use crate::limit::scopes::SlotHolder;
 
 /// A namespace of which so many names hold slots by old attempts that led to no Job has its creates denied by somebody
 /// after us. It has to wait, so that it cannot pin a limit that others share.
@@ -17,20 +17,20 @@ pub const MANY_TRIES: usize = 32;
 
 /// Everything a round goes by, besides the requests.
 #[derive(Clone, Copy)]
-pub struct Given<'a> {
+pub struct RoundInput<'a> {
     /// The ledger as it was read.
     pub book: &'a Book,
     /// How the Jobs were seen.
-    pub sight: Sight,
+    pub view_source: ViewSource,
     /// Those Jobs.
-    pub jobs: &'a [&'a Seen],
+    pub jobs: &'a [&'a ObservedJob],
     /// By `request.uid`: attempts that ran out by the own clock before a quorum read began, and that this read shows to
-    /// have come to nothing ([`resolve::came_to_nothing`]).
+    /// have come to nothing ([`resolve::had_no_effect`]).
     pub expired: &'a BTreeSet<String>,
     /// By `request.uid`: known for so long that their creates must have been denied after us.
     pub old: &'a BTreeSet<String>,
     /// By `request.uid`: our own grants that reached nobody.
-    pub undone: &'a BTreeSet<String>,
+    pub revoked: &'a BTreeSet<String>,
     /// The revision by which the Jobs of a namespace are counted here.
     pub revision: &'a dyn Fn(&str) -> String,
     /// For people.
@@ -39,7 +39,7 @@ pub struct Given<'a> {
 
 /// A request.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Asked {
+pub struct SlotRequest {
     /// `request.uid`.
     pub request: String,
     /// `namespace/name` of the Job.
@@ -53,12 +53,12 @@ pub struct Asked {
     /// Decide, but record nothing.
     pub dry_run: bool,
     /// It may not start now for a reason of its own, unless its name takes its slots already.
-    pub barred: bool,
+    pub in_backoff: bool,
 }
 
 /// What becomes of a request, once the ledger is written.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Answer {
+pub enum SlotAnswer {
     /// It may go on.
     Granted,
     /// No slot is left.
@@ -66,31 +66,31 @@ pub enum Answer {
         /// Which of its scopes.
         scope: usize,
         /// Who holds the slots, by `namespace/name`.
-        holders: BTreeMap<String, Holder>,
+        holders: BTreeMap<String, SlotHolder>,
     },
     /// Too many attempts of this tenant led to nothing.
-    Crowded {
+    TooManyAttempts {
         /// So many.
         attempts: usize,
     },
     /// For the reason of its own.
-    Barred,
+    InBackoff,
 }
 
 /// A round's outcome.
 #[derive(Clone, Debug)]
-pub struct Decided {
+pub struct RoundDecision {
     /// One answer for each request.
-    pub answers: Vec<Answer>,
+    pub answers: Vec<SlotAnswer>,
     /// The ledger to be written; where it is as it was read, nothing needs to be.
     pub book: Book,
     /// Of each limit whose slots anybody takes, by its [`limit_of`], the fullest scope.
-    pub fullest: BTreeMap<String, Taken>,
+    pub fullest: BTreeMap<String, SlotCount>,
 }
 
 /// How many names take a slot in a scope.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Taken {
+pub struct SlotCount {
     /// All of them.
     pub active: usize,
     /// Those for which only attempts do.
@@ -99,60 +99,60 @@ pub struct Taken {
 
 /// Who takes slots where. There may be thousands, of which a round asks for numbers only, as a rule: nothing is copied.
 #[derive(Debug, Default)]
-struct Usage<'a> {
-    scopes: HashMap<&'a str, Scope<'a>>,
+struct SlotUsage<'a> {
+    scopes: HashMap<&'a str, ScopeUsage<'a>>,
     /// Attempts that were granted by other policies than ours: nobody here knows where they take a slot, so they do
     /// everywhere.
-    everywhere: HashMap<&'a str, Slot>,
+    everywhere: HashMap<&'a str, OccupiedSlot>,
 }
 
 #[derive(Debug, Default)]
-struct Scope<'a> {
-    names: HashMap<&'a str, Slot>,
+struct ScopeUsage<'a> {
+    names: HashMap<&'a str, OccupiedSlot>,
     pending: usize,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Slot {
+struct OccupiedSlot {
     since: Timestamp,
     pending: bool,
 }
 
 /// Decides. None = the view is older than what somebody else has seen already: look again.
-pub fn decide(given: Given<'_>, asked: &[Asked]) -> Option<Decided> {
-    if !given.sight.suffices(given.book.observed_through) {
+pub fn decide(given: RoundInput<'_>, asked: &[SlotRequest]) -> Option<RoundDecision> {
+    if !given.view_source.covers(given.book.observed_through) {
         return None;
     }
     let mut book = take_out(given);
-    let mut usage = Usage::of(given, &book);
+    let mut usage = SlotUsage::of(given, &book);
     let answers = asked
         .iter()
         .map(|one| {
             let answer = judge(given, &book, &usage, one);
-            if answer == Answer::Granted && !one.dry_run && !one.scopes.is_empty() {
+            if answer == SlotAnswer::Granted && !one.dry_run && !one.scopes.is_empty() {
                 record(given, &mut book, &mut usage, one);
             }
             answer
         })
         .collect();
-    Some(Decided { answers, book, fullest: usage.fullest() })
+    Some(RoundDecision { answers, book, fullest: usage.fullest() })
 }
 
 /// The ledger without the attempts whose outcome is known.
-fn take_out(given: Given<'_>) -> Book {
+fn take_out(given: RoundInput<'_>) -> Book {
     let mut book = given.book.clone();
     if book.pending.is_empty() {
         return book;
     }
-    let seen: HashMap<&str, &Seen> = given.jobs.iter().map(|job| (job.uid.as_str(), *job)).collect();
+    let seen: HashMap<&str, &ObservedJob> = given.jobs.iter().map(|job| (job.uid.as_str(), *job)).collect();
     for (name, request, granted) in given.book.attempts() {
-        let goes = match resolve::outcome(granted, seen.get(&*granted.job_uid).copied(), given.sight) {
-            Outcome::Seen(version) => {
+        let goes = match resolve::outcome(granted, seen.get(&*granted.job_uid).copied(), given.view_source) {
+            AttemptOutcome::Observed(version) => {
                 book.observed_through = book.observed_through.max(version);
                 true
             }
-            Outcome::Gone => true,
-            Outcome::Unknown => given.expired.contains(request) || given.undone.contains(request),
+            AttemptOutcome::Deleted => true,
+            AttemptOutcome::Unknown => given.expired.contains(request) || given.revoked.contains(request),
         };
         if goes {
             book.remove(name, request);
@@ -161,14 +161,14 @@ fn take_out(given: Given<'_>) -> Book {
     book
 }
 
-fn judge(given: Given<'_>, book: &Book, usage: &Usage<'_>, one: &Asked) -> Answer {
+fn judge(given: RoundInput<'_>, book: &Book, usage: &SlotUsage<'_>, one: &SlotRequest) -> SlotAnswer {
     let tries = book.pending.get(&one.name);
     // Written by an earlier try of this very round, whose answer from the apiserver was lost.
     if tries.is_some_and(|tries| tries.contains_key(&one.request)) {
-        return Answer::Granted;
+        return SlotAnswer::Granted;
     }
     if let Some(attempts) = crowd(given, book, usage, one) {
-        return Answer::Crowded { attempts };
+        return SlotAnswer::TooManyAttempts { attempts };
     }
     // A name counts once: at most one Job of that name can be there, so a name that counts already adds nothing, and
     // the apiserver answers 409 itself. But the others have to leave room for it: in a view that is behind, it may count
@@ -177,14 +177,14 @@ fn judge(given: Given<'_>, book: &Book, usage: &Usage<'_>, one: &Asked) -> Answe
     for (n, (scope, max)) in one.scopes.iter().enumerate() {
         counts &= usage.holds(scope, &one.name);
         if usage.count_without(scope, &one.name) >= *max as usize {
-            return Answer::Full { scope: n, holders: usage.holders(scope) };
+            return SlotAnswer::Full { scope: n, holders: usage.holders(scope) };
         }
     }
-    if one.barred && !counts { Answer::Barred } else { Answer::Granted }
+    if one.in_backoff && !counts { SlotAnswer::InBackoff } else { SlotAnswer::Granted }
 }
 
 /// Attempts of the same tenant that led to nothing, where they are too many.
-fn crowd(given: Given<'_>, book: &Book, usage: &Usage<'_>, one: &Asked) -> Option<usize> {
+fn crowd(given: RoundInput<'_>, book: &Book, usage: &SlotUsage<'_>, one: &SlotRequest) -> Option<usize> {
     if one.scopes.is_empty() {
         return None;
     }
@@ -202,7 +202,7 @@ fn crowd(given: Given<'_>, book: &Book, usage: &Usage<'_>, one: &Asked) -> Optio
     (names >= MANY_NAMES).then_some(names)
 }
 
-fn record<'a>(given: Given<'a>, book: &mut Book, usage: &mut Usage<'a>, one: &'a Asked) {
+fn record<'a>(given: RoundInput<'a>, book: &mut Book, usage: &mut SlotUsage<'a>, one: &'a SlotRequest) {
     let granted = Granted {
         job_uid: one.job_uid.clone(),
         kind: one.kind.clone(),
@@ -211,25 +211,25 @@ fn record<'a>(given: Given<'a>, book: &mut Book, usage: &mut Usage<'a>, one: &'a
         since: given.now,
     };
     for (scope, _) in &one.scopes {
-        usage.add(scope, &one.name, Slot { since: given.now, pending: true });
+        usage.add(scope, &one.name, OccupiedSlot { since: given.now, pending: true });
     }
     book.pending.entry(one.name.clone()).or_default().insert(one.request.clone(), granted);
 }
 
-impl<'a> Usage<'a> {
+impl<'a> SlotUsage<'a> {
     /// By the Jobs that are seen, and by the attempts that are left in the book.
-    fn of(given: Given<'a>, left: &Book) -> Self {
+    fn of(given: RoundInput<'a>, left: &Book) -> Self {
         let mut usage = Self::default();
         for job in given.jobs.iter().filter(|job| job.active) {
             for scope in &job.scopes {
-                usage.add(scope, &job.name, Slot { since: job.since, pending: false });
+                usage.add(scope, &job.name, OccupiedSlot { since: job.since, pending: false });
             }
         }
         for (name, request, granted) in given.book.attempts() {
             if !left.pending.get(name).is_some_and(|tries| tries.contains_key(request)) {
                 continue;
             }
-            let slot = Slot { since: granted.since, pending: true };
+            let slot = OccupiedSlot { since: granted.since, pending: true };
             if granted.revision == (given.revision)(namespace(name)) {
                 granted.scopes.iter().for_each(|scope| usage.add(scope, name, slot));
             } else {
@@ -239,7 +239,7 @@ impl<'a> Usage<'a> {
         usage
     }
 
-    fn add(&mut self, scope: &'a str, name: &'a str, slot: Slot) {
+    fn add(&mut self, scope: &'a str, name: &'a str, slot: OccupiedSlot) {
         let scope = self.scopes.entry(scope).or_default();
         // The first to be told of a name stays: what is seen to run is not called just admitted.
         if let Entry::Vacant(vacant) = scope.names.entry(name) {
@@ -260,23 +260,26 @@ impl<'a> Usage<'a> {
     }
 
     /// Names that take a slot in this scope only because they do everywhere.
-    fn only_everywhere<'s>(&'s self, scope: Option<&'s Scope<'a>>) -> impl Iterator<Item = &'a str> + 's {
+    fn only_everywhere<'s>(
+        &'s self,
+        scope: Option<&'s ScopeUsage<'a>>,
+    ) -> impl Iterator<Item = &'a str> + 's {
         let names = self.everywhere.keys().copied();
         names.filter(move |name| scope.is_none_or(|scope| !scope.names.contains_key(name)))
     }
 
-    fn holders(&self, scope: &str) -> BTreeMap<String, Holder> {
+    fn holders(&self, scope: &str) -> BTreeMap<String, SlotHolder> {
         let known = self.scopes.get(scope).into_iter().flat_map(|known| &known.names);
         // In this order, so that what is seen to run is not called just admitted.
         let all = self.everywhere.iter().chain(known);
         all.map(|(name, slot)| ((*name).to_owned(), holder(name, *slot))).collect()
     }
 
-    fn fullest(&self) -> BTreeMap<String, Taken> {
-        let mut limits: BTreeMap<&str, Taken> = BTreeMap::new();
+    fn fullest(&self) -> BTreeMap<String, SlotCount> {
+        let mut limits: BTreeMap<&str, SlotCount> = BTreeMap::new();
         for (id, scope) in &self.scopes {
             let more = self.only_everywhere(Some(scope)).count();
-            let taken = Taken { active: scope.names.len() + more, pending: scope.pending + more };
+            let taken = SlotCount { active: scope.names.len() + more, pending: scope.pending + more };
             let most = limits.entry(limit_of(id)).or_default();
             *most = taken.max(*most);
         }
@@ -289,10 +292,10 @@ impl<'a> Usage<'a> {
     }
 }
 
-fn holder(name: &str, slot: Slot) -> Holder {
+fn holder(name: &str, slot: OccupiedSlot) -> SlotHolder {
     let (namespace, name) = name.split_once('/').unwrap_or(("", name));
-    let Slot { since, pending } = slot;
-    Holder { namespace: namespace.to_owned(), name: name.to_owned(), since, pending }
+    let OccupiedSlot { since, pending } = slot;
+    SlotHolder { namespace: namespace.to_owned(), name: name.to_owned(), since, pending }
 }
 
 /// Of a `namespace/name`.

@@ -20,16 +20,16 @@ use job_handler_shared::job::snapshot::JobSnapshot;
 use tokio::sync::Mutex;
 
 use crate::ledger::{
-    attempt_age::{Clocks, EXPIRY},
+    attempt_age::{AttemptAges, EXPIRY},
     count::{self, LedgerId},
     decide,
-    known_ledgers::Known,
-    limiter::Shared,
-    resolve::{Sight, came_to_nothing},
+    known_ledgers::KnownLedger,
+    limiter::LedgerContext,
+    resolve::{ViewSource, had_no_effect},
 };
 use crate::{
-    cache::consistent_list::{self, View},
-    limit::scopes::Rules,
+    cache::consistent_list::{self, JobListing},
+    limit::scopes::LimitRules,
 };
 
 /// A LIST that takes longer helps nobody: its callers are about to give up.
@@ -44,37 +44,37 @@ const FETCH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What was seen.
 #[derive(Debug)]
-pub struct Look {
+pub struct FreshRead {
     /// Who came before this is answered by it.
     pub began: Instant,
     /// The ledger.
-    pub known: Arc<Known>,
+    pub known: Arc<KnownLedger>,
     /// Whether it was read for this; else it is as it was watched, with nothing pending.
     pub read: bool,
     /// The Jobs, listed after the ledger was read, or fetched.
-    pub view: View,
+    pub view: JobListing,
     /// Which of both.
-    pub sight: Sight,
+    pub view_source: ViewSource,
     /// Attempts that had run out before the Jobs were listed, or theirs fetched, and that came to nothing by what this shows.
     pub expired: BTreeSet<String>,
 }
 
 /// Why nothing was.
 #[derive(Debug)]
-pub enum Blind {
+pub enum LedgerReadError {
     /// There is no such ledger; since when that is known by the clock of attempts: the read began then.
     Missing(Instant),
     /// For people.
-    Cannot(String),
+    Failed(String),
 }
 
 /// Lets consistent reads through one after the other.
 #[derive(Debug, Default)]
-pub struct Reads(Mutex<Option<Instant>>);
+pub struct ReadRateLimiter(Mutex<Option<Instant>>);
 
-impl Reads {
+impl ReadRateLimiter {
     /// Waits for one's turn; first come, first served.
-    pub async fn turn(&self) {
+    pub async fn acquire(&self) {
         let mut last = self.0.lock().await;
         if let Some(last) = *last {
             tokio::time::sleep_until((last + APART).into()).await;
@@ -84,58 +84,63 @@ impl Reads {
 }
 
 /// Looks; where it `lists`, not only at those who take slots.
-pub async fn look(shared: Arc<Shared>, id: LedgerId, lists: bool) -> Result<Look, Blind> {
-    shared.reads.turn().await;
+pub async fn look(
+    shared: Arc<LedgerContext>,
+    id: LedgerId,
+    lists: bool,
+) -> Result<FreshRead, LedgerReadError> {
+    shared.reads.acquire().await;
     let began = Instant::now();
     let (known, fetches) = match still(&shared, &id, lists).await? {
         Still::So(known, view) => {
             shared.metrics.consistent_reads.inc();
-            let sight = Sight::Cache(view.version);
+            let view_source = ViewSource::Cache(view.version);
             let read = !known.book.pending.is_empty();
-            return Ok(Look { began, known, read, view, sight, expired: BTreeSet::new() });
+            return Ok(FreshRead { began, known, read, view, view_source, expired: BTreeSet::new() });
         }
         Still::Unknown(known) => (known, !lists),
         Still::Changed(known) => (known, false),
     };
     // Before the Jobs are read: what has run out by now can show in them only if it came to something.
-    let (clocks, now) = (shared.memory.clocks(id.name()), shared.memory.now());
+    let (clocks, now) = (shared.known_ledgers.attempt_ages(id.name()), shared.known_ledgers.now());
     shared.metrics.consistent_reads.inc();
     if fetches && let Some(view) = fetched(&shared, &id, &known).await {
-        let (sight, expired) = (Sight::Cache(view.version), expired(&known, &clocks, now, &view));
-        return Ok(Look { began, known, read: true, view, sight, expired });
+        let (view_source, expired) = (ViewSource::Cache(view.version), expired(&known, &clocks, now, &view));
+        return Ok(FreshRead { began, known, read: true, view, view_source, expired });
     }
     let list = consistent_list::jobs(&shared.client, id.namespace().map(str::to_owned));
     let view = match tokio::time::timeout(LIST_TIMEOUT, list).await {
-        Ok(view) => view.map_err(|error| Blind::Cannot(error.to_string()))?,
-        Err(_) => return Err(Blind::Cannot("the apiserver did not answer in time".to_owned())),
+        Ok(view) => view.map_err(|error| LedgerReadError::Failed(error.to_string()))?,
+        Err(_) => return Err(LedgerReadError::Failed("the apiserver did not answer in time".to_owned())),
     };
     // Else a cluster limit could miss some of its Jobs.
     for job in view.jobs.iter().filter(|job| job.is_active()) {
         if shared.policies.namespace(&job.namespace).await.is_none() {
-            return Err(Blind::Cannot(format!("the namespace {} is not known yet", job.namespace)));
+            return Err(LedgerReadError::Failed(format!("the namespace {} is not known yet", job.namespace)));
         }
     }
     let expired = expired(&known, &clocks, now, &view);
-    Ok(Look { began, known, read: true, view, sight: Sight::List, expired })
+    Ok(FreshRead { began, known, read: true, view, view_source: ViewSource::List, expired })
 }
 
 /// What a look finds at first.
 enum Still {
     /// The ledger is as it was watched, and who takes slots does so still.
-    So(Arc<Known>, View),
+    So(Arc<KnownLedger>, JobListing),
     /// Who takes slots by the watch is too many to be fetched, or one of them does no more. The ledger as it is now.
-    Changed(Arc<Known>),
+    Changed(Arc<KnownLedger>),
     /// By this ledger, which is as it is now, nobody has looked.
-    Unknown(Arc<Known>),
+    Unknown(Arc<KnownLedger>),
 }
 
 /// Looks whether all is as it was watched, which it is where Jobs are refused one after the other: then ledger and Jobs
 /// need not wait for each other. Without attempts in it nobody is refused by the ledger, and it is not read at all. (Who
 /// decides by a newer one that has some after all, needs another look: those may be older than who asks.)
-async fn still(shared: &Shared, id: &LedgerId, lists: bool) -> Result<Still, Blind> {
+async fn still(shared: &LedgerContext, id: &LedgerId, lists: bool) -> Result<Still, LedgerReadError> {
     let name = id.name();
-    let watched = shared.memory.known(name);
-    let run_out = !shared.memory.clocks(name).older(EXPIRY, shared.memory.now()).is_empty();
+    let watched = shared.known_ledgers.latest(name);
+    let run_out =
+        !shared.known_ledgers.attempt_ages(name).older(EXPIRY, shared.known_ledgers.now()).is_empty();
     let Some(watched) = watched.filter(|_| !lists && !run_out) else {
         return Ok(Still::Unknown(read(shared, name).await?));
     };
@@ -159,16 +164,16 @@ async fn still(shared: &Shared, id: &LedgerId, lists: bool) -> Result<Still, Bli
 /// or anything is in doubt: then only a LIST can tell.
 ///
 /// Whoever is refused by this is refused by what is so now. A grant is one by the watch: of other Jobs the view is as old
-/// as the watch, so it is one of [`Sight::Cache`], and nobody counts less by it than by the watch.
-async fn fetched(shared: &Shared, id: &LedgerId, known: &Known) -> Option<View> {
+/// as the watch, so it is one of [`ViewSource::Cache`], and nobody counts less by it than by the watch.
+async fn fetched(shared: &LedgerContext, id: &LedgerId, known: &KnownLedger) -> Option<JobListing> {
     let began = Instant::now();
-    let (version, mut jobs) = shared.cache.see(id.namespace())?;
+    let (version, mut jobs) = shared.cache.snapshot(id.namespace())?;
     if version < known.book.observed_through {
         return None;
     }
     let policies = shared.policies.current().clone();
     let namespaces = |name: &str| shared.policies.known_namespace(name);
-    let rules = Rules { policies: &policies, namespaces: &namespaces };
+    let rules = LimitRules { policies: &policies, namespaces: &namespaces };
     let mut holders: BTreeSet<String> = known.book.pending.keys().cloned().collect();
     for job in jobs.iter().filter(|job| job.is_active()) {
         // Else a cluster limit could miss some of its Jobs.
@@ -202,19 +207,25 @@ async fn fetched(shared: &Shared, id: &LedgerId, known: &Known) -> Option<View> 
     }
     // Of these the watch has not told yet.
     jobs.extend(now.into_values());
-    Some(View { began, version, jobs })
+    Some(JobListing { began, version, jobs })
 }
 
 /// A ledger as it is now.
-pub async fn read(shared: &Shared, name: &str) -> Result<Arc<Known>, Blind> {
-    let began = shared.memory.now();
-    let ledger = shared.store.read(name).await.map_err(Blind::Cannot)?.ok_or(Blind::Missing(began))?;
-    let known = Known::of(ledger).map_err(|error| Blind::Cannot(format!("the JobLedger {name}: {error}")))?;
-    shared.memory.note(name, &known);
+pub async fn read(shared: &LedgerContext, name: &str) -> Result<Arc<KnownLedger>, LedgerReadError> {
+    let began = shared.known_ledgers.now();
+    let ledger = shared
+        .ledger_client
+        .read(name)
+        .await
+        .map_err(LedgerReadError::Failed)?
+        .ok_or(LedgerReadError::Missing(began))?;
+    let known = KnownLedger::parse(ledger)
+        .map_err(|error| LedgerReadError::Failed(format!("the JobLedger {name}: {error}")))?;
+    shared.known_ledgers.record(name, &known);
     Ok(known)
 }
 
-fn expired(known: &Known, clocks: &Clocks, now: Instant, view: &View) -> BTreeSet<String> {
+fn expired(known: &KnownLedger, clocks: &AttemptAges, now: Instant, view: &JobListing) -> BTreeSet<String> {
     let mut expired = clocks.older(EXPIRY, now);
     if expired.is_empty() {
         return expired;
@@ -225,7 +236,7 @@ fn expired(known: &Known, clocks: &Clocks, now: Instant, view: &View) -> BTreeSe
     expired.retain(|request| {
         attempts
             .get(&**request)
-            .is_some_and(|granted| came_to_nothing(granted, versions.get(&*granted.job_uid).copied()))
+            .is_some_and(|granted| had_no_effect(granted, versions.get(&*granted.job_uid).copied()))
     });
     expired
 }

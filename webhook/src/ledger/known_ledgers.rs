@@ -18,25 +18,25 @@ use tokio::sync::watch;
 
 use crate::cache::{policies::Policies, reflector::Mirror};
 use crate::ledger::{
-    attempt_age::{Clock, Clocks, EXPIRY},
+    attempt_age::{AttemptAges, Clock, EXPIRY},
     count::LedgerId,
 };
 
 /// So long after a write that came too late a ledger is taken for one that several replicas want to write.
 const CONTENDED: Duration = Duration::from_secs(5);
 
-/// Shared by all actors of a process.
+/// LedgerContext by all actors of a process.
 #[derive(Debug, Default)]
-pub struct Memory {
+pub struct KnownLedgers {
     clock: Clock,
     inner: Mutex<Inner>,
-    /// Ledgers are gone, or all were listed anew.
+    /// LedgerTasks are gone, or all were listed anew.
     turns: watch::Sender<u64>,
 }
 
 /// A ledger as it was at some time: read, watched or written.
 #[derive(Clone, Debug)]
-pub struct Known {
+pub struct KnownLedger {
     /// The object, without what only the apiserver needs.
     pub ledger: JobLedger,
     /// What is in it.
@@ -45,12 +45,12 @@ pub struct Known {
     pub version: u64,
 }
 
-impl Known {
-    /// Reads it.
+impl KnownLedger {
+    /// ReadRateLimiter it.
     ///
     /// # Errors
     /// Where it is not understood in full.
-    pub fn of(mut ledger: JobLedger) -> Result<Arc<Self>, LedgerError> {
+    pub fn parse(mut ledger: JobLedger) -> Result<Arc<Self>, LedgerError> {
         // Half of its size. An update that does not state them leaves them to the apiserver.
         ledger.metadata.managed_fields = None;
         let book = ledger.spec.book()?;
@@ -61,10 +61,10 @@ impl Known {
 
 #[derive(Debug, Default)]
 struct Inner {
-    clocks: HashMap<String, Clocks>,
+    clocks: HashMap<String, AttemptAges>,
     /// The newest of each that is known and understood, and when it was changed.
-    known: HashMap<String, (Arc<Known>, Instant)>,
-    /// Ledgers that are there, as far as is known, and since when that is.
+    known: HashMap<String, (Arc<KnownLedger>, Instant)>,
+    /// LedgerTasks that are there, as far as is known, and since when that is.
     there: HashMap<String, Instant>,
     /// When a ledger was found to be no longer there.
     gone: HashMap<String, Instant>,
@@ -84,7 +84,7 @@ struct Watching {
     namespaces: HashSet<String>,
 }
 
-impl Memory {
+impl KnownLedgers {
     /// By this clock.
     pub fn new(clock: Clock) -> Self {
         Self { clock, ..Self::default() }
@@ -96,22 +96,22 @@ impl Memory {
     }
 
     /// Takes note of a ledger as it was read or written.
-    pub fn note(&self, ledger: &str, known: &Arc<Known>) {
-        self.inner().note(ledger, known, self.now());
+    pub fn record(&self, ledger: &str, known: &Arc<KnownLedger>) {
+        self.inner().record(ledger, known, self.now());
     }
 
     /// The newest that is known of a ledger.
-    pub fn known(&self, ledger: &str) -> Option<Arc<Known>> {
-        self.newest(ledger).map(|(known, _)| known)
+    pub fn latest(&self, ledger: &str) -> Option<Arc<KnownLedger>> {
+        self.latest_with_time(ledger).map(|(known, _)| known)
     }
 
     /// The same, and since when it has been known.
-    pub fn newest(&self, ledger: &str) -> Option<(Arc<Known>, Instant)> {
+    pub fn latest_with_time(&self, ledger: &str) -> Option<(Arc<KnownLedger>, Instant)> {
         self.inner().known.get(ledger).cloned()
     }
 
     /// A write of a ledger came after somebody else's.
-    pub fn lost(&self, ledger: &str) {
+    pub fn record_conflict(&self, ledger: &str) {
         let (now, mut inner) = (self.now(), self.inner());
         if inner.there.contains_key(ledger) {
             inner.lost.insert(ledger.to_owned(), now);
@@ -125,14 +125,14 @@ impl Memory {
     }
 
     /// The clocks of a ledger's attempts.
-    pub fn clocks(&self, ledger: &str) -> Clocks {
+    pub fn attempt_ages(&self, ledger: &str) -> AttemptAges {
         self.inner().clocks.get(ledger).cloned().unwrap_or_default()
     }
 
     /// A ledger was found missing by a read that began at `at`. Whether it may be made; else how long that has to wait.
     ///
     /// `policies`: uids of those that could have granted in it.
-    pub fn missing<'a>(
+    pub fn may_recreate<'a>(
         &self,
         ledger: &str,
         at: Instant,
@@ -148,18 +148,22 @@ impl Memory {
     }
 
     /// Whether a ledger came since then, as far as is known.
-    pub fn came_since(&self, ledger: &str, at: Instant) -> bool {
+    pub fn appeared_since(&self, ledger: &str, at: Instant) -> bool {
         self.inner().there.get(ledger).is_some_and(|since| *since >= at)
     }
 
     /// Whether a ledger may be made before anybody asks for it: it is not there, and was not.
-    pub fn lacks<'a>(&self, ledger: &str, policies: impl IntoIterator<Item = &'a str>) -> bool {
+    pub fn should_create<'a>(&self, ledger: &str, policies: impl IntoIterator<Item = &'a str>) -> bool {
         let (now, inner) = (self.now(), self.inner());
         !inner.there.contains_key(ledger) && inner.may_make(ledger, now, policies).is_ok()
     }
 
     /// Where a ledger is missing that must not be made yet: for how long.
-    pub fn doubts<'a>(&self, ledger: &str, policies: impl IntoIterator<Item = &'a str>) -> Option<Duration> {
+    pub fn recreate_delay<'a>(
+        &self,
+        ledger: &str,
+        policies: impl IntoIterator<Item = &'a str>,
+    ) -> Option<Duration> {
         let (now, inner) = (self.now(), self.inner());
         if inner.there.contains_key(ledger) {
             return None;
@@ -168,17 +172,17 @@ impl Memory {
     }
 
     /// Whether the ledgers were seen once.
-    pub fn watches(&self) -> bool {
+    pub fn is_synced(&self) -> bool {
         self.inner().watching.is_some()
     }
 
     /// Tells of ledgers that are gone, and of each time that all were seen.
-    pub fn turns(&self) -> watch::Receiver<u64> {
+    pub fn changes(&self) -> watch::Receiver<u64> {
         self.turns.subscribe()
     }
 
-    /// Ledgers with attempts that have been known for longer than `age`, and that nobody has written for `quiet`.
-    pub fn with_older(&self, age: Duration, quiet: Duration) -> Vec<String> {
+    /// LedgerTasks with attempts that have been known for longer than `age`, and that nobody has written for `quiet`.
+    pub fn with_attempts_older_than(&self, age: Duration, quiet: Duration) -> Vec<String> {
         let now = self.now();
         let inner = self.inner();
         let is_quiet = |ledger: &String| {
@@ -189,8 +193,8 @@ impl Memory {
     }
 
     /// Attempts of all ledgers without a known outcome.
-    pub fn attempts(&self) -> usize {
-        self.inner().clocks.values().map(Clocks::count).sum()
+    pub fn pending_attempts(&self) -> usize {
+        self.inner().clocks.values().map(AttemptAges::count).sum()
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -229,7 +233,7 @@ impl Inner {
         }
     }
 
-    fn note(&mut self, ledger: &str, known: &Arc<Known>, now: Instant) {
+    fn record(&mut self, ledger: &str, known: &Arc<KnownLedger>, now: Instant) {
         self.there.entry(ledger.to_owned()).or_insert(now);
         // A watch tells of one's own writes late.
         if self.known.get(ledger).is_some_and(|(newer, _)| newer.version >= known.version) {
@@ -241,8 +245,8 @@ impl Inner {
 
     fn see(&mut self, ledger: JobLedger, now: Instant) {
         let name = ledger.name_any();
-        match Known::of(ledger) {
-            Ok(known) => self.note(&name, &known, now),
+        match KnownLedger::parse(ledger) {
+            Ok(known) => self.record(&name, &known, now),
             // There it is all the same; whoever decides by it reads it again and says what is wrong with it.
             Err(_) => {
                 self.known.remove(&name);
@@ -253,14 +257,14 @@ impl Inner {
 }
 
 /// Keeps a memory by a watch.
-pub struct Watcher<'a> {
+pub struct LedgerWatchHandler<'a> {
     /// What is kept.
-    pub memory: &'a Memory,
+    pub memory: &'a KnownLedgers,
     /// The policies of the moment.
     pub policies: Policies,
 }
 
-impl Mirror<JobLedger> for Watcher<'_> {
+impl Mirror<JobLedger> for LedgerWatchHandler<'_> {
     fn begin(&mut self) {
         let now = self.memory.now();
         self.memory.inner().listing = Some(now);
@@ -304,8 +308,8 @@ mod tests {
 
     use super::*;
 
-    fn watcher(memory: &Memory) -> Watcher<'_> {
-        Watcher { memory, policies: Policies::fixed(PolicySet::default(), []) }
+    fn watcher(memory: &KnownLedgers) -> LedgerWatchHandler<'_> {
+        LedgerWatchHandler { memory, policies: Policies::fixed(PolicySet::default(), []) }
     }
 
     fn ledger(name: &str) -> JobLedger {
@@ -319,95 +323,97 @@ mod tests {
     #[test]
     fn a_deleted_ledger_is_not_made_again_for_a_minute() {
         let clock = Clock::default();
-        let memory = Memory::new(clock.clone());
-        assert!(memory.missing("ci", memory.now(), ["p"]).is_err(), "nothing was watched yet");
+        let memory = KnownLedgers::new(clock.clone());
+        assert!(memory.may_recreate("ci", memory.now(), ["p"]).is_err(), "nothing was watched yet");
         watcher(&memory).replace(vec![ledger("ci")]);
         assert!(
-            memory.missing("other", memory.now(), ["p"]).is_ok(),
+            memory.may_recreate("other", memory.now(), ["p"]).is_ok(),
             "the policy is new, so nobody granted by it before"
         );
         watcher(&memory).delete(ledger("ci"));
-        assert!(memory.missing("ci", memory.now(), ["p"]).is_err());
-        clock.skip(after(59));
-        assert!(memory.missing("ci", memory.now(), ["p"]).is_err());
-        clock.skip(after(2));
-        assert!(memory.missing("ci", memory.now(), ["p"]).is_ok());
-        // Found by a read, before the watch tells.
-        memory.note("ci", &Known::of(ledger("ci")).unwrap());
-        assert!(memory.missing("ci", memory.now(), ["p"]).is_err());
-        clock.skip(after(61));
-        assert!(memory.missing("ci", memory.now(), ["p"]).is_ok());
+        assert!(memory.may_recreate("ci", memory.now(), ["p"]).is_err());
+        clock.advance(after(59));
+        assert!(memory.may_recreate("ci", memory.now(), ["p"]).is_err());
+        clock.advance(after(2));
+        assert!(memory.may_recreate("ci", memory.now(), ["p"]).is_ok());
+        // ScopeCache by a read, before the watch tells.
+        memory.record("ci", &KnownLedger::parse(ledger("ci")).unwrap());
+        assert!(memory.may_recreate("ci", memory.now(), ["p"]).is_err());
+        clock.advance(after(61));
+        assert!(memory.may_recreate("ci", memory.now(), ["p"]).is_ok());
     }
 
     #[test]
     fn a_process_that_just_began_to_watch_knows_nothing_of_older_policies() {
         let clock = Clock::default();
-        let memory = Memory::new(clock.clone());
+        let memory = KnownLedgers::new(clock.clone());
         memory.inner().watching = Some(Watching {
             since: Instant::now(),
             policies: ["old".to_owned()].into(),
             namespaces: ["ci".to_owned()].into(),
         });
-        assert!(memory.missing("ci", memory.now(), ["old", "new"]).is_err());
-        assert!(memory.missing("ci", memory.now(), ["new"]).is_ok());
-        clock.skip(after(61));
-        assert!(memory.missing("ci", memory.now(), ["old", "new"]).is_ok());
+        assert!(memory.may_recreate("ci", memory.now(), ["old", "new"]).is_err());
+        assert!(memory.may_recreate("ci", memory.now(), ["new"]).is_ok());
+        clock.advance(after(61));
+        assert!(memory.may_recreate("ci", memory.now(), ["old", "new"]).is_ok());
     }
 
     #[test]
     fn a_namespace_that_came_later_holds_no_older_grants_and_the_clusters_ledger_is_of_none() {
         let clock = Clock::default();
-        let memory = Memory::new(clock.clone());
+        let memory = KnownLedgers::new(clock.clone());
         memory.inner().watching = Some(Watching {
             since: Instant::now(),
             policies: ["old".to_owned()].into(),
             namespaces: ["ci".to_owned()].into(),
         });
         assert!(
-            memory.lacks("later", ["old"]) && !memory.lacks("ci", ["old"]) && memory.lacks("ci", ["new"])
+            memory.should_create("later", ["old"])
+                && !memory.should_create("ci", ["old"])
+                && memory.should_create("ci", ["new"])
         );
-        assert!(!memory.lacks("cluster.job-handler.io", ["old"]));
-        memory.note("later", &Known::of(ledger("later")).unwrap());
-        assert!(!memory.lacks("later", ["old"]), "it is there");
+        assert!(!memory.should_create("cluster.job-handler.io", ["old"]));
+        memory.record("later", &KnownLedger::parse(ledger("later")).unwrap());
+        assert!(!memory.should_create("later", ["old"]), "it is there");
         watcher(&memory).delete(ledger("later"));
-        assert!(!memory.lacks("later", ["old"]), "it was there");
-        let doubts = |ledger, by| memory.doubts(ledger, [by]).is_some();
+        assert!(!memory.should_create("later", ["old"]), "it was there");
+        let doubts = |ledger, by| memory.recreate_delay(ledger, [by]).is_some();
         assert!(doubts("later", "old") && doubts("ci", "old") && !doubts("ci", "new"));
-        clock.skip(after(61));
-        assert!(memory.lacks("later", ["old"]) && memory.lacks("ci", ["old"]));
+        clock.advance(after(61));
+        assert!(memory.should_create("later", ["old"]) && memory.should_create("ci", ["old"]));
         assert!(!doubts("later", "old") && !doubts("ci", "old"));
     }
 
     #[test]
     fn what_somebody_made_while_one_looked_was_not_deleted() {
         let clock = Clock::default();
-        let memory = Memory::new(clock.clone());
+        let memory = KnownLedgers::new(clock.clone());
         watcher(&memory).replace(vec![]);
         let looked = memory.now();
         watcher(&memory).begin();
-        clock.skip(after(1));
-        memory.note("ci", &Known::of(ledger("ci")).unwrap());
-        assert!(memory.missing("ci", looked, ["new"]).is_ok());
+        clock.advance(after(1));
+        memory.record("ci", &KnownLedger::parse(ledger("ci")).unwrap());
+        assert!(memory.may_recreate("ci", looked, ["new"]).is_ok());
         watcher(&memory).replace(vec![]);
-        assert!(memory.known("ci").is_some(), "a list that began before shows nothing of it");
-        clock.skip(after(1));
-        assert!(memory.missing("ci", memory.now(), ["new"]).is_err(), "and now it is gone");
+        assert!(memory.latest("ci").is_some(), "a list that began before shows nothing of it");
+        clock.advance(after(1));
+        assert!(memory.may_recreate("ci", memory.now(), ["new"]).is_err(), "and now it is gone");
     }
 
     #[test]
     fn what_is_older_than_ones_own_write_changes_nothing() {
-        let memory = Memory::default();
+        let memory = KnownLedgers::default();
         let version = |version: u64| {
             let mut ledger = ledger("ci");
             ledger.metadata.resource_version = Some(version.to_string());
             ledger
         };
-        memory.note("ci", &Known::of(version(9)).unwrap());
+        memory.record("ci", &KnownLedger::parse(version(9)).unwrap());
         watcher(&memory).apply(version(8));
-        assert_eq!(memory.known("ci").unwrap().version, 9);
+        assert_eq!(memory.latest("ci").unwrap().version, 9);
         let mut garbage = version(10);
         garbage.spec.fields.insert("format".into(), "?".into());
         watcher(&memory).apply(garbage);
-        assert!(memory.known("ci").is_none(), "it has to be read again");
+        assert!(memory.latest("ci").is_none(), "it has to be read again");
     }
 }

@@ -22,15 +22,15 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::actor::{Actor, Message, Waiting};
+use super::actor::{ActorMessage, DecisionRequest, LedgerActor};
 use crate::{
-    cache::{job_watch, jobs::Cache},
+    cache::{job_watch, jobs::JobCache},
     ledger::{
         attempt_age::{Clock, EXPIRY, OLD},
-        client::Store,
+        client::LedgerClient,
         count::LedgerId,
-        fresh_read::Reads,
-        known_ledgers::{Memory, Watcher},
+        fresh_read::ReadRateLimiter,
+        known_ledgers::{KnownLedgers, LedgerWatchHandler},
         provision,
     },
 };
@@ -41,7 +41,7 @@ use crate::{
     },
     limit::{
         Attempt, Limiter, Verdict,
-        scopes::{Place, Rules},
+        scopes::{LimitRules, Place},
     },
     metrics::WebhookMetrics,
     presence_lease::WithheldPolicies,
@@ -59,17 +59,17 @@ const QUIET: Duration = Duration::from_secs(1);
 const SPREAD: Duration = Duration::from_secs(3);
 
 /// What all actors of a process share.
-pub struct Shared {
+pub struct LedgerContext {
     /// The apiserver.
     pub client: Client,
     /// The ledgers.
-    pub store: Store,
+    pub ledger_client: LedgerClient,
     /// What is known of them.
-    pub memory: Memory,
+    pub known_ledgers: KnownLedgers,
     /// The Jobs, as far as they were watched.
-    pub cache: Cache,
+    pub cache: JobCache,
     /// Consistent reads, one after the other.
-    pub reads: Reads,
+    pub reads: ReadRateLimiter,
     /// Policies and namespaces.
     pub policies: Policies,
     /// Where the ledgers are kept: nobody's Jobs are limited there.
@@ -81,20 +81,20 @@ pub struct Shared {
 /// Asks the ledgers. Clones ask the same ones.
 #[derive(Clone)]
 pub struct LedgerLimiter {
-    shared: Arc<Shared>,
-    actors: Arc<Mutex<HashMap<LedgerId, mpsc::Sender<Message>>>>,
-    made: mpsc::UnboundedSender<Actor>,
+    shared: Arc<LedgerContext>,
+    actors: Arc<Mutex<HashMap<LedgerId, mpsc::Sender<ActorMessage>>>>,
+    made: mpsc::UnboundedSender<LedgerActor>,
 }
 
 /// The tasks behind it.
-pub struct Ledgers {
+pub struct LedgerTasks {
     limiter: LedgerLimiter,
-    made: mpsc::UnboundedReceiver<Actor>,
+    made: mpsc::UnboundedReceiver<LedgerActor>,
 }
 
 /// Deciding by ledgers broke. The process should end.
 #[derive(Debug, thiserror::Error)]
-pub enum LedgersError {
+pub enum LedgerTaskError {
     /// An actor panicked.
     #[error("deciding about limits broke: {0}")]
     Died(#[from] JoinError),
@@ -103,28 +103,28 @@ pub enum LedgersError {
     Watch(#[from] MirrorError),
 }
 
-/// A limiter and the tasks that have to run for it. Ledgers are kept in `namespace`; their attempts run out by `clock`.
+/// A limiter and the tasks that have to run for it. LedgerTasks are kept in `namespace`; their attempts run out by `clock`.
 pub fn limiter(
     client: Client,
     namespace: &str,
     policies: Policies,
     metrics: WebhookMetrics,
     clock: Clock,
-) -> (LedgerLimiter, Ledgers) {
+) -> (LedgerLimiter, LedgerTasks) {
     let (made, receiver) = mpsc::unbounded_channel();
-    let store = Store::new(client.clone(), namespace);
-    let shared = Arc::new(Shared {
+    let store = LedgerClient::new(client.clone(), namespace);
+    let shared = Arc::new(LedgerContext {
         client,
-        store,
-        memory: Memory::new(clock),
-        cache: Cache::default(),
-        reads: Reads::default(),
+        ledger_client: store,
+        known_ledgers: KnownLedgers::new(clock),
+        cache: JobCache::default(),
+        reads: ReadRateLimiter::default(),
         policies,
         namespace: namespace.to_owned(),
         metrics,
     });
     let limiter = LedgerLimiter { shared, actors: Arc::default(), made };
-    (limiter.clone(), Ledgers { limiter, made: receiver })
+    (limiter.clone(), LedgerTasks { limiter, made: receiver })
 }
 
 impl Limiter for LedgerLimiter {
@@ -145,17 +145,17 @@ impl Limiter for LedgerLimiter {
 
 impl WithheldPolicies for LedgerLimiter {
     fn withheld(&self, policies: &PolicySet) -> Option<BTreeMap<String, String>> {
-        self.shared.memory.watches().then(|| provision::withheld(&self.shared, policies))
+        self.shared.known_ledgers.is_synced().then(|| provision::withheld(&self.shared, policies))
     }
 
     fn changes(&self) -> watch::Receiver<u64> {
-        self.shared.memory.turns()
+        self.shared.known_ledgers.changes()
     }
 }
 
 impl LedgerLimiter {
     /// What it knows of Jobs and ledgers.
-    pub fn shared(&self) -> Arc<Shared> {
+    pub fn shared(&self) -> Arc<LedgerContext> {
         self.shared.clone()
     }
 
@@ -185,7 +185,7 @@ impl LedgerLimiter {
     fn ledgers(&self, attempt: &Attempt) -> (bool, Option<LedgerId>) {
         let policies = self.shared.policies.current();
         let namespaces = |name: &str| self.shared.policies.known_namespace(name);
-        let rules = Rules { policies: &policies, namespaces: &namespaces };
+        let rules = LimitRules { policies: &policies, namespaces: &namespaces };
         let scopes = rules.scopes(&attempt.job);
         let cluster = scopes.iter().any(|(scope, _)| scope.place == Place::Cluster);
         let within = scopes.iter().any(|(scope, _)| scope.place != Place::Cluster);
@@ -199,7 +199,11 @@ impl LedgerLimiter {
         let (reply, verdict) = oneshot::channel();
         match self.tell(
             ledger,
-            Message::Decide(Box::new(Waiting { attempt, arrived: std::time::Instant::now(), reply })),
+            ActorMessage::Decide(Box::new(DecisionRequest {
+                attempt,
+                arrived: std::time::Instant::now(),
+                reply,
+            })),
         ) {
             // The actor ends only with the process.
             true => verdict.await.unwrap_or_else(|_| unavailable("job-handler is shutting down")),
@@ -208,12 +212,12 @@ impl LedgerLimiter {
     }
 
     /// Whether the actor of a ledger takes a message; one is made where there is none.
-    fn tell(&self, ledger: LedgerId, message: Message) -> bool {
+    fn tell(&self, ledger: LedgerId, message: ActorMessage) -> bool {
         let mut actors = self.actors.lock();
         let sender = actors.entry(ledger.clone()).or_insert_with(|| {
             let (sender, inbox) = mpsc::channel(WAITING);
             let shared = self.shared.clone();
-            if self.made.send(Actor::new(ledger, inbox, shared)).is_err() {
+            if self.made.send(LedgerActor::new(ledger, inbox, shared)).is_err() {
                 tracing::debug!("shutting down: nobody decides any more");
             }
             sender
@@ -222,7 +226,7 @@ impl LedgerLimiter {
     }
 }
 
-/// Ledgers that may hold a grant which nobody was told of.
+/// LedgerTasks that may hold a grant which nobody was told of.
 struct Grants<'a> {
     limiter: &'a LedgerLimiter,
     request: String,
@@ -233,12 +237,12 @@ impl Drop for Grants<'_> {
     fn drop(&mut self) {
         for ledger in self.by.drain(..) {
             // Where it cannot be told, the attempt runs out.
-            self.limiter.tell(ledger, Message::Undo(self.request.clone()));
+            self.limiter.tell(ledger, ActorMessage::Revoke(self.request.clone()));
         }
     }
 }
 
-impl Ledgers {
+impl LedgerTasks {
     /// Watches the ledgers, and decides until `shutdown`.
     ///
     /// # Errors
@@ -247,7 +251,7 @@ impl Ledgers {
         self,
         readiness: &Readiness,
         shutdown: CancellationToken,
-    ) -> impl Future<Output = Result<(), LedgersError>> + Send + 'static {
+    ) -> impl Future<Output = Result<(), LedgerTaskError>> + Send + 'static {
         let part = Part {
             name: "JobLedgers",
             plural: "jobledgers.job-handler.io",
@@ -259,17 +263,17 @@ impl Ledgers {
         let ahead = provision::make(shared.clone());
         let watch = async move {
             let policies = shared.policies.clone();
-            // What is taken for new has to have come after the watch began: see [`Memory::missing`].
+            // What is taken for new has to have come after the watch began: see [`KnownLedgers::missing`].
             let mut changes = policies.changes();
             while !policies.synced() && changes.changed().await.is_ok() {}
-            let stream = watcher(shared.store.api(), watcher::Config::default());
-            let mirror = Watcher { memory: &shared.memory, policies };
+            let stream = watcher(shared.ledger_client.api(), watcher::Config::default());
+            let mirror = LedgerWatchHandler { memory: &shared.known_ledgers, policies };
             reflector::follow::<JobLedger>(stream, part, mirror).await
         };
         async move {
             let all = async {
                 tokio::select! {
-                    ended = Box::pin(watch) => ended.map_err(LedgersError::from),
+                    ended = Box::pin(watch) => ended.map_err(LedgerTaskError::from),
                     never = Box::pin(feed) => match never {},
                     never = Box::pin(ahead) => match never {},
                     ended = self.supervise() => ended,
@@ -279,7 +283,7 @@ impl Ledgers {
         }
     }
 
-    async fn supervise(mut self) -> Result<(), LedgersError> {
+    async fn supervise(mut self) -> Result<(), LedgerTaskError> {
         let mut actors = JoinSet::new();
         let mut changes = self.limiter.shared.policies.changes();
         let mut tick = tokio::time::interval_at(Instant::now() + TIDY, TIDY);
@@ -299,15 +303,15 @@ impl Ledgers {
     }
 
     fn housekeeping(&self) {
-        let Shared { memory, metrics, .. } = &*self.limiter.shared;
-        metrics.pending_attempts.set(i64::try_from(memory.attempts()).unwrap_or(i64::MAX));
+        let LedgerContext { known_ledgers, metrics, .. } = &*self.limiter.shared;
+        metrics.pending_attempts.set(i64::try_from(known_ledgers.pending_attempts()).unwrap_or(i64::MAX));
         // Anew each time: nobody is always the last.
         let spread = full_jitter(SPREAD);
-        for ledger in memory.with_older(OLD + spread, QUIET) {
-            self.limiter.tell(LedgerId::of_name(&ledger), Message::Tidy);
+        for ledger in known_ledgers.with_attempts_older_than(OLD + spread, QUIET) {
+            self.limiter.tell(LedgerId::of_name(&ledger), ActorMessage::RemoveResolved);
         }
-        for ledger in memory.with_older(EXPIRY + spread, Duration::ZERO) {
-            self.limiter.tell(LedgerId::of_name(&ledger), Message::Expire);
+        for ledger in known_ledgers.with_attempts_older_than(EXPIRY + spread, Duration::ZERO) {
+            self.limiter.tell(LedgerId::of_name(&ledger), ActorMessage::RemoveExpired);
         }
     }
 }

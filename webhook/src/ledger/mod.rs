@@ -3,7 +3,7 @@
 //! A round takes the ledger as it was read or watched last, looks at the Jobs, decides, writes the ledger by
 //! resourceVersion, and only then answers. Why that is exact: whatever is active got there by an attempt that was written first. When a decision is
 //! made, that attempt is either in the ledger that was read, and counts, or somebody took it out before after having
-//! seen its outcome; the view shows everything up to that outcome ([`resolve::Sight::suffices`]), so the Job counts
+//! seen its outcome; the view shows everything up to that outcome ([`resolve::ViewSource::suffices`]), so the Job counts
 //! unless it is truly no longer active. A view that is older than it says can only make Jobs count that are gone.
 //!
 //! | module | holds |
@@ -11,7 +11,7 @@
 //! | [`resolve`] | when an attempt may be taken out (pure) |
 //! | [`decide`] | a round: ledger, view and requests -> answers and the next ledger (pure) |
 //! | [`clocks`], [`memory`] | the newest ledgers, and since when this process has known each attempt |
-//! | [`cache`], [`feed`], [`graves`] | the Jobs that were watched, how far that is, and which are gone |
+//! | [`cache`], [`feed`], [`tombstones`] | the Jobs that were watched, how far that is, and which are gone |
 //! | [`look`] | ledger and Jobs as they are now, for whoever would be refused otherwise |
 //! | [`counting`], [`round`] | the same in a Job's terms: policies, Jobs and attempts -> verdicts (pure) |
 //! | [`found`] | what was found out about each Job, as long as it is so |

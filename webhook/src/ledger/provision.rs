@@ -2,7 +2,7 @@
 //! first create does not wait, and a replica that starts later finds them and has nothing to doubt.
 //!
 //! Each replica does, and each for itself only where it knows that none was deleted a moment ago
-//! ([`super::memory::Memory::lacks`]): the first one makes it, to the others it is there. As long as one is missing that
+//! ([`super::memory::KnownLedgers::lacks`]): the first one makes it, to the others it is there. As long as one is missing that
 //! must not be made yet, Jobs are refused for it; so the policies that need it are not said to be enforced ([`withheld`]).
 
 use std::{collections::BTreeMap, convert::Infallible, sync::Arc, time::Duration};
@@ -19,17 +19,17 @@ use job_handler_shared::{
 };
 
 use crate::ledger::{
-    client::Write,
+    client::WriteResult,
     count::{self, LedgerId},
-    known_ledgers::Known,
-    limiter::Shared,
+    known_ledgers::KnownLedger,
+    limiter::LedgerContext,
 };
 
 /// What could not be made, or not yet, is looked at again after this.
 const AGAIN: Duration = Duration::from_secs(5);
 
 /// Makes what is missing, for ever.
-pub async fn make(shared: Arc<Shared>) -> Infallible {
+pub async fn make(shared: Arc<LedgerContext>) -> Infallible {
     let (mut policies, mut namespaces) = (shared.policies.changes(), shared.policies.namespace_changes());
     loop {
         policies.mark_unchanged();
@@ -46,12 +46,12 @@ pub async fn make(shared: Arc<Shared>) -> Infallible {
 }
 
 /// Those of `policies` whose limits are not decided by now, by uid, and why: each of their Jobs would be told so.
-pub fn withheld(shared: &Shared, policies: &PolicySet) -> BTreeMap<String, String> {
+pub fn withheld(shared: &LedgerContext, policies: &PolicySet) -> BTreeMap<String, String> {
     let mut all = BTreeMap::new();
     for (name, needed_by) in wanted(policies, &shared.policies.namespaces(), &shared.namespace) {
         let id = LedgerId::of_name(name);
         let could_grant = count::could_grant(policies, &id);
-        let Some(left) = shared.memory.doubts(name, could_grant) else { continue };
+        let Some(left) = shared.known_ledgers.recreate_delay(name, could_grant) else { continue };
         let why = missing(name, left);
         all.extend(needed_by.into_iter().map(|policy| (policy.to_owned(), why.clone())));
     }
@@ -66,23 +66,23 @@ pub fn missing(ledger: &str, left: Duration) -> String {
     )
 }
 
-async fn make_all(shared: &Shared) {
+async fn make_all(shared: &LedgerContext) {
     let policies = shared.policies.current().clone();
     for name in wanted(&policies, &shared.policies.namespaces(), &shared.namespace).into_keys() {
         let id = LedgerId::of_name(name);
         let could_grant = count::could_grant(&policies, &id);
-        if !shared.memory.lacks(name, could_grant) {
+        if !shared.known_ledgers.should_create(name, could_grant) {
             continue;
         }
-        match shared.store.make(name).await {
-            Write::Done(ledger) => {
-                if let Ok(known) = Known::of(*ledger) {
-                    shared.memory.note(name, &known);
+        match shared.ledger_client.create_empty(name).await {
+            WriteResult::Written(ledger) => {
+                if let Ok(known) = KnownLedger::parse(*ledger) {
+                    shared.known_ledgers.record(name, &known);
                 }
             }
             // Somebody else was first: the watch tells.
-            Write::Conflict => {}
-            Write::Unknown(why) | Write::Refused(why) => {
+            WriteResult::Conflict => {}
+            WriteResult::Unknown(why) | WriteResult::Rejected(why) => {
                 tracing::warn!(ledger = name, "cannot be made ahead, trying again: {why}");
                 return;
             }

@@ -5,7 +5,7 @@ use job_handler_shared::ledger::crd::{Granted, Kind};
 
 /// How a view of the Jobs was had.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Sight {
+pub enum ViewSource {
     /// A consistent LIST that began after the ledger was read: it shows everything that was written before the read.
     List,
     /// A watch cache whose last event had this resourceVersion.
@@ -14,7 +14,7 @@ pub enum Sight {
 
 /// A Job of a view.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Seen {
+pub struct ObservedJob {
     /// `namespace/name`.
     pub name: String,
     /// `metadata.uid`.
@@ -31,19 +31,19 @@ pub struct Seen {
 
 /// What a view shows of an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum AttemptOutcome {
     /// Nothing: it may still be on its way.
     Unknown,
     /// The Job as of this resourceVersion. Whoever decides without the attempt has to see at least that.
-    Seen(u64),
+    Observed(u64),
     /// The Job is gone for ever, and the attempt can do nothing any more.
-    Gone,
+    Deleted,
 }
 
-impl Sight {
+impl ViewSource {
     /// Whether a ledger may be decided by, from which attempts were taken out because of Jobs seen up to
     /// `observed_through`.
-    pub fn suffices(self, observed_through: u64) -> bool {
+    pub fn covers(self, observed_through: u64) -> bool {
         self.reaches(observed_through)
     }
 
@@ -56,16 +56,16 @@ impl Sight {
 }
 
 /// What became of an attempt, given the Job with its uid in the view.
-pub fn outcome(granted: &Granted, seen: Option<&Seen>, sight: Sight) -> Outcome {
+pub fn outcome(granted: &Granted, seen: Option<&ObservedJob>, view_source: ViewSource) -> AttemptOutcome {
     match (&granted.kind, seen) {
-        (Kind::Create, Some(job)) => Outcome::Seen(job.version),
-        (Kind::Create, None) => Outcome::Unknown,
+        (Kind::Create, Some(job)) => AttemptOutcome::Observed(job.version),
+        (Kind::Create, None) => AttemptOutcome::Unknown,
         // The change is written only onto `from`: whatever came after is either the change, or has taken its place.
-        (Kind::Unsuspend { from }, Some(job)) if job.version > *from => Outcome::Seen(job.version),
-        (Kind::Unsuspend { .. }, Some(_)) => Outcome::Unknown,
+        (Kind::Unsuspend { from }, Some(job)) if job.version > *from => AttemptOutcome::Observed(job.version),
+        (Kind::Unsuspend { .. }, Some(_)) => AttemptOutcome::Unknown,
         // It was there at `from`, so a view that reaches that far and shows no such Job shows that it was deleted.
-        (Kind::Unsuspend { from }, None) if sight.reaches(*from) => Outcome::Gone,
-        (Kind::Unsuspend { .. }, None) => Outcome::Unknown,
+        (Kind::Unsuspend { from }, None) if view_source.reaches(*from) => AttemptOutcome::Deleted,
+        (Kind::Unsuspend { .. }, None) => AttemptOutcome::Unknown,
     }
 }
 
@@ -73,7 +73,7 @@ pub fn outcome(granted: &Granted, seen: Option<&Seen>, sight: Sight) -> Outcome 
 /// with its uid in a quorum read that began after it had run out.
 ///
 /// An un-suspend that was denied after us leaves its Job as it was, at `from`.
-pub fn came_to_nothing(granted: &Granted, stored: Option<u64>) -> bool {
+pub fn had_no_effect(granted: &Granted, stored: Option<u64>) -> bool {
     match (&granted.kind, stored) {
         (_, None) => true,
         (Kind::Create, Some(_)) => false,
@@ -97,8 +97,8 @@ mod tests {
         }
     }
 
-    fn seen(version: u64) -> Seen {
-        Seen {
+    fn seen(version: u64) -> ObservedJob {
+        ObservedJob {
             name: "ci/a".into(),
             uid: "u".into(),
             version,
@@ -109,29 +109,34 @@ mod tests {
     }
 
     #[rstest]
-    #[case::a_created_job_in_whatever_state(Kind::Create, Some(9), Sight::Cache(9), Outcome::Seen(9))]
-    #[case::a_create_on_its_way(Kind::Create, None, Sight::List, Outcome::Unknown)]
-    #[case::not_changed_yet(Kind::Unsuspend { from: 5 }, Some(5), Sight::List, Outcome::Unknown)]
-    #[case::changed(Kind::Unsuspend { from: 5 }, Some(6), Sight::List, Outcome::Seen(6))]
-    #[case::an_old_view(Kind::Unsuspend { from: 5 }, Some(4), Sight::Cache(4), Outcome::Unknown)]
-    #[case::deleted(Kind::Unsuspend { from: 5 }, None, Sight::List, Outcome::Gone)]
-    #[case::deleted_in_the_cache(Kind::Unsuspend { from: 5 }, None, Sight::Cache(5), Outcome::Gone)]
-    #[case::not_in_the_cache_yet(Kind::Unsuspend { from: 5 }, None, Sight::Cache(4), Outcome::Unknown)]
+    #[case::a_created_job_in_whatever_state(
+        Kind::Create,
+        Some(9),
+        ViewSource::Cache(9),
+        AttemptOutcome::Observed(9)
+    )]
+    #[case::a_create_on_its_way(Kind::Create, None, ViewSource::List, AttemptOutcome::Unknown)]
+    #[case::not_changed_yet(Kind::Unsuspend { from: 5 }, Some(5), ViewSource::List, AttemptOutcome::Unknown)]
+    #[case::changed(Kind::Unsuspend { from: 5 }, Some(6), ViewSource::List, AttemptOutcome::Observed(6))]
+    #[case::an_old_view(Kind::Unsuspend { from: 5 }, Some(4), ViewSource::Cache(4), AttemptOutcome::Unknown)]
+    #[case::deleted(Kind::Unsuspend { from: 5 }, None, ViewSource::List, AttemptOutcome::Deleted)]
+    #[case::deleted_in_the_cache(Kind::Unsuspend { from: 5 }, None, ViewSource::Cache(5), AttemptOutcome::Deleted)]
+    #[case::not_in_the_cache_yet(Kind::Unsuspend { from: 5 }, None, ViewSource::Cache(4), AttemptOutcome::Unknown)]
     fn outcomes(
         #[case] kind: Kind,
         #[case] version: Option<u64>,
-        #[case] sight: Sight,
-        #[case] expected: Outcome,
+        #[case] view_source: ViewSource,
+        #[case] expected: AttemptOutcome,
     ) {
-        assert_eq!(outcome(&granted(kind), version.map(seen).as_ref(), sight), expected);
+        assert_eq!(outcome(&granted(kind), version.map(seen).as_ref(), view_source), expected);
     }
 
     #[test]
     fn what_ran_out_goes_only_where_nothing_came_of_it() {
-        assert!(came_to_nothing(&granted(Kind::Create), None));
-        assert!(!came_to_nothing(&granted(Kind::Create), Some(1)));
+        assert!(had_no_effect(&granted(Kind::Create), None));
+        assert!(!had_no_effect(&granted(Kind::Create), Some(1)));
         let change = granted(Kind::Unsuspend { from: 5 });
-        assert!(came_to_nothing(&change, None) && came_to_nothing(&change, Some(5)));
-        assert!(!came_to_nothing(&change, Some(6)));
+        assert!(had_no_effect(&change, None) && had_no_effect(&change, Some(5)));
+        assert!(!had_no_effect(&change, Some(6)));
     }
 }

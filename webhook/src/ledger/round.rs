@@ -11,15 +11,15 @@ use jiff::Timestamp;
 use job_handler_shared::ledger::crd::{Book, JobLedgerSpec};
 
 use super::{
-    decide::{self, Answer, Asked, Decided, Given, namespace},
-    resolve::{Seen, Sight},
+    decide::{self, RoundDecision, RoundInput, SlotAnswer, SlotRequest, namespace},
+    resolve::{ObservedJob, ViewSource},
 };
-use crate::limit::{Attempt, Refused, Verdict, failure_backoff, message, scopes::Rules};
+use crate::limit::{Attempt, Refused, Verdict, failure_backoff, message, scopes::LimitRules};
 use crate::{
-    cache::tombstones::Grave,
+    cache::tombstones::JobTombstone,
     ledger::{
         count::{self, LedgerId},
-        scope_cache::Runs,
+        scope_cache::RunsByGroup,
     },
 };
 
@@ -27,7 +27,7 @@ use crate::{
 #[derive(Clone, Copy)]
 pub struct Sources<'a> {
     /// Policies and namespaces.
-    pub rules: Rules<'a>,
+    pub rules: LimitRules<'a>,
     /// Which ledger.
     pub id: &'a LedgerId,
     /// As it was read.
@@ -35,34 +35,36 @@ pub struct Sources<'a> {
     /// What is in it.
     pub book: &'a Book,
     /// How the Jobs were seen.
-    pub sight: Sight,
+    pub view_source: ViewSource,
     /// The Jobs of the ledger's namespace, or of the cluster, that take a slot or that were tried.
-    pub seen: &'a [Arc<Seen>],
+    pub seen: &'a [Arc<ObservedJob>],
     /// Finished Jobs of the groups that wait after failures ([`failure_backoff::group`] of whoever asks).
-    pub runs: &'a Runs,
+    pub runs: &'a RunsByGroup,
     /// Jobs of attempts that came, and are gone from this view.
-    pub gone: &'a [Grave],
-    /// See [`Given::expired`].
+    pub gone: &'a [JobTombstone],
+    /// See [`RoundInput::expired`].
     pub expired: &'a BTreeSet<String>,
-    /// See [`Given::old`].
+    /// See [`RoundInput::old`].
     pub old: &'a BTreeSet<String>,
-    /// See [`Given::undone`].
-    pub undone: &'a BTreeSet<String>,
+    /// See [`RoundInput::undone`].
+    pub revoked: &'a BTreeSet<String>,
     /// For people, and for backoff after failures.
     pub now: Timestamp,
 }
 
 /// Decides: one verdict for each attempt. None = the view is older than what somebody else has seen already.
-pub fn round(sources: Sources<'_>, attempts: &[&Attempt]) -> Option<(Vec<Verdict>, Decided)> {
+pub fn round(sources: Sources<'_>, attempts: &[&Attempt]) -> Option<(Vec<Verdict>, RoundDecision)> {
     let Sources { rules, id, book, .. } = sources;
     // A view does not show who is gone from it; if it did, the Job that comes later would stand.
-    let buried: Vec<Seen> = sources.gone.iter().map(|grave| buried(grave, sources.now)).collect();
-    let jobs: Vec<&Seen> = buried.iter().chain(sources.seen.iter().map(AsRef::as_ref)).collect();
-    let barred: Vec<Option<Refused>> = attempts.iter().map(|attempt| barred(sources, attempt)).collect();
-    let asked: Vec<Asked> = attempts
+    let buried: Vec<ObservedJob> =
+        sources.gone.iter().map(|tombstone| buried(tombstone, sources.now)).collect();
+    let jobs: Vec<&ObservedJob> = buried.iter().chain(sources.seen.iter().map(AsRef::as_ref)).collect();
+    let in_backoff: Vec<Option<Refused>> =
+        attempts.iter().map(|attempt| in_backoff(sources, attempt)).collect();
+    let asked: Vec<SlotRequest> = attempts
         .iter()
-        .zip(&barred)
-        .map(|(attempt, barred)| asked(rules, id, attempt, barred.is_some()))
+        .zip(&in_backoff)
+        .map(|(attempt, in_backoff)| asked(rules, id, attempt, in_backoff.is_some()))
         .collect();
     // Of each namespace once: a ledger may hold many attempts.
     let revisions: RefCell<HashMap<String, String>> = RefCell::default();
@@ -70,29 +72,30 @@ pub fn round(sources: Sources<'_>, attempts: &[&Attempt]) -> Option<(Vec<Verdict
         Entry::Occupied(known) => known.get().clone(),
         Entry::Vacant(new) => new.insert(count::revision(rules, id, namespace)).clone(),
     };
-    let given = Given {
+    let given = RoundInput {
         book,
-        sight: sources.sight,
+        view_source: sources.view_source,
         jobs: &jobs,
         expired: sources.expired,
         old: sources.old,
-        undone: sources.undone,
+        revoked: sources.revoked,
         revision: &revision,
         now: sources.now,
     };
     let decided = decide::decide(given, &asked)?;
-    let verdicts = attempts.iter().zip(barred).zip(&decided.answers);
-    let verdicts =
-        verdicts.map(|((attempt, barred), answer)| verdict(sources, attempt, answer, barred)).collect();
+    let verdicts = attempts.iter().zip(in_backoff).zip(&decided.answers);
+    let verdicts = verdicts
+        .map(|((attempt, in_backoff), answer)| verdict(sources, attempt, answer, in_backoff))
+        .collect();
     Some((verdicts, decided))
 }
 
 /// Takes no slot, and says what became of its create.
-fn buried(grave: &Grave, now: Timestamp) -> Seen {
-    Seen {
-        name: grave.name.clone(),
-        uid: grave.uid.clone(),
-        version: grave.version,
+fn buried(tombstone: &JobTombstone, now: Timestamp) -> ObservedJob {
+    ObservedJob {
+        name: tombstone.name.clone(),
+        uid: tombstone.uid.clone(),
+        version: tombstone.version,
         active: false,
         scopes: Vec::new(),
         since: now,
@@ -100,30 +103,35 @@ fn buried(grave: &Grave, now: Timestamp) -> Seen {
 }
 
 /// Why the Job may not start now although there may be slots.
-fn barred(sources: Sources<'_>, attempt: &Attempt) -> Option<Refused> {
+fn in_backoff(sources: Sources<'_>, attempt: &Attempt) -> Option<Refused> {
     sources.id.namespace()?;
     let group = failure_backoff::group(sources.rules, &attempt.job)?;
     let runs = sources.runs.get(&group).map(Vec::as_slice).unwrap_or_default();
     failure_backoff::refuse(sources.rules, &group, runs, sources.spec, &attempt.job, sources.now)
 }
 
-fn asked(rules: Rules<'_>, id: &LedgerId, attempt: &Attempt, barred: bool) -> Asked {
+fn asked(rules: LimitRules<'_>, id: &LedgerId, attempt: &Attempt, in_backoff: bool) -> SlotRequest {
     let scopes = count::scopes(rules, id, &attempt.job);
-    Asked {
+    SlotRequest {
         request: attempt.uid.clone(),
         name: attempt.job.key(),
         job_uid: attempt.job.uid.clone(),
         kind: count::kind(attempt.from.as_deref()),
         scopes: scopes.iter().map(|(scope, limit)| (count::scope_id(scope), limit.max_active_jobs)).collect(),
         dry_run: attempt.dry_run,
-        barred,
+        in_backoff,
     }
 }
 
-fn verdict(sources: Sources<'_>, attempt: &Attempt, answer: &Answer, barred: Option<Refused>) -> Verdict {
+fn verdict(
+    sources: Sources<'_>,
+    attempt: &Attempt,
+    answer: &SlotAnswer,
+    in_backoff: Option<Refused>,
+) -> Verdict {
     let refused = match answer {
-        Answer::Granted => return Verdict::Granted,
-        Answer::Crowded { attempts } => {
+        SlotAnswer::Granted => return Verdict::Granted,
+        SlotAnswer::TooManyAttempts { attempts } => {
             let why = format!(
                 "{attempts} Jobs of namespace {} were admitted and then not created; something else denies them \
                  after job-handler, such as a ResourceQuota or another webhook",
@@ -131,11 +139,11 @@ fn verdict(sources: Sources<'_>, attempt: &Attempt, answer: &Answer, barred: Opt
             );
             return Verdict::TooMany { why, retry_after_seconds: 5 };
         }
-        Answer::Full { scope, holders } => {
+        SlotAnswer::Full { scope, holders } => {
             let scopes = count::scopes(sources.rules, sources.id, &attempt.job);
             scopes.get(*scope).map(|(scope, limit)| message::full(scope, limit, holders, sources.now))
         }
-        Answer::Barred => barred,
+        SlotAnswer::InBackoff => in_backoff,
     };
     match refused {
         Some(refused) => Verdict::Refused(refused),

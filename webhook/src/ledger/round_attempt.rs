@@ -12,22 +12,22 @@ use job_handler_shared::{
     ledger::crd::{Book, Kind},
 };
 
-use crate::ledger::actor::{ANY, Actor, Waiting};
+use crate::ledger::actor::{ANY, DecisionRequest, LedgerActor};
 use crate::{
-    cache::tombstones::Grave,
+    cache::tombstones::JobTombstone,
     ledger::{
         attempt_age::OLD,
-        client::Write,
+        client::WriteResult,
         count,
-        decide::{Decided, Taken},
-        fresh_read::{self, Blind, Look},
-        known_ledgers::Known,
+        decide::{RoundDecision, SlotCount},
+        fresh_read::{self, FreshRead, LedgerReadError},
+        known_ledgers::KnownLedger,
         provision,
-        resolve::Sight,
+        resolve::ViewSource,
         round::{Sources, round},
-        scope_cache::Found,
+        scope_cache::ScopeCache,
     },
-    limit::{Attempt, Verdict, failure_backoff, scopes::Rules},
+    limit::{Attempt, Verdict, failure_backoff, scopes::LimitRules},
 };
 
 /// So long a round waits for the watch to tell what somebody else has seen already.
@@ -43,24 +43,24 @@ pub(super) enum Stop {
     Cannot(String),
 }
 
-impl Actor {
+impl LedgerActor {
     pub(super) async fn once(
         &mut self,
-        waiting: &[Waiting],
-        look: Option<&Look>,
+        waiting: &[DecisionRequest],
+        look: Option<&FreshRead>,
     ) -> Result<Vec<Verdict>, Stop> {
         let shared = self.shared.clone();
         let policies = shared.policies.current().clone();
         let namespaces = |name: &str| shared.policies.known_namespace(name);
-        let rules = Rules { policies: &policies, namespaces: &namespaces };
+        let rules = LimitRules { policies: &policies, namespaces: &namespaces };
 
         let (known, newest) = self.ledger(look).await?;
-        let (known, (sight, jobs)) = match (self.see(&known, look).await, look) {
+        let (known, (view_source, jobs)) = match (self.see(&known, look).await, look) {
             (Some(seen), _) => (known, seen),
             // Somebody has written since, and beyond what the look shows. It may refuse by the ledger that it went by, and
             // whoever it grants finds out by the write.
             (None, Some(look)) if !newest && self.is_new(&look.known) => {
-                (look.known.clone(), (look.sight, look.view.jobs.clone()))
+                (look.known.clone(), (look.view_source, look.view.jobs.clone()))
             }
             (None, _) => return Err(Stop::Behind),
         };
@@ -68,11 +68,11 @@ impl Actor {
         if unread && !known.book.pending.is_empty() {
             return Err(Stop::Behind);
         }
-        let gone = self.gone(&known, sight, look);
+        let gone = self.gone(&known, view_source, look);
         let attempts: Vec<&Attempt> = waiting.iter().map(|one| &one.attempt).collect();
         // The Jobs of a LIST are nobody else's, and would only be kept for nothing.
-        let mut of_list = Found::default();
-        let found = if sight == Sight::List { &mut of_list } else { &mut self.found };
+        let mut of_list = ScopeCache::default();
+        let found = if view_source == ViewSource::List { &mut of_list } else { &mut self.found };
         found.begin(&policies, jobs.len());
         let tried: HashSet<&str> = known.book.attempts().map(|(_, _, granted)| &*granted.job_uid).collect();
         let seen = found.seen(rules, &self.id, &jobs, &tried);
@@ -87,13 +87,13 @@ impl Actor {
             id: &self.id,
             spec: &known.ledger.spec,
             book: &known.book,
-            sight,
+            view_source,
             seen: &seen,
             runs: &runs,
             gone: &gone,
             expired,
-            old: &shared.memory.clocks(self.id.name()).older(OLD, shared.memory.now()),
-            undone: &self.undo,
+            old: &shared.known_ledgers.attempt_ages(self.id.name()).older(OLD, shared.known_ledgers.now()),
+            revoked: &self.undo,
             now: Timestamp::now(),
         };
         let (verdicts, decided) = round(sources, &attempts).ok_or(Stop::Behind)?;
@@ -120,16 +120,17 @@ impl Actor {
             self.outdated = ANY;
             return Err(Stop::Again(false));
         }
-        let undone: BTreeSet<String> = std::mem::take(&mut self.undo);
-        self.undo = undone.into_iter().filter(|request| stands(&decided.book, request)).collect();
+        let revoked: BTreeSet<String> = std::mem::take(&mut self.undo);
+        self.undo = revoked.into_iter().filter(|request| stands(&decided.book, request)).collect();
         self.measure(rules, &decided);
         Ok(verdicts)
     }
 
     /// The newest ledger that is known here, and whether it was read for this try.
-    async fn ledger(&mut self, look: Option<&Look>) -> Result<(Arc<Known>, bool), Stop> {
+    async fn ledger(&mut self, look: Option<&FreshRead>) -> Result<(Arc<KnownLedger>, bool), Stop> {
         let name = self.id.name();
-        let known = self.shared.memory.known(name).into_iter().chain(look.map(|look| look.known.clone()));
+        let known =
+            self.shared.known_ledgers.latest(name).into_iter().chain(look.map(|look| look.known.clone()));
         let newest = known.max_by_key(|known| known.version);
         // After somebody else's write the watch has told of that, as a rule, by the time that it is this one's turn again.
         if let Some(known) = newest.filter(|known| self.is_new(known)) {
@@ -140,27 +141,31 @@ impl Actor {
                 self.outdated = None;
                 Ok((known, true))
             }
-            Err(Blind::Missing(at)) => Err(self.make(at).await),
-            Err(Blind::Cannot(why)) => Err(Stop::Cannot(why)),
+            Err(LedgerReadError::Missing(at)) => Err(self.make(at).await),
+            Err(LedgerReadError::Failed(why)) => Err(Stop::Cannot(why)),
         }
     }
 
-    fn is_new(&self, known: &Known) -> bool {
+    fn is_new(&self, known: &KnownLedger) -> bool {
         self.outdated.is_none_or(|version| known.version > version)
     }
 
     /// The Jobs, as far as the ledger (and the look, where there was one) asks for.
-    async fn see(&self, known: &Known, look: Option<&Look>) -> Option<(Sight, Vec<Arc<JobSnapshot>>)> {
+    async fn see(
+        &self,
+        known: &KnownLedger,
+        look: Option<&FreshRead>,
+    ) -> Option<(ViewSource, Vec<Arc<JobSnapshot>>)> {
         let observed = known.book.observed_through;
         if let Some(look) = look {
             if known.version == look.known.version {
-                return Some((look.sight, look.view.jobs.clone()));
+                return Some((look.view_source, look.view.jobs.clone()));
             }
             if look.view.version >= observed && look.view.version > 0 {
-                return Some((Sight::Cache(look.view.version), look.view.jobs.clone()));
+                return Some((ViewSource::Cache(look.view.version), look.view.jobs.clone()));
             }
             // The watch may not have told yet of what was fetched.
-            if look.sight != Sight::List {
+            if look.view_source != ViewSource::List {
                 return None;
             }
         }
@@ -168,27 +173,33 @@ impl Actor {
         let needed = look.map_or(observed, |look| observed.max(look.view.version));
         let cache = &self.shared.cache;
         if cache.position().is_none_or(|position| position < needed) {
-            cache.reaches(needed, BEHIND).await;
+            cache.wait_for(needed, BEHIND).await;
         }
-        let (position, jobs) = cache.see(self.id.namespace()).filter(|(position, _)| *position >= needed)?;
+        let (position, jobs) =
+            cache.snapshot(self.id.namespace()).filter(|(position, _)| *position >= needed)?;
         // Else a cluster limit could miss some of its Jobs.
         let known = |job: &Arc<JobSnapshot>| self.shared.policies.known_namespace(&job.namespace).is_some();
         let complete = jobs.iter().filter(|job| job.is_active()).all(known);
-        complete.then_some((Sight::Cache(position), jobs))
+        complete.then_some((ViewSource::Cache(position), jobs))
     }
 
     /// Jobs of creates that are gone from the view. (An un-suspend says itself from when on its Job was there.)
-    fn gone(&self, known: &Known, sight: Sight, look: Option<&Look>) -> Vec<Grave> {
-        let until = match (sight, look) {
-            (Sight::Cache(position), _) => position,
-            (Sight::List, Some(look)) => look.view.version,
-            (Sight::List, None) => return Vec::new(),
+    fn gone(
+        &self,
+        known: &KnownLedger,
+        view_source: ViewSource,
+        look: Option<&FreshRead>,
+    ) -> Vec<JobTombstone> {
+        let until = match (view_source, look) {
+            (ViewSource::Cache(position), _) => position,
+            (ViewSource::List, Some(look)) => look.view.version,
+            (ViewSource::List, None) => return Vec::new(),
         };
         let creates = known.book.attempts().filter(|(_, _, granted)| granted.kind == Kind::Create);
-        self.shared.cache.gone(creates.map(|(_, _, granted)| &*granted.job_uid), until)
+        self.shared.cache.deleted_jobs(creates.map(|(_, _, granted)| &*granted.job_uid), until)
     }
 
-    async fn write(&mut self, known: &Known, book: &Book, grants: usize) -> Result<(), Stop> {
+    async fn write(&mut self, known: &KnownLedger, book: &Book, grants: usize) -> Result<(), Stop> {
         let shared = self.shared.clone();
         let name = self.id.name();
         let mut ledger = known.ledger.clone();
@@ -198,23 +209,23 @@ impl Actor {
             shared.metrics.ledger_removals.inc();
         }
         self.pace.begins(grants, Instant::now());
-        match shared.store.write(name, ledger).await {
-            Write::Done(ledger) => {
+        match shared.ledger_client.replace(name, ledger).await {
+            WriteResult::Written(ledger) => {
                 self.pace.done(Instant::now());
-                match Known::of(*ledger) {
-                    Ok(known) => shared.memory.note(name, &known),
+                match KnownLedger::parse(*ledger) {
+                    Ok(known) => shared.known_ledgers.record(name, &known),
                     Err(_) => self.outdated = ANY,
                 }
                 Ok(())
             }
-            Write::Conflict => {
+            WriteResult::Conflict => {
                 shared.metrics.ledger_conflicts.inc();
-                shared.memory.lost(name);
+                shared.known_ledgers.record_conflict(name);
                 self.pace.conflict(Instant::now());
                 self.outdated = Some(known.version);
                 Err(Stop::Again(false))
             }
-            Write::Unknown(why) => {
+            WriteResult::Unknown(why) => {
                 tracing::warn!(
                     ledger = name,
                     "it is not known whether it was written, reading it again: {why}"
@@ -222,35 +233,35 @@ impl Actor {
                 self.outdated = ANY;
                 Err(Stop::Again(true))
             }
-            Write::Refused(why) => Err(Stop::Cannot(why)),
+            WriteResult::Rejected(why) => Err(Stop::Cannot(why)),
         }
     }
 
     /// A ledger that is missing is made, unless it may have been deleted with something in it a moment ago.
     pub(super) async fn make(&mut self, missing_at: Instant) -> Stop {
         let name = self.id.name();
-        if self.shared.memory.came_since(name, missing_at) {
+        if self.shared.known_ledgers.appeared_since(name, missing_at) {
             self.outdated = ANY;
             return Stop::Again(false);
         }
         let policies = self.shared.policies.current().clone();
         let policies = count::could_grant(&policies, &self.id);
-        if let Err(left) = self.shared.memory.missing(name, missing_at, policies) {
+        if let Err(left) = self.shared.known_ledgers.may_recreate(name, missing_at, policies) {
             return Stop::Cannot(provision::missing(name, left));
         }
         // Whoever makes it: the next read tells.
         self.outdated = ANY;
-        match self.shared.store.make(name).await {
-            Write::Refused(why) => Stop::Cannot(why),
-            Write::Done(_) | Write::Conflict | Write::Unknown(_) => Stop::Again(false),
+        match self.shared.ledger_client.create_empty(name).await {
+            WriteResult::Rejected(why) => Stop::Cannot(why),
+            WriteResult::Written(_) | WriteResult::Conflict | WriteResult::Unknown(_) => Stop::Again(false),
         }
     }
 
-    fn measure(&self, rules: Rules<'_>, decided: &Decided) {
+    fn measure(&self, rules: LimitRules<'_>, decided: &RoundDecision) {
         for policy in rules.policies.iter().filter(|policy| policy.enforced()) {
             for limit in &policy.spec.limits {
                 let key = format!("{}/{}", policy.reference.uid, limit.name);
-                if let Some(Taken { active, pending }) = decided.fullest.get(&key).copied() {
+                if let Some(SlotCount { active, pending }) = decided.fullest.get(&key).copied() {
                     let (policy, ledger) = (policy.reference.to_string(), self.id.name());
                     let max = limit.max_active_jobs;
                     self.shared.metrics.limit(policy, &limit.name, ledger, active, max, pending);

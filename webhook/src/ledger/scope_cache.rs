@@ -14,34 +14,34 @@ use job_handler_shared::{
 
 use crate::ledger::{
     count::{self, LedgerId},
-    resolve::Seen,
+    resolve::ObservedJob,
 };
-use crate::limit::scopes::Rules;
+use crate::limit::scopes::LimitRules;
 
 /// Entries beyond twice the Jobs that are there, before those of Jobs that are not are dropped.
 const LEFT_OVER: usize = 64;
 
 /// Finished Jobs by their group.
-pub type Runs = HashMap<Arc<GroupId>, Vec<Arc<JobSnapshot>>>;
+pub type RunsByGroup = HashMap<Arc<GroupId>, Vec<Arc<JobSnapshot>>>;
 
 /// What is remembered, for one ledger.
 #[derive(Debug, Default)]
-pub struct Found {
+pub struct ScopeCache {
     policies: Option<Arc<PolicySet>>,
     /// By the address of the Job, which is nobody else's as long as the entry knows it.
-    jobs: HashMap<usize, Entry>,
+    jobs: HashMap<usize, CachedScopes>,
 }
 
 #[derive(Debug)]
-struct Entry {
+struct CachedScopes {
     /// Not held: several ledgers look at one Job, and none of them would let it go before the others.
     job: Weak<JobSnapshot>,
     labels: Option<Arc<Labels>>,
-    seen: Option<Arc<Seen>>,
+    seen: Option<Arc<ObservedJob>>,
     group: Option<Option<Arc<GroupId>>>,
 }
 
-impl Found {
+impl ScopeCache {
     /// Policies that are others than the last make all of it worth nothing. `there` Jobs are.
     pub fn begin(&mut self, policies: &Arc<PolicySet>, there: usize) {
         if !self.policies.as_ref().is_some_and(|last| Arc::ptr_eq(last, policies)) {
@@ -58,11 +58,11 @@ impl Found {
     /// finished Jobs nothing is looked at.
     pub fn seen(
         &mut self,
-        rules: Rules<'_>,
+        rules: LimitRules<'_>,
         id: &LedgerId,
         jobs: &[Arc<JobSnapshot>],
         tried: &HashSet<&str>,
-    ) -> Vec<Arc<Seen>> {
+    ) -> Vec<Arc<ObservedJob>> {
         let telling = jobs.iter().filter(|job| job.is_active() || tried.contains(&*job.uid));
         telling
             .map(|job| {
@@ -73,8 +73,13 @@ impl Found {
     }
 
     /// The finished Jobs of these groups.
-    pub fn runs(&mut self, rules: Rules<'_>, jobs: &[Arc<JobSnapshot>], groups: &HashSet<GroupId>) -> Runs {
-        let mut runs = Runs::new();
+    pub fn runs(
+        &mut self,
+        rules: LimitRules<'_>,
+        jobs: &[Arc<JobSnapshot>],
+        groups: &HashSet<GroupId>,
+    ) -> RunsByGroup {
+        let mut runs = RunsByGroup::new();
         if groups.is_empty() {
             return runs;
         }
@@ -90,9 +95,9 @@ impl Found {
         runs
     }
 
-    fn entry(&mut self, rules: Rules<'_>, job: &Arc<JobSnapshot>) -> &mut Entry {
+    fn entry(&mut self, rules: LimitRules<'_>, job: &Arc<JobSnapshot>) -> &mut CachedScopes {
         let labels = (rules.namespaces)(&job.namespace);
-        let anew = |labels| Entry { job: Arc::downgrade(job), labels, seen: None, group: None };
+        let anew = |labels| CachedScopes { job: Arc::downgrade(job), labels, seen: None, group: None };
         let entry = self.jobs.entry(Arc::as_ptr(job) as usize).or_insert_with(|| anew(labels.clone()));
         let same = match (&entry.labels, &labels) {
             (Some(then), Some(now)) => Arc::ptr_eq(then, now),
@@ -149,12 +154,12 @@ mod tests {
     #[test]
     fn nothing_is_remembered_beyond_its_reasons() {
         let id = LedgerId::Namespace("ci".into());
-        let (mut found, mut other) = (Found::default(), Found::default());
+        let (mut found, mut other) = (ScopeCache::default(), ScopeCache::default());
         let mut jobs = vec![job("a", "1", false), job("b", "1", true), job("c", "2", true)];
         let labels = parking_lot::Mutex::new(Some(Arc::new(Labels::new())));
         let namespaces = |_: &str| labels.lock().clone();
         let mut look = |policies: &Arc<PolicySet>, jobs: &[Arc<JobSnapshot>]| {
-            let rules = Rules { policies, namespaces: &namespaces };
+            let rules = LimitRules { policies, namespaces: &namespaces };
             found.begin(policies, jobs.len());
             let seen = found.seen(rules, &id, jobs, &HashSet::from(["c"]));
             let again = found.seen(rules, &id, jobs, &HashSet::from(["c"]));

@@ -1,6 +1,6 @@
 //! Failure backoff: how long a group waits after failures in a row.
 //!
-//! Decided from what the ledger remembers of the group, and the finished Jobs that are there and not yet taken into
+//! RoundDecision from what the ledger remembers of the group, and the finished Jobs that are there and not yet taken into
 //! that: a failed Job that is deleted is not forgotten once the sink has seen it.
 
 use std::sync::Arc;
@@ -12,10 +12,10 @@ use job_handler_shared::{
     policy::limit::FailureBackoff,
 };
 
-use crate::limit::{Refused, message, scopes::Rules};
+use crate::limit::{Refused, message, scopes::LimitRules};
 
 /// The group by which a Job may have to wait; none where no policy asks for that.
-pub fn group(rules: Rules<'_>, job: &JobSnapshot) -> Option<GroupId> {
+pub fn group(rules: LimitRules<'_>, job: &JobSnapshot) -> Option<GroupId> {
     let policies = rules.matching(job);
     policies.iter().find(|policy| policy.spec.failure_backoff.is_some())?;
     group_in(&policies, job)
@@ -23,7 +23,7 @@ pub fn group(rules: Rules<'_>, job: &JobSnapshot) -> Option<GroupId> {
 
 /// The finished ones of these Jobs that are runs of a group.
 pub fn runs(
-    rules: Rules<'_>,
+    rules: LimitRules<'_>,
     jobs: &[Arc<JobSnapshot>],
     namespace: &str,
     group: &GroupId,
@@ -34,7 +34,7 @@ pub fn runs(
 
 /// The refusal of a Job whose group still waits. `runs` are the group's finished Jobs, `ledger` is that of its namespace.
 pub fn refuse(
-    rules: Rules<'_>,
+    rules: LimitRules<'_>,
     group: &GroupId,
     runs: &[Arc<JobSnapshot>],
     ledger: &JobLedgerSpec,

@@ -14,14 +14,19 @@ use job_handler_shared::{
 
 use crate::limit::{
     FAILURE_BACKOFF, Refused,
-    scopes::{Holder, Place, ScopeKey},
+    scopes::{Place, ScopeKey, SlotHolder},
 };
 
 /// So many of the oldest holders are named.
 const NAMED: usize = 2;
 
 /// No slot is left.
-pub fn full(scope: &ScopeKey, limit: &Limit, holders: &BTreeMap<String, Holder>, now: Timestamp) -> Refused {
+pub fn full(
+    scope: &ScopeKey,
+    limit: &Limit,
+    holders: &BTreeMap<String, SlotHolder>,
+    now: Timestamp,
+) -> Refused {
     let message = match (&scope.place, limit.max_active_jobs) {
         (Place::Group(_, group), 1) => duplicate(scope, &group.value, holders, now),
         _ => limit_reached(scope, limit, holders, now),
@@ -70,7 +75,7 @@ fn refused<const N: usize>(
 fn limit_reached(
     scope: &ScopeKey,
     limit: &Limit,
-    holders: &BTreeMap<String, Holder>,
+    holders: &BTreeMap<String, SlotHolder>,
     now: Timestamp,
 ) -> String {
     let counted = match &scope.place {
@@ -84,7 +89,7 @@ fn limit_reached(
     if pending > 0 {
         detail += &format!(", {pending} just admitted");
     }
-    let mut oldest: Vec<&Holder> = holders.values().filter(|holder| !holder.pending).collect();
+    let mut oldest: Vec<&SlotHolder> = holders.values().filter(|holder| !holder.pending).collect();
     oldest.sort_by_key(|holder| (holder.since, &holder.name));
     let oldest: Vec<String> =
         oldest.into_iter().take(NAMED).map(|holder| aged(holder, limit.scope, now)).collect();
@@ -110,7 +115,12 @@ fn limit_reached(
     )
 }
 
-fn duplicate(scope: &ScopeKey, group: &str, holders: &BTreeMap<String, Holder>, now: Timestamp) -> String {
+fn duplicate(
+    scope: &ScopeKey,
+    group: &str,
+    holders: &BTreeMap<String, SlotHolder>,
+    now: Timestamp,
+) -> String {
     let active = match holders.values().next() {
         Some(holder) if holder.pending => format!("{} was just admitted", holder.name),
         Some(holder) => {
@@ -135,7 +145,7 @@ fn no_less(seconds: i64) -> i64 {
     (seconds + unit - 1) / unit * unit
 }
 
-fn aged(holder: &Holder, scope: Scope, now: Timestamp) -> String {
+fn aged(holder: &SlotHolder, scope: Scope, now: Timestamp) -> String {
     let age = human_seconds(now.as_second() - holder.since.as_second());
     match scope {
         Scope::Cluster => format!("{}/{} {age}", holder.namespace, holder.name),

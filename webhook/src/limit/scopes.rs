@@ -13,7 +13,7 @@ use crate::stamp::select::enforced;
 
 /// Whoever takes a slot.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Holder {
+pub struct SlotHolder {
     /// Namespace.
     pub namespace: String,
     /// Name.
@@ -26,14 +26,14 @@ pub struct Holder {
 
 /// Policies and namespaces of one moment.
 #[derive(Clone, Copy)]
-pub struct Rules<'a> {
+pub struct LimitRules<'a> {
     /// All policies.
     pub policies: &'a PolicySet,
     /// Labels of namespaces.
     pub namespaces: &'a (dyn Fn(&str) -> Option<Arc<Labels>> + Sync),
 }
 
-impl<'a> Rules<'a> {
+impl<'a> LimitRules<'a> {
     /// The scopes in which a Job takes a slot, with their limits; the most telling first.
     pub fn scopes(&self, job: &JobSnapshot) -> Vec<(ScopeKey, &'a Limit)> {
         scope::scopes(&self.matching(job), job)

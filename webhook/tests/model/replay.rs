@@ -1,7 +1,7 @@
 //! The program's own actors, led through what breaks the protocol where one of its rules is missing.
 //!
 //! A trace of the model says in which order requests come, ledgers are read, caches are told of Jobs, writes are done,
-//! Jobs land. Each of its replicas is an [`Actor`] here, over an apiserver of our own making; it is given the ledger that
+//! Jobs land. Each of its replicas is an [`LedgerActor`] here, over an apiserver of our own making; it is given the ledger that
 //! the trace's replica had read, and the Jobs that it had seen, before it is let go. It may do more than the trace, such as
 //! look again; it must not let too many Jobs become active.
 
@@ -18,15 +18,15 @@ use job_handler_shared::{
     process::telemetry::Metrics,
 };
 use job_handler_webhook::{
-    cache::{consistent_list::Item, jobs::Cache, policies::Policies, reflector::Mirror},
+    cache::{consistent_list::ListedJob, jobs::JobCache, policies::Policies, reflector::Mirror},
     ledger::{
-        actor::{Actor, Message, Waiting},
+        actor::{ActorMessage, DecisionRequest, LedgerActor},
         attempt_age::Clock,
-        client::Store,
+        client::LedgerClient,
         count::LedgerId,
-        fresh_read::Reads,
-        known_ledgers::{Known, Memory, Watcher},
-        limiter::Shared,
+        fresh_read::ReadRateLimiter,
+        known_ledgers::{KnownLedger, KnownLedgers, LedgerWatchHandler},
+        limiter::LedgerContext,
     },
     limit::{Attempt, Verdict},
     metrics::WebhookMetrics,
@@ -49,10 +49,10 @@ const LEDGER: &str = "ci";
 const PATIENCE: Duration = Duration::from_secs(30);
 
 struct Replica {
-    shared: Arc<Shared>,
+    shared: Arc<LedgerContext>,
     clock: Clock,
     told: u64,
-    inbox: mpsc::Sender<Message>,
+    inbox: mpsc::Sender<ActorMessage>,
     task: JoinHandle<()>,
     expire: bool,
 }
@@ -64,12 +64,12 @@ impl Drop for Replica {
 }
 
 /// A request of the trace.
-struct Asked {
+struct TracedRequest {
     name: &'static str,
     one: Try,
     /// As it is stored now, for a change.
     from: Option<u64>,
-    waiting: Option<Waiting>,
+    waiting: Option<DecisionRequest>,
     answer: Option<oneshot::Receiver<Verdict>>,
     granted: bool,
 }
@@ -78,7 +78,7 @@ struct Stage<'a> {
     protocol: &'a Protocol,
     apiserver: Arc<Apiserver>,
     replicas: Vec<Replica>,
-    asked: BTreeMap<usize, Asked>,
+    asked: BTreeMap<usize, TracedRequest>,
     /// resourceVersion of the apiserver after so many writes of the trace.
     versions: Vec<u64>,
 }
@@ -193,8 +193,9 @@ impl<'a> Stage<'a> {
             answer_by: arrived + PATIENCE,
         };
         let (reply, answer) = oneshot::channel();
-        let waiting = Some(Waiting { attempt, arrived, reply });
-        let asked = Asked { name, one: one.clone(), from, waiting, answer: Some(answer), granted: false };
+        let waiting = Some(DecisionRequest { attempt, arrived, reply });
+        let asked =
+            TracedRequest { name, one: one.clone(), from, waiting, answer: Some(answer), granted: false };
         self.asked.insert(n, asked);
     }
 
@@ -208,17 +209,17 @@ impl<'a> Stage<'a> {
         };
         let looked = looks(&self.apiserver);
         if replica.expire {
-            replica.inbox.send(Message::Expire).await.unwrap();
+            replica.inbox.send(ActorMessage::RemoveExpired).await.unwrap();
             replica.expire = false;
             eventually("a look", || looks(&self.apiserver) > looked).await;
         }
         if round.asked.is_empty() {
-            replica.inbox.send(Message::Tidy).await.unwrap();
+            replica.inbox.send(ActorMessage::RemoveResolved).await.unwrap();
             replica.is_done().await;
         }
         for n in &round.asked {
             if let Some(waiting) = self.asked.get_mut(n).unwrap().waiting.take() {
-                replica.inbox.send(Message::Decide(Box::new(waiting))).await.unwrap();
+                replica.inbox.send(ActorMessage::Decide(Box::new(waiting))).await.unwrap();
             }
         }
         for n in &round.asked {
@@ -280,7 +281,7 @@ impl<'a> Stage<'a> {
         if let Some(replica) = joined {
             let lists = self.apiserver.lists.load(Ordering::SeqCst);
             self.apiserver.hold_lists.send_replace(true);
-            self.replicas[replica].inbox.send(Message::Expire).await.unwrap();
+            self.replicas[replica].inbox.send(ActorMessage::RemoveExpired).await.unwrap();
             eventually("the LIST", || self.apiserver.lists.load(Ordering::SeqCst) > lists).await;
         }
     }
@@ -292,56 +293,56 @@ impl Replica {
         // Of another revision, it is another policy.
         let policies = PolicySet::new([policy(protocol.revisions[n], limits)]);
         let clock = Clock::default();
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(LedgerContext {
             client: apiserver.client(),
-            store: Store::new(apiserver.client(), "system"),
-            memory: Memory::new(clock.clone()),
-            cache: Cache::default(),
-            reads: Reads::default(),
+            ledger_client: LedgerClient::new(apiserver.client(), "system"),
+            known_ledgers: KnownLedgers::new(clock.clone()),
+            cache: JobCache::default(),
+            reads: ReadRateLimiter::default(),
             policies: Policies::fixed(policies, [(LEDGER.to_owned(), Labels::new())]),
             namespace: "system".to_owned(),
             metrics: WebhookMetrics::new(&Metrics::default()),
         });
         if protocol.view == View::Cache {
-            shared.cache.begin();
-            shared.cache.end(0);
+            shared.cache.begin_list();
+            shared.cache.end_list(0);
         }
         let (inbox, messages) = mpsc::channel(100);
-        let actor = Actor::new(LedgerId::Namespace(LEDGER.into()), messages, shared.clone());
+        let actor = LedgerActor::new(LedgerId::Namespace(LEDGER.into()), messages, shared.clone());
         Self { shared, clock, told: 0, inbox, task: tokio::spawn(actor.run()), expire: false }
     }
 
     /// The ledger as it is now is what it will go by.
     fn read(&self, apiserver: &Apiserver) {
         let ledger = apiserver.stored.lock().ledgers[LEDGER].clone();
-        let known = Known::of(serde_json::from_value(ledger).unwrap()).unwrap();
-        self.shared.memory.note(LEDGER, &known);
+        let known = KnownLedger::parse(serde_json::from_value(ledger).unwrap()).unwrap();
+        self.shared.known_ledgers.record(LEDGER, &known);
     }
 
     /// The clocks of attempts run out whose requests are over. No request is on its way for so long, so those of the
     /// others begin now.
     fn run_out(&mut self, world: &World) {
-        let memory = &self.shared.memory;
-        let known = memory.known(LEDGER).unwrap();
-        let mut over = Known::clone(&known);
+        let memory = &self.shared.known_ledgers;
+        let known = memory.latest(LEDGER).unwrap();
+        let mut over = KnownLedger::clone(&known);
         for tries in over.book.pending.values_mut() {
             tries.retain(|name, _| {
                 world.tries.iter().any(|(n, one)| request(*n) == *name && one.at == Whereabouts::Ended)
             });
         }
-        let mut watcher = Watcher { memory, policies: self.shared.policies.clone() };
+        let mut watcher = LedgerWatchHandler { memory, policies: self.shared.policies.clone() };
         watcher.delete(known.ledger.clone());
         over.version -= 1;
-        memory.note(LEDGER, &Arc::new(over));
-        self.clock.skip(Duration::from_secs(61));
-        memory.note(LEDGER, &known);
+        memory.record(LEDGER, &Arc::new(over));
+        self.clock.advance(Duration::from_secs(61));
+        memory.record(LEDGER, &known);
         self.expire = true;
     }
 
     /// Its watch tells of Jobs up to here.
     fn tell(&mut self, apiserver: &Apiserver, until: u64) {
         for (version, event) in apiserver.jobs_told(self.told, until) {
-            let Item(job) = serde_json::from_value(event["object"].clone()).unwrap();
+            let ListedJob(job) = serde_json::from_value(event["object"].clone()).unwrap();
             match event["type"].as_str() {
                 Some("DELETED") => self.shared.cache.delete(&job, version),
                 _ => self.shared.cache.apply(job, version),
@@ -357,7 +358,10 @@ impl Replica {
         let arrived = Instant::now();
         let attempt =
             Attempt { uid: "probe".into(), job, from: None, dry_run: true, answer_by: arrived + PATIENCE };
-        self.inbox.send(Message::Decide(Box::new(Waiting { attempt, arrived, reply }))).await.unwrap();
+        self.inbox
+            .send(ActorMessage::Decide(Box::new(DecisionRequest { attempt, arrived, reply })))
+            .await
+            .unwrap();
         tokio::time::timeout(PATIENCE, answer).await.expect("an answer").unwrap();
     }
 }

@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use jiff::Timestamp;
 use job_handler_shared::ledger::crd::{Book, Kind};
 use job_handler_webhook::ledger::{
-    decide::{Answer, Asked, Decided, Given, decide},
-    resolve::Sight,
+    decide::{RoundDecision, RoundInput, SlotAnswer, SlotRequest, decide},
+    resolve::ViewSource,
 };
 
 use crate::world::{
@@ -141,7 +141,7 @@ impl World {
                 let lags = protocol.view != View::List || protocol.without.list_of_ones_own;
                 let first = if lags { replica.position } else { self.history.len() };
                 for view in first..=self.history.len() {
-                    if !sight(protocol, view).suffices(round.book.observed_through) {
+                    if !view_source(protocol, view).covers(round.book.observed_through) {
                         continue;
                     }
                     let fetches = protocol.view == View::Fetched && self.take_slots_still(view, &round.book);
@@ -288,7 +288,7 @@ impl World {
         let fits = round.ledger_version == self.ledger_version;
         let answered = |granted: bool| {
             let answers = round.asked.iter().zip(&decided.answers);
-            answers.filter(|(_, a)| (**a == Answer::Granted) == granted).map(|(n, _)| *n).collect()
+            answers.filter(|(_, a)| (**a == SlotAnswer::Granted) == granted).map(|(n, _)| *n).collect()
         };
         let wrote = Phase::Wrote { granted: answered(true), refused: answered(false) };
         self.replicas[n].phase = Phase::Idle;
@@ -326,39 +326,39 @@ impl World {
         round: &Round,
         (view, fetched): (usize, Option<usize>),
         expired: &BTreeSet<String>,
-    ) -> Option<Decided> {
+    ) -> Option<RoundDecision> {
         let own = protocol.revisions[n];
         let revision = if protocol.without.revision { "any" } else { own };
-        let asked: Vec<Asked> = round
+        let asked: Vec<SlotRequest> = round
             .asked
             .iter()
             .map(|n| {
                 let one = &self.tries[n];
                 let kind = match one.kind {
-                    // Any sight of the Job is then one after it.
+                    // Any view_source of the Job is then one after it.
                     Kind::Unsuspend { .. } if protocol.without.after_from => Kind::Unsuspend { from: 0 },
                     ref kind => kind.clone(),
                 };
-                Asked {
+                SlotRequest {
                     request: request(*n),
                     name: format!("ns/{}", protocol.clients[one.client].name),
                     job_uid: one.job_uid.clone(),
                     kind,
                     scopes: vec![(scope(own), u32::try_from(protocol.max).unwrap())],
                     dry_run: false,
-                    barred: false,
+                    in_backoff: false,
                 }
             })
             .collect();
         let fetched = |name: &str| fetched.filter(|_| self.takes(view, &round.book, name));
         let seen = self.seen(view, own, fetched);
-        let given = Given {
+        let given = RoundInput {
             book: &round.book,
-            sight: sight(protocol, view),
+            view_source: view_source(protocol, view),
             jobs: &seen.iter().collect::<Vec<_>>(),
             expired,
             old: &BTreeSet::new(),
-            undone: &round.undo,
+            revoked: &round.undo,
             revision: &|_| revision.to_owned(),
             now: Timestamp::UNIX_EPOCH,
         };
@@ -423,10 +423,10 @@ impl World {
     }
 }
 
-fn sight(protocol: &Protocol, view: usize) -> Sight {
+fn view_source(protocol: &Protocol, view: usize) -> ViewSource {
     match protocol.view {
-        View::Cache | View::Fetched => Sight::Cache(view as u64),
-        View::List => Sight::List,
+        View::Cache | View::Fetched => ViewSource::Cache(view as u64),
+        View::List => ViewSource::List,
     }
 }
 

@@ -7,8 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::Timestamp;
 use job_handler_shared::ledger::crd::{Book, Kind};
 use job_handler_webhook::ledger::{
-    decide::{Answer, Asked, Decided, Given, decide},
-    resolve::{Seen, Sight, came_to_nothing},
+    decide::{RoundDecision, RoundInput, SlotAnswer, SlotRequest, decide},
+    resolve::{ObservedJob, ViewSource, had_no_effect},
 };
 use stateright::{Model, Property};
 
@@ -72,18 +72,18 @@ impl Two {
         &self,
         state: &State,
         book: &'static str,
-        (view, sight): (usize, Sight),
+        (view, view_source): (usize, ViewSource),
         asked: Option<(usize, bool)>,
         gone: (&BTreeSet<String>, &BTreeSet<String>),
-    ) -> Option<Decided> {
+    ) -> Option<RoundDecision> {
         let mut jobs: BTreeMap<usize, (u64, bool)> = BTreeMap::new();
         for (version, (n, active)) in (1..).zip(&state.history[..view]) {
             jobs.insert(*n, (version, *active));
         }
-        let jobs: Vec<Seen> = jobs
+        let jobs: Vec<ObservedJob> = jobs
             .into_iter()
             .filter(|(n, _)| book == CLUSTER || namespace(self.creates[*n]) == book)
-            .map(|(n, (version, active))| Seen {
+            .map(|(n, (version, active))| ObservedJob {
                 name: self.creates[n].into(),
                 uid: format!("u{n}"),
                 version,
@@ -92,25 +92,25 @@ impl Two {
                 since: Timestamp::UNIX_EPOCH,
             })
             .collect();
-        let asked: Vec<Asked> = asked
+        let asked: Vec<SlotRequest> = asked
             .into_iter()
-            .map(|(n, dry_run)| Asked {
+            .map(|(n, dry_run)| SlotRequest {
                 request: format!("r{n}"),
                 name: self.creates[n].into(),
                 job_uid: format!("u{n}"),
                 kind: Kind::Create,
                 scopes: vec![self.scope(book)],
                 dry_run,
-                barred: false,
+                in_backoff: false,
             })
             .collect();
-        let given = Given {
+        let given = RoundInput {
             book: &state.books[book],
-            sight,
+            view_source,
             jobs: &jobs.iter().collect::<Vec<_>>(),
             expired: gone.0,
             old: &BTreeSet::new(),
-            undone: gone.1,
+            revoked: gone.1,
             revision: &|_| "same".to_owned(),
             now: Timestamp::UNIX_EPOCH,
         };
@@ -126,20 +126,20 @@ impl Two {
         };
         let attempts = state.books[book].attempts();
         let expired = attempts.filter(|(_, request, granted)| {
-            is_over(request) && came_to_nothing(granted, version(&granted.job_uid))
+            is_over(request) && had_no_effect(granted, version(&granted.job_uid))
         });
         expired.map(|(_, request, _)| request.to_owned()).collect()
     }
 
     fn tidied(&self, state: &State, book: &'static str) -> Book {
         let (expired, nobody) = (self.expired(state, book), BTreeSet::new());
-        let now = (state.history.len(), Sight::List);
+        let now = (state.history.len(), ViewSource::List);
         self.decide(state, book, now, None, (&expired, &nobody)).unwrap().book
     }
 
     fn next(&self, state: &mut State, n: usize, view: usize) -> Option<()> {
         let own = namespace(self.creates[n]);
-        let seen = (view, Sight::Cache(view as u64));
+        let seen = (view, ViewSource::Cache(view as u64));
         let nobody = BTreeSet::new();
         let (book, dry_run) = match state.at[n] {
             At::Looks => (CLUSTER, true),
@@ -155,7 +155,7 @@ impl Two {
             At::Admitted | At::Ended => return None,
         };
         let decided = self.decide(state, book, seen, Some((n, dry_run)), (&nobody, &nobody))?;
-        let granted = decided.answers[0] == Answer::Granted;
+        let granted = decided.answers[0] == SlotAnswer::Granted;
         if !dry_run {
             state.books.insert(book, decided.book);
         }

@@ -8,8 +8,8 @@ use std::{
 use jiff::Timestamp;
 use job_handler_shared::ledger::crd::{Book, Granted, Kind};
 use job_handler_webhook::ledger::{
-    decide::{Given, decide},
-    resolve::{Seen, Sight, came_to_nothing},
+    decide::{RoundInput, decide},
+    resolve::{ObservedJob, ViewSource, had_no_effect},
 };
 
 /// What is checked: the bounds, and which rule is left out.
@@ -66,7 +66,7 @@ impl Default for Budget {
     }
 }
 
-/// Rules that can be left out.
+/// LimitRules that can be left out.
 #[derive(Clone, Debug, Default)]
 pub struct Without {
     pub observed_through: bool,
@@ -223,10 +223,15 @@ impl World {
     }
 
     /// What is seen of the Jobs after so many writes, counted by the policies of a revision. `fetched` are seen later.
-    pub fn seen(&self, view: usize, revision: &str, fetched: impl Fn(&str) -> Option<usize>) -> Vec<Seen> {
+    pub fn seen(
+        &self,
+        view: usize,
+        revision: &str,
+        fetched: impl Fn(&str) -> Option<usize>,
+    ) -> Vec<ObservedJob> {
         let job = |name: &&'static str| {
             let (version, stored) = self.job_at(fetched(name).unwrap_or(view), name)?;
-            Some(Seen {
+            Some(ObservedJob {
                 name: format!("ns/{name}"),
                 uid: stored.uid.clone(),
                 version,
@@ -276,7 +281,7 @@ impl World {
             let stored = self.names().into_iter().filter_map(|name| self.job(name));
             let stored =
                 stored.into_iter().find(|(_, job)| job.uid == granted.job_uid).map(|(version, _)| version);
-            protocol.without.quorum_read || came_to_nothing(granted, stored)
+            protocol.without.quorum_read || had_no_effect(granted, stored)
         };
         book.attempts()
             .filter(|(_, request, granted)| ran_out(request) && nothing(granted))
@@ -295,13 +300,13 @@ impl World {
         let nobody = BTreeSet::new();
         let expired = self.expired(protocol, &self.book);
         let seen = self.seen(self.history.len(), protocol.revisions[0], |_| None);
-        let given = Given {
+        let given = RoundInput {
             book: &self.book,
-            sight: Sight::List,
+            view_source: ViewSource::List,
             jobs: &seen.iter().collect::<Vec<_>>(),
             expired: &expired,
             old: &nobody,
-            undone: &nobody,
+            revoked: &nobody,
             revision: &|_| protocol.revisions[0].to_owned(),
             now: Timestamp::UNIX_EPOCH,
         };
