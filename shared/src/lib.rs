@@ -27,4 +27,5 @@ pub mod ledger;
 pub mod names;
 pub mod policy;
 pub mod process;
+pub mod result;
 pub mod text;

@@ -23,6 +23,34 @@ pub fn human_seconds(seconds: i64) -> String {
     }
 }
 
+/// Indexes as Kubernetes writes them: `1,3-5,7`.
+pub fn ranges(mut indexes: Vec<u32>) -> String {
+    indexes.sort_unstable();
+    indexes.dedup();
+    let mut ranges: Vec<(u32, u32)> = Vec::new();
+    for index in indexes {
+        match ranges.last_mut() {
+            Some((_, end)) if end.checked_add(1) == Some(index) => *end = index,
+            _ => ranges.push((index, index)),
+        }
+    }
+    let range = |(from, to): (u32, u32)| if from == to { from.to_string() } else { format!("{from}-{to}") };
+    ranges.into_iter().map(range).collect::<Vec<_>>().join(",")
+}
+
+/// Cuts `text` to at most `max` bytes at a character's edge, with a mark.
+pub fn truncate(text: &mut String, max: usize) {
+    const MARK: &str = "…";
+    if text.len() > max {
+        let mut end = max.saturating_sub(MARK.len());
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        text.truncate(end);
+        text.push_str(MARK);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -11,6 +11,7 @@ use std::{
 use job_handler_shared::{
     job::snapshot::{JobSnapshot, Outcome},
     process::telemetry::Metrics,
+    result::{failure::Cause, pending_events::Phase},
 };
 use parking_lot::Mutex;
 use prometheus_client::{
@@ -24,7 +25,7 @@ use prometheus_client::{
     },
 };
 
-use crate::{cloudevents::event::Phase, harvest::failure, model::manifest::Cause, status::summary::Census};
+use crate::{harvest::failure, model::summary::Census};
 
 /// One label `status`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]

@@ -3,11 +3,11 @@
 use std::{future::Future, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use futures::future::{BoxFuture, join_all};
-use job_handler_shared::process::jitter::jitter;
 use job_handler_shared::{
     policy::install_defaults,
     process::{
         admin::{self, Readiness, ReadyHandle},
+        jitter::jitter,
         telemetry::Metrics,
     },
 };
@@ -23,31 +23,21 @@ use crate::{
     },
     config::Config,
     enforce::{
-        repair,
+        ledger_gc, repair,
         webhook_entries::{self, Kept},
     },
     harvest::{collector::Capturer, follower::Follower, pod_tracker::Followed},
     metrics::SinkMetrics,
     notify::{recorder::Teller, refusal_listener},
     object_store::{Objects, ObjectsError},
-    observe::{
-        ledger_index,
-        reflectors::{self, Context, enqueue_all},
-        secret_access,
-        store::Store,
-    },
+    observe::{context::Context, key::Key, reflectors, secret_watch, store::Store},
     queueing::{dequeued_by_user, failure_backoff, release},
-    reconcile::{
-        job::{Actor, Key},
-        stale_jobs,
-    },
+    reconcile::{job::Actor, resync::enqueue_all, stale_jobs},
     retention::{gc::Broom, object_gc},
-    runtime::leader_election,
+    runtime::{leader_election, resync::RESYNC},
     status::writer,
 };
 
-/// How often everything is looked at again: a missed event costs at most this much.
-pub const RESYNC: Duration = Duration::from_secs(30);
 /// How long the tasks have to end.
 const GRACE: Duration = Duration::from_secs(10);
 
@@ -134,7 +124,7 @@ pub async fn run(client: Client, options: Options, shutdown: CancellationToken) 
     );
     parts.add("namespaces", reflectors::namespaces(context.clone(), part("namespaces")).never());
     parts.add("results", reflectors::results(context.clone(), part("results")).never());
-    parts.add("results in secrets", secret_access::keep(context.clone(), part("results in secrets")).never());
+    parts.add("results in secrets", secret_watch::keep(context.clone(), part("results in secrets")).never());
     parts.add("ledgers", reflectors::ledgers(context.clone(), part("ledgers")).never());
     parts.add("webhook leases", reflectors::replicas(context.clone(), part("webhook leases")).never());
     let mut receivers = Vec::new();
@@ -279,7 +269,7 @@ async fn work(
     };
     let absorb =
         failure_backoff::keep(context.client.clone(), context.store.clone(), context.namespace.clone());
-    let sweep = ledger_index::sweep(context.client.clone(), context.store.clone(), context.namespace.clone());
+    let sweep = ledger_gc::sweep(context.client.clone(), context.store.clone(), context.namespace.clone());
     let heal = repair::keep(context.client.clone(), context.store.clone(), teller);
     let outbox =
         outbox::keep(receivers, context.client.clone(), context.store.clone(), context.metrics.clone());

@@ -18,9 +18,10 @@ use job_handler_shared::{
 use job_handler_sink::{
     harvest::{collector::Capturer, pod_tracker::Followed},
     metrics::SinkMetrics,
+    model::policy_entry::PolicyEntry,
     notify::recorder::Teller,
-    observe::store::{PolicyEntry, Store},
-    reconcile::job::{Actor, Key},
+    observe::{key::Key, store::Store},
+    reconcile::job::Actor,
 };
 use k8s_openapi::api::batch::v1::Job;
 use kube::Client;

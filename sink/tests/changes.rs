@@ -10,8 +10,8 @@ use common::{
     build::{UID, cluster, process, set_policy},
 };
 use http::Method;
-use job_handler_shared::{job::snapshot::JobSnapshot, keys};
-use job_handler_sink::{model::manifest, observe::store::ResultRef, reconcile::job::Actor};
+use job_handler_shared::{job::snapshot::JobSnapshot, keys, result::manifest};
+use job_handler_sink::{model::result_ref::ResultRef, reconcile::job::Actor};
 use k8s_openapi::api::batch::v1::Job;
 use serde_json::{Value, json};
 

@@ -9,8 +9,7 @@ use common::{
     Apiserver, Fault,
     build::{UID, cluster, noise, process},
 };
-use job_handler_shared::keys;
-use job_handler_sink::model::manifest;
+use job_handler_shared::{keys, result::metadata};
 use serde_json::{Value, json};
 
 /// Runs processes until one gets through.
@@ -30,7 +29,7 @@ fn check_end(apiserver: &Apiserver, deleted: bool, shards: usize, how: &str) {
     let manifest: Value = serde_json::from_str(results[0]["data"]["result.json"].as_str().unwrap()).unwrap();
     assert_eq!(manifest["job"]["uid"], UID, "{how}");
     assert_eq!(manifest["announcementsPending"], json!([]), "{how}");
-    assert!(results[0]["metadata"]["labels"].get(manifest::PENDING).is_none(), "{how}");
+    assert!(results[0]["metadata"]["labels"].get(metadata::PENDING).is_none(), "{how}");
     assert_eq!(manifest["completeness"]["complete"], true, "{how}: {manifest}");
     let listed: Vec<_> = manifest["logs"]["shards"].as_array().cloned().unwrap_or_default();
     assert_eq!((listed.len(), maps.len() - 1), (shards, shards), "{how}: no shard is missing or left over");

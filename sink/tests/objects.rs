@@ -18,13 +18,13 @@ use common::{
 };
 use http::Method;
 use jiff::Timestamp;
-use job_handler_shared::{keys, process::telemetry::Metrics};
+use job_handler_shared::{keys, process::telemetry::Metrics, result::storage_kind::Kind};
 use job_handler_sink::{
     config::Config,
+    model::stored_result::Stored,
     object_store::Objects,
     reconcile::job::Actor,
-    result::storage::Kind,
-    retention::{gc::Broom, object_gc, plan::Stored},
+    retention::{gc::Broom, object_gc},
 };
 use k8s_openapi::ByteString;
 use serde_json::{Value, json};

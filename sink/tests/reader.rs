@@ -9,14 +9,14 @@ use flate2::{Compression, write::GzEncoder};
 use job_handler_shared::{
     job::snapshot::{Finished, JobSnapshot, Outcome},
     policy::results::Logs,
+    result::pods::{ContainerFacts, LogFacts, PodFacts},
 };
 use job_handler_sink::{
     harvest::{
-        collector::{Captured, CapturedLog, CapturedPod},
+        captured::{Captured, CapturedLog, CapturedPod},
         log_buffer::HeadTail,
         pack::pack,
     },
-    model::manifest::{ContainerFacts, LogFacts, PodFacts},
     plugin::{
         self, ReadError,
         cli::Cli,

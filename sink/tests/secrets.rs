@@ -11,12 +11,11 @@ use common::{
     build::{UID, cluster, noise, process},
 };
 use jiff::Timestamp;
-use job_handler_shared::keys;
-use job_handler_sink::{
-    reconcile::job::Actor,
-    result::storage::{Kind, SECRET_TYPE},
-    retention::{gc::Broom, plan::Stored},
+use job_handler_shared::{
+    keys,
+    result::storage_kind::{Kind, SECRET_TYPE},
 };
+use job_handler_sink::{model::stored_result::Stored, reconcile::job::Actor, retention::gc::Broom};
 use k8s_openapi::{ByteString, api::core::v1::Secret};
 use serde_json::{Value, json};
 

@@ -12,12 +12,8 @@ use common::{
     build::{UID, cluster, noise, process},
 };
 use jiff::Timestamp;
-use job_handler_shared::{job::snapshot::JobSnapshot, keys};
-use job_handler_sink::{
-    reconcile::job::Actor,
-    result::storage::Kind,
-    retention::{gc::Broom, plan::Stored},
-};
+use job_handler_shared::{job::snapshot::JobSnapshot, keys, result::storage_kind::Kind};
+use job_handler_sink::{model::stored_result::Stored, reconcile::job::Actor, retention::gc::Broom};
 use serde_json::{Value, json};
 
 fn policy() -> Value {

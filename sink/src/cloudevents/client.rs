@@ -6,17 +6,19 @@ use std::{
 };
 
 use http::{HeaderValue, StatusCode};
-use job_handler_shared::process::error_chain::error_chain;
-use job_handler_shared::process::jitter::jitter;
+use job_handler_shared::{
+    kube::error::{ApiError, call},
+    process::{error_chain::error_chain, jitter::jitter},
+    result::pending_events::Phase,
+};
 use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, Client};
 use parking_lot::Mutex;
 
 use crate::{
-    cloudevents::event::{CONTENT_TYPE, Phase, Told},
+    cloudevents::event::{CONTENT_TYPE, Told},
     config::{SinkConfig, TokenRef},
 };
-use job_handler_shared::kube::error::{ApiError, call};
 
 /// How long a token that was read is taken to hold.
 const TOKEN_AGE: Duration = Duration::from_secs(60);

@@ -2,114 +2,18 @@
 //!
 //! <https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/formats/json-format.md>
 
-use std::collections::{BTreeMap, BTreeSet};
-
 use jiff::Timestamp;
 use job_handler_shared::{
-    job::snapshot::{JobSnapshot, Outcome},
+    job::snapshot::JobSnapshot,
     ledger::refusal::Refusal,
+    result::{manifest::Manifest, pending_events::Phase, storage_kind::Kind},
 };
-use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::{model::manifest::Manifest, result::storage::Kind};
+use crate::{config::event_types::Types, model::pending_events::labels_of};
 
 /// Content type of a structured event.
 pub const CONTENT_TYPE: &str = "application/cloudevents+json; charset=utf-8";
-/// Bytes of labels that go along with a Job.
-const LABELS_MAX: usize = 16 << 10;
-
-/// What happened to a Job.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Phase {
-    /// It was started.
-    Started,
-    /// It succeeded.
-    Completed,
-    /// It failed.
-    Failed,
-    /// Its creation, or its start, was refused.
-    Refused,
-}
-
-impl Phase {
-    /// All.
-    pub const ALL: [Self; 4] = [Self::Started, Self::Completed, Self::Failed, Self::Refused];
-
-    /// Its word: in ids, manifests, metrics and in the configuration.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Started => "started",
-            Self::Completed => "completed",
-            Self::Failed => "failed",
-            Self::Refused => "refused",
-        }
-    }
-}
-
-impl From<Outcome> for Phase {
-    fn from(outcome: Outcome) -> Self {
-        match outcome {
-            Outcome::Completed => Self::Completed,
-            Outcome::Failed => Self::Failed,
-        }
-    }
-}
-
-/// The `type` of each phase's events.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Types([String; 4]);
-
-impl Default for Types {
-    fn default() -> Self {
-        Self(Phase::ALL.map(|phase| format!("io.job-handler.job.{}", phase.as_str())))
-    }
-}
-
-impl Types {
-    /// The type of this phase's events.
-    pub fn of(&self, phase: Phase) -> &str {
-        &self.0[phase as usize]
-    }
-
-    /// Sets it.
-    pub fn set(&mut self, phase: Phase, to: String) {
-        self.0[phase as usize] = to;
-    }
-}
-
-/// What is pending of one Job: receiver -> phases, in their order.
-pub type Pending = BTreeMap<String, Vec<Phase>>;
-
-/// What is pending of a Job that has just finished. That it was started comes first, but where it is known that
-/// the receiver has been told: `told`.
-pub fn pending<'a>(
-    job: &JobSnapshot,
-    sinks: impl IntoIterator<Item = &'a String>,
-    told: &BTreeSet<String>,
-) -> Pending {
-    let Some(finished) = &job.finished else { return Pending::new() };
-    let phases = |sink: &String| {
-        let mut phases = Vec::new();
-        if job.started.is_some() && !told.contains(sink) {
-            phases.push(Phase::Started);
-        }
-        phases.push(finished.outcome.into());
-        phases
-    };
-    sinks.into_iter().map(|sink| (sink.clone(), phases(sink))).collect()
-}
-
-/// The labels of a Job that go along; receivers tell by them whose Job it was.
-pub fn labels_of(job: &JobSnapshot) -> BTreeMap<String, String> {
-    let mut room = LABELS_MAX;
-    let fits = |(key, value): &(&String, &String)| {
-        room = room.saturating_sub(key.len() + value.len());
-        room > 0
-    };
-    job.labels.iter().take_while(fits).map(|(key, value)| (key.clone(), value.clone())).collect()
-}
 
 /// What of an event does not depend on the receiver.
 #[derive(Clone, Debug, PartialEq)]
@@ -219,6 +123,9 @@ mod tests {
     use job_handler_shared::job::snapshot::Finished;
 
     use super::*;
+    use crate::model::pending_events::pending;
+    use job_handler_shared::job::snapshot::Outcome;
+    use job_handler_shared::result::pending_events::Pending;
 
     fn job() -> JobSnapshot {
         JobSnapshot {
@@ -252,7 +159,7 @@ mod tests {
     /// Whether it is told while it runs or from its manifest: receivers see one event.
     #[test]
     fn started_is_the_same_event_from_wherever_it_is_told() {
-        let facts = crate::model::manifest::JobFacts {
+        let facts = job_handler_shared::result::manifest::JobFacts {
             namespace: "ci".into(),
             name: "build".into(),
             uid: "u".into(),
@@ -266,7 +173,7 @@ mod tests {
             outcome: Outcome::Failed,
             reason: "DeadlineExceeded".into(),
             message: String::new(),
-            cause: Some(crate::model::manifest::Cause::Timeout),
+            cause: Some(job_handler_shared::result::failure::Cause::Timeout),
             failure: None,
             decisive: "too late".into(),
             told: None,

@@ -1,7 +1,7 @@
 //! Delivers CloudEvents: one loop per receiver, so that one that is away holds up neither the others nor a harvest.
 //!
 //! Where it is kept that something is pending:
-//! - *completed*, *failed*: in the manifest of the result, written with it ([`crate::model::manifest::Manifest`]), until the
+//! - *completed*, *failed*: in the manifest of the result, written with it ([`job_handler_shared::result::manifest::Manifest`]), until the
 //!   receiver has taken it. An annotation on the result says which receivers are still to be told.
 //! - *started*: nowhere; it follows from the Job's state. Who leads remembers which receivers were told of which running
 //!   Job, and tells them again (same id) where it does not know. A Job that finishes before takes it along into its
@@ -11,11 +11,7 @@
 //! So each is told at least once across restarts, in the order of the phases of its Job, and nothing is held in memory
 //! but what the watches know anyway.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use futures::{StreamExt, stream};
 use kube::Client;
@@ -24,16 +20,14 @@ use tokio::time::Instant;
 use crate::{
     cloudevents::{
         client::{Fault, Patience, Post, Receiver},
-        event::{Pending, Told},
+        event::Told,
     },
     metrics::SinkMetrics,
-    notify::result_events,
-    observe::store::{Store, Uid},
+    model::job_change::Uid,
+    observe::store::Store,
     result::writer,
 };
 
-/// Annotation on a result: the receivers that are still to be told of it, comma between them.
-pub const OUTBOX: &str = "job-handler/cloudevents";
 /// Jobs that are told of at a time, per receiver.
 const AT_A_TIME: usize = 8;
 /// Jobs per round.
@@ -46,18 +40,6 @@ const GATHER: Duration = Duration::from_millis(100);
 const LONGEST: Duration = Duration::from_secs(600);
 /// The same where the apiserver did not let us read or note: it may be back at any moment.
 const LONGEST_UNREAD: Duration = Duration::from_secs(30);
-
-/// What a result's annotation says.
-pub fn read(annotations: Option<&BTreeMap<String, String>>) -> Vec<String> {
-    let text = annotations.and_then(|all| all.get(OUTBOX));
-    text.map_or_else(Vec::new, |text| text.split(',').filter(|n| !n.is_empty()).map(str::to_owned).collect())
-}
-
-/// What a result's annotation is to say; none where nothing is pending.
-pub fn annotation(pending: &Pending) -> Option<String> {
-    let names: Vec<&str> = pending.keys().map(String::as_str).collect();
-    (!names.is_empty()).then(|| names.join(","))
-}
 
 /// Delivers to all receivers for ever; only ever done by the leader.
 pub async fn keep(receivers: Vec<Arc<Receiver>>, client: Client, store: Store, metrics: SinkMetrics) {
@@ -175,7 +157,7 @@ impl<R: Post> Outbox<R> {
                 let told = Told::of_manifest(*phase, &found.manifest, found.kind, &found.name);
                 self.post(&told).await?;
             }
-            result_events::amend(&self.client, &found, |manifest| {
+            writer::amend(&self.client, &found, |manifest| {
                 manifest.cloud_events_pending.remove(sink).is_some()
             })
             .await?;
@@ -218,7 +200,10 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::observe::store::ResultRef;
+    use crate::model::result_ref::ResultRef;
+    use job_handler_shared::result::metadata::OUTBOX;
+    use job_handler_shared::result::metadata::read;
+    use std::collections::BTreeMap;
 
     /// Jobs whose results wait to be told.
     const JOBS: usize = 600;

@@ -12,14 +12,14 @@ use std::{
     sync::Arc,
 };
 
-use job_handler_shared::ledger::refusal::Refusal;
+use job_handler_shared::{ledger::refusal::Refusal, result::pending_events::Phase};
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 
 use crate::{
     cloudevents::{
         client::{Fault, Patience, Post},
-        event::{Phase, Told},
+        event::Told,
     },
     metrics::SinkMetrics,
 };

@@ -4,6 +4,7 @@
 //! YAML; unknown fields are refused. Read once at the start.
 
 pub mod object_store;
+pub mod tls;
 
 use std::{
     collections::BTreeSet,
@@ -12,14 +13,15 @@ use std::{
     time::Duration,
 };
 
-use job_handler_shared::keys;
+use job_handler_shared::{keys, result::pending_events::Phase};
 use reqwest::Url;
-use rustls::pki_types::{CertificateDer, pem::PemObject};
+use rustls::pki_types::CertificateDer;
 use serde::Deserialize;
 
-use crate::{
-    cloudevents::event::{Phase, Types},
-    config::object_store::{ObjectsConfig, ObjectsFile},
+use crate::config::{
+    event_types::Types,
+    object_store::{ObjectsConfig, ObjectsFile},
+    tls::TlsFile,
 };
 
 /// All that the file says.
@@ -152,13 +154,6 @@ struct TypesFile {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub(crate) struct TlsFile {
-    ca: Option<String>,
-    ca_file: Option<PathBuf>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct TokenFile {
     secret_name: Option<String>,
     key: String,
@@ -231,31 +226,6 @@ impl TypesFile {
             }
         }
         Ok(types)
-    }
-}
-
-impl TlsFile {
-    /// The certificates that it names.
-    ///
-    /// # Errors
-    /// Names the field.
-    pub(crate) fn roots(&self, field: &str, folder: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
-        let (name, text) = match (&self.ca, &self.ca_file) {
-            (Some(text), None) => ("ca", text.clone()),
-            (None, Some(file)) => {
-                let file = folder.join(file);
-                let text = std::fs::read_to_string(&file)
-                    .map_err(|error| format!("{field}.caFile: {}: {error}", file.display()))?;
-                ("caFile", text)
-            }
-            _ => return Err(format!("{field}: expected either ca (certificates as PEM) or caFile")),
-        };
-        let roots: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(text.as_bytes()).collect();
-        match roots {
-            Ok(roots) if !roots.is_empty() => Ok(roots),
-            Ok(_) => Err(format!("{field}.{name}: there is no certificate in it; expected PEM")),
-            Err(error) => Err(format!("{field}.{name}: no PEM: {error}")),
-        }
     }
 }
 
@@ -355,3 +325,4 @@ mod tests {
         assert!(error.contains("typo/config.yaml") && error.contains("--config"), "{error}");
     }
 }
+pub mod event_types;

@@ -24,7 +24,7 @@ use reqwest::Url;
 use rustls::pki_types::CertificateDer;
 use serde::Deserialize;
 
-use crate::config::TlsFile;
+use crate::config::tls::TlsFile;
 
 /// Where whole logs go.
 #[derive(Clone)]

@@ -19,7 +19,9 @@ use job_handler_shared::{
         snapshot::JobSnapshot,
         stamped_annotation::{self, Explanation},
     },
-    keys, names,
+    keys,
+    kube::error::{ApiError, call},
+    names,
     policy::{
         effective::Effective,
         limit::{Limit, WhenFull},
@@ -39,7 +41,6 @@ use crate::{
     notify::recorder::{Kind, Teller, Told, job_reference},
     observe::store::Store,
 };
-use job_handler_shared::kube::error::{ApiError, call};
 
 /// Least time between two looks.
 const EVERY: Duration = Duration::from_secs(1);
@@ -168,7 +169,7 @@ impl Healing {
 
     fn queue(&mut self, scope: &ScopeKey, now: Timestamp) {
         self.spec.insert("suspend".to_owned(), true.into());
-        let since = crate::status::conditions::whole_seconds(now).to_string();
+        let since = crate::model::text::whole_seconds(now).to_string();
         self.annotations.insert(keys::QUEUED_AT.to_owned(), since.into());
         let what =
             format_args!("{}a slot of limit \"{}\" of {}", queued_entry::WAITS, scope.limit, scope.policy);
@@ -229,7 +230,7 @@ fn missed(store: &Store, held: &HashMap<String, Instant>) -> Vec<Missed> {
     let mut since: Option<HashMap<String, Timestamp>> = None;
     jobs.filter_map(|job| {
         let since = since.get_or_insert_with(|| {
-            let in_force = |entry: crate::observe::store::PolicyEntry| {
+            let in_force = |entry: crate::model::policy_entry::PolicyEntry| {
                 let current = entry.status.observed_generation == Some(entry.generation);
                 Some((entry.reference.uid, entry.status.in_force_since.filter(|_| current)?.0))
             };
@@ -340,7 +341,7 @@ mod tests {
     use job_handler_shared::policy::{spec::JobPolicy, status::PolicyStatus};
 
     use super::*;
-    use crate::observe::store::PolicyEntry;
+    use crate::model::policy_entry::PolicyEntry;
 
     fn policy(spec: Value) -> Arc<Policy> {
         let policy: JobPolicy = serde_json::from_value(json!({

@@ -10,15 +10,17 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use futures::{Stream, StreamExt, stream};
 use jiff::Timestamp;
-use job_handler_shared::process::jitter::jitter;
 use job_handler_shared::{
-    keys, names,
+    keys,
+    kube::error::{ApiError, call},
+    names,
     policy::{
         parsed::Policy,
         reference::{PolicyKind, PolicyRef},
         set::PolicySet,
         status::OVER_LIMIT,
     },
+    process::jitter::jitter,
 };
 use k8s_openapi::{
     api::admissionregistration::v1::{
@@ -40,14 +42,13 @@ use tokio::sync::watch;
 
 use crate::{
     enforce::match_conditions::{self, Deciding},
+    model::text::whole_seconds,
     notify::{
         recorder::{Kind, Teller, Told},
         refusal_series::policy_reference,
     },
     observe::store::Store,
-    status::conditions::whole_seconds,
 };
-use job_handler_shared::kube::error::{ApiError, call};
 
 /// Label that Kubernetes puts on every namespace.
 const NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";

@@ -7,9 +7,10 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use job_handler_shared::job::snapshot::JobSnapshot;
-
-use crate::model::manifest::{ContainerFacts, PodFacts, StateFacts};
+use job_handler_shared::{
+    job::snapshot::JobSnapshot,
+    result::pods::{ContainerFacts, PodFacts, StateFacts},
+};
 
 /// Pods are followed from so long before their Job's deadline: the clocks of nodes and controllers are apart, and
 /// `startTime` is in whole seconds.

@@ -4,44 +4,13 @@
 //! A level never speaks for another: exit code 137 alone is not «out of memory» (only the container's reason says so), and
 //! a container that was killed since its pod was evicted has not failed by itself.
 
-use job_handler_shared::job::snapshot::{JobSnapshot, Outcome};
-use serde::{Deserialize, Serialize};
-
-use crate::model::manifest::{Cause, ContainerFacts, PodFacts, StateFacts};
-
-/// A failure, level by level.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Failure {
-    /// By the Job's condition.
-    pub job: Level,
-    /// By the pod that explains most, where it says anything of itself.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub pod: Option<Level>,
-    /// By that pod's container which failed, or never started.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub container: Option<Level>,
-}
-
-/// What one level says.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Level {
-    /// What it was.
-    pub cause: Cause,
-    /// Who says so: the name of the pod or the container; the Job is known.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub name: String,
-    /// In Kubernetes' word.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub reason: String,
-    /// Exit code, of a container that ended.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub exit_code: Option<i32>,
-    /// Signal, where the runtime tells it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub signal: Option<i32>,
-}
+use job_handler_shared::{
+    job::snapshot::{JobSnapshot, Outcome},
+    result::{
+        failure::{Cause, Failure, Level},
+        pods::{ContainerFacts, PodFacts, StateFacts},
+    },
+};
 
 /// What each level says of a failed Job; nothing of a completed one. Pods in the order of [`crate::harvest::pod_status::by_weight`].
 pub fn failure(job: &JobSnapshot, pods: &[PodFacts]) -> Option<Failure> {

@@ -24,12 +24,9 @@ use crate::{
         collector::{CONTROLLER_UID, Capturer, Run, trim},
         pod_tracker::{Content, Followed, View},
     },
-    observe::{
-        reflectors::{self, Context},
-        store::Uid,
-    },
-    run::RESYNC,
-    runtime::work_queue::Queue,
+    model::job_change::Uid,
+    observe::{context::Context, reflectors},
+    runtime::{resync::RESYNC, work_queue::Queue},
 };
 
 /// A stream of a pod that is gone ends by itself, but not where its node is gone, too: so long it may take.

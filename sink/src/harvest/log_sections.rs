@@ -2,11 +2,18 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use job_handler_shared::job::snapshot::JobSnapshot;
+use job_handler_shared::{
+    job::snapshot::JobSnapshot,
+    result::{
+        manifest::Completeness,
+        pods::{PodFacts, Section},
+        sections::heading,
+    },
+    text::ranges,
+};
 
 use crate::{
-    harvest::collector::{CapturedLog, CapturedPod},
-    model::manifest::{Completeness, PodFacts, Section},
+    harvest::captured::{CapturedLog, CapturedPod},
     object_store::Whole,
 };
 
@@ -14,12 +21,6 @@ use crate::{
 const LAST_LINE_MAX: usize = 400;
 /// From so many pods on, what they lost for the same reason is told in one line.
 const TOGETHER: usize = 4;
-
-/// The heading of a section.
-pub fn heading(pod: &str, container: &str, previous: bool) -> String {
-    let run = if previous { " (previous)" } else { "" };
-    format!("=== Pod: {pod} / Container: {container}{run} ===\n")
-}
 
 /// The logs as people read them: one section per container and run, oldest pod first. Notes in `facts`, which are of the
 /// same pods in whatever order, where each log is.
@@ -112,21 +113,6 @@ fn named(pods: &[&PodFacts]) -> String {
     } else {
         format!("{} pods, one of them {}", pods.len(), pods[0].name)
     }
-}
-
-/// Indexes as Kubernetes writes them: `1,3-5,7`.
-pub fn ranges(mut indexes: Vec<u32>) -> String {
-    indexes.sort_unstable();
-    indexes.dedup();
-    let mut ranges: Vec<(u32, u32)> = Vec::new();
-    for index in indexes {
-        match ranges.last_mut() {
-            Some((_, end)) if end.checked_add(1) == Some(index) => *end = index,
-            _ => ranges.push((index, index)),
-        }
-    }
-    let range = |(from, to): (u32, u32)| if from == to { from.to_string() } else { format!("{from}-{to}") };
-    ranges.into_iter().map(range).collect::<Vec<_>>().join(",")
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Collects pod states and logs and packs them into a result.
 
 pub mod at_risk;
+pub mod captured;
 pub mod collector;
 pub mod failure;
 pub mod follower;

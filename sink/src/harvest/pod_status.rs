@@ -3,14 +3,15 @@
 //! Job reason, pod reason and container reason are kept apart: exit code 137 alone is not OOM, and a pod that was
 //! evicted says so itself.
 
-use job_handler_shared::job::snapshot::{JobSnapshot, Outcome};
+use job_handler_shared::{
+    job::snapshot::{JobSnapshot, Outcome},
+    result::pods::{ContainerFacts, ContainerKind, PodFacts, StateFacts},
+    text::truncate,
+};
 use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus, Pod};
 use kube::ResourceExt;
 
-use crate::{
-    harvest::failure,
-    model::manifest::{ContainerFacts, ContainerKind, PodFacts, StateFacts, truncate},
-};
+use crate::harvest::failure;
 
 /// The kubelet's limit for termination messages; other writers of status may not keep to it.
 const MESSAGE_MAX: usize = 4096;
@@ -242,7 +243,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::model::manifest::Cause;
+    use job_handler_shared::result::failure::Cause;
 
     fn pod(status: serde_json::Value) -> PodFacts {
         let pod: Pod = serde_json::from_value(json!({

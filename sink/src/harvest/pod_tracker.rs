@@ -12,6 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use job_handler_shared::result::pods::PodFacts;
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use parking_lot::{Mutex, MutexGuard};
@@ -20,9 +21,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     harvest::{log_buffer::Kept, pod_status},
-    model::manifest::PodFacts,
+    model::job_change::Uid,
     object_store::Whole,
-    observe::store::Uid,
 };
 
 /// Memory for logs of all Jobs between their capture and their storing, bytes.

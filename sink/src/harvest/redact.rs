@@ -7,12 +7,10 @@
 use job_handler_shared::{
     job::snapshot::JobSnapshot,
     policy::results::{Logs, LogsMode},
+    result::pods::{PodFacts, StateFacts},
 };
 
-use crate::{
-    harvest::{collector::Captured, pod_status},
-    model::manifest::{PodFacts, StateFacts},
-};
+use crate::harvest::{captured::Captured, pod_status};
 
 /// What is to be captured where nothing that containers wrote may be kept.
 pub fn nothing_written(wanted: &Logs) -> Logs {
@@ -55,13 +53,11 @@ mod tests {
     use job_handler_shared::job::snapshot::{Finished, Outcome};
 
     use super::*;
-    use crate::{
-        harvest::{
-            collector::{CapturedLog, CapturedPod},
-            pack,
-        },
-        model::manifest::{ContainerFacts, LogFacts},
+    use crate::harvest::{
+        captured::{CapturedLog, CapturedPod},
+        pack,
     };
+    use job_handler_shared::result::pods::{ContainerFacts, LogFacts};
 
     const SECRET: &str = "password=hunter2";
 

@@ -10,7 +10,10 @@ use job_handler_shared::{
     policy::{cleanup::CleanupPolicy, effective::Effective, results::Results},
 };
 
-use crate::observe::store::ResultRef;
+use crate::{
+    jobs::marks::{bears_mark, is_retired},
+    model::result_ref::ResultRef,
+};
 
 /// One step.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,24 +69,6 @@ pub fn next(job: &JobSnapshot, effective: &Effective, places: &[ResultRef]) -> O
     }
 }
 
-/// What was to be kept of a Job that is gone, where it had finished and its result was asked for, but no mark says that it
-/// was stored.
-pub fn missed(job: &JobSnapshot, effective: &Effective) -> Option<Results> {
-    let (finished, results) = job.finished.as_ref().zip(effective.results.as_ref())?;
-    (!bears_mark(job, finished)).then(|| results.clone())
-}
-
-/// Whether the Job says where its result is, or was.
-pub fn is_told_where(job: &JobSnapshot) -> bool {
-    job.finished.as_ref().is_some_and(|finished| bears_mark(job, finished))
-}
-
-/// Whether the Job's result was stored and told, and then removed by retention.
-pub fn is_retired(job: &JobSnapshot) -> bool {
-    let own = job.annotations.get(keys::RETIRED).is_some_and(|uid| *uid == job.uid);
-    own && is_told_where(job)
-}
-
 fn cleanup(effective: &Effective, outcome: Outcome) -> Option<CleanupPolicy> {
     effective.cleanup.as_ref().map(|cleanup| match outcome {
         Outcome::Completed => cleanup.succeeded_policy,
@@ -96,11 +81,6 @@ fn cleanup(effective: &Effective, outcome: Outcome) -> Option<CleanupPolicy> {
 fn is_marked(job: &JobSnapshot, finished: &Finished, places: &[ResultRef]) -> bool {
     let named = job.annotations.get(keys::RESULTS);
     bears_mark(job, finished) && named.is_some_and(|name| places.iter().any(|place| place.name == *name))
-}
-
-fn bears_mark(job: &JobSnapshot, finished: &Finished) -> bool {
-    job.annotations.get(keys::STATUS).is_some_and(|status| status == finished.outcome.as_str())
-        && job.annotations.contains_key(keys::RESULTS)
 }
 
 /// The TTL that applies once the result is stored: the one that the webhook put aside, clamped again (the annotation can
@@ -141,6 +121,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::jobs::marks::missed;
 
     fn effective(spec: serde_json::Value) -> Effective {
         let spec: JobPolicySpec = serde_json::from_value(spec).unwrap();

@@ -1,3 +1,9 @@
 //! Types shared by all rooms.
-
-pub mod manifest;
+pub mod job_change;
+pub mod pending_events;
+pub mod policy_entry;
+pub mod replica;
+pub mod result_ref;
+pub mod stored_result;
+pub mod summary;
+pub mod text;

@@ -4,15 +4,16 @@
 
 use std::sync::Arc;
 
-use job_handler_shared::keys;
+use job_handler_shared::{
+    keys,
+    kube::error::{ApiError, call},
+    text::truncate,
+};
 use k8s_openapi::{
     api::{core::v1::ObjectReference, events::v1::Event},
     apimachinery::pkg::apis::meta::v1::MicroTime,
 };
 use kube::{Api, Client, api::PostParams, core::ObjectMeta};
-
-use crate::model::manifest::truncate;
-use job_handler_shared::kube::error::{ApiError, call};
 
 /// Longest note, bytes.
 pub const NOTE_MAX: usize = 1024;

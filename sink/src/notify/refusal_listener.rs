@@ -12,6 +12,7 @@ use std::{
 };
 
 use job_handler_shared::{
+    kube::error::{ApiError, call},
     ledger::refusal::{Decision, MAX_LINE, Refusal},
     policy::status::LastRefusal,
     process::admin::ReadyHandle,
@@ -29,14 +30,13 @@ use tokio::{
 use crate::{
     cloudevents::refusal_spool::Spools,
     metrics::SinkMetrics,
+    model::text::whole_seconds,
     notify::{
         recorder::{Teller, Told},
         refusal_series::{Series, Write},
     },
     observe::store::Store,
-    status::conditions::whole_seconds,
 };
-use job_handler_shared::kube::error::{ApiError, call};
 
 /// Refusals that wait to be told; more are dropped and counted.
 const QUEUE: usize = 4096;

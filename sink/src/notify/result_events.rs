@@ -6,24 +6,20 @@
 //! (apiserver `--event-ttl`, an hour by default): only if the sink stays away that long in that very window, the Event
 //! is written anew; there is never more than one.
 
-use job_handler_shared::{job::snapshot::Outcome, keys, names};
+use job_handler_shared::{
+    job::snapshot::Outcome,
+    keys,
+    kube::error::ApiError,
+    names,
+    result::{manifest::Manifest, storage_kind::Kind as StorageKind},
+};
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::Client;
-use serde_json::{Value, json};
 
 use crate::{
-    cloudevents::outbox::{self, OUTBOX},
-    model::manifest::{KEY, Manifest, PENDING},
     notify::recorder::{Kind, NOTE_MAX, Teller, Told, job_reference},
-    result::{
-        storage::{self, Holder},
-        writer::{self, Committed},
-    },
+    result::writer::{Committed, amend},
 };
-use job_handler_shared::kube::error::{ApiError, call};
-
-/// Races with other writers of the manifest are looked at again this often.
-const ROUNDS: usize = 5;
 
 /// Writes the Events that are pending, then notes that none is. Gives how many were written now.
 ///
@@ -53,54 +49,7 @@ async fn note(client: &Client, committed: &Committed) -> Result<(), ApiError> {
     amend(client, committed, clear).await
 }
 
-/// Changes a stored manifest, by its version; `change` tells whether there was anything to change.
-///
-/// # Errors
-/// Where it could not be written.
-pub async fn amend(
-    client: &Client,
-    committed: &Committed,
-    change: impl Fn(&mut Manifest) -> bool,
-) -> Result<(), ApiError> {
-    let job = &committed.manifest.job;
-    let holder = Holder::namespaced(client, committed.kind, &job.namespace);
-    let mut current = committed.clone();
-    for _ in 0..ROUNDS {
-        let mut manifest = current.manifest.clone();
-        if !change(&mut manifest) {
-            return Ok(());
-        }
-        let (metadata, text) = noted(&mut manifest, &current.version);
-        let what = format!("note what was told in {}/{}", job.namespace, current.name);
-        match call(&what, holder.merge(&current.name, &metadata, KEY, text)).await {
-            Ok(()) => return Ok(()),
-            Err(error) if error.is_conflict() || error.is_not_found() => {
-                match writer::again(client, &current).await? {
-                    Some(found) => current = found,
-                    None => return Ok(()),
-                }
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    let what = format!("note what was told in {}/{}", job.namespace, current.name);
-    Err(ApiError::Refused { what, code: 409, reason: String::new(), message: "it keeps changing".into() })
-}
-
-/// The manifest's text, and the metadata that go with it; they hold only for this version.
-fn noted(manifest: &mut Manifest, version: &str) -> (Value, String) {
-    // A manifest that was read can be written; an empty text would only be refused by the apiserver's guard below.
-    let text = manifest.to_json().unwrap_or_default();
-    let pending = (!manifest.announcements_pending.is_empty()).then_some("pending");
-    let metadata = json!({
-        "resourceVersion": version,
-        "labels": {PENDING: pending},
-        "annotations": {OUTBOX: outbox::annotation(&manifest.cloud_events_pending)},
-    });
-    (metadata, text)
-}
-
-fn event(manifest: &Manifest, holds: storage::Kind, result: &str, reason: &str) -> Option<Told> {
+fn event(manifest: &Manifest, holds: StorageKind, result: &str, reason: &str) -> Option<Told> {
     let job = &manifest.job;
     let regarding = job_reference(&job.namespace, &job.name, Some(&job.uid));
     let related = Some(ObjectReference {

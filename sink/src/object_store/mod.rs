@@ -14,8 +14,10 @@ mod spool;
 use std::{collections::BTreeSet, fmt, path::PathBuf, sync::Arc, time::Duration};
 
 use futures::{StreamExt, TryStreamExt};
-use job_handler_shared::process::error_chain::error_chain;
-use job_handler_shared::process::telemetry::Metrics;
+use job_handler_shared::{
+    process::{error_chain::error_chain, telemetry::Metrics},
+    result::pods::WholeLog,
+};
 use object_store::{ObjectStore, ObjectStoreExt, PutPayload, path::Path as Key};
 use parking_lot::{Mutex, MutexGuard};
 use prometheus_client::metrics::counter::Counter;
@@ -26,9 +28,9 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 
-pub use spool::{Overflow, Spool, Spooled, Whole};
+use crate::config::object_store::ObjectsConfig;
 
-use crate::{config::object_store::ObjectsConfig, model::manifest::WholeLog};
+pub use spool::{Overflow, Spool, Spooled, Whole};
 
 /// Uploads at a time: so often [`PART`] is in memory.
 const UPLOADS: usize = 4;

@@ -16,9 +16,10 @@ use std::{
 };
 
 use flate2::{Compression, write::GzEncoder};
+use job_handler_shared::result::pods::WholeLog;
 use tokio::{fs::File, io::AsyncWriteExt};
 
-use crate::{harvest::log_buffer::HeadTail, model::manifest::WholeLog};
+use crate::harvest::log_buffer::HeadTail;
 
 /// Compressed bytes that are gathered before they are written.
 const GATHERED: usize = 64 << 10;

@@ -1,7 +1,7 @@
 //! The watches: each turns a stream of objects into changes of the [`Store`], and what has to be looked at into keys
 //! of the [`Queue`].
 //!
-//! Nothing depends on seeing an event: whoever acts looks at the whole state again every [`crate::run::RESYNC`].
+//! Nothing depends on seeing an event: whoever acts looks at the whole state again every [`crate::runtime::resync::RESYNC`].
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,14 +14,15 @@ use futures::{Stream, StreamExt};
 use job_handler_shared::{
     job::snapshot::JobSnapshot,
     keys,
+    kube::error::ApiError,
     ledger::crd::JobLedger,
-    names,
     policy::{
         parsed::Policy,
         reference::{Labels, PolicyKind, PolicyRef},
         spec::{ClusterJobPolicy, JobPolicy},
     },
     process::admin::ReadyHandle,
+    result::storage_kind::Kind,
 };
 use k8s_openapi::api::{
     batch::v1::Job,
@@ -29,8 +30,8 @@ use k8s_openapi::api::{
     core::v1::{ConfigMap, Namespace},
 };
 use kube::{
-    Api, Client, ResourceExt,
-    core::{ObjectMeta, PartialObjectMeta},
+    Api, ResourceExt,
+    core::PartialObjectMeta,
     runtime::{
         WatchStreamExt,
         watcher::{self, Config, Event, watcher},
@@ -39,65 +40,17 @@ use kube::{
 use serde::de::DeserializeOwned;
 
 use crate::{
-    cloudevents::outbox,
-    jobs::plan,
-    metrics::SinkMetrics,
-    model::manifest,
-    observe::store::{PolicyEntry, Replica, ResultRef, Store},
-    reconcile::job::Key,
-    result::storage::Kind,
-    retention::gc,
-    runtime::work_queue::Queue,
-    status::summary,
+    model::{
+        policy_entry::PolicyEntry,
+        replica::Replica,
+        result_ref::{ResultRef, place_of},
+    },
+    observe::{context::Context, key::Key, result_inventory},
+    reconcile::resync::enqueue_all,
 };
-use job_handler_shared::kube::error::ApiError;
 
 /// The same fault is told again this often.
 const REPEAT: Duration = Duration::from_secs(30);
-
-/// What every watch needs.
-#[derive(Clone)]
-pub struct Context {
-    /// Talks to the cluster.
-    pub client: Client,
-    /// Takes in what is seen.
-    pub store: Store,
-    /// Takes in what is to be looked at.
-    pub queue: Queue<Key>,
-    /// The pair's own namespace.
-    pub namespace: Arc<str>,
-    /// Counts what is seen.
-    pub metrics: SinkMetrics,
-}
-
-impl Context {
-    /// Whether Jobs of this namespace are never touched.
-    pub fn is_excluded(&self, namespace: &str) -> bool {
-        keys::EXCLUDED_NAMESPACES.contains(&namespace) || namespace == &*self.namespace
-    }
-
-    /// Takes in a Job as it is now, and asks for a look at what that may change. One that is not known is new, but in a
-    /// list.
-    pub(crate) fn job_seen(&self, snapshot: JobSnapshot, listing: bool) {
-        let change = self.store.put_job(snapshot.clone());
-        if change.new && !listing {
-            self.metrics.job_created();
-        }
-        if change.finished_now {
-            let effective = self.store.effective(&snapshot);
-            let harvested = effective.is_some_and(|effective| effective.results.is_some());
-            self.metrics.job_finished(&snapshot, harvested);
-        }
-        if snapshot.finished.is_some() {
-            self.queue.add(Key::Job(snapshot.uid));
-        }
-        if (change.new || change.finished_now)
-            && let Some(group) = change.group
-        {
-            self.queue.add(Key::Group(group));
-        }
-    }
-}
 
 /// How each watch is kept. The apiserver ends it after so long, and where that is not heard of within five seconds more,
 /// it is taken for dead (`kube_runtime::watcher`): what a silent connection has swallowed is told anew, from the version
@@ -223,19 +176,6 @@ async fn follow_policies<K: ResourceExt + Debug + Clone + Send + 'static>(
     .await;
 }
 
-/// Asks for a look at every Job about which something remains to be done, there or gone, every group, and every result
-/// with pending announcements.
-pub fn enqueue_all(store: &Store, queue: &Queue<Key>) {
-    for job in store.jobs() {
-        let remains = |effective| plan::next(&job, &effective, &store.places(&job)).is_some();
-        if job.finished.is_some() && store.effective(&job).is_some_and(remains) {
-            queue.add(Key::Job(job.uid.clone()));
-        }
-    }
-    store.groups().into_iter().for_each(|group| queue.add(Key::Group(group)));
-    store.pending_results().into_iter().chain(store.buried()).for_each(|uid| queue.add(Key::Job(uid)));
-}
-
 /// Watches namespaces' labels.
 pub async fn namespaces(context: Context, ready: ReadyHandle) {
     let Context { store, queue, .. } = &context;
@@ -297,7 +237,7 @@ where
         | Event::InitApply(PartialObjectMeta { metadata, .. }) => {
             let Some((uid, place)) = place_of(kind, &metadata) else { return };
             seen.iter_mut().for_each(|seen| _ = seen.insert((place.namespace.clone(), place.name.clone())));
-            store.inventory().put(gc::stored_of(kind, &metadata, &uid, place.pending));
+            store.inventory().put(result_inventory::stored_of(kind, &metadata, &uid, place.pending));
             store.put_result(&uid, place);
             // Harvested now: its group may be pruned, and what is pending told.
             store.group_of(&uid).map(Key::Group).into_iter().for_each(|key| queue.add(key));
@@ -321,39 +261,6 @@ where
         }
     })
     .await;
-}
-
-/// What a result's metadata say: which Job's, and where.
-fn place_of(kind: Kind, metadata: &ObjectMeta) -> Option<(String, ResultRef)> {
-    let none = BTreeMap::new();
-    let labels = metadata.labels.as_ref().unwrap_or(&none);
-    let annotations = metadata.annotations.as_ref().unwrap_or(&none);
-    let (uid, name) = (labels.get(keys::JOB_UID)?, metadata.name.as_deref()?);
-    // A copy under another name: people's own.
-    if !may_be_result(name, uid) {
-        return None;
-    }
-    // A number that people wrote over is none.
-    fn number<N: std::str::FromStr>(annotations: &BTreeMap<String, String>, key: &str) -> Option<N> {
-        annotations.get(key)?.parse().ok()
-    }
-    let place = ResultRef {
-        namespace: metadata.namespace.clone().unwrap_or_default(),
-        name: name.to_owned(),
-        kind,
-        pending: labels.contains_key(manifest::PENDING),
-        outbox: outbox::read(metadata.annotations.as_ref()),
-        bytes: number(annotations, summary::SIZE).unwrap_or_default(),
-        lost: number(annotations, summary::LOST).unwrap_or_default(),
-        policies: annotations.get(summary::POLICIES).map_or("", String::as_str).into(),
-    };
-    Some((uid.clone(), place))
-}
-
-/// Whether a result of the Job with this uid can have this name, whatever the Job is called; where the Job is known,
-/// [`Store::places`] compares the whole name.
-fn may_be_result(name: &str, uid: &str) -> bool {
-    name.ends_with(&names::result_name("")) || name.ends_with(&names::result_name_of("", uid))
 }
 
 /// Watches the ledgers.
@@ -481,7 +388,9 @@ fn describe(what: &str, if_missing: &str, error: watcher::Error) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+
+    use job_handler_shared::names;
+    use job_handler_shared::result::metadata::may_be_result;
 
     #[test]
     fn names_of_results() {

@@ -1,9 +1,16 @@
 //! All stored results, as far as retention has to know them.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
-use crate::{result::storage::Kind, retention::plan::Stored};
+use jiff::Timestamp;
+use job_handler_shared::result::{metadata::OUTBOX, storage_kind::Kind};
+use kube::core::ObjectMeta;
 use parking_lot::{Mutex, MutexGuard};
+
+use crate::model::stored_result::Stored;
 
 /// What holds a result: its kind, namespace and name.
 type Place = (Kind, String, String);
@@ -56,4 +63,22 @@ impl Inventory {
         // While an older result is moved aside there are two of it.
         Some(of_job.map(|stored| stored.facts.objects).sum())
     }
+}
+
+/// Labels and annotations, for [`Stored::new`].
+pub(crate) fn stored_of(kind: Kind, meta: &ObjectMeta, uid: &str, pending: bool) -> Stored {
+    let none = BTreeMap::new();
+    let annotations = meta.annotations.as_ref().unwrap_or(&none);
+    // A receiver that is away has yet to be told, too.
+    let pending = pending || annotations.contains_key(OUTBOX);
+    let made = meta.creation_timestamp.as_ref().map_or(Timestamp::UNIX_EPOCH, |time| time.0);
+    let text = |text: &Option<String>| text.clone().unwrap_or_default();
+    Stored::new(
+        kind,
+        (text(&meta.namespace), text(&meta.name), uid.to_owned()),
+        meta.labels.as_ref().unwrap_or(&none),
+        annotations,
+        made,
+        pending,
+    )
 }

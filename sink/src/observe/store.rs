@@ -9,11 +9,7 @@ use std::{
 };
 
 use job_handler_shared::{
-    job::{
-        group::{GroupId, group_of},
-        scope::without_group,
-        snapshot::JobSnapshot,
-    },
+    job::{group::group_of, scope::without_group, snapshot::JobSnapshot},
     names,
     policy::{
         effective::Effective,
@@ -22,111 +18,32 @@ use job_handler_shared::{
         set::PolicySet,
         status::{LastRefusal, PolicyStatus},
     },
+    result::pending_events::Pending,
 };
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{broadcast, watch};
 
 use crate::{
-    cloudevents::event::{self, Pending},
-    jobs::plan,
+    jobs::marks,
+    model::{
+        job_change::{Change, GroupKey, Uid},
+        pending_events,
+        policy_entry::PolicyEntry,
+        replica::Replica,
+        result_ref::ResultRef,
+    },
     observe::{
         ledger_index::Ledgers,
         result_inventory::Inventory,
         secret_access::Secrets,
         tombstones::{Buried, Graves},
     },
-    result::storage::Kind,
 };
 
 /// Changed Jobs that a listener may be behind.
 const NEWS: usize = 4_096;
 /// Jobs that have ended and are remembered until somebody asks for them.
 const MOST_ENDED: usize = 2000;
-
-/// A Job's uid.
-pub type Uid = String;
-
-/// Namespace and group: whose Jobs are runs of the same thing.
-pub type GroupKey = (String, GroupId);
-
-/// Where a result is.
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct ResultRef {
-    /// Namespace.
-    pub namespace: String,
-    /// Name of what holds the manifest.
-    pub name: String,
-    /// What holds it.
-    pub kind: Kind,
-    /// Announcements of it are pending.
-    pub pending: bool,
-    /// Receivers of CloudEvents that are still to be told of it.
-    pub outbox: Vec<String>,
-    /// Bytes of all that is stored of it; as the watch tells, as are the following two.
-    pub bytes: u64,
-    /// Parts of it that could not be had.
-    pub lost: u32,
-    /// Uids of the policies that asked for it, comma between them.
-    pub policies: Box<str>,
-}
-
-impl ResultRef {
-    /// A place of which nothing more is known.
-    pub fn at(kind: Kind, namespace: &str, name: &str) -> Self {
-        Self { kind, namespace: namespace.to_owned(), name: name.to_owned(), ..Self::default() }
-    }
-
-    /// Whether both are the same place, whatever is known of it.
-    pub fn is_at(&self, other: &Self) -> bool {
-        (self.kind, &self.namespace, &self.name) == (other.kind, &other.namespace, &other.name)
-    }
-}
-
-/// A policy as it stands in the cluster.
-#[derive(Clone, Debug)]
-pub struct PolicyEntry {
-    /// Who it is.
-    pub reference: PolicyRef,
-    /// Its revision.
-    pub generation: i64,
-    /// The policy, or why it cannot be read.
-    pub policy: Result<Arc<Policy>, String>,
-    /// What its status says now.
-    pub status: PolicyStatus,
-}
-
-/// A webhook replica's Lease, as last seen.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Replica {
-    /// Text of the Lease's renewal time; a change of it is a sign of life.
-    pub renewed: String,
-    /// When that text changed last, on our own clock.
-    pub seen: Instant,
-    /// Seconds it lives without renewal.
-    pub duration: u64,
-    /// Policy uid -> generation it enforces.
-    pub enforces: BTreeMap<String, i64>,
-    /// Policy uid -> why it cannot decide by its limits yet.
-    pub withheld: BTreeMap<String, String>,
-}
-
-impl Replica {
-    /// Whether it has renewed in time.
-    pub fn is_live(&self, now: Instant) -> bool {
-        now.saturating_duration_since(self.seen).as_secs() < self.duration
-    }
-}
-
-/// What came of a Job's change.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Change {
-    /// It was not known before.
-    pub new: bool,
-    /// It was known, and not finished.
-    pub finished_now: bool,
-    /// Its group.
-    pub group: Option<GroupKey>,
-}
 
 /// The shared state; clones are the same one.
 #[derive(Clone, Debug)]
@@ -539,7 +456,7 @@ impl Store {
     pub fn events_of(&self, job: &JobSnapshot) -> Pending {
         let inner = self.lock();
         match (inner.jobs.get(&job.uid), inner.buried.get(&job.uid)) {
-            (Some(known), _) => event::pending(job, &known.sinks, &known.told),
+            (Some(known), _) => pending_events::pending(job, &known.sinks, &known.told),
             (None, Some(grave)) => grave.events.clone(),
             (None, None) => Pending::new(),
         }
@@ -626,10 +543,10 @@ impl Inner {
             self.end(&job);
         }
         if let Some(labels) = self.namespaces.get(&job.namespace)
-            && let Some(results) = plan::missed(&job, &effective(&self.enforced, labels, &job))
+            && let Some(results) = marks::missed(&job, &effective(&self.enforced, labels, &job))
         {
             let group = group.as_ref().map(|(_, group)| group.value.clone());
-            let events = event::pending(&job, &sinks, &told);
+            let events = pending_events::pending(&job, &sinks, &told);
             self.buried.put(Buried { job, results, group, events, since: Instant::now() });
         }
         Some(group)

@@ -10,9 +10,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use job_handler_shared::{job::snapshot::JobSnapshot, policy::results::Results};
+use job_handler_shared::{
+    job::snapshot::JobSnapshot, policy::results::Results, result::pending_events::Pending,
+};
 
-use crate::{cloudevents::event::Pending, observe::store::Uid};
+use crate::model::job_change::Uid;
 
 /// How long they are remembered: well above the time that a change of leaders takes.
 const AGE: Duration = Duration::from_secs(600);

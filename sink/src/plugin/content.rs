@@ -3,9 +3,9 @@
 use std::io::{self, Write};
 
 use flate2::write::MultiGzDecoder;
+use job_handler_shared::result::manifest::{Encoding, LogPlace};
 use sha2::{Digest, Sha256};
 
-use crate::model::manifest::{Encoding, LogPlace};
 use crate::plugin::{
     ReadError,
     sanitize::line,

@@ -20,7 +20,7 @@ use crate::plugin::{
 struct Row {
     kind: Kind,
     name: String,
-    manifest: crate::model::manifest::Manifest,
+    manifest: job_handler_shared::result::manifest::Manifest,
     value: Value,
     size: u64,
 }

@@ -1,7 +1,8 @@
 //! Which part of a Job's logs was asked for. Pure.
 
+use job_handler_shared::result::{pods::Section, sections::heading};
+
 use crate::plugin::{ReadError, sanitize::line, source::Stored};
-use crate::{harvest::log_sections::heading, model::manifest::Section};
 
 /// What was asked for; nothing of it = everything.
 #[derive(Clone, Copy, Debug, Default)]

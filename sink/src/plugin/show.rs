@@ -5,10 +5,13 @@ use std::io::{self, Write};
 use job_handler_shared::{
     job::snapshot::Outcome,
     names,
+    result::{
+        manifest::Encoding,
+        pods::{ContainerFacts, ContainerKind, LogFacts, PodFacts, StateFacts},
+    },
     text::{human_bytes, human_seconds},
 };
 
-use crate::model::manifest::{ContainerFacts, ContainerKind, Encoding, LogFacts, PodFacts, StateFacts};
 use crate::plugin::{
     cli::ShowOutput,
     sanitize::{json, line},

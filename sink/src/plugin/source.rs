@@ -2,15 +2,18 @@
 
 use std::collections::BTreeMap;
 
-use job_handler_shared::keys;
+use job_handler_shared::{
+    keys,
+    kube::error::{ApiError, call},
+    result::manifest::{KEY, Manifest, SCHEMA_VERSION},
+};
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::{Api, Client, ResourceExt, api::ListParams};
 use serde_json::{Value, json};
 
-use crate::model::manifest::{KEY, Manifest, SCHEMA_VERSION};
 use crate::plugin::ReadError;
-pub use crate::result::storage::Kind;
-use job_handler_shared::kube::error::{ApiError, call};
+
+pub use job_handler_shared::result::storage_kind::Kind;
 
 /// Results are large: so many at a time.
 const PAGE: u32 = 50;

@@ -3,8 +3,7 @@
 
 use std::io::{self, Write};
 
-use crate::model::manifest::LogFacts;
-use job_handler_shared::text::human_bytes;
+use job_handler_shared::{result::pods::LogFacts, text::human_bytes};
 
 use crate::plugin::{sanitize::line, select::Wanted, source::Stored};
 

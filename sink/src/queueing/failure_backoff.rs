@@ -14,6 +14,7 @@ use job_handler_shared::{
         scope::group_in,
         snapshot::{JobSnapshot, Outcome},
     },
+    kube::error::{ApiError, call},
     ledger::{
         crd::{BACKOFF, JobLedger},
         failure_streak::{self, Streak},
@@ -28,12 +29,9 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     PROGRAM,
-    observe::{
-        ledger_index::Ledger,
-        store::{GroupKey, Store},
-    },
+    model::job_change::GroupKey,
+    observe::{ledger_index::Ledger, store::Store},
 };
-use job_handler_shared::kube::error::{ApiError, call};
 
 /// Least time between two looks.
 const EVERY: Duration = Duration::from_millis(250);

@@ -23,7 +23,7 @@ use crate::{
         recorder::{Kind, Told, job_reference},
         refusal_series::{Allowances, policy_reference},
     },
-    queueing::{failure_backoff::Waits, release::Counted},
+    queueing::{failure_backoff::Waits, slots::Counted},
 };
 
 /// Least time between two Events about one Job.

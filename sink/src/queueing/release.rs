@@ -11,7 +11,6 @@ use std::{
 
 use futures::{SinkExt, StreamExt, channel::mpsc, stream};
 use jiff::Timestamp;
-use job_handler_shared::process::jitter::full_jitter;
 use job_handler_shared::{
     job::{
         queued_entry,
@@ -19,8 +18,10 @@ use job_handler_shared::{
         snapshot::{JobSnapshot, JobState},
     },
     keys,
+    kube::error::{ApiError, call},
     ledger::refusal,
     names,
+    process::jitter::full_jitter,
     text::human_seconds,
 };
 use k8s_openapi::api::batch::v1::Job;
@@ -36,9 +37,9 @@ use crate::{
     queueing::{
         failure_backoff::{self, Waits},
         position_events::{self, Line, line},
+        slots::Counted,
     },
 };
-use job_handler_shared::kube::error::{ApiError, call};
 
 /// Between two looks, at least: what changes meanwhile is looked at together.
 const LEAST: Duration = Duration::from_millis(20);
@@ -64,9 +65,6 @@ const UNTOLD: usize = 1024;
 /// Namespaces that are worked on at a time. Within one, starts are made one after the other, so that the first stays
 /// first.
 const NAMESPACES: usize = 16;
-
-/// A Job, and the scopes in which it takes a slot with what each holds at most.
-pub type Counted = (Arc<JobSnapshot>, Vec<(ScopeKey, u32)>);
 
 /// What a Job's last refusal means for those behind it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

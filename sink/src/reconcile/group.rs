@@ -9,13 +9,14 @@ use job_handler_shared::{
 
 use crate::{
     jobs::{
+        marks,
         patch::{self, Written},
-        plan,
     },
-    observe::store::GroupKey,
+    model::job_change::GroupKey,
+    observe::key::Key,
     prune::keep,
     queueing::failure_backoff,
-    reconcile::job::{ActError, Actor, Course, Key},
+    reconcile::job::{ActError, Actor, Course},
 };
 
 impl Actor {
@@ -55,7 +56,7 @@ impl Actor {
                 unsettled = Some(job.key());
                 continue;
             }
-            match keep::may_go(job, rule.results.is_none() || told || plan::is_retired(job)) {
+            match keep::may_go(job, rule.results.is_none() || told || marks::is_retired(job)) {
                 Ok(()) => going.push((*job, cleanup.propagation_policy)),
                 Err(spared) => tracing::debug!(job = job.key(), "not pruned: {spared}"),
             }
@@ -74,7 +75,7 @@ impl Actor {
         let mut fault = unsettled.map(ActError::Changed);
         for (job, propagation) in going {
             let asked = rules.get(job.uid.as_str()).is_some_and(|rule| rule.results.is_some());
-            if asked && !(plan::is_retired(job) && self.store.places(job).is_empty()) {
+            if asked && !(marks::is_retired(job) && self.store.places(job).is_empty()) {
                 let mut course = Course { places: self.store.places(job), job: (**job).clone() };
                 if self.proof(&mut course).await?.is_none() {
                     self.queue.add(Key::Job(job.uid.clone()));

@@ -4,6 +4,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use job_handler_shared::{
     job::snapshot::JobSnapshot,
+    kube::error::ApiError,
     policy::{
         cleanup::Propagation,
         results::{Results, StorageType},
@@ -15,42 +16,32 @@ use tokio::task::JoinSet;
 use crate::{
     harvest::{collector::Capturer, pack, pod_tracker::Followed, redact},
     jobs::{
+        marks,
         patch::{self, Written},
         plan::{self, Step},
     },
     metrics::SinkMetrics,
+    model::{result_ref::ResultRef, stored_result},
     notify::{recorder::Teller, result_events},
-    observe::store::{GroupKey, ResultRef, Store, Uid},
+    observe::{
+        key::{Key, UNDER_WAY},
+        store::Store,
+    },
     queueing::failure_backoff,
     result::writer::{self, CommitError, Committed},
-    retention::gc,
     runtime::{
         concurrency::{self, Slot, Slots},
         work_queue::Queue,
     },
 };
-use job_handler_shared::kube::error::ApiError;
 
 /// Jobs and groups that are worked on at a time.
 const CONCURRENCY: usize = 24;
-/// Jobs that are under way: those that are worked on, and those that wait for their nodes' logs.
-const UNDER_WAY: usize = 1_024;
-/// The same of one namespace.
-const OF_ONE_NAMESPACE: usize = UNDER_WAY / 2;
 /// Longest work on one Job, without the wait for logs; only reached where everything hangs.
 const BOUND: Duration = Duration::from_secs(150);
 /// Most steps with one Job before it is put back into the queue: the sequence has four, the rest are Jobs that keep
 /// changing.
 const STEPS: usize = 12;
-
-/// What is to be looked at.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Key {
-    /// A Job, there or gone, and its result.
-    Job(Uid),
-    /// The Jobs of a group.
-    Group(GroupKey),
-}
 
 /// Why an action failed.
 #[derive(Debug, thiserror::Error)]
@@ -67,17 +58,6 @@ pub enum ActError {
     /// It took too long.
     #[error("not done within {} s", BOUND.as_secs())]
     Slow,
-}
-
-impl Key {
-    /// A queue whose lanes are namespaces.
-    pub fn queue(store: &Store) -> Queue<Self> {
-        let store = store.clone();
-        Queue::in_lanes(OF_ONE_NAMESPACE, move |key| match key {
-            Self::Job(uid) => store.namespace_of(uid).into(),
-            Self::Group((namespace, _)) => namespace.as_str().into(),
-        })
-    }
 }
 
 impl ActError {
@@ -318,7 +298,7 @@ impl Actor {
     /// A Job that is marked, whose result may be in a Secret that cannot be read: then it is neither lost nor to be made
     /// again, and all that can be done is to wait for the right.
     fn is_out_of_sight(&self, job: &JobSnapshot, results: &Results) -> bool {
-        results.storage_type == StorageType::Secret && !self.store.secrets.may() && plan::is_told_where(job)
+        results.storage_type == StorageType::Secret && !self.store.secrets.may() && marks::is_told_where(job)
     }
 
     async fn store_result(
@@ -367,7 +347,7 @@ impl Actor {
         if wanted == StorageType::Secret {
             packed.manifest.told = Some(redact::line(job, &packed.manifest.pods));
         }
-        packed.askers = gc::askers(&self.store.matching(job).unwrap_or_default());
+        packed.askers = stored_result::askers(&self.store.matching(job).unwrap_or_default());
         packed.manifest.cloud_events_pending = self.store.events_of(job);
         packed.policies = self.store.askers(job);
         let completeness = &mut packed.manifest.completeness;

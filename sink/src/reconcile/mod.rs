@@ -2,4 +2,5 @@
 
 pub mod group;
 pub mod job;
+pub mod resync;
 pub mod stale_jobs;

@@ -1,5 +1,5 @@
 //! Jobs that should have finished: all their pods have ended, or their deadline is over, and the watch has not said so.
-//! They are read, so that an event that was never told, whoever lost it, costs no more than [`crate::run::RESYNC`].
+//! They are read, so that an event that was never told, whoever lost it, costs no more than [`crate::runtime::resync::RESYNC`].
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
@@ -12,7 +12,8 @@ use crate::{
         pod_tracker::Followed,
     },
     jobs::patch,
-    observe::{reflectors::Context, store::Uid},
+    model::job_change::Uid,
+    observe::context::Context,
 };
 
 /// Time between two looks. Who is overdue in two of them is read: controllers take a moment, too.

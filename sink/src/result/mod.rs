@@ -1,4 +1,5 @@
 //! Writes results.
 
+pub mod packed;
 pub mod storage;
 pub mod writer;

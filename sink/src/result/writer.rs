@@ -6,19 +6,21 @@
 //! A name belongs to one run of a Job, in whichever kind of object: an older run's result moves aside for a newer one's
 //! also where the two are held in different kinds.
 
-use job_handler_shared::{keys, names};
+use job_handler_shared::{
+    keys,
+    kube::error::{ApiError, call},
+    names,
+    result::{
+        manifest::{KEY, Manifest},
+        metadata::{self, OUTBOX, PENDING, SHARD},
+        storage_kind::Kind,
+    },
+};
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{Client, ResourceExt, api::DeleteParams};
+use serde_json::{Value, json};
 
-use crate::{
-    harvest::pack::Packed,
-    model::manifest::{KEY, Manifest, SHARD},
-    result::storage::{Holder, Kind},
-};
-use job_handler_shared::kube::error::{ApiError, call};
-
-/// Races are looked at again this often; each lost one means that somebody else made progress.
-const ROUNDS: usize = 5;
+use crate::result::{packed::Packed, storage::Holder, writer};
 
 /// A result that is stored.
 #[derive(Clone, Debug)]
@@ -360,4 +362,54 @@ async fn drop_shards(client: &Client, kind: Kind, shards: &[ConfigMap]) {
             tracing::debug!(%namespace, %name, "shard stays: {error}");
         }
     }
+}
+
+/// Races with other writers of the manifest are looked at again this often.
+pub(crate) const ROUNDS: usize = 5;
+
+/// Changes a stored manifest, by its version; `change` tells whether there was anything to change.
+///
+/// # Errors
+/// Where it could not be written.
+pub async fn amend(
+    client: &Client,
+    committed: &Committed,
+    change: impl Fn(&mut Manifest) -> bool,
+) -> Result<(), ApiError> {
+    let job = &committed.manifest.job;
+    let holder = Holder::namespaced(client, committed.kind, &job.namespace);
+    let mut current = committed.clone();
+    for _ in 0..ROUNDS {
+        let mut manifest = current.manifest.clone();
+        if !change(&mut manifest) {
+            return Ok(());
+        }
+        let (metadata, text) = noted(&mut manifest, &current.version);
+        let what = format!("note what was told in {}/{}", job.namespace, current.name);
+        match call(&what, holder.merge(&current.name, &metadata, KEY, text)).await {
+            Ok(()) => return Ok(()),
+            Err(error) if error.is_conflict() || error.is_not_found() => {
+                match writer::again(client, &current).await? {
+                    Some(found) => current = found,
+                    None => return Ok(()),
+                }
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    let what = format!("note what was told in {}/{}", job.namespace, current.name);
+    Err(ApiError::Refused { what, code: 409, reason: String::new(), message: "it keeps changing".into() })
+}
+
+/// The manifest's text, and the metadata that go with it; they hold only for this version.
+pub(crate) fn noted(manifest: &mut Manifest, version: &str) -> (Value, String) {
+    // A manifest that was read can be written; an empty text would only be refused by the apiserver's guard below.
+    let text = manifest.to_json().unwrap_or_default();
+    let pending = (!manifest.announcements_pending.is_empty()).then_some("pending");
+    let metadata = json!({
+        "resourceVersion": version,
+        "labels": {PENDING: pending},
+        "annotations": {OUTBOX: metadata::annotation(&manifest.cloud_events_pending)},
+    });
+    (metadata, text)
 }

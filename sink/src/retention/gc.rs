@@ -6,14 +6,21 @@
 //! be harvested again.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
-    sync::Arc,
+    collections::{BTreeSet, HashMap},
     time::Duration,
 };
 
 use futures::StreamExt;
 use jiff::Timestamp;
-use job_handler_shared::{keys, policy::reference::PolicyKind};
+use job_handler_shared::{
+    keys,
+    kube::error::{ApiError, call},
+    policy::reference::PolicyKind,
+    result::{
+        metadata::{SHARD, asker},
+        storage_kind::Kind,
+    },
+};
 use kube::{
     Client,
     api::{DeleteParams, ListParams, Preconditions},
@@ -21,22 +28,17 @@ use kube::{
 };
 
 use crate::{
-    cloudevents::outbox::OUTBOX,
     jobs::{
+        marks,
         patch::{self, Written},
-        plan,
     },
     metrics::SinkMetrics,
-    model::manifest::SHARD,
+    model::{result_ref::ResultRef, stored_result::Stored},
     object_store::Objects,
-    observe::store::{ResultRef, Store},
-    result::{
-        storage::{Holder, Kind},
-        writer,
-    },
-    retention::plan::{self as retention_plan, Bounds, Stored, Why, asker},
+    observe::store::Store,
+    result::{storage::Holder, writer},
+    retention::plan::{self as retention_plan, Bounds, Why},
 };
-use job_handler_shared::kube::error::{ApiError, call};
 
 /// Pause between two looks at all results.
 const EVERY: Duration = Duration::from_secs(10);
@@ -123,9 +125,9 @@ impl Broom {
         let places = self.store.places_of(uid);
         let here = ResultRef::at(*kind, namespace, name);
         let only = places.iter().all(|place| place.is_at(&here));
-        if let Some(job) = self.store.job(uid).filter(|job| only && !plan::is_retired(job)) {
+        if let Some(job) = self.store.job(uid).filter(|job| only && !marks::is_retired(job)) {
             // Its own sequence comes first: without the mark, the note below would not hold.
-            if !plan::is_told_where(&job) {
+            if !marks::is_told_where(&job) {
                 return Ok(false);
             }
             match patch::retire(&self.client, &job).await? {
@@ -227,7 +229,7 @@ impl Broom {
         match named.get(uid) {
             Some(named) => n >= *named,
             None => {
-                let awaited = self.store.job(uid).is_some_and(|job| !plan::is_retired(&job));
+                let awaited = self.store.job(uid).is_some_and(|job| !marks::is_retired(&job));
                 !awaited && self.store.grave(uid).is_none()
             }
         }
@@ -290,28 +292,4 @@ impl Rules {
 
 fn key(namespace: &str, asker: &str) -> String {
     format!("{namespace} {asker}")
-}
-
-/// Labels and annotations, for [`Stored::new`].
-pub(crate) fn stored_of(kind: Kind, meta: &ObjectMeta, uid: &str, pending: bool) -> Stored {
-    let none = BTreeMap::new();
-    let annotations = meta.annotations.as_ref().unwrap_or(&none);
-    // A receiver that is away has yet to be told, too.
-    let pending = pending || annotations.contains_key(OUTBOX);
-    let made = meta.creation_timestamp.as_ref().map_or(Timestamp::UNIX_EPOCH, |time| time.0);
-    let text = |text: &Option<String>| text.clone().unwrap_or_default();
-    Stored::new(
-        kind,
-        (text(&meta.namespace), text(&meta.name), uid.to_owned()),
-        meta.labels.as_ref().unwrap_or(&none),
-        annotations,
-        made,
-        pending,
-    )
-}
-
-/// Who asked for a Job's result, for [`plan::Facts`].
-pub(crate) fn askers(policies: &[Arc<job_handler_shared::policy::parsed::Policy>]) -> Vec<String> {
-    let asking = policies.iter().filter(|policy| policy.spec.results.is_some());
-    asking.map(|policy| asker(policy.reference.kind, &policy.reference.name)).collect()
 }

@@ -7,16 +7,12 @@
 
 use std::collections::BTreeSet;
 
+use job_handler_shared::kube::error::call;
 use k8s_openapi::api::core::v1::Namespace;
 use kube::{Api, Client, ResourceExt, api::ListParams};
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutPayload, path::Path as Key};
 
-use crate::object_store::Objects;
-use crate::{
-    jobs::plan,
-    observe::store::{Store, Uid},
-};
-use job_handler_shared::kube::error::call;
+use crate::{jobs::marks, model::job_change::Uid, object_store::Objects, observe::store::Store};
 
 /// The object that tells whose the store is.
 const MARK: &str = ".job-handler-cluster";
@@ -80,7 +76,7 @@ fn is_orphan(store: &Store, uid: &str) -> bool {
         // What a result without its note tells is not known.
         Some(objects) => objects == Some(0),
         None => {
-            let awaited = store.job(uid).is_some_and(|job| !plan::is_retired(&job));
+            let awaited = store.job(uid).is_some_and(|job| !marks::is_retired(&job));
             !awaited && store.grave(uid).is_none()
         }
     }

@@ -3,90 +3,12 @@
 //! By age, by number per group, by bytes per namespace, by bytes in all: in this order, the oldest first. The newest of
 //! a group never goes, whatever the bounds say: whoever asks how the last run went gets an answer.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    fmt,
-    sync::Arc,
-};
+use std::collections::HashMap;
 
 use jiff::Timestamp;
-use job_handler_shared::{keys, policy::results::Results};
-use serde::{Deserialize, Serialize};
+use job_handler_shared::policy::results::Results;
 
-use crate::result::storage::Kind;
-
-/// Annotation on results: what retention has to know, so that it need not read every result.
-pub const ANNOTATION: &str = "job-handler/retention";
-
-/// The content of [`ANNOTATION`].
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Facts {
-    /// When the Job was created: results of a group are in the order of their Jobs.
-    pub created: Timestamp,
-    /// When the Job finished: a result's age counts from there.
-    pub finished: Timestamp,
-    /// Bytes in the cluster's store, shards included.
-    pub bytes: u64,
-    /// How many shards there are.
-    #[serde(default)]
-    pub shards: usize,
-    /// How many objects there are in the object store; nothing = that is not known.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub objects: Option<usize>,
-    /// The policies that asked for it, as [`asker`] writes them: what they say *now* is what counts.
-    pub policies: Vec<String>,
-}
-
-/// How a policy is named in [`Facts`]: its namespace is the result's.
-pub fn asker(kind: impl fmt::Display, name: &str) -> String {
-    format!("{kind}/{name}")
-}
-
-/// A stored result.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Stored {
-    /// What holds it.
-    pub kind: Kind,
-    /// Namespace.
-    pub namespace: String,
-    /// Name.
-    pub name: String,
-    /// The Job's uid.
-    pub uid: String,
-    /// The Job's group.
-    pub group: Option<Arc<str>>,
-    /// It has yet to be told of.
-    pub pending: bool,
-    /// The rest.
-    pub facts: Arc<Facts>,
-}
-
-impl Stored {
-    /// From the metadata of a result. Where the annotation is missing or was edited, the object's own creation stands in
-    /// for the times, and nobody is known to have asked for it: then only the cluster's budget is its bound.
-    pub fn new(
-        kind: Kind,
-        (namespace, name, uid): (String, String, String),
-        labels: &BTreeMap<String, String>,
-        annotations: &BTreeMap<String, String>,
-        made: Timestamp,
-        pending: bool,
-    ) -> Self {
-        let facts = annotations.get(ANNOTATION).and_then(|text| serde_json::from_str::<Facts>(text).ok());
-        let facts = facts.unwrap_or(Facts { created: made, finished: made, ..Facts::default() });
-        let group = labels.get(keys::GROUP).map(|group| Arc::from(group.as_str()));
-        Self { kind, namespace, name, uid, group, pending, facts: Arc::new(facts) }
-    }
-
-    fn rank(&self) -> (Timestamp, &str, &str) {
-        (self.facts.created, &self.uid, &self.name)
-    }
-
-    fn group(&self) -> Option<(&str, &str)> {
-        Some((&self.namespace, self.group.as_deref()?))
-    }
-}
+use crate::model::stored_result::Stored;
 
 /// The bounds of a result.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -226,6 +148,12 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use job_handler_shared::result::metadata::ANNOTATION;
+    use job_handler_shared::result::metadata::Facts;
+    use job_handler_shared::result::metadata::asker;
+    use job_handler_shared::result::storage_kind::Kind;
+    use std::collections::BTreeMap;
+    use std::sync::Arc;
 
     const NOW: i64 = 1_000;
 

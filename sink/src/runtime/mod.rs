@@ -2,4 +2,5 @@
 
 pub mod concurrency;
 pub mod leader_election;
+pub mod resync;
 pub mod work_queue;

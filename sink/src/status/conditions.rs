@@ -24,7 +24,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use crate::{
     enforce::webhook_entries::Kept,
-    observe::store::{PolicyEntry, Replica},
+    model::{policy_entry::PolicyEntry, replica::Replica},
 };
 
 /// A Job, and the group that the policies together give it.
@@ -323,11 +323,6 @@ fn condition(
         observed_generation: Some(generation),
         last_transition_time: same.map_or(Time(now), |known| known.last_transition_time.clone()),
     }
-}
-
-/// Kubernetes' times have no fractions: what is read back must compare equal.
-pub fn whole_seconds(at: Timestamp) -> Timestamp {
-    Timestamp::from_second(at.as_second()).unwrap_or(at)
 }
 
 #[cfg(test)]

@@ -3,40 +3,14 @@
 use std::{collections::HashMap, sync::Arc};
 
 use jiff::Timestamp;
-use job_handler_shared::text::human_bytes;
 use job_handler_shared::{
     job::snapshot::JobSnapshot,
     keys,
     policy::{results::Results, set::PolicySet, status::ResultsStatus},
+    text::human_bytes,
 };
 
-use crate::observe::store::ResultRef;
-
-/// Annotation on a result: bytes of all that is stored of it, shards included.
-pub const SIZE: &str = "job-handler/size";
-/// Annotation on a result: how many parts of it could not be had.
-pub const LOST: &str = "job-handler/lost";
-/// Annotation on a result: uids of the policies that asked for it, comma between them.
-pub const POLICIES: &str = "job-handler/policies";
-
-/// What gauges tell.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Census {
-    /// Jobs that take a slot.
-    pub active: usize,
-    /// Seconds that the oldest of them is active.
-    pub oldest_active: f64,
-    /// Finished Jobs whose result is asked for and not stored.
-    pub unharvested: usize,
-    /// Seconds since the first of them finished.
-    pub oldest_unharvested: f64,
-    /// The part of its harvest deadline that the one nearest to it has used.
-    pub deadline_used: f64,
-    /// Results that are stored, their bytes, and how many of them miss something.
-    pub results: ResultsStatus,
-    /// The part of `maxBytesPerNamespace` that the fullest namespace has used.
-    pub budget_used: f64,
-}
+use crate::model::{result_ref::ResultRef, summary::Census};
 
 /// Counts. `asked` tells what is to be kept of a Job, where anything is.
 pub fn take(

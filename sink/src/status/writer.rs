@@ -13,6 +13,7 @@ use job_handler_shared::{
         scope::{group_in, without_group},
         snapshot::JobSnapshot,
     },
+    kube::error::{ApiError, call},
     policy::{
         parsed::Policy,
         spec::{ClusterJobPolicy, JobPolicy},
@@ -29,14 +30,14 @@ use tokio::sync::watch;
 use crate::{
     enforce::webhook_entries::{self, Kept},
     metrics::SinkMetrics,
-    observe::store::{PolicyEntry, Store},
+    model::{policy_entry::PolicyEntry, text::whole_seconds},
+    observe::store::Store,
     runtime::work_queue::Queue,
     status::{
-        conditions::{self, Selected, Situation, whole_seconds},
+        conditions::{self, Selected, Situation},
         summary,
     },
 };
-use job_handler_shared::kube::error::{ApiError, call};
 
 /// Least time between two writes of one status.
 const EVERY: Duration = Duration::from_secs(1);

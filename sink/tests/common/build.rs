@@ -7,15 +7,15 @@ use job_handler_shared::{
     keys,
     policy::{parsed::Policy, spec::JobPolicy, status::PolicyStatus},
     process::telemetry::Metrics,
+    result::{metadata, storage_kind::Kind},
 };
 use job_handler_sink::{
     harvest::{collector::Capturer, pod_tracker::Followed},
     metrics::SinkMetrics,
-    model::manifest,
+    model::{policy_entry::PolicyEntry, result_ref::ResultRef},
     notify::recorder::Teller,
-    observe::store::{PolicyEntry, ResultRef, Store},
-    reconcile::job::{Actor, Key},
-    result::storage::Kind,
+    observe::{key::Key, store::Store},
+    reconcile::job::Actor,
 };
 use k8s_openapi::api::batch::v1::Job;
 use serde_json::{Value, json};
@@ -65,7 +65,7 @@ pub fn process(apiserver: &Apiserver, policy: Value) -> Actor {
                     namespace: "ci".into(),
                     name: map["metadata"]["name"].as_str().unwrap().into(),
                     kind: *kind,
-                    pending: labels.get(manifest::PENDING).is_some(),
+                    pending: labels.get(metadata::PENDING).is_some(),
                     ..ResultRef::default()
                 };
                 store.put_result(labels[keys::JOB_UID].as_str().unwrap(), place);

@@ -1,0 +1,48 @@
+//! CloudEvents of a result that are still to be delivered, as the manifest records them.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::job::snapshot::Outcome;
+
+/// What happened to a Job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// It was started.
+    Started,
+    /// It succeeded.
+    Completed,
+    /// It failed.
+    Failed,
+    /// Its creation, or its start, was refused.
+    Refused,
+}
+
+impl Phase {
+    /// All.
+    pub const ALL: [Self; 4] = [Self::Started, Self::Completed, Self::Failed, Self::Refused];
+
+    /// Its word: in ids, manifests, metrics and in the configuration.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Started => "started",
+            Self::Completed => "completed",
+            Self::Failed => "failed",
+            Self::Refused => "refused",
+        }
+    }
+}
+
+impl From<Outcome> for Phase {
+    fn from(outcome: Outcome) -> Self {
+        match outcome {
+            Outcome::Completed => Self::Completed,
+            Outcome::Failed => Self::Failed,
+        }
+    }
+}
+
+/// What is pending of one Job: receiver -> phases, in their order.
+pub type Pending = BTreeMap<String, Vec<Phase>>;

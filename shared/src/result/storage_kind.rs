@@ -1,0 +1,50 @@
+//! What a result is stored in: a ConfigMap, or a Secret with the same keys.
+
+use crate::policy::results::StorageType;
+
+/// Type of the Secrets of results. One of our own tells them apart from all others for whoever lists, counts or sweeps
+/// Secrets (`--field-selector type=…`), and for us: a type cannot be changed, so that a Secret of another type that has
+/// the name is never written over, whatever its labels say.
+pub const SECRET_TYPE: &str = "job-handler.io/result";
+
+/// What results are stored in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// A ConfigMap.
+    #[default]
+    ConfigMap,
+    /// A Secret.
+    Secret,
+}
+
+impl Kind {
+    /// Those that may be looked at.
+    pub fn readable(secrets: bool) -> &'static [Self] {
+        if secrets { &[Self::ConfigMap, Self::Secret] } else { &[Self::ConfigMap] }
+    }
+
+    /// As kubectl calls it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::ConfigMap => "configmap",
+            Self::Secret => "secret",
+        }
+    }
+
+    /// As its manifests call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::ConfigMap => "ConfigMap",
+            Self::Secret => "Secret",
+        }
+    }
+}
+
+impl From<StorageType> for Kind {
+    fn from(storage: StorageType) -> Self {
+        match storage {
+            StorageType::ConfigMap => Self::ConfigMap,
+            StorageType::Secret => Self::Secret,
+        }
+    }
+}

@@ -1,0 +1,63 @@
+//! A stored result, as far as retention has to know it.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use jiff::Timestamp;
+use job_handler_shared::{
+    keys,
+    result::{
+        metadata::{ANNOTATION, Facts, asker},
+        storage_kind::Kind,
+    },
+};
+
+/// Who asked for a Job's result, for [`plan::Facts`].
+pub(crate) fn askers(policies: &[Arc<job_handler_shared::policy::parsed::Policy>]) -> Vec<String> {
+    let asking = policies.iter().filter(|policy| policy.spec.results.is_some());
+    asking.map(|policy| asker(policy.reference.kind, &policy.reference.name)).collect()
+}
+
+/// A stored result.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stored {
+    /// What holds it.
+    pub kind: Kind,
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+    /// The Job's uid.
+    pub uid: String,
+    /// The Job's group.
+    pub group: Option<Arc<str>>,
+    /// It has yet to be told of.
+    pub pending: bool,
+    /// The rest.
+    pub facts: Arc<Facts>,
+}
+
+impl Stored {
+    /// From the metadata of a result. Where the annotation is missing or was edited, the object's own creation stands in
+    /// for the times, and nobody is known to have asked for it: then only the cluster's budget is its bound.
+    pub fn new(
+        kind: Kind,
+        (namespace, name, uid): (String, String, String),
+        labels: &BTreeMap<String, String>,
+        annotations: &BTreeMap<String, String>,
+        made: Timestamp,
+        pending: bool,
+    ) -> Self {
+        let facts = annotations.get(ANNOTATION).and_then(|text| serde_json::from_str::<Facts>(text).ok());
+        let facts = facts.unwrap_or(Facts { created: made, finished: made, ..Facts::default() });
+        let group = labels.get(keys::GROUP).map(|group| Arc::from(group.as_str()));
+        Self { kind, namespace, name, uid, group, pending, facts: Arc::new(facts) }
+    }
+
+    pub(crate) fn rank(&self) -> (Timestamp, &str, &str) {
+        (self.facts.created, &self.uid, &self.name)
+    }
+
+    pub(crate) fn group(&self) -> Option<(&str, &str)> {
+        Some((&self.namespace, self.group.as_deref()?))
+    }
+}
