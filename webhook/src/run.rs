@@ -22,13 +22,13 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    admission::{job_estimator::JobEstimator, server::serve_webhook, state::State},
+    admission::{job_estimator::JobEstimator, server::serve_webhook, state::WebhookState},
     cache::{policies::Policies, reflector::MirrorError},
     ledger::{
         attempt_age::Clock,
         limiter::{self, LedgerTaskError},
     },
-    metrics::{WebhookMetrics, certificate_expiry::Expiry},
+    metrics::{WebhookMetrics, certificate_expiry::CertificateExpiry},
     presence_lease::{Liveness, PresenceLease},
     refusal_sender,
 };
@@ -140,7 +140,9 @@ pub async fn run(options: Options) -> Result<(), RunError> {
         background.clone(),
     )?;
     let tls = certificates.server_config();
-    metrics.register(|registry| registry.register_collector(Box::new(Expiry::new(certificates.expiry()))));
+    metrics.register(|registry| {
+        registry.register_collector(Box::new(CertificateExpiry::new(certificates.expiry())))
+    });
     let mut published = certificates.published();
     let ready = readiness.part("certificates");
     tasks.spawn(until(&background, "readiness of certificates", async move {
@@ -201,7 +203,7 @@ pub async fn run(options: Options) -> Result<(), RunError> {
     });
 
     let limiter = Some(limiter as Arc<dyn crate::limit::Limiter>);
-    let mut state = State::new(policies, limiter, liveness, Some(refusals), ours, &options.namespace);
+    let mut state = WebhookState::new(policies, limiter, liveness, Some(refusals), ours, &options.namespace);
     state.estimator = Some(estimator);
     let server = serve_webhook(listener, tls, state).map_err(io("the webhook server"))?;
     let server_handle = server.handle();

@@ -14,7 +14,7 @@ use std::{net::TcpListener, sync::Arc, time::Duration};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use common::{builds, job, policy, review};
 use job_handler_shared::policy::{reference::Labels, set::PolicySet};
-use job_handler_webhook::admission::{server::serve_webhook, state::State};
+use job_handler_webhook::admission::{server::serve_webhook, state::WebhookState};
 use rustls::{
     ClientConfig, RootCertStore, ServerConfig,
     pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer, ServerName},
@@ -45,8 +45,8 @@ impl Answer {
     }
 }
 
-fn state() -> State {
-    State::fixed(PolicySet::new([policy("builds", builds())]), [("ci".to_owned(), Labels::new())])
+fn state() -> WebhookState {
+    WebhookState::fixed(PolicySet::new([policy("builds", builds())]), [("ci".to_owned(), Labels::new())])
 }
 
 fn server() -> Server {

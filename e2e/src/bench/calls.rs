@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use futures::executor::block_on;
 use job_handler_shared::policy::reference::Labels;
 use job_handler_webhook::admission::mutate::mutate;
-use job_handler_webhook::admission::state::State;
+use job_handler_webhook::admission::state::WebhookState;
 
 use super::handlers;
 use super::machine;
@@ -56,7 +56,7 @@ pub fn call(handler: Handler, review: &[u8], time: Duration) -> Result<Duration>
         Handler::Null => handlers::null(),
         Handler::Typed => handlers::typed(policies),
         Handler::Ours | Handler::SamePatch => {
-            let state = State::fixed(policies, [(NAMESPACE.to_owned(), Labels::new())]);
+            let state = WebhookState::fixed(policies, [(NAMESPACE.to_owned(), Labels::new())]);
             std::sync::Arc::new(move |body: &[u8]| Ok(block_on(mutate(body, &state)).body))
         }
     };

@@ -10,9 +10,9 @@ use actix_web::dev::Server as ActixServer;
 use clap::ValueEnum;
 use job_handler_shared::policy::reference::Labels;
 use job_handler_webhook::admission::mutate::mutate;
-use job_handler_webhook::admission::response::Reply;
+use job_handler_webhook::admission::response::HttpReply;
 use job_handler_webhook::admission::server::serve_webhook;
-use job_handler_webhook::admission::state::State;
+use job_handler_webhook::admission::state::WebhookState;
 use rustls::ServerConfig;
 use rustls::crypto::ring;
 use rustls::pki_types::PrivateKeyDer;
@@ -134,7 +134,7 @@ pub fn serve(handler: Handler, namespace: &str) -> Result<()> {
         .map_err(|error| Error::Invalid(format!("telling where the server listens: {error}")))?;
     let namespaces = [(namespace.to_owned(), Labels::new())];
     actix_web::rt::System::new().block_on(async move {
-        let ours = State::fixed(policies.clone(), namespaces);
+        let ours = WebhookState::fixed(policies.clone(), namespaces);
         let server = match handler {
             Handler::Ours => serve_webhook(listener, tls, ours),
             Handler::Null => with(listener, tls, handlers::null()),
@@ -155,8 +155,8 @@ pub fn serve(handler: Handler, namespace: &str) -> Result<()> {
 fn with(listener: TcpListener, tls: ServerConfig, answering: Answering) -> std::io::Result<ActixServer> {
     job_handler_webhook::admission::server::serve(listener, tls, move |_, body, _| {
         std::future::ready(match answering(&body) {
-            Ok(answer) => Reply::json(answer),
-            Err(why) => Reply::text(400, why),
+            Ok(answer) => HttpReply::json(answer),
+            Err(why) => HttpReply::text(400, why),
         })
     })
 }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use base64::{Engine, engine::general_purpose::STANDARD};
-use job_handler_webhook::admission::{response::Reply, server::serve};
+use job_handler_webhook::admission::{response::HttpReply, server::serve};
 use k8s_openapi::api::{admissionregistration::v1::MutatingWebhookConfiguration, batch::v1::Job};
 use kube::{
     Api, ResourceExt,
@@ -45,7 +45,7 @@ impl Neighbour {
         let thread = std::thread::spawn(move || {
             actix_web::rt::System::new().block_on(async move {
                 let handler =
-                    |_, body: actix_web::web::Bytes, _| std::future::ready(Reply::json(answer(&body)));
+                    |_, body: actix_web::web::Bytes, _| std::future::ready(HttpReply::json(answer(&body)));
                 let server = serve(listener, tls, handler).unwrap();
                 let handle = server.handle();
                 let running = actix_web::rt::spawn(server);

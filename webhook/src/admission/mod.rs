@@ -1,10 +1,20 @@
-//! The endpoints: review in, decision, response out.
+//! The HTTPS endpoints: an AdmissionReview comes in, a response goes out.
+//!
+//! | endpoint | steps | denies |
+//! | --- | --- | --- |
+//! | `/mutate` | review -> policies -> stamp decision -> JSON Patch | never |
+//! | `/validate` | review -> attempt -> limiter | Jobs over a limit |
+//! | `/warn` | review -> estimate of active Jobs -> warning | never |
+//!
+//! Start with `review.rs` (what comes in), then `mutate.rs` and `validate.rs`. `endpoint.rs` holds what the three share,
+//! `server.rs` the HTTP server, `state.rs` what the handlers use.
 
+mod endpoint;
 pub(crate) mod job_estimator;
 pub mod mutate;
 pub mod response;
-pub mod review;
+mod review;
 pub mod server;
 pub mod state;
-pub mod validate;
-pub mod warn;
+mod validate;
+mod warn;

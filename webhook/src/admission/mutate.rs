@@ -1,70 +1,66 @@
-//! `/mutate`: stamps.
+//! `/mutate`: stamps Jobs.
 
-use std::{collections::BTreeMap, sync::Arc, time::Instant};
+use std::{collections::BTreeMap, sync::Arc};
 
 use jiff::Timestamp;
 use job_handler_shared::policy::reference::Labels;
 
 use crate::{
     admission::{
-        response::{Answer, Reply},
-        review::{self, Review, Subject},
-        state::State,
+        endpoint::answer_review,
+        response::{AdmissionResponse, HttpReply},
+        review::{AdmissionReview, ReviewedObject},
+        state::WebhookState,
         warn,
     },
-    metrics::{Endpoint, Outcome},
+    metrics::{Endpoint, ReviewVerdict},
     stamp::{
         decide::{self, StampContext},
         patch,
     },
 };
 
-/// Answers one review. Never denies: what cannot be stamped goes on as it is, and the sink mends it.
-pub async fn mutate(bytes: &[u8], state: &State) -> Reply {
-    let begun = Instant::now();
-    let (reply, outcome) = answer(bytes, state).await;
-    state.metrics.review(Endpoint::Mutate, outcome, begun.elapsed());
-    reply
+/// Answers one review. Never denies: a Job that cannot be stamped is created as it is, and the sink repairs it.
+pub async fn mutate(body: &[u8], state: &WebhookState) -> HttpReply {
+    answer_review(Endpoint::Mutate, body, state, async |review| answer(review, state).await).await
 }
 
-async fn answer(bytes: &[u8], state: &State) -> (Reply, Outcome) {
-    let review = match review::parse(bytes) {
-        Ok(review) => review,
-        Err(error) => return (Reply::text(400, error.to_string()), Outcome::Bad),
-    };
-    if let Subject::NotOurs(why) | Subject::Unreadable(why) = &review.subject {
-        let answer = Answer::warned(format!("job-handler: not stamped: {why}"));
-        return (answer.reply(&review.uid), Outcome::Bad);
+async fn answer(review: &AdmissionReview, state: &WebhookState) -> (HttpReply, ReviewVerdict) {
+    if let ReviewedObject::Unsupported(why) | ReviewedObject::Unreadable(why) = &review.object {
+        let response = AdmissionResponse::warned(format!("job-handler: not stamped: {why}"));
+        return (response.reply(&review.uid), ReviewVerdict::Bad);
     }
     if state.is_excluded(&review.namespace) {
-        return (Answer::default().reply(&review.uid), Outcome::Allowed);
+        return (AdmissionResponse::default().reply(&review.uid), ReviewVerdict::Allowed);
     }
     if !state.policies.synced() {
         let why = "the policies are not loaded yet: this Job is stamped by the sink later";
-        return (Reply::text(503, why), Outcome::Unavailable);
+        return (HttpReply::text(503, why), ReviewVerdict::Unavailable);
     }
     let labels = namespace_labels(state, &review.namespace).await;
-    let answer = stamp(&review, &labels, state);
-    let outcome = if answer.patch.is_empty() { Outcome::Allowed } else { Outcome::Patched };
-    (answer.reply(&review.uid), outcome)
+    let response = stamp(review, &labels, state);
+    let verdict = if response.patch.is_empty() { ReviewVerdict::Allowed } else { ReviewVerdict::Patched };
+    (response.reply(&review.uid), verdict)
 }
 
-fn stamp(review: &Review, namespace_labels: &Labels, state: &State) -> Answer {
+fn stamp(review: &AdmissionReview, namespace_labels: &Labels, state: &WebhookState) -> AdmissionResponse {
     let policies = state.policies.current();
     let context = StampContext { policies: &policies, namespace_labels, now: Timestamp::now() };
-    let (job, decision) = match &review.subject {
-        Subject::Create(job) => (job, decide::create(job, context)),
-        Subject::Update { new, old } => (new, decide::update(new, old, context)),
-        Subject::NotOurs(_) | Subject::Unreadable(_) => return Answer::default(),
+    let (job, decision) = match &review.object {
+        ReviewedObject::Create(job) => (job, decide::create(job, context)),
+        ReviewedObject::Update { new, old } => (new, decide::update(new, old, context)),
+        ReviewedObject::Unsupported(_) | ReviewedObject::Unreadable(_) => {
+            return AdmissionResponse::default();
+        }
     };
     let patch = patch::patch(job, &decision);
-    let would = warn::stamping(review, job, &decision, context);
-    let warnings = decision.warnings.into_iter().chain(would).collect();
-    Answer { patch, warnings, ..Answer::default() }
+    let would_stamp = warn::stamp_warnings(review, job, &decision, context);
+    let warnings = decision.warnings.into_iter().chain(would_stamp).collect();
+    AdmissionResponse { patch, warnings, ..AdmissionResponse::default() }
 }
 
-/// Labels of a namespace; of one that nobody has told us of yet, the one that the apiserver puts on all of them.
-async fn namespace_labels(state: &State, namespace: &str) -> Arc<Labels> {
+/// Labels of a namespace. For a namespace that the watch has not reported yet, the label that the apiserver sets on each.
+async fn namespace_labels(state: &WebhookState, namespace: &str) -> Arc<Labels> {
     match state.policies.namespace(namespace).await {
         Some(labels) => labels,
         None => Arc::new(BTreeMap::from([("kubernetes.io/metadata.name".to_owned(), namespace.to_owned())])),

@@ -1,6 +1,6 @@
-//! The answer: `AdmissionReview` with a response, or plain text where there is nothing to answer by uid.
+//! Encodes responses: an `AdmissionReview`, or plain text if the request has no uid to refer to.
 //!
-//! Our own envelope: kube's writes the patch as an array of integers (kube#1781) and knows no status code.
+//! kube's type is not used, because it encodes the patch as an array of integers (kube#1781) and has no status code.
 
 use std::collections::BTreeMap;
 
@@ -10,74 +10,74 @@ use serde::Serialize;
 
 use crate::admission::review::API_VERSION;
 
-/// The longest warning a client shows in full; the apiserver cuts all of them at 4,096 characters together.
-const WARNING_MAX: usize = 256;
-/// Bytes of a typical patch, and of a typical answer without its patch; a longer one only has to grow.
-const TYPICAL: usize = 1024;
+/// Longest warning that clients show in full. The apiserver cuts all warnings together at 4,096 characters.
+const MAX_WARNING_CHARS: usize = 256;
+/// Initial capacity in bytes for a patch, and for a response without its patch.
+const INITIAL_CAPACITY: usize = 1024;
 
-/// What is sent back over HTTP.
+/// An HTTP response.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Reply {
+pub struct HttpReply {
     /// HTTP status.
     pub status: u16,
-    /// `content-type`.
+    /// Header `content-type`.
     pub content_type: &'static str,
     /// The body.
     pub body: Vec<u8>,
 }
 
-/// One answer.
+/// The response of an AdmissionReview.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Answer {
-    /// Why it is denied; none = allowed.
-    pub denied: Option<Denial>,
+pub(super) struct AdmissionResponse {
+    /// None: allowed.
+    pub(super) denied: Option<Denial>,
     /// Changes to the object.
-    pub patch: Vec<PatchOperation>,
-    /// Shown to the author by clients.
-    pub warnings: Vec<String>,
-    /// Kept in the apiserver's audit log, under keys prefixed by the webhook's name.
-    pub audit: BTreeMap<String, String>,
+    pub(super) patch: Vec<PatchOperation>,
+    /// Clients show them to their users.
+    pub(super) warnings: Vec<String>,
+    /// Annotations of the audit event. The apiserver prefixes their keys with the webhook's name.
+    pub(super) audit: BTreeMap<String, String>,
 }
 
 /// Why a request is denied.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Denial {
-    /// HTTP status that the client gets.
-    pub code: u16,
+pub(super) struct Denial {
+    /// HTTP status for the client.
+    code: u16,
     /// `metav1.StatusReason`.
-    pub reason: &'static str,
-    /// For people; passed on behind `admission webhook "…" denied the request: `.
-    pub message: String,
-    /// When clients should try again (client-go does, with 429 and 5xx).
-    pub retry_after_seconds: Option<u32>,
+    reason: &'static str,
+    /// Clients see it after `admission webhook "…" denied the request: `.
+    message: String,
+    /// When clients should retry. client-go does so for 429 and 5xx.
+    retry_after_seconds: Option<u32>,
 }
 
 impl Denial {
-    /// A limit is full: 403.
-    pub fn forbidden(message: String) -> Self {
+    /// 403: a limit is full.
+    pub(super) fn forbidden(message: String) -> Self {
         Self { code: 403, reason: "Forbidden", message, retry_after_seconds: None }
     }
 
-    /// It cannot be judged: 400.
-    pub fn bad_request(message: String) -> Self {
+    /// 400: the object cannot be read.
+    pub(super) fn bad_request(message: String) -> Self {
         Self { code: 400, reason: "BadRequest", message, retry_after_seconds: None }
     }
 
-    /// Its author has to slow down: 429.
-    pub fn too_many(message: String, retry_after_seconds: u32) -> Self {
+    /// 429: the client has to slow down.
+    pub(super) fn too_many(message: String, retry_after_seconds: u32) -> Self {
         let retry_after_seconds = Some(retry_after_seconds);
         Self { code: 429, reason: "TooManyRequests", message, retry_after_seconds }
     }
 
-    /// It cannot be judged now: 503.
-    pub fn unavailable(message: String, retry_after_seconds: u32) -> Self {
+    /// 503: the request cannot be decided now.
+    pub(super) fn unavailable(message: String, retry_after_seconds: u32) -> Self {
         let retry_after_seconds = Some(retry_after_seconds);
         Self { code: 503, reason: "ServiceUnavailable", message, retry_after_seconds }
     }
 }
 
-impl Reply {
-    /// A plain text.
+impl HttpReply {
+    /// Plain text.
     pub fn text(status: u16, text: impl Into<String>) -> Self {
         let mut body: String = text.into();
         body.push('\n');
@@ -90,23 +90,22 @@ impl Reply {
     }
 }
 
-impl Answer {
+impl AdmissionResponse {
     /// Allowed, with a warning.
-    pub fn warned(warning: String) -> Self {
+    pub(super) fn warned(warning: String) -> Self {
         Self { warnings: vec![warning], ..Self::default() }
     }
 
-    /// Denied.
-    pub fn denied(denial: Denial) -> Self {
+    pub(super) fn denied(denial: Denial) -> Self {
         Self { denied: Some(denial), ..Self::default() }
     }
 
-    /// As bytes, to the request with this uid.
-    pub fn reply(&self, uid: &str) -> Reply {
+    /// Encodes the response to the request `uid`.
+    pub(super) fn reply(&self, uid: &str) -> HttpReply {
         match self.encode(uid) {
-            Ok(body) => Reply::json(body),
-            // Strings and numbers only: it cannot fail, but an answer is due in any case.
-            Err(error) => Reply::text(500, format!("the answer cannot be written: {error}")),
+            Ok(body) => HttpReply::json(body),
+            // Strings and numbers can always be encoded.
+            Err(error) => HttpReply::text(500, format!("cannot encode the response: {error}")),
         }
     }
 
@@ -114,30 +113,30 @@ impl Answer {
         let patch = match self.patch.is_empty() {
             true => Vec::new(),
             false => {
-                let mut patch = Vec::with_capacity(TYPICAL);
+                let mut patch = Vec::with_capacity(INITIAL_CAPACITY);
                 serde_json::to_writer(&mut patch, &self.patch)?;
                 patch
             }
         };
-        let mut body = Vec::with_capacity(TYPICAL + patch.len() * 4 / 3);
+        let mut body = Vec::with_capacity(INITIAL_CAPACITY + patch.len() * 4 / 3);
         serde_json::to_writer(
             &mut body,
-            &Envelope {
+            &WireReview {
                 api_version: API_VERSION,
                 kind: "AdmissionReview",
-                response: Response {
+                response: WireResponse {
                     uid,
                     allowed: self.denied.is_none(),
-                    status: self.denied.as_ref().map(|denial| Status {
+                    status: self.denied.as_ref().map(|denial| WireStatus {
                         code: denial.code,
                         reason: denial.reason,
                         status: "Failure",
                         message: &denial.message,
                         details: denial
                             .retry_after_seconds
-                            .map(|retry_after_seconds| Details { retry_after_seconds }),
+                            .map(|retry_after_seconds| WireDetails { retry_after_seconds }),
                     }),
-                    warnings: self.warnings.iter().map(|warning| cut(warning)).collect(),
+                    warnings: self.warnings.iter().map(|warning| truncate(warning)).collect(),
                     audit_annotations: &self.audit,
                 },
             },
@@ -149,8 +148,8 @@ impl Answer {
     }
 }
 
-/// Puts the patch in as the response's last field. By hand, because serde would look at each character of the base64,
-/// the larger part of the answer, for something to escape.
+/// Appends the patch as the response's last field. serde would check every base64 character for escaping, and base64 is
+/// most of the response.
 fn append_patch(body: &mut Vec<u8>, patch: &[u8]) {
     const CLOSING: usize = "}}".len();
     body.truncate(body.len().saturating_sub(CLOSING));
@@ -161,19 +160,19 @@ fn append_patch(body: &mut Vec<u8>, patch: &[u8]) {
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Envelope<'a> {
+struct WireReview<'a> {
     api_version: &'static str,
     kind: &'static str,
-    response: Response<'a>,
+    response: WireResponse<'a>,
 }
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Response<'a> {
+struct WireResponse<'a> {
     uid: &'a str,
     allowed: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
-    status: Option<Status<'a>>,
+    status: Option<WireStatus<'a>>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     warnings: Vec<&'a str>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
@@ -181,23 +180,23 @@ struct Response<'a> {
 }
 
 #[derive(Serialize)]
-struct Status<'a> {
+struct WireStatus<'a> {
     code: u16,
     reason: &'static str,
     status: &'static str,
     message: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
-    details: Option<Details>,
+    details: Option<WireDetails>,
 }
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Details {
+struct WireDetails {
     retry_after_seconds: u32,
 }
 
-fn cut(text: &str) -> &str {
-    match text.char_indices().nth(WARNING_MAX) {
+fn truncate(text: &str) -> &str {
+    match text.char_indices().nth(MAX_WARNING_CHARS) {
         Some((end, _)) => text.get(..end).unwrap_or_default(),
         None => text,
     }
@@ -209,13 +208,13 @@ mod tests {
 
     use super::*;
 
-    fn value(answer: &Answer) -> Value {
-        serde_json::from_slice(&answer.reply("u-1").body).unwrap()
+    fn value(response: &AdmissionResponse) -> Value {
+        serde_json::from_slice(&response.reply("u-1").body).unwrap()
     }
 
     #[test]
-    fn an_empty_answer_allows_and_says_nothing_more() {
-        insta::assert_json_snapshot!(value(&Answer::default()), @r#"
+    fn an_empty_response_only_allows() {
+        insta::assert_json_snapshot!(value(&AdmissionResponse::default()), @r#"
         {
           "apiVersion": "admission.k8s.io/v1",
           "kind": "AdmissionReview",
@@ -230,27 +229,27 @@ mod tests {
     #[test]
     fn the_patch_is_base64_of_a_json_patch() {
         let ops = serde_json::from_str(r#"[{"op":"add","path":"/spec/suspend","value":true}]"#).unwrap();
-        let answer = value(&Answer { patch: ops, ..Answer::default() });
-        assert_eq!(answer["response"]["patchType"], "JSONPatch");
-        let patch = STANDARD.decode(answer["response"]["patch"].as_str().unwrap()).unwrap();
+        let response = value(&AdmissionResponse { patch: ops, ..AdmissionResponse::default() });
+        assert_eq!(response["response"]["patchType"], "JSONPatch");
+        let patch = STANDARD.decode(response["response"]["patch"].as_str().unwrap()).unwrap();
         assert_eq!(patch, br#"[{"op":"add","path":"/spec/suspend","value":true}]"#);
     }
 
     #[test]
-    fn a_denial_carries_code_reason_and_when_to_retry() {
-        let answer = value(&Answer::denied(Denial::unavailable("away".into(), 2)));
-        assert_eq!(answer["response"]["allowed"], false);
-        let status = &answer["response"]["status"];
+    fn a_denial_has_code_reason_and_retry_time() {
+        let response = value(&AdmissionResponse::denied(Denial::unavailable("away".into(), 2)));
+        assert_eq!(response["response"]["allowed"], false);
+        let status = &response["response"]["status"];
         assert_eq!((&status["code"], &status["reason"]), (&503.into(), &"ServiceUnavailable".into()));
         assert_eq!(status["details"]["retryAfterSeconds"], 2);
-        let forbidden = value(&Answer::denied(Denial::forbidden("full".into())));
+        let forbidden = value(&AdmissionResponse::denied(Denial::forbidden("full".into())));
         assert_eq!(forbidden["response"]["status"]["code"], 403);
         assert!(forbidden["response"]["status"].get("details").is_none());
     }
 
     #[test]
-    fn long_warnings_are_cut_between_characters() {
-        let answer = value(&Answer::warned("ä".repeat(1000)));
-        assert_eq!(answer["response"]["warnings"][0].as_str().unwrap().chars().count(), WARNING_MAX);
+    fn long_warnings_are_truncated_at_a_character_boundary() {
+        let response = value(&AdmissionResponse::warned("ä".repeat(1000)));
+        assert_eq!(response["response"]["warnings"][0].as_str().unwrap().chars().count(), MAX_WARNING_CHARS);
     }
 }

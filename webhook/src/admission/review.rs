@@ -1,12 +1,12 @@
-//! Bytes -> review.
+//! Parses an AdmissionReview.
 //!
-//! | what came | what is answered |
+//! | request | response |
 //! | --- | --- |
-//! | not JSON, not an `AdmissionReview`, another version of it, no request, no uid | HTTP 400 and why: there is no uid, or no version, to answer with |
+//! | not JSON, another kind or version, no request, no uid | HTTP 400 with the reason: without uid and version there is no review response |
 //! | more than [`MAX_BODY`] | HTTP 413 |
-//! | another kind, a subresource, an operation without an object | allowed as it is, with a warning: the fault is in a webhook configuration, and blocking other people's objects would not mend it |
-//! | a Job that cannot be read | `/mutate`: allowed unstamped, with a warning; `/validate`: denied, since it cannot be counted |
-//! | a Job that is large or nests deeply | decided like any other: what is not needed is skipped |
+//! | another kind of object, a subresource, an operation without an object | allowed, with a warning: the webhook configuration is wrong, and blocking unrelated objects does not help |
+//! | a Job that cannot be read | `/mutate`: allowed without stamps, with a warning; `/validate`: denied, because it cannot be counted |
+//! | a large or deeply nested Job | handled like any other; unneeded fields are skipped |
 
 use std::borrow::Cow;
 
@@ -14,112 +14,122 @@ use serde::{Deserialize, de::IgnoredAny};
 
 use crate::job_view::JobView;
 
-/// Largest body that is read, bytes. An update carries two objects of up to 3 MiB each (the apiserver's own limit).
-pub const MAX_BODY: usize = 8 << 20;
+/// Largest body in bytes. An update has two objects of up to 3 MiB each, the apiserver's limit.
+pub(super) const MAX_BODY: usize = 8 << 20;
 
-/// The one version of `AdmissionReview` that is spoken.
-pub const API_VERSION: &str = "admission.k8s.io/v1";
+/// The supported version of `AdmissionReview`.
+pub(super) const API_VERSION: &str = "admission.k8s.io/v1";
 
-/// A request for admission.
+/// The request of an AdmissionReview.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Review {
-    /// `request.uid`: new for every call.
-    pub uid: String,
-    /// `request.namespace`.
-    pub namespace: String,
-    /// Decide, but leave nothing behind.
-    pub dry_run: bool,
-    /// What is asked.
-    pub subject: Subject,
+pub(super) struct AdmissionReview {
+    /// `request.uid`, different for every call.
+    pub(super) uid: String,
+    pub(super) namespace: String,
+    /// Decide without side effects.
+    pub(super) dry_run: bool,
+    pub(super) object: ReviewedObject,
 }
 
-/// What a review is about.
+/// The object of a review, by operation.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Subject {
-    /// A Job is created.
+pub(super) enum ReviewedObject {
     Create(Box<JobView>),
-    /// A Job is changed.
     Update {
-        /// As it will be.
         new: Box<JobView>,
-        /// As it is stored.
+        /// The stored Job.
         old: Box<JobView>,
     },
-    /// Not ours to judge; says why.
-    NotOurs(String),
-    /// A Job that cannot be read; says why.
+    /// Not a create or update of a Job; holds the reason.
+    Unsupported(String),
+    /// A Job that cannot be read; holds the reason.
     Unreadable(String),
 }
 
-/// Bytes that are no review.
+impl ReviewedObject {
+    /// The Job after the operation.
+    pub(super) fn job(&self) -> Option<&JobView> {
+        match self {
+            Self::Create(job) | Self::Update { new: job, .. } => Some(job),
+            Self::Unsupported(_) | Self::Unreadable(_) => None,
+        }
+    }
+
+    /// The operation, for logs.
+    pub(super) fn operation(&self) -> &'static str {
+        match self {
+            Self::Create(_) => "CREATE",
+            Self::Update { .. } => "UPDATE",
+            Self::Unsupported(_) | Self::Unreadable(_) => "",
+        }
+    }
+}
+
+/// Why a body is not an AdmissionReview.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-pub enum ReviewError {
-    /// Not JSON, or of another shape.
+pub(super) enum ReviewError {
     #[error("expected an AdmissionReview ({API_VERSION}) as JSON: {0}")]
     Shape(String),
-    /// JSON, but of another kind.
     #[error("expected kind AdmissionReview, found `{0}`")]
     Kind(String),
-    /// A version that is not spoken.
     #[error(
         "expected apiVersion {API_VERSION}, found `{0}`: set admissionReviewVersions: [v1] in the webhook configuration"
     )]
     Version(String),
-    /// A review without a request, for example an answer.
+    /// For example, a response.
     #[error("the AdmissionReview has no request")]
     NoRequest,
-    /// A request without a uid.
     #[error("the AdmissionReview's request has no uid")]
     NoUid,
 }
 
-/// Reads a review.
+/// Parses a review.
 ///
 /// # Errors
-/// Where there is nothing that could be answered by its uid.
-pub fn parse(bytes: &[u8]) -> Result<Review, ReviewError> {
-    // One pass where everything is as it should be; a second, tolerant one only to say what is wrong.
-    match serde_json::from_slice::<Envelope<'_, JobView>>(bytes) {
-        Ok(envelope) => {
-            let request = envelope.into_request()?;
-            if let Some(why) = request.not_ours() {
-                return Ok(request.review(Subject::NotOurs(why)));
+/// If there is no uid that a response could refer to.
+pub(super) fn parse(bytes: &[u8]) -> Result<AdmissionReview, ReviewError> {
+    // A valid review is read in one pass. The second, tolerant pass only finds out what is wrong.
+    match serde_json::from_slice::<RawReview<'_, JobView>>(bytes) {
+        Ok(review) => {
+            let request = review.into_request()?;
+            if let Some(why) = request.unsupported() {
+                return Ok(request.review(ReviewedObject::Unsupported(why)));
             }
             Ok(request.into_review())
         }
         Err(error) => {
             let why = short(&error.to_string());
-            let envelope: Envelope<'_, IgnoredAny> =
+            let review: RawReview<'_, IgnoredAny> =
                 serde_json::from_slice(bytes).map_err(|e| ReviewError::Shape(short(&e.to_string())))?;
-            let request = envelope.into_request()?;
-            let subject = match request.not_ours() {
-                Some(why) => Subject::NotOurs(why),
-                None => Subject::Unreadable(format!("this Job cannot be read: {why}")),
+            let request = review.into_request()?;
+            let object = match request.unsupported() {
+                Some(why) => ReviewedObject::Unsupported(why),
+                None => ReviewedObject::Unreadable(format!("this Job cannot be read: {why}")),
             };
-            Ok(request.review(subject))
+            Ok(request.review(object))
         }
     }
 }
 
-// Texts are borrowed from the body where JSON escapes nothing in them.
+// Strings without JSON escapes are borrowed from the body.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", bound(deserialize = "O: Deserialize<'de>"))]
-struct Envelope<'a, O> {
+struct RawReview<'a, O> {
     #[serde(default, borrow)]
     api_version: Option<Cow<'a, str>>,
     #[serde(default, borrow)]
     kind: Option<Cow<'a, str>>,
     #[serde(default = "none", borrow)]
-    request: Option<Request<'a, O>>,
+    request: Option<RawRequest<'a, O>>,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", bound(deserialize = "O: Deserialize<'de>"))]
-struct Request<'a, O> {
+struct RawRequest<'a, O> {
     #[serde(default)]
     uid: String,
     #[serde(default, borrow)]
-    kind: Gvk<'a>,
+    kind: RawKind<'a>,
     #[serde(default, borrow)]
     sub_resource: Cow<'a, str>,
     #[serde(default, borrow)]
@@ -138,7 +148,7 @@ struct Request<'a, O> {
 
 #[derive(Default, Deserialize)]
 #[serde(default)]
-struct Gvk<'a> {
+struct RawKind<'a> {
     #[serde(borrow)]
     group: Cow<'a, str>,
     #[serde(borrow)]
@@ -151,8 +161,8 @@ fn none<T>() -> Option<T> {
     None
 }
 
-impl<'a, O> Envelope<'a, O> {
-    fn into_request(self) -> Result<Request<'a, O>, ReviewError> {
+impl<'a, O> RawReview<'a, O> {
+    fn into_request(self) -> Result<RawRequest<'a, O>, ReviewError> {
         let kind = self.kind.unwrap_or_default();
         if kind != "AdmissionReview" {
             return Err(ReviewError::Kind(short(&kind)));
@@ -166,9 +176,9 @@ impl<'a, O> Envelope<'a, O> {
     }
 }
 
-impl<O> Request<'_, O> {
-    fn not_ours(&self) -> Option<String> {
-        let Gvk { group, version, kind } = &self.kind;
+impl<O> RawRequest<'_, O> {
+    fn unsupported(&self) -> Option<String> {
+        let RawKind { group, version, kind } = &self.kind;
         if (&**group, &**version, &**kind) != ("batch", "v1", "Job") {
             let found = short(&format!("{kind} ({group}/{version})"));
             return Some(format!("expected a Job (batch/v1), found {found}"));
@@ -184,39 +194,39 @@ impl<O> Request<'_, O> {
         missing.map(|field| format!("the {} of a Job came without {field}", self.operation))
     }
 
-    fn review(self, subject: Subject) -> Review {
-        Review {
+    fn review(self, object: ReviewedObject) -> AdmissionReview {
+        AdmissionReview {
             uid: self.uid,
             namespace: self.namespace,
             dry_run: self.dry_run.unwrap_or_default(),
-            subject,
+            object,
         }
     }
 }
 
-impl Request<'_, JobView> {
-    /// After [`Self::not_ours`] found nothing.
-    fn into_review(mut self) -> Review {
-        let (object, old) = (self.object.take(), self.old_object.take());
+impl RawRequest<'_, JobView> {
+    /// Call it only if [`Self::unsupported`] returns none.
+    fn into_review(mut self) -> AdmissionReview {
+        let (new, old) = (self.object.take(), self.old_object.take());
         let create = self.operation == "CREATE";
         let fill = |mut job: JobView| {
-            // The request says where it goes; an object may leave it out, never contradict it.
+            // The object may omit the namespace, but it cannot differ from the request's.
             job.snapshot.namespace.clone_from(&self.namespace);
             if job.snapshot.name.is_empty() {
                 job.snapshot.name = self.name.to_string();
             }
             Box::new(job)
         };
-        let subject = match (object, old) {
-            (Some(job), _) if create => Subject::Create(fill(job.without_status())),
-            (Some(new), Some(old)) => Subject::Update { new: fill(new), old: fill(old) },
-            _ => Subject::NotOurs("a review of a Job came without the Job".to_owned()),
+        let object = match (new, old) {
+            (Some(job), _) if create => ReviewedObject::Create(fill(job.without_status())),
+            (Some(new), Some(old)) => ReviewedObject::Update { new: fill(new), old: fill(old) },
+            _ => ReviewedObject::Unsupported("a review of a Job came without the Job".to_owned()),
         };
-        self.review(subject)
+        self.review(object)
     }
 }
 
-/// Parser errors quote what they found, which may be megabytes.
+/// Shortens parser errors, which may quote megabytes of input.
 fn short(text: &str) -> String {
     const MAX: usize = 200;
     if text.chars().count() <= MAX {
@@ -260,13 +270,13 @@ mod tests {
         r#"{"kind":"AdmissionReview","apiVersion":"admission.k8s.io/v1","request":7}"#,
         "expected an AdmissionReview"
     )]
-    fn says_what_is_wrong(#[case] body: &str, #[case] expected: &str) {
+    fn an_invalid_review_is_rejected_with_the_reason(#[case] body: &str, #[case] expected: &str) {
         let error = parse(body.as_bytes()).unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
     }
 
     #[test]
-    fn another_kind_is_not_ours() {
+    fn other_kinds_and_operations_are_unsupported() {
         let pod = json!({"uid": "u", "kind": {"group": "", "version": "v1", "kind": "Pod"}, "operation": "CREATE",
             "object": {"spec": "not even a Pod"}});
         for request in [
@@ -278,45 +288,44 @@ mod tests {
             json!({"uid": "u", "kind": kind("Job"), "operation": "UPDATE", "object": {}}),
         ] {
             let review = parse(&review(request.clone())).unwrap();
-            assert!(matches!(review.subject, Subject::NotOurs(_)), "{request} -> {review:?}");
+            assert!(matches!(review.object, ReviewedObject::Unsupported(_)), "{request} -> {review:?}");
         }
     }
 
     #[test]
-    fn a_job_that_cannot_be_read_says_why() {
+    fn an_unreadable_job_has_a_short_reason() {
         let huge = "x".repeat(1 << 20);
         let request =
             json!({"uid": "u", "kind": kind("Job"), "operation": "CREATE", "object": {"spec": huge}});
-        let Subject::Unreadable(why) = parse(&review(request)).unwrap().subject else { panic!() };
+        let ReviewedObject::Unreadable(why) = parse(&review(request)).unwrap().object else { panic!() };
         assert!(why.starts_with("this Job cannot be read: invalid type") && why.len() < 400, "{why}");
     }
 
     #[test]
-    fn a_create_cannot_bring_a_status() {
+    fn the_status_of_a_create_is_ignored() {
         let request = json!({"uid": "u", "kind": kind("Job"), "operation": "CREATE", "namespace": "ci", "name": "a",
             "object": {"status": {"conditions": [{"type": "Complete", "status": "True"}]}}});
-        let Subject::Create(job) = parse(&review(request)).unwrap().subject else { panic!() };
+        let ReviewedObject::Create(job) = parse(&review(request)).unwrap().object else { panic!() };
         assert!(job.snapshot.is_active());
         assert_eq!(job.snapshot.key(), "ci/a");
     }
 
     proptest! {
         #[test]
-        fn any_bytes_get_an_answer(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
-            let _: Result<Review, ReviewError> = parse(&bytes);
+        fn parsing_arbitrary_bytes_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+            let _: Result<AdmissionReview, ReviewError> = parse(&bytes);
         }
 
-        /// Bytes of a real review, torn, swapped and overwritten.
         #[test]
-        fn any_damage_gets_an_answer(at in 0usize..400, byte in any::<u8>(), cut in 0usize..400) {
+        fn parsing_a_damaged_review_never_panics(at in 0usize..400, byte in any::<u8>(), cut in 0usize..400) {
             let request = json!({"uid": "u", "kind": kind("Job"), "operation": "UPDATE", "namespace": "ci", "name": "a",
                 "object": {"metadata": {"labels": {"a": "b"}, "annotations": {"job-handler/stamped": "x"}},
                     "spec": {"backoffLimit": 6, "template": {"metadata": {}}}}, "oldObject": {"status": {"active": 1}}});
             let mut bytes = review(request);
             if let Some(place) = bytes.get_mut(at) { *place = byte; }
-            let _: Result<Review, ReviewError> = parse(&bytes);
+            let _: Result<AdmissionReview, ReviewError> = parse(&bytes);
             bytes.truncate(cut);
-            let _: Result<Review, ReviewError> = parse(&bytes);
+            let _: Result<AdmissionReview, ReviewError> = parse(&bytes);
         }
     }
 }

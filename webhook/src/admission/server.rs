@@ -1,6 +1,6 @@
-//! The HTTPS server: TLS, HTTP/1.1, bodies of bounded size in bounded time. What is answered is the handler's.
+//! The HTTPS server: TLS, HTTP/1.1, bodies of bounded size and duration.
 //!
-//! Benchmarks run other handlers on this very server, so that they compare handlers and nothing else.
+//! The handler is a parameter, so that benchmarks can compare handlers on the same server.
 
 use std::{future::Future, net::TcpListener, num::NonZero, time::Duration};
 
@@ -16,33 +16,38 @@ use rustls::ServerConfig;
 
 use crate::{
     admission::{
-        mutate::mutate, response::Reply, review::MAX_BODY, state::State, validate::validate, warn::warn,
+        mutate::mutate, response::HttpReply, review::MAX_BODY, state::WebhookState, validate::validate,
+        warn::warn,
     },
     metrics::Endpoint,
 };
 
-/// The apiserver closes idle connections after 90 s (`k8s.io/client-go` transport cache); it should be the one to.
+/// Longer than the 90 s after which the apiserver closes idle connections (`k8s.io/client-go` transport cache).
 const KEEP_ALIVE: Duration = Duration::from_secs(120);
-/// For the head of a request.
+/// Time for a client to send the request head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
-/// For its body.
+/// Time for a client to send the request body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
-/// Requests under way at a shutdown; the longest wait for a LIST.
+/// Time for requests in flight at a shutdown. The slowest ones wait for a LIST.
 const SHUTDOWN_SECONDS: u64 = 10;
-/// Of a body that is too large so much more is read away, so that its sender gets to read the answer.
-const READ_AWAY: usize = 64 << 20;
-/// What a caller grants that names no time (`timeoutSeconds` of a webhook is 10 by default).
+/// How much of a too large body is read and discarded, so that the client can read the response.
+const MAX_DISCARDED: usize = 64 << 20;
+/// For requests without a timeout: the default of a webhook's `timeoutSeconds`.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
-/// `timeoutSeconds` of a webhook is 30 at most.
+/// The maximum of a webhook's `timeoutSeconds`.
 const MAX_TIMEOUT: Duration = Duration::from_secs(30);
-/// More threads help nobody here, and each takes memory.
+/// More threads do not speed up reviews, and each takes memory.
 const MAX_WORKERS: usize = 4;
 
-/// The server of this webhook; runs when awaited or spawned, stops by its handle.
+/// The webhook's server. It runs while it is awaited, and stops by its handle.
 ///
 /// # Errors
-/// Where the listener cannot be used.
-pub fn serve_webhook(listener: TcpListener, tls: ServerConfig, state: State) -> std::io::Result<Server> {
+/// If the listener cannot be used.
+pub fn serve_webhook(
+    listener: TcpListener,
+    tls: ServerConfig,
+    state: WebhookState,
+) -> std::io::Result<Server> {
     serve(listener, tls, move |endpoint, body, timeout| {
         let state = state.clone();
         async move {
@@ -55,14 +60,14 @@ pub fn serve_webhook(listener: TcpListener, tls: ServerConfig, state: State) -> 
     })
 }
 
-/// A server whose answers to `POST` at each [`Endpoint`] are `handler`'s: (endpoint, body, the caller's patience) -> reply.
+/// A server that answers each `POST` by `handler`: (endpoint, body, the caller's timeout) -> reply.
 ///
 /// # Errors
-/// Where the listener cannot be used.
+/// If the listener cannot be used.
 pub fn serve<H, F>(listener: TcpListener, tls: ServerConfig, handler: H) -> std::io::Result<Server>
 where
     H: Fn(Endpoint, Bytes, Duration) -> F + Clone + Send + 'static,
-    F: Future<Output = Reply> + 'static,
+    F: Future<Output = HttpReply> + 'static,
 {
     let workers = std::thread::available_parallelism().map_or(1, NonZero::get).min(MAX_WORKERS);
     let server = HttpServer::new(move || {
@@ -71,21 +76,23 @@ where
             web::post().to(move |request: HttpRequest, payload: web::Payload| {
                 let handler = handler.clone();
                 async move {
-                    match read(payload).await {
-                        Ok(body) => respond(handler(endpoint, body, patience(request.query_string())).await),
+                    match read_body(payload).await {
+                        Ok(body) => {
+                            respond(handler(endpoint, body, timeout_of(request.query_string())).await)
+                        }
                         Err(reply) => respond(reply),
                     }
                 }
             })
         };
         let resource = |path: &str, endpoint: Endpoint| {
-            web::resource(path).route(post(endpoint)).default_service(web::to(only_post))
+            web::resource(path).route(post(endpoint)).default_service(web::to(method_not_allowed))
         };
         App::new()
             .service(resource(keys::MUTATE_PATH, Endpoint::Mutate))
             .service(resource(keys::VALIDATE_PATH, Endpoint::Validate))
             .service(resource(keys::WARN_PATH, Endpoint::Warn))
-            .default_service(web::to(nothing_here))
+            .default_service(web::to(not_found))
     });
     let server = server
         .workers(workers)
@@ -93,38 +100,39 @@ where
         .shutdown_timeout(SHUTDOWN_SECONDS)
         .keep_alive(KeepAlive::Timeout(KEEP_ALIVE))
         .client_request_timeout(HEAD_TIMEOUT)
-        // Who hangs up is not decided about any more, and what was granted it is taken back.
+        // If the client disconnects, the handler is dropped, and its grant is undone.
         .h1_allow_half_closed(false)
         .tcp_nodelay(true)
         .listen_rustls_0_23(listener, tls)?;
     Ok(server.run())
 }
 
-fn respond(reply: Reply) -> HttpResponse {
+fn respond(reply: HttpReply) -> HttpResponse {
     let status = StatusCode::from_u16(reply.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     HttpResponse::build(status).insert_header((CONTENT_TYPE, reply.content_type)).body(reply.body)
 }
 
-async fn only_post() -> HttpResponse {
-    respond(Reply::text(405, "expected POST with an AdmissionReview"))
+async fn method_not_allowed() -> HttpResponse {
+    respond(HttpReply::text(405, "expected POST with an AdmissionReview"))
 }
 
-async fn nothing_here() -> HttpResponse {
-    respond(Reply::text(404, "nothing here: expected POST /mutate, /validate or /warn"))
+async fn not_found() -> HttpResponse {
+    respond(HttpReply::text(404, "not found: expected POST /mutate, /validate or /warn"))
 }
 
-async fn read(payload: web::Payload) -> Result<Bytes, Reply> {
+async fn read_body(payload: web::Payload) -> Result<Bytes, HttpReply> {
     match tokio::time::timeout(BODY_TIMEOUT, collect(payload)).await {
         Ok(body) => body,
-        Err(_) => {
-            Err(Reply::text(408, format!("the body did not arrive within {} s", BODY_TIMEOUT.as_secs())))
-        }
+        Err(_) => Err(HttpReply::text(
+            408,
+            format!("timed out after {} s waiting for the body", BODY_TIMEOUT.as_secs()),
+        )),
     }
 }
 
-async fn collect(mut payload: web::Payload) -> Result<Bytes, Reply> {
-    let broken = |error| Reply::text(400, format!("the body broke off: {error}"));
-    // Most reviews come in one piece, which needs no copy.
+async fn collect(mut payload: web::Payload) -> Result<Bytes, HttpReply> {
+    let broken = |error| HttpReply::text(400, format!("cannot read the body: {error}"));
+    // Most reviews arrive in one chunk, which needs no copy.
     let Some(first) = payload.next().await.transpose().map_err(broken)? else { return Ok(Bytes::new()) };
     let Some(second) = payload.next().await.transpose().map_err(broken)? else { return Ok(first) };
     let mut body = BytesMut::with_capacity((first.len() + second.len()) * 4);
@@ -136,18 +144,21 @@ async fn collect(mut payload: web::Payload) -> Result<Bytes, Reply> {
         total += chunk.len();
         if total <= MAX_BODY {
             body.extend_from_slice(&chunk);
-        } else if total > MAX_BODY + READ_AWAY {
+        } else if total > MAX_BODY + MAX_DISCARDED {
             break;
         }
     }
     if total > MAX_BODY {
-        return Err(Reply::text(413, format!("expected at most {} MiB, the body is larger", MAX_BODY >> 20)));
+        return Err(HttpReply::text(
+            413,
+            format!("expected at most {} MiB, the body is larger", MAX_BODY >> 20),
+        ));
     }
     Ok(body.freeze())
 }
 
-/// `timeout` of the query, as the apiserver writes it (a Go duration, such as `10s` or `1m0s`).
-fn patience(query: &str) -> Duration {
+/// The query parameter `timeout`, a Go duration such as `10s` or `1m0s`.
+fn timeout_of(query: &str) -> Duration {
     query
         .split('&')
         .find_map(|pair| pair.strip_prefix("timeout="))
@@ -191,7 +202,7 @@ mod tests {
     #[case("timeout=soon", DEFAULT_TIMEOUT)]
     #[case("timeout=-3s", DEFAULT_TIMEOUT)]
     #[case("", DEFAULT_TIMEOUT)]
-    fn the_callers_patience(#[case] query: &str, #[case] expected: Duration) {
-        assert_eq!(patience(query), expected);
+    fn the_timeout_is_read_from_the_query(#[case] query: &str, #[case] expected: Duration) {
+        assert_eq!(timeout_of(query), expected);
     }
 }

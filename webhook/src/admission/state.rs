@@ -1,4 +1,4 @@
-//! What the two endpoints decide by.
+//! What the endpoints share.
 
 use std::{
     sync::Arc,
@@ -22,34 +22,31 @@ use crate::{
     refusal_sender::RefusalQueue,
 };
 
-/// Within this time the entries of several policies ask about one create; its refusal is told once.
-const SAME_CREATE: Duration = Duration::from_secs(10);
-/// So many are remembered for that; whoever comes after them is told of again.
-const TOLD: usize = 16_384;
+/// The webhook entries of several policies may review one create. Within this time, its refusal is reported once.
+const REPORT_ONCE_WITHIN: Duration = Duration::from_secs(10);
+/// Most Jobs to remember for that. A Job that was evicted may be reported again.
+const MAX_REPORTED: usize = 16_384;
 
-/// Clones share everything.
+/// What the handlers of all endpoints use. Clones share their state.
 #[derive(Clone)]
-pub struct State {
-    /// Policies and namespaces.
-    pub policies: Policies,
-    /// Decides about attempts; none = nothing is limited (benchmarks of `/mutate`).
-    pub limiter: Option<Arc<dyn Limiter>>,
-    /// Whether others still count on this replica.
-    pub liveness: Liveness,
-    /// The way to the sink.
-    pub refusals: Option<RefusalQueue>,
-    /// Counters.
-    pub metrics: WebhookMetrics,
+pub struct WebhookState {
+    pub(super) policies: Policies,
+    /// Decides about attempts. None: no limits (benchmarks of `/mutate`).
+    pub(super) limiter: Option<Arc<dyn Limiter>>,
+    pub(super) liveness: Liveness,
+    /// Queue of refusals for the sink.
+    refusals: Option<RefusalQueue>,
+    pub(super) metrics: WebhookMetrics,
     /// Estimates the active Jobs for policies in mode Warn. None: their limits are not checked.
     pub(crate) estimator: Option<JobEstimator>,
-    /// Our own namespace: its Jobs are left alone.
-    pub own_namespace: Arc<str>,
-    told: Arc<Mutex<TtlMap<()>>>,
+    own_namespace: Arc<str>,
+    /// Uids of Jobs whose refusal was reported.
+    reported: Arc<Mutex<TtlMap<()>>>,
 }
 
-impl State {
-    /// With all of its parts.
-    pub fn new(
+impl WebhookState {
+    /// The state of a webhook in namespace `own_namespace`.
+    pub(crate) fn new(
         policies: Policies,
         limiter: Option<Arc<dyn Limiter>>,
         liveness: Liveness,
@@ -65,35 +62,35 @@ impl State {
             metrics,
             estimator: None,
             own_namespace: own_namespace.into(),
-            told: Arc::new(Mutex::new(TtlMap::new(SAME_CREATE, TOLD, Instant::now()))),
+            reported: Arc::new(Mutex::new(TtlMap::new(REPORT_ONCE_WITHIN, MAX_REPORTED, Instant::now()))),
         }
     }
 
-    /// With a fixed set of policies and nobody to talk to: for tests and benchmarks.
+    /// A fixed set of policies, without limiter, Lease and sink, for tests and benchmarks.
     pub fn fixed(set: PolicySet, namespaces: impl IntoIterator<Item = (String, Labels)>) -> Self {
         let metrics = WebhookMetrics::new(&Metrics::default());
         let policies = Policies::fixed(set, namespaces);
         Self::new(policies, None, Liveness::always(), None, metrics, keys::NAMESPACE)
     }
 
-    /// Namespaces whose Jobs are never touched. The webhook configurations leave them out already.
-    pub fn is_excluded(&self, namespace: &str) -> bool {
+    /// Whether Jobs of `namespace` are never touched. The webhook configurations exclude these namespaces, too.
+    pub(super) fn is_excluded(&self, namespace: &str) -> bool {
         namespace == &*self.own_namespace || keys::EXCLUDED_NAMESPACES.contains(&namespace)
     }
 
-    /// Tells the sink, once for each Job.
-    pub fn tell(&self, job_uid: &str, refusal: impl FnOnce() -> Refusal) {
+    /// Reports a decision to the sink, once for each `key`.
+    pub(super) fn report_once(&self, key: &str, refusal: impl FnOnce() -> Refusal) {
         let Some(refusals) = &self.refusals else { return };
         let now = Instant::now();
-        let first = {
-            let mut told = self.told.lock();
-            let first = told.get(job_uid, now).is_none();
-            if first {
-                told.insert(job_uid.to_owned(), (), now);
+        let is_new = {
+            let mut reported = self.reported.lock();
+            let is_new = reported.get(key, now).is_none();
+            if is_new {
+                reported.insert(key.to_owned(), (), now);
             }
-            first
+            is_new
         };
-        if first {
+        if is_new {
             refusals.push(refusal());
         }
     }

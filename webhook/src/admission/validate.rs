@@ -1,6 +1,6 @@
-//! `/validate`: limits. The commit point: whoever passes here takes a slot.
+//! `/validate`: checks limits. A Job that passes takes a slot.
 //!
-//! Entries of the ValidatingWebhookConfiguration only select; the decision is made from all policies.
+//! The entries of the ValidatingWebhookConfiguration only select Jobs. The decision uses all policies.
 
 use std::time::{Duration, Instant};
 
@@ -13,67 +13,81 @@ use job_handler_shared::{
 
 use crate::{
     admission::{
-        response::{Answer, Denial, Reply},
-        review::{self, Review, Subject},
-        state::State,
+        endpoint::answer_review,
+        response::{AdmissionResponse, Denial, HttpReply},
+        review::{AdmissionReview, ReviewedObject},
+        state::WebhookState,
     },
     job_view::{JobView, newly_active},
     limit::{Attempt, Verdict},
-    metrics::{Endpoint, Outcome},
+    metrics::{Endpoint, ReviewVerdict},
     stamp::select,
 };
 
-/// Answers one review, before `timeout` (the caller's) has passed.
-pub async fn validate(bytes: &[u8], timeout: Duration, state: &State) -> Reply {
-    let begun = Instant::now();
-    let (reply, outcome) = answer(bytes, begun + timeout, state).await;
-    state.metrics.review(Endpoint::Validate, outcome, begun.elapsed());
-    reply
+/// Answers one review within `timeout`, after which the caller gives up.
+pub(super) async fn validate(body: &[u8], timeout: Duration, state: &WebhookState) -> HttpReply {
+    let deadline = Instant::now() + timeout;
+    answer_review(Endpoint::Validate, body, state, async |review| {
+        let (response, verdict) = answer(review, deadline, state).await;
+        (response.reply(&review.uid), verdict)
+    })
+    .await
 }
 
-async fn answer(bytes: &[u8], answer_by: Instant, state: &State) -> (Reply, Outcome) {
-    let review = match review::parse(bytes) {
-        Ok(review) => review,
-        Err(error) => return (Reply::text(400, error.to_string()), Outcome::Bad),
-    };
-    let (answer, outcome) = match &review.subject {
-        Subject::NotOurs(why) => {
-            (Answer::warned(format!("job-handler: no limit checked: {why}")), Outcome::Bad)
+async fn answer(
+    review: &AdmissionReview,
+    deadline: Instant,
+    state: &WebhookState,
+) -> (AdmissionResponse, ReviewVerdict) {
+    match &review.object {
+        ReviewedObject::Unsupported(why) => {
+            let warning = format!("job-handler: no limit checked: {why}");
+            (AdmissionResponse::warned(warning), ReviewVerdict::Bad)
         }
-        Subject::Unreadable(why) => {
+        ReviewedObject::Unreadable(why) => {
             let why = format!("{why}; it cannot be counted, so it cannot pass a limit");
-            (Answer::denied(Denial::bad_request(why)), Outcome::Bad)
+            (AdmissionResponse::denied(Denial::bad_request(why)), ReviewVerdict::Bad)
         }
-        _ if state.is_excluded(&review.namespace) => (Answer::default(), Outcome::Allowed),
-        Subject::Create(job) => admit(create(&review, job, answer_by, state), state).await,
-        Subject::Update { new, old } => admit(update(&review, new, old, answer_by), state).await,
-    };
-    (answer.reply(&review.uid), outcome)
+        _ if state.is_excluded(&review.namespace) => (AdmissionResponse::default(), ReviewVerdict::Allowed),
+        ReviewedObject::Create(job) => admit(create_attempt(review, job, deadline, state), state).await,
+        ReviewedObject::Update { new, old } => admit(update_attempt(review, new, old, deadline), state).await,
+    }
 }
 
-fn create(review: &Review, job: &JobView, answer_by: Instant, state: &State) -> Option<Attempt> {
+fn create_attempt(
+    review: &AdmissionReview,
+    job: &JobView,
+    deadline: Instant,
+    state: &WebhookState,
+) -> Option<Attempt> {
     let job = &job.snapshot;
     if !job.is_active() {
-        // Created suspended: it takes no slot until somebody starts it.
+        // A Job that is created suspended takes a slot later, when it is resumed.
         if job.is_queued() && !review.dry_run {
-            tell_queued(job, state);
+            report_queued(job, state);
         }
         return None;
     }
     let (uid, dry_run) = (review.uid.clone(), review.dry_run);
-    Some(Attempt { uid, job: job.clone(), from: None, dry_run, answer_by })
+    Some(Attempt { uid, job: job.clone(), from: None, dry_run, answer_by: deadline })
 }
 
-fn update(review: &Review, new: &JobView, old: &JobView, answer_by: Instant) -> Option<Attempt> {
+fn update_attempt(
+    review: &AdmissionReview,
+    new: &JobView,
+    old: &JobView,
+    deadline: Instant,
+) -> Option<Attempt> {
     let job = newly_active(new, old)?;
     let (uid, dry_run) = (review.uid.clone(), review.dry_run);
-    Some(Attempt { uid, job, from: Some(old.snapshot.resource_version.clone()), dry_run, answer_by })
+    let from = Some(old.snapshot.resource_version.clone());
+    Some(Attempt { uid, job, from, dry_run, answer_by: deadline })
 }
 
-/// Decides about an attempt, if there is one.
-async fn admit(attempt: Option<Attempt>, state: &State) -> (Answer, Outcome) {
+/// Asks the limiter about an attempt, if there is one.
+async fn admit(attempt: Option<Attempt>, state: &WebhookState) -> (AdmissionResponse, ReviewVerdict) {
     let (Some(attempt), Some(limiter)) = (attempt, &state.limiter) else {
-        return (Answer::default(), Outcome::Allowed);
+        return (AdmissionResponse::default(), ReviewVerdict::Allowed);
     };
     let (job, dry_run, stored) = (attempt.job.clone(), attempt.dry_run, attempt.from.is_some());
     let verdict = if let Err(why) = can_decide(&job, state).await {
@@ -82,10 +96,10 @@ async fn admit(attempt: Option<Attempt>, state: &State) -> (Answer, Outcome) {
         limiter.admit(attempt).await
     };
     match verdict {
-        Verdict::Granted => (Answer::default(), Outcome::Allowed),
+        Verdict::Granted => (AdmissionResponse::default(), ReviewVerdict::Allowed),
         Verdict::Refused(refused) => {
             if !dry_run {
-                state.tell(&job.uid, || Refusal {
+                state.report_once(&job.uid, || Refusal {
                     decision: Decision::Refused,
                     policy: refused.policy.clone(),
                     limit: refused.limit.clone(),
@@ -99,26 +113,29 @@ async fn admit(attempt: Option<Attempt>, state: &State) -> (Answer, Outcome) {
                 });
             }
             let denied = Some(Denial::forbidden(refused.message));
-            (Answer { denied, audit: refused.audit, ..Answer::default() }, Outcome::Refused)
+            let response = AdmissionResponse { denied, audit: refused.audit, ..AdmissionResponse::default() };
+            (response, ReviewVerdict::Refused)
         }
         Verdict::TooMany { why, retry_after_seconds } => {
             let why = format!("{why}; try again in {retry_after_seconds} s");
-            (Answer::denied(Denial::too_many(why, retry_after_seconds)), Outcome::Unavailable)
+            let denial = Denial::too_many(why, retry_after_seconds);
+            (AdmissionResponse::denied(denial), ReviewVerdict::Unavailable)
         }
         Verdict::Unavailable { why, retry_after_seconds } => {
             let why =
                 format!("job limits cannot be checked now: {why}; try again in {retry_after_seconds} s");
-            (Answer::denied(Denial::unavailable(why, retry_after_seconds)), Outcome::Unavailable)
+            let denial = Denial::unavailable(why, retry_after_seconds);
+            (AdmissionResponse::denied(denial), ReviewVerdict::Unavailable)
         }
     }
 }
 
-async fn can_decide(job: &JobSnapshot, state: &State) -> Result<(), String> {
+async fn can_decide(job: &JobSnapshot, state: &WebhookState) -> Result<(), String> {
     if !state.policies.synced() {
         return Err("the policies are not loaded yet".to_owned());
     }
     if !state.liveness.is_live() {
-        return Err("this replica lost its Lease, since it cannot reach the apiserver".to_owned());
+        return Err("this replica lost its Lease, because it cannot reach the apiserver".to_owned());
     }
     match state.policies.namespace(&job.namespace).await {
         Some(_) => Ok(()),
@@ -126,7 +143,7 @@ async fn can_decide(job: &JobSnapshot, state: &State) -> Result<(), String> {
     }
 }
 
-fn tell_queued(job: &JobSnapshot, state: &State) {
+fn report_queued(job: &JobSnapshot, state: &WebhookState) {
     let policies = state.policies.current();
     let labels = state.policies.known_namespace(&job.namespace).unwrap_or_default();
     let matching = select::enforced(&policies, &job.namespace, &labels, &without_group(&job.labels));
@@ -134,7 +151,7 @@ fn tell_queued(job: &JobSnapshot, state: &State) {
     let Some(limit) = limits.into_iter().find(|limit| limit.value.when_full == WhenFull::Queue) else {
         return;
     };
-    state.tell(&job.uid, || Refusal {
+    state.report_once(&job.uid, || Refusal {
         decision: Decision::Queued,
         message: format!(
             "queued: waits for a slot (limit \"{}\" of {}, max allowed: {})",

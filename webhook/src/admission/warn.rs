@@ -1,105 +1,107 @@
-//! Mode Warn: what a policy would do if it were enforced is told, and nothing else.
+//! `/warn`: tells what a policy in mode Warn would do if it were enforced. Never denies.
 //!
-//! What it would stamp is told by `/mutate`, which knows all it takes. What it would refuse or queue is told by `/warn`:
-//! webhook entries of its own, with `failurePolicy: Ignore` and a short timeout, so that nobody's Job ever waits for, or
-//! hangs on, a policy that is only tried out. It never denies.
+//! `/mutate` tells what the policy would stamp. `/warn` tells what it would refuse or queue; it has webhook entries of its
+//! own, with `failurePolicy: Ignore` and a short timeout, so that a trial policy never blocks a Job.
 //!
-//! Counts are about right, not exact: of the Jobs as they were watched, and of those that were asked about a moment ago.
+//! Counts are estimates: see `job_estimator.rs`.
 
-use std::{
-    collections::BTreeMap,
-    time::{Duration, Instant},
+use std::{collections::BTreeMap, time::Duration};
+
+use jiff::Timestamp;
+use job_handler_shared::{
+    job::{
+        snapshot::JobSnapshot,
+        stamped_annotation::{self, Explanation},
+    },
+    keys,
+    ledger::refusal::{Decision, Refusal},
+    policy::limit::WhenFull,
 };
 
 use crate::{
     admission::{
-        response::{Answer, Reply},
-        review::{self, Review, Subject},
-        state::State,
+        endpoint::answer_review,
+        job_estimator::JobEstimator,
+        response::{AdmissionResponse, HttpReply},
+        review::{AdmissionReview, ReviewedObject},
+        state::WebhookState,
     },
     job_view::{self, JobView},
     limit::{
         Refused, failure_backoff, message,
         scopes::{LimitRules, Place, SlotHolder},
     },
-    metrics::{Endpoint, Outcome},
+    metrics::{Endpoint, ReviewVerdict},
     stamp::decide::{self, StampContext, StampDecision},
 };
-use jiff::Timestamp;
-use job_handler_shared::job::stamped_annotation::{self, Explanation};
-use job_handler_shared::{
-    job::snapshot::JobSnapshot,
-    keys,
-    ledger::refusal::{Decision as Told, Refusal},
-    policy::limit::WhenFull,
-};
 
-/// So long before the caller gives up an answer is sent.
-const MARGIN: Duration = Duration::from_millis(300);
-/// Entries that are told of what would be stamped: an author reads no more.
-const MOST: usize = 8;
+/// The response is sent this long before the caller gives up.
+const TIMEOUT_MARGIN: Duration = Duration::from_millis(300);
+/// Most warnings about what would be stamped.
+const MAX_STAMP_WARNINGS: usize = 8;
 
-/// Answers one review, before `timeout` (the caller's) has passed.
-pub async fn warn(bytes: &[u8], timeout: Duration, state: &State) -> Reply {
-    let begun = Instant::now();
-    let (reply, outcome) = answer(bytes, timeout, state).await;
-    state.metrics.review(Endpoint::Warn, outcome, begun.elapsed());
-    reply
+/// Answers one review within `timeout`, after which the caller gives up.
+pub(super) async fn warn(body: &[u8], timeout: Duration, state: &WebhookState) -> HttpReply {
+    answer_review(Endpoint::Warn, body, state, async |review| {
+        let response = answer(review, timeout, state).await;
+        (response.reply(&review.uid), ReviewVerdict::Allowed)
+    })
+    .await
 }
 
-async fn answer(bytes: &[u8], timeout: Duration, state: &State) -> (Reply, Outcome) {
-    let review = match review::parse(bytes) {
-        Ok(review) => review,
-        Err(error) => return (Reply::text(400, error.to_string()), Outcome::Bad),
-    };
-    let job = match &review.subject {
+async fn answer(review: &AdmissionReview, timeout: Duration, state: &WebhookState) -> AdmissionResponse {
+    let mut response = AdmissionResponse::default();
+    let job = match &review.object {
         _ if state.is_excluded(&review.namespace) => None,
-        Subject::Create(job) if job.snapshot.is_active() => Some(job.snapshot.clone()),
-        Subject::Update { new, old } => job_view::newly_active(new, old),
-        Subject::Create(_) | Subject::NotOurs(_) | Subject::Unreadable(_) => None,
+        ReviewedObject::Create(job) if job.snapshot.is_active() => Some(job.snapshot.clone()),
+        ReviewedObject::Update { new, old } => job_view::newly_active(new, old),
+        ReviewedObject::Create(_) | ReviewedObject::Unsupported(_) | ReviewedObject::Unreadable(_) => None,
     };
-    let mut answer = Answer::default();
-    if let Some(job) = job {
-        let patience = timeout.saturating_sub(MARGIN);
-        match tokio::time::timeout(patience, judge(&job, state)).await {
-            Ok(Ok(Some((refused, when_full)))) => {
-                answer.warnings.push(tell(&review, &job, refused, when_full, state));
-            }
-            Ok(Ok(None)) => {}
-            Ok(Err(why)) => tracing::debug!(job = job.key(), "mode Warn: {why}"),
-            Err(_) => tracing::debug!(job = job.key(), "mode Warn: not counted in time"),
+    let (Some(job), Some(estimator)) = (job, &state.estimator) else { return response };
+    let timeout = timeout.saturating_sub(TIMEOUT_MARGIN);
+    match tokio::time::timeout(timeout, would_refuse(&job, estimator, state)).await {
+        Ok(Ok(Some((refused, when_full)))) => {
+            response.warnings.push(report(review, &job, refused, when_full, state));
         }
-        if let Some(estimator) = state.estimator.as_ref().filter(|_| !review.dry_run) {
-            estimator.add(JobSnapshot { created: Timestamp::now(), ..job });
-        }
+        Ok(Ok(None)) => {}
+        Ok(Err(why)) => tracing::debug!("limits of policies in mode Warn were not checked: {why}"),
+        Err(_) => tracing::debug!("limits of policies in mode Warn were not checked in time"),
     }
-    (answer.reply(&review.uid), Outcome::Allowed)
+    if !review.dry_run {
+        estimator.add(JobSnapshot { created: Timestamp::now(), ..job });
+    }
+    response
 }
 
-/// What a policy in mode Warn would have refused, and whether it would rather have queued it.
-async fn judge(job: &JobSnapshot, state: &State) -> Result<Option<(Refused, WhenFull)>, String> {
-    let Some(estimator) = state.estimator.as_ref().filter(|_| state.policies.synced()) else {
+/// What a policy in mode Warn would refuse, and whether it would queue the Job instead.
+async fn would_refuse(
+    job: &JobSnapshot,
+    estimator: &JobEstimator,
+    state: &WebhookState,
+) -> Result<Option<(Refused, WhenFull)>, String> {
+    if !state.policies.synced() {
         return Ok(None);
-    };
+    }
     let policies = state.policies.current().clone();
-    let Some(as_if) = policies.as_if_enforced() else { return Ok(None) };
+    let Some(as_if_enforced) = policies.as_if_enforced() else { return Ok(None) };
     if state.policies.namespace(&job.namespace).await.is_none() {
         return Err(format!("namespace {} is not known yet", job.namespace));
     }
     let namespaces = |name: &str| state.policies.known_namespace(name);
-    let rules = LimitRules { policies: as_if, namespaces: &namespaces };
+    let rules = LimitRules { policies: as_if_enforced, namespaces: &namespaces };
     let now = Timestamp::now();
-    let warned = |cluster: bool| {
-        let ours = rules.scopes(job).into_iter().filter(|(scope, _)| policies.warns(&scope.policy));
-        ours.filter(|(scope, _)| (scope.place == Place::Cluster) == cluster).collect::<Vec<_>>()
+    let scopes_in_warn = |cluster: bool| {
+        let scopes = rules.scopes(job).into_iter().filter(|(scope, _)| policies.warns(&scope.policy));
+        scopes.filter(|(scope, _)| (scope.place == Place::Cluster) == cluster).collect::<Vec<_>>()
     };
-    let waits = rules
+    let has_backoff = rules
         .matching(job)
         .iter()
         .any(|policy| policies.warns(&policy.reference) && policy.spec.failure_backoff.is_some());
     for cluster in [false, true] {
-        let scopes = warned(cluster);
-        if scopes.is_empty() && (cluster || !waits) {
+        let scopes = scopes_in_warn(cluster);
+        let checks_backoff = !cluster && has_backoff;
+        if scopes.is_empty() && !checks_backoff {
             continue;
         }
         let estimate = estimator.estimate((!cluster).then_some(job.namespace.as_str()))?;
@@ -114,17 +116,16 @@ async fn judge(job: &JobSnapshot, state: &State) -> Result<Option<(Refused, When
                 return Ok(Some((message::full(&scope, limit, &holders, now), limit.when_full)));
             }
         }
-        if !cluster
-            && waits
+        if checks_backoff
             && let Some(group) = failure_backoff::group(rules, job)
             && let runs = failure_backoff::runs(rules, &estimate.jobs, &job.namespace, &group)
             && let Some(refused) = failure_backoff::refuse(rules, &group, &runs, &estimate.ledger, job, now)
-            // Where one that is enforced refuses, that is no warning.
+            // An enforced policy refuses in `/validate`; here only policies in mode Warn count.
             && policies.warns(&refused.policy)
         {
-            let action = rules.matching(job).into_iter().find(|policy| policy.reference == refused.policy);
+            let policy = rules.matching(job).into_iter().find(|policy| policy.reference == refused.policy);
             let action =
-                action.and_then(|policy| policy.spec.failure_backoff.as_ref()).map(|rule| rule.action);
+                policy.and_then(|policy| policy.spec.failure_backoff.as_ref()).map(|rule| rule.action);
             return Ok(Some((refused, action.unwrap_or_default())));
         }
     }
@@ -140,24 +141,30 @@ fn holder(job: &JobSnapshot) -> SlotHolder {
     }
 }
 
-/// Tells the sink, counts, and gives the warning.
-fn tell(review: &Review, job: &JobSnapshot, refused: Refused, when_full: WhenFull, state: &State) -> String {
+/// Reports to the sink, counts, and returns the warning.
+fn report(
+    review: &AdmissionReview,
+    job: &JobSnapshot,
+    refused: Refused,
+    when_full: WhenFull,
+    state: &WebhookState,
+) -> String {
     let would = match when_full {
         WhenFull::Reject => "refused",
         WhenFull::Queue => "queued",
     };
     let message = format!("would be {would} (mode Warn): {}", refused.message);
     if !review.dry_run {
-        state.tell(&format!("warn/{}", job.uid), || {
+        state.report_once(&format!("warn/{}", job.uid), || {
             state.metrics.would_refuse(refused.policy.to_string(), &refused.limit);
             Refusal {
-                decision: Told::WouldRefuse,
+                decision: Decision::WouldRefuse,
                 policy: refused.policy.clone(),
                 limit: refused.limit.clone(),
                 namespace: job.namespace.clone(),
                 job: job.name.clone(),
                 uid: job.uid.clone(),
-                // It is let through.
+                // The Job is admitted.
                 stored: true,
                 owner: job.owner.clone(),
                 message: message.clone(),
@@ -168,22 +175,22 @@ fn tell(review: &Review, job: &JobSnapshot, refused: Refused, when_full: WhenFul
     format!("job-handler: this Job {message}")
 }
 
-/// What policies in mode Warn would have stamped besides what was decided.
-pub fn stamping(
-    review: &Review,
+/// Warnings about what policies in mode Warn would stamp in addition to `decision`.
+pub(super) fn stamp_warnings(
+    review: &AdmissionReview,
     job: &JobView,
     decision: &StampDecision,
     context: StampContext<'_>,
 ) -> Vec<String> {
-    let Some(as_if) = context.policies.as_if_enforced() else { return Vec::new() };
-    let context = StampContext { policies: as_if, ..context };
-    let would = match &review.subject {
-        Subject::Create(job) => decide::create(job, context),
-        Subject::Update { new, old } => decide::update(new, old, context),
-        Subject::NotOurs(_) | Subject::Unreadable(_) => return Vec::new(),
+    let Some(as_if_enforced) = context.policies.as_if_enforced() else { return Vec::new() };
+    let context = StampContext { policies: as_if_enforced, ..context };
+    let would = match &review.object {
+        ReviewedObject::Create(job) => decide::create(job, context),
+        ReviewedObject::Update { new, old } => decide::update(new, old, context),
+        ReviewedObject::Unsupported(_) | ReviewedObject::Unreadable(_) => return Vec::new(),
     };
-    let account = |decision: &StampDecision| {
-        // Where it is taken off, it was forged.
+    let explanation = |decision: &StampDecision| {
+        // A decision that removes the annotation has found a forged one.
         let text = match decision.annotations.get(keys::STAMPED) {
             Some(own) => own.as_deref(),
             None => job.annotation(keys::STAMPED),
@@ -199,10 +206,10 @@ pub fn stamping(
                 | stamped_annotation::GROUP
         )
     };
-    account(&would)
-        .beyond(&account(decision))
+    explanation(&would)
+        .beyond(&explanation(decision))
         .filter(|(key, _)| changes_job(key))
-        .take(MOST)
+        .take(MAX_STAMP_WARNINGS)
         .map(|(key, what)| format!("job-handler: would be set (mode Warn): {key}: {what}"))
         .collect()
 }

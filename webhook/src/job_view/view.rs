@@ -26,6 +26,8 @@ use crate::job_view::containers::{ContainerView, RawPodSpec};
 pub struct JobView {
     /// The Job without its template.
     pub snapshot: JobSnapshot,
+    /// `metadata.generateName`, from which the apiserver makes the name.
+    pub generate_name: String,
     /// `metadata.labels` exists, so that a patch can add single keys to it.
     pub has_labels: bool,
     /// `metadata.annotations` exists.
@@ -97,6 +99,7 @@ struct RawJob {
 struct RawMetadata {
     namespace: Option<String>,
     name: Option<String>,
+    generate_name: Option<String>,
     uid: Option<String>,
     resource_version: Option<String>,
     generation: Option<i64>,
@@ -233,6 +236,7 @@ impl From<RawJob> for JobView {
             finishing,
         };
         Self {
+            generate_name: meta.generate_name.unwrap_or_default(),
             has_labels,
             has_annotations,
             backoff_limit_per_index: spec.backoff_limit_per_index.is_some(),

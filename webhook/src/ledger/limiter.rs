@@ -294,7 +294,7 @@ impl LedgerTasks {
                     actors.spawn(actor.run());
                 }
                 Some(ended) = actors.join_next() => ended?,
-                Ok(()) = changes.changed() => self.limiter.shared.metrics.forget_limits(),
+                Ok(()) = changes.changed() => self.limiter.shared.metrics.clear_limits(),
                 _ = tick.tick() => {
                     self.housekeeping();
                 }

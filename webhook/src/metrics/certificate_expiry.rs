@@ -1,4 +1,4 @@
-//! When the serving certificate expires, as a metric: asked at each scrape, so that it cannot be behind.
+//! Expiry of the serving certificate, computed at each scrape so that it is never stale.
 
 use std::fmt;
 
@@ -8,29 +8,29 @@ use prometheus_client::{
     metrics::gauge::ConstGauge,
 };
 
-/// Asks when the certificate expires.
-pub struct Expiry(Box<dyn Fn() -> Option<i64> + Send + Sync>);
+/// Exports when the serving certificate expires.
+pub(crate) struct CertificateExpiry(Box<dyn Fn() -> Option<i64> + Send + Sync>);
 
-impl Expiry {
-    /// `ask` gives seconds since 1970; nothing while there is no certificate.
-    pub fn new(ask: impl Fn() -> Option<i64> + Send + Sync + 'static) -> Self {
-        Self(Box::new(ask))
+impl CertificateExpiry {
+    /// `expiry` returns Unix time in seconds, or none while there is no certificate.
+    pub(crate) fn new(expiry: impl Fn() -> Option<i64> + Send + Sync + 'static) -> Self {
+        Self(Box::new(expiry))
     }
 }
 
-impl fmt::Debug for Expiry {
+impl fmt::Debug for CertificateExpiry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Expiry")
+        f.write_str("CertificateExpiry")
     }
 }
 
-impl Collector for Expiry {
+impl Collector for CertificateExpiry {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let Some(seconds) = (self.0)() else { return Ok(()) };
         let gauge = ConstGauge::new(seconds);
         let metric = encoder.encode_descriptor(
             "job_handler_certificate_expiry_timestamp_seconds",
-            "When the serving certificate expires, seconds since 1970",
+            "Expiry of the serving certificate, as Unix time in seconds",
             None,
             gauge.metric_type(),
         )?;
@@ -45,13 +45,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_is_asked_at_each_scrape_and_silent_without_a_certificate() {
-        for (expires, told) in [(Some(7), true), (None, false)] {
+    fn the_metric_is_absent_without_a_certificate() {
+        for (expires, exported) in [(Some(7), true), (None, false)] {
             let metrics = Metrics::default();
-            metrics.register(|registry| registry.register_collector(Box::new(Expiry::new(move || expires))));
+            metrics.register(|registry| {
+                registry.register_collector(Box::new(CertificateExpiry::new(move || expires)))
+            });
             let text = metrics.encode().unwrap();
             let line = "job_handler_certificate_expiry_timestamp_seconds 7\n";
-            assert_eq!(text.contains(line), told, "{text}");
+            assert_eq!(text.contains(line), exported, "{text}");
         }
     }
 }

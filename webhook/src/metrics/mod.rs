@@ -1,6 +1,6 @@
-//! The webhook's metrics. Labels are bounded: never a name that a user chooses.
+//! The webhook's metrics. Labels never hold the name of a Job, so their number is bounded.
 
-pub mod certificate_expiry;
+pub(crate) mod certificate_expiry;
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use prometheus_client::{
 
 use crate::limit::Verdict;
 
-/// Where a review came in.
+/// The endpoint that received a review.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Endpoint {
     /// `/mutate`.
@@ -29,18 +29,18 @@ pub enum Endpoint {
     Warn,
 }
 
-/// What was answered.
+/// The result of a review.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Outcome {
-    /// Allowed as it came.
+pub enum ReviewVerdict {
+    /// Allowed without changes.
     Allowed,
     /// Allowed with changes.
     Patched,
-    /// A limit is full, or a group waits.
+    /// A limit is full, or the group is in failure backoff.
     Refused,
-    /// It cannot be decided now.
+    /// Not decided: a dependency is unavailable.
     Unavailable,
-    /// No review, or no Job.
+    /// Not a review of a Job.
     Bad,
 }
 
@@ -50,9 +50,9 @@ struct ReviewLabels {
     verdict: &'static str,
 }
 
-/// A limit, and the ledger in which it is counted: a namespace, or the cluster.
+/// A limit and its ledger: a namespace, or the cluster.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct LimitLabels {
+struct WebhookLimitLabels {
     policy: String,
     limit: String,
     ledger: String,
@@ -75,7 +75,7 @@ struct EndpointLabels {
 }
 
 impl Endpoint {
-    fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Mutate => "mutate",
             Self::Validate => "validate",
@@ -84,8 +84,8 @@ impl Endpoint {
     }
 }
 
-impl Outcome {
-    fn as_str(self) -> &'static str {
+impl ReviewVerdict {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Allowed => "allowed",
             Self::Patched => "patched",
@@ -96,39 +96,38 @@ impl Outcome {
     }
 }
 
-/// All of them; clones share them.
+/// All metrics of the webhook. Clones share their state.
 #[derive(Clone, Debug)]
 pub struct WebhookMetrics {
     reviews: Family<ReviewLabels, Counter>,
     duration: Family<EndpointLabels, Histogram>,
-    /// Policies in memory.
-    pub policies: Gauge,
-    /// Refusals that the sink will never hear of: its socket was away for too long.
+    pub(crate) policies: Gauge,
+    /// Refusals that never reached the sink, because its socket was unavailable for too long.
     pub refusals_dropped: Counter,
-    /// Refusals handed to the sink.
+    /// Refusals that were sent to the sink.
     pub refusals_sent: Counter,
-    /// Consistent LISTs of Jobs.
-    pub consistent_reads: Counter,
-    /// Attempts that were granted and whose Job nobody has seen yet.
-    pub pending_attempts: Gauge,
-    /// Writes of ledgers that were tried.
-    pub ledger_writes: Counter,
-    /// Those that came too late: another replica had written.
-    pub ledger_conflicts: Counter,
-    /// Those that granted nobody anything: only what is over was taken out.
-    pub ledger_removals: Counter,
+    /// Consistent reads of Jobs.
+    pub(crate) consistent_reads: Counter,
+    /// Granted attempts whose outcome is not known yet.
+    pub(crate) pending_attempts: Gauge,
+    /// Attempted writes of ledgers.
+    pub(crate) ledger_writes: Counter,
+    /// Ledger writes that failed because another replica wrote first.
+    pub(crate) ledger_conflicts: Counter,
+    /// Ledger writes that granted nothing and only removed resolved attempts.
+    pub(crate) ledger_removals: Counter,
     refusals: Family<RefusalLabels, Counter>,
     decisions: Family<DecisionLabels, Histogram>,
     would_refuse: Family<RefusalLabels, Counter>,
-    limit_active: Family<LimitLabels, Gauge>,
-    limit_max: Family<LimitLabels, Gauge>,
-    limit_pending: Family<LimitLabels, Gauge>,
+    limit_active: Family<WebhookLimitLabels, Gauge>,
+    limit_max: Family<WebhookLimitLabels, Gauge>,
+    limit_pending: Family<WebhookLimitLabels, Gauge>,
 }
 
 impl WebhookMetrics {
-    /// Registers them.
+    /// Creates and registers the metrics.
     pub fn new(metrics: &Metrics) -> Self {
-        // 100 µs to 13 s: the fast path, and a limit that waits for the apiserver.
+        // 100 µs to 13 s: from a review that is answered from memory to one that waits for the apiserver.
         let buckets = || Histogram::new(exponential_buckets(0.0001, 2.0, 18));
         let all = Self {
             reviews: Family::default(),
@@ -149,92 +148,104 @@ impl WebhookMetrics {
             limit_pending: Family::default(),
         };
         metrics.register(|registry| {
-            registry.register("job_handler_reviews", "Reviews by endpoint and verdict", all.reviews.clone());
+            registry.register(
+                "job_handler_reviews",
+                "Admission reviews, by endpoint and verdict",
+                all.reviews.clone(),
+            );
             registry.register(
                 "job_handler_review_duration_seconds",
-                "Time from the body to the answer",
+                "Time from reading a review to its response in seconds, by endpoint",
                 all.duration.clone(),
             );
-            registry.register("job_handler_policies", "Policies in memory", all.policies.clone());
+            registry.register(
+                "job_handler_policies",
+                "Policies that this replica has in memory",
+                all.policies.clone(),
+            );
             registry.register(
                 "job_handler_refusals_dropped",
-                "Refusals that the sink will never hear of",
+                "Refusals that were dropped before they reached the sink",
                 all.refusals_dropped.clone(),
             );
             registry.register(
                 "job_handler_refusals_sent",
-                "Refusals handed to the sink",
+                "Refusals that were sent to the sink",
                 all.refusals_sent.clone(),
             );
             registry.register(
                 "job_handler_limit_consistent_reads",
-                "Consistent LISTs of Jobs made for decisions about limits",
+                "Consistent reads of Jobs (GETs or a LIST) for decisions about limits",
                 all.consistent_reads.clone(),
             );
             registry.register(
                 "job_handler_limit_pending_attempts",
-                "Attempts that were granted and whose Job was not seen yet",
+                "Granted attempts whose outcome is not known yet",
                 all.pending_attempts.clone(),
             );
             registry.register(
                 "job_handler_limit_ledger_writes",
-                "Writes of ledgers that were tried",
+                "Attempted writes of JobLedgers",
                 all.ledger_writes.clone(),
             );
             registry.register(
                 "job_handler_limit_ledger_conflicts",
-                "Writes of ledgers that came after another replica's",
+                "Writes of JobLedgers that failed because another replica wrote first",
                 all.ledger_conflicts.clone(),
             );
             registry.register(
                 "job_handler_limit_ledger_removals",
-                "Writes of ledgers that only took out attempts which are over",
+                "Writes of JobLedgers that only removed resolved attempts",
                 all.ledger_removals.clone(),
             );
             registry.register(
                 "job_handler_limit_refusals",
-                "Jobs that were refused, by policy and limit",
+                "Refused Jobs, by policy and limit",
                 all.refusals.clone(),
             );
             registry.register(
                 "job_handler_limit_decision_duration_seconds",
-                "Time until it was known whether a Job may start, the ledger's write included",
+                "Time to decide about a limit in seconds, including the write of the JobLedger, by verdict",
                 all.decisions.clone(),
             );
             registry.register(
                 "job_handler_limit_would_refuse",
-                "Jobs that a policy in mode Warn would have refused or queued",
+                "Jobs that a policy in mode Warn would have refused or queued, by policy and limit",
                 all.would_refuse.clone(),
             );
             registry.register(
                 "job_handler_limit_active",
-                "Jobs that take a slot in a limit's fullest scope, attempts included, as of its last decision",
+                "Used slots in the fullest scope of a limit at its last decision, including pending attempts",
                 all.limit_active.clone(),
             );
-            registry.register("job_handler_limit_max", "Slots of a limit", all.limit_max.clone());
+            registry.register(
+                "job_handler_limit_max",
+                "Maximum number of active Jobs of a limit",
+                all.limit_max.clone(),
+            );
             registry.register(
                 "job_handler_limit_pending",
-                "Attempts without a known outcome in a limit's fullest scope, as of its last decision",
+                "Pending attempts in the fullest scope of a limit at its last decision",
                 all.limit_pending.clone(),
             );
             registry.register(
                 "job_handler_webhook_build",
-                "The webhook's version",
+                "Version of the webhook",
                 Info::new([("version", env!("CARGO_PKG_VERSION"))]),
             );
         });
         all
     }
 
-    /// Forgets how full limits were: some of them may be gone.
-    pub fn forget_limits(&self) {
+    /// Clears the gauges of all limits, because some limits may no longer exist.
+    pub(crate) fn clear_limits(&self) {
         for family in [&self.limit_active, &self.limit_max, &self.limit_pending] {
             family.clear();
         }
     }
 
     /// Counts a decision about a limit.
-    pub fn decision(&self, verdict: &Verdict, took: Duration) {
+    pub(crate) fn decision(&self, verdict: &Verdict, took: Duration) {
         let word = match verdict {
             Verdict::Granted => "granted",
             Verdict::Refused(refused) => {
@@ -248,22 +259,30 @@ impl WebhookMetrics {
         self.decisions.get_or_create(&DecisionLabels { verdict: word }).observe(took.as_secs_f64());
     }
 
-    /// How full a limit's fullest scope was at its last decision.
-    pub fn limit(&self, policy: String, limit: &str, ledger: &str, active: usize, max: u32, pending: usize) {
-        let labels = LimitLabels { policy, limit: limit.to_owned(), ledger: ledger.to_owned() };
+    /// Sets the gauges of a limit to its fullest scope.
+    pub(crate) fn limit(
+        &self,
+        policy: String,
+        limit: &str,
+        ledger: &str,
+        active: usize,
+        max: u32,
+        pending: usize,
+    ) {
+        let labels = WebhookLimitLabels { policy, limit: limit.to_owned(), ledger: ledger.to_owned() };
         let number = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
         self.limit_active.get_or_create(&labels).set(number(active));
         self.limit_max.get_or_create(&labels).set(i64::from(max));
         self.limit_pending.get_or_create(&labels).set(number(pending));
     }
 
-    /// A policy in mode Warn would have refused or queued a Job.
-    pub fn would_refuse(&self, policy: String, limit: &str) {
+    /// Counts a Job that a policy in mode Warn would have refused or queued.
+    pub(crate) fn would_refuse(&self, policy: String, limit: &str) {
         self.would_refuse.get_or_create(&RefusalLabels { policy, limit: limit.to_owned() }).inc();
     }
 
     /// Counts one review.
-    pub fn review(&self, endpoint: Endpoint, verdict: Outcome, took: Duration) {
+    pub(crate) fn review(&self, endpoint: Endpoint, verdict: ReviewVerdict, took: Duration) {
         let (endpoint, verdict) = (endpoint.as_str(), verdict.as_str());
         self.reviews.get_or_create(&ReviewLabels { endpoint, verdict }).inc();
         self.duration.get_or_create(&EndpointLabels { endpoint }).observe(took.as_secs_f64());
@@ -275,10 +294,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_those_of_the_dashboards() {
+    fn metric_names_match_the_dashboards() {
         let metrics = Metrics::default();
         let ours = WebhookMetrics::new(&metrics);
-        ours.review(Endpoint::Mutate, Outcome::Patched, Duration::from_millis(1));
+        ours.review(Endpoint::Mutate, ReviewVerdict::Patched, Duration::from_millis(1));
         ours.refusals_dropped.inc();
         let text = metrics.encode().unwrap();
         for line in [
