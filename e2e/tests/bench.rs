@@ -1,14 +1,16 @@
-//! The benchmarks run and tell everything they should; how fast anything is, is not for tests.
+//! The benchmarks run and produce all tables. Speed is not tested.
 
 use std::path::Path;
 use std::time::Duration;
 
-use job_handler_e2e::bench::harvest::{fault_isolation, receiver_down};
+use job_handler_e2e::bench::harvest::{self, HarvestSizes, fault_isolation, receiver_down};
+use job_handler_e2e::bench::limits::{self, LimitMethod, LimitsEffort};
+use job_handler_e2e::bench::prune::{self, PruneSizes};
 use job_handler_e2e::bench::reviews::Size;
 use job_handler_e2e::bench::server::{Handler, Server};
 use job_handler_e2e::bench::variants::Variant;
-use job_handler_e2e::bench::webhook_only::{self, CONNECTIONS, Effort, HANDLERS};
-use job_handler_e2e::bench::{calls, creates, harvest, limits, sweep};
+use job_handler_e2e::bench::webhook_only::{self, CONNECTIONS, HANDLERS, LoadEffort};
+use job_handler_e2e::bench::{creates, handler_calls};
 use job_handler_e2e::cluster::E2E_KUBECONFIG;
 
 fn program() -> &'static Path {
@@ -16,9 +18,9 @@ fn program() -> &'static Path {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_webhook_alone_answers_rightly_under_every_load() {
-    // A wrong answer fails the measurement itself.
-    let effort = Effort { rounds: 1, time: Duration::from_millis(20) };
+async fn the_webhook_alone_answers_correctly_under_every_load() {
+    // A wrong answer fails the measurement.
+    let effort = LoadEffort { rounds: 1, time: Duration::from_millis(20) };
     let table = webhook_only::measure(program(), effort).await.unwrap();
     let mut rows = table.rows.iter();
     for size in Size::ALL {
@@ -44,11 +46,11 @@ async fn the_webhook_alone_answers_rightly_under_every_load() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn creates_pass_through_every_variant() {
     if std::env::var_os(E2E_KUBECONFIG).is_some() {
-        eprintln!("left out: the benchmark pauses components of a cluster of its own");
+        eprintln!("skipped: the benchmark pauses components, which needs a cluster of its own");
         return;
     }
-    // A Job that is not stamped as it should be, or a webhook that is not called, fails the measurement itself.
-    let effort = Effort { rounds: 1, time: Duration::from_millis(50) };
+    // A wrong stamp or a webhook that is not called fails the measurement.
+    let effort = LoadEffort { rounds: 1, time: Duration::from_millis(50) };
     let table = creates::measure(program(), effort, &[1, 4]).await.unwrap();
     let names: Vec<&str> = table.rows.iter().map(|row| row[0].as_str()).collect();
     let wanted = [1, 4].iter().flat_map(|n| Variant::ALL.map(|variant| format!("{n}, {}", variant.name())));
@@ -57,14 +59,14 @@ async fn creates_pass_through_every_variant() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn harvests_are_measured_beside_a_loop() {
+async fn harvests_are_compared_with_a_loop() {
     if std::env::var_os(E2E_KUBECONFIG).is_some() {
-        eprintln!("left out: the benchmark pauses components of a cluster of its own");
+        eprintln!("skipped: the benchmark pauses components, which needs a cluster of its own");
         return;
     }
-    // A result that is missing fails the measurement itself.
-    let mut tables = harvest::measure(harvest::Sizes::QUICK).await.unwrap();
-    tables.push(fault_isolation::measure(fault_isolation::Sizes::QUICK).await.unwrap());
+    // A missing result fails the measurement.
+    let mut tables = harvest::measure(HarvestSizes::QUICK).await.unwrap();
+    tables.push(fault_isolation::measure(fault_isolation::FaultIsolationSizes::QUICK).await.unwrap());
     tables.push(receiver_down::measure(20).await.unwrap());
     let names: Vec<&str> = tables[0].rows.iter().map(|row| row[0].as_str()).collect();
     assert_eq!(names, ["loop", "sink"]);
@@ -74,41 +76,41 @@ async fn harvests_are_measured_beside_a_loop() {
     }
     assert_eq!(tables.iter().map(|table| table.aims.len()).collect::<Vec<_>>(), [1, 2, 1, 1, 1]);
     assert_eq!(tables[2].rows.len(), 3, "{:?}", tables[2]);
-    assert_eq!(tables[3].rows[0][0], "all of it at once");
+    assert_eq!(tables[3].rows[0][0], "all of them at once");
     for what in ["lag", "peak memory", "one log", "idle", "apiserver restarted", "sink restarted"] {
         assert!(tables[1].rows.iter().any(|row| row[0].contains(what)), "{what}: {:?}", tables[1].rows);
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn prunes_are_measured_beside_a_script_and_the_ttl_controller() {
+async fn prunes_are_compared_with_a_script_and_the_ttl_controller() {
     if std::env::var_os(E2E_KUBECONFIG).is_some() {
-        eprintln!("left out: the benchmark pauses components of a cluster of its own");
+        eprintln!("skipped: the benchmark pauses components, which needs a cluster of its own");
         return;
     }
-    // Other Jobs left than should be fail the measurement itself.
-    let table = sweep::measure(program(), sweep::Sizes::QUICK).await.unwrap();
+    // A wrong number of remaining Jobs fails the measurement.
+    let table = prune::measure(program(), PruneSizes::QUICK).await.unwrap();
     let names: Vec<&str> = table.rows.iter().map(|row| row[0].as_str()).collect();
     assert_eq!(
         names,
         [
             "list-and-delete script, 40 Jobs",
-            "cleaner, 40 Jobs",
+            "prune command, 40 Jobs",
             "TTL controller, 20 Jobs",
-            "cleaner, 20 Jobs"
+            "prune command, 20 Jobs"
         ]
     );
     assert!(table.rows.iter().all(|row| row.len() == table.columns.len()));
 }
 
 #[test]
-fn the_handlers_are_called_without_a_server() {
-    let table = calls::measure(1, Duration::from_millis(5)).unwrap();
+fn handlers_are_measured_without_a_server() {
+    let table = handler_calls::measure(1, Duration::from_millis(5)).unwrap();
     assert_eq!(table.rows.len(), Size::ALL.len() * HANDLERS.len());
 }
 
 #[tokio::test]
-async fn a_handler_that_does_not_parse_finds_the_uid_and_nothing_else() {
+async fn the_null_handler_copies_the_uid_without_parsing() {
     let null = Server::start(program(), Handler::Null, "ci").unwrap();
     let client = null.client().unwrap();
     let answer = client.post("/mutate", Size::Small.review().unwrap()).await.unwrap();
@@ -119,27 +121,27 @@ async fn a_handler_that_does_not_parse_finds_the_uid_and_nothing_else() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn limits_are_measured_beside_quotas() {
+async fn limits_are_compared_with_quotas() {
     if std::env::var_os(E2E_KUBECONFIG).is_some() {
-        eprintln!("left out: the benchmark pauses components of a cluster of its own");
+        eprintln!("skipped: the benchmark pauses components, which needs a cluster of its own");
         return;
     }
-    // A create that is refused, or a refusal that is none, fails the measurement itself.
-    let (effort, mut tables) = (limits::Effort::quick(), Vec::new());
+    // A wrong admission or refusal fails the measurement.
+    let (effort, mut tables) = (LimitsEffort::quick(), Vec::new());
     limits::measure(program(), &effort, |table| tables.push(table)).await.unwrap();
     let [creates, times, refusals, drain, memory] = tables.as_slice() else {
         panic!("{} tables", tables.len())
     };
     let wanted = effort.namespaces.iter().flat_map(|namespaces| {
         effort.clients.iter().flat_map(move |clients| {
-            limits::Way::ALL.map(|way| format!("{clients} into {namespaces}, {}", way.name()))
+            LimitMethod::ALL.map(|method| format!("{clients} into {namespaces}, {}", method.name()))
         })
     });
     let names: Vec<&str> = creates.rows.iter().map(|row| row[0].as_str()).collect();
     assert_eq!(names, wanted.collect::<Vec<_>>());
     assert_eq!(times.rows.len(), names.len());
     assert_eq!([refusals.rows.len(), drain.rows.len(), memory.rows.len()], [7, 1, 3]);
-    // As many as there are slots; more would have failed the measurement.
+    // As many as there are slots.
     assert_eq!(drain.rows[0].last().unwrap(), "10");
     for table in &tables {
         assert!(table.rows.iter().all(|row| row.len() == table.columns.len()), "{}", table.text());

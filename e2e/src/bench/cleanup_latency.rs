@@ -1,11 +1,10 @@
-//! How soon a failed Job is gone after its result was stored, where its policy asks for that.
+//! How soon a failed Job is deleted after its result was stored, under `failedPolicy: AfterHarvest`.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use futures::stream::BoxStream;
-use futures::{StreamExt, TryStreamExt};
-use job_handler_shared::keys::{API_GROUP, API_VERSION, CREATED, JOB_NAME};
+use futures::StreamExt;
+use job_handler_shared::keys::{CREATED, JOB_NAME};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::core::PartialObjectMeta;
@@ -14,60 +13,41 @@ use kube::{Api, Client, ResourceExt};
 use serde_json::json;
 
 use crate::bench::load::Latencies;
-use crate::bench::report::{Aim, Table, figure};
-use crate::bench::seed::{Seed, seed, send};
+use crate::bench::seed::{LOG_BYTES, SeedJobs, create_policy, fail, seed, steadily};
+use crate::bench::table::{Aim, Table, figure};
+use crate::bench::watch::next_event;
 use crate::cluster::Cluster;
 use crate::harness::error::{Error, Result};
 
-/// Nothing of this takes longer.
+/// The longest wait.
 const PATIENCE: Duration = Duration::from_secs(600);
-/// Bytes of each Job's log.
-const LOG: u64 = 2 << 10;
 
-/// Lets `jobs` Jobs fail, `per_second` of them a second, under a policy that has failed Jobs deleted after their harvest.
-/// Nobody but the sink may be working on Jobs meanwhile.
+/// Lets `jobs` Jobs fail, `per_second` each second. Nothing but the sink may change Jobs meanwhile.
 ///
 /// # Errors
-/// If a Job stays, or a call fails.
+/// If a Job is not deleted, or a call fails.
 pub async fn measure(cluster: &Cluster, namespace: &str, jobs: usize, per_second: u32) -> Result<Table> {
     let client = cluster.client();
-    let policy = json!({
-        "apiVersion": format!("{API_GROUP}/{API_VERSION}"), "kind": "JobPolicy",
-        "metadata": {"name": "bench", "namespace": namespace},
-        "spec": {"results": {}, "cleanup": {"failedPolicy": "AfterHarvest"}},
-    });
-    let policies = format!("/apis/{API_GROUP}/{API_VERSION}/namespaces/{namespace}/jobpolicies");
-    send(&client, "POST", &policies, &policy).await?;
-    let seeded = Seed {
-        namespace: namespace.to_owned(),
-        prefix: "failing".to_owned(),
-        jobs,
-        groups: None,
-        log_bytes: Some(LOG),
-        ttl: None,
-        finished: false,
-    };
+    let policy = json!({"results": {}, "cleanup": {"failedPolicy": "AfterHarvest"}});
+    create_policy(&client, namespace, policy).await?;
+    let seeded = SeedJobs::with_logs(namespace, "failing", jobs);
     seed(cluster, &seeded).await?;
-    let failing = async {
-        let mut ticks = tokio::time::interval(Duration::from_secs(1) / per_second.max(1));
-        for n in 0..jobs {
-            ticks.tick().await;
-            fail(&client, namespace, &seeded.name(n)).await?;
-        }
-        Ok(())
-    };
-    let (gaps, ()) = tokio::try_join!(gaps(&client, namespace, jobs, PATIENCE), failing)?;
+    let failing = steadily(&seeded, per_second, |name| {
+        let (client, namespace) = (client.clone(), namespace.to_owned());
+        async move { fail(&client, &namespace, &name).await }
+    });
+    let (delays, ()) = tokio::try_join!(deletion_delays(&client, namespace, jobs, PATIENCE), failing)?;
     let mut latencies = Latencies::new();
-    gaps.values().for_each(|gap| latencies.add(*gap));
+    delays.values().for_each(|delay| latencies.add(*delay));
     Ok(table(&latencies, per_second))
 }
 
-/// From the watch event of each Job's result until that of its deletion, for so many Jobs of a namespace. The order of
-/// events of two watches is not known to a millisecond: a deletion that is seen first counts as none.
+/// The time from the watch event of each Job's result to that of its deletion, for so many Jobs of a namespace. Two watches
+/// may deliver their events in another order within milliseconds: a deletion that is seen first counts as zero.
 ///
 /// # Errors
-/// If fewer are gone by then.
-pub async fn gaps(
+/// If fewer Jobs are deleted in time.
+pub async fn deletion_delays(
     client: &Client,
     namespace: &str,
     jobs: usize,
@@ -76,19 +56,19 @@ pub async fn gaps(
     let all: Api<PartialObjectMeta<Job>> = Api::namespaced(client.clone(), namespace);
     let mut events = watcher(all, watcher::Config::default()).boxed();
     let results: Api<PartialObjectMeta<ConfigMap>> = Api::namespaced(client.clone(), namespace);
-    let made = watcher::Config::default().labels(&format!("{CREATED}=true"));
-    let mut results = watcher(results, made).boxed();
-    let (mut stored, mut gone) = (HashMap::<String, Instant>::new(), HashMap::<String, Instant>::new());
-    let both = |stored: &HashMap<String, Instant>, gone: &HashMap<String, Instant>| {
-        gone.keys().filter(|job| stored.contains_key(*job)).count()
+    let with_results = watcher::Config::default().labels(&format!("{CREATED}=true"));
+    let mut results = watcher(results, with_results).boxed();
+    let (mut stored, mut deleted) = (HashMap::<String, Instant>::new(), HashMap::<String, Instant>::new());
+    let both = |stored: &HashMap<String, Instant>, deleted: &HashMap<String, Instant>| {
+        deleted.keys().filter(|job| stored.contains_key(*job)).count()
     };
     let watching = async {
-        while both(&stored, &gone) < jobs {
+        while both(&stored, &deleted) < jobs {
             tokio::select! {
-                event = next(&mut events) => if let Some(Event::Delete(job)) = event? {
-                    gone.entry(job.name_any()).or_insert_with(Instant::now);
+                event = next_event(&mut events) => if let Some(Event::Delete(job)) = event? {
+                    deleted.entry(job.name_any()).or_insert_with(Instant::now);
                 },
-                event = next(&mut results) => if let Some(Event::Apply(map) | Event::InitApply(map)) = event? {
+                event = next_event(&mut results) => if let Some(Event::Apply(map) | Event::InitApply(map)) = event? {
                     let job = map.labels().get(JOB_NAME).cloned().unwrap_or_default();
                     stored.entry(job).or_insert_with(Instant::now);
                 },
@@ -99,44 +79,28 @@ pub async fn gaps(
     match tokio::time::timeout(within, watching).await {
         Ok(done) => done?,
         Err(_) => {
-            let last = format!("{} of {jobs} are gone; stored are {}", both(&stored, &gone), stored.len());
-            return Err(Error::Timeout { what: "failed Jobs to be gone".to_owned(), waited: within, last });
+            let last = format!(
+                "{} of {jobs} are deleted; {} results are stored",
+                both(&stored, &deleted),
+                stored.len()
+            );
+            return Err(Error::Timeout {
+                what: "the failed Jobs to be deleted".to_owned(),
+                waited: within,
+                last,
+            });
         }
     }
-    let gap =
+    let delay =
         |(job, at): (&String, &Instant)| Some((job.clone(), at.saturating_duration_since(*stored.get(job)?)));
-    Ok(gone.iter().filter_map(gap).collect())
-}
-
-async fn next<K>(events: &mut BoxStream<'_, Result<Event<K>, watcher::Error>>) -> Result<Option<Event<K>>> {
-    match events.try_next().await {
-        Ok(Some(event)) => Ok(Some(event)),
-        Ok(None) => Err(Error::Invalid("a watch ended".to_owned())),
-        // The watcher goes on by itself.
-        Err(_) => Ok(None),
-    }
-}
-
-/// Writes that a Job has failed just now.
-async fn fail(client: &Client, namespace: &str, name: &str) -> Result<()> {
-    let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
-    let condition = |kind: &str| {
-        json!({"type": kind, "status": "True", "reason": "BackoffLimitExceeded",
-            "message": "Job has reached the specified backoff limit", "lastProbeTime": now, "lastTransitionTime": now})
-    };
-    let status = json!({"status": {
-        "startTime": now, "failed": 1, "ready": 0, "terminating": 0, "uncountedTerminatedPods": {},
-        "conditions": [condition("FailureTarget"), condition("Failed")],
-    }});
-    let uri = format!("/apis/batch/v1/namespaces/{namespace}/jobs/{name}/status");
-    send(client, "PATCH", &uri, &status).await.map(drop)
+    Ok(deleted.iter().filter_map(delay).collect())
 }
 
 fn table(latencies: &Latencies, per_second: u32) -> Table {
-    let mut table = Table::new("Failed Jobs that go after their harvest", &["what", "ms"]);
+    let mut table = Table::new("Deletion of failed Jobs after their harvest", &["what", "ms"]);
     let at = |quantile: f64| latencies.quantile(quantile) / 1e3;
     for (what, quantile) in [("p50", 0.5), ("p99", 0.99), ("the longest", 1.0)] {
-        table.rows.push(vec![format!("result stored → Job gone, {what}"), figure(at(quantile))]);
+        table.rows.push(vec![format!("result stored → Job deleted, {what}"), figure(at(quantile))]);
     }
     table.aims.push(Aim {
         what: "less than 5000 ms at p99".to_owned(),
@@ -144,9 +108,9 @@ fn table(latencies: &Latencies, per_second: u32) -> Table {
         met: at(0.99) < 5_000.0,
     });
     table.notes.push(format!(
-        "{} Jobs that fail one after the other, {per_second} a second, under failedPolicy AfterHarvest, each with one pod and \
-         a log of {LOG} bytes; both times are those of the bench's own watches. What limits it: four calls lie in between, the \
-         mark, the Event, its note in the result, and the deletion.",
+        "{} Jobs fail one after the other, {per_second} per second, under failedPolicy AfterHarvest, each with one pod and a \
+         log of {LOG_BYTES} bytes. Both times are taken by the benchmark's own watches. What limits: the four calls in \
+         between, which annotate the Job, create the Event, record it in the result, and delete the Job.",
         latencies.count()
     ));
     table

@@ -1,4 +1,5 @@
-//! Job creates through the apiserver: without a webhook, with the native policy, with a null webhook, with ours.
+//! Job creates through the apiserver: without a webhook, with the native policy, with a webhook that does nothing, and with
+//! ours.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -6,56 +7,47 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use kube::Client;
-use kube::api::{DeleteParams, ListParams, PropagationPolicy};
 use tokio::task::JoinSet;
 
-use super::load::Latencies;
-use super::machine;
-use super::report::{Aim, Table, figure, median, median_ratio};
-use super::reviews;
-use super::variants::{self, Setup, Variant};
-use crate::bench::webhook_only::Effort;
+use crate::bench::load::Latencies;
+use crate::bench::samples::LoadSamples;
+use crate::bench::table::{Aim, Table, figure, mib};
+use crate::bench::variants::{self, Variant, VariantSetup};
+use crate::bench::webhook_only::LoadEffort;
+use crate::bench::{machine, reviews};
 use crate::cluster::{AuditLevel, Cluster, ClusterOptions, Component};
 use crate::harness::error::{Error, Result};
 
-/// Clients that create at the same time.
+/// Numbers of concurrent clients.
 pub const CLIENTS: [usize; 3] = [1, 10, 50];
 
-/// The figures of one variant at one load, one per round.
-#[derive(Clone, Debug, Default)]
-struct Cell {
-    per_second: Vec<f64>,
-    p50: Vec<f64>,
-    p99: Vec<f64>,
-    /// Processor time of the webhook's process, and creates, of all rounds.
-    processor: Duration,
-    creates: u64,
-}
+/// The figures of all variants under one load; the processor time is that of the webhook's process.
+type VariantSamples = [LoadSamples; Variant::ALL.len()];
 
-type Cells = [Cell; Variant::ALL.len()];
-
-/// Boots a cluster and measures at each of these numbers of clients, with servers of `program` (`bench-all` itself).
+/// Boots a cluster and measures with each number of clients. `program` is `bench-all`, which starts the servers.
 ///
 /// # Errors
-/// If anything does not run, or a created Job is not as the variant should make it.
-pub async fn measure(program: &Path, effort: Effort, at: &[usize]) -> Result<Table> {
+/// If something does not start, or a created Job is not stamped as its variant should.
+pub async fn measure(program: &Path, effort: LoadEffort, at: &[usize]) -> Result<Table> {
     // The audit log would write each request to disk.
     let options = ClusterOptions { audit: AuditLevel::None, ..ClusterOptions::default() };
     let cluster = Cluster::start(options).await?;
     let setup = variants::set_up(&cluster, program).await?;
-    // Nobody runs the Jobs: what follows a create is not what is measured.
+    // Pods are not created: only the creates are measured.
     cluster.component(Component::ControllerManager)?.stop()?;
     let names = Arc::new(AtomicU64::new(0));
-    let mut measured: Vec<Cells> = Vec::new();
+    let mut measured: Vec<VariantSamples> = Vec::new();
     for &clients in at {
-        let mut cells = Cells::default();
+        let mut cells = VariantSamples::default();
         // The first round warms up.
         for round in 0..=effort.rounds {
             for turn in 0..Variant::ALL.len() {
                 let n = (round + turn) % Variant::ALL.len();
-                let seen = turn_of(&cluster, &setup, Variant::ALL[n], clients, effort.time, &names).await?;
+                let seen =
+                    create_for(&cluster, &setup, Variant::ALL[n], clients, effort.time, &names).await?;
                 if round > 0 {
-                    cells[n].add(seen);
+                    cells[n].add(&seen.latencies, seen.elapsed);
+                    cells[n].add_processor(seen.processor);
                 }
             }
         }
@@ -64,13 +56,10 @@ pub async fn measure(program: &Path, effort: Effort, at: &[usize]) -> Result<Tab
     cluster.component(Component::ControllerManager)?.cont()?;
     let mut table = table(effort);
     for (&clients, cells) in at.iter().zip(&measured) {
-        for (n, variant) in Variant::ALL.into_iter().enumerate() {
-            table.rows.push(row(clients, variant, &cells[n], cells));
-        }
+        table.rows.extend(Variant::ALL.map(|variant| row(clients, variant, cells)));
     }
     table.aims.push(aim(at, &measured));
     let memory = machine::memory(setup.pair.webhook(0).process().id())?;
-    let mib = |bytes: u64| figure(bytes as f64 / f64::from(1 << 20));
     table.notes.push(format!(
         "The process `job-handler-webhook` after all of this: {} MiB resident, {} MiB at its peak.",
         mib(memory.now),
@@ -79,22 +68,22 @@ pub async fn measure(program: &Path, effort: Effort, at: &[usize]) -> Result<Tab
     Ok(table)
 }
 
-/// What one turn saw: latencies, time, processor time of the webhook.
-struct Seen {
+/// The figures of one variant in one round; the processor time is that of the webhook's process.
+struct RoundFigures {
     latencies: Latencies,
     elapsed: Duration,
     processor: Duration,
 }
 
 /// Creates Jobs for `time`, then deletes them.
-async fn turn_of(
+async fn create_for(
     cluster: &Cluster,
-    setup: &Setup,
+    setup: &VariantSetup,
     variant: Variant,
     clients: usize,
     time: Duration,
     names: &Arc<AtomicU64>,
-) -> Result<Seen> {
+) -> Result<RoundFigures> {
     let used = || match process(setup, variant) {
         Some(process) => machine::processor_time(process),
         None => Ok(Duration::ZERO),
@@ -104,7 +93,7 @@ async fn turn_of(
     let begin = Instant::now();
     let mut tasks = JoinSet::new();
     for _ in 0..clients {
-        // One client each, so that each has a connection of its own.
+        // A client has one connection.
         tasks.spawn(create_until(cluster.client(), variant, begin + time, names.clone()));
     }
     let mut latencies = Latencies::new();
@@ -112,16 +101,13 @@ async fn turn_of(
         let seen = done.map_err(|error| Error::Invalid(format!("a client panicked: {error}")))??;
         latencies.merge(&seen);
     }
-    let seen = Seen { elapsed: begin.elapsed(), processor: used()? - before, latencies };
+    let seen = RoundFigures { elapsed: begin.elapsed(), processor: used()? - before, latencies };
     let calls = called(cluster, variant).await? - calls_before;
     if variant.webhook().is_some() && calls != seen.latencies.count() {
         let creates = seen.latencies.count();
         return Err(Error::Invalid(format!("{creates} creates in {} made {calls} calls", variant.name())));
     }
-    let jobs = variants::api(cluster, "batch", "v1", "Job", Some(variant.namespace()));
-    let how =
-        DeleteParams { propagation_policy: Some(PropagationPolicy::Background), ..DeleteParams::default() };
-    jobs.delete_collection(&how, &ListParams::default()).await.map_err(Error::api("deleting the Jobs"))?;
+    variants::delete_jobs(cluster, variant.namespace()).await?;
     Ok(seen)
 }
 
@@ -151,7 +137,7 @@ async fn create_until(
             .body(body.into_bytes())
             .map_err(|error| Error::Invalid(format!("{what}: {error}")))?;
         let before = Instant::now();
-        // An answer that is not 2xx is an error.
+        // Any status but 2xx is an error.
         let made = client.request_text(request).await.map_err(Error::api(what.clone()))?;
         now = Instant::now();
         latencies.add(now - before);
@@ -162,7 +148,7 @@ async fn create_until(
     Ok(latencies)
 }
 
-fn process(setup: &Setup, variant: Variant) -> Option<u32> {
+fn process(setup: &VariantSetup, variant: Variant) -> Option<u32> {
     match variant {
         Variant::Bare | Variant::Native => None,
         Variant::Null => Some(setup.null.process()),
@@ -171,37 +157,26 @@ fn process(setup: &Setup, variant: Variant) -> Option<u32> {
     }
 }
 
-impl Cell {
-    fn add(&mut self, seen: Seen) {
-        self.per_second.push(seen.latencies.count() as f64 / seen.elapsed.as_secs_f64());
-        self.p50.push(seen.latencies.quantile(0.5));
-        self.p99.push(seen.latencies.quantile(0.99));
-        self.processor += seen.processor;
-        self.creates += seen.latencies.count();
-    }
+/// The p50 of one variant as a multiple of another's.
+fn ratio(cells: &VariantSamples, of: Variant, to: Variant) -> f64 {
+    cells[of as usize].p50_ratio(&cells[to as usize])
 }
 
-/// Between the p50 of two variants.
-fn ratio(cells: &Cells, of: Variant, to: Variant) -> f64 {
-    let p50 = |variant: Variant| &cells[variant as usize].p50;
-    median_ratio(p50(of), p50(to))
-}
-
-fn row(clients: usize, variant: Variant, cell: &Cell, cells: &Cells) -> Vec<String> {
-    let milliseconds = |figures: &[f64]| format!("{:.2}", median(figures.iter().copied()) / 1e3);
-    let processor = cell.processor.as_secs_f64() * 1e6 / cell.creates as f64;
+fn row(clients: usize, variant: Variant, cells: &VariantSamples) -> Vec<String> {
+    let samples = &cells[variant as usize];
+    let [per_second, p50, p99] = samples.cells();
     vec![
         format!("{clients}, {}", variant.name()),
-        figure(median(cell.per_second.iter().copied())),
-        milliseconds(&cell.p50),
-        milliseconds(&cell.p99),
+        per_second,
+        p50,
+        p99,
         figure(ratio(cells, variant, Variant::Bare)),
         figure(ratio(cells, variant, Variant::Null)),
-        if variant.webhook().is_some() { figure(processor) } else { "-".to_owned() },
+        if variant.webhook().is_some() { figure(samples.processor_per_request()) } else { "-".to_owned() },
     ]
 }
 
-fn aim(clients: &[usize], measured: &[Cells]) -> Aim {
+fn aim(clients: &[usize], measured: &[VariantSamples]) -> Aim {
     let each = |of: Variant, to: Variant| -> Vec<f64> {
         measured.iter().map(|cells| ratio(cells, of, to)).collect()
     };
@@ -224,7 +199,7 @@ fn aim(clients: &[usize], measured: &[Cells]) -> Aim {
     }
 }
 
-fn table(effort: Effort) -> Table {
+fn table(effort: LoadEffort) -> Table {
     let columns = [
         "clients, variant",
         "creates/s",
@@ -235,7 +210,7 @@ fn table(effort: Effort) -> Table {
         "webhook CPU µs/create",
     ];
     let mut table = Table::new("Job creates through the apiserver", &columns);
-    let Effort { rounds, time } = effort;
+    let LoadEffort { rounds, time } = effort;
     table.notes = vec![
         format!(
             "A cluster of its own (Kubernetes 1.36.3: etcd, apiserver, scheduler, no audit log; the controller manager \

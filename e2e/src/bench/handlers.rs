@@ -1,4 +1,4 @@
-//! What ours is compared with: handlers that do nothing, and one that is written the usual way, with typed objects.
+//! Handlers that ours is compared with: two that do nothing, and one that is written the usual way, with typed objects.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,12 +17,11 @@ use serde_json::{Value, json};
 
 use crate::harness::error::{Error, Result};
 
-/// Answers a review's bytes with an answer's bytes, or says why not.
-pub type Answering = Arc<dyn Fn(&[u8]) -> Result<Vec<u8>, String> + Send + Sync>;
+/// Answers the bytes of a review, or returns why it cannot.
+pub type HandlerFn = Arc<dyn Fn(&[u8]) -> Result<Vec<u8>, String> + Send + Sync>;
 
-/// Allows everything. The review is not parsed; only its uid, which the apiserver puts at the head and wants back, is
-/// copied.
-pub fn null() -> Answering {
+/// Allows everything. It does not parse the review, only copies its uid, which the apiserver writes first.
+pub fn null() -> HandlerFn {
     Arc::new(|body| {
         let uid = uid(body)?;
         Ok(format!(
@@ -32,12 +31,12 @@ pub fn null() -> Answering {
     })
 }
 
-/// As [`null`], but with a patch in the answer: always the one of `answer`. What it costs more than [`null`] is the
-/// apiserver's own work on a patch.
+/// Like [`null`], but always answers with the patch of `answer`. What it costs more than [`null`] is the apiserver's own
+/// work on a patch.
 ///
 /// # Errors
-/// If `answer` is no answer with a patch.
-pub fn same_patch(answer: &[u8]) -> Result<Answering> {
+/// If `answer` has no patch.
+pub fn same_patch(answer: &[u8]) -> Result<HandlerFn> {
     let wrong = |why: String| Error::Invalid(format!("expected an answer with a patch: {why}"));
     let answer: Value = serde_json::from_slice(answer).map_err(|error| wrong(error.to_string()))?;
     let patch = answer["response"]["patch"].as_str().ok_or_else(|| wrong(answer.to_string()))?.to_owned();
@@ -50,9 +49,9 @@ pub fn same_patch(answer: &[u8]) -> Result<Answering> {
     }))
 }
 
-/// Stamps as ours does, with everything as types: the review is read into a `Job`, a copy is changed, both are
-/// compared, the difference is the patch.
-pub fn typed(policies: PolicySet) -> Answering {
+/// Stamps like ours, with typed objects: it reads the review into a `Job`, changes a copy, and answers the difference as
+/// patch.
+pub fn typed(policies: PolicySet) -> HandlerFn {
     Arc::new(move |body| {
         let review: TypedReview = serde_json::from_slice(body).map_err(|error| error.to_string())?;
         let request = review.request;
@@ -77,7 +76,7 @@ pub fn typed(policies: PolicySet) -> Answering {
     })
 }
 
-/// The uid of a review whose bytes are as the apiserver writes them: the request's first field.
+/// The uid of a review as the apiserver writes it: the request's first field.
 fn uid(body: &[u8]) -> Result<&str, String> {
     const BEFORE: &[u8] = br#""request":{"uid":""#;
     let head = body.get(..256).unwrap_or(body);
@@ -86,7 +85,7 @@ fn uid(body: &[u8]) -> Result<&str, String> {
         let rest = head.get(begin + BEFORE.len()..)?;
         std::str::from_utf8(rest.split(|byte| *byte == b'"').next()?).ok()
     });
-    uid.ok_or_else(|| "the review does not begin as the apiserver's do".to_owned())
+    uid.ok_or_else(|| "the review does not begin like those of the apiserver".to_owned())
 }
 
 #[derive(Deserialize)]
@@ -104,16 +103,16 @@ struct TypedRequest {
 fn stamp(job: &mut Job, namespace: &str, policies: &PolicySet) {
     let labels: Labels = job.metadata.labels.clone().unwrap_or_default();
     let effective = Effective::of(policies.matching(namespace, &Labels::new(), &labels), &labels);
-    let (Some(spec), mut told) = (job.spec.as_mut(), Vec::new()) else { return };
-    let ttl = settled(spec.ttl_seconds_after_finished.map(i64::from), &effective.ttl, "ttl", &mut told);
-    let deadline = settled(spec.active_deadline_seconds, &effective.deadline, "deadline", &mut told);
+    let (Some(spec), mut changes) = (job.spec.as_mut(), Vec::new()) else { return };
+    let ttl = bounded(spec.ttl_seconds_after_finished.map(i64::from), &effective.ttl, "ttl", &mut changes);
+    let deadline = bounded(spec.active_deadline_seconds, &effective.deadline, "deadline", &mut changes);
     let backoff = spec.backoff_limit.filter(|limit| *limit != 6).map(i64::from);
-    let backoff = settled(backoff, &effective.backoff_limit, "backoffLimit", &mut told);
+    let backoff = bounded(backoff, &effective.backoff_limit, "backoffLimit", &mut changes);
     let annotations = job.metadata.annotations.get_or_insert_default();
     if let (Some(results), Some(ttl)) = (&effective.results, ttl) {
         annotations.insert(keys::TTL.to_owned(), ttl.to_string());
-        let kept = ttl.max(results.harvest_deadline_seconds.into());
-        spec.ttl_seconds_after_finished = i32::try_from(kept).ok();
+        let until_harvest = ttl.max(results.harvest_deadline_seconds.into());
+        spec.ttl_seconds_after_finished = i32::try_from(until_harvest).ok();
     } else if let Some(ttl) = ttl {
         spec.ttl_seconds_after_finished = i32::try_from(ttl).ok();
     }
@@ -124,10 +123,10 @@ fn stamp(job: &mut Job, namespace: &str, policies: &PolicySet) {
     if let Some(spec) = &effective.group
         && let Ok(group) = group::group_of(&spec.value, &labels, None)
     {
-        told.push(format!("group: {} ({})", group.value, spec.policy));
+        changes.push(format!("group: {} ({})", group.value, spec.policy));
         added.insert(keys::GROUP.to_owned(), group.value);
     }
-    annotations.insert(keys::STAMPED.to_owned(), told.join("; "));
+    annotations.insert(keys::STAMPED.to_owned(), changes.join("; "));
     let template = spec.template.metadata.get_or_insert_default();
     for labels in [job.metadata.labels.get_or_insert_default(), template.labels.get_or_insert_default()] {
         for (key, value) in &added {
@@ -136,14 +135,14 @@ fn stamp(job: &mut Job, namespace: &str, policies: &PolicySet) {
     }
 }
 
-/// What a field becomes: its own value or the default, no more than the maximum.
-fn settled(value: Option<i64>, bound: &Bound, name: &str, told: &mut Vec<String>) -> Option<i64> {
+/// A field's own value or the default, at most the maximum.
+fn bounded(value: Option<i64>, bound: &Bound, name: &str, changes: &mut Vec<String>) -> Option<i64> {
     let from = bound.default.as_ref().map(|default| default.value);
     let wanted = value.or(from)?;
-    let settled = bound.max.as_ref().map_or(wanted, |max| wanted.min(max.value));
-    if Some(settled) != value {
+    let value_set = bound.max.as_ref().map_or(wanted, |max| wanted.min(max.value));
+    if Some(value_set) != value {
         let policy = bound.default.as_ref().or(bound.max.as_ref()).map(|from| from.policy.to_string());
-        told.push(format!("{name}: {value:?} -> {settled} ({})", policy.unwrap_or_default()));
+        changes.push(format!("{name}: {value:?} -> {value_set} ({})", policy.unwrap_or_default()));
     }
-    Some(settled)
+    Some(value_set)
 }

@@ -1,4 +1,4 @@
-//! Closed-loop load: so many connections, each sends its next request when it has the answer to the last.
+//! Closed-loop load: each connection sends its next request when it has the answer to the last.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,11 +10,9 @@ use tokio::task::JoinSet;
 use crate::harness::error::{Error, Result};
 use crate::net::https_client::{Connection, HttpAnswer, HttpsClient};
 
-/// What one round of load saw.
+/// The figures of one round.
 #[derive(Clone, Debug)]
-pub struct Round {
-    /// Requests that were answered (rightly, or there is no round at all).
-    pub requests: u64,
+pub struct LoadRound {
     /// From the first request until the last answer.
     pub elapsed: Duration,
     /// Time from request to answer.
@@ -25,38 +23,31 @@ pub struct Round {
 #[derive(Clone, Debug)]
 pub struct Latencies(Histogram<u64>);
 
-impl Round {
-    /// Answered requests per second.
-    pub fn per_second(&self) -> f64 {
-        self.requests as f64 / self.elapsed.as_secs_f64()
-    }
-}
-
 impl Latencies {
-    /// None yet.
+    /// No times yet.
     pub fn new() -> Self {
         #[expect(clippy::expect_used, reason = "three digits are within the 0..=5 that the crate takes")]
         Self(Histogram::new(3).expect("a histogram of three significant digits"))
     }
 
-    /// Adds one.
+    /// Adds a time.
     pub fn add(&mut self, time: Duration) {
-        // Fails only where the histogram cannot grow any further: beyond what 64 bits of nanoseconds hold.
+        // Fails only beyond 64 bits of nanoseconds.
         let _ = self.0.record(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
     }
 
-    /// Adds all of another's.
+    /// Adds all times of another.
     pub fn merge(&mut self, other: &Self) {
-        // Grows as needed, as above.
+        // Fails only as above.
         let _ = self.0.add(&other.0);
     }
 
-    /// How many there are.
+    /// The number of times.
     pub fn count(&self) -> u64 {
         self.0.len()
     }
 
-    /// The time that the share `quantile` of them stayed at or below, in microseconds.
+    /// A quantile (0 to 1), in microseconds.
     pub fn quantile(&self, quantile: f64) -> f64 {
         self.0.value_at_quantile(quantile) as f64 / 1e3
     }
@@ -68,10 +59,10 @@ impl Default for Latencies {
     }
 }
 
-/// Posts `body` to `path` on `connections` fresh keep-alive connections for `time`. Handshakes are not counted.
+/// Posts `body` to `path` on `connections` new keep-alive connections for `time`. Handshakes are not counted.
 ///
 /// # Errors
-/// If any answer differs from `expected`, or a connection breaks: a benchmark of wrong answers is none.
+/// If an answer differs from `expected`, or a connection breaks.
 pub async fn round(
     https: &HttpsClient,
     path: &'static str,
@@ -79,7 +70,7 @@ pub async fn round(
     expected: &Arc<HttpAnswer>,
     connections: usize,
     time: Duration,
-) -> Result<Round> {
+) -> Result<LoadRound> {
     let mut open = Vec::new();
     for _ in 0..connections {
         open.push(https.connect().await?);
@@ -95,7 +86,7 @@ pub async fn round(
         let seen = done.map_err(|error| Error::Invalid(format!("a load task panicked: {error}")))??;
         latencies.merge(&seen);
     }
-    Ok(Round { requests: latencies.count(), elapsed: begin.elapsed(), latencies })
+    Ok(LoadRound { elapsed: begin.elapsed(), latencies })
 }
 
 async fn drive(
@@ -126,7 +117,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn quantiles_are_microseconds() {
+    fn quantiles_are_in_microseconds() {
         let mut latencies = Latencies::new();
         for micros in 1..=100 {
             latencies.add(Duration::from_micros(micros));

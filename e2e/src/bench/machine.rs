@@ -1,4 +1,4 @@
-//! What the kernel tells about a process and about the machine.
+//! What the kernel counts for a process and for the machine.
 
 use std::fs;
 use std::process::Command;
@@ -6,16 +6,16 @@ use std::time::Duration;
 
 use crate::harness::error::{Error, Result};
 
-/// Memory of a process, bytes.
+/// Memory of a process in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Memory {
-    /// Resident now (`VmRSS`).
+pub struct ProcessMemory {
+    /// Resident set (`VmRSS`).
     pub now: u64,
-    /// Resident at most so far (`VmHWM`).
+    /// Peak of the resident set (`VmHWM`).
     pub peak: u64,
 }
 
-/// The machine and the versions that figures were taken with.
+/// The machine and the versions that the figures were measured with.
 #[derive(Clone, Debug)]
 pub struct Machine {
     /// The processor's name.
@@ -28,7 +28,7 @@ pub struct Machine {
     pub kernel: String,
     /// `rustc --version`.
     pub rustc: String,
-    /// Runnable threads over the last minute, as the bench began: what else the machine was doing.
+    /// Load average of the last minute when the benchmark began.
     pub load: f64,
 }
 
@@ -46,8 +46,8 @@ pub fn processor_time(process: u32) -> Result<Duration> {
         let mut next = || fields.next()?.parse::<u32>().ok();
         Some(next()? + next()?)
     };
-    let ticks =
-        ticks().ok_or_else(|| Error::Invalid(format!("/proc/{process}/stat has another form: {stat}")))?;
+    let ticks = ticks()
+        .ok_or_else(|| Error::Invalid(format!("/proc/{process}/stat has an unknown format: {stat}")))?;
     Ok(TICK * ticks)
 }
 
@@ -59,7 +59,7 @@ pub fn thread_time() -> Result<Duration> {
     // proc_pid_schedstat: the first number is the time on a processor, nanoseconds.
     let text = read("/proc/thread-self/schedstat")?;
     let nanoseconds = text.split(' ').next().and_then(|number| number.parse().ok());
-    let wrong = || Error::Invalid(format!("/proc/thread-self/schedstat has another form: {text}"));
+    let wrong = || Error::Invalid(format!("/proc/thread-self/schedstat has an unknown format: {text}"));
     nanoseconds.map(Duration::from_nanos).ok_or_else(wrong)
 }
 
@@ -67,26 +67,26 @@ pub fn thread_time() -> Result<Duration> {
 ///
 /// # Errors
 /// If there is no such process.
-pub fn memory(process: u32) -> Result<Memory> {
+pub fn memory(process: u32) -> Result<ProcessMemory> {
     let status = read(&format!("/proc/{process}/status"))?;
     let kib = |key: &str| kibibytes(&status, key).map(|kib| kib << 10);
-    Ok(Memory { now: kib("VmRSS:")?, peak: kib("VmHWM:")? })
+    Ok(ProcessMemory { now: kib("VmRSS:")?, peak: kib("VmHWM:")? })
 }
 
-/// Lets the peak of a process' memory begin anew at what it has now.
+/// Resets the peak of a process' memory to its current value.
 ///
 /// # Errors
-/// If there is no such process, or it is somebody else's.
+/// If there is no such process, or it belongs to another user.
 pub fn reset_peak(process: u32) -> Result<()> {
     // proc_pid_clear_refs(5): 5 resets VmHWM.
     let path = format!("/proc/{process}/clear_refs");
     fs::write(&path, "5").map_err(Error::io(format!("writing {path}")))
 }
 
-/// Looks at the machine.
+/// Describes the machine.
 ///
 /// # Errors
-/// If `/proc` does not tell.
+/// If `/proc` cannot be read.
 pub fn machine() -> Result<Machine> {
     let cpuinfo = read("/proc/cpuinfo")?;
     let processor = cpuinfo
@@ -121,7 +121,7 @@ impl std::fmt::Display for Machine {
 fn load() -> Result<f64> {
     let text = read("/proc/loadavg")?;
     let first = text.split(' ').next().and_then(|number| number.parse().ok());
-    first.ok_or_else(|| Error::Invalid(format!("/proc/loadavg has another form: {text}")))
+    first.ok_or_else(|| Error::Invalid(format!("/proc/loadavg has an unknown format: {text}")))
 }
 
 fn kibibytes(text: &str, key: &str) -> Result<u64> {
@@ -139,7 +139,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sees_this_process_work() {
+    fn processor_time_and_memory_of_this_process() {
         let me = std::process::id();
         let before = processor_time(me).unwrap();
         let begin = std::time::Instant::now();
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn sees_the_machine() {
+    fn the_machine_is_described() {
         let machine = machine().unwrap();
         assert!(machine.cores >= 1 && machine.memory > 1 << 28, "{machine:?}");
         assert!(machine.rustc.starts_with("rustc 1."), "{machine:?}");

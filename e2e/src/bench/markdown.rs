@@ -1,10 +1,10 @@
-//! The file with all tables: each has a section of its own, so that a run of some parts replaces only theirs.
+//! The page with all tables. Each table has a section of its own, so that a run of some parts replaces only theirs.
 
 const HEAD: &str = "# Benchmarks\n\nWritten by `cargo bench-all`; do not edit. `cargo bench-all limits` measures one part \
                     and replaces its tables alone.\n";
 const SECTION: &str = "\n## ";
 
-/// The page `before` with these sections (title, whole text) in the place of those of the same title; new ones come last.
+/// The page `before` in which the given sections (title, text) replace those of the same title. New ones are appended.
 pub(super) fn merged<'a>(before: &str, now: impl IntoIterator<Item = (&'a str, String)>) -> String {
     let mut sections: Vec<(String, String)> = before
         .split(SECTION)
@@ -29,7 +29,7 @@ mod tests {
     use super::merged;
 
     #[test]
-    fn only_what_was_measured_is_replaced() {
+    fn only_measured_sections_are_replaced() {
         let first = merged("", [("A", "## A\n\n1\n".to_owned()), ("B", "## B\n\n2\n\n".to_owned())]);
         let second = merged(&first, [("C", "## C\n\n3\n".to_owned()), ("A", "## A\n\n4\n".to_owned())]);
         let sections = second.split_once("\n\n## ").unwrap().1;

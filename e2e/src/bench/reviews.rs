@@ -1,4 +1,4 @@
-//! The Jobs and reviews that the benchmarks send, the policies they meet, and what has to come of them.
+//! The Jobs and reviews that the benchmarks send, the policies that apply to them, and the expected stamps.
 
 use std::sync::Arc;
 
@@ -10,31 +10,31 @@ use serde_json::{Value, json};
 
 use crate::harness::error::{Error, Result};
 
-/// A review as the apiserver 1.36 sent it for the Job of [`job`]: with the defaults, `managedFields`, `userInfo`.
+/// A review that apiserver 1.36 sent for the Job of [`job`], with defaults, `managedFields` and `userInfo`.
 const REVIEW: &str = include_str!("review.json");
-/// The policy of the image builds.
+/// The policy for the image builds.
 const BUILDS: &str = include_str!("../../../manifests/samples/builds.yaml");
 /// The policy of the base install.
 const DEFAULT: &str = include_str!("../../../manifests/base/policies/job-handler-default.yaml");
-/// The namespace of that Job.
+/// The namespace of the review.
 pub const NAMESPACE: &str = "ci";
 /// Bytes of the large Job as JSON.
 const LARGE: usize = 60 << 10;
 
-/// How large a Job is.
+/// The size of a Job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Size {
-    /// One image build, as a person or a small program writes it.
+    /// An image build as a person or a small program writes it.
     Small,
-    /// One with 60 KiB: a script, many variables, and all of that once more in kubectl's annotation.
+    /// 60 KiB: a script, many variables, and a copy of both in kubectl's annotation.
     Large,
 }
 
 impl Size {
-    /// Both.
+    /// All sizes.
     pub const ALL: [Self; 2] = [Self::Small, Self::Large];
 
-    /// As tables call it.
+    /// Its name in tables.
     pub fn name(self) -> &'static str {
         match self {
             Self::Small => "small",
@@ -42,7 +42,7 @@ impl Size {
         }
     }
 
-    /// A review of the creation of such a Job in [`NAMESPACE`].
+    /// A review of the creation of a Job of this size in [`NAMESPACE`].
     ///
     /// # Errors
     /// Never, as long as `review.json` is a review.
@@ -60,7 +60,7 @@ pub fn review_in(namespace: &str) -> Vec<u8> {
     REVIEW.trim_end().replace(&namespaced(NAMESPACE), &namespaced(namespace)).into_bytes()
 }
 
-/// The image build that is created over and over: Kaniko, two ids as labels, neither TTL nor deadline.
+/// The image build that the benchmarks create: Kaniko, two ids as labels, neither TTL nor deadline.
 pub fn job(namespace: &str, name: &str) -> Value {
     json!({
         "apiVersion": "batch/v1",
@@ -92,10 +92,10 @@ pub fn job(namespace: &str, name: &str) -> Value {
     })
 }
 
-/// The sample policy of the image builds, in `namespace`.
+/// The sample policy for the image builds, in `namespace`.
 ///
 /// # Errors
-/// If the sample holds none.
+/// If the sample has no JobPolicy.
 pub fn builds(namespace: &str) -> Result<JobPolicy> {
     let documents: Vec<Value> = serde_norway::Deserializer::from_str(BUILDS)
         .map(Value::deserialize)
@@ -107,7 +107,7 @@ pub fn builds(namespace: &str) -> Result<JobPolicy> {
     Ok(policy)
 }
 
-/// The policies in memory: the sample in `namespace`, and that of the base install.
+/// The sample policy in `namespace` and the default policy of the base install.
 ///
 /// # Errors
 /// If one of them cannot be read.
@@ -124,11 +124,11 @@ pub fn policies(namespace: &str) -> Result<PolicySet> {
     Ok(PolicySet::new([Arc::new(builds), Arc::new(default)]))
 }
 
-/// Says what a stamped Job lacks of what the sample policy asks for.
+/// Checks that a Job has the stamps of the sample policy.
 ///
 /// # Errors
-/// The first field that is not as it should be.
-pub fn must_be_stamped(job: &Value) -> Result<()> {
+/// The first field that differs.
+pub fn ensure_stamped(job: &Value) -> Result<()> {
     let annotations = &job["metadata"]["annotations"];
     let pods = &job["spec"]["template"]["metadata"]["labels"];
     let labels = &job["metadata"]["labels"];
@@ -156,7 +156,7 @@ pub fn must_be_stamped(job: &Value) -> Result<()> {
 /// The object of a review.
 ///
 /// # Errors
-/// If it is no JSON.
+/// If it is not JSON.
 pub fn object(review: &[u8]) -> Result<Value> {
     let mut review: Value = serde_json::from_slice(review).map_err(wrong("a review"))?;
     Ok(review["request"]["object"].take())
@@ -172,12 +172,12 @@ fn large() -> Result<Vec<u8>> {
     main["env"] = variables.into();
     let line = "echo \"step $STEP of $STEPS\" && ./build.sh --target \"$TARGET\" || exit 1\n";
     main["command"] = json!(["/bin/sh", "-c", line.repeat(160)]);
-    // `kubectl apply` keeps the manifest; it is filled up to the size that was promised.
+    // `kubectl apply` stores the manifest in this annotation. It is padded to the wanted size.
     let mut applied = object["spec"].to_string();
     let size = object.to_string().len() + json!(applied).to_string().len();
     applied.push_str(&" ".repeat(LARGE.saturating_sub(size + 80)));
     object["metadata"]["annotations"] = json!({"kubectl.kubernetes.io/last-applied-configuration": applied});
-    // The head and the tail as the apiserver writes them: serde_json's maps sort their keys.
+    // Head and tail are kept as the apiserver wrote them, because serde_json sorts keys.
     let text = REVIEW.trim_end();
     let (head, _) = text.split_once(r#""object":{"#).ok_or_else(|| Error::Invalid("no object".to_owned()))?;
     let tail = r#","oldObject":null,"dryRun":false,"options":{"kind":"CreateOptions","apiVersion":"meta.k8s.io/v1"}}}"#;
@@ -193,7 +193,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_are_as_promised() {
+    fn reviews_have_the_wanted_sizes() {
         let small = Size::Small.review().unwrap();
         assert!((1_500..6_000).contains(&small.len()), "{}", small.len());
         let large = Size::Large.review().unwrap();
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn the_review_is_of_the_job() {
+    fn the_review_is_about_the_job() {
         let object = object(&Size::Small.review().unwrap()).unwrap();
         let job = job("ci", "build-1");
         assert_eq!(object["metadata"]["labels"], job["metadata"]["labels"]);
@@ -216,11 +216,11 @@ mod tests {
         for field in ["name", "image", "args", "resources", "volumeMounts"] {
             assert_eq!(container[field], written[field], "{field}");
         }
-        assert!(must_be_stamped(&object).unwrap_err().to_string().contains("ttlSecondsAfterFinished"));
+        assert!(ensure_stamped(&object).unwrap_err().to_string().contains("ttlSecondsAfterFinished"));
     }
 
     #[test]
-    fn the_policies_select_it() {
+    fn the_sample_policy_selects_the_job() {
         let policies = policies("ci").unwrap();
         assert_eq!(policies.iter().count(), 2);
         let labels = serde_json::from_value(job("ci", "a")["metadata"]["labels"].clone()).unwrap();

@@ -1,7 +1,8 @@
-//! Finished Jobs by the thousand: their status is written, while nobody runs them.
+//! Creates finished Jobs by the thousand: their status is written by the benchmark, no controller runs them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use job_handler_shared::keys::{API_GROUP, API_VERSION};
 use k8s_openapi::api::core::v1::Node;
@@ -14,30 +15,45 @@ use crate::cluster::Cluster;
 use crate::cluster::jobs::PREFIX;
 use crate::harness::error::{Error, Result};
 
-/// Clients that write at the same time.
+/// Bytes of a Job's log.
+pub const LOG_BYTES: u64 = 2 << 10;
+/// Concurrent writers.
 const WRITERS: usize = 16;
 
-/// What to seed.
+/// The Jobs to create.
 #[derive(Clone, Debug)]
-pub struct Seed {
-    /// Into which namespace.
+pub struct SeedJobs {
+    /// Their namespace.
     pub namespace: String,
-    /// The Jobs' names begin so.
+    /// The prefix of their names.
     pub prefix: String,
-    /// How many.
+    /// Their number.
     pub jobs: usize,
-    /// Label and number of its values, which the Jobs take in turns.
+    /// A label and the number of its values, which are assigned round-robin.
     pub groups: Option<(String, usize)>,
-    /// Each has a pod that has ended, with so many bytes of log.
+    /// Each Job has a finished pod with a log of this many bytes.
     pub log_bytes: Option<u64>,
     /// `ttlSecondsAfterFinished`.
     pub ttl: Option<i32>,
-    /// Whether they have finished; else only their pods have.
+    /// Whether the Jobs are finished, or only their pods.
     pub finished: bool,
 }
 
-impl Seed {
-    /// The name of one of them.
+impl SeedJobs {
+    /// Unfinished Jobs, each with a finished pod and a log of [`LOG_BYTES`].
+    pub fn with_logs(namespace: &str, prefix: &str, jobs: usize) -> Self {
+        Self {
+            namespace: namespace.to_owned(),
+            prefix: prefix.to_owned(),
+            jobs,
+            groups: None,
+            log_bytes: Some(LOG_BYTES),
+            ttl: None,
+            finished: false,
+        }
+    }
+
+    /// The name of the `n`th Job.
     pub fn name(&self, n: usize) -> String {
         format!("{}-{n:06}", self.prefix)
     }
@@ -60,11 +76,11 @@ impl Seed {
     }
 }
 
-/// Makes them all.
+/// Creates them.
 ///
 /// # Errors
-/// If the API server refuses any of it.
-pub async fn seed(cluster: &Cluster, seed: &Seed) -> Result<()> {
+/// If the API server refuses one.
+pub async fn seed(cluster: &Cluster, seed: &SeedJobs) -> Result<()> {
     let nodes: Api<Node> = Api::all(cluster.client());
     let nodes = nodes.list(&ListParams::default()).await.map_err(Error::api("listing the nodes"))?;
     let nodes: Arc<Vec<String>> = Arc::new(nodes.items.iter().map(ResourceExt::name_any).collect());
@@ -78,7 +94,7 @@ pub async fn seed(cluster: &Cluster, seed: &Seed) -> Result<()> {
                 if n >= seed.jobs {
                     return Ok(());
                 }
-                one(&client, &seed, n, &nodes[n % nodes.len().max(1)]).await?;
+                create(&client, &seed, n, &nodes[n % nodes.len().max(1)]).await?;
             }
         });
     }
@@ -88,7 +104,7 @@ pub async fn seed(cluster: &Cluster, seed: &Seed) -> Result<()> {
     Ok(())
 }
 
-async fn one(client: &Client, seed: &Seed, n: usize, node: &str) -> Result<()> {
+async fn create(client: &Client, seed: &SeedJobs, n: usize, node: &str) -> Result<()> {
     let jobs = format!("/apis/batch/v1/namespaces/{}/jobs", seed.namespace);
     let made = send(client, "POST", &jobs, &seed.job(n)).await?;
     if let Some(bytes) = seed.log_bytes {
@@ -98,29 +114,71 @@ async fn one(client: &Client, seed: &Seed, n: usize, node: &str) -> Result<()> {
         let name = pod["metadata"]["name"].as_str().unwrap_or_default();
         send(client, "PATCH", &format!("{pods}/{name}/status"), &status).await?;
     }
-    if seed.finished { finish(client, &seed.namespace, &seed.name(n)).await } else { Ok(()) }
+    if seed.finished { complete(client, &seed.namespace, &seed.name(n)).await } else { Ok(()) }
 }
 
-/// Writes that a Job has completed just now.
+/// Writes the status of a Job that completed just now.
 ///
 /// # Errors
 /// If the API server refuses.
-pub async fn finish(client: &Client, namespace: &str, name: &str) -> Result<()> {
-    let now = now();
-    let condition = |kind: &str| {
-        json!({"type": kind, "status": "True", "reason": "CompletionsReached", "message": "Reached expected number of \
-            succeeded pods", "lastProbeTime": now, "lastTransitionTime": now})
-    };
-    let status = json!({"status": {
-        "startTime": now, "completionTime": now, "succeeded": 1, "ready": 0, "terminating": 0,
-        "uncountedTerminatedPods": {}, "conditions": [condition("SuccessCriteriaMet"), condition("Complete")],
-    }});
-    send(client, "PATCH", &format!("/apis/batch/v1/namespaces/{namespace}/jobs/{name}/status"), &status)
-        .await
-        .map(drop)
+pub async fn complete(client: &Client, namespace: &str, name: &str) -> Result<()> {
+    let reason = ("CompletionsReached", "Reached expected number of succeeded pods");
+    let status = json!({"completionTime": now(), "succeeded": 1});
+    finish(client, namespace, name, status, ["SuccessCriteriaMet", "Complete"], reason).await
 }
 
-/// A pod of the Job that has succeeded, and the status that says so.
+/// Writes the status of a Job that failed just now.
+///
+/// # Errors
+/// If the API server refuses.
+pub async fn fail(client: &Client, namespace: &str, name: &str) -> Result<()> {
+    let reason = ("BackoffLimitExceeded", "Job has reached the specified backoff limit");
+    finish(client, namespace, name, json!({"failed": 1}), ["FailureTarget", "Failed"], reason).await
+}
+
+async fn finish(
+    client: &Client,
+    namespace: &str,
+    name: &str,
+    mut status: Value,
+    conditions: [&str; 2],
+    (reason, message): (&str, &str),
+) -> Result<()> {
+    let now = now();
+    let condition = |kind: &str| {
+        json!({"type": kind, "status": "True", "reason": reason, "message": message,
+            "lastProbeTime": now, "lastTransitionTime": now})
+    };
+    status["startTime"] = now.as_str().into();
+    status["ready"] = 0.into();
+    status["terminating"] = 0.into();
+    status["uncountedTerminatedPods"] = json!({});
+    status["conditions"] = conditions.map(condition).to_vec().into();
+    let uri = format!("/apis/batch/v1/namespaces/{namespace}/jobs/{name}/status");
+    send(client, "PATCH", &uri, &json!({"status": status})).await.map(drop)
+}
+
+/// Runs `write` for each of the Jobs, so many per second.
+///
+/// # Errors
+/// If a write fails.
+pub async fn steadily<F>(seeded: &SeedJobs, per_second: u32, write: impl Fn(String) -> F) -> Result<()>
+where
+    F: Future<Output = Result<()>> + Send + 'static,
+{
+    let mut ticks = tokio::time::interval(Duration::from_secs(1) / per_second.max(1));
+    let mut writes = JoinSet::new();
+    for n in 0..seeded.jobs {
+        ticks.tick().await;
+        writes.spawn(write(seeded.name(n)));
+    }
+    while let Some(done) = writes.join_next().await {
+        done.map_err(|error| Error::Invalid(format!("a writer panicked: {error}")))??;
+    }
+    Ok(())
+}
+
+/// A succeeded pod of the Job, and its status.
 pub(super) fn pod(job: &Value, name: &str, node: &str, log_bytes: u64) -> (Value, Value) {
     let uid = &job["metadata"]["uid"];
     let pod = json!({
@@ -146,23 +204,31 @@ pub(super) fn pod(job: &Value, name: &str, node: &str, log_bytes: u64) -> (Value
     (pod, status)
 }
 
-/// Lets a policy ask for the results of all Jobs of a namespace.
+/// Creates a policy that harvests all Jobs of a namespace.
 ///
 /// # Errors
 /// If the API server refuses.
 pub async fn ask_for_results(client: &Client, namespace: &str) -> Result<()> {
+    create_policy(client, namespace, json!({"results": {}})).await
+}
+
+/// Creates the policy `bench` in a namespace.
+///
+/// # Errors
+/// If the API server refuses.
+pub async fn create_policy(client: &Client, namespace: &str, spec: Value) -> Result<()> {
     let policy = json!({
         "apiVersion": format!("{API_GROUP}/{API_VERSION}"), "kind": "JobPolicy",
-        "metadata": {"name": "bench", "namespace": namespace}, "spec": {"results": {}},
+        "metadata": {"name": "bench", "namespace": namespace}, "spec": spec,
     });
     let uri = format!("/apis/{API_GROUP}/{API_VERSION}/namespaces/{namespace}/jobpolicies");
     send(client, "POST", &uri, &policy).await.map(drop)
 }
 
-/// A request whose answer has to be a success; a patch is a merge patch.
+/// Sends a request and returns the answer. A patch is a merge patch.
 ///
 /// # Errors
-/// If it is not.
+/// If the answer is not a success.
 pub async fn send(client: &Client, method: &str, uri: &str, body: &Value) -> Result<Value> {
     let kind = if method == "PATCH" { "application/merge-patch+json" } else { "application/json" };
     let what = || format!("{method} {uri}");

@@ -1,4 +1,4 @@
-//! One webhook server per handler, each in a process of its own: same server, same TLS, same number of workers.
+//! Webhook servers, one process per handler, all with the same HTTP server, TLS and number of workers.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -18,25 +18,25 @@ use rustls::crypto::ring;
 use rustls::pki_types::PrivateKeyDer;
 use serde::{Deserialize, Serialize};
 
-use super::handlers::{self, Answering};
-use super::reviews;
+use crate::bench::handlers::{self, HandlerFn};
+use crate::bench::reviews;
 use crate::harness::error::{Error, Result};
 use crate::net::https_client::HttpsClient;
 
-/// What answers.
+/// What a server answers with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, ValueEnum)]
 pub enum Handler {
-    /// Reads the whole body, does not parse it, allows.
+    /// Reads the body without parsing it and allows the request.
     Null,
-    /// Ours: the webhook's `/mutate`, its policies in memory, without a cluster.
+    /// Ours: the webhook's `/mutate` with policies in memory, without a cluster.
     Ours,
-    /// The review read into typed objects, the patch a difference of those.
+    /// Reads the review into typed objects and answers their difference as patch.
     Typed,
-    /// Reads the whole body, does not parse it, answers with always the same patch.
+    /// Reads the body without parsing it and always answers the same patch.
     SamePatch,
 }
 
-/// A running server. It ends with this value, and with the process that started it.
+/// A running server. It ends when this value is dropped, and with the process that started it.
 #[derive(Debug)]
 pub struct Server {
     child: Child,
@@ -44,15 +44,15 @@ pub struct Server {
     ca: String,
 }
 
-/// What a server process tells on its first line.
+/// The first line that a server process prints.
 #[derive(Debug, Deserialize, Serialize)]
-struct Started {
+struct ServerAddress {
     address: SocketAddr,
     ca: String,
 }
 
 impl Handler {
-    /// As tables call it.
+    /// Its name in tables.
     pub fn name(self) -> &'static str {
         match self {
             Self::Null => "null handler",
@@ -67,7 +67,7 @@ impl Server {
     /// Starts `program serve` (see `bench-all`) with policies in `namespace`.
     ///
     /// # Errors
-    /// If it cannot be started, or does not say where it listens.
+    /// If it does not start, or does not print its address.
     pub fn start(program: &Path, handler: Handler, namespace: &str) -> Result<Self> {
         let name = handler.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
         let mut command = Command::new(program);
@@ -79,17 +79,17 @@ impl Server {
         if let Some(stdout) = child.stdout.take() {
             BufReader::new(stdout).read_line(&mut line).map_err(Error::io(&what))?;
         }
-        match serde_json::from_str::<Started>(&line) {
-            Ok(Started { address, ca }) => Ok(Self { child, address, ca }),
+        match serde_json::from_str::<ServerAddress>(&line) {
+            Ok(ServerAddress { address, ca }) => Ok(Self { child, address, ca }),
             Err(error) => {
                 let status = child.kill().and_then(|()| child.wait()).map_err(Error::io(&what))?;
-                let found = format!("found {line:?} ({error}); it ended with {status}");
+                let found = format!("found {line:?} ({error}); it exited with {status}");
                 Err(Error::Invalid(format!("{what}: expected a line with its address, {found}")))
             }
         }
     }
 
-    /// A client that trusts it.
+    /// A client that trusts its certificate.
     ///
     /// # Errors
     /// If its certificate cannot be read.
@@ -102,7 +102,7 @@ impl Server {
         self.address
     }
 
-    /// Whom to trust, PEM.
+    /// Its CA as PEM.
     pub fn ca(&self) -> &str {
         &self.ca
     }
@@ -115,13 +115,13 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // It may have ended already; the parent-death signal is the second net.
+        // It may have exited already. If this fails, the parent-death signal still ends it.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// Serves until the process is ended.
+/// Serves until the process ends.
 ///
 /// # Errors
 /// If it cannot listen, or the server fails.
@@ -130,8 +130,8 @@ pub fn serve(handler: Handler, namespace: &str) -> Result<()> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(Error::io("binding a port"))?;
     let address = listener.local_addr().map_err(Error::io("asking for the port"))?;
     let (tls, ca) = tls()?;
-    let started = serde_json::to_string(&Started { address, ca })
-        .map_err(|error| Error::Invalid(format!("telling where the server listens: {error}")))?;
+    let started = serde_json::to_string(&ServerAddress { address, ca })
+        .map_err(|error| Error::Invalid(format!("serializing the address: {error}")))?;
     let namespaces = [(namespace.to_owned(), Labels::new())];
     actix_web::rt::System::new().block_on(async move {
         let ours = WebhookState::fixed(policies.clone(), namespaces);
@@ -146,22 +146,22 @@ pub fn serve(handler: Handler, namespace: &str) -> Result<()> {
         };
         let server = server.map_err(Error::io(format!("serving on {address}")))?;
         let mut out = std::io::stdout();
-        writeln!(out, "{started}").and_then(|()| out.flush()).map_err(Error::io("telling the address"))?;
+        writeln!(out, "{started}").and_then(|()| out.flush()).map_err(Error::io("printing the address"))?;
         server.await.map_err(Error::io("serving"))
     })
 }
 
-/// The webhook's own server, with another handler.
-fn with(listener: TcpListener, tls: ServerConfig, answering: Answering) -> std::io::Result<ActixServer> {
+/// The webhook's HTTP server with another handler.
+fn with(listener: TcpListener, tls: ServerConfig, handler: HandlerFn) -> std::io::Result<ActixServer> {
     job_handler_webhook::admission::server::serve(listener, tls, move |_, body, _| {
-        std::future::ready(match answering(&body) {
+        std::future::ready(match handler(&body) {
             Ok(answer) => HttpReply::json(answer),
             Err(why) => HttpReply::text(400, why),
         })
     })
 }
 
-/// A leaf as the webhook mints it (ECDSA P-256), signed by itself.
+/// A self-signed certificate like the webhook's (ECDSA P-256).
 fn tls() -> Result<(ServerConfig, String)> {
     let wrong = |error: &dyn std::fmt::Display| Error::Invalid(format!("making a certificate: {error}"));
     let names = [Ipv4Addr::LOCALHOST, Ipv4Addr::UNSPECIFIED].map(|name| name.to_string());

@@ -1,4 +1,4 @@
-//! What a create passes through: each way of stamping is set up for one namespace of its own.
+//! The variants of stamping that creates are measured with. Each has a namespace of its own.
 
 use std::net::Ipv4Addr;
 use std::path::Path;
@@ -7,36 +7,36 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use job_handler_shared::keys;
-use kube::api::{DynamicObject, PostParams};
+use kube::api::{DeleteParams, DynamicObject, ListParams, PostParams, PropagationPolicy};
 use kube::core::GroupVersionKind;
 use kube::{Api, discovery::ApiResource};
 use serde_json::{Value, json};
 
-use super::reviews;
-use super::server::{Handler, Server};
-use crate::bench::native_policy;
+use crate::bench::server::{Handler, Server};
+use crate::bench::{native_policy, reviews};
 use crate::cluster::Cluster;
 use crate::harness::error::{Error, Result};
 use crate::harness::wait::wait_for;
+use crate::net::metrics::sum;
 use crate::pair::{Pair, PairOptions, patch_stamping_webhooks};
 
-/// A way of stamping.
+/// How Jobs are stamped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Variant {
-    /// Nothing is in the way.
+    /// Not at all.
     Bare,
-    /// A `MutatingAdmissionPolicy`: CEL within the apiserver.
+    /// By a `MutatingAdmissionPolicy`: CEL within the apiserver.
     Native,
-    /// A webhook that allows and changes nothing.
+    /// A webhook that allows every Job and changes nothing.
     Null,
-    /// The null webhook with always the same patch.
+    /// A webhook that always answers the same patch.
     SamePatch,
-    /// Ours.
+    /// Our webhook.
     Ours,
 }
 
-/// Everything that runs for the variants.
-pub struct Setup {
+/// The programs that run for the variants.
+pub struct VariantSetup {
     pub(super) pair: Pair,
     pub(super) null: Server,
     pub(super) same_patch: Server,
@@ -46,7 +46,7 @@ impl Variant {
     /// In the order of the tables.
     pub const ALL: [Self; 5] = [Self::Bare, Self::Native, Self::Null, Self::SamePatch, Self::Ours];
 
-    /// As tables call it.
+    /// Its name in tables.
     pub fn name(self) -> &'static str {
         match self {
             Self::Bare => "no webhook",
@@ -73,7 +73,7 @@ impl Variant {
         !matches!(self, Self::Bare | Self::Null)
     }
 
-    /// The name under which the apiserver counts its calls.
+    /// The webhook's name in the apiserver's metrics.
     pub fn webhook(self) -> Option<&'static str> {
         match self {
             Self::Bare | Self::Native => None,
@@ -84,17 +84,17 @@ impl Variant {
     }
 }
 
-/// Makes the namespaces, starts the servers, and returns once each variant is in force. `program` is `bench-all`.
+/// Creates the namespaces, starts the servers, and waits until each variant is in force. `program` is `bench-all`.
 ///
 /// # Errors
-/// If anything does not start, is refused or does not come into force.
-pub async fn set_up(cluster: &Cluster, program: &Path) -> Result<Setup> {
+/// If something does not start, is refused or does not come into force.
+pub async fn set_up(cluster: &Cluster, program: &Path) -> Result<VariantSetup> {
     for variant in Variant::ALL {
         let namespace =
             json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": variant.namespace()}});
         create(cluster, "", "v1", "Namespace", &namespace).await?;
     }
-    // CRDs first: for some seconds after them the apiserver is busy with its OpenAPI.
+    // CRDs first: the apiserver then spends some seconds on its OpenAPI document.
     let pair =
         Pair::install(cluster, PairOptions { log: "warn".to_owned(), ..PairOptions::default() }).await?;
     stamp_only_our_namespace(cluster, &pair).await?;
@@ -111,29 +111,23 @@ pub async fn set_up(cluster: &Cluster, program: &Path) -> Result<Setup> {
     for variant in Variant::ALL {
         wait_in_force(cluster, variant).await?;
     }
-    Ok(Setup { pair, null, same_patch })
+    Ok(VariantSetup { pair, null, same_patch })
 }
 
-/// How often the apiserver has called a variant's webhook.
+/// How often the apiserver has called a webhook with success.
 ///
 /// # Errors
-/// If it does not tell.
+/// If its metrics cannot be read.
 pub async fn calls(cluster: &Cluster, webhook: &str) -> Result<u64> {
     let text = metrics(cluster).await?;
-    let name = format!("name=\"{webhook}\"");
-    let answered = |line: &&str| {
-        line.starts_with("apiserver_admission_webhook_request_total{")
-            && line.contains(&name)
-            && line.contains("code=\"200\"")
-    };
-    let count = |line: &str| line.rsplit_once(' ').and_then(|(_, count)| count.parse::<f64>().ok());
-    Ok(text.lines().filter(answered).filter_map(count).sum::<f64>() as u64)
+    let labels = [&format!("name=\"{webhook}\"") as &str, "code=\"200\""];
+    Ok(sum(&text, "apiserver_admission_webhook_request_total", &labels) as u64)
 }
 
 /// The apiserver's metrics.
 ///
 /// # Errors
-/// If it does not tell.
+/// If they cannot be read.
 pub async fn metrics(cluster: &Cluster) -> Result<String> {
     let request = http::Request::get("/metrics")
         .body(Vec::new())
@@ -141,12 +135,12 @@ pub async fn metrics(cluster: &Cluster) -> Result<String> {
     cluster.client().request_text(request).await.map_err(Error::api("reading the apiserver's metrics"))
 }
 
-/// Ours is called for its own namespace alone, and directly rather than through the balancer of the tests. The rest of
-/// the configuration stays as the manifests have it.
+/// Restricts our webhook to its namespace, and lets the apiserver call it directly instead of through the load balancer.
+/// The rest of the configuration stays as in the manifests.
 async fn stamp_only_our_namespace(cluster: &Cluster, pair: &Pair) -> Result<()> {
     let namespace = Variant::Ours.namespace();
     let mut policy = reviews::builds(namespace)?;
-    // Without what needs a second call: it is the stamps that are compared.
+    // Without limits and backoff, which need a second call: only stamping is compared.
     policy.spec.policy.limits.clear();
     policy.spec.policy.failure_backoff = None;
     let policy =
@@ -176,13 +170,12 @@ fn webhook_configuration(variant: Variant, server: &Server) -> Value {
     })
 }
 
-/// The address makes the apiserver speak HTTP/1.1, as to a Service: to 127.0.0.1 or «localhost» it would speak HTTP/2
-/// (`k8s.io/apiserver/pkg/util/webhook/client.go`, `isLocalHost`). To connect to 0.0.0.0 is to connect to this machine.
+/// With this address the apiserver speaks HTTP/1.1, as to a Service; to 127.0.0.1 or `localhost` it would speak HTTP/2
+/// (`k8s.io/apiserver/pkg/util/webhook/client.go`, `isLocalHost`). A connection to 0.0.0.0 goes to this machine.
 fn url(port: u16) -> String {
     url_at(port, "mutate")
 }
 
-/// The same for another path.
 pub(super) fn url_at(port: u16, path: &str) -> String {
     format!("https://{}:{port}/{path}", Ipv4Addr::UNSPECIFIED)
 }
@@ -209,7 +202,7 @@ async fn wait_in_force(cluster: &Cluster, variant: Variant) -> Result<()> {
                 jobs.create(&PostParams::default(), &probe).await.map_err(|error| error.to_string())?;
             if variant.stamps() {
                 let made = serde_json::to_value(made).map_err(|error| error.to_string())?;
-                reviews::must_be_stamped(&made).map_err(|error| error.to_string())?;
+                reviews::ensure_stamped(&made).map_err(|error| error.to_string())?;
             }
             if let Some(webhook) = variant.webhook() {
                 let after = calls(cluster, webhook).await.map_err(|error| error.to_string())?;
@@ -221,6 +214,17 @@ async fn wait_in_force(cluster: &Cluster, variant: Variant) -> Result<()> {
         }
     })
     .await
+}
+
+/// Deletes all Jobs of a namespace, their pods in the background.
+pub(super) async fn delete_jobs(cluster: &Cluster, namespace: &str) -> Result<()> {
+    let params =
+        DeleteParams { propagation_policy: Some(PropagationPolicy::Background), ..DeleteParams::default() };
+    let jobs = api(cluster, "batch", "v1", "Job", Some(namespace));
+    jobs.delete_collection(&params, &ListParams::default())
+        .await
+        .map(drop)
+        .map_err(Error::api("deleting the Jobs"))
 }
 
 pub(super) async fn create(
@@ -246,7 +250,7 @@ pub(super) fn api(
     namespace: Option<&str>,
 ) -> Api<DynamicObject> {
     let resource = match kind {
-        // Plurals that are guessed by adding an s would be wrong.
+        // kube guesses the plural by appending an s.
         "MutatingAdmissionPolicy" | "JobPolicy" => {
             let plural = format!("{}ies", kind.to_lowercase().trim_end_matches('y'));
             ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, kind), &plural)

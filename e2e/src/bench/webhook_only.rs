@@ -1,4 +1,5 @@
-//! The webhook alone: requests over TLS 1.3 on keep-alive connections, ours beside a null handler and typed objects.
+//! The webhook without an apiserver: requests over TLS 1.3 on keep-alive connections, our handler compared with one that
+//! does nothing and one with typed objects.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -10,10 +11,11 @@ use hyper::body::Bytes;
 use serde_json::Value;
 
 use crate::bench::load;
-use crate::bench::machine::{self, Memory};
-use crate::bench::report::{Aim, Table, figure, median, median_ratio};
+use crate::bench::machine::{self, ProcessMemory};
 use crate::bench::reviews::{self, NAMESPACE, Size};
+use crate::bench::samples::LoadSamples;
 use crate::bench::server::{Handler, Server};
+use crate::bench::table::{Aim, Table, figure, mib, to_mib};
 use crate::harness::error::{Error, Result};
 use crate::net::https_client::{HttpAnswer, HttpsClient};
 
@@ -21,31 +23,20 @@ use crate::net::https_client::{HttpAnswer, HttpsClient};
 const PATH: &str = "/mutate";
 /// Numbers of connections.
 pub const CONNECTIONS: [usize; 3] = [1, 16, 64];
-/// Side by side in each round.
+/// The handlers that are compared in each round.
 pub const HANDLERS: [Handler; 3] = [Handler::Null, Handler::Ours, Handler::Typed];
 
 /// How long to measure.
 #[derive(Clone, Copy, Debug)]
-pub struct Effort {
-    /// Rounds; each runs all handlers once at the same load.
+pub struct LoadEffort {
+    /// Rounds. Each runs everything that is compared once, under the same load.
     pub rounds: usize,
-    /// Time of each handler in each round.
+    /// How long each runs per round.
     pub time: Duration,
 }
 
-/// The figures of one handler at one load, one per round.
-#[derive(Clone, Debug, Default)]
-struct Cell {
-    per_second: Vec<f64>,
-    p50: Vec<f64>,
-    p99: Vec<f64>,
-    /// Processor time and requests of all rounds: the kernel counts it in steps of 10 ms.
-    processor: Duration,
-    requests: u64,
-}
-
 /// A server under load.
-struct Contestant {
+struct ServerUnderTest {
     handler: Handler,
     server: Server,
     client: HttpsClient,
@@ -54,46 +45,46 @@ struct Contestant {
 /// Measures, with servers of `program` (`bench-all` itself).
 ///
 /// # Errors
-/// If a server does not run, or any answer is wrong.
-pub async fn measure(program: &Path, effort: Effort) -> Result<Table> {
-    let mut contestants = Vec::new();
+/// If a server does not start, or an answer is wrong.
+pub async fn measure(program: &Path, effort: LoadEffort) -> Result<Table> {
+    let mut servers = Vec::new();
     for handler in HANDLERS {
         let server = Server::start(program, handler, NAMESPACE)?;
         let client = server.client()?;
-        contestants.push(Contestant { handler, server, client });
+        servers.push(ServerUnderTest { handler, server, client });
     }
     let mut table = table(effort);
     for size in Size::ALL {
         let body = Bytes::from(size.review()?);
         let mut expected = Vec::new();
-        for contestant in &contestants {
-            expected.push(Arc::new(right_answer(contestant, &body).await?));
+        for server in &servers {
+            expected.push(Arc::new(right_answer(server, &body).await?));
         }
-        let mut memory: Vec<Memory> = Vec::new();
-        let mut measured: Vec<[Cell; 3]> = Vec::new();
+        let mut memory: Vec<ProcessMemory> = Vec::new();
+        let mut measured: Vec<[LoadSamples; 3]> = Vec::new();
         for connections in CONNECTIONS {
-            let mut cells: [Cell; 3] = Default::default();
+            let mut cells: [LoadSamples; 3] = Default::default();
             // The first round warms up.
             for round in 0..=effort.rounds {
                 for turn in 0..HANDLERS.len() {
-                    // Each round begins with another handler, so that none always follows the same neighbour.
+                    // Each round begins with another handler, so that none always follows the same one.
                     let n = (round + turn) % HANDLERS.len();
-                    let (contestant, expected) = (&contestants[n], &expected[n]);
-                    let process = contestant.server.process();
+                    let (server, expected) = (&servers[n], &expected[n]);
+                    let process = server.server.process();
                     let before = machine::processor_time(process)?;
                     let seen =
-                        load::round(&contestant.client, PATH, &body, expected, connections, effort.time)
-                            .await?;
+                        load::round(&server.client, PATH, &body, expected, connections, effort.time).await?;
                     let used = machine::processor_time(process)? - before;
                     if round > 0 {
-                        cells[n].add(&seen, used);
+                        cells[n].add(&seen.latencies, seen.elapsed);
+                        cells[n].add_processor(used);
                     }
                 }
             }
             measured.push(cells);
         }
-        for contestant in &contestants {
-            memory.push(machine::memory(contestant.server.process())?);
+        for server in &servers {
+            memory.push(machine::memory(server.server.process())?);
         }
         for (connections, cells) in CONNECTIONS.into_iter().zip(&measured) {
             for (n, handler) in HANDLERS.into_iter().enumerate() {
@@ -111,25 +102,11 @@ pub async fn measure(program: &Path, effort: Effort) -> Result<Table> {
     Ok(table)
 }
 
-impl Cell {
-    fn add(&mut self, round: &load::Round, processor: Duration) {
-        self.per_second.push(round.per_second());
-        self.p50.push(round.latencies.quantile(0.5));
-        self.p99.push(round.latencies.quantile(0.99));
-        self.processor += processor;
-        self.requests += round.requests;
-    }
-
-    fn processor_per_request(&self) -> f64 {
-        self.processor.as_secs_f64() * 1e6 / self.requests as f64
-    }
-}
-
-/// Asks once and looks at the answer closely; under load, every answer must be this one.
-async fn right_answer(contestant: &Contestant, body: &Bytes) -> Result<HttpAnswer> {
-    let answer = contestant.client.post(PATH, body.clone()).await?;
+/// Sends the review once and checks the answer field by field. Under load every answer must equal this one.
+async fn right_answer(server: &ServerUnderTest, body: &Bytes) -> Result<HttpAnswer> {
+    let answer = server.client.post(PATH, body.clone()).await?;
     let wrong = |why: String| {
-        Error::Invalid(format!("the answer of {} is wrong: {why}: {answer:?}", contestant.handler.name()))
+        Error::Invalid(format!("the answer of {} is wrong: {why}: {answer:?}", server.handler.name()))
     };
     let review: Value = serde_json::from_str(&answer.body).map_err(|error| wrong(error.to_string()))?;
     let asked: Value = serde_json::from_slice(body).map_err(|error| wrong(error.to_string()))?;
@@ -137,19 +114,19 @@ async fn right_answer(contestant: &Contestant, body: &Bytes) -> Result<HttpAnswe
     if answer.status != 200 || response["allowed"] != true || response["uid"] != asked["request"]["uid"] {
         return Err(wrong("expected status 200, allowed, the request's uid".to_owned()));
     }
-    if contestant.handler != Handler::Null {
+    if server.handler != Handler::Null {
         let patch = response["patch"].as_str().unwrap_or_default();
         let patch = STANDARD.decode(patch).map_err(|error| wrong(error.to_string()))?;
         let patch: json_patch::Patch =
             serde_json::from_slice(&patch).map_err(|error| wrong(error.to_string()))?;
         let mut job = reviews::object(body)?;
         json_patch::patch(&mut job, &patch).map_err(|error| wrong(error.to_string()))?;
-        reviews::must_be_stamped(&job).map_err(|error| wrong(error.to_string()))?;
+        reviews::ensure_stamped(&job).map_err(|error| wrong(error.to_string()))?;
     }
     Ok(answer)
 }
 
-fn table(effort: Effort) -> Table {
+fn table(effort: LoadEffort) -> Table {
     let columns = [
         "job, connections, handler",
         "requests/s",
@@ -162,7 +139,7 @@ fn table(effort: Effort) -> Table {
         "MiB peak",
     ];
     let mut table = Table::new("The webhook alone", &columns);
-    let Effort { rounds, time } = effort;
+    let LoadEffort { rounds, time } = effort;
     table.notes = vec![
         format!(
             "TLS 1.3, HTTP/1.1, keep-alive, closed loop; {rounds} rounds (after one to warm up) of {time:?} per \
@@ -191,33 +168,32 @@ fn row(
     size: Size,
     connections: usize,
     handler: Handler,
-    cell: &Cell,
-    null: &Cell,
-    memory: Memory,
+    samples: &LoadSamples,
+    null: &LoadSamples,
+    memory: ProcessMemory,
 ) -> Vec<String> {
-    let mib = |bytes: u64| figure(bytes as f64 / f64::from(1 << 20));
     vec![
         format!("{}, {connections}, {}", size.name(), handler.name()),
-        figure(median(cell.per_second.iter().copied())),
-        figure(median_ratio(&cell.per_second, &null.per_second)),
-        figure(median(cell.p50.iter().copied())),
-        figure(median(cell.p99.iter().copied())),
-        figure(median_ratio(&cell.p99, &null.p99)),
-        figure(cell.processor_per_request()),
+        figure(samples.per_second()),
+        figure(samples.per_second_ratio(null)),
+        figure(samples.p50_micros()),
+        figure(samples.p99_micros()),
+        figure(samples.p99_ratio(null)),
+        figure(samples.processor_per_request()),
         mib(memory.now),
         mib(memory.peak),
     ]
 }
 
-fn aims(table: &mut Table, measured: &[[Cell; 3]]) {
-    let each = |what: fn(&Cell) -> &[f64]| -> Vec<f64> {
-        measured.iter().map(|[null, ours, _]| median_ratio(what(ours), what(null))).collect()
+fn aims(table: &mut Table, measured: &[[LoadSamples; 3]]) {
+    let each = |ratio: fn(&LoadSamples, &LoadSamples) -> f64| -> Vec<f64> {
+        measured.iter().map(|[null, ours, _]| ratio(ours, null)).collect()
     };
     let at = |ratios: &[f64]| {
         let found = CONNECTIONS.iter().zip(ratios).map(|(c, ratio)| format!("{} at c = {c}", figure(*ratio)));
         found.collect::<Vec<_>>().join(", ")
     };
-    let (throughput, p99) = (each(|cell| &cell.per_second), each(|cell| &cell.p99));
+    let (throughput, p99) = (each(LoadSamples::per_second_ratio), each(LoadSamples::p99_ratio));
     table.aims.push(Aim {
         what: "on the small Job at least 0.80 of the null handler's requests/s".to_owned(),
         found: at(&throughput),
@@ -230,8 +206,8 @@ fn aims(table: &mut Table, measured: &[[Cell; 3]]) {
     });
 }
 
-fn memory_aim(memory: Memory) -> Aim {
-    let peak = memory.peak as f64 / f64::from(1 << 20);
+fn memory_aim(memory: ProcessMemory) -> Aim {
+    let peak = to_mib(memory.peak);
     Aim {
         what: "ours stays below 30 MiB".to_owned(),
         found: format!("{} MiB at its peak", figure(peak)),

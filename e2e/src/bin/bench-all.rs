@@ -5,24 +5,24 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
-use job_handler_e2e::bench::{self, Part, reviews::Size, server::Handler};
+use job_handler_e2e::bench::{self, BenchPart, reviews::Size, server::Handler};
 
-/// Measures what stamping and limits cost; writes e2e/BENCHMARKS.md.
+/// Measures what stamping, limits, harvests and prunes cost, and writes e2e/BENCHMARKS.md.
 #[derive(Debug, Parser)]
 #[command(name = "cargo bench-all")]
-struct Arguments {
-    /// Measure only these parts; the other parts' tables stay in the file as they are.
-    parts: Vec<Part>,
-    /// A few seconds instead of minutes, to see that everything works; the file stays as it is.
+struct BenchArgs {
+    /// Measure only these parts; the tables of the others stay in the file.
+    parts: Vec<BenchPart>,
+    /// Small sizes, a few seconds: shows only that everything works, and does not write the file.
     #[arg(long)]
     quick: bool,
     #[command(subcommand)]
-    command: Option<Command>,
+    command: Option<BenchCommand>,
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {
-    /// One of the servers that are measured; started by bench-all itself.
+enum BenchCommand {
+    /// One of the servers that are measured; bench-all starts it.
     #[command(hide = true)]
     Serve {
         #[arg(long)]
@@ -31,7 +31,7 @@ enum Command {
         #[arg(long)]
         namespace: String,
     },
-    /// The script that `prune` is measured beside.
+    /// The script that the prune command is compared with.
     #[command(hide = true)]
     NaivePrune {
         #[arg(long)]
@@ -46,24 +46,29 @@ enum Command {
         handler: Handler,
         #[arg(long, default_value_t = 1000)]
         milliseconds: u64,
-        /// With the large Job.
+        /// Use the large Job.
         #[arg(long)]
         large: bool,
     },
 }
 
 fn main() -> anyhow::Result<()> {
-    let arguments = Arguments::parse();
+    let arguments = BenchArgs::parse();
     match arguments.command {
-        Some(Command::Serve { handler, namespace }) => return Ok(bench::server::serve(handler, &namespace)?),
-        Some(Command::Call { handler, milliseconds, large }) => {
+        Some(BenchCommand::Serve { handler, namespace }) => {
+            return Ok(bench::server::serve(handler, &namespace)?);
+        }
+        Some(BenchCommand::Call { handler, milliseconds, large }) => {
             let review = if large { Size::Large } else { Size::Small }.review()?;
-            println!("{:?}", bench::calls::call(handler, &review, Duration::from_millis(milliseconds))?);
+            println!(
+                "{:?}",
+                bench::handler_calls::call(handler, &review, Duration::from_millis(milliseconds))?
+            );
             return Ok(());
         }
-        Some(Command::NaivePrune { namespace, group_label }) => {
+        Some(BenchCommand::NaivePrune { namespace, group_label }) => {
             let runtime = tokio::runtime::Runtime::new().context("starting the runtime")?;
-            return Ok(runtime.block_on(bench::sweep::naive(&namespace, &group_label))?);
+            return Ok(runtime.block_on(bench::prune::naive(&namespace, &group_label))?);
         }
         None => {}
     }

@@ -5,3 +5,4 @@ pub mod fault_proxy;
 pub mod http_probe;
 pub mod https_client;
 pub mod load_balancer;
+pub mod metrics;

@@ -14,6 +14,7 @@ use crate::cluster::Cluster;
 use crate::cluster::pki::write_private;
 use crate::harness::error::{Error, Result};
 use crate::harness::wait::wait_for;
+use crate::net::metrics;
 
 /// How long the programs' tokens last; no test or demo runs for longer.
 const TOKEN_SECONDS: i64 = 24 * 3600;
@@ -146,12 +147,9 @@ struct WebhookCalls {
 }
 
 async fn calls(cluster: &Cluster) -> Result<WebhookCalls, String> {
-    let metrics = cluster.kubectl(&["get", "--raw", "/metrics"]).await.map_err(|error| error.to_string())?;
-    let ours = format!("name=\"{MUTATING_WEBHOOK}\"");
-    let sum = |metric: &str| {
-        let ours = metrics.lines().filter(|line| line.starts_with(metric) && line.contains(&ours));
-        ours.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
-    };
+    let text = cluster.kubectl(&["get", "--raw", "/metrics"]).await.map_err(|error| error.to_string())?;
+    let webhook = format!("name=\"{MUTATING_WEBHOOK}\"");
+    let sum = |metric: &str| metrics::sum(&text, metric, &[&webhook]);
     Ok(WebhookCalls {
         answered: sum("apiserver_admission_webhook_admission_duration_seconds_count"),
         failed: sum("apiserver_admission_webhook_fail_open_count"),

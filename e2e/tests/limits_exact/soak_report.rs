@@ -3,7 +3,7 @@
 use std::{fmt::Write, time::Duration};
 
 use jiff::Timestamp;
-use job_handler_e2e::bench::{machine::machine, report::median};
+use job_handler_e2e::bench::{machine::machine, table::median};
 
 use crate::burst::{Outcome, VARIANTS};
 

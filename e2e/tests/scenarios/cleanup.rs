@@ -76,7 +76,8 @@ fn failed_jobs_go_as_soon_as_their_results_are_stored() {
                 fixture.create(&ns, &bad).await.unwrap();
             }
         };
-        let (gaps, ()) = tokio::join!(cleanup_latency::gaps(&client, &ns, JOBS, 2 * PATIENCE), fail);
+        let (gaps, ()) =
+            tokio::join!(cleanup_latency::deletion_delays(&client, &ns, JOBS, 2 * PATIENCE), fail);
         let mut gaps: Vec<Duration> = gaps.unwrap().into_values().collect();
         gaps.sort_unstable();
         let (middle, longest) = (gaps[JOBS / 2], gaps[JOBS - 1]);

@@ -1,68 +1,79 @@
-//! What the sink holds in memory of results that a receiver is still to be told of, while it is away.
+//! How much memory the sink uses for pending CloudEvents while a receiver is down.
 
 use std::time::Duration;
 
-use crate::bench::harvest::fault_isolation::{Ground, Trouble};
+use crate::bench::harvest::cluster::{HarvestCluster, wait_harvested};
+use crate::bench::harvest::disturbance::Disturbance;
+use crate::bench::harvest::fault_isolation;
 use crate::bench::machine;
-use crate::bench::report::{Aim, Table, figure};
+use crate::bench::seed::ask_for_results;
+use crate::bench::table::{Aim, Table, figure, mib};
 use crate::harness::error::Result;
 use crate::harness::wait::wait_for;
 
-/// Jobs whose results wait.
+/// Jobs of each batch.
 pub const JOBS: usize = 2_000;
-/// So many KiB of memory for each result that waits would be more than its name.
+/// KiB of memory per pending result; the sink would keep more than its name if it used more.
 const MOST: f64 = 2.0;
 
-/// Measures on a cluster of its own.
+/// Boots a cluster and measures.
 ///
 /// # Errors
-/// If anything does not run, or a result is missing.
+/// If something does not start, or a result is missing.
 pub async fn measure(jobs: usize) -> Result<Table> {
-    let mut ground = Ground::new(3).await?;
-    let sink = ground.pair.sink().process().id();
-    let mut table = Table::new("The sink's memory while a receiver is away", &["what", "MiB", "KiB/Job"]);
-    // Buffers, pools and caches grow with the first.
+    let mut bench = fault_isolation::start(3).await?;
+    let sink = bench.sink();
+    let mut table = Table::new("Memory of the sink while a receiver is down", &["what", "MiB", "KiB/Job"]);
     let batches = [
-        ("first", None),
-        ("told to nobody", None),
-        ("waiting for the receiver", Some(Trouble::ReceiverDown)),
+        // Buffers, pools and caches grow with the first batch.
+        ("first batch", None),
+        ("without a receiver", None),
+        ("pending for the receiver", Some(Disturbance::ReceiverDown)),
     ];
     let (mut before, mut per_job) = (machine::memory(sink)?.now, Vec::new());
-    for (what, trouble) in batches {
-        ground.harvest(trouble, jobs).await?;
-        if trouble.is_some() {
-            pending(&ground, jobs).await?;
+    for (what, disturbance) in batches {
+        harvest(&mut bench, disturbance, jobs).await?;
+        if disturbance.is_some() {
+            wait_pending(&bench, jobs).await?;
         }
         let now = machine::memory(sink)?.now;
         let each = now.saturating_sub(before) as f64 / 1024.0 / jobs as f64;
-        table.rows.push(vec![
-            format!("after {jobs} results, {what}"),
-            figure(now as f64 / f64::from(1 << 20)),
-            figure(each),
-        ]);
-        (before, per_job) = (now, [per_job, vec![each]].concat());
+        table.rows.push(vec![format!("after {jobs} results, {what}"), mib(now), figure(each)]);
+        before = now;
+        per_job.push(each);
     }
     let more = per_job[2] - per_job[1];
     table.aims.push(Aim {
-        what: format!("a result that waits takes at most {MOST} KiB more than one that does not"),
+        what: format!("a pending result takes at most {MOST} KiB more than another"),
         found: format!("{} KiB", figure(more)),
         met: more <= MOST,
     });
     table.notes.push(
-        "Three batches, one after the other, each of so many Jobs that have finished; what grows with them is what the sink \
-         remembers of Jobs and results. Of a result that waits it remembers that, and reads what is to be told when it is: \
-         so nothing grows with the time that the receiver is away. The last batch stays until the sink says that all of it \
-         is pending."
+        "Three batches of finished Jobs, one after the other. Memory grows by what the sink remembers of Jobs and results. \
+         Of a pending result it remembers only that it is pending, and reads the rest when it delivers the CloudEvent: \
+         memory does not grow with the time that the receiver is down. The last batch is measured when the sink's metric \
+         counts all of it as pending."
             .to_owned(),
     );
     Ok(table)
 }
 
-/// Waits until the sink says that so many Jobs' events are pending.
-async fn pending(ground: &Ground, jobs: usize) -> Result<()> {
+/// Harvests a batch, with or without a receiver.
+async fn harvest(bench: &mut HarvestCluster, disturbance: Option<Disturbance>, jobs: usize) -> Result<()> {
+    let (client, namespace) = (bench.cluster.client(), bench.next_namespace()?);
+    bench.seed(&namespace, "faulty", jobs, true).await?;
+    match disturbance {
+        Some(disturbance) => bench.begin(disturbance, &namespace).await?,
+        None => ask_for_results(&client, &namespace).await?,
+    }
+    wait_harvested(&client, &namespace, jobs).await
+}
+
+/// Waits until the sink counts so many pending CloudEvents.
+async fn wait_pending(bench: &HarvestCluster, jobs: usize) -> Result<()> {
     const PENDING: &str = "job_handler_cloudevents_pending{";
     wait_for(Duration::from_secs(60), "all events to be pending", || async {
-        let (_, text) = ground.pair.sink().get("/metrics").await.map_err(|error| error.to_string())?;
+        let (_, text) = bench.pair.sink().get("/metrics").await.map_err(|error| error.to_string())?;
         let line = text.lines().find(|line| line.starts_with(PENDING)).unwrap_or(PENDING);
         let found = line.rsplit(' ').next().and_then(|value| value.parse().ok());
         if found == Some(jobs) { Ok(()) } else { Err(line.to_owned()) }

@@ -1,4 +1,4 @@
-//! Job creates: without anything, with a quota, with webhooks that do nothing, with both, with our limit.
+//! Job creates: without a limit, with a quota, with webhooks that do nothing, with both, and with our limit.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -7,37 +7,38 @@ use std::time::{Duration, Instant};
 use kube::Client;
 use tokio::task::JoinSet;
 
-use super::Effort;
-use super::ground::{Ground, namespace};
-use super::times::{self, Times};
+use crate::bench::limits::limits_cluster::{LimitsCluster, namespace};
+use crate::bench::limits::measure::LimitsEffort;
+use crate::bench::limits::time_breakdown::{self, TimeBreakdown};
 use crate::bench::load::Latencies;
-use crate::bench::report::{Aim, Table, figure, median, median_ratio};
 use crate::bench::reviews;
+use crate::bench::samples::LoadSamples;
+use crate::bench::table::{Aim, Table, figure};
 use crate::harness::error::{Error, Result};
 
-/// What a create passes through.
+/// What limits the Jobs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Way {
-    /// Nothing.
+pub enum LimitMethod {
+    /// No limit.
     None,
     /// `ResourceQuota` on `count/jobs.batch`.
     Quota,
     /// Two webhooks that allow everything: one mutating, one validating.
     Nulls,
-    /// Both of these: the price of a limit that is not exact, with as many calls as ours.
+    /// Both: a limit without the guarantees of ours, with as many webhook calls.
     NullsAndQuota,
-    /// Ours, one replica.
+    /// Our limit, one replica.
     One,
-    /// Ours, three replicas.
+    /// Our limit, three replicas.
     Three,
 }
 
-impl Way {
+impl LimitMethod {
     /// In the order of the tables.
     pub const ALL: [Self; 6] =
         [Self::None, Self::Quota, Self::Nulls, Self::NullsAndQuota, Self::One, Self::Three];
 
-    /// As tables call it.
+    /// Its name in tables.
     pub fn name(self) -> &'static str {
         match self {
             Self::None => "nothing",
@@ -69,44 +70,42 @@ impl Way {
 }
 
 #[derive(Clone, Debug, Default)]
-struct Cell {
-    per_second: Vec<f64>,
-    p50: Vec<f64>,
-    p99: Vec<f64>,
+struct CreateSamples {
+    load: LoadSamples,
     writes: f64,
     conflicts: f64,
     reads: f64,
     creates: u64,
-    times: Times,
+    times: TimeBreakdown,
 }
 
-type Cells = [Cell; Way::ALL.len()];
+type MethodSamples = [CreateSamples; LimitMethod::ALL.len()];
 
-pub(super) async fn measure(ground: &Ground, effort: &Effort) -> Result<[Table; 2]> {
+pub(super) async fn measure(bench: &LimitsCluster, effort: &LimitsEffort) -> Result<[Table; 2]> {
     let names = Arc::new(AtomicU64::new(0));
-    let mut measured: Vec<(usize, usize, Cells)> = Vec::new();
+    let mut measured: Vec<(usize, usize, MethodSamples)> = Vec::new();
     for &namespaces in &effort.namespaces {
         for &clients in &effort.clients {
-            let mut cells = Cells::default();
+            let mut cells = MethodSamples::default();
             for round in 0..effort.rounds {
-                for turn in 0..Way::ALL.len() {
-                    // Each round begins with another, so that none always follows the same neighbour.
-                    let n = (round + turn) % Way::ALL.len();
+                for turn in 0..LimitMethod::ALL.len() {
+                    // Each round begins with another method, so that none always follows the same one.
+                    let n = (round + turn) % LimitMethod::ALL.len();
                     let load = Load { clients, namespaces, time: effort.time };
-                    turn_of(ground, Way::ALL[n], load, &names, &mut cells[n]).await?;
+                    create_for(bench, LimitMethod::ALL[n], load, &names, &mut cells[n]).await?;
                 }
             }
             measured.push((namespaces, clients, cells));
         }
     }
-    let (mut table, mut times) = (table(effort), times::table());
+    let (mut table, mut times) = (table(effort), time_breakdown::table());
     for (namespaces, clients, cells) in &measured {
-        for (n, way) in Way::ALL.into_iter().enumerate() {
-            table.rows.push(row(*namespaces, *clients, way, &cells[n], cells));
-            let name = format!("{clients} into {namespaces}, {}", way.name());
+        for (n, method) in LimitMethod::ALL.into_iter().enumerate() {
+            table.rows.push(row(*namespaces, *clients, method, &cells[n], cells));
+            let name = format!("{clients} into {namespaces}, {}", method.name());
             times.rows.push(
                 std::iter::once(name)
-                    .chain(cells[n].times.cells(cells[n].creates, way.replicas().is_some()))
+                    .chain(cells[n].times.cells(cells[n].creates, method.replicas().is_some()))
                     .collect(),
             );
         }
@@ -122,30 +121,29 @@ struct Load {
     time: Duration,
 }
 
-async fn turn_of(
-    ground: &Ground,
-    way: Way,
+async fn create_for(
+    bench: &LimitsCluster,
+    method: LimitMethod,
     load: Load,
     names: &Arc<AtomicU64>,
-    cell: &mut Cell,
+    samples: &mut CreateSamples,
 ) -> Result<()> {
     const WRITES: &str = "job_handler_limit_ledger_writes_total";
     const CONFLICTS: &str = "job_handler_limit_ledger_conflicts_total";
     const READS: &str = "job_handler_limit_consistent_reads_total";
-    if let Some(replicas) = way.replicas() {
-        ground.ask(replicas).await?;
+    if let Some(replicas) = method.replicas() {
+        bench.use_replicas(replicas).await?;
     }
-    let times = Times::now(ground).await?;
-    let before =
-        [ground.counter(WRITES).await?, ground.counter(CONFLICTS).await?, ground.counter(READS).await?];
+    let times = TimeBreakdown::read(bench).await?;
+    let before = [bench.counter(WRITES).await?, bench.counter(CONFLICTS).await?, bench.counter(READS).await?];
     let begin = Instant::now();
-    // Connections are made, and caches filled, in the first part, which is not counted.
+    // The first part opens connections and fills caches, and is not counted.
     let counted = begin + load.time / 4;
     let until = counted + load.time;
     let mut tasks = JoinSet::new();
     for client in 0..load.clients {
-        let connection = ground.cluster.client();
-        let load = Turn { way, namespaces: load.namespaces, counted, until, first: client };
+        let connection = bench.cluster.client();
+        let load = CreateTask { method, namespaces: load.namespaces, counted, until, first: client };
         tasks.spawn(create(connection, load, names.clone()));
     }
     let (mut latencies, mut all) = (Latencies::new(), 0);
@@ -155,41 +153,39 @@ async fn turn_of(
         all += made;
     }
     let elapsed = counted.elapsed();
-    cell.times.add(times, Times::now(ground).await?);
+    samples.times.add(times, TimeBreakdown::read(bench).await?);
     for n in 0..load.namespaces {
-        ground.clear(&namespace(way.namespaces(), n)).await?;
+        bench.clear(&namespace(method.namespaces(), n)).await?;
     }
-    cell.per_second.push(latencies.count() as f64 / elapsed.as_secs_f64());
-    cell.p50.push(latencies.quantile(0.5));
-    cell.p99.push(latencies.quantile(0.99));
-    cell.writes += ground.counter(WRITES).await? - before[0];
-    cell.conflicts += ground.counter(CONFLICTS).await? - before[1];
-    cell.reads += ground.counter(READS).await? - before[2];
-    cell.creates += all;
+    samples.load.add(&latencies, elapsed);
+    samples.writes += bench.counter(WRITES).await? - before[0];
+    samples.conflicts += bench.counter(CONFLICTS).await? - before[1];
+    samples.reads += bench.counter(READS).await? - before[2];
+    samples.creates += all;
     Ok(())
 }
 
-struct Turn {
-    way: Way,
+struct CreateTask {
+    method: LimitMethod,
     namespaces: usize,
     counted: Instant,
     until: Instant,
     first: usize,
 }
 
-async fn create(client: Client, turn: Turn, names: Arc<AtomicU64>) -> Result<(Latencies, u64)> {
+async fn create(client: Client, task: CreateTask, names: Arc<AtomicU64>) -> Result<(Latencies, u64)> {
     const NAME: &str = "bench-name";
-    let what = format!("creating a Job with {}", turn.way.name());
-    let targets: Vec<(String, String)> = (0..turn.namespaces)
+    let what = format!("creating a Job with {}", task.method.name());
+    let targets: Vec<(String, String)> = (0..task.namespaces)
         .map(|n| {
-            let namespace = namespace(turn.way.namespaces(), n);
+            let namespace = namespace(task.method.namespaces(), n);
             let uri = format!("/apis/batch/v1/namespaces/{namespace}/jobs");
             (uri, reviews::job(&namespace, NAME).to_string())
         })
         .collect();
     let (mut latencies, mut made, mut now) = (Latencies::new(), 0, Instant::now());
-    for (uri, template) in targets.iter().cycle().skip(turn.first) {
-        if now >= turn.until {
+    for (uri, template) in targets.iter().cycle().skip(task.first) {
+        if now >= task.until {
             break;
         }
         let body = template.replace(NAME, &format!("job-{}", names.fetch_add(1, Ordering::Relaxed)));
@@ -198,56 +194,66 @@ async fn create(client: Client, turn: Turn, names: Arc<AtomicU64>) -> Result<(La
             .body(body.into_bytes())
             .map_err(|error| Error::Invalid(format!("{what}: {error}")))?;
         let before = Instant::now();
-        // An answer that is not 2xx is an error.
+        // Any status but 2xx is an error.
         client.request_text(request).await.map_err(Error::api(what.clone()))?;
         now = Instant::now();
         made += 1;
-        if before >= turn.counted {
+        if before >= task.counted {
             latencies.add(now - before);
         }
     }
     Ok((latencies, made))
 }
 
-impl Cell {
-    fn each(&self, of: f64) -> f64 {
-        of / self.creates as f64
+impl CreateSamples {
+    fn per_create(&self, count: f64) -> f64 {
+        count / self.creates as f64
     }
 }
 
-fn p50_ratio(cells: &Cells, of: Way, to: Way) -> f64 {
-    median_ratio(&cells[of as usize].p50, &cells[to as usize].p50)
+fn p50_ratio(cells: &MethodSamples, of: LimitMethod, to: LimitMethod) -> f64 {
+    cells[of as usize].load.p50_ratio(&cells[to as usize].load)
 }
 
-fn speed_ratio(cells: &Cells, of: Way, to: Way) -> f64 {
-    median_ratio(&cells[of as usize].per_second, &cells[to as usize].per_second)
+fn throughput_ratio(cells: &MethodSamples, of: LimitMethod, to: LimitMethod) -> f64 {
+    cells[of as usize].load.per_second_ratio(&cells[to as usize].load)
 }
 
-fn row(namespaces: usize, clients: usize, way: Way, cell: &Cell, cells: &Cells) -> Vec<String> {
-    let milliseconds = |figures: &[f64]| format!("{:.2}", median(figures.iter().copied()) / 1e3);
-    let ours = |value: f64| if way.replicas().is_some() { figure(value) } else { "-".to_owned() };
+fn row(
+    namespaces: usize,
+    clients: usize,
+    method: LimitMethod,
+    cell: &CreateSamples,
+    cells: &MethodSamples,
+) -> Vec<String> {
+    let [per_second, p50, p99] = cell.load.cells();
+    let ours = |value: f64| if method.replicas().is_some() { figure(value) } else { "-".to_owned() };
     vec![
-        format!("{clients} into {namespaces}, {}", way.name()),
-        figure(median(cell.per_second.iter().copied())),
-        milliseconds(&cell.p50),
-        milliseconds(&cell.p99),
-        figure(p50_ratio(cells, way, Way::None)),
-        figure(p50_ratio(cells, way, Way::NullsAndQuota)),
-        figure(speed_ratio(cells, way, Way::NullsAndQuota)),
-        ours(cell.each(cell.writes)),
-        ours(cell.each(cell.conflicts)),
-        ours(cell.each(cell.reads)),
+        format!("{clients} into {namespaces}, {}", method.name()),
+        per_second,
+        p50,
+        p99,
+        figure(p50_ratio(cells, method, LimitMethod::None)),
+        figure(p50_ratio(cells, method, LimitMethod::NullsAndQuota)),
+        figure(throughput_ratio(cells, method, LimitMethod::NullsAndQuota)),
+        ours(cell.per_create(cell.writes)),
+        ours(cell.per_create(cell.conflicts)),
+        ours(cell.per_create(cell.reads)),
     ]
 }
 
-fn aims(measured: &[(usize, usize, Cells)]) -> Vec<Aim> {
+fn aims(measured: &[(usize, usize, MethodSamples)]) -> Vec<Aim> {
     let mut aims = Vec::new();
-    for way in [Way::One, Way::Three] {
+    for method in [LimitMethod::One, LimitMethod::Three] {
         let ratios: Vec<(String, f64, f64)> = measured
             .iter()
             .map(|(namespaces, clients, cells)| {
-                let slower = 1.0 / speed_ratio(cells, way, Way::NullsAndQuota);
-                (format!("{clients} into {namespaces}"), p50_ratio(cells, way, Way::NullsAndQuota), slower)
+                let slower = 1.0 / throughput_ratio(cells, method, LimitMethod::NullsAndQuota);
+                (
+                    format!("{clients} into {namespaces}"),
+                    p50_ratio(cells, method, LimitMethod::NullsAndQuota),
+                    slower,
+                )
             })
             .collect();
         let found: Vec<String> =
@@ -255,25 +261,25 @@ fn aims(measured: &[(usize, usize, Cells)]) -> Vec<Aim> {
         aims.push(Aim {
             what: format!(
                 "{}: p50 at most 1.2 times, and throughput at least 1/1.2, of two null webhooks and quota",
-                way.name()
+                method.name()
             ),
             found: format!("p50 times, throughput one part in: {}", found.join("; ")),
             met: ratios.iter().all(|(_, p50, slower)| *p50 <= 1.2 && *slower <= 1.2),
         });
     }
     let most = measured.iter().map(|(_, clients, _)| *clients).max().unwrap_or_default();
-    for (way, aim) in [(Way::One, 0.3), (Way::Three, 0.6)] {
+    for (method, aim) in [(LimitMethod::One, 0.3), (LimitMethod::Three, 0.6)] {
         let at: Vec<(usize, f64)> = measured
             .iter()
             .filter(|(_, clients, _)| *clients == most)
-            .map(|(namespaces, _, cells)| (*namespaces, &cells[way as usize]))
-            .map(|(namespaces, cell)| (namespaces, cell.each(cell.writes)))
+            .map(|(namespaces, _, cells)| (*namespaces, &cells[method as usize]))
+            .map(|(namespaces, cell)| (namespaces, cell.per_create(cell.writes)))
             .collect();
         let found: Vec<String> = at.iter().map(|(n, writes)| format!("{writes:.2} into {n}")).collect();
         aims.push(Aim {
             what: format!(
                 "{}: ledger writes per admitted Job at c = {most} below {aim}, into one namespace",
-                way.name()
+                method.name()
             ),
             found: found.join(", "),
             met: at.iter().filter(|(namespaces, _)| *namespaces == 1).all(|(_, writes)| *writes < aim),
@@ -282,7 +288,7 @@ fn aims(measured: &[(usize, usize, Cells)]) -> Vec<Aim> {
     aims
 }
 
-fn table(effort: &Effort) -> Table {
+fn table(effort: &LimitsEffort) -> Table {
     let columns = [
         "clients into namespaces, way",
         "creates/s",
@@ -296,13 +302,13 @@ fn table(effort: &Effort) -> Table {
         "consistent reads/Job",
     ];
     let mut table = Table::new("Limits: Job creates through the apiserver", &columns);
-    let Effort { rounds, time, .. } = effort;
+    let LimitsEffort { rounds, time, .. } = effort;
     table.notes = vec![
         format!(
             "A cluster of its own (etcd, apiserver, scheduler, no audit log; the controller manager is paused, so that \
              nothing follows a create), everything on the same cores. Closed loop, one connection per client; {rounds} \
              rounds of {time:?} per way after a quarter of that to warm up; ways in turn within each round, the Jobs deleted \
-             after each turn. Figures are medians over the rounds; ratios are medians of the ratios within each round."
+             after each task. Figures are medians over the rounds; ratios are medians of the ratios within each round."
         ),
         "Each way has namespaces of its own. Limits and quotas are never reached. The null webhooks run in the webhook's own \
          server, allow everything, and stand behind a balancer as ours do. Ours is the installed pair, three webhook \

@@ -5,15 +5,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::Secret;
-use kube::{Api, Client};
+use kube::Api;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
-use super::Effort;
-use super::ground::{Ground, Limited};
+use crate::bench::limits::create_jobs::create;
+use crate::bench::limits::limits_cluster::{LimitsCluster, NamespaceLimit};
+use crate::bench::limits::measure::LimitsEffort;
 use crate::bench::load::Latencies;
-use crate::bench::report::{Aim, Table, figure, median, median_ratio};
 use crate::bench::reviews;
+use crate::bench::samples::LoadSamples;
+use crate::bench::table::{Aim, Table, figure, median};
 use crate::harness::error::{Error, Result};
 use crate::net::https_client::{Connection, HttpsClient};
 
@@ -22,35 +24,34 @@ const OURS: &str = "ours-full-0";
 const READS: &str = "job_handler_limit_consistent_reads_total";
 /// Clients of the apiserver.
 const CLIENTS: [usize; 2] = [50, 150];
-/// To the webhook alone: refusals wait for one of at most 20 looks a second, so that few callers cannot get many.
+/// Clients of the webhook alone: refusals wait for one of at most 20 reads per second, so that few clients get few refusals.
 const ALONE: usize = 400;
 
 #[derive(Default)]
-struct Cell {
-    per_second: Vec<f64>,
-    p50: Vec<f64>,
-    p99: Vec<f64>,
+struct RefusalSamples {
+    load: LoadSamples,
+    /// Consistent reads per second.
     reads: Vec<f64>,
 }
 
-pub(super) async fn measure(ground: &Ground, effort: &Effort) -> Result<Table> {
-    // The quota of a fresh namespace is counted by a controller, which is paused meanwhile.
-    let controllers = ground.cluster.component(crate::cluster::Component::ControllerManager)?;
+pub(super) async fn measure(bench: &LimitsCluster, effort: &LimitsEffort) -> Result<Table> {
+    // The controller that counts the quota of a new namespace is paused.
+    let controllers = bench.cluster.component(crate::cluster::Component::ControllerManager)?;
     controllers.cont()?;
-    ground.namespace(QUOTA, Limited::Quota(1)).await?;
-    ground.namespace(OURS, Limited::Policy(1)).await?;
+    bench.namespace(QUOTA, NamespaceLimit::Quota(1)).await?;
+    bench.namespace(OURS, NamespaceLimit::Policy(1)).await?;
     controllers.stop()?;
-    let client = ground.cluster.client();
+    let client = bench.cluster.client();
     for namespace in [QUOTA, OURS] {
-        let first = post(&client, namespace, "first").await?;
+        let first = create(&client, namespace, "first").await?;
         if let Err(why) = first {
             return Err(Error::Invalid(format!("the first Job in {namespace}: {why}")));
         }
     }
     let mut table = table();
-    let alone = alone(ground, effort).await?;
+    let alone = alone(bench, effort).await?;
     table.rows.push(row(&format!("the webhook alone, 1 replica, {ALONE} clients"), &alone, None));
-    let rate = median(alone.per_second.iter().copied());
+    let rate = alone.load.per_second();
     table.aims.push(Aim {
         what: "the webhook alone refuses at least 5,000 a second".to_owned(),
         found: figure(rate),
@@ -58,7 +59,7 @@ pub(super) async fn measure(ground: &Ground, effort: &Effort) -> Result<Table> {
     });
     let mut reads = vec![(median(alone.reads.iter().copied()), 1.0)];
     for clients in CLIENTS {
-        let [quota, one, three] = through(ground, effort, clients).await?;
+        let [quota, one, three] = through(bench, effort, clients).await?;
         for (who, cell) in [
             ("two null webhooks, quota", &quota),
             ("our limit, 1 replica", &one),
@@ -66,7 +67,7 @@ pub(super) async fn measure(ground: &Ground, effort: &Effort) -> Result<Table> {
         ] {
             table.rows.push(row(&format!("apiserver, {clients} clients: {who}"), cell, Some(&quota)));
         }
-        let ratios = [&one, &three].map(|ours| median_ratio(&ours.p50, &quota.p50));
+        let ratios = [&one, &three].map(|ours| ours.load.p50_ratio(&quota.load));
         table.aims.push(Aim {
             what: format!(
                 "through the apiserver, {clients} clients: a p50 of at most 1.3 times that of the quota's own refusals \
@@ -85,19 +86,19 @@ pub(super) async fn measure(ground: &Ground, effort: &Effort) -> Result<Table> {
     Ok(table)
 }
 
-/// Reviews to `/validate` of one replica, each of another Job.
-async fn alone(ground: &Ground, effort: &Effort) -> Result<Cell> {
-    let secrets: Api<Secret> = Api::namespaced(ground.cluster.client(), job_handler_shared::keys::NAMESPACE);
+/// Sends reviews to `/validate` of one replica, each about another Job.
+async fn alone(bench: &LimitsCluster, effort: &LimitsEffort) -> Result<RefusalSamples> {
+    let secrets: Api<Secret> = Api::namespaced(bench.cluster.client(), job_handler_shared::keys::NAMESPACE);
     let secret = secrets.get("job-handler-ca").await.map_err(Error::api("the CA"))?;
     let ca = secret.data.unwrap_or_default().remove("ca.crt").map(|pem| pem.0).unwrap_or_default();
-    let port = ground.pair.webhook(0).port();
+    let port = bench.pair.webhook(0).port();
     let https = HttpsClient::new(ca, (std::net::Ipv4Addr::LOCALHOST, port).into())?;
     let template = Arc::new(review()?);
-    let (numbers, mut cell) = (Arc::new(AtomicU64::new(0)), Cell::default());
+    let (numbers, mut cell) = (Arc::new(AtomicU64::new(0)), RefusalSamples::default());
     // The first round warms up.
     for round in 0..=effort.rounds {
         let mut tasks = JoinSet::new();
-        let before = ground.counter(READS).await?;
+        let before = bench.counter(READS).await?;
         let begin = Instant::now();
         for _ in 0..ALONE {
             let connection = https.connect().await?;
@@ -105,7 +106,7 @@ async fn alone(ground: &Ground, effort: &Effort) -> Result<Cell> {
         }
         let latencies = joined(tasks).await?;
         if round > 0 {
-            cell.add(&latencies, begin.elapsed(), ground.counter(READS).await? - before);
+            cell.add(&latencies, begin.elapsed(), bench.counter(READS).await? - before);
         }
     }
     Ok(cell)
@@ -134,7 +135,7 @@ async fn refused(
 
 const NUMBER: &str = "000000number";
 
-/// A review as the validating phase sees it: with the Job's name and uid.
+/// A review of the validating phase, which has the Job's name and uid.
 fn review() -> Result<String> {
     let bytes = reviews::review_in(OURS);
     let mut review: Value =
@@ -150,29 +151,32 @@ fn review() -> Result<String> {
     Ok(review.to_string())
 }
 
-async fn through(ground: &Ground, effort: &Effort, clients: usize) -> Result<[Cell; 3]> {
-    let ways = [(QUOTA, None), (OURS, Some(1)), (OURS, Some(3))];
+async fn through(
+    bench: &LimitsCluster,
+    effort: &LimitsEffort,
+    clients: usize,
+) -> Result<[RefusalSamples; 3]> {
+    let methods = [(QUOTA, None), (OURS, Some(1)), (OURS, Some(3))];
     let numbers = Arc::new(AtomicU64::new(0));
-    let mut cells: [Cell; 3] = Default::default();
+    let mut cells: [RefusalSamples; 3] = Default::default();
     for round in 0..=effort.rounds {
-        for turn in 0..ways.len() {
-            let n = (round + turn) % ways.len();
-            let (namespace, replicas) = ways[n];
+        for turn in 0..methods.len() {
+            let n = (round + turn) % methods.len();
+            let (namespace, replicas) = methods[n];
             if let Some(replicas) = replicas {
-                ground.ask(replicas).await?;
+                bench.use_replicas(replicas).await?;
             }
-            let before = ground.counter(READS).await?;
+            let before = bench.counter(READS).await?;
             let begin = Instant::now();
             let mut tasks = JoinSet::new();
             for _ in 0..clients {
-                let (client, numbers, until) =
-                    (ground.cluster.client(), numbers.clone(), begin + effort.time);
+                let (client, numbers, until) = (bench.cluster.client(), numbers.clone(), begin + effort.time);
                 tasks.spawn(async move {
                     let (mut latencies, mut now) = (Latencies::new(), Instant::now());
                     while now < until {
                         let name = format!("r{}", numbers.fetch_add(1, Ordering::Relaxed));
                         let before = Instant::now();
-                        match post(&client, namespace, &name).await? {
+                        match create(&client, namespace, &name).await? {
                             Err(why)
                                 if why.contains("exceeded quota") || why.contains("job limit reached") => {}
                             other => {
@@ -187,7 +191,7 @@ async fn through(ground: &Ground, effort: &Effort, clients: usize) -> Result<[Ce
             }
             let latencies = joined(tasks).await?;
             if round > 0 {
-                cells[n].add(&latencies, begin.elapsed(), ground.counter(READS).await? - before);
+                cells[n].add(&latencies, begin.elapsed(), bench.counter(READS).await? - before);
             }
         }
     }
@@ -203,40 +207,17 @@ async fn joined(mut tasks: JoinSet<Result<Latencies>>) -> Result<Latencies> {
     Ok(latencies)
 }
 
-/// Creates a Job; the inner error is a refusal.
-pub(super) async fn post(client: &Client, namespace: &str, name: &str) -> Result<Result<(), String>> {
-    let what = format!("creating the Job {namespace}/{name}");
-    let request = http::Request::post(format!("/apis/batch/v1/namespaces/{namespace}/jobs"))
-        .header(http::header::CONTENT_TYPE, "application/json")
-        .body(reviews::job(namespace, name).to_string().into_bytes())
-        .map_err(|error| Error::Invalid(format!("{what}: {error}")))?;
-    match client.request_text(request).await {
-        Ok(_) => Ok(Ok(())),
-        Err(kube::Error::Api(status)) if status.code == 403 => Ok(Err(status.message.clone())),
-        Err(error) => Err(Error::api(what)(error)),
-    }
-}
-
-impl Cell {
+impl RefusalSamples {
     fn add(&mut self, latencies: &Latencies, elapsed: Duration, reads: f64) {
-        self.per_second.push(latencies.count() as f64 / elapsed.as_secs_f64());
-        self.p50.push(latencies.quantile(0.5));
-        self.p99.push(latencies.quantile(0.99));
+        self.load.add(latencies, elapsed);
         self.reads.push(reads / elapsed.as_secs_f64());
     }
 }
 
-fn row(name: &str, cell: &Cell, quota: Option<&Cell>) -> Vec<String> {
-    let milliseconds = |figures: &[f64]| format!("{:.2}", median(figures.iter().copied()) / 1e3);
-    let of_quota = quota.map_or("-".to_owned(), |quota| figure(median_ratio(&cell.p50, &quota.p50)));
-    vec![
-        name.to_owned(),
-        figure(median(cell.per_second.iter().copied())),
-        milliseconds(&cell.p50),
-        milliseconds(&cell.p99),
-        of_quota,
-        figure(median(cell.reads.iter().copied())),
-    ]
+fn row(name: &str, samples: &RefusalSamples, quota: Option<&RefusalSamples>) -> Vec<String> {
+    let [per_second, p50, p99] = samples.load.cells();
+    let of_quota = quota.map_or("-".to_owned(), |quota| figure(samples.load.p50_ratio(&quota.load)));
+    vec![name.to_owned(), per_second, p50, p99, of_quota, figure(median(samples.reads.iter().copied()))]
 }
 
 fn table() -> Table {

@@ -1,15 +1,15 @@
-//! Where a create's time goes: as the apiserver itself counts it, and by processes.
+//! Where a create's time is spent: by the apiserver's own metrics, and by process.
 
 use std::time::Duration;
 
-use super::ground::Ground;
-use crate::bench::machine;
-use crate::bench::report::{Table, figure};
-use crate::bench::variants;
+use crate::bench::limits::limits_cluster::LimitsCluster;
+use crate::bench::table::{Table, figure};
+use crate::bench::{machine, variants};
 use crate::cluster::Component;
 use crate::harness::error::Result;
+use crate::net::metrics;
 
-/// The columns: what they are called, and the metric and labels that tell of them.
+/// The columns: name, metric and labels.
 const PARTS: [(&str, &str, &[&str]); 5] = [
     (
         "create",
@@ -27,36 +27,29 @@ const PARTS: [(&str, &str, &[&str]); 5] = [
 ];
 const WEBHOOKS: &str = "apiserver_admission_webhook_admission_duration_seconds";
 
-/// Whose processor time is looked at.
+/// The processes whose processor time is measured.
 const PROCESSES: [&str; 5] = ["apiserver", "etcd", "null webhooks", "our webhooks", "our sink"];
 
-/// Seconds and calls of each part so far, and the processor time of each process.
+/// Seconds and calls of each part, and the processor time of each process.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Times {
+pub(super) struct TimeBreakdown {
     calls: [(f64, f64); PARTS.len()],
     processors: [Duration; PROCESSES.len()],
 }
 
-impl Times {
+impl TimeBreakdown {
     /// Since the apiserver's start.
-    pub(super) async fn now(ground: &Ground) -> Result<Self> {
-        let text = variants::metrics(&ground.cluster).await?;
-        let mut times = Self { processors: processors(ground)?, ..Self::default() };
+    pub(super) async fn read(bench: &LimitsCluster) -> Result<Self> {
+        let text = variants::metrics(&bench.cluster).await?;
+        let mut times = Self { processors: processors(bench)?, ..Self::default() };
         for (found, (_, metric, labels)) in times.calls.iter_mut().zip(PARTS) {
-            let sum = |suffix: &str| {
-                let name = format!("{metric}_{suffix}{{");
-                let of =
-                    |line: &&str| line.starts_with(&name) && labels.iter().all(|label| line.contains(label));
-                let value =
-                    |line: &str| line.rsplit_once(' ').and_then(|(_, value)| value.parse::<f64>().ok());
-                text.lines().filter(of).filter_map(value).sum::<f64>()
-            };
+            let sum = |suffix: &str| metrics::sum(&text, &format!("{metric}_{suffix}"), labels);
             *found = (sum("sum"), sum("count"));
         }
         Ok(times)
     }
 
-    /// Adds what came between two looks.
+    /// Adds the difference of two readings.
     pub(super) fn add(&mut self, before: Self, after: Self) {
         for (n, all) in self.calls.iter_mut().enumerate() {
             all.0 += after.calls[n].0 - before.calls[n].0;
@@ -67,8 +60,8 @@ impl Times {
         }
     }
 
-    /// Milliseconds per call, and processor time in milliseconds per create. Ledgers are also written a moment after the
-    /// turn that caused it: what is counted in a way that has none is another's.
+    /// Milliseconds per call, and processor time in milliseconds per create. A ledger is also written shortly after its
+    /// turn: ledger calls in the turn of a method without ledgers belong to another turn and are left out.
     pub(super) fn cells(self, creates: u64, ledgers: bool) -> impl Iterator<Item = String> {
         let mean = move |((name, ..), (seconds, calls)): (&(&str, _, _), (f64, f64))| match calls > 0.0
             && (ledgers || !name.contains("ledger"))
@@ -81,20 +74,20 @@ impl Times {
     }
 }
 
-fn processors(ground: &Ground) -> Result<[Duration; PROCESSES.len()]> {
-    let of = |component| machine::processor_time(ground.cluster.component(component)?.process().id());
-    let webhooks = ground.pair.webhooks().iter();
+fn processors(bench: &LimitsCluster) -> Result<[Duration; PROCESSES.len()]> {
+    let of = |component| machine::processor_time(bench.cluster.component(component)?.process().id());
+    let webhooks = bench.pair.webhooks().iter();
     let webhooks = webhooks.map(|webhook| machine::processor_time(webhook.process().id()));
     Ok([
         of(Component::Apiserver)?,
         of(Component::Etcd)?,
-        machine::processor_time(ground.null.process())?,
+        machine::processor_time(bench.null.process())?,
         webhooks.sum::<Result<Duration>>()?,
-        machine::processor_time(ground.pair.sink().process().id())?,
+        machine::processor_time(bench.pair.sink().process().id())?,
     ])
 }
 
-/// Without its rows.
+/// The table without its rows.
 pub(super) fn table() -> Table {
     let mut columns = vec!["clients into namespaces, way".to_owned()];
     columns.extend(PARTS.iter().map(|(name, _, _)| format!("{name} ms")));

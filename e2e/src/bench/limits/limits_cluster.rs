@@ -1,4 +1,4 @@
-//! A cluster on which each way of limiting has namespaces of its own.
+//! The cluster of the benchmark: each method of limiting has namespaces of its own.
 
 use std::net::Ipv4Addr;
 use std::path::Path;
@@ -8,60 +8,59 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use job_handler_shared::keys;
 use k8s_openapi::api::batch::v1::Job;
-use kube::api::{DeleteParams, ListParams, PropagationPolicy};
 use kube::{Api, Client};
 use serde_json::{Value, json};
 
 use crate::bench::reviews;
 use crate::bench::server::{Handler, Server};
-use crate::bench::variants::{api, create, url_at};
+use crate::bench::variants::{self, api, create, url_at};
 use crate::cluster::Cluster;
 use crate::harness::error::{Error, Result};
 use crate::harness::wait::wait_for;
 use crate::net::load_balancer::{Backend, LoadBalancer};
+use crate::net::metrics;
 use crate::pair::{Pair, PairOptions, patch_stamping_webhooks};
 
 /// Webhook replicas that are installed.
 const REPLICAS: usize = 3;
-/// More than any measurement makes.
+/// More Jobs than any measurement creates.
 const PLENTY: u32 = 1_000_000;
-/// Namespaces that webhooks of ours are called for; the first part of their names.
+/// Prefix of the namespaces that our webhooks are called for.
 const OURS: &str = "ours";
 
-/// Everything that runs.
-pub(super) struct Ground {
+pub(super) struct LimitsCluster {
     // Dropped in this order.
     pub(super) pair: Pair,
     pub(super) null: Server,
     balancer: LoadBalancer,
-    /// Says that an answer is 503 instead of asking again inside past the deadline.
+    /// Does not retry a 503 by itself.
     client: Client,
     pub(super) cluster: Cluster,
 }
 
 /// What limits the Jobs of a namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Limited {
+pub(super) enum NamespaceLimit {
     /// Nothing.
     Not,
     /// A `ResourceQuota` of `count/jobs.batch`.
     Quota(u32),
-    /// A policy of ours.
+    /// A policy of ours with `whenFull: Reject`.
     Policy(u32),
-    /// A policy of ours that queues.
+    /// A policy of ours with `whenFull: Queue`.
     Queue(u32),
 }
 
-/// Names of a way's namespaces.
-pub(super) fn namespace(way: &str, n: usize) -> String {
-    format!("{way}-{n}")
+/// The name of a method's `n`th namespace.
+pub(super) fn namespace(method: &str, n: usize) -> String {
+    format!("{method}-{n}")
 }
 
-impl Ground {
-    /// Boots nothing: takes a cluster, installs the pair and the null webhooks, makes `most` namespaces for each way of
-    /// creating, and returns once all of it is in force.
+impl LimitsCluster {
+    /// Installs the pair and the null webhooks on a cluster, creates `most` namespaces for each method, and waits until all
+    /// of it is in force.
     pub(super) async fn set_up(cluster: Cluster, program: &Path, most: usize) -> Result<Self> {
-        // CRDs first: for some seconds after them the apiserver is busy with its OpenAPI.
+        // CRDs first: the apiserver then spends some seconds on its OpenAPI document.
         let options = PairOptions {
             webhooks: REPLICAS,
             sinks: Some(1),
@@ -70,35 +69,35 @@ impl Ground {
         };
         let pair = Pair::install(&cluster, options).await?;
         let null = Server::start(program, Handler::Null, "null-0")?;
-        // As ours has one.
+        // Behind a load balancer, like our webhooks.
         let balancer = LoadBalancer::start(Ipv4Addr::LOCALHOST, &[Backend::on(null.address().port())])?;
         let mut config = cluster.config().clone();
         config.default_retry = false;
         let client = Client::try_from(config).map_err(Error::api("making a client"))?;
-        let ground = Self { pair, null, balancer, client, cluster };
+        let bench = Self { pair, null, balancer, client, cluster };
         for n in 0..most {
-            ground.namespace(&namespace("none", n), Limited::Not).await?;
-            ground.namespace(&namespace("quota", n), Limited::Quota(PLENTY)).await?;
-            ground.namespace(&namespace("null", n), Limited::Not).await?;
-            ground.namespace(&namespace("null-quota", n), Limited::Quota(PLENTY)).await?;
-            ground.namespace(&namespace(OURS, n), Limited::Policy(PLENTY)).await?;
+            bench.namespace(&namespace("none", n), NamespaceLimit::Not).await?;
+            bench.namespace(&namespace("quota", n), NamespaceLimit::Quota(PLENTY)).await?;
+            bench.namespace(&namespace("null", n), NamespaceLimit::Not).await?;
+            bench.namespace(&namespace("null-quota", n), NamespaceLimit::Quota(PLENTY)).await?;
+            bench.namespace(&namespace(OURS, n), NamespaceLimit::Policy(PLENTY)).await?;
         }
-        ground.only_for_their_own(most).await?;
-        Ok(ground)
+        bench.restrict_webhooks(most).await?;
+        Ok(bench)
     }
 
-    /// Makes a namespace and limits it.
-    pub(super) async fn namespace(&self, name: &str, limited: Limited) -> Result<()> {
+    /// Creates a namespace and its limit.
+    pub(super) async fn namespace(&self, name: &str, limit: NamespaceLimit) -> Result<()> {
         let namespace = json!({
             "apiVersion": "v1", "kind": "Namespace",
-            "metadata": {"name": name, "labels": {"bench": name.rsplit_once('-').map_or(name, |(way, _)| way)}},
+            "metadata": {"name": name, "labels": {"bench": name.rsplit_once('-').map_or(name, |(method, _)| method)}},
         });
         create(&self.cluster, "", "v1", "Namespace", &namespace).await?;
-        match limited {
-            Limited::Not => Ok(()),
-            Limited::Quota(max) => self.quota(name, max).await,
-            Limited::Policy(max) => self.policy(name, max, "Reject").await,
-            Limited::Queue(max) => self.policy(name, max, "Queue").await,
+        match limit {
+            NamespaceLimit::Not => Ok(()),
+            NamespaceLimit::Quota(max) => self.quota(name, max).await,
+            NamespaceLimit::Policy(max) => self.policy(name, max, "Reject").await,
+            NamespaceLimit::Queue(max) => self.policy(name, max, "Queue").await,
         }
     }
 
@@ -136,8 +135,8 @@ impl Ground {
         .await
     }
 
-    /// Ours stamps in its namespaces alone, and the null webhooks are called in theirs alone.
-    async fn only_for_their_own(&self, most: usize) -> Result<()> {
+    /// Lets the apiserver call each webhook for its own namespaces only.
+    async fn restrict_webhooks(&self, most: usize) -> Result<()> {
         let ours = [OURS, "ours-full", "ours-queue", "ours-many"];
         patch_stamping_webhooks(self.cluster.client(), &[("namespaceSelector", selector(&ours))]).await?;
         for (kind, path) in
@@ -163,14 +162,14 @@ impl Ground {
             create(&self.cluster, "admissionregistration.k8s.io", "v1", kind, &configuration).await?;
         }
         let called = |name: &'static str| self.calls(name);
-        for (way, webhook) in [
+        for (method, webhook) in [
             ("null", "null-mutate.bench.job-handler.io"),
             ("null", "null-validate.bench.job-handler.io"),
             (OURS, keys::MUTATING_WEBHOOK),
         ] {
             wait_for(Duration::from_secs(120), &format!("{webhook} to be called"), || async {
                 let before = called(webhook).await.map_err(|error| error.to_string())?;
-                self.dry_run(&namespace(way, most - 1)).await?;
+                self.dry_run(&namespace(method, most - 1)).await?;
                 let after = called(webhook).await.map_err(|error| error.to_string())?;
                 if after > before { Ok(()) } else { Err("not yet".to_owned()) }
             })
@@ -180,21 +179,17 @@ impl Ground {
     }
 
     async fn calls(&self, webhook: &str) -> Result<u64> {
-        crate::bench::variants::calls(&self.cluster, webhook).await
+        variants::calls(&self.cluster, webhook).await
     }
 
-    /// From now on so many replicas are asked; returns when the apiserver has a new connection for whoever asks next.
-    ///
-    /// # Errors
-    /// If it finds none.
-    pub(super) async fn ask(&self, replicas: usize) -> Result<()> {
+    /// Routes reviews to so many replicas. Returns once the apiserver has dropped its connections to others.
+    pub(super) async fn use_replicas(&self, replicas: usize) -> Result<()> {
         let backend = |member: &crate::Member| Backend::on(member.port());
         let backends: Vec<Backend> = self.pair.webhooks().iter().take(replicas).map(backend).collect();
         self.pair.balancer().set_backends(&backends);
         self.pair.balancer().close_connections();
-        // The apiserver learns of a cut connection by its end; what it has begun to send on one by then comes back as an
-        // error 500.
-        wait_for(Duration::from_secs(10), "the apiserver to leave the connections that were cut", || async {
+        // A request that the apiserver was sending on a closed connection fails with status 500.
+        wait_for(Duration::from_secs(10), "the apiserver to drop its closed connections", || async {
             tokio::time::sleep(Duration::from_millis(50)).await;
             for _ in 0..3 {
                 self.dry_run(&namespace(OURS, 0)).await?;
@@ -217,27 +212,17 @@ impl Ground {
         let mut sum = 0.0;
         for webhook in self.pair.webhooks() {
             let (_, text) = webhook.get("/metrics").await?;
-            let of = |line: &&str| line.split(['{', ' ']).next() == Some(name);
-            let value = |line: &str| line.rsplit(' ').next().and_then(|value| value.parse::<f64>().ok());
-            sum += text.lines().filter(of).filter_map(value).sum::<f64>();
+            sum += metrics::sum(&text, name, &[]);
         }
         Ok(sum)
     }
 
     /// Deletes all Jobs of a namespace.
     pub(super) async fn clear(&self, namespace: &str) -> Result<()> {
-        let how = DeleteParams {
-            propagation_policy: Some(PropagationPolicy::Background),
-            ..DeleteParams::default()
-        };
-        let jobs = api(&self.cluster, "batch", "v1", "Job", Some(namespace));
-        jobs.delete_collection(&how, &ListParams::default())
-            .await
-            .map(drop)
-            .map_err(Error::api("deleting the Jobs"))
+        variants::delete_jobs(&self.cluster, namespace).await
     }
 }
 
-fn selector(ways: &[&str]) -> Value {
-    json!({"matchExpressions": [{"key": "bench", "operator": "In", "values": ways}]})
+fn selector(methods: &[&str]) -> Value {
+    json!({"matchExpressions": [{"key": "bench", "operator": "In", "values": methods}]})
 }

@@ -1,4 +1,4 @@
-//! A queue that drains: how long a slot stays free until the next Job of the queue runs.
+//! The draining of a queue: how long a slot stays free until the next queued Job runs.
 
 use std::collections::{HashSet, VecDeque};
 use std::time::{Duration, Instant};
@@ -10,40 +10,27 @@ use kube::api::{ListParams, Patch, PatchParams, WatchEvent, WatchParams};
 use kube::{Api, ResourceExt};
 use serde_json::json;
 
-use super::Effort;
-use super::ground::{Ground, Limited};
-use super::refusals::post;
+use crate::bench::limits::create_jobs::create_all;
+use crate::bench::limits::limits_cluster::{LimitsCluster, NamespaceLimit};
+use crate::bench::limits::measure::LimitsEffort;
 use crate::bench::load::Latencies;
-use crate::bench::report::{Aim, Table, figure};
+use crate::bench::table::{Aim, Table, figure};
 use crate::etcd_history::StoredJobState;
 use crate::harness::error::{Error, Result};
 
 const NAMESPACE: &str = "ours-queue-0";
-/// Slots that the queue is for.
+/// The limit.
 const SLOTS: u32 = 10;
 /// How long each Job runs.
 const RUNS: Duration = Duration::from_millis(50);
-/// Clients that fill the queue.
-const CLIENTS: usize = 20;
 
-pub(super) async fn measure(ground: &Ground, effort: &Effort) -> Result<Table> {
-    ground.ask(3).await?;
-    ground.namespace(NAMESPACE, Limited::Queue(SLOTS)).await?;
-    let client = ground.cluster.client();
-    let filling = (0..effort.queued).map(|n| {
-        let client = client.clone();
-        async move { post(&client, NAMESPACE, &format!("q{n}")).await }
-    });
-    let refused: Vec<_> = futures::stream::iter(filling)
-        .buffer_unordered(CLIENTS)
-        .try_filter_map(|made| async move { Ok(made.err()) })
-        .try_collect()
-        .await?;
-    if let Some(why) = refused.first() {
-        return Err(Error::Invalid(format!("a Job that should have been queued was refused: {why}")));
-    }
+pub(super) async fn measure(bench: &LimitsCluster, effort: &LimitsEffort) -> Result<Table> {
+    bench.use_replicas(3).await?;
+    bench.namespace(NAMESPACE, NamespaceLimit::Queue(SLOTS)).await?;
+    let client = bench.cluster.client();
+    create_all(&client, NAMESPACE, "queued", effort.queued).await?;
     let seen = drain(Api::namespaced(client, NAMESPACE), effort.queued).await?;
-    ground.clear(NAMESPACE).await?;
+    bench.clear(NAMESPACE).await?;
     let mut table = table();
     let ms = |quantile: f64| seen.gaps.quantile(quantile) / 1e3;
     table.rows.push(vec![
@@ -63,14 +50,14 @@ pub(super) async fn measure(ground: &Ground, effort: &Effort) -> Result<Table> {
     Ok(table)
 }
 
-struct Drained {
+struct DrainFigures {
     gaps: Latencies,
     took: Duration,
     most: usize,
 }
 
-/// Ends each Job that runs, as soon as all slots are taken, and measures until all have run.
-async fn drain(jobs: Api<Job>, queued: usize) -> Result<Drained> {
+/// Completes each running Job once all slots are taken, until all Jobs have run.
+async fn drain(jobs: Api<Job>, queued: usize) -> Result<DrainFigures> {
     let slots = SLOTS as usize;
     let state = |job: &Job| StoredJobState::of(&serde_json::to_value(job).unwrap_or_default());
     let list = jobs.list(&ListParams::default()).await.map_err(Error::api("listing the queue"))?;
@@ -79,13 +66,13 @@ async fn drain(jobs: Api<Job>, queued: usize) -> Result<Drained> {
     let mut active: HashSet<String> = running.collect();
     let (mut finished, mut free) = (0, VecDeque::<Instant>::new());
     let (mut gaps, mut most) = (Latencies::new(), active.len());
-    // Before that a slot may be free because nobody has taken it yet: no gap that anybody waits for.
+    // Until then a slot may be free because it was not taken yet, which is not a gap.
     let mut full = None;
     let mut from = list.metadata.resource_version.unwrap_or_default();
     while finished < queued {
         if full.is_none() && active.len() >= slots.min(queued) {
             full = Some(Instant::now());
-            active.iter().for_each(|name| drop(tokio::spawn(end(jobs.clone(), name.clone()))));
+            active.iter().for_each(|name| drop(tokio::spawn(complete(jobs.clone(), name.clone()))));
         }
         let watch = jobs.watch(&WatchParams::default().timeout(120), &from).await;
         let mut events = watch.map_err(Error::api("watching the queue"))?.boxed();
@@ -95,12 +82,12 @@ async fn drain(jobs: Api<Job>, queued: usize) -> Result<Drained> {
             from = job.resource_version().unwrap_or_default();
             match state(&job) {
                 StoredJobState::Active if active.insert(job.name_any()) => {
-                    // The slot that was free first is the one that is taken.
+                    // The slot that was free first is taken.
                     if let Some(since) = free.pop_front() {
                         gaps.add(since.elapsed());
                     }
                     if full.is_some() {
-                        tokio::spawn(end(jobs.clone(), job.name_any()));
+                        tokio::spawn(complete(jobs.clone(), job.name_any()));
                     }
                 }
                 StoredJobState::Finished if active.remove(&job.name_any()) => {
@@ -115,18 +102,20 @@ async fn drain(jobs: Api<Job>, queued: usize) -> Result<Drained> {
             }
         }
         if (finished, active.len()) == seen_so_far {
-            return Err(Error::Invalid(format!("the queue stands still: {finished} of {queued} have run")));
+            return Err(Error::Invalid(format!(
+                "the queue makes no progress: {finished} of {queued} Jobs have run"
+            )));
         }
     }
-    // No matter of speed.
+    // An error, however fast it was.
     if most > slots {
-        return Err(Error::Invalid(format!("{most} Jobs of the queue were active at once, {slots} may")));
+        return Err(Error::Invalid(format!("{most} Jobs were active at once, the limit is {slots}")));
     }
     let took = full.map_or(Duration::ZERO, |full| full.elapsed());
-    Ok(Drained { gaps, took, most })
+    Ok(DrainFigures { gaps, took, most })
 }
 
-async fn end(jobs: Api<Job>, name: String) {
+async fn complete(jobs: Api<Job>, name: String) {
     tokio::time::sleep(RUNS).await;
     let now = Timestamp::now().to_string();
     let condition =
@@ -135,9 +124,9 @@ async fn end(jobs: Api<Job>, name: String) {
         "startTime": now, "completionTime": now,
         "conditions": [condition("SuccessCriteriaMet"), condition("Complete")],
     }});
-    // One that stays active is missed by whoever counts.
+    // A Job that stays active makes `drain` fail.
     if let Err(error) = jobs.patch_status(&name, &PatchParams::default(), &Patch::Merge(&status)).await {
-        tracing::warn!("the Job {name} could not be ended: {error}");
+        tracing::warn!("the Job {name} could not be completed: {error}");
     }
 }
 
@@ -146,9 +135,9 @@ fn table() -> Table {
         ["Jobs in the queue", "Jobs/s", "gap ms p50", "gap ms p99", "gap ms most", "active at most"];
     let mut table = Table::new("Limits: a queue drains", &columns);
     table.notes = vec![format!(
-        "All are created at once under a limit that queues; the sink starts them, in their order. The bench plays the Job \
-         controller, which is paused: once all slots are taken, it ends each Job {RUNS:?} after it was seen to run. A gap \
-         is from the watch event by which a Job had finished to the one by which the next was active."
+        "All Jobs are created at once under a limit with whenFull Queue; the sink releases them in order. The Job controller \
+         is paused; once all slots are taken, the benchmark completes each Job {RUNS:?} after it became active. A gap is \
+         the time from the watch event of a finished Job to that of the next active one."
     )];
     table
 }

@@ -1,4 +1,4 @@
-//! The handlers without any server: what one call costs on one core.
+//! The handlers without a server: what one call costs on one core.
 
 use std::time::{Duration, Instant};
 
@@ -7,18 +7,17 @@ use job_handler_shared::policy::reference::Labels;
 use job_handler_webhook::admission::mutate::mutate;
 use job_handler_webhook::admission::state::WebhookState;
 
-use super::handlers;
-use super::machine;
-use super::report::{Table, figure, median};
-use super::reviews::{self, NAMESPACE, Size};
-use super::server::Handler;
+use crate::bench::reviews::{self, NAMESPACE, Size};
+use crate::bench::server::Handler;
+use crate::bench::table::{Table, figure, median};
 use crate::bench::webhook_only::HANDLERS;
+use crate::bench::{handlers, machine};
 use crate::harness::error::{Error, Result};
 
-/// Calls between two looks at the clock.
+/// Calls between two readings of the clock.
 const BATCH: u32 = 100;
 
-/// Measures each handler with each size for `time` in each of `rounds`, in turns.
+/// Measures each handler with each size for `time` per round, in turns.
 ///
 /// # Errors
 /// If a handler fails.
@@ -26,8 +25,8 @@ pub fn measure(rounds: usize, time: Duration) -> Result<Table> {
     let mut table =
         Table::new("The handlers without a server", &["job, handler", "CPU µs/call", "body bytes"]);
     table.notes = vec![
-        "One thread calls the handler's function on the review's bytes again and again: no TLS, no HTTP, warm caches. \
-         The median over rounds in turns."
+        "One thread calls the handler's function on the review's bytes repeatedly: no TLS, no HTTP, warm caches. The \
+         median over the rounds."
             .to_owned(),
     ];
     for size in Size::ALL {
@@ -46,7 +45,7 @@ pub fn measure(rounds: usize, time: Duration) -> Result<Table> {
     Ok(table)
 }
 
-/// Calls a handler for `time` and tells the mean processor time of a call.
+/// Calls a handler for `time` and returns the mean processor time of a call.
 ///
 /// # Errors
 /// If the handler fails.

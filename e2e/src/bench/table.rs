@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-/// A table with a title and the lines below it.
+/// A table with a title, aims and notes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Table {
     /// What was measured.
@@ -11,24 +11,24 @@ pub struct Table {
     pub notes: Vec<String>,
     /// Names of the columns.
     pub columns: Vec<String>,
-    /// As many cells as columns.
+    /// Each has one cell per column.
     pub rows: Vec<Vec<String>>,
-    /// What was aimed for, and whether it was reached.
+    /// The figures to reach, and whether they were reached.
     pub aims: Vec<Aim>,
 }
 
-/// A figure that was aimed for.
+/// A figure to reach.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Aim {
-    /// What was aimed for.
+    /// The figure to reach.
     pub what: String,
-    /// What was found.
+    /// The measured figure.
     pub found: String,
-    /// Whether that is as aimed.
+    /// Whether it was reached.
     pub met: bool,
 }
 
-/// The title of a table: those of other sizes stand beside that of the usual one.
+/// The title of a table. One of another size than usual has a section of its own in the page.
 pub fn sized(title: &str, jobs: usize, usual: usize) -> String {
     if jobs == usual { title.to_owned() } else { format!("{title}, {jobs} Jobs") }
 }
@@ -40,7 +40,7 @@ impl Table {
         Self { title: title.to_owned(), columns, ..Self::default() }
     }
 
-    /// For a terminal: numbers under each other.
+    /// Text for a terminal.
     pub fn text(&self) -> String {
         let mut out = format!("{}\n\n", self.title);
         self.lines(&mut out, "  ", "", "");
@@ -48,7 +48,7 @@ impl Table {
         out
     }
 
-    /// For a file: the same table as Markdown, with a line about when and where it was measured.
+    /// The same table as Markdown, with a line that says when and where it was measured.
     pub fn markdown(&self, measured: &str) -> String {
         let mut out = format!("## {}\n\n{measured}\n\n", self.title);
         self.lines(&mut out, " | ", "| ", " |");
@@ -68,7 +68,7 @@ impl Table {
                 .iter()
                 .zip(&widths)
                 .enumerate()
-                // Words to the left, numbers to the right.
+                // Names are left-aligned, numbers right-aligned.
                 .map(
                     |(n, (cell, &width))| {
                         if n == 0 { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
@@ -99,12 +99,12 @@ impl Table {
     }
 }
 
-/// The median of the ratios of the same rounds: what disturbs a round disturbs both sides of it.
+/// The median of the ratios within each round: whatever disturbs a round disturbs both sides.
 pub fn median_ratio(of: &[f64], to: &[f64]) -> f64 {
     median(of.iter().zip(to).map(|(of, to)| of / to))
 }
 
-/// The middle of some figures: what single disturbed rounds do not move.
+/// The median, which single disturbed rounds do not change.
 pub fn median(figures: impl IntoIterator<Item = f64>) -> f64 {
     let mut figures: Vec<f64> = figures.into_iter().collect();
     figures.sort_by(f64::total_cmp);
@@ -113,6 +113,16 @@ pub fn median(figures: impl IntoIterator<Item = f64>) -> f64 {
         odd if odd % 2 == 1 => figures[odd / 2],
         even => f64::midpoint(figures[even / 2 - 1], figures[even / 2]),
     }
+}
+
+/// Bytes as MiB.
+pub fn to_mib(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
+}
+
+/// Bytes as MiB with three significant digits.
+pub fn mib(bytes: u64) -> String {
+    figure(to_mib(bytes))
 }
 
 /// A figure with three significant digits.
@@ -129,7 +139,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_same_table_twice() {
+    fn a_table_is_written_as_text_and_as_markdown() {
         let mut table = Table::new("Apples", &["kind", "n"]);
         table.rows = vec![vec!["red".into(), "7".into()], vec!["green".into(), "123".into()]];
         table.aims = vec![Aim { what: "many".into(), found: "few".into(), met: false }];
@@ -163,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn middle_and_digits() {
+    fn median_and_significant_digits() {
         assert_eq!(median([5.0, 1.0, 100.0]), 5.0);
         assert_eq!(median([1.0, 2.0, 3.0, 100.0]), 2.5);
         assert!(median([]).is_nan());

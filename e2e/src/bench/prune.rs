@@ -1,5 +1,5 @@
-//! Prunes of old Jobs: the one-shot cleaner beside a script that lists everything and deletes, and beside Kubernetes' own
-//! TTL controller.
+//! Prunes of old Jobs: `job-handler-sink prune` compared with a script that lists everything and deletes, and with Kubernetes'
+//! own TTL controller.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -14,65 +14,66 @@ use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client, ResourceExt};
 use tokio::process::Command;
 
-use super::machine;
-use super::report::{Aim, Table, figure, median, median_ratio, sized};
-use super::seed::{Seed, seed};
+use crate::bench::seed::{SeedJobs, seed};
+use crate::bench::table::{Aim, Table, figure, median, median_ratio, sized, to_mib};
+use crate::bench::watch::next_event;
+use crate::bench::{environment, machine};
 use crate::build::{beside, pair_programs};
 use crate::cluster::{AuditLevel, Cluster, ClusterOptions, Component};
 use crate::harness::error::{Error, Result};
 
-/// The label that makes groups.
+/// The label that groups the Jobs.
 const LABEL: &str = "argocd.argoproj.io/instance";
-/// Deletions at a time, of the cleaner as of the script.
-const AT_A_TIME: usize = 8;
-/// Nothing of a bench takes longer than this.
+/// Concurrent deletions, of the command as of the script.
+const CONCURRENT_DELETIONS: usize = 8;
+/// The longest wait.
 const PATIENCE: Duration = Duration::from_secs(900);
 
 /// How much to measure.
 #[derive(Clone, Copy, Debug)]
-pub struct Sizes {
-    /// Rounds; each prunes as many Jobs by the cleaner as by the script.
+pub struct PruneSizes {
+    /// Rounds. Each prunes as many Jobs by the command as by the script.
     pub rounds: usize,
-    /// Jobs of each in each round; a tenth as many groups.
+    /// Jobs per round and side, in a tenth as many groups.
     pub jobs: usize,
-    /// Jobs for the TTL controller, and as many for the cleaner beside it.
+    /// Jobs for the TTL controller, and as many for the command.
     pub ttl: usize,
 }
 
-impl Default for Sizes {
+impl Default for PruneSizes {
     /// About three minutes on two cores.
     fn default() -> Self {
         Self { rounds: 3, jobs: 5_000, ttl: 2_000 }
     }
 }
 
-impl Sizes {
-    /// To see that everything works.
+impl PruneSizes {
+    /// Small sizes, which only show that everything works.
     pub const QUICK: Self = Self { rounds: 1, jobs: 40, ttl: 20 };
 
-    /// With the numbers that somebody wants instead: `BENCH_PRUNE_JOBS` (per round and side), `BENCH_PRUNE_ROUNDS`.
+    /// Sizes from the environment: `BENCH_PRUNE_JOBS` (per round and side), `BENCH_PRUNE_ROUNDS`.
     ///
     /// # Errors
-    /// Where one is no number.
+    /// If a variable is not a number.
     pub fn from_environment(self) -> Result<Self> {
-        let jobs = super::wished("BENCH_PRUNE_JOBS", self.jobs)?;
-        Ok(Self { jobs, rounds: super::wished("BENCH_PRUNE_ROUNDS", self.rounds)?, ..self })
+        let jobs = environment::number("BENCH_PRUNE_JOBS", self.jobs)?;
+        Ok(Self { jobs, rounds: environment::number("BENCH_PRUNE_ROUNDS", self.rounds)?, ..self })
     }
 }
 
-/// What one prune took.
+/// The figures of one prune.
 #[derive(Clone, Copy, Debug)]
-struct Ran {
+struct PruneRun {
     per_second: f64,
     peak: u64,
     processor: Duration,
 }
 
-/// Measures on a cluster of its own; `program` is `bench-all`, whose hidden subcommand `naive-prune` is the script.
+/// Boots a cluster and measures. `program` is `bench-all`, whose hidden subcommand `naive-prune` is the script.
 ///
 /// # Errors
-/// If anything does not run, or other Jobs are left than should be.
-pub async fn measure(program: &Path, sizes: Sizes) -> Result<Table> {
+/// If something does not start, or the wrong number of Jobs is left.
+pub async fn measure(program: &Path, sizes: PruneSizes) -> Result<Table> {
     let options = ClusterOptions { audit: AuditLevel::None, ..ClusterOptions::default() };
     let cluster = Cluster::start(options).await?;
     let sink = beside(pair_programs).await?.join("job-handler-sink");
@@ -81,7 +82,7 @@ pub async fn measure(program: &Path, sizes: Sizes) -> Result<Table> {
         namespaces.push(cluster.namespace("bench").await?);
     }
     cluster.component(Component::ControllerManager)?.stop()?;
-    let mut ran: [Vec<Ran>; 2] = Default::default();
+    let mut ran: [Vec<PruneRun>; 2] = Default::default();
     for round in 0..sizes.rounds {
         for turn in 0..2 {
             let namespace = namespaces[2 * round + turn].name();
@@ -92,17 +93,20 @@ pub async fn measure(program: &Path, sizes: Sizes) -> Result<Table> {
             command.args(["--namespace", namespace, "--group-label", LABEL]);
             let groups = groups_of(sizes.jobs);
             let (seen, elapsed) = run(&cluster, command).await?;
-            let left = left(&cluster.client(), namespace).await?;
+            let left = count_left(&cluster.client(), namespace).await?;
             if left != groups {
-                return Err(Error::Invalid(format!("{left} Jobs are left of {}, not {groups}", sizes.jobs)));
+                return Err(Error::Invalid(format!(
+                    "expected {groups} of {} Jobs to be left, found {left}",
+                    sizes.jobs
+                )));
             }
             let per_second = (sizes.jobs - groups) as f64 / elapsed.as_secs_f64();
-            ran[usize::from(!ours)].push(Ran { per_second, ..seen });
+            ran[usize::from(!ours)].push(PruneRun { per_second, ..seen });
         }
     }
     let mut table = table(sizes, &ran[0], &ran[1]);
     let pair = [namespaces[2 * sizes.rounds].name(), namespaces[2 * sizes.rounds + 1].name()];
-    beside_ttl(&cluster, &sink, pair, sizes.ttl, &mut table).await?;
+    compare_with_ttl(&cluster, &sink, pair, sizes.ttl, &mut table).await?;
     Ok(table)
 }
 
@@ -110,8 +114,8 @@ fn groups_of(jobs: usize) -> usize {
     (jobs / 10).max(1)
 }
 
-fn old_jobs(namespace: &str, jobs: usize, ttl: Option<i32>) -> Seed {
-    Seed {
+fn old_jobs(namespace: &str, jobs: usize, ttl: Option<i32>) -> SeedJobs {
+    SeedJobs {
         namespace: namespace.to_owned(),
         prefix: "hook".to_owned(),
         jobs,
@@ -122,21 +126,21 @@ fn old_jobs(namespace: &str, jobs: usize, ttl: Option<i32>) -> Seed {
     }
 }
 
-/// Runs a program to its end, looking at its memory all the while.
-async fn run(cluster: &Cluster, mut command: Command) -> Result<(Ran, Duration)> {
+/// Runs a program to its end and samples its memory meanwhile.
+async fn run(cluster: &Cluster, mut command: Command) -> Result<(PruneRun, Duration)> {
     command.env("KUBECONFIG", cluster.kubeconfig()).env("RUST_LOG", "warn");
     command.stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
     let begin = Instant::now();
     let child = command.spawn().map_err(Error::io("starting a prune"))?;
     let process = child.id().unwrap_or_default();
-    let mut ran = Ran { per_second: 0.0, peak: 0, processor: Duration::ZERO };
+    let mut ran = PruneRun { per_second: 0.0, peak: 0, processor: Duration::ZERO };
     let mut output = std::pin::pin!(child.wait_with_output());
-    let mut looks = tokio::time::interval(Duration::from_millis(10));
+    let mut samples = tokio::time::interval(Duration::from_millis(10));
     let ended = loop {
         tokio::select! {
             ended = &mut output => break ended.map_err(Error::io("waiting for a prune"))?,
-            _ = looks.tick() => {
-                // Fails only as it ends.
+            _ = samples.tick() => {
+                // Fails once the process has exited.
                 if let (Ok(memory), Ok(processor)) = (machine::memory(process), machine::processor_time(process)) {
                     (ran.peak, ran.processor) = (ran.peak.max(memory.peak), processor);
                 }
@@ -153,8 +157,8 @@ async fn run(cluster: &Cluster, mut command: Command) -> Result<(Ran, Duration)>
     Ok((ran, begin.elapsed()))
 }
 
-/// Lists all Jobs of a namespace, sorts them, and deletes all but the newest of each value: the same calls as the cleaner,
-/// without pages and without thinking.
+/// Lists all Jobs of a namespace and deletes all but the newest of each label value, with the same calls as the command but
+/// without pages and checks.
 ///
 /// # Errors
 /// If any call fails.
@@ -183,12 +187,13 @@ pub async fn naive(namespace: &str, label: &str) -> Result<()> {
         };
         async move { api.delete(&name, &params).await.map(drop) }
     });
-    let deletions = deletions.buffer_unordered(AT_A_TIME);
+    let deletions = deletions.buffer_unordered(CONCURRENT_DELETIONS);
     deletions.try_collect::<()>().await.map_err(Error::api("deleting a Job"))
 }
 
-/// As many Jobs by the TTL controller as by the cleaner, each by itself, from the first to the last that is seen to go.
-async fn beside_ttl(
+/// Deletes as many Jobs by the TTL controller as by the command, one after the other, and times both from the first to the
+/// last deletion that a watch delivers.
+async fn compare_with_ttl(
     cluster: &Cluster,
     sink: &Path,
     namespaces: [&str; 2],
@@ -197,23 +202,23 @@ async fn beside_ttl(
 ) -> Result<()> {
     let [native, ours] = namespaces;
     let manager = cluster.component(Component::ControllerManager)?;
-    // The Jobs of the cleaner carry no TTL; one of each group stays of them.
+    // The command's Jobs have no TTL, and one of each group stays.
     seed(cluster, &old_jobs(ours, jobs, None)).await?;
     seed(cluster, &old_jobs(native, jobs, Some(0))).await?;
     let mut command = Command::new(sink);
     command.args(["prune", "--namespace", ours, "--group-label", LABEL]);
-    let goes = jobs - groups_of(jobs);
+    let deleted = jobs - groups_of(jobs);
     let client = cluster.client();
-    let (watched, done) = tokio::join!(going(&client, ours, goes), run(cluster, command));
-    done?;
-    let ours = rate(goes, watched?);
+    let (watched, ended) = tokio::join!(deletion_time(&client, ours, deleted), run(cluster, command));
+    ended?;
+    let ours = rate(deleted, watched?);
     manager.cont()?;
-    let native = rate(jobs, going(&client, native, jobs).await?);
+    let native = rate(jobs, deletion_time(&client, native, jobs).await?);
     let row = |name: &str, rate: f64| {
         vec![name.to_owned(), figure(rate), figure(rate / native), "-".into(), "-".into(), "-".into()]
     };
     table.rows.push(row(&format!("TTL controller, {jobs} Jobs"), native));
-    table.rows.push(row(&format!("cleaner, {jobs} Jobs"), ours));
+    table.rows.push(row(&format!("prune command, {jobs} Jobs"), ours));
     Ok(())
 }
 
@@ -221,17 +226,15 @@ fn rate(jobs: usize, elapsed: Duration) -> f64 {
     jobs.saturating_sub(1) as f64 / elapsed.as_secs_f64().max(1e-3)
 }
 
-/// From the first to the last of so many Jobs that are seen on their way out.
-async fn going(client: &Client, namespace: &str, jobs: usize) -> Result<Duration> {
+/// The time from the first to the last of so many deletions that a watch delivers.
+async fn deletion_time(client: &Client, namespace: &str, jobs: usize) -> Result<Duration> {
     let api: Api<PartialObjectMeta<Job>> = Api::namespaced(client.clone(), namespace);
     let mut events = watcher(api, watcher::Config::default()).boxed();
     let mut gone = BTreeSet::new();
     let mut begin = None;
     let all = async {
         while gone.len() < jobs {
-            // The watcher goes on by itself after an error.
-            let event = events.try_next().await.unwrap_or_default();
-            let job = match event {
+            let job = match next_event(&mut events).await? {
                 Some(Event::Apply(job) | Event::InitApply(job))
                     if job.metadata.deletion_timestamp.is_some() =>
                 {
@@ -243,33 +246,35 @@ async fn going(client: &Client, namespace: &str, jobs: usize) -> Result<Duration
             begin.get_or_insert_with(Instant::now);
             gone.insert(job.name_any());
         }
+        Ok::<(), Error>(())
     };
     let waited = tokio::time::timeout(PATIENCE, all).await;
     match (waited, begin) {
-        (Ok(()), Some(begin)) => Ok(begin.elapsed()),
+        (Ok(Err(error)), _) => Err(error),
+        (Ok(Ok(())), Some(begin)) => Ok(begin.elapsed()),
         _ => Err(Error::Timeout {
-            what: format!("the Jobs of {namespace} to go"),
+            what: format!("the Jobs of {namespace} to be deleted"),
             waited: PATIENCE,
             last: format!("{} of {jobs}", gone.len()),
         }),
     }
 }
 
-async fn left(client: &Client, namespace: &str) -> Result<usize> {
+async fn count_left(client: &Client, namespace: &str) -> Result<usize> {
     let api: Api<Job> = Api::namespaced(client.clone(), namespace);
     let listed = api.list_metadata(&ListParams::default()).await.map_err(Error::api("listing Jobs"))?;
     Ok(listed.items.iter().filter(|job| job.metadata.deletion_timestamp.is_none()).count())
 }
 
-fn table(sizes: Sizes, ours: &[Ran], naive: &[Ran]) -> Table {
+fn table(sizes: PruneSizes, ours: &[PruneRun], naive: &[PruneRun]) -> Table {
     let columns = ["who", "deletes/s", "of the other's", "peak MiB", "of the other's", "CPU s"];
-    let title = sized("Prune of finished Jobs", sizes.jobs, Sizes::default().jobs);
+    let title = sized("Prune of finished Jobs", sizes.jobs, PruneSizes::default().jobs);
     let mut table = Table::new(&title, &columns);
-    let speed = |ran: &[Ran]| ran.iter().map(|ran| ran.per_second).collect::<Vec<_>>();
-    let peak = |ran: &[Ran]| ran.iter().map(|ran| ran.peak as f64 / f64::from(1 << 20)).collect::<Vec<_>>();
+    let speed = |ran: &[PruneRun]| ran.iter().map(|ran| ran.per_second).collect::<Vec<_>>();
+    let peak = |ran: &[PruneRun]| ran.iter().map(|ran| to_mib(ran.peak)).collect::<Vec<_>>();
     let (faster, smaller) =
         (median_ratio(&speed(ours), &speed(naive)), median_ratio(&peak(naive), &peak(ours)));
-    for (name, ran, other) in [("list-and-delete script", naive, naive), ("cleaner", ours, naive)] {
+    for (name, ran, other) in [("list-and-delete script", naive, naive), ("prune command", ours, naive)] {
         table.rows.push(vec![
             format!("{name}, {} Jobs", sizes.jobs),
             figure(median(speed(ran))),
@@ -286,26 +291,25 @@ fn table(sizes: Sizes, ours: &[Ran], naive: &[Ran]) -> Table {
             met: faster >= 0.9,
         },
         Aim {
-            what: "a peak of memory at least 5 times lower (said of 50000 Jobs)".to_owned(),
+            what: "a peak of memory at least 5 times lower (at 50000 Jobs)".to_owned(),
             found: format!("{} times lower with {} Jobs", figure(smaller), sizes.jobs),
             met: smaller >= 5.0,
         },
     ];
     table.notes = vec![
         format!(
-            "{} rounds; in each, cleaner and script prune {} finished Jobs in {} groups, in turns, in a namespace each, \
-             {AT_A_TIME} deletions at a time, with the same calls: one GET per group, one DELETE with preconditions per \
-             Job. Nobody collects garbage meanwhile. Time is that of the whole program, from start to end.",
+            "{} rounds; in each, command and script prune {} finished Jobs in {} groups, in turns, in a namespace each, \
+             {CONCURRENT_DELETIONS} deletions at a time, with the same calls: one GET per group, one DELETE with preconditions per \
+             Job. The garbage collector is paused. Time is that of the whole program, from start to end.",
             sizes.rounds, sizes.jobs, groups_of(sizes.jobs)
         ),
-        "What limits: the apiserver's and etcd's work per deletion. Memory: the cleaner holds the Jobs of up to 30 pages \
-         (500 each), cut down, and the Job that stays of each group; the script holds all Jobs. Peaks are looked at every \
-         10 ms."
+        "What limits: the apiserver's and etcd's work per deletion. Memory: the command holds what it needs of the Jobs of up to 30 pages \
+         (500 each), and the Job that stays of each group; the script holds all Jobs. Memory is sampled every 10 ms."
             .to_owned(),
-        "The TTL controller runs within the controller manager, whose client may make 500 calls a second (bursts of 1000), \
-         with one GET and one DELETE per Job and 5 workers, beside the other controllers, which collect what it deletes; \
-         the cleaner's client has no such limit, and is measured while that process stands still. Times are from the first \
-         to the last Job that the bench's watch sees go."
+        "The TTL controller runs in the controller manager, whose client is limited to 500 calls per second (bursts of \
+         1000), with one GET and one DELETE per Job and 5 workers, beside the other controllers, which collect what it \
+         deletes. The command's client has no such limit, and is measured while that process is paused. Times are from \
+         the first to the last deletion that the benchmark's watch delivers."
             .to_owned(),
     ];
     table
