@@ -1,25 +1,37 @@
-//! Calls to the apiserver: bounded in time, their errors sorted by what can be done about them.
+//! Calls to the apiserver with a time limit, and the one classification of their errors.
 
 use std::{future::Future, time::Duration};
 
-/// How long one call may take; log streams and watches have their own bounds.
+use crate::process::error_chain::error_chain;
+
+/// How long one call may take; log streams and watches have their own limits.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Why a call failed.
+/// A call that failed. `what` completes «cannot …».
 #[derive(Debug, thiserror::Error)]
 pub enum ApiError {
-    /// The role lacks a verb, or is not bound.
+    /// Authentication failed (401).
+    #[error(
+        "cannot {what}: the apiserver rejects our credentials: {message}. Does the token belong to another cluster?"
+    )]
+    Unauthorized {
+        /// What was tried.
+        what: String,
+        /// The apiserver's message.
+        message: String,
+    },
+    /// The authorizer denied the call (403): the role lacks a verb or is not bound.
     #[error(
         "no right to {what}: {message}. Apply manifests/base, and bind its roles to the ServiceAccount this program \
          runs as"
     )]
-    Rights {
+    Forbidden {
         /// What was tried.
         what: String,
-        /// The apiserver's words.
+        /// The apiserver's message.
         message: String,
     },
-    /// The apiserver refused.
+    /// Any other error status, also a 403 of admission or quotas.
     #[error("cannot {what}: {message} (HTTP {code})")]
     Refused {
         /// What was tried.
@@ -28,100 +40,154 @@ pub enum ApiError {
         code: u16,
         /// The status' reason, such as `AlreadyExists`.
         reason: String,
-        /// The apiserver's words.
+        /// The apiserver's message.
         message: String,
     },
-    /// The apiserver is away or overloaded.
-    #[error("cannot {what}: the apiserver gave no answer within {} s", CALL_TIMEOUT.as_secs())]
+    /// No response in time.
+    #[error("cannot {what}: timed out after {} s", after.as_secs())]
     Timeout {
         /// What was tried.
         what: String,
+        /// The time limit.
+        after: Duration,
     },
-    /// The call did not get through, or its answer was not understood.
-    #[error("cannot {what}: {source}")]
+    /// The connection failed, or the response could not be parsed.
+    #[error("cannot {what}: {}", error_chain(source))]
     Broken {
         /// What was tried.
         what: String,
-        /// Why.
+        /// The client's error.
         source: Box<kube::Error>,
     },
 }
 
 impl ApiError {
-    /// Sorts an error of the client; `what` completes «cannot …».
+    /// Classifies an error of the client.
     pub fn new(what: &str, error: kube::Error) -> Self {
         let what = what.to_owned();
         match error {
-            kube::Error::Api(status) => match status.code {
-                // Quotas and admission answer 403 too; only the authorizer says `User "…" cannot …`.
-                401 | 403 if is_authorizer(status.code, &status.message) => {
-                    Self::Rights { what, message: status.message.clone() }
+            kube::Error::Api(status) => {
+                let (code, reason, message) = (status.code, status.reason.clone(), status.message.clone());
+                match code {
+                    401 => Self::Unauthorized { what, message },
+                    // Admission and quotas respond 403 too; only the authorizer writes `User "…" cannot …`.
+                    403 if message.contains("cannot") && message.contains("ser \"") => {
+                        Self::Forbidden { what, message }
+                    }
+                    code => Self::Refused { what, code, reason, message },
                 }
-                code => Self::Refused {
-                    what,
-                    code,
-                    reason: status.reason.clone(),
-                    message: status.message.clone(),
-                },
-            },
+            }
             error => Self::Broken { what, source: Box::new(error) },
         }
     }
 
-    /// An object of that name is there already. (A create can also be answered with a plain 409, where the count of a
-    /// ResourceQuota was written by others at the same time: then nothing is there.)
-    pub fn is_there_already(&self) -> bool {
+    fn code(&self) -> Option<u16> {
+        match self {
+            Self::Unauthorized { .. } => Some(401),
+            Self::Forbidden { .. } => Some(403),
+            Self::Refused { code, .. } => Some(*code),
+            Self::Timeout { .. } | Self::Broken { .. } => None,
+        }
+    }
+
+    /// Rights or credentials are missing.
+    pub fn is_denied(&self) -> bool {
+        matches!(self, Self::Unauthorized { .. } | Self::Forbidden { .. })
+    }
+
+    /// No response in time; a write may have been done.
+    pub fn is_timeout(&self) -> bool {
+        matches!(self, Self::Timeout { .. })
+    }
+
+    /// The resource version or the continue token is too old (410).
+    pub fn is_expired(&self) -> bool {
+        self.code() == Some(410)
+    }
+
+    /// The same call may succeed later: the apiserver is overloaded (429), failing (5xx) or out of reach.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Timeout { .. } | Self::Broken { .. } => true,
+            Self::Refused { code, .. } => is_transient(*code),
+            Self::Unauthorized { .. } | Self::Forbidden { .. } => false,
+        }
+    }
+
+    /// An object of that name exists. (A create can also fail with a plain 409 if others update the usage of a
+    /// ResourceQuota at the same time: then no such object exists.)
+    pub fn is_already_exists(&self) -> bool {
         matches!(self, Self::Refused { code: 409, reason, .. } if reason == "AlreadyExists")
     }
 
-    /// Another write came first, or an object of that name is there already.
+    /// Another write came first, or an object of that name exists.
     pub fn is_conflict(&self) -> bool {
-        matches!(self, Self::Refused { code: 409, .. })
+        self.code() == Some(409)
     }
 
-    /// A JSON patch whose `test` did not hold: the object is not as it was when the patch was made.
+    /// A `test` of a JSON patch failed: the object has changed since the patch was made.
     pub fn is_failed_test(&self) -> bool {
-        matches!(self, Self::Refused { code: 422, .. })
+        self.code() == Some(422)
     }
 
     /// The object, or its namespace, does not exist.
     pub fn is_not_found(&self) -> bool {
-        matches!(self, Self::Refused { code: 404, .. })
+        self.code() == Some(404)
     }
 
-    /// The namespace is on its way out: nothing can be created in it any more.
+    /// The namespace is terminating: nothing can be created in it any more.
     pub fn is_terminating(&self) -> bool {
         matches!(self, Self::Refused { code: 403, message, .. } if message.contains("being terminated"))
     }
 
-    /// A ResourceQuota is full (its admission plugin answers 403 and these words).
+    /// A ResourceQuota is exceeded (its admission plugin responds 403 with these words).
     pub fn is_over_quota(&self) -> bool {
         matches!(self, Self::Refused { code: 403, message, .. } if message.contains("exceeded quota: "))
     }
 
-    /// The write itself is not wanted (quota, size, admission): the same one will be refused again.
-    pub fn is_unwanted(&self) -> bool {
+    /// Quota, size limits or admission reject the write: a retry of the same write will be rejected too.
+    pub fn is_rejected(&self) -> bool {
         match self {
             Self::Refused { code: 400 | 403 | 413 | 422, .. } => true,
-            // etcd's own limit comes back as an internal error.
+            // etcd's own limit is reported as an internal error.
             Self::Refused { code: 500, message, .. } => message.contains("too large"),
             _ => false,
         }
     }
 }
 
-fn is_authorizer(code: u16, message: &str) -> bool {
-    code == 401 || (message.contains("cannot") && message.contains("ser \""))
+fn is_transient(code: u16) -> bool {
+    matches!(code, 408 | 429 | 500..)
 }
 
-/// Awaits `call`, for at most [`CALL_TIMEOUT`]; `what` completes «cannot …».
+/// The HTTP status code of an error, if the apiserver responded with one.
+pub fn status_code(error: &kube::Error) -> Option<u16> {
+    match error {
+        kube::Error::Api(status) => Some(status.code),
+        _ => None,
+    }
+}
+
+/// Awaits `call` for at most [`CALL_TIMEOUT`]. `what` completes «cannot …».
 ///
 /// # Errors
-/// Tells what was tried.
+/// If the call fails or takes longer.
 pub async fn call<T>(what: &str, call: impl Future<Output = kube::Result<T>>) -> Result<T, ApiError> {
-    match tokio::time::timeout(CALL_TIMEOUT, call).await {
-        Ok(answer) => answer.map_err(|error| ApiError::new(what, error)),
-        Err(_) => Err(ApiError::Timeout { what: what.to_owned() }),
+    call_within(CALL_TIMEOUT, what, call).await
+}
+
+/// Awaits `call` for at most `limit`. `what` completes «cannot …».
+///
+/// # Errors
+/// If the call fails or takes longer.
+pub async fn call_within<T>(
+    limit: Duration,
+    what: &str,
+    call: impl Future<Output = kube::Result<T>>,
+) -> Result<T, ApiError> {
+    match tokio::time::timeout(limit, call).await {
+        Ok(response) => response.map_err(|error| ApiError::new(what, error)),
+        Err(_) => Err(ApiError::Timeout { what: what.to_owned(), after: limit }),
     }
 }
 
@@ -137,18 +203,24 @@ mod tests {
     }
 
     #[test]
-    fn errors_are_sorted_by_what_can_be_done() {
+    fn errors_are_classified_by_what_can_be_done() {
         let rbac = r#"configmaps is forbidden: User "system:serviceaccount:a:b" cannot create resource "configmaps""#;
-        assert!(matches!(refused(403, rbac), ApiError::Rights { .. }));
-        assert!(!refused(403, rbac).is_unwanted());
+        assert!(matches!(refused(403, rbac), ApiError::Forbidden { .. }));
+        assert!(!refused(403, rbac).is_rejected());
         let quota = r#"configmaps "a" is forbidden: exceeded quota: q, requested: count/configmaps=1"#;
-        assert!(refused(403, quota).is_unwanted() && refused(403, quota).is_over_quota());
+        assert!(refused(403, quota).is_rejected() && refused(403, quota).is_over_quota());
         assert!(!refused(403, rbac).is_over_quota());
-        assert!(refused(500, "etcdserver: request is too large").is_unwanted());
-        assert!(!refused(500, "etcdserver: leader changed").is_unwanted());
+        assert!(refused(500, "etcdserver: request is too large").is_rejected());
+        assert!(!refused(500, "etcdserver: leader changed").is_rejected());
         assert!(refused(409, "").is_conflict() && refused(404, "").is_not_found());
         let ending = "unable to create new content in namespace ci because it is being terminated";
         assert!(refused(403, ending).is_terminating());
+        assert!(refused(401, "Unauthorized").is_denied() && refused(410, "").is_expired());
+        assert!(
+            refused(429, "").is_transient()
+                && refused(503, "").is_transient()
+                && !refused(422, "").is_transient()
+        );
         assert!(refused(404, "gone").to_string().contains("create configmap ci/a-results"));
     }
 }

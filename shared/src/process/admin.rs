@@ -10,38 +10,37 @@ use std::{
 
 use actix_web::{App, HttpResponse, HttpServer, dev::Server, web};
 use parking_lot::Mutex;
+use tokio::sync::watch;
 
 use crate::process::telemetry::Metrics;
 
 /// Content type of OpenMetrics text.
 pub const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// The process's readiness; clones share it.
-#[derive(Clone, Debug, Default)]
-pub struct Readiness(Arc<Mutex<BTreeMap<&'static str, Result<(), String>>>>);
+/// The state of one part: ready, or why not.
+type PartState = Result<(), String>;
 
-/// One part's say in the readiness.
+/// The readiness of the process; clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct Readiness(Arc<Mutex<BTreeMap<&'static str, watch::Receiver<PartState>>>>);
+
+/// Reports whether one part of the process is ready.
 #[derive(Clone, Debug)]
-pub struct ReadyHandle {
-    readiness: Readiness,
-    part: &'static str,
-}
+pub struct ReadyHandle(watch::Sender<PartState>);
 
 impl Readiness {
     /// Registers a part, not ready yet.
     pub fn part(&self, part: &'static str) -> ReadyHandle {
-        let handle = ReadyHandle { readiness: self.clone(), part };
-        handle.not_ready("starting");
+        let handle = ReadyHandle(watch::Sender::new(Err("starting".to_owned())));
+        self.0.lock().insert(part, handle.0.subscribe());
         handle
     }
 
     /// The parts that are not ready, and why.
     pub fn missing(&self) -> Vec<String> {
         let parts = self.0.lock();
-        parts
-            .iter()
-            .filter_map(|(part, state)| state.as_ref().err().map(|why| format!("{part}: {why}")))
-            .collect()
+        let why = |state: &watch::Receiver<PartState>| state.borrow().clone().err();
+        parts.iter().filter_map(|(part, state)| Some(format!("{part}: {}", why(state)?))).collect()
     }
 }
 
@@ -56,8 +55,22 @@ impl ReadyHandle {
         self.set(Err(why.into()));
     }
 
-    fn set(&self, state: Result<(), String>) {
-        self.readiness.0.lock().insert(self.part, state);
+    fn set(&self, state: PartState) {
+        drop(self.0.send_replace(state));
+    }
+
+    fn is_ready(&self) -> bool {
+        self.0.borrow().is_ok()
+    }
+}
+
+/// Waits until all these parts are ready at the same time.
+pub async fn all_ready(parts: &[ReadyHandle]) {
+    while !parts.iter().all(ReadyHandle::is_ready) {
+        for part in parts {
+            // The handle itself keeps the channel open.
+            let _: Result<_, _> = part.0.subscribe().wait_for(Result::is_ok).await;
+        }
     }
 }
 
@@ -131,6 +144,23 @@ mod tests {
         assert!(readiness.missing().is_empty());
         policies.not_ready("watch is away");
         assert_eq!(readiness.missing(), ["policies: watch is away"]);
+    }
+
+    #[tokio::test]
+    async fn a_gate_opens_when_all_parts_are_ready_at_once() {
+        let readiness = Readiness::default();
+        let parts = [readiness.part("jobs"), readiness.part("policies")];
+        let other = readiness.part("leader lease");
+        let mut gate = std::pin::pin!(all_ready(&parts));
+        parts[0].ready();
+        other.ready();
+        assert!(futures::poll!(&mut gate).is_pending());
+        parts[0].not_ready("gone");
+        parts[1].ready();
+        assert!(futures::poll!(&mut gate).is_pending());
+        other.not_ready("lost");
+        parts[0].ready();
+        assert!(futures::poll!(&mut gate).is_ready());
     }
 
     #[test]

@@ -2,5 +2,7 @@
 
 pub mod admin;
 pub mod error_chain;
+pub mod failure_log;
 pub mod jitter;
+pub mod supervisor;
 pub mod telemetry;

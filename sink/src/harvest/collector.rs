@@ -728,14 +728,11 @@ impl Fault {
     }
 
     fn of(error: ApiError) -> Self {
-        let (why, again) = match &error {
-            ApiError::Refused { code, message, .. } => {
-                (message.clone(), *code == 429 || *code >= 500 || *code == 408)
-            }
-            ApiError::Rights { .. } => (error.to_string(), false),
-            _ => (error.to_string(), true),
+        let why = match &error {
+            ApiError::Refused { message, .. } => message.clone(),
+            _ => error.to_string(),
         };
-        Self { why, again, silent: false }
+        Self { why, again: error.is_transient(), silent: false }
     }
 
     fn of_excuse(kept: &Kept) -> Self {

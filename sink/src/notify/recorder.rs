@@ -76,7 +76,7 @@ impl Teller {
         let what = format!("create event {}/{}", told.namespace, told.name);
         match call(&what, api.create(&PostParams::default(), &self.event(told))).await {
             Ok(_) => Ok(true),
-            Err(error) if error.is_there_already() => Ok(false),
+            Err(error) if error.is_already_exists() => Ok(false),
             Err(error) => Err(error),
         }
     }

@@ -86,7 +86,8 @@ pub(crate) async fn missing(client: &Client) -> Result<Option<&'static str>, Api
         match call("ask for the own rights on Secrets", api.create(&PostParams::default(), &review)).await {
             Ok(answer) if answer.status.as_ref().is_some_and(|status| status.allowed) => {}
             // Who may not even ask is one of those that may not.
-            Ok(_) | Err(ApiError::Rights { .. }) => return Ok(Some(verb)),
+            Ok(_) => return Ok(Some(verb)),
+            Err(error) if error.is_denied() => return Ok(Some(verb)),
             Err(error) => return Err(error),
         }
     }

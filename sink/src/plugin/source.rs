@@ -188,7 +188,7 @@ impl Source {
                         None => return Ok(()),
                     }
                 }
-                Err(ApiError::Refused { code: 410, .. }) if relists < RELISTS => {
+                Err(error) if error.is_expired() && relists < RELISTS => {
                     relists += 1;
                     params = first.clone();
                 }
@@ -239,7 +239,7 @@ fn object_of<K: Holds>(of: &mut K, data: BTreeMap<String, Vec<u8>>) -> Object {
 
 fn sorted(error: ApiError, kind: Kind) -> ReadError {
     match error {
-        ApiError::Rights { what, message } => ReadError::Rights { what, message, kind: kind.word() },
+        ApiError::Forbidden { what, message } => ReadError::Rights { what, message, kind: kind.word() },
         error => ReadError::Api(error),
     }
 }

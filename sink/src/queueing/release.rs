@@ -84,10 +84,8 @@ impl Held {
             {
                 Self::Reserves
             }
-            ApiError::Refused { code: 429 | 500.., .. }
-            | ApiError::Timeout { .. }
-            | ApiError::Broken { .. } => Self::Reserves,
-            ApiError::Refused { .. } | ApiError::Rights { .. } => Self::PassedBy,
+            error if error.is_transient() => Self::Reserves,
+            _ => Self::PassedBy,
         }
     }
 }
@@ -254,7 +252,7 @@ async fn start(client: &Client, store: &Store, jobs: impl Iterator<Item = Arc<Jo
                 Ok(None) => {}
                 Err(error) => {
                     tracing::debug!(job = job.key(), "stays queued: {error}");
-                    let answered = matches!(error, ApiError::Refused { .. } | ApiError::Rights { .. });
+                    let answered = !matches!(error, ApiError::Timeout { .. } | ApiError::Broken { .. });
                     outcome.refused.push((job.uid.clone(), error));
                     if !answered {
                         break;
@@ -414,7 +412,7 @@ mod tests {
             (refused(403, "denied: concurrent job limit reached: 1 active"), Held::Reserves),
             (refused(403, "denied: duplicate job: of group 7"), Held::Reserves),
             (refused(503, "job limits cannot be checked now"), Held::Reserves),
-            (ApiError::Timeout { what: "start".into() }, Held::Reserves),
+            (ApiError::Timeout { what: "start".into(), after: Duration::from_secs(10) }, Held::Reserves),
             (refused(403, "denied: failure backoff: group 7"), Held::PassedBy),
             (refused(403, "denied: another webhook does not like it"), Held::PassedBy),
             (refused(422, "invalid"), Held::PassedBy),

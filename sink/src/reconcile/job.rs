@@ -65,7 +65,7 @@ impl ActError {
     fn is_of_namespace(&self) -> bool {
         match self {
             Self::Api(error) | Self::Commit(CommitError::Api(error)) => {
-                error.is_unwanted() || matches!(error, ApiError::Timeout { .. })
+                error.is_rejected() || error.is_timeout()
             }
             Self::Slow => true,
             _ => false,
@@ -82,7 +82,7 @@ impl ActError {
     /// The same write will be refused again.
     fn is_final(&self) -> bool {
         match self {
-            Self::Commit(CommitError::Api(error)) => error.is_unwanted() || error.is_not_found(),
+            Self::Commit(CommitError::Api(error)) => error.is_rejected() || error.is_not_found(),
             Self::Commit(CommitError::NamesTaken { .. } | CommitError::Json(..)) => true,
             _ => false,
         }
@@ -374,7 +374,7 @@ impl Actor {
             }
             Err(error) => {
                 let told = match &error {
-                    CommitError::Api(api) => api.is_unwanted() && !api.is_terminating(),
+                    CommitError::Api(api) => api.is_rejected() && !api.is_terminating(),
                     CommitError::NamesTaken { .. } => true,
                     CommitError::Races(_) | CommitError::Json(..) => false,
                 };

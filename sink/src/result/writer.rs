@@ -198,7 +198,7 @@ pub async fn commit(client: &Client, mut packed: Packed, secrets: bool) -> Resul
 
 /// Whether a result that was refused could be let in without its logs.
 fn is_degrading(error: &ApiError, packed: &Packed) -> bool {
-    error.is_unwanted() && !error.is_terminating() && !(error.is_over_quota() && packed.shards.is_empty())
+    error.is_rejected() && !error.is_terminating() && !(error.is_over_quota() && packed.shards.is_empty())
 }
 
 async fn attempt(client: &Client, packed: &mut Packed, secrets: bool) -> Result<Committed, CommitError> {
@@ -290,7 +290,7 @@ async fn move_aside(
     let holder = Holder::namespaced(client, kind, namespace);
     let what = format!("move the older result to {namespace}/{name}");
     match call(&what, holder.create(&copy)).await {
-        Err(error) if error.is_there_already() => match look(client, kind, namespace, &name, uid).await? {
+        Err(error) if error.is_already_exists() => match look(client, kind, namespace, &name, uid).await? {
             Found::Own(_) => Ok(()),
             _ => {
                 let job = format!("{namespace}/{}", job.name);
@@ -324,7 +324,7 @@ async fn put_shard(client: &Client, kind: Kind, shard: &ConfigMap, uid: &str) ->
     let holder = Holder::namespaced(client, kind, &namespace);
     let what = format!("write shard {namespace}/{name}");
     match call(&what, holder.create(shard)).await {
-        Err(error) if error.is_there_already() => {}
+        Err(error) if error.is_already_exists() => {}
         other => return Ok(other.map(drop)?),
     }
     let Some(there) = call(&what, holder.metadata_opt(&name)).await? else {

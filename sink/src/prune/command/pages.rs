@@ -96,9 +96,9 @@ async fn page(api: &Api<Job>, params: &ListParams) -> Result<Page, ApiError> {
                 return Ok(Page::Expired(status.metadata.as_ref().and_then(token)));
             }
             Ok(Err(error)) => ApiError::new(what, error),
-            Err(_) => ApiError::Timeout { what: what.to_owned() },
+            Err(_) => ApiError::Timeout { what: what.to_owned(), after: CALL_TIMEOUT },
         };
-        let passing = is_passing(&error) || matches!(error, ApiError::Timeout { .. });
+        let passing = error.is_transient();
         if attempt >= TRIES || !passing {
             return Err(error);
         }
@@ -114,11 +114,7 @@ pub(super) async fn pause(attempt: u32) {
 
 /// Overloaded, or away for a moment. (A timeout is neither: whoever is that slow once is so again.)
 pub(super) fn is_passing(error: &ApiError) -> bool {
-    match error {
-        ApiError::Refused { code, .. } => *code == 429 || *code >= 500,
-        ApiError::Broken { .. } => true,
-        ApiError::Timeout { .. } | ApiError::Rights { .. } => false,
-    }
+    error.is_transient() && !error.is_timeout()
 }
 
 fn token(of: &ListMeta) -> Option<String> {
