@@ -28,7 +28,7 @@ use crate::{
     },
     harvest::{collector::Capturer, follower::Follower, pod_tracker::Followed},
     metrics::SinkMetrics,
-    notify::{recorder::Teller, refusal_listener},
+    notify::{recorder::Recorder, refusal_listener},
     object_store::{Objects, ObjectsError},
     observe::{context::Context, key::Key, reflectors, secret_watch, store::Store},
     queueing::{dequeued_by_user, failure_backoff, release},
@@ -110,7 +110,7 @@ pub async fn run(client: Client, options: Options, shutdown: CancellationToken) 
         namespace: options.namespace.as_str().into(),
         metrics: own.clone(),
     };
-    let teller = Teller::new(client.clone(), &options.replica);
+    let recorder = Recorder::new(client.clone(), &options.replica);
     let (leading, leads) = channel::channel(false);
 
     let mut parts = Parts::default();
@@ -138,8 +138,14 @@ pub async fn run(client: Client, options: Options, shutdown: CancellationToken) 
     }
     context.store.set_known_sinks(options.config.sink_names());
     let spools = Spools::new(spools);
-    let serve =
-        refusal_listener::serve(socket, context.store.clone(), teller.clone(), own, spools, part("refusals"));
+    let serve = refusal_listener::serve(
+        socket,
+        context.store.clone(),
+        recorder.clone(),
+        own,
+        spools,
+        part("refusals"),
+    );
     parts.add("refusals", async move { Err(serve.await.err().map(|e| e.to_string()).unwrap_or_default()) });
     let actor = Actor {
         client: client.clone(),
@@ -147,7 +153,7 @@ pub async fn run(client: Client, options: Options, shutdown: CancellationToken) 
         queue: context.queue.clone(),
         capturer: Capturer::new(client.clone()).with_objects(objects.clone()),
         followed: Followed::default(),
-        teller,
+        recorder,
         metrics: context.metrics.clone(),
     };
     let broom = Broom {
@@ -240,7 +246,7 @@ async fn work(
         context.client.clone(),
         context.store.clone(),
         context.namespace.clone(),
-        actor.teller.clone(),
+        actor.recorder.clone(),
         kept,
     );
     let status = writer::keep(
@@ -258,8 +264,8 @@ async fn work(
         }
     };
     let defaults = create_defaults(context);
-    let teller = actor.teller.clone();
-    let release = release::keep(context.client.clone(), context.store.clone(), actor.teller.clone());
+    let recorder = actor.recorder.clone();
+    let release = release::keep(context.client.clone(), context.store.clone(), actor.recorder.clone());
     let unqueued = dequeued_by_user::keep(context.client.clone(), context.store.clone());
     let overdue = stale_jobs::keep(context.clone(), actor.followed.clone());
     let follower = Follower {
@@ -270,7 +276,7 @@ async fn work(
     let absorb =
         failure_backoff::keep(context.client.clone(), context.store.clone(), context.namespace.clone());
     let sweep = ledger_gc::sweep(context.client.clone(), context.store.clone(), context.namespace.clone());
-    let heal = repair::keep(context.client.clone(), context.store.clone(), teller);
+    let heal = repair::keep(context.client.clone(), context.store.clone(), recorder);
     let outbox =
         outbox::keep(receivers, context.client.clone(), context.store.clone(), context.metrics.clone());
     // On the heap, each by itself: as one future they overflow a worker's stack in a debug build.

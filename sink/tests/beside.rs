@@ -19,7 +19,7 @@ use job_handler_sink::{
     harvest::{collector::Capturer, pod_tracker::Followed},
     metrics::SinkMetrics,
     model::policy_entry::PolicyEntry,
-    notify::recorder::Teller,
+    notify::recorder::Recorder,
     observe::{key::Key, store::Store},
     reconcile::job::Actor,
 };
@@ -66,7 +66,7 @@ impl Ground {
             store,
             capturer: Capturer::new(client.clone()),
             followed: Followed::default(),
-            teller: Teller::new(client.clone(), "sink-0"),
+            recorder: Recorder::new(client.clone(), "sink-0"),
             metrics: SinkMetrics::new(&Metrics::default()),
         };
         tokio::spawn(actor.clone().work());

@@ -38,7 +38,7 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     jobs::patch::{self, Written},
-    notify::recorder::{Kind, Teller, Told, job_reference},
+    notify::recorder::{EventSpec, EventType, Recorder, job_reference},
     observe::store::Store,
 };
 
@@ -184,7 +184,7 @@ struct Missed {
 }
 
 /// Heals for ever.
-pub async fn keep(client: Client, store: Store, teller: Teller) {
+pub async fn keep(client: Client, store: Store, recorder: Recorder) {
     let mut changes = store.changes();
     let mut held: HashMap<String, Instant> = HashMap::new();
     loop {
@@ -198,7 +198,7 @@ pub async fn keep(client: Client, store: Store, teller: Teller) {
                     Ok(Some((now, text))) => {
                         store.put_job(now);
                         tracing::info!(job = job.key(), "stamped late: {text}");
-                        tell(&teller, job, &text, over).await;
+                        tell(&recorder, job, &text, over).await;
                     }
                     // Changed or gone: the watch tells.
                     Ok(None) => {}
@@ -309,29 +309,29 @@ async fn heal(
     }
 }
 
-async fn tell(teller: &Teller, job: &JobSnapshot, text: &str, over: Option<&(ScopeKey, Limit)>) {
+async fn tell(recorder: &Recorder, job: &JobSnapshot, text: &str, over: Option<&(ScopeKey, Limit)>) {
     let (kind, more) = match over {
         Some((scope, limit)) if limit.when_full == WhenFull::Reject => {
             let more = format!(
                 ". It is one too many for limit \"{}\" of {} (max allowed: {}) and runs on; others wait until there is room",
                 scope.limit, scope.policy, limit.max_active_jobs
             );
-            (Kind::Warning, more)
+            (EventType::Warning, more)
         }
-        Some(_) => (Kind::Warning, ". It was suspended: no slot was left".to_owned()),
-        None => (Kind::Normal, String::new()),
+        Some(_) => (EventType::Warning, ". It was suspended: no slot was left".to_owned()),
+        None => (EventType::Normal, String::new()),
     };
-    let told = Told {
+    let told = EventSpec {
         namespace: job.namespace.clone(),
         name: names::event_name(&job.name, &job.uid, keys::REASON_HEALED),
-        kind,
+        event_type: kind,
         reason: keys::REASON_HEALED,
         action: "Stamped",
         note: format!("The webhook missed this Job, it was stamped late: {text}{more}"),
         regarding: job_reference(&job.namespace, &job.name, Some(&job.uid)),
         related: None,
     };
-    if let Err(error) = teller.tell(&told).await {
+    if let Err(error) = recorder.publish(&told).await {
         tracing::warn!(job = job.key(), "an Event about its late stamp: {error}");
     }
 }

@@ -44,7 +44,7 @@ use crate::{
     enforce::match_conditions::{self, Deciding},
     model::text::whole_seconds,
     notify::{
-        recorder::{Kind, Teller, Told},
+        recorder::{EventSpec, EventType, Recorder},
         refusal_series::policy_reference,
     },
     observe::store::Store,
@@ -222,7 +222,7 @@ pub async fn keep(
     client: Client,
     store: Store,
     own_namespace: Arc<str>,
-    teller: Teller,
+    recorder: Recorder,
     kept: watch::Sender<Kept>,
 ) {
     let mut changes = store.changes();
@@ -247,7 +247,7 @@ pub async fn keep(
                 }
                 let written = write(&client, looked).await;
                 if let Some(now) = now {
-                    now.tell(&teller, &policies).await;
+                    now.tell(&recorder, &policies).await;
                     restored = Some(now);
                 }
                 written
@@ -373,21 +373,21 @@ impl Restored {
         Kept { written, fault: Some(self.why.clone()) }
     }
 
-    async fn tell(&self, teller: &Teller, policies: &PolicySet) {
+    async fn tell(&self, recorder: &Recorder, policies: &PolicySet) {
         for policy in policies.iter().filter(|policy| self.policies.contains(&policy.reference)) {
             let policy = &policy.reference;
             let hash = names::short_hash([policy.uid.as_str(), &self.wall.to_string()]);
-            let told = Told {
+            let told = EventSpec {
                 namespace: policy.namespace.clone().unwrap_or_else(|| "default".to_owned()),
                 name: names::object_name(&policy.name, &format!(".{hash}.{}", REASON.to_ascii_lowercase())),
-                kind: Kind::Warning,
+                event_type: EventType::Warning,
                 reason: REASON,
                 action: "Restored",
                 note: format!("{}; condition {OVER_LIMIT} tells where there are too many", self.why),
                 regarding: policy_reference(policy),
                 related: None,
             };
-            if let Err(error) = teller.tell(&told).await {
+            if let Err(error) = recorder.publish(&told).await {
                 tracing::warn!(%policy, "an Event about its webhook entry: {error}");
             }
         }

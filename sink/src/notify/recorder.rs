@@ -1,6 +1,7 @@
-//! Writes Events (`events.k8s.io/v1`) under names that are derived from what they tell: a 409 means «already told».
+//! Writes Events (`events.k8s.io/v1`) under deterministic names, so that a 409 means that the Event exists already.
 //!
-//! Limits and requirements: `pkg/apis/core/validation/events.go`.
+//! kube's own `Recorder` names Events by time and drops differing notes of a series: after a restart it would write the
+//! same Event again. Limits and requirements of Events: `pkg/apis/core/validation/events.go`.
 
 use std::sync::Arc;
 
@@ -15,105 +16,94 @@ use k8s_openapi::{
 };
 use kube::{Api, Client, api::PostParams, core::ObjectMeta};
 
-/// Longest note, bytes.
-pub const NOTE_MAX: usize = 1024;
+/// Longest note in bytes.
+pub(crate) const NOTE_MAX: usize = 1024;
+/// `reportingInstance` has at most 128 characters and must not be empty.
+const INSTANCE_MAX: usize = 120;
 
-/// How an Event is meant.
+/// Event `type`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// Nothing wrong.
+pub(crate) enum EventType {
     Normal,
-    /// Somebody should look.
     Warning,
 }
 
-/// What an Event tells.
+/// The content of an Event.
 #[derive(Clone, Debug)]
-pub struct Told {
-    /// Namespace of the Event: that of what it is about, `default` for what has none.
-    pub namespace: String,
-    /// Its name.
-    pub name: String,
-    /// How it is meant.
-    pub kind: Kind,
-    /// Reason.
-    pub reason: &'static str,
-    /// Action.
-    pub action: &'static str,
-    /// Text; cut to [`NOTE_MAX`].
-    pub note: String,
-    /// What it is about.
-    pub regarding: ObjectReference,
-    /// What else has to do with it.
-    pub related: Option<ObjectReference>,
+pub(crate) struct EventSpec {
+    /// Namespace of the regarded object; `default` for a cluster-scoped one.
+    pub(crate) namespace: String,
+    pub(crate) name: String,
+    pub(crate) event_type: EventType,
+    pub(crate) reason: &'static str,
+    pub(crate) action: &'static str,
+    /// Truncated to [`NOTE_MAX`].
+    pub(crate) note: String,
+    pub(crate) regarding: ObjectReference,
+    pub(crate) related: Option<ObjectReference>,
 }
 
-/// Writes Events; clones are the same one.
+/// Writes Events; clones share one client.
 #[derive(Clone)]
-pub struct Teller {
+pub struct Recorder {
     client: Client,
     instance: Arc<str>,
 }
 
-impl Teller {
-    /// `instance` is the replica's name.
+impl Recorder {
+    /// `instance` is the replica's name, the Events' `reportingInstance`.
     pub fn new(client: Client, instance: &str) -> Self {
         let mut instance = instance.to_owned();
-        // At most 128 characters, and not none.
-        truncate(&mut instance, 120);
+        truncate(&mut instance, INSTANCE_MAX);
         if instance.is_empty() {
             keys::APP.clone_into(&mut instance);
         }
         Self { client, instance: instance.into() }
     }
 
-    /// Writes an Event unless one of its name is there already; tells whether it did.
-    ///
-    /// # Errors
-    /// Where it could not be written.
-    pub async fn tell(&self, told: &Told) -> Result<bool, ApiError> {
-        let api = Api::<Event>::namespaced(self.client.clone(), &told.namespace);
-        let what = format!("create event {}/{}", told.namespace, told.name);
-        match call(&what, api.create(&PostParams::default(), &self.event(told))).await {
+    /// Creates the Event; returns false where an Event of that name exists already.
+    pub(crate) async fn publish(&self, spec: &EventSpec) -> Result<bool, ApiError> {
+        let what = format!("create event {}/{}", spec.namespace, spec.name);
+        match call(&what, self.api(&spec.namespace).create(&PostParams::default(), &self.event(spec))).await {
             Ok(_) => Ok(true),
             Err(error) if error.is_already_exists() => Ok(false),
             Err(error) => Err(error),
         }
     }
 
-    /// The client, for series that are updated.
-    pub fn api(&self, namespace: &str) -> Api<Event> {
+    /// For Events whose series count is updated.
+    pub(crate) fn api(&self, namespace: &str) -> Api<Event> {
         Api::namespaced(self.client.clone(), namespace)
     }
 
-    fn event(&self, told: &Told) -> Event {
-        let mut note = told.note.clone();
+    fn event(&self, spec: &EventSpec) -> Event {
+        let mut note = spec.note.clone();
         truncate(&mut note, NOTE_MAX);
         Event {
             metadata: ObjectMeta {
-                namespace: Some(told.namespace.clone()),
-                name: Some(told.name.clone()),
+                namespace: Some(spec.namespace.clone()),
+                name: Some(spec.name.clone()),
                 ..ObjectMeta::default()
             },
-            action: Some(told.action.to_owned()),
+            action: Some(spec.action.to_owned()),
             event_time: Some(MicroTime(jiff::Timestamp::now())),
             note: Some(note),
-            reason: Some(told.reason.to_owned()),
-            regarding: Some(told.regarding.clone()),
-            related: told.related.clone(),
+            reason: Some(spec.reason.to_owned()),
+            regarding: Some(spec.regarding.clone()),
+            related: spec.related.clone(),
             reporting_controller: Some(keys::REPORTING_CONTROLLER.to_owned()),
             reporting_instance: Some(self.instance.to_string()),
-            type_: Some(match told.kind {
-                Kind::Normal => "Normal".to_owned(),
-                Kind::Warning => "Warning".to_owned(),
+            type_: Some(match spec.event_type {
+                EventType::Normal => "Normal".to_owned(),
+                EventType::Warning => "Warning".to_owned(),
             }),
             ..Event::default()
         }
     }
 }
 
-/// Refers to a Job; without a uid where it was never created.
-pub fn job_reference(namespace: &str, name: &str, uid: Option<&str>) -> ObjectReference {
+/// Refers to a Job; a refused create has no uid.
+pub(crate) fn job_reference(namespace: &str, name: &str, uid: Option<&str>) -> ObjectReference {
     ObjectReference {
         api_version: Some("batch/v1".to_owned()),
         kind: Some("Job".to_owned()),

@@ -32,7 +32,7 @@ use crate::{
     metrics::SinkMetrics,
     model::text::whole_seconds,
     notify::{
-        recorder::{Teller, Told},
+        recorder::{EventSpec, Recorder},
         refusal_series::{Series, Write},
     },
     observe::store::Store,
@@ -81,14 +81,14 @@ pub fn listen(path: &Path) -> Result<UnixListener, SocketError> {
 pub async fn serve(
     listener: UnixListener,
     store: Store,
-    teller: Teller,
+    recorder: Recorder,
     metrics: SinkMetrics,
     spools: Spools,
     ready: ReadyHandle,
 ) -> io::Result<()> {
     let (sender, receiver) = mpsc::channel(QUEUE);
     let mut tasks = JoinSet::new();
-    let mut writer = std::pin::pin!(write(receiver, store, teller, metrics.clone(), spools));
+    let mut writer = std::pin::pin!(write(receiver, store, recorder, metrics.clone(), spools));
     ready.ready();
     loop {
         tokio::select! {
@@ -166,7 +166,7 @@ async fn line(reader: &mut (impl AsyncBufRead + Unpin)) -> io::Result<Line> {
 async fn write(
     mut receiver: mpsc::Receiver<Refusal>,
     store: Store,
-    teller: Teller,
+    recorder: Recorder,
     metrics: SinkMetrics,
     spools: Spools,
 ) {
@@ -179,7 +179,7 @@ async fn write(
         while writes.len() < WRITES
             && let Some(next) = waiting.pop_front()
         {
-            writes.spawn(put(next, teller.clone(), metrics.clone()));
+            writes.spawn(put(next, recorder.clone(), metrics.clone()));
         }
         tokio::select! {
             Some(refusal) = receiver.recv() => {
@@ -215,13 +215,13 @@ async fn write(
 }
 
 /// Events of refusals are told as well as can be: one that fails is counted, the next of its series tells the count.
-async fn put(write: Write, teller: Teller, metrics: SinkMetrics) {
+async fn put(write: Write, recorder: Recorder, metrics: SinkMetrics) {
     let outcome = match &write {
-        Write::First { told, counts } => match teller.tell(told).await {
-            Ok(false) if *counts => count_on(&teller, told, 1, jiff::Timestamp::now()).await,
+        Write::First { told, counts } => match recorder.publish(told).await {
+            Ok(false) if *counts => count_on(&recorder, told, 1, jiff::Timestamp::now()).await,
             other => other.map(drop),
         },
-        Write::Count { first, more, last } => count_on(&teller, first, *more, *last).await,
+        Write::Count { first, more, last } => count_on(&recorder, first, *more, *last).await,
     };
     if let Err(error) = outcome
         && !error.is_terminating()
@@ -232,15 +232,20 @@ async fn put(write: Write, teller: Teller, metrics: SinkMetrics) {
 }
 
 /// Adds to the count of an Event, to which other sinks add too. Where it is gone (its time has run out) it is told anew.
-async fn count_on(teller: &Teller, told: &Told, more: i32, last: jiff::Timestamp) -> Result<(), ApiError> {
-    let api = teller.api(&told.namespace);
+async fn count_on(
+    recorder: &Recorder,
+    told: &EventSpec,
+    more: i32,
+    last: jiff::Timestamp,
+) -> Result<(), ApiError> {
+    let api = recorder.api(&told.namespace);
     let what = format!("count on in event {}/{}", told.namespace, told.name);
     let mut tries = 0;
     loop {
         // A patch of nothing writes nothing, and answers with what is there: no further right is needed to read it.
         let params = PatchParams::default();
         let there = match call(&what, api.patch(&told.name, &params, &Patch::Merge(json!({})))).await {
-            Err(error) if error.is_not_found() => return teller.tell(told).await.map(drop),
+            Err(error) if error.is_not_found() => return recorder.publish(told).await.map(drop),
             other => other?,
         };
         let series = there.series.as_ref();

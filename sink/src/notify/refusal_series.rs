@@ -15,7 +15,7 @@ use job_handler_shared::{
 };
 use k8s_openapi::api::core::v1::ObjectReference;
 
-use crate::notify::recorder::{Kind, Told, job_reference};
+use crate::notify::recorder::{EventSpec, EventType, job_reference};
 
 /// Least time between two writes of one series.
 pub const EVERY: Duration = Duration::from_secs(10);
@@ -34,18 +34,18 @@ const MOST: usize = 10_000;
 
 /// A write to be made.
 #[derive(Clone, Debug)]
-pub enum Write {
+pub(crate) enum Write {
     /// A new Event.
     First {
         /// The Event.
-        told: Told,
+        told: EventSpec,
         /// Where one of that name is there already, this is one more of its series; else it has been told.
         counts: bool,
     },
     /// An Event's count goes up.
     Count {
         /// The Event.
-        first: Told,
+        first: EventSpec,
         /// By so many, at least 1.
         more: i32,
         /// Time of the last.
@@ -55,7 +55,7 @@ pub enum Write {
 
 /// The series, and the namespaces' allowances.
 #[derive(Debug, Default)]
-pub struct Series {
+pub(crate) struct Series {
     known: HashMap<Id, State>,
     allowances: Allowances,
 }
@@ -82,7 +82,7 @@ enum Target {
 
 #[derive(Debug)]
 struct State {
-    first: Told,
+    first: EventSpec,
     begun: Instant,
     written: Instant,
     last: Instant,
@@ -93,7 +93,7 @@ struct State {
 
 impl Series {
     /// Takes in a refusal; gives what is to be written now, and how many Events the caps kept from being written.
-    pub fn offer(&mut self, refusal: &Refusal, now: Instant) -> (Vec<Write>, usize) {
+    pub(crate) fn offer(&mut self, refusal: &Refusal, now: Instant) -> (Vec<Write>, usize) {
         let (mut writes, mut dropped) = (Vec::new(), 0);
         for (target, regarding) in targets(refusal) {
             let id = Id {
@@ -142,7 +142,7 @@ impl Series {
     }
 
     /// Counts that are due, and forgets series that are over.
-    pub fn due(&mut self, now: Instant) -> Vec<Write> {
+    pub(crate) fn due(&mut self, now: Instant) -> Vec<Write> {
         let writes = self.known.values_mut().filter_map(|state| state.count_if_due(now)).collect();
         let over = |state: &State| now.saturating_duration_since(state.last) >= QUIET;
         self.known.retain(|_, state| !over(state) || state.told < state.count);
@@ -224,11 +224,11 @@ pub fn policy_reference(policy: &PolicyRef) -> ObjectReference {
     }
 }
 
-fn told(refusal: &Refusal, id: &Id, regarding: ObjectReference) -> Told {
+fn told(refusal: &Refusal, id: &Id, regarding: ObjectReference) -> EventSpec {
     let (kind, reason, action) = match refusal.decision {
-        Decision::Refused => (Kind::Warning, keys::REASON_REFUSED, "Refused"),
-        Decision::Queued => (Kind::Normal, keys::REASON_QUEUED, "Queued"),
-        Decision::WouldRefuse => (Kind::Normal, REASON_WOULD_REFUSE, "Admitted"),
+        Decision::Refused => (EventType::Warning, keys::REASON_REFUSED, "Refused"),
+        Decision::Queued => (EventType::Normal, keys::REASON_QUEUED, "Queued"),
+        Decision::WouldRefuse => (EventType::Normal, REASON_WOULD_REFUSE, "Admitted"),
     };
     let about = regarding.name.clone().unwrap_or_default();
     let owner = id.owner.as_deref().unwrap_or_default();
@@ -245,10 +245,10 @@ fn told(refusal: &Refusal, id: &Id, regarding: ObjectReference) -> Told {
             format!("Job {}/{}: {}", refusal.namespace, refusal.job, refusal.message)
         }
     };
-    Told {
+    EventSpec {
         namespace: regarding.namespace.clone().unwrap_or_else(|| "default".to_owned()),
         name: names::object_name(&about, &format!(".{}", names::short_hash(identity))),
-        kind,
+        event_type: kind,
         reason,
         action,
         note,

@@ -17,7 +17,7 @@ use k8s_openapi::api::core::v1::ObjectReference;
 use kube::Client;
 
 use crate::{
-    notify::recorder::{Kind, NOTE_MAX, Teller, Told, job_reference},
+    notify::recorder::{EventSpec, EventType, NOTE_MAX, Recorder, job_reference},
     result::writer::{Committed, amend},
 };
 
@@ -25,14 +25,18 @@ use crate::{
 ///
 /// # Errors
 /// Where something could not be written; what was is found the next time.
-pub async fn announce(client: &Client, teller: &Teller, committed: &Committed) -> Result<usize, ApiError> {
+pub async fn announce(
+    client: &Client,
+    recorder: &Recorder,
+    committed: &Committed,
+) -> Result<usize, ApiError> {
     let mut told = 0;
     for reason in &committed.manifest.announcements_pending {
         let Some(event) = event(&committed.manifest, committed.kind, &committed.name, reason) else {
             tracing::warn!(reason, result = committed.name, "unknown announcement in a manifest; left out");
             continue;
         };
-        match teller.tell(&event).await {
+        match recorder.publish(&event).await {
             Ok(new) => told += usize::from(new),
             // Nobody can be told in a namespace that is going or gone.
             Err(error) if error.is_terminating() || error.is_not_found() => return Ok(told),
@@ -49,7 +53,7 @@ async fn note(client: &Client, committed: &Committed) -> Result<(), ApiError> {
     amend(client, committed, clear).await
 }
 
-fn event(manifest: &Manifest, holds: StorageKind, result: &str, reason: &str) -> Option<Told> {
+fn event(manifest: &Manifest, holds: StorageKind, result: &str, reason: &str) -> Option<EventSpec> {
     let job = &manifest.job;
     let regarding = job_reference(&job.namespace, &job.name, Some(&job.uid));
     let related = Some(ObjectReference {
@@ -62,8 +66,8 @@ fn event(manifest: &Manifest, holds: StorageKind, result: &str, reason: &str) ->
     let (kind, reason, action, note) = match reason {
         keys::REASON_PROCESSING => {
             let (kind, action) = match manifest.outcome {
-                Outcome::Completed => (Kind::Normal, "Completed"),
-                Outcome::Failed => (Kind::Warning, "Failed"),
+                Outcome::Completed => (EventType::Normal, "Completed"),
+                Outcome::Failed => (EventType::Warning, "Failed"),
             };
             (kind, keys::REASON_PROCESSING, action, manifest.note(holds, result, NOTE_MAX))
         }
@@ -75,14 +79,14 @@ fn event(manifest: &Manifest, holds: StorageKind, result: &str, reason: &str) ->
                 holds.name(),
                 job.namespace
             );
-            (Kind::Warning, keys::REASON_NAME_TAKEN, "Stored", note)
+            (EventType::Warning, keys::REASON_NAME_TAKEN, "Stored", note)
         }
         _ => return None,
     };
-    Some(Told {
+    Some(EventSpec {
         namespace: job.namespace.clone(),
         name: names::event_name(&job.name, &job.uid, reason),
-        kind,
+        event_type: kind,
         reason,
         action,
         note,
@@ -96,7 +100,7 @@ fn event(manifest: &Manifest, holds: StorageKind, result: &str, reason: &str) ->
 /// # Errors
 /// Where the Event could not be written.
 pub async fn announce_lost(
-    teller: &Teller,
+    recorder: &Recorder,
     job: &job_handler_shared::job::snapshot::JobSnapshot,
     why: &str,
     gone: bool,
@@ -108,11 +112,11 @@ pub async fn announce_lost(
             format!("The result could not be stored yet: {why}. The sink keeps trying until the Job is gone");
         ("Retrying", note)
     };
-    teller
-        .tell(&Told {
+    recorder
+        .publish(&EventSpec {
             namespace: job.namespace.clone(),
             name: names::event_name(&job.name, &job.uid, keys::REASON_LOST),
-            kind: Kind::Warning,
+            event_type: EventType::Warning,
             reason: keys::REASON_LOST,
             action,
             note,

@@ -20,7 +20,7 @@ use job_handler_shared::{
 
 use crate::{
     notify::{
-        recorder::{Kind, Told, job_reference},
+        recorder::{EventSpec, EventType, job_reference},
         refusal_series::{Allowances, policy_reference},
     },
     queueing::{failure_backoff::Waits, slots::Counted},
@@ -175,14 +175,14 @@ impl Line {
 }
 
 /// The Event.
-pub fn told(job: &JobSnapshot, what: &For) -> Told {
+pub(crate) fn told(job: &JobSnapshot, what: &For) -> EventSpec {
     let name = names::event_name(&job.name, &job.uid, keys::REASON_QUEUED);
     let hash = names::short_hash([what.policy().uid.as_str()]);
-    Told {
+    EventSpec {
         namespace: job.namespace.clone(),
         // A note cannot be changed: each place is an Event of its own.
         name: names::object_name(&name, &format!(".{hash}.{}", what.rank())),
-        kind: Kind::Normal,
+        event_type: EventType::Normal,
         reason: keys::REASON_QUEUED,
         action: "Queued",
         note: what.text(jiff::Timestamp::now()),

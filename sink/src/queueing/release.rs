@@ -32,7 +32,7 @@ use kube::{
 use serde_json::json;
 
 use crate::{
-    notify::recorder::{Kind, Teller, Told, job_reference},
+    notify::recorder::{EventSpec, EventType, Recorder, job_reference},
     observe::store::Store,
     queueing::{
         failure_backoff::{self, Waits},
@@ -148,12 +148,12 @@ impl Wait {
 }
 
 /// Starts queued Jobs for ever.
-pub async fn keep(client: Client, store: Store, teller: Teller) {
+pub async fn keep(client: Client, store: Store, recorder: Recorder) {
     let (events, untold) = mpsc::channel(UNTOLD);
-    let telling = untold.for_each_concurrent(TELLING, |told: Told| {
-        let teller = teller.clone();
+    let telling = untold.for_each_concurrent(TELLING, |told: EventSpec| {
+        let recorder = recorder.clone();
         async move {
-            if let Err(error) = teller.tell(&told).await {
+            if let Err(error) = recorder.publish(&told).await {
                 let (namespace, event) = (&told.namespace, &told.name);
                 tracing::warn!("the Event {namespace}/{event} about a queued Job: {error}");
             }
@@ -165,7 +165,7 @@ pub async fn keep(client: Client, store: Store, teller: Teller) {
     }
 }
 
-async fn starting(client: Client, store: Store, mut events: mpsc::Sender<Told>) {
+async fn starting(client: Client, store: Store, mut events: mpsc::Sender<EventSpec>) {
     let mut changes = store.changes();
     let mut waits: HashMap<String, Wait> = HashMap::new();
     let mut told = Line::default();
@@ -265,17 +265,17 @@ async fn start(client: &Client, store: &Store, jobs: impl Iterator<Item = Arc<Jo
     stream::iter(namespaces.into_values()).map(in_order).buffer_unordered(NAMESPACES).collect().await
 }
 
-fn started_event(job: &JobSnapshot) -> Told {
+fn started_event(job: &JobSnapshot) -> EventSpec {
     let slot = stamped_text(job).and_then(queued_entry::waits_for).unwrap_or("a slot");
     let waited = waited(job, Timestamp::now());
     let note = match slot.starts_with("a slot") {
         true => format!("{slot} was free after {waited}"),
         false => format!("it waited {waited} for {slot}"),
     };
-    Told {
+    EventSpec {
         namespace: job.namespace.clone(),
         name: names::event_name(&job.name, &job.uid, keys::REASON_STARTED),
-        kind: Kind::Normal,
+        event_type: EventType::Normal,
         reason: keys::REASON_STARTED,
         action: "Started",
         note,

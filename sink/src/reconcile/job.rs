@@ -22,7 +22,7 @@ use crate::{
     },
     metrics::SinkMetrics,
     model::{result_ref::ResultRef, stored_result},
-    notify::{recorder::Teller, result_events},
+    notify::{recorder::Recorder, result_events},
     observe::{
         key::{Key, UNDER_WAY},
         store::Store,
@@ -109,7 +109,7 @@ pub struct Actor {
     /// Pods that were followed, and what was captured of those that are gone.
     pub followed: Followed,
     /// Writes Events.
-    pub teller: Teller,
+    pub recorder: Recorder,
     /// Counts.
     pub metrics: SinkMetrics,
 }
@@ -380,7 +380,7 @@ impl Actor {
                 };
                 if told {
                     self.metrics.result_lost(if gone { "gone" } else { "refused" });
-                    result_events::announce_lost(&self.teller, job, &error.to_string(), gone).await?;
+                    result_events::announce_lost(&self.recorder, job, &error.to_string(), gone).await?;
                 }
                 Err(error.into())
             }
@@ -398,7 +398,7 @@ impl Actor {
                     self.drop_place(uid, &place);
                     continue;
                 };
-                result_events::announce(&self.client, &self.teller, &found).await?;
+                result_events::announce(&self.client, &self.recorder, &found).await?;
                 let told = ResultRef { pending: false, ..place };
                 self.store.put_result(uid, told.clone());
                 places.push(told);

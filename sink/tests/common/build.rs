@@ -13,7 +13,7 @@ use job_handler_sink::{
     harvest::{collector::Capturer, pod_tracker::Followed},
     metrics::SinkMetrics,
     model::{policy_entry::PolicyEntry, result_ref::ResultRef},
-    notify::recorder::Teller,
+    notify::recorder::Recorder,
     observe::{key::Key, store::Store},
     reconcile::job::Actor,
 };
@@ -79,7 +79,7 @@ pub fn process(apiserver: &Apiserver, policy: Value) -> Actor {
         store,
         capturer: Capturer::new(client.clone()),
         followed: Followed::default(),
-        teller: Teller::new(client, "sink-0"),
+        recorder: Recorder::new(client, "sink-0"),
         metrics: SinkMetrics::new(&Metrics::default()),
     }
 }
