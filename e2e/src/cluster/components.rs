@@ -3,10 +3,11 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use super::nodes;
-use super::pki::{Pki, write_private};
 use crate::build::ClusterPrograms;
+use crate::cluster::nodes;
+use crate::cluster::pki::Pki;
 use crate::harness::error::{Error, Result};
+use crate::harness::kubeconfig::write_private;
 use crate::harness::ports;
 use crate::harness::process::Program;
 

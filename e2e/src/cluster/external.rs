@@ -4,8 +4,9 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::time::Duration;
 
-use super::{Cluster, link_kubectl, load};
 use crate::build::{beside, cluster_programs};
+use crate::cluster::options::E2E_KUBECONFIG;
+use crate::cluster::test_cluster::{Cluster, link_kubectl, load};
 use crate::harness::error::{Error, Result};
 use crate::harness::process::TempFolder;
 
@@ -23,7 +24,7 @@ pub(super) async fn connect(kubeconfig: &Path) -> Result<Cluster> {
     };
     let kubeconfig = kubeconfig.canonicalize().map_err(Error::io(format!(
         "{} names {}",
-        super::E2E_KUBECONFIG,
+        E2E_KUBECONFIG,
         kubeconfig.display()
     )))?;
     let config = load(&kubeconfig).await?;

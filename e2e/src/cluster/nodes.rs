@@ -7,8 +7,8 @@ use kube::Api;
 use kube::api::PostParams;
 use serde_json::json;
 
-use super::pki::write_private;
 use crate::harness::error::{Error, Result};
+use crate::harness::kubeconfig::write_private;
 
 /// KWOK's configuration: one file per group of stages, each documented in itself.
 const STAGES: [&str; 4] = [

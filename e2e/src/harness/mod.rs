@@ -1,7 +1,9 @@
-//! Processes, waiting, ports, errors.
+//! What every other room uses: child processes that end with their caller (`process/`), waiting for conditions, free ports,
+//! servers in the background, kubeconfigs, errors. Read `process/mod.rs` first.
 
-pub mod background_server;
+pub(crate) mod background_server;
 pub mod error;
+pub(crate) mod kubeconfig;
 pub mod ports;
 pub mod process;
 pub mod progress;

@@ -11,8 +11,8 @@ use kube::api::PostParams;
 use serde_json::{Value, json};
 
 use crate::cluster::Cluster;
-use crate::cluster::pki::write_private;
 use crate::harness::error::{Error, Result};
+use crate::harness::kubeconfig::write_private;
 use crate::harness::wait::wait_for;
 use crate::net::metrics;
 

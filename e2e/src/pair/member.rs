@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use job_handler_shared::keys::NAMESPACE;
 
-use super::PairOptions;
-use super::install::Installation;
 use crate::cluster::Cluster;
-use crate::cluster::pki::write_private;
 use crate::harness::error::{Error, Result};
+use crate::harness::kubeconfig::write_private;
 use crate::harness::process::{KillHandle, Process, Program};
 use crate::harness::wait::wait_for;
 use crate::net::fault_proxy::FaultProxy;
+use crate::pair::PairOptions;
+use crate::pair::install::Installation;
 use crate::{harness::ports, net::http_probe};
 
 /// What all members are made from.

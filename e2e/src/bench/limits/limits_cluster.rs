@@ -184,7 +184,7 @@ impl LimitsCluster {
 
     /// Routes reviews to so many replicas. Returns once the apiserver has dropped its connections to others.
     pub(super) async fn use_replicas(&self, replicas: usize) -> Result<()> {
-        let backend = |member: &crate::Member| Backend::on(member.port());
+        let backend = |member: &crate::pair::Member| Backend::on(member.port());
         let backends: Vec<Backend> = self.pair.webhooks().iter().take(replicas).map(backend).collect();
         self.pair.balancer().set_backends(&backends);
         self.pair.balancer().close_connections();

@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use super::manifests::{self, SimulatedRun};
-use super::{expect, refused_with, succeeded};
 use crate::demo::runner::{Builds, DemoRunner, StepError};
+use crate::demo::steps::manifests::{self, SimulatedRun};
+use crate::demo::steps::{expect, refused_with, succeeded};
 
 /// The limit in the sample policy.
 const SLOTS: usize = 10;

@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use super::manifests::{self, HOOKS_POLICY, SimulatedRun};
-use super::{expect, succeeded};
 use crate::demo::runner::{DemoRunner, StepError};
+use crate::demo::steps::manifests::{self, HOOKS_POLICY, SimulatedRun};
+use crate::demo::steps::{expect, succeeded};
 
 const NAMESPACE: &str = "gitops";
 const LEGACY: &str = "legacy";

@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use super::{expect, succeeded};
 use crate::demo::runner::{DemoRunner, StepError};
+use crate::demo::steps::{expect, succeeded};
 
 /// The builds end, one of them with a failure; both results are read back.
 pub(in crate::demo) async fn results(runner: &mut DemoRunner<'_>) -> Result<(), StepError> {

@@ -19,9 +19,9 @@ use serde_json::Value;
 pub use rule::{Call, Fault, FaultCount, Rule};
 pub use streams::DroppedEvents;
 
-use crate::cluster::pki;
 use crate::harness::background_server::BackgroundServer;
 use crate::harness::error::{Error, Result};
+use crate::harness::kubeconfig;
 use forward::Upstream;
 use rule::ActiveRule;
 use streams::Streams;
@@ -106,8 +106,10 @@ impl FaultProxy {
         let mut config: Value = serde_norway::from_str(through)
             .map_err(|error| Error::Invalid(format!("no kubeconfig to put a proxy into: {error}")))?;
         for entry in config["clusters"].as_array_mut().into_iter().flatten() {
-            entry["cluster"] =
-                pki::cluster(&format!("https://127.0.0.1:{}", self.server.port()), self.ca_pem.as_bytes());
+            entry["cluster"] = kubeconfig::cluster_entry(
+                &format!("https://127.0.0.1:{}", self.server.port()),
+                self.ca_pem.as_bytes(),
+            );
         }
         Ok(config.to_string())
     }

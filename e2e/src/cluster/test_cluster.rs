@@ -1,0 +1,249 @@
+//! The cluster: starts the components, and gives access to them.
+
+use std::collections::HashMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::ServiceAccount;
+use kube::Api;
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use tokio::sync::OnceCell;
+
+use crate::build::{ClusterPrograms, beside, cluster_programs};
+use crate::cluster::component_handle::ComponentHandle;
+use crate::cluster::components::{Component, Layout, Ports};
+use crate::cluster::options::{AuditLevel, ClusterOptions, E2E_KUBECONFIG};
+use crate::cluster::{external, nodes};
+use crate::harness::error::{Error, Result};
+use crate::harness::ports;
+use crate::harness::process::{Process, TempFolder};
+use crate::harness::wait::wait_for;
+
+/// A Kubernetes cluster: the real control plane as separate processes on loopback, nodes played by KWOK.
+/// Gone when dropped, and when the process that started it is gone.
+pub struct Cluster {
+    // Fields are dropped in this order: first the processes, then their folder.
+    pub(super) processes: HashMap<Component, Process>,
+    pub(super) layout: Option<Layout>,
+    pub(super) kubeconfig: PathBuf,
+    pub(super) kubectl: PathBuf,
+    pub(super) config: kube::Config,
+    pub(super) folder: TempFolder,
+}
+
+impl Cluster {
+    /// Starts a cluster and waits until Jobs can run on it, or connects to the one that
+    /// [`E2E_KUBECONFIG`] names. The first start ever builds Kubernetes, which takes minutes.
+    ///
+    /// # Errors
+    /// If a program is missing, a port that was asked for is busy, or a component does not come up.
+    pub async fn start(options: ClusterOptions) -> Result<Self> {
+        install_crypto();
+        if let Some(path) = std::env::var_os(E2E_KUBECONFIG).filter(|value| !value.is_empty()) {
+            return external::connect(Path::new(&path)).await;
+        }
+        let programs = beside(cluster_programs).await?;
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let started = Self::boot(&options, programs.clone()).await;
+            match started {
+                // Another process took one of the ports between our look and the component's start.
+                Err(Error::ProcessExited { tail, .. })
+                    if tail.contains("address already in use") && tries < 5 =>
+                {
+                    if let Some(port) = options.port.filter(|port| !ports::is_free(*port)) {
+                        return Err(Error::PortInUse(port));
+                    }
+                }
+                started => return started,
+            }
+        }
+    }
+
+    /// The one cluster that the tests of a binary share: started by the first who asks, gone with the
+    /// process.
+    ///
+    /// # Errors
+    /// As [`Cluster::start`]; a failure is kept, so that not every test of a binary waits for its own.
+    pub async fn shared() -> Result<&'static Self> {
+        static SHARED: OnceCell<Result<Cluster, String>> = OnceCell::const_new();
+        let start = async || Self::start(ClusterOptions::default()).await.map_err(|error| error.to_string());
+        SHARED.get_or_init(start).await.as_ref().map_err(|why| Error::Invalid(why.clone()))
+    }
+
+    /// A client with all rights, under its own name in the audit log. Each call makes a new one, because
+    /// a client lives on the runtime it was made on, and each test has its own.
+    pub fn client(&self) -> kube::Client {
+        #[expect(clippy::expect_used, reason = "the same configuration made a client in start()")]
+        kube::Client::try_from(self.config.clone()).expect("a configuration that made a client makes another")
+    }
+
+    /// How clients reach the cluster with all rights.
+    pub fn config(&self) -> &kube::Config {
+        &self.config
+    }
+
+    /// The path of a kubeconfig with all rights.
+    pub fn kubeconfig(&self) -> &Path {
+        &self.kubeconfig
+    }
+
+    /// The path of a `kubectl` of the cluster's version.
+    pub fn kubectl_path(&self) -> &Path {
+        &self.kubectl
+    }
+
+    /// The cluster's folder: `logs/` holds a file per process.
+    pub fn dir(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Where the audit log is written, one JSON object per line.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] on an existing cluster.
+    pub fn audit_log(&self) -> Result<PathBuf> {
+        Ok(self.layout("the audit log")?.audit_log())
+    }
+
+    /// Where etcd listens for clients, without TLS.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] on an existing cluster.
+    pub fn etcd(&self) -> Result<SocketAddr> {
+        let layout = self.layout("etcd's address")?;
+        Ok((Ipv4Addr::LOCALHOST, layout.ports.etcd).into())
+    }
+
+    /// Whether the cluster is one of our own (not one that [`E2E_KUBECONFIG`] names).
+    pub fn is_own(&self) -> bool {
+        self.layout.is_some()
+    }
+
+    /// The process of a component.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] on an existing cluster.
+    pub fn component(&self, component: Component) -> Result<ComponentHandle<'_>> {
+        let process = self.processes.get(&component).ok_or(Error::Unsupported("a component's process"))?;
+        Ok(ComponentHandle { cluster: self, component, process })
+    }
+
+    /// Waits until the API server says that it is ready.
+    ///
+    /// # Errors
+    /// [`Error::Timeout`], or [`Error::ProcessExited`] if a component of ours is gone.
+    pub async fn wait_ready(&self, within: Duration) -> Result<()> {
+        let client = self.client();
+        wait_for(within, "the API server to be ready", || async {
+            for process in self.processes.values() {
+                if process.exit_status().is_some() {
+                    // Told in full below.
+                    return Ok(());
+                }
+            }
+            readyz(&client).await
+        })
+        .await?;
+        self.processes.values().try_for_each(Process::ensure_running)
+    }
+
+    async fn boot(options: &ClusterOptions, programs: ClusterPrograms) -> Result<Self> {
+        let folder = TempFolder::new()?;
+        let kubectl = link_kubectl(folder.path(), &programs.kubernetes)?;
+        let level = match options.audit {
+            AuditLevel::None => "None",
+            AuditLevel::Metadata => "Metadata",
+            AuditLevel::Request => "Request",
+            AuditLevel::RequestResponse => "RequestResponse",
+        };
+        let ports = Ports::pick(options.port)?;
+        let layout =
+            Layout::create(folder.path(), ports, programs, level, options.apiserver_arguments.clone())?;
+        let kubeconfig = folder.path().join("admin.kubeconfig");
+        let config = load(&kubeconfig).await?;
+        let mut cluster =
+            Self { processes: HashMap::new(), layout: Some(layout), kubeconfig, kubectl, config, folder };
+        for component in [Component::Etcd, Component::Apiserver] {
+            cluster.launch(component)?;
+        }
+        cluster.wait_ready(Duration::from_secs(60)).await?;
+        let client = cluster.client();
+        nodes::register(&client, options.nodes).await?;
+        for component in Component::ALL {
+            cluster.launch(component)?;
+        }
+        wait_for(Duration::from_secs(60), "the controllers and the nodes", || async {
+            for process in cluster.processes.values() {
+                if process.exit_status().is_some() {
+                    return Ok(());
+                }
+            }
+            nodes::all_ready(&client, options.nodes).await?;
+            let port = cluster.layout.as_ref().map_or(0, |layout| layout.ports.node_logs);
+            let logs = tokio::net::TcpStream::connect((std::net::Ipv4Addr::LOCALHOST, port)).await;
+            logs.map_err(|error| format!("the nodes' logs at port {port}: {error}"))?;
+            let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), "default");
+            accounts.get("default").await.map(drop).map_err(|error| error.to_string())
+        })
+        .await?;
+        cluster.processes.values().try_for_each(Process::ensure_running)?;
+        Ok(cluster)
+    }
+
+    fn launch(&mut self, component: Component) -> Result<()> {
+        let program = self.layout("starting a component")?.program(component);
+        if let std::collections::hash_map::Entry::Vacant(entry) = self.processes.entry(component) {
+            entry.insert(Process::start(program)?);
+        }
+        Ok(())
+    }
+
+    fn layout(&self, what: &'static str) -> Result<&Layout> {
+        self.layout.as_ref().ok_or(Error::Unsupported(what))
+    }
+}
+
+impl std::fmt::Debug for Cluster {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Cluster({})", self.config.cluster_url)
+    }
+}
+
+async fn readyz(client: &kube::Client) -> Result<(), String> {
+    let request = http::Request::get("/readyz").body(Vec::new()).map_err(|error| error.to_string())?;
+    client.request_text(request).await.map(drop).map_err(|error| error.to_string())
+}
+
+/// A configuration for clients from a kubeconfig, under the e2e's own user agent.
+pub(super) async fn load(kubeconfig: &Path) -> Result<kube::Config> {
+    let broken = |error: kube::config::KubeconfigError| {
+        Error::Invalid(format!("{} is not a usable kubeconfig: {error}", kubeconfig.display()))
+    };
+    let parsed = Kubeconfig::read_from(kubeconfig).map_err(broken)?;
+    let mut config =
+        kube::Config::from_custom_kubeconfig(parsed, &KubeConfigOptions::default()).await.map_err(broken)?;
+    let agent = concat!("job-handler-e2e/", env!("CARGO_PKG_VERSION"));
+    config.headers.push((http::header::USER_AGENT, http::HeaderValue::from_static(agent)));
+    // Told here, where it can be said which file is wrong; see client().
+    kube::Client::try_from(config.clone())
+        .map_err(Error::api(format!("making a client from {}", kubeconfig.display())))?;
+    Ok(config)
+}
+
+/// The one binary is kubectl when it is called by that name.
+pub(super) fn link_kubectl(folder: &Path, kubernetes: &Path) -> Result<PathBuf> {
+    let bin = folder.join("bin");
+    let link = bin.join("kubectl");
+    std::fs::create_dir_all(&bin)
+        .and_then(|()| std::os::unix::fs::symlink(kubernetes, &link))
+        .map_err(Error::io("linking kubectl"))?;
+    Ok(link)
+}
+
+/// rustls wants one provider chosen per process; whoever chose before us chose the same.
+fn install_crypto() {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+}

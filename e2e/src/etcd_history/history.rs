@@ -1,0 +1,146 @@
+//! Records every write while a test runs.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::{Mutex, MutexGuard};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::cluster::Cluster;
+use crate::etcd_history::etcd;
+use crate::etcd_history::object_change::HistoryEntry;
+use crate::harness::error::{Error, Result};
+
+/// For [`ClusterOptions::apiserver_arguments`](crate::ClusterOptions): built-in objects are stored as JSON, not protobuf.
+pub const STORE_JSON: &str = "--storage-media-type=application/json";
+
+/// A running record. It ends with this value.
+#[derive(Debug)]
+pub struct History {
+    reader: HistoryReader,
+    task: JoinHandle<()>,
+}
+
+/// Reads a [`History`].
+#[derive(Clone, Debug)]
+pub struct HistoryReader(Arc<HistoryLog>);
+
+#[derive(Debug)]
+struct HistoryLog {
+    entries: Mutex<Vec<HistoryEntry>>,
+    /// How many there are; and why there will be no more.
+    length: watch::Sender<(usize, Option<String>)>,
+}
+
+impl History {
+    /// Begins to record all Jobs and ledgers of a cluster, from the next write on.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] on an existing cluster, whose etcd cannot be reached; if etcd does not answer.
+    pub async fn start(cluster: &Cluster) -> Result<Self> {
+        let address = cluster.etcd()?;
+        let from = etcd::revision(address).await? + 1;
+        let shared = Arc::new(HistoryLog { entries: Mutex::default(), length: watch::Sender::default() });
+        let theirs = Arc::clone(&shared);
+        let task = tokio::spawn(async move {
+            let ended = etcd::watch(address, from, |entry| theirs.add(entry)).await;
+            let why = ended.map_or_else(|error| error.to_string(), |()| "etcd ended the watch".to_owned());
+            theirs.length.send_modify(|length| length.1 = Some(why));
+        });
+        Ok(Self { reader: HistoryReader(shared), task })
+    }
+
+    /// A reader for another task.
+    pub fn reader(&self) -> HistoryReader {
+        self.reader.clone()
+    }
+}
+
+impl std::ops::Deref for History {
+    type Target = HistoryReader;
+
+    fn deref(&self) -> &HistoryReader {
+        &self.reader
+    }
+}
+
+impl HistoryReader {
+    /// The entries from the `from`th on.
+    pub fn since(&self, from: usize) -> Vec<HistoryEntry> {
+        self.0.lock().get(from..).unwrap_or_default().to_vec()
+    }
+
+    /// How many entries there are.
+    pub fn len(&self) -> usize {
+        self.0.lock().len()
+    }
+
+    /// Whether there are none yet.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Waits until there are more than `length` entries.
+    ///
+    /// # Errors
+    /// If there will be no more.
+    pub async fn wait_for_more(&self, length: usize) -> Result<()> {
+        let mut changes = self.0.length.subscribe();
+        let changed = changes.wait_for(|(now, ended)| *now > length || ended.is_some()).await;
+        let ended = match changed {
+            Ok(state) if state.0 > length => return Ok(()),
+            Ok(state) => state.1.clone().unwrap_or_default(),
+            Err(closed) => closed.to_string(),
+        };
+        Err(Error::Invalid(format!("the history is broken off, nothing can be proved by it: {ended}")))
+    }
+
+    /// Waits until the entries from the `from`th on pass the test. The test says what it misses.
+    ///
+    /// # Errors
+    /// [`Error::Timeout`] with what was missed last; if there will be no more entries.
+    pub async fn wait<T>(
+        &self,
+        from: usize,
+        within: Duration,
+        what: &str,
+        test: impl Fn(&[HistoryEntry]) -> Result<T, String>,
+    ) -> Result<T> {
+        let until = tokio::time::Instant::now() + within;
+        loop {
+            let length = self.len();
+            let missed = match test(&self.since(from)) {
+                Ok(found) => return Ok(found),
+                Err(missed) => missed,
+            };
+            match tokio::time::timeout_at(until, self.wait_for_more(length)).await {
+                Ok(grown) => grown?,
+                Err(_) => {
+                    return Err(Error::Timeout { what: what.to_owned(), waited: within, last: missed });
+                }
+            }
+        }
+    }
+}
+
+impl Drop for History {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl HistoryLog {
+    fn lock(&self) -> MutexGuard<'_, Vec<HistoryEntry>> {
+        self.entries.lock()
+    }
+
+    fn add(&self, entry: HistoryEntry) {
+        let length = {
+            let mut entries = self.lock();
+            entries.push(entry);
+            entries.len()
+        };
+        self.length.send_modify(|now| now.0 = length);
+    }
+}

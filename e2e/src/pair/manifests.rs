@@ -1,0 +1,67 @@
+//! Changes to what is installed.
+
+use std::path::Path;
+
+use job_handler_shared::keys::{MUTATING_CONFIGURATION, NAMESPACE};
+use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
+use kube::Api;
+use kube::api::{Patch, PatchParams};
+use serde_json::{Value, json};
+
+use crate::cluster::Cluster;
+use crate::harness::error::{Error, Result};
+
+const ROLE: &str = "job-handler-sink-secrets";
+
+/// Sets fields (`clientConfig/url`) of both webhooks that stamp, the one of creates and the one of updates.
+///
+/// # Errors
+/// If the API server refuses.
+pub async fn patch_stamping_webhooks(client: kube::Client, fields: &[(&str, Value)]) -> Result<()> {
+    let set = |n: usize, (field, value): &(&str, Value)| json!({"op": "add", "path": format!("/webhooks/{n}/{field}"), "value": value});
+    let changes: Vec<Value> = (0..2).flat_map(|n| fields.iter().map(move |field| set(n, field))).collect();
+    let changes = serde_json::from_value(changes.into())
+        .map_err(|error| Error::Invalid(format!("a patch of {MUTATING_CONFIGURATION}: {error}")))?;
+    let configurations: Api<MutatingWebhookConfiguration> = Api::all(client);
+    configurations
+        .patch(MUTATING_CONFIGURATION, &PatchParams::default(), &Patch::<()>::Json(changes))
+        .await
+        .map(drop)
+        .map_err(Error::api("changing the webhooks that stamp"))
+}
+
+/// Applies `manifests/samples`: the policies of the image-build case and what they are for.
+///
+/// # Errors
+/// If the API server refuses one.
+pub async fn apply_samples(cluster: &Cluster) -> Result<()> {
+    cluster.kubectl(&["apply", "-f", &manifests("samples")]).await.map(drop)
+}
+
+/// Applies `manifests/overlays/secrets`, and binds its role to the account that local sinks have.
+///
+/// # Errors
+/// If the API server refuses either.
+pub async fn allow_secrets(cluster: &Cluster) -> Result<()> {
+    cluster.kubectl(&["apply", "-k", &manifests("overlays/secrets")]).await?;
+    let binding = json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding",
+        "metadata": {"name": format!("{ROLE}-local")},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": ROLE},
+        "subjects": [{"kind": "ServiceAccount", "name": "job-handler-sink", "namespace": NAMESPACE}],
+    });
+    cluster.kubectl_with_input(&["apply", "-f", "-"], &binding.to_string()).await.map(drop)
+}
+
+/// Takes the rights away again.
+///
+/// # Errors
+/// If the API server refuses.
+pub async fn forbid_secrets(cluster: &Cluster) -> Result<()> {
+    cluster.kubectl(&["delete", "clusterrolebinding", &format!("{ROLE}-local")]).await?;
+    cluster.kubectl(&["delete", "-k", &manifests("overlays/secrets")]).await.map(drop)
+}
+
+fn manifests(folder: &str) -> String {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests").join(folder).display().to_string()
+}
