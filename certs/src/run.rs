@@ -5,9 +5,9 @@ use std::{
     time::Duration,
 };
 
-use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use futures::{FutureExt, Stream, StreamExt, stream};
-use kube::{Client, runtime::watcher::watch_object};
+use job_handler_shared::process::{failure_log::FailureLog, jitter::Backoff};
+use kube::Client;
 use rustls::ServerConfig;
 use time::OffsetDateTime;
 use tokio::{sync::watch, task::JoinHandle, time::Instant};
@@ -28,8 +28,6 @@ const CLOCK_CHECK: Duration = Duration::from_secs(60);
 const RESYNC: Duration = Duration::from_secs(300);
 /// After a hint, more of them are waited for; it also bounds how fast we answer somebody who keeps undoing our writes.
 const SETTLE: Duration = Duration::from_millis(500);
-/// A fault that stays the same is told again this often.
-const REPEAT: Duration = Duration::from_secs(60);
 
 /// What [`start`] needs to know.
 #[derive(Clone, Debug)]
@@ -163,24 +161,29 @@ impl<S: Source, C: Fn() -> OffsetDateTime> Keeper<S, C> {
     }
 
     async fn run(mut self) {
-        let configuration = watch_object(self.publisher.api.clone(), &self.publisher.name);
-        let configuration = source::changes(configuration, "the MutatingWebhookConfiguration");
+        let configuration = source::changes(
+            self.publisher.api.clone(),
+            &self.publisher.name,
+            "mutatingwebhookconfigurations.admissionregistration.k8s.io",
+        );
         let mut hints = pin!(stream::select(self.source.hints(), configuration));
-        let mut backoff = backoff();
-        let mut told: Option<(String, Instant)> = None;
+        let mut backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(15));
+        let mut failures = FailureLog::default();
         loop {
             let pause = match self.turn().await {
                 Ok(()) => {
-                    backoff = self::backoff();
-                    if told.take().is_some() {
+                    backoff.reset();
+                    if failures.succeeded() {
                         tracing::info!("certificates are in order again");
                     }
                     RESYNC
                 }
                 Err(error) => {
-                    tell(error.to_string(), &mut told);
-                    // Without a maximum of times it never ends.
-                    backoff.next().unwrap_or(RESYNC)
+                    let failure = error.to_string();
+                    if failures.is_due(&failure) {
+                        tracing::warn!("certificates are not in order, retrying: {failure}");
+                    }
+                    backoff.next_pause()
                 }
             };
             self.wait(pause, hints.as_mut()).await;
@@ -239,26 +242,6 @@ impl<S: Source, C: Fn() -> OffsetDateTime> Keeper<S, C> {
                 }
             }
         }
-    }
-}
-
-/// Half a second to half a minute, with jitter, without end.
-fn backoff() -> ExponentialBackoff {
-    ExponentialBuilder::new()
-        .with_min_delay(Duration::from_millis(500))
-        .with_max_delay(Duration::from_secs(15))
-        .with_jitter()
-        .without_max_times()
-        .build()
-}
-
-/// Tells a new fault at once, and one that stays the same every [`REPEAT`].
-fn tell(fault: String, told: &mut Option<(String, Instant)>) {
-    if told.as_ref().is_some_and(|(same, at)| *same == fault && at.elapsed() < REPEAT) {
-        tracing::debug!("still: {fault}");
-    } else {
-        tracing::warn!("certificates are not in order, trying again: {fault}");
-        *told = Some((fault, Instant::now()));
     }
 }
 

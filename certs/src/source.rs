@@ -1,13 +1,15 @@
 //! Where the server's certificate comes from. A source is read afresh whenever it hints that it changed.
 
-use std::{future::Future, path::PathBuf, time::Duration};
+use std::{fmt::Debug, future::Future, path::PathBuf, time::Duration};
 
 use futures::{Stream, StreamExt, future, stream, stream::BoxStream};
+use job_handler_shared::kube::watch;
 use kube::{
-    Client,
-    runtime::{WatchStreamExt, watcher, watcher::watch_object},
+    Api, Client,
+    runtime::watcher::{self, Event, watcher},
 };
 use rustls::pki_types::CertificateDer;
+use serde::de::DeserializeOwned;
 use time::OffsetDateTime;
 
 use crate::{
@@ -102,7 +104,7 @@ impl Source for SecretSource {
     }
 
     fn hints(&self) -> BoxStream<'static, ()> {
-        changes(watch_object(self.secret.api.clone(), &self.secret.name), "the CA's Secret").boxed()
+        changes(self.secret.api.clone(), &self.secret.name, "secrets").boxed()
     }
 
     fn is_due(&self, now: OffsetDateTime) -> bool {
@@ -168,17 +170,14 @@ async fn read(path: &PathBuf) -> Result<String, SourceError> {
     tokio::fs::read_to_string(path).await.map_err(|source| SourceError::Read { path: path.clone(), source })
 }
 
-/// A watch as a stream of hints: its errors are told and retried with backoff, its objects read afresh by who acts.
-pub(crate) fn changes<K: Send>(
-    watch: impl Stream<Item = watcher::Result<Option<K>>> + Send,
-    what: &'static str,
-) -> impl Stream<Item = ()> + Send {
-    watch.default_backoff().filter_map(move |event| {
-        if let Err(error) = &event {
-            tracing::debug!(%error, "the watch of {what} broke; trying again");
-        }
-        future::ready(event.ok().map(drop))
-    })
+/// An item whenever the object `name` may have changed; its reader reads it afresh.
+pub(crate) fn changes<K>(api: Api<K>, name: &str, resource: &str) -> impl Stream<Item = ()> + Send + use<K>
+where
+    K: kube::Resource + Clone + Debug + DeserializeOwned + Send + 'static,
+{
+    let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
+    watch::events(watcher(api, config), resource)
+        .filter_map(|event| future::ready((!matches!(event, Event::Init)).then_some(())))
 }
 
 /// A source that reads the CA in Secret `namespace/secret`.

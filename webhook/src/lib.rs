@@ -21,6 +21,7 @@
 //! | [`mutate`], [`validate`], [`state`], [`server`], [`metrics`], [`run`] | endpoints and process |
 
 pub mod admission;
+pub mod args;
 pub mod cache;
 pub mod job_view;
 pub mod ledger;

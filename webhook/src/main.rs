@@ -3,14 +3,16 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use job_handler_webhook::run::{Options, run};
+use job_handler_shared::process::telemetry::init_logs;
+use job_handler_webhook::{args::WebhookArgs, run::run};
 
 fn main() -> ExitCode {
-    let options = Options::parse();
+    let args = WebhookArgs::parse();
+    init_logs(args.log_format);
     // Reviews are answered on the server's own threads; these two are for watches, LISTs and the Lease.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let ended = match runtime {
-        Ok(runtime) => runtime.block_on(run(options)).map_err(|error| error.to_string()),
+        Ok(runtime) => runtime.block_on(run(args)).map_err(|error| error.to_string()),
         Err(error) => Err(format!("cannot start the runtime: {error}")),
     };
     match ended {

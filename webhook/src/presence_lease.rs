@@ -14,8 +14,12 @@ use std::{
 };
 
 use jiff::Timestamp;
-use job_handler_shared::process::error_chain::error_chain;
-use job_handler_shared::{keys, policy::set::PolicySet, process::admin::ReadyHandle};
+use job_handler_shared::{
+    keys,
+    kube::error::call_within,
+    policy::set::PolicySet,
+    process::{admin::ReadyHandle, failure_log::FailureLog},
+};
 use k8s_openapi::{api::coordination::v1::Lease, apimachinery::pkg::apis::meta::v1::MicroTime};
 use kube::{
     Api, Client,
@@ -122,7 +126,7 @@ impl PresenceLease {
     /// [`Self::release`] afterwards.
     pub async fn run(&self, shutdown: CancellationToken) {
         let (mut policy_changes, mut ledger_changes) = (self.policies.changes(), self.withheld.changes());
-        let mut logged: Option<String> = None;
+        let mut failures = FailureLog::default();
         let acquired = Timestamp::now();
         while !shutdown.is_cancelled() {
             let pause = if !self.policies.synced() {
@@ -136,7 +140,7 @@ impl PresenceLease {
                     }
                     Ok(renewal) => {
                         self.ready.ready();
-                        if logged.take().is_some() {
+                        if failures.succeeded() {
                             tracing::info!(lease = %self.name, "renewed the Lease again");
                         }
                         // Withheld policies become enforceable without a change that would wake this loop.
@@ -146,9 +150,8 @@ impl PresenceLease {
                         if !self.liveness.is_live() {
                             self.ready.not_ready(&error);
                         }
-                        if logged.as_ref() != Some(&error) {
+                        if failures.is_due(&error) {
                             tracing::warn!(lease = %self.name, "cannot renew the Lease, retrying: {error}");
-                            logged = Some(error);
                         }
                         RETRY_INTERVAL
                     }
@@ -167,15 +170,10 @@ impl PresenceLease {
     pub async fn release(&self) {
         let params = DeleteParams::default();
         let delete = self.api.delete(&self.name, &params);
-        match tokio::time::timeout(CALL_TIMEOUT, delete).await {
-            Ok(Ok(_)) => {}
-            Ok(Err(kube::Error::Api(status))) if status.code == 404 => {}
-            Ok(Err(error)) => {
-                tracing::warn!(lease = %self.name, "cannot delete the Lease, it will expire: {}", error_chain(&error));
-            }
-            Err(_) => {
-                tracing::warn!(lease = %self.name, "cannot delete the Lease, it will expire: no response")
-            }
+        match call_within(CALL_TIMEOUT, "delete the Lease", delete).await {
+            Ok(_) => {}
+            Err(error) if error.is_not_found() => {}
+            Err(error) => tracing::warn!(lease = %self.name, "{error}; it will expire"),
         }
     }
 
@@ -210,21 +208,15 @@ impl PresenceLease {
         let patch = Patch::Apply(&lease);
         let params = PatchParams::apply(FIELD_MANAGER).force();
         let call = self.api.patch(&self.name, &params, &patch);
-        match tokio::time::timeout(CALL_TIMEOUT, call).await {
-            Ok(Ok(_)) => {
+        match call_within(CALL_TIMEOUT, "write Leases", call).await {
+            Ok(_) => {
                 self.liveness.renewed.store(begun + 1, Ordering::Release);
                 Ok(renewal)
             }
-            Ok(Err(kube::Error::Api(status))) if status.code == 403 => Err(format!(
-                "no right to write Leases: apply the webhook's roles (manifests/base) and bind them to this \
-                 ServiceAccount: {}",
-                status.message
-            )),
-            Ok(Err(kube::Error::Api(status))) if status.code == 404 => {
-                Err(format!("{}. Does the namespace (--namespace) exist?", status.message))
+            Err(error) if error.is_not_found() => {
+                Err(format!("{error}. Does the namespace (--namespace) exist?"))
             }
-            Ok(Err(error)) => Err(error_chain(&error)),
-            Err(_) => Err(format!("timed out after {} s", CALL_TIMEOUT.as_secs())),
+            Err(error) => Err(error.to_string()),
         }
     }
 }

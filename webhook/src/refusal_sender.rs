@@ -5,8 +5,8 @@
 
 use std::{collections::VecDeque, path::PathBuf, time::Duration};
 
-use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use job_handler_shared::ledger::refusal::{MAX_LINE, Refusal};
+use job_handler_shared::process::jitter::Backoff;
 use tokio::{io::AsyncWriteExt, net::UnixStream, sync::mpsc};
 use tokio_util::sync::CancellationToken;
 
@@ -68,7 +68,7 @@ impl RefusalSender {
 
     /// Returns when the queue is closed or, with `until_empty`, empty.
     async fn send_all(&mut self, until_empty: bool) {
-        let mut backoff = backoff();
+        let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(5));
         let mut logged = false;
         loop {
             if self.unsent.is_empty() && !(until_empty && self.queue.is_empty()) {
@@ -88,9 +88,10 @@ impl RefusalSender {
                         tracing::warn!(socket = %self.socket.display(), "cannot send refusals to the sink, retrying: {error}");
                         logged = true;
                     }
-                    tokio::time::sleep(backoff.next().unwrap_or(WRITE_TIMEOUT)).await;
+                    backoff.wait().await;
                     if error.kind() == std::io::ErrorKind::BrokenPipe {
-                        (backoff, logged) = (self::backoff(), false);
+                        backoff.reset();
+                        logged = false;
                     }
                 }
             }
@@ -137,14 +138,4 @@ impl RefusalSender {
             }
         }
     }
-}
-
-/// 50 ms to 5 s, with jitter, unlimited attempts.
-fn backoff() -> ExponentialBackoff {
-    ExponentialBuilder::new()
-        .with_min_delay(Duration::from_millis(50))
-        .with_max_delay(Duration::from_secs(5))
-        .with_jitter()
-        .without_max_times()
-        .build()
 }

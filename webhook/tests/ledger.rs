@@ -521,7 +521,7 @@ async fn jobs_under_no_limit_cost_no_call() {
 #[rstest]
 #[case::throttles(429, "overloaded")]
 #[case::fails(500, "")]
-#[case::refuses(403, "cannot write the JobLedger")]
+#[case::refuses(403, "cannot write JobLedger")]
 #[tokio::test(flavor = "multi_thread")]
 async fn an_apiserver_that_does_not_let_us_write_is_named_and_nothing_is_granted(
     #[case] code: u16,

@@ -100,6 +100,11 @@ impl ApiError {
         matches!(self, Self::Timeout { .. })
     }
 
+    /// The apiserver is overloaded and did nothing (429).
+    pub fn is_throttled(&self) -> bool {
+        self.code() == Some(429)
+    }
+
     /// The resource version or the continue token is too old (410).
     pub fn is_expired(&self) -> bool {
         self.code() == Some(410)

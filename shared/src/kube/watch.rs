@@ -43,10 +43,11 @@ pub async fn run<K: Clone + Debug>(
 }
 
 /// The events of `stream` for callers that read the objects afresh anyway and only want to know when to.
-pub fn events<K: Clone + Debug>(
-    stream: impl Stream<Item = watcher::Result<Event<K>>>,
-    resource: &str,
-) -> impl Stream<Item = Event<K>> {
+pub fn events<K, S>(stream: S, resource: &str) -> impl Stream<Item = Event<K>> + use<K, S>
+where
+    K: Clone + Debug,
+    S: Stream<Item = watcher::Result<Event<K>>>,
+{
     let mut health = WatchHealth::new(resource, None);
     stream.default_backoff().filter_map(move |event| {
         match &event {

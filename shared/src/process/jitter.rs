@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
+
 /// Between half of `pause` and all of it: retries keep their rough pace ("equal jitter").
 pub fn jitter(pause: Duration) -> Duration {
     pause.mul_f64(0.5 + fastrand::f64() / 2.0)
@@ -10,6 +12,42 @@ pub fn jitter(pause: Duration) -> Duration {
 /// Between nothing and all of `pause`: replicas that compete for one object spread out most ("full jitter").
 pub fn full_jitter(pause: Duration) -> Duration {
     pause.mul_f64(fastrand::f64())
+}
+
+/// The pauses between retries.
+#[derive(Debug)]
+pub struct Backoff {
+    first: Duration,
+    longest: Duration,
+    pauses: ExponentialBackoff,
+}
+
+impl Backoff {
+    /// Pauses that double from `first` to `longest`, with jitter.
+    pub fn new(first: Duration, longest: Duration) -> Self {
+        let pauses = ExponentialBuilder::new()
+            .with_min_delay(first)
+            .with_max_delay(longest)
+            .with_jitter()
+            .without_max_times()
+            .build();
+        Self { first, longest, pauses }
+    }
+
+    /// Starts again with the first pause, after a success.
+    pub fn reset(&mut self) {
+        *self = Self::new(self.first, self.longest);
+    }
+
+    /// Waits for the next pause.
+    pub async fn wait(&mut self) {
+        tokio::time::sleep(self.next_pause()).await;
+    }
+
+    /// The next pause.
+    pub fn next_pause(&mut self) -> Duration {
+        self.pauses.next().unwrap_or(self.longest)
+    }
 }
 
 #[cfg(test)]
@@ -25,5 +63,15 @@ mod tests {
         let full: Vec<Duration> = (0..100).map(|_| full_jitter(pause)).collect();
         assert!(full.iter().all(|one| *one <= pause), "{full:?}");
         assert!(full.iter().any(|one| *one < pause / 2), "{full:?}");
+    }
+
+    #[test]
+    fn a_backoff_grows_and_starts_again_after_a_reset() {
+        let (first, longest) = (Duration::from_millis(50), Duration::from_secs(5));
+        let mut backoff = Backoff::new(first, longest);
+        let pauses: Vec<Duration> = (0..100).map(|_| backoff.next_pause()).collect();
+        assert!(pauses[0] < first * 3 && pauses[99] >= longest, "{pauses:?}");
+        backoff.reset();
+        assert!(backoff.next_pause() < first * 3);
     }
 }

@@ -66,6 +66,11 @@ pub struct Supervisor {
 }
 
 impl Supervisor {
+    /// Cancelled at shutdown.
+    pub fn shutdown_token(&self) -> CancellationToken {
+        self.shutdown.clone()
+    }
+
     /// Spawns a task that is dropped at shutdown, wherever it stands.
     pub fn spawn<F>(&mut self, task: impl Into<String>, future: F)
     where

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Instant};
 
 use http::Request;
 use job_handler_shared::job::snapshot::JobSnapshot;
-use job_handler_shared::process::error_chain::error_chain;
+use job_handler_shared::{kube::error::status_code, process::error_chain::error_chain};
 use kube::Client;
 use serde::{Deserialize, Deserializer};
 
@@ -128,13 +128,13 @@ pub async fn job(client: &Client, key: &str) -> Result<Option<Arc<JobSnapshot>>,
     let path = format!("/apis/batch/v1/namespaces/{}/jobs/{}", escape(namespace), escape(name));
     match client.request::<ListedJob>(Request::get(path).body(Vec::new())?).await {
         Ok(ListedJob(job)) => Ok(Some(job)),
-        Err(kube::Error::Api(status)) if status.code == 404 => Ok(None),
+        Err(error) if status_code(&error) == Some(404) => Ok(None),
         Err(error) => Err(Box::new(error).into()),
     }
 }
 
 fn is_expired(error: &kube::Error) -> bool {
-    matches!(error, kube::Error::Api(status) if status.code == 410)
+    status_code(error) == Some(410)
 }
 
 /// Percent-encodes everything but unreserved characters (RFC 3986).

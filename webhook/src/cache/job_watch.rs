@@ -3,19 +3,21 @@
 
 use std::{convert::Infallible, time::Duration};
 
-use backon::{BackoffBuilder, ExponentialBuilder};
 use futures::{StreamExt, pin_mut};
 use http::Request;
+use job_handler_shared::{
+    kube::{error::status_code, watch::WatchHealth},
+    process::{admin::ReadyHandle, jitter::Backoff},
+};
 use kube::{
     Client,
     core::{Status, WatchEvent},
     runtime::watcher::Error,
 };
 
-use crate::cache::jobs::JobCache;
 use crate::cache::{
     consistent_list::{self, ListError, ListedJob},
-    reflector::{Part, Teller},
+    jobs::JobCache,
 };
 
 /// The apiserver ends a watch after this; ours is ended by it, not by a dead connection.
@@ -34,25 +36,26 @@ enum End {
 }
 
 /// Keeps the cache up to date for ever.
-pub async fn follow(client: Client, cache: JobCache, part: Part) -> Infallible {
-    let mut teller = Teller::new(part);
-    let mut pauses = pauses();
+pub async fn run(client: Client, cache: JobCache, readiness: ReadyHandle) -> Infallible {
+    let mut health = WatchHealth::new("jobs.batch", Some(readiness));
+    let mut backoff = Backoff::new(PAUSE.0, PAUSE.1);
     let mut from: Option<u64> = None;
     loop {
         let ended = match from {
             None => match relist(&client, &cache).await {
                 Ok(position) => {
-                    teller.ready();
-                    (pauses, from) = (self::pauses(), Some(position));
+                    health.listed();
+                    backoff.reset();
+                    from = Some(position);
                     continue;
                 }
                 Err(error) => Err(Error::InitialListFailed(error)),
             },
             Some(position) => {
                 let mut told = false;
-                let ended = watch(&client, &cache, position, &mut teller, || told = true).await;
+                let ended = watch(&client, &cache, position, &mut health, || told = true).await;
                 if told {
-                    pauses = self::pauses();
+                    backoff.reset();
                 }
                 // Only who says nothing and ends is asked again less and less often.
                 if told && matches!(ended, Ok(End::Resume)) {
@@ -65,21 +68,12 @@ pub async fn follow(client: Client, cache: JobCache, part: Part) -> Infallible {
         match ended {
             Ok(End::Resume) => {}
             Ok(End::Relist) => from = None,
-            Err(error) => teller.tell(&error),
+            Err(error) => health.failed(error),
         }
         // A broken watch goes on from what it told last.
         from = from.and(cache.position());
-        tokio::time::sleep(pauses.next().unwrap_or(PAUSE.1)).await;
+        backoff.wait().await;
     }
-}
-
-fn pauses() -> impl Iterator<Item = Duration> {
-    ExponentialBuilder::new()
-        .with_min_delay(PAUSE.0)
-        .with_max_delay(PAUSE.1)
-        .with_jitter()
-        .without_max_times()
-        .build()
 }
 
 /// Consistent, so that the picture never goes back behind what was told before.
@@ -99,7 +93,7 @@ async fn watch(
     client: &Client,
     cache: &JobCache,
     from: u64,
-    teller: &mut Teller,
+    health: &mut WatchHealth,
     mut works: impl FnMut(),
 ) -> Result<End, Error> {
     let request = Request::get(format!(
@@ -110,7 +104,7 @@ async fn watch(
     let events = client.request_events::<ListedJob>(request).await;
     let events = match events {
         Ok(events) => events,
-        Err(kube::Error::Api(status)) if status.code == 410 => return Ok(End::Relist),
+        Err(error) if status_code(&error) == Some(410) => return Ok(End::Relist),
         Err(error) => return Err(Error::WatchStartFailed(error)),
     };
     pin_mut!(events);
@@ -137,7 +131,7 @@ async fn watch(
         if told.is_none() {
             return Ok(End::Relist);
         }
-        teller.ready();
+        health.responded();
         works();
     }
 }

@@ -5,7 +5,6 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    future::Future,
     sync::{
         Arc,
         atomic::{AtomicU8, Ordering},
@@ -14,6 +13,7 @@ use std::{
 };
 
 use arc_swap::{ArcSwap, Guard};
+use futures::future::BoxFuture;
 use job_handler_shared::{
     policy::{
         parsed::{Policy, PolicyError},
@@ -31,9 +31,8 @@ use kube::{
 };
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
 
-use crate::cache::reflector::{self, Mirror, MirrorError, Part};
+use crate::cache::reflector::{self, WatchHandler};
 
 /// How long a review waits for a namespace that was created a moment ago.
 const NEW_NAMESPACE: Duration = Duration::from_millis(500);
@@ -90,45 +89,43 @@ impl Policies {
         self.0.policies_changed.send_modify(|n| *n += 1);
     }
 
-    /// Keeps everything up to date until `shutdown`.
-    ///
-    /// # Errors
-    /// Where a watch ends for good, which is a bug.
-    pub fn follow(
-        self,
-        client: Client,
+    /// The watches that keep everything up to date, by name. Their parts are registered at once, so that the process is
+    /// not ready before they are.
+    pub fn watches(
+        &self,
+        client: &Client,
         readiness: &Readiness,
-        shutdown: CancellationToken,
-    ) -> impl Future<Output = Result<(), MirrorError>> + Send + 'static {
-        let part = |name, plural| Part { name, plural, ready: readiness.part(name) };
-        let namespaced = reflector::follow(
+    ) -> [(&'static str, BoxFuture<'static, ()>); 3] {
+        let policies = reflector::run(
             watcher(Api::<DeserializeGuard<JobPolicy>>::all(client.clone()), watcher::Config::default()),
-            part("JobPolicies", "jobpolicies.job-handler.io"),
-            PolicyMirror { policies: self.clone(), kind: PolicyKind::JobPolicy, read: Policy::namespaced },
+            "jobpolicies.job-handler.io",
+            readiness.part("JobPolicies"),
+            PolicyHandler { policies: self.clone(), kind: PolicyKind::JobPolicy, read: Policy::namespaced },
         );
-        let cluster = reflector::follow(
+        let cluster_policies = reflector::run(
             watcher(
                 Api::<DeserializeGuard<ClusterJobPolicy>>::all(client.clone()),
                 watcher::Config::default(),
             ),
-            part("ClusterJobPolicies", "clusterjobpolicies.job-handler.io"),
-            PolicyMirror {
+            "clusterjobpolicies.job-handler.io",
+            readiness.part("ClusterJobPolicies"),
+            PolicyHandler {
                 policies: self.clone(),
                 kind: PolicyKind::ClusterJobPolicy,
                 read: Policy::cluster,
             },
         );
-        let namespaces = reflector::follow(
-            watcher(Api::<PartialObjectMeta<Namespace>>::all(client), watcher::Config::default()),
-            part("Namespaces", "namespaces"),
-            NamespaceMirror { policies: self },
+        let namespaces = reflector::run(
+            watcher(Api::<PartialObjectMeta<Namespace>>::all(client.clone()), watcher::Config::default()),
+            "namespaces",
+            readiness.part("Namespaces"),
+            NamespaceHandler { policies: self.clone() },
         );
-        // The parts are registered by now: nothing is ready before they are.
-        // Boxed: three watches are too much for a stack.
-        let (namespaced, cluster, namespaces) =
-            (Box::pin(namespaced), Box::pin(cluster), Box::pin(namespaces));
-        let all = async { tokio::try_join!(namespaced, cluster, namespaces).map(drop) };
-        async move { shutdown.run_until_cancelled(all).await.unwrap_or(Ok(())) }
+        [
+            ("JobPolicies watch", Box::pin(policies)),
+            ("ClusterJobPolicies watch", Box::pin(cluster_policies)),
+            ("Namespaces watch", Box::pin(namespaces)),
+        ]
     }
 
     /// All policies of the moment.
@@ -198,13 +195,13 @@ impl Policies {
     }
 }
 
-struct PolicyMirror<P> {
+struct PolicyHandler<P> {
     policies: Policies,
     kind: PolicyKind,
     read: fn(&P) -> Result<Policy, PolicyError>,
 }
 
-impl<P: Resource<DynamicType = ()>> PolicyMirror<P> {
+impl<P: Resource<DynamicType = ()>> PolicyHandler<P> {
     /// A policy that cannot be read is told of and selects nothing; it never becomes Ready, since no replica says that
     /// it enforces it.
     fn policy(&self, found: &DeserializeGuard<P>) -> Option<Arc<Policy>> {
@@ -234,7 +231,7 @@ fn key<P: Resource<DynamicType = ()>>(kind: PolicyKind, found: &DeserializeGuard
     (kind, found.namespace(), found.name_any())
 }
 
-impl<P: Resource<DynamicType = ()>> Mirror<DeserializeGuard<P>> for PolicyMirror<P> {
+impl<P: Resource<DynamicType = ()>> WatchHandler<DeserializeGuard<P>> for PolicyHandler<P> {
     fn replace(&mut self, all: Vec<DeserializeGuard<P>>) {
         let fresh: Vec<_> =
             all.iter().filter_map(|found| Some((key(self.kind, found), self.policy(found)?))).collect();
@@ -277,11 +274,11 @@ impl<P: Resource<DynamicType = ()>> Mirror<DeserializeGuard<P>> for PolicyMirror
     }
 }
 
-struct NamespaceMirror {
+struct NamespaceHandler {
     policies: Policies,
 }
 
-impl Mirror<PartialObjectMeta<Namespace>> for NamespaceMirror {
+impl WatchHandler<PartialObjectMeta<Namespace>> for NamespaceHandler {
     fn replace(&mut self, all: Vec<PartialObjectMeta<Namespace>>) {
         self.policies.namespaces_mut(|known| {
             *known = all.into_iter().map(|found| (found.name_any(), labels(found))).collect();

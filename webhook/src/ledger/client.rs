@@ -2,8 +2,8 @@
 
 use std::{future::Future, sync::Arc, time::Duration};
 
+use job_handler_shared::kube::error::{ApiError, call_within, status_code};
 use job_handler_shared::ledger::crd::{JobLedger, JobLedgerSpec};
-use job_handler_shared::process::error_chain::error_chain;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
 use kube::{Api, Client, ResourceExt, api::PostParams};
 
@@ -67,11 +67,11 @@ impl LedgerClient {
     /// # Errors
     /// For people.
     pub async fn read(&self, name: &str) -> Result<Option<JobLedger>, String> {
-        match tokio::time::timeout(CALL_TIMEOUT, let_in(|| self.api.get(name))).await {
-            Ok(Ok(ledger)) => Ok(Some(ledger)),
-            Ok(Err(kube::Error::Api(status))) if status.code == 404 => Ok(None),
-            Ok(Err(error)) => Err(format!("cannot read the JobLedger {name}: {}", error_chain(&error))),
-            Err(_) => Err(format!("cannot read the JobLedger {name}: the apiserver does not answer")),
+        let what = format!("read JobLedger {name}");
+        match call_within(CALL_TIMEOUT, &what, retry_throttled(|| self.api.get(name))).await {
+            Ok(ledger) => Ok(Some(ledger)),
+            Err(error) if error.is_not_found() => Ok(None),
+            Err(error) => Err(error.to_string()),
         }
     }
 
@@ -79,12 +79,13 @@ impl LedgerClient {
     pub async fn create_empty(&self, name: &str) -> WriteResult {
         let ledger = JobLedger::new(name, JobLedgerSpec::empty());
         let params = PostParams::default();
-        match tokio::time::timeout(CALL_TIMEOUT, let_in(|| self.api.create(&params, &ledger))).await {
-            Ok(Err(kube::Error::Api(status))) if status.code == 404 => WriteResult::Rejected(
-                "the cluster knows no jobledgers.job-handler.io, or our namespace is gone: apply manifests/base"
+        let what = format!("create JobLedger {name}");
+        match call_within(CALL_TIMEOUT, &what, retry_throttled(|| self.api.create(&params, &ledger))).await {
+            Err(error) if error.is_not_found() => WriteResult::Rejected(
+                "the cluster has no jobledgers.job-handler.io, or our namespace is gone: apply manifests/base"
                     .to_owned(),
             ),
-            answer => sort(name, answer),
+            response => classify(response),
         }
     }
 
@@ -96,42 +97,32 @@ impl LedgerClient {
         ledger.metadata.managed_fields = Some(vec![ManagedFieldsEntry::default()]);
         let writers = write_order::after(&self.writer, writers(&ledger));
         ledger.annotations_mut().insert(WRITERS.to_owned(), writers);
-        sort(
-            name,
-            tokio::time::timeout(CALL_TIMEOUT, let_in(|| self.api.replace(name, &params, &ledger))).await,
-        )
+        let what = format!("write JobLedger {name}");
+        let call = retry_throttled(|| self.api.replace(name, &params, &ledger));
+        classify(call_within(CALL_TIMEOUT, &what, call).await)
     }
 }
 
-/// Waits out a moment of throttling: where nobody is let in, nothing was tried.
-async fn let_in<T, F: Future<Output = kube::Result<T>>>(call: impl Fn() -> F) -> kube::Result<T> {
+/// Retries a throttled call a few times; the apiserver did nothing yet.
+async fn retry_throttled<T, F: Future<Output = kube::Result<T>>>(call: impl Fn() -> F) -> kube::Result<T> {
     for _ in 1..TRIES {
         match call().await {
-            Err(kube::Error::Api(status)) if status.code == 429 => tokio::time::sleep(THROTTLED).await,
-            answer => return answer,
+            Err(error) if status_code(&error) == Some(429) => tokio::time::sleep(THROTTLED).await,
+            response => return response,
         }
     }
     call().await
 }
 
-fn sort(name: &str, answer: Result<kube::Result<JobLedger>, tokio::time::error::Elapsed>) -> WriteResult {
-    match answer {
-        Ok(Ok(ledger)) => WriteResult::Written(Box::new(ledger)),
-        Ok(Err(kube::Error::Api(status))) => match status.code {
-            // Gone is a conflict too: somebody deleted it meanwhile.
-            404 | 409 => WriteResult::Conflict,
-            // Not let in: nothing was tried.
-            429 => WriteResult::Rejected(format!(
-                "cannot write the JobLedger {name}: HTTP 429, the apiserver is overloaded: {}",
-                status.message
-            )),
-            500.. => WriteResult::Unknown(format!("HTTP {}: {}", status.code, status.message)),
-            code => WriteResult::Rejected(format!(
-                "cannot write the JobLedger {name}: HTTP {code}: {}",
-                status.message
-            )),
-        },
-        Ok(Err(error)) => WriteResult::Unknown(error_chain(&error)),
-        Err(_) => WriteResult::Unknown("the apiserver does not answer".to_owned()),
+fn classify(response: Result<JobLedger, ApiError>) -> WriteResult {
+    match response {
+        Ok(ledger) => WriteResult::Written(Box::new(ledger)),
+        // A ledger that somebody deleted meanwhile is a conflict, too.
+        Err(error) if error.is_not_found() || error.is_conflict() => WriteResult::Conflict,
+        Err(error) if error.is_throttled() => {
+            WriteResult::Rejected(format!("{error}; the apiserver is overloaded"))
+        }
+        Err(error) if error.is_transient() => WriteResult::Unknown(error.to_string()),
+        Err(error) => WriteResult::Rejected(error.to_string()),
     }
 }

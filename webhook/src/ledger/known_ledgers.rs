@@ -16,7 +16,7 @@ use kube::ResourceExt;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::watch;
 
-use crate::cache::{policies::Policies, reflector::Mirror};
+use crate::cache::{policies::Policies, reflector::WatchHandler};
 use crate::ledger::{
     attempt_age::{AttemptAges, Clock, EXPIRY},
     count::LedgerId,
@@ -264,7 +264,7 @@ pub struct LedgerWatchHandler<'a> {
     pub policies: Policies,
 }
 
-impl Mirror<JobLedger> for LedgerWatchHandler<'_> {
+impl WatchHandler<JobLedger> for LedgerWatchHandler<'_> {
     fn begin(&mut self) {
         let now = self.memory.now();
         self.memory.inner().listing = Some(now);

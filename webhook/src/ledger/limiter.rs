@@ -12,7 +12,7 @@ use std::{
 
 use futures::{FutureExt, future::BoxFuture};
 use job_handler_shared::process::jitter::full_jitter;
-use job_handler_shared::{ledger::crd::JobLedger, policy::set::PolicySet, process::admin::Readiness};
+use job_handler_shared::{policy::set::PolicySet, process::admin::Readiness};
 use kube::{Client, runtime::watcher};
 use parking_lot::Mutex;
 use tokio::{
@@ -35,10 +35,7 @@ use crate::{
     },
 };
 use crate::{
-    cache::{
-        policies::Policies,
-        reflector::{self, MirrorError, Part},
-    },
+    cache::{policies::Policies, reflector},
     limit::{
         Attempt, Limiter, Verdict,
         scopes::{LimitRules, Place},
@@ -99,8 +96,8 @@ pub enum LedgerTaskError {
     #[error("deciding about limits broke: {0}")]
     Died(#[from] JoinError),
     /// The watch ended.
-    #[error(transparent)]
-    Watch(#[from] MirrorError),
+    #[error("the watch of JobLedgers ended")]
+    Watch,
 }
 
 /// A limiter and the tasks that have to run for it. LedgerTasks are kept in `namespace`; their attempts run out by `clock`.
@@ -252,14 +249,9 @@ impl LedgerTasks {
         readiness: &Readiness,
         shutdown: CancellationToken,
     ) -> impl Future<Output = Result<(), LedgerTaskError>> + Send + 'static {
-        let part = Part {
-            name: "JobLedgers",
-            plural: "jobledgers.job-handler.io",
-            ready: readiness.part("JobLedgers"),
-        };
+        let ledgers_ready = readiness.part("JobLedgers");
         let shared = self.limiter.shared.clone();
-        let jobs = Part { name: "Jobs", plural: "jobs.batch", ready: readiness.part("Jobs") };
-        let feed = job_watch::follow(shared.client.clone(), shared.cache.clone(), jobs);
+        let feed = job_watch::run(shared.client.clone(), shared.cache.clone(), readiness.part("Jobs"));
         let ahead = provision::make(shared.clone());
         let watch = async move {
             let policies = shared.policies.clone();
@@ -267,13 +259,13 @@ impl LedgerTasks {
             let mut changes = policies.changes();
             while !policies.synced() && changes.changed().await.is_ok() {}
             let stream = watcher(shared.ledger_client.api(), watcher::Config::default());
-            let mirror = LedgerWatchHandler { memory: &shared.known_ledgers, policies };
-            reflector::follow::<JobLedger>(stream, part, mirror).await
+            let handler = LedgerWatchHandler { memory: &shared.known_ledgers, policies };
+            reflector::run(stream, "jobledgers.job-handler.io", ledgers_ready, handler).await;
         };
         async move {
             let all = async {
                 tokio::select! {
-                    ended = Box::pin(watch) => ended.map_err(LedgerTaskError::from),
+                    () = Box::pin(watch) => Err(LedgerTaskError::Watch),
                     never = Box::pin(feed) => match never {},
                     never = Box::pin(ahead) => match never {},
                     ended = self.supervise() => ended,

@@ -18,7 +18,7 @@ use job_handler_shared::{
     process::telemetry::Metrics,
 };
 use job_handler_webhook::{
-    cache::{consistent_list::ListedJob, jobs::JobCache, policies::Policies, reflector::Mirror},
+    cache::{consistent_list::ListedJob, jobs::JobCache, policies::Policies, reflector::WatchHandler},
     ledger::{
         actor::{ActorMessage, DecisionRequest, LedgerActor},
         attempt_age::Clock,

@@ -1,0 +1,36 @@
+//! The command line.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use clap::Parser;
+use job_handler_shared::{keys, process::telemetry::LogFormat};
+
+/// Admission webhook of job-handler: stamps new Jobs and holds limits.
+#[derive(Clone, Debug, Parser)]
+#[command(version)]
+pub struct WebhookArgs {
+    /// Address for admission reviews (HTTPS).
+    #[arg(long, default_value_t = SocketAddr::from(([0, 0, 0, 0], keys::WEBHOOK_PORT)))]
+    pub listen: SocketAddr,
+    /// Address of /healthz, /readyz and /metrics (HTTP).
+    #[arg(long, default_value_t = SocketAddr::from(([0, 0, 0, 0], keys::WEBHOOK_ADMIN_PORT)))]
+    pub admin_listen: SocketAddr,
+    /// Namespace of job-handler.
+    #[arg(long, env = "POD_NAMESPACE", default_value = keys::NAMESPACE)]
+    pub namespace: String,
+    /// Name of this replica; its Lease is named after it.
+    #[arg(long, env = "POD_NAME", default_value = "local")]
+    pub replica: String,
+    /// Unix socket on which the sink listens for refusals.
+    #[arg(long, default_value = keys::REFUSAL_SOCKET)]
+    pub refusal_socket: PathBuf,
+    /// DNS name or IP address for the server certificate, besides job-handler.<namespace>.svc; repeatable.
+    #[arg(long = "dns-name")]
+    pub dns_names: Vec<String>,
+    /// Seconds to keep serving reviews after SIGTERM, until all endpoints have removed this replica.
+    #[arg(long, default_value_t = 2)]
+    pub drain_seconds: u64,
+    /// Format of log lines: text or json. RUST_LOG filters them.
+    #[arg(long, default_value = "text")]
+    pub log_format: LogFormat,
+}
