@@ -80,7 +80,7 @@ pub fn result_name(job: &str) -> String {
 
 /// Name of the result of one certain Job: `<job>-results-<uid8>`; an older run's result, or the place
 /// beside a foreign object that has [`result_name`].
-pub fn result_name_of(job: &str, uid: &str) -> String {
+pub fn result_name_with_uid(job: &str, uid: &str) -> String {
     object_name(job, &format!("-results-{}", uid8(uid)))
 }
 

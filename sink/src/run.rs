@@ -115,7 +115,7 @@ pub async fn run(client: Client, options: Options, shutdown: CancellationToken) 
 
     let mut parts = Parts::default();
     parts.add("admin", async move { server.await.map_err(|e| e.to_string()) });
-    let part = |name| readiness.part(name);
+    let part = |name| readiness.register(name);
     parts.add("jobs", reflectors::jobs(context.clone(), part("jobs")).never());
     parts.add("policies", reflectors::policies(context.clone(), part("policies")).never());
     parts.add(
@@ -175,7 +175,7 @@ pub async fn run(client: Client, options: Options, shutdown: CancellationToken) 
         namespace,
         options.replica.as_str().into(),
         leading,
-        readiness.part("leader lease"),
+        readiness.register("leader lease"),
         ending.clone(),
     );
     let mut election = tokio::spawn(elect);
@@ -213,9 +213,9 @@ async fn lead(
     readiness: Readiness,
 ) {
     // Pods are watched by the leader alone.
-    let pods = readiness.part("pods");
+    let pods = readiness.register("pods");
     loop {
-        pods.ready();
+        pods.set_ready();
         // Only the election drops the sender, at the end of the process.
         if leads.wait_for(|leads| *leads).await.is_err() {
             return std::future::pending().await;
@@ -327,7 +327,7 @@ async fn known(readiness: &Readiness) {
         "ledgers:",
     ];
     loop {
-        let missing = readiness.missing();
+        let missing = readiness.not_ready();
         if !missing.iter().any(|missing| NEEDED.iter().any(|part| missing.starts_with(part))) {
             return;
         }

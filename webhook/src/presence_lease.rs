@@ -130,16 +130,16 @@ impl PresenceLease {
         let acquired = Timestamp::now();
         while !shutdown.is_cancelled() {
             let pause = if !self.policies.synced() {
-                self.ready.not_ready("waiting for the policies");
+                self.ready.set_not_ready("waiting for the policies");
                 RENEW_INTERVAL
             } else {
                 match self.renew(acquired).await {
                     Ok(Renewal::Skipped) => {
-                        self.ready.not_ready("waiting for the JobLedgers");
+                        self.ready.set_not_ready("waiting for the JobLedgers");
                         RENEW_INTERVAL
                     }
                     Ok(renewal) => {
-                        self.ready.ready();
+                        self.ready.set_ready();
                         if failures.succeeded() {
                             tracing::info!(lease = %self.name, "renewed the Lease again");
                         }
@@ -148,7 +148,7 @@ impl PresenceLease {
                     }
                     Err(error) => {
                         if !self.liveness.is_live() {
-                            self.ready.not_ready(&error);
+                            self.ready.set_not_ready(&error);
                         }
                         if failures.is_due(&error) {
                             tracing::warn!(lease = %self.name, "cannot renew the Lease, retrying: {error}");

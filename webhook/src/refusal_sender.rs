@@ -5,7 +5,7 @@
 
 use std::{collections::VecDeque, path::PathBuf, time::Duration};
 
-use job_handler_shared::ledger::refusal::{MAX_LINE, Refusal};
+use job_handler_shared::ledger::refusal::{MAX_LINE_BYTES, Refusal};
 use job_handler_shared::process::jitter::Backoff;
 use tokio::{io::AsyncWriteExt, net::UnixStream, sync::mpsc};
 use tokio_util::sync::CancellationToken;
@@ -122,7 +122,7 @@ impl RefusalSender {
 
     fn encode(&self, refusal: &Refusal) -> Option<Vec<u8>> {
         match serde_json::to_vec(refusal) {
-            Ok(mut line) if line.len() < MAX_LINE => {
+            Ok(mut line) if line.len() < MAX_LINE_BYTES => {
                 line.push(b'\n');
                 Some(line)
             }

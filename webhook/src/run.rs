@@ -72,7 +72,7 @@ pub async fn run(args: WebhookArgs) -> Result<(), WebhookError> {
     let registry = Metrics::default();
     let metrics = WebhookMetrics::new(&registry);
     let readiness = Readiness::default();
-    let running = readiness.part("running");
+    let running = readiness.register("running");
     let client = client::build(PROGRAM, VERSION).await?;
     let mut tasks = Supervisor::default();
 
@@ -92,7 +92,7 @@ pub async fn run(args: WebhookArgs) -> Result<(), WebhookError> {
     let expiry = Box::new(CertificateExpiry::new(certificates.expiry()));
     registry.register(|registry| registry.register_collector(expiry));
     let published = certificates.published();
-    tasks.spawn("certificate readiness", report_published(published, readiness.part("certificates")));
+    tasks.spawn("certificate readiness", report_published(published, readiness.register("certificates")));
     tasks.spawn_graceful("certificates", |_| certificates.join());
 
     let policies = Policies::default();
@@ -125,7 +125,7 @@ pub async fn run(args: WebhookArgs) -> Result<(), WebhookError> {
         policies.clone(),
         limiter.clone(),
         liveness.clone(),
-        readiness.part("lease"),
+        readiness.register("lease"),
     ));
     let renewed = lease.clone();
     tasks.spawn_graceful("presence lease", |token| async move { renewed.run(token).await });
@@ -137,13 +137,13 @@ pub async fn run(args: WebhookArgs) -> Result<(), WebhookError> {
     let server_handle = server.handle();
     tasks.spawn_graceful("webhook server", |_| server);
 
-    running.ready();
+    running.set_ready();
     tracing::info!(listen = %args.listen, admin = %args.admin_listen, replica = %args.replica, "started");
     let ended = tokio::select! {
         signal = signals.next() => { tracing::info!("{signal}: shutting down"); Ok(()) }
         error = tasks.first_exit() => Err(error),
     };
-    running.not_ready("shutting down");
+    running.set_not_ready("shutting down");
     if ended.is_ok() {
         tokio::time::sleep(Duration::from_secs(args.drain_seconds)).await;
     }
@@ -158,9 +158,9 @@ pub async fn run(args: WebhookArgs) -> Result<(), WebhookError> {
 async fn report_published(mut published: watch::Receiver<bool>, readiness: ReadyHandle) {
     loop {
         if *published.borrow_and_update() {
-            readiness.ready();
+            readiness.set_ready();
         } else {
-            readiness.not_ready("the CA is not published in the MutatingWebhookConfiguration yet");
+            readiness.set_not_ready("the CA is not published in the MutatingWebhookConfiguration yet");
         }
         if published.changed().await.is_err() {
             // The task of the certificates reports its own end.

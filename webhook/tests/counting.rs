@@ -15,11 +15,11 @@ use jiff::{SignedDuration, Timestamp};
 use job_handler_shared::{
     job::{
         group::group_of,
-        scope::without_group,
+        scope::without_group_label,
         snapshot::{Finished, JobSnapshot, Outcome},
     },
     ledger::crd::JobLedgerSpec,
-    policy::{effective::Effective, parsed::Policy, reference::Labels, set::PolicySet},
+    policy::{effective::EffectivePolicy, parsed::Policy, reference::Labels, set::PolicySet},
 };
 use job_handler_webhook::{
     ledger::{
@@ -106,7 +106,7 @@ impl Board {
         let nobody = BTreeSet::new();
         let jobs: Vec<_> = jobs.iter().cloned().map(Arc::new).collect();
         let rules = LimitRules { policies: &self.set, namespaces: &namespaces };
-        let (book, mut found) = (self.ledger.book().unwrap(), ScopeCache::default());
+        let (book, mut found) = (self.ledger.contents().unwrap(), ScopeCache::default());
         let tried: HashSet<&str> = book.attempts().map(|(_, _, granted)| &*granted.job_uid).collect();
         let groups =
             attempts.iter().filter_map(|attempt| failure_backoff::group(rules, &attempt.job)).collect();
@@ -130,7 +130,7 @@ impl Board {
     }
 
     fn pending(&self) -> usize {
-        self.ledger.book().unwrap().attempts().count()
+        self.ledger.contents().unwrap().attempts().count()
     }
 }
 
@@ -366,11 +366,10 @@ fn scopes_agree_with_the_combination_of_policies() {
     for job in
         [labelled("a", &[("app", "build"), ("id", "1")]), labelled("b", &[("app", "x")]), labelled("c", &[])]
     {
-        let effective = Effective::of(rules.matching(&job), &job.labels);
-        let group = effective
-            .group
-            .as_ref()
-            .and_then(|spec| group_of(&spec.value, &without_group(&job.labels), job.owner.as_ref()).ok());
+        let effective = EffectivePolicy::combine(rules.matching(&job), &job.labels);
+        let group = effective.group.as_ref().and_then(|spec| {
+            group_of(&spec.value, &without_group_label(&job.labels), job.owner.as_ref()).ok()
+        });
         let mut limits: Vec<_> = effective.limits.iter().map(|limit| limit.value.name.clone()).collect();
         if group.is_none() {
             limits.retain(|name| name != "g");

@@ -96,14 +96,14 @@ async fn the_lease_lists_enforced_revisions_and_is_deleted_at_the_end() {
         policies,
         ledgers.clone(),
         liveness.clone(),
-        readiness.part("lease"),
+        readiness.register("lease"),
     );
     assert!(!liveness.is_live(), "not live before the Lease is written");
     let lease = Arc::new(lease);
     let (renewed, shutdown) = (lease.clone(), token.clone());
     let task = tokio::spawn(async move { renewed.run(shutdown).await });
     let waits = tokio::time::timeout(Duration::from_secs(10), async {
-        while !readiness.missing().iter().any(|why| why.contains("waiting for the JobLedgers")) {
+        while !readiness.not_ready().iter().any(|why| why.contains("waiting for the JobLedgers")) {
             tokio::task::yield_now().await;
         }
     });
@@ -128,7 +128,7 @@ async fn the_lease_lists_enforced_revisions_and_is_deleted_at_the_end() {
     );
     token.cancel();
     task.await.unwrap();
-    assert!(liveness.is_live() && readiness.missing().is_empty());
+    assert!(liveness.is_live() && readiness.not_ready().is_empty());
     lease.release().await;
     assert_eq!(next(&mut seen).await.0, Method::DELETE);
 }
@@ -148,13 +148,13 @@ async fn without_rights_the_replica_is_not_live_and_readiness_says_why() {
         policies,
         ledgers,
         liveness.clone(),
-        readiness.part("lease"),
+        readiness.register("lease"),
     );
     let shutdown = token.clone();
     let task = tokio::spawn(async move { lease.run(shutdown).await });
     let why = tokio::time::timeout(Duration::from_secs(10), async {
         loop {
-            match readiness.missing().pop() {
+            match readiness.not_ready().pop() {
                 Some(why) if !why.ends_with("starting") => return why,
                 _ => tokio::task::yield_now().await,
             }
@@ -167,5 +167,5 @@ async fn without_rights_the_replica_is_not_live_and_readiness_says_why() {
     next(&mut seen).await;
     token.cancel();
     task.await.unwrap();
-    assert!(liveness.is_live() && readiness.missing().is_empty(), "the renewal is retried");
+    assert!(liveness.is_live() && readiness.not_ready().is_empty(), "the renewal is retried");
 }

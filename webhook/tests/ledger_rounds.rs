@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 
 use jiff::Timestamp;
-use job_handler_shared::ledger::crd::{Book, Granted, Kind};
+use job_handler_shared::ledger::crd::{AttemptKind, GrantedAttempt, LedgerContents};
 use job_handler_webhook::ledger::{
     decide::{MANY_TRIES, RoundDecision, RoundInput, SlotAnswer, SlotRequest, decide},
     resolve::{ObservedJob, ViewSource},
@@ -16,7 +16,7 @@ fn asked(name: &str, request: &str) -> SlotRequest {
         request: request.to_owned(),
         name: format!("ci/{name}"),
         job_uid: format!("uid-{request}"),
-        kind: Kind::Create,
+        kind: AttemptKind::Create,
         scopes: vec![("few".to_owned(), 1)],
         dry_run: false,
         in_backoff: false,
@@ -34,10 +34,10 @@ fn active(name: &str, version: u64) -> ObservedJob {
     }
 }
 
-fn granted(book: &mut Book, name: &str, request: &str, revision: &str, scope: &str) {
-    let granted = Granted {
+fn granted(book: &mut LedgerContents, name: &str, request: &str, revision: &str, scope: &str) {
+    let granted = GrantedAttempt {
         job_uid: format!("uid-{request}"),
-        kind: Kind::Create,
+        kind: AttemptKind::Create,
         revision: revision.to_owned(),
         scopes: vec![scope.to_owned()],
         since: Timestamp::UNIX_EPOCH,
@@ -47,7 +47,7 @@ fn granted(book: &mut Book, name: &str, request: &str, revision: &str, scope: &s
 
 #[derive(Default)]
 struct Round {
-    book: Book,
+    book: LedgerContents,
     jobs: Vec<ObservedJob>,
     view_source: Option<ViewSource>,
     expired: BTreeSet<String>,
@@ -69,7 +69,7 @@ impl Round {
         decide(given, asked)
     }
 
-    fn decide(&self, asked: &[SlotRequest]) -> (Vec<bool>, Book) {
+    fn decide(&self, asked: &[SlotRequest]) -> (Vec<bool>, LedgerContents) {
         let decided = self.try_decide(asked).unwrap();
         (decided.answers.iter().map(|answer| *answer == SlotAnswer::Granted).collect(), decided.book)
     }
@@ -91,7 +91,7 @@ fn the_first_who_asks_gets_the_slot_and_stands_in_the_ledger() {
 fn a_dry_run_and_a_job_under_no_limit_are_not_written() {
     let dry = SlotRequest { dry_run: true, ..asked("a", "1") };
     let free = SlotRequest { scopes: vec![], ..asked("b", "2") };
-    assert_eq!(Round::default().decide(&[dry, free]), (vec![true, true], Book::default()));
+    assert_eq!(Round::default().decide(&[dry, free]), (vec![true, true], LedgerContents::default()));
 }
 
 #[test]
@@ -113,7 +113,7 @@ fn a_name_that_counts_in_a_view_that_is_behind_gets_no_second_slot() {
     granted(&mut round.book, "b", "1", "now", "few");
     assert_eq!(round.decide(&[asked("a", "2")]).0, [false]);
     // Where nobody else takes a slot it is the apiserver that answers: 409.
-    round.book = Book::default();
+    round.book = LedgerContents::default();
     assert_eq!(round.decide(&[asked("a", "2")]).0, [true]);
 }
 

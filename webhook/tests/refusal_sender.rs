@@ -10,7 +10,7 @@ use std::{path::Path, time::Duration};
 
 use jiff::Timestamp;
 use job_handler_shared::{
-    ledger::refusal::{Decision, Refusal},
+    ledger::refusal::{Refusal, RefusalKind},
     policy::reference::{PolicyKind, PolicyRef},
     process::telemetry::Metrics,
 };
@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 fn refusal(job: &str) -> Refusal {
     Refusal {
-        decision: Decision::Refused,
+        decision: RefusalKind::Refused,
         policy: PolicyRef {
             kind: PolicyKind::JobPolicy,
             namespace: Some("ci".into()),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use job_handler_shared::policy::{
-    effective::{Bound, Effective},
+    effective::{CombinedRange, EffectivePolicy},
     reference::Labels,
     set::PolicySet,
 };
@@ -102,7 +102,7 @@ struct TypedRequest {
 
 fn stamp(job: &mut Job, namespace: &str, policies: &PolicySet) {
     let labels: Labels = job.metadata.labels.clone().unwrap_or_default();
-    let effective = Effective::of(policies.matching(namespace, &Labels::new(), &labels), &labels);
+    let effective = EffectivePolicy::combine(policies.matching(namespace, &Labels::new(), &labels), &labels);
     let (Some(spec), mut changes) = (job.spec.as_mut(), Vec::new()) else { return };
     let ttl = bounded(spec.ttl_seconds_after_finished.map(i64::from), &effective.ttl, "ttl", &mut changes);
     let deadline = bounded(spec.active_deadline_seconds, &effective.deadline, "deadline", &mut changes);
@@ -136,7 +136,7 @@ fn stamp(job: &mut Job, namespace: &str, policies: &PolicySet) {
 }
 
 /// A field's own value or the default, at most the maximum.
-fn bounded(value: Option<i64>, bound: &Bound, name: &str, changes: &mut Vec<String>) -> Option<i64> {
+fn bounded(value: Option<i64>, bound: &CombinedRange, name: &str, changes: &mut Vec<String>) -> Option<i64> {
     let from = bound.default.as_ref().map(|default| default.value);
     let wanted = value.or(from)?;
     let value_set = bound.max.as_ref().map_or(wanted, |max| wanted.min(max.value));

@@ -47,8 +47,11 @@ pub fn group_of(
 ) -> Result<GroupId, NoGroup> {
     match spec.by {
         GroupBy::Labels => {
-            let values =
-                spec.label_keys.iter().map(|key| group_value(labels, key)).collect::<Result<Vec<_>, _>>()?;
+            let values = spec
+                .label_keys
+                .iter()
+                .map(|key| group_label_value(labels, key))
+                .collect::<Result<Vec<_>, _>>()?;
             Ok(GroupId { by: format!("labels:{}", spec.label_keys.join(",")), value: join(&values) })
         }
         GroupBy::Owner => {
@@ -62,7 +65,7 @@ pub fn group_of(
 ///
 /// # Errors
 /// Where it is missing or empty.
-pub fn group_value<'a>(labels: &'a BTreeMap<String, String>, key: &str) -> Result<&'a str, NoGroup> {
+pub fn group_label_value<'a>(labels: &'a BTreeMap<String, String>, key: &str) -> Result<&'a str, NoGroup> {
     match labels.get(key).map(String::as_str) {
         None => Err(NoGroup::MissingLabel(key.to_owned())),
         Some("") => Err(NoGroup::EmptyLabel(key.to_owned())),

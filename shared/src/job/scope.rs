@@ -25,12 +25,12 @@ pub struct ScopeKey {
     /// The limit's name.
     pub limit: String,
     /// Where.
-    pub place: Place,
+    pub domain: ScopeDomain,
 }
 
 /// Where a limit counts. Ordered: what tells an author more comes first.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]
-pub enum Place {
+pub enum ScopeDomain {
     /// A group of a namespace.
     Group(String, GroupId),
     /// A namespace.
@@ -42,40 +42,40 @@ pub enum Place {
 /// The scopes in which a Job takes a slot, with their limits, given the policies that act on it in order of precedence;
 /// the most telling scope first.
 ///
-/// The group is that of the first policy that states one and limits add up, as in [`crate::policy::effective::Effective`], which
+/// The group is that of the first policy that states one and limits add up, as in [`crate::policy::effective::EffectivePolicy`], which
 /// would copy too much to ask it for each of thousands of Jobs.
 pub fn scopes<'a>(policies: &[&'a Arc<Policy>], job: &JobSnapshot) -> Vec<(ScopeKey, &'a Limit)> {
     if policies.iter().all(|policy| policy.spec.limits.is_empty()) {
         return Vec::new();
     }
-    let group = group_in(policies, job);
+    let group = group_of_job(policies, job);
     let mut scopes = Vec::new();
     for policy in policies {
         for limit in &policy.spec.limits {
-            let place = match limit.scope {
-                Scope::Cluster => Place::Cluster,
-                Scope::Namespace => Place::Namespace(job.namespace.clone()),
+            let domain = match limit.scope {
+                Scope::Cluster => ScopeDomain::Cluster,
+                Scope::Namespace => ScopeDomain::Namespace(job.namespace.clone()),
                 Scope::Group => match &group {
-                    Some(group) => Place::Group(job.namespace.clone(), group.clone()),
+                    Some(group) => ScopeDomain::Group(job.namespace.clone(), group.clone()),
                     None => continue,
                 },
             };
             let policy = policy.reference.clone();
-            scopes.push((ScopeKey { policy, limit: limit.name.clone(), place }, limit));
+            scopes.push((ScopeKey { policy, limit: limit.name.clone(), domain }, limit));
         }
     }
-    scopes.sort_by(|(a, _), (b, _)| a.place.cmp(&b.place));
+    scopes.sort_by(|(a, _), (b, _)| a.domain.cmp(&b.domain));
     scopes
 }
 
 /// The group of a Job under these policies, given in order of precedence.
-pub fn group_in(policies: &[&Arc<Policy>], job: &JobSnapshot) -> Option<GroupId> {
+pub fn group_of_job(policies: &[&Arc<Policy>], job: &JobSnapshot) -> Option<GroupId> {
     let spec = policies.iter().find_map(|policy| policy.spec.group.as_ref())?;
-    group_of(spec, &without_group(&job.labels), job.owner.as_ref()).ok()
+    group_of(spec, &without_group_label(&job.labels), job.owner.as_ref()).ok()
 }
 
 /// Labels without the stamped group, which is never an input: a forged one would choose its own policies.
-pub fn without_group(labels: &Labels) -> Cow<'_, Labels> {
+pub fn without_group_label(labels: &Labels) -> Cow<'_, Labels> {
     if labels.contains_key(keys::GROUP) {
         let rest = labels.iter().filter(|(key, _)| *key != keys::GROUP);
         Cow::Owned(rest.map(|(key, value)| (key.clone(), value.clone())).collect())
@@ -109,11 +109,14 @@ mod tests {
         let mut job = JobSnapshot { namespace: "ci".into(), ..JobSnapshot::default() };
         job.labels.insert(keys::GROUP.into(), "forged".into());
         let places = |job: &JobSnapshot| {
-            scopes(&[&first, &second], job).into_iter().map(|(key, _)| key.place).collect::<Vec<_>>()
+            scopes(&[&first, &second], job).into_iter().map(|(key, _)| key.domain).collect::<Vec<_>>()
         };
-        assert_eq!(places(&job), [Place::Namespace("ci".into())], "without the label it has no group");
+        assert_eq!(places(&job), [ScopeDomain::Namespace("ci".into())], "without the label it has no group");
         job.labels.insert("id".into(), "7".into());
         let group = GroupId { by: "labels:id".into(), value: "7".into() };
-        assert_eq!(places(&job), [Place::Group("ci".into(), group), Place::Namespace("ci".into())]);
+        assert_eq!(
+            places(&job),
+            [ScopeDomain::Group("ci".into(), group), ScopeDomain::Namespace("ci".into())]
+        );
     }
 }

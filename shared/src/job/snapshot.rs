@@ -140,7 +140,7 @@ impl JobSnapshot {
     }
 
     /// Another controller runs this Job (Kueue, or `spec.managedBy`): never queued, released or healed by us.
-    pub fn is_foreign(&self) -> bool {
+    pub fn is_managed_by_others(&self) -> bool {
         self.managed_by.is_some() || self.labels.contains_key(keys::KUEUE_QUEUE)
     }
 

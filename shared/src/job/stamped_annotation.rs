@@ -37,7 +37,7 @@ const ON_PODS: &str = "on its pods";
 
 /// The entries, in the order they are written.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Explanation(Vec<(String, String)>);
+pub struct StampedAnnotation(Vec<(String, String)>);
 
 /// A label that an explanation claims was added.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,7 +52,7 @@ pub struct ClaimedLabel {
     pub on_pods: bool,
 }
 
-impl Explanation {
+impl StampedAnnotation {
     /// Reads a text; what does not look like an entry is dropped.
     pub fn parse(text: &str) -> Self {
         Self(
@@ -118,7 +118,7 @@ impl Explanation {
     }
 
     /// What the author had written for a field, as claimed: `None` no claim, `Some(None)` nothing.
-    pub fn claimed(&self, field: &str) -> Option<Option<i64>> {
+    pub fn original_value(&self, field: &str) -> Option<Option<i64>> {
         let (_, what) = self.0.iter().find(|(key, _)| key == field)?;
         // `before -> after (why)`, or `before (as stated)`.
         let (before, _) = what.split_once(' ')?;
@@ -132,7 +132,7 @@ impl Explanation {
     }
 
     /// The entries that `other` does not have, word for word.
-    pub fn beyond<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = (&'a str, &'a str)> {
+    pub fn entries_not_in<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = (&'a str, &'a str)> {
         let known = |entry: &&(String, String)| !other.0.contains(entry);
         self.0.iter().filter(known).map(|(key, what)| (key.as_str(), what.as_str()))
     }
@@ -155,7 +155,7 @@ impl Explanation {
     }
 }
 
-impl fmt::Display for Explanation {
+impl fmt::Display for StampedAnnotation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text())
     }
@@ -169,16 +169,16 @@ mod tests {
 
     #[test]
     fn reads_what_it_writes() {
-        let mut explanation = Explanation::default();
+        let mut explanation = StampedAnnotation::default();
         explanation.set(TTL, "unset -> 86400 (default of JobPolicy ci/builds)");
         explanation.set(DEADLINE, "9000 -> 7200 (maximum of JobPolicy ci/builds)");
         explanation.set_label("example.org/team", "build", true, false, "JobPolicy ci/builds");
         explanation.set_label("empty", "", true, true, "JobPolicy ci/builds");
-        let read = Explanation::parse(&explanation.to_string());
+        let read = StampedAnnotation::parse(&explanation.to_string());
         assert_eq!(read, explanation);
-        assert_eq!(read.claimed(TTL), Some(None));
-        assert_eq!(read.claimed(DEADLINE), Some(Some(9000)));
-        assert_eq!(read.claimed(BACKOFF), None);
+        assert_eq!(read.original_value(TTL), Some(None));
+        assert_eq!(read.original_value(DEADLINE), Some(Some(9000)));
+        assert_eq!(read.original_value(BACKOFF), None);
         let claimed = read.claimed_labels();
         assert_eq!(
             (claimed[0].value.as_str(), claimed[0].on_job, claimed[0].on_pods),
@@ -190,9 +190,9 @@ mod tests {
     proptest! {
         #[test]
         fn any_text_is_read(text in ".{0,200}") {
-            let read = Explanation::parse(&text);
-            let _: (Option<Option<i64>>, Vec<ClaimedLabel>) = (read.claimed(TTL), read.claimed_labels());
-            prop_assert_eq!(&Explanation::parse(&read.to_string()), &read);
+            let read = StampedAnnotation::parse(&text);
+            let _: (Option<Option<i64>>, Vec<ClaimedLabel>) = (read.original_value(TTL), read.claimed_labels());
+            prop_assert_eq!(&StampedAnnotation::parse(&read.to_string()), &read);
         }
     }
 }

@@ -90,7 +90,7 @@ impl WatchHealth {
         self.responded();
         if !self.listed {
             self.listed = true;
-            self.readiness.iter().for_each(ReadyHandle::ready);
+            self.readiness.iter().for_each(ReadyHandle::set_ready);
         }
     }
 
@@ -98,7 +98,7 @@ impl WatchHealth {
     pub fn failed(&mut self, error: watcher::Error) {
         let failure = explain(&self.resource, error);
         if !self.listed {
-            self.readiness.iter().for_each(|handle| handle.not_ready(&failure));
+            self.readiness.iter().for_each(|handle| handle.set_not_ready(&failure));
         }
         if self.failures.is_due(&failure) {
             let meanwhile = if self.listed { ", using what was seen last" } else { "" };
@@ -146,13 +146,13 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_watch_is_ready_after_its_first_list_and_stays_ready() {
         let readiness = Readiness::default();
-        let handle = readiness.part("JobPolicies");
+        let handle = readiness.register("JobPolicies");
         let mut seen = Vec::new();
         run(stream::iter([Err(refused(404)), Ok(Event::Init)]), RESOURCE, &handle, |event: Event<u8>| {
             seen.push(format!("{event:?}"));
         })
         .await;
-        let missing = readiness.missing().join("\n");
+        let missing = readiness.not_ready().join("\n");
         assert!(missing.contains("Apply the CRDs"), "{missing}");
         let events = [
             Ok(Event::Init),
@@ -163,7 +163,7 @@ mod tests {
         ];
         run(stream::iter(events), RESOURCE, &handle, |event| seen.push(format!("{event:?}"))).await;
         assert_eq!(seen, ["Init", "Init", "InitApply(1)", "InitDone", "Init"]);
-        assert!(readiness.missing().is_empty());
+        assert!(readiness.not_ready().is_empty());
     }
 
     #[test]

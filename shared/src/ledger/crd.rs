@@ -1,11 +1,11 @@
 //! The ledger: which tries to make a Job active were granted, as long as nobody has seen what became of them.
 //!
 //! One [`JobLedger`] per namespace of Jobs, and one for limits that count over the cluster, all in the pair's own
-//! namespace. What it holds is a [`Book`]; webhook replicas change it by resourceVersion only, so that their decisions
+//! namespace. What it holds is a [`LedgerContents`]; webhook replicas change it by resourceVersion only, so that their decisions
 //! stand in one line.
 //!
 //! The schema says little on purpose: an older apiserver schema must not prune what a newer version wrote. What is read
-//! is judged here instead, strictly: a book that is not understood in full is an error, and nothing is granted by it.
+//! is judged here instead, strictly: a contents that is not understood in full is an error, and nothing is granted by it.
 
 use std::{borrow::Cow, collections::BTreeMap};
 
@@ -15,7 +15,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::ledger::failure_streak::Streak;
+use crate::ledger::failure_streak::FailureStreak;
 
 /// The format that is spoken. A version that gives other meaning to what is here raises it.
 pub const FORMAT: u64 = 1;
@@ -25,7 +25,7 @@ pub const CLUSTER_LEDGER: &str = "cluster.job-handler.io";
 const FORMAT_FIELD: &str = "format";
 const PENDING: &str = "pending";
 const OBSERVED_THROUGH: &str = "observedThrough";
-/// The sink's field: how groups have fared, by [`crate::ledger::failure_streak::key`].
+/// The sink's field: how groups have fared, by [`crate::ledger::failure_streak::group_key`].
 pub const BACKOFF: &str = "backoff";
 
 /// Fields of a ledger, as they are stored. Those that are not ours to write (`backoff` is the sink's) are carried along.
@@ -55,9 +55,9 @@ pub struct JobLedgerSpec {
 
 /// What the webhook decides by.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Book {
+pub struct LedgerContents {
     /// `namespace/name` of a Job -> `request.uid` -> what was granted.
-    pub pending: BTreeMap<String, BTreeMap<String, Granted>>,
+    pub pending: BTreeMap<String, BTreeMap<String, GrantedAttempt>>,
     /// Attempts were taken out because of Jobs seen up to this resourceVersion: a view that is older may not decide.
     pub observed_through: u64,
 }
@@ -65,11 +65,11 @@ pub struct Book {
 /// A granted try to make a Job active.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Granted {
+pub struct GrantedAttempt {
     /// `metadata.uid` that the Job has or will have.
     pub job_uid: String,
     /// What kind of try.
-    pub kind: Kind,
+    pub kind: AttemptKind,
     /// The policies by which its scopes were found.
     pub revision: String,
     /// Where it takes a slot.
@@ -81,7 +81,7 @@ pub struct Granted {
 /// The kinds of tries.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub enum Kind {
+pub enum AttemptKind {
     /// A new Job.
     Create,
     /// A change of a stored Job by which it takes a slot: it is un-suspended, or relabelled.
@@ -98,7 +98,7 @@ pub enum LedgerError {
     #[error(
         "it has format {found}, this version knows {FORMAT}: bring all replicas to the version that wrote it"
     )]
-    Newer {
+    NewerFormat {
         /// The format.
         found: u64,
     },
@@ -106,7 +106,7 @@ pub enum LedgerError {
     #[error(
         "spec.{field} is not as job-handler writes it ({why}): delete the ledger, a minute later a new one is made"
     )]
-    Garbage {
+    Malformed {
         /// Which field.
         field: &'static str,
         /// What is wrong with it.
@@ -114,16 +114,16 @@ pub enum LedgerError {
     },
 }
 
-impl Book {
+impl LedgerContents {
     /// Every attempt: the Job's `namespace/name`, `request.uid`, what was granted.
-    pub fn attempts(&self) -> impl Iterator<Item = (&str, &str, &Granted)> {
+    pub fn attempts(&self) -> impl Iterator<Item = (&str, &str, &GrantedAttempt)> {
         self.pending.iter().flat_map(|(name, tries)| {
             tries.iter().map(move |(request, granted)| (&**name, &**request, granted))
         })
     }
 
     /// Takes out one attempt.
-    pub fn remove(&mut self, name: &str, request: &str) -> Option<Granted> {
+    pub fn remove(&mut self, name: &str, request: &str) -> Option<GrantedAttempt> {
         let tries = self.pending.get_mut(name)?;
         let removed = tries.remove(request);
         if tries.is_empty() {
@@ -137,7 +137,7 @@ impl JobLedgerSpec {
     /// An empty one.
     pub fn empty() -> Self {
         let mut spec = Self::default();
-        spec.set(&Book::default());
+        spec.set(&LedgerContents::default());
         spec
     }
 
@@ -145,49 +145,51 @@ impl JobLedgerSpec {
     ///
     /// # Errors
     /// Where it was written by a later version, or is not understood in full.
-    pub fn book(&self) -> Result<Book, LedgerError> {
-        let garbage = |field, why: String| LedgerError::Garbage { field, why };
+    pub fn contents(&self) -> Result<LedgerContents, LedgerError> {
+        let malformed = |field, why: String| LedgerError::Malformed { field, why };
         match self.fields.get(FORMAT_FIELD).map(|format| (format, format.as_u64())) {
             Some((_, Some(FORMAT))) => {}
-            Some((_, Some(found))) if found > FORMAT => return Err(LedgerError::Newer { found }),
+            Some((_, Some(found))) if found > FORMAT => return Err(LedgerError::NewerFormat { found }),
             found => {
                 let found =
                     found.map_or_else(|| "nothing".to_owned(), |(value, _)| short(&value.to_string()));
-                return Err(garbage(FORMAT_FIELD, format!("expected {FORMAT}, found {found}")));
+                return Err(malformed(FORMAT_FIELD, format!("expected {FORMAT}, found {found}")));
             }
         }
-        let pending: BTreeMap<String, BTreeMap<String, Granted>> = match self.fields.get(PENDING) {
+        let pending: BTreeMap<String, BTreeMap<String, GrantedAttempt>> = match self.fields.get(PENDING) {
             None => BTreeMap::new(),
             Some(value) => {
-                Deserialize::deserialize(value).map_err(|e| garbage(PENDING, short(&e.to_string())))?
+                Deserialize::deserialize(value).map_err(|e| malformed(PENDING, short(&e.to_string())))?
             }
         };
         let observed_through = match self.fields.get(OBSERVED_THROUGH) {
             None => 0,
             Some(value) => value.as_u64().ok_or_else(|| {
-                garbage(OBSERVED_THROUGH, format!("expected a number, found {}", short(&value.to_string())))
+                malformed(OBSERVED_THROUGH, format!("expected a number, found {}", short(&value.to_string())))
             })?,
         };
-        Ok(Book { pending, observed_through })
+        Ok(LedgerContents { pending, observed_through })
     }
 
     /// How groups have fared. What is not understood is as if it were not there: the sink writes it anew from the Jobs
     /// that are there, and no limit hangs on it.
-    pub fn streaks(&self) -> BTreeMap<String, Streak> {
+    pub fn streaks(&self) -> BTreeMap<String, FailureStreak> {
         let entries = self.fields.get(BACKOFF).and_then(Value::as_object).into_iter().flatten();
-        entries.filter_map(|(key, value)| Some((key.clone(), Streak::deserialize(value).ok()?))).collect()
+        entries
+            .filter_map(|(key, value)| Some((key.clone(), FailureStreak::deserialize(value).ok()?)))
+            .collect()
     }
 
     /// How one group has fared.
-    pub fn streak(&self, key: &str) -> Option<Streak> {
-        Streak::deserialize(self.fields.get(BACKOFF)?.get(key)?).ok()
+    pub fn streak(&self, key: &str) -> Option<FailureStreak> {
+        FailureStreak::deserialize(self.fields.get(BACKOFF)?.get(key)?).ok()
     }
 
-    /// Writes a book into it; other fields stay.
-    pub fn set(&mut self, book: &Book) {
+    /// Writes a contents into it; other fields stay.
+    pub fn set(&mut self, contents: &LedgerContents) {
         self.fields.insert(FORMAT_FIELD.to_owned(), FORMAT.into());
-        self.fields.insert(OBSERVED_THROUGH.to_owned(), book.observed_through.into());
-        let pending = book.pending.iter().map(|(name, tries)| {
+        self.fields.insert(OBSERVED_THROUGH.to_owned(), contents.observed_through.into());
+        let pending = contents.pending.iter().map(|(name, tries)| {
             let tries = tries.iter().map(|(request, granted)| (request.clone(), granted.to_json()));
             (name.clone(), Value::Object(tries.collect()))
         });
@@ -195,11 +197,11 @@ impl JobLedgerSpec {
     }
 }
 
-impl Granted {
+impl GrantedAttempt {
     fn to_json(&self) -> Value {
         let kind = match self.kind {
-            Kind::Create => Value::from("create"),
-            Kind::Unsuspend { from } => serde_json::json!({"unsuspend": {"from": from}}),
+            AttemptKind::Create => Value::from("create"),
+            AttemptKind::Unsuspend { from } => serde_json::json!({"unsuspend": {"from": from}}),
         };
         serde_json::json!({
             "jobUid": self.job_uid, "kind": kind, "revision": self.revision, "scopes": self.scopes,
@@ -241,8 +243,8 @@ mod tests {
         serde_json::from_value(value).unwrap()
     }
 
-    fn granted(kind: Kind) -> Granted {
-        Granted {
+    fn granted(kind: AttemptKind) -> GrantedAttempt {
+        GrantedAttempt {
             job_uid: "u".into(),
             kind,
             revision: "r".into(),
@@ -254,18 +256,19 @@ mod tests {
     #[test]
     fn what_is_written_is_read_again_and_the_rest_stays() {
         let tries = [
-            ("r1".to_owned(), granted(Kind::Create)),
-            ("r2".to_owned(), granted(Kind::Unsuspend { from: 7 })),
+            ("r1".to_owned(), granted(AttemptKind::Create)),
+            ("r2".to_owned(), granted(AttemptKind::Unsuspend { from: 7 })),
         ];
-        let book = Book { pending: [("ci/a".to_owned(), tries.into())].into(), observed_through: 12 };
+        let contents =
+            LedgerContents { pending: [("ci/a".to_owned(), tries.into())].into(), observed_through: 12 };
         let mut ledger = spec(json!({"format": 1, "backoff": {"g": {"failures": 2}}, "later": [1]}));
-        ledger.set(&book);
+        ledger.set(&contents);
         let stored = serde_json::to_value(&ledger).unwrap();
         assert_eq!((&stored["backoff"]["g"]["failures"], &stored["later"]), (&json!(2), &json!([1])));
-        assert_eq!(spec(stored).book().unwrap(), book);
-        assert_eq!(JobLedgerSpec::empty().book().unwrap(), Book::default());
-        assert_eq!(book.attempts().count(), 2);
-        let mut left = book.clone();
+        assert_eq!(spec(stored).contents().unwrap(), contents);
+        assert_eq!(JobLedgerSpec::empty().contents().unwrap(), LedgerContents::default());
+        assert_eq!(contents.attempts().count(), 2);
+        let mut left = contents.clone();
         assert!(left.remove("ci/a", "r1").is_some() && left.remove("ci/a", "r1").is_none());
         assert!(left.remove("ci/a", "r2").is_some() && left.pending.is_empty());
     }
@@ -294,7 +297,7 @@ mod tests {
         "scopes": [], "since": "2026-01-01T00:00:00Z"}}}}), "spec.pending")]
     #[case::version(json!({"format": 1, "observedThrough": -1}), "spec.observedThrough")]
     fn what_is_not_understood_is_refused(#[case] value: Value, #[case] word: &str) {
-        let why = spec(value).book().unwrap_err().to_string();
+        let why = spec(value).contents().unwrap_err().to_string();
         assert!(why.contains(word), "{why}");
     }
 }

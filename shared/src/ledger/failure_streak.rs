@@ -20,7 +20,7 @@ use crate::{
 /// How the last runs of a group ended.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Streak {
+pub struct FailureStreak {
     /// Failures in a row; 0 after a success.
     pub failures: u32,
     /// Name of the Job that ended last.
@@ -36,17 +36,17 @@ pub struct Streak {
 
 /// How many groups are remembered per namespace; beyond, those that ended longest ago are forgotten. An object has room
 /// for about three times as many.
-pub const MOST: usize = 2000;
+pub const MAX_GROUPS: usize = 2000;
 
-impl Streak {
+impl FailureStreak {
     /// Whether a run has been taken in.
-    pub fn holds(&self, job: &JobSnapshot) -> bool {
+    pub fn includes(&self, job: &JobSnapshot) -> bool {
         let Some(finished) = &job.finished else { return false };
         finished.at < self.ended || (finished.at == self.ended && self.uids.contains(&job.uid))
     }
 
     /// When the next try is allowed under a rule; none where it was allowed at once.
-    pub fn until(&self, rule: &FailureBackoff) -> Option<Timestamp> {
+    pub fn next_attempt_at(&self, rule: &FailureBackoff) -> Option<Timestamp> {
         let failures = self.failures.checked_sub(1)?;
         let factor = u64::from(rule.multiplier).saturating_pow(failures);
         let wait = u64::from(rule.initial_seconds).saturating_mul(factor).min(u64::from(rule.max_seconds));
@@ -54,21 +54,21 @@ impl Streak {
     }
 
     /// When it is forgotten, unless a run is under way.
-    pub fn forgotten<'a>(&self, rules: impl IntoIterator<Item = &'a FailureBackoff>) -> Timestamp {
-        self.ended.checked_add(memory(rules)).unwrap_or(Timestamp::MAX)
+    pub fn expires_at<'a>(&self, rules: impl IntoIterator<Item = &'a FailureBackoff>) -> Timestamp {
+        self.ended.checked_add(retention(rules)).unwrap_or(Timestamp::MAX)
     }
 }
 
 /// Takes in the runs of a group that are not yet in `before`, in whatever order they come. Gives nothing where there is
 /// nothing to remember: no failure so far.
-pub fn absorb<'a>(
-    before: Option<&Streak>,
+pub fn record_runs<'a>(
+    before: Option<&FailureStreak>,
     runs: impl IntoIterator<Item = &'a JobSnapshot>,
     rules: &[&FailureBackoff],
-) -> Option<Streak> {
+) -> Option<FailureStreak> {
     let mut runs: Vec<_> = runs
         .into_iter()
-        .filter(|job| before.is_none_or(|known| !known.holds(job)))
+        .filter(|job| before.is_none_or(|known| !known.includes(job)))
         .filter_map(|job| job.finished.as_ref().map(|finished| (finished, job)))
         .collect();
     runs.sort_by(|(a, a_job), (b, b_job)| (a.at, &a_job.uid).cmp(&(b.at, &b_job.uid)));
@@ -81,7 +81,7 @@ pub fn absorb<'a>(
             passed.push((finished.at, &job.uid));
             if failed {
                 let same = passed.iter().filter(|(at, _)| *at == finished.at);
-                streak = Some(Streak {
+                streak = Some(FailureStreak {
                     failures: 1,
                     job: job.name.clone(),
                     ended: finished.at,
@@ -92,7 +92,7 @@ pub fn absorb<'a>(
             continue;
         };
         known.failures = match failed {
-            true if job.created > known.forgotten(rules.iter().copied()) => 1,
+            true if job.created > known.expires_at(rules.iter().copied()) => 1,
             true => known.failures.saturating_add(1),
             false => 0,
         };
@@ -103,23 +103,23 @@ pub fn absorb<'a>(
         known.uids.insert(job.uid.clone());
     }
     let mut streak = streak?;
-    streak.until = rules.iter().filter_map(|rule| streak.until(rule)).max();
+    streak.until = rules.iter().filter_map(|rule| streak.next_attempt_at(rule)).max();
     Some(streak)
 }
 
 /// How long a failure is remembered where no run is under way: as long again as the group ever had to wait.
-fn memory<'a>(rules: impl IntoIterator<Item = &'a FailureBackoff>) -> SignedDuration {
+fn retention<'a>(rules: impl IntoIterator<Item = &'a FailureBackoff>) -> SignedDuration {
     let longest = rules.into_iter().map(|rule| i64::from(rule.max_seconds)).max().unwrap_or_default();
     SignedDuration::from_secs(longest.saturating_mul(2))
 }
 
 /// A group as a ledger names it; [`group_of`] reads it again.
-pub fn key(group: &GroupId) -> String {
+pub fn group_key(group: &GroupId) -> String {
     format!("{}={}", group.by, group.value)
 }
 
 /// The group of a name in a ledger. Label keys and kinds hold no `=`.
-pub fn group_of(key: &str) -> Option<GroupId> {
+pub fn parse_group_key(key: &str) -> Option<GroupId> {
     let (by, value) = key.split_once('=')?;
     Some(GroupId { by: by.to_owned(), value: value.to_owned() })
 }
@@ -155,29 +155,29 @@ mod tests {
         let mut streak = None;
         for (n, wait) in [10, 20, 40, 60, 60].into_iter().enumerate() {
             let n = i64::try_from(n).unwrap() * 100;
-            streak = absorb(streak.as_ref(), &[run(&n.to_string(), n, n + 1, true)], &[&RULE]);
+            streak = record_runs(streak.as_ref(), &[run(&n.to_string(), n, n + 1, true)], &[&RULE]);
             assert_eq!(streak.as_ref().unwrap().until, Some(at(n + 1 + wait)));
         }
-        streak = absorb(streak.as_ref(), &[run("well", 500, 501, false)], &[&RULE]);
+        streak = record_runs(streak.as_ref(), &[run("well", 500, 501, false)], &[&RULE]);
         assert_eq!(streak.as_ref().map(|s| (s.failures, s.until)), Some((0, None)));
         // The failed ones that are still there do not come back.
-        assert_eq!(absorb(streak.as_ref(), &[run("400", 400, 401, true)], &[&RULE]), streak);
-        assert_eq!(absorb(None, &[run("well", 0, 1, false)], &[&RULE]), None, "nothing to remember");
+        assert_eq!(record_runs(streak.as_ref(), &[run("400", 400, 401, true)], &[&RULE]), streak);
+        assert_eq!(record_runs(None, &[run("well", 0, 1, false)], &[&RULE]), None, "nothing to remember");
     }
 
     #[test]
     fn long_after_it_a_failure_is_the_first_again() {
-        let first = absorb(None, &[run("a", 0, 1, true)], &[&RULE]);
+        let first = record_runs(None, &[run("a", 0, 1, true)], &[&RULE]);
         let begun_in_time = run("b", 121, 9000, true);
-        assert_eq!(absorb(first.as_ref(), &[begun_in_time], &[&RULE]).unwrap().failures, 2);
-        assert_eq!(absorb(first.as_ref(), &[run("b", 122, 130, true)], &[&RULE]).unwrap().failures, 1);
+        assert_eq!(record_runs(first.as_ref(), &[begun_in_time], &[&RULE]).unwrap().failures, 2);
+        assert_eq!(record_runs(first.as_ref(), &[run("b", 122, 130, true)], &[&RULE]).unwrap().failures, 1);
     }
 
     #[test]
     fn a_groups_name_is_read_again() {
         let group = GroupId { by: "labels:a,b".into(), value: "7.x".into() };
-        assert_eq!(group_of(&key(&group)), Some(group));
-        assert_eq!(group_of("garbage"), None);
+        assert_eq!(parse_group_key(&group_key(&group)), Some(group));
+        assert_eq!(parse_group_key("garbage"), None);
     }
 
     proptest! {
@@ -190,14 +190,14 @@ mod tests {
                 .map(|(n, (ended, failed))| run(&format!("{n:02}"), 0, *ended, *failed))
                 .collect();
             runs.sort_by_key(|job| (job.finished.as_ref().unwrap().at, job.uid.clone()));
-            let whole = absorb(None, &runs, &[&RULE]);
+            let whole = record_runs(None, &runs, &[&RULE]);
             let cut = cut.min(runs.len());
-            let first = absorb(None, &runs[..cut], &[&RULE]);
+            let first = record_runs(None, &runs[..cut], &[&RULE]);
             prop_assume!(first.is_some() || cut == 0);
-            let again = absorb(first.as_ref(), &runs, &[&RULE]);
-            let count = |streak: &Option<Streak>| streak.as_ref().map_or(0, |s| s.failures);
+            let again = record_runs(first.as_ref(), &runs, &[&RULE]);
+            let count = |streak: &Option<FailureStreak>| streak.as_ref().map_or(0, |s| s.failures);
             prop_assert_eq!(count(&again), count(&whole));
-            prop_assert_eq!(absorb(again.as_ref(), &runs, &[&RULE]), again);
+            prop_assert_eq!(record_runs(again.as_ref(), &runs, &[&RULE]), again);
         }
     }
 }

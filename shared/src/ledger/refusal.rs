@@ -8,14 +8,14 @@ use serde::{Deserialize, Serialize};
 use crate::{job::snapshot::Owner, policy::reference::PolicyRef};
 
 /// Longest line the sink reads, bytes; a longer one is dropped and counted.
-pub const MAX_LINE: usize = 64 << 10;
+pub const MAX_LINE_BYTES: usize = 64 << 10;
 
 /// A Job that was refused, queued, or (mode Warn) would have been.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Refusal {
     /// What was decided.
-    pub decision: Decision,
+    pub decision: RefusalKind,
     /// The policy whose limit or backoff decided.
     pub policy: PolicyRef,
     /// Name of the limit; `failureBackoff` for that.
@@ -40,15 +40,15 @@ pub struct Refusal {
 }
 
 /// How the text begins where a limit is full.
-pub const FULL: &str = "concurrent job limit reached";
+pub const LIMIT_REACHED: &str = "concurrent job limit reached";
 /// How the text begins where a limit of one per group is full.
-pub const DUPLICATE: &str = "duplicate job";
+pub const DUPLICATE_JOB: &str = "duplicate job";
 /// How the text begins where a group waits after failures.
-pub const BACKOFF: &str = "failure backoff";
+pub const IN_BACKOFF: &str = "failure backoff";
 
 /// What was decided about a Job over a limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize, Serialize)]
-pub enum Decision {
+pub enum RefusalKind {
     /// Its creation was refused.
     Refused,
     /// It was created suspended.
@@ -65,7 +65,7 @@ mod tests {
     #[test]
     fn a_line_survives_the_socket() {
         let refusal = Refusal {
-            decision: Decision::Refused,
+            decision: RefusalKind::Refused,
             policy: PolicyRef {
                 kind: PolicyKind::JobPolicy,
                 namespace: Some("ci".into()),
@@ -82,7 +82,7 @@ mod tests {
             at: Timestamp::UNIX_EPOCH,
         };
         let line = serde_json::to_string(&refusal).unwrap();
-        assert!(!line.contains('\n') && line.len() < MAX_LINE);
+        assert!(!line.contains('\n') && line.len() < MAX_LINE_BYTES);
         assert_eq!(serde_json::from_str::<Refusal>(&line).unwrap(), refusal);
     }
 }

@@ -33,7 +33,7 @@ pub struct FromPolicy<T> {
 
 /// A default and a maximum, combined.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Bound {
+pub struct CombinedRange {
     /// Set where the Job states none; never above `max`.
     pub default: Option<FromPolicy<i64>>,
     /// The smallest of all maxima.
@@ -42,13 +42,13 @@ pub struct Bound {
 
 /// What the policies together say about one Job.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Effective {
+pub struct EffectivePolicy {
     /// Seconds that the finished Job stays.
-    pub ttl: Bound,
+    pub ttl: CombinedRange,
     /// Seconds that it may be active.
-    pub deadline: Bound,
+    pub deadline: CombinedRange,
     /// Retries.
-    pub backoff_limit: Bound,
+    pub backoff_limit: CombinedRange,
     /// Labels for Job and pods.
     pub labels: BTreeMap<String, FromPolicy<String>>,
     /// Requests and limits for containers that state none.
@@ -67,12 +67,12 @@ pub struct Effective {
     pub cloud_event_sinks: BTreeSet<String>,
 }
 
-impl Effective {
+impl EffectivePolicy {
     /// Combines policies, given in order of precedence, for a Job with these labels.
     ///
     /// Opt-out (`job-handler/enabled: "false"`) takes away defaults, harvest and prune; never limits, maxima
     /// or the group.
-    pub fn of<'a>(policies: impl IntoIterator<Item = &'a Arc<Policy>>, job_labels: &Labels) -> Self {
+    pub fn combine<'a>(policies: impl IntoIterator<Item = &'a Arc<Policy>>, job_labels: &Labels) -> Self {
         let opted_out = opted_out(job_labels);
         let mut all = Self::default();
         for policy in policies {
@@ -94,12 +94,12 @@ impl Effective {
             }
             all.limits.extend(spec.limits.iter().map(|limit| from_policy(limit.clone(), by)));
             all.failure_backoff.extend(spec.failure_backoff.iter().map(|b| from_policy(b.clone(), by)));
-            all.results = merge(all.results.take(), spec.results.clone(), keep_more);
-            all.cleanup = merge(all.cleanup.take(), spec.cleanup.clone(), keep_longer);
+            all.results = merge(all.results.take(), spec.results.clone(), combine_results);
+            all.cleanup = merge(all.cleanup.take(), spec.cleanup.clone(), combine_cleanup);
             all.cloud_event_sinks.extend(spec.cloud_event_sinks.iter().map(|sink| sink.name.clone()));
         }
         for bound in [&mut all.ttl, &mut all.deadline, &mut all.backoff_limit] {
-            bound.settle(opted_out);
+            bound.apply_max(opted_out);
         }
         if opted_out {
             all.labels.clear();
@@ -111,7 +111,7 @@ impl Effective {
     }
 }
 
-impl Bound {
+impl CombinedRange {
     fn add(&mut self, range: Option<Range>, by: &PolicyRef) {
         let Some(range) = range else { return };
         if self.default.is_none() {
@@ -124,7 +124,7 @@ impl Bound {
         }
     }
 
-    fn settle(&mut self, opted_out: bool) {
+    fn apply_max(&mut self, opted_out: bool) {
         if opted_out {
             self.default = None;
         }
@@ -150,7 +150,7 @@ fn merge<T>(a: Option<T>, b: Option<T>, both: fn(T, T) -> T) -> Option<T> {
     }
 }
 
-fn keep_more(a: Results, b: Results) -> Results {
+fn combine_results(a: Results, b: Results) -> Results {
     let larger = |a: Bytes, b: Bytes| a.max(b);
     Results {
         storage_type: match (a.storage_type, b.storage_type) {
@@ -172,7 +172,7 @@ fn keep_more(a: Results, b: Results) -> Results {
     }
 }
 
-fn keep_longer(a: Cleanup, b: Cleanup) -> Cleanup {
+fn combine_cleanup(a: Cleanup, b: Cleanup) -> Cleanup {
     Cleanup {
         succeeded_policy: a.succeeded_policy.max(b.succeeded_policy),
         failed_policy: a.failed_policy.max(b.failed_policy),
@@ -199,10 +199,10 @@ mod tests {
         set::PolicySet,
     };
 
-    fn effective(policies: Vec<Arc<Policy>>, job: &[(&str, &str)]) -> Effective {
+    fn effective(policies: Vec<Arc<Policy>>, job: &[(&str, &str)]) -> EffectivePolicy {
         let set = PolicySet::new(policies);
         let job = labels(job);
-        Effective::of(set.matching("ci", &Labels::new(), &job), &job)
+        EffectivePolicy::combine(set.matching("ci", &Labels::new(), &job), &job)
     }
 
     #[test]

@@ -118,7 +118,7 @@ impl Policy {
     }
 
     /// Whether it changes no Job: it may refuse some, and asks nothing of those that pass. Such Jobs bear no mark of it.
-    pub fn leaves_jobs_alone(&self) -> bool {
+    pub fn never_changes_jobs(&self) -> bool {
         let PolicySpec {
             job_selector: _,
             mode: _,
@@ -137,7 +137,7 @@ impl Policy {
     }
 
     /// Whether it can refuse or queue a Job.
-    pub fn limits_jobs(&self) -> bool {
+    pub fn has_limits(&self) -> bool {
         !self.spec.limits.is_empty() || self.spec.failure_backoff.is_some()
     }
 }

@@ -2,27 +2,27 @@
 
 use std::fmt;
 
-use crate::policy::{effective::Bound, reference::PolicyRef};
+use crate::policy::{effective::CombinedRange, reference::PolicyRef};
 
 /// How an absent value is written.
 pub const UNSET: &str = "unset";
 
-/// What a field comes to, and why.
+/// What a field comes to, and source.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Settled {
+pub struct ResolvedValue {
     /// What the author stated.
     pub stated: Option<i64>,
     /// What it comes to; none = nobody states one.
     pub value: Option<i64>,
-    /// Why.
-    pub why: Why,
+    /// ValueSource.
+    pub source: ValueSource,
 }
 
-/// Why a field has its value.
+/// ValueSource a field has its value.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Why {
+pub enum ValueSource {
     /// Its author says so.
-    Stated,
+    Author,
     /// A policy's default.
     Default(PolicyRef),
     /// A policy's maximum.
@@ -31,30 +31,30 @@ pub enum Why {
 
 /// What an absent field means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Absent {
+pub enum AbsentValue {
     /// More than any maximum: a Job without a deadline runs for ever.
-    Unbounded,
+    Unlimited,
     /// Nothing that a maximum is about: a Job without a TTL is deleted by nobody.
-    Unconcerned,
+    Exempt,
 }
 
 /// Settles a field. Negative values are left to the apiserver's validation, which names them better than we could.
-pub fn settle(stated: Option<i64>, bound: &Bound, absent: Absent) -> Settled {
-    let (value, why) = match (stated, &bound.default, &bound.max) {
+pub fn resolve(stated: Option<i64>, bound: &CombinedRange, absent: AbsentValue) -> ResolvedValue {
+    let (value, source) = match (stated, &bound.default, &bound.max) {
         (Some(value), _, Some(max)) if value > max.value => {
-            (Some(max.value), Why::Maximum(max.policy.clone()))
+            (Some(max.value), ValueSource::Maximum(max.policy.clone()))
         }
-        (Some(value), ..) => (Some(value), Why::Stated),
-        (None, Some(default), _) => (Some(default.value), Why::Default(default.policy.clone())),
-        (None, None, Some(max)) if absent == Absent::Unbounded => {
-            (Some(max.value), Why::Maximum(max.policy.clone()))
+        (Some(value), ..) => (Some(value), ValueSource::Author),
+        (None, Some(default), _) => (Some(default.value), ValueSource::Default(default.policy.clone())),
+        (None, None, Some(max)) if absent == AbsentValue::Unlimited => {
+            (Some(max.value), ValueSource::Maximum(max.policy.clone()))
         }
-        (None, None, _) => (None, Why::Stated),
+        (None, None, _) => (None, ValueSource::Author),
     };
-    Settled { stated, value, why }
+    ResolvedValue { stated, value, source }
 }
 
-impl Settled {
+impl ResolvedValue {
     /// Whether the author's word did not stand.
     pub fn changed(&self) -> bool {
         self.value != self.stated
@@ -62,8 +62,8 @@ impl Settled {
 
     /// What to tell an author who stated more than the maximum.
     pub fn warning(&self, field: &str) -> Option<String> {
-        match (&self.why, self.stated, self.value) {
-            (Why::Maximum(policy), Some(stated), Some(value)) => Some(format!(
+        match (&self.source, self.stated, self.value) {
+            (ValueSource::Maximum(policy), Some(stated), Some(value)) => Some(format!(
                 "job-handler: {field} {stated} is above the maximum {value} of {policy}; it is set to {value}"
             )),
             _ => None,
@@ -71,17 +71,17 @@ impl Settled {
     }
 }
 
-impl fmt::Display for Settled {
+impl fmt::Display for ResolvedValue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let text = |value: Option<i64>| value.map_or_else(|| UNSET.to_owned(), |v| v.to_string());
         if self.changed() {
             write!(f, "{} -> ", text(self.stated))?;
         }
         write!(f, "{} (", text(self.value))?;
-        match &self.why {
-            Why::Stated => f.write_str("as stated)"),
-            Why::Default(policy) => write!(f, "default of {policy})"),
-            Why::Maximum(policy) => write!(f, "maximum of {policy})"),
+        match &self.source {
+            ValueSource::Author => f.write_str("as stated)"),
+            ValueSource::Default(policy) => write!(f, "default of {policy})"),
+            ValueSource::Maximum(policy) => write!(f, "maximum of {policy})"),
         }
     }
 }

@@ -8,7 +8,7 @@ use std::{
 use parking_lot::RwLock;
 
 use crate::policy::{
-    effective::{self, Effective},
+    effective::{self, EffectivePolicy},
     parsed::Policy,
     reference::{Labels, PolicyRef},
     spec::Mode,
@@ -19,11 +19,11 @@ use crate::policy::{
 pub struct PolicySet {
     /// In order of precedence: namespaced ones by (namespace, name), then the cluster's by name.
     policies: Vec<Arc<Policy>>,
-    combined: Arc<RwLock<HashMap<Combination, Arc<Effective>>>>,
+    combined: Arc<RwLock<HashMap<Combination, Arc<EffectivePolicy>>>>,
     as_if_enforced: OnceLock<Option<Box<PolicySet>>>,
 }
 
-/// Which policies of a set (their places in it), and whether the Job opted out: all that [`Effective::of`] depends on.
+/// Which policies of a set (their places in it), and whether the Job opted out: all that [`EffectivePolicy::combine`] depends on.
 type Combination = (Vec<usize>, bool);
 
 /// Combinations remembered per set. Clusters have a handful; beyond this many they are computed anew each time.
@@ -52,10 +52,10 @@ impl PolicySet {
         self.policies.iter().filter(|p| p.selects(namespace, namespace_labels, job_labels)).collect()
     }
 
-    /// What some policies of this set, in order of precedence, say about a Job with these labels: [`Effective::of`],
+    /// What some policies of this set, in order of precedence, say about a Job with these labels: [`EffectivePolicy::combine`],
     /// computed once for all Jobs that the same policies select.
-    pub fn combined(&self, some: &[&Arc<Policy>], job_labels: &Labels) -> Arc<Effective> {
-        let compute = || Arc::new(Effective::of(some.iter().copied(), job_labels));
+    pub fn effective(&self, some: &[&Arc<Policy>], job_labels: &Labels) -> Arc<EffectivePolicy> {
+        let compute = || Arc::new(EffectivePolicy::combine(some.iter().copied(), job_labels));
         let mut places = Vec::with_capacity(some.len());
         let mut rest = self.policies.iter().enumerate();
         for policy in some {
@@ -132,7 +132,10 @@ mod tests {
                 };
                 for some in [pick(&set), pick(&other), pick(&set).into_iter().rev().collect()] {
                     let some: Vec<&Arc<Policy>> = some.iter().collect();
-                    assert_eq!(*set.combined(&some, &job), Effective::of(some.iter().copied(), &job));
+                    assert_eq!(
+                        *set.effective(&some, &job),
+                        EffectivePolicy::combine(some.iter().copied(), &job)
+                    );
                 }
             }
         }

@@ -1,6 +1,6 @@
 //! The admin endpoint: `/healthz`, `/readyz`, `/metrics` over plain HTTP.
 //!
-//! Ready means that every part that was registered has reported ready; `/readyz` names those that have not.
+//! Ready means that every component that was registered has reported ready; `/readyz` names those that have not.
 
 use std::{
     collections::BTreeMap,
@@ -17,45 +17,48 @@ use crate::process::telemetry::Metrics;
 /// Content type of OpenMetrics text.
 pub const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// The state of one part: ready, or why not.
-type PartState = Result<(), String>;
+/// The state of one component: ready, or why not.
+type ComponentState = Result<(), String>;
 
 /// The readiness of the process; clones share it.
 #[derive(Clone, Debug, Default)]
-pub struct Readiness(Arc<Mutex<BTreeMap<&'static str, watch::Receiver<PartState>>>>);
+pub struct Readiness(Arc<Mutex<BTreeMap<&'static str, watch::Receiver<ComponentState>>>>);
 
-/// Reports whether one part of the process is ready.
+/// Reports whether one component of the process is ready.
 #[derive(Clone, Debug)]
-pub struct ReadyHandle(watch::Sender<PartState>);
+pub struct ReadyHandle(watch::Sender<ComponentState>);
 
 impl Readiness {
-    /// Registers a part, not ready yet.
-    pub fn part(&self, part: &'static str) -> ReadyHandle {
+    /// Registers a component, not ready yet.
+    pub fn register(&self, component: &'static str) -> ReadyHandle {
         let handle = ReadyHandle(watch::Sender::new(Err("starting".to_owned())));
-        self.0.lock().insert(part, handle.0.subscribe());
+        self.0.lock().insert(component, handle.0.subscribe());
         handle
     }
 
-    /// The parts that are not ready, and why.
-    pub fn missing(&self) -> Vec<String> {
-        let parts = self.0.lock();
-        let why = |state: &watch::Receiver<PartState>| state.borrow().clone().err();
-        parts.iter().filter_map(|(part, state)| Some(format!("{part}: {}", why(state)?))).collect()
+    /// The components that are not ready, and why.
+    pub fn not_ready(&self) -> Vec<String> {
+        let components = self.0.lock();
+        let why = |state: &watch::Receiver<ComponentState>| state.borrow().clone().err();
+        components
+            .iter()
+            .filter_map(|(component, state)| Some(format!("{component}: {}", why(state)?)))
+            .collect()
     }
 }
 
 impl ReadyHandle {
-    /// This part is ready.
-    pub fn ready(&self) {
+    /// This component is ready.
+    pub fn set_ready(&self) {
         self.set(Ok(()));
     }
 
-    /// This part is not (or no longer) ready.
-    pub fn not_ready(&self, why: impl Into<String>) {
+    /// This component is not (or no longer) ready.
+    pub fn set_not_ready(&self, why: impl Into<String>) {
         self.set(Err(why.into()));
     }
 
-    fn set(&self, state: PartState) {
+    fn set(&self, state: ComponentState) {
         drop(self.0.send_replace(state));
     }
 
@@ -64,12 +67,12 @@ impl ReadyHandle {
     }
 }
 
-/// Waits until all these parts are ready at the same time.
-pub async fn all_ready(parts: &[ReadyHandle]) {
-    while !parts.iter().all(ReadyHandle::is_ready) {
-        for part in parts {
+/// Waits until all these components are ready at the same time.
+pub async fn all_ready(components: &[ReadyHandle]) {
+    while !components.iter().all(ReadyHandle::is_ready) {
+        for component in components {
             // The handle itself keeps the channel open.
-            let _: Result<_, _> = part.0.subscribe().wait_for(Result::is_ok).await;
+            let _: Result<_, _> = component.0.subscribe().wait_for(Result::is_ok).await;
         }
     }
 }
@@ -115,7 +118,7 @@ pub fn serve(listener: TcpListener, readiness: Readiness, metrics: Metrics) -> s
 }
 
 async fn readyz(readiness: web::Data<Readiness>) -> HttpResponse {
-    let missing = readiness.missing();
+    let missing = readiness.not_ready();
     if missing.is_empty() {
         HttpResponse::Ok().body("ok\n")
     } else {
@@ -137,29 +140,29 @@ mod tests {
     #[test]
     fn ready_when_every_part_is() {
         let readiness = Readiness::default();
-        let (policies, certificates) = (readiness.part("policies"), readiness.part("certificates"));
-        policies.ready();
-        assert_eq!(readiness.missing(), ["certificates: starting"]);
-        certificates.ready();
-        assert!(readiness.missing().is_empty());
-        policies.not_ready("watch is away");
-        assert_eq!(readiness.missing(), ["policies: watch is away"]);
+        let (policies, certificates) = (readiness.register("policies"), readiness.register("certificates"));
+        policies.set_ready();
+        assert_eq!(readiness.not_ready(), ["certificates: starting"]);
+        certificates.set_ready();
+        assert!(readiness.not_ready().is_empty());
+        policies.set_not_ready("watch is away");
+        assert_eq!(readiness.not_ready(), ["policies: watch is away"]);
     }
 
     #[tokio::test]
     async fn a_gate_opens_when_all_parts_are_ready_at_once() {
         let readiness = Readiness::default();
-        let parts = [readiness.part("jobs"), readiness.part("policies")];
-        let other = readiness.part("leader lease");
-        let mut gate = std::pin::pin!(all_ready(&parts));
-        parts[0].ready();
-        other.ready();
+        let components = [readiness.register("jobs"), readiness.register("policies")];
+        let other = readiness.register("leader lease");
+        let mut gate = std::pin::pin!(all_ready(&components));
+        components[0].set_ready();
+        other.set_ready();
         assert!(futures::poll!(&mut gate).is_pending());
-        parts[0].not_ready("gone");
-        parts[1].ready();
+        components[0].set_not_ready("gone");
+        components[1].set_ready();
         assert!(futures::poll!(&mut gate).is_pending());
-        other.not_ready("lost");
-        parts[0].ready();
+        other.set_not_ready("lost");
+        components[0].set_ready();
         assert!(futures::poll!(&mut gate).is_ready());
     }
 

@@ -68,5 +68,5 @@ pub fn asker(kind: impl fmt::Display, name: &str) -> String {
 /// Whether a result of the Job with this uid can have this name, whatever the Job is called; where the Job is known,
 /// [`Store::places`] compares the whole name.
 pub fn may_be_result(name: &str, uid: &str) -> bool {
-    name.ends_with(&names::result_name("")) || name.ends_with(&names::result_name_of("", uid))
+    name.ends_with(&names::result_name("")) || name.ends_with(&names::result_name_with_uid("", uid))
 }

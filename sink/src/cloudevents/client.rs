@@ -184,7 +184,7 @@ impl Patience {
 #[cfg(test)]
 pub(crate) mod tests {
     use job_handler_shared::{
-        ledger::refusal::{Decision, Refusal},
+        ledger::refusal::{Refusal, RefusalKind},
         policy::reference::{PolicyKind, PolicyRef},
     };
     use tokio::{
@@ -197,7 +197,7 @@ pub(crate) mod tests {
 
     pub(crate) fn refusal(uid: &str) -> Refusal {
         Refusal {
-            decision: Decision::Refused,
+            decision: RefusalKind::Refused,
             policy: PolicyRef {
                 kind: PolicyKind::JobPolicy,
                 namespace: Some("ci".into()),

@@ -15,18 +15,18 @@ use jiff::Timestamp;
 use job_handler_shared::{
     job::{
         queued_entry,
-        scope::{ScopeKey, group_in, scopes},
+        scope::{ScopeKey, group_of_job, scopes},
         snapshot::JobSnapshot,
-        stamped_annotation::{self, Explanation},
+        stamped_annotation::{self, StampedAnnotation},
     },
     keys,
     kube::error::{ApiError, call},
     names,
     policy::{
-        effective::Effective,
+        effective::EffectivePolicy,
         limit::{Limit, WhenFull},
         parsed::Policy,
-        range::{self, Absent, Settled},
+        range::{self, AbsentValue, ResolvedValue},
     },
 };
 use k8s_openapi::api::batch::v1::Job;
@@ -61,17 +61,17 @@ pub struct Healing {
     /// `metadata.annotations`.
     pub annotations: Map<String, Value>,
     /// The account.
-    pub text: Explanation,
+    pub text: StampedAnnotation,
 }
 
 /// What a missed Job gets from these policies, all of them in force before it was created, in order of precedence.
 pub fn healing(job: &JobSnapshot, policies: &[&Arc<Policy>], now: Timestamp) -> Healing {
-    let effective = Effective::of(policies.iter().copied(), &job.labels);
+    let effective = EffectivePolicy::combine(policies.iter().copied(), &job.labels);
     let mut healing = Healing {
         spec: Map::new(),
         labels: Map::new(),
         annotations: Map::new(),
-        text: Explanation::default(),
+        text: StampedAnnotation::default(),
     };
     healing.ttl(job, &effective);
     healing.deadline(job, &effective, now);
@@ -80,7 +80,7 @@ pub fn healing(job: &JobSnapshot, policies: &[&Arc<Policy>], now: Timestamp) -> 
         healing.labels.insert(key.clone(), label.value.clone().into());
         healing.text.set_label(key, &label.value, true, false, &label.policy);
     }
-    let group = group_in(policies, job);
+    let group = group_of_job(policies, job);
     if let (Some(group), Some(by)) = (&group, &effective.group) {
         healing
             .text
@@ -104,8 +104,8 @@ pub fn healing(job: &JobSnapshot, policies: &[&Arc<Policy>], now: Timestamp) -> 
 }
 
 impl Healing {
-    fn ttl(&mut self, job: &JobSnapshot, effective: &Effective) {
-        let settled = range::settle(job.ttl.map(i64::from), &effective.ttl, Absent::Unconcerned);
+    fn ttl(&mut self, job: &JobSnapshot, effective: &EffectivePolicy) {
+        let settled = range::resolve(job.ttl.map(i64::from), &effective.ttl, AbsentValue::Exempt);
         let harvest = effective.results.as_ref().map(|results| i64::from(results.harvest_deadline_seconds));
         self.tell(stamped_annotation::TTL, &settled);
         let spec = match (settled.value, harvest) {
@@ -120,8 +120,8 @@ impl Healing {
         }
     }
 
-    fn deadline(&mut self, job: &JobSnapshot, effective: &Effective, now: Timestamp) {
-        let settled = range::settle(job.deadline, &effective.deadline, Absent::Unbounded);
+    fn deadline(&mut self, job: &JobSnapshot, effective: &EffectivePolicy, now: Timestamp) {
+        let settled = range::resolve(job.deadline, &effective.deadline, AbsentValue::Unlimited);
         let Some(seconds) = settled.value.filter(|_| settled.changed()) else { return };
         let runs = job.started.map_or(0, |started| now.as_second() - started.as_second());
         if runs >= seconds {
@@ -134,7 +134,7 @@ impl Healing {
         self.spec.insert(stamped_annotation::DEADLINE.to_owned(), seconds.into());
     }
 
-    fn backoff_limit(&mut self, job: &JobSnapshot, effective: &Effective) {
+    fn backoff_limit(&mut self, job: &JobSnapshot, effective: &EffectivePolicy) {
         // With backoffLimitPerIndex it is MaxInt32.
         let Some(present) = job.backoff_limit.filter(|limit| *limit != i32::MAX) else { return };
         let keeps = job
@@ -144,10 +144,10 @@ impl Healing {
         let default =
             effective.backoff_limit.default.as_ref().filter(|_| present == API_BACKOFF_LIMIT && !keeps);
         let mut settled =
-            range::settle(Some(i64::from(present)), &effective.backoff_limit, Absent::Unconcerned);
+            range::resolve(Some(i64::from(present)), &effective.backoff_limit, AbsentValue::Exempt);
         if let Some(default) = default {
             settled.value = Some(default.value);
-            settled.why = range::Why::Default(default.policy.clone());
+            settled.source = range::ValueSource::Default(default.policy.clone());
         }
         let Some(limit) = settled.value.filter(|_| settled.changed()) else { return };
         if i64::from(job.failed_pods) > limit {
@@ -161,7 +161,7 @@ impl Healing {
         self.spec.insert(stamped_annotation::BACKOFF.to_owned(), limit.into());
     }
 
-    fn tell(&mut self, field: &str, settled: &Settled) {
+    fn tell(&mut self, field: &str, settled: &ResolvedValue) {
         if settled.changed() {
             self.text.set(field, settled);
         }
@@ -222,7 +222,7 @@ fn is_unstamped(job: &JobSnapshot) -> bool {
     !job.annotations.contains_key(keys::STAMPED)
         && job.finished.is_none()
         && job.deleting_since.is_none()
-        && !job.is_foreign()
+        && !job.is_managed_by_others()
 }
 
 fn missed(store: &Store, held: &HashMap<String, Instant>) -> Vec<Missed> {
@@ -239,7 +239,7 @@ fn missed(store: &Store, held: &HashMap<String, Instant>) -> Vec<Missed> {
         let mut policies = store.matching(&job)?;
         // Times have a resolution of one second.
         policies.retain(|policy| since.get(&policy.reference.uid).is_some_and(|since| job.created > *since));
-        let untouched = policies.iter().all(|policy| policy.leaves_jobs_alone());
+        let untouched = policies.iter().all(|policy| policy.never_changes_jobs());
         (!untouched).then_some(Missed { job, policies })
     })
     .collect()

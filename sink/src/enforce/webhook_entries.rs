@@ -83,7 +83,7 @@ pub fn build(
 ) -> Vec<ValidatingWebhook> {
     let mut entries: Vec<ValidatingWebhook> = policies
         .iter()
-        .filter(|policy| policy.limits_jobs() && !is_excluded(policy, own_namespace))
+        .filter(|policy| policy.has_limits() && !is_excluded(policy, own_namespace))
         .flat_map(|policy| {
             // What a policy that only warns says decides nothing for those that are enforced.
             let near = policies.iter().filter(|other| other.enforced() || !policy.enforced());
@@ -427,7 +427,7 @@ impl Looked {
 async fn look(client: &Client, policies: &PolicySet, own_namespace: &str) -> Result<Looked, EntryError> {
     let api = Api::<ValidatingWebhookConfiguration>::all(client.clone());
     let mutating = Api::<MutatingWebhookConfiguration>::all(client.clone());
-    let limited = policies.iter().any(|p| p.limits_jobs() && !is_excluded(p, own_namespace));
+    let limited = policies.iter().any(|p| p.has_limits() && !is_excluded(p, own_namespace));
     let what = format!("get validatingwebhookconfiguration {}", keys::LIMITS_CONFIGURATION);
     let there = call(&what, api.get_opt(keys::LIMITS_CONFIGURATION)).await?;
     let wanted = if limited {

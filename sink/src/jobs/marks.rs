@@ -3,12 +3,12 @@
 use job_handler_shared::{
     job::snapshot::{Finished, JobSnapshot},
     keys,
-    policy::{effective::Effective, results::Results},
+    policy::{effective::EffectivePolicy, results::Results},
 };
 
 /// What was to be kept of a Job that is gone, where it had finished and its result was asked for, but no mark says that it
 /// was stored.
-pub fn missed(job: &JobSnapshot, effective: &Effective) -> Option<Results> {
+pub fn missed(job: &JobSnapshot, effective: &EffectivePolicy) -> Option<Results> {
     let (finished, results) = job.finished.as_ref().zip(effective.results.as_ref())?;
     (!bears_mark(job, finished)).then(|| results.clone())
 }

@@ -7,7 +7,7 @@
 use job_handler_shared::{
     job::snapshot::{Finished, JobSnapshot, Outcome},
     keys,
-    policy::{cleanup::CleanupPolicy, effective::Effective, results::Results},
+    policy::{cleanup::CleanupPolicy, effective::EffectivePolicy, results::Results},
 };
 
 use crate::{
@@ -42,7 +42,7 @@ pub enum Ttl {
 }
 
 /// The next thing to be done. `effective` is of the enforced policies; `places` are where the Job's result is.
-pub fn next(job: &JobSnapshot, effective: &Effective, places: &[ResultRef]) -> Option<Step> {
+pub fn next(job: &JobSnapshot, effective: &EffectivePolicy, places: &[ResultRef]) -> Option<Step> {
     let pending = places.iter().any(|place| place.pending);
     let (Some(finished), Some(results)) = (&job.finished, &effective.results) else {
         // Nobody asks for its result (any more); what was stored and not told is still told.
@@ -69,7 +69,7 @@ pub fn next(job: &JobSnapshot, effective: &Effective, places: &[ResultRef]) -> O
     }
 }
 
-fn cleanup(effective: &Effective, outcome: Outcome) -> Option<CleanupPolicy> {
+fn cleanup(effective: &EffectivePolicy, outcome: Outcome) -> Option<CleanupPolicy> {
     effective.cleanup.as_ref().map(|cleanup| match outcome {
         Outcome::Completed => cleanup.succeeded_policy,
         Outcome::Failed => cleanup.failed_policy,
@@ -85,7 +85,7 @@ fn is_marked(job: &JobSnapshot, finished: &Finished, places: &[ResultRef]) -> bo
 
 /// The TTL that applies once the result is stored: the one that the webhook put aside, clamped again (the annotation can
 /// be edited). A Job that was never stamped keeps its own, or gets the policies' default.
-pub fn ttl(job: &JobSnapshot, finished: &Finished, effective: &Effective) -> Ttl {
+pub fn ttl(job: &JobSnapshot, finished: &Finished, effective: &EffectivePolicy) -> Ttl {
     if cleanup(effective, finished.outcome) == Some(CleanupPolicy::Never) {
         return if job.ttl.is_some() { Ttl::Off } else { Ttl::Leave };
     }
@@ -123,12 +123,12 @@ mod tests {
     use super::*;
     use crate::jobs::marks::missed;
 
-    fn effective(spec: serde_json::Value) -> Effective {
+    fn effective(spec: serde_json::Value) -> EffectivePolicy {
         let spec: JobPolicySpec = serde_json::from_value(spec).unwrap();
         let mut policy = JobPolicy::new("p", spec);
         policy.metadata.namespace = Some("ci".into());
         let policy = Arc::new(Policy::namespaced(&policy).unwrap());
-        Effective::of([&policy], &Labels::new())
+        EffectivePolicy::combine([&policy], &Labels::new())
     }
 
     fn job(outcome: Outcome, ttl: Option<i32>, wished: Option<&str>) -> JobSnapshot {
@@ -188,22 +188,22 @@ mod tests {
         assert_eq!(next(&job, &effective(json!({"cleanup": {"failedPolicy": "AfterHarvest"}})), &[]), None);
         let running = JobSnapshot { suspended: true, ..JobSnapshot::default() };
         assert_eq!(next(&running, &effective(json!({"results": {}})), &[]), None);
-        assert_eq!(next(&job, &Effective::default(), &[at("x", true)]), Some(Step::Announce));
+        assert_eq!(next(&job, &EffectivePolicy::default(), &[at("x", true)]), Some(Step::Announce));
     }
 
     #[test]
     fn a_ttl_that_was_put_aside_is_given_back_where_nobody_asks() {
         let aside = job(Outcome::Failed, Some(604_800), Some("2"));
         let restore = |ttl| Some(Step::Restore(ttl));
-        assert_eq!(next(&aside, &Effective::default(), &[]), restore(Ttl::Arm(2)));
+        assert_eq!(next(&aside, &EffectivePolicy::default(), &[]), restore(Ttl::Arm(2)));
         let max = effective(json!({"stamp": {"ttlSecondsAfterFinished": {"max": 1}}}));
         assert_eq!(next(&aside, &max, &[]), restore(Ttl::Arm(1)));
         let never = effective(json!({"cleanup": {"failedPolicy": "Never"}}));
         assert_eq!(next(&aside, &never, &[]), restore(Ttl::Off));
         // Not where it was armed by the mark, or may still be: people may have changed it since.
-        assert_eq!(next(&marked(aside.clone(), "a-results"), &Effective::default(), &[]), None);
+        assert_eq!(next(&marked(aside.clone(), "a-results"), &EffectivePolicy::default(), &[]), None);
         let running = JobSnapshot { finished: None, ..aside };
-        assert_eq!(next(&running, &Effective::default(), &[]), None);
+        assert_eq!(next(&running, &EffectivePolicy::default(), &[]), None);
     }
 
     #[test]
@@ -212,7 +212,7 @@ mod tests {
         let plain = job(Outcome::Failed, None, None);
         assert_eq!(missed(&plain, &asked), Some(Results::default()));
         assert_eq!(missed(&marked(plain.clone(), "a-results"), &asked), None);
-        assert_eq!(missed(&plain, &Effective::default()), None);
+        assert_eq!(missed(&plain, &EffectivePolicy::default()), None);
         assert_eq!(missed(&JobSnapshot::default(), &asked), None);
     }
 

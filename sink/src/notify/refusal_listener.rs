@@ -13,7 +13,7 @@ use std::{
 
 use job_handler_shared::{
     kube::error::{ApiError, call},
-    ledger::refusal::{Decision, MAX_LINE, Refusal},
+    ledger::refusal::{MAX_LINE_BYTES, Refusal, RefusalKind},
     policy::status::LastRefusal,
     process::admin::ReadyHandle,
 };
@@ -89,7 +89,7 @@ pub async fn serve(
     let (sender, receiver) = mpsc::channel(QUEUE);
     let mut tasks = JoinSet::new();
     let mut writer = std::pin::pin!(write(receiver, store, recorder, metrics.clone(), spools));
-    ready.ready();
+    ready.set_ready();
     loop {
         tokio::select! {
             () = &mut writer => return Err(io::Error::other("the writer of Events has ended")),
@@ -123,7 +123,7 @@ async fn connection(stream: UnixStream, sender: mpsc::Sender<Refusal>, metrics: 
             },
             Ok(Line::TooLong) => {
                 metrics.refusal_dropped("too-long");
-                tracing::warn!("a line on the refusal socket is longer than {MAX_LINE} bytes");
+                tracing::warn!("a line on the refusal socket is longer than {MAX_LINE_BYTES} bytes");
             }
             Ok(Line::End) => return,
             Err(error) => {
@@ -141,7 +141,7 @@ enum Line {
     End,
 }
 
-/// Reads up to the next newline, keeping at most [`MAX_LINE`] bytes.
+/// Reads up to the next newline, keeping at most [`MAX_LINE_BYTES`] bytes.
 async fn line(reader: &mut (impl AsyncBufRead + Unpin)) -> io::Result<Line> {
     let (mut text, mut too_long) = (Vec::new(), false);
     loop {
@@ -152,7 +152,7 @@ async fn line(reader: &mut (impl AsyncBufRead + Unpin)) -> io::Result<Line> {
         }
         let end = piece.iter().position(|b| *b == b'\n');
         let taken = end.unwrap_or(piece.len());
-        too_long |= text.len() + taken > MAX_LINE;
+        too_long |= text.len() + taken > MAX_LINE_BYTES;
         if !too_long {
             text.extend_from_slice(&piece[..taken]);
         }
@@ -184,11 +184,11 @@ async fn write(
         tokio::select! {
             Some(refusal) = receiver.recv() => {
                 metrics.job_refused(match refusal.decision {
-                    Decision::Refused => "refused",
-                    Decision::Queued => "queued",
-                    Decision::WouldRefuse => "would-refuse",
+                    RefusalKind::Refused => "refused",
+                    RefusalKind::Queued => "queued",
+                    RefusalKind::WouldRefuse => "would-refuse",
                 });
-                if refusal.decision == Decision::Refused {
+                if refusal.decision == RefusalKind::Refused {
                     let sinks = store.sinks_of(&refusal.policy.uid);
                     spools.put(&refusal, sinks.iter().map(String::as_str));
                     store.put_refusal(&refusal.policy.uid, LastRefusal {
@@ -269,7 +269,7 @@ mod tests {
 
     #[tokio::test]
     async fn lines_are_bounded() {
-        let long = "x".repeat(MAX_LINE + 1);
+        let long = "x".repeat(MAX_LINE_BYTES + 1);
         let input = format!("one\n{long}\ntwo\ncut off");
         let mut reader = BufReader::with_capacity(1000, input.as_bytes());
         assert_eq!(line(&mut reader).await.unwrap(), Line::Text(b"one".to_vec()));

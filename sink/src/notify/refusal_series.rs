@@ -9,7 +9,7 @@ use std::{
 use jiff::Timestamp;
 use job_handler_shared::{
     keys,
-    ledger::refusal::{Decision, Refusal},
+    ledger::refusal::{Refusal, RefusalKind},
     names,
     policy::reference::{PolicyKind, PolicyRef},
 };
@@ -68,7 +68,7 @@ pub struct Allowances(HashMap<String, (f64, Instant)>);
 struct Id {
     policy: String,
     limit: String,
-    decision: Decision,
+    decision: RefusalKind,
     owner: Option<String>,
     target: Target,
 }
@@ -120,7 +120,7 @@ impl Series {
             let told = told(refusal, &id, regarding);
             // One refusal of a create is known to each sink whose webhook was asked about it, and told once.
             let counts = !matches!(id.target, Target::Job(..))
-                || (refusal.stored && refusal.decision == Decision::Refused);
+                || (refusal.stored && refusal.decision == RefusalKind::Refused);
             let is_policy = id.target == Target::Policy;
             if !is_policy && (self.known.len() >= MOST || !self.allowances.allow(&told.namespace, now)) {
                 dropped += 1;
@@ -199,7 +199,7 @@ fn targets(refusal: &Refusal) -> Vec<(Target, ObjectReference)> {
     }
     // Where the name is generated and not known yet, nobody could ask for it. Queued Jobs are told by whoever starts
     // them, who knows their place in line.
-    if !refusal.job.is_empty() && refusal.decision != Decision::Queued {
+    if !refusal.job.is_empty() && refusal.decision != RefusalKind::Queued {
         let target = Target::Job(refusal.namespace.clone(), refusal.job.clone());
         // `kubectl describe` asks by uid; a Job whose create was refused has none that anybody could ask for.
         let uid = refusal.stored.then_some(refusal.uid.as_str());
@@ -226,9 +226,9 @@ pub fn policy_reference(policy: &PolicyRef) -> ObjectReference {
 
 fn told(refusal: &Refusal, id: &Id, regarding: ObjectReference) -> EventSpec {
     let (kind, reason, action) = match refusal.decision {
-        Decision::Refused => (EventType::Warning, keys::REASON_REFUSED, "Refused"),
-        Decision::Queued => (EventType::Normal, keys::REASON_QUEUED, "Queued"),
-        Decision::WouldRefuse => (EventType::Normal, REASON_WOULD_REFUSE, "Admitted"),
+        RefusalKind::Refused => (EventType::Warning, keys::REASON_REFUSED, "Refused"),
+        RefusalKind::Queued => (EventType::Normal, keys::REASON_QUEUED, "Queued"),
+        RefusalKind::WouldRefuse => (EventType::Normal, REASON_WOULD_REFUSE, "Admitted"),
     };
     let about = regarding.name.clone().unwrap_or_default();
     let owner = id.owner.as_deref().unwrap_or_default();
@@ -271,7 +271,7 @@ mod tests {
 
     fn refusal(job: &str, owner: Option<&str>) -> Refusal {
         Refusal {
-            decision: Decision::Refused,
+            decision: RefusalKind::Refused,
             policy: PolicyRef {
                 kind: PolicyKind::JobPolicy,
                 namespace: Some("ci".into()),
@@ -385,7 +385,7 @@ mod tests {
         let (writes, _) = Series::default().offer(&stored, Instant::now());
         let Some(Write::First { told, counts: true }) = writes.last() else { panic!("{writes:?}") };
         assert_eq!(told.regarding.uid.as_deref(), Some("uid-a"));
-        stored.decision = Decision::Queued;
+        stored.decision = RefusalKind::Queued;
         assert_eq!(
             Series::default().offer(&stored, Instant::now()).0.len(),
             1,

@@ -4,8 +4,8 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use job_handler_shared::ledger::{
-    crd::{Book, CLUSTER_LEDGER, JobLedger, LedgerError},
-    failure_streak::{self, Streak},
+    crd::{CLUSTER_LEDGER, JobLedger, LedgerContents, LedgerError},
+    failure_streak::{self, FailureStreak},
 };
 use kube::ResourceExt;
 use parking_lot::{Mutex, MutexGuard};
@@ -18,9 +18,9 @@ pub struct Ledger {
     /// `metadata.resourceVersion`.
     pub version: String,
     /// What was granted.
-    pub book: Result<Book, LedgerError>,
-    /// How groups have fared, by [`failure_streak::key`].
-    pub streaks: BTreeMap<String, Streak>,
+    pub book: Result<LedgerContents, LedgerError>,
+    /// How groups have fared, by [`failure_streak::group_key`].
+    pub streaks: BTreeMap<String, FailureStreak>,
 }
 
 /// All of them by name; clones are the same ones.
@@ -32,7 +32,7 @@ impl From<&JobLedger> for Ledger {
         Self {
             uid: ledger.uid().unwrap_or_default(),
             version: ledger.resource_version().unwrap_or_default(),
-            book: ledger.spec.book(),
+            book: ledger.spec.contents(),
             streaks: ledger.spec.streaks(),
         }
     }
@@ -79,7 +79,7 @@ impl Ledgers {
                         continue;
                     }
                     let Some(limit) = parts.next() else { continue };
-                    let scope = match parts.next().and_then(failure_streak::group_of) {
+                    let scope = match parts.next().and_then(failure_streak::parse_group_key) {
                         Some(group) => format!("{place}/{}", group.value),
                         None => place.to_owned(),
                     };

@@ -353,7 +353,7 @@ pub(crate) async fn follow<K: Clone + Debug + Send + 'static>(
                 }
                 on(event);
                 if listed {
-                    ready.ready();
+                    ready.set_ready();
                 }
                 if told.take().is_some() {
                     tracing::info!("{what}: works again");
@@ -363,7 +363,7 @@ pub(crate) async fn follow<K: Clone + Debug + Send + 'static>(
                 let fault = describe(what, if_missing, error);
                 // What is known stays known while a watch is interrupted; only without a first list nothing is.
                 if !listed {
-                    ready.not_ready(fault.clone());
+                    ready.set_not_ready(fault.clone());
                 }
                 if told.as_ref().is_none_or(|(same, at)| *same != fault || at.elapsed() > REPEAT) {
                     tracing::warn!("{fault}; trying again");
@@ -397,7 +397,7 @@ mod tests {
         let uid = "0123456789";
         for job in ["a", "a-results", &"x".repeat(253)] {
             assert!(may_be_result(&names::result_name(job), uid), "{job}");
-            assert!(may_be_result(&names::result_name_of(job, uid), uid), "{job}");
+            assert!(may_be_result(&names::result_name_with_uid(job, uid), uid), "{job}");
         }
         for name in
             ["whatever", "zz-backup", "a-results-backup", "a-results-99999999", "a-results-01234567-0"]

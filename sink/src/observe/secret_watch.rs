@@ -48,10 +48,10 @@ pub async fn keep(context: Context, ready: ReadyHandle) {
                     );
                     context.store.secrets_changed();
                 }
-                ready.ready();
+                ready.set_ready();
             }
             // What is known stands; before the first answer nobody may act as if there were no such results.
-            Err(error) if *secrets.lock() == Standing::Unknown => ready.not_ready(error.to_string()),
+            Err(error) if *secrets.lock() == Standing::Unknown => ready.set_not_ready(error.to_string()),
             Err(error) => tracing::debug!("the rights on Secrets: {error}"),
         }
         tokio::time::sleep(jitter(EVERY * 3 / 2)).await;

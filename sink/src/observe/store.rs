@@ -9,10 +9,10 @@ use std::{
 };
 
 use job_handler_shared::{
-    job::{group::group_of, scope::without_group, snapshot::JobSnapshot},
+    job::{group::group_of, scope::without_group_label, snapshot::JobSnapshot},
     names,
     policy::{
-        effective::Effective,
+        effective::EffectivePolicy,
         parsed::Policy,
         reference::{Labels, PolicyRef},
         set::PolicySet,
@@ -242,7 +242,7 @@ impl Store {
     }
 
     /// What the enforced policies say about a Job; nothing while its namespace is not known.
-    pub fn effective(&self, job: &JobSnapshot) -> Option<Effective> {
+    pub fn effective(&self, job: &JobSnapshot) -> Option<EffectivePolicy> {
         let (policies, namespace) = {
             let inner = self.lock();
             (inner.enforced.clone(), inner.namespaces.get(&job.namespace).cloned()?)
@@ -256,7 +256,7 @@ impl Store {
             let inner = self.lock();
             (inner.enforced.clone(), inner.namespaces.get(&job.namespace).cloned()?)
         };
-        let matching = policies.matching(&job.namespace, &namespace, &without_group(&job.labels));
+        let matching = policies.matching(&job.namespace, &namespace, &without_group_label(&job.labels));
         Some(matching.into_iter().cloned().collect())
     }
 
@@ -369,7 +369,7 @@ impl Store {
     /// Where the result of a Job is, by the labels of what has a name for it: whoever acts on that reads it first. Copies
     /// under other names are not results.
     pub fn places(&self, job: &JobSnapshot) -> Vec<ResultRef> {
-        let own = [names::result_name(&job.name), names::result_name_of(&job.name, &job.uid)];
+        let own = [names::result_name(&job.name), names::result_name_with_uid(&job.name, &job.uid)];
         let mut places = self.places_of(&job.uid);
         places.retain(|place| place.namespace == job.namespace && own.contains(&place.name));
         places
@@ -584,8 +584,8 @@ impl Inner {
         known.sinks = said.as_ref().map(|said| said.cloud_event_sinks.clone()).unwrap_or_default();
         let group = said.and_then(|said| {
             let spec = said.group?;
-            let id =
-                group_of(&spec.value, &without_group(&known.job.labels), known.job.owner.as_ref()).ok()?;
+            let id = group_of(&spec.value, &without_group_label(&known.job.labels), known.job.owner.as_ref())
+                .ok()?;
             Some((known.job.namespace.clone(), id))
         });
         if group == known.group {
@@ -611,9 +611,9 @@ impl Inner {
     }
 }
 
-fn effective(policies: &PolicySet, namespace: &Labels, job: &JobSnapshot) -> Effective {
-    let labels = without_group(&job.labels);
-    Effective::of(policies.matching(&job.namespace, namespace, &labels), &labels)
+fn effective(policies: &PolicySet, namespace: &Labels, job: &JobSnapshot) -> EffectivePolicy {
+    let labels = without_group_label(&job.labels);
+    EffectivePolicy::combine(policies.matching(&job.namespace, namespace, &labels), &labels)
 }
 
 fn forget<K: std::hash::Hash + Eq>(index: &mut HashMap<K, BTreeSet<Uid>>, key: &K, uid: &str) {

@@ -27,7 +27,8 @@ const ANYWAY: Duration = Duration::from_secs(30);
 pub fn account(job: &JobSnapshot) -> Option<String> {
     let text = job.annotations.get(keys::STAMPED)?;
     queued_entry::waits_for(text)?;
-    if job.is_queued() || job.finished.is_some() || job.deleting_since.is_some() || job.is_foreign() {
+    if job.is_queued() || job.finished.is_some() || job.deleting_since.is_some() || job.is_managed_by_others()
+    {
         return None;
     }
     let why = if job.suspended {

@@ -11,13 +11,13 @@ use jiff::Timestamp;
 use job_handler_shared::{
     job::{
         group::GroupId,
-        scope::group_in,
+        scope::group_of_job,
         snapshot::{JobSnapshot, Outcome},
     },
     kube::error::{ApiError, call},
     ledger::{
         crd::{BACKOFF, JobLedger},
-        failure_streak::{self, Streak},
+        failure_streak::{self, FailureStreak},
     },
     policy::{limit::FailureBackoff, parsed::Policy, reference::PolicyRef, set::PolicySet},
 };
@@ -112,14 +112,14 @@ pub fn is_remembered(store: &Store, job: &JobSnapshot, now: Timestamp) -> bool {
     let (Some(finished), Some(ledger)) = (&job.finished, store.ledgers.get(&job.namespace)) else {
         return true;
     };
-    let run = Streak { ended: finished.at, ..Streak::default() };
-    if rules.is_empty() || run.forgotten(&rules) < now {
+    let run = FailureStreak { ended: finished.at, ..FailureStreak::default() };
+    if rules.is_empty() || run.expires_at(&rules) < now {
         return true;
     }
-    let streak = ledger.streaks.get(&failure_streak::key(&group));
+    let streak = ledger.streaks.get(&failure_streak::group_key(&group));
     match finished.outcome {
-        Outcome::Failed => streak.is_some_and(|streak| streak.holds(job)),
-        Outcome::Completed => streak.is_none_or(|streak| streak.failures == 0 || streak.holds(job)),
+        Outcome::Failed => streak.is_some_and(|streak| streak.includes(job)),
+        Outcome::Completed => streak.is_none_or(|streak| streak.failures == 0 || streak.includes(job)),
     }
 }
 
@@ -131,12 +131,16 @@ pub fn waits(store: &Store, job: &JobSnapshot, now: Timestamp) -> Option<Waits> 
         return None;
     }
     let ledger = store.ledgers.get(&job.namespace);
-    let before = ledger.as_ref().and_then(|ledger| ledger.streaks.get(&failure_streak::key(&group)));
+    let before = ledger.as_ref().and_then(|ledger| ledger.streaks.get(&failure_streak::group_key(&group)));
     let runs = store.group(&(job.namespace.clone(), group.clone()));
-    let streak =
-        failure_streak::absorb(before, runs.iter().map(AsRef::as_ref), &rules.iter().collect::<Vec<_>>())?;
+    let streak = failure_streak::record_runs(
+        before,
+        runs.iter().map(AsRef::as_ref),
+        &rules.iter().collect::<Vec<_>>(),
+    )?;
     let until = |policy: &Arc<Policy>| {
-        let until = streak.until(policy.spec.failure_backoff.as_ref()?).filter(|until| now < *until)?;
+        let until =
+            streak.next_attempt_at(policy.spec.failure_backoff.as_ref()?).filter(|until| now < *until)?;
         Some((until, policy.reference.clone()))
     };
     let (until, policy) = policies.iter().filter_map(until).max()?;
@@ -147,7 +151,7 @@ pub fn waits(store: &Store, job: &JobSnapshot, now: Timestamp) -> Option<Waits> 
 fn group(store: &Store, job: &JobSnapshot) -> Option<(GroupId, Vec<Arc<Policy>>)> {
     let policies = store.matching(job)?;
     policies.iter().find(|policy| policy.spec.failure_backoff.is_some())?;
-    let group = group_in(&policies.iter().collect::<Vec<_>>(), job)?;
+    let group = group_of_job(&policies.iter().collect::<Vec<_>>(), job)?;
     Some((group, policies))
 }
 
@@ -178,14 +182,15 @@ fn changes(
     ledger: &Ledger,
     runs: &Runs,
     now: Timestamp,
-) -> BTreeMap<String, Option<Streak>> {
+) -> BTreeMap<String, Option<FailureStreak>> {
     let under_way = |key: &GroupKey| store.group(key).iter().any(|job| job.finished.is_none());
     let mut after = ledger.streaks.clone();
     for (key, (jobs, rules)) in runs.iter().filter(|((at, _), _)| at == namespace) {
-        let name = failure_streak::key(&key.1);
+        let name = failure_streak::group_key(&key.1);
         let rules_ref: Vec<&FailureBackoff> = rules.iter().collect();
-        let streak = failure_streak::absorb(after.get(&name), jobs.iter().map(AsRef::as_ref), &rules_ref);
-        match streak.filter(|streak| now <= streak.forgotten(rules) || under_way(key)) {
+        let streak =
+            failure_streak::record_runs(after.get(&name), jobs.iter().map(AsRef::as_ref), &rules_ref);
+        match streak.filter(|streak| now <= streak.expires_at(rules) || under_way(key)) {
             Some(streak) => after.insert(name, streak),
             None => after.remove(&name),
         };
@@ -198,16 +203,16 @@ fn changes(
         .filter_map(|policy| policy.spec.failure_backoff.clone())
         .collect();
     after.retain(|name, streak| {
-        let group = failure_streak::group_of(name).map(|group| (namespace.to_owned(), group));
-        now <= streak.forgotten(&here) || (!here.is_empty() && group.is_some_and(|key| under_way(&key)))
+        let group = failure_streak::parse_group_key(name).map(|group| (namespace.to_owned(), group));
+        now <= streak.expires_at(&here) || (!here.is_empty() && group.is_some_and(|key| under_way(&key)))
     });
-    while after.len() > failure_streak::MOST {
+    while after.len() > failure_streak::MAX_GROUPS {
         let oldest = after.iter().min_by_key(|(_, streak)| streak.ended).map(|(name, _)| name.clone());
         oldest.and_then(|name| after.remove(&name));
     }
     let gone =
         ledger.streaks.keys().filter(|name| !after.contains_key(*name)).map(|name| (name.clone(), None));
-    let mut changed: BTreeMap<String, Option<Streak>> = gone.collect();
+    let mut changed: BTreeMap<String, Option<FailureStreak>> = gone.collect();
     let new = after.into_iter().filter(|(name, streak)| ledger.streaks.get(name) != Some(streak));
     changed.extend(new.map(|(name, streak)| (name, Some(streak))));
     changed

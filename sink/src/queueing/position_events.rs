@@ -9,11 +9,11 @@ use std::{
 
 use job_handler_shared::{
     job::{
-        scope::{Place, ScopeKey},
+        scope::{ScopeDomain, ScopeKey},
         snapshot::JobSnapshot,
     },
     keys,
-    ledger::refusal::BACKOFF,
+    ledger::refusal::IN_BACKOFF,
     names,
     text::human_seconds,
 };
@@ -62,7 +62,7 @@ pub fn line(jobs: &[Counted], waits: impl Fn(&JobSnapshot) -> Option<Waits>) -> 
     holders.values_mut().for_each(|jobs| jobs.sort_by_key(|job| (job.created, &job.uid)));
     let mut queued: Vec<&Counted> = jobs
         .iter()
-        .filter(|(job, _)| job.is_queued() && job.deleting_since.is_none() && !job.is_foreign())
+        .filter(|(job, _)| job.is_queued() && job.deleting_since.is_none() && !job.is_managed_by_others())
         .collect();
     queued.sort_by(|(a, _), (b, _)| (a.created, &a.uid).cmp(&(b.created, &b.uid)));
     let mut lines: BTreeMap<&ScopeKey, Vec<&JobSnapshot>> = BTreeMap::new();
@@ -94,7 +94,7 @@ pub fn line(jobs: &[Counted], waits: impl Fn(&JobSnapshot) -> Option<Waits>) -> 
 }
 
 fn name(job: &JobSnapshot, scope: &ScopeKey) -> String {
-    if scope.place == Place::Cluster { job.key() } else { job.name.clone() }
+    if scope.domain == ScopeDomain::Cluster { job.key() } else { job.name.clone() }
 }
 
 impl For {
@@ -124,7 +124,7 @@ impl For {
                 let left = human_seconds(waits.until.as_second().saturating_sub(now.as_second()).max(1));
                 let times = if waits.failures == 1 { "time" } else { "times in a row" };
                 format!(
-                    "queued: {BACKOFF}: group {} failed {} {times} (last: {}); this Job is started in {left}, at {}, \
+                    "queued: {IN_BACKOFF}: group {} failed {} {times} (last: {}); this Job is started in {left}, at {}, \
                      where there is room (failureBackoff of {})",
                     waits.group, waits.failures, waits.last, waits.until, waits.policy
                 )
@@ -213,7 +213,8 @@ mod tests {
             job.annotations.insert(keys::QUEUED_AT.into(), "2026-01-01T00:00:00Z".into());
             job.annotations.insert(keys::STAMPED.into(), "queued: waits for a slot".into());
         }
-        let scope = ScopeKey { policy: policy(), limit: "few".into(), place: Place::Namespace("ci".into()) };
+        let scope =
+            ScopeKey { policy: policy(), limit: "few".into(), domain: ScopeDomain::Namespace("ci".into()) };
         (Arc::new(job), vec![(scope, 1)])
     }
 

@@ -80,7 +80,9 @@ impl Held {
     pub fn after(error: &ApiError) -> Self {
         match error {
             ApiError::Refused { code: 403, message, .. }
-                if [refusal::FULL, refusal::DUPLICATE].iter().any(|text| message.contains(text)) =>
+                if [refusal::LIMIT_REACHED, refusal::DUPLICATE_JOB]
+                    .iter()
+                    .any(|text| message.contains(text)) =>
             {
                 Self::Reserves
             }
@@ -104,7 +106,7 @@ pub fn plan(jobs: &[Counted], held: impl Fn(&str) -> Option<Held>) -> Vec<Arc<Jo
             job.is_queued()
                 && job.state() == JobState::Suspended
                 && job.deleting_since.is_none()
-                && !job.is_foreign()
+                && !job.is_managed_by_others()
         })
         .map(|counted| (counted, held(&counted.0.uid)))
         .filter(|(_, held)| *held != Some(Held::PassedBy))
@@ -336,16 +338,16 @@ async fn release(client: &Client, job: &JobSnapshot) -> Result<Option<JobSnapsho
 #[cfg(test)]
 mod tests {
     use job_handler_shared::{
-        job::scope::Place,
+        job::scope::ScopeDomain,
         policy::reference::{PolicyKind, PolicyRef},
     };
 
     use super::*;
 
-    fn scope(place: Place) -> ScopeKey {
+    fn scope(domain: ScopeDomain) -> ScopeKey {
         let policy =
             PolicyRef { kind: PolicyKind::JobPolicy, namespace: None, name: "p".into(), uid: "p".into() };
-        ScopeKey { policy, limit: "l".into(), place }
+        ScopeKey { policy, limit: "l".into(), domain }
     }
 
     fn job(uid: &str, queued: bool, places: &[(&str, u32)]) -> Counted {
@@ -355,8 +357,8 @@ mod tests {
             job.annotations.insert(keys::STAMPED.into(), "queued: waits for a slot".into());
         }
         let place = |name: &str| match name {
-            "cluster" => Place::Cluster,
-            name => Place::Namespace(name.into()),
+            "cluster" => ScopeDomain::Cluster,
+            name => ScopeDomain::Namespace(name.into()),
         };
         (Arc::new(job), places.iter().map(|(name, max)| (scope(place(name)), *max)).collect())
     }
@@ -419,7 +421,7 @@ mod tests {
         ] {
             assert_eq!(Held::after(&error), held, "{error}");
         }
-        let full = refused(403, refusal::FULL);
+        let full = refused(403, refusal::LIMIT_REACHED);
         let now = Instant::now();
         let first = Wait::after(&full, None, now);
         assert!(first.until <= now + Duration::from_millis(1500), "its turn comes soon");

@@ -4,7 +4,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use job_handler_shared::{
     job::snapshot::JobSnapshot,
-    policy::{cleanup::Keep, effective::Effective},
+    policy::{cleanup::Keep, effective::EffectivePolicy},
 };
 
 use crate::{
@@ -102,6 +102,6 @@ impl Actor {
     }
 }
 
-fn keep_of(rule: &Effective) -> Option<Keep> {
+fn keep_of(rule: &EffectivePolicy) -> Option<Keep> {
     rule.cleanup.as_ref()?.keep
 }

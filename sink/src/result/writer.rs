@@ -88,7 +88,7 @@ pub async fn find(
     secrets: bool,
 ) -> Result<Option<Committed>, ApiError> {
     let mut taken = false;
-    for name in [names::result_name(job), names::result_name_of(job, uid)] {
+    for name in [names::result_name(job), names::result_name_with_uid(job, uid)] {
         for kind in Kind::readable(secrets) {
             match look(client, *kind, namespace, &name, uid).await? {
                 Found::Own(committed) => return Ok(Some(*committed)),
@@ -111,7 +111,7 @@ pub async fn find(
 /// Where a call fails.
 pub async fn again(client: &Client, before: &Committed) -> Result<Option<Committed>, ApiError> {
     let job = &before.manifest.job;
-    let beside = names::result_name_of(&job.name, &job.uid);
+    let beside = names::result_name_with_uid(&job.name, &job.uid);
     for name in [before.name.as_str(), names::result_name(&job.name).as_str(), beside.as_str()] {
         let found = read_at(client, before.kind, &job.namespace, name, &job.uid).await?;
         if found.is_some() {
@@ -204,7 +204,7 @@ fn is_degrading(error: &ApiError, packed: &Packed) -> bool {
 async fn attempt(client: &Client, packed: &mut Packed, secrets: bool) -> Result<Committed, CommitError> {
     let (job, wanted) = (packed.manifest.job.clone(), packed.kind);
     let first = names::result_name(&job.name);
-    let beside = names::result_name_of(&job.name, &job.uid);
+    let beside = names::result_name_with_uid(&job.name, &job.uid);
     let (mut name, mut version) = (&first, None);
     let mut older = Vec::new();
     for kind in Kind::readable(secrets) {
@@ -278,7 +278,7 @@ async fn move_aside(
 ) -> Result<(), CommitError> {
     let job = &manifest.job;
     let (namespace, uid) = (job.namespace.as_str(), job.uid.as_str());
-    let (first, name) = (older.name_any(), names::result_name_of(&job.name, uid));
+    let (first, name) = (older.name_any(), names::result_name_with_uid(&job.name, uid));
     let mut copy = older;
     copy.metadata = kube::core::ObjectMeta {
         name: Some(name.clone()),

@@ -88,11 +88,11 @@ pub async fn elect(
             outcome = turn => outcome,
         };
         match outcome {
-            Ok(Ok(())) => ready.ready(),
+            Ok(Ok(())) => ready.set_ready(),
             Ok(Err(error)) => {
                 tracing::warn!("leader lease: {error}; trying again");
                 if candidate.observed.is_none() {
-                    ready.not_ready(error.to_string());
+                    ready.set_not_ready(error.to_string());
                 }
             }
             Err(_) => tracing::warn!("leader lease: the apiserver gave no answer in time; trying again"),

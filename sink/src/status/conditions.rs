@@ -156,7 +156,7 @@ fn readiness(entry: &PolicyEntry, situation: &Situation<'_>) -> (bool, &'static 
         );
         return (false, "WebhookBehind", message);
     }
-    if policy.limits_jobs() && situation.entries.written.get(&entry.reference.uid) != Some(&generation) {
+    if policy.has_limits() && situation.entries.written.get(&entry.reference.uid) != Some(&generation) {
         let why = situation.entries.fault.as_deref().unwrap_or("it is being written");
         return (false, "EntryMissing", format!("waiting for the webhook entry of its limits: {why}"));
     }

@@ -10,7 +10,7 @@ use std::{
 use jiff::Timestamp;
 use job_handler_shared::{
     job::{
-        scope::{group_in, without_group},
+        scope::{group_of_job, without_group_label},
         snapshot::JobSnapshot,
     },
     kube::error::{ApiError, call},
@@ -157,9 +157,9 @@ fn selected(store: &Store, policy: &Arc<Policy>, jobs: &[Arc<JobSnapshot>]) -> V
     let of_policy = |job: &&Arc<JobSnapshot>| {
         job.finished.is_none()
             && policy.reference.namespace.as_ref().is_none_or(|own| *own == job.namespace)
-            && store
-                .namespace(&job.namespace)
-                .is_some_and(|labels| policy.selects(&job.namespace, &labels, &without_group(&job.labels)))
+            && store.namespace(&job.namespace).is_some_and(|labels| {
+                policy.selects(&job.namespace, &labels, &without_group_label(&job.labels))
+            })
     };
     let with_group = |job: &Arc<JobSnapshot>| {
         let mut policies = store.matching(job).unwrap_or_default();
@@ -167,7 +167,7 @@ fn selected(store: &Store, policy: &Arc<Policy>, jobs: &[Arc<JobSnapshot>]) -> V
         if !policy.enforced() {
             policies.push(policy.clone());
         }
-        (job.clone(), group_in(&policies.iter().collect::<Vec<_>>(), job))
+        (job.clone(), group_of_job(&policies.iter().collect::<Vec<_>>(), job))
     };
     jobs.iter().filter(of_policy).map(with_group).collect()
 }

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use job_handler_shared::{
-    job::{scope::without_group, snapshot::JobSnapshot},
-    ledger::refusal::{Decision, Refusal},
-    policy::{effective::Effective, limit::WhenFull},
+    job::{scope::without_group_label, snapshot::JobSnapshot},
+    ledger::refusal::{Refusal, RefusalKind},
+    policy::{effective::EffectivePolicy, limit::WhenFull},
 };
 
 use crate::{
@@ -100,7 +100,7 @@ async fn admit(attempt: Option<Attempt>, state: &WebhookState) -> (AdmissionResp
         Verdict::Refused(refused) => {
             if !dry_run {
                 state.report_once(&job.uid, || Refusal {
-                    decision: Decision::Refused,
+                    decision: RefusalKind::Refused,
                     policy: refused.policy.clone(),
                     limit: refused.limit.clone(),
                     namespace: job.namespace.clone(),
@@ -146,13 +146,13 @@ async fn can_decide(job: &JobSnapshot, state: &WebhookState) -> Result<(), Strin
 fn report_queued(job: &JobSnapshot, state: &WebhookState) {
     let policies = state.policies.current();
     let labels = state.policies.known_namespace(&job.namespace).unwrap_or_default();
-    let matching = select::enforced(&policies, &job.namespace, &labels, &without_group(&job.labels));
-    let limits = Effective::of(matching, &job.labels).limits;
+    let matching = select::enforced(&policies, &job.namespace, &labels, &without_group_label(&job.labels));
+    let limits = EffectivePolicy::combine(matching, &job.labels).limits;
     let Some(limit) = limits.into_iter().find(|limit| limit.value.when_full == WhenFull::Queue) else {
         return;
     };
     state.report_once(&job.uid, || Refusal {
-        decision: Decision::Queued,
+        decision: RefusalKind::Queued,
         message: format!(
             "queued: waits for a slot (limit \"{}\" of {}, max allowed: {})",
             limit.value.name, limit.policy, limit.value.max_active_jobs

@@ -11,10 +11,10 @@ use jiff::Timestamp;
 use job_handler_shared::{
     job::{
         snapshot::JobSnapshot,
-        stamped_annotation::{self, Explanation},
+        stamped_annotation::{self, StampedAnnotation},
     },
     keys,
-    ledger::refusal::{Decision, Refusal},
+    ledger::refusal::{Refusal, RefusalKind},
     policy::limit::WhenFull,
 };
 
@@ -29,7 +29,7 @@ use crate::{
     job_view::{self, JobView},
     limit::{
         Refused, failure_backoff, message,
-        scopes::{LimitRules, Place, SlotHolder},
+        scopes::{LimitRules, ScopeDomain, SlotHolder},
     },
     metrics::{Endpoint, ReviewVerdict},
     stamp::decide::{self, StampContext, StampDecision},
@@ -92,7 +92,7 @@ async fn would_refuse(
     let now = Timestamp::now();
     let scopes_in_warn = |cluster: bool| {
         let scopes = rules.scopes(job).into_iter().filter(|(scope, _)| policies.warns(&scope.policy));
-        scopes.filter(|(scope, _)| (scope.place == Place::Cluster) == cluster).collect::<Vec<_>>()
+        scopes.filter(|(scope, _)| (scope.domain == ScopeDomain::Cluster) == cluster).collect::<Vec<_>>()
     };
     let has_backoff = rules
         .matching(job)
@@ -158,7 +158,7 @@ fn report(
         state.report_once(&format!("warn/{}", job.uid), || {
             state.metrics.would_refuse(refused.policy.to_string(), &refused.limit);
             Refusal {
-                decision: Decision::WouldRefuse,
+                decision: RefusalKind::WouldRefuse,
                 policy: refused.policy.clone(),
                 limit: refused.limit.clone(),
                 namespace: job.namespace.clone(),
@@ -195,7 +195,7 @@ pub(super) fn stamp_warnings(
             Some(own) => own.as_deref(),
             None => job.annotation(keys::STAMPED),
         };
-        text.map(Explanation::parse).unwrap_or_default()
+        text.map(StampedAnnotation::parse).unwrap_or_default()
     };
     let changes_job = |key: &str| {
         !matches!(
@@ -207,7 +207,7 @@ pub(super) fn stamp_warnings(
         )
     };
     explanation(&would)
-        .beyond(&explanation(decision))
+        .entries_not_in(&explanation(decision))
         .filter(|(key, _)| changes_job(key))
         .take(MAX_STAMP_WARNINGS)
         .map(|(key, what)| format!("job-handler: would be set (mode Warn): {key}: {what}"))

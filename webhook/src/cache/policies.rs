@@ -99,7 +99,7 @@ impl Policies {
         let policies = reflector::run(
             watcher(Api::<DeserializeGuard<JobPolicy>>::all(client.clone()), watcher::Config::default()),
             "jobpolicies.job-handler.io",
-            readiness.part("JobPolicies"),
+            readiness.register("JobPolicies"),
             PolicyHandler { policies: self.clone(), kind: PolicyKind::JobPolicy, read: Policy::namespaced },
         );
         let cluster_policies = reflector::run(
@@ -108,7 +108,7 @@ impl Policies {
                 watcher::Config::default(),
             ),
             "clusterjobpolicies.job-handler.io",
-            readiness.part("ClusterJobPolicies"),
+            readiness.register("ClusterJobPolicies"),
             PolicyHandler {
                 policies: self.clone(),
                 kind: PolicyKind::ClusterJobPolicy,
@@ -118,7 +118,7 @@ impl Policies {
         let namespaces = reflector::run(
             watcher(Api::<PartialObjectMeta<Namespace>>::all(client.clone()), watcher::Config::default()),
             "namespaces",
-            readiness.part("Namespaces"),
+            readiness.register("Namespaces"),
             NamespaceHandler { policies: self.clone() },
         );
         [

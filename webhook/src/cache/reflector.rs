@@ -76,8 +76,8 @@ mod tests {
             Ok(Event::InitApply("d")),
         ];
         let readiness = Readiness::default();
-        run(stream::iter(events), "names", readiness.part("Names"), &mut names).await;
+        run(stream::iter(events), "names", readiness.register("Names"), &mut names).await;
         assert_eq!(names.0, ["b", "c"]);
-        assert!(readiness.missing().is_empty());
+        assert!(readiness.not_ready().is_empty());
     }
 }

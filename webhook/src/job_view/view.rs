@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, fmt};
 use jiff::Timestamp;
 use job_handler_shared::{
     job::{
-        scope::without_group,
+        scope::without_group_label,
         snapshot::{Finished, JobSnapshot, Outcome, Owner},
     },
     keys,
@@ -76,8 +76,8 @@ pub(crate) fn newly_active(new: &JobView, old: &JobView) -> Option<JobSnapshot> 
     after.finished.clone_from(&before.finished);
     (after.active_pods, after.terminating_pods) = (before.active_pods, before.terminating_pods);
     let unsuspended = before.suspended && !after.suspended;
-    let changes_scope =
-        without_group(&before.labels) != without_group(&after.labels) || before.owner != after.owner;
+    let changes_scope = without_group_label(&before.labels) != without_group_label(&after.labels)
+        || before.owner != after.owner;
     (after.is_active() && (unsuspended || changes_scope)).then_some(after)
 }
 

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use job_handler_shared::ledger::crd::Book;
+use job_handler_shared::ledger::crd::LedgerContents;
 
 /// After this long an attempt can lead to nothing new: the apiserver gives a request up after 34 s, and none sleeps more
 /// than 20 s between admission and its write.
@@ -43,7 +43,7 @@ pub struct AttemptAges(HashMap<String, Instant>);
 
 impl AttemptAges {
     /// Starts a clock for each attempt that is new, and forgets those that are no longer there.
-    pub fn note(&mut self, book: &Book, now: Instant) {
+    pub fn note(&mut self, book: &LedgerContents, now: Instant) {
         let mut known = HashMap::with_capacity(self.0.len());
         for (_, request, _) in book.attempts() {
             let since = self.0.get(request).copied().unwrap_or(now);

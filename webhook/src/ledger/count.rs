@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use job_handler_shared::{
     job::snapshot::JobSnapshot,
-    ledger::crd::{CLUSTER_LEDGER, Kind},
+    ledger::crd::{AttemptKind, CLUSTER_LEDGER},
     names,
     policy::{
         limit::Limit,
@@ -14,7 +14,7 @@ use job_handler_shared::{
 };
 
 use crate::ledger::resolve::ObservedJob;
-use crate::limit::scopes::{LimitRules, Place, ScopeKey};
+use crate::limit::scopes::{LimitRules, ScopeDomain, ScopeKey};
 
 /// Which ledger.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -47,8 +47,8 @@ impl LedgerId {
         }
     }
 
-    fn holds(&self, place: &Place) -> bool {
-        (*self == Self::Cluster) == (*place == Place::Cluster)
+    fn holds(&self, place: &ScopeDomain) -> bool {
+        (*self == Self::Cluster) == (*place == ScopeDomain::Cluster)
     }
 }
 
@@ -57,22 +57,22 @@ impl LedgerId {
 pub fn could_grant<'a>(policies: &'a PolicySet, ledger: &LedgerId) -> impl Iterator<Item = &'a str> {
     let policies = policies.iter().filter(move |policy| {
         let near = policy.reference.namespace.as_deref().is_none_or(|own| ledger.namespace() == Some(own));
-        near && (policy.limits_jobs() || policy.generation != 1)
+        near && (policy.has_limits() || policy.generation != 1)
     });
     policies.map(|policy| policy.reference.uid.as_str())
 }
 
 /// The scopes of a Job that this ledger decides about.
 pub fn scopes<'a>(rules: LimitRules<'a>, ledger: &LedgerId, job: &JobSnapshot) -> Vec<(ScopeKey, &'a Limit)> {
-    rules.scopes(job).into_iter().filter(|(scope, _)| ledger.holds(&scope.place)).collect()
+    rules.scopes(job).into_iter().filter(|(scope, _)| ledger.holds(&scope.domain)).collect()
 }
 
 /// A scope, as it is written into its ledger ([`limit_of`](super::decide::limit_of) reads it again).
 pub fn scope_id(scope: &ScopeKey) -> String {
     let limit = format!("{}/{}", scope.policy.uid, scope.limit);
-    match &scope.place {
-        Place::Cluster | Place::Namespace(_) => limit,
-        Place::Group(_, group) => format!("{limit}/{}={}", group.by, group.value),
+    match &scope.domain {
+        ScopeDomain::Cluster | ScopeDomain::Namespace(_) => limit,
+        ScopeDomain::Group(_, group) => format!("{limit}/{}={}", group.by, group.value),
     }
 }
 
@@ -97,11 +97,11 @@ pub fn version(job: &JobSnapshot) -> u64 {
 }
 
 /// What a request tries.
-pub fn kind(from: Option<&str>) -> Kind {
+pub fn kind(from: Option<&str>) -> AttemptKind {
     match from {
-        None => Kind::Create,
+        None => AttemptKind::Create,
         // An unreadable one is never left behind; the largest number that the API stores as an integer.
-        Some(from) => Kind::Unsuspend { from: from.parse().unwrap_or(i64::MAX as u64) },
+        Some(from) => AttemptKind::Unsuspend { from: from.parse().unwrap_or(i64::MAX as u64) },
     }
 }
 

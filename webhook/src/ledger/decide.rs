@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, hash_map::Entry};
 
 use jiff::Timestamp;
-use job_handler_shared::ledger::crd::{Book, Granted, Kind};
+use job_handler_shared::ledger::crd::{AttemptKind, GrantedAttempt, LedgerContents};
 
 use super::resolve::{self, AttemptOutcome, ObservedJob, ViewSource};
 use crate::limit::scopes::SlotHolder;
@@ -19,7 +19,7 @@ pub const MANY_TRIES: usize = 32;
 #[derive(Clone, Copy)]
 pub struct RoundInput<'a> {
     /// The ledger as it was read.
-    pub book: &'a Book,
+    pub book: &'a LedgerContents,
     /// How the Jobs were seen.
     pub view_source: ViewSource,
     /// Those Jobs.
@@ -47,7 +47,7 @@ pub struct SlotRequest {
     /// Its uid.
     pub job_uid: String,
     /// What is tried.
-    pub kind: Kind,
+    pub kind: AttemptKind,
     /// Where it takes a slot, and how many there are; the most telling first.
     pub scopes: Vec<(String, u32)>,
     /// Decide, but record nothing.
@@ -83,7 +83,7 @@ pub struct RoundDecision {
     /// One answer for each request.
     pub answers: Vec<SlotAnswer>,
     /// The ledger to be written; where it is as it was read, nothing needs to be.
-    pub book: Book,
+    pub book: LedgerContents,
     /// Of each limit whose slots anybody takes, by its [`limit_of`], the fullest scope.
     pub fullest: BTreeMap<String, SlotCount>,
 }
@@ -139,7 +139,7 @@ pub fn decide(given: RoundInput<'_>, asked: &[SlotRequest]) -> Option<RoundDecis
 }
 
 /// The ledger without the attempts whose outcome is known.
-fn take_out(given: RoundInput<'_>) -> Book {
+fn take_out(given: RoundInput<'_>) -> LedgerContents {
     let mut book = given.book.clone();
     if book.pending.is_empty() {
         return book;
@@ -161,7 +161,12 @@ fn take_out(given: RoundInput<'_>) -> Book {
     book
 }
 
-fn judge(given: RoundInput<'_>, book: &Book, usage: &SlotUsage<'_>, one: &SlotRequest) -> SlotAnswer {
+fn judge(
+    given: RoundInput<'_>,
+    book: &LedgerContents,
+    usage: &SlotUsage<'_>,
+    one: &SlotRequest,
+) -> SlotAnswer {
     let tries = book.pending.get(&one.name);
     // Written by an earlier try of this very round, whose answer from the apiserver was lost.
     if tries.is_some_and(|tries| tries.contains_key(&one.request)) {
@@ -184,7 +189,12 @@ fn judge(given: RoundInput<'_>, book: &Book, usage: &SlotUsage<'_>, one: &SlotRe
 }
 
 /// Attempts of the same tenant that led to nothing, where they are too many.
-fn crowd(given: RoundInput<'_>, book: &Book, usage: &SlotUsage<'_>, one: &SlotRequest) -> Option<usize> {
+fn crowd(
+    given: RoundInput<'_>,
+    book: &LedgerContents,
+    usage: &SlotUsage<'_>,
+    one: &SlotRequest,
+) -> Option<usize> {
     if one.scopes.is_empty() {
         return None;
     }
@@ -202,8 +212,13 @@ fn crowd(given: RoundInput<'_>, book: &Book, usage: &SlotUsage<'_>, one: &SlotRe
     (names >= MANY_NAMES).then_some(names)
 }
 
-fn record<'a>(given: RoundInput<'a>, book: &mut Book, usage: &mut SlotUsage<'a>, one: &'a SlotRequest) {
-    let granted = Granted {
+fn record<'a>(
+    given: RoundInput<'a>,
+    book: &mut LedgerContents,
+    usage: &mut SlotUsage<'a>,
+    one: &'a SlotRequest,
+) {
+    let granted = GrantedAttempt {
         job_uid: one.job_uid.clone(),
         kind: one.kind.clone(),
         revision: (given.revision)(namespace(&one.name)),
@@ -218,7 +233,7 @@ fn record<'a>(given: RoundInput<'a>, book: &mut Book, usage: &mut SlotUsage<'a>,
 
 impl<'a> SlotUsage<'a> {
     /// By the Jobs that are seen, and by the attempts that are left in the book.
-    fn of(given: RoundInput<'a>, left: &Book) -> Self {
+    fn of(given: RoundInput<'a>, left: &LedgerContents) -> Self {
         let mut usage = Self::default();
         for job in given.jobs.iter().filter(|job| job.active) {
             for scope in &job.scopes {

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use job_handler_shared::ledger::crd::{Book, JobLedger, LedgerError};
+use job_handler_shared::ledger::crd::{JobLedger, LedgerContents, LedgerError};
 use kube::ResourceExt;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::watch;
@@ -40,7 +40,7 @@ pub struct KnownLedger {
     /// The object, without what only the apiserver needs.
     pub ledger: JobLedger,
     /// What is in it.
-    pub book: Book,
+    pub book: LedgerContents,
     /// Its resourceVersion; 0 where it is no number: then it is older than any other.
     pub version: u64,
 }
@@ -53,7 +53,7 @@ impl KnownLedger {
     pub fn parse(mut ledger: JobLedger) -> Result<Arc<Self>, LedgerError> {
         // Half of its size. An update that does not state them leaves them to the apiserver.
         ledger.metadata.managed_fields = None;
-        let book = ledger.spec.book()?;
+        let book = ledger.spec.contents()?;
         let version = ledger.resource_version().and_then(|text| text.parse().ok()).unwrap_or(0);
         Ok(Arc::new(Self { ledger, book, version }))
     }

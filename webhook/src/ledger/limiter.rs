@@ -38,7 +38,7 @@ use crate::{
     cache::{policies::Policies, reflector},
     limit::{
         Attempt, Limiter, Verdict,
-        scopes::{LimitRules, Place},
+        scopes::{LimitRules, ScopeDomain},
     },
     metrics::WebhookMetrics,
     presence_lease::WithheldPolicies,
@@ -184,8 +184,8 @@ impl LedgerLimiter {
         let namespaces = |name: &str| self.shared.policies.known_namespace(name);
         let rules = LimitRules { policies: &policies, namespaces: &namespaces };
         let scopes = rules.scopes(&attempt.job);
-        let cluster = scopes.iter().any(|(scope, _)| scope.place == Place::Cluster);
-        let within = scopes.iter().any(|(scope, _)| scope.place != Place::Cluster);
+        let cluster = scopes.iter().any(|(scope, _)| scope.domain == ScopeDomain::Cluster);
+        let within = scopes.iter().any(|(scope, _)| scope.domain != ScopeDomain::Cluster);
         let waits =
             || rules.matching(&attempt.job).iter().any(|policy| policy.spec.failure_backoff.is_some());
         let namespace = (within || waits()).then(|| LedgerId::Namespace(attempt.job.namespace.clone()));
@@ -249,9 +249,9 @@ impl LedgerTasks {
         readiness: &Readiness,
         shutdown: CancellationToken,
     ) -> impl Future<Output = Result<(), LedgerTaskError>> + Send + 'static {
-        let ledgers_ready = readiness.part("JobLedgers");
+        let ledgers_ready = readiness.register("JobLedgers");
         let shared = self.limiter.shared.clone();
-        let feed = job_watch::run(shared.client.clone(), shared.cache.clone(), readiness.part("Jobs"));
+        let feed = job_watch::run(shared.client.clone(), shared.cache.clone(), readiness.register("Jobs"));
         let ahead = provision::make(shared.clone());
         let watch = async move {
             let policies = shared.policies.clone();

@@ -96,7 +96,7 @@ fn wanted<'a>(
     namespaces: &'a [(String, Arc<Labels>)],
     own_namespace: &str,
 ) -> BTreeMap<&'a str, Vec<&'a str>> {
-    let limits: Vec<_> = policies.iter().filter(|policy| policy.enforced() && policy.limits_jobs()).collect();
+    let limits: Vec<_> = policies.iter().filter(|policy| policy.enforced() && policy.has_limits()).collect();
     let tenants = namespaces
         .iter()
         .filter(|(name, _)| name != own_namespace && !keys::EXCLUDED_NAMESPACES.contains(&name.as_str()));

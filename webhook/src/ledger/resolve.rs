@@ -1,7 +1,7 @@
 //! When an attempt may be taken out of the ledger: its outcome was seen, or it can have none any more. Pure.
 
 use jiff::Timestamp;
-use job_handler_shared::ledger::crd::{Granted, Kind};
+use job_handler_shared::ledger::crd::{AttemptKind, GrantedAttempt};
 
 /// How a view of the Jobs was had.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -56,16 +56,22 @@ impl ViewSource {
 }
 
 /// What became of an attempt, given the Job with its uid in the view.
-pub fn outcome(granted: &Granted, seen: Option<&ObservedJob>, view_source: ViewSource) -> AttemptOutcome {
+pub fn outcome(
+    granted: &GrantedAttempt,
+    seen: Option<&ObservedJob>,
+    view_source: ViewSource,
+) -> AttemptOutcome {
     match (&granted.kind, seen) {
-        (Kind::Create, Some(job)) => AttemptOutcome::Observed(job.version),
-        (Kind::Create, None) => AttemptOutcome::Unknown,
+        (AttemptKind::Create, Some(job)) => AttemptOutcome::Observed(job.version),
+        (AttemptKind::Create, None) => AttemptOutcome::Unknown,
         // The change is written only onto `from`: whatever came after is either the change, or has taken its place.
-        (Kind::Unsuspend { from }, Some(job)) if job.version > *from => AttemptOutcome::Observed(job.version),
-        (Kind::Unsuspend { .. }, Some(_)) => AttemptOutcome::Unknown,
+        (AttemptKind::Unsuspend { from }, Some(job)) if job.version > *from => {
+            AttemptOutcome::Observed(job.version)
+        }
+        (AttemptKind::Unsuspend { .. }, Some(_)) => AttemptOutcome::Unknown,
         // It was there at `from`, so a view that reaches that far and shows no such Job shows that it was deleted.
-        (Kind::Unsuspend { from }, None) if view_source.reaches(*from) => AttemptOutcome::Deleted,
-        (Kind::Unsuspend { .. }, None) => AttemptOutcome::Unknown,
+        (AttemptKind::Unsuspend { from }, None) if view_source.reaches(*from) => AttemptOutcome::Deleted,
+        (AttemptKind::Unsuspend { .. }, None) => AttemptOutcome::Unknown,
     }
 }
 
@@ -73,11 +79,11 @@ pub fn outcome(granted: &Granted, seen: Option<&ObservedJob>, view_source: ViewS
 /// with its uid in a quorum read that began after it had run out.
 ///
 /// An un-suspend that was denied after us leaves its Job as it was, at `from`.
-pub fn had_no_effect(granted: &Granted, stored: Option<u64>) -> bool {
+pub fn had_no_effect(granted: &GrantedAttempt, stored: Option<u64>) -> bool {
     match (&granted.kind, stored) {
         (_, None) => true,
-        (Kind::Create, Some(_)) => false,
-        (Kind::Unsuspend { from }, Some(version)) => version <= *from,
+        (AttemptKind::Create, Some(_)) => false,
+        (AttemptKind::Unsuspend { from }, Some(version)) => version <= *from,
     }
 }
 
@@ -87,8 +93,8 @@ mod tests {
 
     use super::*;
 
-    fn granted(kind: Kind) -> Granted {
-        Granted {
+    fn granted(kind: AttemptKind) -> GrantedAttempt {
+        GrantedAttempt {
             job_uid: "u".into(),
             kind,
             revision: "r".into(),
@@ -110,20 +116,20 @@ mod tests {
 
     #[rstest]
     #[case::a_created_job_in_whatever_state(
-        Kind::Create,
+        AttemptKind::Create,
         Some(9),
         ViewSource::Cache(9),
         AttemptOutcome::Observed(9)
     )]
-    #[case::a_create_on_its_way(Kind::Create, None, ViewSource::List, AttemptOutcome::Unknown)]
-    #[case::not_changed_yet(Kind::Unsuspend { from: 5 }, Some(5), ViewSource::List, AttemptOutcome::Unknown)]
-    #[case::changed(Kind::Unsuspend { from: 5 }, Some(6), ViewSource::List, AttemptOutcome::Observed(6))]
-    #[case::an_old_view(Kind::Unsuspend { from: 5 }, Some(4), ViewSource::Cache(4), AttemptOutcome::Unknown)]
-    #[case::deleted(Kind::Unsuspend { from: 5 }, None, ViewSource::List, AttemptOutcome::Deleted)]
-    #[case::deleted_in_the_cache(Kind::Unsuspend { from: 5 }, None, ViewSource::Cache(5), AttemptOutcome::Deleted)]
-    #[case::not_in_the_cache_yet(Kind::Unsuspend { from: 5 }, None, ViewSource::Cache(4), AttemptOutcome::Unknown)]
+    #[case::a_create_on_its_way(AttemptKind::Create, None, ViewSource::List, AttemptOutcome::Unknown)]
+    #[case::not_changed_yet(AttemptKind::Unsuspend { from: 5 }, Some(5), ViewSource::List, AttemptOutcome::Unknown)]
+    #[case::changed(AttemptKind::Unsuspend { from: 5 }, Some(6), ViewSource::List, AttemptOutcome::Observed(6))]
+    #[case::an_old_view(AttemptKind::Unsuspend { from: 5 }, Some(4), ViewSource::Cache(4), AttemptOutcome::Unknown)]
+    #[case::deleted(AttemptKind::Unsuspend { from: 5 }, None, ViewSource::List, AttemptOutcome::Deleted)]
+    #[case::deleted_in_the_cache(AttemptKind::Unsuspend { from: 5 }, None, ViewSource::Cache(5), AttemptOutcome::Deleted)]
+    #[case::not_in_the_cache_yet(AttemptKind::Unsuspend { from: 5 }, None, ViewSource::Cache(4), AttemptOutcome::Unknown)]
     fn outcomes(
-        #[case] kind: Kind,
+        #[case] kind: AttemptKind,
         #[case] version: Option<u64>,
         #[case] view_source: ViewSource,
         #[case] expected: AttemptOutcome,
@@ -133,9 +139,9 @@ mod tests {
 
     #[test]
     fn what_ran_out_goes_only_where_nothing_came_of_it() {
-        assert!(had_no_effect(&granted(Kind::Create), None));
-        assert!(!had_no_effect(&granted(Kind::Create), Some(1)));
-        let change = granted(Kind::Unsuspend { from: 5 });
+        assert!(had_no_effect(&granted(AttemptKind::Create), None));
+        assert!(!had_no_effect(&granted(AttemptKind::Create), Some(1)));
+        let change = granted(AttemptKind::Unsuspend { from: 5 });
         assert!(had_no_effect(&change, None) && had_no_effect(&change, Some(5)));
         assert!(!had_no_effect(&change, Some(6)));
     }

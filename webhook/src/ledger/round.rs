@@ -8,7 +8,7 @@ use std::{
 };
 
 use jiff::Timestamp;
-use job_handler_shared::ledger::crd::{Book, JobLedgerSpec};
+use job_handler_shared::ledger::crd::{JobLedgerSpec, LedgerContents};
 
 use super::{
     decide::{self, RoundDecision, RoundInput, SlotAnswer, SlotRequest, namespace},
@@ -33,7 +33,7 @@ pub struct Sources<'a> {
     /// As it was read.
     pub spec: &'a JobLedgerSpec,
     /// What is in it.
-    pub book: &'a Book,
+    pub book: &'a LedgerContents,
     /// How the Jobs were seen.
     pub view_source: ViewSource,
     /// The Jobs of the ledger's namespace, or of the cluster, that take a slot or that were tried.

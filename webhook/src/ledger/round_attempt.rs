@@ -9,7 +9,7 @@ use std::{
 use jiff::Timestamp;
 use job_handler_shared::{
     job::snapshot::JobSnapshot,
-    ledger::crd::{Book, Kind},
+    ledger::crd::{AttemptKind, LedgerContents},
 };
 
 use crate::ledger::actor::{ANY, DecisionRequest, LedgerActor};
@@ -195,11 +195,11 @@ impl LedgerActor {
             (ViewSource::List, Some(look)) => look.view.version,
             (ViewSource::List, None) => return Vec::new(),
         };
-        let creates = known.book.attempts().filter(|(_, _, granted)| granted.kind == Kind::Create);
+        let creates = known.book.attempts().filter(|(_, _, granted)| granted.kind == AttemptKind::Create);
         self.shared.cache.deleted_jobs(creates.map(|(_, _, granted)| &*granted.job_uid), until)
     }
 
-    async fn write(&mut self, known: &KnownLedger, book: &Book, grants: usize) -> Result<(), Stop> {
+    async fn write(&mut self, known: &KnownLedger, book: &LedgerContents, grants: usize) -> Result<(), Stop> {
         let shared = self.shared.clone();
         let name = self.id.name();
         let mut ledger = known.ledger.clone();
@@ -271,6 +271,6 @@ impl LedgerActor {
     }
 }
 
-fn stands(book: &Book, request: &str) -> bool {
+fn stands(book: &LedgerContents, request: &str) -> bool {
     book.pending.values().any(|tries| tries.contains_key(request))
 }

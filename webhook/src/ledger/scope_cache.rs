@@ -8,7 +8,7 @@ use std::{
 };
 
 use job_handler_shared::{
-    job::{group::GroupId, scope::group_in, snapshot::JobSnapshot},
+    job::{group::GroupId, scope::group_of_job, snapshot::JobSnapshot},
     policy::{reference::Labels, set::PolicySet},
 };
 
@@ -87,7 +87,7 @@ impl ScopeCache {
             let group = self
                 .entry(rules, job)
                 .group
-                .get_or_insert_with(|| group_in(&rules.matching(job), job).map(Arc::new));
+                .get_or_insert_with(|| group_of_job(&rules.matching(job), job).map(Arc::new));
             if let Some(group) = group.as_ref().filter(|group| groups.contains(&***group)) {
                 runs.entry(group.clone()).or_default().push(job.clone());
             }

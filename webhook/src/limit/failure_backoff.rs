@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use job_handler_shared::{
-    job::{group::GroupId, scope::group_in, snapshot::JobSnapshot},
+    job::{group::GroupId, scope::group_of_job, snapshot::JobSnapshot},
     ledger::{crd::JobLedgerSpec, failure_streak},
     policy::limit::FailureBackoff,
 };
@@ -18,7 +18,7 @@ use crate::limit::{Refused, message, scopes::LimitRules};
 pub fn group(rules: LimitRules<'_>, job: &JobSnapshot) -> Option<GroupId> {
     let policies = rules.matching(job);
     policies.iter().find(|policy| policy.spec.failure_backoff.is_some())?;
-    group_in(&policies, job)
+    group_of_job(&policies, job)
 }
 
 /// The finished ones of these Jobs that are runs of a group.
@@ -29,7 +29,7 @@ pub fn runs(
     group: &GroupId,
 ) -> Vec<Arc<JobSnapshot>> {
     let finished = jobs.iter().filter(|job| job.namespace == namespace && job.finished.is_some());
-    finished.filter(|job| group_in(&rules.matching(job), job).as_ref() == Some(group)).cloned().collect()
+    finished.filter(|job| group_of_job(&rules.matching(job), job).as_ref() == Some(group)).cloned().collect()
 }
 
 /// The refusal of a Job whose group still waits. `runs` are the group's finished Jobs, `ledger` is that of its namespace.
@@ -44,10 +44,10 @@ pub fn refuse(
     let policies = rules.matching(job);
     let backoffs: Vec<&FailureBackoff> =
         policies.iter().filter_map(|policy| policy.spec.failure_backoff.as_ref()).collect();
-    let before = ledger.streak(&failure_streak::key(group));
-    let streak = failure_streak::absorb(before.as_ref(), runs.iter().map(AsRef::as_ref), &backoffs)?;
+    let before = ledger.streak(&failure_streak::group_key(group));
+    let streak = failure_streak::record_runs(before.as_ref(), runs.iter().map(AsRef::as_ref), &backoffs)?;
     policies.iter().find_map(|policy| {
-        let until = streak.until(policy.spec.failure_backoff.as_ref()?)?;
+        let until = streak.next_attempt_at(policy.spec.failure_backoff.as_ref()?)?;
         let refused =
             || message::too_early(&policy.reference, &group.value, streak.failures, &streak.job, until, now);
         (now < until).then(refused)

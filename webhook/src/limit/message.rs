@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use job_handler_shared::{
-    ledger::refusal::{BACKOFF, DUPLICATE, FULL},
+    ledger::refusal::{DUPLICATE_JOB, IN_BACKOFF, LIMIT_REACHED},
     policy::{
         limit::{Limit, Scope},
         reference::PolicyRef,
@@ -14,7 +14,7 @@ use job_handler_shared::{
 
 use crate::limit::{
     FAILURE_BACKOFF, Refused,
-    scopes::{Place, ScopeKey, SlotHolder},
+    scopes::{ScopeDomain, ScopeKey, SlotHolder},
 };
 
 /// So many of the oldest holders are named.
@@ -27,8 +27,8 @@ pub fn full(
     holders: &BTreeMap<String, SlotHolder>,
     now: Timestamp,
 ) -> Refused {
-    let message = match (&scope.place, limit.max_active_jobs) {
-        (Place::Group(_, group), 1) => duplicate(scope, &group.value, holders, now),
+    let message = match (&scope.domain, limit.max_active_jobs) {
+        (ScopeDomain::Group(_, group), 1) => duplicate(scope, &group.value, holders, now),
         _ => limit_reached(scope, limit, holders, now),
     };
     let active = holders.len().to_string();
@@ -53,7 +53,7 @@ pub fn too_early(
     let until = Timestamp::from_second(until.as_second()).unwrap_or(until).to_string();
     let times = if failures == 1 { "time".to_owned() } else { "times in a row".to_owned() };
     let message = format!(
-        "{BACKOFF}: group {group} failed {failures} {times} (last: {last}); the next try is allowed in {wait}, \
+        "{IN_BACKOFF}: group {group} failed {failures} {times} (last: {last}); the next try is allowed in {wait}, \
          at {until} (failureBackoff of {policy})"
     );
     refused(policy, FAILURE_BACKOFF, message, [("failures", failures.to_string()), ("until", until)])
@@ -78,10 +78,10 @@ fn limit_reached(
     holders: &BTreeMap<String, SlotHolder>,
     now: Timestamp,
 ) -> String {
-    let counted = match &scope.place {
-        Place::Cluster => "over the cluster".to_owned(),
-        Place::Namespace(_) => "per namespace".to_owned(),
-        Place::Group(_, group) => format!("per group, here {}", group.value),
+    let counted = match &scope.domain {
+        ScopeDomain::Cluster => "over the cluster".to_owned(),
+        ScopeDomain::Namespace(_) => "per namespace".to_owned(),
+        ScopeDomain::Group(_, group) => format!("per group, here {}", group.value),
     };
     let pending = holders.values().filter(|holder| holder.pending).count();
     let running = holders.len() - pending;
@@ -107,7 +107,7 @@ fn limit_reached(
         ),
     };
     format!(
-        "{FULL}: {} active jobs, max allowed: {} (limit \"{}\" of {}, counted {counted}{detail}){told}",
+        "{LIMIT_REACHED}: {} active jobs, max allowed: {} (limit \"{}\" of {}, counted {counted}{detail}){told}",
         holders.len(),
         limit.max_active_jobs,
         scope.limit,
@@ -130,7 +130,7 @@ fn duplicate(
         None => "one is active".to_owned(),
     };
     format!(
-        "{DUPLICATE}: of group {group} {active}, max allowed: 1 per group (limit \"{}\" of {})",
+        "{DUPLICATE_JOB}: of group {group} {active}, max allowed: 1 per group (limit \"{}\" of {})",
         scope.limit, scope.policy
     )
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
-pub use job_handler_shared::job::scope::{Place, ScopeKey};
+pub use job_handler_shared::job::scope::{ScopeDomain, ScopeKey};
 use job_handler_shared::{
     job::{scope, snapshot::JobSnapshot},
     policy::{limit::Limit, parsed::Policy, reference::Labels, set::PolicySet},
@@ -42,6 +42,6 @@ impl<'a> LimitRules<'a> {
     /// The enforced policies that select a Job.
     pub fn matching(&self, job: &JobSnapshot) -> Vec<&'a Arc<Policy>> {
         let labels = (self.namespaces)(&job.namespace).unwrap_or_default();
-        enforced(self.policies, &job.namespace, &labels, &scope::without_group(&job.labels))
+        enforced(self.policies, &job.namespace, &labels, &scope::without_group_label(&job.labels))
     }
 }

@@ -12,8 +12,8 @@ use std::{borrow::Cow, collections::BTreeMap};
 use jiff::Timestamp;
 use job_handler_shared::{
     job::{
-        scope::without_group,
-        stamped_annotation::{self, Explanation},
+        scope::without_group_label,
+        stamped_annotation::{self, StampedAnnotation},
     },
     keys,
     policy::{reference::Labels, set::PolicySet},
@@ -154,8 +154,8 @@ pub fn update(new: &JobView, old: &JobView, context: StampContext<'_>) -> StampD
     decision
 }
 
-fn claims(job: &JobView) -> Explanation {
-    job.annotation(keys::STAMPED).map(Explanation::parse).unwrap_or_default()
+fn claims(job: &JobView) -> StampedAnnotation {
+    job.annotation(keys::STAMPED).map(StampedAnnotation::parse).unwrap_or_default()
 }
 
 /// Whether the Job has both annotations of a harvested Job. The TTL of a finished, harvested Job is no longer relocated.
@@ -171,11 +171,11 @@ fn stamp(
     job: &JobView,
     labels: &Labels,
     pod_labels: &Labels,
-    claims: &Explanation,
+    claims: &StampedAnnotation,
     context: StampContext<'_>,
 ) -> StampDecision {
     let mut decision = StampDecision::default();
-    let (mut labels, pod_labels) = (without_group(labels), &*without_group(pod_labels));
+    let (mut labels, pod_labels) = (without_group_label(labels), &*without_group_label(pod_labels));
     // A forged group label may be the only one. Our patch removes it, and the API's defaulting then runs again.
     let inherits = labels.is_empty() && !pod_labels.is_empty();
     if inherits {
@@ -192,7 +192,7 @@ fn stamp(
     if inherits {
         decision.labels.extend(labels.iter().map(|(key, value)| (key.clone(), Some(value.clone()))));
     }
-    let mut text = Explanation::default();
+    let mut text = StampedAnnotation::default();
     decision.stamp_ttl(job, effective, claims, &mut text);
     decision.stamp_deadline(job, effective, claims, &mut text);
     decision.stamp_backoff_limit(job, effective, claims, &mut text);
@@ -206,7 +206,7 @@ fn stamp(
             "of defaults, harvest and prune (label job-handler/enabled: \"false\")",
         );
     }
-    let untouched = text.is_empty() && selected.policies.iter().all(|policy| policy.leaves_jobs_alone());
+    let untouched = text.is_empty() && selected.policies.iter().all(|policy| policy.never_changes_jobs());
     if text.is_empty() {
         let policies: Vec<String> =
             selected.policies.iter().map(|policy| policy.reference.to_string()).collect();

@@ -5,14 +5,14 @@ use job_handler_shared::{
     job::{
         queued_entry,
         snapshot::Outcome,
-        stamped_annotation::{self, Explanation},
+        stamped_annotation::{self, StampedAnnotation},
     },
     keys,
     policy::{
         cleanup::CleanupPolicy,
-        effective::Effective,
+        effective::EffectivePolicy,
         limit::{Scope, WhenFull},
-        range::{self, Absent, Settled, Why},
+        range::{self, AbsentValue, ResolvedValue, ValueSource},
         reference::Labels,
     },
 };
@@ -37,12 +37,12 @@ impl StampDecision {
     pub(super) fn stamp_ttl(
         &mut self,
         job: &JobView,
-        effective: &Effective,
-        claims: &Explanation,
-        text: &mut Explanation,
+        effective: &EffectivePolicy,
+        claims: &StampedAnnotation,
+        text: &mut StampedAnnotation,
     ) {
         let present = job.snapshot.ttl.map(i64::from);
-        let settle = |stated| range::settle(stated, &effective.ttl, Absent::Unconcerned);
+        let settle = |stated| range::resolve(stated, &effective.ttl, AbsentValue::Exempt);
         let harvest = effective.results.as_ref().map(|results| i64::from(results.harvest_deadline_seconds));
         let parked = |desired: Option<i64>| match (desired, harvest) {
             (Some(seconds), Some(deadline)) if seconds >= 0 => Some(seconds.max(deadline)),
@@ -56,7 +56,7 @@ impl StampDecision {
             .map(i64::from)
             .filter(|desired| harvest.is_some() && *desired >= 0 && parked(Some(*desired)) == present);
         let claimed = claims
-            .claimed(stamped_annotation::TTL)
+            .original_value(stamped_annotation::TTL)
             .map(settle)
             .filter(|settled| parked(settled.value) == present)
             .filter(|settled| deferred.is_none_or(|desired| settled.value == Some(desired)));
@@ -84,11 +84,11 @@ impl StampDecision {
     pub(super) fn stamp_deadline(
         &mut self,
         job: &JobView,
-        effective: &Effective,
-        claims: &Explanation,
-        text: &mut Explanation,
+        effective: &EffectivePolicy,
+        claims: &StampedAnnotation,
+        text: &mut StampedAnnotation,
     ) {
-        let settle = |stated| range::settle(stated, &effective.deadline, Absent::Unbounded);
+        let settle = |stated| range::resolve(stated, &effective.deadline, AbsentValue::Unlimited);
         let settled =
             self.settle_claimed(stamped_annotation::DEADLINE, claims, job.snapshot.deadline, settle, true);
         self.deadline = FieldValue::Set(settled.value);
@@ -99,9 +99,9 @@ impl StampDecision {
     pub(super) fn stamp_backoff_limit(
         &mut self,
         job: &JobView,
-        effective: &Effective,
-        claims: &Explanation,
-        text: &mut Explanation,
+        effective: &EffectivePolicy,
+        claims: &StampedAnnotation,
+        text: &mut StampedAnnotation,
     ) {
         let per_index = job.backoff_limit_per_index;
         if per_index && job.snapshot.backoff_limit == Some(i32::MAX) {
@@ -115,10 +115,12 @@ impl StampDecision {
         let settle = |stated: Option<i64>| {
             let absent = stated.is_none() || (stated == Some(i64::from(API_BACKOFF_LIMIT)) && !keeps);
             match (&effective.backoff_limit.default, absent) {
-                (Some(default), true) => {
-                    Settled { stated, value: Some(default.value), why: Why::Default(default.policy.clone()) }
-                }
-                _ => range::settle(stated, &effective.backoff_limit, Absent::Unconcerned),
+                (Some(default), true) => ResolvedValue {
+                    stated,
+                    value: Some(default.value),
+                    source: ValueSource::Default(default.policy.clone()),
+                },
+                _ => range::resolve(stated, &effective.backoff_limit, AbsentValue::Exempt),
             }
         };
         let present = job.snapshot.backoff_limit.map(i64::from);
@@ -133,8 +135,8 @@ impl StampDecision {
         &mut self,
         labels: &Labels,
         pod_labels: &Labels,
-        effective: &Effective,
-        text: &mut Explanation,
+        effective: &EffectivePolicy,
+        text: &mut StampedAnnotation,
     ) {
         for (key, label) in &effective.labels {
             let (on_job, on_pods) = (!labels.contains_key(key), !pod_labels.contains_key(key));
@@ -155,9 +157,9 @@ impl StampDecision {
     pub(super) fn stamp_containers(
         &mut self,
         job: &JobView,
-        effective: &Effective,
-        claims: &Explanation,
-        text: &mut Explanation,
+        effective: &EffectivePolicy,
+        claims: &StampedAnnotation,
+        text: &mut StampedAnnotation,
     ) {
         let Some(wanted) = &effective.container_resources else { return };
         let stamped = container_resources::stamp(&job.template.containers, &wanted.value);
@@ -184,7 +186,12 @@ impl StampDecision {
     }
 
     /// Sets or removes the group label. The author's value is never kept.
-    pub(super) fn stamp_group(&mut self, job: &JobView, selected: &SelectedPolicies, text: &mut Explanation) {
+    pub(super) fn stamp_group(
+        &mut self,
+        job: &JobView,
+        selected: &SelectedPolicies,
+        text: &mut StampedAnnotation,
+    ) {
         let group = select::group(&selected.effective, &selected.labels, job.snapshot.owner.as_ref());
         let value = match group {
             Some((Ok(group), policy)) => {
@@ -228,15 +235,16 @@ impl StampDecision {
         &mut self,
         job: &JobView,
         selected: &SelectedPolicies,
-        claims: &Explanation,
+        claims: &StampedAnnotation,
         now: Timestamp,
-        text: &mut Explanation,
+        text: &mut StampedAnnotation,
     ) {
         let marked = job.annotation(keys::QUEUED_AT);
         let by_us = claims.has(stamped_annotation::QUEUED) && marked.is_some();
         let suspended_by_author = job.snapshot.suspended && !by_us;
-        let is_foreign = job.snapshot.managed_by.is_some() || selected.labels.contains_key(keys::KUEUE_QUEUE);
-        let reason = wait_reason(job, selected).filter(|_| !suspended_by_author && !is_foreign);
+        let is_managed_by_others =
+            job.snapshot.managed_by.is_some() || selected.labels.contains_key(keys::KUEUE_QUEUE);
+        let reason = wait_reason(job, selected).filter(|_| !suspended_by_author && !is_managed_by_others);
         let Some(reason) = reason else {
             self.annotations.insert(keys::QUEUED_AT, None);
             return;
@@ -265,7 +273,7 @@ impl StampDecision {
 
     /// Handles a TTL that changes after the harvest. The sink's own patch passes unchanged. Later changes are clamped to
     /// the maximum, and removed under cleanup policy `Never`; otherwise each re-apply of the manifest would undo it.
-    pub(super) fn guard_armed_ttl(&mut self, new: &JobView, old: &JobView, effective: &Effective) {
+    pub(super) fn guard_armed_ttl(&mut self, new: &JobView, old: &JobView, effective: &EffectivePolicy) {
         if !is_harvested(old) {
             return;
         }
@@ -285,7 +293,7 @@ impl StampDecision {
                 stamped_annotation::TTL
             ));
         } else {
-            let settled = range::settle(Some(ttl), &effective.ttl, Absent::Unconcerned);
+            let settled = range::resolve(Some(ttl), &effective.ttl, AbsentValue::Exempt);
             let settled = self.warn(stamped_annotation::TTL, settled);
             self.ttl = FieldValue::Set(settled.value);
         }
@@ -296,19 +304,19 @@ impl StampDecision {
     fn settle_claimed(
         &mut self,
         field: &str,
-        claims: &Explanation,
+        claims: &StampedAnnotation,
         present: Option<i64>,
-        settle: impl Fn(Option<i64>) -> Settled,
+        settle: impl Fn(Option<i64>) -> ResolvedValue,
         warn: bool,
-    ) -> Settled {
-        match claims.claimed(field).map(&settle).filter(|settled| settled.value == present) {
+    ) -> ResolvedValue {
+        match claims.original_value(field).map(&settle).filter(|settled| settled.value == present) {
             Some(settled) => settled,
             None if warn => self.warn(field, settle(present)),
             None => settle(present),
         }
     }
 
-    fn warn(&mut self, field: &str, settled: Settled) -> Settled {
+    fn warn(&mut self, field: &str, settled: ResolvedValue) -> ResolvedValue {
         self.warnings.extend(settled.warning(field));
         settled
     }
@@ -328,7 +336,7 @@ fn wait_reason(job: &JobView, selected: &SelectedPolicies) -> Option<String> {
     Some(format!("its group's next try (failureBackoff of {})", backoff.policy))
 }
 
-fn explain(text: &mut Explanation, field: &str, settled: &Settled) {
+fn explain(text: &mut StampedAnnotation, field: &str, settled: &ResolvedValue) {
     if settled.changed() {
         text.set(field, settled);
     } else {

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use job_handler_shared::{
     job::{
         group::{GroupId, NoGroup, group_of},
-        scope::without_group,
+        scope::without_group_label,
         snapshot::Owner,
     },
     policy::{
-        effective::{Effective, FromPolicy},
+        effective::{EffectivePolicy, FromPolicy},
         parsed::Policy,
         reference::{Labels, PolicyRef},
         set::PolicySet,
@@ -22,7 +22,7 @@ pub(crate) struct SelectedPolicies {
     /// The policies, in order of precedence.
     pub(crate) policies: Vec<Arc<Policy>>,
     /// Their combined settings.
-    pub(crate) effective: Arc<Effective>,
+    pub(crate) effective: Arc<EffectivePolicy>,
     /// The Job's labels, with those that policies add, without the stamped group.
     pub(crate) labels: Labels,
 }
@@ -36,9 +36,9 @@ pub(crate) fn for_stamping(
     namespace_labels: &Labels,
     raw: &Labels,
 ) -> SelectedPolicies {
-    let mut labels = without_group(raw).into_owned();
+    let mut labels = without_group_label(raw).into_owned();
     let mut policies = enforced(set, namespace, namespace_labels, &labels);
-    let mut effective = set.combined(&policies, &labels);
+    let mut effective = set.effective(&policies, &labels);
     // Labels are only added, so this ends. A longer chain of policies is not a sensible configuration.
     for _ in 0..4 {
         let missing: Vec<(String, String)> = effective
@@ -52,7 +52,7 @@ pub(crate) fn for_stamping(
         }
         labels.extend(missing);
         let last = enforced(set, namespace, namespace_labels, &labels);
-        let last_effective = set.combined(&last, &labels);
+        let last_effective = set.effective(&last, &labels);
         // Usually the added labels select no other policies.
         if last.len() == policies.len() && last.iter().zip(&policies).all(|(a, b)| Arc::ptr_eq(a, b)) {
             effective = last_effective;
@@ -61,10 +61,11 @@ pub(crate) fn for_stamping(
         policies.extend(last);
         policies.sort_by(|a, b| a.reference.cmp(&b.reference));
         policies.dedup_by(|a, b| a.reference == b.reference);
-        let Effective { ttl, deadline, backoff_limit, labels: stamped, .. } =
-            Effective::of(policies.iter().copied(), &labels);
-        let last_effective = Effective::clone(&last_effective);
-        effective = Arc::new(Effective { ttl, deadline, backoff_limit, labels: stamped, ..last_effective });
+        let EffectivePolicy { ttl, deadline, backoff_limit, labels: stamped, .. } =
+            EffectivePolicy::combine(policies.iter().copied(), &labels);
+        let last_effective = EffectivePolicy::clone(&last_effective);
+        effective =
+            Arc::new(EffectivePolicy { ttl, deadline, backoff_limit, labels: stamped, ..last_effective });
     }
     SelectedPolicies { policies: policies.into_iter().cloned().collect(), effective, labels }
 }
@@ -83,10 +84,10 @@ pub(crate) fn enforced<'a>(
 
 /// The group of a Job, computed from its labels; none if no policy defines a group.
 pub(crate) fn group(
-    effective: &Effective,
+    effective: &EffectivePolicy,
     labels: &Labels,
     owner: Option<&Owner>,
 ) -> Option<(Result<GroupId, NoGroup>, PolicyRef)> {
     let spec = effective.group.as_ref()?;
-    Some((group_of(&spec.value, &without_group(labels), owner), spec.policy.clone()))
+    Some((group_of(&spec.value, &without_group_label(labels), owner), spec.policy.clone()))
 }

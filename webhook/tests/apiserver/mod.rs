@@ -395,7 +395,7 @@ impl Drop for Replica {
 impl Replica {
     /// Everything was listed once.
     pub async fn ready(self) -> Self {
-        eventually("the replica to be ready", || self.readiness.missing().is_empty()).await;
+        eventually("the replica to be ready", || self.readiness.not_ready().is_empty()).await;
         self
     }
 

@@ -13,7 +13,7 @@ use std::{
 
 use job_handler_shared::{
     job::snapshot::JobSnapshot,
-    ledger::crd::Kind,
+    ledger::crd::AttemptKind,
     policy::{reference::Labels, set::PolicySet},
     process::telemetry::Metrics,
 };
@@ -174,7 +174,7 @@ impl<'a> Stage<'a> {
     }
 
     fn ask(&mut self, n: usize, name: &'static str, one: &Try) {
-        let from = matches!(one.kind, Kind::Unsuspend { .. }).then(|| {
+        let from = matches!(one.kind, AttemptKind::Unsuspend { .. }).then(|| {
             let stored = self.apiserver.stored.lock();
             stored.jobs[&key(name)]["metadata"]["resourceVersion"].as_str().unwrap().parse().unwrap()
         });

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use jiff::Timestamp;
-use job_handler_shared::ledger::crd::{Book, Kind};
+use job_handler_shared::ledger::crd::{AttemptKind, LedgerContents};
 use job_handler_webhook::ledger::{
     decide::{RoundDecision, RoundInput, SlotAnswer, SlotRequest, decide},
     resolve::ViewSource,
@@ -170,13 +170,13 @@ impl World {
     }
 
     /// Whether a name takes a slot, by a view or by the ledger.
-    fn takes(&self, view: usize, book: &Book, name: &str) -> bool {
+    fn takes(&self, view: usize, book: &LedgerContents, name: &str) -> bool {
         let active = self.job_at(view, name).is_some_and(|(_, job)| job.state == JobState::Active);
         active || book.pending.contains_key(&format!("ns/{name}"))
     }
 
     /// Whether all that take slots are seen to do so now, or may be still to come.
-    fn take_slots_still(&self, view: usize, book: &Book) -> bool {
+    fn take_slots_still(&self, view: usize, book: &LedgerContents) -> bool {
         self.names().into_iter().filter(|name| self.takes(view, book, name)).all(|name| {
             let (told, now) = (self.job_at(view, name), self.job(name));
             now.is_none_or(|(_, now)| now.state == JobState::Active)
@@ -248,8 +248,8 @@ impl World {
         let n = client * TRIES + self.tries.values().filter(|one| one.client == client).count();
         let stored = self.job(wants.name).filter(|_| wants.unsuspends);
         let (job_uid, kind) = match stored {
-            Some((version, job)) => (job.uid.clone(), Kind::Unsuspend { from: version }),
-            None => (format!("u{n}"), Kind::Create),
+            Some((version, job)) => (job.uid.clone(), AttemptKind::Unsuspend { from: version }),
+            None => (format!("u{n}"), AttemptKind::Create),
         };
         self.tries.insert(n, Try { client, job_uid, kind, at: Whereabouts::Asking(replica) });
     }
@@ -336,7 +336,9 @@ impl World {
                 let one = &self.tries[n];
                 let kind = match one.kind {
                     // Any view_source of the Job is then one after it.
-                    Kind::Unsuspend { .. } if protocol.without.after_from => Kind::Unsuspend { from: 0 },
+                    AttemptKind::Unsuspend { .. } if protocol.without.after_from => {
+                        AttemptKind::Unsuspend { from: 0 }
+                    }
                     ref kind => kind.clone(),
                 };
                 SlotRequest {
@@ -365,7 +367,7 @@ impl World {
         decide(given, &asked)
     }
 
-    fn store(&mut self, protocol: &Protocol, mut book: Book) {
+    fn store(&mut self, protocol: &Protocol, mut book: LedgerContents) {
         if protocol.without.observed_through {
             book.observed_through = 0;
         }
@@ -406,9 +408,9 @@ impl World {
         self.end(n);
         let name = protocol.clients[one.client].name;
         let lands = match (&one.kind, self.job(name)) {
-            (Kind::Create, stored) => stored.is_none(),
-            (Kind::Unsuspend { from }, Some((version, _))) => version == *from,
-            (Kind::Unsuspend { .. }, None) => false,
+            (AttemptKind::Create, stored) => stored.is_none(),
+            (AttemptKind::Unsuspend { from }, Some((version, _))) => version == *from,
+            (AttemptKind::Unsuspend { .. }, None) => false,
         };
         if lands {
             self.history.push((name, Some(Stored { uid: one.job_uid, state: JobState::Active })));

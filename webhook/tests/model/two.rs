@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
-use job_handler_shared::ledger::crd::{Book, Kind};
+use job_handler_shared::ledger::crd::{AttemptKind, LedgerContents};
 use job_handler_webhook::ledger::{
     decide::{RoundDecision, RoundInput, SlotAnswer, SlotRequest, decide},
     resolve::{ObservedJob, ViewSource, had_no_effect},
@@ -28,7 +28,7 @@ pub struct State {
     /// Every write of a Job in order: which create's, and whether it is active. The resourceVersion is the place, from 1.
     history: Vec<(usize, bool)>,
     /// By namespace; the cluster's is the one without a name.
-    books: BTreeMap<&'static str, Book>,
+    books: BTreeMap<&'static str, LedgerContents>,
     at: Vec<At>,
     crashes: u8,
     finishes: u8,
@@ -98,7 +98,7 @@ impl Two {
                 request: format!("r{n}"),
                 name: self.creates[n].into(),
                 job_uid: format!("u{n}"),
-                kind: Kind::Create,
+                kind: AttemptKind::Create,
                 scopes: vec![self.scope(book)],
                 dry_run,
                 in_backoff: false,
@@ -131,7 +131,7 @@ impl Two {
         expired.map(|(_, request, _)| request.to_owned()).collect()
     }
 
-    fn tidied(&self, state: &State, book: &'static str) -> Book {
+    fn tidied(&self, state: &State, book: &'static str) -> LedgerContents {
         let (expired, nobody) = (self.expired(state, book), BTreeSet::new());
         let now = (state.history.len(), ViewSource::List);
         self.decide(state, book, now, None, (&expired, &nobody)).unwrap().book
@@ -194,8 +194,8 @@ impl Model for Two {
 
     fn init_states(&self) -> Vec<State> {
         let mut books: BTreeMap<_, _> =
-            self.creates.iter().map(|name| (namespace(name), Book::default())).collect();
-        books.insert(CLUSTER, Book::default());
+            self.creates.iter().map(|name| (namespace(name), LedgerContents::default())).collect();
+        books.insert(CLUSTER, LedgerContents::default());
         let at = vec![At::Looks; self.creates.len()];
         vec![State { history: vec![], books, at, crashes: self.crashes, finishes: self.finishes }]
     }

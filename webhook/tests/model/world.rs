@@ -6,7 +6,7 @@ use std::{
 };
 
 use jiff::Timestamp;
-use job_handler_shared::ledger::crd::{Book, Granted, Kind};
+use job_handler_shared::ledger::crd::{AttemptKind, GrantedAttempt, LedgerContents};
 use job_handler_webhook::ledger::{
     decide::{RoundInput, decide},
     resolve::{ObservedJob, ViewSource, had_no_effect},
@@ -98,10 +98,10 @@ impl Default for Protocol {
 pub struct World {
     /// Every write of a Job in order: name, and the Job or that it was deleted. The resourceVersion is the place, from 1.
     pub history: Vec<(&'static str, Option<Stored>)>,
-    pub book: Book,
+    pub book: LedgerContents,
     pub ledger_version: u8,
     /// A write of the ledger that may still come.
-    pub limbo: Option<(u8, Book)>,
+    pub limbo: Option<(u8, LedgerContents)>,
     /// By their number: each client has its own, so that the order in which they ask makes no difference by itself.
     pub tries: BTreeMap<usize, Try>,
     pub replicas: Vec<Replica>,
@@ -126,7 +126,7 @@ pub enum JobState {
 pub struct Try {
     pub client: usize,
     pub job_uid: String,
-    pub kind: Kind,
+    pub kind: AttemptKind,
     pub at: Whereabouts,
 }
 
@@ -169,7 +169,7 @@ pub enum Phase {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Round {
-    pub book: Book,
+    pub book: LedgerContents,
     pub ledger_version: u8,
     pub asked: Vec<usize>,
     pub undo: BTreeSet<String>,
@@ -198,7 +198,7 @@ impl World {
         }
         Self {
             history,
-            book: Book::default(),
+            book: LedgerContents::default(),
             ledger_version: 0,
             limbo: None,
             tries: BTreeMap::new(),
@@ -272,12 +272,12 @@ impl World {
 
     /// The attempts that have run out, and came to nothing. No clock runs out while the request is on its way: that is
     /// what 60 s are for.
-    pub fn expired(&self, protocol: &Protocol, book: &Book) -> BTreeSet<String> {
+    pub fn expired(&self, protocol: &Protocol, book: &LedgerContents) -> BTreeSet<String> {
         let ran_out = |request: &str| {
             let n: usize = request[1..].parse().unwrap();
             self.tries[&n].at == Whereabouts::Ended
         };
-        let nothing = |granted: &Granted| {
+        let nothing = |granted: &GrantedAttempt| {
             let stored = self.names().into_iter().filter_map(|name| self.job(name));
             let stored =
                 stored.into_iter().find(|(_, job)| job.uid == granted.job_uid).map(|(version, _)| version);

@@ -1,6 +1,6 @@
 //! Deletes one Job, if it is still what was looked at.
 
-use job_handler_shared::{job::group::group_value, keys, policy::cleanup::Propagation};
+use job_handler_shared::{job::group::group_label_value, keys, policy::cleanup::Propagation};
 use kube::Client;
 
 use crate::prune::command::{
@@ -69,7 +69,7 @@ pub(super) async fn delete(
             // Another Job may have its name by now: that one was never looked at.
             Ok(None) => return Deed::Purged(": it was gone already"),
             Ok(Some(now)) => {
-                if group_value(&now.labels, &options.group_label).ok() != Some(group) {
+                if group_label_value(&now.labels, &options.group_label).ok() != Some(group) {
                     return Deed::Spared("it has left its group meanwhile".to_owned());
                 }
                 candidate = Candidate::from(now);

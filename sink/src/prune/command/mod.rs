@@ -13,7 +13,7 @@ use std::{
 use futures::StreamExt;
 use job_handler_shared::{
     job::{
-        group::{NoGroup, group_value},
+        group::{NoGroup, group_label_value},
         snapshot::JobSnapshot,
     },
     keys, names,
@@ -214,7 +214,7 @@ impl<W: Write> Run<'_, W> {
         if all && keys::EXCLUDED_NAMESPACES.contains(&job.namespace.as_str()) {
             return Ok(());
         }
-        let value = match group_value(&job.labels, &self.options.group_label) {
+        let value = match group_label_value(&job.labels, &self.options.group_label) {
             Ok(value) => value.to_owned(),
             Err(NoGroup::MissingLabel(_)) => return Ok(()),
             Err(none) => return self.skip(&job, "", &none),
