@@ -1,4 +1,4 @@
-//! The CA: made, read back from its Secret, and what it signs.
+//! Creates a CA, and reads one from its Secret.
 
 use k8s_openapi::{ByteString, api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use rcgen::{
@@ -9,56 +9,54 @@ use rustls::pki_types::{CertificateDer, pem::PemObject};
 use time::{Duration, OffsetDateTime};
 use x509_parser::certificate::X509Certificate;
 
-use crate::rfc3339;
+/// Secret key of the CA's certificate (PEM).
+pub(crate) const TLS_CRT: &str = "tls.crt";
+/// Secret key of the CA's private key (PKCS#8 PEM).
+const TLS_KEY: &str = "tls.key";
+/// Secret key of all CAs that clients should trust (PEM). It becomes the `caBundle`.
+const CA_CRT: &str = "ca.crt";
 
-/// Key in the Secret: the CA's certificate, PEM.
-pub const TLS_CRT: &str = "tls.crt";
-/// Key in the Secret: the CA's private key, PKCS#8 PEM.
-pub const TLS_KEY: &str = "tls.key";
-/// Key in the Secret: every CA that clients are to trust, PEM; this is what becomes the `caBundle`.
-pub const CA_CRT: &str = "ca.crt";
-
-/// How long a CA lives. Long, because nothing replaces it while it is valid.
-const CA_LIFE: Duration = Duration::days(3650);
-/// Certificates begin this much in the past, for clocks that are behind ours.
+/// Validity of a CA. Long, because nothing replaces a valid CA.
+const CA_VALIDITY: Duration = Duration::days(3650);
+/// Certificates are valid this long before they are issued, for clients whose clocks are behind.
 pub(crate) const BACKDATE: Duration = Duration::hours(1);
 
-/// Why a CA Secret cannot be used. `Display` says what is wrong with which key.
+/// Why the CA Secret cannot be used. The message names the Secret's key and the fault.
 #[derive(Debug, thiserror::Error)]
 pub enum CaError {
-    /// A key of the Secret is absent.
+    /// The Secret has no such key.
     #[error("{0} is missing")]
     Missing(&'static str),
-    /// A key of the Secret holds something else.
+    /// A key of the Secret has invalid content.
     #[error("{key}: {why}")]
-    Broken {
-        /// Which key.
+    Invalid {
+        /// The Secret's key.
         key: &'static str,
-        /// What was found.
+        /// The fault.
         why: String,
     },
-    /// The CA's time has not come, or is over.
+    /// The CA is not valid yet, or no longer.
     #[error(
         "{TLS_CRT}: valid from {} until {}, but it is {} now",
         rfc3339(*from), rfc3339(*until), rfc3339(*now)
     )]
     NotValid {
-        /// Begin of its validity.
+        /// Start of validity.
         from: OffsetDateTime,
-        /// End of its validity.
+        /// End of validity.
         until: OffsetDateTime,
-        /// The clock it was held against.
+        /// The current time.
         now: OffsetDateTime,
     },
-    /// Nothing could be made or signed.
-    #[error("cannot make a certificate: {0}")]
-    Make(#[from] rcgen::Error),
+    /// A certificate cannot be created.
+    #[error("cannot create a certificate: {0}")]
+    Create(#[from] rcgen::Error),
 }
 
-/// A usable CA: key and certificate belong together and are valid now.
-pub struct Authority {
+/// A usable CA: the key belongs to the certificate, and the certificate is valid.
+pub struct CertificateAuthority {
     issuer: Issuer<'static, KeyPair>,
-    /// Certificates to send behind a leaf: the CA's own unless it is a root.
+    /// Intermediate certificates to send after a leaf. Empty if the CA is a root.
     pub(crate) chain: Vec<CertificateDer<'static>>,
     certificate: CertificateDer<'static>,
     bundle: String,
@@ -66,31 +64,31 @@ pub struct Authority {
     not_after: OffsetDateTime,
 }
 
-impl Authority {
-    /// Reads `secret` and checks it: key and certificate parse and match, it is a CA, valid at `now`, and in the bundle.
+impl CertificateAuthority {
+    /// Reads and checks `secret`: key and certificate match, the certificate is a CA, valid at `now`, and in the bundle.
     ///
     /// # Errors
-    /// Names the key of the Secret that is wrong.
+    /// Names the invalid key of the Secret.
     pub fn from_secret(secret: &Secret, now: OffsetDateTime) -> Result<Self, CaError> {
         let chain = certificates(TLS_CRT, text(secret, TLS_CRT)?)?;
         let bundle = match text(secret, CA_CRT) {
             Ok(bundle) => bundle.to_owned(),
-            // A CA from elsewhere may come without one; it is then alone in the bundle.
+            // A CA that was not created by us may have no bundle.
             Err(CaError::Missing(_)) => text(secret, TLS_CRT)?.to_owned(),
             Err(error) => return Err(error),
         };
         let key = KeyPair::from_pem(text(secret, TLS_KEY)?)
-            .map_err(|e| broken(TLS_KEY, format!("not a private key in PKCS#8 PEM ({e})")))?;
+            .map_err(|e| invalid(TLS_KEY, format!("not a private key in PKCS#8 PEM ({e})")))?;
         let certificate = chain[0].clone();
         if !certificates(CA_CRT, &bundle)?.contains(&certificate) {
-            return Err(broken(CA_CRT, format!("does not hold the certificate of {TLS_CRT}")));
+            return Err(invalid(CA_CRT, format!("does not contain the certificate of {TLS_CRT}")));
         }
         let parsed = parse(TLS_CRT, &certificate)?;
         if parsed.public_key().raw != key.subject_public_key_info() {
-            return Err(broken(TLS_KEY, format!("is not the key of {TLS_CRT}")));
+            return Err(invalid(TLS_KEY, format!("is not the key of {TLS_CRT}")));
         }
         if !parsed.is_ca() {
-            return Err(broken(TLS_CRT, "is not a CA (basic constraints)".into()));
+            return Err(invalid(TLS_CRT, "is not a CA (basic constraints)".into()));
         }
         let (from, until) = validity(&parsed);
         if now < from || now >= until {
@@ -98,22 +96,21 @@ impl Authority {
         }
         let root = parsed.issuer() == parsed.subject();
         let issuer = Issuer::from_ca_cert_der(&certificate, key)
-            .map_err(|e| broken(TLS_CRT, format!("cannot sign with it ({e})")))?;
+            .map_err(|e| invalid(TLS_CRT, format!("cannot sign with it ({e})")))?;
         let chain = if root { Vec::new() } else { chain };
         Ok(Self { issuer, chain, certificate, bundle, not_before: from, not_after: until })
     }
 
-    /// PEM of every CA that clients are to trust.
+    /// All CAs that clients should trust (PEM).
     pub fn bundle(&self) -> &str {
         &self.bundle
     }
 
-    /// The CA's certificate.
-    pub fn certificate(&self) -> &CertificateDer<'static> {
+    pub(crate) fn certificate(&self) -> &CertificateDer<'static> {
         &self.certificate
     }
 
-    /// Begin and end of its validity.
+    /// Start and end of the CA's validity.
     pub fn validity(&self) -> (OffsetDateTime, OffsetDateTime) {
         (self.not_before, self.not_after)
     }
@@ -123,11 +120,11 @@ impl Authority {
     }
 }
 
-/// A Secret `namespace/name` with a new CA. The certificates of `trusted` that are valid at `now` stay in its bundle, so
-/// that leaves of a CA that was there before are trusted until they are replaced.
+/// A Secret `namespace/name` with a new CA. Certificates of `trusted` that are valid at `now` stay in the bundle, so that
+/// clients trust leaves of the previous CA until they are replaced.
 ///
 /// # Errors
-/// Where the system has no randomness to make a key from.
+/// If the system has no randomness for a key.
 pub fn new_secret(
     namespace: &str,
     name: &str,
@@ -141,7 +138,7 @@ pub fn new_secret(
     params.key_usages =
         vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
     params.not_before = now - BACKDATE;
-    params.not_after = now + CA_LIFE;
+    params.not_after = now + CA_VALIDITY;
     let ca = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
 
     let mut bundle = ca.pem();
@@ -163,7 +160,7 @@ pub fn new_secret(
     })
 }
 
-/// Begin and end of a certificate's validity.
+/// Start and end of a certificate's validity.
 pub(crate) fn validity(certificate: &X509Certificate<'_>) -> (OffsetDateTime, OffsetDateTime) {
     let validity = certificate.validity();
     (validity.not_before.to_datetime(), validity.not_after.to_datetime())
@@ -174,16 +171,16 @@ pub(crate) fn parse<'a>(
     der: &'a CertificateDer<'_>,
 ) -> Result<X509Certificate<'a>, CaError> {
     let (_, certificate) = x509_parser::parse_x509_certificate(der)
-        .map_err(|e| broken(key, format!("not an X.509 certificate ({e})")))?;
+        .map_err(|e| invalid(key, format!("not an X.509 certificate ({e})")))?;
     Ok(certificate)
 }
 
-/// The certificates of a PEM text, at least one.
+/// The certificates in a PEM text. Having none is an error.
 pub(crate) fn certificates(key: &'static str, pem: &str) -> Result<Vec<CertificateDer<'static>>, CaError> {
     let found = CertificateDer::pem_slice_iter(pem.as_bytes())
         .collect::<Result<Vec<_>, _>>()
-        .map_err(|e| broken(key, format!("not PEM ({e})")))?;
-    if found.is_empty() { Err(broken(key, "holds no certificate in PEM".into())) } else { Ok(found) }
+        .map_err(|e| invalid(key, format!("not PEM ({e})")))?;
+    if found.is_empty() { Err(invalid(key, "contains no certificate in PEM".into())) } else { Ok(found) }
 }
 
 fn to_pem(der: &CertificateDer<'_>) -> String {
@@ -191,7 +188,7 @@ fn to_pem(der: &CertificateDer<'_>) -> String {
     let body = STANDARD.encode(der);
     let mut pem = String::from("-----BEGIN CERTIFICATE-----\n");
     for line in body.as_bytes().chunks(64) {
-        // Base64 is ASCII, so any cut is a character boundary.
+        // Base64 is ASCII, so every index is a character boundary.
         pem.push_str(&String::from_utf8_lossy(line));
         pem.push('\n');
     }
@@ -206,11 +203,18 @@ fn text<'a>(secret: &'a Secret, key: &'static str) -> Result<&'a str, CaError> {
         .and_then(|data| data.get(key))
         .filter(|bytes| !bytes.0.is_empty())
         .ok_or(CaError::Missing(key))?;
-    std::str::from_utf8(&bytes.0).map_err(|_| broken(key, "not text (expected PEM)".into()))
+    std::str::from_utf8(&bytes.0).map_err(|_| invalid(key, "not text (expected PEM)".into()))
 }
 
-fn broken(key: &'static str, why: String) -> CaError {
-    CaError::Broken { key, why }
+/// RFC 3339 text in whole seconds, the resolution of certificates: `2026-11-21T13:10:32Z`.
+pub fn rfc3339(at: OffsetDateTime) -> String {
+    let at = at.to_offset(time::UtcOffset::UTC);
+    let (hour, minute, second) = at.to_hms();
+    format!("{}T{hour:02}:{minute:02}:{second:02}Z", at.date())
+}
+
+fn invalid(key: &'static str, why: String) -> CaError {
+    CaError::Invalid { key, why }
 }
 
 #[cfg(test)]
@@ -234,24 +238,24 @@ mod tests {
     }
 
     fn rejects(secret: &Secret, part: &str) {
-        let error = Authority::from_secret(secret, now()).err().expect("accepted").to_string();
+        let error = CertificateAuthority::from_secret(secret, now()).err().expect("accepted").to_string();
         assert!(error.contains(part), "{error:?} does not say {part:?}");
     }
 
     #[test]
-    fn a_new_secret_is_read_back() {
-        let ca = Authority::from_secret(&secret(), now()).unwrap();
+    fn a_new_secret_can_be_read() {
+        let ca = CertificateAuthority::from_secret(&secret(), now()).unwrap();
         let (from, until) = ca.validity();
         assert!(from < now() && until > now() + Duration::days(3000));
-        assert!(ca.chain.is_empty(), "a root is not sent along");
+        assert!(ca.chain.is_empty(), "a root is not sent to clients");
         assert_eq!(certificates(CA_CRT, ca.bundle()).unwrap(), [ca.certificate().clone()]);
     }
 
     #[test]
-    fn what_was_trusted_stays_in_the_bundle_while_valid() {
+    fn trusted_certificates_stay_in_the_bundle_while_valid() {
         let old = secret();
-        let young = new_secret("ns", "ca", Some(&get(&old, CA_CRT)), now()).unwrap();
-        let both = certificates(CA_CRT, &get(&young, CA_CRT)).unwrap();
+        let new = new_secret("ns", "ca", Some(&get(&old, CA_CRT)), now()).unwrap();
+        let both = certificates(CA_CRT, &get(&new, CA_CRT)).unwrap();
         assert_eq!(both.len(), 2);
         assert_eq!(both[1], certificates(TLS_CRT, &get(&old, TLS_CRT)).unwrap()[0]);
 
@@ -261,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn broken_secrets_name_the_key_and_the_fault() {
+    fn errors_name_the_invalid_key_and_the_fault() {
         rejects(&Secret::default(), "tls.crt is missing");
 
         let mut s = secret();
@@ -270,7 +274,7 @@ mod tests {
 
         let mut s = secret();
         set(&mut s, TLS_CRT, "garbage");
-        rejects(&s, "tls.crt: holds no certificate");
+        rejects(&s, "tls.crt: contains no certificate");
 
         let mut s = secret();
         set(&mut s, TLS_CRT, "-----BEGIN CERTIFICATE-----\n!!\n-----END CERTIFICATE-----\n");
@@ -290,11 +294,11 @@ mod tests {
 
         let mut s = secret();
         set(&mut s, CA_CRT, &get(&secret(), CA_CRT));
-        rejects(&s, "ca.crt: does not hold the certificate of tls.crt");
+        rejects(&s, "ca.crt: does not contain the certificate of tls.crt");
     }
 
     #[test]
-    fn a_leaf_is_no_ca() {
+    fn a_leaf_is_not_accepted_as_ca() {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(vec!["x".to_owned()]).unwrap();
         (params.not_before, params.not_after) = (now() - BACKDATE, now() + Duration::days(1));
@@ -307,10 +311,10 @@ mod tests {
     }
 
     #[test]
-    fn validity_is_held_against_the_clock() {
+    fn a_ca_outside_its_validity_is_rejected() {
         let s = secret();
         for clock in [now() - Duration::days(1), now() + Duration::days(3651)] {
-            let error = Authority::from_secret(&s, clock).err().expect("accepted");
+            let error = CertificateAuthority::from_secret(&s, clock).err().expect("accepted");
             assert!(matches!(error, CaError::NotValid { .. }), "{error}");
             assert!(error.to_string().contains("valid from 2026-09-21T"), "{error}");
         }

@@ -1,4 +1,4 @@
-//! Leaves: what the server shows in a handshake.
+//! Leaf certificates, which the server presents in TLS handshakes.
 
 use std::sync::Arc;
 
@@ -12,40 +12,40 @@ use rustls::{
 };
 use time::{Duration, OffsetDateTime};
 
-use crate::ca::{self, Authority, BACKDATE, CaError};
+use crate::ca::{self, BACKDATE, CaError, CertificateAuthority};
 
-/// How long a leaf of ours lives, where its CA lives as long.
-const LEAF_LIFE: Duration = Duration::days(7);
+/// Validity of a leaf, unless its CA expires earlier.
+const LEAF_VALIDITY: Duration = Duration::days(7);
 
-/// Why there is no leaf.
+/// Why a leaf cannot be created or read.
 #[derive(Debug, thiserror::Error)]
 pub enum LeafError {
-    /// A name that no certificate can carry.
+    /// A name that cannot be in a certificate.
     #[error("`{0}` is neither a DNS name nor an IP address")]
     Name(String),
     /// Signing failed.
-    #[error("cannot make a certificate: {0}")]
-    Make(#[from] rcgen::Error),
-    /// A certificate that cannot be read.
+    #[error("cannot create a certificate: {0}")]
+    Create(#[from] rcgen::Error),
+    /// The certificate cannot be read.
     #[error(transparent)]
     Certificate(#[from] CaError),
-    /// A private key that cannot be read.
+    /// The private key cannot be read.
     #[error("not a private key in PEM: {0}")]
     Key(#[source] rustls::pki_types::pem::Error),
-    /// The TLS library does not take them.
+    /// Certificate and key do not match, or TLS does not support them.
     #[error("certificate and private key cannot be used: {0}")]
     Tls(#[from] rustls::Error),
 }
 
-/// The names a server goes by: DNS names and IP addresses, each one valid.
+/// Valid DNS names and IP addresses of a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServerNames(Vec<String>);
 
 impl ServerNames {
-    /// The names of Service `service` in `namespace`, and `extra` ones.
+    /// The names of Service `service` in `namespace`, and the `extra` names.
     ///
     /// # Errors
-    /// Names the one that is neither a DNS name nor an IP address.
+    /// For a name that is neither a DNS name nor an IP address.
     pub fn of_service(service: &str, namespace: &str, extra: &[String]) -> Result<Self, LeafError> {
         let host = format!("{service}.{namespace}.svc");
         let mut names = vec![host.clone(), format!("{host}.cluster.local")];
@@ -61,7 +61,7 @@ impl ServerNames {
     }
 }
 
-/// A certificate with its key, ready to serve, and its times.
+/// A leaf certificate with its key.
 #[derive(Clone, Debug)]
 pub struct Leaf {
     pub(crate) key: Arc<CertifiedKey>,
@@ -70,11 +70,15 @@ pub struct Leaf {
 }
 
 impl Leaf {
-    /// A new key (ECDSA P-256) and its certificate from `ca` for `names`.
+    /// Creates a key (ECDSA P-256) and a certificate for `names`, signed by `ca`.
     ///
     /// # Errors
-    /// Where the system has no randomness, or the CA's key cannot sign.
-    pub fn mint(ca: &Authority, names: &ServerNames, now: OffsetDateTime) -> Result<Self, LeafError> {
+    /// If the system has no randomness, or the CA's key cannot sign.
+    pub(crate) fn issue(
+        ca: &CertificateAuthority,
+        names: &ServerNames,
+        now: OffsetDateTime,
+    ) -> Result<Self, LeafError> {
         let mut params = CertificateParams::new(names.0.clone())?;
         params.distinguished_name = DistinguishedName::new();
         params.distinguished_name.push(DnType::CommonName, "job-handler webhook");
@@ -83,7 +87,7 @@ impl Leaf {
         params.use_authority_key_identifier_extension = true;
         let (ca_from, ca_until) = ca.validity();
         params.not_before = (now - BACKDATE).max(ca_from);
-        params.not_after = (now + LEAF_LIFE).min(ca_until);
+        params.not_after = (now + LEAF_VALIDITY).min(ca_until);
         let (not_before, not_after) = (params.not_before, params.not_after);
 
         let key = KeyPair::generate()?;
@@ -93,29 +97,28 @@ impl Leaf {
         Ok(Self { key: certified(chain, key)?, not_before, not_after })
     }
 
-    /// A certificate chain and key that came from elsewhere, in PEM.
+    /// Reads a certificate chain and its key in PEM.
     ///
     /// # Errors
-    /// Where they cannot be read or do not belong together.
-    pub fn from_pem(chain: &str, key: &str) -> Result<Self, LeafError> {
+    /// If they cannot be read or do not match.
+    pub(crate) fn from_pem(chain: &str, key: &str) -> Result<Self, LeafError> {
         let chain = ca::certificates(ca::TLS_CRT, chain)?;
         let (not_before, not_after) = ca::validity(&ca::parse(ca::TLS_CRT, &chain[0])?);
         let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(LeafError::Key)?;
         Ok(Self { key: certified(chain, key)?, not_before, not_after })
     }
 
-    /// Whether two thirds of its life are over at `now`.
-    pub fn is_due(&self, now: OffsetDateTime) -> bool {
+    /// Whether the leaf should be renewed: two thirds of its validity have passed at `now`.
+    pub(crate) fn is_due(&self, now: OffsetDateTime) -> bool {
         now >= self.not_before + (self.not_after - self.not_before) * 2 / 3
     }
 
-    /// Whether it is the very same certificate.
+    /// Whether both are the same certificate.
     pub(crate) fn is_same(&self, other: &Self) -> bool {
         self.key.cert == other.key.cert
     }
 
-    /// When it ends.
-    pub fn not_after(&self) -> OffsetDateTime {
+    pub(crate) fn not_after(&self) -> OffsetDateTime {
         self.not_after
     }
 }
@@ -137,15 +140,15 @@ mod tests {
         OffsetDateTime::from_unix_timestamp(1_790_000_000).unwrap()
     }
 
-    fn authority(at: OffsetDateTime) -> Authority {
-        Authority::from_secret(&ca::new_secret("ns", "ca", None, at).unwrap(), at).unwrap()
+    fn authority(at: OffsetDateTime) -> CertificateAuthority {
+        CertificateAuthority::from_secret(&ca::new_secret("ns", "ca", None, at).unwrap(), at).unwrap()
     }
 
     #[test]
-    fn names_are_those_of_the_service_and_the_extra_ones() {
+    fn a_leaf_has_the_names_of_the_service_and_the_extra_names() {
         let extra = ["127.0.0.1".to_owned(), "::1".to_owned(), "proxy.example".to_owned()];
         let names = ServerNames::of_service("job-handler", "ns", &extra).unwrap();
-        let leaf = Leaf::mint(&authority(now()), &names, now()).unwrap();
+        let leaf = Leaf::issue(&authority(now()), &names, now()).unwrap();
         let parsed = ca::parse(ca::TLS_CRT, &leaf.key.cert[0]).unwrap();
         let found = &parsed.subject_alternative_name().unwrap().unwrap().value.general_names;
         let wanted = [
@@ -159,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_name_is_named() {
+    fn the_error_quotes_an_invalid_name() {
         for bad in ["", "white space", "a..b", "300.1.2.3.4.x y"] {
             let error = ServerNames::of_service("job-handler", "ns", &[bad.to_owned()]).unwrap_err();
             assert!(error.to_string().contains(&format!("`{bad}`")), "{error}");
@@ -167,28 +170,28 @@ mod tests {
     }
 
     #[test]
-    fn due_at_two_thirds_of_its_life() {
+    fn a_leaf_is_due_at_two_thirds_of_its_validity() {
         let leaf =
-            Leaf::mint(&authority(now()), &ServerNames::of_service("s", "ns", &[]).unwrap(), now()).unwrap();
+            Leaf::issue(&authority(now()), &ServerNames::of_service("s", "ns", &[]).unwrap(), now()).unwrap();
         let life = leaf.not_after - leaf.not_before;
-        assert_eq!(life, LEAF_LIFE + BACKDATE);
+        assert_eq!(life, LEAF_VALIDITY + BACKDATE);
         let due = leaf.not_before + life * 2 / 3;
         assert!(!leaf.is_due(now()));
         assert!(!leaf.is_due(due - Duration::SECOND));
         assert!(leaf.is_due(due));
-        // A machine that slept past the end.
+        // A machine that was suspended past the end.
         assert!(leaf.is_due(leaf.not_after + Duration::days(30)));
     }
 
     #[test]
     fn a_leaf_never_outlives_its_ca() {
         let ca = authority(now() - Duration::days(3648));
-        let leaf = Leaf::mint(&ca, &ServerNames::of_service("s", "ns", &[]).unwrap(), now()).unwrap();
+        let leaf = Leaf::issue(&ca, &ServerNames::of_service("s", "ns", &[]).unwrap(), now()).unwrap();
         assert_eq!(leaf.not_after(), ca.validity().1);
     }
 
     #[test]
-    fn foreign_pairs_must_belong_together() {
+    fn a_key_that_does_not_match_is_rejected() {
         let (a, b) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
         let chain = CertificateParams::new(vec!["x".to_owned()]).unwrap().self_signed(&a).unwrap().pem();
         assert!(Leaf::from_pem(&chain, &a.serialize_pem()).is_ok());

@@ -1,19 +1,21 @@
-//! Certificates: issue, publish, reload.
+//! Certificates of the webhook: issue, publish, reload.
 //!
-//! A CA in a Secret, made by whichever replica comes first and adopted by the others; each replica mints its own leaf
-//! in memory and puts the CA into the MutatingWebhookConfiguration. [`start`] does all of it; the program
-//! `job-handler-certs` does the first part by hand and shows how things stand.
+//! The CA is in a Secret. The first replica creates it, the others adopt it. Each replica issues its own leaf in memory and
+//! publishes the CA in the MutatingWebhookConfiguration. [`start`] does all of this; the program `job-handler-certs` creates
+//! the CA by hand and shows the state. `README.md` explains rotation and renewal.
 //!
-//! | module | holds |
+//! | file | holds |
 //! | --- | --- |
-//! | [`ca`] | the CA: made, read back from its Secret, checked |
-//! | [`leaf`] | what the server shows in a handshake, and when it is renewed |
-//! | [`source`] | where certificates come from: the Secret, or files that somebody else keeps |
-//! | [`secret`] | making or adopting the Secret |
-//! | [`publish`] | the `caBundle`: written by resourceVersion, read back |
+//! | `ca.rs` | creates, reads and checks a CA |
+//! | `leaf.rs` | the certificate that the server presents, and when it is renewed |
+//! | `secret.rs` | creates or adopts the CA's Secret |
+//! | `publish.rs` | writes the `caBundle`, guarded by resourceVersion |
+//! | `serve.rs` | gives rustls the current leaf |
+//! | `source.rs` | where certificates come from: the Secret, or files |
+//! | `run.rs` | the task that connects these |
 
 pub mod ca;
-pub mod leaf;
+mod leaf;
 pub mod publish;
 mod run;
 pub mod secret;
@@ -21,10 +23,3 @@ mod serve;
 pub mod source;
 
 pub use run::{CertError, CertHandle, CertOptions, start, start_files};
-
-/// `2026-11-21T13:10:32Z`, for people and logs; whole seconds, which is what certificates hold.
-pub fn rfc3339(at: time::OffsetDateTime) -> String {
-    let at = at.to_offset(time::UtcOffset::UTC);
-    let (hour, minute, second) = at.to_hms();
-    format!("{}T{hour:02}:{minute:02}:{second:02}Z", at.date())
-}

@@ -1,42 +1,41 @@
-//! The `caBundle` of the MutatingWebhookConfiguration: written by resourceVersion, read back, kept there.
+//! Publishes the CA as the `caBundle` of the MutatingWebhookConfiguration. Writes are guarded by resourceVersion, and read
+//! back.
 
 use job_handler_shared::kube::error::{ApiError, call};
-use k8s_openapi::{
-    ByteString, api::admissionregistration::v1::MutatingWebhookConfiguration as Configuration,
-};
+use k8s_openapi::{ByteString, api::admissionregistration::v1::MutatingWebhookConfiguration};
 use kube::{
     Api, Client, ResourceExt,
     api::{Patch, PatchParams},
 };
 use serde_json::{Value, json};
 
-/// Rounds of read and write within one turn; each lost one means that somebody else wrote meanwhile.
-const ROUNDS: usize = 5;
+/// Most attempts to read and write. An attempt fails if another client writes in between.
+const MAX_ATTEMPTS: usize = 5;
 
-/// Why the bundle is not published.
+/// Why the `caBundle` cannot be published.
 #[derive(Debug, thiserror::Error)]
 pub enum PublishError {
-    /// The apiserver.
+    /// A call to the apiserver failed.
     #[error(transparent)]
     Api(#[from] ApiError),
-    /// Nothing to publish into.
+    /// The configuration does not exist.
     #[error("MutatingWebhookConfiguration {0} does not exist: apply manifests/base, which has it")]
     Missing(String),
-    /// Nothing to publish into.
+    /// The configuration has no webhooks.
     #[error("MutatingWebhookConfiguration {0} has no webhooks: apply manifests/base again, which has them")]
     Empty(String),
-    /// Somebody else keeps writing.
+    /// Another client keeps writing.
     #[error(
-        "MutatingWebhookConfiguration {0} changed under each of {ROUNDS} attempts to write its caBundle: \
-         does another program (such as cert-manager's cainjector) keep it too?"
+        "MutatingWebhookConfiguration {0} changed under each of {MAX_ATTEMPTS} attempts to write its caBundle: \
+         does another program, such as cert-manager's cainjector, write it, too?"
     )]
     Contended(String),
 }
 
-/// Keeps one MutatingWebhookConfiguration's `caBundle`.
+/// Reads and writes the `caBundle` of one MutatingWebhookConfiguration.
 #[derive(Clone)]
 pub struct Publisher {
-    pub(crate) api: Api<Configuration>,
+    pub(crate) api: Api<MutatingWebhookConfiguration>,
     pub(crate) name: String,
 }
 
@@ -46,31 +45,33 @@ impl Publisher {
         Self { api: Api::all(client), name: configuration.to_owned() }
     }
 
-    /// Whether every webhook of the configuration has `bundle` now.
+    /// Whether every webhook of the configuration has `bundle`.
     ///
     /// # Errors
-    /// Where there is no such configuration, or it cannot be read.
+    /// If the configuration does not exist or cannot be read.
     pub async fn is_published(&self, bundle: &str) -> Result<bool, PublishError> {
         Ok(patch_for(&self.read().await?, bundle).is_none())
     }
 
-    /// Writes `bundle` where it differs and reads it back; `differs` runs before the first write. True where it wrote.
+    /// Writes `bundle` into webhooks that have another one, and reads it back. Calls `on_difference` before the first
+    /// write. Returns whether it wrote.
     ///
     /// # Errors
-    /// Where there is no such configuration, it cannot be written, or it changes all the time.
-    pub async fn publish(&self, bundle: &str, differs: impl Fn() + Sync) -> Result<bool, PublishError> {
-        for round in 0..ROUNDS {
-            // Not the cached state of a watch: only a fresh read tells what the apiserver has now.
-            let Some(patch) = patch_for(&self.read().await?, bundle) else { return Ok(round > 0) };
-            if round == 0 {
-                differs();
+    /// If the configuration does not exist, cannot be written, or changes during each attempt.
+    pub async fn publish(&self, bundle: &str, on_difference: impl Fn() + Sync) -> Result<bool, PublishError> {
+        for attempt in 0..MAX_ATTEMPTS {
+            // A watch may be behind, so this reads from the apiserver.
+            let Some(patch) = patch_for(&self.read().await?, bundle) else { return Ok(attempt > 0) };
+            if attempt == 0 {
+                on_difference();
             }
-            let patch: Patch<Value> = Patch::Json(serde_json::from_value(patch).map_err(|e| self.odd(e))?);
+            let patch: Patch<Value> =
+                Patch::Json(serde_json::from_value(patch).map_err(|e| self.invalid_patch(e))?);
             let what = &format!("patch MutatingWebhookConfiguration {}", self.name);
             match call(what, self.api.patch(&self.name, &PatchParams::default(), &patch)).await {
                 Ok(_) => tracing::debug!(configuration = %self.name, "wrote the caBundle"),
                 Err(error) if error.is_conflict() || error.is_failed_test() => {
-                    tracing::debug!(%error, "looking again");
+                    tracing::debug!(%error, "the configuration changed; reading it again");
                 }
                 Err(error) => return Err(error.into()),
             }
@@ -78,7 +79,7 @@ impl Publisher {
         Err(PublishError::Contended(self.name.clone()))
     }
 
-    async fn read(&self) -> Result<Configuration, PublishError> {
+    async fn read(&self) -> Result<MutatingWebhookConfiguration, PublishError> {
         let what = &format!("get MutatingWebhookConfiguration {}", self.name);
         let found = call(what, self.api.get_opt(&self.name)).await?;
         let configuration = found.ok_or_else(|| PublishError::Missing(self.name.clone()))?;
@@ -88,16 +89,16 @@ impl Publisher {
         Ok(configuration)
     }
 
-    fn odd(&self, error: serde_json::Error) -> PublishError {
+    fn invalid_patch(&self, error: serde_json::Error) -> PublishError {
         let what = format!("patch MutatingWebhookConfiguration {}", self.name);
         ApiError::Broken { what, source: Box::new(kube::Error::SerdeError(error)) }.into()
     }
 }
 
-/// The operations that give each webhook `bundle`; none where all have it. A JSON Patch, since a merge patch would
-/// replace the whole list and a PUT of the typed object would drop fields of newer servers. Its `test` operations make
-/// the apiserver refuse it where the object changed since it was read.
-fn patch_for(configuration: &Configuration, bundle: &str) -> Option<Value> {
+/// A JSON Patch that sets `bundle` in each webhook; none if all have it. A merge patch would replace the full list, and a
+/// PUT of the typed object would drop fields of newer servers. The `test` operation makes the apiserver reject the patch
+/// if the object has changed.
+fn patch_for(configuration: &MutatingWebhookConfiguration, bundle: &str) -> Option<Value> {
     let wanted = ByteString(bundle.as_bytes().to_vec());
     let mut operations = Vec::new();
     for (n, webhook) in configuration.webhooks.iter().flatten().enumerate() {
@@ -118,7 +119,7 @@ fn patch_for(configuration: &Configuration, bundle: &str) -> Option<Value> {
 mod tests {
     use super::*;
 
-    fn configuration(bundles: &[Option<&str>]) -> Configuration {
+    fn configuration(bundles: &[Option<&str>]) -> MutatingWebhookConfiguration {
         use base64::{Engine, engine::general_purpose::STANDARD};
         let webhooks: Vec<Value> = bundles
             .iter()
@@ -139,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_differs_is_written_and_only_to_this_revision() {
+    fn the_patch_has_only_differences_and_tests_the_revision() {
         assert_eq!(patch_for(&configuration(&[Some("ca")]), "ca"), None);
         let patch = patch_for(&configuration(&[None, Some("ca"), Some("old")]), "ca").unwrap();
         assert_eq!(

@@ -1,4 +1,4 @@
-//! What rustls asks at each handshake: the leaf of the moment.
+//! Gives rustls the current leaf at each handshake.
 
 use std::sync::Arc;
 
@@ -12,27 +12,27 @@ use rustls::{
 
 use crate::leaf::Leaf;
 
-/// Holds the leaf of the moment; clones share it.
+/// The current leaf. Clones share it.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Current(Arc<ArcSwapOption<Leaf>>);
+pub(crate) struct CurrentLeaf(Arc<ArcSwapOption<Leaf>>);
 
-impl Current {
-    /// Serves `leaf` from the next handshake on. Connections that are open stay.
+impl CurrentLeaf {
+    /// Serves `leaf` from the next handshake on. Open connections are not closed.
     pub(crate) fn set(&self, leaf: Leaf) {
         self.0.store(Some(Arc::new(leaf)));
     }
 
-    /// The leaf of now.
-    pub(crate) fn leaf(&self) -> Option<Arc<Leaf>> {
+    pub(crate) fn get(&self) -> Option<Arc<Leaf>> {
         self.0.load_full()
     }
 
-    /// What a handshake shows now.
-    pub(crate) fn shown(&self) -> Option<Arc<CertifiedKey>> {
+    /// Certificate and key for a handshake.
+    pub(crate) fn certified_key(&self) -> Option<Arc<CertifiedKey>> {
         self.0.load().as_ref().map(|leaf| leaf.key.clone())
     }
 
-    /// A server that shows it. No client certificates: the apiserver's identity is not what admission rests on.
+    /// A TLS server configuration that presents the current leaf. It asks for no client certificate, because admission does
+    /// not depend on the identity of the caller.
     pub(crate) fn server_config(&self) -> Result<ServerConfig, rustls::Error> {
         Ok(ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_safe_default_protocol_versions()?
@@ -41,9 +41,9 @@ impl Current {
     }
 }
 
-impl ResolvesServerCert for Current {
-    /// None (the handshake is refused) until there is a leaf.
+impl ResolvesServerCert for CurrentLeaf {
+    /// Without a leaf, the handshake fails.
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        self.shown()
+        self.certified_key()
     }
 }

@@ -1,4 +1,4 @@
-//! Where the server's certificate comes from. A source is read afresh whenever it hints that it changed.
+//! Where the serving certificate comes from: issued from the CA in a Secret, or read from files.
 
 use std::{fmt::Debug, future::Future, path::PathBuf, time::Duration};
 
@@ -17,109 +17,115 @@ use crate::{
     secret::{CaSecret, SecretError},
 };
 
-/// How often files are read again. Their content is compared: a Secret mounted as a volume is swapped by renaming a
-/// folder above the file, which file notification misses.
-const POLL: Duration = Duration::from_secs(10);
+/// How often files are read again. File notification is not used: it misses updates of mounted Secrets, which swap a
+/// directory above the files.
+const POLL_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Why a source has nothing to serve.
+/// Why a source has no certificate.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
-    /// The CA.
+    /// The CA cannot be used.
     #[error(transparent)]
     Secret(#[from] SecretError),
-    /// The leaf.
+    /// A leaf cannot be created.
     #[error(transparent)]
     Leaf(#[from] LeafError),
-    /// A file that cannot be read.
+    /// A file cannot be read.
     #[error("cannot read {path}: {source}", path = path.display())]
     Read {
-        /// Which.
+        /// Path of the file.
         path: PathBuf,
-        /// Why.
+        /// The system's error.
         source: std::io::Error,
     },
-    /// Files that hold something else.
+    /// The files have invalid content.
     #[error("{certificate} and {key}: {source}", certificate = certificate.display(), key = key.display())]
     Files {
-        /// The certificate's.
+        /// Path of the certificate.
         certificate: PathBuf,
-        /// The key's.
+        /// Path of the key.
         key: PathBuf,
-        /// What is wrong.
+        /// The fault.
         source: LeafError,
     },
 }
 
-/// What a source gives.
+/// The certificate of a source.
 #[derive(Clone, Debug)]
-pub struct Material {
-    /// To serve.
-    pub leaf: Leaf,
-    /// Who signed it, where that is ours to know.
-    pub issuer: Option<CertificateDer<'static>>,
-    /// To publish, PEM; none where somebody else publishes it.
-    pub bundle: Option<String>,
+pub(crate) struct LoadedCertificate {
+    /// The certificate to serve.
+    pub(crate) leaf: Leaf,
+    /// The CA that signed it, if known.
+    pub(crate) issuer: Option<CertificateDer<'static>>,
+    /// The `caBundle` to publish (PEM). None if another program publishes it.
+    pub(crate) bundle: Option<String>,
 }
 
 /// A source of certificates.
-pub trait Source: Send + Sync + 'static {
-    /// Reads the source afresh. Gives the same leaf as before where nothing changed and it is not due.
-    fn load(&mut self, now: OffsetDateTime) -> impl Future<Output = Result<Material, SourceError>> + Send;
+pub(crate) trait CertificateSource: Send + Sync + 'static {
+    /// Reads the source. Returns the previous leaf if nothing changed and it is not due for renewal.
+    fn load(
+        &mut self,
+        now: OffsetDateTime,
+    ) -> impl Future<Output = Result<LoadedCertificate, SourceError>> + Send;
 
-    /// An item whenever [`Source::load`] may give something else.
-    fn hints(&self) -> BoxStream<'static, ()>;
+    /// Yields an item whenever [`CertificateSource::load`] may return something else.
+    fn changes(&self) -> BoxStream<'static, ()>;
 
-    /// Whether the source has to be asked again because its leaf is at two thirds of its life.
+    /// Whether the source should be loaded again because its leaf is due for renewal.
     fn is_due(&self, now: OffsetDateTime) -> bool;
 }
 
-/// Leaves minted in memory from the CA in a Secret.
-pub struct SecretSource {
+/// Issues leaves in memory, from the CA in a Secret.
+pub(crate) struct SecretSource {
     secret: CaSecret,
     names: ServerNames,
-    held: Option<Material>,
+    loaded: Option<LoadedCertificate>,
 }
 
 impl SecretSource {
-    /// Leaves for `names` from the CA in `secret`.
-    pub fn new(secret: CaSecret, names: ServerNames) -> Self {
-        Self { secret, names, held: None }
+    /// Leaves for `names`, from the CA in Secret `namespace/secret`.
+    pub(crate) fn new(client: Client, namespace: &str, secret: &str, names: ServerNames) -> Self {
+        Self { secret: CaSecret::new(client, namespace, secret), names, loaded: None }
     }
 }
 
-impl Source for SecretSource {
-    async fn load(&mut self, now: OffsetDateTime) -> Result<Material, SourceError> {
-        let trusted = self.held.as_ref().and_then(|held| held.bundle.as_deref());
+impl CertificateSource for SecretSource {
+    async fn load(&mut self, now: OffsetDateTime) -> Result<LoadedCertificate, SourceError> {
+        let trusted = self.loaded.as_ref().and_then(|loaded| loaded.bundle.as_deref());
         let ca = self.secret.ensure(trusted, now).await?;
-        let leaf = match &self.held {
-            Some(held) if held.issuer.as_ref() == Some(ca.certificate()) && !held.leaf.is_due(now) => {
-                held.leaf.clone()
+        let leaf = match &self.loaded {
+            Some(loaded) if loaded.issuer.as_ref() == Some(ca.certificate()) && !loaded.leaf.is_due(now) => {
+                loaded.leaf.clone()
             }
-            _ => Leaf::mint(&ca, &self.names, now)?,
+            _ => Leaf::issue(&ca, &self.names, now)?,
         };
-        let material =
-            Material { leaf, issuer: Some(ca.certificate().clone()), bundle: Some(ca.bundle().to_owned()) };
-        self.held = Some(material.clone());
-        Ok(material)
+        let loaded = LoadedCertificate {
+            leaf,
+            issuer: Some(ca.certificate().clone()),
+            bundle: Some(ca.bundle().to_owned()),
+        };
+        self.loaded = Some(loaded.clone());
+        Ok(loaded)
     }
 
-    fn hints(&self) -> BoxStream<'static, ()> {
-        changes(self.secret.api.clone(), &self.secret.name, "secrets").boxed()
+    fn changes(&self) -> BoxStream<'static, ()> {
+        watch_changes(self.secret.api.clone(), &self.secret.name, "secrets").boxed()
     }
 
     fn is_due(&self, now: OffsetDateTime) -> bool {
-        self.held.as_ref().is_none_or(|held| held.leaf.is_due(now))
+        self.loaded.as_ref().is_none_or(|loaded| loaded.leaf.is_due(now))
     }
 }
 
-/// Files that somebody else keeps, such as cert-manager through a mounted Secret.
+/// Files that another program renews, such as cert-manager through a mounted Secret.
 #[derive(Clone, Debug)]
 pub struct FileSource {
-    /// Certificate chain, PEM, the leaf first.
+    /// Certificate chain (PEM), leaf first.
     pub certificate: PathBuf,
-    /// Private key, PEM.
+    /// Private key (PEM).
     pub key: PathBuf,
-    /// CAs to publish, PEM; none where somebody else (cert-manager's cainjector) publishes them.
+    /// CAs to publish (PEM). None if another program publishes them, such as cert-manager's cainjector.
     pub ca: Option<PathBuf>,
 }
 
@@ -133,24 +139,24 @@ impl FileSource {
     }
 }
 
-impl Source for FileSource {
-    async fn load(&mut self, _: OffsetDateTime) -> Result<Material, SourceError> {
+impl CertificateSource for FileSource {
+    async fn load(&mut self, _: OffsetDateTime) -> Result<LoadedCertificate, SourceError> {
         let (certificate, key, bundle) = self.read().await?;
         let leaf = Leaf::from_pem(&certificate, &key).map_err(|source| SourceError::Files {
             certificate: self.certificate.clone(),
             key: self.key.clone(),
             source,
         })?;
-        Ok(Material { leaf, issuer: None, bundle })
+        Ok(LoadedCertificate { leaf, issuer: None, bundle })
     }
 
-    fn hints(&self) -> BoxStream<'static, ()> {
-        let mut ticks = tokio::time::interval(POLL);
+    fn changes(&self) -> BoxStream<'static, ()> {
+        let mut ticks = tokio::time::interval(POLL_INTERVAL);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         stream::unfold((self.clone(), ticks, None), |(source, mut ticks, seen)| async move {
             loop {
                 ticks.tick().await;
-                // An error is a state too: `load` names it, once.
+                // A new error counts as a change, so that `load` reports it.
                 let now = source.read().await.map_err(|e| e.to_string());
                 if seen.as_ref() != Some(&now) {
                     return Some(((), (source, ticks, Some(now))));
@@ -160,7 +166,7 @@ impl Source for FileSource {
         .boxed()
     }
 
-    /// Files are renewed by whoever keeps them.
+    /// Another program renews the files.
     fn is_due(&self, _: OffsetDateTime) -> bool {
         false
     }
@@ -170,17 +176,17 @@ async fn read(path: &PathBuf) -> Result<String, SourceError> {
     tokio::fs::read_to_string(path).await.map_err(|source| SourceError::Read { path: path.clone(), source })
 }
 
-/// An item whenever the object `name` may have changed; its reader reads it afresh.
-pub(crate) fn changes<K>(api: Api<K>, name: &str, resource: &str) -> impl Stream<Item = ()> + Send + use<K>
+/// Yields an item whenever the object `name` may have changed. Consumers read the object themselves, because a watch may be
+/// behind.
+pub(crate) fn watch_changes<K>(
+    api: Api<K>,
+    name: &str,
+    resource: &str,
+) -> impl Stream<Item = ()> + Send + use<K>
 where
     K: kube::Resource + Clone + Debug + DeserializeOwned + Send + 'static,
 {
     let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
     watch::events(watcher(api, config), resource)
         .filter_map(|event| future::ready((!matches!(event, Event::Init)).then_some(())))
-}
-
-/// A source that reads the CA in Secret `namespace/secret`.
-pub(crate) fn from_secret(client: Client, namespace: &str, secret: &str, names: ServerNames) -> SecretSource {
-    SecretSource::new(CaSecret::new(client, namespace, secret), names)
 }

@@ -1,4 +1,4 @@
-//! The whole keeper against an apiserver in memory, and real TLS handshakes against what it serves.
+//! The certificate manager with an in-memory apiserver, and real TLS handshakes with the certificates that it serves.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may")]
 
@@ -10,7 +10,7 @@ use apiserver::{Apiserver, CONFIGURATION, SECRET, configuration};
 use http::{Method, StatusCode};
 use job_handler_certs::{
     CertHandle, CertOptions,
-    ca::{self, Authority},
+    ca::{self, CertificateAuthority},
     source::FileSource,
     start, start_files,
 };
@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 
 const SECRETS: &str = "/api/v1/namespaces/ns/secrets";
 
-fn keep(client: Client, shutdown: &CancellationToken) -> CertHandle {
+fn start_manager(client: Client, shutdown: &CancellationToken) -> CertHandle {
     let options = CertOptions {
         namespace: "ns".into(),
         secret: "ca".into(),
@@ -42,7 +42,7 @@ async fn published(handle: &CertHandle) {
     tokio::time::timeout(std::time::Duration::from_secs(10), wait).await.expect("published in time").unwrap();
 }
 
-/// Shakes hands as the apiserver would, trusting `bundle`; the leaf that was shown.
+/// Connects as the apiserver does, trusting `bundle`. Returns the leaf that the server presents.
 async fn handshake(handle: &CertHandle, bundle: &str, host: &str) -> anyhow::Result<CertificateDer<'static>> {
     let mut roots = RootCertStore::empty();
     for ca in CertificateDer::pem_slice_iter(bundle.as_bytes()) {
@@ -62,11 +62,11 @@ async fn handshake(handle: &CertHandle, bundle: &str, host: &str) -> anyhow::Res
 }
 
 #[tokio::test]
-async fn makes_the_ca_publishes_it_and_serves_a_leaf_the_apiserver_trusts() {
+async fn creates_and_publishes_the_ca_and_serves_a_leaf_that_the_apiserver_trusts() {
     let (server, client) = Apiserver::start();
     server.put(CONFIGURATION, configuration());
     let shutdown = CancellationToken::new();
-    let handle = keep(client, &shutdown);
+    let handle = start_manager(client, &shutdown);
     published(&handle).await;
 
     let bundle = server.published().expect("a caBundle");
@@ -86,10 +86,10 @@ async fn makes_the_ca_publishes_it_and_serves_a_leaf_the_apiserver_trusts() {
 }
 
 #[tokio::test]
-async fn two_replicas_that_start_at_once_end_up_with_one_ca() {
+async fn replicas_that_start_together_end_up_with_one_ca() {
     let (server, client) = Apiserver::start();
     server.put(CONFIGURATION, configuration());
-    // Between this replica's GET and its create, another one is quicker.
+    // Another replica creates the Secret between this one's GET and its create.
     let winner = ca::new_secret("ns", "ca", None, OffsetDateTime::now_utc()).unwrap();
     let theirs = String::from_utf8(winner.data.as_ref().unwrap()["ca.crt"].0.clone()).unwrap();
     server.fault(Method::POST, SECRETS, move |state| {
@@ -97,7 +97,7 @@ async fn two_replicas_that_start_at_once_end_up_with_one_ca() {
         None
     });
     let shutdown = CancellationToken::new();
-    let handle = keep(client, &shutdown);
+    let handle = start_manager(client, &shutdown);
     published(&handle).await;
 
     assert_eq!(server.writes()[0], format!("POST {SECRETS} -> 409"));
@@ -109,27 +109,27 @@ async fn two_replicas_that_start_at_once_end_up_with_one_ca() {
 }
 
 #[tokio::test]
-async fn a_garbage_secret_is_left_alone_and_once_put_right_is_taken() {
+async fn an_unusable_secret_is_not_overwritten_and_is_used_once_repaired() {
     let (server, client) = Apiserver::start();
     server.put(CONFIGURATION, configuration());
     let garbage = json!({"metadata": {"name": "ca"}, "data": {"tls.crt": "Z2FyYmFnZQ=="}});
     server.put(SECRET, garbage.clone());
-    // What a person reads in the log.
+    // The error in the log.
     let secret = job_handler_certs::secret::CaSecret::new(client.clone(), "ns", "ca");
     let error =
-        secret.ensure(None, OffsetDateTime::now_utc()).await.err().expect("garbage taken").to_string();
+        secret.ensure(None, OffsetDateTime::now_utc()).await.err().expect("garbage accepted").to_string();
     assert!(error.contains("Secret ns/ca cannot be used") && error.contains("tls.crt: "), "{error}");
     assert!(error.contains("kubectl -n ns delete secret ca"), "{error}");
 
     let shutdown = CancellationToken::new();
-    let handle = keep(client, &shutdown);
-    // It looks at it, again and again, and writes nothing.
+    let handle = start_manager(client, &shutdown);
+    // It reads the Secret again and again, and writes nothing.
     server.fault(Method::GET, SECRET, |state| {
-        state.writes.push("looked again".into());
+        state.writes.push("read again".into());
         None
     });
-    server.until("a second look", |server| !server.writes().is_empty()).await;
-    assert_eq!(server.writes(), ["looked again"]);
+    server.until("a second read", |server| !server.writes().is_empty()).await;
+    assert_eq!(server.writes(), ["read again"]);
     assert_eq!(server.get(SECRET).unwrap()["data"], garbage["data"]);
     assert!(!*handle.published().borrow());
     let error = handshake(&handle, "", "job-handler.ns.svc").await.unwrap_err();
@@ -143,7 +143,7 @@ async fn a_garbage_secret_is_left_alone_and_once_put_right_is_taken() {
 }
 
 #[tokio::test]
-async fn not_published_without_rights_or_configuration_and_then_it_is() {
+async fn the_ca_is_published_as_soon_as_rights_and_configuration_exist() {
     let (server, client) = Apiserver::start();
     for path in [SECRET, SECRETS] {
         server.fault(Method::GET, path, |_| Some(StatusCode::FORBIDDEN));
@@ -156,8 +156,8 @@ async fn not_published_without_rights_or_configuration_and_then_it_is() {
     assert!(error.contains("does not exist: apply manifests/base"), "{error}");
 
     let shutdown = CancellationToken::new();
-    let handle = keep(client, &shutdown);
-    server.until("the CA is made", |server| server.get(SECRET).is_some()).await;
+    let handle = start_manager(client, &shutdown);
+    server.until("the CA is created", |server| server.get(SECRET).is_some()).await;
     assert!(!*handle.published().borrow());
     server.put(CONFIGURATION, configuration());
     published(&handle).await;
@@ -166,11 +166,11 @@ async fn not_published_without_rights_or_configuration_and_then_it_is() {
 }
 
 #[tokio::test]
-async fn a_ca_bundle_that_somebody_drops_is_published_again() {
+async fn a_removed_ca_bundle_is_published_again() {
     let (server, client) = Apiserver::start();
     server.put(CONFIGURATION, configuration());
     let shutdown = CancellationToken::new();
-    let handle = keep(client, &shutdown);
+    let handle = start_manager(client, &shutdown);
     published(&handle).await;
     server.put(CONFIGURATION, configuration());
     server.until("the caBundle is back", |server| server.published().is_some()).await;
@@ -180,7 +180,7 @@ async fn a_ca_bundle_that_somebody_drops_is_published_again() {
 }
 
 #[tokio::test]
-async fn a_write_between_read_and_write_is_not_lost() {
+async fn a_concurrent_write_is_not_lost() {
     let (server, client) = Apiserver::start();
     server.put(CONFIGURATION, configuration());
     server.fault(Method::PATCH, CONFIGURATION, |state| {
@@ -204,7 +204,7 @@ async fn a_deleted_ca_is_replaced_and_the_old_one_stays_trusted() {
     let (server, client) = Apiserver::start();
     server.put(CONFIGURATION, configuration());
     let shutdown = CancellationToken::new();
-    let handle = keep(client, &shutdown);
+    let handle = start_manager(client, &shutdown);
     published(&handle).await;
     let (old_ca, old_bundle) = (server.secret("tls.crt"), server.published().unwrap());
     let old_leaf = handshake(&handle, &old_bundle, "job-handler.ns.svc").await.unwrap();
@@ -217,12 +217,12 @@ async fn a_deleted_ca_is_replaced_and_the_old_one_stays_trusted() {
         .await;
     let bundle = server.published().unwrap();
     assert_ne!(server.secret("tls.crt"), old_ca);
-    Authority::from_secret(
+    CertificateAuthority::from_secret(
         &serde_json::from_value(server.get(SECRET).unwrap()).unwrap(),
         OffsetDateTime::now_utc(),
     )
     .unwrap();
-    // Whichever leaf is shown meanwhile, the bundle is good for it; in the end it is the new CA's.
+    // The bundle verifies any leaf that is served meanwhile. The last one is the new CA's.
     let new_only = server.secret("tls.crt");
     let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(10);
     loop {
@@ -230,7 +230,7 @@ async fn a_deleted_ca_is_replaced_and_the_old_one_stays_trusted() {
         if leaf != old_leaf {
             break;
         }
-        assert!(tokio::time::Instant::now() < deadline, "the new CA's leaf is never shown");
+        assert!(tokio::time::Instant::now() < deadline, "the new CA's leaf is never served");
         tokio::task::yield_now().await;
     }
     handshake(&handle, &new_only, "job-handler.ns.svc").await.unwrap();
@@ -238,7 +238,7 @@ async fn a_deleted_ca_is_replaced_and_the_old_one_stays_trusted() {
     handle.join().await.unwrap();
 }
 
-/// A self-signed pair for `ns`'s Service, as somebody else would put it into files.
+/// A self-signed certificate and key for the Service in `ns`, as another program writes them into files.
 fn pair() -> (String, String) {
     let key = rcgen::KeyPair::generate().unwrap();
     let params = rcgen::CertificateParams::new(vec!["job-handler.ns.svc".to_owned()]).unwrap();
@@ -246,7 +246,7 @@ fn pair() -> (String, String) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn files_are_read_again_when_their_content_changes() {
+async fn files_are_reloaded_when_their_content_changes() {
     let folder = tempfile::tempdir().unwrap();
     let files = FileSource {
         certificate: folder.path().join("tls.crt"),
@@ -265,14 +265,14 @@ async fn files_are_read_again_when_their_content_changes() {
     published(&handle).await;
     handshake(&handle, &first.0, "job-handler.ns.svc").await.unwrap();
 
-    // Half a renewal: the key does not fit. The old pair stays.
+    // During a renewal the key does not match yet. The old pair is still served.
     std::fs::write(&files.certificate, &second.0).unwrap();
     tokio::time::sleep(std::time::Duration::from_secs(60)).await;
     handshake(&handle, &first.0, "job-handler.ns.svc").await.unwrap();
     write(&second);
     tokio::time::sleep(std::time::Duration::from_secs(60)).await;
     handshake(&handle, &second.0, "job-handler.ns.svc").await.unwrap();
-    assert!(server.writes().is_empty(), "somebody else publishes the CA of these");
+    assert!(server.writes().is_empty(), "another program publishes the CA of these files");
     shutdown.cancel();
     handle.join().await.unwrap();
 }
