@@ -11,7 +11,7 @@ use std::{
 use job_handler_shared::{
     job::snapshot::{JobSnapshot, Outcome},
     process::telemetry::Metrics,
-    result::{failure::Cause, pending_events::Phase},
+    result::{failure::Cause, pending_events::JobPhase},
 };
 use parking_lot::Mutex;
 use prometheus_client::{
@@ -293,7 +293,7 @@ impl SinkMetrics {
     }
 
     /// A receiver took an event.
-    pub fn event_told(&self, sink: &str, phase: Phase) {
+    pub fn event_told(&self, sink: &str, phase: JobPhase) {
         self.events.get_or_create(&SinkPhase { sink: sink.to_owned(), phase: phase.as_str() }).inc();
     }
 

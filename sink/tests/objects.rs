@@ -18,10 +18,10 @@ use common::{
 };
 use http::Method;
 use jiff::Timestamp;
-use job_handler_shared::{keys, process::telemetry::Metrics, result::storage_kind::Kind};
+use job_handler_shared::{keys, process::telemetry::Metrics, result::storage_kind::StorageKind};
 use job_handler_sink::{
     config::Config,
-    model::stored_result::Stored,
+    model::stored_result::StoredResult,
     object_store::Objects,
     reconcile::job::Actor,
     retention::{gc::Broom, object_gc},
@@ -81,8 +81,8 @@ impl Ground {
             if labels.contains_key(keys::CREATED) {
                 let name = map["metadata"]["name"].as_str().unwrap().to_owned();
                 let place = ("ci".to_owned(), name, UID.to_owned());
-                actor.store.inventory().put(Stored::new(
-                    Kind::ConfigMap,
+                actor.store.inventory().put(StoredResult::new(
+                    StorageKind::ConfigMap,
                     place,
                     &labels,
                     &annotations,

@@ -20,7 +20,7 @@ use job_handler_sink::{
     plugin::{
         self, ReadError,
         cli::Cli,
-        source::{Kind, Source},
+        source::{Source, StorageKind},
     },
 };
 use proptest::prelude::*;
@@ -87,7 +87,7 @@ fn source(apiserver: &Apiserver) -> Source {
     Source {
         client: apiserver.client(),
         namespace: Some("ci".into()),
-        kinds: vec![Kind::ConfigMap, Kind::Secret],
+        kinds: vec![StorageKind::ConfigMap, StorageKind::Secret],
         asked: false,
     }
 }

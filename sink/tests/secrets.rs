@@ -13,22 +13,22 @@ use common::{
 use jiff::Timestamp;
 use job_handler_shared::{
     keys,
-    result::storage_kind::{Kind, SECRET_TYPE},
+    result::storage_kind::{SECRET_TYPE, StorageKind},
 };
-use job_handler_sink::{model::stored_result::Stored, reconcile::job::Actor, retention::gc::Broom};
+use job_handler_sink::{model::stored_result::StoredResult, reconcile::job::Actor, retention::gc::Broom};
 use k8s_openapi::{ByteString, api::core::v1::Secret};
 use serde_json::{Value, json};
 
 /// What the container of the Job writes, to its log and as its last message.
 const WRITTEN: &str = "password=hunter2";
 
-fn policy(kind: Kind) -> Value {
-    json!({"results": {"storageType": kind.name(), "ttlSeconds": 1,
+fn policy(kind: StorageKind) -> Value {
+    json!({"results": {"storageType": kind.kind(), "ttlSeconds": 1,
         "logs": {"maxBytesPerContainer": "3Mi", "maxBytesPerJob": "3Mi"}}})
 }
 
 /// A process that may hold results in Secrets, or may not.
-fn started(apiserver: &Apiserver, kind: Kind, may: bool) -> Actor {
+fn started(apiserver: &Apiserver, kind: StorageKind, may: bool) -> Actor {
     let actor = process(apiserver, policy(kind));
     if may {
         actor.store.secrets.allow();
@@ -38,7 +38,7 @@ fn started(apiserver: &Apiserver, kind: Kind, may: bool) -> Actor {
     actor
 }
 
-async fn until_done(apiserver: &Apiserver, kind: Kind, uid: &str) {
+async fn until_done(apiserver: &Apiserver, kind: StorageKind, uid: &str) {
     for _ in 0..10 {
         if started(apiserver, kind, true).job(uid).await.is_ok() {
             return;
@@ -98,16 +98,16 @@ async fn killed_at_any_write_the_next_one_ends_it_in_secrets_alone() {
     let large = [noise(1_500_000), b"\nthe end".to_vec()].concat();
     for (log, shards) in [(format!("{WRITTEN}\n").into_bytes(), 0), (large, 2)] {
         let undisturbed = telling(&log);
-        until_done(&undisturbed, Kind::Secret, UID).await;
+        until_done(&undisturbed, StorageKind::Secret, UID).await;
         check_end(&undisturbed, shards, "undisturbed");
         for write in 0..undisturbed.writes() {
             for fault in [Fault::DeadBefore, Fault::DeadAfter, Fault::AnswerLost, Fault::Code(409)] {
                 let apiserver = telling(&log);
                 apiserver.fault(write, fault);
-                let _killed = started(&apiserver, Kind::Secret, true).job(UID).await;
+                let _killed = started(&apiserver, StorageKind::Secret, true).job(UID).await;
                 apiserver.revive();
-                until_done(&apiserver, Kind::Secret, UID).await;
-                until_done(&apiserver, Kind::Secret, UID).await;
+                until_done(&apiserver, StorageKind::Secret, UID).await;
+                until_done(&apiserver, StorageKind::Secret, UID).await;
                 check_end(&apiserver, shards, &format!("{fault:?} at write {write}"));
             }
         }
@@ -116,13 +116,13 @@ async fn killed_at_any_write_the_next_one_ends_it_in_secrets_alone() {
 
 #[tokio::test]
 async fn a_secret_holds_what_the_config_map_would() {
-    let of = async |kind: Kind| {
+    let of = async |kind: StorageKind| {
         let apiserver = telling(b"caf\xc3\xa9 \xff\x00\n");
         until_done(&apiserver, kind, UID).await;
         apiserver
     };
-    let map = of(Kind::ConfigMap).await.get("configmaps", "ci", "build-results").unwrap();
-    let secret = of(Kind::Secret).await.get("secrets", "ci", "build-results").unwrap();
+    let map = of(StorageKind::ConfigMap).await.get("configmaps", "ci", "build-results").unwrap();
+    let secret = of(StorageKind::Secret).await.get("secrets", "ci", "build-results").unwrap();
     let text = map["data"].as_object().unwrap();
     let binary = map["binaryData"].as_object().unwrap();
     let typed: Secret = serde_json::from_value(secret.clone()).unwrap();
@@ -144,7 +144,7 @@ async fn a_secret_holds_what_the_config_map_would() {
 #[tokio::test]
 async fn without_the_right_nothing_that_a_container_wrote_goes_anywhere() {
     let apiserver = telling(format!("{WRITTEN}\n").as_bytes());
-    started(&apiserver, Kind::Secret, false).job(UID).await.unwrap();
+    started(&apiserver, StorageKind::Secret, false).job(UID).await.unwrap();
     let result = apiserver.get("configmaps", "ci", "build-results").unwrap();
     let manifest: Value = serde_json::from_str(result["data"]["result.json"].as_str().unwrap()).unwrap();
     assert_eq!(result["data"]["status"], "failed");
@@ -163,31 +163,33 @@ async fn without_the_right_nothing_that_a_container_wrote_goes_anywhere() {
     assert_eq!(apiserver.all("events").len(), 1);
 
     // The right comes: what was stored is the result, and stays.
-    until_done(&apiserver, Kind::Secret, UID).await;
+    until_done(&apiserver, StorageKind::Secret, UID).await;
     assert_eq!((apiserver.all("configmaps").len(), apiserver.all("secrets").len()), (1, 0));
 }
 
 #[tokio::test]
 async fn a_job_whose_result_is_in_a_secret_that_cannot_be_read_waits() {
     let apiserver = telling(b"x\n");
-    until_done(&apiserver, Kind::Secret, UID).await;
+    until_done(&apiserver, StorageKind::Secret, UID).await;
     let writes = apiserver.writes();
-    let blind = started(&apiserver, Kind::Secret, false);
+    let blind = started(&apiserver, StorageKind::Secret, false);
     // It has begun after the right was taken away: no watch has told it of any Secret.
-    blind.store.drop_results(|_, place| place.kind == Kind::Secret);
+    blind.store.drop_results(|_, place| place.kind == StorageKind::Secret);
     blind.job(UID).await.unwrap();
     assert_eq!(apiserver.writes(), writes, "{:#?}", apiserver.calls());
-    until_done(&apiserver, Kind::Secret, UID).await;
+    until_done(&apiserver, StorageKind::Secret, UID).await;
     check_end(&apiserver, 0, "the right is back");
 }
 
 #[tokio::test]
 async fn an_older_result_moves_aside_whatever_it_is_held_in() {
     const NEWER: &str = "abcdefghij";
-    for (before, now) in
-        [(Kind::ConfigMap, Kind::Secret), (Kind::Secret, Kind::ConfigMap), (Kind::Secret, Kind::Secret)]
-    {
-        let resource = |kind: Kind| format!("{}s", kind.word());
+    for (before, now) in [
+        (StorageKind::ConfigMap, StorageKind::Secret),
+        (StorageKind::Secret, StorageKind::ConfigMap),
+        (StorageKind::Secret, StorageKind::Secret),
+    ] {
+        let resource = |kind: StorageKind| format!("{}s", kind.resource());
         let first = telling(b"run one\n");
         until_done(&first, before, UID).await;
         let older = first.get(&resource(before), "ci", "build-results").unwrap();
@@ -228,7 +230,7 @@ async fn a_secret_of_another_type_is_left_alone() {
     let apiserver = telling(b"hello\n");
     apiserver.put("secrets", foreign);
     let before = apiserver.get("secrets", "ci", "build-results");
-    until_done(&apiserver, Kind::Secret, UID).await;
+    until_done(&apiserver, StorageKind::Secret, UID).await;
     assert_eq!(apiserver.get("secrets", "ci", "build-results"), before);
     let beside = apiserver.get("secrets", "ci", "build-results-01234567").unwrap();
     assert!(String::from_utf8(data(&beside, "logs")).unwrap().contains("hello"));
@@ -240,11 +242,11 @@ async fn a_secret_of_another_type_is_left_alone() {
 async fn retention_removes_secrets_and_their_shards() {
     let harvested = async || {
         let apiserver = telling(&noise(1_500_000));
-        until_done(&apiserver, Kind::Secret, UID).await;
+        until_done(&apiserver, StorageKind::Secret, UID).await;
         apiserver
     };
     let broom = |apiserver: &Apiserver, may: bool| {
-        let Actor { client, store, metrics, .. } = started(apiserver, Kind::Secret, may);
+        let Actor { client, store, metrics, .. } = started(apiserver, StorageKind::Secret, may);
         for secret in
             apiserver.all("secrets").iter().filter(|s| s["metadata"]["labels"].get(keys::CREATED).is_some())
         {
@@ -253,7 +255,8 @@ async fn retention_removes_secrets_and_their_shards() {
             let place =
                 ("ci".to_owned(), secret["metadata"]["name"].as_str().unwrap().to_owned(), UID.to_owned());
             let (labels, annotations) = (of("labels"), of("annotations"));
-            let stored = Stored::new(Kind::Secret, place, &labels, &annotations, Timestamp::now(), false);
+            let stored =
+                StoredResult::new(StorageKind::Secret, place, &labels, &annotations, Timestamp::now(), false);
             store.inventory().put(stored);
         }
         Broom { client, store, metrics, max_bytes: None, objects: None }
@@ -271,7 +274,7 @@ async fn retention_removes_secrets_and_their_shards() {
         let suspects = broom.sweep_shards(&Default::default()).await.unwrap();
         broom.sweep_shards(&suspects).await.unwrap();
         assert_eq!(apiserver.all("secrets"), Vec::<Value>::new(), "killed after write {write}");
-        started(&apiserver, Kind::Secret, true).job(UID).await.unwrap();
+        started(&apiserver, StorageKind::Secret, true).job(UID).await.unwrap();
         assert_eq!(apiserver.all("secrets"), Vec::<Value>::new(), "harvested again");
     }
 }

@@ -12,8 +12,8 @@ use common::{
     build::{UID, cluster, noise, process},
 };
 use jiff::Timestamp;
-use job_handler_shared::{job::snapshot::JobSnapshot, keys, result::storage_kind::Kind};
-use job_handler_sink::{model::stored_result::Stored, reconcile::job::Actor, retention::gc::Broom};
+use job_handler_shared::{job::snapshot::JobSnapshot, keys, result::storage_kind::StorageKind};
+use job_handler_sink::{model::stored_result::StoredResult, reconcile::job::Actor, retention::gc::Broom};
 use serde_json::{Value, json};
 
 fn policy() -> Value {
@@ -31,7 +31,14 @@ fn started(apiserver: &Apiserver) -> (Actor, Broom) {
         if labels.contains_key(keys::CREATED) {
             let place =
                 ("ci".to_owned(), map["metadata"]["name"].as_str().unwrap().to_owned(), UID.to_owned());
-            let stored = Stored::new(Kind::ConfigMap, place, &labels, &annotations, Timestamp::now(), false);
+            let stored = StoredResult::new(
+                StorageKind::ConfigMap,
+                place,
+                &labels,
+                &annotations,
+                Timestamp::now(),
+                false,
+            );
             actor.store.inventory().put(stored);
         }
     }

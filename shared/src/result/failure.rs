@@ -7,19 +7,19 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "camelCase")]
 pub struct Failure {
     /// By the Job's condition.
-    pub job: Level,
+    pub job: FailureLevel,
     /// By the pod that explains most, where it says anything of itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub pod: Option<Level>,
+    pub pod: Option<FailureLevel>,
     /// By that pod's container which failed, or never started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub container: Option<Level>,
+    pub container: Option<FailureLevel>,
 }
 
 /// What one level says.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Level {
+pub struct FailureLevel {
     /// What it was.
     pub cause: Cause,
     /// Who says so: the name of the pod or the container; the Job is known.

@@ -9,9 +9,9 @@ use crate::{
     job::snapshot::Outcome,
     result::{
         failure::{Cause, Failure},
-        pending_events::Pending,
+        pending_events::PendingEvents,
         pods::PodFacts,
-        storage_kind::Kind,
+        storage_kind::StorageKind,
     },
     text::{human_seconds, truncate},
 };
@@ -49,8 +49,8 @@ pub struct Manifest {
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub decisive: String,
     /// What Events and CloudEvents say in its place: without what containers wrote, of a result that is held in a Secret.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub told: Option<String>,
+    #[serde(rename = "told", default, skip_serializing_if = "Option::is_none")]
+    pub public_line: Option<String>,
     /// Its pods; failed ones first.
     pub pods: Vec<PodFacts>,
     /// Pods that were seen but are not listed, for want of room.
@@ -72,7 +72,7 @@ pub struct Manifest {
     pub announcements_pending: Vec<String>,
     /// CloudEvents that have yet to be told: receiver -> phases, in their order.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub cloud_events_pending: Pending,
+    pub cloud_events_pending: PendingEvents,
 }
 
 /// Which Job a result is of.
@@ -172,7 +172,7 @@ pub struct Shard {
 
 impl Manifest {
     /// The Event's note, at most `max` bytes: outcome, reason, decisive line, duration and where the result is.
-    pub fn note(&self, kind: Kind, result: &str, max: usize) -> String {
+    pub fn note(&self, kind: StorageKind, result: &str, max: usize) -> String {
         let word = match self.outcome {
             Outcome::Completed => "Completed",
             Outcome::Failed => "Failed",
@@ -180,13 +180,13 @@ impl Manifest {
         let after =
             self.job.duration_seconds.map_or(String::new(), |s| format!(" after {}", human_seconds(s)));
         let reason = if self.reason.is_empty() { String::new() } else { format!(" ({})", self.reason) };
-        let tail = format!(". Result: {} {}/{result}", kind.name(), self.job.namespace);
+        let tail = format!(". Result: {} {}/{result}", kind.kind(), self.job.namespace);
         let lost = match self.completeness.lost.len() {
             0 => String::new(),
             n => format!("; {n} part{} of it could not be kept", if n == 1 { "" } else { "s" }),
         };
         let mut note = format!("{word}{after}{reason}");
-        let line = self.line_to_tell();
+        let line = self.public_line();
         if !line.is_empty() {
             note.push_str(": ");
             note.push_str(line);
@@ -199,8 +199,8 @@ impl Manifest {
     }
 
     /// The one line that explains the outcome best, as everyone may read it.
-    pub fn line_to_tell(&self) -> &str {
-        self.told.as_deref().unwrap_or(&self.decisive)
+    pub fn public_line(&self) -> &str {
+        self.public_line.as_deref().unwrap_or(&self.decisive)
     }
 
     /// The JSON text, with as many pods listed as fit in [`MAX_BYTES`].

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::{names, result::pending_events::Pending};
+use crate::{names, result::pending_events::PendingEvents};
 
 /// Label on a result while announcements of it are pending, so that they are found without reading every result.
 pub const PENDING: &str = "job-handler/announce";
@@ -26,24 +26,24 @@ pub const POLICIES: &str = "job-handler/policies";
 pub const OUTBOX: &str = "job-handler/cloudevents";
 
 /// What a result's annotation says.
-pub fn read(annotations: Option<&BTreeMap<String, String>>) -> Vec<String> {
+pub fn parse_outbox(annotations: Option<&BTreeMap<String, String>>) -> Vec<String> {
     let text = annotations.and_then(|all| all.get(OUTBOX));
     text.map_or_else(Vec::new, |text| text.split(',').filter(|n| !n.is_empty()).map(str::to_owned).collect())
 }
 
 /// What a result's annotation is to say; none where nothing is pending.
-pub fn annotation(pending: &Pending) -> Option<String> {
+pub fn format_outbox(pending: &PendingEvents) -> Option<String> {
     let names: Vec<&str> = pending.keys().map(String::as_str).collect();
     (!names.is_empty()).then(|| names.join(","))
 }
 
 /// Annotation on results: what retention has to know, so that it need not read every result.
-pub const ANNOTATION: &str = "job-handler/retention";
+pub const RETENTION: &str = "job-handler/retention";
 
-/// The content of [`ANNOTATION`].
+/// The content of [`RETENTION`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Facts {
+pub struct RetentionFacts {
     /// When the Job was created: results of a group are in the order of their Jobs.
     pub created: Timestamp,
     /// When the Job finished: a result's age counts from there.
@@ -56,12 +56,12 @@ pub struct Facts {
     /// How many objects there are in the object store; nothing = that is not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub objects: Option<usize>,
-    /// The policies that asked for it, as [`asker`] writes them: what they say *now* is what counts.
+    /// The policies that asked for it, as [`requesting_policy`] writes them: what they say *now* is what counts.
     pub policies: Vec<String>,
 }
 
-/// How a policy is named in [`Facts`]: its namespace is the result's.
-pub fn asker(kind: impl fmt::Display, name: &str) -> String {
+/// How a policy is named in [`RetentionFacts`]: its namespace is the result's.
+pub fn requesting_policy(kind: impl fmt::Display, name: &str) -> String {
     format!("{kind}/{name}")
 }
 

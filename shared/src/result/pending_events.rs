@@ -9,7 +9,7 @@ use crate::job::snapshot::Outcome;
 /// What happened to a Job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Phase {
+pub enum JobPhase {
     /// It was started.
     Started,
     /// It succeeded.
@@ -20,7 +20,7 @@ pub enum Phase {
     Refused,
 }
 
-impl Phase {
+impl JobPhase {
     /// All.
     pub const ALL: [Self; 4] = [Self::Started, Self::Completed, Self::Failed, Self::Refused];
 
@@ -35,7 +35,7 @@ impl Phase {
     }
 }
 
-impl From<Outcome> for Phase {
+impl From<Outcome> for JobPhase {
     fn from(outcome: Outcome) -> Self {
         match outcome {
             Outcome::Completed => Self::Completed,
@@ -45,4 +45,4 @@ impl From<Outcome> for Phase {
 }
 
 /// What is pending of one Job: receiver -> phases, in their order.
-pub type Pending = BTreeMap<String, Vec<Phase>>;
+pub type PendingEvents = BTreeMap<String, Vec<JobPhase>>;

@@ -9,7 +9,7 @@ pub const SECRET_TYPE: &str = "job-handler.io/result";
 
 /// What results are stored in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Kind {
+pub enum StorageKind {
     /// A ConfigMap.
     #[default]
     ConfigMap,
@@ -17,22 +17,22 @@ pub enum Kind {
     Secret,
 }
 
-impl Kind {
-    /// Those that may be looked at.
+impl StorageKind {
+    /// Kinds that the caller may read: Secrets only where the rights on them are granted.
     pub fn readable(secrets: bool) -> &'static [Self] {
         if secrets { &[Self::ConfigMap, Self::Secret] } else { &[Self::ConfigMap] }
     }
 
-    /// As kubectl calls it.
-    pub fn word(self) -> &'static str {
+    /// Resource in the singular, as `kubectl` prints it.
+    pub fn resource(self) -> &'static str {
         match self {
             Self::ConfigMap => "configmap",
             Self::Secret => "secret",
         }
     }
 
-    /// As its manifests call it.
-    pub fn name(self) -> &'static str {
+    /// `kind` of its manifests.
+    pub fn kind(self) -> &'static str {
         match self {
             Self::ConfigMap => "ConfigMap",
             Self::Secret => "Secret",
@@ -40,7 +40,7 @@ impl Kind {
     }
 }
 
-impl From<StorageType> for Kind {
+impl From<StorageType> for StorageKind {
     fn from(storage: StorageType) -> Self {
         match storage {
             StorageType::ConfigMap => Self::ConfigMap,

@@ -9,7 +9,7 @@ use http::{HeaderValue, StatusCode};
 use job_handler_shared::{
     kube::error::{ApiError, call},
     process::{error_chain::error_chain, jitter::jitter},
-    result::pending_events::Phase,
+    result::pending_events::JobPhase,
 };
 use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, Client};
@@ -139,7 +139,7 @@ impl Post for Receiver {
 }
 
 /// What an answer means.
-fn sort(status: StatusCode, phase: Phase) -> Result<(), Fault> {
+fn sort(status: StatusCode, phase: JobPhase) -> Result<(), Fault> {
     let words = format!("it answers {status} to an event «{}»", phase.as_str());
     match status.as_u16() {
         200..=299 => Ok(()),

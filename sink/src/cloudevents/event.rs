@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use job_handler_shared::{
     job::snapshot::JobSnapshot,
     ledger::refusal::Refusal,
-    result::{manifest::Manifest, pending_events::Phase, storage_kind::Kind},
+    result::{manifest::Manifest, pending_events::JobPhase, storage_kind::StorageKind},
 };
 use serde_json::{Value, json};
 
@@ -19,7 +19,7 @@ pub const CONTENT_TYPE: &str = "application/cloudevents+json; charset=utf-8";
 #[derive(Clone, Debug, PartialEq)]
 pub struct Told {
     /// What happened.
-    pub phase: Phase,
+    pub phase: JobPhase,
     id: String,
     subject: String,
     time: Timestamp,
@@ -31,18 +31,18 @@ impl Told {
     pub fn started(job: &JobSnapshot, group: Option<&str>) -> Option<Self> {
         let started = job.started?;
         let facts = json!({"created": job.created, "started": started, "labels": labels_of(job)});
-        Some(Self::of(Phase::Started, &job.namespace, &job.name, &job.uid, group, started, facts))
+        Some(Self::of(JobPhase::Started, &job.namespace, &job.name, &job.uid, group, started, facts))
     }
 
     /// What a manifest tells, held in a `kind` under the name `result`.
-    pub fn of_manifest(phase: Phase, manifest: &Manifest, kind: Kind, result: &str) -> Self {
+    pub fn of_manifest(phase: JobPhase, manifest: &Manifest, kind: StorageKind, result: &str) -> Self {
         let job = &manifest.job;
         let mut facts = json!({"created": job.created, "labels": job.labels});
         if let Some(started) = job.started {
             facts["started"] = json!(started);
         }
         let mut time = job.started.unwrap_or(job.created);
-        if phase != Phase::Started {
+        if phase != JobPhase::Started {
             time = job.finished;
             let more = json!({
                 "finished": job.finished,
@@ -50,10 +50,10 @@ impl Told {
                 "outcome": manifest.outcome,
                 "reason": manifest.reason,
                 "cause": manifest.cause,
-                "message": manifest.line_to_tell(),
+                "message": manifest.public_line(),
                 "succeededPods": job.succeeded_pods,
                 "failedPods": job.failed_pods,
-                "result": {"kind": kind.name(), "namespace": job.namespace, "name": result},
+                "result": {"kind": kind.kind(), "namespace": job.namespace, "name": result},
                 "complete": manifest.completeness.complete,
             });
             merge(&mut facts, more);
@@ -72,13 +72,13 @@ impl Told {
         let Refusal { namespace, job, uid, at, .. } = refusal;
         // Webhooks of before did not tell it.
         let id = if uid.is_empty() { format!("{namespace}/{job}/{at}") } else { uid.clone() };
-        let mut told = Self::of(Phase::Refused, namespace, job, uid, None, *at, facts);
-        told.id = format!("{id}-{}", Phase::Refused.as_str());
+        let mut told = Self::of(JobPhase::Refused, namespace, job, uid, None, *at, facts);
+        told.id = format!("{id}-{}", JobPhase::Refused.as_str());
         told
     }
 
     fn of(
-        phase: Phase,
+        phase: JobPhase,
         namespace: &str,
         name: &str,
         uid: &str,
@@ -125,7 +125,7 @@ mod tests {
     use super::*;
     use crate::model::pending_events::pending;
     use job_handler_shared::job::snapshot::Outcome;
-    use job_handler_shared::result::pending_events::Pending;
+    use job_handler_shared::result::pending_events::PendingEvents;
 
     fn job() -> JobSnapshot {
         JobSnapshot {
@@ -149,10 +149,10 @@ mod tests {
         let sinks = ["a".to_owned(), "b".to_owned()];
         let told = ["a".to_owned()].into();
         let found = pending(&job(), &sinks, &told);
-        assert_eq!(found["a"], [Phase::Failed]);
-        assert_eq!(found["b"], [Phase::Started, Phase::Failed]);
+        assert_eq!(found["a"], [JobPhase::Failed]);
+        assert_eq!(found["b"], [JobPhase::Started, JobPhase::Failed]);
         let never_started = JobSnapshot { started: None, ..job() };
-        assert_eq!(pending(&never_started, &sinks, &told)["b"], [Phase::Failed]);
+        assert_eq!(pending(&never_started, &sinks, &told)["b"], [JobPhase::Failed]);
         assert!(pending(&JobSnapshot { finished: None, ..job() }, &sinks, &told).is_empty());
     }
 
@@ -176,7 +176,7 @@ mod tests {
             cause: Some(job_handler_shared::result::failure::Cause::Timeout),
             failure: None,
             decisive: "too late".into(),
-            told: None,
+            public_line: None,
             pods: vec![],
             pods_not_listed: 0,
             indexes_not_listed: String::new(),
@@ -184,12 +184,15 @@ mod tests {
             logs: None,
             objects: None,
             announcements_pending: vec![],
-            cloud_events_pending: Pending::new(),
+            cloud_events_pending: PendingEvents::new(),
         };
         let live = Told::started(&job(), None).unwrap();
-        assert_eq!(live, Told::of_manifest(Phase::Started, &manifest, Kind::ConfigMap, "build-results"));
+        assert_eq!(
+            live,
+            Told::of_manifest(JobPhase::Started, &manifest, StorageKind::ConfigMap, "build-results")
+        );
         let types = Types::default();
-        let failed = Told::of_manifest(Phase::Failed, &manifest, Kind::ConfigMap, "build-results")
+        let failed = Told::of_manifest(JobPhase::Failed, &manifest, StorageKind::ConfigMap, "build-results")
             .to_json("/s", &types);
         assert_eq!(failed["id"], "u-failed");
         assert_eq!(failed["type"], "io.job-handler.job.failed");

@@ -202,7 +202,7 @@ mod tests {
     use super::*;
     use crate::model::result_ref::ResultRef;
     use job_handler_shared::result::metadata::OUTBOX;
-    use job_handler_shared::result::metadata::read;
+    use job_handler_shared::result::metadata::parse_outbox;
     use std::collections::BTreeMap;
 
     /// Jobs whose results wait to be told.
@@ -304,7 +304,7 @@ mod tests {
         let place = ResultRef {
             namespace: "ci".into(),
             name: map["metadata"]["name"].as_str().unwrap().into(),
-            outbox: read(Some(&annotations)),
+            outbox: parse_outbox(Some(&annotations)),
             ..ResultRef::default()
         };
         store.put_result(manifest["job"]["uid"].as_str().unwrap(), place);

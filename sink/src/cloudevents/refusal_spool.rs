@@ -12,7 +12,7 @@ use std::{
     sync::Arc,
 };
 
-use job_handler_shared::{ledger::refusal::Refusal, result::pending_events::Phase};
+use job_handler_shared::{ledger::refusal::Refusal, result::pending_events::JobPhase};
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 
@@ -150,7 +150,7 @@ impl Spool {
             };
             match receiver.post(&Told::refused(&refusal)).await {
                 Ok(()) => {
-                    metrics.event_told(name, Phase::Refused);
+                    metrics.event_told(name, JobPhase::Refused);
                     patience.well();
                     rejected = 0;
                     self.take(&refusal);

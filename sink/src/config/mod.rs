@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use job_handler_shared::{keys, result::pending_events::Phase};
+use job_handler_shared::{keys, result::pending_events::JobPhase};
 use reqwest::Url;
 use rustls::pki_types::CertificateDer;
 use serde::Deserialize;
@@ -211,10 +211,10 @@ impl TypesFile {
     fn check(self, field: &str) -> Result<Types, String> {
         let mut types = Types::default();
         let given = [
-            (Phase::Started, self.started),
-            (Phase::Completed, self.completed),
-            (Phase::Failed, self.failed),
-            (Phase::Refused, self.refused),
+            (JobPhase::Started, self.started),
+            (JobPhase::Completed, self.completed),
+            (JobPhase::Failed, self.failed),
+            (JobPhase::Refused, self.refused),
         ];
         for (phase, wanted) in given {
             match wanted {
@@ -276,8 +276,8 @@ mod tests {
         let [ci, plain] = config.sinks.try_into().expect("two");
         assert_eq!((ci.roots.len(), ci.timeout), (1, Duration::from_secs(3)));
         assert_eq!(ci.token, Some(TokenRef { secret: keys::SINK_CONFIGURATION.into(), key: "ci".into() }));
-        assert_eq!(ci.types.of(Phase::Completed), "build.complete");
-        assert_eq!(ci.types.of(Phase::Started), "io.job-handler.job.started");
+        assert_eq!(ci.types.of(JobPhase::Completed), "build.complete");
+        assert_eq!(ci.types.of(JobPhase::Started), "io.job-handler.job.started");
         assert_eq!((plain.source.as_str(), plain.token), ("/job-handler", None));
         assert!(!format!("{ci:?}").contains("events.example"));
     }

@@ -7,7 +7,7 @@
 use job_handler_shared::{
     job::snapshot::{JobSnapshot, Outcome},
     result::{
-        failure::{Cause, Failure, Level},
+        failure::{Cause, Failure, FailureLevel},
         pods::{ContainerFacts, PodFacts, StateFacts},
     },
 };
@@ -15,10 +15,10 @@ use job_handler_shared::{
 /// What each level says of a failed Job; nothing of a completed one. Pods in the order of [`crate::harvest::pod_status::by_weight`].
 pub fn failure(job: &JobSnapshot, pods: &[PodFacts]) -> Option<Failure> {
     let finished = job.finished.as_ref().filter(|f| f.outcome == Outcome::Failed)?;
-    let level = Level {
+    let level = FailureLevel {
         cause: if finished.reason == "DeadlineExceeded" { Cause::Timeout } else { Cause::Error },
         reason: finished.reason.clone(),
-        ..Level::default()
+        ..FailureLevel::default()
     };
     let speaks = |pod: &&PodFacts| of_pod(pod).is_some() || of_containers(pod).is_some();
     let named = pods.iter().find(|pod| is_named(&finished.message, pod));
@@ -30,7 +30,7 @@ pub fn failure(job: &JobSnapshot, pods: &[PodFacts]) -> Option<Failure> {
 /// with it; then what the pod and its container say.
 pub fn cause(job: &JobSnapshot, pods: &[PodFacts]) -> Option<Cause> {
     let Failure { job, pod, container } = failure(job, pods)?;
-    let of = |level: &Option<Level>| level.as_ref().map(|level| level.cause);
+    let of = |level: &Option<FailureLevel>| level.as_ref().map(|level| level.cause);
     Some(match (job.cause, of(&pod), of(&container)) {
         (Cause::Timeout, ..) => Cause::Timeout,
         (_, _, Some(Cause::Oom)) => Cause::Oom,
@@ -46,7 +46,7 @@ pub fn is_named(message: &str, pod: &PodFacts) -> bool {
     words.any(|word| word == pod.name)
 }
 
-fn of_pod(pod: &PodFacts) -> Option<Level> {
+fn of_pod(pod: &PodFacts) -> Option<FailureLevel> {
     let reason = pod.reason.as_deref();
     let (cause, reason) = match (reason, pod.disruption.as_deref()) {
         // The scheduler's or the kubelet's choice in favour of another pod.
@@ -64,10 +64,10 @@ fn of_pod(pod: &PodFacts) -> Option<Level> {
         _ if pod.unschedulable.is_some() => (Cause::Unschedulable, "Unschedulable"),
         _ => return None,
     };
-    Some(Level { cause, name: pod.name.clone(), reason: reason.to_owned(), ..Level::default() })
+    Some(FailureLevel { cause, name: pod.name.clone(), reason: reason.to_owned(), ..FailureLevel::default() })
 }
 
-fn of_containers(pod: &PodFacts) -> Option<Level> {
+fn of_containers(pod: &PodFacts) -> Option<FailureLevel> {
     let found = |killed: bool| {
         pod.containers.iter().find_map(|container| {
             let runs = decisive_runs(pod.gone, container);
@@ -79,7 +79,7 @@ fn of_containers(pod: &PodFacts) -> Option<Level> {
     found(false).or_else(|| found(true))
 }
 
-fn was_killed(level: &Level) -> bool {
+fn was_killed(level: &FailureLevel) -> bool {
     level.cause == Cause::Error && matches!(level.exit_code, Some(143))
 }
 
@@ -94,7 +94,7 @@ pub fn decisive_runs(gone: bool, container: &ContainerFacts) -> Vec<&StateFacts>
     }
 }
 
-fn of_state(name: &str, state: &StateFacts) -> Option<Level> {
+fn of_state(name: &str, state: &StateFacts) -> Option<FailureLevel> {
     let reason = state.reason.as_deref().unwrap_or_default();
     let cause = match (state.phase.as_str(), reason) {
         ("terminated", "OOMKilled") => Cause::Oom,
@@ -126,7 +126,7 @@ fn of_state(name: &str, state: &StateFacts) -> Option<Level> {
         ) => Cause::Config,
         _ => return None,
     };
-    Some(Level {
+    Some(FailureLevel {
         cause,
         name: name.to_owned(),
         reason: reason.to_owned(),
@@ -174,7 +174,7 @@ mod tests {
         let job = failed(reason, "");
         let pods = [pod];
         let found = failure(&job, &pods).unwrap();
-        let of = |level: Option<Level>| level.map(|level| level.cause);
+        let of = |level: Option<FailureLevel>| level.map(|level| level.cause);
         (found.job.cause, of(found.pod), of(found.container), cause(&job, &pods).unwrap())
     }
 

@@ -13,8 +13,8 @@ use job_handler_shared::{
     policy::results::{Logs, LogsMode},
     result::{
         manifest::{JobFacts, Manifest, SCHEMA_VERSION},
-        pending_events::Pending,
-        storage_kind::Kind,
+        pending_events::PendingEvents,
+        storage_kind::StorageKind,
     },
     text::truncate,
 };
@@ -71,24 +71,24 @@ pub fn pack(job: &JobSnapshot, group: Option<&str>, captured: Captured, wanted: 
             log_sections::last_line(&pods, pod, container, previous)
         }),
         completeness: log_sections::completeness(job, &pods, forgotten),
-        told: None,
+        public_line: None,
         pods: facts,
         pods_not_listed: forgotten,
         indexes_not_listed: String::new(),
         logs: None,
         objects,
         announcements_pending: vec![keys::REASON_PROCESSING.to_owned()],
-        cloud_events_pending: Pending::new(),
+        cloud_events_pending: PendingEvents::new(),
     };
     let labels = labels(job, group, finished.outcome);
     let mut packed = Packed {
-        kind: Kind::default(),
+        kind: StorageKind::default(),
         manifest,
         data,
         binary: BTreeMap::new(),
         shards: Vec::new(),
-        askers: Vec::new(),
-        policies: Vec::new(),
+        requesting_policies: Vec::new(),
+        policy_uids: Vec::new(),
         labels,
     };
     if wanted.mode == LogsMode::HeadAndTail {
@@ -195,7 +195,7 @@ mod tests {
         assert!(manifest.completeness.complete);
         assert!(
             manifest
-                .note(Kind::ConfigMap, "build-1-results", 1024)
+                .note(StorageKind::ConfigMap, "build-1-results", 1024)
                 .ends_with("Result: ConfigMap ci/build-1-results")
         );
     }
@@ -205,7 +205,7 @@ mod tests {
         let mut packed = pack(&job(), None, Captured::default(), &Logs::default()).unwrap();
         for decisive in ["The node was low on memory.", "The node was low on memory"] {
             packed.manifest.decisive = decisive.to_owned();
-            let note = packed.manifest.note(Kind::ConfigMap, "build-1-results", 1024);
+            let note = packed.manifest.note(StorageKind::ConfigMap, "build-1-results", 1024);
             assert!(note.contains(": The node was low on memory. Result: ConfigMap"), "{note}");
         }
     }

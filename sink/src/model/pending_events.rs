@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use job_handler_shared::{
     job::snapshot::JobSnapshot,
-    result::pending_events::{Pending, Phase},
+    result::pending_events::{JobPhase, PendingEvents},
 };
 
 /// Bytes of labels that go along with a Job.
@@ -16,12 +16,12 @@ pub fn pending<'a>(
     job: &JobSnapshot,
     sinks: impl IntoIterator<Item = &'a String>,
     told: &BTreeSet<String>,
-) -> Pending {
-    let Some(finished) = &job.finished else { return Pending::new() };
+) -> PendingEvents {
+    let Some(finished) = &job.finished else { return PendingEvents::new() };
     let phases = |sink: &String| {
         let mut phases = Vec::new();
         if job.started.is_some() && !told.contains(sink) {
-            phases.push(Phase::Started);
+            phases.push(JobPhase::Started);
         }
         phases.push(finished.outcome.into());
         phases

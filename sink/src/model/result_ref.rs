@@ -6,7 +6,7 @@ use job_handler_shared::{
     keys,
     result::{
         metadata::{self, may_be_result},
-        storage_kind::Kind,
+        storage_kind::StorageKind,
     },
 };
 use kube::core::ObjectMeta;
@@ -19,7 +19,7 @@ pub struct ResultRef {
     /// Name of what holds the manifest.
     pub name: String,
     /// What holds it.
-    pub kind: Kind,
+    pub kind: StorageKind,
     /// Announcements of it are pending.
     pub pending: bool,
     /// Receivers of CloudEvents that are still to be told of it.
@@ -34,7 +34,7 @@ pub struct ResultRef {
 
 impl ResultRef {
     /// A place of which nothing more is known.
-    pub fn at(kind: Kind, namespace: &str, name: &str) -> Self {
+    pub fn at(kind: StorageKind, namespace: &str, name: &str) -> Self {
         Self { kind, namespace: namespace.to_owned(), name: name.to_owned(), ..Self::default() }
     }
 
@@ -45,7 +45,7 @@ impl ResultRef {
 }
 
 /// What a result's metadata say: which Job's, and where.
-pub(crate) fn place_of(kind: Kind, metadata: &ObjectMeta) -> Option<(String, ResultRef)> {
+pub(crate) fn place_of(kind: StorageKind, metadata: &ObjectMeta) -> Option<(String, ResultRef)> {
     let none = BTreeMap::new();
     let labels = metadata.labels.as_ref().unwrap_or(&none);
     let annotations = metadata.annotations.as_ref().unwrap_or(&none);
@@ -63,7 +63,7 @@ pub(crate) fn place_of(kind: Kind, metadata: &ObjectMeta) -> Option<(String, Res
         name: name.to_owned(),
         kind,
         pending: labels.contains_key(metadata::PENDING),
-        outbox: metadata::read(metadata.annotations.as_ref()),
+        outbox: metadata::parse_outbox(metadata.annotations.as_ref()),
         bytes: number(annotations, metadata::SIZE).unwrap_or_default(),
         lost: number(annotations, metadata::LOST).unwrap_or_default(),
         policies: annotations.get(metadata::POLICIES).map_or("", String::as_str).into(),

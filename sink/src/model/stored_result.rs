@@ -6,22 +6,24 @@ use jiff::Timestamp;
 use job_handler_shared::{
     keys,
     result::{
-        metadata::{ANNOTATION, Facts, asker},
-        storage_kind::Kind,
+        metadata::{RETENTION, RetentionFacts, requesting_policy},
+        storage_kind::StorageKind,
     },
 };
 
-/// Who asked for a Job's result, for [`plan::Facts`].
-pub(crate) fn askers(policies: &[Arc<job_handler_shared::policy::parsed::Policy>]) -> Vec<String> {
+/// Who asked for a Job's result, for [`plan::RetentionFacts`].
+pub(crate) fn requesting_policies(
+    policies: &[Arc<job_handler_shared::policy::parsed::Policy>],
+) -> Vec<String> {
     let asking = policies.iter().filter(|policy| policy.spec.results.is_some());
-    asking.map(|policy| asker(policy.reference.kind, &policy.reference.name)).collect()
+    asking.map(|policy| requesting_policy(policy.reference.kind, &policy.reference.name)).collect()
 }
 
 /// A stored result.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Stored {
+pub struct StoredResult {
     /// What holds it.
-    pub kind: Kind,
+    pub kind: StorageKind,
     /// Namespace.
     pub namespace: String,
     /// Name.
@@ -33,22 +35,24 @@ pub struct Stored {
     /// It has yet to be told of.
     pub pending: bool,
     /// The rest.
-    pub facts: Arc<Facts>,
+    pub facts: Arc<RetentionFacts>,
 }
 
-impl Stored {
+impl StoredResult {
     /// From the metadata of a result. Where the annotation is missing or was edited, the object's own creation stands in
     /// for the times, and nobody is known to have asked for it: then only the cluster's budget is its bound.
     pub fn new(
-        kind: Kind,
+        kind: StorageKind,
         (namespace, name, uid): (String, String, String),
         labels: &BTreeMap<String, String>,
         annotations: &BTreeMap<String, String>,
         made: Timestamp,
         pending: bool,
     ) -> Self {
-        let facts = annotations.get(ANNOTATION).and_then(|text| serde_json::from_str::<Facts>(text).ok());
-        let facts = facts.unwrap_or(Facts { created: made, finished: made, ..Facts::default() });
+        let facts =
+            annotations.get(RETENTION).and_then(|text| serde_json::from_str::<RetentionFacts>(text).ok());
+        let facts =
+            facts.unwrap_or(RetentionFacts { created: made, finished: made, ..RetentionFacts::default() });
         let group = labels.get(keys::GROUP).map(|group| Arc::from(group.as_str()));
         Self { kind, namespace, name, uid, group, pending, facts: Arc::new(facts) }
     }

@@ -11,7 +11,7 @@ use job_handler_shared::{
     keys,
     kube::error::ApiError,
     names,
-    result::{manifest::Manifest, storage_kind::Kind as StorageKind},
+    result::{manifest::Manifest, storage_kind::StorageKind},
 };
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::Client;
@@ -58,7 +58,7 @@ fn event(manifest: &Manifest, holds: StorageKind, result: &str, reason: &str) ->
     let regarding = job_reference(&job.namespace, &job.name, Some(&job.uid));
     let related = Some(ObjectReference {
         api_version: Some("v1".to_owned()),
-        kind: Some(holds.name().to_owned()),
+        kind: Some(holds.kind().to_owned()),
         namespace: Some(job.namespace.clone()),
         name: Some(result.to_owned()),
         ..ObjectReference::default()
@@ -76,7 +76,7 @@ fn event(manifest: &Manifest, holds: StorageKind, result: &str, reason: &str) ->
             let note = format!(
                 "{0} {1}/{taken} exists and is not job-handler's: it was left alone, and the result is stored in {0} \
                  {result}",
-                holds.name(),
+                holds.kind(),
                 job.namespace
             );
             (EventType::Warning, keys::REASON_NAME_TAKEN, "Stored", note)

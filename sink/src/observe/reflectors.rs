@@ -22,7 +22,7 @@ use job_handler_shared::{
         spec::{ClusterJobPolicy, JobPolicy},
     },
     process::admin::ReadyHandle,
-    result::storage_kind::Kind,
+    result::storage_kind::StorageKind,
 };
 use k8s_openapi::api::{
     batch::v1::Job,
@@ -212,11 +212,11 @@ pub async fn namespaces(context: Context, ready: ReadyHandle) {
 
 /// Watches the metadata of results in ConfigMaps: which Job has been harvested, and of which some announcement is pending.
 pub async fn results(context: Context, ready: ReadyHandle) {
-    results_in::<ConfigMap>(&context, &ready, Kind::ConfigMap).await;
+    results_in::<ConfigMap>(&context, &ready, StorageKind::ConfigMap).await;
 }
 
 /// The same of those in objects of the kind `K`.
-pub(crate) async fn results_in<K>(context: &Context, ready: &ReadyHandle, kind: Kind)
+pub(crate) async fn results_in<K>(context: &Context, ready: &ReadyHandle, kind: StorageKind)
 where
     K: kube::Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
         + Clone
@@ -230,7 +230,7 @@ where
     let config = config().labels(&format!("{}=true", keys::CREATED));
     let stream = watcher(Api::<PartialObjectMeta<K>>::all(context.client.clone()), config);
     let mut seen: Option<BTreeSet<(String, String)>> = None;
-    let what = format!("watch {}s", kind.word());
+    let what = format!("watch {}s", kind.resource());
     follow(stream, &what, "", ready, |event: Event<PartialObjectMeta<K>>| match event {
         Event::Init => seen = Some(BTreeSet::new()),
         Event::Apply(PartialObjectMeta { metadata, .. })

@@ -6,42 +6,42 @@ use std::{
 };
 
 use jiff::Timestamp;
-use job_handler_shared::result::{metadata::OUTBOX, storage_kind::Kind};
+use job_handler_shared::result::{metadata::OUTBOX, storage_kind::StorageKind};
 use kube::core::ObjectMeta;
 use parking_lot::{Mutex, MutexGuard};
 
-use crate::model::stored_result::Stored;
+use crate::model::stored_result::StoredResult;
 
 /// What holds a result: its kind, namespace and name.
-type Place = (Kind, String, String);
+type Place = (StorageKind, String, String);
 
 /// The results that the watch has seen; clones are the same one.
 #[derive(Clone, Debug, Default)]
-pub struct Inventory(Arc<Mutex<HashMap<Place, Stored>>>);
+pub struct Inventory(Arc<Mutex<HashMap<Place, StoredResult>>>);
 
 impl Inventory {
-    fn lock(&self) -> MutexGuard<'_, HashMap<Place, Stored>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Place, StoredResult>> {
         // Every change is one call on the map.
         self.0.lock()
     }
 
     /// Takes one in, or its change.
-    pub fn put(&self, stored: Stored) {
+    pub fn put(&self, stored: StoredResult) {
         self.lock().insert((stored.kind, stored.namespace.clone(), stored.name.clone()), stored);
     }
 
     /// Forgets one.
-    pub fn drop(&self, kind: Kind, namespace: &str, name: &str) {
+    pub fn drop(&self, kind: StorageKind, namespace: &str, name: &str) {
         self.lock().remove(&(kind, namespace.to_owned(), name.to_owned()));
     }
 
     /// Forgets those of this kind for which this does not hold.
-    pub fn retain(&self, of: Kind, holds: impl Fn(&str, &str) -> bool) {
+    pub fn retain(&self, of: StorageKind, holds: impl Fn(&str, &str) -> bool) {
         self.lock().retain(|(kind, namespace, name), _| *kind != of || holds(namespace, name));
     }
 
     /// All of them.
-    pub fn all(&self) -> Vec<Stored> {
+    pub fn all(&self) -> Vec<StoredResult> {
         self.lock().values().cloned().collect()
     }
 
@@ -65,15 +65,15 @@ impl Inventory {
     }
 }
 
-/// Labels and annotations, for [`Stored::new`].
-pub(crate) fn stored_of(kind: Kind, meta: &ObjectMeta, uid: &str, pending: bool) -> Stored {
+/// Labels and annotations, for [`StoredResult::new`].
+pub(crate) fn stored_of(kind: StorageKind, meta: &ObjectMeta, uid: &str, pending: bool) -> StoredResult {
     let none = BTreeMap::new();
     let annotations = meta.annotations.as_ref().unwrap_or(&none);
     // A receiver that is away has yet to be told, too.
     let pending = pending || annotations.contains_key(OUTBOX);
     let made = meta.creation_timestamp.as_ref().map_or(Timestamp::UNIX_EPOCH, |time| time.0);
     let text = |text: &Option<String>| text.clone().unwrap_or_default();
-    Stored::new(
+    StoredResult::new(
         kind,
         (text(&meta.namespace), text(&meta.name), uid.to_owned()),
         meta.labels.as_ref().unwrap_or(&none),

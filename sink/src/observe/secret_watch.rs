@@ -5,7 +5,7 @@ use std::time::Duration;
 use job_handler_shared::{
     kube::error::{ApiError, call},
     process::{admin::ReadyHandle, jitter::jitter},
-    result::storage_kind::Kind,
+    result::storage_kind::StorageKind,
 };
 use k8s_openapi::api::{
     authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec},
@@ -33,7 +33,7 @@ pub async fn keep(context: Context, ready: ReadyHandle) {
                     context.store.secrets_changed();
                 }
                 tokio::select! {
-                    () = reflectors::results_in::<Secret>(&context, &ready, Kind::Secret) => {}
+                    () = reflectors::results_in::<Secret>(&context, &ready, StorageKind::Secret) => {}
                     () = lost(&context.client) => {}
                 }
                 // Those that are known stay known: nobody harvests their Jobs again.

@@ -18,7 +18,7 @@ use job_handler_shared::{
         set::PolicySet,
         status::{LastRefusal, PolicyStatus},
     },
-    result::pending_events::Pending,
+    result::pending_events::PendingEvents,
 };
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{broadcast, watch};
@@ -453,12 +453,12 @@ impl Store {
     }
 
     /// What is to be told of a Job that has finished.
-    pub fn events_of(&self, job: &JobSnapshot) -> Pending {
+    pub fn events_of(&self, job: &JobSnapshot) -> PendingEvents {
         let inner = self.lock();
         match (inner.jobs.get(&job.uid), inner.buried.get(&job.uid)) {
             (Some(known), _) => pending_events::pending(job, &known.sinks, &known.told),
             (None, Some(grave)) => grave.events.clone(),
-            (None, None) => Pending::new(),
+            (None, None) => PendingEvents::new(),
         }
     }
 

@@ -11,7 +11,7 @@ use std::{
 };
 
 use job_handler_shared::{
-    job::snapshot::JobSnapshot, policy::results::Results, result::pending_events::Pending,
+    job::snapshot::JobSnapshot, policy::results::Results, result::pending_events::PendingEvents,
 };
 
 use crate::model::job_change::Uid;
@@ -31,7 +31,7 @@ pub struct Buried {
     /// Its group.
     pub group: Option<String>,
     /// CloudEvents that are to be told of it.
-    pub events: Pending,
+    pub events: PendingEvents,
     /// Since when.
     pub since: Instant,
 }
@@ -94,7 +94,7 @@ mod tests {
                 job,
                 results: Results::default(),
                 group: None,
-                events: Pending::new(),
+                events: PendingEvents::new(),
                 since,
             });
         };

@@ -10,7 +10,7 @@ use kube::{
 use crate::plugin::{
     ReadError,
     cli::{Access, Storage},
-    source::{Kind, Source},
+    source::{Source, StorageKind},
 };
 
 /// A way to results; `all`: of every namespace.
@@ -23,9 +23,9 @@ pub async fn connect(access: &Access, all: bool) -> Result<Source, ReadError> {
     let client =
         client::with(config, super::PROGRAM, crate::VERSION).map_err(|e| ReadError::Access(e.to_string()))?;
     let kinds = match access.storage {
-        None => vec![Kind::ConfigMap, Kind::Secret],
-        Some(Storage::ConfigMap) => vec![Kind::ConfigMap],
-        Some(Storage::Secret) => vec![Kind::Secret],
+        None => vec![StorageKind::ConfigMap, StorageKind::Secret],
+        Some(Storage::ConfigMap) => vec![StorageKind::ConfigMap],
+        Some(Storage::Secret) => vec![StorageKind::Secret],
     };
     Ok(Source { client, namespace: (!all).then_some(namespace), kinds, asked: access.storage.is_some() })
 }

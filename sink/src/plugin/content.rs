@@ -37,7 +37,7 @@ pub async fn stream(
             "shard {} of {}, {} {namespace}/{}",
             n + 1,
             place.shards.len(),
-            object.kind.name(),
+            object.kind.kind(),
             shard.name
         );
         let found = source.get(object.kind, namespace, &shard.name).await?;

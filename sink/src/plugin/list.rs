@@ -13,12 +13,12 @@ use crate::plugin::{
     ReadError,
     cli::{Ending, ListArgs, ListOutput, SortBy},
     sanitize::{json as escaped_json, line},
-    source::{Kind, Source, Stored},
+    source::{Source, StorageKind, Stored},
 };
 
 /// What is kept of a result while all are listed: its logs are not.
 struct Row {
-    kind: Kind,
+    kind: StorageKind,
     name: String,
     manifest: job_handler_shared::result::manifest::Manifest,
     value: Value,
@@ -64,7 +64,7 @@ pub async fn run(
         }
         ListOutput::Name => {
             for row in &rows {
-                writeln!(out, "{}/{}", row.kind.word(), row.name)?;
+                writeln!(out, "{}/{}", row.kind.resource(), row.name)?;
             }
         }
         ListOutput::Table | ListOutput::Wide => {
@@ -82,7 +82,7 @@ pub async fn run(
         writeln!(remarks, "warning: {error}")?;
     }
     for (kind, why) in hidden {
-        let word = kind.word();
+        let word = kind.resource();
         writeln!(
             remarks,
             "note: results in {word}s, if any, are not shown: {why} (--storage configmap asks for none)"
@@ -173,7 +173,7 @@ fn cells(row: &Row, all_namespaces: bool, wide: bool, now: Timestamp) -> Vec<Str
             or_dash(job.group.as_deref().unwrap_or_default()),
             (manifest.pods.len() + manifest.pods_not_listed).to_string(),
             if manifest.completeness.complete { "yes" } else { "no" }.to_owned(),
-            format!("{}/{}", row.kind.word(), row.name),
+            format!("{}/{}", row.kind.resource(), row.name),
             or_dash(names::uid8(&job.uid)),
         ]);
     }

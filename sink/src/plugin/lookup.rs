@@ -7,7 +7,7 @@ use job_handler_shared::{keys, names};
 use crate::plugin::{
     ReadError,
     sanitize::line,
-    source::{Kind, Source, Stored},
+    source::{Source, StorageKind, Stored},
 };
 
 /// So many names are told where the one asked for is not there.
@@ -83,7 +83,7 @@ pub async fn result_of(
             writeln!(
                 remarks,
                 "note: there may be a newer run of Job {name}, whose result is in a {}: {why}",
-                kind.name()
+                kind.kind()
             )?;
         }
     }
@@ -108,7 +108,7 @@ fn newness(stored: &Stored) -> (jiff::Timestamp, jiff::Timestamp, &str) {
 async fn by_object_name(source: &Source, namespace: &str, name: &str) -> Result<Option<Stored>, ReadError> {
     for kind in &source.kinds {
         let found = match source.get(*kind, namespace, name).await {
-            Err(ReadError::Rights { .. }) if *kind == Kind::Secret && !source.asked => None,
+            Err(ReadError::Rights { .. }) if *kind == StorageKind::Secret && !source.asked => None,
             other => other?,
         };
         match found {
@@ -126,7 +126,7 @@ async fn none_of(
     source: &Source,
     namespace: &str,
     name: &str,
-    hidden: &[(Kind, String)],
+    hidden: &[(StorageKind, String)],
 ) -> Result<ReadError, ReadError> {
     let mut jobs = Vec::new();
     source
@@ -155,7 +155,7 @@ async fn none_of(
         text.push_str(", …");
     }
     for (kind, why) in hidden {
-        text.push_str(&format!("\n(results in {}s could not be looked at: {why})", kind.name()));
+        text.push_str(&format!("\n(results in {}s could not be looked at: {why})", kind.kind()));
     }
     Ok(ReadError::NotFound(text))
 }

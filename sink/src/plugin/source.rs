@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::plugin::ReadError;
 
-pub use job_handler_shared::result::storage_kind::Kind;
+pub use job_handler_shared::result::storage_kind::StorageKind;
 
 /// Results are large: so many at a time.
 const PAGE: u32 = 50;
@@ -28,7 +28,7 @@ pub struct Source {
     /// None = all.
     pub namespace: Option<String>,
     /// In which kinds of objects to look.
-    pub kinds: Vec<Kind>,
+    pub kinds: Vec<StorageKind>,
     /// The kind was asked for: then it is an error not to be allowed to look.
     pub asked: bool,
 }
@@ -37,7 +37,7 @@ pub struct Source {
 #[derive(Clone, Debug)]
 pub struct Object {
     /// Its kind.
-    pub kind: Kind,
+    pub kind: StorageKind,
     /// Namespace.
     pub namespace: String,
     /// Name.
@@ -72,7 +72,7 @@ impl Stored {
                     "the `{KEY}` of {place} cannot be read: {error}. Was it edited by hand, or written by a newer \
                      job-handler than {}? `kubectl get {} -n {} {} -o yaml` shows what is there",
                     crate::VERSION,
-                    object.kind.word(),
+                    object.kind.resource(),
                     object.namespace,
                     object.name
                 ))
@@ -92,7 +92,7 @@ impl Stored {
     pub fn to_value(&self) -> Value {
         let mut value = serde_json::to_value(&self.manifest).unwrap_or_default();
         value["storedIn"] = json!({
-            "kind": self.object.kind.name(),
+            "kind": self.object.kind.kind(),
             "namespace": self.object.namespace,
             "name": self.object.name,
             "bytes": self.size,
@@ -109,7 +109,7 @@ impl Stored {
 impl Object {
     /// As messages call it.
     pub fn place(&self) -> String {
-        format!("{} {}/{}", self.kind.name(), self.namespace, self.name)
+        format!("{} {}/{}", self.kind.kind(), self.namespace, self.name)
     }
 }
 
@@ -123,7 +123,7 @@ impl Source {
         &self,
         labels: &str,
         each: &mut impl FnMut(Object),
-    ) -> Result<Vec<(Kind, String)>, ReadError> {
+    ) -> Result<Vec<(StorageKind, String)>, ReadError> {
         let labels = match labels {
             "" => format!("{}=true", keys::CREATED),
             more => format!("{}=true,{more}", keys::CREATED),
@@ -131,11 +131,11 @@ impl Source {
         let mut hidden = Vec::new();
         for kind in &self.kinds {
             let listed = match kind {
-                Kind::ConfigMap => self.list::<ConfigMap>(&labels, each).await,
-                Kind::Secret => self.list::<Secret>(&labels, each).await,
+                StorageKind::ConfigMap => self.list::<ConfigMap>(&labels, each).await,
+                StorageKind::Secret => self.list::<Secret>(&labels, each).await,
             };
             match listed {
-                Err(ReadError::Rights { message, .. }) if *kind == Kind::Secret && !self.asked => {
+                Err(ReadError::Rights { message, .. }) if *kind == StorageKind::Secret && !self.asked => {
                     hidden.push((*kind, message));
                 }
                 other => other?,
@@ -148,16 +148,21 @@ impl Source {
     ///
     /// # Errors
     /// Where the call fails.
-    pub async fn get(&self, kind: Kind, namespace: &str, name: &str) -> Result<Option<Object>, ReadError> {
+    pub async fn get(
+        &self,
+        kind: StorageKind,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<Object>, ReadError> {
         match kind {
-            Kind::ConfigMap => self.get_as::<ConfigMap>(namespace, name).await,
-            Kind::Secret => self.get_as::<Secret>(namespace, name).await,
+            StorageKind::ConfigMap => self.get_as::<ConfigMap>(namespace, name).await,
+            StorageKind::Secret => self.get_as::<Secret>(namespace, name).await,
         }
     }
 
     async fn get_as<K: Holds>(&self, namespace: &str, name: &str) -> Result<Option<Object>, ReadError> {
         let api = Api::<K>::namespaced(self.client.clone(), namespace);
-        let what = format!("get {} {namespace}/{name}", K::HELD.word());
+        let what = format!("get {} {namespace}/{name}", K::HELD.resource());
         let found = call(&what, api.get_opt(name)).await.map_err(|error| sorted(error, K::HELD))?;
         Ok(found.map(Holds::object))
     }
@@ -169,7 +174,7 @@ impl Source {
         };
         let wide =
             self.namespace.as_deref().map_or("all namespaces".to_owned(), |n| format!("namespace {n}"));
-        let what = format!("list {}s in {wide}", K::HELD.word());
+        let what = format!("list {}s in {wide}", K::HELD.resource());
         let first = ListParams::default().labels(labels).limit(PAGE);
         let (mut params, mut relists, mut seen) = (first.clone(), 0, std::collections::HashSet::new());
         loop {
@@ -205,12 +210,12 @@ trait Holds:
     + std::fmt::Debug
     + serde::de::DeserializeOwned
 {
-    const HELD: Kind;
+    const HELD: StorageKind;
     fn object(self) -> Object;
 }
 
 impl Holds for ConfigMap {
-    const HELD: Kind = Kind::ConfigMap;
+    const HELD: StorageKind = StorageKind::ConfigMap;
     fn object(mut self) -> Object {
         let text = std::mem::take(&mut self.data).into_iter().flatten().map(|(k, v)| (k, v.into_bytes()));
         let binary = std::mem::take(&mut self.binary_data).into_iter().flatten().map(|(k, v)| (k, v.0));
@@ -220,7 +225,7 @@ impl Holds for ConfigMap {
 }
 
 impl Holds for Secret {
-    const HELD: Kind = Kind::Secret;
+    const HELD: StorageKind = StorageKind::Secret;
     fn object(mut self) -> Object {
         let data = std::mem::take(&mut self.data).into_iter().flatten().map(|(k, v)| (k, v.0)).collect();
         object_of(&mut self, data)
@@ -237,9 +242,9 @@ fn object_of<K: Holds>(of: &mut K, data: BTreeMap<String, Vec<u8>>) -> Object {
     }
 }
 
-fn sorted(error: ApiError, kind: Kind) -> ReadError {
+fn sorted(error: ApiError, kind: StorageKind) -> ReadError {
     match error {
-        ApiError::Forbidden { what, message } => ReadError::Rights { what, message, kind: kind.word() },
+        ApiError::Forbidden { what, message } => ReadError::Rights { what, message, kind: kind.resource() },
         error => ReadError::Api(error),
     }
 }

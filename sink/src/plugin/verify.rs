@@ -57,7 +57,7 @@ mod tests {
 
     use super::*;
 
-    use crate::plugin::source::{Kind, Object};
+    use crate::plugin::source::{Object, StorageKind};
 
     fn stored(pods: usize) -> Stored {
         let log = |previous: bool, n: usize| {
@@ -78,7 +78,7 @@ mod tests {
                 "finished": "2026-01-01T00:00:00Z", "succeededPods": 0, "failedPods": 1},
             "completeness": {"complete": true}, "objects": {"url": "s3://logs/ci/u/", "count": 2, "bytes": 40}});
         let object = Object {
-            kind: Kind::ConfigMap,
+            kind: StorageKind::ConfigMap,
             namespace: "ci".into(),
             name: "a-results".into(),
             labels: BTreeMap::new(),

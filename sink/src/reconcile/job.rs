@@ -345,11 +345,12 @@ impl Actor {
             None => packed.kind = wanted.into(),
         }
         if wanted == StorageType::Secret {
-            packed.manifest.told = Some(redact::line(job, &packed.manifest.pods));
+            packed.manifest.public_line = Some(redact::line(job, &packed.manifest.pods));
         }
-        packed.askers = stored_result::askers(&self.store.matching(job).unwrap_or_default());
+        packed.requesting_policies =
+            stored_result::requesting_policies(&self.store.matching(job).unwrap_or_default());
         packed.manifest.cloud_events_pending = self.store.events_of(job);
-        packed.policies = self.store.askers(job);
+        packed.policy_uids = self.store.askers(job);
         let completeness = &mut packed.manifest.completeness;
         if gone && !completeness.complete {
             completeness.lost.push("the Job was deleted before its result was stored".to_owned());

@@ -10,7 +10,7 @@ use job_handler_shared::{
         manifest::{Encoding, KEY, LogPlace, Manifest, Shard},
         metadata::{self, OUTBOX, PENDING, SHARD},
         sections::{LOGS, LOGS_GZ},
-        storage_kind::Kind,
+        storage_kind::StorageKind,
     },
 };
 use k8s_openapi::{ByteString, api::core::v1::ConfigMap};
@@ -27,7 +27,7 @@ pub(crate) const JSON_MAX: usize = 2 << 20;
 #[derive(Clone, Debug)]
 pub struct Packed {
     /// What it is to be held in.
-    pub kind: Kind,
+    pub kind: StorageKind,
     /// The machine-readable part.
     pub manifest: Manifest,
     /// Data besides the manifest.
@@ -36,10 +36,10 @@ pub struct Packed {
     pub binary: BTreeMap<String, ByteString>,
     /// Shards, in order.
     pub shards: Vec<ConfigMap>,
-    /// The policies that asked for it, as [`plan::asker`] writes them.
-    pub askers: Vec<String>,
+    /// The policies that asked for it, as [`plan::requesting_policy`] writes them.
+    pub requesting_policies: Vec<String>,
     /// Uids of the policies that asked for it.
-    pub policies: Vec<String>,
+    pub policy_uids: Vec<String>,
     pub(crate) labels: BTreeMap<String, String>,
 }
 
@@ -136,24 +136,24 @@ impl Packed {
         let bytes = data.values().map(String::len).sum::<usize>()
             + self.binary.values().map(|value| value.0.len()).sum::<usize>()
             + self.manifest.logs.iter().flat_map(|logs| &logs.shards).map(|shard| shard.bytes).sum::<usize>();
-        let facts = metadata::Facts {
+        let facts = metadata::RetentionFacts {
             created: self.manifest.job.created,
             finished: self.manifest.job.finished,
             bytes: bytes as u64,
             shards: self.shards.len(),
             objects: Some(self.manifest.objects.as_ref().map_or(0, |objects| objects.count)),
-            policies: self.askers.clone(),
+            policies: self.requesting_policies.clone(),
         };
         let mut annotations = BTreeMap::from([
             (metadata::SIZE.to_owned(), bytes.to_string()),
-            (metadata::POLICIES.to_owned(), self.policies.join(",")),
-            (metadata::ANNOTATION.to_owned(), serde_json::to_string(&facts)?),
+            (metadata::POLICIES.to_owned(), self.policy_uids.join(",")),
+            (metadata::RETENTION.to_owned(), serde_json::to_string(&facts)?),
         ]);
         let lost = self.manifest.completeness.lost.len();
         if lost > 0 {
             annotations.insert(metadata::LOST.to_owned(), lost.to_string());
         }
-        if let Some(names) = metadata::annotation(&self.manifest.cloud_events_pending) {
+        if let Some(names) = metadata::format_outbox(&self.manifest.cloud_events_pending) {
             annotations.insert(OUTBOX.to_owned(), names);
         }
         Ok(ConfigMap {

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use job_handler_shared::result::storage_kind::{Kind, SECRET_TYPE};
+use job_handler_shared::result::storage_kind::{SECRET_TYPE, StorageKind};
 use k8s_openapi::{
     ByteString,
     api::core::v1::{ConfigMap, Secret},
@@ -20,31 +20,31 @@ use serde_json::{Value, json};
 
 /// The objects of one kind, of a namespace or of all.
 #[derive(Clone)]
-pub struct Holder {
-    kind: Kind,
+pub struct ResultStorage {
+    kind: StorageKind,
     maps: Api<ConfigMap>,
     secrets: Api<Secret>,
 }
 
 /// Sends the same call to either kind.
 macro_rules! either {
-    ($holder:ident, $api:ident => $call:expr) => {
-        match $holder.kind {
-            Kind::ConfigMap => {
-                let $api = &$holder.maps;
+    ($storage:ident, $api:ident => $call:expr) => {
+        match $storage.kind {
+            StorageKind::ConfigMap => {
+                let $api = &$storage.maps;
                 $call
             }
-            Kind::Secret => {
-                let $api = &$holder.secrets;
+            StorageKind::Secret => {
+                let $api = &$storage.secrets;
                 $call
             }
         }
     };
 }
 
-impl Holder {
+impl ResultStorage {
     /// Those of a namespace.
-    pub fn namespaced(client: &Client, kind: Kind, namespace: &str) -> Self {
+    pub fn namespaced(client: &Client, kind: StorageKind, namespace: &str) -> Self {
         Self {
             kind,
             maps: Api::namespaced(client.clone(), namespace),
@@ -53,7 +53,7 @@ impl Holder {
     }
 
     /// Those of all namespaces: only to be listed.
-    pub fn all(client: &Client, kind: Kind) -> Self {
+    pub fn all(client: &Client, kind: StorageKind) -> Self {
         Self { kind, maps: Api::all(client.clone()), secrets: Api::all(client.clone()) }
     }
 
@@ -63,8 +63,8 @@ impl Holder {
     /// Where the call fails, as all of the following.
     pub async fn get_opt(&self, name: &str) -> kube::Result<Option<ConfigMap>> {
         match self.kind {
-            Kind::ConfigMap => self.maps.get_opt(name).await,
-            Kind::Secret => Ok(self.secrets.get_opt(name).await?.map(of_secret)),
+            StorageKind::ConfigMap => self.maps.get_opt(name).await,
+            StorageKind::Secret => Ok(self.secrets.get_opt(name).await?.map(of_secret)),
         }
     }
 
@@ -101,8 +101,8 @@ impl Holder {
     pub async fn create(&self, map: &ConfigMap) -> kube::Result<ObjectMeta> {
         let params = PostParams::default();
         match self.kind {
-            Kind::ConfigMap => Ok(self.maps.create(&params, map).await?.metadata),
-            Kind::Secret => Ok(self.secrets.create(&params, &to_secret(map)).await?.metadata),
+            StorageKind::ConfigMap => Ok(self.maps.create(&params, map).await?.metadata),
+            StorageKind::Secret => Ok(self.secrets.create(&params, &to_secret(map)).await?.metadata),
         }
     }
 
@@ -113,8 +113,8 @@ impl Holder {
     pub async fn replace(&self, name: &str, map: &ConfigMap) -> kube::Result<ObjectMeta> {
         let params = PostParams::default();
         match self.kind {
-            Kind::ConfigMap => Ok(self.maps.replace(name, &params, map).await?.metadata),
-            Kind::Secret => Ok(self.secrets.replace(name, &params, &to_secret(map)).await?.metadata),
+            StorageKind::ConfigMap => Ok(self.maps.replace(name, &params, map).await?.metadata),
+            StorageKind::Secret => Ok(self.secrets.replace(name, &params, &to_secret(map)).await?.metadata),
         }
     }
 
@@ -124,8 +124,8 @@ impl Holder {
     /// As above.
     pub async fn merge(&self, name: &str, metadata: &Value, key: &str, text: String) -> kube::Result<()> {
         let value = match self.kind {
-            Kind::ConfigMap => json!(text),
-            Kind::Secret => json!(ByteString(text.into_bytes())),
+            StorageKind::ConfigMap => json!(text),
+            StorageKind::Secret => json!(ByteString(text.into_bytes())),
         };
         let patch = Patch::Merge(json!({"metadata": metadata, "data": {key: value}}));
         // The answer without the data: it is known.

@@ -13,20 +13,20 @@ use job_handler_shared::{
     result::{
         manifest::{KEY, Manifest},
         metadata::{self, OUTBOX, PENDING, SHARD},
-        storage_kind::Kind,
+        storage_kind::StorageKind,
     },
 };
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{Client, ResourceExt, api::DeleteParams};
 use serde_json::{Value, json};
 
-use crate::result::{packed::Packed, storage::Holder, writer};
+use crate::result::{packed::Packed, storage::ResultStorage, writer};
 
 /// A result that is stored.
 #[derive(Clone, Debug)]
 pub struct Committed {
     /// What holds it.
-    pub kind: Kind,
+    pub kind: StorageKind,
     /// Name of that.
     pub name: String,
     /// Its resourceVersion.
@@ -89,7 +89,7 @@ pub async fn find(
 ) -> Result<Option<Committed>, ApiError> {
     let mut taken = false;
     for name in [names::result_name(job), names::result_name_with_uid(job, uid)] {
-        for kind in Kind::readable(secrets) {
+        for kind in StorageKind::readable(secrets) {
             match look(client, *kind, namespace, &name, uid).await? {
                 Found::Own(committed) => return Ok(Some(*committed)),
                 Found::Nothing => {}
@@ -127,7 +127,7 @@ pub async fn again(client: &Client, before: &Committed) -> Result<Option<Committ
 /// Where the call fails.
 pub async fn read_at(
     client: &Client,
-    kind: Kind,
+    kind: StorageKind,
     namespace: &str,
     name: &str,
     uid: &str,
@@ -140,17 +140,17 @@ pub async fn read_at(
 
 async fn look(
     client: &Client,
-    kind: Kind,
+    kind: StorageKind,
     namespace: &str,
     name: &str,
     uid: &str,
 ) -> Result<Found, ApiError> {
-    let holder = Holder::namespaced(client, kind, namespace);
-    let found = call(&format!("get {} {namespace}/{name}", kind.word()), holder.get_opt(name)).await?;
+    let storage = ResultStorage::namespaced(client, kind, namespace);
+    let found = call(&format!("get {} {namespace}/{name}", kind.resource()), storage.get_opt(name)).await?;
     Ok(found.map_or(Found::Nothing, |map| read(kind, map, uid)))
 }
 
-fn read(kind: Kind, map: ConfigMap, uid: &str) -> Found {
+fn read(kind: StorageKind, map: ConfigMap, uid: &str) -> Found {
     let ours = map.labels().get(keys::CREATED).is_some_and(|value| value == "true");
     let text = map.data.as_ref().and_then(|data| data.get(KEY));
     match text.and_then(|text| serde_json::from_str::<Manifest>(text).ok()).filter(|_| ours) {
@@ -207,7 +207,7 @@ async fn attempt(client: &Client, packed: &mut Packed, secrets: bool) -> Result<
     let beside = names::result_name_with_uid(&job.name, &job.uid);
     let (mut name, mut version) = (&first, None);
     let mut older = Vec::new();
-    for kind in Kind::readable(secrets) {
+    for kind in StorageKind::readable(secrets) {
         match look(client, *kind, &job.namespace, &first, &job.uid).await? {
             Found::Own(committed) => return Ok(*committed),
             Found::Nothing => {}
@@ -238,12 +238,12 @@ async fn attempt(client: &Client, packed: &mut Packed, secrets: bool) -> Result<
             }
         }
     } else {
-        for kind in Kind::readable(secrets) {
+        for kind in StorageKind::readable(secrets) {
             match look(client, *kind, &job.namespace, &beside, &job.uid).await? {
                 Found::Own(committed) => return Ok(*committed),
                 Found::Namesake(..) | Found::Foreign if *kind == wanted => {
                     let job = format!("{}/{}", job.namespace, job.name);
-                    return Err(CommitError::NamesTaken { kind: wanted.name(), job, first, second: beside });
+                    return Err(CommitError::NamesTaken { kind: wanted.kind(), job, first, second: beside });
                 }
                 _ => {}
             }
@@ -253,12 +253,12 @@ async fn attempt(client: &Client, packed: &mut Packed, secrets: bool) -> Result<
         put_shard(client, wanted, shard, &job.uid).await?;
     }
     let map = packed.map(name, version.as_deref()).map_err(|e| CommitError::Json(job.name.clone(), e))?;
-    let holder = Holder::namespaced(client, wanted, &job.namespace);
+    let storage = ResultStorage::namespaced(client, wanted, &job.namespace);
     let what = format!("write result {}/{name}", job.namespace);
     let written = if version.is_some() {
-        call(&what, holder.replace(name, &map)).await?
+        call(&what, storage.replace(name, &map)).await?
     } else {
-        call(&what, holder.create(&map)).await?
+        call(&what, storage.create(&map)).await?
     };
     Ok(Committed {
         kind: wanted,
@@ -272,7 +272,7 @@ async fn attempt(client: &Client, packed: &mut Packed, secrets: bool) -> Result<
 /// Copies the result of an older Job of the same name to `<job>-results-<uid8>`.
 async fn move_aside(
     client: &Client,
-    kind: Kind,
+    kind: StorageKind,
     older: ConfigMap,
     manifest: &Manifest,
 ) -> Result<(), CommitError> {
@@ -287,14 +287,14 @@ async fn move_aside(
         annotations: copy.metadata.annotations,
         ..kube::core::ObjectMeta::default()
     };
-    let holder = Holder::namespaced(client, kind, namespace);
+    let storage = ResultStorage::namespaced(client, kind, namespace);
     let what = format!("move the older result to {namespace}/{name}");
-    match call(&what, holder.create(&copy)).await {
+    match call(&what, storage.create(&copy)).await {
         Err(error) if error.is_already_exists() => match look(client, kind, namespace, &name, uid).await? {
             Found::Own(_) => Ok(()),
             _ => {
                 let job = format!("{namespace}/{}", job.name);
-                Err(CommitError::NamesTaken { kind: kind.name(), job, first, second: name })
+                Err(CommitError::NamesTaken { kind: kind.kind(), job, first, second: name })
             }
         },
         other => Ok(other.map(drop)?),
@@ -304,30 +304,35 @@ async fn move_aside(
 /// Takes the older one, of which there is a copy now, from under the name that a newer one of the other kind is to have.
 async fn remove_moved(
     client: &Client,
-    kind: Kind,
+    kind: StorageKind,
     namespace: &str,
     name: &str,
     version: Option<String>,
 ) -> Result<(), CommitError> {
     let guard = kube::api::Preconditions { uid: None, resource_version: version };
     let params = DeleteParams::background().preconditions(guard);
-    let what = format!("remove {} {namespace}/{name}, which has moved", kind.word());
-    match call(&what, Holder::namespaced(client, kind, namespace).delete(name, &params)).await {
+    let what = format!("remove {} {namespace}/{name}, which has moved", kind.resource());
+    match call(&what, ResultStorage::namespaced(client, kind, namespace).delete(name, &params)).await {
         Err(error) if !error.is_not_found() => Err(error.into()),
         _ => Ok(()),
     }
 }
 
 /// Writes a shard; one that is there already is ours by its labels, or foreign and left alone.
-async fn put_shard(client: &Client, kind: Kind, shard: &ConfigMap, uid: &str) -> Result<(), CommitError> {
+async fn put_shard(
+    client: &Client,
+    kind: StorageKind,
+    shard: &ConfigMap,
+    uid: &str,
+) -> Result<(), CommitError> {
     let (namespace, name) = (shard.namespace().unwrap_or_default(), shard.name_any());
-    let holder = Holder::namespaced(client, kind, &namespace);
+    let storage = ResultStorage::namespaced(client, kind, &namespace);
     let what = format!("write shard {namespace}/{name}");
-    match call(&what, holder.create(shard)).await {
+    match call(&what, storage.create(shard)).await {
         Err(error) if error.is_already_exists() => {}
         other => return Ok(other.map(drop)?),
     }
-    let Some(there) = call(&what, holder.metadata_opt(&name)).await? else {
+    let Some(there) = call(&what, storage.metadata_opt(&name)).await? else {
         // Gone between the two calls: from the start again.
         let gone =
             ApiError::Refused { what, code: 409, reason: String::new(), message: "it has just gone".into() };
@@ -336,20 +341,20 @@ async fn put_shard(client: &Client, kind: Kind, shard: &ConfigMap, uid: &str) ->
     let labels = there.labels.unwrap_or_default();
     if !labels.contains_key(SHARD) || labels.get(keys::JOB_UID).is_none_or(|known| known != uid) {
         let job = format!("{namespace} (uid {uid})");
-        return Err(CommitError::NamesTaken { kind: kind.name(), job, first: name.clone(), second: name });
+        return Err(CommitError::NamesTaken { kind: kind.kind(), job, first: name.clone(), second: name });
     }
     let mut shard = shard.clone();
     shard.metadata.resource_version = there.resource_version;
-    Ok(call(&what, holder.replace(&name, &shard)).await.map(drop)?)
+    Ok(call(&what, storage.replace(&name, &shard)).await.map(drop)?)
 }
 
 /// Removes the shards of a result that does without; what stays behind does no harm.
-async fn drop_shards(client: &Client, kind: Kind, shards: &[ConfigMap]) {
+async fn drop_shards(client: &Client, kind: StorageKind, shards: &[ConfigMap]) {
     for shard in shards {
         let (namespace, name) = (shard.namespace().unwrap_or_default(), shard.name_any());
-        let holder = Holder::namespaced(client, kind, &namespace);
+        let storage = ResultStorage::namespaced(client, kind, &namespace);
         let what = format!("get shard {namespace}/{name}");
-        let Ok(Some(there)) = call(&what, holder.metadata_opt(&name)).await else { continue };
+        let Ok(Some(there)) = call(&what, storage.metadata_opt(&name)).await else { continue };
         let uid = |labels: Option<&std::collections::BTreeMap<String, String>>| {
             labels.and_then(|labels| labels.get(keys::JOB_UID).cloned())
         };
@@ -358,7 +363,7 @@ async fn drop_shards(client: &Client, kind: Kind, shards: &[ConfigMap]) {
         }
         let guard = kube::api::Preconditions { uid: there.uid, resource_version: there.resource_version };
         let params = DeleteParams::background().preconditions(guard);
-        if let Err(error) = call("delete a shard", holder.delete(&name, &params)).await {
+        if let Err(error) = call("delete a shard", storage.delete(&name, &params)).await {
             tracing::debug!(%namespace, %name, "shard stays: {error}");
         }
     }
@@ -377,7 +382,7 @@ pub async fn amend(
     change: impl Fn(&mut Manifest) -> bool,
 ) -> Result<(), ApiError> {
     let job = &committed.manifest.job;
-    let holder = Holder::namespaced(client, committed.kind, &job.namespace);
+    let storage = ResultStorage::namespaced(client, committed.kind, &job.namespace);
     let mut current = committed.clone();
     for _ in 0..ROUNDS {
         let mut manifest = current.manifest.clone();
@@ -386,7 +391,7 @@ pub async fn amend(
         }
         let (metadata, text) = noted(&mut manifest, &current.version);
         let what = format!("note what was told in {}/{}", job.namespace, current.name);
-        match call(&what, holder.merge(&current.name, &metadata, KEY, text)).await {
+        match call(&what, storage.merge(&current.name, &metadata, KEY, text)).await {
             Ok(()) => return Ok(()),
             Err(error) if error.is_conflict() || error.is_not_found() => {
                 match writer::again(client, &current).await? {
@@ -409,7 +414,7 @@ pub(crate) fn noted(manifest: &mut Manifest, version: &str) -> (Value, String) {
     let metadata = json!({
         "resourceVersion": version,
         "labels": {PENDING: pending},
-        "annotations": {OUTBOX: metadata::annotation(&manifest.cloud_events_pending)},
+        "annotations": {OUTBOX: metadata::format_outbox(&manifest.cloud_events_pending)},
     });
     (metadata, text)
 }

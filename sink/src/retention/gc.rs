@@ -17,8 +17,8 @@ use job_handler_shared::{
     kube::error::{ApiError, call},
     policy::reference::PolicyKind,
     result::{
-        metadata::{SHARD, asker},
-        storage_kind::Kind,
+        metadata::{SHARD, requesting_policy},
+        storage_kind::StorageKind,
     },
 };
 use kube::{
@@ -33,10 +33,10 @@ use crate::{
         patch::{self, Written},
     },
     metrics::SinkMetrics,
-    model::{result_ref::ResultRef, stored_result::Stored},
+    model::{result_ref::ResultRef, stored_result::StoredResult},
     object_store::Objects,
     observe::store::Store,
-    result::{storage::Holder, writer},
+    result::{storage::ResultStorage, writer},
     retention::plan::{self as retention_plan, Bounds, Why},
 };
 
@@ -111,10 +111,10 @@ impl Broom {
         futures::stream::iter(removals).buffer_unordered(AT_A_TIME).fold(0, async |sum, n| sum + n).await
     }
 
-    async fn remove(&self, stored: &Stored) -> Result<bool, ApiError> {
-        let Stored { kind, namespace, name, uid, .. } = stored;
+    async fn remove(&self, stored: &StoredResult) -> Result<bool, ApiError> {
+        let StoredResult { kind, namespace, name, uid, .. } = stored;
         // Those that may not be read any more are beyond us.
-        if *kind == Kind::Secret && !self.store.secrets.may() {
+        if *kind == StorageKind::Secret && !self.store.secrets.may() {
             return Ok(false);
         }
         let Some(found) = writer::read_at(&self.client, *kind, namespace, name, uid).await? else {
@@ -137,18 +137,18 @@ impl Broom {
                 Written::Gone => {}
             }
         }
-        let holder = Holder::namespaced(&self.client, *kind, namespace);
+        let storage = ResultStorage::namespaced(&self.client, *kind, namespace);
         let what = format!("remove result {namespace}/{name}");
         let guard = Preconditions { uid: None, resource_version: Some(found.version) };
         let params = DeleteParams::background().preconditions(guard);
-        match call(&what, holder.delete(name, &params)).await {
+        match call(&what, storage.delete(name, &params)).await {
             Err(error) if !error.is_not_found() => return Err(error),
             _ => {}
         }
         self.store.inventory().drop(*kind, namespace, name);
         self.store.drop_results(|job, place| job == uid && place.is_at(&here));
         for shard in found.manifest.logs.iter().flat_map(|place| &place.shards) {
-            let there = call("get a shard", holder.metadata_opt(&shard.name)).await?;
+            let there = call("get a shard", storage.metadata_opt(&shard.name)).await?;
             if let Some(there) = there.filter(|there| is_shard_of(there, uid)) {
                 self.remove_shard(*kind, namespace, &there).await?;
             }
@@ -181,7 +181,7 @@ impl Broom {
     /// Where they cannot be listed.
     pub async fn sweep_shards(&self, suspects: &BTreeSet<String>) -> Result<BTreeSet<String>, ApiError> {
         let mut now = BTreeSet::new();
-        for kind in Kind::readable(self.store.secrets.may()) {
+        for kind in StorageKind::readable(self.store.secrets.may()) {
             self.sweep_shards_of(*kind, suspects, &mut now).await?;
         }
         Ok(now)
@@ -189,15 +189,15 @@ impl Broom {
 
     async fn sweep_shards_of(
         &self,
-        kind: Kind,
+        kind: StorageKind,
         suspects: &BTreeSet<String>,
         now: &mut BTreeSet<String>,
     ) -> Result<(), ApiError> {
-        let holder = Holder::all(&self.client, kind);
+        let storage = ResultStorage::all(&self.client, kind);
         let mut params = ListParams::default().labels(SHARD).limit(500);
         let named = self.store.inventory().shards();
         loop {
-            let (page, next) = call("list shards", holder.list_metadata(&params)).await?;
+            let (page, next) = call("list shards", storage.list_metadata(&params)).await?;
             for shard in page {
                 if !self.is_orphan(&shard, &named) {
                     continue;
@@ -235,13 +235,18 @@ impl Broom {
         }
     }
 
-    async fn remove_shard(&self, kind: Kind, namespace: &str, shard: &ObjectMeta) -> Result<(), ApiError> {
+    async fn remove_shard(
+        &self,
+        kind: StorageKind,
+        namespace: &str,
+        shard: &ObjectMeta,
+    ) -> Result<(), ApiError> {
         let name = shard.name.as_deref().unwrap_or_default();
         let guard =
             Preconditions { uid: shard.uid.clone(), resource_version: shard.resource_version.clone() };
-        let holder = Holder::namespaced(&self.client, kind, namespace);
+        let storage = ResultStorage::namespaced(&self.client, kind, namespace);
         let what = format!("remove shard {namespace}/{name}");
-        match call(&what, holder.delete(name, &DeleteParams::background().preconditions(guard))).await {
+        match call(&what, storage.delete(name, &DeleteParams::background().preconditions(guard))).await {
             Err(error) if !error.is_not_found() => Err(error),
             _ => Ok(()),
         }
@@ -253,7 +258,7 @@ fn is_shard_of(shard: &ObjectMeta, uid: &str) -> bool {
     labels.is_some_and(|l| l.contains_key(SHARD) && l.get(keys::JOB_UID).is_some_and(|known| known == uid))
 }
 
-fn tell(stored: &Stored, why: Why) {
+fn tell(stored: &StoredResult, why: Why) {
     tracing::info!(namespace = stored.namespace, result = stored.name, why = why.as_str(), "result removed");
 }
 
@@ -276,12 +281,15 @@ impl Rules {
                 PolicyKind::JobPolicy => reference.namespace.as_deref().unwrap_or_default(),
                 PolicyKind::ClusterJobPolicy => "",
             };
-            rules.insert(key(scope, &asker(reference.kind, &reference.name)), Bounds::from(results));
+            rules.insert(
+                key(scope, &requesting_policy(reference.kind, &reference.name)),
+                Bounds::from(results),
+            );
         }
         Self(Some(rules))
     }
 
-    fn of_result(&self, stored: &Stored) -> Option<Bounds> {
+    fn of_result(&self, stored: &StoredResult) -> Option<Bounds> {
         let rules = self.0.as_ref()?;
         let asked = stored.facts.policies.iter();
         let found =
@@ -290,6 +298,6 @@ impl Rules {
     }
 }
 
-fn key(namespace: &str, asker: &str) -> String {
-    format!("{namespace} {asker}")
+fn key(namespace: &str, requesting_policy: &str) -> String {
+    format!("{namespace} {requesting_policy}")
 }

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use jiff::Timestamp;
 use job_handler_shared::policy::results::Results;
 
-use crate::model::stored_result::Stored;
+use crate::model::stored_result::StoredResult;
 
 /// The bounds of a result.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -72,8 +72,8 @@ impl Why {
 /// for any more: such a one stays, but for the cluster's budget. What has yet to be told of stays, too, but for that
 /// budget: a full etcd would take more from everyone than a receiver that has been away for long.
 pub fn plan(
-    results: &[Stored],
-    bounds: impl Fn(&Stored) -> Option<Bounds>,
+    results: &[StoredResult],
+    bounds: impl Fn(&StoredResult) -> Option<Bounds>,
     cluster_max: Option<u64>,
     now: Timestamp,
 ) -> Vec<(usize, Why)> {
@@ -148,30 +148,42 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use job_handler_shared::result::metadata::ANNOTATION;
-    use job_handler_shared::result::metadata::Facts;
-    use job_handler_shared::result::metadata::asker;
-    use job_handler_shared::result::storage_kind::Kind;
+    use job_handler_shared::result::metadata::RETENTION;
+    use job_handler_shared::result::metadata::RetentionFacts;
+    use job_handler_shared::result::metadata::requesting_policy;
+    use job_handler_shared::result::storage_kind::StorageKind;
     use std::collections::BTreeMap;
     use std::sync::Arc;
 
     const NOW: i64 = 1_000;
 
-    fn stored(n: usize, namespace: u8, group: Option<u8>, created: i64, bytes: u64, pending: bool) -> Stored {
+    fn stored(
+        n: usize,
+        namespace: u8,
+        group: Option<u8>,
+        created: i64,
+        bytes: u64,
+        pending: bool,
+    ) -> StoredResult {
         let created = Timestamp::from_second(created).unwrap();
-        Stored {
-            kind: Kind::default(),
+        StoredResult {
+            kind: StorageKind::default(),
             namespace: format!("ns{namespace}"),
             name: format!("job-{n}-results"),
             uid: format!("{n:03}"),
             group: group.map(|g| format!("g{g}").into()),
             pending,
-            facts: Arc::new(Facts { created, finished: created, bytes, ..Facts::default() }),
+            facts: Arc::new(RetentionFacts {
+                created,
+                finished: created,
+                bytes,
+                ..RetentionFacts::default()
+            }),
         }
     }
 
     /// The plainest way to say it: as long as some bound is broken, the oldest that may go because of it goes.
-    fn oracle(all: &[Stored], bounds: &[Option<Bounds>], cluster: Option<u64>) -> Vec<String> {
+    fn oracle(all: &[StoredResult], bounds: &[Option<Bounds>], cluster: Option<u64>) -> Vec<String> {
         let mut left: Vec<usize> = (0..all.len()).collect();
         left.sort_by_key(|n| (all[*n].facts.created, all[*n].uid.clone()));
         let newest = |n: usize| {
@@ -227,10 +239,10 @@ mod tests {
             let bounds: Vec<Option<Bounds>> = all.iter().map(|(.., b)| {
                 b.map(|(ttl_seconds, max_per_group, max_bytes)| Bounds { ttl_seconds, max_per_group, max_bytes })
             }).collect();
-            let all: Vec<Stored> = all.iter().enumerate().map(|(n, ((ns, group), created, bytes, pending, _))| {
+            let all: Vec<StoredResult> = all.iter().enumerate().map(|(n, ((ns, group), created, bytes, pending, _))| {
                 stored(n, *ns, *group, *created, *bytes, *pending)
             }).collect();
-            let of = |s: &Stored| bounds[s.uid.parse::<usize>().unwrap()];
+            let of = |s: &StoredResult| bounds[s.uid.parse::<usize>().unwrap()];
             let now = Timestamp::from_second(NOW).unwrap();
             let mut gone: Vec<String> =
                 plan(&all, of, cluster, now).iter().map(|(n, _)| all[*n].uid.clone()).collect();
@@ -260,14 +272,20 @@ mod tests {
     #[test]
     fn an_annotation_that_was_edited_bounds_nothing_but_by_the_cluster() {
         let place = || ("ci".to_owned(), "a-results".to_owned(), "u".to_owned());
-        let annotations = BTreeMap::from([(ANNOTATION.to_owned(), "{".to_owned())]);
+        let annotations = BTreeMap::from([(RETENTION.to_owned(), "{".to_owned())]);
         let made = Timestamp::from_second(7).unwrap();
-        let read = Stored::new(Kind::ConfigMap, place(), &BTreeMap::new(), &annotations, made, false);
+        let read =
+            StoredResult::new(StorageKind::ConfigMap, place(), &BTreeMap::new(), &annotations, made, false);
         assert_eq!((read.facts.finished, read.facts.policies.len()), (made, 0));
-        let facts = Facts { bytes: 9, policies: vec![asker("JobPolicy", "p")], ..Facts::default() };
+        let facts = RetentionFacts {
+            bytes: 9,
+            policies: vec![requesting_policy("JobPolicy", "p")],
+            ..RetentionFacts::default()
+        };
         let text = serde_json::to_string(&facts).unwrap();
-        let annotations = BTreeMap::from([(ANNOTATION.to_owned(), text)]);
-        let read = Stored::new(Kind::ConfigMap, place(), &BTreeMap::new(), &annotations, made, false);
+        let annotations = BTreeMap::from([(RETENTION.to_owned(), text)]);
+        let read =
+            StoredResult::new(StorageKind::ConfigMap, place(), &BTreeMap::new(), &annotations, made, false);
         assert_eq!(*read.facts, facts);
     }
 }

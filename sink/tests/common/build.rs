@@ -7,7 +7,7 @@ use job_handler_shared::{
     keys,
     policy::{parsed::Policy, spec::JobPolicy, status::PolicyStatus},
     process::telemetry::Metrics,
-    result::{metadata, storage_kind::Kind},
+    result::{metadata, storage_kind::StorageKind},
 };
 use job_handler_sink::{
     harvest::{collector::Capturer, pod_tracker::Followed},
@@ -57,8 +57,8 @@ pub fn process(apiserver: &Apiserver, policy: Value) -> Actor {
         let job: Job = serde_json::from_value(job).unwrap();
         store.put_job(JobSnapshot::from(&job));
     }
-    for kind in Kind::readable(true) {
-        for map in apiserver.all(&format!("{}s", kind.word())) {
+    for kind in StorageKind::readable(true) {
+        for map in apiserver.all(&format!("{}s", kind.resource())) {
             let labels = &map["metadata"]["labels"];
             if labels[keys::CREATED] == "true" && labels.get(keys::JOB_UID).is_some() {
                 let place = ResultRef {
