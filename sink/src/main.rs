@@ -8,11 +8,9 @@ use job_handler_shared::{
     keys,
     kube::client,
     policy::{bytes::Bytes, cleanup::Keep},
-    process::telemetry,
+    process::{supervisor::ShutdownSignals, telemetry},
 };
 use job_handler_sink::{PROGRAM, VERSION, config::Config, prune::command, run};
-use tokio::signal::unix::{SignalKind, signal};
-use tokio_util::sync::CancellationToken;
 
 /// Harvests finished Jobs, tells of them and prunes.
 #[derive(Parser)]
@@ -103,7 +101,7 @@ fn main() -> ExitCode {
 async fn start(cli: Cli) -> anyhow::Result<ExitCode> {
     // The one provider of the workspace; it fails only where one was installed before.
     let _: Result<_, _> = rustls::crypto::ring::default_provider().install_default();
-    let shutdown = on_signals()?;
+    let mut signals = ShutdownSignals::listen().context("cannot handle signals")?;
     let client = client::build(PROGRAM, VERSION).await?;
     match cli.command {
         Some(Command::Prune(args)) => {
@@ -118,19 +116,19 @@ async fn start(cli: Cli) -> anyhow::Result<ExitCode> {
             let mut out = std::io::stdout();
             let report = tokio::select! {
                 report = command::prune(client, &options, &mut out) => report?,
-                () = shutdown.cancelled() => anyhow::bail!("interrupted; what was deleted stays deleted"),
+                signal = signals.next() => anyhow::bail!("{signal}: interrupted; what was deleted stays deleted"),
             };
             Ok(if report.failed > 0 { ExitCode::from(1) } else { ExitCode::SUCCESS })
         }
-        Some(Command::Run(args)) => start_run(client, args, shutdown).await,
-        None => start_run(client, cli.run, shutdown).await,
+        Some(Command::Run(args)) => start_run(client, args, signals).await,
+        None => start_run(client, cli.run, signals).await,
     }
 }
 
 async fn start_run(
     client: kube::Client,
     args: RunArgs,
-    shutdown: CancellationToken,
+    signals: ShutdownSignals,
 ) -> anyhow::Result<ExitCode> {
     let config = args.config.as_deref().map(Config::load).transpose()?.unwrap_or_default();
     let options = run::Options {
@@ -141,21 +139,6 @@ async fn start_run(
         refusal_socket: args.refusal_socket,
         results_max_bytes: Some(args.results_max_bytes.0).filter(|bytes| *bytes > 0),
     };
-    run::run(client, options, shutdown).await?;
+    run::run(client, options, signals).await?;
     Ok(ExitCode::SUCCESS)
-}
-
-/// The process's one shutdown token, cancelled by SIGTERM or SIGINT.
-fn on_signals() -> anyhow::Result<CancellationToken> {
-    let shutdown = CancellationToken::new();
-    let token = shutdown.clone();
-    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
-    // Lives as long as the runtime, and nothing waits for it.
-    let task = tokio::spawn(async move {
-        tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
-        token.cancel();
-    });
-    drop(task);
-    Ok(shutdown)
 }

@@ -1,6 +1,6 @@
 //! The running sink: its tasks, what each needs, and how it ends.
 
-use std::{future::Future, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use futures::future::{BoxFuture, join_all};
 use job_handler_shared::{
@@ -8,12 +8,12 @@ use job_handler_shared::{
     process::{
         admin::{self, Readiness, ReadyHandle},
         jitter::jitter,
+        supervisor::{ShutdownSignals, Supervisor, TaskError},
         telemetry::Metrics,
     },
 };
 use kube::Client;
-use tokio::{sync::watch as channel, task::JoinSet};
-use tokio_util::sync::CancellationToken;
+use tokio::sync::watch as channel;
 
 use crate::{
     cloudevents::{
@@ -60,7 +60,7 @@ pub struct Options {
 
 /// Why the sink has ended.
 #[derive(Debug, thiserror::Error)]
-pub enum RunError {
+pub enum SinkError {
     /// The admin address cannot be had.
     #[error(transparent)]
     Listen(#[from] admin::ListenError),
@@ -76,21 +76,16 @@ pub enum RunError {
     /// The object store cannot be used.
     #[error(transparent)]
     Objects(#[from] ObjectsError),
-    /// A task that must live has ended.
-    #[error("the part «{part}» has ended: {why}")]
-    Ended {
-        /// Which.
-        part: &'static str,
-        /// Why.
-        why: String,
-    },
+    /// A task ended early.
+    #[error(transparent)]
+    Task(#[from] TaskError),
 }
 
-/// Runs the sink until `shutdown`.
+/// Runs the sink until a signal.
 ///
 /// # Errors
-/// Where it cannot start, or a part that must live has ended.
-pub async fn run(client: Client, options: Options, shutdown: CancellationToken) -> Result<(), RunError> {
+/// If it cannot start or a task ends early.
+pub async fn run(client: Client, options: Options, mut signals: ShutdownSignals) -> Result<(), SinkError> {
     let metrics = Metrics::default();
     let readiness = Readiness::default();
     // What can be wrong on this machine is told before anything is asked of the cluster.
@@ -98,7 +93,7 @@ pub async fn run(client: Client, options: Options, shutdown: CancellationToken) 
     let objects = objects.map(|config| Objects::open(config, &options.replica, &metrics)).transpose()?;
     let listener = admin::listen(options.admin_listen, "--admin-listen")?;
     let socket = refusal_listener::listen(&options.refusal_socket)?;
-    let server = admin::serve(listener, readiness.clone(), metrics.clone()).map_err(RunError::Admin)?;
+    let server = admin::serve(listener, readiness.clone(), metrics.clone()).map_err(SinkError::Admin)?;
     let server_handle = server.handle();
 
     let own = SinkMetrics::new(&metrics);
@@ -108,31 +103,39 @@ pub async fn run(client: Client, options: Options, shutdown: CancellationToken) 
         queue: Key::queue(&store),
         store,
         namespace: options.namespace.as_str().into(),
+        resync: Arc::default(),
         metrics: own.clone(),
     };
     let recorder = Recorder::new(client.clone(), &options.replica);
     let (leading, leads) = channel::channel(false);
 
-    let mut parts = Parts::default();
-    parts.add("admin", async move { server.await.map_err(|e| e.to_string()) });
-    let part = |name| readiness.register(name);
-    parts.add("jobs", reflectors::jobs(context.clone(), part("jobs")).never());
-    parts.add("policies", reflectors::policies(context.clone(), part("policies")).never());
-    parts.add(
-        "cluster policies",
-        reflectors::cluster_policies(context.clone(), part("cluster policies")).never(),
+    let mut tasks = Supervisor::default();
+    tasks.spawn("admin server", server);
+    // The leader acts only on complete lists: a policy it does not know yet could be the one that retains a Job.
+    let mut gate = Vec::new();
+    let mut gated = |part| {
+        let ready = readiness.register(part);
+        gate.push(ready.clone());
+        ready
+    };
+    tasks.spawn("jobs watch", reflectors::jobs(context.clone(), gated("jobs")));
+    tasks.spawn("policies watch", reflectors::policies(context.clone(), gated("policies")));
+    tasks.spawn(
+        "cluster policies watch",
+        reflectors::cluster_policies(context.clone(), gated("cluster policies")),
     );
-    parts.add("namespaces", reflectors::namespaces(context.clone(), part("namespaces")).never());
-    parts.add("results", reflectors::results(context.clone(), part("results")).never());
-    parts.add("results in secrets", secret_watch::keep(context.clone(), part("results in secrets")).never());
-    parts.add("ledgers", reflectors::ledgers(context.clone(), part("ledgers")).never());
-    parts.add("webhook leases", reflectors::replicas(context.clone(), part("webhook leases")).never());
+    tasks.spawn("namespaces watch", reflectors::namespaces(context.clone(), gated("namespaces")));
+    tasks.spawn("results watch", reflectors::results(context.clone(), gated("results")));
+    tasks.spawn("Secrets watch", secret_watch::keep(context.clone(), gated("results in secrets")));
+    tasks.spawn("ledgers watch", reflectors::ledgers(context.clone(), gated("ledgers")));
+    let leases = reflectors::replicas(context.clone(), readiness.register("webhook leases"));
+    tasks.spawn("webhook leases watch", leases);
     let mut receivers = Vec::new();
     let mut spools = Vec::new();
     for config in &options.config.sinks {
         let receiver = Arc::new(Receiver::new(config.clone(), client.clone(), &options.namespace)?);
         let spool = Spool::open(&config.name, &options.refusal_socket, own.clone());
-        parts.add("CloudEvents of refusals", spool.clone().keep(receiver.clone()).never());
+        tasks.spawn(format!("refusal events to {}", config.name), spool.clone().keep(receiver.clone()));
         receivers.push(receiver);
         spools.push(spool);
     }
@@ -144,9 +147,9 @@ pub async fn run(client: Client, options: Options, shutdown: CancellationToken) 
         recorder.clone(),
         own,
         spools,
-        part("refusals"),
+        readiness.register("refusals"),
     );
-    parts.add("refusals", async move { Err(serve.await.err().map(|e| e.to_string()).unwrap_or_default()) });
+    tasks.spawn("refusal listener", serve);
     let actor = Actor {
         client: client.clone(),
         store: context.store.clone(),
@@ -165,42 +168,30 @@ pub async fn run(client: Client, options: Options, shutdown: CancellationToken) 
     };
     let namespace = context.namespace.clone();
     let tell = writer::tell_refusals(client.clone(), context.store.clone(), leads.clone());
-    parts.add("last refusals", tell.never());
-    parts.add("leader", lead(context, actor, broom, receivers, leads, readiness.clone()).never());
+    tasks.spawn("refusal status", tell);
+    let pods = readiness.register("pods");
+    tasks.spawn("leader", lead(context, actor, broom, receivers, leads, gate, pods));
 
-    // The Lease is given back last: until then nobody else may take over.
-    let ending = CancellationToken::new();
-    let elect = leader_election::elect(
-        client,
-        namespace,
-        options.replica.as_str().into(),
-        leading,
-        readiness.register("leader lease"),
-        ending.clone(),
-    );
-    let mut election = tokio::spawn(elect);
+    let mut election = Supervisor::default();
+    let ready = readiness.register("leader lease");
+    election.spawn_graceful("leader election", |token| {
+        leader_election::elect(client, namespace, options.replica.as_str().into(), leading, ready, token)
+    });
     tracing::info!(version = crate::VERSION, replica = options.replica, "started");
-    let outcome = tokio::select! {
-        () = shutdown.cancelled() => Ok(()),
-        ended = parts.first() => Err(ended),
-        ended = &mut election => Err(RunError::Ended {
-            part: "leader lease",
-            why: ended.err().map_or_else(|| "it returned".to_owned(), |e| e.to_string()),
-        }),
+    let ended = tokio::select! {
+        signal = signals.next() => { tracing::info!("{signal}: shutting down"); Ok(()) }
+        error = tasks.first_exit() => Err(error),
+        error = election.first_exit() => Err(error),
     };
-    tracing::info!("stopping");
     server_handle.stop(false).await;
-    parts.end().await;
-    ending.cancel();
-    if !election.is_finished() && tokio::time::timeout(GRACE, &mut election).await.is_err() {
-        tracing::warn!("the leader lease was not given back in time");
-        election.abort();
-    }
-    // A socket without a listener only puzzles; one that is gone is told apart.
+    let shut_down = tasks.shut_down(GRACE).await;
+    // The Lease is released last: until then no other sink may take over.
+    let released = election.shut_down(GRACE).await;
+    // A missing socket tells the webhook more than one without a listener.
     if let Err(error) = std::fs::remove_file(&options.refusal_socket) {
-        tracing::debug!(%error, "the refusal socket stays");
+        tracing::debug!(%error, "cannot remove the refusal socket");
     }
-    outcome
+    Ok(ended.and(shut_down).and(released)?)
 }
 
 /// The leader's part: works while this sink leads and everything it decides by is known.
@@ -210,17 +201,17 @@ async fn lead(
     broom: Broom,
     receivers: Vec<Arc<Receiver>>,
     mut leads: channel::Receiver<bool>,
-    readiness: Readiness,
+    gate: Vec<ReadyHandle>,
+    pods: ReadyHandle,
 ) {
-    // Pods are watched by the leader alone.
-    let pods = readiness.register("pods");
     loop {
+        // Only the leader watches pods.
         pods.set_ready();
         // Only the election drops the sender, at the end of the process.
         if leads.wait_for(|leads| *leads).await.is_err() {
             return std::future::pending().await;
         }
-        known(&readiness).await;
+        admin::all_ready(&gate).await;
         context.metrics.set_leading(true);
         context.queue.clear();
         enqueue_all(&context.store, &context.queue);
@@ -259,7 +250,10 @@ async fn work(
     );
     let resync = async {
         loop {
-            tokio::time::sleep(RESYNC).await;
+            tokio::select! {
+                () = tokio::time::sleep(RESYNC) => {}
+                () = context.resync.notified() => {}
+            }
             enqueue_all(&context.store, &context.queue);
         }
     };
@@ -309,69 +303,9 @@ async fn create_defaults(context: &Context) {
                 created.iter().for_each(|policy| tracing::info!(policy, "created the default policy"));
                 return;
             }
-            Err(error) => tracing::warn!("default policies: {error}; trying again"),
+            Err(error) => tracing::warn!("default policies: {error}; retrying"),
         }
         tokio::time::sleep(jitter(RESYNC)).await;
-    }
-}
-
-/// Waits until the first lists are complete: a policy that is not known yet could be the one that keeps a Job.
-async fn known(readiness: &Readiness) {
-    const NEEDED: [&str; 7] = [
-        "jobs:",
-        "policies:",
-        "cluster policies:",
-        "namespaces:",
-        "results:",
-        "results in secrets:",
-        "ledgers:",
-    ];
-    loop {
-        let missing = readiness.not_ready();
-        if !missing.iter().any(|missing| NEEDED.iter().any(|part| missing.starts_with(part))) {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-}
-
-/// Tasks that must live as long as the process.
-#[derive(Default)]
-struct Parts {
-    tasks: JoinSet<(&'static str, Result<(), String>)>,
-}
-
-impl Parts {
-    fn add(&mut self, part: &'static str, task: impl Future<Output = Result<(), String>> + Send + 'static) {
-        self.tasks.spawn(async move { (part, task.await) });
-    }
-
-    /// The first that ends, and why.
-    async fn first(&mut self) -> RunError {
-        match self.tasks.join_next().await {
-            Some(Ok((part, outcome))) => {
-                RunError::Ended { part, why: outcome.err().unwrap_or_else(|| "it returned".to_owned()) }
-            }
-            Some(Err(error)) => RunError::Ended { part: "unknown", why: error.to_string() },
-            None => RunError::Ended { part: "all", why: "there was none".to_owned() },
-        }
-    }
-
-    async fn end(mut self) {
-        self.tasks.abort_all();
-        while self.tasks.join_next().await.is_some() {}
-    }
-}
-
-/// A task that has no end: that it has one is the fault.
-trait Never: Future<Output = ()> + Sized {
-    fn never(self) -> impl Future<Output = Result<(), String>>;
-}
-
-impl<F: Future<Output = ()>> Never for F {
-    async fn never(self) -> Result<(), String> {
-        self.await;
-        Err("it returned".to_owned())
     }
 }
 

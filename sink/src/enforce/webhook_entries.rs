@@ -10,6 +10,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use futures::{Stream, StreamExt, stream};
 use jiff::Timestamp;
+use job_handler_shared::kube::watch as kube_watch;
 use job_handler_shared::{
     keys,
     kube::error::{ApiError, call},
@@ -33,10 +34,7 @@ use kube::{
     Api, Client,
     api::PostParams,
     core::ObjectMeta,
-    runtime::{
-        WatchStreamExt,
-        watcher::{self, watcher},
-    },
+    runtime::watcher::{self, watcher},
 };
 use tokio::sync::watch;
 
@@ -303,7 +301,7 @@ fn revision(policies: &PolicySet) -> Vec<(String, i64)> {
     policies.iter().map(|policy| (policy.reference.uid.clone(), policy.generation)).collect()
 }
 
-/// Tells whenever somebody, we too, touches one of the two configurations. Its faults cost no more than [`LOOK`].
+/// An item whenever one of the two configurations changes, also by our own writes.
 fn touches(client: &Client) -> impl Stream<Item = ()> {
     fn of<K>(client: &Client, name: &str) -> impl Stream<Item = ()> + use<K>
     where
@@ -311,20 +309,12 @@ fn touches(client: &Client) -> impl Stream<Item = ()> {
         K: serde::de::DeserializeOwned,
     {
         let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
-        let stream = watcher(Api::<K>::all(client.clone()), config).default_backoff();
-        let mut told = false;
-        stream.filter_map(move |event| {
-            let fault = event.as_ref().err().map(ToString::to_string);
-            if let Some(fault) = fault.as_ref().filter(|_| !told) {
-                tracing::warn!(
-                    "watch of webhook configurations: {fault}; looking every {} s",
-                    LOOK.as_secs()
-                );
-            }
-            told = fault.is_some();
-            let is_one = matches!(event, Ok(watcher::Event::Apply(_) | watcher::Event::Delete(_)));
-            std::future::ready(is_one.then_some(()))
-        })
+        kube_watch::events(watcher(Api::<K>::all(client.clone()), config), &K::plural(&())).filter_map(
+            |event| {
+                let changed = matches!(event, watcher::Event::Apply(_) | watcher::Event::Delete(_));
+                std::future::ready(changed.then_some(()))
+            },
+        )
     }
     stream::select(
         of::<ValidatingWebhookConfiguration>(client, keys::LIMITS_CONFIGURATION),

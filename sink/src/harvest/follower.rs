@@ -8,6 +8,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use job_handler_shared::{
     job::snapshot::JobSnapshot,
+    kube::watch,
     policy::results::{Logs, LogsMode},
     process::admin::ReadyHandle,
 };
@@ -71,7 +72,7 @@ impl Follower {
                 queue.add_after(Look::Grave(uid), AFTERLIFE);
             }
         };
-        reflectors::follow(stream, "watch pods", "", ready, |event: Event<Pod>| match event {
+        watch::run(stream, "pods", ready, |event: Event<Pod>| match event {
             Event::Init => seen = Some(BTreeSet::new()),
             Event::Apply(pod) | Event::InitApply(pod) => {
                 let Some(uid) = pod.uid() else { return };

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use job_handler_shared::{job::snapshot::JobSnapshot, keys};
 use kube::Client;
+use tokio::sync::Notify;
 
 use crate::{
     metrics::SinkMetrics,
@@ -22,6 +23,8 @@ pub struct Context {
     pub queue: Queue<Key>,
     /// The pair's own namespace.
     pub namespace: Arc<str>,
+    /// Signals that everything has to be reconciled again, since the policies have changed.
+    pub resync: Arc<Notify>,
     /// Counts what is seen.
     pub metrics: SinkMetrics,
 }

@@ -7,14 +7,14 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Debug,
     sync::Arc,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
-use futures::{Stream, StreamExt};
+use futures::Stream;
 use job_handler_shared::{
     job::snapshot::JobSnapshot,
     keys,
-    kube::error::ApiError,
+    kube::watch,
     ledger::crd::JobLedger,
     policy::{
         parsed::Policy,
@@ -32,10 +32,7 @@ use k8s_openapi::api::{
 use kube::{
     Api, ResourceExt,
     core::PartialObjectMeta,
-    runtime::{
-        WatchStreamExt,
-        watcher::{self, Config, Event, watcher},
-    },
+    runtime::watcher::{self, Config, Event, watcher},
 };
 use serde::de::DeserializeOwned;
 
@@ -46,11 +43,7 @@ use crate::{
         result_ref::{ResultRef, place_of},
     },
     observe::{context::Context, key::Key, result_inventory},
-    reconcile::resync::enqueue_all,
 };
-
-/// The same fault is told again this often.
-const REPEAT: Duration = Duration::from_secs(30);
 
 /// How each watch is kept. The apiserver ends it after so long, and where that is not heard of within five seconds more,
 /// it is taken for dead (`kube_runtime::watcher`): what a silent connection has swallowed is told anew, from the version
@@ -64,7 +57,7 @@ pub async fn jobs(context: Context, ready: ReadyHandle) {
     let Context { store, queue, .. } = &context;
     let stream = watcher(Api::<Job>::all(context.client.clone()), config());
     let mut seen = None;
-    follow(stream, "watch jobs", "", &ready, |event: Event<Job>| match event {
+    watch::run(stream, "jobs.batch", &ready, |event: Event<Job>| match event {
         Event::Init => seen = Some(BTreeSet::new()),
         Event::Apply(job) | Event::InitApply(job) => {
             let snapshot = JobSnapshot::from(&job);
@@ -140,13 +133,12 @@ async fn follow_policies<K: ResourceExt + Debug + Clone + Send + 'static>(
     kind: PolicyKind,
     read: impl Fn(&K) -> PolicyEntry,
 ) {
-    let missing = "The CRDs of the policies are not installed: apply manifests/base";
     let mut seen: Option<BTreeSet<String>> = None;
-    let what = match kind {
-        PolicyKind::JobPolicy => "watch jobpolicies.job-handler.io",
-        PolicyKind::ClusterJobPolicy => "watch clusterjobpolicies.job-handler.io",
+    let resource = match kind {
+        PolicyKind::JobPolicy => "jobpolicies.job-handler.io",
+        PolicyKind::ClusterJobPolicy => "clusterjobpolicies.job-handler.io",
     };
-    follow(stream, what, missing, ready, |event| {
+    watch::run(stream, resource, ready, |event| {
         let changed = match event {
             Event::Init => {
                 seen = Some(BTreeSet::new());
@@ -170,7 +162,7 @@ async fn follow_policies<K: ResourceExt + Debug + Clone + Send + 'static>(
             }
         };
         if changed {
-            enqueue_all(&context.store, &context.queue);
+            context.resync.notify_one();
         }
     })
     .await;
@@ -181,32 +173,26 @@ pub async fn namespaces(context: Context, ready: ReadyHandle) {
     let Context { store, queue, .. } = &context;
     let stream = watcher(Api::<PartialObjectMeta<Namespace>>::all(context.client.clone()), config());
     let mut seen: Option<BTreeSet<String>> = None;
-    follow(
-        stream,
-        "watch namespaces",
-        "",
-        &ready,
-        |event: Event<PartialObjectMeta<Namespace>>| match event {
-            Event::Init => seen = Some(BTreeSet::new()),
-            Event::Apply(namespace) | Event::InitApply(namespace) => {
-                let name = namespace.name_any();
-                seen.iter_mut().for_each(|seen| _ = seen.insert(name.clone()));
-                let labels: Labels = namespace.metadata.labels.unwrap_or_default();
-                for uid in store.put_namespace(&name, labels) {
-                    store.group_of(&uid).map(Key::Group).into_iter().for_each(|key| queue.add(key));
-                    queue.add(Key::Job(uid));
-                }
+    watch::run(stream, "namespaces", &ready, |event: Event<PartialObjectMeta<Namespace>>| match event {
+        Event::Init => seen = Some(BTreeSet::new()),
+        Event::Apply(namespace) | Event::InitApply(namespace) => {
+            let name = namespace.name_any();
+            seen.iter_mut().for_each(|seen| _ = seen.insert(name.clone()));
+            let labels: Labels = namespace.metadata.labels.unwrap_or_default();
+            for uid in store.put_namespace(&name, labels) {
+                store.group_of(&uid).map(Key::Group).into_iter().for_each(|key| queue.add(key));
+                queue.add(Key::Job(uid));
             }
-            Event::Delete(namespace) => {
-                let gone = namespace.name_any();
-                store.drop_namespaces(|name| name == gone);
-            }
-            Event::InitDone => {
-                let seen = seen.take().unwrap_or_default();
-                store.drop_namespaces(|name| !seen.contains(name));
-            }
-        },
-    )
+        }
+        Event::Delete(namespace) => {
+            let gone = namespace.name_any();
+            store.drop_namespaces(|name| name == gone);
+        }
+        Event::InitDone => {
+            let seen = seen.take().unwrap_or_default();
+            store.drop_namespaces(|name| !seen.contains(name));
+        }
+    })
     .await;
 }
 
@@ -230,8 +216,8 @@ where
     let config = config().labels(&format!("{}=true", keys::CREATED));
     let stream = watcher(Api::<PartialObjectMeta<K>>::all(context.client.clone()), config);
     let mut seen: Option<BTreeSet<(String, String)>> = None;
-    let what = format!("watch {}s", kind.resource());
-    follow(stream, &what, "", ready, |event: Event<PartialObjectMeta<K>>| match event {
+    let resource = format!("{}s", kind.resource());
+    watch::run(stream, &resource, ready, |event: Event<PartialObjectMeta<K>>| match event {
         Event::Init => seen = Some(BTreeSet::new()),
         Event::Apply(PartialObjectMeta { metadata, .. })
         | Event::InitApply(PartialObjectMeta { metadata, .. }) => {
@@ -267,9 +253,8 @@ where
 pub async fn ledgers(context: Context, ready: ReadyHandle) {
     let store = &context.store;
     let api = Api::<JobLedger>::namespaced(context.client.clone(), &context.namespace);
-    let missing = "The CRD of the ledgers is not installed: apply manifests/base";
     let mut seen: Option<BTreeSet<String>> = None;
-    follow(watcher(api, config()), "watch jobledgers.job-handler.io", missing, &ready, |event| {
+    watch::run(watcher(api, config()), "jobledgers.job-handler.io", &ready, |event| {
         match event {
             Event::Init => seen = Some(BTreeSet::new()),
             Event::Apply(ledger) | Event::InitApply(ledger) => {
@@ -296,7 +281,7 @@ pub async fn replicas(context: Context, ready: ReadyHandle) {
     let config = config().labels(&format!("{}={}", keys::COMPONENT, keys::COMPONENT_WEBHOOK));
     let stream = watcher(Api::<Lease>::namespaced(context.client.clone(), &context.namespace), config);
     let mut seen: Option<BTreeSet<String>> = None;
-    follow(stream, "watch leases", "", &ready, |event: Event<Lease>| match event {
+    watch::run(stream, "leases.coordination.k8s.io", &ready, |event: Event<Lease>| match event {
         Event::Init => seen = Some(BTreeSet::new()),
         Event::Apply(lease) | Event::InitApply(lease) => {
             let name = lease.name_any();
@@ -331,58 +316,6 @@ fn read_replica(lease: &Lease) -> Replica {
         duration: if held { u64::try_from(duration).unwrap_or_default() } else { 0 },
         enforces: enforces.unwrap_or_default(),
         withheld: withheld.unwrap_or_default(),
-    }
-}
-
-/// Runs a watch for ever, with jittered backoff after faults; what is in the way is told, with what to do about it.
-pub(crate) async fn follow<K: Clone + Debug + Send + 'static>(
-    stream: impl Stream<Item = watcher::Result<Event<K>>> + Send,
-    what: &str,
-    if_missing: &str,
-    ready: &ReadyHandle,
-    mut on: impl FnMut(Event<K>),
-) {
-    let mut stream = std::pin::pin!(stream.default_backoff());
-    let mut told: Option<(String, Instant)> = None;
-    let mut listed = false;
-    while let Some(event) = stream.next().await {
-        match event {
-            Ok(event) => {
-                if matches!(event, Event::InitDone) {
-                    listed = true;
-                }
-                on(event);
-                if listed {
-                    ready.set_ready();
-                }
-                if told.take().is_some() {
-                    tracing::info!("{what}: works again");
-                }
-            }
-            Err(error) => {
-                let fault = describe(what, if_missing, error);
-                // What is known stays known while a watch is interrupted; only without a first list nothing is.
-                if !listed {
-                    ready.set_not_ready(fault.clone());
-                }
-                if told.as_ref().is_none_or(|(same, at)| *same != fault || at.elapsed() > REPEAT) {
-                    tracing::warn!("{fault}; trying again");
-                    told = Some((fault, Instant::now()));
-                }
-            }
-        }
-    }
-}
-
-fn describe(what: &str, if_missing: &str, error: watcher::Error) -> String {
-    match error {
-        watcher::Error::InitialListFailed(error)
-        | watcher::Error::WatchStartFailed(error)
-        | watcher::Error::WatchFailed(error) => match ApiError::new(what, error) {
-            error if error.is_not_found() && !if_missing.is_empty() => format!("{error}. {if_missing}"),
-            error => error.to_string(),
-        },
-        error => format!("cannot {what}: {error}"),
     }
 }
 
