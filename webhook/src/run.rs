@@ -116,7 +116,7 @@ pub async fn run(args: WebhookArgs) -> Result<(), WebhookError> {
     tasks.spawn_graceful("ledgers", |token| ledgers.run(&readiness, token));
 
     let liveness = Liveness::default();
-    let estimator = JobEstimator::new(limiter.shared());
+    let estimator = JobEstimator::new(limiter.context());
     let limiter = Arc::new(limiter);
     let lease = Arc::new(PresenceLease::new(
         client,

@@ -23,9 +23,9 @@ use job_handler_shared::{
 };
 use job_handler_webhook::{
     ledger::{
-        count::LedgerId,
+        ledger_id::LedgerId,
         resolve::ViewSource,
-        round::{Sources, round},
+        round::{RoundSources, decide_round},
         scope_cache::ScopeCache,
     },
     limit::{Attempt, Verdict, failure_backoff, scopes::LimitRules},
@@ -106,26 +106,26 @@ impl Board {
         let nobody = BTreeSet::new();
         let jobs: Vec<_> = jobs.iter().cloned().map(Arc::new).collect();
         let rules = LimitRules { policies: &self.set, namespaces: &namespaces };
-        let (book, mut found) = (self.ledger.contents().unwrap(), ScopeCache::default());
-        let tried: HashSet<&str> = book.attempts().map(|(_, _, granted)| &*granted.job_uid).collect();
+        let (contents, mut cache) = (self.ledger.contents().unwrap(), ScopeCache::default());
+        let tried: HashSet<&str> = contents.attempts().map(|(_, _, granted)| &*granted.job_uid).collect();
         let groups =
             attempts.iter().filter_map(|attempt| failure_backoff::group(rules, &attempt.job)).collect();
-        let sources = Sources {
+        let sources = RoundSources {
             rules,
             id: &self.id,
             spec: &self.ledger,
-            book: &book,
+            contents: &contents,
             view_source: ViewSource::List,
-            seen: &found.seen(rules, &self.id, &jobs, &tried),
-            runs: &found.runs(rules, &jobs, &groups),
-            gone: &[],
+            observed: &cache.observe(rules, &self.id, &jobs, &tried),
+            runs: &cache.finished_runs(rules, &jobs, &groups),
+            deleted: &[],
             expired: &nobody,
-            old: &nobody,
+            overdue: &nobody,
             revoked: &nobody,
             now: now(),
         };
-        let (verdicts, decided) = round(sources, &attempts.iter().collect::<Vec<_>>()).unwrap();
-        self.ledger.set(&decided.book);
+        let (verdicts, decided) = decide_round(sources, &attempts.iter().collect::<Vec<_>>()).unwrap();
+        self.ledger.set(&decided.contents);
         verdicts
     }
 

@@ -81,10 +81,10 @@ async fn replicas_whose_writes_conflict_take_turns() {
     let apiserver = Arc::new(Apiserver::new(4).with_ledger("ci", empty()));
     let replicas = join_all((0..3).map(|_| replica(&apiserver, &[few(1000)]).ready())).await;
     let contended = || {
-        replicas.iter().filter(|replica| replica.limiter.shared().known_ledgers.is_contended("ci")).count()
+        replicas.iter().filter(|replica| replica.limiter.context().known_ledgers.is_contended("ci")).count()
     };
     let writers = || {
-        let known = replicas[0].limiter.shared().known_ledgers.latest("ci").unwrap();
+        let known = replicas[0].limiter.context().known_ledgers.latest("ci").unwrap();
         let writers = known.ledger.annotations().get("job-handler/writers").cloned();
         writers.unwrap_or_default().split(' ').map(str::to_owned).collect::<BTreeSet<String>>()
     };
@@ -93,8 +93,8 @@ async fn replicas_whose_writes_conflict_take_turns() {
         let verdict = replica.limiter.admit(attempt(&format!("ci/calm-{n}"), &format!("calm-{n}"))).await;
         assert_eq!(verdict, Verdict::Granted);
         let pending = |replica: &Replica| {
-            let known = replica.limiter.shared().known_ledgers.latest("ci");
-            known.map_or(0, |known| known.book.pending.len())
+            let known = replica.limiter.context().known_ledgers.latest("ci");
+            known.map_or(0, |known| known.contents.pending.len())
         };
         eventually("all to know of it", || replicas.iter().all(|replica| pending(replica) > n)).await;
     }
@@ -120,7 +120,7 @@ async fn replicas_whose_writes_conflict_take_turns() {
     }
     let expected: BTreeSet<String> = replicas
         .iter()
-        .map(|replica| replica.limiter.shared().ledger_client.writer_id().to_owned())
+        .map(|replica| replica.limiter.context().ledger_client.writer_id().to_owned())
         .collect();
     assert!(writers().is_subset(&expected), "the ledger names who wrote it last");
     replicas.iter().for_each(|replica| replica.clock.advance(Duration::from_secs(6)));

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use jiff::Timestamp;
 use job_handler_shared::ledger::crd::{AttemptKind, GrantedAttempt, LedgerContents};
 use job_handler_webhook::ledger::{
-    decide::{MANY_TRIES, RoundDecision, RoundInput, SlotAnswer, SlotRequest, decide},
+    decide::{MAX_ATTEMPTS_PER_NAME, RoundDecision, RoundInput, SlotAnswer, SlotRequest, decide},
     resolve::{ObservedJob, ViewSource},
 };
 
@@ -34,7 +34,7 @@ fn active(name: &str, version: u64) -> ObservedJob {
     }
 }
 
-fn granted(book: &mut LedgerContents, name: &str, request: &str, revision: &str, scope: &str) {
+fn granted(contents: &mut LedgerContents, name: &str, request: &str, revision: &str, scope: &str) {
     let granted = GrantedAttempt {
         job_uid: format!("uid-{request}"),
         kind: AttemptKind::Create,
@@ -42,12 +42,12 @@ fn granted(book: &mut LedgerContents, name: &str, request: &str, revision: &str,
         scopes: vec![scope.to_owned()],
         since: Timestamp::UNIX_EPOCH,
     };
-    book.pending.entry(format!("ci/{name}")).or_default().insert(request.to_owned(), granted);
+    contents.pending.entry(format!("ci/{name}")).or_default().insert(request.to_owned(), granted);
 }
 
 #[derive(Default)]
 struct Round {
-    book: LedgerContents,
+    contents: LedgerContents,
     jobs: Vec<ObservedJob>,
     view_source: Option<ViewSource>,
     expired: BTreeSet<String>,
@@ -57,11 +57,11 @@ struct Round {
 impl Round {
     fn try_decide(&self, asked: &[SlotRequest]) -> Option<RoundDecision> {
         let given = RoundInput {
-            book: &self.book,
+            contents: &self.contents,
             view_source: self.view_source.unwrap_or(ViewSource::List),
             jobs: &self.jobs.iter().collect::<Vec<_>>(),
             expired: &self.expired,
-            old: &BTreeSet::new(),
+            overdue: &BTreeSet::new(),
             revoked: &self.revoked,
             revision: &|_| "now".to_owned(),
             now: Timestamp::UNIX_EPOCH,
@@ -71,20 +71,20 @@ impl Round {
 
     fn decide(&self, asked: &[SlotRequest]) -> (Vec<bool>, LedgerContents) {
         let decided = self.try_decide(asked).unwrap();
-        (decided.answers.iter().map(|answer| *answer == SlotAnswer::Granted).collect(), decided.book)
+        (decided.answers.iter().map(|answer| *answer == SlotAnswer::Granted).collect(), decided.contents)
     }
 }
 
 #[test]
 fn the_first_who_asks_gets_the_slot_and_stands_in_the_ledger() {
     let round = Round::default();
-    let (answers, book) = round.decide(&[asked("a", "1"), asked("b", "2"), asked("a", "3")]);
+    let (answers, contents) = round.decide(&[asked("a", "1"), asked("b", "2"), asked("a", "3")]);
     assert_eq!(answers, [true, false, true], "a name counts once");
-    let written: Vec<_> = book.attempts().map(|(name, request, _)| (name, request)).collect();
+    let written: Vec<_> = contents.attempts().map(|(name, request, _)| (name, request)).collect();
     assert_eq!(written, [("ci/a", "1"), ("ci/a", "3")], "each request with an attempt of its own");
     // SlotRequest again, its answer was lost: nothing is written twice, nothing refused.
-    let again = Round { book: book.clone(), ..Round::default() };
-    assert_eq!(again.decide(&[asked("a", "1")]), (vec![true], book));
+    let again = Round { contents: contents.clone(), ..Round::default() };
+    assert_eq!(again.decide(&[asked("a", "1")]), (vec![true], contents));
 }
 
 #[test]
@@ -97,11 +97,11 @@ fn a_dry_run_and_a_job_under_no_limit_are_not_written() {
 #[test]
 fn what_is_seen_goes_out_and_how_far_it_was_seen_stays() {
     let mut round = Round { jobs: vec![ObservedJob { active: false, ..active("1", 9) }], ..Round::default() };
-    granted(&mut round.book, "1", "1", "now", "few");
-    let (answers, book) = round.decide(&[asked("b", "2")]);
-    assert_eq!((answers, book.observed_through), (vec![true], 9));
+    granted(&mut round.contents, "1", "1", "now", "few");
+    let (answers, contents) = round.decide(&[asked("b", "2")]);
+    assert_eq!((answers, contents.observed_through), (vec![true], 9));
     // Whoever has not seen as much may not decide.
-    let behind = Round { book, view_source: Some(ViewSource::Cache(8)), ..Round::default() };
+    let behind = Round { contents, view_source: Some(ViewSource::Cache(8)), ..Round::default() };
     assert!(behind.try_decide(&[]).is_none());
 }
 
@@ -110,19 +110,19 @@ fn what_is_seen_goes_out_and_how_far_it_was_seen_stays() {
 fn a_name_that_counts_in_a_view_that_is_behind_gets_no_second_slot() {
     let mut round =
         Round { jobs: vec![active("a", 5)], view_source: Some(ViewSource::Cache(5)), ..Round::default() };
-    granted(&mut round.book, "b", "1", "now", "few");
+    granted(&mut round.contents, "b", "1", "now", "few");
     assert_eq!(round.decide(&[asked("a", "2")]).0, [false]);
     // Where nobody else takes a slot it is the apiserver that answers: 409.
-    round.book = LedgerContents::default();
+    round.contents = LedgerContents::default();
     assert_eq!(round.decide(&[asked("a", "2")]).0, [true]);
 }
 
 #[test]
 fn an_attempt_under_other_policies_counts_everywhere() {
     let mut round = Round::default();
-    granted(&mut round.book, "a", "1", "before", "by another name");
+    granted(&mut round.contents, "a", "1", "before", "by another name");
     assert_eq!(round.decide(&[asked("b", "2")]).0, [false]);
-    granted(&mut round.book, "a", "1", "now", "by another name");
+    granted(&mut round.contents, "a", "1", "now", "by another name");
     assert_eq!(round.decide(&[asked("b", "2")]).0, [true]);
 }
 
@@ -131,20 +131,23 @@ fn expiry_and_undo_take_out_no_more_than_they_name() {
     let mut round =
         Round { expired: ["1".to_owned()].into(), revoked: ["2".to_owned()].into(), ..Round::default() };
     for request in ["1", "2", "3"] {
-        granted(&mut round.book, "a", request, "now", "few");
+        granted(&mut round.contents, "a", request, "now", "few");
     }
-    let (answers, book) = round.decide(&[asked("b", "4")]);
+    let (answers, contents) = round.decide(&[asked("b", "4")]);
     assert_eq!(answers, [false]);
-    assert_eq!(book.attempts().map(|(_, request, _)| request).collect::<Vec<_>>(), ["3"]);
+    assert_eq!(contents.attempts().map(|(_, request, _)| request).collect::<Vec<_>>(), ["3"]);
 }
 
 #[test]
 fn one_name_created_over_and_over_does_not_fill_the_ledger() {
     let round = Round { jobs: vec![active("a", 5)], ..Round::default() };
-    let asked: Vec<_> = (0..=MANY_TRIES).map(|n| asked("a", &format!("{n:02}"))).collect();
+    let asked: Vec<_> = (0..=MAX_ATTEMPTS_PER_NAME).map(|n| asked("a", &format!("{n:02}"))).collect();
     let decided = round.try_decide(&asked).unwrap();
-    assert_eq!(decided.answers[MANY_TRIES - 1], SlotAnswer::Granted);
-    assert_eq!(decided.answers[MANY_TRIES], SlotAnswer::TooManyAttempts { attempts: MANY_TRIES });
+    assert_eq!(decided.answers[MAX_ATTEMPTS_PER_NAME - 1], SlotAnswer::Granted);
+    assert_eq!(
+        decided.answers[MAX_ATTEMPTS_PER_NAME],
+        SlotAnswer::TooManyAttempts { attempts: MAX_ATTEMPTS_PER_NAME }
+    );
 }
 
 #[test]

@@ -113,7 +113,7 @@ fn garbage_in_a_ledger_is_named_and_the_way_out_leads_out() {
         unlimited(fixture, &ns).await;
         assert_eq!(active(fixture, &ns).await, 1);
         ledgers(fixture).delete(&ns, &DeleteParams::default()).await.unwrap();
-        turned_away(fixture, &ns, &["missing", "a new one is made in"]).await;
+        turned_away(fixture, &ns, &["missing", "a new one is created in"]).await;
         unlimited(fixture, &ns).await;
         fills_up(fixture, &ns).await;
     });
@@ -138,7 +138,7 @@ fn a_ledger_that_is_deleted_by_hand_comes_back_after_a_minute_and_nobody_gets_in
     scenario(|fixture| async move {
         let ns = half_full(fixture, "deleted").await;
         ledgers(fixture).delete(&ns, &DeleteParams::default()).await.unwrap();
-        turned_away(fixture, &ns, &["missing", "a new one is made in"]).await;
+        turned_away(fixture, &ns, &["missing", "a new one is created in"]).await;
         fixture
             .wait("the policy to say so", || async {
                 let status = fixture.policies(&ns).get("builds").await.unwrap().status.unwrap_or_default();

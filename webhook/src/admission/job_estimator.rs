@@ -12,7 +12,7 @@ use std::{
 use job_handler_shared::{job::snapshot::JobSnapshot, ledger::crd::JobLedgerSpec};
 use parking_lot::{Mutex, MutexGuard};
 
-use crate::ledger::limiter::LedgerContext;
+use crate::ledger::shared::LedgerContext;
 
 /// A reviewed Job is in the watch cache after this time, or it was never created.
 const RECENT: Duration = Duration::from_secs(1);

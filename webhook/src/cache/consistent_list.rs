@@ -1,6 +1,6 @@
-//! A consistent LIST of Jobs, page by page, each Job cut down as it is read.
+//! Consistent reads of Jobs, page by page. Each Job is reduced as it is read.
 
-use std::{sync::Arc, time::Instant};
+use std::sync::Arc;
 
 use http::Request;
 use job_handler_shared::job::snapshot::JobSnapshot;
@@ -11,29 +11,27 @@ use serde::{Deserialize, Deserializer};
 use crate::job_view::JobView;
 
 /// Jobs per page: about 2 MiB of JSON.
-const PAGE: usize = 500;
-/// A continue token lives as long as etcd's compaction lets it (5 minutes); starting over once is enough.
-const TRIES: usize = 2;
+const PAGE_SIZE: usize = 500;
+/// A continue token lives until etcd compacts its version (5 minutes), so starting over once is enough.
+const ATTEMPTS: usize = 2;
 
-/// The Jobs of a namespace, or of all, as of one moment.
+/// The Jobs of a namespace, or of the cluster, at one moment.
 #[derive(Clone, Debug)]
-pub struct JobListing {
-    /// When the LIST began: it shows everything that was written before.
-    pub began: Instant,
-    /// resourceVersion of the LIST: it shows everything up to this, and nothing later. 0 where it is no number.
+pub(crate) struct JobListing {
+    /// resourceVersion of the list, which shows every write up to it and none after it; 0 if that is not a number.
     pub version: u64,
-    /// All Jobs.
+    /// The Jobs.
     pub jobs: Vec<Arc<JobSnapshot>>,
 }
 
-/// Why there is no view.
+/// Why Jobs could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ListError {
-    /// The apiserver refused, or did not answer.
+    /// The apiserver refused or did not answer.
     #[error("cannot list Jobs: {}", error_chain(.0))]
     Api(#[from] Box<kube::Error>),
-    /// The request cannot be built.
-    #[error("cannot ask for Jobs: {0}")]
+    /// The request could not be built.
+    #[error("cannot build the request for Jobs: {0}")]
     Request(#[from] http::Error),
 }
 
@@ -53,7 +51,7 @@ struct JobPageMeta {
     more: Option<String>,
 }
 
-/// A Job as it is kept: without what no decision about limits looks at, for there may be thousands.
+/// A Job as read, reduced to what decisions about limits need: there may be thousands.
 #[derive(Clone, Debug)]
 pub struct ListedJob(pub Arc<JobSnapshot>);
 
@@ -72,31 +70,29 @@ fn null_is_empty<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Liste
     Option::deserialize(deserializer).map(Option::unwrap_or_default)
 }
 
-/// All Jobs of a namespace, or of the cluster. No `resourceVersion` is asked for, which makes the LIST consistent: it
-/// shows everything that was written before it began (KEP-2340); the pages that follow are of the same moment.
+/// Lists the Jobs of a namespace, or of the cluster. The request names no `resourceVersion`, which makes the LIST
+/// consistent: it shows every write before it began (KEP-2340). Further pages are of the same moment.
 ///
 /// # Errors
-/// Where the apiserver refuses or is away.
-pub async fn jobs(client: &Client, namespace: Option<String>) -> Result<JobListing, ListError> {
-    let began = Instant::now();
-    let mut tries = 0;
+/// If the apiserver refuses or does not answer.
+pub(crate) async fn list_jobs(client: &Client, namespace: Option<String>) -> Result<JobListing, ListError> {
+    let mut attempts = 0;
     loop {
-        tries += 1;
+        attempts += 1;
         let mut jobs = Vec::new();
-        match pages(client, namespace.as_deref(), |page| jobs.extend(page)).await {
-            Err(ListError::Api(error)) if tries < TRIES && is_expired(&error) => {}
+        match list_pages(client, namespace.as_deref(), |page| jobs.extend(page)).await {
+            Err(ListError::Api(error)) if attempts < ATTEMPTS && is_expired(&error) => {}
             Err(error) => return Err(error),
-            // Only what began with the last try counts as shown; an earlier `began` promises less, never more.
-            Ok(version) => return Ok(JobListing { began, version, jobs }),
+            Ok(version) => return Ok(JobListing { version, jobs }),
         }
     }
 }
 
-/// The same, page by page. Returns the resourceVersion of which all of them are, 0 where it is no number.
+/// Lists Jobs and passes on each page. Returns the resourceVersion of the list, 0 if that is not a number.
 ///
 /// # Errors
-/// Where the apiserver refuses or is away, or takes so long that it has forgotten what the first page was of (410).
-pub async fn pages(
+/// If the apiserver refuses or does not answer, or if the continue token has expired (410).
+pub(crate) async fn list_pages(
     client: &Client,
     namespace: Option<&str>,
     mut page: impl FnMut(Vec<Arc<JobSnapshot>>),
@@ -108,7 +104,7 @@ pub async fn pages(
     let mut more: Option<String> = None;
     loop {
         let token = more.map(|token| format!("&continue={}", escape(&token))).unwrap_or_default();
-        let request = Request::get(format!("{path}?limit={PAGE}{token}")).body(Vec::new())?;
+        let request = Request::get(format!("{path}?limit={PAGE_SIZE}{token}")).body(Vec::new())?;
         let JobPage { metadata, items } = client.request(request).await.map_err(Box::new)?;
         page(items.into_iter().map(|item| item.0).collect());
         more = metadata.more.filter(|token| !token.is_empty());
@@ -118,12 +114,12 @@ pub async fn pages(
     }
 }
 
-/// A Job as it is now, by `namespace/name`; nothing where it is gone. No `resourceVersion` is asked for, which makes it a
+/// Reads a Job by `namespace/name`; `None` if it does not exist. The request names no `resourceVersion`, which makes it a
 /// quorum read.
 ///
 /// # Errors
-/// Where the apiserver refuses or is away.
-pub async fn job(client: &Client, key: &str) -> Result<Option<Arc<JobSnapshot>>, ListError> {
+/// If the apiserver refuses or does not answer.
+pub(crate) async fn get_job(client: &Client, key: &str) -> Result<Option<Arc<JobSnapshot>>, ListError> {
     let (namespace, name) = key.split_once('/').unwrap_or(("", key));
     let path = format!("/apis/batch/v1/namespaces/{}/jobs/{}", escape(namespace), escape(name));
     match client.request::<ListedJob>(Request::get(path).body(Vec::new())?).await {

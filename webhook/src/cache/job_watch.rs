@@ -79,12 +79,13 @@ pub async fn run(client: Client, cache: JobCache, readiness: ReadyHandle) -> Inf
 /// Consistent, so that the picture never goes back behind what was told before.
 async fn relist(client: &Client, cache: &JobCache) -> Result<u64, kube::Error> {
     cache.begin_list();
-    let position = consistent_list::pages(client, None, |jobs| cache.add_page(jobs)).await.map_err(
-        |error| match error {
-            ListError::Api(error) => *error,
-            ListError::Request(error) => kube::Error::HttpError(error),
-        },
-    )?;
+    let position =
+        consistent_list::list_pages(client, None, |jobs| cache.add_page(jobs)).await.map_err(|error| {
+            match error {
+                ListError::Api(error) => *error,
+                ListError::Request(error) => kube::Error::HttpError(error),
+            }
+        })?;
     cache.end_list(position);
     Ok(position)
 }

@@ -1,12 +1,12 @@
-//! The Jobs of the cluster in memory, as far as a watch has told of them, and how far that is.
+//! The watch cache of Jobs, and the position up to which it is complete.
 //!
-//! The position is the resourceVersion up to which everything was told: of the last event, of a bookmark (which the
-//! apiserver sends behind all events up to it, KEP-956), or of the list that the watch began with. While a list is being
-//! read the picture is of no one moment, so there is no position. A watch that is broken leaves a picture that is old, and
-//! says so by its position.
+//! The position is the resourceVersion up to which every event was delivered: that of the last event, of a bookmark
+//! (which the apiserver sends after all events up to it, KEP-956), or of the list that the watch began with. While a
+//! list is being read the cache shows no single moment, so it has no position. If the watch breaks, the cache stays at
+//! its last position.
 //!
-//! Jobs are cut down to what decisions about limits need, and a new list replaces the old picture Job by Job: memory does
-//! not grow while it is read.
+//! Jobs are reduced to what decisions about limits need, and a new list replaces the cache Job by Job: reading a list
+//! does not double the memory.
 
 use std::{
     collections::HashMap,
@@ -15,27 +15,24 @@ use std::{
 };
 
 use job_handler_shared::job::snapshot::JobSnapshot;
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::cache::tombstones::{JobTombstone, JobTombstones};
 
-/// All Jobs that were told of; clones share them.
-#[derive(Clone, Debug)]
-pub struct JobCache(Arc<Inner>);
-
-#[derive(Debug)]
-struct Inner {
-    picture: Mutex<Picture>,
+/// The watched Jobs. Clones share them.
+#[derive(Clone, Debug, Default)]
+pub struct JobCache {
+    table: Arc<Mutex<JobTable>>,
     position: watch::Sender<Option<u64>>,
 }
 
 #[derive(Debug, Default)]
-struct Picture {
+struct JobTable {
     position: Option<u64>,
-    /// Namespace -> name -> the Job. Two of one name are never there at once.
+    /// Jobs by namespace and name. No two Jobs of one name exist at the same time.
     namespaces: HashMap<String, HashMap<String, CachedJob>>,
-    /// Of the list that is being read, or was read last.
+    /// Number of the list that is being read, or was read last.
     list: u64,
     tombstones: JobTombstones,
 }
@@ -43,123 +40,111 @@ struct Picture {
 #[derive(Debug)]
 struct CachedJob {
     job: Arc<JobSnapshot>,
-    /// The list, or the events after it, in which it was there.
+    /// The last list that contained the Job, itself or by the events after it.
     list: u64,
 }
 
-impl Default for JobCache {
-    fn default() -> Self {
-        let position = watch::Sender::new(None);
-        Self(Arc::new(Inner { picture: Mutex::default(), position }))
-    }
-}
-
 impl JobCache {
-    /// The Jobs of a namespace, or all, and the position; none while a list is being read.
-    pub fn snapshot(&self, namespace: Option<&str>) -> Option<(u64, Vec<Arc<JobSnapshot>>)> {
-        let picture = self.picture();
-        let position = picture.position?;
+    /// The position and the Jobs of a namespace, or of the cluster; `None` while a list is being read.
+    pub(crate) fn snapshot(&self, namespace: Option<&str>) -> Option<(u64, Vec<Arc<JobSnapshot>>)> {
+        let table = self.table.lock();
+        let position = table.position?;
         let jobs = |jobs: &HashMap<String, CachedJob>| -> Vec<Arc<JobSnapshot>> {
-            jobs.values().map(|entry| entry.job.clone()).collect()
+            jobs.values().map(|cached| cached.job.clone()).collect()
         };
-        let seen = match namespace {
-            Some(namespace) => picture.namespaces.get(namespace).map(jobs).unwrap_or_default(),
-            None => picture.namespaces.values().flat_map(jobs).collect(),
+        let jobs = match namespace {
+            Some(namespace) => table.namespaces.get(namespace).map(jobs).unwrap_or_default(),
+            None => table.namespaces.values().flat_map(jobs).collect(),
         };
-        Some((position, seen))
+        Some((position, jobs))
     }
 
-    /// Of these uids, the Jobs that are gone from a view of this resourceVersion.
-    pub fn deleted_jobs<'a>(&self, uids: impl IntoIterator<Item = &'a str>, until: u64) -> Vec<JobTombstone> {
-        self.picture().tombstones.find(uids, until)
+    /// The Jobs of these uids that are known to be deleted in a view of resourceVersion `until`.
+    pub(crate) fn deleted_jobs<'a>(
+        &self,
+        uids: impl IntoIterator<Item = &'a str>,
+        until: u64,
+    ) -> Vec<JobTombstone> {
+        self.table.lock().tombstones.find(uids, until)
     }
 
-    /// Everything up to here was told.
-    pub fn position(&self) -> Option<u64> {
-        *self.0.position.borrow()
+    /// The resourceVersion up to which the cache is complete.
+    pub(crate) fn position(&self) -> Option<u64> {
+        *self.position.borrow()
     }
 
-    /// Waits for a position, but no longer than `patience`. Whether it was reached.
-    pub async fn wait_for(&self, position: u64, patience: Duration) -> bool {
-        let mut positions = self.0.position.subscribe();
+    /// Waits for a position, at most for `timeout`. Returns whether it was reached.
+    pub(crate) async fn wait_for(&self, position: u64, timeout: Duration) -> bool {
+        let mut positions = self.position.subscribe();
         let reached = positions.wait_for(|at| at.is_some_and(|at| at >= position));
-        tokio::time::timeout(patience, reached).await.is_ok_and(|reached| reached.is_ok())
+        tokio::time::timeout(timeout, reached).await.is_ok_and(|reached| reached.is_ok())
     }
 
-    /// How many Jobs there are.
-    pub fn len(&self) -> usize {
-        self.picture().namespaces.values().map(HashMap::len).sum()
-    }
-
-    /// A list begins.
+    /// Begins to replace the cache by a list.
     pub fn begin_list(&self) {
-        let mut picture = self.picture();
-        picture.list += 1;
-        self.set_position(&mut picture, None);
+        let mut table = self.table.lock();
+        table.list += 1;
+        self.set_position(&mut table, None);
     }
 
-    /// A page of it.
-    pub fn add_page(&self, jobs: Vec<Arc<JobSnapshot>>) {
-        let mut picture = self.picture();
+    /// Adds a page of the list.
+    pub(crate) fn add_page(&self, jobs: Vec<Arc<JobSnapshot>>) {
+        let mut table = self.table.lock();
         for job in jobs {
-            picture.put(job);
+            table.put(job);
         }
     }
 
-    /// It was read; it was of this resourceVersion.
+    /// Completes the list, whose resourceVersion is `position`: drops the Jobs that it did not contain.
     pub fn end_list(&self, position: u64) {
-        let mut picture = self.picture();
-        let list = picture.list;
-        let Picture { namespaces, tombstones, .. } = &mut *picture;
+        let mut table = self.table.lock();
+        let list = table.list;
+        let JobTable { namespaces, tombstones, .. } = &mut *table;
         namespaces.retain(|_, jobs| {
             jobs.retain(|_, CachedJob { job, list: last }| {
                 if *last != list {
-                    unseen(tombstones, job);
+                    add_unwatched_deletion(tombstones, job);
                 }
                 *last == list
             });
             jobs.shrink_to(jobs.len() * 2);
             !jobs.is_empty()
         });
-        self.set_position(&mut picture, Some(position));
+        self.set_position(&mut table, Some(position));
     }
 
-    /// A Job was made or changed.
+    /// A Job was created or changed.
     pub fn apply(&self, job: Arc<JobSnapshot>, position: u64) {
-        let mut picture = self.picture();
-        picture.put(job);
-        self.set_position(&mut picture, Some(position));
+        let mut table = self.table.lock();
+        table.put(job);
+        self.set_position(&mut table, Some(position));
     }
 
-    /// A Job is gone.
+    /// A Job was deleted.
     pub fn delete(&self, job: &JobSnapshot, position: u64) {
-        let mut picture = self.picture();
-        picture.tombstones.insert(job, position, Instant::now());
-        if let Some(jobs) = picture.namespaces.get_mut(&job.namespace) {
+        let mut table = self.table.lock();
+        table.tombstones.insert(job, position, Instant::now());
+        if let Some(jobs) = table.namespaces.get_mut(&job.namespace) {
             jobs.remove(&job.name);
             if jobs.is_empty() {
-                picture.namespaces.remove(&job.namespace);
+                table.namespaces.remove(&job.namespace);
             }
         }
-        self.set_position(&mut picture, Some(position));
+        self.set_position(&mut table, Some(position));
     }
 
-    /// Nothing happened up to here that was not told.
-    pub fn bookmark(&self, position: u64) {
-        self.set_position(&mut self.picture(), Some(position));
+    /// Every event up to `position` was delivered.
+    pub(crate) fn bookmark(&self, position: u64) {
+        self.set_position(&mut self.table.lock(), Some(position));
     }
 
-    fn set_position(&self, picture: &mut Picture, position: Option<u64>) {
-        picture.position = position;
-        self.0.position.send_replace(position);
-    }
-
-    fn picture(&self) -> MutexGuard<'_, Picture> {
-        self.0.picture.lock()
+    fn set_position(&self, table: &mut JobTable, position: Option<u64>) {
+        table.position = position;
+        self.position.send_replace(position);
     }
 }
 
-impl Picture {
+impl JobTable {
     fn put(&mut self, job: Arc<JobSnapshot>) {
         let list = self.list;
         if !self.namespaces.contains_key(&job.namespace) {
@@ -167,10 +152,10 @@ impl Picture {
         }
         let Some(jobs) = self.namespaces.get_mut(&job.namespace) else { return };
         match jobs.get_mut(&job.name) {
-            Some(entry) => {
-                let before = std::mem::replace(entry, CachedJob { job, list }).job;
-                if before.uid != entry.job.uid {
-                    unseen(&mut self.tombstones, &before);
+            Some(cached) => {
+                let before = std::mem::replace(cached, CachedJob { job, list }).job;
+                if before.uid != cached.job.uid {
+                    add_unwatched_deletion(&mut self.tombstones, &before);
                 }
             }
             None => {
@@ -180,8 +165,8 @@ impl Picture {
     }
 }
 
-/// A Job is gone, and nobody told when it went. As it was seen last it was seen for certain: that resolves its attempt.
-fn unseen(tombstones: &mut JobTombstones, job: &JobSnapshot) {
+/// Adds a tombstone for a Job whose deletion was not watched. Its last observed version resolves its attempt.
+fn add_unwatched_deletion(tombstones: &mut JobTombstones, job: &JobSnapshot) {
     if let Ok(version) = job.resource_version.parse() {
         tombstones.insert(job, version, Instant::now());
     }
@@ -209,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_replaces_what_was_there_and_has_no_position_before_its_end() {
+    fn a_list_replaces_the_cache_and_has_no_position_before_its_end() {
         let cache = JobCache::default();
         assert!(cache.snapshot(None).is_none() && cache.position().is_none());
         cache.begin_list();
@@ -222,11 +207,11 @@ mod tests {
         cache.add_page(vec![job("ci/a", "3")]);
         cache.end_list(9);
         assert_eq!((uids(&cache, None), uids(&cache, Some("qa"))), (vec!["3".to_owned()], vec![]));
-        assert_eq!(cache.len(), 1);
+        assert_eq!(cache.snapshot(None).unwrap().1.len(), 1);
     }
 
     #[test]
-    fn events_move_the_picture_and_its_position_together() {
+    fn an_event_changes_jobs_and_position_together() {
         let cache = JobCache::default();
         cache.begin_list();
         cache.end_list(1);
@@ -239,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn a_job_that_came_and_went_is_known_to_be_gone() {
+    fn a_deleted_job_leaves_a_tombstone() {
         let gone = |cache: &JobCache, until| -> Vec<(String, u64)> {
             let tombstones = cache.deleted_jobs(["1", "2", "3"], until);
             tombstones.into_iter().map(|grave| (grave.uid, grave.version)).collect()
@@ -249,9 +234,9 @@ mod tests {
         cache.end_list(1);
         cache.apply(job("ci/a", "1"), 2);
         cache.delete(&job("ci/a", "1"), 4);
-        assert!(gone(&cache, 3).is_empty(), "such a view may show it yet");
+        assert!(gone(&cache, 3).is_empty(), "this view may still show it");
         assert_eq!(gone(&cache, 4), [("1".to_owned(), 4)]);
-        // Also one whose deletion was not told of, but that a list no longer shows.
+        // A list reveals a deletion that was not watched.
         let seen = JobSnapshot { resource_version: "5".into(), ..(*job("ci/b", "2")).clone() };
         cache.apply(Arc::new(seen), 5);
         cache.begin_list();
@@ -261,7 +246,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_position_is_waited_for_and_not_for_ever() {
+    async fn waiting_for_a_position_times_out() {
         let cache = JobCache::default();
         assert!(!cache.wait_for(3, Duration::from_millis(50)).await);
         cache.begin_list();

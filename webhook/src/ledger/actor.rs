@@ -1,11 +1,11 @@
-//! The one task of a process that decides by a ledger. All who wait share a round.
+//! The one task of a process that decides by a ledger. All requests that wait share a round.
 //!
-//! A round decides by the newest ledger and the newest Jobs that were watched, and writes the ledger if nobody else has
-//! meanwhile: so a grant costs a single write, and the write tells whether the ledger was the newest. Whoever would be
-//! refused waits for a look of its own ([`super::look`]) that begins after it came. Looks go on beside the rounds.
+//! A round decides by the newest known ledger and the watched Jobs, and writes the ledger unless another replica has
+//! written meanwhile: a grant costs a single write, which also proves that the ledger was the newest. Before refusing, the
+//! actor re-reads ledger and Jobs ([`fresh_read`](super::fresh_read)) in a read that begins after the request arrived, so
+//! that a Job that has just finished never causes a refusal. Rounds continue while such a read is in progress.
 
 use std::{
-    collections::BTreeSet,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -14,157 +14,121 @@ use tokio::{
     sync::{mpsc, oneshot},
     task::JoinSet,
 };
+use tracing::Instrument;
 
-use super::{limiter::LedgerContext, resolve::ViewSource};
-use crate::ledger::round_attempt::Stop;
-use crate::ledger::{
-    batching::BatchingDelay,
-    client,
-    count::LedgerId,
-    fresh_read::{self, FreshRead, LedgerReadError},
-    scope_cache::ScopeCache,
-    write_order,
-};
 use crate::{
     cache::ttl_map::TtlMap,
+    ledger::{
+        fresh_read::{self, FreshRead, LedgerReadError, ReadExtent},
+        ledger_id::LedgerId,
+        messages::{ActorMessage, DecisionRequest},
+        resolve::ViewSource,
+        round_attempt::{RoundError, RoundRunner},
+        shared::LedgerContext,
+    },
     limit::{Attempt, FAILURE_BACKOFF, Refused, Verdict},
 };
 
-/// Writes of other replicas that one round gives way to.
-const TRIES: u32 = 20;
-/// A second webhook entry asks about the same create within this time, and has to be answered alike.
+/// Most attempts at one round: each is repeated because another replica wrote first.
+const MAX_ATTEMPTS: u32 = 20;
+/// A second webhook entry asks about the same create within this time and must get the same answer.
 const SAME_CREATE: Duration = Duration::from_secs(10);
-/// So many refusals are remembered for that.
-const REFUSED: usize = 2048;
-/// For [`LedgerActor::outdated`]: only a read will do.
-pub(super) const ANY: Option<u64> = Some(u64::MAX);
-/// So many versions of a ledger that others write a round lets pass, at most.
-const YIELDS: u32 = 4;
-/// So many may wait for looks.
-const PARKED: usize = 4096;
-
-/// What an actor is told.
-#[derive(Debug)]
-pub enum ActorMessage {
-    /// Decide.
-    Decide(Box<DecisionRequest>),
-    /// A grant reached nobody: take it back.
-    Revoke(String),
-    /// Take out the attempts whose outcome was seen, if nobody does.
-    RemoveResolved,
-    /// Attempts have run out: see what became of them.
-    RemoveExpired,
-}
-
-/// Somebody who waits.
-#[derive(Debug)]
-pub struct DecisionRequest {
-    /// For what.
-    pub attempt: Attempt,
-    /// Since when.
-    pub arrived: Instant,
-    /// The answer goes there. Closed = nobody hears it any more.
-    pub reply: oneshot::Sender<Verdict>,
-}
+/// Most refusals to remember for that.
+const MAX_REFUSALS: usize = 2048;
+/// Most requests that may wait for a fresh read.
+const MAX_PARKED: usize = 4096;
 
 /// Decides by one ledger.
 pub struct LedgerActor {
-    pub(super) id: LedgerId,
-    pub(super) inbox: mpsc::Receiver<ActorMessage>,
-    pub(super) shared: Arc<LedgerContext>,
-    /// Grants that reached nobody, or may have been written without anybody knowing.
-    pub(super) undo: BTreeSet<String>,
-    /// What was refused a moment ago, by the Job's uid.
-    pub(super) refused: TtlMap<Refused>,
-    /// Those who would be refused, and wait for a look.
-    pub(super) parked: Vec<DecisionRequest>,
-    /// One of them would be refused by Jobs that have ended, which only a LIST shows as they are now.
-    pub(super) lists: bool,
-    /// One at most is under way.
-    pub(super) looks: JoinSet<Result<FreshRead, LedgerReadError>>,
-    /// A ledger that is known to be of this version or an older one is not the newest, or may not be.
-    pub(super) outdated: Option<u64>,
-    /// A write may be made for nobody's grant.
-    pub(super) tidy: bool,
-    pub(super) expire: bool,
-    pub(super) pace: BatchingDelay,
-    pub(super) found: ScopeCache,
+    inbox: mpsc::Receiver<ActorMessage>,
+    context: Arc<LedgerContext>,
+    rounds: RoundRunner,
+    /// Recent refusals by the Job's uid.
+    refusals: TtlMap<Refused>,
+    /// Requests that would be refused and wait for a fresh read.
+    parked: Vec<DecisionRequest>,
+    /// What the next fresh read has to show.
+    read_extent: ReadExtent,
+    /// At most one is in progress.
+    fresh_reads: JoinSet<Result<FreshRead, LedgerReadError>>,
+    /// Whether attempts have expired, which a fresh read has to resolve.
+    expired: bool,
 }
 
 impl LedgerActor {
-    /// Decides by the ledger `id` whatever comes in.
-    pub fn new(id: LedgerId, inbox: mpsc::Receiver<ActorMessage>, shared: Arc<LedgerContext>) -> Self {
+    /// An actor for the ledger `id`.
+    pub fn new(id: LedgerId, inbox: mpsc::Receiver<ActorMessage>, context: Arc<LedgerContext>) -> Self {
         Self {
-            id,
             inbox,
-            shared,
-            undo: BTreeSet::new(),
-            refused: TtlMap::new(SAME_CREATE, REFUSED, Instant::now()),
+            rounds: RoundRunner::new(id, context.clone()),
+            context,
+            refusals: TtlMap::new(SAME_CREATE, MAX_REFUSALS, Instant::now()),
             parked: Vec::new(),
-            lists: false,
-            looks: JoinSet::new(),
-            outdated: None,
-            tidy: false,
-            expire: false,
-            pace: BatchingDelay::default(),
-            found: ScopeCache::default(),
+            read_extent: ReadExtent::default(),
+            fresh_reads: JoinSet::new(),
+            expired: false,
         }
     }
 
-    /// Serves until nobody can ask any more.
+    /// Handles messages until all senders are dropped.
     pub async fn run(mut self) {
         loop {
             tokio::select! {
                 biased;
-                Some(look) = self.looks.join_next() => {
-                    // A look that panicked is a bug that must not be slept over.
-                    let look = look.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
-                    self.looked(look).await;
+                Some(read) = self.fresh_reads.join_next() => {
+                    // A panic in the read is a bug that must end the process.
+                    let read = read.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
+                    self.handle_read(read).await;
                 }
                 message = self.inbox.recv() => {
                     let Some(message) = message else { return };
-                    let mut waiting = Vec::new();
-                    self.hear(message, &mut waiting);
-                    self.serve(waiting, None).await;
+                    let mut requests = Vec::new();
+                    self.handle_message(message, &mut requests);
+                    self.run_round(requests, None).await;
                 }
             }
-            if self.looks.is_empty() && (self.expire || !self.parked.is_empty()) {
-                self.expire = false;
-                let lists = std::mem::take(&mut self.lists);
-                self.looks.spawn(fresh_read::look(self.shared.clone(), self.id.clone(), lists));
-            }
+            self.start_fresh_read();
         }
     }
 
-    fn hear(&mut self, message: ActorMessage, waiting: &mut Vec<DecisionRequest>) {
+    fn start_fresh_read(&mut self) {
+        if self.fresh_reads.is_empty() && (self.expired || !self.parked.is_empty()) {
+            self.expired = false;
+            let extent = std::mem::take(&mut self.read_extent);
+            let id = self.rounds.id().clone();
+            let span = tracing::info_span!("fresh_read", ledger = id.name(), ?extent);
+            self.fresh_reads.spawn(fresh_read::read_fresh(self.context.clone(), id, extent).instrument(span));
+        }
+    }
+
+    fn handle_message(&mut self, message: ActorMessage, requests: &mut Vec<DecisionRequest>) {
         match message {
-            ActorMessage::Decide(one) => {
-                let DecisionRequest { attempt, .. } = &*one;
-                let known = self.refused.get(&attempt.job.uid, Instant::now());
-                match known.filter(|_| attempt.from.is_none()) {
-                    Some(refused) => reply(one.reply, Verdict::Refused(refused.clone())),
-                    None => waiting.push(*one),
+            ActorMessage::Decide(request) => {
+                let DecisionRequest { attempt, .. } = &*request;
+                let refused = self.refusals.get(&attempt.job.uid, Instant::now());
+                match refused.filter(|_| attempt.from.is_none()) {
+                    Some(refused) => send(request.reply, Verdict::Refused(refused.clone())),
+                    None => requests.push(*request),
                 }
             }
-            ActorMessage::Revoke(request) => {
-                self.undo.insert(request);
-            }
-            ActorMessage::RemoveResolved => self.tidy = true,
-            ActorMessage::RemoveExpired => self.expire = true,
+            ActorMessage::Revoke(request) => self.rounds.revoke(request),
+            ActorMessage::RemoveResolved => self.rounds.set_housekeeping(true),
+            ActorMessage::RemoveExpired => self.expired = true,
         }
     }
 
-    async fn looked(&mut self, look: Result<FreshRead, LedgerReadError>) {
-        match look {
-            Ok(look) => {
-                let (waiting, parked) = std::mem::take(&mut self.parked)
+    /// Answers the requests that arrived before the read began.
+    async fn handle_read(&mut self, read: Result<FreshRead, LedgerReadError>) {
+        match read {
+            Ok(fresh) => {
+                let (requests, parked) = std::mem::take(&mut self.parked)
                     .into_iter()
-                    .partition(|waiting: &DecisionRequest| waiting.arrived <= look.began);
+                    .partition(|request: &DecisionRequest| request.arrived <= fresh.began);
                 self.parked = parked;
-                self.serve(waiting, Some(look)).await;
+                self.run_round(requests, Some(fresh)).await;
             }
             Err(LedgerReadError::Missing(at)) => {
-                if let Stop::Cannot(why) = self.make(at).await {
+                if let RoundError::Failed(why) = self.rounds.create_ledger(at).await {
                     self.turn_away_parked(&why);
                 }
             }
@@ -177,153 +141,156 @@ impl LedgerActor {
         self.turn_away(parked, false, why);
     }
 
-    /// A round, as often as others write first. With a look everybody is answered; without, those who are granted.
-    async fn serve(&mut self, mut waiting: Vec<DecisionRequest>, look: Option<FreshRead>) {
-        // Some write of this round may have been done, or be done yet.
-        let mut unsure = false;
-        if look.is_none() && !waiting.is_empty() {
-            let gather = self.pace.gather(waiting.len() + self.inbox.len(), Instant::now());
-            // A sleep of nothing still takes until the timer's next millisecond.
-            if !gather.is_zero() {
-                tokio::time::sleep(gather).await;
-            }
+    /// Runs a round, again whenever another replica writes first. With a fresh read every request is answered; without
+    /// one, only those that are granted, and the others are parked.
+    async fn run_round(&mut self, mut requests: Vec<DecisionRequest>, fresh: Option<FreshRead>) {
+        // Whether the answer to a write of this round was lost.
+        let mut unknown_write = false;
+        if fresh.is_none() && !requests.is_empty() {
+            self.gather(requests.len()).await;
         }
-        for n in 0..TRIES {
-            if look.is_none() && !waiting.is_empty() {
-                self.others_turns().await;
-            }
-            while look.is_none()
-                && let Ok(message) = self.inbox.try_recv()
-            {
-                self.hear(message, &mut waiting);
-            }
-            let mut left = Vec::new();
-            for one in waiting {
-                if one.reply.is_closed() || Instant::now() >= one.attempt.answer_by {
-                    self.forget(&one, unsure);
-                } else {
-                    left.push(one);
+        for n in 0..MAX_ATTEMPTS {
+            if fresh.is_none() {
+                if !requests.is_empty() {
+                    self.rounds.wait_for_other_writers().await;
+                }
+                while let Ok(message) = self.inbox.try_recv() {
+                    self.handle_message(message, &mut requests);
                 }
             }
-            waiting = left;
-            if n > 0 && waiting.is_empty() && self.undo.is_empty() {
+            requests = self.without_abandoned(requests, unknown_write);
+            if n > 0 && requests.is_empty() && !self.rounds.has_revoked() {
                 break;
             }
-            match self.once(&waiting, look.as_ref()).await {
+            let span = tracing::info_span!("round", ledger = self.rounds.id().name(), attempt = n + 1);
+            let attempts: Vec<&Attempt> = requests.iter().map(|request| &request.attempt).collect();
+            match self.rounds.attempt(&attempts, fresh.as_ref()).instrument(span).await {
                 Ok(verdicts) => {
-                    self.answer(waiting, verdicts, look.as_ref().map(|look| look.view_source));
-                    waiting = Vec::new();
+                    let view_source = fresh.as_ref().map(|fresh| fresh.view_source);
+                    self.answer(std::mem::take(&mut requests), verdicts, view_source);
                     break;
                 }
-                Err(Stop::Again(lost)) => unsure |= lost,
-                Err(Stop::Behind) => {
-                    self.park(waiting);
-                    waiting = Vec::new();
+                Err(RoundError::Retry) => {}
+                Err(RoundError::RetryUnknownWrite) => unknown_write = true,
+                Err(RoundError::StaleCache) => {
+                    self.park(std::mem::take(&mut requests));
                     break;
                 }
-                Err(Stop::Cannot(why)) => {
-                    self.turn_away(waiting, unsure, &why);
-                    waiting = Vec::new();
+                Err(RoundError::Failed(why)) => {
+                    self.turn_away(std::mem::take(&mut requests), unknown_write, &why);
                     break;
                 }
             }
-            tokio::time::sleep(self.pace.away()).await;
+            tokio::time::sleep(self.rounds.retry_delay()).await;
         }
-        self.tidy = false;
-        self.turn_away(waiting, unsure, "other replicas wrote the ledger first, again and again");
+        self.rounds.set_housekeeping(false);
+        self.turn_away(requests, unknown_write, "other replicas kept writing the ledger first");
     }
 
-    /// Waits while it is the turn of others to write, if anybody else does.
-    async fn others_turns(&self) {
-        let shared = &self.shared;
-        if !shared.known_ledgers.is_contended(self.id.name()) {
-            return;
-        }
-        // Each new version has an order of its own. Whoever has stood back for a few of them just tries.
-        for _ in 0..YIELDS {
-            let Some((known, at)) = shared.known_ledgers.latest_with_time(self.id.name()) else { return };
-            let before =
-                write_order::before(shared.ledger_client.writer_id(), client::writers(&known.ledger));
-            let known_for = shared.known_ledgers.now().saturating_duration_since(at);
-            let left = self.pace.writes(before).saturating_sub(known_for);
-            if left.is_zero() {
-                return;
-            }
-            tokio::time::sleep(left).await;
+    async fn gather(&self, requests: usize) {
+        let delay = self.rounds.batching_delay(requests + self.inbox.len());
+        // Even a sleep of zero takes until the timer's next millisecond.
+        if !delay.is_zero() {
+            tokio::time::sleep(delay).await;
         }
     }
 
-    /// Refusals are given by a look only, and those by Jobs that have ended by a LIST only.
-    fn answer(&mut self, waiting: Vec<DecisionRequest>, verdicts: Vec<Verdict>, looked: Option<ViewSource>) {
-        self.refused.evict(Instant::now());
+    /// The requests whose callers still wait for an answer.
+    fn without_abandoned(
+        &mut self,
+        requests: Vec<DecisionRequest>,
+        unknown_write: bool,
+    ) -> Vec<DecisionRequest> {
+        let (abandoned, waiting): (Vec<_>, Vec<_>) =
+            requests.into_iter().partition(|request: &DecisionRequest| {
+                request.reply.is_closed() || Instant::now() >= request.attempt.answer_by
+            });
+        self.revoke_unknown(&abandoned, unknown_write);
+        waiting
+    }
+
+    /// Sends the verdicts that the view justifies and parks the other requests: a refusal needs a fresh read, and one for
+    /// failure backoff a LIST, since only that shows finished Jobs as they are now.
+    fn answer(
+        &mut self,
+        requests: Vec<DecisionRequest>,
+        verdicts: Vec<Verdict>,
+        view_source: Option<ViewSource>,
+    ) {
+        self.refusals.evict(Instant::now());
         let mut parked = Vec::new();
-        for (one, verdict) in waiting.into_iter().zip(verdicts) {
-            let by_ended = matches!(&verdict, Verdict::Refused(refused) if refused.limit == FAILURE_BACKOFF);
-            let suffices = match looked {
+        for (request, verdict) in requests.into_iter().zip(verdicts) {
+            let is_backoff =
+                matches!(&verdict, Verdict::Refused(refused) if refused.limit == FAILURE_BACKOFF);
+            let is_justified = match view_source {
                 None => false,
-                Some(ViewSource::Cache(_)) => !by_ended,
+                Some(ViewSource::Cache(_)) => !is_backoff,
                 Some(ViewSource::List) => true,
             };
-            if verdict != Verdict::Granted && !suffices {
-                self.lists |= by_ended;
-                parked.push(one);
-                continue;
-            }
-            let granted = verdict == Verdict::Granted && !one.attempt.dry_run;
-            let refused = refused_for_good(&one.attempt, &verdict);
-            if one.reply.send(verdict).is_ok() {
-                // What nobody was told may have been decided otherwise since.
-                if let Some(refused) = refused {
-                    self.refused.insert(one.attempt.job.uid, refused, Instant::now());
+            if verdict == Verdict::Granted || is_justified {
+                self.send_verdict(request, verdict);
+            } else {
+                if is_backoff {
+                    self.read_extent = ReadExtent::AllJobs;
                 }
-            } else if granted {
-                self.undo.insert(one.attempt.uid);
+                parked.push(request);
             }
         }
         self.park(parked);
     }
 
-    fn park(&mut self, waiting: Vec<DecisionRequest>) {
-        self.parked.extend(waiting);
-        if self.parked.len() > PARKED {
-            let rest = self.parked.split_off(PARKED);
+    fn send_verdict(&mut self, request: DecisionRequest, verdict: Verdict) {
+        let DecisionRequest { attempt, reply, .. } = request;
+        let granted = verdict == Verdict::Granted && !attempt.dry_run;
+        let refused = refusal_to_remember(&attempt, &verdict);
+        if reply.send(verdict).is_ok() {
+            // A refusal that was not delivered may be decided differently next time.
+            if let Some(refused) = refused {
+                self.refusals.insert(attempt.job.uid, refused, Instant::now());
+            }
+        } else if granted {
+            self.rounds.revoke(attempt.uid);
+        }
+    }
+
+    fn park(&mut self, requests: Vec<DecisionRequest>) {
+        self.parked.extend(requests);
+        if self.parked.len() > MAX_PARKED {
+            let rest = self.parked.split_off(MAX_PARKED);
             self.turn_away(rest, false, "too many Jobs wait for a decision");
         }
     }
 
-    fn turn_away(&mut self, waiting: Vec<DecisionRequest>, unsure: bool, why: &str) {
-        if !waiting.is_empty() {
-            tracing::warn!(
-                ledger = self.id.name(),
-                waiting = waiting.len(),
-                "cannot decide about limits: {why}"
-            );
+    fn turn_away(&mut self, requests: Vec<DecisionRequest>, unknown_write: bool, why: &str) {
+        if !requests.is_empty() {
+            let (ledger, waiting) = (self.rounds.id().name(), requests.len());
+            tracing::warn!(ledger, waiting, "cannot decide about limits: {why}");
         }
-        for one in waiting {
-            self.forget(&one, unsure);
-            reply(one.reply, Verdict::Unavailable { why: why.to_owned(), retry_after_seconds: 1 });
+        self.revoke_unknown(&requests, unknown_write);
+        for request in requests {
+            send(request.reply, Verdict::Unavailable { why: why.to_owned(), retry_after_seconds: 1 });
         }
     }
 
-    /// It will not be granted; if it may stand in the ledger, it is taken out later.
-    fn forget(&mut self, one: &DecisionRequest, unsure: bool) {
-        if unsure && !one.attempt.dry_run {
-            self.undo.insert(one.attempt.uid.clone());
+    /// Revokes the grants that a write with a lost answer may have stored.
+    fn revoke_unknown(&mut self, requests: &[DecisionRequest], unknown_write: bool) {
+        for request in requests.iter().filter(|request| unknown_write && !request.attempt.dry_run) {
+            self.rounds.revoke(request.attempt.uid.clone());
         }
     }
 }
 
-/// Each try of a create has its own Job uid; an un-suspended Job keeps its uid and may try again.
-fn refused_for_good(attempt: &Attempt, verdict: &Verdict) -> Option<Refused> {
-    let once = attempt.from.is_none() && !attempt.dry_run && !attempt.job.uid.is_empty();
+/// The refusal of a create, whose every try has its own Job uid. A Job that is un-suspended keeps its uid and may try again.
+fn refusal_to_remember(attempt: &Attempt, verdict: &Verdict) -> Option<Refused> {
+    let is_create = attempt.from.is_none() && !attempt.dry_run && !attempt.job.uid.is_empty();
     match verdict {
-        Verdict::Refused(refused) if once => Some(refused.clone()),
+        Verdict::Refused(refused) if is_create => Some(refused.clone()),
         _ => None,
     }
 }
 
-fn reply(to: oneshot::Sender<Verdict>, verdict: Verdict) {
-    if to.send(verdict).is_err() {
-        tracing::debug!("a caller is gone");
+fn send(reply: oneshot::Sender<Verdict>, verdict: Verdict) {
+    if reply.send(verdict).is_err() {
+        tracing::debug!("the caller did not wait for the verdict");
     }
 }

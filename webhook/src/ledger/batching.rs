@@ -1,89 +1,91 @@
-//! How long a ledger's actor gathers requests before it writes: every write of a ledger may hold any number of grants, so
-//! under load few large ones cost everybody less than many small ones, of which each makes another replica's come too late.
+//! How long a ledger's actor gathers requests before it writes. One write can hold any number of grants, so under load
+//! a few large writes cost less than many small ones, each of which makes another replica's write conflict.
 //!
-//! Who comes alone is never made to wait, and nobody waits for longer than a few writes take.
+//! A single request is never delayed, and no request waits for longer than a few writes take.
 
-use job_handler_shared::process::jitter::full_jitter;
 use std::time::{Duration, Instant};
 
-/// Between the beginnings of two writes, where requests come faster than they are served.
-const LEAST: Duration = Duration::from_millis(2);
-/// The same where other replicas' writes keep coming first.
-const MOST: Duration = Duration::from_millis(20);
-/// Where writes are slow, waiting is counted in writes: this many at most.
-const WRITES: u32 = 4;
-/// But never longer than this.
-const EVER: Duration = Duration::from_millis(500);
+use job_handler_shared::process::jitter::full_jitter;
 
-/// The pace of one ledger in this process.
+/// Least time between the starts of two writes while requests arrive faster than they are served.
+const MIN_INTERVAL: Duration = Duration::from_millis(2);
+/// Longest time between the starts of two writes that conflicts lead to while writes are fast.
+const MAX_INTERVAL: Duration = Duration::from_millis(20);
+/// Longest time between the starts of two writes while writes are slow, in writes.
+const MAX_INTERVAL_IN_WRITES: u32 = 4;
+/// Upper bound of every delay, however slow writes are.
+const MAX_DELAY: Duration = Duration::from_millis(500);
+
+/// The write rate of one ledger in this process.
 #[derive(Clone, Debug)]
-pub struct BatchingDelay {
-    apart: Duration,
-    last: Option<Instant>,
-    crowded: bool,
-    /// How long a write takes, on average over the last few.
-    takes: Duration,
+pub(crate) struct BatchingDelay {
+    /// Time between the starts of two writes.
+    interval: Duration,
+    last_write: Option<Instant>,
+    /// Whether the last write held the grants of several requests.
+    last_was_batch: bool,
+    /// How long a write takes: a moving average.
+    write_time: Duration,
 }
 
 impl Default for BatchingDelay {
     fn default() -> Self {
-        Self { apart: LEAST, last: None, crowded: false, takes: Duration::ZERO }
+        Self { interval: MIN_INTERVAL, last_write: None, last_was_batch: false, write_time: Duration::ZERO }
     }
 }
 
 impl BatchingDelay {
-    /// How long to gather, where so many are waiting already.
-    pub fn gather(&self, waiting: usize, now: Instant) -> Duration {
-        match self.last {
-            Some(last) if self.crowded || waiting > 1 => {
-                self.apart.saturating_sub(now.saturating_duration_since(last))
+    /// How long to gather further requests while `waiting` requests wait.
+    pub(crate) fn delay(&self, waiting: usize, now: Instant) -> Duration {
+        match self.last_write {
+            Some(last) if self.last_was_batch || waiting > 1 => {
+                self.interval.saturating_sub(now.saturating_duration_since(last))
             }
             _ => Duration::ZERO,
         }
     }
 
-    /// A write for so many requests begins.
-    pub fn begins(&mut self, requests: usize, now: Instant) {
-        self.last = Some(now);
-        self.crowded = requests > 1;
+    /// A write with the grants of so many requests starts.
+    pub(crate) fn write_started(&mut self, grants: usize, now: Instant) {
+        self.last_write = Some(now);
+        self.last_was_batch = grants > 1;
     }
 
-    /// It was done. By small steps back to the quicker pace.
-    pub fn done(&mut self, now: Instant) {
-        self.ends(now);
-        self.apart = (self.apart * 7 / 8).max(self.least());
+    /// The write was stored: the interval shrinks in small steps.
+    pub(crate) fn write_stored(&mut self, now: Instant) {
+        self.measure(now);
+        self.interval = (self.interval * 7 / 8).max(self.min_interval());
     }
 
-    /// Another replica's came first.
-    pub fn conflict(&mut self, now: Instant) {
-        self.ends(now);
-        self.apart = (self.apart * 2).min(self.most());
+    /// The write conflicted with another replica's: the interval doubles.
+    pub(crate) fn write_conflicted(&mut self, now: Instant) {
+        self.measure(now);
+        self.interval = (self.interval * 2).min(self.max_interval());
     }
 
-    /// How long to stay away before the next try, with jitter: until the watch tells what was written, as a rule.
-    pub fn away(&self) -> Duration {
-        let most = self.takes.clamp(LEAST, MOST);
-        Duration::from_millis(1) + full_jitter(most)
+    /// How long to wait before the next attempt, with jitter: usually until the watch delivers the version that won.
+    pub(crate) fn retry_delay(&self) -> Duration {
+        Duration::from_millis(1) + full_jitter(self.write_time.clamp(MIN_INTERVAL, MAX_INTERVAL))
     }
 
-    /// How long so many writes of others take, with their news.
-    pub fn writes(&self, number: u32) -> Duration {
-        (self.takes * 5 / 4).saturating_mul(number).min(EVER)
+    /// How long `writes` writes of other replicas take, including their watch events.
+    pub(crate) fn time_of_writes(&self, writes: u32) -> Duration {
+        (self.write_time * 5 / 4).saturating_mul(writes).min(MAX_DELAY)
     }
 
-    fn ends(&mut self, now: Instant) {
-        if let Some(last) = self.last {
+    fn measure(&mut self, now: Instant) {
+        if let Some(last) = self.last_write {
             let took = now.saturating_duration_since(last);
-            self.takes = if self.takes.is_zero() { took } else { (self.takes * 7 + took) / 8 };
+            self.write_time = if self.write_time.is_zero() { took } else { (self.write_time * 7 + took) / 8 };
         }
     }
 
-    fn least(&self) -> Duration {
-        self.takes.clamp(LEAST, EVER)
+    fn min_interval(&self) -> Duration {
+        self.write_time.clamp(MIN_INTERVAL, MAX_DELAY)
     }
 
-    fn most(&self) -> Duration {
-        (self.takes * WRITES).clamp(MOST, EVER)
+    fn max_interval(&self) -> Duration {
+        (self.write_time * MAX_INTERVAL_IN_WRITES).clamp(MAX_INTERVAL, MAX_DELAY)
     }
 }
 
@@ -92,38 +94,40 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_comes_alone_does_not_wait_and_conflicts_make_writes_rarer() {
-        let mut pace = BatchingDelay::default();
+    fn a_single_request_is_not_delayed_and_conflicts_make_writes_rarer() {
+        let mut batching = BatchingDelay::default();
         let now = Instant::now();
-        assert_eq!(pace.gather(50, now), Duration::ZERO, "nothing was written a moment ago");
-        pace.begins(1, now);
-        assert_eq!(pace.gather(1, now), Duration::ZERO);
-        assert_eq!(pace.gather(2, now), LEAST);
-        pace.begins(9, now);
-        assert_eq!(pace.gather(1, now + LEAST / 2), LEAST / 2, "others are about to come");
-        assert_eq!(pace.gather(1, now + LEAST), Duration::ZERO);
+        assert_eq!(batching.delay(50, now), Duration::ZERO, "there was no write a moment ago");
+        batching.write_started(1, now);
+        assert_eq!(batching.delay(1, now), Duration::ZERO);
+        assert_eq!(batching.delay(2, now), MIN_INTERVAL);
+        batching.write_started(9, now);
+        assert_eq!(batching.delay(1, now + MIN_INTERVAL / 2), MIN_INTERVAL / 2, "more are about to arrive");
+        assert_eq!(batching.delay(1, now + MIN_INTERVAL), Duration::ZERO);
         for _ in 0..9 {
-            pace.conflict(now);
-            assert!(pace.away() <= MOST + Duration::from_millis(1));
+            batching.write_conflicted(now);
+            assert!(batching.retry_delay() <= MAX_INTERVAL + Duration::from_millis(1));
         }
-        assert_eq!(pace.gather(1, now), MOST);
+        assert_eq!(batching.delay(1, now), MAX_INTERVAL);
         for _ in 0..99 {
-            pace.done(now);
+            batching.write_stored(now);
         }
-        assert_eq!(pace.gather(1, now), LEAST);
+        assert_eq!(batching.delay(1, now), MIN_INTERVAL);
     }
 
     #[test]
-    fn where_writes_are_slow_waiting_is_counted_in_writes() {
-        let mut pace = BatchingDelay::default();
+    fn while_writes_are_slow_the_delay_is_measured_in_writes() {
+        let mut batching = BatchingDelay::default();
         let now = Instant::now();
         let slow = Duration::from_millis(80);
-        pace.begins(9, now);
-        pace.done(now + slow);
-        assert_eq!(pace.gather(9, now), slow);
+        batching.write_started(9, now);
+        batching.write_stored(now + slow);
+        assert_eq!(batching.delay(9, now), slow);
         for _ in 0..9 {
-            pace.conflict(now + slow);
+            batching.write_conflicted(now + slow);
         }
-        assert_eq!(pace.gather(9, now), slow * WRITES);
+        assert_eq!(batching.delay(9, now), slow * MAX_INTERVAL_IN_WRITES);
+        assert_eq!(batching.time_of_writes(2), slow * 5 / 2);
+        assert_eq!(batching.time_of_writes(100), MAX_DELAY);
     }
 }

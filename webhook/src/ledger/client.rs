@@ -1,4 +1,4 @@
-//! The ledger objects: read, made, written by resourceVersion.
+//! Reads, creates and replaces ledger objects.
 
 use std::{future::Future, sync::Arc, time::Duration};
 
@@ -9,64 +9,64 @@ use kube::{Api, Client, ResourceExt, api::PostParams};
 
 use crate::ledger::write_order;
 
-/// A call that takes longer is given up; whether it was a write that was done is then found out by reading.
+/// After this time a call is given up. Whether a write was stored is then found out by reading.
 const CALL_TIMEOUT: Duration = Duration::from_secs(3);
-/// How often a call that is turned away by 429 is made: all within [`CALL_TIMEOUT`], so that what is told is the 429.
-const TRIES: usize = 2;
-/// What the apiserver's Retry-After asks for where it throttles (k8s.io/apiserver, pkg/server/filters).
-const THROTTLED: Duration = Duration::from_secs(1);
+/// How often a call that gets a 429 is made. All fit within [`CALL_TIMEOUT`], so that the reported error is the 429.
+const CALLS: usize = 2;
+/// The apiserver's Retry-After when it throttles (k8s.io/apiserver, pkg/server/filters).
+const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// Annotation of a ledger: which processes wrote it last. For [`super::turns`] alone.
+/// Annotation of a ledger: the processes that wrote its last versions, newest first. Only [`write_order`] reads it.
 const WRITERS: &str = "job-handler/writers";
 
-/// All ledgers.
+/// Accesses the ledgers of one namespace.
 #[derive(Clone, Debug)]
 pub struct LedgerClient {
     api: Api<JobLedger>,
     writer: Arc<str>,
 }
 
-/// Which processes wrote a ledger last, as [`turns`] has it.
-pub fn writers(ledger: &JobLedger) -> &str {
+/// The processes that wrote a ledger's last versions, newest first.
+pub(crate) fn writers(ledger: &JobLedger) -> &str {
     ledger.annotations().get(WRITERS).map_or("", String::as_str)
 }
 
-/// What became of a write.
+/// The result of a write.
 #[derive(Debug)]
-pub enum WriteResult {
-    /// It is stored, as this.
+pub(crate) enum WriteResult {
+    /// It was stored as this version.
     Written(Box<JobLedger>),
-    /// Somebody else wrote first; nothing was written.
+    /// Another write came first; nothing was stored.
     Conflict,
-    /// Nobody knows: it may be stored, or be stored yet.
+    /// It may have been stored, or may still be.
     Unknown(String),
-    /// It was refused; nothing was written.
+    /// The apiserver rejected it; nothing was stored.
     Rejected(String),
 }
 
 impl LedgerClient {
-    /// Of the pair's own namespace.
+    /// Accesses the ledgers in `namespace`.
     pub fn new(client: Client, namespace: &str) -> Self {
-        // Random, so that two are not taken for one.
+        // Random, so that no two processes share it.
         let writer = format!("{:08x}", fastrand::u32(..));
         Self { api: Api::namespaced(client, namespace), writer: writer.into() }
     }
 
-    /// For watching.
-    pub fn api(&self) -> Api<JobLedger> {
+    /// The API for a watch.
+    pub(crate) fn api(&self) -> Api<JobLedger> {
         self.api.clone()
     }
 
-    /// This process, as [`writers`] tells.
+    /// The id of this process in [`writers`].
     pub fn writer_id(&self) -> &str {
         &self.writer
     }
 
-    /// A ledger as it is now (a quorum read); none where there is none.
+    /// Reads a ledger by a quorum read; `None` if it does not exist.
     ///
     /// # Errors
-    /// For people.
-    pub async fn read(&self, name: &str) -> Result<Option<JobLedger>, String> {
+    /// An explanation for the caller of the webhook.
+    pub(crate) async fn read(&self, name: &str) -> Result<Option<JobLedger>, String> {
         let what = format!("read JobLedger {name}");
         match call_within(CALL_TIMEOUT, &what, retry_throttled(|| self.api.get(name))).await {
             Ok(ledger) => Ok(Some(ledger)),
@@ -75,27 +75,28 @@ impl LedgerClient {
         }
     }
 
-    /// Makes an empty one.
-    pub async fn create_empty(&self, name: &str) -> WriteResult {
+    /// Creates an empty ledger.
+    pub(crate) async fn create_empty(&self, name: &str) -> WriteResult {
         let ledger = JobLedger::new(name, JobLedgerSpec::empty());
         let params = PostParams::default();
         let what = format!("create JobLedger {name}");
         match call_within(CALL_TIMEOUT, &what, retry_throttled(|| self.api.create(&params, &ledger))).await {
             Err(error) if error.is_not_found() => WriteResult::Rejected(
-                "the cluster has no jobledgers.job-handler.io, or our namespace is gone: apply manifests/base"
+                "the cluster has no jobledgers.job-handler.io, or the namespace of job-handler is missing: apply manifests/base"
                     .to_owned(),
             ),
             response => classify(response),
         }
     }
 
-    /// Writes one, if it is still as it was read.
-    pub async fn replace(&self, name: &str, mut ledger: JobLedger) -> WriteResult {
+    /// Replaces a ledger if its resourceVersion is still the stored one.
+    pub(crate) async fn replace(&self, name: &str, mut ledger: JobLedger) -> WriteResult {
         let params = PostParams::default();
-        // One empty entry takes them out, and an object that has none is not tracked (apimachinery's fieldmanager.go and
-        // skipnonapplied.go): who owns which attempt is of no use to anybody, and work for the apiserver at every write.
+        // One empty entry removes the managed fields, and an object without them is not tracked (apimachinery's
+        // fieldmanager.go and skipnonapplied.go). Tracking the owner of each attempt would cost the apiserver at every
+        // write.
         ledger.metadata.managed_fields = Some(vec![ManagedFieldsEntry::default()]);
-        let writers = write_order::after(&self.writer, writers(&ledger));
+        let writers = write_order::with_writer(&self.writer, writers(&ledger));
         ledger.annotations_mut().insert(WRITERS.to_owned(), writers);
         let what = format!("write JobLedger {name}");
         let call = retry_throttled(|| self.api.replace(name, &params, &ledger));
@@ -103,11 +104,11 @@ impl LedgerClient {
     }
 }
 
-/// Retries a throttled call a few times; the apiserver did nothing yet.
+/// Repeats a throttled call: after a 429 nothing was tried.
 async fn retry_throttled<T, F: Future<Output = kube::Result<T>>>(call: impl Fn() -> F) -> kube::Result<T> {
-    for _ in 1..TRIES {
+    for _ in 1..CALLS {
         match call().await {
-            Err(error) if status_code(&error) == Some(429) => tokio::time::sleep(THROTTLED).await,
+            Err(error) if status_code(&error) == Some(429) => tokio::time::sleep(RETRY_AFTER).await,
             response => return response,
         }
     }
@@ -117,7 +118,7 @@ async fn retry_throttled<T, F: Future<Output = kube::Result<T>>>(call: impl Fn()
 fn classify(response: Result<JobLedger, ApiError>) -> WriteResult {
     match response {
         Ok(ledger) => WriteResult::Written(Box::new(ledger)),
-        // A ledger that somebody deleted meanwhile is a conflict, too.
+        // Not found: the ledger was deleted meanwhile.
         Err(error) if error.is_not_found() || error.is_conflict() => WriteResult::Conflict,
         Err(error) if error.is_throttled() => {
             WriteResult::Rejected(format!("{error}; the apiserver is overloaded"))

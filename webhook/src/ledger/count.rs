@@ -1,10 +1,10 @@
-//! Policies and Jobs in the ledger's terms.
+//! Translates policies and Jobs into the ledger's terms: scopes, observed Jobs and policy revisions.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use job_handler_shared::{
     job::snapshot::JobSnapshot,
-    ledger::crd::{AttemptKind, CLUSTER_LEDGER},
+    ledger::crd::AttemptKind,
     names,
     policy::{
         limit::Limit,
@@ -13,62 +13,37 @@ use job_handler_shared::{
     },
 };
 
-use crate::ledger::resolve::ObservedJob;
-use crate::limit::scopes::{LimitRules, ScopeDomain, ScopeKey};
+use crate::{
+    ledger::{ledger_id::LedgerId, resolve::ObservedJob},
+    limit::scopes::{LimitRules, ScopeDomain, ScopeKey},
+};
 
-/// Which ledger.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum LedgerId {
-    /// Of limits that count over the cluster.
-    Cluster,
-    /// Of the limits within a namespace.
-    Namespace(String),
-}
-
-impl LedgerId {
-    /// Name of the object.
-    pub fn name(&self) -> &str {
-        match self {
-            Self::Cluster => CLUSTER_LEDGER,
-            Self::Namespace(namespace) => namespace,
-        }
-    }
-
-    /// Of the object of this name.
-    pub fn of_name(name: &str) -> Self {
-        if name == CLUSTER_LEDGER { Self::Cluster } else { Self::Namespace(name.to_owned()) }
-    }
-
-    /// The namespace whose Jobs it is about; none = all.
-    pub fn namespace(&self) -> Option<&str> {
-        match self {
-            Self::Cluster => None,
-            Self::Namespace(namespace) => Some(namespace),
-        }
-    }
-
-    fn holds(&self, place: &ScopeDomain) -> bool {
-        (*self == Self::Cluster) == (*place == ScopeDomain::Cluster)
-    }
-}
-
-/// Uids of the policies that may ever have granted in a ledger. One of its first generation has always said what it says;
-/// later ones may have had limits before. Which namespaces a policy selects depends on labels that change.
-pub fn could_grant<'a>(policies: &'a PolicySet, ledger: &LedgerId) -> impl Iterator<Item = &'a str> {
+/// Uids of the policies that may ever have granted an attempt in a ledger. A policy of generation 1 has never had other
+/// limits than now; later generations may have. Which namespaces a policy selects depends on labels that change.
+pub(crate) fn may_have_granted<'a>(
+    policies: &'a PolicySet,
+    ledger: &LedgerId,
+) -> impl Iterator<Item = &'a str> {
     let policies = policies.iter().filter(move |policy| {
-        let near = policy.reference.namespace.as_deref().is_none_or(|own| ledger.namespace() == Some(own));
-        near && (policy.has_limits() || policy.generation != 1)
+        let own = policy.reference.namespace.as_deref();
+        let in_reach = own.is_none_or(|own| ledger.namespace() == Some(own));
+        in_reach && (policy.has_limits() || policy.generation != 1)
     });
     policies.map(|policy| policy.reference.uid.as_str())
 }
 
-/// The scopes of a Job that this ledger decides about.
-pub fn scopes<'a>(rules: LimitRules<'a>, ledger: &LedgerId, job: &JobSnapshot) -> Vec<(ScopeKey, &'a Limit)> {
-    rules.scopes(job).into_iter().filter(|(scope, _)| ledger.holds(&scope.domain)).collect()
+/// The scopes of a Job that this ledger counts, with their limits.
+pub(crate) fn scopes<'a>(
+    rules: LimitRules<'a>,
+    ledger: &LedgerId,
+    job: &JobSnapshot,
+) -> Vec<(ScopeKey, &'a Limit)> {
+    let counts = |place: &ScopeDomain| (*ledger == LedgerId::Cluster) == (*place == ScopeDomain::Cluster);
+    rules.scopes(job).into_iter().filter(|(scope, _)| counts(&scope.domain)).collect()
 }
 
-/// A scope, as it is written into its ledger ([`limit_of`](super::decide::limit_of) reads it again).
-pub fn scope_id(scope: &ScopeKey) -> String {
+/// The id of a scope in its ledger; [`limit_of`](super::decide::limit_of) parses it.
+pub(crate) fn scope_id(scope: &ScopeKey) -> String {
     let limit = format!("{}/{}", scope.policy.uid, scope.limit);
     match &scope.domain {
         ScopeDomain::Cluster | ScopeDomain::Namespace(_) => limit,
@@ -76,47 +51,81 @@ pub fn scope_id(scope: &ScopeKey) -> String {
     }
 }
 
-/// A Job of a view.
-pub fn seen(rules: LimitRules<'_>, ledger: &LedgerId, job: &JobSnapshot) -> ObservedJob {
+/// A Job with the scopes in which it takes a slot.
+pub(crate) fn observe(rules: LimitRules<'_>, ledger: &LedgerId, job: &JobSnapshot) -> ObservedJob {
     let active = job.is_active();
-    // Only who is active is counted, and finding scopes costs.
+    // Only active Jobs count, and finding scopes is expensive.
     let scopes = if active { scopes(rules, ledger, job) } else { Vec::new() };
     ObservedJob {
         name: job.key(),
         uid: job.uid.clone(),
-        version: version(job),
+        version: resource_version(job),
         active,
         scopes: scopes.iter().map(|(scope, _)| scope_id(scope)).collect(),
         since: job.created,
     }
 }
 
-/// resourceVersion of a Job. An unreadable one is never above any `from`: its attempts count until they run out.
-pub fn version(job: &JobSnapshot) -> u64 {
+/// A Job's resourceVersion; 0 if it is not a number, which is above no `from`, so that its attempts count until they
+/// expire.
+pub(crate) fn resource_version(job: &JobSnapshot) -> u64 {
     job.resource_version.parse().unwrap_or(0)
 }
 
-/// What a request tries.
-pub fn kind(from: Option<&str>) -> AttemptKind {
+/// The kind of an attempt, given the stored Job's resourceVersion if it changes one.
+pub(crate) fn attempt_kind(from: Option<&str>) -> AttemptKind {
     match from {
         None => AttemptKind::Create,
-        // An unreadable one is never left behind; the largest number that the API stores as an integer.
+        // If it is not a number, no version ever passes it: the largest number that the API stores as an integer.
         Some(from) => AttemptKind::Unsuspend { from: from.parse().unwrap_or(i64::MAX as u64) },
     }
 }
 
-/// By what Jobs of a namespace are counted in a ledger: two replicas of one revision find the same scopes for a Job.
-pub fn revision(rules: LimitRules<'_>, ledger: &LedgerId, namespace: &str) -> String {
-    let concerns = |kind: PolicyKind, own: Option<&str>| match kind {
+/// Identifies the policies and namespace labels by which the Jobs of a namespace are counted: replicas with the same
+/// revision find the same scopes for a Job.
+pub(crate) fn policy_revision(rules: LimitRules<'_>, ledger: &LedgerId, namespace: &str) -> String {
+    let applies = |kind: PolicyKind, own: Option<&str>| match kind {
         PolicyKind::ClusterJobPolicy => true,
         PolicyKind::JobPolicy => ledger.namespace().is_some() && own == Some(namespace),
     };
     let policies: BTreeMap<&str, i64> = rules
         .policies
         .iter()
-        .filter(|policy| concerns(policy.reference.kind, policy.reference.namespace.as_deref()))
+        .filter(|policy| applies(policy.reference.kind, policy.reference.namespace.as_deref()))
         .map(|policy| (policy.reference.uid.as_str(), policy.generation))
         .collect();
-    let labels: std::sync::Arc<Labels> = (rules.namespaces)(namespace).unwrap_or_default();
-    names::short_hash([format!("{policies:?}").as_str(), &format!("{labels:?}")])
+    let labels: Arc<Labels> = (rules.namespaces)(namespace).unwrap_or_default();
+    hash_revision(&policies, &labels)
+}
+
+/// Hashes the number of policies, then the uid and generation of each, then the key and value of each label. The encoding
+/// is fixed, since replicas of different versions compare their revisions.
+fn hash_revision(policies: &BTreeMap<&str, i64>, labels: &Labels) -> String {
+    let mut parts = vec![policies.len().to_string()];
+    for (uid, generation) in policies {
+        parts.extend([(*uid).to_owned(), generation.to_string()]);
+    }
+    for (key, value) in labels {
+        parts.extend([key.clone(), value.clone()]);
+    }
+    names::short_hash(parts.iter().map(String::as_str))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The expected value was computed independently: a change of the encoding makes replicas of two versions disagree.
+    #[test]
+    fn the_encoding_of_a_revision_is_fixed() {
+        let labels = Labels::from([("team".to_owned(), "a".to_owned())]);
+        assert_eq!(hash_revision(&BTreeMap::from([("u1", 1), ("u2", 7)]), &labels), "517ef8adf3");
+    }
+
+    #[test]
+    fn a_policy_and_a_label_never_hash_alike() {
+        let (no_labels, label) = (Labels::new(), Labels::from([("1".to_owned(), "2".to_owned())]));
+        let (no_policies, policy) = (BTreeMap::new(), BTreeMap::from([("1", 2)]));
+        assert_ne!(hash_revision(&policy, &no_labels), hash_revision(&no_policies, &label));
+    }
 }

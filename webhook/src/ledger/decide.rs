@@ -1,108 +1,109 @@
-//! A round: what the ledger says, what is seen of the Jobs, who asks -> the answers, and the ledger to be written before
-//! any of them is given. Pure.
+//! Decides a round: from the ledger, a view of the Jobs and the requests to the answers, and to the ledger that must be
+//! stored before any answer is given. Pure.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, hash_map::Entry};
 
 use jiff::Timestamp;
 use job_handler_shared::ledger::crd::{AttemptKind, GrantedAttempt, LedgerContents};
 
-use super::resolve::{self, AttemptOutcome, ObservedJob, ViewSource};
-use crate::limit::scopes::SlotHolder;
+use crate::{
+    ledger::resolve::{self, AttemptOutcome, ObservedJob, ViewSource},
+    limit::scopes::SlotHolder,
+};
 
-/// A namespace of which so many names hold slots by old attempts that led to no Job has its creates denied by somebody
-/// after us. It has to wait, so that it cannot pin a limit that others share.
-pub const MANY_NAMES: usize = 16;
-/// Attempts for one name: somebody creates it over and over while it is there.
-pub const MANY_TRIES: usize = 32;
+/// If this many names of a namespace hold slots only by overdue attempts, something denies the namespace's creates after
+/// our admission. Its further attempts are turned away, so that it cannot exhaust a limit that it shares with others.
+const MAX_OVERDUE_NAMES: usize = 16;
+/// Most attempts per name: a client may create a name over and over while its Job exists.
+pub const MAX_ATTEMPTS_PER_NAME: usize = 32;
 
-/// Everything a round goes by, besides the requests.
+/// The input of a round besides its requests.
 #[derive(Clone, Copy)]
 pub struct RoundInput<'a> {
     /// The ledger as it was read.
-    pub book: &'a LedgerContents,
-    /// How the Jobs were seen.
+    pub contents: &'a LedgerContents,
+    /// Where the view of the Jobs comes from.
     pub view_source: ViewSource,
-    /// Those Jobs.
+    /// The Jobs in the view.
     pub jobs: &'a [&'a ObservedJob],
-    /// By `request.uid`: attempts that ran out by the own clock before a quorum read began, and that this read shows to
-    /// have come to nothing ([`resolve::had_no_effect`]).
+    /// `request.uid`s of attempts that expired by this process's clock before a quorum read began that shows that they
+    /// had no effect ([`resolve::had_no_effect`]).
     pub expired: &'a BTreeSet<String>,
-    /// By `request.uid`: known for so long that their creates must have been denied after us.
-    pub old: &'a BTreeSet<String>,
-    /// By `request.uid`: our own grants that reached nobody.
+    /// `request.uid`s of attempts that are so old that their creates must have been denied after our admission.
+    pub overdue: &'a BTreeSet<String>,
+    /// `request.uid`s of own grants whose callers never received the answer.
     pub revoked: &'a BTreeSet<String>,
-    /// The revision by which the Jobs of a namespace are counted here.
+    /// The policy revision by which this replica counts the Jobs of a namespace.
     pub revision: &'a dyn Fn(&str) -> String,
-    /// For people.
+    /// The time that new attempts record, for people.
     pub now: Timestamp,
 }
 
-/// A request.
+/// A request for slots.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct SlotRequest {
     /// `request.uid`.
     pub request: String,
     /// `namespace/name` of the Job.
     pub name: String,
-    /// Its uid.
+    /// The Job's uid.
     pub job_uid: String,
-    /// What is tried.
+    /// The kind of attempt.
     pub kind: AttemptKind,
-    /// Where it takes a slot, and how many there are; the most telling first.
+    /// The scopes in which the Job takes a slot, with their limits; the most specific first.
     pub scopes: Vec<(String, u32)>,
-    /// Decide, but record nothing.
+    /// Whether to decide without recording the attempt.
     pub dry_run: bool,
-    /// It may not start now for a reason of its own, unless its name takes its slots already.
+    /// Whether the Job's group waits after failures. It is then refused unless its name holds its slots already.
     pub in_backoff: bool,
 }
 
-/// What becomes of a request, once the ledger is written.
+/// The answer to a request, valid once the ledger is stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SlotAnswer {
-    /// It may go on.
+    /// The Job may start.
     Granted,
-    /// No slot is left.
+    /// No slot is free.
     Full {
-        /// Which of its scopes.
+        /// The index of the scope in the request.
         scope: usize,
-        /// Who holds the slots, by `namespace/name`.
+        /// The slots' holders by `namespace/name`.
         holders: BTreeMap<String, SlotHolder>,
     },
-    /// Too many attempts of this tenant led to nothing.
+    /// Too many attempts of this namespace or name have stored no Job.
     TooManyAttempts {
-        /// So many.
+        /// How many.
         attempts: usize,
     },
-    /// For the reason of its own.
+    /// The Job's group waits after failures.
     InBackoff,
 }
 
-/// A round's outcome.
+/// The outcome of a round.
 #[derive(Clone, Debug)]
 pub struct RoundDecision {
-    /// One answer for each request.
+    /// One answer per request.
     pub answers: Vec<SlotAnswer>,
-    /// The ledger to be written; where it is as it was read, nothing needs to be.
-    pub book: LedgerContents,
-    /// Of each limit whose slots anybody takes, by its [`limit_of`], the fullest scope.
+    /// The ledger to store; equal to the input if nothing changes.
+    pub contents: LedgerContents,
+    /// The fullest scope of each limit that has a holder, by [`limit_of`].
     pub fullest: BTreeMap<String, SlotCount>,
 }
 
-/// How many names take a slot in a scope.
+/// How many names hold a slot in a scope.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct SlotCount {
     /// All of them.
     pub active: usize,
-    /// Those for which only attempts do.
+    /// Those that hold it only by an attempt.
     pub pending: usize,
 }
 
-/// Who takes slots where. There may be thousands, of which a round asks for numbers only, as a rule: nothing is copied.
+/// Which names hold slots in which scopes. It borrows: there may be thousands, and most rounds need only their number.
 #[derive(Debug, Default)]
 struct SlotUsage<'a> {
     scopes: HashMap<&'a str, ScopeUsage<'a>>,
-    /// Attempts that were granted by other policies than ours: nobody here knows where they take a slot, so they do
-    /// everywhere.
+    /// Attempts granted under another policy revision. Their scopes are unknown here, so they count in every scope.
     everywhere: HashMap<&'a str, OccupiedSlot>,
 }
 
@@ -118,134 +119,135 @@ struct OccupiedSlot {
     pending: bool,
 }
 
-/// Decides. None = the view is older than what somebody else has seen already: look again.
-pub fn decide(given: RoundInput<'_>, asked: &[SlotRequest]) -> Option<RoundDecision> {
-    if !given.view_source.covers(given.book.observed_through) {
+/// Decides. Returns `None` if the view is older than what another replica has already observed: read again.
+pub fn decide(input: RoundInput<'_>, requests: &[SlotRequest]) -> Option<RoundDecision> {
+    if !input.view_source.covers(input.contents.observed_through) {
         return None;
     }
-    let mut book = take_out(given);
-    let mut usage = SlotUsage::of(given, &book);
-    let answers = asked
+    let mut contents = without_resolved(input);
+    let mut usage = SlotUsage::of(input, &contents);
+    let answers = requests
         .iter()
-        .map(|one| {
-            let answer = judge(given, &book, &usage, one);
-            if answer == SlotAnswer::Granted && !one.dry_run && !one.scopes.is_empty() {
-                record(given, &mut book, &mut usage, one);
+        .map(|request| {
+            let answer = answer(input, &contents, &usage, request);
+            if answer == SlotAnswer::Granted && !request.dry_run && !request.scopes.is_empty() {
+                record(input, &mut contents, &mut usage, request);
             }
             answer
         })
         .collect();
-    Some(RoundDecision { answers, book, fullest: usage.fullest() })
+    Some(RoundDecision { answers, contents, fullest: usage.fullest() })
 }
 
 /// The ledger without the attempts whose outcome is known.
-fn take_out(given: RoundInput<'_>) -> LedgerContents {
-    let mut book = given.book.clone();
-    if book.pending.is_empty() {
-        return book;
+fn without_resolved(input: RoundInput<'_>) -> LedgerContents {
+    let mut contents = input.contents.clone();
+    if contents.pending.is_empty() {
+        return contents;
     }
-    let seen: HashMap<&str, &ObservedJob> = given.jobs.iter().map(|job| (job.uid.as_str(), *job)).collect();
-    for (name, request, granted) in given.book.attempts() {
-        let goes = match resolve::outcome(granted, seen.get(&*granted.job_uid).copied(), given.view_source) {
+    let jobs: HashMap<&str, &ObservedJob> = input.jobs.iter().map(|job| (job.uid.as_str(), *job)).collect();
+    for (name, request, granted) in input.contents.attempts() {
+        let job = jobs.get(&*granted.job_uid).copied();
+        let resolved = match resolve::outcome(granted, job, input.view_source) {
             AttemptOutcome::Observed(version) => {
-                book.observed_through = book.observed_through.max(version);
+                contents.observed_through = contents.observed_through.max(version);
                 true
             }
             AttemptOutcome::Deleted => true,
-            AttemptOutcome::Unknown => given.expired.contains(request) || given.revoked.contains(request),
+            AttemptOutcome::Unknown => input.expired.contains(request) || input.revoked.contains(request),
         };
-        if goes {
-            book.remove(name, request);
+        if resolved {
+            contents.remove(name, request);
         }
     }
-    book
+    contents
 }
 
-fn judge(
-    given: RoundInput<'_>,
-    book: &LedgerContents,
+fn answer(
+    input: RoundInput<'_>,
+    contents: &LedgerContents,
     usage: &SlotUsage<'_>,
-    one: &SlotRequest,
+    request: &SlotRequest,
 ) -> SlotAnswer {
-    let tries = book.pending.get(&one.name);
-    // Written by an earlier try of this very round, whose answer from the apiserver was lost.
-    if tries.is_some_and(|tries| tries.contains_key(&one.request)) {
+    let attempts = contents.pending.get(&request.name);
+    // An earlier write of this very round was stored, but its answer was lost.
+    if attempts.is_some_and(|attempts| attempts.contains_key(&request.request)) {
         return SlotAnswer::Granted;
     }
-    if let Some(attempts) = crowd(given, book, usage, one) {
+    if let Some(attempts) = too_many_attempts(input, contents, usage, request) {
         return SlotAnswer::TooManyAttempts { attempts };
     }
-    // A name counts once: at most one Job of that name can be there, so a name that counts already adds nothing, and
-    // the apiserver answers 409 itself. But the others have to leave room for it: in a view that is behind, it may count
-    // by a Job that is gone, whose slot somebody else was given.
-    let mut counts = !one.scopes.is_empty();
-    for (n, (scope, max)) in one.scopes.iter().enumerate() {
-        counts &= usage.holds(scope, &one.name);
-        if usage.count_without(scope, &one.name) >= *max as usize {
+    // A name counts once: at most one Job of a name exists, so a name that counts already adds nothing, and the apiserver
+    // answers 409 itself. The other names still have to leave room for it: in a view that lags behind, the name may count
+    // by a Job that is deleted, whose slot was granted to another name.
+    let mut holds_all = !request.scopes.is_empty();
+    for (n, (scope, max)) in request.scopes.iter().enumerate() {
+        holds_all &= usage.holds(scope, &request.name);
+        if usage.count_without(scope, &request.name) >= *max as usize {
             return SlotAnswer::Full { scope: n, holders: usage.holders(scope) };
         }
     }
-    if one.in_backoff && !counts { SlotAnswer::InBackoff } else { SlotAnswer::Granted }
+    if request.in_backoff && !holds_all { SlotAnswer::InBackoff } else { SlotAnswer::Granted }
 }
 
-/// Attempts of the same tenant that led to nothing, where they are too many.
-fn crowd(
-    given: RoundInput<'_>,
-    book: &LedgerContents,
+/// The number of attempts of the name or its namespace that stored no Job, if they are too many.
+fn too_many_attempts(
+    input: RoundInput<'_>,
+    contents: &LedgerContents,
     usage: &SlotUsage<'_>,
-    one: &SlotRequest,
+    request: &SlotRequest,
 ) -> Option<usize> {
-    if one.scopes.is_empty() {
+    if request.scopes.is_empty() {
         return None;
     }
-    let tries = book.pending.get(&one.name).map_or(0, BTreeMap::len);
-    if tries >= MANY_TRIES {
-        return Some(tries);
+    let of_name = contents.pending.get(&request.name).map_or(0, BTreeMap::len);
+    if of_name >= MAX_ATTEMPTS_PER_NAME {
+        return Some(of_name);
     }
-    let tenant = namespace(&one.name);
-    let names = book.pending.iter().filter(|(name, tries)| {
-        namespace(name) == tenant
-            && tries.keys().any(|request| given.old.contains(request))
+    let own = namespace(&request.name);
+    let overdue = contents.pending.iter().filter(|(name, attempts)| {
+        namespace(name) == own
+            && attempts.keys().any(|request| input.overdue.contains(request))
             && usage.is_pending(name)
     });
-    let names = names.count();
-    (names >= MANY_NAMES).then_some(names)
+    let overdue = overdue.count();
+    (overdue >= MAX_OVERDUE_NAMES).then_some(overdue)
 }
 
 fn record<'a>(
-    given: RoundInput<'a>,
-    book: &mut LedgerContents,
+    input: RoundInput<'a>,
+    contents: &mut LedgerContents,
     usage: &mut SlotUsage<'a>,
-    one: &'a SlotRequest,
+    request: &'a SlotRequest,
 ) {
     let granted = GrantedAttempt {
-        job_uid: one.job_uid.clone(),
-        kind: one.kind.clone(),
-        revision: (given.revision)(namespace(&one.name)),
-        scopes: one.scopes.iter().map(|(scope, _)| scope.clone()).collect(),
-        since: given.now,
+        job_uid: request.job_uid.clone(),
+        kind: request.kind.clone(),
+        revision: (input.revision)(namespace(&request.name)),
+        scopes: request.scopes.iter().map(|(scope, _)| scope.clone()).collect(),
+        since: input.now,
     };
-    for (scope, _) in &one.scopes {
-        usage.add(scope, &one.name, OccupiedSlot { since: given.now, pending: true });
+    for (scope, _) in &request.scopes {
+        usage.add(scope, &request.name, OccupiedSlot { since: input.now, pending: true });
     }
-    book.pending.entry(one.name.clone()).or_default().insert(one.request.clone(), granted);
+    contents.pending.entry(request.name.clone()).or_default().insert(request.request.clone(), granted);
 }
 
 impl<'a> SlotUsage<'a> {
-    /// By the Jobs that are seen, and by the attempts that are left in the book.
-    fn of(given: RoundInput<'a>, left: &LedgerContents) -> Self {
+    /// Counts the active Jobs of the view and the attempts that remain in `contents`.
+    fn of(input: RoundInput<'a>, contents: &LedgerContents) -> Self {
         let mut usage = Self::default();
-        for job in given.jobs.iter().filter(|job| job.active) {
+        for job in input.jobs.iter().filter(|job| job.active) {
             for scope in &job.scopes {
                 usage.add(scope, &job.name, OccupiedSlot { since: job.since, pending: false });
             }
         }
-        for (name, request, granted) in given.book.attempts() {
-            if !left.pending.get(name).is_some_and(|tries| tries.contains_key(request)) {
+        for (name, request, granted) in input.contents.attempts() {
+            if !contents.pending.get(name).is_some_and(|attempts| attempts.contains_key(request)) {
                 continue;
             }
             let slot = OccupiedSlot { since: granted.since, pending: true };
-            if granted.revision == (given.revision)(namespace(name)) {
+            if granted.revision == (input.revision)(namespace(name)) {
                 granted.scopes.iter().for_each(|scope| usage.add(scope, name, slot));
             } else {
                 usage.everywhere.entry(name).or_insert(slot);
@@ -256,7 +258,7 @@ impl<'a> SlotUsage<'a> {
 
     fn add(&mut self, scope: &'a str, name: &'a str, slot: OccupiedSlot) {
         let scope = self.scopes.entry(scope).or_default();
-        // The first to be told of a name stays: what is seen to run is not called just admitted.
+        // The first entry of a name stays: a Job that runs is not reported as just admitted.
         if let Entry::Vacant(vacant) = scope.names.entry(name) {
             vacant.insert(slot);
             scope.pending += usize::from(slot.pending);
@@ -267,14 +269,14 @@ impl<'a> SlotUsage<'a> {
         self.scopes.get(scope).is_some_and(|scope| scope.names.contains_key(name))
     }
 
-    /// Slots taken by others than `name`.
+    /// The number of slots that names other than `name` hold.
     fn count_without(&self, scope: &str, name: &str) -> usize {
-        let known = self.scopes.get(scope);
-        let others = known.map_or(0, |known| known.names.len() - usize::from(known.names.contains_key(name)));
-        others + self.only_everywhere(known).filter(|other| *other != name).count()
+        let usage = self.scopes.get(scope);
+        let others = usage.map_or(0, |usage| usage.names.len() - usize::from(usage.names.contains_key(name)));
+        others + self.only_everywhere(usage).filter(|other| *other != name).count()
     }
 
-    /// Names that take a slot in this scope only because they do everywhere.
+    /// Names that count in this scope only because they count everywhere.
     fn only_everywhere<'s>(
         &'s self,
         scope: Option<&'s ScopeUsage<'a>>,
@@ -284,24 +286,25 @@ impl<'a> SlotUsage<'a> {
     }
 
     fn holders(&self, scope: &str) -> BTreeMap<String, SlotHolder> {
-        let known = self.scopes.get(scope).into_iter().flat_map(|known| &known.names);
-        // In this order, so that what is seen to run is not called just admitted.
-        let all = self.everywhere.iter().chain(known);
+        let in_scope = self.scopes.get(scope).into_iter().flat_map(|usage| &usage.names);
+        // The scope's own entries come last and win: a Job that runs is not reported as just admitted.
+        let all = self.everywhere.iter().chain(in_scope);
         all.map(|(name, slot)| ((*name).to_owned(), holder(name, *slot))).collect()
     }
 
     fn fullest(&self) -> BTreeMap<String, SlotCount> {
         let mut limits: BTreeMap<&str, SlotCount> = BTreeMap::new();
         for (id, scope) in &self.scopes {
-            let more = self.only_everywhere(Some(scope)).count();
-            let taken = SlotCount { active: scope.names.len() + more, pending: scope.pending + more };
-            let most = limits.entry(limit_of(id)).or_default();
-            *most = taken.max(*most);
+            let everywhere = self.only_everywhere(Some(scope)).count();
+            let active = scope.names.len() + everywhere;
+            let count = SlotCount { active, pending: scope.pending + everywhere };
+            let fullest = limits.entry(limit_of(id)).or_default();
+            *fullest = count.max(*fullest);
         }
-        limits.into_iter().map(|(limit, taken)| (limit.to_owned(), taken)).collect()
+        limits.into_iter().map(|(limit, count)| (limit.to_owned(), count)).collect()
     }
 
-    /// Whether only attempts take slots for the name.
+    /// Whether the name holds slots only by attempts.
     fn is_pending(&self, name: &str) -> bool {
         !self.scopes.values().any(|scope| scope.names.get(name).is_some_and(|slot| !slot.pending))
     }
@@ -313,13 +316,13 @@ fn holder(name: &str, slot: OccupiedSlot) -> SlotHolder {
     SlotHolder { namespace: namespace.to_owned(), name: name.to_owned(), since, pending }
 }
 
-/// Of a `namespace/name`.
-pub fn namespace(name: &str) -> &str {
+/// The namespace of a `namespace/name`.
+pub(crate) fn namespace(name: &str) -> &str {
     name.split_once('/').map_or("", |(namespace, _)| namespace)
 }
 
-/// The limit of a scope, as ledgers name it: `<policy uid>/<limit>`, and of a group `/<group>` behind it.
-pub fn limit_of(scope: &str) -> &str {
+/// The limit of a scope id: `<policy uid>/<limit>`, which a group's id continues with `/<group>`.
+fn limit_of(scope: &str) -> &str {
     let end = scope.match_indices('/').nth(1).map_or(scope.len(), |(at, _)| at);
     &scope[..end]
 }

@@ -1,9 +1,8 @@
-//! What this process knows of ledgers by watching them: what is in them, since when it has known each attempt, and which
-//! ledgers were there.
+//! The ledgers as this process knows them: their contents, how old each attempt is, and which ledgers exist.
 //!
-//! A ledger that is missing holds no attempts only if it was never there, or went more than a minute ago: whoever deletes
-//! one by hand deletes what was granted and has not landed yet. A process that has not watched for a minute knows of
-//! neither, except where every policy that could have granted, or the namespace itself, came after it began to watch.
+//! A missing ledger holds no attempts only if it never existed or was deleted more than a minute ago: a ledger that was
+//! deleted by hand may have held attempts whose Jobs are not stored yet. A process whose watch is younger than a minute
+//! cannot tell, unless the namespace, or every policy that may have granted an attempt, is newer than the watch.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -13,407 +12,320 @@ use std::{
 
 use job_handler_shared::ledger::crd::{JobLedger, LedgerContents, LedgerError};
 use kube::ResourceExt;
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use crate::cache::{policies::Policies, reflector::WatchHandler};
-use crate::ledger::{
-    attempt_age::{AttemptAges, Clock, EXPIRY},
-    count::LedgerId,
+use crate::{
+    cache::{policies::Policies, reflector::WatchHandler},
+    ledger::{
+        attempt_age::{AttemptAges, Clock, EXPIRY},
+        ledger_id::LedgerId,
+    },
 };
 
-/// So long after a write that came too late a ledger is taken for one that several replicas want to write.
+/// A ledger counts as contended for this long after a write of this process conflicted.
 const CONTENDED: Duration = Duration::from_secs(5);
 
-/// LedgerContext by all actors of a process.
-#[derive(Debug, Default)]
-pub struct KnownLedgers {
-    clock: Clock,
-    inner: Mutex<Inner>,
-    /// LedgerTasks are gone, or all were listed anew.
-    turns: watch::Sender<u64>,
-}
-
-/// A ledger as it was at some time: read, watched or written.
+/// One version of a ledger.
 #[derive(Clone, Debug)]
 pub struct KnownLedger {
-    /// The object, without what only the apiserver needs.
+    /// The object without its managed fields.
     pub ledger: JobLedger,
-    /// What is in it.
-    pub book: LedgerContents,
-    /// Its resourceVersion; 0 where it is no number: then it is older than any other.
+    /// Its parsed contents.
+    pub contents: LedgerContents,
+    /// Its resourceVersion; 0 if that is not a number, so that every other version is newer.
     pub version: u64,
 }
 
 impl KnownLedger {
-    /// ReadRateLimiter it.
+    /// Parses a ledger.
     ///
     /// # Errors
-    /// Where it is not understood in full.
+    /// If any part of its contents is not understood.
     pub fn parse(mut ledger: JobLedger) -> Result<Arc<Self>, LedgerError> {
-        // Half of its size. An update that does not state them leaves them to the apiserver.
+        // They are half of the object's size. An update without them leaves them as they are stored.
         ledger.metadata.managed_fields = None;
-        let book = ledger.spec.contents()?;
+        let contents = ledger.spec.contents()?;
         let version = ledger.resource_version().and_then(|text| text.parse().ok()).unwrap_or(0);
-        Ok(Arc::new(Self { ledger, book, version }))
+        Ok(Arc::new(Self { ledger, contents, version }))
     }
 }
 
+/// All ledgers that this process knows. The actors share it.
 #[derive(Debug, Default)]
-struct Inner {
-    clocks: HashMap<String, AttemptAges>,
-    /// The newest of each that is known and understood, and when it was changed.
-    known: HashMap<String, (Arc<KnownLedger>, Instant)>,
-    /// LedgerTasks that are there, as far as is known, and since when that is.
-    there: HashMap<String, Instant>,
-    /// When a ledger was found to be no longer there.
-    gone: HashMap<String, Instant>,
-    /// When the list began that is being read.
-    listing: Option<Instant>,
-    /// When a write of a ledger came too late.
-    lost: HashMap<String, Instant>,
-    watching: Option<Watching>,
+pub struct KnownLedgers {
+    clock: Clock,
+    table: Mutex<LedgerTable>,
+    /// Changes after each list and whenever a ledger is deleted.
+    changes: watch::Sender<u64>,
 }
 
+#[derive(Debug, Default)]
+struct LedgerTable {
+    ledgers: HashMap<String, LedgerState>,
+    /// When the list began that is being read.
+    list_began: Option<Instant>,
+    watch: Option<WatchStart>,
+}
+
+#[derive(Debug, Default)]
+struct LedgerState {
+    attempt_ages: AttemptAges,
+    /// The newest version that could be parsed, and when it was recorded.
+    latest: Option<(Arc<KnownLedger>, Instant)>,
+    /// Since when the ledger is known to exist.
+    exists_since: Option<Instant>,
+    /// When an existing ledger was last found missing.
+    deleted_at: Option<Instant>,
+    /// When a write of this process last conflicted.
+    conflict_at: Option<Instant>,
+}
+
+/// What existed when the watch began.
 #[derive(Debug)]
-struct Watching {
+struct WatchStart {
     since: Instant,
-    /// Uids of the policies that were there before.
+    /// Uids of the policies.
     policies: HashSet<String>,
-    /// The namespaces that were.
     namespaces: HashSet<String>,
 }
 
 impl KnownLedgers {
-    /// By this clock.
+    /// Measures ages with `clock`.
     pub fn new(clock: Clock) -> Self {
         Self { clock, ..Self::default() }
     }
 
-    /// The clock by which attempts run out.
-    pub fn now(&self) -> Instant {
+    /// The current time of the clock by which attempts expire.
+    pub(crate) fn now(&self) -> Instant {
         self.clock.now()
     }
 
-    /// Takes note of a ledger as it was read or written.
+    /// Records a version that was read or written, unless a newer one is known.
     pub fn record(&self, ledger: &str, known: &Arc<KnownLedger>) {
-        self.inner().record(ledger, known, self.now());
+        let now = self.now();
+        self.table.lock().record(ledger, known, now);
     }
 
-    /// The newest that is known of a ledger.
+    /// The newest known version of a ledger.
     pub fn latest(&self, ledger: &str) -> Option<Arc<KnownLedger>> {
         self.latest_with_time(ledger).map(|(known, _)| known)
     }
 
-    /// The same, and since when it has been known.
-    pub fn latest_with_time(&self, ledger: &str) -> Option<(Arc<KnownLedger>, Instant)> {
-        self.inner().known.get(ledger).cloned()
+    /// The newest known version of a ledger, and when it was recorded.
+    pub(crate) fn latest_with_time(&self, ledger: &str) -> Option<(Arc<KnownLedger>, Instant)> {
+        self.table.lock().ledgers.get(ledger)?.latest.clone()
     }
 
-    /// A write of a ledger came after somebody else's.
-    pub fn record_conflict(&self, ledger: &str) {
-        let (now, mut inner) = (self.now(), self.inner());
-        if inner.there.contains_key(ledger) {
-            inner.lost.insert(ledger.to_owned(), now);
+    /// Records that a write of a ledger conflicted with another replica's.
+    pub(crate) fn record_conflict(&self, ledger: &str) {
+        let now = self.now();
+        if let Some(state) = self.table.lock().existing(ledger) {
+            state.conflict_at = Some(now);
         }
     }
 
-    /// Whether that happened a moment ago.
+    /// Whether a write of this process conflicted a moment ago.
     pub fn is_contended(&self, ledger: &str) -> bool {
         let now = self.now();
-        self.inner().lost.get(ledger).is_some_and(|at| now.saturating_duration_since(*at) < CONTENDED)
+        let table = self.table.lock();
+        let conflict_at = table.ledgers.get(ledger).and_then(|state| state.conflict_at);
+        conflict_at.is_some_and(|at| now.saturating_duration_since(at) < CONTENDED)
     }
 
-    /// The clocks of a ledger's attempts.
-    pub fn attempt_ages(&self, ledger: &str) -> AttemptAges {
-        self.inner().clocks.get(ledger).cloned().unwrap_or_default()
+    /// The ages of a ledger's attempts.
+    pub(crate) fn attempt_ages(&self, ledger: &str) -> AttemptAges {
+        self.table.lock().ledgers.get(ledger).map(|state| state.attempt_ages.clone()).unwrap_or_default()
     }
 
-    /// A ledger was found missing by a read that began at `at`. Whether it may be made; else how long that has to wait.
+    /// Records that a read that began at `read_at` did not find a ledger. Returns whether the ledger may be created, or
+    /// how long that has to wait.
     ///
-    /// `policies`: uids of those that could have granted in it.
-    pub fn may_recreate<'a>(
+    /// `policies` are the uids of those that may have granted attempts in it.
+    pub(crate) fn may_recreate<'a>(
         &self,
         ledger: &str,
-        at: Instant,
+        read_at: Instant,
         policies: impl IntoIterator<Item = &'a str>,
     ) -> Result<(), Duration> {
         let now = self.now();
-        let mut inner = self.inner();
-        // Somebody else may have made it since: then it was not deleted.
-        if inner.there.get(ledger).is_none_or(|since| *since < at) {
-            inner.lose(ledger, now);
+        let mut table = self.table.lock();
+        // If the ledger was created after the read began, it was not deleted.
+        if let Some(state) = table.existing(ledger)
+            && state.exists_since.is_some_and(|since| since < read_at)
+        {
+            state.mark_deleted(now);
         }
-        inner.may_make(ledger, now, policies)
+        table.may_create(ledger, now, policies)
     }
 
-    /// Whether a ledger came since then, as far as is known.
-    pub fn appeared_since(&self, ledger: &str, at: Instant) -> bool {
-        self.inner().there.get(ledger).is_some_and(|since| *since >= at)
+    /// Whether a ledger is known to exist only since `at` or later.
+    pub(crate) fn appeared_since(&self, ledger: &str, at: Instant) -> bool {
+        let table = self.table.lock();
+        table.ledgers.get(ledger).and_then(|state| state.exists_since).is_some_and(|since| since >= at)
     }
 
-    /// Whether a ledger may be made before anybody asks for it: it is not there, and was not.
-    pub fn should_create<'a>(&self, ledger: &str, policies: impl IntoIterator<Item = &'a str>) -> bool {
-        let (now, inner) = (self.now(), self.inner());
-        !inner.there.contains_key(ledger) && inner.may_make(ledger, now, policies).is_ok()
+    /// Whether a ledger is missing and may be created before the first request.
+    pub(crate) fn should_create<'a>(
+        &self,
+        ledger: &str,
+        policies: impl IntoIterator<Item = &'a str>,
+    ) -> bool {
+        let (now, table) = (self.now(), self.table.lock());
+        !table.exists(ledger) && table.may_create(ledger, now, policies).is_ok()
     }
 
-    /// Where a ledger is missing that must not be made yet: for how long.
-    pub fn recreate_delay<'a>(
+    /// How long a missing ledger cannot be created yet.
+    pub(crate) fn recreate_delay<'a>(
         &self,
         ledger: &str,
         policies: impl IntoIterator<Item = &'a str>,
     ) -> Option<Duration> {
-        let (now, inner) = (self.now(), self.inner());
-        if inner.there.contains_key(ledger) {
+        let (now, table) = (self.now(), self.table.lock());
+        if table.exists(ledger) {
             return None;
         }
-        inner.may_make(ledger, now, policies).err()
+        table.may_create(ledger, now, policies).err()
     }
 
-    /// Whether the ledgers were seen once.
-    pub fn is_synced(&self) -> bool {
-        self.inner().watching.is_some()
+    /// Whether the ledgers were listed.
+    pub(crate) fn is_synced(&self) -> bool {
+        self.table.lock().watch.is_some()
     }
 
-    /// Tells of ledgers that are gone, and of each time that all were seen.
-    pub fn changes(&self) -> watch::Receiver<u64> {
-        self.turns.subscribe()
+    /// Notifies of deleted ledgers and of each completed list.
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
     }
 
-    /// LedgerTasks with attempts that have been known for longer than `age`, and that nobody has written for `quiet`.
-    pub fn with_attempts_older_than(&self, age: Duration, quiet: Duration) -> Vec<String> {
+    /// Ledgers with attempts older than `age` whose latest version was recorded at least `quiet` ago.
+    pub(crate) fn with_attempts_older_than(&self, age: Duration, quiet: Duration) -> Vec<String> {
         let now = self.now();
-        let inner = self.inner();
-        let is_quiet = |ledger: &String| {
-            inner.known.get(ledger).is_none_or(|(_, at)| now.saturating_duration_since(*at) >= quiet)
+        let table = self.table.lock();
+        let is_quiet = |state: &LedgerState| {
+            state.latest.as_ref().is_none_or(|(_, at)| now.saturating_duration_since(*at) >= quiet)
         };
-        let with = inner.clocks.iter().filter(|(_, clocks)| !clocks.older(age, now).is_empty());
-        with.map(|(ledger, _)| ledger).filter(|ledger| is_quiet(ledger)).cloned().collect()
+        let with_old = |state: &LedgerState| !state.attempt_ages.older(age, now).is_empty();
+        let ledgers = table.ledgers.iter().filter(|(_, state)| is_quiet(state) && with_old(state));
+        ledgers.map(|(name, _)| name.clone()).collect()
     }
 
-    /// Attempts of all ledgers without a known outcome.
-    pub fn pending_attempts(&self) -> usize {
-        self.inner().clocks.values().map(AttemptAges::count).sum()
-    }
-
-    fn inner(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock()
+    /// The number of attempts in all ledgers whose outcome is unknown.
+    pub(crate) fn pending_attempts(&self) -> usize {
+        self.table.lock().ledgers.values().map(|state| state.attempt_ages.count()).sum()
     }
 }
 
-impl Inner {
-    /// Nobody can have granted in it within the last minute; else how long that cannot be known yet.
-    fn may_make<'a>(
+impl LedgerTable {
+    fn exists(&self, ledger: &str) -> bool {
+        self.ledgers.get(ledger).is_some_and(|state| state.exists_since.is_some())
+    }
+
+    fn existing(&mut self, ledger: &str) -> Option<&mut LedgerState> {
+        self.ledgers.get_mut(ledger).filter(|state| state.exists_since.is_some())
+    }
+
+    /// Whether no replica can have granted in a missing ledger within the last minute; else how long that is possible.
+    fn may_create<'a>(
         &self,
         ledger: &str,
         now: Instant,
         policies: impl IntoIterator<Item = &'a str>,
     ) -> Result<(), Duration> {
         let left = |since: Instant| EXPIRY.checked_sub(now.saturating_duration_since(since));
-        if let Some(left) = self.gone.get(ledger).and_then(|at| left(*at)) {
+        let deleted_at = self.ledgers.get(ledger).and_then(|state| state.deleted_at);
+        if let Some(left) = deleted_at.and_then(left) {
             return Err(left);
         }
-        let Some(watching) = &self.watching else { return Err(EXPIRY) };
-        let known = LedgerId::of_name(ledger).namespace().is_none_or(|own| watching.namespaces.contains(own));
-        match left(watching.since) {
-            Some(left) if known && policies.into_iter().any(|uid| watching.policies.contains(uid)) => {
+        let Some(watch) = &self.watch else { return Err(EXPIRY) };
+        let is_older = LedgerId::of_name(ledger).namespace().is_none_or(|own| watch.namespaces.contains(own));
+        match left(watch.since) {
+            Some(left) if is_older && policies.into_iter().any(|uid| watch.policies.contains(uid)) => {
                 Err(left)
             }
             _ => Ok(()),
         }
     }
 
-    fn lose(&mut self, ledger: &str, now: Instant) {
-        self.clocks.remove(ledger);
-        self.known.remove(ledger);
-        self.lost.remove(ledger);
-        if self.there.remove(ledger).is_some() {
-            self.gone.insert(ledger.to_owned(), now);
-        }
-    }
-
     fn record(&mut self, ledger: &str, known: &Arc<KnownLedger>, now: Instant) {
-        self.there.entry(ledger.to_owned()).or_insert(now);
-        // A watch tells of one's own writes late.
-        if self.known.get(ledger).is_some_and(|(newer, _)| newer.version >= known.version) {
+        let state = self.ledgers.entry(ledger.to_owned()).or_default();
+        state.exists_since.get_or_insert(now);
+        // The watch event of an own write arrives late.
+        if state.latest.as_ref().is_some_and(|(newer, _)| newer.version >= known.version) {
             return;
         }
-        self.clocks.entry(ledger.to_owned()).or_default().note(&known.book, now);
-        self.known.insert(ledger.to_owned(), (known.clone(), now));
+        state.attempt_ages.update(&known.contents, now);
+        state.latest = Some((known.clone(), now));
     }
 
-    fn see(&mut self, ledger: JobLedger, now: Instant) {
+    fn record_watched(&mut self, ledger: JobLedger, now: Instant) {
         let name = ledger.name_any();
         match KnownLedger::parse(ledger) {
             Ok(known) => self.record(&name, &known, now),
-            // There it is all the same; whoever decides by it reads it again and says what is wrong with it.
+            // It exists all the same. The next round reads it again and reports what is wrong with it.
             Err(_) => {
-                self.known.remove(&name);
-                self.there.entry(name).or_insert(now);
+                let state = self.ledgers.entry(name).or_default();
+                state.latest = None;
+                state.exists_since.get_or_insert(now);
             }
         }
     }
 }
 
-/// Keeps a memory by a watch.
+impl LedgerState {
+    fn mark_deleted(&mut self, now: Instant) {
+        let deleted_at = self.exists_since.map(|_| now).or(self.deleted_at);
+        *self = Self { deleted_at, ..Self::default() };
+    }
+}
+
+/// Applies the events of the ledgers' watch.
 pub struct LedgerWatchHandler<'a> {
-    /// What is kept.
-    pub memory: &'a KnownLedgers,
-    /// The policies of the moment.
+    /// Receives the ledgers.
+    pub known_ledgers: &'a KnownLedgers,
+    /// Which policies and namespaces exist when a list completes.
     pub policies: Policies,
 }
 
 impl WatchHandler<JobLedger> for LedgerWatchHandler<'_> {
     fn begin(&mut self) {
-        let now = self.memory.now();
-        self.memory.inner().listing = Some(now);
+        let now = self.known_ledgers.now();
+        self.known_ledgers.table.lock().list_began = Some(now);
     }
 
     fn replace(&mut self, all: Vec<JobLedger>) {
-        let now = self.memory.now();
+        let now = self.known_ledgers.now();
         let policies = self.policies.current().iter().map(|policy| policy.reference.uid.clone()).collect();
         let namespaces = self.policies.namespaces().into_iter().map(|(name, _)| name).collect();
-        let mut inner = self.memory.inner();
         let names: HashSet<String> = all.iter().map(ResourceExt::name_any).collect();
-        // One that came since the list began need not be in it.
-        let began = inner.listing.take().unwrap_or(now);
-        let lost = inner.there.iter().filter(|(name, since)| !names.contains(*name) && **since < began);
-        let lost: Vec<String> = lost.map(|(name, _)| name.clone()).collect();
-        for name in lost {
-            inner.lose(&name, now);
+        let mut table = self.known_ledgers.table.lock();
+        // A ledger that was created since the list began need not be in it.
+        let began = table.list_began.take().unwrap_or(now);
+        for (name, state) in &mut table.ledgers {
+            if !names.contains(name) && state.exists_since.is_some_and(|since| since < began) {
+                state.mark_deleted(now);
+            }
         }
-        all.into_iter().for_each(|ledger| inner.see(ledger, now));
-        // Between two watches anything may have come and gone.
-        inner.watching = Some(Watching { since: now, policies, namespaces });
-        drop(inner);
-        self.memory.turns.send_modify(|n| *n += 1);
+        all.into_iter().for_each(|ledger| table.record_watched(ledger, now));
+        // Between two watches ledgers may have been created and deleted unnoticed.
+        table.watch = Some(WatchStart { since: now, policies, namespaces });
+        drop(table);
+        self.known_ledgers.changes.send_modify(|n| *n += 1);
     }
 
     fn apply(&mut self, ledger: JobLedger) {
-        let now = self.memory.now();
-        self.memory.inner().see(ledger, now);
+        let now = self.known_ledgers.now();
+        self.known_ledgers.table.lock().record_watched(ledger, now);
     }
 
     fn delete(&mut self, ledger: JobLedger) {
-        let now = self.memory.now();
-        self.memory.inner().lose(&ledger.name_any(), now);
-        self.memory.turns.send_modify(|n| *n += 1);
+        let now = self.known_ledgers.now();
+        if let Some(state) = self.known_ledgers.table.lock().ledgers.get_mut(&ledger.name_any()) {
+            state.mark_deleted(now);
+        }
+        self.known_ledgers.changes.send_modify(|n| *n += 1);
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use job_handler_shared::policy::set::PolicySet;
-
-    use super::*;
-
-    fn watcher(memory: &KnownLedgers) -> LedgerWatchHandler<'_> {
-        LedgerWatchHandler { memory, policies: Policies::fixed(PolicySet::default(), []) }
-    }
-
-    fn ledger(name: &str) -> JobLedger {
-        JobLedger::new(name, job_handler_shared::ledger::crd::JobLedgerSpec::empty())
-    }
-
-    fn after(seconds: u64) -> Duration {
-        Duration::from_secs(seconds)
-    }
-
-    #[test]
-    fn a_deleted_ledger_is_not_made_again_for_a_minute() {
-        let clock = Clock::default();
-        let memory = KnownLedgers::new(clock.clone());
-        assert!(memory.may_recreate("ci", memory.now(), ["p"]).is_err(), "nothing was watched yet");
-        watcher(&memory).replace(vec![ledger("ci")]);
-        assert!(
-            memory.may_recreate("other", memory.now(), ["p"]).is_ok(),
-            "the policy is new, so nobody granted by it before"
-        );
-        watcher(&memory).delete(ledger("ci"));
-        assert!(memory.may_recreate("ci", memory.now(), ["p"]).is_err());
-        clock.advance(after(59));
-        assert!(memory.may_recreate("ci", memory.now(), ["p"]).is_err());
-        clock.advance(after(2));
-        assert!(memory.may_recreate("ci", memory.now(), ["p"]).is_ok());
-        // ScopeCache by a read, before the watch tells.
-        memory.record("ci", &KnownLedger::parse(ledger("ci")).unwrap());
-        assert!(memory.may_recreate("ci", memory.now(), ["p"]).is_err());
-        clock.advance(after(61));
-        assert!(memory.may_recreate("ci", memory.now(), ["p"]).is_ok());
-    }
-
-    #[test]
-    fn a_process_that_just_began_to_watch_knows_nothing_of_older_policies() {
-        let clock = Clock::default();
-        let memory = KnownLedgers::new(clock.clone());
-        memory.inner().watching = Some(Watching {
-            since: Instant::now(),
-            policies: ["old".to_owned()].into(),
-            namespaces: ["ci".to_owned()].into(),
-        });
-        assert!(memory.may_recreate("ci", memory.now(), ["old", "new"]).is_err());
-        assert!(memory.may_recreate("ci", memory.now(), ["new"]).is_ok());
-        clock.advance(after(61));
-        assert!(memory.may_recreate("ci", memory.now(), ["old", "new"]).is_ok());
-    }
-
-    #[test]
-    fn a_namespace_that_came_later_holds_no_older_grants_and_the_clusters_ledger_is_of_none() {
-        let clock = Clock::default();
-        let memory = KnownLedgers::new(clock.clone());
-        memory.inner().watching = Some(Watching {
-            since: Instant::now(),
-            policies: ["old".to_owned()].into(),
-            namespaces: ["ci".to_owned()].into(),
-        });
-        assert!(
-            memory.should_create("later", ["old"])
-                && !memory.should_create("ci", ["old"])
-                && memory.should_create("ci", ["new"])
-        );
-        assert!(!memory.should_create("cluster.job-handler.io", ["old"]));
-        memory.record("later", &KnownLedger::parse(ledger("later")).unwrap());
-        assert!(!memory.should_create("later", ["old"]), "it is there");
-        watcher(&memory).delete(ledger("later"));
-        assert!(!memory.should_create("later", ["old"]), "it was there");
-        let doubts = |ledger, by| memory.recreate_delay(ledger, [by]).is_some();
-        assert!(doubts("later", "old") && doubts("ci", "old") && !doubts("ci", "new"));
-        clock.advance(after(61));
-        assert!(memory.should_create("later", ["old"]) && memory.should_create("ci", ["old"]));
-        assert!(!doubts("later", "old") && !doubts("ci", "old"));
-    }
-
-    #[test]
-    fn what_somebody_made_while_one_looked_was_not_deleted() {
-        let clock = Clock::default();
-        let memory = KnownLedgers::new(clock.clone());
-        watcher(&memory).replace(vec![]);
-        let looked = memory.now();
-        watcher(&memory).begin();
-        clock.advance(after(1));
-        memory.record("ci", &KnownLedger::parse(ledger("ci")).unwrap());
-        assert!(memory.may_recreate("ci", looked, ["new"]).is_ok());
-        watcher(&memory).replace(vec![]);
-        assert!(memory.latest("ci").is_some(), "a list that began before shows nothing of it");
-        clock.advance(after(1));
-        assert!(memory.may_recreate("ci", memory.now(), ["new"]).is_err(), "and now it is gone");
-    }
-
-    #[test]
-    fn what_is_older_than_ones_own_write_changes_nothing() {
-        let memory = KnownLedgers::default();
-        let version = |version: u64| {
-            let mut ledger = ledger("ci");
-            ledger.metadata.resource_version = Some(version.to_string());
-            ledger
-        };
-        memory.record("ci", &KnownLedger::parse(version(9)).unwrap());
-        watcher(&memory).apply(version(8));
-        assert_eq!(memory.latest("ci").unwrap().version, 9);
-        let mut garbage = version(10);
-        garbage.spec.fields.insert("format".into(), "?".into());
-        watcher(&memory).apply(garbage);
-        assert!(memory.latest("ci").is_none(), "it has to be read again");
-    }
-}
+mod tests;

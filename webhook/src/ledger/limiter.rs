@@ -1,7 +1,7 @@
-//! The limiter that is exact with several replicas: one actor per ledger, made when it is needed, all of them supervised.
+//! The limiter, exact with several replicas: one actor per ledger, started on its first message, all of them supervised.
 //!
-//! A Job under limits of both kinds needs both ledgers: the cluster's is looked at first without writing, then the
-//! namespace's is written, then the cluster's; where that refuses after all, the first grant is taken back.
+//! A Job under limits of both kinds needs two ledgers. The cluster's decides first without writing, then the namespace's
+//! ledger is written, then the cluster's. If the cluster's refuses after all, the namespace's grant is revoked.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -11,8 +11,10 @@ use std::{
 };
 
 use futures::{FutureExt, future::BoxFuture};
-use job_handler_shared::process::jitter::full_jitter;
-use job_handler_shared::{policy::set::PolicySet, process::admin::Readiness};
+use job_handler_shared::{
+    policy::set::PolicySet,
+    process::{admin::Readiness, jitter::full_jitter},
+};
 use kube::{Client, runtime::watcher};
 use parking_lot::Mutex;
 use tokio::{
@@ -22,20 +24,18 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::actor::{ActorMessage, DecisionRequest, LedgerActor};
 use crate::{
-    cache::{job_watch, jobs::JobCache},
+    cache::{job_watch, jobs::JobCache, policies::Policies, reflector},
     ledger::{
-        attempt_age::{Clock, EXPIRY, OLD},
+        actor::LedgerActor,
+        attempt_age::{Clock, EXPIRY, USUAL_STORE_TIME},
         client::LedgerClient,
-        count::LedgerId,
-        fresh_read::ReadRateLimiter,
         known_ledgers::{KnownLedgers, LedgerWatchHandler},
+        ledger_id::LedgerId,
+        messages::{ActorMessage, DecisionRequest},
         provision,
+        shared::{LedgerContext, ReadRateLimiter},
     },
-};
-use crate::{
-    cache::{policies::Policies, reflector},
     limit::{
         Attempt, Limiter, Verdict,
         scopes::{LimitRules, ScopeDomain},
@@ -44,63 +44,43 @@ use crate::{
     presence_lease::WithheldPolicies,
 };
 
-/// Requests that may wait at one ledger; more are turned away.
-const WAITING: usize = 4096;
-/// So long before the caller gives up an answer is sent.
+/// Most messages that may wait for an actor; more are turned away.
+const INBOX_SIZE: usize = 4096;
+/// The verdict is sent this long before the caller gives up.
 const MARGIN: Duration = Duration::from_millis(300);
-/// How often ledgers with old attempts are looked for.
-const TIDY: Duration = Duration::from_secs(1);
-/// A ledger that was written within this time will be written again: what is known is taken out by the way.
-const QUIET: Duration = Duration::from_secs(1);
-/// Replicas tidy up at different times, so that one of them does.
-const SPREAD: Duration = Duration::from_secs(3);
+/// How often the ledgers are checked for old attempts.
+const HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(1);
+/// A ledger that was written within this time needs no housekeeping: its next write removes resolved attempts as well.
+const QUIET_TIME: Duration = Duration::from_secs(1);
+/// Jitter of housekeeping, so that one replica does it before the others try.
+const HOUSEKEEPING_JITTER: Duration = Duration::from_secs(3);
 
-/// What all actors of a process share.
-pub struct LedgerContext {
-    /// The apiserver.
-    pub client: Client,
-    /// The ledgers.
-    pub ledger_client: LedgerClient,
-    /// What is known of them.
-    pub known_ledgers: KnownLedgers,
-    /// The Jobs, as far as they were watched.
-    pub cache: JobCache,
-    /// Consistent reads, one after the other.
-    pub reads: ReadRateLimiter,
-    /// Policies and namespaces.
-    pub policies: Policies,
-    /// Where the ledgers are kept: nobody's Jobs are limited there.
-    pub namespace: String,
-    /// Counters.
-    pub metrics: WebhookMetrics,
-}
-
-/// Asks the ledgers. Clones ask the same ones.
+/// Decides by the ledgers. Clones share the actors.
 #[derive(Clone)]
 pub struct LedgerLimiter {
-    shared: Arc<LedgerContext>,
+    context: Arc<LedgerContext>,
     actors: Arc<Mutex<HashMap<LedgerId, mpsc::Sender<ActorMessage>>>>,
-    made: mpsc::UnboundedSender<LedgerActor>,
+    new_actors: mpsc::UnboundedSender<LedgerActor>,
 }
 
-/// The tasks behind it.
+/// The tasks that a [`LedgerLimiter`] depends on.
 pub struct LedgerTasks {
     limiter: LedgerLimiter,
-    made: mpsc::UnboundedReceiver<LedgerActor>,
+    new_actors: mpsc::UnboundedReceiver<LedgerActor>,
 }
 
-/// Deciding by ledgers broke. The process should end.
+/// Why the tasks ended. The process should end.
 #[derive(Debug, thiserror::Error)]
 pub enum LedgerTaskError {
     /// An actor panicked.
-    #[error("deciding about limits broke: {0}")]
-    Died(#[from] JoinError),
-    /// The watch ended.
+    #[error("the task of a ledger panicked: {0}")]
+    Panicked(#[from] JoinError),
+    /// The watch of the ledgers ended.
     #[error("the watch of JobLedgers ended")]
     Watch,
 }
 
-/// A limiter and the tasks that have to run for it. LedgerTasks are kept in `namespace`; their attempts run out by `clock`.
+/// A limiter whose ledgers are in `namespace` and whose attempts expire by `clock`, and the tasks that must run for it.
 pub fn limiter(
     client: Client,
     namespace: &str,
@@ -108,11 +88,10 @@ pub fn limiter(
     metrics: WebhookMetrics,
     clock: Clock,
 ) -> (LedgerLimiter, LedgerTasks) {
-    let (made, receiver) = mpsc::unbounded_channel();
-    let store = LedgerClient::new(client.clone(), namespace);
-    let shared = Arc::new(LedgerContext {
+    let (new_actors, receiver) = mpsc::unbounded_channel();
+    let context = Arc::new(LedgerContext {
+        ledger_client: LedgerClient::new(client.clone(), namespace),
         client,
-        ledger_client: store,
         known_ledgers: KnownLedgers::new(clock),
         cache: JobCache::default(),
         reads: ReadRateLimiter::default(),
@@ -120,8 +99,8 @@ pub fn limiter(
         namespace: namespace.to_owned(),
         metrics,
     });
-    let limiter = LedgerLimiter { shared, actors: Arc::default(), made };
-    (limiter.clone(), LedgerTasks { limiter, made: receiver })
+    let limiter = LedgerLimiter { context, actors: Arc::default(), new_actors };
+    (limiter.clone(), LedgerTasks { limiter, new_actors: receiver })
 }
 
 impl Limiter for LedgerLimiter {
@@ -129,11 +108,14 @@ impl Limiter for LedgerLimiter {
         let until = attempt.answer_by.checked_sub(MARGIN).unwrap_or(attempt.answer_by);
         async move {
             let begun = Instant::now();
-            let asked = tokio::time::timeout_at(until.into(), self.ask_all(attempt)).await;
-            let verdict = asked.unwrap_or_else(|_| {
+            let job = attempt.job.key();
+            let uid = attempt.job.uid.clone();
+            let verdict = tokio::time::timeout_at(until.into(), self.ask_ledgers(attempt)).await;
+            let verdict = verdict.unwrap_or_else(|_| {
                 unavailable("the apiserver did not answer in time how many Jobs are active")
             });
-            self.shared.metrics.decision(&verdict, begun.elapsed());
+            tracing::debug!(job, uid, ?verdict, "decided about limits");
+            self.context.metrics.decision(&verdict, begun.elapsed());
             verdict
         }
         .boxed()
@@ -142,80 +124,74 @@ impl Limiter for LedgerLimiter {
 
 impl WithheldPolicies for LedgerLimiter {
     fn withheld(&self, policies: &PolicySet) -> Option<BTreeMap<String, String>> {
-        self.shared.known_ledgers.is_synced().then(|| provision::withheld(&self.shared, policies))
+        self.context.known_ledgers.is_synced().then(|| provision::withheld(&self.context, policies))
     }
 
     fn changes(&self) -> watch::Receiver<u64> {
-        self.shared.known_ledgers.changes()
+        self.context.known_ledgers.changes()
     }
 }
 
 impl LedgerLimiter {
-    /// What it knows of Jobs and ledgers.
-    pub fn shared(&self) -> Arc<LedgerContext> {
-        self.shared.clone()
+    /// What the actors share.
+    pub fn context(&self) -> Arc<LedgerContext> {
+        self.context.clone()
     }
 
-    async fn ask_all(&self, attempt: Attempt) -> Verdict {
+    async fn ask_ledgers(&self, attempt: Attempt) -> Verdict {
         let (cluster, namespace) = self.ledgers(&attempt);
-        // A grant that does not end in an answer is taken back, wherever this future ends.
-        let mut grants = Grants { limiter: self, request: attempt.uid.clone(), by: Vec::new() };
+        // Revokes the grants if this future is dropped, or ends without granting.
+        let mut grants = GrantGuard { limiter: self, request: attempt.uid.clone(), ledgers: Vec::new() };
         if cluster && namespace.is_some() && !attempt.dry_run {
-            let look = Attempt { dry_run: true, ..attempt.clone() };
-            let seen = self.ask(LedgerId::Cluster, look).await;
-            if seen != Verdict::Granted {
-                return seen;
+            let dry_run = Attempt { dry_run: true, ..attempt.clone() };
+            let verdict = self.ask(LedgerId::Cluster, dry_run).await;
+            if verdict != Verdict::Granted {
+                return verdict;
             }
         }
         for ledger in namespace.into_iter().chain(cluster.then_some(LedgerId::Cluster)) {
-            grants.by.push(ledger.clone());
+            grants.ledgers.push(ledger.clone());
             let verdict = self.ask(ledger, attempt.clone()).await;
             if verdict != Verdict::Granted {
                 return verdict;
             }
         }
-        grants.by.clear();
+        grants.ledgers.clear();
         Verdict::Granted
     }
 
-    /// Which ledgers decide: the cluster's, the namespace's.
+    /// The ledgers that decide about an attempt: whether the cluster's does, and the namespace's if it does.
     fn ledgers(&self, attempt: &Attempt) -> (bool, Option<LedgerId>) {
-        let policies = self.shared.policies.current();
-        let namespaces = |name: &str| self.shared.policies.known_namespace(name);
+        let policies = self.context.policies.current();
+        let namespaces = |name: &str| self.context.policies.known_namespace(name);
         let rules = LimitRules { policies: &policies, namespaces: &namespaces };
         let scopes = rules.scopes(&attempt.job);
         let cluster = scopes.iter().any(|(scope, _)| scope.domain == ScopeDomain::Cluster);
-        let within = scopes.iter().any(|(scope, _)| scope.domain != ScopeDomain::Cluster);
-        let waits =
+        let in_namespace = scopes.iter().any(|(scope, _)| scope.domain != ScopeDomain::Cluster);
+        let has_backoff =
             || rules.matching(&attempt.job).iter().any(|policy| policy.spec.failure_backoff.is_some());
-        let namespace = (within || waits()).then(|| LedgerId::Namespace(attempt.job.namespace.clone()));
+        let namespace =
+            (in_namespace || has_backoff()).then(|| LedgerId::Namespace(attempt.job.namespace.clone()));
         (cluster, namespace)
     }
 
     async fn ask(&self, ledger: LedgerId, attempt: Attempt) -> Verdict {
         let (reply, verdict) = oneshot::channel();
-        match self.tell(
-            ledger,
-            ActorMessage::Decide(Box::new(DecisionRequest {
-                attempt,
-                arrived: std::time::Instant::now(),
-                reply,
-            })),
-        ) {
-            // The actor ends only with the process.
-            true => verdict.await.unwrap_or_else(|_| unavailable("job-handler is shutting down")),
-            false => unavailable("too many Jobs wait for a decision"),
+        let request = DecisionRequest { attempt, arrived: std::time::Instant::now(), reply };
+        if !self.send(ledger, ActorMessage::Decide(Box::new(request))) {
+            return unavailable("too many Jobs wait for a decision");
         }
+        // The actor ends only with the process.
+        verdict.await.unwrap_or_else(|_| unavailable("job-handler is shutting down"))
     }
 
-    /// Whether the actor of a ledger takes a message; one is made where there is none.
-    fn tell(&self, ledger: LedgerId, message: ActorMessage) -> bool {
+    /// Sends a message to the actor of a ledger, starting the actor if needed. Returns false if its inbox is full.
+    fn send(&self, ledger: LedgerId, message: ActorMessage) -> bool {
         let mut actors = self.actors.lock();
         let sender = actors.entry(ledger.clone()).or_insert_with(|| {
-            let (sender, inbox) = mpsc::channel(WAITING);
-            let shared = self.shared.clone();
-            if self.made.send(LedgerActor::new(ledger, inbox, shared)).is_err() {
-                tracing::debug!("shutting down: nobody decides any more");
+            let (sender, inbox) = mpsc::channel(INBOX_SIZE);
+            if self.new_actors.send(LedgerActor::new(ledger, inbox, self.context.clone())).is_err() {
+                tracing::debug!("shutting down: no actor is started any more");
             }
             sender
         });
@@ -223,51 +199,52 @@ impl LedgerLimiter {
     }
 }
 
-/// LedgerTasks that may hold a grant which nobody was told of.
-struct Grants<'a> {
+/// Ledgers that may hold a grant whose caller has not received an answer.
+struct GrantGuard<'a> {
     limiter: &'a LedgerLimiter,
     request: String,
-    by: Vec<LedgerId>,
+    ledgers: Vec<LedgerId>,
 }
 
-impl Drop for Grants<'_> {
+impl Drop for GrantGuard<'_> {
     fn drop(&mut self) {
-        for ledger in self.by.drain(..) {
-            // Where it cannot be told, the attempt runs out.
-            self.limiter.tell(ledger, ActorMessage::Revoke(self.request.clone()));
+        for ledger in self.ledgers.drain(..) {
+            // If the inbox is full, the attempt expires.
+            self.limiter.send(ledger, ActorMessage::Revoke(self.request.clone()));
         }
     }
 }
 
 impl LedgerTasks {
-    /// Watches the ledgers, and decides until `shutdown`.
+    /// Watches Jobs and ledgers and runs the actors until `shutdown`.
     ///
     /// # Errors
-    /// Where an actor panicked, or the watch ended.
+    /// If an actor panics, or the watch of the ledgers ends.
     pub fn run(
         self,
         readiness: &Readiness,
         shutdown: CancellationToken,
     ) -> impl Future<Output = Result<(), LedgerTaskError>> + Send + 'static {
         let ledgers_ready = readiness.register("JobLedgers");
-        let shared = self.limiter.shared.clone();
-        let feed = job_watch::run(shared.client.clone(), shared.cache.clone(), readiness.register("Jobs"));
-        let ahead = provision::make(shared.clone());
-        let watch = async move {
-            let policies = shared.policies.clone();
-            // What is taken for new has to have come after the watch began: see [`KnownLedgers::missing`].
+        let context = self.limiter.context.clone();
+        let jobs_ready = readiness.register("Jobs");
+        let job_watch = job_watch::run(context.client.clone(), context.cache.clone(), jobs_ready);
+        let provision = provision::run(context.clone());
+        let ledger_watch = async move {
+            let policies = context.policies.clone();
+            // Policies count as newer than the watch only if they come after it: see `KnownLedgers::may_recreate`.
             let mut changes = policies.changes();
             while !policies.synced() && changes.changed().await.is_ok() {}
-            let stream = watcher(shared.ledger_client.api(), watcher::Config::default());
-            let handler = LedgerWatchHandler { memory: &shared.known_ledgers, policies };
+            let stream = watcher(context.ledger_client.api(), watcher::Config::default());
+            let handler = LedgerWatchHandler { known_ledgers: &context.known_ledgers, policies };
             reflector::run(stream, "jobledgers.job-handler.io", ledgers_ready, handler).await;
         };
         async move {
             let all = async {
                 tokio::select! {
-                    () = Box::pin(watch) => Err(LedgerTaskError::Watch),
-                    never = Box::pin(feed) => match never {},
-                    never = Box::pin(ahead) => match never {},
+                    () = Box::pin(ledger_watch) => Err(LedgerTaskError::Watch),
+                    never = Box::pin(job_watch) => match never {},
+                    never = Box::pin(provision) => match never {},
                     ended = self.supervise() => ended,
                 }
             };
@@ -277,33 +254,32 @@ impl LedgerTasks {
 
     async fn supervise(mut self) -> Result<(), LedgerTaskError> {
         let mut actors = JoinSet::new();
-        let mut changes = self.limiter.shared.policies.changes();
-        let mut tick = tokio::time::interval_at(Instant::now() + TIDY, TIDY);
+        let mut changes = self.limiter.context.policies.changes();
+        let mut tick =
+            tokio::time::interval_at(Instant::now() + HOUSEKEEPING_INTERVAL, HOUSEKEEPING_INTERVAL);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                Some(actor) = self.made.recv() => {
+                Some(actor) = self.new_actors.recv() => {
                     actors.spawn(actor.run());
                 }
                 Some(ended) = actors.join_next() => ended?,
-                Ok(()) = changes.changed() => self.limiter.shared.metrics.clear_limits(),
-                _ = tick.tick() => {
-                    self.housekeeping();
-                }
+                Ok(()) = changes.changed() => self.limiter.context.metrics.clear_limits(),
+                _ = tick.tick() => self.start_housekeeping(),
             }
         }
     }
 
-    fn housekeeping(&self) {
-        let LedgerContext { known_ledgers, metrics, .. } = &*self.limiter.shared;
+    fn start_housekeeping(&self) {
+        let LedgerContext { known_ledgers, metrics, .. } = &*self.limiter.context;
         metrics.pending_attempts.set(i64::try_from(known_ledgers.pending_attempts()).unwrap_or(i64::MAX));
-        // Anew each time: nobody is always the last.
-        let spread = full_jitter(SPREAD);
-        for ledger in known_ledgers.with_attempts_older_than(OLD + spread, QUIET) {
-            self.limiter.tell(LedgerId::of_name(&ledger), ActorMessage::RemoveResolved);
+        // Drawn anew each time, so that no replica is always the last.
+        let jitter = full_jitter(HOUSEKEEPING_JITTER);
+        for ledger in known_ledgers.with_attempts_older_than(USUAL_STORE_TIME + jitter, QUIET_TIME) {
+            self.limiter.send(LedgerId::of_name(&ledger), ActorMessage::RemoveResolved);
         }
-        for ledger in known_ledgers.with_attempts_older_than(EXPIRY + spread, Duration::ZERO) {
-            self.limiter.tell(LedgerId::of_name(&ledger), ActorMessage::RemoveExpired);
+        for ledger in known_ledgers.with_attempts_older_than(EXPIRY + jitter, Duration::ZERO) {
+            self.limiter.send(LedgerId::of_name(&ledger), ActorMessage::RemoveExpired);
         }
     }
 }

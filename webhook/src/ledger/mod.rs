@@ -1,38 +1,45 @@
-//! The ledger's protocol: a limit holds whatever the burst, however many replicas decide, whoever crashes.
+//! The ledger's protocol: a limit holds under any burst, with any number of replicas, and across crashes.
 //!
-//! A round takes the ledger as it was read or watched last, looks at the Jobs, decides, writes the ledger by
-//! resourceVersion, and only then answers. Why that is exact: whatever is active got there by an attempt that was written first. When a decision is
-//! made, that attempt is either in the ledger that was read, and counts, or somebody took it out before after having
-//! seen its outcome; the view shows everything up to that outcome ([`resolve::ViewSource::suffices`]), so the Job counts
-//! unless it is truly no longer active. A view that is older than it says can only make Jobs count that are gone.
+//! A round takes the newest known ledger, looks at the Jobs, decides, writes the ledger by resourceVersion, and only then
+//! answers. Why this is exact: every active Job stems from an attempt that was written before. When a decision is made,
+//! that attempt is either in the ledger and counts, or another replica removed it after it had observed the outcome. The
+//! view covers that outcome ([`resolve::ViewSource::covers`]), so the Job counts unless it is no longer active. A view
+//! that is older than the ledger requires is not used; one that is merely old can only count Jobs that are gone.
 //!
-//! | module | holds |
+//! In: attempts ([`crate::limit::Attempt`]). Out: verdicts. Read [`decide`] first, then [`round_attempt`] and [`actor`].
+//!
+//! | pure | holds |
 //! | --- | --- |
-//! | [`resolve`] | when an attempt may be taken out (pure) |
-//! | [`decide`] | a round: ledger, view and requests -> answers and the next ledger (pure) |
-//! | [`clocks`], [`memory`] | the newest ledgers, and since when this process has known each attempt |
-//! | [`cache`], [`feed`], [`tombstones`] | the Jobs that were watched, how far that is, and which are gone |
-//! | [`look`] | ledger and Jobs as they are now, for whoever would be refused otherwise |
-//! | [`counting`], [`round`] | the same in a Job's terms: policies, Jobs and attempts -> verdicts (pure) |
-//! | [`found`] | what was found out about each Job, as long as it is so |
-//! | [`ahead`] | ledgers are made before they are asked for |
-//! | [`store`], [`actor`], [`pace`], [`limiter`] | the objects; one task per ledger, and its pace; the limiter over them |
-//! | [`turns`] | who had better write where several replicas want to |
+//! | [`resolve`] | when an attempt may be removed |
+//! | [`decide`] | a round in the ledger's terms |
+//! | [`count`], [`round`] | the same in terms of Jobs and policies |
+//! | [`freshness`], [`batching`], [`write_order`] | which version to trust, how long to gather, which replica writes next |
 //!
-//! `tests/model.rs` runs these functions in every order of events, within bounds.
+//! | with effects | holds |
+//! | --- | --- |
+//! | [`limiter`], [`actor`], [`messages`] | the limiter, and one actor per ledger |
+//! | [`round_attempt`], [`fresh_read`] | one attempt at a round; the reads before a refusal |
+//! | [`known_ledgers`], [`attempt_age`], [`scope_cache`] | what the process knows of ledgers, attempts and Jobs |
+//! | [`client`], [`provision`], [`shared`] | ledger objects, their creation, and what the actors share |
+//!
+//! `tests/model` runs the pure part in every order of events, within bounds.
 
 pub mod actor;
 pub mod attempt_age;
-pub mod batching;
+pub(crate) mod batching;
 pub mod client;
-pub mod count;
+pub(crate) mod count;
 pub mod decide;
-pub mod fresh_read;
+pub(crate) mod fresh_read;
+pub(crate) mod freshness;
 pub mod known_ledgers;
+pub mod ledger_id;
 pub mod limiter;
-pub mod provision;
+pub mod messages;
+pub(crate) mod provision;
 pub mod resolve;
 pub mod round;
-pub mod round_attempt;
+pub(crate) mod round_attempt;
 pub mod scope_cache;
-pub mod write_order;
+pub mod shared;
+pub(crate) mod write_order;

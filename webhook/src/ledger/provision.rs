@@ -1,9 +1,10 @@
-//! Makes ledgers before anybody asks for them: where a policy limits Jobs, and where a namespace comes under one. So the
-//! first create does not wait, and a replica that starts later finds them and has nothing to doubt.
+//! Creates ledgers before the first request: where a policy limits Jobs, and where a namespace comes under such a policy.
+//! The first create then does not wait, and a replica that starts later finds the ledgers.
 //!
-//! Each replica does, and each for itself only where it knows that none was deleted a moment ago
-//! ([`super::memory::KnownLedgers::lacks`]): the first one makes it, to the others it is there. As long as one is missing that
-//! must not be made yet, Jobs are refused for it; so the policies that need it are not said to be enforced ([`withheld`]).
+//! Each replica creates a ledger only if it knows that none was deleted a moment ago
+//! ([`KnownLedgers::should_create`](super::known_ledgers::KnownLedgers::should_create)); the first one to try succeeds.
+//! While a missing ledger cannot be created yet, Jobs that need it are refused, so the policies that need it are not
+//! reported as enforced ([`withheld`]).
 
 use std::{collections::BTreeMap, convert::Infallible, sync::Arc, time::Duration};
 
@@ -19,79 +20,76 @@ use job_handler_shared::{
 };
 
 use crate::ledger::{
-    client::WriteResult,
-    count::{self, LedgerId},
-    known_ledgers::KnownLedger,
-    limiter::LedgerContext,
+    client::WriteResult, count, known_ledgers::KnownLedger, ledger_id::LedgerId, shared::LedgerContext,
 };
 
-/// What could not be made, or not yet, is looked at again after this.
-const AGAIN: Duration = Duration::from_secs(5);
+/// How often ledgers that could not be created are tried again.
+const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Makes what is missing, for ever.
-pub async fn make(shared: Arc<LedgerContext>) -> Infallible {
-    let (mut policies, mut namespaces) = (shared.policies.changes(), shared.policies.namespace_changes());
+/// Creates missing ledgers for as long as the process runs.
+pub(crate) async fn run(context: Arc<LedgerContext>) -> Infallible {
+    let (mut policies, mut namespaces) = (context.policies.changes(), context.policies.namespace_changes());
     loop {
         policies.mark_unchanged();
         namespaces.mark_unchanged();
-        if shared.policies.synced() {
-            make_all(&shared).await;
+        if context.policies.synced() {
+            create_missing(&context).await;
         }
         tokio::select! {
             Ok(()) = policies.changed() => {}
             Ok(()) = namespaces.changed() => {}
-            () = tokio::time::sleep(AGAIN) => {}
+            () = tokio::time::sleep(RETRY_INTERVAL) => {}
         }
     }
 }
 
-/// Those of `policies` whose limits are not decided by now, by uid, and why: each of their Jobs would be told so.
-pub fn withheld(shared: &LedgerContext, policies: &PolicySet) -> BTreeMap<String, String> {
-    let mut all = BTreeMap::new();
-    for (name, needed_by) in wanted(policies, &shared.policies.namespaces(), &shared.namespace) {
+/// The policies whose limits cannot be decided now, by uid, each with the reason: every Job under them would be refused.
+pub(crate) fn withheld(context: &LedgerContext, policies: &PolicySet) -> BTreeMap<String, String> {
+    let mut withheld = BTreeMap::new();
+    for (name, needed_by) in required_ledgers(policies, &context.policies.namespaces(), &context.namespace) {
         let id = LedgerId::of_name(name);
-        let could_grant = count::could_grant(policies, &id);
-        let Some(left) = shared.known_ledgers.recreate_delay(name, could_grant) else { continue };
-        let why = missing(name, left);
-        all.extend(needed_by.into_iter().map(|policy| (policy.to_owned(), why.clone())));
+        let may_have_granted = count::may_have_granted(policies, &id);
+        let Some(left) = context.known_ledgers.recreate_delay(name, may_have_granted) else { continue };
+        let why = missing_message(name, left);
+        withheld.extend(needed_by.into_iter().map(|policy| (policy.to_owned(), why.clone())));
     }
-    all
+    withheld
 }
 
-/// What people read where a ledger is missing for so long.
-pub fn missing(ledger: &str, left: Duration) -> String {
+/// The refusal of Jobs whose ledger is missing and cannot be created yet.
+pub(crate) fn missing_message(ledger: &str, left: Duration) -> String {
     format!(
-        "the JobLedger {ledger} is missing; what was granted by it may still land, so a new one is made in {} s",
+        "the JobLedger {ledger} is missing; Jobs that it granted may still be stored, so a new one is created in {} s",
         left.as_secs() + 1
     )
 }
 
-async fn make_all(shared: &LedgerContext) {
-    let policies = shared.policies.current().clone();
-    for name in wanted(&policies, &shared.policies.namespaces(), &shared.namespace).into_keys() {
+async fn create_missing(context: &LedgerContext) {
+    let policies = context.policies.current().clone();
+    for name in required_ledgers(&policies, &context.policies.namespaces(), &context.namespace).into_keys() {
         let id = LedgerId::of_name(name);
-        let could_grant = count::could_grant(&policies, &id);
-        if !shared.known_ledgers.should_create(name, could_grant) {
+        let may_have_granted = count::may_have_granted(&policies, &id);
+        if !context.known_ledgers.should_create(name, may_have_granted) {
             continue;
         }
-        match shared.ledger_client.create_empty(name).await {
+        match context.ledger_client.create_empty(name).await {
             WriteResult::Written(ledger) => {
                 if let Ok(known) = KnownLedger::parse(*ledger) {
-                    shared.known_ledgers.record(name, &known);
+                    context.known_ledgers.record(name, &known);
                 }
             }
-            // Somebody else was first: the watch tells.
+            // Another replica created it; the watch will deliver it.
             WriteResult::Conflict => {}
             WriteResult::Unknown(why) | WriteResult::Rejected(why) => {
-                tracing::warn!(ledger = name, "cannot be made ahead, trying again: {why}");
+                tracing::warn!(ledger = name, "cannot create the ledger, trying again: {why}");
                 return;
             }
         }
     }
 }
 
-/// The ledgers that enforced limits need, in order, and the uids of the policies that need each.
-fn wanted<'a>(
+/// The ledgers that enforced limits need, each with the uids of the policies that need it.
+fn required_ledgers<'a>(
     policies: &'a PolicySet,
     namespaces: &'a [(String, Arc<Labels>)],
     own_namespace: &str,
@@ -100,23 +98,25 @@ fn wanted<'a>(
     let tenants = namespaces
         .iter()
         .filter(|(name, _)| name != own_namespace && !keys::EXCLUDED_NAMESPACES.contains(&name.as_str()));
-    let within = |policy: &Policy| {
+    let limits_namespaces = |policy: &Policy| {
         let limited = policy.spec.limits.iter().any(|limit| limit.scope != Scope::Cluster);
         limited || policy.spec.failure_backoff.is_some()
     };
-    let over_cluster = |policy: &Policy| {
+    let limits_cluster = |policy: &Policy| {
         policy.reference.kind == PolicyKind::ClusterJobPolicy
             && policy.spec.limits.iter().any(|limit| limit.scope == Scope::Cluster)
     };
-    let mut wanted: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    let mut required: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for (name, labels) in tenants {
-        for policy in limits.iter().filter(|policy| within(policy) && policy.selects_namespace(name, labels))
-        {
-            wanted.entry(name).or_default().push(&policy.reference.uid);
+        let selecting = limits
+            .iter()
+            .filter(|policy| limits_namespaces(policy) && policy.selects_namespace(name, labels));
+        for policy in selecting {
+            required.entry(name).or_default().push(&policy.reference.uid);
         }
     }
-    for policy in limits.iter().filter(|policy| over_cluster(policy)) {
-        wanted.entry(CLUSTER_LEDGER).or_default().push(&policy.reference.uid);
+    for policy in limits.iter().filter(|policy| limits_cluster(policy)) {
+        required.entry(CLUSTER_LEDGER).or_default().push(&policy.reference.uid);
     }
-    wanted
+    required
 }

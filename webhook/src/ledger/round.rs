@@ -1,5 +1,5 @@
-//! A round in a Job's terms: policies, ledger, a view of the Jobs and attempts -> verdicts, and the ledger to be written
-//! before any of them is given. Pure.
+//! A round in terms of Jobs and policies: from the policies, the ledger, a view of the Jobs and the attempts to the
+//! verdicts, and to the ledger that must be stored before any verdict is given. Pure.
 
 use std::{
     cell::RefCell,
@@ -10,88 +10,88 @@ use std::{
 use jiff::Timestamp;
 use job_handler_shared::ledger::crd::{JobLedgerSpec, LedgerContents};
 
-use super::{
-    decide::{self, RoundDecision, RoundInput, SlotAnswer, SlotRequest, namespace},
-    resolve::{ObservedJob, ViewSource},
-};
-use crate::limit::{Attempt, Refused, Verdict, failure_backoff, message, scopes::LimitRules};
 use crate::{
     cache::tombstones::JobTombstone,
     ledger::{
-        count::{self, LedgerId},
+        count,
+        decide::{self, RoundDecision, RoundInput, SlotAnswer, SlotRequest, namespace},
+        ledger_id::LedgerId,
+        resolve::{ObservedJob, ViewSource},
         scope_cache::RunsByGroup,
     },
+    limit::{Attempt, Refused, Verdict, failure_backoff, message, scopes::LimitRules},
 };
 
-/// Everything that a round goes by.
+/// The input of a round besides its attempts.
 #[derive(Clone, Copy)]
-pub struct Sources<'a> {
+pub struct RoundSources<'a> {
     /// Policies and namespaces.
     pub rules: LimitRules<'a>,
-    /// Which ledger.
+    /// Which ledger decides.
     pub id: &'a LedgerId,
-    /// As it was read.
+    /// The ledger as it was read.
     pub spec: &'a JobLedgerSpec,
-    /// What is in it.
-    pub book: &'a LedgerContents,
-    /// How the Jobs were seen.
+    /// Its parsed contents.
+    pub contents: &'a LedgerContents,
+    /// Where the view of the Jobs comes from.
     pub view_source: ViewSource,
-    /// The Jobs of the ledger's namespace, or of the cluster, that take a slot or that were tried.
-    pub seen: &'a [Arc<ObservedJob>],
-    /// Finished Jobs of the groups that wait after failures ([`failure_backoff::group`] of whoever asks).
+    /// The Jobs of the ledger's namespace, or of the cluster, that take a slot or belong to an attempt.
+    pub observed: &'a [Arc<ObservedJob>],
+    /// Finished Jobs of the attempts' groups that may have to wait after failures ([`failure_backoff::group`]).
     pub runs: &'a RunsByGroup,
-    /// Jobs of attempts that came, and are gone from this view.
-    pub gone: &'a [JobTombstone],
+    /// Jobs of attempts that were deleted before this view.
+    pub deleted: &'a [JobTombstone],
     /// See [`RoundInput::expired`].
     pub expired: &'a BTreeSet<String>,
-    /// See [`RoundInput::old`].
-    pub old: &'a BTreeSet<String>,
-    /// See [`RoundInput::undone`].
+    /// See [`RoundInput::overdue`].
+    pub overdue: &'a BTreeSet<String>,
+    /// See [`RoundInput::revoked`].
     pub revoked: &'a BTreeSet<String>,
-    /// For people, and for backoff after failures.
+    /// The wall clock, for messages and failure backoff.
     pub now: Timestamp,
 }
 
-/// Decides: one verdict for each attempt. None = the view is older than what somebody else has seen already.
-pub fn round(sources: Sources<'_>, attempts: &[&Attempt]) -> Option<(Vec<Verdict>, RoundDecision)> {
-    let Sources { rules, id, book, .. } = sources;
-    // A view does not show who is gone from it; if it did, the Job that comes later would stand.
-    let buried: Vec<ObservedJob> =
-        sources.gone.iter().map(|tombstone| buried(tombstone, sources.now)).collect();
-    let jobs: Vec<&ObservedJob> = buried.iter().chain(sources.seen.iter().map(AsRef::as_ref)).collect();
-    let in_backoff: Vec<Option<Refused>> =
-        attempts.iter().map(|attempt| in_backoff(sources, attempt)).collect();
-    let asked: Vec<SlotRequest> = attempts
+/// Decides: one verdict per attempt. Returns `None` if the view is older than what another replica has already observed.
+pub fn decide_round(
+    sources: RoundSources<'_>,
+    attempts: &[&Attempt],
+) -> Option<(Vec<Verdict>, RoundDecision)> {
+    let RoundSources { rules, id, contents, .. } = sources;
+    // Deleted Jobs come first: if the view shows a Job of the same uid, that one wins.
+    let deleted: Vec<ObservedJob> =
+        sources.deleted.iter().map(|job| observe_deleted(job, sources.now)).collect();
+    let jobs: Vec<&ObservedJob> = deleted.iter().chain(sources.observed.iter().map(AsRef::as_ref)).collect();
+    let backoffs: Vec<Option<Refused>> = attempts.iter().map(|attempt| backoff(sources, attempt)).collect();
+    let requests: Vec<SlotRequest> = attempts
         .iter()
-        .zip(&in_backoff)
-        .map(|(attempt, in_backoff)| asked(rules, id, attempt, in_backoff.is_some()))
+        .zip(&backoffs)
+        .map(|(attempt, backoff)| slot_request(rules, id, attempt, backoff.is_some()))
         .collect();
-    // Of each namespace once: a ledger may hold many attempts.
+    // Computed once per namespace: a ledger may hold many attempts.
     let revisions: RefCell<HashMap<String, String>> = RefCell::default();
     let revision = |namespace: &str| match revisions.borrow_mut().entry(namespace.to_owned()) {
         Entry::Occupied(known) => known.get().clone(),
-        Entry::Vacant(new) => new.insert(count::revision(rules, id, namespace)).clone(),
+        Entry::Vacant(new) => new.insert(count::policy_revision(rules, id, namespace)).clone(),
     };
-    let given = RoundInput {
-        book,
+    let input = RoundInput {
+        contents,
         view_source: sources.view_source,
         jobs: &jobs,
         expired: sources.expired,
-        old: sources.old,
+        overdue: sources.overdue,
         revoked: sources.revoked,
         revision: &revision,
         now: sources.now,
     };
-    let decided = decide::decide(given, &asked)?;
-    let verdicts = attempts.iter().zip(in_backoff).zip(&decided.answers);
-    let verdicts = verdicts
-        .map(|((attempt, in_backoff), answer)| verdict(sources, attempt, answer, in_backoff))
-        .collect();
-    Some((verdicts, decided))
+    let decision = decide::decide(input, &requests)?;
+    let verdicts = attempts.iter().zip(backoffs).zip(&decision.answers);
+    let verdicts =
+        verdicts.map(|((attempt, backoff), answer)| verdict(sources, attempt, answer, backoff)).collect();
+    Some((verdicts, decision))
 }
 
-/// Takes no slot, and says what became of its create.
-fn buried(tombstone: &JobTombstone, now: Timestamp) -> ObservedJob {
+/// A deleted Job takes no slot and resolves its attempt.
+fn observe_deleted(tombstone: &JobTombstone, now: Timestamp) -> ObservedJob {
     ObservedJob {
         name: tombstone.name.clone(),
         uid: tombstone.uid.clone(),
@@ -102,21 +102,22 @@ fn buried(tombstone: &JobTombstone, now: Timestamp) -> ObservedJob {
     }
 }
 
-/// Why the Job may not start now although there may be slots.
-fn in_backoff(sources: Sources<'_>, attempt: &Attempt) -> Option<Refused> {
+/// The refusal of an attempt whose group waits after failures.
+fn backoff(sources: RoundSources<'_>, attempt: &Attempt) -> Option<Refused> {
+    // Only ledgers of namespaces know about groups.
     sources.id.namespace()?;
     let group = failure_backoff::group(sources.rules, &attempt.job)?;
     let runs = sources.runs.get(&group).map(Vec::as_slice).unwrap_or_default();
     failure_backoff::refuse(sources.rules, &group, runs, sources.spec, &attempt.job, sources.now)
 }
 
-fn asked(rules: LimitRules<'_>, id: &LedgerId, attempt: &Attempt, in_backoff: bool) -> SlotRequest {
+fn slot_request(rules: LimitRules<'_>, id: &LedgerId, attempt: &Attempt, in_backoff: bool) -> SlotRequest {
     let scopes = count::scopes(rules, id, &attempt.job);
     SlotRequest {
         request: attempt.uid.clone(),
         name: attempt.job.key(),
         job_uid: attempt.job.uid.clone(),
-        kind: count::kind(attempt.from.as_deref()),
+        kind: count::attempt_kind(attempt.from.as_deref()),
         scopes: scopes.iter().map(|(scope, limit)| (count::scope_id(scope), limit.max_active_jobs)).collect(),
         dry_run: attempt.dry_run,
         in_backoff,
@@ -124,17 +125,17 @@ fn asked(rules: LimitRules<'_>, id: &LedgerId, attempt: &Attempt, in_backoff: bo
 }
 
 fn verdict(
-    sources: Sources<'_>,
+    sources: RoundSources<'_>,
     attempt: &Attempt,
     answer: &SlotAnswer,
-    in_backoff: Option<Refused>,
+    backoff: Option<Refused>,
 ) -> Verdict {
     let refused = match answer {
         SlotAnswer::Granted => return Verdict::Granted,
         SlotAnswer::TooManyAttempts { attempts } => {
             let why = format!(
-                "{attempts} Jobs of namespace {} were admitted and then not created; something else denies them \
-                 after job-handler, such as a ResourceQuota or another webhook",
+                "{attempts} Jobs of namespace {} were admitted and then not created; something denies them after \
+                 job-handler, such as a ResourceQuota or another webhook",
                 namespace(&attempt.job.key())
             );
             return Verdict::TooMany { why, retry_after_seconds: 5 };
@@ -143,13 +144,13 @@ fn verdict(
             let scopes = count::scopes(sources.rules, sources.id, &attempt.job);
             scopes.get(*scope).map(|(scope, limit)| message::full(scope, limit, holders, sources.now))
         }
-        SlotAnswer::InBackoff => in_backoff,
+        SlotAnswer::InBackoff => backoff,
     };
     match refused {
         Some(refused) => Verdict::Refused(refused),
-        // Scopes are found by the same rules both times.
+        // Unreachable as long as the same rules yield the same scopes twice.
         None => Verdict::Unavailable {
-            why: "the policies changed while this Job was decided about".to_owned(),
+            why: "the policies changed during the decision".to_owned(),
             retry_after_seconds: 1,
         },
     }

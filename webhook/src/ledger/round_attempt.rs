@@ -1,4 +1,4 @@
-//! One try of a round: what is known, what is decided by it, and the write that makes it so.
+//! One attempt at a round: chooses the ledger and the view of the Jobs, decides, and writes the ledger.
 
 use std::{
     collections::{BTreeSet, HashSet},
@@ -10,267 +10,412 @@ use jiff::Timestamp;
 use job_handler_shared::{
     job::snapshot::JobSnapshot,
     ledger::crd::{AttemptKind, LedgerContents},
+    policy::set::PolicySet,
 };
 
-use crate::ledger::actor::{ANY, DecisionRequest, LedgerActor};
 use crate::{
     cache::tombstones::JobTombstone,
     ledger::{
-        attempt_age::OLD,
-        client::WriteResult,
+        attempt_age::USUAL_STORE_TIME,
+        batching::BatchingDelay,
+        client::{self, WriteResult},
         count,
         decide::{RoundDecision, SlotCount},
         fresh_read::{self, FreshRead, LedgerReadError},
+        freshness::{Freshness, LedgerOrigin},
         known_ledgers::KnownLedger,
+        ledger_id::LedgerId,
         provision,
         resolve::ViewSource,
-        round::{Sources, round},
+        round::{RoundSources, decide_round},
         scope_cache::ScopeCache,
+        shared::LedgerContext,
+        write_order,
     },
     limit::{Attempt, Verdict, failure_backoff, scopes::LimitRules},
 };
 
-/// So long a round waits for the watch to tell what somebody else has seen already.
-const BEHIND: Duration = Duration::from_millis(100);
+/// How long a round waits for the watch cache to reach what another replica has already observed.
+const CACHE_LAG: Duration = Duration::from_millis(100);
+/// Most versions written by other replicas that a round waits for before it writes itself.
+const MAX_YIELDS: u32 = 4;
 
-/// Why a try of a round gave no answers.
-pub(super) enum Stop {
-    /// Somebody else wrote first, or nobody knows what became of the write (true): start over.
-    Again(bool),
-    /// What was watched is older than what somebody else has seen: only a look can tell.
-    Behind,
-    /// There is no point in trying again now.
-    Cannot(String),
+/// Runs the rounds of one ledger.
+pub(crate) struct RoundRunner {
+    id: LedgerId,
+    context: Arc<LedgerContext>,
+    freshness: Freshness,
+    batching: BatchingDelay,
+    scope_cache: ScopeCache,
+    /// `request.uid`s of grants whose callers never received the answer, or that may have been written by a write whose
+    /// answer was lost.
+    revoked: BTreeSet<String>,
+    /// Whether a round may write without a grant, only to remove resolved attempts.
+    housekeeping: bool,
 }
 
-impl LedgerActor {
-    pub(super) async fn once(
+/// Why an attempt at a round produced no verdicts.
+#[derive(Debug)]
+pub(crate) enum RoundError {
+    /// The ledger has changed: try again.
+    Retry,
+    /// The answer to a write was lost, so it may have been stored: try again.
+    RetryUnknownWrite,
+    /// The watch cache is older than what another replica has observed: only a fresh read can decide.
+    StaleCache,
+    /// Trying again now is pointless; an explanation for the caller of the webhook.
+    Failed(String),
+}
+
+/// What a round decides by.
+struct RoundBasis {
+    ledger: Arc<KnownLedger>,
+    origin: LedgerOrigin,
+    view_source: ViewSource,
+    jobs: Vec<Arc<JobSnapshot>>,
+}
+
+/// The grants in a decision.
+#[derive(Clone, Copy)]
+struct GrantCount {
+    /// Those that the ledger did not hold yet.
+    new: usize,
+    /// Those that it held: an earlier write was stored and its answer lost.
+    repeated: usize,
+}
+
+impl RoundRunner {
+    pub(crate) fn new(id: LedgerId, context: Arc<LedgerContext>) -> Self {
+        Self {
+            id,
+            context,
+            freshness: Freshness::default(),
+            batching: BatchingDelay::default(),
+            scope_cache: ScopeCache::default(),
+            revoked: BTreeSet::new(),
+            housekeeping: false,
+        }
+    }
+
+    pub(crate) fn id(&self) -> &LedgerId {
+        &self.id
+    }
+
+    /// Removes the grant of a `request.uid` in the next round.
+    pub(crate) fn revoke(&mut self, request: String) {
+        self.revoked.insert(request);
+    }
+
+    pub(crate) fn has_revoked(&self) -> bool {
+        !self.revoked.is_empty()
+    }
+
+    /// Allows or forbids writes that only remove resolved attempts.
+    pub(crate) fn set_housekeeping(&mut self, housekeeping: bool) {
+        self.housekeeping = housekeeping;
+    }
+
+    /// How long to gather further requests while `waiting` requests wait.
+    pub(crate) fn batching_delay(&self, waiting: usize) -> Duration {
+        self.batching.delay(waiting, Instant::now())
+    }
+
+    /// How long to wait before the next attempt.
+    pub(crate) fn retry_delay(&self) -> Duration {
+        self.batching.retry_delay()
+    }
+
+    /// While the ledger is contended: waits for the replicas that write before this one.
+    pub(crate) async fn wait_for_other_writers(&self) {
+        let known_ledgers = &self.context.known_ledgers;
+        if !known_ledgers.is_contended(self.id.name()) {
+            return;
+        }
+        // Each new version has its own order.
+        for _ in 0..MAX_YIELDS {
+            let Some((known, at)) = known_ledgers.latest_with_time(self.id.name()) else { return };
+            let me = self.context.ledger_client.writer_id();
+            let before = write_order::writers_before(me, client::writers(&known.ledger));
+            let known_for = known_ledgers.now().saturating_duration_since(at);
+            let left = self.batching.time_of_writes(before).saturating_sub(known_for);
+            if left.is_zero() {
+                return;
+            }
+            tokio::time::sleep(left).await;
+        }
+    }
+
+    /// Decides about `attempts` and stores the ledger: by the caches, or by `fresh` if there is one.
+    pub(crate) async fn attempt(
         &mut self,
-        waiting: &[DecisionRequest],
-        look: Option<&FreshRead>,
-    ) -> Result<Vec<Verdict>, Stop> {
-        let shared = self.shared.clone();
-        let policies = shared.policies.current().clone();
-        let namespaces = |name: &str| shared.policies.known_namespace(name);
+        attempts: &[&Attempt],
+        fresh: Option<&FreshRead>,
+    ) -> Result<Vec<Verdict>, RoundError> {
+        let context = self.context.clone();
+        let policies = context.policies.current().clone();
+        let namespaces = |name: &str| context.policies.known_namespace(name);
         let rules = LimitRules { policies: &policies, namespaces: &namespaces };
 
-        let (known, newest) = self.ledger(look).await?;
-        let (known, (view_source, jobs)) = match (self.see(&known, look).await, look) {
-            (Some(seen), _) => (known, seen),
-            // Somebody has written since, and beyond what the look shows. It may refuse by the ledger that it went by, and
-            // whoever it grants finds out by the write.
-            (None, Some(look)) if !newest && self.is_new(&look.known) => {
-                (look.known.clone(), (look.view_source, look.view.jobs.clone()))
-            }
-            (None, _) => return Err(Stop::Behind),
-        };
-        let unread = look.is_some_and(|look| !look.read && look.known.version != known.version);
-        if unread && !known.book.pending.is_empty() {
-            return Err(Stop::Behind);
-        }
-        let gone = self.gone(&known, view_source, look);
-        let attempts: Vec<&Attempt> = waiting.iter().map(|one| &one.attempt).collect();
-        // The Jobs of a LIST are nobody else's, and would only be kept for nothing.
-        let mut of_list = ScopeCache::default();
-        let found = if view_source == ViewSource::List { &mut of_list } else { &mut self.found };
-        found.begin(&policies, jobs.len());
-        let tried: HashSet<&str> = known.book.attempts().map(|(_, _, granted)| &*granted.job_uid).collect();
-        let seen = found.seen(rules, &self.id, &jobs, &tried);
-        // Of the cluster's ledger nobody waits after failures.
-        let waits = attempts.iter().filter(|_| self.id.namespace().is_some());
-        let groups = waits.filter_map(|attempt| failure_backoff::group(rules, &attempt.job)).collect();
-        let runs = found.runs(rules, &jobs, &groups);
-        let nothing = BTreeSet::new();
-        let expired = look.map_or(&nothing, |look| &look.expired);
-        let sources = Sources {
-            rules,
-            id: &self.id,
-            spec: &known.ledger.spec,
-            book: &known.book,
-            view_source,
-            seen: &seen,
-            runs: &runs,
-            gone: &gone,
-            expired,
-            old: &shared.known_ledgers.attempt_ages(self.id.name()).older(OLD, shared.known_ledgers.now()),
-            revoked: &self.undo,
-            now: Timestamp::now(),
-        };
-        let (verdicts, decided) = round(sources, &attempts).ok_or(Stop::Behind)?;
-
-        let (before, after) = (&known.book, &decided.book);
-        let granted = |standing: bool| {
-            let attempts = attempts.iter().zip(&verdicts);
-            let granted = attempts.filter(|(attempt, verdict)| {
-                let uid = &attempt.uid;
-                **verdict == Verdict::Granted
-                    && !attempt.dry_run
-                    && stands(after, uid)
-                    && stands(before, uid) == standing
-            });
-            granted.count()
-        };
-        let (new, old) = (granted(false), granted(true));
-        let undoes = self.undo.iter().any(|request| stands(before, request));
-        let housekeeping = self.tidy || undoes || !expired.is_empty();
-        if before != after && (new + old > 0 || housekeeping) {
-            self.write(&known, after, new).await?;
-        } else if old > 0 && !newest {
-            // Nothing was written that would tell whether what it was granted by is still there.
-            self.outdated = ANY;
-            return Err(Stop::Again(false));
-        }
-        let revoked: BTreeSet<String> = std::mem::take(&mut self.undo);
-        self.undo = revoked.into_iter().filter(|request| stands(&decided.book, request)).collect();
-        self.measure(rules, &decided);
+        let basis = self.basis(fresh).await?;
+        let (verdicts, decision) = self.decide(&policies, rules, &basis, attempts, fresh)?;
+        let grants = count_grants(attempts, &verdicts, &basis.ledger.contents, &decision.contents);
+        let expired = fresh.is_some_and(|fresh| !fresh.expired.is_empty());
+        self.commit(&basis, &decision.contents, grants, expired).await?;
+        self.revoked.retain(|request| holds(&decision.contents, request));
+        self.report_usage(rules, &decision);
         Ok(verdicts)
     }
 
-    /// The newest ledger that is known here, and whether it was read for this try.
-    async fn ledger(&mut self, look: Option<&FreshRead>) -> Result<(Arc<KnownLedger>, bool), Stop> {
+    /// The newest ledger and a view of the Jobs that covers it.
+    async fn basis(&mut self, fresh: Option<&FreshRead>) -> Result<RoundBasis, RoundError> {
+        let (ledger, origin) = self.newest_ledger(fresh).await?;
+        let basis = match (self.view(&ledger, fresh).await, fresh) {
+            (Some((view_source, jobs)), _) => RoundBasis { ledger, origin, view_source, jobs },
+            // Another replica has written since, by Jobs that the fresh read does not show. The ledger that was read with
+            // the Jobs may still refuse, and if it grants, the write detects the conflict.
+            (None, Some(fresh))
+                if origin == LedgerOrigin::Known && self.freshness.accepts(fresh.ledger.version) =>
+            {
+                let (ledger, view_source) = (fresh.ledger.clone(), fresh.view_source);
+                RoundBasis { ledger, origin, view_source, jobs: fresh.listing.jobs.clone() }
+            }
+            (None, _) => return Err(RoundError::StaleCache),
+        };
+        let not_read = fresh.is_some_and(|fresh| {
+            fresh.ledger_origin == LedgerOrigin::Known && fresh.ledger.version != basis.ledger.version
+        });
+        // If the ledger has moved on meanwhile, the caller needs a fresh read.
+        if not_read && !basis.ledger.contents.pending.is_empty() {
+            return Err(RoundError::StaleCache);
+        }
+        Ok(basis)
+    }
+
+    /// The newest ledger: the newest known version if it may be the newest one, else a read one.
+    async fn newest_ledger(
+        &mut self,
+        fresh: Option<&FreshRead>,
+    ) -> Result<(Arc<KnownLedger>, LedgerOrigin), RoundError> {
         let name = self.id.name();
-        let known =
-            self.shared.known_ledgers.latest(name).into_iter().chain(look.map(|look| look.known.clone()));
-        let newest = known.max_by_key(|known| known.version);
-        // After somebody else's write the watch has told of that, as a rule, by the time that it is this one's turn again.
-        if let Some(known) = newest.filter(|known| self.is_new(known)) {
-            return Ok((known, false));
+        let known = self.context.known_ledgers.latest(name).into_iter();
+        let newest = known.chain(fresh.map(|fresh| fresh.ledger.clone())).max_by_key(|known| known.version);
+        // After a conflict the watch has usually delivered the version that won by the time of the next attempt.
+        if let Some(known) = newest.filter(|known| self.freshness.accepts(known.version)) {
+            return Ok((known, LedgerOrigin::Known));
         }
-        match fresh_read::read(&self.shared, name).await {
+        match fresh_read::read_ledger(&self.context, name).await {
             Ok(known) => {
-                self.outdated = None;
-                Ok((known, true))
+                self.freshness = Freshness::Any;
+                Ok((known, LedgerOrigin::Read))
             }
-            Err(LedgerReadError::Missing(at)) => Err(self.make(at).await),
-            Err(LedgerReadError::Failed(why)) => Err(Stop::Cannot(why)),
+            Err(LedgerReadError::Missing(at)) => Err(self.create_ledger(at).await),
+            Err(LedgerReadError::Failed(why)) => Err(RoundError::Failed(why)),
         }
     }
 
-    fn is_new(&self, known: &KnownLedger) -> bool {
-        self.outdated.is_none_or(|version| known.version > version)
-    }
-
-    /// The Jobs, as far as the ledger (and the look, where there was one) asks for.
-    async fn see(
+    /// The Jobs, if a view covers the ledger (and the fresh read, if there is one).
+    async fn view(
         &self,
-        known: &KnownLedger,
-        look: Option<&FreshRead>,
+        ledger: &KnownLedger,
+        fresh: Option<&FreshRead>,
     ) -> Option<(ViewSource, Vec<Arc<JobSnapshot>>)> {
-        let observed = known.book.observed_through;
-        if let Some(look) = look {
-            if known.version == look.known.version {
-                return Some((look.view_source, look.view.jobs.clone()));
+        let observed_through = ledger.contents.observed_through;
+        if let Some(fresh) = fresh {
+            if ledger.version == fresh.ledger.version {
+                return Some((fresh.view_source, fresh.listing.jobs.clone()));
             }
-            if look.view.version >= observed && look.view.version > 0 {
-                return Some((ViewSource::Cache(look.view.version), look.view.jobs.clone()));
+            if fresh.listing.version >= observed_through && fresh.listing.version > 0 {
+                return Some((ViewSource::Cache(fresh.listing.version), fresh.listing.jobs.clone()));
             }
-            // The watch may not have told yet of what was fetched.
-            if look.view_source != ViewSource::List {
+            // The watch may not have delivered the Jobs that were fetched.
+            if fresh.view_source != ViewSource::List {
                 return None;
             }
         }
-        // Nobody is refused by Jobs that are older than the look that was made for it.
-        let needed = look.map_or(observed, |look| observed.max(look.view.version));
-        let cache = &self.shared.cache;
+        // A view that is older than the fresh read must not refuse.
+        let needed = fresh.map_or(observed_through, |fresh| observed_through.max(fresh.listing.version));
+        let cache = &self.context.cache;
         if cache.position().is_none_or(|position| position < needed) {
-            cache.wait_for(needed, BEHIND).await;
+            cache.wait_for(needed, CACHE_LAG).await;
         }
         let (position, jobs) =
             cache.snapshot(self.id.namespace()).filter(|(position, _)| *position >= needed)?;
-        // Else a cluster limit could miss some of its Jobs.
-        let known = |job: &Arc<JobSnapshot>| self.shared.policies.known_namespace(&job.namespace).is_some();
-        let complete = jobs.iter().filter(|job| job.is_active()).all(known);
+        // Without a Job's namespace, a limit of the cluster could miss the Job.
+        let is_known =
+            |job: &Arc<JobSnapshot>| self.context.policies.known_namespace(&job.namespace).is_some();
+        let complete = jobs.iter().filter(|job| job.is_active()).all(is_known);
         complete.then_some((ViewSource::Cache(position), jobs))
     }
 
-    /// Jobs of creates that are gone from the view. (An un-suspend says itself from when on its Job was there.)
-    fn gone(
-        &self,
-        known: &KnownLedger,
-        view_source: ViewSource,
-        look: Option<&FreshRead>,
-    ) -> Vec<JobTombstone> {
-        let until = match (view_source, look) {
-            (ViewSource::Cache(position), _) => position,
-            (ViewSource::List, Some(look)) => look.view.version,
-            (ViewSource::List, None) => return Vec::new(),
+    fn decide(
+        &mut self,
+        policies: &Arc<PolicySet>,
+        rules: LimitRules<'_>,
+        basis: &RoundBasis,
+        attempts: &[&Attempt],
+        fresh: Option<&FreshRead>,
+    ) -> Result<(Vec<Verdict>, RoundDecision), RoundError> {
+        let RoundBasis { ledger, view_source, jobs, .. } = basis;
+        let deleted = self.deleted_jobs(ledger, *view_source, fresh);
+        // The Jobs of a LIST are used once, so caching their scopes would be useless.
+        let mut of_list = ScopeCache::default();
+        let cache = if *view_source == ViewSource::List { &mut of_list } else { &mut self.scope_cache };
+        cache.prepare(policies, jobs.len());
+        let attempted: HashSet<&str> =
+            ledger.contents.attempts().map(|(_, _, granted)| &*granted.job_uid).collect();
+        let observed = cache.observe(rules, &self.id, jobs, &attempted);
+        // The cluster's ledger knows no failure backoff.
+        let in_namespace = attempts.iter().filter(|_| self.id.namespace().is_some());
+        let groups = in_namespace.filter_map(|attempt| failure_backoff::group(rules, &attempt.job)).collect();
+        let runs = cache.finished_runs(rules, jobs, &groups);
+        let nothing = BTreeSet::new();
+        let known_ledgers = &self.context.known_ledgers;
+        let ages = known_ledgers.attempt_ages(self.id.name());
+        let sources = RoundSources {
+            rules,
+            id: &self.id,
+            spec: &ledger.ledger.spec,
+            contents: &ledger.contents,
+            view_source: *view_source,
+            observed: &observed,
+            runs: &runs,
+            deleted: &deleted,
+            expired: fresh.map_or(&nothing, |fresh| &fresh.expired),
+            overdue: &ages.older(USUAL_STORE_TIME, known_ledgers.now()),
+            revoked: &self.revoked,
+            now: Timestamp::now(),
         };
-        let creates = known.book.attempts().filter(|(_, _, granted)| granted.kind == AttemptKind::Create);
-        self.shared.cache.deleted_jobs(creates.map(|(_, _, granted)| &*granted.job_uid), until)
+        decide_round(sources, attempts).ok_or(RoundError::StaleCache)
     }
 
-    async fn write(&mut self, known: &KnownLedger, book: &LedgerContents, grants: usize) -> Result<(), Stop> {
-        let shared = self.shared.clone();
+    /// Jobs of attempted creates that were deleted before this view. (An un-suspend records the version at which its Job
+    /// existed.)
+    fn deleted_jobs(
+        &self,
+        ledger: &KnownLedger,
+        view_source: ViewSource,
+        fresh: Option<&FreshRead>,
+    ) -> Vec<JobTombstone> {
+        let until = match (view_source, fresh) {
+            (ViewSource::Cache(position), _) => position,
+            (ViewSource::List, Some(fresh)) => fresh.listing.version,
+            (ViewSource::List, None) => return Vec::new(),
+        };
+        let creates =
+            ledger.contents.attempts().filter(|(_, _, granted)| granted.kind == AttemptKind::Create);
+        self.context.cache.deleted_jobs(creates.map(|(_, _, granted)| &*granted.job_uid), until)
+    }
+
+    /// Stores the decision if it has to be.
+    async fn commit(
+        &mut self,
+        basis: &RoundBasis,
+        contents: &LedgerContents,
+        grants: GrantCount,
+        expired: bool,
+    ) -> Result<(), RoundError> {
+        let before = &basis.ledger.contents;
+        let revokes = self.revoked.iter().any(|request| holds(before, request));
+        let has_reason = grants.new + grants.repeated > 0 || self.housekeeping || revokes || expired;
+        if before != contents && has_reason {
+            self.write(&basis.ledger, contents, grants.new).await
+        } else if grants.repeated > 0 && basis.origin != LedgerOrigin::Read {
+            // Without a write nothing tells whether the ledger still holds the grant.
+            self.freshness = Freshness::Unknown;
+            Err(RoundError::Retry)
+        } else {
+            Ok(())
+        }
+    }
+
+    async fn write(
+        &mut self,
+        known: &KnownLedger,
+        contents: &LedgerContents,
+        grants: usize,
+    ) -> Result<(), RoundError> {
+        let context = self.context.clone();
         let name = self.id.name();
         let mut ledger = known.ledger.clone();
-        ledger.spec.set(book);
-        shared.metrics.ledger_writes.inc();
+        ledger.spec.set(contents);
+        context.metrics.ledger_writes.inc();
         if grants == 0 {
-            shared.metrics.ledger_removals.inc();
+            context.metrics.ledger_removals.inc();
         }
-        self.pace.begins(grants, Instant::now());
-        match shared.ledger_client.replace(name, ledger).await {
+        self.batching.write_started(grants, Instant::now());
+        match context.ledger_client.replace(name, ledger).await {
             WriteResult::Written(ledger) => {
-                self.pace.done(Instant::now());
+                self.batching.write_stored(Instant::now());
                 match KnownLedger::parse(*ledger) {
-                    Ok(known) => shared.known_ledgers.record(name, &known),
-                    Err(_) => self.outdated = ANY,
+                    Ok(known) => context.known_ledgers.record(name, &known),
+                    Err(_) => self.freshness = Freshness::Unknown,
                 }
                 Ok(())
             }
             WriteResult::Conflict => {
-                shared.metrics.ledger_conflicts.inc();
-                shared.known_ledgers.record_conflict(name);
-                self.pace.conflict(Instant::now());
-                self.outdated = Some(known.version);
-                Err(Stop::Again(false))
+                context.metrics.ledger_conflicts.inc();
+                context.known_ledgers.record_conflict(name);
+                self.batching.write_conflicted(Instant::now());
+                self.freshness = Freshness::NewerThan(known.version);
+                Err(RoundError::Retry)
             }
             WriteResult::Unknown(why) => {
-                tracing::warn!(
-                    ledger = name,
-                    "it is not known whether it was written, reading it again: {why}"
-                );
-                self.outdated = ANY;
-                Err(Stop::Again(true))
+                tracing::warn!("the answer to a write of the ledger was lost, reading it again: {why}");
+                self.freshness = Freshness::Unknown;
+                Err(RoundError::RetryUnknownWrite)
             }
-            WriteResult::Rejected(why) => Err(Stop::Cannot(why)),
+            WriteResult::Rejected(why) => Err(RoundError::Failed(why)),
         }
     }
 
-    /// A ledger that is missing is made, unless it may have been deleted with something in it a moment ago.
-    pub(super) async fn make(&mut self, missing_at: Instant) -> Stop {
+    /// Creates a missing ledger, unless one that held attempts may have been deleted a moment ago.
+    pub(crate) async fn create_ledger(&mut self, missing_at: Instant) -> RoundError {
         let name = self.id.name();
-        if self.shared.known_ledgers.appeared_since(name, missing_at) {
-            self.outdated = ANY;
-            return Stop::Again(false);
+        let known_ledgers = &self.context.known_ledgers;
+        if known_ledgers.appeared_since(name, missing_at) {
+            self.freshness = Freshness::Unknown;
+            return RoundError::Retry;
         }
-        let policies = self.shared.policies.current().clone();
-        let policies = count::could_grant(&policies, &self.id);
-        if let Err(left) = self.shared.known_ledgers.may_recreate(name, missing_at, policies) {
-            return Stop::Cannot(provision::missing(name, left));
+        let policies = self.context.policies.current().clone();
+        let may_have_granted = count::may_have_granted(&policies, &self.id);
+        if let Err(left) = known_ledgers.may_recreate(name, missing_at, may_have_granted) {
+            return RoundError::Failed(provision::missing_message(name, left));
         }
-        // Whoever makes it: the next read tells.
-        self.outdated = ANY;
-        match self.shared.ledger_client.create_empty(name).await {
-            WriteResult::Rejected(why) => Stop::Cannot(why),
-            WriteResult::Written(_) | WriteResult::Conflict | WriteResult::Unknown(_) => Stop::Again(false),
+        // Whichever replica creates it, the next read finds it.
+        self.freshness = Freshness::Unknown;
+        match self.context.ledger_client.create_empty(name).await {
+            WriteResult::Rejected(why) => RoundError::Failed(why),
+            WriteResult::Written(_) | WriteResult::Conflict | WriteResult::Unknown(_) => RoundError::Retry,
         }
     }
 
-    fn measure(&self, rules: LimitRules<'_>, decided: &RoundDecision) {
+    fn report_usage(&self, rules: LimitRules<'_>, decision: &RoundDecision) {
         for policy in rules.policies.iter().filter(|policy| policy.enforced()) {
             for limit in &policy.spec.limits {
                 let key = format!("{}/{}", policy.reference.uid, limit.name);
-                if let Some(SlotCount { active, pending }) = decided.fullest.get(&key).copied() {
+                if let Some(SlotCount { active, pending }) = decision.fullest.get(&key).copied() {
                     let (policy, ledger) = (policy.reference.to_string(), self.id.name());
                     let max = limit.max_active_jobs;
-                    self.shared.metrics.limit(policy, &limit.name, ledger, active, max, pending);
+                    self.context.metrics.limit(policy, &limit.name, ledger, active, max, pending);
                 }
             }
         }
     }
 }
 
-fn stands(book: &LedgerContents, request: &str) -> bool {
-    book.pending.values().any(|tries| tries.contains_key(request))
+fn count_grants(
+    attempts: &[&Attempt],
+    verdicts: &[Verdict],
+    before: &LedgerContents,
+    after: &LedgerContents,
+) -> GrantCount {
+    let granted = attempts.iter().zip(verdicts).filter(|(attempt, verdict)| {
+        **verdict == Verdict::Granted && !attempt.dry_run && holds(after, &attempt.uid)
+    });
+    let (repeated, new): (Vec<_>, Vec<_>) = granted.partition(|(attempt, _)| holds(before, &attempt.uid));
+    GrantCount { new: new.len(), repeated: repeated.len() }
+}
+
+fn holds(contents: &LedgerContents, request: &str) -> bool {
+    contents.pending.values().any(|attempts| attempts.contains_key(request))
 }

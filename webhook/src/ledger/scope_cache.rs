@@ -1,6 +1,6 @@
-//! What was found out about Jobs: where each takes a slot, and of which group it is a run. Rounds come by the hundred each
-//! second and look at all Jobs of their namespace, so it is remembered as long as neither the Job, nor the policies, nor the
-//! labels of its namespace have changed.
+//! Caches what was computed from each Job: the scopes in which it takes a slot, and its group. Hundreds of rounds per
+//! second look at all Jobs of their namespace, so an entry stays until the Job, the policies or the labels of its
+//! namespace change.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -12,68 +12,69 @@ use job_handler_shared::{
     policy::{reference::Labels, set::PolicySet},
 };
 
-use crate::ledger::{
-    count::{self, LedgerId},
-    resolve::ObservedJob,
+use crate::{
+    ledger::{count, ledger_id::LedgerId, resolve::ObservedJob},
+    limit::scopes::LimitRules,
 };
-use crate::limit::scopes::LimitRules;
 
-/// Entries beyond twice the Jobs that are there, before those of Jobs that are not are dropped.
-const LEFT_OVER: usize = 64;
+/// Entries beyond twice the number of Jobs before the entries of deleted Jobs are dropped.
+const SPARE_ENTRIES: usize = 64;
 
 /// Finished Jobs by their group.
 pub type RunsByGroup = HashMap<Arc<GroupId>, Vec<Arc<JobSnapshot>>>;
 
-/// What is remembered, for one ledger.
+/// The cache of one ledger.
 #[derive(Debug, Default)]
 pub struct ScopeCache {
     policies: Option<Arc<PolicySet>>,
-    /// By the address of the Job, which is nobody else's as long as the entry knows it.
+    /// By the address of the Job, which no other Job has while the entry's weak reference exists.
     jobs: HashMap<usize, CachedScopes>,
 }
 
 #[derive(Debug)]
 struct CachedScopes {
-    /// Not held: several ledgers look at one Job, and none of them would let it go before the others.
+    /// Weak: several ledgers cache one Job, and none of them should keep it alive.
     job: Weak<JobSnapshot>,
     labels: Option<Arc<Labels>>,
-    seen: Option<Arc<ObservedJob>>,
+    observed: Option<Arc<ObservedJob>>,
+    /// `Some(None)` if the Job is known to have no group.
     group: Option<Option<Arc<GroupId>>>,
 }
 
 impl ScopeCache {
-    /// Policies that are others than the last make all of it worth nothing. `there` Jobs are.
-    pub fn begin(&mut self, policies: &Arc<PolicySet>, there: usize) {
+    /// Prepares for a round over `jobs` Jobs: clears the cache if the policies changed, and drops entries of deleted
+    /// Jobs.
+    pub(crate) fn prepare(&mut self, policies: &Arc<PolicySet>, jobs: usize) {
         if !self.policies.as_ref().is_some_and(|last| Arc::ptr_eq(last, policies)) {
             self.policies = Some(policies.clone());
             self.jobs.clear();
         }
-        if self.jobs.len() > there * 2 + LEFT_OVER {
+        if self.jobs.len() > jobs * 2 + SPARE_ENTRIES {
             self.jobs.retain(|_, entry| entry.job.strong_count() > 0);
             self.jobs.shrink_to(self.jobs.len() * 2);
         }
     }
 
-    /// The Jobs that take a slot, and those of `tried` uids, of which the ledger can be told something: of thousands of
-    /// finished Jobs nothing is looked at.
-    pub fn seen(
+    /// The Jobs that take a slot and those whose uid is in `attempted`, which may resolve an attempt. Skipping the others
+    /// matters: there may be thousands of finished Jobs.
+    pub fn observe(
         &mut self,
         rules: LimitRules<'_>,
         id: &LedgerId,
         jobs: &[Arc<JobSnapshot>],
-        tried: &HashSet<&str>,
+        attempted: &HashSet<&str>,
     ) -> Vec<Arc<ObservedJob>> {
-        let telling = jobs.iter().filter(|job| job.is_active() || tried.contains(&*job.uid));
-        telling
+        let relevant = jobs.iter().filter(|job| job.is_active() || attempted.contains(&*job.uid));
+        relevant
             .map(|job| {
                 let entry = self.entry(rules, job);
-                entry.seen.get_or_insert_with(|| Arc::new(count::seen(rules, id, job))).clone()
+                entry.observed.get_or_insert_with(|| Arc::new(count::observe(rules, id, job))).clone()
             })
             .collect()
     }
 
     /// The finished Jobs of these groups.
-    pub fn runs(
+    pub fn finished_runs(
         &mut self,
         rules: LimitRules<'_>,
         jobs: &[Arc<JobSnapshot>],
@@ -97,15 +98,15 @@ impl ScopeCache {
 
     fn entry(&mut self, rules: LimitRules<'_>, job: &Arc<JobSnapshot>) -> &mut CachedScopes {
         let labels = (rules.namespaces)(&job.namespace);
-        let anew = |labels| CachedScopes { job: Arc::downgrade(job), labels, seen: None, group: None };
-        let entry = self.jobs.entry(Arc::as_ptr(job) as usize).or_insert_with(|| anew(labels.clone()));
-        let same = match (&entry.labels, &labels) {
-            (Some(then), Some(now)) => Arc::ptr_eq(then, now),
+        let new = |labels| CachedScopes { job: Arc::downgrade(job), labels, observed: None, group: None };
+        let entry = self.jobs.entry(Arc::as_ptr(job) as usize).or_insert_with(|| new(labels.clone()));
+        let same_labels = match (&entry.labels, &labels) {
+            (Some(cached), Some(current)) => Arc::ptr_eq(cached, current),
             (None, None) => true,
             _ => false,
         };
-        if !same {
-            *entry = anew(labels);
+        if !same_labels {
+            *entry = new(labels);
         }
         entry
     }
@@ -150,53 +151,56 @@ mod tests {
         })
     }
 
-    /// Scopes as found anew each time, or as remembered: the same.
     #[test]
-    fn nothing_is_remembered_beyond_its_reasons() {
+    fn an_entry_stays_until_job_policies_or_labels_change() {
         let id = LedgerId::Namespace("ci".into());
-        let (mut found, mut other) = (ScopeCache::default(), ScopeCache::default());
+        let (mut cache, mut other) = (ScopeCache::default(), ScopeCache::default());
         let mut jobs = vec![job("a", "1", false), job("b", "1", true), job("c", "2", true)];
         let labels = parking_lot::Mutex::new(Some(Arc::new(Labels::new())));
         let namespaces = |_: &str| labels.lock().clone();
-        let mut look = |policies: &Arc<PolicySet>, jobs: &[Arc<JobSnapshot>]| {
+        let mut round = |policies: &Arc<PolicySet>, jobs: &[Arc<JobSnapshot>]| {
             let rules = LimitRules { policies, namespaces: &namespaces };
-            found.begin(policies, jobs.len());
-            let seen = found.seen(rules, &id, jobs, &HashSet::from(["c"]));
-            let again = found.seen(rules, &id, jobs, &HashSet::from(["c"]));
-            assert!(seen.iter().zip(&again).all(|(one, other)| Arc::ptr_eq(one, other)), "found once");
-            // The cluster's ledger is about the same Jobs.
-            other.begin(policies, jobs.len());
-            other.seen(rules, &LedgerId::Cluster, jobs, &HashSet::new());
+            cache.prepare(policies, jobs.len());
+            let seen = cache.observe(rules, &id, jobs, &HashSet::from(["c"]));
+            let again = cache.observe(rules, &id, jobs, &HashSet::from(["c"]));
+            assert!(seen.iter().zip(&again).all(|(one, other)| Arc::ptr_eq(one, other)), "computed once");
+            // The cluster's ledger caches the same Jobs.
+            other.prepare(policies, jobs.len());
+            other.observe(rules, &LedgerId::Cluster, jobs, &HashSet::new());
             let groups = HashSet::from([GroupId { by: "labels:id".into(), value: "1".into() }]);
-            let runs: Vec<String> =
-                found.runs(rules, jobs, &groups).values().flatten().map(|job| job.name.clone()).collect();
+            let runs: Vec<String> = cache
+                .finished_runs(rules, jobs, &groups)
+                .values()
+                .flatten()
+                .map(|job| job.name.clone())
+                .collect();
             let scopes: Vec<(String, Vec<String>)> =
                 seen.iter().map(|seen| (seen.uid.clone(), seen.scopes.clone())).collect();
-            (scopes, runs, found.jobs.len())
+            (scopes, runs, cache.jobs.len())
         };
         let (few, many) = (policies("few"), policies("many"));
         let expected =
             |limit: &str| vec![("a".to_owned(), vec![format!("p/{limit}")]), ("c".to_owned(), vec![])];
         for _ in 0..2 {
-            assert_eq!(look(&few, &jobs), (expected("few"), vec!["b".to_owned()], 3));
+            assert_eq!(round(&few, &jobs), (expected("few"), vec!["b".to_owned()], 3));
         }
-        assert_eq!(look(&many, &jobs).0, expected("many"), "other policies");
+        assert_eq!(round(&many, &jobs).0, expected("many"), "other policies");
         jobs[0] = job("a", "1", true);
-        let (seen, mut runs, _) = look(&many, &jobs);
+        let (seen, mut runs, _) = round(&many, &jobs);
         runs.sort();
         assert_eq!((seen, runs), (vec![("c".to_owned(), vec![])], vec!["a".to_owned(), "b".to_owned()]));
-        // Many come and go: what is no longer there goes too.
+        // Entries of deleted Jobs are dropped.
         for n in 0..500 {
             jobs[0] = job(&format!("a{n}"), "1", false);
-            let (seen, _, entries) = look(&many, &jobs);
+            let (seen, _, entries) = round(&many, &jobs);
             assert_eq!(seen[0].0, format!("a{n}"));
-            assert!(entries <= 2 * jobs.len() + LEFT_OVER + jobs.len(), "{entries} entries");
+            assert!(entries <= 2 * jobs.len() + SPARE_ENTRIES + jobs.len(), "{entries} entries");
         }
-        // Other labels of the namespace may mean other policies.
+        // Policies may select the namespace by its labels.
         let before = Arc::as_ptr(&jobs[1]) as usize;
         *labels.lock() = Some(Arc::new(Labels::from([("team".to_owned(), "x".to_owned())])));
-        look(&many, &jobs);
-        let entry = &found.jobs[&before];
-        assert_eq!(entry.labels.as_ref().unwrap().len(), 1, "found anew");
+        round(&many, &jobs);
+        let entry = &cache.jobs[&before];
+        assert_eq!(entry.labels.as_ref().unwrap().len(), 1, "recomputed");
     }
 }

@@ -1,18 +1,18 @@
-//! Whose turn it is to write a ledger, where several replicas want to.
+//! The order in which replicas write a ledger after their writes conflicted.
 //!
-//! Whoever wrote last knows the newest version before all others do, and would come first again and again; and of those
-//! who hear of it at the same time all but one would write in vain. So each version says who may write first: of the
-//! replicas that made the last few versions, which stand in it, the one that has not written for longest. It is the one
-//! with most to write, as a rule, and whoever wrote last has just given everybody an answer. The others follow, each as
-//! much later as a write takes. Nobody relies on it: the write itself tells who came first.
+//! The replica that wrote last learns of the newest version first and would win again and again; of the replicas that
+//! learn of it at the same time, all but one would write in vain. So each version names the replicas that wrote the
+//! last few versions, and the one that has not written for longest writes first: it usually has the most requests
+//! waiting. Each of the others waits for as long as the writes before its own take. The order is a hint: conflicting
+//! writes are still detected by the resourceVersion.
 
-/// Who made none of so many last versions is not expected to write.
-const EXPECTED: usize = 6;
+/// How many of the last versions count. A replica that wrote none of them is not expected to write.
+const VERSIONS: usize = 6;
 
-/// How many others may write before `me`, by who wrote last (newest first).
-pub fn before(me: &str, writers: &str) -> u32 {
+/// How many replicas write before `me`, given the writers of the last versions, newest first.
+pub(crate) fn writers_before(me: &str, writers: &str) -> u32 {
     let mut order: Vec<&str> = Vec::new();
-    for writer in last(writers) {
+    for writer in recent(writers) {
         if !order.contains(&writer) {
             order.push(writer);
         }
@@ -21,14 +21,14 @@ pub fn before(me: &str, writers: &str) -> u32 {
     u32::try_from(before).unwrap_or(u32::MAX)
 }
 
-fn last(writers: &str) -> impl Iterator<Item = &str> {
-    writers.split_whitespace().take(EXPECTED)
+/// The writers of the last versions once `me` has written another one.
+pub(crate) fn with_writer(me: &str, writers: &str) -> String {
+    let last: Vec<&str> = std::iter::once(me).chain(recent(writers)).take(VERSIONS).collect();
+    last.join(" ")
 }
 
-/// The same with a version that `me` makes.
-pub fn after(me: &str, writers: &str) -> String {
-    let last: Vec<&str> = std::iter::once(me).chain(last(writers)).take(EXPECTED).collect();
-    last.join(" ")
+fn recent(writers: &str) -> impl Iterator<Item = &str> {
+    writers.split_whitespace().take(VERSIONS)
 }
 
 #[cfg(test)]
@@ -36,21 +36,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_has_a_place_of_its_own_by_who_wrote_last() {
-        assert_eq!(before("a", ""), 0);
-        assert_eq!(before("a", "a a a"), 0, "who is alone never waits");
+    fn replicas_are_ordered_by_their_last_write() {
+        assert_eq!(writers_before("a", ""), 0);
+        assert_eq!(writers_before("a", "a a a"), 0, "a single replica never waits");
         let writers = "a b a c b a";
-        assert_eq!(["a", "b", "c"].map(|me| before(me, writers)), [2, 1, 0]);
-        assert_eq!(before("d", writers), 0, "who has not written for long");
+        assert_eq!(["a", "b", "c"].map(|me| writers_before(me, writers)), [2, 1, 0]);
+        assert_eq!(writers_before("d", writers), 0, "d has not written for long");
     }
 
     #[test]
-    fn who_writes_no_more_is_forgotten() {
-        let mut writers = after("gone", "");
-        for _ in 1..EXPECTED {
-            writers = after("a", &writers);
-            assert_eq!(before("a", &writers), 1);
+    fn a_replica_that_stopped_writing_is_dropped() {
+        let mut writers = with_writer("gone", "");
+        for _ in 1..VERSIONS {
+            writers = with_writer("a", &writers);
+            assert_eq!(writers_before("a", &writers), 1);
         }
-        assert_eq!(before("a", &after("a", &writers)), 0);
+        assert_eq!(writers_before("a", &with_writer("a", &writers)), 0);
     }
 }

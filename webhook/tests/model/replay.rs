@@ -20,13 +20,13 @@ use job_handler_shared::{
 use job_handler_webhook::{
     cache::{consistent_list::ListedJob, jobs::JobCache, policies::Policies, reflector::WatchHandler},
     ledger::{
-        actor::{ActorMessage, DecisionRequest, LedgerActor},
+        actor::LedgerActor,
         attempt_age::Clock,
         client::LedgerClient,
-        count::LedgerId,
-        fresh_read::ReadRateLimiter,
         known_ledgers::{KnownLedger, KnownLedgers, LedgerWatchHandler},
-        limiter::LedgerContext,
+        ledger_id::LedgerId,
+        messages::{ActorMessage, DecisionRequest},
+        shared::{LedgerContext, ReadRateLimiter},
     },
     limit::{Attempt, Verdict},
     metrics::WebhookMetrics,
@@ -325,12 +325,13 @@ impl Replica {
         let memory = &self.shared.known_ledgers;
         let known = memory.latest(LEDGER).unwrap();
         let mut over = KnownLedger::clone(&known);
-        for tries in over.book.pending.values_mut() {
+        for tries in over.contents.pending.values_mut() {
             tries.retain(|name, _| {
                 world.tries.iter().any(|(n, one)| request(*n) == *name && one.at == Whereabouts::Ended)
             });
         }
-        let mut watcher = LedgerWatchHandler { memory, policies: self.shared.policies.clone() };
+        let mut watcher =
+            LedgerWatchHandler { known_ledgers: memory, policies: self.shared.policies.clone() };
         watcher.delete(known.ledger.clone());
         over.version -= 1;
         memory.record(LEDGER, &Arc::new(over));

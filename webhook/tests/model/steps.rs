@@ -133,7 +133,7 @@ impl World {
             Phase::Idle => {
                 let asked = self.tries.values().any(|one| one.at == Whereabouts::Asking(n));
                 // Also without anybody who asks: to take out what is known.
-                if asked || (protocol.housekeeping && !self.book.pending.is_empty()) {
+                if asked || (protocol.housekeeping && !self.contents.pending.is_empty()) {
                     steps.push(Step::Read { replica: n });
                 }
             }
@@ -141,11 +141,12 @@ impl World {
                 let lags = protocol.view != View::List || protocol.without.list_of_ones_own;
                 let first = if lags { replica.position } else { self.history.len() };
                 for view in first..=self.history.len() {
-                    if !view_source(protocol, view).covers(round.book.observed_through) {
+                    if !view_source(protocol, view).covers(round.contents.observed_through) {
                         continue;
                     }
-                    let fetches = protocol.view == View::Fetched && self.take_slots_still(view, &round.book);
-                    let runs_out = !self.expired(protocol, &round.book).is_empty();
+                    let fetches =
+                        protocol.view == View::Fetched && self.take_slots_still(view, &round.contents);
+                    let runs_out = !self.expired(protocol, &round.contents).is_empty();
                     for fetches in [false, true].into_iter().take(1 + usize::from(fetches)) {
                         for clocks_run_out in [false, true].into_iter().take(1 + usize::from(runs_out)) {
                             steps.push(Step::Look { replica: n, view, fetches, clocks_run_out });
@@ -170,14 +171,14 @@ impl World {
     }
 
     /// Whether a name takes a slot, by a view or by the ledger.
-    fn takes(&self, view: usize, book: &LedgerContents, name: &str) -> bool {
+    fn takes(&self, view: usize, contents: &LedgerContents, name: &str) -> bool {
         let active = self.job_at(view, name).is_some_and(|(_, job)| job.state == JobState::Active);
-        active || book.pending.contains_key(&format!("ns/{name}"))
+        active || contents.pending.contains_key(&format!("ns/{name}"))
     }
 
     /// Whether all that take slots are seen to do so now, or may be still to come.
-    fn take_slots_still(&self, view: usize, book: &LedgerContents) -> bool {
-        self.names().into_iter().filter(|name| self.takes(view, book, name)).all(|name| {
+    fn take_slots_still(&self, view: usize, contents: &LedgerContents) -> bool {
+        self.names().into_iter().filter(|name| self.takes(view, contents, name)).all(|name| {
             let (told, now) = (self.job_at(view, name), self.job(name));
             now.is_none_or(|(_, now)| now.state == JobState::Active)
                 && told.is_none_or(|(_, told)| now.is_some_and(|(_, now)| now.uid == told.uid))
@@ -203,9 +204,9 @@ impl World {
                 }
             }
             Step::Arrive => {
-                let (version, book) = world.limbo.take()?;
+                let (version, contents) = world.limbo.take()?;
                 if version == world.ledger_version {
-                    world.store(protocol, book);
+                    world.store(protocol, contents);
                 }
             }
             Step::Answer { replica } => world.answer(replica),
@@ -258,7 +259,8 @@ impl World {
         let asking = self.tries.iter().filter(|(_, one)| one.at == Whereabouts::Asking(n));
         let asked = asking.map(|(n, _)| *n).collect();
         let undo = self.replicas[n].undo.clone();
-        let round = Round { book: self.book.clone(), ledger_version: self.ledger_version, asked, undo };
+        let round =
+            Round { contents: self.contents.clone(), ledger_version: self.ledger_version, asked, undo };
         self.replicas[n].phase = Phase::Read(round);
     }
 
@@ -270,7 +272,7 @@ impl World {
         clocks_run_out: bool,
     ) {
         let Phase::Read(round) = self.replicas[n].phase.clone() else { return };
-        let expired = if clocks_run_out { self.expired(protocol, &round.book) } else { BTreeSet::new() };
+        let expired = if clocks_run_out { self.expired(protocol, &round.contents) } else { BTreeSet::new() };
         self.replicas[n].position = view;
         self.replicas[n].phase = Phase::Looked { round, view, fetched, expired };
     }
@@ -281,7 +283,7 @@ impl World {
             return false;
         };
         let Some(decided) = self.decide(protocol, n, &round, (view, fetched), &expired) else { return false };
-        let changed = decided.book != round.book;
+        let changed = decided.contents != round.contents;
         if !changed && answer != WriteAnswer::Known {
             return false;
         }
@@ -295,7 +297,7 @@ impl World {
         match answer {
             WriteAnswer::Known if !changed || fits => {
                 if changed {
-                    self.store(protocol, decided.book);
+                    self.store(protocol, decided.contents);
                 }
                 for done in &round.undo {
                     self.replicas[n].undo.remove(done);
@@ -307,8 +309,8 @@ impl World {
             lost => {
                 self.budget.ambiguous -= 1;
                 match lost {
-                    WriteAnswer::LostAfter if fits => self.store(protocol, decided.book),
-                    WriteAnswer::Late => self.limbo = Some((round.ledger_version, decided.book)),
+                    WriteAnswer::LostAfter if fits => self.store(protocol, decided.contents),
+                    WriteAnswer::Late => self.limbo = Some((round.ledger_version, decided.contents)),
                     _ => {}
                 }
                 if protocol.without.reread {
@@ -352,14 +354,14 @@ impl World {
                 }
             })
             .collect();
-        let fetched = |name: &str| fetched.filter(|_| self.takes(view, &round.book, name));
+        let fetched = |name: &str| fetched.filter(|_| self.takes(view, &round.contents, name));
         let seen = self.seen(view, own, fetched);
         let given = RoundInput {
-            book: &round.book,
+            contents: &round.contents,
             view_source: view_source(protocol, view),
             jobs: &seen.iter().collect::<Vec<_>>(),
             expired,
-            old: &BTreeSet::new(),
+            overdue: &BTreeSet::new(),
             revoked: &round.undo,
             revision: &|_| revision.to_owned(),
             now: Timestamp::UNIX_EPOCH,
@@ -367,18 +369,18 @@ impl World {
         decide(given, &asked)
     }
 
-    fn store(&mut self, protocol: &Protocol, mut book: LedgerContents) {
+    fn store(&mut self, protocol: &Protocol, mut contents: LedgerContents) {
         if protocol.without.observed_through {
-            book.observed_through = 0;
+            contents.observed_through = 0;
         }
         if protocol.without.attempts_per_request {
-            for tries in book.pending.values_mut() {
+            for tries in contents.pending.values_mut() {
                 while tries.len() > 1 {
                     tries.pop_first();
                 }
             }
         }
-        self.book = book;
+        self.contents = contents;
         self.ledger_version += 1;
     }
 

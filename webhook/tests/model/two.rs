@@ -105,11 +105,11 @@ impl Two {
             })
             .collect();
         let given = RoundInput {
-            book: &state.books[book],
+            contents: &state.books[book],
             view_source,
             jobs: &jobs.iter().collect::<Vec<_>>(),
             expired: gone.0,
-            old: &BTreeSet::new(),
+            overdue: &BTreeSet::new(),
             revoked: gone.1,
             revision: &|_| "same".to_owned(),
             now: Timestamp::UNIX_EPOCH,
@@ -134,7 +134,7 @@ impl Two {
     fn tidied(&self, state: &State, book: &'static str) -> LedgerContents {
         let (expired, nobody) = (self.expired(state, book), BTreeSet::new());
         let now = (state.history.len(), ViewSource::List);
-        self.decide(state, book, now, None, (&expired, &nobody)).unwrap().book
+        self.decide(state, book, now, None, (&expired, &nobody)).unwrap().contents
     }
 
     fn next(&self, state: &mut State, n: usize, view: usize) -> Option<()> {
@@ -148,7 +148,7 @@ impl Two {
             At::TakesBack => {
                 let undone = [format!("r{n}")].into();
                 let decided = self.decide(state, own, seen, None, (&nobody, &undone))?;
-                state.books.insert(own, decided.book);
+                state.books.insert(own, decided.contents);
                 state.at[n] = At::Ended;
                 return Some(());
             }
@@ -157,7 +157,7 @@ impl Two {
         let decided = self.decide(state, book, seen, Some((n, dry_run)), (&nobody, &nobody))?;
         let granted = decided.answers[0] == SlotAnswer::Granted;
         if !dry_run {
-            state.books.insert(book, decided.book);
+            state.books.insert(book, decided.contents);
         }
         state.at[n] = match (state.at[n], granted) {
             (At::Looks, true) => At::AsksNamespace,

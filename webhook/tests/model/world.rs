@@ -98,7 +98,7 @@ impl Default for Protocol {
 pub struct World {
     /// Every write of a Job in order: name, and the Job or that it was deleted. The resourceVersion is the place, from 1.
     pub history: Vec<(&'static str, Option<Stored>)>,
-    pub book: LedgerContents,
+    pub contents: LedgerContents,
     pub ledger_version: u8,
     /// A write of the ledger that may still come.
     pub limbo: Option<(u8, LedgerContents)>,
@@ -169,7 +169,7 @@ pub enum Phase {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Round {
-    pub book: LedgerContents,
+    pub contents: LedgerContents,
     pub ledger_version: u8,
     pub asked: Vec<usize>,
     pub undo: BTreeSet<String>,
@@ -198,7 +198,7 @@ impl World {
         }
         Self {
             history,
-            book: LedgerContents::default(),
+            contents: LedgerContents::default(),
             ledger_version: 0,
             limbo: None,
             tries: BTreeMap::new(),
@@ -272,7 +272,7 @@ impl World {
 
     /// The attempts that have run out, and came to nothing. No clock runs out while the request is on its way: that is
     /// what 60 s are for.
-    pub fn expired(&self, protocol: &Protocol, book: &LedgerContents) -> BTreeSet<String> {
+    pub fn expired(&self, protocol: &Protocol, contents: &LedgerContents) -> BTreeSet<String> {
         let ran_out = |request: &str| {
             let n: usize = request[1..].parse().unwrap();
             self.tries[&n].at == Whereabouts::Ended
@@ -283,7 +283,8 @@ impl World {
                 stored.into_iter().find(|(_, job)| job.uid == granted.job_uid).map(|(version, _)| version);
             protocol.without.quorum_read || had_no_effect(granted, stored)
         };
-        book.attempts()
+        contents
+            .attempts()
             .filter(|(_, request, granted)| ran_out(request) && nothing(granted))
             .map(|(_, request, _)| request.to_owned())
             .collect()
@@ -294,22 +295,22 @@ impl World {
         let quiet = self.limbo.is_none()
             && self.tries.values().all(|one| one.at == Whereabouts::Ended)
             && self.replicas.iter().all(|replica| replica.phase == Phase::Idle);
-        if !quiet || self.book.pending.is_empty() {
+        if !quiet || self.contents.pending.is_empty() {
             return true;
         }
         let nobody = BTreeSet::new();
-        let expired = self.expired(protocol, &self.book);
+        let expired = self.expired(protocol, &self.contents);
         let seen = self.seen(self.history.len(), protocol.revisions[0], |_| None);
         let given = RoundInput {
-            book: &self.book,
+            contents: &self.contents,
             view_source: ViewSource::List,
             jobs: &seen.iter().collect::<Vec<_>>(),
             expired: &expired,
-            old: &nobody,
+            overdue: &nobody,
             revoked: &nobody,
             revision: &|_| protocol.revisions[0].to_owned(),
             now: Timestamp::UNIX_EPOCH,
         };
-        decide(given, &[]).unwrap().book.pending.is_empty()
+        decide(given, &[]).unwrap().contents.pending.is_empty()
     }
 }
