@@ -294,3 +294,6 @@ fn send(reply: oneshot::Sender<Verdict>, verdict: Verdict) {
         tracing::debug!("the caller did not wait for the verdict");
     }
 }
+
+#[cfg(test)]
+mod tests;

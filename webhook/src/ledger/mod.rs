@@ -42,4 +42,6 @@ pub mod round;
 pub(crate) mod round_attempt;
 pub mod scope_cache;
 pub mod shared;
+#[cfg(test)]
+mod test_support;
 pub(crate) mod write_order;

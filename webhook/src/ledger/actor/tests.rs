@@ -1,0 +1,105 @@
+use std::sync::atomic::Ordering;
+
+use super::*;
+use crate::ledger::test_support::{FakeApiserver, Writes, attempt, id, ledger_with};
+
+struct RunningActor {
+    apiserver: Arc<FakeApiserver>,
+    context: Arc<LedgerContext>,
+    inbox: mpsc::Sender<ActorMessage>,
+}
+
+impl RunningActor {
+    fn start(max: u32) -> Self {
+        let apiserver = FakeApiserver::new(&ledger_with(&[]));
+        let context = apiserver.context(max);
+        let (inbox, messages) = mpsc::channel(100);
+        drop(tokio::spawn(LedgerActor::new(id(), messages, context.clone()).run()));
+        Self { apiserver, context, inbox }
+    }
+
+    fn ask(&self, attempt: Attempt) -> oneshot::Receiver<Verdict> {
+        let (reply, verdict) = oneshot::channel();
+        let request = DecisionRequest { attempt, arrived: Instant::now(), reply };
+        self.inbox.try_send(ActorMessage::Decide(Box::new(request))).unwrap();
+        verdict
+    }
+
+    /// Waits until every message before was handled.
+    async fn settle(&self) {
+        let dry_run = Attempt { dry_run: true, ..attempt("probe") };
+        self.ask(dry_run).await.unwrap();
+    }
+
+    fn puts(&self) -> usize {
+        self.apiserver.puts.load(Ordering::SeqCst)
+    }
+
+    fn fresh_reads(&self) -> u64 {
+        self.context.metrics.consistent_reads.get()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_that_arrive_together_share_a_write() {
+    let actor = RunningActor::start(100);
+    let verdicts: Vec<_> = (0..10).map(|n| actor.ask(attempt(&format!("j{n}")))).collect();
+    for verdict in verdicts {
+        assert_eq!(verdict.await.unwrap(), Verdict::Granted);
+    }
+    assert_eq!((actor.puts(), actor.fresh_reads()), (1, 0));
+    assert_eq!(actor.apiserver.contents().attempts().count(), 10);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_follows_a_fresh_read_and_a_second_entry_gets_the_same_one() {
+    let actor = RunningActor::start(0);
+    let first = actor.ask(attempt("a")).await.unwrap();
+    assert!(matches!(first, Verdict::Refused(_)), "{first:?}");
+    assert_eq!(actor.fresh_reads(), 1);
+    let second = Attempt { uid: "of another entry".into(), ..attempt("a") };
+    assert_eq!(actor.ask(second).await.unwrap(), first);
+    assert_eq!(actor.fresh_reads(), 1, "the refusal is remembered");
+    // Another Job waits for a read of its own.
+    assert!(matches!(actor.ask(attempt("b")).await.unwrap(), Verdict::Refused(_)));
+    assert_eq!((actor.fresh_reads(), actor.puts()), (2, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_that_is_gone_before_the_round_gets_no_grant() {
+    let actor = RunningActor::start(1);
+    drop(actor.ask(attempt("gone")));
+    actor.settle().await;
+    assert_eq!((actor.puts(), actor.apiserver.contents().attempts().count()), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_grant_of_a_caller_that_leaves_during_the_write_is_revoked() {
+    let actor = RunningActor::start(1);
+    let verdict = actor.ask(attempt("leaves"));
+    // The write takes 10 ms.
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    drop(verdict);
+    assert_eq!(actor.ask(attempt("next")).await.unwrap(), Verdict::Granted);
+    let left: Vec<String> = actor.apiserver.contents().pending.into_keys().collect();
+    assert_eq!(left, ["ci/next"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_round_gives_up_after_its_attempts_conflicted() {
+    let actor = RunningActor::start(1);
+    *actor.apiserver.writes.lock() = Writes::Conflict;
+    let verdict = actor.ask(attempt("a")).await.unwrap();
+    let Verdict::Unavailable { why, .. } = verdict else { panic!("{verdict:?}") };
+    assert!(why.contains("other replicas kept writing the ledger first"), "{why}");
+    assert_eq!(actor.puts(), MAX_ATTEMPTS as usize);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_grant_whose_answer_was_lost_is_given_once_the_ledger_shows_it() {
+    let actor = RunningActor::start(1);
+    *actor.apiserver.writes.lock() = Writes::LoseAnswer;
+    assert_eq!(actor.ask(attempt("a")).await.unwrap(), Verdict::Granted);
+    assert_eq!((actor.puts(), actor.apiserver.gets.load(Ordering::SeqCst)), (1, 1));
+    assert_eq!(actor.apiserver.contents().attempts().count(), 1);
+}

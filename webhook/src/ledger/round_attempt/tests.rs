@@ -1,0 +1,110 @@
+use std::sync::atomic::Ordering;
+
+use serde_json::json;
+
+use super::*;
+use crate::ledger::test_support::{FakeApiserver, Writes, attempt, id, ledger_with};
+
+/// (PUTs, GETs of the ledger).
+fn calls(apiserver: &FakeApiserver) -> (usize, usize) {
+    (apiserver.puts.load(Ordering::SeqCst), apiserver.gets.load(Ordering::SeqCst))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_grant_costs_one_write_and_no_read() {
+    let apiserver = FakeApiserver::new(&ledger_with(&[]));
+    let mut rounds = RoundRunner::new(id(), apiserver.context(1));
+    let verdicts = rounds.attempt(&[&attempt("a")], None).await.unwrap();
+    assert_eq!((verdicts, calls(&apiserver)), (vec![Verdict::Granted], (1, 0)));
+    let (name, ..) = apiserver.contents().pending.first_key_value().map(|(name, _)| (name.clone(),)).unwrap();
+    assert_eq!(name, "ci/a");
+    // The answer to the write is the newest version: the next round needs no read either.
+    let refused = rounds.attempt(&[&attempt("b")], None).await.unwrap();
+    assert!(matches!(refused[0], Verdict::Refused(_)));
+    assert_eq!((rounds.freshness, calls(&apiserver)), (Freshness::Any, (1, 0)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_conflict_only_a_newer_version_is_used() {
+    let apiserver = FakeApiserver::new(&ledger_with(&[]));
+    let context = apiserver.context(1);
+    let mut rounds = RoundRunner::new(id(), context.clone());
+    *apiserver.writes.lock() = Writes::Conflict;
+    let error = rounds.attempt(&[&attempt("a")], None).await.unwrap_err();
+    assert!(matches!(error, RoundError::Retry));
+    assert_eq!(rounds.freshness, Freshness::NewerThan(1));
+    assert!(context.known_ledgers.is_contended("ci"));
+    *apiserver.writes.lock() = Writes::Work;
+    assert_eq!(rounds.attempt(&[&attempt("a")], None).await.unwrap(), [Verdict::Granted]);
+    assert_eq!((rounds.freshness, calls(&apiserver)), (Freshness::Any, (2, 1)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_lost_answer_the_ledger_is_read_and_the_grant_found_in_it() {
+    let apiserver = FakeApiserver::new(&ledger_with(&[]));
+    let mut rounds = RoundRunner::new(id(), apiserver.context(1));
+    *apiserver.writes.lock() = Writes::LoseAnswer;
+    let error = rounds.attempt(&[&attempt("a")], None).await.unwrap_err();
+    assert!(matches!(error, RoundError::RetryUnknownWrite));
+    assert_eq!(rounds.freshness, Freshness::Unknown);
+    assert_eq!(rounds.attempt(&[&attempt("a")], None).await.unwrap(), [Verdict::Granted]);
+    assert_eq!((rounds.freshness, calls(&apiserver)), (Freshness::Any, (1, 1)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_grant_that_a_known_ledger_already_holds_is_confirmed_by_a_read() {
+    let apiserver = FakeApiserver::new(&ledger_with(&["a"]));
+    let mut rounds = RoundRunner::new(id(), apiserver.context(1));
+    let error = rounds.attempt(&[&attempt("a")], None).await.unwrap_err();
+    assert!(matches!(error, RoundError::Retry));
+    assert_eq!((rounds.freshness, calls(&apiserver)), (Freshness::Unknown, (0, 0)));
+    assert_eq!(rounds.attempt(&[&attempt("a")], None).await.unwrap(), [Verdict::Granted]);
+    assert_eq!(calls(&apiserver), (0, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cache_that_lags_behind_the_ledger_decides_nothing() {
+    let apiserver = FakeApiserver::new(&json!({"format": 1, "observedThrough": 7}));
+    let context = apiserver.context(1);
+    let mut rounds = RoundRunner::new(id(), context.clone());
+    let error = rounds.attempt(&[&attempt("a")], None).await.unwrap_err();
+    assert!(matches!(error, RoundError::StaleCache));
+    context.cache.bookmark(7);
+    assert_eq!(rounds.attempt(&[&attempt("a")], None).await.unwrap(), [Verdict::Granted]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn resolved_attempts_alone_are_written_only_by_housekeeping() {
+    let apiserver = FakeApiserver::new(&ledger_with(&["a"]));
+    let context = apiserver.context(1);
+    let job = JobSnapshot { resource_version: "2".into(), ..attempt("a").job };
+    context.cache.apply(Arc::new(job), 2);
+    let mut rounds = RoundRunner::new(id(), context);
+    rounds.attempt(&[], None).await.unwrap();
+    assert_eq!((apiserver.contents().attempts().count(), calls(&apiserver)), (1, (0, 0)));
+    rounds.set_housekeeping(true);
+    rounds.attempt(&[], None).await.unwrap();
+    let contents = apiserver.contents();
+    assert_eq!((contents.attempts().count(), contents.observed_through, calls(&apiserver)), (0, 2, (1, 0)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_revoked_grant_is_removed_and_then_no_longer_revoked() {
+    let apiserver = FakeApiserver::new(&ledger_with(&["a", "b"]));
+    let mut rounds = RoundRunner::new(id(), apiserver.context(1));
+    rounds.revoke("a".to_owned());
+    rounds.attempt(&[], None).await.unwrap();
+    let left: Vec<String> = apiserver.contents().pending.into_keys().collect();
+    assert_eq!((left, rounds.has_revoked(), calls(&apiserver)), (vec!["ci/b".to_owned()], false, (1, 0)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_missing_ledger_is_not_created_before_the_watch_excludes_older_attempts() {
+    let apiserver = FakeApiserver::new(&ledger_with(&[]));
+    let context = apiserver.context(1);
+    let mut rounds = RoundRunner::new(id(), context.clone());
+    let error = rounds.create_ledger(context.known_ledgers.now()).await;
+    let RoundError::Failed(why) = error else { panic!("{error:?}") };
+    assert!(why.contains("the JobLedger ci is missing"), "{why}");
+    assert_eq!(calls(&apiserver), (0, 0));
+}
