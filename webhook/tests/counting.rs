@@ -1,4 +1,4 @@
-//! Rounds in a Job's terms: who takes a slot where, and what the others are told.
+//! Rounds in terms of Jobs: which Jobs take a slot in which scope, and how refusals are explained.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests; clippy knows only #[test] itself")]
 
@@ -81,16 +81,16 @@ fn start(job: &JobSnapshot) -> Attempt {
 }
 
 /// A ledger under fixed policies.
-struct Board {
+struct TestLedger {
     set: PolicySet,
     id: LedgerId,
-    ledger: JobLedgerSpec,
+    spec: JobLedgerSpec,
 }
 
-impl Board {
+impl TestLedger {
     fn new(policies: impl IntoIterator<Item = Arc<Policy>>) -> Self {
         let id = LedgerId::Namespace("ci".into());
-        Self { set: PolicySet::new(policies), id, ledger: JobLedgerSpec::empty() }
+        Self { set: PolicySet::new(policies), id, spec: JobLedgerSpec::empty() }
     }
 
     fn few(max: u32) -> Self {
@@ -100,20 +100,20 @@ impl Board {
         )])
     }
 
-    /// A round over a LIST that shows these Jobs; what it decides is written.
+    /// Runs a round over a LIST of these Jobs and stores its decision.
     fn decide(&mut self, jobs: &[JobSnapshot], attempts: &[Attempt]) -> Vec<Verdict> {
         let namespaces = |_: &str| Some(Arc::new(Labels::new()));
         let nobody = BTreeSet::new();
         let jobs: Vec<_> = jobs.iter().cloned().map(Arc::new).collect();
         let rules = LimitRules { policies: &self.set, namespaces: &namespaces };
-        let (contents, mut cache) = (self.ledger.contents().unwrap(), ScopeCache::default());
+        let (contents, mut cache) = (self.spec.contents().unwrap(), ScopeCache::default());
         let tried: HashSet<&str> = contents.attempts().map(|(_, _, granted)| &*granted.job_uid).collect();
         let groups =
             attempts.iter().filter_map(|attempt| failure_backoff::group(rules, &attempt.job)).collect();
         let sources = RoundSources {
             rules,
             id: &self.id,
-            spec: &self.ledger,
+            spec: &self.spec,
             contents: &contents,
             view_source: ViewSource::List,
             observed: &cache.observe(rules, &self.id, &jobs, &tried),
@@ -125,12 +125,12 @@ impl Board {
             now: now(),
         };
         let (verdicts, decided) = decide_round(sources, &attempts.iter().collect::<Vec<_>>()).unwrap();
-        self.ledger.set(&decided.contents);
+        self.spec.set(&decided.contents);
         verdicts
     }
 
     fn pending(&self) -> usize {
-        self.ledger.contents().unwrap().attempts().count()
+        self.spec.contents().unwrap().attempts().count()
     }
 }
 
@@ -146,19 +146,19 @@ fn message(verdict: &Verdict) -> &str {
 }
 
 #[test]
-fn the_last_slot_goes_to_the_first_who_asks_and_the_words_say_why() {
-    let mut board = Board::few(10);
+fn the_last_slot_goes_to_the_first_request_and_the_refusal_explains_it() {
+    let mut ledger = TestLedger::few(10);
     let mut running: Vec<_> = (0..9).map(|n| job(&format!("r{n}"))).collect();
     (running[3].created, running[3].name) = (minutes_ago(12), "build-a".into());
     (running[5].created, running[5].name) = (minutes_ago(9), "build-b".into());
     let view = &running[..];
-    let verdicts = board.decide(view, &[create(&job("x")), create(&job("y"))]);
+    let verdicts = ledger.decide(view, &[create(&job("x")), create(&job("y"))]);
     assert_eq!(is_granted(&verdicts), [true, false]);
     assert_eq!(
         message(&verdicts[1]),
         "concurrent job limit reached: 10 active jobs, max allowed: 10 (limit \"concurrent-builds\" of JobPolicy \
-         ci/builds, counted per namespace; 9 running, 1 just admitted; oldest: build-a 12m, build-b 9m). 1 was admitted in the last minute and is not \
-         there yet; if something else refused it, its slot comes back within 60 s"
+         ci/builds, counted per namespace; 9 running, 1 just admitted; oldest: build-a 12m, build-b 9m). 1 admitted Job is \
+         not stored yet; if something else denied it, its slot is free within 60 s"
     );
     let Verdict::Refused(refused) = &verdicts[1] else { panic!() };
     assert_eq!(
@@ -168,77 +168,81 @@ fn the_last_slot_goes_to_the_first_who_asks_and_the_words_say_why() {
 }
 
 #[test]
-fn what_is_not_active_takes_no_slot() {
-    let mut board = Board::few(1);
+fn inactive_jobs_take_no_slot() {
+    let mut ledger = TestLedger::few(1);
     let suspended = JobSnapshot { suspended: true, ..job("s") };
     let other = JobSnapshot { namespace: "elsewhere".into(), ..job("o") };
     let view = &[suspended, ended("f", Outcome::Completed, 1), other][..];
-    assert_eq!(is_granted(&board.decide(view, &[create(&job("x"))])), [true]);
+    assert_eq!(is_granted(&ledger.decide(view, &[create(&job("x"))])), [true]);
     // Suspended, but its pods still terminate.
-    let mut board = Board::few(1);
+    let mut ledger = TestLedger::few(1);
     let leaving = JobSnapshot { suspended: true, terminating_pods: 1, ..job("s") };
     let deleted = JobSnapshot { deleting_since: Some(now()), ..job("d") };
     for holder in [leaving, deleted] {
         let view = &[holder][..];
-        assert_eq!(is_granted(&board.decide(view, &[create(&job("x"))])), [false]);
+        assert_eq!(is_granted(&ledger.decide(view, &[create(&job("x"))])), [false]);
     }
 }
 
 #[test]
 fn a_name_that_counts_already_is_granted() {
-    let mut board = Board::few(1);
+    let mut ledger = TestLedger::few(1);
     let view = &[job("a")][..];
     let again = JobSnapshot { uid: "another".into(), ..job("a") };
-    assert_eq!(is_granted(&board.decide(view, &[create(&again), create(&job("b"))])), [true, false]);
+    assert_eq!(is_granted(&ledger.decide(view, &[create(&again), create(&job("b"))])), [true, false]);
 }
 
 #[test]
-fn a_grant_counts_until_its_job_was_seen_and_then_the_job_does() {
-    let mut board = Board::few(1);
+fn a_grant_counts_until_its_job_is_observed() {
+    let mut ledger = TestLedger::few(1);
     let view = &[];
-    assert_eq!(is_granted(&board.decide(view, &[create(&job("a"))])), [true]);
+    assert_eq!(is_granted(&ledger.decide(view, &[create(&job("a"))])), [true]);
     let view = &[];
-    assert_eq!(is_granted(&board.decide(view, &[create(&job("b"))])), [false], "not written yet");
+    assert_eq!(is_granted(&ledger.decide(view, &[create(&job("b"))])), [false], "the Job is not stored yet");
     let view = &[job("a")][..];
-    assert_eq!(is_granted(&board.decide(view, &[create(&job("c"))])), [false], "written, active");
+    assert_eq!(
+        is_granted(&ledger.decide(view, &[create(&job("c"))])),
+        [false],
+        "the Job is stored and active"
+    );
     let view = &[ended("a", Outcome::Completed, 0)][..];
-    assert_eq!(is_granted(&board.decide(view, &[create(&job("d"))])), [true], "finished");
-    // `a` is known; gone now, it must not come back as pending.
-    assert_eq!(board.pending(), 1);
+    assert_eq!(is_granted(&ledger.decide(view, &[create(&job("d"))])), [true], "finished");
+    // The attempt of `a` is resolved; only that of `d` remains.
+    assert_eq!(ledger.pending(), 1);
 }
 
 #[test]
-fn an_un_suspend_counts_until_a_newer_state_was_seen() {
-    let mut board = Board::few(1);
+fn an_unsuspend_counts_until_a_newer_version_is_observed() {
+    let mut ledger = TestLedger::few(1);
     let waits = JobSnapshot { suspended: true, ..job("a") };
     let started = JobSnapshot { suspended: false, ..waits.clone() };
     let view = std::slice::from_ref(&waits);
-    assert_eq!(is_granted(&board.decide(view, &[start(&started)])), [true]);
+    assert_eq!(is_granted(&ledger.decide(view, &[start(&started)])), [true]);
     let view = std::slice::from_ref(&waits);
-    assert_eq!(is_granted(&board.decide(view, &[create(&job("b"))])), [false], "seen as it was before");
+    assert_eq!(is_granted(&ledger.decide(view, &[create(&job("b"))])), [false], "observed as it was before");
     let again = JobSnapshot { resource_version: "101".into(), ..waits };
     let view = &[again][..];
-    assert_eq!(is_granted(&board.decide(view, &[create(&job("c"))])), [true], "started and suspended again");
-    // Refused once, a later try is decided anew.
+    assert_eq!(is_granted(&ledger.decide(view, &[create(&job("c"))])), [true], "started and suspended again");
+    // A later attempt is decided anew.
     let view = &[job("c")][..];
-    assert_eq!(is_granted(&board.decide(view, &[start(&started)])), [false]);
+    assert_eq!(is_granted(&ledger.decide(view, &[start(&started)])), [false]);
     let view = &[];
-    assert_eq!(is_granted(&board.decide(view, &[start(&started)])), [true]);
+    assert_eq!(is_granted(&ledger.decide(view, &[start(&started)])), [true]);
 }
 
 #[test]
-fn a_dry_run_is_told_the_truth_and_takes_nothing() {
-    let mut board = Board::few(1);
+fn a_dry_run_gets_the_verdict_and_takes_no_slot() {
+    let mut ledger = TestLedger::few(1);
     let view = &[];
     let dry = Attempt { dry_run: true, ..create(&job("a")) };
     assert_eq!(
-        is_granted(&board.decide(view, &[dry.clone(), dry, create(&job("b")), create(&job("c"))])),
+        is_granted(&ledger.decide(view, &[dry.clone(), dry, create(&job("b")), create(&job("c"))])),
         [true, true, true, false]
     );
 }
 
-fn deduplicating() -> Board {
-    Board::new([policy(
+fn deduplicating() -> TestLedger {
+    TestLedger::new([policy(
         "builds",
         json!({
             "group": {"type": "Labels", "labelKeys": ["id"]},
@@ -248,22 +252,22 @@ fn deduplicating() -> Board {
 }
 
 #[test]
-fn a_duplicate_is_told_which_job_is_active() {
-    let mut board = deduplicating();
+fn a_duplicate_refusal_names_the_active_job() {
+    let mut ledger = deduplicating();
     let running = [labelled("first", &[("id", "7")]), labelled("none", &[])];
     let view = &running[..];
-    let verdicts = board.decide(view, &[create(&labelled("again", &[("id", "7")]))]);
+    let verdicts = ledger.decide(view, &[create(&labelled("again", &[("id", "7")]))]);
     assert_eq!(
         message(&verdicts[0]),
-        "duplicate job: of group 7 first is active (created 5m ago), max allowed: 1 per group (limit \
+        "duplicate job: first of group 7 is still active (created 5m ago); max allowed: 1 per group (limit \
          \"one-per-parser\" of JobPolicy ci/builds)",
-        "both limits are full; the more telling one answers"
+        "both limits are full; the more specific one answers"
     );
-    let mut board = deduplicating();
+    let mut ledger = deduplicating();
     let view = &[];
     let none = [create(&labelled("a", &[])), create(&labelled("b", &[])), create(&labelled("c", &[]))];
     assert_eq!(
-        is_granted(&board.decide(view, &none)),
+        is_granted(&ledger.decide(view, &none)),
         [true, true, false],
         "without a group only the other limit"
     );
@@ -271,52 +275,52 @@ fn a_duplicate_is_told_which_job_is_active() {
 
 #[test]
 fn a_forged_group_label_joins_no_group() {
-    let mut board = deduplicating();
+    let mut ledger = deduplicating();
     let view = &[labelled("first", &[("id", "7")])][..];
     let forged = [
         labelled("x", &[("id", "7"), ("job-handler/group", "8")]),
         labelled("y", &[("id", "8"), ("job-handler/group", "7")]),
     ];
-    assert_eq!(is_granted(&board.decide(view, &[create(&forged[0]), create(&forged[1])])), [false, true]);
+    assert_eq!(is_granted(&ledger.decide(view, &[create(&forged[0]), create(&forged[1])])), [false, true]);
 }
 
 #[test]
-fn a_relabelled_job_needs_a_slot_where_it_goes() {
-    let mut board = deduplicating();
+fn a_relabelled_job_needs_a_slot_in_its_new_group() {
+    let mut ledger = deduplicating();
     let moving = labelled("moves", &[]);
     let view = &[labelled("first", &[("id", "7")]), moving][..];
     let into = |id: &str| start(&labelled("moves", &[("id", id)]));
-    assert_eq!(is_granted(&board.decide(view, &[into("7"), into("8")])), [false, true]);
+    assert_eq!(is_granted(&ledger.decide(view, &[into("7"), into("8")])), [false, true]);
 }
 
 #[test]
-fn cluster_limits_count_everywhere_and_stand_in_a_ledger_of_their_own() {
+fn cluster_limits_count_every_namespace_in_their_own_ledger() {
     let limit = json!({"limits": [{"name": "wide", "maxActiveJobs": 2, "scope": "Cluster"}]});
-    let mut board = Board::new([cluster_policy("all", limit)]);
+    let mut ledger = TestLedger::new([cluster_policy("all", limit)]);
     let elsewhere = JobSnapshot { namespace: "prod".into(), ..job("p") };
     let view = &[elsewhere][..];
     assert_eq!(
-        is_granted(&board.decide(view, &[create(&job("a")), create(&job("b")), create(&job("c"))])),
+        is_granted(&ledger.decide(view, &[create(&job("a")), create(&job("b")), create(&job("c"))])),
         [true; 3]
     );
-    assert_eq!(board.pending(), 0, "the ledger of a namespace has nothing to do with them");
-    board.id = LedgerId::Cluster;
-    let verdicts = board.decide(view, &[create(&job("a")), create(&job("b"))]);
+    assert_eq!(ledger.pending(), 0, "a namespace's ledger records no attempts of cluster limits");
+    ledger.id = LedgerId::Cluster;
+    let verdicts = ledger.decide(view, &[create(&job("a")), create(&job("b"))]);
     assert_eq!(is_granted(&verdicts), [true, false]);
     assert!(message(&verdicts[1]).contains(
-        "counted over the cluster; 1 running, 1 just admitted; oldest: prod/p 5m). 1 was admitted"
+        "counted over the cluster; 1 running, 1 just admitted; oldest: prod/p 5m). 1 admitted Job"
     ));
 }
 
 #[test]
-fn limits_of_policies_in_mode_warn_refuse_nobody() {
+fn limits_in_mode_warn_refuse_nothing() {
     let warn = json!({"mode": "Warn", "limits": [{"name": "none", "maxActiveJobs": 0}]});
-    let mut board = Board::new([policy("w", warn)]);
+    let mut ledger = TestLedger::new([policy("w", warn)]);
     let view = &[];
-    assert_eq!(is_granted(&board.decide(view, &[create(&job("a"))])), [true]);
+    assert_eq!(is_granted(&ledger.decide(view, &[create(&job("a"))])), [true]);
 }
 
-/// (ends of the group's Jobs, minutes ago) -> allowed.
+/// (outcomes of the group's Jobs and how many minutes ago) -> whether a Job may start.
 #[rstest]
 #[case(&[(Outcome::Failed, 4)], false)]
 #[case(&[(Outcome::Failed, 6)], true)]
@@ -329,11 +333,11 @@ fn limits_of_policies_in_mode_warn_refuse_nobody() {
 fn a_group_waits_after_failures(#[case] ends: &[(Outcome, i64)], #[case] allowed: bool) {
     let rules = json!({"group": {"type": "Labels", "labelKeys": ["app"]},
         "failureBackoff": {"initialSeconds": 300, "multiplier": 2, "maxSeconds": 900}});
-    let mut board = Board::new([policy("builds", rules)]);
+    let mut ledger = TestLedger::new([policy("builds", rules)]);
     let jobs: Vec<_> =
         ends.iter().enumerate().map(|(n, (outcome, at))| ended(&format!("j{n}"), *outcome, *at)).collect();
     let view = &jobs[..];
-    let verdicts = board.decide(view, &[create(&job("next")), create(&labelled("other", &[("app", "x")]))]);
+    let verdicts = ledger.decide(view, &[create(&job("next")), create(&labelled("other", &[("app", "x")]))]);
     assert_eq!(is_granted(&verdicts), [allowed, true]);
     if !allowed {
         let message = message(&verdicts[0]);
@@ -345,7 +349,7 @@ fn a_group_waits_after_failures(#[case] ends: &[(Outcome, i64)], #[case] allowed
     }
 }
 
-/// The shortcut that counting takes agrees with how policies combine everywhere else.
+/// Counting finds scopes without combining policies; both must agree.
 #[test]
 fn scopes_agree_with_the_combination_of_policies() {
     let limit = |name: &str, scope: &str| json!({"name": name, "maxActiveJobs": 1, "scope": scope});

@@ -1,5 +1,5 @@
-//! Limiters of several replicas on one ledger, against an apiserver of our own making: bursts, crashes, writes whose
-//! answer is lost, ledgers that are missing or cannot be read.
+//! Limiters of several replicas on one ledger, against an in-memory apiserver: bursts, crashes, writes whose answer is
+//! lost, ledgers that are missing or unreadable.
 
 #![allow(
     clippy::unwrap_used,
@@ -30,7 +30,7 @@ fn few(max: u32) -> Arc<Policy> {
     policy("builds", json!({"limits": [{"name": "few", "maxActiveJobs": max}]}))
 }
 
-/// Every client tries until its Job is stored; of these, each one runs for a while.
+/// Each client retries until its Job is stored, which then runs for a while.
 async fn burst(apiserver: &Arc<Apiserver>, replicas: &[Replica], creates: usize) {
     let clients = (0..creates).map(|n| {
         let limiter = replicas[n % replicas.len()].limiter.clone();
@@ -49,7 +49,7 @@ async fn burst(apiserver: &Arc<Apiserver>, replicas: &[Replica], creates: usize)
             }
         }
     });
-    tokio::time::timeout(Duration::from_secs(90), join_all(clients)).await.expect("nobody starves");
+    tokio::time::timeout(Duration::from_secs(90), join_all(clients)).await.expect("every client is served");
 }
 
 #[rstest]
@@ -71,7 +71,7 @@ async fn a_burst_over_three_replicas_never_exceeds_a_limit_of_the_cluster(#[case
     burst(&apiserver, &replicas, 45).await;
     let most = apiserver.stored.lock().most_active;
     assert!((1..=MAX).contains(&most), "{most} at a limit of {MAX}");
-    // What is known is taken out without anybody asking.
+    // Housekeeping removes resolved attempts without a request.
     let ledgers = ["ci", "qa", "cluster.job-handler.io"];
     eventually("the ledgers to be empty", || ledgers.iter().all(|name| apiserver.pending(name) == 0)).await;
 }
@@ -128,7 +128,7 @@ async fn replicas_whose_writes_conflict_take_turns() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_replica_granted_counts_after_its_death() {
+async fn grants_of_a_crashed_replica_still_count() {
     let apiserver = Arc::new(Apiserver::new(2).with_ledger("ci", empty()));
     let dying = replica(&apiserver, &[few(1)]);
     assert_eq!(dying.limiter.admit(attempt("ci/a", "a")).await, Verdict::Granted);
@@ -139,13 +139,13 @@ async fn what_a_replica_granted_counts_after_its_death() {
     assert!(apiserver.store("ci/a", "a"));
     let refused = why(other.limiter.admit(attempt("ci/b", "b2")).await);
     assert!(refused.contains("1 running; oldest: a"), "{refused}");
-    eventually("the attempt to be taken out", || apiserver.pending("ci") == 0).await;
+    eventually("the attempt to be removed", || apiserver.pending("ci") == 0).await;
     apiserver.finish("ci/a");
     assert_eq!(other.limiter.admit(attempt("ci/b", "b3")).await, Verdict::Granted);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_dry_run_writes_nothing_and_a_caller_that_is_gone_gives_back() {
+async fn a_dry_run_writes_nothing_and_the_grant_of_a_gone_caller_is_revoked() {
     let apiserver = Arc::new(Apiserver::new(200).with_ledger("ci", empty()));
     let replica = replica(&apiserver, &[few(1)]).ready().await;
     let dry = Attempt { dry_run: true, ..attempt("ci/dry", "dry") };
@@ -156,12 +156,12 @@ async fn a_dry_run_writes_nothing_and_a_caller_that_is_gone_gives_back() {
     assert!(tokio::time::timeout(Duration::from_millis(100), asks).await.is_err());
     let deadline = Instant::now() + Duration::from_secs(20);
     while replica.limiter.admit(attempt("ci/x", "x")).await != Verdict::Granted {
-        assert!(Instant::now() < deadline, "its slot is not given back");
+        assert!(Instant::now() < deadline, "its slot is not freed");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_cluster_refuses_and_the_namespace_gets_its_slot_back() {
+async fn a_refusal_by_the_cluster_leaves_no_grant_in_the_namespace() {
     let apiserver =
         Apiserver::new(1).with_ledger("ci", empty()).with_ledger("cluster.job-handler.io", empty());
     let apiserver = Arc::new(apiserver);
@@ -176,16 +176,16 @@ async fn the_cluster_refuses_and_the_namespace_gets_its_slot_back() {
 #[case::newer(json!({"format": 7}), "has format 7, this version knows 1")]
 #[case::garbage(json!({"format": 1, "pending": 5}), "spec.pending is not as job-handler writes it")]
 #[tokio::test(flavor = "multi_thread")]
-async fn a_ledger_that_is_not_understood_grants_nothing(#[case] spec: Value, #[case] text: &str) {
+async fn an_unreadable_ledger_grants_nothing(#[case] spec: Value, #[case] text: &str) {
     let apiserver = Arc::new(Apiserver::new(0).with_ledger("ci", spec.clone()));
     let replica = replica(&apiserver, &[few(5)]);
     let refused = why(replica.limiter.admit(attempt("ci/a", "a")).await);
     assert!(refused.contains(text), "{refused}");
-    assert_eq!(apiserver.stored.lock().ledgers["ci"]["spec"], spec, "and it is left as it is");
+    assert_eq!(apiserver.stored.lock().ledgers["ci"]["spec"], spec, "the ledger is unchanged");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_ledger_that_is_garbage_for_a_while_grants_nothing_for_that_while() {
+async fn a_ledger_grants_again_once_it_is_repaired() {
     let apiserver = Arc::new(Apiserver::new(0).with_ledger("ci", empty()));
     let replica = replica(&apiserver, &[few(5)]).ready().await;
     assert_eq!(replica.limiter.admit(attempt("ci/a", "a")).await, Verdict::Granted);
@@ -197,7 +197,7 @@ async fn a_ledger_that_is_garbage_for_a_while_grants_nothing_for_that_while() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_ledger_that_was_deleted_by_hand_grants_nothing_for_a_minute() {
+async fn a_ledger_deleted_by_hand_grants_nothing_for_a_minute() {
     let apiserver = Arc::new(Apiserver::new(0).with_ledger("ci", empty()));
     let replica = replica(&apiserver, &[few(5)]).ready().await;
     assert_eq!(replica.limiter.admit(attempt("ci/a", "a")).await, Verdict::Granted);
@@ -205,14 +205,14 @@ async fn a_ledger_that_was_deleted_by_hand_grants_nothing_for_a_minute() {
     let refused = why(replica.limiter.admit(attempt("ci/b", "b")).await);
     assert!(refused.contains("the JobLedger ci is missing"), "{refused}");
     assert!(apiserver.stored.lock().ledgers.is_empty());
-    // Not the wall's clock: only this one counts.
+    // Only the monotonic clock counts.
     replica.clock.advance(Duration::from_secs(61));
     assert_eq!(replica.limiter.admit(attempt("ci/b", "b2")).await, Verdict::Granted);
 }
 
-/// Policies and namespaces that were there before are those of which nobody knows what was granted a moment ago.
+/// Policies and namespaces that are older than the watch may have granted attempts a moment ago.
 #[tokio::test(flavor = "multi_thread")]
-async fn ledgers_are_made_before_anybody_asks_once_nobody_can_have_granted_in_them() {
+async fn ledgers_are_created_ahead_once_no_older_grant_can_exist() {
     let apiserver = Arc::new(Apiserver::new(0));
     let limits = json!({"limits": [{"name": "few", "maxActiveJobs": 5}, {"name": "all", "maxActiveJobs": 5,
         "scope": "Cluster"}]});
@@ -224,9 +224,8 @@ async fn ledgers_are_made_before_anybody_asks_once_nobody_can_have_granted_in_th
     eventually("the ledgers", || made() == ["ci", "cluster.job-handler.io", "qa"]).await;
 }
 
-/// Which other policies there are makes no difference: they have never granted in this ledger.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_first_use_of_a_ledger_waits_for_no_policy_that_never_granted_in_it() {
+async fn policies_that_never_granted_do_not_delay_a_ledger() {
     let apiserver = Arc::new(Apiserver::new(0));
     let defaults = cluster_policy("defaults", json!({"stamp": {"labels": {"a": "b"}}}));
     let mut elsewhere =
@@ -252,12 +251,12 @@ async fn a_grant_costs_one_write_and_no_read() {
     }
     assert_eq!(replica.metric("job_handler_limit_ledger_writes_total"), 10);
     assert_eq!(replica.metric("job_handler_limit_consistent_reads_total"), 0);
-    eventually("the last ones to be taken out", || apiserver.pending("ci") == 0).await;
+    eventually("the last ones to be removed", || apiserver.pending("ci") == 0).await;
     assert_eq!(replica.metric("job_handler_limit_ledger_removals_total"), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn requests_that_come_together_share_writes() {
+async fn concurrent_requests_share_writes() {
     let apiserver = Arc::new(Apiserver::new(6).with_ledger("ci", empty()));
     let replica = replica(&apiserver, &[few(100)]).ready().await;
     let asks = (0..100).map(|n| {
@@ -270,12 +269,12 @@ async fn requests_that_come_together_share_writes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_job_that_finished_unwatched_causes_no_refusal_and_one_that_began_unwatched_counts() {
+async fn a_refusal_uses_the_current_jobs_when_the_watch_lags() {
     let apiserver = Arc::new(Apiserver::new(0).with_ledger("ci", empty()));
     let replica = replica(&apiserver, &[few(1)]).ready().await;
     assert_eq!(replica.limiter.admit(attempt("ci/a", "a")).await, Verdict::Granted);
     apiserver.store("ci/a", "a");
-    eventually("the watch to tell of it", || apiserver.pending("ci") == 0).await;
+    eventually("the watch to deliver it", || apiserver.pending("ci") == 0).await;
     apiserver.tell_of_jobs(false);
     apiserver.finish("ci/a");
     assert_eq!(replica.limiter.admit(attempt("ci/b", "b")).await, Verdict::Granted);
@@ -285,9 +284,8 @@ async fn a_job_that_finished_unwatched_causes_no_refusal_and_one_that_began_unwa
     assert!(replica.metric("job_handler_limit_consistent_reads_total") >= 2);
 }
 
-/// As where a Job is deleted once its result is stored, or by whoever made it.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_job_that_came_finished_and_went_between_two_rounds_leaves_its_slot() {
+async fn a_job_deleted_between_two_rounds_frees_its_slot() {
     let apiserver = Arc::new(Apiserver::new(0).with_ledger("ci", empty()));
     let replica = replica(&apiserver, &[few(1)]).ready().await;
     let come_and_go = |key: &str, uid: &str| {
@@ -295,12 +293,12 @@ async fn a_job_that_came_finished_and_went_between_two_rounds_leaves_its_slot() 
         apiserver.finish(key);
         apiserver.delete(key);
     };
-    // The watch tells of all of it at once, so that no round sees the Job.
+    // The watch delivers all events at once, so that no round sees the Job.
     apiserver.tell_of_jobs(false);
     assert_eq!(replica.limiter.admit(attempt("ci/a", "a")).await, Verdict::Granted);
     come_and_go("ci/a", "a");
     apiserver.tell_of_jobs(true);
-    // Far less than an attempt takes to run out. The watch may tell a moment after the first try.
+    // Less than an attempt takes to expire. The watch may deliver the events after the first request.
     let deadline = Instant::now() + Duration::from_secs(40);
     let mut retry = 0;
     loop {
@@ -312,14 +310,13 @@ async fn a_job_that_came_finished_and_went_between_two_rounds_leaves_its_slot() 
         retry += 1;
     }
     let seen: u64 = apiserver.stored.lock().ledgers["ci"]["spec"]["observedThrough"].as_u64().unwrap();
-    assert!(seen > 0, "whoever decides without the attempt has to see that its Job is gone");
-    eventually("its attempt to be taken out by nobody's asking", || apiserver.pending("ci") == 0).await;
+    assert!(seen > 0, "a decision without the attempt needs a view in which its Job is gone");
+    eventually("housekeeping to remove its attempt", || apiserver.pending("ci") == 0).await;
     assert_eq!(replica.metric("job_handler_limit_ledger_removals_total"), 1);
 }
 
-/// What another replica saw, and took out, is beyond what this one's watch has told.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_watch_that_is_behind_the_ledger_is_not_gone_by() {
+async fn a_watch_cache_older_than_the_ledger_is_not_used() {
     let apiserver = Arc::new(Apiserver::new(0).with_ledger("ci", empty()));
     let replica = replica(&apiserver, &[few(1)]).ready().await;
     apiserver.tell_of_jobs(false);
@@ -331,7 +328,7 @@ async fn a_watch_that_is_behind_the_ledger_is_not_gone_by() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_watch_that_must_begin_anew_shows_the_jobs_as_they_are() {
+async fn a_relist_after_410_shows_the_current_jobs() {
     let apiserver = Arc::new(Apiserver::new(0).with_ledger("ci", empty()));
     let replica = replica(&apiserver, &[few(3)]).ready().await;
     for name in ["a", "b"] {
@@ -346,7 +343,7 @@ async fn a_watch_that_must_begin_anew_shows_the_jobs_as_they_are() {
     apiserver.tell_of_jobs(true);
     assert_eq!(replica.limiter.admit(attempt("ci/d", "d")).await, Verdict::Granted);
     apiserver.store("ci/d", "d");
-    // Nobody else is granted, and once the watch has told of what was there by no grant, that is named too.
+    // Nothing else is granted. Once the watch has delivered the Job without a grant, the refusal counts it.
     let deadline = Instant::now() + Duration::from_secs(60);
     for retry in 0.. {
         let refused = why(replica.limiter.admit(attempt("ci/e", &format!("e{retry}"))).await);
@@ -357,9 +354,9 @@ async fn a_watch_that_must_begin_anew_shows_the_jobs_as_they_are() {
     }
 }
 
-/// Each caller waits for a look that begins after it came; those who come while one is under way share the next.
+/// Requests that arrive during a fresh read share the next one.
 #[tokio::test(flavor = "multi_thread")]
-async fn those_who_would_be_refused_share_a_look_that_began_after_they_came() {
+async fn refused_requests_share_a_fresh_read_that_began_after_they_arrived() {
     let apiserver = Arc::new(Apiserver::new(0).with_ledger("ci", empty()));
     let replica = replica(&apiserver, &[few(1)]).ready().await;
     apiserver.store("ci/a", "a");
@@ -370,12 +367,12 @@ async fn those_who_would_be_refused_share_a_look_that_began_after_they_came() {
         tokio::spawn(async move { limiter.admit(attempt(&format!("ci/j{n}"), &format!("{n}"))).await })
     };
     let first = ask(0);
-    eventually("its look", || apiserver.gets.load(Ordering::SeqCst) == 1).await;
-    // That look shows it as active. Whoever comes now must not be told so.
+    eventually("its fresh read", || apiserver.gets.load(Ordering::SeqCst) == 1).await;
+    // That read shows the Job as active. Requests that arrive now must not be refused by it.
     apiserver.tell_of_jobs(false);
     apiserver.finish("ci/a");
     let rest: Vec<_> = (1..50).map(ask).collect();
-    // Most of them come while that look is under way; were one late, this test would ask less, and not fail.
+    // Most of them arrive during that read. A late one makes the test weaker, not fail.
     tokio::time::sleep(Duration::from_millis(100)).await;
     apiserver.hold_lists.send_replace(false);
     assert!(why(first.await.unwrap()).contains("oldest: a"));
@@ -387,12 +384,11 @@ async fn those_who_would_be_refused_share_a_look_that_began_after_they_came() {
         }
     }
     assert_eq!(granted, 1);
-    assert!((2..=5).contains(&looks()), "{} looks for 50 requests", looks());
+    assert!((2..=5).contains(&looks()), "{} fresh reads for 50 requests", looks());
 }
 
-/// Where nothing else happens a LIST waits for the apiserver's own cache; the few that take slots tell as well.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refusal_by_few_jobs_lists_nothing_and_one_by_many_does() {
+async fn a_refusal_by_few_jobs_fetches_them_and_one_by_many_lists_all() {
     let apiserver = Arc::new(Apiserver::new(0).with_ledger("ci", empty()));
     let replica = replica(&apiserver, &[few(16)]).ready().await;
     for n in 0..15 {
@@ -403,7 +399,7 @@ async fn a_refusal_by_few_jobs_lists_nothing_and_one_by_many_does() {
     let refused = why(replica.limiter.admit(attempt("ci/x", "x")).await);
     assert!(refused.contains("15 running, 1 just admitted"), "{refused}");
     assert_eq!((apiserver.lists.load(Ordering::SeqCst), apiserver.gets.load(Ordering::SeqCst)), (begun, 16));
-    // Its watch tells nothing of these: a Job that is there by no grant, and one that has ended.
+    // The watch does not deliver a Job without a grant, and one that finished.
     apiserver.tell_of_jobs(false);
     apiserver.finish("ci/r0");
     apiserver.store("ci/by-no-grant", "by-no-grant");
@@ -424,7 +420,7 @@ async fn a_refusal_by_few_jobs_lists_nothing_and_one_by_many_does() {
     }
 }
 
-/// Of the runs of a group, few take slots, and those that have ended are not fetched: only a LIST shows the last one.
+/// Finished runs of a group are not fetched: only a LIST shows the last one.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_group_that_has_just_succeeded_does_not_wait_for_an_earlier_failure() {
     let waits = json!({"group": {"type": "Labels", "labelKeys": ["id"]},
@@ -454,9 +450,8 @@ async fn a_group_that_has_just_succeeded_does_not_wait_for_an_earlier_failure() 
     assert_eq!(ask("b").await, Verdict::Granted);
 }
 
-/// What is not there yet takes slots, too, and is not fetched by the hundred.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refusal_by_many_grants_on_their_way_fetches_none_of_them() {
+async fn a_refusal_by_many_pending_grants_lists_the_jobs() {
     let apiserver = Arc::new(Apiserver::new(0).with_ledger("ci", empty()));
     let replica = replica(&apiserver, &[few(17)]).ready().await;
     for n in 0..17 {
@@ -497,13 +492,13 @@ async fn a_flood_of_refusals_reads_no_more_than_twenty_times_a_second() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_entries_of_two_policies_get_one_answer_for_one_create() {
+async fn two_webhook_entries_get_the_same_answer_for_one_create() {
     let apiserver = Arc::new(Apiserver::new(0).with_ledger("ci", empty()));
     apiserver.store("ci/a", "a");
     let replica = replica(&apiserver, &[few(1)]).ready().await;
     let first = replica.limiter.admit(attempt("ci/b", "b")).await;
     apiserver.finish("ci/a");
-    // The apiserver refuses it anyway; a grant would hold the slot for a minute.
+    // The apiserver denies the create anyway; a grant would hold the slot for a minute.
     let second = Attempt { uid: "of another entry".into(), ..attempt("ci/b", "b") };
     assert_eq!(replica.limiter.admit(second).await, first);
     assert_eq!(replica.limiter.admit(attempt("ci/b", "fresh")).await, Verdict::Granted);
@@ -519,14 +514,11 @@ async fn jobs_under_no_limit_cost_no_call() {
 }
 
 #[rstest]
-#[case::throttles(429, "overloaded")]
-#[case::fails(500, "")]
-#[case::refuses(403, "cannot write JobLedger")]
+#[case::throttled(429, "overloaded")]
+#[case::failing(500, "")]
+#[case::forbidden(403, "cannot write JobLedger")]
 #[tokio::test(flavor = "multi_thread")]
-async fn an_apiserver_that_does_not_let_us_write_is_named_and_nothing_is_granted(
-    #[case] code: u16,
-    #[case] text: &str,
-) {
+async fn a_failing_apiserver_is_reported_and_nothing_is_granted(#[case] code: u16, #[case] text: &str) {
     let apiserver = Arc::new(Apiserver::new(0).with_ledger("ci", empty()));
     let replica = replica(&apiserver, &[few(5)]).ready().await;
     assert_eq!(replica.limiter.admit(attempt("ci/a", "a")).await, Verdict::Granted);
@@ -541,7 +533,7 @@ async fn an_apiserver_that_does_not_let_us_write_is_named_and_nothing_is_granted
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_apiserver_that_sleeps_is_named_while_the_caller_is_there_to_hear_it() {
+async fn a_slow_apiserver_is_reported_before_the_caller_gives_up() {
     let apiserver = Arc::new(Apiserver::new(5_000).with_ledger("ci", empty()));
     let replica = replica(&apiserver, &[few(5)]);
     let patience = Attempt { answer_by: Instant::now() + Duration::from_millis(900), ..attempt("ci/x", "x") };
@@ -562,7 +554,7 @@ async fn every_page_of_a_list_counts() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_view_with_a_namespace_that_nobody_knows_decides_nothing() {
+async fn a_job_in_an_unknown_namespace_blocks_cluster_limits() {
     let apiserver = Arc::new(Apiserver::new(0).with_ledger("cluster.job-handler.io", empty()));
     apiserver.store("new/a", "a");
     let limits = json!({"limits": [{"name": "all", "maxActiveJobs": 5, "scope": "Cluster"}]});
@@ -571,9 +563,8 @@ async fn a_view_with_a_namespace_that_nobody_knows_decides_nothing() {
     assert!(told.contains("namespace new"), "{told}");
 }
 
-/// Nor does one that was fetched: nobody knows which limits it is under.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_job_that_is_fetched_from_a_namespace_that_nobody_knows_decides_nothing() {
+async fn a_fetched_job_in_an_unknown_namespace_blocks_cluster_limits() {
     let granted = json!({"jobUid": "x", "kind": "create", "revision": "another", "scopes": ["uid-all/all"],
         "since": "2026-11-21T00:00:00Z"});
     let spec = json!({"format": 1, "pending": {"new/x": {"request-of-x": granted}}});
@@ -587,23 +578,20 @@ async fn a_job_that_is_fetched_from_a_namespace_that_nobody_knows_decides_nothin
     assert!(told.contains("namespace new"), "{told}");
 }
 
-/// Somebody asks while all slots are taken, one of which is free again before the look for it begins; while the Jobs are
-/// being fetched, others write the ledger.
+/// A request arrives while all slots are held, and one becomes free before its fresh read begins. While the Jobs are
+/// being fetched, another replica writes the ledger.
 #[rstest]
-#[case::a_job_that_came_and_went_before(json!({"jobUid": "x", "kind": "create", "revision": "another",
+#[case::an_attempt_whose_job_has_finished(json!({"jobUid": "x", "kind": "create", "revision": "another",
     "scopes": ["uid-builds/few"], "since": "2026-11-21T00:00:00Z"}), 0)]
 #[case::beyond_what_is_watched(Value::Null, 1000)]
 #[tokio::test(flavor = "multi_thread")]
-async fn a_ledger_that_others_write_during_a_look_refuses_nobody(
-    #[case] granted: Value,
-    #[case] beyond: u64,
-) {
+async fn a_ledger_written_during_a_fresh_read_refuses_nothing(#[case] granted: Value, #[case] beyond: u64) {
     let apiserver = Arc::new(Apiserver::new(20).with_ledger("ci", empty()));
     apiserver.store("ci/y", "y");
     apiserver.store("ci/u", "u");
     let replica = replica(&apiserver, &[few(2)]).ready().await;
     let gets = || apiserver.gets.load(Ordering::SeqCst);
-    // Its look was a moment ago, so that the next one waits for its turn.
+    // A fresh read a moment ago makes the next one wait.
     why(replica.limiter.admit(attempt("ci/earlier", "earlier")).await);
     let (limiter, before) = (replica.limiter.clone(), gets());
     let asks = tokio::spawn(async move { limiter.admit(attempt("ci/r", "r")).await });
@@ -629,11 +617,11 @@ async fn a_ledger_that_others_write_during_a_look_refuses_nobody(
 #[case::an_hour_behind(-1)]
 #[case::years_behind(-200_000)]
 #[tokio::test(flavor = "multi_thread")]
-async fn an_attempt_whose_job_never_comes_runs_out_by_the_monotonic_clock(#[case] hours: i64) {
+async fn an_attempt_without_a_job_expires_by_the_monotonic_clock(#[case] hours: i64) {
     let apiserver = Arc::new(Apiserver::new(0).with_ledger("ci", empty()));
     let replica = replica(&apiserver, &[few(1)]).ready().await;
     assert_eq!(replica.limiter.admit(attempt("ci/a", "a")).await, Verdict::Granted);
-    // What the ledger says of the time is for people: it makes no difference how wrong the wall clock was that told it.
+    // The ledger records wall-clock times for people only.
     let mut spec = apiserver.stored.lock().ledgers["ci"]["spec"].clone();
     let since = jiff::Timestamp::now().checked_add(jiff::SignedDuration::from_hours(hours)).unwrap();
     spec["pending"]["ci/a"]["request-a"]["since"] = json!(since.to_string());
@@ -645,7 +633,7 @@ async fn an_attempt_whose_job_never_comes_runs_out_by_the_monotonic_clock(#[case
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_tenant_whose_creates_come_to_nothing_has_to_wait_and_others_do_not() {
+async fn a_namespace_whose_creates_fail_is_throttled_and_others_are_not() {
     let apiserver = Arc::new(Apiserver::new(0).with_ledger("cluster.job-handler.io", empty()));
     let limits = json!({"limits": [{"name": "all", "maxActiveJobs": 100, "scope": "Cluster"}]});
     let replica = replica(&apiserver, &[cluster_policy("all", limits)]).ready().await;
@@ -655,10 +643,10 @@ async fn a_tenant_whose_creates_come_to_nothing_has_to_wait_and_others_do_not() 
     }
     let deadline = Instant::now() + Duration::from_secs(10);
     let refused = loop {
-        // The name has an attempt already, so that no new name takes a slot while the clock runs.
+        // The name has an attempt already, so no new name takes a slot meanwhile.
         match replica.limiter.admit(attempt("ci/j0", &format!("again-{:?}", Instant::now()))).await {
             Verdict::TooMany { why, .. } => break why,
-            _ => assert!(Instant::now() < deadline, "never told to wait"),
+            _ => assert!(Instant::now() < deadline, "never throttled"),
         }
         tokio::time::sleep(Duration::from_millis(200)).await;
     };

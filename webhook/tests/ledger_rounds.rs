@@ -1,4 +1,4 @@
-//! One round of the ledger's protocol at a time: who is granted, and what is written.
+//! Single rounds of the ledger's protocol: which requests are granted, and what the ledger records.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests; clippy knows only #[test] itself")]
 
@@ -76,49 +76,49 @@ impl Round {
 }
 
 #[test]
-fn the_first_who_asks_gets_the_slot_and_stands_in_the_ledger() {
+fn the_first_request_gets_the_slot_and_is_recorded() {
     let round = Round::default();
     let (answers, contents) = round.decide(&[asked("a", "1"), asked("b", "2"), asked("a", "3")]);
     assert_eq!(answers, [true, false, true], "a name counts once");
     let written: Vec<_> = contents.attempts().map(|(name, request, _)| (name, request)).collect();
-    assert_eq!(written, [("ci/a", "1"), ("ci/a", "3")], "each request with an attempt of its own");
-    // SlotRequest again, its answer was lost: nothing is written twice, nothing refused.
+    assert_eq!(written, [("ci/a", "1"), ("ci/a", "3")], "each request has its own attempt");
+    // A repeated request, whose answer was lost: it is granted and not recorded twice.
     let again = Round { contents: contents.clone(), ..Round::default() };
     assert_eq!(again.decide(&[asked("a", "1")]), (vec![true], contents));
 }
 
 #[test]
-fn a_dry_run_and_a_job_under_no_limit_are_not_written() {
+fn a_dry_run_and_a_job_under_no_limit_are_not_recorded() {
     let dry = SlotRequest { dry_run: true, ..asked("a", "1") };
     let free = SlotRequest { scopes: vec![], ..asked("b", "2") };
     assert_eq!(Round::default().decide(&[dry, free]), (vec![true, true], LedgerContents::default()));
 }
 
 #[test]
-fn what_is_seen_goes_out_and_how_far_it_was_seen_stays() {
+fn a_resolved_attempt_is_removed_and_its_version_recorded() {
     let mut round = Round { jobs: vec![ObservedJob { active: false, ..active("1", 9) }], ..Round::default() };
     granted(&mut round.contents, "1", "1", "now", "few");
     let (answers, contents) = round.decide(&[asked("b", "2")]);
     assert_eq!((answers, contents.observed_through), (vec![true], 9));
-    // Whoever has not seen as much may not decide.
+    // An older view must not decide.
     let behind = Round { contents, view_source: Some(ViewSource::Cache(8)), ..Round::default() };
     assert!(behind.try_decide(&[]).is_none());
 }
 
-/// The Job of that name is gone in truth, and somebody else was given its slot.
+/// The Job of that name is deleted, and its slot was granted to another name.
 #[test]
-fn a_name_that_counts_in_a_view_that_is_behind_gets_no_second_slot() {
+fn a_name_in_a_stale_view_gets_no_second_slot() {
     let mut round =
         Round { jobs: vec![active("a", 5)], view_source: Some(ViewSource::Cache(5)), ..Round::default() };
     granted(&mut round.contents, "b", "1", "now", "few");
     assert_eq!(round.decide(&[asked("a", "2")]).0, [false]);
-    // Where nobody else takes a slot it is the apiserver that answers: 409.
+    // If no other name holds a slot, the apiserver answers 409 itself.
     round.contents = LedgerContents::default();
     assert_eq!(round.decide(&[asked("a", "2")]).0, [true]);
 }
 
 #[test]
-fn an_attempt_under_other_policies_counts_everywhere() {
+fn an_attempt_of_another_policy_revision_counts_everywhere() {
     let mut round = Round::default();
     granted(&mut round.contents, "a", "1", "before", "by another name");
     assert_eq!(round.decide(&[asked("b", "2")]).0, [false]);
@@ -127,7 +127,7 @@ fn an_attempt_under_other_policies_counts_everywhere() {
 }
 
 #[test]
-fn expiry_and_undo_take_out_no_more_than_they_name() {
+fn only_the_named_expired_and_revoked_attempts_are_removed() {
     let mut round =
         Round { expired: ["1".to_owned()].into(), revoked: ["2".to_owned()].into(), ..Round::default() };
     for request in ["1", "2", "3"] {
@@ -139,7 +139,7 @@ fn expiry_and_undo_take_out_no_more_than_they_name() {
 }
 
 #[test]
-fn one_name_created_over_and_over_does_not_fill_the_ledger() {
+fn repeated_creates_of_one_name_do_not_fill_the_ledger() {
     let round = Round { jobs: vec![active("a", 5)], ..Round::default() };
     let asked: Vec<_> = (0..=MAX_ATTEMPTS_PER_NAME).map(|n| asked("a", &format!("{n:02}"))).collect();
     let decided = round.try_decide(&asked).unwrap();
@@ -151,7 +151,7 @@ fn one_name_created_over_and_over_does_not_fill_the_ledger() {
 }
 
 #[test]
-fn barred_is_refused_unless_its_name_takes_its_slot_already() {
+fn backoff_refuses_unless_the_name_holds_its_slot() {
     let in_backoff = |name: &str| SlotRequest { in_backoff: true, ..asked(name, "1") };
     assert_eq!(Round::default().try_decide(&[in_backoff("a")]).unwrap().answers, [SlotAnswer::InBackoff]);
     let there = Round { jobs: vec![active("a", 5)], ..Round::default() };

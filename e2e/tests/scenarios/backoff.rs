@@ -138,7 +138,10 @@ fn a_newer_run_has_the_older_ones_pruned_and_their_names_are_free() {
         fixture.wait_job_deleted(&ns, "one").await;
         // Under the old name: refused while the group has a run, admitted afterwards.
         let (code, message) = refusal(fixture.create(&ns, &run("one", "200ms")).await);
-        assert!(code == 403 && message.contains("duplicate job: of group 7 two is active"), "{message}");
+        assert!(
+            code == 403 && message.contains("duplicate job: two of group 7 is still active"),
+            "{message}"
+        );
         let end = json!({"spec": {"activeDeadlineSeconds": 1}});
         fixture.jobs(&ns).patch("two", &PatchParams::default(), &Patch::Merge(&end)).await.unwrap();
         fixture

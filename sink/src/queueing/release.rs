@@ -412,7 +412,7 @@ mod tests {
         };
         for (error, held) in [
             (refused(403, "denied: concurrent job limit reached: 1 active"), Held::Reserves),
-            (refused(403, "denied: duplicate job: of group 7"), Held::Reserves),
+            (refused(403, "denied: duplicate job: a of group 7"), Held::Reserves),
             (refused(503, "job limits cannot be checked now"), Held::Reserves),
             (ApiError::Timeout { what: "start".into(), after: Duration::from_secs(10) }, Held::Reserves),
             (refused(403, "denied: failure backoff: group 7"), Held::PassedBy),

@@ -41,7 +41,7 @@ pub(super) enum Writes {
     Work,
     /// Another replica writes before each of them.
     Conflict,
-    /// They are stored, and their answers are lost.
+    /// The next one is stored and its answer lost; later ones work.
     LoseAnswer,
 }
 
@@ -136,7 +136,13 @@ impl FakeApiserver {
         }
         body["metadata"]["resourceVersion"] = next;
         *ledger = body.clone();
-        if writes == Writes::LoseAnswer { (500, status(500)) } else { (200, body) }
+        match writes {
+            Writes::LoseAnswer => {
+                *self.writes.lock() = Writes::Work;
+                (500, status(500))
+            }
+            Writes::Work | Writes::Conflict => (200, body),
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Failure backoff: how long a group waits after failures in a row.
 //!
-//! RoundDecision from what the ledger remembers of the group, and the finished Jobs that are there and not yet taken into
-//! that: a failed Job that is deleted is not forgotten once the sink has seen it.
+//! The ledger records each group's failures, so a failure counts even after its Job is deleted, once the sink has seen it.
+//! Finished Jobs that the ledger does not include yet are added.
 
 use std::sync::Arc;
 
@@ -14,15 +14,15 @@ use job_handler_shared::{
 
 use crate::limit::{Refused, message, scopes::LimitRules};
 
-/// The group by which a Job may have to wait; none where no policy asks for that.
+/// The group for which a Job may have to wait; `None` if no policy asks for failure backoff.
 pub fn group(rules: LimitRules<'_>, job: &JobSnapshot) -> Option<GroupId> {
     let policies = rules.matching(job);
     policies.iter().find(|policy| policy.spec.failure_backoff.is_some())?;
     group_of_job(&policies, job)
 }
 
-/// The finished ones of these Jobs that are runs of a group.
-pub fn runs(
+/// The finished Jobs of a group.
+pub(crate) fn runs(
     rules: LimitRules<'_>,
     jobs: &[Arc<JobSnapshot>],
     namespace: &str,
@@ -32,8 +32,8 @@ pub fn runs(
     finished.filter(|job| group_of_job(&rules.matching(job), job).as_ref() == Some(group)).cloned().collect()
 }
 
-/// The refusal of a Job whose group still waits. `runs` are the group's finished Jobs, `ledger` is that of its namespace.
-pub fn refuse(
+/// The refusal of a Job whose group still waits. `runs` are the group's finished Jobs, `ledger` is the namespace's.
+pub(crate) fn refuse(
     rules: LimitRules<'_>,
     group: &GroupId,
     runs: &[Arc<JobSnapshot>],
@@ -49,7 +49,7 @@ pub fn refuse(
     policies.iter().find_map(|policy| {
         let until = streak.next_attempt_at(policy.spec.failure_backoff.as_ref()?)?;
         let refused =
-            || message::too_early(&policy.reference, &group.value, streak.failures, &streak.job, until, now);
+            || message::in_backoff(&policy.reference, &group.value, streak.failures, &streak.job, until, now);
         (now < until).then(refused)
     })
 }

@@ -1,4 +1,4 @@
-//! What the author of a refused Job reads. Everyone reads it: `kubectl`, Events, status, audit log.
+//! The messages of refusals. They appear in `kubectl`, Events, the status of policies and the audit log.
 
 use std::collections::BTreeMap;
 
@@ -17,11 +17,11 @@ use crate::limit::{
     scopes::{ScopeDomain, ScopeKey, SlotHolder},
 };
 
-/// So many of the oldest holders are named.
-const NAMED: usize = 2;
+/// How many of the oldest holders a message names.
+const NAMED_HOLDERS: usize = 2;
 
-/// No slot is left.
-pub fn full(
+/// The refusal of a Job for which no slot is free.
+pub(crate) fn full(
     scope: &ScopeKey,
     limit: &Limit,
     holders: &BTreeMap<String, SlotHolder>,
@@ -40,8 +40,8 @@ pub fn full(
     )
 }
 
-/// A group waits after failures.
-pub fn too_early(
+/// The refusal of a Job whose group waits after failures.
+pub(crate) fn in_backoff(
     policy: &PolicyRef,
     group: &str,
     failures: u32,
@@ -49,7 +49,7 @@ pub fn too_early(
     until: Timestamp,
     now: Timestamp,
 ) -> Refused {
-    let wait = human_seconds(no_less((until.as_second() - now.as_second()).max(1)));
+    let wait = human_seconds(round_up((until.as_second() - now.as_second()).max(1)));
     let until = Timestamp::from_second(until.as_second()).unwrap_or(until).to_string();
     let times = if failures == 1 { "time".to_owned() } else { "times in a row".to_owned() };
     let message = format!(
@@ -92,22 +92,21 @@ fn limit_reached(
     let mut oldest: Vec<&SlotHolder> = holders.values().filter(|holder| !holder.pending).collect();
     oldest.sort_by_key(|holder| (holder.since, &holder.name));
     let oldest: Vec<String> =
-        oldest.into_iter().take(NAMED).map(|holder| aged(holder, limit.scope, now)).collect();
+        oldest.into_iter().take(NAMED_HOLDERS).map(|holder| with_age(holder, limit.scope, now)).collect();
     if !oldest.is_empty() {
         detail += &format!("; oldest: {}", oldest.join(", "));
     }
-    let told = match pending {
+    let hint = match pending {
         0 => String::new(),
-        1 => ". 1 was admitted in the last minute and is not there yet; if something else refused it, its slot comes \
-              back within 60 s"
+        1 => ". 1 admitted Job is not stored yet; if something else denied it, its slot is free within 60 s"
             .to_owned(),
         _ => format!(
-            ". {pending} were admitted in the last minute and are not there yet; if something else refused them, their \
-             slots come back within 60 s"
+            ". {pending} admitted Jobs are not stored yet; if something else denied them, their slots are free within \
+             60 s"
         ),
     };
     format!(
-        "{LIMIT_REACHED}: {} active jobs, max allowed: {} (limit \"{}\" of {}, counted {counted}{detail}){told}",
+        "{LIMIT_REACHED}: {} active jobs, max allowed: {} (limit \"{}\" of {}, counted {counted}{detail}){hint}",
         holders.len(),
         limit.max_active_jobs,
         scope.limit,
@@ -122,21 +121,21 @@ fn duplicate(
     now: Timestamp,
 ) -> String {
     let active = match holders.values().next() {
-        Some(holder) if holder.pending => format!("{} was just admitted", holder.name),
+        Some(holder) if holder.pending => format!("{} of group {group} was just admitted", holder.name),
         Some(holder) => {
-            let since = human_seconds(now.as_second() - holder.since.as_second());
-            format!("{} is active (created {since} ago)", holder.name)
+            let age = human_seconds(now.as_second() - holder.since.as_second());
+            format!("{} of group {group} is still active (created {age} ago)", holder.name)
         }
-        None => "one is active".to_owned(),
+        None => format!("a Job of group {group} is still active"),
     };
     format!(
-        "{DUPLICATE_JOB}: of group {group} {active}, max allowed: 1 per group (limit \"{}\" of {})",
+        "{DUPLICATE_JOB}: {active}; max allowed: 1 per group (limit \"{}\" of {})",
         scope.limit, scope.policy
     )
 }
 
-/// Rounded up to what [`human_seconds`] shows: who waits that long does not come too early.
-fn no_less(seconds: i64) -> i64 {
+/// Rounds up to what [`human_seconds`] shows, so that a retry after the shown time is not too early.
+fn round_up(seconds: i64) -> i64 {
     let unit = match seconds {
         ..120 => 1,
         120..172_740 => 60,
@@ -145,7 +144,7 @@ fn no_less(seconds: i64) -> i64 {
     (seconds + unit - 1) / unit * unit
 }
 
-fn aged(holder: &SlotHolder, scope: Scope, now: Timestamp) -> String {
+fn with_age(holder: &SlotHolder, scope: Scope, now: Timestamp) -> String {
     let age = human_seconds(now.as_second() - holder.since.as_second());
     match scope {
         Scope::Cluster => format!("{}/{} {age}", holder.namespace, holder.name),
@@ -158,8 +157,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_wait_is_never_told_shorter_than_it_is() {
-        for (seconds, told) in [
+    fn a_shown_wait_is_never_too_short() {
+        for (seconds, shown) in [
             (1, "1s"),
             (119, "119s"),
             (120, "2m"),
@@ -169,7 +168,7 @@ mod tests {
             (172_741, "2d"),
             (172_801, "3d"),
         ] {
-            assert_eq!(human_seconds(no_less(seconds)), told, "{seconds}");
+            assert_eq!(human_seconds(round_up(seconds)), shown, "{seconds}");
         }
     }
 }

@@ -1,69 +1,78 @@
-//! The question that `/validate` asks, and its answers.
+//! What decides whether a Job may become active: the question that `/validate` asks, its answers, and their rules.
+//!
+//! In: an [`Attempt`]. Out: a [`Verdict`] of a [`Limiter`]. Read [`scopes`] first.
+//!
+//! | module | holds |
+//! | --- | --- |
+//! | [`scopes`] | which limits apply to a Job |
+//! | [`failure_backoff`] | how long a group waits after failures |
+//! | [`message`] | what the author of a refused Job reads |
 
 pub mod failure_backoff;
-pub mod message;
+pub(crate) mod message;
 pub mod scopes;
+
 use std::{collections::BTreeMap, time::Instant};
 
 use futures::future::BoxFuture;
 use job_handler_shared::{job::snapshot::JobSnapshot, policy::reference::PolicyRef};
 
-/// One try to make a Job active: a create, an un-suspend, or a change of labels that brings it under another limit.
+/// An attempt to make a Job active: a create, an un-suspend, or a change of labels that brings it under another limit.
 #[derive(Clone, Debug)]
 pub struct Attempt {
     /// `request.uid`.
     pub uid: String,
-    /// The Job as it will be.
+    /// The Job as it would be stored.
     pub job: JobSnapshot,
-    /// For a change: resourceVersion of the Job as it is stored. None = a create.
+    /// The stored Job's resourceVersion; `None` for a create.
     pub from: Option<String>,
-    /// Decide, but record nothing.
+    /// Whether to decide without recording a grant.
     pub dry_run: bool,
-    /// An answer after this reaches nobody.
+    /// When the caller gives up.
     pub answer_by: Instant,
 }
 
-/// What becomes of it.
+/// The answer to an attempt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// It may go on.
+    /// The Job may become active.
     Granted,
-    /// It may not.
+    /// It may not, because of a limit or failure backoff.
     Refused(Refused),
-    /// It cannot be decided now.
+    /// The decision cannot be made now.
     Unavailable {
-        /// Why, for people.
+        /// An explanation for the author.
         why: String,
-        /// When to try again.
+        /// When the author may try again.
         retry_after_seconds: u32,
     },
-    /// Its author's creates hold slots and come to nothing: it has to wait.
+    /// Earlier admitted Jobs of the namespace hold slots and were never stored.
     TooMany {
-        /// Why, for people.
+        /// An explanation for the author.
         why: String,
-        /// When to try again.
+        /// When the author may try again.
         retry_after_seconds: u32,
     },
 }
 
-/// Why not.
+/// A refusal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refused {
-    /// The policy that decided.
+    /// The policy that caused it.
     pub policy: PolicyRef,
-    /// Name of its limit, or [`FAILURE_BACKOFF`].
+    /// The name of its limit, or [`FAILURE_BACKOFF`].
     pub limit: String,
-    /// For the author.
+    /// The message for the author.
     pub message: String,
-    /// For the audit log.
+    /// Audit annotations.
     pub audit: BTreeMap<String, String>,
 }
 
-/// Stands for the limit's name where a group waits after failures.
+/// The limit name of refusals for failure backoff.
 pub const FAILURE_BACKOFF: &str = "failureBackoff";
 
-/// Whoever decides about attempts.
+/// Decides about attempts.
 pub trait Limiter: Send + Sync {
-    /// Decides. Dropping the future gives the grant back where it was not answered yet.
+    /// Decides about an attempt. Dropping the future revokes the grant.
     fn admit(&self, attempt: Attempt) -> BoxFuture<'_, Verdict>;
 }

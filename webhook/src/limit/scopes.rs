@@ -1,4 +1,4 @@
-//! Slots: which scopes a Job takes one in by the policies of the moment, and who holds them. Pure.
+//! The scopes in which a Job takes a slot, by the policies of the moment, and the holders of slots. Pure.
 
 use std::sync::Arc;
 
@@ -11,30 +11,30 @@ use job_handler_shared::{
 
 use crate::stamp::select::enforced;
 
-/// Whoever takes a slot.
+/// A Job that holds a slot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SlotHolder {
-    /// Namespace.
+    /// The Job's namespace.
     pub namespace: String,
-    /// Name.
+    /// The Job's name.
     pub name: String,
-    /// Since when; an attempt's: when it was granted.
+    /// When the Job was created, or when its attempt was granted.
     pub since: Timestamp,
-    /// Granted, and not seen yet.
+    /// Whether it holds the slot only by an attempt.
     pub pending: bool,
 }
 
-/// Policies and namespaces of one moment.
+/// The policies and namespaces of one moment, by which Jobs are counted.
 #[derive(Clone, Copy)]
 pub struct LimitRules<'a> {
     /// All policies.
     pub policies: &'a PolicySet,
-    /// Labels of namespaces.
+    /// The labels of a namespace; `None` if it is unknown.
     pub namespaces: &'a (dyn Fn(&str) -> Option<Arc<Labels>> + Sync),
 }
 
 impl<'a> LimitRules<'a> {
-    /// The scopes in which a Job takes a slot, with their limits; the most telling first.
+    /// The scopes in which a Job takes a slot, with their limits; the most specific first.
     pub fn scopes(&self, job: &JobSnapshot) -> Vec<(ScopeKey, &'a Limit)> {
         scope::scopes(&self.matching(job), job)
     }

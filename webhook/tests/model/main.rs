@@ -1,21 +1,21 @@
-//! The ledger's protocol in every order of events, within bounds: two replicas, few creates, small limits.
+//! The ledger's protocol in every order of events, within bounds: few replicas, few creates, small limits.
 //!
-//! What decides is the program's own: `ledger::decide` and `ledger::resolve`. The model is the world around them: etcd and
-//! its history, watch caches that lag behind it, requests on their way, crashes between any two steps. Always: no more
-//! Jobs are active than the limit allows, and once all is quiet nothing is left in the ledger that a later round would
-//! not take out. Each rule of the protocol, taken out, has to yield a counterexample: so the model can fail. The program's
-//! actors are then led through that counterexample, and must not fail.
+//! The decisions are the program's own: `ledger::decide` and `ledger::resolve`. The model adds the rest: etcd and its
+//! history, watch caches that lag behind it, requests in progress, crashes between any two steps. Always: no more Jobs are
+//! active than the limit allows, and once nothing is in progress, a round can empty the ledger. Removing any rule of the
+//! protocol must yield a counterexample, which shows that the model can fail. The program's actors are then led through
+//! that counterexample and must not fail.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 #[path = "../apiserver/mod.rs"]
 mod apiserver;
+mod cluster;
 #[path = "../common/mod.rs"]
 mod common;
 mod replay;
 mod steps;
-mod two;
-mod world;
+mod two_ledgers;
 
 use std::{
     fmt::Debug,
@@ -23,47 +23,49 @@ use std::{
     time::{Duration, Instant},
 };
 
+use cluster::{Budget, Client, ModelCluster, Protocol, RemovedRules, View};
 use stateright::{Checker, Model};
-use two::Two;
-use world::{Budget, Client, Protocol, View, Without, World};
+use two_ledgers::TwoLedgers;
 
 const EXACT: &str = "never more active Jobs than the limit";
-const QUIET: &str = "nothing is left behind once all is quiet";
-const FULL: &str = "the limit is used to the full";
+const QUIET: &str = "the ledger can be emptied once nothing is in progress";
+const FULL: &str = "the limit is reached";
 
-/// Longer than this no model may take.
+/// The longest time for one model.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 impl Model for Protocol {
-    type State = World;
+    type State = ModelCluster;
     type Action = steps::Step;
 
-    fn init_states(&self) -> Vec<World> {
-        vec![World::new(self)]
+    fn init_states(&self) -> Vec<ModelCluster> {
+        vec![ModelCluster::new(self)]
     }
 
-    fn actions(&self, world: &World, steps: &mut Vec<steps::Step>) {
-        world.steps(self, steps);
+    fn actions(&self, cluster: &ModelCluster, steps: &mut Vec<steps::Step>) {
+        cluster.steps(self, steps);
     }
 
-    fn next_state(&self, world: &World, step: steps::Step) -> Option<World> {
-        world.after(self, step)
+    fn next_state(&self, cluster: &ModelCluster, step: steps::Step) -> Option<ModelCluster> {
+        cluster.after(self, step)
     }
 
     fn properties(&self) -> Vec<stateright::Property<Self>> {
         vec![
-            stateright::Property::always(EXACT, |protocol: &Self, world: &World| {
-                world.active() <= protocol.max
+            stateright::Property::always(EXACT, |protocol: &Self, cluster: &ModelCluster| {
+                cluster.active() <= protocol.max
             }),
-            stateright::Property::always(QUIET, |protocol: &Self, world: &World| world.is_tidy(protocol)),
-            stateright::Property::sometimes(FULL, |protocol: &Self, world: &World| {
-                world.active() == protocol.max
+            stateright::Property::always(QUIET, |protocol: &Self, cluster: &ModelCluster| {
+                cluster.is_clean(protocol)
+            }),
+            stateright::Property::sometimes(FULL, |protocol: &Self, cluster: &ModelCluster| {
+                cluster.active() == protocol.max
             }),
         ]
     }
 }
 
-/// Everything within bounds was looked at, and the protocol holds.
+/// Checks that the protocol holds in every state within bounds.
 fn holds(what: &str, protocol: Protocol) {
     let alike = protocol.revisions.iter().all(|revision| *revision == protocol.revisions[0]);
     check(what, Protocol { fold: alike, ..protocol });
@@ -85,16 +87,16 @@ where
         checker.max_depth(),
         begun.elapsed().as_secs_f32()
     );
-    assert!(begun.elapsed() < PATIENCE, "{what}: not all states were looked at");
+    assert!(begun.elapsed() < PATIENCE, "{what}: not all states were checked");
     for property in [EXACT, QUIET] {
         if let Some(path) = checker.discovery(property) {
-            panic!("{what}: {property}: {}", story(path));
+            panic!("{what}: {property}: {}", format_trace(path));
         }
     }
     assert!(checker.discovery(FULL).is_some(), "{what}: the limit was never reached");
 }
 
-/// Without one of its rules the protocol admits too many; the program, led the same way, does not.
+/// RemovedRules one of its rules the protocol admits too many; the program, led the same way, does not.
 fn breaks(what: &str, protocol: Protocol) {
     let begun = Instant::now();
     let checker = protocol
@@ -107,13 +109,13 @@ fn breaks(what: &str, protocol: Protocol) {
         .join();
     let path = checker.discovery(EXACT).unwrap_or_else(|| panic!("{what}: no counterexample was found"));
     let trace = path.clone().into_vec();
-    println!("{what}, {:.1} s: {}", begun.elapsed().as_secs_f32(), story(path));
+    println!("{what}, {:.1} s: {}", begun.elapsed().as_secs_f32(), format_trace(path));
     let granted = replay::replay(&protocol, trace);
     println!("the program, led through this, granted {granted}");
     assert!(granted > 0, "{what}: the trace was not followed");
 }
 
-fn story<S: Debug + PartialEq, A: Debug>(path: stateright::Path<S, A>) -> String {
+fn format_trace<S: Debug + PartialEq, A: Debug>(path: stateright::Path<S, A>) -> String {
     path.into_actions().iter().map(|step| format!("\n  {step:?}")).collect()
 }
 
@@ -149,7 +151,7 @@ fn four_creates() {
 }
 
 #[test]
-fn a_crash_of_three_creates() {
+fn a_crash_with_three_creates() {
     let budget = Budget { crashes: 1, finishes: 1, ..Budget::default() };
     let clients = creates(&["a", "b", "c"], 1);
     holds("crash, three creates", Protocol { clients, budget, housekeeping: false, ..Protocol::default() });
@@ -177,7 +179,7 @@ fn consistent_lists() {
 }
 
 #[test]
-fn caches_with_what_takes_slots_looked_at() {
+fn caches_with_fetched_slot_holders() {
     let view = View::Fetched;
     let budget = Budget { crashes: 1, finishes: 1, ..Budget::default() };
     let clients = creates(&["a", "b"], 1);
@@ -214,7 +216,7 @@ fn retries_with_new_uids_under_one_name() {
 }
 
 #[test]
-fn callers_that_are_gone_and_writes_that_nobody_knows_of() {
+fn gone_callers_and_writes_with_lost_answers() {
     let budget = Budget { ambiguous: 1, gone: 1, ..Budget::default() };
     holds("ambiguous", Protocol { clients: creates(&["a", "b"], 1), budget, ..Protocol::default() });
     let budget = Budget { ambiguous: 1, crashes: 1, finishes: 1, ..Budget::default() };
@@ -243,22 +245,22 @@ fn policies_that_differ_between_replicas() {
 #[test]
 fn limits_of_the_cluster_and_of_namespaces() {
     let creates = vec!["x/a", "x/b", "y/c"];
-    let two = Two { creates, in_cluster: 2, in_namespace: 1, crashes: 1, finishes: 1 };
+    let two = TwoLedgers { creates, in_cluster: 2, in_namespace: 1, crashes: 1, finishes: 1 };
     check("two ledgers", two.clone());
-    check("two ledgers, one slot", Two { in_cluster: 1, in_namespace: 2, ..two });
+    check("two ledgers, one slot", TwoLedgers { in_cluster: 1, in_namespace: 2, ..two });
 }
 
 #[test]
 fn without_observed_through() {
     let clients = creates(&["a", "b"], 1);
-    let without = Without { observed_through: true, ..Without::default() };
+    let without = RemovedRules { observed_through: true, ..RemovedRules::default() };
     breaks("no observedThrough", Protocol { clients, without, ..Protocol::default() });
 }
 
 #[test]
-fn without_waiting_for_what_comes_after_from() {
+fn without_waiting_for_a_version_after_from() {
     let clients = [vec![unsuspends("s", 1)], creates(&["a"], 1)].concat();
-    let without = Without { after_from: true, ..Without::default() };
+    let without = RemovedRules { after_from: true, ..RemovedRules::default() };
     breaks(
         "removal on first sight of an un-suspended uid",
         Protocol { clients, without, ..Protocol::default() },
@@ -268,14 +270,14 @@ fn without_waiting_for_what_comes_after_from() {
 #[test]
 fn without_the_quorum_read() {
     let clients = creates(&["a", "b"], 1);
-    let without = Without { quorum_read: true, ..Without::default() };
+    let without = RemovedRules { quorum_read: true, ..RemovedRules::default() };
     breaks("expiry without the quorum read", Protocol { clients, without, ..Protocol::default() });
 }
 
 #[test]
-fn without_a_list_of_ones_own() {
+fn without_an_own_list() {
     let clients = creates(&["a", "b"], 1);
-    let without = Without { list_of_ones_own: true, ..Without::default() };
+    let without = RemovedRules { list_of_ones_own: true, ..RemovedRules::default() };
     breaks(
         "joining a LIST that began earlier",
         Protocol { view: View::List, clients, without, ..Protocol::default() },
@@ -285,7 +287,7 @@ fn without_a_list_of_ones_own() {
 #[test]
 fn without_attempts_per_request() {
     let clients = [creates(&["a"], 2), creates(&["b"], 1)].concat();
-    let without = Without { attempts_per_request: true, ..Without::default() };
+    let without = RemovedRules { attempts_per_request: true, ..RemovedRules::default() };
     let budget = Budget { deletes: 1, ..Budget::default() };
     breaks("one slot per name", Protocol { clients, budget, without, ..Protocol::default() });
 }
@@ -293,9 +295,9 @@ fn without_attempts_per_request() {
 #[test]
 fn without_reading_again_after_a_lost_answer() {
     let budget = Budget { ambiguous: 1, ..Budget::default() };
-    let without = Without { reread: true, ..Without::default() };
+    let without = RemovedRules { reread: true, ..RemovedRules::default() };
     breaks(
-        "a write whose answer was lost taken for done",
+        "a write with a lost answer is assumed stored",
         Protocol { clients: creates(&["a", "b"], 1), budget, without, ..Protocol::default() },
     );
 }
@@ -303,7 +305,7 @@ fn without_reading_again_after_a_lost_answer() {
 #[test]
 fn without_revisions() {
     let clients = creates(&["a", "b"], 1);
-    let without = Without { revision: true, ..Without::default() };
+    let without = RemovedRules { revision: true, ..RemovedRules::default() };
     breaks(
         "no policy revision",
         Protocol { clients, revisions: vec!["old", "new"], without, ..Protocol::default() },

@@ -1,9 +1,9 @@
-//! The program's own actors, led through what breaks the protocol where one of its rules is missing.
+//! Leads the program's actors through the counterexamples of protocols with a rule removed.
 //!
-//! A trace of the model says in which order requests come, ledgers are read, caches are told of Jobs, writes are done,
-//! Jobs land. Each of its replicas is an [`LedgerActor`] here, over an apiserver of our own making; it is given the ledger that
-//! the trace's replica had read, and the Jobs that it had seen, before it is let go. It may do more than the trace, such as
-//! look again; it must not let too many Jobs become active.
+//! A trace of the model orders requests, reads of the ledger, watch events, writes and stored Jobs. Each of its replicas is
+//! a [`LedgerActor`] here, over an in-memory apiserver. Before it runs, it gets the ledger that the trace's replica had
+//! read and the Jobs that it had observed. It may do more than the trace, such as a fresh read, but it must not let too
+//! many Jobs become active.
 
 use std::{
     collections::BTreeMap,
@@ -39,13 +39,13 @@ use tokio::{
 
 use crate::{
     apiserver::{Apiserver, Lost, empty, eventually},
+    cluster::{ClientRequest, JobState, ModelCluster, Phase, Protocol, RequestStage, View, request},
     common::policy,
     steps::{Step, WriteAnswer},
-    world::{JobState, Phase, Protocol, Try, View, Whereabouts, World, request},
 };
 
 const LEDGER: &str = "ci";
-/// Nothing here takes this long.
+/// The longest time for anything here.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 struct Replica {
@@ -66,50 +66,50 @@ impl Drop for Replica {
 /// A request of the trace.
 struct TracedRequest {
     name: &'static str,
-    one: Try,
-    /// As it is stored now, for a change.
+    one: ClientRequest,
+    /// For a change, the resourceVersion of the stored Job.
     from: Option<u64>,
     waiting: Option<DecisionRequest>,
     answer: Option<oneshot::Receiver<Verdict>>,
     granted: bool,
 }
 
-struct Stage<'a> {
+struct Replay<'a> {
     protocol: &'a Protocol,
     apiserver: Arc<Apiserver>,
     replicas: Vec<Replica>,
     asked: BTreeMap<usize, TracedRequest>,
-    /// resourceVersion of the apiserver after so many writes of the trace.
+    /// The apiserver's resourceVersion after each write of the trace.
     versions: Vec<u64>,
 }
 
 /// Leads actors through the trace. Returns how many requests they granted.
-pub fn replay(protocol: &Protocol, trace: Vec<(World, Option<Step>)>) -> usize {
+pub fn replay(protocol: &Protocol, trace: Vec<(ModelCluster, Option<Step>)>) -> usize {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {
-        let mut stage = Stage::new(protocol, &trace[0].0);
+        let mut replay = Replay::new(protocol, &trace[0].0);
         for n in 0..trace.len() {
             let (before, Some(step)) = &trace[n] else { break };
             let after = &trace[n + 1].0;
-            stage.begin_early_lists(&trace[n..]).await;
-            stage.step(before, after, step).await;
-            let active = stage.apiserver.stored.lock().active();
+            replay.begin_early_lists(&trace[n..]).await;
+            replay.step(before, after, step).await;
+            let active = replay.apiserver.stored.lock().active();
             assert!(active <= protocol.max, "{active} active after step {n}: {step:?}");
-            stage.versions.resize(after.history.len(), stage.apiserver.stored.lock().version);
+            replay.versions.resize(after.history.len(), replay.apiserver.stored.lock().version);
         }
-        // Whoever was granted may still land.
-        let rest: Vec<usize> = stage.asked.keys().copied().collect();
+        // Granted requests may still be stored.
+        let rest: Vec<usize> = replay.asked.keys().copied().collect();
         for n in rest {
-            stage.land(n).await;
+            replay.land(n).await;
         }
-        let active = stage.apiserver.stored.lock().active();
+        let active = replay.apiserver.stored.lock().active();
         assert!(active <= protocol.max, "{active} active in the end");
-        stage.asked.values().filter(|asked| asked.granted).count()
+        replay.asked.values().filter(|asked| asked.granted).count()
     })
 }
 
-impl<'a> Stage<'a> {
-    fn new(protocol: &'a Protocol, first: &World) -> Self {
+impl<'a> Replay<'a> {
+    fn new(protocol: &'a Protocol, first: &ModelCluster) -> Self {
         let apiserver = Arc::new(Apiserver::default().with_ledger(LEDGER, empty()));
         let mut versions = Vec::new();
         for (name, stored) in &first.history {
@@ -124,15 +124,15 @@ impl<'a> Stage<'a> {
         Self { protocol, apiserver, replicas, asked: BTreeMap::new(), versions }
     }
 
-    async fn step(&mut self, before: &World, after: &World, step: &Step) {
+    async fn step(&mut self, before: &ModelCluster, after: &ModelCluster, step: &Step) {
         match step {
             Step::Ask { client, .. } => {
                 let (n, one) = after.tries.iter().find(|(n, _)| !before.tries.contains_key(n)).unwrap();
                 self.ask(*n, self.protocol.clients[*client].name, one);
             }
             Step::GiveUp { request } => self.asked.get_mut(request).unwrap().answer = None,
-            Step::Read { replica } => self.replicas[*replica].read(&self.apiserver),
-            Step::Look { replica, view, clocks_run_out, .. } => {
+            Step::ReadLedger { replica } => self.replicas[*replica].read(&self.apiserver),
+            Step::ReadJobs { replica, view, clocks_run_out, .. } => {
                 let until = view.checked_sub(1).map_or(0, |last| self.versions[last]);
                 let replica = &mut self.replicas[*replica];
                 if self.protocol.view == View::Cache {
@@ -173,7 +173,7 @@ impl<'a> Stage<'a> {
         }
     }
 
-    fn ask(&mut self, n: usize, name: &'static str, one: &Try) {
+    fn ask(&mut self, n: usize, name: &'static str, one: &ClientRequest) {
         let from = matches!(one.kind, AttemptKind::Unsuspend { .. }).then(|| {
             let stored = self.apiserver.stored.lock();
             stored.jobs[&key(name)]["metadata"]["resourceVersion"].as_str().unwrap().parse().unwrap()
@@ -199,9 +199,9 @@ impl<'a> Stage<'a> {
         self.asked.insert(n, asked);
     }
 
-    /// Lets a replica go: it decides about those who had asked when its round began.
-    async fn write(&mut self, before: &World, n: usize) {
-        let Phase::Looked { round, .. } = &before.replicas[n].phase else { panic!("it did not look") };
+    /// Runs a replica: it decides about the requests that had arrived when its round began.
+    async fn write(&mut self, before: &ModelCluster, n: usize) {
+        let Phase::JobsRead { round, .. } = &before.replicas[n].phase else { panic!("it did not look") };
         self.apiserver.hold_lists.send_replace(false);
         let replica = &mut self.replicas[n];
         let looks = |apiserver: &Apiserver| {
@@ -265,15 +265,15 @@ impl<'a> Stage<'a> {
         self.apiserver.stored.lock().jobs.contains_key(&key(name))
     }
 
-    /// A LIST that the trace joins later, when it shows no longer what is stored, has to begin now.
-    async fn begin_early_lists(&mut self, rest: &[(World, Option<Step>)]) {
+    /// Begins a LIST now that the trace joins later, when other writes have been stored.
+    async fn begin_early_lists(&mut self, rest: &[(ModelCluster, Option<Step>)]) {
         let now = rest[0].0.history.len();
         let (View::List, Some((next, _))) = (self.protocol.view, rest.get(1)) else { return };
         if next.history.len() == now {
             return;
         }
-        let joined = rest.iter().find_map(|(world, step)| match step {
-            Some(Step::Look { replica, view, .. }) if *view == now && world.history.len() > now => {
+        let joined = rest.iter().find_map(|(cluster, step)| match step {
+            Some(Step::ReadJobs { replica, view, .. }) if *view == now && cluster.history.len() > now => {
                 Some(*replica)
             }
             _ => None,
@@ -290,7 +290,7 @@ impl<'a> Stage<'a> {
 impl Replica {
     fn new(protocol: &Protocol, n: usize, apiserver: &Arc<Apiserver>) -> Self {
         let limits = json!({"limits": [{"name": "few", "maxActiveJobs": protocol.max}]});
-        // Of another revision, it is another policy.
+        // Another revision is another policy.
         let policies = PolicySet::new([policy(protocol.revisions[n], limits)]);
         let clock = Clock::default();
         let shared = Arc::new(LedgerContext {
@@ -312,22 +312,21 @@ impl Replica {
         Self { shared, clock, told: 0, inbox, task: tokio::spawn(actor.run()), expire: false }
     }
 
-    /// The ledger as it is now is what it will go by.
+    /// Records the ledger as it is stored now.
     fn read(&self, apiserver: &Apiserver) {
         let ledger = apiserver.stored.lock().ledgers[LEDGER].clone();
         let known = KnownLedger::parse(serde_json::from_value(ledger).unwrap()).unwrap();
         self.shared.known_ledgers.record(LEDGER, &known);
     }
 
-    /// The clocks of attempts run out whose requests are over. No request is on its way for so long, so those of the
-    /// others begin now.
-    fn run_out(&mut self, world: &World) {
+    /// Expires the attempts whose requests have ended. The ages of the others restart, since no request takes that long.
+    fn run_out(&mut self, cluster: &ModelCluster) {
         let memory = &self.shared.known_ledgers;
         let known = memory.latest(LEDGER).unwrap();
         let mut over = KnownLedger::clone(&known);
         for tries in over.contents.pending.values_mut() {
             tries.retain(|name, _| {
-                world.tries.iter().any(|(n, one)| request(*n) == *name && one.at == Whereabouts::Ended)
+                cluster.tries.iter().any(|(n, one)| request(*n) == *name && one.at == RequestStage::Ended)
             });
         }
         let mut watcher =
@@ -340,7 +339,7 @@ impl Replica {
         self.expire = true;
     }
 
-    /// Its watch tells of Jobs up to here.
+    /// Delivers the watch events of Jobs up to a resourceVersion.
     fn tell(&mut self, apiserver: &Apiserver, until: u64) {
         for (version, event) in apiserver.jobs_told(self.told, until) {
             let ListedJob(job) = serde_json::from_value(event["object"].clone()).unwrap();
@@ -352,7 +351,7 @@ impl Replica {
         }
     }
 
-    /// Waits until it has heard everything that it was told.
+    /// Waits until it has handled every message.
     async fn is_done(&self) {
         let (reply, answer) = oneshot::channel();
         let job = JobSnapshot { namespace: LEDGER.into(), name: "probe".into(), ..JobSnapshot::default() };

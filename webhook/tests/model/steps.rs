@@ -1,4 +1,4 @@
-//! What can happen next, and what the world is like after it.
+//! The events that can happen next, and the state after each.
 
 use std::collections::BTreeSet;
 
@@ -9,8 +9,9 @@ use job_handler_webhook::ledger::{
     resolve::ViewSource,
 };
 
-use crate::world::{
-    JobState, Phase, Protocol, Replica, Round, Stored, TRIES, Try, View, Whereabouts, World, request, scope,
+use crate::cluster::{
+    ClientRequest, JobState, ModelCluster, Phase, Protocol, Replica, RequestStage, Round, Stored, TRIES,
+    View, request, scope,
 };
 
 /// One event.
@@ -26,11 +27,11 @@ pub enum Step {
         request: usize,
     },
     /// A replica reads the ledger.
-    Read {
+    ReadLedger {
         replica: usize,
     },
-    /// It looks at the Jobs, as of so many writes.
-    Look {
+    /// It reads the Jobs as of `view` writes.
+    ReadJobs {
         replica: usize,
         view: usize,
         fetches: bool,
@@ -41,7 +42,7 @@ pub enum Step {
         replica: usize,
         answer: WriteAnswer,
     },
-    /// A write whose answer was lost arrives late.
+    /// A write whose answer was lost is stored late.
     Arrive,
     /// It answers.
     Answer {
@@ -50,11 +51,11 @@ pub enum Step {
     Crash {
         replica: usize,
     },
-    /// An admitted request is written, or refused by etcd's state.
+    /// An admitted request is stored, or fails because of what is stored.
     Land {
         request: usize,
     },
-    /// An admitted request is denied by somebody after us.
+    /// An admitted request is denied by another webhook.
     Deny {
         request: usize,
     },
@@ -76,24 +77,24 @@ pub enum Step {
 /// What a replica learns of its write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WriteAnswer {
-    /// That it was done, or that it conflicts.
+    /// Whether it was stored or conflicted.
     Known,
-    /// Nothing; it was done.
+    /// Nothing; it was stored.
     LostAfter,
-    /// Nothing; it was not done.
+    /// Nothing; it was not stored.
     LostBefore,
-    /// Nothing; it may be done later.
+    /// Nothing; it may be stored later.
     Late,
 }
 
-impl World {
+impl ModelCluster {
     pub fn steps(&self, protocol: &Protocol, steps: &mut Vec<Step>) {
         for (client, wants) in protocol.clients.iter().enumerate() {
             let mine = self.tries.values().filter(|one| one.client == client);
             let (count, waits) = mine.fold((0, false), |(count, waits), one| {
-                (count + 1, waits || matches!(one.at, Whereabouts::Asking(_)))
+                (count + 1, waits || matches!(one.at, RequestStage::Asking(_)))
             });
-            // Two that differ in the name only are the same two, whoever comes first; and so are the replicas.
+            // Clients that differ only in the name are interchangeable, and so are the replicas.
             let twin = client.checked_sub(1).filter(|before| protocol.are_twins(*before, client));
             if twin.is_some_and(|before| !self.tries.contains_key(&(before * TRIES))) {
                 continue;
@@ -107,15 +108,17 @@ impl World {
         }
         for (&n, one) in &self.tries {
             match one.at {
-                Whereabouts::Asking(_) if self.budget.gone > 0 => steps.push(Step::GiveUp { request: n }),
-                Whereabouts::Admitted => steps.extend([Step::Land { request: n }, Step::Deny { request: n }]),
+                RequestStage::Asking(_) if self.budget.gone > 0 => steps.push(Step::GiveUp { request: n }),
+                RequestStage::Admitted => {
+                    steps.extend([Step::Land { request: n }, Step::Deny { request: n }])
+                }
                 _ => {}
             }
         }
         for (n, replica) in self.replicas.iter().enumerate() {
             self.steps_of(protocol, n, replica, steps);
         }
-        if self.limbo.is_some() {
+        if self.late_write.is_some() {
             steps.push(Step::Arrive);
         }
         for name in self.names() {
@@ -131,13 +134,13 @@ impl World {
     fn steps_of(&self, protocol: &Protocol, n: usize, replica: &Replica, steps: &mut Vec<Step>) {
         match &replica.phase {
             Phase::Idle => {
-                let asked = self.tries.values().any(|one| one.at == Whereabouts::Asking(n));
-                // Also without anybody who asks: to take out what is known.
+                let asked = self.tries.values().any(|one| one.at == RequestStage::Asking(n));
+                // Housekeeping needs no request.
                 if asked || (protocol.housekeeping && !self.contents.pending.is_empty()) {
-                    steps.push(Step::Read { replica: n });
+                    steps.push(Step::ReadLedger { replica: n });
                 }
             }
-            Phase::Read(round) => {
+            Phase::LedgerRead(round) => {
                 let lags = protocol.view != View::List || protocol.without.list_of_ones_own;
                 let first = if lags { replica.position } else { self.history.len() };
                 for view in first..=self.history.len() {
@@ -149,12 +152,12 @@ impl World {
                     let runs_out = !self.expired(protocol, &round.contents).is_empty();
                     for fetches in [false, true].into_iter().take(1 + usize::from(fetches)) {
                         for clocks_run_out in [false, true].into_iter().take(1 + usize::from(runs_out)) {
-                            steps.push(Step::Look { replica: n, view, fetches, clocks_run_out });
+                            steps.push(Step::ReadJobs { replica: n, view, fetches, clocks_run_out });
                         }
                     }
                 }
             }
-            Phase::Looked { .. } => {
+            Phase::JobsRead { .. } => {
                 steps.push(Step::Write { replica: n, answer: WriteAnswer::Known });
                 if self.budget.ambiguous > 0 {
                     steps.extend(
@@ -165,18 +168,18 @@ impl World {
             }
             Phase::Wrote { .. } => steps.push(Step::Answer { replica: n }),
         }
-        if self.budget.crashes > 0 && (replica.phase != Phase::Idle || !replica.undo.is_empty()) {
+        if self.budget.crashes > 0 && (replica.phase != Phase::Idle || !replica.revoked.is_empty()) {
             steps.push(Step::Crash { replica: n });
         }
     }
 
-    /// Whether a name takes a slot, by a view or by the ledger.
+    /// Whether a name holds a slot, by a view or by the ledger.
     fn takes(&self, view: usize, contents: &LedgerContents, name: &str) -> bool {
         let active = self.job_at(view, name).is_some_and(|(_, job)| job.state == JobState::Active);
         active || contents.pending.contains_key(&format!("ns/{name}"))
     }
 
-    /// Whether all that take slots are seen to do so now, or may be still to come.
+    /// Whether every slot holder is active now, or not stored yet.
     fn take_slots_still(&self, view: usize, contents: &LedgerContents) -> bool {
         self.names().into_iter().filter(|name| self.takes(view, contents, name)).all(|name| {
             let (told, now) = (self.job_at(view, name), self.job(name));
@@ -186,62 +189,62 @@ impl World {
     }
 
     pub fn after(&self, protocol: &Protocol, step: Step) -> Option<Self> {
-        let mut world = self.clone();
+        let mut cluster = self.clone();
         match step {
-            Step::Ask { client, replica } => world.ask(protocol, client, replica),
+            Step::Ask { client, replica } => cluster.ask(protocol, client, replica),
             Step::GiveUp { request } => {
-                world.budget.gone -= 1;
-                world.end(request);
+                cluster.budget.gone -= 1;
+                cluster.end(request);
             }
-            Step::Read { replica } => world.read(replica),
-            Step::Look { replica, view, fetches, clocks_run_out } => {
+            Step::ReadLedger { replica } => cluster.read_ledger(replica),
+            Step::ReadJobs { replica, view, fetches, clocks_run_out } => {
                 let fetched = fetches.then_some(self.history.len());
-                world.look(protocol, replica, (view, fetched), clocks_run_out);
+                cluster.read_jobs(protocol, replica, (view, fetched), clocks_run_out);
             }
             Step::Write { replica, answer } => {
-                if !world.write(protocol, replica, answer) {
+                if !cluster.write(protocol, replica, answer) {
                     return None;
                 }
             }
             Step::Arrive => {
-                let (version, contents) = world.limbo.take()?;
-                if version == world.ledger_version {
-                    world.store(protocol, contents);
+                let (version, contents) = cluster.late_write.take()?;
+                if version == cluster.ledger_version {
+                    cluster.store(protocol, contents);
                 }
             }
-            Step::Answer { replica } => world.answer(replica),
+            Step::Answer { replica } => cluster.answer(replica),
             Step::Crash { replica } => {
-                world.budget.crashes -= 1;
-                world.replicas[replica] = Replica { position: 0, ..Replica::default() };
-                for one in world.tries.values_mut() {
-                    if one.at == Whereabouts::Asking(replica) {
-                        one.at = Whereabouts::Ended;
+                cluster.budget.crashes -= 1;
+                cluster.replicas[replica] = Replica { position: 0, ..Replica::default() };
+                for one in cluster.tries.values_mut() {
+                    if one.at == RequestStage::Asking(replica) {
+                        one.at = RequestStage::Ended;
                     }
                 }
             }
-            Step::Land { request } => world.land(protocol, request),
-            Step::Deny { request } => world.end(request),
+            Step::Land { request } => cluster.land(protocol, request),
+            Step::Deny { request } => cluster.end(request),
             Step::Finish { name } => {
-                world.budget.finishes -= 1;
-                world.change(name, JobState::Finished);
+                cluster.budget.finishes -= 1;
+                cluster.change(name, JobState::Finished);
             }
             Step::Delete { name } => {
-                world.budget.deletes -= 1;
-                world.history.push((name, None));
+                cluster.budget.deletes -= 1;
+                cluster.history.push((name, None));
             }
             Step::Suspend { name } => {
-                world.budget.suspends -= 1;
-                world.change(name, JobState::Suspended);
+                cluster.budget.suspends -= 1;
+                cluster.change(name, JobState::Suspended);
             }
             Step::Touch { name } => {
-                world.budget.touches -= 1;
-                world.change(name, JobState::Suspended);
+                cluster.budget.touches -= 1;
+                cluster.change(name, JobState::Suspended);
             }
         }
         if protocol.fold {
-            world.fold();
+            cluster.fold();
         }
-        (world != *self).then_some(world)
+        (cluster != *self).then_some(cluster)
     }
 
     fn ask(&mut self, protocol: &Protocol, client: usize, replica: usize) {
@@ -252,34 +255,34 @@ impl World {
             Some((version, job)) => (job.uid.clone(), AttemptKind::Unsuspend { from: version }),
             None => (format!("u{n}"), AttemptKind::Create),
         };
-        self.tries.insert(n, Try { client, job_uid, kind, at: Whereabouts::Asking(replica) });
+        self.tries.insert(n, ClientRequest { client, job_uid, kind, at: RequestStage::Asking(replica) });
     }
 
-    fn read(&mut self, n: usize) {
-        let asking = self.tries.iter().filter(|(_, one)| one.at == Whereabouts::Asking(n));
+    fn read_ledger(&mut self, n: usize) {
+        let asking = self.tries.iter().filter(|(_, one)| one.at == RequestStage::Asking(n));
         let asked = asking.map(|(n, _)| *n).collect();
-        let undo = self.replicas[n].undo.clone();
+        let revoked = self.replicas[n].revoked.clone();
         let round =
-            Round { contents: self.contents.clone(), ledger_version: self.ledger_version, asked, undo };
-        self.replicas[n].phase = Phase::Read(round);
+            Round { contents: self.contents.clone(), ledger_version: self.ledger_version, asked, revoked };
+        self.replicas[n].phase = Phase::LedgerRead(round);
     }
 
-    fn look(
+    fn read_jobs(
         &mut self,
         protocol: &Protocol,
         n: usize,
         (view, fetched): (usize, Option<usize>),
         clocks_run_out: bool,
     ) {
-        let Phase::Read(round) = self.replicas[n].phase.clone() else { return };
+        let Phase::LedgerRead(round) = self.replicas[n].phase.clone() else { return };
         let expired = if clocks_run_out { self.expired(protocol, &round.contents) } else { BTreeSet::new() };
         self.replicas[n].position = view;
-        self.replicas[n].phase = Phase::Looked { round, view, fetched, expired };
+        self.replicas[n].phase = Phase::JobsRead { round, view, fetched, expired };
     }
 
-    /// Whether anything came of it that needs an answer from the ledger, where that answer is to be lost.
+    /// Writes the decision of a round. Returns false if there is none, or if an answer is to be lost and nothing was written.
     fn write(&mut self, protocol: &Protocol, n: usize, answer: WriteAnswer) -> bool {
-        let Phase::Looked { round, view, fetched, expired } = self.replicas[n].phase.clone() else {
+        let Phase::JobsRead { round, view, fetched, expired } = self.replicas[n].phase.clone() else {
             return false;
         };
         let Some(decided) = self.decide(protocol, n, &round, (view, fetched), &expired) else { return false };
@@ -299,18 +302,18 @@ impl World {
                 if changed {
                     self.store(protocol, decided.contents);
                 }
-                for done in &round.undo {
-                    self.replicas[n].undo.remove(done);
+                for done in &round.revoked {
+                    self.replicas[n].revoked.remove(done);
                 }
                 self.replicas[n].phase = wrote;
             }
-            // A conflict: start over.
+            // A conflict: the round starts over.
             WriteAnswer::Known => {}
             lost => {
                 self.budget.ambiguous -= 1;
                 match lost {
                     WriteAnswer::LostAfter if fits => self.store(protocol, decided.contents),
-                    WriteAnswer::Late => self.limbo = Some((round.ledger_version, decided.contents)),
+                    WriteAnswer::Late => self.late_write = Some((round.ledger_version, decided.contents)),
                     _ => {}
                 }
                 if protocol.without.reread {
@@ -337,7 +340,7 @@ impl World {
             .map(|n| {
                 let one = &self.tries[n];
                 let kind = match one.kind {
-                    // Any view_source of the Job is then one after it.
+                    // Every version of the Job then counts as later.
                     AttemptKind::Unsuspend { .. } if protocol.without.after_from => {
                         AttemptKind::Unsuspend { from: 0 }
                     }
@@ -355,14 +358,14 @@ impl World {
             })
             .collect();
         let fetched = |name: &str| fetched.filter(|_| self.takes(view, &round.contents, name));
-        let seen = self.seen(view, own, fetched);
+        let seen = self.observed(view, own, fetched);
         let given = RoundInput {
             contents: &round.contents,
             view_source: view_source(protocol, view),
             jobs: &seen.iter().collect::<Vec<_>>(),
             expired,
             overdue: &BTreeSet::new(),
-            revoked: &round.undo,
+            revoked: &round.revoked,
             revision: &|_| revision.to_owned(),
             now: Timestamp::UNIX_EPOCH,
         };
@@ -388,9 +391,9 @@ impl World {
         let Phase::Wrote { granted, refused } = std::mem::take(&mut self.replicas[n].phase) else { return };
         for one in granted {
             match self.tries.get_mut(&one) {
-                Some(waits) if waits.at == Whereabouts::Asking(n) => waits.at = Whereabouts::Admitted,
+                Some(waits) if waits.at == RequestStage::Asking(n) => waits.at = RequestStage::Admitted,
                 _ => {
-                    self.replicas[n].undo.insert(request(one));
+                    self.replicas[n].revoked.insert(request(one));
                 }
             }
         }
@@ -401,7 +404,7 @@ impl World {
 
     fn end(&mut self, request: usize) {
         if let Some(one) = self.tries.get_mut(&request) {
-            one.at = Whereabouts::Ended;
+            one.at = RequestStage::Ended;
         }
     }
 
@@ -435,7 +438,7 @@ fn view_source(protocol: &Protocol, view: usize) -> ViewSource {
 }
 
 impl Protocol {
-    /// Whether two clients create Jobs of different names and differ in nothing else; nobody else uses these names.
+    /// Whether two clients differ only in the names of the Jobs that they create, which no other client uses.
     fn are_twins(&self, a: usize, b: usize) -> bool {
         let (one, other) = (&self.clients[a], &self.clients[b]);
         let only = |name| self.clients.iter().filter(|client| client.name == name).count() == 1;

@@ -1,6 +1,6 @@
-//! A Job under limits of both kinds: the cluster's ledger is looked at, the namespace's is written, then the cluster's;
-//! where that refuses after all, the first grant is taken back. Each round is one step here; what happens within one is
-//! the other model's.
+//! Jobs under limits of both kinds: the cluster's ledger decides without a write, then the namespace's is written, then the
+//! cluster's. If that refuses after all, the namespace's grant is revoked. A round is one step here; the other model checks
+//! the steps within a round.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,7 +14,7 @@ use stateright::{Model, Property};
 
 /// The bounds.
 #[derive(Clone, Debug)]
-pub struct Two {
+pub struct TwoLedgers {
     /// `namespace/name` of each create.
     pub creates: Vec<&'static str>,
     pub in_cluster: u32,
@@ -25,21 +25,22 @@ pub struct Two {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct State {
-    /// Every write of a Job in order: which create's, and whether it is active. The resourceVersion is the place, from 1.
+    /// Every write of a Job in order: the number of its create, and whether it is active. The index from 1 is the
+    /// resourceVersion.
     history: Vec<(usize, bool)>,
-    /// By namespace; the cluster's is the one without a name.
+    /// By namespace; the cluster's has an empty name.
     books: BTreeMap<&'static str, LedgerContents>,
-    at: Vec<At>,
+    at: Vec<CreateStage>,
     crashes: u8,
     finishes: u8,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum At {
-    Looks,
-    AsksNamespace,
-    AsksCluster,
-    TakesBack,
+enum CreateStage {
+    DryRunInCluster,
+    AskNamespace,
+    AskCluster,
+    Revoke,
     Admitted,
     Ended,
 }
@@ -47,14 +48,14 @@ enum At {
 /// One event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// The next round of a create, over the Jobs as of so many writes.
+    /// The next round of a create, with the Jobs as of so many writes.
     Next(usize, usize),
     Crash(usize),
     Land(usize),
     Deny(usize),
     Finish(usize),
-    /// A round for nobody, over a LIST, with clocks that have run out.
-    Tidy(&'static str),
+    /// A round without requests, with a LIST and expired attempts.
+    CleanUp(&'static str),
 }
 
 const CLUSTER: &str = "";
@@ -63,7 +64,7 @@ fn namespace(name: &'static str) -> &'static str {
     name.split_once('/').unwrap().0
 }
 
-impl Two {
+impl TwoLedgers {
     fn scope(&self, book: &str) -> (String, u32) {
         if book == CLUSTER { ("cluster".into(), self.in_cluster) } else { (book.into(), self.in_namespace) }
     }
@@ -117,9 +118,9 @@ impl Two {
         decide(given, &asked)
     }
 
-    /// Attempts whose requests are over and of which nothing came.
+    /// Attempts whose requests ended without an effect.
     fn expired(&self, state: &State, book: &str) -> BTreeSet<String> {
-        let is_over = |request: &str| state.at[request[1..].parse::<usize>().unwrap()] == At::Ended;
+        let is_over = |request: &str| state.at[request[1..].parse::<usize>().unwrap()] == CreateStage::Ended;
         let version = |uid: &str| {
             let n: usize = uid[1..].parse().unwrap();
             state.history.iter().rposition(|(other, _)| *other == n).map(|at| at as u64 + 1)
@@ -131,40 +132,40 @@ impl Two {
         expired.map(|(_, request, _)| request.to_owned()).collect()
     }
 
-    fn tidied(&self, state: &State, book: &'static str) -> LedgerContents {
-        let (expired, nobody) = (self.expired(state, book), BTreeSet::new());
+    fn cleaned(&self, state: &State, book: &'static str) -> LedgerContents {
+        let (expired, none) = (self.expired(state, book), BTreeSet::new());
         let now = (state.history.len(), ViewSource::List);
-        self.decide(state, book, now, None, (&expired, &nobody)).unwrap().contents
+        self.decide(state, book, now, None, (&expired, &none)).unwrap().contents
     }
 
     fn next(&self, state: &mut State, n: usize, view: usize) -> Option<()> {
         let own = namespace(self.creates[n]);
         let seen = (view, ViewSource::Cache(view as u64));
-        let nobody = BTreeSet::new();
+        let none = BTreeSet::new();
         let (book, dry_run) = match state.at[n] {
-            At::Looks => (CLUSTER, true),
-            At::AsksNamespace => (own, false),
-            At::AsksCluster => (CLUSTER, false),
-            At::TakesBack => {
+            CreateStage::DryRunInCluster => (CLUSTER, true),
+            CreateStage::AskNamespace => (own, false),
+            CreateStage::AskCluster => (CLUSTER, false),
+            CreateStage::Revoke => {
                 let undone = [format!("r{n}")].into();
-                let decided = self.decide(state, own, seen, None, (&nobody, &undone))?;
+                let decided = self.decide(state, own, seen, None, (&none, &undone))?;
                 state.books.insert(own, decided.contents);
-                state.at[n] = At::Ended;
+                state.at[n] = CreateStage::Ended;
                 return Some(());
             }
-            At::Admitted | At::Ended => return None,
+            CreateStage::Admitted | CreateStage::Ended => return None,
         };
-        let decided = self.decide(state, book, seen, Some((n, dry_run)), (&nobody, &nobody))?;
+        let decided = self.decide(state, book, seen, Some((n, dry_run)), (&none, &none))?;
         let granted = decided.answers[0] == SlotAnswer::Granted;
         if !dry_run {
             state.books.insert(book, decided.contents);
         }
         state.at[n] = match (state.at[n], granted) {
-            (At::Looks, true) => At::AsksNamespace,
-            (At::AsksNamespace, true) => At::AsksCluster,
-            (At::AsksCluster, true) => At::Admitted,
-            (At::AsksCluster, false) => At::TakesBack,
-            (_, _) => At::Ended,
+            (CreateStage::DryRunInCluster, true) => CreateStage::AskNamespace,
+            (CreateStage::AskNamespace, true) => CreateStage::AskCluster,
+            (CreateStage::AskCluster, true) => CreateStage::Admitted,
+            (CreateStage::AskCluster, false) => CreateStage::Revoke,
+            (_, _) => CreateStage::Ended,
         };
         Some(())
     }
@@ -182,13 +183,13 @@ impl Two {
                 .all(|space| self.active(state, |other| other == *space) <= self.in_namespace as usize)
     }
 
-    fn is_tidy(&self, state: &State) -> bool {
-        state.at.iter().any(|at| *at != At::Ended)
-            || state.books.keys().all(|book| self.tidied(state, book).pending.is_empty())
+    fn is_clean(&self, state: &State) -> bool {
+        state.at.iter().any(|at| *at != CreateStage::Ended)
+            || state.books.keys().all(|book| self.cleaned(state, book).pending.is_empty())
     }
 }
 
-impl Model for Two {
+impl Model for TwoLedgers {
     type State = State;
     type Action = Step;
 
@@ -196,15 +197,15 @@ impl Model for Two {
         let mut books: BTreeMap<_, _> =
             self.creates.iter().map(|name| (namespace(name), LedgerContents::default())).collect();
         books.insert(CLUSTER, LedgerContents::default());
-        let at = vec![At::Looks; self.creates.len()];
+        let at = vec![CreateStage::DryRunInCluster; self.creates.len()];
         vec![State { history: vec![], books, at, crashes: self.crashes, finishes: self.finishes }]
     }
 
     fn actions(&self, state: &State, steps: &mut Vec<Step>) {
         for (n, at) in state.at.iter().enumerate() {
             match at {
-                At::Admitted => steps.extend([Step::Land(n), Step::Deny(n)]),
-                At::Ended => {
+                CreateStage::Admitted => steps.extend([Step::Land(n), Step::Deny(n)]),
+                CreateStage::Ended => {
                     let last = state.history.iter().rfind(|(other, _)| *other == n);
                     let runs = last.is_some_and(|(_, active)| *active) && state.finishes > 0;
                     steps.extend(runs.then_some(Step::Finish(n)));
@@ -216,7 +217,7 @@ impl Model for Two {
             }
         }
         let books = state.books.iter().filter(|(_, book)| !book.pending.is_empty());
-        steps.extend(books.map(|(book, _)| Step::Tidy(book)));
+        steps.extend(books.map(|(book, _)| Step::CleanUp(book)));
     }
 
     fn next_state(&self, state: &State, step: Step) -> Option<State> {
@@ -225,19 +226,19 @@ impl Model for Two {
             Step::Next(n, view) => self.next(&mut next, n, view)?,
             Step::Crash(n) => {
                 next.crashes -= 1;
-                next.at[n] = At::Ended;
+                next.at[n] = CreateStage::Ended;
             }
             Step::Land(n) => {
                 next.history.push((n, true));
-                next.at[n] = At::Ended;
+                next.at[n] = CreateStage::Ended;
             }
-            Step::Deny(n) => next.at[n] = At::Ended,
+            Step::Deny(n) => next.at[n] = CreateStage::Ended,
             Step::Finish(n) => {
                 next.finishes -= 1;
                 next.history.push((n, false));
             }
-            Step::Tidy(book) => {
-                let book_after = self.tidied(state, book);
+            Step::CleanUp(book) => {
+                let book_after = self.cleaned(state, book);
                 next.books.insert(book, book_after);
             }
         }
@@ -247,7 +248,7 @@ impl Model for Two {
     fn properties(&self) -> Vec<Property<Self>> {
         vec![
             Property::always(super::EXACT, |two: &Self, state: &State| two.is_exact(state)),
-            Property::always(super::QUIET, |two: &Self, state: &State| two.is_tidy(state)),
+            Property::always(super::QUIET, |two: &Self, state: &State| two.is_clean(state)),
             Property::sometimes(super::FULL, |two: &Self, state: &State| {
                 two.active(state, |_| true) == two.in_cluster as usize
             }),

@@ -1,4 +1,4 @@
-//! What there is: etcd with its history, the ledger, requests on their way, replicas between their steps.
+//! The state of the model: etcd with its history, the ledger, requests in progress, replicas between their steps.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,32 +12,32 @@ use job_handler_webhook::ledger::{
     resolve::{ObservedJob, ViewSource, had_no_effect},
 };
 
-/// What is checked: the bounds, and which rule is left out.
+/// What to check: the bounds, and which rules are removed.
 #[derive(Clone, Debug)]
 pub struct Protocol {
     pub max: usize,
     pub clients: Vec<Client>,
     pub view: View,
-    /// Under which policies each replica decides; there are as many as are named here.
+    /// The policy revision of each replica.
     pub revisions: Vec<&'static str>,
-    /// Worlds that differ only in which replica is which are looked at once.
+    /// Whether to check states that differ only in the order of the replicas once.
     pub fold: bool,
     pub budget: Budget,
-    /// Whether replicas also look after the ledger while nobody asks.
+    /// Whether replicas also run rounds without requests.
     pub housekeeping: bool,
-    pub without: Without,
+    pub without: RemovedRules,
 }
 
-/// How replicas see Jobs.
+/// How replicas read Jobs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum View {
     Cache,
     List,
-    /// By the cache, or by the cache where all that take slots are seen to do so still.
+    /// The cache, with or without the slot holders fetched.
     Fetched,
 }
 
-/// Somebody who creates a Job, or un-suspends one that is there from the start, and tries again.
+/// A client that creates a Job, or un-suspends one that exists from the start, and retries.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Client {
     pub name: &'static str,
@@ -45,7 +45,7 @@ pub struct Client {
     pub tries: u8,
 }
 
-/// How often what need not happen may happen.
+/// How many of the optional events may happen.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Budget {
     pub crashes: u8,
@@ -66,9 +66,9 @@ impl Default for Budget {
     }
 }
 
-/// LimitRules that can be left out.
+/// Rules of the protocol that can be removed.
 #[derive(Clone, Debug, Default)]
-pub struct Without {
+pub struct RemovedRules {
     pub observed_through: bool,
     pub after_from: bool,
     pub quorum_read: bool,
@@ -89,21 +89,22 @@ impl Default for Protocol {
             fold: false,
             budget: Budget::default(),
             housekeeping: true,
-            without: Without::default(),
+            without: RemovedRules::default(),
         }
     }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct World {
-    /// Every write of a Job in order: name, and the Job or that it was deleted. The resourceVersion is the place, from 1.
+pub struct ModelCluster {
+    /// Every write of a Job in order: its name, and the Job or `None` for a deletion. The index from 1 is the
+    /// resourceVersion.
     pub history: Vec<(&'static str, Option<Stored>)>,
     pub contents: LedgerContents,
     pub ledger_version: u8,
-    /// A write of the ledger that may still come.
-    pub limbo: Option<(u8, LedgerContents)>,
-    /// By their number: each client has its own, so that the order in which they ask makes no difference by itself.
-    pub tries: BTreeMap<usize, Try>,
+    /// A write of the ledger that may still be stored.
+    pub late_write: Option<(u8, LedgerContents)>,
+    /// By number. Each client has its own numbers, so that the order of requests makes no difference by itself.
+    pub tries: BTreeMap<usize, ClientRequest>,
     pub replicas: Vec<Replica>,
     pub budget: Budget,
 }
@@ -123,41 +124,41 @@ pub enum JobState {
 
 /// A request of a client.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Try {
+pub struct ClientRequest {
     pub client: usize,
     pub job_uid: String,
     pub kind: AttemptKind,
-    pub at: Whereabouts,
+    pub at: RequestStage,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Whereabouts {
-    /// Waits for the answer of a replica.
+pub enum RequestStage {
+    /// Waits for the answer of this replica.
     Asking(usize),
-    /// On its way from admission to etcd.
+    /// Admitted and not stored yet.
     Admitted,
-    /// Stored, refused, denied by others, given up.
+    /// Stored, refused, denied by another webhook, or given up.
     Ended,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Replica {
-    /// How much of the history its cache has seen.
+    /// How much of the history its cache has.
     pub position: usize,
     pub phase: Phase,
-    /// Grants that reached nobody, to be taken back.
-    pub undo: BTreeSet<String>,
+    /// Grants whose callers never received the answer.
+    pub revoked: BTreeSet<String>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Phase {
     #[default]
     Idle,
-    Read(Round),
-    Looked {
+    LedgerRead(Round),
+    JobsRead {
         round: Round,
         view: usize,
-        /// Those that take slots were fetched after so many writes.
+        /// The number of writes after which the slot holders were fetched.
         fetched: Option<usize>,
         expired: BTreeSet<String>,
     },
@@ -172,22 +173,22 @@ pub struct Round {
     pub contents: LedgerContents,
     pub ledger_version: u8,
     pub asked: Vec<usize>,
-    pub undo: BTreeSet<String>,
+    pub revoked: BTreeSet<String>,
 }
 
-/// Tries of one client are numbered from its own hundred on.
+/// The requests of client n are numbered from n times this.
 pub const TRIES: usize = 100;
 
 pub fn request(n: usize) -> String {
     format!("r{n}")
 }
 
-/// The scope in which Jobs count, by the name it has in the policies of a revision.
+/// The id of the one scope, which depends on the policy revision.
 pub fn scope(revision: &str) -> String {
     format!("limit of {revision}")
 }
 
-impl World {
+impl ModelCluster {
     pub fn new(protocol: &Protocol) -> Self {
         let mut history = Vec::new();
         for client in protocol.clients.iter().filter(|client| client.unsuspends) {
@@ -200,14 +201,14 @@ impl World {
             history,
             contents: LedgerContents::default(),
             ledger_version: 0,
-            limbo: None,
+            late_write: None,
             tries: BTreeMap::new(),
             replicas: protocol.revisions.iter().map(|_| Replica::default()).collect(),
             budget: protocol.budget.clone(),
         }
     }
 
-    /// The Job of a name and its resourceVersion, after so many writes.
+    /// The Job of a name and its resourceVersion after `view` writes.
     pub fn job_at(&self, view: usize, name: &str) -> Option<(u64, &Stored)> {
         let mut writes = self.history[..view].iter().enumerate();
         let (n, (_, stored)) = writes.rfind(|(_, (other, _))| *other == name)?;
@@ -222,8 +223,8 @@ impl World {
         self.history.iter().map(|(name, _)| *name).collect()
     }
 
-    /// What is seen of the Jobs after so many writes, counted by the policies of a revision. `fetched` are seen later.
-    pub fn seen(
+    /// The Jobs after `view` writes, counted by a policy revision. Fetched Jobs are shown as of a later write.
+    pub fn observed(
         &self,
         view: usize,
         revision: &str,
@@ -249,10 +250,10 @@ impl World {
         self.names().iter().filter(is_active).count()
     }
 
-    /// The same world, whichever replica is which.
+    /// Sorts the replicas, so that states that differ only in their order become equal.
     pub fn fold(&mut self) {
         let asking = |n: usize| -> Vec<usize> {
-            let tries = self.tries.iter().filter(|(_, one)| one.at == Whereabouts::Asking(n));
+            let tries = self.tries.iter().filter(|(_, one)| one.at == RequestStage::Asking(n));
             tries.map(|(n, _)| *n).collect()
         };
         let digest = |n: usize| {
@@ -264,18 +265,18 @@ impl World {
         order.sort_by_key(|n| digest(*n));
         self.replicas = order.iter().map(|n| self.replicas[*n].clone()).collect();
         for one in self.tries.values_mut() {
-            if let Whereabouts::Asking(n) = &mut one.at {
+            if let RequestStage::Asking(n) = &mut one.at {
                 *n = order.iter().position(|other| other == n).unwrap();
             }
         }
     }
 
-    /// The attempts that have run out, and came to nothing. No clock runs out while the request is on its way: that is
-    /// what 60 s are for.
+    /// The attempts that have expired without an effect. No attempt expires while its request is in progress: that is why
+    /// the expiry is 60 s.
     pub fn expired(&self, protocol: &Protocol, contents: &LedgerContents) -> BTreeSet<String> {
         let ran_out = |request: &str| {
             let n: usize = request[1..].parse().unwrap();
-            self.tries[&n].at == Whereabouts::Ended
+            self.tries[&n].at == RequestStage::Ended
         };
         let nothing = |granted: &GrantedAttempt| {
             let stored = self.names().into_iter().filter_map(|name| self.job(name));
@@ -290,24 +291,24 @@ impl World {
             .collect()
     }
 
-    /// Nothing is on its way, or else a round would leave nothing in the ledger.
-    pub fn is_tidy(&self, protocol: &Protocol) -> bool {
-        let quiet = self.limbo.is_none()
-            && self.tries.values().all(|one| one.at == Whereabouts::Ended)
+    /// Whether a request or write is in progress, or a round would empty the ledger.
+    pub fn is_clean(&self, protocol: &Protocol) -> bool {
+        let quiet = self.late_write.is_none()
+            && self.tries.values().all(|one| one.at == RequestStage::Ended)
             && self.replicas.iter().all(|replica| replica.phase == Phase::Idle);
         if !quiet || self.contents.pending.is_empty() {
             return true;
         }
-        let nobody = BTreeSet::new();
+        let none = BTreeSet::new();
         let expired = self.expired(protocol, &self.contents);
-        let seen = self.seen(self.history.len(), protocol.revisions[0], |_| None);
+        let seen = self.observed(self.history.len(), protocol.revisions[0], |_| None);
         let given = RoundInput {
             contents: &self.contents,
             view_source: ViewSource::List,
             jobs: &seen.iter().collect::<Vec<_>>(),
             expired: &expired,
-            overdue: &nobody,
-            revoked: &nobody,
+            overdue: &none,
+            revoked: &none,
             revision: &|_| protocol.revisions[0].to_owned(),
             now: Timestamp::UNIX_EPOCH,
         };
