@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use job_handler_e2e::bench::{self, BenchPart, reviews::Size, server::Handler};
+use job_handler_e2e::harness::command_line;
 
 /// Measures what stamping, limits, harvests and prunes cost, and writes e2e/BENCHMARKS.md.
 #[derive(Debug, Parser)]
@@ -53,7 +54,7 @@ enum BenchCommand {
 }
 
 fn main() -> anyhow::Result<()> {
-    let arguments = BenchArgs::parse();
+    let arguments = command_line::parse::<BenchArgs>();
     match arguments.command {
         Some(BenchCommand::Serve { handler, namespace }) => {
             return Ok(bench::server::serve(handler, &namespace)?);

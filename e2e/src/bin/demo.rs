@@ -3,7 +3,7 @@
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::Parser;
-use job_handler_e2e::demo;
+use job_handler_e2e::{demo, harness::command_line};
 
 /// Shows on a real Kubernetes, step by step, what job-handler does. Exits with 0 if every step passed.
 #[derive(Debug, Parser)]
@@ -18,7 +18,7 @@ struct DemoArgs {
 }
 
 fn main() -> ExitCode {
-    match run(&DemoArgs::parse()) {
+    match run(&command_line::parse::<DemoArgs>()) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use clap::Parser;
-use job_handler_e2e::harness::progress::print_line;
+use job_handler_e2e::harness::{command_line, progress::print_line};
 use job_handler_e2e::{Cluster, ClusterOptions, Pair, PairOptions};
 
 /// Boots a Kubernetes cluster on this machine, installs job-handler on it and stays until Ctrl-C.
@@ -22,7 +22,7 @@ struct Arguments {
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    let arguments = Arguments::parse();
+    let arguments = command_line::parse::<Arguments>();
     tokio::select! {
         result = play(arguments) => result,
         result = interrupted() => result,

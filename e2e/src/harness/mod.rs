@@ -1,7 +1,8 @@
 //! What every other room uses: child processes that end with their caller (`process/`), waiting for conditions, free ports,
-//! servers in the background, kubeconfigs, errors. Read `process/mod.rs` first.
+//! servers in the background, kubeconfigs, errors, command lines. Read `process/mod.rs` first.
 
 pub(crate) mod background_server;
+pub mod command_line;
 pub mod error;
 pub(crate) mod kubeconfig;
 pub mod ports;
