@@ -1,39 +1,25 @@
-// A Kubernetes control plane in one binary.
+// A Kubernetes control plane, and the nodes' side of it, in one binary.
 //
-// Each component is the project's own `app` command, started as its own process by its name as first
-// argument (or as the name the binary is called by: a link named `kubectl` is kubectl). Nothing of a
-// component is changed; only etcd gets a small command line of its own, because its server is embedded.
+// Each component is its project's own command, started as a process of its own: its name is the first
+// argument, or the name that the binary is called by (a symlink named `kubectl` is kubectl). No component
+// is changed. The build tag `no_NAME` (with `_` for `-`) leaves a component out of the binary.
 package main
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
-	"sort"
+	"slices"
 	"strings"
-	_ "time/tzdata" // CronJobs may name a time zone
 
 	"github.com/spf13/cobra"
-	_ "k8s.io/client-go/plugin/pkg/client/auth" // kubectl's login plugins
 	"k8s.io/component-base/cli"
-	"k8s.io/component-base/logs"
-	_ "k8s.io/component-base/logs/json/register"
-	_ "k8s.io/component-base/metrics/prometheus/clientgo"
-	_ "k8s.io/component-base/metrics/prometheus/version"
-	kubectl "k8s.io/kubectl/pkg/cmd"
-	kubectlutil "k8s.io/kubectl/pkg/cmd/util"
-	apiserver "k8s.io/kubernetes/cmd/kube-apiserver/app"
-	controllers "k8s.io/kubernetes/cmd/kube-controller-manager/app"
-	scheduler "k8s.io/kubernetes/cmd/kube-scheduler/app"
 )
 
+// components holds what this binary can be; each component's file adds its own.
 var components = map[string]func(){
-	"etcd":                    func() { run(etcdCommand()) },
-	"kube-apiserver":          func() { run(apiserver.NewAPIServerCommand()) },
-	"kube-controller-manager": func() { run(controllers.NewControllerManagerCommand()) },
-	"kube-scheduler":          func() { run(scheduler.NewSchedulerCommand()) },
-	"node-logs":               func() { run(nodeLogsCommand()) },
-	"kubectl":                 runKubectl,
+	"node-logs": func() { run(nodeLogsCommand()) },
 }
 
 func main() {
@@ -43,28 +29,17 @@ func main() {
 	}
 	if len(os.Args) > 1 {
 		if component, ok := components[os.Args[1]]; ok {
-			os.Args = append([]string{os.Args[1]}, os.Args[2:]...)
+			// Some commands parse os.Args themselves.
+			os.Args = os.Args[1:]
 			component()
 			return
 		}
 	}
-	names := make([]string, 0, len(components))
-	for name := range components {
-		names = append(names, name)
-	}
-	sort.Strings(names)
+	names := slices.Sorted(maps.Keys(components))
 	fmt.Fprintf(os.Stderr, "usage: %s COMPONENT [ARGUMENTS]\nCOMPONENT is one of: %s\n", os.Args[0], strings.Join(names, ", "))
 	os.Exit(2)
 }
 
 func run(command *cobra.Command) {
 	os.Exit(cli.Run(command))
-}
-
-// As in kubectl's own main.
-func runKubectl() {
-	logs.GlogSetter(kubectl.GetLogVerbosity(os.Args)) // nolint:errcheck
-	if err := cli.RunNoErrOutput(kubectl.NewDefaultKubectlCommand()); err != nil {
-		kubectlutil.CheckErr(err)
-	}
 }

@@ -18,7 +18,7 @@ use crate::bench::seed::{SeedJobs, seed};
 use crate::bench::table::{Aim, Table, figure, median, median_ratio, sized, to_mib};
 use crate::bench::watch::next_event;
 use crate::bench::{environment, machine};
-use crate::build::{beside, pair_programs};
+use crate::build::{pair_programs, run_cancellable};
 use crate::cluster::{AuditLevel, Cluster, ClusterOptions, Component};
 use crate::harness::error::{Error, Result};
 
@@ -76,7 +76,7 @@ struct PruneRun {
 pub async fn measure(program: &Path, sizes: PruneSizes) -> Result<Table> {
     let options = ClusterOptions { audit: AuditLevel::None, ..ClusterOptions::default() };
     let cluster = Cluster::start(options).await?;
-    let sink = beside(pair_programs).await?.join("job-handler-sink");
+    let sink = run_cancellable(pair_programs).await?.join("job-handler-sink");
     let mut namespaces = Vec::new();
     for _ in 0..2 * sizes.rounds + 2 {
         namespaces.push(cluster.namespace("bench").await?);

@@ -1,4 +1,4 @@
-//! A folder in the user's cache per thing built, filled once.
+//! Keeps built programs in the user's cache, one folder for each state of the sources.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -8,9 +8,9 @@ use sha2::{Digest, Sha256};
 use crate::harness::error::{Error, Result};
 use crate::harness::progress::print_line;
 
-/// Returns `<cache>/job-handler/<entry>/<program>`, building it first if it is not there. `build` is
-/// given a temporary path to build to; the result is renamed, so that nobody ever runs half a program,
-/// and a lock keeps two processes from building the same.
+/// Returns `<cache>/job-handler/<entry>/<program>` and builds it first if it is not there. `build` writes to a temporary
+/// path, which is then renamed, so that no half-written program is ever run. A lock keeps two processes from building
+/// the same program at once.
 pub(super) fn build_once(
     entry: &str,
     program: &str,
@@ -34,17 +34,18 @@ fn build_once_in(folder: &Path, program: &str, build: impl FnOnce(&Path) -> Resu
     if target.is_file() {
         return Ok(target);
     }
-    let half = folder.join(format!("{program}.{}", std::process::id()));
-    build(&half).inspect_err(|_| {
-        // Half a program is of no use; there may be none, too.
-        let _ = std::fs::remove_file(&half);
+    let unfinished = folder.join(format!("{program}.{}", std::process::id()));
+    build(&unfinished).inspect_err(|_| {
+        // The build may have failed before it wrote anything.
+        let _ = std::fs::remove_file(&unfinished);
     })?;
-    std::fs::rename(&half, &target).map_err(Error::io(format!("moving {} into place", half.display())))?;
+    std::fs::rename(&unfinished, &target)
+        .map_err(Error::io(format!("moving {} into place", unfinished.display())))?;
     Ok(target)
 }
 
 /// A digest of the Go sources of a folder (and of what else decides the build).
-pub(super) fn digest(folder: &Path, more: &[&str]) -> Result<String> {
+pub(super) fn digest(folder: &Path, more: &[impl AsRef<str>]) -> Result<String> {
     let reading = || format!("reading {}", folder.display());
     let mut files: Vec<PathBuf> = std::fs::read_dir(folder)
         .and_then(|entries| entries.map(|entry| entry.map(|entry| entry.path())).collect())
@@ -62,7 +63,7 @@ pub(super) fn digest(folder: &Path, more: &[&str]) -> Result<String> {
         hash.update(content);
     }
     for text in more {
-        hash.update(text.as_bytes());
+        hash.update(text.as_ref().as_bytes());
     }
     Ok(hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect())
 }
@@ -84,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_comes_while_another_builds_waits_and_takes_that() {
+    fn concurrent_callers_build_once_and_share_the_result() {
         let folder = tempfile::tempdir().unwrap();
         let builds = AtomicUsize::new(0);
         let build = |half: &Path| {
@@ -106,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn a_build_that_fails_leaves_nothing_to_run_and_is_tried_again() {
+    fn a_failed_build_leaves_no_program_and_is_repeated() {
         let folder = tempfile::tempdir().unwrap();
         let fails = |half: &Path| {
             std::fs::write(half, "half").unwrap();
@@ -121,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn the_digest_follows_the_sources_and_nothing_else() {
+    fn the_digest_depends_on_sources_and_flags_only() {
         let folder = tempfile::tempdir().unwrap();
         let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
         write("go.sum", "a");

@@ -1,9 +1,10 @@
 //! An S3-compatible server, for the tests of whole logs: versitygw, a gateway that others run in production and that
 //! shares no code with our client. It checks signatures and checksums, and keeps objects as files below a folder.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use super::{cache, go, named, watched};
+use crate::build::go::GoProgram;
+use crate::build::named_by;
 use crate::harness::error::Result;
 
 /// Names a ready `versitygw` instead of building one.
@@ -14,17 +15,16 @@ pub const VERSITYGW_BIN: &str = "JOB_HANDLER_VERSITYGW_BIN";
 /// # Errors
 /// If it has to be built and `go` is missing or the build fails.
 pub fn object_store() -> Result<PathBuf> {
-    if let Some(program) = named(VERSITYGW_BIN)? {
+    if let Some(program) = named_by(VERSITYGW_BIN)? {
         return Ok(program);
     }
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("object-store");
-    let key = cache::digest(&source, &[])?;
-    cache::build_once(&format!("versitygw-{key}"), "versitygw", |target| {
-        let mut command = go()?;
-        command.current_dir(&source).env("GOWORK", "off");
-        command.args(["build", "-v", "-buildvcs=false", "-ldflags", "-s -w", "-o"]);
-        command.arg(target).arg("github.com/versity/versitygw/cmd/versitygw");
-        watched::run(command, "the S3-compatible server versitygw", "about 2 minutes on 2 cores, once")
-            .map(drop)
-    })
+    GoProgram {
+        what: "the S3-compatible server versitygw",
+        duration: "about 2 minutes on 2 cores",
+        module: "object-store",
+        package: "github.com/versity/versitygw/cmd/versitygw",
+        program: "versitygw",
+        ..GoProgram::default()
+    }
+    .find_or_build()
 }

@@ -6,7 +6,8 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::{cache, go, named, watched};
+use crate::build::go::GoProgram;
+use crate::build::{cache, named_by};
 use crate::harness::error::{Error, Result};
 use crate::harness::progress::print_line;
 
@@ -27,7 +28,7 @@ pub struct PrometheusTools {
 /// # Errors
 /// If it has to be built and `go` is missing or a build fails.
 pub fn prometheus_tools() -> Result<PrometheusTools> {
-    if let Some(folder) = named(PROMETHEUS_BIN_DIR)? {
+    if let Some(folder) = named_by(PROMETHEUS_BIN_DIR)? {
         return Ok(in_folder(&folder));
     }
     if let Some(folder) = on_path() {
@@ -90,13 +91,13 @@ fn run(folder: &tempfile::TempDir, program: &str, arguments: &[&str]) -> Result<
 }
 
 fn built(name: &str) -> Result<PathBuf> {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("prometheus");
-    let key = cache::digest(&source, &[])?;
-    cache::build_once(&format!("prometheus-{key}"), name, |target| {
-        let mut command = go()?;
-        command.current_dir(&source).env("GOWORK", "off");
-        command.args(["build", "-v", "-buildvcs=false", "-ldflags", "-s -w", "-o"]);
-        command.arg(target).arg(format!("github.com/prometheus/prometheus/cmd/{name}"));
-        watched::run(command, name, "about 8 minutes on 2 cores, once").map(drop)
-    })
+    GoProgram {
+        what: name,
+        duration: "about 8 minutes on 2 cores",
+        module: "prometheus",
+        package: &format!("github.com/prometheus/prometheus/cmd/{name}"),
+        program: name,
+        ..GoProgram::default()
+    }
+    .find_or_build()
 }

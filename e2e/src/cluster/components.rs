@@ -119,18 +119,12 @@ impl Layout {
 
     /// How a component is started.
     pub(super) fn program(&self, component: Component) -> Program {
-        let executable = match component {
-            Component::Kwok => self.programs.kwok.clone(),
-            _ => self.programs.kubernetes.clone(),
-        };
-        let mut arguments: Vec<OsString> = Vec::new();
-        if component != Component::Kwok {
-            arguments.push(component.name().into());
-        }
+        let (executable, first) = self.programs.command(component.name());
+        let mut arguments: Vec<OsString> = first.into_iter().map(OsString::from).collect();
         arguments.extend(self.arguments(component).into_iter().map(OsString::from));
         Program {
             name: component.name().to_owned(),
-            executable,
+            executable: executable.to_owned(),
             arguments,
             environment: Vec::new(),
             log: self.folder.join("logs").join(format!("{}.log", component.name())),
@@ -153,11 +147,23 @@ impl Layout {
         }
     }
 
+    /// A cluster of one member.
     fn etcd(&self) -> Vec<String> {
+        let (client, peer) = (self.ports.etcd, self.ports.etcd_peer);
         vec![
+            "--name=e2e".to_owned(),
             self.file("--data-dir", "etcd"),
-            format!("--listen-client-url=http://127.0.0.1:{}", self.ports.etcd),
-            format!("--listen-peer-url=http://127.0.0.1:{}", self.ports.etcd_peer),
+            format!("--listen-client-urls=http://127.0.0.1:{client}"),
+            format!("--advertise-client-urls=http://127.0.0.1:{client}"),
+            format!("--listen-peer-urls=http://127.0.0.1:{peer}"),
+            format!("--initial-advertise-peer-urls=http://127.0.0.1:{peer}"),
+            format!("--initial-cluster=e2e=http://127.0.0.1:{peer}"),
+            // The data need not survive the machine; what was written before a SIGKILL of etcd is in the page cache.
+            "--unsafe-no-fsync".to_owned(),
+            "--log-level=warn".to_owned(),
+            format!("--quota-backend-bytes={}", 8_u64 << 30),
+            "--auto-compaction-mode=periodic".to_owned(),
+            "--auto-compaction-retention=5m".to_owned(),
         ]
     }
 

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::build::{beside, cluster_programs};
+use crate::build::{kubectl, run_cancellable};
 use crate::cluster::options::E2E_KUBECONFIG;
 use crate::cluster::test_cluster::{Cluster, link_kubectl, load};
 use crate::harness::error::{Error, Result};
@@ -18,8 +18,8 @@ pub(super) async fn connect(kubeconfig: &Path) -> Result<Cluster> {
     let kubectl = match on_path("kubectl") {
         Some(path) => path,
         None => {
-            let programs = beside(cluster_programs).await?;
-            link_kubectl(folder.path(), &programs.kubernetes)?
+            let built = run_cancellable(kubectl).await?;
+            link_kubectl(folder.path(), &built)?
         }
     };
     let kubeconfig = kubeconfig.canonicalize().map_err(Error::io(format!(

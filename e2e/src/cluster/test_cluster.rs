@@ -10,7 +10,7 @@ use kube::Api;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use tokio::sync::OnceCell;
 
-use crate::build::{ClusterPrograms, beside, cluster_programs};
+use crate::build::{ClusterPrograms, cluster_programs, run_cancellable};
 use crate::cluster::component_handle::ComponentHandle;
 use crate::cluster::components::{Component, Layout, Ports};
 use crate::cluster::options::{AuditLevel, ClusterOptions, E2E_KUBECONFIG};
@@ -43,7 +43,7 @@ impl Cluster {
         if let Some(path) = std::env::var_os(E2E_KUBECONFIG).filter(|value| !value.is_empty()) {
             return external::connect(Path::new(&path)).await;
         }
-        let programs = beside(cluster_programs).await?;
+        let programs = run_cancellable(cluster_programs).await?;
         let mut tries = 0;
         loop {
             tries += 1;
@@ -152,7 +152,7 @@ impl Cluster {
 
     async fn boot(options: &ClusterOptions, programs: ClusterPrograms) -> Result<Self> {
         let folder = TempFolder::new()?;
-        let kubectl = link_kubectl(folder.path(), &programs.kubernetes)?;
+        let kubectl = link_kubectl(folder.path(), programs.command("kubectl").0)?;
         let level = match options.audit {
             AuditLevel::None => "None",
             AuditLevel::Metadata => "Metadata",
@@ -233,12 +233,12 @@ pub(super) async fn load(kubeconfig: &Path) -> Result<kube::Config> {
     Ok(config)
 }
 
-/// The one binary is kubectl when it is called by that name.
-pub(super) fn link_kubectl(folder: &Path, kubernetes: &Path) -> Result<PathBuf> {
+/// Links `kubectl` to a kubectl, or to the one binary, which is kubectl when it is called by that name.
+pub(super) fn link_kubectl(folder: &Path, executable: &Path) -> Result<PathBuf> {
     let bin = folder.join("bin");
     let link = bin.join("kubectl");
     std::fs::create_dir_all(&bin)
-        .and_then(|()| std::os::unix::fs::symlink(kubernetes, &link))
+        .and_then(|()| std::os::unix::fs::symlink(executable, &link))
         .map_err(Error::io("linking kubectl"))?;
     Ok(link)
 }

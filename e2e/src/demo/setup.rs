@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use crate::build::{beside, cluster_programs, pair_programs};
+use crate::build::{cluster_programs, pair_programs, run_cancellable};
 use crate::cluster::{Cluster, ClusterOptions, E2E_KUBECONFIG};
 use crate::demo::report::DemoReport;
 use crate::demo::runner::{DemoOptions, DemoRunner};
@@ -23,9 +23,9 @@ pub async fn run(patience: Duration) -> Result<DemoReport> {
     println!("Building the programs that are not built yet …");
     // Timed apart from the demo. An existing cluster needs no programs of ours.
     if std::env::var_os(E2E_KUBECONFIG).is_none_or(|path| path.is_empty()) {
-        beside(cluster_programs).await?;
+        run_cancellable(cluster_programs).await?;
     }
-    let sink = beside(pair_programs).await?.join("job-handler-sink");
+    let sink = run_cancellable(pair_programs).await?.join("job-handler-sink");
     let begun = Instant::now();
     println!(
         "Booting Kubernetes (the real etcd, apiserver, controller-manager and scheduler; nodes simulated by KWOK) …"

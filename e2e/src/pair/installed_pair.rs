@@ -8,7 +8,7 @@ use job_handler_shared::policy::spec::ClusterJobPolicy;
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use kube::Api;
 
-use crate::build::{beside, pair_programs};
+use crate::build::{pair_programs, run_cancellable};
 use crate::cluster::Cluster;
 use crate::harness::error::{Error, Result};
 use crate::harness::wait::wait_for;
@@ -39,7 +39,7 @@ impl Pair {
         if options.webhooks == 0 {
             return Err(Error::Invalid("a pair needs at least one webhook".to_owned()));
         }
-        let programs = beside(pair_programs).await?;
+        let programs = run_cancellable(pair_programs).await?;
         // An existing cluster may have to reach us from elsewhere.
         let elsewhere =
             std::env::var(E2E_WEBHOOK_HOST).ok().filter(|host| !cluster.is_own() && !host.is_empty());

@@ -15,7 +15,7 @@ fn a_missing_go_is_named_with_what_to_do() {
     let empty = tempfile::tempdir().unwrap();
     let output = playground(&[], |command| {
         command.env("PATH", empty.path()).env("XDG_CACHE_HOME", empty.path());
-        command.env_remove("JOB_HANDLER_KUBERNETES_BIN").env_remove("JOB_HANDLER_KWOK_BIN");
+        command.env_remove("JOB_HANDLER_KUBERNETES_BIN");
     });
     let told = String::from_utf8(output.stderr).unwrap();
     assert!(!output.status.success());

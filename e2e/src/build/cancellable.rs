@@ -1,4 +1,4 @@
-//! Builds run beside the runtime, and end with whoever waits for them: a signal during a build stops the builder.
+//! Runs a build on a blocking thread and stops it when its future is dropped, so that Ctrl-C ends a build of minutes.
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -7,32 +7,32 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::harness::error::{Error, Result};
 
 thread_local! {
-    /// Set while this thread builds for somebody.
-    static UNWANTED: RefCell<Option<Arc<AtomicBool>>> = const { RefCell::new(None) };
+    /// Set while this thread runs a build; true once the build's future was dropped.
+    static CANCELLED: RefCell<Option<Arc<AtomicBool>>> = const { RefCell::new(None) };
 }
 
-/// Runs a build on a thread of its own. If the future is dropped before it is done, the build ends soon, too: a runtime
-/// waits for its blocking threads.
+/// Runs a build on a thread of its own. If the future is dropped before the build is done, the builder is terminated: a
+/// runtime that shuts down waits for its blocking threads.
 ///
 /// # Errors
 /// Those of the build.
-pub(crate) async fn beside<T: Send + 'static>(
+pub(crate) async fn run_cancellable<T: Send + 'static>(
     build: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
-    let unwanted = Arc::new(AtomicBool::new(false));
-    let _on_drop = SetOnDrop(unwanted.clone());
+    let cancelled = Arc::new(AtomicBool::new(false));
+    let _on_drop = SetOnDrop(cancelled.clone());
     let thread = tokio::task::spawn_blocking(move || {
-        UNWANTED.set(Some(unwanted));
+        CANCELLED.set(Some(cancelled));
         let built = build();
-        UNWANTED.set(None);
+        CANCELLED.set(None);
         built
     });
     thread.await.map_err(|error| Error::Invalid(format!("the build panicked: {error}")))?
 }
 
-/// Whether nobody waits any more for what this thread builds.
-pub(super) fn is_unwanted() -> bool {
-    UNWANTED.with_borrow(|flag| flag.as_ref().is_some_and(|flag| flag.load(Ordering::Relaxed)))
+/// Whether the future of the build that this thread runs was dropped.
+pub(super) fn is_cancelled() -> bool {
+    CANCELLED.with_borrow(|flag| flag.as_ref().is_some_and(|flag| flag.load(Ordering::Relaxed)))
 }
 
 struct SetOnDrop(Arc<AtomicBool>);
@@ -49,20 +49,20 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use super::*;
-    use crate::build::watched;
+    use crate::build::builder::Builder;
 
     #[test]
-    fn a_build_ends_with_whoever_waits_for_it() {
+    fn dropping_the_future_ends_the_build() {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
         let (started, begun) = std::sync::mpsc::channel();
         let since = Instant::now();
         runtime.block_on(async {
-            let build = beside(move || {
+            let build = run_cancellable(move || {
                 let mut command = Command::new("sh");
                 // A builder has builders of its own.
                 command.args(["-c", "sleep 600 & echo $! >&2; wait"]);
                 started.send(()).unwrap();
-                watched::run(command, "nothing", "")
+                Builder { what: "nothing", duration: "", steps: None }.run(command)
             });
             let begun = tokio::task::spawn_blocking(move || begun.recv().unwrap());
             tokio::select! { result = build => panic!("{result:?}"), begun = begun => begun.unwrap() }
