@@ -38,7 +38,9 @@ fn build() -> Result<PathBuf> {
     let mut command = Command::new(cargo);
     command.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."));
     command.args(["build", "--message-format=json-render-diagnostics"]);
-    command.args(["-p", "job-handler-webhook", "-p", "job-handler-sink"]);
+    // Of the whole workspace, although only these programs are built: cargo then chooses the same features for all
+    // dependencies as in the build of this package, which depends on all others, and compiles no crate twice.
+    command.arg("--workspace");
     command.args(PROGRAMS.map(|program| format!("--bin={program}")));
     // The profile of the build that this code is part of.
     if !cfg!(debug_assertions) {
