@@ -46,7 +46,6 @@ pub mod model;
 pub mod notify;
 pub mod object_store;
 pub mod observe;
-pub mod plugin;
 pub mod prune;
 pub mod queueing;
 pub mod reconcile;

@@ -2,4 +2,5 @@
 
 pub mod client;
 pub mod error;
+#[cfg(feature = "server")]
 pub mod watch;

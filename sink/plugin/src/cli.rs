@@ -4,7 +4,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum, builder::PossibleValue};
 
 /// Reads the stored results of finished Jobs: outcome, reasons, containers' states, logs.
 #[derive(Debug, Parser)]
-#[command(name = super::PROGRAM, bin_name = "kubectl job-results", version)]
+#[command(name = crate::PROGRAM, bin_name = "kubectl job-results", version)]
 pub struct Cli {
     /// Which cluster, as whom.
     #[command(flatten)]

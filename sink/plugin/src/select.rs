@@ -2,7 +2,7 @@
 
 use job_handler_shared::result::{pods::Section, sections::heading};
 
-use crate::plugin::{ReadError, sanitize::line, source::Stored};
+use crate::{ReadError, sanitize::line, source::Stored};
 
 /// What was asked for; nothing of it = everything.
 #[derive(Clone, Copy, Debug, Default)]

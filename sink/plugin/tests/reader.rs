@@ -1,27 +1,26 @@
 //! `kubectl job-results` against an apiserver in memory: what was packed is read, and whatever was tampered with is told.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, in helpers too")]
 
+#[path = "../../tests/common/mod.rs"]
 mod common;
 
 use clap::Parser;
 use common::{Apiserver, build::noise};
 use flate2::{Compression, write::GzEncoder};
+use job_handler_plugin::{
+    self as plugin, ReadError,
+    cli::Cli,
+    source::{Source, StorageKind},
+};
 use job_handler_shared::{
     job::snapshot::{Finished, JobSnapshot, Outcome},
     policy::results::Logs,
     result::pods::{ContainerFacts, LogFacts, PodFacts},
 };
-use job_handler_sink::{
-    harvest::{
-        captured::{Captured, CapturedLog, CapturedPod},
-        log_buffer::HeadTail,
-        pack::pack,
-    },
-    plugin::{
-        self, ReadError,
-        cli::Cli,
-        source::{Source, StorageKind},
-    },
+use job_handler_sink::harvest::{
+    captured::{Captured, CapturedLog, CapturedPod},
+    log_buffer::HeadTail,
+    pack::pack,
 };
 use proptest::prelude::*;
 use serde_json::{Value, json};

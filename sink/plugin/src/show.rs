@@ -12,7 +12,7 @@ use job_handler_shared::{
     text::{human_bytes, human_seconds},
 };
 
-use crate::plugin::{
+use crate::{
     cli::ShowOutput,
     sanitize::{json, line},
     source::Stored,

@@ -7,7 +7,7 @@ use kube::{
     config::{KubeConfigOptions, Kubeconfig},
 };
 
-use crate::plugin::{
+use crate::{
     ReadError,
     cli::{Access, Storage},
     source::{Source, StorageKind},
@@ -20,8 +20,8 @@ use crate::plugin::{
 pub async fn connect(access: &Access, all: bool) -> Result<Source, ReadError> {
     let config = config(access).await?;
     let namespace = access.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
-    let client =
-        client::with(config, super::PROGRAM, crate::VERSION).map_err(|e| ReadError::Access(e.to_string()))?;
+    let client = client::with(config, crate::PROGRAM, env!("CARGO_PKG_VERSION"))
+        .map_err(|e| ReadError::Access(e.to_string()))?;
     let kinds = match access.storage {
         None => vec![StorageKind::ConfigMap, StorageKind::Secret],
         Some(Storage::ConfigMap) => vec![StorageKind::ConfigMap],

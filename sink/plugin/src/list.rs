@@ -9,7 +9,7 @@ use job_handler_shared::{
 };
 use serde_json::{Value, json};
 
-use crate::plugin::{
+use crate::{
     ReadError,
     cli::{Ending, ListArgs, ListOutput, SortBy},
     sanitize::{json as escaped_json, line},

@@ -13,7 +13,7 @@ use job_handler_shared::text::human_seconds;
 use k8s_openapi::api::core::v1::Namespace;
 use kube::{Api, ResourceExt, api::ListParams};
 
-use crate::plugin::{
+use crate::{
     cli::{Access, Cli},
     client, lookup,
     source::{Source, Stored},

@@ -6,7 +6,7 @@ use std::{
 };
 
 use clap::Parser;
-use job_handler_sink::plugin::{self, ReadError, cli::Cli, sanitize};
+use job_handler_plugin::{ReadError, cli::Cli, sanitize};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -17,7 +17,7 @@ fn main() -> ExitCode {
         Err(error) => return failed(&format!("cannot start the runtime: {error}")),
     };
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());
-    let answer = runtime.block_on(plugin::run(cli, &mut out, &mut std::io::stderr()));
+    let answer = runtime.block_on(job_handler_plugin::run(cli, &mut out, &mut std::io::stderr()));
     match answer.and_then(|()| Ok(out.flush()?)) {
         Ok(()) => ExitCode::SUCCESS,
         // Whoever reads us has read enough, as in `… | head`.

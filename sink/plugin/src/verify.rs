@@ -5,7 +5,7 @@ use std::io::{self, Write};
 
 use job_handler_shared::{result::pods::LogFacts, text::human_bytes};
 
-use crate::plugin::{sanitize::line, select::Wanted, source::Stored};
+use crate::{sanitize::line, select::Wanted, source::Stored};
 
 /// Most logs that are told of one by one.
 const MOST: usize = 10;
@@ -57,7 +57,7 @@ mod tests {
 
     use super::*;
 
-    use crate::plugin::source::{Object, StorageKind};
+    use crate::source::{Object, StorageKind};
 
     fn stored(pods: usize) -> Stored {
         let log = |previous: bool, n: usize| {

@@ -4,7 +4,7 @@ use std::io::Write;
 
 use job_handler_shared::{keys, names};
 
-use crate::plugin::{
+use crate::{
     ReadError,
     sanitize::line,
     source::{Source, StorageKind, Stored},
@@ -92,7 +92,7 @@ pub async fn result_of(
         writeln!(
             remarks,
             "warning: {place} has schema version {theirs}: a newer {} shows more",
-            super::PROGRAM
+            crate::PROGRAM
         )?;
     }
     Ok((stored, found))

@@ -11,7 +11,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::{Api, Client, ResourceExt, api::ListParams};
 use serde_json::{Value, json};
 
-use crate::plugin::ReadError;
+use crate::ReadError;
 
 pub use job_handler_shared::result::storage_kind::StorageKind;
 
@@ -71,7 +71,7 @@ impl Stored {
                 ReadError::Unreadable(format!(
                     "the `{KEY}` of {place} cannot be read: {error}. Was it edited by hand, or written by a newer \
                      job-handler than {}? `kubectl get {} -n {} {} -o yaml` shows what is there",
-                    crate::VERSION,
+                    env!("CARGO_PKG_VERSION"),
                     object.kind.resource(),
                     object.namespace,
                     object.name

@@ -6,7 +6,7 @@ use flate2::write::MultiGzDecoder;
 use job_handler_shared::result::manifest::{Encoding, LogPlace};
 use sha2::{Digest, Sha256};
 
-use crate::plugin::{
+use crate::{
     ReadError,
     sanitize::line,
     source::{Source, Stored},
