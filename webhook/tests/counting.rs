@@ -103,7 +103,7 @@ impl TestLedger {
     /// Runs a round over a LIST of these Jobs and stores its decision.
     fn decide(&mut self, jobs: &[JobSnapshot], attempts: &[Attempt]) -> Vec<Verdict> {
         let namespaces = |_: &str| Some(Arc::new(Labels::new()));
-        let nobody = BTreeSet::new();
+        let none = BTreeSet::new();
         let jobs: Vec<_> = jobs.iter().cloned().map(Arc::new).collect();
         let rules = LimitRules { policies: &self.set, namespaces: &namespaces };
         let (contents, mut cache) = (self.spec.contents().unwrap(), ScopeCache::default());
@@ -119,9 +119,9 @@ impl TestLedger {
             observed: &cache.observe(rules, &self.id, &jobs, &tried),
             runs: &cache.finished_runs(rules, &jobs, &groups),
             deleted: &[],
-            expired: &nobody,
-            overdue: &nobody,
-            revoked: &nobody,
+            expired: &none,
+            overdue: &none,
+            revoked: &none,
             now: now(),
         };
         let (verdicts, decided) = decide_round(sources, &attempts.iter().collect::<Vec<_>>()).unwrap();

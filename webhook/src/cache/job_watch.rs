@@ -1,5 +1,5 @@
-//! Feeds the cache: a list, then a watch from where it ended; again from the last position where a watch breaks, again
-//! with a list where the apiserver no longer knows that position (410).
+//! Keeps the watch cache of Jobs up to date: a list, then a watch from the list's position. A watch that breaks resumes
+//! at the cache's position; if the apiserver no longer has that position (410), the Jobs are listed again.
 
 use std::{convert::Infallible, time::Duration};
 
@@ -20,25 +20,25 @@ use crate::cache::{
     jobs::JobCache,
 };
 
-/// The apiserver ends a watch after this; ours is ended by it, not by a dead connection.
+/// The apiserver ends a watch after this time, so that the end shows a working connection.
 const WATCH_SECONDS: u64 = 290;
-/// The apiserver sends a bookmark about once a minute: a watch that says nothing for longer than this is dead.
-const SILENCE: Duration = Duration::from_secs(100);
-/// Between tries, at least and at most, with jitter.
-const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// The apiserver sends a bookmark about once a minute: a watch without any event for longer than this is dead.
+const SILENCE_TIMEOUT: Duration = Duration::from_secs(100);
+/// Least and longest delay between attempts.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
-/// Why a watch ended.
-enum End {
-    /// Go on from the last position.
+/// How to continue after a watch.
+enum WatchEnd {
+    /// Watch from the cache's position.
     Resume,
-    /// That position is no longer known.
+    /// The apiserver no longer has that position: list again.
     Relist,
 }
 
-/// Keeps the cache up to date for ever.
-pub async fn run(client: Client, cache: JobCache, readiness: ReadyHandle) -> Infallible {
+/// Keeps the cache up to date for as long as the process runs.
+pub(crate) async fn run(client: Client, cache: JobCache, readiness: ReadyHandle) -> Infallible {
     let mut health = WatchHealth::new("jobs.batch", Some(readiness));
-    let mut backoff = Backoff::new(PAUSE.0, PAUSE.1);
+    let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
     let mut from: Option<u64> = None;
     loop {
         let ended = match from {
@@ -52,13 +52,13 @@ pub async fn run(client: Client, cache: JobCache, readiness: ReadyHandle) -> Inf
                 Err(error) => Err(Error::InitialListFailed(error)),
             },
             Some(position) => {
-                let mut told = false;
-                let ended = watch(&client, &cache, position, &mut health, || told = true).await;
-                if told {
+                let mut had_event = false;
+                let ended = watch(&client, &cache, position, &mut health, &mut had_event).await;
+                if had_event {
                     backoff.reset();
                 }
-                // Only who says nothing and ends is asked again less and less often.
-                if told && matches!(ended, Ok(End::Resume)) {
+                // A watch that ends without any event is retried with backoff.
+                if had_event && matches!(ended, Ok(WatchEnd::Resume)) {
                     from = cache.position();
                     continue;
                 }
@@ -66,26 +66,23 @@ pub async fn run(client: Client, cache: JobCache, readiness: ReadyHandle) -> Inf
             }
         };
         match ended {
-            Ok(End::Resume) => {}
-            Ok(End::Relist) => from = None,
+            Ok(WatchEnd::Resume) => {}
+            Ok(WatchEnd::Relist) => from = None,
             Err(error) => health.failed(error),
         }
-        // A broken watch goes on from what it told last.
         from = from.and(cache.position());
         backoff.wait().await;
     }
 }
 
-/// Consistent, so that the picture never goes back behind what was told before.
+/// Lists the Jobs consistently, so that the cache never falls back behind what it showed before.
 async fn relist(client: &Client, cache: &JobCache) -> Result<u64, kube::Error> {
     cache.begin_list();
-    let position =
-        consistent_list::list_pages(client, None, |jobs| cache.add_page(jobs)).await.map_err(|error| {
-            match error {
-                ListError::Api(error) => *error,
-                ListError::Request(error) => kube::Error::HttpError(error),
-            }
-        })?;
+    let pages = consistent_list::list_pages(client, None, |jobs| cache.add_page(jobs));
+    let position = pages.await.map_err(|error| match error {
+        ListError::Api(error) => *error,
+        ListError::Request(error) => kube::Error::HttpError(error),
+    })?;
     cache.end_list(position);
     Ok(position)
 }
@@ -95,8 +92,8 @@ async fn watch(
     cache: &JobCache,
     from: u64,
     health: &mut WatchHealth,
-    mut works: impl FnMut(),
-) -> Result<End, Error> {
+    had_event: &mut bool,
+) -> Result<WatchEnd, Error> {
     let request = Request::get(format!(
         "/apis/batch/v1/jobs?watch=true&allowWatchBookmarks=true&resourceVersion={from}&timeoutSeconds={WATCH_SECONDS}"
     ))
@@ -105,20 +102,21 @@ async fn watch(
     let events = client.request_events::<ListedJob>(request).await;
     let events = match events {
         Ok(events) => events,
-        Err(error) if status_code(&error) == Some(410) => return Ok(End::Relist),
+        Err(error) if status_code(&error) == Some(410) => return Ok(WatchEnd::Relist),
         Err(error) => return Err(Error::WatchStartFailed(error)),
     };
     pin_mut!(events);
     loop {
-        let event = match tokio::time::timeout(SILENCE, events.next()).await {
+        let event = match tokio::time::timeout(SILENCE_TIMEOUT, events.next()).await {
             Ok(Some(event)) => event.map_err(Error::WatchFailed)?,
-            Ok(None) => return Ok(End::Resume),
+            Ok(None) => return Ok(WatchEnd::Resume),
             Err(_) => {
-                tracing::warn!("the watch of Jobs said nothing for {} s, beginning anew", SILENCE.as_secs());
-                return Ok(End::Resume);
+                let seconds = SILENCE_TIMEOUT.as_secs();
+                tracing::warn!("the watch of Jobs had no event for {seconds} s, starting a new one");
+                return Ok(WatchEnd::Resume);
             }
         };
-        let told = match event {
+        let applied = match event {
             WatchEvent::Added(job) | WatchEvent::Modified(job) => {
                 version(&job.0.resource_version).map(|at| cache.apply(job.0, at))
             }
@@ -126,20 +124,20 @@ async fn watch(
             WatchEvent::Bookmark(mark) => {
                 version(&mark.metadata.resource_version).map(|at| cache.bookmark(at))
             }
-            WatchEvent::Error(status) => return ended(status),
+            WatchEvent::Error(status) => return error_end(status),
         };
-        // Without a position the picture is worth nothing; a list may have one.
-        if told.is_none() {
-            return Ok(End::Relist);
+        // Without a position the cache is useless; a list may have one.
+        if applied.is_none() {
+            return Ok(WatchEnd::Relist);
         }
         health.responded();
-        works();
+        *had_event = true;
     }
 }
 
-fn ended(status: Box<Status>) -> Result<End, Error> {
+fn error_end(status: Box<Status>) -> Result<WatchEnd, Error> {
     match status.code {
-        410 => Ok(End::Relist),
+        410 => Ok(WatchEnd::Relist),
         _ => Err(Error::WatchError(status)),
     }
 }

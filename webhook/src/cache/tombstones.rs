@@ -3,9 +3,9 @@
 //!
 //! Why a tombstone resolves an attempt: a uid is given to one create only and never comes back, so a Job that was
 //! observed and then deleted takes no slot at any later moment. The attempt is resolved at the resourceVersion of the
-//! deletion, which the DELETED event carries, just as it would be at the version of a Job in the view. Whoever decides by
-//! the ledger without the attempt needs a view of at least that version, in which the Job is gone. A view that is older
-//! than the deletion ignores the tombstone, since it may still show the Job.
+//! deletion, which the DELETED event carries, just as it would be at the version of a Job in the view. A decision by the
+//! ledger without the attempt needs a view of at least that version, in which the Job is gone. A view that is older than
+//! the deletion ignores the tombstone, since it may still show the Job.
 //!
 //! Jobs that were created and deleted between a watch that broke with a 410 and the list that followed leave no
 //! tombstone: their attempts expire.

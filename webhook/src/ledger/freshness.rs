@@ -8,7 +8,7 @@ pub(crate) enum Freshness {
     Any,
     /// A write based on this version conflicted, so the newest version is a later one.
     NewerThan(u64),
-    /// The outcome of a write is unknown: only a read tells which version is the newest.
+    /// The outcome of a write is unknown: only a read shows which version is the newest.
     Unknown,
 }
 

@@ -96,7 +96,8 @@ where
     assert!(checker.discovery(FULL).is_some(), "{what}: the limit was never reached");
 }
 
-/// RemovedRules one of its rules the protocol admits too many; the program, led the same way, does not.
+/// Checks that the protocol admits too many Jobs without one of its rules, and that the program, led the same way, does
+/// not.
 fn breaks(what: &str, protocol: Protocol) {
     let begun = Instant::now();
     let checker = protocol

@@ -182,9 +182,9 @@ impl ModelCluster {
     /// Whether every slot holder is active now, or not stored yet.
     fn take_slots_still(&self, view: usize, contents: &LedgerContents) -> bool {
         self.names().into_iter().filter(|name| self.takes(view, contents, name)).all(|name| {
-            let (told, now) = (self.job_at(view, name), self.job(name));
+            let (observed, now) = (self.job_at(view, name), self.job(name));
             now.is_none_or(|(_, now)| now.state == JobState::Active)
-                && told.is_none_or(|(_, told)| now.is_some_and(|(_, now)| now.uid == told.uid))
+                && observed.is_none_or(|(_, observed)| now.is_some_and(|(_, now)| now.uid == observed.uid))
         })
     }
 

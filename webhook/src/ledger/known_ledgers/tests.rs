@@ -30,7 +30,7 @@ fn a_deleted_ledger_is_not_recreated_for_a_minute() {
     assert!(ledgers.may_recreate("ci", ledgers.now(), ["p"]).is_err());
     clock.advance(after(2));
     assert!(ledgers.may_recreate("ci", ledgers.now(), ["p"]).is_ok());
-    // ScopeCache by a read, before the watch tells.
+    // Found missing by a read, before the watch event arrives.
     ledgers.record("ci", &KnownLedger::parse(ledger("ci")).unwrap());
     assert!(ledgers.may_recreate("ci", ledgers.now(), ["p"]).is_err());
     clock.advance(after(61));

@@ -40,7 +40,7 @@ impl RoundRunner {
         if before != contents && has_reason {
             self.write(&basis.ledger, contents, grants.new).await
         } else if grants.repeated > 0 && basis.origin != LedgerOrigin::Read {
-            // Without a write nothing tells whether the ledger still holds the grant.
+            // Without a write it is unknown whether the stored ledger still holds the grant.
             self.freshness = Freshness::Unknown;
             Err(RoundError::Retry)
         } else {
