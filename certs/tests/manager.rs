@@ -6,8 +6,11 @@ mod apiserver;
 
 use std::sync::Arc;
 
-use apiserver::{Apiserver, CONFIGURATION, SECRET, configuration};
-use http::{Method, StatusCode};
+use apiserver::{
+    CONFIGURATION_PATH, CONFIGURATIONS, CertObjects, SECRET_PATH, SECRETS_PATH, configuration,
+    start as start_apiserver, until,
+};
+use http::Method;
 use job_handler_certs::{
     CertHandle, CertOptions,
     ca::{self, CertificateAuthority},
@@ -23,8 +26,6 @@ use rustls::{
 use serde_json::json;
 use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
-
-const SECRETS: &str = "/api/v1/namespaces/ns/secrets";
 
 fn start_manager(client: Client, shutdown: &CancellationToken) -> CertHandle {
     let options = CertOptions {
@@ -63,14 +64,14 @@ async fn handshake(handle: &CertHandle, bundle: &str, host: &str) -> anyhow::Res
 
 #[tokio::test]
 async fn creates_and_publishes_the_ca_and_serves_a_leaf_that_the_apiserver_trusts() {
-    let (server, client) = Apiserver::start();
-    server.put(CONFIGURATION, configuration());
+    let (server, client) = start_apiserver();
+    server.put(CONFIGURATIONS, configuration());
     let shutdown = CancellationToken::new();
     let handle = start_manager(client, &shutdown);
     published(&handle).await;
 
     let bundle = server.published().expect("a caBundle");
-    assert_eq!(bundle, server.secret("ca.crt"));
+    assert_eq!(bundle, server.secret_value("ca.crt"));
     for host in ["job-handler.ns.svc", "job-handler.ns.svc.cluster.local", "127.0.0.1"] {
         handshake(&handle, &bundle, host).await.unwrap_or_else(|e| panic!("{host}: {e}"));
     }
@@ -87,21 +88,21 @@ async fn creates_and_publishes_the_ca_and_serves_a_leaf_that_the_apiserver_trust
 
 #[tokio::test]
 async fn replicas_that_start_together_end_up_with_one_ca() {
-    let (server, client) = Apiserver::start();
-    server.put(CONFIGURATION, configuration());
+    let (server, client) = start_apiserver();
+    server.put(CONFIGURATIONS, configuration());
     // Another replica creates the Secret between this one's GET and its create.
     let winner = ca::new_secret("ns", "ca", None, OffsetDateTime::now_utc()).unwrap();
     let theirs = String::from_utf8(winner.data.as_ref().unwrap()["ca.crt"].0.clone()).unwrap();
-    server.fault(Method::POST, SECRETS, move |state| {
-        state.put(SECRET, serde_json::to_value(&winner).unwrap());
-        None
+    let other = server.clone();
+    server.before(Method::POST, SECRETS_PATH, move || {
+        other.put("secrets", serde_json::to_value(&winner).unwrap());
     });
     let shutdown = CancellationToken::new();
     let handle = start_manager(client, &shutdown);
     published(&handle).await;
 
-    assert_eq!(server.writes()[0], format!("POST {SECRETS} -> 409"));
-    assert_eq!(server.secret("ca.crt"), theirs);
+    assert_eq!(server.calls()[0], format!("POST {SECRETS_PATH} 409"));
+    assert_eq!(server.secret_value("ca.crt"), theirs);
     assert_eq!(server.published().unwrap(), theirs);
     handshake(&handle, &theirs, "job-handler.ns.svc").await.unwrap();
     shutdown.cancel();
@@ -110,10 +111,10 @@ async fn replicas_that_start_together_end_up_with_one_ca() {
 
 #[tokio::test]
 async fn an_unusable_secret_is_not_overwritten_and_is_used_once_repaired() {
-    let (server, client) = Apiserver::start();
-    server.put(CONFIGURATION, configuration());
-    let garbage = json!({"metadata": {"name": "ca"}, "data": {"tls.crt": "Z2FyYmFnZQ=="}});
-    server.put(SECRET, garbage.clone());
+    let (server, client) = start_apiserver();
+    server.put(CONFIGURATIONS, configuration());
+    let garbage = json!({"metadata": {"name": "ca", "namespace": "ns"}, "data": {"tls.crt": "Z2FyYmFnZQ=="}});
+    server.put("secrets", garbage.clone());
     // The error in the log.
     let secret = job_handler_certs::secret::CaSecret::new(client.clone(), "ns", "ca");
     let error =
@@ -124,18 +125,15 @@ async fn an_unusable_secret_is_not_overwritten_and_is_used_once_repaired() {
     let shutdown = CancellationToken::new();
     let handle = start_manager(client, &shutdown);
     // It reads the Secret again and again, and writes nothing.
-    server.fault(Method::GET, SECRET, |state| {
-        state.writes.push("read again".into());
-        None
-    });
-    server.until("a second read", |server| !server.writes().is_empty()).await;
-    assert_eq!(server.writes(), ["read again"]);
-    assert_eq!(server.get(SECRET).unwrap()["data"], garbage["data"]);
+    let reads = server.gets("secrets");
+    until(&server, "a second read", |server| server.gets("secrets") > reads + 1).await;
+    assert!(server.calls().is_empty(), "{:?}", server.calls());
+    assert_eq!(server.secret().unwrap()["data"], garbage["data"]);
     assert!(!*handle.published().borrow());
     let error = handshake(&handle, "", "job-handler.ns.svc").await.unwrap_err();
     assert!(!error.to_string().is_empty(), "no leaf is served");
 
-    server.remove(SECRET);
+    server.remove("secrets", "ns", "ca");
     published(&handle).await;
     handshake(&handle, &server.published().unwrap(), "job-handler.ns.svc").await.unwrap();
     shutdown.cancel();
@@ -144,9 +142,9 @@ async fn an_unusable_secret_is_not_overwritten_and_is_used_once_repaired() {
 
 #[tokio::test]
 async fn the_ca_is_published_as_soon_as_rights_and_configuration_exist() {
-    let (server, client) = Apiserver::start();
-    for path in [SECRET, SECRETS] {
-        server.fault(Method::GET, path, |_| Some(StatusCode::FORBIDDEN));
+    let (server, client) = start_apiserver();
+    for path in [SECRET_PATH, SECRETS_PATH] {
+        server.refuse_once(Method::GET, path, 403);
     }
     let secret = job_handler_certs::secret::CaSecret::new(client.clone(), "ns", "ca");
     let error = secret.ensure(None, OffsetDateTime::now_utc()).await.err().expect("forbidden").to_string();
@@ -157,9 +155,9 @@ async fn the_ca_is_published_as_soon_as_rights_and_configuration_exist() {
 
     let shutdown = CancellationToken::new();
     let handle = start_manager(client, &shutdown);
-    server.until("the CA is created", |server| server.get(SECRET).is_some()).await;
+    until(&server, "the CA is created", |server| server.secret().is_some()).await;
     assert!(!*handle.published().borrow());
-    server.put(CONFIGURATION, configuration());
+    server.put(CONFIGURATIONS, configuration());
     published(&handle).await;
     shutdown.cancel();
     handle.join().await.unwrap();
@@ -167,13 +165,13 @@ async fn the_ca_is_published_as_soon_as_rights_and_configuration_exist() {
 
 #[tokio::test]
 async fn a_removed_ca_bundle_is_published_again() {
-    let (server, client) = Apiserver::start();
-    server.put(CONFIGURATION, configuration());
+    let (server, client) = start_apiserver();
+    server.put(CONFIGURATIONS, configuration());
     let shutdown = CancellationToken::new();
     let handle = start_manager(client, &shutdown);
     published(&handle).await;
-    server.put(CONFIGURATION, configuration());
-    server.until("the caBundle is back", |server| server.published().is_some()).await;
+    server.put(CONFIGURATIONS, configuration());
+    until(&server, "the caBundle is back", |server| server.published().is_some()).await;
     published(&handle).await;
     shutdown.cancel();
     handle.join().await.unwrap();
@@ -181,49 +179,48 @@ async fn a_removed_ca_bundle_is_published_again() {
 
 #[tokio::test]
 async fn a_concurrent_write_is_not_lost() {
-    let (server, client) = Apiserver::start();
-    server.put(CONFIGURATION, configuration());
-    server.fault(Method::PATCH, CONFIGURATION, |state| {
+    let (server, client) = start_apiserver();
+    server.put(CONFIGURATIONS, configuration());
+    let other = server.clone();
+    server.before(Method::PATCH, CONFIGURATION_PATH, move || {
         let mut changed = configuration();
         changed["webhooks"][0]["timeoutSeconds"] = 7.into();
-        state.put(CONFIGURATION, changed);
-        None
+        other.put(CONFIGURATIONS, changed);
     });
     let publisher = job_handler_certs::publish::Publisher::new(client, "job-handler");
     assert!(publisher.publish("ca", || {}).await.unwrap());
     assert_eq!(
-        server.writes(),
-        [format!("PATCH {CONFIGURATION} -> 422"), format!("PATCH {CONFIGURATION} -> 200")]
+        server.calls(),
+        [format!("PATCH {CONFIGURATION_PATH} 422"), format!("PATCH {CONFIGURATION_PATH} 200")]
     );
-    assert_eq!(server.get(CONFIGURATION).unwrap()["webhooks"][0]["timeoutSeconds"], 7);
+    assert_eq!(server.configuration().unwrap()["webhooks"][0]["timeoutSeconds"], 7);
     assert_eq!(server.published().unwrap(), "ca");
 }
 
 #[tokio::test]
 async fn a_deleted_ca_is_replaced_and_the_old_one_stays_trusted() {
-    let (server, client) = Apiserver::start();
-    server.put(CONFIGURATION, configuration());
+    let (server, client) = start_apiserver();
+    server.put(CONFIGURATIONS, configuration());
     let shutdown = CancellationToken::new();
     let handle = start_manager(client, &shutdown);
     published(&handle).await;
-    let (old_ca, old_bundle) = (server.secret("tls.crt"), server.published().unwrap());
+    let (old_ca, old_bundle) = (server.secret_value("tls.crt"), server.published().unwrap());
     let old_leaf = handshake(&handle, &old_bundle, "job-handler.ns.svc").await.unwrap();
 
-    server.remove(SECRET);
-    server
-        .until("both CAs are published", |server| {
-            server.published().is_some_and(|bundle| bundle.matches("BEGIN CERTIFICATE").count() == 2)
-        })
-        .await;
+    server.remove("secrets", "ns", "ca");
+    until(&server, "both CAs are published", |server| {
+        server.published().is_some_and(|bundle| bundle.matches("BEGIN CERTIFICATE").count() == 2)
+    })
+    .await;
     let bundle = server.published().unwrap();
-    assert_ne!(server.secret("tls.crt"), old_ca);
+    assert_ne!(server.secret_value("tls.crt"), old_ca);
     CertificateAuthority::from_secret(
-        &serde_json::from_value(server.get(SECRET).unwrap()).unwrap(),
+        &serde_json::from_value(server.secret().unwrap()).unwrap(),
         OffsetDateTime::now_utc(),
     )
     .unwrap();
     // The bundle verifies any leaf that is served meanwhile. The last one is the new CA's.
-    let new_only = server.secret("tls.crt");
+    let new_only = server.secret_value("tls.crt");
     let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(10);
     loop {
         let leaf = handshake(&handle, &bundle, "job-handler.ns.svc").await.unwrap();
@@ -259,7 +256,7 @@ async fn files_are_reloaded_when_their_content_changes() {
         std::fs::write(&files.certificate, certificate).unwrap();
     };
     write(&first);
-    let (server, client) = Apiserver::start();
+    let (server, client) = start_apiserver();
     let shutdown = CancellationToken::new();
     let handle = start_files(client, files.clone(), "job-handler", shutdown.clone()).unwrap();
     published(&handle).await;
@@ -272,7 +269,7 @@ async fn files_are_reloaded_when_their_content_changes() {
     write(&second);
     tokio::time::sleep(std::time::Duration::from_secs(60)).await;
     handshake(&handle, &second.0, "job-handler.ns.svc").await.unwrap();
-    assert!(server.writes().is_empty(), "another program publishes the CA of these files");
+    assert!(server.calls().is_empty(), "another program publishes the CA of these files");
     shutdown.cancel();
     handle.join().await.unwrap();
 }

@@ -28,4 +28,6 @@ pub mod names;
 pub mod policy;
 pub mod process;
 pub mod result;
+#[cfg(feature = "testing")]
+pub mod testing;
 pub mod text;

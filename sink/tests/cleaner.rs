@@ -139,7 +139,7 @@ proptest! {
             for dry_run in [DryRun::Client, DryRun::Server, DryRun::None] {
                 let apiserver = cluster(&plans);
                 let all = names(&apiserver);
-                if handed { apiserver.expire_tokens(tokens_lost) } else { apiserver.forget_tokens(tokens_lost) }
+                apiserver.expire_tokens(tokens_lost, handed);
                 let (report, text) = run_with(&apiserver, &options(page, keep, dry_run)).await;
                 prop_assert_eq!(&purged(&text), &expected, "{}", &text);
                 prop_assert_eq!((report.purged, report.failed), (expected.len(), 0));
@@ -298,11 +298,7 @@ async fn ten_lists_that_ran_too_old_and_an_apiserver_that_is_overloaded() {
     let plans: Vec<Plan> = (0..30).map(|n| of_x(n % 6)).collect();
     for handed in [true, false] {
         let apiserver = cluster(&plans);
-        if handed {
-            apiserver.expire_tokens(10);
-        } else {
-            apiserver.forget_tokens(10);
-        }
+        apiserver.expire_tokens(10, handed);
         // The third write is answered so, and tried again.
         apiserver.fault(3, Fault::Code(429));
         let (report, text) = run(&apiserver, 1, DryRun::None).await;

@@ -64,11 +64,11 @@ async fn the_writes_are_shards_manifest_mark_event_note_delete() {
     assert_eq!(
         apiserver.calls(),
         [
-            format!("POST {maps} 200"),
-            format!("POST {maps} 200"),
-            format!("POST {maps} 200"),
+            format!("POST {maps} 201"),
+            format!("POST {maps} 201"),
+            format!("POST {maps} 201"),
             "PATCH /apis/batch/v1/namespaces/ci/jobs/build 200".to_owned(),
-            "POST /apis/events.k8s.io/v1/namespaces/ci/events 200".to_owned(),
+            "POST /apis/events.k8s.io/v1/namespaces/ci/events 201".to_owned(),
             format!("PATCH {maps}/build-results 200"),
             "DELETE /apis/batch/v1/namespaces/ci/jobs/build 200".to_owned(),
         ]

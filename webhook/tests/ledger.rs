@@ -13,7 +13,7 @@ mod common;
 
 use std::{
     collections::BTreeSet,
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -58,7 +58,7 @@ async fn burst(apiserver: &Arc<Apiserver>, replicas: &[Replica], creates: usize)
 #[tokio::test(flavor = "multi_thread")]
 async fn a_burst_over_three_replicas_never_exceeds_a_limit_of_the_cluster(#[case] lose_answers: usize) {
     const MAX: usize = 4;
-    let apiserver = Apiserver { lose_answers, ..Apiserver::new(4) };
+    let apiserver = Apiserver::new(4).losing(lose_answers);
     let apiserver = Arc::new(
         ["ci", "qa", "cluster.job-handler.io"]
             .into_iter()
@@ -69,7 +69,7 @@ async fn a_burst_over_three_replicas_never_exceeds_a_limit_of_the_cluster(#[case
     let policies = [cluster_policy("builds", limits)];
     let replicas: Vec<_> = (0..3).map(|_| replica(&apiserver, &policies)).collect();
     burst(&apiserver, &replicas, 45).await;
-    let most = apiserver.stored.lock().most_active;
+    let most = apiserver.most_active();
     assert!((1..=MAX).contains(&most), "{most} at a limit of {MAX}");
     // Housekeeping removes resolved attempts without a request.
     let ledgers = ["ci", "qa", "cluster.job-handler.io"];
@@ -150,7 +150,7 @@ async fn a_dry_run_writes_nothing_and_the_grant_of_a_gone_caller_is_revoked() {
     let replica = replica(&apiserver, &[few(1)]).ready().await;
     let dry = Attempt { dry_run: true, ..attempt("ci/dry", "dry") };
     assert_eq!(replica.limiter.admit(dry).await, Verdict::Granted);
-    assert_eq!(apiserver.writes.load(Ordering::SeqCst), 0);
+    assert_eq!(apiserver.ledger_writes(), 0);
     // Dropped while the ledger is being written.
     let asks = replica.limiter.admit(attempt("ci/gone", "gone"));
     assert!(tokio::time::timeout(Duration::from_millis(100), asks).await.is_err());
@@ -169,7 +169,7 @@ async fn a_refusal_by_the_cluster_leaves_no_grant_in_the_namespace() {
     let replica = replica(&apiserver, &[cluster_policy("all", limits), few(1)]);
     let refused = why(replica.limiter.admit(attempt("ci/a", "a")).await);
     assert!(refused.contains("counted over the cluster"), "{refused}");
-    assert_eq!((apiserver.pending("ci"), apiserver.writes.load(Ordering::SeqCst)), (0, 0));
+    assert_eq!((apiserver.pending("ci"), apiserver.ledger_writes()), (0, 0));
 }
 
 #[rstest]
@@ -181,7 +181,7 @@ async fn an_unreadable_ledger_grants_nothing(#[case] spec: Value, #[case] text: 
     let replica = replica(&apiserver, &[few(5)]);
     let refused = why(replica.limiter.admit(attempt("ci/a", "a")).await);
     assert!(refused.contains(text), "{refused}");
-    assert_eq!(apiserver.stored.lock().ledgers["ci"]["spec"], spec, "the ledger is unchanged");
+    assert_eq!(apiserver.ledger("ci")["spec"], spec, "the ledger is unchanged");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -204,7 +204,7 @@ async fn a_ledger_deleted_by_hand_grants_nothing_for_a_minute() {
     apiserver.delete_ledger("ci");
     let refused = why(replica.limiter.admit(attempt("ci/b", "b")).await);
     assert!(refused.contains("the JobLedger ci is missing"), "{refused}");
-    assert!(apiserver.stored.lock().ledgers.is_empty());
+    assert!(apiserver.ledgers().is_empty());
     // Only the monotonic clock counts.
     replica.clock.advance(Duration::from_secs(61));
     assert_eq!(replica.limiter.admit(attempt("ci/b", "b2")).await, Verdict::Granted);
@@ -220,7 +220,7 @@ async fn ledgers_are_created_ahead_once_no_older_grant_can_exist() {
     let told = why(replica.limiter.admit(attempt("ci/a", "a")).await);
     assert!(told.contains("is missing"), "{told}");
     replica.clock.advance(Duration::from_secs(61));
-    let made = || apiserver.stored.lock().ledgers.keys().cloned().collect::<Vec<_>>();
+    let made = || apiserver.ledgers();
     eventually("the ledgers", || made() == ["ci", "cluster.job-handler.io", "qa"]).await;
 }
 
@@ -235,7 +235,7 @@ async fn policies_that_never_granted_do_not_delay_a_ledger() {
     let replica = replica(&apiserver, &policies).ready().await;
     policies.push(few(1));
     replica.policies.fix(PolicySet::new(policies));
-    let made = || apiserver.stored.lock().ledgers.keys().cloned().collect::<Vec<_>>();
+    let made = || apiserver.ledgers();
     eventually("its ledger", || made() == ["ci"]).await;
     assert_eq!(replica.limiter.admit(attempt("ci/a", "a")).await, Verdict::Granted);
 }
@@ -264,7 +264,7 @@ async fn concurrent_requests_share_writes() {
         async move { limiter.admit(attempt(&format!("ci/j{n}"), &format!("{n}"))).await }
     });
     assert!(join_all(asks).await.iter().all(|verdict| *verdict == Verdict::Granted));
-    let writes = apiserver.writes.load(Ordering::SeqCst);
+    let writes = apiserver.ledger_writes();
     assert!(writes <= 30, "{writes} writes for 100 grants");
 }
 
@@ -275,7 +275,7 @@ async fn a_refusal_uses_the_current_jobs_when_the_watch_lags() {
     assert_eq!(replica.limiter.admit(attempt("ci/a", "a")).await, Verdict::Granted);
     apiserver.store("ci/a", "a");
     eventually("the watch to deliver it", || apiserver.pending("ci") == 0).await;
-    apiserver.tell_of_jobs(false);
+    apiserver.report("jobs", false);
     apiserver.finish("ci/a");
     assert_eq!(replica.limiter.admit(attempt("ci/b", "b")).await, Verdict::Granted);
     apiserver.store("ci/b", "b");
@@ -291,13 +291,13 @@ async fn a_job_deleted_between_two_rounds_frees_its_slot() {
     let come_and_go = |key: &str, uid: &str| {
         assert!(apiserver.store(key, uid));
         apiserver.finish(key);
-        apiserver.delete(key);
+        apiserver.delete_job(key);
     };
     // The watch delivers all events at once, so that no round sees the Job.
-    apiserver.tell_of_jobs(false);
+    apiserver.report("jobs", false);
     assert_eq!(replica.limiter.admit(attempt("ci/a", "a")).await, Verdict::Granted);
     come_and_go("ci/a", "a");
-    apiserver.tell_of_jobs(true);
+    apiserver.report("jobs", true);
     // Less than an attempt takes to expire. The watch may deliver the events after the first request.
     let deadline = Instant::now() + Duration::from_secs(40);
     let mut retry = 0;
@@ -309,7 +309,7 @@ async fn a_job_deleted_between_two_rounds_frees_its_slot() {
         }
         retry += 1;
     }
-    let seen: u64 = apiserver.stored.lock().ledgers["ci"]["spec"]["observedThrough"].as_u64().unwrap();
+    let seen: u64 = apiserver.ledger("ci")["spec"]["observedThrough"].as_u64().unwrap();
     assert!(seen > 0, "a decision without the attempt needs a view in which its Job is gone");
     eventually("housekeeping to remove its attempt", || apiserver.pending("ci") == 0).await;
     assert_eq!(replica.metric("job_handler_limit_ledger_removals_total"), 1);
@@ -319,9 +319,9 @@ async fn a_job_deleted_between_two_rounds_frees_its_slot() {
 async fn a_watch_cache_older_than_the_ledger_is_not_used() {
     let apiserver = Arc::new(Apiserver::new(0).with_ledger("ci", empty()));
     let replica = replica(&apiserver, &[few(1)]).ready().await;
-    apiserver.tell_of_jobs(false);
+    apiserver.report("jobs", false);
     apiserver.store("ci/a", "a");
-    let version = apiserver.stored.lock().version;
+    let version = apiserver.version();
     apiserver.put_ledger("ci", json!({"format": 1, "observedThrough": version}));
     let refused = why(replica.limiter.admit(attempt("ci/b", "b")).await);
     assert!(refused.contains("1 running; oldest: a"), "{refused}");
@@ -336,11 +336,11 @@ async fn a_relist_after_410_shows_the_current_jobs() {
         assert_eq!(replica.limiter.admit(attempt(&key, name)).await, Verdict::Granted);
         apiserver.store(&key, name);
     }
-    apiserver.tell_of_jobs(false);
-    apiserver.delete("ci/a");
+    apiserver.report("jobs", false);
+    apiserver.delete_job("ci/a");
     apiserver.store("ci/c", "c");
-    apiserver.forget();
-    apiserver.tell_of_jobs(true);
+    apiserver.forget("jobs");
+    apiserver.report("jobs", true);
     assert_eq!(replica.limiter.admit(attempt("ci/d", "d")).await, Verdict::Granted);
     apiserver.store("ci/d", "d");
     // Nothing else is granted. Once the watch has delivered the Job without a grant, the refusal counts it.
@@ -361,20 +361,20 @@ async fn refused_requests_share_a_fresh_read_that_began_after_they_arrived() {
     let replica = replica(&apiserver, &[few(1)]).ready().await;
     apiserver.store("ci/a", "a");
     let looks = || replica.metric("job_handler_limit_consistent_reads_total");
-    apiserver.hold_lists.send_replace(true);
+    apiserver.hold_reads(true);
     let ask = |n: usize| {
         let limiter = replica.limiter.clone();
         tokio::spawn(async move { limiter.admit(attempt(&format!("ci/j{n}"), &format!("{n}"))).await })
     };
     let first = ask(0);
-    eventually("its fresh read", || apiserver.gets.load(Ordering::SeqCst) == 1).await;
+    eventually("its fresh read", || apiserver.job_gets() == 1).await;
     // That read shows the Job as active. Requests that arrive now must not be refused by it.
-    apiserver.tell_of_jobs(false);
+    apiserver.report("jobs", false);
     apiserver.finish("ci/a");
     let rest: Vec<_> = (1..50).map(ask).collect();
     // Most of them arrive during that read. A late one makes the test weaker, not fail.
     tokio::time::sleep(Duration::from_millis(100)).await;
-    apiserver.hold_lists.send_replace(false);
+    apiserver.hold_reads(false);
     assert!(why(first.await.unwrap()).contains("oldest: a"));
     let mut granted = 0;
     for asked in rest {
@@ -395,25 +395,25 @@ async fn a_refusal_by_few_jobs_fetches_them_and_one_by_many_lists_all() {
         apiserver.store(&format!("ci/r{n}"), &format!("r{n}"));
     }
     assert_eq!(replica.limiter.admit(attempt("ci/on-its-way", "on-its-way")).await, Verdict::Granted);
-    let begun = apiserver.lists.load(Ordering::SeqCst);
+    let begun = apiserver.job_lists();
     let refused = why(replica.limiter.admit(attempt("ci/x", "x")).await);
     assert!(refused.contains("15 running, 1 just admitted"), "{refused}");
-    assert_eq!((apiserver.lists.load(Ordering::SeqCst), apiserver.gets.load(Ordering::SeqCst)), (begun, 16));
+    assert_eq!((apiserver.job_lists(), apiserver.job_gets()), (begun, 16));
     // The watch does not deliver a Job without a grant, and one that finished.
-    apiserver.tell_of_jobs(false);
+    apiserver.report("jobs", false);
     apiserver.finish("ci/r0");
     apiserver.store("ci/by-no-grant", "by-no-grant");
     let refused = why(replica.limiter.admit(attempt("ci/y", "y")).await);
     assert!(refused.contains("by-no-grant"), "{refused}");
-    assert_eq!(apiserver.lists.load(Ordering::SeqCst), begun + 1);
-    apiserver.tell_of_jobs(true);
+    assert_eq!(apiserver.job_lists(), begun + 1);
+    apiserver.report("jobs", true);
     apiserver.store("ci/one-too-many", "one-too-many");
     let deadline = Instant::now() + Duration::from_secs(60);
     for retry in 0.. {
-        let lists = apiserver.lists.load(Ordering::SeqCst);
+        let lists = apiserver.job_lists();
         let refused = why(replica.limiter.admit(attempt("ci/z", &format!("z{retry}"))).await);
         if refused.contains("17 active jobs") {
-            assert_eq!(apiserver.lists.load(Ordering::SeqCst), lists + 1);
+            assert_eq!(apiserver.job_lists(), lists + 1);
             break;
         }
         assert!(Instant::now() < deadline, "{refused}");
@@ -431,7 +431,7 @@ async fn a_group_that_has_just_succeeded_does_not_wait_for_an_earlier_failure() 
     let run = |name: &str, condition: &str, ago: i64| {
         let at = jiff::Timestamp::now().checked_sub(jiff::SignedDuration::from_secs(ago)).unwrap();
         apiserver.store(&format!("ci/{name}"), name);
-        apiserver.change(&format!("ci/{name}"), |job| {
+        apiserver.change_job(&format!("ci/{name}"), |job| {
             job["metadata"]["labels"] = json!({"id": "7"});
             job["status"] = json!({"conditions": [
                 {"type": condition, "status": "True", "lastTransitionTime": at.to_string()}]});
@@ -445,7 +445,7 @@ async fn a_group_that_has_just_succeeded_does_not_wait_for_an_earlier_failure() 
     run("r1", "Failed", 9);
     let refused = why(ask("a").await);
     assert!(refused.contains("group 7 failed 1 time (last: r1)"), "{refused}");
-    apiserver.tell_of_jobs(false);
+    apiserver.report("jobs", false);
     run("r2", "Complete", 1);
     assert_eq!(ask("b").await, Verdict::Granted);
 }
@@ -458,13 +458,10 @@ async fn a_refusal_by_many_pending_grants_lists_the_jobs() {
         let granted = replica.limiter.admit(attempt(&format!("ci/g{n}"), &format!("g{n}"))).await;
         assert_eq!(granted, Verdict::Granted);
     }
-    let lists = apiserver.lists.load(Ordering::SeqCst);
+    let lists = apiserver.job_lists();
     let refused = why(replica.limiter.admit(attempt("ci/x", "x")).await);
     assert!(refused.contains("17 just admitted"), "{refused}");
-    assert_eq!(
-        (apiserver.lists.load(Ordering::SeqCst), apiserver.gets.load(Ordering::SeqCst)),
-        (lists + 1, 0)
-    );
+    assert_eq!((apiserver.job_lists(), apiserver.job_gets()), (lists + 1, 0));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -509,7 +506,7 @@ async fn jobs_under_no_limit_cost_no_call() {
     let apiserver = Arc::new(Apiserver::new(0));
     let stamps = policy("stamps", json!({"stamp": {"labels": {"a": "b"}}}));
     let replica = replica(&apiserver, &[stamps]).ready().await;
-    *apiserver.fault.lock() = Some(500);
+    apiserver.refuse_all(Some(500));
     assert_eq!(replica.limiter.admit(attempt("ci/a", "a")).await, Verdict::Granted);
 }
 
@@ -522,13 +519,13 @@ async fn a_failing_apiserver_is_reported_and_nothing_is_granted(#[case] code: u1
     let apiserver = Arc::new(Apiserver::new(0).with_ledger("ci", empty()));
     let replica = replica(&apiserver, &[few(5)]).ready().await;
     assert_eq!(replica.limiter.admit(attempt("ci/a", "a")).await, Verdict::Granted);
-    *apiserver.fault.lock() = Some(code);
+    apiserver.refuse_all(Some(code));
     let patience = Attempt { answer_by: Instant::now() + Duration::from_secs(3), ..attempt("ci/b", "b") };
     let verdict = replica.limiter.admit(patience).await;
     assert!(matches!(verdict, Verdict::Unavailable { .. }), "{verdict:?}");
     let told = why(verdict);
     assert!(told.contains(text), "{told}");
-    *apiserver.fault.lock() = None;
+    apiserver.refuse_all(None);
     assert_eq!(replica.limiter.admit(attempt("ci/c", "c")).await, Verdict::Granted);
 }
 
@@ -543,7 +540,7 @@ async fn a_slow_apiserver_is_reported_before_the_caller_gives_up() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_page_of_a_list_counts() {
-    let apiserver = Apiserver { page: Some(2), ..Apiserver::new(0) };
+    let apiserver = Apiserver::new(0).paged(2);
     let apiserver = Arc::new(apiserver.with_ledger("ci", empty()));
     for n in 0..5 {
         apiserver.store(&format!("ci/r{n}"), &format!("{n}"));
@@ -572,7 +569,7 @@ async fn a_fetched_job_in_an_unknown_namespace_blocks_cluster_limits() {
     apiserver.store("ci/y", "y");
     let limits = json!({"limits": [{"name": "all", "maxActiveJobs": 2, "scope": "Cluster"}]});
     let replica = replica(&apiserver, &[cluster_policy("all", limits)]).ready().await;
-    apiserver.tell_of_jobs(false);
+    apiserver.report("jobs", false);
     apiserver.store("new/x", "x");
     let told = why(replica.limiter.admit(attempt("ci/r", "r")).await);
     assert!(told.contains("namespace new"), "{told}");
@@ -590,7 +587,7 @@ async fn a_ledger_written_during_a_fresh_read_refuses_nothing(#[case] granted: V
     apiserver.store("ci/y", "y");
     apiserver.store("ci/u", "u");
     let replica = replica(&apiserver, &[few(2)]).ready().await;
-    let gets = || apiserver.gets.load(Ordering::SeqCst);
+    let gets = || apiserver.job_gets();
     // A fresh read a moment ago makes the next one wait.
     why(replica.limiter.admit(attempt("ci/earlier", "earlier")).await);
     let (limiter, before) = (replica.limiter.clone(), gets());
@@ -600,12 +597,12 @@ async fn a_ledger_written_during_a_fresh_read_refuses_nothing(#[case] granted: V
     while gets() == before {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    apiserver.tell_of_jobs(false);
+    apiserver.report("jobs", false);
     apiserver.store("ci/x", "x");
     apiserver.finish("ci/x");
     let observed = match beyond {
         0 => 0,
-        beyond => apiserver.stored.lock().version + beyond,
+        beyond => apiserver.version() + beyond,
     };
     let pending = if granted.is_null() { json!({}) } else { json!({"ci/x": {"request-of-x": granted}}) };
     apiserver.put_ledger("ci", json!({"format": 1, "pending": pending, "observedThrough": observed}));
@@ -622,7 +619,7 @@ async fn an_attempt_without_a_job_expires_by_the_monotonic_clock(#[case] hours: 
     let replica = replica(&apiserver, &[few(1)]).ready().await;
     assert_eq!(replica.limiter.admit(attempt("ci/a", "a")).await, Verdict::Granted);
     // The ledger records wall-clock times for people only.
-    let mut spec = apiserver.stored.lock().ledgers["ci"]["spec"].clone();
+    let mut spec = apiserver.ledger("ci")["spec"].clone();
     let since = jiff::Timestamp::now().checked_add(jiff::SignedDuration::from_hours(hours)).unwrap();
     spec["pending"]["ci/a"]["request-a"]["since"] = json!(since.to_string());
     apiserver.put_ledger("ci", spec);

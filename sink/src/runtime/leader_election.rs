@@ -1,16 +1,22 @@
-//! The leader's Lease: who may harvest, prune and write.
+//! Leader election by a Lease: only the leader harvests, prunes and writes.
 //!
-//! Times written by others are never compared with our clock: a Lease is over when it has not *changed* for its
-//! duration on our own monotonic clock (as in client-go's `leaderelection`). Every write is a replace by
-//! resourceVersion, so that of two who try, one wins.
+//! A Lease expires when it has not *changed* for its duration on this process's monotonic clock, as in client-go's
+//! `leaderelection`. Every write is a replace by resourceVersion, so that only one of two candidates succeeds.
+//!
+//! No crate is used: those for kube 5 compare the `renewTime` in the Lease with the local wall clock, and so rely on the
+//! clocks of different machines being equal. Here, the deadline is observed locally. The Lease's durations are plain
+//! seconds, since `kube::core::Duration` panics on overflow.
 
 use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use job_handler_shared::process::jitter::jitter;
-use job_handler_shared::{keys, process::admin::ReadyHandle};
+use job_handler_shared::{
+    keys,
+    kube::error::{ApiError, call},
+    process::{admin::ReadyHandle, jitter::jitter},
+};
 use k8s_openapi::{
     api::coordination::v1::{Lease, LeaseSpec},
     apimachinery::pkg::apis::meta::v1::MicroTime,
@@ -19,58 +25,56 @@ use kube::{Api, Client, api::PostParams, core::ObjectMeta};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use job_handler_shared::kube::error::{ApiError, call};
+/// Others may acquire the Lease when it has not changed for this long.
+pub const LEASE_DURATION: Duration = Duration::from_secs(15);
+/// A leader that could not renew for this long steps down, well before others can acquire the Lease.
+pub const RENEW_DEADLINE: Duration = Duration::from_secs(10);
+/// Pause between attempts.
+pub const RETRY_PERIOD: Duration = Duration::from_secs(3);
 
-/// Seconds after which others may take the Lease.
-pub const DURATION: Duration = Duration::from_secs(15);
-/// A leader that could not renew for this long steps down: well before others take over.
-pub const DEADLINE: Duration = Duration::from_secs(10);
-/// Pause between looks.
-pub const RENEW: Duration = Duration::from_secs(3);
-
-/// A Lease as last seen, and when it was first seen so, on our clock.
+/// A Lease as last read, and when that version was first read, on our clock.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Observed {
+pub struct ObservedLease {
     /// `metadata.resourceVersion`.
     pub version: String,
-    /// What it says.
+    /// `spec`.
     pub spec: LeaseSpec,
-    /// First seen with this version.
+    /// When this version was first read.
     pub at: Instant,
 }
 
-/// What to do about a Lease.
+/// What a candidate does next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Decision {
-    /// It is ours: renew it.
+pub enum LeaseAction {
+    /// Renews its own Lease.
     Renew,
-    /// It is free, or its holder is dead: take it.
-    Take,
-    /// Somebody holds it.
-    Follow,
+    /// Acquires a Lease that is free or has expired.
+    Acquire,
+    /// Waits: another candidate holds the Lease.
+    Wait,
 }
 
-/// What `me` should do about a Lease, `now`.
-pub fn decide(lease: Option<&Observed>, me: &str, now: Instant) -> Decision {
-    let Some(lease) = lease else { return Decision::Take };
+/// What the candidate `me` does about a Lease at `now`.
+pub fn decide(lease: Option<&ObservedLease>, me: &str, now: Instant) -> LeaseAction {
+    let Some(lease) = lease else { return LeaseAction::Acquire };
     let spec = &lease.spec;
     match spec.holder_identity.as_deref() {
-        None | Some("") => Decision::Take,
-        Some(holder) if holder == me => Decision::Renew,
+        None | Some("") => LeaseAction::Acquire,
+        Some(holder) if holder == me => LeaseAction::Renew,
         Some(_) => {
             let seconds = spec.lease_duration_seconds.and_then(|s| u64::try_from(s).ok());
-            let duration = seconds.map_or(DURATION, Duration::from_secs);
+            let duration = seconds.map_or(LEASE_DURATION, Duration::from_secs);
             if now.saturating_duration_since(lease.at) >= duration {
-                Decision::Take
+                LeaseAction::Acquire
             } else {
-                Decision::Follow
+                LeaseAction::Wait
             }
         }
     }
 }
 
-/// Takes part in the election until `shutdown`, tells of leadership through `leading`, and gives the Lease back at
-/// the end so that the next one takes over at once.
+/// Takes part in the election until `shutdown` and reports leadership through `leading`. Releases the Lease at the end,
+/// so that the next leader need not wait.
 pub async fn elect(
     client: Client,
     namespace: Arc<str>,
@@ -82,43 +86,48 @@ pub async fn elect(
     let mut candidate =
         Candidate { api: Api::namespaced(client, &namespace), me, observed: None, renewed: None };
     while !shutdown.is_cancelled() {
-        let turn = tokio::time::timeout(candidate.bounded(RENEW), candidate.turn());
+        let attempt = tokio::time::timeout(candidate.bounded(RETRY_PERIOD), candidate.attempt());
         let outcome = tokio::select! {
             () = shutdown.cancelled() => break,
-            outcome = turn => outcome,
+            outcome = attempt => outcome,
         };
         match outcome {
             Ok(Ok(())) => ready.set_ready(),
             Ok(Err(error)) => {
-                tracing::warn!("leader lease: {error}; trying again");
+                tracing::warn!("leader election: {error}; retrying");
                 if candidate.observed.is_none() {
                     ready.set_not_ready(error.to_string());
                 }
             }
-            Err(_) => tracing::warn!("leader lease: the apiserver gave no answer in time; trying again"),
+            Err(_) => tracing::warn!("leader election: timed out; retrying"),
         }
-        tell(&leading, candidate.leads(Instant::now()));
+        report(&leading, candidate.leads(Instant::now()));
         tokio::select! {
             () = shutdown.cancelled() => break,
             () = tokio::time::sleep(candidate.pause()) => {}
         }
         // The pause ends no later than the deadline.
-        tell(&leading, candidate.leads(Instant::now()));
+        report(&leading, candidate.leads(Instant::now()));
     }
     leading.send_replace(false);
     if candidate.leads(Instant::now())
         && let Err(error) = candidate.release().await
     {
-        tracing::warn!("could not give the leader lease back, the next leader waits {DURATION:?}: {error}");
+        tracing::warn!(
+            "cannot release the leader Lease, the next leader waits {} s: {error}",
+            LEASE_DURATION.as_secs()
+        );
     }
 }
 
-fn tell(leading: &watch::Sender<bool>, leads: bool) {
+fn report(leading: &watch::Sender<bool>, leads: bool) {
     let changed = leading.send_if_modified(|before| std::mem::replace(before, leads) != leads);
     match (changed, leads) {
-        (true, true) => tracing::info!("leading: this sink harvests, prunes and writes"),
+        (true, true) => tracing::info!("became the leader: this sink harvests, prunes and writes"),
         (true, false) => {
-            tracing::warn!("not leading any more: the lease could not be renewed in time, or was taken");
+            tracing::warn!(
+                "lost leadership: the Lease could not be renewed in time, or another sink acquired it"
+            );
         }
         (false, _) => {}
     }
@@ -127,39 +136,39 @@ fn tell(leading: &watch::Sender<bool>, leads: bool) {
 struct Candidate {
     api: Api<Lease>,
     me: Arc<str>,
-    observed: Option<Observed>,
-    /// Taken before the write that renewed it was sent: the others' clocks started later.
+    observed: Option<ObservedLease>,
+    /// When the write that renewed it was sent: the deadlines of others begin later.
     renewed: Option<Instant>,
 }
 
 impl Candidate {
     fn leads(&self, now: Instant) -> bool {
-        self.renewed.is_some_and(|at| now.saturating_duration_since(at) < DEADLINE)
+        self.renewed.is_some_and(|at| now.saturating_duration_since(at) < RENEW_DEADLINE)
     }
 
-    /// Followers look a bit more often than leaders write, at uneven times.
+    /// Followers read a bit more often than leaders write, with jitter.
     fn pause(&self) -> Duration {
-        if self.renewed.is_some() { self.bounded(RENEW) } else { jitter(RENEW) }
+        if self.renewed.is_some() { self.bounded(RETRY_PERIOD) } else { jitter(RETRY_PERIOD) }
     }
 
-    /// `pause`, but not beyond the deadline of a leader.
+    /// `pause`, but not beyond the renew deadline of a leader.
     fn bounded(&self, pause: Duration) -> Duration {
-        let left = self.renewed.map(|at| (at + DEADLINE).saturating_duration_since(Instant::now()));
+        let left = self.renewed.map(|at| (at + RENEW_DEADLINE).saturating_duration_since(Instant::now()));
         left.filter(|left| !left.is_zero()).map_or(pause, |left| left.min(pause))
     }
 
-    async fn turn(&mut self) -> Result<(), ApiError> {
+    async fn attempt(&mut self) -> Result<(), ApiError> {
         let found = call("get the leader lease", self.api.get_opt(keys::LEADER_LEASE)).await?;
         self.observe(found.as_ref());
         let now = Instant::now();
         match decide(self.observed.as_ref(), &self.me, now) {
-            Decision::Follow => {
+            LeaseAction::Wait => {
                 self.renewed = None;
                 Ok(())
             }
-            Decision::Renew | Decision::Take => {
+            LeaseAction::Renew | LeaseAction::Acquire => {
                 let written = match self.write(self.next_spec()).await {
-                    // Somebody else was first: look again at the next turn.
+                    // Another candidate was first.
                     Err(error) if error.is_conflict() => {
                         self.renewed = None;
                         return Ok(());
@@ -181,7 +190,7 @@ impl Candidate {
         let version = lease.metadata.resource_version.clone().unwrap_or_default();
         if self.observed.as_ref().is_none_or(|known| known.version != version) {
             let spec = lease.spec.clone().unwrap_or_default();
-            self.observed = Some(Observed { version, spec, at: Instant::now() });
+            self.observed = Some(ObservedLease { version, spec, at: Instant::now() });
         }
     }
 
@@ -191,7 +200,7 @@ impl Candidate {
         let same = before.holder_identity.as_deref() == Some(&*self.me);
         LeaseSpec {
             holder_identity: Some(self.me.to_string()),
-            lease_duration_seconds: i32::try_from(DURATION.as_secs()).ok(),
+            lease_duration_seconds: i32::try_from(LEASE_DURATION.as_secs()).ok(),
             acquire_time: before.acquire_time.filter(|_| same).or_else(|| Some(time.clone())),
             renew_time: Some(time),
             lease_transitions: Some(before.lease_transitions.unwrap_or_default() + i32::from(!same)),
@@ -235,35 +244,35 @@ mod tests {
 
     use super::*;
 
-    fn held(by: &str, age: u64, now: Instant) -> Option<Observed> {
+    fn held(by: &str, age: u64, now: Instant) -> Option<ObservedLease> {
         let spec = LeaseSpec {
             holder_identity: Some(by.into()),
             lease_duration_seconds: Some(15),
             ..LeaseSpec::default()
         };
-        Some(Observed { version: "1".into(), spec, at: now - Duration::from_secs(age) })
+        Some(ObservedLease { version: "1".into(), spec, at: now - Duration::from_secs(age) })
     }
 
     #[test]
-    fn table() {
+    fn a_lease_is_acquired_when_it_is_free_or_expired() {
         let now = Instant::now() + Duration::from_secs(1000);
         for (lease, expected) in [
-            (None, Decision::Take),
-            (held("", 0, now), Decision::Take),
-            (held("me", 0, now), Decision::Renew),
-            (held("me", 100, now), Decision::Renew),
-            (held("other", 0, now), Decision::Follow),
-            (held("other", 14, now), Decision::Follow),
-            (held("other", 15, now), Decision::Take),
+            (None, LeaseAction::Acquire),
+            (held("", 0, now), LeaseAction::Acquire),
+            (held("me", 0, now), LeaseAction::Renew),
+            (held("me", 100, now), LeaseAction::Renew),
+            (held("other", 0, now), LeaseAction::Wait),
+            (held("other", 14, now), LeaseAction::Wait),
+            (held("other", 15, now), LeaseAction::Acquire),
         ] {
             assert_eq!(decide(lease.as_ref(), "me", now), expected, "{lease:?}");
         }
     }
 
     proptest! {
-        /// A leader stops before anybody may take its Lease, whenever each saw the renewal.
+        /// A leader steps down before others can acquire its Lease, whenever they read the renewal.
         #[test]
-        fn never_two_by_the_clock(seen_after in 0u64..5_000, look_at in 0u64..60_000) {
+        fn there_are_never_two_leaders(seen_after in 0u64..5_000, look_at in 0u64..60_000) {
             let sent = Instant::now();
             let candidate = Candidate {
                 api: Api::namespaced(dummy(), "x"), me: "a".into(), observed: None, renewed: Some(sent),
@@ -272,9 +281,9 @@ mod tests {
             let spec = LeaseSpec {
                 holder_identity: Some("a".into()), lease_duration_seconds: Some(15), ..LeaseSpec::default()
             };
-            let observed = Observed { version: "1".into(), spec, at: seen };
+            let observed = ObservedLease { version: "1".into(), spec, at: seen };
             let now = seen + Duration::from_millis(look_at);
-            let taken = decide(Some(&observed), "b", now) == Decision::Take;
+            let taken = decide(Some(&observed), "b", now) == LeaseAction::Acquire;
             prop_assert!(!(taken && candidate.leads(now)));
         }
     }

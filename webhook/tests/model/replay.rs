@@ -7,7 +7,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -16,6 +16,7 @@ use job_handler_shared::{
     ledger::crd::AttemptKind,
     policy::{reference::Labels, set::PolicySet},
     process::telemetry::Metrics,
+    testing::apiserver::LostWrite,
 };
 use job_handler_webhook::{
     cache::{consistent_list::ListedJob, jobs::JobCache, policies::Policies, reflector::WatchHandler},
@@ -38,7 +39,7 @@ use tokio::{
 };
 
 use crate::{
-    apiserver::{Apiserver, Lost, empty, eventually},
+    apiserver::{Apiserver, empty, eventually},
     cluster::{ClientRequest, JobState, ModelCluster, Phase, Protocol, RequestStage, View, request},
     common::policy,
     steps::{Step, WriteAnswer},
@@ -93,16 +94,16 @@ pub fn replay(protocol: &Protocol, trace: Vec<(ModelCluster, Option<Step>)>) -> 
             let after = &trace[n + 1].0;
             replay.begin_early_lists(&trace[n..]).await;
             replay.step(before, after, step).await;
-            let active = replay.apiserver.stored.lock().active();
+            let active = replay.apiserver.active();
             assert!(active <= protocol.max, "{active} active after step {n}: {step:?}");
-            replay.versions.resize(after.history.len(), replay.apiserver.stored.lock().version);
+            replay.versions.resize(after.history.len(), replay.apiserver.version());
         }
         // Granted requests may still be stored.
         let rest: Vec<usize> = replay.asked.keys().copied().collect();
         for n in rest {
             replay.land(n).await;
         }
-        let active = replay.apiserver.stored.lock().active();
+        let active = replay.apiserver.active();
         assert!(active <= protocol.max, "{active} active in the end");
         replay.asked.values().filter(|asked| asked.granted).count()
     })
@@ -115,10 +116,10 @@ impl<'a> Replay<'a> {
         for (name, stored) in &first.history {
             let stored = stored.as_ref().unwrap();
             assert!(apiserver.store(&key(name), &stored.uid));
-            apiserver.change(&key(name), |job| {
+            apiserver.change_job(&key(name), |job| {
                 job["spec"]["suspend"] = json!(stored.state == JobState::Suspended);
             });
-            versions.push(apiserver.stored.lock().version);
+            versions.push(apiserver.version());
         }
         let replicas = (0..first.replicas.len()).map(|n| Replica::new(protocol, n, &apiserver)).collect();
         Self { protocol, apiserver, replicas, asked: BTreeMap::new(), versions }
@@ -143,14 +144,14 @@ impl<'a> Replay<'a> {
                 }
             }
             Step::Write { replica, answer } => {
-                *self.apiserver.lose_next.lock() = match answer {
+                self.apiserver.lose_next(match answer {
                     WriteAnswer::Known => None,
-                    WriteAnswer::LostAfter => Some(Lost::Done),
-                    WriteAnswer::LostBefore => Some(Lost::Undone),
-                    WriteAnswer::Late => Some(Lost::Late),
-                };
+                    WriteAnswer::LostAfter => Some(LostWrite::Done),
+                    WriteAnswer::LostBefore => Some(LostWrite::Undone),
+                    WriteAnswer::Late => Some(LostWrite::Late),
+                });
                 self.write(before, *replica).await;
-                let lost = self.apiserver.lose_next.lock().take();
+                let lost = self.apiserver.lose_next(None);
                 assert!(lost.is_none(), "it wrote nothing whose answer could have been lost");
             }
             Step::Crash { replica } => {
@@ -165,7 +166,7 @@ impl<'a> Replay<'a> {
             }
             Step::Delete { name } => {
                 if self.stored(name) {
-                    self.apiserver.delete(&key(name));
+                    self.apiserver.delete_job(&key(name));
                 }
             }
             Step::Answer { .. } | Step::Deny { .. } => {}
@@ -175,8 +176,8 @@ impl<'a> Replay<'a> {
 
     fn ask(&mut self, n: usize, name: &'static str, one: &ClientRequest) {
         let from = matches!(one.kind, AttemptKind::Unsuspend { .. }).then(|| {
-            let stored = self.apiserver.stored.lock();
-            stored.jobs[&key(name)]["metadata"]["resourceVersion"].as_str().unwrap().parse().unwrap()
+            let stored = self.apiserver.job(&key(name)).unwrap();
+            stored["metadata"]["resourceVersion"].as_str().unwrap().parse().unwrap()
         });
         let job = JobSnapshot {
             namespace: LEDGER.into(),
@@ -202,11 +203,9 @@ impl<'a> Replay<'a> {
     /// Runs a replica: it decides about the requests that had arrived when its round began.
     async fn write(&mut self, before: &ModelCluster, n: usize) {
         let Phase::JobsRead { round, .. } = &before.replicas[n].phase else { panic!("it did not look") };
-        self.apiserver.hold_lists.send_replace(false);
+        self.apiserver.hold_reads(false);
         let replica = &mut self.replicas[n];
-        let looks = |apiserver: &Apiserver| {
-            apiserver.lists.load(Ordering::SeqCst) + apiserver.gets.load(Ordering::SeqCst)
-        };
+        let looks = |apiserver: &Apiserver| apiserver.job_lists() + apiserver.job_gets();
         let looked = looks(&self.apiserver);
         if replica.expire {
             replica.inbox.send(ActorMessage::RemoveExpired).await.unwrap();
@@ -243,11 +242,11 @@ impl<'a> Replay<'a> {
                 self.apiserver.store(&key, &asked.one.job_uid);
             }
             Some(from) => {
-                let stored = self.apiserver.stored.lock().jobs.get(&key).cloned();
+                let stored = self.apiserver.job(&key);
                 let unchanged =
                     stored.is_some_and(|job| job["metadata"]["resourceVersion"] == json!(from.to_string()));
                 if unchanged {
-                    self.apiserver.change(&key, |job| job["spec"]["suspend"] = json!(false));
+                    self.apiserver.change_job(&key, |job| job["spec"]["suspend"] = json!(false));
                 }
             }
         }
@@ -257,12 +256,12 @@ impl<'a> Replay<'a> {
 
     fn change(&self, name: &str, change: impl FnOnce(&mut serde_json::Value)) {
         if self.stored(name) {
-            self.apiserver.change(&key(name), change);
+            self.apiserver.change_job(&key(name), change);
         }
     }
 
     fn stored(&self, name: &str) -> bool {
-        self.apiserver.stored.lock().jobs.contains_key(&key(name))
+        self.apiserver.job(&key(name)).is_some()
     }
 
     /// Begins a LIST now that the trace joins later, when other writes have been stored.
@@ -279,10 +278,10 @@ impl<'a> Replay<'a> {
             _ => None,
         });
         if let Some(replica) = joined {
-            let lists = self.apiserver.lists.load(Ordering::SeqCst);
-            self.apiserver.hold_lists.send_replace(true);
+            let lists = self.apiserver.job_lists();
+            self.apiserver.hold_reads(true);
             self.replicas[replica].inbox.send(ActorMessage::RemoveExpired).await.unwrap();
-            eventually("the LIST", || self.apiserver.lists.load(Ordering::SeqCst) > lists).await;
+            eventually("the LIST", || self.apiserver.job_lists() > lists).await;
         }
     }
 }
@@ -314,7 +313,7 @@ impl Replica {
 
     /// Records the ledger as it is stored now.
     fn read(&self, apiserver: &Apiserver) {
-        let ledger = apiserver.stored.lock().ledgers[LEDGER].clone();
+        let ledger = apiserver.ledger(LEDGER);
         let known = KnownLedger::parse(serde_json::from_value(ledger).unwrap()).unwrap();
         self.shared.known_ledgers.record(LEDGER, &known);
     }
@@ -341,7 +340,7 @@ impl Replica {
 
     /// Delivers the watch events of Jobs up to a resourceVersion.
     fn tell(&mut self, apiserver: &Apiserver, until: u64) {
-        for (version, event) in apiserver.jobs_told(self.told, until) {
+        for (version, event) in apiserver.events("jobs", self.told, until) {
             let ListedJob(job) = serde_json::from_value(event["object"].clone()).unwrap();
             match event["type"].as_str() {
                 Some("DELETED") => self.shared.cache.delete(&job, version),

@@ -1,0 +1,8 @@
+//! What the tests of several crates need (feature `testing`).
+//!
+//! [`apiserver`] is the in-memory apiserver: read `apiserver/mod.rs` first, then `storage.rs` for what it stores and
+//! `faults.rs` for what it can do wrong.
+
+#![allow(clippy::panic, clippy::expect_used, reason = "helpers of tests; clippy knows only #[test] itself")]
+
+pub mod apiserver;
