@@ -2,7 +2,7 @@
 //!
 //! A round decides by the newest known ledger and the watched Jobs, and writes the ledger unless another replica has
 //! written meanwhile: a grant costs a single write, which also proves that the ledger was the newest. Before refusing, the
-//! actor re-reads ledger and Jobs ([`fresh_read`](super::fresh_read)) in a read that begins after the request arrived, so
+//! actor re-reads ledger and Jobs (`fresh_read`) in a read that begins after the request arrived, so
 //! that a Job that has just finished never causes a refusal. Rounds continue while such a read is in progress.
 
 use std::{

@@ -57,7 +57,7 @@ impl LedgerClient {
         self.api.clone()
     }
 
-    /// The id of this process in [`writers`].
+    /// The id of this process in the annotation `job-handler/writers`.
     pub fn writer_id(&self) -> &str {
         &self.writer
     }

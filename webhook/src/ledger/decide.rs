@@ -86,7 +86,7 @@ pub struct RoundDecision {
     pub answers: Vec<SlotAnswer>,
     /// The ledger to store; equal to the input if nothing changes.
     pub contents: LedgerContents,
-    /// The fullest scope of each limit that has a holder, by [`limit_of`].
+    /// The fullest scope of each limit that has a holder, by `<policy uid>/<limit>`.
     pub fullest: BTreeMap<String, SlotCount>,
 }
 

@@ -3,24 +3,24 @@
 //! A round takes the newest known ledger, looks at the Jobs, decides, writes the ledger by resourceVersion, and only then
 //! answers. Why this is exact: every active Job stems from an attempt that was written before. When a decision is made,
 //! that attempt is either in the ledger and counts, or another replica removed it after it had observed the outcome. The
-//! view covers that outcome ([`resolve::ViewSource::covers`]), so the Job counts unless it is no longer active. A view
+//! view covers that outcome (`resolve::ViewSource::covers`), so the Job counts unless it is no longer active. A view
 //! that is older than the ledger requires is not used; one that is merely old can only count Jobs that are gone.
 //!
-//! In: attempts ([`crate::limit::Attempt`]). Out: verdicts. Read [`decide`] first, then [`round_attempt`] and [`actor`].
+//! In: attempts (`limit::Attempt`). Out: verdicts. Read `decide` first, then `round_attempt` and `actor`.
 //!
 //! | pure | holds |
 //! | --- | --- |
-//! | [`resolve`] | when an attempt may be removed |
-//! | [`decide`] | a round in the ledger's terms |
-//! | [`count`], [`round`] | the same in terms of Jobs and policies |
-//! | [`freshness`], [`batching`], [`write_order`] | which version to trust, how long to gather, which replica writes next |
+//! | `resolve` | when an attempt may be removed |
+//! | `decide` | a round in the ledger's terms |
+//! | `count`, `round` | the same in terms of Jobs and policies |
+//! | `freshness`, `batching`, `write_order` | which version to trust, how long to gather, which replica writes next |
 //!
 //! | with effects | holds |
 //! | --- | --- |
-//! | [`limiter`], [`actor`], [`messages`] | the limiter, and one actor per ledger |
-//! | [`round_attempt`], [`fresh_read`] | one attempt at a round; the reads before a refusal |
-//! | [`known_ledgers`], [`attempt_age`], [`scope_cache`] | what the process knows of ledgers, attempts and Jobs |
-//! | [`client`], [`provision`], [`shared`] | ledger objects, their creation, and what the actors share |
+//! | `limiter`, `actor`, `messages` | the limiter, and one actor per ledger |
+//! | `round_attempt`, `fresh_read` | one attempt at a round; the reads before a refusal |
+//! | `known_ledgers`, `attempt_age`, `scope_cache` | what the process knows of ledgers, attempts and Jobs |
+//! | `client`, `provision`, `shared` | ledger objects, their creation, and what the actors share |
 //!
 //! `tests/model` runs the pure part in every order of events, within bounds.
 

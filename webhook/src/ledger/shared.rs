@@ -35,7 +35,7 @@ pub struct LedgerContext {
     pub metrics: WebhookMetrics,
 }
 
-/// Allows one consistent read per [`READ_INTERVAL`], in the order of the calls.
+/// Allows one consistent read per 50 ms, in the order of the calls.
 #[derive(Debug, Default)]
 pub struct ReadRateLimiter(Mutex<Option<Instant>>);
 

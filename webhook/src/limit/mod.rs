@@ -1,12 +1,12 @@
 //! What decides whether a Job may become active: the question that `/validate` asks, its answers, and their rules.
 //!
-//! In: an [`Attempt`]. Out: a [`Verdict`] of a [`Limiter`]. Read [`scopes`] first.
+//! In: an `Attempt`. Out: a `Verdict` of a `Limiter`. Read `scopes` first.
 //!
 //! | module | holds |
 //! | --- | --- |
-//! | [`scopes`] | which limits apply to a Job |
-//! | [`failure_backoff`] | how long a group waits after failures |
-//! | [`message`] | what the author of a refused Job reads |
+//! | `scopes` | which limits apply to a Job |
+//! | `failure_backoff` | how long a group waits after failures |
+//! | `message` | what the author of a refused Job reads |
 
 pub mod failure_backoff;
 pub(crate) mod message;

@@ -49,7 +49,7 @@ mod tests {
         for (expires, exported) in [(Some(7), true), (None, false)] {
             let metrics = Metrics::default();
             metrics.register(|registry| {
-                registry.register_collector(Box::new(CertificateExpiry::new(move || expires)))
+                registry.register_collector(Box::new(CertificateExpiry::new(move || expires)));
             });
             let text = metrics.encode().unwrap();
             let line = "job_handler_certificate_expiry_timestamp_seconds 7\n";

@@ -110,7 +110,7 @@ impl ModelCluster {
             match one.at {
                 RequestStage::Asking(_) if self.budget.gone > 0 => steps.push(Step::GiveUp { request: n }),
                 RequestStage::Admitted => {
-                    steps.extend([Step::Land { request: n }, Step::Deny { request: n }])
+                    steps.extend([Step::Land { request: n }, Step::Deny { request: n }]);
                 }
                 _ => {}
             }
