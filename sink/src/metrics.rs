@@ -25,7 +25,7 @@ use prometheus_client::{
     },
 };
 
-use crate::{harvest::failure, model::summary::Census};
+use crate::{harvest::failure, model::summary::ClusterSummary};
 
 /// One label `status`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -320,17 +320,17 @@ impl SinkMetrics {
     }
 
     /// How things stand over all; told by the leader alone.
-    pub fn set_census(&self, census: &Census) {
+    pub fn set_summary(&self, summary: &ClusterSummary) {
         let whole = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
-        self.active.set(whole(census.active));
-        self.oldest_active.set(census.oldest_active);
-        self.unharvested.set(whole(census.unharvested));
-        self.oldest_unharvested.set(census.oldest_unharvested);
-        self.deadline_used.set(census.deadline_used);
-        self.results_stored.set(i64::from(census.results.stored));
-        self.result_bytes.set(i64::try_from(census.results.bytes).unwrap_or(i64::MAX));
-        self.results_incomplete_now.set(i64::from(census.results.incomplete));
-        self.budget_used.set(census.budget_used);
+        self.active.set(whole(summary.active));
+        self.oldest_active.set(summary.oldest_active);
+        self.unharvested.set(whole(summary.unharvested));
+        self.oldest_unharvested.set(summary.oldest_unharvested);
+        self.deadline_used.set(summary.deadline_used);
+        self.results_stored.set(i64::from(summary.results.stored));
+        self.result_bytes.set(i64::try_from(summary.results.bytes).unwrap_or(i64::MAX));
+        self.results_incomplete_now.set(i64::from(summary.results.incomplete));
+        self.budget_used.set(summary.budget_used);
     }
 
     /// Keys that wait.

@@ -4,6 +4,7 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use futures::future::{BoxFuture, join_all};
 use job_handler_shared::{
+    ledger::refusal::Refusal,
     policy::install_defaults,
     process::{
         admin::{self, Readiness, ReadyHandle},
@@ -13,7 +14,7 @@ use job_handler_shared::{
     },
 };
 use kube::Client;
-use tokio::sync::watch as channel;
+use tokio::sync::{mpsc, watch as channel};
 
 use crate::{
     cloudevents::{
@@ -22,13 +23,11 @@ use crate::{
         refusal_spool::{Spool, Spools},
     },
     config::Config,
-    enforce::{
-        ledger_gc, repair,
-        webhook_entries::{self, Kept},
-    },
+    enforce::{entry_writer, ledger_gc, repair},
     harvest::{collector::Capturer, follower::Follower, pod_tracker::Followed},
     metrics::SinkMetrics,
-    notify::{recorder::Recorder, refusal_listener},
+    model::entry_state::EntryState,
+    notify::{recorder::Recorder, refusal_listener, refusal_writer},
     object_store::{Objects, ObjectsError},
     observe::{context::Context, key::Key, reflectors, secret_watch, store::Store},
     queueing::{dequeued_by_user, failure_backoff, release},
@@ -141,14 +140,18 @@ pub async fn run(client: Client, options: Options, mut signals: ShutdownSignals)
     }
     context.store.set_known_sinks(options.config.sink_names());
     let spools = Spools::new(spools);
-    let serve = refusal_listener::serve(
-        socket,
-        context.store.clone(),
-        recorder.clone(),
-        own,
-        spools,
-        readiness.register("refusals"),
+    let (sender, refusals) = mpsc::channel(refusal_writer::QUEUE);
+    let policies = context.store.clone();
+    let forward = move |refusal: &Refusal| {
+        let receivers = policies.sinks_of(&refusal.policy.uid);
+        spools.put(refusal, receivers.iter().map(String::as_str));
+    };
+    let store = context.store.clone();
+    tasks.spawn(
+        "refusal writer",
+        refusal_writer::run(refusals, store, recorder.clone(), own.clone(), forward),
     );
+    let serve = refusal_listener::serve(socket, sender, own, readiness.register("refusals"));
     tasks.spawn("refusal listener", serve);
     let actor = Actor {
         client: client.clone(),
@@ -167,8 +170,8 @@ pub async fn run(client: Client, options: Options, mut signals: ShutdownSignals)
         objects,
     };
     let namespace = context.namespace.clone();
-    let tell = writer::tell_refusals(client.clone(), context.store.clone(), leads.clone());
-    tasks.spawn("refusal status", tell);
+    let last_refusals = writer::write_last_refusals(client.clone(), context.store.clone(), leads.clone());
+    tasks.spawn("refusal status", last_refusals);
     let pods = readiness.register("pods");
     tasks.spawn("leader", lead(context, actor, broom, receivers, leads, gate, pods));
 
@@ -232,15 +235,15 @@ async fn work(
     receivers: Vec<Arc<Receiver>>,
     pods: ReadyHandle,
 ) {
-    let (kept, entries) = channel::channel(Kept::default());
-    let keep = webhook_entries::keep(
+    let (entry_state, entries) = channel::channel(EntryState::default());
+    let write_entries = entry_writer::run(
         context.client.clone(),
         context.store.clone(),
         context.namespace.clone(),
         actor.recorder.clone(),
-        kept,
+        entry_state,
     );
-    let status = writer::keep(
+    let status = writer::run(
         context.client.clone(),
         context.store.clone(),
         context.namespace.clone(),
@@ -259,25 +262,25 @@ async fn work(
     };
     let defaults = create_defaults(context);
     let recorder = actor.recorder.clone();
-    let release = release::keep(context.client.clone(), context.store.clone(), actor.recorder.clone());
-    let unqueued = dequeued_by_user::keep(context.client.clone(), context.store.clone());
+    let release = release::run(context.client.clone(), context.store.clone(), actor.recorder.clone());
+    let dequeued = dequeued_by_user::run(context.client.clone(), context.store.clone());
     let overdue = stale_jobs::keep(context.clone(), actor.followed.clone());
     let follower = Follower {
         context: context.clone(),
         capturer: actor.capturer.clone(),
         followed: actor.followed.clone(),
     };
-    let absorb =
-        failure_backoff::keep(context.client.clone(), context.store.clone(), context.namespace.clone());
-    let sweep = ledger_gc::sweep(context.client.clone(), context.store.clone(), context.namespace.clone());
-    let heal = repair::keep(context.client.clone(), context.store.clone(), recorder);
+    let record_streaks =
+        failure_backoff::run(context.client.clone(), context.store.clone(), context.namespace.clone());
+    let ledger_gc = ledger_gc::run(context.client.clone(), context.store.clone(), context.namespace.clone());
+    let repair = repair::run(context.client.clone(), context.store.clone(), recorder);
     let outbox =
         outbox::keep(receivers, context.client.clone(), context.store.clone(), context.metrics.clone());
     // On the heap, each by itself: as one future they overflow a worker's stack in a debug build.
     let parts: [BoxFuture<'_, ()>; 15] = [
         Box::pin(actor.work()),
         Box::pin(follower.keep(pods)),
-        Box::pin(keep),
+        Box::pin(write_entries),
         Box::pin(status),
         Box::pin(resync),
         Box::pin(overdue),
@@ -285,10 +288,10 @@ async fn work(
         Box::pin(object_gc::keep(broom.objects.clone(), context.client.clone(), context.store.clone())),
         Box::pin(broom.keep()),
         Box::pin(release),
-        Box::pin(unqueued),
-        Box::pin(absorb),
-        Box::pin(sweep),
-        Box::pin(heal),
+        Box::pin(dequeued),
+        Box::pin(record_streaks),
+        Box::pin(ledger_gc),
+        Box::pin(repair),
         Box::pin(outbox),
     ];
     // But for the default policies' part, an outbox without receivers and a missing object store, none of them ends.

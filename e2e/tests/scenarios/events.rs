@@ -38,7 +38,7 @@ fn a_queued_job_says_why_it_waits_and_then_that_it_was_started() {
                     .await;
             }
         };
-        says("queued: waits for a slot (limit \"few\"").await;
+        says("position 1 in the queue; slot held by first (limit \"few\"").await;
         fixture
             .wait("the policy to count it", || async {
                 let status = fixture.policies(&ns).get("builds").await.unwrap().status.unwrap_or_default();

@@ -125,12 +125,10 @@ fn a_limit_under_another_name_and_of_another_kind_counts_on() {
                 events.into_iter().find_map(|event| event.note).ok_or("none")
             })
             .await;
-        assert!(
-            told.contains("waits for a slot (limit \"line\"") && told.contains("number 1 in line"),
-            "{told}"
-        );
-        // Jobs of one second go by their uids.
-        let held = ["it is held by one, two", "it is held by two, one"];
+        assert!(told.starts_with("position 1 in the queue; slots held by "), "{told}");
+        assert!(told.contains("(limit \"line\" of JobPolicy") && told.ends_with(", 2 slots)"), "{told}");
+        // Jobs of one second are ordered by their uids.
+        let held = ["held by one, two", "held by two, one"];
         assert!(held.iter().any(|held| told.contains(held)), "{told}");
         all_run(fixture, &ns, &["one", "two"]).await;
         // Queued Jobs start where the limit goes.

@@ -18,17 +18,17 @@ use kube::{
 
 use crate::observe::store::Store;
 
-/// How often gone namespaces are looked for.
-const SWEEP: Duration = Duration::from_secs(10);
-/// A namespace is gone for so long before its ledger goes: whatever was granted for it has run out by then, on every
+/// Interval of the search for deleted namespaces.
+const EVERY: Duration = Duration::from_secs(10);
+/// How long a namespace must be gone before its ledger is deleted: every admission for it has expired by then, on every
 /// clock.
-const GONE: Duration = Duration::from_secs(75);
+const GRACE: Duration = Duration::from_secs(75);
 
-/// Deletes the ledgers of namespaces that are gone, for ever.
-pub async fn sweep(client: Client, store: Store, own_namespace: Arc<str>) {
+/// Deletes the ledgers of deleted namespaces, for ever.
+pub async fn run(client: Client, store: Store, own_namespace: Arc<str>) {
     let mut gone: HashMap<String, Instant> = HashMap::new();
     loop {
-        tokio::time::sleep(SWEEP).await;
+        tokio::time::sleep(EVERY).await;
         let names = store.ledgers.names();
         gone.retain(|name, _| names.contains(name) && store.namespace(name).is_none());
         for name in names {
@@ -36,28 +36,30 @@ pub async fn sweep(client: Client, store: Store, own_namespace: Arc<str>) {
                 continue;
             }
             let since = *gone.entry(name.clone()).or_insert_with(Instant::now);
-            if since.elapsed() < GONE {
+            if since.elapsed() < GRACE {
                 continue;
             }
-            match remove(&client, &store, &own_namespace, &name).await {
+            match delete(&client, &store, &own_namespace, &name).await {
                 Ok(true) => {
-                    tracing::info!(namespace = name, "deleted the JobLedger of a namespace that is gone");
+                    tracing::info!(namespace = name, "deleted the JobLedger of a deleted namespace");
                 }
                 Ok(false) => {}
                 Err(error) if error.is_conflict() || error.is_not_found() => {}
-                Err(error) => tracing::warn!("the JobLedger of a gone namespace: {error}; trying again"),
+                Err(error) => {
+                    tracing::warn!("cannot delete the JobLedger of a deleted namespace: {error}; retrying")
+                }
             }
         }
     }
 }
 
-/// Deletes the very version of a ledger that was looked at, where a quorum read shows no such namespace.
-pub(crate) async fn remove(client: &Client, store: &Store, own: &str, name: &str) -> Result<bool, ApiError> {
+/// Deletes the observed version of a ledger if a quorum read finds no such namespace.
+async fn delete(client: &Client, store: &Store, own: &str, name: &str) -> Result<bool, ApiError> {
     let Some(ledger) = store.ledgers.get(name) else { return Ok(false) };
     let namespaces = Api::<Namespace>::all(client.clone());
-    // A list without resourceVersion is a quorum read, and needs no right that watching does not.
+    // A list without resourceVersion is a quorum read, and needs no permission beyond those of the watch.
     let only = ListParams::default().fields(&format!("metadata.name={name}"));
-    let found = call(&format!("look for namespace {name}"), namespaces.list_metadata(&only)).await?;
+    let found = call(&format!("list namespace {name}"), namespaces.list_metadata(&only)).await?;
     if !found.items.is_empty() {
         return Ok(false);
     }

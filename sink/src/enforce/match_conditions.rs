@@ -1,6 +1,6 @@
-//! The matchConditions of the webhook entry that is about updates, in CEL. They must never err: an error under `Fail`
-//! rejects the request (`apiserver/pkg/admission/plugin/webhook/matchconditions/matcher.go`), so that every field is
-//! asked for with `has()` first.
+//! The matchConditions of the webhook entry for updates, in CEL. Every field is tested with `has()` first, because an
+//! evaluation error rejects the request under `failurePolicy: Fail`
+//! (`apiserver/pkg/admission/plugin/webhook/matchconditions/matcher.go`). Pure.
 
 use std::collections::BTreeSet;
 
@@ -12,24 +12,24 @@ use k8s_openapi::{
     api::admissionregistration::v1::MatchCondition, apimachinery::pkg::apis::meta::v1::LabelSelector,
 };
 
-/// Label keys and ownership that decide whether, and where, a Job counts.
+/// The fields of a Job that decide whether it counts for a limit, and in which group.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Deciding {
-    /// Keys that a selector or a group uses.
-    pub labels: BTreeSet<String>,
-    /// A group is made by the owner.
-    pub owner: bool,
+pub(crate) struct DecidingFields {
+    /// Label keys of selectors and groups.
+    pub(crate) labels: BTreeSet<String>,
+    /// A group is named after the owner.
+    pub(crate) owner: bool,
 }
 
-impl Deciding {
-    /// What the policies that can apply beside `policy` use.
-    pub fn of<'a>(policy: &Policy, all: impl IntoIterator<Item = &'a Policy>) -> Self {
+impl DecidingFields {
+    /// The fields that `policy` and the policies that can apply to the same Jobs use.
+    pub(crate) fn of<'a>(policy: &Policy, all: impl IntoIterator<Item = &'a Policy>) -> Self {
         let mut deciding = Self::default();
-        let near = |other: &Policy| {
+        let overlaps = |other: &Policy| {
             let (own, other) = (&policy.reference.namespace, &other.reference.namespace);
             own.is_none() || other.is_none() || own == other
         };
-        for other in all.into_iter().filter(|other| near(other)) {
+        for other in all.into_iter().filter(|other| overlaps(other)) {
             deciding.add(&other.spec);
         }
         deciding.add(&policy.spec);
@@ -52,9 +52,8 @@ fn selector_keys(selector: &LabelSelector) -> Vec<String> {
     labels.chain(selector.match_expressions.iter().flatten().map(|e| e.key.clone())).collect()
 }
 
-/// The conditions, of updates alone: those that un-suspend, or that change what decides; never those of a Job that has
-/// finished.
-pub fn build(deciding: &Deciding) -> Vec<MatchCondition> {
+/// Matches updates that un-suspend a Job or change a deciding field, unless the Job has finished.
+pub(crate) fn build(deciding: &DecidingFields) -> Vec<MatchCondition> {
     let mut changes = vec![format!("({} && !{})", suspended("oldObject"), suspended("object"))];
     changes.extend(deciding.labels.iter().map(|key| {
         let key = quote(key);
@@ -74,7 +73,7 @@ fn suspended(object: &str) -> String {
     format!("(has({object}.spec) && has({object}.spec.suspend) && {object}.spec.suspend == true)")
 }
 
-/// A label as a list of none or one, so that a missing one differs from an empty one.
+/// A label as a list of zero or one values, so that a missing label differs from an empty one.
 fn label(object: &str, key: &str) -> String {
     let labels = format!("{object}.metadata.labels");
     format!("(has({labels}) && {key} in {labels} ? [{labels}[{key}]] : [])")
@@ -95,7 +94,7 @@ fn finished(object: &str) -> String {
     )
 }
 
-/// A CEL string. Label keys hold nothing that needs escaping; one that came in past the CRD's rules may.
+/// A CEL string. Valid label keys need no escaping; a key that bypassed the CRD's validation may.
 fn quote(text: &str) -> String {
     format!("'{}'", text.replace('\\', r"\\").replace('\'', r"\'").replace('\n', r"\n"))
 }
@@ -115,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_of_the_neighbours_decide_too() {
+    fn label_keys_of_other_policies_of_the_namespace_decide_too() {
         let own = policy("ci", json!({"jobSelector": {"matchLabels": {"app": "build"}}}));
         let near = policy(
             "ci",
@@ -123,14 +122,14 @@ mod tests {
             "jobSelector": {"matchExpressions": [{"key": "tier", "operator": "Exists"}]}}),
         );
         let far = policy("other", json!({"group": {"type": "Owner"}}));
-        let deciding = Deciding::of(&own, [&own, &near, &far]);
+        let deciding = DecidingFields::of(&own, [&own, &near, &far]);
         assert_eq!(deciding.labels.iter().map(String::as_str).collect::<Vec<_>>(), ["app", "repo", "tier"]);
         assert!(!deciding.owner);
     }
 
     #[test]
-    fn the_text_is_as_agreed() {
-        let deciding = Deciding { labels: ["app".to_owned()].into(), owner: false };
+    fn the_expressions_are_stable() {
+        let deciding = DecidingFields { labels: ["app".to_owned()].into(), owner: false };
         let text: Vec<_> =
             build(&deciding).into_iter().map(|c| format!("{}: {}", c.name, c.expression)).collect();
         assert_eq!(
@@ -150,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn a_quote_cannot_break_out() {
+    fn quotes_are_escaped() {
         assert_eq!(quote(r"a'\b"), r"'a\'\\b'");
     }
 }

@@ -1,6 +1,15 @@
-//! Keeps webhook entries and ledgers in step with the policies; repairs Jobs the webhook missed.
+//! Enforces limits where admission alone cannot.
+//!
+//! In: policies, Jobs and the webhook configurations. Out: the webhook entries of every policy with a limit
+//! (`webhook_entries` computes them, [`entry_writer`] writes and restores them), repairs of Jobs that the webhook missed
+//! (`repair_patch` and `excess` decide, [`repair`] writes), and deletions of ledgers without a namespace.
 
+mod configuration_watch;
+pub mod entry_writer;
+mod excess;
 pub mod ledger_gc;
-pub mod match_conditions;
+mod match_conditions;
 pub mod repair;
-pub mod webhook_entries;
+mod repair_patch;
+mod restored_entries;
+pub(crate) mod webhook_entries;

@@ -1,4 +1,5 @@
 //! Types shared by all rooms.
+pub mod entry_state;
 pub mod job_change;
 pub mod pending_events;
 pub mod policy_entry;

@@ -1,22 +1,22 @@
-//! Cluster-wide counts of Jobs and results.
+//! Counts of Jobs and results over the whole cluster.
 
 use job_handler_shared::policy::status::ResultsStatus;
 
-/// What gauges tell.
+/// Counts of Jobs and results over the whole cluster.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Census {
+pub struct ClusterSummary {
     /// Jobs that take a slot.
     pub active: usize,
-    /// Seconds that the oldest of them is active.
+    /// Age in seconds of the oldest active Job.
     pub oldest_active: f64,
-    /// Finished Jobs whose result is asked for and not stored.
+    /// Finished Jobs whose result is wanted and not stored yet.
     pub unharvested: usize,
     /// Seconds since the first of them finished.
     pub oldest_unharvested: f64,
-    /// The part of its harvest deadline that the one nearest to it has used.
+    /// The largest used fraction of a harvest deadline among them.
     pub deadline_used: f64,
-    /// Results that are stored, their bytes, and how many of them miss something.
+    /// Number of stored results, their bytes, and how many are incomplete.
     pub results: ResultsStatus,
-    /// The part of `maxBytesPerNamespace` that the fullest namespace has used.
+    /// The used fraction of `maxBytesPerNamespace` in the fullest namespace.
     pub budget_used: f64,
 }

@@ -1,5 +1,5 @@
-//! Damps floods of refusals: one series per policy, limit, decision and thing told; the first is written at once, then
-//! the count at most every [`EVERY`]; new Events per namespace are capped. Pure, with the clock given.
+//! Aggregates floods of refusals into Event series, one per policy, limit, decision and regarded object: the first
+//! refusal is written at once, then the count at most every [`EVERY`]. Pure, with the clock passed in.
 
 use std::{
     collections::HashMap,
@@ -7,269 +7,145 @@ use std::{
 };
 
 use jiff::Timestamp;
-use job_handler_shared::{
-    keys,
-    ledger::refusal::{Refusal, RefusalKind},
-    names,
-    policy::reference::{PolicyKind, PolicyRef},
-};
-use k8s_openapi::api::core::v1::ObjectReference;
+use job_handler_shared::ledger::refusal::{Refusal, RefusalKind};
 
-use crate::notify::recorder::{EventSpec, EventType, job_reference};
+use crate::notify::{
+    event_rate::EventRateLimiter,
+    recorder::EventSpec,
+    refusal_event::{self, RefusalTarget},
+};
 
 /// Least time between two writes of one series.
-pub const EVERY: Duration = Duration::from_secs(10);
-/// A series that was quiet for this long is over; the next refusal begins a new one (as client-go's `events` does).
-pub const QUIET: Duration = Duration::from_secs(360);
-/// A series older than this is begun anew: an Event's note cannot be changed, and the reasons move on.
-pub const LONGEST: Duration = Duration::from_secs(600);
-/// New Events at once, per namespace.
-const BURST: f64 = 50.0;
-/// New Events per second after that, per namespace.
-const RATE: f64 = 1.0;
-/// Seconds of the wall clock that share one Event about a policy or an owner, so that several sinks write the same.
-const BUCKET: i64 = 600;
-/// Series that are remembered; beyond, only policies are told.
+const EVERY: Duration = Duration::from_secs(10);
+/// A series without refusals for this long has ended; the next refusal begins a new one (as client-go's `events` does).
+const QUIET: Duration = Duration::from_secs(360);
+/// A series older than this is begun anew: the note of an Event is immutable, and the reasons change.
+const LONGEST: Duration = Duration::from_secs(600);
+/// Series in memory; beyond this number, only Events about policies are written.
 const MOST: usize = 10_000;
 
-/// A write to be made.
+/// A pending write.
 #[derive(Clone, Debug)]
-pub(crate) enum Write {
-    /// A new Event.
+pub(crate) enum SeriesWrite {
+    /// Create the Event.
     First {
-        /// The Event.
-        told: EventSpec,
-        /// Where one of that name is there already, this is one more of its series; else it has been told.
+        event: EventSpec,
+        /// If an Event of that name exists, its count goes up by one. Otherwise it already stands for this refusal.
         counts: bool,
     },
-    /// An Event's count goes up.
-    Count {
-        /// The Event.
-        first: EventSpec,
-        /// By so many, at least 1.
-        more: i32,
-        /// Time of the last.
-        last: Timestamp,
-    },
+    /// Raise the count of an Event by `more`, at least 1.
+    Count { event: EventSpec, more: i32, last: Timestamp },
 }
 
-/// The series, and the namespaces' allowances.
+/// The series that have not ended, and the namespaces' rate limits.
 #[derive(Debug, Default)]
-pub(crate) struct Series {
-    known: HashMap<Id, State>,
-    allowances: Allowances,
+pub(crate) struct RefusalSeries {
+    series: HashMap<SeriesKey, SeriesCount>,
+    rate: EventRateLimiter,
 }
-
-/// How many new Events each namespace may have: a burst, then one after the other.
-#[derive(Debug, Default)]
-pub struct Allowances(HashMap<String, (f64, Instant)>);
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Id {
+struct SeriesKey {
     policy: String,
     limit: String,
     decision: RefusalKind,
     owner: Option<String>,
-    target: Target,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum Target {
-    Policy,
-    Owner,
-    Job(String, String),
+    target: RefusalTarget,
 }
 
 #[derive(Debug)]
-struct State {
-    first: EventSpec,
+struct SeriesCount {
+    event: EventSpec,
     begun: Instant,
-    written: Instant,
+    written_at: Instant,
     last: Instant,
-    last_at: Timestamp,
+    last_timestamp: Timestamp,
     count: i32,
-    told: i32,
+    written: i32,
 }
 
-impl Series {
-    /// Takes in a refusal; gives what is to be written now, and how many Events the caps kept from being written.
-    pub(crate) fn offer(&mut self, refusal: &Refusal, now: Instant) -> (Vec<Write>, usize) {
+impl RefusalSeries {
+    /// Adds a refusal. Returns the writes that are due, and how many Events the rate limits dropped.
+    pub(crate) fn add(&mut self, refusal: &Refusal, now: Instant) -> (Vec<SeriesWrite>, usize) {
         let (mut writes, mut dropped) = (Vec::new(), 0);
-        for (target, regarding) in targets(refusal) {
-            let id = Id {
+        for (target, regarding) in refusal_event::targets(refusal) {
+            let is_job = matches!(target, RefusalTarget::Job { .. });
+            let key = SeriesKey {
                 policy: refusal.policy.uid.clone(),
                 limit: refusal.limit.clone(),
                 decision: refusal.decision,
-                // The policy's and the owner's series are apart per owner; a Job's name is its own.
-                owner: refusal
-                    .owner
-                    .as_ref()
-                    .map(|o| o.uid.clone())
-                    .filter(|_| !matches!(target, Target::Job(..))),
+                // Series of the policy and of the owner are kept per owner; a Job's series is its own.
+                owner: refusal.owner.as_ref().map(|o| o.uid.clone()).filter(|_| !is_job),
                 target,
             };
-            if let Some(state) = self.known.get_mut(&id)
-                && now.saturating_duration_since(state.last) < QUIET
-                && now.saturating_duration_since(state.begun) < LONGEST
-            {
-                state.count = state.count.saturating_add(1);
-                (state.last, state.last_at) = (now, refusal.at);
-                writes.extend(state.count_if_due(now));
+            if let Some(series) = self.series.get_mut(&key).filter(|series| series.is_open(now)) {
+                series.count = series.count.saturating_add(1);
+                (series.last, series.last_timestamp) = (now, refusal.at);
+                writes.extend(series.count_if_due(now));
                 continue;
             }
-            let told = told(refusal, &id, regarding);
-            // One refusal of a create is known to each sink whose webhook was asked about it, and told once.
-            let counts = !matches!(id.target, Target::Job(..))
-                || (refusal.stored && refusal.decision == RefusalKind::Refused);
-            let is_policy = id.target == Target::Policy;
-            if !is_policy && (self.known.len() >= MOST || !self.allowances.allow(&told.namespace, now)) {
+            let event = refusal_event::event(refusal, &key.target, key.owner.as_deref(), regarding);
+            // Each sink whose webhook was asked about a create reports it, and it counts once.
+            let counts = !is_job || (refusal.stored && refusal.decision == RefusalKind::Refused);
+            let is_policy = key.target == RefusalTarget::Policy;
+            if !is_policy && (self.series.len() >= MOST || !self.rate.allow(&event.namespace, now)) {
                 dropped += 1;
                 continue;
             }
-            let state = State {
-                first: told.clone(),
-                begun: now,
-                written: now,
-                last: now,
-                last_at: refusal.at,
-                count: 1,
-                told: 1,
-            };
-            self.known.insert(id, state);
-            writes.push(Write::First { told, counts });
+            self.series.insert(key, SeriesCount::new(event.clone(), now, refusal.at));
+            writes.push(SeriesWrite::First { event, counts });
         }
         (writes, dropped)
     }
 
-    /// Counts that are due, and forgets series that are over.
-    pub(crate) fn due(&mut self, now: Instant) -> Vec<Write> {
-        let writes = self.known.values_mut().filter_map(|state| state.count_if_due(now)).collect();
-        let over = |state: &State| now.saturating_duration_since(state.last) >= QUIET;
-        self.known.retain(|_, state| !over(state) || state.told < state.count);
-        self.allowances.forget(now);
+    /// Returns the counts that are due, and drops series that have ended.
+    pub(crate) fn due(&mut self, now: Instant) -> Vec<SeriesWrite> {
+        let writes = self.series.values_mut().filter_map(|series| series.count_if_due(now)).collect();
+        let ended = |series: &SeriesCount| now.saturating_duration_since(series.last) >= QUIET;
+        self.series.retain(|_, series| !ended(series) || series.written < series.count);
+        self.rate.drop_idle(now);
         writes
     }
 }
 
-impl Allowances {
-    fn forget(&mut self, now: Instant) {
-        self.0.retain(|_, (_, at)| now.saturating_duration_since(*at) < QUIET);
+impl SeriesCount {
+    fn new(event: EventSpec, now: Instant, timestamp: Timestamp) -> Self {
+        Self {
+            event,
+            begun: now,
+            written_at: now,
+            last: now,
+            last_timestamp: timestamp,
+            count: 1,
+            written: 1,
+        }
     }
 
-    /// Whether one more may be written; then it counts.
-    pub fn allow(&mut self, namespace: &str, now: Instant) -> bool {
-        if self.0.len() >= MOST {
-            self.forget(now);
-        }
-        let (left, at) = self.0.entry(namespace.to_owned()).or_insert((BURST, now));
-        *left = (*left + now.saturating_duration_since(*at).as_secs_f64() * RATE).min(BURST);
-        *at = now;
-        let allowed = *left >= 1.0;
-        if allowed {
-            *left -= 1.0;
-        }
-        allowed
+    fn is_open(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.last) < QUIET
+            && now.saturating_duration_since(self.begun) < LONGEST
     }
-}
 
-impl State {
-    fn count_if_due(&mut self, now: Instant) -> Option<Write> {
-        if self.told == self.count || now.saturating_duration_since(self.written) < EVERY {
+    fn count_if_due(&mut self, now: Instant) -> Option<SeriesWrite> {
+        if self.written == self.count || now.saturating_duration_since(self.written_at) < EVERY {
             return None;
         }
-        let more = self.count - self.told;
-        (self.told, self.written) = (self.count, now);
-        Some(Write::Count { first: self.first.clone(), more, last: self.last_at })
+        let more = self.count - self.written;
+        (self.written, self.written_at) = (self.count, now);
+        Some(SeriesWrite::Count { event: self.event.clone(), more, last: self.last_timestamp })
     }
 }
-
-/// What is told of a refusal: the policy, the owner where there is one, the Job's name.
-fn targets(refusal: &Refusal) -> Vec<(Target, ObjectReference)> {
-    let mut targets = vec![(Target::Policy, policy_reference(&refusal.policy))];
-    if let Some(owner) = &refusal.owner {
-        let reference = ObjectReference {
-            api_version: Some(owner.api_version.clone()),
-            kind: Some(owner.kind.clone()),
-            namespace: Some(refusal.namespace.clone()),
-            name: Some(owner.name.clone()),
-            uid: Some(owner.uid.clone()),
-            ..ObjectReference::default()
-        };
-        targets.push((Target::Owner, reference));
-    }
-    // Where the name is generated and not known yet, nobody could ask for it. Queued Jobs are told by whoever starts
-    // them, who knows their place in line.
-    if !refusal.job.is_empty() && refusal.decision != RefusalKind::Queued {
-        let target = Target::Job(refusal.namespace.clone(), refusal.job.clone());
-        // `kubectl describe` asks by uid; a Job whose create was refused has none that anybody could ask for.
-        let uid = refusal.stored.then_some(refusal.uid.as_str());
-        targets.push((target, job_reference(&refusal.namespace, &refusal.job, uid)));
-    }
-    targets
-}
-
-/// Refers to a policy.
-pub fn policy_reference(policy: &PolicyRef) -> ObjectReference {
-    let kind = match policy.kind {
-        PolicyKind::JobPolicy => "JobPolicy",
-        PolicyKind::ClusterJobPolicy => "ClusterJobPolicy",
-    };
-    ObjectReference {
-        api_version: Some(format!("{}/{}", keys::API_GROUP, keys::API_VERSION)),
-        kind: Some(kind.to_owned()),
-        namespace: policy.namespace.clone(),
-        name: Some(policy.name.clone()),
-        uid: Some(policy.uid.clone()),
-        ..ObjectReference::default()
-    }
-}
-
-fn told(refusal: &Refusal, id: &Id, regarding: ObjectReference) -> EventSpec {
-    let (kind, reason, action) = match refusal.decision {
-        RefusalKind::Refused => (EventType::Warning, keys::REASON_REFUSED, "Refused"),
-        RefusalKind::Queued => (EventType::Normal, keys::REASON_QUEUED, "Queued"),
-        RefusalKind::WouldRefuse => (EventType::Normal, REASON_WOULD_REFUSE, "Admitted"),
-    };
-    let about = regarding.name.clone().unwrap_or_default();
-    let owner = id.owner.as_deref().unwrap_or_default();
-    let target = format!("{:?}", id.target);
-    // The same in every sink that hears of it: by the Job's uid, or by the time, roughly.
-    let which = match id.target {
-        Target::Job(..) => refusal.uid.clone(),
-        Target::Policy | Target::Owner => refusal.at.as_second().div_euclid(BUCKET).to_string(),
-    };
-    let identity = [id.policy.as_str(), &id.limit, owner, &target, reason, &which];
-    let note = match id.target {
-        Target::Job(..) => refusal.message.clone(),
-        Target::Policy | Target::Owner => {
-            format!("Job {}/{}: {}", refusal.namespace, refusal.job, refusal.message)
-        }
-    };
-    EventSpec {
-        namespace: regarding.namespace.clone().unwrap_or_else(|| "default".to_owned()),
-        name: names::object_name(&about, &format!(".{}", names::short_hash(identity))),
-        event_type: kind,
-        reason,
-        action,
-        note,
-        related: match id.target {
-            Target::Policy => Some(job_reference(&refusal.namespace, &refusal.job, None)),
-            Target::Owner | Target::Job(..) => Some(policy_reference(&refusal.policy)),
-        },
-        regarding,
-    }
-}
-
-/// Reason of Events about Jobs that a policy in mode Warn would have refused.
-pub const REASON_WOULD_REFUSE: &str = "JobWouldBeRefused";
 
 #[cfg(test)]
-mod tests {
-    use job_handler_shared::job::snapshot::Owner;
+pub(crate) mod tests {
+    use job_handler_shared::{
+        job::snapshot::Owner,
+        policy::reference::{PolicyKind, PolicyRef},
+    };
 
     use super::*;
 
-    fn refusal(job: &str, owner: Option<&str>) -> Refusal {
+    pub(crate) fn refusal(job: &str, owner: Option<&str>) -> Refusal {
         Refusal {
             decision: RefusalKind::Refused,
             policy: PolicyRef {
@@ -295,16 +171,16 @@ mod tests {
     }
 
     #[test]
-    fn the_first_is_told_to_all_three_at_once() {
-        let (writes, dropped) = Series::default().offer(&refusal("a", Some("nightly")), Instant::now());
+    fn the_first_refusal_is_written_for_policy_owner_and_job_at_once() {
+        let (writes, dropped) = RefusalSeries::default().add(&refusal("a", Some("nightly")), Instant::now());
         let about: Vec<_> = writes
             .iter()
             .map(|write| match write {
-                Write::First { told, .. } => {
-                    let about = &told.regarding;
+                SeriesWrite::First { event, .. } => {
+                    let about = &event.regarding;
                     (about.kind.clone().unwrap(), about.name.clone().unwrap(), about.uid.clone())
                 }
-                Write::Count { .. } => panic!("not the first"),
+                SeriesWrite::Count { .. } => panic!("a count"),
             })
             .collect();
         assert_eq!(
@@ -319,15 +195,15 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_is_one_write_per_ten_seconds() {
-        let (mut series, start) = (Series::default(), Instant::now());
+    fn a_flood_causes_one_write_per_ten_seconds() {
+        let (mut series, start) = (RefusalSeries::default(), Instant::now());
         let (mut firsts, mut counts) = (0, Vec::new());
         for n in 0..1000u32 {
             let now = start + Duration::from_millis(u64::from(n) * 30);
-            for write in series.offer(&refusal("same", None), now).0 {
+            for write in series.add(&refusal("same", None), now).0 {
                 match write {
-                    Write::First { .. } => firsts += 1,
-                    Write::Count { more, .. } => counts.push(more),
+                    SeriesWrite::First { .. } => firsts += 1,
+                    SeriesWrite::Count { more, .. } => counts.push(more),
                 }
             }
         }
@@ -335,35 +211,35 @@ mod tests {
         assert!(counts.len() <= 2 * 3, "30 seconds: {counts:?}");
         let last = series.due(start + Duration::from_secs(60));
         counts.extend(last.iter().map(|write| match write {
-            Write::Count { more, .. } => *more,
-            Write::First { .. } => panic!("not the first"),
+            SeriesWrite::Count { more, .. } => *more,
+            SeriesWrite::First { .. } => panic!("a first write"),
         }));
-        assert_eq!((last.len(), counts.iter().sum::<i32>()), (2, 2 * 999), "each is counted once");
+        assert_eq!((last.len(), counts.iter().sum::<i32>()), (2, 2 * 999), "each refusal is counted once");
         assert!(series.due(start + Duration::from_secs(600)).is_empty());
-        assert!(series.known.is_empty());
+        assert!(series.series.is_empty());
     }
 
     #[test]
-    fn events_about_names_are_capped_per_namespace() {
-        let (mut series, now) = (Series::default(), Instant::now());
+    fn events_about_jobs_are_rate_limited_per_namespace() {
+        let (mut series, now) = (RefusalSeries::default(), Instant::now());
         let mut written = 0;
         let mut dropped = 0;
         for n in 0..500 {
-            let (writes, more) = series.offer(&refusal(&format!("job-{n}"), None), now);
+            let (writes, more) = series.add(&refusal(&format!("job-{n}"), None), now);
             written += writes.len();
             dropped += more;
         }
         assert_eq!((written, dropped), (51, 450));
     }
 
-    /// What two sinks write of it, each told by its own webhook a moment apart.
+    /// Two sinks receive the refusal from their own webhooks, a moment apart.
     #[test]
-    fn two_sinks_tell_of_one_refusal_under_one_name() {
+    fn two_sinks_name_the_events_of_one_refusal_alike() {
         let names = |refusal: &Refusal| -> Vec<(String, bool)> {
-            let writes = Series::default().offer(refusal, Instant::now()).0;
-            let name = |write: Write| match write {
-                Write::First { told, counts } => (told.name, counts),
-                Write::Count { .. } => panic!("not the first"),
+            let writes = RefusalSeries::default().add(refusal, Instant::now()).0;
+            let name = |write: SeriesWrite| match write {
+                SeriesWrite::First { event, counts } => (event.name, counts),
+                SeriesWrite::Count { .. } => panic!("a count"),
             };
             writes.into_iter().map(name).collect()
         };
@@ -379,17 +255,17 @@ mod tests {
     }
 
     #[test]
-    fn a_job_that_is_there_is_told_by_its_uid() {
+    fn the_event_on_an_existing_job_bears_its_uid() {
         let mut stored = refusal("a", None);
         stored.stored = true;
-        let (writes, _) = Series::default().offer(&stored, Instant::now());
-        let Some(Write::First { told, counts: true }) = writes.last() else { panic!("{writes:?}") };
-        assert_eq!(told.regarding.uid.as_deref(), Some("uid-a"));
+        let (writes, _) = RefusalSeries::default().add(&stored, Instant::now());
+        let Some(SeriesWrite::First { event, counts: true }) = writes.last() else { panic!("{writes:?}") };
+        assert_eq!(event.regarding.uid.as_deref(), Some("uid-a"));
         stored.decision = RefusalKind::Queued;
         assert_eq!(
-            Series::default().offer(&stored, Instant::now()).0.len(),
+            RefusalSeries::default().add(&stored, Instant::now()).0.len(),
             1,
-            "the policy; itself by its place"
+            "the policy alone; queueing reports on the Job"
         );
     }
 
@@ -398,8 +274,8 @@ mod tests {
         let mut refusal = refusal("a", None);
         refusal.policy.kind = PolicyKind::ClusterJobPolicy;
         refusal.policy.namespace = None;
-        let (writes, _) = Series::default().offer(&refusal, Instant::now());
-        let Write::First { told, .. } = &writes[0] else { panic!() };
-        assert_eq!((told.namespace.as_str(), told.regarding.namespace.clone()), ("default", None));
+        let (writes, _) = RefusalSeries::default().add(&refusal, Instant::now());
+        let SeriesWrite::First { event, .. } = &writes[0] else { panic!() };
+        assert_eq!((event.namespace.as_str(), event.regarding.namespace.clone()), ("default", None));
     }
 }

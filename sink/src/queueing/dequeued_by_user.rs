@@ -1,11 +1,12 @@
-//! Jobs that people took out of the queue, by starting them or by taking the mark off: what these Jobs say of themselves
-//! is put right.
+//! Corrects the `stamped` annotation of Jobs that a user took out of the queue, by un-suspending them or by removing
+//! the queue annotation.
 
 use std::{sync::Arc, time::Duration};
 
 use job_handler_shared::{
     job::{queued_entry, snapshot::JobSnapshot},
     keys,
+    kube::error::{ApiError, call},
 };
 use k8s_openapi::api::batch::v1::Job;
 use kube::{
@@ -15,16 +16,15 @@ use kube::{
 use serde_json::json;
 
 use crate::observe::store::Store;
-use job_handler_shared::kube::error::{ApiError, call};
 
-/// Least time between two looks.
+/// Least time between two rounds.
 const EVERY: Duration = Duration::from_secs(1);
-/// A look without any change, for what a watch may have missed.
-const ANYWAY: Duration = Duration::from_secs(30);
+/// A round without any change, in case a watch missed one.
+const RESYNC: Duration = Duration::from_secs(30);
 
-/// The account of a Job that says it waits and does not; none where it is right. A Job that another manager runs, or
-/// that is finished, is left alone.
-pub fn account(job: &JobSnapshot) -> Option<String> {
+/// The corrected annotation of a Job that says it is queued and is not; none where nothing is wrong. Jobs of another
+/// queue manager and finished Jobs are not changed.
+fn corrected_annotation(job: &JobSnapshot) -> Option<String> {
     let text = job.annotations.get(keys::STAMPED)?;
     queued_entry::waits_for(text)?;
     if job.is_queued() || job.finished.is_some() || job.deleting_since.is_some() || job.is_managed_by_others()
@@ -32,35 +32,37 @@ pub fn account(job: &JobSnapshot) -> Option<String> {
         return None;
     }
     let why = if job.suspended {
-        format!("no longer queued: annotation {} was taken off; it stays suspended", keys::QUEUED_AT)
+        format!("no longer queued: annotation {} was removed; the Job stays suspended", keys::QUEUED_AT)
     } else {
-        "no longer queued: started by somebody else than job-handler".to_owned()
+        "no longer queued: un-suspended by someone other than job-handler".to_owned()
     };
-    let left = queued_entry::without_queued(text);
-    Some(left.into_iter().chain([why]).collect::<Vec<_>>().join("; "))
+    let rest = queued_entry::without_queued(text);
+    Some(rest.into_iter().chain([why]).collect::<Vec<_>>().join("; "))
 }
 
-/// Puts the accounts right, for ever.
-pub async fn keep(client: Client, store: Store) {
+/// Corrects the annotations, for ever.
+pub async fn run(client: Client, store: Store) {
     let mut changes = store.changes();
     loop {
         for job in store.jobs() {
-            let Some(text) = account(&job) else { continue };
-            // Outside every policy a Job is never changed, whatever it says.
+            let Some(text) = corrected_annotation(&job) else { continue };
+            // Jobs outside every policy are never changed, whatever their annotations say.
             if store.matching(&job).is_none_or(|policies| policies.is_empty()) {
                 continue;
             }
             match write(&client, &job, &text).await {
                 Ok(()) => {}
-                // The watch tells what it is now.
+                // The watch reports the current version.
                 Err(error) if error.is_conflict() || error.is_not_found() => {}
-                Err(error) => tracing::warn!(job = job.key(), "no longer queued: {error}; trying again"),
+                Err(error) => {
+                    tracing::warn!(job = job.key(), "cannot correct a dequeued Job: {error}; retrying");
+                }
             }
         }
         tokio::time::sleep(EVERY).await;
         tokio::select! {
             _ = changes.changed() => {}
-            () = tokio::time::sleep(ANYWAY) => {}
+            () = tokio::time::sleep(RESYNC) => {}
         }
     }
 }
@@ -72,7 +74,7 @@ async fn write(client: &Client, job: &Arc<JobSnapshot>, text: &str) -> Result<()
         "resourceVersion": job.resource_version,
         "annotations": {keys::QUEUED_AT: null, keys::STAMPED: text},
     }}));
-    let what = format!("put the account of job {} right", job.key());
+    let what = format!("correct the annotations of job {}", job.key());
     call(&what, api.patch(&job.name, &PatchParams::default(), &patch)).await.map(drop)
 }
 
@@ -81,7 +83,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_job_that_says_it_waits_and_does_not_is_put_right() {
+    fn only_a_job_that_says_it_is_queued_and_is_not_is_corrected() {
         let job = |suspended, mark: bool, text: &str| {
             let mut job = JobSnapshot { suspended, ..JobSnapshot::default() };
             job.annotations.insert(keys::STAMPED.into(), text.into());
@@ -90,19 +92,22 @@ mod tests {
             }
             job
         };
-        let waits = "group: 7 (by id); queued: waits for a slot";
-        assert_eq!(account(&job(true, true, waits)), None, "it waits");
-        assert_eq!(account(&job(true, false, "group: 7 (by id)")), None, "its author suspended it");
-        let by_hand = account(&job(true, false, waits)).unwrap();
-        assert!(by_hand.starts_with("group: 7 (by id); no longer queued: annotation"), "{by_hand}");
-        let started = account(&job(false, true, waits)).unwrap();
-        assert!(started.ends_with("started by somebody else than job-handler"), "{started}");
-        // What it says then is right.
-        for text in [by_hand, started] {
-            assert_eq!(account(&job(true, false, &text)), None);
+        let queued = "group: 7 (by id); queued: waits for a slot";
+        assert_eq!(corrected_annotation(&job(true, true, queued)), None, "it is queued");
+        assert_eq!(
+            corrected_annotation(&job(true, false, "group: 7 (by id)")),
+            None,
+            "its author suspended it"
+        );
+        let unmarked = corrected_annotation(&job(true, false, queued)).unwrap();
+        assert!(unmarked.starts_with("group: 7 (by id); no longer queued: annotation"), "{unmarked}");
+        let started = corrected_annotation(&job(false, true, queued)).unwrap();
+        assert!(started.ends_with("un-suspended by someone other than job-handler"), "{started}");
+        for text in [unmarked, started] {
+            assert_eq!(corrected_annotation(&job(true, false, &text)), None, "corrected once");
         }
-        let mut kueue = job(false, true, waits);
+        let mut kueue = job(false, true, queued);
         kueue.labels.insert(keys::KUEUE_QUEUE.into(), "q".into());
-        assert_eq!(account(&kueue), None);
+        assert_eq!(corrected_annotation(&kueue), None);
     }
 }

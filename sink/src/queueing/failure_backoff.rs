@@ -1,5 +1,5 @@
-//! Takes failed runs of groups into the ledgers, so that a failed Job may be deleted without being forgotten, and takes
-//! out what has no effect any more. Also says which queued Jobs wait for the end of a failure backoff.
+//! Records failed runs of groups in the ledgers, so that a failed Job can be deleted without losing the group's failure
+//! backoff, and removes streaks that have expired. Also says which queued Jobs wait for the end of a backoff.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -33,70 +33,68 @@ use crate::{
     observe::{ledger_index::Ledger, store::Store},
 };
 
-/// Least time between two looks.
+/// Least time between two rounds.
 const EVERY: Duration = Duration::from_millis(250);
-/// How often all Jobs are looked at, not only those that ended since the last look.
+/// How often all Jobs are examined, not only those that ended since the last round.
 const ALL: Duration = Duration::from_secs(30);
-/// Jobs that are remembered until they can be written.
+/// Ended Jobs in memory that could not be recorded yet.
 const MOST: usize = 5000;
-/// The pause after a write that failed.
-const AGAIN: Duration = Duration::from_secs(2);
-/// Writes of the webhooks that one write gives way to.
+/// The pause after a failed write.
+const RETRY: Duration = Duration::from_secs(2);
+/// Attempts to write a ledger that the webhooks write too.
 const TRIES: usize = 8;
 
-/// A group's runs and what policies say of its failures.
-type Runs = BTreeMap<GroupKey, (Vec<Arc<JobSnapshot>>, Vec<FailureBackoff>)>;
+/// The finished runs of groups, with the backoffs that policies set for them.
+type GroupRuns = BTreeMap<GroupKey, (Vec<Arc<JobSnapshot>>, Vec<FailureBackoff>)>;
 
-/// A group that waits.
+/// The failure backoff of a group that has not ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Waits {
-    /// Until when.
-    pub until: Timestamp,
-    /// Which policy says so.
-    pub policy: PolicyRef,
+pub(crate) struct BackoffWait {
+    pub(crate) until: Timestamp,
+    pub(crate) policy: PolicyRef,
     /// The group's value.
-    pub group: String,
+    pub(crate) group: String,
     /// Failures in a row.
-    pub failures: u32,
+    pub(crate) failures: u32,
     /// The Job that failed last.
-    pub last: String,
+    pub(crate) last_failed: String,
 }
 
-/// Takes in what ends, for ever.
-pub async fn keep(client: Client, store: Store, own_namespace: Arc<str>) {
+/// Records the runs that end, for ever.
+pub async fn run(client: Client, store: Store, own_namespace: Arc<str>) {
     let ledgers = Api::<JobLedger>::namespaced(client, &own_namespace);
     let mut changes = store.changes();
     let mut all: Option<(Instant, Arc<PolicySet>)> = None;
-    // What ended and is not written yet: those that are gone are seen nowhere else.
-    let mut left: Vec<Arc<JobSnapshot>> = Vec::new();
+    // Ended Jobs that are not recorded yet. Deleted ones are known nowhere else.
+    let mut unrecorded: Vec<Arc<JobSnapshot>> = Vec::new();
     loop {
-        // Other policies may count what those before did not.
+        // New policies may count runs that the old ones did not.
         let policies = store.policies();
-        let (ended, whole) = store.take_ended();
-        let due =
-            !whole || all.as_ref().is_none_or(|(at, by)| at.elapsed() >= ALL || !Arc::ptr_eq(by, &policies));
+        let (ended, complete) = store.take_ended();
+        let due = !complete
+            || all.as_ref().is_none_or(|(at, by)| at.elapsed() >= ALL || !Arc::ptr_eq(by, &policies));
         if due {
             all = Some((Instant::now(), policies));
         }
-        left.extend(ended);
+        unrecorded.extend(ended);
         let more = if due { store.jobs() } else { Vec::new() };
-        let runs = collect(&store, left.iter().cloned().chain(more));
+        let runs = collect(&store, unrecorded.iter().cloned().chain(more));
         let mut namespaces: BTreeMap<&str, ()> =
             runs.keys().map(|(namespace, _)| (namespace.as_str(), ())).collect();
         let names = if due { store.ledgers.names() } else { Vec::new() };
         namespaces.extend(names.iter().map(|name| (name.as_str(), ())));
-        let mut again: BTreeSet<String> = BTreeSet::new();
+        let mut failed: BTreeSet<String> = BTreeSet::new();
         for namespace in namespaces.keys() {
             let Err(error) = write(&ledgers, &store, namespace, &runs).await else { continue };
-            // Gone, or somebody else wrote over and over: the next look.
+            // Deleted, or outpaced by other writers: retried in the next round.
             if !error.is_conflict() && !error.is_not_found() {
-                tracing::warn!(namespace, "failure backoff: {error}; trying again");
+                tracing::warn!(namespace, "cannot record failure streaks: {error}; retrying");
             }
-            again.insert((*namespace).to_owned());
+            failed.insert((*namespace).to_owned());
         }
-        left.retain(|job| again.contains(&job.namespace));
-        left.drain(..left.len().saturating_sub(MOST));
-        let pause = if again.is_empty() { ALL } else { AGAIN };
+        unrecorded.retain(|job| failed.contains(&job.namespace));
+        unrecorded.drain(..unrecorded.len().saturating_sub(MOST));
+        let pause = if failed.is_empty() { ALL } else { RETRY };
         tokio::time::sleep(EVERY).await;
         tokio::select! {
             _ = changes.changed() => {}
@@ -105,8 +103,8 @@ pub async fn keep(client: Client, store: Store, own_namespace: Arc<str>) {
     }
 }
 
-/// Whether the outcome of a finished Job is remembered, or need not be: then it may be deleted.
-pub fn is_remembered(store: &Store, job: &JobSnapshot, now: Timestamp) -> bool {
+/// Whether the outcome of a finished Job is recorded, or has no effect, so that the Job may be deleted.
+pub(crate) fn is_recorded(store: &Store, job: &JobSnapshot, now: Timestamp) -> bool {
     let Some((group, policies)) = group(store, job) else { return true };
     let rules = rules(&policies);
     let (Some(finished), Some(ledger)) = (&job.finished, store.ledgers.get(&job.namespace)) else {
@@ -123,8 +121,8 @@ pub fn is_remembered(store: &Store, job: &JobSnapshot, now: Timestamp) -> bool {
     }
 }
 
-/// What a queued Job's group waits for, if anything.
-pub fn waits(store: &Store, job: &JobSnapshot, now: Timestamp) -> Option<Waits> {
+/// The backoff that a queued Job's group is in, if any.
+pub(crate) fn wait_of(store: &Store, job: &JobSnapshot, now: Timestamp) -> Option<BackoffWait> {
     let (group, policies) = group(store, job)?;
     let rules = rules(&policies);
     if rules.is_empty() {
@@ -144,10 +142,16 @@ pub fn waits(store: &Store, job: &JobSnapshot, now: Timestamp) -> Option<Waits> 
         Some((until, policy.reference.clone()))
     };
     let (until, policy) = policies.iter().filter_map(until).max()?;
-    Some(Waits { until, policy, group: group.value, failures: streak.failures, last: streak.job })
+    Some(BackoffWait {
+        until,
+        policy,
+        group: group.value,
+        failures: streak.failures,
+        last_failed: streak.job,
+    })
 }
 
-/// The group of a Job under policies of which one waits after failures.
+/// The group of a Job and its policies, where one of them has a failure backoff.
 fn group(store: &Store, job: &JobSnapshot) -> Option<(GroupId, Vec<Arc<Policy>>)> {
     let policies = store.matching(job)?;
     policies.iter().find(|policy| policy.spec.failure_backoff.is_some())?;
@@ -159,38 +163,38 @@ fn rules(policies: &[Arc<Policy>]) -> Vec<FailureBackoff> {
     policies.iter().filter_map(|policy| policy.spec.failure_backoff.clone()).collect()
 }
 
-fn collect(store: &Store, jobs: impl Iterator<Item = Arc<JobSnapshot>>) -> Runs {
-    let mut runs = Runs::new();
+fn collect(store: &Store, jobs: impl Iterator<Item = Arc<JobSnapshot>>) -> GroupRuns {
+    let mut runs = GroupRuns::new();
     for job in jobs.filter(|job| job.finished.is_some()) {
         let Some((group, policies)) = group(store, &job) else { continue };
         let key = (job.namespace.clone(), group);
         let known = runs.entry(key.clone()).or_insert_with(|| {
-            let there = store.group(&key).into_iter().filter(|job| job.finished.is_some());
-            (there.collect(), rules(&policies))
+            let finished = store.group(&key).into_iter().filter(|job| job.finished.is_some());
+            (finished.collect(), rules(&policies))
         });
-        if known.0.iter().all(|there| there.uid != job.uid) {
+        if known.0.iter().all(|run| run.uid != job.uid) {
             known.0.push(job);
         }
     }
     runs
 }
 
-/// What is to be changed in a ledger: what ended is taken in, what is forgotten goes.
+/// The changes to a ledger: new streaks, and none for those that have expired.
 fn changes(
     store: &Store,
     namespace: &str,
     ledger: &Ledger,
-    runs: &Runs,
+    runs: &GroupRuns,
     now: Timestamp,
 ) -> BTreeMap<String, Option<FailureStreak>> {
-    let under_way = |key: &GroupKey| store.group(key).iter().any(|job| job.finished.is_none());
+    let is_running = |key: &GroupKey| store.group(key).iter().any(|job| job.finished.is_none());
     let mut after = ledger.streaks.clone();
     for (key, (jobs, rules)) in runs.iter().filter(|((at, _), _)| at == namespace) {
         let name = failure_streak::group_key(&key.1);
         let rules_ref: Vec<&FailureBackoff> = rules.iter().collect();
         let streak =
             failure_streak::record_runs(after.get(&name), jobs.iter().map(AsRef::as_ref), &rules_ref);
-        match streak.filter(|streak| now <= streak.expires_at(rules) || under_way(key)) {
+        match streak.filter(|streak| now <= streak.expires_at(rules) || is_running(key)) {
             Some(streak) => after.insert(name, streak),
             None => after.remove(&name),
         };
@@ -204,7 +208,7 @@ fn changes(
         .collect();
     after.retain(|name, streak| {
         let group = failure_streak::parse_group_key(name).map(|group| (namespace.to_owned(), group));
-        now <= streak.expires_at(&here) || (!here.is_empty() && group.is_some_and(|key| under_way(&key)))
+        now <= streak.expires_at(&here) || (!here.is_empty() && group.is_some_and(|key| is_running(&key)))
     });
     while after.len() > failure_streak::MAX_GROUPS {
         let oldest = after.iter().min_by_key(|(_, streak)| streak.ended).map(|(name, _)| name.clone());
@@ -218,15 +222,15 @@ fn changes(
     changed
 }
 
-/// Writes the changes onto the very version they were found for. A merge patch and no apply, which would make a ledger
-/// where none is: that is for who grants, who knows whether one was lost.
+/// Applies the changes to the version that they were computed for. This is a merge patch, because an apply would create
+/// a missing ledger; only the webhook creates ledgers, as it knows whether one was lost.
 async fn write(
     ledgers: &Api<JobLedger>,
     store: &Store,
     namespace: &str,
-    runs: &Runs,
+    runs: &GroupRuns,
 ) -> Result<(), ApiError> {
-    // Without a ledger the Jobs that are there have to tell; it is made at the next create.
+    // Without a ledger, streaks follow from the existing Jobs; the webhook creates it with the next Job.
     let Some(mut ledger) = store.ledgers.get(namespace) else { return Ok(()) };
     let params = PatchParams { field_manager: Some(PROGRAM.to_owned()), ..PatchParams::default() };
     let mut tries = 0;
@@ -248,8 +252,8 @@ async fn write(
                 return Ok(());
             }
             Err(error) if error.is_conflict() && tries < TRIES => {
-                let there = call(&format!("read jobledger {namespace}"), ledgers.get(namespace)).await?;
-                ledger = Arc::new(Ledger::from(&there));
+                let current = call(&format!("get jobledger {namespace}"), ledgers.get(namespace)).await?;
+                ledger = Arc::new(Ledger::from(&current));
             }
             Err(error) => return Err(error),
         }

@@ -1,7 +1,13 @@
-//! The queue of suspended Jobs: release, position Events, failure backoff.
+//! The queue of suspended Jobs.
+//!
+//! In: unfinished Jobs with the limits that apply to them, and ledgers with failure streaks. Out: patches that
+//! un-suspend Jobs, Events that say why a Job waits, and streaks written to the ledgers. [`release`] runs the loop;
+//! `release_order` and `queue_position` decide, without I/O.
 
 pub mod dequeued_by_user;
 pub mod failure_backoff;
-pub mod position_events;
+pub(crate) mod position_events;
+pub(crate) mod queue_position;
 pub mod release;
-pub mod slots;
+pub(crate) mod release_order;
+pub(crate) mod slots;

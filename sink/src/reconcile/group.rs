@@ -52,7 +52,7 @@ impl Actor {
             };
             let places = self.store.places(job);
             let told = !places.is_empty() && places.iter().all(|place| !place.pending);
-            if !failure_backoff::is_remembered(&self.store, job, jiff::Timestamp::now()) {
+            if !failure_backoff::is_recorded(&self.store, job, jiff::Timestamp::now()) {
                 unsettled = Some(job.key());
                 continue;
             }

@@ -205,7 +205,7 @@ impl Actor {
                 }
                 // Who waits after failures goes by it: it is taken in within a moment.
                 Step::Delete
-                    if !failure_backoff::is_remembered(&self.store, &course.job, jiff::Timestamp::now()) =>
+                    if !failure_backoff::is_recorded(&self.store, &course.job, jiff::Timestamp::now()) =>
                 {
                     return Err(ActError::Changed(course.job.key()));
                 }
@@ -381,7 +381,7 @@ impl Actor {
                 };
                 if told {
                     self.metrics.result_lost(if gone { "gone" } else { "refused" });
-                    result_events::announce_lost(&self.recorder, job, &error.to_string(), gone).await?;
+                    result_events::publish_lost(&self.recorder, job, &error.to_string(), gone).await?;
                 }
                 Err(error.into())
             }
@@ -399,7 +399,7 @@ impl Actor {
                     self.drop_place(uid, &place);
                     continue;
                 };
-                result_events::announce(&self.client, &self.recorder, &found).await?;
+                result_events::publish_pending(&self.client, &self.recorder, &found).await?;
                 let told = ResultRef { pending: false, ..place };
                 self.store.put_result(uid, told.clone());
                 places.push(told);

@@ -1,4 +1,4 @@
-//! How things stand over all: what gauges and the policies' statuses tell of Jobs and results. Pure.
+//! Counts of Jobs and results over the whole cluster, for gauges and for the policies' statuses. Pure.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -10,41 +10,41 @@ use job_handler_shared::{
     text::human_bytes,
 };
 
-use crate::model::{result_ref::ResultRef, summary::Census};
+use crate::model::{result_ref::ResultRef, summary::ClusterSummary};
 
-/// Counts. `asked` tells what is to be kept of a Job, where anything is.
-pub fn take(
+/// Counts Jobs and results. `wanted` returns what the policies store of a Job, if anything.
+pub(crate) fn collect(
     jobs: &[Arc<JobSnapshot>],
     results: &[ResultRef],
     policies: &PolicySet,
-    asked: impl Fn(&JobSnapshot) -> Option<Results>,
+    wanted: impl Fn(&JobSnapshot) -> Option<Results>,
     now: Timestamp,
-) -> Census {
-    let mut census = Census { results: of_results(results), ..Census::default() };
+) -> ClusterSummary {
+    let mut summary = ClusterSummary { results: of_results(results), ..ClusterSummary::default() };
     for job in jobs {
         if job.is_active() {
-            census.active += 1;
+            summary.active += 1;
             let since = job.started.unwrap_or(job.created);
-            census.oldest_active = census.oldest_active.max(seconds(since, now));
+            summary.oldest_active = summary.oldest_active.max(seconds(since, now));
         }
-        // Asking the policies is dear; nearly all that have finished are marked.
+        // Evaluating policies is expensive, and nearly all finished Jobs are marked.
         if let Some(finished) = &job.finished
             && !job.annotations.contains_key(keys::RESULTS)
-            && let Some(wanted) = asked(job)
+            && let Some(wanted) = wanted(job)
         {
-            census.unharvested += 1;
-            let waits = seconds(finished.at, now);
-            census.oldest_unharvested = census.oldest_unharvested.max(waits);
+            summary.unharvested += 1;
+            let age = seconds(finished.at, now);
+            summary.oldest_unharvested = summary.oldest_unharvested.max(age);
             let deadline = f64::from(wanted.harvest_deadline_seconds).max(1.0);
-            census.deadline_used = census.deadline_used.max(waits / deadline);
+            summary.deadline_used = summary.deadline_used.max(age / deadline);
         }
     }
-    census.budget_used = budget_used(results, policies);
-    census
+    summary.budget_used = budget_used(results, policies);
+    summary
 }
 
-/// What a policy's status tells of the results that it asked for.
-pub fn of_policy(results: &[ResultRef], policy: &str) -> ResultsStatus {
+/// The results that a policy asked for.
+pub(crate) fn of_policy(results: &[ResultRef], policy: &str) -> ResultsStatus {
     of_results(results.iter().filter(|place| place.policies.split(',').any(|uid| uid == policy)))
 }
 
@@ -65,7 +65,7 @@ fn budget_used(results: &[ResultRef], policies: &PolicySet) -> f64 {
         let bytes = namespaces.entry(&place.namespace).or_default();
         *bytes = bytes.saturating_add(place.bytes);
     }
-    // The larger budget holds where several policies have one (they combine towards keeping).
+    // Of several policies the larger budget applies.
     let budget = |namespace: &str| {
         let here = |own: &Option<String>| own.as_deref().is_none_or(|own| own == namespace);
         let all = policies.iter().filter(|policy| here(&policy.reference.namespace));
@@ -76,7 +76,7 @@ fn budget_used(results: &[ResultRef], policies: &PolicySet) -> f64 {
 }
 
 fn ratio(a: u64, b: u64) -> f64 {
-    // Bytes of an etcd are far below 2^53.
+    // Exact: an etcd holds far less than 2^53 bytes.
     a as f64 / b.max(1) as f64
 }
 
@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_is_counted() {
+    fn active_unharvested_and_stored_are_counted() {
         let active = JobSnapshot { started: Some(at(40)), ..JobSnapshot::default() };
         let finished =
             Finished { outcome: Outcome::Failed, reason: String::new(), message: String::new(), at: at(50) };
@@ -114,8 +114,8 @@ mod tests {
         marked.annotations.insert(keys::RESULTS.into(), "a-results".into());
         let jobs: Vec<_> = [active, waits, marked].map(Arc::new).into();
         let results = [result("a", 1 << 20, 0, "p,q"), result("a", 512, 2, "q"), result("b", 7, 0, "")];
-        let asked = |_: &JobSnapshot| Some(Results { harvest_deadline_seconds: 100, ..Results::default() });
-        let found = take(&jobs, &results, &PolicySet::default(), asked, at(100));
+        let wanted = |_: &JobSnapshot| Some(Results { harvest_deadline_seconds: 100, ..Results::default() });
+        let found = collect(&jobs, &results, &PolicySet::default(), wanted, at(100));
         assert_eq!((found.active, found.unharvested), (1, 1));
         assert_eq!((found.oldest_active, found.oldest_unharvested, found.deadline_used), (60.0, 50.0, 0.5));
         assert_eq!((found.results.stored, found.results.incomplete), (3, 1));

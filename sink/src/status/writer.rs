@@ -1,5 +1,5 @@
-//! Writes the policies' statuses: the leader all of each, followers the last refusal that only they were told of; only on
-//! change, at most once a second each.
+//! Writes the policies' statuses when they change, at most once per second each. The leader writes the whole status,
+//! followers only the last refusal that they received from their own webhook.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -28,13 +28,17 @@ use serde_json::json;
 use tokio::sync::watch;
 
 use crate::{
-    enforce::webhook_entries::{self, Kept},
     metrics::SinkMetrics,
-    model::{policy_entry::PolicyEntry, text::whole_seconds},
+    model::{
+        entry_state::EntryState,
+        policy_entry::{PolicyEntry, is_excluded},
+        text::whole_seconds,
+    },
     observe::store::Store,
     runtime::work_queue::Queue,
     status::{
-        conditions::{self, Selected, Situation},
+        limit_usage::{SelectedJob, queued_jobs},
+        policy_status::{StatusInputs, policy_status},
         summary,
     },
 };
@@ -43,11 +47,11 @@ use crate::{
 const EVERY: Duration = Duration::from_secs(1);
 
 /// Writes the statuses for ever.
-pub async fn keep<K: Clone + Eq + std::hash::Hash>(
+pub async fn run<K: Clone + Eq + std::hash::Hash>(
     client: Client,
     store: Store,
     own_namespace: Arc<str>,
-    entries: watch::Receiver<Kept>,
+    entries: watch::Receiver<EntryState>,
     metrics: SinkMetrics,
     queue: Queue<K>,
 ) {
@@ -58,46 +62,47 @@ pub async fn keep<K: Clone + Eq + std::hash::Hash>(
         let active: HashSet<&str> =
             jobs.iter().filter(|job| job.is_active()).map(|job| job.uid.as_str()).collect();
         let results = store.results();
-        let asked = |job: &JobSnapshot| store.effective(job).and_then(|said| said.results.clone());
-        metrics.set_census(&summary::take(&jobs, &results, &store.enforced(), asked, Timestamp::now()));
+        let wanted = |job: &JobSnapshot| store.effective(job).and_then(|said| said.results.clone());
+        metrics.set_summary(&summary::collect(&jobs, &results, &store.enforced(), wanted, Timestamp::now()));
         metrics.set_queue(queue.len());
-        let sinks = store.known_sinks();
+        let receivers = store.known_sinks();
         let mut queued = HashMap::new();
         for entry in store.entries() {
             let policy = entry.policy.as_ref().ok();
-            let selected: Vec<Selected> =
+            let selected: Vec<SelectedJob> =
                 policy.map_or_else(Vec::new, |policy| selected(&store, policy, &jobs));
             for limit in policy.filter(|policy| policy.enforced()).into_iter().flat_map(|p| &p.spec.limits) {
                 let key = (entry.reference.to_string(), limit.name.clone());
-                queued.insert(key, conditions::queued(limit, &selected));
+                queued.insert(key, queued_jobs(limit, &selected));
             }
             let wanted = {
-                let kept = entries.borrow_and_update();
-                let situation = Situation {
+                let entries = entries.borrow_and_update();
+                let inputs = StatusInputs {
                     jobs: &selected,
                     replicas: &store.replicas(),
-                    entries: &kept,
+                    entries: &entries,
                     pending: &store.ledgers.pending(&entry.reference.uid, |uid| active.contains(uid)),
-                    refusal: store.refusal(&entry.reference.uid),
-                    grouped: policy.is_none_or(|policy| is_grouped(&store, policy)),
-                    sinks: &sinks,
+                    last_refusal: store.refusal(&entry.reference.uid),
+                    has_group: policy.is_none_or(|policy| has_group(&store, policy)),
+                    receivers: &receivers,
                     results: summary::of_policy(&results, &entry.reference.uid),
                     no_secrets: store.secrets.why_not(),
-                    excluded: policy
-                        .is_some_and(|policy| webhook_entries::is_excluded(policy, &own_namespace)),
+                    excluded: policy.is_some_and(|policy| is_excluded(policy, &own_namespace)),
                     now: whole_seconds(Timestamp::now()),
                     clock: Instant::now(),
                 };
-                conditions::of(&entry, &situation)
+                policy_status(&entry, &inputs)
             };
             if wanted == entry.status {
                 continue;
             }
             match write(&client, &entry, &wanted).await {
-                // The watch brings it back; until then this is what it says.
+                // Until the watch delivers it, this is the stored status.
                 Ok(()) => store.put_status(&entry.reference.uid, entry.generation, wanted),
                 Err(error) if error.is_not_found() => {}
-                Err(error) => tracing::warn!(policy = %entry.reference, "status: {error}; trying again"),
+                Err(error) => {
+                    tracing::warn!(policy = %entry.reference, "cannot write the status: {error}; retrying")
+                }
             }
         }
         metrics.set_limits_queued(queued);
@@ -105,17 +110,17 @@ pub async fn keep<K: Clone + Eq + std::hash::Hash>(
         tokio::select! {
             _ = changes.changed() => {}
             _ = entries.changed() => {}
-            // Leases run out without anything changing.
+            // Leases expire without an event.
             () = tokio::time::sleep(EVERY.saturating_mul(4)) => {}
         }
     }
 }
 
-/// A follower writes the last refusals that only it was told of; the leader's status takes them up. For ever.
-pub async fn tell_refusals(client: Client, store: Store, leads: watch::Receiver<bool>) {
+/// Writes the last refusals of a follower, for ever; the leader keeps them in the status.
+pub async fn write_last_refusals(client: Client, store: Store, leads: watch::Receiver<bool>) {
     let mut changes = store.changes();
     loop {
-        // A store that is gone changes no more.
+        // The store has been dropped.
         if changes.changed().await.is_err() {
             return;
         }
@@ -131,7 +136,7 @@ pub async fn tell_refusals(client: Client, store: Store, leads: watch::Receiver<
                     store.put_status(&entry.reference.uid, entry.generation, status);
                 }
                 Err(error) => {
-                    tracing::warn!(policy = %entry.reference, "last refusal: {error}; trying again");
+                    tracing::warn!(policy = %entry.reference, "cannot write the last refusal: {error}; retrying");
                 }
             }
         }
@@ -139,9 +144,9 @@ pub async fn tell_refusals(client: Client, store: Store, leads: watch::Receiver<
     }
 }
 
-/// Whether a group is named for Jobs of this policy: by itself, or by an enforced one that reaches the same namespaces.
-fn is_grouped(store: &Store, policy: &Policy) -> bool {
-    let reaches = |other: &Policy| match (&policy.reference.namespace, &other.reference.namespace) {
+/// Whether this policy, or an enforced one that applies to the same namespaces, sets `spec.group`.
+fn has_group(store: &Store, policy: &Policy) -> bool {
+    let overlaps = |other: &Policy| match (&policy.reference.namespace, &other.reference.namespace) {
         (Some(own), Some(others)) => own == others,
         (Some(own), None) => store.namespace(own).is_none_or(|labels| other.selects_namespace(own, &labels)),
         (None, _) => true,
@@ -150,10 +155,10 @@ fn is_grouped(store: &Store, policy: &Policy) -> bool {
         || store
             .policies()
             .iter()
-            .any(|other| other.enforced() && other.spec.group.is_some() && reaches(other))
+            .any(|other| other.enforced() && other.spec.group.is_some() && overlaps(other))
 }
 
-fn selected(store: &Store, policy: &Arc<Policy>, jobs: &[Arc<JobSnapshot>]) -> Vec<Selected> {
+fn selected(store: &Store, policy: &Arc<Policy>, jobs: &[Arc<JobSnapshot>]) -> Vec<SelectedJob> {
     let of_policy = |job: &&Arc<JobSnapshot>| {
         job.finished.is_none()
             && policy.reference.namespace.as_ref().is_none_or(|own| *own == job.namespace)
@@ -163,17 +168,17 @@ fn selected(store: &Store, policy: &Arc<Policy>, jobs: &[Arc<JobSnapshot>]) -> V
     };
     let with_group = |job: &Arc<JobSnapshot>| {
         let mut policies = store.matching(job).unwrap_or_default();
-        // One that only warns groups by what it says itself, where nobody else says anything.
+        // A policy in mode Warn uses its own group where the enforced ones set none.
         if !policy.enforced() {
             policies.push(policy.clone());
         }
-        (job.clone(), group_of_job(&policies.iter().collect::<Vec<_>>(), job))
+        SelectedJob { job: job.clone(), group: group_of_job(&policies.iter().collect::<Vec<_>>(), job) }
     };
     jobs.iter().filter(of_policy).map(with_group).collect()
 }
 
 async fn write(client: &Client, entry: &PolicyEntry, status: &PolicyStatus) -> Result<(), ApiError> {
-    // Absent fields are written as null: a merge patch leaves what it does not name.
+    // AbsentValue fields are null: a merge patch keeps fields that it does not mention.
     let mut value = json!({"lastRefusal": null, "inForceSince": null, "limits": [], "pendingJobs": null, "queuedJobs": null, "results": null, "runningJobs": null, "usage": null});
     if let (Some(fields), Ok(serde_json::Value::Object(wanted))) =
         (value.as_object_mut(), serde_json::to_value(status))
@@ -186,7 +191,7 @@ async fn write(client: &Client, entry: &PolicyEntry, status: &PolicyStatus) -> R
 async fn patch(client: &Client, entry: &PolicyEntry, status: serde_json::Value) -> Result<(), ApiError> {
     let reference = &entry.reference;
     let what = format!("write the status of {reference}");
-    // Guarded by uid: a policy deleted and made again is another one.
+    // The uid keeps a policy that was deleted and created anew from getting this status.
     let patch = Patch::Merge(json!({"metadata": {"uid": reference.uid}, "status": status}));
     let params = PatchParams::default();
     match &reference.namespace {

@@ -1,0 +1,188 @@
+//! Writes the webhook entries of the policies into the ValidatingWebhookConfiguration `job-handler-limits`, and restores
+//! them when someone else changes them.
+
+use std::{collections::BTreeMap, pin::pin, sync::Arc, time::Duration};
+
+use futures::StreamExt;
+use job_handler_shared::{
+    keys,
+    kube::error::{ApiError, call},
+    policy::set::PolicySet,
+    process::{failure_log::FailureLog, jitter::jitter},
+};
+use k8s_openapi::api::admissionregistration::v1::{
+    MutatingWebhookConfiguration, ValidatingWebhook, ValidatingWebhookConfiguration,
+};
+use kube::{Api, Client, api::PostParams, core::ObjectMeta};
+use tokio::{sync::watch, time::Instant};
+
+use crate::{
+    enforce::{
+        configuration_watch::configuration_changes,
+        restored_entries::RestoredEntries,
+        webhook_entries::{build, client_config, tampered},
+    },
+    model::{entry_state::EntryState, policy_entry::is_excluded},
+    notify::recorder::Recorder,
+    observe::store::Store,
+};
+
+/// A round without any change, in case a watch missed one.
+pub(crate) const RESYNC: Duration = Duration::from_secs(5);
+/// Least time between two rounds.
+const EVERY: Duration = Duration::from_millis(200);
+/// How long a policy stays not `Ready` after its entry was restored: the apiservers take our write up, and users see
+/// that there was a gap.
+const SETTLE: Duration = Duration::from_secs(3);
+
+/// Why the entries are not as wanted.
+#[derive(Debug, thiserror::Error)]
+enum EntryError {
+    #[error(transparent)]
+    Api(#[from] ApiError),
+    #[error("{0}")]
+    NoClientConfig(String),
+    #[error("ValidatingWebhookConfiguration {} differs from what was written", keys::LIMITS_CONFIGURATION)]
+    ReadBack,
+}
+
+/// The configuration as it is, and the entries that it should have.
+struct Comparison {
+    current: Option<ValidatingWebhookConfiguration>,
+    wanted: Vec<ValidatingWebhook>,
+}
+
+impl Comparison {
+    fn entries(&self) -> &[ValidatingWebhook] {
+        self.current.as_ref().and_then(|current| current.webhooks.as_deref()).unwrap_or_default()
+    }
+
+    fn is_equal(&self) -> bool {
+        self.entries() == self.wanted
+    }
+}
+
+/// Writes the entries, for ever: on every change of a policy or of the two webhook configurations, and every
+/// [`RESYNC`].
+pub async fn run(
+    client: Client,
+    store: Store,
+    own_namespace: Arc<str>,
+    recorder: Recorder,
+    state: watch::Sender<EntryState>,
+) {
+    let mut changes = store.changes();
+    let mut touches = pin!(configuration_changes(&client));
+    let mut failures = FailureLog::default();
+    // The entries as last seen or written correctly.
+    let mut correct: Vec<ValidatingWebhook> = Vec::new();
+    let mut restored: Option<RestoredEntries> = None;
+    loop {
+        let policies = store.policies();
+        let revision = revision(&policies);
+        let outcome = match compare(&client, &policies, &own_namespace).await {
+            Err(error) => Err(error),
+            Ok(comparison) if comparison.is_equal() => Ok(comparison.wanted),
+            Ok(comparison) => {
+                let tampered = tampered(&correct, &comparison.wanted, comparison.entries());
+                let deleted = comparison.current.is_none();
+                let now = (!tampered.is_empty()).then(|| RestoredEntries::new(&tampered, deleted, &policies));
+                if let Some(now) = &now {
+                    state.send_replace(now.state(&policies));
+                    tracing::warn!("webhook entries: {}", now.why());
+                }
+                let written = write(&client, comparison).await;
+                if let Some(now) = now {
+                    now.publish(&recorder, &policies).await;
+                    restored = Some(now);
+                }
+                written
+            }
+        };
+        restored = restored.filter(|restored| restored.at().elapsed() < SETTLE);
+        let new = match outcome {
+            Ok(wanted) => {
+                failures.succeeded();
+                correct = wanted;
+                let written = || EntryState { written: revision.iter().cloned().collect(), error: None };
+                restored.as_ref().map_or_else(written, |restored| restored.state(&policies))
+            }
+            Err(error) => {
+                let error = error.to_string();
+                if failures.is_due(&error) {
+                    tracing::warn!("cannot write the webhook entries: {error}; retrying");
+                }
+                EntryState { written: BTreeMap::new(), error: Some(error) }
+            }
+        };
+        let pause = if new.error.is_none() { RESYNC } else { jitter(Duration::from_secs(1)) };
+        state.send_if_modified(|state| {
+            let changed = *state != new;
+            *state = new;
+            changed
+        });
+        tokio::time::sleep(EVERY).await;
+        let end = Instant::now() + pause;
+        // The store also signals changes of Jobs: only another set of policies is a reason to compare.
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep_until(end) => break,
+                Some(()) = touches.next() => break,
+                changed = changes.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    if revision != self::revision(&store.policies()) {
+                        break;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Uids and generations of the policies.
+pub(crate) fn revision(policies: &PolicySet) -> Vec<(String, i64)> {
+    policies.iter().map(|policy| (policy.reference.uid.clone(), policy.generation)).collect()
+}
+
+async fn compare(
+    client: &Client,
+    policies: &PolicySet,
+    own_namespace: &str,
+) -> Result<Comparison, EntryError> {
+    let api = Api::<ValidatingWebhookConfiguration>::all(client.clone());
+    let mutating = Api::<MutatingWebhookConfiguration>::all(client.clone());
+    let limited = policies.iter().any(|p| p.has_limits() && !is_excluded(p, own_namespace));
+    let what = format!("get validatingwebhookconfiguration {}", keys::LIMITS_CONFIGURATION);
+    let current = call(&what, api.get_opt(keys::LIMITS_CONFIGURATION)).await?;
+    let wanted = if limited {
+        let what = format!("get mutatingwebhookconfiguration {}", keys::MUTATING_CONFIGURATION);
+        let found = call(&what, mutating.get_opt(keys::MUTATING_CONFIGURATION)).await?;
+        build(policies, &client_config(found.as_ref()).map_err(EntryError::NoClientConfig)?, own_namespace)
+    } else {
+        Vec::new()
+    };
+    Ok(Comparison { current, wanted })
+}
+
+async fn write(client: &Client, comparison: Comparison) -> Result<Vec<ValidatingWebhook>, EntryError> {
+    let Comparison { current, wanted } = comparison;
+    let api = Api::<ValidatingWebhookConfiguration>::all(client.clone());
+    let version = current.as_ref().and_then(|current| current.metadata.resource_version.clone());
+    let mut metadata = current.map(|current| current.metadata).unwrap_or_default();
+    metadata.managed_fields = None;
+    let labels = metadata.labels.get_or_insert_default();
+    labels.insert("app.kubernetes.io/name".to_owned(), keys::APP.to_owned());
+    let metadata = ObjectMeta { name: Some(keys::LIMITS_CONFIGURATION.to_owned()), ..metadata };
+    let configuration = ValidatingWebhookConfiguration { metadata, webhooks: Some(wanted.clone()) };
+    let what = format!("write validatingwebhookconfiguration {}", keys::LIMITS_CONFIGURATION);
+    let params = PostParams::default();
+    let answer = if version.is_some() {
+        call(&what, api.replace(keys::LIMITS_CONFIGURATION, &params, &configuration)).await?
+    } else {
+        call(&what, api.create(&params, &configuration)).await?
+    };
+    tracing::info!(entries = wanted.len(), "wrote the webhook entries of the limits");
+    if answer.webhooks.unwrap_or_default() == wanted { Ok(wanted) } else { Err(EntryError::ReadBack) }
+}

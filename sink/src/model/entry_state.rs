@@ -1,0 +1,12 @@
+//! Whether the webhook entries of the policies are in place.
+
+use std::collections::BTreeMap;
+
+/// The webhook entries as the enforcing task last saw them; policy conditions report it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct EntryState {
+    /// Policy uid -> generation whose entries are in place.
+    pub written: BTreeMap<String, i64>,
+    /// Why other entries are not in place.
+    pub error: Option<String>,
+}

@@ -1,0 +1,100 @@
+//! How many slots of a limit are in use. Pure.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+use job_handler_shared::{
+    job::{group::GroupId, snapshot::JobSnapshot},
+    policy::{
+        limit::{Limit, Scope},
+        status::LimitStatus,
+    },
+};
+
+/// An unfinished Job that a policy selects, with the group that all its policies give it.
+#[derive(Clone, Debug)]
+pub(crate) struct SelectedJob {
+    pub(crate) job: Arc<JobSnapshot>,
+    pub(crate) group: Option<GroupId>,
+}
+
+/// The usage of a limit in its fullest scope by (active, queued, pending).
+pub(crate) fn fullest_scope(
+    limit: &Limit,
+    jobs: &[SelectedJob],
+    pending: &BTreeMap<(String, String), u32>,
+) -> LimitStatus {
+    let mut scopes: HashMap<String, (u32, u32, u32)> = HashMap::new();
+    for SelectedJob { job, group } in jobs {
+        let Some(scope) = scope_of(limit.scope, job, group.as_ref()) else { continue };
+        let counts = scopes.entry(scope).or_default();
+        counts.0 += u32::from(job.is_active());
+        counts.1 += u32::from(job.is_queued());
+    }
+    for ((name, scope), admitted) in pending {
+        if *name == limit.name {
+            scopes.entry(scope.clone()).or_default().2 += admitted;
+        }
+    }
+    let most = scopes.into_iter().max_by(|(a_name, a), (b_name, b)| a.cmp(b).then(b_name.cmp(a_name)));
+    let (fullest, (active, queued, pending)) =
+        most.map_or((None, (0, 0, 0)), |(name, counts)| (Some(name), counts));
+    LimitStatus {
+        name: limit.name.clone(),
+        scope: limit.scope,
+        max: limit.max_active_jobs,
+        active,
+        queued,
+        pending,
+        fullest,
+    }
+}
+
+/// The number of Jobs that a limit queues, in all of its scopes.
+pub(crate) fn queued_jobs(limit: &Limit, jobs: &[SelectedJob]) -> usize {
+    let is_queued = |selected: &&SelectedJob| {
+        selected.job.is_queued() && scope_of(limit.scope, &selected.job, selected.group.as_ref()).is_some()
+    };
+    jobs.iter().filter(is_queued).count()
+}
+
+fn scope_of(scope: Scope, job: &JobSnapshot, group: Option<&GroupId>) -> Option<String> {
+    match scope {
+        Scope::Cluster => Some("cluster".to_owned()),
+        Scope::Namespace => Some(job.namespace.clone()),
+        Scope::Group => group.map(|group| format!("{}/{}", job.namespace, group.value)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use job_handler_shared::keys;
+
+    use super::*;
+
+    #[test]
+    fn the_fullest_scope_counts_active_then_queued_then_pending_jobs() {
+        let limit: Limit =
+            serde_json::from_value(serde_json::json!({"name": "l", "maxActiveJobs": 2})).unwrap();
+        let job = |namespace: &str, queued: bool| {
+            let mut job =
+                JobSnapshot { namespace: namespace.into(), suspended: queued, ..JobSnapshot::default() };
+            if queued {
+                job.annotations.insert(keys::QUEUED_AT.into(), "2026-01-01T00:00:00Z".into());
+                job.annotations.insert(keys::STAMPED.into(), "queued: waits for a slot".into());
+            }
+            SelectedJob { job: Arc::new(job), group: None }
+        };
+        let pending =
+            [(("l".to_owned(), "c".to_owned()), 5), (("other".to_owned(), "a".to_owned()), 9)].into();
+        let mut jobs = vec![job("a", false), job("b", false), job("b", true)];
+        let usage = fullest_scope(&limit, &jobs, &pending);
+        assert_eq!((usage.fullest.as_deref(), usage.active, usage.queued), (Some("b"), 1, 1));
+        assert_eq!(queued_jobs(&limit, &jobs), 1);
+        jobs.clear();
+        let usage = fullest_scope(&limit, &jobs, &pending);
+        assert_eq!((usage.fullest.as_deref(), usage.pending), (Some("c"), 5));
+    }
+}

@@ -1,0 +1,324 @@
+//! The status of a policy. Pure; [`crate::status::writer`] writes it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Instant,
+};
+
+use jiff::Timestamp;
+use job_handler_shared::{
+    job::snapshot::JobState,
+    policy::status::{ENFORCED, LastRefusal, LimitStatus, OVER_LIMIT, PolicyStatus, READY, ResultsStatus},
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use crate::{
+    model::{entry_state::EntryState, policy_entry::PolicyEntry, replica::Replica},
+    status::{
+        conditions::{self, Verdict},
+        limit_usage::{SelectedJob, fullest_scope},
+    },
+};
+
+/// What a status depends on, besides the policy itself.
+#[derive(Debug)]
+pub(crate) struct StatusInputs<'a> {
+    /// The unfinished Jobs that the policy selects.
+    pub(crate) jobs: &'a [SelectedJob],
+    /// Webhook replicas by name.
+    pub(crate) replicas: &'a BTreeMap<String, Replica>,
+    pub(crate) entries: &'a EntryState,
+    /// Admissions whose Job has not been observed yet, by limit and scope.
+    pub(crate) pending: &'a BTreeMap<(String, String), u32>,
+    pub(crate) last_refusal: Option<LastRefusal>,
+    /// An enforced policy that can select the same Jobs sets `spec.group`.
+    pub(crate) has_group: bool,
+    /// The configured receivers of CloudEvents.
+    pub(crate) receivers: &'a BTreeSet<String>,
+    /// The results that the policy asked for.
+    pub(crate) results: ResultsStatus,
+    /// Why results cannot be stored in Secrets, if they cannot.
+    pub(crate) no_secrets: Option<String>,
+    /// The policy is in a namespace where Jobs are never changed.
+    pub(crate) excluded: bool,
+    /// Wall clock, for the conditions' transition times.
+    pub(crate) now: Timestamp,
+    /// Monotonic clock, for the replicas' Leases.
+    pub(crate) clock: Instant,
+}
+
+/// The status that a policy should have.
+pub(crate) fn policy_status(entry: &PolicyEntry, inputs: &StatusInputs<'_>) -> PolicyStatus {
+    let before = &entry.status;
+    let spec = entry.policy.as_ref().ok().map(|policy| &policy.spec);
+    let ready = conditions::ready(entry, inputs);
+    let is_ready = ready.holds;
+    let full = spec.map_or_else(
+        || Verdict::new(false, "Unreadable", "this policy cannot be read"),
+        |spec| conditions::fully_enforced(spec, inputs),
+    );
+    let limits: Vec<LimitStatus> = spec.map_or_else(Vec::new, |spec| {
+        spec.limits.iter().map(|limit| fullest_scope(limit, inputs.jobs, inputs.pending)).collect()
+    });
+    let usage: Vec<String> = limits.iter().map(|limit| format!("{}/{}", limit.active, limit.max)).collect();
+    let count = |wanted: JobState| {
+        let jobs = inputs.jobs.iter().filter(|selected| selected.job.state() == wanted).count();
+        u32::try_from(jobs).ok()
+    };
+    let condition =
+        |verdict: Verdict, kind| verdict.into_condition(kind, entry.generation, before, inputs.now);
+    let mut conditions = vec![condition(ready, READY), condition(full, ENFORCED)];
+    if entry.policy.as_ref().is_ok_and(|policy| policy.enforced()) && !limits.is_empty() {
+        conditions.push(condition(conditions::over_limit(&limits), OVER_LIMIT));
+    }
+    let queued = inputs.jobs.iter().filter(|selected| selected.job.is_queued()).count();
+    PolicyStatus {
+        observed_generation: Some(entry.generation),
+        conditions,
+        usage: Some(if usage.is_empty() { "-".to_owned() } else { usage.join(", ") }),
+        limits,
+        pending_jobs: count(JobState::Suspended),
+        queued_jobs: u32::try_from(queued).ok(),
+        running_jobs: count(JobState::Active),
+        in_force_since: in_force_since(entry, is_ready, inputs.now),
+        results: spec
+            .filter(|spec| spec.results.is_some() || inputs.results.stored > 0)
+            .map(|_| inputs.results.clone()),
+        last_refusal: newer(inputs.last_refusal.clone(), before.last_refusal.clone()),
+    }
+}
+
+/// Since when this generation has been in force. It stays set while the policy is not ready, as in an outage of the
+/// webhook.
+fn in_force_since(entry: &PolicyEntry, ready: bool, now: Timestamp) -> Option<Time> {
+    let before = &entry.status;
+    let known = before.in_force_since.clone();
+    known
+        .filter(|_| before.observed_generation == Some(entry.generation))
+        .or_else(|| ready.then_some(Time(now)))
+}
+
+fn newer(a: Option<LastRefusal>, b: Option<LastRefusal>) -> Option<LastRefusal> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(if a.time.0 >= b.time.0 { a } else { b }),
+        (a, b) => a.or(b),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use job_handler_shared::job::snapshot::JobSnapshot;
+    use job_handler_shared::policy::{
+        parsed::Policy,
+        spec::{JobPolicy, JobPolicySpec, PolicySpec},
+    };
+
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+
+    use super::*;
+    use crate::status::conditions::secrets_unavailable;
+
+    fn entry(spec: serde_json::Value) -> PolicyEntry {
+        let spec: JobPolicySpec = serde_json::from_value(spec).unwrap();
+        let mut policy = JobPolicy::new("builds", spec);
+        policy.metadata.namespace = Some("ci".into());
+        policy.metadata.uid = Some("p".into());
+        policy.metadata.generation = Some(3);
+        let policy = Policy::namespaced(&policy).unwrap();
+        PolicyEntry {
+            reference: policy.reference.clone(),
+            generation: 3,
+            policy: Ok(Arc::new(policy)),
+            status: PolicyStatus::default(),
+        }
+    }
+
+    fn replica(enforces: i64) -> Replica {
+        let enforces = [("p".to_owned(), enforces)].into();
+        Replica {
+            renewed: "x".into(),
+            seen: Instant::now(),
+            duration: 15,
+            enforces,
+            withheld: BTreeMap::new(),
+        }
+    }
+
+    fn ready(replicas: &[(&str, Replica)], entries: &EntryState) -> Condition {
+        let entry = entry(serde_json::json!({"limits": [{"name": "l", "maxActiveJobs": 2}]}));
+        let inputs = StatusInputs {
+            jobs: &[],
+            replicas: &replicas.iter().map(|(name, r)| ((*name).to_owned(), r.clone())).collect(),
+            entries,
+            pending: &BTreeMap::new(),
+            last_refusal: None,
+            has_group: true,
+            receivers: &["ci".to_owned()].into(),
+            results: ResultsStatus::default(),
+            no_secrets: None,
+            excluded: false,
+            now: Timestamp::UNIX_EPOCH,
+            clock: Instant::now(),
+        };
+        policy_status(&entry, &inputs).conditions[0].clone()
+    }
+
+    #[test]
+    fn a_policy_is_ready_when_every_live_replica_and_the_entries_are() {
+        let written = EntryState { written: [("p".to_owned(), 3)].into(), error: None };
+        let mut dead = replica(2);
+        dead.duration = 0;
+        let mut blind = replica(2);
+        blind.withheld = [("p".to_owned(), "its ledger is missing".to_owned())].into();
+        for (replicas, entries, reason) in [
+            (vec![], &written, "NoWebhook"),
+            (vec![("dead", dead.clone())], &written, "NoWebhook"),
+            (vec![("a", replica(3)), ("b", replica(2))], &written, "WebhookBehind"),
+            (vec![("a", replica(3)), ("b", blind)], &written, "LedgerMissing"),
+            (vec![("a", replica(3))], &EntryState::default(), "EntryMissing"),
+            (vec![("a", replica(3)), ("dead", dead)], &written, "Enforced"),
+        ] {
+            let found = ready(&replicas, entries);
+            assert_eq!(found.reason, reason, "{}", found.message);
+            assert_eq!(found.status == "True", reason == "Enforced");
+            assert_eq!(found.observed_generation, Some(3));
+        }
+    }
+
+    #[test]
+    fn the_fullest_scope_is_shown() {
+        let entry = entry(serde_json::json!({"limits": [{"name": "l", "maxActiveJobs": 2}]}));
+        let job = |namespace: &str, suspended| SelectedJob {
+            job: Arc::new(JobSnapshot { namespace: namespace.into(), suspended, ..JobSnapshot::default() }),
+            group: None,
+        };
+        let inputs = StatusInputs {
+            jobs: &[job("ci", false), job("ci", true), job("b", false), job("b", false)],
+            replicas: &BTreeMap::new(),
+            entries: &EntryState::default(),
+            pending: &BTreeMap::new(),
+            last_refusal: None,
+            has_group: true,
+            receivers: &["ci".to_owned()].into(),
+            results: ResultsStatus::default(),
+            no_secrets: None,
+            excluded: false,
+            now: Timestamp::UNIX_EPOCH,
+            clock: Instant::now(),
+        };
+        let status = policy_status(&entry, &inputs);
+        assert_eq!(status.usage.as_deref(), Some("2/2"));
+        assert_eq!(status.limits[0].fullest.as_deref(), Some("b"));
+        assert_eq!((status.running_jobs, status.pending_jobs), (Some(3), Some(1)));
+        assert_eq!(status.queued_jobs, Some(0), "its author suspended it");
+    }
+
+    fn found(spec: serde_json::Value, jobs: &[SelectedJob], has_group: bool) -> BTreeMap<String, Condition> {
+        found_with(spec, jobs, has_group, None)
+    }
+
+    fn found_with(
+        spec: serde_json::Value,
+        jobs: &[SelectedJob],
+        has_group: bool,
+        no_secrets: Option<String>,
+    ) -> BTreeMap<String, Condition> {
+        let inputs = StatusInputs {
+            jobs,
+            replicas: &[("a".to_owned(), replica(3))].into(),
+            entries: &EntryState { written: [("p".to_owned(), 3)].into(), error: None },
+            pending: &BTreeMap::new(),
+            last_refusal: None,
+            has_group,
+            receivers: &["ci".to_owned()].into(),
+            results: ResultsStatus::default(),
+            no_secrets,
+            excluded: false,
+            now: Timestamp::UNIX_EPOCH,
+            clock: Instant::now(),
+        };
+        let conditions = policy_status(&entry(spec), &inputs).conditions;
+        conditions.into_iter().map(|condition| (condition.type_.clone(), condition)).collect()
+    }
+
+    #[test]
+    fn more_active_jobs_than_allowed_are_reported() {
+        let job = || SelectedJob {
+            job: Arc::new(JobSnapshot { namespace: "ci".into(), ..JobSnapshot::default() }),
+            group: None,
+        };
+        let limit = serde_json::json!({"limits": [{"name": "l", "maxActiveJobs": 1}]});
+        let over = &found(limit.clone(), &[job(), job()], true)[OVER_LIMIT];
+        assert_eq!(over.status, "True");
+        assert!(
+            over.message.starts_with("limit \"l\" in ci: 2 active jobs, max allowed: 1"),
+            "{}",
+            over.message
+        );
+        assert_eq!(found(limit, &[job()], true)[OVER_LIMIT].status, "False");
+        assert!(!found(serde_json::json!({}), &[job()], true).contains_key(OVER_LIMIT));
+    }
+
+    #[test]
+    fn a_group_limit_without_a_group_is_reported() {
+        let limit = serde_json::json!({"limits": [{"name": "g", "maxActiveJobs": 1, "scope": "Group"}]});
+        let without = &found(limit.clone(), &[], false)[ENFORCED];
+        assert_eq!((without.status.as_str(), without.reason.as_str()), ("False", "NoGroup"));
+        assert!(without.message.contains("limit \"g\" has scope Group"), "{}", without.message);
+        assert_eq!(found(limit, &[], true)[ENFORCED].status, "True");
+    }
+
+    #[test]
+    fn mode_warn_says_that_nothing_is_changed() {
+        let conditions = found(serde_json::json!({"mode": "Warn"}), &[], true);
+        assert!(
+            conditions[READY]
+                .message
+                .contains("report what the policy would do; nothing is changed, refused or deleted")
+        );
+        assert_eq!(
+            (conditions[READY].status.as_str(), conditions[ENFORCED].status.as_str()),
+            ("True", "True")
+        );
+    }
+
+    #[test]
+    fn results_that_cannot_be_stored_in_secrets_are_reported() {
+        let secret =
+            serde_json::json!({"results": {"storageType": "Secret"}, "cloudEventSinks": [{"name": "typo"}]});
+        let spec = entry(secret.clone()).policy.unwrap().spec.clone();
+        assert_eq!(secrets_unavailable(&spec, None), None);
+        assert_eq!(secrets_unavailable(&PolicySpec::default(), Some("no right")), None);
+        let message = secrets_unavailable(&spec, Some("no right to create Secrets: apply x")).unwrap();
+        assert!(
+            message.starts_with("results.storageType Secret: no right to create Secrets: apply x."),
+            "{message}"
+        );
+        // The first problem is the reason; the message lists all.
+        let mut condition = found(secret.clone(), &[], true)[ENFORCED].clone();
+        assert_eq!(condition.reason, "NotTold");
+        condition = found_with(secret, &[], true, Some("no right".to_owned()))[ENFORCED].clone();
+        assert_eq!(condition.reason, "NoSecrets");
+        assert!(
+            condition.message.contains("no right") && condition.message.contains("typo"),
+            "{condition:?}"
+        );
+    }
+
+    #[test]
+    fn receivers_that_are_not_configured_are_named() {
+        let condition = |spec| found(spec, &[], true)[ENFORCED].clone();
+        let known = condition(serde_json::json!({"results": {}, "cloudEventSinks": [{"name": "ci"}]}));
+        assert!(!known.message.contains("cloudEventSinks"), "{}", known.message);
+        let unknown = condition(
+            serde_json::json!({"results": {}, "cloudEventSinks": [{"name": "ci"}, {"name": "typo"}]}),
+        );
+        assert_eq!(unknown.status, "False");
+        assert!(unknown.message.contains("cloudEventSinks \"typo\" are not in"), "{}", unknown.message);
+        assert!(unknown.message.contains("configured: ci"), "{}", unknown.message);
+        let silent = condition(serde_json::json!({"cloudEventSinks": [{"name": "ci"}]}));
+        assert_eq!((silent.status.as_str(), silent.reason.as_str()), ("False", "NotTold"));
+    }
+}
