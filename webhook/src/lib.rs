@@ -1,24 +1,26 @@
-//! Admission webhook: stamps new Jobs and holds limits.
+//! Admission webhook: stamps new Jobs and enforces limits. `README.md` explains what it promises and how.
 //!
 //! ```text
-//! /mutate    bytes -> review -> policies (in memory) -> decide (pure) -> patch -> answer
-//! /warn      bytes -> review -> about how many are active -> a warning, never more
-//! /validate  bytes -> review -> limit: one round per ledger, LIST -> decide (pure) -> ledger CAS -> answer
-//!                                            refusals -> unix socket -> sink
+//! /mutate    review -> policies (in memory) -> stamp decision (pure) -> JSON Patch -> response
+//! /validate  review -> attempt -> limiter: one round per ledger -> decision (pure) -> ledger write (CAS) -> response
+//!                                                        refusals -> unix socket -> sink
+//! /warn      review -> estimate of active Jobs -> warning
 //! ```
 //!
-//! | module | holds |
+//! The rooms, from the top down; `tests/layers.rs` holds them to this order:
+//!
+//! | room | holds |
 //! | --- | --- |
-//! | [`review`], [`job`], [`answer`] | what comes in, read in one pass; what goes out |
-//! | [`select`], [`bounds`], [`containers`], [`explain`], [`decide`], [`patch`] | what becomes of a Job, and as which operations |
-//! | [`mirror`], [`policies`] | policies and namespaces in memory |
-//! | [`limit`], [`slots`], [`backoff`], [`wording`] | may it take a slot (pure), and what its author reads if not |
-//! | [`warn`] | what policies in mode Warn would do |
-//! | [`list`] | consistent LISTs of Jobs |
-//! | [`ledger`] | the limiter: exact with several replicas, by a ledger that they share |
-//! | [`lease`] | this replica lives, and enforces these revisions |
-//! | [`refusals`] | the way to the sink |
-//! | [`mutate`], [`validate`], [`state`], [`server`], [`metrics`], [`run`] | endpoints and process |
+//! | `run`, `args` | the process and its command line |
+//! | `admission` | the endpoints |
+//! | `ledger` | the limiter: exact limits with several replicas, by a shared ledger |
+//! | `presence_lease` | the Lease that says which policies this replica enforces |
+//! | `refusal_sender` | sends refusals to the sink |
+//! | `metrics` | the webhook's metrics |
+//! | `limit` | what a limit counts, and the message of a refusal (pure) |
+//! | `stamp` | what `/mutate` changes in a Job (pure) |
+//! | `cache` | policies, namespaces and Jobs in memory, kept up to date by watches |
+//! | `job_view` | reads the needed parts of a Job |
 
 pub mod admission;
 pub mod args;
@@ -31,5 +33,3 @@ pub mod presence_lease;
 pub mod refusal_sender;
 pub mod run;
 pub mod stamp;
-
-pub use job_handler_shared::{job::stamped_annotation, policy::range};

@@ -1,0 +1,235 @@
+//! All metrics of the webhook, and how they are recorded.
+
+use std::time::Duration;
+
+use job_handler_shared::process::telemetry::Metrics;
+use prometheus_client::metrics::{
+    counter::Counter,
+    family::Family,
+    gauge::Gauge,
+    histogram::{Histogram, exponential_buckets},
+    info::Info,
+};
+
+use crate::{
+    limit::Verdict,
+    metrics::labels::{
+        DecisionLabels, Endpoint, EndpointLabels, RefusalLabels, ReviewLabels, ReviewVerdict,
+        WebhookLimitLabels,
+    },
+};
+
+/// All metrics of the webhook. Clones share their state.
+#[derive(Clone, Debug)]
+pub struct WebhookMetrics {
+    reviews: Family<ReviewLabels, Counter>,
+    duration: Family<EndpointLabels, Histogram>,
+    pub(crate) policies: Gauge,
+    /// Refusals that never reached the sink, because its socket was unavailable for too long.
+    pub refusals_dropped: Counter,
+    /// Refusals that were sent to the sink.
+    pub refusals_sent: Counter,
+    /// Consistent reads of Jobs.
+    pub(crate) consistent_reads: Counter,
+    /// Granted attempts whose outcome is not known yet.
+    pub(crate) pending_attempts: Gauge,
+    /// Attempted writes of ledgers.
+    pub(crate) ledger_writes: Counter,
+    /// Ledger writes that failed because another replica wrote first.
+    pub(crate) ledger_conflicts: Counter,
+    /// Ledger writes that granted nothing and only removed resolved attempts.
+    pub(crate) ledger_removals: Counter,
+    refusals: Family<RefusalLabels, Counter>,
+    decisions: Family<DecisionLabels, Histogram>,
+    would_refuse: Family<RefusalLabels, Counter>,
+    limit_active: Family<WebhookLimitLabels, Gauge>,
+    limit_max: Family<WebhookLimitLabels, Gauge>,
+    limit_pending: Family<WebhookLimitLabels, Gauge>,
+}
+
+impl WebhookMetrics {
+    /// Creates and registers the metrics.
+    pub fn new(metrics: &Metrics) -> Self {
+        // 100 µs to 13 s: from a review that is answered from memory to one that waits for the apiserver.
+        let buckets = || Histogram::new(exponential_buckets(0.0001, 2.0, 18));
+        let all = Self {
+            reviews: Family::default(),
+            duration: Family::new_with_constructor(buckets),
+            policies: Gauge::default(),
+            refusals_dropped: Counter::default(),
+            refusals_sent: Counter::default(),
+            consistent_reads: Counter::default(),
+            pending_attempts: Gauge::default(),
+            ledger_writes: Counter::default(),
+            ledger_conflicts: Counter::default(),
+            ledger_removals: Counter::default(),
+            refusals: Family::default(),
+            decisions: Family::new_with_constructor(buckets),
+            would_refuse: Family::default(),
+            limit_active: Family::default(),
+            limit_max: Family::default(),
+            limit_pending: Family::default(),
+        };
+        metrics.register(|registry| {
+            registry.register(
+                "job_handler_reviews",
+                "Admission reviews, by endpoint and verdict",
+                all.reviews.clone(),
+            );
+            registry.register(
+                "job_handler_review_duration_seconds",
+                "Time from reading a review to its response in seconds, by endpoint",
+                all.duration.clone(),
+            );
+            registry.register(
+                "job_handler_policies",
+                "Policies that this replica has in memory",
+                all.policies.clone(),
+            );
+            registry.register(
+                "job_handler_refusals_dropped",
+                "Refusals that were dropped before they reached the sink",
+                all.refusals_dropped.clone(),
+            );
+            registry.register(
+                "job_handler_refusals_sent",
+                "Refusals that were sent to the sink",
+                all.refusals_sent.clone(),
+            );
+            registry.register(
+                "job_handler_limit_consistent_reads",
+                "Consistent reads of Jobs (GETs or a LIST) for decisions about limits",
+                all.consistent_reads.clone(),
+            );
+            registry.register(
+                "job_handler_limit_pending_attempts",
+                "Granted attempts whose outcome is not known yet",
+                all.pending_attempts.clone(),
+            );
+            registry.register(
+                "job_handler_limit_ledger_writes",
+                "Attempted writes of JobLedgers",
+                all.ledger_writes.clone(),
+            );
+            registry.register(
+                "job_handler_limit_ledger_conflicts",
+                "Writes of JobLedgers that failed because another replica wrote first",
+                all.ledger_conflicts.clone(),
+            );
+            registry.register(
+                "job_handler_limit_ledger_removals",
+                "Writes of JobLedgers that only removed resolved attempts",
+                all.ledger_removals.clone(),
+            );
+            registry.register(
+                "job_handler_limit_refusals",
+                "Refused Jobs, by policy and limit",
+                all.refusals.clone(),
+            );
+            registry.register(
+                "job_handler_limit_decision_duration_seconds",
+                "Time to decide about a limit in seconds, including the write of the JobLedger, by verdict",
+                all.decisions.clone(),
+            );
+            registry.register(
+                "job_handler_limit_would_refuse",
+                "Jobs that a policy in mode Warn would have refused or queued, by policy and limit",
+                all.would_refuse.clone(),
+            );
+            registry.register(
+                "job_handler_limit_active",
+                "Used slots in the fullest scope of a limit at its last decision, including pending attempts",
+                all.limit_active.clone(),
+            );
+            registry.register(
+                "job_handler_limit_max",
+                "Maximum number of active Jobs of a limit",
+                all.limit_max.clone(),
+            );
+            registry.register(
+                "job_handler_limit_pending",
+                "Pending attempts in the fullest scope of a limit at its last decision",
+                all.limit_pending.clone(),
+            );
+            registry.register(
+                "job_handler_webhook_build",
+                "Version of the webhook",
+                Info::new([("version", env!("CARGO_PKG_VERSION"))]),
+            );
+        });
+        all
+    }
+
+    /// Clears the gauges of all limits, because some limits may no longer exist.
+    pub(crate) fn clear_limits(&self) {
+        for family in [&self.limit_active, &self.limit_max, &self.limit_pending] {
+            family.clear();
+        }
+    }
+
+    /// Counts a decision about a limit.
+    pub(crate) fn decision(&self, verdict: &Verdict, took: Duration) {
+        let word = match verdict {
+            Verdict::Granted => "granted",
+            Verdict::Refused(refused) => {
+                let (policy, limit) = (refused.policy.to_string(), refused.limit.clone());
+                self.refusals.get_or_create(&RefusalLabels { policy, limit }).inc();
+                "refused"
+            }
+            Verdict::Unavailable { .. } => "unavailable",
+            Verdict::TooMany { .. } => "too_many",
+        };
+        self.decisions.get_or_create(&DecisionLabels { verdict: word }).observe(took.as_secs_f64());
+    }
+
+    /// Sets the gauges of a limit to its fullest scope.
+    pub(crate) fn limit(
+        &self,
+        policy: String,
+        limit: &str,
+        ledger: &str,
+        active: usize,
+        max: u32,
+        pending: usize,
+    ) {
+        let labels = WebhookLimitLabels { policy, limit: limit.to_owned(), ledger: ledger.to_owned() };
+        let number = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+        self.limit_active.get_or_create(&labels).set(number(active));
+        self.limit_max.get_or_create(&labels).set(i64::from(max));
+        self.limit_pending.get_or_create(&labels).set(number(pending));
+    }
+
+    /// Counts a Job that a policy in mode Warn would have refused or queued.
+    pub(crate) fn would_refuse(&self, policy: String, limit: &str) {
+        self.would_refuse.get_or_create(&RefusalLabels { policy, limit: limit.to_owned() }).inc();
+    }
+
+    /// Counts one review.
+    pub(crate) fn review(&self, endpoint: Endpoint, verdict: ReviewVerdict, took: Duration) {
+        let (endpoint, verdict) = (endpoint.as_str(), verdict.as_str());
+        self.reviews.get_or_create(&ReviewLabels { endpoint, verdict }).inc();
+        self.duration.get_or_create(&EndpointLabels { endpoint }).observe(took.as_secs_f64());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn metric_names_match_the_dashboards() {
+        let metrics = Metrics::default();
+        let ours = WebhookMetrics::new(&metrics);
+        ours.review(Endpoint::Mutate, ReviewVerdict::Patched, Duration::from_millis(1));
+        ours.refusals_dropped.inc();
+        let text = metrics.encode().unwrap();
+        for line in [
+            "job_handler_reviews_total{endpoint=\"mutate\",verdict=\"patched\"} 1",
+            "job_handler_refusals_dropped_total 1",
+            "job_handler_review_duration_seconds_count{endpoint=\"mutate\"} 1",
+            "job_handler_webhook_build_info{version=\"",
+        ] {
+            assert!(text.contains(line), "{line} in\n{text}");
+        }
+    }
+}
