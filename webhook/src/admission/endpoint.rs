@@ -39,7 +39,7 @@ pub(super) async fn answer_review(
 /// At level debug, because every log line of a handler is, and an enabled span costs about a microsecond.
 fn span(endpoint: Endpoint, review: &AdmissionReview) -> Span {
     let job = review.object.job();
-    let (name, generate_name, uid) = job.map_or(("", "", ""), |job| {
+    let (job, generate_name, uid) = job.map_or(("", "", ""), |job| {
         (job.snapshot.name.as_str(), job.generate_name.as_str(), job.snapshot.uid.as_str())
     });
     tracing::debug_span!(
@@ -47,9 +47,43 @@ fn span(endpoint: Endpoint, review: &AdmissionReview) -> Span {
         endpoint = endpoint.as_str(),
         operation = review.object.operation(),
         namespace = review.namespace,
-        name,
+        // Not `name`, which is the span's own name in JSON.
+        job,
         generate_name,
         uid,
         request_uid = review.uid,
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use job_handler_shared::policy::{reference::Labels, set::PolicySet};
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::admission::mutate::mutate;
+
+    #[test]
+    fn log_lines_of_a_review_name_the_job_and_the_step() {
+        let (output, writer) = std::io::pipe().unwrap();
+        let subscriber = tracing_subscriber::fmt()
+            .json()
+            .with_max_level(tracing::Level::DEBUG)
+            .with_writer(Arc::new(writer))
+            .finish();
+        let body = json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": {
+            "uid": "r-1", "kind": {"group": "batch", "version": "v1", "kind": "Job"}, "operation": "CREATE",
+            "namespace": "ci", "object": {"metadata": {"generateName": "build-", "uid": "u-1"}}}});
+        let state = WebhookState::fixed(PolicySet::default(), [("ci".to_owned(), Labels::default())]);
+        tracing::subscriber::with_default(subscriber, || {
+            futures::executor::block_on(mutate(body.to_string().as_bytes(), &state))
+        });
+        let line: Value = serde_json::from_reader(output).unwrap();
+        assert_eq!(line["fields"]["verdict"], "allowed");
+        let expected = json!({"endpoint": "mutate", "operation": "CREATE", "namespace": "ci", "job": "",
+            "name": "review", "generate_name": "build-", "uid": "u-1", "request_uid": "r-1"});
+        assert_eq!(line["span"], expected);
+    }
 }
