@@ -135,7 +135,7 @@ struct Fixture {
 async fn killed_after_each_write_and_each_write_failing_in_every_way() {
     let cluster = Cluster::start(ClusterOptions::default()).await.unwrap();
     let folder = tempfile::tempdir().unwrap();
-    let (port, out) = (ports::free().unwrap(), cloudevents_receiver::taken(folder.path()));
+    let (port, out) = (ports::free().unwrap(), cloudevents_receiver::received(folder.path()));
     let configuration =
         json!({"cloudEventSinks": [{"name": "ci", "url": format!("http://127.0.0.1:{port}/in")}]});
     let options = PairOptions {

@@ -20,7 +20,7 @@ impl ComponentHandle<'_> {
         self.process
     }
 
-    /// Ends it at once (SIGKILL).
+    /// Kills it (SIGKILL).
     ///
     /// # Errors
     /// If the operating system refuses.
@@ -31,33 +31,31 @@ impl ComponentHandle<'_> {
     /// Pauses it (SIGSTOP).
     ///
     /// # Errors
-    /// If it has ended.
+    /// If it has exited.
     pub fn stop(&self) -> Result<()> {
         self.process.stop()
     }
 
-    /// Lets it go on (SIGCONT).
+    /// Continues it (SIGCONT).
     ///
     /// # Errors
-    /// If it has ended.
+    /// If it has exited.
     pub fn cont(&self) -> Result<()> {
         self.process.cont()?;
         self.refresh_nodes()
     }
 
-    /// Starts it again, on the same port and data, killing it first if it still runs; returns once the
-    /// cluster answers again.
+    /// Restarts it with the same port and data, killing it first if it still runs. Returns once the API server is ready.
     ///
     /// # Errors
-    /// If it does not come up again.
+    /// If it does not start.
     pub async fn restart(&self) -> Result<()> {
         self.process.restart()?;
         self.cluster.wait_ready(Duration::from_secs(60)).await?;
         self.refresh_nodes()
     }
 
-    /// KWOK does not repeat a step that failed because the API server was away. A fresh one takes every
-    /// pod up as it is, and the stages go by absolute times.
+    /// KWOK does not retry a step that failed because the API server was down. A new KWOK continues with every pod, because the stages use absolute times.
     fn refresh_nodes(&self) -> Result<()> {
         match self.cluster.processes.get(&Component::Kwok) {
             Some(kwok) if matches!(self.component, Component::Etcd | Component::Apiserver) => kwok.restart(),

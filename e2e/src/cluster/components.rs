@@ -1,4 +1,4 @@
-//! The command lines of a cluster's processes.
+//! The command lines of the cluster's components.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -11,10 +11,10 @@ use crate::harness::kubeconfig::write_private;
 use crate::harness::ports;
 use crate::harness::process::Program;
 
-/// One of a cluster's processes.
+/// A component of the cluster, which is one process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Component {
-    /// The store.
+    /// etcd.
     Etcd,
     /// The API server.
     Apiserver,
@@ -22,18 +22,18 @@ pub enum Component {
     ControllerManager,
     /// The scheduler.
     Scheduler,
-    /// KWOK, which plays the nodes' kubelets as far as pod status goes.
+    /// KWOK, which simulates the kubelets' updates of pod status.
     Kwok,
-    /// What answers for the nodes when the API server asks for logs.
+    /// Answers the API server's log requests in place of the kubelets.
     NodeLogs,
 }
 
 impl Component {
-    /// All of them, in the order they are started.
+    /// All components, in the order in which they are started.
     pub const ALL: [Self; 6] =
         [Self::Etcd, Self::Apiserver, Self::ControllerManager, Self::Scheduler, Self::NodeLogs, Self::Kwok];
 
-    /// Its name, as the process and its log file are called.
+    /// The name of its process and log file.
     pub fn name(self) -> &'static str {
         match self {
             Self::Etcd => "etcd",
@@ -71,7 +71,7 @@ impl Ports {
     }
 }
 
-/// Everything the components need on disk, and how each is started.
+/// The files that the components need, and how each component is started.
 pub(super) struct Layout {
     pub(super) folder: PathBuf,
     pub(super) ports: Ports,
@@ -98,7 +98,7 @@ impl Layout {
             ("admin.kubeconfig", "e2e-admin", Some("system:masters")),
             ("controller-manager.kubeconfig", "system:kube-controller-manager", None),
             ("scheduler.kubeconfig", "system:kube-scheduler", None),
-            // Plays many nodes, so it cannot be one of them; not the admin's name, for the audit log.
+            // Not a node's user, because it simulates many; not the admin's, so that the audit log tells them apart.
             ("kwok.kubeconfig", "e2e-nodes", Some("system:masters")),
         ] {
             layout.pki.kubeconfig(&folder.join(file), &server, user, group)?;
@@ -172,7 +172,7 @@ impl Layout {
             format!("--etcd-servers=http://127.0.0.1:{}", self.ports.etcd),
             "--bind-address=127.0.0.1".to_owned(),
             "--advertise-address=127.0.0.1".to_owned(),
-            // Would publish the address in Endpoints, where loopback is not allowed.
+            // The default publishes the address in Endpoints, where loopback is not allowed.
             "--endpoint-reconciler-type=none".to_owned(),
             format!("--secure-port={}", self.ports.apiserver),
             self.pki_file("--tls-cert-file", "apiserver.crt"),
@@ -183,7 +183,7 @@ impl Layout {
             self.pki_file("--service-account-signing-key-file", "service-accounts.key"),
             "--service-cluster-ip-range=10.96.0.0/16".to_owned(),
             "--authorization-mode=Node,RBAC".to_owned(),
-            // Webhooks behind Services are called at their endpoints: nobody plays kube-proxy here.
+            // Webhooks behind Services are called at their endpoints, because there is no kube-proxy.
             "--enable-aggregator-routing=true".to_owned(),
             "--kubelet-preferred-address-types=InternalIP".to_owned(),
             "--profiling=false".to_owned(),
@@ -201,11 +201,11 @@ impl Layout {
             self.file("--kubeconfig", "controller-manager.kubeconfig"),
             self.pki_file("--service-account-private-key-file", "service-accounts.key"),
             self.pki_file("--root-ca-file", "ca.crt"),
-            // Each controller under its own name in the audit log, and with its own rights.
+            // Each controller has its own name in the audit log and its own rights.
             "--use-service-account-credentials=true".to_owned(),
             "--leader-elect=false".to_owned(),
             "--secure-port=0".to_owned(),
-            // The default of 20 requests a second would make bursts of Jobs wait for the controller.
+            // With the default of 20 requests per second, bursts of Jobs would wait for the controller.
             "--kube-api-qps=500".to_owned(),
             "--kube-api-burst=1000".to_owned(),
             "--profiling=false".to_owned(),
@@ -219,7 +219,7 @@ impl Layout {
             "--manage-all-nodes=true".to_owned(),
             "--node-ip=127.0.0.1".to_owned(),
             format!("--node-port={}", self.ports.node_logs),
-            // Else it takes the node port itself, on all addresses.
+            // By default it listens on the node port, on all addresses.
             format!("--server-address=127.0.0.1:{}", self.ports.kwok),
             "--cidr=10.244.0.0/16".to_owned(),
         ]
@@ -237,14 +237,14 @@ impl Layout {
 fn audit_policy(level: &str) -> String {
     format!(
         "apiVersion: audit.k8s.io/v1\nkind: Policy\nomitStages: [RequestReceived]\nrules:\n\
-         # Probes and leases of the cluster's own would drown the rest.\n\
+         # Probes would outnumber everything else.\n\
          - {{level: None, nonResourceURLs: ['/healthz*', '/livez*', '/readyz*', '/openapi*', '/version']}}\n\
          - {{level: {level}}}\n"
     )
 }
 
 fn scheduler_configuration(folder: &Path) -> String {
-    // A configuration file because the client's rate has no flag.
+    // A configuration file, because there is no flag for the client's rate.
     format!(
         "apiVersion: kubescheduler.config.k8s.io/v1\nkind: KubeSchedulerConfiguration\n\
          leaderElection: {{leaderElect: false}}\n\

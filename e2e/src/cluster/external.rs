@@ -1,4 +1,4 @@
-//! An existing cluster instead of one of our own.
+//! Connects to an existing cluster.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -10,8 +10,7 @@ use crate::cluster::test_cluster::{Cluster, link_kubectl, load};
 use crate::harness::error::{Error, Result};
 use crate::harness::process::TempFolder;
 
-/// Connects to the cluster of a kubeconfig; nothing is started. A `kubectl` on the PATH is used, or our
-/// own is built.
+/// Connects to the cluster of a kubeconfig without starting anything. Uses `kubectl` from the PATH, or builds ours.
 pub(super) async fn connect(kubeconfig: &Path) -> Result<Cluster> {
     let folder = TempFolder::new()?;
     std::fs::create_dir(folder.path().join("logs")).map_err(Error::io("making the folder for logs"))?;
@@ -33,7 +32,7 @@ pub(super) async fn connect(kubeconfig: &Path) -> Result<Cluster> {
     Ok(cluster)
 }
 
-/// Finds a program on the PATH.
+/// The path of a program on the PATH.
 pub fn on_path(program: &str) -> Option<std::path::PathBuf> {
     let path = std::env::var_os("PATH")?;
     std::env::split_paths(&path).map(|folder| folder.join(program)).find(|candidate| candidate.is_file())

@@ -1,4 +1,4 @@
-//! Jobs for tests, and how they fare.
+//! Jobs for tests: creates them and waits for them.
 
 use std::time::Duration;
 
@@ -12,15 +12,13 @@ use crate::cluster::Cluster;
 use crate::harness::error::{Error, Result};
 use crate::harness::wait::wait_for;
 
-/// Prefix of the annotations on a pod that say how it fares; `e2e/README.md` has the table.
+/// Prefix of the annotations that control a simulated pod; `e2e/README.md` has the table.
 pub const PREFIX: &str = "e2e.job-handler.io/";
 
-/// A Job with one container, `main`, whose pods fare as the annotations say, given without their
-/// [`PREFIX`]: `job("build", &[("run", "300ms"), ("exit-code", "3")])`. Everything else is as a person
-/// who writes the shortest possible Job would leave it.
-pub fn job(name: &str, fare: &[(&str, &str)]) -> Job {
+/// The shortest possible Job, with one container `main`. The annotations for its simulated pods are given without their [`PREFIX`]: `job("build", &[("run", "300ms"), ("exit-code", "3")])`.
+pub fn job(name: &str, pod: &[(&str, &str)]) -> Job {
     let annotations: Map<String, Value> =
-        fare.iter().map(|(key, value)| (format!("{PREFIX}{key}"), Value::from(*value))).collect();
+        pod.iter().map(|(key, value)| (format!("{PREFIX}{key}"), Value::from(*value))).collect();
     let job = json!({
         "metadata": {"name": name},
         "spec": {"template": {
@@ -36,7 +34,7 @@ impl Cluster {
     /// Creates a Job.
     ///
     /// # Errors
-    /// If the API server refuses, for whatever reason.
+    /// If the API server refuses.
     pub async fn create_job(&self, namespace: &str, job: &Job) -> Result<Job> {
         let name = job.metadata.name.as_deref().unwrap_or_default();
         Api::<Job>::namespaced(self.client(), namespace)
@@ -48,7 +46,7 @@ impl Cluster {
     /// Waits until a Job is finished (its condition `Complete` or `Failed` is True) and returns it.
     ///
     /// # Errors
-    /// [`Error::Timeout`], with the Job's status as last seen.
+    /// [`Error::Timeout`] with the Job's last status.
     pub async fn wait_job_finished(&self, namespace: &str, name: &str, within: Duration) -> Result<Job> {
         let jobs: Api<Job> = Api::namespaced(self.client(), namespace);
         wait_for(within, &format!("the Job {namespace}/{name} to finish"), || async {
@@ -61,7 +59,7 @@ impl Cluster {
         .await
     }
 
-    /// The pods of a Job, as they are now.
+    /// The current pods of a Job.
     ///
     /// # Errors
     /// If the API server refuses.
@@ -74,10 +72,10 @@ impl Cluster {
             .map_err(Error::api(format!("listing the pods of the Job {namespace}/{job}")))
     }
 
-    /// Waits until the Job has a pod that passes the test, and returns it. The test says what it misses.
+    /// Waits until the Job has a pod that passes the test, and returns it. The test returns what is missing.
     ///
     /// # Errors
-    /// [`Error::Timeout`], with what was missed last.
+    /// [`Error::Timeout`] with what was missing last.
     pub async fn wait_pod_of(
         &self,
         namespace: &str,
@@ -100,7 +98,7 @@ impl Cluster {
     }
 }
 
-/// The condition that finished a Job: (`Complete` or `Failed`, reason).
+/// The condition of a finished Job: (`Complete` or `Failed`, reason).
 pub fn finished(job: &Job) -> Option<(String, String)> {
     let conditions = job.status.as_ref()?.conditions.as_ref()?;
     conditions
@@ -111,10 +109,10 @@ pub fn finished(job: &Job) -> Option<(String, String)> {
         .map(|condition| (condition.type_.clone(), condition.reason.clone().unwrap_or_default()))
 }
 
-/// The phase of a pod, for the test of [`Cluster::wait_pod_of`].
+/// A test for [`Cluster::wait_pod_of`]: whether a pod is in this phase.
 ///
 /// # Errors
-/// The phase that it has instead.
+/// The phase of the pod.
 pub fn in_phase(phase: &'static str) -> impl Fn(&Pod) -> Result<(), String> {
     move |pod| {
         let seen = pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! `kubectl`, as a person would type it.
+//! Runs `kubectl`.
 
 use std::process::Stdio;
 
@@ -8,7 +8,7 @@ use tokio::process::Command;
 use crate::cluster::Cluster;
 use crate::harness::error::{Error, Result};
 
-/// How a `kubectl` call ended.
+/// The outcome of a `kubectl` call.
 #[derive(Clone, Debug)]
 pub struct KubectlOutput {
     /// Whether it exited with 0.
@@ -22,18 +22,18 @@ pub struct KubectlOutput {
 }
 
 impl Cluster {
-    /// Runs `kubectl` with all rights and returns its standard output.
+    /// Runs `kubectl` as admin and returns its standard output.
     ///
     /// # Errors
-    /// [`Error::Command`] with its standard error, if it fails.
+    /// [`Error::Command`] with its standard error.
     pub async fn kubectl(&self, arguments: &[&str]) -> Result<String> {
         self.kubectl_with_input(arguments, "").await
     }
 
-    /// As [`Cluster::kubectl`], with something on its standard input (for `-f -`).
+    /// Like [`Cluster::kubectl`], with standard input (for `-f -`).
     ///
     /// # Errors
-    /// [`Error::Command`] with its standard error, if it fails.
+    /// [`Error::Command`] with its standard error.
     pub async fn kubectl_with_input(&self, arguments: &[&str], input: &str) -> Result<String> {
         let output = self.try_kubectl(arguments, input.as_bytes()).await?;
         if output.success {
@@ -46,7 +46,7 @@ impl Cluster {
         })
     }
 
-    /// Runs `kubectl` and returns how it ended, well or not.
+    /// Runs `kubectl` and returns its outcome, success or failure.
     ///
     /// # Errors
     /// If it cannot be started.
@@ -60,7 +60,7 @@ impl Cluster {
         })
     }
 
-    /// Runs `kubectl` and returns what it wrote, byte for byte.
+    /// Runs `kubectl` and returns its output as bytes.
     ///
     /// # Errors
     /// If it cannot be started.
@@ -69,7 +69,7 @@ impl Cluster {
         let mut child = Command::new(self.kubectl_path())
             .args(arguments)
             .env("KUBECONFIG", self.kubeconfig())
-            // Its cache of the API's resources is kept per server address, and ours come again.
+            // kubectl caches API resources per server address, and our addresses are reused.
             .env("KUBECACHEDIR", self.dir().join("kubectl-cache"))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -80,7 +80,7 @@ impl Cluster {
         let stdin = child.stdin.take();
         let feed = async move {
             if let Some(mut stdin) = stdin {
-                // A kubectl that reads nothing closes the pipe; that is no error of ours.
+                // A kubectl that reads nothing closes the pipe, which is not an error.
                 let _ = stdin.write_all(input).await;
             }
         };

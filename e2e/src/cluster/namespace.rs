@@ -1,4 +1,4 @@
-//! Namespaces of one's own.
+//! Namespaces for tests.
 
 use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
 use kube::Api;
@@ -10,7 +10,7 @@ use crate::cluster::Cluster;
 use crate::harness::error::{Error, Result};
 use crate::harness::wait::wait_for;
 
-/// A fresh namespace, deleted when this value is dropped (at the latest with the cluster).
+/// A new namespace, deleted when this value is dropped.
 #[derive(Debug)]
 pub struct TestNamespace {
     name: String,
@@ -23,7 +23,7 @@ impl TestNamespace {
         &self.name
     }
 
-    /// Deletes it now; its objects go in the background.
+    /// Deletes it; its objects are deleted in the background.
     ///
     /// # Errors
     /// If the API server refuses.
@@ -41,10 +41,10 @@ impl std::ops::Deref for TestNamespace {
 }
 
 impl Cluster {
-    /// Makes a namespace with a fresh name and waits until pods can be made in it.
+    /// Creates a namespace with a generated name and waits until pods can be created in it.
     ///
     /// # Errors
-    /// If the API server refuses, or the controllers do not make its ServiceAccount.
+    /// If the API server refuses, or the controllers do not create its ServiceAccount.
     pub async fn namespace(&self, prefix: &str) -> Result<TestNamespace> {
         let client = self.client();
         let namespace: Namespace = serde_json::from_value(
@@ -69,12 +69,12 @@ impl Cluster {
 impl Drop for TestNamespace {
     fn drop(&mut self) {
         let (config, name) = (self.config.clone(), self.name.clone());
-        // Drop cannot wait on the test's runtime, which may be ending: a thread with its own does it.
+        // The test's runtime may be ending, so a thread with its own runtime deletes the namespace.
         let deleted = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             runtime.map(|runtime| runtime.block_on(delete(config, &name)))
         });
-        // Best effort: the cluster may be gone already, and the namespace with it.
+        // Best effort: the cluster may have ended already.
         let _ = deleted.join();
     }
 }

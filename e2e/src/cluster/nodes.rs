@@ -1,4 +1,4 @@
-//! The simulated nodes and the stages that KWOK plays on them.
+//! The simulated nodes and KWOK's stages.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::harness::error::{Error, Result};
 use crate::harness::kubeconfig::write_private;
 
-/// KWOK's configuration: one file per group of stages, each documented in itself.
+/// KWOK's configuration: one file per group of stages.
 const STAGES: [&str; 4] = [
     include_str!("../../kwok/options.yaml"),
     include_str!("../../kwok/node.yaml"),
@@ -24,7 +24,7 @@ pub(super) fn write_stages(folder: &Path) -> Result<()> {
     write_private(&folder.join("kwok.yaml"), &STAGES.join("\n---\n"))
 }
 
-/// Registers the nodes; KWOK takes them up and reports them ready.
+/// Registers the nodes; KWOK reports them ready.
 pub(super) async fn register(client: &kube::Client, count: usize) -> Result<()> {
     let nodes: Api<Node> = Api::all(client.clone());
     for index in 0..count {
@@ -46,7 +46,7 @@ pub(super) async fn register(client: &kube::Client, count: usize) -> Result<()> 
     Ok(())
 }
 
-/// Says which nodes are not ready yet.
+/// Whether all nodes are ready; the error has their number.
 pub(super) async fn all_ready(client: &kube::Client, count: usize) -> Result<(), String> {
     let nodes: Api<Node> = Api::all(client.clone());
     let list = nodes.list(&kube::api::ListParams::default()).await.map_err(|error| error.to_string())?;

@@ -1,30 +1,30 @@
 //! What kind of cluster to start.
 
-/// Names the kubeconfig of an existing cluster to use instead of starting one.
+/// Environment variable: the kubeconfig of an existing cluster to use instead of starting one.
 pub const E2E_KUBECONFIG: &str = "E2E_KUBECONFIG";
 
-/// How much the API server's audit log tells.
+/// The level of the API server's audit log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum AuditLevel {
     /// No audit log.
     None,
-    /// Who did what when, with which user agent, to which answer.
+    /// User, verb, object, time, user agent and status code.
     #[default]
     Metadata,
-    /// Also the objects that were sent.
+    /// Request bodies too.
     Request,
-    /// Also the objects that were returned.
+    /// Response bodies too.
     RequestResponse,
 }
 
 /// What kind of cluster to start.
 #[derive(Clone, Debug)]
 pub struct ClusterOptions {
-    /// The API server's port; any free one if absent.
+    /// The API server's port; a free one by default.
     pub port: Option<u16>,
-    /// How many nodes KWOK plays.
+    /// The number of simulated nodes.
     pub nodes: usize,
-    /// How much the audit log tells.
+    /// The level of the audit log.
     pub audit: AuditLevel,
     /// More arguments for the API server.
     pub apiserver_arguments: Vec<String>,

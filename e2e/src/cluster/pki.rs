@@ -18,7 +18,7 @@ pub(super) struct Pki {
 }
 
 impl Pki {
-    /// Makes the authority, the API server's certificate and the service account key.
+    /// Creates the authority, the API server's certificate and the service account key.
     pub(super) fn create(folder: &Path) -> Result<Self> {
         std::fs::create_dir_all(folder).map_err(Error::io("making the folder for certificates"))?;
         let mut params = CertificateParams::default();
@@ -42,7 +42,7 @@ impl Pki {
         self.folder.join(file)
     }
 
-    /// A kubeconfig for a user (and group) who comes with a client certificate; written to `file`.
+    /// Writes a kubeconfig for a user and group with a client certificate.
     pub(super) fn kubeconfig(
         &self,
         file: &Path,
@@ -70,7 +70,7 @@ impl Pki {
         if usage == ExtendedKeyUsagePurpose::ServerAuth {
             params.subject_alt_names = vec![
                 SanType::IpAddress([127, 0, 0, 1].into()),
-                // The service address, for programs that would run inside the cluster.
+                // The service address, for programs inside the cluster.
                 SanType::IpAddress([10, 96, 0, 1].into()),
             ];
             for dns in ["localhost", "kubernetes.default.svc", "kubernetes.default", "kubernetes"] {
@@ -90,7 +90,7 @@ impl Pki {
 
 fn name(user: &str, group: Option<&str>) -> DistinguishedName {
     let mut name = DistinguishedName::new();
-    // What RBAC sees: the user is the common name, its groups are the organizations.
+    // RBAC takes the common name as the user and the organizations as its groups.
     name.push(DnType::CommonName, user);
     if let Some(group) = group {
         name.push(DnType::OrganizationName, group);

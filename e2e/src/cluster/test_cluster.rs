@@ -20,10 +20,9 @@ use crate::harness::ports;
 use crate::harness::process::{Process, TempFolder};
 use crate::harness::wait::wait_for;
 
-/// A Kubernetes cluster: the real control plane as separate processes on loopback, nodes played by KWOK.
-/// Gone when dropped, and when the process that started it is gone.
+/// A Kubernetes cluster: the real control plane as processes on loopback, with nodes simulated by KWOK. It ends when it is dropped, and with the process that started it.
 pub struct Cluster {
-    // Fields are dropped in this order: first the processes, then their folder.
+    // Dropped in this order: first the processes, then their folder.
     pub(super) processes: HashMap<Component, Process>,
     pub(super) layout: Option<Layout>,
     pub(super) kubeconfig: PathBuf,
@@ -33,11 +32,10 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Starts a cluster and waits until Jobs can run on it, or connects to the one that
-    /// [`E2E_KUBECONFIG`] names. The first start ever builds Kubernetes, which takes minutes.
+    /// Starts a cluster and waits until Jobs can run on it, or connects to the one that [`E2E_KUBECONFIG`] names. The first start builds Kubernetes, which takes minutes.
     ///
     /// # Errors
-    /// If a program is missing, a port that was asked for is busy, or a component does not come up.
+    /// If a program is missing, the requested port is in use, or a component does not start.
     pub async fn start(options: ClusterOptions) -> Result<Self> {
         install_crypto();
         if let Some(path) = std::env::var_os(E2E_KUBECONFIG).filter(|value| !value.is_empty()) {
@@ -49,7 +47,7 @@ impl Cluster {
             tries += 1;
             let started = Self::boot(&options, programs.clone()).await;
             match started {
-                // Another process took one of the ports between our look and the component's start.
+                // Another process took one of the ports before the component started.
                 Err(Error::ProcessExited { tail, .. })
                     if tail.contains("address already in use") && tries < 5 =>
                 {
@@ -62,30 +60,28 @@ impl Cluster {
         }
     }
 
-    /// The one cluster that the tests of a binary share: started by the first who asks, gone with the
-    /// process.
+    /// The cluster that the tests of a binary share. It is started on first use and ends with the process.
     ///
     /// # Errors
-    /// As [`Cluster::start`]; a failure is kept, so that not every test of a binary waits for its own.
+    /// As [`Cluster::start`]. A failure is stored, so that the other tests fail at once.
     pub async fn shared() -> Result<&'static Self> {
         static SHARED: OnceCell<Result<Cluster, String>> = OnceCell::const_new();
         let start = async || Self::start(ClusterOptions::default()).await.map_err(|error| error.to_string());
         SHARED.get_or_init(start).await.as_ref().map_err(|why| Error::Invalid(why.clone()))
     }
 
-    /// A client with all rights, under its own name in the audit log. Each call makes a new one, because
-    /// a client lives on the runtime it was made on, and each test has its own.
+    /// A new client with admin rights and its own name in the audit log. A client belongs to the runtime on which it was created, and each test has its own.
     pub fn client(&self) -> kube::Client {
         #[expect(clippy::expect_used, reason = "the same configuration made a client in start()")]
         kube::Client::try_from(self.config.clone()).expect("a configuration that made a client makes another")
     }
 
-    /// How clients reach the cluster with all rights.
+    /// The client configuration with admin rights.
     pub fn config(&self) -> &kube::Config {
         &self.config
     }
 
-    /// The path of a kubeconfig with all rights.
+    /// The path of a kubeconfig with admin rights.
     pub fn kubeconfig(&self) -> &Path {
         &self.kubeconfig
     }
@@ -95,12 +91,12 @@ impl Cluster {
         &self.kubectl
     }
 
-    /// The cluster's folder: `logs/` holds a file per process.
+    /// The cluster's folder; `logs/` has a file per process.
     pub fn dir(&self) -> &Path {
         self.folder.path()
     }
 
-    /// Where the audit log is written, one JSON object per line.
+    /// The path of the audit log, one JSON object per line.
     ///
     /// # Errors
     /// [`Error::Unsupported`] on an existing cluster.
@@ -108,7 +104,7 @@ impl Cluster {
         Ok(self.layout("the audit log")?.audit_log())
     }
 
-    /// Where etcd listens for clients, without TLS.
+    /// etcd's client address, without TLS.
     ///
     /// # Errors
     /// [`Error::Unsupported`] on an existing cluster.
@@ -117,7 +113,7 @@ impl Cluster {
         Ok((Ipv4Addr::LOCALHOST, layout.ports.etcd).into())
     }
 
-    /// Whether the cluster is one of our own (not one that [`E2E_KUBECONFIG`] names).
+    /// Whether the cluster was started by us, not named by [`E2E_KUBECONFIG`].
     pub fn is_own(&self) -> bool {
         self.layout.is_some()
     }
@@ -131,16 +127,16 @@ impl Cluster {
         Ok(ComponentHandle { cluster: self, component, process })
     }
 
-    /// Waits until the API server says that it is ready.
+    /// Waits until the API server is ready.
     ///
     /// # Errors
-    /// [`Error::Timeout`], or [`Error::ProcessExited`] if a component of ours is gone.
+    /// [`Error::Timeout`], or [`Error::ProcessExited`] if a component has exited.
     pub async fn wait_ready(&self, within: Duration) -> Result<()> {
         let client = self.client();
         wait_for(within, "the API server to be ready", || async {
             for process in self.processes.values() {
                 if process.exit_status().is_some() {
-                    // Told in full below.
+                    // Reported below, with its log.
                     return Ok(());
                 }
             }
@@ -217,7 +213,7 @@ async fn readyz(client: &kube::Client) -> Result<(), String> {
     client.request_text(request).await.map(drop).map_err(|error| error.to_string())
 }
 
-/// A configuration for clients from a kubeconfig, under the e2e's own user agent.
+/// The client configuration of a kubeconfig, with our user agent.
 pub(super) async fn load(kubeconfig: &Path) -> Result<kube::Config> {
     let broken = |error: kube::config::KubeconfigError| {
         Error::Invalid(format!("{} is not a usable kubeconfig: {error}", kubeconfig.display()))
@@ -227,13 +223,13 @@ pub(super) async fn load(kubeconfig: &Path) -> Result<kube::Config> {
         kube::Config::from_custom_kubeconfig(parsed, &KubeConfigOptions::default()).await.map_err(broken)?;
     let agent = concat!("job-handler-e2e/", env!("CARGO_PKG_VERSION"));
     config.headers.push((http::header::USER_AGENT, http::HeaderValue::from_static(agent)));
-    // Told here, where it can be said which file is wrong; see client().
+    // Fails here, where the error can name the file; see client().
     kube::Client::try_from(config.clone())
         .map_err(Error::api(format!("making a client from {}", kubeconfig.display())))?;
     Ok(config)
 }
 
-/// Links `kubectl` to a kubectl, or to the one binary, which is kubectl when it is called by that name.
+/// Links `kubectl` to a kubectl, or to the one binary, which acts as kubectl when it is called by that name.
 pub(super) fn link_kubectl(folder: &Path, executable: &Path) -> Result<PathBuf> {
     let bin = folder.join("bin");
     let link = bin.join("kubectl");
@@ -243,7 +239,7 @@ pub(super) fn link_kubectl(folder: &Path, executable: &Path) -> Result<PathBuf> 
     Ok(link)
 }
 
-/// rustls wants one provider chosen per process; whoever chose before us chose the same.
+/// rustls needs one provider per process. An earlier choice was the same.
 fn install_crypto() {
     let _ = rustls::crypto::ring::default_provider().install_default();
 }

@@ -1,5 +1,4 @@
-//! etcd's own watch, by its JSON gateway: one stream over the keys of policies, ledgers and Jobs, in the order of their
-//! revisions.
+//! etcd's watch through its JSON gateway: one stream over the keys of policies, ledgers and Jobs, in order of revision.
 
 use std::net::SocketAddr;
 use std::time::Instant;
@@ -18,11 +17,11 @@ use tokio::net::TcpStream;
 use crate::etcd_history::{HistoryEntry, ObjectChange};
 use crate::harness::error::{Error, Result};
 
-/// Neighbours in etcd's order of keys, with little between them: `/registry/job-handler.io/…` and `/registry/jobs/…`.
+/// The range of keys from `/registry/job-handler.io/…` to `/registry/jobs/…`, with little in between.
 const FROM: &str = "/registry/job-handler.io/";
 const TO: &str = "/registry/jobs0";
 
-/// The revision of now.
+/// The current revision.
 pub(super) async fn revision(address: SocketAddr) -> Result<u64> {
     let asked = json!({"key": STANDARD.encode(FROM), "limit": 1});
     let body = post(address, "/v3/kv/range", &asked).await?.into_body().collect().await;
@@ -31,8 +30,12 @@ pub(super) async fn revision(address: SocketAddr) -> Result<u64> {
     number(&answer["header"]["revision"]).ok_or_else(|| wrong(address, &answer.to_string()))
 }
 
-/// Tells every write from the revision on, until etcd ends the stream.
-pub(super) async fn watch(address: SocketAddr, from: u64, mut tell: impl FnMut(HistoryEntry)) -> Result<()> {
+/// Calls `on_entry` for every write from the revision on, until etcd ends the stream.
+pub(super) async fn watch(
+    address: SocketAddr,
+    from: u64,
+    mut on_entry: impl FnMut(HistoryEntry),
+) -> Result<()> {
     let asked = json!({"create_request": {
         "key": STANDARD.encode(FROM), "range_end": STANDARD.encode(TO), "start_revision": from.to_string(),
     }});
@@ -44,13 +47,13 @@ pub(super) async fn watch(address: SocketAddr, from: u64, mut tell: impl FnMut(H
         // One message per line.
         while let Some(end) = unread.iter().position(|byte| *byte == b'\n') {
             let line: Vec<u8> = unread.drain(..=end).collect();
-            message(address, &line, &mut tell)?;
+            message(address, &line, &mut on_entry)?;
         }
     }
     Ok(())
 }
 
-fn message(address: SocketAddr, line: &[u8], tell: &mut impl FnMut(HistoryEntry)) -> Result<()> {
+fn message(address: SocketAddr, line: &[u8], on_entry: &mut impl FnMut(HistoryEntry)) -> Result<()> {
     let message: Value = serde_json::from_slice(line).map_err(|error| wrong(address, &error.to_string()))?;
     let result = &message["result"];
     if result["canceled"] == true || result.is_null() {
@@ -59,7 +62,7 @@ fn message(address: SocketAddr, line: &[u8], tell: &mut impl FnMut(HistoryEntry)
     let at = Instant::now();
     for event in result["events"].as_array().into_iter().flatten() {
         let entry = entry(event, at).map_err(|why| wrong(address, &format!("{why}: {event}")))?;
-        entry.into_iter().for_each(&mut *tell);
+        entry.into_iter().for_each(&mut *on_entry);
     }
     Ok(())
 }
@@ -71,7 +74,7 @@ fn entry(event: &Value, at: Instant) -> Result<Option<HistoryEntry>, String> {
     };
     let key = String::from_utf8(bytes("key")?).map_err(|error| error.to_string())?;
     let revision = number(&event["kv"]["mod_revision"]).ok_or("expected a mod_revision")?;
-    // PUT is the default, which is not spelt out.
+    // The gateway omits PUT, the default.
     let stored = match event["type"].as_str() {
         Some("DELETE") => None,
         _ if key.starts_with("/registry/jobs/") || key.contains("/jobledgers/") => {
@@ -104,13 +107,13 @@ async fn post(address: SocketAddr, path: &str, body: &Value) -> Result<Response<
     Ok(response)
 }
 
-/// 64-bit numbers are strings in the gateway's JSON.
+/// The gateway writes 64-bit numbers as strings.
 fn number(value: &Value) -> Option<u64> {
     value.as_str()?.parse().ok()
 }
 
 fn wrong(address: SocketAddr, why: &str) -> Error {
-    Error::Invalid(format!("etcd at {address} does not tell its history: {why}"))
+    Error::Invalid(format!("reading the history of etcd at {address}: {why}"))
 }
 
 #[cfg(test)]
@@ -119,7 +122,7 @@ mod tests {
     use crate::etcd_history::StoredJobState;
 
     #[test]
-    fn events_are_read_and_others_passed_over() {
+    fn events_about_jobs_are_read_and_others_skipped() {
         let at = Instant::now();
         let kv = |key: &str, value: &str| {
             json!({"kv": {"key": STANDARD.encode(key), "mod_revision": "12",

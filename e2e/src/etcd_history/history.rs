@@ -12,10 +12,10 @@ use crate::etcd_history::etcd;
 use crate::etcd_history::object_change::HistoryEntry;
 use crate::harness::error::{Error, Result};
 
-/// For [`ClusterOptions::apiserver_arguments`](crate::ClusterOptions): built-in objects are stored as JSON, not protobuf.
+/// For [`ClusterOptions::apiserver_arguments`](crate::ClusterOptions): the API server stores built-in objects as JSON, not protobuf.
 pub const STORE_JSON: &str = "--storage-media-type=application/json";
 
-/// A running record. It ends with this value.
+/// A running recording. It ends when it is dropped.
 #[derive(Debug)]
 pub struct History {
     reader: HistoryReader,
@@ -29,15 +29,15 @@ pub struct HistoryReader(Arc<HistoryLog>);
 #[derive(Debug)]
 struct HistoryLog {
     entries: Mutex<Vec<HistoryEntry>>,
-    /// How many there are; and why there will be no more.
+    /// The number of entries, and why there will be no more.
     length: watch::Sender<(usize, Option<String>)>,
 }
 
 impl History {
-    /// Begins to record all Jobs and ledgers of a cluster, from the next write on.
+    /// Starts to record all Jobs and ledgers of a cluster, from the next write on.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] on an existing cluster, whose etcd cannot be reached; if etcd does not answer.
+    /// [`Error::Unsupported`] on an existing cluster; or if etcd does not answer.
     pub async fn start(cluster: &Cluster) -> Result<Self> {
         let address = cluster.etcd()?;
         let from = etcd::revision(address).await? + 1;
@@ -66,17 +66,17 @@ impl std::ops::Deref for History {
 }
 
 impl HistoryReader {
-    /// The entries from the `from`th on.
+    /// The entries from index `from` on.
     pub fn since(&self, from: usize) -> Vec<HistoryEntry> {
         self.0.lock().get(from..).unwrap_or_default().to_vec()
     }
 
-    /// How many entries there are.
+    /// The number of entries.
     pub fn len(&self) -> usize {
         self.0.lock().len()
     }
 
-    /// Whether there are none yet.
+    /// Whether there is no entry yet.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -93,13 +93,13 @@ impl HistoryReader {
             Ok(state) => state.1.clone().unwrap_or_default(),
             Err(closed) => closed.to_string(),
         };
-        Err(Error::Invalid(format!("the history is broken off, nothing can be proved by it: {ended}")))
+        Err(Error::Invalid(format!("the history is incomplete: {ended}")))
     }
 
-    /// Waits until the entries from the `from`th on pass the test. The test says what it misses.
+    /// Waits until the entries from index `from` on pass the test. The test returns what is missing.
     ///
     /// # Errors
-    /// [`Error::Timeout`] with what was missed last; if there will be no more entries.
+    /// [`Error::Timeout`] with what was missing last; or if there will be no more entries.
     pub async fn wait<T>(
         &self,
         from: usize,

@@ -1,18 +1,18 @@
-//! ObjectChange a history says about a limit: whether it was ever exceeded, and how well it was used. Pure.
+//! Derives from a history whether a limit was ever exceeded, and how well it was used. Pure.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
 use crate::etcd_history::{HistoryEntry, ObjectChange, StoredJobState};
 
-/// ObjectChange was seen of a limit over one namespace.
+/// What the history shows about a limit over one namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LimitReport {
-    /// Jobs that were active at once, at most, at any revision.
+    /// The most Jobs that were active at any revision.
     pub most: usize,
-    /// The revision at which it was so first.
+    /// The first revision with that number.
     pub most_at: u64,
-    /// Numbers ([`super::NUMBER`]) of Jobs that were active at some time.
+    /// Numbers ([`NUMBER`](super::NUMBER)) of Jobs that were ever active.
     pub admitted: BTreeSet<String>,
     /// Numbers of Jobs that finished.
     pub finished: BTreeSet<String>,
@@ -20,19 +20,17 @@ pub struct LimitReport {
     pub events: usize,
     /// Writes of the ledger.
     pub ledger_writes: usize,
-    /// From the beginning until as many Jobs as the limit allows (or as are wanted) had been admitted.
+    /// The time until as many Jobs were admitted as the limit allows, or as are wanted.
     pub filled_after: Option<Duration>,
-    /// The longest time in which a slot was free (fewer active or pending than the limit allows), Jobs were wanted, and
-    /// nobody was admitted.
+    /// The longest time in which a slot was free (fewer Jobs active or pending than the limit allows), Jobs were wanted, and none was admitted.
     pub longest_idle: Duration,
-    /// The longest time that an attempt stood in the ledger.
+    /// The longest time that an attempt was in the ledger.
     pub longest_attempt: Duration,
-    /// Attempts that stand in it at the end.
+    /// Attempts in the ledger at the end.
     pub pending: usize,
 }
 
-/// Judges the entries about one namespace and its ledger, from `begun` on, where a limit of `max` holds and `wanted` Jobs
-/// are to be admitted.
+/// Checks the entries about one namespace and its ledger since `begun`, under a limit of `max` with `wanted` Jobs to admit.
 pub fn check_limit(
     entries: &[HistoryEntry],
     namespace: &str,
@@ -45,7 +43,7 @@ pub fn check_limit(
     let mut pending: &BTreeMap<String, String> = &BTreeMap::new();
     let mut since: HashMap<&str, Instant> = HashMap::new();
     let prefix = format!("{namespace}/");
-    // Since when a slot is free and nobody was admitted.
+    // The time since which a slot is free and no Job was admitted.
     let mut idle: Option<Instant> = Some(begun);
     for entry in entries {
         let admitted = report.admitted.len();
@@ -129,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn the_most_at_once_is_told_to_the_revision() {
+    fn the_maximum_of_active_jobs_is_found_with_its_revision() {
         let mut script = Script(Instant::now(), Vec::new());
         script.job(0, "ci/a", StoredJobState::Active);
         script.job(1, "ci/b", StoredJobState::Active);
@@ -146,15 +144,15 @@ mod tests {
     }
 
     #[test]
-    fn a_slot_is_idle_while_it_is_free_and_somebody_wants_in() {
+    fn a_slot_is_idle_while_it_is_free_and_jobs_are_wanted() {
         let mut script = Script(Instant::now(), Vec::new());
-        // Free for 2 s, then taken by an attempt, which holds it for 10 s.
+        // Free for 2 s, then taken by an attempt for 10 s.
         script.ledger(2, &[("r1", "ci/a")]);
         script.ledger(12, &[]);
         // Free again for 3 s.
         script.job(15, "ci/b", StoredJobState::Active);
         script.job(20, "ci/b", StoredJobState::Finished);
-        // And for 1 s; then nobody wants in any more.
+        // And for 1 s; then no more Jobs are wanted.
         script.job(21, "ci/c", StoredJobState::Active);
         script.job(40, "ci/c", StoredJobState::Finished);
         let report = script.check_limit(1, 2);

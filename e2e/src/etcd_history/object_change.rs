@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use serde_json::Value;
 
-/// Label of a Jobthat tells which of the wanted ones it is, whatever its name.
+/// Label with the number of a Job, independent of its name.
 pub const NUMBER: &str = "e2e.job-handler.io/number";
 
 /// One write.
@@ -13,20 +13,20 @@ pub const NUMBER: &str = "e2e.job-handler.io/number";
 pub struct HistoryEntry {
     /// etcd's revision, which is the object's `metadata.resourceVersion`.
     pub revision: u64,
-    /// When it was seen here.
+    /// When we received it.
     pub at: Instant,
-    /// ObjectChange was written.
+    /// The change.
     pub change: ObjectChange,
 }
 
-/// ObjectChange a write made of an object.
+/// What a write changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ObjectChange {
     /// A Job.
     Job {
         /// `namespace/name`.
         key: String,
-        /// ObjectChange it counts as now.
+        /// Its state after the write.
         state: StoredJobState,
         /// The value of its label [`NUMBER`].
         number: Option<String>,
@@ -37,8 +37,7 @@ pub enum ObjectChange {
     Ledger(String, BTreeMap<String, String>),
 }
 
-/// ObjectChange a Job counts as. Told here once more, in the words of the documentation, so that the proof does not go by the
-/// code that it is about.
+/// The state of a Job for a limit. Implemented here again, from the documentation, so that the check does not rely on the code that it checks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StoredJobState {
     /// Not finished, and not (suspended without a pod that is active or terminating).
@@ -52,7 +51,7 @@ pub enum StoredJobState {
 }
 
 impl ObjectChange {
-    /// Of an object below etcd's prefix `/registry/`, as stored; None = it is neither a Job nor a ledger.
+    /// The change of an object with a key below `/registry/`; `None` if it is neither a Job nor a ledger.
     pub fn of(key: &str, stored: Option<&Value>) -> Option<Self> {
         if let Some(key) = key.strip_prefix("/registry/jobs/") {
             let text = |pointer: &str| Some(stored?.pointer(pointer)?.as_str()?.to_owned());
@@ -73,7 +72,7 @@ impl ObjectChange {
 }
 
 impl StoredJobState {
-    /// Of a stored Job.
+    /// The state of a stored Job.
     pub fn of(job: &Value) -> Self {
         let status = &job["status"];
         let ended = |condition: &Value| {
@@ -98,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_counts_is_told_by_the_stored_object() {
+    fn the_state_follows_from_the_stored_job() {
         let finished = json!([{"type": "Failed", "status": "True"}]);
         let finishing = json!([{"type": "SuccessCriteriaMet", "status": "True"}, {"type": "Complete", "status": "False"}]);
         for (job, state) in [
@@ -114,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_tell_jobs_and_ledgers_from_the_rest() {
+    fn only_jobs_and_ledgers_are_read_from_keys() {
         let job = json!({"metadata": {"labels": {NUMBER: "7"}}, "spec": {"managedBy": "a/b"}});
         let found = ObjectChange::of("/registry/jobs/ci/a", Some(&job));
         let wanted = ObjectChange::Job {

@@ -1,4 +1,4 @@
-//! A server of the tests on a thread of its own, so that it outlasts the runtime of the test that started it.
+//! A server on its own thread, so that it outlives the runtime of the test that started it.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::thread::JoinHandle;
@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::harness::error::{Error, Result};
 
-/// A running server; gone when dropped, with its connections.
+/// A running server. It ends with its connections when it is dropped.
 #[derive(Debug)]
 pub(crate) struct BackgroundServer {
     address: SocketAddr,
@@ -16,10 +16,10 @@ pub(crate) struct BackgroundServer {
 }
 
 impl BackgroundServer {
-    /// Starts `serve` with a listener (non-blocking) on a free port of `on`; `what` is for people.
+    /// Starts `serve` with a non-blocking listener on a free port of `on`; `what` names it in errors.
     ///
     /// # Errors
-    /// If no port can be had.
+    /// If no port is free.
     pub(crate) fn start<S, F>(on: Ipv4Addr, what: &str, serve: S) -> Result<Self>
     where
         S: FnOnce(TcpListener) -> F + Send + 'static,
@@ -34,7 +34,7 @@ impl BackgroundServer {
         let stop = CancellationToken::new();
         let token = stop.clone();
         let thread = std::thread::spawn(move || {
-            // Ends with the token, or because it cannot serve; the connections are dropped with the runtime.
+            // Ends when the token is cancelled or `serve` fails; the runtime then drops the connections.
             runtime.block_on(async move {
                 let _ = token.run_until_cancelled(serve(listener)).await;
             });
@@ -52,7 +52,7 @@ impl Drop for BackgroundServer {
     fn drop(&mut self) {
         self.stop.cancel();
         if let Some(thread) = self.thread.take() {
-            // A server that panicked has nothing more to end.
+            // A server that panicked has ended already.
             let _ = thread.join();
         }
     }

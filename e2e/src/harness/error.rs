@@ -1,28 +1,28 @@
-//! What can go wrong on the ground: one type, because every caller does the same with it (show it).
+//! The error of all rooms: one type, because every caller only shows it.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// An error of the ground. Each message says what was expected, what was found and what to do.
+/// Each message says what was expected, what was found and what to do.
 #[derive(thiserror::Error)]
 pub enum Error {
     /// An operation on files or processes failed.
     #[error("{what}: {cause}")]
     Io {
-        /// What was tried, with the path or program.
+        /// The operation, with the path or program.
         what: String,
-        /// The operating system's answer; part of the message, so not also a `source`.
+        /// The operating system's error; part of the message, so not a `source`.
         cause: std::io::Error,
     },
     /// The API server refused or could not be reached.
     #[error("{what}: {cause}")]
     Api {
-        /// What was tried.
+        /// The operation.
         what: String,
         /// The client's error.
         cause: Box<kube::Error>,
     },
-    /// A tool that is needed is not installed.
+    /// A required tool is not installed.
     #[error("{0}")]
     MissingTool(String),
     /// A build failed.
@@ -35,8 +35,8 @@ pub enum Error {
         /// The end of the builder's output.
         tail: String,
     },
-    /// A process ended although it should live on.
-    #[error("{name} ended ({status}); the end of {}:\n{tail}", log.display())]
+    /// A process exited unexpectedly.
+    #[error("{name} exited unexpectedly ({status}); end of {}:\n{tail}", log.display())]
     ProcessExited {
         /// The process.
         name: String,
@@ -47,23 +47,23 @@ pub enum Error {
         /// The end of the log file.
         tail: String,
     },
-    /// A port that was asked for is taken.
+    /// The requested port is in use.
     #[error(
         "port {0} on 127.0.0.1 is in use by another program: end that program (`ss -ltnp 'sport = :{0}'` \
          names it), or choose another port"
     )]
     PortInUse(u16),
-    /// A condition did not come true in time.
-    #[error("waited {waited:?} for {what}, in vain; last seen: {last}")]
+    /// A condition was not met in time.
+    #[error("timed out after {waited:?} waiting for {what}; last seen: {last}")]
     Timeout {
         /// The condition.
         what: String,
-        /// How long it was waited for.
+        /// How long the caller waited.
         waited: Duration,
-        /// What the last look saw.
+        /// What the last attempt saw.
         last: String,
     },
-    /// A command ended with an error.
+    /// A command failed.
     #[error("`{command}` failed ({status}):\n{stderr}")]
     Command {
         /// The command line.
@@ -73,15 +73,15 @@ pub enum Error {
         /// What it wrote to standard error.
         stderr: String,
     },
-    /// Something that only a cluster of our own can do.
-    #[error("{0} needs a cluster of our own; E2E_KUBECONFIG names an existing one")]
+    /// An operation that an existing cluster does not support.
+    #[error("{0} needs a new cluster, but E2E_KUBECONFIG names an existing one")]
     Unsupported(&'static str),
-    /// Input (a kubeconfig, a manifest, an answer) is not what it should be.
+    /// Invalid input: a kubeconfig, a manifest, an answer.
     #[error("{0}")]
     Invalid(String),
 }
 
-/// As [`Display`](std::fmt::Display): a test that unwraps shows the log's end as lines, not as one escaped string.
+/// Same as [`Display`](std::fmt::Display), so that a failed `unwrap` shows a log's end as lines, not as an escaped string.
 impl std::fmt::Debug for Error {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         std::fmt::Display::fmt(self, f)
@@ -89,18 +89,18 @@ impl std::fmt::Debug for Error {
 }
 
 impl Error {
-    /// Wraps an I/O error with what was tried.
+    /// Wraps an I/O error with the operation.
     pub fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
         let what = what.into();
         move |cause| Self::Io { what, cause }
     }
 
-    /// Wraps a client error with what was tried.
+    /// Wraps a client error with the operation.
     pub fn api(what: impl Into<String>) -> impl FnOnce(kube::Error) -> Self {
         let what = what.into();
         move |cause| Self::Api { what, cause: Box::new(cause) }
     }
 }
 
-/// The ground's result.
+/// The result of fallible functions in this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

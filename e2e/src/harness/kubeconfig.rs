@@ -16,7 +16,7 @@ pub(crate) fn kubeconfig(server: &str, ca_pem: &[u8], user: &Value) -> Value {
     })
 }
 
-/// A kubeconfig's entry for an API server.
+/// The entry of a kubeconfig for an API server.
 pub(crate) fn cluster_entry(server: &str, ca_pem: &[u8]) -> Value {
     json!({"server": server, "certificate-authority-data": base64(ca_pem)})
 }

@@ -1,10 +1,9 @@
-//! Lines for the person who waits.
+//! Progress messages for people who wait.
 
 use std::io::Write;
 
-/// Writes a line to standard error, past libtest's capture (which holds only what the print macros
-/// write): a build of minutes must not look like a hang.
+/// Writes a line to standard error. It bypasses libtest's capture, which covers only the print macros: a build that takes minutes must not look like a hang.
 pub fn print_line(line: &str) {
-    // Whoever closed standard error does not want to hear it.
+    // Standard error may be closed.
     let _ = std::io::stderr().write_all(format!("{line}\n").as_bytes());
 }

@@ -1,4 +1,4 @@
-//! Waiting on a condition, never on a sleep.
+//! Waits for conditions instead of sleeping.
 
 use std::future::Future;
 use std::time::Duration;
@@ -7,21 +7,20 @@ use tokio::time::Instant;
 
 use crate::harness::error::{Error, Result};
 
-/// Looks again and again until the look returns `Ok`, or the deadline passes. `Err` of a look says what
-/// was seen instead; the last one is told when the wait was in vain.
+/// Polls until `poll` returns `Ok` or the deadline passes. The timeout error contains the last `Err`.
 ///
 /// # Errors
-/// [`Error::Timeout`], which names what was waited for and what was last seen.
-pub async fn wait_for<T, E, F>(within: Duration, what: &str, mut look: impl FnMut() -> F) -> Result<T>
+/// [`Error::Timeout`], with `what` and the last error.
+pub async fn wait_for<T, E, F>(within: Duration, what: &str, mut poll: impl FnMut() -> F) -> Result<T>
 where
     F: Future<Output = Result<T, E>>,
     E: std::fmt::Display,
 {
     let until = Instant::now() + within;
     let mut pause = Duration::from_millis(20);
-    let mut last = "nothing yet (the first look did not return)".to_owned();
+    let mut last = "nothing (the first attempt did not return)".to_owned();
     loop {
-        match tokio::time::timeout_at(until, look()).await {
+        match tokio::time::timeout_at(until, poll()).await {
             Ok(Ok(found)) => return Ok(found),
             Ok(Err(seen)) => last = seen.to_string(),
             Err(_) => {}

@@ -1,4 +1,4 @@
-//! The receiver of CloudEvents (`e2e/cloudevents`, on the official Go SDK): how it is started, and where it writes.
+//! How the receiver of CloudEvents (`e2e/cloudevents`, on the official Go SDK) is started, and where it writes.
 
 use std::path::{Path, PathBuf};
 
@@ -6,12 +6,12 @@ use crate::build;
 use crate::harness::error::Result;
 use crate::harness::process::Program;
 
-/// A receiver on this port of loopback, without TLS unless `more` arguments say so; builds it where it has to.
+/// A receiver on this port of loopback, without TLS unless the arguments `more` enable it. Built if necessary.
 ///
 /// # Errors
 /// If it cannot be built.
 pub fn program(folder: &Path, port: u16, more: impl IntoIterator<Item = String>) -> Result<Program> {
-    let own = [format!("-listen=127.0.0.1:{port}"), format!("-out={}", taken(folder).display())];
+    let own = [format!("-listen=127.0.0.1:{port}"), format!("-out={}", received(folder).display())];
     Ok(Program {
         name: "receiver".to_owned(),
         executable: build::event_receiver()?,
@@ -21,7 +21,7 @@ pub fn program(folder: &Path, port: u16, more: impl IntoIterator<Item = String>)
     })
 }
 
-/// What it took: one JSON object per line.
-pub fn taken(folder: &Path) -> PathBuf {
+/// The file with the received events, one JSON object per line.
+pub fn received(folder: &Path) -> PathBuf {
     folder.join("events.jsonl")
 }

@@ -1,17 +1,17 @@
-//! `GET` of an admin endpoint: plain HTTP, one connection, no more than that needs.
+//! `GET` of an admin endpoint over plain HTTP.
 
 use std::net::SocketAddr;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-/// Asks for a path and returns the status code and the body.
+/// Requests a path and returns the status code and the body.
 ///
 /// # Errors
-/// If nobody listens there, or what answers does not speak HTTP.
+/// If nothing listens there, or the answer is not HTTP.
 pub async fn get(address: SocketAddr, path: &str) -> std::io::Result<(u16, String)> {
     let mut stream = TcpStream::connect(address).await?;
-    // HTTP/1.0: the body ends with the connection, so there are no chunks to take apart.
+    // HTTP/1.0: the body ends with the connection, without chunks.
     let request = format!("GET {path} HTTP/1.0\r\nHost: {address}\r\nAccept: */*\r\n\r\n");
     stream.write_all(request.as_bytes()).await?;
     let mut answer = Vec::new();
@@ -31,7 +31,7 @@ mod tests {
     use super::parse;
 
     #[test]
-    fn takes_an_answer_apart() {
+    fn parses_status_and_body() {
         assert_eq!(
             parse("HTTP/1.1 503 Not Ready\r\na: b\r\n\r\nwhy\r\n\r\n"),
             Some((503, "why\r\n\r\n".to_owned()))

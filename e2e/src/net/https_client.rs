@@ -1,7 +1,5 @@
-//! A small HTTPS client with control over its connections: for the benchmarks, and for input that no apiserver sends.
-//!
-//! HTTP/1.1 with keep-alive over TLS 1.3, as the apiserver speaks to a webhook; one connection is one TCP
-//! connection, and carries one request at a time.
+//! A small HTTPS client with control over its connections, for benchmarks and for input that no apiserver sends.
+//! It speaks HTTP/1.1 with keep-alive over TLS 1.3, like the apiserver to a webhook. A connection carries one request at a time.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -24,10 +22,10 @@ use tokio_rustls::TlsConnector;
 
 use crate::harness::error::{Error, Result};
 
-/// How long connecting, and each request with its whole answer, may take unless [`HttpsClient::patience`] says otherwise.
+/// Default of [`HttpsClient::patience`].
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A server, and the CA whose certificates it must show.
+/// A client of one server, whose certificate must come from one CA.
 #[derive(Clone)]
 pub struct HttpsClient {
     address: SocketAddr,
@@ -35,7 +33,7 @@ pub struct HttpsClient {
     patience: Duration,
 }
 
-/// An open connection. Its task ends with it.
+/// An open connection. Its task ends when it is dropped.
 #[derive(Debug)]
 pub struct Connection {
     address: SocketAddr,
@@ -44,21 +42,20 @@ pub struct Connection {
     patience: Duration,
 }
 
-/// What the server said.
+/// The server's answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HttpAnswer {
     /// HTTP status code.
     pub status: u16,
-    /// The body; bytes that are not UTF-8 are replaced.
+    /// The body. Bytes that are not UTF-8 are replaced.
     pub body: String,
 }
 
 impl HttpsClient {
-    /// A client of the server at `address`, whose certificate must be valid for that IP address and come from a CA
-    /// of the PEM bundle `ca_pem`.
+    /// A client of the server at `address`. Its certificate must be valid for that IP address and issued by a CA in the PEM bundle `ca_pem`.
     ///
     /// # Errors
-    /// If the bundle holds no certificate, or one that cannot be read.
+    /// If the bundle has no certificate, or one that cannot be read.
     pub fn new(ca_pem: impl AsRef<[u8]>, address: SocketAddr) -> Result<Self> {
         let wrong =
             |why: String| Error::Invalid(format!("the CA bundle for {address} cannot be used: {why}"));
@@ -80,22 +77,22 @@ impl HttpsClient {
         Ok(Self { address, connector: TlsConnector::from(Arc::new(config)), patience: PATIENCE })
     }
 
-    /// Sets how long connecting, and each request with its whole answer, may take.
+    /// Sets the timeout of connecting, and of each request including its answer.
     #[must_use]
     pub fn patience(mut self, patience: Duration) -> Self {
         self.patience = patience;
         self
     }
 
-    /// Opens a connection: TCP, TLS, ready for requests.
+    /// Opens a connection that is ready for requests.
     ///
     /// # Errors
-    /// If nothing listens there, the certificate is not to be trusted, or it takes too long.
+    /// If nothing listens there, the certificate is not trusted, or it takes too long.
     pub async fn connect(&self) -> Result<Connection> {
         timeout(self.patience, self.open()).await.map_err(|_| self.late("a TLS connection"))?
     }
 
-    /// One request on a connection of its own.
+    /// Sends one request on a new connection.
     ///
     /// # Errors
     /// As [`connect`](Self::connect) and [`Connection::post`].
@@ -125,11 +122,10 @@ impl HttpsClient {
 }
 
 impl Connection {
-    /// Posts `body` as JSON and reads the whole answer, whatever its status.
+    /// Posts `body` as JSON and reads the answer, whatever its status.
     ///
     /// # Errors
-    /// If the connection is closed before the answer is complete, or the answer takes too long. The connection
-    /// cannot be used after that.
+    /// If the connection is closed before the answer is complete, or the answer takes too long. The connection is unusable afterwards.
     pub async fn post(&mut self, path: &str, body: impl Into<Bytes>) -> Result<HttpAnswer> {
         let request = Request::builder()
             .method(Method::POST)
@@ -139,7 +135,7 @@ impl Connection {
             .body(Full::new(body.into()))
             .map_err(|error| Error::Invalid(format!("POST {path}: {error}")))?;
         let (address, patience) = (self.address, self.patience);
-        let broken = |error| Error::Invalid(format!("POST {path} to {address}: no whole answer: {error}"));
+        let broken = |error| Error::Invalid(format!("POST {path} to {address}: incomplete answer: {error}"));
         let exchange = async {
             self.sender.ready().await?;
             read(self.sender.send_request(request).await?).await
@@ -191,7 +187,7 @@ mod tests {
 
     use super::*;
 
-    /// Accepts connections; answers each request, whose head and body must arrive as `request`, with `answer`.
+    /// Accepts connections and answers each request with `answer`.
     async fn server(answer: &'static str) -> (String, SocketAddr) {
         let certified = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
         let key = PrivateKeyDer::try_from(certified.signing_key.serialize_der()).unwrap();
@@ -207,7 +203,7 @@ mod tests {
         tokio::spawn(async move {
             loop {
                 let (tcp, _) = listener.accept().await.unwrap();
-                // A client that does not trust us hangs up in the handshake.
+                // A client that does not trust the certificate closes the connection.
                 let Ok(mut tls) = acceptor.accept(tcp).await else { continue };
                 tokio::spawn(async move {
                     let mut seen = Vec::new();

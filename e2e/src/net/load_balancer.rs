@@ -1,4 +1,4 @@
-//! What stands before the webhook replicas: a TCP balancer on loopback, in the place of a Service.
+//! A TCP load balancer on loopback in front of the webhook replicas, in place of a Service.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -14,16 +14,16 @@ use crate::harness::background_server::BackgroundServer;
 use crate::harness::error::Result;
 use crate::net::http_probe;
 
-/// How often backends are checked, and how long a check may take.
+/// Interval of the readiness checks.
 const CHECK_EVERY: Duration = Duration::from_millis(500);
 const CONNECT_WITHIN: Duration = Duration::from_millis(500);
 
-/// A server behind the balancer.
+/// A server behind the load balancer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Backend {
-    /// Where connections go.
+    /// Its address.
     pub address: SocketAddr,
-    /// Where `GET /readyz` tells whether it wants connections; without it, that it accepts them is enough.
+    /// The address of its `/readyz`. Without it, a backend is ready if it accepts connections.
     pub admin: Option<SocketAddr>,
 }
 
@@ -34,9 +34,7 @@ impl Backend {
     }
 }
 
-/// A TCP balancer: each connection goes to the next backend that is ready; one that refuses connections
-/// is passed over at once, one that is not ready after a check. As behind a Service, connections that
-/// stand are left alone.
+/// Routes each connection to the next ready backend. A backend that refuses a connection is skipped at once, one that is not ready after the next check. As behind a Service, open connections stay.
 #[derive(Debug)]
 pub struct LoadBalancer {
     shared: Arc<BalancerState>,
@@ -47,8 +45,8 @@ pub struct LoadBalancer {
 struct BalancerState {
     backends: Mutex<Vec<BackendState>>,
     next: AtomicUsize,
-    /// Cancelled to cut the connections that were made under it.
-    standing: Mutex<CancellationToken>,
+    /// Cancelled to close the open connections.
+    open_connections: Mutex<CancellationToken>,
 }
 
 #[derive(Clone, Debug)]
@@ -59,12 +57,11 @@ struct BackendState {
 }
 
 impl LoadBalancer {
-    /// Starts a balancer on a free port of the given address (loopback, except for a cluster elsewhere).
-    ///
-    /// It lives on a thread of its own, so that it outlasts the runtime of the test that started it.
+    /// Starts a load balancer on a free port of the given address (loopback, except for a cluster on another machine).
+    /// It runs on its own thread, so that it outlives the runtime of the test that started it.
     ///
     /// # Errors
-    /// If no port can be had.
+    /// If no port is free.
     pub fn start(on: Ipv4Addr, backends: &[Backend]) -> Result<Self> {
         let shared = Arc::new(BalancerState::default());
         let theirs = Arc::clone(&shared);
@@ -79,23 +76,23 @@ impl LoadBalancer {
         self.server.port()
     }
 
-    /// Changes where connections go.
+    /// Replaces the backends of new connections.
     pub fn set_backends(&self, backends: &[Backend]) {
         let entry = |backend: &Backend| BackendState { backend: *backend, ready: true, connections: 0 };
         *self.shared.lock() = backends.iter().map(entry).collect();
     }
 
-    /// Cuts the connections that stand, so that whoever comes again goes where connections go now.
+    /// Closes the open connections, so that clients reconnect to the current backends.
     pub fn close_connections(&self) {
-        std::mem::take(&mut *self.shared.standing()).cancel();
+        std::mem::take(&mut *self.shared.open_connections()).cancel();
     }
 
-    /// How many connections each backend was given since it was pointed at.
+    /// The number of connections to each backend since [`Self::set_backends`].
     pub fn connections(&self) -> Vec<usize> {
         self.shared.lock().iter().map(|entry| entry.connections).collect()
     }
 
-    /// Whether each backend is thought ready.
+    /// Whether each backend was ready at its last check.
     pub fn ready(&self) -> Vec<bool> {
         self.shared.lock().iter().map(|entry| entry.ready).collect()
     }
@@ -106,11 +103,11 @@ impl BalancerState {
         self.backends.lock()
     }
 
-    fn standing(&self) -> MutexGuard<'_, CancellationToken> {
-        self.standing.lock()
+    fn open_connections(&self) -> MutexGuard<'_, CancellationToken> {
+        self.open_connections.lock()
     }
 
-    /// The backends in the order to try: the ready ones, from the next on, then the others.
+    /// The backends in the order to try: ready ones first, round-robin.
     fn order(&self) -> Vec<Backend> {
         let mut entries = self.lock().clone();
         let first = self.next.fetch_add(1, Ordering::Relaxed) % entries.len().max(1);
@@ -132,7 +129,7 @@ async fn serve(listener: std::net::TcpListener, shared: Arc<BalancerState>) -> s
     loop {
         tokio::select! {
             accepted = listener.accept() => {
-                // An accept can fail for want of file descriptors; the next may go well.
+                // An accept can fail for lack of file descriptors; the next may succeed.
                 if let Ok((client, _)) = accepted {
                     work.spawn(forward(client, Arc::clone(&shared)));
                 }
@@ -149,7 +146,7 @@ async fn serve(listener: std::net::TcpListener, shared: Arc<BalancerState>) -> s
 }
 
 async fn forward(mut client: TcpStream, shared: Arc<BalancerState>) {
-    let standing = shared.standing().clone();
+    let open = shared.open_connections().clone();
     for backend in shared.order() {
         let connecting = tokio::time::timeout(CONNECT_WITHIN, TcpStream::connect(backend.address)).await;
         let Ok(Ok(mut server)) = connecting else {
@@ -157,10 +154,10 @@ async fn forward(mut client: TcpStream, shared: Arc<BalancerState>) {
             continue;
         };
         shared.note(backend, |entry| entry.connections += 1);
-        // Small answers must not wait for the peer's acknowledgement; without it only latency suffers.
+        // Small answers must not wait for the peer's acknowledgement. A failure only costs latency.
         let _ = (client.set_nodelay(true), server.set_nodelay(true));
-        // Whichever side breaks off, both are closed: that is all a balancer can tell.
-        let _ = standing.run_until_cancelled(copy_bidirectional(&mut client, &mut server)).await;
+        // If either side disconnects, both are closed.
+        let _ = open.run_until_cancelled(copy_bidirectional(&mut client, &mut server)).await;
         return;
     }
 }

@@ -1,4 +1,4 @@
-//! `manifests/` on a cluster, with nothing swapped but the address.
+//! Applies `manifests/` to a cluster and changes nothing but the webhook's address.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -16,14 +16,14 @@ use crate::harness::kubeconfig::write_private;
 use crate::harness::wait::wait_for;
 use crate::net::metrics;
 
-/// How long the programs' tokens last; no test or demo runs for longer.
+/// Lifetime of the programs' tokens, longer than any test or demo.
 const TOKEN_SECONDS: i64 = 24 * 3600;
 
-/// What [`apply`] put on the cluster.
+/// The installed manifests.
 #[derive(Debug)]
 pub(super) struct Installation {
     folder: PathBuf,
-    /// Set on an existing cluster: how to remove it all again.
+    /// Set on an existing cluster: how to uninstall.
     remove_with: Option<UninstallCommand>,
 }
 
@@ -33,15 +33,14 @@ struct UninstallCommand {
     kubeconfig: PathBuf,
 }
 
-/// Applies the local overlay with the webhook's address set, and makes kubeconfigs from the tokens of the
-/// two programs' ServiceAccounts.
+/// Applies the local overlay with the webhook's address, and creates kubeconfigs with tokens of the two programs' ServiceAccounts.
 pub(super) async fn apply(cluster: &Cluster, url: &str) -> Result<Installation> {
     let folder = cluster.dir().join("pair");
     std::fs::create_dir_all(&folder).map_err(Error::io("making the folder for the pair"))?;
     let overlay = Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests/overlays/local");
     let kustomization = kustomization(&folder, &overlay, url)?;
     write_private(&folder.join("kustomization.yaml"), &kustomization)?;
-    // One whose namespace is still going after an earlier run cannot be installed into.
+    // The namespace of an earlier run may still be terminating.
     wait_for(Duration::from_secs(60), "kubectl apply -k of the manifests", || async {
         match cluster.kubectl(&["apply", "-k", &folder.display().to_string()]).await {
             Err(error) if error.to_string().contains("is being terminated") => Err(error.to_string()),
@@ -74,7 +73,7 @@ pub(super) async fn apply(cluster: &Cluster, url: &str) -> Result<Installation> 
 }
 
 impl Installation {
-    /// Where kubeconfigs and sockets are.
+    /// The folder with kubeconfigs and sockets.
     pub(super) fn folder(&self) -> &Path {
         &self.folder
     }
@@ -84,8 +83,7 @@ impl Installation {
         self.folder.join(format!("{account}.kubeconfig"))
     }
 
-    /// Waits until the API server calls the webhook, and gets an answer: it takes a configuration up some
-    /// moments after it was written, and a failure is ignored by policy.
+    /// Waits until the API server calls the webhook and gets an answer. It loads a webhook configuration with a delay, and ignores failures by failurePolicy.
     pub(super) async fn wait_called(&self, cluster: &Cluster, within: Duration) -> Result<()> {
         let probe = json!({
             "apiVersion": "batch/v1", "kind": "Job",
@@ -102,7 +100,7 @@ impl Installation {
             let after = calls(cluster).await?;
             match (after.answered > before.answered, after.failed > before.failed) {
                 (_, true) => Err(format!("calls fail, ignored by failurePolicy; {}", last_failure(cluster))),
-                (false, _) => Err("it is not called yet".to_owned()),
+                (false, _) => Err("not called yet".to_owned()),
                 (true, false) => Ok(()),
             }
         })
@@ -121,11 +119,11 @@ impl Drop for Installation {
                 .env("KUBECONFIG", kubeconfig);
             command.output().is_ok_and(|output| output.status.success())
         };
-        // The sink's own comes first: without the pair it would refuse every Job under a limit.
+        // The configuration for limits first: without the pair it would refuse every Job under a limit.
         let limits = ["validatingwebhookconfiguration".as_ref(), LIMITS_CONFIGURATION.as_ref()];
         if !(delete(&limits) && delete(&["-k".as_ref(), self.folder.as_os_str()])) {
             crate::harness::progress::print_line(&format!(
-                "job-handler could not be removed from the cluster; do it by hand:\n\
+                "could not uninstall job-handler from the cluster; run:\n\
                  kubectl delete validatingwebhookconfiguration {LIMITS_CONFIGURATION}\n\
                  kubectl delete -k manifests/base"
             ));
@@ -133,14 +131,14 @@ impl Drop for Installation {
     }
 }
 
-/// What the API server's log says about the last call that failed.
+/// The API server's log line about the last failed call.
 fn last_failure(cluster: &Cluster) -> String {
     let log = std::fs::read_to_string(cluster.dir().join("logs/kube-apiserver.log")).unwrap_or_default();
     let mut failures = log.lines().filter(|line| line.contains("ailed calling webhook"));
-    failures.next_back().unwrap_or("its log does not say why").to_owned()
+    failures.next_back().unwrap_or("its log has no reason").to_owned()
 }
 
-/// How often the API server called our mutating webhook.
+/// The number of calls of our mutating webhook by the API server.
 struct WebhookCalls {
     answered: f64,
     failed: f64,
@@ -161,10 +159,10 @@ fn kustomization(folder: &Path, overlay: &Path, url: &str) -> Result<String> {
     let absolute =
         |path: &Path| path.canonicalize().map_err(Error::io(format!("looking for {}", path.display())));
     let (folder, overlay) = (absolute(folder)?, absolute(overlay)?);
-    // kustomize takes no absolute paths.
+    // kustomize does not accept absolute paths.
     let up: PathBuf = folder.components().skip(1).map(|_| "..").collect();
     let base = up.join(overlay.strip_prefix("/").unwrap_or(&overlay));
-    // One webhook is about creates, one about updates.
+    // One webhook is for creates, one for updates.
     let patches: String = [0, 1]
         .map(|n| {
             format!(
@@ -197,7 +195,7 @@ async fn token(cluster: &Cluster, account: &str) -> Result<String> {
         .ok_or_else(|| Error::Invalid(format!("the token request for {account} came back without a token")))
 }
 
-/// The kubeconfig's current cluster, entered with a token instead.
+/// A copy of a kubeconfig that authenticates with a token.
 fn with_token(kubeconfig: &Path, token: &str) -> Result<String> {
     let text = std::fs::read_to_string(kubeconfig)
         .map_err(Error::io(format!("reading {}", kubeconfig.display())))?;
@@ -211,7 +209,7 @@ fn with_token(kubeconfig: &Path, token: &str) -> Result<String> {
     let mut cluster = named("clusters", &context["context"]["cluster"])
         .ok_or_else(|| wrong("its context has no cluster"))?;
     if let Some(file) = cluster["cluster"]["certificate-authority"].as_str() {
-        // Relative to the kubeconfig, which the new one does not stand beside.
+        // Relative to the kubeconfig; the copy is in another folder.
         let file = kubeconfig.parent().unwrap_or(Path::new("/")).join(file);
         cluster["cluster"]["certificate-authority"] = file.display().to_string().into();
     }

@@ -17,11 +17,10 @@ use crate::pair::install;
 use crate::pair::member::{self, Member};
 use crate::pair::options::{E2E_WEBHOOK_HOST, PairOptions};
 
-/// The installed pair. Its processes end when it is dropped; on an existing cluster what was installed is
-/// then removed.
+/// The installed pair. When it is dropped, its processes end, and it is uninstalled from an existing cluster.
 #[derive(Debug)]
 pub struct Pair {
-    // Dropped in this order: first the processes, then what they served.
+    // Dropped in this order: first the processes, then what they use.
     webhooks: Vec<Member>,
     sinks: Vec<Member>,
     balancer: LoadBalancer,
@@ -30,25 +29,21 @@ pub struct Pair {
 }
 
 impl Pair {
-    /// Builds the pair, applies the base install with the address swapped, starts the processes and waits
-    /// until Jobs pass through the webhook and the default policy is in force.
+    /// Builds the pair, applies the manifests, starts the processes, and waits until the API server calls the webhook and the default policy is in force.
     ///
     /// # Errors
-    /// If a build or `kubectl apply` fails, or a process does not get ready.
+    /// If a build or `kubectl apply` fails, or a process does not become ready.
     pub async fn install(cluster: &Cluster, options: PairOptions) -> Result<Self> {
         if options.webhooks == 0 {
             return Err(Error::Invalid("a pair needs at least one webhook".to_owned()));
         }
         let programs = run_cancellable(pair_programs).await?;
-        // An existing cluster may have to reach us from elsewhere.
+        // An existing cluster may be on another machine.
         let elsewhere =
             std::env::var(E2E_WEBHOOK_HOST).ok().filter(|host| !cluster.is_own() && !host.is_empty());
         let on = if elsewhere.is_some() { Ipv4Addr::UNSPECIFIED } else { Ipv4Addr::LOCALHOST };
         let balancer = LoadBalancer::start(on, &[])?;
-        // At «localhost» or 127.0.0.1 the API server would speak HTTP/2, one connection for everything, so
-        // that one replica gets it all; anywhere else it speaks HTTP/1.1, as to a Service
-        // (k8s.io/apiserver/pkg/util/webhook/client.go, isLocalHost). 0.0.0.0 is not thought local there, yet
-        // Go's dialer goes to the local system.
+        // To `localhost` or 127.0.0.1 the API server speaks HTTP/2 over one connection, which one replica would serve alone; to any other host it speaks HTTP/1.1, as to a Service (k8s.io/apiserver/pkg/util/webhook/client.go, isLocalHost). 0.0.0.0 is not local there, but Go's dialer connects to the local system.
         let host = elsewhere.unwrap_or_else(|| "0.0.0.0".to_owned());
         let url = format!("https://{host}:{}/mutate", balancer.port());
         let installed = install::apply(cluster, &url).await?;
@@ -77,7 +72,7 @@ impl Pair {
     /// One of the webhook replicas.
     ///
     /// # Panics
-    /// If there are not so many.
+    /// If the index is too large.
     pub fn webhook(&self, index: usize) -> &Member {
         &self.webhooks[index]
     }
@@ -100,12 +95,12 @@ impl Pair {
         &self.sinks
     }
 
-    /// What the API server connects to.
+    /// The load balancer that the API server connects to.
     pub fn balancer(&self) -> &LoadBalancer {
         &self.balancer
     }
 
-    /// Points the balancer at the replicas' ports of now.
+    /// Routes new connections to the replicas' current ports.
     pub fn route_to_webhooks(&self) {
         let backend = |member: &Member| Backend {
             address: (Ipv4Addr::LOCALHOST, member.port()).into(),
@@ -114,10 +109,10 @@ impl Pair {
         self.balancer.set_backends(&self.webhooks.iter().map(backend).collect::<Vec<_>>());
     }
 
-    /// Waits until every process says that it is ready, and the webhook configuration has its caBundle.
+    /// Waits until every process is ready and the webhook configuration has its caBundle.
     ///
     /// # Errors
-    /// [`Error::ProcessExited`] if a process ended, [`Error::Timeout`] if one is not ready in time.
+    /// [`Error::ProcessExited`] if a process exited, [`Error::Timeout`] if one is not ready in time.
     pub async fn wait_ready(&self, within: Duration) -> Result<()> {
         for member in self.webhooks.iter().chain(&self.sinks) {
             member.wait_ready(within).await?;
@@ -137,7 +132,7 @@ impl Pair {
     }
 }
 
-/// The base install carries its policy in a ConfigMap, from which the sink's leader creates it.
+/// The manifests contain the default policy in a ConfigMap; the leader of the sinks creates it.
 async fn wait_default_policy(cluster: &Cluster, within: Duration) -> Result<()> {
     let policies: Api<ClusterJobPolicy> = Api::all(cluster.client());
     wait_for(within, "the default policy to be in force", || async {

@@ -13,7 +13,7 @@ use crate::harness::error::{Error, Result};
 
 const ROLE: &str = "job-handler-sink-secrets";
 
-/// Sets fields (`clientConfig/url`) of both webhooks that stamp, the one of creates and the one of updates.
+/// Sets fields (such as `clientConfig/url`) of both stamping webhooks, for creates and for updates.
 ///
 /// # Errors
 /// If the API server refuses.
@@ -30,7 +30,7 @@ pub async fn patch_stamping_webhooks(client: kube::Client, fields: &[(&str, Valu
         .map_err(Error::api("changing the webhooks that stamp"))
 }
 
-/// Applies `manifests/samples`: the policies of the image-build case and what they are for.
+/// Applies `manifests/samples`.
 ///
 /// # Errors
 /// If the API server refuses one.
@@ -38,7 +38,7 @@ pub async fn apply_samples(cluster: &Cluster) -> Result<()> {
     cluster.kubectl(&["apply", "-f", &manifests("samples")]).await.map(drop)
 }
 
-/// Applies `manifests/overlays/secrets`, and binds its role to the account that local sinks have.
+/// Grants the sinks' ServiceAccount the opt-in rights on Secrets, with the role of `manifests/overlays/secrets`.
 ///
 /// # Errors
 /// If the API server refuses either.
@@ -53,7 +53,7 @@ pub async fn allow_secrets(cluster: &Cluster) -> Result<()> {
     cluster.kubectl_with_input(&["apply", "-f", "-"], &binding.to_string()).await.map(drop)
 }
 
-/// Takes the rights away again.
+/// Revokes these rights.
 ///
 /// # Errors
 /// If the API server refuses.

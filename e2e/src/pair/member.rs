@@ -1,4 +1,4 @@
-//! One process of the pair.
+//! One process of the pair: a webhook replica or a sink.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use crate::pair::PairOptions;
 use crate::pair::install::Installation;
 use crate::{harness::ports, net::http_probe};
 
-/// What all members are made from.
+/// What all members share.
 pub(super) struct PairSetup<'a> {
     pub(super) cluster: &'a Cluster,
     pub(super) programs: &'a Path,
@@ -27,7 +27,7 @@ pub(super) struct PairSetup<'a> {
 /// A webhook replica or a sink.
 #[derive(Debug)]
 pub struct Member {
-    // Dropped first: it talks through the proxy.
+    // Dropped first, because it uses the proxy.
     process: Process,
     proxy: Option<FaultProxy>,
     port: u16,
@@ -76,7 +76,7 @@ impl PairSetup<'_> {
         })
     }
 
-    /// The kubeconfig to start a program with: the direct one, or one that goes through a proxy of its own.
+    /// The kubeconfig of a program: the given one, or a copy that goes through a new proxy.
     fn proxied(&self, replica: &str, direct: PathBuf, wanted: bool) -> Result<(PathBuf, Option<FaultProxy>)> {
         if !wanted {
             return Ok((direct, None));
@@ -150,16 +150,16 @@ impl Member {
         &self.process
     }
 
-    /// The proxy between it and the API server.
+    /// Its proxy to the API server.
     ///
     /// # Panics
-    /// If the pair was installed without: [`PairOptions::webhook_proxy`], [`PairOptions::sink_proxy`].
-    #[expect(clippy::expect_used, reason = "a test that asks for it has asked for it before")]
+    /// If the pair was installed without [`PairOptions::webhook_proxy`] or [`PairOptions::sink_proxy`].
+    #[expect(clippy::expect_used, reason = "a test that calls this has set the option")]
     pub fn proxy(&self) -> &FaultProxy {
         self.proxy.as_ref().expect("PairOptions ask for a proxy")
     }
 
-    /// The port that reviews are sent to (of a sink: its admin port).
+    /// The port for reviews; for a sink its admin port.
     pub fn port(&self) -> u16 {
         self.port
     }
@@ -169,7 +169,7 @@ impl Member {
         self.admin
     }
 
-    /// Asks its admin endpoint for a path: the status code and the body.
+    /// Requests a path of its admin endpoint; returns the status code and the body.
     ///
     /// # Errors
     /// If it does not answer.
@@ -179,7 +179,7 @@ impl Member {
             .map_err(Error::io(format!("asking {} for {path}", self.name())))
     }
 
-    /// Ends it at once (SIGKILL).
+    /// Kills it (SIGKILL).
     ///
     /// # Errors
     /// If the operating system refuses.
@@ -187,7 +187,7 @@ impl Member {
         self.process.kill()
     }
 
-    /// What ends it at once (SIGKILL), from wherever.
+    /// A handle that kills it (SIGKILL) from another thread.
     pub fn kill_handle(&self) -> KillHandle {
         self.process.kill_handle()
     }
@@ -195,21 +195,20 @@ impl Member {
     /// Pauses it (SIGSTOP).
     ///
     /// # Errors
-    /// If it has ended.
+    /// If it has exited.
     pub fn stop(&self) -> Result<()> {
         self.process.stop()
     }
 
-    /// Lets it go on (SIGCONT).
+    /// Continues it (SIGCONT).
     ///
     /// # Errors
-    /// If it has ended.
+    /// If it has exited.
     pub fn cont(&self) -> Result<()> {
         self.process.cont()
     }
 
-    /// Starts it again, on the same ports, killing it first if it still runs; does not wait until it is
-    /// ready.
+    /// Restarts it on the same ports, killing it first if it still runs. Does not wait until it is ready.
     ///
     /// # Errors
     /// If it cannot be started.
@@ -217,14 +216,14 @@ impl Member {
         self.process.restart()
     }
 
-    /// Waits until it says that it is ready.
+    /// Waits until it is ready.
     ///
     /// # Errors
-    /// [`Error::ProcessExited`] if it ends meanwhile, [`Error::Timeout`] with its answer if it is not ready in time.
+    /// [`Error::ProcessExited`] if it exits, [`Error::Timeout`] with its last answer.
     pub async fn wait_ready(&self, within: Duration) -> Result<()> {
         let waited = wait_for(within, &format!("{} to be ready", self.name()), || async {
             if self.process.exit_status().is_some() {
-                // Told in full below.
+                // Reported below, with its log.
                 return Ok(());
             }
             match http_probe::get(self.admin_address(), "/readyz").await {

@@ -44,7 +44,7 @@ impl Receiver {
             format!("-token={TOKEN}"),
         ];
         let program = cloudevents_receiver::program(folder, port, tls).unwrap();
-        (Self { program, out: cloudevents_receiver::taken(folder) }, pair.cert.pem())
+        (Self { program, out: cloudevents_receiver::received(folder) }, pair.cert.pem())
     }
 
     pub fn start(&self) -> Process {

@@ -314,7 +314,7 @@ fn an_apiserver_that_is_slow_throttles_or_loses_answers_leads_to_no_job_too_many
         // What is out of reach for longer is told to whoever asks, and passes.
         let away = [
             (Rule::new(Fault::Refuse(429)).path("jobledgers"), ["JobLedger", "429"]),
-            (Rule::new(Fault::Refuse(500)).path("jobledgers"), ["JobLedger", "a fault was asked for"]),
+            (Rule::new(Fault::Refuse(500)).path("jobledgers"), ["JobLedger", "injected by the test's proxy"]),
             (Rule::new(Fault::DelayCall(five)).path("jobledgers"), ["JobLedger", "timed out"]),
             (Rule::new(Fault::Disconnect), ["lost its Lease", "cannot reach the apiserver"]),
         ];

@@ -9,11 +9,11 @@ use serde_json::json;
 const SOON: Duration = Duration::from_secs(30);
 
 /// Runs a Job to its end and returns what `kubectl logs` of it says, byte for byte.
-async fn logs(name: &str, fare: &[(&str, &str)], arguments: &[&str]) -> Vec<u8> {
+async fn logs(name: &str, pod: &[(&str, &str)], arguments: &[&str]) -> Vec<u8> {
     let cluster = Cluster::shared().await.unwrap();
     let namespace = cluster.namespace(name).await.unwrap();
-    let fare: Vec<_> = fare.iter().copied().chain([("run", "0s")]).collect();
-    let mut made = job(name, &fare);
+    let pod: Vec<_> = pod.iter().copied().chain([("run", "0s")]).collect();
+    let mut made = job(name, &pod);
     made.spec.as_mut().unwrap().backoff_limit = Some(0);
     cluster.create_job(&namespace, &made).await.unwrap();
     cluster.wait_job_finished(&namespace, name, SOON).await.unwrap();
@@ -24,10 +24,10 @@ async fn logs(name: &str, fare: &[(&str, &str)], arguments: &[&str]) -> Vec<u8> 
     output.stdout
 }
 
-async fn started(name: &str, fare: &[(&str, &str)]) -> (&'static Cluster, TestNamespace) {
+async fn started(name: &str, pod: &[(&str, &str)]) -> (&'static Cluster, TestNamespace) {
     let cluster = Cluster::shared().await.unwrap();
     let namespace = cluster.namespace(name).await.unwrap();
-    cluster.create_job(&namespace, &job(name, fare)).await.unwrap();
+    cluster.create_job(&namespace, &job(name, pod)).await.unwrap();
     cluster.wait_pod_of(&namespace, name, SOON, in_phase("Running")).await.unwrap();
     (cluster, namespace)
 }
@@ -85,8 +85,8 @@ async fn each_container_has_its_own() {
 async fn of_the_previous_attempt() {
     let cluster = Cluster::shared().await.unwrap();
     let namespace = cluster.namespace("previous").await.unwrap();
-    let fare = [("run", "100ms"), ("restarts", "1"), ("log", "text\n")];
-    let mut value = serde_json::to_value(job("previous", &fare)).unwrap();
+    let pod = [("run", "100ms"), ("restarts", "1"), ("log", "text\n")];
+    let mut value = serde_json::to_value(job("previous", &pod)).unwrap();
     value["spec"]["template"]["spec"]["restartPolicy"] = json!("OnFailure");
     cluster.create_job(&namespace, &serde_json::from_value(value).unwrap()).await.unwrap();
     cluster.wait_job_finished(&namespace, "previous", SOON).await.unwrap();

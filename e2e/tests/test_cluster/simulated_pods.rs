@@ -1,4 +1,4 @@
-//! Pods fare as their annotations say, and the real Job controller draws its conclusions.
+//! Pods pod as their annotations say, and the real Job controller draws its conclusions.
 
 use std::time::Duration;
 
@@ -11,26 +11,22 @@ use serde_json::json;
 const SOON: Duration = Duration::from_secs(30);
 
 /// A Job and the pod it ended with.
-struct ProcessExited {
+struct FinishedPod {
     outcome: (String, String),
     pod: Pod,
 }
 
-async fn run(
-    name: &str,
-    fare: &[(&str, &str)],
-    change: impl FnOnce(&mut serde_json::Value),
-) -> ProcessExited {
+async fn run(name: &str, pod: &[(&str, &str)], change: impl FnOnce(&mut serde_json::Value)) -> FinishedPod {
     let cluster = Cluster::shared().await.unwrap();
     let namespace = cluster.namespace(name).await.unwrap();
-    let mut value = serde_json::to_value(job(name, fare)).unwrap();
+    let mut value = serde_json::to_value(job(name, pod)).unwrap();
     value["spec"]["backoffLimit"] = json!(0);
     change(&mut value);
     let made: Job = serde_json::from_value(value).unwrap();
     cluster.create_job(&namespace, &made).await.unwrap();
     let job = cluster.wait_job_finished(&namespace, name, SOON).await.unwrap();
     let pod = cluster.pods_of(&namespace, name).await.unwrap().pop().expect("the Job keeps its pod");
-    ProcessExited { outcome: finished(&job).unwrap(), pod }
+    FinishedPod { outcome: finished(&job).unwrap(), pod }
 }
 
 fn status<'a>(pod: &'a Pod, container: &str) -> &'a ContainerStatus {
@@ -108,8 +104,8 @@ async fn hangs_until_the_deadline_and_then_its_pod_is_gone() {
 
 #[tokio::test]
 async fn is_restarted_so_often_then_succeeds() {
-    let fare = [("run", "100ms"), ("restarts", "2"), ("termination-message", "again")];
-    let ended = run("restarts", &fare, |job| {
+    let pod = [("run", "100ms"), ("restarts", "2"), ("termination-message", "again")];
+    let ended = run("restarts", &pod, |job| {
         job["spec"]["template"]["spec"]["restartPolicy"] = json!("OnFailure");
         job["spec"]["backoffLimit"] = json!(5);
     })
@@ -138,8 +134,8 @@ async fn restarted_past_the_backoff_limit_the_job_fails() {
 async fn never_starts() {
     let cluster = Cluster::shared().await.unwrap();
     let namespace = cluster.namespace("never").await.unwrap();
-    let fare = [("waiting-reason", "ImagePullBackOff"), ("waiting-message", "no such image")];
-    cluster.create_job(&namespace, &job("never", &fare)).await.unwrap();
+    let pod = [("waiting-reason", "ImagePullBackOff"), ("waiting-message", "no such image")];
+    cluster.create_job(&namespace, &job("never", &pod)).await.unwrap();
     let pod = cluster
         .wait_pod_of(&namespace, "never", SOON, |pod| {
             let waiting = pod.status.iter().flat_map(|status| status.container_statuses.iter().flatten());

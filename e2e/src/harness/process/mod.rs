@@ -1,4 +1,4 @@
-//! Processes that cannot outlive their caller.
+//! Child processes that cannot outlive their caller.
 
 mod sys;
 mod temp_folder;
@@ -16,10 +16,10 @@ pub use temp_folder::TempFolder;
 use crate::harness::error::{Error, Result};
 use parking_lot::{Mutex, MutexGuard};
 
-/// How a process is started, kept so that it can be started again just so.
+/// How a process is started; stored for restarts.
 #[derive(Clone, Debug)]
 pub struct Program {
-    /// What it is called in messages.
+    /// Its name in messages.
     pub name: String,
     /// The executable.
     pub executable: PathBuf,
@@ -27,18 +27,17 @@ pub struct Program {
     pub arguments: Vec<OsString>,
     /// Variables added to the environment.
     pub environment: Vec<(OsString, OsString)>,
-    /// Where its standard output and error go, appended.
+    /// The file that standard output and error are appended to.
     pub log: PathBuf,
 }
 
-/// A child process of ours. It is killed when this value is dropped and when the caller dies, however
-/// the caller dies.
+/// A child process. It is killed when this value is dropped, and when the caller dies for whatever reason.
 #[derive(Debug)]
 pub struct Process {
     state: Arc<Mutex<ProcessState>>,
 }
 
-/// Ends a process at once, from wherever; see [`Process::killer`].
+/// Kills a process from another thread; see [`Process::kill_handle`].
 #[derive(Clone, Debug)]
 pub struct KillHandle {
     state: Arc<Mutex<ProcessState>>,
@@ -48,7 +47,7 @@ pub struct KillHandle {
 struct ProcessState {
     program: Program,
     child: Child,
-    /// Where this run's part of the log begins.
+    /// The length of the log when the process was started.
     log_from: u64,
 }
 
@@ -62,12 +61,12 @@ impl Process {
         Ok(Self { state: Arc::new(Mutex::new(ProcessState { program, child, log_from })) })
     }
 
-    /// What it is called in messages.
+    /// Its name in messages.
     pub fn name(&self) -> String {
         self.lock().program.name.clone()
     }
 
-    /// Its process id (of the last run, if it has ended).
+    /// Its process id; that of the last run if it has exited.
     pub fn id(&self) -> u32 {
         self.lock().child.id()
     }
@@ -82,12 +81,12 @@ impl Process {
         self.lock().program.clone()
     }
 
-    /// Its exit status, if it has ended.
+    /// Its exit status, if it has exited.
     pub fn exit_status(&self) -> Option<ExitStatus> {
         self.lock().child.try_wait().ok().flatten()
     }
 
-    /// Fails, with the end of the log, if it has ended.
+    /// Fails with the end of the log if it has exited.
     ///
     /// # Errors
     /// [`Error::ProcessExited`].
@@ -103,7 +102,7 @@ impl Process {
         }
     }
 
-    /// What it wrote since it was last started.
+    /// Its log since the last start.
     pub fn log_since_start(&self) -> String {
         let (path, from) = {
             let state = self.lock();
@@ -114,7 +113,7 @@ impl Process {
         String::from_utf8_lossy(bytes.get(from..).unwrap_or_default()).into_owned()
     }
 
-    /// Ends it at once (SIGKILL) and waits until it is gone. Nothing happens if it has ended already.
+    /// Kills it (SIGKILL) and waits until it has exited. Does nothing if it has exited already.
     ///
     /// # Errors
     /// If the operating system refuses.
@@ -122,12 +121,12 @@ impl Process {
         self.kill_handle().kill()
     }
 
-    /// What ends it at once; it may be called from other threads, and after the process is gone.
+    /// A handle that kills it from another thread, also after it has exited.
     pub fn kill_handle(&self) -> KillHandle {
         KillHandle { state: Arc::clone(&self.state) }
     }
 
-    /// Asks it to end (SIGTERM) and waits for it; after `grace` it is killed. Returns how it ended.
+    /// Sends SIGTERM and waits; kills it after `grace`. Returns the exit status.
     ///
     /// # Errors
     /// If the operating system refuses.
@@ -145,10 +144,10 @@ impl Process {
             .ok_or_else(|| Error::Invalid(format!("{} was killed but has no status", self.name())))
     }
 
-    /// Pauses it (SIGSTOP); returns once it stands still.
+    /// Pauses it (SIGSTOP) and waits until it has stopped.
     ///
     /// # Errors
-    /// If it has ended, or the operating system refuses.
+    /// If it has exited, or the operating system refuses.
     pub fn stop(&self) -> Result<()> {
         self.signal(libc::SIGSTOP)?;
         let until = Instant::now() + Duration::from_secs(5);
@@ -158,18 +157,18 @@ impl Process {
             }
             std::thread::sleep(Duration::from_millis(1));
         }
-        Err(Error::Invalid(format!("{} did not stop within 5 s of SIGSTOP", self.name())))
+        Err(Error::Invalid(format!("{} did not stop within 5 s after SIGSTOP", self.name())))
     }
 
-    /// Lets a paused process go on (SIGCONT).
+    /// Continues a paused process (SIGCONT).
     ///
     /// # Errors
-    /// If it has ended, or the operating system refuses.
+    /// If it has exited, or the operating system refuses.
     pub fn cont(&self) -> Result<()> {
         self.signal(libc::SIGCONT)
     }
 
-    /// Starts it again with the same arguments, killing it first if it still runs.
+    /// Restarts it with the same arguments; kills it first if it still runs.
     ///
     /// # Errors
     /// If the executable cannot be started.
@@ -178,7 +177,7 @@ impl Process {
         self.restart_as(program)
     }
 
-    /// Starts it again as another program (for example on another port).
+    /// Restarts it as another program, for example on another port.
     ///
     /// # Errors
     /// If the executable cannot be started.
@@ -192,7 +191,7 @@ impl Process {
 
     fn signal(&self, signal: libc::c_int) -> Result<()> {
         self.ensure_running()?;
-        // Not reaped before this lock is released, so the id cannot have passed on to another process.
+        // The process is not reaped while this lock is held, so its id cannot belong to another process.
         let state = self.lock();
         sys::signal(state.child.id(), signal)
             .map_err(Error::io(format!("sending signal {signal} to {}", state.program.name)))
@@ -204,7 +203,7 @@ impl Process {
 }
 
 impl KillHandle {
-    /// Ends it at once (SIGKILL) and waits until it is gone. Nothing happens if it has ended already.
+    /// Kills it (SIGKILL) and waits until it has exited. Does nothing if it has exited already.
     ///
     /// # Errors
     /// If the operating system refuses.
@@ -223,7 +222,7 @@ fn lock(state: &Mutex<ProcessState>) -> MutexGuard<'_, ProcessState> {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // Nobody is left to tell; the parent-death signal is the second net.
+        // If this fails, the parent-death signal still ends it.
         let _ = self.kill();
     }
 }

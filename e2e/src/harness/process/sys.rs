@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 
 type SpawnRequest = (Command, Sender<io::Result<Child>>);
 
-/// Spawns a child that the kernel kills when this process ends, for whatever reason.
+/// Spawns a child that the kernel kills when this process ends.
 ///
 /// The parent-death signal is bound to the *thread* that forked (prctl(2)), and test threads end long
 /// before their process does. So all children are forked by one thread that never ends.
@@ -23,7 +23,7 @@ pub(crate) fn spawn(mut command: Command) -> io::Result<Child> {
         let (orders, inbox) = channel::<SpawnRequest>();
         std::thread::spawn(move || {
             for (mut command, answer) in inbox {
-                // A caller that is gone takes no answer; its child is dropped, and dies with us.
+                // If the caller has gone, its child is dropped and ends with this process.
                 let _ = answer.send(command.spawn());
             }
         });
@@ -34,7 +34,7 @@ pub(crate) fn spawn(mut command: Command) -> io::Result<Child> {
     reply.recv().map_err(|_| io::Error::other("the spawner thread is gone"))?
 }
 
-/// Spawns a child that outlives us: a session of its own, so that no signal of our terminal finds it.
+/// Spawns a child that outlives this process, in a session of its own, which gets no signals of the terminal.
 pub(crate) fn spawn_detached(mut command: Command) -> io::Result<Child> {
     #[allow(unsafe_code, reason = "std has no safe way to call setsid in a child")]
     // SAFETY: setsid(2) is async-signal-safe and touches no memory of ours.
@@ -53,7 +53,7 @@ pub(crate) fn signal(process: u32, signal: libc::c_int) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Asks a child that was not waited for yet, and its children, to end; [`spawn`] gave it a group of its own.
+/// Sends SIGTERM to a child that was not waited for yet and to its children; [`spawn`] gave it its own process group.
 pub(crate) fn terminate_group(process: u32) -> io::Result<()> {
     let group = libc::pid_t::try_from(process).map_err(io::Error::other)?;
     #[allow(unsafe_code, reason = "std can only send SIGKILL, and to one process")]
@@ -62,7 +62,7 @@ pub(crate) fn terminate_group(process: u32) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Whether a process stands still after SIGSTOP (state `T` in proc_pid_stat(5)).
+/// Whether a process is stopped after SIGSTOP (state `T` in proc_pid_stat(5)).
 pub(crate) fn is_stopped(process: u32) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
     // The command name, in parentheses, may hold anything; the state follows the last one.

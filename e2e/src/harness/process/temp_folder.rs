@@ -1,4 +1,4 @@
-//! A temporary folder that is gone when its owner is, also when its owner is killed.
+//! A temporary folder that is removed with its owner, even if the owner is killed.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -8,41 +8,38 @@ use crate::harness::error::{Error, Result};
 use crate::harness::process::sys;
 
 /// A folder under the system's temporary folder.
-///
-/// [`Drop`] removes it in the ordinary case. For the others a sweeper, a tiny shell in a session of its
-/// own, waits on a pipe whose other end only this process holds: when the process is gone, by whatever
-/// way, the pipe closes and the sweeper removes the folder.
+/// [`Drop`] removes it if it can. Otherwise a cleaner does, a small shell in a session of its own: it waits on a pipe whose other end only this process holds, and removes the folder when the pipe closes because the process has ended.
 #[derive(Debug)]
 pub struct TempFolder {
     path: PathBuf,
-    sweeper: Option<Child>,
+    cleaner: Option<Child>,
 }
 
 impl TempFolder {
-    /// Makes a fresh folder.
+    /// Creates a folder.
     ///
     /// # Errors
-    /// If the folder cannot be made or `sh` cannot be started.
+    /// If the folder cannot be created or `sh` cannot be started.
     pub fn new() -> Result<Self> {
         let path = tempfile::Builder::new()
             .prefix("job-handler-e2e-")
             .tempdir()
             .map_err(Error::io("making a temporary folder"))?
             .keep();
-        let mut folder = Self { path, sweeper: None };
+        let mut folder = Self { path, cleaner: None };
         let mut command = Command::new("sh");
-        // The killed processes may still be writing: try again until it is gone.
+        // Killed processes may still be writing: retry until the folder is removed.
         command
             .args(["-c", r#"cat; for i in 1 2 3 4 5 6 7 8 9 10; do rm -rf -- "$0"; [ -e "$0" ] || exit 0; sleep 0.3; done"#])
             .arg(&folder.path)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null());
-        folder.sweeper = Some(sys::spawn_detached(command).map_err(Error::io("starting the sweeper (sh)"))?);
+        folder.cleaner = Some(sys::spawn_detached(command).map_err(Error::io("starting the cleaner (sh)"))?);
         Ok(folder)
     }
 
-    /// Where it is.
+    /// Its path.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -56,9 +53,9 @@ impl Drop for TempFolder {
             }
             std::thread::sleep(Duration::from_millis(50));
         }
-        if let Some(mut sweeper) = self.sweeper.take() {
-            drop(sweeper.stdin.take());
-            let _ = sweeper.wait();
+        if let Some(mut cleaner) = self.cleaner.take() {
+            drop(cleaner.stdin.take());
+            let _ = cleaner.wait();
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Passes calls on, or does not.
+//! Forwards calls to the API server, or injects a fault.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -37,7 +37,7 @@ pub(super) struct Upstream {
 impl Upstream {
     pub(super) fn of(config: &kube::Config) -> Result<Self> {
         let url = &config.cluster_url;
-        let wrong = |why: &str| Error::Invalid(format!("no proxy can stand before {url}: {why}"));
+        let wrong = |why: &str| Error::Invalid(format!("cannot start a proxy for {url}: {why}"));
         let mut roots = RootCertStore::empty();
         for der in config.root_cert.iter().flatten() {
             roots.add(CertificateDer::from(der.clone())).map_err(|error| wrong(&error.to_string()))?;
@@ -62,19 +62,19 @@ impl Upstream {
         tcp.set_nodelay(true)?;
         let tls = self.connector.connect(self.name.clone(), tcp).await?;
         let (sender, connection) = handshake(TokioIo::new(tls)).await.map_err(std::io::Error::other)?;
-        // Ends by itself once the sender and the last answer are dropped; how it ended, the answer told.
+        // Ends once the sender and the last answer are dropped. The answer carries the error, if any.
         tokio::spawn(async move { _ = connection.await });
         Ok(sender)
     }
 }
 
-/// Why no answer is given: the connection is cut.
+/// Returned instead of an answer to close the connection.
 #[derive(Debug)]
 struct NoAnswer;
 
 impl std::fmt::Display for NoAnswer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("the connection is cut")
+        f.write_str("the connection is closed on purpose")
     }
 }
 
@@ -89,19 +89,19 @@ pub(super) async fn serve(
     let listener = TcpListener::from_std(listener)?;
     let acceptor = TlsAcceptor::from(tls);
     loop {
-        // An accept can fail for want of file descriptors; the next may go well.
+        // An accept can fail for lack of file descriptors; the next may succeed.
         let Ok((client, _)) = listener.accept().await else { continue };
         let (acceptor, upstream, shared) = (acceptor.clone(), upstream.clone(), Arc::clone(&shared));
         tokio::spawn(async move {
-            // Small answers must not wait for the peer's acknowledgement; without it only latency suffers.
+            // Small answers must not wait for the peer's acknowledgement. A failure only costs latency.
             let _ = client.set_nodelay(true);
             let Ok(client) = acceptor.accept(client).await else { return };
-            // A connection carries one call at a time (HTTP/1.1), so that one upstream is enough for it.
+            // A connection carries one call at a time (HTTP/1.1), so it needs one upstream connection.
             let sender: Arc<Mutex<Option<Sender>>> = Arc::default();
             let service = service_fn(|request| {
                 answer(request, upstream.clone(), Arc::clone(&sender), Arc::clone(&shared))
             });
-            // Cut on purpose, or by the caller: either way it is over.
+            // Closed on purpose, or by the caller.
             let _ = hyper::server::conn::http1::Builder::new()
                 .serve_connection(TokioIo::new(client), service)
                 .await;
@@ -116,7 +116,7 @@ async fn answer(
     shared: Arc<ProxyState>,
 ) -> std::result::Result<Response<Body>, NoAnswer> {
     let (mut parts, body) = request.into_parts();
-    // Only answers are streams; what is sent is at most 3 MiB (`MaxRequestBodyBytes`).
+    // Only answers are streams; a request has at most 3 MiB (`MaxRequestBodyBytes`).
     let body = body.collect().await.map_err(|_| NoAnswer)?.to_bytes();
     let call = Call::new(parts.method.clone(), &parts.uri, &body);
     let fault = shared.inject(&call);
@@ -129,7 +129,7 @@ async fn answer(
     match &fault {
         Some(Fault::Refuse(code)) => {
             note(None);
-            return Ok(refusal(*code, "a fault was asked for"));
+            return Ok(refusal(*code, "injected by the test's proxy"));
         }
         Some(Fault::RefuseWith(code, message)) => {
             note(None);
@@ -170,7 +170,7 @@ async fn pass(
 ) -> std::result::Result<Response<Body>, NoAnswer> {
     let mut slot = sender.lock().await;
     let mut kept = slot.take();
-    // Not ready: it was closed meanwhile.
+    // Not ready: it was closed in the meantime.
     if let Some(open) = &mut kept
         && open.ready().await.is_err()
     {
@@ -185,7 +185,7 @@ async fn pass(
     Ok(answer.map(BodyExt::boxed))
 }
 
-/// An answer as the API server's own.
+/// An answer like the API server's own.
 fn refusal(code: u16, message: &str) -> Response<Body> {
     let reason = match code {
         400 => "BadRequest",

@@ -1,7 +1,5 @@
-//! A reverse proxy between a program of the pair and the API server that lets single calls go wrong.
-//!
-//! It ends the program's TLS with a CA of its own and speaks TLS to the API server; tokens pass through (client
-//! certificates cannot). Calls that no [`Rule`] is about are passed on as they are, streams included.
+//! A reverse proxy between a program of the pair and the API server that makes single calls fail.
+//! It terminates the program's TLS with its own CA and speaks TLS to the API server. It forwards tokens; client certificates cannot be forwarded. Calls that no [`Rule`] matches are forwarded unchanged, streams included.
 
 mod forward;
 mod rule;
@@ -26,9 +24,8 @@ use forward::Upstream;
 use rule::ActiveRule;
 use streams::Streams;
 
-/// A running proxy; gone when dropped.
-///
-/// It lives on a thread of its own, so that it outlasts the runtime of the test that started it.
+/// A running proxy. It ends when it is dropped.
+/// It runs on its own thread, so that it outlives the runtime of the test that started it.
 #[derive(Debug)]
 pub struct FaultProxy {
     ca_pem: String,
@@ -43,22 +40,22 @@ struct ProxyState {
     streams: Streams,
 }
 
-/// A call that changes something, as it went through the proxy.
+/// A write call that went through the proxy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RecordedWrite {
-    /// What was asked.
+    /// The call.
     pub call: Call,
-    /// What the API server answered; nothing where it was not asked, or gave no answer.
+    /// The API server's status code; nothing if the call was not forwarded or not answered.
     pub answer: Option<u16>,
-    /// Whether a rule let it go wrong.
+    /// Whether a fault was injected.
     pub faulty: bool,
 }
 
 impl FaultProxy {
-    /// Starts a proxy before the cluster of this configuration, on a free port of loopback.
+    /// Starts a proxy for the cluster of this configuration, on a free port of loopback.
     ///
     /// # Errors
-    /// If no port can be had, or the configuration names no CA.
+    /// If no port is free, or the configuration names no CA.
     pub fn start(config: &kube::Config) -> Result<Self> {
         let upstream = Upstream::of(config)?;
         let (ca_pem, tls) = certificates()?;
@@ -69,42 +66,40 @@ impl FaultProxy {
         Ok(Self { ca_pem, shared, server })
     }
 
-    /// Lets calls go wrong from now on. Of several rules that are about a call, the first one added counts.
+    /// Adds a rule. If several rules match a call, the first one added applies.
     pub fn add(&self, rule: Rule) -> FaultCount {
         let (entry, faulty) = rule.activate();
         self.shared.rules().push(entry);
         faulty
     }
 
-    /// Takes all rules away; calls that hang go on hanging until their caller gives up.
+    /// Removes all rules. Calls that hang keep hanging until their caller gives up.
     pub fn clear(&self) {
         self.shared.rules().clear();
     }
 
-    /// Lets the watches of this path that are open now stand still: their connections stay, and nothing comes any more.
-    /// Gives how many there are.
+    /// Stalls the open watches of this path: their connections stay open, and no event arrives any more. Returns their number.
     pub fn stall_watches(&self, path: &str) -> usize {
         self.shared.streams.stall(path)
     }
 
-    /// Keeps back every piece of a watch in which all of these words are, from now on, of open watches too; the rest is
-    /// passed on. Gives how many were kept back so far.
+    /// Drops every watch event that contains all of these words, from now on, of open watches too. Returns the count of dropped events.
     pub fn drop_events(&self, words: &[&str]) -> DroppedEvents {
         self.shared.streams.drop_events(words)
     }
 
-    /// The calls that change something, in the order in which they were answered.
+    /// The write calls, in the order in which they were answered.
     pub fn writes(&self) -> Vec<RecordedWrite> {
         self.shared.writes().clone()
     }
 
-    /// A kubeconfig that goes through the proxy, made from one that does not.
+    /// A copy of a kubeconfig that goes through the proxy.
     ///
     /// # Errors
     /// If it cannot be read.
     pub fn kubeconfig(&self, through: &str) -> Result<String> {
         let mut config: Value = serde_norway::from_str(through)
-            .map_err(|error| Error::Invalid(format!("no kubeconfig to put a proxy into: {error}")))?;
+            .map_err(|error| Error::Invalid(format!("the kubeconfig for the proxy is invalid: {error}")))?;
         for entry in config["clusters"].as_array_mut().into_iter().flatten() {
             entry["cluster"] = kubeconfig::cluster_entry(
                 &format!("https://127.0.0.1:{}", self.server.port()),
@@ -124,17 +119,17 @@ impl ProxyState {
         self.writes.lock()
     }
 
-    /// What is to become of a call.
+    /// The fault to inject into a call.
     fn inject(&self, call: &Call) -> Option<Fault> {
         let mut rules = self.rules();
-        // Each rule counts the calls that it is about, also those that an earlier one takes.
+        // Each rule counts all calls that match it, also those that an earlier rule handles.
         let due: Vec<bool> = rules.iter_mut().map(|rule| rule.is_due(call)).collect();
         let first = due.iter().position(|due| *due)?;
         Some(rules[first].inject())
     }
 }
 
-/// A CA of its own, and what a server with a certificate of it needs.
+/// A new CA, and the TLS configuration of a server with a certificate of it.
 fn certificates() -> Result<(String, Arc<ServerConfig>)> {
     let minting = |error: rcgen::Error| Error::Invalid(format!("minting the proxy's certificates: {error}"));
     let mut params = CertificateParams::default();

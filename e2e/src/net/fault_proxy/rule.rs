@@ -1,4 +1,4 @@
-//! Which calls go wrong, and how.
+//! Which calls fail, and how.
 
 use std::fmt;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ pub struct Call {
     pub path: String,
     /// Query, without the question mark.
     pub query: String,
-    /// Name of the object that it is about; of a create, the one in the body.
+    /// Name of the object; for a create, the one in the body.
     pub name: Option<String>,
 }
 
@@ -29,12 +29,12 @@ impl Call {
         Self { method, path: uri.path().to_owned(), query: uri.query().unwrap_or_default().to_owned(), name }
     }
 
-    /// Whether its answer is a stream of changes.
+    /// Whether it is a watch.
     pub fn is_watch(&self) -> bool {
         self.method == Method::GET && self.query.split('&').any(|pair| pair.starts_with("watch=true"))
     }
 
-    /// Whether it changes something.
+    /// Whether it is a write.
     pub fn is_write(&self) -> bool {
         ![Method::GET, Method::HEAD, Method::OPTIONS].contains(&self.method)
     }
@@ -54,29 +54,29 @@ fn name_of(path: &str) -> Option<String> {
     }
 }
 
-/// What becomes of a call.
+/// What happens to a call.
 #[derive(Clone)]
 pub enum Fault {
-    /// Refused with this code; the API server never hears of it.
+    /// Refused with this code; not forwarded to the API server.
     Refuse(u16),
     /// Refused with this code and message.
     RefuseWith(u16, String),
-    /// The connection is cut before the call has reached the API server.
+    /// The connection is closed before the call is forwarded.
     Disconnect,
-    /// The connection is cut after it took effect.
+    /// The connection is closed after the call took effect.
     DisconnectAfter,
-    /// It takes effect, but no answer ever comes: the caller runs into its timeout.
+    /// The call takes effect but is never answered: the caller's timeout expires.
     Timeout,
-    /// It reaches the API server this much later.
+    /// The call is forwarded after this time.
     DelayCall(Duration),
-    /// It takes effect at once, the answer comes this much later.
+    /// The call takes effect at once; the answer is returned after this time.
     DelayAnswer(Duration),
-    /// It takes effect; then this is called, and the connection is cut.
+    /// The call takes effect; then this function is called, and the connection is closed.
     Callback(Arc<dyn Fn(&Call) + Send + Sync>),
 }
 
 impl Fault {
-    /// Calls `callback` once the call took effect and before anyone can have heard of it; the caller never does.
+    /// Calls `callback` after the call took effect. The caller gets no answer.
     pub fn callback(callback: impl Fn(&Call) + Send + Sync + 'static) -> Self {
         Self::Callback(Arc::new(callback))
     }
@@ -98,7 +98,7 @@ impl fmt::Debug for Fault {
 
 type CallPredicate = Box<dyn Fn(&Call) -> bool + Send + Sync>;
 
-/// Which calls go wrong: those for which all that was said holds; every one of them unless [`Rule::times`] says otherwise.
+/// Matches calls by all of its conditions, and injects a fault into each match, at most [`Rule::times`] times.
 pub struct Rule {
     fault: Fault,
     holds: Vec<CallPredicate>,
@@ -107,52 +107,52 @@ pub struct Rule {
 }
 
 impl Rule {
-    /// About every call.
+    /// Matches every call.
     pub fn new(fault: Fault) -> Self {
         Self { fault, holds: Vec::new(), skip: 0, times: usize::MAX }
     }
 
-    /// Only calls for which this holds.
+    /// Adds a condition.
     #[must_use]
     pub fn when(mut self, holds: impl Fn(&Call) -> bool + Send + Sync + 'static) -> Self {
         self.holds.push(Box::new(holds));
         self
     }
 
-    /// Only calls that change something.
+    /// Matches only writes.
     #[must_use]
     pub fn writes(self) -> Self {
         self.when(Call::is_write)
     }
 
-    /// Only calls by this method.
+    /// Matches only this HTTP method.
     #[must_use]
     pub fn method(self, method: Method) -> Self {
         self.when(move |call| call.method == method)
     }
 
-    /// Only calls with this in their path.
+    /// Matches only paths that contain this text.
     #[must_use]
     pub fn path(self, part: impl Into<String>) -> Self {
         let part = part.into();
         self.when(move |call| call.path.contains(&part))
     }
 
-    /// Only calls about objects whose name begins so.
+    /// Matches only objects whose name has this prefix.
     #[must_use]
     pub fn name_prefix(self, name: impl Into<String>) -> Self {
         let name = name.into();
         self.when(move |call| call.name.as_ref().is_some_and(|known| known.starts_with(&name)))
     }
 
-    /// Passes on so many of them first.
+    /// Forwards this number of matching calls first.
     #[must_use]
     pub fn skip(mut self, calls: usize) -> Self {
         self.skip = calls;
         self
     }
 
-    /// Passes on all of them after so many have gone wrong.
+    /// Forwards all matching calls after this number of faults.
     #[must_use]
     pub fn times(mut self, calls: usize) -> Self {
         self.times = calls;
@@ -165,18 +165,18 @@ impl Rule {
     }
 }
 
-/// How often a rule has let a call go wrong.
+/// How often a rule has injected its fault.
 #[derive(Clone, Debug)]
 pub struct FaultCount(Arc<AtomicUsize>);
 
 impl FaultCount {
-    /// So often.
+    /// The number of faults.
     pub fn count(&self) -> usize {
         self.0.load(Ordering::SeqCst)
     }
 }
 
-/// A rule at work.
+/// A rule with its counters.
 pub(super) struct ActiveRule {
     rule: Rule,
     seen: usize,
@@ -184,7 +184,7 @@ pub(super) struct ActiveRule {
 }
 
 impl ActiveRule {
-    /// Counts the call where the rule is about it; tells whether it is to go wrong.
+    /// Counts the call if it matches, and returns whether to inject the fault.
     pub(super) fn is_due(&mut self, call: &Call) -> bool {
         if !self.rule.holds.iter().all(|holds| holds(call)) {
             return false;
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_found() {
+    fn object_names_are_parsed() {
         for (method, uri, body, name) in [
             (Method::GET, "/api/v1/namespaces/ci/pods/a/log?follow=true", "", Some("a")),
             (Method::GET, "/api/v1/namespaces/ci/pods", "", None),
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rule_skips_strikes_and_is_over() {
+    fn a_rule_skips_then_injects_then_stops() {
         let rule = Rule::new(Fault::Disconnect).writes().path("/ci/").name_prefix("a").skip(1).times(2);
         let (mut entry, faults) = rule.activate();
         let hit = call(Method::DELETE, "/api/v1/namespaces/ci/pods/a-1", "");

@@ -1,4 +1,4 @@
-//! Watches that stand still, or keep something back.
+//! Watches that stall or drop events.
 
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -24,12 +24,12 @@ struct DropFilter {
     count: DroppedEvents,
 }
 
-/// How many pieces of watches were kept back.
+/// How many watch events were dropped.
 #[derive(Clone, Debug)]
 pub struct DroppedEvents(Arc<AtomicUsize>);
 
 impl DroppedEvents {
-    /// So many.
+    /// The number of events.
     pub fn count(&self) -> usize {
         self.0.load(Ordering::SeqCst)
     }
@@ -49,7 +49,7 @@ impl Streams {
         count
     }
 
-    /// The same stream, under our hand.
+    /// The same stream, which can be stalled and filtered.
     pub(super) fn filter(&self, path: &str, body: Body) -> Body {
         let stalled = Arc::new(AtomicBool::new(false));
         let mut open = lock(&self.open);
@@ -71,7 +71,7 @@ struct FilteredBody {
 }
 
 impl FilteredBody {
-    /// The apiserver flushes each event by itself, so that a piece holds whole ones.
+    /// The apiserver flushes each event separately, so that a frame contains complete events.
     fn is_dropped(&self, piece: &Bytes) -> bool {
         let text = String::from_utf8_lossy(piece);
         let filters = lock(&self.filters);
@@ -94,7 +94,7 @@ impl hyper::body::Body for FilteredBody {
         loop {
             let polled = Pin::new(&mut self.body).poll_frame(context);
             if self.stalled.load(Ordering::SeqCst) {
-                // Whoever reads it gives up, and this is dropped.
+                // Dropped when the reader gives up.
                 return Poll::Pending;
             }
             let Poll::Ready(Some(Ok(frame))) = &polled else { return polled };
