@@ -13,19 +13,18 @@ use kube::{
 };
 use serde_json::json;
 
-use crate::{keys, policy::spec::ClusterJobPolicy};
+use crate::{
+    keys,
+    kube::error::{ApiError, call},
+    policy::spec::ClusterJobPolicy,
+};
 
 /// Why a default policy is not there.
 #[derive(Debug, thiserror::Error)]
 pub enum DefaultsError {
-    /// A call to the apiserver.
-    #[error("cannot {what}: {source}")]
-    Api {
-        /// What was tried.
-        what: String,
-        /// Why it failed.
-        source: Box<kube::Error>,
-    },
+    /// A call to the apiserver failed.
+    #[error(transparent)]
+    Api(#[from] ApiError),
     /// Somebody wrote something else into the ConfigMap.
     #[error(
         "ConfigMap {namespace}/{name}: {key} is no ClusterJobPolicy: {source}; put it right or take it out",
@@ -48,8 +47,8 @@ pub enum DefaultsError {
 /// Where the ConfigMap holds something else or the apiserver refuses; what was created until then stays.
 pub async fn create_once(client: &Client, namespace: &str) -> Result<Vec<String>, DefaultsError> {
     let maps: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
-    let what = || format!("read ConfigMap {namespace}/{}", keys::DEFAULTS);
-    let Some(map) = maps.get_opt(keys::DEFAULTS).await.map_err(|e| failed(what(), e))? else {
+    let what = format!("read ConfigMap {namespace}/{}", keys::DEFAULTS);
+    let Some(map) = call(&what, maps.get_opt(keys::DEFAULTS)).await? else {
         return Ok(Vec::new());
     };
     let before: BTreeSet<String> = map
@@ -68,27 +67,22 @@ pub async fn create_once(client: &Client, namespace: &str) -> Result<Vec<String>
         if known.contains(&name) {
             continue;
         }
-        match policies.create(&PostParams::default(), &policy).await {
+        let what = format!("create ClusterJobPolicy {name}");
+        match call(&what, policies.create(&PostParams::default(), &policy)).await {
             Ok(_) => created.push(name.clone()),
             // There already; whoever made it, it is theirs.
-            Err(kube::Error::Api(status)) if status.code == 409 => {}
-            Err(error) => return Err(failed(format!("create ClusterJobPolicy {name}"), error)),
+            Err(error) if error.is_conflict() => {}
+            Err(error) => return Err(error.into()),
         }
         known.insert(name);
     }
     if known != before {
         let names = known.into_iter().collect::<Vec<_>>().join(",");
         let patch = json!({"metadata": {"annotations": {keys::DEFAULTS_CREATED: names}}});
-        let what = || format!("annotate ConfigMap {namespace}/{}", keys::DEFAULTS);
-        maps.patch(keys::DEFAULTS, &PatchParams::default(), &Patch::Merge(patch))
-            .await
-            .map_err(|e| failed(what(), e))?;
+        let what = format!("annotate ConfigMap {namespace}/{}", keys::DEFAULTS);
+        call(&what, maps.patch(keys::DEFAULTS, &PatchParams::default(), &Patch::Merge(patch))).await?;
     }
     Ok(created)
-}
-
-fn failed(what: String, source: kube::Error) -> DefaultsError {
-    DefaultsError::Api { what, source: Box::new(source) }
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@
 //! | [`bytes`], [`schema`] | byte amounts (`64Mi`); schema parts that a derive does not write |
 //! | [`reference`], [`parsed`] | names a policy; a policy with its selectors parsed |
 //! | [`set`] | all policies of the cluster, and which of them apply to a Job |
+//! | [`index`] | the policies and namespaces that a program has seen |
 //! | [`effective`], [`range`] | what several policies say together; a number under a default and a maximum |
 //! | [`install_defaults`] | creates the policies of the base install, once |
 
@@ -17,6 +18,7 @@ pub mod cleanup;
 pub mod effective;
 #[cfg(test)]
 pub(crate) mod fixtures;
+pub mod index;
 pub mod install_defaults;
 pub mod limit;
 pub mod parsed;

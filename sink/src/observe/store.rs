@@ -13,6 +13,7 @@ use job_handler_shared::{
     names,
     policy::{
         effective::EffectivePolicy,
+        index::PolicyIndex,
         parsed::Policy,
         reference::{Labels, PolicyRef},
         set::PolicySet,
@@ -67,10 +68,10 @@ struct Inner {
     unfinished: BTreeSet<Uid>,
     by_namespace: HashMap<String, BTreeSet<Uid>>,
     groups: HashMap<GroupKey, BTreeSet<Uid>>,
-    namespaces: HashMap<String, Arc<Labels>>,
-    entries: BTreeMap<String, PolicyEntry>,
-    enforced: Arc<PolicySet>,
-    all: Arc<PolicySet>,
+    /// The policies that can be read, and the namespaces.
+    policies: PolicyIndex<Uid>,
+    /// All policies with their statuses.
+    entries: BTreeMap<Uid, PolicyEntry>,
     results: HashMap<Uid, BTreeSet<ResultRef>>,
     buried: Graves,
     replicas: BTreeMap<String, Replica>,
@@ -243,31 +244,25 @@ impl Store {
 
     /// What the enforced policies say about a Job; nothing while its namespace is not known.
     pub fn effective(&self, job: &JobSnapshot) -> Option<EffectivePolicy> {
-        let (policies, namespace) = {
-            let inner = self.lock();
-            (inner.enforced.clone(), inner.namespaces.get(&job.namespace).cloned()?)
-        };
-        Some(effective(&policies, &namespace, job))
+        let policies = self.lock().policies.in_namespace(&job.namespace)?;
+        Some(policies.effective(&without_group_label(&job.labels)))
     }
 
     /// The enforced policies that select a Job, in order of precedence; nothing while its namespace is not known.
     pub fn matching(&self, job: &JobSnapshot) -> Option<Vec<Arc<Policy>>> {
-        let (policies, namespace) = {
-            let inner = self.lock();
-            (inner.enforced.clone(), inner.namespaces.get(&job.namespace).cloned()?)
-        };
-        let matching = policies.matching(&job.namespace, &namespace, &without_group_label(&job.labels));
+        let policies = self.lock().policies.in_namespace(&job.namespace)?;
+        let matching = policies.matching(&without_group_label(&job.labels));
         Some(matching.into_iter().cloned().collect())
     }
 
     /// All policies that can be read, in whatever mode, and the namespaces' labels.
     pub fn policies(&self) -> Arc<PolicySet> {
-        self.lock().all.clone()
+        self.lock().policies.all().clone()
     }
 
     /// A namespace's labels.
     pub fn namespace(&self, name: &str) -> Option<Arc<Labels>> {
-        self.lock().namespaces.get(name).cloned()
+        self.lock().policies.namespace(name)
     }
 
     /// All policies as they stand.
@@ -279,10 +274,11 @@ impl Store {
     pub fn put_policy(&self, entry: PolicyEntry) -> bool {
         let mut inner = self.lock();
         let uid = entry.reference.uid.clone();
-        let before = inner.entries.insert(uid, entry.clone());
-        let spec = before.is_none_or(|old| old.generation != entry.generation);
-        if spec {
-            inner.repolicy();
+        let (generation, policy) = (entry.generation, entry.policy.as_ref().ok().cloned());
+        let before = inner.entries.insert(uid.clone(), entry);
+        let spec = before.is_none_or(|old| old.generation != generation);
+        if inner.policies.put(uid, policy) {
+            inner.regroup_all();
         }
         drop(inner);
         self.changed();
@@ -305,8 +301,9 @@ impl Store {
         let Inner { entries, refusals, .. } = &mut *inner;
         refusals.retain(|uid, _| entries.contains_key(uid));
         let fewer = inner.entries.len() != before;
-        if fewer {
-            inner.repolicy();
+        let Inner { policies, entries, .. } = &mut *inner;
+        if policies.retain(|uid| entries.contains_key(uid)) {
+            inner.regroup_all();
         }
         drop(inner);
         if fewer {
@@ -318,10 +315,9 @@ impl Store {
     /// Takes in a namespace's labels; gives the Jobs in it if they are new.
     pub fn put_namespace(&self, name: &str, labels: Labels) -> Vec<Uid> {
         let mut inner = self.lock();
-        if inner.namespaces.get(name).is_some_and(|known| **known == labels) {
+        if !inner.policies.put_namespace(name, labels) {
             return Vec::new();
         }
-        inner.namespaces.insert(name.to_owned(), Arc::new(labels));
         let uids: Vec<Uid> = inner.by_namespace.get(name).into_iter().flatten().cloned().collect();
         for uid in &uids {
             inner.regroup(uid);
@@ -333,7 +329,7 @@ impl Store {
 
     /// Forgets namespaces for which `gone` holds.
     pub fn drop_namespaces(&self, gone: impl Fn(&str) -> bool) {
-        self.lock().namespaces.retain(|name, _| !gone(name));
+        self.lock().policies.retain_namespaces(|name| !gone(name));
     }
 
     /// Takes in a result's whereabouts.
@@ -432,7 +428,7 @@ impl Store {
 
     /// The enforced policies.
     pub fn enforced(&self) -> Arc<PolicySet> {
-        self.lock().enforced.clone()
+        self.lock().policies.enforced().clone()
     }
 
     /// Sets which receivers of CloudEvents are configured.
@@ -542,8 +538,8 @@ impl Inner {
         if !known {
             self.end(&job);
         }
-        if let Some(labels) = self.namespaces.get(&job.namespace)
-            && let Some(results) = marks::missed(&job, &effective(&self.enforced, labels, &job))
+        if let Some(policies) = self.policies.in_namespace(&job.namespace)
+            && let Some(results) = marks::missed(&job, &policies.effective(&without_group_label(&job.labels)))
         {
             let group = group.as_ref().map(|(_, group)| group.value.clone());
             let events = pending_events::pending(&job, &sinks, &told);
@@ -578,9 +574,9 @@ impl Inner {
     fn regroup(&mut self, uid: &str) {
         let Some(known) = self.jobs.get_mut(uid) else { return };
         let said = self
-            .namespaces
-            .get(&known.job.namespace)
-            .map(|labels| effective(&self.enforced, labels, &known.job));
+            .policies
+            .in_namespace(&known.job.namespace)
+            .map(|policies| policies.effective(&without_group_label(&known.job.labels)));
         known.sinks = said.as_ref().map(|said| said.cloud_event_sinks.clone()).unwrap_or_default();
         let group = said.and_then(|said| {
             let spec = said.group?;
@@ -600,20 +596,12 @@ impl Inner {
         }
     }
 
-    fn repolicy(&mut self) {
-        let readable = || self.entries.values().filter_map(|entry| entry.policy.as_ref().ok()).cloned();
-        self.all = Arc::new(PolicySet::new(readable()));
-        self.enforced = Arc::new(PolicySet::new(readable().filter(|policy| policy.enforced())));
+    fn regroup_all(&mut self) {
         let uids: Vec<Uid> = self.jobs.keys().cloned().collect();
         for uid in uids {
             self.regroup(&uid);
         }
     }
-}
-
-fn effective(policies: &PolicySet, namespace: &Labels, job: &JobSnapshot) -> EffectivePolicy {
-    let labels = without_group_label(&job.labels);
-    EffectivePolicy::combine(policies.matching(&job.namespace, namespace, &labels), &labels)
 }
 
 fn forget<K: std::hash::Hash + Eq>(index: &mut HashMap<K, BTreeSet<Uid>>, key: &K, uid: &str) {

@@ -1,10 +1,10 @@
-//! Policies and namespaces in memory: what every decision rests on, without a read on the request path.
+//! Policies and namespaces in memory, so that reviews need no read of the apiserver.
 //!
-//! Watches keep them; each change is published as one whole [`PolicySet`]. The set is served as long as the process
-//! lives, also while the apiserver is away: a stale policy is better than none, and a limit needs the apiserver anyway.
+//! Watches update them; each change publishes a complete [`PolicySet`]. The set is used as long as the process lives, also
+//! while the apiserver is out of reach: a stale policy is better than none, and limits need the apiserver anyway.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeSet,
     sync::{
         Arc,
         atomic::{AtomicU8, Ordering},
@@ -16,6 +16,7 @@ use arc_swap::{ArcSwap, Guard};
 use futures::future::BoxFuture;
 use job_handler_shared::{
     policy::{
+        index::PolicyIndex,
         parsed::{Policy, PolicyError},
         reference::{Labels, PolicyKind},
         set::PolicySet,
@@ -29,12 +30,12 @@ use kube::{
     core::{DeserializeGuard, PartialObjectMeta},
     runtime::watcher,
 };
-use parking_lot::{Mutex, RwLock};
+use parking_lot::RwLock;
 use tokio::sync::watch;
 
 use crate::cache::reflector::{self, WatchHandler};
 
-/// How long a review waits for a namespace that was created a moment ago.
+/// How long a review waits for a namespace that has just been created.
 const NEW_NAMESPACE: Duration = Duration::from_millis(500);
 
 const JOB_POLICIES: u8 = 1;
@@ -42,28 +43,26 @@ const CLUSTER_JOB_POLICIES: u8 = 2;
 const NAMESPACES: u8 = 4;
 const ALL: u8 = JOB_POLICIES | CLUSTER_JOB_POLICIES | NAMESPACES;
 
-/// The policies and namespaces of the moment; clones share them.
+/// The current policies and namespaces; clones share them.
 #[derive(Clone, Debug)]
-pub struct Policies(Arc<Inner>);
+pub struct Policies(Arc<SharedPolicies>);
 
 #[derive(Debug)]
-struct Inner {
+struct SharedPolicies {
     set: ArcSwap<PolicySet>,
-    known: Mutex<BTreeMap<Key, Arc<Policy>>>,
-    namespaces: RwLock<HashMap<String, Arc<Labels>>>,
+    index: RwLock<PolicyIndex<PolicyKey>>,
     synced: AtomicU8,
     policies_changed: watch::Sender<u64>,
     namespaces_changed: watch::Sender<u64>,
 }
 
-type Key = (PolicyKind, Option<String>, String);
+type PolicyKey = (PolicyKind, Option<String>, String);
 
 impl Default for Policies {
     fn default() -> Self {
-        Self(Arc::new(Inner {
+        Self(Arc::new(SharedPolicies {
             set: ArcSwap::default(),
-            known: Mutex::default(),
-            namespaces: RwLock::default(),
+            index: RwLock::default(),
             synced: AtomicU8::new(0),
             policies_changed: watch::Sender::new(0),
             namespaces_changed: watch::Sender::new(0),
@@ -72,18 +71,18 @@ impl Default for Policies {
 }
 
 impl Policies {
-    /// A picture that nothing changes, for tests and benchmarks.
+    /// Fixed policies and namespaces, for tests and benchmarks.
     pub fn fixed(set: PolicySet, namespaces: impl IntoIterator<Item = (String, Labels)>) -> Self {
         let policies = Self::default();
         policies.0.set.store(Arc::new(set));
-        policies.namespaces_mut(|known| {
-            known.extend(namespaces.into_iter().map(|(name, labels)| (name, Arc::new(labels))));
+        policies.change_namespaces(|index| {
+            namespaces.into_iter().for_each(|(name, labels)| _ = index.put_namespace(&name, labels));
         });
         policies.0.synced.store(ALL, Ordering::Release);
         policies
     }
 
-    /// Another such picture, of the same namespaces.
+    /// Replaces the fixed policies.
     pub fn fix(&self, set: PolicySet) {
         self.0.set.store(Arc::new(set));
         self.0.policies_changed.send_modify(|n| *n += 1);
@@ -128,27 +127,27 @@ impl Policies {
         ]
     }
 
-    /// All policies of the moment.
+    /// All current policies.
     pub fn current(&self) -> Guard<Arc<PolicySet>> {
         self.0.set.load()
     }
 
-    /// Whether everything was seen once.
+    /// Whether all policies and namespaces were listed once.
     pub fn synced(&self) -> bool {
         self.0.synced.load(Ordering::Acquire) == ALL
     }
 
-    /// Tells of every change of a policy.
+    /// Changes whenever a policy does.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.0.policies_changed.subscribe()
     }
 
-    /// Labels of a namespace, if it is known.
+    /// The labels of a namespace, if it is known.
     pub fn known_namespace(&self, name: &str) -> Option<Arc<Labels>> {
-        self.0.namespaces.read().get(name).cloned()
+        self.0.index.read().namespace(name)
     }
 
-    /// Labels of a namespace; one that was created a moment ago is waited for.
+    /// The labels of a namespace. Waits a moment for one that has just been created.
     pub async fn namespace(&self, name: &str) -> Option<Arc<Labels>> {
         if let Some(labels) = self.known_namespace(name) {
             return Some(labels);
@@ -165,28 +164,29 @@ impl Policies {
         tokio::time::timeout(NEW_NAMESPACE, appears).await.ok().flatten()
     }
 
-    /// All namespaces that are known, with their labels.
+    /// All known namespaces with their labels.
     pub fn namespaces(&self) -> Vec<(String, Arc<Labels>)> {
-        let known = self.0.namespaces.read();
-        known.iter().map(|(name, labels)| (name.clone(), labels.clone())).collect()
+        self.0.index.read().namespaces()
     }
 
-    /// Tells of every change of a namespace.
+    /// Changes whenever a namespace does.
     pub fn namespace_changes(&self) -> watch::Receiver<u64> {
         self.0.namespaces_changed.subscribe()
     }
 
-    fn namespaces_mut(&self, change: impl FnOnce(&mut HashMap<String, Arc<Labels>>)) {
-        change(&mut self.0.namespaces.write());
+    fn change_namespaces(&self, change: impl FnOnce(&mut PolicyIndex<PolicyKey>)) {
+        change(&mut self.0.index.write());
         self.0.namespaces_changed.send_modify(|n| *n += 1);
     }
 
-    fn policies_mut(&self, change: impl FnOnce(&mut BTreeMap<Key, Arc<Policy>>)) {
-        let mut known = self.0.known.lock();
-        change(&mut known);
-        // Stored under the lock, so that a later change cannot be overtaken by an earlier one.
-        self.0.set.store(Arc::new(PolicySet::new(known.values().cloned())));
-        self.0.policies_changed.send_modify(|n| *n += 1);
+    /// `change` returns whether it changed anything.
+    fn change_policies(&self, change: impl FnOnce(&mut PolicyIndex<PolicyKey>) -> bool) {
+        let mut index = self.0.index.write();
+        if change(&mut index) {
+            // Published under the lock, so that an earlier change cannot overwrite a later one.
+            self.0.set.store(index.all().clone());
+            self.0.policies_changed.send_modify(|n| *n += 1);
+        }
     }
 
     fn sync(&self, part: u8) {
@@ -202,8 +202,8 @@ struct PolicyHandler<P> {
 }
 
 impl<P: Resource<DynamicType = ()>> PolicyHandler<P> {
-    /// A policy that cannot be read is told of and selects nothing; it never becomes Ready, since no replica says that
-    /// it enforces it.
+    /// Logs a policy that cannot be read. It selects no Job and never becomes Ready, since no replica reports that it
+    /// enforces it.
     fn policy(&self, found: &DeserializeGuard<P>) -> Option<Arc<Policy>> {
         match &found.0 {
             Ok(policy) => (self.read)(policy)
@@ -227,7 +227,7 @@ impl<P: Resource<DynamicType = ()>> PolicyHandler<P> {
     }
 }
 
-fn key<P: Resource<DynamicType = ()>>(kind: PolicyKind, found: &DeserializeGuard<P>) -> Key {
+fn key<P: Resource<DynamicType = ()>>(kind: PolicyKind, found: &DeserializeGuard<P>) -> PolicyKey {
     (kind, found.namespace(), found.name_any())
 }
 
@@ -236,9 +236,9 @@ impl<P: Resource<DynamicType = ()>> WatchHandler<DeserializeGuard<P>> for Policy
         let fresh: Vec<_> =
             all.iter().filter_map(|found| Some((key(self.kind, found), self.policy(found)?))).collect();
         let kind = self.kind;
-        self.policies.policies_mut(|known| {
-            known.retain(|key, _| key.0 != kind);
-            known.extend(fresh);
+        self.policies.change_policies(|index| {
+            index.replace(|key| key.0 == kind, fresh);
+            true
         });
         self.policies.sync(match kind {
             PolicyKind::JobPolicy => JOB_POLICIES,
@@ -248,29 +248,12 @@ impl<P: Resource<DynamicType = ()>> WatchHandler<DeserializeGuard<P>> for Policy
 
     fn apply(&mut self, found: DeserializeGuard<P>) {
         let (key, policy) = (key(self.kind, &found), self.policy(&found));
-        // The status changes often, the spec seldom; only the spec moves the generation.
-        let same = policy.as_ref().is_some_and(|new| {
-            let known = self.policies.0.known.lock();
-            known.get(&key).is_some_and(|old| {
-                old.generation == new.generation && old.reference == new.reference && old.spec == new.spec
-            })
-        });
-        if same {
-            return;
-        }
-        self.policies.policies_mut(|known| {
-            match policy {
-                Some(policy) => known.insert(key, policy),
-                None => known.remove(&key),
-            };
-        });
+        self.policies.change_policies(|index| index.put(key, policy));
     }
 
     fn delete(&mut self, found: DeserializeGuard<P>) {
         let key = key(self.kind, &found);
-        self.policies.policies_mut(|known| {
-            known.remove(&key);
-        });
+        self.policies.change_policies(|index| index.put(key, None));
     }
 }
 
@@ -280,25 +263,26 @@ struct NamespaceHandler {
 
 impl WatchHandler<PartialObjectMeta<Namespace>> for NamespaceHandler {
     fn replace(&mut self, all: Vec<PartialObjectMeta<Namespace>>) {
-        self.policies.namespaces_mut(|known| {
-            *known = all.into_iter().map(|found| (found.name_any(), labels(found))).collect();
+        self.policies.change_namespaces(|index| {
+            let names: BTreeSet<String> = all.iter().map(ResourceExt::name_any).collect();
+            index.retain_namespaces(|name| names.contains(name));
+            all.into_iter().for_each(|found| _ = index.put_namespace(&found.name_any(), labels(found)));
         });
         self.policies.sync(NAMESPACES);
     }
 
     fn apply(&mut self, found: PartialObjectMeta<Namespace>) {
-        self.policies.namespaces_mut(|known| {
-            known.insert(found.name_any(), labels(found));
+        self.policies.change_namespaces(|index| {
+            index.put_namespace(&found.name_any(), labels(found));
         });
     }
 
     fn delete(&mut self, found: PartialObjectMeta<Namespace>) {
-        self.policies.namespaces_mut(|known| {
-            known.remove(&found.name_any());
-        });
+        let deleted = found.name_any();
+        self.policies.change_namespaces(|index| index.retain_namespaces(|name| name != deleted));
     }
 }
 
-fn labels(namespace: PartialObjectMeta<Namespace>) -> Arc<Labels> {
-    Arc::new(namespace.metadata.labels.unwrap_or_default())
+fn labels(namespace: PartialObjectMeta<Namespace>) -> Labels {
+    namespace.metadata.labels.unwrap_or_default()
 }

@@ -11,7 +11,7 @@ use kube::{
     core::{ListMeta, ObjectList},
 };
 
-use job_handler_shared::kube::error::{ApiError, CALL_TIMEOUT};
+use job_handler_shared::kube::error::{ApiError, call};
 
 /// Tries per call, for answers that may be better the next time.
 pub(super) const TRIES: u32 = 5;
@@ -90,19 +90,23 @@ async fn page(api: &Api<Job>, params: &ListParams) -> Result<Page, ApiError> {
     let mut attempt = 0;
     loop {
         attempt += 1;
-        let error = match tokio::time::timeout(CALL_TIMEOUT, api.list(params)).await {
-            Ok(Ok(page)) => return Ok(Page::Of(page)),
-            Ok(Err(kube::Error::Api(status))) if status.code == 410 => {
-                return Ok(Page::Expired(status.metadata.as_ref().and_then(token)));
+        // The status of an expired token holds another one, so it is read before the error is classified.
+        let list = async {
+            match api.list(params).await {
+                Err(kube::Error::Api(status)) if status.code == 410 => {
+                    Ok(Page::Expired(status.metadata.as_ref().and_then(token)))
+                }
+                page => page.map(Page::Of),
             }
-            Ok(Err(error)) => ApiError::new(what, error),
-            Err(_) => ApiError::Timeout { what: what.to_owned(), after: CALL_TIMEOUT },
         };
-        let passing = error.is_transient();
-        if attempt >= TRIES || !passing {
+        let error = match call(what, list).await {
+            Ok(page) => return Ok(page),
+            Err(error) => error,
+        };
+        if attempt >= TRIES || !error.is_transient() {
             return Err(error);
         }
-        tracing::warn!("{error}; trying again");
+        tracing::warn!("{error}; retrying");
         pause(attempt).await;
     }
 }
