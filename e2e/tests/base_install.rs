@@ -17,15 +17,15 @@ async fn the_base_installs_on_an_empty_cluster_in_one_command() {
         eprintln!("not on an existing cluster: it may be in use there");
         return;
     }
-    one_apply_makes_everything(&cluster).await;
+    one_apply_creates_everything(&cluster).await;
     pods_are_admitted_and_spread(&cluster).await;
-    an_outage_blocks_nobody(&cluster).await;
-    only_stamped_numbers_are_sent(&cluster).await;
+    an_outage_blocks_no_job(&cluster).await;
+    the_webhook_is_called_only_for_what_it_stamps(&cluster).await;
     applying_again_keeps_the_ca_bundle(&cluster).await;
     the_samples_are_accepted(&cluster).await;
 }
 
-async fn one_apply_makes_everything(cluster: &Cluster) {
+async fn one_apply_creates_everything(cluster: &Cluster) {
     let made = cluster.kubectl(&["apply", "-k", BASE]).await.unwrap();
     assert!(made.lines().all(|line| line.ends_with(" created")), "{made}");
     let established = ["wait", "--for=condition=Established", "crd", "--all", "--timeout=30s"];
@@ -60,14 +60,14 @@ async fn pods_are_admitted_and_spread(cluster: &Cluster) {
 }
 
 /// Nobody answers behind the Service, and Jobs are created all the same.
-async fn an_outage_blocks_nobody(cluster: &Cluster) {
+async fn an_outage_blocks_no_job(cluster: &Cluster) {
     cluster.kubectl(&["create", "namespace", "outage"]).await.unwrap();
     create(cluster, "free", "outage").await.unwrap();
 }
 
 /// What is sent to us and what is not, told by a copy of the configuration that fails closed and reaches nobody: which
 /// of its two webhooks was called stands in the refusal.
-async fn only_stamped_numbers_are_sent(cluster: &Cluster) {
+async fn the_webhook_is_called_only_for_what_it_stamps(cluster: &Cluster) {
     let get = ["get", "mutatingwebhookconfiguration", "job-handler", "-o", "json"];
     let mut probe: Value = serde_json::from_str(&cluster.kubectl(&get).await.unwrap()).unwrap();
     probe["metadata"] = json!({"name": "probe"});

@@ -132,7 +132,7 @@ struct Fixture {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn killed_after_each_write_and_each_write_failing_in_every_way() {
+async fn a_harvest_survives_a_kill_after_each_write_and_every_failure_of_each_write() {
     let cluster = Cluster::start(ClusterOptions::default()).await.unwrap();
     let folder = tempfile::tempdir().unwrap();
     let (port, out) = (ports::free().unwrap(), cloudevents_receiver::received(folder.path()));

@@ -24,7 +24,7 @@ const KILLS: usize = 20;
 const PATIENCE: Duration = Duration::from_secs(120);
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_hundred_results_and_events_whatever_moment_the_sink_is_killed() {
+async fn every_job_has_one_result_and_one_event_although_the_sink_is_killed_at_random_moments() {
     let seed = std::env::var("HARVEST_KILL_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(SEED);
     eprintln!("seed {seed}");
     let mut random = StdRng::seed_from_u64(seed);

@@ -16,7 +16,7 @@ use serde_json::json;
 const PATIENCE: Duration = Duration::from_secs(40);
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_other_sink_takes_over() {
+async fn another_sink_becomes_leader() {
     let cluster = Cluster::start(ClusterOptions::default()).await.unwrap();
     let options = PairOptions { webhooks: 2, ..PairOptions::default() };
     let pair = Pair::install(&cluster, options).await.unwrap();

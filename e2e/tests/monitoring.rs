@@ -31,7 +31,7 @@ fn rules(folder: &Path) {
 }
 
 #[test]
-fn each_alert_fires_where_it_should_and_not_before() {
+fn each_alert_fires_when_it_should_and_not_before() {
     let folder = tempfile::tempdir().unwrap();
     rules(folder.path());
     std::fs::copy(format!("{MONITORING}/alerts_test.yaml"), folder.path().join("alerts_test.yaml")).unwrap();
@@ -55,7 +55,7 @@ fn each_alert_fires_where_it_should_and_not_before() {
 }
 
 #[tokio::test]
-async fn every_query_of_the_dashboard_answers_about_the_pair() {
+async fn every_query_of_the_dashboard_has_a_result() {
     if std::env::var_os(E2E_KUBECONFIG).is_some_and(|path| !path.is_empty()) {
         eprintln!("not run: it wants a cluster of its own");
         return;

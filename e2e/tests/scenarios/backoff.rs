@@ -35,7 +35,7 @@ fn policy(initial: u32, action: &str) -> Value {
 }
 
 #[test]
-fn a_failed_job_that_is_deleted_is_not_forgotten() {
+fn a_deleted_failed_job_still_counts_for_the_backoff() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("backoff").await.unwrap();
         fixture.apply_policy(&ns, "builds", policy(300, "Reject")).await;
@@ -74,7 +74,7 @@ fn a_failed_job_that_is_deleted_is_not_forgotten() {
 }
 
 #[test]
-fn a_queued_try_is_started_when_the_backoff_is_over_and_a_success_ends_it() {
+fn a_queued_job_is_released_after_the_backoff_and_a_success_resets_it() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("backoffq").await.unwrap();
         fixture.apply_policy(&ns, "builds", policy(8, "Queue")).await;
@@ -121,7 +121,7 @@ fn a_queued_try_is_started_when_the_backoff_is_over_and_a_success_ends_it() {
 }
 
 #[test]
-fn a_newer_run_has_the_older_ones_pruned_and_their_names_are_free() {
+fn a_newer_run_prunes_the_older_ones_and_frees_their_names() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("dedup").await.unwrap();
         let spec = json!({

@@ -27,7 +27,7 @@ async fn no_pods(fixture: &Fixture, ns: &str, name: &str) {
 }
 
 #[test]
-fn a_failed_job_goes_after_its_harvest_where_asked_and_its_pods_with_it() {
+fn a_failed_job_is_deleted_with_its_pods_after_its_harvest_if_the_policy_says_so() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("cleanup").await.unwrap();
         let cleanup = json!({"succeededPolicy": "Never", "failedPolicy": "AfterHarvest"});
@@ -62,7 +62,7 @@ fn a_failed_job_goes_after_its_harvest_where_asked_and_its_pods_with_it() {
 /// What is measured is in the benchmarks; here, that it is done as things happen, and not when everything is looked at
 /// again, half a minute later.
 #[test]
-fn failed_jobs_go_as_soon_as_their_results_are_stored() {
+fn failed_jobs_are_deleted_as_soon_as_their_results_are_stored() {
     scenario(|fixture| async move {
         const JOBS: usize = 12;
         let ns = fixture.cluster.namespace("gone-soon").await.unwrap();
@@ -93,7 +93,7 @@ fn failed_jobs_go_as_soon_as_their_results_are_stored() {
 }
 
 #[test]
-fn jobs_of_a_policy_that_is_gone_are_left_alone() {
+fn jobs_of_a_deleted_policy_are_not_deleted() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("gone-policy").await.unwrap();
         let app = |name: &str| {
@@ -120,7 +120,7 @@ fn jobs_of_a_policy_that_is_gone_are_left_alone() {
 }
 
 #[test]
-fn one_screen_tells_how_many_results_there_are_how_large_and_what_is_missing() {
+fn the_summary_has_number_size_and_losses_of_results() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("told-results").await.unwrap();
         fixture.apply_policy(&ns, "builds", json!({"results": {}})).await;

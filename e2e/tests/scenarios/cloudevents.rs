@@ -81,7 +81,7 @@ impl Receiver {
 }
 
 #[test]
-fn the_receiver_goes_on_after_callers_that_died() {
+fn the_receiver_keeps_running_after_aborted_requests() {
     let folder = tempfile::tempdir().unwrap();
     let port = ports::free().unwrap();
     let _receiver = Process::start(cloudevents_receiver::program(folder.path(), port, []).unwrap()).unwrap();
@@ -124,7 +124,7 @@ fn the_receiver_goes_on_after_callers_that_died() {
 }
 
 #[test]
-fn a_receiver_that_was_away_gets_everything_once_and_in_order() {
+fn a_receiver_that_was_down_gets_every_event_once_and_in_order() {
     exclusive_scenario_with_own_cluster(async || {
         let folder = tempfile::tempdir().unwrap();
         let port = ports::free().unwrap();
@@ -216,7 +216,7 @@ fn a_receiver_that_was_away_gets_everything_once_and_in_order() {
         ] {
             assert!(metrics.contains(line), "{line} in {metrics}");
         }
-        a_receiver_that_nobody_configured_is_told_on_the_policy(&fixture, &ns).await;
+        a_receiver_that_is_not_configured_is_reported_on_the_policy(&fixture, &ns).await;
     });
 }
 
@@ -248,7 +248,7 @@ async fn tell_the_token(fixture: &Fixture) {
     api.create(&PostParams::default(), &secret).await.unwrap();
 }
 
-async fn a_receiver_that_nobody_configured_is_told_on_the_policy(fixture: &Fixture, ns: &str) {
+async fn a_receiver_that_is_not_configured_is_reported_on_the_policy(fixture: &Fixture, ns: &str) {
     let spec = json!({"results": {}, "cloudEventSinks": [{"name": "typo"}]});
     fixture.apply_policy(ns, "unknown", spec).await;
     fixture

@@ -42,7 +42,7 @@ fn deleting(policy: &str) -> Value {
 }
 
 #[test]
-fn a_policy_that_says_never_during_the_capture_keeps_the_job() {
+fn a_policy_changed_to_never_during_the_capture_keeps_the_job() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("keepme").await.unwrap();
         fixture.apply_policy(&ns, "p", deleting("AfterHarvest")).await;
@@ -72,7 +72,7 @@ fn job_that(name: &str) -> Value {
 }
 
 #[test]
-fn labels_alone_are_no_result() {
+fn a_config_map_with_only_the_labels_is_not_a_result() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("forged").await.unwrap();
         fixture.apply_policy(&ns, "p", deleting("AfterHarvest")).await;
@@ -102,7 +102,7 @@ fn labels_alone_are_no_result() {
 }
 
 #[test]
-fn a_ttl_comes_back_when_nobody_asks_for_the_result_any_more() {
+fn the_ttl_is_restored_when_no_policy_wants_the_result_any_more() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("aside").await.unwrap();
         fixture.apply_policy(&ns, "p", json!({"results": {}})).await;
@@ -125,7 +125,7 @@ fn a_ttl_comes_back_when_nobody_asks_for_the_result_any_more() {
 }
 
 #[test]
-fn a_finished_job_that_is_deleted_before_its_harvest_leaves_a_result() {
+fn a_finished_job_deleted_before_its_harvest_leaves_a_result() {
     exclusive_scenario(async |fixture| {
         let ns = fixture.cluster.namespace("victim").await.unwrap();
         fixture.apply_policy(&ns, "p", json!({"results": {}})).await;

@@ -12,7 +12,7 @@ use serde_json::json;
 use super::fixtures::{annotation, exclusive_scenario, job, scenario};
 
 #[test]
-fn a_queued_job_says_why_it_waits_and_then_that_it_was_started() {
+fn events_say_why_a_queued_job_waits_and_that_it_was_released() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("queue-told").await.unwrap();
         let limit = json!({"name": "few", "maxActiveJobs": 1, "whenFull": "Queue"});
@@ -55,7 +55,7 @@ fn a_queued_job_says_why_it_waits_and_then_that_it_was_started() {
 }
 
 #[test]
-fn who_is_taken_out_of_the_queue_by_hand_says_so() {
+fn a_job_taken_out_of_the_queue_by_hand_gets_an_event() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("unqueued").await.unwrap();
         let limit = json!({"name": "few", "maxActiveJobs": 0, "whenFull": "Queue"});
@@ -107,7 +107,7 @@ fn a_copy_of_a_queued_job_outside_every_policy_stays_suspended() {
 }
 
 #[test]
-fn who_takes_the_limits_entries_away_is_told_of_and_they_come_back_at_once() {
+fn deleted_webhook_entries_of_limits_are_reported_and_restored_at_once() {
     exclusive_scenario(async |fixture| {
         let ns = fixture.cluster.namespace("entries").await.unwrap();
         fixture.apply_policy(&ns, "builds", json!({"limits": [{"name": "few", "maxActiveJobs": 1}]})).await;
@@ -141,7 +141,7 @@ fn who_takes_the_limits_entries_away_is_told_of_and_they_come_back_at_once() {
 }
 
 #[test]
-fn jobs_that_were_there_before_the_limit_are_reported() {
+fn jobs_older_than_the_limit_are_reported() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("over").await.unwrap();
         for name in ["a", "b"] {

@@ -41,7 +41,7 @@ async fn results(fixture: &Fixture, namespace: &str) -> kube::Result<Vec<ConfigM
 }
 
 #[test]
-fn a_node_whose_logs_hang_holds_up_nobody_else() {
+fn a_node_with_hanging_logs_delays_no_other_harvest() {
     exclusive_scenario(async |fixture| {
         let (slow, well) = (harvest(fixture, "slow").await, harvest(fixture, "well").await);
         // All on one node, so that it is that node's line that they stand in.

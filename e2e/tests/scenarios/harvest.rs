@@ -30,7 +30,7 @@ fn manifest(result: &ConfigMap) -> Value {
 }
 
 #[test]
-fn a_completed_job_leaves_a_result_a_mark_and_an_event() {
+fn a_completed_job_leaves_a_result_an_annotation_and_an_event() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("done").await.unwrap();
         harvest_everything(fixture, &ns).await;
@@ -87,7 +87,7 @@ fn a_completed_job_leaves_a_result_a_mark_and_an_event() {
 }
 
 #[test]
-fn failures_keep_their_reasons_apart() {
+fn each_kind_of_failure_has_its_own_reason() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("failed").await.unwrap();
         harvest_everything(fixture, &ns).await;
@@ -144,7 +144,7 @@ fn every_container_is_in_the_result() {
 }
 
 #[test]
-fn large_and_binary_logs_are_kept_within_their_budget() {
+fn large_and_binary_logs_are_stored_within_their_budget() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("large").await.unwrap();
         harvest_everything(fixture, &ns).await;
@@ -159,7 +159,7 @@ fn large_and_binary_logs_are_kept_within_their_budget() {
 }
 
 #[test]
-fn a_foreign_config_map_is_left_alone() {
+fn a_config_map_of_another_owner_is_not_overwritten() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("foreign").await.unwrap();
         harvest_everything(fixture, &ns).await;
@@ -191,7 +191,7 @@ fn a_foreign_config_map_is_left_alone() {
 }
 
 #[test]
-fn deletion_follows_the_policy_and_groups_keep_their_newest() {
+fn jobs_are_deleted_by_policy_and_groups_keep_their_newest() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("cleanup").await.unwrap();
         let spec = json!({

@@ -39,7 +39,7 @@ fn the_ca_is_in_a_secret_and_in_both_configurations() {
 }
 
 #[test]
-fn an_entry_that_someone_breaks_is_mended() {
+fn a_webhook_entry_that_was_changed_by_hand_is_repaired() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("mended").await.unwrap();
         fixture.apply_policy(&ns, "few", json!({"limits": [{"name": "few", "maxActiveJobs": 0}]})).await;
@@ -67,7 +67,7 @@ fn an_entry_that_someone_breaks_is_mended() {
 }
 
 #[test]
-fn the_pair_never_acts_as_admin_and_is_never_forbidden() {
+fn the_pair_uses_only_its_own_rights_and_is_never_forbidden() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("rights").await.unwrap();
         fixture
@@ -109,7 +109,7 @@ fn the_pair_never_acts_as_admin_and_is_never_forbidden() {
 }
 
 #[test]
-fn our_own_namespace_and_kube_system_are_left_alone() {
+fn our_own_namespace_and_kube_system_are_excluded() {
     scenario(|fixture| async move {
         for ns in ["kube-system", "job-handler-system"] {
             let mut plain = job("untouched", &[("job-handler/enabled", "true")], &[("run", "200ms")]);

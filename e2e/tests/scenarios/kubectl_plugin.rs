@@ -101,7 +101,7 @@ fn install(path: &Path, script: &str) {
 }
 
 #[test]
-fn who_may_only_read_config_maps_reads_results_through_kubectl() {
+fn results_can_be_read_through_kubectl_with_the_right_to_read_config_maps() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("read").await.unwrap();
         let logs = json!({"maxBytesPerContainer": "3Mi", "maxBytesPerJob": "4Mi"});

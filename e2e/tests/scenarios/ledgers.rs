@@ -105,7 +105,7 @@ async fn write(fixture: &Fixture, ledger: &str, spec: Value) {
 }
 
 #[test]
-fn garbage_in_a_ledger_is_named_and_the_way_out_leads_out() {
+fn a_corrupt_ledger_is_named_and_its_documented_remedy_works() {
     scenario(|fixture| async move {
         let ns = half_full(fixture, "garbage").await;
         write(fixture, &ns, json!({"pending": "none"})).await;
@@ -120,7 +120,7 @@ fn garbage_in_a_ledger_is_named_and_the_way_out_leads_out() {
 }
 
 #[test]
-fn a_ledger_of_a_newer_version_is_left_alone_and_named() {
+fn a_ledger_of_a_newer_version_is_reported_and_not_changed() {
     scenario(|fixture| async move {
         let ns = half_full(fixture, "newer").await;
         write(fixture, &ns, json!({"format": 2, "later": {"a": 1}})).await;
@@ -134,7 +134,7 @@ fn a_ledger_of_a_newer_version_is_left_alone_and_named() {
 }
 
 #[test]
-fn a_ledger_that_is_deleted_by_hand_comes_back_after_a_minute_and_nobody_gets_in_beside() {
+fn a_ledger_deleted_by_hand_is_recreated_after_a_minute_and_no_job_too_many_is_admitted() {
     scenario(|fixture| async move {
         let ns = half_full(fixture, "deleted").await;
         ledgers(fixture).delete(&ns, &DeleteParams::default()).await.unwrap();
@@ -153,7 +153,7 @@ fn a_ledger_that_is_deleted_by_hand_comes_back_after_a_minute_and_nobody_gets_in
 }
 
 #[test]
-fn a_ledger_that_is_edited_by_hand_counts_too_much_for_a_while_never_too_little() {
+fn a_ledger_edited_by_hand_counts_too_much_for_a_while_never_too_little() {
     scenario(|fixture| async move {
         let ns = half_full(fixture, "edited").await;
         // An attempt that nobody made, of policies that nobody knows; and a position far ahead of every watch.
@@ -169,7 +169,7 @@ fn a_ledger_that_is_edited_by_hand_counts_too_much_for_a_while_never_too_little(
 }
 
 #[test]
-fn forged_marks_gain_no_slot() {
+fn forged_annotations_gain_no_slot() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("forged").await.unwrap();
         let spec = json!({
@@ -205,7 +205,7 @@ fn forged_marks_gain_no_slot() {
 }
 
 #[test]
-fn a_tenant_whose_creates_come_to_nothing_has_to_wait_and_pins_no_limit_of_the_cluster() {
+fn a_tenant_with_failing_creates_has_to_wait_and_does_not_block_cluster_limits() {
     scenario(|fixture| async move {
         let tenant = fixture.cluster.namespace("tenant").await.unwrap();
         let other = fixture.cluster.namespace("other").await.unwrap();
@@ -261,7 +261,7 @@ fn a_tenant_whose_creates_come_to_nothing_has_to_wait_and_pins_no_limit_of_the_c
 }
 
 #[test]
-fn an_apiserver_that_is_slow_throttles_or_loses_answers_leads_to_no_job_too_many() {
+fn no_job_too_many_is_admitted_when_the_apiserver_is_slow_throttles_or_loses_answers() {
     let options = PairOptions { webhook_proxy: true, ..PairOptions::default() };
     exclusive_scenario_with_options(options, async |fixture| {
         let proxy = fixture.pair.webhook(0).proxy();

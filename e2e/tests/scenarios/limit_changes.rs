@@ -42,7 +42,7 @@ async fn all_run(fixture: &Fixture, namespace: &str, names: &[&str]) {
 }
 
 #[test]
-fn lowered_below_use_then_raised() {
+fn a_limit_can_be_lowered_below_its_use_and_raised_again() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("lowered").await.unwrap();
         fixture.apply_policy(&ns, "builds", limit("a", 3)).await;
@@ -65,7 +65,7 @@ fn lowered_below_use_then_raised() {
 }
 
 #[test]
-fn a_changed_selector_counts_other_jobs() {
+fn a_changed_selector_counts_the_jobs_it_selects() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("selector").await.unwrap();
         fixture.apply_policy(&ns, "builds", limit("a", 1)).await;
@@ -82,7 +82,7 @@ fn a_changed_selector_counts_other_jobs() {
 }
 
 #[test]
-fn deleted_made_again_and_under_another_name() {
+fn a_policy_can_be_deleted_recreated_and_renamed() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("renamed").await.unwrap();
         fixture.apply_policy(&ns, "old", limit("a", 1)).await;
@@ -110,7 +110,7 @@ fn deleted_made_again_and_under_another_name() {
 }
 
 #[test]
-fn a_limit_under_another_name_and_of_another_kind_counts_on() {
+fn a_renamed_limit_of_another_kind_counts_existing_jobs() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("relimit").await.unwrap();
         fixture.apply_policy(&ns, "builds", json!({"limits": [{"name": "few", "maxActiveJobs": 2}]})).await;
@@ -145,7 +145,7 @@ fn a_limit_under_another_name_and_of_another_kind_counts_on() {
 }
 
 #[test]
-fn grants_whose_job_never_came_are_shown_as_pending() {
+fn grants_without_a_job_are_shown_as_pending() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("pending").await.unwrap();
         fixture.apply_policy(&ns, "builds", limit("a", 5)).await;
@@ -180,7 +180,7 @@ fn grants_whose_job_never_came_are_shown_as_pending() {
 }
 
 #[test]
-fn the_ledger_of_a_namespace_that_is_gone_goes() {
+fn the_ledger_of_a_deleted_namespace_is_deleted() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("swept").await.unwrap();
         fixture.apply_policy(&ns, "builds", limit("a", 5)).await;

@@ -92,7 +92,7 @@ async fn refused(fixture: &Fixture, namespace: &str, name: &str) -> String {
 }
 
 #[test]
-fn create_loops_over_one_name_meet_conflicts_not_refusals() {
+fn repeated_creates_of_one_name_get_conflicts_not_refusals() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("loop").await.unwrap();
         fixture.apply_policy(&ns, "builds", limit(1)).await;
@@ -107,7 +107,7 @@ fn create_loops_over_one_name_meet_conflicts_not_refusals() {
 }
 
 #[test]
-fn a_name_that_is_deleted_and_made_again_keeps_its_slot() {
+fn a_job_deleted_and_recreated_keeps_its_slot() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("again").await.unwrap();
         fixture.apply_policy(&ns, "builds", limit(1)).await;
@@ -134,7 +134,7 @@ fn a_name_that_is_deleted_and_made_again_keeps_its_slot() {
 }
 
 #[test]
-fn a_job_in_deletion_counts_until_its_pods_are_gone() {
+fn a_job_being_deleted_counts_until_its_pods_are_gone() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("deleting").await.unwrap();
         fixture.apply_policy(&ns, "builds", limit(1)).await;
@@ -187,7 +187,7 @@ fn a_job_that_is_suspended_again_counts_until_its_pods_are_gone() {
 }
 
 #[test]
-fn a_namespace_that_goes_gives_its_slots_of_the_cluster_back() {
+fn a_deleted_namespace_frees_its_slots_of_cluster_limits() {
     scenario(|fixture| async move {
         let (going, staying) = (
             fixture.cluster.namespace("going").await.unwrap(),
@@ -221,7 +221,7 @@ fn a_namespace_that_goes_gives_its_slots_of_the_cluster_back() {
 }
 
 #[test]
-fn a_limit_below_its_use_ends_nothing_and_admits_nothing() {
+fn a_limit_below_its_use_deletes_and_admits_nothing() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("lowered").await.unwrap();
         fixture.apply_policy(&ns, "builds", limit(3)).await;
@@ -244,7 +244,7 @@ fn a_limit_below_its_use_ends_nothing_and_admits_nothing() {
 }
 
 #[test]
-fn a_refused_cron_job_says_by_whom_and_runs_once_there_is_room() {
+fn a_refused_cron_job_names_the_policy_and_runs_once_a_slot_is_free() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("cron").await.unwrap();
         fixture.apply_policy(&ns, "builds", limit(1)).await;
@@ -284,7 +284,7 @@ fn a_refused_cron_job_says_by_whom_and_runs_once_there_is_room() {
 
 /// The test ends these Jobs itself, to the moment.
 #[test]
-fn a_slot_is_free_the_moment_its_job_has_finished() {
+fn a_slot_is_free_as_soon_as_its_job_has_finished() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("next").await.unwrap();
         fixture.apply_policy(&ns, "builds", limit(1)).await;
@@ -313,7 +313,7 @@ fn a_slot_is_free_the_moment_its_job_has_finished() {
 }
 
 #[test]
-fn two_limits_of_a_policy_both_hold_and_the_one_that_refuses_is_named() {
+fn two_limits_of_a_policy_both_apply_and_the_refusing_one_is_named() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("both").await.unwrap();
         let spec = json!({
@@ -340,7 +340,7 @@ fn two_limits_of_a_policy_both_hold_and_the_one_that_refuses_is_named() {
 }
 
 #[test]
-fn limits_of_cluster_and_namespace_both_hold_and_neither_keeps_what_the_other_refused() {
+fn cluster_and_namespace_limits_both_apply_and_neither_counts_jobs_refused_by_the_other() {
     scenario(|fixture| async move {
         let (a, b) =
             (fixture.cluster.namespace("a").await.unwrap(), fixture.cluster.namespace("b").await.unwrap());
@@ -392,7 +392,7 @@ fn a_job_under_two_policies_takes_one_slot_of_each() {
 }
 
 #[test]
-fn what_a_quota_denies_gives_its_slot_back() {
+fn a_job_denied_by_a_quota_frees_its_slot() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("denied").await.unwrap();
         fixture.apply_policy(&ns, "builds", limit(1)).await;

@@ -10,7 +10,7 @@ fn limit(max: u32) -> Value {
 }
 
 #[test]
-fn the_one_over_the_limit_is_refused_with_a_reason_and_recovers() {
+fn a_job_over_the_limit_is_refused_with_a_reason_until_a_slot_is_free() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("limit").await.unwrap();
         fixture.apply_policy(&ns, "builds", limit(2)).await;
@@ -39,7 +39,7 @@ fn the_one_over_the_limit_is_refused_with_a_reason_and_recovers() {
 }
 
 #[test]
-fn a_refusal_is_told_on_the_policy_on_the_owner_and_on_the_name() {
+fn a_refusal_has_events_on_the_policy_the_owner_and_the_name() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("told").await.unwrap();
         fixture.apply_policy(&ns, "builds", limit(0)).await;
@@ -88,7 +88,7 @@ fn a_refusal_is_told_on_the_policy_on_the_owner_and_on_the_name() {
 }
 
 #[test]
-fn a_flood_of_refusals_is_damped() {
+fn events_of_many_refusals_are_aggregated() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("flood").await.unwrap();
         fixture.apply_policy(&ns, "builds", limit(0)).await;
@@ -171,7 +171,7 @@ fn a_duplicate_of_a_group_names_the_active_one() {
 }
 
 #[test]
-fn a_dry_run_is_told_the_truth_and_takes_no_slot() {
+fn a_dry_run_gets_the_real_answer_and_takes_no_slot() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("dry").await.unwrap();
         fixture.apply_policy(&ns, "builds", limit(1)).await;
@@ -187,7 +187,7 @@ fn a_dry_run_is_told_the_truth_and_takes_no_slot() {
 }
 
 #[test]
-fn a_same_name_create_is_a_conflict_not_a_refusal() {
+fn a_create_with_an_existing_name_is_a_conflict_not_a_refusal() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("samename").await.unwrap();
         fixture.apply_policy(&ns, "builds", limit(1)).await;

@@ -119,7 +119,7 @@ fn assert_failed(stored: &Stored, reason: &str) {
 }
 
 #[test]
-fn past_its_deadline_a_process_is_heard_to_its_last_line() {
+fn the_log_of_a_job_past_its_deadline_has_the_last_line() {
     scenario(|fixture| async move {
         let ns = harvest(fixture, "deadline").await;
         let deadline = json!({"activeDeadlineSeconds": 4, "parallelism": 2, "completions": 2});
@@ -136,7 +136,7 @@ fn past_its_deadline_a_process_is_heard_to_its_last_line() {
 }
 
 #[test]
-fn what_cannot_be_had_is_said_to_be_lost() {
+fn logs_that_cannot_be_read_are_listed_as_lost() {
     scenario(|fixture| async move {
         let ns = harvest(fixture, "lost").await;
         // It ends and is gone at once, its log has never been there, and another's node hangs.
@@ -162,7 +162,7 @@ fn what_cannot_be_had_is_said_to_be_lost() {
 }
 
 #[test]
-fn restarts_past_the_limit_leave_the_last_run_and_the_one_before() {
+fn restarts_past_the_limit_leave_the_last_two_attempts() {
     scenario(|fixture| async move {
         let ns = harvest(fixture, "restarts").await;
         let play = [
@@ -191,7 +191,7 @@ fn restarts_past_the_limit_leave_the_last_run_and_the_one_before() {
 }
 
 #[test]
-fn what_a_failure_policy_ends_is_in_the_result() {
+fn logs_of_pods_ended_by_a_failure_policy_are_in_the_result() {
     scenario(|fixture| async move {
         let ns = harvest(fixture, "failurepolicy").await;
         // Index 0 fails with a code that fails the whole Job, while the other still writes.
@@ -276,7 +276,7 @@ async fn wait_gone(fixture: &Fixture, namespace: &str, pod: &str) {
 }
 
 #[test]
-fn a_success_policy_ends_the_others_whose_logs_are_kept() {
+fn logs_of_pods_ended_by_a_success_policy_are_in_the_result() {
     scenario(|fixture| async move {
         let ns = harvest(fixture, "success").await;
         let spec = json!({
@@ -304,7 +304,7 @@ fn a_success_policy_ends_the_others_whose_logs_are_kept() {
 }
 
 #[test]
-fn a_job_that_is_suspended_while_it_runs_keeps_what_it_wrote_before() {
+fn a_job_suspended_while_it_runs_keeps_its_earlier_logs() {
     scenario(|fixture| async move {
         let ns = harvest(fixture, "pause").await;
         fixture.create(&ns, &with("pause", &TICKS, json!({}))).await.unwrap();
@@ -329,7 +329,7 @@ fn a_job_that_is_suspended_while_it_runs_keeps_what_it_wrote_before() {
 }
 
 #[test]
-fn a_pod_that_is_deleted_by_hand_or_evicted_is_told_of() {
+fn pods_deleted_by_hand_or_evicted_are_in_the_result() {
     scenario(|fixture| async move {
         let ns = harvest(fixture, "byhand").await;
         let spec = json!({"backoffLimit": 3});
@@ -363,7 +363,7 @@ fn a_pod_that_is_deleted_by_hand_or_evicted_is_told_of() {
 }
 
 #[test]
-fn a_node_that_is_gone_takes_no_job_with_it_silently() {
+fn jobs_of_a_deleted_node_report_their_loss() {
     scenario(|fixture| async move {
         let ns = harvest(fixture, "nodegone").await;
         let nodes: Api<Node> = Api::all(fixture.client());
@@ -386,7 +386,7 @@ fn a_node_that_is_gone_takes_no_job_with_it_silently() {
 }
 
 #[test]
-fn pods_that_never_ran_say_why() {
+fn pods_that_never_ran_have_their_reason_in_the_result() {
     scenario(|fixture| async move {
         let ns = harvest(fixture, "never").await;
         let deadline = json!({"activeDeadlineSeconds": 2});
@@ -435,7 +435,7 @@ fn pods_that_never_ran_say_why() {
 }
 
 #[test]
-fn every_container_of_a_pod_that_is_gone_is_told_of() {
+fn every_container_of_a_deleted_pod_is_in_the_result() {
     scenario(|fixture| async move {
         let ns = harvest(fixture, "crowd").await;
         let play = [("end", "Hang"), ("log", "a line\n"), ("termination-delay", "2s")];

@@ -90,7 +90,7 @@ async fn unpacked(fixture: &Fixture, result: &ConfigMap) -> Vec<u8> {
 }
 
 #[test]
-fn a_long_log_keeps_its_ends_and_says_what_is_between() {
+fn a_long_log_keeps_head_and_tail_and_counts_what_is_cut() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("ends").await.unwrap();
         fixture
@@ -112,7 +112,7 @@ fn a_long_log_keeps_its_ends_and_says_what_is_between() {
 }
 
 #[test]
-fn a_jobs_budget_is_for_all_its_containers() {
+fn a_jobs_budget_is_shared_by_its_containers() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("budget").await.unwrap();
         let logs = json!({"maxBytesPerContainer": "6Ki", "maxBytesPerJob": "8Ki"});
@@ -138,7 +138,7 @@ fn a_jobs_budget_is_for_all_its_containers() {
 }
 
 #[test]
-fn large_logs_go_into_shards_and_come_back_byte_by_byte() {
+fn large_logs_are_stored_in_shards_and_read_back_byte_for_byte() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("shards").await.unwrap();
         let logs = json!({"maxBytesPerContainer": "16Mi", "maxBytesPerJob": "64Mi"});
@@ -160,7 +160,7 @@ fn large_logs_go_into_shards_and_come_back_byte_by_byte() {
 }
 
 #[test]
-fn binary_logs_and_terminal_escapes_are_kept_to_the_byte() {
+fn binary_logs_and_terminal_escapes_are_stored_byte_for_byte() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("bytes").await.unwrap();
         fixture.apply_policy(&ns, "results", json!({"results": {}})).await;
@@ -194,7 +194,7 @@ fn binary_logs_and_terminal_escapes_are_kept_to_the_byte() {
 }
 
 #[test]
-fn without_logs_there_are_states_and_messages() {
+fn a_result_without_logs_has_states_and_messages() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("nologs").await.unwrap();
         fixture.apply_policy(&ns, "results", json!({"results": {"logs": {"mode": "None"}}})).await;
@@ -258,7 +258,7 @@ fn many() -> usize {
 }
 
 #[test]
-fn a_job_of_many_pods_keeps_what_failed_first_within_its_budget() {
+fn a_job_with_many_pods_stores_failed_pods_first_within_its_budget() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("indexed").await.unwrap();
         // Room for some forty of their logs.

@@ -9,7 +9,7 @@ use kube::Api;
 use super::fixtures::scenario;
 
 #[test]
-fn every_bad_review_gets_a_clear_answer_and_the_webhook_lives() {
+fn every_malformed_review_gets_a_clear_answer_and_the_webhook_keeps_running() {
     scenario(|fixture| async move {
         let secrets: Api<Secret> = Api::namespaced(fixture.client(), "job-handler-system");
         let ca = secrets.get("job-handler-ca").await.unwrap().data.unwrap()["ca.crt"].0.clone();

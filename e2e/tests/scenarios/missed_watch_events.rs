@@ -13,7 +13,7 @@ const SLACK: Duration = Duration::from_secs(50);
 const JOBS: &str = "/apis/batch/v1/jobs";
 
 #[test]
-fn a_terminal_event_that_never_comes_costs_half_a_minute() {
+fn a_missed_terminal_event_delays_the_harvest_by_half_a_minute() {
     exclusive_scenario_with_options(
         PairOptions { sink_proxy: true, ..PairOptions::default() },
         async |fixture| {

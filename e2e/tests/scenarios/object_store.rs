@@ -126,7 +126,7 @@ async fn emptied(fixture: &Fixture, folder: &Path) {
 }
 
 #[test]
-fn what_is_over_the_budget_goes_whole_into_an_s3_compatible_store() {
+fn logs_over_the_budget_are_stored_in_full_in_an_s3_compatible_store() {
     exclusive_scenario_with_own_cluster(async || {
         let folder = tempfile::tempdir().unwrap();
         let server = Server::new(folder.path());
@@ -259,7 +259,7 @@ fn what_is_over_the_budget_goes_whole_into_an_s3_compatible_store() {
 }
 
 #[test]
-fn a_folder_holds_whole_logs_and_nothing_of_harvests_that_came_to_nothing() {
+fn a_folder_has_full_logs_and_nothing_of_failed_harvests() {
     exclusive_scenario_with_own_cluster(async || {
         let folder = tempfile::tempdir().unwrap();
         let store = folder.path().join("store");

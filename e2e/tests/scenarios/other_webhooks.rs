@@ -123,7 +123,7 @@ async fn dry(fixture: &Fixture, namespace: &str, does: &str) -> kube::Result<Job
 }
 
 #[test]
-fn a_job_that_a_neighbour_changes_after_us_is_stamped_once_and_within_its_maxima() {
+fn a_job_that_another_webhook_changes_after_us_is_stamped_once_and_within_its_maxima() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("neighbour").await.unwrap();
         let spec = json!({

@@ -10,7 +10,7 @@ use super::fixtures::{
 };
 
 #[test]
-fn limited_jobs_wait_for_the_webhook_and_nobody_else_does() {
+fn only_limited_jobs_wait_for_the_webhook() {
     exclusive_scenario(async |fixture| {
         let ns = fixture.cluster.namespace("outage").await.unwrap();
         let free = fixture.cluster.namespace("free").await.unwrap();
@@ -34,7 +34,7 @@ fn limited_jobs_wait_for_the_webhook_and_nobody_else_does() {
 }
 
 #[test]
-fn a_sink_that_was_away_harvests_what_finished_meanwhile() {
+fn a_sink_harvests_jobs_that_finished_while_it_was_down() {
     exclusive_scenario(async |fixture| {
         let ns = fixture.cluster.namespace("away").await.unwrap();
         fixture.apply_policy(&ns, "results", json!({"results": {}})).await;
@@ -58,7 +58,7 @@ fn a_sink_that_was_away_harvests_what_finished_meanwhile() {
 }
 
 #[test]
-fn the_apiserver_comes_back_and_the_pair_goes_on() {
+fn the_pair_continues_after_a_restart_of_the_apiserver() {
     exclusive_scenario(async |fixture| {
         let ns = fixture.cluster.namespace("restart").await.unwrap();
         fixture
@@ -127,7 +127,7 @@ fn another_sink_takes_over_and_replicas_share_one_ca() {
 }
 
 #[test]
-fn missing_rights_are_named_and_mended_without_a_restart() {
+fn missing_rights_are_named_and_used_without_a_restart_once_granted() {
     exclusive_scenario(async |fixture| {
         for (program, member) in
             [("job-handler-webhook", fixture.pair.webhook(0)), ("job-handler-sink", fixture.pair.sink())]

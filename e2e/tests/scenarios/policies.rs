@@ -29,7 +29,7 @@ async fn check(fixture: &Fixture, kind: &str, spec: &Value) -> Result<(), String
 }
 
 #[test]
-fn accepts_the_policy_of_the_page() {
+fn the_policy_of_the_readme_is_accepted() {
     scenario(|fixture| async move {
         let spec = json!({
             "jobSelector": {"matchLabels": {"app": "image-build"}},
@@ -67,7 +67,7 @@ fn accepts_the_policy_of_the_page() {
 }
 
 #[test]
-fn refuses_wrong_policies_and_names_the_field() {
+fn invalid_policies_are_refused_with_the_field() {
     scenario(|fixture| async move {
         let limit = |more: Value| {
             let mut limit = json!({"name": "x", "maxActiveJobs": 1});
@@ -146,7 +146,7 @@ fn refuses_wrong_policies_and_names_the_field() {
 }
 
 #[test]
-fn a_change_is_in_force_once_ready_and_the_columns_tell() {
+fn a_policy_change_is_in_force_once_ready_and_shown_in_the_columns() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("reload").await.unwrap();
         let deadline = |seconds: u32| {
@@ -209,7 +209,7 @@ fn namespace_selectors_follow_the_labels_of_namespaces() {
 }
 
 #[test]
-fn the_default_policy_harvests_those_who_opt_in() {
+fn the_default_policy_harvests_jobs_that_opt_in() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("optin").await.unwrap();
         let logs = [("run", "200ms"), ("log", "done\n")];
@@ -290,7 +290,7 @@ fn editors_may_not_write_policies() {
 }
 
 #[test]
-fn policies_of_namespace_and_cluster_combine() {
+fn namespaced_and_cluster_policies_combine() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("combine").await.unwrap();
         let name = format!("combine-{}", ns.name());
@@ -331,7 +331,7 @@ fn policies_of_namespace_and_cluster_combine() {
 }
 
 #[test]
-fn a_warning_policy_changes_refuses_and_deletes_nothing() {
+fn a_policy_in_warn_mode_changes_refuses_and_deletes_nothing() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("warn").await.unwrap();
         let spec = json!({
@@ -357,7 +357,7 @@ fn a_warning_policy_changes_refuses_and_deletes_nothing() {
 }
 
 #[test]
-fn status_says_which_parts_have_no_effect() {
+fn the_status_lists_policy_fields_without_effect() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("parts").await.unwrap();
         fixture.apply_policy(&ns, "whole", json!({"stamp": {"backoffLimit": {"max": 1}}})).await;

@@ -50,7 +50,7 @@ async fn left(fixture: &Fixture, ns: &str) -> Vec<String> {
 }
 
 #[test]
-fn old_hooks_are_swept_and_the_newest_stay() {
+fn old_hooks_are_pruned_and_the_newest_stay() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("sweep").await.unwrap();
         hooks(fixture, &ns, "shop", &["shop-1", "shop-2", "shop-3-bad"]).await;
@@ -96,7 +96,7 @@ fn old_hooks_are_swept_and_the_newest_stay() {
 }
 
 #[test]
-fn one_deletion_that_is_refused_stops_no_other_and_is_told_by_the_exit_code() {
+fn a_refused_deletion_stops_no_other_and_sets_the_exit_code() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("sweep-refused").await.unwrap();
         hooks(fixture, &ns, "shop", &["shop-1", "shop-2", "shop-3", "shop-4"]).await;

@@ -26,7 +26,7 @@ fn limit(selects: &str, max: u32) -> Value {
 }
 
 #[test]
-fn a_namespace_that_is_seen_for_the_first_time_has_its_slots_at_once() {
+fn a_new_namespace_has_its_slots_at_once() {
     scenario(|fixture| async move {
         // By a policy of its own.
         let ns = fixture.cluster.namespace("first").await.unwrap();
@@ -75,7 +75,7 @@ fn a_namespace_that_is_seen_for_the_first_time_has_its_slots_at_once() {
 }
 
 #[test]
-fn limits_that_were_there_before_the_webhook_are_not_ready_before_their_ledgers() {
+fn existing_limits_are_not_ready_before_their_ledgers_exist() {
     exclusive_scenario(async |fixture| {
         let ns = fixture.cluster.namespace("before").await.unwrap();
         let free = fixture.cluster.namespace("free").await.unwrap();
@@ -172,7 +172,7 @@ async fn applied(fixture: &Fixture, namespace: &str, name: &str, spec: Value) {
 }
 
 #[test]
-fn what_changed_is_decided_by_as_soon_as_it_is_ready() {
+fn a_changed_policy_applies_as_soon_as_it_is_ready() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("soon").await.unwrap();
         let ns = ns.name();

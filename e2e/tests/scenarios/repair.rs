@@ -7,7 +7,7 @@ use serde_json::json;
 use super::fixtures::{Fixture, annotation, exclusive_scenario, job, refusal};
 
 #[test]
-fn jobs_that_the_webhook_missed_are_stamped_and_others_left_alone() {
+fn jobs_missed_by_the_webhook_are_stamped_and_others_unchanged() {
     exclusive_scenario(async |fixture| {
         let ns = fixture.cluster.namespace("healed").await.unwrap();
         let running = [("run", "120s")];
@@ -20,7 +20,7 @@ fn jobs_that_the_webhook_missed_are_stamped_and_others_left_alone() {
             "results": {"harvestDeadlineSeconds": 1000},
         });
         fixture.apply_policy(&ns, "builds", spec).await;
-        in_force_for_a_second(fixture, &ns).await;
+        wait_in_force_for_a_second(fixture, &ns).await;
         fixture.pair.webhook(0).kill().unwrap();
         fixture.create(&ns, &job("missed", &[("app", "build")], &running)).await.unwrap();
         fixture.create(&ns, &job("outside", &[("app", "other")], &running)).await.unwrap();
@@ -66,7 +66,7 @@ fn jobs_that_the_webhook_missed_are_stamped_and_others_left_alone() {
 }
 
 #[test]
-fn missed_jobs_over_a_limit_wait_newest_first_or_are_reported() {
+fn missed_jobs_over_a_limit_are_suspended_newest_first_or_reported() {
     exclusive_scenario(async |fixture| {
         let ns = fixture.cluster.namespace("healq").await.unwrap();
         let limit = json!({"name": "few", "maxActiveJobs": 1, "whenFull": "Queue"});
@@ -76,8 +76,8 @@ fn missed_jobs_over_a_limit_wait_newest_first_or_are_reported() {
         let limit = json!({"name": "few", "maxActiveJobs": 1});
         let stamp = json!({"backoffLimit": {"default": 2}});
         fixture.apply_policy(&rejects, "builds", json!({"stamp": stamp, "limits": [limit]})).await;
-        in_force_for_a_second(fixture, &ns).await;
-        in_force_for_a_second(fixture, &rejects).await;
+        wait_in_force_for_a_second(fixture, &ns).await;
+        wait_in_force_for_a_second(fixture, &rejects).await;
         // Nobody is asked: somebody took the entries away while the sink was away too.
         fixture.pair.sink().kill().unwrap();
         let configurations: kube::Api<
@@ -157,7 +157,7 @@ fn missed_jobs_over_a_limit_wait_newest_first_or_are_reported() {
 }
 
 /// A policy is in force since a certain second; only Jobs of later seconds are surely younger.
-async fn in_force_for_a_second(fixture: &Fixture, namespace: &str) {
+async fn wait_in_force_for_a_second(fixture: &Fixture, namespace: &str) {
     fixture
         .wait("a second to pass", || async {
             let status = fixture.policies(namespace).get("builds").await.unwrap().status.unwrap();

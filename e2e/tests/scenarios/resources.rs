@@ -5,7 +5,7 @@ use serde_json::json;
 use super::fixtures::{annotation, job, refusal, scenario};
 
 #[test]
-fn containers_that_state_none_get_theirs_and_others_keep_their_own() {
+fn only_containers_without_resources_get_the_defaults() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("resources").await.unwrap();
         let resources = json!({"limits": {"cpu": "0.5", "memory": "1024Mi"}, "requests": {"cpu": 0}});
@@ -43,7 +43,7 @@ fn containers_that_state_none_get_theirs_and_others_keep_their_own() {
 }
 
 #[test]
-fn resources_that_no_job_could_have_are_refused_with_the_policy() {
+fn a_policy_with_impossible_resources_is_refused() {
     scenario(|fixture| async move {
         for (resources, told) in [
             (json!({"limits": {"cpu": "much"}}), "limits.cpu"),

@@ -67,7 +67,7 @@ async fn told(fixture: &Fixture, ns: &str, job: &str) -> String {
 }
 
 #[test]
-fn without_the_right_to_secrets_nothing_that_containers_wrote_is_published() {
+fn without_the_right_to_secrets_no_container_output_is_published() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("no-secrets").await.unwrap();
         fixture.apply_policy(&ns, "hidden", policy("hidden", json!({"storageType": "Secret"}))).await;
@@ -98,7 +98,7 @@ fn without_the_right_to_secrets_nothing_that_containers_wrote_is_published() {
 }
 
 #[test]
-fn with_the_right_results_are_in_secrets_alone() {
+fn with_the_right_to_secrets_results_are_in_secrets_only() {
     exclusive_scenario_with_own_cluster(async || {
         let folder = tempfile::tempdir().unwrap();
         let port = ports::free().unwrap();

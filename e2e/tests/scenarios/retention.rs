@@ -54,7 +54,7 @@ fn keeping(results: &Value) -> Value {
 }
 
 #[test]
-fn a_group_keeps_its_newest_results_and_jobs_that_stay_are_not_harvested_again() {
+fn a_group_keeps_its_newest_results_and_its_jobs_are_not_harvested_again() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("number").await.unwrap();
         fixture.apply_policy(&ns, "p", keeping(&json!({"maxPerGroup": 2}))).await;
@@ -73,7 +73,7 @@ fn a_group_keeps_its_newest_results_and_jobs_that_stay_are_not_harvested_again()
 }
 
 #[test]
-fn old_results_go_and_the_newest_of_a_group_stays() {
+fn old_results_are_deleted_and_the_newest_of_a_group_stays() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("age").await.unwrap();
         fixture.apply_policy(&ns, "p", keeping(&json!({}))).await;
@@ -88,7 +88,7 @@ fn old_results_go_and_the_newest_of_a_group_stays() {
 }
 
 #[test]
-fn a_namespace_keeps_within_its_bytes() {
+fn results_of_a_namespace_stay_within_its_bytes() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("bytes").await.unwrap();
         fixture.apply_policy(&ns, "p", json!({"results": {"maxBytesPerNamespace": "100Ki"}})).await;
@@ -101,7 +101,7 @@ fn a_namespace_keeps_within_its_bytes() {
 }
 
 #[test]
-fn shards_that_no_result_names_are_swept_and_nothing_else_is() {
+fn only_shards_without_a_result_are_deleted() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("shards").await.unwrap();
         fixture.apply_policy(&ns, "p", json!({"results": {}})).await;

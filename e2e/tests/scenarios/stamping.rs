@@ -55,7 +55,7 @@ fn stamps_what_the_author_left_out() {
 }
 
 #[test]
-fn maxima_hold_and_their_author_is_warned() {
+fn values_above_the_maximum_are_lowered_with_a_warning() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("maxima").await.unwrap();
         fixture.apply_policy(&ns, "builds", builds()).await;
@@ -86,7 +86,7 @@ fn maxima_hold_and_their_author_is_warned() {
 }
 
 #[test]
-fn a_ttl_of_zero_waits_for_the_harvest() {
+fn a_ttl_of_zero_begins_after_the_harvest() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("ttlzero").await.unwrap();
         fixture.apply_policy(&ns, "builds", builds()).await;
@@ -157,7 +157,7 @@ fn server_side_apply_generate_name_and_dry_run_are_stamped_alike() {
 }
 
 #[test]
-fn groups_are_shortened_or_absent_never_wrong() {
+fn group_labels_are_shortened_or_absent_never_wrong() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("groups").await.unwrap();
         fixture.apply_policy(&ns, "builds", builds()).await;
@@ -188,7 +188,7 @@ fn groups_are_shortened_or_absent_never_wrong() {
 }
 
 #[test]
-fn forged_annotations_gain_nothing_and_opt_out_keeps_maxima() {
+fn forged_annotations_have_no_effect_and_opt_out_keeps_maxima() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("forged").await.unwrap();
         fixture.apply_policy(&ns, "builds", builds()).await;
@@ -217,7 +217,7 @@ fn forged_annotations_gain_nothing_and_opt_out_keeps_maxima() {
 }
 
 #[test]
-fn six_counts_as_absent_unless_the_author_keeps_it() {
+fn a_backoff_limit_of_six_counts_as_unset_unless_the_author_keeps_it() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("six").await.unwrap();
         let spec = json!({"stamp": {"backoffLimit": {"default": 1, "max": 9}}});

@@ -42,7 +42,7 @@ async fn person(fixture: &Fixture, ns: &str) -> Person {
 }
 
 #[test]
-fn who_reads_an_edited_result_is_told_and_gets_what_is_left() {
+fn an_edited_result_is_reported_and_still_readable() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("edited").await.unwrap();
         let logs = json!({"maxBytesPerContainer": "16Mi", "maxBytesPerJob": "64Mi"});
@@ -99,7 +99,7 @@ fn who_reads_an_edited_result_is_told_and_gets_what_is_left() {
 }
 
 #[test]
-fn a_job_that_is_still_there_is_harvested_again_where_its_result_was_taken_away() {
+fn a_job_is_harvested_again_when_its_result_was_deleted() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("again").await.unwrap();
         fixture.apply_policy(&ns, "p", json!({"results": {}})).await;
@@ -153,7 +153,7 @@ fn a_job_that_is_still_there_is_harvested_again_where_its_result_was_taken_away(
 }
 
 #[test]
-fn retention_leaves_what_people_have_made_theirs_and_removes_the_rest() {
+fn retention_keeps_config_maps_that_users_have_taken_over() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("retain-edited").await.unwrap();
         fixture

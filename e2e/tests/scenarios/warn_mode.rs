@@ -17,7 +17,7 @@ async fn create(fixture: &Fixture, namespace: &str, job: &Value) -> String {
 }
 
 #[test]
-fn what_would_be_refused_is_told_three_ways_and_let_through() {
+fn a_job_that_would_be_refused_is_reported_in_three_places_and_admitted() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("warned").await.unwrap();
         let spec = json!({"mode": "Warn", "limits": [{"name": "few", "maxActiveJobs": 1}]});
@@ -55,7 +55,7 @@ fn what_would_be_refused_is_told_three_ways_and_let_through() {
 }
 
 #[test]
-fn what_would_be_stamped_is_told_and_left() {
+fn stamps_are_reported_and_not_applied() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("warnstamp").await.unwrap();
         let enforced = json!({"stamp": {"backoffLimit": {"max": 4}}});
@@ -81,7 +81,7 @@ fn what_would_be_stamped_is_told_and_left() {
 }
 
 #[test]
-fn a_policy_that_is_tried_out_holds_nobody_up_while_the_webhook_is_away() {
+fn a_policy_in_warn_mode_blocks_no_job_while_the_webhook_is_down() {
     super::fixtures::exclusive_scenario(async |fixture| {
         let ns = fixture.cluster.namespace("warnaway").await.unwrap();
         let spec = json!({"mode": "Warn", "limits": [{"name": "none", "maxActiveJobs": 0}]});

@@ -7,7 +7,7 @@ use job_handler_e2e::Cluster;
 const SOON: Duration = Duration::from_secs(30);
 
 #[tokio::test]
-async fn a_job_made_by_kubectl_completes() {
+async fn a_job_created_by_kubectl_completes() {
     let cluster = Cluster::shared().await.unwrap();
     let namespace = cluster.namespace("boot").await.unwrap();
     cluster
@@ -22,7 +22,7 @@ async fn a_job_made_by_kubectl_completes() {
 }
 
 #[tokio::test]
-async fn both_sides_say_which_release_they_are() {
+async fn client_and_server_have_the_same_version() {
     let cluster = Cluster::shared().await.unwrap();
     let version = cluster.kubectl(&["version"]).await.unwrap();
     assert!(version.contains("Client Version: v1.36.3"), "{version}");
@@ -30,7 +30,7 @@ async fn both_sides_say_which_release_they_are() {
 }
 
 #[tokio::test]
-async fn rbac_is_on() {
+async fn rbac_is_enforced() {
     let cluster = Cluster::shared().await.unwrap();
     let namespace = cluster.namespace("rbac").await.unwrap();
     let token = cluster.kubectl(&["-n", &namespace, "create", "token", "default"]).await.unwrap();
@@ -57,7 +57,7 @@ async fn rbac_is_on() {
 }
 
 #[tokio::test]
-async fn the_audit_log_names_who_asked() {
+async fn the_audit_log_contains_the_user_agent() {
     let cluster = Cluster::shared().await.unwrap();
     let path = cluster.audit_log().unwrap();
     let namespace = cluster.namespace("audit").await.unwrap();

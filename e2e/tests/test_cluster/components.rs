@@ -46,7 +46,7 @@ async fn every_component_can_be_killed_and_restarted() {
 }
 
 #[tokio::test]
-async fn a_paused_component_does_nothing_until_it_goes_on() {
+async fn a_paused_component_does_nothing_until_it_continues() {
     let cluster = Cluster::start(ClusterOptions::default()).await.unwrap();
     let controllers = cluster.component(Component::ControllerManager).unwrap();
     controllers.stop().unwrap();
@@ -73,7 +73,7 @@ async fn a_paused_component_does_nothing_until_it_goes_on() {
 }
 
 #[tokio::test]
-async fn two_clusters_side_by_side_do_not_meet() {
+async fn two_clusters_at_once_are_independent() {
     let shared = Cluster::shared().await.unwrap();
     let other = Cluster::start(ClusterOptions::default()).await.unwrap();
     assert_ne!(shared.config().cluster_url, other.config().cluster_url);
@@ -84,7 +84,7 @@ async fn two_clusters_side_by_side_do_not_meet() {
 }
 
 #[tokio::test]
-async fn a_namespace_goes_when_it_is_dropped() {
+async fn a_namespace_is_deleted_when_it_is_dropped() {
     let cluster = Cluster::shared().await.unwrap();
     let name = cluster.namespace("dropped").await.unwrap().name().to_owned();
     wait_for(SOON, "the namespace to be gone", || async {

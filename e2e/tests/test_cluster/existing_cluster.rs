@@ -8,14 +8,14 @@ use job_handler_e2e::{Cluster, ClusterOptions, Component, Pair, PairOptions, wai
 use tokio::process::Command;
 
 #[tokio::test]
-async fn an_existing_cluster_is_used_and_left_as_it_was() {
+async fn an_existing_cluster_is_used_and_left_unchanged() {
     let cluster = Cluster::shared().await.unwrap();
     let run = |test: &'static str| {
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.args([test, "--exact", "--nocapture"]).env(E2E_KUBECONFIG, cluster.kubeconfig());
         async move { command.output().await.unwrap() }
     };
-    let output = run("boot::a_job_made_by_kubectl_completes").await;
+    let output = run("boot::a_job_created_by_kubectl_completes").await;
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let log = std::fs::read_to_string(cluster.audit_log().unwrap()).unwrap();
     assert!(log.contains("/namespaces/boot-"), "it ran elsewhere");
@@ -28,7 +28,7 @@ async fn an_existing_cluster_is_used_and_left_as_it_was() {
     .unwrap();
 
     // Operations that an existing cluster does not support say so.
-    let output = run("boot::the_audit_log_names_who_asked").await;
+    let output = run("boot::the_audit_log_contains_the_user_agent").await;
     let told = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!output.status.success() && told.contains("the audit log needs a new cluster"), "{told}");
 }
@@ -45,10 +45,10 @@ async fn a_guest() {
 }
 
 #[tokio::test]
-async fn the_pair_comes_to_an_existing_cluster_and_leaves_it() {
+async fn the_pair_is_installed_on_an_existing_cluster_and_uninstalled() {
     let cluster = Cluster::start(ClusterOptions::default()).await.unwrap();
     let guest = Command::new(std::env::current_exe().unwrap())
-        .args(["external::a_guest", "--exact", "--nocapture"])
+        .args(["existing_cluster::a_guest", "--exact", "--nocapture"])
         .env(E2E_KUBECONFIG, cluster.kubeconfig())
         .output()
         .await

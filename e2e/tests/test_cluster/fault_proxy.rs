@@ -38,7 +38,7 @@ fn map(name: &str) -> ConfigMap {
 }
 
 #[tokio::test]
-async fn calls_go_wrong_as_they_are_told_to() {
+async fn each_fault_is_injected_as_configured() {
     let cluster = Cluster::shared().await.unwrap();
     let namespace = cluster.namespace("proxy").await.unwrap();
     let proxy = FaultProxy::start(cluster.config()).unwrap();

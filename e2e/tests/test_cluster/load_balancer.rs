@@ -32,7 +32,7 @@ async fn ask(balancer: &LoadBalancer) -> String {
 }
 
 #[tokio::test]
-async fn connections_take_turns() {
+async fn connections_are_distributed_round_robin() {
     let ((a, _a), (b, _b)) = (server("a").await, server("b").await);
     let balancer = LoadBalancer::start(Ipv4Addr::LOCALHOST, &[Backend::on(a), Backend::on(b)]).unwrap();
     let mut seen = Vec::new();
@@ -44,7 +44,7 @@ async fn connections_take_turns() {
 }
 
 #[tokio::test]
-async fn a_dead_backend_costs_no_connection_and_is_taken_back() {
+async fn a_dead_backend_loses_no_connection_and_is_used_again_after_its_restart() {
     let ((a, dying), (b, _b)) = (server("a").await, server("b").await);
     let balancer = LoadBalancer::start(Ipv4Addr::LOCALHOST, &[Backend::on(a), Backend::on(b)]).unwrap();
     dying.abort();
@@ -59,7 +59,7 @@ async fn a_dead_backend_costs_no_connection_and_is_taken_back() {
 }
 
 #[tokio::test]
-async fn it_can_be_pointed_elsewhere() {
+async fn backends_can_be_replaced() {
     let ((a, _a), (b, _b)) = (server("a").await, server("b").await);
     let balancer = LoadBalancer::start(Ipv4Addr::LOCALHOST, &[Backend::on(a)]).unwrap();
     assert_eq!(ask(&balancer).await, "a");
@@ -70,7 +70,7 @@ async fn it_can_be_pointed_elsewhere() {
 }
 
 #[tokio::test]
-async fn one_that_says_it_is_not_ready_gets_nothing() {
+async fn a_backend_that_is_not_ready_gets_no_connection() {
     let ((a, _a), (b, _b)) = (server("a").await, server("b").await);
     let (unready, _unready) = server("HTTP/1.1 503 Service Unavailable\r\n\r\n").await;
     let admin = Some((Ipv4Addr::LOCALHOST, unready).into());
@@ -83,7 +83,7 @@ async fn one_that_says_it_is_not_ready_gets_nothing() {
 }
 
 #[tokio::test]
-async fn what_stands_can_be_cut() {
+async fn open_connections_can_be_closed() {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let backend = Backend::on(listener.local_addr().unwrap().port());
     let balancer = LoadBalancer::start(Ipv4Addr::LOCALHOST, &[backend]).unwrap();

@@ -11,7 +11,7 @@ fn playground(arguments: &[&str], change: impl FnOnce(&mut Command)) -> Output {
 }
 
 #[test]
-fn a_missing_go_is_named_with_what_to_do() {
+fn the_error_names_a_missing_go_and_the_remedy() {
     let empty = tempfile::tempdir().unwrap();
     let output = playground(&[], |command| {
         command.env("PATH", empty.path()).env("XDG_CACHE_HOME", empty.path());
@@ -25,7 +25,7 @@ fn a_missing_go_is_named_with_what_to_do() {
 }
 
 #[test]
-fn a_busy_port_is_named_with_what_to_do() {
+fn the_error_names_a_port_in_use_and_the_remedy() {
     let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
     let output = playground(&["--port", &port], |_| {});
@@ -37,7 +37,7 @@ fn a_busy_port_is_named_with_what_to_do() {
 }
 
 #[test]
-fn a_program_that_is_named_but_not_there_is_named() {
+fn the_error_names_a_configured_program_that_does_not_exist() {
     let output = playground(&[], |command| {
         command.env("JOB_HANDLER_KUBERNETES_BIN", "/nowhere/kubernetes");
     });

@@ -8,7 +8,7 @@ use job_handler_e2e::{Cluster, ClusterOptions, Pair, PairOptions, wait_for};
 const SOON: Duration = Duration::from_secs(60);
 
 #[tokio::test]
-async fn replicas_share_the_reviews_and_survive_each_other() {
+async fn replicas_share_reviews_and_survive_the_kill_of_one() {
     let cluster = Cluster::start(ClusterOptions::default()).await.unwrap();
     let options = PairOptions { webhooks: 2, ..PairOptions::default() };
     let pair = Pair::install(&cluster, options).await.unwrap();

@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 const SOON: Duration = Duration::from_secs(60);
 
 #[tokio::test]
-async fn tells_where_it_is_starts_again_what_dies_and_ends_on_ctrl_c() {
+async fn the_playground_prints_its_kubeconfig_restarts_the_pair_and_ends_on_ctrl_c() {
     let mut playground = Command::new(env!("CARGO_BIN_EXE_playground"))
         .args(["--samples"])
         .env_remove("E2E_KUBECONFIG")

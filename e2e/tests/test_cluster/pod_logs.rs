@@ -33,32 +33,32 @@ async fn started(name: &str, pod: &[(&str, &str)]) -> (&'static Cluster, TestNam
 }
 
 #[tokio::test]
-async fn given_text_to_the_byte() {
+async fn log_text_is_returned_byte_for_byte() {
     assert_eq!(logs("text", &[("log", "one\ntwo, without an end")], &[]).await, b"one\ntwo, without an end");
 }
 
 #[tokio::test]
-async fn numbered_lines_from_the_tail() {
+async fn tail_returns_the_last_numbered_lines() {
     let seen = logs("lines", &[("log-lines", "1000")], &["--tail=2"]).await;
     assert_eq!(String::from_utf8(seen).unwrap(), "line 999 of 1000\nline 1000 of 1000\n");
 }
 
 #[tokio::test]
-async fn five_mebibytes_and_their_head() {
+async fn limit_bytes_returns_the_head_of_five_mebibytes() {
     assert_eq!(logs("large", &[("log-bytes", "5Mi")], &[]).await.len(), 5 << 20);
     let head = logs("head", &[("log-bytes", "5Mi")], &["--limit-bytes=1000"]).await;
     assert!(head.len() == 1000 && head.starts_with(b"000000001 "));
 }
 
 #[tokio::test]
-async fn all_byte_values() {
+async fn a_binary_log_has_all_byte_values() {
     let seen = logs("binary", &[("log-binary", "1000")], &[]).await;
     let expected: Vec<u8> = (0..1000).map(|index| u8::try_from(index % 256).unwrap()).collect();
     assert!(seen == expected && String::from_utf8(seen).is_err());
 }
 
 #[tokio::test]
-async fn with_timestamps() {
+async fn timestamps_are_prepended() {
     let seen = String::from_utf8(logs("stamps", &[("log-lines", "1")], &["--timestamps"]).await).unwrap();
     let (stamp, line) = seen.split_once(' ').unwrap();
     assert_eq!(line, "line 1 of 1\n");
@@ -66,7 +66,7 @@ async fn with_timestamps() {
 }
 
 #[tokio::test]
-async fn each_container_has_its_own() {
+async fn each_container_has_its_own_log() {
     let cluster = Cluster::shared().await.unwrap();
     let namespace = cluster.namespace("own").await.unwrap();
     let mut value =
@@ -82,7 +82,7 @@ async fn each_container_has_its_own() {
 }
 
 #[tokio::test]
-async fn of_the_previous_attempt() {
+async fn previous_returns_the_log_of_the_previous_attempt() {
     let cluster = Cluster::shared().await.unwrap();
     let namespace = cluster.namespace("previous").await.unwrap();
     let pod = [("run", "100ms"), ("restarts", "1"), ("log", "text\n")];
@@ -99,7 +99,7 @@ async fn of_the_previous_attempt() {
 }
 
 #[tokio::test]
-async fn followed_until_the_end() {
+async fn a_followed_log_ends_with_the_container() {
     let (cluster, namespace) = started("follow", &[("run", "2s"), ("log-every", "50ms")]).await;
     let seen = cluster.kubectl(&["-n", &namespace, "logs", "-f", "job/follow"]).await.unwrap();
     let lines: Vec<&str> = seen.lines().collect();
@@ -116,7 +116,7 @@ async fn followed_until_the_end() {
 }
 
 #[tokio::test]
-async fn the_last_line_before_sigterm_is_seen_only_by_whoever_follows() {
+async fn only_a_follower_sees_the_last_line_before_sigterm() {
     let (cluster, namespace) = started("sigterm", &[("end", "Hang"), ("log-every", "20ms")]).await;
     let pod = cluster.pods_of(&namespace, "sigterm").await.unwrap().pop().unwrap().metadata.name.unwrap();
     let follow = ["-n", namespace.name(), "logs", "-f", &pod];
@@ -133,14 +133,14 @@ async fn the_last_line_before_sigterm_is_seen_only_by_whoever_follows() {
 }
 
 #[tokio::test]
-async fn of_an_evicted_pod_are_gone_though_the_pod_is_there() {
+async fn the_logs_of_an_evicted_pod_are_gone() {
     let seen = logs("evicted-logs", &[("end", "Evicted"), ("log", "lost")], &[]).await;
     let seen = String::from_utf8(seen).unwrap();
     assert!(seen.starts_with("unable to retrieve container logs for containerd://"), "{seen}");
 }
 
 #[tokio::test]
-async fn of_a_pod_that_never_started_say_so() {
+async fn the_logs_of_a_pod_that_never_started_are_an_error() {
     let cluster = Cluster::shared().await.unwrap();
     let namespace = cluster.namespace("unstarted").await.unwrap();
     cluster
@@ -157,7 +157,7 @@ async fn of_a_pod_that_never_started_say_so() {
 }
 
 #[tokio::test]
-async fn of_a_hanging_call_never_come() {
+async fn a_hanging_log_request_is_never_answered() {
     let (cluster, namespace) = started("mute", &[("end", "Hang"), ("log-hang", "true")]).await;
     let arguments = ["-n", namespace.name(), "logs", "job/mute"];
     let answer = tokio::time::timeout(Duration::from_secs(2), cluster.kubectl(&arguments)).await;
@@ -165,7 +165,7 @@ async fn of_a_hanging_call_never_come() {
 }
 
 #[tokio::test]
-async fn of_a_node_that_hangs_never_come_until_it_recovers() {
+async fn log_requests_of_a_hanging_node_are_answered_after_it_recovers() {
     let cluster = Cluster::start(ClusterOptions { nodes: 1, ..ClusterOptions::default() }).await.unwrap();
     cluster.create_job("default", &job("stuck", &[("run", "0s"), ("log", "there")])).await.unwrap();
     cluster.wait_job_finished("default", "stuck", SOON).await.unwrap();

@@ -29,7 +29,7 @@ async fn a_caller() {
 /// it may still write to).
 fn start(how: &str) -> (Child, PathBuf, BufReader<ChildStdout>) {
     let mut caller = Command::new(std::env::current_exe().unwrap())
-        .args(["leftovers::a_caller", "--exact", "--nocapture"])
+        .args(["process_cleanup::a_caller", "--exact", "--nocapture"])
         .env(HOW, how)
         .process_group(0)
         .stdout(Stdio::piped())
@@ -77,24 +77,24 @@ async fn ends_by_signal(how: &str, signal: &str) {
 }
 
 #[tokio::test]
-async fn when_the_caller_is_killed() {
+async fn no_process_stays_when_the_caller_is_killed() {
     ends_by_signal("wait", "-KILL").await;
 }
 
 #[tokio::test]
-async fn when_the_caller_gets_ctrl_c() {
+async fn no_process_stays_when_the_caller_gets_ctrl_c() {
     ends_by_signal("wait", "-INT").await;
 }
 
 #[tokio::test]
-async fn when_the_caller_panics() {
+async fn no_process_stays_when_the_caller_panics() {
     let (mut caller, folder, _output) = start("panic");
     assert!(!caller.wait().unwrap().success());
     nothing_is_left(&folder).await;
 }
 
 #[tokio::test]
-async fn when_the_caller_returns() {
+async fn no_process_stays_when_the_caller_returns() {
     let (mut caller, folder, _output) = start("return");
     assert!(caller.wait().unwrap().success());
     nothing_is_left(&folder).await;

@@ -44,7 +44,7 @@ fn pair(a: &str, b: &str) -> (String, String) {
 }
 
 #[tokio::test]
-async fn runs_for_so_long_then_succeeds() {
+async fn a_pod_runs_for_the_given_time_and_succeeds() {
     let ended = run("short", &[("run", "1500ms"), ("termination-message", "all is well")], |_| {}).await;
     assert_eq!(ended.outcome, pair("Complete", "CompletionsReached"));
     let end = terminated(&ended.pod, "main");
@@ -59,7 +59,7 @@ async fn runs_for_so_long_then_succeeds() {
 }
 
 #[tokio::test]
-async fn exits_with_a_code() {
+async fn a_container_exits_with_the_given_code() {
     let ended = run("fails", &[("run", "0s"), ("exit-code", "3")], |_| {}).await;
     assert_eq!(ended.outcome, pair("Failed", "BackoffLimitExceeded"));
     let end = terminated(&ended.pod, "main");
@@ -68,14 +68,14 @@ async fn exits_with_a_code() {
 }
 
 #[tokio::test]
-async fn is_killed_for_its_memory() {
+async fn a_container_is_oom_killed() {
     let ended = run("oom", &[("run", "0s"), ("end", "OOMKilled")], |_| {}).await;
     let end = terminated(&ended.pod, "main");
     assert_eq!((end.exit_code, end.reason.as_deref()), (137, Some("OOMKilled")));
 }
 
 #[tokio::test]
-async fn is_evicted() {
+async fn a_pod_is_evicted() {
     let ended = run("evicted", &[("run", "0s"), ("end", "Evicted")], |_| {}).await;
     let status = ended.pod.status.as_ref().unwrap();
     assert_eq!(status.reason.as_deref(), Some("Evicted"));
@@ -86,7 +86,7 @@ async fn is_evicted() {
 }
 
 #[tokio::test]
-async fn hangs_until_the_deadline_and_then_its_pod_is_gone() {
+async fn a_hanging_pod_is_deleted_at_the_deadline() {
     let cluster = Cluster::shared().await.unwrap();
     let namespace = cluster.namespace("hang").await.unwrap();
     let mut made = job("hang", &[("end", "Hang")]);
@@ -103,7 +103,7 @@ async fn hangs_until_the_deadline_and_then_its_pod_is_gone() {
 }
 
 #[tokio::test]
-async fn is_restarted_so_often_then_succeeds() {
+async fn a_container_is_restarted_as_often_as_given_and_succeeds() {
     let pod = [("run", "100ms"), ("restarts", "2"), ("termination-message", "again")];
     let ended = run("restarts", &pod, |job| {
         job["spec"]["template"]["spec"]["restartPolicy"] = json!("OnFailure");
@@ -119,7 +119,7 @@ async fn is_restarted_so_often_then_succeeds() {
 }
 
 #[tokio::test]
-async fn restarted_past_the_backoff_limit_the_job_fails() {
+async fn a_job_fails_after_restarts_past_the_backoff_limit() {
     let cluster = Cluster::shared().await.unwrap();
     let namespace = cluster.namespace("backoff").await.unwrap();
     let mut value = serde_json::to_value(job("backoff", &[("run", "50ms"), ("exit-code", "9")])).unwrap();
@@ -131,7 +131,7 @@ async fn restarted_past_the_backoff_limit_the_job_fails() {
 }
 
 #[tokio::test]
-async fn never_starts() {
+async fn a_container_that_never_starts_waits_with_its_reason() {
     let cluster = Cluster::shared().await.unwrap();
     let namespace = cluster.namespace("never").await.unwrap();
     let pod = [("waiting-reason", "ImagePullBackOff"), ("waiting-message", "no such image")];
@@ -151,7 +151,7 @@ async fn never_starts() {
 }
 
 #[tokio::test]
-async fn fits_no_node() {
+async fn a_pod_that_fits_no_node_is_unschedulable() {
     let cluster = Cluster::shared().await.unwrap();
     let namespace = cluster.namespace("nowhere").await.unwrap();
     let mut value = serde_json::to_value(job("nowhere", &[])).unwrap();
@@ -171,7 +171,7 @@ async fn fits_no_node() {
 }
 
 #[tokio::test]
-async fn one_of_several_containers_fails() {
+async fn one_of_several_containers_can_fail() {
     let ended = run(
         "several",
         &[("run", "1s"), ("exit-code", "7"), ("container", "second"), ("init-run", "300ms")],
@@ -191,7 +191,7 @@ async fn one_of_several_containers_fails() {
 }
 
 #[tokio::test]
-async fn an_init_container_fails() {
+async fn an_init_container_can_fail() {
     let ended = run("init", &[("init-exit-code", "4")], |job| {
         job["spec"]["template"]["spec"]["initContainers"] = json!([{"name": "prepare", "image": "p"}]);
     })
@@ -202,7 +202,7 @@ async fn an_init_container_fails() {
 }
 
 #[tokio::test]
-async fn a_deleted_pod_may_take_its_time() {
+async fn a_deleted_pod_exits_after_its_termination_delay() {
     let cluster = Cluster::shared().await.unwrap();
     let namespace = cluster.namespace("slow-end").await.unwrap();
     cluster
