@@ -1,78 +1,17 @@
 //! What decides whether a Job may become active: the question that `/validate` asks, its answers, and their rules.
 //!
-//! In: an `Attempt`. Out: a `Verdict` of a `Limiter`. Read `scopes` first.
+//! In: an `Attempt`. Out: a `Verdict` of a `Limiter`. Read `attempt` first.
 //!
 //! | module | holds |
 //! | --- | --- |
+//! | `attempt` | attempts, verdicts and the interface of a limiter |
 //! | `scopes` | which limits apply to a Job |
 //! | `failure_backoff` | how long a group waits after failures |
 //! | `message` | what the author of a refused Job reads |
 
+mod attempt;
 pub mod failure_backoff;
 pub(crate) mod message;
 pub mod scopes;
 
-use std::{collections::BTreeMap, time::Instant};
-
-use futures::future::BoxFuture;
-use job_handler_shared::{job::snapshot::JobSnapshot, policy::reference::PolicyRef};
-
-/// An attempt to make a Job active: a create, an un-suspend, or a change of labels that brings it under another limit.
-#[derive(Clone, Debug)]
-pub struct Attempt {
-    /// `request.uid`.
-    pub uid: String,
-    /// The Job as it would be stored.
-    pub job: JobSnapshot,
-    /// The stored Job's resourceVersion; `None` for a create.
-    pub from: Option<String>,
-    /// Whether to decide without recording a grant.
-    pub dry_run: bool,
-    /// When the caller gives up.
-    pub answer_by: Instant,
-}
-
-/// The answer to an attempt.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// The Job may become active.
-    Granted,
-    /// It may not, because of a limit or failure backoff.
-    Refused(Refused),
-    /// The decision cannot be made now.
-    Unavailable {
-        /// An explanation for the author.
-        why: String,
-        /// When the author may try again.
-        retry_after_seconds: u32,
-    },
-    /// Earlier admitted Jobs of the namespace hold slots and were never stored.
-    TooMany {
-        /// An explanation for the author.
-        why: String,
-        /// When the author may try again.
-        retry_after_seconds: u32,
-    },
-}
-
-/// A refusal.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refused {
-    /// The policy that caused it.
-    pub policy: PolicyRef,
-    /// The name of its limit, or [`FAILURE_BACKOFF`].
-    pub limit: String,
-    /// The message for the author.
-    pub message: String,
-    /// Audit annotations.
-    pub audit: BTreeMap<String, String>,
-}
-
-/// The limit name of refusals for failure backoff.
-pub const FAILURE_BACKOFF: &str = "failureBackoff";
-
-/// Decides about attempts.
-pub trait Limiter: Send + Sync {
-    /// Decides about an attempt. Dropping the future revokes the grant.
-    fn admit(&self, attempt: Attempt) -> BoxFuture<'_, Verdict>;
-}
+pub use attempt::{Attempt, FAILURE_BACKOFF, Limiter, Refused, Verdict};
