@@ -122,7 +122,7 @@ async fn replicas_whose_writes_conflict_take_turns() {
         .iter()
         .map(|replica| replica.limiter.context().ledger_client.writer_id().to_owned())
         .collect();
-    assert!(writers().is_subset(&expected), "the ledger names who wrote it last");
+    assert!(writers().is_subset(&expected), "the ledger names its last writers");
     replicas.iter().for_each(|replica| replica.clock.advance(Duration::from_secs(6)));
     assert_eq!(contended(), 0, "a ledger without conflicts is no longer contended");
 }
@@ -217,8 +217,8 @@ async fn ledgers_are_created_ahead_once_no_older_grant_can_exist() {
     let limits = json!({"limits": [{"name": "few", "maxActiveJobs": 5}, {"name": "all", "maxActiveJobs": 5,
         "scope": "Cluster"}]});
     let replica = replica(&apiserver, &[cluster_policy("all", limits)]).ready().await;
-    let told = why(replica.limiter.admit(attempt("ci/a", "a")).await);
-    assert!(told.contains("is missing"), "{told}");
+    let refused = why(replica.limiter.admit(attempt("ci/a", "a")).await);
+    assert!(refused.contains("is missing"), "{refused}");
     replica.clock.advance(Duration::from_secs(61));
     let made = || apiserver.ledgers();
     eventually("the ledgers", || made() == ["ci", "cluster.job-handler.io", "qa"]).await;
@@ -475,8 +475,8 @@ async fn a_flood_of_refusals_reads_no_more_than_twenty_times_a_second() {
         async move {
             for retry in 0..15 {
                 let key = format!("{}/j{n}", if n % 2 == 0 { "ci" } else { "qa" });
-                let told = why(limiter.admit(attempt(&key, &format!("{n}-{retry}"))).await);
-                assert!(told.contains("allowed: 0"), "{told}");
+                let refused = why(limiter.admit(attempt(&key, &format!("{n}-{retry}"))).await);
+                assert!(refused.contains("allowed: 0"), "{refused}");
             }
         }
     });
@@ -523,8 +523,8 @@ async fn a_failing_apiserver_is_reported_and_nothing_is_granted(#[case] code: u1
     let patience = Attempt { answer_by: Instant::now() + Duration::from_secs(3), ..attempt("ci/b", "b") };
     let verdict = replica.limiter.admit(patience).await;
     assert!(matches!(verdict, Verdict::Unavailable { .. }), "{verdict:?}");
-    let told = why(verdict);
-    assert!(told.contains(text), "{told}");
+    let refused = why(verdict);
+    assert!(refused.contains(text), "{refused}");
     apiserver.refuse_all(None);
     assert_eq!(replica.limiter.admit(attempt("ci/c", "c")).await, Verdict::Granted);
 }
@@ -534,8 +534,8 @@ async fn a_slow_apiserver_is_reported_before_the_caller_gives_up() {
     let apiserver = Arc::new(Apiserver::new(5_000).with_ledger("ci", empty()));
     let replica = replica(&apiserver, &[few(5)]);
     let patience = Attempt { answer_by: Instant::now() + Duration::from_millis(900), ..attempt("ci/x", "x") };
-    let told = why(replica.limiter.admit(patience).await);
-    assert!(told.contains("did not answer in time"), "{told}");
+    let refused = why(replica.limiter.admit(patience).await);
+    assert!(refused.contains("did not answer in time"), "{refused}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -556,8 +556,8 @@ async fn a_job_in_an_unknown_namespace_blocks_cluster_limits() {
     apiserver.store("new/a", "a");
     let limits = json!({"limits": [{"name": "all", "maxActiveJobs": 5, "scope": "Cluster"}]});
     let replica = replica(&apiserver, &[cluster_policy("all", limits)]).ready().await;
-    let told = why(replica.limiter.admit(attempt("ci/x", "x")).await);
-    assert!(told.contains("namespace new"), "{told}");
+    let refused = why(replica.limiter.admit(attempt("ci/x", "x")).await);
+    assert!(refused.contains("namespace new"), "{refused}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -571,8 +571,8 @@ async fn a_fetched_job_in_an_unknown_namespace_blocks_cluster_limits() {
     let replica = replica(&apiserver, &[cluster_policy("all", limits)]).ready().await;
     apiserver.report("jobs", false);
     apiserver.store("new/x", "x");
-    let told = why(replica.limiter.admit(attempt("ci/r", "r")).await);
-    assert!(told.contains("namespace new"), "{told}");
+    let refused = why(replica.limiter.admit(attempt("ci/r", "r")).await);
+    assert!(refused.contains("namespace new"), "{refused}");
 }
 
 /// A request arrives while all slots are held, and one becomes free before its fresh read begins. While the Jobs are

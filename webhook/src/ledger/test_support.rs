@@ -1,23 +1,18 @@
-//! A [`LedgerContext`] over an in-memory apiserver that holds the ledger of namespace `ci`.
+//! A [`LedgerContext`] over the in-memory apiserver with the ledger of namespace `ci`.
 
 use std::{
-    convert::Infallible,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use http::{Method, Request, Response};
+use http::Method;
 use job_handler_shared::{
     job::snapshot::JobSnapshot,
     ledger::crd::{JobLedger, LedgerContents},
     policy::{parsed::Policy, reference::Labels, set::PolicySet, spec::JobPolicy},
     process::telemetry::Metrics,
+    testing::apiserver::{Apiserver, LostWrite},
 };
-use kube::{Client, client::Body};
-use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use crate::{
@@ -33,38 +28,25 @@ use crate::{
     metrics::WebhookMetrics,
 };
 
-/// What happens to the writes of the ledger.
-#[derive(Clone, Copy, Default, PartialEq, Eq)]
-pub(super) enum Writes {
-    /// They are stored if their resourceVersion is current.
-    #[default]
-    Work,
-    /// Another replica writes before each of them.
-    Conflict,
-    /// The next one is stored and its answer lost; later ones work.
-    LoseAnswer,
-}
+const LEDGERS: &str = "jobledgers";
 
-/// The apiserver.
-#[derive(Default)]
-pub(super) struct FakeApiserver {
-    ledger: Mutex<Value>,
-    pub(super) writes: Mutex<Writes>,
-    pub(super) puts: AtomicUsize,
-    pub(super) gets: AtomicUsize,
-    pub(super) lists: AtomicUsize,
-}
+/// The apiserver. Every call takes 10 ms.
+pub(super) struct LedgerApiserver(Apiserver);
 
-impl FakeApiserver {
-    /// An apiserver with this ledger at resourceVersion 1.
-    pub(super) fn new(spec: &Value) -> Arc<Self> {
-        let ledger = json!({"apiVersion": "job-handler.io/v1alpha1", "kind": "JobLedger", "spec": spec,
-            "metadata": {"name": "ci", "namespace": "system", "resourceVersion": "1"}});
-        Arc::new(Self { ledger: Mutex::new(ledger), ..Self::default() })
+impl LedgerApiserver {
+    /// An apiserver with this ledger.
+    pub(super) fn new(spec: &Value) -> Self {
+        let apiserver = Apiserver::default().with_latency(Duration::from_millis(10));
+        let metadata = json!({"name": "ci", "namespace": "system"});
+        apiserver.put(
+            LEDGERS,
+            json!({"apiVersion": "job-handler.io/v1alpha1", "kind": "JobLedger", "metadata": metadata, "spec": spec}),
+        );
+        Self(apiserver)
     }
 
     /// A context whose caches show the stored ledger, no Jobs at position 1, and a policy that limits `ci` to `max`.
-    pub(super) fn context(self: &Arc<Self>, max: u32) -> Arc<LedgerContext> {
+    pub(super) fn context(&self, max: u32) -> Arc<LedgerContext> {
         let policy: JobPolicy = serde_json::from_value(json!({
             "apiVersion": "job-handler.io/v1alpha1", "kind": "JobPolicy",
             "metadata": {"name": "p", "namespace": "ci", "uid": "p", "generation": 1},
@@ -73,8 +55,8 @@ impl FakeApiserver {
         .unwrap();
         let policies = PolicySet::new([Arc::new(Policy::namespaced(&policy).unwrap())]);
         let context = LedgerContext {
-            client: self.client(),
-            ledger_client: LedgerClient::new(self.client(), "system"),
+            client: self.0.client(),
+            ledger_client: LedgerClient::new(self.0.client(), "system"),
             known_ledgers: KnownLedgers::new(Clock::default()),
             cache: JobCache::default(),
             reads: ReadRateLimiter::default(),
@@ -88,66 +70,38 @@ impl FakeApiserver {
         Arc::new(context)
     }
 
+    /// Lets another replica write the ledger before each of the next writes.
+    pub(super) fn conflict(&self, writes: u32) {
+        for _ in 0..writes {
+            let apiserver = self.0.clone();
+            let other_write = move || apiserver.change(LEDGERS, "system", "ci", |_| ());
+            self.0.before(Method::PUT, LEDGERS, other_write);
+        }
+    }
+
+    /// Stores the next write and loses its response.
+    pub(super) fn lose_next_response(&self) {
+        self.0.lose_next(Some(LostWrite::Done));
+    }
+
     /// What the stored ledger holds.
     pub(super) fn contents(&self) -> LedgerContents {
         self.stored().spec.contents().unwrap()
     }
 
+    /// How many writes of the ledger arrived.
+    pub(super) fn writes(&self) -> usize {
+        self.0.writes()
+    }
+
+    /// How many times the ledger was read.
+    pub(super) fn reads(&self) -> usize {
+        self.0.gets(LEDGERS)
+    }
+
     fn stored(&self) -> JobLedger {
-        serde_json::from_value(self.ledger.lock().clone()).unwrap()
+        serde_json::from_value(self.0.get(LEDGERS, "system", "ci").unwrap()).unwrap()
     }
-
-    fn client(self: &Arc<Self>) -> Client {
-        let this = self.clone();
-        let service = tower::service_fn(move |request: Request<Body>| {
-            let this = this.clone();
-            async move { Ok::<_, Infallible>(this.respond(request).await) }
-        });
-        Client::new(service, "default")
-    }
-
-    async fn respond(&self, request: Request<Body>) -> Response<Body> {
-        let (parts, body) = request.into_parts();
-        let body = body.collect_bytes().await.unwrap();
-        tokio::time::sleep(Duration::from_millis(10)).await;
-        let (code, answer) = match (parts.method, parts.uri.path().ends_with("/jobs")) {
-            (Method::GET, true) => {
-                self.lists.fetch_add(1, Ordering::SeqCst);
-                (200, json!({"metadata": {"resourceVersion": "1"}, "items": []}))
-            }
-            (Method::GET, false) => {
-                self.gets.fetch_add(1, Ordering::SeqCst);
-                (200, self.ledger.lock().clone())
-            }
-            _ => self.put(serde_json::from_slice(&body).unwrap()),
-        };
-        Response::builder().status(code).body(Body::from(answer.to_string().into_bytes())).unwrap()
-    }
-
-    fn put(&self, mut body: Value) -> (u16, Value) {
-        self.puts.fetch_add(1, Ordering::SeqCst);
-        let mut ledger = self.ledger.lock();
-        let version: u64 = ledger["metadata"]["resourceVersion"].as_str().unwrap().parse().unwrap();
-        let next = json!((version + 1).to_string());
-        let writes = *self.writes.lock();
-        if writes == Writes::Conflict || body["metadata"]["resourceVersion"] != json!(version.to_string()) {
-            ledger["metadata"]["resourceVersion"] = next;
-            return (409, status(409));
-        }
-        body["metadata"]["resourceVersion"] = next;
-        *ledger = body.clone();
-        match writes {
-            Writes::LoseAnswer => {
-                *self.writes.lock() = Writes::Work;
-                (500, status(500))
-            }
-            Writes::Work | Writes::Conflict => (200, body),
-        }
-    }
-}
-
-fn status(code: u16) -> Value {
-    json!({"kind": "Status", "status": "Failure", "code": code, "message": "no", "reason": "x"})
 }
 
 pub(super) fn id() -> LedgerId {

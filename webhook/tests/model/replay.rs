@@ -52,7 +52,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 struct Replica {
     shared: Arc<LedgerContext>,
     clock: Clock,
-    told: u64,
+    delivered: u64,
     inbox: mpsc::Sender<ActorMessage>,
     task: JoinHandle<()>,
     expire: bool,
@@ -137,7 +137,7 @@ impl<'a> Replay<'a> {
                 let until = view.checked_sub(1).map_or(0, |last| self.versions[last]);
                 let replica = &mut self.replicas[*replica];
                 if self.protocol.view == View::Cache {
-                    replica.tell(&self.apiserver, until);
+                    replica.deliver_events(&self.apiserver, until);
                 }
                 if *clocks_run_out {
                     replica.run_out(before);
@@ -308,7 +308,7 @@ impl Replica {
         }
         let (inbox, messages) = mpsc::channel(100);
         let actor = LedgerActor::new(LedgerId::Namespace(LEDGER.into()), messages, shared.clone());
-        Self { shared, clock, told: 0, inbox, task: tokio::spawn(actor.run()), expire: false }
+        Self { shared, clock, delivered: 0, inbox, task: tokio::spawn(actor.run()), expire: false }
     }
 
     /// Records the ledger as it is stored now.
@@ -339,14 +339,14 @@ impl Replica {
     }
 
     /// Delivers the watch events of Jobs up to a resourceVersion.
-    fn tell(&mut self, apiserver: &Apiserver, until: u64) {
-        for (version, event) in apiserver.events("jobs", self.told, until) {
+    fn deliver_events(&mut self, apiserver: &Apiserver, until: u64) {
+        for (version, event) in apiserver.events("jobs", self.delivered, until) {
             let ListedJob(job) = serde_json::from_value(event["object"].clone()).unwrap();
             match event["type"].as_str() {
                 Some("DELETED") => self.shared.cache.delete(&job, version),
                 _ => self.shared.cache.apply(job, version),
             }
-            self.told = version;
+            self.delivered = version;
         }
     }
 

@@ -1,17 +1,15 @@
-use std::sync::atomic::Ordering;
-
 use super::*;
-use crate::ledger::test_support::{FakeApiserver, Writes, attempt, id, ledger_with};
+use crate::ledger::test_support::{LedgerApiserver, attempt, id, ledger_with};
 
 struct RunningActor {
-    apiserver: Arc<FakeApiserver>,
+    apiserver: LedgerApiserver,
     context: Arc<LedgerContext>,
     inbox: mpsc::Sender<ActorMessage>,
 }
 
 impl RunningActor {
     fn start(max: u32) -> Self {
-        let apiserver = FakeApiserver::new(&ledger_with(&[]));
+        let apiserver = LedgerApiserver::new(&ledger_with(&[]));
         let context = apiserver.context(max);
         let (inbox, messages) = mpsc::channel(100);
         drop(tokio::spawn(LedgerActor::new(id(), messages, context.clone()).run()));
@@ -31,8 +29,8 @@ impl RunningActor {
         self.ask(dry_run).await.unwrap();
     }
 
-    fn puts(&self) -> usize {
-        self.apiserver.puts.load(Ordering::SeqCst)
+    fn writes(&self) -> usize {
+        self.apiserver.writes()
     }
 
     fn fresh_reads(&self) -> u64 {
@@ -47,7 +45,7 @@ async fn requests_that_arrive_together_share_a_write() {
     for verdict in verdicts {
         assert_eq!(verdict.await.unwrap(), Verdict::Granted);
     }
-    assert_eq!((actor.puts(), actor.fresh_reads()), (1, 0));
+    assert_eq!((actor.writes(), actor.fresh_reads()), (1, 0));
     assert_eq!(actor.apiserver.contents().attempts().count(), 10);
 }
 
@@ -62,7 +60,7 @@ async fn a_refusal_follows_a_fresh_read_and_a_second_entry_gets_the_same_one() {
     assert_eq!(actor.fresh_reads(), 1, "the refusal is remembered");
     // Another Job waits for a read of its own.
     assert!(matches!(actor.ask(attempt("b")).await.unwrap(), Verdict::Refused(_)));
-    assert_eq!((actor.fresh_reads(), actor.puts()), (2, 0));
+    assert_eq!((actor.fresh_reads(), actor.writes()), (2, 0));
 }
 
 #[tokio::test(start_paused = true)]
@@ -70,7 +68,7 @@ async fn a_caller_that_is_gone_before_the_round_gets_no_grant() {
     let actor = RunningActor::start(1);
     drop(actor.ask(attempt("gone")));
     actor.settle().await;
-    assert_eq!((actor.puts(), actor.apiserver.contents().attempts().count()), (0, 0));
+    assert_eq!((actor.writes(), actor.apiserver.contents().attempts().count()), (0, 0));
 }
 
 #[tokio::test(start_paused = true)]
@@ -88,18 +86,18 @@ async fn the_grant_of_a_caller_that_leaves_during_the_write_is_revoked() {
 #[tokio::test(start_paused = true)]
 async fn a_round_gives_up_after_its_attempts_conflicted() {
     let actor = RunningActor::start(1);
-    *actor.apiserver.writes.lock() = Writes::Conflict;
+    actor.apiserver.conflict(MAX_ATTEMPTS);
     let verdict = actor.ask(attempt("a")).await.unwrap();
     let Verdict::Unavailable { why, .. } = verdict else { panic!("{verdict:?}") };
     assert!(why.contains("other replicas kept writing the ledger first"), "{why}");
-    assert_eq!(actor.puts(), MAX_ATTEMPTS as usize);
+    assert_eq!(actor.writes(), MAX_ATTEMPTS as usize);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_grant_whose_answer_was_lost_is_given_after_a_read() {
     let actor = RunningActor::start(1);
-    *actor.apiserver.writes.lock() = Writes::LoseAnswer;
+    actor.apiserver.lose_next_response();
     assert_eq!(actor.ask(attempt("a")).await.unwrap(), Verdict::Granted);
-    assert_eq!((actor.puts(), actor.apiserver.gets.load(Ordering::SeqCst)), (2, 1));
+    assert_eq!((actor.writes(), actor.apiserver.reads()), (2, 1));
     assert_eq!(actor.apiserver.contents().attempts().count(), 1);
 }

@@ -1,18 +1,16 @@
-use std::sync::atomic::Ordering;
-
 use serde_json::json;
 
 use super::*;
-use crate::ledger::test_support::{FakeApiserver, Writes, attempt, id, ledger_with};
+use crate::ledger::test_support::{LedgerApiserver, attempt, id, ledger_with};
 
-/// (PUTs, GETs of the ledger).
-fn calls(apiserver: &FakeApiserver) -> (usize, usize) {
-    (apiserver.puts.load(Ordering::SeqCst), apiserver.gets.load(Ordering::SeqCst))
+/// How many times the ledger was written and read.
+fn calls(apiserver: &LedgerApiserver) -> (usize, usize) {
+    (apiserver.writes(), apiserver.reads())
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_grant_costs_one_write_and_no_read() {
-    let apiserver = FakeApiserver::new(&ledger_with(&[]));
+    let apiserver = LedgerApiserver::new(&ledger_with(&[]));
     let mut rounds = RoundRunner::new(id(), apiserver.context(1));
     let verdicts = rounds.attempt(&[&attempt("a")], None).await.unwrap();
     assert_eq!((verdicts, calls(&apiserver)), (vec![Verdict::Granted], (1, 0)));
@@ -26,24 +24,23 @@ async fn a_grant_costs_one_write_and_no_read() {
 
 #[tokio::test(start_paused = true)]
 async fn after_a_conflict_only_a_newer_version_is_used() {
-    let apiserver = FakeApiserver::new(&ledger_with(&[]));
+    let apiserver = LedgerApiserver::new(&ledger_with(&[]));
     let context = apiserver.context(1);
     let mut rounds = RoundRunner::new(id(), context.clone());
-    *apiserver.writes.lock() = Writes::Conflict;
+    apiserver.conflict(1);
     let error = rounds.attempt(&[&attempt("a")], None).await.unwrap_err();
     assert!(matches!(error, RoundError::Retry));
     assert_eq!(rounds.freshness, Freshness::NewerThan(1));
     assert!(context.known_ledgers.is_contended("ci"));
-    *apiserver.writes.lock() = Writes::Work;
     assert_eq!(rounds.attempt(&[&attempt("a")], None).await.unwrap(), [Verdict::Granted]);
     assert_eq!((rounds.freshness, calls(&apiserver)), (Freshness::Any, (2, 1)));
 }
 
 #[tokio::test(start_paused = true)]
 async fn after_a_lost_answer_the_ledger_is_read_before_the_grant_is_given() {
-    let apiserver = FakeApiserver::new(&ledger_with(&[]));
+    let apiserver = LedgerApiserver::new(&ledger_with(&[]));
     let mut rounds = RoundRunner::new(id(), apiserver.context(1));
-    *apiserver.writes.lock() = Writes::LoseAnswer;
+    apiserver.lose_next_response();
     let error = rounds.attempt(&[&attempt("a")], None).await.unwrap_err();
     assert!(matches!(error, RoundError::RetryUnknownWrite));
     assert_eq!(rounds.freshness, Freshness::Unknown);
@@ -54,7 +51,7 @@ async fn after_a_lost_answer_the_ledger_is_read_before_the_grant_is_given() {
 
 #[tokio::test(start_paused = true)]
 async fn a_grant_that_the_known_ledger_already_holds_is_confirmed_by_a_write() {
-    let apiserver = FakeApiserver::new(&ledger_with(&["a"]));
+    let apiserver = LedgerApiserver::new(&ledger_with(&["a"]));
     let mut rounds = RoundRunner::new(id(), apiserver.context(1));
     assert_eq!(rounds.attempt(&[&attempt("a")], None).await.unwrap(), [Verdict::Granted]);
     assert_eq!((apiserver.contents().attempts().count(), calls(&apiserver)), (1, (1, 0)));
@@ -62,7 +59,7 @@ async fn a_grant_that_the_known_ledger_already_holds_is_confirmed_by_a_write() {
 
 #[tokio::test(start_paused = true)]
 async fn a_cache_that_lags_behind_the_ledger_decides_nothing() {
-    let apiserver = FakeApiserver::new(&json!({"format": 1, "observedThrough": 7}));
+    let apiserver = LedgerApiserver::new(&json!({"format": 1, "observedThrough": 7}));
     let context = apiserver.context(1);
     let mut rounds = RoundRunner::new(id(), context.clone());
     let error = rounds.attempt(&[&attempt("a")], None).await.unwrap_err();
@@ -73,7 +70,7 @@ async fn a_cache_that_lags_behind_the_ledger_decides_nothing() {
 
 #[tokio::test(start_paused = true)]
 async fn resolved_attempts_alone_are_written_only_by_housekeeping() {
-    let apiserver = FakeApiserver::new(&ledger_with(&["a"]));
+    let apiserver = LedgerApiserver::new(&ledger_with(&["a"]));
     let context = apiserver.context(1);
     let job = JobSnapshot { resource_version: "2".into(), ..attempt("a").job };
     context.cache.apply(Arc::new(job), 2);
@@ -88,7 +85,7 @@ async fn resolved_attempts_alone_are_written_only_by_housekeeping() {
 
 #[tokio::test(start_paused = true)]
 async fn a_revoked_grant_is_removed_and_then_no_longer_revoked() {
-    let apiserver = FakeApiserver::new(&ledger_with(&["a", "b"]));
+    let apiserver = LedgerApiserver::new(&ledger_with(&["a", "b"]));
     let mut rounds = RoundRunner::new(id(), apiserver.context(1));
     rounds.revoke("a".to_owned());
     rounds.attempt(&[], None).await.unwrap();
@@ -98,7 +95,7 @@ async fn a_revoked_grant_is_removed_and_then_no_longer_revoked() {
 
 #[tokio::test(start_paused = true)]
 async fn a_missing_ledger_is_not_created_before_the_watch_excludes_older_attempts() {
-    let apiserver = FakeApiserver::new(&ledger_with(&[]));
+    let apiserver = LedgerApiserver::new(&ledger_with(&[]));
     let context = apiserver.context(1);
     let mut rounds = RoundRunner::new(id(), context.clone());
     let error = rounds.create_ledger(context.known_ledgers.now()).await;
