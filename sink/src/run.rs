@@ -125,7 +125,7 @@ pub async fn run(client: Client, options: Options, mut signals: ShutdownSignals)
     );
     tasks.spawn("namespaces watch", reflectors::namespaces(context.clone(), gated("namespaces")));
     tasks.spawn("results watch", reflectors::results(context.clone(), gated("results")));
-    tasks.spawn("Secrets watch", secret_watch::keep(context.clone(), gated("results in secrets")));
+    tasks.spawn("Secrets watch", secret_watch::run(context.clone(), gated("results in secrets")));
     tasks.spawn("ledgers watch", reflectors::ledgers(context.clone(), gated("ledgers")));
     let leases = reflectors::replicas(context.clone(), readiness.register("webhook leases"));
     tasks.spawn("webhook leases watch", leases);
@@ -138,12 +138,12 @@ pub async fn run(client: Client, options: Options, mut signals: ShutdownSignals)
         receivers.push(receiver);
         spools.push(spool);
     }
-    context.store.set_known_sinks(options.config.sink_names());
+    context.store.set_known_receivers(options.config.sink_names());
     let spools = Spools::new(spools);
     let (sender, refusals) = mpsc::channel(refusal_writer::QUEUE);
     let policies = context.store.clone();
     let forward = move |refusal: &Refusal| {
-        let receivers = policies.sinks_of(&refusal.policy.uid);
+        let receivers = policies.receivers_of(&refusal.policy.uid);
         spools.put(refusal, receivers.iter().map(String::as_str));
     };
     let store = context.store.clone();

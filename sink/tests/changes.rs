@@ -191,7 +191,7 @@ async fn a_finished_job_that_is_deleted_before_its_harvest_leaves_a_result() {
         if !pods {
             apiserver.remove("pods", "ci", "build-x");
         }
-        actor.store.bury(UID, Some(JobSnapshot::from(&job)));
+        actor.store.remove_job(UID, Some(JobSnapshot::from(&job)));
         actor.job(UID).await.unwrap();
         let result = apiserver.get("configmaps", "ci", "build-results").unwrap();
         let manifest: Value = serde_json::from_str(result["data"][manifest::KEY].as_str().unwrap()).unwrap();
@@ -201,7 +201,7 @@ async fn a_finished_job_that_is_deleted_before_its_harvest_leaves_a_result() {
         assert_eq!(lost.contains("deleted before its result was stored"), !pods, "{lost}");
         let reasons: Vec<_> = apiserver.all("events").iter().map(|e| e["reason"].clone()).collect();
         assert_eq!(reasons, ["JobProcessing"]);
-        assert!(actor.store.buried().is_empty(), "handled");
+        assert!(actor.store.deleted_jobs().is_empty(), "handled");
     }
 }
 
@@ -210,7 +210,7 @@ async fn where_its_result_cannot_be_written_either_an_event_says_so() {
     let apiserver = cluster(b"hello\n");
     let actor = process(&apiserver, delete_after());
     apiserver.remove("jobs", "ci", "build");
-    actor.store.bury(UID, None);
+    actor.store.remove_job(UID, None);
     apiserver.refuse("configmaps", 403, "exceeded quota: few");
     actor.job(UID).await.unwrap();
     let events = apiserver.all("events");
@@ -221,7 +221,7 @@ async fn where_its_result_cannot_be_written_either_an_event_says_so() {
         note.contains("exceeded quota") && note.contains("deleted") && !note.contains("keeps trying"),
         "{note}"
     );
-    assert!(actor.store.buried().is_empty(), "told");
+    assert!(actor.store.deleted_jobs().is_empty(), "told");
 }
 
 #[tokio::test]
@@ -229,15 +229,15 @@ async fn where_it_only_fails_for_now_it_is_tried_again() {
     let apiserver = cluster(b"hello\n");
     let actor = process(&apiserver, delete_after());
     apiserver.remove("jobs", "ci", "build");
-    actor.store.bury(UID, None);
+    actor.store.remove_job(UID, None);
     apiserver.refuse("configmaps", 500, "etcd is away");
     actor.job(UID).await.unwrap_err();
-    assert_eq!(actor.store.buried(), [UID]);
+    assert_eq!(actor.store.deleted_jobs(), [UID]);
     assert!(apiserver.all("events").is_empty());
     apiserver.revive();
     actor.job(UID).await.unwrap();
     assert!(apiserver.get("configmaps", "ci", "build-results").is_some());
-    assert!(actor.store.buried().is_empty());
+    assert!(actor.store.deleted_jobs().is_empty());
 }
 
 #[tokio::test]
@@ -245,18 +245,18 @@ async fn only_what_was_to_be_harvested_is_mourned() {
     let harvested = cluster(b"hello\n");
     process(&harvested, json!({"results": {}})).job(UID).await.unwrap();
     let actor = process(&harvested, json!({"results": {}}));
-    actor.store.bury(UID, None);
-    assert!(actor.store.buried().is_empty(), "marked: its result was stored");
+    actor.store.remove_job(UID, None);
+    assert!(actor.store.deleted_jobs().is_empty(), "marked: its result was stored");
 
     let actor = process(&cluster(b""), json!({}));
-    actor.store.bury(UID, None);
-    assert!(actor.store.buried().is_empty(), "nobody asks for its result");
+    actor.store.remove_job(UID, None);
+    assert!(actor.store.deleted_jobs().is_empty(), "nobody asks for its result");
 
     // The end of a relist that does not have it any more.
     let actor = process(&cluster(b""), json!({"results": {}}));
     let mut changes = actor.store.changes();
     changes.mark_unchanged();
-    actor.store.keep_jobs(&Default::default());
-    assert_eq!(actor.store.buried(), [UID]);
+    actor.store.retain_jobs(&Default::default());
+    assert_eq!(actor.store.deleted_jobs(), [UID]);
     assert!(changes.has_changed().unwrap());
 }

@@ -33,7 +33,7 @@ fn started(apiserver: &Apiserver, kind: StorageKind, may: bool) -> Actor {
     if may {
         actor.store.secrets.allow();
     } else {
-        actor.store.secrets.forbid("the sink has no right to create Secrets".to_owned());
+        actor.store.secrets.deny("the sink has no right to create Secrets".to_owned());
     }
     actor
 }
@@ -174,7 +174,7 @@ async fn a_job_whose_result_is_in_a_secret_that_cannot_be_read_waits() {
     let writes = apiserver.writes();
     let blind = started(&apiserver, StorageKind::Secret, false);
     // It has begun after the right was taken away: no watch has told it of any Secret.
-    blind.store.drop_results(|_, place| place.kind == StorageKind::Secret);
+    blind.store.remove_results(|_, place| place.kind == StorageKind::Secret);
     blind.job(UID).await.unwrap();
     assert_eq!(apiserver.writes(), writes, "{:#?}", apiserver.calls());
     until_done(&apiserver, StorageKind::Secret, UID).await;

@@ -112,7 +112,7 @@ async fn shards_of_a_job_that_is_being_harvested_stay() {
         "its harvest will write them over"
     );
     let gone: BTreeSet<String> = BTreeSet::new();
-    let _buried = actor.store.keep_jobs(&gone);
+    let _buried = actor.store.retain_jobs(&gone);
     let job = apiserver.get("jobs", "ci", "build").unwrap();
     let job: JobSnapshot = JobSnapshot::from(&serde_json::from_value(job).unwrap());
     assert!(actor.store.job(&job.uid).is_none());

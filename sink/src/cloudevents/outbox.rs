@@ -72,7 +72,7 @@ impl<R: Post> Outbox<R> {
         let mut later = Later::new();
         loop {
             changes.mark_unchanged();
-            let mut pending = self.store.untold(&sink);
+            let mut pending = self.store.jobs_with_pending_events(&sink);
             self.metrics.set_events_pending(&sink, pending.len());
             later.retain(|uid, _| pending.contains(uid));
             let now = Instant::now();
@@ -175,7 +175,7 @@ impl<R: Post> Outbox<R> {
         let job = self.store.job(uid).filter(|job| job.finished.is_none());
         let Some(told) = job.and_then(|job| Told::started(&job, group.as_deref())) else { return Ok(()) };
         self.post(&told).await?;
-        self.store.put_told(uid, sink);
+        self.store.set_started_delivered(uid, sink);
         Ok(())
     }
 
@@ -343,7 +343,7 @@ mod tests {
             assert_eq!(of_job[&*format!("ci/job-{n}")], ids, "each once, in order");
         }
         assert_eq!(took.len(), 2 * JOBS);
-        assert!(store.untold("ci").is_empty());
+        assert!(store.jobs_with_pending_events("ci").is_empty());
         for map in maps.lock().values() {
             assert_eq!(map["metadata"]["annotations"].get(OUTBOX), None, "nothing is pending any more");
         }
@@ -361,18 +361,22 @@ mod tests {
             Arc::new(Scripted { back: Instant::now(), took: Mutex::default(), tries: AtomicUsize::new(0) });
         let (store, task) = sink(&maps, &receiver);
         tokio::time::sleep(Duration::from_secs(60)).await;
-        assert_eq!(store.untold("ci"), ["u0"], "it is tried again, and is nobody else's trouble");
+        assert_eq!(
+            store.jobs_with_pending_events("ci"),
+            ["u0"],
+            "it is tried again, and is nobody else's trouble"
+        );
         // What comes later is told at once, too.
         maps.lock().insert(name(9), result(9));
         tell(&store, &result(9));
         tokio::time::sleep(Duration::from_secs(1)).await;
-        assert_eq!(store.untold("ci"), ["u0"]);
+        assert_eq!(store.jobs_with_pending_events("ci"), ["u0"]);
         let ids: std::collections::BTreeSet<_> =
             receiver.took.lock().iter().map(|event| event["id"].to_string()).collect();
         assert_eq!(ids.len(), 20, "whatever is told again bears the id that it had");
         maps.lock().get_mut(&name(0)).unwrap()["metadata"]["labels"]["refused"] = "false".into();
         tokio::time::sleep(LONGEST_UNREAD * 2).await;
         task.abort();
-        assert!(store.untold("ci").is_empty());
+        assert!(store.jobs_with_pending_events("ci").is_empty());
     }
 }

@@ -109,7 +109,7 @@ fn in_force_since(store: &Store) -> HashMap<String, Timestamp> {
         let current = entry.status.observed_generation == Some(entry.generation);
         Some((entry.reference.uid, entry.status.in_force_since.filter(|_| current)?.0))
     };
-    store.entries().into_iter().filter_map(in_force).collect()
+    store.policy_entries().into_iter().filter_map(in_force).collect()
 }
 
 fn limited_jobs(store: &Store) -> Vec<LimitedBy> {

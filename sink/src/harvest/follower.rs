@@ -115,7 +115,7 @@ impl Follower {
     fn needs(&self, uid: &str) -> Option<bool> {
         let Some(job) = self.context.store.job(uid) else {
             // Gone before its result was stored, or not known.
-            return self.context.store.grave(uid).map(|_| true);
+            return self.context.store.deleted_job(uid).map(|_| true);
         };
         Some(self.logs(&job).is_some() && self.context.store.places(&job).is_empty())
     }
@@ -127,7 +127,7 @@ impl Follower {
 
     /// Hears of Jobs that have changed.
     async fn hear(&self, queue: &Queue<Look>) {
-        let mut news = self.context.store.news();
+        let mut news = self.context.store.job_changes();
         loop {
             match news.recv().await {
                 Ok(uid) => {
@@ -186,7 +186,7 @@ impl Follower {
                 let Some(view) = self.followed.view(uid) else { return true };
                 let Some(job) = self.context.store.job(&view.job) else {
                     // The watch of Jobs is behind.
-                    if self.context.store.grave(&view.job).is_none() {
+                    if self.context.store.deleted_job(&view.job).is_none() {
                         queue.add_after(look.clone(), Duration::from_millis(200));
                     }
                     return true;

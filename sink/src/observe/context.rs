@@ -15,17 +15,17 @@ use crate::{
 /// What every watch needs.
 #[derive(Clone)]
 pub struct Context {
-    /// Talks to the cluster.
+    /// A client with the sink's rights.
     pub client: Client,
-    /// Takes in what is seen.
+    /// Filled by the watches.
     pub store: Store,
-    /// Takes in what is to be looked at.
+    /// Reconciles to run.
     pub queue: Queue<Key>,
-    /// The pair's own namespace.
+    /// The namespace that job-handler runs in.
     pub namespace: Arc<str>,
-    /// Signals that everything has to be reconciled again, since the policies have changed.
+    /// Notified when the policies changed and everything has to be reconciled again.
     pub resync: Arc<Notify>,
-    /// Counts what is seen.
+    /// Counts created and finished Jobs.
     pub metrics: SinkMetrics,
 }
 
@@ -35,8 +35,7 @@ impl Context {
         keys::EXCLUDED_NAMESPACES.contains(&namespace) || namespace == &*self.namespace
     }
 
-    /// Takes in a Job as it is now, and asks for a look at what that may change. One that is not known is new, but in a
-    /// list.
+    /// Stores a Job and enqueues what its change may affect. An unknown Job counts as created, except in a list.
     pub(crate) fn job_seen(&self, snapshot: JobSnapshot, listing: bool) {
         let change = self.store.put_job(snapshot.clone());
         if change.new && !listing {

@@ -6,25 +6,25 @@ use crate::{
     runtime::work_queue::Queue,
 };
 
-/// Jobs that are under way: those that are worked on, and those that wait for their nodes' logs.
-pub(crate) const UNDER_WAY: usize = 1_024;
-/// The same of one namespace.
-const OF_ONE_NAMESPACE: usize = UNDER_WAY / 2;
+/// Reconciles in progress, including those that wait for container logs.
+pub(crate) const MAX_IN_PROGRESS: usize = 1_024;
+/// Reconciles in progress for one namespace.
+const MAX_PER_NAMESPACE: usize = MAX_IN_PROGRESS / 2;
 
-/// What is to be looked at.
+/// What a reconcile is about.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Key {
-    /// A Job, there or gone, and its result.
+    /// A Job, also a deleted one, and its result.
     Job(Uid),
     /// The Jobs of a group.
     Group(GroupKey),
 }
 
 impl Key {
-    /// A queue whose lanes are namespaces.
+    /// A work queue that serves namespaces in turn.
     pub fn queue(store: &Store) -> Queue<Self> {
         let store = store.clone();
-        Queue::in_lanes(OF_ONE_NAMESPACE, move |key| match key {
+        Queue::in_lanes(MAX_PER_NAMESPACE, move |key| match key {
             Self::Job(uid) => store.namespace_of(uid).into(),
             Self::Group((namespace, _)) => namespace.as_str().into(),
         })

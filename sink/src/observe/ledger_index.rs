@@ -1,5 +1,4 @@
-//! The ledgers, as far as the sink has to do with them: how many grants are pending where, how groups have fared, and the
-//! end of ledgers whose namespace is gone.
+//! The JobLedgers: how many grants are pending per limit, and the failure streaks of groups.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -8,24 +7,29 @@ use job_handler_shared::ledger::{
     failure_streak::{self, FailureStreak},
 };
 use kube::ResourceExt;
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 
-/// A ledger.
+use crate::observe::changes::Changes;
+
+/// A JobLedger as last seen.
 #[derive(Clone, Debug)]
 pub struct Ledger {
     /// `metadata.uid`.
     pub uid: String,
     /// `metadata.resourceVersion`.
     pub version: String,
-    /// What was granted.
+    /// Granted attempts.
     pub book: Result<LedgerContents, LedgerError>,
-    /// How groups have fared, by [`failure_streak::group_key`].
+    /// Failure streaks of groups, by [`failure_streak::group_key`].
     pub streaks: BTreeMap<String, FailureStreak>,
 }
 
-/// All of them by name; clones are the same ones.
+/// All JobLedgers by name; clones share the same index.
 #[derive(Clone, Debug, Default)]
-pub struct Ledgers(Arc<Mutex<BTreeMap<String, Arc<Ledger>>>>);
+pub struct LedgerIndex {
+    ledgers: Arc<Mutex<BTreeMap<String, Arc<Ledger>>>>,
+    changes: Changes,
+}
 
 impl From<&JobLedger> for Ledger {
     fn from(ledger: &JobLedger) -> Self {
@@ -38,36 +42,40 @@ impl From<&JobLedger> for Ledger {
     }
 }
 
-impl Ledgers {
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Ledger>>> {
-        self.0.lock()
+impl LedgerIndex {
+    /// An index that reports its changes to `changes`.
+    pub(super) fn new(changes: Changes) -> Self {
+        Self { ledgers: Arc::default(), changes }
     }
 
-    /// Takes one in.
-    pub fn put(&self, ledger: &JobLedger) {
-        self.lock().insert(ledger.name_any(), Arc::new(ledger.into()));
+    pub(crate) fn put(&self, ledger: &JobLedger) {
+        self.ledgers.lock().insert(ledger.name_any(), Arc::new(ledger.into()));
+        self.changes.notify();
     }
 
-    /// Forgets those for which `gone` holds.
-    pub fn drop_where(&self, gone: impl Fn(&str) -> bool) {
-        self.lock().retain(|name, _| !gone(name));
+    pub(crate) fn remove_where(&self, is_gone: impl Fn(&str) -> bool) {
+        self.ledgers.lock().retain(|name, _| !is_gone(name));
+        self.changes.notify();
     }
 
-    /// That of a namespace.
-    pub fn get(&self, namespace: &str) -> Option<Arc<Ledger>> {
-        self.lock().get(namespace).cloned()
+    /// The ledger of a namespace.
+    pub(crate) fn get(&self, namespace: &str) -> Option<Arc<Ledger>> {
+        self.ledgers.lock().get(namespace).cloned()
     }
 
-    /// All names.
-    pub fn names(&self) -> Vec<String> {
-        self.lock().keys().cloned().collect()
+    pub(crate) fn names(&self) -> Vec<String> {
+        self.ledgers.lock().keys().cloned().collect()
     }
 
-    /// Grants of a policy's limits whose Job is not active yet, by limit and scope (`cluster`, a namespace, or
+    /// Counts a policy's grants whose Job is not active yet, by limit and scope (`cluster`, a namespace, or
     /// `namespace/group`).
-    pub fn pending(&self, policy: &str, is_active: impl Fn(&str) -> bool) -> BTreeMap<(String, String), u32> {
+    pub(crate) fn pending(
+        &self,
+        policy: &str,
+        is_active: impl Fn(&str) -> bool,
+    ) -> BTreeMap<(String, String), u32> {
         let mut pending: BTreeMap<(String, String), u32> = BTreeMap::new();
-        for (ledger, known) in self.lock().iter() {
+        for (ledger, known) in self.ledgers.lock().iter() {
             let Ok(book) = &known.book else { continue };
             let place = if ledger == CLUSTER_LEDGER { "cluster" } else { ledger };
             let mut names: BTreeMap<(String, String), Vec<&str>> = BTreeMap::new();
@@ -105,7 +113,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn grants_are_pending_once_per_name_until_their_job_is_active() {
+    fn a_grant_is_pending_until_its_job_is_active_and_counts_once_per_name() {
         let granted = |uid: &str, scopes: &[&str]| {
             json!({"jobUid": uid, "kind": "create", "revision": "r", "scopes": scopes,
                 "since": "2026-01-01T00:00:00Z"})
@@ -119,7 +127,7 @@ mod tests {
             }},
         }))
         .unwrap();
-        let ledgers = Ledgers::default();
+        let ledgers = LedgerIndex::default();
         ledgers.put(&ledger);
         let pending = ledgers.pending("p", |uid| uid == "runs");
         let count = |limit: &str, scope: &str| pending.get(&(limit.to_owned(), scope.to_owned())).copied();

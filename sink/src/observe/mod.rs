@@ -1,11 +1,26 @@
-//! The watches and the in-memory store they fill.
+//! The watches and the in-memory store that they fill.
+//!
+//! In: watch events. Out: the [`store::Store`] that every other room reads, and keys in the work queue. Start with
+//! [`reflectors`] (one function per watched kind), then [`store`].
+//!
+//! | file | holds |
+//! | --- | --- |
+//! | [`reflectors`], [`secret_watch`] | the watches |
+//! | [`store`], `store_results`, `job_index` | what they know: the API, its part about results, Jobs by uid and group |
+//! | `changes` | wakes subscribers of the store |
+//! | [`tombstones`] | Jobs that were deleted before their result was stored |
+//! | [`result_inventory`], [`ledger_index`], [`secret_access`] | results for retention, JobLedgers, the right to Secrets |
+//! | [`context`], [`key`] | what a watch needs; the key of a reconcile |
 
+pub(crate) mod changes;
 pub mod context;
+mod job_index;
 pub mod key;
-pub mod ledger_index;
+pub(crate) mod ledger_index;
 pub mod reflectors;
 pub mod result_inventory;
 pub mod secret_access;
-pub mod secret_watch;
+pub(crate) mod secret_watch;
 pub mod store;
-pub mod tombstones;
+mod store_results;
+pub(crate) mod tombstones;

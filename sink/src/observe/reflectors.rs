@@ -70,13 +70,13 @@ pub async fn jobs(context: Context, ready: ReadyHandle) {
         Event::Delete(job) => {
             let last = JobSnapshot::from(&job);
             let uid = last.uid.clone();
-            if let Some(group) = store.bury(&uid, Some(last)) {
+            if let Some(group) = store.remove_job(&uid, Some(last)) {
                 queue.add(Key::Job(uid));
                 group.map(Key::Group).into_iter().for_each(|key| queue.add(key));
             }
         }
         Event::InitDone => {
-            for (uid, group) in store.keep_jobs(&seen.take().unwrap_or_default()) {
+            for (uid, group) in store.retain_jobs(&seen.take().unwrap_or_default()) {
                 queue.add(Key::Job(uid));
                 group.map(Key::Group).into_iter().for_each(|key| queue.add(key));
             }
@@ -154,11 +154,11 @@ async fn follow_policies<K: ResourceExt + Debug + Clone + Send + 'static>(
             }
             Event::Delete(policy) => {
                 let uid = policy.uid().unwrap_or_default();
-                context.store.drop_policies(|known| known.uid == uid)
+                context.store.remove_policies(|known| known.uid == uid)
             }
             Event::InitDone => {
                 let seen = seen.take().unwrap_or_default();
-                context.store.drop_policies(|known| known.kind == kind && !seen.contains(&known.uid))
+                context.store.remove_policies(|known| known.kind == kind && !seen.contains(&known.uid))
             }
         };
         if changed {
@@ -186,11 +186,11 @@ pub async fn namespaces(context: Context, ready: ReadyHandle) {
         }
         Event::Delete(namespace) => {
             let gone = namespace.name_any();
-            store.drop_namespaces(|name| name == gone);
+            store.remove_namespaces(|name| name == gone);
         }
         Event::InitDone => {
             let seen = seen.take().unwrap_or_default();
-            store.drop_namespaces(|name| !seen.contains(name));
+            store.remove_namespaces(|name| !seen.contains(name));
         }
     })
     .await;
@@ -232,9 +232,9 @@ where
         Event::Delete(PartialObjectMeta { metadata, .. }) => {
             let (namespace, name) =
                 (metadata.namespace.unwrap_or_default(), metadata.name.unwrap_or_default());
-            store.inventory().drop(kind, &namespace, &name);
+            store.inventory().remove(kind, &namespace, &name);
             let gone = ResultRef::at(kind, &namespace, &name);
-            store.drop_results(|_, place| place.is_at(&gone));
+            store.remove_results(|_, place| place.is_at(&gone));
             // A Job that is still there is harvested again, from what is left.
             let uid = metadata.labels.and_then(|mut labels| labels.remove(keys::JOB_UID));
             uid.map(Key::Job).into_iter().for_each(|key| queue.add(key));
@@ -243,7 +243,7 @@ where
             let seen = seen.take().unwrap_or_default();
             let is_seen = |namespace: &str, name: &str| seen.contains(&(namespace.into(), name.into()));
             store.inventory().retain(kind, is_seen);
-            store.drop_results(|_, place| place.kind == kind && !is_seen(&place.namespace, &place.name));
+            store.remove_results(|_, place| place.kind == kind && !is_seen(&place.namespace, &place.name));
         }
     })
     .await;
@@ -254,23 +254,20 @@ pub async fn ledgers(context: Context, ready: ReadyHandle) {
     let store = &context.store;
     let api = Api::<JobLedger>::namespaced(context.client.clone(), &context.namespace);
     let mut seen: Option<BTreeSet<String>> = None;
-    watch::run(watcher(api, config()), "jobledgers.job-handler.io", &ready, |event| {
-        match event {
-            Event::Init => seen = Some(BTreeSet::new()),
-            Event::Apply(ledger) | Event::InitApply(ledger) => {
-                seen.iter_mut().for_each(|seen| _ = seen.insert(ledger.name_any()));
-                store.ledgers.put(&ledger);
-            }
-            Event::Delete(ledger) => {
-                let gone = ledger.name_any();
-                store.ledgers.drop_where(|name| name == gone);
-            }
-            Event::InitDone => {
-                let seen = seen.take().unwrap_or_default();
-                store.ledgers.drop_where(|name| !seen.contains(name));
-            }
+    watch::run(watcher(api, config()), "jobledgers.job-handler.io", &ready, |event| match event {
+        Event::Init => seen = Some(BTreeSet::new()),
+        Event::Apply(ledger) | Event::InitApply(ledger) => {
+            seen.iter_mut().for_each(|seen| _ = seen.insert(ledger.name_any()));
+            store.ledgers.put(&ledger);
         }
-        store.ledgers_changed();
+        Event::Delete(ledger) => {
+            let gone = ledger.name_any();
+            store.ledgers.remove_where(|name| name == gone);
+        }
+        Event::InitDone => {
+            let seen = seen.take().unwrap_or_default();
+            store.ledgers.remove_where(|name| !seen.contains(name));
+        }
     })
     .await;
 }
@@ -290,11 +287,11 @@ pub async fn replicas(context: Context, ready: ReadyHandle) {
         }
         Event::Delete(lease) => {
             let gone = lease.name_any();
-            store.drop_replicas(|name| name == gone);
+            store.remove_replicas(|name| name == gone);
         }
         Event::InitDone => {
             let seen = seen.take().unwrap_or_default();
-            store.drop_replicas(|name| !seen.contains(name));
+            store.remove_replicas(|name| !seen.contains(name));
         }
     })
     .await;

@@ -1,4 +1,4 @@
-//! All stored results, as far as retention has to know them.
+//! All stored results, with what retention needs to know of them.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -8,68 +8,62 @@ use std::{
 use jiff::Timestamp;
 use job_handler_shared::result::{metadata::OUTBOX, storage_kind::StorageKind};
 use kube::core::ObjectMeta;
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 
 use crate::model::stored_result::StoredResult;
 
-/// What holds a result: its kind, namespace and name.
-type Place = (StorageKind, String, String);
+/// Kind, namespace and name of the object that stores a result.
+type ObjectKey = (StorageKind, String, String);
 
-/// The results that the watch has seen; clones are the same one.
+/// The results that the watch has seen; clones share them.
 #[derive(Clone, Debug, Default)]
-pub struct Inventory(Arc<Mutex<HashMap<Place, StoredResult>>>);
+pub struct Inventory(Arc<Mutex<HashMap<ObjectKey, StoredResult>>>);
 
 impl Inventory {
-    fn lock(&self) -> MutexGuard<'_, HashMap<Place, StoredResult>> {
-        // Every change is one call on the map.
-        self.0.lock()
-    }
-
-    /// Takes one in, or its change.
+    /// Adds or replaces a result.
     pub fn put(&self, stored: StoredResult) {
-        self.lock().insert((stored.kind, stored.namespace.clone(), stored.name.clone()), stored);
+        self.0.lock().insert((stored.kind, stored.namespace.clone(), stored.name.clone()), stored);
     }
 
-    /// Forgets one.
-    pub fn drop(&self, kind: StorageKind, namespace: &str, name: &str) {
-        self.lock().remove(&(kind, namespace.to_owned(), name.to_owned()));
+    pub(crate) fn remove(&self, kind: StorageKind, namespace: &str, name: &str) {
+        self.0.lock().remove(&(kind, namespace.to_owned(), name.to_owned()));
     }
 
-    /// Forgets those of this kind for which this does not hold.
-    pub fn retain(&self, of: StorageKind, holds: impl Fn(&str, &str) -> bool) {
-        self.lock().retain(|(kind, namespace, name), _| *kind != of || holds(namespace, name));
+    /// Removes results of this kind that `is_listed` does not name.
+    pub(crate) fn retain(&self, of: StorageKind, is_listed: impl Fn(&str, &str) -> bool) {
+        self.0.lock().retain(|(kind, namespace, name), _| *kind != of || is_listed(namespace, name));
     }
 
-    /// All of them.
-    pub fn all(&self) -> Vec<StoredResult> {
-        self.lock().values().cloned().collect()
+    pub(crate) fn all(&self) -> Vec<StoredResult> {
+        self.0.lock().values().cloned().collect()
     }
 
-    /// How many shards the stored result of each Job has, by its uid.
-    pub fn shards(&self) -> HashMap<String, usize> {
+    /// Number of shards of each Job's stored result, by the Job's uid.
+    pub(crate) fn shards(&self) -> HashMap<String, usize> {
         let mut shards = HashMap::new();
-        for stored in self.lock().values() {
+        for stored in self.0.lock().values() {
             let most: &mut usize = shards.entry(stored.uid.clone()).or_default();
             *most = (*most).max(stored.facts.shards);
         }
         shards
     }
 
-    /// How many objects the stored result of a Job has, where one is stored, and as far as it tells.
-    pub fn objects(&self, uid: &str) -> Option<Option<usize>> {
-        let known = self.lock();
+    /// Number of objects of a Job's stored result in the object store. None: no result is stored; Some(None): an older
+    /// version wrote it and did not record the number.
+    pub(crate) fn objects(&self, uid: &str) -> Option<Option<usize>> {
+        let known = self.0.lock();
         let mut of_job = known.values().filter(|stored| stored.uid == uid).peekable();
         of_job.peek()?;
-        // While an older result is moved aside there are two of it.
+        // There are two while an older result is renamed.
         Some(of_job.map(|stored| stored.facts.objects).sum())
     }
 }
 
-/// Labels and annotations, for [`StoredResult::new`].
+/// Reads a result's metadata.
 pub(crate) fn stored_of(kind: StorageKind, meta: &ObjectMeta, uid: &str, pending: bool) -> StoredResult {
     let none = BTreeMap::new();
     let annotations = meta.annotations.as_ref().unwrap_or(&none);
-    // A receiver that is away has yet to be told, too.
+    // Events that a receiver has yet to take are pending, too.
     let pending = pending || annotations.contains_key(OUTBOX);
     let made = meta.creation_timestamp.as_ref().map_or(Timestamp::UNIX_EPOCH, |time| time.0);
     let text = |text: &Option<String>| text.clone().unwrap_or_default();

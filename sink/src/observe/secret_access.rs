@@ -1,64 +1,77 @@
-//! Whether this sink may hold results in Secrets: a right that the base install does not give, and that can come and go
-//! while it runs.
+//! Whether this sink may store results in Secrets. The base install does not give this right, and it can be granted and
+//! revoked while the sink runs.
 //!
-//! The apiserver is asked for each verb by itself (`SelfSubjectAccessReview`, which every authenticated user may make by
-//! the cluster's own role `system:basic-user`), for the Secrets of all namespaces: with half of the rights a result could
-//! be written and never found again. Where all are there, the results in Secrets are watched as those in ConfigMaps are.
+//! The sink asks for each verb (`SelfSubjectAccessReview`, which `system:basic-user` allows every authenticated user) on
+//! the Secrets of all namespaces: with half of the verbs a result could be written and never found again.
 
 use std::sync::Arc;
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 
-/// What results in Secrets take: the same as those in ConfigMaps.
-pub const VERBS: [&str; 7] = ["get", "list", "watch", "create", "update", "patch", "delete"];
-/// What gives the rights.
-pub const OVERLAY: &str = "manifests/overlays/secrets";
+use crate::observe::changes::Changes;
 
-/// What is known about it; clones are the same one.
+/// The verbs that results in Secrets need: the same as for ConfigMaps.
+pub(super) const VERBS: [&str; 7] = ["get", "list", "watch", "create", "update", "patch", "delete"];
+/// What grants them.
+pub(super) const OVERLAY: &str = "manifests/overlays/secrets";
+
+/// The right to Secrets as last seen; clones share it.
 #[derive(Clone, Debug, Default)]
-pub struct Secrets(pub(super) Arc<Mutex<Standing>>);
-
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) enum Standing {
-    #[default]
-    Unknown,
-    May,
-    MayNot(String),
+pub struct SecretAccess {
+    access: Arc<Mutex<Access>>,
+    changes: Changes,
 }
 
-impl Secrets {
-    pub(super) fn lock(&self) -> MutexGuard<'_, Standing> {
-        // Every change is one assignment.
-        self.0.lock()
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+enum Access {
+    #[default]
+    Unknown,
+    Allowed,
+    Denied(String),
+}
+
+impl SecretAccess {
+    pub(super) fn new(changes: Changes) -> Self {
+        Self { access: Arc::default(), changes }
     }
 
-    /// Whether results may be held in Secrets, and those that are be read.
-    pub fn may(&self) -> bool {
-        *self.lock() == Standing::May
+    pub(super) fn is_unknown(&self) -> bool {
+        *self.access.lock() == Access::Unknown
     }
 
-    /// Why they may not; nothing while that is not known.
-    pub fn why_not(&self) -> Option<String> {
-        match &*self.lock() {
-            Standing::MayNot(why) => Some(why.clone()),
-            Standing::Unknown | Standing::May => None,
+    /// Whether results may be stored in Secrets, and read from them.
+    pub fn is_allowed(&self) -> bool {
+        *self.access.lock() == Access::Allowed
+    }
+
+    /// Why access is denied; None if it is allowed or not known yet.
+    pub(crate) fn denial(&self) -> Option<String> {
+        match &*self.access.lock() {
+            Access::Denied(why) => Some(why.clone()),
+            Access::Unknown | Access::Allowed => None,
         }
     }
 
-    /// They may.
+    /// Records that access is allowed; returns whether that is new.
     pub fn allow(&self) -> bool {
-        self.set(Standing::May)
+        self.set(Access::Allowed)
     }
 
-    /// They may not, and why.
-    pub fn forbid(&self, why: String) -> bool {
-        self.set(Standing::MayNot(why))
+    /// Records that access is denied, and why; returns whether that is new.
+    pub fn deny(&self, why: String) -> bool {
+        self.set(Access::Denied(why))
     }
 
-    fn set(&self, now: Standing) -> bool {
-        let mut known = self.lock();
-        let news = *known != now;
-        *known = now;
-        news
+    fn set(&self, access: Access) -> bool {
+        let changed = {
+            let mut known = self.access.lock();
+            let changed = *known != access;
+            *known = access;
+            changed
+        };
+        if changed {
+            self.changes.notify();
+        }
+        changed
     }
 }

@@ -16,60 +16,55 @@ use kube::{Api, Client, api::PostParams};
 use crate::observe::{
     context::Context,
     reflectors,
-    secret_access::{OVERLAY, Standing, VERBS},
+    secret_access::{OVERLAY, VERBS},
 };
 
-/// How often it is asked whether what is missing is there now, and whether what is there still is.
+/// Pause between two checks of the rights, before jitter.
 const EVERY: Duration = Duration::from_secs(10);
 
-/// Asks for the rights, and watches the results in Secrets while they are there; for ever.
-pub async fn keep(context: Context, ready: ReadyHandle) {
+/// Checks the rights for ever, and watches results in Secrets while they are granted.
+pub(crate) async fn run(context: Context, ready: ReadyHandle) {
     let secrets = &context.store.secrets;
     loop {
-        match missing(&context.client).await {
+        match missing_verb(&context.client).await {
             Ok(None) => {
                 if secrets.allow() {
-                    tracing::info!("results may be held in Secrets");
-                    context.store.secrets_changed();
+                    tracing::info!("results may be stored in Secrets");
                 }
                 tokio::select! {
                     () = reflectors::results_in::<Secret>(&context, &ready, StorageKind::Secret) => {}
-                    () = lost(&context.client) => {}
+                    () = revoked(&context.client) => {}
                 }
-                // Those that are known stay known: nobody harvests their Jobs again.
+                // Results that were seen stay known, so that their Jobs are not harvested again.
                 continue;
             }
             Ok(Some(verb)) => {
                 let why = format!("the sink has no right to {verb} Secrets: apply {OVERLAY}");
-                if secrets.forbid(why) {
-                    tracing::info!(
-                        verb,
-                        "results cannot be held in Secrets: apply {OVERLAY} where they are to be"
-                    );
-                    context.store.secrets_changed();
+                if secrets.deny(why) {
+                    tracing::info!(verb, "results are not stored in Secrets; to allow it, apply {OVERLAY}");
                 }
                 ready.set_ready();
             }
-            // What is known stands; before the first answer nobody may act as if there were no such results.
-            Err(error) if *secrets.lock() == Standing::Unknown => ready.set_not_ready(error.to_string()),
-            Err(error) => tracing::debug!("the rights on Secrets: {error}"),
+            // Until the first answer, nothing may act as if there were no results in Secrets.
+            Err(error) if secrets.is_unknown() => ready.set_not_ready(error.to_string()),
+            Err(error) => tracing::debug!("cannot check the rights on Secrets: {error}"),
         }
         tokio::time::sleep(jitter(EVERY * 3 / 2)).await;
     }
 }
 
-/// Ends when a right is there no more.
-pub(crate) async fn lost(client: &Client) {
+/// Returns once a right is revoked.
+async fn revoked(client: &Client) {
     loop {
         tokio::time::sleep(jitter(EVERY * 3)).await;
-        if let Ok(Some(_)) = missing(client).await {
+        if let Ok(Some(_)) = missing_verb(client).await {
             return;
         }
     }
 }
 
-/// The first verb that is not granted.
-pub(crate) async fn missing(client: &Client) -> Result<Option<&'static str>, ApiError> {
+/// Returns the first verb that is not granted.
+async fn missing_verb(client: &Client) -> Result<Option<&'static str>, ApiError> {
     let api = Api::<SelfSubjectAccessReview>::all(client.clone());
     for verb in VERBS {
         let review = SelfSubjectAccessReview {
@@ -83,9 +78,8 @@ pub(crate) async fn missing(client: &Client) -> Result<Option<&'static str>, Api
             },
             ..SelfSubjectAccessReview::default()
         };
-        match call("ask for the own rights on Secrets", api.create(&PostParams::default(), &review)).await {
+        match call("check the own rights on Secrets", api.create(&PostParams::default(), &review)).await {
             Ok(answer) if answer.status.as_ref().is_some_and(|status| status.allowed) => {}
-            // Who may not even ask is one of those that may not.
             Ok(_) => return Ok(Some(verb)),
             Err(error) if error.is_denied() => return Ok(Some(verb)),
             Err(error) => return Err(error),

@@ -1,8 +1,8 @@
-//! Finished Jobs that are gone before their result was stored: what was known of them, until it is written down.
+//! Finished Jobs that were deleted before their result was stored.
 //!
-//! A person, a CronJob's history limit or the end of the harvest deadline can delete a Job while it still waits in our
-//! queue. Every sink remembers such Jobs, so that a new leader can write down what the old one had no time for; what
-//! nobody asked about for [`AGE`] was handled by another sink, or never can be.
+//! A user, a CronJob's history limit or the harvest deadline can delete a Job while it waits in the work queue. Every
+//! sink remembers such Jobs, so that a new leader can report those that the old one did not get to. A tombstone that
+//! nobody renews for [`AGE`] was handled by another sink, or cannot be handled.
 
 use std::{
     collections::HashMap,
@@ -16,65 +16,63 @@ use job_handler_shared::{
 
 use crate::model::job_change::Uid;
 
-/// How long they are remembered: well above the time that a change of leaders takes.
+/// A tombstone is kept for longer than a change of leaders takes.
 const AGE: Duration = Duration::from_secs(600);
-/// From so many on, those of that age are thrown out. Fewer take no room worth a look.
+/// From this number on, expired tombstones are removed on insert.
 const MANY: usize = 1024;
 
-/// A Job that is gone, as it was last.
+/// A deleted Job in its last known state.
 #[derive(Clone, Debug)]
-pub struct Buried {
-    /// The Job.
-    pub job: Arc<JobSnapshot>,
-    /// What was to be kept of it.
-    pub results: Results,
-    /// Its group.
-    pub group: Option<String>,
-    /// CloudEvents that are to be told of it.
-    pub events: PendingEvents,
-    /// Since when.
-    pub since: Instant,
+pub(crate) struct DeletedJob {
+    pub(crate) job: Arc<JobSnapshot>,
+    /// What its policies wanted to keep.
+    pub(crate) results: Results,
+    pub(crate) group: Option<String>,
+    /// CloudEvents still to be delivered.
+    pub(crate) events: PendingEvents,
+    pub(crate) since: Instant,
 }
 
-/// All that are remembered.
+/// Tombstones by the uid of their Job.
 #[derive(Debug, Default)]
-pub struct Graves(HashMap<Uid, Buried>);
+pub(crate) struct Tombstones(HashMap<Uid, DeletedJob>);
 
-impl Graves {
-    /// Takes one in.
-    pub fn put(&mut self, buried: Buried) {
+impl Tombstones {
+    pub(crate) fn put(&mut self, deleted: DeletedJob) {
         if self.0.len() >= MANY {
-            let now = buried.since;
+            let now = deleted.since;
             self.0.retain(|_, known| known.is_fresh(now));
         }
-        self.0.insert(buried.job.uid.clone(), buried);
+        self.0.insert(deleted.job.uid.clone(), deleted);
     }
 
-    /// One that is remembered.
-    pub fn get(&self, uid: &str) -> Option<&Buried> {
-        self.0.get(uid).filter(|buried| buried.is_fresh(Instant::now()))
+    /// Returns a tombstone that has not expired.
+    pub(crate) fn get(&self, uid: &str) -> Option<&DeletedJob> {
+        self.0.get(uid).filter(|deleted| deleted.is_fresh(Instant::now()))
     }
 
-    /// Whoever leads has tried in vain, and goes on trying.
-    pub fn renew(&mut self, uid: &str) {
-        if let Some(buried) = self.0.get_mut(uid) {
-            buried.since = Instant::now();
+    /// Restarts the age of a tombstone that the leader could not report yet.
+    pub(crate) fn renew(&mut self, uid: &str) {
+        if let Some(deleted) = self.0.get_mut(uid) {
+            deleted.since = Instant::now();
         }
     }
 
-    /// It is written down.
-    pub fn remove(&mut self, uid: &str) {
+    pub(crate) fn remove(&mut self, uid: &str) {
         self.0.remove(uid);
     }
 
-    /// All of them.
-    pub fn uids(&self) -> Vec<Uid> {
+    pub(crate) fn uids(&self) -> Vec<Uid> {
         let now = Instant::now();
-        self.0.values().filter(|buried| buried.is_fresh(now)).map(|buried| buried.job.uid.clone()).collect()
+        self.0
+            .values()
+            .filter(|deleted| deleted.is_fresh(now))
+            .map(|deleted| deleted.job.uid.clone())
+            .collect()
     }
 }
 
-impl Buried {
+impl DeletedJob {
     fn is_fresh(&self, now: Instant) -> bool {
         now.saturating_duration_since(self.since) < AGE
     }
@@ -85,12 +83,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn many_old_ones_make_room() {
-        let mut graves = Graves::default();
+    fn expired_tombstones_are_removed_once_there_are_many() {
+        let mut tombstones = Tombstones::default();
         let start = Instant::now();
-        let put = |graves: &mut Graves, n: usize, since| {
+        let put = |tombstones: &mut Tombstones, n: usize, since| {
             let job = Arc::new(JobSnapshot { uid: n.to_string(), ..JobSnapshot::default() });
-            graves.put(Buried {
+            tombstones.put(DeletedJob {
                 job,
                 results: Results::default(),
                 group: None,
@@ -99,11 +97,11 @@ mod tests {
             });
         };
         for n in 0..MANY {
-            put(&mut graves, n, start);
+            put(&mut tombstones, n, start);
         }
-        put(&mut graves, MANY, start);
-        assert_eq!(graves.0.len(), MANY + 1, "young ones stay, however many");
-        put(&mut graves, MANY + 1, start + AGE);
-        assert_eq!(graves.0.len(), 1);
+        put(&mut tombstones, MANY, start);
+        assert_eq!(tombstones.0.len(), MANY + 1, "fresh tombstones stay, however many");
+        put(&mut tombstones, MANY + 1, start + AGE);
+        assert_eq!(tombstones.0.len(), 1);
     }
 }

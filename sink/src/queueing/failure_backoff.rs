@@ -70,7 +70,7 @@ pub async fn run(client: Client, store: Store, own_namespace: Arc<str>) {
     loop {
         // New policies may count runs that the old ones did not.
         let policies = store.policies();
-        let (ended, complete) = store.take_ended();
+        let (ended, complete) = store.drain_finished();
         let due = !complete
             || all.as_ref().is_none_or(|(at, by)| at.elapsed() >= ALL || !Arc::ptr_eq(by, &policies));
         if due {

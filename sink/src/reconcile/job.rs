@@ -24,7 +24,7 @@ use crate::{
     model::{result_ref::ResultRef, stored_result},
     notify::{recorder::Recorder, result_events},
     observe::{
-        key::{Key, UNDER_WAY},
+        key::{Key, MAX_IN_PROGRESS},
         store::Store,
     },
     queueing::failure_backoff,
@@ -135,7 +135,7 @@ impl Actor {
                         }
                     }
                 },
-                (slot, key) = async { (slots.take().await, actor.queue.next().await) }, if tasks.len() < UNDER_WAY => {
+                (slot, key) = async { (slots.take().await, actor.queue.next().await) }, if tasks.len() < MAX_IN_PROGRESS => {
                     let (own, work) = (actor.clone(), key.clone());
                     let task = tasks.spawn(async move {
                         let well = own.process(&work, slot).await;
@@ -263,7 +263,7 @@ impl Actor {
     }
 
     fn drop_place(&self, uid: &str, place: &ResultRef) {
-        self.store.drop_results(|job, known| job == uid && known.is_at(place));
+        self.store.remove_results(|job, known| job == uid && known.is_at(place));
     }
 
     /// Captures and stores. What is stored already is adopted, before anything is read.
@@ -274,7 +274,7 @@ impl Actor {
         group: Option<&str>,
         gone: bool,
     ) -> Result<ResultRef, ActError> {
-        let secrets = self.store.secrets.may();
+        let secrets = self.store.secrets.is_allowed();
         let committed = match writer::find(&self.client, &job.namespace, &job.name, &job.uid, secrets).await?
         {
             Some(found) => found,
@@ -298,7 +298,9 @@ impl Actor {
     /// A Job that is marked, whose result may be in a Secret that cannot be read: then it is neither lost nor to be made
     /// again, and all that can be done is to wait for the right.
     fn is_out_of_sight(&self, job: &JobSnapshot, results: &Results) -> bool {
-        results.storage_type == StorageType::Secret && !self.store.secrets.may() && marks::is_told_where(job)
+        results.storage_type == StorageType::Secret
+            && !self.store.secrets.is_allowed()
+            && marks::is_told_where(job)
     }
 
     async fn store_result(
@@ -308,9 +310,9 @@ impl Actor {
         group: Option<&str>,
         gone: bool,
     ) -> Result<Committed, ActError> {
-        let secrets = self.store.secrets.may();
+        let secrets = self.store.secrets.is_allowed();
         let withheld =
-            |wanted| (wanted == StorageType::Secret && !secrets).then(|| self.store.secrets.why_not());
+            |wanted| (wanted == StorageType::Secret && !secrets).then(|| self.store.secrets.denial());
         let mut logs = results.logs.clone();
         if withheld(results.storage_type).is_some() {
             logs = redact::nothing_written(&logs);
@@ -350,7 +352,7 @@ impl Actor {
         packed.requesting_policies =
             stored_result::requesting_policies(&self.store.matching(job).unwrap_or_default());
         packed.manifest.cloud_events_pending = self.store.events_of(job);
-        packed.policy_uids = self.store.askers(job);
+        packed.policy_uids = self.store.requesting_policies(job);
         let completeness = &mut packed.manifest.completeness;
         if gone && !completeness.complete {
             completeness.lost.push("the Job was deleted before its result was stored".to_owned());
@@ -412,7 +414,7 @@ impl Actor {
 
     /// A Job that is gone: what was not stored of it is, as far as it can still be had, and what is stored is told.
     async fn gone(&self, uid: &str) -> Result<(), ActError> {
-        if let Some(grave) = self.store.grave(uid) {
+        if let Some(grave) = self.store.deleted_job(uid) {
             let stored = self.harvest(&grave.job, &grave.results, grave.group.as_deref(), true).await;
             match stored {
                 // The last word is spoken: an Event says so, but where the namespace is going, too.
@@ -420,12 +422,12 @@ impl Actor {
                     tracing::debug!(job = grave.job.key(), "deleted before its result was stored: {error}");
                 }
                 Err(error) => {
-                    self.store.renew_grave(uid);
+                    self.store.renew_deleted_job(uid);
                     return Err(error);
                 }
                 Ok(_) => {}
             }
-            self.store.unbury(uid);
+            self.store.forget_deleted_job(uid);
             self.followed.drop_job(uid);
         }
         self.announce(uid, &mut self.store.places_of(uid)).await

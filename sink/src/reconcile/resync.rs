@@ -16,5 +16,5 @@ pub fn enqueue_all(store: &Store, queue: &Queue<Key>) {
         }
     }
     store.groups().into_iter().for_each(|group| queue.add(Key::Group(group)));
-    store.pending_results().into_iter().chain(store.buried()).for_each(|uid| queue.add(Key::Job(uid)));
+    store.pending_results().into_iter().chain(store.deleted_jobs()).for_each(|uid| queue.add(Key::Job(uid)));
 }

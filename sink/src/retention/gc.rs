@@ -114,12 +114,12 @@ impl Broom {
     async fn remove(&self, stored: &StoredResult) -> Result<bool, ApiError> {
         let StoredResult { kind, namespace, name, uid, .. } = stored;
         // Those that may not be read any more are beyond us.
-        if *kind == StorageKind::Secret && !self.store.secrets.may() {
+        if *kind == StorageKind::Secret && !self.store.secrets.is_allowed() {
             return Ok(false);
         }
         let Some(found) = writer::read_at(&self.client, *kind, namespace, name, uid).await? else {
             // Gone, or edited so that it is no result any more: then it is somebody's own.
-            self.store.inventory().drop(*kind, namespace, name);
+            self.store.inventory().remove(*kind, namespace, name);
             return Ok(false);
         };
         let places = self.store.places_of(uid);
@@ -145,8 +145,8 @@ impl Broom {
             Err(error) if !error.is_not_found() => return Err(error),
             _ => {}
         }
-        self.store.inventory().drop(*kind, namespace, name);
-        self.store.drop_results(|job, place| job == uid && place.is_at(&here));
+        self.store.inventory().remove(*kind, namespace, name);
+        self.store.remove_results(|job, place| job == uid && place.is_at(&here));
         for shard in found.manifest.logs.iter().flat_map(|place| &place.shards) {
             let there = call("get a shard", storage.metadata_opt(&shard.name)).await?;
             if let Some(there) = there.filter(|there| is_shard_of(there, uid)) {
@@ -181,7 +181,7 @@ impl Broom {
     /// Where they cannot be listed.
     pub async fn sweep_shards(&self, suspects: &BTreeSet<String>) -> Result<BTreeSet<String>, ApiError> {
         let mut now = BTreeSet::new();
-        for kind in StorageKind::readable(self.store.secrets.may()) {
+        for kind in StorageKind::readable(self.store.secrets.is_allowed()) {
             self.sweep_shards_of(*kind, suspects, &mut now).await?;
         }
         Ok(now)
@@ -230,7 +230,7 @@ impl Broom {
             Some(named) => n >= *named,
             None => {
                 let awaited = self.store.job(uid).is_some_and(|job| !marks::is_retired(&job));
-                !awaited && self.store.grave(uid).is_none()
+                !awaited && self.store.deleted_job(uid).is_none()
             }
         }
     }
@@ -272,7 +272,7 @@ impl Rules {
             return Self(None);
         }
         let mut rules = HashMap::new();
-        for entry in store.entries() {
+        for entry in store.policy_entries() {
             let Ok(policy) = entry.policy else { continue };
             // A policy that only warns deletes nothing.
             let Some(results) = policy.spec.results.as_ref().filter(|_| policy.enforced()) else { continue };

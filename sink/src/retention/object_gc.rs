@@ -77,7 +77,7 @@ fn is_orphan(store: &Store, uid: &str) -> bool {
         Some(objects) => objects == Some(0),
         None => {
             let awaited = store.job(uid).is_some_and(|job| !marks::is_retired(&job));
-            !awaited && store.grave(uid).is_none()
+            !awaited && store.deleted_job(uid).is_none()
         }
     }
 }

@@ -65,9 +65,9 @@ pub async fn run<K: Clone + Eq + std::hash::Hash>(
         let wanted = |job: &JobSnapshot| store.effective(job).and_then(|said| said.results.clone());
         metrics.set_summary(&summary::collect(&jobs, &results, &store.enforced(), wanted, Timestamp::now()));
         metrics.set_queue(queue.len());
-        let receivers = store.known_sinks();
+        let receivers = store.known_receivers();
         let mut queued = HashMap::new();
-        for entry in store.entries() {
+        for entry in store.policy_entries() {
             let policy = entry.policy.as_ref().ok();
             let selected: Vec<SelectedJob> =
                 policy.map_or_else(Vec::new, |policy| selected(&store, policy, &jobs));
@@ -86,7 +86,7 @@ pub async fn run<K: Clone + Eq + std::hash::Hash>(
                     has_group: policy.is_none_or(|policy| has_group(&store, policy)),
                     receivers: &receivers,
                     results: summary::of_policy(&results, &entry.reference.uid),
-                    no_secrets: store.secrets.why_not(),
+                    no_secrets: store.secrets.denial(),
                     excluded: policy.is_some_and(|policy| is_excluded(policy, &own_namespace)),
                     now: whole_seconds(Timestamp::now()),
                     clock: Instant::now(),
@@ -124,7 +124,7 @@ pub async fn write_last_refusals(client: Client, store: Store, leads: watch::Rec
         if changes.changed().await.is_err() {
             return;
         }
-        for entry in store.entries().into_iter().filter(|_| !*leads.borrow()) {
+        for entry in store.policy_entries().into_iter().filter(|_| !*leads.borrow()) {
             let Some(ours) = store.refusal(&entry.reference.uid) else { continue };
             if entry.status.last_refusal.as_ref().is_some_and(|known| known.time.0 >= ours.time.0) {
                 continue;

@@ -1,0 +1,185 @@
+use jiff::Timestamp;
+use job_handler_shared::{
+    job::snapshot::{Finished, Outcome},
+    keys,
+    policy::spec::JobPolicy,
+    result::{pending_events::JobPhase, storage_kind::StorageKind},
+};
+use serde_json::{Value, json};
+
+use super::*;
+
+fn job(uid: &str, team: &str) -> JobSnapshot {
+    JobSnapshot {
+        namespace: "ci".into(),
+        name: format!("job-{uid}"),
+        uid: uid.into(),
+        labels: [("team".to_owned(), team.to_owned())].into(),
+        started: Some(Timestamp::UNIX_EPOCH),
+        ..JobSnapshot::default()
+    }
+}
+
+fn finished(job: JobSnapshot) -> JobSnapshot {
+    let finished = Finished {
+        outcome: Outcome::Completed,
+        reason: String::new(),
+        message: String::new(),
+        at: Timestamp::UNIX_EPOCH,
+    };
+    JobSnapshot { finished: Some(finished), ..job }
+}
+
+fn policy(generation: i64, spec: Value) -> PolicyEntry {
+    let policy: JobPolicy = serde_json::from_value(json!({
+        "apiVersion": "job-handler.io/v1alpha1", "kind": "JobPolicy",
+        "metadata": {"name": "p", "namespace": "ci", "uid": "p"}, "spec": spec,
+    }))
+    .unwrap();
+    let policy = Policy::namespaced(&policy).unwrap();
+    PolicyEntry {
+        reference: policy.reference.clone(),
+        generation,
+        policy: Ok(Arc::new(policy)),
+        status: PolicyStatus::default(),
+    }
+}
+
+fn by_team() -> Value {
+    json!({"group": {"type": "Labels", "labelKeys": ["team"]}, "results": {}, "cloudEventSinks": [{"name": "ci"}]})
+}
+
+fn refusal() -> LastRefusal {
+    serde_json::from_value(json!({"job": "ci/a", "reason": "full", "time": "2026-01-01T00:00:00Z"})).unwrap()
+}
+
+/// A store that knows the namespace, and a policy that groups by team.
+fn store() -> Store {
+    let store = Store::default();
+    store.put_namespace("ci", Labels::default());
+    assert!(store.put_policy(policy(1, by_team())));
+    store
+}
+
+#[test]
+fn every_write_that_subscribers_depend_on_wakes_them() {
+    let store = store();
+    let mut changes = store.changes();
+    let mut woken = |what: &str, expected: bool, write: &dyn Fn(&Store)| {
+        changes.mark_unchanged();
+        write(&store);
+        assert_eq!(changes.has_changed().unwrap(), expected, "{what}");
+    };
+    woken("a Job", true, &|s| drop(s.put_job(job("a", "x"))));
+    woken("an unknown Job is deleted", false, &|s| drop(s.remove_job("b", None)));
+    woken("a relist that has everything", false, &|s| drop(s.retain_jobs(&["a".to_owned()].into())));
+    woken("a relist without the Job", true, &|s| drop(s.retain_jobs(&BTreeSet::new())));
+    woken("the same labels", false, &|s| drop(s.put_namespace("ci", Labels::default())));
+    woken("other labels", true, &|s| drop(s.put_namespace("ci", [("a".to_owned(), "b".to_owned())].into())));
+    woken("the status of a policy", true, &|s| drop(s.put_policy(policy(1, by_team()))));
+    woken("no policy is gone", false, &|s| drop(s.remove_policies(|_| false)));
+    woken("a policy is gone", true, &|s| drop(s.remove_policies(|_| true)));
+    woken("a refusal by an unknown policy", false, &|s| s.put_refusal("p", refusal()));
+    woken("a result of which only the place is known", false, &|s| s.put_result("a", ResultRef::default()));
+    woken("a result with its size", true, &|s| {
+        s.put_result("a", ResultRef { bytes: 1, ..ResultRef::default() })
+    });
+    woken("a result is gone", true, &|s| s.remove_results(|_, _| true));
+    woken("the right to Secrets", true, &|s| drop(s.secrets.allow()));
+    woken("the same right", false, &|s| drop(s.secrets.allow()));
+    woken("a ledger is gone", true, &|s| s.ledgers.remove_where(|_| true));
+}
+
+#[test]
+fn a_job_moves_to_another_group_with_its_labels_and_with_the_policies() {
+    let store = store();
+    let change = store.put_job(job("a", "x"));
+    let x = change.group.clone().unwrap();
+    assert!(change.new);
+    store.put_job(job("b", "x"));
+    assert_eq!(store.groups(), [x.clone()]);
+    let change = store.put_job(job("b", "y"));
+    assert!(!change.new && change.group != Some(x.clone()));
+    assert_eq!(store.group(&x).iter().map(|job| &*job.uid).collect::<Vec<_>>(), ["a"]);
+    store.put_policy(policy(2, json!({"results": {}})));
+    assert_eq!((store.group_of("a"), store.group_of("b")), (None, None));
+    assert!(store.groups().is_empty());
+}
+
+#[test]
+fn a_policy_with_another_status_only_is_no_change_of_its_spec() {
+    let store = store();
+    assert!(!store.put_policy(policy(1, by_team())));
+    assert!(store.put_policy(policy(2, by_team())));
+}
+
+#[test]
+fn nothing_is_known_of_a_job_before_the_labels_of_its_namespace_are() {
+    let store = Store::default();
+    store.put_policy(policy(1, by_team()));
+    store.put_job(job("a", "x"));
+    assert!(store.effective(&job("a", "x")).is_none());
+    assert_eq!(store.group_of("a"), None);
+    assert_eq!(store.put_namespace("ci", Labels::default()), ["a"]);
+    assert!(store.group_of("a").is_some());
+}
+
+#[test]
+fn a_finished_job_that_is_deleted_before_its_result_is_stored_leaves_a_tombstone() {
+    let store = store();
+    store.put_job(finished(job("a", "x")));
+    let group = store.remove_job("a", None).unwrap();
+    assert!(group.is_some() && store.job("a").is_none());
+    assert_eq!(store.deleted_jobs(), ["a"]);
+    assert_eq!(store.namespace_of("a"), "ci");
+    let deleted = store.deleted_job("a").unwrap();
+    assert_eq!(deleted.events["ci"], [JobPhase::Started, JobPhase::Completed]);
+    store.forget_deleted_job("a");
+    assert!(store.deleted_jobs().is_empty());
+
+    let mut marked = finished(job("b", "x"));
+    marked.annotations.insert(keys::STATUS.into(), "completed".into());
+    marked.annotations.insert(keys::RESULTS.into(), "job-b-results".into());
+    store.put_job(marked);
+    store.remove_job("b", None);
+    store.put_job(job("c", "x"));
+    store.remove_job("c", None);
+    assert!(store.deleted_jobs().is_empty(), "one was harvested, the other one never finished");
+}
+
+#[test]
+fn the_last_state_that_a_watch_delivers_counts_for_a_deleted_job() {
+    let store = store();
+    store.put_job(job("a", "x"));
+    store.remove_job("a", Some(finished(job("a", "x"))));
+    assert_eq!(store.deleted_jobs(), ["a"]);
+    let (drained, complete) = store.drain_finished();
+    assert_eq!((drained.len(), complete), (1, true));
+    assert!(store.drain_finished().0.is_empty());
+}
+
+#[test]
+fn a_receiver_takes_the_started_event_once_and_a_result_reminds_of_the_rest() {
+    let store = store();
+    store.put_job(job("a", "x"));
+    assert_eq!(store.jobs_with_pending_events("ci"), ["a"]);
+    store.set_started_delivered("a", "ci");
+    assert!(store.jobs_with_pending_events("ci").is_empty());
+    store.put_job(finished(job("a", "x")));
+    assert_eq!(store.events_of(&finished(job("a", "x")))["ci"], [JobPhase::Completed]);
+    let place = ResultRef { outbox: vec!["ci".into()], ..ResultRef::at(StorageKind::ConfigMap, "ci", "r") };
+    store.put_result("a", place);
+    assert_eq!(store.jobs_with_pending_events("ci"), ["a"]);
+}
+
+#[test]
+fn what_the_watch_delivered_of_a_result_survives_a_write_of_our_own() {
+    let store = store();
+    let at = || ResultRef::at(StorageKind::ConfigMap, "ci", "job-a-results");
+    store.put_result("a", ResultRef { bytes: 7, lost: 1, policies: "p".into(), ..at() });
+    store.put_result("a", ResultRef { pending: true, ..at() });
+    let places = store.places(&job("a", "x"));
+    assert_eq!((places.len(), places[0].bytes, places[0].lost, places[0].pending), (1, 7, 1, true));
+    store.put_result("a", ResultRef::at(StorageKind::ConfigMap, "ci", "a-copy"));
+    assert_eq!((store.places(&job("a", "x")).len(), store.places_of("a").len()), (1, 2));
+}
