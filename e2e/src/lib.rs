@@ -1,8 +1,8 @@
-//! A real Kubernetes to test on; demo, playground, scenarios, benchmarks.
+//! A real Kubernetes for tests, the demo, the playground, scenarios and benchmarks.
 //!
 //! [`Cluster::start`] boots the real control plane as processes on loopback in seconds, with nodes
-//! played by KWOK: Jobs run through the real scheduler and Job controller, and how each pod fares is
-//! written as annotations on it (see `e2e/README.md`). Nothing is left behind, however the caller ends.
+//! simulated by KWOK: Jobs run through the real scheduler and Job controller, and annotations on a pod control what happens
+//! inside it (see `e2e/README.md`). No process stays behind, however the caller ends.
 
 pub mod bench;
 pub mod build;

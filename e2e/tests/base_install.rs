@@ -1,5 +1,4 @@
-//! The base install on an empty cluster, as a person applies it: everything that `kubectl apply -k manifests/base`
-//! makes, before any of our programs runs. (No image of ours is pulled: KWOK plays the pods.)
+//! The base install on an empty cluster: everything that `kubectl apply -k manifests/base` creates, before any of our programs runs. KWOK simulates the pods, so no image is pulled.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may")]
 
 use std::time::Duration;
@@ -59,14 +58,13 @@ async fn pods_are_admitted_and_spread(cluster: &Cluster) {
     assert!(!refused.success && refused.stderr.contains("restricted"), "{refused:?}");
 }
 
-/// Nobody answers behind the Service, and Jobs are created all the same.
+/// Nothing answers behind the Service, and Jobs are still created.
 async fn an_outage_blocks_no_job(cluster: &Cluster) {
     cluster.kubectl(&["create", "namespace", "outage"]).await.unwrap();
     create(cluster, "free", "outage").await.unwrap();
 }
 
-/// What is sent to us and what is not, told by a copy of the configuration that fails closed and reaches nobody: which
-/// of its two webhooks was called stands in the refusal.
+/// Which requests the apiserver sends to the webhook: a copy of the configuration fails closed and reaches nothing, so that the refusal names which of the two webhooks was called.
 async fn the_webhook_is_called_only_for_what_it_stamps(cluster: &Cluster) {
     let get = ["get", "mutatingwebhookconfiguration", "job-handler", "-o", "json"];
     let mut probe: Value = serde_json::from_str(&cluster.kubectl(&get).await.unwrap()).unwrap();

@@ -7,7 +7,7 @@ use job_handler_e2e::bench::harvest::{self, HarvestSizes, fault_isolation, recei
 use job_handler_e2e::bench::limits::{self, LimitMethod, LimitsEffort};
 use job_handler_e2e::bench::prune::{self, PruneSizes};
 use job_handler_e2e::bench::reviews::Size;
-use job_handler_e2e::bench::server::{Handler, Server};
+use job_handler_e2e::bench::server::{BenchServer, Handler};
 use job_handler_e2e::bench::variants::Variant;
 use job_handler_e2e::bench::webhook_only::{self, CONNECTIONS, HANDLERS, LoadEffort};
 use job_handler_e2e::bench::{creates, handler_calls};
@@ -111,7 +111,7 @@ fn handlers_are_measured_without_a_server() {
 
 #[tokio::test]
 async fn the_null_handler_copies_the_uid_without_parsing() {
-    let null = Server::start(program(), Handler::Null, "ci").unwrap();
+    let null = BenchServer::start(program(), Handler::Null, "ci").unwrap();
     let client = null.client().unwrap();
     let answer = client.post("/mutate", Size::Small.review().unwrap()).await.unwrap();
     assert_eq!(answer.status, 200);

@@ -1,6 +1,4 @@
-//! A harvest survives whatever happens between two of its writes: the sink is killed (SIGKILL) right after each single
-//! one, and each one goes wrong once in every way; there is always exactly one whole result, one Event, and one id of each
-//! CloudEvent.
+//! A harvest survives every failure between two of its writes: the sink is killed (SIGKILL) after each single write, and each write fails once in every way. There is always exactly one complete result, one Event, and one id of each CloudEvent.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, in helpers too")]
 
@@ -17,7 +15,7 @@ use job_handler_e2e::{
     harness::{ports, process::Process},
     net::{
         cloudevents_receiver,
-        fault_proxy::{Call, Fault, FaultCount, RecordedWrite, Rule},
+        fault_proxy::{ApiCall, FaultCount, ProxyFault, RecordedWrite, Rule},
     },
     wait_for,
 };
@@ -100,7 +98,7 @@ impl Step {
     }
 
     /// Whether a call is this step of a Job's harvest, at whatever try.
-    fn is(self, call: &Call, job: &str) -> bool {
+    fn is(self, call: &ApiCall, job: &str) -> bool {
         let name = call.name.as_deref().unwrap_or_default();
         let (resource, method, own) = match self {
             // A shard that is there already is written over.
@@ -117,7 +115,7 @@ impl Step {
     }
 }
 
-/// One Job, and what goes wrong with it.
+/// One Job and its fault.
 struct Case {
     name: String,
     kind: Kind,
@@ -154,7 +152,7 @@ async fn a_harvest_survives_a_kill_after_each_write_and_every_failure_of_each_wr
     let mut cases = Vec::new();
     for kind in Kind::ALL {
         let name = format!("calm-{}", kind.word());
-        let faults = fixture.sink().add(Rule::new(Fault::Disconnect).times(0));
+        let faults = fixture.sink().add(Rule::new(ProxyFault::Disconnect).times(0));
         fixture.create(&name, kind).await;
         cases.push(Case { name, kind, faults });
     }
@@ -178,18 +176,18 @@ async fn a_harvest_survives_a_kill_after_each_write_and_every_failure_of_each_wr
         }
     }
 
-    // From now on somebody is told, which is a write more: that the manifest need not say so any more.
+    // From now on there is a receiver, which adds a write: the manifest's record of pending CloudEvents is removed.
     let receiver = Process::start(cloudevents_receiver::program(folder.path(), port, []).unwrap()).unwrap();
 
     // Each write fails once in each way, all of them side by side.
     let faults = [
-        ("silent", Fault::Timeout),
-        ("c409", Fault::Refuse(409)),
-        ("c429", Fault::Refuse(429)),
-        ("c500", Fault::Refuse(500)),
-        ("cut", Fault::Disconnect),
-        ("cutafter", Fault::DisconnectAfter),
-        ("late", Fault::DelayAnswer(Duration::from_secs(5))),
+        ("silent", ProxyFault::Timeout),
+        ("c409", ProxyFault::Refuse(409)),
+        ("c429", ProxyFault::Refuse(429)),
+        ("c500", ProxyFault::Refuse(500)),
+        ("cut", ProxyFault::Disconnect),
+        ("cutafter", ProxyFault::DisconnectAfter),
+        ("late", ProxyFault::DelayAnswer(Duration::from_secs(5))),
     ];
     let mut failing = Vec::new();
     for kind in Kind::ALL {
@@ -215,9 +213,9 @@ async fn a_harvest_survives_a_kill_after_each_write_and_every_failure_of_each_wr
     for kind in Kind::ALL {
         for (n, step) in Step::of(kind).into_iter().enumerate() {
             let sink = fixture.pair.sink().kill_handle();
-            let fault = Fault::callback(move |_| sink.kill().unwrap());
+            let fault = ProxyFault::callback(move |_| sink.kill().unwrap());
             let case = fixture.disturb(&format!("killed-{}-{n}", kind.word()), kind, step, fault).await;
-            // Dead, not only hit: the deed comes after the call, and must not hit the next one.
+            // Wait for the exit: the kill follows the call, and must not hit the next sink.
             let dead = || async {
                 let dead = fixture.pair.sink().process().exit_status().is_some();
                 if dead { Ok(()) } else { Err(format!("faults {} times", case.faults.count())) }
@@ -257,7 +255,7 @@ impl Fixture {
         self.pair.sink().proxy()
     }
 
-    async fn disturb(&self, name: &str, kind: Kind, step: Step, fault: Fault) -> Case {
+    async fn disturb(&self, name: &str, kind: Kind, step: Step, fault: ProxyFault) -> Case {
         let own = name.to_owned();
         let faults = self.sink().add(Rule::new(fault).when(move |call| step.is(call, &own)).times(1));
         self.create(name, kind).await;
@@ -269,7 +267,7 @@ impl Fixture {
         let full = "etcdserver: mvcc: database space exceeded";
         let (name, kind) = ("full".to_owned(), Kind::Goes);
         let ns = self.ns.name().to_owned();
-        let rule = Rule::new(Fault::RefuseWith(500, full.to_owned())).writes();
+        let rule = Rule::new(ProxyFault::RefuseWith(500, full.to_owned())).writes();
         let faults = self.sink().add(rule.when(move |call| call.path.contains(&ns)));
         self.create(&name, kind).await;
         self.says(full).await;
@@ -279,10 +277,10 @@ impl Fixture {
         case
     }
 
-    /// Somebody takes the sink's rights away while it runs, and gives them back.
+    /// The sink's rights are removed while it runs, and restored.
     async fn without_rights(&self) -> Case {
         let (name, kind) = ("no-rights".to_owned(), Kind::Goes);
-        let faults = self.sink().add(Rule::new(Fault::Disconnect).times(0));
+        let faults = self.sink().add(Rule::new(ProxyFault::Disconnect).times(0));
         let binding = "job-handler-sink-local";
         let saved =
             self.cluster.kubectl(&["get", "clusterrolebinding", binding, "-o", "json"]).await.unwrap();
@@ -328,8 +326,7 @@ impl Fixture {
         case.faults.count()
     }
 
-    /// Waits until the receiver was told that the Job was started and that it completed, each under one id, however often;
-    /// and until the manifest says that nothing is to be told any more.
+    /// Waits until the receiver got the Job's started and completed events, each under one id, however often; and until the manifest has no pending CloudEvents.
     async fn told(&self, case: &Case, out: &Path) {
         let about = format!("{}/{}", self.ns.name(), case.name);
         wait_for(PATIENCE, &format!("all CloudEvents about {about}"), || async {

@@ -33,7 +33,7 @@ async fn every_job_has_one_result_and_one_event_although_the_sink_is_killed_at_r
     let ns = cluster.namespace("kills").await.unwrap();
     apply_policy(&cluster, &ns).await;
 
-    // Ten Jobs before each kill, so that at every kill some finish, some are captured, stored, marked or told.
+    // Ten Jobs before each kill, so that at every kill some finish, some are captured, stored, annotated or announced.
     let mut made: BTreeMap<String, String> = BTreeMap::new();
     for kill in 0..KILLS {
         for n in 0..JOBS / KILLS {
@@ -47,7 +47,7 @@ async fn every_job_has_one_result_and_one_event_although_the_sink_is_killed_at_r
             let job = cluster.create_job(&ns, &job).await.unwrap();
             made.insert(job.uid().unwrap(), name);
         }
-        // The moment is part of the test: not a wait for something, but when to strike.
+        // A random moment for the kill, not a wait for a condition.
         tokio::time::sleep(Duration::from_millis(random.random_range(50..2_500))).await;
         let before = tally(&cluster, &ns).await;
         pair.sink().kill().unwrap();

@@ -1,4 +1,4 @@
-//! Two sinks: one leads. When it is killed or stands still the other takes over, and nothing is doubled or lost.
+//! Two sinks: when the leader is killed or paused, the other takes over, and nothing is doubled or lost.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, in helpers too")]
 
 use std::time::Duration;
@@ -12,7 +12,7 @@ use kube::{
 };
 use serde_json::json;
 
-/// Longer than a Lease (15 s) and a look at it (3 s).
+/// Longer than a Lease (15 s) and the interval of its renewal (3 s).
 const PATIENCE: Duration = Duration::from_secs(40);
 
 #[tokio::test(flavor = "multi_thread")]
@@ -71,7 +71,7 @@ async fn leader(cluster: &Cluster) -> String {
     .unwrap()
 }
 
-/// Runs a Job and waits until its result is stored and told of.
+/// Runs a Job and waits until its result is stored and its Event published.
 async fn harvest(cluster: &Cluster, ns: &str, name: &str) {
     let job = job_handler_e2e::cluster::jobs::job(name, &[("run", "200ms"), ("log", "a line\n")]);
     cluster.create_job(ns, &job).await.unwrap();

@@ -1,5 +1,4 @@
-//! What limits cost: writes of the ledger per admitted Job, how long creates take, the memory of a webhook. It measures,
-//! so it is not run with the other tests:
+//! What limits cost: ledger writes per admitted Job, latency of creates, memory of a webhook. A measurement, which does not run with the other tests:
 //!
 //! `cargo test --release -p job-handler-e2e --test ledger_writes -- --ignored --nocapture`
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
@@ -21,7 +20,7 @@ use kube::{
 use serde_json::json;
 
 const CREATES: usize = 1500;
-/// The counters of which the difference is told.
+/// The counters whose difference is printed.
 const COUNTED: [&str; 4] = ["ledger_writes", "ledger_conflicts", "ledger_removals", "consistent_reads"];
 
 #[tokio::test(flavor = "multi_thread")]

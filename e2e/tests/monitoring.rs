@@ -1,5 +1,4 @@
-//! `manifests/monitoring` held against the real thing: the alerts by `promtool test rules`, the dashboard by running each
-//! of its queries in a Prometheus that scrapes the pair while Jobs end, fail and are refused.
+//! Tests `manifests/monitoring`: the alerts with `promtool test rules`, the dashboard by running each of its queries in a Prometheus that scrapes the pair while Jobs complete, fail and are refused.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::{path::Path, process::Command, time::Duration};
@@ -79,7 +78,7 @@ async fn every_query_of_the_dashboard_has_a_result() {
         },
     }))
     .unwrap();
-    // Nobody's turn ever comes.
+    // No queued Job is ever released.
     let line = cluster.namespace("line").await.unwrap();
     let queue: JobPolicy = serde_json::from_value(json!({
         "apiVersion": "job-handler.io/v1alpha1", "kind": "JobPolicy", "metadata": {"name": "builds"},

@@ -38,7 +38,7 @@ pub enum Handler {
 
 /// A running server. It ends when this value is dropped, and with the process that started it.
 #[derive(Debug)]
-pub struct Server {
+pub struct BenchServer {
     child: Child,
     address: SocketAddr,
     ca: String,
@@ -63,7 +63,7 @@ impl Handler {
     }
 }
 
-impl Server {
+impl BenchServer {
     /// Starts `program serve` (see `bench-all`) with policies in `namespace`.
     ///
     /// # Errors
@@ -113,7 +113,7 @@ impl Server {
     }
 }
 
-impl Drop for Server {
+impl Drop for BenchServer {
     fn drop(&mut self) {
         // It may have exited already. If this fails, the parent-death signal still ends it.
         let _ = self.child.kill();

@@ -12,7 +12,7 @@ use kube::core::GroupVersionKind;
 use kube::{Api, discovery::ApiResource};
 use serde_json::{Value, json};
 
-use crate::bench::server::{Handler, Server};
+use crate::bench::server::{BenchServer, Handler};
 use crate::bench::{native_policy, reviews};
 use crate::cluster::Cluster;
 use crate::harness::error::{Error, Result};
@@ -38,8 +38,8 @@ pub enum Variant {
 /// The programs that run for the variants.
 pub struct VariantSetup {
     pub(super) pair: Pair,
-    pub(super) null: Server,
-    pub(super) same_patch: Server,
+    pub(super) null: BenchServer,
+    pub(super) same_patch: BenchServer,
 }
 
 impl Variant {
@@ -98,8 +98,8 @@ pub async fn set_up(cluster: &Cluster, program: &Path) -> Result<VariantSetup> {
     let pair =
         Pair::install(cluster, PairOptions { log: "warn".to_owned(), ..PairOptions::default() }).await?;
     stamp_only_our_namespace(cluster, &pair).await?;
-    let null = Server::start(program, Handler::Null, Variant::Null.namespace())?;
-    let same_patch = Server::start(program, Handler::SamePatch, Variant::SamePatch.namespace())?;
+    let null = BenchServer::start(program, Handler::Null, Variant::Null.namespace())?;
+    let same_patch = BenchServer::start(program, Handler::SamePatch, Variant::SamePatch.namespace())?;
     for (variant, server) in [(Variant::Null, &null), (Variant::SamePatch, &same_patch)] {
         let configuration = webhook_configuration(variant, server);
         create(cluster, "admissionregistration.k8s.io", "v1", "MutatingWebhookConfiguration", &configuration)
@@ -151,7 +151,7 @@ async fn stamp_only_our_namespace(cluster: &Cluster, pair: &Pair) -> Result<()> 
     patch_stamping_webhooks(cluster.client(), &fields).await
 }
 
-fn webhook_configuration(variant: Variant, server: &Server) -> Value {
+fn webhook_configuration(variant: Variant, server: &BenchServer) -> Value {
     let name = variant.webhook().unwrap_or_default();
     json!({
         "apiVersion": "admissionregistration.k8s.io/v1",

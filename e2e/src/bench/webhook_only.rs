@@ -14,7 +14,7 @@ use crate::bench::load;
 use crate::bench::machine::{self, ProcessMemory};
 use crate::bench::reviews::{self, NAMESPACE, Size};
 use crate::bench::samples::LoadSamples;
-use crate::bench::server::{Handler, Server};
+use crate::bench::server::{BenchServer, Handler};
 use crate::bench::table::{Aim, Table, figure, mib, to_mib};
 use crate::harness::error::{Error, Result};
 use crate::net::https_client::{HttpAnswer, HttpsClient};
@@ -38,7 +38,7 @@ pub struct LoadEffort {
 /// A server under load.
 struct ServerUnderTest {
     handler: Handler,
-    server: Server,
+    server: BenchServer,
     client: HttpsClient,
 }
 
@@ -49,7 +49,7 @@ struct ServerUnderTest {
 pub async fn measure(program: &Path, effort: LoadEffort) -> Result<Table> {
     let mut servers = Vec::new();
     for handler in HANDLERS {
-        let server = Server::start(program, handler, NAMESPACE)?;
+        let server = BenchServer::start(program, handler, NAMESPACE)?;
         let client = server.client()?;
         servers.push(ServerUnderTest { handler, server, client });
     }

@@ -1,4 +1,4 @@
-//! One burst, and what the history says about it.
+//! One burst, and its check against the history.
 
 use std::{
     sync::Arc,

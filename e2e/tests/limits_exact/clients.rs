@@ -1,4 +1,4 @@
-//! Those who want Jobs, and try again until they have them.
+//! Clients that create Jobs and retry until each is created.
 
 use std::{
     collections::BTreeMap,
@@ -20,7 +20,7 @@ use crate::{
     job_runner::RUNNER,
 };
 
-/// Longer than the apiserver gives a request: whoever hears nothing for so long will hear nothing.
+/// Longer than the apiserver's request timeout: a call without an answer by then is lost.
 const LOST: Duration = Duration::from_secs(45);
 
 /// How Jobs are made.
@@ -46,11 +46,11 @@ pub struct Wanted {
     pub number: usize,
     /// It runs as Jobs run; else the test runs it.
     pub real: bool,
-    /// One of the half that goes through more.
+    /// Whether `Mixed` applies to it.
     pub extra: bool,
 }
 
-/// What clients were told.
+/// The errors that clients got.
 #[derive(Clone, Debug, Default)]
 pub struct Counts {
     /// Refusals by status code.

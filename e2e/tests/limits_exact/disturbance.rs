@@ -1,4 +1,4 @@
-//! What happens in the middle of a burst.
+//! The disturbances in the middle of a burst.
 
 use std::time::Duration;
 
@@ -18,14 +18,14 @@ const QUOTA: usize = 100;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Disturbance {
     None,
-    /// A quota denies everything after half of the Jobs, until it is taken away.
+    /// A quota denies everything after half of the Jobs, until it is deleted.
     QuotaDenies,
     /// SIGKILL.
     ReplicaKilled,
     /// SIGSTOP, and SIGCONT 3 s later.
     ReplicaPaused,
     ApiserverRestarted,
-    /// Nothing is stamped, and the sinks are away as well, which would lead `/validate` to the same place.
+    /// Nothing is stamped, and the sinks are down, because they would point `/validate` to the same address.
     MutateAway,
 }
 

@@ -1,4 +1,4 @@
-//! The cluster, the pair with three webhook replicas, the history of everything.
+//! The cluster, the pair with three webhook replicas, and the history.
 
 use std::time::Duration;
 
@@ -42,7 +42,7 @@ impl Fixture {
         Api::namespaced(Client::try_from(config).unwrap(), namespace)
     }
 
-    /// A namespace that stays until the cluster goes: to delete hundreds of Jobs would disturb the next round.
+    /// A namespace that stays until the cluster ends: deleting hundreds of Jobs would disturb the next round.
     pub async fn namespace(&self) -> String {
         let namespaces: Api<Namespace> = Api::all(self.cluster.client());
         let namespace = serde_json::from_value(json!({"metadata": {"generateName": "burst-"}})).unwrap();

@@ -1,5 +1,4 @@
-//! Runs the Jobs that name it as their manager: as soon as one is active, it is complete 50 to 100 ms later. To the limit
-//! they are Jobs like all others.
+//! Completes the Jobs that it manages (`spec.managedBy`) 50 to 100 ms after they became active. For the limit they are ordinary Jobs.
 
 use std::{collections::HashSet, time::Duration};
 
@@ -44,7 +43,7 @@ impl Runner {
                     }
                 }
                 if history.wait_for_more(read).await.is_err() {
-                    // Whoever waits for the history is told why.
+                    // Waiting for the history fails with the reason.
                     return;
                 }
             }
@@ -60,7 +59,7 @@ impl Drop for Runner {
 
 async fn run(jobs: Api<Job>, name: String, takes: Duration) {
     tokio::time::sleep(takes).await;
-    // Whole seconds, as they are stored: else a try whose answer was lost is taken for a change of what must not change.
+    // Whole seconds, as they are stored: otherwise a retry would change an immutable field.
     let now = Timestamp::from_second(Timestamp::now().as_second()).expect("a time of today").to_string();
     let condition = |kind: &str| {
         json!({"type": kind, "status": "True", "reason": "Ran", "message": "by the test",

@@ -1,6 +1,4 @@
-//! A limit holds with three replicas that share a ledger: bursts of creates by every way that Jobs are made, while replicas
-//! and the apiserver die, are paused, are out of reach, and while something else denies what was admitted. Proved from
-//! the history of all Jobs: at no resourceVersion are more active than the limit allows.
+//! A limit is exact with three replicas that share a ledger: bursts of creates in every way in which Jobs are created, while replicas and the apiserver are killed, paused or unreachable, and while a quota denies admitted Jobs. Checked in the history of all Jobs: at no resourceVersion are more active than the limit allows.
 //!
 //! Three rounds of each with random limits; `SOAK=1` makes it 20 (`SOAK_ROUNDS=` so many) and writes `e2e/SOAK.md`.
 //! `SEED=` repeats the random choices of a run, `VARIANT=` runs one variant alone.
@@ -21,16 +19,14 @@ use fixtures::Fixture;
 use futures::{StreamExt, stream};
 use job_handler_e2e::cluster::E2E_KUBECONFIG;
 
-/// Rounds of the variant that waits for attempts to run out go on beside the others, so many at a time.
+/// Concurrent rounds of the variant that waits for attempts to expire, beside the others.
 const BESIDE: usize = 2;
 
 /// Two clusters for all: booting costs more than a burst.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_limit_is_exact_with_three_replicas() {
     if std::env::var_os(E2E_KUBECONFIG).is_some_and(|path| !path.is_empty()) {
-        eprintln!(
-            "not run: it takes something away from everyone, which {E2E_KUBECONFIG}'s cluster is spared"
-        );
+        eprintln!("skipped: it would disturb other users of the cluster of {E2E_KUBECONFIG}");
         return;
     }
     let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect(name));
@@ -74,7 +70,7 @@ async fn a_limit_is_exact_with_three_replicas() {
     let wrong: Vec<String> = outcomes.iter().filter_map(Outcome::wrong).collect();
     let table = soak_report::table(seed, rounds, &outcomes, &wrong);
     println!("{table}\nin {:.0?}", begun.elapsed());
-    // Also where something is wrong: an hour's table is not thrown away.
+    // Also written on failure, to keep the table of an hour.
     if soak {
         let file = concat!(env!("CARGO_MANIFEST_DIR"), "/SOAK.md");
         std::fs::write(file, table).unwrap();

@@ -1,4 +1,4 @@
-//! All rounds in one table.
+//! The table of all rounds.
 
 use std::{fmt::Write, time::Duration};
 

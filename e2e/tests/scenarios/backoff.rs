@@ -1,5 +1,4 @@
-//! Failure backoff: a group waits after failures, also where the failed Job is gone; and the older runs of a group go when
-//! a newer one is there.
+//! Failure backoff: a group waits after failures, even if the failed Job was deleted; a newer run of a group replaces the older ones.
 
 use job_handler_shared::keys;
 use kube::api::{DeleteParams, Patch, PatchParams};
@@ -44,7 +43,7 @@ fn a_deleted_failed_job_still_counts_for_the_backoff() {
         assert_eq!(code, 403);
         assert!(message.contains("failure backoff: group 7 failed 1 time (last: first)"), "{message}");
         assert!(message.contains("the next try is allowed in "), "{message}");
-        // At once: whoever deletes it is no faster than the watch.
+        // At once: the watch delivers the failure before the deletion.
         fixture.jobs(&ns).delete("first", &DeleteParams::background()).await.unwrap();
         fixture.wait_job_deleted(&ns, "first").await;
         let ledger = fixture
@@ -113,7 +112,7 @@ fn a_queued_job_is_released_after_the_backoff_and_a_success_resets_it() {
                 done.map(drop).ok_or("not yet")
             })
             .await;
-        // After a success nobody waits.
+        // After a success no Job waits.
         fixture.create(&ns, &job("third", &[("id", "7")], &[("run", "200ms")])).await.unwrap();
         started("third").await;
         assert!(fixture.events(&ns, "JobQueued", "third").await.is_empty());

@@ -1,4 +1,4 @@
-//! Cleanup, and what a policy's status tells of results: on one screen, without reading any of them.
+//! Deletion of finished Jobs, and the summary of results in a policy's status.
 
 use std::time::Duration;
 
@@ -144,7 +144,7 @@ fn the_summary_has_number_size_and_losses_of_results() {
         for words in ["Stored:", "Incomplete:", "Size:", "Ready", "FullyEnforced"] {
             assert!(told.contains(words), "{words} in {told}");
         }
-        // What goes is told as well.
+        // The summary shrinks when results are deleted.
         fixture.config_maps(&ns).delete("whole-results", &DeleteParams::default()).await.unwrap();
         fixture.jobs(&ns).delete("whole", &DeleteParams::background()).await.unwrap();
         fixture

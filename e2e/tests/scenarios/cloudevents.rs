@@ -1,5 +1,4 @@
-//! CloudEvents, taken by the official Go SDK over TLS with a bearer token: what a receiver that was away, and a sink that
-//! was killed meanwhile, cost (nothing), and in which order each Job's arrive.
+//! CloudEvents, received by the official Go SDK over TLS with a bearer token: no event is lost when the receiver is down or the sink is killed, and each Job's events arrive in order.
 
 use std::{
     io::{Read, Write},
@@ -150,7 +149,7 @@ fn a_receiver_that_was_down_gets_every_event_once_and_in_order() {
         });
         fixture.apply_policy(&ns, "limited", limit).await;
 
-        // Nobody is there to be told, and nothing waits for that.
+        // The receiver is down, and nothing waits for it.
         fixture.create(&ns, &job("good", &[("app", "shop")], &[])).await.unwrap();
         fixture.wait_job_deleted(&ns, "good").await;
         fixture
@@ -176,7 +175,7 @@ fn a_receiver_that_was_down_gets_every_event_once_and_in_order() {
         receiver.wait(&fixture, "bad", &["io.job-handler.job.started", "build.failed"]).await;
         receiver.wait(&fixture, "refused", &["io.job-handler.job.refused"]).await;
 
-        // While it is there, it is told as things happen.
+        // While it is up, events arrive at once.
         fixture.create(&ns, &job("live", &[], &[("run", "6s")])).await.unwrap();
         receiver.wait(&fixture, "live", &["io.job-handler.job.started"]).await;
         assert!(fixture.jobs(&ns).get("live").await.unwrap().status.unwrap().completion_time.is_none());
@@ -237,7 +236,7 @@ pub async fn with_receiver(configuration: &Value) -> Fixture {
     fixture
 }
 
-/// Puts the token where the sink looks for it.
+/// Stores the token in the Secret that the sink reads.
 async fn tell_the_token(fixture: &Fixture) {
     let secret: Secret = serde_json::from_value(json!({
         "metadata": {"name": keys::SINK_CONFIGURATION},

@@ -1,4 +1,4 @@
-//! Nothing is lost silently: what people do between a Job's end and the end of its harvest.
+//! Changes by users between the end of a Job and the end of its harvest: no result is lost silently.
 
 use std::time::Duration;
 

@@ -1,5 +1,4 @@
-//! What is told: why a Job waits and when it was started, that somebody took the limits' entries away, and where there
-//! are more Jobs than a limit allows.
+//! Events: why a Job waits and when it was released, that webhook entries of limits were deleted, and that more Jobs are active than a limit allows.
 
 use job_handler_shared::keys;
 use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;

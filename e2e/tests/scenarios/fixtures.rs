@@ -1,4 +1,4 @@
-//! The cluster that all scenarios of this binary share, with the pair installed as `manifests/` says.
+//! The cluster that the scenarios of this binary share, with the pair installed from `manifests/`.
 
 use std::{collections::BTreeMap, fmt::Debug, future::Future, sync::OnceLock, time::Duration};
 
@@ -17,7 +17,7 @@ use kube::{
 use serde_json::{Value, json};
 use tokio::{runtime::Runtime, sync::OnceCell};
 
-/// How long a scenario waits for what has to happen.
+/// How long a scenario waits for a condition.
 pub const PATIENCE: Duration = Duration::from_secs(90);
 
 /// A cluster and the pair.
@@ -26,43 +26,41 @@ pub struct Fixture {
     pub pair: Pair,
 }
 
-/// All scenarios run on one runtime, so that clients and tasks of the fixture outlive each of them.
+/// All scenarios share a runtime, so that clients and tasks of the fixture outlive each scenario.
 fn runtime() -> &'static Runtime {
     static RUNTIME: OnceLock<Runtime> = OnceLock::new();
     RUNTIME.get_or_init(|| Runtime::new().unwrap())
 }
 
-/// Runs a scenario in the fixture that all share.
+/// Runs a scenario on the shared cluster.
 pub fn scenario<F: Future<Output = ()>>(run: impl FnOnce(&'static Fixture) -> F) {
     static FIXTURE: OnceCell<Fixture> = OnceCell::const_new();
     runtime().block_on(async { run(FIXTURE.get_or_init(Fixture::start).await).await });
 }
 
-/// Runs a scenario in a fixture of its own: it takes something away from everyone.
+/// Runs a scenario on its own cluster, because it would disturb others.
 pub fn exclusive_scenario(run: impl AsyncFnOnce(&Fixture)) {
     exclusive_scenario_with_replicas(1, run);
 }
 
-/// The same, where the scenario sets its fixture up itself.
+/// The same, for a scenario that sets up its own fixture.
 pub fn exclusive_scenario_with_own_cluster(run: impl AsyncFnOnce()) {
     if std::env::var_os(E2E_KUBECONFIG).is_some_and(|path| !path.is_empty()) {
-        eprintln!("not run: it wants a cluster of its own, which {E2E_KUBECONFIG}'s is not");
+        eprintln!("skipped: it needs a cluster of its own, not that of {E2E_KUBECONFIG}");
         return;
     }
     runtime().block_on(async { run().await });
 }
 
-/// The same, with so many webhooks and as many sinks.
+/// The same, with this number of webhooks and of sinks.
 pub fn exclusive_scenario_with_replicas(replicas: usize, run: impl AsyncFnOnce(&Fixture)) {
     exclusive_scenario_with_options(PairOptions { webhooks: replicas, ..PairOptions::default() }, run);
 }
 
-/// The same, with a pair of one's own making.
+/// The same, with these options of the pair.
 pub fn exclusive_scenario_with_options(pair: PairOptions, run: impl AsyncFnOnce(&Fixture)) {
     if std::env::var_os(E2E_KUBECONFIG).is_some_and(|path| !path.is_empty()) {
-        eprintln!(
-            "not run: it takes something away from everyone, which {E2E_KUBECONFIG}'s cluster is spared"
-        );
+        eprintln!("skipped: it would disturb other users of the cluster of {E2E_KUBECONFIG}");
         return;
     }
     runtime().block_on(async { run(&Fixture::start_with(pair).await).await });
@@ -130,7 +128,7 @@ impl Fixture {
         self.jobs(namespace).create(&PostParams::default(), &job).await
     }
 
-    /// The result of a Job, once it is there.
+    /// Waits for the result of a Job.
     pub async fn wait_result(&self, namespace: &str, job: &str) -> ConfigMap {
         let api = self.config_maps(namespace);
         let name = format!("{job}-results");
@@ -140,7 +138,7 @@ impl Fixture {
         .await
     }
 
-    /// Events with this reason about an object of this name, in its namespace.
+    /// The Events with this reason about an object.
     pub async fn events(&self, namespace: &str, reason: &str, about: &str) -> Vec<Event> {
         let api: Api<Event> = Api::namespaced(self.client(), namespace);
         let selector = format!("reason={reason}");
@@ -159,7 +157,7 @@ impl Fixture {
         wait_for(PATIENCE, what, look).await.unwrap()
     }
 
-    /// Waits until a program says that it is not ready, with this in its reasons.
+    /// Waits until a program is not ready, with this reason.
     pub async fn wait_not_ready(&self, member: &Member, why: &str) {
         self.wait(&format!("{} not to be ready because of {why}", member.name()), || async {
             match member.get("/readyz").await {
@@ -170,7 +168,7 @@ impl Fixture {
         .await;
     }
 
-    /// Waits until the Job is gone.
+    /// Waits until the Job is deleted.
     pub async fn wait_job_deleted(&self, namespace: &str, job: &str) {
         let api = self.jobs(namespace);
         self.wait(&format!("Job {namespace}/{job} to be gone"), || async {
@@ -184,7 +182,7 @@ impl Fixture {
     }
 }
 
-/// A Job with these labels, whose pods the simulated node plays by these annotations (without their prefix).
+/// A Job with these labels, and these annotations for its simulated pods (without their prefix).
 pub fn job(name: &str, labels: &[(&str, &str)], play: &[(&str, &str)]) -> Value {
     let labels: BTreeMap<_, _> = labels.iter().copied().collect();
     let play: BTreeMap<_, _> = play.iter().map(|(k, v)| (format!("e2e.job-handler.io/{k}"), *v)).collect();
@@ -198,7 +196,7 @@ pub fn job(name: &str, labels: &[(&str, &str)], play: &[(&str, &str)]) -> Value 
     })
 }
 
-/// The answer of the apiserver to a call that has to fail.
+/// Status code and message of a call that must fail.
 pub fn refusal<T: Debug>(result: kube::Result<T>) -> (u16, String) {
     match result {
         Err(kube::Error::Api(status)) => (status.code, status.message),

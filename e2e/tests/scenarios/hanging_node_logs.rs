@@ -1,4 +1,4 @@
-//! One node, one namespace, one Job does not hold up the others.
+//! A node, namespace or Job with slow logs does not delay others.
 
 use std::time::{Duration, Instant};
 
@@ -51,7 +51,7 @@ fn a_node_with_hanging_logs_delays_no_other_harvest() {
             fixture.create(&slow, &hangs).await.unwrap();
         }
         finished(fixture, &slow, HANGING).await;
-        // Whoever shares the node waits for it, whoever does not does not.
+        // Only Jobs on the same node wait.
         let nodes: Api<Node> = Api::all(fixture.client());
         let cordon = Patch::Merge(json!({"spec": {"unschedulable": true}}));
         nodes.patch("node-0", &PatchParams::default(), &cordon).await.unwrap();

@@ -1,4 +1,4 @@
-//! The sink on the real cluster: results with exact keys, marks, Events, deletion, prune.
+//! Harvests: the keys of results, annotations, Events, deletion, pruning.
 
 use std::collections::BTreeSet;
 

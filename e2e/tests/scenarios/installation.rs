@@ -1,4 +1,4 @@
-//! What is installed: certificates, configurations, rights; the pair runs under its own accounts.
+//! The installation: certificates, webhook configurations and rights.
 
 use std::{collections::BTreeSet, fs};
 
@@ -96,7 +96,7 @@ fn the_pair_uses_only_its_own_rights_and_is_never_forbidden() {
                 agent.split('/').next().unwrap().to_owned(),
                 entry["user"]["username"].as_str().unwrap().to_owned(),
             ));
-            // A 403 of quotas or of a namespace that is going is no missing right; the authorizer says so itself.
+            // A 403 by a quota or a terminating namespace is not a missing right; the audit annotation of the authorizer tells.
             let decision = &entry["annotations"]["authorization.k8s.io/decision"];
             assert_ne!(decision, "forbid", "{line}");
         }

@@ -1,4 +1,4 @@
-//! `kubectl job-results`, as somebody uses it who may read ConfigMaps and nothing else.
+//! `kubectl job-results`, for a user who may only read ConfigMaps.
 
 use std::{
     os::unix::fs::PermissionsExt,

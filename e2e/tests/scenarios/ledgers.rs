@@ -1,12 +1,11 @@
-//! Ledgers that somebody edited, broke or deleted; forged marks; a tenant whose creates always come to nothing: nothing is
-//! admitted beyond a limit, Jobs under no limit go on, and what a person reads says what is wrong.
+//! Ledgers that were edited, corrupted or deleted, forged annotations, and a tenant whose creates always fail: no Job is admitted beyond a limit, Jobs without a limit are admitted, and messages say what is wrong.
 
 use std::time::Duration;
 
 use http::Method;
 use job_handler_e2e::{
     PairOptions,
-    net::fault_proxy::{Fault, Rule},
+    net::fault_proxy::{ProxyFault, Rule},
     wait_for,
 };
 use job_handler_shared::{ledger::crd::JobLedger, policy::spec::ClusterJobPolicy};
@@ -62,7 +61,7 @@ async fn unlimited(fixture: &Fixture, namespace: &str) {
     jobs(fixture, namespace).create(&PostParams::default(), &free).await.unwrap();
 }
 
-/// Waits until a create is turned away with these words.
+/// Waits until a create is refused with these words.
 async fn turned_away(fixture: &Fixture, namespace: &str, words: &[&str]) {
     fixture
         .wait(&format!("to be told {words:?}"), || async {
@@ -156,7 +155,7 @@ fn a_ledger_deleted_by_hand_is_recreated_after_a_minute_and_no_job_too_many_is_a
 fn a_ledger_edited_by_hand_counts_too_much_for_a_while_never_too_little() {
     scenario(|fixture| async move {
         let ns = half_full(fixture, "edited").await;
-        // An attempt that nobody made, of policies that nobody knows; and a position far ahead of every watch.
+        // A forged attempt under unknown policies, and a revision far ahead of every watch.
         let forged = json!({"r": {"jobUid": "nobody", "kind": "create", "revision": "?", "scopes": [],
             "since": "2020-01-01T00:00:00Z"}});
         let key = format!("{}/nobody", ns.name());
@@ -267,13 +266,13 @@ fn no_job_too_many_is_admitted_when_the_apiserver_is_slow_throttles_or_loses_ans
         let proxy = fixture.pair.webhook(0).proxy();
         let five = Duration::from_secs(5);
         let faults = [
-            Fault::Refuse(429),
-            Fault::Refuse(500),
-            Fault::Disconnect,
-            Fault::DisconnectAfter,
-            Fault::Refuse(409),
-            Fault::DelayCall(five),
-            Fault::DelayAnswer(five),
+            ProxyFault::Refuse(429),
+            ProxyFault::Refuse(500),
+            ProxyFault::Disconnect,
+            ProxyFault::DisconnectAfter,
+            ProxyFault::Refuse(409),
+            ProxyFault::DelayCall(five),
+            ProxyFault::DelayAnswer(five),
         ];
         for (n, fault) in faults.into_iter().enumerate() {
             let ns = half_full(fixture, &format!("fault-{n}")).await;
@@ -311,12 +310,15 @@ fn no_job_too_many_is_admitted_when_the_apiserver_is_slow_throttles_or_loses_ans
             assert!(writes.count() + reads.count() > 0, "{what}: nothing went wrong");
             proxy.clear();
         }
-        // What is out of reach for longer is told to whoever asks, and passes.
+        // During a longer outage creates fail with the reason, and succeed afterwards.
         let away = [
-            (Rule::new(Fault::Refuse(429)).path("jobledgers"), ["JobLedger", "429"]),
-            (Rule::new(Fault::Refuse(500)).path("jobledgers"), ["JobLedger", "injected by the test's proxy"]),
-            (Rule::new(Fault::DelayCall(five)).path("jobledgers"), ["JobLedger", "timed out"]),
-            (Rule::new(Fault::Disconnect), ["lost its Lease", "cannot reach the apiserver"]),
+            (Rule::new(ProxyFault::Refuse(429)).path("jobledgers"), ["JobLedger", "429"]),
+            (
+                Rule::new(ProxyFault::Refuse(500)).path("jobledgers"),
+                ["JobLedger", "injected by the test's proxy"],
+            ),
+            (Rule::new(ProxyFault::DelayCall(five)).path("jobledgers"), ["JobLedger", "timed out"]),
+            (Rule::new(ProxyFault::Disconnect), ["lost its Lease", "cannot reach the apiserver"]),
         ];
         for (n, (rule, words)) in away.into_iter().enumerate() {
             let ns = half_full(fixture, &format!("away-{n}")).await;

@@ -1,4 +1,4 @@
-//! Policies that change while Jobs run: nothing that runs is ended, and once the policy is `Ready` it decides.
+//! Policies that change while Jobs run: running Jobs continue, and once the policy is `Ready` it applies.
 
 use job_handler_shared::keys;
 use kube::api::{DeleteParams, Patch, PatchParams};
@@ -88,7 +88,7 @@ fn a_policy_can_be_deleted_recreated_and_renamed() {
         fixture.apply_policy(&ns, "old", limit("a", 1)).await;
         create(fixture, &ns, "one", "a").await.unwrap();
         create(fixture, &ns, "two", "a").await.unwrap_err();
-        // Under another name: the new one counts what runs before the old one goes.
+        // Under another name: the new policy counts running Jobs before the old one is deleted.
         fixture.apply_policy(&ns, "new", limit("a", 1)).await;
         fixture.policies(&ns).delete("old", &DeleteParams::default()).await.unwrap();
         fixture
@@ -131,7 +131,7 @@ fn a_renamed_limit_of_another_kind_counts_existing_jobs() {
         let held = ["held by one, two", "held by two, one"];
         assert!(held.iter().any(|held| told.contains(held)), "{told}");
         all_run(fixture, &ns, &["one", "two"]).await;
-        // Queued Jobs start where the limit goes.
+        // Queued Jobs are released when the limit is removed.
         let off = json!({"spec": {"limits": null}});
         fixture.policies(&ns).patch("builds", &PatchParams::default(), &Patch::Merge(&off)).await.unwrap();
         fixture

@@ -1,5 +1,4 @@
-//! What counts against a limit, and what does not: names, deletions, suspensions, several limits at once; on the real
-//! apiserver, with the Job controller's own timing.
+//! What counts against a limit: reused names, deletions, suspensions, several limits at once, with the timing of the real Job controller.
 
 use std::time::Duration;
 
@@ -45,7 +44,7 @@ async fn in_force(fixture: &Fixture, name: &str) {
         .await;
 }
 
-/// A limit over the cluster that counts the Jobs of these namespaces alone, so that nobody else is concerned.
+/// A cluster limit that counts only the Jobs of these namespaces, so that other scenarios are not affected.
 async fn cluster_limit(fixture: &Fixture, name: &str, namespaces: &[&str], max: u32) {
     let policies: Api<ClusterJobPolicy> = Api::all(fixture.client());
     let policy = json!({
@@ -116,7 +115,7 @@ fn a_job_deleted_and_recreated_keeps_its_slot() {
             let made = fixture
                 .wait("the name to be free", || async {
                     match fixture.create(&ns, &endless("one")).await {
-                        // Only while the Job of before is still going.
+                        // Only while the earlier Job is being deleted.
                         Err(kube::Error::Api(status)) => {
                             assert_eq!(status.code, 409, "{}", status.message);
                             Err(status.message.clone())

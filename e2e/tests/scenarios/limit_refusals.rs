@@ -1,4 +1,4 @@
-//! `/validate` on the real apiserver: the limit, its words, its code, its Events; duplicates, scopes, un-suspending.
+//! Refusals by limits: message, status code, Events, duplicates, scopes, un-suspending.
 
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
@@ -146,7 +146,7 @@ fn a_duplicate_of_a_group_names_the_active_one() {
         let (code, message) = refusal(fixture.create(&ns, &job("again", &[("id", "7")], &[])).await);
         assert_eq!(code, 403);
         assert!(message.contains("first") && message.contains("one-each"), "{message}");
-        // Nobody gets in by un-suspending, or by changing a label afterwards.
+        // Neither un-suspending nor changing a label afterwards passes the limit.
         let mut waits = job("waits", &[("id", "7")], &[("run", "60s")]);
         waits["spec"]["suspend"] = json!(true);
         let created = fixture.create(&ns, &waits).await;

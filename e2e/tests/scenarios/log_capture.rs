@@ -1,5 +1,4 @@
-//! What is in the result of a Job whose pods are gone by the time it has finished: their logs go with them here, as on a
-//! real node.
+//! Results of Jobs whose pods are deleted before the Job finishes, and their logs with them, as on a real node.
 
 use std::time::Duration;
 
@@ -16,7 +15,7 @@ use super::fixtures::{Fixture, job, scenario};
 /// On a loaded machine, for what takes ten seconds by itself.
 const LONG: Duration = Duration::from_secs(120);
 
-/// Writes a numbered line every 100 ms until the end, and goes on for a moment after SIGTERM, as processes do.
+/// Writes a numbered line every 100 ms, and continues for a moment after SIGTERM, like real processes.
 const TICKS: [(&str, &str); 3] = [("end", "Hang"), ("log-every", "100ms"), ("termination-delay", "2s")];
 
 /// A namespace where all results are asked for.
@@ -103,7 +102,7 @@ async fn written(fixture: &Fixture, namespace: &str, pod: &str) {
     wait_for(LONG, &format!("{pod} to write"), look).await.unwrap();
 }
 
-/// The log of a process that wrote numbered lines until it was told to end: none is missing, and it tells so.
+/// Asserts that the log of a process that was terminated has all of its numbered lines.
 fn assert_whole(logs: &str) {
     let lines: Vec<_> = logs.lines().filter(|line| line.contains("tick ")).collect();
     let (last, others) = lines.split_last().unwrap_or_else(|| panic!("no line at all: {logs}"));
@@ -194,7 +193,7 @@ fn restarts_past_the_limit_leave_the_last_two_attempts() {
 fn logs_of_pods_ended_by_a_failure_policy_are_in_the_result() {
     scenario(|fixture| async move {
         let ns = harvest(fixture, "failurepolicy").await;
-        // Index 0 fails with a code that fails the whole Job, while the other still writes.
+        // Index 0 fails with a code that fails the Job, while the other index still writes.
         let mut fail = with(
             "fail",
             &TICKS,
@@ -221,7 +220,7 @@ fn logs_of_pods_ended_by_a_failure_policy_are_in_the_result() {
         let decisive = stored.manifest["decisive"].as_str().unwrap();
         assert!(decisive.contains("exit code 42"), "{decisive}");
 
-        // A disruption that is ignored does not fail the Job: its pod is replaced, and what it wrote is kept.
+        // An ignored disruption does not fail the Job: its pod is replaced, and its log is stored.
         fail["metadata"]["name"] = json!("ignore");
         fixture.create(&ns, &fail).await.unwrap();
         let names = running(fixture, &ns, "ignore", 2).await;

@@ -1,5 +1,4 @@
-//! What is kept of logs: their ends within the budgets, to the byte, with the whole's length and digest; and what nobody
-//! should have to write, but somebody will.
+//! What is stored of logs: head and tail within the budgets, with length and digest of the full log; and unusual logs, binary or on one huge line.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Bad input at the webhook's own door: an answer that says what is wrong, no panic, no hung connection.
+//! Malformed requests to the webhook: the answer says what is wrong, without a panic or a hanging connection.
 
 use std::net::{Ipv4Addr, SocketAddr};
 

@@ -1,4 +1,4 @@
-//! What the watch of Jobs does not tell is found out all the same.
+//! Changes that the watch of Jobs missed are found by the resync.
 
 use std::time::{Duration, Instant};
 
@@ -47,7 +47,7 @@ fn a_missed_terminal_event_delays_the_harvest_by_half_a_minute() {
             assert!(proxy.stall_watches(JOBS) > 0, "no watch of Jobs is open");
             found("silent", "a watch that stands still").await;
 
-            // Everything comes but that one word, and the watch goes on behind it.
+            // Only that event is dropped; the watch continues.
             let swallowed = proxy.drop_events(&["\"name\":\"swallowed\"", "\"type\":\"SuccessCriteriaMet\""]);
             run("swallowed").await;
             fixture.cluster.wait_job_finished(&ns, "swallowed", PATIENCE).await.unwrap();

@@ -1,5 +1,4 @@
-//! Whole logs in an object store: what is over a result's budget, of Jobs of every kind, in a real S3-compatible server
-//! and in a folder; what happens while the store is away; and that everything in it goes as its results do.
+//! Full logs over a result's budget in an object store (an S3-compatible server and a folder), outages of the store, and the deletion of objects with their results.
 
 use std::{
     collections::BTreeSet,
@@ -13,7 +12,7 @@ use job_handler_e2e::{
         ports,
         process::{Process, Program},
     },
-    net::fault_proxy::{Fault, Rule},
+    net::fault_proxy::{ProxyFault, Rule},
 };
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{Api, api::DeleteParams};
@@ -30,14 +29,14 @@ const SECRET: &str = "open-sesame-open-sesame";
 const KEPT: usize = 8 << 10;
 
 /// A server whose bucket `logs` is a folder of ours; started and stopped at will.
-struct Server {
+struct BenchServer {
     program: Program,
     bucket: PathBuf,
     ca: String,
     port: u16,
 }
 
-impl Server {
+impl BenchServer {
     fn new(folder: &Path) -> Self {
         let pair = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
         let file = |name: &str, text: &str| {
@@ -99,7 +98,7 @@ fn logs(manifest: &Value) -> Vec<Value> {
     containers.flat_map(|container| container["logs"].as_array().unwrap().clone()).collect()
 }
 
-/// The whole of a log, from where the result says that it is; checked against what the result says of it.
+/// Reads a full log from its place in the result, and checks length and digest.
 fn whole(log: &Value, prefix: &str, folder: &Path) -> Vec<u8> {
     let url = log["whole"]["url"].as_str().unwrap_or_else(|| panic!("{log}"));
     let path = folder.join(url.strip_prefix(prefix).unwrap_or_else(|| panic!("{url}")));
@@ -129,7 +128,7 @@ async fn emptied(fixture: &Fixture, folder: &Path) {
 fn logs_over_the_budget_are_stored_in_full_in_an_s3_compatible_store() {
     exclusive_scenario_with_own_cluster(async || {
         let folder = tempfile::tempdir().unwrap();
-        let server = Server::new(folder.path());
+        let server = BenchServer::new(folder.path());
         let configuration = json!({"objectStore": {
             "url": "s3://logs/of/jobs",
             "options": {"endpoint": format!("https://127.0.0.1:{}", server.port), "region": "us-east-1"},
@@ -166,7 +165,7 @@ fn logs_over_the_budget_are_stored_in_full_in_an_s3_compatible_store() {
         }
         assert_eq!(all.iter().map(|log| log["leftOut"].as_u64().unwrap()).max(), Some(64 << 10), "{told}");
         assert_eq!(told["objects"]["count"], 3);
-        // A person who looks at the ConfigMap still sees the ends, and where the rest is.
+        // The ConfigMap still shows head and tail, and where the rest is.
         let gap = format!(
             "[... {} of {} bytes left out; all of it, gzipped: s3://logs/of/jobs/{}/",
             (64 << 10) - KEPT,
@@ -192,7 +191,7 @@ fn logs_over_the_budget_are_stored_in_full_in_an_s3_compatible_store() {
         );
         assert!(grown < 80, "{grown} MiB more than {before} MiB");
 
-        // What was followed, since its pod goes before its Job has finished, is there to its last line.
+        // A followed log, whose pod is deleted before the Job finishes, has its last line.
         let play =
             [("end", "Hang"), ("log-bytes", "64Ki"), ("log-every", "100ms"), ("termination-delay", "2s")];
         let mut late = once("late", &play);
@@ -208,7 +207,7 @@ fn logs_over_the_budget_are_stored_in_full_in_an_s3_compatible_store() {
             "{end}"
         );
 
-        // It hangs: nobody waits for it but those who need it, and they not for long.
+        // The store hangs: only Jobs that need it wait, and not for long.
         running.stop().unwrap();
         fixture.create(&ns, &once("hung", &[("run", "100ms"), ("log-bytes", "64Ki")])).await.unwrap();
         fixture.create(&ns, &once("beside", &[("run", "100ms"), ("log", "small\n")])).await.unwrap();
@@ -220,7 +219,7 @@ fn logs_over_the_budget_are_stored_in_full_in_an_s3_compatible_store() {
         let lost = logs(&hung)[0]["lost"].as_str().unwrap().to_owned();
         assert!(lost.starts_with("the whole log could not be stored: "), "{lost}");
 
-        // While the store is away, logs are cut as they would be without one, and the result says why.
+        // While the store is down, logs are cut as without a store, and the result says why.
         drop(running);
         fixture.create(&ns, &once("cut", &[("run", "100ms"), ("log-bytes", "64Ki")])).await.unwrap();
         fixture.create(&ns, &once("small", &[("run", "100ms"), ("log", "small\n")])).await.unwrap();
@@ -294,7 +293,7 @@ fn a_folder_has_full_logs_and_nothing_of_failed_harvests() {
             .collect();
         assert_eq!(runs, BTreeSet::from(["attempt 1\n".to_owned(), "attempt 2\n".to_owned()]), "{told}");
 
-        // Those who may only read results are told where to look.
+        // Users who may only read results get the location of the full log.
         let person = super::kubectl_plugin::Person::reader(fixture, &ns).await;
         let url = logs(&told)[0]["whole"]["url"].as_str().unwrap().to_owned();
         let show = person.ok(&["job-results", "show", "again"]).await;
@@ -309,12 +308,12 @@ fn a_folder_has_full_logs_and_nothing_of_failed_harvests() {
 
         // The sink dies between the upload and the result, and when it is back, its Job is gone.
         let proxy = fixture.pair.sink().proxy();
-        let own = |call: &job_handler_e2e::net::fault_proxy::Call| {
+        let own = |call: &job_handler_e2e::net::fault_proxy::ApiCall| {
             call.path.ends_with("/configmaps")
                 && call.is_write()
                 && call.name.as_deref() == Some("doomed-results")
         };
-        let faults = proxy.add(Rule::new(Fault::Refuse(500)).when(own));
+        let faults = proxy.add(Rule::new(ProxyFault::Refuse(500)).when(own));
         fixture.create(&ns, &once("doomed", &[("run", "100ms"), ("log-bytes", "64Ki")])).await.unwrap();
         fixture
             .wait("the result to be refused", || async {
@@ -336,7 +335,7 @@ fn a_folder_has_full_logs_and_nothing_of_failed_harvests() {
             whole(&log, &prefix, &store);
         }
 
-        // Somebody deletes a result: what belongs to it goes, once its Job is gone, too.
+        // When a result is deleted, its objects are deleted once its Job is gone.
         fixture.jobs(&ns).delete("again", &DeleteParams::background()).await.unwrap();
         fixture.wait_job_deleted(&ns, "again").await;
         api.delete("again-results", &DeleteParams::default()).await.unwrap();

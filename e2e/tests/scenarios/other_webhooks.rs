@@ -1,4 +1,4 @@
-//! Another mutating webhook comes after ours and changes the Job, so that the apiserver asks ours once more.
+//! Another mutating webhook changes the Job after ours, so that the apiserver calls ours again.
 
 use std::{
     collections::BTreeMap,
@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 
 use super::fixtures::{Fixture, annotation, job, refusal, scenario};
 
-/// Jobs with this label pass by the neighbour; its value says what it does to them.
+/// The other webhook is called for Jobs with this label; its value says what it changes.
 const LABEL: &str = "neighbour";
 
 /// A webhook on a thread of its own.
@@ -49,7 +49,7 @@ impl Neighbour {
                 let server = serve(listener, tls, handler).unwrap();
                 let handle = server.handle();
                 let running = actix_web::rt::spawn(server);
-                // Told, or the test is gone.
+                // Sent, or the test has ended.
                 let _ = stopped.await;
                 handle.stop(false).await;
                 running.await.unwrap().unwrap();
@@ -150,7 +150,7 @@ fn a_job_that_another_webhook_changes_after_us_is_stamped_once_and_within_its_ma
         assert_eq!(ours(&alone), ours(&noted));
         assert_eq!(alone.spec.unwrap().active_deadline_seconds, Some(1800));
 
-        // What breaks a maximum is put right, and told of once.
+        // A value above a maximum is lowered, with one warning.
         let play = [("end", "Hang")];
         let made =
             fixture.create(&ns, &job("one", &[("id", "7"), (LABEL, "deadline")], &play)).await.unwrap();

@@ -1,4 +1,4 @@
-//! Parts of the pair, or of the cluster, are away.
+//! Outages of webhook, sink and apiserver.
 
 use job_handler_e2e::Component;
 use k8s_openapi::api::coordination::v1::Lease;
@@ -78,7 +78,7 @@ fn the_pair_continues_after_a_restart_of_the_apiserver() {
             .await;
         assert!(annotation(&made, "job-handler/stamped").contains("activeDeadlineSeconds"));
         fixture.wait_result(&ns, "after").await;
-        // It is told after it is stored.
+        // The Event is published after the result is stored.
         fixture
             .wait("its Event", || async {
                 match fixture.events(&ns, "JobProcessing", "after").await.len() {
@@ -110,7 +110,7 @@ fn another_sink_takes_over_and_replicas_share_one_ca() {
         let result = fixture.wait_result(&ns, "later").await;
         assert!(result.data.unwrap()["logs"].contains("harvested by the other"));
         assert_ne!(fixture.wait("a leader", leader).await, first);
-        // Whichever webhook a review reaches, the apiserver trusts it: the first one goes, the second one serves.
+        // The apiserver trusts every webhook replica: the first one is killed, the second one serves.
         fixture.pair.webhook(0).kill().unwrap();
         fixture
             .apply_policy(&ns, "deadline", json!({"stamp": {"activeDeadlineSeconds": {"default": 55}}}))

@@ -345,7 +345,7 @@ fn a_policy_in_warn_mode_changes_refuses_and_deletes_nothing() {
         let made = fixture.create(&ns, &many).await.unwrap();
         let spec = made.spec.unwrap();
         assert_eq!((spec.active_deadline_seconds, spec.backoff_limit), (None, Some(5)));
-        // A neighbour that is enforced shows when the sink has been through.
+        // Another policy, which is enforced, shows when the sink has reconciled.
         fixture
             .create(&ns, &job("seen", &[("job-handler/enabled", "true")], &[("run", "200ms")]))
             .await

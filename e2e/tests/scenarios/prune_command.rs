@@ -1,4 +1,4 @@
-//! The one-shot cleaner on the real cluster: Jobs outside every policy, as GitOps tools leave them behind.
+//! The prune command, on Jobs without a policy, as GitOps tools leave them.
 
 use std::process::Output;
 

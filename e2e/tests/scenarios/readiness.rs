@@ -1,5 +1,4 @@
-//! `Ready` keeps its word: who waited for it is neither let past a limit nor turned away because of the ledger, and what a
-//! change says is decided by at once.
+//! The condition `Ready`: from then on no Job passes a limit or is refused for lack of a ledger, and a change applies at once.
 
 use std::time::{Duration, Instant};
 

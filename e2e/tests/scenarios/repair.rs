@@ -1,4 +1,4 @@
-//! Jobs that the webhook missed are stamped by the sink, without ending what runs.
+//! The sink stamps Jobs that the webhook missed, without stopping running ones.
 
 use job_handler_shared::keys;
 use kube::api::{Patch, PatchParams};
@@ -72,13 +72,13 @@ fn missed_jobs_over_a_limit_are_suspended_newest_first_or_reported() {
         let limit = json!({"name": "few", "maxActiveJobs": 1, "whenFull": "Queue"});
         fixture.apply_policy(&ns, "builds", json!({"limits": [limit]})).await;
         let rejects = fixture.cluster.namespace("healr").await.unwrap();
-        // Only a policy that leaves a mark on every Job can tell which it has missed.
+        // Only a policy that annotates every Job can find the ones it has missed.
         let limit = json!({"name": "few", "maxActiveJobs": 1});
         let stamp = json!({"backoffLimit": {"default": 2}});
         fixture.apply_policy(&rejects, "builds", json!({"stamp": stamp, "limits": [limit]})).await;
         wait_in_force_for_a_second(fixture, &ns).await;
         wait_in_force_for_a_second(fixture, &rejects).await;
-        // Nobody is asked: somebody took the entries away while the sink was away too.
+        // No webhook is called: the entries were deleted while the sink was down.
         fixture.pair.sink().kill().unwrap();
         let configurations: kube::Api<
             k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration,
@@ -123,7 +123,7 @@ fn missed_jobs_over_a_limit_are_suspended_newest_first_or_reported() {
                 if b.spec.unwrap().suspend == Some(false) { Ok(()) } else { Err("suspended") }
             })
             .await;
-        // Where too many are refused, both run on; that they are too many is told, and nobody else gets in.
+        // Under whenFull Reject both keep running; the excess is reported, and no other Job is admitted.
         let told = |name: &'static str| {
             let rejects = rejects.name();
             async move {

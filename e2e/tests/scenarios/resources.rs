@@ -1,4 +1,4 @@
-//! `stamp.containerResources`: for containers that state none.
+//! `stamp.containerResources`: defaults for containers without resources.
 
 use serde_json::json;
 

@@ -1,5 +1,4 @@
-//! Results in Secrets: with the opt-in rights they are held there and nowhere else, and read, told and removed as those in
-//! ConfigMaps are; without the rights nothing that containers wrote is published instead.
+//! Results in Secrets: with the opt-in rights they are stored only there, and read, announced and deleted like those in ConfigMaps; without the rights no output of containers is published.
 
 use job_handler_e2e::{
     harness::ports,
@@ -117,7 +116,7 @@ fn with_the_right_to_secrets_results_are_in_secrets_only() {
         };
         fixture.apply_policy(&ns, "hidden", hidden(json!({}))).await;
         secrets_missing(&fixture, &ns, "hidden", true).await;
-        // The sink need not be told: it sees that the rights are there.
+        // The sink notices the new rights by itself.
         allow_secrets(&fixture.cluster).await.unwrap();
         secrets_missing(&fixture, &ns, "hidden", false).await;
 
@@ -142,7 +141,7 @@ fn with_the_right_to_secrets_results_are_in_secrets_only() {
     });
 }
 
-/// Beside a ConfigMap of the same content.
+/// Compares with a ConfigMap of the same content.
 async fn in_secrets_alone(fixture: &Fixture, ns: &str, receiver: &Receiver) {
     fixture.create(ns, &telling("quiet", "hidden")).await.unwrap();
     fixture.create(ns, &telling("plain", "open")).await.unwrap();
@@ -176,7 +175,7 @@ async fn in_secrets_alone(fixture: &Fixture, ns: &str, receiver: &Receiver) {
         "as many shards as a ConfigMap has"
     );
 
-    // Key by key what the other one has, names and times aside.
+    // The same keys and values as the other, except for names and times.
     let secret = secrets.get("quiet-results").await.unwrap().data.unwrap();
     let map = fixture.wait_result(ns, "plain").await.data.unwrap();
     assert_eq!(secret.keys().collect::<Vec<_>>(), map.keys().collect::<Vec<_>>());
@@ -282,7 +281,7 @@ async fn another_run_in_another_kind_hides_nothing(fixture: &Fixture, ns: &str, 
         [format!("quiet-results-{}", &newer.metadata.labels.unwrap()["job-handler/job-uid"][..8])]
     );
 
-    // Who may not look into Secrets is told that the one that is shown may not be the newest.
+    // A user who may not read Secrets is warned that the shown result may not be the newest.
     let role = json!({"rules": rules(json!(["configmaps"]))}).to_string();
     fixture
         .cluster

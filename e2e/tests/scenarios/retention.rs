@@ -1,4 +1,4 @@
-//! What goes of stored results, and what stays.
+//! Which stored results are deleted, and which stay.
 
 use std::collections::BTreeSet;
 
@@ -40,7 +40,7 @@ async fn run(fixture: &Fixture, ns: &str, name: &str, build: &str, log: &str) {
         }
     };
     wait_for(2 * PATIENCE, &format!("the result of {name}"), told).await.unwrap();
-    // Jobs are ordered by seconds; in the same one their uids decide, which nobody can foresee.
+    // Jobs are ordered by creation time in seconds, then by their random uids.
     let made = fixture.jobs(ns).get(name).await.unwrap().creation_timestamp().unwrap().0;
     let later = || async {
         let since = jiff::Timestamp::now().duration_since(made).as_millis();

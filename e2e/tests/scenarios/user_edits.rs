@@ -1,5 +1,4 @@
-//! Results that people have edited: whoever reads them is told what is wrong and gets what is left, whoever edited them
-//! keeps what they wrote, and neither harvest nor retention stumbles.
+//! Results that users have edited: reading them reports what is wrong and returns the rest, edits are not overwritten, and harvest and retention keep working.
 
 use kube::{
     ResourceExt,
@@ -16,7 +15,7 @@ async fn edit(fixture: &Fixture, ns: &str, name: &str, change: Value) {
     fixture.config_maps(ns).patch(name, &PatchParams::default(), &Patch::Merge(change)).await.unwrap();
 }
 
-/// What it writes and what it says beside that, where it ends with exit code 1.
+/// Standard output and standard error of a call with exit code 1.
 async fn torn(person: &Person, words: &[&str]) -> (String, String) {
     let output = person.kubectl(&[&["job-results"], words].concat()).await;
     assert_eq!(output.status.code(), Some(1), "{words:?}: {output:?}");
@@ -124,7 +123,7 @@ fn a_job_is_harvested_again_when_its_result_was_deleted() {
             })
             .await;
 
-        // Without our label it is theirs: it stays as they have it, and there is one beside it.
+        // Without our label it belongs to the user: it stays unchanged, and another result is created.
         let beside = format!("unlabelled-results-{}", &uid("unlabelled").await[..8]);
         edit(
             fixture,
@@ -140,7 +139,7 @@ fn a_job_is_harvested_again_when_its_result_was_deleted() {
         let theirs = api.get("unlabelled-results").await.unwrap();
         assert!(!theirs.labels().contains_key("job-handler/created"));
 
-        // Labels alone are no result: before the Job is deleted, that is seen, and there is one beside it.
+        // Labels alone are not a result: the sink notices before it deletes the Job, and creates another result.
         let beside = format!("overwritten-results-{}", &uid("overwritten").await[..8]);
         edit(fixture, &ns, "overwritten-results", json!({"data": {"result.json": "my notes"}})).await;
         let cleanup = json!({"succeededPolicy": "AfterHarvest"});
@@ -185,7 +184,7 @@ fn retention_keeps_config_maps_that_users_have_taken_over() {
                 there.map_or(Ok(()), |_| Err("it is there".to_owned()))
             })
             .await;
-        // A later one goes, too: the sweep has been through all of them again.
+        // A later one is deleted too, so retention has run again.
         fixture.create(&ns, &job("later", &[], &[("run", "200ms")])).await.unwrap();
         told(fixture, &ns, "JobProcessing", "later").await;
         fixture

@@ -1,4 +1,4 @@
-//! Mode Warn: what a policy would do is told by warning, Event and metric, and nothing is done.
+//! Mode Warn: what a policy would do is reported by warning, Event and metric, and not done.
 
 use kube::{
     Api,

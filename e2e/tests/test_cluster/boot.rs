@@ -1,4 +1,4 @@
-//! The cluster as a whole: it boots, and the real kubectl, RBAC and Job controller are there.
+//! The cluster boots, with the real kubectl, RBAC and Job controller.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Each component can be killed, paused and restarted, and clusters do not meet.
+//! Each component can be killed, paused and restarted, and clusters are independent.
 
 use std::time::Duration;
 
@@ -27,7 +27,7 @@ async fn every_component_can_be_killed_and_restarted() {
     let cluster = Cluster::start(ClusterOptions::default()).await.unwrap();
     let namespace = cluster.namespace("restart").await.unwrap();
     works(&cluster, &namespace, "before").await;
-    // One that is running while each of them goes, and one client that goes on.
+    // A Job that runs while each component is killed, and one client for all calls.
     cluster.create_job(&namespace, &job("through-it-all", &[("run", "20s")])).await.unwrap();
     let client = cluster.client();
     for component in Component::ALL {

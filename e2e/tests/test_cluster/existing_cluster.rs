@@ -1,5 +1,4 @@
-//! An existing cluster instead of our own: this very test binary, run against a cluster that this test
-//! started.
+//! An existing cluster: this test binary runs against a cluster that the test has started.
 
 use std::time::Duration;
 

@@ -1,11 +1,11 @@
-//! The proxy that lets single calls go wrong: what each fault leaves on the API server, and what the caller sees of it.
+//! The fault proxy: the effect of each fault on the API server, and what the caller sees.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures::StreamExt;
-use job_handler_e2e::net::fault_proxy::{Fault, Rule};
+use job_handler_e2e::net::fault_proxy::{ProxyFault, Rule};
 use job_handler_e2e::{Cluster, FaultProxy};
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::Api;
@@ -53,16 +53,16 @@ async fn each_fault_is_injected_as_configured() {
     let hooked = Arc::new(AtomicBool::new(false));
     let hook = Arc::clone(&hooked);
     for (name, fault, there, code) in [
-        ("conflict", Fault::Refuse(409), false, Some(409)),
+        ("conflict", ProxyFault::Refuse(409), false, Some(409)),
         (
             "broken",
-            Fault::RefuseWith(500, "etcdserver: mvcc: database space exceeded".into()),
+            ProxyFault::RefuseWith(500, "etcdserver: mvcc: database space exceeded".into()),
             false,
             Some(500),
         ),
-        ("cut", Fault::Disconnect, false, None),
-        ("cut-after", Fault::DisconnectAfter, true, None),
-        ("hooked", Fault::callback(move |_| hook.store(true, Ordering::SeqCst)), true, None),
+        ("cut", ProxyFault::Disconnect, false, None),
+        ("cut-after", ProxyFault::DisconnectAfter, true, None),
+        ("hooked", ProxyFault::callback(move |_| hook.store(true, Ordering::SeqCst)), true, None),
     ] {
         let faults = proxy.add(Rule::new(fault).writes().name_prefix(name).times(1));
         let answer = create(name).await;
@@ -78,7 +78,7 @@ async fn each_fault_is_injected_as_configured() {
     assert!(hooked.load(Ordering::SeqCst));
 
     // The answer never comes, whatever the caller's patience; what was asked is done.
-    let faults = proxy.add(Rule::new(Fault::Timeout).name_prefix("silent"));
+    let faults = proxy.add(Rule::new(ProxyFault::Timeout).name_prefix("silent"));
     let mut asked = Box::pin(create("silent"));
     let done = job_handler_e2e::wait_for(SOON, "the call to take effect", || async {
         if is_there("silent").await { Ok(()) } else { Err("not yet") }

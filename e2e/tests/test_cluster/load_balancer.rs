@@ -1,4 +1,4 @@
-//! The balancer passes over what is dead, and follows when it is pointed elsewhere.
+//! The load balancer skips dead backends and uses new ones.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use tokio::task::JoinHandle;
 
 const SOON: Duration = Duration::from_secs(10);
 
-/// A server that says its name to whoever connects, until it is aborted.
+/// A server that sends its name on each connection, until it is aborted.
 async fn server(name: &'static str) -> (u16, JoinHandle<()>) {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let port = listener.local_addr().unwrap().port();

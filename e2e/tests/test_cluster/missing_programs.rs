@@ -1,4 +1,4 @@
-//! What is missing or taken is named, with what to do. Each runs the playground, the way a person meets it.
+//! Errors of the playground name what is missing or in use, and the remedy.
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::process::{Command, Output};

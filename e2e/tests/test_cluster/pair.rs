@@ -1,4 +1,4 @@
-//! The pair on the cluster: under its own rights, behind the balancer, gone and back one by one.
+//! The pair on the cluster: replicas behind the load balancer, killed and restarted one by one.
 
 use std::time::Duration;
 

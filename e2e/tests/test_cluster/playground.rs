@@ -1,4 +1,4 @@
-//! The playground, as a person starts it.
+//! The playground.
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-//! `kubectl logs` answers as the annotations say, and as a real node: what is gone is gone.
+//! `kubectl logs` returns what the annotations say, and nothing once the container is gone, as on a real node.
 
 use std::time::Duration;
 

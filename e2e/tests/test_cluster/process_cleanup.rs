@@ -1,5 +1,4 @@
-//! Nothing is left behind, however the caller ends. The caller is this very test binary, started again to
-//! run only [`a_caller`].
+//! No process or file stays behind, however the caller ends. The caller is this test binary, which runs only [`a_caller`].
 
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::CommandExt;
@@ -12,7 +11,7 @@ use job_handler_e2e::{Cluster, ClusterOptions, wait_for};
 const HOW: &str = "E2E_LEFTOVERS_CALLER";
 const SOON: Duration = Duration::from_secs(20);
 
-/// Not a test of its own: what the others start. Boots a cluster, says where, and ends as it is told.
+/// Not a test by itself: the other tests start it. Boots a cluster, prints its folder, and ends as the variable says.
 #[tokio::test]
 async fn a_caller() {
     let Ok(how) = std::env::var(HOW) else { return };
@@ -69,7 +68,7 @@ async fn nothing_is_left(folder: &Path) {
 async fn ends_by_signal(how: &str, signal: &str) {
     let (mut caller, folder, _output) = start(how);
     assert!(folder.exists() && processes(&folder).len() >= 6, "{:?}", processes(&folder));
-    // To the whole group, as a terminal does on Ctrl-C.
+    // To the process group, like a terminal on Ctrl-C.
     let group = format!("-{}", caller.id());
     assert!(Command::new("kill").args([signal, "--", &group]).status().unwrap().success());
     caller.wait().unwrap();

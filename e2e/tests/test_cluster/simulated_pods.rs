@@ -1,4 +1,4 @@
-//! Pods pod as their annotations say, and the real Job controller draws its conclusions.
+//! Simulated pods follow their annotations, and the real Job controller reacts to them.
 
 use std::time::Duration;
 

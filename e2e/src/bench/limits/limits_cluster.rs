@@ -12,7 +12,7 @@ use kube::{Api, Client};
 use serde_json::{Value, json};
 
 use crate::bench::reviews;
-use crate::bench::server::{Handler, Server};
+use crate::bench::server::{BenchServer, Handler};
 use crate::bench::variants::{self, api, create, url_at};
 use crate::cluster::Cluster;
 use crate::harness::error::{Error, Result};
@@ -31,7 +31,7 @@ const OURS: &str = "ours";
 pub(super) struct LimitsCluster {
     // Dropped in this order.
     pub(super) pair: Pair,
-    pub(super) null: Server,
+    pub(super) null: BenchServer,
     balancer: LoadBalancer,
     /// Does not retry a 503 by itself.
     client: Client,
@@ -68,7 +68,7 @@ impl LimitsCluster {
             ..PairOptions::default()
         };
         let pair = Pair::install(&cluster, options).await?;
-        let null = Server::start(program, Handler::Null, "null-0")?;
+        let null = BenchServer::start(program, Handler::Null, "null-0")?;
         // Behind a load balancer, like our webhooks.
         let balancer = LoadBalancer::start(Ipv4Addr::LOCALHOST, &[Backend::on(null.address().port())])?;
         let mut config = cluster.config().clone();

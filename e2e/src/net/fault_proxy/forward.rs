@@ -19,7 +19,7 @@ use tokio::sync::Mutex;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use crate::harness::error::{Error, Result};
-use crate::net::fault_proxy::rule::{Call, Fault};
+use crate::net::fault_proxy::rule::{ApiCall, ProxyFault};
 use crate::net::fault_proxy::{ProxyState, RecordedWrite};
 
 pub(super) type Body = BoxBody<Bytes, hyper::Error>;
@@ -118,7 +118,7 @@ async fn answer(
     let (mut parts, body) = request.into_parts();
     // Only answers are streams; a request has at most 3 MiB (`MaxRequestBodyBytes`).
     let body = body.collect().await.map_err(|_| NoAnswer)?.to_bytes();
-    let call = Call::new(parts.method.clone(), &parts.uri, &body);
+    let call = ApiCall::new(parts.method.clone(), &parts.uri, &body);
     let fault = shared.inject(&call);
     let faulty = fault.is_some();
     let note = |answer: Option<u16>| {
@@ -127,19 +127,19 @@ async fn answer(
         }
     };
     match &fault {
-        Some(Fault::Refuse(code)) => {
+        Some(ProxyFault::Refuse(code)) => {
             note(None);
             return Ok(refusal(*code, "injected by the test's proxy"));
         }
-        Some(Fault::RefuseWith(code, message)) => {
+        Some(ProxyFault::RefuseWith(code, message)) => {
             note(None);
             return Ok(refusal(*code, message));
         }
-        Some(Fault::Disconnect) => {
+        Some(ProxyFault::Disconnect) => {
             note(None);
             return Err(NoAnswer);
         }
-        Some(Fault::DelayCall(time)) => tokio::time::sleep(*time).await,
+        Some(ProxyFault::DelayCall(time)) => tokio::time::sleep(*time).await,
         _ => {}
     }
     let host =
@@ -148,10 +148,10 @@ async fn answer(
     let answered = pass(Request::from_parts(parts, Full::new(body)), &upstream, &sender).await;
     note(answered.as_ref().ok().map(|answer| answer.status().as_u16()));
     match fault {
-        Some(Fault::DisconnectAfter) => return Err(NoAnswer),
-        Some(Fault::Timeout) => std::future::pending().await,
-        Some(Fault::DelayAnswer(time)) => tokio::time::sleep(time).await,
-        Some(Fault::Callback(callback)) => {
+        Some(ProxyFault::DisconnectAfter) => return Err(NoAnswer),
+        Some(ProxyFault::Timeout) => std::future::pending().await,
+        Some(ProxyFault::DelayAnswer(time)) => tokio::time::sleep(time).await,
+        Some(ProxyFault::Callback(callback)) => {
             callback(&call);
             return Err(NoAnswer);
         }

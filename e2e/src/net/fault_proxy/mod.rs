@@ -14,7 +14,7 @@ use rustls::ServerConfig;
 use rustls::pki_types::PrivateKeyDer;
 use serde_json::Value;
 
-pub use rule::{Call, Fault, FaultCount, Rule};
+pub use rule::{ApiCall, FaultCount, ProxyFault, Rule};
 pub use streams::DroppedEvents;
 
 use crate::harness::background_server::BackgroundServer;
@@ -44,7 +44,7 @@ struct ProxyState {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RecordedWrite {
     /// The call.
-    pub call: Call,
+    pub call: ApiCall,
     /// The API server's status code; nothing if the call was not forwarded or not answered.
     pub answer: Option<u16>,
     /// Whether a fault was injected.
@@ -120,7 +120,7 @@ impl ProxyState {
     }
 
     /// The fault to inject into a call.
-    fn inject(&self, call: &Call) -> Option<Fault> {
+    fn inject(&self, call: &ApiCall) -> Option<ProxyFault> {
         let mut rules = self.rules();
         // Each rule counts all calls that match it, also those that an earlier rule handles.
         let due: Vec<bool> = rules.iter_mut().map(|rule| rule.is_due(call)).collect();

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 /// A call to the API server.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Call {
+pub struct ApiCall {
     /// HTTP method.
     pub method: Method,
     /// Path, without the query.
@@ -21,7 +21,7 @@ pub struct Call {
     pub name: Option<String>,
 }
 
-impl Call {
+impl ApiCall {
     pub(super) fn new(method: Method, uri: &hyper::Uri, body: &[u8]) -> Self {
         let in_body =
             || serde_json::from_slice::<Value>(body).ok()?["metadata"]["name"].as_str().map(str::to_owned);
@@ -56,7 +56,7 @@ fn name_of(path: &str) -> Option<String> {
 
 /// What happens to a call.
 #[derive(Clone)]
-pub enum Fault {
+pub enum ProxyFault {
     /// Refused with this code; not forwarded to the API server.
     Refuse(u16),
     /// Refused with this code and message.
@@ -72,17 +72,17 @@ pub enum Fault {
     /// The call takes effect at once; the answer is returned after this time.
     DelayAnswer(Duration),
     /// The call takes effect; then this function is called, and the connection is closed.
-    Callback(Arc<dyn Fn(&Call) + Send + Sync>),
+    Callback(Arc<dyn Fn(&ApiCall) + Send + Sync>),
 }
 
-impl Fault {
+impl ProxyFault {
     /// Calls `callback` after the call took effect. The caller gets no answer.
-    pub fn callback(callback: impl Fn(&Call) + Send + Sync + 'static) -> Self {
+    pub fn callback(callback: impl Fn(&ApiCall) + Send + Sync + 'static) -> Self {
         Self::Callback(Arc::new(callback))
     }
 }
 
-impl fmt::Debug for Fault {
+impl fmt::Debug for ProxyFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Refuse(code) | Self::RefuseWith(code, _) => write!(f, "Refuse({code})"),
@@ -96,11 +96,11 @@ impl fmt::Debug for Fault {
     }
 }
 
-type CallPredicate = Box<dyn Fn(&Call) -> bool + Send + Sync>;
+type CallPredicate = Box<dyn Fn(&ApiCall) -> bool + Send + Sync>;
 
 /// Matches calls by all of its conditions, and injects a fault into each match, at most [`Rule::times`] times.
 pub struct Rule {
-    fault: Fault,
+    fault: ProxyFault,
     holds: Vec<CallPredicate>,
     skip: usize,
     times: usize,
@@ -108,13 +108,13 @@ pub struct Rule {
 
 impl Rule {
     /// Matches every call.
-    pub fn new(fault: Fault) -> Self {
+    pub fn new(fault: ProxyFault) -> Self {
         Self { fault, holds: Vec::new(), skip: 0, times: usize::MAX }
     }
 
     /// Adds a condition.
     #[must_use]
-    pub fn when(mut self, holds: impl Fn(&Call) -> bool + Send + Sync + 'static) -> Self {
+    pub fn when(mut self, holds: impl Fn(&ApiCall) -> bool + Send + Sync + 'static) -> Self {
         self.holds.push(Box::new(holds));
         self
     }
@@ -122,7 +122,7 @@ impl Rule {
     /// Matches only writes.
     #[must_use]
     pub fn writes(self) -> Self {
-        self.when(Call::is_write)
+        self.when(ApiCall::is_write)
     }
 
     /// Matches only this HTTP method.
@@ -185,7 +185,7 @@ pub(super) struct ActiveRule {
 
 impl ActiveRule {
     /// Counts the call if it matches, and returns whether to inject the fault.
-    pub(super) fn is_due(&mut self, call: &Call) -> bool {
+    pub(super) fn is_due(&mut self, call: &ApiCall) -> bool {
         if !self.rule.holds.iter().all(|holds| holds(call)) {
             return false;
         }
@@ -193,7 +193,7 @@ impl ActiveRule {
         self.seen > self.rule.skip && self.faults.count() < self.rule.times
     }
 
-    pub(super) fn inject(&self) -> Fault {
+    pub(super) fn inject(&self) -> ProxyFault {
         self.faults.0.fetch_add(1, Ordering::SeqCst);
         self.rule.fault.clone()
     }
@@ -209,8 +209,8 @@ impl fmt::Debug for ActiveRule {
 mod tests {
     use super::*;
 
-    fn call(method: Method, uri: &str, body: &str) -> Call {
-        Call::new(method, &uri.parse().unwrap(), body.as_bytes())
+    fn call(method: Method, uri: &str, body: &str) -> ApiCall {
+        ApiCall::new(method, &uri.parse().unwrap(), body.as_bytes())
     }
 
     #[test]
@@ -230,7 +230,7 @@ mod tests {
 
     #[test]
     fn a_rule_skips_then_injects_then_stops() {
-        let rule = Rule::new(Fault::Disconnect).writes().path("/ci/").name_prefix("a").skip(1).times(2);
+        let rule = Rule::new(ProxyFault::Disconnect).writes().path("/ci/").name_prefix("a").skip(1).times(2);
         let (mut entry, faults) = rule.activate();
         let hit = call(Method::DELETE, "/api/v1/namespaces/ci/pods/a-1", "");
         let other = call(Method::GET, "/api/v1/namespaces/ci/pods/a-1", "");
