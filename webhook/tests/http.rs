@@ -1,4 +1,4 @@
-//! The server as the apiserver meets it: TLS, HTTP/1.1, bad input.
+//! The HTTPS server: TLS, HTTP/1.1, invalid input.
 
 #![allow(
     clippy::unwrap_used,
@@ -130,7 +130,7 @@ fn patch_of(answer: &Answer) -> Value {
 async fn a_review_is_answered_with_a_patch_over_http_1_1() {
     let server = server();
     let mut stream = server.connect().await;
-    assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"http/1.1"[..]), "also to who would like h2");
+    assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"http/1.1"[..]), "also if the client offers h2");
     for _ in 0..3 {
         let answer = request(&mut stream, "POST", "/mutate?timeout=2s", &review(&build())).await;
         assert_eq!(answer.status, 200);
@@ -145,7 +145,7 @@ async fn a_review_is_answered_with_a_patch_over_http_1_1() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn bad_input_is_answered_with_what_is_wrong() {
+async fn invalid_input_gets_the_reason() {
     let server = server();
     let deep = format!("{}{}", "[".repeat(10_000), "]".repeat(10_000));
     let deep_review = format!(
@@ -186,7 +186,7 @@ async fn bad_input_is_answered_with_what_is_wrong() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_not_ours_goes_on_with_a_warning() {
+async fn other_objects_are_allowed_with_a_warning() {
     let server = server();
     let mut pod: Value = serde_json::from_slice(&review(&json!({"spec": {}}))).unwrap();
     pod["request"]["kind"] = json!({"group": "", "version": "v1", "kind": "Pod"});
@@ -208,7 +208,7 @@ async fn what_is_not_ours_goes_on_with_a_warning() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn large_and_deep_jobs_are_stamped_like_others() {
+async fn large_and_deeply_nested_jobs_are_stamped() {
     let server = server();
     let mut many = build();
     let container = many["spec"]["template"]["spec"]["containers"][0].clone();
@@ -226,7 +226,7 @@ async fn large_and_deep_jobs_are_stamped_like_others() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn jobs_of_excluded_namespaces_are_left_alone() {
+async fn jobs_in_excluded_namespaces_are_not_changed() {
     let server = server();
     for namespace in ["kube-system", "job-handler-system"] {
         let mut excluded: Value = serde_json::from_slice(&review(&build())).unwrap();
@@ -237,7 +237,7 @@ async fn jobs_of_excluded_namespaces_are_left_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_graceful_stop_lets_go_of_idle_connections() {
+async fn a_graceful_stop_closes_idle_connections() {
     let server = server();
     let mut stream = server.connect().await;
     assert_eq!(request(&mut stream, "POST", "/mutate", &review(&build())).await.status, 200);

@@ -1,4 +1,4 @@
-//! What holds for any Job under any policies.
+//! Properties that hold for any Job under any policies.
 
 #![allow(clippy::unwrap_used, reason = "strategies are tests; clippy knows only #[test] itself")]
 
@@ -157,13 +157,13 @@ proptest! {
 
     /// `create` checks that our own output is left alone; here, that nothing else of the Job is touched.
     #[test]
-    fn a_create_is_stamped_once_and_nothing_else_changes(webhook in webhook(), job in any_job()) {
+    fn a_create_is_stamped_once_and_changes_only_our_fields(webhook in webhook(), job in any_job()) {
         let (after, _) = webhook.create(&job);
         prop_assert_eq!(foreign(&after), foreign(&job));
     }
 
     #[test]
-    fn maxima_hold_whatever_a_create_says(webhook in webhook(), job in any_job()) {
+    fn a_created_job_never_exceeds_the_maxima(webhook in webhook(), job in any_job()) {
         let (after, _) = webhook.create(&job);
         let mut raw: std::collections::BTreeMap<String, String> =
             serde_json::from_value(job["metadata"]["labels"].clone()).unwrap_or_default();
@@ -187,7 +187,7 @@ proptest! {
     }
 
     #[test]
-    fn forged_marks_never_survive_a_create(webhook in webhook(), job in any_job()) {
+    fn forged_marks_are_removed_on_create(webhook in webhook(), job in any_job()) {
         let (ops, decision) = webhook.create_ops(&job);
         if decision.annotations.is_empty() {
             prop_assert!(ops.is_empty(), "no policy, and yet {ops:?}");
@@ -211,7 +211,7 @@ proptest! {
     }
 
     #[test]
-    fn an_update_is_settled_once_and_touches_only_our_fields(
+    fn an_update_is_stamped_once_and_changes_only_our_fields(
         webhook in webhook(), first in any_job(), ttl in prop::option::of(0i32..100), deadline in prop::option::of(1i64..100),
     ) {
         let stored = webhook.create(&first).0;

@@ -11,7 +11,7 @@ const TTL: &str = "job-handler/ttl-seconds-after-finished";
 const GROUP: &str = "job-handler/group";
 
 #[test]
-fn what_the_author_left_out_is_set() {
+fn absent_fields_get_the_defaults() {
     let before = job(json!({"app": "build", "id": "7"}), json!({}));
     let (after, warnings) = Webhook::builds().create(&before);
     assert!(warnings.is_empty(), "{warnings:?}");
@@ -19,14 +19,14 @@ fn what_the_author_left_out_is_set() {
 }
 
 #[test]
-fn the_operations_touch_single_fields_and_escape_keys() {
+fn operations_change_single_fields_and_escape_keys() {
     let before = job(json!({"app": "build", "id": "7"}), json!({}));
     let (ops, _) = Webhook::builds().create_ops(&before);
     insta::assert_json_snapshot!(ops);
 }
 
 #[test]
-fn jobs_outside_every_enforced_policy_stay_as_they_are() {
+fn jobs_outside_every_enforced_policy_are_not_changed() {
     let mut forged = job(json!({"app": "other", GROUP: "x"}), json!({"ttlSecondsAfterFinished": 0}));
     forged["metadata"]["annotations"] = json!({STAMPED: "nothing to set: x", TTL: "7"});
     let mut warn = builds();
@@ -38,7 +38,7 @@ fn jobs_outside_every_enforced_policy_stay_as_they_are() {
 }
 
 #[test]
-fn limits_that_only_refuse_change_no_job_but_take_off_what_is_forged() {
+fn policies_with_only_reject_limits_change_no_job_but_remove_forged_marks() {
     let limits = |when_full: &str| {
         let limits = json!({"limits": [{"name": "few", "maxActiveJobs": 3, "whenFull": when_full}]});
         Webhook::new([policy("few", limits)])
@@ -63,7 +63,7 @@ fn limits_that_only_refuse_change_no_job_but_take_off_what_is_forged() {
 
 /// With its marks the sink would start it, outside every policy and against its author's `suspend: true`.
 #[test]
-fn a_copy_of_a_queued_job_outside_every_policy_loses_the_marks_and_nothing_else() {
+fn a_copy_of_a_queued_job_outside_every_policy_only_loses_the_queue_marks() {
     let (queued, _) = queue().create(&job(json!({"app": "other"}), json!({})));
     assert_eq!(queued["spec"]["suspend"], true);
     for stamped in [queued["metadata"]["annotations"][STAMPED].as_str(), None] {
@@ -84,7 +84,7 @@ fn a_copy_of_a_queued_job_outside_every_policy_loses_the_marks_and_nothing_else(
 }
 
 #[test]
-fn maxima_hold_and_warn_the_author() {
+fn values_over_the_maximum_are_clamped_with_a_warning() {
     let spec =
         json!({"backoffLimit": 50, "activeDeadlineSeconds": 9000, "ttlSecondsAfterFinished": 9_999_999});
     let (after, warnings) = Webhook::builds().create(&job(json!({"app": "build", "id": "7"}), spec));
@@ -111,7 +111,7 @@ fn maxima_hold_and_warn_the_author() {
 #[case(Some(0), Some(60), Some(70), false, Some(0), "")]
 #[case(Some(80), None, Some(70), false, Some(70), "")]
 #[case(None, None, None, false, None, "")]
-fn ttl(
+fn ttl_is_defaulted_clamped_and_deferred_until_the_harvest(
     #[case] stated: Option<i64>,
     #[case] default: Option<i64>,
     #[case] max: Option<i64>,
@@ -137,7 +137,7 @@ fn ttl(
 #[case(None, None, Some(70), Some(70))]
 #[case(None, None, None, None)]
 #[case(Some(80), None, None, Some(80))]
-fn deadline(
+fn deadline_is_defaulted_and_clamped(
     #[case] stated: Option<i64>,
     #[case] default: Option<i64>,
     #[case] max: Option<i64>,
@@ -162,7 +162,7 @@ fn deadline(
 #[case(i32::MAX, false, false, Some(0), Some(3), 3, 1)]
 #[case(6, false, true, Some(0), None, 6, 0)]
 #[case(9, false, true, Some(0), Some(3), 3, 1)]
-fn backoff_limit(
+fn backoff_limit_is_defaulted_and_clamped(
     #[case] arrives: i32,
     #[case] keep: bool,
     #[case] per_index: bool,
@@ -185,7 +185,7 @@ fn backoff_limit(
 }
 
 #[test]
-fn labels_go_where_there_are_none() {
+fn existing_labels_are_kept() {
     let mut before = job(json!({"app": "build", "team": "own"}), json!({}));
     let (after, _) = Webhook::builds().create(&before);
     assert_eq!(after["metadata"]["labels"]["team"], "own");
@@ -203,7 +203,7 @@ fn labels_go_where_there_are_none() {
 }
 
 #[test]
-fn a_job_without_labels_inherits_its_templates() {
+fn a_job_without_labels_inherits_those_of_its_template() {
     let mut before = job(json!({}), json!({}));
     before["metadata"].as_object_mut().unwrap().remove("labels");
     before["spec"]["template"]["metadata"]["labels"] = json!({"app": "build", "id": "9"});
@@ -213,7 +213,7 @@ fn a_job_without_labels_inherits_its_templates() {
 
 /// Also what the API would do after our patch: where the forged group was the only label, none is left.
 #[test]
-fn inheriting_sees_through_a_forged_group_and_inherits_the_opt_out() {
+fn inheritance_ignores_a_forged_group_and_includes_the_opt_out() {
     let mut before = job(json!({GROUP: "x"}), json!({}));
     before["spec"]["template"]["metadata"]["labels"] =
         json!({"app": "build", "id": "9", "job-handler/enabled": "false"});
@@ -226,14 +226,14 @@ fn inheriting_sees_through_a_forged_group_and_inherits_the_opt_out() {
 }
 
 #[test]
-fn no_policy_is_chosen_by_the_stamped_group() {
+fn the_stamped_group_selects_no_policy() {
     let rules = json!({"jobSelector": {"matchLabels": {GROUP: "x"}}, "stamp": {"labels": {"a": "b"}}});
     let forged = job(json!({GROUP: "x"}), json!({}));
     assert_eq!(Webhook::new([policy("p", rules)]).create(&forged).0, forged);
 }
 
 #[test]
-fn a_stamped_label_decides_who_else_applies() {
+fn a_stamped_label_can_select_further_policies() {
     let chain = [
         cluster_policy("first", json!({"stamp": {"labels": {"team": "x"}}})),
         policy(
@@ -261,7 +261,7 @@ fn a_stamped_label_decides_who_else_applies() {
 }
 
 #[test]
-fn a_missing_label_is_no_group_and_the_explanation_says_so() {
+fn a_job_without_the_label_key_has_no_group_and_the_annotation_says_so() {
     let (after, _) = Webhook::builds().create(&job(json!({"app": "build"}), json!({})));
     assert!(after["metadata"]["labels"].get(GROUP).is_none());
     assert!(
@@ -271,7 +271,7 @@ fn a_missing_label_is_no_group_and_the_explanation_says_so() {
 }
 
 #[test]
-fn a_limit_by_group_without_a_group_is_explained() {
+fn a_group_limit_without_a_group_is_explained() {
     let rules = json!({"limits": [{"name": "one", "maxActiveJobs": 1, "scope": "Group"}]});
     let (after, _) = Webhook::new([policy("p", rules)]).create(&job(json!({}), json!({})));
     assert_eq!(
@@ -281,7 +281,7 @@ fn a_limit_by_group_without_a_group_is_explained() {
 }
 
 #[test]
-fn a_forged_group_goes() {
+fn a_forged_group_is_removed() {
     for (labels, group) in [
         (json!({"app": "build", "id": "7", GROUP: "x"}), Some("7")),
         (json!({"app": "build", GROUP: "x"}), None),
@@ -308,7 +308,7 @@ fn owner_groups_use_the_controller() {
 }
 
 #[test]
-fn forged_annotations_gain_nothing() {
+fn forged_annotations_are_overwritten() {
     let mut forged = job(json!({"app": "build", "id": "7"}), json!({}));
     forged["metadata"]["annotations"] = json!({
         "mine": "kept", "job-handler/status": "completed", "job-handler/results": "elsewhere", STAMPED: "nothing",
@@ -323,7 +323,7 @@ fn forged_annotations_gain_nothing() {
 
 /// An account of what was stamped cannot hide a label from the policies that select by it.
 #[test]
-fn a_forged_account_of_labels_hides_nothing() {
+fn forged_label_claims_have_no_effect() {
     let mut forged = job(json!({"app": "build", "id": "7"}), json!({"activeDeadlineSeconds": 9000}));
     forged["metadata"]["annotations"] = json!({STAMPED: "label app: build on the Job (JobPolicy ci/builds)"});
     let (after, _) = Webhook::builds().create(&forged);
@@ -343,7 +343,7 @@ fn a_copy_of_a_stored_job_is_stamped_like_its_original() {
 
 /// A neighbour that adds something between two calls for one create.
 #[test]
-fn called_again_after_a_neighbour_the_account_stays() {
+fn reinvocation_after_another_webhook_keeps_the_annotation() {
     let first =
         Webhook::builds().create(&job(json!({"app": "build", "id": "7"}), json!({"backoffLimit": 9}))).0;
     let mut changed = with(&first, "/metadata/labels/sidecar", json!("yes"));
@@ -352,7 +352,7 @@ fn called_again_after_a_neighbour_the_account_stays() {
 }
 
 #[test]
-fn opting_out_keeps_maxima_limits_and_group() {
+fn an_opted_out_job_keeps_maxima_limits_and_group() {
     let labels = json!({"app": "build", "id": "8", "job-handler/enabled": "false"});
     let (after, warnings) = Webhook::builds().create(&job(labels, json!({"activeDeadlineSeconds": 9000})));
     assert_eq!(after["spec"]["activeDeadlineSeconds"], 7200);
@@ -369,7 +369,7 @@ fn queue() -> Webhook {
 }
 
 #[test]
-fn a_queue_limit_creates_suspended_with_a_mark() {
+fn a_queue_limit_suspends_the_job_and_marks_it_as_queued() {
     let (after, _) = queue().create(&job(json!({}), json!({})));
     assert_eq!(after["spec"]["suspend"], true);
     assert_eq!(annotation(&after, "job-handler/queued-at"), common::NOW);
@@ -377,7 +377,7 @@ fn a_queue_limit_creates_suspended_with_a_mark() {
 }
 
 #[test]
-fn who_is_suspended_by_others_is_not_queued() {
+fn a_job_that_is_suspended_by_its_author_or_another_manager_is_not_queued() {
     let mut own = job(json!({}), json!({"suspend": true}));
     own["metadata"]["annotations"] = json!({"job-handler/queued-at": common::NOW});
     let (after, _) = queue().create(&own);
@@ -416,7 +416,7 @@ fn the_same_manifest_applied_twice_stays_stamped() {
 }
 
 #[test]
-fn an_update_is_held_to_the_maxima_and_what_it_does_not_touch_stays() {
+fn an_update_is_clamped_only_in_the_fields_that_it_changes() {
     let webhook = Webhook::builds();
     let stored = webhook.create(&job(json!({"app": "build", "id": "7"}), json!({}))).0;
     let (after, warnings) =
@@ -449,7 +449,7 @@ fn an_update_is_held_to_the_maxima_and_what_it_does_not_touch_stays() {
 
 /// The sink's stamp on a Job that was created while we were away.
 #[test]
-fn a_healed_job_passes_as_it_is() {
+fn a_repaired_job_is_not_changed() {
     let missed = job(json!({"app": "build", "id": "7"}), json!({}));
     let mut healed = with(&missed, "/spec/ttlSecondsAfterFinished", json!(604_800));
     healed["metadata"]["annotations"] = json!({TTL: "86400", STAMPED: "ttlSecondsAfterFinished: unset -> 86400 (default of \
@@ -471,7 +471,7 @@ fn marked(job: &Value, ttl: Value) -> Value {
 }
 
 #[test]
-fn the_arming_of_a_harvested_job_passes_unharmed() {
+fn the_sinks_patch_of_a_harvested_job_is_not_changed() {
     let webhook = Webhook::builds();
     let done = finished(&webhook.create(&job(json!({"app": "build"}), json!({}))).0, "Complete");
     for ttl in [json!(86400), json!(0), Value::Null] {
@@ -488,7 +488,7 @@ fn the_arming_of_a_harvested_job_passes_unharmed() {
 }
 
 #[test]
-fn forged_marks_on_a_running_job_arm_nothing() {
+fn forged_marks_on_a_running_job_have_no_effect() {
     let webhook = Webhook::builds();
     let running = webhook.create(&job(json!({"app": "build"}), json!({}))).0;
     let (after, _) = webhook.update(&running, &marked(&running, json!(1)));
@@ -500,7 +500,7 @@ fn forged_marks_on_a_running_job_arm_nothing() {
 }
 
 #[test]
-fn never_is_not_undone_by_applying_the_manifest_again() {
+fn applying_the_manifest_again_does_not_undo_cleanup_policy_never() {
     let mut rules = builds();
     rules["cleanup"] = json!({"failedPolicy": "Never"});
     let webhook = Webhook::new([policy("builds", rules)]);
@@ -515,7 +515,7 @@ fn never_is_not_undone_by_applying_the_manifest_again() {
 }
 
 #[test]
-fn containers_that_state_nothing_get_theirs_once() {
+fn containers_without_resources_are_stamped_once() {
     let webhook =
         Webhook::new([policy("p", json!({"stamp": {"containerResources": {"limits": {"cpu": 2}}}}))]);
     let mut before = job(json!({}), json!({}));
@@ -535,7 +535,7 @@ fn containers_that_state_nothing_get_theirs_once() {
 }
 
 #[test]
-fn under_a_backoff_that_queues_only_who_has_a_group_is_queued() {
+fn a_queueing_failure_backoff_only_queues_jobs_with_a_group() {
     let spec = json!({
         "group": {"type": "Labels", "labelKeys": ["id"]},
         "failureBackoff": {"initialSeconds": 1, "maxSeconds": 2, "action": "Queue"},
