@@ -166,7 +166,8 @@ impl Store {
         present.or_else(deleted).or_else(stored).unwrap_or_default()
     }
 
-    pub(crate) fn job(&self, uid: &str) -> Option<Arc<JobSnapshot>> {
+    /// One Job.
+    pub fn job(&self, uid: &str) -> Option<Arc<JobSnapshot>> {
         self.state.lock().index.jobs.get(uid).map(|known| known.job.clone())
     }
 
