@@ -24,10 +24,10 @@ use crate::{
 /// Finished Jobs kept for the failure backoff to read. A sink that does not lead never reads them.
 const MAX_FINISHED: usize = 2000;
 
-type Rules = PolicyIndex<Uid>;
+type JobRules = PolicyIndex<Uid>;
 
 /// What the enforced policies say about a Job; None while the labels of its namespace are not known.
-fn effective(rules: &Rules, job: &JobSnapshot) -> Option<EffectivePolicy> {
+fn effective(rules: &JobRules, job: &JobSnapshot) -> Option<EffectivePolicy> {
     Some(rules.in_namespace(&job.namespace)?.effective(&without_group_label(&job.labels)))
 }
 
@@ -54,7 +54,7 @@ pub(super) struct JobIndex {
 }
 
 impl JobIndex {
-    pub(super) fn put(&mut self, job: JobSnapshot, rules: &Rules) -> Change {
+    pub(super) fn put(&mut self, job: JobSnapshot, rules: &JobRules) -> Change {
         let uid = job.uid.clone();
         let before = self.jobs.remove(&uid);
         let was_finished = before.as_ref().map(|known| known.job.finished.is_some());
@@ -90,7 +90,7 @@ impl JobIndex {
         &mut self,
         uid: &str,
         last: Option<JobSnapshot>,
-        rules: &Rules,
+        rules: &JobRules,
     ) -> Option<Option<GroupKey>> {
         let TrackedJob { job, group, receivers, started_delivered } = self.jobs.remove(uid)?;
         self.unfinished.remove(uid);
@@ -138,7 +138,7 @@ impl JobIndex {
     }
 
     /// Derives a Job's group and receivers again from its labels and the policies.
-    pub(super) fn regroup(&mut self, uid: &str, rules: &Rules) {
+    pub(super) fn regroup(&mut self, uid: &str, rules: &JobRules) {
         let Some(known) = self.jobs.get_mut(uid) else { return };
         let effective = effective(rules, &known.job);
         known.receivers = effective.as_ref().map(|said| said.cloud_event_sinks.clone()).unwrap_or_default();
@@ -160,7 +160,7 @@ impl JobIndex {
         }
     }
 
-    pub(super) fn regroup_all(&mut self, rules: &Rules) {
+    pub(super) fn regroup_all(&mut self, rules: &JobRules) {
         let uids: Vec<Uid> = self.jobs.keys().cloned().collect();
         uids.iter().for_each(|uid| self.regroup(uid, rules));
     }

@@ -13,11 +13,11 @@ use parking_lot::Mutex;
 use crate::model::stored_result::StoredResult;
 
 /// Kind, namespace and name of the object that stores a result.
-type ObjectKey = (StorageKind, String, String);
+type ResultObjectKey = (StorageKind, String, String);
 
 /// The results that the watch has seen; clones share them.
 #[derive(Clone, Debug, Default)]
-pub struct Inventory(Arc<Mutex<HashMap<ObjectKey, StoredResult>>>);
+pub struct Inventory(Arc<Mutex<HashMap<ResultObjectKey, StoredResult>>>);
 
 impl Inventory {
     /// Adds or replaces a result.

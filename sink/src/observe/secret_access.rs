@@ -18,12 +18,12 @@ pub(super) const OVERLAY: &str = "manifests/overlays/secrets";
 /// The right to Secrets as last seen; clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct SecretAccess {
-    access: Arc<Mutex<Access>>,
+    access: Arc<Mutex<SecretRight>>,
     changes: Changes,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-enum Access {
+enum SecretRight {
     #[default]
     Unknown,
     Allowed,
@@ -36,33 +36,33 @@ impl SecretAccess {
     }
 
     pub(super) fn is_unknown(&self) -> bool {
-        *self.access.lock() == Access::Unknown
+        *self.access.lock() == SecretRight::Unknown
     }
 
     /// Whether results may be stored in Secrets, and read from them.
     pub fn is_allowed(&self) -> bool {
-        *self.access.lock() == Access::Allowed
+        *self.access.lock() == SecretRight::Allowed
     }
 
     /// Why access is denied; None if it is allowed or not known yet.
     pub(crate) fn denial(&self) -> Option<String> {
         match &*self.access.lock() {
-            Access::Denied(why) => Some(why.clone()),
-            Access::Unknown | Access::Allowed => None,
+            SecretRight::Denied(why) => Some(why.clone()),
+            SecretRight::Unknown | SecretRight::Allowed => None,
         }
     }
 
     /// Records that access is allowed; returns whether that is new.
     pub fn allow(&self) -> bool {
-        self.set(Access::Allowed)
+        self.set(SecretRight::Allowed)
     }
 
     /// Records that access is denied, and why; returns whether that is new.
     pub fn deny(&self, why: String) -> bool {
-        self.set(Access::Denied(why))
+        self.set(SecretRight::Denied(why))
     }
 
-    fn set(&self, access: Access) -> bool {
+    fn set(&self, access: SecretRight) -> bool {
         let changed = {
             let mut known = self.access.lock();
             let changed = *known != access;
