@@ -31,7 +31,7 @@ use crate::{
     object_store::{Objects, ObjectsError},
     observe::{context::Context, key::Key, reflectors, secret_watch, store::Store},
     queueing::{dequeued_by_user, failure_backoff, release},
-    reconcile::{job::Actor, resync::enqueue_all, stale_jobs},
+    reconcile::{job::JobReconciler, resync::enqueue_all, stale_jobs},
     retention::{gc::Broom, object_gc},
     runtime::{leader_election, resync::RESYNC},
     status::writer,
@@ -153,7 +153,7 @@ pub async fn run(client: Client, options: Options, mut signals: ShutdownSignals)
     );
     let serve = refusal_listener::serve(socket, sender, own, readiness.register("refusals"));
     tasks.spawn("refusal listener", serve);
-    let actor = Actor {
+    let reconciler = JobReconciler {
         client: client.clone(),
         store: context.store.clone(),
         queue: context.queue.clone(),
@@ -173,7 +173,7 @@ pub async fn run(client: Client, options: Options, mut signals: ShutdownSignals)
     let last_refusals = writer::write_last_refusals(client.clone(), context.store.clone(), leads.clone());
     tasks.spawn("refusal status", last_refusals);
     let pods = readiness.register("pods");
-    tasks.spawn("leader", lead(context, actor, broom, receivers, leads, gate, pods));
+    tasks.spawn("leader", lead(context, reconciler, broom, receivers, leads, gate, pods));
 
     let mut election = Supervisor::default();
     let ready = readiness.register("leader lease");
@@ -200,7 +200,7 @@ pub async fn run(client: Client, options: Options, mut signals: ShutdownSignals)
 /// The leader's part: works while this sink leads and everything it decides by is known.
 async fn lead(
     context: Context,
-    actor: Actor,
+    reconciler: JobReconciler,
     broom: Broom,
     receivers: Vec<Arc<Receiver>>,
     mut leads: channel::Receiver<bool>,
@@ -218,7 +218,7 @@ async fn lead(
         context.metrics.set_leading(true);
         context.queue.clear();
         enqueue_all(&context.store, &context.queue);
-        let work = work(&context, actor.clone(), broom.clone(), receivers.clone(), pods.clone());
+        let work = work(&context, reconciler.clone(), broom.clone(), receivers.clone(), pods.clone());
         tokio::select! {
             () = work => {}
             _ = leads.wait_for(|leads| !*leads) => {}
@@ -230,7 +230,7 @@ async fn lead(
 
 async fn work(
     context: &Context,
-    actor: Actor,
+    reconciler: JobReconciler,
     broom: Broom,
     receivers: Vec<Arc<Receiver>>,
     pods: ReadyHandle,
@@ -240,7 +240,7 @@ async fn work(
         context.client.clone(),
         context.store.clone(),
         context.namespace.clone(),
-        actor.recorder.clone(),
+        reconciler.recorder.clone(),
         entry_state,
     );
     let status = writer::run(
@@ -261,14 +261,14 @@ async fn work(
         }
     };
     let defaults = create_defaults(context);
-    let recorder = actor.recorder.clone();
-    let release = release::run(context.client.clone(), context.store.clone(), actor.recorder.clone());
+    let recorder = reconciler.recorder.clone();
+    let release = release::run(context.client.clone(), context.store.clone(), reconciler.recorder.clone());
     let dequeued = dequeued_by_user::run(context.client.clone(), context.store.clone());
-    let overdue = stale_jobs::keep(context.clone(), actor.followed.clone());
+    let overdue = stale_jobs::run(context.clone(), reconciler.followed.clone());
     let follower = Follower {
         context: context.clone(),
-        capturer: actor.capturer.clone(),
-        followed: actor.followed.clone(),
+        capturer: reconciler.capturer.clone(),
+        followed: reconciler.followed.clone(),
     };
     let record_streaks =
         failure_backoff::run(context.client.clone(), context.store.clone(), context.namespace.clone());
@@ -278,7 +278,7 @@ async fn work(
         outbox::keep(receivers, context.client.clone(), context.store.clone(), context.metrics.clone());
     // On the heap, each by itself: as one future they overflow a worker's stack in a debug build.
     let parts: [BoxFuture<'_, ()>; 15] = [
-        Box::pin(actor.work()),
+        Box::pin(reconciler.run()),
         Box::pin(follower.keep(pods)),
         Box::pin(write_entries),
         Box::pin(status),

@@ -21,7 +21,7 @@ use job_handler_sink::{
     model::policy_entry::PolicyEntry,
     notify::recorder::Recorder,
     observe::{key::Key, store::Store},
-    reconcile::job::Actor,
+    reconcile::job::JobReconciler,
 };
 use k8s_openapi::api::batch::v1::Job;
 use kube::Client;
@@ -39,7 +39,7 @@ const SOON: Duration = Duration::from_secs(5);
 
 struct Ground {
     apiserver: Apiserver,
-    actor: Actor,
+    reconciler: JobReconciler,
 }
 
 impl Ground {
@@ -60,7 +60,7 @@ impl Ground {
                 status: PolicyStatus::default(),
             });
         }
-        let actor = Actor {
+        let reconciler = JobReconciler {
             client: client.clone(),
             queue: Key::queue(&store),
             store,
@@ -69,8 +69,8 @@ impl Ground {
             recorder: Recorder::new(client.clone(), "sink-0"),
             metrics: SinkMetrics::new(&Metrics::default()),
         };
-        tokio::spawn(actor.clone().work());
-        Self { apiserver: apiserver.clone(), actor }
+        tokio::spawn(reconciler.clone().run());
+        Self { apiserver: apiserver.clone(), reconciler }
     }
 
     /// Jobs finish, each with a pod on the one node that there is.
@@ -96,8 +96,8 @@ impl Ground {
             self.apiserver.put_log(&name, "main", b"here I am\n");
             let job: Job =
                 serde_json::from_value(self.apiserver.get("jobs", namespace, &name).unwrap()).unwrap();
-            self.actor.store.put_job(JobSnapshot::from(&job));
-            self.actor.queue.add(Key::Job(uid));
+            self.reconciler.store.put_job(JobSnapshot::from(&job));
+            self.reconciler.queue.add(Key::Job(uid));
         }
     }
 

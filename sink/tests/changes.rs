@@ -11,7 +11,7 @@ use common::{
 };
 use http::Method;
 use job_handler_shared::{job::snapshot::JobSnapshot, keys, result::manifest};
-use job_handler_sink::{model::result_ref::ResultRef, reconcile::job::Actor};
+use job_handler_sink::{model::result_ref::ResultRef, reconcile::job::JobReconciler};
 use k8s_openapi::api::batch::v1::Job;
 use serde_json::{Value, json};
 
@@ -30,8 +30,8 @@ fn the_job(apiserver: &Apiserver) -> Value {
 }
 
 /// The watch brings what the apiserver has of a ConfigMap.
-fn seen(actor: &Actor, name: &str) {
-    actor
+fn seen(reconciler: &JobReconciler, name: &str) {
+    reconciler
         .store
         .put_result(UID, ResultRef { namespace: "ci".into(), name: name.into(), ..ResultRef::default() });
 }
@@ -47,10 +47,10 @@ async fn a_policy_that_says_never_between_any_two_steps_keeps_the_job() {
         (Method::PATCH, "/configmaps/build-results", "note"),
     ] {
         let apiserver = cluster(b"hello\n");
-        let actor = process(&apiserver, delete_after());
-        let store = actor.store.clone();
+        let reconciler = process(&apiserver, delete_after());
+        let store = reconciler.store.clone();
         apiserver.before(method, path, move || set_policy(&store, 2, never()));
-        actor.job(UID).await.unwrap();
+        reconciler.reconcile_job(UID).await.unwrap();
         let job = the_job(&apiserver);
         // Before the mark, Never takes the TTL off, too; after it the TTL is the people's.
         if matches!(step, "capture" | "commit") {
@@ -64,8 +64,8 @@ async fn a_policy_that_says_never_between_any_two_steps_keeps_the_job() {
 #[tokio::test]
 async fn who_opts_out_during_the_capture_keeps_the_job_and_its_ttl() {
     let apiserver = cluster(b"hello\n");
-    let actor = process(&apiserver, delete_after());
-    let (server, store) = (apiserver.clone(), actor.store.clone());
+    let reconciler = process(&apiserver, delete_after());
+    let (server, store) = (apiserver.clone(), reconciler.store.clone());
     apiserver.before(Method::GET, "/log", move || {
         let mut job = server.get("jobs", "ci", "build").unwrap();
         job["metadata"]["labels"] = json!({keys::ENABLED: "false"});
@@ -73,7 +73,7 @@ async fn who_opts_out_during_the_capture_keeps_the_job_and_its_ttl() {
         // And the watch is behind.
         let _unseen = store;
     });
-    actor.job(UID).await.unwrap();
+    reconciler.reconcile_job(UID).await.unwrap();
     let job = the_job(&apiserver);
     assert!(job["metadata"]["annotations"].get(keys::STATUS).is_none(), "{job}");
     assert_eq!(job["spec"]["ttlSecondsAfterFinished"], 60, "its own TTL is not left stranded");
@@ -90,9 +90,9 @@ async fn labels_alone_are_no_result() {
                 "metadata": {"name": name, "namespace": "ci",
                     "labels": {keys::CREATED: "true", keys::JOB_UID: UID}}}),
             );
-            let actor = process(&apiserver, policy);
-            seen(&actor, name);
-            actor.job(UID).await.unwrap();
+            let reconciler = process(&apiserver, policy);
+            seen(&reconciler, name);
+            reconciler.reconcile_job(UID).await.unwrap();
             let stored = apiserver.all("configmaps").into_iter().find(|map| {
                 map["data"]["result.json"].as_str().is_some_and(|manifest| manifest.contains(UID))
             });
@@ -110,7 +110,7 @@ async fn labels_alone_are_no_result() {
 async fn a_copy_of_a_result_changes_nothing() {
     for copy in ["zz-backup", "build-results-01234567"] {
         let apiserver = cluster(b"hello\n");
-        process(&apiserver, json!({"results": {}})).job(UID).await.unwrap();
+        process(&apiserver, json!({"results": {}})).reconcile_job(UID).await.unwrap();
         let mut map = apiserver.get("configmaps", "ci", "build-results").unwrap();
         map["metadata"]["name"] = copy.into();
         apiserver.put("configmaps", map);
@@ -118,9 +118,9 @@ async fn a_copy_of_a_result_changes_nothing() {
         let mut job = the_job(&apiserver);
         job["spec"]["ttlSecondsAfterFinished"] = 3600.into();
         apiserver.put("jobs", job);
-        let actor = process(&apiserver, json!({"results": {}}));
-        seen(&actor, copy);
-        actor.job(UID).await.unwrap();
+        let reconciler = process(&apiserver, json!({"results": {}}));
+        seen(&reconciler, copy);
+        reconciler.reconcile_job(UID).await.unwrap();
         let job = the_job(&apiserver);
         assert_eq!(job["metadata"]["annotations"][keys::RESULTS], "build-results", "{copy}");
         assert_eq!(job["spec"]["ttlSecondsAfterFinished"], 3600, "{copy}");
@@ -148,36 +148,36 @@ async fn a_group_is_not_pruned_on_labels_alone() {
     );
     let policy = json!({"results": {}, "group": {"type": "Labels", "labelKeys": ["app"]},
         "cleanup": {"keep": {"newest": 1}}});
-    let actor = process(&apiserver, policy.clone());
-    let group = actor.store.group_of(UID).unwrap();
-    actor.group(&group).await.unwrap();
+    let reconciler = process(&apiserver, policy.clone());
+    let group = reconciler.store.group_of(UID).unwrap();
+    reconciler.reconcile_group(&group).await.unwrap();
     the_job(&apiserver);
     // With a result, and a policy that is edited while the keeper is looked at, it stays, too.
-    actor.job(UID).await.unwrap();
-    let actor = process(&apiserver, policy.clone());
-    let store = actor.store.clone();
+    reconciler.reconcile_job(UID).await.unwrap();
+    let reconciler = process(&apiserver, policy.clone());
+    let store = reconciler.store.clone();
     apiserver.before(Method::GET, "/jobs/build-2", move || {
         set_policy(&store, 2, json!({"results": {}, "group": {"type": "Labels", "labelKeys": ["app"]}}));
     });
-    let _looks_again = actor.group(&group).await;
+    let _looks_again = reconciler.reconcile_group(&group).await;
     the_job(&apiserver);
     // Otherwise it goes.
-    process(&apiserver, policy).group(&group).await.unwrap();
+    process(&apiserver, policy).reconcile_group(&group).await.unwrap();
     assert!(apiserver.get("jobs", "ci", "build").is_none());
 }
 
 #[tokio::test]
 async fn a_ttl_that_was_put_aside_comes_back_when_nobody_asks_for_the_result() {
     let apiserver = cluster(b"hello\n");
-    let actor = process(&apiserver, json!({"stamp": {"ttlSecondsAfterFinished": {"max": 50}}}));
-    actor.job(UID).await.unwrap();
+    let reconciler = process(&apiserver, json!({"stamp": {"ttlSecondsAfterFinished": {"max": 50}}}));
+    reconciler.reconcile_job(UID).await.unwrap();
     let job = the_job(&apiserver);
     assert_eq!(job["spec"]["ttlSecondsAfterFinished"], 50, "the one put aside is 60; clamped");
     assert!(job["metadata"]["annotations"].get(keys::TTL).is_none(), "{job}");
     assert!(apiserver.all("configmaps").is_empty() && apiserver.all("events").is_empty());
     // Once: what people set afterwards stays.
     let writes = apiserver.writes();
-    process(&apiserver, json!({})).job(UID).await.unwrap();
+    process(&apiserver, json!({})).reconcile_job(UID).await.unwrap();
     assert_eq!(apiserver.writes(), writes);
 }
 
@@ -185,14 +185,14 @@ async fn a_ttl_that_was_put_aside_comes_back_when_nobody_asks_for_the_result() {
 async fn a_finished_job_that_is_deleted_before_its_harvest_leaves_a_result() {
     for pods in [true, false] {
         let apiserver = cluster(b"hello\n");
-        let actor = process(&apiserver, delete_after());
+        let reconciler = process(&apiserver, delete_after());
         let job: Job = serde_json::from_value(the_job(&apiserver)).unwrap();
         apiserver.remove("jobs", "ci", "build");
         if !pods {
             apiserver.remove("pods", "ci", "build-x");
         }
-        actor.store.remove_job(UID, Some(JobSnapshot::from(&job)));
-        actor.job(UID).await.unwrap();
+        reconciler.store.remove_job(UID, Some(JobSnapshot::from(&job)));
+        reconciler.reconcile_job(UID).await.unwrap();
         let result = apiserver.get("configmaps", "ci", "build-results").unwrap();
         let manifest: Value = serde_json::from_str(result["data"][manifest::KEY].as_str().unwrap()).unwrap();
         assert_eq!(result["data"]["status"], "failed");
@@ -201,18 +201,18 @@ async fn a_finished_job_that_is_deleted_before_its_harvest_leaves_a_result() {
         assert_eq!(lost.contains("deleted before its result was stored"), !pods, "{lost}");
         let reasons: Vec<_> = apiserver.all("events").iter().map(|e| e["reason"].clone()).collect();
         assert_eq!(reasons, ["JobProcessing"]);
-        assert!(actor.store.deleted_jobs().is_empty(), "handled");
+        assert!(reconciler.store.deleted_jobs().is_empty(), "handled");
     }
 }
 
 #[tokio::test]
 async fn where_its_result_cannot_be_written_either_an_event_says_so() {
     let apiserver = cluster(b"hello\n");
-    let actor = process(&apiserver, delete_after());
+    let reconciler = process(&apiserver, delete_after());
     apiserver.remove("jobs", "ci", "build");
-    actor.store.remove_job(UID, None);
+    reconciler.store.remove_job(UID, None);
     apiserver.refuse("configmaps", 403, "exceeded quota: few");
-    actor.job(UID).await.unwrap();
+    reconciler.reconcile_job(UID).await.unwrap();
     let events = apiserver.all("events");
     assert_eq!(events.len(), 1);
     assert_eq!(events[0]["reason"], "ResultLost");
@@ -221,42 +221,42 @@ async fn where_its_result_cannot_be_written_either_an_event_says_so() {
         note.contains("exceeded quota") && note.contains("deleted") && !note.contains("keeps trying"),
         "{note}"
     );
-    assert!(actor.store.deleted_jobs().is_empty(), "told");
+    assert!(reconciler.store.deleted_jobs().is_empty(), "told");
 }
 
 #[tokio::test]
 async fn where_it_only_fails_for_now_it_is_tried_again() {
     let apiserver = cluster(b"hello\n");
-    let actor = process(&apiserver, delete_after());
+    let reconciler = process(&apiserver, delete_after());
     apiserver.remove("jobs", "ci", "build");
-    actor.store.remove_job(UID, None);
+    reconciler.store.remove_job(UID, None);
     apiserver.refuse("configmaps", 500, "etcd is away");
-    actor.job(UID).await.unwrap_err();
-    assert_eq!(actor.store.deleted_jobs(), [UID]);
+    reconciler.reconcile_job(UID).await.unwrap_err();
+    assert_eq!(reconciler.store.deleted_jobs(), [UID]);
     assert!(apiserver.all("events").is_empty());
     apiserver.revive();
-    actor.job(UID).await.unwrap();
+    reconciler.reconcile_job(UID).await.unwrap();
     assert!(apiserver.get("configmaps", "ci", "build-results").is_some());
-    assert!(actor.store.deleted_jobs().is_empty());
+    assert!(reconciler.store.deleted_jobs().is_empty());
 }
 
 #[tokio::test]
 async fn only_what_was_to_be_harvested_is_mourned() {
     let harvested = cluster(b"hello\n");
-    process(&harvested, json!({"results": {}})).job(UID).await.unwrap();
-    let actor = process(&harvested, json!({"results": {}}));
-    actor.store.remove_job(UID, None);
-    assert!(actor.store.deleted_jobs().is_empty(), "marked: its result was stored");
+    process(&harvested, json!({"results": {}})).reconcile_job(UID).await.unwrap();
+    let reconciler = process(&harvested, json!({"results": {}}));
+    reconciler.store.remove_job(UID, None);
+    assert!(reconciler.store.deleted_jobs().is_empty(), "marked: its result was stored");
 
-    let actor = process(&cluster(b""), json!({}));
-    actor.store.remove_job(UID, None);
-    assert!(actor.store.deleted_jobs().is_empty(), "nobody asks for its result");
+    let reconciler = process(&cluster(b""), json!({}));
+    reconciler.store.remove_job(UID, None);
+    assert!(reconciler.store.deleted_jobs().is_empty(), "nobody asks for its result");
 
     // The end of a relist that does not have it any more.
-    let actor = process(&cluster(b""), json!({"results": {}}));
-    let mut changes = actor.store.changes();
+    let reconciler = process(&cluster(b""), json!({"results": {}}));
+    let mut changes = reconciler.store.changes();
     changes.mark_unchanged();
-    actor.store.retain_jobs(&Default::default());
-    assert_eq!(actor.store.deleted_jobs(), [UID]);
+    reconciler.store.retain_jobs(&Default::default());
+    assert_eq!(reconciler.store.deleted_jobs(), [UID]);
     assert!(changes.has_changed().unwrap());
 }

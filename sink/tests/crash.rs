@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 /// Runs processes until one gets through.
 async fn until_done(apiserver: &Apiserver, policy: &Value) {
     for _ in 0..10 {
-        if process(apiserver, policy.clone()).job(UID).await.is_ok() {
+        if process(apiserver, policy.clone()).reconcile_job(UID).await.is_ok() {
             return;
         }
     }
@@ -88,7 +88,7 @@ async fn killed_before_or_after_any_write_the_next_one_ends_it() {
             for fault in [Fault::DeadBefore, Fault::DeadAfter] {
                 let apiserver = cluster(&log);
                 apiserver.fault(write, fault);
-                let killed = process(&apiserver, policy.clone()).job(UID).await;
+                let killed = process(&apiserver, policy.clone()).reconcile_job(UID).await;
                 // The very last write may have been made: then nothing is left to hear of.
                 assert!(killed.is_err(), "{fault:?} at {write}");
                 apiserver.revive();
@@ -124,7 +124,7 @@ async fn a_job_that_is_deleted_before_its_event_still_gets_it() {
     let apiserver = cluster(b"hello\n");
     // 0: manifest, 1: mark, 2: Event.
     apiserver.fault(2, Fault::DeadBefore);
-    assert!(process(&apiserver, policy.clone()).job(UID).await.is_err());
+    assert!(process(&apiserver, policy.clone()).reconcile_job(UID).await.is_err());
     apiserver.remove("jobs", "ci", "build");
     apiserver.remove("pods", "ci", "build-x");
     apiserver.revive();
@@ -146,7 +146,7 @@ async fn a_foreign_config_map_is_left_alone_and_told_of() {
             apiserver.put("configmaps", foreign.clone());
             let before = apiserver.get("configmaps", "ci", "build-results");
             apiserver.fault(write, Fault::DeadAfter);
-            let _killed = process(&apiserver, policy.clone()).job(UID).await;
+            let _killed = process(&apiserver, policy.clone()).reconcile_job(UID).await;
             apiserver.revive();
             until_done(&apiserver, &policy).await;
             assert_eq!(apiserver.get("configmaps", "ci", "build-results"), before, "untouched");
@@ -180,9 +180,9 @@ async fn the_result_of_an_older_run_moves_aside_whole() {
         apiserver.put("pods", pod);
         apiserver.put("jobs", job.clone());
         apiserver.fault(write, Fault::DeadAfter);
-        let _killed = process(&apiserver, policy.clone()).job("abcdefghij").await;
+        let _killed = process(&apiserver, policy.clone()).reconcile_job("abcdefghij").await;
         apiserver.revive();
-        assert!(process(&apiserver, policy.clone()).job("abcdefghij").await.is_ok());
+        assert!(process(&apiserver, policy.clone()).reconcile_job("abcdefghij").await.is_ok());
         let moved = apiserver.get("configmaps", "ci", "build-results-01234567").unwrap();
         assert_eq!(moved["data"], older["data"], "killed after write {write}");
         let now = apiserver.get("configmaps", "ci", "build-results").unwrap();
@@ -211,7 +211,7 @@ async fn a_refused_write_leaves_the_outcome_and_holds_nothing_up() {
     let quota = r#"configmaps "build-results" is forbidden: exceeded quota: few"#;
     apiserver.refuse("configmaps", 403, quota);
     for _ in 0..3 {
-        assert!(process(&apiserver, policy.clone()).job(UID).await.is_err());
+        assert!(process(&apiserver, policy.clone()).reconcile_job(UID).await.is_err());
     }
     let events = apiserver.all("events");
     assert_eq!(events.len(), 1);
@@ -230,7 +230,10 @@ async fn room_that_comes_while_a_quota_refuses_is_used_for_the_whole_result() {
     let policy = json!({"results": {}});
     let apiserver = cluster(b"hello\n");
     apiserver.fault(0, Fault::Quota);
-    assert!(process(&apiserver, policy.clone()).job(UID).await.is_err(), "told, and tried again later");
+    assert!(
+        process(&apiserver, policy.clone()).reconcile_job(UID).await.is_err(),
+        "told, and tried again later"
+    );
     until_done(&apiserver, &policy).await;
     assert!(is_complete(&apiserver));
 

@@ -23,7 +23,7 @@ use job_handler_sink::{
     config::Config,
     model::stored_result::StoredResult,
     object_store::Objects,
-    reconcile::job::Actor,
+    reconcile::job::JobReconciler,
     retention::{gc::Broom, object_gc},
 };
 use k8s_openapi::ByteString;
@@ -69,10 +69,10 @@ impl Ground {
     }
 
     /// A process that has just started.
-    fn process(&self) -> (Actor, Broom, Objects) {
+    fn process(&self) -> (JobReconciler, Broom, Objects) {
         let objects = self.objects();
-        let mut actor = process(&self.apiserver, policy());
-        actor.capturer = actor.capturer.with_objects(Some(objects.clone()));
+        let mut reconciler = process(&self.apiserver, policy());
+        reconciler.capturer = reconciler.capturer.with_objects(Some(objects.clone()));
         for map in self.apiserver.all("configmaps") {
             let texts = |field: &str| -> BTreeMap<String, String> {
                 serde_json::from_value(map["metadata"][field].clone()).unwrap_or_default()
@@ -81,7 +81,7 @@ impl Ground {
             if labels.contains_key(keys::CREATED) {
                 let name = map["metadata"]["name"].as_str().unwrap().to_owned();
                 let place = ("ci".to_owned(), name, UID.to_owned());
-                actor.store.inventory().put(StoredResult::new(
+                reconciler.store.inventory().put(StoredResult::new(
                     StorageKind::ConfigMap,
                     place,
                     &labels,
@@ -93,24 +93,24 @@ impl Ground {
         }
         let broom = Broom {
             client: self.apiserver.client(),
-            store: actor.store.clone(),
-            metrics: actor.metrics.clone(),
+            store: reconciler.store.clone(),
+            metrics: reconciler.metrics.clone(),
             max_bytes: None,
             objects: Some(objects.clone()),
         };
-        (actor, broom, objects)
+        (reconciler, broom, objects)
     }
 
     async fn harvest(&self) -> bool {
-        let (actor, ..) = self.process();
-        Box::pin(actor.job(UID)).await.is_ok()
+        let (reconciler, ..) = self.process();
+        Box::pin(reconciler.reconcile_job(UID)).await.is_ok()
     }
 
     /// Two looks of the store's broom; gives what was suspicious at the first.
     async fn sweep(&self) -> usize {
-        let (actor, _, objects) = self.process();
+        let (reconciler, _, objects) = self.process();
         let look = async |suspects| {
-            object_gc::sweep(&objects, &self.apiserver.client(), &actor.store, &suspects).await.unwrap()
+            object_gc::sweep(&objects, &self.apiserver.client(), &reconciler.store, &suspects).await.unwrap()
         };
         let suspects = look(BTreeSet::new()).await;
         let number = suspects.len();
@@ -191,9 +191,10 @@ async fn an_upload_whose_result_never_came_is_swept() {
     // Somebody deletes the Job before there is a sink again.
     ground.apiserver.remove("jobs", "ci", "build");
     ground.apiserver.remove("pods", "ci", "build-x");
-    let (actor, _, objects) = ground.process();
-    let first =
-        object_gc::sweep(&objects, &ground.apiserver.client(), &actor.store, &BTreeSet::new()).await.unwrap();
+    let (reconciler, _, objects) = ground.process();
+    let first = object_gc::sweep(&objects, &ground.apiserver.client(), &reconciler.store, &BTreeSet::new())
+        .await
+        .unwrap();
     assert_eq!((first.len(), ground.files().len()), (1, 1), "not at the first sight");
     assert_eq!(ground.sweep().await, 1);
     assert_eq!(ground.files(), Vec::<PathBuf>::new());
@@ -254,7 +255,7 @@ async fn without_the_store_the_log_is_cut_and_says_why() {
     let process = ground.process();
     std::fs::remove_dir(ground.store()).unwrap();
     std::fs::write(ground.store(), "no folder").unwrap();
-    assert!(Box::pin(process.0.job(UID)).await.is_ok());
+    assert!(Box::pin(process.0.reconcile_job(UID)).await.is_ok());
     let manifest = ground.manifest();
     let log = &manifest["pods"][0]["containers"][0]["logs"][0];
     assert_eq!(log["leftOut"], LENGTH - 1024, "{manifest}");
@@ -271,8 +272,9 @@ async fn another_clusters_store_is_not_swept() {
     std::fs::create_dir_all(&strange).unwrap();
     std::fs::write(strange.join("main-0.log.gz"), "theirs").unwrap();
     std::fs::write(ground.store().join(".job-handler-cluster"), "cluster-2").unwrap();
-    let (actor, _, objects) = ground.process();
-    let swept = object_gc::sweep(&objects, &ground.apiserver.client(), &actor.store, &BTreeSet::new()).await;
+    let (reconciler, _, objects) = ground.process();
+    let swept =
+        object_gc::sweep(&objects, &ground.apiserver.client(), &reconciler.store, &BTreeSet::new()).await;
     let why = swept.unwrap_err();
     assert!(why.contains("cluster-2") && why.contains("a prefix of its own"), "{why}");
     assert_eq!(ground.files().len(), 1);
@@ -284,16 +286,16 @@ async fn of_what_is_kept_in_a_secret_nothing_goes_to_the_store() {
     // From the start, or asked for while the log is read.
     for late in [false, true] {
         let ground = Ground::new();
-        let (actor, ..) = ground.process();
-        actor.store.secrets.allow();
-        let (store, policy) = (actor.store.clone(), wanted.clone());
+        let (reconciler, ..) = ground.process();
+        reconciler.store.secrets.allow();
+        let (store, policy) = (reconciler.store.clone(), wanted.clone());
         let ask = move || set_policy(&store, 2, policy);
         if late {
             ground.apiserver.before(Method::GET, "/log", ask);
         } else {
             ask();
         }
-        assert!(Box::pin(actor.job(UID)).await.is_ok());
+        assert!(Box::pin(reconciler.reconcile_job(UID)).await.is_ok());
         assert_eq!(ground.files(), Vec::<PathBuf>::new(), "late: {late}");
         let secret = ground.apiserver.get("secrets", "ci", "build-results").unwrap();
         let data: ByteString = serde_json::from_value(secret["data"]["result.json"].clone()).unwrap();

@@ -15,7 +15,9 @@ use job_handler_shared::{
     keys,
     result::storage_kind::{SECRET_TYPE, StorageKind},
 };
-use job_handler_sink::{model::stored_result::StoredResult, reconcile::job::Actor, retention::gc::Broom};
+use job_handler_sink::{
+    model::stored_result::StoredResult, reconcile::job::JobReconciler, retention::gc::Broom,
+};
 use k8s_openapi::{ByteString, api::core::v1::Secret};
 use serde_json::{Value, json};
 
@@ -28,19 +30,19 @@ fn policy(kind: StorageKind) -> Value {
 }
 
 /// A process that may hold results in Secrets, or may not.
-fn started(apiserver: &Apiserver, kind: StorageKind, may: bool) -> Actor {
-    let actor = process(apiserver, policy(kind));
+fn started(apiserver: &Apiserver, kind: StorageKind, may: bool) -> JobReconciler {
+    let reconciler = process(apiserver, policy(kind));
     if may {
-        actor.store.secrets.allow();
+        reconciler.store.secrets.allow();
     } else {
-        actor.store.secrets.deny("the sink has no right to create Secrets".to_owned());
+        reconciler.store.secrets.deny("the sink has no right to create Secrets".to_owned());
     }
-    actor
+    reconciler
 }
 
 async fn until_done(apiserver: &Apiserver, kind: StorageKind, uid: &str) {
     for _ in 0..10 {
-        if started(apiserver, kind, true).job(uid).await.is_ok() {
+        if started(apiserver, kind, true).reconcile_job(uid).await.is_ok() {
             return;
         }
     }
@@ -104,7 +106,7 @@ async fn killed_at_any_write_the_next_one_ends_it_in_secrets_alone() {
             for fault in [Fault::DeadBefore, Fault::DeadAfter, Fault::AnswerLost, Fault::Code(409)] {
                 let apiserver = telling(&log);
                 apiserver.fault(write, fault);
-                let _killed = started(&apiserver, StorageKind::Secret, true).job(UID).await;
+                let _killed = started(&apiserver, StorageKind::Secret, true).reconcile_job(UID).await;
                 apiserver.revive();
                 until_done(&apiserver, StorageKind::Secret, UID).await;
                 until_done(&apiserver, StorageKind::Secret, UID).await;
@@ -144,7 +146,7 @@ async fn a_secret_holds_what_the_config_map_would() {
 #[tokio::test]
 async fn without_the_right_nothing_that_a_container_wrote_goes_anywhere() {
     let apiserver = telling(format!("{WRITTEN}\n").as_bytes());
-    started(&apiserver, StorageKind::Secret, false).job(UID).await.unwrap();
+    started(&apiserver, StorageKind::Secret, false).reconcile_job(UID).await.unwrap();
     let result = apiserver.get("configmaps", "ci", "build-results").unwrap();
     let manifest: Value = serde_json::from_str(result["data"]["result.json"].as_str().unwrap()).unwrap();
     assert_eq!(result["data"]["status"], "failed");
@@ -175,7 +177,7 @@ async fn a_job_whose_result_is_in_a_secret_that_cannot_be_read_waits() {
     let blind = started(&apiserver, StorageKind::Secret, false);
     // It has begun after the right was taken away: no watch has told it of any Secret.
     blind.store.remove_results(|_, place| place.kind == StorageKind::Secret);
-    blind.job(UID).await.unwrap();
+    blind.reconcile_job(UID).await.unwrap();
     assert_eq!(apiserver.writes(), writes, "{:#?}", apiserver.calls());
     until_done(&apiserver, StorageKind::Secret, UID).await;
     check_end(&apiserver, 0, "the right is back");
@@ -207,7 +209,7 @@ async fn an_older_result_moves_aside_whatever_it_is_held_in() {
                 apiserver.put("pods", pod);
                 apiserver.put("jobs", job.clone());
                 apiserver.fault(write, fault);
-                let _killed = started(&apiserver, now, true).job(NEWER).await;
+                let _killed = started(&apiserver, now, true).reconcile_job(NEWER).await;
                 let kept = apiserver.all(&resource(before));
                 let of_older = kept.iter().filter(|held| held["metadata"]["labels"][keys::JOB_UID] == UID);
                 assert_ne!(of_older.count(), 0, "{how}: at no moment it is nowhere");
@@ -246,7 +248,7 @@ async fn retention_removes_secrets_and_their_shards() {
         apiserver
     };
     let broom = |apiserver: &Apiserver, may: bool| {
-        let Actor { client, store, metrics, .. } = started(apiserver, StorageKind::Secret, may);
+        let JobReconciler { client, store, metrics, .. } = started(apiserver, StorageKind::Secret, may);
         for secret in
             apiserver.all("secrets").iter().filter(|s| s["metadata"]["labels"].get(keys::CREATED).is_some())
         {
@@ -274,7 +276,7 @@ async fn retention_removes_secrets_and_their_shards() {
         let suspects = broom.sweep_shards(&Default::default()).await.unwrap();
         broom.sweep_shards(&suspects).await.unwrap();
         assert_eq!(apiserver.all("secrets"), Vec::<Value>::new(), "killed after write {write}");
-        started(&apiserver, StorageKind::Secret, true).job(UID).await.unwrap();
+        started(&apiserver, StorageKind::Secret, true).reconcile_job(UID).await.unwrap();
         assert_eq!(apiserver.all("secrets"), Vec::<Value>::new(), "harvested again");
     }
 }

@@ -13,7 +13,9 @@ use common::{
 };
 use jiff::Timestamp;
 use job_handler_shared::{job::snapshot::JobSnapshot, keys, result::storage_kind::StorageKind};
-use job_handler_sink::{model::stored_result::StoredResult, reconcile::job::Actor, retention::gc::Broom};
+use job_handler_sink::{
+    model::stored_result::StoredResult, reconcile::job::JobReconciler, retention::gc::Broom,
+};
 use serde_json::{Value, json};
 
 fn policy() -> Value {
@@ -21,8 +23,8 @@ fn policy() -> Value {
 }
 
 /// A process that has just started, with its broom.
-fn started(apiserver: &Apiserver) -> (Actor, Broom) {
-    let actor = process(apiserver, policy());
+fn started(apiserver: &Apiserver) -> (JobReconciler, Broom) {
+    let reconciler = process(apiserver, policy());
     for map in apiserver.all("configmaps") {
         let texts = |field: &str| -> BTreeMap<String, String> {
             serde_json::from_value(map["metadata"][field].clone()).unwrap_or_default()
@@ -39,22 +41,22 @@ fn started(apiserver: &Apiserver) -> (Actor, Broom) {
                 Timestamp::now(),
                 false,
             );
-            actor.store.inventory().put(stored);
+            reconciler.store.inventory().put(stored);
         }
     }
     let broom = Broom {
         client: apiserver.client(),
-        store: actor.store.clone(),
-        metrics: actor.metrics.clone(),
+        store: reconciler.store.clone(),
+        metrics: reconciler.metrics.clone(),
         max_bytes: None,
         objects: None,
     };
-    (actor, broom)
+    (reconciler, broom)
 }
 
 async fn harvested() -> Apiserver {
     let apiserver = cluster(&noise(1_500_000));
-    assert!(process(&apiserver, policy()).job(UID).await.is_ok());
+    assert!(process(&apiserver, policy()).reconcile_job(UID).await.is_ok());
     assert_eq!(apiserver.all("configmaps").len(), 3);
     apiserver
 }
@@ -76,13 +78,13 @@ async fn killed_at_any_write_the_next_one_leaves_nothing_behind() {
             apiserver.fault(write, fault);
             started(&apiserver).1.sweep(Timestamp::now()).await;
             apiserver.revive();
-            let (actor, broom) = started(&apiserver);
+            let (reconciler, broom) = started(&apiserver);
             broom.sweep(Timestamp::now()).await;
             // Not at once: a shard without a result may be one whose result is just being written.
             let suspects = broom.sweep_shards(&BTreeSet::new()).await.unwrap();
             broom.sweep_shards(&suspects).await.unwrap();
             assert_eq!(apiserver.all("configmaps"), Vec::<Value>::new(), "{how}");
-            assert!(actor.job(UID).await.is_ok(), "{how}");
+            assert!(reconciler.reconcile_job(UID).await.is_ok(), "{how}");
             assert_eq!(apiserver.all("configmaps"), Vec::<Value>::new(), "{how}: harvested again");
             assert_eq!(apiserver.all("events").len(), 1, "{how}");
         }
@@ -106,16 +108,16 @@ async fn a_result_that_was_edited_into_something_else_is_left_alone() {
 async fn shards_of_a_job_that_is_being_harvested_stay() {
     let apiserver = harvested().await;
     apiserver.remove("configmaps", "ci", "build-results");
-    let (actor, broom) = started(&apiserver);
+    let (reconciler, broom) = started(&apiserver);
     assert!(
         broom.sweep_shards(&BTreeSet::new()).await.unwrap().is_empty(),
         "its harvest will write them over"
     );
     let gone: BTreeSet<String> = BTreeSet::new();
-    let _buried = actor.store.retain_jobs(&gone);
+    let _buried = reconciler.store.retain_jobs(&gone);
     let job = apiserver.get("jobs", "ci", "build").unwrap();
     let job: JobSnapshot = JobSnapshot::from(&serde_json::from_value(job).unwrap());
-    assert!(actor.store.job(&job.uid).is_none());
+    assert!(reconciler.store.job(&job.uid).is_none());
     let suspects = broom.sweep_shards(&BTreeSet::new()).await.unwrap();
     assert_eq!(suspects.len(), 2);
     assert_eq!(apiserver.all("configmaps").len(), 2, "not at the first sight");

@@ -108,7 +108,7 @@ impl Store {
     }
 
     /// Wakes the receiver after each change that a status or a webhook entry may depend on.
-    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+    pub fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
     }
 
@@ -186,7 +186,8 @@ impl Store {
         uids.filter_map(|uid| state.index.jobs.get(uid)).map(|known| known.job.clone()).collect()
     }
 
-    pub(crate) fn group_of(&self, uid: &str) -> Option<GroupKey> {
+    /// The group of a Job that is known.
+    pub fn group_of(&self, uid: &str) -> Option<GroupKey> {
         self.state.lock().index.jobs.get(uid).and_then(|known| known.group.clone())
     }
 

@@ -1,10 +1,14 @@
-//! Prunes groups: the running sink's part of it, which knows policies and results.
+//! Deletes the older runs of a group (`cleanup.keep`), after their results are stored.
 
 use std::{collections::HashMap, sync::Arc};
 
+use jiff::Timestamp;
 use job_handler_shared::{
     job::snapshot::JobSnapshot,
-    policy::{cleanup::Keep, effective::EffectivePolicy},
+    policy::{
+        cleanup::{Keep, Propagation},
+        effective::EffectivePolicy,
+    },
 };
 
 use crate::{
@@ -16,92 +20,118 @@ use crate::{
     observe::key::Key,
     prune::keep,
     queueing::failure_backoff,
-    reconcile::job::{ActError, Actor, Course},
+    reconcile::{
+        error::ReconcileError,
+        job::{JobProgress, JobReconciler},
+    },
 };
 
-impl Actor {
+/// Which Jobs of a group to delete.
+struct GroupPlan {
+    delete: Vec<(Arc<JobSnapshot>, Propagation)>,
+    /// Jobs that count as kept; the deletions rely on them.
+    keepers: Vec<Arc<JobSnapshot>>,
+    /// A Job whose outcome the ledger has not recorded yet: the group is retried.
+    unrecorded: Option<String>,
+}
+
+impl JobReconciler {
     /// Deletes the older runs of a group.
     ///
     /// # Errors
-    /// Where something has to be looked at again.
-    pub async fn group(&self, key: &GroupKey) -> Result<(), ActError> {
+    /// Where a Job has changed or a call fails; the group is retried.
+    pub async fn reconcile_group(&self, key: &GroupKey) -> Result<(), ReconcileError> {
         let jobs = self.store.group(key);
-        let rules: HashMap<&str, _> =
-            jobs.iter().filter_map(|job| Some((job.uid.as_str(), self.store.effective(job)?))).collect();
-        // Towards keeping: the largest of what the policies of its Jobs say.
-        let keeps = rules.values().filter_map(keep_of);
-        let Some(keep) = keeps.reduce(|a, b| Keep {
-            newest: a.newest.max(b.newest),
-            newest_succeeded: a.newest_succeeded.max(b.newest_succeeded),
-        }) else {
-            return Ok(());
-        };
-        let (out, kept) = keep::plan(jobs.iter().map(AsRef::as_ref), keep);
-        let by_uid: HashMap<&str, &Arc<JobSnapshot>> =
-            jobs.iter().map(|job| (job.uid.as_str(), job)).collect();
-        let mut going = Vec::new();
-        // Its outcome has to be remembered first, which takes a moment.
-        let mut unsettled: Option<String> = None;
-        for ranked in &out {
-            let Some((job, rule)) = by_uid.get(ranked.uid.as_str()).zip(rules.get(ranked.uid.as_str()))
-            else {
-                continue;
-            };
-            let Some(cleanup) = rule.cleanup.as_ref().filter(|cleanup| cleanup.keep.is_some()) else {
-                continue;
-            };
-            let places = self.store.places(job);
-            let told = !places.is_empty() && places.iter().all(|place| !place.pending);
-            if !failure_backoff::is_recorded(&self.store, job, jiff::Timestamp::now()) {
-                unsettled = Some(job.key());
-                continue;
-            }
-            match keep::may_go(job, rule.results.is_none() || told || marks::is_retired(job)) {
-                Ok(()) => going.push((*job, cleanup.propagation_policy)),
-                Err(spared) => tracing::debug!(job = job.key(), "not pruned: {spared}"),
-            }
+        let policies: HashMap<String, EffectivePolicy> =
+            jobs.iter().filter_map(|job| Some((job.uid.clone(), self.store.effective(job)?))).collect();
+        let Some(plan) = self.plan_group(&jobs, &policies) else { return Ok(()) };
+        if plan.delete.is_empty() {
+            return plan.unrecorded.map_or(Ok(()), |job| Err(ReconcileError::Changed(job)));
         }
-        if going.is_empty() {
-            return unsettled.map_or(Ok(()), |job| Err(ActError::Changed(job)));
-        }
-        for ranked in &kept {
-            let Some(keeper) = by_uid.get(ranked.uid.as_str()) else { continue };
+        for keeper in &plan.keepers {
             match patch::look(&self.client, keeper).await? {
-                Some(there) if there.deleting_since.is_none() => {}
-                // The picture is old; the watch will bring the new one.
-                _ => return Err(ActError::Changed(keeper.key())),
+                Some(current) if current.deleting_since.is_none() => {}
+                // The watch cache is stale.
+                _ => return Err(ReconcileError::Changed(keeper.key())),
             }
         }
-        let mut fault = unsettled.map(ActError::Changed);
-        for (job, propagation) in going {
-            let asked = rules.get(job.uid.as_str()).is_some_and(|rule| rule.results.is_some());
-            if asked && !(marks::is_retired(job) && self.store.places(job).is_empty()) {
-                let mut course = Course { places: self.store.places(job), job: (**job).clone() };
-                if self.proof(&mut course).await?.is_none() {
-                    self.queue.add(Key::Job(job.uid.clone()));
-                    continue;
-                }
+        let mut failure = plan.unrecorded.map(ReconcileError::Changed);
+        for (job, propagation) in plan.delete {
+            let before = policies.get(&job.uid).map(relevant_fields);
+            if before.is_some_and(|(wants_result, _)| wants_result) && !self.is_result_stored(&job).await? {
+                self.queue.add(Key::Job(job.uid.clone()));
+                continue;
             }
-            // The picture is as old as the calls since then: who edits a policy meanwhile is heard.
-            let now = self.store.effective(job).map(|rule| (rule.results.is_some(), keep_of(&rule)));
-            let then = rules.get(job.uid.as_str()).map(|rule| (rule.results.is_some(), keep_of(rule)));
-            if now != then {
-                return Err(ActError::Changed(job.key()));
+            // A policy may have changed during the calls since then.
+            if before != self.store.effective(&job).as_ref().map(relevant_fields) {
+                return Err(ReconcileError::Changed(job.key()));
             }
-            match patch::delete(&self.client, job, propagation, false).await {
+            match patch::delete(&self.client, &job, propagation, false).await {
                 Ok(Written::Done(_)) => {
                     self.metrics.pruned();
-                    tracing::info!(job = job.key(), group = key.1.value, "pruned: a newer run is there");
+                    tracing::info!(job = job.key(), group = key.1.value, "pruned: newer runs exist");
                 }
                 Ok(Written::Gone) => {}
-                Ok(Written::Changed) => fault = Some(ActError::Changed(job.key())),
-                Err(error) => fault = Some(error.into()),
+                Ok(Written::Changed) => failure = Some(ReconcileError::Changed(job.key())),
+                Err(error) => failure = Some(error.into()),
             }
         }
-        fault.map_or(Ok(()), Err)
+        failure.map_or(Ok(()), Err)
+    }
+
+    /// None where no policy of the group sets `cleanup.keep`.
+    fn plan_group(
+        &self,
+        jobs: &[Arc<JobSnapshot>],
+        policies: &HashMap<String, EffectivePolicy>,
+    ) -> Option<GroupPlan> {
+        // Of several policies, the larger numbers apply.
+        let keep = policies.values().filter_map(keep_of).reduce(|a, b| Keep {
+            newest: a.newest.max(b.newest),
+            newest_succeeded: a.newest_succeeded.max(b.newest_succeeded),
+        })?;
+        let (surplus, kept) = keep::plan(jobs.iter().map(AsRef::as_ref), keep);
+        let by_uid: HashMap<&str, &Arc<JobSnapshot>> =
+            jobs.iter().map(|job| (job.uid.as_str(), job)).collect();
+        let keepers =
+            kept.iter().filter_map(|ranked| by_uid.get(ranked.uid.as_str()).map(|job| (*job).clone()));
+        let mut plan = GroupPlan { delete: Vec::new(), keepers: keepers.collect(), unrecorded: None };
+        for ranked in &surplus {
+            let found = by_uid.get(ranked.uid.as_str()).zip(policies.get(ranked.uid.as_str()));
+            let Some((job, policy)) = found else { continue };
+            let Some(cleanup) = policy.cleanup.as_ref().filter(|cleanup| cleanup.keep.is_some()) else {
+                continue;
+            };
+            if !failure_backoff::is_recorded(&self.store, job, Timestamp::now()) {
+                plan.unrecorded = Some(job.key());
+                continue;
+            }
+            let results = self.store.places(job);
+            let announced = !results.is_empty() && results.iter().all(|result| !result.pending);
+            match keep::may_go(job, policy.results.is_none() || announced || marks::is_retired(job)) {
+                Ok(()) => plan.delete.push(((*job).clone(), cleanup.propagation_policy)),
+                Err(why) => tracing::debug!(job = job.key(), "not pruned: {why}"),
+            }
+        }
+        Some(plan)
+    }
+
+    /// Whether the result is there, or was stored once and removed by retention.
+    async fn is_result_stored(&self, job: &JobSnapshot) -> Result<bool, ReconcileError> {
+        let results = self.store.places(job);
+        if marks::is_retired(job) && results.is_empty() {
+            return Ok(true);
+        }
+        let mut progress = JobProgress { results, job: job.clone() };
+        Ok(self.verify_result(&mut progress).await?.is_some())
     }
 }
 
-fn keep_of(rule: &EffectivePolicy) -> Option<Keep> {
-    rule.cleanup.as_ref()?.keep
+fn keep_of(policy: &EffectivePolicy) -> Option<Keep> {
+    policy.cleanup.as_ref()?.keep
+}
+
+/// Whether the policy wants a result, and how many runs it keeps.
+fn relevant_fields(policy: &EffectivePolicy) -> (bool, Option<Keep>) {
+    (policy.results.is_some(), keep_of(policy))
 }

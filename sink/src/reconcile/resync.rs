@@ -1,4 +1,4 @@
-//! Enqueues everything that is not done yet.
+//! Enqueues everything that is not done.
 
 use crate::{
     jobs::plan,
@@ -6,12 +6,12 @@ use crate::{
     runtime::work_queue::Queue,
 };
 
-/// Asks for a look at every Job about which something remains to be done, there or gone, every group, and every result
-/// with pending announcements.
-pub fn enqueue_all(store: &Store, queue: &Queue<Key>) {
+/// Enqueues every group, every Job that has a next step, every result with pending Events, and every deleted Job whose
+/// result is not stored.
+pub(crate) fn enqueue_all(store: &Store, queue: &Queue<Key>) {
     for job in store.jobs() {
-        let remains = |effective| plan::next(&job, &effective, &store.places(&job)).is_some();
-        if job.finished.is_some() && store.effective(&job).is_some_and(remains) {
+        let has_next_step = |effective| plan::next(&job, &effective, &store.places(&job)).is_some();
+        if job.finished.is_some() && store.effective(&job).is_some_and(has_next_step) {
             queue.add(Key::Job(job.uid.clone()));
         }
     }

@@ -1,5 +1,6 @@
-//! Jobs that should have finished: all their pods have ended, or their deadline is over, and the watch has not said so.
-//! They are read, so that an event that was never told, whoever lost it, costs no more than [`crate::runtime::resync::RESYNC`].
+//! Finds Jobs that should have finished, because all their pods have ended or their deadline has passed, although the
+//! watch has not reported it, and reads them: a lost watch event costs at most
+//! [`RESYNC`](crate::runtime::resync::RESYNC).
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
@@ -16,24 +17,24 @@ use crate::{
     observe::context::Context,
 };
 
-/// Time between two looks. Who is overdue in two of them is read: controllers take a moment, too.
-const LOOK: Duration = Duration::from_secs(10);
-/// Jobs that are read per look: a bound on what Jobs cost whose pods wait to be tried again.
+/// Interval of the search. A Job that is overdue twice in a row is read: the Job controller takes a moment, too.
+const EVERY: Duration = Duration::from_secs(10);
+/// Jobs read per search: limits the cost of Jobs that wait to retry their pods.
 const AT_ONCE: usize = 50;
 
-/// Looks for ever; only ever done by the leader, whose pods are followed.
-pub async fn keep(context: Context, followed: Followed) {
+/// Searches for ever; only on the leader, which watches pods.
+pub async fn run(context: Context, followed: Followed) {
     let mut before: BTreeSet<Uid> = BTreeSet::new();
     loop {
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(EVERY).await;
         let now = Timestamp::now();
         let (again, first): (Vec<_>, Vec<_>) = context
             .store
             .jobs()
             .into_iter()
-            .filter(|job| is_asked_for(&context, job) && is_overdue(job, &followed, now))
+            .filter(|job| has_result_policy(&context, job) && is_overdue(job, &followed, now))
             .partition(|job| before.contains(&job.uid));
-        // Those that there was no time for are the first ones in the next look.
+        // The rest is read after the next search.
         let late = again.iter().skip(AT_ONCE);
         before = first.iter().chain(late).map(|job| job.uid.clone()).collect();
         for job in again.into_iter().take(AT_ONCE) {
@@ -42,7 +43,7 @@ pub async fn keep(context: Context, followed: Followed) {
     }
 }
 
-fn is_asked_for(context: &Context, job: &JobSnapshot) -> bool {
+fn has_result_policy(context: &Context, job: &JobSnapshot) -> bool {
     job.finished.is_none()
         && job.started.is_some()
         && !job.suspended
@@ -50,7 +51,7 @@ fn is_asked_for(context: &Context, job: &JobSnapshot) -> bool {
 }
 
 fn is_overdue(job: &JobSnapshot, followed: &Followed, now: Timestamp) -> bool {
-    // Some seconds after the deadline: clocks are apart.
+    // Some seconds after the deadline, because clocks differ.
     let late = |near: Timestamp| near.checked_add(2 * LEAD).is_ok_and(|late| late <= now);
     let pods = followed.of_job(&job.uid);
     let ended = |uid: &Uid| {
@@ -64,15 +65,15 @@ fn is_overdue(job: &JobSnapshot, followed: &Followed, now: Timestamp) -> bool {
 async fn read(context: &Context, job: &Arc<JobSnapshot>) {
     match patch::look(&context.client, job).await {
         Ok(Some(now)) if now.finished.is_some() => {
-            // The watch may have told meanwhile.
+            // The watch may have reported it meanwhile.
             let known = context.store.job(&job.uid);
             if known.is_some_and(|known| known.finished.is_none()) {
-                tracing::info!(job = job.key(), "has finished, which the watch did not say");
+                tracing::info!(job = job.key(), "the Job has finished, and the watch missed it");
                 context.job_seen(now, false);
             }
         }
-        // It is gone, or not over: the watch has the last word.
+        // Deleted or still running: left to the watch.
         Ok(_) => {}
-        Err(error) => tracing::debug!(job = job.key(), "not read: {error}"),
+        Err(error) => tracing::debug!(job = job.key(), "cannot read an overdue Job: {error}"),
     }
 }

@@ -18,13 +18,13 @@ use crate::{model::policy_entry::PolicyEntry, status::policy_status::StatusInput
 
 /// Status, reason and message of a condition.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Verdict {
+pub(crate) struct ConditionState {
     pub(crate) holds: bool,
     reason: &'static str,
     message: String,
 }
 
-impl Verdict {
+impl ConditionState {
     pub(crate) fn new(holds: bool, reason: &'static str, message: impl Into<String>) -> Self {
         Self { holds, reason, message: message.into() }
     }
@@ -51,25 +51,25 @@ impl Verdict {
 }
 
 /// `Ready`: every live webhook replica enforces this generation, and its webhook entries are in place.
-pub(crate) fn ready(entry: &PolicyEntry, inputs: &StatusInputs<'_>) -> Verdict {
+pub(crate) fn ready(entry: &PolicyEntry, inputs: &StatusInputs<'_>) -> ConditionState {
     let generation = entry.generation;
     let policy = match &entry.policy {
         Ok(policy) => policy,
-        Err(error) => return Verdict::new(false, "Unreadable", error.clone()),
+        Err(error) => return ConditionState::new(false, "Unreadable", error.clone()),
     };
     if inputs.excluded {
         let message =
             "Jobs in this namespace are never changed; move the policy to the namespace of its Jobs";
-        return Verdict::new(false, "ExcludedNamespace", message.to_owned());
+        return ConditionState::new(false, "ExcludedNamespace", message.to_owned());
     }
     let live: Vec<_> = inputs.replicas.iter().filter(|(_, replica)| replica.is_live(inputs.clock)).collect();
     if live.is_empty() {
-        return Verdict::new(false, "NoWebhook", "no webhook replica is alive: see `kubectl get leases -l job-handler/component=webhook` in job-handler's namespace".to_owned());
+        return ConditionState::new(false, "NoWebhook", "no webhook replica is alive: see `kubectl get leases -l job-handler/component=webhook` in job-handler's namespace".to_owned());
     }
     let withheld =
         live.iter().find_map(|(name, replica)| Some((name, replica.withheld.get(&entry.reference.uid)?)));
     if let Some((replica, why)) = withheld {
-        return Verdict::new(
+        return ConditionState::new(
             false,
             "LedgerMissing",
             format!("webhook replica {replica} cannot check its limits: {why}"),
@@ -87,11 +87,11 @@ pub(crate) fn ready(entry: &PolicyEntry, inputs: &StatusInputs<'_>) -> Verdict {
             live.len(),
             behind.join(", ")
         );
-        return Verdict::new(false, "WebhookBehind", message);
+        return ConditionState::new(false, "WebhookBehind", message);
     }
     if policy.has_limits() && inputs.entries.written.get(&entry.reference.uid) != Some(&generation) {
         let why = inputs.entries.error.as_deref().unwrap_or("it is being written");
-        return Verdict::new(
+        return ConditionState::new(
             false,
             "EntryMissing",
             format!("waiting for the webhook entry of its limits: {why}"),
@@ -110,11 +110,11 @@ pub(crate) fn ready(entry: &PolicyEntry, inputs: &StatusInputs<'_>) -> Verdict {
             if replicas == 1 { "s" } else { "" }
         )
     };
-    Verdict::new(true, if policy.enforced() { "Enforced" } else { "Warns" }, message)
+    ConditionState::new(true, if policy.enforced() { "Enforced" } else { "Warns" }, message)
 }
 
 /// `FullyEnforced`: every field of the policy has an effect.
-pub(crate) fn fully_enforced(spec: &PolicySpec, inputs: &StatusInputs<'_>) -> Verdict {
+pub(crate) fn fully_enforced(spec: &PolicySpec, inputs: &StatusInputs<'_>) -> ConditionState {
     let mut problems: Vec<(&'static str, String)> = Vec::new();
     problems.extend(secrets_unavailable(spec, inputs.no_secrets.as_deref()).map(|why| ("NoSecrets", why)));
     let without_group = if inputs.has_group { Vec::new() } else { group_limits(spec) };
@@ -127,10 +127,14 @@ pub(crate) fn fully_enforced(spec: &PolicySpec, inputs: &StatusInputs<'_>) -> Ve
     }
     problems.extend(undeliverable(spec, inputs.receivers).map(|why| ("NotTold", why)));
     let Some((reason, _)) = problems.first() else {
-        return Verdict::new(true, "Complete", "every field of this policy has an effect".to_owned());
+        return ConditionState::new(true, "Complete", "every field of this policy has an effect".to_owned());
     };
     let reason = *reason;
-    Verdict::new(false, reason, problems.into_iter().map(|(_, why)| why).collect::<Vec<_>>().join(". "))
+    ConditionState::new(
+        false,
+        reason,
+        problems.into_iter().map(|(_, why)| why).collect::<Vec<_>>().join(". "),
+    )
 }
 
 /// Results that should be stored in Secrets and cannot be.
@@ -173,7 +177,7 @@ fn group_limits(spec: &PolicySpec) -> Vec<String> {
 }
 
 /// `OverLimit`: a scope has more active Jobs than its limit allows. `limits` are of each limit's fullest scope.
-pub(crate) fn over_limit(limits: &[LimitStatus]) -> Verdict {
+pub(crate) fn over_limit(limits: &[LimitStatus]) -> ConditionState {
     let over: Vec<String> = limits
         .iter()
         .filter(|limit| limit.active > limit.max)
@@ -186,7 +190,7 @@ pub(crate) fn over_limit(limits: &[LimitStatus]) -> Verdict {
         })
         .collect();
     if over.is_empty() {
-        return Verdict::new(
+        return ConditionState::new(
             false,
             "WithinLimits",
             "no scope has more active Jobs than its limit allows".to_owned(),
@@ -197,5 +201,5 @@ pub(crate) fn over_limit(limits: &[LimitStatus]) -> Verdict {
          was missing. They keep running and count; no other Job starts until there is room",
         over.join(", ")
     );
-    Verdict::new(true, "TooMany", message)
+    ConditionState::new(true, "TooMany", message)
 }

@@ -15,7 +15,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use crate::{
     model::{entry_state::EntryState, policy_entry::PolicyEntry, replica::Replica},
     status::{
-        conditions::{self, Verdict},
+        conditions::{self, ConditionState},
         limit_usage::{SelectedJob, fullest_scope},
     },
 };
@@ -54,7 +54,7 @@ pub(crate) fn policy_status(entry: &PolicyEntry, inputs: &StatusInputs<'_>) -> P
     let ready = conditions::ready(entry, inputs);
     let is_ready = ready.holds;
     let full = spec.map_or_else(
-        || Verdict::new(false, "Unreadable", "this policy cannot be read"),
+        || ConditionState::new(false, "Unreadable", "this policy cannot be read"),
         |spec| conditions::fully_enforced(spec, inputs),
     );
     let limits: Vec<LimitStatus> = spec.map_or_else(Vec::new, |spec| {
@@ -66,7 +66,7 @@ pub(crate) fn policy_status(entry: &PolicyEntry, inputs: &StatusInputs<'_>) -> P
         u32::try_from(jobs).ok()
     };
     let condition =
-        |verdict: Verdict, kind| verdict.into_condition(kind, entry.generation, before, inputs.now);
+        |verdict: ConditionState, kind| verdict.into_condition(kind, entry.generation, before, inputs.now);
     let mut conditions = vec![condition(ready, READY), condition(full, ENFORCED)];
     if entry.policy.as_ref().is_ok_and(|policy| policy.enforced()) && !limits.is_empty() {
         conditions.push(condition(conditions::over_limit(&limits), OVER_LIMIT));

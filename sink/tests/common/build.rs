@@ -15,7 +15,7 @@ use job_handler_sink::{
     model::{policy_entry::PolicyEntry, result_ref::ResultRef},
     notify::recorder::Recorder,
     observe::{key::Key, store::Store},
-    reconcile::job::Actor,
+    reconcile::job::JobReconciler,
 };
 use k8s_openapi::api::batch::v1::Job;
 use serde_json::{Value, json};
@@ -49,7 +49,7 @@ pub fn cluster(log: &[u8]) -> Apiserver {
 }
 
 /// A process that has just started: it knows what the watches tell of the cluster as it is.
-pub fn process(apiserver: &Apiserver, policy: Value) -> Actor {
+pub fn process(apiserver: &Apiserver, policy: Value) -> JobReconciler {
     let store = Store::default();
     store.put_namespace("ci", Default::default());
     set_policy(&store, 1, policy);
@@ -73,7 +73,7 @@ pub fn process(apiserver: &Apiserver, policy: Value) -> Actor {
         }
     }
     let client = apiserver.client();
-    Actor {
+    JobReconciler {
         client: client.clone(),
         queue: Key::queue(&store),
         store,
