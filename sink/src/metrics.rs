@@ -25,7 +25,7 @@ use prometheus_client::{
     },
 };
 
-use crate::{harvest::failure, model::summary::ClusterSummary};
+use crate::model::summary::ClusterSummary;
 
 /// One label `status`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -248,8 +248,8 @@ impl SinkMetrics {
             let seconds = finished.at.duration_since(started).as_secs_f64().max(0.0);
             self.durations.get_or_create(&Status { status: finished.outcome.as_str() }).observe(seconds);
         }
-        if let Some(cause) = failure::cause(job, &[]).filter(|_| !harvested) {
-            self.job_failed(cause);
+        if !harvested && finished.outcome == Outcome::Failed {
+            self.job_failed(Cause::of_condition(&finished.reason));
         }
     }
 

@@ -24,15 +24,15 @@ use crate::{
     },
     config::Config,
     enforce::{entry_writer, ledger_gc, repair},
-    harvest::{collector::Capturer, follower::Follower, pod_tracker::Followed},
+    harvest::{collector::Collector, follower::Follower, pod_tracker::PodTracker},
     metrics::SinkMetrics,
     model::entry_state::EntryState,
     notify::{recorder::Recorder, refusal_listener, refusal_writer},
-    object_store::{Objects, ObjectsError},
+    object_store::{FullLogStore, FullLogStoreError},
     observe::{context::Context, key::Key, reflectors, secret_watch, store::Store},
     queueing::{dequeued_by_user, failure_backoff, release},
     reconcile::{job::JobReconciler, resync::enqueue_all, stale_jobs},
-    retention::{gc::Broom, object_gc},
+    retention::{gc::GarbageCollector, object_gc},
     runtime::{leader_election, resync::RESYNC},
     status::writer,
 };
@@ -74,7 +74,7 @@ pub enum SinkError {
     Receiver(#[from] ReceiverError),
     /// The object store cannot be used.
     #[error(transparent)]
-    Objects(#[from] ObjectsError),
+    Objects(#[from] FullLogStoreError),
     /// A task ended early.
     #[error(transparent)]
     Task(#[from] TaskError),
@@ -89,7 +89,7 @@ pub async fn run(client: Client, options: Options, mut signals: ShutdownSignals)
     let readiness = Readiness::default();
     // What can be wrong on this machine is told before anything is asked of the cluster.
     let objects = options.config.objects.as_ref();
-    let objects = objects.map(|config| Objects::open(config, &options.replica, &metrics)).transpose()?;
+    let objects = objects.map(|config| FullLogStore::open(config, &options.replica, &metrics)).transpose()?;
     let listener = admin::listen(options.admin_listen, "--admin-listen")?;
     let socket = refusal_listener::listen(&options.refusal_socket)?;
     let server = admin::serve(listener, readiness.clone(), metrics.clone()).map_err(SinkError::Admin)?;
@@ -157,12 +157,12 @@ pub async fn run(client: Client, options: Options, mut signals: ShutdownSignals)
         client: client.clone(),
         store: context.store.clone(),
         queue: context.queue.clone(),
-        capturer: Capturer::new(client.clone()).with_objects(objects.clone()),
-        followed: Followed::default(),
+        collector: Collector::new(client.clone()).with_objects(objects.clone()),
+        pod_tracker: PodTracker::default(),
         recorder,
         metrics: context.metrics.clone(),
     };
-    let broom = Broom {
+    let broom = GarbageCollector {
         client: client.clone(),
         store: context.store.clone(),
         metrics: context.metrics.clone(),
@@ -201,7 +201,7 @@ pub async fn run(client: Client, options: Options, mut signals: ShutdownSignals)
 async fn lead(
     context: Context,
     reconciler: JobReconciler,
-    broom: Broom,
+    broom: GarbageCollector,
     receivers: Vec<Arc<Receiver>>,
     mut leads: channel::Receiver<bool>,
     gate: Vec<ReadyHandle>,
@@ -231,7 +231,7 @@ async fn lead(
 async fn work(
     context: &Context,
     reconciler: JobReconciler,
-    broom: Broom,
+    broom: GarbageCollector,
     receivers: Vec<Arc<Receiver>>,
     pods: ReadyHandle,
 ) {
@@ -264,11 +264,11 @@ async fn work(
     let recorder = reconciler.recorder.clone();
     let release = release::run(context.client.clone(), context.store.clone(), reconciler.recorder.clone());
     let dequeued = dequeued_by_user::run(context.client.clone(), context.store.clone());
-    let overdue = stale_jobs::run(context.clone(), reconciler.followed.clone());
+    let overdue = stale_jobs::run(context.clone(), reconciler.pod_tracker.clone());
     let follower = Follower {
         context: context.clone(),
-        capturer: reconciler.capturer.clone(),
-        followed: reconciler.followed.clone(),
+        collector: reconciler.collector.clone(),
+        pod_tracker: reconciler.pod_tracker.clone(),
     };
     let record_streaks =
         failure_backoff::run(context.client.clone(), context.store.clone(), context.namespace.clone());
@@ -279,7 +279,7 @@ async fn work(
     // On the heap, each by itself: as one future they overflow a worker's stack in a debug build.
     let parts: [BoxFuture<'_, ()>; 15] = [
         Box::pin(reconciler.run()),
-        Box::pin(follower.keep(pods)),
+        Box::pin(follower.run(pods)),
         Box::pin(write_entries),
         Box::pin(status),
         Box::pin(resync),

@@ -16,7 +16,7 @@ use job_handler_shared::{
     process::telemetry::Metrics,
 };
 use job_handler_sink::{
-    harvest::{collector::Capturer, pod_tracker::Followed},
+    harvest::{collector::Collector, pod_tracker::PodTracker},
     metrics::SinkMetrics,
     model::policy_entry::PolicyEntry,
     notify::recorder::Recorder,
@@ -64,8 +64,8 @@ impl Ground {
             client: client.clone(),
             queue: Key::queue(&store),
             store,
-            capturer: Capturer::new(client.clone()),
-            followed: Followed::default(),
+            collector: Collector::new(client.clone()),
+            pod_tracker: PodTracker::default(),
             recorder: Recorder::new(client.clone(), "sink-0"),
             metrics: SinkMetrics::new(&Metrics::default()),
         };

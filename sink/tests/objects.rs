@@ -22,9 +22,9 @@ use job_handler_shared::{keys, process::telemetry::Metrics, result::storage_kind
 use job_handler_sink::{
     config::Config,
     model::stored_result::StoredResult,
-    object_store::Objects,
+    object_store::FullLogStore,
     reconcile::job::JobReconciler,
-    retention::{gc::Broom, object_gc},
+    retention::{gc::GarbageCollector, object_gc},
 };
 use k8s_openapi::ByteString;
 use serde_json::{Value, json};
@@ -59,20 +59,20 @@ impl Ground {
         self.folder.path().join("store")
     }
 
-    fn objects(&self) -> Objects {
+    fn objects(&self) -> FullLogStore {
         let file = self.folder.path().join("config.yaml");
         let (store, spool) = (self.store(), self.folder.path().join("spool"));
         let text = json!({"objectStore": {"url": format!("file://{}", store.display()), "spool": {"folder": spool}}});
         std::fs::write(&file, text.to_string()).unwrap();
         let config = Config::load(&file).unwrap().objects.unwrap();
-        Objects::open(&config, "sink-0", &Metrics::default()).unwrap()
+        FullLogStore::open(&config, "sink-0", &Metrics::default()).unwrap()
     }
 
     /// A process that has just started.
-    fn process(&self) -> (JobReconciler, Broom, Objects) {
+    fn process(&self) -> (JobReconciler, GarbageCollector, FullLogStore) {
         let objects = self.objects();
         let mut reconciler = process(&self.apiserver, policy());
-        reconciler.capturer = reconciler.capturer.with_objects(Some(objects.clone()));
+        reconciler.collector = reconciler.collector.with_objects(Some(objects.clone()));
         for map in self.apiserver.all("configmaps") {
             let texts = |field: &str| -> BTreeMap<String, String> {
                 serde_json::from_value(map["metadata"][field].clone()).unwrap_or_default()
@@ -91,7 +91,7 @@ impl Ground {
                 ));
             }
         }
-        let broom = Broom {
+        let broom = GarbageCollector {
             client: self.apiserver.client(),
             store: reconciler.store.clone(),
             metrics: reconciler.metrics.clone(),

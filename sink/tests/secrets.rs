@@ -16,7 +16,7 @@ use job_handler_shared::{
     result::storage_kind::{SECRET_TYPE, StorageKind},
 };
 use job_handler_sink::{
-    model::stored_result::StoredResult, reconcile::job::JobReconciler, retention::gc::Broom,
+    model::stored_result::StoredResult, reconcile::job::JobReconciler, retention::gc::GarbageCollector,
 };
 use k8s_openapi::{ByteString, api::core::v1::Secret};
 use serde_json::{Value, json};
@@ -261,7 +261,7 @@ async fn retention_removes_secrets_and_their_shards() {
                 StoredResult::new(StorageKind::Secret, place, &labels, &annotations, Timestamp::now(), false);
             store.inventory().put(stored);
         }
-        Broom { client, store, metrics, max_bytes: None, objects: None }
+        GarbageCollector { client, store, metrics, max_bytes: None, objects: None }
     };
     let apiserver = harvested().await;
     assert_eq!(broom(&apiserver, false).sweep(Timestamp::now()).await, 0, "those are beyond us");

@@ -14,7 +14,7 @@ use common::{
 use jiff::Timestamp;
 use job_handler_shared::{job::snapshot::JobSnapshot, keys, result::storage_kind::StorageKind};
 use job_handler_sink::{
-    model::stored_result::StoredResult, reconcile::job::JobReconciler, retention::gc::Broom,
+    model::stored_result::StoredResult, reconcile::job::JobReconciler, retention::gc::GarbageCollector,
 };
 use serde_json::{Value, json};
 
@@ -23,7 +23,7 @@ fn policy() -> Value {
 }
 
 /// A process that has just started, with its broom.
-fn started(apiserver: &Apiserver) -> (JobReconciler, Broom) {
+fn started(apiserver: &Apiserver) -> (JobReconciler, GarbageCollector) {
     let reconciler = process(apiserver, policy());
     for map in apiserver.all("configmaps") {
         let texts = |field: &str| -> BTreeMap<String, String> {
@@ -44,7 +44,7 @@ fn started(apiserver: &Apiserver) -> (JobReconciler, Broom) {
             reconciler.store.inventory().put(stored);
         }
     }
-    let broom = Broom {
+    let broom = GarbageCollector {
         client: apiserver.client(),
         store: reconciler.store.clone(),
         metrics: reconciler.metrics.clone(),

@@ -60,6 +60,11 @@ pub enum Cause {
 }
 
 impl Cause {
+    /// The cause that a Job's condition gives by its reason.
+    pub fn of_condition(reason: &str) -> Self {
+        if reason == "DeadlineExceeded" { Self::Timeout } else { Self::Error }
+    }
+
     /// The word in metrics: of the four that dashboards know.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -131,8 +131,8 @@ pub struct LogFacts {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lost: Option<String>,
     /// Where all of it is, where something was left out.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub whole: Option<WholeLog>,
+    #[serde(rename = "whole", default, skip_serializing_if = "Option::is_none")]
+    pub full: Option<FullLogObject>,
     /// Where it is in the Job's stored logs; a heading within a log cannot pass for one of ours.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub section: Option<Section>,
@@ -141,7 +141,7 @@ pub struct LogFacts {
 /// All of a log, in an object store: gzipped; its length and digest, unpacked, are those of the log.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct WholeLog {
+pub struct FullLogObject {
     /// Where.
     pub url: String,
     /// Bytes there.

@@ -12,7 +12,7 @@ const MOST: usize = 10;
 
 /// Where all of a log is, if it is anywhere.
 pub fn place(log: &LogFacts) -> Option<String> {
-    let whole = log.whole.as_ref()?;
+    let whole = log.full.as_ref()?;
     Some(format!("{} (gzipped, {})", whole.url, human_bytes(whole.bytes)))
 }
 

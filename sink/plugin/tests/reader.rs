@@ -18,7 +18,7 @@ use job_handler_shared::{
     result::pods::{ContainerFacts, LogFacts, PodFacts},
 };
 use job_handler_sink::harvest::{
-    captured::{Captured, CapturedLog, CapturedPod},
+    captured::{CapturedLog, CapturedPod, CapturedPods},
     log_buffer::HeadTail,
     pack::pack,
 };
@@ -67,11 +67,11 @@ fn store(apiserver: &Apiserver, job: &JobSnapshot, logs: &[Log<'_>]) {
             run: String::new(),
             container: (*container).into(),
             previous: *previous,
-            kept,
+            excerpt: kept,
             ..CapturedLog::default()
         });
     }
-    let captured = Captured { pods, ..Captured::default() };
+    let captured = CapturedPods { pods, ..CapturedPods::default() };
     let mut packed = pack(job, None, captured, &Logs::default()).unwrap();
     let name = format!("{}-results", job.name);
     let name =

@@ -168,8 +168,9 @@ macro_rules! cloud {
             }
             builder = builder.with_config(key, value);
         }
-        let store =
-            builder.build().map_err(|error| format!("objectStore: {}", crate::object_store::told(&error)))?;
+        let store = builder.build().map_err(|error| {
+            format!("objectStore: {}", crate::model::object_store_error::describe(&error))
+        })?;
         Arc::new(store) as Arc<dyn ObjectStore>
     }};
 }

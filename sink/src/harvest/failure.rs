@@ -1,8 +1,7 @@
-//! What a failure was, kept apart by level: what the Job's condition says, what the pod says of itself, and how the
-//! container ended. Pure.
+//! Classifies a failure by level: the Job's condition, the pod's status, and how the container ended. Pure.
 //!
-//! A level never speaks for another: exit code 137 alone is not «out of memory» (only the container's reason says so), and
-//! a container that was killed since its pod was evicted has not failed by itself.
+//! No level stands for another: exit code 137 alone does not mean "out of memory" (only the container's reason does), and a
+//! container that was killed because its pod was evicted has not failed by itself.
 
 use job_handler_shared::{
     job::snapshot::{JobSnapshot, Outcome},
@@ -12,24 +11,25 @@ use job_handler_shared::{
     },
 };
 
-/// What each level says of a failed Job; nothing of a completed one. Pods in the order of [`crate::harvest::pod_status::by_weight`].
-pub fn failure(job: &JobSnapshot, pods: &[PodFacts]) -> Option<Failure> {
+/// Classifies the failure of a Job; none if it completed. Expects pods in the order of
+/// [`crate::harvest::pod_status::by_relevance`].
+pub(crate) fn classify(job: &JobSnapshot, pods: &[PodFacts]) -> Option<Failure> {
     let finished = job.finished.as_ref().filter(|f| f.outcome == Outcome::Failed)?;
     let level = FailureLevel {
-        cause: if finished.reason == "DeadlineExceeded" { Cause::Timeout } else { Cause::Error },
+        cause: Cause::of_condition(&finished.reason),
         reason: finished.reason.clone(),
         ..FailureLevel::default()
     };
-    let speaks = |pod: &&PodFacts| of_pod(pod).is_some() || of_containers(pod).is_some();
+    let explains = |pod: &&PodFacts| of_pod(pod).is_some() || of_containers(pod).is_some();
     let named = pods.iter().find(|pod| is_named(&finished.message, pod));
-    let decides = named.filter(speaks).or_else(|| pods.iter().find(speaks));
+    let decides = named.filter(explains).or_else(|| pods.iter().find(explains));
     Some(Failure { job: level, pod: decides.and_then(of_pod), container: decides.and_then(of_containers) })
 }
 
-/// The word for all levels together, for metrics and lists: the deadline first, since it explains the kills that came
-/// with it; then what the pod and its container say.
-pub fn cause(job: &JobSnapshot, pods: &[PodFacts]) -> Option<Cause> {
-    let Failure { job, pod, container } = failure(job, pods)?;
+/// The cause of all levels together, for metrics and lists: the deadline first, since it explains the kills that follow from
+/// it; then the pod and its container.
+pub(crate) fn overall_cause(job: &JobSnapshot, pods: &[PodFacts]) -> Option<Cause> {
+    let Failure { job, pod, container } = classify(job, pods)?;
     let of = |level: &Option<FailureLevel>| level.as_ref().map(|level| level.cause);
     Some(match (job.cause, of(&pod), of(&container)) {
         (Cause::Timeout, ..) => Cause::Timeout,
@@ -41,7 +41,7 @@ pub fn cause(job: &JobSnapshot, pods: &[PodFacts]) -> Option<Cause> {
 }
 
 /// Whether a condition's message names this pod, as that of a failure policy does.
-pub fn is_named(message: &str, pod: &PodFacts) -> bool {
+pub(crate) fn is_named(message: &str, pod: &PodFacts) -> bool {
     let mut words = message.split(|c: char| !(c.is_ascii_alphanumeric() || c == '-' || c == '.'));
     words.any(|word| word == pod.name)
 }
@@ -49,14 +49,14 @@ pub fn is_named(message: &str, pod: &PodFacts) -> bool {
 fn of_pod(pod: &PodFacts) -> Option<FailureLevel> {
     let reason = pod.reason.as_deref();
     let (cause, reason) = match (reason, pod.disruption.as_deref()) {
-        // The scheduler's or the kubelet's choice in favour of another pod.
+        // The scheduler or the kubelet preferred another pod.
         (_, Some(reason @ "PreemptionByScheduler")) | (Some(reason @ "Preempting"), _) => {
             (Cause::Preempted, reason)
         }
         (Some(reason @ ("Evicted" | "NodeLost" | "NodeShutdown" | "Terminated" | "Shutdown")), _)
         | (_, Some(reason)) => (Cause::Evicted, reason),
         (Some(reason @ "DeadlineExceeded"), _) => (Cause::Timeout, reason),
-        // The node had no room, or not the right labels, by the time the pod arrived.
+        // The node no longer had room, or the right labels, when the pod arrived.
         (Some(reason @ ("NodeAffinity" | "NodePorts" | "UnexpectedAdmissionError")), _) => {
             (Cause::Unschedulable, reason)
         }
@@ -75,7 +75,7 @@ fn of_containers(pod: &PodFacts) -> Option<FailureLevel> {
             (killed || !was_killed(&level)).then_some(level)
         })
     };
-    // What ended by SIGTERM did so because of another, where there is another.
+    // A container that ended by SIGTERM did so because of another one, if another one failed.
     found(false).or_else(|| found(true))
 }
 
@@ -83,8 +83,8 @@ fn was_killed(level: &FailureLevel) -> bool {
     level.cause == Cause::Error && matches!(level.exit_code, Some(143))
 }
 
-/// A container's runs, the one that explains most first: of a pod that was deleted, that is the one before the kill.
-pub fn decisive_runs(gone: bool, container: &ContainerFacts) -> Vec<&StateFacts> {
+/// A container's runs, the most relevant one first: for a deleted pod, the one before the kill.
+pub(crate) fn decisive_runs(gone: bool, container: &ContainerFacts) -> Vec<&StateFacts> {
     let now = &container.state;
     let killed = gone && (now.phase == "running" || matches!(now.exit_code, Some(143)));
     match &container.last_state {
@@ -169,13 +169,13 @@ mod tests {
         PodFacts { name: "a-1".into(), containers: vec![container], ..PodFacts::default() }
     }
 
-    /// Job, pod, container, and all together.
+    /// Job, pod, container, and overall.
     fn causes(reason: &str, pod: PodFacts) -> (Cause, Option<Cause>, Option<Cause>, Cause) {
         let job = failed(reason, "");
         let pods = [pod];
-        let found = failure(&job, &pods).unwrap();
+        let found = classify(&job, &pods).unwrap();
         let of = |level: Option<FailureLevel>| level.map(|level| level.cause);
-        (found.job.cause, of(found.pod), of(found.container), cause(&job, &pods).unwrap())
+        (found.job.cause, of(found.pod), of(found.container), overall_cause(&job, &pods).unwrap())
     }
 
     #[test]
@@ -190,7 +190,7 @@ mod tests {
         let nowhere = PodFacts { unschedulable: Some("0/3 nodes".into()), ..pod(waits("")) };
         for (reason, pod, expected) in [
             (backoff, pod(ended("Error", 3)), (Error, None, Some(Error), Error)),
-            // Killed, but nobody says for its memory.
+            // Killed, but no reason says that it was for its memory.
             (backoff, pod(ended("Error", 137)), (Error, None, Some(Error), Error)),
             (backoff, pod(ended("OOMKilled", 137)), (Error, None, Some(Oom), Oom)),
             (
@@ -230,15 +230,15 @@ mod tests {
     }
 
     #[test]
-    fn of_a_deleted_pod_the_run_before_the_kill_decides() {
+    fn in_a_deleted_pod_the_run_before_the_kill_decides() {
         let mut restarted = pod(ended("Error", 143));
         restarted.containers[0].last_state = Some(ended("OOMKilled", 137));
         assert_eq!(
-            failure(&failed("B", ""), &[restarted.clone()]).unwrap().container.unwrap().cause,
+            classify(&failed("B", ""), &[restarted.clone()]).unwrap().container.unwrap().cause,
             Cause::Error
         );
         restarted.gone = true;
-        assert_eq!(failure(&failed("B", ""), &[restarted]).unwrap().container.unwrap().cause, Cause::Oom);
+        assert_eq!(classify(&failed("B", ""), &[restarted]).unwrap().container.unwrap().cause, Cause::Oom);
     }
 
     #[test]
@@ -247,10 +247,10 @@ mod tests {
         let pods = [other, pod(ended("Error", 42))];
         let message =
             "Container main for pod ci/a-1 failed with exit code 42 matching FailJob rule at index 0";
-        let found = failure(&failed("PodFailurePolicy", message), &pods).unwrap();
+        let found = classify(&failed("PodFailurePolicy", message), &pods).unwrap();
         assert_eq!(found.container.unwrap().exit_code, Some(42));
-        let found = failure(&failed("BackoffLimitExceeded", "m"), &pods).unwrap();
+        let found = classify(&failed("BackoffLimitExceeded", "m"), &pods).unwrap();
         assert_eq!(found.container.unwrap().exit_code, Some(1));
-        assert_eq!(failure(&JobSnapshot::default(), &pods), None);
+        assert_eq!(classify(&JobSnapshot::default(), &pods), None);
     }
 }

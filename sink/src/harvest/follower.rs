@@ -1,8 +1,8 @@
-//! Follows the pods of unfinished Jobs whose results are asked for, and captures their logs before they are gone: each as
-//! its container ends, and from before that where its pod is at risk ([`crate::harvest::at_risk`]). Only the leader does.
+//! Tracks the pods of unfinished Jobs whose results are requested, and captures their logs before the pods are deleted: each
+//! log when its container ends, and earlier if its pod is at risk ([`crate::harvest::at_risk`]). Only the leader does this.
 //!
-//! The watch takes pods with the Job controller's label, cut down to their states at once; of Jobs that nobody asks about
-//! nothing is kept. Whatever an event missed is caught up with each resync.
+//! The watch selects pods by the Job controller's label and trims them at once. Pods of Jobs without a request are not kept.
+//! Each resync repairs what a missed event left behind.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
@@ -18,58 +18,64 @@ use kube::{
     runtime::watcher::{Event, watcher},
 };
 use tokio::{sync::broadcast::error::RecvError, task::JoinSet};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     harvest::{
-        at_risk::{self, Wish},
-        collector::{CONTROLLER_UID, Capturer, Run, trim},
-        pod_tracker::{Content, Followed, View},
+        at_risk::{self, CapturePlan},
+        collector::Collector,
+        job_pods::{self, CONTROLLER_UID, LogRun, trim},
+        pod_tracker::PodTracker,
+        tracked_pod::{EarlyLog, TrackedPodView},
+        tuning::{DELETED_POD_STREAM, JOB_OF_POD},
     },
     model::job_change::Uid,
     observe::{context::Context, reflectors},
     runtime::{resync::RESYNC, work_queue::Queue},
 };
 
-/// A stream of a pod that is gone ends by itself, but not where its node is gone, too: so long it may take.
-const AFTERLIFE: Duration = Duration::from_secs(15);
-
-/// What the follower needs.
+/// Captures logs of unfinished Jobs.
 #[derive(Clone)]
 pub struct Follower {
-    /// The cluster, and what is known of Jobs and policies.
+    /// Client and caches.
     pub context: Context,
     /// Reads logs.
-    pub capturer: Capturer,
-    /// Takes in what is seen and had.
-    pub followed: Followed,
+    pub collector: Collector,
+    /// Stores pods and captured logs.
+    pub pod_tracker: PodTracker,
 }
 
-/// What is to be looked at.
+/// A key of the work queue.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum Look {
+enum FollowerKey {
     Pod(Uid),
     /// A Job's pods.
     Job(Uid),
-    /// A pod that was gone a while ago.
-    Grave(Uid),
+    /// A pod that was deleted a while ago.
+    DeletedPod(Uid),
 }
 
 impl Follower {
-    /// Follows for ever; dropped with all it has begun where this sink stops leading.
-    pub async fn keep(self, ready: ReadyHandle) {
+    /// Runs while this sink is the leader.
+    pub async fn run(self, ready: ReadyHandle) {
         let queue = Queue::default();
-        // Whoever led before knew of other pods.
-        self.followed.clear();
-        tokio::join!(self.watch(&queue, &ready), self.hear(&queue), self.resync(&queue), self.work(&queue));
+        // Pods of an earlier leadership are outdated.
+        self.pod_tracker.clear();
+        tokio::join!(
+            self.watch(&queue, &ready),
+            self.watch_jobs(&queue),
+            self.resync(&queue),
+            self.work(&queue)
+        );
     }
 
-    async fn watch(&self, queue: &Queue<Look>, ready: &ReadyHandle) {
+    async fn watch(&self, queue: &Queue<FollowerKey>, ready: &ReadyHandle) {
         let config = reflectors::config().labels(CONTROLLER_UID);
         let stream = watcher(Api::<Pod>::all(self.context.client.clone()), config);
         let mut seen: Option<BTreeSet<Uid>> = None;
         let gone = |uid: Uid, last: Option<&Pod>| {
-            if self.followed.gone(&uid, last) {
-                queue.add_after(Look::Grave(uid), AFTERLIFE);
+            if self.pod_tracker.mark_deleted(&uid, last) {
+                queue.add_after(FollowerKey::DeletedPod(uid), DELETED_POD_STREAM);
             }
         };
         watch::run(stream, "pods", ready, |event: Event<Pod>| match event {
@@ -77,28 +83,28 @@ impl Follower {
             Event::Apply(pod) | Event::InitApply(pod) => {
                 let Some(uid) = pod.uid() else { return };
                 seen.iter_mut().for_each(|seen| _ = seen.insert(uid.clone()));
-                if self.put(pod) {
-                    queue.add(Look::Pod(uid));
+                if self.track(pod) {
+                    queue.add(FollowerKey::Pod(uid));
                 }
             }
             Event::Delete(pod) => {
-                // It may never have been seen before: what is known of it is in its last words.
+                // It may not be tracked yet; the event has its last state.
                 let last = trim(pod);
                 if let Some(uid) = last.uid() {
-                    self.put(last.clone());
+                    self.track(last.clone());
                     gone(uid, Some(&last));
                 }
             }
             Event::InitDone => {
                 let seen = seen.take().unwrap_or_default();
-                self.followed.keep(&seen).into_iter().for_each(|uid| gone(uid, None));
+                self.pod_tracker.mark_unseen_deleted(&seen).into_iter().for_each(|uid| gone(uid, None));
             }
         })
         .await;
     }
 
-    /// Takes in a pod of a Job that somebody asks about, or that is not known yet; tells whether it did.
-    fn put(&self, pod: Pod) -> bool {
+    /// Tracks a pod if the result of its Job is requested, or its Job is unknown; returns whether it does.
+    fn track(&self, pod: Pod) -> bool {
         if pod.namespace().is_none_or(|namespace| self.context.is_excluded(&namespace)) {
             return false;
         }
@@ -106,37 +112,37 @@ impl Follower {
         let Some(job) = owner.map(|owner| owner.uid.clone()) else { return false };
         let needed = self.needs(&job).unwrap_or(true);
         if needed {
-            self.followed.put(&job, &trim(pod));
+            self.pod_tracker.upsert(&job, &trim(pod));
         }
         needed
     }
 
-    /// Whether a Job's pods matter still; nothing where the Job is not known.
+    /// Whether a Job's pods are still needed; none for an unknown Job.
     fn needs(&self, uid: &str) -> Option<bool> {
         let Some(job) = self.context.store.job(uid) else {
-            // Gone before its result was stored, or not known.
+            // It was deleted before its result was stored, or it is unknown.
             return self.context.store.deleted_job(uid).map(|_| true);
         };
         Some(self.logs(&job).is_some() && self.context.store.places(&job).is_empty())
     }
 
-    /// What is to be kept of a Job's logs, where anybody asks.
+    /// What the policies request of a Job's logs.
     fn logs(&self, job: &JobSnapshot) -> Option<Logs> {
         self.context.store.effective(job)?.results.map(|results| results.logs)
     }
 
-    /// Hears of Jobs that have changed.
-    async fn hear(&self, queue: &Queue<Look>) {
+    /// Queues Jobs that have changed.
+    async fn watch_jobs(&self, queue: &Queue<FollowerKey>) {
         let mut news = self.context.store.job_changes();
         loop {
             match news.recv().await {
                 Ok(uid) => {
                     if self.concerns(&uid) {
-                        queue.add(Look::Job(uid));
+                        queue.add(FollowerKey::Job(uid));
                     }
                 }
                 Err(RecvError::Lagged(_)) => self.all_jobs(queue),
-                // Only with the store itself.
+                // The store lives as long as the process.
                 Err(RecvError::Closed) => return std::future::pending().await,
             }
         }
@@ -146,131 +152,136 @@ impl Follower {
         self.context.store.job(uid).is_some_and(|job| job.finished.is_none() && job.started.is_some())
     }
 
-    fn all_jobs(&self, queue: &Queue<Look>) {
+    fn all_jobs(&self, queue: &Queue<FollowerKey>) {
         for job in self.context.store.unfinished() {
             if job.active_pods + job.terminating_pods > 0 {
-                queue.add(Look::Job(job.uid.clone()));
+                queue.add(FollowerKey::Job(job.uid.clone()));
             }
         }
     }
 
-    async fn resync(&self, queue: &Queue<Look>) {
+    async fn resync(&self, queue: &Queue<FollowerKey>) {
         loop {
-            self.followed.sweep(|job| self.needs(job));
+            self.pod_tracker.gc(|job| self.needs(job));
             self.all_jobs(queue);
             tokio::time::sleep(RESYNC).await;
         }
     }
 
-    async fn work(&self, queue: &Queue<Look>) {
+    async fn work(&self, queue: &Queue<FollowerKey>) {
         let mut captures = JoinSet::new();
         loop {
             tokio::select! {
                 Some(ended) = captures.join_next(), if !captures.is_empty() => {
                     if let Err(error) = ended {
-                        tracing::error!("a capture died: {error}");
+                        tracing::error!("a capture panicked: {error}");
                     }
                 }
-                look = queue.next() => {
-                    let well = self.look(&look, queue, &mut captures).await;
-                    queue.done(look, well);
+                key = queue.next() => {
+                    let well = self.process(&key, queue, &mut captures).await;
+                    queue.done(key, well);
                 }
             }
         }
     }
 
-    async fn look(&self, look: &Look, queue: &Queue<Look>, captures: &mut JoinSet<()>) -> bool {
-        match look {
-            Look::Grave(uid) => self.followed.cancel(uid),
-            Look::Pod(uid) => {
-                let Some(view) = self.followed.view(uid) else { return true };
+    async fn process(
+        &self,
+        key: &FollowerKey,
+        queue: &Queue<FollowerKey>,
+        captures: &mut JoinSet<()>,
+    ) -> bool {
+        match key {
+            FollowerKey::DeletedPod(uid) => self.pod_tracker.cancel_captures(uid),
+            FollowerKey::Pod(uid) => {
+                let Some(view) = self.pod_tracker.view(uid) else { return true };
                 let Some(job) = self.context.store.job(&view.job) else {
-                    // The watch of Jobs is behind.
+                    // The watch of Jobs may be late.
                     if self.context.store.deleted_job(&view.job).is_none() {
-                        queue.add_after(look.clone(), Duration::from_millis(200));
+                        queue.add_after(key.clone(), JOB_OF_POD);
                     }
                     return true;
                 };
                 self.begin(&job, view, captures);
             }
-            Look::Job(uid) => {
+            FollowerKey::Job(uid) => {
                 let Some(job) = self.context.store.job(uid).filter(|job| job.finished.is_none()) else {
                     return true;
                 };
                 if self.needs(uid) != Some(true) {
-                    self.followed.drop_job(uid);
+                    self.pod_tracker.drop_job(uid);
                     return true;
                 }
                 let expected = usize::try_from(job.active_pods).unwrap_or_default();
-                // Pods that were there before anybody asked, or whose event was missed.
-                if self.followed.live(uid) < expected {
-                    match self.capturer.pods_of(&job.namespace, uid).await {
-                        Ok(pods) => pods.iter().for_each(|pod| self.followed.put(uid, pod)),
+                // Pods that were created before the result was requested, or whose event was missed.
+                if self.pod_tracker.live_pods(uid) < expected {
+                    match job_pods::list(&self.context.client, &job.namespace, uid).await {
+                        Ok(pods) => pods.iter().for_each(|pod| self.pod_tracker.upsert(uid, pod)),
                         Err(error) => {
-                            tracing::warn!(job = job.key(), "pods to be followed: {error}; trying again");
+                            tracing::warn!(job = job.key(), "cannot list pods to follow: {error}; retrying");
                             return false;
                         }
                     }
                 }
                 let now = jiff::Timestamp::now();
-                if let Some(near) = at_risk::near(&job).filter(|near| *near > now) {
-                    let pause = Duration::try_from(near.duration_since(now)).unwrap_or_default();
-                    // Further ahead, the resync asks again.
+                if let Some(from) = at_risk::at_risk_from(&job).filter(|from| *from > now) {
+                    let pause = Duration::try_from(from.duration_since(now)).unwrap_or_default();
+                    // A later time is checked again by the resync.
                     if pause <= RESYNC {
-                        queue.add_after(look.clone(), pause);
+                        queue.add_after(key.clone(), pause);
                     }
                 }
-                for pod in self.followed.of_job(uid) {
-                    self.followed.view(&pod).into_iter().for_each(|view| self.begin(&job, view, captures));
+                for pod in self.pod_tracker.pods_of_job(uid) {
+                    self.pod_tracker.view(&pod).into_iter().for_each(|view| self.begin(&job, view, captures));
                 }
             }
         }
         true
     }
 
-    /// Begins what is to be captured of a pod now.
-    fn begin(&self, job: &Arc<JobSnapshot>, view: View, captures: &mut JoinSet<()>) {
-        // From then on, whoever makes the result reads what is there.
+    /// Begins the captures that a pod needs now.
+    fn begin(&self, job: &Arc<JobSnapshot>, view: TrackedPodView, captures: &mut JoinSet<()>) {
+        // From then on, the collector reads the logs.
         if job.finished.is_some() || view.facts.gone {
             return;
         }
         let Some(logs) = self.logs(job).filter(|logs| logs.mode == LogsMode::HeadAndTail) else { return };
         let at_risk = at_risk::is_at_risk(job, jiff::Timestamp::now());
         let (uid, view) = (view.facts.uid.clone(), Arc::new(view));
-        for wish in at_risk::wishes(&view.facts, view.deleting, at_risk) {
-            if view.runs.contains(&wish.id) {
+        for plan in at_risk::capture_plans(&view.facts, view.deleting, at_risk) {
+            if view.runs.contains(&plan.id) {
                 continue;
             }
-            let Some(enough) = self.followed.open(&uid, &wish.id) else { continue };
-            tracing::debug!(pod = view.facts.name, container = wish.container, how = ?wish.how, "captures a log");
-            captures.spawn(self.clone().capture(view.clone(), wish, logs.clone(), enough));
+            let Some(stop) = self.pod_tracker.begin_capture(&uid, &plan.id) else { continue };
+            tracing::debug!(pod = view.facts.name, container = plan.container, mode = ?plan.mode, "capturing a log");
+            captures.spawn(self.clone().capture(view.clone(), plan, logs.clone(), stop));
         }
     }
 
     async fn capture(
         self,
-        view: Arc<View>,
-        wish: Wish,
+        view: Arc<TrackedPodView>,
+        plan: CapturePlan,
         logs: Logs,
-        enough: tokio_util::sync::CancellationToken,
+        stop: CancellationToken,
     ) {
         let pod = &view.facts;
-        let run = Run {
+        let run = LogRun {
             namespace: &view.namespace,
             pod: &pod.name,
-            uid: &pod.uid,
-            container: &wish.container,
-            previous: wish.previous,
-            id: &wish.id,
+            container: &plan.container,
+            previous: plan.previous,
+            id: &plan.id,
         };
-        let mut squeezed = false;
+        let mut truncated = false;
         let room = |bytes| {
-            let room = self.followed.charge(&pod.uid, &wish.id, bytes, logs.per_job());
-            squeezed |= !room;
+            let room = self.pod_tracker.reserve(&pod.uid, &plan.id, bytes, logs.per_job());
+            truncated |= !room;
             room
         };
         let node = pod.node.clone().unwrap_or_default();
-        let had = self.capturer.early(run, &node, wish.how, logs.per_container(), room, enough).await;
-        self.followed.close(&pod.uid, &wish.id, had.map(|content| Content { squeezed, ..content }));
+        let reader = self.collector.reader();
+        let read = reader.read_early(run, &node, plan.mode, logs.per_container(), room, stop).await;
+        self.pod_tracker.end_capture(&pod.uid, &plan.id, read.map(|log| EarlyLog { truncated, ..log }));
     }
 }

@@ -14,17 +14,17 @@ use job_handler_shared::{
 
 use crate::{
     harvest::captured::{CapturedLog, CapturedPod},
-    object_store::Whole,
+    object_store::FullLog,
 };
 
-/// Longest last line of a log that is looked at, bytes.
+/// Longest part of a log's end that is searched for its last line, bytes.
 const LAST_LINE_MAX: usize = 400;
-/// From so many pods on, what they lost for the same reason is told in one line.
-const TOGETHER: usize = 4;
+/// From this many pods on, logs lost for the same reason share one line.
+const SHARED_LINE_PODS: usize = 4;
 
-/// The logs as people read them: one section per container and run, oldest pod first. Notes in `facts`, which are of the
-/// same pods in whatever order, where each log is.
-pub fn text(pods: &[CapturedPod], facts: &mut [PodFacts]) -> Vec<u8> {
+/// The logs as one text: one section per container and run, oldest pod first. Records each section in `facts`, which are of
+/// the same pods in any order.
+pub(crate) fn concatenate(pods: &[CapturedPod], facts: &mut [PodFacts]) -> Vec<u8> {
     let mut out = Vec::new();
     let mut of_pod: HashMap<String, &mut PodFacts> =
         facts.iter_mut().map(|facts| (facts.uid.clone(), facts)).collect();
@@ -35,7 +35,7 @@ pub fn text(pods: &[CapturedPod], facts: &mut [PodFacts]) -> Vec<u8> {
             }
             out.extend_from_slice(heading(&pod.facts.name, &log.container, log.previous).as_bytes());
             let offset = out.len();
-            log.kept.write_to(&mut out);
+            log.excerpt.write_to(&mut out);
             if let Some(lost) = &log.lost {
                 if out.last().is_some_and(|b| *b != b'\n') {
                     out.push(b'\n');
@@ -45,44 +45,45 @@ pub fn text(pods: &[CapturedPod], facts: &mut [PodFacts]) -> Vec<u8> {
             let section = Section { offset: offset as u64, bytes: (out.len() - offset) as u64 };
             let containers = of_pod.get_mut(&pod.facts.uid).map(|facts| facts.containers.iter_mut());
             let mut containers = containers.into_iter().flatten().filter(|c| c.name == log.container);
-            let told = containers.find_map(|c| c.logs.iter_mut().find(|told| told.previous == log.previous));
-            if let Some(told) = told {
-                told.section = Some(section);
+            let of_log =
+                containers.find_map(|c| c.logs.iter_mut().find(|facts| facts.previous == log.previous));
+            if let Some(of_log) = of_log {
+                of_log.section = Some(section);
             }
         }
     }
     out
 }
 
-/// The last line that is not empty of what was kept of a log.
-pub fn last_line(pods: &[CapturedPod], pod: &str, container: &str, previous: bool) -> Option<String> {
+/// The last line of a log that is not empty.
+pub(crate) fn last_line(pods: &[CapturedPod], pod: &str, container: &str, previous: bool) -> Option<String> {
     let pod = pods.iter().find(|captured| captured.facts.name == pod)?;
     let log = pod.logs.iter().find(|log| log.container == container && log.previous == previous)?;
-    let end = if log.kept.tail.is_empty() { &log.kept.head } else { &log.kept.tail };
+    let end = if log.excerpt.tail.is_empty() { &log.excerpt.head } else { &log.excerpt.tail };
     let end = String::from_utf8_lossy(&end[end.len().saturating_sub(LAST_LINE_MAX)..]);
-    // What a terminal would act on has no place in an Event.
+    // Terminals would act on control characters in Events.
     let line = end.lines().map(str::trim).rfind(|line| !line.is_empty())?;
     Some(line.chars().filter(|c| !c.is_control()).collect())
 }
 
-/// What could not be had of a Job's pods; `forgotten` of them were seen and are not among `pods`.
-pub fn completeness(job: &JobSnapshot, pods: &[CapturedPod], forgotten: usize) -> Completeness {
+/// What is missing of a Job's pods; `dropped_pods` of them are not among `pods`.
+pub(crate) fn completeness(job: &JobSnapshot, pods: &[CapturedPod], dropped_pods: usize) -> Completeness {
     let mut lost = Vec::new();
     let succeeded = |pod: &&CapturedPod| pod.facts.phase == "Succeeded";
-    // Who was gone before it could end has failed, for the Job.
+    // The Job counts pods that were deleted before they ended as failed.
     let failed = |pod: &&CapturedPod| pod.facts.phase == "Failed" || (pod.facts.gone && !succeeded(pod));
-    let known = [pods.iter().filter(succeeded).count(), pods.iter().filter(failed).count() + forgotten];
+    let known = [pods.iter().filter(succeeded).count(), pods.iter().filter(failed).count() + dropped_pods];
     for (word, counted, found) in
         [("succeeded", job.succeeded_pods, known[0]), ("failed", job.failed_pods, known[1])]
     {
         let counted = usize::try_from(counted).unwrap_or_default();
         if counted > found {
             let gone = counted - found;
-            lost.push(format!("{gone} of {counted} {word} pods were gone before they could be captured"));
+            lost.push(format!("{gone} of {counted} {word} pods were deleted before they could be captured"));
         }
     }
-    if forgotten > 0 {
-        lost.push(format!("{forgotten} pods that are gone were too many to be remembered"));
+    if dropped_pods > 0 {
+        lost.push(format!("{dropped_pods} deleted pods were too many to be tracked"));
     }
     let mut same: BTreeMap<(&str, bool, &str), Vec<&PodFacts>> = BTreeMap::new();
     for pod in pods {
@@ -94,19 +95,20 @@ pub fn completeness(job: &JobSnapshot, pods: &[CapturedPod], forgotten: usize) -
     }
     for ((container, previous, why), pods) in same {
         let run = if previous { " (previous)" } else { "" };
-        if pods.len() < TOGETHER {
+        if pods.len() < SHARED_LINE_PODS {
             lost.extend(pods.iter().map(|pod| format!("log of {}/{container}{run}: {why}", pod.name)));
         } else {
-            lost.push(format!("logs of {container}{run} of {}: {why}", named(&pods)));
+            lost.push(format!("logs of {container}{run} of {}: {why}", describe_pods(&pods)));
         }
     }
-    let whole = |log: &CapturedLog| log.kept.left_out() == 0 || matches!(log.kept.whole, Whole::Stored(_));
-    let cut = !pods.iter().flat_map(|pod| &pod.logs).all(whole);
+    let is_stored =
+        |log: &CapturedLog| log.excerpt.left_out() == 0 || matches!(log.excerpt.full, FullLog::Stored(_));
+    let cut = !pods.iter().flat_map(|pod| &pod.logs).all(is_stored);
     Completeness { complete: lost.is_empty() && !cut, lost }
 }
 
-/// Many pods in few words: by the ranges of their indexes, or by number.
-fn named(pods: &[&PodFacts]) -> String {
+/// Describes many pods briefly: by ranges of their indexes, or by number.
+fn describe_pods(pods: &[&PodFacts]) -> String {
     let indexes: Vec<u32> = pods.iter().filter_map(|pod| pod.index).collect();
     if indexes.len() == pods.len() {
         format!("{} pods with index {}", pods.len(), ranges(indexes))
@@ -127,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn what_many_lost_alike_is_told_once() {
+    fn a_common_loss_of_many_pods_is_one_line() {
         let pods: Vec<_> = [7, 3, 4, 5, 0, 9]
             .map(|n| pod(&format!("a-{n}"), "Failed", Some(n), (n > 0).then_some("used up")))
             .into();
@@ -138,7 +140,7 @@ mod tests {
         assert_eq!(
             found.lost,
             [
-                "4 of 6 failed pods were gone before they could be captured",
+                "4 of 6 failed pods were deleted before they could be captured",
                 "log of a-7/main: used up",
                 "log of a-3/main: used up"
             ]
@@ -146,21 +148,21 @@ mod tests {
     }
 
     #[test]
-    fn pods_that_are_gone_are_accounted_for() {
+    fn deleted_pods_are_counted() {
         let job = JobSnapshot { failed_pods: 3, succeeded_pods: 1, ..JobSnapshot::default() };
         let mut gone = pod("b", "Running", None, None);
         gone.facts.gone = true;
         let pods = [pod("a", "Failed", None, None), gone, pod("c", "Succeeded", None, None)];
         let found = completeness(&job, &pods, 0);
-        assert_eq!(found.lost, ["1 of 3 failed pods were gone before they could be captured"]);
+        assert_eq!(found.lost, ["1 of 3 failed pods were deleted before they could be captured"]);
         let found = completeness(&job, &pods, 1);
-        assert_eq!(found.lost, ["1 pods that are gone were too many to be remembered"]);
+        assert_eq!(found.lost, ["1 deleted pods were too many to be tracked"]);
         assert!(!found.complete);
         assert!(completeness(&JobSnapshot::default(), &pods, 0).complete);
     }
 
     #[test]
-    fn ranges_read_well() {
+    fn ranges_are_compact() {
         for (indexes, expected) in [
             (vec![], ""),
             (vec![3], "3"),

@@ -1,9 +1,9 @@
-//! Whose turn it is to have its logs read: so many Jobs per node, so many bytes of memory per namespace and in all.
+//! Limits how many Jobs are collected at a time per node, and how much memory their logs use per namespace and in all.
 //!
-//! Jobs stand in line per node, and the time that a capture may take begins with its turn: a burst of Jobs on a busy
-//! node loses no logs by waiting. What is not answered at once is put off to a line of its own ([`Turns::wait_late`]),
-//! so that logs which hang hold up none of those on the same node which do not. A node that has not answered for a while
-//! gets one short call per Job, and none where many wait for it, so that its line comes to an end.
+//! Jobs queue per node, and the time limit of a collection starts when the Job has its permit: a burst of Jobs on a busy
+//! node loses no logs by waiting. Logs that the node does not answer at once are deferred to the slow lane
+//! ([`NodeLimits::acquire_slow`]), so that they block no other log of the same node. A node that has not answered for a
+//! while gets one short call per Job, and none while many Jobs wait for it, so that its queue gets shorter.
 
 use std::{
     collections::HashMap,
@@ -11,214 +11,137 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
 };
 
 use parking_lot::Mutex;
-use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::Instant,
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::{
+    harvest::{
+        node_health::NodeHealth,
+        tuning::{
+            FOLLOWS_PER_NODE, GIVE_UP_QUEUE, IDLE_LIMITS, JOBS_PER_NODE, MEMORY_KIB, NAMESPACE_MEMORY_KIB,
+            READS_PER_NODE, SLOW_MEMORY_KIB, SLOW_PER_NODE,
+        },
+    },
+    runtime::lanes::{LanePermit, Lanes, Pace},
 };
 
-/// Memory for logs between their reading and their storing, KiB. Packing takes up to three times as much again.
-const MEMORY: u32 = 96 << 10;
-/// What one namespace may have of it, KiB: enough for the largest Job that a policy can ask for, and less than all.
-const NAMESPACE_MEMORY: u32 = 64 << 10;
-/// Jobs at a time per node.
-const JOBS_PER_NODE: usize = 8;
-/// Log streams at a time per node: one that hangs holds up only itself.
-const STREAMS_PER_NODE: usize = 4;
-/// Jobs at a time per node whose logs were not had at once, and log streams of theirs.
-const LATE_PER_NODE: usize = 4;
-/// Memory for such logs, KiB; of a Job, no more than this is read late.
-const LATE_MEMORY: u32 = 16 << 10;
-/// Where so many of a namespace's logs in a row were not answered at once by a node, the next ones are late from the
-/// start …
-const HUNG_CALLS: u32 = 2;
-/// … for so long.
-const HUNG_FRESH: Duration = Duration::from_secs(30);
-/// Logs that are followed at a time per node; half of what a node holds by default (110 pods).
-const FOLLOWS_PER_NODE: usize = 64;
-/// A node is given up for the moment where so many calls in a row were not answered …
-const MUTE_CALLS: u32 = 3;
-/// … over this time …
-const MUTE_FOR: Duration = Duration::from_secs(30);
-/// … and the last of them is no older than this.
-const MUTE_FRESH: Duration = Duration::from_secs(60);
-/// Jobs in the line of a node that is given up, above which it is not even called.
-const LONG_LINE: usize = 16;
-/// Nodes and namespaces nobody uses are forgotten beyond this many.
-const REMEMBERED: usize = 1_000;
-
-/// The lines; clones are the same ones.
+/// The limits; clones share them.
 #[derive(Clone, Debug)]
-pub struct Turns(Arc<Shared>);
+pub(crate) struct NodeLimits(Arc<AllLimits>);
 
 #[derive(Debug)]
-struct Shared {
-    memory: Arc<Semaphore>,
-    late_memory: Arc<Semaphore>,
+struct AllLimits {
+    memory: Lanes,
     namespaces: Mutex<HashMap<String, Arc<Semaphore>>>,
-    nodes: Mutex<HashMap<String, Arc<Node>>>,
+    nodes: Mutex<HashMap<String, Arc<NodeLimit>>>,
 }
 
-/// A node, as far as its logs go.
+/// One node's limits and health.
 #[derive(Debug)]
-pub struct Node {
-    /// For Jobs.
-    turns: Arc<Semaphore>,
-    /// For log streams.
-    pub streams: Semaphore,
-    late_turns: Arc<Semaphore>,
-    /// For log streams that were not answered at once.
-    pub late_streams: Semaphore,
+pub(crate) struct NodeLimit {
+    jobs: Lanes,
+    pub(crate) reads: Lanes,
     /// For logs that are followed until their containers end.
-    pub follows: Semaphore,
-    line: AtomicUsize,
-    mute: Mutex<Mute>,
-    /// By namespace: logs in a row that were not answered at once, and the last time.
-    hung: Mutex<HashMap<String, (u32, Instant)>>,
+    pub(crate) follows: Arc<Semaphore>,
+    pub(crate) health: NodeHealth,
+    /// Jobs that wait for the slow lane.
+    waiting: AtomicUsize,
 }
 
-#[derive(Debug, Default)]
-struct Mute {
-    calls: u32,
-    span: Option<(Instant, Instant)>,
-}
-
-/// A turn: while it lasts, the node is ours in part, and so is the memory.
+/// The right to read a Job's logs from its node, and the memory for them.
 #[derive(Debug)]
-pub struct Turn {
-    node: Option<OwnedSemaphorePermit>,
-    memory: Memory,
+pub(crate) struct CollectPermit {
+    node: LanePermit,
+    memory: MemoryPermit,
 }
 
-/// Memory for logs, until it is dropped.
+/// Memory for logs, released when dropped.
 #[derive(Debug, Default)]
-pub struct Memory(Vec<OwnedSemaphorePermit>);
+pub struct MemoryPermit(Vec<OwnedSemaphorePermit>);
 
-impl Default for Turns {
+impl Default for NodeLimits {
     fn default() -> Self {
-        Self(Arc::new(Shared {
-            memory: Arc::new(Semaphore::new(MEMORY as usize)),
-            late_memory: Arc::new(Semaphore::new(LATE_MEMORY as usize)),
+        Self(Arc::new(AllLimits {
+            memory: Lanes::new(MEMORY_KIB as usize, SLOW_MEMORY_KIB as usize),
             namespaces: Mutex::default(),
             nodes: Mutex::default(),
         }))
     }
 }
 
-impl Turns {
-    /// Waits until a Job of this namespace may read up to so many bytes from this node.
+impl NodeLimits {
+    /// Waits until a Job of this namespace may read up to `bytes` from this node.
     ///
-    /// The order keeps strangers apart: who waits for its namespace's memory holds nothing, who waits in a node's line
-    /// holds only that, and who waits for the memory of all is let on by captures that never wait for another.
-    pub async fn wait(&self, namespace: &str, node: Option<&str>, bytes: usize) -> Turn {
-        let kib = u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX).min(NAMESPACE_MEMORY);
-        let of_namespace =
-            known(&self.0.namespaces, namespace, || Arc::new(Semaphore::new(NAMESPACE_MEMORY as usize)));
-        // An error would say that a semaphore is closed; nobody closes them.
+    /// The order keeps Jobs of different namespaces and nodes apart: while it waits for its namespace's memory, a Job holds
+    /// nothing; while it waits for its node, only that memory; and memory in all is released by collections that wait for
+    /// nothing.
+    pub(crate) async fn acquire(&self, namespace: &str, node: Option<&str>, bytes: usize) -> CollectPermit {
+        let kib = u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX).min(NAMESPACE_MEMORY_KIB);
+        let of_namespace = get_or_insert(&self.0.namespaces, namespace, || {
+            Arc::new(Semaphore::new(NAMESPACE_MEMORY_KIB as usize))
+        });
         let mut memory = Vec::from_iter(of_namespace.acquire_many_owned(kib).await);
         let node = match node {
-            Some(name) => {
-                let node = self.node(name);
-                node.turns.clone().acquire_owned().await.ok()
-            }
+            Some(name) => self.node(name).jobs.acquire(Pace::Regular).await,
             None => None,
         };
-        memory.extend(self.0.memory.clone().acquire_many_owned(kib).await);
-        Turn { node, memory: Memory(memory) }
+        memory.extend(self.0.memory.acquire_many(Pace::Regular, kib).await);
+        CollectPermit { node, memory: MemoryPermit(memory) }
     }
 
-    /// Waits until a Job may read late up to so many bytes from this node; gives how many it may.
+    /// Waits until a Job may read up to `bytes` from this node in the slow lane; returns how many it may read.
     ///
-    /// Who waits here may hold memory for logs it had at once; but those who have a turn here wait for nobody.
-    pub async fn wait_late(&self, node: &str, bytes: usize) -> (Turn, usize) {
-        let bytes = bytes.min((LATE_MEMORY as usize) << 10);
-        let kib = u32::try_from(bytes.div_ceil(1024)).unwrap_or(LATE_MEMORY);
+    /// A Job that waits here may hold memory for logs it has read already; Jobs with a permit of this lane wait for nothing.
+    pub(crate) async fn acquire_slow(&self, node: &str, bytes: usize) -> (CollectPermit, usize) {
+        let bytes = bytes.min((SLOW_MEMORY_KIB as usize) << 10);
+        let kib = u32::try_from(bytes.div_ceil(1024)).unwrap_or(SLOW_MEMORY_KIB);
         let of_node = self.node(node);
-        let turn = {
-            let _line = InLine::new(&of_node.line);
-            of_node.late_turns.clone().acquire_owned().await.ok()
+        let permit = {
+            let _waiting = Waiting::new(&of_node.waiting);
+            of_node.jobs.acquire(Pace::Slow).await
         };
-        let memory = self.0.late_memory.clone().acquire_many_owned(kib).await;
-        (Turn { node: turn, memory: Memory(Vec::from_iter(memory)) }, bytes)
+        let memory = self.0.memory.acquire_many(Pace::Slow, kib).await;
+        (CollectPermit { node: permit, memory: MemoryPermit(Vec::from_iter(memory)) }, bytes)
     }
 
-    /// What is known of a node.
-    pub fn node(&self, name: &str) -> Arc<Node> {
-        known(&self.0.nodes, name, || {
-            Arc::new(Node {
-                turns: Arc::new(Semaphore::new(JOBS_PER_NODE)),
-                streams: Semaphore::new(STREAMS_PER_NODE),
-                late_turns: Arc::new(Semaphore::new(LATE_PER_NODE)),
-                late_streams: Semaphore::new(LATE_PER_NODE),
-                follows: Semaphore::new(FOLLOWS_PER_NODE),
-                line: AtomicUsize::new(0),
-                mute: Mutex::default(),
-                hung: Mutex::default(),
-            })
-        })
+    pub(crate) fn node(&self, name: &str) -> Arc<NodeLimit> {
+        get_or_insert(&self.0.nodes, name, || Arc::new(NodeLimit::default()))
     }
 }
 
-impl Node {
-    /// A call for a log of this namespace was not answered at once.
-    pub fn hung(&self, namespace: &str) {
-        let mut hung = self.hung.lock();
-        hung.retain(|_, (_, last)| last.elapsed() < HUNG_FRESH);
-        let known = hung.entry(namespace.to_owned()).or_insert((0, Instant::now()));
-        *known = (known.0.saturating_add(1), Instant::now());
-    }
-
-    /// Whether logs of this namespace are best read late.
-    pub fn is_late(&self, namespace: &str) -> bool {
-        let hung = self.hung.lock();
-        hung.get(namespace).is_some_and(|(calls, last)| *calls >= HUNG_CALLS && last.elapsed() < HUNG_FRESH)
-    }
-
-    /// A call for a log of this namespace was answered.
-    pub fn answered(&self, namespace: &str) {
-        self.hung.lock().remove(namespace);
-        *self.mute.lock() = Mute::default();
-    }
-
-    /// A call was not answered in time.
-    pub fn said_nothing(&self) {
-        let mut mute = self.mute.lock();
-        let now = Instant::now();
-        // Silence of long ago says nothing about now.
-        let first = mute.span.filter(|(_, last)| last.elapsed() < MUTE_FRESH).map(|(first, _)| first);
-        mute.calls = if first.is_some() { mute.calls.saturating_add(1) } else { 1 };
-        mute.span = Some((first.unwrap_or(now), now));
-    }
-
-    /// Whether it has not answered for a while.
-    pub fn is_mute(&self) -> bool {
-        let mute = self.mute.lock();
-        mute.calls >= MUTE_CALLS
-            && mute
-                .span
-                .is_some_and(|(first, last)| first.elapsed() >= MUTE_FOR && last.elapsed() < MUTE_FRESH)
-    }
-
-    /// The Jobs that wait for it, where it is mute and they are too many to be tried one by one.
-    pub fn hopeless(&self) -> Option<usize> {
-        Some(self.line.load(Ordering::Relaxed)).filter(|line| *line >= LONG_LINE && self.is_mute())
+impl Default for NodeLimit {
+    fn default() -> Self {
+        Self {
+            jobs: Lanes::new(JOBS_PER_NODE, SLOW_PER_NODE),
+            reads: Lanes::new(READS_PER_NODE, SLOW_PER_NODE),
+            follows: Arc::new(Semaphore::new(FOLLOWS_PER_NODE)),
+            health: NodeHealth::default(),
+            waiting: AtomicUsize::new(0),
+        }
     }
 }
 
-impl Memory {
-    /// Both together.
-    pub fn and(mut self, other: Self) -> Self {
+impl NodeLimit {
+    /// The number of Jobs that wait for this node, if it is unresponsive and they are too many to be tried one by one.
+    pub(crate) fn given_up(&self) -> Option<usize> {
+        let waiting = self.waiting.load(Ordering::Relaxed);
+        Some(waiting).filter(|waiting| *waiting >= GIVE_UP_QUEUE && self.health.is_unresponsive())
+    }
+}
+
+impl MemoryPermit {
+    /// Combines both.
+    pub(crate) fn and(mut self, other: Self) -> Self {
         self.0.extend(other.0);
         self
     }
 }
 
-impl Turn {
-    /// Ends the turn; of the memory only so many bytes are kept.
-    pub fn end(self, bytes: usize) -> Memory {
+impl CollectPermit {
+    /// Releases the node, and the memory beyond `bytes`.
+    pub(crate) fn release_node(self, bytes: usize) -> MemoryPermit {
         drop(self.node);
         let mut memory = self.memory;
         for permit in &mut memory.0 {
@@ -229,25 +152,29 @@ impl Turn {
     }
 }
 
-struct InLine<'a>(&'a AtomicUsize);
+struct Waiting<'a>(&'a AtomicUsize);
 
-impl<'a> InLine<'a> {
-    fn new(line: &'a AtomicUsize) -> Self {
-        line.fetch_add(1, Ordering::Relaxed);
-        Self(line)
+impl<'a> Waiting<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
     }
 }
 
-impl Drop for InLine<'_> {
+impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-fn known<T>(all: &Mutex<HashMap<String, Arc<T>>>, name: &str, new: impl FnOnce() -> Arc<T>) -> Arc<T> {
+fn get_or_insert<T>(
+    all: &Mutex<HashMap<String, Arc<T>>>,
+    name: &str,
+    new: impl FnOnce() -> Arc<T>,
+) -> Arc<T> {
     let mut all = all.lock();
-    if all.len() > REMEMBERED {
-        // A permit holds its semaphore, and who looks at a node holds that: these are in use.
+    if all.len() > IDLE_LIMITS {
+        // Permits and readers hold a reference: these are in use.
         all.retain(|_, one| Arc::strong_count(one) > 1);
     }
     all.entry(name.to_owned()).or_insert_with(new).clone()
@@ -258,88 +185,67 @@ mod tests {
     use futures::FutureExt;
 
     use super::*;
+    use crate::harvest::tuning::UNRESPONSIVE_AFTER;
 
     const MIB: usize = 1 << 20;
 
     #[tokio::test]
-    async fn one_namespace_cannot_take_all_memory_nor_a_policy_more_than_there_is() {
-        let turns = Turns::default();
-        let huge = turns.wait("greedy", None, usize::MAX).await;
-        assert!(turns.wait("greedy", None, MIB).now_or_never().is_none(), "it has had its part");
-        let other = turns.wait("modest", None, 32 * MIB).now_or_never().expect("there is room for others");
-        assert!(turns.wait("third", None, MIB).now_or_never().is_none(), "in all it is bounded");
-        // What was not needed is there for others at once, the rest once the result is stored.
-        let stored = other.end(MIB);
-        assert!(turns.wait("third", None, 31 * MIB).now_or_never().is_some());
-        assert!(turns.wait("third", None, 32 * MIB).now_or_never().is_none());
+    async fn one_namespace_cannot_use_all_memory_nor_a_policy_more_than_there_is() {
+        let limits = NodeLimits::default();
+        let huge = limits.acquire("greedy", None, usize::MAX).await;
+        assert!(limits.acquire("greedy", None, MIB).now_or_never().is_none(), "its part is used up");
+        let other =
+            limits.acquire("modest", None, 32 * MIB).now_or_never().expect("there is room for others");
+        assert!(limits.acquire("third", None, MIB).now_or_never().is_none(), "the sum is limited, too");
+        // Memory that was not needed is free at once, the rest once the result is stored.
+        let stored = other.release_node(MIB);
+        assert!(limits.acquire("third", None, 31 * MIB).now_or_never().is_some());
+        assert!(limits.acquire("third", None, 32 * MIB).now_or_never().is_none());
         drop((stored, huge));
-        assert!(turns.wait("third", None, 64 * MIB).now_or_never().is_some());
+        assert!(limits.acquire("third", None, 64 * MIB).now_or_never().is_some());
     }
 
     #[tokio::test]
-    async fn a_line_at_one_node_is_none_at_another() {
-        let turns = Turns::default();
+    async fn a_queue_at_one_node_does_not_block_another() {
+        let limits = NodeLimits::default();
         let mut there = Vec::new();
         for _ in 0..JOBS_PER_NODE {
-            there.push(turns.wait("a", Some("mute"), 1).await);
+            there.push(limits.acquire("a", Some("mute"), 1).await);
         }
-        assert!(turns.wait("a", Some("mute"), 1).now_or_never().is_none());
-        assert!(turns.wait("a", Some("well"), 1).now_or_never().is_some());
+        assert!(limits.acquire("a", Some("mute"), 1).now_or_never().is_none());
+        assert!(limits.acquire("a", Some("well"), 1).now_or_never().is_some());
         there.pop();
-        assert!(turns.wait("b", Some("mute"), 1).now_or_never().is_some());
+        assert!(limits.acquire("b", Some("mute"), 1).now_or_never().is_some());
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn who_hangs_waits_apart() {
-        let turns = Turns::default();
-        let node = turns.node("n");
-        let mut late = Vec::new();
-        for _ in 0..LATE_PER_NODE {
-            late.push(turns.wait_late("n", MIB).await.0);
+    #[tokio::test]
+    async fn slow_logs_do_not_block_regular_ones() {
+        let limits = NodeLimits::default();
+        let mut slow = Vec::new();
+        for _ in 0..SLOW_PER_NODE {
+            slow.push(limits.acquire_slow("n", MIB).await.0);
         }
-        assert!(turns.wait_late("n", MIB).now_or_never().is_none());
-        assert!(
-            turns.wait("a", Some("n"), MIB).now_or_never().is_some(),
-            "whoever does not hang is not there"
-        );
-        let (_turn, most) = turns.wait_late("m", usize::MAX).now_or_never().unwrap_or_else(|| {
-            late.clear();
-            turns.wait_late("m", usize::MAX).now_or_never().unwrap()
+        assert!(limits.acquire_slow("n", MIB).now_or_never().is_none());
+        assert!(limits.acquire("a", Some("n"), MIB).now_or_never().is_some(), "the regular lane is free");
+        let (_permit, most) = limits.acquire_slow("m", usize::MAX).now_or_never().unwrap_or_else(|| {
+            slow.clear();
+            limits.acquire_slow("m", usize::MAX).now_or_never().unwrap()
         });
-        assert_eq!(most, 16 * MIB, "however large a Job is, it fits");
-        node.hung("a");
-        assert!(!node.is_late("a"), "once is nothing");
-        node.hung("a");
-        assert!(node.is_late("a") && !node.is_late("b"));
-        tokio::time::advance(HUNG_FRESH).await;
-        assert!(!node.is_late("a"), "it is tried anew now and then");
-        node.hung("a");
-        node.hung("a");
-        node.answered("a");
-        assert!(!node.is_late("a"));
+        assert_eq!(most, 16 * MIB, "a Job of any size fits");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_node_is_given_up_after_long_silence_and_taken_up_at_its_first_word() {
-        let turns = Turns::default();
-        let node = turns.node("n");
+    async fn a_node_is_given_up_while_it_is_unresponsive_and_many_jobs_wait() {
+        let node = NodeLimit::default();
         for _ in 0..3 {
-            node.said_nothing();
+            node.health.record_timeout();
         }
-        assert!(!node.is_mute(), "a moment is not enough");
-        tokio::time::advance(MUTE_FOR).await;
-        node.said_nothing();
-        assert!(node.is_mute() && node.hopeless().is_none());
-        node.line.store(LONG_LINE, Ordering::Relaxed);
-        assert_eq!(node.hopeless(), Some(LONG_LINE));
-        node.answered("a");
-        assert!(!node.is_mute() && node.hopeless().is_none());
-        for _ in 0..9 {
-            node.said_nothing();
-        }
-        tokio::time::advance(2 * MUTE_FRESH).await;
-        assert!(!node.is_mute(), "that was long ago");
-        node.said_nothing();
-        assert!(!node.is_mute(), "and is not counted any more");
+        tokio::time::advance(UNRESPONSIVE_AFTER).await;
+        node.health.record_timeout();
+        assert!(node.health.is_unresponsive() && node.given_up().is_none());
+        node.waiting.store(GIVE_UP_QUEUE, Ordering::Relaxed);
+        assert_eq!(node.given_up(), Some(GIVE_UP_QUEUE));
+        node.health.record_answer("a");
+        assert!(node.given_up().is_none());
     }
 }

@@ -1,9 +1,9 @@
-//! Packs what was captured into ConfigMaps: the result, and shards where the logs are large. Pure. Where they are to be
-//! Secrets, [`crate::result::storage`] makes Secrets of them.
+//! Packs collected pods into a result: a ConfigMap, and shards if the logs are large. Pure. [`crate::result::storage`]
+//! converts them to Secrets.
 //!
-//! Limits (`pkg/apis/core/validation`, `MaxSecretSize`): 1 MiB of decoded data per ConfigMap; etcd takes 1.5 MiB per
-//! request, in which built-in objects are stored as protobuf, so that JSON's escaping weighs only on the wire (3 MiB,
-//! `apiserver/pkg/server/config.go`, `MaxRequestBodyBytes`).
+//! Limits: 1 MiB of decoded data per ConfigMap (`pkg/apis/core/validation`, `MaxSecretSize`) and 1.5 MiB per etcd request.
+//! Built-in objects are stored as protobuf, so JSON escaping counts only towards the request limit of 3 MiB
+//! (`apiserver/pkg/server/config.go`, `MaxRequestBodyBytes`).
 
 use std::collections::BTreeMap;
 
@@ -20,25 +20,25 @@ use job_handler_shared::{
 };
 
 use crate::{
-    harvest::{captured::Captured, failure, log_sections, pod_status},
+    harvest::{captured::CapturedPods, failure, log_sections, pod_status},
     model::pending_events,
     result::packed::{Packed, labels},
 };
 
-/// Longest `result` (termination message); the kubelet's own limit.
+/// Longest `result` (termination message): the kubelet's limit.
 const RESULT_MAX: usize = 4096;
 
-/// Packs what was captured of a finished Job; nothing where the Job has not finished.
-pub fn pack(job: &JobSnapshot, group: Option<&str>, captured: Captured, wanted: &Logs) -> Option<Packed> {
+/// Packs the pods of a finished Job; none if the Job has not finished.
+pub fn pack(job: &JobSnapshot, group: Option<&str>, captured: CapturedPods, wanted: &Logs) -> Option<Packed> {
     let finished = job.finished.as_ref()?;
-    let Captured { mut pods, forgotten, objects } = captured;
+    let CapturedPods { mut pods, dropped_pods, objects } = captured;
     let facts: Vec<_> = pods.iter().map(|pod| pod.facts.clone()).collect();
     let mut data = BTreeMap::from([
         ("job-name".to_owned(), job.name.clone()),
         ("completion-time".to_owned(), finished.at.to_string()),
         ("status".to_owned(), finished.outcome.as_str().to_owned()),
     ]);
-    if let Some(message) = pod_status::main_message(&facts, finished.outcome) {
+    if let Some(message) = pod_status::termination_message(&facts, finished.outcome) {
         let mut message = message.to_owned();
         truncate(&mut message, RESULT_MAX);
         data.insert("result".to_owned(), message);
@@ -65,15 +65,15 @@ pub fn pack(job: &JobSnapshot, group: Option<&str>, captured: Captured, wanted: 
             truncate(&mut message, RESULT_MAX);
             message
         },
-        cause: failure::cause(job, &facts),
-        failure: failure::failure(job, &facts),
-        decisive: pod_status::decisive(job, &facts, &|pod, container, previous| {
+        cause: failure::overall_cause(job, &facts),
+        failure: failure::classify(job, &facts),
+        decisive: pod_status::decisive_line(job, &facts, &|pod, container, previous| {
             log_sections::last_line(&pods, pod, container, previous)
         }),
-        completeness: log_sections::completeness(job, &pods, forgotten),
+        completeness: log_sections::completeness(job, &pods, dropped_pods),
         public_line: None,
         pods: facts,
-        pods_not_listed: forgotten,
+        pods_not_listed: dropped_pods,
         indexes_not_listed: String::new(),
         logs: None,
         objects,
@@ -93,8 +93,8 @@ pub fn pack(job: &JobSnapshot, group: Option<&str>, captured: Captured, wanted: 
     };
     if wanted.mode == LogsMode::HeadAndTail {
         pods.sort_by(|a, b| (a.created, &a.facts.name).cmp(&(b.created, &b.facts.name)));
-        let text = log_sections::text(&pods, &mut packed.manifest.pods);
-        // Logs can be large: not three copies of them at a time.
+        let text = log_sections::concatenate(&pods, &mut packed.manifest.pods);
+        // Logs can be large: this frees one of three copies.
         drop(pods);
         packed.put_logs(text);
     }
@@ -112,7 +112,7 @@ mod tests {
     use super::*;
     use crate::harvest::{
         captured::{CapturedLog, CapturedPod},
-        log_buffer::{HeadTail, Kept},
+        log_buffer::{HeadTail, LogExcerpt},
     };
     use crate::result::packed::hex;
     use job_handler_shared::job::snapshot::Outcome;
@@ -139,12 +139,15 @@ mod tests {
         }
     }
 
-    fn pods(content: &[u8]) -> Captured {
+    fn pods(content: &[u8]) -> CapturedPods {
         let mut log = HeadTail::new(content.len() * 2 + 2);
         log.push(content);
-        let log = CapturedLog { container: "main".into(), kept: log.finish(), ..CapturedLog::default() };
+        let log = CapturedLog { container: "main".into(), excerpt: log.finish(), ..CapturedLog::default() };
         let facts = PodFacts { name: "build-1-x".into(), phase: "Failed".into(), ..PodFacts::default() };
-        Captured { pods: vec![CapturedPod { facts, created: None, logs: vec![log] }], ..Captured::default() }
+        CapturedPods {
+            pods: vec![CapturedPod { facts, created: None, logs: vec![log] }],
+            ..CapturedPods::default()
+        }
     }
 
     fn size(map: &ConfigMap) -> usize {
@@ -152,7 +155,7 @@ mod tests {
             + map.binary_data.iter().flatten().map(|(_, v)| v.0.len()).sum::<usize>()
     }
 
-    /// Puts a result's logs together again, as a reader does.
+    /// Reassembles the logs of a result, as a reader does.
     fn unpack(packed: &Packed) -> Vec<u8> {
         let place = packed.manifest.logs.as_ref().unwrap();
         let mut stored = Vec::new();
@@ -201,8 +204,8 @@ mod tests {
     }
 
     #[test]
-    fn a_note_has_one_full_stop_before_the_result() {
-        let mut packed = pack(&job(), None, Captured::default(), &Logs::default()).unwrap();
+    fn an_event_note_has_one_full_stop_before_the_result() {
+        let mut packed = pack(&job(), None, CapturedPods::default(), &Logs::default()).unwrap();
         for decisive in ["The node was low on memory.", "The node was low on memory"] {
             packed.manifest.decisive = decisive.to_owned();
             let note = packed.manifest.note(StorageKind::ConfigMap, "build-1-results", 1024);
@@ -211,21 +214,22 @@ mod tests {
     }
 
     #[test]
-    fn each_log_says_where_it_is() {
+    fn each_log_records_its_section() {
         let mut older = pods(b"without a line end").pods.remove(0);
         (older.facts.name, older.facts.uid) = ("build-1-a".into(), "a".into());
         older.facts.containers = vec![ContainerFacts { name: "main".into(), ..ContainerFacts::default() }];
         older.facts.containers[0].logs = vec![LogFacts::default()];
         let mut newer = older.clone();
         (newer.facts.name, newer.facts.uid) = ("build-1-b".into(), "b".into());
-        newer.logs[0].kept = Kept { head: b"=== Pod: x / Container: y ===\n".into(), ..Kept::default() };
+        newer.logs[0].excerpt =
+            LogExcerpt { head: b"=== Pod: x / Container: y ===\n".into(), ..LogExcerpt::default() };
         newer.logs[0].lost = Some("why".into());
         (older.created, newer.created) = (Some(Timestamp::UNIX_EPOCH), Some(Timestamp::MAX));
-        // The order of facts is not that of the text.
+        // Facts and text are in different orders.
         let packed = pack(
             &job(),
             None,
-            Captured { pods: vec![newer, older], ..Captured::default() },
+            CapturedPods { pods: vec![newer, older], ..CapturedPods::default() },
             &Logs::default(),
         )
         .unwrap();
@@ -240,14 +244,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_told() {
-        let packed = pack(&job(), None, Captured::default(), &Logs::default()).unwrap();
+    fn missing_pods_are_reported() {
+        let packed = pack(&job(), None, CapturedPods::default(), &Logs::default()).unwrap();
         assert!(!packed.manifest.completeness.complete);
-        assert!(packed.manifest.completeness.lost[0].contains("1 of 1 failed pods were gone"));
+        assert!(packed.manifest.completeness.lost[0].contains("1 of 1 failed pods were deleted"));
     }
 
     #[test]
-    fn a_thousand_pods_fit() {
+    fn a_result_of_a_thousand_pods_fits() {
         let pods: Vec<_> = (0..1000)
             .map(|n| {
                 let mut pod = pods(b"x").pods.remove(0);
@@ -258,7 +262,7 @@ mod tests {
                 pod
             })
             .collect();
-        let captured = Captured { pods, ..Captured::default() };
+        let captured = CapturedPods { pods, ..CapturedPods::default() };
         let mut packed = pack(&job(), None, captured, &Logs::default()).unwrap();
         let map = packed.map("build-1-results", None).unwrap();
         assert!(size(&map) <= 1 << 20, "{}", size(&map));
@@ -267,9 +271,9 @@ mod tests {
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(24))]
-        /// Whatever the logs are, every map is within the limits and the logs come back byte by byte.
+        /// For any logs, every object is within the limits, and the logs come back unchanged.
         #[test]
-        fn every_map_fits_and_nothing_is_changed(seed: u64, length in 0usize..3_000_000, alphabet in 1u8..=255) {
+        fn every_object_fits_and_logs_come_back_unchanged(seed: u64, length in 0usize..3_000_000, alphabet in 1u8..=255) {
             let mut state = seed | 1;
             let content: Vec<u8> = (0..length).map(|_| {
                 state ^= state << 13; state ^= state >> 7; state ^= state << 17;

@@ -1,4 +1,4 @@
-//! What pods tell of themselves, and what that says about the Job's end. Pure.
+//! The states of pods, and how they explain the Job's outcome. Pure.
 //!
 //! Job reason, pod reason and container reason are kept apart: exit code 137 alone is not OOM, and a pod that was
 //! evicted says so itself.
@@ -13,7 +13,7 @@ use kube::ResourceExt;
 
 use crate::harvest::failure;
 
-/// The kubelet's limit for termination messages; other writers of status may not keep to it.
+/// The kubelet's limit for termination messages; other writers of the status may exceed it.
 const MESSAGE_MAX: usize = 4096;
 /// Longest decisive line, bytes.
 const DECISIVE_MAX: usize = 600;
@@ -21,8 +21,8 @@ const DECISIVE_MAX: usize = 600;
 /// Label with a pod's completion index (`k8s.io/api/batch/v1`, `JobCompletionIndexAnnotation`; a label since 1.28).
 const COMPLETION_INDEX: &str = "batch.kubernetes.io/job-completion-index";
 
-/// What a pod tells.
-pub fn of_pod(pod: &Pod) -> PodFacts {
+/// The states of a pod.
+pub(crate) fn of_pod(pod: &Pod) -> PodFacts {
     let spec = pod.spec.as_ref();
     let status = pod.status.as_ref();
     let condition = |kind: &str, is: &str| {
@@ -88,11 +88,11 @@ fn of_container(
     }
 }
 
-/// `before` counts runs back from the present one.
+/// `before` counts runs back from the current one.
 fn of_state(state: &ContainerState, status: &ContainerStatus, before: i32) -> StateFacts {
     let ended = state.terminated.as_ref().and_then(|end| end.container_id.clone());
     let id = if before == 0 { ended.or_else(|| status.container_id.clone()) } else { ended };
-    // Every runtime names its runs; the number is for statuses written by others.
+    // Every runtime sets an ID; the number is for statuses written by other programs.
     let id = id.filter(|id| !id.is_empty());
     let id = id.unwrap_or_else(|| format!("{}#{}", status.name, status.restart_count - before));
     if let Some(end) = &state.terminated {
@@ -126,22 +126,18 @@ fn short(mut text: String) -> String {
     text
 }
 
-/// How much a pod explains.
+/// How much a pod explains the outcome.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Weight {
-    /// It failed.
-    pub failed: bool,
-    /// It was gone before the Job had finished: more often than not, because of another.
-    pub gone: bool,
-    /// Creation.
-    pub created: Option<jiff::Timestamp>,
-    /// Name.
-    pub name: String,
+pub(crate) struct PodRelevance {
+    pub(crate) failed: bool,
+    /// It was deleted before the Job finished, usually because of another pod.
+    pub(crate) gone: bool,
+    pub(crate) created: Option<jiff::Timestamp>,
+    pub(crate) name: String,
 }
 
-/// How much a pod explains.
-pub fn weight(pod: &Pod) -> Weight {
-    Weight {
+pub(crate) fn relevance(pod: &Pod) -> PodRelevance {
+    PodRelevance {
         failed: pod.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Failed"),
         gone: false,
         created: pod.creation_timestamp().map(|t| t.0),
@@ -149,23 +145,24 @@ pub fn weight(pod: &Pod) -> Weight {
     }
 }
 
-/// Orders pods by how much they explain: failed ones first, of them those that were not deleted, then the
-/// newest.
-pub fn by_weight(a: &Weight, b: &Weight) -> std::cmp::Ordering {
+/// Orders pods by how much they explain: failed ones first, of these the existing ones, then the newest.
+pub(crate) fn by_relevance(a: &PodRelevance, b: &PodRelevance) -> std::cmp::Ordering {
     (b.failed, !b.gone, b.created, &b.name).cmp(&(a.failed, !a.gone, a.created, &a.name))
 }
 
-/// The one line that explains the outcome best: from the container that failed, else from the pod, else from the Job's
-/// own condition. Pods in the order of [`by_weight`]; `last_line` gives the end of a container's log, which stands in
-/// for a termination message that was not written.
-pub fn decisive(job: &JobSnapshot, pods: &[PodFacts], last_line: &LastLine<'_>) -> String {
+/// The line that explains the outcome best: from the container that failed, else from the pod, else from the Job's
+/// condition. Expects pods in the order of [`by_relevance`]. `last_line` returns the end of a container's log, which
+/// replaces a missing termination message.
+pub(crate) fn decisive_line(job: &JobSnapshot, pods: &[PodFacts], last_line: &LastLine<'_>) -> String {
     let Some(finished) = &job.finished else { return String::new() };
     let mut line = match finished.outcome {
-        Outcome::Completed => main_message(pods, Outcome::Completed).map(first_line).unwrap_or_default(),
+        Outcome::Completed => {
+            termination_message(pods, Outcome::Completed).map(first_line).unwrap_or_default()
+        }
         Outcome::Failed => {
             let named = pods.iter().filter(|pod| failure::is_named(&finished.message, pod));
             let found = named.chain(pods).find_map(|pod| of_failed_pod(pod, last_line));
-            // A deadline explains the kills that came with it, not the other way round.
+            // The deadline explains the kills that follow from it.
             match found {
                 Some(line) if finished.reason != "DeadlineExceeded" => line,
                 Some(line) => format!("{}; {line}", finished.message),
@@ -177,8 +174,8 @@ pub fn decisive(job: &JobSnapshot, pods: &[PodFacts], last_line: &LastLine<'_>) 
     line
 }
 
-/// The last line of a log, by pod, container and whether it is that of the run before.
-pub type LastLine<'a> = dyn Fn(&str, &str, bool) -> Option<String> + 'a;
+/// The last line of a log, by pod, container, and whether it is the previous run's.
+pub(crate) type LastLine<'a> = dyn Fn(&str, &str, bool) -> Option<String> + 'a;
 
 fn of_failed_pod(pod: &PodFacts, last_line: &LastLine<'_>) -> Option<String> {
     if pod.reason.as_deref() == Some("Evicted") || pod.disruption.is_some() {
@@ -199,7 +196,7 @@ fn of_failed_pod(pod: &PodFacts, last_line: &LastLine<'_>) -> Option<String> {
         let why = why.map(|line| format!(": {line}")).unwrap_or_default();
         Some(format!("container {} of pod {} {how}{why}", container.name, pod.name))
     };
-    // Of a pod that was deleted, what it was killed with says less than how the run before ended.
+    // For a deleted pod, the end of the previous run explains more than the kill.
     let of_killed = |c: &ContainerFacts| {
         let before = c.last_state.as_ref()?;
         (failure::decisive_runs(pod.gone, c).first() == Some(&before)).then(|| ended(c, before, true))?
@@ -221,9 +218,8 @@ fn of_failed_pod(pod: &PodFacts, last_line: &LastLine<'_>) -> Option<String> {
     by_end.or_else(waits).or_else(by_last).or_else(placed)
 }
 
-/// The termination message of the main container that decided: the first main container of the first pod that ended
-/// as the Job did.
-pub fn main_message(pods: &[PodFacts], outcome: Outcome) -> Option<&str> {
+/// The termination message of the first main container of the first pod that ended as the Job did.
+pub(crate) fn termination_message(pods: &[PodFacts], outcome: Outcome) -> Option<&str> {
     let phase = match outcome {
         Outcome::Completed => "Succeeded",
         Outcome::Failed => "Failed",
@@ -273,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn causes_are_kept_apart() {
+    fn each_cause_has_its_own_line() {
         let job = failed("BackoffLimitExceeded");
         let evicted = {
             let mut status = ended("Error", 137);
@@ -293,12 +289,12 @@ mod tests {
         ] {
             let pods = [pod(status)];
             assert_eq!(
-                (failure::cause(&job, &pods), decisive(&job, &pods, &|_, _, _| None).as_str()),
+                (failure::overall_cause(&job, &pods), decisive_line(&job, &pods, &|_, _, _| None).as_str()),
                 (Some(expected), line)
             );
         }
-        assert_eq!(failure::cause(&failed("DeadlineExceeded"), &[]), Some(Cause::Timeout));
-        assert_eq!(decisive(&job, &[], &|_, _, _| None), "Job has reached the specified backoff limit");
+        assert_eq!(failure::overall_cause(&failed("DeadlineExceeded"), &[]), Some(Cause::Timeout));
+        assert_eq!(decisive_line(&job, &[], &|_, _, _| None), "Job has reached the specified backoff limit");
     }
 
     #[test]
@@ -308,7 +304,7 @@ mod tests {
             json!({"phase": "Pending", "containerStatuses": [{"name": "main", "image": "", "imageID": "",
             "ready": false, "restartCount": 0, "state": waiting}]}),
         );
-        let line = decisive(&failed("DeadlineExceeded"), &[facts], &|_, _, _| None);
+        let line = decisive_line(&failed("DeadlineExceeded"), &[facts], &|_, _, _| None);
         assert!(
             line.ends_with("container main of pod a-1 never started, ImagePullBackOff: no such image"),
             "{line}"

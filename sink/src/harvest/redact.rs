@@ -1,8 +1,8 @@
-//! What a result tells of a Job without a word of what its containers wrote. Pure.
+//! Removes everything that containers wrote. Pure.
 //!
-//! Whoever has a result kept in a Secret wants it read by those alone who may read Secrets. Events and CloudEvents about
-//! it go further than that, and so does a ConfigMap, where the rights on Secrets are missing: these say how the Job ended,
-//! and with which codes and reasons, all of which its pods' statuses tell without a container's doing.
+//! A result in a Secret is meant for readers of Secrets only. Events and CloudEvents about it have more readers, and so does
+//! the ConfigMap that replaces it if the rights on Secrets are missing. These contain only how the Job ended, with exit
+//! codes and reasons, which come from the kubelet and the Job controller.
 
 use job_handler_shared::{
     job::snapshot::JobSnapshot,
@@ -10,41 +10,41 @@ use job_handler_shared::{
     result::pods::{PodFacts, StateFacts},
 };
 
-use crate::harvest::{captured::Captured, pod_status};
+use crate::harvest::{captured::CapturedPods, pod_status};
 
-/// What is to be captured where nothing that containers wrote may be kept.
-pub fn nothing_written(wanted: &Logs) -> Logs {
+/// The settings for a result that must not contain what containers wrote.
+pub(crate) fn without_logs(wanted: &Logs) -> Logs {
     Logs { mode: LogsMode::None, ..wanted.clone() }
 }
 
-/// Takes out what containers wrote: logs that were captured before, and termination messages.
-pub fn conceal(captured: &mut Captured) {
+/// Removes logs and termination messages.
+pub(crate) fn redact(captured: &mut CapturedPods) {
     for pod in &mut captured.pods {
         pod.logs.clear();
         strip(&mut pod.facts);
     }
 }
 
-/// The decisive line of a manifest with these pods, without what containers wrote.
-pub fn line(job: &JobSnapshot, pods: &[PodFacts]) -> String {
+/// The decisive line of these pods, without what containers wrote.
+pub(crate) fn public_line(job: &JobSnapshot, pods: &[PodFacts]) -> String {
     let mut pods = pods.to_vec();
     pods.iter_mut().for_each(strip);
-    pod_status::decisive(job, &pods, &|_, _, _| None)
+    pod_status::decisive_line(job, &pods, &|_, _, _| None)
 }
 
 fn strip(pod: &mut PodFacts) {
     for container in &mut pod.containers {
         container.logs.clear();
         for state in [Some(&mut container.state), container.last_state.as_mut()].into_iter().flatten() {
-            // A container that waits has written nothing: its message is the kubelet's.
-            if is_of_container(state) {
+            // A container that waits has written nothing: the message is the kubelet's.
+            if is_written_by_container(state) {
                 state.message = None;
             }
         }
     }
 }
 
-fn is_of_container(state: &StateFacts) -> bool {
+fn is_written_by_container(state: &StateFacts) -> bool {
     state.phase != "waiting"
 }
 
@@ -65,7 +65,7 @@ mod tests {
         StateFacts { phase: phase.into(), exit_code, message: Some(SECRET.into()), ..StateFacts::default() }
     }
 
-    fn captured() -> Captured {
+    fn captured() -> CapturedPods {
         let container = ContainerFacts {
             name: "main".into(),
             state: state("terminated", Some(3)),
@@ -87,7 +87,10 @@ mod tests {
         };
         let log =
             CapturedLog { container: "main".into(), lost: Some(SECRET.into()), ..CapturedLog::default() };
-        Captured { pods: vec![CapturedPod { facts, created: None, logs: vec![log] }], ..Captured::default() }
+        CapturedPods {
+            pods: vec![CapturedPod { facts, created: None, logs: vec![log] }],
+            ..CapturedPods::default()
+        }
     }
 
     fn job(outcome: Outcome) -> JobSnapshot {
@@ -101,25 +104,25 @@ mod tests {
     }
 
     #[test]
-    fn nothing_that_a_container_wrote_is_left() {
+    fn redaction_removes_everything_that_containers_wrote() {
         for outcome in [Outcome::Failed, Outcome::Completed] {
             let mut captured = captured();
             if outcome == Outcome::Completed {
                 captured.pods[0].facts.phase = "Succeeded".into();
             }
             let pack = |captured, logs: &Logs| pack::pack(&job(outcome), None, captured, logs).unwrap();
-            let whole = pack(captured.clone(), &Logs::default());
-            assert!(format!("{whole:?}").contains(SECRET), "else this proves nothing");
-            let told = line(&job(outcome), &whole.manifest.pods);
-            assert!(!told.contains(SECRET), "{told}");
-            conceal(&mut captured);
-            let mut concealed = pack(captured, &nothing_written(&Logs::default()));
-            assert_eq!(concealed.manifest.decisive, told);
-            let map = serde_json::to_string(&concealed.map("build-results", None).unwrap()).unwrap();
-            assert!(!map.contains(SECRET) && !format!("{concealed:?}").contains(SECRET), "{map}");
-            assert!(map.contains("no such image"), "what the kubelet says stays: {map}");
+            let full = pack(captured.clone(), &Logs::default());
+            assert!(format!("{full:?}").contains(SECRET), "the test data contains the secret");
+            let line = public_line(&job(outcome), &full.manifest.pods);
+            assert!(!line.contains(SECRET), "{line}");
+            redact(&mut captured);
+            let mut redacted = pack(captured, &without_logs(&Logs::default()));
+            assert_eq!(redacted.manifest.decisive, line);
+            let map = serde_json::to_string(&redacted.map("build-results", None).unwrap()).unwrap();
+            assert!(!map.contains(SECRET) && !format!("{redacted:?}").contains(SECRET), "{map}");
+            assert!(map.contains("no such image"), "the kubelet's message remains: {map}");
         }
         let pods = [captured().pods.remove(0).facts];
-        assert!(line(&job(Outcome::Failed), &pods).contains("exit code 3"));
+        assert!(public_line(&job(Outcome::Failed), &pods).contains("exit code 3"));
     }
 }

@@ -16,7 +16,7 @@ use tracing::{Instrument, info_span};
 
 pub use crate::reconcile::error::ReconcileError;
 use crate::{
-    harvest::{collector::Capturer, pod_tracker::Followed},
+    harvest::{collector::Collector, pod_tracker::PodTracker},
     jobs::{
         marks,
         patch::{self, Written},
@@ -61,9 +61,9 @@ pub struct JobReconciler {
     /// The keys to reconcile.
     pub queue: Queue<Key>,
     /// Captures pods and logs.
-    pub capturer: Capturer,
+    pub collector: Collector,
     /// Pods that are followed, and what was captured of deleted ones.
-    pub followed: Followed,
+    pub pod_tracker: PodTracker,
     /// Writes Events.
     pub recorder: Recorder,
     /// Counts outcomes.
@@ -230,7 +230,7 @@ impl JobReconciler {
                 Ok(_) => {}
             }
             self.store.forget_deleted_job(uid);
-            self.followed.drop_job(uid);
+            self.pod_tracker.drop_job(uid);
         }
         self.announce(uid, &mut self.store.places_of(uid)).await
     }

@@ -10,7 +10,7 @@ use job_handler_shared::job::snapshot::JobSnapshot;
 use crate::{
     harvest::{
         at_risk::{self, LEAD},
-        pod_tracker::Followed,
+        pod_tracker::PodTracker,
     },
     jobs::patch,
     model::job_change::Uid,
@@ -23,7 +23,7 @@ const EVERY: Duration = Duration::from_secs(10);
 const AT_ONCE: usize = 50;
 
 /// Searches for ever; only on the leader, which watches pods.
-pub async fn run(context: Context, followed: Followed) {
+pub async fn run(context: Context, pod_tracker: PodTracker) {
     let mut before: BTreeSet<Uid> = BTreeSet::new();
     loop {
         tokio::time::sleep(EVERY).await;
@@ -32,7 +32,7 @@ pub async fn run(context: Context, followed: Followed) {
             .store
             .jobs()
             .into_iter()
-            .filter(|job| has_result_policy(&context, job) && is_overdue(job, &followed, now))
+            .filter(|job| has_result_policy(&context, job) && is_overdue(job, &pod_tracker, now))
             .partition(|job| before.contains(&job.uid));
         // The rest is read after the next search.
         let late = again.iter().skip(AT_ONCE);
@@ -50,16 +50,16 @@ fn has_result_policy(context: &Context, job: &JobSnapshot) -> bool {
         && context.store.effective(job).is_some_and(|effective| effective.results.is_some())
 }
 
-fn is_overdue(job: &JobSnapshot, followed: &Followed, now: Timestamp) -> bool {
+fn is_overdue(job: &JobSnapshot, pod_tracker: &PodTracker, now: Timestamp) -> bool {
     // Some seconds after the deadline, because clocks differ.
     let late = |near: Timestamp| near.checked_add(2 * LEAD).is_ok_and(|late| late <= now);
-    let pods = followed.of_job(&job.uid);
+    let pods = pod_tracker.pods_of_job(&job.uid);
     let ended = |uid: &Uid| {
-        followed
+        pod_tracker
             .view(uid)
             .is_none_or(|pod| pod.facts.gone || matches!(pod.facts.phase.as_str(), "Succeeded" | "Failed"))
     };
-    at_risk::near(job).is_some_and(late) || (!pods.is_empty() && pods.iter().all(ended))
+    at_risk::at_risk_from(job).is_some_and(late) || (!pods.is_empty() && pods.iter().all(ended))
 }
 
 async fn read(context: &Context, job: &Arc<JobSnapshot>) {

@@ -18,7 +18,7 @@ use crate::{
         packed::Packed,
         writer::{self, CommitError, Committed},
     },
-    runtime::concurrency,
+    runtime::concurrency::without_permit,
 };
 
 /// A packed result that is not stored yet.
@@ -56,7 +56,7 @@ impl JobReconciler {
             ..ResultRef::default()
         };
         self.store.put_result(&job.uid, result.clone());
-        self.followed.drop_job(&job.uid);
+        self.pod_tracker.drop_job(&job.uid);
         Ok(result)
     }
 
@@ -81,7 +81,7 @@ impl JobReconciler {
             Ok(committed) => {
                 self.queue.cleared(&Key::Job(job.uid.clone()));
                 if committed.fresh {
-                    concurrency::aside(self.capturer.tidy(job, &objects)).await;
+                    without_permit(self.collector.remove_stale_objects(job, &objects)).await;
                     self.count(&committed, withheld);
                     tracing::info!(job = job.key(), result = committed.name, "stored the result");
                 }
@@ -110,27 +110,27 @@ impl JobReconciler {
             |wanted| (wanted == StorageType::Secret && !secrets).then(|| self.store.secrets.denial());
         let mut logs = results.logs.clone();
         if withheld(results.storage_type).is_some() {
-            logs = redact::nothing_written(&logs);
+            logs = redact::without_logs(&logs);
         }
         // Readers of the object store need no permission on Secrets.
-        let capturer = match results.storage_type {
-            StorageType::Secret => self.capturer.clone().with_objects(None),
-            StorageType::ConfigMap => self.capturer.clone(),
+        let collector = match results.storage_type {
+            StorageType::Secret => self.collector.clone().with_objects(None),
+            StorageType::ConfigMap => self.collector.clone(),
         };
-        let capture = capturer.of_job(&job.namespace, &job.uid, &logs, &self.followed);
-        let (mut captured, _memory) = concurrency::aside(capture).await?;
+        let capture = collector.collect(&job.namespace, &job.uid, &logs, &self.pod_tracker);
+        let (mut captured, _memory) = without_permit(capture).await?;
         // A policy may have asked for a Secret while the logs were read.
         let now = self.store.effective(job).and_then(|now| now.results.map(|results| results.storage_type));
         let wanted =
             if now == Some(StorageType::Secret) { StorageType::Secret } else { results.storage_type };
         if wanted == StorageType::Secret {
-            concurrency::aside(self.capturer.forget_objects(job, &mut captured)).await;
+            without_permit(self.collector.remove_objects(job, &mut captured)).await;
         }
         let objects = captured.object_urls();
         let withheld = withheld(wanted);
         if withheld.is_some() {
-            logs = redact::nothing_written(&logs);
-            redact::conceal(&mut captured);
+            logs = redact::without_logs(&logs);
+            redact::redact(&mut captured);
         }
         let Some(mut packed) = pack::pack(job, group, captured, &logs) else {
             return Err(ReconcileError::Changed(job.key()));
@@ -142,7 +142,7 @@ impl JobReconciler {
             None => packed.kind = wanted.into(),
         }
         if wanted == StorageType::Secret {
-            packed.manifest.public_line = Some(redact::line(job, &packed.manifest.pods));
+            packed.manifest.public_line = Some(redact::public_line(job, &packed.manifest.pods));
         }
         Ok(Capture { packed, objects, withheld: withheld.is_some() })
     }

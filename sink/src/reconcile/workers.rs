@@ -11,7 +11,7 @@ use crate::{
         error::{ReconcileError, TIMEOUT},
         job::JobReconciler,
     },
-    runtime::concurrency::{Slot, Slots},
+    runtime::concurrency::{WorkerPermit, WorkerPermits},
 };
 
 /// Concurrent reconciles. One that only waits for container logs does not count.
@@ -22,7 +22,7 @@ impl JobReconciler {
     /// stored.
     pub async fn run(self) {
         let reconciler = Arc::new(self);
-        let slots = Slots::new(CONCURRENCY);
+        let worker_permits = WorkerPermits::new(CONCURRENCY);
         let mut tasks: JoinSet<(Key, bool)> = JoinSet::new();
         let mut running: HashMap<Id, Key> = HashMap::new();
         loop {
@@ -39,12 +39,12 @@ impl JobReconciler {
                         }
                     }
                 },
-                (slot, key) = async { (slots.take().await, reconciler.queue.next().await) }, if tasks.len() < MAX_IN_PROGRESS => {
+                (permit, key) = async { (worker_permits.acquire().await, reconciler.queue.next().await) }, if tasks.len() < MAX_IN_PROGRESS => {
                     let (reconciler, own) = (reconciler.clone(), key.clone());
                     let span = reconciler.span(&key);
                     let task = tasks.spawn(
                         async move {
-                            let done = reconciler.process(&own, slot).await;
+                            let done = reconciler.process(&own, permit).await;
                             (own, done)
                         }
                         .instrument(span),
@@ -72,7 +72,7 @@ impl JobReconciler {
     }
 
     /// Returns whether the key is done; otherwise it is retried.
-    async fn process(&self, key: &Key, slot: Slot) -> bool {
+    async fn process(&self, key: &Key, permit: WorkerPermit) -> bool {
         let reconcile = async {
             match key {
                 Key::Job(uid) => self.reconcile_job(uid).await,
@@ -80,7 +80,7 @@ impl JobReconciler {
             }
         };
         let takes_long = || self.queue.struck(key);
-        let outcome = slot.run(TIMEOUT, Box::pin(reconcile), takes_long).await;
+        let outcome = permit.run(TIMEOUT, Box::pin(reconcile), takes_long).await;
         let Err(error) = outcome.unwrap_or(Err(ReconcileError::TimedOut)) else { return true };
         if error.concerns_namespace() {
             self.queue.struck(key);

@@ -34,7 +34,7 @@ use crate::{
     },
     metrics::SinkMetrics,
     model::{result_ref::ResultRef, stored_result::StoredResult},
-    object_store::Objects,
+    object_store::FullLogStore,
     observe::store::Store,
     result::{storage::ResultStorage, writer},
     retention::plan::{self as retention_plan, Bounds, Why},
@@ -51,7 +51,7 @@ const PER_SWEEP: usize = 500;
 
 /// What the broom needs.
 #[derive(Clone)]
-pub struct Broom {
+pub struct GarbageCollector {
     /// Talks to the cluster.
     pub client: Client,
     /// What is known.
@@ -61,10 +61,10 @@ pub struct Broom {
     /// Most bytes of results in the whole cluster; nothing = no bound.
     pub max_bytes: Option<u64>,
     /// Where whole logs are.
-    pub objects: Option<Objects>,
+    pub objects: Option<FullLogStore>,
 }
 
-impl Broom {
+impl GarbageCollector {
     /// Sweeps for ever.
     pub async fn keep(self) {
         let mut suspects = BTreeSet::new();

@@ -12,13 +12,13 @@ use k8s_openapi::api::core::v1::Namespace;
 use kube::{Api, Client, ResourceExt, api::ListParams};
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutPayload, path::Path as Key};
 
-use crate::{jobs::marks, model::job_change::Uid, object_store::Objects, observe::store::Store};
+use crate::{jobs::marks, model::job_change::Uid, object_store::FullLogStore, observe::store::Store};
 
 /// The object that tells whose the store is.
 const MARK: &str = ".job-handler-cluster";
 
 /// Sweeps for ever, where there is a store.
-pub async fn keep(objects: Option<Objects>, client: Client, store: Store) {
+pub async fn keep(objects: Option<FullLogStore>, client: Client, store: Store) {
     let Some(objects) = objects else { return };
     let mut suspects = BTreeSet::new();
     let mut warned = false;
@@ -31,7 +31,7 @@ pub async fn keep(objects: Option<Objects>, client: Client, store: Store) {
                 warned = true;
             }
         }
-        tokio::time::sleep(objects.0.sweep).await;
+        tokio::time::sleep(objects.0.gc_interval).await;
     }
 }
 
@@ -43,7 +43,7 @@ pub type Folder = (String, Uid);
 /// # Errors
 /// Where the store cannot be read, or is another cluster's.
 pub async fn sweep(
-    objects: &Objects,
+    objects: &FullLogStore,
     client: &Client,
     store: &Store,
     suspects: &BTreeSet<Folder>,
@@ -60,7 +60,7 @@ pub async fn sweep(
         }
         let (namespace, uid) = &folder;
         let number = objects.remove(namespace, uid).await?;
-        objects.0.swept.inc();
+        objects.0.folders_deleted.inc();
         tracing::info!(
             namespace,
             job_uid = uid,
@@ -82,7 +82,7 @@ fn is_orphan(store: &Store, uid: &str) -> bool {
     }
 }
 
-impl Objects {
+impl FullLogStore {
     /// Marks the store as this cluster's, by the uid of its namespace `kube-system`, which lives as long as a cluster.
     async fn own(&self, client: &Client) -> Result<(), String> {
         let params = ListParams::default().fields("metadata.name=kube-system");

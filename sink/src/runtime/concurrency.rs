@@ -1,213 +1,226 @@
-//! How many Jobs are worked on at a time. Whoever only waits for a node's logs gives its slot back meanwhile, so that
-//! Jobs whose node does not answer hold up nobody else. Whoever takes long otherwise, such as where a webhook in the way
-//! of its writes does not answer, moves over to one of a few slots for such work.
+//! Limits concurrent reconciles.
+//!
+//! A reconcile that waits for container logs returns its permit meanwhile ([`without_permit`]), so that Jobs whose node
+//! does not answer block no other Job. A reconcile that is slow for another reason, such as a webhook that delays its
+//! writes, moves to a second set of permits.
 
-use std::{pin::pin, sync::Arc, time::Duration};
+use std::{pin::pin, time::Duration};
 
 use parking_lot::{Mutex, MutexGuard};
-use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::Instant,
-};
+use tokio::time::Instant;
 
-/// Work that lasts longer than this takes long.
-const LONG: Duration = Duration::from_secs(1);
+use crate::runtime::lanes::{LanePermit, Lanes, Pace};
+
+/// A reconcile that runs longer than this is slow.
+const SLOW_AFTER: Duration = Duration::from_secs(1);
+/// The shortest pause between two checks of a reconcile's time.
+const CHECK_PAUSE: Duration = Duration::from_millis(100);
 
 tokio::task_local! {
-    /// The slot of the work that runs in this task.
-    static SLOT: Slot;
+    /// The permit of the reconcile that runs in this task.
+    static PERMIT: WorkerPermit;
 }
 
-/// All slots; clones are the same ones.
+/// All permits; clones share them.
 #[derive(Clone, Debug)]
-pub struct Slots {
-    pool: Arc<Semaphore>,
-    long: Arc<Semaphore>,
-}
+pub(crate) struct WorkerPermits(Lanes);
 
-/// The right to work on something.
+/// The right to run one reconcile.
 #[derive(Debug)]
-pub struct Slot {
-    pool: Arc<Semaphore>,
-    long: Arc<Semaphore>,
-    state: Mutex<State>,
+pub(crate) struct WorkerPermit {
+    lanes: Lanes,
+    state: Mutex<PermitState>,
 }
 
 #[derive(Debug)]
-struct State {
-    permit: Option<OwnedSemaphorePermit>,
-    /// Since when it is worked in this slot.
-    entered: Instant,
-    pace: Pace,
-    /// Time spent aside, but for the present stay.
-    aside: Duration,
-    since: Option<Instant>,
+struct PermitState {
+    permit: LanePermit,
+    acquired: Instant,
+    progress: Progress,
+    /// Time spent without a permit, except for the present wait.
+    waited: Duration,
+    waiting_since: Option<Instant>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Pace {
-    Well,
-    /// It takes long, but there was no slot for that.
-    Long,
-    /// It has a slot for what takes long.
-    Aside,
+enum Progress {
+    Regular,
+    /// It is slow, but the slow lane was full.
+    SlowInRegularLane,
+    InSlowLane,
 }
 
-impl Slots {
-    /// So many, and as many for what takes long.
-    pub fn new(number: usize) -> Self {
-        Self { pool: Arc::new(Semaphore::new(number)), long: Arc::new(Semaphore::new(number)) }
+impl WorkerPermits {
+    /// As many permits for slow reconciles as for others.
+    pub(crate) fn new(number: usize) -> Self {
+        Self(Lanes::new(number, number))
     }
 
-    /// Waits for a free one.
-    pub async fn take(&self) -> Slot {
-        // An error would say that the semaphore is closed; nobody closes it.
-        let permit = self.pool.clone().acquire_owned().await.ok();
-        let state =
-            State { permit, entered: Instant::now(), pace: Pace::Well, aside: Duration::ZERO, since: None };
-        Slot { pool: self.pool.clone(), long: self.long.clone(), state: Mutex::new(state) }
+    pub(crate) async fn acquire(&self) -> WorkerPermit {
+        let state = PermitState {
+            permit: self.0.acquire(Pace::Regular).await,
+            acquired: Instant::now(),
+            progress: Progress::Regular,
+            waited: Duration::ZERO,
+            waiting_since: None,
+        };
+        WorkerPermit { lanes: self.0.clone(), state: Mutex::new(state) }
     }
 }
 
-impl Slot {
-    /// Works in this slot, for at most `bound` without the time spent [`aside`]; nothing where that is over. `takes_long`
-    /// is called where it does.
-    pub async fn run<F: Future>(self, bound: Duration, work: F, takes_long: impl Fn()) -> Option<F::Output> {
-        let begun = Instant::now();
-        SLOT.scope(self, async {
-            let mut work = pin!(work);
-            let mut left = bound;
-            loop {
-                if let Ok(output) = tokio::time::timeout(left.min(LONG), &mut work).await {
-                    return Some(output);
+impl WorkerPermit {
+    /// Runs `work` for at most `limit`, not counting the time spent in [`without_permit`]; none if it timed out. Calls
+    /// `on_slow` when the work becomes slow.
+    pub(crate) async fn run<F: Future>(
+        self,
+        limit: Duration,
+        work: F,
+        on_slow: impl Fn(),
+    ) -> Option<F::Output> {
+        let started = Instant::now();
+        PERMIT
+            .scope(self, async {
+                let mut work = pin!(work);
+                let mut left = limit;
+                loop {
+                    if let Ok(output) = tokio::time::timeout(left.min(SLOW_AFTER), &mut work).await {
+                        return Some(output);
+                    }
+                    if PERMIT.try_with(Self::move_to_slow_lane).unwrap_or_default() {
+                        on_slow();
+                    }
+                    let waited = PERMIT.try_with(Self::waited).unwrap_or_default();
+                    left = limit.saturating_sub(started.elapsed().saturating_sub(waited));
+                    if left.is_zero() {
+                        return None;
+                    }
+                    left = left.max(CHECK_PAUSE);
                 }
-                if SLOT.try_with(Self::make_way).unwrap_or_default() {
-                    takes_long();
-                }
-                let aside = SLOT.try_with(Self::aside).unwrap_or_default();
-                left = bound.saturating_sub(begun.elapsed().saturating_sub(aside));
-                if left.is_zero() {
-                    return None;
-                }
-                // Who is aside is not looked at more often than this.
-                left = left.max(Duration::from_millis(100));
-            }
-        })
-        .await
+            })
+            .await
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, PermitState> {
         self.state.lock()
     }
 
-    fn aside(&self) -> Duration {
+    fn waited(&self) -> Duration {
         let state = self.lock();
-        state.aside + state.since.map(|since| since.elapsed()).unwrap_or_default()
+        state.waited + state.waiting_since.map(|since| since.elapsed()).unwrap_or_default()
     }
 
-    /// Leaves the slot to others, for one of those for what takes long; tells whether it is new that this does.
-    fn make_way(&self) -> bool {
+    /// Exchanges the permit of slow work for one of the slow lane; returns whether the work has just become slow.
+    fn move_to_slow_lane(&self) -> bool {
         let mut state = self.lock();
-        if state.since.is_some() || state.pace == Pace::Aside || state.entered.elapsed() < LONG {
+        if state.waiting_since.is_some()
+            || state.progress == Progress::InSlowLane
+            || state.acquired.elapsed() < SLOW_AFTER
+        {
             return false;
         }
-        let news = state.pace == Pace::Well;
-        state.pace = Pace::Long;
-        if let Ok(permit) = self.long.clone().try_acquire_owned() {
-            (state.permit, state.pace) = (Some(permit), Pace::Aside);
+        let just_now = state.progress == Progress::Regular;
+        state.progress = Progress::SlowInRegularLane;
+        if let Some(permit) = self.lanes.try_acquire(Pace::Slow) {
+            (state.permit, state.progress) = (Some(permit), Progress::InSlowLane);
         }
-        news
+        just_now
     }
 
-    fn leave(&self) -> Arc<Semaphore> {
+    fn release(&self) -> Lanes {
         let mut state = self.lock();
-        state.since = Some(Instant::now());
+        state.waiting_since = Some(Instant::now());
         state.permit = None;
-        self.pool.clone()
+        self.lanes.clone()
     }
 
-    fn enter(&self, permit: Option<OwnedSemaphorePermit>) {
+    fn resume(&self, permit: LanePermit) {
         let mut state = self.lock();
-        (state.permit, state.entered, state.pace) = (permit, Instant::now(), Pace::Well);
-        let stay = state.since.take().map(|since| since.elapsed()).unwrap_or_default();
-        state.aside += stay;
+        (state.permit, state.acquired, state.progress) = (permit, Instant::now(), Progress::Regular);
+        let wait = state.waiting_since.take().map(|since| since.elapsed()).unwrap_or_default();
+        state.waited += wait;
     }
 }
 
-/// Awaits `work` without the slot, which others may use meanwhile, and takes one again. Outside of [`Slot::run`] it only
-/// awaits.
-pub async fn aside<F: Future>(work: F) -> F::Output {
-    let Ok(pool) = SLOT.try_with(Slot::leave) else { return work.await };
+/// Awaits `work` without the task's permit, which others may use meanwhile, and acquires one again afterwards. Outside of
+/// [`WorkerPermit::run`] it only awaits.
+pub(crate) async fn without_permit<F: Future>(work: F) -> F::Output {
+    let Ok(lanes) = PERMIT.try_with(WorkerPermit::release) else { return work.await };
     let output = work.await;
-    let permit = pool.acquire_owned().await.ok();
-    // The same task, the same slot: only a task that is torn down has none any more.
-    let _: Result<_, _> = SLOT.try_with(|slot| slot.enter(permit));
+    let permit = lanes.acquire(Pace::Regular).await;
+    // It fails only in a task that is being torn down.
+    let _: Result<_, _> = PERMIT.try_with(|own| own.resume(permit));
     output
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn who_is_aside_holds_no_slot_and_takes_one_again() {
-        let slots = Slots::new(1);
+    async fn a_waiting_reconcile_releases_its_permit_and_acquires_one_again() {
+        let permits = WorkerPermits::new(1);
         let (go, gone) = tokio::sync::oneshot::channel::<()>();
-        let first = slots.take().await;
+        let first = permits.acquire().await;
         let first = tokio::spawn(first.run(
             Duration::from_secs(1),
             async {
-                aside(gone).await.unwrap();
+                without_permit(gone).await.unwrap();
             },
             || {},
         ));
-        // It has the only slot until it is aside.
-        let second = slots.take().await;
+        // The first holds the only permit until it waits.
+        let second = permits.acquire().await;
         go.send(()).unwrap();
         tokio::task::yield_now().await;
-        assert!(!first.is_finished(), "it went on without a slot");
+        assert!(!first.is_finished(), "it continued without a permit");
         drop(second);
         assert_eq!(first.await.unwrap(), Some(()));
-        assert_eq!(slots.pool.available_permits(), 1);
+        assert_eq!(permits.0.available().0, 1);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_bound_is_on_work_alone() {
-        let slots = Slots::new(1);
+    async fn waiting_does_not_count_towards_the_limit() {
+        let permits = WorkerPermits::new(1);
         let second = Duration::from_secs(1);
-        let long = aside(tokio::time::sleep(100 * second));
-        assert_eq!(slots.take().await.run(second, long, || {}).await, Some(()));
+        let long = without_permit(tokio::time::sleep(100 * second));
+        assert_eq!(permits.acquire().await.run(second, long, || {}).await, Some(()));
         let slow = async {
-            aside(tokio::time::sleep(100 * second)).await;
+            without_permit(tokio::time::sleep(100 * second)).await;
             tokio::time::sleep(2 * second).await;
         };
-        assert_eq!(slots.take().await.run(second, slow, || {}).await, None);
-        assert_eq!(slots.pool.available_permits(), 1, "given back whatever became of it");
+        assert_eq!(permits.acquire().await.run(second, slow, || {}).await, None);
+        assert_eq!(permits.0.available().0, 1, "a timeout releases the permit, too");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_takes_long_makes_way_as_far_as_there_is_room_for_it() {
-        let slots = Slots::new(2);
-        let told = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    async fn slow_work_moves_to_the_slow_lane_while_that_has_room() {
+        let permits = WorkerPermits::new(2);
+        let slow = Arc::new(std::sync::atomic::AtomicUsize::new(0));
         let mut stuck = tokio::task::JoinSet::new();
         let begun = Instant::now();
         for _ in 0..5 {
-            let (slot, told) = (slots.take().await, told.clone());
+            let (permit, slow) = (permits.acquire().await, slow.clone());
             stuck.spawn(async move {
-                let tell = || _ = told.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-                slot.run(60 * LONG, std::future::pending::<()>(), tell).await
+                let on_slow = || _ = slow.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                permit.run(60 * SLOW_AFTER, std::future::pending::<()>(), on_slow).await
             });
             tokio::task::yield_now().await;
             if stuck.len() == 3 {
-                assert!(begun.elapsed() < 3 * LONG, "the first have made way: {:?}", begun.elapsed());
+                assert!(
+                    begun.elapsed() < 3 * SLOW_AFTER,
+                    "the first moved to the slow lane: {:?}",
+                    begun.elapsed()
+                );
             }
         }
-        // Two in slots of their own, two in those of all: until the first are given up, nobody else has room.
-        assert!(begun.elapsed() >= 59 * LONG, "{:?}", begun.elapsed());
-        assert!(told.load(std::sync::atomic::Ordering::Relaxed) >= 4);
+        // Two in the slow lane, two in the regular one: the fifth waits until one of them times out.
+        assert!(begun.elapsed() >= 59 * SLOW_AFTER, "{:?}", begun.elapsed());
+        assert!(slow.load(std::sync::atomic::Ordering::Relaxed) >= 4);
         while let Some(ended) = stuck.join_next().await {
             assert_eq!(ended.unwrap(), None);
         }
-        assert_eq!((slots.pool.available_permits(), slots.long.available_permits()), (2, 2));
+        assert_eq!(permits.0.available(), (2, 2));
     }
 }

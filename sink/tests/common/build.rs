@@ -10,7 +10,7 @@ use job_handler_shared::{
     result::{metadata, storage_kind::StorageKind},
 };
 use job_handler_sink::{
-    harvest::{collector::Capturer, pod_tracker::Followed},
+    harvest::{collector::Collector, pod_tracker::PodTracker},
     metrics::SinkMetrics,
     model::{policy_entry::PolicyEntry, result_ref::ResultRef},
     notify::recorder::Recorder,
@@ -77,8 +77,8 @@ pub fn process(apiserver: &Apiserver, policy: Value) -> JobReconciler {
         client: client.clone(),
         queue: Key::queue(&store),
         store,
-        capturer: Capturer::new(client.clone()),
-        followed: Followed::default(),
+        collector: Collector::new(client.clone()),
+        pod_tracker: PodTracker::default(),
         recorder: Recorder::new(client, "sink-0"),
         metrics: SinkMetrics::new(&Metrics::default()),
     }

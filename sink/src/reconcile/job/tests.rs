@@ -57,8 +57,8 @@ fn reconciler(apiserver: &Apiserver, spec: Value) -> JobReconciler {
         client: client.clone(),
         queue: Key::queue(&store),
         store,
-        capturer: Capturer::new(client.clone()),
-        followed: Followed::default(),
+        collector: Collector::new(client.clone()),
+        pod_tracker: PodTracker::default(),
         recorder: Recorder::new(client, "sink-0"),
         metrics: SinkMetrics::new(&Metrics::default()),
     }

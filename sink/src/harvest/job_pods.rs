@@ -1,0 +1,141 @@
+//! The pods of one Job: those that exist, and those that were deleted before it finished.
+
+use job_handler_shared::{
+    kube::error::{ApiError, call},
+    result::pods::{ContainerFacts, PodFacts},
+};
+use k8s_openapi::api::core::v1::Pod;
+use kube::{Api, Client, ResourceExt, api::ListParams};
+
+use crate::{
+    harvest::{pod_status, tracked_pod::CapturedPodState},
+    model::job_change::Uid,
+};
+
+/// Label that the Job controller puts on pods (`k8s.io/api/batch/v1`, `ControllerUidLabel`).
+pub(crate) const CONTROLLER_UID: &str = "batch.kubernetes.io/controller-uid";
+
+const PAGE: u32 = 200;
+
+/// A pod to collect.
+pub(crate) enum JobPod {
+    Existing(Box<Pod>),
+    Deleted(Box<CapturedPodState>),
+}
+
+/// One run of one container.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LogRun<'a> {
+    pub(crate) namespace: &'a str,
+    pub(crate) pod: &'a str,
+    pub(crate) container: &'a str,
+    /// It is the run before the last restart.
+    pub(crate) previous: bool,
+    /// The container runtime's ID of the run.
+    pub(crate) id: &'a str,
+}
+
+impl JobPod {
+    pub(crate) fn uid(&self) -> Option<Uid> {
+        match self {
+            Self::Existing(pod) => pod.uid(),
+            Self::Deleted(pod) => Some(pod.facts.uid.clone()),
+        }
+    }
+
+    /// The node to read its logs from.
+    pub(crate) fn node(&self) -> Option<&str> {
+        match self {
+            Self::Existing(pod) => pod.spec.as_ref()?.node_name.as_deref(),
+            Self::Deleted(_) => None,
+        }
+    }
+
+    pub(crate) fn relevance(&self) -> pod_status::PodRelevance {
+        match self {
+            Self::Existing(pod) => pod_status::relevance(pod),
+            Self::Deleted(pod) => pod_status::PodRelevance {
+                // It was deleted before it could succeed.
+                failed: pod.facts.phase != "Succeeded",
+                gone: true,
+                created: pod.created,
+                name: pod.facts.name.clone(),
+            },
+        }
+    }
+
+    pub(crate) fn log_count(&self) -> usize {
+        let count = |facts: &PodFacts| facts.containers.iter().map(|container| runs(container).len()).sum();
+        match self {
+            Self::Existing(pod) => count(&pod_status::of_pod(pod)),
+            Self::Deleted(pod) => count(&pod.facts),
+        }
+    }
+}
+
+/// The runs of a container that have a log: whether it is the one before the last restart, and its ID.
+pub(crate) fn runs(container: &ContainerFacts) -> Vec<(bool, String)> {
+    let ran = matches!(container.state.phase.as_str(), "terminated" | "running");
+    let before = container.last_state.as_ref().map(|state| (true, state.id.clone()));
+    before.into_iter().chain(ran.then(|| (false, container.state.id.clone()))).collect()
+}
+
+/// Lists the pods of a Job.
+pub(crate) async fn list(client: &Client, namespace: &str, job_uid: &str) -> Result<Vec<Pod>, ApiError> {
+    let api = Api::<Pod>::namespaced(client.clone(), namespace);
+    let mut params = ListParams::default().labels(&format!("{CONTROLLER_UID}={job_uid}")).limit(PAGE);
+    let mut pods = Vec::new();
+    loop {
+        let page = call("list pods", api.list(&params)).await?;
+        // Other pods can have the label, but not the owner reference.
+        let own = |pod: &Pod| pod.owner_references().iter().any(|owner| owner.uid == job_uid);
+        pods.extend(page.items.into_iter().filter(own).map(trim));
+        match page.metadata.continue_.filter(|token| !token.is_empty()) {
+            Some(token) => params = params.continue_token(&token),
+            None => return Ok(pods),
+        }
+    }
+}
+
+/// Drops the fields that nothing here reads: a Job can have a thousand pods.
+pub(crate) fn trim(mut pod: Pod) -> Pod {
+    pod.metadata.managed_fields = None;
+    pod.metadata.annotations = None;
+    if let Some(spec) = &mut pod.spec {
+        spec.volumes = None;
+        let containers = spec.containers.iter_mut().chain(spec.init_containers.iter_mut().flatten());
+        for container in containers {
+            container.env = None;
+            container.env_from = None;
+            container.args = None;
+            container.command = None;
+        }
+    }
+    pod
+}
+
+#[cfg(test)]
+mod tests {
+    use job_handler_shared::result::pods::StateFacts;
+
+    use super::*;
+
+    #[test]
+    fn a_container_has_one_log_per_run_that_has_started() {
+        let state = |phase: &str, id: &str| StateFacts {
+            phase: phase.into(),
+            id: id.into(),
+            ..StateFacts::default()
+        };
+        let (first, second) = ((true, "1".to_owned()), (false, "2".to_owned()));
+        for (now, before, expected) in [
+            (state("waiting", ""), None, vec![]),
+            (state("running", "2"), None, vec![second.clone()]),
+            (state("terminated", "2"), Some(state("terminated", "1")), vec![first.clone(), second]),
+            (state("waiting", ""), Some(state("terminated", "1")), vec![first]),
+        ] {
+            let container = ContainerFacts { state: now, last_state: before, ..ContainerFacts::default() };
+            assert_eq!(runs(&container), expected, "{container:?}");
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! All tracked pods and the memory of their logs.
+//!
+//! The logs of one Job use at most what its policies allow, those of all Jobs at most [`EARLY_MEMORY`]. When that is used
+//! up, logs that can be read again (their pods exist) are dropped first, then the least relevant ones: those of pods that
+//! succeeded, then the oldest.
+
+use std::collections::{BTreeSet, HashMap};
+
+use crate::{
+    harvest::{
+        tracked_pod::{LogCapture, TrackedPod},
+        tuning::{DELETED_PODS_PER_JOB, EARLY_MEMORY},
+    },
+    model::job_change::Uid,
+    object_store::FullLog,
+};
+
+/// All tracked pods, and the bytes of their logs.
+#[derive(Debug, Default)]
+pub(super) struct TrackerState {
+    pub(super) pods: HashMap<Uid, TrackedPod>,
+    pub(super) jobs: HashMap<Uid, TrackedJob>,
+    pub(super) bytes: usize,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct TrackedJob {
+    pub(super) pods: BTreeSet<Uid>,
+    pub(super) bytes: usize,
+    pub(super) dropped_pods: usize,
+}
+
+impl TrackerState {
+    pub(super) fn account(&mut self, job: &str, bytes: isize) {
+        self.bytes = self.bytes.saturating_add_signed(bytes);
+        if let Some(of) = self.jobs.get_mut(job) {
+            of.bytes = of.bytes.saturating_add_signed(bytes);
+        }
+    }
+
+    pub(super) fn reserve(&mut self, uid: &str, run: &str, bytes: usize, per_job: usize) -> bool {
+        let Some(job) = self.pods.get(uid).map(|pod| pod.job.clone()) else { return false };
+        while self.jobs.get(&job).is_some_and(|of| of.bytes + bytes > per_job) {
+            if !self.make_room(Some(&job), uid) {
+                return false;
+            }
+        }
+        while self.bytes + bytes > EARLY_MEMORY {
+            if !self.make_room(None, uid) {
+                return false;
+            }
+        }
+        let Some(LogCapture::Open(_, taken)) = self.pods.get_mut(uid).and_then(|pod| pod.runs.get_mut(run))
+        else {
+            return false;
+        };
+        *taken += bytes;
+        self.account(&job, bytes.cast_signed());
+        true
+    }
+
+    fn drop_pod(&mut self, uid: &str) {
+        let Some(pod) = self.pods.remove(uid) else { return };
+        let bytes: usize = pod.runs.values().map(LogCapture::bytes).sum();
+        for run in pod.runs.values() {
+            if let LogCapture::Open(token, _) = run {
+                token.cancel();
+            }
+        }
+        self.account(&pod.job, -bytes.cast_signed());
+        if let Some(of) = self.jobs.get_mut(&pod.job) {
+            of.pods.remove(uid);
+        }
+    }
+
+    pub(super) fn drop_job(&mut self, job: &str) {
+        for uid in self.jobs.get(job).map(|of| of.pods.clone()).unwrap_or_default() {
+            self.drop_pod(&uid);
+        }
+        self.jobs.remove(job);
+    }
+
+    /// Drops the logs of the least relevant pod other than `but`, of one Job or of all; returns whether there was one.
+    fn make_room(&mut self, job: Option<&str>, but: &str) -> bool {
+        let candidates: Box<dyn Iterator<Item = &Uid>> = match job {
+            Some(job) => Box::new(self.jobs.get(job).into_iter().flat_map(|of| &of.pods)),
+            None => Box::new(self.pods.keys()),
+        };
+        let has_bytes =
+            |run: &LogCapture| matches!(run, LogCapture::Done(content) if content.excerpt.bytes() > 0);
+        let least = candidates
+            .filter(|uid| *uid != but)
+            .filter_map(|uid| Some((uid, self.pods.get(uid)?)))
+            .filter(|(_, pod)| pod.runs.values().any(has_bytes))
+            // Across Jobs, only logs that can be read again: no Job loses a log to another.
+            .filter(|(_, pod)| job.is_some() || pod.is_readable())
+            .min_by_key(|(_, pod)| (!pod.is_readable(), pod.facts.phase != "Succeeded", pod.created))
+            .map(|(uid, pod)| (uid.clone(), pod.job.clone()));
+        let Some((uid, job)) = least else { return false };
+        let mut freed = 0;
+        for run in
+            self.pods.get_mut(&uid).into_iter().flat_map(|pod| pod.runs.values_mut()).filter(|r| has_bytes(r))
+        {
+            freed += run.bytes();
+            let why = "its memory was needed for logs of other pods, and the pod was deleted before it was read again";
+            *run = match std::mem::replace(run, LogCapture::Dropped(why.into())) {
+                // The spooled log stays: it takes no memory.
+                LogCapture::Done(mut content) if matches!(content.excerpt.full, FullLog::Spooled(_)) => {
+                    (content.excerpt.head, content.excerpt.tail) = (Vec::new(), Vec::new());
+                    content.truncated = true;
+                    LogCapture::Done(content)
+                }
+                _ => LogCapture::Dropped(why.into()),
+            };
+        }
+        self.account(&job, -freed.cast_signed());
+        freed > 0
+    }
+
+    pub(super) fn drop_surplus(&mut self, job: &str) {
+        let Some(of) = self.jobs.get(job) else { return };
+        if of.pods.len() <= DELETED_PODS_PER_JOB {
+            return;
+        }
+        let gone =
+            of.pods.iter().filter_map(|uid| Some((uid, self.pods.get(uid).filter(|pod| pod.facts.gone)?)));
+        let gone: Vec<_> = gone.collect();
+        if gone.len() <= DELETED_PODS_PER_JOB {
+            return;
+        }
+        let least = gone.iter().min_by_key(|(_, pod)| (pod.facts.phase != "Succeeded", pod.created));
+        if let Some(uid) = least.map(|(uid, _)| (*uid).clone()) {
+            self.drop_pod(&uid);
+            if let Some(of) = self.jobs.get_mut(job) {
+                of.dropped_pods += 1;
+            }
+        }
+    }
+}
