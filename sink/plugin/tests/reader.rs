@@ -64,7 +64,7 @@ fn store(apiserver: &Apiserver, job: &JobSnapshot, logs: &[Log<'_>]) {
         }
         containers.last_mut().unwrap().logs.push(facts);
         known.logs.push(CapturedLog {
-            run: String::new(),
+            run_id: String::new(),
             container: (*container).into(),
             previous: *previous,
             excerpt: kept,
