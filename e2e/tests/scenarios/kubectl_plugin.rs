@@ -147,8 +147,8 @@ fn results_can_be_read_through_kubectl_with_the_right_to_read_config_maps() {
         assert_eq!(before, "attempt 1\nit runs\n");
 
         let error = person.fails(&["job-results", "logs", "agian"]).await;
-        assert!(error.contains("no result of a Job agian in namespace"), "{error}");
-        assert!(error.contains("there are 3 results in it, of again"), "{error}");
+        assert!(error.contains("no result of Job agian in namespace"), "{error}");
+        assert!(error.contains("the namespace has 3 results, of Jobs again"), "{error}");
         let error = person.fails(&["job-results", "list", "-n", "kube-system"]).await;
         assert!(error.contains("no right to list configmaps in namespace kube-system"), "{error}");
         let offered = person.ok(&["__complete", "job-results", "logs", ""]).await;

@@ -297,12 +297,12 @@ fn a_folder_has_full_logs_and_nothing_of_failed_harvests() {
         let person = super::kubectl_plugin::Person::reader(fixture, &ns).await;
         let url = logs(&told)[0]["whole"]["url"].as_str().unwrap().to_owned();
         let show = person.ok(&["job-results", "show", "again"]).await;
-        assert!(show.contains(&url) && show.contains("Whole logs: 2 logs"), "{show}");
+        assert!(show.contains(&url) && show.contains("Full logs:  2 logs"), "{show}");
         let (out, remarks) = person.both(&["job-results", "logs", "again", "-c", "main"]).await;
         assert!(out.contains("bytes left out; all of it") && !out.contains("note:"), "{out}");
         let sha256 = logs(&told).iter().find(|log| log["previous"] == false).unwrap()["sha256"].clone();
         assert!(
-            remarks.contains("all of it is at file://") && remarks.contains(sha256.as_str().unwrap()),
+            remarks.contains("the full log is at file://") && remarks.contains(sha256.as_str().unwrap()),
             "{remarks}"
         );
 

@@ -210,9 +210,9 @@ async fn who_may_read_secrets_reads_them(fixture: &Fixture, ns: &str) -> Person 
         "configmap/large-plain-results\nconfigmap/plain-results\n"
     );
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(said.matches("results in secrets, if any, are not shown").count(), 1, "{said}");
+    assert_eq!(said.matches("results in Secrets are not listed").count(), 1, "{said}");
     let error = person.fails(&["job-results", "logs", "quiet"]).await;
-    assert!(error.contains("results in Secrets could not be looked at"), "{error}");
+    assert!(error.contains("results in Secrets could not be read"), "{error}");
 
     // More rights, the same person.
     let role = json!({"rules": rules(json!(["configmaps", "secrets"]))}).to_string();
@@ -296,7 +296,10 @@ async fn another_run_in_another_kind_hides_nothing(fixture: &Fixture, ns: &str, 
         .await;
     let output = person.kubectl(&["job-results", "logs", "quiet", "-c", "main"]).await;
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success() && said.contains("there may be a newer run of Job quiet"), "{said}");
+    assert!(
+        output.status.success() && said.contains("a newer run of Job quiet may have its result in a Secret"),
+        "{said}"
+    );
 }
 
 async fn what_is_in_secrets_is_known_to_the_next_sink_and_left_where_it_cannot_be_read(

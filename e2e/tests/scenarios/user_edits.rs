@@ -68,7 +68,7 @@ fn an_edited_result_is_reported_and_still_readable() {
         fixture.config_maps(&ns).delete(&all[1].name_any(), &DeleteParams::default()).await.unwrap();
         let (out, said) = torn(&person, &["logs", "shard", "-c", "main"]).await;
         assert!(
-            said.contains(&all[1].name_any()) && said.contains("is gone: the logs end before it"),
+            said.contains(&all[1].name_any()) && said.contains("is missing: the logs end before it"),
             "{said}"
         );
         assert!(out.starts_with("000000001 "), "what is left is read");

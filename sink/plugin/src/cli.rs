@@ -1,79 +1,86 @@
-//! The command line.
+//! The command line. Doc comments here are the help texts.
 
 use clap::{Args, Parser, Subcommand, ValueEnum, builder::PossibleValue};
+use job_handler_shared::result::storage_kind::StorageKind;
 
-/// Reads the stored results of finished Jobs: outcome, reasons, containers' states, logs.
+/// Reads stored results of finished Jobs: outcome, reason, container states and logs.
 #[derive(Debug, Parser)]
 #[command(name = crate::PROGRAM, bin_name = "kubectl job-results", version)]
-pub struct Cli {
-    /// Which cluster, as whom.
+pub struct PluginCli {
     #[command(flatten)]
-    pub access: Access,
-    /// What to do.
+    pub(crate) cluster: ClusterArgs,
     #[command(subcommand)]
-    pub command: Command,
+    pub(crate) command: PluginCommand,
 }
 
-/// Which cluster, as whom: what kubectl calls its own options.
+// Named as kubectl names its options.
 #[derive(Clone, Debug, Default, Args)]
-pub struct Access {
-    /// Namespace; default: that of the kubeconfig's context.
+pub(crate) struct ClusterArgs {
+    /// Namespace; default: the namespace of the kubeconfig's context.
     #[arg(short, long, global = true, value_name = "NAME")]
-    pub namespace: Option<String>,
+    pub(crate) namespace: Option<String>,
     /// Kubeconfig file; default: $KUBECONFIG, or ~/.kube/config.
     #[arg(long, global = true, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
-    pub kubeconfig: Option<std::path::PathBuf>,
+    pub(crate) kubeconfig: Option<std::path::PathBuf>,
     /// Context of the kubeconfig.
     #[arg(long, global = true, value_name = "NAME")]
-    pub context: Option<String>,
+    pub(crate) context: Option<String>,
     /// Cluster of the kubeconfig.
     #[arg(long, global = true, value_name = "NAME")]
-    pub cluster: Option<String>,
+    pub(crate) cluster: Option<String>,
     /// User of the kubeconfig.
     #[arg(long, global = true, value_name = "NAME")]
-    pub user: Option<String>,
-    /// User or ServiceAccount to act as.
+    pub(crate) user: Option<String>,
+    /// User or ServiceAccount to impersonate.
     #[arg(long = "as", global = true, value_name = "USER")]
-    pub impersonate: Option<String>,
-    /// Group to act as; repeatable.
+    pub(crate) impersonate: Option<String>,
+    /// Group to impersonate; repeatable.
     #[arg(long = "as-group", global = true, value_name = "GROUP")]
-    pub impersonate_group: Vec<String>,
-    /// Where results are looked for; by default in both.
+    pub(crate) impersonate_group: Vec<String>,
+    /// Read results from objects of this kind only; default: both kinds.
     #[arg(long, global = true, value_enum, value_name = "KIND")]
-    pub storage: Option<Storage>,
+    pub(crate) storage: Option<StorageFilter>,
 }
 
-/// What results are stored in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 #[value(rename_all = "lowercase")]
-pub enum Storage {
+pub(crate) enum StorageFilter {
     /// ConfigMaps only.
     ConfigMap,
     /// Secrets only.
     Secret,
 }
 
-/// What to do.
+impl From<StorageFilter> for StorageKind {
+    fn from(filter: StorageFilter) -> Self {
+        match filter {
+            StorageFilter::ConfigMap => Self::ConfigMap,
+            StorageFilter::Secret => Self::Secret,
+        }
+    }
+}
+
 #[derive(Debug, Subcommand)]
-pub enum Command {
-    /// Lists results, the newest first.
+pub(crate) enum PluginCommand {
+    /// Lists results, newest first.
     #[command(visible_alias = "ls", alias = "get")]
     List(ListArgs),
-    /// Tells one result: how the Job ended and why, its pods and containers, what could not be kept.
+    /// Shows one result: how the Job ended and why, its pods and containers, and which parts are missing.
     #[command(alias = "describe")]
     Show(ShowArgs),
-    /// Writes the stored logs of a Job: of all its containers, or of those asked for.
+    /// Prints the stored logs of a Job, of all containers or of selected ones.
     #[command(alias = "log")]
     Logs(LogsArgs),
-    /// Writes a completion script: for a shell, where the program is called by its own name, or for kubectl.
-    #[command(after_help = "kubectl completes its plugins through a program beside them:\n  \
+    /// Prints a completion script, for kubectl or for a shell that calls the program by its own name.
+    #[command(after_help = "kubectl runs the completion program of a plugin, which must be on the PATH:\n  \
         kubectl job-results completion kubectl > ~/.local/bin/kubectl_complete-job_results\n  \
         chmod +x ~/.local/bin/kubectl_complete-job_results")]
     Completion {
-        /// For whom.
-        shell: Shell,
+        /// kubectl, or a shell.
+        #[arg(id = "shell", value_name = "SHELL")]
+        target: CompletionTarget,
     },
-    /// What kubectl asks for completion: the words so far, the last one being completed.
+    /// Prints completion candidates for the last word.
     #[command(name = "__complete", hide = true, disable_help_flag = true)]
     Complete {
         /// The words after `kubectl job-results`.
@@ -82,144 +89,136 @@ pub enum Command {
     },
 }
 
-/// `list`.
 #[derive(Debug, Default, Args)]
-pub struct ListArgs {
-    /// Of all namespaces.
+pub(crate) struct ListArgs {
+    /// List results in all namespaces.
     #[arg(short = 'A', long)]
-    pub all_namespaces: bool,
-    /// Only results with these labels, such as job-handler/group=7.12 (`kubectl get configmap --show-labels`).
+    pub(crate) all_namespaces: bool,
+    /// Label selector for results, such as job-handler/group=7.12 (`kubectl get configmap --show-labels`).
     #[arg(short = 'l', long, value_name = "SELECTOR")]
-    pub selector: Option<String>,
-    /// Only of Jobs that ended so.
+    pub(crate) selector: Option<String>,
+    /// Only results of Jobs with this outcome.
     #[arg(long, value_enum)]
-    pub outcome: Option<Ending>,
-    /// Only of this group.
+    pub(crate) outcome: Option<OutcomeFilter>,
+    /// Only results of Jobs in this group.
     #[arg(long, value_name = "GROUP")]
-    pub group: Option<String>,
-    /// table, wide, json, yaml, or name.
+    pub(crate) group: Option<String>,
+    /// Output format: table, wide, json, yaml, or name.
     #[arg(short, long, value_enum, default_value = "table", hide_possible_values = true)]
-    pub output: ListOutput,
-    /// What comes first: the one that finished last, the first by name, the longest, the largest.
+    pub(crate) output: ListOutput,
+    /// Order of the results.
     #[arg(long, value_enum, default_value = "finished")]
-    pub sort_by: SortBy,
-    /// Without the line of headings.
+    pub(crate) sort_by: SortBy,
+    /// Omit the header row.
     #[arg(long)]
-    pub no_headers: bool,
+    pub(crate) no_headers: bool,
 }
 
-/// The two ends of a Job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Ending {
-    /// Condition Complete.
+pub(crate) enum OutcomeFilter {
+    /// Jobs with condition Complete.
     Completed,
-    /// Condition Failed.
+    /// Jobs with condition Failed.
     Failed,
 }
 
-/// How `list` prints.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum ListOutput {
-    /// Columns.
+pub(crate) enum ListOutput {
+    /// The main columns.
     #[default]
     Table,
-    /// More columns.
+    /// All columns.
     Wide,
-    /// All facts.
+    /// Full results.
     Json,
-    /// All facts.
+    /// Full results.
     Yaml,
-    /// What they are stored in, as `configmap/NAME`.
+    /// The objects that hold the results, as `configmap/NAME`.
     Name,
 }
 
-/// Order of `list`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum SortBy {
-    /// The newest first.
+pub(crate) enum SortBy {
+    /// Newest first.
     #[default]
     Finished,
     /// By namespace and name.
     Name,
-    /// The longest first.
+    /// Longest first.
     Duration,
-    /// The largest first.
+    /// Largest first.
     Size,
 }
 
-/// `show`.
 #[derive(Debug, Args)]
-pub struct ShowArgs {
-    /// The Job's name (job/NAME, and the result's own name, do too).
-    pub job: String,
-    /// Which run, where Jobs of this name have several results: the beginning of the Job's uid.
+pub(crate) struct ShowArgs {
+    /// Name of the Job, also as job/NAME, or name of the object that holds the result.
+    pub(crate) job: String,
+    /// First characters of the uid of the Job, to select one of several Jobs of this name; default: the newest.
     #[arg(long, value_name = "UID")]
-    pub run: Option<String>,
-    /// As text for people, or all facts as json or yaml.
+    pub(crate) run: Option<String>,
+    /// Output format: readable text, or the full result as json or yaml.
     #[arg(short, long, value_enum, default_value = "text")]
-    pub output: ShowOutput,
+    pub(crate) output: ShowOutput,
 }
 
-/// How `show` prints.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum ShowOutput {
-    /// For people.
+pub(crate) enum ShowOutput {
+    /// Readable text.
     #[default]
     Text,
-    /// All facts.
+    /// The full result.
     Json,
-    /// All facts.
+    /// The full result.
     Yaml,
 }
 
-/// `logs`.
 #[derive(Debug, Args)]
-pub struct LogsArgs {
-    /// The Job's name (job/NAME, and the result's own name, do too).
-    pub job: String,
-    /// Only of this container.
+pub(crate) struct LogsArgs {
+    /// Name of the Job, also as job/NAME, or name of the object that holds the result.
+    pub(crate) job: String,
+    /// Only logs of this container.
     #[arg(short, long)]
-    pub container: Option<String>,
-    /// Only of this pod.
+    pub(crate) container: Option<String>,
+    /// Only logs of this pod.
     #[arg(long)]
-    pub pod: Option<String>,
-    /// The runs before the last restart; without it and with -c or --pod, the last runs.
+    pub(crate) pod: Option<String>,
+    /// Logs from before the last restart. With -c or --pod and without this: logs of the last run.
     #[arg(short, long)]
-    pub previous: bool,
-    /// Byte for byte; by default, what a terminal would act on is written as \xNN.
+    pub(crate) previous: bool,
+    /// Print the logs byte for byte; by default, bytes that a terminal would interpret are printed as \xNN.
     #[arg(long)]
-    pub raw: bool,
-    /// Which run, where Jobs of this name have several results: the beginning of the Job's uid.
+    pub(crate) raw: bool,
+    /// First characters of the uid of the Job, to select one of several Jobs of this name; default: the newest.
     #[arg(long, value_name = "UID")]
-    pub run: Option<String>,
+    pub(crate) run: Option<String>,
 }
 
-/// For whom a completion script is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Shell {
-    /// A shell, where the program is called by its own name.
-    Of(clap_complete::Shell),
-    /// kubectl, to be stored as `kubectl_complete-job_results`.
+pub(crate) enum CompletionTarget {
+    /// A shell that calls the program by its own name.
+    Shell(clap_complete::Shell),
+    /// kubectl; the script is stored as `kubectl_complete-job_results`.
     Kubectl,
 }
 
-impl ValueEnum for Shell {
+impl ValueEnum for CompletionTarget {
     fn value_variants<'a>() -> &'a [Self] {
         use clap_complete::Shell::{Bash, Elvish, Fish, PowerShell, Zsh};
         &[
             Self::Kubectl,
-            Self::Of(Bash),
-            Self::Of(Zsh),
-            Self::Of(Fish),
-            Self::Of(PowerShell),
-            Self::Of(Elvish),
+            Self::Shell(Bash),
+            Self::Shell(Zsh),
+            Self::Shell(Fish),
+            Self::Shell(PowerShell),
+            Self::Shell(Elvish),
         ]
     }
 
     fn to_possible_value(&self) -> Option<PossibleValue> {
         match self {
             Self::Kubectl => Some(PossibleValue::new("kubectl")),
-            Self::Of(shell) => shell.to_possible_value(),
+            Self::Shell(shell) => shell.to_possible_value(),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Which cluster, as whom: as kubectl would.
+//! The connection to the cluster, configured as kubectl configures its own.
 
 use job_handler_shared::kube::client;
 use job_handler_shared::process::error_chain::error_chain;
@@ -7,31 +7,20 @@ use kube::{
     config::{KubeConfigOptions, Kubeconfig},
 };
 
-use crate::{
-    ReadError,
-    cli::{Access, Storage},
-    source::{Source, StorageKind},
-};
+use crate::{cli::ClusterArgs, error::PluginError, result_source::ResultSource};
 
-/// A way to results; `all`: of every namespace.
-///
 /// # Errors
-/// Where the kubeconfig cannot be used.
-pub async fn connect(access: &Access, all: bool) -> Result<Source, ReadError> {
-    let config = config(access).await?;
-    let namespace = access.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
+/// If the kubeconfig cannot be used.
+pub(crate) async fn connect(args: &ClusterArgs, all_namespaces: bool) -> Result<ResultSource, PluginError> {
+    let config = load_config(args).await?;
+    let namespace = args.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
     let client = client::with(config, crate::PROGRAM, env!("CARGO_PKG_VERSION"))
-        .map_err(|e| ReadError::Access(e.to_string()))?;
-    let kinds = match access.storage {
-        None => vec![StorageKind::ConfigMap, StorageKind::Secret],
-        Some(Storage::ConfigMap) => vec![StorageKind::ConfigMap],
-        Some(Storage::Secret) => vec![StorageKind::Secret],
-    };
-    Ok(Source { client, namespace: (!all).then_some(namespace), kinds, asked: access.storage.is_some() })
+        .map_err(|e| PluginError::Access(e.to_string()))?;
+    Ok(ResultSource::new(client, (!all_namespaces).then_some(namespace), args.storage.map(Into::into)))
 }
 
-/// The contexts of the kubeconfig, for completion.
-pub fn contexts(file: Option<&std::path::Path>) -> Vec<String> {
+/// Names of the contexts of the kubeconfig; none if it cannot be read.
+pub(crate) fn context_names(file: Option<&std::path::Path>) -> Vec<String> {
     let kubeconfig = match file {
         Some(file) => Kubeconfig::read_from(file),
         None => Kubeconfig::read(),
@@ -39,35 +28,35 @@ pub fn contexts(file: Option<&std::path::Path>) -> Vec<String> {
     kubeconfig.map(|k| k.contexts.into_iter().map(|c| c.name).collect()).unwrap_or_default()
 }
 
-async fn config(access: &Access) -> Result<Config, ReadError> {
+async fn load_config(args: &ClusterArgs) -> Result<Config, PluginError> {
     let options = KubeConfigOptions {
-        context: access.context.clone(),
-        cluster: access.cluster.clone(),
-        user: access.user.clone(),
+        context: args.context.clone(),
+        cluster: args.cluster.clone(),
+        user: args.user.clone(),
     };
-    let chosen = options.context.is_some() || options.cluster.is_some() || options.user.is_some();
+    let has_options = options.context.is_some() || options.cluster.is_some() || options.user.is_some();
     let unusable = |error: &dyn std::error::Error| {
-        ReadError::Access(format!("the kubeconfig cannot be used: {}", error_chain(error)))
+        PluginError::Access(format!("cannot use the kubeconfig: {}", error_chain(error)))
     };
-    let mut config = match &access.kubeconfig {
+    let mut config = match &args.kubeconfig {
         Some(file) => {
             let kubeconfig = Kubeconfig::read_from(file).map_err(|e| unusable(&e))?;
             Config::from_custom_kubeconfig(kubeconfig, &options).await.map_err(|e| unusable(&e))?
         }
-        None if chosen => Config::from_kubeconfig(&options).await.map_err(|e| unusable(&e))?,
-        // Also within a pod.
+        None if has_options => Config::from_kubeconfig(&options).await.map_err(|e| unusable(&e))?,
+        // Also works in a pod, with its ServiceAccount.
         None => Config::infer().await.map_err(|e| {
             let error = error_chain(&e);
-            ReadError::Access(format!(
-                "no access to a cluster: {error}. Set KUBECONFIG, or give --kubeconfig FILE"
+            PluginError::Access(format!(
+                "cannot find a cluster: {error}. Set KUBECONFIG, or use --kubeconfig FILE"
             ))
         })?,
     };
-    if access.impersonate.is_some() {
-        config.auth_info.impersonate.clone_from(&access.impersonate);
+    if args.impersonate.is_some() {
+        config.auth_info.impersonate.clone_from(&args.impersonate);
     }
-    if !access.impersonate_group.is_empty() {
-        config.auth_info.impersonate_groups = Some(access.impersonate_group.clone());
+    if !args.impersonate_group.is_empty() {
+        config.auth_info.impersonate_groups = Some(args.impersonate_group.clone());
     }
     Ok(config)
 }

@@ -1,157 +1,87 @@
-//! `kubectl job-results`: stored results for people. Reads, never writes, and asks for nothing but results.
+//! `kubectl job-results`: reads stored results of Jobs. It never writes to the cluster, and reads only results
+//! (completion also lists namespaces).
+//!
+//! Read [`run`] first; the command line is in `cli`.
 //!
 //! | module | holds |
 //! | --- | --- |
-//! | [`cli`] | the command line |
-//! | [`client`] | which cluster, as whom |
-//! | [`source`] | results as they are stored, and where |
-//! | [`lookup`] | lists them, finds that of a Job |
-//! | [`content`], [`select`], [`sanitize`] | logs: put together and checked, the part asked for, fit for a terminal |
-//! | [`list`], [`show`] | what is printed |
-//! | [`completion`] | what could come next on the command line |
+//! | `cli` | the command line |
+//! | `client` | the connection to the cluster |
+//! | `result_source` | lists and gets results, in ConfigMaps and Secrets |
+//! | `lookup` | finds the result of a Job by name |
+//! | `list`, `show`, `logs` | the commands |
+//! | `log_stream`, `log_selector`, `full_logs` | logs: reassembles and verifies them, selects sections, locates full logs |
+//! | `terminal` | escapes what a terminal would interpret |
+//! | `completion` | candidates for shell completion |
 
-pub mod cli;
-pub mod client;
-pub mod completion;
-pub mod content;
-pub mod list;
-pub mod lookup;
-pub mod sanitize;
-pub mod select;
-pub mod show;
-pub mod source;
-mod verify;
+mod cli;
+mod client;
+mod completion;
+mod error;
+mod full_logs;
+mod list;
+mod log_selector;
+mod log_stream;
+mod logs;
+mod lookup;
+mod result_source;
+mod show;
+mod terminal;
 
-use std::io::{self, Write};
+use std::io::Write;
 
 use clap::CommandFactory;
 
-use self::{
-    cli::{Cli, Command, LogsArgs, Shell},
-    sanitize::Escaper,
-    source::{Source, Stored},
-};
-use job_handler_shared::kube::error::ApiError;
+use crate::cli::{CompletionTarget, PluginCommand};
 
-/// The program's file name: kubectl finds plugins by it, and writes `_` as `-`.
-pub const PROGRAM: &str = "kubectl-job_results";
+pub use crate::{cli::PluginCli, error::PluginError, result_source::ResultSource, terminal::escape_lines};
 
-/// Why there is no answer.
-#[derive(Debug, thiserror::Error)]
-pub enum ReadError {
-    /// No cluster, or no way into it.
-    #[error("{0}")]
-    Access(String),
-    /// A call that the role does not allow.
-    #[error(
-        "no right to {what}: {message}\n`get` and `list` of {kind}s in the namespace are what this needs"
-    )]
-    Rights {
-        /// What was tried.
-        what: String,
-        /// The apiserver's words.
-        message: String,
-        /// What results are stored in.
-        kind: &'static str,
-    },
-    /// A call failed.
-    #[error(transparent)]
-    Api(ApiError),
-    /// There is none; the text says what there is.
-    #[error("{0}")]
-    NotFound(String),
-    /// An object that is labelled as a result, and is none that can be read.
-    #[error("{0}")]
-    Unreadable(String),
-    /// It is not what it says it is; what there is was written nevertheless.
-    #[error("{}", .0.join("\nerror: "))]
-    Damaged(Vec<String>),
-    /// Nobody reads what we write.
-    #[error("cannot write: {0}")]
-    Output(#[from] io::Error),
-}
+/// File name of the program. kubectl finds plugins by file name, where `_` stands for `-`.
+const PROGRAM: &str = "kubectl-job_results";
 
-/// Does what the command line says; answers go to `out`, remarks to `remarks`.
+/// Runs a command on the cluster of the kubeconfig. Writes results to `out`, and notes and warnings to `notes`.
 ///
 /// # Errors
-/// Where there is no (whole) answer.
-pub async fn run(cli: Cli, out: &mut impl Write, remarks: &mut impl Write) -> Result<(), ReadError> {
-    let all = match &cli.command {
-        Command::Completion { shell: Shell::Kubectl } => {
+/// If the command fails; what could be read has been written to `out`.
+pub async fn run(cli: PluginCli, out: &mut impl Write, notes: &mut impl Write) -> Result<(), PluginError> {
+    let all_namespaces = match &cli.command {
+        PluginCommand::Completion { target: CompletionTarget::Kubectl } => {
             return Ok(writeln!(out, "#!/bin/sh\nexec {PROGRAM} __complete -- \"$@\"")?);
         }
-        Command::Completion { shell: Shell::Of(shell) } => {
+        PluginCommand::Completion { target: CompletionTarget::Shell(shell) } => {
             let mut script = Vec::new();
-            clap_complete::generate(*shell, &mut Cli::command(), PROGRAM, &mut script);
+            clap_complete::generate(*shell, &mut PluginCli::command(), PROGRAM, &mut script);
             return Ok(out.write_all(&script)?);
         }
-        Command::Complete { words } => return Ok(completion::print(words, out).await?),
-        Command::List(args) => args.all_namespaces,
-        Command::Show(_) | Command::Logs(_) => false,
+        PluginCommand::Complete { words } => return Ok(completion::print_candidates(words, out).await?),
+        PluginCommand::List(args) => args.all_namespaces,
+        PluginCommand::Show(_) | PluginCommand::Logs(_) => false,
     };
-    let source = client::connect(&cli.access, all).await?;
-    answer(&source, &cli.command, out, remarks).await
+    let source = client::connect(&cli.cluster, all_namespaces).await?;
+    run_on(&source, &cli, out, notes).await
 }
 
-/// Answers what is asked of a cluster.
+/// Runs `list`, `show` or `logs` on results of `source`; the other commands do nothing here.
 ///
 /// # Errors
-/// Where there is no (whole) answer.
-pub async fn answer(
-    source: &Source,
-    command: &Command,
+/// As [`run`].
+pub async fn run_on(
+    source: &ResultSource,
+    cli: &PluginCli,
     out: &mut impl Write,
-    remarks: &mut impl Write,
-) -> Result<(), ReadError> {
-    match command {
-        Command::List(args) => list::run(source, args, out, remarks).await,
-        Command::Show(args) => {
-            let (found, others) = lookup::result_of(source, &args.job, args.run.as_deref(), remarks).await?;
-            Ok(show::print(&found, &others, args.output, out)?)
+    notes: &mut impl Write,
+) -> Result<(), PluginError> {
+    match &cli.command {
+        PluginCommand::List(args) => list::run(source, args, out, notes).await,
+        PluginCommand::Show(args) => {
+            let (result, other_runs) =
+                lookup::find_result(source, &args.job, args.run.as_deref(), notes).await?;
+            Ok(show::print(&result, &other_runs, args.output, out)?)
         }
-        Command::Logs(args) => {
-            let (found, _) = lookup::result_of(source, &args.job, args.run.as_deref(), remarks).await?;
-            logs(source, &found, args, out, remarks).await
+        PluginCommand::Logs(args) => {
+            let (result, _) = lookup::find_result(source, &args.job, args.run.as_deref(), notes).await?;
+            logs::run(source, &result, args, out, notes).await
         }
-        Command::Completion { .. } | Command::Complete { .. } => Ok(()),
+        PluginCommand::Completion { .. } | PluginCommand::Complete { .. } => Ok(()),
     }
-}
-
-async fn logs(
-    source: &Source,
-    found: &Stored,
-    args: &LogsArgs,
-    out: &mut impl Write,
-    remarks: &mut impl Write,
-) -> Result<(), ReadError> {
-    let wanted = select::Wanted {
-        container: args.container.as_deref(),
-        pod: args.pod.as_deref(),
-        previous: args.previous,
-    };
-    verify::remark(found, wanted, remarks)?;
-    let mut pick = select::Picker::new(found, wanted)?;
-    let mut escaper = (!args.raw).then(Escaper::default);
-    let mut buffer = Vec::new();
-    let faults = {
-        let mut sink = |piece: &[u8]| -> io::Result<()> {
-            let part = pick.push(piece);
-            match &mut escaper {
-                Some(escaper) => {
-                    buffer.clear();
-                    escaper.push(&part, &mut buffer);
-                    out.write_all(&buffer)
-                }
-                None => out.write_all(&part),
-            }
-        };
-        content::stream(source, found, &mut sink).await?
-    };
-    if let Some(escaper) = &mut escaper {
-        buffer.clear();
-        escaper.finish(&mut buffer);
-        out.write_all(&buffer)?;
-    }
-    out.flush()?;
-    if faults.is_empty() { Ok(()) } else { Err(ReadError::Damaged(faults)) }
 }

@@ -1,62 +1,60 @@
-//! `list`: a row per result.
+//! `list`: one row per result.
 
 use std::{cmp::Reverse, io::Write};
 
 use jiff::Timestamp;
 use job_handler_shared::{
     keys, names,
+    result::{manifest::Manifest, storage_kind::StorageKind},
     text::{human_bytes, human_seconds},
 };
 use serde_json::{Value, json};
 
 use crate::{
-    ReadError,
-    cli::{Ending, ListArgs, ListOutput, SortBy},
-    sanitize::{json as escaped_json, line},
-    source::{Source, StorageKind, Stored},
+    cli::{ListArgs, ListOutput, OutcomeFilter, SortBy},
+    error::PluginError,
+    result_source::{JobResult, ResultSource},
+    terminal::{escape_json, escape_line},
 };
 
-/// What is kept of a result while all are listed: its logs are not.
-struct Row {
+/// What a row needs of a result. Logs are dropped, so that many results fit in memory.
+struct ResultRow {
     kind: StorageKind,
     name: String,
-    manifest: job_handler_shared::result::manifest::Manifest,
+    manifest: Manifest,
     value: Value,
     size: u64,
 }
 
-/// Lists results as asked.
-///
 /// # Errors
-/// Where they cannot be listed, or written.
-pub async fn run(
-    source: &Source,
+/// If a call or the output fails. A result that cannot be read is a warning.
+pub(crate) async fn run(
+    source: &ResultSource,
     args: &ListArgs,
     out: &mut impl Write,
-    remarks: &mut impl Write,
-) -> Result<(), ReadError> {
+    notes: &mut impl Write,
+) -> Result<(), PluginError> {
     let structured = matches!(args.output, ListOutput::Json | ListOutput::Yaml);
-    let (mut rows, mut broken) = (Vec::new(), Vec::new());
-    let mut each = |object| match Stored::read(object) {
-        Ok(mut stored) => {
-            let value = if structured { stored.to_value() } else { Value::Null };
-            let wide = args.output == ListOutput::Wide;
-            if !wide {
-                // Not the facts of thousands of pods at a time.
-                stored.manifest.pods.clear();
+    let (mut rows, mut unreadable) = (Vec::new(), Vec::new());
+    let mut visit = |object| match JobResult::parse(object) {
+        Ok(mut result) => {
+            let value = if structured { result.to_value() } else { Value::Null };
+            if args.output != ListOutput::Wide {
+                // Only wide output counts pods; a Job may have thousands.
+                result.manifest.pods.clear();
             }
-            let Stored { object, manifest, size } = stored;
-            rows.push(Row { kind: object.kind, name: object.name, manifest, value, size });
+            let JobResult { object, manifest, size } = result;
+            rows.push(ResultRow { kind: object.kind, name: object.name, manifest, value, size });
         }
-        Err(error) => broken.push(error),
+        Err(error) => unreadable.push(error),
     };
-    let hidden = source.each(&selector(args), &mut each).await?;
-    sort(&mut rows, args.sort_by);
+    let skipped = source.for_each_result(&label_selector(args), &mut visit).await?;
+    sort_rows(&mut rows, args.sort_by);
     match args.output {
         ListOutput::Json => {
             let items: Vec<Value> = rows.into_iter().map(|row| row.value).collect();
             let text = serde_json::to_string_pretty(&json!({"items": items})).unwrap_or_default();
-            writeln!(out, "{}", escaped_json(&text))?;
+            writeln!(out, "{}", escape_json(&text))?;
         }
         ListOutput::Yaml => {
             let items: Vec<Value> = rows.into_iter().map(|row| row.value).collect();
@@ -68,36 +66,35 @@ pub async fn run(
             }
         }
         ListOutput::Table | ListOutput::Wide => {
-            if rows.is_empty() && broken.is_empty() {
-                let wide =
+            if rows.is_empty() && unreadable.is_empty() {
+                let scope =
                     source.namespace.as_deref().map_or(String::new(), |n| format!(" in namespace {n}"));
-                let picked = if selector(args).is_empty() { "" } else { " like that" };
-                writeln!(remarks, "No results{picked} found{wide}.")?;
+                let matching = if label_selector(args).is_empty() { "" } else { " matching" };
+                writeln!(notes, "No{matching} results found{scope}.")?;
             } else {
-                table(&rows, args, source.namespace.is_none(), Timestamp::now(), out)?;
+                write_table(&rows, args, source.namespace.is_none(), Timestamp::now(), out)?;
             }
         }
     }
-    for error in broken {
-        writeln!(remarks, "warning: {error}")?;
+    for error in unreadable {
+        writeln!(notes, "warning: {error}")?;
     }
-    for (kind, why) in hidden {
-        let word = kind.resource();
+    for (kind, message) in skipped {
+        let kind = kind.kind();
         writeln!(
-            remarks,
-            "note: results in {word}s, if any, are not shown: {why} (--storage configmap asks for none)"
+            notes,
+            "note: results in {kind}s are not listed: {message} (--storage configmap hides this note)"
         )?;
     }
     Ok(())
 }
 
-/// The label selector of what was asked for.
-fn selector(args: &ListArgs) -> String {
+fn label_selector(args: &ListArgs) -> String {
     let mut parts: Vec<String> = args.selector.iter().filter(|text| !text.is_empty()).cloned().collect();
-    if let Some(ending) = args.outcome {
-        let status = match ending {
-            Ending::Completed => keys::STATUS_COMPLETED,
-            Ending::Failed => keys::STATUS_FAILED,
+    if let Some(outcome) = args.outcome {
+        let status = match outcome {
+            OutcomeFilter::Completed => keys::STATUS_COMPLETED,
+            OutcomeFilter::Failed => keys::STATUS_FAILED,
         };
         parts.push(format!("{}={status}", keys::STATUS));
     }
@@ -107,7 +104,7 @@ fn selector(args: &ListArgs) -> String {
     parts.join(",")
 }
 
-fn sort(rows: &mut [Row], by: SortBy) {
+fn sort_rows(rows: &mut [ResultRow], by: SortBy) {
     rows.sort_by(|a, b| (&a.manifest.job.namespace, &a.name).cmp(&(&b.manifest.job.namespace, &b.name)));
     match by {
         SortBy::Name => {}
@@ -117,8 +114,8 @@ fn sort(rows: &mut [Row], by: SortBy) {
     }
 }
 
-fn table(
-    rows: &[Row],
+fn write_table(
+    rows: &[ResultRow],
     args: &ListArgs,
     all_namespaces: bool,
     now: Timestamp,
@@ -152,9 +149,9 @@ fn table(
     Ok(())
 }
 
-fn cells(row: &Row, all_namespaces: bool, wide: bool, now: Timestamp) -> Vec<String> {
+fn cells(row: &ResultRow, all_namespaces: bool, wide: bool, now: Timestamp) -> Vec<String> {
     let (manifest, job) = (&row.manifest, &row.manifest.job);
-    let or_dash = |text: &str| if text.is_empty() { "-".to_owned() } else { line(text) };
+    let or_dash = |text: &str| if text.is_empty() { "-".to_owned() } else { escape_line(text) };
     let mut cells = vec![
         or_dash(&job.name),
         manifest.outcome.as_str().to_owned(),

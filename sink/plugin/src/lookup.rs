@@ -1,166 +1,184 @@
-//! Finds the result of a Job by name, among several runs of it.
+//! Finds the result of a Job by name. Several Jobs may have had the name, one after another.
 
 use std::io::Write;
 
-use job_handler_shared::{keys, names};
+use job_handler_shared::{keys, names, result::storage_kind::StorageKind};
 
 use crate::{
-    ReadError,
-    sanitize::line,
-    source::{Source, StorageKind, Stored},
+    error::PluginError,
+    result_source::{JobResult, ResultSource},
+    terminal::escape_line,
 };
 
-/// So many names are told where the one asked for is not there.
-const NAMES_TOLD: usize = 10;
+/// Job names that the error lists if the given one has no result.
+const MAX_SUGGESTIONS: usize = 10;
 
-/// A Job's result: the newest, or that of the run whose uid begins so. The second part are its other runs', newest
-/// first.
+/// Returns the newest result of the Job, or the result of the run whose uid starts with `run`, and the results of its
+/// other runs, newest first.
 ///
 /// # Errors
-/// Where there is none: tells what there is.
-pub async fn result_of(
-    source: &Source,
-    asked: &str,
+/// If there is no such result: the message lists what exists.
+pub(crate) async fn find_result(
+    source: &ResultSource,
+    job: &str,
     run: Option<&str>,
-    remarks: &mut impl Write,
-) -> Result<(Stored, Vec<Stored>), ReadError> {
-    let name = asked.rsplit_once('/').map_or(asked, |(_, name)| name);
+    notes: &mut impl Write,
+) -> Result<(JobResult, Vec<JobResult>), PluginError> {
+    let name = job.rsplit_once('/').map_or(job, |(_, name)| name);
     let namespace = source.namespace.clone().unwrap_or_default();
-    let (mut found, mut broken) = (Vec::new(), Vec::new());
-    let mut take = |object| match Stored::read(object) {
-        Ok(stored) if stored.manifest.job.name == name => found.push(stored),
+    let (mut results, mut unreadable) = (Vec::new(), Vec::new());
+    let mut visit = |object| match JobResult::parse(object) {
+        Ok(result) if result.manifest.job.name == name => results.push(result),
         Ok(_) => {}
-        Err(error) => broken.push(error),
+        Err(error) => unreadable.push(error),
     };
-    let labels = format!("{}={}", keys::JOB_NAME, names::label_value(name));
-    let hidden = match source.each(&labels, &mut take).await {
-        Ok(hidden) => hidden,
-        // Who may only `get` finds the one under its own name.
-        Err(rights @ ReadError::Rights { .. }) => {
-            match by_object_name(source, &namespace, &names::result_name(name)).await {
-                Ok(Some(stored)) => found.push(stored),
-                Ok(None) | Err(ReadError::Rights { .. }) => return Err(rights),
+    let selector = format!("{}={}", keys::JOB_NAME, names::label_value(name));
+    let skipped = match source.for_each_result(&selector, &mut visit).await {
+        Ok(skipped) => skipped,
+        // A role with `get` but without `list` can still read the result under its usual name.
+        Err(forbidden @ PluginError::Forbidden { .. }) => {
+            match get_by_object_name(source, &namespace, &names::result_name(name)).await {
+                Ok(Some(result)) => results.push(result),
+                Ok(None) | Err(PluginError::Forbidden { .. }) => return Err(forbidden),
                 Err(other) => return Err(other),
             }
             Vec::new()
         }
         Err(other) => return Err(other),
     };
-    if found.is_empty()
-        && let Some(stored) = by_object_name(source, &namespace, name).await?
+    if results.is_empty()
+        && let Some(result) = get_by_object_name(source, &namespace, name).await?
     {
-        found.push(stored);
+        results.push(result);
     }
-    found.sort_by(|a, b| newness(b).cmp(&newness(a)));
-    for error in &broken {
-        writeln!(remarks, "warning: {error}")?;
+    results.sort_by(|a, b| age_key(b).cmp(&age_key(a)));
+    for error in &unreadable {
+        writeln!(notes, "warning: {error}")?;
     }
-    if found.is_empty() {
-        if let Some(error) = broken.pop() {
+    if results.is_empty() {
+        if let Some(error) = unreadable.pop() {
             return Err(error);
         }
-        return Err(none_of(source, &namespace, name, &hidden).await?);
+        return Err(not_found(source, &namespace, name, &skipped).await?);
     }
     let index = match run {
         None => 0,
-        Some(run) => match found.iter().position(|stored| stored.manifest.job.uid.starts_with(run)) {
-            Some(index) => index,
-            None => {
-                let runs: Vec<_> = found.iter().map(|stored| stored.manifest.job.uid.as_str()).collect();
-                let runs = runs.join(", ");
-                return Err(ReadError::NotFound(format!(
-                    "no run of Job {namespace}/{name} whose uid begins with `{run}` has a result; there are {runs}"
-                )));
-            }
-        },
+        Some(uid) => run_index(&results, uid, &namespace, name)?,
     };
-    let stored = found.remove(index);
-    // Another run, a newer one, has the name: if it is not among those that were found, it is where one may not look.
-    let first = names::result_name(name);
-    let moved = run.is_none() && stored.object.name != first;
-    if moved && !found.iter().any(|other| other.object.name == first) {
-        for (kind, why) in &hidden {
-            writeln!(
-                remarks,
-                "note: there may be a newer run of Job {name}, whose result is in a {}: {why}",
-                kind.kind()
-            )?;
-        }
+    let result = results.remove(index);
+    if run.is_none() {
+        note_hidden_newer_run(&result, &results, name, &skipped, notes)?;
     }
-    if stored.is_newer_than_we() {
-        let (theirs, place) = (stored.manifest.schema_version, stored.object.place());
+    if result.has_newer_schema() {
+        let (version, place) = (result.manifest.schema_version, result.object.display_name());
         writeln!(
-            remarks,
-            "warning: {place} has schema version {theirs}: a newer {} shows more",
+            notes,
+            "warning: {place} has schema version {version}; a newer {} may show more of it",
             crate::PROGRAM
         )?;
     }
-    Ok((stored, found))
+    Ok((result, results))
 }
 
-/// Later runs first.
-fn newness(stored: &Stored) -> (jiff::Timestamp, jiff::Timestamp, &str) {
-    let job = &stored.manifest.job;
+fn run_index(results: &[JobResult], uid: &str, namespace: &str, name: &str) -> Result<usize, PluginError> {
+    results.iter().position(|result| result.manifest.job.uid.starts_with(uid)).ok_or_else(|| {
+        let uids: Vec<_> = results.iter().map(|result| result.manifest.job.uid.as_str()).collect();
+        PluginError::NotFound(format!(
+            "Job {namespace}/{name} has no result of a run whose uid starts with `{uid}`; it has results of {}",
+            uids.join(", ")
+        ))
+    })
+}
+
+/// The newest run has the result's plain name. If the shown result has another name and none has the plain one, a newer
+/// result is in an object of a kind that was skipped.
+fn note_hidden_newer_run(
+    shown: &JobResult,
+    others: &[JobResult],
+    job: &str,
+    skipped: &[(StorageKind, String)],
+    notes: &mut impl Write,
+) -> std::io::Result<()> {
+    let plain_name = names::result_name(job);
+    if std::iter::once(shown).chain(others).any(|result| result.object.name == plain_name) {
+        return Ok(());
+    }
+    for (kind, message) in skipped {
+        writeln!(
+            notes,
+            "note: a newer run of Job {job} may have its result in a {}: {message}",
+            kind.kind()
+        )?;
+    }
+    Ok(())
+}
+
+/// Newer runs have greater keys.
+fn age_key(result: &JobResult) -> (jiff::Timestamp, jiff::Timestamp, &str) {
+    let job = &result.manifest.job;
     (job.created, job.finished, &job.uid)
 }
 
-/// A result by the name of the object that holds it.
-async fn by_object_name(source: &Source, namespace: &str, name: &str) -> Result<Option<Stored>, ReadError> {
-    for kind in &source.kinds {
-        let found = match source.get(*kind, namespace, name).await {
-            Err(ReadError::Rights { .. }) if *kind == StorageKind::Secret && !source.asked => None,
+async fn get_by_object_name(
+    source: &ResultSource,
+    namespace: &str,
+    name: &str,
+) -> Result<Option<JobResult>, PluginError> {
+    for kind in source.kinds() {
+        let object = match source.get(kind, namespace, name).await {
+            Err(PluginError::Forbidden { .. }) if source.may_skip(kind) => None,
             other => other?,
         };
-        match found {
-            Some(object) if object.labels.get(keys::CREATED).is_some_and(|value| value == "true") => {
-                return Stored::read(object).map(Some);
-            }
-            _ => {}
+        if let Some(object) = object.filter(|object| object.is_result()) {
+            return JobResult::parse(object).map(Some);
         }
     }
     Ok(None)
 }
 
-/// What is said where there is no result of that name.
-async fn none_of(
-    source: &Source,
+/// The error for a Job without a result: lists the Jobs with the most similar names.
+async fn not_found(
+    source: &ResultSource,
     namespace: &str,
     name: &str,
-    hidden: &[(StorageKind, String)],
-) -> Result<ReadError, ReadError> {
+    skipped: &[(StorageKind, String)],
+) -> Result<PluginError, PluginError> {
     let mut jobs = Vec::new();
     source
-        .each("", &mut |object| {
-            if let Ok(stored) = Stored::read(object) {
-                jobs.push((stored.manifest.job.finished, stored.manifest.job.name));
+        .for_each_result("", &mut |object| {
+            if let Ok(result) = JobResult::parse(object) {
+                jobs.push((result.manifest.job.finished, result.manifest.job.name));
             }
         })
         .await?;
-    jobs.sort_by_key(|job| std::cmp::Reverse((likeness(&job.1, name), job.0)));
-    let mut told: Vec<String> = Vec::new();
+    jobs.sort_by_key(|job| std::cmp::Reverse((common_prefix(&job.1, name), job.0)));
+    let mut suggestions: Vec<String> = Vec::new();
     for (_, job) in &jobs {
-        let job = line(job);
-        if !told.contains(&job) && told.len() < NAMES_TOLD {
-            told.push(job);
+        let job = escape_line(job);
+        if !suggestions.contains(&job) && suggestions.len() < MAX_SUGGESTIONS {
+            suggestions.push(job);
         }
     }
-    let mut text = format!("no result of a Job {name} in namespace {namespace}");
-    match told.as_slice() {
+    let mut text = format!("no result of Job {name} in namespace {namespace}");
+    match suggestions.as_slice() {
         [] => text.push_str(
-            "; there are no results in it (has the Job finished? does a policy with `results` select it?)",
+            "; the namespace has no results (has the Job finished? does a policy with `results` select it?)",
         ),
-        names => text.push_str(&format!("; there are {} results in it, of {}", jobs.len(), names.join(", "))),
+        names => {
+            let names = names.join(", ");
+            text.push_str(&format!("; the namespace has {} results, of Jobs {names}", jobs.len()));
+        }
     }
-    if told.len() == NAMES_TOLD {
+    if suggestions.len() == MAX_SUGGESTIONS {
         text.push_str(", …");
     }
-    for (kind, why) in hidden {
-        text.push_str(&format!("\n(results in {}s could not be looked at: {why})", kind.kind()));
+    for (kind, message) in skipped {
+        text.push_str(&format!("\n(results in {}s could not be read: {message})", kind.kind()));
     }
-    Ok(ReadError::NotFound(text))
+    Ok(PluginError::NotFound(text))
 }
 
-/// Characters that two names have in common from their start.
-fn likeness(a: &str, b: &str) -> usize {
+/// Length of the common prefix, bytes.
+fn common_prefix(a: &str, b: &str) -> usize {
     a.bytes().zip(b.bytes()).take_while(|(a, b)| a == b).count()
 }

@@ -1,4 +1,4 @@
-//! `kubectl job-results`: a plugin of kubectl; arguments in, the library's `plugin::run`.
+//! The program `kubectl-job_results`: parses the arguments and calls the library.
 
 use std::{
     io::{ErrorKind, Write},
@@ -6,28 +6,28 @@ use std::{
 };
 
 use clap::Parser;
-use job_handler_plugin::{ReadError, cli::Cli, sanitize};
+use job_handler_plugin::{PluginCli, PluginError, escape_lines, run};
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    // The one provider of the workspace; it fails only where one was installed before.
+    let cli = PluginCli::parse();
+    // Fails only if a provider is installed already.
     let _: Result<_, _> = rustls::crypto::ring::default_provider().install_default();
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
-        Err(error) => return failed(&format!("cannot start the runtime: {error}")),
+        Err(error) => return fail(&format!("cannot start the runtime: {error}")),
     };
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());
-    let answer = runtime.block_on(job_handler_plugin::run(cli, &mut out, &mut std::io::stderr()));
-    match answer.and_then(|()| Ok(out.flush()?)) {
+    let result = runtime.block_on(run(cli, &mut out, &mut std::io::stderr()));
+    match result.and_then(|()| Ok(out.flush()?)) {
         Ok(()) => ExitCode::SUCCESS,
-        // Whoever reads us has read enough, as in `… | head`.
-        Err(ReadError::Output(error)) if error.kind() == ErrorKind::BrokenPipe => ExitCode::SUCCESS,
-        Err(error) => failed(&error.to_string()),
+        // The reading end was closed, as in `… | head`.
+        Err(PluginError::Output(error)) if error.kind() == ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(error) => fail(&error.to_string()),
     }
 }
 
-fn failed(why: &str) -> ExitCode {
-    // Some of it are others' words.
-    eprintln!("error: {}", sanitize::lines(why));
+fn fail(message: &str) -> ExitCode {
+    // Messages quote the apiserver and stored results.
+    eprintln!("error: {}", escape_lines(message));
     ExitCode::FAILURE
 }

@@ -1,4 +1,4 @@
-//! `show`: one result in full.
+//! `show`: one result, as text, JSON or YAML.
 
 use std::io::{self, Write};
 
@@ -14,45 +14,50 @@ use job_handler_shared::{
 
 use crate::{
     cli::ShowOutput,
-    sanitize::{json, line},
-    source::Stored,
-    verify,
+    full_logs,
+    result_source::JobResult,
+    terminal::{escape_json, escape_line},
 };
 
-/// Prints a result; `others` are those of the Job's other runs.
-///
-/// # Errors
-/// Where `out` takes no more.
-pub fn print(stored: &Stored, others: &[Stored], output: ShowOutput, out: &mut impl Write) -> io::Result<()> {
+pub(crate) fn print(
+    result: &JobResult,
+    other_runs: &[JobResult],
+    output: ShowOutput,
+    out: &mut impl Write,
+) -> io::Result<()> {
     match output {
-        ShowOutput::Text => text(stored, others, out),
+        ShowOutput::Text => write_text(result, other_runs, out),
         ShowOutput::Json => {
-            let text = serde_json::to_string_pretty(&stored.to_value()).unwrap_or_default();
-            writeln!(out, "{}", json(&text))
+            let text = serde_json::to_string_pretty(&result.to_value()).unwrap_or_default();
+            writeln!(out, "{}", escape_json(&text))
         }
         ShowOutput::Yaml => {
-            write!(out, "{}", serde_norway::to_string(&stored.to_value()).unwrap_or_default())
+            write!(out, "{}", serde_norway::to_string(&result.to_value()).unwrap_or_default())
         }
     }
 }
 
-fn text(stored: &Stored, others: &[Stored], out: &mut impl Write) -> io::Result<()> {
-    let (manifest, job) = (&stored.manifest, &stored.manifest.job);
+fn write_text(result: &JobResult, other_runs: &[JobResult], out: &mut impl Write) -> io::Result<()> {
+    let (manifest, job) = (&result.manifest, &result.manifest.job);
     let mut field = |name: &str, value: String| -> io::Result<()> {
-        if value.is_empty() { Ok(()) } else { writeln!(out, "{:<12}{}", format!("{name}:"), line(&value)) }
+        if value.is_empty() {
+            Ok(())
+        } else {
+            writeln!(out, "{:<12}{}", format!("{name}:"), escape_line(&value))
+        }
     };
     field("Job", job.name.clone())?;
     field("Namespace", job.namespace.clone())?;
     field("UID", job.uid.clone())?;
     field("Group", job.group.clone().unwrap_or_default())?;
-    let word = match manifest.outcome {
+    let outcome = match manifest.outcome {
         Outcome::Completed => "Completed",
         Outcome::Failed => "Failed",
     };
     let cause = serde_json::to_value(manifest.cause).unwrap_or_default();
     let cause = cause.as_str().map_or(String::new(), |cause| format!(", cause: {cause}"));
     let reason = if manifest.reason.is_empty() { String::new() } else { format!(" ({})", manifest.reason) };
-    field("Outcome", format!("{word}{reason}{cause}"))?;
+    field("Outcome", format!("{outcome}{reason}{cause}"))?;
     field("Why", manifest.decisive.clone())?;
     field("Message", manifest.message.clone())?;
     field("Created", job.created.to_string())?;
@@ -80,47 +85,51 @@ fn text(stored: &Stored, others: &[Stored], out: &mut impl Write) -> io::Result<
     if let Some(objects) = &manifest.objects {
         let logs = if objects.count == 1 { "log" } else { "logs" };
         let bytes = human_bytes(objects.bytes);
-        field("Whole logs", format!("{} {logs}, {bytes} gzipped, below {}", objects.count, objects.url))?;
+        field("Full logs", format!("{} {logs}, {bytes} gzipped, below {}", objects.count, objects.url))?;
     }
     field("Complete", if manifest.completeness.complete { "yes" } else { "no" }.to_owned())?;
-    for lost in &manifest.completeness.lost {
-        field("  lost", lost.clone())?;
+    for part in &manifest.completeness.lost {
+        field("  missing", part.clone())?;
     }
-    field("To be told", manifest.announcements_pending.join(", "))?;
-    field("Stored in", format!("{}, {}", stored.object.place(), human_bytes(stored.size)))?;
-    for other in others {
+    field("Pending", manifest.announcements_pending.join(", "))?;
+    field("Stored in", format!("{}, {}", result.object.display_name(), human_bytes(result.size)))?;
+    for other in other_runs {
         let uid = names::uid8(&other.manifest.job.uid);
-        let ended = other.manifest.outcome.as_str();
-        let when = other.manifest.job.finished;
-        field("Other run", format!("{ended} at {when}: --run {uid}"))?;
+        let outcome = other.manifest.outcome.as_str();
+        let finished = other.manifest.job.finished;
+        field("Other run", format!("{outcome} at {finished}: --run {uid}"))?;
     }
     for pod in &manifest.pods {
-        pod_text(pod, out)?;
+        write_pod(pod, out)?;
     }
     if manifest.pods_not_listed > 0 {
-        writeln!(out, "\n… and {} more pods, for which there was no room", manifest.pods_not_listed)?;
+        writeln!(
+            out,
+            "\n… and {} more pods, not listed because the result would be too large",
+            manifest.pods_not_listed
+        )?;
     }
     Ok(())
 }
 
-fn pod_text(pod: &PodFacts, out: &mut impl Write) -> io::Result<()> {
-    let mut told = vec![pod.phase.clone()];
-    told.extend(pod.reason.clone());
-    told.extend(pod.disruption.clone());
-    told.extend(pod.node.as_ref().map(|node| format!("on {node}")));
-    writeln!(out, "\nPod {}: {}", line(&pod.name), line(&told.join(", ")))?;
+fn write_pod(pod: &PodFacts, out: &mut impl Write) -> io::Result<()> {
+    let mut parts = vec![pod.phase.clone()];
+    parts.extend(pod.reason.clone());
+    parts.extend(pod.disruption.clone());
+    parts.extend(pod.node.as_ref().map(|node| format!("on {node}")));
+    writeln!(out, "\nPod {}: {}", escape_line(&pod.name), escape_line(&parts.join(", ")))?;
     for (name, text) in [("message", &pod.message), ("unschedulable", &pod.unschedulable)] {
         if let Some(text) = text {
-            writeln!(out, "  {name}: {}", line(text))?;
+            writeln!(out, "  {name}: {}", escape_line(text))?;
         }
     }
     for container in &pod.containers {
-        container_text(container, out)?;
+        write_container(container, out)?;
     }
     Ok(())
 }
 
-fn container_text(container: &ContainerFacts, out: &mut impl Write) -> io::Result<()> {
+fn write_container(container: &ContainerFacts, out: &mut impl Write) -> io::Result<()> {
     let kind = match container.kind {
         ContainerKind::Main => "",
         ContainerKind::Init => " (init)",
@@ -133,7 +142,12 @@ fn container_text(container: &ContainerFacts, out: &mut impl Write) -> io::Resul
         n => format!(", {n} restarts"),
     };
     let state = state_text(&container.state);
-    writeln!(out, "  {}{kind}: {state}{restarts}; image {}", line(&container.name), line(&container.image))?;
+    writeln!(
+        out,
+        "  {}{kind}: {state}{restarts}; image {}",
+        escape_line(&container.name),
+        escape_line(&container.image)
+    )?;
     if let Some(last) = &container.last_state {
         writeln!(out, "    before the last restart: {}", state_text(last))?;
     }
@@ -144,24 +158,24 @@ fn container_text(container: &ContainerFacts, out: &mut impl Write) -> io::Resul
 }
 
 fn state_text(state: &StateFacts) -> String {
-    let mut told = vec![state.phase.clone()];
-    told.extend(state.reason.clone());
-    told.extend(state.exit_code.map(|code| format!("exit code {code}")));
-    told.extend(state.signal.filter(|signal| *signal != 0).map(|signal| format!("signal {signal}")));
+    let mut parts = vec![state.phase.clone()];
+    parts.extend(state.reason.clone());
+    parts.extend(state.exit_code.map(|code| format!("exit code {code}")));
+    parts.extend(state.signal.filter(|signal| *signal != 0).map(|signal| format!("signal {signal}")));
     if let Some((start, end)) = state.started.zip(state.finished) {
-        told.push(format!("after {}", human_seconds(end.duration_since(start).as_secs())));
+        parts.push(format!("after {}", human_seconds(end.duration_since(start).as_secs())));
     }
     let message = state.message.as_ref().map_or(String::new(), |message| format!(": {message}"));
-    line(&format!("{}{message}", told.join(", ")))
+    escape_line(&format!("{}{message}", parts.join(", ")))
 }
 
 fn log_text(log: &LogFacts) -> String {
     let run = if log.previous { "previous log" } else { "log" };
     let left_out = match log.left_out {
         0 => String::new(),
-        bytes => format!(", {} of them left out", human_bytes(bytes)),
+        bytes => format!(", {} left out", human_bytes(bytes)),
     };
-    let whole = verify::place(log).map_or(String::new(), |place| format!(", all of it: {place}"));
-    let lost = log.lost.as_ref().map_or(String::new(), |why| format!(", lost: {why}"));
-    line(&format!("{run}: {}{left_out}{whole}{lost}", human_bytes(log.length)))
+    let full = full_logs::location(log).map_or(String::new(), |location| format!(", full log: {location}"));
+    let missing = log.lost.as_ref().map_or(String::new(), |reason| format!(", missing: {reason}"));
+    escape_line(&format!("{run}: {}{left_out}{full}{missing}", human_bytes(log.length)))
 }

@@ -1,20 +1,19 @@
-//! Makes foreign text fit for a terminal: what a terminal would act on, or would show as something else, is written out.
+//! Escapes untrusted text for terminals: control characters, and characters that make text display as something else.
 
 use std::fmt::Write;
 
-/// Escapes a stream of bytes, whose pieces may split characters.
+/// Escapes a stream of bytes whose pieces may split characters.
 ///
-/// Kept as they are: printable characters, line ends (also CR LF) and tabs. Everything else, bytes that are not UTF-8
-/// included, becomes `\xNN`, one per byte; so do the characters that turn the direction of text around.
+/// Printable characters, line ends (LF and CR LF) and tabs stay. Everything else becomes `\xNN` per byte: other control
+/// characters, bidirectional controls, and bytes that are not UTF-8.
 #[derive(Debug, Default)]
-pub struct Escaper {
-    /// Begun, and not to be judged before the next piece: a character, or a carriage return.
+pub(crate) struct TerminalEscaper {
+    /// An incomplete character or a carriage return at the end of the last piece; the next piece decides.
     carry: Vec<u8>,
 }
 
-impl Escaper {
-    /// Escapes the next piece.
-    pub fn push(&mut self, piece: &[u8], out: &mut Vec<u8>) {
+impl TerminalEscaper {
+    pub(crate) fn push(&mut self, piece: &[u8], out: &mut Vec<u8>) {
         let joined;
         let mut rest = if self.carry.is_empty() {
             piece
@@ -26,9 +25,9 @@ impl Escaper {
         loop {
             match std::str::from_utf8(rest) {
                 Ok(text) => {
-                    let whole = text.strip_suffix('\r').unwrap_or(text);
-                    escape_text(whole, out);
-                    self.carry.extend_from_slice(&rest[whole.len()..]);
+                    let complete = text.strip_suffix('\r').unwrap_or(text);
+                    escape_text(complete, out);
+                    self.carry.extend_from_slice(&rest[complete.len()..]);
                     return;
                 }
                 Err(error) => {
@@ -38,39 +37,39 @@ impl Escaper {
                         self.carry.extend_from_slice(bad);
                         return;
                     };
-                    hex(&bad[..length], out);
+                    push_hex(&bad[..length], out);
                     rest = &bad[length..];
                 }
             }
         }
     }
 
-    /// Escapes what was begun and did not go on.
-    pub fn finish(&mut self, out: &mut Vec<u8>) {
-        hex(&std::mem::take(&mut self.carry), out);
+    /// Escapes an incomplete character at the end of the stream.
+    pub(crate) fn finish(&mut self, out: &mut Vec<u8>) {
+        push_hex(&std::mem::take(&mut self.carry), out);
     }
 }
 
-/// A text of several lines.
-pub fn lines(text: &str) -> String {
+/// Escapes text that may have several lines.
+pub fn escape_lines(text: &str) -> String {
     let mut out = Vec::with_capacity(text.len());
-    let mut escaper = Escaper::default();
+    let mut escaper = TerminalEscaper::default();
     escaper.push(text.as_bytes(), &mut out);
     escaper.finish(&mut out);
     String::from_utf8_lossy(&out).into_owned()
 }
 
-/// A text that has to stay within its line.
-pub fn line(text: &str) -> String {
-    lines(text).replace('\n', "\\n").replace('\t', " ").replace('\r', "")
+/// Escapes text that must stay on one line.
+pub(crate) fn escape_line(text: &str) -> String {
+    escape_lines(text).replace('\n', "\\n").replace('\t', " ").replace('\r', "")
 }
 
-/// JSON in which control characters stand as `\uNNNN`: serde_json leaves those beyond ASCII as they are.
-pub fn json(text: &str) -> String {
+/// Replaces control characters in JSON by `\uNNNN`: serde_json escapes those in ASCII only.
+pub(crate) fn escape_json(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
-        if c != '\n' && is_acted_on(c) {
-            // Only in strings: JSON's own characters are none of these.
+        if c != '\n' && is_unsafe(c) {
+            // These occur in JSON only within strings.
             let _ = write!(out, "\\u{:04x}", u32::from(c));
         } else {
             out.push(c);
@@ -82,24 +81,24 @@ pub fn json(text: &str) -> String {
 fn escape_text(text: &str, out: &mut Vec<u8>) {
     let mut characters = text.chars().peekable();
     while let Some(c) = characters.next() {
-        let stays = match c {
+        let keep = match c {
             '\n' | '\t' => true,
             '\r' => characters.peek() == Some(&'\n'),
-            c => !is_acted_on(c),
+            c => !is_unsafe(c),
         };
         let mut bytes = [0; 4];
         let bytes = c.encode_utf8(&mut bytes).as_bytes();
-        if stays { out.extend_from_slice(bytes) } else { hex(bytes, out) }
+        if keep { out.extend_from_slice(bytes) } else { push_hex(bytes, out) }
     }
 }
 
-/// Control characters (C0, DEL, C1), and those that turn the direction of text around, so that it reads as another.
-fn is_acted_on(c: char) -> bool {
+/// Control characters (C0, DEL, C1), bidirectional controls, and Unicode line separators.
+fn is_unsafe(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{200e}' | '\u{200f}' | '\u{061c}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{2028}' | '\u{2029}')
 }
 
-fn hex(bytes: &[u8], out: &mut Vec<u8>) {
+fn push_hex(bytes: &[u8], out: &mut Vec<u8>) {
     for byte in bytes {
         out.extend_from_slice(format!("\\x{byte:02x}").as_bytes());
     }
@@ -112,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_terminal_would_act_on_is_written_out() {
+    fn control_and_bidi_characters_are_escaped() {
         for (text, escaped) in [
             ("plain\tand\r\nlines\n", "plain\tand\r\nlines\n"),
             ("grün 𝄞", "grün 𝄞"),
@@ -122,20 +121,20 @@ mod tests {
             ("csi \u{9b}2J", "csi \\xc2\\x9b2J"),
             ("admin\u{202e}txt", "admin\\xe2\\x80\\xaetxt"),
         ] {
-            assert_eq!(lines(text), escaped);
+            assert_eq!(escape_lines(text), escaped);
         }
-        assert_eq!(line("a\nb\tc"), "a\\nb c");
-        assert_eq!(json("{\"a\": \"\u{9b}\u{202e}ü\"}\n"), "{\"a\": \"\\u009b\\u202eü\"}\n");
+        assert_eq!(escape_line("a\nb\tc"), "a\\nb c");
+        assert_eq!(escape_json("{\"a\": \"\u{9b}\u{202e}ü\"}\n"), "{\"a\": \"\\u009b\\u202eü\"}\n");
     }
 
     proptest! {
-        /// However it is cut: the same text, valid UTF-8, without a control byte, and everything readable kept.
+        /// The output is safe UTF-8, and does not depend on how the input is split.
         #[test]
-        fn cuts_change_nothing(
+        fn the_split_into_pieces_does_not_change_the_output(
             pieces in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..12), 0..12), text in ".{0,20}",
         ) {
             let run = |pieces: &[&[u8]]| {
-                let (mut escaper, mut out) = (Escaper::default(), Vec::new());
+                let (mut escaper, mut out) = (TerminalEscaper::default(), Vec::new());
                 pieces.iter().for_each(|piece| escaper.push(piece, &mut out));
                 escaper.finish(&mut out);
                 String::from_utf8(out).unwrap()
@@ -145,7 +144,7 @@ mod tests {
             let whole = all.concat();
             let escaped = run(&all);
             prop_assert_eq!(&escaped, &run(&[&whole]));
-            let harmless = |c: char| c == '\n' || c == '\t' || c == '\r' || !is_acted_on(c);
+            let harmless = |c: char| c == '\n' || c == '\t' || c == '\r' || !is_unsafe(c);
             prop_assert!(escaped.chars().all(harmless));
             prop_assert!(escaped.matches('\r').count() <= escaped.matches("\r\n").count());
         }
