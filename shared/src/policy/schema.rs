@@ -1,5 +1,4 @@
-//! The parts of the CRDs' schemas that a derive does not write: label selectors and keys with the checks that the
-//! apiserver makes for built-in types, list maps, ranges.
+//! Parts of the CRDs' schemas that no derive generates: enum values, label selectors, label keys, resources, ranges.
 
 use schemars::{Schema, SchemaGenerator, json_schema};
 
@@ -7,7 +6,7 @@ use schemars::{Schema, SchemaGenerator, json_schema};
 const LABEL_KEY: &str = "^([a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$";
 const LABEL_VALUE: &str = "^(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?$";
 
-/// An amount that is not negative (`k8s.io/apimachinery/pkg/api/resource`).
+/// A quantity without a minus sign (`k8s.io/apimachinery/pkg/api/resource`).
 const QUANTITY: &str = "^[+]?([0-9]+[.]?[0-9]*|[.][0-9]+)(m|[kMGTPE]|[KMGTPE]i|[eE][+-]?[0-9]+)?$";
 
 const NO_LABEL_KEY: &str = "not a valid label key, expected [prefix/]name such as example.com/app";
@@ -30,17 +29,17 @@ pub(crate) fn describe_enum_values(schema: &mut Schema) {
     schema.insert("description".to_owned(), text.into());
 }
 
-/// A label selector with the checks that the apiserver makes for built-in types, and that a CRD has to state.
+/// A label selector with the checks that the apiserver makes for built-in types; a CRD has to state them.
 pub(crate) fn selector_schema(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": "object",
         "nullable": true,
-        "description": "A label selector; all of its parts must hold.",
         "x-kubernetes-map-type": "atomic",
         "properties": {
-            "matchLabels": label_map(),
+            "matchLabels": described(label_map(), "Labels that the object must have, with these values."),
             "matchExpressions": {
                 "type": "array",
+                "description": "Requirements that must all hold.",
                 "maxItems": 16,
                 "x-kubernetes-list-type": "atomic",
                 "items": {
@@ -49,12 +48,22 @@ pub(crate) fn selector_schema(_: &mut SchemaGenerator) -> Schema {
                     "properties": {
                         "key": {
                             "type": "string",
+                            "description": "Label key.",
                             "maxLength": 317,
                             "x-kubernetes-validations": [label_key()],
                         },
-                        "operator": {"type": "string", "enum": ["In", "NotIn", "Exists", "DoesNotExist"]},
+                        "operator": {
+                            "description": "How the label is compared.",
+                            "oneOf": [
+                                operator("In", "requires the label to have one of the values."),
+                                operator("NotIn", "requires the label to be absent or to have none of the values."),
+                                operator("Exists", "requires the label to be present."),
+                                operator("DoesNotExist", "requires the label to be absent."),
+                            ],
+                        },
                         "values": {
                             "type": "array",
+                            "description": "Values for the operators In and NotIn.",
                             "maxItems": 64,
                             "x-kubernetes-list-type": "atomic",
                             "items": {"type": "string", "maxLength": 63, "pattern": LABEL_VALUE},
@@ -70,7 +79,16 @@ pub(crate) fn selector_schema(_: &mut SchemaGenerator) -> Schema {
     })
 }
 
-/// One key. The apiserver quotes the value of a field; keys of a map it does not, so that their message has to.
+fn operator(value: &str, meaning: &str) -> serde_json::Value {
+    serde_json::json!({"type": "string", "const": value, "description": meaning})
+}
+
+fn described(mut schema: serde_json::Value, description: &str) -> serde_json::Value {
+    schema["description"] = description.into();
+    schema
+}
+
+/// A label key. The apiserver quotes the value of a field in its message, but not the key of a map.
 fn label_key() -> serde_json::Value {
     serde_json::json!({
         "rule": format!("self.matches('{LABEL_KEY}')"),
@@ -97,10 +115,9 @@ pub(crate) fn labels_schema(_: &mut SchemaGenerator) -> Schema {
     if let Some(rules) = map["x-kubernetes-validations"].as_array_mut() {
         rules.push(serde_json::json!({
             "rule": "self.all(k, !k.startsWith('job-handler/'))",
-            "message": "stamp.labels: keys that begin with job-handler/ are ours to set",
+            "message": "stamp.labels: the prefix job-handler/ is reserved",
         }));
     }
-    map["description"] = "Labels for the Job and its pods, where they have no such label.".into();
     Schema::try_from(map).unwrap_or_default()
 }
 
@@ -108,7 +125,6 @@ pub(crate) fn label_keys_schema(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": "array",
         "maxItems": 8,
-        "description": "With type Labels: Jobs with the same values of all of these are one group.",
         "items": {
             "type": "string",
             "maxLength": 317,
@@ -117,7 +133,7 @@ pub(crate) fn label_keys_schema(_: &mut SchemaGenerator) -> Schema {
     })
 }
 
-/// Requests and limits, as a container has them: what the apiserver would refuse in each Job is refused here once.
+/// Requests and limits of a container. Rejects in the policy what the apiserver would reject in each Job.
 pub(crate) fn container_resources_schema(_: &mut SchemaGenerator) -> Schema {
     // `k8s.io/kubernetes/pkg/apis/core/validation`: ValidateContainerResourceName.
     let known =
@@ -145,10 +161,9 @@ pub(crate) fn container_resources_schema(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": "object",
         "nullable": true,
-        "description": "Requests and limits for containers that state neither.",
         "properties": {
-            "limits": amounts("The most that a container may use."),
-            "requests": amounts("What is set aside for a container; as its limits where absent."),
+            "limits": amounts("Maximum amounts that a container may use."),
+            "requests": amounts("Amounts reserved for a container; Kubernetes uses the limits where absent."),
         },
         "x-kubernetes-validations": [{
             "rule": format!(
@@ -175,8 +190,8 @@ fn range(minimum: i64) -> Schema {
         "type": "object",
         "nullable": true,
         "properties": {
-            "default": value("Set where the Job states none."),
-            "max": value("Never more than this, whoever states it."),
+            "default": value("Value for Jobs that state none."),
+            "max": value("Larger values are lowered to this maximum."),
         },
         "x-kubernetes-validations": [{
             "rule": "!has(self.default) || !has(self.max) || self.default <= self.max",

@@ -1,7 +1,8 @@
-//! The policy types. The CRDs are generated from them; `manifests/` holds the result.
+//! The two CRDs of policies. `manifests/crds` is generated from these types; their doc comments become the descriptions
+//! that `kubectl explain` shows.
 //!
-//! Everything that can be wrong in a policy is refused by the apiserver, by schema or CEL, with a message that
-//! names the field; [`crate::policy::set`] therefore reads policies without judging them again.
+//! The apiserver rejects invalid policies, by schema or CEL, with a message that names the field. The rest of the code
+//! therefore does not validate policies again.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::{CustomResource, KubeSchema};
@@ -17,7 +18,7 @@ use crate::policy::{
     status::PolicyStatus,
 };
 
-/// A policy for the Jobs of every namespace it selects.
+/// A policy for Jobs in every namespace that it selects.
 #[derive(CustomResource, KubeSchema, Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[kube(
     group = "job-handler.io",
@@ -34,13 +35,13 @@ use crate::policy::{
         name = "Limits",
         type_ = "string",
         json_path = ".status.usage",
-        description = "active/max of each limit's fullest scope"
+        description = "Active and maximum Jobs of each limit, in its fullest scope"
     ),
     printcolumn(
         name = "Queued",
         type_ = "integer",
         json_path = ".status.queuedJobs",
-        description = "Jobs that wait for a slot"
+        description = "Jobs that wait for a slot of a limit"
     ),
     printcolumn(
         name = "Ready",
@@ -51,25 +52,25 @@ use crate::policy::{
         name = "Results",
         type_ = "integer",
         json_path = ".status.results.stored",
-        description = "stored results that this policy asked for"
+        description = "Stored results of the selected Jobs"
     ),
     printcolumn(
         name = "Size",
         type_ = "string",
         json_path = ".status.results.size",
-        description = "their bytes"
+        description = "Total size of these results"
     ),
     printcolumn(
         name = "Incomplete",
         type_ = "integer",
         json_path = ".status.results.incomplete",
-        description = "how many of them miss something"
+        description = "Results that lack a log or another part"
     ),
     printcolumn(
         name = "Last-Refused",
         type_ = "date",
         json_path = ".status.lastRefusal.time",
-        description = "how long ago it last refused a Job"
+        description = "Time since this policy last refused a Job"
     ),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     printcolumn(
@@ -82,16 +83,16 @@ use crate::policy::{
 #[serde(rename_all = "camelCase")]
 #[schemars(transform = schema::describe_enum_values)]
 pub struct ClusterJobPolicySpec {
-    /// Namespaces this policy applies to; absent = all.
+    /// Namespaces that this policy applies to, selected by their labels; absent = all namespaces.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::selector_schema")]
     pub namespace_selector: Option<LabelSelector>,
-    /// What to do with the Jobs.
+    /// The part that both kinds of policy share.
     #[serde(flatten)]
     pub policy: PolicySpec,
 }
 
-/// A policy for the Jobs of its own namespace.
+/// A policy for Jobs in its own namespace.
 #[derive(CustomResource, KubeSchema, Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[kube(
     group = "job-handler.io",
@@ -109,13 +110,13 @@ pub struct ClusterJobPolicySpec {
         name = "Limits",
         type_ = "string",
         json_path = ".status.usage",
-        description = "active/max of each limit's fullest scope"
+        description = "Active and maximum Jobs of each limit, in its fullest scope"
     ),
     printcolumn(
         name = "Queued",
         type_ = "integer",
         json_path = ".status.queuedJobs",
-        description = "Jobs that wait for a slot"
+        description = "Jobs that wait for a slot of a limit"
     ),
     printcolumn(
         name = "Ready",
@@ -126,25 +127,25 @@ pub struct ClusterJobPolicySpec {
         name = "Results",
         type_ = "integer",
         json_path = ".status.results.stored",
-        description = "stored results that this policy asked for"
+        description = "Stored results of the selected Jobs"
     ),
     printcolumn(
         name = "Size",
         type_ = "string",
         json_path = ".status.results.size",
-        description = "their bytes"
+        description = "Total size of these results"
     ),
     printcolumn(
         name = "Incomplete",
         type_ = "integer",
         json_path = ".status.results.incomplete",
-        description = "how many of them miss something"
+        description = "Results that lack a log or another part"
     ),
     printcolumn(
         name = "Last-Refused",
         type_ = "date",
         json_path = ".status.lastRefusal.time",
-        description = "how long ago it last refused a Job"
+        description = "Time since this policy last refused a Job"
     ),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     printcolumn(
@@ -159,85 +160,87 @@ pub struct ClusterJobPolicySpec {
 #[serde(rename_all = "camelCase")]
 #[schemars(transform = schema::describe_enum_values)]
 pub struct JobPolicySpec {
-    /// What to do with the Jobs.
+    /// The part that both kinds of policy share.
     #[serde(flatten)]
     pub policy: PolicySpec,
 }
 
-/// What both kinds of policy say.
+/// The part of the spec that both kinds of policy share.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PolicySpec {
-    /// Jobs this policy applies to, by their labels; absent = every Job.
+    /// Jobs that this policy applies to, selected by their labels; absent = all Jobs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::selector_schema")]
     pub job_selector: Option<LabelSelector>,
-    /// Whether to act, or only to tell what would be done.
+    /// Whether the policy acts, or only reports what it would do.
     #[serde(default)]
     pub mode: Mode,
-    /// Defaults and maxima set on new Jobs.
+    /// Defaults and maxima that are set on new Jobs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stamp: Option<Stamp>,
-    /// Which Jobs are runs of the same thing.
+    /// How Jobs are grouped. Group limits, failure backoff, `results.maxPerGroup` and pruning apply to each group.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<GroupSpec>,
-    /// How many Jobs may be active at once.
+    /// Limits on the number of active Jobs; a Job must fit all of them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "limits_schema")]
     pub limits: Vec<Limit>,
-    /// How long a group waits after failures.
+    /// How long a group waits after failed Jobs before its next Job may run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure_backoff: Option<FailureBackoff>,
-    /// What is kept of finished Jobs; absent = this policy asks for no result.
+    /// What is stored of finished Jobs; absent = this policy asks for no results.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub results: Option<Results>,
-    /// When finished Jobs go; absent = this policy has no say in it.
+    /// When finished Jobs are deleted; absent = this policy leaves them to others.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cleanup: Option<Cleanup>,
-    /// Names of CloudEvent receivers in the sink's configuration.
+    /// CloudEvents receivers that are notified about the selected Jobs.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub cloud_event_sinks: Vec<CloudEventSink>,
 }
 
-/// Whether a policy acts.
+/// Whether a policy acts, or only reports.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 pub enum Mode {
-    /// Decide and act.
+    /// applies the policy.
     #[default]
     Enforce,
-    /// Decide and tell; change, refuse, delete nothing.
+    /// changes, refuses, stores and deletes nothing. Reports what the policy would do in admission warnings, Events
+    /// (`JobWouldBeRefused`) and metrics.
     Warn,
 }
 
-/// Which Jobs are runs of the same thing.
+/// How Jobs are grouped. Jobs of one namespace with the same group are runs of the same work.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("self.type == 'Labels' ? has(self.labelKeys) && size(self.labelKeys) > 0 : !has(self.labelKeys) || size(self.labelKeys) == 0")
     .message("group.labelKeys: name at least one label key with type Labels, and none with type Owner"))]
 pub struct GroupSpec {
-    /// What makes Jobs runs of the same thing.
+    /// What identifies the group of a Job.
     #[serde(rename = "type")]
     pub by: GroupBy,
-    /// With `Labels`: Jobs with the same values of all of these.
+    /// Label keys, for type `Labels`: Jobs with equal values for all of these keys form a group. A Job that lacks one of
+    /// them, or has it empty, has no group.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "schema::label_keys_schema")]
     pub label_keys: Vec<String>,
 }
 
-/// What makes Jobs runs of the same thing.
+/// What identifies the group of a Job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize, JsonSchema)]
 pub enum GroupBy {
-    /// The same values of some labels.
+    /// groups Jobs by the values of their labels `labelKeys`.
     Labels,
-    /// The same controlling owner (for example a CronJob).
+    /// groups Jobs by the kind and name of their controlling owner, such as a CronJob.
     Owner,
 }
 
-/// A CloudEvent receiver, by its name in the sink's configuration.
+/// A CloudEvents receiver from the configuration of the sink.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
 pub struct CloudEventSink {
-    /// Name in the sink's configuration.
+    /// Name of the receiver in the configuration of the sink.
     #[schemars(length(min = 1, max = 63))]
     pub name: String,
 }
@@ -249,9 +252,9 @@ mod tests {
     use super::*;
     use crate::policy::cleanup::{Keep, Propagation};
 
-    /// The structural schema has to hold what serde reads: a flattened spec must show every field.
+    /// A flattened spec must still show every field in the structural schema.
     #[test]
-    fn crds_list_every_field_of_the_page() {
+    fn crds_have_every_field() {
         for crd in [ClusterJobPolicy::crd(), JobPolicy::crd()] {
             let crd = serde_json::to_value(&crd).unwrap();
             let spec = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"];
@@ -274,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn defaults_are_those_of_the_page() {
+    fn absent_fields_get_the_documented_defaults() {
         let spec: JobPolicySpec = serde_json::from_str(r#"{"results":{},"cleanup":{"keep":{}}}"#).unwrap();
         let results = spec.policy.results.unwrap();
         assert_eq!(results, Results::default());

@@ -1,103 +1,103 @@
-//! What a policy's status tells, to `kubectl get` and `kubectl describe`.
+//! Status of a policy, as `kubectl get` and `kubectl describe` show it.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::policy::limit::Scope;
+use crate::policy::{limit::Scope, schema::describe_enum_values};
 
-/// Condition: every live webhook replica enforces `observedGeneration`.
+/// Condition: all live webhook replicas enforce `observedGeneration`.
 pub const READY: &str = "Ready";
-/// Condition: parts of the policy that this version does not act on yet are named in its message.
+/// Condition: every part of the policy has an effect; otherwise the message names the parts that have none.
 pub const ENFORCED: &str = "FullyEnforced";
 
-/// Condition of policies with limits: some scope holds more active Jobs than its limit allows.
+/// Condition of policies with limits: a scope has more active Jobs than its limit allows.
 pub const OVER_LIMIT: &str = "OverLimit";
 
-/// Status of a policy; written by the sink's leader only.
+/// Status of a policy. Only the leader of the sinks writes it.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(transform = describe_enum_values)]
 pub struct PolicyStatus {
-    /// The generation these lines are about.
+    /// Generation of the policy that this status describes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// `Ready`, `FullyEnforced` and, with limits, `OverLimit`.
+    /// `Ready`, `FullyEnforced` and, for policies with limits, `OverLimit`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
-    /// Short text for the column: `active/max` of each limit's fullest scope.
+    /// Text of the `Limits` column: `active/max` of each limit, in its fullest scope.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub usage: Option<String>,
-    /// Each limit's fullest scope.
+    /// Usage of each limit, in its fullest scope.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub limits: Vec<LimitStatus>,
-    /// Selected Jobs that wait: queued, or suspended by others.
+    /// Selected Jobs that are suspended, by a limit of this policy or by others.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pending_jobs: Option<u32>,
-    /// Selected Jobs that wait for a slot.
+    /// Selected Jobs that wait for a slot of a limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub queued_jobs: Option<u32>,
     /// Selected Jobs that are active.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub running_jobs: Option<u32>,
-    /// Since when every live webhook replica has enforced this generation; Jobs that were there before are left as they
-    /// are.
+    /// Time since which all live webhook replicas have enforced this generation. Older Jobs are not changed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub in_force_since: Option<Time>,
-    /// The results that this policy asked for; those of two policies count with both.
+    /// Stored results of the selected Jobs. A result that two policies ask for counts for both.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub results: Option<ResultsStatus>,
-    /// Who was refused last, and why.
+    /// The Job that was refused last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_refusal: Option<LastRefusal>,
 }
 
-/// Results that are stored.
+/// Stored results of a policy's Jobs.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ResultsStatus {
-    /// How many.
+    /// Number of results.
     pub stored: u32,
-    /// Their bytes.
+    /// Total size in bytes.
     pub bytes: u64,
-    /// The same for people, such as `3.4Mi`.
+    /// Total size in readable form, such as `3.4Mi`.
     #[serde(default)]
     pub size: String,
-    /// How many of them miss something; which, and what, is in each result.
+    /// Number of results that lack a log or another part; each result names what it lacks.
     #[serde(default)]
     pub incomplete: u32,
 }
 
-/// How full a limit is, in its fullest scope.
+/// Usage of a limit, in its fullest scope.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct LimitStatus {
-    /// The limit's name.
+    /// Name of the limit.
     pub name: String,
-    /// What it counts over.
+    /// Scope in which the limit counts.
     pub scope: Scope,
-    /// Its `maxActiveJobs`.
+    /// `maxActiveJobs` of the limit.
     pub max: u32,
-    /// Active Jobs in the fullest scope.
+    /// Active Jobs in that scope.
     pub active: u32,
-    /// Jobs that wait for a slot there.
+    /// Jobs that wait for a slot in that scope.
     #[serde(default)]
     pub queued: u32,
-    /// Grants whose Job nobody has seen yet.
+    /// Admitted Jobs that the watches have not shown yet.
     #[serde(default)]
     pub pending: u32,
-    /// Which scope that is: `cluster`, a namespace, or `namespace/group`.
+    /// The scope: `cluster`, a namespace, or `namespace/group`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fullest: Option<String>,
 }
 
-/// The last refusal of a policy.
+/// The Job that a policy refused last.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct LastRefusal {
     /// `namespace/name` of the refused Job.
     pub job: String,
-    /// The message its author got.
+    /// Message that its author received.
     pub reason: String,
-    /// When.
+    /// Time of the refusal.
     pub time: Time,
 }
