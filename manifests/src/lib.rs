@@ -1,9 +1,11 @@
-//! The Kubernetes manifests, held against the code by tests.
+//! Kubernetes manifests, and the tests that hold them against the code.
 //!
-//! The CRDs in `crds/` are generated from the types of [`job_handler_shared::policy::spec`] and
-//! [`job_handler_shared::ledger::crd`]; [`crds`] renders them, and
-//! a test fails where the files differ. Everything else is written by hand; the tests in `tests/` hold every name,
-//! port, path and right in it against [`job_handler_shared::keys`].
+//! [`crds`] renders the CRDs in `crds/` from the types of [`job_handler_shared::policy::spec`] and
+//! [`job_handler_shared::ledger::crd`]; [`policy_reference()`] renders the tables of `shared/README.md`. A test fails where
+//! the files differ. Everything else is written by hand; the tests in `tests/` compare its names, ports, paths and rights
+//! with [`job_handler_shared::keys`].
+
+mod policy_reference;
 
 use job_handler_shared::{
     ledger::crd::JobLedger,
@@ -13,50 +15,52 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use kube::CustomResourceExt;
 use serde_norway::Value;
 
-/// What rewrites the generated files.
+pub use crate::policy_reference::{described_values, policy_reference};
+
+/// The command that rewrites the generated files.
 pub const UPDATE_COMMAND: &str = "UPDATE_MANIFESTS=1 cargo test -p job-handler-manifests";
 
 /// A generated file.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Generated {
-    /// Its place below `manifests/`.
+pub struct GeneratedFile {
+    /// Path below `manifests/`.
     pub path: String,
-    /// What has to be in it.
+    /// Expected content.
     pub text: String,
 }
 
-/// Why a file could not be generated.
+/// A CRD that cannot be written as YAML.
 #[derive(Debug, thiserror::Error)]
 #[error("the CRD {name} cannot be written as YAML: {source}")]
-pub struct RenderError {
+pub struct CrdRenderError {
     /// Name of the CRD.
     pub name: String,
-    /// Why.
+    /// Cause.
     pub source: serde_norway::Error,
 }
 
-/// Every CRD as a file.
+/// Renders all CRDs.
 ///
 /// # Errors
-/// Where a schema has something that YAML cannot express.
-pub fn crds() -> Result<Vec<Generated>, RenderError> {
+/// Fails if a schema contains something that YAML cannot express.
+pub fn crds() -> Result<Vec<GeneratedFile>, CrdRenderError> {
     [ClusterJobPolicy::crd(), JobPolicy::crd(), JobLedger::crd()].iter().map(render).collect()
 }
 
-fn render(crd: &CustomResourceDefinition) -> Result<Generated, RenderError> {
-    let wrong = |source| RenderError { name: crd.spec.names.plural.clone(), source };
+fn render(crd: &CustomResourceDefinition) -> Result<GeneratedFile, CrdRenderError> {
+    let wrong = |source| CrdRenderError { name: crd.spec.names.plural.clone(), source };
     let mut value = serde_norway::to_value(crd).map_err(wrong)?;
-    state_bounds(&mut value);
+    add_bounds(&mut value);
     let yaml = serde_norway::to_string(&value).map_err(wrong)?;
     let header = format!(
-        "# Generated from the types in shared/src/{{policy,ledger}}.rs; do not edit.\n# Rewrite: {UPDATE_COMMAND}\n"
+        "# Generated from the types in shared/src/policy and shared/src/ledger; do not edit.\n# Rewrite: {UPDATE_COMMAND}\n"
     );
-    Ok(Generated { path: format!("crds/crd-{}.yaml", crd.spec.names.plural), text: header + &yaml })
+    Ok(GeneratedFile { path: format!("crds/crd-{}.yaml", crd.spec.names.plural), text: header + &yaml })
 }
 
-/// Says in bounds what `format: uint32` and `uint64` mean. The apiserver knows neither (it warns at apply and checks
-/// nothing), and one policy with a number beyond them would break the watch of all policies.
-fn state_bounds(value: &mut Value) {
+/// Replaces `format: uint32` and `uint64` by bounds. The apiserver knows neither format (it warns at apply and does not
+/// check them), and a single policy with a larger number would break the watch of all policies.
+fn add_bounds(value: &mut Value) {
     match value {
         Value::Mapping(schema) => {
             let format = schema.get("format").and_then(Value::as_str).map(str::to_owned);
@@ -64,13 +68,13 @@ fn state_bounds(value: &mut Value) {
                 schema.remove("format");
                 schema.entry("minimum".into()).or_insert(Value::from(0));
             }
-            // None for uint64: the apiserver holds numbers as int64 anyway.
+            // No maximum for uint64: the apiserver stores numbers as int64.
             if format.as_deref() == Some("uint32") {
                 schema.entry("maximum".into()).or_insert(Value::from(u32::MAX));
             }
-            schema.iter_mut().for_each(|(_, inner)| state_bounds(inner));
+            schema.iter_mut().for_each(|(_, inner)| add_bounds(inner));
         }
-        Value::Sequence(items) => items.iter_mut().for_each(state_bounds),
+        Value::Sequence(items) => items.iter_mut().for_each(add_bounds),
         _ => {}
     }
 }

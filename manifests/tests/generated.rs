@@ -1,9 +1,22 @@
 //! Generated files are what the code would write now.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test may")]
 
-use std::{env, fs, path::Path};
+mod readme;
 
-use job_handler_manifests::{UPDATE_COMMAND, crds};
+use std::{collections::BTreeSet, env, fs, path::Path};
+
+use job_handler_manifests::{UPDATE_COMMAND, crds, described_values, policy_reference};
+use job_handler_shared::{
+    keys,
+    policy::spec::{ClusterJobPolicy, JobPolicy},
+    process::telemetry::Metrics,
+};
+use job_handler_sink::metrics::SinkMetrics;
+use job_handler_webhook::metrics::WebhookMetrics;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
+    JSONSchemaProps, JSONSchemaPropsOrArray,
+};
+use kube::CustomResourceExt;
 
 #[test]
 fn generated_files_are_up_to_date_and_installed() {
@@ -36,4 +49,97 @@ fn generated_files_are_up_to_date_and_installed() {
     for file in generated {
         assert!(kustomization.contains(&file), "crds/kustomization.yaml does not list {file}");
     }
+}
+
+#[test]
+fn the_policy_reference_is_up_to_date() {
+    readme::assert_section("shared/README.md", "policy reference", &policy_reference());
+}
+
+/// `kubectl explain` shows the description of a field; a value that it does not explain has to be guessed.
+#[test]
+fn every_enum_value_of_a_policy_is_explained() {
+    fn check(schema: &JSONSchemaProps, path: &str, enums: &mut usize) {
+        if let Some(values) = &schema.enum_ {
+            *enums += 1;
+            let values: Vec<&str> = values.iter().map(|value| value.0.as_str().unwrap()).collect();
+            let described = described_values(schema);
+            let names: Vec<&str> = described.iter().map(|(name, _)| name.as_str()).collect();
+            assert_eq!(names, values, "{path}");
+            assert!(described.iter().all(|(_, meaning)| meaning.len() > 10), "{path}: {described:?}");
+        }
+        for (name, field) in schema.properties.iter().flatten() {
+            check(field, &format!("{path}.{name}"), enums);
+        }
+        if let Some(JSONSchemaPropsOrArray::Schema(item)) = &schema.items {
+            check(item, &format!("{path}[]"), enums);
+        }
+    }
+    for crd in [ClusterJobPolicy::crd(), JobPolicy::crd()] {
+        let mut enums = 0;
+        let schema = crd.spec.versions[0].schema.clone().unwrap().open_api_v3_schema.unwrap();
+        check(&schema, &crd.spec.names.kind, &mut enums);
+        assert!(enums >= 12, "{enums} enums found");
+        let policy = &schema.properties.unwrap()["spec"].properties.clone().unwrap()["cleanup"];
+        let description = policy.properties.as_ref().unwrap()["succeededPolicy"].description.clone().unwrap();
+        assert!(description.contains("`\"AfterHarvest\"` deletes the Job"), "{description}");
+    }
+}
+
+/// Name, help and type of all metrics that the programs register at their start.
+#[test]
+fn the_table_of_metrics_is_up_to_date() {
+    let mut text = "\n| metric | type | program | meaning |\n| --- | --- | --- | --- |\n".to_owned();
+    for program in ["webhook", "sink"] {
+        let metrics = Metrics::default();
+        match program {
+            "webhook" => drop(WebhookMetrics::new(&metrics)),
+            _ => drop(SinkMetrics::new(&metrics)),
+        }
+        let encoded = metrics.encode().unwrap();
+        let mut lines: Vec<String> = Vec::new();
+        for help in encoded.lines().filter_map(|line| line.strip_prefix("# HELP ")) {
+            let (name, help) = help.split_once(' ').unwrap();
+            let kind = encoded.lines().find_map(|line| line.strip_prefix(&format!("# TYPE {name} "))).unwrap();
+            let suffix = match kind {
+                "counter" => "_total",
+                "info" => "_info",
+                _ => "",
+            };
+            lines.push(format!("| `{name}{suffix}` | {kind} | {program} | {help} |\n"));
+        }
+        lines.sort();
+        text += &lines.concat();
+    }
+    readme::assert_section("manifests/README.md", "metrics", &(text + "\n"));
+}
+
+/// The tables of labels, annotations and Event reasons have a row for each key and reason of the code.
+#[test]
+fn every_key_and_reason_is_documented() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let read = |file: &str| fs::read_to_string(root.join(file)).unwrap();
+    let readme = read("shared/README.md");
+    let rows = |heading: &str| -> BTreeSet<String> {
+        let (_, rest) = readme.split_once(heading).unwrap();
+        let section = rest.split("\n## ").next().unwrap();
+        let first = section.lines().filter_map(|line| line.strip_prefix("| `")?.split_once('`'));
+        first.map(|(key, _)| key.to_owned()).collect()
+    };
+    let strings = |texts: &[String]| -> BTreeSet<String> {
+        let constants = texts.iter().flat_map(|text| text.split("const ").skip(1));
+        constants.filter_map(|rest| rest.split(';').next()?.split('"').nth(1).map(str::to_owned)).collect()
+    };
+    let keys: BTreeSet<String> =
+        strings(&["shared/src/keys.rs", "shared/src/result/metadata.rs", "webhook/src/ledger/client.rs"].map(read))
+            .into_iter()
+            .filter(|value| value.starts_with("job-handler/") || value == keys::JOB_NAME)
+            .collect();
+    assert_eq!(rows("\n## Labels and annotations\n"), keys);
+    let reasons: BTreeSet<String> = read("shared/src/keys.rs")
+        .split("pub const REASON_")
+        .skip(1)
+        .filter_map(|rest| rest.split('"').nth(1).map(str::to_owned))
+        .collect();
+    assert_eq!(rows("\n## Events\n"), reasons);
 }
