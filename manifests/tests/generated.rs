@@ -100,7 +100,8 @@ fn the_table_of_metrics_is_up_to_date() {
         let mut lines: Vec<String> = Vec::new();
         for help in encoded.lines().filter_map(|line| line.strip_prefix("# HELP ")) {
             let (name, help) = help.split_once(' ').unwrap();
-            let kind = encoded.lines().find_map(|line| line.strip_prefix(&format!("# TYPE {name} "))).unwrap();
+            let kind =
+                encoded.lines().find_map(|line| line.strip_prefix(&format!("# TYPE {name} "))).unwrap();
             let suffix = match kind {
                 "counter" => "_total",
                 "info" => "_info",
@@ -130,11 +131,12 @@ fn every_key_and_reason_is_documented() {
         let constants = texts.iter().flat_map(|text| text.split("const ").skip(1));
         constants.filter_map(|rest| rest.split(';').next()?.split('"').nth(1).map(str::to_owned)).collect()
     };
-    let keys: BTreeSet<String> =
-        strings(&["shared/src/keys.rs", "shared/src/result/metadata.rs", "webhook/src/ledger/client.rs"].map(read))
-            .into_iter()
-            .filter(|value| value.starts_with("job-handler/") || value == keys::JOB_NAME)
-            .collect();
+    let keys: BTreeSet<String> = strings(
+        &["shared/src/keys.rs", "shared/src/result/metadata.rs", "webhook/src/ledger/client.rs"].map(read),
+    )
+    .into_iter()
+    .filter(|value| value.starts_with("job-handler/") || value == keys::JOB_NAME)
+    .collect();
     assert_eq!(rows("\n## Labels and annotations\n"), keys);
     let reasons: BTreeSet<String> = read("shared/src/keys.rs")
         .split("pub const REASON_")

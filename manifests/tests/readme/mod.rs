@@ -10,7 +10,8 @@ pub fn assert_section(file: &str, section: &str, text: &str) {
     let readme = fs::read_to_string(&path).unwrap();
     let begin = format!("<!-- generated: {section} -->\n");
     let (head, rest) = readme.split_once(&begin).unwrap_or_else(|| panic!("{file} lacks {begin}"));
-    let (current, tail) = rest.split_once("<!-- end -->").unwrap_or_else(|| panic!("{file}: {section} has no end"));
+    let (current, tail) =
+        rest.split_once("<!-- end -->").unwrap_or_else(|| panic!("{file}: {section} has no end"));
     if env::var_os("UPDATE_MANIFESTS").is_some() {
         fs::write(&path, format!("{head}{begin}{text}<!-- end -->{tail}")).unwrap();
     } else {

@@ -18,8 +18,6 @@ use crate::{
     },
 };
 
-/// Reason of the Events.
-const REASON: &str = "LimitEntryMissing";
 
 /// The enforced policies whose entries were restored, and why.
 #[derive(Debug)]
@@ -68,9 +66,9 @@ impl RestoredEntries {
             let hash = names::short_hash([policy.uid.as_str(), &self.timestamp.to_string()]);
             let event = EventSpec {
                 namespace: policy.namespace.clone().unwrap_or_else(|| "default".to_owned()),
-                name: names::object_name(&policy.name, &format!(".{hash}.{}", REASON.to_ascii_lowercase())),
+                name: names::object_name(&policy.name, &format!(".{hash}.{}", keys::REASON_LIMIT_ENTRY_MISSING.to_ascii_lowercase())),
                 event_type: EventType::Warning,
-                reason: REASON,
+                reason: keys::REASON_LIMIT_ENTRY_MISSING,
                 action: "Restored",
                 note: format!("{}; condition {OVER_LIMIT} reports exceeded limits", self.why),
                 regarding: policy_reference(policy),

@@ -13,8 +13,6 @@ use k8s_openapi::api::core::v1::ObjectReference;
 
 use crate::notify::recorder::{EventSpec, EventType, job_reference};
 
-/// Reason of Events about Jobs that a policy in mode Warn would have refused.
-const REASON_WOULD_REFUSE: &str = "JobWouldBeRefused";
 /// Seconds of the wall clock that share one Event about a policy or an owner, so that several sinks write the same.
 const BUCKET: i64 = 600;
 
@@ -77,7 +75,7 @@ pub(crate) fn event(
     let (event_type, reason, action) = match refusal.decision {
         RefusalKind::Refused => (EventType::Warning, keys::REASON_REFUSED, "Refused"),
         RefusalKind::Queued => (EventType::Normal, keys::REASON_QUEUED, "Queued"),
-        RefusalKind::WouldRefuse => (EventType::Normal, REASON_WOULD_REFUSE, "Admitted"),
+        RefusalKind::WouldRefuse => (EventType::Normal, keys::REASON_WOULD_REFUSE, "Admitted"),
     };
     let about = regarding.name.clone().unwrap_or_default();
     let hash = identity_hash(refusal, target, owner.unwrap_or_default(), reason);
