@@ -1,16 +1,15 @@
 //! Deterministic object names and label values.
 //!
-//! Whatever is derived twice from the same facts is the same name, so that a crash between two writes
-//! never doubles an object (a 409 means «already there»).
+//! The same input always gives the same name, so that a retry after a crash does not create an object twice: it gets a 409.
 
 use sha2::{Digest, Sha256};
 
-/// Longest label value Kubernetes takes (`k8s.io/apimachinery/pkg/util/validation`).
+/// Maximum length of a label value (`k8s.io/apimachinery/pkg/util/validation`).
 pub const LABEL_VALUE_MAX: usize = 63;
-/// Longest object name of a ConfigMap, Secret or Event (a DNS subdomain).
+/// Maximum length of the name of a ConfigMap, Secret or Event (a DNS subdomain).
 pub const OBJECT_NAME_MAX: usize = 253;
 
-/// Hex digits of a hash that keep shortened names apart.
+/// Hex digits of the hash in shortened names.
 const HASH_LEN: usize = 10;
 
 /// The first [`HASH_LEN`] hex digits of the SHA-256 of `parts`, each prefixed by its length, so that
@@ -26,7 +25,7 @@ pub fn short_hash<'a>(parts: impl IntoIterator<Item = &'a str>) -> String {
     text
 }
 
-/// Whether `value` may stand as a label value: empty, or at most 63 of `[A-Za-z0-9._-]` with an
+/// Whether `value` is a valid label value: empty, or at most 63 of `[A-Za-z0-9._-]` with an
 /// alphanumeric at both ends.
 pub fn is_label_value(value: &str) -> bool {
     let edge = |b: Option<&u8>| b.is_some_and(u8::is_ascii_alphanumeric);
@@ -38,7 +37,7 @@ pub fn is_label_value(value: &str) -> bool {
             && bytes.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-')))
 }
 
-/// `value` itself where it is a valid label value, else a readable head of it and a hash of the whole.
+/// Returns `value` if it is a valid label value, else a readable prefix with a hash of the full value.
 pub fn label_value(value: &str) -> String {
     if is_label_value(value) && !value.is_empty() {
         value.to_owned()
@@ -47,7 +46,7 @@ pub fn label_value(value: &str) -> String {
     }
 }
 
-/// A label value with a readable head of `readable` and a hash over `identity`.
+/// A label value: a readable prefix of `readable` and a hash over `identity`.
 pub fn hashed_label_value<'a>(readable: &str, identity: impl IntoIterator<Item = &'a str>) -> String {
     let hash = short_hash(identity);
     let head: String = readable
@@ -59,12 +58,12 @@ pub fn hashed_label_value<'a>(readable: &str, identity: impl IntoIterator<Item =
     if head.is_empty() { hash } else { format!("{head}-{hash}") }
 }
 
-/// `base` + `suffix` as an object name; a base that is too long is cut and gets a hash of the whole.
+/// `base` + `suffix` as an object name; a base that is too long is cut and gets a hash of the full base.
 pub fn object_name(base: &str, suffix: &str) -> String {
     if base.len() + suffix.len() <= OBJECT_NAME_MAX {
         return format!("{base}{suffix}");
     }
-    // Object names are ASCII by the time they reach us; `floor` keeps a foreign one from splitting a char.
+    // Object names are ASCII; the loop protects against splitting a character of any other text.
     let mut cut = OBJECT_NAME_MAX.saturating_sub(suffix.len() + HASH_LEN + 1).min(base.len());
     while !base.is_char_boundary(cut) {
         cut -= 1;
@@ -78,8 +77,8 @@ pub fn result_name(job: &str) -> String {
     object_name(job, "-results")
 }
 
-/// Name of the result of one certain Job: `<job>-results-<uid8>`; an older run's result, or the place
-/// beside a foreign object that has [`result_name`].
+/// Name of the result of the Job with this uid: `<job>-results-<uid8>`. Used for an older run, or if another object has
+/// the name [`result_name`].
 pub fn result_name_with_uid(job: &str, uid: &str) -> String {
     object_name(job, &format!("-results-{}", uid8(uid)))
 }
@@ -89,7 +88,7 @@ pub fn shard_name(job: &str, uid: &str, n: usize) -> String {
     object_name(job, &format!("-results-{}-{n}", uid8(uid)))
 }
 
-/// Name of an Event that must not double: the Job's name, its uid and the reason.
+/// Name of an Event that must exist once per Job and reason.
 pub fn event_name(job: &str, uid: &str, reason: &str) -> String {
     object_name(job, &format!(".{}.{}", uid8(uid), reason.to_ascii_lowercase()))
 }
@@ -106,14 +105,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keeps_good_values() {
+    fn valid_label_values_are_kept() {
         for value in ["a", "parser-7", "A.b_c-9"] {
             assert_eq!(label_value(value), value);
         }
     }
 
     #[test]
-    fn names_stay_apart_when_cut() {
+    fn shortened_names_differ() {
         let (a, b) = ("x".repeat(300), "x".repeat(301));
         assert_ne!(result_name(&a), result_name(&b));
         assert_ne!(label_value(&a), label_value(&b));

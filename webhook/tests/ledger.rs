@@ -174,7 +174,7 @@ async fn a_refusal_by_the_cluster_leaves_no_grant_in_the_namespace() {
 
 #[rstest]
 #[case::newer(json!({"format": 7}), "has format 7, this version knows 1")]
-#[case::garbage(json!({"format": 1, "pending": 5}), "spec.pending is not as job-handler writes it")]
+#[case::garbage(json!({"format": 1, "pending": 5}), "spec.pending is malformed")]
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unreadable_ledger_grants_nothing(#[case] spec: Value, #[case] text: &str) {
     let apiserver = Arc::new(Apiserver::new(0).with_ledger("ci", spec.clone()));

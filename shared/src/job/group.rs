@@ -1,23 +1,22 @@
-//! Which Jobs are runs of the same thing, and in which order.
+//! The group of a Job.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    job::snapshot::{JobSnapshot, Owner},
+    job::snapshot::Owner,
     names,
     policy::spec::{GroupBy, GroupSpec},
 };
 
-/// A group's identity within its namespace. Always derived from the raw Job and the policies, never from the
-/// stamped label: two policies that group by different keys may stamp the same value and still mean
-/// different groups, and a forged label joins none.
+/// Identity of a group within its namespace. Derived from the raw Job and the policies, never from the stamped label: two
+/// policies that group by different keys may stamp equal values, and a forged label must not join a group.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]
 pub struct GroupId {
-    /// What it is grouped by: `labels:<key>,<key>` or `owner:<kind>`.
+    /// What Jobs are grouped by: `labels:<key>,<key>` or `owner:<kind>`.
     pub by: String,
-    /// The value of label [`crate::keys::GROUP`].
+    /// Value of label [`crate::keys::GROUP`].
     pub value: String,
 }
 
@@ -27,19 +26,19 @@ pub enum NoGroup {
     /// A label key is missing on the Job.
     #[error("no group: the Job has no label {0}")]
     MissingLabel(String),
-    /// A label that makes groups is empty. Charts and CI write such labels where they have no value to set: Jobs that
-    /// share nothing else are no runs of the same thing.
+    /// A label key is empty on the Job. Charts and CI write empty labels where they have no value, so that Jobs with an
+    /// empty label are not related.
     #[error("no group: the Job's label {0} is empty")]
     EmptyLabel(String),
-    /// It has no controlling owner.
+    /// The Job has no controlling owner.
     #[error("no group: the Job has no controlling owner")]
     NoOwner,
 }
 
-/// The group of a Job with these labels and this owner.
+/// Returns the group of a Job with these labels and this owner.
 ///
 /// # Errors
-/// Where a label is missing or empty, or there is no owner.
+/// Fails if a label is missing or empty, or the owner is missing.
 pub fn group_of(
     spec: &GroupSpec,
     labels: &BTreeMap<String, String>,
@@ -61,10 +60,10 @@ pub fn group_of(
     }
 }
 
-/// The value of a label that makes groups.
+/// Returns the value of a label of the group.
 ///
 /// # Errors
-/// Where it is missing or empty.
+/// Fails if the label is missing or empty.
 pub fn group_label_value<'a>(labels: &'a BTreeMap<String, String>, key: &str) -> Result<&'a str, NoGroup> {
     match labels.get(key).map(String::as_str) {
         None => Err(NoGroup::MissingLabel(key.to_owned())),
@@ -73,8 +72,7 @@ pub fn group_label_value<'a>(labels: &'a BTreeMap<String, String>, key: &str) ->
     }
 }
 
-/// One value stands as it is; several are joined by dots. Where that would be ambiguous, or no label value, a
-/// hash over the parts keeps groups apart.
+/// Joins values by dots. Adds a hash if the result would be ambiguous or not a valid label value.
 fn join(values: &[&str]) -> String {
     if let [value] = values {
         return names::label_value(value);
@@ -82,12 +80,6 @@ fn join(values: &[&str]) -> String {
     let joined = values.join(".");
     let plain = values.iter().all(|v| !v.is_empty() && !v.contains('.')) && names::is_label_value(&joined);
     if plain { joined } else { names::hashed_label_value(&joined, values.iter().copied()) }
-}
-
-/// The key that orders Jobs of a group from oldest to newest. Timestamps have a resolution of one second, so the uid
-/// decides between Jobs of the same second: arbitrary, but the same for everyone.
-pub fn age_order(job: &JobSnapshot) -> (jiff::Timestamp, &str) {
-    (job.created, &job.uid)
 }
 
 #[cfg(test)]
@@ -105,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn one_label_is_the_value_itself() {
+    fn one_label_gives_its_value() {
         let group = group_of(&by(&["app"]), &labels(&[("app", "shop.v1")]), None).unwrap();
         assert_eq!(group.value, "shop.v1");
     }
@@ -117,13 +109,13 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_label_is_no_group_and_says_so() {
+    fn a_missing_label_means_no_group() {
         let error = group_of(&by(&["a", "b"]), &labels(&[("a", "7")]), None).unwrap_err();
         assert_eq!(error.to_string(), "no group: the Job has no label b");
     }
 
     #[test]
-    fn an_empty_label_is_no_group_and_says_so() {
+    fn an_empty_label_means_no_group() {
         for pairs in [[("a", ""), ("b", "12")], [("a", "7"), ("b", "")]] {
             let error = group_of(&by(&["a", "b"]), &labels(&pairs), None).unwrap_err();
             assert!(matches!(&error, NoGroup::EmptyLabel(key) if pairs.contains(&(key, ""))), "{error}");
@@ -149,7 +141,7 @@ mod tests {
     }
 
     proptest! {
-        /// Different values never share a group.
+        /// Different values never give the same group.
         #[test]
         fn joined_values_stay_apart(
             a in "[a-zA-Z0-9._-]{0,20}", b in "[a-zA-Z0-9._-]{0,20}",

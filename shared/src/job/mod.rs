@@ -1,4 +1,8 @@
-//! A Job cut down to what both programs need: its state, group, scopes and stamps.
+//! A Job cut down to what both programs need.
+//!
+//! In: a Job as the apiserver returns it. Out: its state ([`snapshot`], start reading there), its group ([`group`]), the
+//! scopes in which it takes a slot ([`scope`]), and the content of its annotation `job-handler/stamped`
+//! ([`stamped_annotation`], [`queued_entry`]).
 
 pub mod group;
 pub mod queued_entry;

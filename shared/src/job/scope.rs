@@ -1,4 +1,4 @@
-//! What a limit counts over, for one Job: the same for who admits and for who starts queued Jobs.
+//! The scopes in which a Job takes a slot. The webhook admits by them, and the sink releases queued Jobs by them.
 
 use std::{borrow::Cow, sync::Arc};
 
@@ -17,18 +17,18 @@ use crate::{
     },
 };
 
-/// A limit, in one of the places it counts over.
+/// A limit, and the domain in which it counts.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ScopeKey {
     /// The limit's policy.
     pub policy: PolicyRef,
     /// The limit's name.
     pub limit: String,
-    /// Where.
+    /// The domain.
     pub domain: ScopeDomain,
 }
 
-/// Where a limit counts. Ordered: what tells an author more comes first.
+/// The domain in which a limit counts. Ordered by how much it tells the author of a Job: the narrowest comes first.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]
 pub enum ScopeDomain {
     /// A group of a namespace.
@@ -39,11 +39,11 @@ pub enum ScopeDomain {
     Cluster,
 }
 
-/// The scopes in which a Job takes a slot, with their limits, given the policies that act on it in order of precedence;
-/// the most telling scope first.
+/// Returns the scopes in which a Job takes a slot, with their limits, narrowest first. `policies` are those that apply to
+/// the Job, in order of precedence.
 ///
-/// The group is that of the first policy that states one and limits add up, as in [`crate::policy::effective::EffectivePolicy`], which
-/// would copy too much to ask it for each of thousands of Jobs.
+/// Follows the rules of [`crate::policy::effective::EffectivePolicy`] without building one, which would copy too much for
+/// thousands of Jobs.
 pub fn scopes<'a>(policies: &[&'a Arc<Policy>], job: &JobSnapshot) -> Vec<(ScopeKey, &'a Limit)> {
     if policies.iter().all(|policy| policy.spec.limits.is_empty()) {
         return Vec::new();
@@ -68,13 +68,13 @@ pub fn scopes<'a>(policies: &[&'a Arc<Policy>], job: &JobSnapshot) -> Vec<(Scope
     scopes
 }
 
-/// The group of a Job under these policies, given in order of precedence.
+/// Returns the group of a Job under these policies, given in order of precedence.
 pub fn group_of_job(policies: &[&Arc<Policy>], job: &JobSnapshot) -> Option<GroupId> {
     let spec = policies.iter().find_map(|policy| policy.spec.group.as_ref())?;
     group_of(spec, &without_group_label(&job.labels), job.owner.as_ref()).ok()
 }
 
-/// Labels without the stamped group, which is never an input: a forged one would choose its own policies.
+/// Labels without the stamped group, which is never an input: a forged one could select policies.
 pub fn without_group_label(labels: &Labels) -> Cow<'_, Labels> {
     if labels.contains_key(keys::GROUP) {
         let rest = labels.iter().filter(|(key, _)| *key != keys::GROUP);
@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn all_limits_count_by_the_first_policys_group_and_never_by_the_stamped_one() {
+    fn limits_use_the_group_of_the_first_policy_and_never_the_stamped_label() {
         let first = policy("a", json!({"group": {"type": "Labels", "labelKeys": ["id"]}}));
         let limits = json!({"group": {"type": "Owner"}, "limits": [
             {"name": "all", "maxActiveJobs": 3}, {"name": "each", "maxActiveJobs": 1, "scope": "Group"}]});

@@ -8,8 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{job::queued_entry, keys};
 
-/// A Job without its template: what limits, plans and order need. 50,000 of these fit in memory; 50,000
-/// whole Jobs do not.
+/// A Job without its template: 50,000 of these fit in memory, 50,000 full Jobs do not.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct JobSnapshot {
     /// Namespace.
@@ -28,13 +27,13 @@ pub struct JobSnapshot {
     pub deleting_since: Option<Timestamp>,
     /// `metadata.labels`.
     pub labels: BTreeMap<String, String>,
-    /// Annotations of ours (`job-handler/…`) only.
+    /// Annotations with the prefix `job-handler/` only.
     pub annotations: BTreeMap<String, String>,
     /// The controlling owner.
     pub owner: Option<Owner>,
     /// `spec.suspend`.
     pub suspended: bool,
-    /// `spec.managedBy`, where it is not Kubernetes' own controller.
+    /// `spec.managedBy`, unless it is Kubernetes' own controller.
     pub managed_by: Option<String>,
     /// `spec.ttlSecondsAfterFinished`, seconds.
     pub ttl: Option<i32>,
@@ -52,9 +51,9 @@ pub struct JobSnapshot {
     pub succeeded_pods: i32,
     /// `status.failed`: pods.
     pub failed_pods: i32,
-    /// Condition `Complete` or `Failed`, where True.
+    /// Condition `Complete` or `Failed`, if True.
     pub finished: Option<Finished>,
-    /// Condition `SuccessCriteriaMet` or `FailureTarget` is True: the outcome is set, pods are still going.
+    /// Condition `SuccessCriteriaMet` or `FailureTarget` is True: the outcome is decided, pods are still terminating.
     pub finishing: bool,
 }
 
@@ -75,7 +74,7 @@ pub struct Owner {
 /// How a Job ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finished {
-    /// Which of the two.
+    /// Outcome.
     pub outcome: Outcome,
     /// The condition's reason, such as `BackoffLimitExceeded`.
     pub reason: String,
@@ -85,7 +84,7 @@ pub struct Finished {
     pub at: Timestamp,
 }
 
-/// The two ends of a Job.
+/// Outcome of a finished Job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Outcome {
@@ -96,7 +95,7 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    /// `completed` or `failed`, as labels and results have it.
+    /// `completed` or `failed`, as in labels and results.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Completed => keys::STATUS_COMPLETED,
@@ -105,7 +104,7 @@ impl Outcome {
     }
 }
 
-/// What a Job counts as.
+/// State of a Job with regard to limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum JobState {
     /// Takes a slot.
@@ -117,8 +116,8 @@ pub enum JobState {
 }
 
 impl JobSnapshot {
-    /// What the Job counts as. A Job that is being deleted stays what it was until it is gone; a suspended Job
-    /// counts until its last pod is gone.
+    /// State of the Job. A Job in deletion keeps its state until it is gone; a suspended Job is active until its last pod
+    /// is gone.
     pub fn state(&self) -> JobState {
         if self.finished.is_some() {
             JobState::Finished
@@ -129,7 +128,7 @@ impl JobSnapshot {
         }
     }
 
-    /// Whether it takes a slot.
+    /// Whether the Job takes a slot.
     pub fn is_active(&self) -> bool {
         self.state() == JobState::Active
     }
@@ -139,18 +138,18 @@ impl JobSnapshot {
         format!("{}/{}", self.namespace, self.name)
     }
 
-    /// Another controller runs this Job (Kueue, or `spec.managedBy`): never queued, released or healed by us.
+    /// Whether another controller manages this Job (Kueue, or `spec.managedBy`): it is never queued, released or repaired.
     pub fn is_managed_by_others(&self) -> bool {
         self.managed_by.is_some() || self.labels.contains_key(keys::KUEUE_QUEUE)
     }
 
-    /// The author opted out of defaults, harvest and prune.
+    /// Whether the author opted out of defaults, results and deletion.
     pub fn opted_out(&self) -> bool {
         self.labels.get(keys::ENABLED).is_some_and(|value| value == "false")
     }
 
-    /// It waits for a slot of ours: it has the mark, and the account of stamping says that it was us who queued it. A
-    /// copied mark alone starts nobody's Job.
+    /// Whether the webhook queued this Job. The annotation `job-handler/stamped` must say so as well: a copied
+    /// `job-handler/queued-at` alone must not release a Job.
     pub fn is_queued(&self) -> bool {
         self.suspended
             && self.annotations.contains_key(keys::QUEUED_AT)
@@ -235,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn state_follows_the_words_of_the_design() {
+    fn state_depends_on_conditions_suspension_and_pods() {
         let table = [
             (json!({}), json!({}), JobState::Active),
             (json!({"suspend": true}), json!({}), JobState::Suspended),
@@ -252,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn a_condition_that_is_false_does_not_finish() {
+    fn a_false_condition_does_not_finish_a_job() {
         let status = json!({"conditions": [{"type": "Complete", "status": "False"}]});
         assert!(job(json!({}), status).is_active());
     }

@@ -1,59 +1,58 @@
-//! The text of annotation `job-handler/stamped`: what was set, clamped or relocated, and by which policy.
+//! Content of annotation `job-handler/stamped`: what was set, lowered or moved, and by which policy.
 //!
-//! Written for people: `activeDeadlineSeconds: 9000 -> 7200 (maximum of JobPolicy ci/builds); …`. Also read back: a
-//! webhook may be called again on its own output (`reinvocationPolicy: IfNeeded`, copies of stored Jobs), where `7200`
-//! alone would not tell what its author wrote. What is read back is only ever believed where deciding from it leads to
-//! the very values that the object has; so a forged text says nothing that its author could not have written in `spec`.
+//! People read it: `activeDeadlineSeconds: 9000 -> 7200 (maximum of JobPolicy ci/builds); …`. The webhook reads it too, when
+//! it is called again on its own output (`reinvocationPolicy: IfNeeded`, or a copy of a stored Job), since `7200` alone does
+//! not show what the author wrote. It trusts an entry only if deciding from it gives the very values that the object has, so
+//! that a forged text can say nothing that its author could not have written in `spec`.
 
 use std::fmt;
 
 use crate::policy::range::UNSET;
 
-/// Entry of the TTL.
+/// Key of the entry about the TTL.
 pub const TTL: &str = "ttlSecondsAfterFinished";
-/// Entry of the deadline.
+/// Key of the entry about the deadline.
 pub const DEADLINE: &str = "activeDeadlineSeconds";
-/// Entry of the retries.
+/// Key of the entry about the retries.
 pub const BACKOFF: &str = "backoffLimit";
-/// Entry of the containers' requests and limits.
+/// Key of the entry about requests and limits of containers.
 pub const RESOURCES: &str = "containerResources";
-/// Entry of the group.
+/// Key of the entry about the group.
 pub const GROUP: &str = "group";
-/// Entry where a policy asks for a group and the Job has none.
+/// Key of the entry of a Job that should have a group and has none.
 pub const NO_GROUP: &str = "no group";
-/// Entry of a Job that waits for a slot.
+/// Key of the entry of a Job that waits for a slot.
 pub use crate::job::queued_entry::QUEUED;
-/// Prefix of the entry of one label.
+/// Prefix of the keys of entries about labels.
 pub const LABEL: &str = "label ";
-/// Entry of the author's opt-out.
+/// Key of the entry about the author's opt-out.
 pub const OPT_OUT: &str = "opted out";
-/// Entry where there was nothing to do.
+/// Key of the entry of a Job on which nothing had to be set.
 pub const NOTHING: &str = "nothing to set";
 
-/// Where a stamped label went.
 const ON_BOTH: &str = "on the Job and its pods";
 const ON_JOB: &str = "on the Job";
 const ON_PODS: &str = "on its pods";
 
-/// The entries, in the order they are written.
+/// Entries of the annotation, in their order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StampedAnnotation(Vec<(String, String)>);
 
-/// A label that an explanation claims was added.
+/// A label that the annotation claims was added.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClaimedLabel {
-    /// Its key.
+    /// Key of the label.
     pub key: String,
-    /// Its value.
+    /// Value of the label.
     pub value: String,
-    /// On the Job.
+    /// Whether it was added to the Job.
     pub on_job: bool,
-    /// On the pod template.
+    /// Whether it was added to the pod template.
     pub on_pods: bool,
 }
 
 impl StampedAnnotation {
-    /// Reads a text; what does not look like an entry is dropped.
+    /// Parses a text; ignores what is not an entry.
     pub fn parse(text: &str) -> Self {
         Self(
             text.split("; ")
@@ -63,7 +62,7 @@ impl StampedAnnotation {
         )
     }
 
-    /// Sets an entry, in its place where there is one.
+    /// Sets an entry; keeps its position if it exists.
     pub fn set(&mut self, key: &str, what: impl fmt::Display) {
         let what = what.to_string();
         match self.0.iter_mut().find(|(known, _)| known == key) {
@@ -72,17 +71,17 @@ impl StampedAnnotation {
         }
     }
 
-    /// Takes an entry out.
+    /// Removes an entry.
     pub fn remove(&mut self, key: &str) {
         self.0.retain(|(known, _)| known != key);
     }
 
-    /// Whether there is such an entry.
+    /// Whether the entry exists.
     pub fn has(&self, key: &str) -> bool {
         self.0.iter().any(|(known, _)| known == key)
     }
 
-    /// Whether there is none at all.
+    /// Whether there are no entries.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -100,7 +99,7 @@ impl StampedAnnotation {
         text
     }
 
-    /// Sets the entry of a label.
+    /// Sets the entry about a label.
     pub fn set_label(
         &mut self,
         key: &str,
@@ -117,7 +116,8 @@ impl StampedAnnotation {
         self.set(&format!("{LABEL}{key}"), format_args!("{value} {place} ({policy})"));
     }
 
-    /// What the author had written for a field, as claimed: `None` no claim, `Some(None)` nothing.
+    /// The value that the author wrote, according to the annotation: `None` without an entry, `Some(None)` for an absent
+    /// value.
     pub fn original_value(&self, field: &str) -> Option<Option<i64>> {
         let (_, what) = self.0.iter().find(|(key, _)| key == field)?;
         // `before -> after (why)`, or `before (as stated)`.
@@ -125,19 +125,19 @@ impl StampedAnnotation {
         if before == UNSET { Some(None) } else { before.parse().ok().map(Some) }
     }
 
-    /// The containers whose requests and limits it claims were set.
+    /// Names of the containers whose requests and limits were set, according to the annotation.
     pub fn claimed_containers(&self) -> impl Iterator<Item = &str> {
         let what = self.0.iter().find(|(key, _)| key == RESOURCES).map_or("", |(_, what)| what.as_str());
         what.split_once(" (").map_or("", |(names, _)| names).split(", ").filter(|name| !name.is_empty())
     }
 
-    /// The entries that `other` does not have, word for word.
+    /// Entries that `other` does not have in exactly this form.
     pub fn entries_not_in<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = (&'a str, &'a str)> {
         let known = |entry: &&(String, String)| !other.0.contains(entry);
         self.0.iter().filter(known).map(|(key, what)| (key.as_str(), what.as_str()))
     }
 
-    /// The labels it claims were added.
+    /// Labels that were added, according to the annotation.
     pub fn claimed_labels(&self) -> Vec<ClaimedLabel> {
         let claim = |(key, what): &(String, String)| {
             let key = key.strip_prefix(LABEL)?.to_owned();
@@ -168,7 +168,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_what_it_writes() {
+    fn entries_round_trip() {
         let mut explanation = StampedAnnotation::default();
         explanation.set(TTL, "unset -> 86400 (default of JobPolicy ci/builds)");
         explanation.set(DEADLINE, "9000 -> 7200 (maximum of JobPolicy ci/builds)");
@@ -189,7 +189,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text_is_read(text in ".{0,200}") {
+        fn any_text_can_be_parsed(text in ".{0,200}") {
             let read = StampedAnnotation::parse(&text);
             let _: (Option<Option<i64>>, Vec<ClaimedLabel>) = (read.original_value(TTL), read.claimed_labels());
             prop_assert_eq!(&StampedAnnotation::parse(&read.to_string()), &read);

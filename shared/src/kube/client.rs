@@ -1,14 +1,14 @@
-//! One builder of clients: from `KUBECONFIG` or the pod's ServiceAccount, with our user agent and bounded times.
+//! Builds clients from `KUBECONFIG` or the pod's ServiceAccount, with user agent and timeouts.
 
 use std::time::Duration;
 
 use http::{HeaderValue, header::USER_AGENT};
 use kube::{Client, Config};
 
-/// Why there is no client.
+/// A client that cannot be built.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// Neither a kubeconfig nor a pod's ServiceAccount.
+    /// Neither a kubeconfig nor a ServiceAccount was found.
     #[error(
         "no access to a cluster: {0}. Set KUBECONFIG, or run in a pod with a ServiceAccount (see manifests/base)"
     )]
@@ -18,24 +18,22 @@ pub enum ClientError {
     Client(#[source] Box<kube::Error>),
 }
 
-/// A client for `program` (such as `job-handler-sink`); its user agent is `program/version`, so that audit logs and
-/// API priority tell the programs apart.
+/// Builds a client for `program` (such as `job-handler-sink`) with user agent `program/version`, by which audit logs and API
+/// priority distinguish the programs.
 ///
 /// # Errors
-/// Where no cluster is configured, or its certificates or tokens cannot be read.
+/// Fails if no cluster is configured, or its certificates or tokens cannot be read.
 pub async fn build(program: &str, version: &str) -> Result<Client, ClientError> {
     let config = Config::infer().await.map_err(|e| ClientError::Config(Box::new(e)))?;
     with(config, program, version)
 }
 
-/// The same, whose calls give the first answer that comes, also where that is 429, 503 or 504: for callers who decide
-/// themselves what such an answer means, and whom it is worth waiting for.
-///
-/// By default kube's client tries those again for minutes, so that a caller with a deadline learns of nothing but its
-/// deadline; and a write that was answered by 504 may have been done, which a second one hides behind its 409.
+/// Builds a client that does not retry responses 429, 503 and 504. By default kube's client retries them for minutes: a
+/// caller with a deadline would see nothing but a timeout, and a write that got a 504 may have been done, which its retry
+/// hides behind a 409.
 ///
 /// # Errors
-/// As [`build`].
+/// Fails like [`build`].
 pub async fn build_without_retries(program: &str, version: &str) -> Result<Client, ClientError> {
     let mut config = Config::infer().await.map_err(|e| ClientError::Config(Box::new(e)))?;
     config.default_retry = false;
@@ -45,7 +43,7 @@ pub async fn build_without_retries(program: &str, version: &str) -> Result<Clien
 /// The same as [`build`], for a cluster that was chosen otherwise.
 ///
 /// # Errors
-/// Where the configuration's certificates or tokens cannot be read.
+/// Fails if certificates or tokens of the configuration cannot be read.
 pub fn with(mut config: Config, program: &str, version: &str) -> Result<Client, ClientError> {
     if let Ok(agent) = HeaderValue::from_str(&format!("{program}/{version}")) {
         config.headers.push((USER_AGENT, agent));

@@ -1,4 +1,4 @@
-//! Calls to the apiserver.
+//! Calls to the apiserver: [`client`] builds clients, [`error`] classifies failures, `watch` runs watches.
 
 pub mod client;
 pub mod error;

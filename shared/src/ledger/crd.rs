@@ -1,11 +1,11 @@
-//! The ledger: which tries to make a Job active were granted, as long as nobody has seen what became of them.
+//! The JobLedger: admitted attempts to make a Job active whose outcome is not known yet.
 //!
-//! One [`JobLedger`] per namespace of Jobs, and one for limits that count over the cluster, all in the pair's own
-//! namespace. What it holds is a [`LedgerContents`]; webhook replicas change it by resourceVersion only, so that their decisions
-//! stand in one line.
+//! There is one [`JobLedger`] per namespace with Jobs, and one for limits that count over the cluster, all in the namespace
+//! of job-handler. Webhook replicas change the [`LedgerContents`] by resourceVersion only, so that their decisions are
+//! serialized.
 //!
-//! The schema says little on purpose: an older apiserver schema must not prune what a newer version wrote. What is read
-//! is judged here instead, strictly: a contents that is not understood in full is an error, and nothing is granted by it.
+//! The schema is loose on purpose: the schema of an older version must not prune what a newer version wrote. Reading is
+//! strict instead: contents that are not fully understood are an error, and nothing is admitted by them.
 
 use std::{borrow::Cow, collections::BTreeMap};
 
@@ -17,18 +17,18 @@ use serde_json::Value;
 
 use crate::ledger::failure_streak::FailureStreak;
 
-/// The format that is spoken. A version that gives other meaning to what is here raises it.
+/// Format version. A change of meaning increments it.
 pub const FORMAT: u64 = 1;
-/// Name of the ledger for limits that count over the cluster. With dots, which no namespace has in its name.
+/// Name of the ledger for limits of scope `Cluster`. It has dots, which names of namespaces do not.
 pub const CLUSTER_LEDGER: &str = "cluster.job-handler.io";
 
 const FORMAT_FIELD: &str = "format";
 const PENDING: &str = "pending";
 const OBSERVED_THROUGH: &str = "observedThrough";
-/// The sink's field: how groups have fared, by [`crate::ledger::failure_streak::group_key`].
+/// Field that the sink owns: failure streaks, by [`crate::ledger::failure_streak::group_key`].
 pub const BACKOFF: &str = "backoff";
 
-/// Fields of a ledger, as they are stored. Those that are not ours to write (`backoff` is the sink's) are carried along.
+/// Fields of a ledger as stored. Fields of other writers (`backoff` is the sink's) are preserved.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[kube(
     group = "job-handler.io",
@@ -38,91 +38,91 @@ pub const BACKOFF: &str = "backoff";
     category = "job-handler",
     namespaced,
     derive = "PartialEq",
-    doc = "Tries to start Jobs that were granted and whose outcome nobody has seen yet. Kept by job-handler; not to be edited.",
+    doc = "Admitted attempts to start Jobs whose outcome is not known yet, and failure streaks. Written by job-handler; do not edit.",
     printcolumn(
         name = "ObservedThrough",
         type_ = "integer",
         json_path = ".spec.observedThrough",
-        description = "resourceVersion of the last Job by which a try was taken out"
+        description = "resourceVersion of the last Job that resolved an attempt"
     ),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 pub struct JobLedgerSpec {
-    /// All of them.
+    /// All fields.
     #[serde(flatten)]
     pub fields: BTreeMap<String, Value>,
 }
 
-/// What the webhook decides by.
+/// The part of a ledger by which the webhook decides.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct LedgerContents {
-    /// `namespace/name` of a Job -> `request.uid` -> what was granted.
+    /// Attempts: `namespace/name` of the Job, then `request.uid`.
     pub pending: BTreeMap<String, BTreeMap<String, GrantedAttempt>>,
-    /// Attempts were taken out because of Jobs seen up to this resourceVersion: a view that is older may not decide.
+    /// Attempts were resolved by Jobs up to this resourceVersion. A view of Jobs that is older must not decide.
     pub observed_through: u64,
 }
 
-/// A granted try to make a Job active.
+/// An admitted attempt to make a Job active.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct GrantedAttempt {
     /// `metadata.uid` that the Job has or will have.
     pub job_uid: String,
-    /// What kind of try.
+    /// Kind of the attempt.
     pub kind: AttemptKind,
-    /// The policies by which its scopes were found.
+    /// Revision of the policies that determined the scopes.
     pub revision: String,
-    /// Where it takes a slot.
+    /// Scopes in which the Job takes a slot.
     pub scopes: Vec<String>,
-    /// When, by the clock of whoever granted it; for people only.
+    /// Time by the clock of the replica that admitted it; informational.
     pub since: Timestamp,
 }
 
-/// The kinds of tries.
+/// Kind of an attempt.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub enum AttemptKind {
     /// A new Job.
     Create,
-    /// A change of a stored Job by which it takes a slot: it is un-suspended, or relabelled.
+    /// A change of a stored Job by which it takes a slot: it is un-suspended or relabelled.
     Unsuspend {
-        /// `metadata.resourceVersion` of the Job as it was before. The change is written only onto that.
+        /// `metadata.resourceVersion` of the Job before the change. The apiserver writes the change only onto it.
         from: u64,
     },
 }
 
-/// A ledger that cannot be gone by.
+/// A ledger that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LedgerError {
-    /// Written by a later version.
+    /// A newer version wrote it.
     #[error(
-        "it has format {found}, this version knows {FORMAT}: bring all replicas to the version that wrote it"
+        "it has format {found}, this version knows {FORMAT}: upgrade all replicas to the version that wrote it"
     )]
     NewerFormat {
-        /// The format.
+        /// Its format.
         found: u64,
     },
-    /// Somebody edited it, or a fault did.
+    /// A field has unexpected content.
     #[error(
-        "spec.{field} is not as job-handler writes it ({why}): delete the ledger, a minute later a new one is made"
+        "spec.{field} is malformed ({why}): delete the ledger; a new one is created, and after a minute its limits admit Jobs again"
     )]
     Malformed {
-        /// Which field.
+        /// Field below `spec`.
         field: &'static str,
-        /// What is wrong with it.
+        /// Cause.
         why: String,
     },
 }
 
 impl LedgerContents {
-    /// Every attempt: the Job's `namespace/name`, `request.uid`, what was granted.
+    /// All attempts, with `namespace/name` of the Job and `request.uid`.
     pub fn attempts(&self) -> impl Iterator<Item = (&str, &str, &GrantedAttempt)> {
         self.pending.iter().flat_map(|(name, tries)| {
             tries.iter().map(move |(request, granted)| (&**name, &**request, granted))
         })
     }
 
-    /// Takes out one attempt.
+    /// Removes an attempt.
     pub fn remove(&mut self, name: &str, request: &str) -> Option<GrantedAttempt> {
         let tries = self.pending.get_mut(name)?;
         let removed = tries.remove(request);
@@ -134,17 +134,17 @@ impl LedgerContents {
 }
 
 impl JobLedgerSpec {
-    /// An empty one.
+    /// A ledger without attempts.
     pub fn empty() -> Self {
         let mut spec = Self::default();
         spec.set(&LedgerContents::default());
         spec
     }
 
-    /// What is in it.
+    /// Parses the contents.
     ///
     /// # Errors
-    /// Where it was written by a later version, or is not understood in full.
+    /// Fails if a newer version wrote them or they are malformed.
     pub fn contents(&self) -> Result<LedgerContents, LedgerError> {
         let malformed = |field, why: String| LedgerError::Malformed { field, why };
         match self.fields.get(FORMAT_FIELD).map(|format| (format, format.as_u64())) {
@@ -171,8 +171,8 @@ impl JobLedgerSpec {
         Ok(LedgerContents { pending, observed_through })
     }
 
-    /// How groups have fared. What is not understood is as if it were not there: the sink writes it anew from the Jobs
-    /// that are there, and no limit hangs on it.
+    /// All failure streaks. Ignores malformed ones: the sink rewrites them from the existing Jobs, and no limit depends on
+    /// them.
     pub fn streaks(&self) -> BTreeMap<String, FailureStreak> {
         let entries = self.fields.get(BACKOFF).and_then(Value::as_object).into_iter().flatten();
         entries
@@ -180,12 +180,12 @@ impl JobLedgerSpec {
             .collect()
     }
 
-    /// How one group has fared.
+    /// The failure streak of one group.
     pub fn streak(&self, key: &str) -> Option<FailureStreak> {
         FailureStreak::deserialize(self.fields.get(BACKOFF)?.get(key)?).ok()
     }
 
-    /// Writes a contents into it; other fields stay.
+    /// Replaces the contents; other fields stay.
     pub fn set(&mut self, contents: &LedgerContents) {
         self.fields.insert(FORMAT_FIELD.to_owned(), FORMAT.into());
         self.fields.insert(OBSERVED_THROUGH.to_owned(), contents.observed_through.into());
@@ -218,7 +218,7 @@ impl JsonSchema for JobLedgerSpec {
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({
             "type": "object",
-            "description": "What was granted and not seen yet. Judged by who reads it: later versions may say more.",
+            "description": "Admitted attempts and failure streaks. Validated when read: newer versions may add fields.",
             "required": [FORMAT_FIELD],
             "properties": {
                 FORMAT_FIELD: {"type": "integer", "minimum": 1, "description": "Version of this layout."},
@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read_again_and_the_rest_stays() {
+    fn contents_round_trip_and_other_fields_stay() {
         let tries = [
             ("r1".to_owned(), granted(AttemptKind::Create)),
             ("r2".to_owned(), granted(AttemptKind::Unsuspend { from: 7 })),
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn streaks_are_read_and_garbage_is_passed_by() {
+    fn streaks_are_read_and_malformed_ones_ignored() {
         let good = json!({"failures": 2, "job": "a", "ended": "2026-01-01T00:00:00Z", "uids": ["u"]});
         let ledger = spec(json!({"format": 1, "backoff": {"labels:id=7": good, "labels:id=8": 3}}));
         let streaks = ledger.streaks();
@@ -296,7 +296,7 @@ mod tests {
     #[case::from(json!({"format": 1, "pending": {"ci/a": {"r": {"jobUid": "u", "kind": {"unsuspend": {}}, "revision": "r",
         "scopes": [], "since": "2026-01-01T00:00:00Z"}}}}), "spec.pending")]
     #[case::version(json!({"format": 1, "observedThrough": -1}), "spec.observedThrough")]
-    fn what_is_not_understood_is_refused(#[case] value: Value, #[case] word: &str) {
+    fn malformed_contents_are_an_error(#[case] value: Value, #[case] word: &str) {
         let why = spec(value).contents().unwrap_err().to_string();
         assert!(why.contains(word), "{why}");
     }

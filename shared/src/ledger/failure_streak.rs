@@ -1,8 +1,8 @@
-//! How a group has fared: its failures in a row, and when its next try is allowed. Pure, and the same for who decides
-//! (the webhook) and who remembers (the sink, in the ledger).
+//! Failures in a row of a group, and when its next Job may run. Pure; the webhook decides by it, the sink stores it in the
+//! ledger.
 //!
-//! Runs are taken in by the time they ended. What was taken in is remembered by that time alone, so that a failed Job
-//! may be deleted without being forgotten and one that stays is not counted twice.
+//! Runs are counted in the order in which they ended. Only the time of the last counted run is stored, so that deleting a
+//! failed Job does not reset the streak, and a Job that stays is not counted twice.
 
 use std::collections::BTreeSet;
 
@@ -17,35 +17,34 @@ use crate::{
     policy::limit::FailureBackoff,
 };
 
-/// How the last runs of a group ended.
+/// The failure streak of a group.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FailureStreak {
     /// Failures in a row; 0 after a success.
     pub failures: u32,
-    /// Name of the Job that ended last.
+    /// Name of the last Job that ended.
     pub job: String,
-    /// When it ended. Whatever ended earlier has been taken in.
+    /// When it ended. All earlier runs are counted.
     pub ended: Timestamp,
-    /// Uids of the Jobs that ended in that very second and have been taken in.
+    /// Uids of the counted Jobs that ended in the same second.
     pub uids: BTreeSet<String>,
-    /// When the next try is allowed; for people, who decides goes by the policies of the moment.
+    /// When the next Job may run; informational, decisions use the current policies.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub until: Option<Timestamp>,
 }
 
-/// How many groups are remembered per namespace; beyond, those that ended longest ago are forgotten. An object has room
-/// for about three times as many.
+/// Maximum number of groups per namespace; the oldest are dropped. An object has room for about three times as many.
 pub const MAX_GROUPS: usize = 2000;
 
 impl FailureStreak {
-    /// Whether a run has been taken in.
+    /// Whether the streak includes this run.
     pub fn includes(&self, job: &JobSnapshot) -> bool {
         let Some(finished) = &job.finished else { return false };
         finished.at < self.ended || (finished.at == self.ended && self.uids.contains(&job.uid))
     }
 
-    /// When the next try is allowed under a rule; none where it was allowed at once.
+    /// When the next Job may run under a rule; none if it may run at once.
     pub fn next_attempt_at(&self, rule: &FailureBackoff) -> Option<Timestamp> {
         let failures = self.failures.checked_sub(1)?;
         let factor = u64::from(rule.multiplier).saturating_pow(failures);
@@ -53,14 +52,13 @@ impl FailureStreak {
         self.ended.checked_add(SignedDuration::from_secs(i64::try_from(wait).ok()?)).ok()
     }
 
-    /// When it is forgotten, unless a run is under way.
+    /// When the streak expires, unless a Job of the group is active.
     pub fn expires_at<'a>(&self, rules: impl IntoIterator<Item = &'a FailureBackoff>) -> Timestamp {
         self.ended.checked_add(retention(rules)).unwrap_or(Timestamp::MAX)
     }
 }
 
-/// Takes in the runs of a group that are not yet in `before`, in whatever order they come. Gives nothing where there is
-/// nothing to remember: no failure so far.
+/// Adds runs of a group, in any order, that `before` does not include. Returns none while there was no failure.
 pub fn record_runs<'a>(
     before: Option<&FailureStreak>,
     runs: impl IntoIterator<Item = &'a JobSnapshot>,
@@ -73,7 +71,7 @@ pub fn record_runs<'a>(
         .collect();
     runs.sort_by(|(a, a_job), (b, b_job)| (a.at, &a_job.uid).cmp(&(b.at, &b_job.uid)));
     let mut streak = before.cloned();
-    // Successes before the first failure leave nothing behind but, where they are of the same second, their uids.
+    // Of successes before the first failure, only the uids of those in the same second matter.
     let mut passed: Vec<(Timestamp, &str)> = Vec::new();
     for (finished, job) in runs {
         let failed = finished.outcome == Outcome::Failed;
@@ -107,18 +105,18 @@ pub fn record_runs<'a>(
     Some(streak)
 }
 
-/// How long a failure is remembered where no run is under way: as long again as the group ever had to wait.
+/// How long a failure counts while no Job of the group is active: twice the longest wait.
 fn retention<'a>(rules: impl IntoIterator<Item = &'a FailureBackoff>) -> SignedDuration {
     let longest = rules.into_iter().map(|rule| i64::from(rule.max_seconds)).max().unwrap_or_default();
     SignedDuration::from_secs(longest.saturating_mul(2))
 }
 
-/// A group as a ledger names it; [`group_of`] reads it again.
+/// Key of a group in a ledger; [`parse_group_key`] is the inverse.
 pub fn group_key(group: &GroupId) -> String {
     format!("{}={}", group.by, group.value)
 }
 
-/// The group of a name in a ledger. Label keys and kinds hold no `=`.
+/// Parses a key of a ledger. Label keys and kinds do not contain `=`.
 pub fn parse_group_key(key: &str) -> Option<GroupId> {
     let (by, value) = key.split_once('=')?;
     Some(GroupId { by: by.to_owned(), value: value.to_owned() })
@@ -151,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn waits_grow_to_the_maximum_and_a_success_ends_them() {
+    fn waits_grow_to_the_maximum_and_a_success_resets_them() {
         let mut streak = None;
         for (n, wait) in [10, 20, 40, 60, 60].into_iter().enumerate() {
             let n = i64::try_from(n).unwrap() * 100;
@@ -160,13 +158,13 @@ mod tests {
         }
         streak = record_runs(streak.as_ref(), &[run("well", 500, 501, false)], &[&RULE]);
         assert_eq!(streak.as_ref().map(|s| (s.failures, s.until)), Some((0, None)));
-        // The failed ones that are still there do not come back.
+        // Failed Jobs that still exist are not counted again.
         assert_eq!(record_runs(streak.as_ref(), &[run("400", 400, 401, true)], &[&RULE]), streak);
-        assert_eq!(record_runs(None, &[run("well", 0, 1, false)], &[&RULE]), None, "nothing to remember");
+        assert_eq!(record_runs(None, &[run("well", 0, 1, false)], &[&RULE]), None, "no failure yet");
     }
 
     #[test]
-    fn long_after_it_a_failure_is_the_first_again() {
+    fn an_expired_streak_starts_again() {
         let first = record_runs(None, &[run("a", 0, 1, true)], &[&RULE]);
         let begun_in_time = run("b", 121, 9000, true);
         assert_eq!(record_runs(first.as_ref(), &[begun_in_time], &[&RULE]).unwrap().failures, 2);
@@ -174,16 +172,16 @@ mod tests {
     }
 
     #[test]
-    fn a_groups_name_is_read_again() {
+    fn group_keys_round_trip() {
         let group = GroupId { by: "labels:a,b".into(), value: "7.x".into() };
         assert_eq!(parse_group_key(&group_key(&group)), Some(group));
         assert_eq!(parse_group_key("garbage"), None);
     }
 
     proptest! {
-        /// However the runs are cut into pieces, and whichever of them are shown again, the count is the same.
+        /// The count does not depend on how runs are split into calls, or which runs are passed again.
         #[test]
-        fn taken_in_once(ends in prop::collection::vec((0i64..6, prop::bool::ANY), 1..12), cut in 0usize..12) {
+        fn every_run_counts_once(ends in prop::collection::vec((0i64..6, prop::bool::ANY), 1..12), cut in 0usize..12) {
             let mut runs: Vec<_> = ends
                 .iter()
                 .enumerate()

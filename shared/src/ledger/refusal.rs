@@ -1,59 +1,58 @@
-//! The record of a refusal that travels from the webhook over the local socket to the sink.
-//!
-//! One JSON object per line. The webhook never writes Events itself; the sink beside it does.
+//! The record of a refusal that the webhook sends to the sink of its pod, one JSON object per line. The webhook never writes
+//! Events itself.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::{job::snapshot::Owner, policy::reference::PolicyRef};
 
-/// Longest line the sink reads, bytes; a longer one is dropped and counted.
+/// Maximum length of a line in bytes; the sink drops and counts longer ones.
 pub const MAX_LINE_BYTES: usize = 64 << 10;
 
-/// A Job that was refused, queued, or (mode Warn) would have been.
+/// A Job that was refused or queued, or would have been (mode Warn).
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Refusal {
-    /// What was decided.
+    /// Decision.
     pub decision: RefusalKind,
-    /// The policy whose limit or backoff decided.
+    /// Policy whose limit or backoff decided.
     pub policy: PolicyRef,
-    /// Name of the limit; `failureBackoff` for that.
+    /// Name of the limit, or `failureBackoff`.
     pub limit: String,
     /// Namespace of the Job.
     pub namespace: String,
-    /// Name of the Job (validating admission knows generated names too).
+    /// Name of the Job. Validating admission knows generated names too.
     pub job: String,
-    /// Its uid; each try of a create has one of its own.
+    /// Uid of the Job; each attempt to create it has another one.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub uid: String,
-    /// The Job is there: it was queued, or a change of it was refused.
+    /// Whether the Job exists: it was queued, or a change of it was refused.
     #[serde(default)]
     pub stored: bool,
-    /// Its controlling owner.
+    /// Controlling owner of the Job.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner: Option<Owner>,
-    /// The text its author got.
+    /// Message that the author received.
     pub message: String,
-    /// When.
+    /// Time of the decision.
     pub at: Timestamp,
 }
 
-/// How the text begins where a limit is full.
+/// First words of the message if a limit is reached.
 pub const LIMIT_REACHED: &str = "concurrent job limit reached";
-/// How the text begins where a limit of one per group is full.
+/// First words of the message if a limit of one Job per group is reached.
 pub const DUPLICATE_JOB: &str = "duplicate job";
-/// How the text begins where a group waits after failures.
+/// First words of the message if a group waits after failures.
 pub const IN_BACKOFF: &str = "failure backoff";
 
-/// What was decided about a Job over a limit.
+/// Decision about a Job over a limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize, Serialize)]
 pub enum RefusalKind {
-    /// Its creation was refused.
+    /// The Job was refused.
     Refused,
-    /// It was created suspended.
+    /// The Job was created suspended.
     Queued,
-    /// Mode Warn: it was let through, and would have been refused.
+    /// Mode Warn: the Job was admitted, but would have been refused or queued.
     WouldRefuse,
 }
 
@@ -63,7 +62,7 @@ mod tests {
     use crate::policy::reference::PolicyKind;
 
     #[test]
-    fn a_line_survives_the_socket() {
+    fn a_record_round_trips_as_one_line() {
         let refusal = Refusal {
             decision: RefusalKind::Refused,
             policy: PolicyRef {

@@ -1,4 +1,4 @@
-//! Byte amounts as people write them in policies: `64Mi`, `256Ki`, `1G`, `1048576`.
+//! Byte amounts as written in policies: `64Mi`, `256Ki`, `1G`, `1048576`.
 
 use std::{fmt, str::FromStr};
 
@@ -9,7 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Bytes(pub u64);
 
-/// Why a text is not an amount of bytes.
+/// A text that is not an amount of bytes.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error(
     "`{0}` is not an amount of bytes: expected a whole number with an optional unit Ki, Mi, Gi, Ti, k, M, G or T"
@@ -27,11 +27,11 @@ const UNITS: [(&str, u64); 8] = [
     ("T", 1_000_000_000_000),
 ];
 
-/// The same rule for the apiserver's schema.
+/// The same syntax for the schema.
 const PATTERN: &str = "^[0-9]{1,12}(Ki|Mi|Gi|Ti|k|M|G|T)?$";
 
 impl Bytes {
-    /// The amount as `usize`, saturating where memory is smaller than the number.
+    /// The amount as `usize`; saturates on platforms with smaller pointers.
     pub fn as_usize(self) -> usize {
         usize::try_from(self.0).unwrap_or(usize::MAX)
     }
@@ -117,7 +117,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_units_and_plain_numbers() {
+    fn units_and_plain_numbers_are_parsed() {
         for (text, bytes) in
             [("0", 0), ("1048576", 1 << 20), ("64Mi", 64 << 20), ("256Ki", 256 << 10), ("1G", 1_000_000_000)]
         {
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn names_what_is_wrong() {
+    fn errors_quote_the_text() {
         for text in ["", "Mi", "-1", "1.5Mi", "64 Mi", "64MiB", "99999999999999999999", "99999999999Ti"] {
             let error = text.parse::<Bytes>().unwrap_err().to_string();
             assert!(error.contains(&format!("`{text}`")), "{error}");
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn writes_what_it_reads() {
+    fn display_and_parse_round_trip() {
         for text in ["64Mi", "1023", "1Ki", "0", "3Ti"] {
             assert_eq!(text.parse::<Bytes>().unwrap().to_string(), text);
         }

@@ -1,7 +1,4 @@
-//! What the policies that apply to a Job say together.
-//!
-//! Limits and maxima add up; defaults and the group come from the namespace's policies first, then the cluster's, within
-//! a kind by name; cleanup and retention combine towards keeping.
+//! Combines the policies that apply to a Job. The README of this crate states the rules.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -22,56 +19,54 @@ use crate::{
     },
 };
 
-/// A value, and the policy it is from.
+/// A value, and the policy that states it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FromPolicy<T> {
     /// The value.
     pub value: T,
-    /// Who says so.
+    /// The policy.
     pub policy: PolicyRef,
 }
 
-/// A default and a maximum, combined.
+/// The default and the maximum of several policies for one field.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CombinedRange {
-    /// Set where the Job states none; never above `max`.
+    /// Value for Jobs that state none; never above `max`.
     pub default: Option<FromPolicy<i64>>,
-    /// The smallest of all maxima.
+    /// Smallest maximum of all policies.
     pub max: Option<FromPolicy<i64>>,
 }
 
-/// What the policies together say about one Job.
+/// All policies of a Job, combined.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct EffectivePolicy {
-    /// Seconds that the finished Job stays.
+    /// TTL of the finished Job, in seconds.
     pub ttl: CombinedRange,
-    /// Seconds that it may be active.
+    /// Active deadline, in seconds.
     pub deadline: CombinedRange,
     /// Retries.
     pub backoff_limit: CombinedRange,
-    /// Labels for Job and pods.
+    /// Labels to add to the Job and its pods.
     pub labels: BTreeMap<String, FromPolicy<String>>,
     /// Requests and limits for containers that state none.
     pub container_resources: Option<FromPolicy<ContainerResources>>,
-    /// How to group it.
+    /// How the Job is grouped.
     pub group: Option<FromPolicy<GroupSpec>>,
-    /// All limits hold.
+    /// Limits that the Job must all fit.
     pub limits: Vec<FromPolicy<Limit>>,
-    /// All backoffs hold.
+    /// Backoffs that all apply.
     pub failure_backoff: Vec<FromPolicy<FailureBackoff>>,
-    /// What to keep of it; none = nobody asks for its result.
+    /// What to store of the Job; none = no policy asks for its result.
     pub results: Option<Results>,
-    /// When it goes; none = no policy has a say, the Job keeps its own TTL.
+    /// When the Job is deleted; none = only its own TTL applies.
     pub cleanup: Option<Cleanup>,
-    /// CloudEvent receivers, by name.
+    /// Names of the CloudEvents receivers.
     pub cloud_event_sinks: BTreeSet<String>,
 }
 
 impl EffectivePolicy {
-    /// Combines policies, given in order of precedence, for a Job with these labels.
-    ///
-    /// Opt-out (`job-handler/enabled: "false"`) takes away defaults, harvest and prune; never limits, maxima
-    /// or the group.
+    /// Combines policies, given in order of precedence, for a Job with these labels. A Job that opts out gets no defaults,
+    /// results and cleanup; limits, maxima and the group still apply.
     pub fn combine<'a>(policies: impl IntoIterator<Item = &'a Arc<Policy>>, job_labels: &Labels) -> Self {
         let opted_out = opted_out(job_labels);
         let mut all = Self::default();
@@ -128,7 +123,7 @@ impl CombinedRange {
         if opted_out {
             self.default = None;
         }
-        // One policy's default can be above another's maximum; maxima win.
+        // The default of one policy can exceed the maximum of another.
         if let (Some(default), Some(max)) = (&mut self.default, &self.max) {
             default.value = default.value.min(max.value);
         }
@@ -180,7 +175,7 @@ fn combine_cleanup(a: Cleanup, b: Cleanup) -> Cleanup {
             newest: a.newest.max(b.newest),
             newest_succeeded: a.newest_succeeded.max(b.newest_succeeded),
         }),
-        // Foreground waits for the pods: the more careful of the two.
+        // Foreground waits for the pods, which is the safer choice.
         propagation_policy: match (a.propagation_policy, b.propagation_policy) {
             (Propagation::Background, Propagation::Background) => Propagation::Background,
             _ => Propagation::Foreground,
@@ -232,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn cleanup_and_retention_combine_towards_keeping() {
+    fn results_and_cleanup_combine_towards_keeping() {
         let policies = vec![
             namespaced(
                 "a",

@@ -1,8 +1,8 @@
-//! The policies of the base install, created once from a ConfigMap.
+//! Creates the policies of the base install, once, from a ConfigMap.
 //!
-//! They cannot stand beside their own CRD in one `kubectl apply`: it asks the apiserver about every kind before it
-//! applies the first object. So the base carries them in ConfigMap [`keys::DEFAULTS`] and the sink's leader creates
-//! them. An annotation there remembers which ones, so that one that a person deleted or changed stays so.
+//! `kubectl apply` looks up every kind before it applies the first object, so that a policy fails next to its own CRD. The
+//! base therefore carries the policies in ConfigMap [`keys::DEFAULTS`], and the leader of the sinks creates them. An
+//! annotation records which ones were created, so that a policy that a user deletes does not come back.
 
 use std::collections::BTreeSet;
 
@@ -19,32 +19,32 @@ use crate::{
     policy::spec::ClusterJobPolicy,
 };
 
-/// Why a default policy is not there.
+/// A default policy that could not be created.
 #[derive(Debug, thiserror::Error)]
 pub enum DefaultsError {
     /// A call to the apiserver failed.
     #[error(transparent)]
     Api(#[from] ApiError),
-    /// Somebody wrote something else into the ConfigMap.
+    /// The ConfigMap contains something else than policies.
     #[error(
-        "ConfigMap {namespace}/{name}: {key} is no ClusterJobPolicy: {source}; put it right or take it out",
+        "ConfigMap {namespace}/{name}: {key} is not a ClusterJobPolicy: {source}; correct or remove it",
         name = keys::DEFAULTS
     )]
     NoPolicy {
-        /// Its namespace.
+        /// Namespace of the ConfigMap.
         namespace: String,
-        /// Which of its data.
+        /// Key in its data.
         key: String,
-        /// Why.
+        /// Cause.
         source: serde_norway::Error,
     },
 }
 
-/// Creates the policies that ConfigMap [`keys::DEFAULTS`] holds and that were not created before; their names. Without
-/// the ConfigMap there is nothing to do. May be run by several programs at once, and again after any fault.
+/// Creates the policies of ConfigMap [`keys::DEFAULTS`] that were not created before, and returns their names. Does nothing
+/// without the ConfigMap. Can run concurrently, and again after a failure.
 ///
 /// # Errors
-/// Where the ConfigMap holds something else or the apiserver refuses; what was created until then stays.
+/// Fails if the ConfigMap contains anything else or a call fails; policies created until then stay.
 pub async fn create_once(client: &Client, namespace: &str) -> Result<Vec<String>, DefaultsError> {
     let maps: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
     let what = format!("read ConfigMap {namespace}/{}", keys::DEFAULTS);
@@ -70,7 +70,7 @@ pub async fn create_once(client: &Client, namespace: &str) -> Result<Vec<String>
         let what = format!("create ClusterJobPolicy {name}");
         match call(&what, policies.create(&PostParams::default(), &policy)).await {
             Ok(_) => created.push(name.clone()),
-            // There already; whoever made it, it is theirs.
+            // Somebody else created it; leave it as it is.
             Err(error) if error.is_conflict() => {}
             Err(error) => return Err(error.into()),
         }
@@ -102,7 +102,7 @@ mod tests {
         json!({"metadata": {"name": keys::DEFAULTS, "annotations": annotations}, "data": {"one.yaml": text}})
     }
 
-    /// Answers each call with the next of `answers`; gives what `create_once` said and the calls it made.
+    /// Runs `create_once` against these responses; returns its result and the calls it made.
     async fn play(
         answers: impl IntoIterator<Item = (u16, Value)>,
     ) -> (Result<Vec<String>, DefaultsError>, Vec<String>) {
@@ -140,21 +140,21 @@ mod tests {
     const MARK: &str = "PATCH /api/v1/namespaces/ns/configmaps/job-handler-defaults";
 
     #[tokio::test]
-    async fn created_the_first_time_and_remembered() {
+    async fn policies_are_created_once_and_recorded() {
         let (said, calls) = play([(200, map(None, POLICY)), policy(), (200, map(Some("one"), POLICY))]).await;
         assert_eq!(said.unwrap(), ["one"]);
         assert_eq!(calls, [GET, CREATE, MARK]);
     }
 
     #[tokio::test]
-    async fn one_that_was_created_before_does_not_come_back() {
+    async fn a_recorded_policy_is_not_created_again() {
         let (said, calls) = play([(200, map(Some("one"), POLICY))]).await;
         assert!(said.unwrap().is_empty());
         assert_eq!(calls, [GET]);
     }
 
     #[tokio::test]
-    async fn one_that_is_there_is_left_as_it_is_and_remembered() {
+    async fn an_existing_policy_is_kept_and_recorded() {
         let answers =
             [(200, map(None, POLICY)), status(409, "AlreadyExists"), (200, map(Some("one"), POLICY))];
         let (said, calls) = play(answers).await;
@@ -170,11 +170,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn faults_name_what_is_wrong() {
+    async fn errors_name_the_object() {
         let (said, _) = play([(200, map(None, "metadata: 7"))]).await;
         let error = said.unwrap_err().to_string();
         assert!(
-            error.contains("ConfigMap ns/job-handler-defaults: one.yaml is no ClusterJobPolicy"),
+            error.contains("ConfigMap ns/job-handler-defaults: one.yaml is not a ClusterJobPolicy"),
             "{error}"
         );
         let (said, calls) = play([(200, map(None, POLICY)), status(403, "Forbidden")]).await;

@@ -12,38 +12,38 @@ use crate::policy::{
     spec::{ClusterJobPolicy, JobPolicy, Mode, PolicySpec},
 };
 
-/// A policy, its selectors parsed.
+/// A policy with its selectors parsed.
 #[derive(Clone, Debug)]
 pub struct Policy {
-    /// Who it is.
+    /// Identity of the policy.
     pub reference: PolicyRef,
     /// `metadata.generation`: the revision of its spec.
     pub generation: i64,
-    /// What it says.
+    /// Spec of the policy.
     pub spec: PolicySpec,
     jobs: Selector,
     namespaces: Selector,
     namespace_selector: Option<LabelSelector>,
 }
 
-/// A policy that cannot be read. The CRD's rules refuse these at apply; one that came in past them (an older CRD) is
-/// reported, and selects nothing.
+/// A selector that cannot be parsed. The CRD rejects these; one that was stored under an older CRD is reported and selects
+/// nothing.
 #[derive(Debug, thiserror::Error)]
 #[error("{policy}: spec.{field}: {source}")]
 pub struct PolicyError {
-    /// Which policy.
+    /// Policy.
     pub policy: String,
-    /// Which field.
+    /// Field below `spec`.
     pub field: &'static str,
-    /// Why.
+    /// Cause.
     pub source: ParseExpressionError,
 }
 
 impl Policy {
-    /// Reads a namespaced policy.
+    /// Parses a `JobPolicy`.
     ///
     /// # Errors
-    /// For a selector that the CRD's rules should have refused.
+    /// Fails for a selector that the CRD should have rejected.
     pub fn namespaced(policy: &JobPolicy) -> Result<Self, PolicyError> {
         let reference = PolicyRef {
             kind: PolicyKind::JobPolicy,
@@ -54,10 +54,10 @@ impl Policy {
         Self::new(reference, policy.metadata.generation, &policy.spec.policy, None)
     }
 
-    /// Reads a cluster-wide policy.
+    /// Parses a `ClusterJobPolicy`.
     ///
     /// # Errors
-    /// For a selector that the CRD's rules should have refused.
+    /// Fails for a selector that the CRD should have rejected.
     pub fn cluster(policy: &ClusterJobPolicy) -> Result<Self, PolicyError> {
         let reference = PolicyRef {
             kind: PolicyKind::ClusterJobPolicy,
@@ -94,30 +94,30 @@ impl Policy {
         })
     }
 
-    /// Whether it applies to Jobs with these labels in a namespace with these.
+    /// Whether the policy applies to Jobs with these labels in this namespace.
     pub fn selects(&self, namespace: &str, namespace_labels: &Labels, job_labels: &Labels) -> bool {
         self.reference.namespace.as_deref().is_none_or(|own| own == namespace)
             && self.namespaces.matches(namespace_labels)
             && self.jobs.matches(job_labels)
     }
 
-    /// Whether it reaches the Jobs of a namespace at all.
+    /// Whether the policy can apply to Jobs of this namespace.
     pub fn selects_namespace(&self, namespace: &str, namespace_labels: &Labels) -> bool {
         self.reference.namespace.as_deref().is_none_or(|own| own == namespace)
             && self.namespaces.matches(namespace_labels)
     }
 
-    /// The namespaces of a cluster-wide policy, as it states them.
+    /// `namespaceSelector` of a `ClusterJobPolicy`.
     pub fn namespace_selector(&self) -> Option<&LabelSelector> {
         self.namespace_selector.as_ref()
     }
 
-    /// Whether it acts, rather than only telling.
+    /// Whether the mode is `Enforce`.
     pub fn enforced(&self) -> bool {
         self.spec.mode == Mode::Enforce
     }
 
-    /// Whether it changes no Job: it may refuse some, and asks nothing of those that pass. Such Jobs bear no mark of it.
+    /// Whether the policy has nothing but limits that reject. It leaves no annotation on the Jobs that pass.
     pub fn never_changes_jobs(&self) -> bool {
         let PolicySpec {
             job_selector: _,
@@ -136,7 +136,7 @@ impl Policy {
         cloud_event_sinks.is_empty() && limits.iter().all(|limit| limit.when_full == WhenFull::Reject)
     }
 
-    /// Whether it can refuse or queue a Job.
+    /// Whether the policy can refuse or queue a Job.
     pub fn has_limits(&self) -> bool {
         !self.spec.limits.is_empty() || self.spec.failure_backoff.is_some()
     }
@@ -150,7 +150,7 @@ mod tests {
     use crate::policy::fixtures::{cluster, labels, namespaced};
 
     #[test]
-    fn selects_by_namespace_and_labels() {
+    fn policies_select_by_namespace_and_labels() {
         let own = namespaced("a", json!({"jobSelector": {"matchLabels": {"app": "build"}}}));
         assert!(own.selects("ci", &Labels::new(), &labels(&[("app", "build")])));
         assert!(!own.selects("ci", &Labels::new(), &labels(&[("app", "other")])));
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn a_selector_past_the_schema_is_an_error_with_its_field() {
+    fn an_invalid_selector_is_an_error_that_names_the_field() {
         let policy: JobPolicy = serde_json::from_value(json!({
             "apiVersion": "job-handler.io/v1alpha1", "kind": "JobPolicy",
             "metadata": {"name": "a", "namespace": "ci"},

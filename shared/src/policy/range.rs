@@ -1,44 +1,44 @@
-//! One numeric field of a Job under a default and a maximum.
+//! Applies a default and a maximum to a numeric field of a Job.
 
 use std::fmt;
 
 use crate::policy::{effective::CombinedRange, reference::PolicyRef};
 
-/// How an absent value is written.
+/// Text for an absent value.
 pub const UNSET: &str = "unset";
 
-/// What a field comes to, and source.
+/// The value of a field after the policies were applied.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ResolvedValue {
-    /// What the author stated.
+    /// Value that the author stated.
     pub stated: Option<i64>,
-    /// What it comes to; none = nobody states one.
+    /// Resulting value; none = neither the author nor a policy states one.
     pub value: Option<i64>,
-    /// ValueSource.
+    /// Where the value comes from.
     pub source: ValueSource,
 }
 
-/// ValueSource a field has its value.
+/// Where the value of a field comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ValueSource {
-    /// Its author says so.
+    /// Stated by the author.
     Author,
-    /// A policy's default.
+    /// Default of a policy.
     Default(PolicyRef),
-    /// A policy's maximum.
+    /// Maximum of a policy.
     Maximum(PolicyRef),
 }
 
 /// What an absent field means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AbsentValue {
-    /// More than any maximum: a Job without a deadline runs for ever.
+    /// More than any maximum: a Job without a deadline runs without end.
     Unlimited,
-    /// Nothing that a maximum is about: a Job without a TTL is deleted by nobody.
+    /// Not subject to the maximum: nothing deletes a Job without a TTL.
     Exempt,
 }
 
-/// Settles a field. Negative values are left to the apiserver's validation, which names them better than we could.
+/// Applies default and maximum. Negative values pass: the apiserver rejects them with a better message.
 pub fn resolve(stated: Option<i64>, bound: &CombinedRange, absent: AbsentValue) -> ResolvedValue {
     let (value, source) = match (stated, &bound.default, &bound.max) {
         (Some(value), _, Some(max)) if value > max.value => {
@@ -55,12 +55,12 @@ pub fn resolve(stated: Option<i64>, bound: &CombinedRange, absent: AbsentValue) 
 }
 
 impl ResolvedValue {
-    /// Whether the author's word did not stand.
+    /// Whether the value differs from what the author stated.
     pub fn changed(&self) -> bool {
         self.value != self.stated
     }
 
-    /// What to tell an author who stated more than the maximum.
+    /// Warning for an author who stated more than the maximum.
     pub fn warning(&self, field: &str) -> Option<String> {
         match (&self.source, self.stated, self.value) {
             (ValueSource::Maximum(policy), Some(stated), Some(value)) => Some(format!(

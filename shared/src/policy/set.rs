@@ -14,35 +14,35 @@ use crate::policy::{
     spec::Mode,
 };
 
-/// Every policy of the cluster, as one consistent picture.
+/// A consistent snapshot of all policies of the cluster.
 #[derive(Clone, Debug, Default)]
 pub struct PolicySet {
-    /// In order of precedence: namespaced ones by (namespace, name), then the cluster's by name.
+    /// In order of precedence: `JobPolicies` by namespace and name, then `ClusterJobPolicies` by name.
     policies: Vec<Arc<Policy>>,
     combined: Arc<RwLock<HashMap<Combination, Arc<EffectivePolicy>>>>,
     as_if_enforced: OnceLock<Option<Box<PolicySet>>>,
 }
 
-/// Which policies of a set (their places in it), and whether the Job opted out: all that [`EffectivePolicy::combine`] depends on.
+/// Indexes of policies in the set, and whether the Job opted out: all that [`EffectivePolicy::combine`] depends on.
 type Combination = (Vec<usize>, bool);
 
-/// Combinations remembered per set. Clusters have a handful; beyond this many they are computed anew each time.
+/// Maximum number of cached combinations per set. Clusters have a handful; others are computed each time.
 const MAX_COMBINATIONS: usize = 1024;
 
 impl PolicySet {
-    /// A set of these policies, in whatever order they come.
+    /// Builds a set from policies in any order.
     pub fn new(policies: impl IntoIterator<Item = Arc<Policy>>) -> Self {
         let mut policies: Vec<_> = policies.into_iter().collect();
         policies.sort_by(|a, b| a.reference.cmp(&b.reference));
         Self { policies, ..Self::default() }
     }
 
-    /// All of them, in order of precedence.
+    /// All policies, in order of precedence.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Policy>> {
         self.policies.iter()
     }
 
-    /// Those that apply to a Job, in order of precedence.
+    /// Policies that apply to a Job, in order of precedence.
     pub fn matching(
         &self,
         namespace: &str,
@@ -52,8 +52,8 @@ impl PolicySet {
         self.policies.iter().filter(|p| p.selects(namespace, namespace_labels, job_labels)).collect()
     }
 
-    /// What some policies of this set, in order of precedence, say about a Job with these labels: [`EffectivePolicy::combine`],
-    /// computed once for all Jobs that the same policies select.
+    /// Combines policies of this set, given in order of precedence. Caches the combination for all Jobs that the same
+    /// policies select.
     pub fn effective(&self, some: &[&Arc<Policy>], job_labels: &Labels) -> Arc<EffectivePolicy> {
         let compute = || Arc::new(EffectivePolicy::combine(some.iter().copied(), job_labels));
         let mut places = Vec::with_capacity(some.len());
@@ -61,7 +61,7 @@ impl PolicySet {
         for policy in some {
             match rest.find(|(_, own)| Arc::ptr_eq(own, policy)) {
                 Some((place, _)) => places.push(place),
-                // Not of this set, or in another order.
+                // From another set, or in another order.
                 None => return compute(),
             }
         }
@@ -77,7 +77,7 @@ impl PolicySet {
         computed
     }
 
-    /// The same policies as if those in mode Warn were enforced; none where no policy warns.
+    /// The same policies with every mode set to `Enforce`; none if no policy has mode `Warn`.
     pub fn as_if_enforced(&self) -> Option<&Self> {
         let make = || {
             let warns = |policy: &&Arc<Policy>| !policy.enforced();
@@ -94,12 +94,12 @@ impl PolicySet {
         self.as_if_enforced.get_or_init(make).as_deref()
     }
 
-    /// Whether this policy is one of the set that only tells.
+    /// Whether this policy is in the set with mode `Warn`.
     pub fn warns(&self, policy: &PolicyRef) -> bool {
         self.policies.iter().any(|own| !own.enforced() && own.reference == *policy)
     }
 
-    /// Whether there is none.
+    /// Whether the set has no policies.
     pub fn is_empty(&self) -> bool {
         self.policies.is_empty()
     }
@@ -116,12 +116,12 @@ mod tests {
     };
 
     #[test]
-    fn what_is_remembered_is_what_would_be_computed() {
+    fn cached_combinations_equal_computed_ones() {
         let ttl = |seconds: i64| json!({"stamp": {"ttlSecondsAfterFinished": {"default": seconds}}});
         let policies = || vec![cluster("a", ttl(1)), namespaced("c", ttl(3)), namespaced("b", ttl(2))];
         let (set, other) = (PolicySet::new(policies()), PolicySet::new(policies()));
         for job in [labels(&[]), labels(&[(keys::ENABLED, "false")]), labels(&[(keys::ENABLED, "true")])] {
-            // Each twice: computed, then remembered.
+            // Each twice: computed, then from the cache.
             for subset in (0..8).chain(0..8) {
                 let pick = |set: &PolicySet| -> Vec<Arc<Policy>> {
                     set.iter()
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn as_if_enforced_differs_in_the_mode_alone() {
+    fn as_if_enforced_changes_only_the_mode() {
         let warns = namespaced("w", json!({"mode": "Warn", "limits": [{"name": "x", "maxActiveJobs": 1}]}));
         let set = PolicySet::new([namespaced("a", json!({})), warns.clone()]);
         let as_if = set.as_if_enforced().unwrap();

@@ -18,7 +18,6 @@ use crate::{
     },
 };
 
-
 /// The enforced policies whose entries were restored, and why.
 #[derive(Debug)]
 pub(crate) struct RestoredEntries {
@@ -66,7 +65,10 @@ impl RestoredEntries {
             let hash = names::short_hash([policy.uid.as_str(), &self.timestamp.to_string()]);
             let event = EventSpec {
                 namespace: policy.namespace.clone().unwrap_or_else(|| "default".to_owned()),
-                name: names::object_name(&policy.name, &format!(".{hash}.{}", keys::REASON_LIMIT_ENTRY_MISSING.to_ascii_lowercase())),
+                name: names::object_name(
+                    &policy.name,
+                    &format!(".{hash}.{}", keys::REASON_LIMIT_ENTRY_MISSING.to_ascii_lowercase()),
+                ),
                 event_type: EventType::Warning,
                 reason: keys::REASON_LIMIT_ENTRY_MISSING,
                 action: "Restored",
