@@ -59,11 +59,11 @@ impl JobReconciler {
     fn span(&self, key: &Key) -> Span {
         match key {
             Key::Job(uid) => {
-                let span = info_span!("reconcile", namespace = field::Empty, name = field::Empty, uid);
+                let span = info_span!("reconcile", namespace = field::Empty, job = field::Empty, uid);
                 let job =
                     self.store.job(uid).or_else(|| self.store.deleted_job(uid).map(|deleted| deleted.job));
                 if let Some(job) = job {
-                    span.record("namespace", &job.namespace).record("name", &job.name);
+                    span.record("namespace", &job.namespace).record("job", &job.name);
                 }
                 span
             }

@@ -199,7 +199,7 @@ async fn log_lines_of_concurrent_reconciles_name_their_job_and_step() {
             let spans = &line["spans"];
             assert_eq!(spans[0]["namespace"], "ci", "{line}");
             assert_eq!(spans[1]["step"], "harvest", "{line}");
-            assert_eq!(line["fields"]["job"], format!("ci/{}", spans[0]["name"].as_str().unwrap()));
+            assert_eq!(line["fields"]["job"], format!("ci/{}", spans[0]["job"].as_str().unwrap()));
             spans[0]["uid"].as_str().unwrap().to_owned()
         })
         .collect();
