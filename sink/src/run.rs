@@ -18,9 +18,9 @@ use tokio::sync::{mpsc, watch as channel};
 
 use crate::{
     cloudevents::{
-        client::{Receiver, ReceiverError},
+        client::{HttpReceiver, ReceiverError},
         outbox,
-        refusal_spool::{Spool, Spools},
+        refusal_spool::{RefusalSpool, RefusalSpools},
     },
     config::Config,
     enforce::{entry_writer, ledger_gc, repair},
@@ -132,14 +132,14 @@ pub async fn run(client: Client, options: Options, mut signals: ShutdownSignals)
     let mut receivers = Vec::new();
     let mut spools = Vec::new();
     for config in &options.config.sinks {
-        let receiver = Arc::new(Receiver::new(config.clone(), client.clone(), &options.namespace)?);
-        let spool = Spool::open(&config.name, &options.refusal_socket, own.clone());
-        tasks.spawn(format!("refusal events to {}", config.name), spool.clone().keep(receiver.clone()));
+        let receiver = Arc::new(HttpReceiver::new(config.clone(), client.clone(), &options.namespace)?);
+        let spool = RefusalSpool::open(&config.name, &options.refusal_socket, own.clone());
+        tasks.spawn(format!("refusal events to {}", config.name), spool.clone().run(receiver.clone()));
         receivers.push(receiver);
         spools.push(spool);
     }
     context.store.set_known_receivers(options.config.sink_names());
-    let spools = Spools::new(spools);
+    let spools = RefusalSpools::new(spools);
     let (sender, refusals) = mpsc::channel(refusal_writer::QUEUE);
     let policies = context.store.clone();
     let forward = move |refusal: &Refusal| {
@@ -202,7 +202,7 @@ async fn lead(
     context: Context,
     reconciler: JobReconciler,
     broom: GarbageCollector,
-    receivers: Vec<Arc<Receiver>>,
+    receivers: Vec<Arc<HttpReceiver>>,
     mut leads: channel::Receiver<bool>,
     gate: Vec<ReadyHandle>,
     pods: ReadyHandle,
@@ -232,7 +232,7 @@ async fn work(
     context: &Context,
     reconciler: JobReconciler,
     broom: GarbageCollector,
-    receivers: Vec<Arc<Receiver>>,
+    receivers: Vec<Arc<HttpReceiver>>,
     pods: ReadyHandle,
 ) {
     let (entry_state, entries) = channel::channel(EntryState::default());
@@ -275,7 +275,7 @@ async fn work(
     let ledger_gc = ledger_gc::run(context.client.clone(), context.store.clone(), context.namespace.clone());
     let repair = repair::run(context.client.clone(), context.store.clone(), recorder);
     let outbox =
-        outbox::keep(receivers, context.client.clone(), context.store.clone(), context.metrics.clone());
+        outbox::run(receivers, context.client.clone(), context.store.clone(), context.metrics.clone());
     // On the heap, each by itself: as one future they overflow a worker's stack in a debug build.
     let parts: [BoxFuture<'_, ()>; 15] = [
         Box::pin(reconciler.run()),

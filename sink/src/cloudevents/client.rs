@@ -1,4 +1,4 @@
-//! One receiver of CloudEvents: posts to it, and sorts what comes back by what can be done about it.
+//! Posts CloudEvents to a receiver over HTTP, and classifies its responses.
 
 use std::{
     fmt,
@@ -16,38 +16,37 @@ use kube::{Api, Client};
 use parking_lot::Mutex;
 
 use crate::{
-    cloudevents::event::{CONTENT_TYPE, Told},
+    cloudevents::event::{CONTENT_TYPE, CloudEvent},
     config::{SinkConfig, TokenRef},
 };
 
-/// How long a token that was read is taken to hold.
+/// How long a token from the Secret is cached.
 const TOKEN_AGE: Duration = Duration::from_secs(60);
 
-/// Why an event was not taken.
+/// Why an event was not delivered.
 #[derive(Debug, thiserror::Error)]
-pub enum Fault {
-    /// The receiver takes none at the moment: all wait.
+pub(crate) enum DeliveryError {
+    /// The receiver accepts no events at present: all wait.
     #[error("{0}")]
-    Away(String),
-    /// It does not take this one: the others go on.
+    Unavailable(String),
+    /// The receiver rejects this event: others are delivered.
     #[error("{0}")]
     Rejected(String),
-    /// We could not read what is to be told, or not note that it was.
+    /// The apiserver failed to read the event's source or to record the delivery.
     #[error(transparent)]
     Api(#[from] ApiError),
 }
 
-/// Takes events; the real one is [`Receiver`].
-pub trait Post: Send + Sync {
-    /// Its name, as policies have it.
+/// A receiver of events.
+pub(crate) trait EventReceiver: Send + Sync {
+    /// Its name in the configuration and in policies.
     fn name(&self) -> &str;
 
-    /// Posts one event.
-    fn post(&self, told: &Told) -> impl Future<Output = Result<(), Fault>> + Send;
+    fn deliver(&self, event: &CloudEvent) -> impl Future<Output = Result<(), DeliveryError>> + Send;
 }
 
 /// A receiver over HTTP.
-pub struct Receiver {
+pub struct HttpReceiver {
     config: SinkConfig,
     http: reqwest::Client,
     kube: Client,
@@ -55,26 +54,26 @@ pub struct Receiver {
     token: Mutex<Option<(Instant, HeaderValue)>>,
 }
 
-impl fmt::Debug for Receiver {
+impl fmt::Debug for HttpReceiver {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.config.fmt(f)
     }
 }
 
-impl Receiver {
-    /// `namespace` is our own, where the tokens' Secret is.
+impl HttpReceiver {
+    /// `namespace` is the sink's own, which has the Secret with the tokens.
     ///
     /// # Errors
-    /// Where the certificates or the proxy cannot be used, or this machine has no trusted certificates.
+    /// If the certificates or the proxy cannot be used, or the machine has no trusted certificates.
     pub fn new(config: SinkConfig, kube: Client, namespace: &str) -> Result<Self, ReceiverError> {
         let wrong = |source: reqwest::Error| ReceiverError { name: config.name.clone(), source };
         let mut builder = reqwest::Client::builder()
             .user_agent(format!("{}/{}", crate::PROGRAM, crate::VERSION))
             .timeout(config.timeout)
             .connect_timeout(config.timeout)
-            // An event belongs where the operator said; a redirect would take the token along.
+            // A redirect would take the event and its token to another place than the configured one.
             .redirect(reqwest::redirect::Policy::none())
-            // Only what the configuration says, not what the environment does.
+            // The configuration names the proxy, not the environment.
             .no_proxy();
         if !config.roots.is_empty() {
             let roots: Result<Vec<_>, _> =
@@ -88,7 +87,7 @@ impl Receiver {
         Ok(Self { http, kube, namespace: namespace.to_owned(), token: Mutex::default(), config })
     }
 
-    async fn token(&self) -> Result<Option<HeaderValue>, Fault> {
+    async fn token(&self) -> Result<Option<HeaderValue>, DeliveryError> {
         let Some(TokenRef { secret, key }) = &self.config.token else { return Ok(None) };
         {
             let known = self.token.lock();
@@ -99,27 +98,31 @@ impl Receiver {
         let place = format!("Secret {}/{secret}", self.namespace);
         let api = Api::<Secret>::namespaced(self.kube.clone(), &self.namespace);
         let found = call(&format!("get {place}"), api.get_opt(secret)).await;
-        let found = found.map_err(|error| Fault::Away(format!("its token cannot be read: {error}")))?;
+        let found = found
+            .map_err(|error| DeliveryError::Unavailable(format!("its token cannot be read: {error}")))?;
         let data = found.and_then(|found| found.data).unwrap_or_default();
         let bytes = data.get(key).ok_or_else(|| {
-            Fault::Away(format!("its token is missing: there is no key {key:?} in {place}"))
+            DeliveryError::Unavailable(format!("its token is missing: there is no key {key:?} in {place}"))
         })?;
         let text = [b"Bearer ", bytes.0.trim_ascii()].concat();
-        let mut token = HeaderValue::from_bytes(&text)
-            .map_err(|_| Fault::Away(format!("its token in {place} is none: it holds control characters")))?;
+        let mut token = HeaderValue::from_bytes(&text).map_err(|_| {
+            DeliveryError::Unavailable(format!(
+                "its token in {place} is invalid: it contains control characters"
+            ))
+        })?;
         token.set_sensitive(true);
         *self.token.lock() = Some((Instant::now(), token.clone()));
         Ok(Some(token))
     }
 }
 
-impl Post for Receiver {
+impl EventReceiver for HttpReceiver {
     fn name(&self) -> &str {
         &self.config.name
     }
 
-    async fn post(&self, told: &Told) -> Result<(), Fault> {
-        let body = told.to_json(&self.config.source, &self.config.types).to_string();
+    async fn deliver(&self, event: &CloudEvent) -> Result<(), DeliveryError> {
+        let body = event.to_json(&self.config.source, &self.config.types).to_string();
         let mut request = self
             .http
             .post(self.config.url.clone())
@@ -129,28 +132,32 @@ impl Post for Receiver {
             request = request.header(http::header::AUTHORIZATION, token);
         }
         // The address may hold credentials.
-        let answer = request.send().await.map_err(|error| Fault::Away(error_chain(&error.without_url())))?;
+        let answer = request
+            .send()
+            .await
+            .map_err(|error| DeliveryError::Unavailable(error_chain(&error.without_url())))?;
         let status = answer.status();
         if status == StatusCode::UNAUTHORIZED || status == StatusCode::FORBIDDEN {
             *self.token.lock() = None;
         }
-        sort(status, told.phase)
+        classify(status, event.phase)
     }
 }
 
-/// What an answer means.
-fn sort(status: StatusCode, phase: JobPhase) -> Result<(), Fault> {
-    let words = format!("it answers {status} to an event «{}»", phase.as_str());
+fn classify(status: StatusCode, phase: JobPhase) -> Result<(), DeliveryError> {
+    let words = format!("it responds {status} to an event of type {:?}", phase.as_str());
     match status.as_u16() {
         200..=299 => Ok(()),
-        // About the event itself; anything else is about the receiver, and may pass.
-        400 | 413 | 415 | 422 => Err(Fault::Rejected(words)),
-        300..=399 => Err(Fault::Away(format!("{words}; redirects are not followed, name the place itself"))),
-        _ => Err(Fault::Away(words)),
+        // These concern the event; all others concern the receiver and may pass.
+        400 | 413 | 415 | 422 => Err(DeliveryError::Rejected(words)),
+        300..=399 => Err(DeliveryError::Unavailable(format!(
+            "{words}; redirects are not followed, configure the final URL"
+        ))),
+        _ => Err(DeliveryError::Unavailable(words)),
     }
 }
 
-/// A receiver that cannot be spoken to, whatever it does.
+/// A receiver with a configuration that cannot work.
 #[derive(Debug, thiserror::Error)]
 #[error("CloudEvent receiver {name:?}: {}", error_chain(.source))]
 pub struct ReceiverError {
@@ -158,25 +165,25 @@ pub struct ReceiverError {
     source: reqwest::Error,
 }
 
-/// How long a receiver that is away is left alone: doubling from a second to a minute, spread.
+/// The pauses while a receiver is unavailable: doubling from a second to a minute, with jitter.
 #[derive(Debug, Default)]
-pub struct Patience(u32);
+pub(crate) struct DeliveryBackoff(u32);
 
-impl Patience {
-    /// It took an event. Tells whether it was away before.
-    pub fn well(&mut self) -> bool {
+impl DeliveryBackoff {
+    /// Returns whether the receiver was unavailable before.
+    pub(crate) fn reset(&mut self) -> bool {
         std::mem::take(&mut self.0) > 0
     }
 
-    /// It took none: the pause until the next try.
-    pub fn pause(&mut self) -> Duration {
+    /// The pause before the next attempt.
+    pub(crate) fn next_pause(&mut self) -> Duration {
         let seconds = 2_u64.saturating_pow(self.0).min(60);
         self.0 = self.0.saturating_add(1);
         jitter(Duration::from_secs(seconds))
     }
 
-    /// Whether the last try should be told of: the first, and then now and then.
-    pub fn is_worth_a_word(&self) -> bool {
+    /// Whether to log the last failure: the first, then every tenth.
+    pub(crate) fn is_log_due(&self) -> bool {
         self.0 == 1 || self.0.is_multiple_of(10)
     }
 }
@@ -215,7 +222,7 @@ pub(crate) mod tests {
         }
     }
 
-    /// Answers one request with `answer`; gives what it was sent.
+    /// Serves one request. Returns the port and the request.
     async fn once(answer: &'static str) -> (u16, tokio::task::JoinHandle<String>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -234,31 +241,31 @@ pub(crate) mod tests {
         (port, task)
     }
 
-    fn receiver(sink: &str) -> Receiver {
+    fn receiver(sink: &str) -> HttpReceiver {
         let _: Result<_, _> = rustls::crypto::ring::default_provider().install_default();
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("config.yaml");
         std::fs::write(&path, format!("cloudEventSinks: [{{name: ci, {sink}}}]")).unwrap();
         let config = Config::load(&path).unwrap().sinks.remove(0);
         let kube = Client::try_from(kube::Config::new("http://127.0.0.1:1".parse().unwrap())).unwrap();
-        Receiver::new(config, kube, "ours").unwrap()
+        HttpReceiver::new(config, kube, "ours").unwrap()
     }
 
     #[tokio::test]
-    async fn answers_are_sorted() {
+    async fn responses_are_classified() {
         for (answer, expected) in [
             ("HTTP/1.1 202 Accepted\r\ncontent-length: 0\r\n\r\n", "Ok"),
             ("HTTP/1.1 422 Unprocessable Entity\r\ncontent-length: 0\r\n\r\n", "Rejected"),
-            ("HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n", "Away"),
-            ("HTTP/1.1 401 Unauthorized\r\ncontent-length: 0\r\n\r\n", "Away"),
+            ("HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n", "Unavailable"),
+            ("HTTP/1.1 401 Unauthorized\r\ncontent-length: 0\r\n\r\n", "Unavailable"),
             (
                 "HTTP/1.1 307 Temporary Redirect\r\nlocation: http://127.0.0.1:1/\r\ncontent-length: 0\r\n\r\n",
-                "Away",
+                "Unavailable",
             ),
         ] {
             let (port, sent) = once(answer).await;
             let found = receiver(&format!("url: 'http://127.0.0.1:{port}/in'"))
-                .post(&Told::refused(&refusal("u")))
+                .deliver(&CloudEvent::refused(&refusal("u")))
                 .await;
             assert!(
                 format!("{found:?}").starts_with(expected) || format!("{found:?}").contains(expected),
@@ -273,34 +280,35 @@ pub(crate) mod tests {
     }
 
     #[tokio::test]
-    async fn nobody_there_says_so_without_the_address() {
-        let found =
-            receiver("url: 'http://user:secret@127.0.0.1:1/in'").post(&Told::refused(&refusal("u"))).await;
-        let Err(Fault::Away(why)) = found else { panic!("{found:?}") };
+    async fn an_unreachable_receiver_is_reported_without_its_address() {
+        let found = receiver("url: 'http://user:secret@127.0.0.1:1/in'")
+            .deliver(&CloudEvent::refused(&refusal("u")))
+            .await;
+        let Err(DeliveryError::Unavailable(why)) = found else { panic!("{found:?}") };
         assert!(why.contains("onnect") && !why.contains("secret"), "{why}");
     }
 
     #[tokio::test]
-    async fn a_proxy_is_gone_through() {
+    async fn events_go_through_the_proxy() {
         let (port, sent) = once("HTTP/1.1 204 No Content\r\n\r\n").await;
         let through = format!("url: 'http://receiver.invalid/in', proxy: 'http://127.0.0.1:{port}'");
-        receiver(&through).post(&Told::refused(&refusal("u"))).await.unwrap();
+        receiver(&through).deliver(&CloudEvent::refused(&refusal("u"))).await.unwrap();
         let sent = sent.await.unwrap();
         assert!(sent.starts_with("POST http://receiver.invalid/in HTTP/1.1"), "{sent}");
-        // Over TLS it is a tunnel, whose other end alone sees the event.
+        // TLS goes through a tunnel.
         let (port, sent) = once("HTTP/1.1 502 Bad Gateway\r\ncontent-length: 0\r\n\r\n").await;
         let through = format!("url: 'https://receiver.invalid/in', proxy: 'http://127.0.0.1:{port}'");
-        let found = receiver(&through).post(&Told::refused(&refusal("u"))).await;
-        assert!(matches!(found, Err(Fault::Away(_))), "{found:?}");
+        let found = receiver(&through).deliver(&CloudEvent::refused(&refusal("u"))).await;
+        assert!(matches!(found, Err(DeliveryError::Unavailable(_))), "{found:?}");
         assert!(sent.await.unwrap().starts_with("CONNECT receiver.invalid:443 HTTP/1.1"));
     }
 
     #[tokio::test]
-    async fn a_token_that_cannot_be_read_is_told_and_nothing_is_sent_without_it() {
+    async fn nothing_is_sent_without_the_configured_token() {
         let found = receiver("url: 'http://127.0.0.1:1/in', bearerToken: {key: ci}")
-            .post(&Told::refused(&refusal("u")))
+            .deliver(&CloudEvent::refused(&refusal("u")))
             .await;
-        let Err(Fault::Away(why)) = found else { panic!("{found:?}") };
+        let Err(DeliveryError::Unavailable(why)) = found else { panic!("{found:?}") };
         assert!(
             why.starts_with("its token cannot be read: cannot get Secret ours/job-handler-sink"),
             "{why}"

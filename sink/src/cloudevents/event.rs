@@ -1,4 +1,4 @@
-//! CloudEvents 1.0, structured JSON: what is told of a Job, and under which id. Pure.
+//! CloudEvents 1.0 about Jobs in structured JSON. Pure.
 //!
 //! <https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/formats/json-format.md>
 
@@ -13,29 +13,28 @@ use serde_json::{Value, json};
 use crate::{config::event_types::Types, model::pending_events::labels_of};
 
 /// Content type of a structured event.
-pub const CONTENT_TYPE: &str = "application/cloudevents+json; charset=utf-8";
+pub(crate) const CONTENT_TYPE: &str = "application/cloudevents+json; charset=utf-8";
 
-/// What of an event does not depend on the receiver.
+/// An event, without the parts that the configuration sets (source and types).
 #[derive(Clone, Debug, PartialEq)]
-pub struct Told {
-    /// What happened.
-    pub phase: JobPhase,
+pub(crate) struct CloudEvent {
+    pub(crate) phase: JobPhase,
     id: String,
     subject: String,
     time: Timestamp,
     data: Value,
 }
 
-impl Told {
-    /// A Job that runs was started.
-    pub fn started(job: &JobSnapshot, group: Option<&str>) -> Option<Self> {
+impl CloudEvent {
+    /// The start of a running Job.
+    pub(crate) fn started(job: &JobSnapshot, group: Option<&str>) -> Option<Self> {
         let started = job.started?;
         let facts = json!({"created": job.created, "started": started, "labels": labels_of(job)});
         Some(Self::of(JobPhase::Started, &job.namespace, &job.name, &job.uid, group, started, facts))
     }
 
-    /// What a manifest tells, held in a `kind` under the name `result`.
-    pub fn of_manifest(phase: JobPhase, manifest: &Manifest, kind: StorageKind, result: &str) -> Self {
+    /// An event about a Job from its manifest, which is stored in the object `result` of this kind.
+    pub(crate) fn of_manifest(phase: JobPhase, manifest: &Manifest, kind: StorageKind, result: &str) -> Self {
         let job = &manifest.job;
         let mut facts = json!({"created": job.created, "labels": job.labels});
         if let Some(started) = job.started {
@@ -61,8 +60,8 @@ impl Told {
         Self::of(phase, &job.namespace, &job.name, &job.uid, job.group.as_deref(), time, facts)
     }
 
-    /// A Job was refused. Each try has a uid of its own.
-    pub fn refused(refusal: &Refusal) -> Self {
+    /// A refused Job. Each attempt to create it has a uid of its own.
+    pub(crate) fn refused(refusal: &Refusal) -> Self {
         let facts = json!({
             "policy": refusal.policy,
             "limit": refusal.limit,
@@ -70,11 +69,11 @@ impl Told {
             "owner": refusal.owner,
         });
         let Refusal { namespace, job, uid, at, .. } = refusal;
-        // Webhooks of before did not tell it.
+        // Older webhooks send no uid.
         let id = if uid.is_empty() { format!("{namespace}/{job}/{at}") } else { uid.clone() };
-        let mut told = Self::of(JobPhase::Refused, namespace, job, uid, None, *at, facts);
-        told.id = format!("{id}-{}", JobPhase::Refused.as_str());
-        told
+        let mut event = Self::of(JobPhase::Refused, namespace, job, uid, None, *at, facts);
+        event.id = format!("{id}-{}", JobPhase::Refused.as_str());
+        event
     }
 
     fn of(
@@ -97,8 +96,7 @@ impl Told {
         }
     }
 
-    /// The event as it is sent.
-    pub fn to_json(&self, source: &str, types: &Types) -> Value {
+    pub(crate) fn to_json(&self, source: &str, types: &Types) -> Value {
         json!({
             "specversion": "1.0",
             "id": self.id,
@@ -145,20 +143,20 @@ mod tests {
     }
 
     #[test]
-    fn that_it_was_started_comes_first_where_nobody_knows_that_it_was_told() {
+    fn started_is_pending_first_unless_it_was_delivered() {
         let sinks = ["a".to_owned(), "b".to_owned()];
-        let told = ["a".to_owned()].into();
-        let found = pending(&job(), &sinks, &told);
+        let delivered = ["a".to_owned()].into();
+        let found = pending(&job(), &sinks, &delivered);
         assert_eq!(found["a"], [JobPhase::Failed]);
         assert_eq!(found["b"], [JobPhase::Started, JobPhase::Failed]);
         let never_started = JobSnapshot { started: None, ..job() };
-        assert_eq!(pending(&never_started, &sinks, &told)["b"], [JobPhase::Failed]);
-        assert!(pending(&JobSnapshot { finished: None, ..job() }, &sinks, &told).is_empty());
+        assert_eq!(pending(&never_started, &sinks, &delivered)["b"], [JobPhase::Failed]);
+        assert!(pending(&JobSnapshot { finished: None, ..job() }, &sinks, &delivered).is_empty());
     }
 
-    /// Whether it is told while it runs or from its manifest: receivers see one event.
+    /// Sent while the Job runs or from its manifest, receivers see one event.
     #[test]
-    fn started_is_the_same_event_from_wherever_it_is_told() {
+    fn started_is_the_same_event_from_the_job_and_from_its_manifest() {
         let facts = job_handler_shared::result::manifest::JobFacts {
             namespace: "ci".into(),
             name: "build".into(),
@@ -186,14 +184,15 @@ mod tests {
             announcements_pending: vec![],
             cloud_events_pending: PendingEvents::new(),
         };
-        let live = Told::started(&job(), None).unwrap();
+        let live = CloudEvent::started(&job(), None).unwrap();
         assert_eq!(
             live,
-            Told::of_manifest(JobPhase::Started, &manifest, StorageKind::ConfigMap, "build-results")
+            CloudEvent::of_manifest(JobPhase::Started, &manifest, StorageKind::ConfigMap, "build-results")
         );
         let types = Types::default();
-        let failed = Told::of_manifest(JobPhase::Failed, &manifest, StorageKind::ConfigMap, "build-results")
-            .to_json("/s", &types);
+        let failed =
+            CloudEvent::of_manifest(JobPhase::Failed, &manifest, StorageKind::ConfigMap, "build-results")
+                .to_json("/s", &types);
         assert_eq!(failed["id"], "u-failed");
         assert_eq!(failed["type"], "io.job-handler.job.failed");
         assert_eq!(failed["data"]["cause"], "timeout");

@@ -1,15 +1,15 @@
-//! Delivers CloudEvents: one loop per receiver, so that one that is away holds up neither the others nor a harvest.
+//! Delivers CloudEvents about stored and running Jobs, with one loop per receiver: an unavailable one delays neither the
+//! others nor a harvest.
 //!
-//! Where it is kept that something is pending:
-//! - *completed*, *failed*: in the manifest of the result, written with it ([`job_handler_shared::result::manifest::Manifest`]), until the
-//!   receiver has taken it. An annotation on the result says which receivers are still to be told.
-//! - *started*: nowhere; it follows from the Job's state. Who leads remembers which receivers were told of which running
-//!   Job, and tells them again (same id) where it does not know. A Job that finishes before takes it along into its
-//!   manifest. Only of a Job that is deleted while it runs and the receiver is away, nothing remains to be told.
-//! - *refused*: [`crate::cloudevents::refusal_spool`].
+//! Where pending events are stored:
+//! - *completed*, *failed*: in the manifest of the result, which is written with them, until the receiver has accepted
+//!   them. An annotation of the result lists the receivers.
+//! - *started*: nowhere; it follows from the Job's state. The leader remembers which receivers got it, and delivers it
+//!   again with the same id where it does not know. A Job that finishes before adds it to its manifest. It is lost only
+//!   if the Job is deleted while it runs and the receiver is unavailable.
+//! - *refused*: in [`crate::cloudevents::refusal_spool`].
 //!
-//! So each is told at least once across restarts, in the order of the phases of its Job, and nothing is held in memory
-//! but what the watches know anyway.
+//! Each event is delivered at least once across restarts, in the order of its Job's phases.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -19,8 +19,8 @@ use tokio::time::Instant;
 
 use crate::{
     cloudevents::{
-        client::{Fault, Patience, Post, Receiver},
-        event::Told,
+        client::{DeliveryBackoff, DeliveryError, EventReceiver, HttpReceiver},
+        event::CloudEvent,
     },
     metrics::SinkMetrics,
     model::job_change::Uid,
@@ -28,31 +28,30 @@ use crate::{
     result::writer,
 };
 
-/// Jobs that are told of at a time, per receiver.
+/// Concurrent Jobs per receiver.
 const AT_A_TIME: usize = 8;
 /// Jobs per round.
 const ROUND: usize = 256;
-/// Everything is looked at again this often.
+/// A round without any change.
 const RESYNC: Duration = Duration::from_secs(30);
-/// Changes of this long are looked at together.
+/// Changes within this time are handled together.
 const GATHER: Duration = Duration::from_millis(100);
-/// Longest pause before an event that was rejected is tried again.
-const LONGEST: Duration = Duration::from_secs(600);
-/// The same where the apiserver did not let us read or note: it may be back at any moment.
-const LONGEST_UNREAD: Duration = Duration::from_secs(30);
+/// Longest pause before a rejected event is retried.
+const MAX_REJECTED_PAUSE: Duration = Duration::from_secs(600);
+/// The same after an error of the apiserver, which may be back at any moment.
+const MAX_API_PAUSE: Duration = Duration::from_secs(30);
 
-/// Delivers to all receivers for ever; only ever done by the leader.
-pub async fn keep(receivers: Vec<Arc<Receiver>>, client: Client, store: Store, metrics: SinkMetrics) {
+/// Delivers to all receivers, for ever; only on the leader.
+pub async fn run(receivers: Vec<Arc<HttpReceiver>>, client: Client, store: Store, metrics: SinkMetrics) {
     let each = receivers.into_iter().map(|receiver| {
         Box::pin(
-            Outbox { receiver, client: client.clone(), store: store.clone(), metrics: metrics.clone() }
-                .keep(),
+            Outbox { receiver, client: client.clone(), store: store.clone(), metrics: metrics.clone() }.run(),
         )
     });
     futures::future::join_all(each).await;
 }
 
-/// What is to be told to one receiver.
+/// The deliveries to one receiver.
 struct Outbox<R> {
     receiver: Arc<R>,
     client: Client,
@@ -60,49 +59,49 @@ struct Outbox<R> {
     metrics: SinkMetrics,
 }
 
-/// Jobs whose events were rejected, or could not be read or noted: how often, and when they are tried again.
-type Later = HashMap<Uid, (u32, Instant)>;
+/// Jobs whose deliveries failed: how often, and when they are retried.
+type RetryTimes = HashMap<Uid, (u32, Instant)>;
 
-impl<R: Post> Outbox<R> {
-    async fn keep(self) {
+impl<R: EventReceiver> Outbox<R> {
+    async fn run(self) {
         let sink = self.receiver.name().to_owned();
         let mut changes = self.store.changes();
-        let mut patience = Patience::default();
-        let mut away = false;
-        let mut later = Later::new();
+        let mut backoff = DeliveryBackoff::default();
+        let mut unavailable = false;
+        let mut retries = RetryTimes::new();
         loop {
             changes.mark_unchanged();
             let mut pending = self.store.jobs_with_pending_events(&sink);
             self.metrics.set_events_pending(&sink, pending.len());
-            later.retain(|uid, _| pending.contains(uid));
+            retries.retain(|uid, _| pending.contains(uid));
             let now = Instant::now();
-            pending.retain(|uid| later.get(uid).is_none_or(|(_, at)| *at <= now));
+            pending.retain(|uid| retries.get(uid).is_none_or(|(_, at)| *at <= now));
             let more = pending.len() > ROUND;
-            // While it is away, one is enough to find out that it is back.
-            pending.truncate(if away { 1 } else { ROUND });
+            // One event is enough to find out that it is available again.
+            pending.truncate(if unavailable { 1 } else { ROUND });
             let some = !pending.is_empty();
-            match self.round(pending, &mut later).await {
+            match self.deliver_round(pending, &mut retries).await {
                 Ok(()) if some => {
-                    if patience.well() {
-                        tracing::info!(receiver = sink, "CloudEvents: it takes events again");
+                    if backoff.reset() {
+                        tracing::info!(receiver = sink, "the receiver accepts CloudEvents again");
                     }
-                    if more || std::mem::take(&mut away) {
+                    if more || std::mem::take(&mut unavailable) {
                         continue;
                     }
                 }
                 Ok(()) => {}
-                Err(fault) => {
-                    let pause = patience.pause();
-                    away = true;
+                Err(error) => {
+                    let pause = backoff.next_pause();
+                    unavailable = true;
                     self.metrics.event_failed(&sink);
-                    if patience.is_worth_a_word() {
-                        tracing::warn!(receiver = sink, "CloudEvents wait: {fault}; trying again");
+                    if backoff.is_log_due() {
+                        tracing::warn!(receiver = sink, "cannot deliver CloudEvents: {error}; retrying");
                     }
                     tokio::time::sleep(pause).await;
                     continue;
                 }
             }
-            let wake = later
+            let wake = retries
                 .values()
                 .map(|(_, at)| *at)
                 .min()
@@ -112,20 +111,24 @@ impl<R: Post> Outbox<R> {
         }
     }
 
-    /// Tells of some Jobs, until the receiver takes no more.
-    async fn round(&self, pending: Vec<Uid>, later: &mut Later) -> Result<(), Fault> {
-        let mut told = stream::iter(pending)
+    /// Delivers the events of some Jobs, until the receiver is unavailable.
+    async fn deliver_round(&self, pending: Vec<Uid>, retries: &mut RetryTimes) -> Result<(), DeliveryError> {
+        let mut deliveries = stream::iter(pending)
             .map(|uid| async move {
-                let outcome = self.job(&uid).await;
+                let outcome = self.deliver_job(&uid).await;
                 (uid, outcome)
             })
             .buffer_unordered(AT_A_TIME);
-        while let Some((uid, outcome)) = told.next().await {
+        while let Some((uid, outcome)) = deliveries.next().await {
             match outcome {
-                Ok(()) => _ = later.remove(&uid),
-                Err(fault @ (Fault::Rejected(_) | Fault::Api(_))) => {
-                    let tries = later.get(&uid).map_or(0, |(tries, _)| *tries) + 1;
-                    let longest = if matches!(fault, Fault::Api(_)) { LONGEST_UNREAD } else { LONGEST };
+                Ok(()) => _ = retries.remove(&uid),
+                Err(error @ (DeliveryError::Rejected(_) | DeliveryError::Api(_))) => {
+                    let tries = retries.get(&uid).map_or(0, |(tries, _)| *tries) + 1;
+                    let longest = if matches!(error, DeliveryError::Api(_)) {
+                        MAX_API_PAUSE
+                    } else {
+                        MAX_REJECTED_PAUSE
+                    };
                     let pause = Duration::from_secs(2_u64.saturating_pow(tries)).min(longest);
                     self.metrics.event_failed(self.receiver.name());
                     if tries == 1 {
@@ -133,55 +136,57 @@ impl<R: Post> Outbox<R> {
                         tracing::warn!(
                             receiver,
                             uid,
-                            "CloudEvents: {fault}; this Job's wait, the others go on"
+                            "cannot deliver the CloudEvents of a Job: {error}; retrying"
                         );
                     }
-                    later.insert(uid, (tries, Instant::now() + pause));
+                    retries.insert(uid, (tries, Instant::now() + pause));
                 }
-                Err(fault) => return Err(fault),
+                Err(error) => return Err(error),
             }
         }
         Ok(())
     }
 
-    /// Tells all that is pending of one Job, in order.
-    async fn job(&self, uid: &str) -> Result<(), Fault> {
+    /// Delivers the pending events of one Job, in order.
+    async fn deliver_job(&self, uid: &str) -> Result<(), DeliveryError> {
         let sink = self.receiver.name();
         let place =
             self.store.places_of(uid).into_iter().find(|place| place.outbox.iter().any(|n| n == sink));
-        let Some(place) = place else { return self.running(uid).await };
+        let Some(place) = place else { return self.deliver_started(uid).await };
         if let Some(found) =
             writer::read_at(&self.client, place.kind, &place.namespace, &place.name, uid).await?
         {
             for phase in found.manifest.cloud_events_pending.get(sink).into_iter().flatten() {
-                let told = Told::of_manifest(*phase, &found.manifest, found.kind, &found.name);
-                self.post(&told).await?;
+                let event = CloudEvent::of_manifest(*phase, &found.manifest, found.kind, &found.name);
+                self.deliver(&event).await?;
             }
             writer::amend(&self.client, &found, |manifest| {
                 manifest.cloud_events_pending.remove(sink).is_some()
             })
             .await?;
         }
-        // Else labels and annotations alone are no result, or it has been deleted: nothing is left to tell from.
+        // Otherwise the object has only the labels of a result, or was deleted: there is nothing to deliver.
         let mut done = place;
         done.outbox.retain(|name| name != sink);
         self.store.put_result(uid, done);
         Ok(())
     }
 
-    async fn running(&self, uid: &str) -> Result<(), Fault> {
+    async fn deliver_started(&self, uid: &str) -> Result<(), DeliveryError> {
         let sink = self.receiver.name();
         let group = self.store.group_of(uid).map(|(_, group)| group.value);
         let job = self.store.job(uid).filter(|job| job.finished.is_none());
-        let Some(told) = job.and_then(|job| Told::started(&job, group.as_deref())) else { return Ok(()) };
-        self.post(&told).await?;
+        let Some(event) = job.and_then(|job| CloudEvent::started(&job, group.as_deref())) else {
+            return Ok(());
+        };
+        self.deliver(&event).await?;
         self.store.set_started_delivered(uid, sink);
         Ok(())
     }
 
-    async fn post(&self, told: &Told) -> Result<(), Fault> {
-        self.receiver.post(told).await?;
-        self.metrics.event_told(self.receiver.name(), told.phase);
+    async fn deliver(&self, event: &CloudEvent) -> Result<(), DeliveryError> {
+        self.receiver.deliver(event).await?;
+        self.metrics.event_told(self.receiver.name(), event.phase);
         Ok(())
     }
 }
@@ -205,27 +210,27 @@ mod tests {
     use job_handler_shared::result::metadata::parse_outbox;
     use std::collections::BTreeMap;
 
-    /// Jobs whose results wait to be told.
+    /// Jobs with pending events.
     const JOBS: usize = 600;
 
-    /// Away until a moment of the paused clock; remembers what it took.
-    struct Scripted {
+    /// Unavailable until a moment of the paused clock; records what it accepted.
+    struct FlakyReceiver {
         back: Instant,
         took: Mutex<Vec<Value>>,
         tries: AtomicUsize,
     }
 
-    impl Post for Scripted {
+    impl EventReceiver for FlakyReceiver {
         fn name(&self) -> &str {
             "ci"
         }
 
-        async fn post(&self, told: &Told) -> Result<(), Fault> {
+        async fn deliver(&self, event: &CloudEvent) -> Result<(), DeliveryError> {
             self.tries.fetch_add(1, Ordering::Relaxed);
             if Instant::now() < self.back {
-                return Err(Fault::Away("503".into()));
+                return Err(DeliveryError::Unavailable("503".into()));
             }
-            self.took.lock().push(told.to_json("/s", &Default::default()));
+            self.took.lock().push(event.to_json("/s", &Default::default()));
             Ok(())
         }
     }
@@ -285,20 +290,20 @@ mod tests {
         })
     }
 
-    /// A sink that has just started: the watch has told it of these results.
-    fn sink(maps: &Maps, receiver: &Arc<Scripted>) -> (Store, tokio::task::JoinHandle<()>) {
+    /// A sink that has just started and has listed these results.
+    fn sink(maps: &Maps, receiver: &Arc<FlakyReceiver>) -> (Store, tokio::task::JoinHandle<()>) {
         let store = Store::default();
-        maps.lock().iter().for_each(|(_, map)| tell(&store, map));
+        maps.lock().iter().for_each(|(_, map)| observe(&store, map));
         let outbox = Outbox {
             receiver: receiver.clone(),
             client: cluster(maps.clone()),
             store: store.clone(),
             metrics: SinkMetrics::new(&Metrics::default()),
         };
-        (store, tokio::spawn(outbox.keep()))
+        (store, tokio::spawn(outbox.run()))
     }
 
-    fn tell(store: &Store, map: &Value) {
+    fn observe(store: &Store, map: &Value) {
         let annotations = serde_json::from_value(map["metadata"]["annotations"].clone()).unwrap_or_default();
         let manifest: Value = serde_json::from_str(map["data"]["result.json"].as_str().unwrap()).unwrap();
         let place = ResultRef {
@@ -311,15 +316,15 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_receiver_that_was_away_for_an_hour_is_told_of_all_results_by_whoever_leads_then() {
+    async fn a_receiver_that_was_unavailable_for_an_hour_gets_all_events_across_leader_changes() {
         let maps = Maps::default();
         let back = Instant::now() + Duration::from_secs(3600);
-        let receiver = Arc::new(Scripted { back, took: Mutex::default(), tries: AtomicUsize::new(0) });
+        let receiver = Arc::new(FlakyReceiver { back, took: Mutex::default(), tries: AtomicUsize::new(0) });
         let (mut store, mut task) = sink(&maps, &receiver);
         for n in 0..JOBS {
             maps.lock().insert(name(n), result(n));
-            tell(&store, &result(n));
-            // Twice within the hour, another one takes over, which knows what is stored and nothing else.
+            observe(&store, &result(n));
+            // Twice within the hour a new leader takes over, which knows only what is stored.
             if n % 200 == 199 && n + 1 < JOBS {
                 task.abort();
                 (store, task) = sink(&maps, &receiver);
@@ -329,7 +334,7 @@ mod tests {
         tokio::time::sleep_until(back).await;
         assert!(receiver.took.lock().is_empty());
         let tries = receiver.tries.load(Ordering::Relaxed);
-        assert!((30..300).contains(&tries), "it is left alone while it is away, and not forgotten: {tries}");
+        assert!((30..300).contains(&tries), "attempts are spaced while it is unavailable: {tries}");
         tokio::time::sleep(Duration::from_secs(120)).await;
         task.abort();
 
@@ -345,37 +350,36 @@ mod tests {
         assert_eq!(took.len(), 2 * JOBS);
         assert!(store.jobs_with_pending_events("ci").is_empty());
         for map in maps.lock().values() {
-            assert_eq!(map["metadata"]["annotations"].get(OUTBOX), None, "nothing is pending any more");
+            assert_eq!(map["metadata"]["annotations"].get(OUTBOX), None, "nothing is pending");
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_cannot_be_noted_of_one_job_holds_up_no_other() {
+    async fn a_delivery_that_cannot_be_recorded_delays_no_other_job() {
         let maps = Maps::default();
         for n in 0..9 {
             let mut map = result(n);
             map["metadata"]["labels"]["refused"] = (n == 0).to_string().into();
             maps.lock().insert(name(n), map);
         }
-        let receiver =
-            Arc::new(Scripted { back: Instant::now(), took: Mutex::default(), tries: AtomicUsize::new(0) });
+        let receiver = Arc::new(FlakyReceiver {
+            back: Instant::now(),
+            took: Mutex::default(),
+            tries: AtomicUsize::new(0),
+        });
         let (store, task) = sink(&maps, &receiver);
         tokio::time::sleep(Duration::from_secs(60)).await;
-        assert_eq!(
-            store.jobs_with_pending_events("ci"),
-            ["u0"],
-            "it is tried again, and is nobody else's trouble"
-        );
-        // What comes later is told at once, too.
+        assert_eq!(store.jobs_with_pending_events("ci"), ["u0"], "it is retried, and delays no other");
+        // Later events are delivered at once, too.
         maps.lock().insert(name(9), result(9));
-        tell(&store, &result(9));
+        observe(&store, &result(9));
         tokio::time::sleep(Duration::from_secs(1)).await;
         assert_eq!(store.jobs_with_pending_events("ci"), ["u0"]);
         let ids: std::collections::BTreeSet<_> =
             receiver.took.lock().iter().map(|event| event["id"].to_string()).collect();
-        assert_eq!(ids.len(), 20, "whatever is told again bears the id that it had");
+        assert_eq!(ids.len(), 20, "a repeated event has the same id");
         maps.lock().get_mut(&name(0)).unwrap()["metadata"]["labels"]["refused"] = "false".into();
-        tokio::time::sleep(LONGEST_UNREAD * 2).await;
+        tokio::time::sleep(MAX_API_PAUSE * 2).await;
         task.abort();
         assert!(store.jobs_with_pending_events("ci").is_empty());
     }

@@ -1,8 +1,8 @@
-//! Refusals that receivers of CloudEvents have yet to be told of.
+//! Refusals that are not delivered to a receiver of CloudEvents yet.
 //!
-//! A refused Job exists nowhere, so they are kept here: so many per receiver, the oldest are thrown out (and counted)
-//! where there are more, in memory and in a file beside the refusal socket, which outlives the process but not the pod.
-//! Each sink tells of the refusals of the webhook beside it, leader or not.
+//! A refused Job is not stored in the cluster, so they are stored here: in memory, and in a file beside the refusal
+//! socket, which outlives the process but not the pod. The size per receiver is limited; the oldest are evicted and
+//! counted. Each sink delivers the refusals of the webhook beside it, leader or not.
 
 use std::{
     collections::VecDeque,
@@ -18,31 +18,31 @@ use tokio::sync::Notify;
 
 use crate::{
     cloudevents::{
-        client::{Fault, Patience, Post},
-        event::Told,
+        client::{DeliveryBackoff, DeliveryError, EventReceiver},
+        event::CloudEvent,
     },
     metrics::SinkMetrics,
 };
 
 /// Bytes of refusals that wait for one receiver.
-pub const MAX_BYTES: usize = 1 << 20;
-/// So often an event is offered to a receiver that rejects it.
+const MAX_BYTES: usize = 1 << 20;
+/// Attempts to deliver an event that the receiver rejects.
 const TRIES: u32 = 5;
 
-/// The refusals for one receiver; clones are the same one.
+/// The refusals for one receiver; clones share them.
 #[derive(Clone, Debug)]
-pub struct Spool(Arc<Shared>);
+pub struct RefusalSpool(Arc<SpoolState>);
 
 #[derive(Debug)]
-struct Shared {
+struct SpoolState {
     receiver: String,
-    lines: Mutex<Lines>,
-    more: Notify,
+    lines: Mutex<SpoolLines>,
+    added: Notify,
     metrics: SinkMetrics,
 }
 
 #[derive(Debug)]
-struct Lines {
+struct SpoolLines {
     waiting: VecDeque<String>,
     bytes: usize,
     file: Option<File>,
@@ -50,18 +50,18 @@ struct Lines {
     written: usize,
 }
 
-/// All spools of this sink.
+/// The spools of all receivers.
 #[derive(Clone, Debug, Default)]
-pub struct Spools(Vec<Spool>);
+pub struct RefusalSpools(Vec<RefusalSpool>);
 
-impl Spools {
-    /// Those of these receivers.
-    pub fn new(spools: Vec<Spool>) -> Self {
+impl RefusalSpools {
+    pub(crate) fn new(spools: Vec<RefusalSpool>) -> Self {
         Self(spools)
     }
 
-    /// Takes in a refusal for the receivers of these names; others are not configured, as the policy's condition says.
-    pub fn put<'a>(&self, refusal: &Refusal, names: impl IntoIterator<Item = &'a str>) {
+    /// Adds a refusal for the receivers of these names. A receiver that is not configured is reported by a condition of
+    /// the policy.
+    pub(crate) fn put<'a>(&self, refusal: &Refusal, names: impl IntoIterator<Item = &'a str>) {
         for name in names {
             if let Some(spool) = self.0.iter().find(|spool| spool.0.receiver == name) {
                 spool.put(refusal);
@@ -70,63 +70,62 @@ impl Spools {
     }
 }
 
-impl Spool {
-    /// Opens the spool of a receiver, whose file is beside the refusal socket; takes up what a predecessor left in it.
-    pub fn open(receiver: &str, socket: &Path, metrics: SinkMetrics) -> Self {
+impl RefusalSpool {
+    /// Opens the spool of a receiver. Its file is beside the refusal socket and may hold refusals of a predecessor.
+    pub(crate) fn open(receiver: &str, socket: &Path, metrics: SinkMetrics) -> Self {
         let mut name = socket.file_name().unwrap_or_default().to_owned();
         name.push(format!(".{receiver}.jsonl"));
         let path = socket.with_file_name(name);
-        let mut lines = Lines { waiting: VecDeque::new(), bytes: 0, file: None, path, written: 0 };
+        let mut lines = SpoolLines { waiting: VecDeque::new(), bytes: 0, file: None, path, written: 0 };
         match std::fs::read_to_string(&lines.path) {
             // The last line may have been cut off.
             Ok(text) => {
-                let whole = text.lines().filter(|line| serde_json::from_str::<Refusal>(line).is_ok());
-                whole.for_each(|line| lines.push(line.to_owned()));
+                let complete = text.lines().filter(|line| serde_json::from_str::<Refusal>(line).is_ok());
+                complete.for_each(|line| lines.push(line.to_owned()));
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => {
-                tracing::warn!(path = %lines.path.display(), "refusals of before are lost: {error}");
+                tracing::warn!(path = %lines.path.display(), "cannot read the spooled refusals: {error}");
             }
         }
-        let dropped = lines.shrink();
+        let dropped = lines.evict();
         lines.rewrite();
         metrics.event_dropped(receiver, "spool-full", dropped);
         metrics.set_refusals_pending(receiver, lines.waiting.len());
-        Self(Arc::new(Shared {
+        Self(Arc::new(SpoolState {
             receiver: receiver.to_owned(),
             lines: Mutex::new(lines),
-            more: Notify::new(),
+            added: Notify::new(),
             metrics,
         }))
     }
 
-    fn lock(&self) -> MutexGuard<'_, Lines> {
+    fn lock(&self) -> MutexGuard<'_, SpoolLines> {
         self.0.lines.lock()
     }
 
-    /// Takes in a refusal.
-    pub fn put(&self, refusal: &Refusal) {
-        // A refusal that was read from JSON can be written as such.
+    pub(crate) fn put(&self, refusal: &Refusal) {
+        // A refusal that was parsed from JSON can be serialized.
         let Ok(line) = serde_json::to_string(refusal) else { return };
         let mut lines = self.lock();
         lines.append(&line);
         lines.push(line);
-        let dropped = lines.shrink();
-        let Shared { receiver, metrics, .. } = &*self.0;
+        let dropped = lines.evict();
+        let SpoolState { receiver, metrics, .. } = &*self.0;
         metrics.event_dropped(receiver, "spool-full", dropped);
         metrics.set_refusals_pending(receiver, lines.waiting.len());
         drop(lines);
-        self.0.more.notify_one();
+        self.0.added.notify_one();
     }
 
     fn first(&self) -> Option<Refusal> {
         let lines = self.lock();
-        // Only lines that were read or written by us are in here.
+        // All lines were serialized or parsed by this process.
         lines.waiting.front().and_then(|line| serde_json::from_str(line).ok())
     }
 
-    /// Takes the first out, where it is still this one (an overflow may have thrown it out meanwhile).
-    fn take(&self, refusal: &Refusal) {
+    /// Removes the first refusal, unless it was evicted meanwhile.
+    fn remove(&self, refusal: &Refusal) {
         let mut lines = self.lock();
         let same = |line: &String| serde_json::from_str::<Refusal>(line).is_ok_and(|first| first == *refusal);
         if lines.waiting.front().is_some_and(same) {
@@ -138,46 +137,45 @@ impl Spool {
         self.0.metrics.set_refusals_pending(&self.0.receiver, lines.waiting.len());
     }
 
-    /// Tells the receiver of them, for ever, in order.
-    pub async fn keep(self, receiver: Arc<impl Post>) {
-        let Shared { metrics, receiver: name, .. } = &*self.0;
-        let mut patience = Patience::default();
+    /// Delivers the refusals in order, for ever.
+    pub(crate) async fn run(self, receiver: Arc<impl EventReceiver>) {
+        let SpoolState { metrics, receiver: name, .. } = &*self.0;
+        let mut backoff = DeliveryBackoff::default();
         let mut rejected = 0;
         loop {
             let Some(refusal) = self.first() else {
-                self.0.more.notified().await;
+                self.0.added.notified().await;
                 continue;
             };
-            match receiver.post(&Told::refused(&refusal)).await {
+            match receiver.deliver(&CloudEvent::refused(&refusal)).await {
                 Ok(()) => {
                     metrics.event_told(name, JobPhase::Refused);
-                    patience.well();
+                    backoff.reset();
                     rejected = 0;
-                    self.take(&refusal);
+                    self.remove(&refusal);
                     continue;
                 }
-                Err(Fault::Rejected(why)) => {
+                Err(DeliveryError::Rejected(why)) => {
                     rejected += 1;
                     if rejected >= TRIES {
-                        tracing::warn!(
-                            receiver = name,
-                            "CloudEvents: {why}, {TRIES} times: it is thrown out"
-                        );
+                        tracing::warn!(receiver = name, "dropped a CloudEvent after {TRIES} attempts: {why}");
                         metrics.event_dropped(name, "rejected", 1);
                         rejected = 0;
-                        self.take(&refusal);
+                        self.remove(&refusal);
                         continue;
                     }
                 }
-                Err(fault) => tracing::debug!(receiver = name, "refusals wait: {fault}"),
+                Err(error) => {
+                    tracing::debug!(receiver = name, "cannot deliver CloudEvents about refusals: {error}")
+                }
             }
             metrics.event_failed(name);
-            tokio::time::sleep(patience.pause()).await;
+            tokio::time::sleep(backoff.next_pause()).await;
         }
     }
 }
 
-impl Lines {
+impl SpoolLines {
     fn push(&mut self, line: String) {
         self.bytes += line.len() + 1;
         self.waiting.push_back(line);
@@ -189,8 +187,8 @@ impl Lines {
         }
     }
 
-    /// Throws out what is too much; gives how many.
-    fn shrink(&mut self) -> u64 {
+    /// Evicts the oldest lines beyond the limit. Returns how many.
+    fn evict(&mut self) -> u64 {
         let mut dropped = 0;
         while self.bytes > MAX_BYTES {
             self.pop();
@@ -206,32 +204,31 @@ impl Lines {
         let Some(file) = &mut self.file else { return };
         self.written += line.len() + 1;
         if let Err(error) = file.write_all(format!("{line}\n").as_bytes()) {
-            // Memory holds them still: what is lost is what a restart would find.
-            tracing::warn!(path = %self.path.display(), "refusals are kept in memory only: {error}");
+            // They remain in memory, and would be lost at a restart.
+            tracing::warn!(path = %self.path.display(), "cannot write the spool of refusals, they are in memory only: {error}");
             self.file = None;
         }
     }
 
-    fn write_beside(&self) -> io::Result<File> {
-        let beside = self.path.with_extension("new");
-        let mut file = OpenOptions::new().create(true).write(true).truncate(true).open(&beside)?;
+    fn write_new_file(&self) -> io::Result<File> {
+        let new = self.path.with_extension("new");
+        let mut file = OpenOptions::new().create(true).write(true).truncate(true).open(&new)?;
         for line in &self.waiting {
             file.write_all(line.as_bytes())?;
             file.write_all(b"\n")?;
         }
-        std::fs::rename(&beside, &self.path)?;
+        std::fs::rename(&new, &self.path)?;
         Ok(file)
     }
 
-    /// Writes the file anew. A stop in the middle loses the file's part of what has been told or waits; so it is written
-    /// beside and renamed.
+    /// Replaces the file, by renaming a new one so that a crash loses nothing.
     fn rewrite(&mut self) {
-        let written = self.write_beside();
+        let written = self.write_new_file();
         self.written = self.bytes;
         self.file = match written {
             Ok(file) => Some(file),
             Err(error) => {
-                tracing::warn!(path = %self.path.display(), "refusals are kept in memory only: {error}");
+                tracing::warn!(path = %self.path.display(), "cannot write the spool of refusals, they are in memory only: {error}");
                 None
             }
         };
@@ -247,39 +244,39 @@ mod tests {
     use super::*;
     use crate::cloudevents::client::tests::refusal;
 
-    /// Away until a moment of the paused clock; remembers what it took.
-    struct Scripted {
+    /// Unavailable until a moment of the paused clock; records what it accepted.
+    struct FlakyReceiver {
         back: tokio::time::Instant,
         took: Mutex<Vec<serde_json::Value>>,
         tries: Mutex<u32>,
     }
 
-    impl Post for Scripted {
+    impl EventReceiver for FlakyReceiver {
         fn name(&self) -> &str {
             "ci"
         }
 
-        async fn post(&self, told: &Told) -> Result<(), Fault> {
+        async fn deliver(&self, event: &CloudEvent) -> Result<(), DeliveryError> {
             *self.tries.lock() += 1;
             if tokio::time::Instant::now() < self.back {
-                return Err(Fault::Away("503".into()));
+                return Err(DeliveryError::Unavailable("503".into()));
             }
-            self.took.lock().push(told.to_json("/s", &Default::default()));
+            self.took.lock().push(event.to_json("/s", &Default::default()));
             Ok(())
         }
     }
 
-    fn spool(folder: &Path) -> Spool {
-        Spool::open("ci", &folder.join("s.sock"), SinkMetrics::new(&Metrics::default()))
+    fn spool(folder: &Path) -> RefusalSpool {
+        RefusalSpool::open("ci", &folder.join("s.sock"), SinkMetrics::new(&Metrics::default()))
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_receiver_that_was_away_for_an_hour_gets_everything_once_in_order() {
+    async fn a_receiver_that_was_unavailable_for_an_hour_gets_each_event_once_in_order() {
         let folder = tempfile::tempdir().unwrap();
         let spool = spool(folder.path());
         let back = tokio::time::Instant::now() + Duration::from_secs(3600);
-        let receiver = Arc::new(Scripted { back, took: Mutex::default(), tries: Mutex::default() });
-        let task = tokio::spawn(spool.clone().keep(receiver.clone()));
+        let receiver = Arc::new(FlakyReceiver { back, took: Mutex::default(), tries: Mutex::default() });
+        let task = tokio::spawn(spool.clone().run(receiver.clone()));
         for n in 0..100 {
             spool.put(&refusal(&format!("u{n}")));
             tokio::time::sleep(Duration::from_secs(30)).await;
@@ -289,31 +286,31 @@ mod tests {
         let ids: Vec<String> =
             receiver.took.lock().iter().map(|e| e["id"].as_str().unwrap().to_owned()).collect();
         assert_eq!(ids, (0..100).map(|n| format!("u{n}-refused")).collect::<Vec<_>>());
-        assert!(*receiver.tries.lock() < 300, "it is left alone while it is away");
+        assert!(*receiver.tries.lock() < 300, "attempts are spaced while it is unavailable");
         assert_eq!(std::fs::read_to_string(folder.path().join("s.sock.ci.jsonl")).unwrap(), "");
     }
 
     #[test]
-    fn what_waits_outlives_the_process_and_a_line_that_was_cut_off() {
+    fn waiting_refusals_survive_a_restart_and_a_truncated_line() {
         let folder = tempfile::tempdir().unwrap();
         let first = spool(folder.path());
         first.put(&refusal("a"));
         first.put(&refusal("b"));
-        first.take(&refusal("a"));
+        first.remove(&refusal("a"));
         drop(first);
         let file = folder.path().join("s.sock.ci.jsonl");
         let mut text = std::fs::read_to_string(&file).unwrap();
         text.push_str("{\"decision\":\"Refu");
         std::fs::write(&file, text).unwrap();
         let again = spool(folder.path());
-        // Told before the stop or not: the file does not say; the id does not change.
+        // The file does not record deliveries; receivers recognize a second one by its id.
         let left: Vec<_> =
             again.lock().waiting.iter().map(|l| serde_json::from_str::<Refusal>(l).unwrap().uid).collect();
         assert_eq!(left, ["a", "b"]);
     }
 
     #[test]
-    fn it_is_bounded_and_the_oldest_go_first() {
+    fn the_oldest_refusals_are_evicted_beyond_the_limit() {
         let folder = tempfile::tempdir().unwrap();
         let spool = spool(folder.path());
         let mut big = refusal("x");
