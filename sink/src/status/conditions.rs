@@ -117,11 +117,11 @@ pub(crate) fn ready(entry: &PolicyEntry, inputs: &StatusInputs<'_>) -> Condition
 pub(crate) fn fully_enforced(spec: &PolicySpec, inputs: &StatusInputs<'_>) -> ConditionState {
     let mut problems: Vec<(&'static str, String)> = Vec::new();
     problems.extend(secrets_unavailable(spec, inputs.no_secrets.as_deref()).map(|why| ("NoSecrets", why)));
-    let without_group_label = if inputs.has_group { Vec::new() } else { group_limits(spec) };
-    if !without_group_label.is_empty() {
+    let without_group = if inputs.has_group { Vec::new() } else { group_limits(spec) };
+    if !without_group.is_empty() {
         let why = format!(
             "limit {} has scope Group, but no enforced policy that selects these Jobs sets spec.group: it has no effect",
-            without_group_label.join(", ")
+            without_group.join(", ")
         );
         problems.push(("NoGroup", why));
     }
