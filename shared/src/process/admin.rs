@@ -29,14 +29,14 @@ pub struct Readiness(Arc<Mutex<BTreeMap<&'static str, watch::Receiver<ComponentS
 pub struct ReadyHandle(watch::Sender<ComponentState>);
 
 impl Readiness {
-    /// Registers a component, not ready yet.
+    /// Registers a component that is not ready yet.
     pub fn register(&self, component: &'static str) -> ReadyHandle {
         let handle = ReadyHandle(watch::Sender::new(Err("starting".to_owned())));
         self.0.lock().insert(component, handle.0.subscribe());
         handle
     }
 
-    /// The components that are not ready, and why.
+    /// Components that are not ready, with the reason.
     pub fn not_ready(&self) -> Vec<String> {
         let components = self.0.lock();
         let why = |state: &watch::Receiver<ComponentState>| state.borrow().clone().err();
@@ -48,12 +48,12 @@ impl Readiness {
 }
 
 impl ReadyHandle {
-    /// This component is ready.
+    /// Reports the component as ready.
     pub fn set_ready(&self) {
         self.set(Ok(()));
     }
 
-    /// This component is not (or no longer) ready.
+    /// Reports the component as not ready.
     pub fn set_not_ready(&self, why: impl Into<String>) {
         self.set(Err(why.into()));
     }
@@ -77,22 +77,24 @@ pub async fn all_ready(components: &[ReadyHandle]) {
     }
 }
 
-/// A busy or forbidden address.
+/// An address that cannot be bound.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot listen on {address}: {source}. Is another process on it? Choose another with {flag}")]
+#[error(
+    "cannot listen on {address}: {source}. Is it in use by another process? Set another address with {flag}"
+)]
 pub struct ListenError {
-    /// Where.
+    /// Address.
     pub address: SocketAddr,
-    /// The flag that sets it.
+    /// Flag that sets the address.
     pub flag: &'static str,
-    /// Why.
+    /// Cause.
     pub source: std::io::Error,
 }
 
-/// Binds `address`, which was given by `flag`.
+/// Binds `address`, which `flag` sets.
 ///
 /// # Errors
-/// Names the address and the flag.
+/// Fails if the address cannot be bound; the error names the flag.
 pub fn listen(address: SocketAddr, flag: &'static str) -> Result<TcpListener, ListenError> {
     let wrong = |source| ListenError { address, flag, source };
     let listener = TcpListener::bind(address).map_err(wrong)?;
@@ -100,11 +102,11 @@ pub fn listen(address: SocketAddr, flag: &'static str) -> Result<TcpListener, Li
     Ok(listener)
 }
 
-/// The admin server on a bound listener; runs when awaited or spawned, and stops by its handle (it listens to no
-/// signals: the process has one shutdown token).
+/// Builds the admin server on a bound listener. It runs when awaited or spawned, and stops by its handle: it does not
+/// handle signals, since the process has one shutdown token.
 ///
 /// # Errors
-/// Where the listener cannot be used.
+/// Fails if the listener cannot be used.
 pub fn serve(listener: TcpListener, readiness: Readiness, metrics: Metrics) -> std::io::Result<Server> {
     let server = HttpServer::new(move || {
         App::new()
@@ -138,19 +140,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ready_when_every_part_is() {
+    fn the_process_is_ready_when_every_component_is() {
         let readiness = Readiness::default();
         let (policies, certificates) = (readiness.register("policies"), readiness.register("certificates"));
         policies.set_ready();
         assert_eq!(readiness.not_ready(), ["certificates: starting"]);
         certificates.set_ready();
         assert!(readiness.not_ready().is_empty());
-        policies.set_not_ready("watch is away");
-        assert_eq!(readiness.not_ready(), ["policies: watch is away"]);
+        policies.set_not_ready("watch failed");
+        assert_eq!(readiness.not_ready(), ["policies: watch failed"]);
     }
 
     #[tokio::test]
-    async fn a_gate_opens_when_all_parts_are_ready_at_once() {
+    async fn a_gate_opens_when_all_components_are_ready_at_once() {
         let readiness = Readiness::default();
         let components = [readiness.register("jobs"), readiness.register("policies")];
         let other = readiness.register("leader lease");
@@ -167,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn a_busy_port_is_named() {
+    fn a_busy_port_is_an_error_that_names_it() {
         let taken = listen(SocketAddr::from(([127, 0, 0, 1], 0)), "--admin-listen").unwrap();
         let address = taken.local_addr().unwrap();
         let error = listen(address, "--admin-listen").unwrap_err().to_string();

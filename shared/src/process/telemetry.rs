@@ -1,4 +1,4 @@
-//! Logs and metrics, the same way in both programs.
+//! Logs and metrics of all programs.
 
 use std::{io::IsTerminal, sync::Arc};
 
@@ -12,10 +12,10 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 
-/// How log lines look.
+/// Format of log lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LogFormat {
-    /// For people.
+    /// Text for people.
     #[default]
     Text,
     /// One JSON object per line.
@@ -29,7 +29,7 @@ impl std::str::FromStr for LogFormat {
         match text {
             "text" => Ok(Self::Text),
             "json" => Ok(Self::Json),
-            other => Err(format!("`{other}` is no log format: expected text or json")),
+            other => Err(format!("`{other}` is not a log format: expected text or json")),
         }
     }
 }
@@ -78,10 +78,10 @@ impl Metrics {
         register(&mut self.0.lock())
     }
 
-    /// All metrics in OpenMetrics text.
+    /// Encodes all metrics as OpenMetrics text.
     ///
     /// # Errors
-    /// Where a metric cannot be written as text.
+    /// Fails if a metric cannot be encoded.
     pub fn encode(&self) -> Result<String, std::fmt::Error> {
         let mut out = String::new();
         text::encode(&mut out, &self.0.lock())?;
@@ -114,13 +114,13 @@ mod tests {
         let writer = lines.clone();
         let logger = logger(LogFormat::Json, "info", move || writer.clone(), false);
         tracing::subscriber::with_default(logger, || {
-            let _span = tracing::info_span!("reconcile", namespace = "ci", name = "build").entered();
+            let _span = tracing::info_span!("reconcile", namespace = "ci", job = "build").entered();
             tracing::info!(bytes = 7, "stored the result");
         });
         let line: serde_json::Value = serde_json::from_slice(&lines.0.lock()).unwrap();
         assert_eq!(line["fields"]["message"], "stored the result");
         assert_eq!(line["fields"]["bytes"], 7);
         assert_eq!(line["span"]["namespace"], "ci");
-        assert_eq!(line["spans"][0]["name"], "build", "{line}");
+        assert_eq!(line["spans"][0]["job"], "build", "{line}");
     }
 }
