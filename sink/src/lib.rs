@@ -1,46 +1,34 @@
-//! Event sink: harvests finished Jobs, tells of them and prunes.
+//! Event sink: harvests finished Jobs, reports them and prunes.
 //!
-//! | module | holds |
+//! Each room imports only rooms below it (`tests/layers.rs`). From the top:
+//!
+//! | room | does |
 //! | --- | --- |
-//! | [`watch`], [`store`] | Jobs, policies, namespaces, results and replicas as the cluster tells them |
-//! | [`lease`] | who leads |
-//! | [`queue`] | what is to be looked at |
-//! | [`plan`], [`prune`] | what is to be done: pure |
-//! | [`act`] | does it |
-//! | [`slots`], [`turns`] | how much at a time, and whose turn it is |
-//! | [`capture`], [`facts`], [`logs`], [`sections`] | what pods tell |
-//! | [`classify`] | what a failure was, level by level |
-//! | [`follow`], [`risk`], [`pods`] | pods that may be gone before their Job has finished |
-//! | [`result`], [`manifest`], [`commit`] | the stored result |
-//! | [`held`], [`secrets`], [`conceal`] | results in Secrets: the calls, the right to, what is told of them |
-//! | [`retention`], [`inventory`] | which results go: pure; and all that there are |
-//! | [`sweep`] | removes them, and shards that no result names |
-//! | [`objects`] | whole logs in an object store |
-//! | [`mark`] | conditional writes to Jobs |
-//! | [`announce`], [`events`] | Events about results |
-//! | [`buried`] | finished Jobs that are gone before their result was stored |
-//! | [`refusals`], [`series`] | Events about refusals, from the webhook's socket |
-//! | [`entries`], [`conditions`] | the webhook entries of enforced limits |
-//! | [`ledgers`], [`absorb`] | the ledgers: what is pending, and how groups have fared |
-//! | [`release`], [`line`] | starts queued Jobs; tells them what they wait for |
-//! | [`heal`] | Jobs that were created while the webhook was away |
-//! | [`unqueued`] | Jobs that people took out of the queue |
-//! | [`census`] | how things stand over all |
-//! | [`status`], [`statuses`] | what policies' statuses tell; writes them |
-//! | [`config`] | the configuration file |
-//! | [`cloudevent`], [`outbox`], [`spool`], [`receiver`] | CloudEvents |
-//! | [`cleaner`] | the one-shot `prune` |
-//! | [`reader`] | `kubectl job-results` |
-//! | [`run`], [`metrics`], [`api`] | the process |
+//! | [`args`], [`run`] | command line; tasks and leadership |
+//! | [`reconcile`] | harvests, marks, announces and deletes one Job; prunes a group |
+//! | [`status`] | writes policy conditions and status |
+//! | [`enforce`] | webhook entries of enforced limits, Jobs that the webhook missed, ledger garbage collection |
+//! | [`queueing`] | releases queued Jobs and publishes their positions |
+//! | [`notify`] | Events about results and refusals |
+//! | [`cloudevents`] | CloudEvents |
+//! | [`harvest`] | pods and logs of a Job |
+//! | [`retention`] | deletes stored results |
+//! | [`prune`] | which Jobs of a group are deleted; the `prune` command |
+//! | [`observe`] | watches and the store that they fill |
+//! | [`object_store`], [`result`] | full logs in an object store; results in ConfigMaps and Secrets |
+//! | [`jobs`] | next step for a Job, conditional writes to it |
+//! | [`runtime`] | work queue, concurrency, leader election |
+//! | [`config`], [`metrics`], [`model`] | configuration file; metrics; shared types |
 //!
-//! What the sink may be trusted with, stopped at any point: every write is a create under a derived name, or holds only
-//! for the version that was looked at; every sequence can be run again from its start.
+//! The sink can stop at any point: each write creates an object with a derived name, or holds only for the version that it
+//! was decided on, and each sequence of writes can be run again from its start.
 
+pub mod args;
 pub mod cloudevents;
 pub mod config;
 pub mod enforce;
 pub mod harvest;
-pub mod jobs;
+pub(crate) mod jobs;
 pub mod metrics;
 pub mod model;
 pub mod notify;
@@ -57,7 +45,7 @@ pub mod status;
 
 pub use job_handler_shared::kube::error;
 
-/// User agent's program name.
+/// The program's name in the user agent.
 pub const PROGRAM: &str = "job-handler-sink";
-/// User agent's version.
+/// The program's version in the user agent.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -40,20 +40,20 @@ use crate::{
 /// How long the tasks have to end.
 const GRACE: Duration = Duration::from_secs(10);
 
-/// What the process was told.
+/// Options of the running sink.
 #[derive(Clone, Debug)]
-pub struct Options {
-    /// Where `/healthz`, `/readyz` and `/metrics` are.
+pub struct RunOptions {
+    /// Address of `/healthz`, `/readyz` and `/metrics`.
     pub admin_listen: SocketAddr,
-    /// The pair's namespace.
+    /// The namespace that job-handler runs in.
     pub namespace: String,
-    /// This replica's name, of which there is one at a time.
+    /// This replica's name, unique among running replicas.
     pub replica: String,
-    /// Where refusals come in.
+    /// Unix socket for refusals.
     pub refusal_socket: PathBuf,
-    /// Most bytes of stored results in the whole cluster; the oldest go first. Nothing = no bound.
+    /// Maximum total size of stored results in the cluster in bytes; None = unlimited.
     pub results_max_bytes: Option<u64>,
-    /// What its configuration file says.
+    /// The configuration file.
     pub config: Config,
 }
 
@@ -84,7 +84,7 @@ pub enum SinkError {
 ///
 /// # Errors
 /// If it cannot start or a task ends early.
-pub async fn run(client: Client, options: Options, mut signals: ShutdownSignals) -> Result<(), SinkError> {
+pub async fn run(client: Client, options: RunOptions, mut signals: ShutdownSignals) -> Result<(), SinkError> {
     let metrics = Metrics::default();
     let readiness = Readiness::default();
     // What can be wrong on this machine is told before anything is asked of the cluster.
@@ -131,14 +131,14 @@ pub async fn run(client: Client, options: Options, mut signals: ShutdownSignals)
     tasks.spawn("webhook leases watch", leases);
     let mut receivers = Vec::new();
     let mut spools = Vec::new();
-    for config in &options.config.sinks {
+    for config in &options.config.receivers {
         let receiver = Arc::new(HttpReceiver::new(config.clone(), client.clone(), &options.namespace)?);
         let spool = RefusalSpool::open(&config.name, &options.refusal_socket, own.clone());
         tasks.spawn(format!("refusal events to {}", config.name), spool.clone().run(receiver.clone()));
         receivers.push(receiver);
         spools.push(spool);
     }
-    context.store.set_known_receivers(options.config.sink_names());
+    context.store.set_known_receivers(options.config.receiver_names());
     let spools = RefusalSpools::new(spools);
     let (sender, refusals) = mpsc::channel(refusal_writer::QUEUE);
     let policies = context.store.clone();

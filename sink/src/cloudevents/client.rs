@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 
 use crate::{
     cloudevents::event::{CONTENT_TYPE, CloudEvent},
-    config::{SinkConfig, TokenRef},
+    config::{ReceiverConfig, TokenRef},
 };
 
 /// How long a token from the Secret is cached.
@@ -47,7 +47,7 @@ pub(crate) trait EventReceiver: Send + Sync {
 
 /// A receiver over HTTP.
 pub struct HttpReceiver {
-    config: SinkConfig,
+    config: ReceiverConfig,
     http: reqwest::Client,
     kube: Client,
     namespace: String,
@@ -65,7 +65,7 @@ impl HttpReceiver {
     ///
     /// # Errors
     /// If the certificates or the proxy cannot be used, or the machine has no trusted certificates.
-    pub fn new(config: SinkConfig, kube: Client, namespace: &str) -> Result<Self, ReceiverError> {
+    pub fn new(config: ReceiverConfig, kube: Client, namespace: &str) -> Result<Self, ReceiverError> {
         let wrong = |source: reqwest::Error| ReceiverError { name: config.name.clone(), source };
         let mut builder = reqwest::Client::builder()
             .user_agent(format!("{}/{}", crate::PROGRAM, crate::VERSION))
@@ -246,7 +246,7 @@ pub(crate) mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("config.yaml");
         std::fs::write(&path, format!("cloudEventSinks: [{{name: ci, {sink}}}]")).unwrap();
-        let config = Config::load(&path).unwrap().sinks.remove(0);
+        let config = Config::load(&path).unwrap().receivers.remove(0);
         let kube = Client::try_from(kube::Config::new("http://127.0.0.1:1".parse().unwrap())).unwrap();
         HttpReceiver::new(config, kube, "ours").unwrap()
     }

@@ -10,7 +10,7 @@ use job_handler_shared::{
 };
 use serde_json::{Value, json};
 
-use crate::{config::event_types::Types, model::pending_events::labels_of};
+use crate::{config::event_types::EventTypes, model::pending_events::labels_of};
 
 /// Content type of a structured event.
 pub(crate) const CONTENT_TYPE: &str = "application/cloudevents+json; charset=utf-8";
@@ -96,7 +96,7 @@ impl CloudEvent {
         }
     }
 
-    pub(crate) fn to_json(&self, source: &str, types: &Types) -> Value {
+    pub(crate) fn to_json(&self, source: &str, types: &EventTypes) -> Value {
         json!({
             "specversion": "1.0",
             "id": self.id,
@@ -189,7 +189,7 @@ mod tests {
             live,
             CloudEvent::of_manifest(JobPhase::Started, &manifest, StorageKind::ConfigMap, "build-results")
         );
-        let types = Types::default();
+        let types = EventTypes::default();
         let failed =
             CloudEvent::of_manifest(JobPhase::Failed, &manifest, StorageKind::ConfigMap, "build-results")
                 .to_json("/s", &types);

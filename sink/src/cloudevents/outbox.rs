@@ -186,7 +186,7 @@ impl<R: EventReceiver> Outbox<R> {
 
     async fn deliver(&self, event: &CloudEvent) -> Result<(), DeliveryError> {
         self.receiver.deliver(event).await?;
-        self.metrics.event_told(self.receiver.name(), event.phase);
+        self.metrics.event_delivered(self.receiver.name(), event.phase);
         Ok(())
     }
 }

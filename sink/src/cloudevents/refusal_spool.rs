@@ -90,7 +90,7 @@ impl RefusalSpool {
         }
         let dropped = lines.evict();
         lines.rewrite();
-        metrics.event_dropped(receiver, "spool-full", dropped);
+        metrics.events_dropped(receiver, "spool-full", dropped);
         metrics.set_refusals_pending(receiver, lines.waiting.len());
         Self(Arc::new(SpoolState {
             receiver: receiver.to_owned(),
@@ -112,7 +112,7 @@ impl RefusalSpool {
         lines.push(line);
         let dropped = lines.evict();
         let SpoolState { receiver, metrics, .. } = &*self.0;
-        metrics.event_dropped(receiver, "spool-full", dropped);
+        metrics.events_dropped(receiver, "spool-full", dropped);
         metrics.set_refusals_pending(receiver, lines.waiting.len());
         drop(lines);
         self.0.added.notify_one();
@@ -149,7 +149,7 @@ impl RefusalSpool {
             };
             match receiver.deliver(&CloudEvent::refused(&refusal)).await {
                 Ok(()) => {
-                    metrics.event_told(name, JobPhase::Refused);
+                    metrics.event_delivered(name, JobPhase::Refused);
                     backoff.reset();
                     rejected = 0;
                     self.remove(&refusal);
@@ -159,7 +159,7 @@ impl RefusalSpool {
                     rejected += 1;
                     if rejected >= TRIES {
                         tracing::warn!(receiver = name, "dropped a CloudEvent after {TRIES} attempts: {why}");
-                        metrics.event_dropped(name, "rejected", 1);
+                        metrics.events_dropped(name, "rejected", 1);
                         rejected = 0;
                         self.remove(&refusal);
                         continue;

@@ -1,7 +1,7 @@
-//! The section `objectStore` of the configuration file: which store, and how to speak to it.
+//! The section `objectStore` of the configuration file: the address and the options of the store for full logs.
 //!
-//! Credentials come from the environment (`AWS_…`, `GOOGLE_…`, `AZURE_…`, as each cloud's own tools name them) or from
-//! the machine's identity, and are refused in the file, which is a ConfigMap.
+//! Credentials come from environment variables (`AWS_…`, `GOOGLE_…`, `AZURE_…`, named as in each cloud's own tools) or from
+//! the identity of the machine. In the file, which is a ConfigMap, they are an error.
 
 use std::{
     collections::BTreeMap,
@@ -26,33 +26,32 @@ use serde::Deserialize;
 
 use crate::config::tls::TlsFile;
 
-/// Where whole logs go.
+/// Where full logs are stored.
 #[derive(Clone)]
 pub struct ObjectsConfig {
     /// `s3://bucket/prefix`, `gs://…`, `az://…`, `file:///folder`; never with credentials.
-    pub url: Url,
-    /// What the store's client is told besides, by the names that the crate `object_store` has for it.
-    pub options: BTreeMap<String, String>,
-    /// Certificates that are trusted besides the system's, DER.
-    pub roots: Vec<CertificateDer<'static>>,
-    /// Where logs are gathered before they are uploaded; each replica has a folder of its own in it.
-    pub spool: PathBuf,
-    /// Bytes that they may take there.
-    pub spool_bytes: u64,
-    /// How long one call may take.
-    pub timeout: Duration,
-    /// Pause between two looks for objects of which no result tells.
-    pub sweep: Duration,
+    pub(crate) url: Url,
+    /// Further options, named as in the crate `object_store`.
+    pub(crate) options: BTreeMap<String, String>,
+    /// Trusted certificates (DER), in addition to the system's.
+    pub(crate) roots: Vec<CertificateDer<'static>>,
+    /// Folder of logs that wait for their upload; each replica has its own folder in it.
+    pub(crate) spool: PathBuf,
+    /// Maximum size of these logs in bytes.
+    pub(crate) spool_bytes: u64,
+    /// Timeout of one call.
+    pub(crate) timeout: Duration,
+    /// Pause between two garbage collections of objects that no result names.
+    pub(crate) sweep: Duration,
 }
 
-/// Options may hold names of users; nothing of it belongs into logs but the place.
+/// Options may contain user names: only the URL is logged.
 impl fmt::Debug for ObjectsConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ObjectsConfig").field("url", &self.url.as_str()).finish_non_exhaustive()
     }
 }
 
-/// The section as it is written.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct ObjectsFile {
@@ -73,7 +72,7 @@ struct SpoolFile {
     max_bytes: Option<Bytes>,
 }
 
-/// YAML has more types than the options have.
+/// An option, which may be written as any YAML scalar.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Scalar {
@@ -83,12 +82,9 @@ enum Scalar {
 }
 
 impl ObjectsFile {
-    /// Checks what can be checked without the store.
-    ///
-    /// # Errors
-    /// Names the field.
+    /// Checks what can be checked without the store; an error names the field.
     pub(crate) fn check(self, folder: &Path) -> Result<ObjectsConfig, String> {
-        let url = place(&self.url).map_err(|why| format!("objectStore.url: {why}"))?;
+        let url = store_url(&self.url).map_err(|why| format!("objectStore.url: {why}"))?;
         let bounded = |name: &str, seconds: u64, range: std::ops::RangeInclusive<u64>| {
             if range.contains(&seconds) {
                 return Ok(Duration::from_secs(seconds));
@@ -97,7 +93,9 @@ impl ObjectsFile {
             Err(format!("objectStore.{name}: {seconds} is not between {from} and {to}"))
         };
         let roots = match &self.tls {
-            Some(_) if url.scheme() == "file" => return Err("objectStore.tls: a folder has none".to_owned()),
+            Some(_) if url.scheme() == "file" => {
+                return Err("objectStore.tls: a folder has no TLS".to_owned());
+            }
             Some(tls) => tls.roots("objectStore.tls", folder)?,
             None => Vec::new(),
         };
@@ -111,7 +109,7 @@ impl ObjectsFile {
         };
         let spool = self.spool.folder.unwrap_or_else(|| "/var/spool/job-handler".into());
         if !spool.is_absolute() {
-            return Err(format!("objectStore.spool.folder: {} is no absolute path", spool.display()));
+            return Err(format!("objectStore.spool.folder: {} is not an absolute path", spool.display()));
         }
         let config = ObjectsConfig {
             url,
@@ -123,9 +121,9 @@ impl ObjectsFile {
             sweep: bounded("sweepSeconds", self.sweep_seconds.unwrap_or(600), 1..=86_400)?,
         };
         if config.spool_bytes < 1 << 20 {
-            return Err("objectStore.spool.maxBytes: less than 1Mi holds no log".to_owned());
+            return Err("objectStore.spool.maxBytes: at least 1Mi is needed".to_owned());
         }
-        // What is wrong with the options is told now, not with the first log.
+        // Reports invalid options now, not with the first log.
         if config.url.scheme() != "file" {
             config.open()?;
         }
@@ -133,14 +131,14 @@ impl ObjectsFile {
     }
 }
 
-/// The address, where it is one of a store that is known, without anything secret.
-fn place(text: &str) -> Result<Url, String> {
+/// Parses the address of a known kind of store, which must not contain anything secret.
+fn store_url(text: &str) -> Result<Url, String> {
     const EXPECTED: &str = "expected s3://bucket/prefix, gs://bucket/prefix, az://container/prefix, \
                             abfss://container@account.host/prefix or file:///folder";
-    // What does not parse may hold a password: it is not repeated.
+    // A text that does not parse may contain a password: it is not repeated.
     let url = Url::parse(text).map_err(|error| format!("it cannot be used: {error}; {EXPECTED}"))?;
     if url.password().is_some() || url.query().is_some() || url.fragment().is_some() {
-        return Err(format!("credentials and queries have no place in it; {EXPECTED}"));
+        return Err(format!("it must not contain credentials or a query; {EXPECTED}"));
     }
     match url.scheme() {
         "file" if url.host().is_none() && url.path().len() > 1 => Ok(url),
@@ -162,9 +160,9 @@ macro_rules! cloud {
             }
         }
         for (name, value) in &$config.options {
-            let key = name.to_ascii_lowercase().parse::<$key>().map_err(|_| unknown(name))?;
+            let key = name.to_ascii_lowercase().parse::<$key>().map_err(|_| unknown_option(name))?;
             if is_secret(key.as_ref()) {
-                return Err(secret(name, $prefix));
+                return Err(secret_option(name, $prefix));
             }
             builder = builder.with_config(key, value);
         }
@@ -176,10 +174,7 @@ macro_rules! cloud {
 }
 
 impl ObjectsConfig {
-    /// The store, and what its keys begin with.
-    ///
-    /// # Errors
-    /// Names the field.
+    /// Opens the store; returns it and the prefix of its keys. An error names the field.
     pub(crate) fn open(&self) -> Result<(Arc<dyn ObjectStore>, Key), String> {
         let (scheme, base) =
             ObjectStoreScheme::parse(&self.url).map_err(|error| format!("objectStore.url: {error}"))?;
@@ -192,7 +187,7 @@ impl ObjectsConfig {
             ObjectStoreScheme::MicrosoftAzure => {
                 cloud!(MicrosoftAzureBuilder, AzureConfigKey, "AZURE_", self)
             }
-            _ => return Err(format!("objectStore.url: {} is of no store that is known", self.url)),
+            _ => return Err(format!("objectStore.url: {} is not of a known kind of store", self.url)),
         };
         Ok((store, base))
     }
@@ -201,10 +196,10 @@ impl ObjectsConfig {
         if let Some(name) = self.options.keys().next() {
             return Err(format!("objectStore.options.{name}: a folder has no options"));
         }
-        let folder = self.url.to_file_path().map_err(|()| "objectStore.url: no path".to_owned())?;
-        // A folder that is not there is a volume that is not mounted: it is not made.
+        let folder = self.url.to_file_path().map_err(|()| "objectStore.url: not a path".to_owned())?;
+        // A missing folder means that the volume is not mounted, so it is not created.
         let store = LocalFileSystem::new_with_prefix(&folder).map_err(|_| {
-            format!("objectStore.url: there is no folder {}; mount a volume there", folder.display())
+            format!("objectStore.url: folder {} does not exist; mount a volume there", folder.display())
         })?;
         Ok((Arc::new(store.with_automatic_cleanup(true)), Key::default()))
     }
@@ -237,7 +232,7 @@ fn environment(prefix: &str) -> impl Iterator<Item = (String, String)> {
         .map(|(name, value)| (name.to_ascii_lowercase(), value))
 }
 
-/// Whether an option's value must not be in a ConfigMap. Files that hold something are named, not shown.
+/// Whether the value of an option must not be in a ConfigMap. The path of a file with a secret may be.
 fn is_secret(option: &str) -> bool {
     const SECRET: [&str; 9] = [
         "secret",
@@ -253,16 +248,16 @@ fn is_secret(option: &str) -> bool {
     SECRET.iter().any(|part| option.contains(part)) && !option.ends_with("_file")
 }
 
-fn unknown(name: &str) -> String {
+fn unknown_option(name: &str) -> String {
     format!(
-        "objectStore.options.{name}: there is no such option of this store; expected such as region, endpoint, \
-         allow_http, as the crate object_store names them"
+        "objectStore.options.{name}: this store has no such option; expected one of the crate object_store, such as \
+         region, endpoint or allow_http"
     )
 }
 
-fn secret(name: &str, prefix: &str) -> String {
+fn secret_option(name: &str, prefix: &str) -> String {
     format!(
-        "objectStore.options.{name}: credentials have no place in this file; set them in the sink's environment \
+        "objectStore.options.{name}: credentials must not be in this file; set them in the sink's environment \
          ({prefix}…), from a Secret"
     )
 }
@@ -279,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn every_kind_of_store_can_be_said() {
+    fn every_kind_of_store_is_accepted() {
         for (section, base) in [
             ("{url: 's3://logs/a/b', options: {region: x, endpoint: 'https://s3.example:9000'}}", "a/b"),
             ("{url: 's3://logs', options: {virtual_hosted_style_request: false, AWS_REGION: x}}", ""),
@@ -300,8 +295,8 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_names_its_field_and_repeats_no_secret() {
-        for (section, told) in [
+    fn errors_name_the_field_and_repeat_no_secret() {
+        for (section, expected) in [
             ("{}", "missing field `url`"),
             ("{url: logs}", "objectStore.url"),
             ("{url: 'http://store/logs'}", "objectStore.url"),
@@ -326,12 +321,12 @@ mod tests {
             ("{url: 'file:///a', tls: {ca: hello}}", "objectStore.tls"),
         ] {
             let why = parse(section).map(|config| format!("{config:?}")).unwrap_err();
-            assert!(why.contains(told) && !why.contains("hunter2"), "{section}: {why}");
+            assert!(why.contains(expected) && !why.contains("hunter2"), "{section}: {why}");
         }
     }
 
     #[tokio::test]
-    async fn plain_http_has_to_be_allowed() {
+    async fn plain_http_needs_allow_http() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
         let options =
@@ -341,6 +336,6 @@ mod tests {
         let (store, _) = config.open().unwrap();
         let listed = object_store::ObjectStore::list_with_delimiter(&*store, None).await;
         assert!(listed.is_err());
-        assert!(listener.accept().is_err(), "nobody called");
+        assert!(listener.accept().is_err(), "no call was made");
     }
 }

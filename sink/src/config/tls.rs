@@ -1,4 +1,4 @@
-//! TLS roots named in the configuration file.
+//! Trusted certificates in the configuration file.
 
 use std::path::{Path, PathBuf};
 
@@ -7,17 +7,14 @@ use serde::Deserialize;
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub(crate) struct TlsFile {
+pub(super) struct TlsFile {
     ca: Option<String>,
     ca_file: Option<PathBuf>,
 }
 
 impl TlsFile {
-    /// The certificates that it names.
-    ///
-    /// # Errors
-    /// Names the field.
-    pub(crate) fn roots(&self, field: &str, folder: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    /// Reads the certificates; an error names the field.
+    pub(super) fn roots(&self, field: &str, folder: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
         let (name, text) = match (&self.ca, &self.ca_file) {
             (Some(text), None) => ("ca", text.clone()),
             (None, Some(file)) => {
@@ -31,8 +28,8 @@ impl TlsFile {
         let roots: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(text.as_bytes()).collect();
         match roots {
             Ok(roots) if !roots.is_empty() => Ok(roots),
-            Ok(_) => Err(format!("{field}.{name}: there is no certificate in it; expected PEM")),
-            Err(error) => Err(format!("{field}.{name}: no PEM: {error}")),
+            Ok(_) => Err(format!("{field}.{name}: no certificate found; expected PEM")),
+            Err(error) => Err(format!("{field}.{name}: not PEM: {error}")),
         }
     }
 }

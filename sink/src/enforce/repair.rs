@@ -143,7 +143,7 @@ async fn repair(
     }));
     let api = Api::<Job>::namespaced(client.clone(), &job.namespace);
     let what = format!("repair job {}", job.key());
-    match patch::outcome_of(call(&what, api.patch(&job.name, &PatchParams::default(), &patch)).await)? {
+    match patch::classify_write(call(&what, api.patch(&job.name, &PatchParams::default(), &patch)).await)? {
         Written::Done(now) => Ok(Some((*now, text))),
         Written::Changed | Written::Gone => Ok(None),
     }

@@ -1,5 +1,8 @@
-//! What to do with one Job (pure), and the patches that mark it.
+//! The next step for one Job, and the conditional writes that carry it out.
+//!
+//! In: a Job, its policies and its stored results. Out: a [`plan::Step`]. Start with [`plan`] (pure). [`marks`] reads the
+//! annotations that the sink has left on a Job, [`patch`] writes them.
 
-pub mod marks;
-pub mod patch;
-pub mod plan;
+pub(crate) mod marks;
+pub(crate) mod patch;
+pub(crate) mod plan;

@@ -1,8 +1,10 @@
-//! The conditional writes to Jobs: the mark, the TTL that is given back, and deletion.
+//! Conditional writes to Jobs: marking, restoring a parked TTL, deletion. Each holds only for the version it was decided
+//! on.
 
 use job_handler_shared::{
     job::snapshot::{JobSnapshot, Outcome},
     keys,
+    kube::error::{ApiError, call},
     policy::cleanup::Propagation,
 };
 use k8s_openapi::api::batch::v1::Job;
@@ -13,66 +15,60 @@ use kube::{
 };
 use serde_json::{Value, json};
 
-use crate::jobs::plan::Ttl;
-use job_handler_shared::kube::error::{ApiError, call};
+use crate::jobs::plan::TtlChange;
 
-/// What came of a conditional write.
+/// The result of a conditional write.
 #[derive(Debug)]
-pub enum Written {
-    /// Done; the Job as it is now.
+pub(crate) enum Written {
+    /// Written; the Job as it is now.
     Done(Box<JobSnapshot>),
-    /// The Job has changed meanwhile: look again.
+    /// The Job has changed: read it again.
     Changed,
-    /// There is no such Job any more.
+    /// The Job no longer exists.
     Gone,
 }
 
-/// Marks a Job as harvested and arms its TTL, in one patch that holds only for the version that was looked at.
-///
-/// # Errors
-/// Where the call fails.
-pub async fn mark(
+/// Marks a Job as harvested and sets its TTL, in one patch.
+pub(crate) async fn mark_harvested(
     client: &Client,
     job: &JobSnapshot,
     outcome: Outcome,
     result: &str,
-    ttl: Ttl,
+    ttl: TtlChange,
 ) -> Result<Written, ApiError> {
     let api = Api::<Job>::namespaced(client.clone(), &job.namespace);
     let what = format!("mark job {}", job.key());
     let patch = Patch::Merge(mark_patch(job, outcome, result, ttl));
-    outcome_of(call(&what, api.patch(&job.name, &PatchParams::default(), &patch)).await)
+    classify_write(call(&what, api.patch(&job.name, &PatchParams::default(), &patch)).await)
 }
 
-/// Gives back the TTL that was put aside, in one patch that holds only for the version that was looked at.
-///
-/// # Errors
-/// Where the call fails.
-pub async fn restore(client: &Client, job: &JobSnapshot, ttl: Ttl) -> Result<Written, ApiError> {
+/// Restores the parked TTL.
+pub(crate) async fn restore_ttl(
+    client: &Client,
+    job: &JobSnapshot,
+    ttl: TtlChange,
+) -> Result<Written, ApiError> {
     let api = Api::<Job>::namespaced(client.clone(), &job.namespace);
-    let what = format!("give job {} its TTL back", job.key());
+    let what = format!("restore the TTL of job {}", job.key());
     let patch = Patch::Merge(guarded(job, &json!({keys::TTL: null}), ttl));
-    outcome_of(call(&what, api.patch(&job.name, &PatchParams::default(), &patch)).await)
+    classify_write(call(&what, api.patch(&job.name, &PatchParams::default(), &patch)).await)
 }
 
-/// Notes on a Job that its result was removed, so that it is not harvested again.
-///
-/// # Errors
-/// Where the call fails.
-pub async fn retire(client: &Client, job: &JobSnapshot) -> Result<Written, ApiError> {
+/// Marks on a Job that its result is removed, so that it is not harvested again.
+pub(crate) async fn mark_result_removed(client: &Client, job: &JobSnapshot) -> Result<Written, ApiError> {
     let api = Api::<Job>::namespaced(client.clone(), &job.namespace);
-    let what = format!("note on job {} that its result goes", job.key());
-    let patch = Patch::Merge(guarded(job, &json!({keys::RETIRED: job.uid}), Ttl::Leave));
-    outcome_of(call(&what, api.patch(&job.name, &PatchParams::default(), &patch)).await)
+    let what = format!("mark the result of job {} as removed", job.key());
+    let patch = Patch::Merge(guarded(job, &json!({keys::RETIRED: job.uid}), TtlChange::Keep));
+    classify_write(call(&what, api.patch(&job.name, &PatchParams::default(), &patch)).await)
 }
 
-fn mark_patch(job: &JobSnapshot, outcome: Outcome, result: &str, ttl: Ttl) -> Value {
+fn mark_patch(job: &JobSnapshot, outcome: Outcome, result: &str, ttl: TtlChange) -> Value {
     guarded(job, &json!({keys::STATUS: outcome.as_str(), keys::RESULTS: result}), ttl)
 }
 
-/// A merge patch that carries `metadata.resourceVersion` and `metadata.uid` is refused with 409 where either is not the
-/// stored one (`apiserver/pkg/registry/generic/registry/store.go`, `apiserver/pkg/registry/rest/update.go`).
-fn guarded(job: &JobSnapshot, annotations: &Value, ttl: Ttl) -> Value {
+/// The apiserver rejects a merge patch with 409 if its `metadata.resourceVersion` or `metadata.uid` is not the stored one
+/// (`apiserver/pkg/registry/generic/registry/store.go`, `apiserver/pkg/registry/rest/update.go`).
+fn guarded(job: &JobSnapshot, annotations: &Value, ttl: TtlChange) -> Value {
     let mut patch = json!({
         "metadata": {
             "uid": job.uid,
@@ -81,24 +77,21 @@ fn guarded(job: &JobSnapshot, annotations: &Value, ttl: Ttl) -> Value {
         },
     });
     match ttl {
-        Ttl::Arm(seconds) => patch["spec"] = json!({"ttlSecondsAfterFinished": seconds}),
-        Ttl::Off => patch["spec"] = json!({"ttlSecondsAfterFinished": null}),
-        Ttl::Leave => {}
+        TtlChange::Set(seconds) => patch["spec"] = json!({"ttlSecondsAfterFinished": seconds}),
+        TtlChange::Remove => patch["spec"] = json!({"ttlSecondsAfterFinished": null}),
+        TtlChange::Keep => {}
     }
     patch
 }
 
-/// Deletes the very version of a Job that was looked at.
-///
-/// # Errors
-/// Where the call fails.
-pub async fn delete(
+/// Deletes a Job, if it has not changed.
+pub(crate) async fn delete(
     client: &Client,
     job: &JobSnapshot,
     propagation: Propagation,
     dry_run: bool,
 ) -> Result<Written, ApiError> {
-    // The answer may be the whole Job, of which nothing is asked.
+    // Metadata only: the response may be the full Job, which is not needed.
     let api = Api::<PartialObjectMeta<Job>>::namespaced(client.clone(), &job.namespace);
     let params = DeleteParams {
         dry_run,
@@ -120,21 +113,15 @@ pub async fn delete(
     }
 }
 
-/// The Job as the apiserver has it now; nothing where it is gone, or another one has its name.
-///
-/// # Errors
-/// Where the call fails.
-pub async fn look(client: &Client, job: &JobSnapshot) -> Result<Option<JobSnapshot>, ApiError> {
+/// Reads the current version of a Job; none if it is deleted, also if another Job has its name now.
+pub(crate) async fn get_current(client: &Client, job: &JobSnapshot) -> Result<Option<JobSnapshot>, ApiError> {
     let api = Api::<Job>::namespaced(client.clone(), &job.namespace);
     let found = call(&format!("get job {}", job.key()), api.get_opt(&job.name)).await?;
     Ok(found.map(|found| JobSnapshot::from(&found)).filter(|found| found.uid == job.uid))
 }
 
-/// Sorts the answer of a conditional write.
-///
-/// # Errors
-/// Where the call failed for another reason than that the Job has changed or gone.
-pub fn outcome_of(answer: Result<Job, ApiError>) -> Result<Written, ApiError> {
+/// Classifies the response to a conditional write; an error is one other than that the Job has changed or is gone.
+pub(crate) fn classify_write(answer: Result<Job, ApiError>) -> Result<Written, ApiError> {
     match answer {
         Ok(job) => Ok(Written::Done(Box::new(JobSnapshot::from(&job)))),
         Err(error) if error.is_conflict() => Ok(Written::Changed),
@@ -148,14 +135,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_mark_is_guarded_and_arms_the_ttl() {
+    fn the_mark_is_conditional_and_sets_the_ttl() {
         let job = JobSnapshot { uid: "u".into(), resource_version: "7".into(), ..JobSnapshot::default() };
-        let patch = mark_patch(&job, Outcome::Completed, "a-results", Ttl::Arm(60));
+        let patch = mark_patch(&job, Outcome::Completed, "a-results", TtlChange::Set(60));
         assert_eq!(patch["metadata"]["resourceVersion"], "7");
         assert_eq!(patch["metadata"]["uid"], "u");
         assert_eq!(patch["spec"]["ttlSecondsAfterFinished"], 60);
-        let off = mark_patch(&job, Outcome::Failed, "a-results", Ttl::Off);
-        assert!(off["spec"]["ttlSecondsAfterFinished"].is_null() && off["spec"].is_object());
-        assert!(mark_patch(&job, Outcome::Failed, "a", Ttl::Leave).get("spec").is_none());
+        let removed = mark_patch(&job, Outcome::Failed, "a-results", TtlChange::Remove);
+        assert!(removed["spec"]["ttlSecondsAfterFinished"].is_null() && removed["spec"].is_object());
+        assert!(mark_patch(&job, Outcome::Failed, "a", TtlChange::Keep).get("spec").is_none());
     }
 }

@@ -1,8 +1,8 @@
-//! What remains to be done about a Job: a pure function of the Job, the policies and what is stored.
+//! Decides the next step for a Job: a pure function of the Job, its policies and what is stored.
 //!
-//! The steps are always the tail of one sequence, so that a stop anywhere is picked up from there:
+//! The steps are always the tail of one sequence, so that a restart continues where the last process stopped:
 //! harvest (shards, manifest) -> mark (annotations, TTL) -> announce (Event) -> delete.
-//! Only the next one is ever told: a step can take a minute, and who edits a policy or the Job meanwhile is heard.
+//! It returns only the next step: a step can take a minute, and a policy or the Job may change meanwhile.
 
 use job_handler_shared::{
     job::snapshot::{Finished, JobSnapshot, Outcome},
@@ -11,56 +11,57 @@ use job_handler_shared::{
 };
 
 use crate::{
-    jobs::marks::{bears_mark, is_retired},
+    jobs::marks::{has_mark, is_result_removed},
     model::result_ref::ResultRef,
 };
 
-/// One step.
+/// A step of a reconcile.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Step {
+pub(crate) enum Step {
     /// Capture and store the result.
     Harvest(Results),
-    /// Write the Job's annotations and its TTL.
-    Mark(Ttl),
-    /// Tell what the manifest says is still to be told.
+    /// Write the annotations and the TTL of the Job.
+    Mark(TtlChange),
+    /// Publish the Events that the manifest lists as pending.
     Announce,
-    /// Delete the Job.
     Delete,
-    /// Give back the TTL that was put aside for a harvest that nobody asks for any more.
-    Restore(Ttl),
+    /// Restore the TTL that was parked for a harvest that no policy asks for any more.
+    Restore(TtlChange),
 }
 
-/// What becomes of `spec.ttlSecondsAfterFinished`.
+/// The change of `spec.ttlSecondsAfterFinished`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ttl {
-    /// Set to this many seconds.
-    Arm(i32),
-    /// Taken off.
-    Off,
-    /// Left as it is.
-    Leave,
+pub(crate) enum TtlChange {
+    /// Set it to this many seconds.
+    Set(i32),
+    Remove,
+    Keep,
 }
 
-/// The next thing to be done. `effective` is of the enforced policies; `places` are where the Job's result is.
-pub fn next(job: &JobSnapshot, effective: &EffectivePolicy, places: &[ResultRef]) -> Option<Step> {
-    let pending = places.iter().any(|place| place.pending);
+/// Returns the next step. `effective` combines the enforced policies; `stored` are the stored results of the Job.
+pub(crate) fn next_step(
+    job: &JobSnapshot,
+    effective: &EffectivePolicy,
+    stored: &[ResultRef],
+) -> Option<Step> {
+    let pending = stored.iter().any(|result| result.pending);
     let (Some(finished), Some(results)) = (&job.finished, &effective.results) else {
-        // Nobody asks for its result (any more); what was stored and not told is still told.
+        // No policy asks for its result (any more); pending Events of a stored result are still published.
         return match &job.finished {
             _ if pending => Some(Step::Announce),
-            Some(finished) if !bears_mark(job, finished) && job.annotations.contains_key(keys::TTL) => {
+            Some(finished) if !has_mark(job, finished) && job.annotations.contains_key(keys::TTL) => {
                 Some(Step::Restore(ttl(job, finished, effective)))
             }
             _ => None,
         };
     };
     let after_harvest = cleanup(effective, finished.outcome) == Some(CleanupPolicy::AfterHarvest);
-    if places.is_empty() && is_retired(job) {
-        // There was a result, and retention removed it.
+    if stored.is_empty() && is_result_removed(job) {
+        // Retention removed its result.
         None
-    } else if places.is_empty() {
+    } else if stored.is_empty() {
         Some(Step::Harvest(results.clone()))
-    } else if !is_marked(job, finished, places) {
+    } else if !is_marked(job, finished, stored) {
         Some(Step::Mark(ttl(job, finished, effective)))
     } else if pending {
         Some(Step::Announce)
@@ -76,35 +77,35 @@ fn cleanup(effective: &EffectivePolicy, outcome: Outcome) -> Option<CleanupPolic
     })
 }
 
-/// Marked means: by this outcome and with the name of one of the places. The TTL is set in the same write, and may be
-/// changed by people afterwards.
-fn is_marked(job: &JobSnapshot, finished: &Finished, places: &[ResultRef]) -> bool {
+/// Whether the Job is marked with this outcome and the name of one of the stored results. The same write sets the TTL;
+/// users may change it afterwards.
+fn is_marked(job: &JobSnapshot, finished: &Finished, stored: &[ResultRef]) -> bool {
     let named = job.annotations.get(keys::RESULTS);
-    bears_mark(job, finished) && named.is_some_and(|name| places.iter().any(|place| place.name == *name))
+    has_mark(job, finished) && named.is_some_and(|name| stored.iter().any(|result| result.name == *name))
 }
 
-/// The TTL that applies once the result is stored: the one that the webhook put aside, clamped again (the annotation can
-/// be edited). A Job that was never stamped keeps its own, or gets the policies' default.
-pub fn ttl(job: &JobSnapshot, finished: &Finished, effective: &EffectivePolicy) -> Ttl {
+/// Returns the TTL that applies once the result is stored: the one that the webhook parked, clamped again since users can
+/// edit the annotation. A Job that was never stamped keeps its own TTL, or gets the default of its policies.
+fn ttl(job: &JobSnapshot, finished: &Finished, effective: &EffectivePolicy) -> TtlChange {
     if cleanup(effective, finished.outcome) == Some(CleanupPolicy::Never) {
-        return if job.ttl.is_some() { Ttl::Off } else { Ttl::Leave };
+        return if job.ttl.is_some() { TtlChange::Remove } else { TtlChange::Keep };
     }
     let bound = &effective.ttl;
     let default = || bound.default.as_ref().map(|from| from.value);
-    let wished = match job.annotations.get(keys::TTL) {
+    let requested = match job.annotations.get(keys::TTL) {
         Some(text) => text.parse::<i64>().ok().filter(|seconds| *seconds >= 0).or_else(default),
         None => job.ttl.map(i64::from).or_else(default),
     };
     let max = bound.max.as_ref().map(|from| from.value);
-    let seconds = match (wished, max) {
-        (Some(wished), Some(max)) => Some(wished.min(max)),
-        (wished, max) => wished.or(max),
+    let seconds = match (requested, max) {
+        (Some(requested), Some(max)) => Some(requested.min(max)),
+        (requested, max) => requested.or(max),
     };
     let seconds = seconds.map(|seconds| i32::try_from(seconds).unwrap_or(i32::MAX));
     match seconds {
-        Some(seconds) if job.ttl == Some(seconds) => Ttl::Leave,
-        Some(seconds) => Ttl::Arm(seconds),
-        None => Ttl::Leave,
+        Some(seconds) if job.ttl == Some(seconds) => TtlChange::Keep,
+        Some(seconds) => TtlChange::Set(seconds),
+        None => TtlChange::Keep,
     }
 }
 
@@ -121,7 +122,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::jobs::marks::missed;
+    use crate::jobs::marks::missing_results;
 
     fn effective(spec: serde_json::Value) -> EffectivePolicy {
         let spec: JobPolicySpec = serde_json::from_value(spec).unwrap();
@@ -131,7 +132,7 @@ mod tests {
         EffectivePolicy::combine([&policy], &Labels::new())
     }
 
-    fn job(outcome: Outcome, ttl: Option<i32>, wished: Option<&str>) -> JobSnapshot {
+    fn job(outcome: Outcome, ttl: Option<i32>, requested: Option<&str>) -> JobSnapshot {
         let finished = Finished {
             outcome,
             reason: String::new(),
@@ -141,7 +142,7 @@ mod tests {
         JobSnapshot {
             finished: Some(finished),
             ttl,
-            annotations: wished.map(|w| (keys::TTL.to_owned(), w.to_owned())).into_iter().collect(),
+            annotations: requested.map(|w| (keys::TTL.to_owned(), w.to_owned())).into_iter().collect(),
             ..JobSnapshot::default()
         }
     }
@@ -157,24 +158,24 @@ mod tests {
     }
 
     #[test]
-    fn the_next_step_is_the_first_that_is_left_of_the_sequence() {
+    fn the_next_step_is_the_first_that_is_missing() {
         let effective = effective(json!({"results": {}, "cleanup": {"succeededPolicy": "AfterHarvest"}}));
         let plain = job(Outcome::Completed, Some(604_800), Some("60"));
-        let (told, untold) = (at("a-results", false), at("a-results", true));
+        let (announced, pending) = (at("a-results", false), at("a-results", true));
         let harvest = Some(Step::Harvest(Results::default()));
-        let next = |job: &JobSnapshot, places: &[ResultRef]| next(job, &effective, places);
+        let next = |job: &JobSnapshot, stored: &[ResultRef]| next_step(job, &effective, stored);
         assert_eq!(next(&plain, &[]), harvest);
-        assert_eq!(next(&plain, std::slice::from_ref(&untold)), Some(Step::Mark(Ttl::Arm(60))));
+        assert_eq!(next(&plain, std::slice::from_ref(&pending)), Some(Step::Mark(TtlChange::Set(60))));
         let mut marked = marked(plain, "a-results");
-        assert_eq!(next(&marked, std::slice::from_ref(&untold)), Some(Step::Announce));
-        assert_eq!(next(&marked, std::slice::from_ref(&told)), Some(Step::Delete));
-        // Another place beside the one that the mark names: the mark stands.
-        assert_eq!(next(&marked, &[told.clone(), at("b-results", false)]), Some(Step::Delete));
+        assert_eq!(next(&marked, std::slice::from_ref(&pending)), Some(Step::Announce));
+        assert_eq!(next(&marked, std::slice::from_ref(&announced)), Some(Step::Delete));
+        // A further result besides the one that the mark names: the mark stays valid.
+        assert_eq!(next(&marked, &[announced.clone(), at("b-results", false)]), Some(Step::Delete));
         marked.deleting_since = Some(jiff::Timestamp::UNIX_EPOCH);
-        assert_eq!(next(&marked, &[told]), None);
-        // A forged mark gains nothing: only the manifest counts.
+        assert_eq!(next(&marked, &[announced]), None);
+        // A forged mark has no effect: only the manifest counts.
         assert_eq!(next(&marked, &[]), harvest);
-        // Nor does a copied word that the result has been removed: it names another Job.
+        // Nor does a copied annotation that the result was removed: it names another Job.
         marked.uid = "u".into();
         marked.annotations.insert(keys::RETIRED.into(), "v".into());
         assert_eq!(next(&marked, &[]), harvest);
@@ -183,77 +184,80 @@ mod tests {
     }
 
     #[test]
-    fn nobody_asks_nothing_happens() {
+    fn nothing_happens_unless_a_policy_asks() {
         let job = job(Outcome::Failed, Some(10), None);
-        assert_eq!(next(&job, &effective(json!({"cleanup": {"failedPolicy": "AfterHarvest"}})), &[]), None);
+        assert_eq!(
+            next_step(&job, &effective(json!({"cleanup": {"failedPolicy": "AfterHarvest"}})), &[]),
+            None
+        );
         let running = JobSnapshot { suspended: true, ..JobSnapshot::default() };
-        assert_eq!(next(&running, &effective(json!({"results": {}})), &[]), None);
-        assert_eq!(next(&job, &EffectivePolicy::default(), &[at("x", true)]), Some(Step::Announce));
+        assert_eq!(next_step(&running, &effective(json!({"results": {}})), &[]), None);
+        assert_eq!(next_step(&job, &EffectivePolicy::default(), &[at("x", true)]), Some(Step::Announce));
     }
 
     #[test]
-    fn a_ttl_that_was_put_aside_is_given_back_where_nobody_asks() {
-        let aside = job(Outcome::Failed, Some(604_800), Some("2"));
+    fn a_parked_ttl_is_restored_if_no_policy_asks_for_the_result() {
+        let parked = job(Outcome::Failed, Some(604_800), Some("2"));
         let restore = |ttl| Some(Step::Restore(ttl));
-        assert_eq!(next(&aside, &EffectivePolicy::default(), &[]), restore(Ttl::Arm(2)));
+        assert_eq!(next_step(&parked, &EffectivePolicy::default(), &[]), restore(TtlChange::Set(2)));
         let max = effective(json!({"stamp": {"ttlSecondsAfterFinished": {"max": 1}}}));
-        assert_eq!(next(&aside, &max, &[]), restore(Ttl::Arm(1)));
+        assert_eq!(next_step(&parked, &max, &[]), restore(TtlChange::Set(1)));
         let never = effective(json!({"cleanup": {"failedPolicy": "Never"}}));
-        assert_eq!(next(&aside, &never, &[]), restore(Ttl::Off));
-        // Not where it was armed by the mark, or may still be: people may have changed it since.
-        assert_eq!(next(&marked(aside.clone(), "a-results"), &EffectivePolicy::default(), &[]), None);
-        let running = JobSnapshot { finished: None, ..aside };
-        assert_eq!(next(&running, &EffectivePolicy::default(), &[]), None);
+        assert_eq!(next_step(&parked, &never, &[]), restore(TtlChange::Remove));
+        // Not once the mark has set it, since users may have changed it; nor for an unfinished Job.
+        assert_eq!(next_step(&marked(parked.clone(), "a-results"), &EffectivePolicy::default(), &[]), None);
+        let running = JobSnapshot { finished: None, ..parked };
+        assert_eq!(next_step(&running, &EffectivePolicy::default(), &[]), None);
     }
 
     #[test]
-    fn what_is_missed_of_a_job_that_is_gone() {
+    fn a_deleted_job_without_a_mark_misses_its_results() {
         let asked = effective(json!({"results": {}}));
         let plain = job(Outcome::Failed, None, None);
-        assert_eq!(missed(&plain, &asked), Some(Results::default()));
-        assert_eq!(missed(&marked(plain.clone(), "a-results"), &asked), None);
-        assert_eq!(missed(&plain, &EffectivePolicy::default()), None);
-        assert_eq!(missed(&JobSnapshot::default(), &asked), None);
+        assert_eq!(missing_results(&plain, &asked), Some(Results::default()));
+        assert_eq!(missing_results(&marked(plain.clone(), "a-results"), &asked), None);
+        assert_eq!(missing_results(&plain, &EffectivePolicy::default()), None);
+        assert_eq!(missing_results(&JobSnapshot::default(), &asked), None);
     }
 
     #[test]
-    fn ttl_table() {
+    fn the_ttl_is_the_parked_one_within_the_bounds() {
         let plain = json!({"results": {}});
         let stamped =
             json!({"results": {}, "stamp": {"ttlSecondsAfterFinished": {"default": 100, "max": 200}}});
         let never = json!({"results": {}, "cleanup": {"failedPolicy": "Never"}});
         use Outcome::{Completed, Failed};
-        for (spec, outcome, ttl_now, wished, expected) in [
-            (&plain, Completed, None, None, Ttl::Leave),
-            (&plain, Completed, Some(50), None, Ttl::Leave),
-            (&plain, Completed, Some(604_800), Some("0"), Ttl::Arm(0)),
-            (&stamped, Completed, Some(604_800), Some("150"), Ttl::Arm(150)),
-            (&stamped, Completed, Some(604_800), Some("99999"), Ttl::Arm(200)),
-            (&stamped, Completed, Some(604_800), Some("-1"), Ttl::Arm(100)),
-            (&stamped, Completed, Some(604_800), Some("soon"), Ttl::Arm(100)),
-            (&stamped, Completed, None, None, Ttl::Arm(100)),
-            (&stamped, Completed, Some(150), None, Ttl::Leave),
-            (&stamped, Completed, Some(5000), None, Ttl::Arm(200)),
-            (&never, Failed, Some(604_800), Some("60"), Ttl::Off),
-            (&never, Failed, None, None, Ttl::Leave),
-            (&never, Completed, Some(604_800), Some("60"), Ttl::Arm(60)),
+        for (spec, outcome, ttl_now, requested, expected) in [
+            (&plain, Completed, None, None, TtlChange::Keep),
+            (&plain, Completed, Some(50), None, TtlChange::Keep),
+            (&plain, Completed, Some(604_800), Some("0"), TtlChange::Set(0)),
+            (&stamped, Completed, Some(604_800), Some("150"), TtlChange::Set(150)),
+            (&stamped, Completed, Some(604_800), Some("99999"), TtlChange::Set(200)),
+            (&stamped, Completed, Some(604_800), Some("-1"), TtlChange::Set(100)),
+            (&stamped, Completed, Some(604_800), Some("soon"), TtlChange::Set(100)),
+            (&stamped, Completed, None, None, TtlChange::Set(100)),
+            (&stamped, Completed, Some(150), None, TtlChange::Keep),
+            (&stamped, Completed, Some(5000), None, TtlChange::Set(200)),
+            (&never, Failed, Some(604_800), Some("60"), TtlChange::Remove),
+            (&never, Failed, None, None, TtlChange::Keep),
+            (&never, Completed, Some(604_800), Some("60"), TtlChange::Set(60)),
         ] {
-            let job = job(outcome, ttl_now, wished);
+            let job = job(outcome, ttl_now, requested);
             let found = ttl(&job, job.finished.as_ref().unwrap(), &effective(spec.clone()));
-            assert_eq!(found, expected, "{spec} {outcome:?} {ttl_now:?} {wished:?}");
+            assert_eq!(found, expected, "{spec} {outcome:?} {ttl_now:?} {requested:?}");
         }
     }
 
     proptest! {
-        /// Whatever stands in the annotation, the TTL that is armed is never above the maximum.
+        /// Whatever the annotation contains.
         #[test]
-        fn never_above_the_maximum(wished in ".{0,12}", ttl_now in proptest::option::of(0i32..), max in 0i64..1_000_000) {
+        fn the_ttl_is_never_above_the_maximum(requested in ".{0,12}", ttl_now in proptest::option::of(0i32..), max in 0i64..1_000_000) {
             let spec = json!({"results": {}, "stamp": {"ttlSecondsAfterFinished": {"max": max}}});
-            let job = job(Outcome::Completed, ttl_now, Some(&wished));
+            let job = job(Outcome::Completed, ttl_now, Some(&requested));
             match ttl(&job, job.finished.as_ref().unwrap(), &effective(spec)) {
-                Ttl::Arm(seconds) => prop_assert!(i64::from(seconds) <= max),
-                Ttl::Leave => prop_assert!(job.ttl.is_none_or(|seconds| i64::from(seconds) <= max)),
-                Ttl::Off => prop_assert!(false),
+                TtlChange::Set(seconds) => prop_assert!(i64::from(seconds) <= max),
+                TtlChange::Keep => prop_assert!(job.ttl.is_none_or(|seconds| i64::from(seconds) <= max)),
+                TtlChange::Remove => prop_assert!(false),
             }
         }
     }

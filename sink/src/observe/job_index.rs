@@ -103,7 +103,7 @@ impl JobIndex {
         if !was_finished {
             self.record_finished(&job);
         }
-        let missed = effective(rules, &job).and_then(|effective| marks::missed(&job, &effective));
+        let missed = effective(rules, &job).and_then(|effective| marks::missing_results(&job, &effective));
         if let Some(results) = missed {
             let group = group.as_ref().map(|(_, group)| group.value.clone());
             let events = pending_events::pending(&job, &receivers, &started_delivered);

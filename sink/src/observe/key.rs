@@ -24,7 +24,7 @@ impl Key {
     /// A work queue that serves namespaces in turn.
     pub fn queue(store: &Store) -> Queue<Self> {
         let store = store.clone();
-        Queue::in_lanes(MAX_PER_NAMESPACE, move |key| match key {
+        Queue::with_lanes(MAX_PER_NAMESPACE, move |key| match key {
             Self::Job(uid) => store.namespace_of(uid).into(),
             Self::Group((namespace, _)) => namespace.as_str().into(),
         })

@@ -1,7 +1,7 @@
-//! Which Jobs of a group stay. Pure, and the same for the running sink and the one-shot cleaner.
+//! Decides which Jobs of a group stay. Pure; the running sink and the `prune` command share it.
 //!
-//! Jobs are offered one by one, in whatever order; a Job is ruled out as soon as enough newer ones are known, so that a
-//! cluster of any size is pruned page by page, remembering only what stays.
+//! Jobs can be offered in any order. A Job is ruled out as soon as enough newer ones are known, so that the command can
+//! prune a cluster of any size page by page and remember only the Jobs that stay.
 
 use std::collections::BTreeSet;
 
@@ -11,42 +11,40 @@ use job_handler_shared::{
     policy::cleanup::Keep,
 };
 
-/// A Job as the order sees it: by (creationTimestamp, uid). Timestamps have a resolution of one second, so that the uid
-/// decides between Jobs of the same second: arbitrary, but the same for everyone.
+/// The position of a Job in its group, ordered by (creationTimestamp, uid). Timestamps have a resolution of one second;
+/// the uid decides between Jobs of the same second: arbitrarily, but the same in every process.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Ranked {
-    /// `metadata.creationTimestamp`.
-    pub created: Timestamp,
-    /// `metadata.uid`.
-    pub uid: String,
-    /// Whether it has completed.
-    pub succeeded: bool,
+pub(crate) struct JobRank {
+    pub(crate) created: Timestamp,
+    pub(crate) uid: String,
+    /// Whether the Job completed.
+    pub(crate) succeeded: bool,
 }
 
-impl From<&JobSnapshot> for Ranked {
+impl From<&JobSnapshot> for JobRank {
     fn from(job: &JobSnapshot) -> Self {
         let succeeded = job.finished.as_ref().is_some_and(|f| f.outcome == Outcome::Completed);
         Self { created: job.created, uid: job.uid.clone(), succeeded }
     }
 }
 
-/// The Jobs of one group that stay, as far as has been offered.
+/// The Jobs of one group that stay, among those offered so far.
 #[derive(Clone, Debug)]
-pub struct Keepers {
+pub(crate) struct RetainedJobs {
     keep: Keep,
-    newest: BTreeSet<Ranked>,
-    succeeded: BTreeSet<Ranked>,
+    newest: BTreeSet<JobRank>,
+    succeeded: BTreeSet<JobRank>,
 }
 
-impl Keepers {
-    /// Keeps this many; at least the newest one, whatever `keep` says.
-    pub fn new(keep: Keep) -> Self {
+impl RetainedJobs {
+    /// The newest Job always stays, also if `keep.newest` is 0.
+    pub(crate) fn new(keep: Keep) -> Self {
         let keep = Keep { newest: keep.newest.max(1), ..keep };
         Self { keep, newest: BTreeSet::new(), succeeded: BTreeSet::new() }
     }
 
-    /// Takes a Job into account; gives those that do not stay because of it (perhaps itself).
-    pub fn offer(&mut self, job: Ranked) -> Vec<Ranked> {
+    /// Adds a Job; returns the Jobs that no longer stay because of it, which may be the Job itself.
+    pub(crate) fn offer(&mut self, job: JobRank) -> Vec<JobRank> {
         let mut out = Vec::new();
         if job.succeeded {
             self.succeeded.insert(job.clone());
@@ -63,24 +61,17 @@ impl Keepers {
         out
     }
 
-    /// The newest of all.
-    pub fn newest(&self) -> Option<&Ranked> {
+    pub(crate) fn newest(&self) -> Option<&JobRank> {
         self.newest.last()
     }
 
-    /// Whether it stays as one of the newest, whatever its outcome.
-    pub fn is_newest(&self, job: &Ranked) -> bool {
+    /// Whether the Job stays as one of the newest, whatever its outcome.
+    pub(crate) fn is_newest(&self, job: &JobRank) -> bool {
         self.newest.contains(job)
     }
 
-    /// All that stay.
-    pub fn iter(&self) -> impl Iterator<Item = &Ranked> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &JobRank> {
         self.newest.iter().chain(self.succeeded.difference(&self.newest))
-    }
-
-    /// Whether it stays.
-    pub fn contains(&self, job: &Ranked) -> bool {
-        self.newest.contains(job) || self.succeeded.contains(job)
     }
 }
 
@@ -88,50 +79,42 @@ fn count(n: u32) -> usize {
     usize::try_from(n).unwrap_or(usize::MAX)
 }
 
-/// Why a Job that is not among the newest still stays.
+/// Why a Job that is not among the newest stays all the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Spared {
-    /// It runs, or waits.
+pub(crate) enum KeepReason {
     #[error("not finished")]
     NotFinished,
-    /// It is on its way out.
     #[error("being deleted")]
     Deleting,
-    /// Its result is not stored yet.
     #[error("its result is not stored yet")]
     NotHarvested,
-    /// No policy prunes it.
-    #[error("no policy prunes it")]
-    NotAsked,
 }
 
-/// Whether a Job that is not among the newest may go. `harvested`: nobody asks for its result, or it is stored.
-///
-/// # Errors
-/// Tells why not.
-pub fn may_go(job: &JobSnapshot, harvested: bool) -> Result<(), Spared> {
+/// Checks that a Job that is not among the newest may be deleted. `harvested`: its result is stored, or no policy asks
+/// for it.
+pub(crate) fn check_deletable(job: &JobSnapshot, harvested: bool) -> Result<(), KeepReason> {
     match () {
-        () if job.deleting_since.is_some() => Err(Spared::Deleting),
-        () if job.finished.is_none() => Err(Spared::NotFinished),
-        () if !harvested => Err(Spared::NotHarvested),
+        () if job.deleting_since.is_some() => Err(KeepReason::Deleting),
+        () if job.finished.is_none() => Err(KeepReason::NotFinished),
+        () if !harvested => Err(KeepReason::NotHarvested),
         () => Ok(()),
     }
 }
 
-/// The Jobs of a group that do not stay, oldest first, and those that do, newest first. Jobs that are being deleted do
-/// not count: one on its way out keeps nobody's place.
-pub fn plan<'a>(
+/// Returns the Jobs of a group that do not stay, oldest first, and those that do, newest first. Ignores Jobs that are
+/// being deleted: they take no other Job's place.
+pub(crate) fn plan<'a>(
     jobs: impl IntoIterator<Item = &'a JobSnapshot>,
     keep: Keep,
-) -> (BTreeSet<Ranked>, Vec<Ranked>) {
-    let mut keepers = Keepers::new(keep);
+) -> (BTreeSet<JobRank>, Vec<JobRank>) {
+    let mut retained = RetainedJobs::new(keep);
     let mut out = BTreeSet::new();
     for job in jobs {
         if job.deleting_since.is_none() {
-            out.extend(keepers.offer(Ranked::from(job)));
+            out.extend(retained.offer(JobRank::from(job)));
         }
     }
-    let mut kept: Vec<Ranked> = keepers.iter().cloned().collect();
+    let mut kept: Vec<JobRank> = retained.iter().cloned().collect();
     kept.sort_by(|a, b| b.cmp(a));
     (out, kept)
 }
@@ -159,7 +142,7 @@ mod tests {
         }
     }
 
-    /// Sorts all of them and counts: the plainest way to say it.
+    /// The uids that a plain sort of all Jobs would delete.
     fn oracle(jobs: &[JobSnapshot], keep: Keep) -> Vec<String> {
         let mut sorted: Vec<_> = jobs.iter().filter(|j| j.deleting_since.is_none()).collect();
         sorted.sort_by_key(|j| std::cmp::Reverse((j.created, j.uid.clone())));
@@ -177,9 +160,8 @@ mod tests {
     }
 
     proptest! {
-        /// In whatever order the Jobs come, the plan is the oracle's.
         #[test]
-        fn equals_the_oracle(
+        fn the_plan_equals_a_plain_sort_in_any_order(
             jobs in prop::collection::vec((0i64..5, prop::option::of(prop::bool::ANY), prop::bool::weighted(0.1)), 0..20),
             newest in 0u32..4, newest_succeeded in 0u32..4, rotate in 0usize..20,
         ) {
@@ -199,10 +181,13 @@ mod tests {
     }
 
     #[test]
-    fn what_runs_is_spared() {
-        assert_eq!(may_go(&job(1, 1, None, false), true), Err(Spared::NotFinished));
-        assert_eq!(may_go(&job(1, 1, Some(Outcome::Failed), true), true), Err(Spared::Deleting));
-        assert_eq!(may_go(&job(1, 1, Some(Outcome::Failed), false), false), Err(Spared::NotHarvested));
-        assert_eq!(may_go(&job(1, 1, Some(Outcome::Failed), false), true), Ok(()));
+    fn only_finished_and_harvested_jobs_are_deletable() {
+        assert_eq!(check_deletable(&job(1, 1, None, false), true), Err(KeepReason::NotFinished));
+        assert_eq!(check_deletable(&job(1, 1, Some(Outcome::Failed), true), true), Err(KeepReason::Deleting));
+        assert_eq!(
+            check_deletable(&job(1, 1, Some(Outcome::Failed), false), false),
+            Err(KeepReason::NotHarvested)
+        );
+        assert_eq!(check_deletable(&job(1, 1, Some(Outcome::Failed), false), true), Ok(()));
     }
 }

@@ -49,7 +49,7 @@ impl JobReconciler {
             return plan.unrecorded.map_or(Ok(()), |job| Err(ReconcileError::Changed(job)));
         }
         for keeper in &plan.keepers {
-            match patch::look(&self.client, keeper).await? {
+            match patch::get_current(&self.client, keeper).await? {
                 Some(current) if current.deleting_since.is_none() => {}
                 // The watch cache is stale.
                 _ => return Err(ReconcileError::Changed(keeper.key())),
@@ -108,7 +108,10 @@ impl JobReconciler {
             }
             let results = self.store.places(job);
             let announced = !results.is_empty() && results.iter().all(|result| !result.pending);
-            match keep::may_go(job, policy.results.is_none() || announced || marks::is_retired(job)) {
+            match keep::check_deletable(
+                job,
+                policy.results.is_none() || announced || marks::is_result_removed(job),
+            ) {
                 Ok(()) => plan.delete.push(((*job).clone(), cleanup.propagation_policy)),
                 Err(why) => tracing::debug!(job = job.key(), "not pruned: {why}"),
             }
@@ -119,7 +122,7 @@ impl JobReconciler {
     /// Whether the result is there, or was stored once and removed by retention.
     async fn is_result_stored(&self, job: &JobSnapshot) -> Result<bool, ReconcileError> {
         let results = self.store.places(job);
-        if marks::is_retired(job) && results.is_empty() {
+        if marks::is_result_removed(job) && results.is_empty() {
             return Ok(true);
         }
         let mut progress = JobProgress { results, job: job.clone() };

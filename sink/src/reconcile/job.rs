@@ -1,6 +1,6 @@
 //! Brings one Job to the end of its sequence: harvest, mark, announce, delete.
 //!
-//! [`plan::next`] decides each step from the Job, the policies and what is stored, and is asked anew after each: a step
+//! [`plan::next_step`] decides each step from the Job, the policies and what is stored, and is asked anew after each: a step
 //! can take a minute, and a user may edit the Job or a policy meanwhile.
 
 use jiff::Timestamp;
@@ -80,7 +80,9 @@ impl JobReconciler {
         let mut progress = JobProgress { results: self.store.places(&job), job: (*job).clone() };
         for _ in 0..STEPS {
             let Some(effective) = self.store.effective(&progress.job) else { return Ok(()) };
-            let Some(step) = plan::next(&progress.job, &effective, &progress.results) else { return Ok(()) };
+            let Some(step) = plan::next_step(&progress.job, &effective, &progress.results) else {
+                return Ok(());
+            };
             let span = info_span!("step", step = step_name(&step));
             let written = match self.run_step(step, &mut progress).instrument(span).await? {
                 StepEnd::Unchanged => continue,
@@ -89,7 +91,7 @@ impl JobReconciler {
             };
             let current = match written {
                 Written::Done(now) => Some(*now),
-                Written::Changed => patch::look(&self.client, &progress.job).await?,
+                Written::Changed => patch::get_current(&self.client, &progress.job).await?,
                 Written::Gone => None,
             };
             match current {
@@ -117,7 +119,8 @@ impl JobReconciler {
                 (Some(result), Some(finished)) => {
                     let outcome = finished.outcome;
                     let written =
-                        patch::mark(&self.client, &progress.job, outcome, &result.name, ttl).await?;
+                        patch::mark_harvested(&self.client, &progress.job, outcome, &result.name, ttl)
+                            .await?;
                     Ok(StepEnd::Written(written))
                 }
                 _ => Ok(StepEnd::Unchanged),
@@ -130,7 +133,7 @@ impl JobReconciler {
             // An unreadable policy may ask for the result.
             Step::Restore(_) if self.store.is_any_policy_unreadable() => Ok(StepEnd::Finished),
             Step::Restore(ttl) => {
-                Ok(StepEnd::Written(patch::restore(&self.client, &progress.job, ttl).await?))
+                Ok(StepEnd::Written(patch::restore_ttl(&self.client, &progress.job, ttl).await?))
             }
         }
     }
@@ -145,7 +148,7 @@ impl JobReconciler {
         }
         // A policy may have changed while the result was read.
         let effective = self.store.effective(&progress.job);
-        let next = effective.and_then(|now| plan::next(&progress.job, &now, &progress.results));
+        let next = effective.and_then(|now| plan::next_step(&progress.job, &now, &progress.results));
         if next != Some(Step::Delete) {
             return Ok(StepEnd::Unchanged);
         }
@@ -189,7 +192,7 @@ impl JobReconciler {
     fn may_be_in_unreadable_secret(&self, job: &JobSnapshot, results: &Results) -> bool {
         results.storage_type == StorageType::Secret
             && !self.store.secrets.is_allowed()
-            && marks::is_told_where(job)
+            && marks::names_its_result(job)
     }
 
     /// Writes the pending Events about these results.

@@ -63,7 +63,7 @@ fn is_overdue(job: &JobSnapshot, pod_tracker: &PodTracker, now: Timestamp) -> bo
 }
 
 async fn read(context: &Context, job: &Arc<JobSnapshot>) {
-    match patch::look(&context.client, job).await {
+    match patch::get_current(&context.client, job).await {
         Ok(Some(now)) if now.finished.is_some() => {
             // The watch may have reported it meanwhile.
             let known = context.store.job(&job.uid);

@@ -79,7 +79,7 @@ impl JobReconciler {
         }
         match writer::commit(&self.client, packed, secrets).await {
             Ok(committed) => {
-                self.queue.cleared(&Key::Job(job.uid.clone()));
+                self.queue.record_lane_success(&Key::Job(job.uid.clone()));
                 if committed.fresh {
                     without_permit(self.collector.remove_stale_objects(job, &objects)).await;
                     self.count(&committed, withheld);

@@ -79,17 +79,17 @@ impl JobReconciler {
                 Key::Group(group) => self.reconcile_group(group).await,
             }
         };
-        let takes_long = || self.queue.struck(key);
+        let takes_long = || self.queue.record_lane_failure(key);
         let outcome = permit.run(TIMEOUT, Box::pin(reconcile), takes_long).await;
         let Err(error) = outcome.unwrap_or(Err(ReconcileError::TimedOut)) else { return true };
         if error.concerns_namespace() {
-            self.queue.struck(key);
+            self.queue.record_lane_failure(key);
         }
         let operation = match key {
             Key::Job(_) => "harvest",
             Key::Group(_) => "prune",
         };
-        self.metrics.fault(operation);
+        self.metrics.action_failed(operation);
         match error {
             ReconcileError::Changed(_) => tracing::debug!("{operation}: {error}; retrying"),
             // A namespace that is being deleted refuses writes, until its Jobs are gone too.

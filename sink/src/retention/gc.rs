@@ -97,7 +97,7 @@ impl GarbageCollector {
                     Ok(false) => 0,
                     Err(error) if error.is_conflict() || error.is_terminating() => 0,
                     Err(error) => {
-                        self.metrics.fault("remove result");
+                        self.metrics.action_failed("remove result");
                         tracing::warn!(
                             namespace = stored.namespace,
                             result = stored.name,
@@ -125,12 +125,12 @@ impl GarbageCollector {
         let places = self.store.places_of(uid);
         let here = ResultRef::at(*kind, namespace, name);
         let only = places.iter().all(|place| place.is_at(&here));
-        if let Some(job) = self.store.job(uid).filter(|job| only && !marks::is_retired(job)) {
+        if let Some(job) = self.store.job(uid).filter(|job| only && !marks::is_result_removed(job)) {
             // Its own sequence comes first: without the mark, the note below would not hold.
-            if !marks::is_told_where(&job) {
+            if !marks::names_its_result(&job) {
                 return Ok(false);
             }
-            match patch::retire(&self.client, &job).await? {
+            match patch::mark_result_removed(&self.client, &job).await? {
                 // Known at once: the watch of results must not be the first to tell.
                 Written::Done(now) => _ = self.store.put_job(*now),
                 Written::Changed => return Ok(false),
@@ -170,7 +170,7 @@ impl GarbageCollector {
             None => Err("no object store is configured any more".to_owned()),
         };
         if let Err(why) = removed {
-            self.metrics.fault("remove objects");
+            self.metrics.action_failed("remove objects");
             tracing::warn!(namespace, job_uid = uid, "whole logs of a removed result stay for now: {why}");
         }
     }
@@ -229,7 +229,7 @@ impl GarbageCollector {
         match named.get(uid) {
             Some(named) => n >= *named,
             None => {
-                let awaited = self.store.job(uid).is_some_and(|job| !marks::is_retired(&job));
+                let awaited = self.store.job(uid).is_some_and(|job| !marks::is_result_removed(&job));
                 !awaited && self.store.deleted_job(uid).is_none()
             }
         }

@@ -76,7 +76,7 @@ fn is_orphan(store: &Store, uid: &str) -> bool {
         // What a result without its note tells is not known.
         Some(objects) => objects == Some(0),
         None => {
-            let awaited = store.job(uid).is_some_and(|job| !marks::is_retired(&job));
+            let awaited = store.job(uid).is_some_and(|job| !marks::is_result_removed(&job));
             !awaited && store.deleted_job(uid).is_none()
         }
     }

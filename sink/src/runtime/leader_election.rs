@@ -26,26 +26,23 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// Others may acquire the Lease when it has not changed for this long.
-pub const LEASE_DURATION: Duration = Duration::from_secs(15);
+pub(crate) const LEASE_DURATION: Duration = Duration::from_secs(15);
 /// A leader that could not renew for this long steps down, well before others can acquire the Lease.
-pub const RENEW_DEADLINE: Duration = Duration::from_secs(10);
+pub(crate) const RENEW_DEADLINE: Duration = Duration::from_secs(10);
 /// Pause between attempts.
-pub const RETRY_PERIOD: Duration = Duration::from_secs(3);
+pub(crate) const RETRY_PERIOD: Duration = Duration::from_secs(3);
 
 /// A Lease as last read, and when that version was first read, on our clock.
 #[derive(Clone, Debug, PartialEq)]
-pub struct ObservedLease {
-    /// `metadata.resourceVersion`.
-    pub version: String,
-    /// `spec`.
-    pub spec: LeaseSpec,
-    /// When this version was first read.
-    pub at: Instant,
+pub(crate) struct ObservedLease {
+    pub(crate) version: String,
+    pub(crate) spec: LeaseSpec,
+    pub(crate) at: Instant,
 }
 
 /// What a candidate does next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LeaseAction {
+pub(crate) enum LeaseAction {
     /// Renews its own Lease.
     Renew,
     /// Acquires a Lease that is free or has expired.
@@ -55,7 +52,7 @@ pub enum LeaseAction {
 }
 
 /// What the candidate `me` does about a Lease at `now`.
-pub fn decide(lease: Option<&ObservedLease>, me: &str, now: Instant) -> LeaseAction {
+pub(crate) fn decide(lease: Option<&ObservedLease>, me: &str, now: Instant) -> LeaseAction {
     let Some(lease) = lease else { return LeaseAction::Acquire };
     let spec = &lease.spec;
     match spec.holder_identity.as_deref() {
@@ -75,7 +72,7 @@ pub fn decide(lease: Option<&ObservedLease>, me: &str, now: Instant) -> LeaseAct
 
 /// Takes part in the election until `shutdown` and reports leadership through `leading`. Releases the Lease at the end,
 /// so that the next leader need not wait.
-pub async fn elect(
+pub(crate) async fn elect(
     client: Client,
     namespace: Arc<str>,
     me: Arc<str>,
@@ -84,7 +81,7 @@ pub async fn elect(
     shutdown: CancellationToken,
 ) {
     let mut candidate =
-        Candidate { api: Api::namespaced(client, &namespace), me, observed: None, renewed: None };
+        LeaseCandidate { api: Api::namespaced(client, &namespace), me, observed: None, renewed: None };
     while !shutdown.is_cancelled() {
         let attempt = tokio::time::timeout(candidate.bounded(RETRY_PERIOD), candidate.attempt());
         let outcome = tokio::select! {
@@ -133,7 +130,7 @@ fn report(leading: &watch::Sender<bool>, leads: bool) {
     }
 }
 
-struct Candidate {
+struct LeaseCandidate {
     api: Api<Lease>,
     me: Arc<str>,
     observed: Option<ObservedLease>,
@@ -141,7 +138,7 @@ struct Candidate {
     renewed: Option<Instant>,
 }
 
-impl Candidate {
+impl LeaseCandidate {
     fn leads(&self, now: Instant) -> bool {
         self.renewed.is_some_and(|at| now.saturating_duration_since(at) < RENEW_DEADLINE)
     }
@@ -272,9 +269,9 @@ mod tests {
     proptest! {
         /// A leader steps down before others can acquire its Lease, whenever they read the renewal.
         #[test]
-        fn there_are_never_two_leaders(seen_after in 0u64..5_000, look_at in 0u64..60_000) {
+        fn there_are_never_two_leaders(seen_after in 0u64..5_000, checked_after in 0u64..60_000) {
             let sent = Instant::now();
-            let candidate = Candidate {
+            let candidate = LeaseCandidate {
                 api: Api::namespaced(dummy(), "x"), me: "a".into(), observed: None, renewed: Some(sent),
             };
             let seen = sent + Duration::from_millis(seen_after);
@@ -282,9 +279,9 @@ mod tests {
                 holder_identity: Some("a".into()), lease_duration_seconds: Some(15), ..LeaseSpec::default()
             };
             let observed = ObservedLease { version: "1".into(), spec, at: seen };
-            let now = seen + Duration::from_millis(look_at);
-            let taken = decide(Some(&observed), "b", now) == LeaseAction::Acquire;
-            prop_assert!(!(taken && candidate.leads(now)));
+            let now = seen + Duration::from_millis(checked_after);
+            let acquired = decide(Some(&observed), "b", now) == LeaseAction::Acquire;
+            prop_assert!(!(acquired && candidate.leads(now)));
         }
     }
 

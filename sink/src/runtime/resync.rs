@@ -1,6 +1,6 @@
-//! How often everything is reconciled again.
+//! The interval of full reconciles.
 
 use std::time::Duration;
 
-/// How often everything is looked at again: a missed event costs at most this much.
-pub const RESYNC: Duration = Duration::from_secs(30);
+/// Everything is reconciled this often, so that a missed event delays a reconcile by no more.
+pub(crate) const RESYNC: Duration = Duration::from_secs(30);

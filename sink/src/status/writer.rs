@@ -64,7 +64,7 @@ pub async fn run<K: Clone + Eq + std::hash::Hash>(
         let results = store.results();
         let wanted = |job: &JobSnapshot| store.effective(job).and_then(|said| said.results.clone());
         metrics.set_summary(&summary::collect(&jobs, &results, &store.enforced(), wanted, Timestamp::now()));
-        metrics.set_queue(queue.len());
+        metrics.set_queue_length(queue.len());
         let receivers = store.known_receivers();
         let mut queued = HashMap::new();
         for entry in store.policy_entries() {

@@ -1,0 +1,133 @@
+//! The command line: raw arguments, resolved once into the options of what runs.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use clap::{Args, Parser, Subcommand};
+use job_handler_shared::{
+    keys,
+    policy::{bytes::Bytes, cleanup::Keep},
+    process::telemetry::LogFormat,
+};
+
+use crate::{
+    config::{Config, ConfigError},
+    prune::command::{DryRun, PruneOptions},
+    run::{RunOptions, default_replica},
+};
+
+/// Event sink of job-handler: harvests finished Jobs, reports them and prunes.
+#[derive(Debug, Parser)]
+#[command(name = "job-handler-sink", version, args_conflicts_with_subcommands = true)]
+pub struct SinkArgs {
+    #[command(subcommand)]
+    subcommand: Option<SinkSubcommand>,
+    #[command(flatten)]
+    run: RunArgs,
+    /// Format of log lines: text or json. RUST_LOG filters them.
+    #[arg(long, global = true, default_value = "text")]
+    pub log_format: LogFormat,
+}
+
+/// What the program does, with its options.
+#[derive(Debug)]
+pub enum SinkCommand {
+    /// Runs the sink until a signal.
+    Run(RunOptions),
+    /// Prunes once.
+    Prune(PruneOptions),
+}
+
+#[derive(Debug, Subcommand)]
+enum SinkSubcommand {
+    /// Runs until it receives a signal (the default).
+    Run(RunArgs),
+    /// Deletes all finished Jobs except the newest of each group, once, and exits. Uses your kubeconfig.
+    Prune(PruneArgs),
+}
+
+#[derive(Args, Debug)]
+struct RunArgs {
+    /// Address of /healthz, /readyz and /metrics (HTTP).
+    #[arg(long, default_value_t = SocketAddr::from(([0, 0, 0, 0], keys::SINK_ADMIN_PORT)))]
+    admin_listen: SocketAddr,
+    /// Namespace of job-handler.
+    #[arg(long, env = "POD_NAMESPACE", default_value = keys::NAMESPACE)]
+    namespace: String,
+    /// Name of this replica, unique among running replicas. Default: host name and process ID.
+    #[arg(long, env = "POD_NAME")]
+    replica: Option<String>,
+    /// Unix socket on which the sink listens for refusals.
+    #[arg(long, default_value = keys::REFUSAL_SOCKET)]
+    refusal_socket: PathBuf,
+    /// Maximum total size of stored results in the cluster, such as 1Gi; the oldest are deleted first. 0 = unlimited.
+    #[arg(long, value_name = "BYTES", default_value = "1Gi")]
+    results_max_bytes: Bytes,
+    /// Configuration file (YAML): receivers of CloudEvents, object store. Default: none.
+    #[arg(long)]
+    config: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+struct PruneArgs {
+    /// Label key. Jobs of a namespace with the same value are one group.
+    #[arg(long, value_name = "KEY")]
+    group_label: String,
+    /// Namespace to prune; repeatable. Default: all except kube-system.
+    #[arg(long)]
+    namespace: Vec<String>,
+    /// Jobs per page of a list.
+    #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    limit: u32,
+    /// Newest Jobs to keep per group, whatever their outcome.
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    keep_newest: u32,
+    /// Newest completed Jobs to keep per group, in addition.
+    #[arg(long, default_value_t = 0, value_name = "N", value_parser = clap::value_parser!(u32).range(..=10_000))]
+    keep_newest_succeeded: u32,
+    /// Delete nothing: `client` only plans, `server` lets the apiserver check each deletion.
+    #[arg(long, value_enum, default_value = "none", default_missing_value = "client", num_args = 0..=1, require_equals = true)]
+    dry_run: DryRun,
+    /// Also delete Jobs that a policy selected and whose result is not stored yet. Their results are lost.
+    #[arg(long)]
+    unharvested: bool,
+}
+
+impl SinkArgs {
+    /// Resolves the arguments and reads the configuration file.
+    ///
+    /// # Errors
+    /// If the configuration file cannot be used.
+    pub fn resolve(self) -> Result<SinkCommand, ConfigError> {
+        Ok(match self.subcommand {
+            Some(SinkSubcommand::Prune(args)) => SinkCommand::Prune(args.into()),
+            Some(SinkSubcommand::Run(args)) => SinkCommand::Run(args.resolve()?),
+            None => SinkCommand::Run(self.run.resolve()?),
+        })
+    }
+}
+
+impl RunArgs {
+    fn resolve(self) -> Result<RunOptions, ConfigError> {
+        Ok(RunOptions {
+            config: self.config.as_deref().map(Config::load).transpose()?.unwrap_or_default(),
+            admin_listen: self.admin_listen,
+            namespace: self.namespace,
+            replica: self.replica.unwrap_or_else(|| default_replica().to_string()),
+            refusal_socket: self.refusal_socket,
+            results_max_bytes: Some(self.results_max_bytes.0).filter(|bytes| *bytes > 0),
+        })
+    }
+}
+
+impl From<PruneArgs> for PruneOptions {
+    fn from(args: PruneArgs) -> Self {
+        Self {
+            group_label: args.group_label,
+            namespaces: args.namespace,
+            page: args.limit,
+            keep: Keep { newest: args.keep_newest, newest_succeeded: args.keep_newest_succeeded },
+            dry_run: args.dry_run,
+            unharvested: args.unharvested,
+        }
+    }
+}

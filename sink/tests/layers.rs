@@ -1,0 +1,23 @@
+//! Lower rooms never import higher ones, and files stay short.
+
+#[path = "../../shared/tests/house/mod.rs"]
+mod house;
+
+#[test]
+fn rooms_import_lower_rooms_only() {
+    // From the ground up.
+    let layers: [&[&str]; 10] = [
+        &["model"],
+        &["config", "jobs", "metrics", "result"],
+        &["runtime"],
+        &["object_store"],
+        &["observe", "prune"],
+        &["notify"],
+        &["cloudevents", "enforce", "harvest", "queueing", "retention"],
+        &["reconcile", "status"],
+        &["run"],
+        &["args"],
+    ];
+    let broken = house::broken_rules(env!("CARGO_MANIFEST_DIR"), &layers);
+    assert!(broken.is_empty(), "{broken:#?}");
+}
