@@ -162,7 +162,7 @@ pub async fn run(client: Client, options: RunOptions, mut signals: ShutdownSigna
         recorder,
         metrics: context.metrics.clone(),
     };
-    let broom = GarbageCollector {
+    let garbage_collector = GarbageCollector {
         client: client.clone(),
         store: context.store.clone(),
         metrics: context.metrics.clone(),
@@ -173,7 +173,7 @@ pub async fn run(client: Client, options: RunOptions, mut signals: ShutdownSigna
     let last_refusals = writer::write_last_refusals(client.clone(), context.store.clone(), leads.clone());
     tasks.spawn("refusal status", last_refusals);
     let pods = readiness.register("pods");
-    tasks.spawn("leader", lead(context, reconciler, broom, receivers, leads, gate, pods));
+    tasks.spawn("leader", lead(context, reconciler, garbage_collector, receivers, leads, gate, pods));
 
     let mut election = Supervisor::default();
     let ready = readiness.register("leader lease");
@@ -201,7 +201,7 @@ pub async fn run(client: Client, options: RunOptions, mut signals: ShutdownSigna
 async fn lead(
     context: Context,
     reconciler: JobReconciler,
-    broom: GarbageCollector,
+    garbage_collector: GarbageCollector,
     receivers: Vec<Arc<HttpReceiver>>,
     mut leads: channel::Receiver<bool>,
     gate: Vec<ReadyHandle>,
@@ -218,7 +218,7 @@ async fn lead(
         context.metrics.set_leading(true);
         context.queue.clear();
         enqueue_all(&context.store, &context.queue);
-        let work = work(&context, reconciler.clone(), broom.clone(), receivers.clone(), pods.clone());
+        let work = work(&context, reconciler.clone(), garbage_collector.clone(), receivers.clone(), pods.clone());
         tokio::select! {
             () = work => {}
             _ = leads.wait_for(|leads| !*leads) => {}
@@ -231,7 +231,7 @@ async fn lead(
 async fn work(
     context: &Context,
     reconciler: JobReconciler,
-    broom: GarbageCollector,
+    garbage_collector: GarbageCollector,
     receivers: Vec<Arc<HttpReceiver>>,
     pods: ReadyHandle,
 ) {
@@ -285,8 +285,8 @@ async fn work(
         Box::pin(resync),
         Box::pin(overdue),
         Box::pin(defaults),
-        Box::pin(object_gc::keep(broom.objects.clone(), context.client.clone(), context.store.clone())),
-        Box::pin(broom.keep()),
+        Box::pin(object_gc::run(garbage_collector.objects.clone(), context.client.clone(), context.store.clone())),
+        Box::pin(garbage_collector.run()),
         Box::pin(release),
         Box::pin(dequeued),
         Box::pin(record_streaks),

@@ -110,7 +110,14 @@ impl Ground {
     async fn sweep(&self) -> usize {
         let (reconciler, _, objects) = self.process();
         let look = async |suspects| {
-            object_gc::sweep(&objects, &self.apiserver.client(), &reconciler.store, &suspects).await.unwrap()
+            object_gc::delete_orphaned_folders(
+                &objects,
+                &self.apiserver.client(),
+                &reconciler.store,
+                &suspects,
+            )
+            .await
+            .unwrap()
         };
         let suspects = look(BTreeSet::new()).await;
         let number = suspects.len();
@@ -192,9 +199,14 @@ async fn an_upload_whose_result_never_came_is_swept() {
     ground.apiserver.remove("jobs", "ci", "build");
     ground.apiserver.remove("pods", "ci", "build-x");
     let (reconciler, _, objects) = ground.process();
-    let first = object_gc::sweep(&objects, &ground.apiserver.client(), &reconciler.store, &BTreeSet::new())
-        .await
-        .unwrap();
+    let first = object_gc::delete_orphaned_folders(
+        &objects,
+        &ground.apiserver.client(),
+        &reconciler.store,
+        &BTreeSet::new(),
+    )
+    .await
+    .unwrap();
     assert_eq!((first.len(), ground.files().len()), (1, 1), "not at the first sight");
     assert_eq!(ground.sweep().await, 1);
     assert_eq!(ground.files(), Vec::<PathBuf>::new());
@@ -228,7 +240,7 @@ async fn removed_with_its_result_whenever_the_sink_is_killed() {
     let undisturbed = Ground::new();
     assert!(undisturbed.harvest().await);
     let before = undisturbed.apiserver.writes();
-    assert_eq!(undisturbed.process().1.sweep(Timestamp::now()).await, 1);
+    assert_eq!(undisturbed.process().1.delete_expired(Timestamp::now()).await, 1);
     assert_eq!(undisturbed.files(), Vec::<PathBuf>::new());
     for write in 0..undisturbed.apiserver.writes() - before {
         for fault in [Fault::DeadBefore, Fault::DeadAfter, Fault::AnswerLost, Fault::Code(500)] {
@@ -236,12 +248,12 @@ async fn removed_with_its_result_whenever_the_sink_is_killed() {
             let ground = Ground::new();
             assert!(ground.harvest().await);
             ground.apiserver.fault(write, fault);
-            ground.process().1.sweep(Timestamp::now()).await;
+            ground.process().1.delete_expired(Timestamp::now()).await;
             if ground.apiserver.get("configmaps", "ci", "build-results").is_some() {
                 ground.check(&format!("{how}: no result without its objects"));
             }
             ground.apiserver.revive();
-            ground.process().1.sweep(Timestamp::now()).await;
+            ground.process().1.delete_expired(Timestamp::now()).await;
             ground.sweep().await;
             assert_eq!(ground.apiserver.all("configmaps"), Vec::<Value>::new(), "{how}");
             assert_eq!(ground.files(), Vec::<PathBuf>::new(), "{how}");
@@ -273,8 +285,13 @@ async fn another_clusters_store_is_not_swept() {
     std::fs::write(strange.join("main-0.log.gz"), "theirs").unwrap();
     std::fs::write(ground.store().join(".job-handler-cluster"), "cluster-2").unwrap();
     let (reconciler, _, objects) = ground.process();
-    let swept =
-        object_gc::sweep(&objects, &ground.apiserver.client(), &reconciler.store, &BTreeSet::new()).await;
+    let swept = object_gc::delete_orphaned_folders(
+        &objects,
+        &ground.apiserver.client(),
+        &reconciler.store,
+        &BTreeSet::new(),
+    )
+    .await;
     let why = swept.unwrap_err();
     assert!(why.contains("cluster-2") && why.contains("a prefix of its own"), "{why}");
     assert_eq!(ground.files().len(), 1);

@@ -264,17 +264,17 @@ async fn retention_removes_secrets_and_their_shards() {
         GarbageCollector { client, store, metrics, max_bytes: None, objects: None }
     };
     let apiserver = harvested().await;
-    assert_eq!(broom(&apiserver, false).sweep(Timestamp::now()).await, 0, "those are beyond us");
+    assert_eq!(broom(&apiserver, false).delete_expired(Timestamp::now()).await, 0, "those are beyond us");
     assert_eq!(apiserver.all("secrets").len(), 3);
     for write in 0..4 {
         let apiserver = harvested().await;
         apiserver.fault(write, Fault::DeadAfter);
-        broom(&apiserver, true).sweep(Timestamp::now()).await;
+        broom(&apiserver, true).delete_expired(Timestamp::now()).await;
         apiserver.revive();
         let broom = broom(&apiserver, true);
-        broom.sweep(Timestamp::now()).await;
-        let suspects = broom.sweep_shards(&Default::default()).await.unwrap();
-        broom.sweep_shards(&suspects).await.unwrap();
+        broom.delete_expired(Timestamp::now()).await;
+        let suspects = broom.delete_orphaned_shards(&Default::default()).await.unwrap();
+        broom.delete_orphaned_shards(&suspects).await.unwrap();
         assert_eq!(apiserver.all("secrets"), Vec::<Value>::new(), "killed after write {write}");
         started(&apiserver, StorageKind::Secret, true).reconcile_job(UID).await.unwrap();
         assert_eq!(apiserver.all("secrets"), Vec::<Value>::new(), "harvested again");

@@ -65,7 +65,7 @@ async fn harvested() -> Apiserver {
 async fn killed_at_any_write_the_next_one_leaves_nothing_behind() {
     let undisturbed = harvested().await;
     let before = undisturbed.writes();
-    assert_eq!(started(&undisturbed).1.sweep(Timestamp::now()).await, 1);
+    assert_eq!(started(&undisturbed).1.delete_expired(Timestamp::now()).await, 1);
     assert_eq!(undisturbed.all("configmaps"), Vec::<Value>::new());
     let writes = undisturbed.writes() - before;
     assert_eq!(writes, 4, "the Job is told, the result goes, its shards go: {:#?}", undisturbed.calls());
@@ -76,13 +76,13 @@ async fn killed_at_any_write_the_next_one_leaves_nothing_behind() {
             let how = format!("{fault:?} at {write}");
             let apiserver = harvested().await;
             apiserver.fault(write, fault);
-            started(&apiserver).1.sweep(Timestamp::now()).await;
+            started(&apiserver).1.delete_expired(Timestamp::now()).await;
             apiserver.revive();
             let (reconciler, broom) = started(&apiserver);
-            broom.sweep(Timestamp::now()).await;
+            broom.delete_expired(Timestamp::now()).await;
             // Not at once: a shard without a result may be one whose result is just being written.
-            let suspects = broom.sweep_shards(&BTreeSet::new()).await.unwrap();
-            broom.sweep_shards(&suspects).await.unwrap();
+            let suspects = broom.delete_orphaned_shards(&BTreeSet::new()).await.unwrap();
+            broom.delete_orphaned_shards(&suspects).await.unwrap();
             assert_eq!(apiserver.all("configmaps"), Vec::<Value>::new(), "{how}");
             assert!(reconciler.reconcile_job(UID).await.is_ok(), "{how}");
             assert_eq!(apiserver.all("configmaps"), Vec::<Value>::new(), "{how}: harvested again");
@@ -97,7 +97,7 @@ async fn a_result_that_was_edited_into_something_else_is_left_alone() {
     let mut edited = apiserver.get("configmaps", "ci", "build-results").unwrap();
     edited["data"]["result.json"] = "my own notes".into();
     apiserver.put("configmaps", edited);
-    assert_eq!(started(&apiserver).1.sweep(Timestamp::now()).await, 0);
+    assert_eq!(started(&apiserver).1.delete_expired(Timestamp::now()).await, 0);
     assert_eq!(apiserver.all("configmaps").len(), 3);
     assert!(
         apiserver.get("jobs", "ci", "build").unwrap()["metadata"]["annotations"].get(keys::RETIRED).is_none()
@@ -110,7 +110,7 @@ async fn shards_of_a_job_that_is_being_harvested_stay() {
     apiserver.remove("configmaps", "ci", "build-results");
     let (reconciler, broom) = started(&apiserver);
     assert!(
-        broom.sweep_shards(&BTreeSet::new()).await.unwrap().is_empty(),
+        broom.delete_orphaned_shards(&BTreeSet::new()).await.unwrap().is_empty(),
         "its harvest will write them over"
     );
     let gone: BTreeSet<String> = BTreeSet::new();
@@ -118,9 +118,9 @@ async fn shards_of_a_job_that_is_being_harvested_stay() {
     let job = apiserver.get("jobs", "ci", "build").unwrap();
     let job: JobSnapshot = JobSnapshot::from(&serde_json::from_value(job).unwrap());
     assert!(reconciler.store.job(&job.uid).is_none());
-    let suspects = broom.sweep_shards(&BTreeSet::new()).await.unwrap();
+    let suspects = broom.delete_orphaned_shards(&BTreeSet::new()).await.unwrap();
     assert_eq!(suspects.len(), 2);
     assert_eq!(apiserver.all("configmaps").len(), 2, "not at the first sight");
-    broom.sweep_shards(&suspects).await.unwrap();
+    broom.delete_orphaned_shards(&suspects).await.unwrap();
     assert!(apiserver.all("configmaps").is_empty());
 }

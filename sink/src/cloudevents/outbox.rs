@@ -25,7 +25,7 @@ use crate::{
     metrics::SinkMetrics,
     model::job_change::Uid,
     observe::store::Store,
-    result::writer,
+    result::{lookup, manifest_update},
 };
 
 /// Concurrent Jobs per receiver.
@@ -154,13 +154,13 @@ impl<R: EventReceiver> Outbox<R> {
             self.store.places_of(uid).into_iter().find(|place| place.outbox.iter().any(|n| n == sink));
         let Some(place) = place else { return self.deliver_started(uid).await };
         if let Some(found) =
-            writer::read_at(&self.client, place.kind, &place.namespace, &place.name, uid).await?
+            lookup::read_at(&self.client, place.kind, &place.namespace, &place.name, uid).await?
         {
             for phase in found.manifest.cloud_events_pending.get(sink).into_iter().flatten() {
                 let event = CloudEvent::of_manifest(*phase, &found.manifest, found.kind, &found.name);
                 self.deliver(&event).await?;
             }
-            writer::amend(&self.client, &found, |manifest| {
+            manifest_update::update_manifest(&self.client, &found, |manifest| {
                 manifest.cloud_events_pending.remove(sink).is_some()
             })
             .await?;

@@ -18,14 +18,14 @@ use kube::Client;
 
 use crate::{
     notify::recorder::{EventSpec, EventType, NOTE_MAX, Recorder, job_reference},
-    result::writer::{Committed, amend},
+    result::{lookup::CommittedResult, manifest_update::update_manifest},
 };
 
 /// Writes the pending Events, then clears them from the manifest. Returns how many were new.
 pub(crate) async fn publish_pending(
     client: &Client,
     recorder: &Recorder,
-    committed: &Committed,
+    committed: &CommittedResult,
 ) -> Result<usize, ApiError> {
     let mut written = 0;
     for reason in &committed.manifest.announcements_pending {
@@ -48,9 +48,9 @@ pub(crate) async fn publish_pending(
     Ok(written)
 }
 
-async fn clear_pending(client: &Client, committed: &Committed) -> Result<(), ApiError> {
+async fn clear_pending(client: &Client, committed: &CommittedResult) -> Result<(), ApiError> {
     let clear = |manifest: &mut Manifest| !std::mem::take(&mut manifest.announcements_pending).is_empty();
-    amend(client, committed, clear).await
+    update_manifest(client, committed, clear).await
 }
 
 fn event(manifest: &Manifest, storage: StorageKind, result: &str, reason: &str) -> Option<EventSpec> {

@@ -27,7 +27,7 @@ use crate::{
     notify::{recorder::Recorder, result_events},
     observe::{key::Key, store::Store},
     queueing::failure_backoff,
-    result::writer::{self, Committed},
+    result::lookup::{self, CommittedResult},
     runtime::work_queue::Queue,
 };
 
@@ -164,11 +164,11 @@ impl JobReconciler {
     pub(crate) async fn verify_result(
         &self,
         progress: &mut JobProgress,
-    ) -> Result<Option<Committed>, ReconcileError> {
+    ) -> Result<Option<CommittedResult>, ReconcileError> {
         let uid = &progress.job.uid;
         while let Some(result) = progress.results.first().cloned() {
             let found =
-                writer::read_at(&self.client, result.kind, &result.namespace, &result.name, uid).await?;
+                lookup::read_at(&self.client, result.kind, &result.namespace, &result.name, uid).await?;
             if found.is_some() {
                 return Ok(found);
             }
@@ -203,7 +203,7 @@ impl JobReconciler {
                 continue;
             }
             let (namespace, name) = (&result.namespace, &result.name);
-            let Some(found) = writer::read_at(&self.client, result.kind, namespace, name, uid).await? else {
+            let Some(found) = lookup::read_at(&self.client, result.kind, namespace, name, uid).await? else {
                 // The watch is behind, or the result was deleted: there is nothing to announce.
                 self.drop_result(uid, &result);
                 continue;

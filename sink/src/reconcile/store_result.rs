@@ -15,8 +15,9 @@ use crate::{
     observe::key::Key,
     reconcile::{error::ReconcileError, job::JobReconciler},
     result::{
+        lookup::{self, CommittedResult},
         packed::Packed,
-        writer::{self, CommitError, Committed},
+        writer::{self, CommitError},
     },
     runtime::concurrency::without_permit,
 };
@@ -40,7 +41,7 @@ impl JobReconciler {
         gone: bool,
     ) -> Result<ResultRef, ReconcileError> {
         let secrets = self.store.secrets.is_allowed();
-        let committed = match writer::find(&self.client, &job.namespace, &job.name, &job.uid, secrets).await?
+        let committed = match lookup::find(&self.client, &job.namespace, &job.name, &job.uid, secrets).await?
         {
             Some(found) => found,
             // On the heap: the future is large, and most reconciles do not need it.
@@ -66,7 +67,7 @@ impl JobReconciler {
         results: &Results,
         group: Option<&str>,
         gone: bool,
-    ) -> Result<Committed, ReconcileError> {
+    ) -> Result<CommittedResult, ReconcileError> {
         let secrets = self.store.secrets.is_allowed();
         let Capture { mut packed, objects, withheld } = self.capture(job, results, group, secrets).await?;
         packed.requesting_policies =
@@ -147,7 +148,7 @@ impl JobReconciler {
         Ok(Capture { packed, objects, withheld: withheld.is_some() })
     }
 
-    fn count(&self, committed: &Committed, withheld: bool) {
+    fn count(&self, committed: &CommittedResult, withheld: bool) {
         let manifest = &committed.manifest;
         let lag = Timestamp::now().duration_since(manifest.job.finished).as_secs_f64();
         self.metrics.harvested(manifest.outcome, manifest.completeness.complete, lag);
@@ -165,6 +166,6 @@ fn is_lost(error: &CommitError) -> bool {
     match error {
         CommitError::Api(api) => api.is_rejected() && !api.is_terminating(),
         CommitError::NamesTaken { .. } => true,
-        CommitError::Races(_) | CommitError::Json(..) => false,
+        CommitError::Conflicts(_) | CommitError::Json(..) => false,
     }
 }

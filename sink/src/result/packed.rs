@@ -1,4 +1,4 @@
-//! A result ready to be written: ConfigMaps of manifest and shards.
+//! A result that is ready to be written: ConfigMaps of manifest and shards.
 
 use std::{collections::BTreeMap, io::Write};
 
@@ -17,18 +17,18 @@ use k8s_openapi::{ByteString, api::core::v1::ConfigMap};
 use kube::core::ObjectMeta;
 use sha2::{Digest, Sha256};
 
-/// Most data we put into one ConfigMap, bytes; the rest of the 1 MiB is air for what we did not count.
+/// Most data in one ConfigMap, bytes; the rest of the 1 MiB is reserved for keys and metadata.
 pub const DATA_MAX: usize = 1_000_000;
 
-/// Most bytes a ConfigMap of ours takes as JSON.
+/// Most bytes of a ConfigMap as JSON: escaping can multiply the size of logs.
 pub(crate) const JSON_MAX: usize = 2 << 20;
 
 /// A result ready to be written: shards first, the manifest last.
 #[derive(Clone, Debug)]
 pub struct Packed {
-    /// What it is to be held in.
+    /// Kind of the objects that store it.
     pub kind: StorageKind,
-    /// The machine-readable part.
+    /// The manifest.
     pub manifest: Manifest,
     /// Data besides the manifest.
     pub data: BTreeMap<String, String>,
@@ -36,9 +36,9 @@ pub struct Packed {
     pub binary: BTreeMap<String, ByteString>,
     /// Shards, in order.
     pub shards: Vec<ConfigMap>,
-    /// The policies that asked for it, as [`plan::requesting_policy`] writes them.
+    /// The policies that requested it, as [`metadata::requesting_policy`] formats them.
     pub requesting_policies: Vec<String>,
-    /// Uids of the policies that asked for it.
+    /// Uids of the policies that requested it.
     pub policy_uids: Vec<String>,
     pub(crate) labels: BTreeMap<String, String>,
 }
@@ -52,7 +52,7 @@ impl Packed {
             sha256: hex(&text),
             shards: Vec::new(),
         };
-        // The manifest is written into the same map, and may have grown by the list of shards.
+        // The manifest is in the same ConfigMap, and the list of shards may enlarge it.
         let room = DATA_MAX
             - job_handler_shared::result::manifest::MAX_BYTES
             - self.data.values().map(String::len).sum::<usize>();
@@ -103,7 +103,7 @@ impl Packed {
         self.manifest.logs = Some(place);
     }
 
-    /// Takes the logs out, for a write that was refused: the outcome and the states stay.
+    /// Removes the logs after a rejected write; outcome and states remain.
     pub fn drop_logs(&mut self, why: &str) {
         self.data.remove(LOGS);
         self.binary.clear();
@@ -115,17 +115,17 @@ impl Packed {
         self.manifest.completeness.lost.push(format!("logs: {why}"));
     }
 
-    /// Says that what containers wrote was not kept, because the Secret in which it was to be cannot be had.
+    /// Records that everything containers wrote is missing, because the Secret for it cannot be written.
     pub fn withhold(&mut self, why: &str) {
         self.manifest.completeness.complete = false;
         let lost = format!("logs and termination messages: they were to be kept in a Secret, and {why}");
         self.manifest.completeness.lost.push(lost);
     }
 
-    /// The manifest's ConfigMap under `name`; replaces the one with `version` where that is given.
+    /// The ConfigMap with the manifest, to create, or to replace the one with this `version`.
     ///
     /// # Errors
-    /// Where the manifest is no JSON, which its types rule out.
+    /// If the manifest cannot be serialized, which its types rule out.
     pub fn map(&mut self, name: &str, version: Option<&str>) -> serde_json::Result<ConfigMap> {
         let mut labels = self.labels.clone();
         if !self.manifest.announcements_pending.is_empty() {
@@ -187,7 +187,7 @@ pub(crate) fn labels(job: &JobSnapshot, group: Option<&str>, outcome: Outcome) -
 
 pub(crate) fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
-    // Writing into memory does not fail.
+    // Writing to memory does not fail.
     let written = encoder.write_all(bytes);
     debug_assert!(written.is_ok());
     encoder.finish().unwrap_or_default()

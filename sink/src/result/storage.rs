@@ -1,8 +1,7 @@
-//! What a result is held in: a ConfigMap, or a Secret with the same keys.
+//! Stores results as ConfigMaps, or as Secrets with the same keys.
 //!
-//! Everything else in this program knows a result as a ConfigMap; here, at the call, it becomes a Secret where it is one.
-//! Both bear the same name and metadata. A Secret's values are bytes without a word on which of them are text: those
-//! that are, are given back as text.
+//! The rest of the program handles every result as a ConfigMap; calls convert it here. Name and metadata are the same. A
+//! Secret does not say which of its values are text: reading returns values in UTF-8 as text.
 
 use std::collections::BTreeMap;
 
@@ -18,15 +17,15 @@ use kube::{
 };
 use serde_json::{Value, json};
 
-/// The objects of one kind, of a namespace or of all.
+/// Objects of one kind, in one namespace or in all.
 #[derive(Clone)]
-pub struct ResultStorage {
+pub(crate) struct ResultStorage {
     kind: StorageKind,
     maps: Api<ConfigMap>,
     secrets: Api<Secret>,
 }
 
-/// Sends the same call to either kind.
+/// Makes the same call for either kind.
 macro_rules! either {
     ($storage:ident, $api:ident => $call:expr) => {
         match $storage.kind {
@@ -43,8 +42,7 @@ macro_rules! either {
 }
 
 impl ResultStorage {
-    /// Those of a namespace.
-    pub fn namespaced(client: &Client, kind: StorageKind, namespace: &str) -> Self {
+    pub(crate) fn namespaced(client: &Client, kind: StorageKind, namespace: &str) -> Self {
         Self {
             kind,
             maps: Api::namespaced(client.clone(), namespace),
@@ -52,35 +50,24 @@ impl ResultStorage {
         }
     }
 
-    /// Those of all namespaces: only to be listed.
-    pub fn all(client: &Client, kind: StorageKind) -> Self {
+    /// In all namespaces: only for lists.
+    pub(crate) fn all(client: &Client, kind: StorageKind) -> Self {
         Self { kind, maps: Api::all(client.clone()), secrets: Api::all(client.clone()) }
     }
 
-    /// One, where it is there.
-    ///
-    /// # Errors
-    /// Where the call fails, as all of the following.
-    pub async fn get_opt(&self, name: &str) -> kube::Result<Option<ConfigMap>> {
+    pub(crate) async fn get_opt(&self, name: &str) -> kube::Result<Option<ConfigMap>> {
         match self.kind {
             StorageKind::ConfigMap => self.maps.get_opt(name).await,
             StorageKind::Secret => Ok(self.secrets.get_opt(name).await?.map(of_secret)),
         }
     }
 
-    /// Its metadata.
-    ///
-    /// # Errors
-    /// As above.
-    pub async fn metadata_opt(&self, name: &str) -> kube::Result<Option<ObjectMeta>> {
+    pub(crate) async fn metadata_opt(&self, name: &str) -> kube::Result<Option<ObjectMeta>> {
         either!(self, api => Ok(api.get_metadata_opt(name).await?.map(|found| found.metadata)))
     }
 
-    /// A page of their metadata.
-    ///
-    /// # Errors
-    /// As above.
-    pub async fn list_metadata(
+    /// A page of metadata, and the token of the next page.
+    pub(crate) async fn list_metadata(
         &self,
         params: &ListParams,
     ) -> kube::Result<(Vec<ObjectMeta>, Option<String>)> {
@@ -94,11 +81,7 @@ impl ResultStorage {
         either!(self, api => Ok(page(api.list_metadata(params).await?)))
     }
 
-    /// Makes one; gives its metadata.
-    ///
-    /// # Errors
-    /// As above.
-    pub async fn create(&self, map: &ConfigMap) -> kube::Result<ObjectMeta> {
+    pub(crate) async fn create(&self, map: &ConfigMap) -> kube::Result<ObjectMeta> {
         let params = PostParams::default();
         match self.kind {
             StorageKind::ConfigMap => Ok(self.maps.create(&params, map).await?.metadata),
@@ -106,11 +89,8 @@ impl ResultStorage {
         }
     }
 
-    /// Writes over one of the version that the new one names.
-    ///
-    /// # Errors
-    /// As above.
-    pub async fn replace(&self, name: &str, map: &ConfigMap) -> kube::Result<ObjectMeta> {
+    /// Replaces the version that `map` names.
+    pub(crate) async fn replace(&self, name: &str, map: &ConfigMap) -> kube::Result<ObjectMeta> {
         let params = PostParams::default();
         match self.kind {
             StorageKind::ConfigMap => Ok(self.maps.replace(name, &params, map).await?.metadata),
@@ -118,25 +98,24 @@ impl ResultStorage {
         }
     }
 
-    /// Merges metadata, and one text of the data.
-    ///
-    /// # Errors
-    /// As above.
-    pub async fn merge(&self, name: &str, metadata: &Value, key: &str, text: String) -> kube::Result<()> {
+    /// Patches metadata and one value.
+    pub(crate) async fn merge(
+        &self,
+        name: &str,
+        metadata: &Value,
+        key: &str,
+        text: String,
+    ) -> kube::Result<()> {
         let value = match self.kind {
             StorageKind::ConfigMap => json!(text),
             StorageKind::Secret => json!(ByteString(text.into_bytes())),
         };
         let patch = Patch::Merge(json!({"metadata": metadata, "data": {key: value}}));
-        // The answer without the data: it is known.
+        // Requests only metadata in the response: the data are known.
         either!(self, api => api.patch_metadata(name, &PatchParams::default(), &patch).await.map(drop))
     }
 
-    /// Deletes one.
-    ///
-    /// # Errors
-    /// As above.
-    pub async fn delete(&self, name: &str, params: &DeleteParams) -> kube::Result<()> {
+    pub(crate) async fn delete(&self, name: &str, params: &DeleteParams) -> kube::Result<()> {
         either!(self, api => api.delete(name, params).await.map(drop))
     }
 }
@@ -155,7 +134,7 @@ fn to_secret(map: &ConfigMap) -> Secret {
 
 fn of_secret(secret: Secret) -> ConfigMap {
     let mut map = ConfigMap { metadata: secret.metadata, ..ConfigMap::default() };
-    // One of another type is none of ours, and shows as one without data.
+    // A Secret of another type is not a result: it is read as one without data.
     if secret.type_.as_deref() == Some(SECRET_TYPE) {
         let (mut data, mut binary) = (BTreeMap::new(), BTreeMap::new());
         for (key, bytes) in secret.data.into_iter().flatten() {
@@ -175,7 +154,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_secret_holds_what_the_config_map_would() {
+    fn a_secret_has_the_same_content_as_the_config_map() {
         let map: ConfigMap = serde_json::from_value(json!({
             "metadata": {"name": "a-results", "namespace": "ci", "labels": {"a": "b"}, "resourceVersion": "7"},
             "data": {"status": "failed", "logs": "ä\n\u{0}"},
@@ -187,6 +166,6 @@ mod tests {
         assert_eq!(secret.data.as_ref().unwrap()["logs.gz"].0, [0x1f, 0x8b, 8, 0xff]);
         assert_eq!(of_secret(secret.clone()), map);
         let foreign = Secret { type_: Some("Opaque".to_owned()), ..secret };
-        assert_eq!(of_secret(foreign).data, None, "one of another type is not ours");
+        assert_eq!(of_secret(foreign).data, None, "a Secret of another type is not a result");
     }
 }

@@ -1,9 +1,8 @@
-//! Removes what retention says, and shards that no result names: the leader's broom.
+//! Deletes results by the retention plan, and shards that no result names. Only the leader does this.
 //!
-//! A result is read before it goes, and goes only as the version that was read: the manifest first, its shards after
-//! it, so that a stop between the two leaves shards without a result (which the next sweep finds), never a result
-//! without its shards. Where the Job is still there, it is told first that its result has been retired; else it would
-//! be harvested again.
+//! A result is deleted only in the version that was read: the manifest first, then its shards, so that a stop between the
+//! two leaves shards without a result (which a later run finds), never a result without its shards. If the Job still exists,
+//! the collector first marks it as retired; otherwise the sink would harvest it again.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -36,62 +35,67 @@ use crate::{
     model::{result_ref::ResultRef, stored_result::StoredResult},
     object_store::FullLogStore,
     observe::store::Store,
-    result::{storage::ResultStorage, writer},
-    retention::plan::{self as retention_plan, Bounds, Why},
+    result::{lookup, storage::ResultStorage},
+    retention::plan::{self as retention_plan, RetentionBounds},
 };
 
-/// Pause between two looks at all results.
-const EVERY: Duration = Duration::from_secs(10);
-/// Each so many of them, shards are looked at.
-const SHARDS_EACH: u32 = 6;
-/// Deletions at a time.
+/// Pause between two runs.
+const INTERVAL: Duration = Duration::from_secs(10);
+/// Every so many runs, shards are checked.
+const RUNS_PER_SHARD_CHECK: u32 = 6;
+/// Concurrent deletions.
 const AT_A_TIME: usize = 8;
-/// Most results that go in one sweep: the rest a moment later, so that a sweep is no burst.
-const PER_SWEEP: usize = 500;
+/// Most results deleted per run, so that a run is not a burst of calls.
+const PER_RUN: usize = 500;
 
-/// What the broom needs.
+/// Deletes results.
 #[derive(Clone)]
 pub struct GarbageCollector {
-    /// Talks to the cluster.
+    /// Client of the apiserver.
     pub client: Client,
-    /// What is known.
+    /// Caches.
     pub store: Store,
-    /// Counts.
+    /// Metrics.
     pub metrics: SinkMetrics,
-    /// Most bytes of results in the whole cluster; nothing = no bound.
+    /// Most bytes of results in the whole cluster; none = no bound.
     pub max_bytes: Option<u64>,
-    /// Where whole logs are.
+    /// Where full logs are.
     pub objects: Option<FullLogStore>,
 }
 
 impl GarbageCollector {
-    /// Sweeps for ever.
-    pub async fn keep(self) {
+    /// Runs while this sink is the leader.
+    pub(crate) async fn run(self) {
         let mut suspects = BTreeSet::new();
         for round in 0u32.. {
-            self.sweep(Timestamp::now()).await;
-            if round.is_multiple_of(SHARDS_EACH) {
-                match self.sweep_shards(&suspects).await {
+            self.delete_expired(Timestamp::now()).await;
+            if round.is_multiple_of(RUNS_PER_SHARD_CHECK) {
+                match self.delete_orphaned_shards(&suspects).await {
                     Ok(now) => suspects = now,
-                    Err(error) => tracing::warn!("looking for shards without a result: {error}"),
+                    Err(error) => tracing::warn!("checking for shards without a result: {error}"),
                 }
             }
-            tokio::time::sleep(EVERY).await;
+            tokio::time::sleep(INTERVAL).await;
         }
     }
 
-    /// Removes what has to go by now; gives how many did.
-    pub async fn sweep(&self, now: Timestamp) -> usize {
+    /// Deletes expired results; returns their number.
+    pub async fn delete_expired(&self, now: Timestamp) -> usize {
         let all = self.store.inventory().all();
-        let rules = Rules::of(&self.store);
-        let going = retention_plan::plan(&all, |stored| rules.of_result(stored), self.max_bytes, now);
-        let removals = going.into_iter().take(PER_SWEEP).map(|(n, why)| {
+        let bounds = PolicyBounds::of(&self.store);
+        let expired = retention_plan::plan(&all, |stored| bounds.of_result(stored), self.max_bytes, now);
+        let removals = expired.into_iter().take(PER_RUN).map(|(n, why)| {
             let stored = &all[n];
             async move {
                 match self.remove(stored).await {
                     Ok(true) => {
                         self.metrics.result_removed(why.as_str());
-                        tell(stored, why);
+                        tracing::info!(
+                            namespace = stored.namespace,
+                            result = stored.name,
+                            reason = why.as_str(),
+                            "deleted result"
+                        );
                         1
                     }
                     Ok(false) => 0,
@@ -101,7 +105,7 @@ impl GarbageCollector {
                         tracing::warn!(
                             namespace = stored.namespace,
                             result = stored.name,
-                            "{error}; it stays for now"
+                            "{error}; retrying"
                         );
                         0
                     }
@@ -113,12 +117,12 @@ impl GarbageCollector {
 
     async fn remove(&self, stored: &StoredResult) -> Result<bool, ApiError> {
         let StoredResult { kind, namespace, name, uid, .. } = stored;
-        // Those that may not be read any more are beyond us.
+        // Without the right to read Secrets, it cannot be deleted either.
         if *kind == StorageKind::Secret && !self.store.secrets.is_allowed() {
             return Ok(false);
         }
-        let Some(found) = writer::read_at(&self.client, *kind, namespace, name, uid).await? else {
-            // Gone, or edited so that it is no result any more: then it is somebody's own.
+        let Some(found) = lookup::read_at(&self.client, *kind, namespace, name, uid).await? else {
+            // It was deleted, or edited so that it is no longer a result.
             self.store.inventory().remove(*kind, namespace, name);
             return Ok(false);
         };
@@ -126,12 +130,12 @@ impl GarbageCollector {
         let here = ResultRef::at(*kind, namespace, name);
         let only = places.iter().all(|place| place.is_at(&here));
         if let Some(job) = self.store.job(uid).filter(|job| only && !marks::is_result_removed(job)) {
-            // Its own sequence comes first: without the mark, the note below would not hold.
+            // The reconciler marks the Job first; retiring needs that mark.
             if !marks::names_its_result(&job) {
                 return Ok(false);
             }
             match patch::mark_result_removed(&self.client, &job).await? {
-                // Known at once: the watch of results must not be the first to tell.
+                // The cache must show it before the watch shows the deleted result.
                 Written::Done(now) => _ = self.store.put_job(*now),
                 Written::Changed => return Ok(false),
                 Written::Gone => {}
@@ -159,35 +163,38 @@ impl GarbageCollector {
         Ok(true)
     }
 
-    /// What stays behind here is found by the object store's own broom.
+    /// The object store's garbage collector deletes what remains.
     async fn remove_objects(&self, namespace: &str, uid: &str) {
         if self.store.inventory().objects(uid).is_some() {
-            // The same result, beside its first place.
+            // The same result exists under its other name.
             return;
         }
         let removed = match &self.objects {
             Some(objects) => objects.remove(namespace, uid).await.map(drop),
-            None => Err("no object store is configured any more".to_owned()),
+            None => Err("no object store is configured".to_owned()),
         };
         if let Err(why) = removed {
             self.metrics.action_failed("remove objects");
-            tracing::warn!(namespace, job_uid = uid, "whole logs of a removed result stay for now: {why}");
+            tracing::warn!(namespace, job_uid = uid, "full logs of a deleted result remain for now: {why}");
         }
     }
 
-    /// Removes shards that were without a result the last time, too; gives those that are without one now.
+    /// Deletes shards that no result named on the last check either; returns those that none names now.
     ///
     /// # Errors
-    /// Where they cannot be listed.
-    pub async fn sweep_shards(&self, suspects: &BTreeSet<String>) -> Result<BTreeSet<String>, ApiError> {
+    /// If they cannot be listed.
+    pub async fn delete_orphaned_shards(
+        &self,
+        suspects: &BTreeSet<String>,
+    ) -> Result<BTreeSet<String>, ApiError> {
         let mut now = BTreeSet::new();
         for kind in StorageKind::readable(self.store.secrets.is_allowed()) {
-            self.sweep_shards_of(*kind, suspects, &mut now).await?;
+            self.delete_orphaned_shards_of(*kind, suspects, &mut now).await?;
         }
         Ok(now)
     }
 
-    async fn sweep_shards_of(
+    async fn delete_orphaned_shards_of(
         &self,
         kind: StorageKind,
         suspects: &BTreeSet<String>,
@@ -210,8 +217,8 @@ impl GarbageCollector {
                 }
                 let (namespace, name) = (text(&shard.namespace), text(&shard.name));
                 match self.remove_shard(kind, &namespace, &shard).await {
-                    Ok(()) => tracing::info!(namespace, shard = name, "removed: no result names it"),
-                    Err(error) => tracing::warn!(namespace, shard = name, "{error}; it stays for now"),
+                    Ok(()) => tracing::info!(namespace, shard = name, "deleted shard that no result names"),
+                    Err(error) => tracing::warn!(namespace, shard = name, "{error}; retrying"),
                 }
             }
             match next {
@@ -221,7 +228,7 @@ impl GarbageCollector {
         }
     }
 
-    /// A shard of a Job that is not being harvested, beyond those that its result names.
+    /// Whether no result names this shard, and no harvest will.
     fn is_orphan(&self, shard: &ObjectMeta, named: &HashMap<String, usize>) -> bool {
         let Some(labels) = &shard.labels else { return false };
         let Some(uid) = labels.get(keys::JOB_UID) else { return false };
@@ -258,20 +265,16 @@ fn is_shard_of(shard: &ObjectMeta, uid: &str) -> bool {
     labels.is_some_and(|l| l.contains_key(SHARD) && l.get(keys::JOB_UID).is_some_and(|known| known == uid))
 }
 
-fn tell(stored: &StoredResult, why: Why) {
-    tracing::info!(namespace = stored.namespace, result = stored.name, why = why.as_str(), "result removed");
-}
+/// The bounds of the current policies, by policy.
+struct PolicyBounds(Option<HashMap<String, RetentionBounds>>);
 
-/// The bounds that the policies of now say, by who asked for the result.
-struct Rules(Option<HashMap<String, Bounds>>);
-
-impl Rules {
+impl PolicyBounds {
     fn of(store: &Store) -> Self {
-        // A policy that cannot be read may be the one that keeps a result.
+        // A policy that cannot be read may be the one with the largest bound.
         if store.is_any_policy_unreadable() {
             return Self(None);
         }
-        let mut rules = HashMap::new();
+        let mut bounds = HashMap::new();
         for entry in store.policy_entries() {
             let Ok(policy) = entry.policy else { continue };
             // A policy that only warns deletes nothing.
@@ -281,20 +284,20 @@ impl Rules {
                 PolicyKind::JobPolicy => reference.namespace.as_deref().unwrap_or_default(),
                 PolicyKind::ClusterJobPolicy => "",
             };
-            rules.insert(
+            bounds.insert(
                 key(scope, &requesting_policy(reference.kind, &reference.name)),
-                Bounds::from(results),
+                RetentionBounds::from(results),
             );
         }
-        Self(Some(rules))
+        Self(Some(bounds))
     }
 
-    fn of_result(&self, stored: &StoredResult) -> Option<Bounds> {
-        let rules = self.0.as_ref()?;
+    fn of_result(&self, stored: &StoredResult) -> Option<RetentionBounds> {
+        let bounds = self.0.as_ref()?;
         let asked = stored.facts.policies.iter();
-        let found =
-            asked.filter_map(|by| rules.get(&key(&stored.namespace, by)).or_else(|| rules.get(&key("", by))));
-        found.copied().reduce(Bounds::or)
+        let found = asked
+            .filter_map(|by| bounds.get(&key(&stored.namespace, by)).or_else(|| bounds.get(&key("", by))));
+        found.copied().reduce(RetentionBounds::or)
     }
 }
 

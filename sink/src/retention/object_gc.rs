@@ -1,9 +1,9 @@
-//! Sweeps folders of which no result tells: a sink was stopped between an upload and its result, or between a result's
-//! removal and that of its objects.
+//! Deletes folders of the object store that no result names: a sink was stopped between an upload and its result, or between
+//! the deletion of a result and that of its objects.
 //!
-//! Jobs that are there and not retired may be in the middle of a harvest; their folders stay. A folder goes only once it
-//! was without a result twice. Nothing is swept where another cluster's sink has been before, which a mark in the store
-//! tells: its Jobs are not known here.
+//! Folders of existing Jobs that are not retired stay: their harvest may be in progress. A folder is deleted on the second
+//! check that finds it without a result. If a mark in the store names another cluster, nothing is deleted, because its Jobs
+//! are unknown here.
 
 use std::collections::BTreeSet;
 
@@ -14,20 +14,20 @@ use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutPayload, path::Path 
 
 use crate::{jobs::marks, model::job_change::Uid, object_store::FullLogStore, observe::store::Store};
 
-/// The object that tells whose the store is.
-const MARK: &str = ".job-handler-cluster";
+/// Object that names the cluster.
+const CLUSTER_MARK: &str = ".job-handler-cluster";
 
-/// Sweeps for ever, where there is a store.
-pub async fn keep(objects: Option<FullLogStore>, client: Client, store: Store) {
+/// Runs while this sink is the leader, if an object store is configured.
+pub(crate) async fn run(objects: Option<FullLogStore>, client: Client, store: Store) {
     let Some(objects) = objects else { return };
     let mut suspects = BTreeSet::new();
     let mut warned = false;
     loop {
-        match sweep(&objects, &client, &store, &suspects).await {
+        match delete_orphaned_folders(&objects, &client, &store, &suspects).await {
             Ok(now) => (suspects, warned) = (now, false),
-            Err(why) if warned => tracing::debug!("looking for objects without a result: {why}"),
+            Err(why) if warned => tracing::debug!("checking for objects without a result: {why}"),
             Err(why) => {
-                tracing::warn!("looking for objects without a result: {why}; trying again");
+                tracing::warn!("checking for objects without a result: {why}; retrying");
                 warned = true;
             }
         }
@@ -36,19 +36,19 @@ pub async fn keep(objects: Option<FullLogStore>, client: Client, store: Store) {
 }
 
 /// Namespace and uid of a Job.
-pub type Folder = (String, Uid);
+pub type JobFolder = (String, Uid);
 
-/// Removes folders that were without a result the last time, too; gives those that are without one now.
+/// Deletes folders that no result named on the last check either; returns those that none names now.
 ///
 /// # Errors
-/// Where the store cannot be read, or is another cluster's.
-pub async fn sweep(
+/// If the store cannot be read, or belongs to another cluster.
+pub async fn delete_orphaned_folders(
     objects: &FullLogStore,
     client: &Client,
     store: &Store,
-    suspects: &BTreeSet<Folder>,
-) -> Result<BTreeSet<Folder>, String> {
-    objects.own(client).await?;
+    suspects: &BTreeSet<JobFolder>,
+) -> Result<BTreeSet<JobFolder>, String> {
+    objects.claim(client).await?;
     let mut now = BTreeSet::new();
     for folder in objects.folders().await? {
         if !is_orphan(store, &folder.1) {
@@ -61,19 +61,14 @@ pub async fn sweep(
         let (namespace, uid) = &folder;
         let number = objects.remove(namespace, uid).await?;
         objects.0.folders_deleted.inc();
-        tracing::info!(
-            namespace,
-            job_uid = uid,
-            objects = number,
-            "objects removed: no result tells of them"
-        );
+        tracing::info!(namespace, job_uid = uid, objects = number, "deleted objects that no result names");
     }
     Ok(now)
 }
 
 fn is_orphan(store: &Store, uid: &str) -> bool {
     match store.inventory().objects(uid) {
-        // What a result without its note tells is not known.
+        // A result without the annotation may have objects.
         Some(objects) => objects == Some(0),
         None => {
             let awaited = store.job(uid).is_some_and(|job| !marks::is_result_removed(&job));
@@ -83,14 +78,15 @@ fn is_orphan(store: &Store, uid: &str) -> bool {
 }
 
 impl FullLogStore {
-    /// Marks the store as this cluster's, by the uid of its namespace `kube-system`, which lives as long as a cluster.
-    async fn own(&self, client: &Client) -> Result<(), String> {
+    /// Marks the store with the uid of namespace `kube-system`, which lives as long as the cluster; fails if another cluster's
+    /// mark exists.
+    async fn claim(&self, client: &Client) -> Result<(), String> {
         let params = ListParams::default().fields("metadata.name=kube-system");
         let api = Api::<Namespace>::all(client.clone());
         let listed = call("get namespace kube-system", api.list(&params)).await;
         let listed = listed.map_err(|error| error.to_string())?;
         let Some(own) = listed.items.first().and_then(ResourceExt::uid) else {
-            return Err("there is no namespace kube-system to tell this cluster by".to_owned());
+            return Err("no namespace kube-system identifies this cluster".to_owned());
         };
         let known = match self.mark().await? {
             Some(known) => known,
@@ -103,14 +99,14 @@ impl FullLogStore {
             return Ok(());
         }
         Err(format!(
-            "{}/{MARK} says that it is another cluster's (uid {known} of its namespace kube-system; ours has {own}): \
-             nothing is swept; give each cluster a prefix of its own",
+            "{}/{CLUSTER_MARK} belongs to another cluster (uid {known} of its namespace kube-system; ours has {own}): no objects \
+             are deleted; give each cluster its own prefix",
             self.0.url
         ))
     }
 
     async fn mark(&self) -> Result<Option<String>, String> {
-        let key = self.0.base.clone().join(MARK);
+        let key = self.0.base.clone().join(CLUSTER_MARK);
         let read = async {
             match self.0.store.get(&key).await {
                 Ok(found) => found.bytes().await.map(Some),
@@ -122,15 +118,15 @@ impl FullLogStore {
     }
 
     async fn set_mark(&self, own: &str) -> Result<(), String> {
-        let key = self.0.base.clone().join(MARK);
+        let key = self.0.base.clone().join(CLUSTER_MARK);
         let mark = || PutPayload::from(own.to_owned());
         let write = async {
             match self.0.store.put_opts(&key, mark(), PutMode::Create.into()).await {
-                // Another's is there by now, as will be read.
+                // Another process was faster; the caller reads its mark.
                 Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => {
                     Ok(())
                 }
-                // Not every compatible store knows conditions.
+                // Not every compatible store supports conditions.
                 Err(_) => self.0.store.put(&key, mark()).await.map(drop),
                 Ok(_) => Ok(()),
             }
@@ -138,8 +134,7 @@ impl FullLogStore {
         self.call(write).await
     }
 
-    /// All folders of Jobs.
-    async fn folders(&self) -> Result<Vec<Folder>, String> {
+    async fn folders(&self) -> Result<Vec<JobFolder>, String> {
         let mut folders = Vec::new();
         for namespace in self.below(&self.0.base).await? {
             for job in self.below(&namespace).await? {

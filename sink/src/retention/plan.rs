@@ -1,7 +1,7 @@
-//! Which stored results go. Pure.
+//! Decides which stored results to delete. Pure.
 //!
-//! By age, by number per group, by bytes per namespace, by bytes in all: in this order, the oldest first. The newest of
-//! a group never goes, whatever the bounds say: whoever asks how the last run went gets an answer.
+//! By age, by number per group, by bytes per namespace, by bytes in all: in this order, the oldest first. The newest result
+//! of a group always stays, so that the last run can be looked up.
 
 use std::collections::HashMap;
 
@@ -10,18 +10,18 @@ use job_handler_shared::policy::results::Results;
 
 use crate::model::stored_result::StoredResult;
 
-/// The bounds of a result.
+/// How long a result stays.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Bounds {
-    /// Seconds that it stays.
-    pub ttl_seconds: u64,
-    /// Results of its group that stay.
-    pub max_per_group: u32,
-    /// Bytes of its namespace's results that stay.
-    pub max_bytes: u64,
+pub(crate) struct RetentionBounds {
+    /// Its maximum age, seconds.
+    pub(crate) ttl_seconds: u64,
+    /// Results of its group.
+    pub(crate) max_per_group: u32,
+    /// Bytes of all results in its namespace.
+    pub(crate) max_bytes: u64,
 }
 
-impl From<&Results> for Bounds {
+impl From<&Results> for RetentionBounds {
     fn from(results: &Results) -> Self {
         Self {
             ttl_seconds: results.ttl_seconds,
@@ -31,10 +31,10 @@ impl From<&Results> for Bounds {
     }
 }
 
-impl Bounds {
-    /// Towards keeping: the larger of each.
+impl RetentionBounds {
+    /// The larger one of each bound, so that no policy deletes what another one keeps.
     #[must_use]
-    pub fn or(self, other: Self) -> Self {
+    pub(crate) fn or(self, other: Self) -> Self {
         Self {
             ttl_seconds: self.ttl_seconds.max(other.ttl_seconds),
             max_per_group: self.max_per_group.max(other.max_per_group),
@@ -43,22 +43,22 @@ impl Bounds {
     }
 }
 
-/// Why a result goes.
+/// RemovalReason a result is deleted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Why {
+pub(crate) enum RemovalReason {
     /// It is older than `ttlSeconds`.
     Age,
     /// Its group has `maxPerGroup` newer ones.
     Number,
     /// Its namespace has more than `maxBytesPerNamespace`.
     Namespace,
-    /// All results together are more than the sink's budget.
+    /// All results together exceed the sink's budget.
     Cluster,
 }
 
-impl Why {
-    /// The word in metrics.
-    pub fn as_str(self) -> &'static str {
+impl RemovalReason {
+    /// The label value in metrics.
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Age => "age",
             Self::Number => "number",
@@ -68,37 +68,37 @@ impl Why {
     }
 }
 
-/// The results that go, by their place in `results`, oldest first. `bounds` is nothing for a result that no policy asks
-/// for any more: such a one stays, but for the cluster's budget. What has yet to be told of stays, too, but for that
-/// budget: a full etcd would take more from everyone than a receiver that has been away for long.
-pub fn plan(
+/// The results to delete, by their index in `results`, oldest first. `bounds` returns none for a result that no policy
+/// requests any more: only the cluster's budget applies to it. The same holds for a result with pending announcements:
+/// a full etcd harms everyone, a receiver that has been away for long only itself.
+pub(crate) fn plan(
     results: &[StoredResult],
-    bounds: impl Fn(&StoredResult) -> Option<Bounds>,
+    bounds: impl Fn(&StoredResult) -> Option<RetentionBounds>,
     cluster_max: Option<u64>,
     now: Timestamp,
-) -> Vec<(usize, Why)> {
+) -> Vec<(usize, RemovalReason)> {
     let mut oldest_first: Vec<usize> = (0..results.len()).collect();
     oldest_first.sort_by(|a, b| results[*a].rank().cmp(&results[*b].rank()));
-    let bounds: Vec<Option<Bounds>> = results.iter().map(bounds).collect();
+    let bounds: Vec<Option<RetentionBounds>> = results.iter().map(bounds).collect();
     let mut newest: HashMap<(&str, &str), usize> = HashMap::new();
     for n in &oldest_first {
         newest.extend(results[*n].group().map(|group| (group, *n)));
     }
     let is_newest = |n: usize| results[n].group().is_some_and(|group| newest.get(&group) == Some(&n));
-    let may_go = |n: usize| !results[n].pending && bounds[n].is_some() && !is_newest(n);
-    let mut gone: Vec<Option<Why>> = vec![None; results.len()];
+    let is_deletable = |n: usize| !results[n].pending && bounds[n].is_some() && !is_newest(n);
+    let mut gone: Vec<Option<RemovalReason>> = vec![None; results.len()];
 
     for n in &oldest_first {
-        let old = |bound: &Bounds| {
+        let old = |bound: &RetentionBounds| {
             let age = now.duration_since(results[*n].facts.finished).as_secs();
             u64::try_from(age).is_ok_and(|age| age >= bound.ttl_seconds)
         };
-        if may_go(*n) && bounds[*n].as_ref().is_some_and(old) {
-            gone[*n] = Some(Why::Age);
+        if is_deletable(*n) && bounds[*n].as_ref().is_some_and(old) {
+            gone[*n] = Some(RemovalReason::Age);
         }
     }
 
-    // What a group or a namespace has: the sum of what is left, and the largest bound that its results have.
+    // Per group and per namespace: the sum of what remains, and the largest bound of its results.
     let mut groups: HashMap<(&str, &str), (u64, u64)> = HashMap::new();
     for n in oldest_first.iter().filter(|n| gone[**n].is_none()) {
         let Some(group) = results[*n].group() else { continue };
@@ -110,8 +110,8 @@ pub fn plan(
         let Some((number, most)) = results[*n].group().and_then(|group| groups.get_mut(&group)) else {
             continue;
         };
-        if number > most && gone[*n].is_none() && may_go(*n) {
-            gone[*n] = Some(Why::Number);
+        if number > most && gone[*n].is_none() && is_deletable(*n) {
+            gone[*n] = Some(RemovalReason::Number);
             *number -= 1;
         }
     }
@@ -124,8 +124,8 @@ pub fn plan(
     }
     for n in &oldest_first {
         let Some((bytes, most)) = namespaces.get_mut(results[*n].namespace.as_str()) else { continue };
-        if bytes > most && gone[*n].is_none() && may_go(*n) {
-            gone[*n] = Some(Why::Namespace);
+        if bytes > most && gone[*n].is_none() && is_deletable(*n) {
+            gone[*n] = Some(RemovalReason::Namespace);
             *bytes = bytes.saturating_sub(results[*n].facts.bytes);
         }
     }
@@ -135,7 +135,7 @@ pub fn plan(
         let mut bytes = left.map(|n| results[*n].facts.bytes).fold(0, u64::saturating_add);
         for n in &oldest_first {
             if bytes > most && gone[*n].is_none() && !is_newest(*n) {
-                gone[*n] = Some(Why::Cluster);
+                gone[*n] = Some(RemovalReason::Cluster);
                 bytes = bytes.saturating_sub(results[*n].facts.bytes);
             }
         }
@@ -182,8 +182,8 @@ mod tests {
         }
     }
 
-    /// The plainest way to say it: as long as some bound is broken, the oldest that may go because of it goes.
-    fn oracle(all: &[StoredResult], bounds: &[Option<Bounds>], cluster: Option<u64>) -> Vec<String> {
+    /// The simplest implementation: while a bound is exceeded, the oldest deletable result is deleted.
+    fn oracle(all: &[StoredResult], bounds: &[Option<RetentionBounds>], cluster: Option<u64>) -> Vec<String> {
         let mut left: Vec<usize> = (0..all.len()).collect();
         left.sort_by_key(|n| (all[*n].facts.created, all[*n].uid.clone()));
         let newest = |n: usize| {
@@ -203,7 +203,7 @@ mod tests {
                 left.remove(at);
             }
         };
-        // The largest bound is that of all that were there when this rule's turn came.
+        // The largest bound among the results that the earlier rules left.
         let then = left.clone();
         drop_while(&mut left, &|left, n| {
             let same =
@@ -229,15 +229,15 @@ mod tests {
 
     proptest! {
         #[test]
-        fn equals_the_oracle(
+        fn the_plan_equals_the_simplest_implementation(
             all in prop::collection::vec(
                 ((0u8..2, prop::option::weighted(0.8, 0u8..2)), 990i64..1_000, 0u64..6, prop::bool::weighted(0.1),
                     prop::option::weighted(0.9, (0u64..12, 1u32..4, 0u64..20))),
                 0..24),
             cluster in prop::option::of(0u64..40),
         ) {
-            let bounds: Vec<Option<Bounds>> = all.iter().map(|(.., b)| {
-                b.map(|(ttl_seconds, max_per_group, max_bytes)| Bounds { ttl_seconds, max_per_group, max_bytes })
+            let bounds: Vec<Option<RetentionBounds>> = all.iter().map(|(.., b)| {
+                b.map(|(ttl_seconds, max_per_group, max_bytes)| RetentionBounds { ttl_seconds, max_per_group, max_bytes })
             }).collect();
             let all: Vec<StoredResult> = all.iter().enumerate().map(|(n, ((ns, group), created, bytes, pending, _))| {
                 stored(n, *ns, *group, *created, *bytes, *pending)
@@ -252,25 +252,25 @@ mod tests {
     }
 
     #[test]
-    fn each_bound_by_itself() {
-        let wide = Bounds { ttl_seconds: 1_000, max_per_group: 10, max_bytes: 1_000 };
+    fn each_bound_deletes_the_oldest_first() {
+        let wide = RetentionBounds { ttl_seconds: 1_000, max_per_group: 10, max_bytes: 1_000 };
         let now = Timestamp::from_second(NOW).unwrap();
         let all: Vec<_> = (0..4).map(|n| stored(n, 0, Some(0), 990 + n as i64, 10, false)).collect();
-        let gone = |bounds: Option<Bounds>, cluster| {
+        let gone = |bounds: Option<RetentionBounds>, cluster| {
             let plan = plan(&all, |_| bounds, cluster, now);
             plan.into_iter().map(|(n, why)| (n, why.as_str())).collect::<Vec<_>>()
         };
         assert_eq!(gone(Some(wide), None), []);
-        assert_eq!(gone(Some(Bounds { ttl_seconds: 9, ..wide }), None), [(0, "age"), (1, "age")]);
-        assert_eq!(gone(Some(Bounds { ttl_seconds: 0, ..wide }), None).len(), 3, "never the newest");
-        assert_eq!(gone(Some(Bounds { max_per_group: 3, ..wide }), None), [(0, "number")]);
-        assert_eq!(gone(Some(Bounds { max_bytes: 39, ..wide }), None), [(0, "namespace-budget")]);
-        assert_eq!(gone(Some(Bounds { max_bytes: 0, ..wide }), None).len(), 3);
+        assert_eq!(gone(Some(RetentionBounds { ttl_seconds: 9, ..wide }), None), [(0, "age"), (1, "age")]);
+        assert_eq!(gone(Some(RetentionBounds { ttl_seconds: 0, ..wide }), None).len(), 3, "never the newest");
+        assert_eq!(gone(Some(RetentionBounds { max_per_group: 3, ..wide }), None), [(0, "number")]);
+        assert_eq!(gone(Some(RetentionBounds { max_bytes: 39, ..wide }), None), [(0, "namespace-budget")]);
+        assert_eq!(gone(Some(RetentionBounds { max_bytes: 0, ..wide }), None).len(), 3);
         assert_eq!(gone(None, Some(20)), [(0, "cluster-budget"), (1, "cluster-budget")]);
     }
 
     #[test]
-    fn an_annotation_that_was_edited_bounds_nothing_but_by_the_cluster() {
+    fn with_an_invalid_annotation_only_the_clusters_bound_applies() {
         let place = || ("ci".to_owned(), "a-results".to_owned(), "u".to_owned());
         let annotations = BTreeMap::from([(RETENTION.to_owned(), "{".to_owned())]);
         let made = Timestamp::from_second(7).unwrap();
