@@ -218,7 +218,8 @@ async fn lead(
         context.metrics.set_leading(true);
         context.queue.clear();
         enqueue_all(&context.store, &context.queue);
-        let work = work(&context, reconciler.clone(), garbage_collector.clone(), receivers.clone(), pods.clone());
+        let work =
+            work(&context, reconciler.clone(), garbage_collector.clone(), receivers.clone(), pods.clone());
         tokio::select! {
             () = work => {}
             _ = leads.wait_for(|leads| !*leads) => {}
@@ -285,7 +286,11 @@ async fn work(
         Box::pin(resync),
         Box::pin(overdue),
         Box::pin(defaults),
-        Box::pin(object_gc::run(garbage_collector.objects.clone(), context.client.clone(), context.store.clone())),
+        Box::pin(object_gc::run(
+            garbage_collector.objects.clone(),
+            context.client.clone(),
+            context.store.clone(),
+        )),
         Box::pin(garbage_collector.run()),
         Box::pin(release),
         Box::pin(dequeued),

@@ -1,60 +1,60 @@
-//! What a failure was, by level: Job, pod, container.
+//! The cause of a failure by level: Job, pod, container.
 
 use serde::{Deserialize, Serialize};
 
-/// A failure, level by level.
+/// A failure by level.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Failure {
-    /// By the Job's condition.
+    /// From the Job's condition.
     pub job: FailureLevel,
-    /// By the pod that explains most, where it says anything of itself.
+    /// From the most relevant pod, if its status gives a cause.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod: Option<FailureLevel>,
-    /// By that pod's container which failed, or never started.
+    /// From that pod's container that failed or never started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub container: Option<FailureLevel>,
 }
 
-/// What one level says.
+/// The cause that one level gives.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FailureLevel {
-    /// What it was.
+    /// The cause.
     pub cause: Cause,
-    /// Who says so: the name of the pod or the container; the Job is known.
+    /// Name of the pod or the container; empty for the Job.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub name: String,
-    /// In Kubernetes' word.
+    /// The reason in the status, such as `OOMKilled`.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub reason: String,
-    /// Exit code, of a container that ended.
+    /// Exit code of a container that ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit_code: Option<i32>,
-    /// Signal, where the runtime tells it.
+    /// Signal, if the container runtime reports it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signal: Option<i32>,
 }
 
-/// What a failure was.
+/// The cause of a failure.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Cause {
     /// The deadline passed.
     Timeout,
-    /// A container was killed for its memory, and said so: exit code 137 alone is not that.
+    /// A container was killed for its memory use, by its reason: exit code 137 alone is not enough.
     Oom,
-    /// A pod was evicted, or lost with its node.
+    /// A pod was evicted or lost with its node.
     Evicted,
-    /// A pod had to make room for a more important one.
+    /// A pod was preempted by one with a higher priority.
     Preempted,
-    /// No node would take the pod.
+    /// No node could run the pod.
     Unschedulable,
-    /// An image could not be had.
+    /// An image could not be pulled.
     Image,
-    /// A container could not be made, or started, as it was asked for.
+    /// A container could not be created or started as specified.
     Config,
-    /// Everything else: an exit code, or a signal.
+    /// Any other exit code or signal.
     #[default]
     Error,
 }
@@ -65,7 +65,7 @@ impl Cause {
         if reason == "DeadlineExceeded" { Self::Timeout } else { Self::Error }
     }
 
-    /// The word in metrics: of the four that dashboards know.
+    /// The label value in metrics: one of the four that dashboards use.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Timeout => "timeout",

@@ -1,4 +1,4 @@
-//! The machine-readable part of a result: `result.json`. Its presence with a Job's uid is what «harvested» means.
+//! The manifest of a result, `result.json`. A Job is harvested if a manifest with its uid exists.
 
 use std::collections::BTreeMap;
 
@@ -16,22 +16,22 @@ use crate::{
     text::{human_seconds, truncate},
 };
 
-/// Version of this schema; raised when a reader of an older one would be misled.
+/// Version of this schema, increased when readers of an older version would misread it.
 pub const SCHEMA_VERSION: u32 = 1;
 /// Key of the manifest in the result's data.
 pub const KEY: &str = "result.json";
-/// `result.json` stays below this, bytes; pods beyond are counted, not listed.
+/// Maximum size of `result.json`, bytes; pods beyond it are counted, not listed.
 pub const MAX_BYTES: usize = 200 << 10;
 
-/// All that is known of a finished Job.
+/// Everything about a finished Job.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Manifest {
     /// [`SCHEMA_VERSION`] of the writer.
     pub schema_version: u32,
-    /// Which Job.
+    /// The Job.
     pub job: JobFacts,
-    /// How it ended.
+    /// The outcome.
     pub outcome: Outcome,
     /// Reason of the Job's condition, such as `BackoffLimitExceeded`.
     #[serde(default, skip_serializing_if = "String::is_empty")]
@@ -39,43 +39,43 @@ pub struct Manifest {
     /// Message of the Job's condition.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub message: String,
-    /// What a failure was: the word of metrics and alerts.
+    /// The overall cause of a failure, as in metrics and alerts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cause: Option<Cause>,
-    /// The same, by level.
+    /// The causes by level.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<Failure>,
-    /// The one line that explains the outcome best.
+    /// The line that explains the outcome best.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub decisive: String,
-    /// What Events and CloudEvents say in its place: without what containers wrote, of a result that is held in a Secret.
+    /// For a result in a Secret: the same without what containers wrote, for Events and CloudEvents.
     #[serde(rename = "told", default, skip_serializing_if = "Option::is_none")]
     pub public_line: Option<String>,
     /// Its pods; failed ones first.
     pub pods: Vec<PodFacts>,
-    /// Pods that were seen but are not listed, for want of room.
+    /// The number of pods that are not listed because of the maximum size.
     #[serde(default)]
     pub pods_not_listed: usize,
-    /// Completion indexes of those, where they have any: `0,3-5`.
+    /// Their completion indexes, if they have any: `0,3-5`.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub indexes_not_listed: String,
-    /// What could not be had.
+    /// What is missing.
     pub completeness: Completeness,
-    /// Where the logs are; none = none were asked for.
+    /// Where the logs are; none if no policy requests logs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub logs: Option<LogPlace>,
-    /// Logs that are in an object store, whole; none = all that is kept is in the cluster.
+    /// Full logs in an object store, if there are any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub objects: Option<ObjectsFacts>,
-    /// Event reasons that have yet to be told.
+    /// Reasons of Events that are not published yet.
     #[serde(default)]
     pub announcements_pending: Vec<String>,
-    /// CloudEvents that have yet to be told: receiver -> phases, in their order.
+    /// CloudEvents that are not delivered yet: receiver -> phases, in order.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub cloud_events_pending: PendingEvents,
 }
 
-/// Which Job a result is of.
+/// The Job of a result.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct JobFacts {
@@ -85,18 +85,18 @@ pub struct JobFacts {
     pub name: String,
     /// Uid.
     pub uid: String,
-    /// Group, where it has one.
+    /// Group, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<String>,
-    /// Its labels, as far as there is room for them.
+    /// Its labels, up to a maximum size.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
-    /// When it was created.
+    /// Creation.
     pub created: Timestamp,
-    /// When it was started.
+    /// Start.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started: Option<Timestamp>,
-    /// When the condition was set.
+    /// Time of the terminal condition.
     pub finished: Timestamp,
     /// From start to end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -107,25 +107,25 @@ pub struct JobFacts {
     pub failed_pods: i32,
 }
 
-/// What a Job has in an object store: pods that are not listed for want of room have their logs there, too.
+/// A Job's full logs in an object store, including those of pods that are not listed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ObjectsFacts {
-    /// The folder that holds them, as `<pod>/<container>-<run>.log.gz`.
+    /// URL of their folder; each is `<pod>/<container>-<run>.log.gz` below it.
     pub url: String,
-    /// How many.
+    /// Their number.
     pub count: usize,
-    /// Their bytes.
+    /// Their size.
     pub bytes: u64,
 }
 
-/// What could not be had, in one place.
+/// What is missing.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Completeness {
     /// Nothing is missing.
     pub complete: bool,
-    /// What is, and why.
+    /// Each loss with its reason.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub lost: Vec<String>,
 }
@@ -134,15 +134,15 @@ pub struct Completeness {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct LogPlace {
-    /// Key in what holds the manifest, and in each shard.
+    /// Key in the object with the manifest, and in each shard.
     pub key: String,
     /// `plain` or `gzip`.
     pub encoding: Encoding,
-    /// Bytes as they read.
+    /// Uncompressed size.
     pub bytes: usize,
-    /// SHA-256 of them, hex.
+    /// SHA-256 of the uncompressed logs, hex.
     pub sha256: String,
-    /// What holds the stored bytes, in order, of the same kind as what holds the manifest; empty = that holds them.
+    /// The shards in order, of the same kind as the object with the manifest; empty if that object has the logs.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub shards: Vec<Shard>,
 }
@@ -151,27 +151,27 @@ pub struct LogPlace {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Encoding {
-    /// As they are.
+    /// Uncompressed.
     #[default]
     Plain,
-    /// RFC 1952.
+    /// Gzip (RFC 1952).
     Gzip,
 }
 
-/// One piece of the stored bytes.
+/// One part of the stored logs.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Shard {
-    /// Name of what holds it.
+    /// Name of its object.
     pub name: String,
-    /// Bytes in it.
+    /// Its size.
     pub bytes: usize,
     /// SHA-256 of them, hex.
     pub sha256: String,
 }
 
 impl Manifest {
-    /// The Event's note, at most `max` bytes: outcome, reason, decisive line, duration and where the result is.
+    /// The note of an Event, at most `max` bytes: outcome, reason, decisive line, duration and the name of the result.
     pub fn note(&self, kind: StorageKind, result: &str, max: usize) -> String {
         let word = match self.outcome {
             Outcome::Completed => "Completed",
@@ -193,12 +193,12 @@ impl Manifest {
         }
         let room = max.saturating_sub(tail.len() + lost.len());
         truncate(&mut note, room);
-        // Messages of others end in a full stop, or do not.
+        // Some messages end in a full stop already.
         note.truncate(note.trim_end_matches(['.', ' ']).len());
         note + &tail + &lost
     }
 
-    /// The one line that explains the outcome best, as everyone may read it.
+    /// The line that explains the outcome best, without anything that only readers of Secrets may see.
     pub fn public_line(&self) -> &str {
         self.public_line.as_deref().unwrap_or(&self.decisive)
     }
@@ -206,7 +206,7 @@ impl Manifest {
     /// The JSON text, with as many pods listed as fit in [`MAX_BYTES`].
     ///
     /// # Errors
-    /// Never for values of these types; serde's word for it is passed on.
+    /// Never for values of these types.
     pub fn to_json(&mut self) -> serde_json::Result<String> {
         let mut not_listed = Vec::new();
         loop {
@@ -214,12 +214,12 @@ impl Manifest {
             if text.len() <= MAX_BYTES || (self.pods.is_empty() && self.completeness.lost.is_empty()) {
                 return Ok(text);
             }
-            // Those that explain least; a quarter at a time, so that much of the room is used.
+            // The least relevant pods, a quarter at a time, so that little space stays unused.
             let keep = self.pods.len() * 3 / 4;
             self.pods_not_listed += self.pods.len() - keep;
             not_listed.extend(self.pods.drain(keep..).filter_map(|pod| pod.index));
             self.indexes_not_listed = crate::text::ranges(not_listed.clone());
-            // As for what was lost, each line is of many pods already.
+            // With so few pods left, the list of losses must be what is too long.
             if keep < 16 {
                 let lines = self.completeness.lost.len() / 2;
                 self.completeness.lost.truncate(lines);

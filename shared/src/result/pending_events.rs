@@ -1,4 +1,4 @@
-//! CloudEvents of a result that are still to be delivered, as the manifest records them.
+//! Undelivered CloudEvents of a result, as the manifest records them.
 
 use std::collections::BTreeMap;
 
@@ -10,21 +10,21 @@ use crate::job::snapshot::Outcome;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum JobPhase {
-    /// It was started.
+    /// It started.
     Started,
     /// It succeeded.
     Completed,
     /// It failed.
     Failed,
-    /// Its creation, or its start, was refused.
+    /// Its creation or its start was refused.
     Refused,
 }
 
 impl JobPhase {
-    /// All.
+    /// All phases.
     pub const ALL: [Self; 4] = [Self::Started, Self::Completed, Self::Failed, Self::Refused];
 
-    /// Its word: in ids, manifests, metrics and in the configuration.
+    /// The phase in IDs, manifests, metrics and the configuration.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Started => "started",
@@ -44,5 +44,5 @@ impl From<Outcome> for JobPhase {
     }
 }
 
-/// What is pending of one Job: receiver -> phases, in their order.
+/// Undelivered CloudEvents of one Job: receiver -> phases, in order.
 pub type PendingEvents = BTreeMap<String, Vec<JobPhase>>;

@@ -31,7 +31,7 @@ pub struct PodFacts {
     /// Completion index, of an indexed Job.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub index: Option<u32>,
-    /// It was gone when the result was made: its states are the last that were seen.
+    /// It was deleted before the result was stored: its states are the last known ones.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub gone: bool,
     /// Its containers: init, sidecar, main, ephemeral.
@@ -44,11 +44,11 @@ pub struct PodFacts {
 pub struct ContainerFacts {
     /// Name.
     pub name: String,
-    /// Which kind.
+    /// Kind.
     pub kind: ContainerKind,
-    /// Image as asked for.
+    /// Image as specified.
     pub image: String,
-    /// Image as found.
+    /// Image as resolved.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub image_id: String,
     /// Ready.
@@ -58,23 +58,23 @@ pub struct ContainerFacts {
     /// Started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started: Option<bool>,
-    /// State now.
+    /// Current state.
     pub state: StateFacts,
     /// State before the last restart.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_state: Option<StateFacts>,
-    /// What is kept of its logs, of the last run and the one before.
+    /// Its logs, of the current run and the previous one.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub logs: Vec<LogFacts>,
 }
 
-/// Which kind of container.
+/// The kind of a container.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ContainerKind {
     /// Runs before the others.
     Init,
-    /// An init container that stays (`restartPolicy: Always`).
+    /// An init container that keeps running (`restartPolicy: Always`).
     Sidecar,
     /// One of `spec.containers`.
     #[default]
@@ -107,12 +107,12 @@ pub struct StateFacts {
     /// End.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub finished: Option<Timestamp>,
-    /// The runtime's name for this run; tells one run from the next while they are captured, and is not stored.
+    /// The container runtime's ID of this run; used during the harvest and not stored.
     #[serde(skip)]
     pub id: String,
 }
 
-/// What is kept of one run's log.
+/// The log of one run.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct LogFacts {
@@ -121,38 +121,38 @@ pub struct LogFacts {
     pub previous: bool,
     /// Length as written, bytes.
     pub length: u64,
-    /// Bytes of it that were left out.
+    /// Bytes that are left out.
     #[serde(default)]
     pub left_out: u64,
-    /// SHA-256 of all that was read, hex.
+    /// SHA-256 of the full log, hex.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub sha256: String,
-    /// Why it, or a part of it, could not be had.
+    /// Why it, or a part of it, is missing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lost: Option<String>,
-    /// Where all of it is, where something was left out.
+    /// The full log in an object store, if something is left out here.
     #[serde(rename = "whole", default, skip_serializing_if = "Option::is_none")]
     pub full: Option<FullLogObject>,
-    /// Where it is in the Job's stored logs; a heading within a log cannot pass for one of ours.
+    /// Its position in the Job's stored logs: a log can contain text that looks like a heading.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub section: Option<Section>,
 }
 
-/// All of a log, in an object store: gzipped; its length and digest, unpacked, are those of the log.
+/// A full log in an object store, gzipped.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FullLogObject {
-    /// Where.
+    /// URL.
     pub url: String,
-    /// Bytes there.
+    /// Compressed size.
     pub bytes: u64,
 }
 
-/// A part of a Job's stored logs as they read: one run's log, without its heading.
+/// A section of a Job's uncompressed logs: one run's log, without its heading.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Section {
-    /// Bytes before it.
+    /// Offset, bytes.
     pub offset: u64,
-    /// Bytes of it.
+    /// Length, bytes.
     pub bytes: u64,
 }

@@ -1,4 +1,4 @@
-//! Sections of a result's logs.
+//! Sections and keys of a result's logs.
 
 /// The heading of a section.
 pub fn heading(pod: &str, container: &str, previous: bool) -> String {
@@ -6,8 +6,8 @@ pub fn heading(pod: &str, container: &str, previous: bool) -> String {
     format!("=== Pod: {pod} / Container: {container}{run} ===\n")
 }
 
-/// Key of plain logs, in data, or in binaryData where they are not UTF-8.
+/// Key of plain logs: in `data`, or in `binaryData` if they are not UTF-8.
 pub const LOGS: &str = "logs";
 
-/// Key of gzipped logs in binaryData, whole or a piece of them.
+/// Key of gzipped logs in `binaryData`, of all or of a shard.
 pub const LOGS_GZ: &str = "logs.gz";

@@ -1,13 +1,12 @@
-//! What a result is stored in: a ConfigMap, or a Secret with the same keys.
+//! The kind of object that stores a result: a ConfigMap, or a Secret with the same keys.
 
 use crate::policy::results::StorageType;
 
-/// Type of the Secrets of results. One of our own tells them apart from all others for whoever lists, counts or sweeps
-/// Secrets (`--field-selector type=…`), and for us: a type cannot be changed, so that a Secret of another type that has
-/// the name is never written over, whatever its labels say.
+/// Type of Secrets that store results. Users can select by it (`--field-selector type=…`), and it protects other Secrets: a
+/// type is immutable, so that a Secret of another type is never overwritten, whatever its labels say.
 pub const SECRET_TYPE: &str = "job-handler.io/result";
 
-/// What results are stored in.
+/// Kind of object.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum StorageKind {
     /// A ConfigMap.

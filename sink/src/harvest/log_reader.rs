@@ -49,7 +49,7 @@ pub(crate) struct LogReader {
 }
 
 /// How one attempt reads a log.
-struct Attempt<'a, R> {
+struct ReadAttempt<'a, R> {
     mode: CaptureMode,
     pace: Pace,
     /// Most bytes to keep.
@@ -117,7 +117,7 @@ impl LogReader {
                 log.lost = Some(format!("node {node} {reason} ({others} now)"));
                 return log;
             }
-            let one = Attempt {
+            let one = ReadAttempt {
                 mode: CaptureMode::Read,
                 pace,
                 max: probe,
@@ -170,7 +170,7 @@ impl LogReader {
         for attempt in 1..=ATTEMPTS {
             let regular = attempt == 1 && !of_node.health.is_slow(run.namespace);
             let pace = if regular { Pace::Regular } else { Pace::Slow };
-            let one = Attempt { mode, pace, max, deadline: None, room: &mut room, stop: &stop };
+            let one = ReadAttempt { mode, pace, max, deadline: None, room: &mut room, stop: &stop };
             match self.try_read(&run, &of_node, one).await {
                 Ok((excerpt, end)) => {
                     let log = EarlyLog { excerpt, lost: end.lost(), truncated: false };
@@ -204,9 +204,9 @@ impl LogReader {
         &self,
         run: &LogRun<'_>,
         node: &NodeLimit,
-        attempt: Attempt<'_, R>,
+        attempt: ReadAttempt<'_, R>,
     ) -> Result<(LogExcerpt, StreamEnd), ReadFailure> {
-        let Attempt { mode, pace, max, deadline, room, stop } = attempt;
+        let ReadAttempt { mode, pace, max, deadline, room, stop } = attempt;
         let follow = mode != CaptureMode::Read;
         let _permits = tokio::select! {
             permits = self.permits(mode, pace, node) => permits,

@@ -19,12 +19,12 @@ use crate::{
 #[derive(Debug, Default)]
 pub(super) struct TrackerState {
     pub(super) pods: HashMap<Uid, TrackedPod>,
-    pub(super) jobs: HashMap<Uid, TrackedJob>,
+    pub(super) jobs: HashMap<Uid, PodsOfJob>,
     pub(super) bytes: usize,
 }
 
 #[derive(Debug, Default)]
-pub(super) struct TrackedJob {
+pub(super) struct PodsOfJob {
     pub(super) pods: BTreeSet<Uid>,
     pub(super) bytes: usize,
     pub(super) dropped_pods: usize,

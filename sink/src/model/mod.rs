@@ -1,4 +1,5 @@
-//! Types shared by all rooms.
+//! Types that several rooms share: no I/O, no imports of other rooms. Read [`job_change`] and [`result_ref`] first.
+
 pub mod entry_state;
 pub mod job_change;
 pub mod object_store_error;

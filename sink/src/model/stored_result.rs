@@ -1,4 +1,4 @@
-//! A stored result, as far as retention has to know it.
+//! A stored result, as far as retention needs it.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -11,7 +11,7 @@ use job_handler_shared::{
     },
 };
 
-/// Who asked for a Job's result, for [`plan::RetentionFacts`].
+/// The policies that request a result, for [`RetentionFacts`].
 pub(crate) fn requesting_policies(
     policies: &[Arc<job_handler_shared::policy::parsed::Policy>],
 ) -> Vec<String> {
@@ -22,7 +22,7 @@ pub(crate) fn requesting_policies(
 /// A stored result.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoredResult {
-    /// What holds it.
+    /// Kind of its object.
     pub kind: StorageKind,
     /// Namespace.
     pub namespace: String,
@@ -32,15 +32,15 @@ pub struct StoredResult {
     pub uid: String,
     /// The Job's group.
     pub group: Option<Arc<str>>,
-    /// It has yet to be told of.
+    /// It has pending announcements.
     pub pending: bool,
-    /// The rest.
+    /// From its annotation.
     pub facts: Arc<RetentionFacts>,
 }
 
 impl StoredResult {
-    /// From the metadata of a result. Where the annotation is missing or was edited, the object's own creation stands in
-    /// for the times, and nobody is known to have asked for it: then only the cluster's budget is its bound.
+    /// From the metadata of a result. Without a valid annotation, the object's creation replaces the times, and no policy is
+    /// known to have requested it: only the cluster's budget applies.
     pub fn new(
         kind: StorageKind,
         (namespace, name, uid): (String, String, String),

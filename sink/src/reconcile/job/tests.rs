@@ -159,9 +159,9 @@ async fn a_policy_that_is_removed_before_the_delete_keeps_the_job() {
 }
 
 #[derive(Clone, Default)]
-struct CapturedLog(Arc<Mutex<Vec<u8>>>);
+struct LogLines(Arc<Mutex<Vec<u8>>>);
 
-impl io::Write for CapturedLog {
+impl io::Write for LogLines {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.0.lock().write(bytes)
     }
@@ -174,7 +174,7 @@ impl io::Write for CapturedLog {
 #[tokio::test]
 async fn log_lines_of_concurrent_reconciles_name_their_job_and_step() {
     const JOBS: usize = 24;
-    let log = CapturedLog::default();
+    let log = LogLines::default();
     let writer = log.clone();
     let subscriber = tracing_subscriber::fmt().json().with_writer(move || writer.clone()).finish();
     let _guard = tracing::subscriber::set_default(subscriber);

@@ -1,5 +1,5 @@
-//! Harvest against an apiserver in memory: the process is killed before and after each single write, and each write
-//! fails once in each way; the next process always ends with one whole result and one Event.
+//! Harvest against an in-memory apiserver: the process is killed before and after each single write, and each write fails
+//! once in each way. The next process always ends with one complete result and one Event.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, in helpers too")]
 
@@ -12,14 +12,14 @@ use common::{
 use job_handler_shared::{keys, result::metadata};
 use serde_json::{Value, json};
 
-/// Runs processes until one gets through.
+/// Runs processes until one succeeds.
 async fn until_done(apiserver: &Apiserver, policy: &Value) {
     for _ in 0..10 {
         if process(apiserver, policy.clone()).reconcile_job(UID).await.is_ok() {
             return;
         }
     }
-    panic!("never gets through: {:#?}", apiserver.calls());
+    panic!("no process succeeds: {:#?}", apiserver.calls());
 }
 
 fn check_end(apiserver: &Apiserver, deleted: bool, shards: usize, how: &str) {
@@ -56,7 +56,7 @@ fn large_logs() -> Value {
 }
 
 #[tokio::test]
-async fn the_writes_are_shards_manifest_mark_event_note_delete() {
+async fn writes_come_in_the_order_that_survives_a_crash() {
     let apiserver = cluster(&noise(1_500_000));
     until_done(&apiserver, &large_logs()).await;
     check_end(&apiserver, true, 2, "undisturbed");
@@ -76,7 +76,7 @@ async fn the_writes_are_shards_manifest_mark_event_note_delete() {
 }
 
 #[tokio::test]
-async fn killed_before_or_after_any_write_the_next_one_ends_it() {
+async fn the_next_process_completes_a_harvest_killed_at_any_write() {
     for (policy, log, shards, deleted) in [
         (json!({"results": {}}), b"hello\n".to_vec(), 0, false),
         (json!({"results": {}, "cleanup": {"failedPolicy": "AfterHarvest"}}), b"hello\n".to_vec(), 0, true),
@@ -102,7 +102,7 @@ async fn killed_before_or_after_any_write_the_next_one_ends_it() {
 }
 
 #[tokio::test]
-async fn every_write_may_fail_once_in_every_way() {
+async fn a_harvest_survives_a_failure_of_any_write() {
     let policy = json!({"results": {}, "cleanup": {"failedPolicy": "AfterHarvest"}});
     let log = b"hello\n";
     let undisturbed = cluster(log);
@@ -119,7 +119,7 @@ async fn every_write_may_fail_once_in_every_way() {
 }
 
 #[tokio::test]
-async fn a_job_that_is_deleted_before_its_event_still_gets_it() {
+async fn a_job_deleted_before_its_event_still_gets_the_event() {
     let policy = json!({"results": {}});
     let apiserver = cluster(b"hello\n");
     // 0: manifest, 1: mark, 2: Event.
@@ -133,7 +133,7 @@ async fn a_job_that_is_deleted_before_its_event_still_gets_it() {
 }
 
 #[tokio::test]
-async fn a_foreign_config_map_is_left_alone_and_told_of() {
+async fn a_foreign_config_map_is_not_overwritten_and_reported() {
     let policy = json!({"results": {}});
     for labels in [json!({}), json!({keys::CREATED: "true"})] {
         let foreign = json!({"apiVersion": "v1", "kind": "ConfigMap",
@@ -163,7 +163,7 @@ async fn a_foreign_config_map_is_left_alone_and_told_of() {
 }
 
 #[tokio::test]
-async fn the_result_of_an_older_run_moves_aside_whole() {
+async fn an_older_runs_result_moves_with_all_its_shards() {
     let policy = json!({"results": {}});
     let first = cluster(b"run one\n");
     until_done(&first, &policy).await;
@@ -192,7 +192,7 @@ async fn the_result_of_an_older_run_moves_aside_whole() {
 }
 
 #[tokio::test]
-async fn a_refused_write_leaves_the_outcome_and_holds_nothing_up() {
+async fn a_rejected_write_is_repeated_without_logs() {
     // Too large for this namespace's quota, but not without the logs.
     let policy = large_logs();
     let apiserver = cluster(&noise(1_500_000));
@@ -225,7 +225,7 @@ async fn a_refused_write_leaves_the_outcome_and_holds_nothing_up() {
 }
 
 #[tokio::test]
-async fn room_that_comes_while_a_quota_refuses_is_used_for_the_whole_result() {
+async fn a_result_rejected_by_a_quota_is_complete_once_there_is_room() {
     // A quota counts objects: without its logs the result would take the same place.
     let policy = json!({"results": {}});
     let apiserver = cluster(b"hello\n");

@@ -1,5 +1,5 @@
-//! What people do while a Job is being harvested: policies that are edited, labels that are forged, Jobs that are
-//! deleted. Whatever comes in between two steps, the next step is the one that the policies ask for now.
+//! Changes by users during a harvest: edited policies, forged labels, deleted Jobs. After a change between two steps, the
+//! next step is the one that the policies request now.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, in helpers too")]
 
@@ -29,7 +29,7 @@ fn the_job(apiserver: &Apiserver) -> Value {
     apiserver.get("jobs", "ci", "build").unwrap_or_else(|| panic!("deleted: {:#?}", apiserver.calls()))
 }
 
-/// The watch brings what the apiserver has of a ConfigMap.
+/// Delivers the apiserver's state of a ConfigMap as the watch does.
 fn seen(reconciler: &JobReconciler, name: &str) {
     reconciler
         .store
@@ -37,7 +37,7 @@ fn seen(reconciler: &JobReconciler, name: &str) {
 }
 
 #[tokio::test]
-async fn a_policy_that_says_never_between_any_two_steps_keeps_the_job() {
+async fn a_policy_changed_to_never_between_any_two_steps_keeps_the_job() {
     // What is called right before each step's own write, and in the capture.
     for (method, path, step) in [
         (Method::GET, "/log", "capture"),
@@ -62,7 +62,7 @@ async fn a_policy_that_says_never_between_any_two_steps_keeps_the_job() {
 }
 
 #[tokio::test]
-async fn who_opts_out_during_the_capture_keeps_the_job_and_its_ttl() {
+async fn opting_out_during_the_harvest_keeps_the_job_and_its_ttl() {
     let apiserver = cluster(b"hello\n");
     let reconciler = process(&apiserver, delete_after());
     let (server, store) = (apiserver.clone(), reconciler.store.clone());
@@ -80,7 +80,7 @@ async fn who_opts_out_during_the_capture_keeps_the_job_and_its_ttl() {
 }
 
 #[tokio::test]
-async fn labels_alone_are_no_result() {
+async fn labels_alone_do_not_make_a_result() {
     for name in ["whatever", "build-results", "build-results-01234567"] {
         for policy in [json!({"results": {}}), delete_after()] {
             let apiserver = cluster(b"hello\n");
@@ -128,7 +128,7 @@ async fn a_copy_of_a_result_changes_nothing() {
 }
 
 #[tokio::test]
-async fn a_group_is_not_pruned_on_labels_alone() {
+async fn a_group_is_not_pruned_because_of_labels_alone() {
     let apiserver = cluster(b"hello\n");
     let mut newer = the_job(&apiserver);
     newer["metadata"]["name"] = "build-2".into();
@@ -167,7 +167,7 @@ async fn a_group_is_not_pruned_on_labels_alone() {
 }
 
 #[tokio::test]
-async fn a_ttl_that_was_put_aside_comes_back_when_nobody_asks_for_the_result() {
+async fn a_removed_ttl_is_restored_when_no_policy_requests_the_result() {
     let apiserver = cluster(b"hello\n");
     let reconciler = process(&apiserver, json!({"stamp": {"ttlSecondsAfterFinished": {"max": 50}}}));
     reconciler.reconcile_job(UID).await.unwrap();
@@ -182,7 +182,7 @@ async fn a_ttl_that_was_put_aside_comes_back_when_nobody_asks_for_the_result() {
 }
 
 #[tokio::test]
-async fn a_finished_job_that_is_deleted_before_its_harvest_leaves_a_result() {
+async fn a_finished_job_deleted_before_its_harvest_leaves_a_result() {
     for pods in [true, false] {
         let apiserver = cluster(b"hello\n");
         let reconciler = process(&apiserver, delete_after());
@@ -206,7 +206,7 @@ async fn a_finished_job_that_is_deleted_before_its_harvest_leaves_a_result() {
 }
 
 #[tokio::test]
-async fn where_its_result_cannot_be_written_either_an_event_says_so() {
+async fn an_event_reports_a_deleted_jobs_result_that_cannot_be_written() {
     let apiserver = cluster(b"hello\n");
     let reconciler = process(&apiserver, delete_after());
     apiserver.remove("jobs", "ci", "build");
@@ -225,7 +225,7 @@ async fn where_its_result_cannot_be_written_either_an_event_says_so() {
 }
 
 #[tokio::test]
-async fn where_it_only_fails_for_now_it_is_tried_again() {
+async fn a_deleted_jobs_result_is_retried_after_a_transient_error() {
     let apiserver = cluster(b"hello\n");
     let reconciler = process(&apiserver, delete_after());
     apiserver.remove("jobs", "ci", "build");
@@ -241,7 +241,7 @@ async fn where_it_only_fails_for_now_it_is_tried_again() {
 }
 
 #[tokio::test]
-async fn only_what_was_to_be_harvested_is_mourned() {
+async fn only_deleted_jobs_with_a_requested_result_are_harvested() {
     let harvested = cluster(b"hello\n");
     process(&harvested, json!({"results": {}})).reconcile_job(UID).await.unwrap();
     let reconciler = process(&harvested, json!({"results": {}}));

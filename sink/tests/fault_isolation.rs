@@ -1,5 +1,5 @@
-//! Trouble in one namespace, or with some logs of a node, is none of the others: against an apiserver in memory, on a
-//! clock that only moves while everybody waits.
+//! Trouble in one namespace, or with some logs of a node, does not affect others: against an in-memory apiserver, on a clock
+//! that advances only while all tasks wait.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, in helpers too")]
 
@@ -28,21 +28,21 @@ use kube::Client;
 use serde_json::json;
 use tokio::time::Instant;
 
-/// Jobs in trouble: more than are worked on at a time.
-const ILL: usize = 60;
-/// The others, who come after them.
-const WELL: usize = 30;
-/// Longer than anybody waits.
+/// Jobs in trouble: more than there are worker permits.
+const TROUBLED: usize = 60;
+/// Healthy Jobs, which finish after them.
+const HEALTHY: usize = 30;
+/// Longer than any timeout.
 const NEVER: Duration = Duration::from_secs(1_000_000);
-/// Much less than what one call that is not answered may take (10 s), and the tries of it.
+/// Much less than the timeout of one call (10 s) and its retries.
 const SOON: Duration = Duration::from_secs(5);
 
-struct Ground {
+struct TestCluster {
     apiserver: Apiserver,
     reconciler: JobReconciler,
 }
 
-impl Ground {
+impl TestCluster {
     fn new(apiserver: &Apiserver, client: &Client) -> Self {
         let store = Store::default();
         for namespace in ["ill", "well"] {
@@ -73,7 +73,7 @@ impl Ground {
         Self { apiserver: apiserver.clone(), reconciler }
     }
 
-    /// Jobs finish, each with a pod on the one node that there is.
+    /// Finishes Jobs, each with a pod on the only node.
     fn finish(&self, namespace: &str, number: usize) {
         for n in 0..number {
             let (name, uid) = (format!("{namespace}-{n}"), format!("{namespace}-{n:08}"));
@@ -109,7 +109,7 @@ impl Ground {
         all
     }
 
-    /// How long it takes until so many are stored.
+    /// Time until so many results are stored.
     async fn stored(&self, namespace: &str, number: usize) -> Duration {
         let since = Instant::now();
         while self.results(namespace).len() < number {
@@ -119,7 +119,7 @@ impl Ground {
         since.elapsed()
     }
 
-    /// Creations in a namespace that were asked for so far.
+    /// Creations attempted in a namespace so far.
     fn asked(&self, namespace: &str) -> usize {
         let path = format!("POST /api/v1/namespaces/{namespace}/configmaps ");
         self.apiserver.calls().iter().filter(|call| call.starts_with(&path)).count()
@@ -131,23 +131,23 @@ fn manifest(result: &serde_json::Value) -> serde_json::Value {
 }
 
 #[tokio::test(start_paused = true)]
-async fn logs_that_hang_hold_up_none_on_the_same_node_that_do_not() {
+async fn logs_that_hang_do_not_delay_others_on_the_same_node() {
     let apiserver = Apiserver::default();
     let hang = |_: &Method, path: &str| {
         if path.contains("/pods/ill-") && path.ends_with("/log") { NEVER } else { Duration::ZERO }
     };
-    let ground = Ground::new(&apiserver, &apiserver.slow_client(hang));
-    ground.finish("ill", ILL);
-    ground.finish("well", WELL);
-    let took = ground.stored("well", WELL).await;
+    let cluster = TestCluster::new(&apiserver, &apiserver.slow_client(hang));
+    cluster.finish("ill", TROUBLED);
+    cluster.finish("well", HEALTHY);
+    let took = cluster.stored("well", HEALTHY).await;
     assert!(took < SOON, "{took:?}");
-    assert!(ground.results("ill").len() < ILL, "their logs did not hang: this shows nothing");
-    for result in ground.results("well") {
+    assert!(cluster.results("ill").len() < TROUBLED, "their logs did not hang: this shows nothing");
+    for result in cluster.results("well") {
         assert!(result["data"]["logs"].as_str().unwrap().contains("here I am"));
     }
     // They come to an end, too, and say what is missing.
-    ground.stored("ill", ILL).await;
-    for result in ground.results("ill") {
+    cluster.stored("ill", TROUBLED).await;
+    for result in cluster.results("ill") {
         let manifest = manifest(&result);
         assert_eq!(manifest["completeness"]["complete"], false, "{manifest}");
         assert!(manifest["completeness"]["lost"].to_string().contains("node"), "{manifest}");
@@ -155,15 +155,15 @@ async fn logs_that_hang_hold_up_none_on_the_same_node_that_do_not() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_log_that_only_comes_late_is_read_whole() {
+async fn a_slow_log_is_read_completely() {
     let apiserver = Apiserver::default();
     let late = |_: &Method, path: &str| {
         if path.ends_with("/log") { Duration::from_secs(4) } else { Duration::ZERO }
     };
-    let ground = Ground::new(&apiserver, &apiserver.slow_client(late));
-    ground.finish("ill", 9);
-    ground.stored("ill", 9).await;
-    for result in ground.results("ill") {
+    let cluster = TestCluster::new(&apiserver, &apiserver.slow_client(late));
+    cluster.finish("ill", 9);
+    cluster.stored("ill", 9).await;
+    for result in cluster.results("ill") {
         assert!(result["data"]["logs"].as_str().unwrap().contains("here I am"), "{result}");
         let manifest = manifest(&result);
         assert_eq!(manifest["completeness"]["complete"], true, "{manifest}");
@@ -171,35 +171,35 @@ async fn a_log_that_only_comes_late_is_read_whole() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn writes_that_hang_in_one_namespace_hold_up_no_other() {
+async fn writes_that_hang_in_one_namespace_do_not_delay_another() {
     let apiserver = Apiserver::default();
     let hang = |method: &Method, path: &str| {
         if *method != Method::GET && path.contains("/ill/configmaps") { NEVER } else { Duration::ZERO }
     };
-    let ground = Ground::new(&apiserver, &apiserver.slow_client(hang));
-    ground.finish("ill", ILL);
+    let cluster = TestCluster::new(&apiserver, &apiserver.slow_client(hang));
+    cluster.finish("ill", TROUBLED);
     for round in 0..4 {
         // Whenever they come.
         tokio::time::sleep(Duration::from_secs(round * 7)).await;
-        ground.finish("well", WELL * (1 + usize::try_from(round).unwrap()));
-        let took = ground.stored("well", WELL * (1 + usize::try_from(round).unwrap())).await;
+        cluster.finish("well", HEALTHY * (1 + usize::try_from(round).unwrap()));
+        let took = cluster.stored("well", HEALTHY * (1 + usize::try_from(round).unwrap())).await;
         assert!(took < SOON, "round {round}: {took:?}");
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_namespace_that_refuses_is_asked_by_few_until_it_takes_something() {
+async fn a_namespace_that_rejects_writes_gets_few_until_one_succeeds() {
     let apiserver = Apiserver::default();
-    let ground = Ground::new(&apiserver, &apiserver.client());
+    let cluster = TestCluster::new(&apiserver, &apiserver.client());
     apiserver.refuse("ill/configmaps", 403, "configmaps \"x\" is forbidden: exceeded quota: few");
-    ground.finish("ill", 300);
-    ground.finish("well", WELL);
-    let took = ground.stored("well", WELL).await;
+    cluster.finish("ill", 300);
+    cluster.finish("well", HEALTHY);
+    let took = cluster.stored("well", HEALTHY).await;
     assert!(took < SOON, "{took:?}");
     tokio::time::sleep(Duration::from_secs(120)).await;
     // Each by itself would have asked 20 times by then, with its logs and without.
-    assert!((50..1_000).contains(&ground.asked("ill")), "{}", ground.asked("ill"));
+    assert!((50..1_000).contains(&cluster.asked("ill")), "{}", cluster.asked("ill"));
     apiserver.revive();
-    ground.stored("ill", 300).await;
-    assert!(ground.results("ill").iter().all(|result| result["data"]["logs"].is_string()));
+    cluster.stored("ill", 300).await;
+    assert!(cluster.results("ill").iter().all(|result| result["data"]["logs"].is_string()));
 }

@@ -1,5 +1,5 @@
-//! Retention against an apiserver in memory: the process is killed before and after each single write; the next one
-//! always ends without the result, without a shard of it, and without a second harvest.
+//! Retention against an in-memory apiserver: the process is killed before and after each single write. The next one always
+//! ends without the result, without a shard of it, and without a second harvest.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, in helpers too")]
 
@@ -22,7 +22,7 @@ fn policy() -> Value {
     json!({"results": {"ttlSeconds": 1, "logs": {"maxBytesPerContainer": "3Mi", "maxBytesPerJob": "3Mi"}}})
 }
 
-/// A process that has just started, with its broom.
+/// A process that has just started, with its garbage collector.
 fn started(apiserver: &Apiserver) -> (JobReconciler, GarbageCollector) {
     let reconciler = process(apiserver, policy());
     for map in apiserver.all("configmaps") {
@@ -44,14 +44,14 @@ fn started(apiserver: &Apiserver) -> (JobReconciler, GarbageCollector) {
             reconciler.store.inventory().put(stored);
         }
     }
-    let broom = GarbageCollector {
+    let collector = GarbageCollector {
         client: apiserver.client(),
         store: reconciler.store.clone(),
         metrics: reconciler.metrics.clone(),
         max_bytes: None,
         objects: None,
     };
-    (reconciler, broom)
+    (reconciler, collector)
 }
 
 async fn harvested() -> Apiserver {
@@ -62,7 +62,7 @@ async fn harvested() -> Apiserver {
 }
 
 #[tokio::test]
-async fn killed_at_any_write_the_next_one_leaves_nothing_behind() {
+async fn after_a_crash_at_any_write_nothing_is_left_behind() {
     let undisturbed = harvested().await;
     let before = undisturbed.writes();
     assert_eq!(started(&undisturbed).1.delete_expired(Timestamp::now()).await, 1);
@@ -78,11 +78,11 @@ async fn killed_at_any_write_the_next_one_leaves_nothing_behind() {
             apiserver.fault(write, fault);
             started(&apiserver).1.delete_expired(Timestamp::now()).await;
             apiserver.revive();
-            let (reconciler, broom) = started(&apiserver);
-            broom.delete_expired(Timestamp::now()).await;
+            let (reconciler, collector) = started(&apiserver);
+            collector.delete_expired(Timestamp::now()).await;
             // Not at once: a shard without a result may be one whose result is just being written.
-            let suspects = broom.delete_orphaned_shards(&BTreeSet::new()).await.unwrap();
-            broom.delete_orphaned_shards(&suspects).await.unwrap();
+            let suspects = collector.delete_orphaned_shards(&BTreeSet::new()).await.unwrap();
+            collector.delete_orphaned_shards(&suspects).await.unwrap();
             assert_eq!(apiserver.all("configmaps"), Vec::<Value>::new(), "{how}");
             assert!(reconciler.reconcile_job(UID).await.is_ok(), "{how}");
             assert_eq!(apiserver.all("configmaps"), Vec::<Value>::new(), "{how}: harvested again");
@@ -92,7 +92,7 @@ async fn killed_at_any_write_the_next_one_leaves_nothing_behind() {
 }
 
 #[tokio::test]
-async fn a_result_that_was_edited_into_something_else_is_left_alone() {
+async fn an_object_edited_so_that_it_is_no_result_is_not_deleted() {
     let apiserver = harvested().await;
     let mut edited = apiserver.get("configmaps", "ci", "build-results").unwrap();
     edited["data"]["result.json"] = "my own notes".into();
@@ -105,12 +105,12 @@ async fn a_result_that_was_edited_into_something_else_is_left_alone() {
 }
 
 #[tokio::test]
-async fn shards_of_a_job_that_is_being_harvested_stay() {
+async fn shards_of_a_harvest_in_progress_stay() {
     let apiserver = harvested().await;
     apiserver.remove("configmaps", "ci", "build-results");
-    let (reconciler, broom) = started(&apiserver);
+    let (reconciler, collector) = started(&apiserver);
     assert!(
-        broom.delete_orphaned_shards(&BTreeSet::new()).await.unwrap().is_empty(),
+        collector.delete_orphaned_shards(&BTreeSet::new()).await.unwrap().is_empty(),
         "its harvest will write them over"
     );
     let gone: BTreeSet<String> = BTreeSet::new();
@@ -118,9 +118,9 @@ async fn shards_of_a_job_that_is_being_harvested_stay() {
     let job = apiserver.get("jobs", "ci", "build").unwrap();
     let job: JobSnapshot = JobSnapshot::from(&serde_json::from_value(job).unwrap());
     assert!(reconciler.store.job(&job.uid).is_none());
-    let suspects = broom.delete_orphaned_shards(&BTreeSet::new()).await.unwrap();
+    let suspects = collector.delete_orphaned_shards(&BTreeSet::new()).await.unwrap();
     assert_eq!(suspects.len(), 2);
     assert_eq!(apiserver.all("configmaps").len(), 2, "not at the first sight");
-    broom.delete_orphaned_shards(&suspects).await.unwrap();
+    collector.delete_orphaned_shards(&suspects).await.unwrap();
     assert!(apiserver.all("configmaps").is_empty());
 }

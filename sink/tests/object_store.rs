@@ -1,6 +1,6 @@
-//! Whole logs in a folder, against an apiserver in memory: the process is killed before and after each single write of a
-//! harvest and of a removal; there is always one object or none, never one of which no result tells; and whatever is
-//! wrong with the store costs only what would be cut without it.
+//! Full logs in a folder, against an in-memory apiserver: the process is killed before and after each single write of a
+//! harvest and of a deletion. There is always one object or none, and a result names it; a failing store costs only what
+//! would be truncated without one.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, in helpers too")]
 
@@ -91,14 +91,14 @@ impl Ground {
                 ));
             }
         }
-        let broom = GarbageCollector {
+        let collector = GarbageCollector {
             client: self.apiserver.client(),
             store: reconciler.store.clone(),
             metrics: reconciler.metrics.clone(),
             max_bytes: None,
             objects: Some(objects.clone()),
         };
-        (reconciler, broom, objects)
+        (reconciler, collector, objects)
     }
 
     async fn harvest(&self) -> bool {
@@ -106,8 +106,8 @@ impl Ground {
         Box::pin(reconciler.reconcile_job(UID)).await.is_ok()
     }
 
-    /// Two looks of the store's broom; gives what was suspicious at the first.
-    async fn sweep(&self) -> usize {
+    /// Two runs of the store's garbage collector; returns the number of folders that the first one suspected.
+    async fn gc(&self) -> usize {
         let (reconciler, _, objects) = self.process();
         let look = async |suspects| {
             object_gc::delete_orphaned_folders(
@@ -125,7 +125,7 @@ impl Ground {
         number
     }
 
-    /// Objects, but for the mark.
+    /// All objects except the mark.
     fn files(&self) -> Vec<PathBuf> {
         fn walk(folder: &Path, found: &mut Vec<PathBuf>) {
             for entry in std::fs::read_dir(folder).unwrap() {
@@ -168,7 +168,7 @@ impl Ground {
 }
 
 #[tokio::test]
-async fn killed_before_or_after_any_write_there_is_one_whole_log() {
+async fn after_a_crash_at_any_write_there_is_one_full_log() {
     let undisturbed = Ground::new();
     assert!(undisturbed.harvest().await);
     undisturbed.check("undisturbed");
@@ -179,17 +179,17 @@ async fn killed_before_or_after_any_write_there_is_one_whole_log() {
             ground.apiserver.fault(write, fault);
             let _killed = ground.harvest().await;
             ground.apiserver.revive();
-            assert_eq!(ground.sweep().await, 0, "{how}: its Job is there, and its result may be on its way");
+            assert_eq!(ground.gc().await, 0, "{how}: its Job is there, and its result may be on its way");
             assert!(ground.harvest().await, "{how}");
             assert!(ground.harvest().await, "{how}: and again");
-            assert_eq!(ground.sweep().await, 0, "{how}");
+            assert_eq!(ground.gc().await, 0, "{how}");
             ground.check(&how);
         }
     }
 }
 
 #[tokio::test]
-async fn an_upload_whose_result_never_came_is_swept() {
+async fn an_upload_without_a_result_is_deleted() {
     let ground = Ground::new();
     ground.apiserver.fault(0, Fault::DeadBefore);
     assert!(!ground.harvest().await);
@@ -208,12 +208,12 @@ async fn an_upload_whose_result_never_came_is_swept() {
     .await
     .unwrap();
     assert_eq!((first.len(), ground.files().len()), (1, 1), "not at the first sight");
-    assert_eq!(ground.sweep().await, 1);
+    assert_eq!(ground.gc().await, 1);
     assert_eq!(ground.files(), Vec::<PathBuf>::new());
 }
 
 #[tokio::test]
-async fn what_an_earlier_try_left_goes_with_the_next() {
+async fn objects_of_an_earlier_attempt_are_deleted_with_the_next() {
     let ground = Ground::new();
     let leftover = ground.store().join("ci").join(UID).join("build-gone");
     std::fs::create_dir_all(&leftover).unwrap();
@@ -223,7 +223,7 @@ async fn what_an_earlier_try_left_goes_with_the_next() {
 }
 
 #[tokio::test]
-async fn a_result_that_needs_no_store_leaves_nothing_in_it() {
+async fn a_log_within_its_budget_is_not_uploaded() {
     let ground = Ground::new();
     ground.apiserver.put_log("build-x", "main", b"short\n");
     let leftover = ground.store().join("ci").join(UID).join("build-gone");
@@ -231,12 +231,12 @@ async fn a_result_that_needs_no_store_leaves_nothing_in_it() {
     std::fs::write(leftover.join("main-0.log.gz"), "of a harvest that came to nothing").unwrap();
     assert!(ground.harvest().await);
     assert!(ground.manifest().get("objects").is_none());
-    assert_eq!(ground.sweep().await, 1);
+    assert_eq!(ground.gc().await, 1);
     assert_eq!(ground.files(), Vec::<PathBuf>::new());
 }
 
 #[tokio::test]
-async fn removed_with_its_result_whenever_the_sink_is_killed() {
+async fn objects_are_deleted_with_their_result_after_a_crash_at_any_write() {
     let undisturbed = Ground::new();
     assert!(undisturbed.harvest().await);
     let before = undisturbed.apiserver.writes();
@@ -254,7 +254,7 @@ async fn removed_with_its_result_whenever_the_sink_is_killed() {
             }
             ground.apiserver.revive();
             ground.process().1.delete_expired(Timestamp::now()).await;
-            ground.sweep().await;
+            ground.gc().await;
             assert_eq!(ground.apiserver.all("configmaps"), Vec::<Value>::new(), "{how}");
             assert_eq!(ground.files(), Vec::<PathBuf>::new(), "{how}");
         }
@@ -262,7 +262,7 @@ async fn removed_with_its_result_whenever_the_sink_is_killed() {
 }
 
 #[tokio::test]
-async fn without_the_store_the_log_is_cut_and_says_why() {
+async fn with_a_failing_store_the_log_is_truncated_with_a_reason() {
     let ground = Ground::new();
     let process = ground.process();
     std::fs::remove_dir(ground.store()).unwrap();
@@ -278,7 +278,7 @@ async fn without_the_store_the_log_is_cut_and_says_why() {
 }
 
 #[tokio::test]
-async fn another_clusters_store_is_not_swept() {
+async fn objects_of_another_cluster_are_not_deleted() {
     let ground = Ground::new();
     let strange = ground.store().join("prod/another-uid/a-pod");
     std::fs::create_dir_all(&strange).unwrap();
@@ -293,12 +293,12 @@ async fn another_clusters_store_is_not_swept() {
     )
     .await;
     let why = swept.unwrap_err();
-    assert!(why.contains("cluster-2") && why.contains("a prefix of its own"), "{why}");
+    assert!(why.contains("cluster-2") && why.contains("its own prefix"), "{why}");
     assert_eq!(ground.files().len(), 1);
 }
 
 #[tokio::test]
-async fn of_what_is_kept_in_a_secret_nothing_goes_to_the_store() {
+async fn logs_of_results_in_secrets_are_not_uploaded() {
     let wanted = json!({"results": {"storageType": "Secret", "logs": {"maxBytesPerContainer": "1Ki"}}});
     // From the start, or asked for while the log is read.
     for late in [false, true] {

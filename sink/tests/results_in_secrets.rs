@@ -1,6 +1,6 @@
-//! Results in Secrets, against an apiserver in memory: killed at any write the next process ends with one whole result in
-//! Secrets alone; without the right to, nothing that a container wrote is told to anyone; and runs of one Job name whose
-//! results are held in different kinds are in nobody's way.
+//! Results in Secrets, against an in-memory apiserver: after a crash at any write, the next process stores one complete
+//! result in Secrets only; without the rights, nothing that a container wrote is stored or announced; and results of runs
+//! of one Job name can be of different kinds.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, in helpers too")]
 
@@ -21,7 +21,7 @@ use job_handler_sink::{
 use k8s_openapi::{ByteString, api::core::v1::Secret};
 use serde_json::{Value, json};
 
-/// What the container of the Job writes, to its log and as its last message.
+/// What the Job's container writes to its log and as its termination message.
 const WRITTEN: &str = "password=hunter2";
 
 fn policy(kind: StorageKind) -> Value {
@@ -29,7 +29,7 @@ fn policy(kind: StorageKind) -> Value {
         "logs": {"maxBytesPerContainer": "3Mi", "maxBytesPerJob": "3Mi"}}})
 }
 
-/// A process that may hold results in Secrets, or may not.
+/// A process with or without the rights on Secrets.
 fn started(apiserver: &Apiserver, kind: StorageKind, may: bool) -> JobReconciler {
     let reconciler = process(apiserver, policy(kind));
     if may {
@@ -49,8 +49,8 @@ async fn until_done(apiserver: &Apiserver, kind: StorageKind, uid: &str) {
     panic!("never gets through: {:#?}", apiserver.calls());
 }
 
-/// A failed Job whose container has something to hide.
-fn telling(log: &[u8]) -> Apiserver {
+/// A failed Job whose container wrote a secret.
+fn cluster_with_secret(log: &[u8]) -> Apiserver {
     let apiserver = cluster(log);
     let mut pod = apiserver.get("pods", "ci", "build-x").unwrap();
     pod["status"]["containerStatuses"][0]["state"]["terminated"]["message"] = WRITTEN.into();
@@ -96,15 +96,15 @@ fn check_end(apiserver: &Apiserver, shards: usize, how: &str) {
 }
 
 #[tokio::test]
-async fn killed_at_any_write_the_next_one_ends_it_in_secrets_alone() {
+async fn after_a_crash_at_any_write_the_result_is_in_secrets_only() {
     let large = [noise(1_500_000), b"\nthe end".to_vec()].concat();
     for (log, shards) in [(format!("{WRITTEN}\n").into_bytes(), 0), (large, 2)] {
-        let undisturbed = telling(&log);
+        let undisturbed = cluster_with_secret(&log);
         until_done(&undisturbed, StorageKind::Secret, UID).await;
         check_end(&undisturbed, shards, "undisturbed");
         for write in 0..undisturbed.writes() {
             for fault in [Fault::DeadBefore, Fault::DeadAfter, Fault::AnswerLost, Fault::Code(409)] {
-                let apiserver = telling(&log);
+                let apiserver = cluster_with_secret(&log);
                 apiserver.fault(write, fault);
                 let _killed = started(&apiserver, StorageKind::Secret, true).reconcile_job(UID).await;
                 apiserver.revive();
@@ -117,9 +117,9 @@ async fn killed_at_any_write_the_next_one_ends_it_in_secrets_alone() {
 }
 
 #[tokio::test]
-async fn a_secret_holds_what_the_config_map_would() {
+async fn a_secret_has_the_same_content_as_the_config_map() {
     let of = async |kind: StorageKind| {
-        let apiserver = telling(b"caf\xc3\xa9 \xff\x00\n");
+        let apiserver = cluster_with_secret(b"caf\xc3\xa9 \xff\x00\n");
         until_done(&apiserver, kind, UID).await;
         apiserver
     };
@@ -144,8 +144,8 @@ async fn a_secret_holds_what_the_config_map_would() {
 }
 
 #[tokio::test]
-async fn without_the_right_nothing_that_a_container_wrote_goes_anywhere() {
-    let apiserver = telling(format!("{WRITTEN}\n").as_bytes());
+async fn without_the_rights_nothing_that_a_container_wrote_is_stored() {
+    let apiserver = cluster_with_secret(format!("{WRITTEN}\n").as_bytes());
     started(&apiserver, StorageKind::Secret, false).reconcile_job(UID).await.unwrap();
     let result = apiserver.get("configmaps", "ci", "build-results").unwrap();
     let manifest: Value = serde_json::from_str(result["data"]["result.json"].as_str().unwrap()).unwrap();
@@ -170,8 +170,8 @@ async fn without_the_right_nothing_that_a_container_wrote_goes_anywhere() {
 }
 
 #[tokio::test]
-async fn a_job_whose_result_is_in_a_secret_that_cannot_be_read_waits() {
-    let apiserver = telling(b"x\n");
+async fn a_job_waits_while_its_secret_cannot_be_read() {
+    let apiserver = cluster_with_secret(b"x\n");
     until_done(&apiserver, StorageKind::Secret, UID).await;
     let writes = apiserver.writes();
     let blind = started(&apiserver, StorageKind::Secret, false);
@@ -184,7 +184,7 @@ async fn a_job_whose_result_is_in_a_secret_that_cannot_be_read_waits() {
 }
 
 #[tokio::test]
-async fn an_older_result_moves_aside_whatever_it_is_held_in() {
+async fn an_older_result_moves_whatever_its_kind() {
     const NEWER: &str = "abcdefghij";
     for (before, now) in [
         (StorageKind::ConfigMap, StorageKind::Secret),
@@ -192,7 +192,7 @@ async fn an_older_result_moves_aside_whatever_it_is_held_in() {
         (StorageKind::Secret, StorageKind::Secret),
     ] {
         let resource = |kind: StorageKind| format!("{}s", kind.resource());
-        let first = telling(b"run one\n");
+        let first = cluster_with_secret(b"run one\n");
         until_done(&first, before, UID).await;
         let older = first.get(&resource(before), "ci", "build-results").unwrap();
         let mut job = first.get("jobs", "ci", "build").unwrap();
@@ -202,7 +202,7 @@ async fn an_older_result_moves_aside_whatever_it_is_held_in() {
         for write in 0..8 {
             for fault in [Fault::DeadBefore, Fault::DeadAfter] {
                 let how = format!("{before:?}, then {now:?}: {fault:?} at write {write}");
-                let apiserver = telling(b"run two\n");
+                let apiserver = cluster_with_secret(b"run two\n");
                 apiserver.put(&resource(before), older.clone());
                 let mut pod = apiserver.get("pods", "ci", "build-x").unwrap();
                 pod["metadata"]["ownerReferences"][0]["uid"] = NEWER.into();
@@ -226,10 +226,10 @@ async fn an_older_result_moves_aside_whatever_it_is_held_in() {
 }
 
 #[tokio::test]
-async fn a_secret_of_another_type_is_left_alone() {
+async fn a_secret_of_another_type_is_not_overwritten() {
     let foreign = json!({"apiVersion": "v1", "kind": "Secret", "type": "Opaque", "data": {"result.json": "e30="},
         "metadata": {"name": "build-results", "namespace": "ci", "labels": {keys::CREATED: "true"}}});
-    let apiserver = telling(b"hello\n");
+    let apiserver = cluster_with_secret(b"hello\n");
     apiserver.put("secrets", foreign);
     let before = apiserver.get("secrets", "ci", "build-results");
     until_done(&apiserver, StorageKind::Secret, UID).await;
@@ -237,17 +237,17 @@ async fn a_secret_of_another_type_is_left_alone() {
     let beside = apiserver.get("secrets", "ci", "build-results-01234567").unwrap();
     assert!(String::from_utf8(data(&beside, "logs")).unwrap().contains("hello"));
     let notes: Vec<_> = apiserver.all("events").iter().map(|e| e["note"].to_string()).collect();
-    assert!(notes.iter().any(|note| note.contains("Secret ci/build-results exists and is not")), "{notes:?}");
+    assert!(notes.iter().any(|note| note.contains("Secret ci/build-results exists and does not belong to job-handler")), "{notes:?}");
 }
 
 #[tokio::test]
-async fn retention_removes_secrets_and_their_shards() {
+async fn retention_deletes_secrets_and_their_shards() {
     let harvested = async || {
-        let apiserver = telling(&noise(1_500_000));
+        let apiserver = cluster_with_secret(&noise(1_500_000));
         until_done(&apiserver, StorageKind::Secret, UID).await;
         apiserver
     };
-    let broom = |apiserver: &Apiserver, may: bool| {
+    let collector = |apiserver: &Apiserver, may: bool| {
         let JobReconciler { client, store, metrics, .. } = started(apiserver, StorageKind::Secret, may);
         for secret in
             apiserver.all("secrets").iter().filter(|s| s["metadata"]["labels"].get(keys::CREATED).is_some())
@@ -264,17 +264,17 @@ async fn retention_removes_secrets_and_their_shards() {
         GarbageCollector { client, store, metrics, max_bytes: None, objects: None }
     };
     let apiserver = harvested().await;
-    assert_eq!(broom(&apiserver, false).delete_expired(Timestamp::now()).await, 0, "those are beyond us");
+    assert_eq!(collector(&apiserver, false).delete_expired(Timestamp::now()).await, 0, "those are beyond us");
     assert_eq!(apiserver.all("secrets").len(), 3);
     for write in 0..4 {
         let apiserver = harvested().await;
         apiserver.fault(write, Fault::DeadAfter);
-        broom(&apiserver, true).delete_expired(Timestamp::now()).await;
+        collector(&apiserver, true).delete_expired(Timestamp::now()).await;
         apiserver.revive();
-        let broom = broom(&apiserver, true);
-        broom.delete_expired(Timestamp::now()).await;
-        let suspects = broom.delete_orphaned_shards(&Default::default()).await.unwrap();
-        broom.delete_orphaned_shards(&suspects).await.unwrap();
+        let collector = collector(&apiserver, true);
+        collector.delete_expired(Timestamp::now()).await;
+        let suspects = collector.delete_orphaned_shards(&Default::default()).await.unwrap();
+        collector.delete_orphaned_shards(&suspects).await.unwrap();
         assert_eq!(apiserver.all("secrets"), Vec::<Value>::new(), "killed after write {write}");
         started(&apiserver, StorageKind::Secret, true).reconcile_job(UID).await.unwrap();
         assert_eq!(apiserver.all("secrets"), Vec::<Value>::new(), "harvested again");
