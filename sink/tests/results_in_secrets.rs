@@ -237,7 +237,12 @@ async fn a_secret_of_another_type_is_not_overwritten() {
     let beside = apiserver.get("secrets", "ci", "build-results-01234567").unwrap();
     assert!(String::from_utf8(data(&beside, "logs")).unwrap().contains("hello"));
     let notes: Vec<_> = apiserver.all("events").iter().map(|e| e["note"].to_string()).collect();
-    assert!(notes.iter().any(|note| note.contains("Secret ci/build-results exists and does not belong to job-handler")), "{notes:?}");
+    assert!(
+        notes
+            .iter()
+            .any(|note| note.contains("Secret ci/build-results exists and does not belong to job-handler")),
+        "{notes:?}"
+    );
 }
 
 #[tokio::test]

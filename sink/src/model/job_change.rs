@@ -5,15 +5,15 @@ use job_handler_shared::job::group::GroupId;
 /// A Job's uid.
 pub type Uid = String;
 
-/// Namespace and group: whose Jobs are runs of the same thing.
+/// Namespace and group.
 pub type GroupKey = (String, GroupId);
 
-/// What came of a Job's change.
+/// What a watch event changed about a Job.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Change {
-    /// It was not known before.
+    /// The Job was not in the cache.
     pub new: bool,
-    /// It was known, and not finished.
+    /// The Job was in the cache and had not finished.
     pub finished_now: bool,
     /// Its group.
     pub group: Option<GroupKey>,

@@ -7,20 +7,20 @@ use job_handler_shared::{
     result::pending_events::{JobPhase, PendingEvents},
 };
 
-/// Bytes of labels that go along with a Job.
+/// Maximum size of the labels in a manifest or a CloudEvent, bytes.
 pub(crate) const LABELS_MAX: usize = 16 << 10;
 
-/// What is pending of a Job that has just finished. That it was started comes first, but where it is known that
-/// the receiver has been told: `told`.
+/// The CloudEvents to deliver for a Job that has just finished. The start comes first, except to the receivers in `notified`,
+/// which know it already.
 pub fn pending<'a>(
     job: &JobSnapshot,
     sinks: impl IntoIterator<Item = &'a String>,
-    told: &BTreeSet<String>,
+    notified: &BTreeSet<String>,
 ) -> PendingEvents {
     let Some(finished) = &job.finished else { return PendingEvents::new() };
     let phases = |sink: &String| {
         let mut phases = Vec::new();
-        if job.started.is_some() && !told.contains(sink) {
+        if job.started.is_some() && !notified.contains(sink) {
             phases.push(JobPhase::Started);
         }
         phases.push(finished.outcome.into());
@@ -29,7 +29,7 @@ pub fn pending<'a>(
     sinks.into_iter().map(|sink| (sink.clone(), phases(sink))).collect()
 }
 
-/// The labels of a Job that go along; receivers tell by them whose Job it was.
+/// The labels of a Job that its manifest and CloudEvents contain.
 pub fn labels_of(job: &JobSnapshot) -> BTreeMap<String, String> {
     let mut room = LABELS_MAX;
     let fits = |(key, value): &(&String, &String)| {

@@ -1,19 +1,19 @@
-//! A webhook replica, as its Lease shows it.
+//! A webhook replica as its Lease describes it.
 
 use std::{collections::BTreeMap, time::Instant};
 
-/// A webhook replica's Lease, as last seen.
+/// A webhook replica as its Lease describes it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Replica {
-    /// Text of the Lease's renewal time; a change of it is a sign of life.
+    /// The Lease's renewal time, compared as text only.
     pub renewed: String,
-    /// When that text changed last, on our own clock.
+    /// When that text last changed, by the local clock.
     pub seen: Instant,
-    /// Seconds it lives without renewal.
+    /// Seconds until the Lease expires without renewal.
     pub duration: u64,
-    /// Policy uid -> generation it enforces.
+    /// Policy uid -> enforced generation.
     pub enforces: BTreeMap<String, i64>,
-    /// Policy uid -> why it cannot decide by its limits yet.
+    /// Policy uid -> why the replica cannot enforce its limits yet.
     pub withheld: BTreeMap<String, String>,
 }
 

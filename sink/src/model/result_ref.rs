@@ -1,4 +1,4 @@
-//! Where a result is stored, and what its metadata says.
+//! A reference to a stored result, with what its metadata says.
 
 use std::collections::BTreeMap;
 
@@ -11,50 +11,50 @@ use job_handler_shared::{
 };
 use kube::core::ObjectMeta;
 
-/// Where a result is.
+/// A reference to a stored result.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ResultRef {
     /// Namespace.
     pub namespace: String,
-    /// Name of what holds the manifest.
+    /// Name of the object with the manifest.
     pub name: String,
-    /// What holds it.
+    /// Kind of that object.
     pub kind: StorageKind,
-    /// Announcements of it are pending.
+    /// It has pending announcements.
     pub pending: bool,
-    /// Receivers of CloudEvents that are still to be told of it.
+    /// Receivers with undelivered CloudEvents.
     pub outbox: Vec<String>,
-    /// Bytes of all that is stored of it; as the watch tells, as are the following two.
+    /// Size in bytes, including shards. This and the next two come from the watch.
     pub bytes: u64,
-    /// Parts of it that could not be had.
+    /// Number of losses.
     pub lost: u32,
-    /// Uids of the policies that asked for it, comma between them.
+    /// Uids of the policies that requested it, separated by commas.
     pub policies: Box<str>,
 }
 
 impl ResultRef {
-    /// A place of which nothing more is known.
+    /// A reference without metadata.
     pub fn at(kind: StorageKind, namespace: &str, name: &str) -> Self {
         Self { kind, namespace: namespace.to_owned(), name: name.to_owned(), ..Self::default() }
     }
 
-    /// Whether both are the same place, whatever is known of it.
+    /// Whether both refer to the same object.
     pub fn is_at(&self, other: &Self) -> bool {
         (self.kind, &self.namespace, &self.name) == (other.kind, &other.namespace, &other.name)
     }
 }
 
-/// What a result's metadata say: which Job's, and where.
+/// Parses the metadata of a result: the uid of its Job, and the reference.
 pub(crate) fn place_of(kind: StorageKind, metadata: &ObjectMeta) -> Option<(String, ResultRef)> {
     let none = BTreeMap::new();
     let labels = metadata.labels.as_ref().unwrap_or(&none);
     let annotations = metadata.annotations.as_ref().unwrap_or(&none);
     let (uid, name) = (labels.get(keys::JOB_UID)?, metadata.name.as_deref()?);
-    // A copy under another name: people's own.
+    // A copy under another name belongs to users.
     if !may_be_result(name, uid) {
         return None;
     }
-    // A number that people wrote over is none.
+    // An annotation that users have edited may be no number.
     fn number<N: std::str::FromStr>(annotations: &BTreeMap<String, String>, key: &str) -> Option<N> {
         annotations.get(key)?.parse().ok()
     }

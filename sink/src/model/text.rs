@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 
-/// Kubernetes' times have no fractions: what is read back must compare equal.
+/// Drops the fraction: Kubernetes' times have none, and a time must equal itself after it is stored.
 pub fn whole_seconds(at: Timestamp) -> Timestamp {
     Timestamp::from_second(at.as_second()).unwrap_or(at)
 }
