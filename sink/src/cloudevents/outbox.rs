@@ -150,11 +150,11 @@ impl<R: EventReceiver> Outbox<R> {
     /// Delivers the pending events of one Job, in order.
     async fn deliver_job(&self, uid: &str) -> Result<(), DeliveryError> {
         let sink = self.receiver.name();
-        let place =
-            self.store.places_of(uid).into_iter().find(|place| place.outbox.iter().any(|n| n == sink));
-        let Some(place) = place else { return self.deliver_started(uid).await };
+        let result =
+            self.store.places_of(uid).into_iter().find(|result| result.outbox.iter().any(|n| n == sink));
+        let Some(result) = result else { return self.deliver_started(uid).await };
         if let Some(found) =
-            lookup::read_at(&self.client, place.kind, &place.namespace, &place.name, uid).await?
+            lookup::read_at(&self.client, result.kind, &result.namespace, &result.name, uid).await?
         {
             for phase in found.manifest.cloud_events_pending.get(sink).into_iter().flatten() {
                 let event = CloudEvent::of_manifest(*phase, &found.manifest, found.kind, &found.name);
@@ -166,7 +166,7 @@ impl<R: EventReceiver> Outbox<R> {
             .await?;
         }
         // Otherwise the object has only the labels of a result, or was deleted: there is nothing to deliver.
-        let mut done = place;
+        let mut done = result;
         done.outbox.retain(|name| name != sink);
         self.store.put_result(uid, done);
         Ok(())
@@ -306,13 +306,13 @@ mod tests {
     fn observe(store: &Store, map: &Value) {
         let annotations = serde_json::from_value(map["metadata"]["annotations"].clone()).unwrap_or_default();
         let manifest: Value = serde_json::from_str(map["data"]["result.json"].as_str().unwrap()).unwrap();
-        let place = ResultRef {
+        let result = ResultRef {
             namespace: "ci".into(),
             name: map["metadata"]["name"].as_str().unwrap().into(),
             outbox: parse_outbox(Some(&annotations)),
             ..ResultRef::default()
         };
-        store.put_result(manifest["job"]["uid"].as_str().unwrap(), place);
+        store.put_result(manifest["job"]["uid"].as_str().unwrap(), result);
     }
 
     #[tokio::test(start_paused = true)]

@@ -166,7 +166,7 @@ impl RefusalSpool {
                     }
                 }
                 Err(error) => {
-                    tracing::debug!(receiver = name, "cannot deliver CloudEvents about refusals: {error}")
+                    tracing::debug!(receiver = name, "cannot deliver CloudEvents about refusals: {error}");
                 }
             }
             metrics.event_failed(name);

@@ -46,7 +46,7 @@ pub async fn run(client: Client, store: Store, own_namespace: Arc<str>) {
                 Ok(false) => {}
                 Err(error) if error.is_conflict() || error.is_not_found() => {}
                 Err(error) => {
-                    tracing::warn!("cannot delete the JobLedger of a deleted namespace: {error}; retrying")
+                    tracing::warn!("cannot delete the JobLedger of a deleted namespace: {error}; retrying");
                 }
             }
         }

@@ -23,7 +23,7 @@ use serde_json::{Map, Value, json};
 
 use crate::model::text::whole_seconds;
 
-/// The API's default of `backoffLimit`, which cannot be told from an explicit 6.
+/// The API's default of `backoffLimit`, which cannot be distinguished from an explicit 6.
 const API_BACKOFF_LIMIT: i32 = 6;
 
 /// The fields that a missed Job gets.

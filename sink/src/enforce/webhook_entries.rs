@@ -116,12 +116,12 @@ fn namespace_selector(policy: &Policy, own_namespace: &str) -> LabelSelector {
 pub(crate) fn entry_names(policy: &Policy) -> [String; 2] {
     let reference = &policy.reference;
     let suffix = if policy.enforced() { keys::LIMIT_WEBHOOK_SUFFIX } else { keys::WARN_WEBHOOK_SUFFIX };
-    let whose = match (reference.kind, &reference.namespace) {
+    let owner = match (reference.kind, &reference.namespace) {
         (PolicyKind::JobPolicy, Some(namespace)) => format!("{}.{namespace}.jobpolicy", reference.name),
         _ => format!("{}.clusterjobpolicy", reference.name),
     };
     [String::new(), format!("{UPDATE}.")].map(|of| {
-        let name = format!("{whose}.{of}{suffix}");
+        let name = format!("{owner}.{of}{suffix}");
         if name.len() <= names::OBJECT_NAME_MAX { name } else { format!("{}.{of}{suffix}", reference.uid) }
     })
 }
@@ -260,7 +260,7 @@ pub(crate) mod tests {
             ..ValidatingWebhook::default()
         };
         let right = [entry("a", 10), entry("b", 10)];
-        let named = |wanted: &[_], there: &[_]| tampered(&right, wanted, there).join(" ");
+        let named = |wanted: &[_], current: &[_]| tampered(&right, wanted, current).join(" ");
         assert_eq!(named(&right, &[]), "a b", "deleted");
         assert_eq!(named(&right, &[entry("a", 10), entry("b", 1)]), "b", "edited");
         assert_eq!(named(&right, &[entry("a", 10), entry("b", 10), entry("c", 10)]), "", "an extra entry");

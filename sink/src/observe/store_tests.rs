@@ -82,7 +82,7 @@ fn every_write_that_subscribers_depend_on_wakes_them() {
     woken("a refusal by an unknown policy", false, &|s| s.put_refusal("p", refusal()));
     woken("a result of which only the place is known", false, &|s| s.put_result("a", ResultRef::default()));
     woken("a result with its size", true, &|s| {
-        s.put_result("a", ResultRef { bytes: 1, ..ResultRef::default() })
+        s.put_result("a", ResultRef { bytes: 1, ..ResultRef::default() });
     });
     woken("a result is gone", true, &|s| s.remove_results(|_, _| true));
     woken("the right to Secrets", true, &|s| _ = s.secrets.allow());
@@ -97,7 +97,7 @@ fn a_job_moves_to_another_group_with_its_labels_and_with_the_policies() {
     let x = change.group.clone().unwrap();
     assert!(change.new);
     store.put_job(job("b", "x"));
-    assert_eq!(store.groups(), [x.clone()]);
+    assert_eq!(store.groups(), std::slice::from_ref(&x));
     let change = store.put_job(job("b", "y"));
     assert!(!change.new && change.group != Some(x.clone()));
     assert_eq!(store.group(&x).iter().map(|job| &*job.uid).collect::<Vec<_>>(), ["a"]);

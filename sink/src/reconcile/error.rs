@@ -11,7 +11,7 @@ pub(crate) const TIMEOUT: Duration = Duration::from_secs(150);
 
 /// Why a reconcile failed.
 #[derive(Debug, thiserror::Error)]
-pub enum ReconcileError {
+pub enum JobReconcileError {
     /// A call failed.
     #[error(transparent)]
     Api(#[from] ApiError),
@@ -26,7 +26,7 @@ pub enum ReconcileError {
     TimedOut,
 }
 
-impl ReconcileError {
+impl JobReconcileError {
     /// Other calls in the namespace will probably fail alike.
     pub(crate) fn concerns_namespace(&self) -> bool {
         match self {

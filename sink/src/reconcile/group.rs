@@ -21,7 +21,7 @@ use crate::{
     prune::keep,
     queueing::failure_backoff,
     reconcile::{
-        error::ReconcileError,
+        error::JobReconcileError,
         job::{JobProgress, JobReconciler},
     },
 };
@@ -40,22 +40,22 @@ impl JobReconciler {
     ///
     /// # Errors
     /// Where a Job has changed or a call fails; the group is retried.
-    pub async fn reconcile_group(&self, key: &GroupKey) -> Result<(), ReconcileError> {
+    pub async fn reconcile_group(&self, key: &GroupKey) -> Result<(), JobReconcileError> {
         let jobs = self.store.group(key);
         let policies: HashMap<String, EffectivePolicy> =
             jobs.iter().filter_map(|job| Some((job.uid.clone(), self.store.effective(job)?))).collect();
         let Some(plan) = self.plan_group(&jobs, &policies) else { return Ok(()) };
         if plan.delete.is_empty() {
-            return plan.unrecorded.map_or(Ok(()), |job| Err(ReconcileError::Changed(job)));
+            return plan.unrecorded.map_or(Ok(()), |job| Err(JobReconcileError::Changed(job)));
         }
         for keeper in &plan.keepers {
             match patch::get_current(&self.client, keeper).await? {
                 Some(current) if current.deleting_since.is_none() => {}
                 // The watch cache is stale.
-                _ => return Err(ReconcileError::Changed(keeper.key())),
+                _ => return Err(JobReconcileError::Changed(keeper.key())),
             }
         }
-        let mut failure = plan.unrecorded.map(ReconcileError::Changed);
+        let mut failure = plan.unrecorded.map(JobReconcileError::Changed);
         for (job, propagation) in plan.delete {
             let before = policies.get(&job.uid).map(relevant_fields);
             if before.is_some_and(|(wants_result, _)| wants_result) && !self.is_result_stored(&job).await? {
@@ -64,7 +64,7 @@ impl JobReconciler {
             }
             // A policy may have changed during the calls since then.
             if before != self.store.effective(&job).as_ref().map(relevant_fields) {
-                return Err(ReconcileError::Changed(job.key()));
+                return Err(JobReconcileError::Changed(job.key()));
             }
             match patch::delete(&self.client, &job, propagation, false).await {
                 Ok(Written::Done(_)) => {
@@ -72,7 +72,7 @@ impl JobReconciler {
                     tracing::info!(job = job.key(), group = key.1.value, "pruned: newer runs exist");
                 }
                 Ok(Written::Gone) => {}
-                Ok(Written::Changed) => failure = Some(ReconcileError::Changed(job.key())),
+                Ok(Written::Changed) => failure = Some(JobReconcileError::Changed(job.key())),
                 Err(error) => failure = Some(error.into()),
             }
         }
@@ -120,7 +120,7 @@ impl JobReconciler {
     }
 
     /// Whether the result is there, or was stored once and removed by retention.
-    async fn is_result_stored(&self, job: &JobSnapshot) -> Result<bool, ReconcileError> {
+    async fn is_result_stored(&self, job: &JobSnapshot) -> Result<bool, JobReconcileError> {
         let results = self.store.places(job);
         if marks::is_result_removed(job) && results.is_empty() {
             return Ok(true);

@@ -1,6 +1,6 @@
 //! Brings one Job to the end of its sequence: harvest, mark, announce, delete.
 //!
-//! [`plan::next_step`] decides each step from the Job, the policies and what is stored, and is asked anew after each: a step
+//! [`plan::next_step`] decides each step from the Job, the policies and what is stored, and runs again after each: a step
 //! can take a minute, and a user may edit the Job or a policy meanwhile.
 
 use jiff::Timestamp;
@@ -14,7 +14,7 @@ use job_handler_shared::{
 use kube::Client;
 use tracing::{Instrument, info_span};
 
-pub use crate::reconcile::error::ReconcileError;
+pub use crate::reconcile::error::JobReconcileError;
 use crate::{
     harvest::{collector::Collector, pod_tracker::PodTracker},
     jobs::{
@@ -75,7 +75,7 @@ impl JobReconciler {
     ///
     /// # Errors
     /// Where a step fails; the retry begins with that step.
-    pub async fn reconcile_job(&self, uid: &str) -> Result<(), ReconcileError> {
+    pub async fn reconcile_job(&self, uid: &str) -> Result<(), JobReconcileError> {
         let Some(job) = self.store.job(uid) else { return self.reconcile_deleted_job(uid).await };
         let mut progress = JobProgress { results: self.store.places(&job), job: (*job).clone() };
         for _ in 0..STEPS {
@@ -100,10 +100,10 @@ impl JobReconciler {
                 None => return self.announce(uid, &mut progress.results).await,
             }
         }
-        Err(ReconcileError::Changed(progress.job.key()))
+        Err(JobReconcileError::Changed(progress.job.key()))
     }
 
-    async fn run_step(&self, step: Step, progress: &mut JobProgress) -> Result<StepEnd, ReconcileError> {
+    async fn run_step(&self, step: Step, progress: &mut JobProgress) -> Result<StepEnd, JobReconcileError> {
         match step {
             Step::Harvest(results) if self.may_be_in_unreadable_secret(&progress.job, &results) => {
                 Ok(StepEnd::Finished)
@@ -138,10 +138,10 @@ impl JobReconciler {
         }
     }
 
-    async fn delete(&self, progress: &mut JobProgress) -> Result<StepEnd, ReconcileError> {
+    async fn delete(&self, progress: &mut JobProgress) -> Result<StepEnd, JobReconcileError> {
         // The group's failure backoff depends on the outcome, which is recorded within a moment.
         if !failure_backoff::is_recorded(&self.store, &progress.job, Timestamp::now()) {
-            return Err(ReconcileError::Changed(progress.job.key()));
+            return Err(JobReconcileError::Changed(progress.job.key()));
         }
         if self.verify_result(progress).await?.is_none() {
             return Ok(StepEnd::Unchanged);
@@ -164,7 +164,7 @@ impl JobReconciler {
     pub(crate) async fn verify_result(
         &self,
         progress: &mut JobProgress,
-    ) -> Result<Option<CommittedResult>, ReconcileError> {
+    ) -> Result<Option<CommittedResult>, JobReconcileError> {
         let uid = &progress.job.uid;
         while let Some(result) = progress.results.first().cloned() {
             let found =
@@ -196,7 +196,7 @@ impl JobReconciler {
     }
 
     /// Writes the pending Events about these results.
-    async fn announce(&self, uid: &str, results: &mut Vec<ResultRef>) -> Result<(), ReconcileError> {
+    async fn announce(&self, uid: &str, results: &mut Vec<ResultRef>) -> Result<(), JobReconcileError> {
         for result in std::mem::take(results) {
             if !result.pending {
                 results.push(result);
@@ -217,7 +217,7 @@ impl JobReconciler {
     }
 
     /// Stores what can still be captured of a deleted Job, and writes the Events about stored results.
-    async fn reconcile_deleted_job(&self, uid: &str) -> Result<(), ReconcileError> {
+    async fn reconcile_deleted_job(&self, uid: &str) -> Result<(), JobReconcileError> {
         if let Some(deleted) = self.store.deleted_job(uid) {
             let span = info_span!("step", step = "harvest");
             let harvest = self.harvest(&deleted.job, &deleted.results, deleted.group.as_deref(), true);

@@ -13,7 +13,7 @@ use crate::{
     model::{result_ref::ResultRef, stored_result},
     notify::result_events,
     observe::key::Key,
-    reconcile::{error::ReconcileError, job::JobReconciler},
+    reconcile::{error::JobReconcileError, job::JobReconciler},
     result::{
         lookup::{self, CommittedResult},
         packed::Packed,
@@ -39,7 +39,7 @@ impl JobReconciler {
         results: &Results,
         group: Option<&str>,
         gone: bool,
-    ) -> Result<ResultRef, ReconcileError> {
+    ) -> Result<ResultRef, JobReconcileError> {
         let secrets = self.store.secrets.is_allowed();
         let committed = match lookup::find(&self.client, &job.namespace, &job.name, &job.uid, secrets).await?
         {
@@ -67,7 +67,7 @@ impl JobReconciler {
         results: &Results,
         group: Option<&str>,
         gone: bool,
-    ) -> Result<CommittedResult, ReconcileError> {
+    ) -> Result<CommittedResult, JobReconcileError> {
         let secrets = self.store.secrets.is_allowed();
         let Capture { mut packed, objects, withheld } = self.capture(job, results, group, secrets).await?;
         packed.requesting_policies =
@@ -106,7 +106,7 @@ impl JobReconciler {
         results: &Results,
         group: Option<&str>,
         secrets: bool,
-    ) -> Result<Capture, ReconcileError> {
+    ) -> Result<Capture, JobReconcileError> {
         let withheld =
             |wanted| (wanted == StorageType::Secret && !secrets).then(|| self.store.secrets.denial());
         let mut logs = results.logs.clone();
@@ -134,7 +134,7 @@ impl JobReconciler {
             redact::redact(&mut captured);
         }
         let Some(mut packed) = pack::pack(job, group, captured, &logs) else {
-            return Err(ReconcileError::Changed(job.key()));
+            return Err(JobReconcileError::Changed(job.key()));
         };
         match &withheld {
             Some(why) => {

@@ -8,7 +8,7 @@ use tracing::{Instrument, Span, field, info_span};
 use crate::{
     observe::key::{Key, MAX_IN_PROGRESS},
     reconcile::{
-        error::{ReconcileError, TIMEOUT},
+        error::{JobReconcileError, TIMEOUT},
         job::JobReconciler,
     },
     runtime::concurrency::{WorkerPermit, WorkerPermits},
@@ -81,7 +81,7 @@ impl JobReconciler {
         };
         let takes_long = || self.queue.record_lane_failure(key);
         let outcome = permit.run(TIMEOUT, Box::pin(reconcile), takes_long).await;
-        let Err(error) = outcome.unwrap_or(Err(ReconcileError::TimedOut)) else { return true };
+        let Err(error) = outcome.unwrap_or(Err(JobReconcileError::TimedOut)) else { return true };
         if error.concerns_namespace() {
             self.queue.record_lane_failure(key);
         }
@@ -91,7 +91,7 @@ impl JobReconciler {
         };
         self.metrics.action_failed(operation);
         match error {
-            ReconcileError::Changed(_) => tracing::debug!("{operation}: {error}; retrying"),
+            JobReconcileError::Changed(_) => tracing::debug!("{operation}: {error}; retrying"),
             // A namespace that is being deleted refuses writes, until its Jobs are gone too.
             error if error.is_terminating() => tracing::debug!("{operation}: {error}"),
             error => tracing::warn!("{operation} failed: {error}; retrying"),

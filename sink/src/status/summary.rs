@@ -45,15 +45,15 @@ pub(crate) fn collect(
 
 /// The results that a policy asked for.
 pub(crate) fn of_policy(results: &[ResultRef], policy: &str) -> ResultsStatus {
-    of_results(results.iter().filter(|place| place.policies.split(',').any(|uid| uid == policy)))
+    of_results(results.iter().filter(|result| result.policies.split(',').any(|uid| uid == policy)))
 }
 
 fn of_results<'a>(results: impl IntoIterator<Item = &'a ResultRef>) -> ResultsStatus {
     let mut status = ResultsStatus::default();
-    for place in results {
+    for result in results {
         status.stored += 1;
-        status.bytes = status.bytes.saturating_add(place.bytes);
-        status.incomplete += u32::from(place.lost > 0);
+        status.bytes = status.bytes.saturating_add(result.bytes);
+        status.incomplete += u32::from(result.lost > 0);
     }
     status.size = human_bytes(status.bytes);
     status
@@ -61,9 +61,9 @@ fn of_results<'a>(results: impl IntoIterator<Item = &'a ResultRef>) -> ResultsSt
 
 fn budget_used(results: &[ResultRef], policies: &PolicySet) -> f64 {
     let mut namespaces: HashMap<&str, u64> = HashMap::new();
-    for place in results {
-        let bytes = namespaces.entry(&place.namespace).or_default();
-        *bytes = bytes.saturating_add(place.bytes);
+    for result in results {
+        let bytes = namespaces.entry(&result.namespace).or_default();
+        *bytes = bytes.saturating_add(result.bytes);
     }
     // Of several policies the larger budget applies.
     let budget = |namespace: &str| {

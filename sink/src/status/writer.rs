@@ -62,7 +62,7 @@ pub async fn run<K: Clone + Eq + std::hash::Hash>(
         let active: HashSet<&str> =
             jobs.iter().filter(|job| job.is_active()).map(|job| job.uid.as_str()).collect();
         let results = store.results();
-        let wanted = |job: &JobSnapshot| store.effective(job).and_then(|said| said.results.clone());
+        let wanted = |job: &JobSnapshot| store.effective(job).and_then(|policy| policy.results.clone());
         metrics.set_summary(&summary::collect(&jobs, &results, &store.enforced(), wanted, Timestamp::now()));
         metrics.set_queue_length(queue.len());
         let receivers = store.known_receivers();
@@ -101,7 +101,7 @@ pub async fn run<K: Clone + Eq + std::hash::Hash>(
                 Ok(()) => store.put_status(&entry.reference.uid, entry.generation, wanted),
                 Err(error) if error.is_not_found() => {}
                 Err(error) => {
-                    tracing::warn!(policy = %entry.reference, "cannot write the status: {error}; retrying")
+                    tracing::warn!(policy = %entry.reference, "cannot write the status: {error}; retrying");
                 }
             }
         }

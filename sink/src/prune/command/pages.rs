@@ -55,7 +55,7 @@ impl<'a> JobPages<'a> {
                 // Continues at the same key with the present Jobs. Earlier decisions stay right: a Job is only deleted
                 // because of newer ones that were listed.
                 JobListPage::Expired(Some(token)) => {
-                    self.next = Some(self.first.clone().continue_token(&token))
+                    self.next = Some(self.first.clone().continue_token(&token));
                 }
                 JobListPage::Expired(None) if self.relists < MAX_RELISTS => {
                     self.relists += 1;

@@ -137,12 +137,12 @@ async fn a_job_that_keeps_changing_is_put_back_into_the_queue() {
         let other = apiserver.clone();
         apiserver.before(http::Method::PATCH, "/apis/batch/v1/namespaces/ci/jobs/build", move || {
             other.change("jobs", "ci", "build", |job| {
-                job["metadata"]["annotations"]["n"] = n.to_string().into()
+                job["metadata"]["annotations"]["n"] = n.to_string().into();
             });
         });
     }
     let error = reconciler.reconcile_job("u").await.unwrap_err();
-    assert!(matches!(error, ReconcileError::Changed(_)), "{error}");
+    assert!(matches!(error, JobReconcileError::Changed(_)), "{error}");
 }
 
 #[tokio::test]
