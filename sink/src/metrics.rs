@@ -1,5 +1,7 @@
 //! The metrics of the sink. The number of label values is bounded: no label holds the name of a Job.
 
+mod labels;
+
 use std::{
     collections::HashMap,
     sync::{
@@ -15,7 +17,6 @@ use job_handler_shared::{
 };
 use parking_lot::Mutex;
 use prometheus_client::{
-    encoding::EncodeLabelSet,
     metrics::{
         counter::Counter,
         family::Family,
@@ -25,47 +26,10 @@ use prometheus_client::{
     },
 };
 
-use crate::model::summary::ClusterSummary;
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct StatusLabel {
-    status: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ReasonLabel {
-    reason: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ActionLabel {
-    what: &'static str,
-}
-
-/// A receiver of CloudEvents, by its name in the configuration file.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ReceiverLabel {
-    sink: String,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ReceiverPhaseLabels {
-    sink: String,
-    phase: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ReceiverReasonLabels {
-    sink: String,
-    reason: &'static str,
-}
-
-/// A limit of a policy, with the same labels as the webhook's metrics.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct LimitLabels {
-    policy: String,
-    limit: String,
-}
+use crate::{
+    metrics::labels::{StatusLabel, ReasonLabel, ActionLabel, ReceiverLabel, ReceiverPhaseLabels, ReceiverReasonLabels, LimitLabels},
+    model::summary::ClusterSummary,
+};
 
 /// The metrics; clones share them. Only the leader counts Jobs, so that sums over replicas are right.
 #[derive(Clone, Debug)]
