@@ -20,7 +20,6 @@ fn imports_are_found_in_use_trees_and_in_paths() {
 }
 
 #[test]
-#[ignore = "red until every room has renamed its types"]
 fn a_type_name_has_one_meaning_in_the_workspace() {
     let ambiguous =
         house::ambiguous_type_names(std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/..")));

@@ -32,7 +32,7 @@ pub struct SinkArgs {
 #[derive(Debug)]
 pub enum SinkCommand {
     /// Runs the sink until a signal.
-    Run(RunOptions),
+    Run(Box<RunOptions>),
     /// Prunes once.
     Prune(PruneOptions),
 }
@@ -100,8 +100,8 @@ impl SinkArgs {
     pub fn resolve(self) -> Result<SinkCommand, ConfigError> {
         Ok(match self.subcommand {
             Some(SinkSubcommand::Prune(args)) => SinkCommand::Prune(args.into()),
-            Some(SinkSubcommand::Run(args)) => SinkCommand::Run(args.resolve()?),
-            None => SinkCommand::Run(self.run.resolve()?),
+            Some(SinkSubcommand::Run(args)) => SinkCommand::Run(Box::new(args.resolve()?)),
+            None => SinkCommand::Run(Box::new(self.run.resolve()?)),
         })
     }
 }

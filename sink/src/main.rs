@@ -28,7 +28,7 @@ async fn execute(args: SinkArgs) -> anyhow::Result<ExitCode> {
     let signals = ShutdownSignals::listen().context("cannot handle signals")?;
     let client = client::build(PROGRAM, VERSION).await?;
     match command {
-        SinkCommand::Run(options) => run::run(client, options, signals).await?,
+        SinkCommand::Run(options) => run::run(client, *options, signals).await?,
         SinkCommand::Prune(options) => {
             return Ok(command::prune_until_signal(client, &options, signals).await?.exit_code());
         }

@@ -16,18 +16,19 @@ use job_handler_shared::{
     result::{failure::Cause, pending_events::JobPhase},
 };
 use parking_lot::Mutex;
-use prometheus_client::{
-    metrics::{
-        counter::Counter,
-        family::Family,
-        gauge::Gauge,
-        histogram::{Histogram, exponential_buckets},
-        info::Info,
-    },
+use prometheus_client::metrics::{
+    counter::Counter,
+    family::Family,
+    gauge::Gauge,
+    histogram::{Histogram, exponential_buckets},
+    info::Info,
 };
 
 use crate::{
-    metrics::labels::{StatusLabel, ReasonLabel, ActionLabel, ReceiverLabel, ReceiverPhaseLabels, ReceiverReasonLabels, LimitLabels},
+    metrics::labels::{
+        ActionLabel, LimitLabels, ReasonLabel, ReceiverLabel, ReceiverPhaseLabels, ReceiverReasonLabels,
+        StatusLabel,
+    },
     model::summary::ClusterSummary,
 };
 

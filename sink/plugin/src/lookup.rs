@@ -6,7 +6,7 @@ use job_handler_shared::{keys, names, result::storage_kind::StorageKind};
 
 use crate::{
     error::PluginError,
-    result_source::{JobResult, ResultSource},
+    result_source::{JobResult, ResultSource, StorageObject},
     terminal::escape_line,
 };
 
@@ -129,7 +129,7 @@ async fn get_by_object_name(
             Err(PluginError::Forbidden { .. }) if source.may_skip(kind) => None,
             other => other?,
         };
-        if let Some(object) = object.filter(|object| object.is_result()) {
+        if let Some(object) = object.filter(StorageObject::is_result) {
             return JobResult::parse(object).map(Some);
         }
     }
