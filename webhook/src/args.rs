@@ -24,7 +24,7 @@ pub struct WebhookArgs {
     /// Unix socket on which the sink listens for refusals.
     #[arg(long, default_value = keys::REFUSAL_SOCKET)]
     pub refusal_socket: PathBuf,
-    /// DNS name or IP address for the server certificate, besides job-handler.<namespace>.svc; repeatable.
+    /// DNS name or IP address for the server certificate, besides `job-handler.<namespace>.svc`; repeatable.
     #[arg(long = "dns-name")]
     pub dns_names: Vec<String>,
     /// Seconds to keep serving reviews after SIGTERM, until all endpoints have removed this replica.

@@ -4,7 +4,7 @@
 //! Absolute figures depend on the machine and the hour; the ratios are what to read. Whatever is compared is measured in
 //! turns, within the same minutes, and each round's ratio is taken within that round.
 //!
-//! [`run`] (`run.rs`, read it first) measures the chosen [`BenchPart`]s and returns a [`BenchReport`] of [`table::Table`]s:
+//! [`run`](mod@run) (`run.rs`, read it first) measures the chosen [`BenchPart`]s and returns a [`BenchReport`] of [`table::Table`]s:
 //! - `webhook_only`, `handler_calls`: the webhook without an apiserver, and its handler without a server;
 //! - `creates`: Job creates through the apiserver, by `variants` of stamping;
 //! - `limits`, `harvest`, `prune`: one folder or file each.

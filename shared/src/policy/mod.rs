@@ -1,13 +1,13 @@
 //! Policies: their types, which of them apply to a Job, and what they say together.
 //!
-//! In: `ClusterJobPolicy` and `JobPolicy` objects as the apiserver stores them. Out: one [`effective::Effective`] per
+//! In: `ClusterJobPolicy` and `JobPolicy` objects as the apiserver stores them. Out: one [`effective::EffectivePolicy`] per
 //! Job. Start reading at [`spec`].
 //!
 //! | file | holds |
 //! | --- | --- |
 //! | [`spec`] | the two CRDs; their parts in [`stamp`], [`limit`], [`results`], [`cleanup`], [`status`] |
 //! | [`bytes`], [`schema`] | byte amounts (`64Mi`); schema parts that a derive does not write |
-//! | [`reference`], [`parsed`] | names a policy; a policy with its selectors parsed |
+//! | [`mod@reference`], [`parsed`] | names a policy; a policy with its selectors parsed |
 //! | [`set`] | all policies of the cluster, and which of them apply to a Job |
 //! | [`index`] | the policies and namespaces that a program has seen |
 //! | [`effective`], [`range`] | what several policies say together; a number under a default and a maximum |

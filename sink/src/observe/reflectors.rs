@@ -1,5 +1,5 @@
-//! The watches: each turns a stream of objects into changes of the [`Store`], and what has to be looked at into keys
-//! of the [`Queue`].
+//! The watches: each turns a stream of objects into changes of the store, and what has to be looked at into keys
+//! of the work queue.
 //!
 //! Nothing depends on seeing an event: whoever acts looks at the whole state again every [`crate::runtime::resync::RESYNC`].
 

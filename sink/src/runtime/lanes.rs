@@ -1,7 +1,7 @@
 //! Two sets of permits for one resource, so that slow work never blocks work that is fast.
 //!
 //! Three mechanisms use it: workers ([`crate::runtime::concurrency`]), log reads per node, and log reads in all
-//! ([`crate::harvest::node_limits`], [`crate::harvest::log_reader`]). Work starts in the regular lane. Once it turns out
+//! (`harvest::node_limits`, `harvest::log_reader`). Work starts in the regular lane. Once it turns out
 //! to be slow, it releases its permit and continues in the slow lane.
 
 use std::sync::Arc;

@@ -42,7 +42,7 @@ pub(crate) fn scopes<'a>(
     rules.scopes(job).into_iter().filter(|(scope, _)| counts(&scope.domain)).collect()
 }
 
-/// The id of a scope in its ledger; [`limit_of`](super::decide::limit_of) parses it.
+/// The id of a scope in its ledger; `limit_of` parses it.
 pub(crate) fn scope_id(scope: &ScopeKey) -> String {
     let limit = format!("{}/{}", scope.policy.uid, scope.limit);
     match &scope.domain {

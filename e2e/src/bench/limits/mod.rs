@@ -1,7 +1,7 @@
 //! What limits cost: creates, refusals, the draining of a queue, memory. Each is compared with what Kubernetes offers itself,
 //! behind webhooks that do nothing.
 //!
-//! [`measure`] (`measure.rs`) boots a cluster, sets it up (`limits_cluster.rs`) and hands out one table per file: `creates`
+//! [`measure`](mod@measure) (`measure.rs`) boots a cluster, sets it up (`limits_cluster.rs`) and hands out one table per file: `creates`
 //! (with `time_breakdown`), `refusals`, `queue_drain`, `memory`.
 
 mod create_jobs;
