@@ -41,7 +41,7 @@ fn apiserver(refuses: Arc<AtomicBool>) -> (Client, mpsc::UnboundedReceiver<(Meth
             let (status, answer) = if refuses.load(Ordering::SeqCst) {
                 (
                     403,
-                    json!({"kind": "Status", "status": "Failure", "code": 403, "reason": "Forbidden", "message": "no"}),
+                    json!({"kind": "Status", "status": "Failure", "code": 403, "reason": "Forbidden", "message": "leases \"x\" is forbidden: User \"u\" cannot patch resource \"leases\""}),
                 )
             } else {
                 let body: Value = serde_json::from_slice(&body).unwrap_or_default();
