@@ -123,7 +123,9 @@ async fn create(client: &Client, seed: &SeedJobs, n: usize, node: &str) -> Resul
 /// If the API server refuses.
 pub async fn complete(client: &Client, namespace: &str, name: &str) -> Result<()> {
     let reason = ("CompletionsReached", "Reached expected number of succeeded pods");
-    let status = json!({"completionTime": now(), "succeeded": 1});
+    // One time for both: the API server refuses a completion before the start, and the next second may begin any time.
+    let now = now();
+    let status = json!({"startTime": now, "completionTime": now, "succeeded": 1});
     finish(client, namespace, name, status, ["SuccessCriteriaMet", "Complete"], reason).await
 }
 
@@ -133,7 +135,8 @@ pub async fn complete(client: &Client, namespace: &str, name: &str) -> Result<()
 /// If the API server refuses.
 pub async fn fail(client: &Client, namespace: &str, name: &str) -> Result<()> {
     let reason = ("BackoffLimitExceeded", "Job has reached the specified backoff limit");
-    finish(client, namespace, name, json!({"failed": 1}), ["FailureTarget", "Failed"], reason).await
+    let status = json!({"startTime": now(), "failed": 1});
+    finish(client, namespace, name, status, ["FailureTarget", "Failed"], reason).await
 }
 
 async fn finish(
@@ -149,7 +152,6 @@ async fn finish(
         json!({"type": kind, "status": "True", "reason": reason, "message": message,
             "lastProbeTime": now, "lastTransitionTime": now})
     };
-    status["startTime"] = now.as_str().into();
     status["ready"] = 0.into();
     status["terminating"] = 0.into();
     status["uncountedTerminatedPods"] = json!({});
