@@ -115,7 +115,7 @@ fn the_table_of_metrics_is_up_to_date() {
     readme::assert_section("manifests/README.md", "metrics", &(text + "\n"));
 }
 
-/// The type of a metric, from the field that the program's source registers under this name.
+/// The type of a metric, from the field of the program's source that is added under this name.
 fn metric_type(program: &str, name: &str) -> &'static str {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(program).join("src");
     let files = [folder.join("metrics.rs")]
@@ -123,11 +123,14 @@ fn metric_type(program: &str, name: &str) -> &'static str {
         .chain(fs::read_dir(folder.join("metrics")).into_iter().flatten().map(|entry| entry.unwrap().path()));
     let source: String = files.filter_map(|file| fs::read_to_string(file).ok()).collect();
     let squeezed: String = source.split_whitespace().collect();
-    let registered = format!("register(\"{name}\",");
-    let rest = squeezed.split(&registered).nth(1).unwrap_or_else(|| panic!("{program} registers no {name}"));
-    let call = rest.split(");").next().unwrap();
-    let Some((field, _)) = call.split_once(".clone()") else { return "info" };
-    let field = field.rsplit(['.', ',']).next().unwrap();
+    if squeezed.contains(&format!("register(\"{name}\",")) {
+        return "info";
+    }
+    let added = ["add", "create"]
+        .iter()
+        .find_map(|function| squeezed.split_once(&format!(":metrics.{function}(\"{name}\",")));
+    let (before, _) = added.unwrap_or_else(|| panic!("{program} registers no {name}"));
+    let field = before.rsplit([',', '{', '.']).next().unwrap();
     let declared = |line: &&str| line.split(':').next().unwrap().split(' ').next_back() == Some(field);
     let types = [("Counter", "counter"), ("Histogram", "histogram"), ("Gauge", "gauge")];
     let lines = source.lines().map(str::trim).filter(declared);

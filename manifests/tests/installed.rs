@@ -1,4 +1,4 @@
-//! Names, ports, paths and fields of the base, held against the code.
+//! Names, ports, paths and fields of the base agree with the code.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, reason = "a test may")]
 
 mod files;
@@ -259,7 +259,7 @@ fn the_default_policy_is_that_of_the_design() {
     assert!(spec.limits.is_empty());
 }
 
-/// Neither a policy beside its CRD (one apply would fail on a new cluster), nor a file that nobody installs.
+/// Neither a policy beside its CRD (one apply would fail on a new cluster), nor a file that no kustomization lists.
 #[test]
 fn one_apply_of_the_base_can_end_well() {
     let [kustomization] = documents("base/kustomization.yaml").try_into().expect("one document");

@@ -1,4 +1,4 @@
-//! Who may do what: least privilege, held as a table.
+//! Who may do what: least privilege, as a table.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, reason = "a test may")]
 
 mod files;
@@ -124,7 +124,7 @@ fn the_sink_may_harvest_prune_tell_and_keep_the_limits_entries() {
     );
 }
 
-/// What the overlay adds, which nobody has who has not applied it.
+/// Only the overlay grants these rights.
 #[test]
 fn secrets_of_all_namespaces_are_opted_into() {
     let path = "overlays/secrets/rbac.yaml";
@@ -162,7 +162,7 @@ fn no_wildcards_no_escalation_and_no_secrets_of_others() {
                 assert!(!text.contains(&format!("\"{verb}\"")), "{path}: {text}");
             }
             if text.contains("secrets") {
-                assert_eq!(kind, "Role", "{path}: Secrets of the whole cluster: {text}");
+                assert_eq!(kind, "Role", "{path}: Secrets of all namespaces: {text}");
                 let only_create = rule["verbs"] == serde_json::json!(["create"]);
                 let ours = [keys::CA_SECRET, keys::SINK_CONFIGURATION].map(|name| serde_json::json!([name]));
                 let only_ours = ours.contains(&rule["resourceNames"]);

@@ -85,7 +85,7 @@ pub const DEFAULT_POLICY: &str = "job-handler-default";
 /// ConfigMap that holds the policies of the base install until they are created.
 pub const DEFAULTS: &str = "job-handler-defaults";
 /// Annotation on that ConfigMap: comma-separated names of the policies that were created; they are not created again.
-pub const DEFAULTS_CREATED: &str = "job-handler/created-policies";
+pub(crate) const DEFAULTS_CREATED: &str = "job-handler/created-policies";
 
 /// HTTP path of stamping.
 pub const MUTATE_PATH: &str = "/mutate";

@@ -18,6 +18,6 @@ pub mod names;
 pub mod policy;
 pub mod process;
 pub mod result;
-#[cfg(feature = "testing")]
+#[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod text;

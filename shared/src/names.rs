@@ -5,7 +5,7 @@
 use sha2::{Digest, Sha256};
 
 /// Maximum length of a label value (`k8s.io/apimachinery/pkg/util/validation`).
-pub const LABEL_VALUE_MAX: usize = 63;
+pub(crate) const LABEL_VALUE_MAX: usize = 63;
 /// Maximum length of the name of a ConfigMap, Secret or Event (a DNS subdomain).
 pub const OBJECT_NAME_MAX: usize = 253;
 
@@ -47,7 +47,7 @@ pub fn label_value(value: &str) -> String {
 }
 
 /// A label value: a readable prefix of `readable` and a hash over `identity`.
-pub fn hashed_label_value<'a>(readable: &str, identity: impl IntoIterator<Item = &'a str>) -> String {
+pub(crate) fn hashed_label_value<'a>(readable: &str, identity: impl IntoIterator<Item = &'a str>) -> String {
     let hash = short_hash(identity);
     let head: String = readable
         .chars()

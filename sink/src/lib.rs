@@ -24,9 +24,9 @@
 //! was decided on, and each sequence of writes can be run again from its start.
 
 pub mod args;
-pub mod cloudevents;
+pub(crate) mod cloudevents;
 pub mod config;
-pub mod enforce;
+pub(crate) mod enforce;
 pub mod harvest;
 pub(crate) mod jobs;
 pub mod metrics;
@@ -35,13 +35,21 @@ pub mod notify;
 pub mod object_store;
 pub mod observe;
 pub mod prune;
-pub mod queueing;
+pub(crate) mod queueing;
 pub mod reconcile;
-pub mod result;
+pub(crate) mod result;
 pub mod retention;
 pub mod run;
-pub mod runtime;
-pub mod status;
+pub(crate) mod runtime;
+pub(crate) mod status;
+
+// The builder of tests in `tests/` serves the unit tests too; it names this crate as those tests do.
+#[cfg(test)]
+extern crate self as job_handler_sink;
+#[cfg(test)]
+#[path = "../tests/common/build.rs"]
+#[allow(dead_code, reason = "the tests in `tests/` use the rest")]
+mod test_support;
 
 pub use job_handler_shared::kube::error;
 

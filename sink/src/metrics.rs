@@ -78,161 +78,98 @@ fn durations() -> Histogram {
 impl SinkMetrics {
     /// Creates the metrics and registers them.
     pub fn new(metrics: &Metrics) -> Self {
-        let own = Self {
-            leading: Arc::default(),
-            leader: Gauge::default(),
-            created: Family::default(),
-            durations: Family::new_with_constructor(durations),
-            failures: Family::default(),
-            active: Gauge::default(),
-            // 10 ms to about 5 min, and beyond.
-            lag: Histogram::new(exponential_buckets(0.01, 2.0, 16)),
-            harvested: Family::default(),
-            incomplete: Counter::default(),
-            withheld: Counter::default(),
-            faults: Family::default(),
-            pruned: Counter::default(),
-            removed: Family::default(),
-            dropped: Family::default(),
-            queue: Gauge::default(),
-            limit_queued: Family::default(),
-            limits: Arc::default(),
-            restarts: Histogram::new([0.0, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0]),
-            lost: Family::default(),
-            oldest_active: Gauge::default(),
-            unharvested: Gauge::default(),
-            oldest_unharvested: Gauge::default(),
-            deadline_used: Gauge::default(),
-            results_stored: Gauge::default(),
-            result_bytes: Gauge::default(),
-            results_incomplete_now: Gauge::default(),
-            budget_used: Gauge::default(),
-            events: Family::default(),
-            events_failed: Family::default(),
-            events_pending: Family::default(),
-            refusals_pending: Family::default(),
-            events_dropped: Family::default(),
-        };
-        own.register(metrics);
-        own
-    }
-
-    fn register(&self, metrics: &Metrics) {
         metrics.register(|registry| {
             registry.register(
-                "k8s_job_creation",
-                "Jobs created, queued or refused, by status",
-                self.created.clone(),
-            );
-            registry.register(
-                "k8s_job_duration_seconds",
-                "Time from the start to the end of a Job in seconds, by status",
-                self.durations.clone(),
-            );
-            registry.register("k8s_job_failures", "Failed Jobs, by reason", self.failures.clone());
-            registry.register("k8s_active_jobs", "Jobs that are active now", self.active.clone());
-            let ours = registry.sub_registry_with_prefix("job_handler");
-            let build = Info::new([("version", crate::VERSION)]);
-            ours.register("sink_build", "Version of this sink", build);
-            ours.register("leader", "Whether this sink is the leader: 1 or 0", self.leader.clone());
-            ours.register(
-                "harvest_lag_seconds",
-                "Time from the end of a Job to its stored result in seconds",
-                self.lag.clone(),
-            );
-            ours.register("results", "Results stored, by status of the Job", self.harvested.clone());
-            ours.register(
-                "results_incomplete",
-                "Results stored without some of their logs or pods",
-                self.incomplete.clone(),
-            );
-            ours.register(
-                "results_withheld",
-                "Results stored without logs and messages, because the sink may not write Secrets",
-                self.withheld.clone(),
-            );
-            ours.register("faults", "Actions that failed and are retried, by action", self.faults.clone());
-            ours.register("pruned_jobs", "Jobs deleted as older Jobs of their group", self.pruned.clone());
-            ours.register(
-                "results_removed",
-                "Stored results deleted by retention, by reason",
-                self.removed.clone(),
-            );
-            ours.register(
-                "refusals_dropped",
-                "Refusals for which no Event was published, by reason",
-                self.dropped.clone(),
-            );
-            ours.register("queue_length", "Jobs and groups that wait to be reconciled", self.queue.clone());
-            ours.register(
-                "limit_queued",
-                "Queued Jobs that wait for a limit, in all of its scopes",
-                self.limit_queued.clone(),
-            );
-            ours.register(
-                "job_restarts",
-                "Restarts of the most restarted container of a harvested Job",
-                self.restarts.clone(),
-            );
-            ours.register("results_lost", "Results that could not be stored, by reason", self.lost.clone());
-            ours.register(
-                "oldest_active_job_seconds",
-                "Age of the longest active Job in seconds",
-                self.oldest_active.clone(),
-            );
-            ours.register(
-                "unharvested_jobs",
-                "Finished Jobs whose result is not stored yet",
-                self.unharvested.clone(),
-            );
-            ours.register(
-                "oldest_unharvested_job_seconds",
-                "Time since the first of the unharvested Jobs finished, in seconds",
-                self.oldest_unharvested.clone(),
-            );
-            ours.register(
-                "harvest_deadline_used_ratio",
-                "Elapsed share (0 to 1) of the harvest deadline of the Job nearest to it",
-                self.deadline_used.clone(),
-            );
-            ours.register("stored_results", "Results that are stored now", self.results_stored.clone());
-            ours.register(
-                "stored_result_bytes",
-                "Size of all stored results in bytes",
-                self.result_bytes.clone(),
-            );
-            ours.register(
-                "stored_results_incomplete",
-                "Stored results without some of their logs or pods",
-                self.results_incomplete_now.clone(),
-            );
-            ours.register(
-                "result_budget_used_ratio",
-                "Used share (0 to 1) of maxBytesPerNamespace in the fullest namespace",
-                self.budget_used.clone(),
-            );
-            ours.register("cloudevents", "CloudEvents delivered, by receiver and phase", self.events.clone());
-            ours.register(
-                "cloudevents_failed",
-                "Attempts to deliver a CloudEvent that failed, by receiver",
-                self.events_failed.clone(),
-            );
-            ours.register(
-                "cloudevents_pending",
-                "Jobs with CloudEvents to deliver, by receiver",
-                self.events_pending.clone(),
-            );
-            ours.register(
-                "cloudevents_refusals_pending",
-                "Refusals with CloudEvents to deliver, by receiver",
-                self.refusals_pending.clone(),
-            );
-            ours.register(
-                "cloudevents_dropped",
-                "CloudEvents that will never be delivered, by receiver and reason",
-                self.events_dropped.clone(),
+                "job_handler_sink_build",
+                "Version of this sink",
+                Info::new([("version", crate::VERSION)]),
             );
         });
+        Self {
+            leading: Arc::default(),
+            limits: Arc::default(),
+            created: metrics.create("k8s_job_creation", "Jobs created, queued or refused, by status"),
+            durations: metrics.add(
+                "k8s_job_duration_seconds",
+                "Time from the start to the end of a Job in seconds, by status",
+                Family::new_with_constructor(durations),
+            ),
+            failures: metrics.create("k8s_job_failures", "Failed Jobs, by reason"),
+            active: metrics.create("k8s_active_jobs", "Jobs that are active now"),
+            leader: metrics.create("job_handler_leader", "Whether this sink is the leader: 1 or 0"),
+            // 10 ms to about 5 min, and beyond.
+            lag: metrics.add(
+                "job_handler_harvest_lag_seconds",
+                "Time from the end of a Job to its stored result in seconds",
+                Histogram::new(exponential_buckets(0.01, 2.0, 16)),
+            ),
+            harvested: metrics.create("job_handler_results", "Results stored, by status of the Job"),
+            incomplete: metrics.create(
+                "job_handler_results_incomplete",
+                "Results stored without some of their logs or pods",
+            ),
+            withheld: metrics.create(
+                "job_handler_results_withheld",
+                "Results stored without logs and messages, because the sink may not write Secrets",
+            ),
+            faults: metrics.create("job_handler_faults", "Actions that failed and are retried, by action"),
+            pruned: metrics.create("job_handler_pruned_jobs", "Jobs deleted as older Jobs of their group"),
+            removed: metrics
+                .create("job_handler_results_removed", "Stored results deleted by retention, by reason"),
+            dropped: metrics.create(
+                "job_handler_refusals_dropped",
+                "Refusals for which no Event was published, by reason",
+            ),
+            queue: metrics.create("job_handler_queue_length", "Jobs and groups that wait to be reconciled"),
+            limit_queued: metrics.create(
+                "job_handler_limit_queued",
+                "Queued Jobs that wait for a limit, in all of its scopes",
+            ),
+            restarts: metrics.add(
+                "job_handler_job_restarts",
+                "Restarts of the most restarted container of a harvested Job",
+                Histogram::new([0.0, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0]),
+            ),
+            lost: metrics.create("job_handler_results_lost", "Results that could not be stored, by reason"),
+            oldest_active: metrics
+                .create("job_handler_oldest_active_job_seconds", "Age of the longest active Job in seconds"),
+            unharvested: metrics
+                .create("job_handler_unharvested_jobs", "Finished Jobs whose result is not stored yet"),
+            oldest_unharvested: metrics.create(
+                "job_handler_oldest_unharvested_job_seconds",
+                "Time since the first of the unharvested Jobs finished, in seconds",
+            ),
+            deadline_used: metrics.create(
+                "job_handler_harvest_deadline_used_ratio",
+                "Elapsed share (0 to 1) of the harvest deadline of the Job nearest to it",
+            ),
+            results_stored: metrics.create("job_handler_stored_results", "Results that are stored now"),
+            result_bytes: metrics
+                .create("job_handler_stored_result_bytes", "Size of all stored results in bytes"),
+            results_incomplete_now: metrics.create(
+                "job_handler_stored_results_incomplete",
+                "Stored results without some of their logs or pods",
+            ),
+            budget_used: metrics.create(
+                "job_handler_result_budget_used_ratio",
+                "Used share (0 to 1) of maxBytesPerNamespace in the fullest namespace",
+            ),
+            events: metrics.create("job_handler_cloudevents", "CloudEvents delivered, by receiver and phase"),
+            events_failed: metrics.create(
+                "job_handler_cloudevents_failed",
+                "Attempts to deliver a CloudEvent that failed, by receiver",
+            ),
+            events_pending: metrics
+                .create("job_handler_cloudevents_pending", "Jobs with CloudEvents to deliver, by receiver"),
+            refusals_pending: metrics.create(
+                "job_handler_cloudevents_refusals_pending",
+                "Refusals with CloudEvents to deliver, by receiver",
+            ),
+            events_dropped: metrics.create(
+                "job_handler_cloudevents_dropped",
+                "CloudEvents that will never be delivered, by receiver and reason",
+            ),
+        }
     }
 
     pub(crate) fn set_leading(&self, leads: bool) {

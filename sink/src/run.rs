@@ -87,7 +87,7 @@ pub enum SinkError {
 pub async fn run(client: Client, options: RunOptions, mut signals: ShutdownSignals) -> Result<(), SinkError> {
     let metrics = Metrics::default();
     let readiness = Readiness::default();
-    // What can be wrong on this machine is told before anything is asked of the cluster.
+    // Errors of this machine are reported before the first call to the cluster.
     let objects = options.config.objects.as_ref();
     let objects = objects.map(|config| FullLogStore::open(config, &options.replica, &metrics)).transpose()?;
     let listener = admin::listen(options.admin_listen, "--admin-listen")?;
@@ -190,14 +190,14 @@ pub async fn run(client: Client, options: RunOptions, mut signals: ShutdownSigna
     let shut_down = tasks.shut_down(GRACE).await;
     // The Lease is released last: until then no other sink may take over.
     let released = election.shut_down(GRACE).await;
-    // A missing socket tells the webhook more than one without a listener.
+    // Connecting to a missing socket fails with a clearer error than to one without a listener.
     if let Err(error) = std::fs::remove_file(&options.refusal_socket) {
         tracing::debug!(%error, "cannot remove the refusal socket");
     }
     Ok(ended.and(shut_down).and(released)?)
 }
 
-/// The leader's part: works while this sink leads and everything it decides by is known.
+/// Runs the leader's tasks while this sink is the leader and all watch caches are filled.
 async fn lead(
     context: Context,
     reconciler: JobReconciler,
@@ -317,7 +317,7 @@ async fn create_defaults(context: &Context) {
     }
 }
 
-/// The identity that a Lease or an Event carries where nobody gave one.
+/// The default identity in Leases and Events.
 pub fn default_replica() -> Arc<str> {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let name = name.trim();

@@ -7,19 +7,13 @@ mod common;
 
 use std::time::Duration;
 
-use common::Apiserver;
-use http::Method;
-use job_handler_shared::{
-    job::snapshot::JobSnapshot,
-    keys,
-    policy::{parsed::Policy, spec::JobPolicy, status::PolicyStatus},
-    process::telemetry::Metrics,
+use common::{
+    Apiserver,
+    build::{completed_job, policy_entry, reconciler},
 };
+use http::Method;
+use job_handler_shared::{job::snapshot::JobSnapshot, keys, testing::policies::job_policy};
 use job_handler_sink::{
-    harvest::{collector::Collector, pod_tracker::PodTracker},
-    metrics::SinkMetrics,
-    model::policy_entry::PolicyEntry,
-    notify::recorder::Recorder,
     observe::{key::Key, store::Store},
     reconcile::job::JobReconciler,
 };
@@ -47,28 +41,10 @@ impl TestCluster {
         let store = Store::default();
         for namespace in ["ill", "well"] {
             store.put_namespace(namespace, Default::default());
-            let policy: JobPolicy = serde_json::from_value(json!({
-                "apiVersion": "job-handler.io/v1alpha1", "kind": "JobPolicy",
-                "metadata": {"name": "p", "namespace": namespace, "uid": namespace}, "spec": {"results": {}},
-            }))
-            .unwrap();
-            let policy = Policy::namespaced(&policy).unwrap();
-            store.put_policy(PolicyEntry {
-                reference: policy.reference.clone(),
-                generation: 1,
-                policy: Ok(policy.into()),
-                status: PolicyStatus::default(),
-            });
+            let metadata = json!({"name": "p", "namespace": namespace, "uid": namespace});
+            store.put_policy(policy_entry(1, job_policy(metadata, json!({"results": {}}))));
         }
-        let reconciler = JobReconciler {
-            client: client.clone(),
-            queue: Key::queue(&store),
-            store,
-            collector: Collector::new(client.clone()),
-            pod_tracker: PodTracker::default(),
-            recorder: Recorder::new(client.clone(), "sink-0"),
-            metrics: SinkMetrics::new(&Metrics::default()),
-        };
+        let reconciler = reconciler(client.clone(), store);
         tokio::spawn(reconciler.clone().run());
         Self { apiserver: apiserver.clone(), reconciler }
     }
@@ -77,14 +53,7 @@ impl TestCluster {
     fn finish(&self, namespace: &str, number: usize) {
         for n in 0..number {
             let (name, uid) = (format!("{namespace}-{n}"), format!("{namespace}-{n:08}"));
-            let job = json!({
-                "apiVersion": "batch/v1", "kind": "Job",
-                "metadata": {"name": name, "namespace": namespace, "uid": uid, "creationTimestamp": "2026-01-01T00:00:00Z"},
-                "spec": {"template": {"spec": {"containers": []}}},
-                "status": {"succeeded": 1, "startTime": "2026-01-01T00:00:00Z", "conditions": [{"type": "Complete",
-                    "status": "True", "lastTransitionTime": "2026-01-01T00:00:09Z"}]},
-            });
-            self.apiserver.put("jobs", job);
+            self.apiserver.put("jobs", completed_job(namespace, &name, &uid));
             self.apiserver.put("pods", json!({
                 "apiVersion": "v1", "kind": "Pod",
                 "metadata": {"name": name, "namespace": namespace, "ownerReferences": [

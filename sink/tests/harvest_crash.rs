@@ -41,7 +41,7 @@ fn check_end(apiserver: &Apiserver, deleted: bool, shards: usize, how: &str) {
     assert_eq!(events[0]["reason"], "JobProcessing");
     assert_eq!(events[0]["regarding"]["uid"], UID);
     match apiserver.get("jobs", "ci", "build") {
-        None => assert!(deleted, "{how}: deleted although nobody asked"),
+        None => assert!(deleted, "{how}: deleted although no policy requests it"),
         Some(job) => {
             assert!(!deleted, "{how}: still there");
             assert_eq!(job["metadata"]["annotations"][keys::RESULTS], "build-results", "{how}");
@@ -89,7 +89,7 @@ async fn the_next_process_completes_a_harvest_killed_at_any_write() {
                 let apiserver = cluster(&log);
                 apiserver.fault(write, fault);
                 let killed = process(&apiserver, policy.clone()).reconcile_job(UID).await;
-                // The very last write may have been made: then nothing is left to hear of.
+                // The last write may have been made: then there is nothing to report.
                 assert!(killed.is_err(), "{fault:?} at {write}");
                 apiserver.revive();
                 until_done(&apiserver, &policy).await;
@@ -206,7 +206,7 @@ async fn a_rejected_write_is_repeated_without_logs() {
     assert_eq!(apiserver.all("configmaps").len(), 1, "no shard is left over");
     assert!(apiserver.get("jobs", "ci", "build").is_none(), "deleted as asked");
 
-    // Nothing can be written at all: told once, and the Job keeps its harvest deadline.
+    // Nothing can be written at all: reported once, and the Job keeps its harvest deadline.
     let apiserver = cluster(b"hello\n");
     let quota = r#"configmaps "build-results" is forbidden: exceeded quota: few"#;
     apiserver.refuse("configmaps", 403, quota);
@@ -232,7 +232,7 @@ async fn a_result_rejected_by_a_quota_is_complete_once_there_is_room() {
     apiserver.fault(0, Fault::Quota);
     assert!(
         process(&apiserver, policy.clone()).reconcile_job(UID).await.is_err(),
-        "told, and tried again later"
+        "reported, and retried later"
     );
     until_done(&apiserver, &policy).await;
     assert!(is_complete(&apiserver));

@@ -7,21 +7,20 @@
 mod common;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     io::Read,
     path::{Path, PathBuf},
 };
 
 use common::{
     Apiserver, Fault,
-    build::{UID, cluster, noise, process, set_policy},
+    build::{UID, cluster, garbage_collector, noise, process, set_policy},
 };
 use http::Method;
 use jiff::Timestamp;
-use job_handler_shared::{keys, process::telemetry::Metrics, result::storage_kind::StorageKind};
+use job_handler_shared::{process::telemetry::Metrics, result::storage_kind::StorageKind};
 use job_handler_sink::{
     config::Config,
-    model::stored_result::StoredResult,
     object_store::FullLogStore,
     reconcile::job::JobReconciler,
     retention::{gc::GarbageCollector, object_gc},
@@ -73,31 +72,8 @@ impl Ground {
         let objects = self.objects();
         let mut reconciler = process(&self.apiserver, policy());
         reconciler.collector = reconciler.collector.with_objects(Some(objects.clone()));
-        for map in self.apiserver.all("configmaps") {
-            let texts = |field: &str| -> BTreeMap<String, String> {
-                serde_json::from_value(map["metadata"][field].clone()).unwrap_or_default()
-            };
-            let (labels, annotations) = (texts("labels"), texts("annotations"));
-            if labels.contains_key(keys::CREATED) {
-                let name = map["metadata"]["name"].as_str().unwrap().to_owned();
-                let place = ("ci".to_owned(), name, UID.to_owned());
-                reconciler.store.inventory().put(StoredResult::new(
-                    StorageKind::ConfigMap,
-                    place,
-                    &labels,
-                    &annotations,
-                    Timestamp::now(),
-                    false,
-                ));
-            }
-        }
-        let collector = GarbageCollector {
-            client: self.apiserver.client(),
-            store: reconciler.store.clone(),
-            metrics: reconciler.metrics.clone(),
-            max_bytes: None,
-            objects: Some(objects.clone()),
-        };
+        let collector =
+            garbage_collector(&self.apiserver, &reconciler, StorageKind::ConfigMap, Some(objects.clone()));
         (reconciler, collector, objects)
     }
 
@@ -109,7 +85,7 @@ impl Ground {
     /// Two runs of the store's garbage collector; returns the number of folders that the first one suspected.
     async fn gc(&self) -> usize {
         let (reconciler, _, objects) = self.process();
-        let look = async |suspects| {
+        let run_gc = async |suspects| {
             object_gc::delete_orphaned_folders(
                 &objects,
                 &self.apiserver.client(),
@@ -119,9 +95,9 @@ impl Ground {
             .await
             .unwrap()
         };
-        let suspects = look(BTreeSet::new()).await;
+        let suspects = run_gc(BTreeSet::new()).await;
         let number = suspects.len();
-        look(suspects).await;
+        run_gc(suspects).await;
         number
     }
 
@@ -195,7 +171,7 @@ async fn an_upload_without_a_result_is_deleted() {
     assert!(!ground.harvest().await);
     assert_eq!(ground.files().len(), 1, "objects come first");
     ground.apiserver.revive();
-    // Somebody deletes the Job before there is a sink again.
+    // The Job is deleted before a sink runs again.
     ground.apiserver.remove("jobs", "ci", "build");
     ground.apiserver.remove("pods", "ci", "build-x");
     let (reconciler, _, objects) = ground.process();
@@ -217,7 +193,7 @@ async fn objects_of_an_earlier_attempt_are_deleted_with_the_next() {
     let ground = Ground::new();
     let leftover = ground.store().join("ci").join(UID).join("build-gone");
     std::fs::create_dir_all(&leftover).unwrap();
-    std::fs::write(leftover.join("main-0.log.gz"), "of a pod that nobody knows any more").unwrap();
+    std::fs::write(leftover.join("main-0.log.gz"), "of a deleted pod").unwrap();
     assert!(ground.harvest().await);
     ground.check("the leftover is gone");
 }

@@ -8,16 +8,14 @@ mod common;
 
 use common::{
     Apiserver, Fault,
-    build::{UID, cluster, noise, process},
+    build::{UID, cluster, garbage_collector, noise, process},
 };
 use jiff::Timestamp;
 use job_handler_shared::{
     keys,
     result::storage_kind::{SECRET_TYPE, StorageKind},
 };
-use job_handler_sink::{
-    model::stored_result::StoredResult, reconcile::job::JobReconciler, retention::gc::GarbageCollector,
-};
+use job_handler_sink::reconcile::job::JobReconciler;
 use k8s_openapi::{ByteString, api::core::v1::Secret};
 use serde_json::{Value, json};
 
@@ -174,10 +172,10 @@ async fn a_job_waits_while_its_secret_cannot_be_read() {
     let apiserver = cluster_with_secret(b"x\n");
     until_done(&apiserver, StorageKind::Secret, UID).await;
     let writes = apiserver.writes();
-    let blind = started(&apiserver, StorageKind::Secret, false);
-    // It has begun after the right was taken away: no watch has told it of any Secret.
-    blind.store.remove_results(|_, place| place.kind == StorageKind::Secret);
-    blind.reconcile_job(UID).await.unwrap();
+    let without_rights = started(&apiserver, StorageKind::Secret, false);
+    // It started after the right was revoked: no watch has delivered a Secret.
+    without_rights.store.remove_results(|_, result| result.kind == StorageKind::Secret);
+    without_rights.reconcile_job(UID).await.unwrap();
     assert_eq!(apiserver.writes(), writes, "{:#?}", apiserver.calls());
     until_done(&apiserver, StorageKind::Secret, UID).await;
     check_end(&apiserver, 0, "the right is back");
@@ -253,23 +251,11 @@ async fn retention_deletes_secrets_and_their_shards() {
         apiserver
     };
     let collector = |apiserver: &Apiserver, may: bool| {
-        let JobReconciler { client, store, metrics, .. } = started(apiserver, StorageKind::Secret, may);
-        for secret in
-            apiserver.all("secrets").iter().filter(|s| s["metadata"]["labels"].get(keys::CREATED).is_some())
-        {
-            let of =
-                |field: &str| serde_json::from_value(secret["metadata"][field].clone()).unwrap_or_default();
-            let place =
-                ("ci".to_owned(), secret["metadata"]["name"].as_str().unwrap().to_owned(), UID.to_owned());
-            let (labels, annotations) = (of("labels"), of("annotations"));
-            let stored =
-                StoredResult::new(StorageKind::Secret, place, &labels, &annotations, Timestamp::now(), false);
-            store.inventory().put(stored);
-        }
-        GarbageCollector { client, store, metrics, max_bytes: None, objects: None }
+        let reconciler = started(apiserver, StorageKind::Secret, may);
+        garbage_collector(apiserver, &reconciler, StorageKind::Secret, None)
     };
     let apiserver = harvested().await;
-    assert_eq!(collector(&apiserver, false).delete_expired(Timestamp::now()).await, 0, "those are beyond us");
+    assert_eq!(collector(&apiserver, false).delete_expired(Timestamp::now()).await, 0, "without rights");
     assert_eq!(apiserver.all("secrets").len(), 3);
     for write in 0..4 {
         let apiserver = harvested().await;

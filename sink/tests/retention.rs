@@ -5,17 +5,15 @@
 
 mod common;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use common::{
     Apiserver, Fault,
-    build::{UID, cluster, noise, process},
+    build::{UID, cluster, garbage_collector, noise, process},
 };
 use jiff::Timestamp;
 use job_handler_shared::{job::snapshot::JobSnapshot, keys, result::storage_kind::StorageKind};
-use job_handler_sink::{
-    model::stored_result::StoredResult, reconcile::job::JobReconciler, retention::gc::GarbageCollector,
-};
+use job_handler_sink::{reconcile::job::JobReconciler, retention::gc::GarbageCollector};
 use serde_json::{Value, json};
 
 fn policy() -> Value {
@@ -25,32 +23,7 @@ fn policy() -> Value {
 /// A process that has just started, with its garbage collector.
 fn started(apiserver: &Apiserver) -> (JobReconciler, GarbageCollector) {
     let reconciler = process(apiserver, policy());
-    for map in apiserver.all("configmaps") {
-        let texts = |field: &str| -> BTreeMap<String, String> {
-            serde_json::from_value(map["metadata"][field].clone()).unwrap_or_default()
-        };
-        let (labels, annotations) = (texts("labels"), texts("annotations"));
-        if labels.contains_key(keys::CREATED) {
-            let place =
-                ("ci".to_owned(), map["metadata"]["name"].as_str().unwrap().to_owned(), UID.to_owned());
-            let stored = StoredResult::new(
-                StorageKind::ConfigMap,
-                place,
-                &labels,
-                &annotations,
-                Timestamp::now(),
-                false,
-            );
-            reconciler.store.inventory().put(stored);
-        }
-    }
-    let collector = GarbageCollector {
-        client: apiserver.client(),
-        store: reconciler.store.clone(),
-        metrics: reconciler.metrics.clone(),
-        max_bytes: None,
-        objects: None,
-    };
+    let collector = garbage_collector(apiserver, &reconciler, StorageKind::ConfigMap, None);
     (reconciler, collector)
 }
 
@@ -68,7 +41,12 @@ async fn after_a_crash_at_any_write_nothing_is_left_behind() {
     assert_eq!(started(&undisturbed).1.delete_expired(Timestamp::now()).await, 1);
     assert_eq!(undisturbed.all("configmaps"), Vec::<Value>::new());
     let writes = undisturbed.writes() - before;
-    assert_eq!(writes, 4, "the Job is told, the result goes, its shards go: {:#?}", undisturbed.calls());
+    assert_eq!(
+        writes,
+        4,
+        "the Job is annotated, the result is deleted, its shards are deleted: {:#?}",
+        undisturbed.calls()
+    );
     for write in 0..writes {
         for fault in
             [Fault::DeadBefore, Fault::DeadAfter, Fault::AnswerLost, Fault::Code(500), Fault::Code(409)]

@@ -161,7 +161,7 @@ async fn a_group_is_not_pruned_because_of_labels_alone() {
     });
     let _looks_again = reconciler.reconcile_group(&group).await;
     the_job(&apiserver);
-    // Otherwise it goes.
+    // Otherwise it is deleted.
     process(&apiserver, policy).reconcile_group(&group).await.unwrap();
     assert!(apiserver.get("jobs", "ci", "build").is_none());
 }
@@ -172,7 +172,7 @@ async fn a_removed_ttl_is_restored_when_no_policy_requests_the_result() {
     let reconciler = process(&apiserver, json!({"stamp": {"ttlSecondsAfterFinished": {"max": 50}}}));
     reconciler.reconcile_job(UID).await.unwrap();
     let job = the_job(&apiserver);
-    assert_eq!(job["spec"]["ttlSecondsAfterFinished"], 50, "the one put aside is 60; clamped");
+    assert_eq!(job["spec"]["ttlSecondsAfterFinished"], 50, "the parked one is 60; clamped");
     assert!(job["metadata"]["annotations"].get(keys::TTL).is_none(), "{job}");
     assert!(apiserver.all("configmaps").is_empty() && apiserver.all("events").is_empty());
     // Once: what people set afterwards stays.
@@ -221,7 +221,7 @@ async fn an_event_reports_a_deleted_jobs_result_that_cannot_be_written() {
         note.contains("exceeded quota") && note.contains("deleted") && !note.contains("keeps trying"),
         "{note}"
     );
-    assert!(reconciler.store.deleted_jobs().is_empty(), "told");
+    assert!(reconciler.store.deleted_jobs().is_empty(), "reported");
 }
 
 #[tokio::test]
@@ -250,7 +250,7 @@ async fn only_deleted_jobs_with_a_requested_result_are_harvested() {
 
     let reconciler = process(&cluster(b""), json!({}));
     reconciler.store.remove_job(UID, None);
-    assert!(reconciler.store.deleted_jobs().is_empty(), "nobody asks for its result");
+    assert!(reconciler.store.deleted_jobs().is_empty(), "no policy requests its result");
 
     // The end of a relist that does not have it any more.
     let reconciler = process(&cluster(b""), json!({"results": {}}));

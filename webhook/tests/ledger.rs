@@ -360,7 +360,7 @@ async fn refused_requests_share_a_fresh_read_that_began_after_they_arrived() {
     let apiserver = Arc::new(Apiserver::new(0).with_ledger("ci", empty()));
     let replica = replica(&apiserver, &[few(1)]).ready().await;
     apiserver.store("ci/a", "a");
-    let looks = || replica.metric("job_handler_limit_consistent_reads_total");
+    let fresh_reads = || replica.metric("job_handler_limit_consistent_reads_total");
     apiserver.hold_reads(true);
     let ask = |n: usize| {
         let limiter = replica.limiter.clone();
@@ -384,7 +384,7 @@ async fn refused_requests_share_a_fresh_read_that_began_after_they_arrived() {
         }
     }
     assert_eq!(granted, 1);
-    assert!((2..=5).contains(&looks()), "{} fresh reads for 50 requests", looks());
+    assert!((2..=5).contains(&fresh_reads()), "{} fresh reads for 50 requests", fresh_reads());
 }
 
 #[tokio::test(flavor = "multi_thread")]

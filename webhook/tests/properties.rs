@@ -187,12 +187,12 @@ proptest! {
     }
 
     #[test]
-    fn forged_marks_are_removed_on_create(webhook in webhook(), job in any_job()) {
+    fn forged_annotations_are_removed_on_create(webhook in webhook(), job in any_job()) {
         let (ops, decision) = webhook.create_ops(&job);
         if decision.annotations.is_empty() {
             prop_assert!(ops.is_empty(), "no policy, and yet {ops:?}");
         } else if !decision.annotations.contains_key("job-handler/status") {
-            // No policy: only what would make the sink start it goes.
+            // No policy: only the annotations that would make the sink start the Job are removed.
             let (mut before, mut after) = (job.clone(), applied(&job, ops));
             prop_assert!(after["metadata"]["annotations"].get("job-handler/queued-at").is_none());
             for job in [&mut before, &mut after] {

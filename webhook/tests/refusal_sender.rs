@@ -8,12 +8,7 @@
 
 use std::{path::Path, time::Duration};
 
-use jiff::Timestamp;
-use job_handler_shared::{
-    ledger::refusal::{Refusal, RefusalKind},
-    policy::reference::{PolicyKind, PolicyRef},
-    process::telemetry::Metrics,
-};
+use job_handler_shared::{ledger::refusal::Refusal, process::telemetry::Metrics, testing::refusals};
 use job_handler_webhook::{
     metrics::WebhookMetrics,
     refusal_sender::{self, RefusalQueue},
@@ -26,23 +21,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 fn refusal(job: &str) -> Refusal {
-    Refusal {
-        decision: RefusalKind::Refused,
-        policy: PolicyRef {
-            kind: PolicyKind::JobPolicy,
-            namespace: Some("ci".into()),
-            name: "p".into(),
-            uid: "u".into(),
-        },
-        limit: "few".into(),
-        namespace: "ci".into(),
-        job: job.into(),
-        uid: job.into(),
-        stored: false,
-        owner: None,
-        message: "full\nreally".into(),
-        at: Timestamp::UNIX_EPOCH,
-    }
+    Refusal { message: "full\nreally".into(), ..refusals::refusal(job) }
 }
 
 struct RunningSender {

@@ -38,7 +38,7 @@ fn jobs_outside_every_enforced_policy_are_not_changed() {
 }
 
 #[test]
-fn policies_with_only_reject_limits_change_no_job_but_remove_forged_marks() {
+fn policies_with_only_reject_limits_change_no_job_but_remove_forged_annotations() {
     let limits = |when_full: &str| {
         let limits = json!({"limits": [{"name": "few", "maxActiveJobs": 3, "whenFull": when_full}]});
         Webhook::new([policy("few", limits)])
@@ -53,7 +53,7 @@ fn policies_with_only_reject_limits_change_no_job_but_remove_forged_marks() {
     let mut expected = plain.clone();
     expected["metadata"]["annotations"] = json!({"note": "mine"});
     assert_eq!(after, expected);
-    // Beside anything else it is told that there was nothing to set.
+    // The annotation also says that there was nothing to set.
     let stamps = json!({"stamp": {"activeDeadlineSeconds": {"max": 60}}});
     for webhook in [limits("Queue"), Webhook::new([policy("stamps", stamps)])] {
         let (after, _) = webhook.create(&job(json!({"app": "other"}), json!({"activeDeadlineSeconds": 30})));
@@ -61,9 +61,9 @@ fn policies_with_only_reject_limits_change_no_job_but_remove_forged_marks() {
     }
 }
 
-/// With its marks the sink would start it, outside every policy and against its author's `suspend: true`.
+/// With its queue annotations the sink would start it, outside every policy and against its author's `suspend: true`.
 #[test]
-fn a_copy_of_a_queued_job_outside_every_policy_only_loses_the_queue_marks() {
+fn a_copy_of_a_queued_job_outside_every_policy_only_loses_the_queue_annotations() {
     let (queued, _) = queue().create(&job(json!({"app": "other"}), json!({})));
     assert_eq!(queued["spec"]["suspend"], true);
     for stamped in [queued["metadata"]["annotations"][STAMPED].as_str(), None] {
@@ -428,7 +428,7 @@ fn an_update_is_clamped_only_in_the_fields_that_it_changes() {
             .contains("activeDeadlineSeconds: 9000 -> 7200 (maximum of JobPolicy ci/builds)")
     );
     assert!(annotation(&after, STAMPED).contains("backoffLimit: 6 -> 0 (default"));
-    // Within bounds: the account of that field goes.
+    // Within bounds: the entry of that field is removed.
     let (after, _) = webhook.update(&stored, &with(&stored, "/spec/backoffLimit", json!(2)));
     assert!(!annotation(&after, STAMPED).contains("backoffLimit"));
     // Taken away: the default is back.
@@ -488,7 +488,7 @@ fn the_sinks_patch_of_a_harvested_job_is_not_changed() {
 }
 
 #[test]
-fn forged_marks_on_a_running_job_have_no_effect() {
+fn forged_annotations_on_a_running_job_have_no_effect() {
     let webhook = Webhook::builds();
     let running = webhook.create(&job(json!({"app": "build"}), json!({}))).0;
     let (after, _) = webhook.update(&running, &marked(&running, json!(1)));
@@ -525,8 +525,8 @@ fn containers_without_resources_are_stamped_once() {
     let containers = &after["spec"]["template"]["spec"]["containers"];
     assert_eq!(containers[0]["resources"], json!({"limits": {"cpu": "2"}}), "a number is an amount too");
     assert_eq!(containers[1], own);
-    let told = annotation(&after, STAMPED);
-    assert!(told.contains("containerResources: bare (default of JobPolicy"), "{told}");
+    let stamped = annotation(&after, STAMPED);
+    assert!(stamped.contains("containerResources: bare (default of JobPolicy"), "{stamped}");
     assert!(warnings.is_empty(), "{warnings:?}");
     let mut out = before;
     out["metadata"]["labels"] = json!({"job-handler/enabled": "false"});
@@ -543,8 +543,11 @@ fn a_queueing_failure_backoff_only_queues_jobs_with_a_group() {
     let webhook = Webhook::new([policy("p", spec)]);
     let (grouped, _) = webhook.create(&job(json!({"id": "7"}), json!({})));
     assert_eq!(grouped["spec"]["suspend"], true);
-    let told = annotation(&grouped, STAMPED);
-    assert!(told.contains("queued: waits for its group's next try (failureBackoff of JobPolicy"), "{told}");
+    let stamped = annotation(&grouped, STAMPED);
+    assert!(
+        stamped.contains("queued: waits for its group's next try (failureBackoff of JobPolicy"),
+        "{stamped}"
+    );
     let (alone, _) = webhook.create(&job(json!({}), json!({})));
     assert_ne!(alone["spec"]["suspend"], true);
 }

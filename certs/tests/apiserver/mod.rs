@@ -56,7 +56,7 @@ pub async fn until(apiserver: &Apiserver, what: &str, condition: impl Fn(&Apiser
         }
     };
     let waited = tokio::time::timeout(Duration::from_secs(10), poll).await;
-    waited.unwrap_or_else(|_| panic!("waited in vain for {what}; writes: {:?}", apiserver.calls()));
+    waited.unwrap_or_else(|_| panic!("timed out waiting for {what}; writes: {:?}", apiserver.calls()));
 }
 
 /// A MutatingWebhookConfiguration as the base install has it, cut down.

@@ -14,7 +14,7 @@ pub fn documents(path: &str) -> Vec<Value> {
         .collect()
 }
 
-/// Every document of every YAML file in a folder, with its file, kustomizations aside.
+/// Every document of every YAML file in a folder, with its file, except kustomizations.
 pub fn folder(path: &str) -> Vec<(String, Value)> {
     let mut files: Vec<String> = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(path))
         .unwrap()

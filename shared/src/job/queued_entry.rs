@@ -4,7 +4,7 @@
 /// Key of the entry of a Job that waits for a slot.
 pub const QUEUED: &str = "queued";
 /// Key of the entry of a Job that was released.
-pub const WAITED: &str = "waited";
+pub(crate) const WAITED: &str = "waited";
 /// Text of the entry before the name of the limit.
 pub const WAITS: &str = "waits for ";
 
@@ -17,7 +17,7 @@ pub fn waits_for(text: &str) -> Option<&str> {
     Some(what.strip_prefix(WAITS).unwrap_or(what))
 }
 
-/// Removes the entry; none if nothing else is left.
+/// The text without the entry; none if it has no other entry.
 pub fn without_queued(text: &str) -> Option<String> {
     let left: Vec<&str> = text.split(SEPARATOR).filter(|entry| queued(entry).is_none()).collect();
     let left = left.join(SEPARATOR);

@@ -28,7 +28,7 @@ pub struct ScopeKey {
     pub domain: ScopeDomain,
 }
 
-/// The domain in which a limit counts. Ordered by how much it tells the author of a Job: the narrowest comes first.
+/// The domain in which a limit counts. The narrowest comes first, because it says most to the author of a Job.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]
 pub enum ScopeDomain {
     /// A group of a namespace.
@@ -89,33 +89,24 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::policy::spec::JobPolicy;
-
-    fn policy(name: &str, spec: serde_json::Value) -> Arc<Policy> {
-        let policy: JobPolicy = serde_json::from_value(json!({
-            "apiVersion": "job-handler.io/v1alpha1", "kind": "JobPolicy",
-            "metadata": {"name": name, "namespace": "ci", "uid": name}, "spec": spec,
-        }))
-        .unwrap();
-        Arc::new(Policy::namespaced(&policy).unwrap())
-    }
+    use crate::testing::policies::namespaced;
 
     #[test]
     fn limits_use_the_group_of_the_first_policy_and_never_the_stamped_label() {
-        let first = policy("a", json!({"group": {"type": "Labels", "labelKeys": ["id"]}}));
+        let first = namespaced("a", json!({"group": {"type": "Labels", "labelKeys": ["id"]}}));
         let limits = json!({"group": {"type": "Owner"}, "limits": [
             {"name": "all", "maxActiveJobs": 3}, {"name": "each", "maxActiveJobs": 1, "scope": "Group"}]});
-        let second = policy("b", limits);
+        let second = namespaced("b", limits);
         let mut job = JobSnapshot { namespace: "ci".into(), ..JobSnapshot::default() };
         job.labels.insert(keys::GROUP.into(), "forged".into());
-        let places = |job: &JobSnapshot| {
+        let domains = |job: &JobSnapshot| {
             scopes(&[&first, &second], job).into_iter().map(|(key, _)| key.domain).collect::<Vec<_>>()
         };
-        assert_eq!(places(&job), [ScopeDomain::Namespace("ci".into())], "without the label it has no group");
+        assert_eq!(domains(&job), [ScopeDomain::Namespace("ci".into())], "without the label it has no group");
         job.labels.insert("id".into(), "7".into());
         let group = GroupId { by: "labels:id".into(), value: "7".into() };
         assert_eq!(
-            places(&job),
+            domains(&job),
             [ScopeDomain::Group("ci".into(), group), ScopeDomain::Namespace("ci".into())]
         );
     }

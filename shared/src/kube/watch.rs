@@ -42,7 +42,7 @@ pub async fn run<K: Clone + Debug>(
     }
 }
 
-/// The events of `stream` for callers that read the objects afresh anyway and only want to know when to.
+/// The events of `stream` for callers that read the objects again anyway and only need to know when.
 pub fn events<K, S>(stream: S, resource: &str) -> impl Stream<Item = Event<K>> + use<K, S>
 where
     K: Clone + Debug,
@@ -101,7 +101,7 @@ impl WatchHealth {
             self.readiness.iter().for_each(|handle| handle.set_not_ready(&failure));
         }
         if self.failures.is_due(&failure) {
-            let meanwhile = if self.listed { ", using what was seen last" } else { "" };
+            let meanwhile = if self.listed { ", using the objects that were observed last" } else { "" };
             tracing::warn!("{failure}; retrying{meanwhile}");
         }
     }

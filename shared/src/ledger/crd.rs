@@ -18,7 +18,7 @@ use serde_json::Value;
 use crate::ledger::failure_streak::FailureStreak;
 
 /// Format version. A change of meaning increments it.
-pub const FORMAT: u64 = 1;
+pub(crate) const FORMAT: u64 = 1;
 /// Name of the ledger for limits of scope `Cluster`. It has dots, which names of namespaces do not.
 pub const CLUSTER_LEDGER: &str = "cluster.job-handler.io";
 
@@ -117,16 +117,16 @@ pub enum LedgerError {
 impl LedgerContents {
     /// All attempts, with `namespace/name` of the Job and `request.uid`.
     pub fn attempts(&self) -> impl Iterator<Item = (&str, &str, &GrantedAttempt)> {
-        self.pending.iter().flat_map(|(name, tries)| {
-            tries.iter().map(move |(request, granted)| (&**name, &**request, granted))
+        self.pending.iter().flat_map(|(name, attempts)| {
+            attempts.iter().map(move |(request, granted)| (&**name, &**request, granted))
         })
     }
 
     /// Removes an attempt.
     pub fn remove(&mut self, name: &str, request: &str) -> Option<GrantedAttempt> {
-        let tries = self.pending.get_mut(name)?;
-        let removed = tries.remove(request);
-        if tries.is_empty() {
+        let attempts = self.pending.get_mut(name)?;
+        let removed = attempts.remove(request);
+        if attempts.is_empty() {
             self.pending.remove(name);
         }
         removed
@@ -189,9 +189,9 @@ impl JobLedgerSpec {
     pub fn set(&mut self, contents: &LedgerContents) {
         self.fields.insert(FORMAT_FIELD.to_owned(), FORMAT.into());
         self.fields.insert(OBSERVED_THROUGH.to_owned(), contents.observed_through.into());
-        let pending = contents.pending.iter().map(|(name, tries)| {
-            let tries = tries.iter().map(|(request, granted)| (request.clone(), granted.to_json()));
-            (name.clone(), Value::Object(tries.collect()))
+        let pending = contents.pending.iter().map(|(name, attempts)| {
+            let attempts = attempts.iter().map(|(request, granted)| (request.clone(), granted.to_json()));
+            (name.clone(), Value::Object(attempts.collect()))
         });
         self.fields.insert(PENDING.to_owned(), Value::Object(pending.collect()));
     }
@@ -255,12 +255,12 @@ mod tests {
 
     #[test]
     fn contents_round_trip_and_other_fields_stay() {
-        let tries = [
+        let attempts = [
             ("r1".to_owned(), granted(AttemptKind::Create)),
             ("r2".to_owned(), granted(AttemptKind::Unsuspend { from: 7 })),
         ];
         let contents =
-            LedgerContents { pending: [("ci/a".to_owned(), tries.into())].into(), observed_through: 12 };
+            LedgerContents { pending: [("ci/a".to_owned(), attempts.into())].into(), observed_through: 12 };
         let mut ledger = spec(json!({"format": 1, "backoff": {"g": {"failures": 2}}, "later": [1]}));
         ledger.set(&contents);
         let stored = serde_json::to_value(&ledger).unwrap();

@@ -4,7 +4,10 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::{job::snapshot::Owner, policy::reference::PolicyRef};
+use crate::{
+    job::snapshot::{JobSnapshot, Owner},
+    policy::reference::PolicyRef,
+};
 
 /// Maximum length of a line in bytes; the sink drops and counts longer ones.
 pub const MAX_LINE_BYTES: usize = 64 << 10;
@@ -56,30 +59,40 @@ pub enum RefusalKind {
     WouldRefuse,
 }
 
+impl Refusal {
+    /// A decision about a Job that was made now. `stored` is [`Self::stored`].
+    pub fn of_job(
+        job: &JobSnapshot,
+        decision: RefusalKind,
+        stored: bool,
+        policy: &PolicyRef,
+        limit: &str,
+        message: &str,
+    ) -> Self {
+        Self {
+            decision,
+            policy: policy.clone(),
+            limit: limit.to_owned(),
+            namespace: job.namespace.clone(),
+            job: job.name.clone(),
+            uid: job.uid.clone(),
+            stored,
+            owner: job.owner.clone(),
+            message: message.to_owned(),
+            at: Timestamp::now(),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::reference::PolicyKind;
+    use crate::testing::refusals::refusal;
 
     #[test]
     fn a_record_round_trips_as_one_line() {
-        let refusal = Refusal {
-            decision: RefusalKind::Refused,
-            policy: PolicyRef {
-                kind: PolicyKind::JobPolicy,
-                namespace: Some("ci".into()),
-                name: "builds".into(),
-                uid: "u".into(),
-            },
-            limit: "concurrent-builds".into(),
-            namespace: "ci".into(),
-            job: "build-11".into(),
-            uid: "j".into(),
-            stored: false,
-            owner: None,
-            message: "concurrent job limit reached:\n10".into(),
-            at: Timestamp::UNIX_EPOCH,
-        };
+        let message = "concurrent job limit reached:\n10".to_owned();
+        let refusal = Refusal { message, ..refusal("build-11") };
         let line = serde_json::to_string(&refusal).unwrap();
         assert!(!line.contains('\n') && line.len() < MAX_LINE_BYTES);
         assert_eq!(serde_json::from_str::<Refusal>(&line).unwrap(), refusal);

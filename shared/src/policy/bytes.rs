@@ -32,7 +32,7 @@ const PATTERN: &str = "^[0-9]{1,12}(Ki|Mi|Gi|Ti|k|M|G|T)?$";
 
 impl Bytes {
     /// The amount as `usize`; saturates on platforms with smaller pointers.
-    pub fn as_usize(self) -> usize {
+    pub(crate) fn as_usize(self) -> usize {
         usize::try_from(self.0).unwrap_or(usize::MAX)
     }
 }

@@ -188,10 +188,9 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::policy::{
-        cleanup::CleanupPolicy,
-        fixtures::{cluster, labels, namespaced},
-        set::PolicySet,
+    use crate::{
+        policy::{cleanup::CleanupPolicy, set::PolicySet},
+        testing::policies::{cluster, labels, namespaced},
     };
 
     fn effective(policies: Vec<Arc<Policy>>, job: &[(&str, &str)]) -> EffectivePolicy {

@@ -145,16 +145,11 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::policy::spec::JobPolicy;
+    use crate::testing::policies::job_policy;
 
     fn policy(name: &str, generation: i64, mode: &str) -> Arc<Policy> {
-        let policy: JobPolicy = serde_json::from_value(json!({
-            "apiVersion": "job-handler.io/v1alpha1", "kind": "JobPolicy",
-            "metadata": {"name": name, "namespace": "ci", "uid": name, "generation": generation},
-            "spec": {"mode": mode, "results": {}},
-        }))
-        .unwrap();
-        Arc::new(Policy::namespaced(&policy).unwrap())
+        let metadata = json!({"name": name, "namespace": "ci", "uid": name, "generation": generation});
+        job_policy(metadata, json!({"mode": mode, "results": {}}))
     }
 
     #[test]

@@ -103,7 +103,7 @@ mod tests {
     }
 
     /// Runs `create_once` against these responses; returns its result and the calls it made.
-    async fn play(
+    async fn run_against(
         answers: impl IntoIterator<Item = (u16, Value)>,
     ) -> (Result<Vec<String>, DefaultsError>, Vec<String>) {
         let (service, mut handle) = tower_test::mock::pair::<Request<Body>, Response<Body>>();
@@ -119,9 +119,9 @@ mod tests {
             calls
         });
         let client = Client::new(service, "default");
-        let said = create_once(&client, "ns").await;
+        let result = create_once(&client, "ns").await;
         drop(client);
-        (said, server.await.unwrap())
+        (result, server.await.unwrap())
     }
 
     fn status(code: u16, reason: &str) -> (u16, Value) {
@@ -141,15 +141,16 @@ mod tests {
 
     #[tokio::test]
     async fn policies_are_created_once_and_recorded() {
-        let (said, calls) = play([(200, map(None, POLICY)), policy(), (200, map(Some("one"), POLICY))]).await;
-        assert_eq!(said.unwrap(), ["one"]);
+        let (result, calls) =
+            run_against([(200, map(None, POLICY)), policy(), (200, map(Some("one"), POLICY))]).await;
+        assert_eq!(result.unwrap(), ["one"]);
         assert_eq!(calls, [GET, CREATE, MARK]);
     }
 
     #[tokio::test]
     async fn a_recorded_policy_is_not_created_again() {
-        let (said, calls) = play([(200, map(Some("one"), POLICY))]).await;
-        assert!(said.unwrap().is_empty());
+        let (result, calls) = run_against([(200, map(Some("one"), POLICY))]).await;
+        assert!(result.unwrap().is_empty());
         assert_eq!(calls, [GET]);
     }
 
@@ -157,28 +158,28 @@ mod tests {
     async fn an_existing_policy_is_kept_and_recorded() {
         let answers =
             [(200, map(None, POLICY)), status(409, "AlreadyExists"), (200, map(Some("one"), POLICY))];
-        let (said, calls) = play(answers).await;
-        assert!(said.unwrap().is_empty());
+        let (result, calls) = run_against(answers).await;
+        assert!(result.unwrap().is_empty());
         assert_eq!(calls, [GET, CREATE, MARK]);
     }
 
     #[tokio::test]
     async fn no_config_map_means_no_default_policies() {
-        let (said, calls) = play([status(404, "NotFound")]).await;
-        assert!(said.unwrap().is_empty());
+        let (result, calls) = run_against([status(404, "NotFound")]).await;
+        assert!(result.unwrap().is_empty());
         assert_eq!(calls, [GET]);
     }
 
     #[tokio::test]
     async fn errors_name_the_object() {
-        let (said, _) = play([(200, map(None, "metadata: 7"))]).await;
-        let error = said.unwrap_err().to_string();
+        let (result, _) = run_against([(200, map(None, "metadata: 7"))]).await;
+        let error = result.unwrap_err().to_string();
         assert!(
             error.contains("ConfigMap ns/job-handler-defaults: one.yaml is not a ClusterJobPolicy"),
             "{error}"
         );
-        let (said, calls) = play([(200, map(None, POLICY)), status(403, "Forbidden")]).await;
-        let error = said.unwrap_err().to_string();
+        let (result, calls) = run_against([(200, map(None, POLICY)), status(403, "Forbidden")]).await;
+        let error = result.unwrap_err().to_string();
         assert!(error.contains("cannot create ClusterJobPolicy one"), "{error}");
         assert_eq!(calls, [GET, CREATE], "not remembered, so that it is tried again");
     }

@@ -16,8 +16,6 @@
 pub mod bytes;
 pub mod cleanup;
 pub mod effective;
-#[cfg(test)]
-pub(crate) mod fixtures;
 pub mod index;
 pub mod install_defaults;
 pub mod limit;

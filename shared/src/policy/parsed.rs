@@ -1,10 +1,7 @@
 //! A policy with its selectors parsed, and the Jobs it selects.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
-use kube::{
-    ResourceExt,
-    core::{ParseExpressionError, Selector, SelectorExt},
-};
+use kube::core::{ParseExpressionError, Selector, SelectorExt};
 
 use crate::policy::{
     limit::WhenFull,
@@ -45,12 +42,7 @@ impl Policy {
     /// # Errors
     /// Fails for a selector that the CRD should have rejected.
     pub fn namespaced(policy: &JobPolicy) -> Result<Self, PolicyError> {
-        let reference = PolicyRef {
-            kind: PolicyKind::JobPolicy,
-            namespace: policy.namespace(),
-            name: policy.name_any(),
-            uid: policy.uid().unwrap_or_default(),
-        };
+        let reference = PolicyRef::of(PolicyKind::JobPolicy, policy);
         Self::new(reference, policy.metadata.generation, &policy.spec.policy, None)
     }
 
@@ -59,12 +51,7 @@ impl Policy {
     /// # Errors
     /// Fails for a selector that the CRD should have rejected.
     pub fn cluster(policy: &ClusterJobPolicy) -> Result<Self, PolicyError> {
-        let reference = PolicyRef {
-            kind: PolicyKind::ClusterJobPolicy,
-            namespace: None,
-            name: policy.name_any(),
-            uid: policy.uid().unwrap_or_default(),
-        };
+        let reference = PolicyRef::of(PolicyKind::ClusterJobPolicy, policy);
         let namespaces = policy.spec.namespace_selector.as_ref();
         Self::new(reference, policy.metadata.generation, &policy.spec.policy, namespaces)
     }
@@ -147,7 +134,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::policy::fixtures::{cluster, labels, namespaced};
+    use crate::testing::policies::{cluster, labels, namespaced};
 
     #[test]
     fn policies_select_by_namespace_and_labels() {

@@ -5,7 +5,7 @@ use std::fmt;
 use crate::policy::{effective::CombinedRange, reference::PolicyRef};
 
 /// Text for an absent value.
-pub const UNSET: &str = "unset";
+pub(crate) const UNSET: &str = "unset";
 
 /// The value of a field after the policies were applied.
 #[derive(Clone, Debug, PartialEq, Eq)]

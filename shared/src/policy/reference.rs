@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, fmt};
 
+use kube::ResourceExt;
 use serde::{Deserialize, Serialize};
 
 /// Labels of a Job or namespace.
@@ -29,6 +30,18 @@ pub struct PolicyRef {
     pub name: String,
     /// Uid; `kubectl describe` finds Events by it.
     pub uid: String,
+}
+
+impl PolicyRef {
+    /// Names a policy of this kind by its metadata.
+    pub fn of(kind: PolicyKind, policy: &impl ResourceExt) -> Self {
+        Self {
+            kind,
+            namespace: policy.namespace(),
+            name: policy.name_any(),
+            uid: policy.uid().unwrap_or_default(),
+        }
+    }
 }
 
 impl fmt::Display for PolicyKind {

@@ -73,9 +73,9 @@ pub enum LogsMode {
 
 impl Logs {
     /// The schema's maximum per container: one namespace must not fill the sink's memory.
-    pub const PER_CONTAINER_MAX: Bytes = Bytes(16 << 20);
+    pub(crate) const PER_CONTAINER_MAX: Bytes = Bytes(16 << 20);
     /// The schema's maximum per Job.
-    pub const PER_JOB_MAX: Bytes = Bytes(64 << 20);
+    pub(crate) const PER_JOB_MAX: Bytes = Bytes(64 << 20);
 
     /// Bytes per container. Applies the maximum again, for policies that were stored before the schema had one.
     pub fn per_container(&self) -> usize {

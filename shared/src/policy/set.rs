@@ -112,7 +112,7 @@ mod tests {
     use super::*;
     use crate::{
         keys,
-        policy::fixtures::{cluster, labels, namespaced},
+        testing::policies::{cluster, labels, namespaced},
     };
 
     #[test]

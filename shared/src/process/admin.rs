@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use crate::process::telemetry::Metrics;
 
 /// Content type of OpenMetrics text.
-pub const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// The state of one component: ready, or why not.
 type ComponentState = Result<(), String>;

@@ -10,7 +10,7 @@ use tokio_util::{sync::CancellationToken, task::JoinMap};
 
 type TaskResult = Result<(), Box<dyn Error + Send + Sync>>;
 
-/// A task that ended although the process goes on.
+/// A task that ended while the process was not shutting down.
 #[derive(Debug, thiserror::Error)]
 pub enum TaskError {
     /// It returned without an error.

@@ -3,7 +3,10 @@
 use std::{io::IsTerminal, sync::Arc};
 
 use parking_lot::Mutex;
-use prometheus_client::{encoding::text, registry::Registry};
+use prometheus_client::{
+    encoding::text,
+    registry::{Metric, Registry},
+};
 use tracing::Subscriber;
 use tracing_subscriber::{
     EnvFilter,
@@ -76,6 +79,17 @@ impl Metrics {
     /// Runs `register` on the registry.
     pub fn register<T>(&self, register: impl FnOnce(&mut Registry) -> T) -> T {
         register(&mut self.0.lock())
+    }
+
+    /// Registers a metric and returns it.
+    pub fn add<M: Metric + Clone>(&self, name: &str, help: &str, metric: M) -> M {
+        self.register(|registry| registry.register(name, help, metric.clone()));
+        metric
+    }
+
+    /// Creates a metric, registers it and returns it.
+    pub fn create<M: Metric + Clone + Default>(&self, name: &str, help: &str) -> M {
+        self.add(name, help, M::default())
     }
 
     /// Encodes all metrics as OpenMetrics text.

@@ -1,8 +1,16 @@
 //! What the tests of several crates need (feature `testing`).
 //!
-//! [`apiserver`] is the in-memory apiserver: read `apiserver/mod.rs` first, then `storage.rs` for what it stores and
-//! `faults.rs` for what it can do wrong.
+//! [`policies`] and [`refusals`] build objects. [`apiserver`] is the in-memory apiserver: read `apiserver/mod.rs` first, then `storage.rs`
+//! for what it stores and `faults.rs` for what it can do wrong.
 
-#![allow(clippy::panic, clippy::expect_used, reason = "helpers of tests; clippy knows only #[test] itself")]
+#![allow(
+    clippy::panic,
+    clippy::expect_used,
+    clippy::unwrap_used,
+    reason = "helpers of tests; clippy knows only #[test] itself"
+)]
 
+#[cfg(feature = "testing")]
 pub mod apiserver;
+pub mod policies;
+pub mod refusals;

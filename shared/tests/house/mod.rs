@@ -126,7 +126,7 @@ fn identifier(text: &str) -> Option<String> {
     (end > 0).then(|| text[..end].to_owned())
 }
 
-/// The name of the type that a line defines, associated types aside.
+/// The name of the type that a line defines, except associated types.
 fn defined_type(line: &str) -> Option<&str> {
     let code = line.trim_start();
     let code = match code.strip_prefix("pub") {

@@ -190,10 +190,7 @@ impl DeliveryBackoff {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use job_handler_shared::{
-        ledger::refusal::{Refusal, RefusalKind},
-        policy::reference::{PolicyKind, PolicyRef},
-    };
+    use job_handler_shared::{ledger::refusal::Refusal, testing::refusals};
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt},
         net::TcpListener,
@@ -203,23 +200,7 @@ pub(crate) mod tests {
     use crate::config::Config;
 
     pub(crate) fn refusal(uid: &str) -> Refusal {
-        Refusal {
-            decision: RefusalKind::Refused,
-            policy: PolicyRef {
-                kind: PolicyKind::JobPolicy,
-                namespace: Some("ci".into()),
-                name: "builds".into(),
-                uid: "p".into(),
-            },
-            limit: "l".into(),
-            namespace: "ci".into(),
-            job: "j".into(),
-            uid: uid.into(),
-            stored: false,
-            owner: None,
-            message: "full".into(),
-            at: jiff::Timestamp::UNIX_EPOCH,
-        }
+        Refusal { uid: uid.into(), ..refusals::refusal("j") }
     }
 
     /// Serves one request. Returns the port and the request.

@@ -123,15 +123,15 @@ impl<R: EventReceiver> Outbox<R> {
             match outcome {
                 Ok(()) => _ = retries.remove(&uid),
                 Err(error @ (DeliveryError::Rejected(_) | DeliveryError::Api(_))) => {
-                    let tries = retries.get(&uid).map_or(0, |(tries, _)| *tries) + 1;
+                    let attempts = retries.get(&uid).map_or(0, |(attempts, _)| *attempts) + 1;
                     let longest = if matches!(error, DeliveryError::Api(_)) {
                         MAX_API_PAUSE
                     } else {
                         MAX_REJECTED_PAUSE
                     };
-                    let pause = Duration::from_secs(2_u64.saturating_pow(tries)).min(longest);
+                    let pause = Duration::from_secs(2_u64.saturating_pow(attempts)).min(longest);
                     self.metrics.event_failed(self.receiver.name());
-                    if tries == 1 {
+                    if attempts == 1 {
                         let receiver = self.receiver.name();
                         tracing::warn!(
                             receiver,
@@ -139,7 +139,7 @@ impl<R: EventReceiver> Outbox<R> {
                             "cannot deliver the CloudEvents of a Job: {error}; retrying"
                         );
                     }
-                    retries.insert(uid, (tries, Instant::now() + pause));
+                    retries.insert(uid, (attempts, Instant::now() + pause));
                 }
                 Err(error) => return Err(error),
             }
@@ -151,7 +151,7 @@ impl<R: EventReceiver> Outbox<R> {
     async fn deliver_job(&self, uid: &str) -> Result<(), DeliveryError> {
         let sink = self.receiver.name();
         let result =
-            self.store.places_of(uid).into_iter().find(|result| result.outbox.iter().any(|n| n == sink));
+            self.store.results_of_uid(uid).into_iter().find(|result| result.outbox.iter().any(|n| n == sink));
         let Some(result) = result else { return self.deliver_started(uid).await };
         if let Some(found) =
             lookup::read_at(&self.client, result.kind, &result.namespace, &result.name, uid).await?
@@ -216,8 +216,8 @@ mod tests {
     /// Unavailable until a moment of the paused clock; records what it accepted.
     struct FlakyReceiver {
         back: Instant,
-        took: Mutex<Vec<Value>>,
-        tries: AtomicUsize,
+        received: Mutex<Vec<Value>>,
+        attempts: AtomicUsize,
     }
 
     impl EventReceiver for FlakyReceiver {
@@ -226,11 +226,11 @@ mod tests {
         }
 
         async fn deliver(&self, event: &CloudEvent) -> Result<(), DeliveryError> {
-            self.tries.fetch_add(1, Ordering::Relaxed);
+            self.attempts.fetch_add(1, Ordering::Relaxed);
             if Instant::now() < self.back {
                 return Err(DeliveryError::Unavailable("503".into()));
             }
-            self.took.lock().push(event.to_json("/s", &Default::default()));
+            self.received.lock().push(event.to_json("/s", &Default::default()));
             Ok(())
         }
     }
@@ -319,7 +319,8 @@ mod tests {
     async fn a_receiver_that_was_unavailable_for_an_hour_gets_all_events_across_leader_changes() {
         let maps = Maps::default();
         let back = Instant::now() + Duration::from_secs(3600);
-        let receiver = Arc::new(FlakyReceiver { back, took: Mutex::default(), tries: AtomicUsize::new(0) });
+        let receiver =
+            Arc::new(FlakyReceiver { back, received: Mutex::default(), attempts: AtomicUsize::new(0) });
         let (mut store, mut task) = sink(&maps, &receiver);
         for n in 0..JOBS {
             maps.lock().insert(name(n), result(n));
@@ -332,22 +333,22 @@ mod tests {
             tokio::time::sleep(Duration::from_secs(5)).await;
         }
         tokio::time::sleep_until(back).await;
-        assert!(receiver.took.lock().is_empty());
-        let tries = receiver.tries.load(Ordering::Relaxed);
-        assert!((30..300).contains(&tries), "attempts are spaced while it is unavailable: {tries}");
+        assert!(receiver.received.lock().is_empty());
+        let attempts = receiver.attempts.load(Ordering::Relaxed);
+        assert!((30..300).contains(&attempts), "attempts are spaced while it is unavailable: {attempts}");
         tokio::time::sleep(Duration::from_secs(120)).await;
         task.abort();
 
-        let took = receiver.took.lock();
+        let received = receiver.received.lock();
         let mut of_job: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-        for event in took.iter() {
+        for event in received.iter() {
             of_job.entry(event["subject"].as_str().unwrap()).or_default().push(event["id"].as_str().unwrap());
         }
         for n in 0..JOBS {
             let ids = [format!("u{n}-started"), format!("u{n}-completed")];
             assert_eq!(of_job[&*format!("ci/job-{n}")], ids, "each once, in order");
         }
-        assert_eq!(took.len(), 2 * JOBS);
+        assert_eq!(received.len(), 2 * JOBS);
         assert!(store.jobs_with_pending_events("ci").is_empty());
         for map in maps.lock().values() {
             assert_eq!(map["metadata"]["annotations"].get(OUTBOX), None, "nothing is pending");
@@ -364,8 +365,8 @@ mod tests {
         }
         let receiver = Arc::new(FlakyReceiver {
             back: Instant::now(),
-            took: Mutex::default(),
-            tries: AtomicUsize::new(0),
+            received: Mutex::default(),
+            attempts: AtomicUsize::new(0),
         });
         let (store, task) = sink(&maps, &receiver);
         tokio::time::sleep(Duration::from_secs(60)).await;
@@ -376,7 +377,7 @@ mod tests {
         tokio::time::sleep(Duration::from_secs(1)).await;
         assert_eq!(store.jobs_with_pending_events("ci"), ["u0"]);
         let ids: std::collections::BTreeSet<_> =
-            receiver.took.lock().iter().map(|event| event["id"].to_string()).collect();
+            receiver.received.lock().iter().map(|event| event["id"].to_string()).collect();
         assert_eq!(ids.len(), 20, "a repeated event has the same id");
         maps.lock().get_mut(&name(0)).unwrap()["metadata"]["labels"]["refused"] = "false".into();
         tokio::time::sleep(MAX_API_PAUSE * 2).await;

@@ -27,7 +27,7 @@ use crate::{
 /// Bytes of refusals that wait for one receiver.
 const MAX_BYTES: usize = 1 << 20;
 /// Attempts to deliver an event that the receiver rejects.
-const TRIES: u32 = 5;
+const MAX_ATTEMPTS: u32 = 5;
 
 /// The refusals for one receiver; clones share them.
 #[derive(Clone, Debug)]
@@ -157,8 +157,11 @@ impl RefusalSpool {
                 }
                 Err(DeliveryError::Rejected(why)) => {
                     rejected += 1;
-                    if rejected >= TRIES {
-                        tracing::warn!(receiver = name, "dropped a CloudEvent after {TRIES} attempts: {why}");
+                    if rejected >= MAX_ATTEMPTS {
+                        tracing::warn!(
+                            receiver = name,
+                            "dropped a CloudEvent after {MAX_ATTEMPTS} attempts: {why}"
+                        );
                         metrics.events_dropped(name, "rejected", 1);
                         rejected = 0;
                         self.remove(&refusal);
@@ -247,8 +250,8 @@ mod tests {
     /// Unavailable until a moment of the paused clock; records what it accepted.
     struct FlakyReceiver {
         back: tokio::time::Instant,
-        took: Mutex<Vec<serde_json::Value>>,
-        tries: Mutex<u32>,
+        received: Mutex<Vec<serde_json::Value>>,
+        attempts: Mutex<u32>,
     }
 
     impl EventReceiver for FlakyReceiver {
@@ -257,11 +260,11 @@ mod tests {
         }
 
         async fn deliver(&self, event: &CloudEvent) -> Result<(), DeliveryError> {
-            *self.tries.lock() += 1;
+            *self.attempts.lock() += 1;
             if tokio::time::Instant::now() < self.back {
                 return Err(DeliveryError::Unavailable("503".into()));
             }
-            self.took.lock().push(event.to_json("/s", &Default::default()));
+            self.received.lock().push(event.to_json("/s", &Default::default()));
             Ok(())
         }
     }
@@ -275,7 +278,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let spool = spool(folder.path());
         let back = tokio::time::Instant::now() + Duration::from_secs(3600);
-        let receiver = Arc::new(FlakyReceiver { back, took: Mutex::default(), tries: Mutex::default() });
+        let receiver =
+            Arc::new(FlakyReceiver { back, received: Mutex::default(), attempts: Mutex::default() });
         let task = tokio::spawn(spool.clone().run(receiver.clone()));
         for n in 0..100 {
             spool.put(&refusal(&format!("u{n}")));
@@ -284,9 +288,9 @@ mod tests {
         tokio::time::sleep_until(back + Duration::from_secs(120)).await;
         task.abort();
         let ids: Vec<String> =
-            receiver.took.lock().iter().map(|e| e["id"].as_str().unwrap().to_owned()).collect();
+            receiver.received.lock().iter().map(|e| e["id"].as_str().unwrap().to_owned()).collect();
         assert_eq!(ids, (0..100).map(|n| format!("u{n}-refused")).collect::<Vec<_>>());
-        assert!(*receiver.tries.lock() < 300, "attempts are spaced while it is unavailable");
+        assert!(*receiver.attempts.lock() < 300, "attempts are spaced while it is unavailable");
         assert_eq!(std::fs::read_to_string(folder.path().join("s.sock.ci.jsonl")).unwrap(), "");
     }
 

@@ -55,10 +55,10 @@ pub(crate) fn excess(unfinished: &[LimitedBy], missed: &[LimitedBy]) -> HashMap<
 #[cfg(test)]
 mod tests {
     use jiff::Timestamp;
+    use job_handler_shared::testing::policies::namespaced;
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::enforce::repair_patch::tests::policy;
 
     fn at(second: i64) -> Timestamp {
         Timestamp::from_second(second).unwrap()
@@ -66,7 +66,7 @@ mod tests {
 
     /// Uids of the excess Jobs among 1 to 4, each with the limit that it exceeds.
     fn too_many(limits: &Value) -> Vec<(String, String)> {
-        let policy = policy(json!({"limits": limits}));
+        let policy = namespaced("p", json!({"limits": limits}));
         let missed = |n: i64| {
             let (name, uid) = (n.to_string(), n.to_string());
             let job =

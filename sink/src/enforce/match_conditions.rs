@@ -101,20 +101,14 @@ fn quote(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use job_handler_shared::policy::spec::{JobPolicy, JobPolicySpec};
+    use job_handler_shared::testing::policies::job_policy;
     use serde_json::json;
 
     use super::*;
 
-    fn policy(namespace: &str, spec: serde_json::Value) -> Policy {
-        let spec: JobPolicySpec = serde_json::from_value(spec).unwrap();
-        let mut policy = JobPolicy::new("p", spec);
-        policy.metadata.namespace = Some(namespace.into());
-        Policy::namespaced(&policy).unwrap()
-    }
-
     #[test]
     fn label_keys_of_other_policies_of_the_namespace_decide_too() {
+        let policy = |namespace: &str, spec| job_policy(json!({"name": "p", "namespace": namespace}), spec);
         let own = policy("ci", json!({"jobSelector": {"matchLabels": {"app": "build"}}}));
         let near = policy(
             "ci",
@@ -122,7 +116,7 @@ mod tests {
             "jobSelector": {"matchExpressions": [{"key": "tier", "operator": "Exists"}]}}),
         );
         let far = policy("other", json!({"group": {"type": "Owner"}}));
-        let deciding = DecidingFields::of(&own, [&own, &near, &far]);
+        let deciding = DecidingFields::of(&own, [&*own, &near, &far]);
         assert_eq!(deciding.labels.iter().map(String::as_str).collect::<Vec<_>>(), ["app", "repo", "tier"]);
         assert!(!deciding.owner);
     }

@@ -1,6 +1,6 @@
 //! The patch that repairs a Job that the webhook missed. Pure.
 //!
-//! It never ends a Job that runs: a deadline or a number of retries that is exceeded already is left out.
+//! It never ends a Job that runs: it skips a deadline or a number of retries that is exceeded already.
 
 use std::sync::Arc;
 
@@ -153,26 +153,17 @@ impl RepairPatch {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
-    use job_handler_shared::policy::spec::JobPolicy;
+mod tests {
+    use job_handler_shared::testing::policies::namespaced;
 
     use super::*;
-
-    pub(crate) fn policy(spec: Value) -> Arc<Policy> {
-        let policy: JobPolicy = serde_json::from_value(json!({
-            "apiVersion": "job-handler.io/v1alpha1", "kind": "JobPolicy",
-            "metadata": {"name": "p", "namespace": "ci", "uid": "p"}, "spec": spec,
-        }))
-        .unwrap();
-        Arc::new(Policy::namespaced(&policy).unwrap())
-    }
 
     fn at(second: i64) -> Timestamp {
         Timestamp::from_second(second).unwrap()
     }
 
     fn patch(job: &JobSnapshot, spec: Value) -> RepairPatch {
-        repair_patch(job, &[&policy(spec)], at(1000))
+        repair_patch(job, &[&namespaced("p", spec)], at(1000))
     }
 
     #[test]
@@ -214,7 +205,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn forged_marks_are_removed() {
+    fn forged_labels_and_annotations_are_removed() {
         let mut job = JobSnapshot::default();
         job.labels.insert(keys::GROUP.into(), "forged".into());
         job.annotations.insert(keys::QUEUED_AT.into(), "2026-01-01T00:00:00Z".into());

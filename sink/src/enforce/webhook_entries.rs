@@ -182,27 +182,15 @@ pub(crate) fn tampered(
 pub(crate) mod tests {
     use std::sync::Arc;
 
-    use job_handler_shared::policy::spec::{
-        ClusterJobPolicy, ClusterJobPolicySpec, JobPolicy, JobPolicySpec,
-    };
+    use job_handler_shared::testing::policies::{cluster, job_policy};
     use k8s_openapi::ByteString;
     use serde_json::json;
 
     use super::*;
 
     pub(crate) fn namespaced(name: &str, namespace: &str, spec: serde_json::Value) -> Arc<Policy> {
-        let spec: JobPolicySpec = serde_json::from_value(spec).unwrap();
-        let mut policy = JobPolicy::new(name, spec);
-        policy.metadata.namespace = Some(namespace.into());
-        policy.metadata.uid = Some(format!("{namespace}-{name}"));
-        Arc::new(Policy::namespaced(&policy).unwrap())
-    }
-
-    fn cluster(name: &str, spec: serde_json::Value) -> Arc<Policy> {
-        let spec: ClusterJobPolicySpec = serde_json::from_value(spec).unwrap();
-        let mut policy = ClusterJobPolicy::new(name, spec);
-        policy.metadata.uid = Some(name.into());
-        Arc::new(Policy::cluster(&policy).unwrap())
+        let uid = format!("{namespace}-{name}");
+        job_policy(json!({"name": name, "namespace": namespace, "uid": uid}), spec)
     }
 
     #[test]

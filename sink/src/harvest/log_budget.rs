@@ -1,4 +1,4 @@
-//! What is left of a Job's log budget.
+//! The remaining log budget of a Job.
 
 use parking_lot::Mutex;
 

@@ -87,7 +87,7 @@ pub(crate) async fn read(
         if more > 0 && !room(more) {
             log.freeze(EARLY_TAIL);
         }
-        overflow.pass(log.before_overflow(n), &buffer[..n]).await;
+        overflow.write_piece(log.before_overflow(n), &buffer[..n]).await;
         log.push(&buffer[..n]);
     };
     let mut excerpt = LogExcerpt { full: overflow.finish().await, ..log.finish() };
@@ -240,7 +240,7 @@ mod tests {
                     if let Some((_, tail)) = frozen.filter(|(at, _)| *at == n) {
                         log.freeze(tail);
                     }
-                    overflow.pass(log.before_overflow(piece.len()), piece).await;
+                    overflow.write_piece(log.before_overflow(piece.len()), piece).await;
                     log.push(piece);
                 }
                 (log.finish(), overflow.finish().await)

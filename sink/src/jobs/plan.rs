@@ -11,7 +11,7 @@ use job_handler_shared::{
 };
 
 use crate::{
-    jobs::marks::{has_mark, is_result_removed},
+    jobs::result_annotations::{is_harvested_as, is_result_removed},
     model::result_ref::ResultRef,
 };
 
@@ -49,7 +49,7 @@ pub(crate) fn next_step(
         // No policy asks for its result (any more); pending Events of a stored result are still published.
         return match &job.finished {
             _ if pending => Some(Step::Announce),
-            Some(finished) if !has_mark(job, finished) && job.annotations.contains_key(keys::TTL) => {
+            Some(finished) if !is_harvested_as(job, finished) && job.annotations.contains_key(keys::TTL) => {
                 Some(Step::Restore(ttl(job, finished, effective)))
             }
             _ => None,
@@ -81,7 +81,8 @@ fn cleanup(effective: &EffectivePolicy, outcome: Outcome) -> Option<CleanupPolic
 /// users may change it afterwards.
 fn is_marked(job: &JobSnapshot, finished: &Finished, stored: &[ResultRef]) -> bool {
     let named = job.annotations.get(keys::RESULTS);
-    has_mark(job, finished) && named.is_some_and(|name| stored.iter().any(|result| result.name == *name))
+    is_harvested_as(job, finished)
+        && named.is_some_and(|name| stored.iter().any(|result| result.name == *name))
 }
 
 /// Returns the TTL that applies once the result is stored: the one that the webhook parked, clamped again since users can
@@ -111,25 +112,15 @@ fn ttl(job: &JobSnapshot, finished: &Finished, effective: &EffectivePolicy) -> T
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
-    use job_handler_shared::policy::{
-        parsed::Policy,
-        reference::Labels,
-        spec::{JobPolicy, JobPolicySpec},
-    };
+    use job_handler_shared::{policy::reference::Labels, testing::policies::namespaced};
     use proptest::prelude::*;
     use serde_json::json;
 
     use super::*;
-    use crate::jobs::marks::missing_results;
+    use crate::jobs::result_annotations::missing_results;
 
     fn effective(spec: serde_json::Value) -> EffectivePolicy {
-        let spec: JobPolicySpec = serde_json::from_value(spec).unwrap();
-        let mut policy = JobPolicy::new("p", spec);
-        policy.metadata.namespace = Some("ci".into());
-        let policy = Arc::new(Policy::namespaced(&policy).unwrap());
-        EffectivePolicy::combine([&policy], &Labels::new())
+        EffectivePolicy::combine([&namespaced("p", spec)], &Labels::new())
     }
 
     fn job(outcome: Outcome, ttl: Option<i32>, requested: Option<&str>) -> JobSnapshot {

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 /// The webhook entries as the enforcing task last saw them; policy conditions report it.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct EntryState {
+pub(crate) struct EntryState {
     /// Policy uid -> generation whose entries are in place.
-    pub written: BTreeMap<String, i64>,
+    pub(crate) written: BTreeMap<String, i64>,
     /// Why other entries are not in place.
-    pub error: Option<String>,
+    pub(crate) error: Option<String>,
 }

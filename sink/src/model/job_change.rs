@@ -10,7 +10,7 @@ pub type GroupKey = (String, GroupId);
 
 /// What a watch event changed about a Job.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Change {
+pub struct JobChange {
     /// The Job was not in the cache.
     pub new: bool,
     /// The Job was in the cache and had not finished.

@@ -1,12 +1,12 @@
 //! Types that several rooms share: no I/O, no imports of other rooms. Read [`job_change`] and [`result_ref`] first.
 
-pub mod entry_state;
-pub mod job_change;
-pub mod object_store_error;
-pub mod pending_events;
+pub(crate) mod entry_state;
+pub(crate) mod job_change;
+pub(crate) mod object_store_error;
+pub(crate) mod pending_events;
 pub mod policy_entry;
-pub mod replica;
+pub(crate) mod replica;
 pub mod result_ref;
 pub mod stored_result;
-pub mod summary;
-pub mod text;
+pub(crate) mod summary;
+pub(crate) mod text;

@@ -12,7 +12,7 @@ pub(crate) const LABELS_MAX: usize = 16 << 10;
 
 /// The CloudEvents to deliver for a Job that has just finished. The start comes first, except to the receivers in `notified`,
 /// which know it already.
-pub fn pending<'a>(
+pub(crate) fn pending<'a>(
     job: &JobSnapshot,
     sinks: impl IntoIterator<Item = &'a String>,
     notified: &BTreeSet<String>,
@@ -30,7 +30,7 @@ pub fn pending<'a>(
 }
 
 /// The labels of a Job that its manifest and CloudEvents contain.
-pub fn labels_of(job: &JobSnapshot) -> BTreeMap<String, String> {
+pub(crate) fn labels_of(job: &JobSnapshot) -> BTreeMap<String, String> {
     let mut room = LABELS_MAX;
     let fits = |(key, value): &(&String, &String)| {
         room = room.saturating_sub(key.len() + value.len());

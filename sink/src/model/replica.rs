@@ -4,22 +4,22 @@ use std::{collections::BTreeMap, time::Instant};
 
 /// A webhook replica as its Lease describes it.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Replica {
+pub(crate) struct Replica {
     /// The Lease's renewal time, compared as text only.
-    pub renewed: String,
+    pub(crate) renewed: String,
     /// When that text last changed, by the local clock.
-    pub seen: Instant,
+    pub(crate) seen: Instant,
     /// Seconds until the Lease expires without renewal.
-    pub duration: u64,
+    pub(crate) duration: u64,
     /// Policy uid -> enforced generation.
-    pub enforces: BTreeMap<String, i64>,
+    pub(crate) enforces: BTreeMap<String, i64>,
     /// Policy uid -> why the replica cannot enforce its limits yet.
-    pub withheld: BTreeMap<String, String>,
+    pub(crate) withheld: BTreeMap<String, String>,
 }
 
 impl Replica {
     /// Whether it has renewed in time.
-    pub fn is_live(&self, now: Instant) -> bool {
+    pub(crate) fn is_live(&self, now: Instant) -> bool {
         now.saturating_duration_since(self.seen).as_secs() < self.duration
     }
 }

@@ -45,7 +45,7 @@ impl ResultRef {
 }
 
 /// Parses the metadata of a result: the uid of its Job, and the reference.
-pub(crate) fn place_of(kind: StorageKind, metadata: &ObjectMeta) -> Option<(String, ResultRef)> {
+pub(crate) fn result_ref_of(kind: StorageKind, metadata: &ObjectMeta) -> Option<(String, ResultRef)> {
     let none = BTreeMap::new();
     let labels = metadata.labels.as_ref().unwrap_or(&none);
     let annotations = metadata.annotations.as_ref().unwrap_or(&none);
@@ -58,7 +58,7 @@ pub(crate) fn place_of(kind: StorageKind, metadata: &ObjectMeta) -> Option<(Stri
     fn number<N: std::str::FromStr>(annotations: &BTreeMap<String, String>, key: &str) -> Option<N> {
         annotations.get(key)?.parse().ok()
     }
-    let place = ResultRef {
+    let result = ResultRef {
         namespace: metadata.namespace.clone().unwrap_or_default(),
         name: name.to_owned(),
         kind,
@@ -68,5 +68,5 @@ pub(crate) fn place_of(kind: StorageKind, metadata: &ObjectMeta) -> Option<(Stri
         lost: number(annotations, metadata::LOST).unwrap_or_default(),
         policies: annotations.get(metadata::POLICIES).map_or("", String::as_str).into(),
     };
-    Some((uid.clone(), place))
+    Some((uid.clone(), result))
 }

@@ -1,22 +1,22 @@
-//! Counts of Jobs and results over the whole cluster.
+//! Counts of Jobs and results in the cluster.
 
 use job_handler_shared::policy::status::ResultsStatus;
 
-/// Counts of Jobs and results over the whole cluster.
+/// Counts of Jobs and results in the cluster.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct ClusterSummary {
+pub(crate) struct ClusterSummary {
     /// Jobs that take a slot.
-    pub active: usize,
+    pub(crate) active: usize,
     /// Age in seconds of the oldest active Job.
-    pub oldest_active: f64,
-    /// Finished Jobs whose result is wanted and not stored yet.
-    pub unharvested: usize,
+    pub(crate) oldest_active: f64,
+    /// Finished Jobs whose result is requested and not stored yet.
+    pub(crate) unharvested: usize,
     /// Seconds since the first of them finished.
-    pub oldest_unharvested: f64,
+    pub(crate) oldest_unharvested: f64,
     /// The largest used fraction of a harvest deadline among them.
-    pub deadline_used: f64,
+    pub(crate) deadline_used: f64,
     /// Number of stored results, their bytes, and how many are incomplete.
-    pub results: ResultsStatus,
+    pub(crate) results: ResultsStatus,
     /// The used fraction of `maxBytesPerNamespace` in the fullest namespace.
-    pub budget_used: f64,
+    pub(crate) budget_used: f64,
 }

@@ -3,6 +3,6 @@
 use jiff::Timestamp;
 
 /// Drops the fraction: Kubernetes' times have none, and a time must equal itself after it is stored.
-pub fn whole_seconds(at: Timestamp) -> Timestamp {
+pub(crate) fn whole_seconds(at: Timestamp) -> Timestamp {
     Timestamp::from_second(at.as_second()).unwrap_or(at)
 }

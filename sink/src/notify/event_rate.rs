@@ -19,7 +19,7 @@ const MOST: usize = 10_000;
 pub(crate) struct EventRateLimiter(HashMap<String, (f64, Instant)>);
 
 impl EventRateLimiter {
-    /// Takes a token. Returns false where none is left.
+    /// Takes a token. Returns false if there is none.
     pub(crate) fn allow(&mut self, namespace: &str, now: Instant) -> bool {
         if self.0.len() >= MOST {
             self.drop_idle(now);

@@ -38,7 +38,7 @@ pub(crate) fn targets(refusal: &Refusal) -> Vec<(RefusalTarget, ObjectReference)
         };
         targets.push((RefusalTarget::Owner, reference));
     }
-    // A name that has yet to be generated cannot be asked for. Events on queued Jobs come from
+    // A name that is not generated yet cannot be queried. Events on queued Jobs come from
     // `queueing::position_events`, which knows their position.
     if !refusal.job.is_empty() && refusal.decision != RefusalKind::Queued {
         let target = RefusalTarget::Job { namespace: refusal.namespace.clone(), name: refusal.job.clone() };

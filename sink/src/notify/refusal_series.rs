@@ -19,7 +19,7 @@ use crate::notify::{
 const EVERY: Duration = Duration::from_secs(10);
 /// A series without refusals for this long has ended; the next refusal begins a new one (as client-go's `events` does).
 const QUIET: Duration = Duration::from_secs(360);
-/// A series older than this is begun anew: the note of an Event is immutable, and the reasons change.
+/// A series older than this is replaced by a new one: the note of an Event is immutable, and the reasons change.
 const LONGEST: Duration = Duration::from_secs(600);
 /// Series in memory; beyond this number, only Events about policies are written.
 const MOST: usize = 10_000;
@@ -138,36 +138,18 @@ impl SeriesCount {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use job_handler_shared::{
-        job::snapshot::Owner,
-        policy::reference::{PolicyKind, PolicyRef},
-    };
+    use job_handler_shared::{job::snapshot::Owner, policy::reference::PolicyKind, testing::refusals};
 
     use super::*;
 
     pub(crate) fn refusal(job: &str, owner: Option<&str>) -> Refusal {
-        Refusal {
-            decision: RefusalKind::Refused,
-            policy: PolicyRef {
-                kind: PolicyKind::JobPolicy,
-                namespace: Some("ci".into()),
-                name: "builds".into(),
-                uid: "p".into(),
-            },
-            limit: "concurrent-builds".into(),
-            namespace: "ci".into(),
-            job: job.into(),
-            uid: format!("uid-{job}"),
-            stored: false,
-            owner: owner.map(|name| Owner {
-                api_version: "batch/v1".into(),
-                kind: "CronJob".into(),
-                name: name.into(),
-                uid: name.into(),
-            }),
-            message: "concurrent job limit reached".into(),
-            at: Timestamp::UNIX_EPOCH,
-        }
+        let owner = owner.map(|name| Owner {
+            api_version: "batch/v1".into(),
+            kind: "CronJob".into(),
+            name: name.into(),
+            uid: name.into(),
+        });
+        Refusal { owner, ..refusals::refusal(job) }
     }
 
     #[test]

@@ -32,7 +32,7 @@ pub(crate) const QUEUE: usize = 4096;
 /// Simultaneous writes of Events.
 const WRITES: usize = 8;
 /// Attempts to raise an Event's count, which other sinks raise too.
-const TRIES: usize = 5;
+const MAX_ATTEMPTS: usize = 5;
 
 /// Handles refusals until the channel closes. `forward` gets those that were refused, for CloudEvents.
 pub(crate) async fn run(
@@ -109,7 +109,7 @@ async fn write(write: SeriesWrite, recorder: Recorder, metrics: SinkMetrics) {
     }
 }
 
-/// Adds to the count of an Event, as other sinks do too. Creates an Event that has expired anew.
+/// Adds to the count of an Event, as other sinks do too. Creates the Event again if it has expired.
 async fn raise_count(
     recorder: &Recorder,
     event: &EventSpec,
@@ -119,7 +119,7 @@ async fn raise_count(
     let api = recorder.api(&event.namespace);
     let what = format!("raise the count of event {}/{}", event.namespace, event.name);
     let params = PatchParams::default();
-    let mut tries = 0;
+    let mut attempts = 0;
     loop {
         // An empty patch changes nothing and returns the object: reading it needs no further permission.
         let current = match call(&what, api.patch(&event.name, &params, &Patch::Merge(json!({})))).await {
@@ -133,9 +133,9 @@ async fn raise_count(
             "metadata": {"resourceVersion": current.metadata.resource_version},
             "series": {"count": count, "lastObservedTime": MicroTime(last)},
         }));
-        tries += 1;
+        attempts += 1;
         match call(&what, api.patch(&event.name, &params, &patch)).await {
-            Err(error) if error.is_conflict() && tries < TRIES => {}
+            Err(error) if error.is_conflict() && attempts < MAX_ATTEMPTS => {}
             other => return other.map(drop),
         }
     }

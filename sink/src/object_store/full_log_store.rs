@@ -87,18 +87,6 @@ impl FullLogStore {
         let folder = config.spool.join(format!("job-handler-spool-{}", replica.replace(special, "-")));
         let spool = Spool::open(&folder, config.spool_bytes)
             .map_err(|source| FullLogStoreError::Spool { folder: folder.clone(), source })?;
-        let (stored, failed, folders_deleted) = <(Counter, Counter, Counter)>::default();
-        metrics.register(|registry| {
-            let ours = registry.sub_registry_with_prefix("job_handler");
-            ours.register("whole_logs_stored", "Full logs stored in the object store", stored.clone());
-            ours.register(
-                "whole_logs_failed",
-                "Logs that were truncated because storing the full log failed",
-                failed.clone(),
-            );
-            let deleted = "Folders deleted from the object store because no result names them";
-            ours.register("object_folders_swept", deleted, folders_deleted.clone());
-        });
         tracing::info!(url = config.url.as_str(), "logs over their budget go to the object store");
         Ok(Self(Arc::new(FullLogStoreState {
             store,
@@ -109,9 +97,15 @@ impl FullLogStore {
             gc_interval: config.sweep,
             uploads: Semaphore::new(UPLOADS),
             breaker: CircuitBreaker::default(),
-            stored,
-            failed,
-            folders_deleted,
+            stored: metrics.create("job_handler_whole_logs_stored", "Full logs stored in the object store"),
+            failed: metrics.create(
+                "job_handler_whole_logs_failed",
+                "Logs that were truncated because storing the full log failed",
+            ),
+            folders_deleted: metrics.create(
+                "job_handler_object_folders_swept",
+                "Folders deleted from the object store because no result names them",
+            ),
         })))
     }
 

@@ -22,7 +22,7 @@ impl Overflow {
 
     /// Takes each piece of a log in order, before the buffer does. `before_overflow` is the log so far, if the buffer has to
     /// leave out something of this piece for the first time.
-    pub(crate) async fn pass(&mut self, before_overflow: Option<[&[u8]; 2]>, piece: &[u8]) {
+    pub(crate) async fn write_piece(&mut self, before_overflow: Option<[&[u8]; 2]>, piece: &[u8]) {
         match (&mut self.0, before_overflow) {
             (OverflowState::FitsInMemory(spool), Some([head, tail])) => {
                 self.0 = match SpoolWriter::create(spool, &[head, tail, piece]).await {

@@ -13,9 +13,9 @@ use job_handler_shared::{
 };
 
 use crate::{
-    jobs::marks,
+    jobs::result_annotations,
     model::{
-        job_change::{Change, GroupKey, Uid},
+        job_change::{GroupKey, JobChange, Uid},
         pending_events,
     },
     observe::tombstones::{DeletedJob, Tombstones},
@@ -54,7 +54,7 @@ pub(super) struct JobIndex {
 }
 
 impl JobIndex {
-    pub(super) fn put(&mut self, job: JobSnapshot, rules: &JobRules) -> Change {
+    pub(super) fn put(&mut self, job: JobSnapshot, rules: &JobRules) -> JobChange {
         let uid = job.uid.clone();
         let before = self.jobs.remove(&uid);
         let was_finished = before.as_ref().map(|known| known.job.finished.is_some());
@@ -81,7 +81,7 @@ impl JobIndex {
         self.jobs.insert(uid.clone(), tracked);
         self.regroup(&uid, rules);
         let group = self.jobs.get(&uid).and_then(|known| known.group.clone());
-        Change { new: was_finished.is_none(), finished_now, group }
+        JobChange { new: was_finished.is_none(), finished_now, group }
     }
 
     /// Removes a Job. If its result should have been stored and was not, a tombstone keeps what is needed to report it.
@@ -103,7 +103,8 @@ impl JobIndex {
         if !was_finished {
             self.record_finished(&job);
         }
-        let missed = effective(rules, &job).and_then(|effective| marks::missing_results(&job, &effective));
+        let missed = effective(rules, &job)
+            .and_then(|effective| result_annotations::missing_results(&job, &effective));
         if let Some(results) = missed {
             let group = group.as_ref().map(|(_, group)| group.value.clone());
             let events = pending_events::pending(&job, &receivers, &started_delivered);

@@ -1,7 +1,6 @@
-//! The watches: each turns a stream of objects into changes of the store, and what has to be looked at into keys
-//! of the work queue.
+//! The watches: each writes what it observes to the store and adds the keys to reconcile to the work queue.
 //!
-//! Nothing depends on seeing an event: whoever acts looks at the whole state again every [`crate::runtime::resync::RESYNC`].
+//! Nothing depends on seeing an event: all reconcilers read the full state again every [`crate::runtime::resync::RESYNC`].
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -40,19 +39,19 @@ use crate::{
     model::{
         policy_entry::PolicyEntry,
         replica::Replica,
-        result_ref::{ResultRef, place_of},
+        result_ref::{ResultRef, result_ref_of},
     },
     observe::{context::Context, key::Key, result_inventory},
 };
 
-/// How each watch is kept. The apiserver ends it after so long, and where that is not heard of within five seconds more,
-/// it is taken for dead (`kube_runtime::watcher`): what a silent connection has swallowed is told anew, from the version
-/// that was heard of last, within half a minute. The default would let it be silent for five.
+/// Configuration of all watches. The apiserver ends a watch after 20 s. If the end does not arrive within another 5 s, the
+/// client treats the connection as dead and watches again from the last version it saw (`kube_runtime::watcher`), so that
+/// events lost on a silent connection arrive within half a minute. With kube's default, that would take 5 min.
 pub(crate) fn config() -> Config {
     Config::default().timeout(20)
 }
 
-/// Watches Jobs, all of them but those of excluded namespaces; templates are dropped at once.
+/// Watches Jobs outside excluded namespaces. Pod templates are dropped at once.
 pub async fn jobs(context: Context, ready: ReadyHandle) {
     let Context { store, queue, .. } = &context;
     let stream = watcher(Api::<Job>::all(context.client.clone()), config());
@@ -88,19 +87,12 @@ pub async fn jobs(context: Context, ready: ReadyHandle) {
 /// Watches namespaced policies.
 pub async fn policies(context: Context, ready: ReadyHandle) {
     let api = Api::<JobPolicy>::all(context.client.clone());
-    follow_policies(&context, watcher(api, config()), &ready, PolicyKind::JobPolicy, |policy| {
-        let reference = PolicyRef {
-            kind: PolicyKind::JobPolicy,
-            namespace: policy.namespace(),
-            name: policy.name_any(),
-            uid: policy.uid().unwrap_or_default(),
-        };
-        PolicyEntry {
-            reference,
-            generation: policy.metadata.generation.unwrap_or_default(),
-            policy: Policy::namespaced(policy).map(Arc::new).map_err(|e| e.to_string()),
-            status: policy.status.clone().unwrap_or_default(),
-        }
+    let kind = PolicyKind::JobPolicy;
+    follow_policies(&context, watcher(api, config()), &ready, kind, |policy| PolicyEntry {
+        reference: PolicyRef::of(kind, policy),
+        generation: policy.metadata.generation.unwrap_or_default(),
+        policy: Policy::namespaced(policy).map(Arc::new).map_err(|e| e.to_string()),
+        status: policy.status.clone().unwrap_or_default(),
     })
     .await;
 }
@@ -108,20 +100,12 @@ pub async fn policies(context: Context, ready: ReadyHandle) {
 /// Watches cluster-wide policies.
 pub async fn cluster_policies(context: Context, ready: ReadyHandle) {
     let api = Api::<ClusterJobPolicy>::all(context.client.clone());
-    let stream = watcher(api, config());
-    follow_policies(&context, stream, &ready, PolicyKind::ClusterJobPolicy, |policy| {
-        let reference = PolicyRef {
-            kind: PolicyKind::ClusterJobPolicy,
-            namespace: None,
-            name: policy.name_any(),
-            uid: policy.uid().unwrap_or_default(),
-        };
-        PolicyEntry {
-            reference,
-            generation: policy.metadata.generation.unwrap_or_default(),
-            policy: Policy::cluster(policy).map(Arc::new).map_err(|e| e.to_string()),
-            status: policy.status.clone().unwrap_or_default(),
-        }
+    let kind = PolicyKind::ClusterJobPolicy;
+    follow_policies(&context, watcher(api, config()), &ready, kind, |policy| PolicyEntry {
+        reference: PolicyRef::of(kind, policy),
+        generation: policy.metadata.generation.unwrap_or_default(),
+        policy: Policy::cluster(policy).map(Arc::new).map_err(|e| e.to_string()),
+        status: policy.status.clone().unwrap_or_default(),
     })
     .await;
 }
@@ -196,12 +180,12 @@ pub async fn namespaces(context: Context, ready: ReadyHandle) {
     .await;
 }
 
-/// Watches the metadata of results in ConfigMaps: which Job has been harvested, and of which some announcement is pending.
+/// Watches the metadata of results in ConfigMaps: which Jobs are harvested, and which have pending announcements.
 pub async fn results(context: Context, ready: ReadyHandle) {
     results_in::<ConfigMap>(&context, &ready, StorageKind::ConfigMap).await;
 }
 
-/// The same of those in objects of the kind `K`.
+/// Watches the metadata of results in objects of kind `K`.
 pub(crate) async fn results_in<K>(context: &Context, ready: &ReadyHandle, kind: StorageKind)
 where
     K: kube::Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
@@ -221,11 +205,11 @@ where
         Event::Init => seen = Some(BTreeSet::new()),
         Event::Apply(PartialObjectMeta { metadata, .. })
         | Event::InitApply(PartialObjectMeta { metadata, .. }) => {
-            let Some((uid, place)) = place_of(kind, &metadata) else { return };
-            seen.iter_mut().for_each(|seen| _ = seen.insert((place.namespace.clone(), place.name.clone())));
-            store.inventory().put(result_inventory::stored_of(kind, &metadata, &uid, place.pending));
-            store.put_result(&uid, place);
-            // Harvested now: its group may be pruned, and what is pending told.
+            let Some((uid, result)) = result_ref_of(kind, &metadata) else { return };
+            seen.iter_mut().for_each(|seen| _ = seen.insert((result.namespace.clone(), result.name.clone())));
+            store.inventory().put(result_inventory::stored_of(kind, &metadata, &uid, result.pending));
+            store.put_result(&uid, result);
+            // The Job is harvested: its group can be pruned, and its pending Events published.
             store.group_of(&uid).map(Key::Group).into_iter().for_each(|key| queue.add(key));
             queue.add(Key::Job(uid));
         }
@@ -234,8 +218,8 @@ where
                 (metadata.namespace.unwrap_or_default(), metadata.name.unwrap_or_default());
             store.inventory().remove(kind, &namespace, &name);
             let gone = ResultRef::at(kind, &namespace, &name);
-            store.remove_results(|_, place| place.is_at(&gone));
-            // A Job that is still there is harvested again, from what is left.
+            store.remove_results(|_, result| result.is_at(&gone));
+            // If the Job still exists, it is harvested again, from what it still has.
             let uid = metadata.labels.and_then(|mut labels| labels.remove(keys::JOB_UID));
             uid.map(Key::Job).into_iter().for_each(|key| queue.add(key));
         }
@@ -243,7 +227,8 @@ where
             let seen = seen.take().unwrap_or_default();
             let is_seen = |namespace: &str, name: &str| seen.contains(&(namespace.into(), name.into()));
             store.inventory().retain(kind, is_seen);
-            store.remove_results(|_, place| place.kind == kind && !is_seen(&place.namespace, &place.name));
+            store
+                .remove_results(|_, result| result.kind == kind && !is_seen(&result.namespace, &result.name));
         }
     })
     .await;
@@ -304,13 +289,13 @@ fn read_replica(lease: &Lease) -> Replica {
         annotation(keys::ENFORCES).and_then(|text| serde_json::from_str(text).ok());
     let withheld: Option<BTreeMap<String, String>> =
         annotation(keys::WITHHELD).and_then(|text| serde_json::from_str(text).ok());
-    let held = spec.and_then(|s| s.holder_identity.as_deref()).is_some_and(|holder| !holder.is_empty());
+    let has_holder = spec.and_then(|s| s.holder_identity.as_deref()).is_some_and(|holder| !holder.is_empty());
     let duration = spec.and_then(|s| s.lease_duration_seconds).unwrap_or(keys::WEBHOOK_LEASE_SECONDS);
     Replica {
         renewed: spec.and_then(|s| s.renew_time.as_ref()).map(|t| t.0.to_string()).unwrap_or_default(),
         seen: Instant::now(),
-        // A replica that gave its Lease back on the way out is not waited for.
-        duration: if held { u64::try_from(duration).unwrap_or_default() } else { 0 },
+        // A replica that released its Lease on exit is not live.
+        duration: if has_holder { u64::try_from(duration).unwrap_or_default() } else { 0 },
         enforces: enforces.unwrap_or_default(),
         withheld: withheld.unwrap_or_default(),
     }

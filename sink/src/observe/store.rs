@@ -1,4 +1,4 @@
-//! What the watches know: Jobs as snapshots, policies, namespace labels, results, webhook replicas.
+//! The watch caches: Jobs as snapshots, policies, namespace labels, results, webhook replicas.
 //!
 //! One state behind one lock that is only held for a lookup; readers get copies. Every write goes through
 //! [`Store::update`], which wakes the subscribers if the write changed anything they depend on, so that no caller can
@@ -25,7 +25,7 @@ use tokio::sync::{broadcast, watch};
 
 use crate::{
     model::{
-        job_change::{Change, GroupKey, Uid},
+        job_change::{GroupKey, JobChange, Uid},
         policy_entry::PolicyEntry,
         replica::Replica,
         result_ref::ResultRef,
@@ -120,10 +120,10 @@ impl Store {
     // -- Jobs
 
     /// Adds or replaces a Job.
-    pub fn put_job(&self, job: JobSnapshot) -> Change {
+    pub fn put_job(&self, job: JobSnapshot) -> JobChange {
         let uid = (self.job_changes.receiver_count() > 0).then(|| job.uid.clone());
         let change = self.update(|state| (state.index.put(job, &state.rules), Effect::Changed));
-        // An error means that nobody subscribes any more.
+        // Sending fails if there is no subscriber.
         uid.into_iter().for_each(|uid| _ = self.job_changes.send(uid));
         change
     }
@@ -162,7 +162,7 @@ impl Store {
         let state = self.state.lock();
         let present = state.index.jobs.get(uid).map(|known| known.job.namespace.clone());
         let deleted = || state.index.deleted.get(uid).map(|deleted| deleted.job.namespace.clone());
-        let stored = || state.results.get(uid)?.first().map(|place| place.namespace.clone());
+        let stored = || state.results.get(uid)?.first().map(|result| result.namespace.clone());
         present.or_else(deleted).or_else(stored).unwrap_or_default()
     }
 

@@ -1,4 +1,4 @@
-//! The store's part about results: where they are, and which announcements of them are pending.
+//! Results in the store: references to them, and which of their announcements are pending.
 
 use std::collections::BTreeSet;
 
@@ -13,46 +13,46 @@ use crate::{
 };
 
 impl Store {
-    /// Adds or replaces the place of a Job's result.
+    /// Adds or replaces the reference to a Job's result.
     pub fn put_result(&self, job: &str, mut result: ResultRef) {
         self.update(|state| {
-            let places = state.results.entry(job.to_owned()).or_default();
-            let known = places.iter().find(|known| known.is_at(&result)).cloned();
+            let results = state.results.entry(job.to_owned()).or_default();
+            let known = results.iter().find(|known| known.is_at(&result)).cloned();
             if let Some(known) = known {
-                places.remove(&known);
-                // The writer of a result knows less of it than the watch has delivered.
+                results.remove(&known);
+                // The watch has delivered more fields than the writer of a result knows.
                 if result.bytes == 0 {
                     (result.bytes, result.lost, result.policies) = (known.bytes, known.lost, known.policies);
                 }
             }
             let changed = !result.outbox.is_empty() || result.bytes > 0;
-            places.insert(result);
+            results.insert(result);
             ((), changed.into())
         });
     }
 
-    /// Removes results for which `is_gone` holds, given the Job's uid and the place.
+    /// Removes results for which `is_gone` holds, given the Job's uid and the reference.
     pub fn remove_results(&self, is_gone: impl Fn(&str, &ResultRef) -> bool) {
         self.update(|state| {
-            state.results.retain(|uid, places| {
-                places.retain(|place| !is_gone(uid, place));
-                !places.is_empty()
+            state.results.retain(|uid, results| {
+                results.retain(|result| !is_gone(uid, result));
+                !results.is_empty()
             });
             ((), Effect::Changed)
         });
     }
 
-    /// Where the result of a Job is, by the metadata of objects with a name for it; the caller reads it before acting on
-    /// it. Copies under other names are not results.
-    pub(crate) fn places(&self, job: &JobSnapshot) -> Vec<ResultRef> {
+    /// References to the result of a Job: objects whose metadata name the Job. The caller reads one before acting on it.
+    /// Copies under other names are not results.
+    pub(crate) fn results_of(&self, job: &JobSnapshot) -> Vec<ResultRef> {
         let own = [names::result_name(&job.name), names::result_name_with_uid(&job.name, &job.uid)];
-        let mut places = self.places_of(&job.uid);
-        places.retain(|place| place.namespace == job.namespace && own.contains(&place.name));
-        places
+        let mut results = self.results_of_uid(&job.uid);
+        results.retain(|result| result.namespace == job.namespace && own.contains(&result.name));
+        results
     }
 
-    /// All places of results by the Job's uid; the Job may be deleted.
-    pub(crate) fn places_of(&self, uid: &str) -> Vec<ResultRef> {
+    /// All results with the Job's uid; the Job may be deleted.
+    pub(crate) fn results_of_uid(&self, uid: &str) -> Vec<ResultRef> {
         self.state.lock().results.get(uid).into_iter().flatten().cloned().collect()
     }
 
@@ -63,23 +63,23 @@ impl Store {
     /// Uids of all Jobs, deleted ones included, whose result has pending Events.
     pub(crate) fn pending_results(&self) -> Vec<Uid> {
         let state = self.state.lock();
-        let pending = state.results.iter().filter(|(_, places)| places.iter().any(|place| place.pending));
+        let pending = state.results.iter().filter(|(_, results)| results.iter().any(|result| result.pending));
         pending.map(|(uid, _)| uid.clone()).collect()
     }
 
-    /// Uids of the enforced policies that ask for this Job's result.
+    /// Uids of the enforced policies that request this Job's result.
     pub(crate) fn requesting_policies(&self, job: &JobSnapshot) -> Vec<String> {
         let policies = self.matching(job).unwrap_or_default();
         let requesting = policies.into_iter().filter(|policy| policy.spec.results.is_some());
         requesting.map(|policy| policy.reference.uid.clone()).collect()
     }
 
-    /// Uids of the Jobs, deleted ones included, with CloudEvents that this receiver has yet to take.
+    /// Uids of the Jobs, deleted ones included, with CloudEvents that this receiver has not received yet.
     pub(crate) fn jobs_with_pending_events(&self, receiver: &str) -> Vec<Uid> {
         let state = self.state.lock();
-        let named = |place: &ResultRef| place.outbox.iter().any(|name| name == receiver);
+        let named = |result: &ResultRef| result.outbox.iter().any(|name| name == receiver);
         let of_results =
-            state.results.iter().filter(|(_, places)| places.iter().any(named)).map(|(uid, _)| uid);
+            state.results.iter().filter(|(_, results)| results.iter().any(named)).map(|(uid, _)| uid);
         let running = |known: &TrackedJob| {
             known.job.started.is_some()
                 && known.job.finished.is_none()
@@ -91,7 +91,7 @@ impl Store {
         both.into_iter().cloned().collect()
     }
 
-    /// Records that a receiver has taken the `started` event of a Job.
+    /// Records that the `started` event of a Job was delivered to a receiver.
     pub(crate) fn set_started_delivered(&self, uid: &str, receiver: &str) {
         self.update(|state| {
             if let Some(known) = state.index.jobs.get_mut(uid) {

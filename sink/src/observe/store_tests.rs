@@ -2,12 +2,13 @@ use jiff::Timestamp;
 use job_handler_shared::{
     job::snapshot::{Finished, Outcome},
     keys,
-    policy::spec::JobPolicy,
     result::{pending_events::JobPhase, storage_kind::StorageKind},
+    testing::policies::namespaced,
 };
 use serde_json::{Value, json};
 
 use super::*;
+use crate::test_support::policy_entry;
 
 fn job(uid: &str, team: &str) -> JobSnapshot {
     JobSnapshot {
@@ -31,18 +32,7 @@ fn finished(job: JobSnapshot) -> JobSnapshot {
 }
 
 fn policy(generation: i64, spec: Value) -> PolicyEntry {
-    let policy: JobPolicy = serde_json::from_value(json!({
-        "apiVersion": "job-handler.io/v1alpha1", "kind": "JobPolicy",
-        "metadata": {"name": "p", "namespace": "ci", "uid": "p"}, "spec": spec,
-    }))
-    .unwrap();
-    let policy = Policy::namespaced(&policy).unwrap();
-    PolicyEntry {
-        reference: policy.reference.clone(),
-        generation,
-        policy: Ok(Arc::new(policy)),
-        status: PolicyStatus::default(),
-    }
+    policy_entry(generation, namespaced("p", spec))
 }
 
 fn by_team() -> Value {
@@ -80,7 +70,7 @@ fn every_write_that_subscribers_depend_on_wakes_them() {
     woken("no policy is gone", false, &|s| _ = s.remove_policies(|_| false));
     woken("a policy is gone", true, &|s| _ = s.remove_policies(|_| true));
     woken("a refusal by an unknown policy", false, &|s| s.put_refusal("p", refusal()));
-    woken("a result of which only the place is known", false, &|s| s.put_result("a", ResultRef::default()));
+    woken("a result without its size", false, &|s| s.put_result("a", ResultRef::default()));
     woken("a result with its size", true, &|s| {
         s.put_result("a", ResultRef { bytes: 1, ..ResultRef::default() });
     });
@@ -107,14 +97,14 @@ fn a_job_moves_to_another_group_with_its_labels_and_with_the_policies() {
 }
 
 #[test]
-fn a_policy_with_another_status_only_is_no_change_of_its_spec() {
+fn a_new_status_of_a_policy_is_no_change_of_its_spec() {
     let store = store();
     assert!(!store.put_policy(policy(1, by_team())));
     assert!(store.put_policy(policy(2, by_team())));
 }
 
 #[test]
-fn nothing_is_known_of_a_job_before_the_labels_of_its_namespace_are() {
+fn a_job_has_no_policies_before_the_labels_of_its_namespace_are_known() {
     let store = Store::default();
     store.put_policy(policy(1, by_team()));
     store.put_job(job("a", "x"));
@@ -159,7 +149,7 @@ fn the_last_state_that_a_watch_delivers_counts_for_a_deleted_job() {
 }
 
 #[test]
-fn a_receiver_takes_the_started_event_once_and_a_result_reminds_of_the_rest() {
+fn the_started_event_is_delivered_once_and_a_result_lists_the_others() {
     let store = store();
     store.put_job(job("a", "x"));
     assert_eq!(store.jobs_with_pending_events("ci"), ["a"]);
@@ -167,19 +157,19 @@ fn a_receiver_takes_the_started_event_once_and_a_result_reminds_of_the_rest() {
     assert!(store.jobs_with_pending_events("ci").is_empty());
     store.put_job(finished(job("a", "x")));
     assert_eq!(store.events_of(&finished(job("a", "x")))["ci"], [JobPhase::Completed]);
-    let place = ResultRef { outbox: vec!["ci".into()], ..ResultRef::at(StorageKind::ConfigMap, "ci", "r") };
-    store.put_result("a", place);
+    let result = ResultRef { outbox: vec!["ci".into()], ..ResultRef::at(StorageKind::ConfigMap, "ci", "r") };
+    store.put_result("a", result);
     assert_eq!(store.jobs_with_pending_events("ci"), ["a"]);
 }
 
 #[test]
-fn what_the_watch_delivered_of_a_result_survives_a_write_of_our_own() {
+fn our_own_write_of_a_result_keeps_the_fields_from_the_watch() {
     let store = store();
     let at = || ResultRef::at(StorageKind::ConfigMap, "ci", "job-a-results");
     store.put_result("a", ResultRef { bytes: 7, lost: 1, policies: "p".into(), ..at() });
     store.put_result("a", ResultRef { pending: true, ..at() });
-    let places = store.places(&job("a", "x"));
-    assert_eq!((places.len(), places[0].bytes, places[0].lost, places[0].pending), (1, 7, 1, true));
+    let results = store.results_of(&job("a", "x"));
+    assert_eq!((results.len(), results[0].bytes, results[0].lost, results[0].pending), (1, 7, 1, true));
     store.put_result("a", ResultRef::at(StorageKind::ConfigMap, "ci", "a-copy"));
-    assert_eq!((store.places(&job("a", "x")).len(), store.places_of("a").len()), (1, 2));
+    assert_eq!((store.results_of(&job("a", "x")).len(), store.results_of_uid("a").len()), (1, 2));
 }

@@ -2,7 +2,7 @@
 //!
 //! A user, a CronJob's history limit or the harvest deadline can delete a Job while it waits in the work queue. Every
 //! sink remembers such Jobs, so that a new leader can report those that the old one did not get to. A tombstone that
-//! nobody renews for [`AGE`] was handled by another sink, or cannot be handled.
+//! no sink renews for [`AGE`] was handled by another sink, or cannot be handled.
 
 use std::{
     collections::HashMap,
@@ -25,7 +25,7 @@ const MANY: usize = 1024;
 #[derive(Clone, Debug)]
 pub(crate) struct DeletedJob {
     pub(crate) job: Arc<JobSnapshot>,
-    /// What its policies wanted to keep.
+    /// What its policies request to store.
     pub(crate) results: Results,
     pub(crate) group: Option<String>,
     /// CloudEvents still to be delivered.

@@ -42,7 +42,7 @@ const MOST: usize = 5000;
 /// The pause after a failed write.
 const RETRY: Duration = Duration::from_secs(2);
 /// Attempts to write a ledger that the webhooks write too.
-const TRIES: usize = 8;
+const MAX_ATTEMPTS: usize = 8;
 
 /// The finished runs of groups, with the backoffs that policies set for them.
 type GroupRuns = BTreeMap<GroupKey, (Vec<Arc<JobSnapshot>>, Vec<FailureBackoff>)>;
@@ -233,7 +233,7 @@ async fn write(
     // Without a ledger, streaks follow from the existing Jobs; the webhook creates it with the next Job.
     let Some(mut ledger) = store.ledgers.get(namespace) else { return Ok(()) };
     let params = PatchParams { field_manager: Some(PROGRAM.to_owned()), ..PatchParams::default() };
-    let mut tries = 0;
+    let mut attempts = 0;
     loop {
         let changes = changes(store, namespace, &ledger, runs, Timestamp::now());
         if changes.is_empty() {
@@ -245,13 +245,13 @@ async fn write(
             "metadata": {"uid": ledger.uid, "resourceVersion": ledger.version},
             "spec": {BACKOFF: entries},
         }));
-        tries += 1;
+        attempts += 1;
         match call(&format!("write jobledger {namespace}"), ledgers.patch(namespace, &params, &patch)).await {
             Ok(written) => {
                 store.ledgers.put(&written);
                 return Ok(());
             }
-            Err(error) if error.is_conflict() && tries < TRIES => {
+            Err(error) if error.is_conflict() && attempts < MAX_ATTEMPTS => {
                 let current = call(&format!("get jobledger {namespace}"), ledgers.get(namespace)).await?;
                 ledger = Arc::new(Ledger::from(&current));
             }

@@ -89,7 +89,7 @@ async fn release_loop(client: Client, store: Store, mut events: mpsc::Sender<Eve
             false => retries.get(uid).filter(|retry| retry.until > now).map(|retry| retry.hold),
         };
         let due = releasable(&jobs, hold).into_iter().take(AT_ONCE);
-        let took = now.elapsed();
+        let elapsed = now.elapsed();
         let Releases { released, failed } = release_in_order(&client, &store, due).await;
         let jobs = if released.is_empty() { jobs } else { limited_jobs(&store) };
         let waiting = queue_positions(&jobs, |job| backoffs.get(&job.uid).cloned());
@@ -104,7 +104,7 @@ async fn release_loop(client: Client, store: Store, mut events: mpsc::Sender<Eve
             let retry = ReleaseRetry::after(&error, retries.get(&uid), Instant::now());
             retries.insert(uid, retry);
         }
-        tokio::time::sleep((took * SHARE).clamp(LEAST, MOST)).await;
+        tokio::time::sleep((elapsed * SHARE).clamp(LEAST, MOST)).await;
         tokio::select! {
             _ = changes.changed() => {}
             () = tokio::time::sleep(until_first(&backoffs).min(RESYNC)) => {}

@@ -13,8 +13,8 @@ use job_handler_shared::{
 
 use crate::{
     jobs::{
-        marks,
         patch::{self, Written},
+        result_annotations,
     },
     model::job_change::GroupKey,
     observe::key::Key,
@@ -106,11 +106,11 @@ impl JobReconciler {
                 plan.unrecorded = Some(job.key());
                 continue;
             }
-            let results = self.store.places(job);
+            let results = self.store.results_of(job);
             let announced = !results.is_empty() && results.iter().all(|result| !result.pending);
             match keep::check_deletable(
                 job,
-                policy.results.is_none() || announced || marks::is_result_removed(job),
+                policy.results.is_none() || announced || result_annotations::is_result_removed(job),
             ) {
                 Ok(()) => plan.delete.push(((*job).clone(), cleanup.propagation_policy)),
                 Err(why) => tracing::debug!(job = job.key(), "not pruned: {why}"),
@@ -121,8 +121,8 @@ impl JobReconciler {
 
     /// Whether the result is there, or was stored once and removed by retention.
     async fn is_result_stored(&self, job: &JobSnapshot) -> Result<bool, JobReconcileError> {
-        let results = self.store.places(job);
-        if marks::is_result_removed(job) && results.is_empty() {
+        let results = self.store.results_of(job);
+        if result_annotations::is_result_removed(job) && results.is_empty() {
             return Ok(true);
         }
         let mut progress = JobProgress { results, job: job.clone() };

@@ -18,9 +18,9 @@ pub use crate::reconcile::error::JobReconcileError;
 use crate::{
     harvest::{collector::Collector, pod_tracker::PodTracker},
     jobs::{
-        marks,
         patch::{self, Written},
         plan::{self, Step},
+        result_annotations,
     },
     metrics::SinkMetrics,
     model::result_ref::ResultRef,
@@ -77,7 +77,7 @@ impl JobReconciler {
     /// Where a step fails; the retry begins with that step.
     pub async fn reconcile_job(&self, uid: &str) -> Result<(), JobReconcileError> {
         let Some(job) = self.store.job(uid) else { return self.reconcile_deleted_job(uid).await };
-        let mut progress = JobProgress { results: self.store.places(&job), job: (*job).clone() };
+        let mut progress = JobProgress { results: self.store.results_of(&job), job: (*job).clone() };
         for _ in 0..STEPS {
             let Some(effective) = self.store.effective(&progress.job) else { return Ok(()) };
             let Some(step) = plan::next_step(&progress.job, &effective, &progress.results) else {
@@ -192,7 +192,7 @@ impl JobReconciler {
     fn may_be_in_unreadable_secret(&self, job: &JobSnapshot, results: &Results) -> bool {
         results.storage_type == StorageType::Secret
             && !self.store.secrets.is_allowed()
-            && marks::names_its_result(job)
+            && result_annotations::is_harvested(job)
     }
 
     /// Writes the pending Events about these results.
@@ -235,7 +235,7 @@ impl JobReconciler {
             self.store.forget_deleted_job(uid);
             self.pod_tracker.drop_job(uid);
         }
-        self.announce(uid, &mut self.store.places_of(uid)).await
+        self.announce(uid, &mut self.store.results_of_uid(uid)).await
     }
 }
 

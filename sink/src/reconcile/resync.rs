@@ -10,7 +10,7 @@ use crate::{
 /// result is not stored.
 pub(crate) fn enqueue_all(store: &Store, queue: &Queue<Key>) {
     for job in store.jobs() {
-        let has_next_step = |effective| plan::next_step(&job, &effective, &store.places(&job)).is_some();
+        let has_next_step = |effective| plan::next_step(&job, &effective, &store.results_of(&job)).is_some();
         if job.finished.is_some() && store.effective(&job).is_some_and(has_next_step) {
             queue.add(Key::Job(job.uid.clone()));
         }

@@ -98,7 +98,7 @@ impl JobReconciler {
         }
     }
 
-    /// Captures pods and logs. Without permission to store a Secret that is asked for, the result goes to a ConfigMap
+    /// Captures pods and logs. Without permission to store a requested Secret, the result goes to a ConfigMap
     /// without anything that containers wrote.
     async fn capture(
         &self,

@@ -129,7 +129,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_owner_of_a_name_is_told_by_label_and_uid() {
+    fn the_owner_of_a_name_is_identified_by_label_and_uid() {
         let map = |created: &str, text: &str| -> ConfigMap {
             serde_json::from_value(json!({"metadata": {"name": "a-results", "resourceVersion": "7",
                 "labels": {"job-handler/created": created}}, "data": {KEY: text}}))

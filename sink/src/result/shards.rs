@@ -10,7 +10,7 @@ use kube::{Client, ResourceExt, api::DeleteParams};
 
 use crate::result::{storage::ResultStorage, writer::CommitError};
 
-/// Writes a shard. Overwrites one of the same Job, and leaves an object of someone else alone.
+/// Writes a shard. Overwrites a shard of the same Job, but no other object.
 pub(super) async fn put_shard(
     client: &Client,
     kind: StorageKind,

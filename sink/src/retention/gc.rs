@@ -28,8 +28,8 @@ use kube::{
 
 use crate::{
     jobs::{
-        marks,
         patch::{self, Written},
+        result_annotations,
     },
     metrics::SinkMetrics,
     model::{result_ref::ResultRef, stored_result::StoredResult},
@@ -126,12 +126,14 @@ impl GarbageCollector {
             self.store.inventory().remove(*kind, namespace, name);
             return Ok(false);
         };
-        let places = self.store.places_of(uid);
+        let results = self.store.results_of_uid(uid);
         let here = ResultRef::at(*kind, namespace, name);
-        let only = places.iter().all(|place| place.is_at(&here));
-        if let Some(job) = self.store.job(uid).filter(|job| only && !marks::is_result_removed(job)) {
+        let only = results.iter().all(|result| result.is_at(&here));
+        if let Some(job) =
+            self.store.job(uid).filter(|job| only && !result_annotations::is_result_removed(job))
+        {
             // The reconciler marks the Job first; retiring needs that mark.
-            if !marks::names_its_result(&job) {
+            if !result_annotations::is_harvested(&job) {
                 return Ok(false);
             }
             match patch::mark_result_removed(&self.client, &job).await? {
@@ -150,8 +152,8 @@ impl GarbageCollector {
             _ => {}
         }
         self.store.inventory().remove(*kind, namespace, name);
-        self.store.remove_results(|job, place| job == uid && place.is_at(&here));
-        for shard in found.manifest.logs.iter().flat_map(|place| &place.shards) {
+        self.store.remove_results(|job, result| job == uid && result.is_at(&here));
+        for shard in found.manifest.logs.iter().flat_map(|logs| &logs.shards) {
             let there = call("get a shard", storage.metadata_opt(&shard.name)).await?;
             if let Some(there) = there.filter(|there| is_shard_of(there, uid)) {
                 self.remove_shard(*kind, namespace, &there).await?;
@@ -236,7 +238,8 @@ impl GarbageCollector {
         match named.get(uid) {
             Some(named) => n >= *named,
             None => {
-                let awaited = self.store.job(uid).is_some_and(|job| !marks::is_result_removed(&job));
+                let awaited =
+                    self.store.job(uid).is_some_and(|job| !result_annotations::is_result_removed(&job));
                 !awaited && self.store.deleted_job(uid).is_none()
             }
         }

@@ -12,7 +12,9 @@ use k8s_openapi::api::core::v1::Namespace;
 use kube::{Api, Client, ResourceExt, api::ListParams};
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutPayload, path::Path as Key};
 
-use crate::{jobs::marks, model::job_change::Uid, object_store::FullLogStore, observe::store::Store};
+use crate::{
+    jobs::result_annotations, model::job_change::Uid, object_store::FullLogStore, observe::store::Store,
+};
 
 /// Object that names the cluster.
 const CLUSTER_MARK: &str = ".job-handler-cluster";
@@ -71,7 +73,7 @@ fn is_orphan(store: &Store, uid: &str) -> bool {
         // A result without the annotation may have objects.
         Some(objects) => objects == Some(0),
         None => {
-            let awaited = store.job(uid).is_some_and(|job| !marks::is_result_removed(&job));
+            let awaited = store.job(uid).is_some_and(|job| !result_annotations::is_result_removed(&job));
             !awaited && store.deleted_job(uid).is_none()
         }
     }
@@ -136,8 +138,8 @@ impl FullLogStore {
 
     async fn folders(&self) -> Result<Vec<JobFolder>, String> {
         let mut folders = Vec::new();
-        for namespace in self.below(&self.0.base).await? {
-            for job in self.below(&namespace).await? {
+        for namespace in self.subfolders(&self.0.base).await? {
+            for job in self.subfolders(&namespace).await? {
                 let mut parts: Vec<_> = job.parts().map(|part| part.as_ref().to_owned()).collect();
                 let last = parts.pop().zip(parts.pop());
                 folders.extend(last.map(|(uid, namespace)| (namespace, uid)));
@@ -146,7 +148,7 @@ impl FullLogStore {
         Ok(folders)
     }
 
-    async fn below(&self, folder: &Key) -> Result<Vec<Key>, String> {
+    async fn subfolders(&self, folder: &Key) -> Result<Vec<Key>, String> {
         let folder = Some(folder).filter(|key| key.parts().next().is_some());
         self.call(self.0.store.list_with_delimiter(folder)).await.map(|found| found.common_prefixes)
     }

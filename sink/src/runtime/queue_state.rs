@@ -26,8 +26,8 @@ pub(crate) type LaneName = Arc<str>;
 
 pub(super) struct QueueState<K> {
     pub(super) lanes: HashMap<LaneName, LaneState<K>>,
-    /// Lanes with a key to process, in the order of their turns.
-    turns: VecDeque<LaneName>,
+    /// Lanes with a key to process, in the order in which they were scheduled.
+    scheduled_lanes: VecDeque<LaneName>,
     /// Throttled lanes that pause, by the end of the pause.
     pausing: BTreeMap<(Instant, u64), LaneName>,
     waiting: HashSet<K>,
@@ -43,15 +43,15 @@ pub(super) struct LaneState<K> {
     in_progress: usize,
     failures: u32,
     paused_until: Option<Instant>,
-    /// The lane is in [`QueueState::turns`].
-    has_turn: bool,
+    /// The lane is in [`QueueState::scheduled_lanes`].
+    is_scheduled: bool,
 }
 
 impl<K> Default for QueueState<K> {
     fn default() -> Self {
         Self {
             lanes: HashMap::new(),
-            turns: VecDeque::new(),
+            scheduled_lanes: VecDeque::new(),
             pausing: BTreeMap::new(),
             waiting: HashSet::new(),
             in_progress: HashMap::new(),
@@ -64,7 +64,7 @@ impl<K> Default for QueueState<K> {
 
 impl<K> Default for LaneState<K> {
     fn default() -> Self {
-        Self { ready: VecDeque::new(), in_progress: 0, failures: 0, paused_until: None, has_turn: false }
+        Self { ready: VecDeque::new(), in_progress: 0, failures: 0, paused_until: None, is_scheduled: false }
     }
 }
 
@@ -100,7 +100,7 @@ impl<K: Clone + Eq + Hash> QueueState<K> {
             && entry.key().0 <= now
         {
             let lane = entry.remove();
-            self.offer_turn(&lane, concurrency, now);
+            self.schedule_lane(&lane, concurrency, now);
         }
         if let Some(key) = self.pop_ready(concurrency, now) {
             return Ok(key);
@@ -119,7 +119,7 @@ impl<K: Clone + Eq + Hash> QueueState<K> {
         if self.waiting.contains(key) {
             self.make_ready(lane, key.clone(), concurrency);
         } else {
-            self.offer_turn(&lane, concurrency, now);
+            self.schedule_lane(&lane, concurrency, now);
         }
     }
 
@@ -152,7 +152,7 @@ impl<K: Clone + Eq + Hash> QueueState<K> {
         if let Some(state) = self.lanes.get_mut(&lane) {
             (state.failures, state.paused_until) = (0, None);
         }
-        self.offer_turn(&lane, concurrency, now);
+        self.schedule_lane(&lane, concurrency, now);
         true
     }
 
@@ -167,19 +167,19 @@ impl<K: Clone + Eq + Hash> QueueState<K> {
 
     fn make_ready(&mut self, lane: LaneName, key: K, concurrency: usize) {
         self.lanes.entry(lane.clone()).or_default().ready.push_back(key);
-        self.offer_turn(&lane, concurrency, Instant::now());
+        self.schedule_lane(&lane, concurrency, Instant::now());
     }
 
-    /// Gives a lane its turn if it has a key that may be processed; removes it if it is empty and not throttled.
-    fn offer_turn(&mut self, lane: &LaneName, concurrency: usize, now: Instant) {
+    /// Schedules a lane if it has a key that may be processed; removes it if it is empty and not throttled.
+    fn schedule_lane(&mut self, lane: &LaneName, concurrency: usize, now: Instant) {
         let too_many = self.lanes.len() > MAX_EMPTY_LANES;
         let Some(state) = self.lanes.get_mut(lane) else { return };
-        if state.has_turn {
+        if state.is_scheduled {
             return;
         }
         if state.may_process(concurrency, now) {
-            state.has_turn = true;
-            self.turns.push_back(lane.clone());
+            state.is_scheduled = true;
+            self.scheduled_lanes.push_back(lane.clone());
         } else if state.ready.is_empty()
             && state.in_progress == 0
             && (state.failures < MAX_LANE_FAILURES || too_many)
@@ -189,10 +189,10 @@ impl<K: Clone + Eq + Hash> QueueState<K> {
     }
 
     fn pop_ready(&mut self, concurrency: usize, now: Instant) -> Option<K> {
-        while let Some(lane) = self.turns.pop_front() {
+        while let Some(lane) = self.scheduled_lanes.pop_front() {
             let Some(state) = self.lanes.get_mut(&lane) else { continue };
-            state.has_turn = false;
-            // It may have been throttled since it got its turn.
+            state.is_scheduled = false;
+            // It may have been throttled since it was scheduled.
             if !state.may_process(concurrency, now) {
                 continue;
             }
@@ -200,7 +200,7 @@ impl<K: Clone + Eq + Hash> QueueState<K> {
             state.in_progress += 1;
             self.waiting.remove(&key);
             self.in_progress.insert(key.clone(), lane.clone());
-            self.offer_turn(&lane, concurrency, now);
+            self.schedule_lane(&lane, concurrency, now);
             return Some(key);
         }
         None

@@ -35,7 +35,7 @@ pub(crate) struct StatusInputs<'a> {
     pub(crate) has_group: bool,
     /// The configured receivers of CloudEvents.
     pub(crate) receivers: &'a BTreeSet<String>,
-    /// The results that the policy asked for.
+    /// The results that the policy requested.
     pub(crate) results: ResultsStatus,
     /// Why results cannot be stored in Secrets, if they cannot.
     pub(crate) no_secrets: Option<String>,
@@ -109,29 +109,63 @@ fn newer(a: Option<LastRefusal>, b: Option<LastRefusal>) -> Option<LastRefusal> 
 mod tests {
     use std::sync::Arc;
 
-    use job_handler_shared::job::snapshot::JobSnapshot;
-    use job_handler_shared::policy::{
-        parsed::Policy,
-        spec::{JobPolicy, JobPolicySpec, PolicySpec},
+    use job_handler_shared::{
+        job::snapshot::JobSnapshot, policy::spec::PolicySpec, testing::policies::namespaced,
     };
-
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+    use serde_json::{Value, json};
 
     use super::*;
-    use crate::status::conditions::secrets_unavailable;
+    use crate::{status::conditions::secrets_unavailable, test_support::policy_entry};
 
-    fn entry(spec: serde_json::Value) -> PolicyEntry {
-        let spec: JobPolicySpec = serde_json::from_value(spec).unwrap();
-        let mut policy = JobPolicy::new("builds", spec);
-        policy.metadata.namespace = Some("ci".into());
-        policy.metadata.uid = Some("p".into());
-        policy.metadata.generation = Some(3);
-        let policy = Policy::namespaced(&policy).unwrap();
-        PolicyEntry {
-            reference: policy.reference.clone(),
-            generation: 3,
-            policy: Ok(Arc::new(policy)),
-            status: PolicyStatus::default(),
+    fn entry(spec: Value) -> PolicyEntry {
+        policy_entry(3, namespaced("p", spec))
+    }
+
+    /// Owns what [`StatusInputs`] borrow. By default, the policy is enforced everywhere and selects no Job.
+    struct TestInputs {
+        jobs: Vec<SelectedJob>,
+        replicas: BTreeMap<String, Replica>,
+        entries: EntryState,
+        has_group: bool,
+        no_secrets: Option<String>,
+    }
+
+    impl Default for TestInputs {
+        fn default() -> Self {
+            Self {
+                jobs: Vec::new(),
+                replicas: [("a".to_owned(), replica(3))].into(),
+                entries: EntryState { written: [("p".to_owned(), 3)].into(), error: None },
+                has_group: true,
+                no_secrets: None,
+            }
+        }
+    }
+
+    impl TestInputs {
+        fn status_of(self, entry: &PolicyEntry) -> PolicyStatus {
+            let inputs = StatusInputs {
+                jobs: &self.jobs,
+                replicas: &self.replicas,
+                entries: &self.entries,
+                pending: &BTreeMap::new(),
+                last_refusal: None,
+                has_group: self.has_group,
+                receivers: &["ci".to_owned()].into(),
+                results: ResultsStatus::default(),
+                no_secrets: self.no_secrets,
+                excluded: false,
+                now: Timestamp::UNIX_EPOCH,
+                clock: Instant::now(),
+            };
+            policy_status(entry, &inputs)
+        }
+
+        /// The conditions of a policy with this spec, by type.
+        fn conditions_of(self, spec: Value) -> BTreeMap<String, Condition> {
+            let conditions = self.status_of(&entry(spec)).conditions;
+            conditions.into_iter().map(|condition| (condition.type_.clone(), condition)).collect()
         }
     }
 
@@ -146,23 +180,10 @@ mod tests {
         }
     }
 
-    fn ready(replicas: &[(&str, Replica)], entries: &EntryState) -> Condition {
-        let entry = entry(serde_json::json!({"limits": [{"name": "l", "maxActiveJobs": 2}]}));
-        let inputs = StatusInputs {
-            jobs: &[],
-            replicas: &replicas.iter().map(|(name, r)| ((*name).to_owned(), r.clone())).collect(),
-            entries,
-            pending: &BTreeMap::new(),
-            last_refusal: None,
-            has_group: true,
-            receivers: &["ci".to_owned()].into(),
-            results: ResultsStatus::default(),
-            no_secrets: None,
-            excluded: false,
-            now: Timestamp::UNIX_EPOCH,
-            clock: Instant::now(),
-        };
-        policy_status(&entry, &inputs).conditions[0].clone()
+    fn ready(replicas: Vec<(&str, Replica)>, entries: &EntryState) -> Condition {
+        let replicas = replicas.into_iter().map(|(name, replica)| (name.to_owned(), replica)).collect();
+        let inputs = TestInputs { replicas, entries: entries.clone(), ..TestInputs::default() };
+        inputs.status_of(&entry(json!({"limits": [{"name": "l", "maxActiveJobs": 2}]}))).conditions[0].clone()
     }
 
     #[test]
@@ -170,17 +191,17 @@ mod tests {
         let written = EntryState { written: [("p".to_owned(), 3)].into(), error: None };
         let mut dead = replica(2);
         dead.duration = 0;
-        let mut blind = replica(2);
-        blind.withheld = [("p".to_owned(), "its ledger is missing".to_owned())].into();
+        let mut withholding = replica(2);
+        withholding.withheld = [("p".to_owned(), "its ledger is missing".to_owned())].into();
         for (replicas, entries, reason) in [
             (vec![], &written, "NoWebhook"),
             (vec![("dead", dead.clone())], &written, "NoWebhook"),
             (vec![("a", replica(3)), ("b", replica(2))], &written, "WebhookBehind"),
-            (vec![("a", replica(3)), ("b", blind)], &written, "LedgerMissing"),
+            (vec![("a", replica(3)), ("b", withholding)], &written, "LedgerMissing"),
             (vec![("a", replica(3))], &EntryState::default(), "EntryMissing"),
             (vec![("a", replica(3)), ("dead", dead)], &written, "Enforced"),
         ] {
-            let found = ready(&replicas, entries);
+            let found = ready(replicas, entries);
             assert_eq!(found.reason, reason, "{}", found.message);
             assert_eq!(found.status == "True", reason == "Enforced");
             assert_eq!(found.observed_generation, Some(3));
@@ -189,58 +210,17 @@ mod tests {
 
     #[test]
     fn the_fullest_scope_is_shown() {
-        let entry = entry(serde_json::json!({"limits": [{"name": "l", "maxActiveJobs": 2}]}));
+        let entry = entry(json!({"limits": [{"name": "l", "maxActiveJobs": 2}]}));
         let job = |namespace: &str, suspended| SelectedJob {
             job: Arc::new(JobSnapshot { namespace: namespace.into(), suspended, ..JobSnapshot::default() }),
             group: None,
         };
-        let inputs = StatusInputs {
-            jobs: &[job("ci", false), job("ci", true), job("b", false), job("b", false)],
-            replicas: &BTreeMap::new(),
-            entries: &EntryState::default(),
-            pending: &BTreeMap::new(),
-            last_refusal: None,
-            has_group: true,
-            receivers: &["ci".to_owned()].into(),
-            results: ResultsStatus::default(),
-            no_secrets: None,
-            excluded: false,
-            now: Timestamp::UNIX_EPOCH,
-            clock: Instant::now(),
-        };
-        let status = policy_status(&entry, &inputs);
+        let jobs = vec![job("ci", false), job("ci", true), job("b", false), job("b", false)];
+        let status = TestInputs { jobs, ..TestInputs::default() }.status_of(&entry);
         assert_eq!(status.usage.as_deref(), Some("2/2"));
         assert_eq!(status.limits[0].fullest.as_deref(), Some("b"));
         assert_eq!((status.running_jobs, status.pending_jobs), (Some(3), Some(1)));
         assert_eq!(status.queued_jobs, Some(0), "its author suspended it");
-    }
-
-    fn found(spec: serde_json::Value, jobs: &[SelectedJob], has_group: bool) -> BTreeMap<String, Condition> {
-        found_with(spec, jobs, has_group, None)
-    }
-
-    fn found_with(
-        spec: serde_json::Value,
-        jobs: &[SelectedJob],
-        has_group: bool,
-        no_secrets: Option<String>,
-    ) -> BTreeMap<String, Condition> {
-        let inputs = StatusInputs {
-            jobs,
-            replicas: &[("a".to_owned(), replica(3))].into(),
-            entries: &EntryState { written: [("p".to_owned(), 3)].into(), error: None },
-            pending: &BTreeMap::new(),
-            last_refusal: None,
-            has_group,
-            receivers: &["ci".to_owned()].into(),
-            results: ResultsStatus::default(),
-            no_secrets,
-            excluded: false,
-            now: Timestamp::UNIX_EPOCH,
-            clock: Instant::now(),
-        };
-        let conditions = policy_status(&entry(spec), &inputs).conditions;
-        conditions.into_iter().map(|condition| (condition.type_.clone(), condition)).collect()
     }
 
     #[test]
@@ -249,30 +229,32 @@ mod tests {
             job: Arc::new(JobSnapshot { namespace: "ci".into(), ..JobSnapshot::default() }),
             group: None,
         };
-        let limit = serde_json::json!({"limits": [{"name": "l", "maxActiveJobs": 1}]});
-        let over = &found(limit.clone(), &[job(), job()], true)[OVER_LIMIT];
+        let limit = json!({"limits": [{"name": "l", "maxActiveJobs": 1}]});
+        let with_jobs = |jobs| TestInputs { jobs, ..TestInputs::default() };
+        let over = &with_jobs(vec![job(), job()]).conditions_of(limit.clone())[OVER_LIMIT];
         assert_eq!(over.status, "True");
         assert!(
             over.message.starts_with("limit \"l\" in ci: 2 active jobs, max allowed: 1"),
             "{}",
             over.message
         );
-        assert_eq!(found(limit, &[job()], true)[OVER_LIMIT].status, "False");
-        assert!(!found(serde_json::json!({}), &[job()], true).contains_key(OVER_LIMIT));
+        assert_eq!(with_jobs(vec![job()]).conditions_of(limit)[OVER_LIMIT].status, "False");
+        assert!(!with_jobs(vec![job()]).conditions_of(json!({})).contains_key(OVER_LIMIT));
     }
 
     #[test]
     fn a_group_limit_without_a_group_is_reported() {
-        let limit = serde_json::json!({"limits": [{"name": "g", "maxActiveJobs": 1, "scope": "Group"}]});
-        let without = &found(limit.clone(), &[], false)[ENFORCED];
+        let limit = json!({"limits": [{"name": "g", "maxActiveJobs": 1, "scope": "Group"}]});
+        let without_group = TestInputs { has_group: false, ..TestInputs::default() };
+        let without = &without_group.conditions_of(limit.clone())[ENFORCED];
         assert_eq!((without.status.as_str(), without.reason.as_str()), ("False", "NoGroup"));
         assert!(without.message.contains("limit \"g\" has scope Group"), "{}", without.message);
-        assert_eq!(found(limit, &[], true)[ENFORCED].status, "True");
+        assert_eq!(TestInputs::default().conditions_of(limit)[ENFORCED].status, "True");
     }
 
     #[test]
     fn mode_warn_says_that_nothing_is_changed() {
-        let conditions = found(serde_json::json!({"mode": "Warn"}), &[], true);
+        let conditions = TestInputs::default().conditions_of(json!({"mode": "Warn"}));
         assert!(
             conditions[READY]
                 .message
@@ -286,8 +268,7 @@ mod tests {
 
     #[test]
     fn results_that_cannot_be_stored_in_secrets_are_reported() {
-        let secret =
-            serde_json::json!({"results": {"storageType": "Secret"}, "cloudEventSinks": [{"name": "typo"}]});
+        let secret = json!({"results": {"storageType": "Secret"}, "cloudEventSinks": [{"name": "typo"}]});
         let spec = entry(secret.clone()).policy.unwrap().spec.clone();
         assert_eq!(secrets_unavailable(&spec, None), None);
         assert_eq!(secrets_unavailable(&PolicySpec::default(), Some("no right")), None);
@@ -297,9 +278,10 @@ mod tests {
             "{message}"
         );
         // The first problem is the reason; the message lists all.
-        let mut condition = found(secret.clone(), &[], true)[ENFORCED].clone();
+        let mut condition = TestInputs::default().conditions_of(secret.clone())[ENFORCED].clone();
         assert_eq!(condition.reason, "NotTold");
-        condition = found_with(secret, &[], true, Some("no right".to_owned()))[ENFORCED].clone();
+        let without_right = TestInputs { no_secrets: Some("no right".to_owned()), ..TestInputs::default() };
+        condition = without_right.conditions_of(secret)[ENFORCED].clone();
         assert_eq!(condition.reason, "NoSecrets");
         assert!(
             condition.message.contains("no right") && condition.message.contains("typo"),
@@ -309,16 +291,15 @@ mod tests {
 
     #[test]
     fn receivers_that_are_not_configured_are_named() {
-        let condition = |spec| found(spec, &[], true)[ENFORCED].clone();
-        let known = condition(serde_json::json!({"results": {}, "cloudEventSinks": [{"name": "ci"}]}));
+        let condition = |spec| TestInputs::default().conditions_of(spec)[ENFORCED].clone();
+        let known = condition(json!({"results": {}, "cloudEventSinks": [{"name": "ci"}]}));
         assert!(!known.message.contains("cloudEventSinks"), "{}", known.message);
-        let unknown = condition(
-            serde_json::json!({"results": {}, "cloudEventSinks": [{"name": "ci"}, {"name": "typo"}]}),
-        );
+        let unknown =
+            condition(json!({"results": {}, "cloudEventSinks": [{"name": "ci"}, {"name": "typo"}]}));
         assert_eq!(unknown.status, "False");
         assert!(unknown.message.contains("cloudEventSinks \"typo\" are not in"), "{}", unknown.message);
         assert!(unknown.message.contains("configured: ci"), "{}", unknown.message);
-        let silent = condition(serde_json::json!({"cloudEventSinks": [{"name": "ci"}]}));
+        let silent = condition(json!({"cloudEventSinks": [{"name": "ci"}]}));
         assert_eq!((silent.status.as_str(), silent.reason.as_str()), ("False", "NotTold"));
     }
 }

@@ -1,4 +1,4 @@
-//! Counts of Jobs and results over the whole cluster, for gauges and for the policies' statuses. Pure.
+//! Counts of Jobs and results in the cluster, for gauges and for the policies' statuses. Pure.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -43,7 +43,7 @@ pub(crate) fn collect(
     summary
 }
 
-/// The results that a policy asked for.
+/// The results that a policy requested.
 pub(crate) fn of_policy(results: &[ResultRef], policy: &str) -> ResultsStatus {
     of_results(results.iter().filter(|result| result.policies.split(',').any(|uid| uid == policy)))
 }

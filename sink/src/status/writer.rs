@@ -1,4 +1,4 @@
-//! Writes the policies' statuses when they change, at most once per second each. The leader writes the whole status,
+//! Writes the policies' statuses when they change, at most once per second each. The leader writes the full status,
 //! followers only the last refusal that they received from their own webhook.
 
 use std::{

@@ -1,26 +1,29 @@
-//! One failed Job in an apiserver in memory, and a sink's process that knows what the watches tell of it.
+//! Jobs in an in-memory apiserver, and a sink whose watch caches show them. The unit tests include this file too.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
+use jiff::Timestamp;
 use job_handler_shared::{
     job::snapshot::JobSnapshot,
     keys,
-    policy::{parsed::Policy, spec::JobPolicy, status::PolicyStatus},
+    policy::{parsed::Policy, status::PolicyStatus},
     process::telemetry::Metrics,
     result::{metadata, storage_kind::StorageKind},
+    testing::{apiserver::Apiserver, policies::job_policy},
 };
 use job_handler_sink::{
     harvest::{collector::Collector, pod_tracker::PodTracker},
     metrics::SinkMetrics,
-    model::{policy_entry::PolicyEntry, result_ref::ResultRef},
+    model::{policy_entry::PolicyEntry, result_ref::ResultRef, stored_result::StoredResult},
     notify::recorder::Recorder,
+    object_store::FullLogStore,
     observe::{key::Key, store::Store},
     reconcile::job::JobReconciler,
+    retention::gc::GarbageCollector,
 };
 use k8s_openapi::api::batch::v1::Job;
+use kube::Client;
 use serde_json::{Value, json};
-
-use super::Apiserver;
 
 /// The Job's uid.
 pub const UID: &str = "0123456789-job";
@@ -48,7 +51,18 @@ pub fn cluster(log: &[u8]) -> Apiserver {
     apiserver
 }
 
-/// A process that has just started: it knows what the watches tell of the cluster as it is.
+/// A Job that has completed.
+pub fn completed_job(namespace: &str, name: &str, uid: &str) -> Value {
+    json!({
+        "apiVersion": "batch/v1", "kind": "Job",
+        "metadata": {"name": name, "namespace": namespace, "uid": uid, "creationTimestamp": "2026-01-01T00:00:00Z"},
+        "spec": {"template": {"spec": {"containers": []}}},
+        "status": {"succeeded": 1, "startTime": "2026-01-01T00:00:00Z", "conditions": [{"type": "Complete",
+            "status": "True", "lastTransitionTime": "2026-01-01T00:00:09Z"}]},
+    })
+}
+
+/// A sink that has just started: its watch caches show the cluster as it is, and one policy.
 pub fn process(apiserver: &Apiserver, policy: Value) -> JobReconciler {
     let store = Store::default();
     store.put_namespace("ci", Default::default());
@@ -61,18 +75,22 @@ pub fn process(apiserver: &Apiserver, policy: Value) -> JobReconciler {
         for map in apiserver.all(&format!("{}s", kind.resource())) {
             let labels = &map["metadata"]["labels"];
             if labels[keys::CREATED] == "true" && labels.get(keys::JOB_UID).is_some() {
-                let place = ResultRef {
+                let result = ResultRef {
                     namespace: "ci".into(),
                     name: map["metadata"]["name"].as_str().unwrap().into(),
                     kind: *kind,
                     pending: labels.get(metadata::PENDING).is_some(),
                     ..ResultRef::default()
                 };
-                store.put_result(labels[keys::JOB_UID].as_str().unwrap(), place);
+                store.put_result(labels[keys::JOB_UID].as_str().unwrap(), result);
             }
         }
     }
-    let client = apiserver.client();
+    reconciler(apiserver.client(), store)
+}
+
+/// A reconciler with this store.
+pub fn reconciler(client: Client, store: Store) -> JobReconciler {
     JobReconciler {
         client: client.clone(),
         queue: Key::queue(&store),
@@ -84,19 +102,44 @@ pub fn process(apiserver: &Apiserver, policy: Value) -> JobReconciler {
     }
 }
 
-/// The watch brings a policy, or a new generation of it.
+/// A garbage collector that knows the results of [`UID`] that the apiserver has.
+pub fn garbage_collector(
+    apiserver: &Apiserver,
+    reconciler: &JobReconciler,
+    kind: StorageKind,
+    objects: Option<FullLogStore>,
+) -> GarbageCollector {
+    for object in apiserver.all(&format!("{}s", kind.resource())) {
+        let texts = |field: &str| -> BTreeMap<String, String> {
+            serde_json::from_value(object["metadata"][field].clone()).unwrap_or_default()
+        };
+        let (labels, annotations) = (texts("labels"), texts("annotations"));
+        if labels.contains_key(keys::CREATED) {
+            let name = object["metadata"]["name"].as_str().unwrap().to_owned();
+            let place = ("ci".to_owned(), name, UID.to_owned());
+            let stored = StoredResult::new(kind, place, &labels, &annotations, Timestamp::now(), false);
+            reconciler.store.inventory().put(stored);
+        }
+    }
+    GarbageCollector {
+        client: apiserver.client(),
+        store: reconciler.store.clone(),
+        metrics: reconciler.metrics.clone(),
+        max_bytes: None,
+        objects,
+    }
+}
+
+/// Puts a policy, or a new generation of it, into the watch cache.
 pub fn set_policy(store: &Store, generation: i64, spec: Value) {
-    let mut policy: JobPolicy = serde_json::from_value(json!({"apiVersion": "job-handler.io/v1alpha1",
-        "kind": "JobPolicy", "metadata": {"name": "p", "namespace": "ci", "uid": "p"}, "spec": spec}))
-    .unwrap();
-    policy.metadata.generation = Some(generation);
-    let policy = Policy::namespaced(&policy).unwrap();
-    store.put_policy(PolicyEntry {
-        reference: policy.reference.clone(),
-        generation,
-        policy: Ok(Arc::new(policy)),
-        status: PolicyStatus::default(),
-    });
+    let metadata = json!({"name": "p", "namespace": "ci", "uid": "p", "generation": generation});
+    store.put_policy(policy_entry(generation, job_policy(metadata, spec)));
+}
+
+/// A policy of this generation, without a status.
+pub fn policy_entry(generation: i64, policy: Arc<Policy>) -> PolicyEntry {
+    let reference = policy.reference.clone();
+    PolicyEntry { reference, generation, policy: Ok(policy), status: PolicyStatus::default() }
 }
 
 /// Incompressible, so that it needs shards.

@@ -4,7 +4,6 @@
 
 use std::time::{Duration, Instant};
 
-use jiff::Timestamp;
 use job_handler_shared::{
     job::{scope::without_group_label, snapshot::JobSnapshot},
     ledger::refusal::{Refusal, RefusalKind},
@@ -19,7 +18,7 @@ use crate::{
         state::WebhookState,
     },
     job_view::{JobView, newly_active},
-    limit::{Attempt, Verdict},
+    limit::{Attempt, Refused, Verdict},
     metrics::{Endpoint, ReviewVerdict},
     stamp::select,
 };
@@ -99,17 +98,9 @@ async fn admit(attempt: Option<Attempt>, state: &WebhookState) -> (AdmissionResp
         Verdict::Granted => (AdmissionResponse::default(), ReviewVerdict::Allowed),
         Verdict::Refused(refused) => {
             if !dry_run {
-                state.report_once(&job.uid, || Refusal {
-                    decision: RefusalKind::Refused,
-                    policy: refused.policy.clone(),
-                    limit: refused.limit.clone(),
-                    namespace: job.namespace.clone(),
-                    job: job.name.clone(),
-                    uid: job.uid.clone(),
-                    stored,
-                    owner: job.owner.clone(),
-                    message: refused.message.clone(),
-                    at: Timestamp::now(),
+                state.report_once(&job.uid, || {
+                    let Refused { policy, limit, message, .. } = &refused;
+                    Refusal::of_job(&job, RefusalKind::Refused, stored, policy, limit, message)
                 });
             }
             let denied = Some(Denial::forbidden(refused.message));
@@ -151,19 +142,10 @@ fn report_queued(job: &JobSnapshot, state: &WebhookState) {
     let Some(limit) = limits.into_iter().find(|limit| limit.value.when_full == WhenFull::Queue) else {
         return;
     };
-    state.report_once(&job.uid, || Refusal {
-        decision: RefusalKind::Queued,
-        message: format!(
-            "queued: waits for a slot (limit \"{}\" of {}, max allowed: {})",
-            limit.value.name, limit.policy, limit.value.max_active_jobs
-        ),
-        policy: limit.policy,
-        limit: limit.value.name,
-        namespace: job.namespace.clone(),
-        job: job.name.clone(),
-        uid: job.uid.clone(),
-        stored: true,
-        owner: job.owner.clone(),
-        at: Timestamp::now(),
+    let (policy, name, max) = (&limit.policy, &limit.value.name, limit.value.max_active_jobs);
+    state.report_once(&job.uid, || {
+        let message =
+            format!("queued until limit \"{name}\" of {policy} has a free slot (max allowed: {max})");
+        Refusal::of_job(job, RefusalKind::Queued, true, policy, name, &message)
     });
 }

@@ -1,6 +1,6 @@
-//! `/warn`: tells what a policy in mode Warn would do if it were enforced. Never denies.
+//! `/warn`: reports what a policy in mode Warn would do if it were enforced. Never denies.
 //!
-//! `/mutate` tells what the policy would stamp. `/warn` tells what it would refuse or queue; it has webhook entries of its
+//! `/mutate` reports what the policy would stamp. `/warn` reports what it would refuse or queue; it has webhook entries of its
 //! own, with `failurePolicy: Ignore` and a short timeout, so that a trial policy never blocks a Job.
 //!
 //! Counts are estimates: see `job_estimator.rs`.
@@ -157,19 +157,8 @@ fn report(
     if !review.dry_run {
         state.report_once(&format!("warn/{}", job.uid), || {
             state.metrics.would_refuse(refused.policy.to_string(), &refused.limit);
-            Refusal {
-                decision: RefusalKind::WouldRefuse,
-                policy: refused.policy.clone(),
-                limit: refused.limit.clone(),
-                namespace: job.namespace.clone(),
-                job: job.name.clone(),
-                uid: job.uid.clone(),
-                // The Job is admitted.
-                stored: true,
-                owner: job.owner.clone(),
-                message: message.clone(),
-                at: Timestamp::now(),
-            }
+            // The Job is admitted, and so stored.
+            Refusal::of_job(job, RefusalKind::WouldRefuse, true, &refused.policy, &refused.limit, &message)
         });
     }
     format!("job-handler: this Job {message}")

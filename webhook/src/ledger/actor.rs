@@ -129,16 +129,16 @@ impl LedgerActor {
             }
             Err(LedgerReadError::Missing(at)) => {
                 if let RoundError::Failed(why) = self.rounds.create_ledger(at).await {
-                    self.turn_away_parked(&why);
+                    self.fail_parked(&why);
                 }
             }
-            Err(LedgerReadError::Failed(why)) => self.turn_away_parked(&why),
+            Err(LedgerReadError::Failed(why)) => self.fail_parked(&why),
         }
     }
 
-    fn turn_away_parked(&mut self, why: &str) {
+    fn fail_parked(&mut self, why: &str) {
         let parked = std::mem::take(&mut self.parked);
-        self.turn_away(parked, false, why);
+        self.fail_requests(parked, false, why);
     }
 
     /// Runs a round, again whenever another replica writes first. With a fresh read every request is answered; without
@@ -177,14 +177,14 @@ impl LedgerActor {
                     break;
                 }
                 Err(RoundError::Failed(why)) => {
-                    self.turn_away(std::mem::take(&mut requests), unknown_write, &why);
+                    self.fail_requests(std::mem::take(&mut requests), unknown_write, &why);
                     break;
                 }
             }
             tokio::time::sleep(self.rounds.retry_delay()).await;
         }
         self.rounds.set_housekeeping(false);
-        self.turn_away(requests, unknown_write, "other replicas kept writing the ledger first");
+        self.fail_requests(requests, unknown_write, "other replicas kept writing the ledger first");
     }
 
     async fn gather(&self, requests: usize) {
@@ -257,11 +257,11 @@ impl LedgerActor {
         self.parked.extend(requests);
         if self.parked.len() > MAX_PARKED {
             let rest = self.parked.split_off(MAX_PARKED);
-            self.turn_away(rest, false, "too many Jobs wait for a decision");
+            self.fail_requests(rest, false, "too many Jobs wait for a decision");
         }
     }
 
-    fn turn_away(&mut self, requests: Vec<DecisionRequest>, unknown_write: bool, why: &str) {
+    fn fail_requests(&mut self, requests: Vec<DecisionRequest>, unknown_write: bool, why: &str) {
         if !requests.is_empty() {
             let (ledger, waiting) = (self.rounds.id().name(), requests.len());
             tracing::warn!(ledger, waiting, "cannot decide about limits: {why}");

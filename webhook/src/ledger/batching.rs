@@ -1,4 +1,4 @@
-//! How long a ledger's actor gathers requests before it writes. One write can hold any number of grants, so under load
+//! How long a ledger's actor gathers requests before it writes. One write can contain any number of grants, so under load
 //! a few large writes cost less than many small ones, each of which makes another replica's write conflict.
 //!
 //! A single request is never delayed, and no request waits for longer than a few writes take.
@@ -22,7 +22,7 @@ pub(crate) struct BatchingDelay {
     /// Time between the starts of two writes.
     interval: Duration,
     last_write: Option<Instant>,
-    /// Whether the last write held the grants of several requests.
+    /// Whether the last write contained the grants of several requests.
     last_was_batch: bool,
     /// How long a write takes: a moving average.
     write_time: Duration,

@@ -1,8 +1,8 @@
 //! The ledgers as this process knows them: their contents, how old each attempt is, and which ledgers exist.
 //!
 //! A missing ledger holds no attempts only if it never existed or was deleted more than a minute ago: a ledger that was
-//! deleted by hand may have held attempts whose Jobs are not stored yet. A process whose watch is younger than a minute
-//! cannot tell, unless the namespace, or every policy that may have granted an attempt, is newer than the watch.
+//! deleted by hand may have contained attempts whose Jobs are not stored yet. A process whose watch is younger than a minute
+//! cannot distinguish these cases, unless the namespace, or every policy that may have granted an attempt, is newer than the watch.
 
 use std::{
     collections::{HashMap, HashSet},

@@ -273,7 +273,7 @@ impl LedgerTasks {
     fn start_housekeeping(&self) {
         let LedgerContext { known_ledgers, metrics, .. } = &*self.limiter.context;
         metrics.pending_attempts.set(i64::try_from(known_ledgers.pending_attempts()).unwrap_or(i64::MAX));
-        // Drawn anew each time, so that no replica is always the last.
+        // A new random delay each time, so that no replica is always the last.
         let jitter = full_jitter(HOUSEKEEPING_JITTER);
         for ledger in known_ledgers.with_attempts_older_than(USUAL_STORE_TIME + jitter, QUIET_TIME) {
             self.limiter.send(LedgerId::of_name(&ledger), ActorMessage::RemoveResolved);

@@ -1,6 +1,6 @@
 //! The ledger's protocol: a limit holds under any burst, with any number of replicas, and across crashes.
 //!
-//! A round takes the newest known ledger, looks at the Jobs, decides, writes the ledger by resourceVersion, and only then
+//! A round takes the newest known ledger, reads the Jobs, decides, writes the ledger by resourceVersion, and only then
 //! answers. Why this is exact: every active Job stems from an attempt that was written before. When a decision is made,
 //! that attempt is either in the ledger and counts, or another replica removed it after it had observed the outcome. The
 //! view covers that outcome (`resolve::ViewSource::covers`), so the Job counts unless it is no longer active. A view
@@ -19,7 +19,7 @@
 //! | --- | --- |
 //! | `limiter`, `actor`, `messages` | the limiter, and one actor per ledger |
 //! | `round_attempt`, `fresh_read` | one attempt at a round; the reads before a refusal |
-//! | `known_ledgers`, `attempt_age`, `scope_cache` | what the process knows of ledgers, attempts and Jobs |
+//! | `known_ledgers`, `attempt_age`, `scope_cache` | cached ledgers, ages of attempts, cached scopes of Jobs |
 //! | `client`, `provision`, `shared` | ledger objects, their creation, and what the actors share |
 //!
 //! `tests/model` runs the pure part in every order of events, within bounds.

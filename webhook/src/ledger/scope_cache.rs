@@ -1,5 +1,5 @@
 //! Caches what was computed from each Job: the scopes in which it takes a slot, and its group. Hundreds of rounds per
-//! second look at all Jobs of their namespace, so an entry stays until the Job, the policies or the labels of its
+//! second read all Jobs of their namespace, so an entry stays until the Job, the policies or the labels of its
 //! namespace change.
 
 use std::{
@@ -118,20 +118,16 @@ mod tests {
 
     use job_handler_shared::{
         job::snapshot::{Finished, Outcome},
-        policy::{parsed::Policy, spec::JobPolicy},
+        testing::policies::namespaced,
     };
     use serde_json::json;
 
     use super::*;
 
     fn policies(limit: &str) -> Arc<PolicySet> {
-        let policy: JobPolicy = serde_json::from_value(json!({
-            "apiVersion": "job-handler.io/v1alpha1", "kind": "JobPolicy",
-            "metadata": {"name": "p", "namespace": "ci", "uid": "p"},
-            "spec": {"limits": [{"name": limit, "maxActiveJobs": 1}], "group": {"type": "Labels", "labelKeys": ["id"]}},
-        }))
-        .unwrap();
-        Arc::new(PolicySet::new([Arc::new(Policy::namespaced(&policy).unwrap())]))
+        let limits = json!([{"name": limit, "maxActiveJobs": 1}]);
+        let spec = json!({"limits": limits, "group": {"type": "Labels", "labelKeys": ["id"]}});
+        Arc::new(PolicySet::new([namespaced("p", spec)]))
     }
 
     fn job(name: &str, id: &str, finished: bool) -> Arc<JobSnapshot> {

@@ -9,9 +9,12 @@ use http::Method;
 use job_handler_shared::{
     job::snapshot::JobSnapshot,
     ledger::crd::{JobLedger, LedgerContents},
-    policy::{parsed::Policy, reference::Labels, set::PolicySet, spec::JobPolicy},
+    policy::{reference::Labels, set::PolicySet},
     process::telemetry::Metrics,
-    testing::apiserver::{Apiserver, LostWrite},
+    testing::{
+        apiserver::{Apiserver, LostWrite},
+        policies::job_policy,
+    },
 };
 use serde_json::{Value, json};
 
@@ -47,20 +50,17 @@ impl LedgerApiserver {
 
     /// A context whose caches show the stored ledger, no Jobs at position 1, and a policy that limits `ci` to `max`.
     pub(super) fn context(&self, max: u32) -> Arc<LedgerContext> {
-        let policy: JobPolicy = serde_json::from_value(json!({
-            "apiVersion": "job-handler.io/v1alpha1", "kind": "JobPolicy",
-            "metadata": {"name": "p", "namespace": "ci", "uid": "p", "generation": 1},
-            "spec": {"limits": [{"name": "few", "maxActiveJobs": max}]},
-        }))
-        .unwrap();
-        let policies = PolicySet::new([Arc::new(Policy::namespaced(&policy).unwrap())]);
+        let policy = job_policy(
+            json!({"name": "p", "namespace": "ci", "uid": "p", "generation": 1}),
+            json!({"limits": [{"name": "few", "maxActiveJobs": max}]}),
+        );
         let context = LedgerContext {
             client: self.0.client(),
             ledger_client: LedgerClient::new(self.0.client(), "system"),
             known_ledgers: KnownLedgers::new(Clock::default()),
             cache: JobCache::default(),
             reads: ReadRateLimiter::default(),
-            policies: Policies::fixed(policies, [("ci".to_owned(), Labels::new())]),
+            policies: Policies::fixed(PolicySet::new([policy]), [("ci".to_owned(), Labels::new())]),
             namespace: "system".to_owned(),
             metrics: WebhookMetrics::new(&Metrics::default()),
         };

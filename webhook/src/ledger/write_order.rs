@@ -1,7 +1,7 @@
 //! The order in which replicas write a ledger after their writes conflicted.
 //!
-//! The replica that wrote last learns of the newest version first and would win again and again; of the replicas that
-//! learn of it at the same time, all but one would write in vain. So each version names the replicas that wrote the
+//! The replica that wrote last knows the newest version first and would win again and again; of the replicas that
+//! observe it at the same time, all but one would get a conflict. So each version names the replicas that wrote the
 //! last few versions, and the one that has not written for longest writes first: it usually has the most requests
 //! waiting. Each of the others waits for as long as the writes before its own take. The order is a hint: conflicting
 //! writes are still detected by the resourceVersion.

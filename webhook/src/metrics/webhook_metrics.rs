@@ -52,112 +52,64 @@ impl WebhookMetrics {
     pub fn new(metrics: &Metrics) -> Self {
         // 100 µs to 13 s: from a review that is answered from memory to one that waits for the apiserver.
         let buckets = || Histogram::new(exponential_buckets(0.0001, 2.0, 18));
-        let all = Self {
-            reviews: Family::default(),
-            duration: Family::new_with_constructor(buckets),
-            policies: Gauge::default(),
-            refusals_dropped: Counter::default(),
-            refusals_sent: Counter::default(),
-            consistent_reads: Counter::default(),
-            pending_attempts: Gauge::default(),
-            ledger_writes: Counter::default(),
-            ledger_conflicts: Counter::default(),
-            ledger_removals: Counter::default(),
-            refusals: Family::default(),
-            decisions: Family::new_with_constructor(buckets),
-            would_refuse: Family::default(),
-            limit_active: Family::default(),
-            limit_max: Family::default(),
-            limit_pending: Family::default(),
-        };
         metrics.register(|registry| {
-            registry.register(
-                "job_handler_reviews",
-                "Admission reviews, by endpoint and verdict",
-                all.reviews.clone(),
-            );
-            registry.register(
-                "job_handler_review_duration_seconds",
-                "Time from reading a review to its response in seconds, by endpoint",
-                all.duration.clone(),
-            );
-            registry.register(
-                "job_handler_policies",
-                "Policies that this replica has in memory",
-                all.policies.clone(),
-            );
-            registry.register(
-                "job_handler_refusals_dropped",
-                "Refusals that were dropped before they reached the sink",
-                all.refusals_dropped.clone(),
-            );
-            registry.register(
-                "job_handler_refusals_sent",
-                "Refusals that were sent to the sink",
-                all.refusals_sent.clone(),
-            );
-            registry.register(
-                "job_handler_limit_consistent_reads",
-                "Consistent reads of Jobs (GETs or a LIST) for decisions about limits",
-                all.consistent_reads.clone(),
-            );
-            registry.register(
-                "job_handler_limit_pending_attempts",
-                "Granted attempts whose outcome is not known yet",
-                all.pending_attempts.clone(),
-            );
-            registry.register(
-                "job_handler_limit_ledger_writes",
-                "Attempted writes of JobLedgers",
-                all.ledger_writes.clone(),
-            );
-            registry.register(
-                "job_handler_limit_ledger_conflicts",
-                "Writes of JobLedgers that failed because another replica wrote first",
-                all.ledger_conflicts.clone(),
-            );
-            registry.register(
-                "job_handler_limit_ledger_removals",
-                "Writes of JobLedgers that only removed resolved attempts",
-                all.ledger_removals.clone(),
-            );
-            registry.register(
-                "job_handler_limit_refusals",
-                "Refused Jobs, by policy and limit",
-                all.refusals.clone(),
-            );
-            registry.register(
-                "job_handler_limit_decision_duration_seconds",
-                "Time to decide about a limit in seconds, including the write of the JobLedger, by verdict",
-                all.decisions.clone(),
-            );
-            registry.register(
-                "job_handler_limit_would_refuse",
-                "Jobs that a policy in mode Warn would have refused or queued, by policy and limit",
-                all.would_refuse.clone(),
-            );
-            registry.register(
-                "job_handler_limit_active",
-                "Used slots in the fullest scope of a limit at its last decision, including pending attempts",
-                all.limit_active.clone(),
-            );
-            registry.register(
-                "job_handler_limit_max",
-                "Maximum number of active Jobs of a limit",
-                all.limit_max.clone(),
-            );
-            registry.register(
-                "job_handler_limit_pending",
-                "Pending attempts in the fullest scope of a limit at its last decision",
-                all.limit_pending.clone(),
-            );
             registry.register(
                 "job_handler_webhook_build",
                 "Version of the webhook",
                 Info::new([("version", env!("CARGO_PKG_VERSION"))]),
             );
         });
-        all
+        Self {
+            reviews: metrics.create("job_handler_reviews", "Admission reviews, by endpoint and verdict"),
+            duration: metrics.add(
+                "job_handler_review_duration_seconds",
+                "Time from reading a review to its response in seconds, by endpoint",
+                Family::new_with_constructor(buckets),
+            ),
+            policies: metrics.create("job_handler_policies", "Policies that this replica has in memory"),
+            refusals_dropped: metrics.create(
+                "job_handler_refusals_dropped",
+                "Refusals that were dropped before they reached the sink",
+            ),
+            refusals_sent: metrics.create("job_handler_refusals_sent", "Refusals that were sent to the sink"),
+            consistent_reads: metrics.create(
+                "job_handler_limit_consistent_reads",
+                "Consistent reads of Jobs (GETs or a LIST) for decisions about limits",
+            ),
+            pending_attempts: metrics.create(
+                "job_handler_limit_pending_attempts",
+                "Granted attempts whose outcome is not known yet",
+            ),
+            ledger_writes: metrics
+                .create("job_handler_limit_ledger_writes", "Attempted writes of JobLedgers"),
+            ledger_conflicts: metrics.create(
+                "job_handler_limit_ledger_conflicts",
+                "Writes of JobLedgers that failed because another replica wrote first",
+            ),
+            ledger_removals: metrics.create(
+                "job_handler_limit_ledger_removals",
+                "Writes of JobLedgers that only removed resolved attempts",
+            ),
+            refusals: metrics.create("job_handler_limit_refusals", "Refused Jobs, by policy and limit"),
+            decisions: metrics.add(
+                "job_handler_limit_decision_duration_seconds",
+                "Time to decide about a limit in seconds, including the write of the JobLedger, by verdict",
+                Family::new_with_constructor(buckets),
+            ),
+            would_refuse: metrics.create(
+                "job_handler_limit_would_refuse",
+                "Jobs that a policy in mode Warn would have refused or queued, by policy and limit",
+            ),
+            limit_active: metrics.create(
+                "job_handler_limit_active",
+                "Used slots in the fullest scope of a limit at its last decision, including pending attempts",
+            ),
+            limit_max: metrics.create("job_handler_limit_max", "Maximum number of active Jobs of a limit"),
+            limit_pending: metrics.create(
+                "job_handler_limit_pending",
+                "Pending attempts in the fullest scope of a limit at its last decision",
+            ),
+        }
     }
 
     /// Clears the gauges of all limits, because some limits may no longer exist.

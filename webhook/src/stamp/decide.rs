@@ -186,7 +186,7 @@ fn stamp(
         select::for_stamping(context.policies, &snapshot.namespace, context.namespace_labels, &labels);
     let effective = &selected.effective;
     if selected.policies.is_empty() {
-        decision.remove_queue_marks(job);
+        decision.remove_queue_annotations(job);
         return decision;
     }
     if inherits {

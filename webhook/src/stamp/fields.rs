@@ -260,7 +260,7 @@ impl StampDecision {
     }
 
     /// Removes annotations that would make the sink release the Job, because no policy queues it.
-    pub(super) fn remove_queue_marks(&mut self, job: &JobView) {
+    pub(super) fn remove_queue_annotations(&mut self, job: &JobView) {
         if job.annotation(keys::QUEUED_AT).is_some() {
             self.annotations.insert(keys::QUEUED_AT, None);
         }

@@ -6,11 +6,9 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use job_handler_shared::policy::{
-    parsed::Policy,
-    reference::Labels,
-    set::PolicySet,
-    spec::{ClusterJobPolicy, JobPolicy},
+use job_handler_shared::{
+    policy::{parsed::Policy, reference::Labels, set::PolicySet},
+    testing::policies::{cluster_job_policy, job_policy},
 };
 use job_handler_webhook::{
     job_view::JobView,
@@ -24,22 +22,12 @@ use serde_json::{Value, json};
 
 /// A JobPolicy of namespace `ci`.
 pub fn policy(name: &str, spec: Value) -> Arc<Policy> {
-    let policy: JobPolicy = serde_json::from_value(json!({
-        "apiVersion": "job-handler.io/v1alpha1", "kind": "JobPolicy",
-        "metadata": {"name": name, "namespace": "ci", "uid": format!("uid-{name}"), "generation": 1}, "spec": spec,
-    }))
-    .unwrap();
-    Arc::new(Policy::namespaced(&policy).unwrap())
+    job_policy(json!({"name": name, "namespace": "ci", "uid": format!("uid-{name}"), "generation": 1}), spec)
 }
 
 /// A ClusterJobPolicy.
 pub fn cluster_policy(name: &str, spec: Value) -> Arc<Policy> {
-    let policy: ClusterJobPolicy = serde_json::from_value(json!({
-        "apiVersion": "job-handler.io/v1alpha1", "kind": "ClusterJobPolicy",
-        "metadata": {"name": name, "uid": format!("uid-{name}"), "generation": 1}, "spec": spec,
-    }))
-    .unwrap();
-    Arc::new(Policy::cluster(&policy).unwrap())
+    cluster_job_policy(json!({"name": name, "uid": format!("uid-{name}"), "generation": 1}), spec)
 }
 
 /// The numbers of the image-build case.

@@ -202,15 +202,17 @@ impl<'a> Replay<'a> {
 
     /// Runs a replica: it decides about the requests that had arrived when its round began.
     async fn write(&mut self, before: &ModelCluster, n: usize) {
-        let Phase::JobsRead { round, .. } = &before.replicas[n].phase else { panic!("it did not look") };
+        let Phase::JobsRead { round, .. } = &before.replicas[n].phase else {
+            panic!("it did not read the Jobs")
+        };
         self.apiserver.hold_reads(false);
         let replica = &mut self.replicas[n];
-        let looks = |apiserver: &Apiserver| apiserver.job_lists() + apiserver.job_gets();
-        let looked = looks(&self.apiserver);
+        let reads = |apiserver: &Apiserver| apiserver.job_lists() + apiserver.job_gets();
+        let reads_before = reads(&self.apiserver);
         if replica.expire {
             replica.inbox.send(ActorMessage::RemoveExpired).await.unwrap();
             replica.expire = false;
-            eventually("a look", || looks(&self.apiserver) > looked).await;
+            eventually("a read", || reads(&self.apiserver) > reads_before).await;
         }
         if round.asked.is_empty() {
             replica.inbox.send(ActorMessage::RemoveResolved).await.unwrap();

@@ -33,7 +33,7 @@ pub enum LostWrite {
     Done,
     /// It did not, and never will.
     Undone,
-    /// It takes effect later ([`Apiserver::arrive`]), if nobody writes before.
+    /// It takes effect later ([`Apiserver::arrive`]), unless another write comes first.
     Late,
 }
 
@@ -56,7 +56,7 @@ pub(super) struct Faults {
 
 impl Faults {
     /// Decides what happens to a call before it takes effect.
-    pub(super) fn strike(&mut self, call: &Call) -> Result<(Option<Fault>, Option<LostWrite>), Reply> {
+    pub(super) fn before_call(&mut self, call: &Call) -> Result<(Option<Fault>, Option<LostWrite>), Reply> {
         if self.dead {
             return Err(no_response());
         }
@@ -74,7 +74,7 @@ impl Faults {
                 return Err(no_response());
             }
             Some(Fault::Code(code)) => {
-                return Err(Reply::refused(code, "InternalError", "a fault was asked for"));
+                return Err(Reply::refused(code, "InternalError", "an injected fault"));
             }
             Some(Fault::Quota) => {
                 let message =
@@ -91,7 +91,7 @@ impl Faults {
     }
 
     /// Decides, after a call took effect, whether its response is lost.
-    pub(super) fn settle(
+    pub(super) fn after_call(
         &mut self,
         call: &Call,
         fault: Option<Fault>,
@@ -221,7 +221,7 @@ impl Apiserver {
         self.notify();
     }
 
-    /// A new client process: nobody is dead and nothing fails any more.
+    /// Starts a new client process: calls succeed again.
     pub fn revive(&self) {
         let mut faults = self.0.faults.lock();
         (faults.dead, faults.at_write) = (false, None);

@@ -1,5 +1,5 @@
 //! An apiserver in memory: objects of any resource with resourceVersions, preconditions, patches, paged lists and
-//! watches as the real one has them, and faults that tests ask for.
+//! watches as the real one has them, and faults that tests inject.
 
 mod faults;
 mod request;
@@ -29,7 +29,7 @@ struct Server {
     storage: Mutex<Storage>,
     faults: Mutex<Faults>,
     hooks: Hooks,
-    /// The resourceVersion of the last change; also sent when watches have to look again.
+    /// The resourceVersion of the last change; also sent when watches have to read again.
     changed: watch::Sender<u64>,
     reads_held: watch::Sender<bool>,
 }
@@ -162,14 +162,14 @@ impl Apiserver {
         if let Some(code) = self.0.hooks.run(call) {
             return self.record(
                 call,
-                Reply::refused(code, "Forbidden", r#"User "test" cannot do this: a fault was asked for"#),
+                Reply::refused(code, "Forbidden", r#"User "test" cannot do this: an injected fault"#),
                 true,
             );
         }
         let is_write = call.method != Method::GET;
-        let (fault, lost) = match self.0.faults.lock().strike(call) {
+        let (fault, lost) = match self.0.faults.lock().before_call(call) {
             Err(reply) => return if is_write { self.record(call, reply, true) } else { reply },
-            Ok(struck) => struck,
+            Ok(faults) => faults,
         };
         let done = !matches!(lost, Some(LostWrite::Undone | LostWrite::Late));
         let reply = if done {
@@ -180,7 +180,7 @@ impl Apiserver {
         if is_write {
             self.notify();
         }
-        let lose = self.0.faults.lock().settle(call, fault, lost, &reply);
+        let lose = self.0.faults.lock().after_call(call, fault, lost, &reply);
         match lose {
             Some(lost) => {
                 self.record(call, reply, false);

@@ -27,7 +27,7 @@ pub(super) enum DeletionOutcome {
     Failed(String),
 }
 
-/// Deletes a Job. If it has changed, reads it again and decides anew.
+/// Deletes a Job. If it has changed, reads it again and decides again.
 pub(super) async fn delete(
     client: &Client,
     options: &PruneOptions,

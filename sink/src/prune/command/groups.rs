@@ -20,7 +20,7 @@ struct PruneGroup {
     retained: RetainedJobs,
     /// The retained Jobs by uid.
     candidates: BTreeMap<String, PruneCandidate>,
-    /// What the GETs of the retained Jobs found. Anything but `Present` keeps the whole group until a newer Job is seen.
+    /// What the GETs of the retained Jobs found. Anything but `Present` keeps all Jobs of the group until a newer Job is seen.
     check: RetainedCheck,
 }
 

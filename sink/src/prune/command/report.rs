@@ -24,7 +24,7 @@ pub struct PruneReport {
     pub skipped: usize,
     /// Deletions that failed.
     pub failed: usize,
-    /// Groups of which a Job that was to stay was deleted meanwhile; the command deletes nothing more of them.
+    /// Groups with a retained Job that was deleted meanwhile; the command deletes no more Jobs of them.
     pub vanished: usize,
 }
 

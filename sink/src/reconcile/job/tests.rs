@@ -2,16 +2,13 @@ use std::{io, sync::Arc};
 
 use job_handler_shared::{
     keys,
-    policy::{parsed::Policy, spec::JobPolicy, status::PolicyStatus},
-    process::telemetry::Metrics,
     testing::apiserver::{Apiserver, Fault},
 };
-use k8s_openapi::api::batch::v1::Job;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::model::policy_entry::PolicyEntry;
+use crate::test_support::{completed_job, process, set_policy};
 
 const MAPS: &str = "/api/v1/namespaces/ci/configmaps";
 
@@ -19,16 +16,7 @@ const MAPS: &str = "/api/v1/namespaces/ci/configmaps";
 fn put_job(apiserver: &Apiserver, name: &str, uid: &str) {
     let owner =
         json!([{"apiVersion": "batch/v1", "kind": "Job", "name": name, "uid": uid, "controller": true}]);
-    apiserver.put(
-        "jobs",
-        json!({
-            "apiVersion": "batch/v1", "kind": "Job",
-            "metadata": {"name": name, "namespace": "ci", "uid": uid, "creationTimestamp": "2026-01-01T00:00:00Z"},
-            "spec": {"template": {"spec": {"containers": []}}},
-            "status": {"succeeded": 1, "startTime": "2026-01-01T00:00:00Z", "conditions": [{"type": "Complete",
-                "status": "True", "lastTransitionTime": "2026-01-01T00:00:09Z"}]},
-        }),
-    );
+    apiserver.put("jobs", completed_job("ci", name, uid));
     apiserver.put(
         "pods",
         json!({
@@ -43,40 +31,6 @@ fn put_job(apiserver: &Apiserver, name: &str, uid: &str) {
     apiserver.put_log(&format!("{name}-x"), "main", b"hello\n");
 }
 
-/// A reconciler whose watch caches hold the apiserver's Jobs and this policy.
-fn reconciler(apiserver: &Apiserver, spec: Value) -> JobReconciler {
-    let store = Store::default();
-    store.put_namespace("ci", Default::default());
-    put_policy(&store, 1, spec);
-    for job in apiserver.all("jobs") {
-        let job: Job = serde_json::from_value(job).unwrap();
-        store.put_job(JobSnapshot::from(&job));
-    }
-    let client = apiserver.client();
-    JobReconciler {
-        client: client.clone(),
-        queue: Key::queue(&store),
-        store,
-        collector: Collector::new(client.clone()),
-        pod_tracker: PodTracker::default(),
-        recorder: Recorder::new(client, "sink-0"),
-        metrics: SinkMetrics::new(&Metrics::default()),
-    }
-}
-
-fn put_policy(store: &Store, generation: i64, spec: Value) {
-    let policy: JobPolicy = serde_json::from_value(json!({"apiVersion": "job-handler.io/v1alpha1",
-        "kind": "JobPolicy", "metadata": {"name": "p", "namespace": "ci", "uid": "p"}, "spec": spec}))
-    .unwrap();
-    let policy = Policy::namespaced(&policy).unwrap();
-    store.put_policy(PolicyEntry {
-        reference: policy.reference.clone(),
-        generation,
-        policy: Ok(Arc::new(policy)),
-        status: PolicyStatus::default(),
-    });
-}
-
 fn after_harvest() -> Value {
     json!({"results": {}, "cleanup": {"succeededPolicy": "AfterHarvest"}})
 }
@@ -85,7 +39,7 @@ fn after_harvest() -> Value {
 async fn the_steps_are_harvest_mark_announce_delete() {
     let apiserver = Apiserver::default();
     put_job(&apiserver, "build", "u");
-    reconciler(&apiserver, after_harvest()).reconcile_job("u").await.unwrap();
+    process(&apiserver, after_harvest()).reconcile_job("u").await.unwrap();
     assert_eq!(
         apiserver.calls(),
         [
@@ -102,7 +56,7 @@ async fn the_steps_are_harvest_mark_announce_delete() {
 async fn a_failed_step_is_the_first_of_the_retry() {
     let apiserver = Apiserver::default();
     put_job(&apiserver, "build", "u");
-    let reconciler = reconciler(&apiserver, json!({"results": {}}));
+    let reconciler = process(&apiserver, json!({"results": {}}));
     // 0: the result, 1: the mark.
     apiserver.fault(1, Fault::Code(500));
     reconciler.reconcile_job("u").await.unwrap_err();
@@ -117,13 +71,13 @@ async fn a_failed_step_is_the_first_of_the_retry() {
 async fn a_result_that_was_deleted_before_the_mark_is_stored_again() {
     let apiserver = Apiserver::default();
     put_job(&apiserver, "build", "u");
-    let reconciler = reconciler(&apiserver, json!({"results": {}}));
+    let reconciler = process(&apiserver, json!({"results": {}}));
     apiserver.fault(1, Fault::Code(500));
     reconciler.reconcile_job("u").await.unwrap_err();
     apiserver.remove("configmaps", "ci", "build-results");
     reconciler.reconcile_job("u").await.unwrap();
     assert!(apiserver.get("configmaps", "ci", "build-results").is_some());
-    let reference = &reconciler.store.places_of("u")[0];
+    let reference = &reconciler.store.results_of_uid("u")[0];
     assert_eq!((reference.name.as_str(), reference.pending), ("build-results", false));
 }
 
@@ -131,7 +85,7 @@ async fn a_result_that_was_deleted_before_the_mark_is_stored_again() {
 async fn a_job_that_keeps_changing_is_put_back_into_the_queue() {
     let apiserver = Apiserver::default();
     put_job(&apiserver, "build", "u");
-    let reconciler = reconciler(&apiserver, json!({"results": {}}));
+    let reconciler = process(&apiserver, json!({"results": {}}));
     // Someone else annotates the Job before each mark.
     for n in 0..STEPS {
         let other = apiserver.clone();
@@ -149,10 +103,10 @@ async fn a_job_that_keeps_changing_is_put_back_into_the_queue() {
 async fn a_policy_that_is_removed_before_the_delete_keeps_the_job() {
     let apiserver = Apiserver::default();
     put_job(&apiserver, "build", "u");
-    let reconciler = reconciler(&apiserver, after_harvest());
+    let reconciler = process(&apiserver, after_harvest());
     let store = reconciler.store.clone();
     apiserver.before(http::Method::POST, "/apis/events.k8s.io/v1/namespaces/ci/events", move || {
-        put_policy(&store, 2, json!({"results": {}}));
+        set_policy(&store, 2, json!({"results": {}}));
     });
     reconciler.reconcile_job("u").await.unwrap();
     assert!(apiserver.get("jobs", "ci", "build").is_some());
@@ -182,7 +136,7 @@ async fn log_lines_of_concurrent_reconciles_name_their_job_and_step() {
     let _second = tracing::Dispatch::new(tracing_subscriber::registry());
     let apiserver = Apiserver::default();
     (0..JOBS).for_each(|n| put_job(&apiserver, &format!("build-{n}"), &format!("u{n}")));
-    let reconciler = reconciler(&apiserver, json!({"results": {}}));
+    let reconciler = process(&apiserver, json!({"results": {}}));
     crate::reconcile::resync::enqueue_all(&reconciler.store, &reconciler.queue);
     let is_marked = |job: &Value| job["metadata"]["annotations"].get(keys::RESULTS).is_some();
     let done = async {

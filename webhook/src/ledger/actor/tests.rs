@@ -24,7 +24,7 @@ impl RunningActor {
     }
 
     /// Waits until every message before was handled.
-    async fn settle(&self) {
+    async fn wait_until_idle(&self) {
         let dry_run = Attempt { dry_run: true, ..attempt("probe") };
         self.ask(dry_run).await.unwrap();
     }
@@ -67,7 +67,7 @@ async fn a_refusal_follows_a_fresh_read_and_a_second_entry_gets_the_same_one() {
 async fn a_caller_that_is_gone_before_the_round_gets_no_grant() {
     let actor = RunningActor::start(1);
     drop(actor.ask(attempt("gone")));
-    actor.settle().await;
+    actor.wait_until_idle().await;
     assert_eq!((actor.writes(), actor.apiserver.contents().attempts().count()), (0, 0));
 }
 

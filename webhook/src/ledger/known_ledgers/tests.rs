@@ -2,6 +2,18 @@ use job_handler_shared::policy::set::PolicySet;
 
 use super::*;
 
+/// A clock, and what is known while a watch begins at which policy `old` and namespace `ci` exist.
+fn with_new_watch() -> (Clock, KnownLedgers) {
+    let clock = Clock::default();
+    let ledgers = KnownLedgers::new(clock.clone());
+    ledgers.table.lock().watch = Some(WatchStart {
+        since: Instant::now(),
+        policies: ["old".to_owned()].into(),
+        namespaces: ["ci".to_owned()].into(),
+    });
+    (clock, ledgers)
+}
+
 fn watch(ledgers: &KnownLedgers) -> LedgerWatchHandler<'_> {
     LedgerWatchHandler { known_ledgers: ledgers, policies: Policies::fixed(PolicySet::default(), []) }
 }
@@ -39,13 +51,7 @@ fn a_deleted_ledger_is_not_recreated_for_a_minute() {
 
 #[test]
 fn a_new_watch_blocks_ledgers_that_older_policies_may_have_used() {
-    let clock = Clock::default();
-    let ledgers = KnownLedgers::new(clock.clone());
-    ledgers.table.lock().watch = Some(WatchStart {
-        since: Instant::now(),
-        policies: ["old".to_owned()].into(),
-        namespaces: ["ci".to_owned()].into(),
-    });
+    let (clock, ledgers) = with_new_watch();
     assert!(ledgers.may_recreate("ci", ledgers.now(), ["old", "new"]).is_err());
     assert!(ledgers.may_recreate("ci", ledgers.now(), ["new"]).is_ok());
     clock.advance(after(61));
@@ -53,14 +59,8 @@ fn a_new_watch_blocks_ledgers_that_older_policies_may_have_used() {
 }
 
 #[test]
-fn a_namespace_newer_than_the_watch_holds_no_older_grants() {
-    let clock = Clock::default();
-    let ledgers = KnownLedgers::new(clock.clone());
-    ledgers.table.lock().watch = Some(WatchStart {
-        since: Instant::now(),
-        policies: ["old".to_owned()].into(),
-        namespaces: ["ci".to_owned()].into(),
-    });
+fn a_namespace_newer_than_the_watch_has_no_older_grants() {
+    let (clock, ledgers) = with_new_watch();
     assert!(
         ledgers.should_create("later", ["old"])
             && !ledgers.should_create("ci", ["old"])
@@ -71,15 +71,15 @@ fn a_namespace_newer_than_the_watch_holds_no_older_grants() {
     assert!(!ledgers.should_create("later", ["old"]), "it exists");
     watch(&ledgers).delete(ledger("later"));
     assert!(!ledgers.should_create("later", ["old"]), "it was deleted a moment ago");
-    let doubts = |ledger, by| ledgers.recreate_delay(ledger, [by]).is_some();
-    assert!(doubts("later", "old") && doubts("ci", "old") && !doubts("ci", "new"));
+    let delayed = |ledger, by| ledgers.recreate_delay(ledger, [by]).is_some();
+    assert!(delayed("later", "old") && delayed("ci", "old") && !delayed("ci", "new"));
     clock.advance(after(61));
     assert!(ledgers.should_create("later", ["old"]) && ledgers.should_create("ci", ["old"]));
-    assert!(!doubts("later", "old") && !doubts("ci", "old"));
+    assert!(!delayed("later", "old") && !delayed("ci", "old"));
 }
 
 #[test]
-fn a_ledger_created_during_a_read_is_not_taken_for_deleted() {
+fn a_ledger_created_during_a_read_does_not_count_as_deleted() {
     let clock = Clock::default();
     let ledgers = KnownLedgers::new(clock.clone());
     watch(&ledgers).replace(vec![]);
@@ -95,7 +95,7 @@ fn a_ledger_created_during_a_read_is_not_taken_for_deleted() {
 }
 
 #[test]
-fn a_watch_event_older_than_the_own_write_is_ignored() {
+fn a_watch_event_older_than_our_own_write_is_ignored() {
     let ledgers = KnownLedgers::default();
     let version = |version: u64| {
         let mut ledger = ledger("ci");

@@ -19,9 +19,9 @@ use crate::{
 /// The grants in a decision.
 #[derive(Clone, Copy)]
 pub(super) struct GrantCount {
-    /// Those that the ledger did not hold yet.
+    /// Those that the ledger did not contain yet.
     new: usize,
-    /// Those that it held: an earlier write was stored and its answer lost.
+    /// Those that it contained: an earlier write was stored and its response lost.
     repeated: usize,
 }
 
@@ -88,7 +88,7 @@ impl RoundRunner {
         }
     }
 
-    /// Creates a missing ledger, unless one that held attempts may have been deleted a moment ago.
+    /// Creates a missing ledger, unless one that contained attempts may have been deleted a moment ago.
     pub(crate) async fn create_ledger(&mut self, missing_at: Instant) -> RoundError {
         let name = self.id.name();
         let known_ledgers = &self.context.known_ledgers;
