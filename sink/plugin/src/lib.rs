@@ -27,6 +27,8 @@ mod lookup;
 mod result_source;
 mod show;
 mod terminal;
+#[cfg(test)]
+mod test_results;
 
 use std::io::Write;
 

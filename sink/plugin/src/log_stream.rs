@@ -110,7 +110,9 @@ impl<'a, F: FnMut(&[u8]) -> io::Result<()>> LogDecoder<'a, F> {
     /// Decodes the next stored bytes. Fails only if the output does.
     fn write(&mut self, piece: &[u8]) -> io::Result<()> {
         match self {
-            Self::Plain(writer) => writer.write_all(piece),
+            Self::Plain(writer) => {
+                writer.write_all(piece).map_err(|error| writer.error.take().unwrap_or(error))
+            }
             Self::Gzip { error: Some(_), .. } => Ok(()),
             Self::Gzip { decoder, error } => match decoder.write_all(piece) {
                 Ok(()) => Ok(()),
@@ -176,5 +178,174 @@ impl<F: FnMut(&[u8]) -> io::Result<()>> Write for HashingWriter<'_, F> {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use flate2::{Compression, write::GzEncoder};
+    use job_handler_shared::{result::storage_kind::StorageKind, testing::apiserver::Apiserver};
+    use serde_json::json;
+
+    use super::*;
+    use crate::test_results::{manifest, put_object, refuse_get, result_of, source};
+
+    const TEXT: &[u8] = b"first\n[... 80 of 91 bytes left out ...]\nlast\n";
+
+    /// A result whose logs are `text`, stored as these pieces: shards with these names, or else one piece in its object.
+    fn stored(apiserver: &Apiserver, encoding: &str, text: &[u8], pieces: &[(&str, &[u8])]) -> JobResult {
+        let shard = |(name, piece): &(&str, &[u8])| {
+            put_object(apiserver, StorageKind::ConfigMap, name, &[], "logs", piece);
+            json!({"name": name, "bytes": piece.len(), "sha256": sha256_hex(piece)})
+        };
+        let shards: Vec<_> = pieces.iter().filter(|(name, _)| !name.is_empty()).map(shard).collect();
+        let mut manifest = manifest("build", "u", 1);
+        manifest["logs"] = json!({"key": "logs", "encoding": encoding, "bytes": text.len(),
+            "sha256": sha256_hex(text), "shards": shards});
+        let mut result = result_of(&manifest);
+        let own = pieces.iter().find(|(name, _)| name.is_empty());
+        result.object.data.extend(own.map(|(_, piece)| ("logs".to_owned(), piece.to_vec())));
+        result
+    }
+
+    /// The output and the faults.
+    async fn read(apiserver: &Apiserver, result: &JobResult) -> (Vec<u8>, Vec<String>) {
+        let mut out = Vec::new();
+        let mut output = |piece: &[u8]| out.write_all(piece);
+        let faults = stream_logs(&source(apiserver), result, &mut output).await.unwrap();
+        (out, faults)
+    }
+
+    async fn error(apiserver: &Apiserver, result: &JobResult) -> PluginError {
+        stream_logs(&source(apiserver), result, &mut |_| Ok(())).await.unwrap_err()
+    }
+
+    fn gzip(text: &[u8]) -> Vec<u8> {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+        encoder.write_all(text).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    fn long_text() -> Vec<u8> {
+        (0..20_000).flat_map(|n| format!("{n}\n").into_bytes()).collect()
+    }
+
+    /// Gzipped, in three shards whose names are not in their order.
+    fn stored_in_shards(apiserver: &Apiserver, text: &[u8]) -> JobResult {
+        let zipped = gzip(text);
+        let third = zipped.len() / 3;
+        let [a, b, c] = [&zipped[..third], &zipped[third..2 * third], &zipped[2 * third..]];
+        stored(apiserver, "gzip", text, &[("z", a), ("x", b), ("y", c)])
+    }
+
+    #[tokio::test]
+    async fn logs_are_returned_as_they_were_before_they_were_stored() {
+        let apiserver = Apiserver::default();
+        let plain = stored(&apiserver, "plain", TEXT, &[("", TEXT)]);
+        assert_eq!(read(&apiserver, &plain).await, (TEXT.to_vec(), Vec::new()), "with the line about a gap");
+        let zipped = stored(&apiserver, "gzip", TEXT, &[("", &gzip(TEXT))]);
+        assert_eq!(read(&apiserver, &zipped).await, (TEXT.to_vec(), Vec::new()));
+        // Gzip may consist of several members.
+        let members = [gzip(&TEXT[..9]), gzip(&TEXT[9..])].concat();
+        let zipped = stored(&apiserver, "gzip", TEXT, &[("", &members)]);
+        assert_eq!(read(&apiserver, &zipped).await, (TEXT.to_vec(), Vec::new()));
+    }
+
+    #[tokio::test]
+    async fn shards_are_joined_in_the_order_of_the_manifest() {
+        let (apiserver, text) = (Apiserver::default(), long_text());
+        let result = stored_in_shards(&apiserver, &text);
+        assert_eq!(read(&apiserver, &result).await, (text, Vec::new()));
+    }
+
+    #[tokio::test]
+    async fn shards_of_a_secret_are_secrets() {
+        let apiserver = Apiserver::default();
+        let mut result = stored(&apiserver, "plain", TEXT, &[("a", TEXT)]);
+        result.object.kind = StorageKind::Secret;
+        let (out, faults) = read(&apiserver, &result).await;
+        assert_eq!(out, b"");
+        assert!(faults[0].starts_with("shard 1 of 1, Secret ci/a, is missing"), "{faults:?}");
+        put_object(&apiserver, StorageKind::Secret, "a", &[], "logs", TEXT);
+        assert_eq!(read(&apiserver, &result).await, (TEXT.to_vec(), Vec::new()));
+    }
+
+    #[tokio::test]
+    async fn a_changed_shard_is_reported_and_the_next_ones_are_read() {
+        for changed in [&b"B\n"[..], b"longer\n"] {
+            let apiserver = Apiserver::default();
+            let pieces: [(&str, &[u8]); 3] = [("1", b"a\n"), ("2", b"b\n"), ("3", b"c\n")];
+            let result = stored(&apiserver, "plain", b"a\nb\nc\n", &pieces);
+            put_object(&apiserver, StorageKind::ConfigMap, "2", &[], "logs", changed);
+            let (out, faults) = read(&apiserver, &result).await;
+            assert_eq!(out, [&b"a\n"[..], changed, b"c\n"].concat());
+            assert_eq!(
+                faults[0],
+                "shard 2 of 3, ConfigMap ci/2, differs from what was stored: the digest doesn't match"
+            );
+            let bytes = format!("(6 bytes were stored, {} were read)", out.len());
+            assert!(faults.len() == 2 && faults[1].contains(&bytes), "{faults:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn logs_end_before_a_missing_shard() {
+        let (apiserver, text) = (Apiserver::default(), long_text());
+        let result = stored_in_shards(&apiserver, &text);
+        apiserver.remove("configmaps", "ci", "x");
+        let (out, faults) = read(&apiserver, &result).await;
+        assert!(out.len() > 10_000 && out.len() < text.len() && text.starts_with(&out), "{}", out.len());
+        assert_eq!(faults.len(), 3, "{faults:?}");
+        assert_eq!(faults[0], "shard 2 of 3, ConfigMap ci/x, is missing: the logs end before it");
+        assert!(faults[1].starts_with("the stored logs cannot be unpacked to the end: "), "{faults:?}");
+        assert!(faults[2].contains(&format!("{} were read", out.len())), "{faults:?}");
+        // An object without the key is no better.
+        put_object(&apiserver, StorageKind::ConfigMap, "x", &[], "other", b"");
+        assert_eq!(read(&apiserver, &result).await, (out, faults));
+    }
+
+    #[tokio::test]
+    async fn damaged_gzip_is_read_up_to_the_damage() {
+        let (apiserver, text) = (Apiserver::default(), long_text());
+        let result = stored_in_shards(&apiserver, &text);
+        put_object(&apiserver, StorageKind::ConfigMap, "x", &[], "logs", &[0xff; 5_000]);
+        let (out, faults) = read(&apiserver, &result).await;
+        assert_eq!(out[..10_000], text[..10_000]);
+        assert_eq!(faults.len(), 3, "{faults:?}");
+        assert!(faults[0].contains("ConfigMap ci/x, differs from what was stored"), "{faults:?}");
+        assert!(faults[1].starts_with("the stored logs cannot be unpacked to the end: "), "{faults:?}");
+    }
+
+    #[tokio::test]
+    async fn a_result_without_its_logs_says_why() {
+        let apiserver = Apiserver::default();
+        let missing = stored(&apiserver, "plain", TEXT, &[]);
+        let (out, faults) = read(&apiserver, &missing).await;
+        assert_eq!(out, b"");
+        assert_eq!(faults[0], "ConfigMap ci/build-results has no key `logs`: the logs are missing");
+        let mut without = result_of(&manifest("build", "u", 1));
+        let none = "the result of Job ci/build has no logs: its policies set `results.logs.mode: None`";
+        assert_eq!(error(&apiserver, &without).await.to_string(), none);
+        without.manifest.completeness.lost = vec!["no room".into(), "no \u{1b}time".into()];
+        let lost = "the result of Job ci/build has no logs: no room; no \\x1btime";
+        assert_eq!(error(&apiserver, &without).await.to_string(), lost);
+    }
+
+    #[tokio::test]
+    async fn a_failed_call_and_a_failed_output_are_errors() {
+        let (apiserver, text) = (Apiserver::default(), long_text());
+        let sharded = stored_in_shards(&apiserver, &text);
+        refuse_get(&apiserver, "/configmaps/y", 500);
+        assert!(matches!(error(&apiserver, &sharded).await, PluginError::Api(_)));
+        let plain = stored(&apiserver, "plain", TEXT, &[("", TEXT)]);
+        let short = stored(&apiserver, "gzip", TEXT, &[("", &gzip(TEXT))]);
+        for result in [plain, short, sharded] {
+            let mut closed = |_: &[u8]| Err(io::Error::new(io::ErrorKind::BrokenPipe, "closed"));
+            let error = stream_logs(&source(&apiserver), &result, &mut closed).await.unwrap_err();
+            assert!(
+                matches!(&error, PluginError::Output(error) if error.kind() == io::ErrorKind::BrokenPipe)
+            );
+            assert_eq!(error.to_string(), "cannot write: closed");
+        }
     }
 }

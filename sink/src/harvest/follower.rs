@@ -123,7 +123,7 @@ impl Follower {
             // It was deleted before its result was stored, or it is unknown.
             return self.context.store.deleted_job(uid).map(|_| true);
         };
-        Some(self.logs(&job).is_some() && self.context.store.places(&job).is_empty())
+        Some(self.logs(&job).is_some() && self.context.store.results_of(&job).is_empty())
     }
 
     /// What the policies request of a Job's logs.
@@ -285,3 +285,6 @@ impl Follower {
         self.pod_tracker.end_capture(&pod.uid, &plan.id, read.map(|log| EarlyLog { truncated, ..log }));
     }
 }
+
+#[cfg(test)]
+mod tests;
