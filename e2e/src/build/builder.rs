@@ -1,4 +1,4 @@
-//! Runs a builder and prints its progress.
+//! Runs a build command and prints its progress.
 
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read};
@@ -13,16 +13,16 @@ use crate::harness::process::{spawn, terminate_group};
 
 /// How often the build checks whether it was cancelled.
 const CANCEL_INTERVAL: Duration = Duration::from_millis(200);
-/// So many last lines of a builder are in the error if it fails.
+/// The number of last output lines in the error of a failed build.
 const TAIL: usize = 40;
 
 /// A builder that writes one line per step to standard error, as `go build -v` and `cargo build` do.
 pub(super) struct Builder<'a> {
-    /// What progress lines and errors call the result.
+    /// The name of the result in progress lines and errors.
     pub(super) what: &'a str,
-    /// How long a build usually takes.
+    /// The usual duration, as text.
     pub(super) duration: &'a str,
-    /// How many steps there are, if that is known.
+    /// The number of steps, if known.
     pub(super) steps: Option<usize>,
 }
 
@@ -77,7 +77,7 @@ fn follow(lines: &Receiver<String>, progress: &mut ProgressLine, process: u32) -
     loop {
         if !terminated && is_cancelled() {
             terminated = true;
-            // Nobody has waited for the process yet, so its id is still its own; it may have ended already.
+            // The process was not reaped yet, so its id is not reused, even if it has exited.
             let _ = terminate_group(process);
         }
         let timeout = progress.next().saturating_duration_since(Instant::now()).min(CANCEL_INTERVAL);

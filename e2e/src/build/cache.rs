@@ -1,4 +1,4 @@
-//! Keeps built programs in the user's cache, one folder for each state of the sources.
+//! Stores built programs in the user's cache, in one folder per state of the sources.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -8,9 +8,9 @@ use sha2::{Digest, Sha256};
 use crate::harness::error::{Error, Result};
 use crate::harness::progress::print_line;
 
-/// Returns `<cache>/job-handler/<entry>/<program>` and builds it first if it is not there. `build` writes to a temporary
-/// path, which is then renamed, so that no half-written program is ever run. A lock keeps two processes from building
-/// the same program at once.
+/// Returns `<cache>/job-handler/<entry>/<program>` and builds it first if it does not exist. `build` writes to a
+/// temporary path, which is then renamed, so that an incomplete program is never run. A lock keeps two processes from
+/// building the same program at once.
 pub(super) fn build_once(
     entry: &str,
     program: &str,
@@ -24,7 +24,7 @@ fn build_once_in(folder: &Path, program: &str, build: impl FnOnce(&Path) -> Resu
     if target.is_file() {
         return Ok(target);
     }
-    std::fs::create_dir_all(folder).map_err(Error::io(format!("making {}", folder.display())))?;
+    std::fs::create_dir_all(folder).map_err(Error::io(format!("creating {}", folder.display())))?;
     let lock_path = folder.join("lock");
     let lock = File::create(&lock_path).map_err(Error::io(format!("opening {}", lock_path.display())))?;
     if lock.try_lock().is_err() {
@@ -44,7 +44,7 @@ fn build_once_in(folder: &Path, program: &str, build: impl FnOnce(&Path) -> Resu
     Ok(target)
 }
 
-/// A digest of the Go sources of a folder (and of what else decides the build).
+/// A digest of the Go sources of a folder and of all other inputs of the build.
 pub(super) fn digest(folder: &Path, more: &[impl AsRef<str>]) -> Result<String> {
     let reading = || format!("reading {}", folder.display());
     let mut files: Vec<PathBuf> = std::fs::read_dir(folder)
@@ -74,7 +74,9 @@ fn root() -> Result<PathBuf> {
         .or_else(|| variable("HOME").map(|home| home.join(".cache")))
         .map(|cache| cache.join("job-handler"))
         .ok_or_else(|| {
-            Error::Invalid("neither XDG_CACHE_HOME nor HOME is set: no place to keep builds".to_owned())
+            Error::Invalid(
+                "neither XDG_CACHE_HOME nor HOME is set: there is no folder for built programs".to_owned(),
+            )
         })
 }
 
@@ -90,16 +92,16 @@ mod tests {
         let builds = AtomicUsize::new(0);
         let build = |half: &Path| {
             builds.fetch_add(1, Ordering::SeqCst);
-            assert!(!folder.path().join("tool").exists(), "built once more");
+            assert!(!folder.path().join("tool").exists(), "it was built again");
             std::fs::write(half, "half").unwrap();
             std::thread::sleep(std::time::Duration::from_millis(200));
-            std::fs::write(half, "whole").map_err(Error::io("writing"))
+            std::fs::write(half, "complete").map_err(Error::io("writing"))
         };
         std::thread::scope(|scope| {
             for _ in 0..3 {
                 scope.spawn(|| {
                     let path = build_once_in(folder.path(), "tool", build).unwrap();
-                    assert_eq!(std::fs::read_to_string(path).unwrap(), "whole");
+                    assert_eq!(std::fs::read_to_string(path).unwrap(), "complete");
                 });
             }
         });
@@ -117,7 +119,7 @@ mod tests {
         let left: Vec<_> =
             std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         assert_eq!(left, ["lock"]);
-        let works = |half: &Path| std::fs::write(half, "whole").map_err(Error::io("writing"));
+        let works = |half: &Path| std::fs::write(half, "complete").map_err(Error::io("writing"));
         assert!(build_once_in(folder.path(), "tool", works).is_ok());
     }
 

@@ -1,4 +1,4 @@
-//! Runs a build on a blocking thread and stops it when its future is dropped, so that Ctrl-C ends a build of minutes.
+//! Runs a build on a blocking thread and stops it when its future is dropped, so that Ctrl-C stops a long build.
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -59,7 +59,7 @@ mod tests {
         runtime.block_on(async {
             let build = run_cancellable(move || {
                 let mut command = Command::new("sh");
-                // A builder has builders of its own.
+                // The build command starts child processes, like real ones.
                 command.args(["-c", "sleep 600 & echo $! >&2; wait"]);
                 started.send(()).unwrap();
                 Builder { what: "nothing", duration: "", steps: None }.run(command)

@@ -1,4 +1,4 @@
-//! Programs that are installed on this machine in a version that fits, so that they need not be built.
+//! Programs that are installed on this machine in a matching version, so that they need not be built.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -10,9 +10,9 @@ const KUBEBUILDER_ASSETS: &str = "KUBEBUILDER_ASSETS";
 /// A program that may be installed.
 pub(super) struct Candidate {
     pub(super) name: &'static str,
-    /// Makes it print its version.
+    /// The arguments that print its version.
     version_arguments: &'static [&'static str],
-    /// How that begins if the version fits: the minor release is the one that is built here.
+    /// The prefix of the output if the version matches: the minor release that is built here.
     version: &'static str,
 }
 
@@ -40,7 +40,7 @@ pub(super) fn folders() -> Vec<PathBuf> {
     assets.into_iter().chain(std::env::split_paths(&path)).collect()
 }
 
-/// Returns, by its name, the first of each program that prints a version that fits. `print_version` runs a program with
+/// Returns the first match of each program with a matching version, by name. `print_version` runs a program with
 /// arguments; it returns nothing if there is no such program.
 pub(super) fn find(
     folders: &[PathBuf],
@@ -59,7 +59,7 @@ pub(super) fn find(
         .collect()
 }
 
-/// Runs a program that is to print its version.
+/// Runs a program and returns the version that it prints.
 pub(super) fn printed_version(program: &Path, arguments: &[&str]) -> Option<String> {
     if !program.is_file() {
         return None;
@@ -129,7 +129,7 @@ mod tests {
         install("kubectl", r#"[ "$*" = "version --client" ] && echo "Client Version: v1.36.1""#);
         install("kube-scheduler", r#"[ "$*" = "--version" ] && echo "Kubernetes v1.36.3""#);
         install("etcd", "exit 1");
-        // No program, although it has the name of one.
+        // A folder with the name of a program.
         std::fs::create_dir(folder.path().join("kwok")).unwrap();
         let found = find(&["/nowhere".into(), folder.path().to_owned()], printed_version);
         assert_eq!(found.into_keys().collect::<Vec<_>>(), ["kube-scheduler", "kubectl"]);

@@ -1,4 +1,4 @@
-//! The programs of a cluster: those that are installed in the right version, and one binary that is all others.
+//! The programs of a cluster: those that are installed in the right version, and one binary for all others.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -14,12 +14,29 @@ const KUBERNETES_VERSION: &str = "v1.36.3";
 const COMPONENTS: [&str; 6] =
     ["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl", "kwok"];
 
-/// Where the programs of a cluster are.
+/// Clients, controllers, nodes and command lines: what a request does not pass through in the API server.
+const NOT_INLINED: [&str; 13] = [
+    "k8s.io/cli-runtime/...",
+    "k8s.io/client-go/...",
+    "k8s.io/cloud-provider/...",
+    "k8s.io/kubectl/...",
+    "k8s.io/kubernetes/cmd/...",
+    "k8s.io/kubernetes/pkg/controller/...",
+    "k8s.io/kubernetes/pkg/generated/...",
+    "k8s.io/kubernetes/pkg/kubelet/...",
+    "k8s.io/kubernetes/pkg/proxy/...",
+    "k8s.io/kubernetes/pkg/scheduler/...",
+    "k8s.io/kubernetes/pkg/volume/...",
+    "sigs.k8s.io/kustomize/...",
+    "sigs.k8s.io/kwok/...",
+];
+
+/// The paths of the programs of a cluster.
 #[derive(Clone, Debug)]
 pub struct ClusterPrograms {
     /// By the name of the component.
     installed: BTreeMap<&'static str, PathBuf>,
-    /// Is every other component, chosen by the first argument or by the name of a link.
+    /// The binary of all other components, which the first argument or the name of a link selects.
     built: PathBuf,
 }
 
@@ -69,17 +86,18 @@ fn build(includes: impl Fn(&str) -> bool) -> Result<PathBuf> {
     };
     GoProgram {
         what: &what,
-        duration: "4 to 9 minutes on 2 cores",
+        duration: "4 to 6 minutes on 2 cores",
         module: "kubernetes",
         package: ".",
         program: "kubernetes",
+        not_inlined: &NOT_INLINED,
         tags: left_out.iter().map(|name| format!("no_{}", name.replace('-', "_"))).collect(),
         variables: version_variables(),
     }
     .find_or_build()
 }
 
-/// What servers and clients say they are; without it, v0.0.0-master.
+/// The version that servers and clients report; the default is v0.0.0-master.
 fn version_variables() -> Vec<String> {
     let version = [
         ("gitVersion", KUBERNETES_VERSION),

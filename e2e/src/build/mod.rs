@@ -1,8 +1,8 @@
-//! The programs that a cluster, the demo and the tests need: found where they are installed, or built once.
+//! The programs that a cluster, the demo and the tests need: found if they are installed, or built once.
 //!
 //! Start with [`cluster_programs`] in `kubernetes.rs`. [`pair_programs`] builds webhook and sink with cargo; all others
-//! are Go programs (`go.rs`) that are kept in the user's cache (`cache.rs`). `builder.rs` runs a builder and prints its
-//! progress (`progress.rs`); `cancellable.rs` keeps that off the runtime and stops it on Ctrl-C.
+//! are Go programs (`go.rs`) that are stored in the user's cache (`cache.rs`). `builder.rs` runs a builder and prints
+//! its progress (`progress.rs`); `cancellable.rs` runs it on a blocking thread and stops it on Ctrl-C.
 
 mod builder;
 mod cache;

@@ -1,5 +1,5 @@
-//! An S3-compatible server, for the tests of whole logs: versitygw, a gateway that others run in production and that
-//! shares no code with our client. It checks signatures and checksums, and keeps objects as files below a folder.
+//! An S3-compatible server, for the tests of full logs: versitygw, a gateway that is used in production and
+//! shares no code with our client. It checks signatures and checksums, and stores objects as files below a folder.
 
 use std::path::PathBuf;
 

@@ -14,8 +14,8 @@ pub const PAIR_BIN_DIR: &str = "JOB_HANDLER_BIN_DIR";
 
 const PROGRAMS: [&str; 3] = ["job-handler-webhook", "job-handler-sink", "kubectl-job_results"];
 
-/// Finds or builds the pair, and returns the folder that holds both programs. Once per process: what is
-/// edited while a test runs does not get into the middle of it.
+/// Finds or builds the pair, and returns the folder that holds both programs. Once per process, so that edits
+/// during a test run have no effect on it.
 ///
 /// # Errors
 /// If the build fails.
@@ -38,11 +38,11 @@ fn build() -> Result<PathBuf> {
     let mut command = Command::new(cargo);
     command.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."));
     command.args(["build", "--message-format=json-render-diagnostics"]);
-    // Of the whole workspace, although only these programs are built: cargo then chooses the same features for all
-    // dependencies as in the build of this package, which depends on all others, and compiles no crate twice.
+    // `--workspace`, although only these programs are needed: cargo then selects the same features of all dependencies
+    // as in the build of this package, so that no crate is compiled twice.
     command.arg("--workspace");
     command.args(PROGRAMS.map(|program| format!("--bin={program}")));
-    // The profile of the build that this code is part of.
+    // The profile that this code is built with.
     if !cfg!(debug_assertions) {
         command.arg("--release");
     }

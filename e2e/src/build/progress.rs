@@ -10,7 +10,7 @@ const EVERY_ELSEWHERE: Duration = Duration::from_secs(60);
 /// Return to the start of the line and erase it (ECMA-48).
 const ERASE_LINE: &str = "\r\x1b[K";
 
-/// Prints how far a build is.
+/// Prints the progress of a build.
 pub(super) struct ProgressLine {
     state: BuildState,
     started: Instant,
@@ -19,12 +19,12 @@ pub(super) struct ProgressLine {
     printed: bool,
 }
 
-/// What a progress line is made of.
+/// The values of a progress line.
 struct BuildState {
     what: String,
-    /// How long it usually takes.
+    /// The usual duration, as text.
     usual: String,
-    /// How many steps there are, if that is known.
+    /// The number of steps, if known.
     steps: Option<usize>,
     done: usize,
 }
@@ -46,12 +46,12 @@ impl ProgressLine {
         self.state.done += 1;
     }
 
-    /// When the line is to be printed again.
+    /// The time of the next line.
     pub(super) fn next(&self) -> Instant {
         self.next
     }
 
-    /// Prints the line if it is time.
+    /// Prints the line if it is due.
     pub(super) fn print_if_due(&mut self) {
         let now = Instant::now();
         if now < self.next {
@@ -63,7 +63,7 @@ impl ProgressLine {
         self.write(&line, !self.terminal);
     }
 
-    /// Replaces the line by how the build ended; a short build prints nothing.
+    /// Replaces the line with the outcome; a short build prints nothing.
     pub(super) fn finish(&self, outcome: &str) {
         if self.printed {
             let elapsed = display(self.started.elapsed());
@@ -85,7 +85,7 @@ impl BuildState {
         let Self { what, usual, steps, done } = self;
         match steps {
             Some(steps) if *steps > 0 => {
-                // The linker comes after the last step.
+                // The linker runs after the last step.
                 let share = *done as f64 / steps.max(done).saturating_add(1) as f64;
                 let left = time_left(share, elapsed)
                     .map_or_else(|| format!("{usual} in all"), |left| format!("{} left", display(left)));
@@ -96,7 +96,8 @@ impl BuildState {
     }
 }
 
-/// How long the rest takes if it goes on as it went so far; nothing in the first tenth, where that says little.
+/// The remaining time, extrapolated from the progress so far; `None` in the first tenth, where the estimate is
+/// unreliable.
 fn time_left(share: f64, elapsed: Duration) -> Option<Duration> {
     (share >= 0.1).then(|| elapsed.mul_f64((1.0 - share) / share))
 }

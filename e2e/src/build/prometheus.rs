@@ -1,7 +1,7 @@
 //! Prometheus and promtool, for the tests of `manifests/monitoring`.
 //!
-//! Any version will do that knows the rules' functions, so the cheapest one is taken: named by the user, on the PATH, out
-//! of Debian's package (seconds; nothing is installed), or built from the Go module (minutes).
+//! Any version that has the functions of the rules works, so the first of these is used: named by the user, on the
+//! PATH, from Debian's package (seconds; nothing is installed), or built from the Go module (minutes).
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -14,12 +14,12 @@ use crate::harness::progress::print_line;
 /// Names a folder that holds `promtool` and `prometheus`.
 pub const PROMETHEUS_BIN_DIR: &str = "JOB_HANDLER_PROMETHEUS_BIN_DIR";
 
-/// Where Prometheus' programs are.
+/// The paths of Prometheus' programs.
 #[derive(Clone, Debug)]
 pub struct PrometheusTools {
     /// Tests rules.
     pub promtool: PathBuf,
-    /// Scrapes and answers.
+    /// The server.
     pub prometheus: PathBuf,
 }
 
@@ -36,7 +36,7 @@ pub fn prometheus_tools() -> Result<PrometheusTools> {
     }
     match from_package() {
         Ok(tools) => return Ok(tools),
-        Err(why) => print_line(&format!("no Prometheus out of a Debian package ({why}), building it")),
+        Err(error) => print_line(&format!("no Prometheus from a Debian package ({error}), building it")),
     }
     Ok(PrometheusTools { promtool: built("promtool")?, prometheus: built("prometheus")? })
 }
@@ -51,14 +51,14 @@ fn on_path() -> Option<PathBuf> {
         .find(|folder| folder.join("promtool").is_file() && folder.join("prometheus").is_file())
 }
 
-/// Takes the programs out of the package, which is only unpacked: no service is set up, no rights are needed.
+/// Unpacks the programs from the package without installing it, so that no service is set up and no rights are needed.
 fn from_package() -> Result<PrometheusTools> {
     let take = |name: &str| {
         cache::build_once("prometheus-debian", name, |target| {
-            let folder = tempfile::tempdir().map_err(Error::io("making a folder for a package"))?;
+            let folder = tempfile::tempdir().map_err(Error::io("creating a folder for the package"))?;
             print_line("fetching Debian's package prometheus (20 MB, once)");
             if run(&folder, "apt-get", &["download", "prometheus"]).is_err() {
-                // Fresh machines have no list of packages; only root may fetch one.
+                // A fresh machine has no package lists; only root may fetch them.
                 run(&folder, "apt-get", &["update", "-qq"])?;
                 run(&folder, "apt-get", &["download", "prometheus"])?;
             }
@@ -71,7 +71,7 @@ fn from_package() -> Result<PrometheusTools> {
             let program = folder.path().join("unpacked/usr/bin").join(name);
             std::fs::copy(&program, target)
                 .map(drop)
-                .map_err(Error::io(format!("taking {name} out of the package")))
+                .map_err(Error::io(format!("extracting {name} from the package")))
         })
     };
     Ok(PrometheusTools { promtool: take("promtool")?, prometheus: take("prometheus")? })
