@@ -1,8 +1,8 @@
 //! A real Kubernetes for tests, the demo, the playground, scenarios and benchmarks.
 //!
-//! [`Cluster::start`] boots the real control plane as processes on loopback in seconds, with nodes
-//! simulated by KWOK: Jobs run through the real scheduler and Job controller, and annotations on a pod control what happens
-//! inside it (see `e2e/README.md`). No process stays behind, however the caller ends.
+//! [`Cluster::start`] boots the real control plane as processes on loopback in seconds, with nodes simulated by KWOK:
+//! Jobs run through the real scheduler and Job controller, and annotations on a pod control what happens inside it (see
+//! `e2e/README.md`). No process is left, however the caller ends.
 
 pub mod bench;
 pub mod build;

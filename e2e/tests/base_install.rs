@@ -1,5 +1,6 @@
-//! The base install on an empty cluster: everything that `kubectl apply -k manifests/base` creates, before any of our programs runs. KWOK simulates the pods, so no image is pulled.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may")]
+//! The base install on an empty cluster: everything that `kubectl apply -k manifests/base` creates, before any of our
+//! programs runs. KWOK simulates the pods, so no image is pulled.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::time::Duration;
 
@@ -13,23 +14,23 @@ const SAMPLES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../manifests/samples
 async fn the_base_installs_on_an_empty_cluster_in_one_command() {
     let cluster = Cluster::start(ClusterOptions::default()).await.unwrap();
     if !cluster.is_own() {
-        eprintln!("not on an existing cluster: it may be in use there");
+        eprintln!("skipped: the base may already be installed on an existing cluster");
         return;
     }
     one_apply_creates_everything(&cluster).await;
     pods_are_admitted_and_spread(&cluster).await;
     an_outage_blocks_no_job(&cluster).await;
-    the_webhook_is_called_only_for_what_it_stamps(&cluster).await;
+    the_webhook_is_called_only_for_requests_that_it_stamps(&cluster).await;
     applying_again_keeps_the_ca_bundle(&cluster).await;
     the_samples_are_accepted(&cluster).await;
 }
 
 async fn one_apply_creates_everything(cluster: &Cluster) {
-    let made = cluster.kubectl(&["apply", "-k", BASE]).await.unwrap();
-    assert!(made.lines().all(|line| line.ends_with(" created")), "{made}");
+    let output = cluster.kubectl(&["apply", "-k", BASE]).await.unwrap();
+    assert!(output.lines().all(|line| line.ends_with(" created")), "{output}");
     let established = ["wait", "--for=condition=Established", "crd", "--all", "--timeout=30s"];
     cluster.kubectl(&established).await.unwrap();
-    // kubectl compares with what it applied last; the PodDisruptionBudget's selector is always sent again.
+    // kubectl compares with the last applied manifest, but always sends the PodDisruptionBudget's selector again.
     let again = cluster.kubectl(&["apply", "-k", BASE]).await.unwrap();
     let changed: Vec<&str> = again
         .lines()
@@ -38,7 +39,7 @@ async fn one_apply_creates_everything(cluster: &Cluster) {
     assert!(changed.is_empty(), "{changed:?}");
 }
 
-/// Pod Security `restricted` is enforced by the real apiserver; a pod that breaks it is never made.
+/// Pod Security `restricted` is enforced by the real apiserver; a pod that violates it is not created.
 async fn pods_are_admitted_and_spread(cluster: &Cluster) {
     let namespace = ["-n", "job-handler-system"];
     let rollout =
@@ -64,13 +65,14 @@ async fn an_outage_blocks_no_job(cluster: &Cluster) {
     create(cluster, "free", "outage").await.unwrap();
 }
 
-/// Which requests the apiserver sends to the webhook: a copy of the configuration fails closed and reaches nothing, so that the refusal names which of the two webhooks was called.
-async fn the_webhook_is_called_only_for_what_it_stamps(cluster: &Cluster) {
+/// Tests with a copy of the configuration that fails closed and has an unreachable URL: the error of a request names
+/// the webhook that the apiserver called.
+async fn the_webhook_is_called_only_for_requests_that_it_stamps(cluster: &Cluster) {
     let get = ["get", "mutatingwebhookconfiguration", "job-handler", "-o", "json"];
     let mut probe: Value = serde_json::from_str(&cluster.kubectl(&get).await.unwrap()).unwrap();
     probe["metadata"] = json!({"name": "probe"});
     let [creates, updates] = probe["webhooks"].as_array_mut().unwrap().as_mut_slice() else {
-        panic!("two webhooks are expected, of creates and of updates");
+        panic!("expected two webhooks, for creates and for updates");
     };
     for (webhook, name) in
         [(creates, "creates.probe.job-handler.io"), (updates, "updates.probe.job-handler.io")]
@@ -80,7 +82,7 @@ async fn the_webhook_is_called_only_for_what_it_stamps(cluster: &Cluster) {
         webhook["clientConfig"] = json!({"url": "https://127.0.0.1:1/mutate"});
     }
     cluster.kubectl_with_input(&["create", "-f", "-"], &probe.to_string()).await.unwrap();
-    wait_for(Duration::from_secs(20), "the apiserver to take the copy up", || async {
+    wait_for(Duration::from_secs(20), "the apiserver to load the copied configuration", || async {
         match create(cluster, "new", "outage").await {
             Err(error) if error.contains("creates.probe.job-handler.io") => Ok(()),
             other => {
@@ -92,9 +94,9 @@ async fn the_webhook_is_called_only_for_what_it_stamps(cluster: &Cluster) {
     })
     .await
     .unwrap();
-    // CREATE is sent; and not from the namespaces that are left out.
-    create(cluster, "kept-out", "kube-system").await.unwrap();
-    create(cluster, "kept-out", "job-handler-system").await.unwrap();
+    // Creates in excluded namespaces are not sent.
+    create(cluster, "excluded", "kube-system").await.unwrap();
+    create(cluster, "excluded", "job-handler-system").await.unwrap();
     let patches = [
         (r#"{"metadata":{"labels":{"a":"b"}}}"#, false),
         (r#"{"spec":{"suspend":false}}"#, false),
@@ -113,7 +115,7 @@ async fn the_webhook_is_called_only_for_what_it_stamps(cluster: &Cluster) {
 }
 
 async fn applying_again_keeps_the_ca_bundle(cluster: &Cluster) {
-    // "ca" would do, but the apiserver wants a certificate: any will do, such as the cluster's own.
+    // The apiserver accepts only a valid certificate, so this is the CA of the cluster.
     let ca = "jsonpath={.data.ca\\.crt}";
     let ca =
         cluster.kubectl(&["get", "configmap", "kube-root-ca.crt", "-n", "default", "-o", ca]).await.unwrap();
@@ -130,16 +132,16 @@ async fn applying_again_keeps_the_ca_bundle(cluster: &Cluster) {
     ];
     for apply in applies {
         cluster.kubectl(apply).await.unwrap();
-        let read = "jsonpath={.webhooks[*].clientConfig.caBundle}";
-        let read = [&["get"], &configuration[..], &["-o", read]].concat();
+        let path = "jsonpath={.webhooks[*].clientConfig.caBundle}";
+        let read = [&["get"], &configuration[..], &["-o", path]].concat();
         assert_eq!(cluster.kubectl(&read).await.unwrap(), format!("{bundle} {bundle}"), "after {apply:?}");
     }
 }
 
 async fn the_samples_are_accepted(cluster: &Cluster) {
-    let made = cluster.kubectl(&["apply", "-f", SAMPLES]).await.unwrap();
-    assert_eq!(made.matches("job-handler.io/").count(), 3, "{made}");
-    // The default policy is what the sink makes of the ConfigMap; the apiserver has to take it as it stands there.
+    let output = cluster.kubectl(&["apply", "-f", SAMPLES]).await.unwrap();
+    assert_eq!(output.matches("job-handler.io/").count(), 3, "{output}");
+    // The sink creates the default policy from this ConfigMap, so the apiserver must accept it unchanged.
     let policy = "jsonpath={.data.job-handler-default\\.yaml}";
     let get = ["get", "configmap", "job-handler-defaults", "-n", "job-handler-system", "-o", policy];
     let policy = cluster.kubectl(&get).await.unwrap();

@@ -53,8 +53,8 @@ async fn creates_pass_through_every_variant() {
     let effort = LoadEffort { rounds: 1, time: Duration::from_millis(50) };
     let table = creates::measure(program(), effort, &[1, 4]).await.unwrap();
     let names: Vec<&str> = table.rows.iter().map(|row| row[0].as_str()).collect();
-    let wanted = [1, 4].iter().flat_map(|n| Variant::ALL.map(|variant| format!("{n}, {}", variant.name())));
-    assert_eq!(names, wanted.collect::<Vec<_>>());
+    let expected = [1, 4].iter().flat_map(|n| Variant::ALL.map(|variant| format!("{n}, {}", variant.name())));
+    assert_eq!(names, expected.collect::<Vec<_>>());
     assert!(table.rows.iter().all(|row| row.len() == table.columns.len()));
 }
 
@@ -77,8 +77,8 @@ async fn harvests_are_compared_with_a_loop() {
     assert_eq!(tables.iter().map(|table| table.aims.len()).collect::<Vec<_>>(), [1, 2, 1, 1, 1]);
     assert_eq!(tables[2].rows.len(), 3, "{:?}", tables[2]);
     assert_eq!(tables[3].rows[0][0], "all of them at once");
-    for what in ["lag", "peak memory", "one log", "idle", "apiserver restarted", "sink restarted"] {
-        assert!(tables[1].rows.iter().any(|row| row[0].contains(what)), "{what}: {:?}", tables[1].rows);
+    for title in ["lag", "peak memory", "one log", "idle", "apiserver restarted", "sink restarted"] {
+        assert!(tables[1].rows.iter().any(|row| row[0].contains(title)), "{title}: {:?}", tables[1].rows);
     }
 }
 
@@ -132,16 +132,16 @@ async fn limits_are_compared_with_quotas() {
     let [creates, times, refusals, drain, memory] = tables.as_slice() else {
         panic!("{} tables", tables.len())
     };
-    let wanted = effort.namespaces.iter().flat_map(|namespaces| {
+    let expected = effort.namespaces.iter().flat_map(|namespaces| {
         effort.clients.iter().flat_map(move |clients| {
             LimitMethod::ALL.map(|method| format!("{clients} into {namespaces}, {}", method.name()))
         })
     });
     let names: Vec<&str> = creates.rows.iter().map(|row| row[0].as_str()).collect();
-    assert_eq!(names, wanted.collect::<Vec<_>>());
+    assert_eq!(names, expected.collect::<Vec<_>>());
     assert_eq!(times.rows.len(), names.len());
     assert_eq!([refusals.rows.len(), drain.rows.len(), memory.rows.len()], [7, 1, 3]);
-    // As many as there are slots.
+    // The maximum of active Jobs: all slots were used.
     assert_eq!(drain.rows[0].last().unwrap(), "10");
     for table in &tables {
         assert!(table.rows.iter().all(|row| row.len() == table.columns.len()), "{}", table.text());

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 const EVENTS: [&str; 4] = ["-n", "ci", "--field-selector", "reason=JobProcessing"];
 
-/// Breaks what a step shows. Returns what `repair` needs.
+/// Breaks the behaviour that a step shows, and returns the objects that `repair` restores.
 async fn sabotage(step: DemoStep, cluster: &Cluster, pair: &Pair) -> String {
     let limits = |max: u32, per_parser: u32| {
         format!(
@@ -59,7 +59,7 @@ async fn repair(step: DemoStep, cluster: &Cluster, pair: &Pair, saved: &str) {
         DemoStep::Limit | DemoStep::Duplicate => {
             let sample = include_str!("../../manifests/samples/builds.yaml");
             cluster.kubectl_with_input(&["apply", "-f", "-"], sample).await.unwrap();
-            ready(cluster).await;
+            wait_policy_ready(cluster).await;
         }
         // A sink that was paused for longer than its Lease exits when it continues; Kubernetes would start a new one.
         DemoStep::Prune | DemoStep::Reasons | DemoStep::Results => pair.sink().restart().unwrap(),
@@ -82,10 +82,10 @@ async fn patch_policy(cluster: &Cluster, patch: &str) {
         .kubectl(&["patch", "jobpolicy", "builds", "-n", "ci", "--type=merge", "-p", patch])
         .await
         .unwrap();
-    ready(cluster).await;
+    wait_policy_ready(cluster).await;
 }
 
-async fn ready(cluster: &Cluster) {
+async fn wait_policy_ready(cluster: &Cluster) {
     let wait = ["wait", "jobpolicy/builds", "-n", "ci", "--for=condition=Ready", "--timeout=30s"];
     cluster.kubectl(&wait).await.unwrap();
 }
@@ -108,7 +108,7 @@ async fn every_step_fails_when_sabotaged_and_passes_after_the_repair() {
         let passed = runner.run_step(step).await;
         assert!(passed, "{}: {:?}", step.name(), runner.report().steps.last());
     }
-    // What `--json` writes: each step twice, sabotaged and repaired, with its commands and their output.
+    // The report that `--json` writes has each step twice, sabotaged and repaired, with its commands and their output.
     let json = serde_json::to_value(runner.report()).unwrap();
     let steps = json["steps"].as_array().unwrap();
     assert_eq!(steps.len(), 2 * STEPS.len());

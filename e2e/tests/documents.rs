@@ -1,4 +1,4 @@
-//! The commands in the documents exist, with these flags, and the files that the documents name are there.
+//! The commands in the documents exist, with these flags, and the files that the documents name exist.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, in helpers too")]
 
@@ -10,7 +10,7 @@ use std::{
     sync::OnceLock,
 };
 
-/// Lines that the first document of the repository may have.
+/// The maximum number of lines of the top-level README.
 const README_LINES: usize = 120;
 /// Programs that are not ours: their flags are not checked.
 const OTHER_PROGRAMS: [&str; 14] = [
@@ -131,7 +131,7 @@ fn is_assignment(word: &str) -> bool {
     word.split_once('=').is_some_and(|(name, _)| name.chars().all(|c| c.is_ascii_uppercase() || c == '_'))
 }
 
-/// Checks what can be checked of a command without running it.
+/// Checks a command without running it.
 fn check(command: &[String]) -> Result<(), String> {
     let words: Vec<&str> = command.iter().map(String::as_str).collect();
     check_files(&words)?;
@@ -160,7 +160,7 @@ fn check_cargo(words: &[&str]) -> Result<(), String> {
     }
 }
 
-/// Lets one of our programs parse its arguments. `--help` at their end keeps it from doing anything.
+/// Lets one of our programs parse its arguments. `--help` at the end prevents any other effect.
 fn check_program(program: &str, arguments: &[&str]) -> Result<(), String> {
     let path = programs().join(program);
     let output = Command::new(&path).args(arguments).arg("--help").output();
@@ -215,35 +215,35 @@ fn link_targets(text: &str) -> Vec<String> {
 
 #[test]
 fn every_shell_command_in_the_documents_parses() {
-    let mut wrong = Vec::new();
+    let mut errors = Vec::new();
     for (path, text) in documents(&root()) {
         for block in shell_blocks(&text) {
             let mut shell = Command::new("sh").arg("-n").stdin(Stdio::piped()).spawn().unwrap();
             shell.stdin.take().unwrap().write_all(block.as_bytes()).unwrap();
             if !shell.wait().unwrap().success() {
-                wrong.push(format!("{}: sh cannot parse:\n{block}", path.display()));
+                errors.push(format!("{}: sh cannot parse:\n{block}", path.display()));
             }
             for command in commands(&block) {
-                if let Err(why) = check(&command) {
-                    wrong.push(format!("{}: `{}`: {why}", path.display(), command.join(" ")));
+                if let Err(error) = check(&command) {
+                    errors.push(format!("{}: `{}`: {error}", path.display(), command.join(" ")));
                 }
             }
         }
     }
-    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(errors.is_empty(), "{}", errors.join("\n"));
 }
 
 #[test]
 fn every_link_in_the_documents_leads_to_a_file() {
-    let mut wrong = Vec::new();
+    let mut errors = Vec::new();
     for (path, text) in documents(&root()) {
         for target in link_targets(&text) {
             if !path.parent().unwrap().join(&target).exists() {
-                wrong.push(format!("{}: {target}", path.display()));
+                errors.push(format!("{}: {target}", path.display()));
             }
         }
     }
-    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(errors.is_empty(), "{}", errors.join("\n"));
 }
 
 #[test]
@@ -253,7 +253,7 @@ fn the_readme_is_short() {
 }
 
 #[test]
-fn commands_are_read_as_a_shell_reads_them() {
+fn commands_are_split_like_in_a_shell() {
     let block =
         "A=1 kubectl apply -k x   # why\nhelm a 'b c' | jq \"d # e\" > f && cargo \\\n  test\n# only this";
     let found: Vec<String> = commands(block).into_iter().map(|words| words.join("_")).collect();

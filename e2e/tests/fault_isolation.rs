@@ -1,5 +1,5 @@
-//! Faulty Jobs do not slow down the harvest of healthy ones, and everything that can be read of the faulty ones is stored.
-//! Prints the ratio to the undisturbed rate; the benchmark `fault-isolation` has the figures.
+//! Faulty Jobs do not slow down the harvest of healthy ones, and everything readable of the faulty ones is
+//! stored. Prints the ratio to the undisturbed rate; the benchmark `fault-isolation` has the figures.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, in helpers too")]
 
@@ -28,7 +28,7 @@ const PATIENCE: Duration = Duration::from_secs(180);
 const SIZES: FaultIsolationSizes =
     FaultIsolationSizes { rounds: 2, jobs: 150, faulty: 12, pods: 200, each: false };
 /// Far below the aim (0.9), because the machine may be busy; far above the ratio of a sink that waits for faulty Jobs.
-const LEAST: f64 = 0.5;
+const MIN_RATIO: f64 = 0.5;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn faulty_jobs_do_not_slow_down_the_harvest_of_others() {
@@ -40,22 +40,22 @@ async fn faulty_jobs_do_not_slow_down_the_harvest_of_others() {
         fault_isolation::start(SIZES.rounds * fault_isolation::namespaces(&Disturbance::ALL)).await.unwrap();
     let mut ratios = Vec::new();
     for round in 0..SIZES.rounds {
-        let compared = bench.compare(&Disturbance::ALL, SIZES).await.unwrap();
+        let comparison = bench.compare(&Disturbance::ALL, SIZES).await.unwrap();
         eprintln!(
             "{} Jobs: {:.0}/s beside faulty ones, {:.0}/s undisturbed: {:.2}",
             SIZES.jobs,
-            compared.disturbed,
-            compared.undisturbed,
-            compared.ratio()
+            comparison.disturbed,
+            comparison.undisturbed,
+            comparison.ratio()
         );
-        ratios.push(compared.ratio());
+        ratios.push(comparison.ratio());
         if round == 0 {
-            for (disturbance, namespace) in &compared.places {
-                check_outcome(&bench, *disturbance, namespace).await;
+            for (disturbance, namespace) in &comparison.namespaces {
+                check_results(&bench, *disturbance, namespace).await;
             }
         }
-        bench.end_disturbances(&compared.places).await.unwrap();
-        if compared.ratio() >= LEAST {
+        bench.end_disturbances(&comparison.namespaces).await.unwrap();
+        if comparison.ratio() >= MIN_RATIO {
             return;
         }
         // Try again: the machine may have been busy.
@@ -63,12 +63,12 @@ async fn faulty_jobs_do_not_slow_down_the_harvest_of_others() {
     panic!("the harvest is slowed down to {ratios:?} of the undisturbed rate");
 }
 
-/// Checks what is stored of the faulty Jobs.
-async fn check_outcome(bench: &HarvestCluster, disturbance: Disturbance, namespace: &str) {
+/// Checks the stored results of the faulty Jobs.
+async fn check_results(bench: &HarvestCluster, disturbance: Disturbance, namespace: &str) {
     match disturbance {
-        // The outcome is stored, and the result lists what is missing.
+        // The outcome is stored, and the result lists the missing logs.
         Disturbance::Admission => {
-            for result in stored(bench, namespace, SIZES.faulty).await {
+            for result in wait_results(bench, namespace, SIZES.faulty).await {
                 let data = result.data.as_ref().unwrap();
                 assert!(!data.contains_key("logs") && data["status"] == "completed", "{data:?}");
                 let manifest = manifest(&result);
@@ -76,14 +76,15 @@ async fn check_outcome(bench: &HarvestCluster, disturbance: Disturbance, namespa
                 assert!(manifest["completeness"]["lost"].to_string().contains("no logs here"), "{manifest}");
             }
         }
-        // Nothing can be stored: Events say so, and the results are stored once the quota is deleted.
+        // Nothing can be stored: Events report it, and the results are stored once the quota is deleted.
         Disturbance::Quota => {
             wait_for(PATIENCE, "the Events about lost results", || async {
                 let api: Api<Event> = Api::namespaced(bench.cluster.client(), namespace);
                 let lost = ListParams::default().fields("reason=ResultLost");
                 let events = api.list(&lost).await.map_err(|error| error.to_string())?.items;
-                let word = |event: &Event| event.note.as_ref().is_some_and(|note| note.contains("quota"));
-                if events.len() == SIZES.faulty && events.iter().all(word) {
+                let mentions_quota =
+                    |event: &Event| event.note.as_ref().is_some_and(|note| note.contains("quota"));
+                if events.len() == SIZES.faulty && events.iter().all(mentions_quota) {
                     Ok(())
                 } else {
                     Err(events.len().to_string())
@@ -93,24 +94,24 @@ async fn check_outcome(bench: &HarvestCluster, disturbance: Disturbance, namespa
             .unwrap();
             let quotas: Api<ResourceQuota> = Api::namespaced(bench.cluster.client(), namespace);
             quotas.delete("full", &DeleteParams::default()).await.unwrap();
-            for result in stored(bench, namespace, SIZES.faulty).await {
+            for result in wait_results(bench, namespace, SIZES.faulty).await {
                 let completeness = &manifest(&result)["completeness"];
                 assert_eq!(completeness["complete"], true, "{completeness}");
             }
         }
         Disturbance::HangingLogs => {
-            for result in stored(bench, namespace, SIZES.faulty).await {
+            for result in wait_results(bench, namespace, SIZES.faulty).await {
                 assert_eq!(manifest(&result)["completeness"]["complete"], false);
             }
         }
         Disturbance::ManyPods => {
-            let manifest = manifest(&stored(bench, namespace, 1).await[0]);
+            let manifest = manifest(&wait_results(bench, namespace, 1).await[0]);
             let listed = manifest["pods"].as_array().unwrap().len() as u64;
             assert_eq!(listed + manifest["podsNotListed"].as_u64().unwrap(), SIZES.pods as u64);
             assert_eq!(manifest["completeness"]["complete"], true, "{}", manifest["completeness"]);
         }
         Disturbance::ReceiverDown => {
-            for result in stored(bench, namespace, SIZES.faulty).await {
+            for result in wait_results(bench, namespace, SIZES.faulty).await {
                 assert_ne!(manifest(&result)["cloudEventsPending"], json!(null));
             }
         }
@@ -119,7 +120,7 @@ async fn check_outcome(bench: &HarvestCluster, disturbance: Disturbance, namespa
     }
 }
 
-async fn stored(bench: &HarvestCluster, namespace: &str, number: usize) -> Vec<ConfigMap> {
+async fn wait_results(bench: &HarvestCluster, namespace: &str, number: usize) -> Vec<ConfigMap> {
     wait_for(PATIENCE, &format!("{number} results in {namespace}"), || async {
         let all = bench.results(namespace).await.map_err(|error| error.to_string())?;
         if all.len() == number { Ok(all) } else { Err(all.len().to_string()) }

@@ -17,7 +17,7 @@ use kube::{
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde_json::{Value, json};
 
-/// `HARVEST_KILL_SEED` names another.
+/// `HARVEST_KILL_SEED` overrides it.
 const SEED: u64 = 20_240_117;
 const JOBS: usize = 200;
 const KILLS: usize = 20;
@@ -34,86 +34,90 @@ async fn every_job_has_one_result_and_one_event_although_the_sink_is_killed_at_r
     apply_policy(&cluster, &ns).await;
 
     // Ten Jobs before each kill, so that at every kill some finish, some are captured, stored, annotated or announced.
-    let mut made: BTreeMap<String, String> = BTreeMap::new();
+    let mut names: BTreeMap<String, String> = BTreeMap::new();
     for kill in 0..KILLS {
         for n in 0..JOBS / KILLS {
             let name = format!("job-{}", kill * (JOBS / KILLS) + n);
             let run = format!("{}ms", random.random_range(100..2_500));
             let fails = random.random_bool(0.25);
             let log = format!("output of {name}\n");
-            let play = [("run", run.as_str()), ("log", &log), ("exit-code", if fails { "1" } else { "0" })];
-            let mut job = job_handler_e2e::cluster::jobs::job(&name, &play);
+            let annotations =
+                [("run", run.as_str()), ("log", &log), ("exit-code", if fails { "1" } else { "0" })];
+            let mut job = job_handler_e2e::cluster::jobs::job(&name, &annotations);
             job.spec.as_mut().unwrap().backoff_limit = Some(0);
             let job = cluster.create_job(&ns, &job).await.unwrap();
-            made.insert(job.uid().unwrap(), name);
+            names.insert(job.uid().unwrap(), name);
         }
         // A random moment for the kill, not a wait for a condition.
         tokio::time::sleep(Duration::from_millis(random.random_range(50..2_500))).await;
-        let before = tally(&cluster, &ns).await;
+        let before = object_counts(&cluster, &ns).await;
         pair.sink().kill().unwrap();
         eprintln!("kill {}: {before:?}", kill + 1);
         pair.sink().restart().unwrap();
     }
 
-    let tally = wait_for(PATIENCE, "every Job to be harvested and told of", || async {
-        let now = tally(&cluster, &ns).await;
-        let wanted = Tally { jobs: JOBS, marked: JOBS, results: JOBS, pending: 0, events: JOBS };
-        if now == wanted { Ok(now) } else { Err(format!("{now:?}")) }
+    let counts = wait_for(PATIENCE, "the result and the Event of every Job", || async {
+        let now = object_counts(&cluster, &ns).await;
+        let expected = ObjectCounts { jobs: JOBS, annotated: JOBS, results: JOBS, pending: 0, events: JOBS };
+        if now == expected { Ok(now) } else { Err(format!("{now:?}")) }
     })
     .await
     .unwrap();
-    eprintln!("at the end: {tally:?}");
+    eprintln!("at the end: {counts:?}");
 
     let results = list::<ConfigMap>(&cluster, &ns, "job-handler/created=true").await;
-    let mut of = BTreeSet::new();
+    let mut with_result = BTreeSet::new();
     for result in &results {
         let data = result.data.as_ref().unwrap();
         let manifest: Value = serde_json::from_str(&data["result.json"]).unwrap();
         let uid = manifest["job"]["uid"].as_str().unwrap();
-        let name = &made[uid];
+        let name = &names[uid];
         assert_eq!(result.name_any(), format!("{name}-results"));
         assert!(data["logs"].contains(&format!("output of {name}\n")), "{name}: {}", data["logs"]);
         assert_eq!(manifest["completeness"]["complete"], true, "{manifest}");
-        assert!(of.insert(uid.to_owned()), "two results of {name}");
+        assert!(with_result.insert(uid.to_owned()), "two results of {name}");
     }
-    assert_eq!(of.len(), JOBS);
-    assert!(list::<ConfigMap>(&cluster, &ns, "job-handler/shard").await.is_empty(), "no shard is left over");
+    assert_eq!(with_result.len(), JOBS);
+    assert!(
+        list::<ConfigMap>(&cluster, &ns, "job-handler/shard").await.is_empty(),
+        "there are orphaned shards"
+    );
 
-    let mut told = BTreeSet::new();
+    let mut with_event = BTreeSet::new();
     for event in events(&cluster, &ns).await {
         let regarding = event.regarding.clone().unwrap();
         let (uid, name) = (regarding.uid.unwrap(), regarding.name.unwrap());
-        assert_eq!(made[&uid], name);
+        assert_eq!(names[&uid], name);
         assert!(event.series.is_none());
         assert!(event.note.unwrap().contains(&format!("{name}-results")));
-        assert!(told.insert(uid), "two Events about {name}");
+        assert!(with_event.insert(uid), "two Events about {name}");
     }
-    assert_eq!(told.len(), JOBS);
+    assert_eq!(with_event.len(), JOBS);
     for job in list::<Job>(&cluster, &ns, "").await {
         let outcome = &job.annotations()["job-handler/status"];
         let failed = job.status.as_ref().unwrap().failed.unwrap_or_default() > 0;
         assert_eq!(outcome, if failed { "failed" } else { "completed" });
-        assert_eq!(job.spec.unwrap().ttl_seconds_after_finished, Some(7200), "armed as it was asked for");
+        assert_eq!(job.spec.unwrap().ttl_seconds_after_finished, Some(7200), "the TTL of the policy");
     }
 }
 
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Tally {
+struct ObjectCounts {
     jobs: usize,
-    marked: usize,
+    annotated: usize,
     results: usize,
     pending: usize,
     events: usize,
 }
 
-async fn tally(cluster: &Cluster, ns: &str) -> Tally {
+async fn object_counts(cluster: &Cluster, ns: &str) -> ObjectCounts {
     let jobs = list::<Job>(cluster, ns, "").await;
-    let marked = jobs.iter().filter(|job| job.annotations().contains_key("job-handler/results")).count();
+    let annotated = jobs.iter().filter(|job| job.annotations().contains_key("job-handler/results")).count();
     let results = list::<ConfigMap>(cluster, ns, "job-handler/created=true").await;
     let pending =
         results.iter().filter(|result| result.labels().contains_key("job-handler/announce")).count();
     let events = events(cluster, ns).await.len();
-    Tally { jobs: jobs.len(), marked, results: results.len(), pending, events }
+    ObjectCounts { jobs: jobs.len(), annotated, results: results.len(), pending, events }
 }
 
 async fn list<K>(cluster: &Cluster, ns: &str, labels: &str) -> Vec<K>

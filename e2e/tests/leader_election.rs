@@ -1,4 +1,4 @@
-//! Two sinks: when the leader is killed or paused, the other takes over, and nothing is doubled or lost.
+//! Two sinks: when the leader is killed or paused, the other takes over, and no result or Event is lost or duplicated.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, in helpers too")]
 
 use std::time::Duration;
@@ -33,14 +33,14 @@ async fn another_sink_becomes_leader() {
 
     let first = leader(&cluster).await;
     harvest(&cluster, &ns, "with-the-first").await;
-    // It stands still, as on a node that has lost its network: it must not go on when it wakes up late.
+    // Pause the leader, as on a node without network. When it continues, it must not act as leader.
     member(&pair, &first).stop().unwrap();
-    harvest(&cluster, &ns, "after-the-first-stood-still").await;
+    harvest(&cluster, &ns, "while-the-first-is-paused").await;
     let second = leader(&cluster).await;
     assert_ne!(first, second);
     member(&pair, &first).cont().unwrap();
     harvest(&cluster, &ns, "when-the-first-is-back").await;
-    assert_eq!(leader(&cluster).await, second, "who was late does not take it back");
+    assert_eq!(leader(&cluster).await, second, "the first sink does not take the Lease back");
     let (_, metrics) = member(&pair, &first).get("/metrics").await.unwrap();
     assert!(metrics.contains("job_handler_leader 0"), "{metrics}");
 
@@ -49,8 +49,8 @@ async fn another_sink_becomes_leader() {
     assert_eq!(leader(&cluster).await, first);
 
     let events: Api<Event> = Api::namespaced(cluster.client(), &ns);
-    let told = events.list(&ListParams::default().fields("reason=JobProcessing")).await.unwrap();
-    assert_eq!(told.items.len(), 4);
+    let events = events.list(&ListParams::default().fields("reason=JobProcessing")).await.unwrap();
+    assert_eq!(events.items.len(), 4);
     let maps: Api<ConfigMap> = Api::namespaced(cluster.client(), &ns);
     let results = maps.list(&ListParams::default().labels("job-handler/created=true")).await.unwrap();
     assert_eq!(results.items.len(), 4);
@@ -65,7 +65,7 @@ async fn leader(cluster: &Cluster) -> String {
     wait_for(PATIENCE, "a leader", || async {
         let lease = api.get("job-handler-sink").await.map_err(|e| e.to_string())?;
         let holder = lease.spec.and_then(|spec| spec.holder_identity).unwrap_or_default();
-        if holder.is_empty() { Err("nobody".to_owned()) } else { Ok(holder) }
+        if holder.is_empty() { Err("no holder".to_owned()) } else { Ok(holder) }
     })
     .await
     .unwrap()
@@ -79,7 +79,7 @@ async fn harvest(cluster: &Cluster, ns: &str, name: &str) {
     wait_for(PATIENCE, &format!("the result of {name}"), || async {
         let result = api.get(&format!("{name}-results")).await.map_err(|e| e.to_string())?;
         if result.metadata.labels.unwrap_or_default().contains_key("job-handler/announce") {
-            return Err("stored, not told of yet".to_owned());
+            return Err("the Event is pending".to_owned());
         }
         Ok(())
     })

@@ -1,4 +1,5 @@
-//! What limits cost: ledger writes per admitted Job, latency of creates, memory of a webhook. A measurement, which does not run with the other tests:
+//! The cost of limits: ledger writes per admitted Job, latency of creates, memory of a webhook. It is a measurement, so
+//! it does not run with the other tests:
 //!
 //! `cargo test --release -p job-handler-e2e --test ledger_writes -- --ignored --nocapture`
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
@@ -20,11 +21,11 @@ use kube::{
 use serde_json::json;
 
 const CREATES: usize = 1500;
-/// The counters whose difference is printed.
-const COUNTED: [&str; 4] = ["ledger_writes", "ledger_conflicts", "ledger_removals", "consistent_reads"];
+/// The counters whose increase per Job is printed.
+const COUNTERS: [&str; 4] = ["ledger_writes", "ledger_conflicts", "ledger_removals", "consistent_reads"];
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "it measures"]
+#[ignore = "a measurement, not a test"]
 async fn ledger_writes_per_admitted_job() {
     let sizes: Vec<usize> = match std::env::var("REPLICAS") {
         Ok(text) => vec![text.parse().unwrap()],
@@ -38,18 +39,18 @@ async fn ledger_writes_per_admitted_job() {
             measure(&cluster, &pair, connections).await;
         }
         let memory: Vec<u64> =
-            pair.webhooks().iter().filter_map(|member| resident(member.process().id())).collect();
+            pair.webhooks().iter().filter_map(|member| resident_kib(member.process().id())).collect();
         println!("{replicas} replicas, memory of the webhooks in KiB: {memory:?}");
     }
 }
 
 async fn measure(cluster: &Cluster, pair: &Pair, connections: usize) {
     let namespace = cluster.namespace(&format!("c{connections}")).await.unwrap();
-    limit(cluster, &namespace).await;
+    apply_limit(cluster, &namespace).await;
     let creates = if connections == 1 { CREATES / 10 } else { CREATES };
-    let (before, begun, next) = (counters(pair).await, Instant::now(), AtomicUsize::new(0));
+    let (before, start, next) = (counters(pair).await, Instant::now(), AtomicUsize::new(0));
     let times = join_all((0..connections).map(|_| async {
-        // A client of its own is a connection of its own.
+        // Each client has its own connection.
         let jobs: Api<Job> = Api::namespaced(cluster.client(), &namespace);
         let mut times = Vec::new();
         loop {
@@ -57,16 +58,16 @@ async fn measure(cluster: &Cluster, pair: &Pair, connections: usize) {
             if n >= creates {
                 return times;
             }
-            let begun = Instant::now();
+            let start = Instant::now();
             jobs.create(&PostParams::default(), &job(&format!("j{n}"))).await.unwrap();
-            times.push(begun.elapsed());
+            times.push(start.elapsed());
         }
     }));
     let mut times: Vec<Duration> = times.await.concat();
-    let took = begun.elapsed();
+    let elapsed = start.elapsed();
     times.sort();
     let after = counters(pair).await;
-    let told: Vec<String> = COUNTED
+    let per_job: Vec<String> = COUNTERS
         .iter()
         .zip(after.iter().zip(before))
         .map(|(name, (after, before))| format!("{name} {:.3}", (after - before) / creates as f64))
@@ -76,17 +77,17 @@ async fn measure(cluster: &Cluster, pair: &Pair, connections: usize) {
         pair.webhooks().len(),
         times[times.len() / 2],
         times[times.len() * 95 / 100],
-        creates as f64 / took.as_secs_f64(),
-        told.join(", ")
+        creates as f64 / elapsed.as_secs_f64(),
+        per_job.join(", ")
     );
 }
 
-async fn counters(pair: &Pair) -> [f64; COUNTED.len()] {
-    let mut sums = [0.0; COUNTED.len()];
+async fn counters(pair: &Pair) -> [f64; COUNTERS.len()] {
+    let mut sums = [0.0; COUNTERS.len()];
     for member in pair.webhooks() {
         let address = (Ipv4Addr::LOCALHOST, member.admin_port()).into();
         let (_, text) = http_probe::get(address, "/metrics").await.unwrap();
-        for (sum, name) in sums.iter_mut().zip(COUNTED) {
+        for (sum, name) in sums.iter_mut().zip(COUNTERS) {
             let name = format!("job_handler_limit_{name}_total ");
             let value = text.lines().find_map(|line| line.strip_prefix(&name)).unwrap();
             *sum += value.parse::<f64>().unwrap();
@@ -95,12 +96,12 @@ async fn counters(pair: &Pair) -> [f64; COUNTED.len()] {
     sums
 }
 
-fn resident(pid: u32) -> Option<u64> {
+fn resident_kib(pid: u32) -> Option<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?.trim().strip_suffix(" kB")?.parse().ok()
 }
 
-async fn limit(cluster: &Cluster, namespace: &str) {
+async fn apply_limit(cluster: &Cluster, namespace: &str) {
     let policies: Api<JobPolicy> = Api::namespaced(cluster.client(), namespace);
     let policy = json!({
         "apiVersion": "job-handler.io/v1alpha1", "kind": "JobPolicy", "metadata": {"name": "many"},
@@ -116,7 +117,7 @@ async fn limit(cluster: &Cluster, namespace: &str) {
     .unwrap();
 }
 
-/// Without pods: nothing but the create is measured.
+/// Without pods, so that only the create is measured.
 fn job(name: &str) -> Job {
     serde_json::from_value(json!({
         "metadata": {"name": name},

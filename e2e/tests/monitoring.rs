@@ -1,4 +1,5 @@
-//! Tests `manifests/monitoring`: the alerts with `promtool test rules`, the dashboard by running each of its queries in a Prometheus that scrapes the pair while Jobs complete, fail and are refused.
+//! Tests `manifests/monitoring`: the alerts with `promtool test rules`, the dashboard by running each of its queries in
+//! a Prometheus that scrapes the pair while Jobs complete, fail and are refused.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::{path::Path, process::Command, time::Duration};
@@ -37,10 +38,10 @@ fn each_alert_fires_when_it_should_and_not_before() {
     let promtool = build::prometheus_tools().unwrap().promtool;
     for arguments in [["check", "rules", "rules.yaml"], ["test", "rules", "alerts_test.yaml"]] {
         let output = Command::new(&promtool).current_dir(folder.path()).args(arguments).output().unwrap();
-        let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "promtool {arguments:?}: {said}");
+        let messages = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "promtool {arguments:?}: {messages}");
     }
-    // An alert without a test would be found out by the first who needs it.
+    // Every alert has a test and a description.
     let tests = std::fs::read_to_string(format!("{MONITORING}/alerts_test.yaml")).unwrap();
     let text = std::fs::read_to_string(format!("{MONITORING}/prometheusrule.yaml")).unwrap();
     let rule: Value = serde_norway::from_str(&text).unwrap();
@@ -56,10 +57,10 @@ fn each_alert_fires_when_it_should_and_not_before() {
 #[tokio::test]
 async fn every_query_of_the_dashboard_has_a_result() {
     if std::env::var_os(E2E_KUBECONFIG).is_some_and(|path| !path.is_empty()) {
-        eprintln!("not run: it wants a cluster of its own");
+        eprintln!("skipped: it needs a cluster of its own");
         return;
     }
-    // Before the cluster, whose memory a build would want.
+    // Before the cluster starts, because a build needs much memory.
     let programs = build::prometheus_tools().unwrap();
     let cluster = Cluster::start(ClusterOptions::default()).await.unwrap();
     let pair = Pair::install(&cluster, PairOptions::default()).await.unwrap();
@@ -79,20 +80,20 @@ async fn every_query_of_the_dashboard_has_a_result() {
     }))
     .unwrap();
     // No queued Job is ever released.
-    let line = cluster.namespace("line").await.unwrap();
+    let queue_namespace = cluster.namespace("queue").await.unwrap();
     let queue: JobPolicy = serde_json::from_value(json!({
         "apiVersion": "job-handler.io/v1alpha1", "kind": "JobPolicy", "metadata": {"name": "builds"},
         "spec": {"limits": [{"name": "none", "maxActiveJobs": 0, "whenFull": "Queue"}]},
     }))
     .unwrap();
-    for (ns, policy) in [(&ns, &policy), (&line, &queue)] {
+    for (ns, policy) in [(&ns, &policy), (&queue_namespace, &queue)] {
         Api::namespaced(cluster.client(), ns).create(&PostParams::default(), policy).await.unwrap();
         let ready = ["wait", "jobpolicy/builds", "-n", ns.name(), "--for=condition=Ready", "--timeout=60s"];
         cluster.kubectl(&ready).await.unwrap();
     }
-    let waiting: Api<Job> = Api::namespaced(cluster.client(), &line);
-    for name in ["waits", "waits-too"] {
-        waiting.create(&PostParams::default(), &job(name, "0")).await.unwrap();
+    let queued: Api<Job> = Api::namespaced(cluster.client(), &queue_namespace);
+    for name in ["queued-1", "queued-2"] {
+        queued.create(&PostParams::default(), &job(name, "0")).await.unwrap();
     }
     let jobs: Api<Job> = Api::namespaced(cluster.client(), &ns);
     for (name, exit) in [("good", "0"), ("bad", "1"), ("last", "0")] {
@@ -105,12 +106,12 @@ async fn every_query_of_the_dashboard_has_a_result() {
                     .conditions
                     .is_some_and(|all| all.iter().any(|c| ["Complete", "Failed"].contains(&&*c.type_)))
             });
-            if ended { Ok(()) } else { Err("runs") }
+            if ended { Ok(()) } else { Err("active") }
         })
         .await
         .unwrap();
     }
-    // What real Jobs make of the users' own metrics.
+    // The metrics after these Jobs.
     for (query, least) in [
         ("sum(k8s_job_creation_total{status=\"created\"})", 3.0),
         ("sum(job_handler_limit_queued)", 2.0),
@@ -123,18 +124,18 @@ async fn every_query_of_the_dashboard_has_a_result() {
         ("sum(job_handler_stored_result_bytes)", 100.0),
         ("sum(job_handler_pruned_jobs_total)", 1.0),
     ] {
-        let look = || async { result(port, query).await.and_then(|found| at_least(&found, least)) };
-        wait_for(PATIENCE, query, look).await.unwrap();
+        let poll = || async { result(port, query).await.and_then(|found| at_least(&found, least)) };
+        wait_for(PATIENCE, query, poll).await.unwrap();
     }
     for (panel, query) in queries() {
-        let look = || async {
+        let poll = || async {
             let found = result(port, &query).await?;
             let values = found.as_array().map_or(0, Vec::len);
-            if values == 0 { Err("nothing".to_owned()) } else { Ok(()) }
+            if values == 0 { Err("no result".to_owned()) } else { Ok(()) }
         };
-        wait_for(PATIENCE, &format!("panel «{panel}»: {query}"), look).await.unwrap();
+        wait_for(PATIENCE, &format!("panel «{panel}»: {query}"), poll).await.unwrap();
     }
-    // No name of a Job in any label, and so few series: one Job more adds none.
+    // No label has the name of a Job, so that more Jobs do not add series.
     for member in [pair.sink(), pair.webhook(0)] {
         let (_, text) = member.get("/metrics").await.unwrap();
         for name in ["good", "bad", "last", "refused-"] {
@@ -185,14 +186,14 @@ fn prometheus(folder: &Path, executable: &Path, pair: &Pair) -> (Process, u16) {
     (process, port)
 }
 
-/// What Prometheus answers to an instant query.
+/// The result of an instant query.
 async fn result(port: u16, query: &str) -> Result<Value, String> {
     let escaped: String = query.bytes().map(|b| format!("%{b:02X}")).collect();
     let path = format!("/api/v1/query?query={escaped}");
     let (code, body) =
         http_probe::get(([127, 0, 0, 1], port).into(), &path).await.map_err(|error| error.to_string())?;
     let answer: Value = serde_json::from_str(&body).map_err(|error| format!("{error}: {body}"))?;
-    // A query that is wrong stays so.
+    // Status 400 is an invalid query: do not retry.
     assert_ne!(code, 400, "{query}: {body}");
     if answer["status"] == "success" { Ok(answer["data"]["result"].clone()) } else { Err(body) }
 }

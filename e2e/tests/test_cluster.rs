@@ -1,10 +1,5 @@
-//! Tests of the test cluster itself: it boots, simulated pods follow their annotations, and no process stays behind.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    reason = "a test that meets what it does not expect fails"
-)]
+//! Tests of the test cluster itself: it boots, simulated pods follow their annotations, and no process is left.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 #[path = "test_cluster/boot.rs"]
 mod boot;

@@ -42,8 +42,8 @@ pub async fn measure(cluster: &Cluster, namespace: &str, jobs: usize, per_second
     Ok(table(&latencies, per_second))
 }
 
-/// The time from the watch event of each Job's result to that of its deletion, for so many Jobs of a namespace. Two watches
-/// may deliver their events in another order within milliseconds: a deletion that is seen first counts as zero.
+/// The time from the watch event of each Job's result to that of its deletion, for this number of Jobs. The two watches
+/// are not synchronized: a deletion that is delivered before the result counts as zero.
 ///
 /// # Errors
 /// If fewer Jobs are deleted in time.
@@ -59,11 +59,11 @@ pub async fn deletion_delays(
     let with_results = watcher::Config::default().labels(&format!("{CREATED}=true"));
     let mut results = watcher(results, with_results).boxed();
     let (mut stored, mut deleted) = (HashMap::<String, Instant>::new(), HashMap::<String, Instant>::new());
-    let both = |stored: &HashMap<String, Instant>, deleted: &HashMap<String, Instant>| {
+    let count_measured = |stored: &HashMap<String, Instant>, deleted: &HashMap<String, Instant>| {
         deleted.keys().filter(|job| stored.contains_key(*job)).count()
     };
     let watching = async {
-        while both(&stored, &deleted) < jobs {
+        while count_measured(&stored, &deleted) < jobs {
             tokio::select! {
                 event = next_event(&mut events) => if let Some(Event::Delete(job)) = event? {
                     deleted.entry(job.name_any()).or_insert_with(Instant::now);
@@ -80,8 +80,8 @@ pub async fn deletion_delays(
         Ok(done) => done?,
         Err(_) => {
             let last = format!(
-                "{} of {jobs} are deleted; {} results are stored",
-                both(&stored, &deleted),
+                "{} of {jobs} Jobs deleted; {} results stored",
+                count_measured(&stored, &deleted),
                 stored.len()
             );
             return Err(Error::Timeout {
@@ -97,10 +97,10 @@ pub async fn deletion_delays(
 }
 
 fn table(latencies: &Latencies, per_second: u32) -> Table {
-    let mut table = Table::new("Deletion of failed Jobs after their harvest", &["what", "ms"]);
+    let mut table = Table::new("Deletion of failed Jobs after their harvest", &["delay", "ms"]);
     let at = |quantile: f64| latencies.quantile(quantile) / 1e3;
-    for (what, quantile) in [("p50", 0.5), ("p99", 0.99), ("the longest", 1.0)] {
-        table.rows.push(vec![format!("result stored → Job deleted, {what}"), figure(at(quantile))]);
+    for (name, quantile) in [("p50", 0.5), ("p99", 0.99), ("max", 1.0)] {
+        table.rows.push(vec![format!("result stored → Job deleted, {name}"), figure(at(quantile))]);
     }
     table.aims.push(Aim {
         what: "less than 5000 ms at p99".to_owned(),
@@ -109,8 +109,8 @@ fn table(latencies: &Latencies, per_second: u32) -> Table {
     });
     table.notes.push(format!(
         "{} Jobs fail one after the other, {per_second} per second, under failedPolicy AfterHarvest, each with one pod and a \
-         log of {LOG_BYTES} bytes. Both times are taken by the benchmark's own watches. What limits: the four calls in \
-         between, which annotate the Job, create the Event, record it in the result, and delete the Job.",
+         log of {LOG_BYTES} bytes. Both times are those of the benchmark's watches. Bottleneck: the four calls in between, which \
+         annotate the Job, create the Event, record it in the result, and delete the Job.",
         latencies.count()
     ));
     table

@@ -1,5 +1,5 @@
-//! Job creates through the apiserver: without a webhook, with the native policy, with a webhook that does nothing, and with
-//! ours.
+//! Job creates through the apiserver: without a webhook, with the native policy, with a webhook that does nothing, and
+//! with ours.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -43,11 +43,11 @@ pub async fn measure(program: &Path, effort: LoadEffort, at: &[usize]) -> Result
         for round in 0..=effort.rounds {
             for turn in 0..Variant::ALL.len() {
                 let n = (round + turn) % Variant::ALL.len();
-                let seen =
+                let figures =
                     create_for(&cluster, &setup, Variant::ALL[n], clients, effort.time, &names).await?;
                 if round > 0 {
-                    cells[n].add(&seen.latencies, seen.elapsed);
-                    cells[n].add_processor(seen.processor);
+                    cells[n].add(&figures.latencies, figures.elapsed);
+                    cells[n].add_processor(figures.processor);
                 }
             }
         }
@@ -61,7 +61,7 @@ pub async fn measure(program: &Path, effort: LoadEffort, at: &[usize]) -> Result
     table.aims.push(aim(at, &measured));
     let memory = machine::memory(setup.pair.webhook(0).process().id())?;
     table.notes.push(format!(
-        "The process `job-handler-webhook` after all of this: {} MiB resident, {} MiB at its peak.",
+        "The process `job-handler-webhook` after all rounds: {} MiB resident, {} MiB peak.",
         mib(memory.now),
         mib(memory.peak)
     ));
@@ -98,17 +98,17 @@ async fn create_for(
     }
     let mut latencies = Latencies::new();
     while let Some(done) = tasks.join_next().await {
-        let seen = done.map_err(|error| Error::Invalid(format!("a client panicked: {error}")))??;
-        latencies.merge(&seen);
+        let done = done.map_err(|error| Error::Invalid(format!("a client panicked: {error}")))??;
+        latencies.merge(&done);
     }
-    let seen = RoundFigures { elapsed: begin.elapsed(), processor: used()? - before, latencies };
+    let figures = RoundFigures { elapsed: begin.elapsed(), processor: used()? - before, latencies };
     let calls = called(cluster, variant).await? - calls_before;
-    if variant.webhook().is_some() && calls != seen.latencies.count() {
-        let creates = seen.latencies.count();
+    if variant.webhook().is_some() && calls != figures.latencies.count() {
+        let creates = figures.latencies.count();
         return Err(Error::Invalid(format!("{creates} creates in {} made {calls} calls", variant.name())));
     }
     variants::delete_jobs(cluster, variant.namespace()).await?;
-    Ok(seen)
+    Ok(figures)
 }
 
 async fn called(cluster: &Cluster, variant: Variant) -> Result<u64> {
@@ -138,11 +138,11 @@ async fn create_until(
             .map_err(|error| Error::Invalid(format!("{what}: {error}")))?;
         let before = Instant::now();
         // Any status but 2xx is an error.
-        let made = client.request_text(request).await.map_err(Error::api(what.clone()))?;
+        let job = client.request_text(request).await.map_err(Error::api(what.clone()))?;
         now = Instant::now();
         latencies.add(now - before);
-        if made.contains(r#""job-handler/stamped""#) != variant.stamps() {
-            return Err(Error::Invalid(format!("{what}: it is not stamped as it should be: {made}")));
+        if job.contains(r#""job-handler/stamped""#) != variant.stamps() {
+            return Err(Error::Invalid(format!("{what}: unexpected stamps: {job}")));
         }
     }
     Ok(latencies)
@@ -189,8 +189,8 @@ fn aim(clients: &[usize], measured: &[VariantSamples]) -> Aim {
     Aim {
         what: "a p50 of at most 1.1 times the null webhook's at every c".to_owned(),
         found: format!(
-            "{}. A webhook that does nothing but answer the same patch again has {}: that part is the apiserver's own \
-             work on a patch. Ours to that one: {}",
+            "{}. A webhook that always answers the same patch has {}: that part is the apiserver's own work on a patch. \
+             Ours vs. the same patch: {}",
             at(&ours),
             at(&patched),
             at(&own)
@@ -205,8 +205,8 @@ fn table(effort: LoadEffort) -> Table {
         "creates/s",
         "p50 ms",
         "p99 ms",
-        "p50 of no webhook's",
-        "p50 of null's",
+        "p50 vs. no webhook",
+        "p50 vs. null webhook",
         "webhook CPU µs/create",
     ];
     let mut table = Table::new("Job creates through the apiserver", &columns);
@@ -214,26 +214,26 @@ fn table(effort: LoadEffort) -> Table {
     table.notes = vec![
         format!(
             "A cluster of its own (Kubernetes 1.36.3: etcd, apiserver, scheduler, no audit log; the controller manager \
-             is paused, so that nothing follows a create), everything on the same cores: apiserver, etcd, clients, \
-             webhooks. Closed loop; {rounds} rounds (after one to warm up) of {time:?} per variant, variants in turn \
-             within each round, the Jobs deleted after each turn. Each figure is the median over the rounds; ratios are \
+             is paused, so that no pods are created), everything on the same cores: apiserver, etcd, clients, \
+             webhooks. Closed loop; {rounds} rounds (after a warm-up round) of {time:?} per variant; each round runs all \
+             variants and deletes the Jobs after each. Each figure is the median over the rounds; ratios are \
              medians of the ratios within each round."
         ),
-        "Each variant has a namespace of its own and is configured for that one alone. Every answer is checked for its \
-         stamp, and the apiserver's own count of calls for each webhook against the number of creates."
+        "Each variant has its own namespace and applies to that one only. The stamps of every answer are checked, and the \
+         apiserver's count of webhook calls is compared with the number of creates."
             .to_owned(),
-        "The native policy makes the same stamps by one JSON patch in CEL. Null webhook and «same patch» (the patch that \
-         ours would answer, computed once) run in the webhook's own server, in a process each. Ours is the installed \
-         pair, release build, under its own ServiceAccount, with the sink running beside it; its configuration is that of \
-         the manifests but for the namespace and the address; the policy is samples/builds.yaml \
-         without limits and backoff, which would be a second call."
+        "The native policy makes the same stamps with one JSON patch in CEL. Null webhook and «same patch» (the patch that \
+         ours would answer, computed once) run in the webhook's HTTP server, each in its own process. Ours is the \
+         installed pair, release build, with its own ServiceAccount and a running sink; its configuration is that of \
+         the manifests except for the namespace and the URL; the policy is samples/builds.yaml \
+         without limits and backoff, which would need a second call."
             .to_owned(),
-        "The apiserver speaks HTTP/1.1 over TLS 1.3 to all of them (a URL with 0.0.0.0, which it does not take for \
-         localhost, where it would speak HTTP/2), directly. It keeps at most 25 idle connections (client-go), so that at \
-         50 clients some calls begin with a handshake; that cost is in all webhook variants alike."
+        "The apiserver calls all webhooks directly, with HTTP/1.1 over TLS 1.3 (it would use HTTP/2 for localhost, but \
+         not for a URL with 0.0.0.0). It keeps at most 25 idle connections (client-go), so that at 50 clients some calls \
+         begin with a handshake, in all webhook variants alike."
             .to_owned(),
-        "What limits: at one client the apiserver's and etcd's own work per create; at 10 and 50 the cores, which are \
-         full, so that every microsecond of processor time anywhere adds to everyone's latency."
+        "Bottleneck: at one client the work of apiserver and etcd per create; at 10 and 50 clients the fully used cores, so \
+         that all processor time adds to all latencies."
             .to_owned(),
     ];
     table

@@ -1,4 +1,4 @@
-//! The handlers without a server: what one call costs on one core.
+//! The handlers without a server: the processor time of one call.
 
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ use crate::harness::error::{Error, Result};
 /// Calls between two readings of the clock.
 const BATCH: u32 = 100;
 
-/// Measures each handler with each size for `time` per round, in turns.
+/// Measures each handler with each size for `time` per round.
 ///
 /// # Errors
 /// If a handler fails.
@@ -51,7 +51,7 @@ pub fn measure(rounds: usize, time: Duration) -> Result<Table> {
 /// If the handler fails.
 pub fn call(handler: Handler, review: &[u8], time: Duration) -> Result<Duration> {
     let policies = reviews::policies(NAMESPACE)?;
-    let answering = match handler {
+    let handle = match handler {
         Handler::Null => handlers::null(),
         Handler::Typed => handlers::typed(policies),
         Handler::Ours | Handler::SamePatch => {
@@ -63,7 +63,7 @@ pub fn call(handler: Handler, review: &[u8], time: Duration) -> Result<Duration>
     let before = machine::thread_time()?;
     while begin.elapsed() < time {
         for _ in 0..BATCH {
-            let answer = answering(std::hint::black_box(review));
+            let answer = handle(std::hint::black_box(review));
             std::hint::black_box(answer.map_err(Error::Invalid)?);
         }
         calls += BATCH;

@@ -1,4 +1,4 @@
-//! Handlers that ours is compared with: two that do nothing, and one that is written the usual way, with typed objects.
+//! Handlers to compare ours with: two that do nothing, and one with typed objects, as most webhooks are written.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -31,8 +31,8 @@ pub fn null() -> HandlerFn {
     })
 }
 
-/// Like [`null`], but always answers with the patch of `answer`. What it costs more than [`null`] is the apiserver's own
-/// work on a patch.
+/// Like [`null`], but always answers with the patch of `answer`. The difference to [`null`] is the apiserver's work on
+/// a patch.
 ///
 /// # Errors
 /// If `answer` has no patch.
@@ -49,8 +49,8 @@ pub fn same_patch(answer: &[u8]) -> Result<HandlerFn> {
     }))
 }
 
-/// Stamps like ours, with typed objects: it reads the review into a `Job`, changes a copy, and answers the difference as
-/// patch.
+/// Stamps like ours, with typed objects: it parses the review into a `Job`, changes a copy, and answers with the
+/// difference as a patch.
 pub fn typed(policies: PolicySet) -> HandlerFn {
     Arc::new(move |body| {
         let review: TypedReview = serde_json::from_slice(body).map_err(|error| error.to_string())?;

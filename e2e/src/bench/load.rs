@@ -1,4 +1,4 @@
-//! Closed-loop load: each connection sends its next request when it has the answer to the last.
+//! Closed-loop load: each connection sends its next request after the answer to the previous one.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -83,8 +83,9 @@ pub async fn round(
     }
     let mut latencies = Latencies::new();
     while let Some(done) = tasks.join_next().await {
-        let seen = done.map_err(|error| Error::Invalid(format!("a load task panicked: {error}")))??;
-        latencies.merge(&seen);
+        let task_latencies =
+            done.map_err(|error| Error::Invalid(format!("a load task panicked: {error}")))??;
+        latencies.merge(&task_latencies);
     }
     Ok(LoadRound { elapsed: begin.elapsed(), latencies })
 }

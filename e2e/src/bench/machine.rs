@@ -1,4 +1,4 @@
-//! What the kernel counts for a process and for the machine.
+//! Processor time and memory of processes, and a description of the machine, from `/proc`.
 
 use std::fs;
 use std::process::Command;
@@ -93,7 +93,8 @@ pub fn machine() -> Result<Machine> {
         .lines()
         .find_map(|line| line.strip_prefix("model name")?.split_once(": "))
         .map_or("unknown", |(_, name)| name);
-    let rustc = Command::new("rustc").arg("--version").output().map_err(Error::io("asking rustc"))?;
+    let rustc =
+        Command::new("rustc").arg("--version").output().map_err(Error::io("running rustc --version"))?;
     Ok(Machine {
         processor: processor.to_owned(),
         cores: std::thread::available_parallelism().map_or(1, Into::into),

@@ -1,4 +1,4 @@
-//! The page with all tables. Each table has a section of its own, so that a run of some parts replaces only theirs.
+//! The page with all tables. Each table has its own section, so that a run of some parts replaces only their tables.
 
 const HEAD: &str = "# Benchmarks\n\nWritten by `cargo bench-all`; do not edit. `cargo bench-all limits` measures one part \
                     and replaces its tables alone.\n";

@@ -1,16 +1,16 @@
-//! Benchmarks: what stamping, limits, harvests and prunes cost, compared with something that does less and something that
-//! does more.
+//! Benchmarks: the cost of stamping, limits, harvests and prunes, compared with simpler and with usual implementations.
 //!
-//! Absolute figures depend on the machine and the hour; the ratios are what to read. Whatever is compared is measured in
-//! turns, within the same minutes, and each round's ratio is taken within that round.
+//! Absolute figures depend on the machine and its load; the ratios are what to read. Each round measures all compared
+//! implementations one after the other, and ratios are calculated within each round.
 //!
-//! [`run`](mod@run) (`run.rs`, read it first) measures the chosen [`BenchPart`]s and returns a [`BenchReport`] of [`table::Table`]s:
+//! [`run`](mod@run) (`run.rs`, read it first) measures the chosen [`BenchPart`]s and returns a [`BenchReport`] of
+//! [`table::Table`]s:
 //! - `webhook_only`, `handler_calls`: the webhook without an apiserver, and its handler without a server;
 //! - `creates`: Job creates through the apiserver, by `variants` of stamping;
 //! - `limits`, `harvest`, `prune`: one folder or file each.
 //!
-//! Shared: `seed` (Jobs by the thousand), `load` (latencies), `samples` (figures per round), `machine` (what the kernel
-//! counts), `server` and `handlers` (what the webhook is compared with). Nothing outside of this folder imports it, except
+//! Shared: `seed` (Jobs by the thousand), `load` (latencies), `samples` (figures per round), `machine` (figures from
+//! `/proc`), `server` and `handlers` (the handlers to compare with). Nothing outside of this folder imports it, except
 //! the program `bench-all` and tests.
 
 pub mod cleanup_latency;

@@ -1,6 +1,6 @@
-//! The same stamps without a webhook: a `MutatingAdmissionPolicy` (served as v1 since Kubernetes 1.36), whose JSON patch is
-//! written in CEL and evaluated by the apiserver. It omits what CEL cannot do: the hash of long group values, and the warning
-//! about a maximum.
+//! The same stamps without a webhook: a `MutatingAdmissionPolicy` (served as v1 since Kubernetes 1.36), whose JSON
+//! patch is written in CEL and evaluated by the apiserver. It omits what CEL cannot do: the hash of long group values,
+//! and the warning about a maximum.
 
 use serde_json::{Value, json};
 
@@ -60,7 +60,7 @@ pub fn objects(namespace: &str) -> [(&'static str, Value); 2] {
             ],
             "mutations": [{"patchType": "JSONPatch", "jsonPatch": {"expression": PATCH}}],
             "failurePolicy": "Fail",
-            // With IfNeeded it would mistake the TTL that it has set for the author's.
+            // With IfNeeded a second call would treat the TTL of the first as set by the author.
             "reinvocationPolicy": "Never",
         },
     });

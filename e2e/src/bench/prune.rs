@@ -1,5 +1,5 @@
-//! Prunes of old Jobs: `job-handler-sink prune` compared with a script that lists everything and deletes, and with Kubernetes'
-//! own TTL controller.
+//! Prunes of old Jobs: `job-handler-sink prune` compared with a script that lists everything and deletes, and with
+//! Kubernetes' own TTL controller.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -48,7 +48,7 @@ impl Default for PruneSizes {
 }
 
 impl PruneSizes {
-    /// Small sizes, which only show that everything works.
+    /// Small sizes, as a smoke test.
     pub const QUICK: Self = Self { rounds: 1, jobs: 40, ttl: 20 };
 
     /// Sizes from the environment: `BENCH_PRUNE_JOBS` (per round and side), `BENCH_PRUNE_ROUNDS`.
@@ -72,7 +72,7 @@ struct PruneRun {
 /// Boots a cluster and measures. `program` is `bench-all`, whose hidden subcommand `naive-prune` is the script.
 ///
 /// # Errors
-/// If something does not start, or the wrong number of Jobs is left.
+/// If something does not start, or the wrong number of Jobs remains.
 pub async fn measure(program: &Path, sizes: PruneSizes) -> Result<Table> {
     let options = ClusterOptions { audit: AuditLevel::None, ..ClusterOptions::default() };
     let cluster = Cluster::start(options).await?;
@@ -92,16 +92,16 @@ pub async fn measure(program: &Path, sizes: PruneSizes) -> Result<Table> {
             command.arg(if ours { "prune" } else { "naive-prune" });
             command.args(["--namespace", namespace, "--group-label", LABEL]);
             let groups = groups_of(sizes.jobs);
-            let (seen, elapsed) = run(&cluster, command).await?;
-            let left = count_left(&cluster.client(), namespace).await?;
-            if left != groups {
+            let (figures, elapsed) = run(&cluster, command).await?;
+            let remaining = count_remaining(&cluster.client(), namespace).await?;
+            if remaining != groups {
                 return Err(Error::Invalid(format!(
-                    "expected {groups} of {} Jobs to be left, found {left}",
+                    "expected {groups} of {} Jobs to remain, found {remaining}",
                     sizes.jobs
                 )));
             }
             let per_second = (sizes.jobs - groups) as f64 / elapsed.as_secs_f64();
-            ran[usize::from(!ours)].push(PruneRun { per_second, ..seen });
+            ran[usize::from(!ours)].push(PruneRun { per_second, ..figures });
         }
     }
     let mut table = table(sizes, &ran[0], &ran[1]);
@@ -136,9 +136,9 @@ async fn run(cluster: &Cluster, mut command: Command) -> Result<(PruneRun, Durat
     let mut ran = PruneRun { per_second: 0.0, peak: 0, processor: Duration::ZERO };
     let mut output = std::pin::pin!(child.wait_with_output());
     let mut samples = tokio::time::interval(Duration::from_millis(10));
-    let ended = loop {
+    let output = loop {
         tokio::select! {
-            ended = &mut output => break ended.map_err(Error::io("waiting for a prune"))?,
+            result = &mut output => break result.map_err(Error::io("waiting for a prune"))?,
             _ = samples.tick() => {
                 // Fails once the process has exited.
                 if let (Ok(memory), Ok(processor)) = (machine::memory(process), machine::processor_time(process)) {
@@ -147,24 +147,24 @@ async fn run(cluster: &Cluster, mut command: Command) -> Result<(PruneRun, Durat
             }
         }
     };
-    if !ended.status.success() {
+    if !output.status.success() {
         return Err(Error::Command {
             command: "a prune".to_owned(),
-            status: ended.status.to_string(),
-            stderr: String::from_utf8_lossy(&ended.stderr).into_owned(),
+            status: output.status.to_string(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
         });
     }
     Ok((ran, begin.elapsed()))
 }
 
-/// Lists all Jobs of a namespace and deletes all but the newest of each label value, with the same calls as the command but
-/// without pages and checks.
+/// Lists all Jobs of a namespace and deletes all but the newest of each label value, with the same calls as the command
+/// but without pages and checks.
 ///
 /// # Errors
 /// If any call fails.
 pub async fn naive(namespace: &str, label: &str) -> Result<()> {
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let client = Client::try_default().await.map_err(Error::api("making a client"))?;
+    let client = Client::try_default().await.map_err(Error::api("creating a client"))?;
     let api: Api<Job> = Api::namespaced(client, namespace);
     let all = api.list(&ListParams::default().labels(label)).await.map_err(Error::api("listing Jobs"))?;
     let mut groups: BTreeMap<String, Vec<&Job>> = BTreeMap::new();
@@ -191,8 +191,8 @@ pub async fn naive(namespace: &str, label: &str) -> Result<()> {
     deletions.try_collect::<()>().await.map_err(Error::api("deleting a Job"))
 }
 
-/// Deletes as many Jobs by the TTL controller as by the command, one after the other, and times both from the first to the
-/// last deletion that a watch delivers.
+/// Deletes as many Jobs by the TTL controller as by the command, one after the other, and times both from the first to
+/// the last deletion that a watch delivers.
 async fn compare_with_ttl(
     cluster: &Cluster,
     sink: &Path,
@@ -202,15 +202,16 @@ async fn compare_with_ttl(
 ) -> Result<()> {
     let [native, ours] = namespaces;
     let manager = cluster.component(Component::ControllerManager)?;
-    // The command's Jobs have no TTL, and one of each group stays.
+    // The command's Jobs have no TTL, and it keeps one Job of each group.
     seed(cluster, &old_jobs(ours, jobs, None)).await?;
     seed(cluster, &old_jobs(native, jobs, Some(0))).await?;
     let mut command = Command::new(sink);
     command.args(["prune", "--namespace", ours, "--group-label", LABEL]);
     let deleted = jobs - groups_of(jobs);
     let client = cluster.client();
-    let (watched, ended) = tokio::join!(deletion_time(&client, ours, deleted), run(cluster, command));
-    ended?;
+    let (watched, command_result) =
+        tokio::join!(deletion_time(&client, ours, deleted), run(cluster, command));
+    command_result?;
     let ours = rate(deleted, watched?);
     manager.cont()?;
     let native = rate(jobs, deletion_time(&client, native, jobs).await?);
@@ -226,14 +227,14 @@ fn rate(jobs: usize, elapsed: Duration) -> f64 {
     jobs.saturating_sub(1) as f64 / elapsed.as_secs_f64().max(1e-3)
 }
 
-/// The time from the first to the last of so many deletions that a watch delivers.
+/// The time from the first to the last watch event of this number of deletions.
 async fn deletion_time(client: &Client, namespace: &str, jobs: usize) -> Result<Duration> {
     let api: Api<PartialObjectMeta<Job>> = Api::namespaced(client.clone(), namespace);
     let mut events = watcher(api, watcher::Config::default()).boxed();
-    let mut gone = BTreeSet::new();
+    let mut deleted = BTreeSet::new();
     let mut begin = None;
     let all = async {
-        while gone.len() < jobs {
+        while deleted.len() < jobs {
             let job = match next_event(&mut events).await? {
                 Some(Event::Apply(job) | Event::InitApply(job))
                     if job.metadata.deletion_timestamp.is_some() =>
@@ -244,7 +245,7 @@ async fn deletion_time(client: &Client, namespace: &str, jobs: usize) -> Result<
                 _ => continue,
             };
             begin.get_or_insert_with(Instant::now);
-            gone.insert(job.name_any());
+            deleted.insert(job.name_any());
         }
         Ok::<(), Error>(())
     };
@@ -255,19 +256,19 @@ async fn deletion_time(client: &Client, namespace: &str, jobs: usize) -> Result<
         _ => Err(Error::Timeout {
             what: format!("the Jobs of {namespace} to be deleted"),
             waited: PATIENCE,
-            last: format!("{} of {jobs}", gone.len()),
+            last: format!("{} of {jobs}", deleted.len()),
         }),
     }
 }
 
-async fn count_left(client: &Client, namespace: &str) -> Result<usize> {
+async fn count_remaining(client: &Client, namespace: &str) -> Result<usize> {
     let api: Api<Job> = Api::namespaced(client.clone(), namespace);
     let listed = api.list_metadata(&ListParams::default()).await.map_err(Error::api("listing Jobs"))?;
     Ok(listed.items.iter().filter(|job| job.metadata.deletion_timestamp.is_none()).count())
 }
 
 fn table(sizes: PruneSizes, ours: &[PruneRun], naive: &[PruneRun]) -> Table {
-    let columns = ["who", "deletes/s", "of the other's", "peak MiB", "of the other's", "CPU s"];
+    let columns = ["pruned by", "deletes/s", "vs. baseline", "peak MiB", "vs. baseline", "CPU s"];
     let title = sized("Prune of finished Jobs", sizes.jobs, PruneSizes::default().jobs);
     let mut table = Table::new(&title, &columns);
     let speed = |ran: &[PruneRun]| ran.iter().map(|ran| ran.per_second).collect::<Vec<_>>();
@@ -298,17 +299,17 @@ fn table(sizes: PruneSizes, ours: &[PruneRun], naive: &[PruneRun]) -> Table {
     ];
     table.notes = vec![
         format!(
-            "{} rounds; in each, command and script prune {} finished Jobs in {} groups, in turns, in a namespace each, \
+            "The baselines are the script and the TTL controller. {} rounds; in each, command and script prune {} finished Jobs in {} groups, one after the other in separate namespaces, \
              {CONCURRENT_DELETIONS} deletions at a time, with the same calls: one GET per group, one DELETE with preconditions per \
-             Job. The garbage collector is paused. Time is that of the whole program, from start to end.",
+             Job. The garbage collector is paused. Time is that of the program from start to exit.",
             sizes.rounds, sizes.jobs, groups_of(sizes.jobs)
         ),
-        "What limits: the apiserver's and etcd's work per deletion. Memory: the command holds what it needs of the Jobs of up to 30 pages \
-         (500 each), and the Job that stays of each group; the script holds all Jobs. Memory is sampled every 10 ms."
+        "Bottleneck: the work of apiserver and etcd per deletion. Memory: the command holds the needed fields of the Jobs of up to \
+         30 pages (500 each), and the kept Job of each group; the script holds all Jobs. Memory is sampled every 10 ms."
             .to_owned(),
         "The TTL controller runs in the controller manager, whose client is limited to 500 calls per second (bursts of \
-         1000), with one GET and one DELETE per Job and 5 workers, beside the other controllers, which collect what it \
-         deletes. The command's client has no such limit, and is measured while that process is paused. Times are from \
+         1000), with one GET and one DELETE per Job and 5 workers, beside the other controllers, which delete the \
+         dependents. The command's client has no such limit, and is measured while that process is paused. Times are from \
          the first to the last deletion that the benchmark's watch delivers."
             .to_owned(),
     ];

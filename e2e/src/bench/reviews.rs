@@ -24,7 +24,7 @@ const LARGE: usize = 60 << 10;
 /// The size of a Job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Size {
-    /// An image build as a person or a small program writes it.
+    /// A usual image build.
     Small,
     /// 60 KiB: a script, many variables, and a copy of both in kubectl's annotation.
     Large,

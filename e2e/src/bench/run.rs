@@ -33,7 +33,7 @@ pub enum BenchPart {
     Limits,
 }
 
-/// What a run measured.
+/// The tables of a run.
 #[derive(Clone, Debug)]
 pub struct BenchReport {
     machine: Machine,
@@ -44,7 +44,7 @@ pub struct BenchReport {
 /// servers that are measured.
 ///
 /// # Errors
-/// If something does not start, or gives a wrong answer.
+/// If something does not start, or answers incorrectly.
 pub async fn run(program: &Path, parts: &[BenchPart], quick: bool) -> Result<BenchReport> {
     let mut report = BenchReport { machine: machine::machine()?, tables: Vec::new() };
     println!("{}", report.machine);

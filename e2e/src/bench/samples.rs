@@ -1,11 +1,11 @@
-//! The figures of one thing under one load, one per round.
+//! The figures of one variant under one load, one per round.
 
 use std::time::Duration;
 
 use crate::bench::load::Latencies;
 use crate::bench::table::{figure, median, median_ratio};
 
-/// What the rounds measured.
+/// The figures of all rounds.
 #[derive(Clone, Debug, Default)]
 pub(super) struct LoadSamples {
     per_second: Vec<f64>,
@@ -54,17 +54,17 @@ impl LoadSamples {
         self.processor.as_secs_f64() * 1e6 / self.requests as f64
     }
 
-    /// This throughput as a part of another's.
+    /// The throughput as a fraction of another.
     pub(super) fn per_second_ratio(&self, to: &Self) -> f64 {
         median_ratio(&self.per_second, &to.per_second)
     }
 
-    /// This p50 as a multiple of another's.
+    /// The p50 as a multiple of another.
     pub(super) fn p50_ratio(&self, to: &Self) -> f64 {
         median_ratio(&self.p50, &to.p50)
     }
 
-    /// This p99 as a multiple of another's.
+    /// The p99 as a multiple of another.
     pub(super) fn p99_ratio(&self, to: &Self) -> f64 {
         median_ratio(&self.p99, &to.p99)
     }

@@ -76,7 +76,7 @@ impl SeedJobs {
     }
 }
 
-/// Creates them.
+/// Creates the Jobs.
 ///
 /// # Errors
 /// If the API server refuses one.
@@ -106,10 +106,10 @@ pub async fn seed(cluster: &Cluster, seed: &SeedJobs) -> Result<()> {
 
 async fn create(client: &Client, seed: &SeedJobs, n: usize, node: &str) -> Result<()> {
     let jobs = format!("/apis/batch/v1/namespaces/{}/jobs", seed.namespace);
-    let made = send(client, "POST", &jobs, &seed.job(n)).await?;
+    let job = send(client, "POST", &jobs, &seed.job(n)).await?;
     if let Some(bytes) = seed.log_bytes {
         let pods = format!("/api/v1/namespaces/{}/pods", seed.namespace);
-        let (pod, status) = pod(&made, &seed.name(n), node, bytes);
+        let (pod, status) = pod(&job, &seed.name(n), node, bytes);
         let pod = send(client, "POST", &pods, &pod).await?;
         let name = pod["metadata"]["name"].as_str().unwrap_or_default();
         send(client, "PATCH", &format!("{pods}/{name}/status"), &status).await?;
@@ -123,7 +123,7 @@ async fn create(client: &Client, seed: &SeedJobs, n: usize, node: &str) -> Resul
 /// If the API server refuses.
 pub async fn complete(client: &Client, namespace: &str, name: &str) -> Result<()> {
     let reason = ("CompletionsReached", "Reached expected number of succeeded pods");
-    // One time for both: the API server refuses a completion before the start, and the next second may begin any time.
+    // The same time for both: the API server refuses a completion time before the start time.
     let now = now();
     let status = json!({"startTime": now, "completionTime": now, "succeeded": 1});
     finish(client, namespace, name, status, ["SuccessCriteriaMet", "Complete"], reason).await
@@ -160,7 +160,7 @@ async fn finish(
     send(client, "PATCH", &uri, &json!({"status": status})).await.map(drop)
 }
 
-/// Runs `write` for each of the Jobs, so many per second.
+/// Runs `write` for each of the Jobs at this rate.
 ///
 /// # Errors
 /// If a write fails.
@@ -210,7 +210,7 @@ pub(super) fn pod(job: &Value, name: &str, node: &str, log_bytes: u64) -> (Value
 ///
 /// # Errors
 /// If the API server refuses.
-pub async fn ask_for_results(client: &Client, namespace: &str) -> Result<()> {
+pub async fn request_results(client: &Client, namespace: &str) -> Result<()> {
     create_policy(client, namespace, json!({"results": {}})).await
 }
 

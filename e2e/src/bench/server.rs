@@ -23,7 +23,7 @@ use crate::bench::reviews;
 use crate::harness::error::{Error, Result};
 use crate::net::https_client::HttpsClient;
 
-/// What a server answers with.
+/// The handler of a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, ValueEnum)]
 pub enum Handler {
     /// Reads the body without parsing it and allows the request.
@@ -97,7 +97,7 @@ impl BenchServer {
         HttpsClient::new(&self.ca, self.address)
     }
 
-    /// Where it listens.
+    /// The address that it listens on.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
@@ -128,7 +128,7 @@ impl Drop for BenchServer {
 pub fn serve(handler: Handler, namespace: &str) -> Result<()> {
     let policies = reviews::policies(namespace)?;
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(Error::io("binding a port"))?;
-    let address = listener.local_addr().map_err(Error::io("asking for the port"))?;
+    let address = listener.local_addr().map_err(Error::io("reading the local address"))?;
     let (tls, ca) = tls()?;
     let started = serde_json::to_string(&ServerAddress { address, ca })
         .map_err(|error| Error::Invalid(format!("serializing the address: {error}")))?;
@@ -156,14 +156,14 @@ fn with(listener: TcpListener, tls: ServerConfig, handler: HandlerFn) -> std::io
     job_handler_webhook::admission::server::serve(listener, tls, move |_, body, _| {
         std::future::ready(match handler(&body) {
             Ok(answer) => HttpReply::json(answer),
-            Err(why) => HttpReply::text(400, why),
+            Err(message) => HttpReply::text(400, message),
         })
     })
 }
 
 /// A self-signed certificate like the webhook's (ECDSA P-256).
 fn tls() -> Result<(ServerConfig, String)> {
-    let wrong = |error: &dyn std::fmt::Display| Error::Invalid(format!("making a certificate: {error}"));
+    let wrong = |error: &dyn std::fmt::Display| Error::Invalid(format!("creating a certificate: {error}"));
     let names = [Ipv4Addr::LOCALHOST, Ipv4Addr::UNSPECIFIED].map(|name| name.to_string());
     let certified = rcgen::generate_simple_self_signed(names).map_err(|error| wrong(&error))?;
     let key =

@@ -5,9 +5,9 @@ use std::fmt::Write;
 /// A table with a title, aims and notes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Table {
-    /// What was measured.
+    /// The title.
     pub title: String,
-    /// Conditions, and what limits the figures.
+    /// Conditions of the measurement, and the bottleneck.
     pub notes: Vec<String>,
     /// Names of the columns.
     pub columns: Vec<String>,
@@ -28,7 +28,7 @@ pub struct Aim {
     pub met: bool,
 }
 
-/// The title of a table. One of another size than usual has a section of its own in the page.
+/// The title of a table. A table of an unusual size has its own section in the page.
 pub fn sized(title: &str, jobs: usize, usual: usize) -> String {
     if jobs == usual { title.to_owned() } else { format!("{title}, {jobs} Jobs") }
 }
@@ -88,7 +88,8 @@ impl Table {
     fn closing(&self, out: &mut String) {
         out.push('\n');
         for Aim { what, found, met } in &self.aims {
-            let _ = writeln!(out, "- {} Aim: {what}. Found: {found}.", if *met { "Met." } else { "MISSED." });
+            let _ =
+                writeln!(out, "- {} Aim: {what}. Result: {found}.", if *met { "Met." } else { "MISSED." });
         }
         if !self.aims.is_empty() {
             out.push('\n');
@@ -99,7 +100,7 @@ impl Table {
     }
 }
 
-/// The median of the ratios within each round: whatever disturbs a round disturbs both sides.
+/// The median of the ratios within each round: a disturbance affects both sides of a round.
 pub fn median_ratio(of: &[f64], to: &[f64]) -> f64 {
     median(of.iter().zip(to).map(|(of, to)| of / to))
 }
@@ -152,7 +153,7 @@ mod tests {
         red      7
         green  123
 
-        - MISSED. Aim: many. Found: few.
+        - MISSED. Aim: many. Result: few.
 
         - counted by hand
         ");
@@ -166,7 +167,7 @@ mod tests {
         | red   |   7 |
         | green | 123 |
 
-        - MISSED. Aim: many. Found: few.
+        - MISSED. Aim: many. Result: few.
 
         - counted by hand
         ");

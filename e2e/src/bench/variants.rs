@@ -131,12 +131,12 @@ pub async fn calls(cluster: &Cluster, webhook: &str) -> Result<u64> {
 pub async fn metrics(cluster: &Cluster) -> Result<String> {
     let request = http::Request::get("/metrics")
         .body(Vec::new())
-        .map_err(|error| Error::Invalid(format!("asking for metrics: {error}")))?;
+        .map_err(|error| Error::Invalid(format!("requesting metrics: {error}")))?;
     cluster.client().request_text(request).await.map_err(Error::api("reading the apiserver's metrics"))
 }
 
-/// Restricts our webhook to its namespace, and lets the apiserver call it directly instead of through the load balancer.
-/// The rest of the configuration stays as in the manifests.
+/// Restricts our webhook to its namespace, and lets the apiserver call it directly instead of through the load
+/// balancer. The rest of the configuration stays as in the manifests.
 async fn stamp_only_our_namespace(cluster: &Cluster, pair: &Pair) -> Result<()> {
     let namespace = Variant::Ours.namespace();
     let mut policy = reviews::builds(namespace)?;
@@ -198,11 +198,10 @@ async fn wait_in_force(cluster: &Cluster, variant: Variant) -> Result<()> {
                 None => 0,
             };
             let probe: DynamicObject = serde_json::from_value(probe).map_err(|error| error.to_string())?;
-            let made =
-                jobs.create(&PostParams::default(), &probe).await.map_err(|error| error.to_string())?;
+            let job = jobs.create(&PostParams::default(), &probe).await.map_err(|error| error.to_string())?;
             if variant.stamps() {
-                let made = serde_json::to_value(made).map_err(|error| error.to_string())?;
-                reviews::ensure_stamped(&made).map_err(|error| error.to_string())?;
+                let job = serde_json::to_value(job).map_err(|error| error.to_string())?;
+                reviews::ensure_stamped(&job).map_err(|error| error.to_string())?;
             }
             if let Some(webhook) = variant.webhook() {
                 let after = calls(cluster, webhook).await.map_err(|error| error.to_string())?;

@@ -1,5 +1,5 @@
-//! The webhook without an apiserver: requests over TLS 1.3 on keep-alive connections, our handler compared with one that
-//! does nothing and one with typed objects.
+//! The webhook without an apiserver: requests over TLS 1.3 on keep-alive connections, our handler compared with one
+//! that does nothing and one with typed objects.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use crate::bench::table::{Aim, Table, figure, mib, to_mib};
 use crate::harness::error::{Error, Result};
 use crate::net::https_client::{HttpAnswer, HttpsClient};
 
-/// Where reviews go.
+/// The path of reviews.
 const PATH: &str = "/mutate";
 /// Numbers of connections.
 pub const CONNECTIONS: [usize; 3] = [1, 16, 64];
@@ -29,9 +29,9 @@ pub const HANDLERS: [Handler; 3] = [Handler::Null, Handler::Ours, Handler::Typed
 /// How long to measure.
 #[derive(Clone, Copy, Debug)]
 pub struct LoadEffort {
-    /// Rounds. Each runs everything that is compared once, under the same load.
+    /// Rounds. Each runs all compared variants once, under the same load.
     pub rounds: usize,
-    /// How long each runs per round.
+    /// The time of each variant per round.
     pub time: Duration,
 }
 
@@ -58,7 +58,7 @@ pub async fn measure(program: &Path, effort: LoadEffort) -> Result<Table> {
         let body = Bytes::from(size.review()?);
         let mut expected = Vec::new();
         for server in &servers {
-            expected.push(Arc::new(right_answer(server, &body).await?));
+            expected.push(Arc::new(checked_answer(server, &body).await?));
         }
         let mut memory: Vec<ProcessMemory> = Vec::new();
         let mut measured: Vec<[LoadSamples; 3]> = Vec::new();
@@ -67,16 +67,16 @@ pub async fn measure(program: &Path, effort: LoadEffort) -> Result<Table> {
             // The first round warms up.
             for round in 0..=effort.rounds {
                 for turn in 0..HANDLERS.len() {
-                    // Each round begins with another handler, so that none always follows the same one.
+                    // Each round begins with another handler, so that the order does not favour one.
                     let n = (round + turn) % HANDLERS.len();
                     let (server, expected) = (&servers[n], &expected[n]);
                     let process = server.server.process();
                     let before = machine::processor_time(process)?;
-                    let seen =
+                    let figures =
                         load::round(&server.client, PATH, &body, expected, connections, effort.time).await?;
                     let used = machine::processor_time(process)? - before;
                     if round > 0 {
-                        cells[n].add(&seen.latencies, seen.elapsed);
+                        cells[n].add(&figures.latencies, figures.elapsed);
                         cells[n].add_processor(used);
                     }
                 }
@@ -103,15 +103,15 @@ pub async fn measure(program: &Path, effort: LoadEffort) -> Result<Table> {
 }
 
 /// Sends the review once and checks the answer field by field. Under load every answer must equal this one.
-async fn right_answer(server: &ServerUnderTest, body: &Bytes) -> Result<HttpAnswer> {
+async fn checked_answer(server: &ServerUnderTest, body: &Bytes) -> Result<HttpAnswer> {
     let answer = server.client.post(PATH, body.clone()).await?;
-    let wrong = |why: String| {
-        Error::Invalid(format!("the answer of {} is wrong: {why}: {answer:?}", server.handler.name()))
+    let wrong = |reason: String| {
+        Error::Invalid(format!("the answer of {} is wrong: {reason}: {answer:?}", server.handler.name()))
     };
     let review: Value = serde_json::from_str(&answer.body).map_err(|error| wrong(error.to_string()))?;
-    let asked: Value = serde_json::from_slice(body).map_err(|error| wrong(error.to_string()))?;
+    let request: Value = serde_json::from_slice(body).map_err(|error| wrong(error.to_string()))?;
     let response = &review["response"];
-    if answer.status != 200 || response["allowed"] != true || response["uid"] != asked["request"]["uid"] {
+    if answer.status != 200 || response["allowed"] != true || response["uid"] != request["request"]["uid"] {
         return Err(wrong("expected status 200, allowed, the request's uid".to_owned()));
     }
     if server.handler != Handler::Null {
@@ -130,35 +130,34 @@ fn table(effort: LoadEffort) -> Table {
     let columns = [
         "job, connections, handler",
         "requests/s",
-        "of null",
+        "vs. null",
         "p50 µs",
         "p99 µs",
-        "p99 of null's",
+        "p99 vs. null",
         "CPU µs/request",
-        "MiB now",
+        "MiB resident",
         "MiB peak",
     ];
     let mut table = Table::new("The webhook alone", &columns);
     let LoadEffort { rounds, time } = effort;
     table.notes = vec![
         format!(
-            "TLS 1.3, HTTP/1.1, keep-alive, closed loop; {rounds} rounds (after one to warm up) of {time:?} per \
-             handler, handlers in turn within each round. Each figure is the median over the rounds; «of null» is \
-             the median of the ratios within each round."
+            "TLS 1.3, HTTP/1.1, keep-alive, closed loop; {rounds} rounds (after a warm-up round) of {time:?} per \
+             handler; each round runs all handlers. Each figure is the median over the rounds; «vs. null» is \
+             the median of the ratios to the null handler within each round."
         ),
-        "All three run in the webhook's own server (same TLS, same workers), each in a process of its own; every \
-         answer is compared byte for byte with one whose patch was applied and checked field by field."
+        "All three run in the webhook's HTTP server (same TLS, same workers), each in its own process; every answer is \
+         compared byte for byte with one whose patch was applied and checked field by field."
             .to_owned(),
-        "The client runs on the same cores as the server and takes its share of them: requests/s and latencies are \
-         those of both together. CPU µs/request is the server process alone (/proc/<pid>/stat) and shows the \
-         difference between handlers undiluted."
+        "The client shares the cores with the server, so that requests/s and latencies depend on both. CPU µs/request is that \
+         of the server process only (/proc/<pid>/stat)."
             .to_owned(),
-        "What limits ours: the null handler's server is nearly free (TLS and HTTP only), so that the handler's own \
-         microseconds (next table) show in full. Of its instructions (callgrind, small Job) reading the JSON is about 41 %, \
-         deciding and explaining 24 %, writing the answer 19 %, making the patch 7 %."
+        "Bottleneck of ours: the handler itself (next table), because the server around it is cheap (TLS and HTTP only). Of the \
+         handler's instructions (callgrind, small Job) parsing the JSON is about 41 %, the decision and its explanation \
+         24 %, writing the answer 19 %, creating the patch 7 %."
             .to_owned(),
-        "Memory is VmRSS after, and VmHWM up to, the last round of that size; the servers see the small Job first. \
-         The process also holds the benchmark's code."
+        "Memory is VmRSS after, and VmHWM until, the last round of that size; the small Job is measured first. \
+         The process also contains the benchmark's code."
             .to_owned(),
     ];
     table

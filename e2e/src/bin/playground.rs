@@ -1,4 +1,4 @@
-//! A cluster to play with, the pair installed on it.
+//! `cargo playground`: a local cluster with job-handler installed.
 
 use std::time::Duration;
 
@@ -6,10 +6,10 @@ use clap::Parser;
 use job_handler_e2e::harness::{command_line, progress::print_line};
 use job_handler_e2e::{Cluster, ClusterOptions, Pair, PairOptions};
 
-/// Boots a Kubernetes cluster on this machine, installs job-handler on it and stays until Ctrl-C.
+/// Boots a Kubernetes cluster on this machine, installs job-handler, and runs until Ctrl-C.
 #[derive(Parser)]
 struct Arguments {
-    /// How many webhook replicas (with a sink beside each) to run.
+    /// Number of webhook replicas, each with a sink.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=9))]
     webhooks: u8,
     /// Also apply manifests/samples.
@@ -39,17 +39,17 @@ async fn play(arguments: Arguments) -> anyhow::Result<()> {
     if arguments.samples {
         job_handler_e2e::pair::apply_samples(&cluster).await?;
     }
-    // What a shell can take up goes to standard output, the rest to standard error.
+    // Commands to copy into a shell are written to standard output, messages to standard error.
     println!("export KUBECONFIG={}", cluster.kubeconfig().display());
     if job_handler_e2e::cluster::on_path("kubectl").is_none() {
         println!(
             "export PATH=\"$PATH:{}\"",
             cluster.kubectl_path().parent().unwrap_or(cluster.dir()).display()
         );
-        print_line("there is no kubectl on your PATH; the second line above adds one");
+        print_line("kubectl is not on your PATH; the second line above adds it");
     }
     print_line(&format!(
-        "logs are in {}; how pods fare: e2e/README.md; Ctrl-C ends it all",
+        "logs are in {}; e2e/README.md describes how to control simulated pods; Ctrl-C stops the cluster",
         cluster.dir().join("logs").display()
     ));
     loop {
@@ -58,12 +58,12 @@ async fn play(arguments: Arguments) -> anyhow::Result<()> {
             let Some(status) = member.process().exit_status() else { continue };
             let log = member.process().log();
             print_line(&format!(
-                "{} ended ({status}), its log is {}; it is started again",
+                "{} ended ({status}), its log is {}; it is restarted",
                 member.name(),
                 log.display()
             ));
             member.restart()?;
-            // One that cannot live is not started as fast as it dies.
+            // Pause, so that a crashing program is not restarted in a tight loop.
             tokio::time::sleep(Duration::from_secs(2)).await;
         }
     }

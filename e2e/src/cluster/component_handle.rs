@@ -45,7 +45,8 @@ impl ComponentHandle<'_> {
         self.refresh_nodes()
     }
 
-    /// Restarts it with the same port and data, killing it first if it still runs. Returns once the API server is ready.
+    /// Restarts it with the same port and data, killing it first if it still runs. Returns once the API server is
+    /// ready.
     ///
     /// # Errors
     /// If it does not start.
@@ -55,7 +56,8 @@ impl ComponentHandle<'_> {
         self.refresh_nodes()
     }
 
-    /// KWOK does not retry a step that failed because the API server was down. A new KWOK continues with every pod, because the stages use absolute times.
+    /// KWOK does not retry a step that failed because the API server was down. A new KWOK continues with every pod,
+    /// because the stages use absolute times.
     fn refresh_nodes(&self) -> Result<()> {
         match self.cluster.processes.get(&Component::Kwok) {
             Some(kwok) if matches!(self.component, Component::Etcd | Component::Apiserver) => kwok.restart(),

@@ -90,7 +90,7 @@ impl Layout {
         apiserver_arguments: Vec<String>,
     ) -> Result<Self> {
         let pki = Pki::create(&folder.join("pki"))?;
-        std::fs::create_dir_all(folder.join("logs")).map_err(Error::io("making the folder for logs"))?;
+        std::fs::create_dir_all(folder.join("logs")).map_err(Error::io("creating the folder for logs"))?;
         let layout =
             Self { folder: folder.to_owned(), ports, programs, pki, audit_level, apiserver_arguments };
         let server = layout.server();
@@ -98,7 +98,7 @@ impl Layout {
             ("admin.kubeconfig", "e2e-admin", Some("system:masters")),
             ("controller-manager.kubeconfig", "system:kube-controller-manager", None),
             ("scheduler.kubeconfig", "system:kube-scheduler", None),
-            // Not a node's user, because it simulates many; not the admin's, so that the audit log tells them apart.
+            // Not a node's user, because it simulates many; not the admin, so that the audit log distinguishes them.
             ("kwok.kubeconfig", "e2e-nodes", Some("system:masters")),
         ] {
             layout.pki.kubeconfig(&folder.join(file), &server, user, group)?;
@@ -117,7 +117,7 @@ impl Layout {
         self.folder.join("logs/audit.log")
     }
 
-    /// How a component is started.
+    /// The command line of a component.
     pub(super) fn program(&self, component: Component) -> Program {
         let (executable, first) = self.programs.command(component.name());
         let mut arguments: Vec<OsString> = first.into_iter().map(OsString::from).collect();
@@ -158,7 +158,8 @@ impl Layout {
             format!("--listen-peer-urls=http://127.0.0.1:{peer}"),
             format!("--initial-advertise-peer-urls=http://127.0.0.1:{peer}"),
             format!("--initial-cluster=e2e=http://127.0.0.1:{peer}"),
-            // The data need not survive the machine; what was written before a SIGKILL of etcd is in the page cache.
+            // The data need not survive a crash of the machine; after a SIGKILL of etcd, its writes are in the page
+            // cache.
             "--unsafe-no-fsync".to_owned(),
             "--log-level=warn".to_owned(),
             format!("--quota-backend-bytes={}", 8_u64 << 30),

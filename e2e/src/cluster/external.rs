@@ -13,7 +13,7 @@ use crate::harness::process::TempFolder;
 /// Connects to the cluster of a kubeconfig without starting anything. Uses `kubectl` from the PATH, or builds ours.
 pub(super) async fn connect(kubeconfig: &Path) -> Result<Cluster> {
     let folder = TempFolder::new()?;
-    std::fs::create_dir(folder.path().join("logs")).map_err(Error::io("making the folder for logs"))?;
+    std::fs::create_dir(folder.path().join("logs")).map_err(Error::io("creating the folder for logs"))?;
     let kubectl = match on_path("kubectl") {
         Some(path) => path,
         None => {

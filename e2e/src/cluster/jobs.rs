@@ -15,7 +15,8 @@ use crate::harness::wait::wait_for;
 /// Prefix of the annotations that control a simulated pod; `e2e/README.md` has the table.
 pub const PREFIX: &str = "e2e.job-handler.io/";
 
-/// The shortest possible Job, with one container `main`. The annotations for its simulated pods are given without their [`PREFIX`]: `job("build", &[("run", "300ms"), ("exit-code", "3")])`.
+/// The shortest possible Job, with one container `main`. The annotations for its simulated pods are given without their
+/// [`PREFIX`]: `job("build", &[("run", "300ms"), ("exit-code", "3")])`.
 pub fn job(name: &str, pod: &[(&str, &str)]) -> Job {
     let annotations: Map<String, Value> =
         pod.iter().map(|(key, value)| (format!("{PREFIX}{key}"), Value::from(*value))).collect();
@@ -85,14 +86,14 @@ impl Cluster {
     ) -> Result<Pod> {
         wait_for(within, &format!("a pod of the Job {namespace}/{job}"), || async {
             let pods = self.pods_of(namespace, job).await.map_err(|error| error.to_string())?;
-            let mut missed = "it has no pod".to_owned();
+            let mut missing = "it has no pod".to_owned();
             for pod in pods {
                 match test(&pod) {
                     Ok(()) => return Ok(pod),
-                    Err(why) => missed = why,
+                    Err(why) => missing = why,
                 }
             }
-            Err(missed)
+            Err(missing)
         })
         .await
     }

@@ -2,7 +2,7 @@
 //!
 //! [`Cluster::start`] (`test_cluster.rs`, read it first) starts the processes that `components.rs` describes, with the
 //! certificates of `pki.rs` and the simulated nodes of `nodes.rs`, or connects to an existing cluster (`external.rs`).
-//! `jobs.rs`, `kubectl.rs` and `namespace.rs` add what tests do with it.
+//! `jobs.rs`, `kubectl.rs` and `namespace.rs` add operations for tests.
 
 mod component_handle;
 mod components;

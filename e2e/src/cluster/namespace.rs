@@ -47,14 +47,14 @@ impl Cluster {
     /// If the API server refuses, or the controllers do not create its ServiceAccount.
     pub async fn namespace(&self, prefix: &str) -> Result<TestNamespace> {
         let client = self.client();
-        let namespace: Namespace = serde_json::from_value(
-            json!({"metadata": {"generateName": format!("{prefix}-")}}),
-        )
-        .map_err(|error| Error::Invalid(format!("the namespace {prefix} is not a namespace: {error}")))?;
+        let namespace: Namespace =
+            serde_json::from_value(json!({"metadata": {"generateName": format!("{prefix}-")}})).map_err(
+                |error| Error::Invalid(format!("the namespace {prefix} is not a valid namespace: {error}")),
+            )?;
         let made = Api::<Namespace>::all(client.clone())
             .create(&PostParams::default(), &namespace)
             .await
-            .map_err(Error::api(format!("making a namespace {prefix}-…")))?;
+            .map_err(Error::api(format!("creating a namespace {prefix}-…")))?;
         let name = made.metadata.name.unwrap_or_default();
         let namespace = TestNamespace { name, config: self.config().clone() };
         let accounts: Api<ServiceAccount> = Api::namespaced(client, namespace.name());

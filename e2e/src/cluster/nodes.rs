@@ -20,7 +20,7 @@ const STAGES: [&str; 4] = [
 
 /// Writes KWOK's configuration into a folder.
 pub(super) fn write_stages(folder: &Path) -> Result<()> {
-    std::fs::create_dir_all(folder).map_err(Error::io("making the folder for KWOK"))?;
+    std::fs::create_dir_all(folder).map_err(Error::io("creating the folder for KWOK"))?;
     write_private(&folder.join("kwok.yaml"), &STAGES.join("\n---\n"))
 }
 
@@ -36,7 +36,7 @@ pub(super) async fn register(client: &kube::Client, count: usize) -> Result<()> 
             }},
         });
         let node: Node = serde_json::from_value(node)
-            .map_err(|error| Error::Invalid(format!("the node {name} is not a node: {error}")))?;
+            .map_err(|error| Error::Invalid(format!("the node {name} is not a valid node: {error}")))?;
         match nodes.create(&PostParams::default(), &node).await {
             Ok(_) => {}
             Err(kube::Error::Api(status)) if status.is_already_exists() => {}

@@ -1,4 +1,4 @@
-//! What kind of cluster to start.
+//! Options of a cluster.
 
 /// Environment variable: the kubeconfig of an existing cluster to use instead of starting one.
 pub const E2E_KUBECONFIG: &str = "E2E_KUBECONFIG";
@@ -17,7 +17,7 @@ pub enum AuditLevel {
     RequestResponse,
 }
 
-/// What kind of cluster to start.
+/// Options of a cluster.
 #[derive(Clone, Debug)]
 pub struct ClusterOptions {
     /// The API server's port; a free one by default.

@@ -20,7 +20,7 @@ pub(super) struct Pki {
 impl Pki {
     /// Creates the authority, the API server's certificate and the service account key.
     pub(super) fn create(folder: &Path) -> Result<Self> {
-        std::fs::create_dir_all(folder).map_err(Error::io("making the folder for certificates"))?;
+        std::fs::create_dir_all(folder).map_err(Error::io("creating the folder for certificates"))?;
         let mut params = CertificateParams::default();
         params.distinguished_name = name("job-handler-e2e-ca", None);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -104,5 +104,5 @@ fn key() -> Result<KeyPair> {
 
 #[allow(clippy::needless_pass_by_value, reason = "the shape that map_err wants")]
 fn minting(error: rcgen::Error) -> Error {
-    Error::Invalid(format!("minting the cluster's certificates: {error}"))
+    Error::Invalid(format!("creating the cluster's certificates: {error}"))
 }

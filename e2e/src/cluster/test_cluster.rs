@@ -20,7 +20,8 @@ use crate::harness::ports;
 use crate::harness::process::{Process, TempFolder};
 use crate::harness::wait::wait_for;
 
-/// A Kubernetes cluster: the real control plane as processes on loopback, with nodes simulated by KWOK. It ends when it is dropped, and with the process that started it.
+/// A Kubernetes cluster: the real control plane as processes on loopback, with nodes simulated by KWOK. It ends when it
+/// is dropped, and with the process that started it.
 pub struct Cluster {
     // Dropped in this order: first the processes, then their folder.
     pub(super) processes: HashMap<Component, Process>,
@@ -32,7 +33,8 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Starts a cluster and waits until Jobs can run on it, or connects to the one that [`E2E_KUBECONFIG`] names. The first start builds Kubernetes, which takes minutes.
+    /// Starts a cluster and waits until Jobs can run on it, or connects to the one that [`E2E_KUBECONFIG`] names. The
+    /// first start builds Kubernetes, which takes minutes.
     ///
     /// # Errors
     /// If a program is missing, the requested port is in use, or a component does not start.
@@ -70,10 +72,12 @@ impl Cluster {
         SHARED.get_or_init(start).await.as_ref().map_err(|why| Error::Invalid(why.clone()))
     }
 
-    /// A new client with admin rights and its own name in the audit log. A client belongs to the runtime on which it was created, and each test has its own.
+    /// A new client with admin rights and its own name in the audit log. A client belongs to the runtime on which it
+    /// was created, and each test has its own.
     pub fn client(&self) -> kube::Client {
-        #[expect(clippy::expect_used, reason = "the same configuration made a client in start()")]
-        kube::Client::try_from(self.config.clone()).expect("a configuration that made a client makes another")
+        #[expect(clippy::expect_used, reason = "start() created a client from the same configuration")]
+        kube::Client::try_from(self.config.clone())
+            .expect("start() created a client from the same configuration")
     }
 
     /// The client configuration with admin rights.
@@ -225,11 +229,11 @@ pub(super) async fn load(kubeconfig: &Path) -> Result<kube::Config> {
     config.headers.push((http::header::USER_AGENT, http::HeaderValue::from_static(agent)));
     // Fails here, where the error can name the file; see client().
     kube::Client::try_from(config.clone())
-        .map_err(Error::api(format!("making a client from {}", kubeconfig.display())))?;
+        .map_err(Error::api(format!("creating a client from {}", kubeconfig.display())))?;
     Ok(config)
 }
 
-/// Links `kubectl` to a kubectl, or to the one binary, which acts as kubectl when it is called by that name.
+/// Links `kubectl` to a kubectl, or to the combined binary, which acts as kubectl when it is called by that name.
 pub(super) fn link_kubectl(folder: &Path, executable: &Path) -> Result<PathBuf> {
     let bin = folder.join("bin");
     let link = bin.join("kubectl");
@@ -239,7 +243,7 @@ pub(super) fn link_kubectl(folder: &Path, executable: &Path) -> Result<PathBuf> 
     Ok(link)
 }
 
-/// rustls needs one provider per process. An earlier choice was the same.
+/// rustls needs one provider per process. An error means that it is installed already.
 fn install_crypto() {
     let _ = rustls::crypto::ring::default_provider().install_default();
 }

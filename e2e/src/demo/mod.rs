@@ -1,9 +1,9 @@
-//! The demo: shows what job-handler does, through the real `kubectl`, on Jobs as people write them.
+//! The demo: shows what job-handler does, through the real `kubectl`, on realistic Jobs.
 //!
-//! [`run`] (`setup.rs`) boots a cluster, installs the pair and runs every [`DemoStep`] in order (`script.rs`). Each step
-//! (`steps/`) runs commands through the [`DemoRunner`] (`runner.rs`), which prints them, and fails where the output is
-//! not what the step expects. The outcome is a [`DemoReport`]. Read `script.rs` first. `tests/demo.rs` breaks each step
-//! once.
+//! [`run`] (`setup.rs`) boots a cluster, installs the pair and runs every [`DemoStep`] in order (`script.rs`). Each
+//! step (`steps/`) runs commands through the [`DemoRunner`] (`runner.rs`), which prints them, and fails if the output
+//! differs from the expectation. The outcome is a [`DemoReport`]. Read `script.rs` first. `tests/demo.rs` breaks each
+//! step once.
 
 mod report;
 mod runner;

@@ -1,4 +1,4 @@
-//! What the steps ran and found, for the terminal and as JSON.
+//! The commands and checked facts of all steps, for the terminal and as JSON.
 
 use std::fmt::Write as _;
 
@@ -9,7 +9,7 @@ use serde::Serialize;
 pub struct DemoReport {
     /// In the order in which they ran.
     pub steps: Vec<StepReport>,
-    /// Durations that users care about.
+    /// Durations that users notice.
     pub timings: Vec<Timing>,
 }
 
@@ -35,7 +35,7 @@ pub struct StepReport {
 /// One command.
 #[derive(Debug, Serialize)]
 pub struct CommandReport {
-    /// As a person would type it.
+    /// The command line.
     pub command: String,
     /// Whether it exited with 0.
     pub ok: bool,
@@ -46,11 +46,11 @@ pub struct CommandReport {
 /// One duration.
 #[derive(Debug, Clone, Serialize)]
 pub struct Timing {
-    /// What was timed.
+    /// The operation.
     pub what: String,
     /// Seconds that it took.
     pub seconds: f64,
-    /// Seconds that it should take at most, if there is such a limit.
+    /// The maximum number of seconds, if there is one.
     pub expected: Option<f64>,
 }
 

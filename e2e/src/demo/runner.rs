@@ -1,4 +1,4 @@
-//! Runs the commands of a step, prints them with their output, waits for conditions, and records what was found.
+//! Runs the commands of a step, prints them with their output, waits for conditions, and records facts and timings.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -13,23 +13,23 @@ const POLL_INTERVAL: Duration = Duration::from_millis(100);
 /// Lines of a command's output that are printed at most.
 const PRINTED_LINES: usize = 12;
 
-/// What the demo needs besides a cluster with the pair installed.
+/// Options of the demo.
 #[derive(Clone, Debug)]
 pub struct DemoOptions {
     /// The `job-handler-sink` program, for its `prune` command.
     pub sink: PathBuf,
     /// How long a step waits for each condition.
     pub patience: Duration,
-    /// How long the ten builds run at least.
+    /// The minimum run time of the ten builds.
     pub builds_run: Duration,
     /// Whether to print nothing.
     pub quiet: bool,
 }
 
-/// How a command ended.
+/// The result of a command.
 #[derive(Clone, Debug)]
 pub(super) struct CommandOutput {
-    /// As a person would type it.
+    /// The command line.
     pub(super) command: String,
     /// Whether it exited with 0.
     pub(super) ok: bool,
@@ -44,7 +44,7 @@ impl CommandOutput {
     }
 }
 
-/// Why a step failed, as it is printed.
+/// The message of a failed step.
 pub(super) type StepError = String;
 
 /// The builds that the steps have created so far; later steps use those of earlier ones.
@@ -54,7 +54,7 @@ pub(super) struct Builds {
     pub(super) running: Vec<String>,
     /// Name of the last one that was refused.
     pub(super) refused: Option<String>,
-    /// When the first one ends at the earliest.
+    /// The earliest time at which the first build ends.
     pub(super) until: Option<Instant>,
 }
 
@@ -63,7 +63,7 @@ pub struct DemoRunner<'a> {
     cluster: &'a Cluster,
     pub(super) options: DemoOptions,
     pub(super) builds: Builds,
-    /// How often the current step ran before: object names differ between runs.
+    /// The number of earlier runs of the current step: object names differ between runs.
     earlier_runs: usize,
     report: DemoReport,
     commands: Vec<CommandReport>,

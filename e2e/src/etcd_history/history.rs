@@ -12,7 +12,8 @@ use crate::etcd_history::etcd;
 use crate::etcd_history::object_change::HistoryEntry;
 use crate::harness::error::{Error, Result};
 
-/// For [`ClusterOptions::apiserver_arguments`](crate::ClusterOptions): the API server stores built-in objects as JSON, not protobuf.
+/// For [`ClusterOptions::apiserver_arguments`](crate::ClusterOptions): the API server stores built-in objects as JSON,
+/// not protobuf.
 pub const STORE_JSON: &str = "--storage-media-type=application/json";
 
 /// A running recording. It ends when it is dropped.

@@ -1,4 +1,4 @@
-//! Derives from a history whether a limit was ever exceeded, and how well it was used. Pure.
+//! Checks in a history whether a limit was ever exceeded, and how long free slots were idle. Pure.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, Instant};
@@ -8,10 +8,10 @@ use crate::etcd_history::{HistoryEntry, ObjectChange, StoredJobState};
 /// What the history shows about a limit over one namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LimitReport {
-    /// The most Jobs that were active at any revision.
-    pub most: usize,
+    /// The maximum number of active Jobs at any revision.
+    pub max_active: usize,
     /// The first revision with that number.
-    pub most_at: u64,
+    pub max_active_revision: u64,
     /// Numbers ([`NUMBER`](super::NUMBER)) of Jobs that were ever active.
     pub admitted: BTreeSet<String>,
     /// Numbers of Jobs that finished.
@@ -20,9 +20,10 @@ pub struct LimitReport {
     pub events: usize,
     /// Writes of the ledger.
     pub ledger_writes: usize,
-    /// The time until as many Jobs were admitted as the limit allows, or as are wanted.
+    /// The time until the limit was reached, or all Jobs were admitted.
     pub filled_after: Option<Duration>,
-    /// The longest time in which a slot was free (fewer Jobs active or pending than the limit allows), Jobs were wanted, and none was admitted.
+    /// The longest time in which a slot was free (fewer Jobs active or pending than the limit allows), clients tried to
+    /// create Jobs, and none was admitted.
     pub longest_idle: Duration,
     /// The longest time that an attempt was in the ledger.
     pub longest_attempt: Duration,
@@ -30,13 +31,14 @@ pub struct LimitReport {
     pub pending: usize,
 }
 
-/// Checks the entries about one namespace and its ledger since `begun`, under a limit of `max` with `wanted` Jobs to admit.
+/// Checks the entries about one namespace and its ledger since `start`, under a limit of `max`, while clients create
+/// `total` Jobs.
 pub fn check_limit(
     entries: &[HistoryEntry],
     namespace: &str,
     max: usize,
-    wanted: usize,
-    begun: Instant,
+    total: usize,
+    start: Instant,
 ) -> LimitReport {
     let mut report = LimitReport::default();
     let mut active: BTreeSet<&str> = BTreeSet::new();
@@ -44,7 +46,7 @@ pub fn check_limit(
     let mut since: HashMap<&str, Instant> = HashMap::new();
     let prefix = format!("{namespace}/");
     // The time since which a slot is free and no Job was admitted.
-    let mut idle: Option<Instant> = Some(begun);
+    let mut idle: Option<Instant> = Some(start);
     for entry in entries {
         let admitted = report.admitted.len();
         match &entry.change {
@@ -59,8 +61,8 @@ pub fn check_limit(
                         report.finished.extend(number.clone());
                     }
                 }
-                if active.len() > report.most {
-                    (report.most, report.most_at) = (active.len(), entry.revision);
+                if active.len() > report.max_active {
+                    (report.max_active, report.max_active_revision) = (active.len(), entry.revision);
                 }
             }
             ObjectChange::Ledger(name, now) if name == namespace => {
@@ -82,13 +84,13 @@ pub fn check_limit(
         let taken: BTreeSet<&str> =
             active.iter().copied().chain(pending.values().map(String::as_str)).collect();
         let progress = report.admitted.len() > admitted;
-        if progress && report.admitted.len() == max.min(wanted) {
-            report.filled_after = Some(entry.at - begun);
+        if progress && report.admitted.len() == max.min(total) {
+            report.filled_after = Some(entry.at - start);
         }
         if let Some(from) = idle {
             report.longest_idle = report.longest_idle.max(entry.at - from);
         }
-        let free = taken.len() < max && report.admitted.len() < wanted;
+        let free = taken.len() < max && report.admitted.len() < total;
         idle = match idle {
             _ if !free => None,
             Some(from) if !progress => Some(from),
@@ -121,8 +123,8 @@ mod tests {
             self.at(seconds, ObjectChange::Ledger("ci".to_owned(), attempts));
         }
 
-        fn check_limit(&self, max: usize, wanted: usize) -> LimitReport {
-            check_limit(&self.1, "ci", max, wanted, self.0)
+        fn check_limit(&self, max: usize, total: usize) -> LimitReport {
+            check_limit(&self.1, "ci", max, total, self.0)
         }
     }
 
@@ -137,7 +139,7 @@ mod tests {
         script.job(4, "ci/c", StoredJobState::Active);
         script.job(4, "ci/b", StoredJobState::Gone);
         let report = script.check_limit(2, 3);
-        assert_eq!((report.most, report.most_at, report.admitted.len()), (2, 2, 3));
+        assert_eq!((report.max_active, report.max_active_revision, report.admitted.len()), (2, 2, 3));
         assert_eq!(report.finished.len(), 1);
         assert_eq!(report.filled_after, Some(Duration::from_secs(1)));
         assert_eq!(script.check_limit(3, 4).filled_after, Some(Duration::from_secs(4)));
@@ -152,7 +154,7 @@ mod tests {
         // Free again for 3 s.
         script.job(15, "ci/b", StoredJobState::Active);
         script.job(20, "ci/b", StoredJobState::Finished);
-        // And for 1 s; then no more Jobs are wanted.
+        // And for 1 s; then all Jobs are admitted.
         script.job(21, "ci/c", StoredJobState::Active);
         script.job(40, "ci/c", StoredJobState::Finished);
         let report = script.check_limit(1, 2);

@@ -1,8 +1,8 @@
 //! Every write of Jobs and ledgers, revision by revision, as etcd stores it.
 //!
-//! A poll can miss a moment in which one Job too many was active, and a watch through the API server is lost with it: after
-//! a restart its watch cache knows nothing from before (410). etcd has every revision. The API server has to store objects
-//! as JSON for this: start the cluster with [`STORE_JSON`].
+//! A poll can miss a moment in which one Job too many was active, and a watch through the API server is lost with it:
+//! after a restart its watch cache knows nothing from before (410). etcd has every revision. The API server has to
+//! store objects as JSON for this: start the cluster with [`STORE_JSON`].
 //!
 //! [`History::start`] (`history.rs`, read it first) follows etcd's watch (`etcd.rs`) and collects [`HistoryEntry`]s
 //! (`object_change.rs`); [`check_limit`] (`limit_check.rs`, pure) derives from them whether a limit was ever exceeded.

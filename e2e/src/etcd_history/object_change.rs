@@ -37,7 +37,8 @@ pub enum ObjectChange {
     Ledger(String, BTreeMap<String, String>),
 }
 
-/// The state of a Job for a limit. Implemented here again, from the documentation, so that the check does not rely on the code that it checks.
+/// The state of a Job for a limit. Implemented here again, from the documentation, so that the check does not rely on
+/// the code that it checks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StoredJobState {
     /// Not finished, and not (suspended without a pod that is active or terminating).

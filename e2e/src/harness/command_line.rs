@@ -4,8 +4,8 @@ use std::ffi::OsString;
 
 use clap::Parser;
 
-/// Parses the command line of this process. A leading `--` is dropped: the aliases in `.cargo/config.toml` end in one, so
-/// that `cargo demo --json FILE` works, and the usual `cargo demo -- --json FILE` then brings a second one.
+/// Parses the command line of this process. A leading `--` is dropped: the aliases in `.cargo/config.toml` end in one,
+/// so that `cargo demo --json FILE` works, and the usual `cargo demo -- --json FILE` then brings a second one.
 pub fn parse<Args: Parser>() -> Args {
     Args::parse_from(without_separator(std::env::args_os()))
 }

@@ -81,7 +81,8 @@ pub enum Error {
     Invalid(String),
 }
 
-/// Same as [`Display`](std::fmt::Display), so that a failed `unwrap` shows a log's end as lines, not as an escaped string.
+/// Same as [`Display`](std::fmt::Display), so that a failed `unwrap` shows a log's end as lines, not as an escaped
+/// string.
 impl std::fmt::Debug for Error {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         std::fmt::Display::fmt(self, f)

@@ -1,5 +1,5 @@
-//! What every other room uses: child processes that end with their caller (`process/`), waiting for conditions, free ports,
-//! servers in the background, kubeconfigs, errors, command lines. Read `process/mod.rs` first.
+//! Basics for all other rooms: child processes that end with their caller (`process/`), waiting for conditions, free
+//! ports, servers in the background, kubeconfigs, errors, command lines. Read `process/mod.rs` first.
 
 pub(crate) mod background_server;
 pub mod command_line;

@@ -8,8 +8,9 @@ use rand::Rng;
 
 use crate::harness::error::{Error, Result};
 
-/// A free port on 127.0.0.1 that this process has not returned before.
-/// It is below the kernel's ephemeral range (32768 and up), so that no outgoing connection can take it while its server restarts. Another process may still take it first: callers retry with another port on «address already in use».
+/// A free port on 127.0.0.1 that this process has not returned before. It is below the kernel's ephemeral range (32768
+/// and up), so that no outgoing connection can take it while its server restarts. Another process may still take it
+/// first: callers retry with another port on «address already in use».
 ///
 /// # Errors
 /// If no free port is found.

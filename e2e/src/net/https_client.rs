@@ -1,5 +1,6 @@
-//! A small HTTPS client with control over its connections, for benchmarks and for input that no apiserver sends.
-//! It speaks HTTP/1.1 with keep-alive over TLS 1.3, like the apiserver to a webhook. A connection carries one request at a time.
+//! A small HTTPS client with control over its connections, for benchmarks and for input that no apiserver sends. It
+//! speaks HTTP/1.1 with keep-alive over TLS 1.3, like the apiserver to a webhook. A connection carries one request at a
+//! time.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -52,7 +53,8 @@ pub struct HttpAnswer {
 }
 
 impl HttpsClient {
-    /// A client of the server at `address`. Its certificate must be valid for that IP address and issued by a CA in the PEM bundle `ca_pem`.
+    /// A client of the server at `address`. Its certificate must be valid for that IP address and issued by a CA in the
+    /// PEM bundle `ca_pem`.
     ///
     /// # Errors
     /// If the bundle has no certificate, or one that cannot be read.
@@ -125,7 +127,8 @@ impl Connection {
     /// Posts `body` as JSON and reads the answer, whatever its status.
     ///
     /// # Errors
-    /// If the connection is closed before the answer is complete, or the answer takes too long. The connection is unusable afterwards.
+    /// If the connection is closed before the answer is complete, or the answer takes too long. The connection is
+    /// unusable afterwards.
     pub async fn post(&mut self, path: &str, body: impl Into<Bytes>) -> Result<HttpAnswer> {
         let request = Request::builder()
             .method(Method::POST)

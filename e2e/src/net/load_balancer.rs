@@ -34,7 +34,8 @@ impl Backend {
     }
 }
 
-/// Routes each connection to the next ready backend. A backend that refuses a connection is skipped at once, one that is not ready after the next check. As behind a Service, open connections stay.
+/// Routes each connection to the next ready backend. A backend that refuses a connection is skipped at once, one that
+/// is not ready after the next check. As behind a Service, open connections stay.
 #[derive(Debug)]
 pub struct LoadBalancer {
     shared: Arc<BalancerState>,

@@ -33,10 +33,11 @@ struct UninstallCommand {
     kubeconfig: PathBuf,
 }
 
-/// Applies the local overlay with the webhook's address, and creates kubeconfigs with tokens of the two programs' ServiceAccounts.
+/// Applies the local overlay with the webhook's address, and creates kubeconfigs with tokens of the two programs'
+/// ServiceAccounts.
 pub(super) async fn apply(cluster: &Cluster, url: &str) -> Result<Installation> {
     let folder = cluster.dir().join("pair");
-    std::fs::create_dir_all(&folder).map_err(Error::io("making the folder for the pair"))?;
+    std::fs::create_dir_all(&folder).map_err(Error::io("creating the folder for the pair"))?;
     let overlay = Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests/overlays/local");
     let kustomization = kustomization(&folder, &overlay, url)?;
     write_private(&folder.join("kustomization.yaml"), &kustomization)?;
@@ -83,7 +84,8 @@ impl Installation {
         self.folder.join(format!("{account}.kubeconfig"))
     }
 
-    /// Waits until the API server calls the webhook and gets an answer. It loads a webhook configuration with a delay, and ignores failures by failurePolicy.
+    /// Waits until the API server calls the webhook and gets an answer. It loads a webhook configuration with a delay,
+    /// and ignores failures by failurePolicy.
     pub(super) async fn wait_called(&self, cluster: &Cluster, within: Duration) -> Result<()> {
         let probe = json!({
             "apiVersion": "batch/v1", "kind": "Job",

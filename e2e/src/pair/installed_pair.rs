@@ -20,7 +20,7 @@ use crate::pair::options::{E2E_WEBHOOK_HOST, PairOptions};
 /// The installed pair. When it is dropped, its processes end, and it is uninstalled from an existing cluster.
 #[derive(Debug)]
 pub struct Pair {
-    // Dropped in this order: first the processes, then what they use.
+    // Dropped in this order: first the processes, then their resources.
     webhooks: Vec<Member>,
     sinks: Vec<Member>,
     balancer: LoadBalancer,
@@ -29,7 +29,8 @@ pub struct Pair {
 }
 
 impl Pair {
-    /// Builds the pair, applies the manifests, starts the processes, and waits until the API server calls the webhook and the default policy is in force.
+    /// Builds the pair, applies the manifests, starts the processes, and waits until the API server calls the webhook
+    /// and the default policy is in force.
     ///
     /// # Errors
     /// If a build or `kubectl apply` fails, or a process does not become ready.
@@ -43,7 +44,9 @@ impl Pair {
             std::env::var(E2E_WEBHOOK_HOST).ok().filter(|host| !cluster.is_own() && !host.is_empty());
         let on = if elsewhere.is_some() { Ipv4Addr::UNSPECIFIED } else { Ipv4Addr::LOCALHOST };
         let balancer = LoadBalancer::start(on, &[])?;
-        // To `localhost` or 127.0.0.1 the API server speaks HTTP/2 over one connection, which one replica would serve alone; to any other host it speaks HTTP/1.1, as to a Service (k8s.io/apiserver/pkg/util/webhook/client.go, isLocalHost). 0.0.0.0 is not local there, but Go's dialer connects to the local system.
+        // To `localhost` or 127.0.0.1 the API server speaks HTTP/2 over one connection, which one replica would serve
+        // alone; to any other host it speaks HTTP/1.1, as to a Service (k8s.io/apiserver/pkg/util/webhook/client.go,
+        // isLocalHost). 0.0.0.0 is not local there, but Go's dialer connects to the local system.
         let host = elsewhere.unwrap_or_else(|| "0.0.0.0".to_owned());
         let url = format!("https://{host}:{}/mutate", balancer.port());
         let installed = install::apply(cluster, &url).await?;
@@ -118,7 +121,7 @@ impl Pair {
             member.wait_ready(within).await?;
         }
         let client =
-            kube::Client::try_from(self.client_config.clone()).map_err(Error::api("making a client"))?;
+            kube::Client::try_from(self.client_config.clone()).map_err(Error::api("creating a client"))?;
         let configurations: Api<MutatingWebhookConfiguration> = Api::all(client);
         wait_for(within, "the caBundle of the webhook configuration", || async {
             let found =

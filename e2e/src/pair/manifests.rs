@@ -1,4 +1,4 @@
-//! Changes to what is installed.
+//! Changes to the installed objects.
 
 use std::path::Path;
 

@@ -156,7 +156,7 @@ impl Member {
     /// If the pair was installed without [`PairOptions::webhook_proxy`] or [`PairOptions::sink_proxy`].
     #[expect(clippy::expect_used, reason = "a test that calls this has set the option")]
     pub fn proxy(&self) -> &FaultProxy {
-        self.proxy.as_ref().expect("PairOptions ask for a proxy")
+        self.proxy.as_ref().expect("PairOptions enable the proxy")
     }
 
     /// The port for reviews; for a sink its admin port.
@@ -176,7 +176,7 @@ impl Member {
     pub async fn get(&self, path: &str) -> Result<(u16, String)> {
         http_probe::get(self.admin_address(), path)
             .await
-            .map_err(Error::io(format!("asking {} for {path}", self.name())))
+            .map_err(Error::io(format!("requesting {path} from {}", self.name())))
     }
 
     /// Kills it (SIGKILL).

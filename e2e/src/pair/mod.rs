@@ -1,8 +1,8 @@
-//! The pair on a cluster: webhooks and sinks as local processes, installed with `manifests/`, each with only the rights of its
-//! own ServiceAccount.
+//! The pair on a cluster: webhooks and sinks as local processes, installed with `manifests/`, each with only the rights
+//! of its own ServiceAccount.
 //!
 //! [`Pair::install`] (`installed_pair.rs`, read it first) applies the manifests (`install.rs`) and starts the processes
-//! (`member.rs`). `manifests.rs` changes what is installed.
+//! (`member.rs`). `manifests.rs` changes the installed objects.
 
 mod install;
 mod installed_pair;

@@ -10,7 +10,7 @@ use job_handler_e2e::etcd_history::{LimitReport, check_limit};
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 
 use crate::{
-    clients::{Client, Counts, How, Mixed, Wanted},
+    clients::{BurstJob, Client, ClientErrors, CreateMethod, ExtraSteps},
     disturbance::Disturbance,
     fixtures::{Fixture, PATIENCE},
     job_runner,
@@ -18,114 +18,135 @@ use crate::{
 
 const CREATES: usize = 200;
 const CONNECTIONS: usize = 20;
-/// So many Jobs per slot run through the Job controller, the scheduler and a node, which takes them some seconds. The
-/// others are run by the test: at a limit of 1 all 200 stand in one line.
+/// Jobs per slot that the Job controller, the scheduler and a node run, which takes some seconds each. The test
+/// completes all others, because at a limit of 1 all 200 Jobs run one after the other.
 const REAL_PER_SLOT: usize = 8;
 
-/// What makes a burst special.
+/// How Jobs are created in a burst, and what disturbs it.
 #[derive(Debug)]
 pub struct Variant {
     pub name: &'static str,
-    how: How,
-    mixed: Mixed,
+    method: CreateMethod,
+    extra_steps: ExtraSteps,
     pub disturbance: Disturbance,
 }
 
-const fn variant(name: &'static str, how: How, mixed: Mixed, disturbance: Disturbance) -> Variant {
-    Variant { name, how, mixed, disturbance }
+const fn variant(
+    name: &'static str,
+    method: CreateMethod,
+    extra_steps: ExtraSteps,
+    disturbance: Disturbance,
+) -> Variant {
+    Variant { name, method, extra_steps, disturbance }
 }
 
 pub static VARIANTS: [Variant; 10] = [
-    variant("creates", How::Create, Mixed::Nothing, Disturbance::None),
-    variant("generateName", How::GenerateName, Mixed::Nothing, Disturbance::None),
-    variant("server-side apply", How::Apply, Mixed::Nothing, Disturbance::None),
-    variant("dry runs mixed in", How::Create, Mixed::DryRuns, Disturbance::None),
-    variant("un-suspends mixed in", How::Create, Mixed::Suspended, Disturbance::None),
-    variant("a quota denies half of them", How::Create, Mixed::Nothing, Disturbance::QuotaDenies),
-    variant("a replica is killed", How::Create, Mixed::Nothing, Disturbance::ReplicaKilled),
-    variant("a replica is paused for 3 s", How::Create, Mixed::Nothing, Disturbance::ReplicaPaused),
-    variant("the apiserver is restarted", How::Create, Mixed::Nothing, Disturbance::ApiserverRestarted),
-    variant("/mutate is unreachable", How::Create, Mixed::Nothing, Disturbance::MutateAway),
+    variant("creates", CreateMethod::Create, ExtraSteps::None, Disturbance::None),
+    variant("generateName", CreateMethod::GenerateName, ExtraSteps::None, Disturbance::None),
+    variant("server-side apply", CreateMethod::Apply, ExtraSteps::None, Disturbance::None),
+    variant("dry runs mixed in", CreateMethod::Create, ExtraSteps::DryRuns, Disturbance::None),
+    variant("un-suspends mixed in", CreateMethod::Create, ExtraSteps::Suspended, Disturbance::None),
+    variant(
+        "a quota denies half of the Jobs",
+        CreateMethod::Create,
+        ExtraSteps::None,
+        Disturbance::QuotaDenies,
+    ),
+    variant("a replica is killed", CreateMethod::Create, ExtraSteps::None, Disturbance::ReplicaKilled),
+    variant(
+        "a replica is paused for 3 s",
+        CreateMethod::Create,
+        ExtraSteps::None,
+        Disturbance::ReplicaPaused,
+    ),
+    variant(
+        "the apiserver is restarted",
+        CreateMethod::Create,
+        ExtraSteps::None,
+        Disturbance::ApiserverRestarted,
+    ),
+    variant("/mutate is unreachable", CreateMethod::Create, ExtraSteps::None, Disturbance::MutateUnreachable),
 ];
 
-/// What a round saw.
-pub struct Outcome {
+/// The outcome of one round.
+pub struct BurstOutcome {
     pub variant: &'static Variant,
     pub seed: u64,
     pub max: usize,
     pub took: Duration,
     pub report: LimitReport,
-    pub counts: Counts,
+    pub errors: ClientErrors,
     namespace: String,
-    begun: Instant,
+    start: Instant,
     from: usize,
 }
 
-/// Clients that try again until each Job is created, over so many connections.
-pub async fn round(fixture: &Fixture, variant: &'static Variant, seed: u64) -> Outcome {
-    // Another stream of choices for each variant.
-    let of_its_own = variant.name.bytes().fold(0_u64, |sum, byte| sum.wrapping_mul(31) + u64::from(byte));
-    let mut random = StdRng::seed_from_u64(seed ^ (of_its_own << 32));
+/// Runs one burst: the clients retry until all Jobs are created.
+pub async fn round(fixture: &Fixture, variant: &'static Variant, seed: u64) -> BurstOutcome {
+    // Each variant has its own random choices.
+    let variant_seed = variant.name.bytes().fold(0_u64, |sum, byte| sum.wrapping_mul(31) + u64::from(byte));
+    let mut random = StdRng::seed_from_u64(seed ^ (variant_seed << 32));
     let max = random.random_range(1..=25);
     let namespace = fixture.namespace().await;
     fixture.limit(&namespace, max).await;
     let real = (REAL_PER_SLOT * max).min(CREATES);
-    let wanted: Arc<Vec<Wanted>> = Arc::new(
+    let jobs: Arc<Vec<BurstJob>> = Arc::new(
         (0..CREATES)
-            .map(|number| Wanted {
+            .map(|number| BurstJob {
                 number,
                 real: random.random_range(0..CREATES) < real,
-                extra: variant.mixed != Mixed::Nothing && random.random_bool(0.5),
+                extra: variant.extra_steps != ExtraSteps::None && random.random_bool(0.5),
             })
             .collect(),
     );
     let replica = *[0, 1, 2].choose(&mut random).unwrap();
-    // Somewhere in the middle.
+    // The number of admitted Jobs at which the disturbance starts.
     let middle = random.random_range(CREATES / 4..CREATES / 2);
 
     variant.disturbance.prepare(fixture, &namespace).await;
     let from = fixture.history.len();
-    let begun = Instant::now();
-    let report = || check_limit(&fixture.history.since(from), &namespace, max, CREATES, begun);
+    let start = Instant::now();
+    let report = || check_limit(&fixture.history.since(from), &namespace, max, CREATES, start);
     let runner = job_runner::Runner::start(fixture, &namespace, from, random.random());
     let clients = join_all((0..CONNECTIONS).map(|connection| {
-        let mut client = Client::new(fixture, &namespace, variant.how, variant.mixed, random.random());
-        let mine = wanted.iter().skip(connection).step_by(CONNECTIONS);
+        let mut client =
+            Client::new(fixture, &namespace, variant.method, variant.extra_steps, random.random());
+        let own_jobs = jobs.iter().skip(connection).step_by(CONNECTIONS);
         async move {
-            for wanted in mine {
-                client.make(wanted).await;
+            for job in own_jobs {
+                client.create(job).await;
             }
-            client.counts
+            client.errors
         }
     }));
     let disturbance = async {
         let reached = |entries: &[_]| {
-            let admitted = check_limit(entries, &namespace, max, CREATES, begun).admitted.len();
-            if admitted >= middle { Ok(()) } else { Err(format!("{admitted} were admitted")) }
+            let admitted = check_limit(entries, &namespace, max, CREATES, start).admitted.len();
+            if admitted >= middle { Ok(()) } else { Err(format!("{admitted} are admitted")) }
         };
         fixture.history.wait(from, PATIENCE, "the middle of the burst", reached).await.unwrap();
         variant.disturbance.apply(fixture, &namespace, replica).await;
     };
-    let (counts, ()) = tokio::join!(clients, disturbance);
-    let took = begun.elapsed();
+    let (errors, ()) = tokio::join!(clients, disturbance);
+    let took = start.elapsed();
     fixture
         .history
-        .wait(from, PATIENCE, "all of them to finish", |entries| {
-            let finished = check_limit(entries, &namespace, max, CREATES, begun).finished.len();
+        .wait(from, PATIENCE, "all Jobs to finish", |entries| {
+            let finished = check_limit(entries, &namespace, max, CREATES, start).finished.len();
             if finished == CREATES { Ok(()) } else { Err(format!("{finished} of {CREATES} finished")) }
         })
         .await
         .unwrap();
     drop(runner);
     variant.disturbance.undo(fixture, &namespace, replica).await;
-    let outcome = Outcome {
+    let outcome = BurstOutcome {
         variant,
         seed,
         max,
         took,
         report: report(),
-        counts: counts.into_iter().sum(),
-        begun,
+        errors: errors.into_iter().sum(),
+        start,
         from,
         namespace,
     };
@@ -133,50 +154,63 @@ pub async fn round(fixture: &Fixture, variant: &'static Variant, seed: u64) -> O
     outcome
 }
 
-impl Outcome {
-    /// Waits until nothing is left in the ledger, and judges again.
+impl BurstOutcome {
+    /// Waits until the ledger is empty, and checks the limit again.
     pub async fn settle(&mut self, fixture: &Fixture) {
-        let judged = |entries: &[_]| check_limit(entries, &self.namespace, self.max, CREATES, self.begun);
-        let empty = |entries: &[_]| match judged(entries) {
+        let check = |entries: &[_]| check_limit(entries, &self.namespace, self.max, CREATES, self.start);
+        let empty = |entries: &[_]| match check(entries) {
             report if report.pending == 0 => Ok(report),
-            report => Err(format!("{} attempts stand in the ledger of {}", report.pending, self.namespace)),
+            report => Err(format!("{} attempts are in the ledger of {}", report.pending, self.namespace)),
         };
         self.report =
             fixture.history.wait(self.from, PATIENCE, "the ledger to be empty", empty).await.unwrap();
     }
 
-    /// What is not as it has to be.
-    pub fn wrong(&self) -> Option<String> {
-        let LimitReport { most, most_at, admitted, longest_idle, longest_attempt, .. } = &self.report;
-        // What the ledger holds for what never came it gives back: a minute by every replica's clock, 4 s until one of them
-        // turns to it, a look, a write; the rest is for a busy machine.
-        const GIVEN_BACK: Duration = Duration::from_secs(75);
-        // A ledger that is missing is made after a minute, and a tenant whose attempts come to nothing waits until they have
-        // run out; who waits longer waits for nothing.
-        const PATIENCE: Duration = Duration::from_secs(120);
-        let what = match () {
-            () if *most > self.max => {
-                format!("{most} active Jobs at resourceVersion {most_at}, allowed are {}", self.max)
+    /// The first expectation that the round does not meet.
+    pub fn failure(&self) -> Option<String> {
+        let LimitReport { max_active, max_active_revision, admitted, longest_idle, longest_attempt, .. } =
+            &self.report;
+        // An attempt without a Job expires after a minute by every replica's clock; a replica removes it within 4 s,
+        // with a read and a write. The rest is slack for a busy machine.
+        const EXPIRES_WITHIN: Duration = Duration::from_secs(75);
+        // A missing ledger is created after a minute, and a tenant whose admitted Jobs are not created waits until the
+        // attempts expire. A longer wait is an error.
+        const MAX_IDLE: Duration = Duration::from_secs(120);
+        let failure = match () {
+            () if *max_active > self.max => {
+                format!(
+                    "{max_active} active Jobs at resourceVersion {max_active_revision}, the limit is {}",
+                    self.max
+                )
             }
             () if admitted.len() != CREATES => format!("{} of {CREATES} Jobs were created", admitted.len()),
-            () if *longest_attempt >= GIVEN_BACK => format!("an attempt stood for {longest_attempt:?}"),
-            () if *longest_idle >= PATIENCE => "nobody took a free slot".to_owned(),
+            () if *longest_attempt >= EXPIRES_WITHIN => {
+                format!("an attempt was in the ledger for {longest_attempt:?}")
+            }
+            () if *longest_idle >= MAX_IDLE => format!("a free slot was idle for {longest_idle:?}"),
             () => return None,
         };
-        Some(format!("{self}: {what}"))
+        Some(format!("{self}: {failure}"))
     }
 }
 
-impl std::fmt::Display for Outcome {
+impl std::fmt::Display for BurstOutcome {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { variant, seed, max, took, report, counts, .. } = self;
-        let LimitReport { most, events, ledger_writes, filled_after, longest_idle, longest_attempt, .. } =
-            report;
+        let Self { variant, seed, max, took, report, errors, .. } = self;
+        let LimitReport {
+            max_active,
+            events,
+            ledger_writes,
+            filled_after,
+            longest_idle,
+            longest_attempt,
+            ..
+        } = report;
         write!(
             f,
-            "{} (round {seed}): at most {most} active of {max} in {events} events; {CREATES} created in {took:.1?}, \
-             the first {max} within {:.1?}; a free slot was idle for {longest_idle:.1?} at most, an attempt stood for \
-             {longest_attempt:.1?}; {ledger_writes} ledger writes; {counts}",
+            "{} (round {seed}): at most {max_active} of {max} active in {events} events; {CREATES} created in {took:.1?}, \
+             the first {max} within {:.1?}; a free slot was idle for at most {longest_idle:.1?}, an attempt in the ledger \
+             for at most {longest_attempt:.1?}; {ledger_writes} ledger writes; {errors}",
             variant.name,
             filled_after.unwrap_or_default(),
         )

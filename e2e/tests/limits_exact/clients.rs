@@ -20,107 +20,119 @@ use crate::{
     job_runner::RUNNER,
 };
 
-/// Longer than the apiserver's request timeout: a call without an answer by then is lost.
-const LOST: Duration = Duration::from_secs(45);
+/// Longer than the apiserver's request timeout: no answer arrives after that.
+const CALL_TIMEOUT: Duration = Duration::from_secs(45);
 
-/// How Jobs are made.
+/// How Jobs are created.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum How {
+pub enum CreateMethod {
     Create,
     GenerateName,
     Apply,
 }
 
-/// What half of the Jobs go through besides.
+/// Additional calls for half of the Jobs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mixed {
-    Nothing,
-    /// A dry run before each of them.
+pub enum ExtraSteps {
+    None,
+    /// A dry run before the create.
     DryRuns,
-    /// They are created suspended, and then started.
+    /// The Job is created suspended and resumed afterwards.
     Suspended,
 }
 
-/// A Job that is wanted.
-pub struct Wanted {
+/// A Job to create.
+pub struct BurstJob {
     pub number: usize,
-    /// It runs as Jobs run; else the test runs it.
+    /// Whether the Job controller runs it; otherwise the test completes it.
     pub real: bool,
-    /// Whether `Mixed` applies to it.
+    /// Whether [`ExtraSteps`] apply to it.
     pub extra: bool,
 }
 
 /// The errors that clients got.
 #[derive(Clone, Debug, Default)]
-pub struct Counts {
+pub struct ClientErrors {
     /// Refusals by status code.
     pub refused: BTreeMap<u16, usize>,
     /// Calls without an answer.
-    pub lost: usize,
+    pub unanswered: usize,
 }
 
 pub struct Client {
     jobs: Api<Job>,
-    how: How,
-    mixed: Mixed,
+    method: CreateMethod,
+    extra_steps: ExtraSteps,
     random: StdRng,
-    pub counts: Counts,
+    pub errors: ClientErrors,
 }
 
-enum Call<'a> {
-    Make(&'a Job),
+enum JobCall<'a> {
+    Create(&'a Job),
     DryRun(&'a Job),
-    Start,
+    Resume,
 }
 
 impl Client {
-    pub fn new(fixture: &Fixture, namespace: &str, how: How, mixed: Mixed, seed: u64) -> Self {
+    pub fn new(
+        fixture: &Fixture,
+        namespace: &str,
+        method: CreateMethod,
+        extra_steps: ExtraSteps,
+        seed: u64,
+    ) -> Self {
         let jobs = fixture.jobs(namespace);
-        Self { jobs, how, mixed, random: StdRng::seed_from_u64(seed), counts: Counts::default() }
+        Self {
+            jobs,
+            method,
+            extra_steps,
+            random: StdRng::seed_from_u64(seed),
+            errors: ClientErrors::default(),
+        }
     }
 
-    /// Until the Job is there, and active or finished.
-    pub async fn make(&mut self, wanted: &Wanted) {
-        let suspended = wanted.extra && self.mixed == Mixed::Suspended;
-        let job = self.job(wanted, suspended);
-        let name = format!("j{}", wanted.number);
-        if wanted.extra && self.mixed == Mixed::DryRuns {
-            self.insist(&name, Call::DryRun(&job)).await;
+    /// Returns once the Job is created and not suspended.
+    pub async fn create(&mut self, burst_job: &BurstJob) {
+        let suspended = burst_job.extra && self.extra_steps == ExtraSteps::Suspended;
+        let job = self.job(burst_job, suspended);
+        let name = format!("j{}", burst_job.number);
+        if burst_job.extra && self.extra_steps == ExtraSteps::DryRuns {
+            self.retry(&name, JobCall::DryRun(&job)).await;
         }
-        self.insist(&name, Call::Make(&job)).await;
+        self.retry(&name, JobCall::Create(&job)).await;
         if suspended {
-            self.insist(&name, Call::Start).await;
+            self.retry(&name, JobCall::Resume).await;
         }
     }
 
-    async fn insist(&mut self, name: &str, call: Call<'_>) {
+    async fn retry(&mut self, name: &str, call: JobCall<'_>) {
         let deadline = Instant::now() + PATIENCE;
         let mut pause = Duration::from_millis(30);
         loop {
-            match tokio::time::timeout(LOST, self.call(name, &call)).await {
+            match tokio::time::timeout(CALL_TIMEOUT, self.call(name, &call)).await {
                 Ok(Ok(_)) => return,
                 Ok(Err(kube::Error::Api(status))) => {
-                    *self.counts.refused.entry(status.code).or_default() += 1;
+                    *self.errors.refused.entry(status.code).or_default() += 1;
                     let message = &status.message;
                     match (status.code, status.reason.as_str()) {
-                        // The answer to an earlier try was lost, and it was stored.
+                        // An earlier attempt created the Job, but its answer was lost.
                         (409, "AlreadyExists") => return,
                         (403, _) => {
-                            let known = ["concurrent job limit reached: ", "exceeded quota: "];
-                            assert!(known.iter().any(|known| message.contains(known)), "{message}");
+                            let expected = ["concurrent job limit reached: ", "exceeded quota: "];
+                            assert!(expected.iter().any(|expected| message.contains(expected)), "{message}");
                         }
-                        // 409: the quota's own count was written by somebody else meanwhile.
+                        // 409: another request updated the quota's status concurrently.
                         (409 | 429 | 500 | 503 | 504, _) => {}
                         (code, reason) => panic!("{code} {reason}: {message}"),
                     }
                     assert!(Instant::now() < deadline, "{name}: {} {message}", status.code);
                 }
                 Ok(Err(error)) => {
-                    self.counts.lost += 1;
+                    self.errors.unanswered += 1;
                     assert!(Instant::now() < deadline, "{name}: {error}");
                 }
                 Err(_) => {
-                    self.counts.lost += 1;
+                    self.errors.unanswered += 1;
                     assert!(Instant::now() < deadline, "{name}: no answer");
                 }
             }
@@ -129,56 +141,56 @@ impl Client {
         }
     }
 
-    async fn call(&self, name: &str, call: &Call<'_>) -> kube::Result<Job> {
+    async fn call(&self, name: &str, call: &JobCall<'_>) -> kube::Result<Job> {
         match call {
-            Call::Start => {
-                let start = Patch::Merge(json!({"spec": {"suspend": false}}));
-                self.jobs.patch(name, &PatchParams::default(), &start).await
+            JobCall::Resume => {
+                let resume = Patch::Merge(json!({"spec": {"suspend": false}}));
+                self.jobs.patch(name, &PatchParams::default(), &resume).await
             }
-            Call::Make(job) | Call::DryRun(job) => {
-                let dry_run = matches!(call, Call::DryRun(_));
-                if self.how == How::Apply {
-                    let by = PatchParams { dry_run, ..PatchParams::apply("test").force() };
-                    return self.jobs.patch(name, &by, &Patch::Apply(job)).await;
+            JobCall::Create(job) | JobCall::DryRun(job) => {
+                let dry_run = matches!(call, JobCall::DryRun(_));
+                if self.method == CreateMethod::Apply {
+                    let params = PatchParams { dry_run, ..PatchParams::apply("test").force() };
+                    return self.jobs.patch(name, &params, &Patch::Apply(job)).await;
                 }
                 self.jobs.create(&PostParams { dry_run, ..PostParams::default() }, job).await
             }
         }
     }
 
-    fn job(&self, wanted: &Wanted, suspended: bool) -> Job {
-        let name = format!("j{}", wanted.number);
+    fn job(&self, burst_job: &BurstJob, suspended: bool) -> Job {
+        let name = format!("j{}", burst_job.number);
         let mut job: Value = json!({
             "apiVersion": "batch/v1", "kind": "Job",
-            "metadata": {"labels": {NUMBER: wanted.number.to_string()}},
+            "metadata": {"labels": {NUMBER: burst_job.number.to_string()}},
             "spec": {"suspend": suspended, "template": {
                 "metadata": {"annotations": {"e2e.job-handler.io/run": "50ms"}},
                 "spec": {"restartPolicy": "Never", "containers": [{"name": "main", "image": "busybox"}]},
             }},
         });
-        match self.how {
-            How::GenerateName => job["metadata"]["generateName"] = format!("{name}-").into(),
-            How::Create | How::Apply => job["metadata"]["name"] = name.into(),
+        match self.method {
+            CreateMethod::GenerateName => job["metadata"]["generateName"] = format!("{name}-").into(),
+            CreateMethod::Create | CreateMethod::Apply => job["metadata"]["name"] = name.into(),
         }
-        if !wanted.real {
+        if !burst_job.real {
             job["spec"]["managedBy"] = RUNNER.into();
         }
         serde_json::from_value(job).unwrap()
     }
 }
 
-impl Sum for Counts {
+impl Sum for ClientErrors {
     fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
         all.fold(Self::default(), |mut sum, one| {
             one.refused.into_iter().for_each(|(code, n)| *sum.refused.entry(code).or_default() += n);
-            sum.lost += one.lost;
+            sum.unanswered += one.unanswered;
             sum
         })
     }
 }
 
-impl std::fmt::Display for Counts {
+impl std::fmt::Display for ClientErrors {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "refusals by code {:?}, {} calls without an answer", self.refused, self.lost)
+        write!(f, "refusals by code {:?}, {} calls without an answer", self.refused, self.unanswered)
     }
 }

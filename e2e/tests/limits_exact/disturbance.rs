@@ -12,7 +12,7 @@ use serde_json::json;
 
 use crate::fixtures::{Fixture, PATIENCE};
 
-/// So many Jobs the quota lets pass; it counts the finished ones as well.
+/// The Jobs that the quota allows, finished ones included.
 const QUOTA: usize = 100;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,8 +25,8 @@ pub enum Disturbance {
     /// SIGSTOP, and SIGCONT 3 s later.
     ReplicaPaused,
     ApiserverRestarted,
-    /// Nothing is stamped, and the sinks are down, because they would point `/validate` to the same address.
-    MutateAway,
+    /// Jobs are not stamped. The sinks are down, because they would also change the URL of `/validate`.
+    MutateUnreachable,
 }
 
 impl Disturbance {
@@ -48,11 +48,11 @@ impl Disturbance {
                 .await
                 .unwrap();
             }
-            Self::MutateAway => {
+            Self::MutateUnreachable => {
                 fixture.pair.sinks().iter().for_each(|sink| sink.kill().unwrap());
-                let nobody = job_handler_e2e::harness::ports::free().unwrap();
-                point_mutate_at(fixture, nobody).await;
-                stamped(fixture, namespace, false).await;
+                let closed_port = job_handler_e2e::harness::ports::free().unwrap();
+                point_mutate_at(fixture, closed_port).await;
+                wait_stamped(fixture, namespace, false).await;
             }
             Self::None | Self::ReplicaKilled | Self::ReplicaPaused | Self::ApiserverRestarted => {}
         }
@@ -65,7 +65,7 @@ impl Disturbance {
             Self::ReplicaKilled => replica.kill().unwrap(),
             Self::ReplicaPaused => {
                 replica.stop().unwrap();
-                // So long the pause is meant to be.
+                // The length of the pause, not a wait for a condition.
                 tokio::time::sleep(Duration::from_secs(3)).await;
                 replica.cont().unwrap();
             }
@@ -76,16 +76,16 @@ impl Disturbance {
                 let jobs = fixture.jobs(namespace);
                 let quotas: Api<ResourceQuota> = Api::namespaced(fixture.cluster.client(), namespace);
                 wait_for(PATIENCE, "the quota to be used up", || async {
-                    let there = jobs.list_metadata(&Default::default()).await.map_err(|e| e.to_string())?;
-                    let there = there.items.len();
-                    if there >= QUOTA { Ok(()) } else { Err(format!("{there} Jobs")) }
+                    let list = jobs.list_metadata(&Default::default()).await.map_err(|e| e.to_string())?;
+                    let count = list.items.len();
+                    if count >= QUOTA { Ok(()) } else { Err(format!("{count} Jobs")) }
                 })
                 .await
                 .unwrap();
-                denied(&jobs).await;
+                wait_denied(&jobs).await;
                 quotas.delete("half", &DeleteParams::default()).await.unwrap();
             }
-            Self::None | Self::MutateAway => {}
+            Self::None | Self::MutateUnreachable => {}
         }
     }
 
@@ -93,12 +93,12 @@ impl Disturbance {
     pub async fn undo(self, fixture: &Fixture, namespace: &str, replica: usize) {
         match self {
             Self::ReplicaKilled => fixture.pair.webhook(replica).restart().unwrap(),
-            Self::MutateAway => {
-                let of_now = fixture.jobs(namespace).get("j0").await.unwrap();
-                assert!(!is_stamped(&of_now), "{:?}", of_now.metadata);
+            Self::MutateUnreachable => {
+                let first = fixture.jobs(namespace).get("j0").await.unwrap();
+                assert!(!is_stamped(&first), "{:?}", first.metadata);
                 point_mutate_at(fixture, fixture.pair.balancer().port()).await;
                 fixture.pair.sinks().iter().for_each(|sink: &Member| sink.restart().unwrap());
-                stamped(fixture, namespace, true).await;
+                wait_stamped(fixture, namespace, true).await;
             }
             Self::None | Self::QuotaDenies | Self::ReplicaPaused | Self::ApiserverRestarted => return,
         }
@@ -106,8 +106,8 @@ impl Disturbance {
     }
 }
 
-/// Waits until the quota denies a Job that is under no limit, and so was never admitted by us.
-async fn denied(jobs: &Api<Job>) {
+/// Waits until the quota denies a suspended Job, which takes no slot of the limit.
+async fn wait_denied(jobs: &Api<Job>) {
     wait_for(PATIENCE, "the quota to deny", || async {
         let suspended = serde_json::from_value(json!({
             "metadata": {"name": "over-quota"}, "spec": {"suspend": true, "template": {"spec": {
@@ -128,18 +128,18 @@ async fn point_mutate_at(fixture: &Fixture, port: u16) {
     patch_stamping_webhooks(fixture.cluster.client(), &[("clientConfig/url", url.into())]).await.unwrap();
 }
 
-/// Waits until new Jobs are stamped, or are not.
-async fn stamped(fixture: &Fixture, namespace: &str, wanted: bool) {
+/// Waits until new Jobs are stamped, or are no longer stamped.
+async fn wait_stamped(fixture: &Fixture, namespace: &str, expected: bool) {
     let jobs = fixture.jobs(namespace);
     let probe = serde_json::from_value(json!({
         "metadata": {"name": "probe"}, "spec": {"suspend": true, "template": {"spec": {
             "restartPolicy": "Never", "containers": [{"name": "main", "image": "busybox"}]}}},
     }))
     .unwrap();
-    wait_for(PATIENCE, "stamps to come or to cease", || async {
-        let dry = PostParams { dry_run: true, ..PostParams::default() };
-        let made = jobs.create(&dry, &probe).await.map_err(|error| error.to_string())?;
-        if is_stamped(&made) == wanted { Ok(()) } else { Err(format!("{:?}", made.metadata)) }
+    wait_for(PATIENCE, &format!("new Jobs to be stamped: {expected}"), || async {
+        let dry_run = PostParams { dry_run: true, ..PostParams::default() };
+        let created = jobs.create(&dry_run, &probe).await.map_err(|error| error.to_string())?;
+        if is_stamped(&created) == expected { Ok(()) } else { Err(format!("{:?}", created.metadata)) }
     })
     .await
     .unwrap();

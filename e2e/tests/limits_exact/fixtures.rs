@@ -13,7 +13,7 @@ use kube::{
 };
 use serde_json::json;
 
-/// How long something may take that has to happen.
+/// The longest wait for a condition.
 pub const PATIENCE: Duration = Duration::from_secs(600);
 
 pub struct Fixture {
@@ -34,21 +34,20 @@ impl Fixture {
         Self { history, pair, cluster }
     }
 
-    /// By a client of its own, which is a connection of its own, and which hands on every answer: who tries again is the
-    /// test.
+    /// Jobs through a new client, which has its own connection and does not retry: the test retries.
     pub fn jobs(&self, namespace: &str) -> Api<Job> {
         let mut config = self.cluster.config().clone();
         config.default_retry = false;
         Api::namespaced(Client::try_from(config).unwrap(), namespace)
     }
 
-    /// A namespace that stays until the cluster ends: deleting hundreds of Jobs would disturb the next round.
+    /// A namespace that is not deleted before the cluster ends: deleting hundreds of Jobs would disturb the next round.
     pub async fn namespace(&self) -> String {
         let namespaces: Api<Namespace> = Api::all(self.cluster.client());
         let namespace = serde_json::from_value(json!({"metadata": {"generateName": "burst-"}})).unwrap();
-        let how = PostParams::default();
-        let made = wait_for(PATIENCE, "a namespace", || namespaces.create(&how, &namespace));
-        made.await.unwrap().metadata.name.unwrap()
+        let params = PostParams::default();
+        let created = wait_for(PATIENCE, "a namespace", || namespaces.create(&params, &namespace));
+        created.await.unwrap().metadata.name.unwrap()
     }
 
     /// Applies a limit and waits until it is in force.
@@ -62,8 +61,8 @@ impl Fixture {
             },
         });
         wait_for(PATIENCE, "the policy to be Ready", || async {
-            let (by, policy) = (PatchParams::apply("test").force(), Patch::Apply(&policy));
-            let applied = policies.patch("builds", &by, &policy).await.map_err(|e| e.to_string())?;
+            let (params, policy) = (PatchParams::apply("test").force(), Patch::Apply(&policy));
+            let applied = policies.patch("builds", &params, &policy).await.map_err(|e| e.to_string())?;
             let status = applied.status.unwrap_or_default();
             let ready = status.conditions.iter().any(|c| c.type_ == "Ready" && c.status == "True");
             if ready { Ok(()) } else { Err(format!("{:?}", status.conditions)) }

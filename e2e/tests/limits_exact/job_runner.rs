@@ -1,4 +1,5 @@
-//! Completes the Jobs that it manages (`spec.managedBy`) 50 to 100 ms after they became active. For the limit they are ordinary Jobs.
+//! Completes the Jobs that it manages (`spec.managedBy`) 50 to 100 ms after they became active. A limit counts them
+//! like all other Jobs.
 
 use std::{collections::HashSet, time::Duration};
 
@@ -26,20 +27,20 @@ impl Runner {
         let (jobs, prefix) = (fixture.jobs(namespace), format!("{namespace}/"));
         let history = fixture.history.reader();
         Self(tokio::spawn(async move {
-            let (mut random, mut begun, mut read) = (StdRng::seed_from_u64(seed), HashSet::new(), from);
+            let (mut random, mut started, mut read) = (StdRng::seed_from_u64(seed), HashSet::new(), from);
             loop {
-                let entries = history.since(read);
-                read += entries.len();
-                for entry in entries {
+                let enattempts = history.since(read);
+                read += enattempts.len();
+                for entry in enattempts {
                     let ObjectChange::Job { key, state: StoredJobState::Active, managed_by, .. } =
                         entry.change
                     else {
                         continue;
                     };
                     let Some(name) = key.strip_prefix(&prefix) else { continue };
-                    if managed_by.as_deref() == Some(RUNNER) && begun.insert(name.to_owned()) {
-                        let takes = Duration::from_millis(random.random_range(50..=100));
-                        tokio::spawn(run(jobs.clone(), name.to_owned(), takes));
+                    if managed_by.as_deref() == Some(RUNNER) && started.insert(name.to_owned()) {
+                        let run_time = Duration::from_millis(random.random_range(50..=100));
+                        tokio::spawn(run(jobs.clone(), name.to_owned(), run_time));
                     }
                 }
                 if history.wait_for_more(read).await.is_err() {
@@ -57,10 +58,12 @@ impl Drop for Runner {
     }
 }
 
-async fn run(jobs: Api<Job>, name: String, takes: Duration) {
-    tokio::time::sleep(takes).await;
+async fn run(jobs: Api<Job>, name: String, run_time: Duration) {
+    tokio::time::sleep(run_time).await;
     // Whole seconds, as they are stored: otherwise a retry would change an immutable field.
-    let now = Timestamp::from_second(Timestamp::now().as_second()).expect("a time of today").to_string();
+    let now = Timestamp::from_second(Timestamp::now().as_second())
+        .expect("the current time in seconds is valid")
+        .to_string();
     let condition = |kind: &str| {
         json!({"type": kind, "status": "True", "reason": "Ran", "message": "by the test",
             "lastProbeTime": now, "lastTransitionTime": now})
@@ -69,10 +72,10 @@ async fn run(jobs: Api<Job>, name: String, takes: Duration) {
         "startTime": now, "completionTime": now, "succeeded": 1,
         "conditions": [condition("SuccessCriteriaMet"), condition("Complete")],
     }});
-    let mut tries = 0;
+    let mut attempts = 0;
     while let Err(error) = jobs.patch_status(&name, &PatchParams::default(), &Patch::Merge(&status)).await {
-        tries += 1;
-        assert!(tries < 600, "the status of {name}: {error}");
+        attempts += 1;
+        assert!(attempts < 600, "the status of {name}: {error}");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }

@@ -1,4 +1,5 @@
-//! Failure backoff: a group waits after failures, even if the failed Job was deleted; a newer run of a group replaces the older ones.
+//! Failure backoff: a group waits after failures, even if the failed Job was deleted; a newer run of a group replaces
+//! the older ones.
 
 use job_handler_shared::keys;
 use kube::api::{DeleteParams, Patch, PatchParams};
@@ -8,14 +9,14 @@ use super::fixtures::{Fixture, job, refusal, scenario};
 
 const FAILS: [(&str, &str); 2] = [("run", "200ms"), ("exit-code", "1")];
 
-async fn fail(fixture: &Fixture, namespace: &str, name: &str) {
+async fn run_failing_job(fixture: &Fixture, namespace: &str, name: &str) {
     let mut failing = job(name, &[("id", "7")], &FAILS);
     failing["spec"]["backoffLimit"] = json!(0);
     fixture.create(namespace, &failing).await.unwrap();
-    failed(fixture, namespace, name).await;
+    wait_failed(fixture, namespace, name).await;
 }
 
-async fn failed(fixture: &Fixture, namespace: &str, name: &str) {
+async fn wait_failed(fixture: &Fixture, namespace: &str, name: &str) {
     fixture
         .wait(&format!("{name} to fail"), || async {
             let job = fixture.jobs(namespace).get(name).await.map_err(|e| e.to_string())?;
@@ -38,16 +39,16 @@ fn a_deleted_failed_job_still_counts_for_the_backoff() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("backoff").await.unwrap();
         fixture.apply_policy(&ns, "builds", policy(300, "Reject")).await;
-        fail(fixture, &ns, "first").await;
+        run_failing_job(fixture, &ns, "first").await;
         let (code, message) = refusal(fixture.create(&ns, &job("early", &[("id", "7")], &[])).await);
         assert_eq!(code, 403);
         assert!(message.contains("failure backoff: group 7 failed 1 time (last: first)"), "{message}");
         assert!(message.contains("the next try is allowed in "), "{message}");
-        // At once: the watch delivers the failure before the deletion.
+        // Deleted immediately: the watch delivers the failure before the deletion.
         fixture.jobs(&ns).delete("first", &DeleteParams::background()).await.unwrap();
         fixture.wait_job_deleted(&ns, "first").await;
         let ledger = fixture
-            .wait("the ledger to remember", || async {
+            .wait("the failure in the ledger", || async {
                 let args = ["get", "jobledger", ns.name(), "-n", keys::NAMESPACE, "-o", "json"];
                 let text = fixture.cluster.kubectl(&args).await.map_err(|e| e.to_string())?;
                 let ledger: Value = serde_json::from_str(&text).map_err(|e| e.to_string())?;
@@ -59,10 +60,10 @@ fn a_deleted_failed_job_still_counts_for_the_backoff() {
         let (code, message) = refusal(fixture.create(&ns, &job("early", &[("id", "7")], &[])).await);
         assert!(code == 403 && message.contains("failed 1 time (last: first)"), "{message}");
         fixture.create(&ns, &job("other", &[("id", "8")], &[])).await.unwrap();
-        // Without the rule nothing is remembered.
+        // Without a failureBackoff the ledger drops the entry.
         fixture.apply_policy(&ns, "builds", json!({})).await;
         fixture
-            .wait("the ledger to forget", || async {
+            .wait("the ledger to drop the failure", || async {
                 let args = ["get", "jobledger", ns.name(), "-n", keys::NAMESPACE, "-o", "json"];
                 let text = fixture.cluster.kubectl(&args).await.map_err(|e| e.to_string())?;
                 if text.contains("labels:id=7") { Err(text) } else { Ok(()) }
@@ -77,9 +78,9 @@ fn a_queued_job_is_released_after_the_backoff_and_a_success_resets_it() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("backoffq").await.unwrap();
         fixture.apply_policy(&ns, "builds", policy(8, "Queue")).await;
-        fail(fixture, &ns, "first").await;
-        let made = fixture.create(&ns, &job("second", &[("id", "7")], &[("run", "200ms")])).await.unwrap();
-        assert_eq!(made.spec.unwrap().suspend, Some(true));
+        run_failing_job(fixture, &ns, "first").await;
+        let queued = fixture.create(&ns, &job("second", &[("id", "7")], &[("run", "200ms")])).await.unwrap();
+        assert_eq!(queued.spec.unwrap().suspend, Some(true));
         let started = |name: &'static str| {
             let jobs = fixture.jobs(&ns);
             async move {
@@ -92,24 +93,25 @@ fn a_queued_job_is_released_after_the_backoff_and_a_success_resets_it() {
                     .await
             }
         };
-        let told = fixture
-            .wait("the Event about what it waits for", || async {
+        let note = fixture
+            .wait("the Event with the reason", || async {
                 let events = fixture.events(&ns, "JobQueued", "second").await;
                 events.into_iter().find_map(|event| event.note).ok_or("none")
             })
             .await;
-        assert!(told.contains("queued: failure backoff: group 7 failed 1 time (last: first)"), "{told}");
+        assert!(note.contains("queued: failure backoff: group 7 failed 1 time (last: first)"), "{note}");
         let second = started("second").await;
-        let ended = fixture.jobs(&ns).get("first").await.unwrap().status.unwrap().conditions.unwrap();
-        let ended = ended.iter().find(|c| c.type_ == "Failed").unwrap().last_transition_time.clone().unwrap();
-        if let Some(began) = second.status.and_then(|status| status.start_time) {
-            assert!(began.0.as_second() - ended.0.as_second() >= 8, "{began:?} {ended:?}");
+        let conditions = fixture.jobs(&ns).get("first").await.unwrap().status.unwrap().conditions.unwrap();
+        let failed_at =
+            conditions.iter().find(|c| c.type_ == "Failed").unwrap().last_transition_time.clone().unwrap();
+        if let Some(started_at) = second.status.and_then(|status| status.start_time) {
+            assert!(started_at.0.as_second() - failed_at.0.as_second() >= 8, "{started_at:?} {failed_at:?}");
         }
         fixture
             .wait("the second to complete", || async {
                 let job = fixture.jobs(&ns).get("second").await.unwrap();
-                let done = job.status.and_then(|status| status.completion_time);
-                done.map(drop).ok_or("not yet")
+                let completed_at = job.status.and_then(|status| status.completion_time);
+                completed_at.map(drop).ok_or("not yet")
             })
             .await;
         // After a success no Job waits.
@@ -132,10 +134,10 @@ fn a_newer_run_prunes_the_older_ones_and_frees_their_names() {
         let run = |name: &'static str, seconds: &'static str| job(name, &[("id", "7")], &[("run", seconds)]);
         fixture.create(&ns, &run("one", "200ms")).await.unwrap();
         fixture.wait_result(&ns, "one").await;
-        assert!(fixture.jobs(&ns).get("one").await.is_ok(), "the newest stays");
+        assert!(fixture.jobs(&ns).get("one").await.is_ok(), "the newest is kept");
         fixture.wait("a slot of the group", || async { fixture.create(&ns, &run("two", "60s")).await }).await;
         fixture.wait_job_deleted(&ns, "one").await;
-        // Under the old name: refused while the group has a run, admitted afterwards.
+        // The old name is refused while the group has an active Job, and admitted afterwards.
         let (code, message) = refusal(fixture.create(&ns, &run("one", "200ms")).await);
         assert!(
             code == 403 && message.contains("duplicate job: two of group 7 is still active"),

@@ -1,4 +1,5 @@
-//! CloudEvents, received by the official Go SDK over TLS with a bearer token: no event is lost when the receiver is down or the sink is killed, and each Job's events arrive in order.
+//! CloudEvents, received by the official Go SDK over TLS with a bearer token: no event is lost when the receiver is
+//! down or the sink is killed, and each Job's events arrive in order.
 
 use std::{
     io::{Read, Write},
@@ -24,7 +25,7 @@ use super::fixtures::{Fixture, exclusive_scenario_with_own_cluster, job, refusal
 
 const TOKEN: &str = "open-sesame";
 
-/// The receiver; started and stopped at will, remembers what it took.
+/// A receiver that can be started and stopped, and stores the events that it accepts.
 pub struct Receiver {
     program: Program,
     out: PathBuf,
@@ -50,10 +51,10 @@ impl Receiver {
         Process::start(self.program.clone()).unwrap()
     }
 
-    /// What it has taken so far; all of it valid by the SDK's own judgement.
+    /// The accepted events, which are all valid for the SDK.
     pub fn events(&self) -> Vec<Value> {
         let text = std::fs::read_to_string(&self.out).unwrap_or_default();
-        // The last line may be half written.
+        // The last line may be incomplete.
         let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
         let events = lines.map(|line| {
             assert_eq!(line["invalid"], Value::Null, "{line}");
@@ -62,17 +63,17 @@ impl Receiver {
         events.collect()
     }
 
-    /// The types of the events about a Job, in the order in which they came.
-    fn about(&self, job: &str) -> Vec<String> {
-        let about =
+    /// The types of the events about a Job, in the order of arrival.
+    fn types_of(&self, job: &str) -> Vec<String> {
+        let is_about =
             |event: &Value| event["subject"].as_str().is_some_and(|s| s.ends_with(&format!("/{job}")));
-        self.events().iter().filter(|e| about(e)).map(|e| e["type"].as_str().unwrap().to_owned()).collect()
+        self.events().iter().filter(|e| is_about(e)).map(|e| e["type"].as_str().unwrap().to_owned()).collect()
     }
 
     pub async fn wait(&self, fixture: &Fixture, job: &str, types: &[&str]) {
         fixture
             .wait(&format!("{types:?} about {job}"), || async {
-                let found = self.about(job);
+                let found = self.types_of(job);
                 if found == types { Ok(()) } else { Err(format!("{found:?}")) }
             })
             .await;
@@ -85,11 +86,11 @@ fn the_receiver_keeps_running_after_aborted_requests() {
     let port = ports::free().unwrap();
     let _receiver = Process::start(cloudevents_receiver::program(folder.path(), port, []).unwrap()).unwrap();
     let connect = || {
-        let until = Instant::now() + Duration::from_secs(30);
+        let deadline = Instant::now() + Duration::from_secs(30);
         loop {
             match TcpStream::connect(("127.0.0.1", port)) {
                 Ok(stream) => return stream,
-                Err(error) if Instant::now() > until => panic!("{error}"),
+                Err(error) if Instant::now() > deadline => panic!("{error}"),
                 Err(_) => std::thread::sleep(Duration::from_millis(20)),
             }
         }
@@ -100,7 +101,7 @@ fn the_receiver_keeps_running_after_aborted_requests() {
          content-length: {}\r\n\r\n{event}",
         event.len()
     );
-    // Within the fraction of a millisecond that an answer takes.
+    // Close each connection within the fraction of a millisecond before the answer.
     std::thread::scope(|scope| {
         for _ in 0..8 {
             scope.spawn(|| {
@@ -149,21 +150,25 @@ fn a_receiver_that_was_down_gets_every_event_once_and_in_order() {
         });
         fixture.apply_policy(&ns, "limited", limit).await;
 
-        // The receiver is down, and nothing waits for it.
+        // While the receiver is down, harvest and cleanup continue.
         fixture.create(&ns, &job("good", &[("app", "shop")], &[])).await.unwrap();
         fixture.wait_job_deleted(&ns, "good").await;
         fixture
-            .create(&ns, &once("bad", &[("app", "limited")], &[("run", "6s"), ("exit-code", "3")]))
+            .create(
+                &ns,
+                &job_without_retries("bad", &[("app", "limited")], &[("run", "6s"), ("exit-code", "3")]),
+            )
             .await
             .unwrap();
-        let (code, _) = refusal(fixture.create(&ns, &once("refused", &[("app", "limited")], &[])).await);
+        let (code, _) =
+            refusal(fixture.create(&ns, &job_without_retries("refused", &[("app", "limited")], &[])).await);
         assert_eq!(code, 403);
         fixture.wait_job_deleted(&ns, "bad").await;
-        let waits = fixture.config_maps(&ns).get("good-results").await.unwrap();
-        assert_eq!(waits.annotations()["job-handler/cloudevents"], "ci");
-        // The refusal has got as far as the sink before that is killed.
+        let pending = fixture.config_maps(&ns).get("good-results").await.unwrap();
+        assert_eq!(pending.annotations()["job-handler/cloudevents"], "ci");
+        // The sink has received the refusal before it is killed.
         fixture
-            .wait("the refusal to be in the sink", || async {
+            .wait("the Event about the refusal", || async {
                 let events = fixture.events(&ns, keys::REASON_REFUSED, "refused").await;
                 if events.is_empty() { Err("no Event") } else { Ok(()) }
             })
@@ -185,7 +190,7 @@ fn a_receiver_that_was_down_gets_every_event_once_and_in_order() {
         let mut ids: Vec<&str> = events.iter().map(|e| e["id"].as_str().unwrap()).collect();
         ids.sort_unstable();
         ids.dedup();
-        assert_eq!(ids.len(), events.len(), "nothing twice");
+        assert_eq!(ids.len(), events.len(), "no duplicates");
         let good = events.iter().find(|e| e["type"] == "build.complete").unwrap();
         assert_eq!(good["source"], "/clusters/test");
         assert_eq!(good["subject"], format!("{}/good", ns.name()));
@@ -196,7 +201,7 @@ fn a_receiver_that_was_down_gets_every_event_once_and_in_order() {
         assert_eq!(bad["data"]["reason"], "BackoffLimitExceeded");
         assert_eq!(bad["data"]["message"].as_str().map(|m| m.contains("3")), Some(true), "{bad}");
 
-        // The outbox is empty, and says so.
+        // The results no longer list pending CloudEvents.
         fixture
             .wait("the results not to be pending any more", || async {
                 let map = fixture.config_maps(&ns).get("good-results").await.map_err(|e| e.to_string())?;
@@ -219,25 +224,25 @@ fn a_receiver_that_was_down_gets_every_event_once_and_in_order() {
     });
 }
 
-fn once(name: &str, labels: &[(&str, &str)], play: &[(&str, &str)]) -> Value {
-    let mut job = job(name, labels, play);
+fn job_without_retries(name: &str, labels: &[(&str, &str)], simulation: &[(&str, &str)]) -> Value {
+    let mut job = job(name, labels, simulation);
     job["spec"]["backoffLimit"] = json!(0);
     job
 }
 
-/// A fixture whose sink is configured like that, and has the receiver's token.
+/// A fixture whose sink has this configuration and the receiver's token.
 pub async fn with_receiver(configuration: &Value) -> Fixture {
     let cluster = Cluster::start(ClusterOptions::default()).await.unwrap();
     let options =
         PairOptions { sink_configuration: Some(configuration.to_string()), ..PairOptions::default() };
     let pair = Pair::install(&cluster, options).await.unwrap();
     let fixture = Fixture { cluster, pair };
-    tell_the_token(&fixture).await;
+    create_token_secret(&fixture).await;
     fixture
 }
 
 /// Stores the token in the Secret that the sink reads.
-async fn tell_the_token(fixture: &Fixture) {
+async fn create_token_secret(fixture: &Fixture) {
     let secret: Secret = serde_json::from_value(json!({
         "metadata": {"name": keys::SINK_CONFIGURATION},
         "stringData": {"ci": format!("{TOKEN}\n")},
@@ -253,9 +258,11 @@ async fn a_receiver_that_is_not_configured_is_reported_on_the_policy(fixture: &F
     fixture
         .wait("the policy to name it", || async {
             let status = fixture.policies(ns).get("unknown").await.unwrap().status.unwrap_or_default();
-            let told = status.conditions.into_iter().find(|c| c.type_ == "FullyEnforced").ok_or("none")?;
-            let names = told.message.contains("cloudEventSinks \"typo\" are not in the sink's configuration");
-            if told.status == "False" && names { Ok(()) } else { Err("not told") }
+            let condition =
+                status.conditions.into_iter().find(|c| c.type_ == "FullyEnforced").ok_or("none")?;
+            let names =
+                condition.message.contains("cloudEventSinks \"typo\" are not in the sink's configuration");
+            if condition.status == "False" && names { Ok(()) } else { Err("not reported") }
         })
         .await;
 }

@@ -139,29 +139,29 @@ impl Fixture {
     }
 
     /// The Events with this reason about an object.
-    pub async fn events(&self, namespace: &str, reason: &str, about: &str) -> Vec<Event> {
+    pub async fn events(&self, namespace: &str, reason: &str, object: &str) -> Vec<Event> {
         let api: Api<Event> = Api::namespaced(self.client(), namespace);
         let selector = format!("reason={reason}");
         let all = api.list(&ListParams::default().fields(&selector)).await.unwrap();
         all.items
             .into_iter()
-            .filter(|e| e.regarding.as_ref().is_some_and(|r| r.name.as_deref() == Some(about)))
+            .filter(|e| e.regarding.as_ref().is_some_and(|r| r.name.as_deref() == Some(object)))
             .collect()
     }
 
-    pub async fn wait<T, E, F>(&self, what: &str, look: impl FnMut() -> F) -> T
+    pub async fn wait<T, E, F>(&self, condition: &str, poll: impl FnMut() -> F) -> T
     where
         E: Debug + std::fmt::Display,
         F: Future<Output = Result<T, E>>,
     {
-        wait_for(PATIENCE, what, look).await.unwrap()
+        wait_for(PATIENCE, condition, poll).await.unwrap()
     }
 
     /// Waits until a program is not ready, with this reason.
-    pub async fn wait_not_ready(&self, member: &Member, why: &str) {
-        self.wait(&format!("{} not to be ready because of {why}", member.name()), || async {
+    pub async fn wait_not_ready(&self, member: &Member, reason: &str) {
+        self.wait(&format!("{} not to be ready because of {reason}", member.name()), || async {
             match member.get("/readyz").await {
-                Ok((503, body)) if body.contains(why) => Ok(()),
+                Ok((503, body)) if body.contains(reason) => Ok(()),
                 other => Err(format!("{other:?}")),
             }
         })
@@ -171,7 +171,7 @@ impl Fixture {
     /// Waits until the Job is deleted.
     pub async fn wait_job_deleted(&self, namespace: &str, job: &str) {
         let api = self.jobs(namespace);
-        self.wait(&format!("Job {namespace}/{job} to be gone"), || async {
+        self.wait(&format!("Job {namespace}/{job} to be deleted"), || async {
             match api.get_opt(job).await {
                 Ok(None) => Ok(()),
                 Ok(Some(job)) => Err(format!("{:?}", job.status)),
@@ -183,14 +183,15 @@ impl Fixture {
 }
 
 /// A Job with these labels, and these annotations for its simulated pods (without their prefix).
-pub fn job(name: &str, labels: &[(&str, &str)], play: &[(&str, &str)]) -> Value {
+pub fn job(name: &str, labels: &[(&str, &str)], simulation: &[(&str, &str)]) -> Value {
     let labels: BTreeMap<_, _> = labels.iter().copied().collect();
-    let play: BTreeMap<_, _> = play.iter().map(|(k, v)| (format!("e2e.job-handler.io/{k}"), *v)).collect();
+    let simulation: BTreeMap<_, _> =
+        simulation.iter().map(|(k, v)| (format!("e2e.job-handler.io/{k}"), *v)).collect();
     json!({
         "apiVersion": "batch/v1", "kind": "Job",
         "metadata": {"name": name, "labels": labels},
         "spec": {"template": {
-            "metadata": {"annotations": play},
+            "metadata": {"annotations": simulation},
             "spec": {"restartPolicy": "Never", "containers": [{"name": "main", "image": "busybox"}]},
         }},
     })

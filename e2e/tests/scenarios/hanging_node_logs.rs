@@ -12,67 +12,68 @@ use serde_json::json;
 
 use super::fixtures::{Fixture, PATIENCE, exclusive_scenario, job};
 
-/// Far below what one log call to a node that hangs may take (10 s), and what the 40 of them take in all.
+/// Far below the timeout of one log request to a hanging node (10 s), and the total of all 40.
 const A_FEW_SECONDS: Duration = Duration::from_secs(6);
-/// More than the sink works on at a time.
+/// More than the sink reconciles concurrently.
 const HANGING: usize = 40;
 
-async fn finished(fixture: &Fixture, namespace: &str, number: usize) {
+async fn wait_finished(fixture: &Fixture, namespace: &str, number: usize) {
     let jobs = fixture.jobs(namespace);
     fixture
         .wait(&format!("{number} Jobs of {namespace} to finish"), || async {
             let all = jobs.list(&ListParams::default()).await.map_err(|error| error.to_string())?.items;
-            let done =
+            let finished =
                 all.iter().filter(|job| job_handler_e2e::cluster::jobs::finished(job).is_some()).count();
-            if done == number { Ok(()) } else { Err(format!("{done} of {number}")) }
+            if finished == number { Ok(()) } else { Err(format!("{finished} of {number}")) }
         })
         .await;
 }
 
-async fn harvest(fixture: &Fixture, name: &str) -> TestNamespace {
+async fn harvested_namespace(fixture: &Fixture, name: &str) -> TestNamespace {
     let namespace = fixture.cluster.namespace(name).await.unwrap();
     fixture.apply_policy(&namespace, "results", json!({"results": {}})).await;
     namespace
 }
 
 async fn results(fixture: &Fixture, namespace: &str) -> kube::Result<Vec<ConfigMap>> {
-    let made = ListParams::default().labels("job-handler/created=true");
-    Ok(fixture.config_maps(namespace).list(&made).await?.items)
+    let created = ListParams::default().labels("job-handler/created=true");
+    Ok(fixture.config_maps(namespace).list(&created).await?.items)
 }
 
 #[test]
 fn a_node_with_hanging_logs_delays_no_other_harvest() {
     exclusive_scenario(async |fixture| {
-        let (slow, well) = (harvest(fixture, "slow").await, harvest(fixture, "well").await);
-        // All on one node, so that it is that node's line that they stand in.
+        let (slow, healthy) =
+            (harvested_namespace(fixture, "slow").await, harvested_namespace(fixture, "healthy").await);
+        // All on one node, so that they wait for the concurrency limit of that node.
         for n in 0..HANGING {
             let mut hangs = job(&format!("hangs-{n}"), &[], &[("run", "100ms"), ("log-hang", "true")]);
             hangs["spec"]["template"]["spec"]["nodeName"] = json!("node-0");
             fixture.create(&slow, &hangs).await.unwrap();
         }
-        finished(fixture, &slow, HANGING).await;
+        wait_finished(fixture, &slow, HANGING).await;
         // Only Jobs on the same node wait.
         let nodes: Api<Node> = Api::all(fixture.client());
         let cordon = Patch::Merge(json!({"spec": {"unschedulable": true}}));
         nodes.patch("node-0", &PatchParams::default(), &cordon).await.unwrap();
         for round in 0..4 {
-            let name = format!("well-{round}");
-            let play = [("run", "100ms"), ("log", "here I am\n")];
-            fixture.create(&well, &job(&name, &[], &play)).await.unwrap();
-            finished(fixture, &well, round + 1).await;
+            let name = format!("healthy-{round}");
+            let simulation = [("run", "100ms"), ("log", "output of the Job\n")];
+            fixture.create(&healthy, &job(&name, &[], &simulation)).await.unwrap();
+            wait_finished(fixture, &healthy, round + 1).await;
             let since = Instant::now();
-            let result = fixture.wait_result(&well, &name).await;
+            let result = fixture.wait_result(&healthy, &name).await;
             assert!(since.elapsed() < A_FEW_SECONDS, "{name} took {:?}", since.elapsed());
-            assert!(result.data.unwrap()["logs"].contains("here I am"));
+            assert!(result.data.unwrap()["logs"].contains("output of the Job"));
         }
         let stored = results(fixture, &slow).await.unwrap().len();
-        assert!(stored < HANGING, "their logs did not hang: this shows nothing");
-        // They come to an end, too: with what is known, and what was lost.
-        job_handler_e2e::wait_for(4 * PATIENCE, "the results of those that hang", || async {
+        assert!(stored < HANGING, "their logs did not hang, so that the test proves nothing");
+        // Their results are stored in the end, and list the lost logs.
+        job_handler_e2e::wait_for(4 * PATIENCE, "the results of the Jobs with hanging logs", || async {
             let all = results(fixture, &slow).await.map_err(|error| error.to_string())?;
-            let whole = all.iter().filter_map(|map| map.data.as_ref()?.get("result.json"));
-            let told = whole.filter(|manifest| manifest.contains("node")).count();
-            if told == HANGING { Ok(()) } else { Err(format!("{told} of {HANGING}")) }
+            let manifests = all.iter().filter_map(|map| map.data.as_ref()?.get("result.json"));
+            let with_node = manifests.filter(|manifest| manifest.contains("node")).count();
+            if with_node == HANGING { Ok(()) } else { Err(format!("{with_node} of {HANGING}")) }
         })
         .await
         .unwrap();

@@ -41,25 +41,27 @@ fn the_ca_is_in_a_secret_and_in_both_configurations() {
 #[test]
 fn a_webhook_entry_that_was_changed_by_hand_is_repaired() {
     scenario(|fixture| async move {
-        let ns = fixture.cluster.namespace("mended").await.unwrap();
+        let ns = fixture.cluster.namespace("repaired").await.unwrap();
         fixture.apply_policy(&ns, "few", json!({"limits": [{"name": "few", "maxActiveJobs": 0}]})).await;
         let uid = fixture.policies(&ns).get("few").await.unwrap().metadata.uid.unwrap();
         let api: Api<ValidatingWebhookConfiguration> = Api::all(fixture.client());
-        let mine = |configuration: &ValidatingWebhookConfiguration| {
+        let entry_of_policy = |configuration: &ValidatingWebhookConfiguration| {
             configuration.webhooks.iter().flatten().position(|w| {
                 w.namespace_selector.as_ref().is_some_and(|s| format!("{s:?}").contains(ns.name()))
                     || w.name.contains(&uid)
             })
         };
-        let index = mine(&api.get("job-handler-limits").await.unwrap()).expect("an entry for the policy");
+        let index =
+            entry_of_policy(&api.get("job-handler-limits").await.unwrap()).expect("an entry for the policy");
         let broken =
             json!([{"op": "replace", "path": format!("/webhooks/{index}/failurePolicy"), "value": "Ignore"}]);
         let patch: kube::api::Patch<()> = kube::api::Patch::Json(serde_json::from_value(broken).unwrap());
         api.patch("job-handler-limits", &Default::default(), &patch).await.unwrap();
         fixture
-            .wait("the entry to be mended", || async {
+            .wait("the entry to be repaired", || async {
                 let now = api.get("job-handler-limits").await.unwrap();
-                let entry = mine(&now).and_then(|i| now.webhooks.unwrap()[i].failure_policy.clone());
+                let entry =
+                    entry_of_policy(&now).and_then(|i| now.webhooks.unwrap()[i].failure_policy.clone());
                 if entry.as_deref() == Some("Fail") { Ok(()) } else { Err(format!("{entry:?}")) }
             })
             .await;
@@ -81,7 +83,7 @@ fn the_pair_uses_only_its_own_rights_and_is_never_forbidden() {
         fixture.create(&ns, &job("a", &[], &[("run", "200ms")])).await.unwrap();
         fixture.wait_job_deleted(&ns, "a").await;
         let Ok(path) = fixture.cluster.audit_log() else {
-            eprintln!("an existing cluster shows no audit log: not checked");
+            eprintln!("not checked: the audit log of an existing cluster is not available");
             return;
         };
         let log = fs::read_to_string(path).unwrap();
@@ -96,7 +98,8 @@ fn the_pair_uses_only_its_own_rights_and_is_never_forbidden() {
                 agent.split('/').next().unwrap().to_owned(),
                 entry["user"]["username"].as_str().unwrap().to_owned(),
             ));
-            // A 403 by a quota or a terminating namespace is not a missing right; the audit annotation of the authorizer tells.
+            // A quota or a terminating namespace also causes a 403; the authorizer's audit annotation shows a missing
+            // right.
             let decision = &entry["annotations"]["authorization.k8s.io/decision"];
             assert_ne!(decision, "forbid", "{line}");
         }
@@ -112,12 +115,12 @@ fn the_pair_uses_only_its_own_rights_and_is_never_forbidden() {
 fn our_own_namespace_and_kube_system_are_excluded() {
     scenario(|fixture| async move {
         for ns in ["kube-system", "job-handler-system"] {
-            let mut plain = job("untouched", &[("job-handler/enabled", "true")], &[("run", "200ms")]);
-            plain["spec"]["template"]["spec"]["securityContext"] = json!({"runAsNonRoot": true, "runAsUser": 1000, "seccompProfile": {"type": "RuntimeDefault"}});
-            plain["spec"]["template"]["spec"]["containers"][0]["securityContext"] =
+            let mut job = job("untouched", &[("job-handler/enabled", "true")], &[("run", "200ms")]);
+            job["spec"]["template"]["spec"]["securityContext"] = json!({"runAsNonRoot": true, "runAsUser": 1000, "seccompProfile": {"type": "RuntimeDefault"}});
+            job["spec"]["template"]["spec"]["containers"][0]["securityContext"] =
                 json!({"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}});
-            let made = fixture.create(ns, &plain).await.unwrap();
-            assert_eq!(made.metadata.annotations, None, "{ns}");
+            let created = fixture.create(ns, &job).await.unwrap();
+            assert_eq!(created.metadata.annotations, None, "{ns}");
             fixture.jobs(ns).delete("untouched", &kube::api::DeleteParams::background()).await.unwrap();
         }
     });

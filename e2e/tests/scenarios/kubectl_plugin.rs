@@ -13,49 +13,49 @@ use sha2::{Digest, Sha256};
 
 use super::fixtures::{Fixture, job, scenario};
 
-/// Somebody with a kubeconfig of their own and the plugin on the PATH.
-pub struct Person {
+/// A user with a kubeconfig and the plugin on the PATH.
+pub struct PluginUser {
     kubectl: PathBuf,
     kubeconfig: PathBuf,
     path: String,
 }
 
-impl Person {
-    /// Who may do `rules` in a namespace.
+impl PluginUser {
+    /// A user with the rights `rules` in a namespace.
     pub async fn new(fixture: &Fixture, ns: &str, rules: Value) -> Self {
         let objects = json!({"apiVersion": "v1", "kind": "List", "items": [
-            {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "person", "namespace": ns}},
+            {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "plugin-user", "namespace": ns}},
             {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role",
-             "metadata": {"name": "person", "namespace": ns}, "rules": rules},
+             "metadata": {"name": "plugin-user", "namespace": ns}, "rules": rules},
             {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding",
-             "metadata": {"name": "person", "namespace": ns},
-             "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "person"},
-             "subjects": [{"kind": "ServiceAccount", "name": "person", "namespace": ns}]},
+             "metadata": {"name": "plugin-user", "namespace": ns},
+             "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "plugin-user"},
+             "subjects": [{"kind": "ServiceAccount", "name": "plugin-user", "namespace": ns}]},
         ]});
         let cluster = &fixture.cluster;
         cluster.kubectl_with_input(&["apply", "-f", "-"], &objects.to_string()).await.unwrap();
-        let folder = cluster.dir().join(format!("person-{ns}"));
+        let folder = cluster.dir().join(format!("plugin-user-{ns}"));
         std::fs::create_dir_all(&folder).unwrap();
         let kubeconfig = folder.join("kubeconfig");
         let config = cluster.kubectl(&["config", "view", "--raw", "--flatten", "--minify"]).await.unwrap();
         std::fs::write(&kubeconfig, config).unwrap();
-        let token = cluster.kubectl(&["create", "token", "person", "-n", ns]).await.unwrap();
+        let token = cluster.kubectl(&["create", "token", "plugin-user", "-n", ns]).await.unwrap();
         let file = format!("--kubeconfig={}", kubeconfig.display());
         let credentials = format!("--token={}", token.trim());
-        cluster.kubectl(&["config", &file, "set-credentials", "person", &credentials]).await.unwrap();
+        cluster.kubectl(&["config", &file, "set-credentials", "plugin-user", &credentials]).await.unwrap();
         let namespace = format!("--namespace={ns}");
         cluster
-            .kubectl(&["config", &file, "set-context", "--current", "--user=person", &namespace])
+            .kubectl(&["config", &file, "set-context", "--current", "--user=plugin-user", &namespace])
             .await
             .unwrap();
         let plugin = folder.join("kubectl-job_results");
         std::os::unix::fs::symlink(pair_programs().unwrap().join("kubectl-job_results"), &plugin).unwrap();
         let path = format!("{}:{}", folder.display(), std::env::var("PATH").unwrap());
-        let person = Self { kubectl: cluster.kubectl_path().to_owned(), kubeconfig, path };
-        // As the plugin's own help says.
-        let script = person.ok(&["job-results", "completion", "kubectl"]).await;
+        let user = Self { kubectl: cluster.kubectl_path().to_owned(), kubeconfig, path };
+        // Completion is set up as the plugin's help describes.
+        let script = user.ok(&["job-results", "completion", "kubectl"]).await;
         install(&folder.join("kubectl_complete-job_results"), &script);
-        person
+        user
     }
 
     pub async fn kubectl(&self, words: &[&str]) -> Output {
@@ -64,7 +64,7 @@ impl Person {
         command.kill_on_drop(true).output().await.unwrap()
     }
 
-    /// Who may read results and nothing else.
+    /// A user who may only read results in ConfigMaps.
     pub async fn reader(fixture: &Fixture, ns: &str) -> Self {
         Self::new(
             fixture,
@@ -74,8 +74,8 @@ impl Person {
         .await
     }
 
-    /// What it answers, and what it remarks.
-    pub async fn both(&self, words: &[&str]) -> (String, String) {
+    /// Standard output and standard error of a successful call.
+    pub async fn output_and_errors(&self, words: &[&str]) -> (String, String) {
         let output = self.kubectl(words).await;
         assert!(output.status.success(), "kubectl {words:?}: {output:?}");
         (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap())
@@ -87,7 +87,7 @@ impl Person {
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// What it says as it fails.
+    /// Standard error of a failing call.
     pub async fn fails(&self, words: &[&str]) -> String {
         let output = self.kubectl(words).await;
         assert_eq!(output.status.code(), Some(1), "kubectl {words:?}: {output:?}");
@@ -106,9 +106,9 @@ fn results_can_be_read_through_kubectl_with_the_right_to_read_config_maps() {
         let ns = fixture.cluster.namespace("read").await.unwrap();
         let logs = json!({"maxBytesPerContainer": "3Mi", "maxBytesPerJob": "4Mi"});
         fixture.apply_policy(&ns, "results", json!({"results": {"logs": logs}})).await;
-        let colourful =
+        let with_escapes =
             [("run", "200ms"), ("exit-code", "3"), ("log", "\u{1b}[31mred\u{1b}[0m\ncannot go on\n")];
-        let mut failing = job("failing", &[], &colourful);
+        let mut failing = job("failing", &[], &with_escapes);
         failing["spec"]["backoffLimit"] = json!(0);
         fixture.create(&ns, &failing).await.unwrap();
         fixture.create(&ns, &job("large", &[], &[("run", "200ms"), ("log-bytes", "2Mi")])).await.unwrap();
@@ -119,50 +119,50 @@ fn results_can_be_read_through_kubectl_with_the_right_to_read_config_maps() {
             fixture.wait_result(&ns, name).await;
         }
 
-        let person = Person::reader(fixture, &ns).await;
-        let listed = person.ok(&["job-results", "list", "--sort-by", "name"]).await;
+        let user = PluginUser::reader(fixture, &ns).await;
+        let listed = user.ok(&["job-results", "list", "--sort-by", "name"]).await;
         let rows: Vec<Vec<&str>> = listed.lines().map(|line| line.split_whitespace().collect()).collect();
         assert_eq!(rows[0], ["NAME", "OUTCOME", "REASON", "DURATION", "FINISHED", "SIZE"]);
         assert_eq!(&rows[1][..2], ["again", "completed"]);
         assert_eq!(&rows[2][..3], ["failing", "failed", "BackoffLimitExceeded"]);
-        let failed = person.ok(&["job-results", "list", "--outcome=failed", "-o", "name"]).await;
+        let failed = user.ok(&["job-results", "list", "--outcome=failed", "-o", "name"]).await;
         assert_eq!(failed, "configmap/failing-results\n");
 
-        let shown = person.ok(&["job-results", "show", "failing"]).await;
+        let shown = user.ok(&["job-results", "show", "failing"]).await;
         assert!(shown.contains("Outcome:    Failed (BackoffLimitExceeded), cause: error"), "{shown}");
         assert!(shown.contains("exit code 3") && !shown.contains('\u{1b}'), "{shown}");
-        let escaped = person.ok(&["job-results", "logs", "job/failing", "-c", "main"]).await;
+        let escaped = user.ok(&["job-results", "logs", "job/failing", "-c", "main"]).await;
         assert_eq!(escaped, "\\x1b[31mred\\x1b[0m\ncannot go on\n");
-        let raw = person.ok(&["job-results", "logs", "failing", "-c", "main", "--raw"]).await;
+        let raw = user.ok(&["job-results", "logs", "failing", "-c", "main", "--raw"]).await;
         assert_eq!(raw, "\u{1b}[31mred\u{1b}[0m\ncannot go on\n");
 
         let shown: Value =
-            serde_json::from_str(&person.ok(&["job-results", "show", "large", "-o", "json"]).await).unwrap();
+            serde_json::from_str(&user.ok(&["job-results", "show", "large", "-o", "json"]).await).unwrap();
         let log = &shown["pods"][0]["containers"][0]["logs"][0];
-        let read = person.kubectl(&["job-results", "logs", "large", "--raw", "-c", "main"]).await;
+        let read = user.kubectl(&["job-results", "logs", "large", "--raw", "-c", "main"]).await;
         assert_eq!(read.stdout.len(), 2 << 20);
-        assert_eq!(log["sha256"], format!("{:x}", Sha256::digest(&read.stdout)), "what the container wrote");
-        assert_eq!(person.ok(&["job-results", "logs", "again", "-c", "main"]).await, "attempt 2\nit runs\n");
-        let before = person.ok(&["job-results", "logs", "again", "--previous"]).await;
+        assert_eq!(log["sha256"], format!("{:x}", Sha256::digest(&read.stdout)), "the log of the container");
+        assert_eq!(user.ok(&["job-results", "logs", "again", "-c", "main"]).await, "attempt 2\nit runs\n");
+        let before = user.ok(&["job-results", "logs", "again", "--previous"]).await;
         assert_eq!(before, "attempt 1\nit runs\n");
 
-        let error = person.fails(&["job-results", "logs", "agian"]).await;
+        let error = user.fails(&["job-results", "logs", "agian"]).await;
         assert!(error.contains("no result of Job agian in namespace"), "{error}");
         assert!(error.contains("the namespace has 3 results, of Jobs again"), "{error}");
-        let error = person.fails(&["job-results", "list", "-n", "kube-system"]).await;
+        let error = user.fails(&["job-results", "list", "-n", "kube-system"]).await;
         assert!(error.contains("no right to list configmaps in namespace kube-system"), "{error}");
-        let offered = person.ok(&["__complete", "job-results", "logs", ""]).await;
-        assert!(offered.contains("again\tcompleted") && offered.contains("large\t"), "{offered}");
-        let offered = person.ok(&["__complete", "job-results", "logs", "again", "-c", "m"]).await;
-        assert!(offered.starts_with("main\n:4"), "{offered}");
+        let completions = user.ok(&["__complete", "job-results", "logs", ""]).await;
+        assert!(completions.contains("again\tcompleted") && completions.contains("large\t"), "{completions}");
+        let completions = user.ok(&["__complete", "job-results", "logs", "again", "-c", "m"]).await;
+        assert!(completions.starts_with("main\n:4"), "{completions}");
 
         let edited = json!({"data": {"logs": "nothing happened\n"}});
         let api = fixture.config_maps(&ns);
         api.patch("failing-results", &PatchParams::default(), &Patch::Merge(&edited)).await.unwrap();
-        let error = person.fails(&["job-results", "logs", "failing"]).await;
+        let error = user.fails(&["job-results", "logs", "failing"]).await;
         assert!(error.contains("the digest doesn't match"), "{error}");
-        // And nothing else was ever needed.
-        let may = person.kubectl(&["auth", "can-i", "list", "jobs"]).await;
-        assert_eq!(String::from_utf8(may.stdout).unwrap().trim(), "no");
+        // The user has no other rights.
+        let can_list = user.kubectl(&["auth", "can-i", "list", "jobs"]).await;
+        assert_eq!(String::from_utf8(can_list.stdout).unwrap().trim(), "no");
     });
 }

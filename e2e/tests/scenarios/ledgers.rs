@@ -1,4 +1,5 @@
-//! Ledgers that were edited, corrupted or deleted, forged annotations, and a tenant whose creates always fail: no Job is admitted beyond a limit, Jobs without a limit are admitted, and messages say what is wrong.
+//! Ledgers that were edited, corrupted or deleted, forged annotations, and a tenant whose creates always fail: no Job
+//! is admitted beyond a limit, Jobs without a limit are admitted, and messages name the cause.
 
 use std::time::Duration;
 
@@ -18,8 +19,8 @@ use serde_json::{Value, json};
 
 use super::fixtures::{Fixture, exclusive_scenario, exclusive_scenario_with_options, job, refusal, scenario};
 
-/// A minute and what a busy machine adds to it.
-const A_MINUTE: Duration = Duration::from_secs(150);
+/// The expiry of an attempt (a minute), with slack for a busy machine.
+const EXPIRY: Duration = Duration::from_secs(150);
 
 fn limit(max: u32) -> Value {
     json!({"jobSelector": {"matchLabels": {"app": "build"}}, "limits": [{"name": "few", "maxActiveJobs": max}]})
@@ -33,7 +34,7 @@ fn ledgers(fixture: &Fixture) -> Api<JobLedger> {
     Api::namespaced(fixture.client(), "job-handler-system")
 }
 
-/// By a client that hands on every answer: by default 429 and 503 are tried again, for minutes, before anyone hears of them.
+/// Jobs through a client that does not retry: by default, a client retries 429 and 503 for minutes.
 fn jobs(fixture: &Fixture, namespace: &str) -> Api<Job> {
     let mut config = fixture.cluster.config().clone();
     config.default_retry = false;
@@ -45,14 +46,14 @@ async fn create(fixture: &Fixture, namespace: &str, job: &Value) -> kube::Result
     jobs(fixture, namespace).create(&PostParams::default(), &job).await
 }
 
-/// How many Jobs under the limit take a slot.
-async fn active(fixture: &Fixture, namespace: &str) -> usize {
+/// The number of unfinished Jobs under the limit.
+async fn count_active(fixture: &Fixture, namespace: &str) -> usize {
     let builds = ListParams::default().labels("app=build");
     let all = jobs(fixture, namespace).list(&builds).await.unwrap().items;
     all.iter().filter(|job| job_handler_e2e::cluster::jobs::finished(job).is_none()).count()
 }
 
-async fn unlimited(fixture: &Fixture, namespace: &str) {
+async fn create_unlimited(fixture: &Fixture, namespace: &str) {
     let free = serde_json::from_value(json!({
         "metadata": {"generateName": "unlimited-"},
         "spec": {"template": {"spec": {"restartPolicy": "Never", "containers": [{"name": "main", "image": "busybox"}]}}},
@@ -61,12 +62,12 @@ async fn unlimited(fixture: &Fixture, namespace: &str) {
     jobs(fixture, namespace).create(&PostParams::default(), &free).await.unwrap();
 }
 
-/// Waits until a create is refused with these words.
-async fn turned_away(fixture: &Fixture, namespace: &str, words: &[&str]) {
+/// Waits until a create fails with status 503 and a message with these texts.
+async fn wait_unavailable(fixture: &Fixture, namespace: &str, texts: &[&str]) {
     fixture
-        .wait(&format!("to be told {words:?}"), || async {
+        .wait(&format!("a message with {texts:?}"), || async {
             match create(fixture, namespace, &build("probe")).await {
-                Err(kube::Error::Api(status)) if words.iter().all(|word| status.message.contains(word)) => {
+                Err(kube::Error::Api(status)) if texts.iter().all(|text| status.message.contains(text)) => {
                     if status.code == 503 {
                         Ok(())
                     } else {
@@ -79,23 +80,26 @@ async fn turned_away(fixture: &Fixture, namespace: &str, words: &[&str]) {
         .await;
 }
 
-/// A limit of two with one Job active, whose ledger is there.
-async fn half_full(fixture: &Fixture, name: &str) -> job_handler_e2e::TestNamespace {
+/// Creates a namespace with a limit of two and one active Job, so that its ledger exists.
+async fn namespace_with_one_of_two_slots_used(
+    fixture: &Fixture,
+    name: &str,
+) -> job_handler_e2e::TestNamespace {
     let ns = fixture.cluster.namespace(name).await.unwrap();
     fixture.apply_policy(&ns, "builds", limit(2)).await;
     create(fixture, &ns, &build("first")).await.unwrap();
     ns
 }
 
-/// One more Job gets in, some time, and then none.
-async fn fills_up(fixture: &Fixture, namespace: &str) {
-    let second = wait_for(A_MINUTE, "a slot", || async {
+/// Waits until one more Job is admitted, and checks that a third is refused.
+async fn fill_second_slot(fixture: &Fixture, namespace: &str) {
+    let second = wait_for(EXPIRY, "a slot", || async {
         create(fixture, namespace, &build("second")).await.map_err(|error| error.to_string())
     });
     second.await.unwrap();
     let (code, message) = refusal(create(fixture, namespace, &build("third")).await);
     assert!(code == 403 && message.contains("2 active jobs, max allowed: 2"), "{code}: {message}");
-    assert_eq!(active(fixture, namespace).await, 2);
+    assert_eq!(count_active(fixture, namespace).await, 2);
 }
 
 async fn write(fixture: &Fixture, ledger: &str, spec: Value) {
@@ -104,49 +108,49 @@ async fn write(fixture: &Fixture, ledger: &str, spec: Value) {
 }
 
 #[test]
-fn a_corrupt_ledger_is_named_and_its_documented_remedy_works() {
+fn a_corrupt_ledger_is_named_and_can_be_repaired_as_documented() {
     scenario(|fixture| async move {
-        let ns = half_full(fixture, "garbage").await;
+        let ns = namespace_with_one_of_two_slots_used(fixture, "garbage").await;
         write(fixture, &ns, json!({"pending": "none"})).await;
-        turned_away(fixture, &ns, &[ns.name(), "spec.pending", "delete the ledger"]).await;
-        unlimited(fixture, &ns).await;
-        assert_eq!(active(fixture, &ns).await, 1);
+        wait_unavailable(fixture, &ns, &[ns.name(), "spec.pending", "delete the ledger"]).await;
+        create_unlimited(fixture, &ns).await;
+        assert_eq!(count_active(fixture, &ns).await, 1);
         ledgers(fixture).delete(&ns, &DeleteParams::default()).await.unwrap();
-        turned_away(fixture, &ns, &["missing", "a new one is created in"]).await;
-        unlimited(fixture, &ns).await;
-        fills_up(fixture, &ns).await;
+        wait_unavailable(fixture, &ns, &["missing", "a new one is created in"]).await;
+        create_unlimited(fixture, &ns).await;
+        fill_second_slot(fixture, &ns).await;
     });
 }
 
 #[test]
 fn a_ledger_of_a_newer_version_is_reported_and_not_changed() {
     scenario(|fixture| async move {
-        let ns = half_full(fixture, "newer").await;
+        let ns = namespace_with_one_of_two_slots_used(fixture, "newer").await;
         write(fixture, &ns, json!({"format": 2, "later": {"a": 1}})).await;
-        turned_away(fixture, &ns, &[ns.name(), "format 2", "this version knows 1"]).await;
-        unlimited(fixture, &ns).await;
-        let left = ledgers(fixture).get(&ns).await.unwrap().spec.fields;
-        assert_eq!((&left["format"], &left["later"]), (&json!(2), &json!({"a": 1})));
+        wait_unavailable(fixture, &ns, &[ns.name(), "format 2", "this version knows 1"]).await;
+        create_unlimited(fixture, &ns).await;
+        let fields = ledgers(fixture).get(&ns).await.unwrap().spec.fields;
+        assert_eq!((&fields["format"], &fields["later"]), (&json!(2), &json!({"a": 1})));
         write(fixture, &ns, json!({"format": 1, "later": null})).await;
-        fills_up(fixture, &ns).await;
+        fill_second_slot(fixture, &ns).await;
     });
 }
 
 #[test]
 fn a_ledger_deleted_by_hand_is_recreated_after_a_minute_and_no_job_too_many_is_admitted() {
     scenario(|fixture| async move {
-        let ns = half_full(fixture, "deleted").await;
+        let ns = namespace_with_one_of_two_slots_used(fixture, "deleted").await;
         ledgers(fixture).delete(&ns, &DeleteParams::default()).await.unwrap();
-        turned_away(fixture, &ns, &["missing", "a new one is created in"]).await;
+        wait_unavailable(fixture, &ns, &["missing", "a new one is created in"]).await;
         fixture
-            .wait("the policy to say so", || async {
+            .wait("condition Ready to report the missing ledger", || async {
                 let status = fixture.policies(&ns).get("builds").await.unwrap().status.unwrap_or_default();
                 let ready = status.conditions.into_iter().find(|c| c.type_ == "Ready").unwrap();
-                let told = ready.status == "False" && ready.reason == "LedgerMissing";
-                if told { Ok(()) } else { Err(format!("{ready:?}")) }
+                let reported = ready.status == "False" && ready.reason == "LedgerMissing";
+                if reported { Ok(()) } else { Err(format!("{ready:?}")) }
             })
             .await;
-        fills_up(fixture, &ns).await;
+        fill_second_slot(fixture, &ns).await;
         fixture.wait_policy_ready(&ns, "builds", Some(1)).await;
     });
 }
@@ -154,16 +158,16 @@ fn a_ledger_deleted_by_hand_is_recreated_after_a_minute_and_no_job_too_many_is_a
 #[test]
 fn a_ledger_edited_by_hand_counts_too_much_for_a_while_never_too_little() {
     scenario(|fixture| async move {
-        let ns = half_full(fixture, "edited").await;
+        let ns = namespace_with_one_of_two_slots_used(fixture, "edited").await;
         // A forged attempt under unknown policies, and a revision far ahead of every watch.
-        let forged = json!({"r": {"jobUid": "nobody", "kind": "create", "revision": "?", "scopes": [],
+        let forged = json!({"r": {"jobUid": "unknown", "kind": "create", "revision": "?", "scopes": [],
             "since": "2020-01-01T00:00:00Z"}});
-        let key = format!("{}/nobody", ns.name());
+        let key = format!("{}/unknown", ns.name());
         write(fixture, &ns, json!({"pending": {key: forged}, "observedThrough": 4_000_000_000_000_u64}))
             .await;
         let (code, message) = refusal(create(fixture, &ns, &build("third")).await);
         assert!(code == 403 && message.contains("1 just admitted"), "{code}: {message}");
-        fills_up(fixture, &ns).await;
+        fill_second_slot(fixture, &ns).await;
     });
 }
 
@@ -195,18 +199,18 @@ fn forged_annotations_gain_no_slot() {
             forged["metadata"]["annotations"] = json!({key: value});
             assert_eq!(refusal(create(fixture, &ns, &forged).await).0, 403, "{key}");
         }
-        // Nor does a mark on the Job that holds the slot free it.
-        let marks = Patch::Merge(json!({"metadata": {
+        // Annotations on an active Job do not free its slot.
+        let forged = Patch::Merge(json!({"metadata": {
             "labels": {"job-handler/group": "another"}, "annotations": {"job-handler/status": "completed"}}}));
-        jobs(fixture, &ns).patch("first", &PatchParams::default(), &marks).await.unwrap();
+        jobs(fixture, &ns).patch("first", &PatchParams::default(), &forged).await.unwrap();
         assert_eq!(refusal(create(fixture, &ns, &job("second", &[("id", "7")], &[])).await).0, 403);
     });
 }
 
 #[test]
-fn a_tenant_with_failing_creates_has_to_wait_and_does_not_block_cluster_limits() {
-    // Not beside other scenarios: its attempts without a Job stay in the cluster's ledger for a minute, and count in every
-    // cluster-wide limit once any policy changes.
+fn a_tenant_with_failing_creates_is_throttled_and_does_not_use_up_cluster_limits() {
+    // On its own cluster: attempts without a Job stay in the cluster's ledger for a minute, and after a change of any
+    // policy every cluster-wide limit counts them.
     exclusive_scenario(async |fixture| {
         let tenant = fixture.cluster.namespace("tenant").await.unwrap();
         let other = fixture.cluster.namespace("other").await.unwrap();
@@ -235,11 +239,11 @@ fn a_tenant_with_failing_creates_has_to_wait_and_does_not_block_cluster_limits()
                 if ready { Ok(()) } else { Err(format!("{:?}", status.conditions)) }
             })
             .await;
-        // One create after the other, each with another name, all denied by the quota.
-        let mut tries = 0;
-        let told = wait_for(A_MINUTE, "the tenant to be told to wait", || {
-            tries += 1;
-            let one = job(&format!("j{tries}"), &[], &[]);
+        // Sequential creates with different names, all denied by the quota.
+        let mut attempts = 0;
+        let message = wait_for(EXPIRY, "the tenant to be throttled (429)", || {
+            attempts += 1;
+            let one = job(&format!("j{attempts}"), &[], &[]);
             let tenant = tenant.name();
             async move {
                 match create(fixture, tenant, &one).await {
@@ -248,12 +252,12 @@ fn a_tenant_with_failing_creates_has_to_wait_and_does_not_block_cluster_limits()
                 }
             }
         });
-        let told = told.await.unwrap();
+        let message = message.await.unwrap();
         assert!(
-            told.contains(tenant.name()) && told.contains("were admitted and then not created"),
-            "{told}"
+            message.contains(tenant.name()) && message.contains("were admitted and then not created"),
+            "{message}"
         );
-        // The others have slots left.
+        // Other namespaces still have slots.
         for n in 0..5 {
             create(fixture, &other, &job(&format!("other-{n}"), &[], &[("end", "Hang")])).await.unwrap();
         }
@@ -266,20 +270,20 @@ fn no_job_too_many_is_admitted_when_the_apiserver_is_slow_throttles_or_loses_ans
     let options = PairOptions { webhook_proxy: true, ..PairOptions::default() };
     exclusive_scenario_with_options(options, async |fixture| {
         let proxy = fixture.pair.webhook(0).proxy();
-        let five = Duration::from_secs(5);
+        let delay = Duration::from_secs(5);
         let faults = [
             ProxyFault::Refuse(429),
             ProxyFault::Refuse(500),
             ProxyFault::Disconnect,
             ProxyFault::DisconnectAfter,
             ProxyFault::Refuse(409),
-            ProxyFault::DelayCall(five),
-            ProxyFault::DelayAnswer(five),
+            ProxyFault::DelayCall(delay),
+            ProxyFault::DelayAnswer(delay),
         ];
         for (n, fault) in faults.into_iter().enumerate() {
-            let ns = half_full(fixture, &format!("fault-{n}")).await;
-            let what = format!("{fault:?}");
-            // Writes of this ledger, then reads of it and of its Jobs.
+            let ns = namespace_with_one_of_two_slots_used(fixture, &format!("fault-{n}")).await;
+            let fault_name = format!("{fault:?}");
+            // Faults in writes of this ledger, and in reads of the ledger and its Jobs.
             let writes =
                 proxy.add(Rule::new(fault.clone()).method(Method::PUT).name_prefix(ns.name()).times(3));
             let name = ns.name().to_owned();
@@ -293,43 +297,46 @@ fn no_job_too_many_is_admitted_when_the_apiserver_is_slow_throttles_or_loses_ans
                     .skip(1)
                     .times(2),
             );
-            let second = wait_for(A_MINUTE, "a slot", || async {
+            let second = wait_for(EXPIRY, "a slot", || async {
                 create(fixture, &ns, &build("second")).await.map_err(|error| error.to_string())
             });
-            // Jobs under no limit wait for nothing.
-            let (second, ()) = tokio::join!(second, unlimited(fixture, &ns));
+            // Jobs without a limit are not delayed.
+            let (second, ()) = tokio::join!(second, create_unlimited(fixture, &ns));
             second.unwrap();
-            let third = wait_for(A_MINUTE, "to be refused for the limit", || async {
+            let third = wait_for(EXPIRY, "a refusal by the limit", || async {
                 match create(fixture, &ns, &build("third")).await {
                     Err(kube::Error::Api(status)) if status.code == 403 => Ok(status.message.clone()),
                     Err(error) => Err(error.to_string()),
-                    Ok(made) => panic!("{what}: a third Job, {:?}", made.metadata.name),
+                    Ok(created) => {
+                        panic!("{fault_name}: a third Job was admitted: {:?}", created.metadata.name)
+                    }
                 }
             });
-            let told = third.await.unwrap();
-            assert!(told.contains("max allowed: 2"), "{what}: {told}");
-            assert_eq!(active(fixture, &ns).await, 2, "{what}");
-            assert!(writes.count() + reads.count() > 0, "{what}: nothing went wrong");
+            let message = third.await.unwrap();
+            assert!(message.contains("max allowed: 2"), "{fault_name}: {message}");
+            assert_eq!(count_active(fixture, &ns).await, 2, "{fault_name}");
+            assert!(writes.count() + reads.count() > 0, "{fault_name}: no fault was injected");
             proxy.clear();
         }
         // During a longer outage creates fail with the reason, and succeed afterwards.
-        let away = [
+        let outages = [
             (Rule::new(ProxyFault::Refuse(429)).path("jobledgers"), ["JobLedger", "429"]),
             (
                 Rule::new(ProxyFault::Refuse(500)).path("jobledgers"),
                 ["JobLedger", "injected by the test's proxy"],
             ),
-            (Rule::new(ProxyFault::DelayCall(five)).path("jobledgers"), ["JobLedger", "timed out"]),
+            (Rule::new(ProxyFault::DelayCall(delay)).path("jobledgers"), ["JobLedger", "timed out"]),
             (Rule::new(ProxyFault::Disconnect), ["lost its Lease", "cannot reach the apiserver"]),
         ];
-        for (n, (rule, words)) in away.into_iter().enumerate() {
-            let ns = half_full(fixture, &format!("away-{n}")).await;
+        for (n, (rule, texts)) in outages.into_iter().enumerate() {
+            let ns = namespace_with_one_of_two_slots_used(fixture, &format!("outage-{n}")).await;
             proxy.add(rule);
-            turned_away(fixture, &ns, &[&["job limits cannot be checked now"], &words[..]].concat()).await;
-            unlimited(fixture, &ns).await;
-            assert_eq!(active(fixture, &ns).await, 1, "{words:?}");
+            wait_unavailable(fixture, &ns, &[&["job limits cannot be checked now"], &texts[..]].concat())
+                .await;
+            create_unlimited(fixture, &ns).await;
+            assert_eq!(count_active(fixture, &ns).await, 1, "{texts:?}");
             proxy.clear();
-            fills_up(fixture, &ns).await;
+            fill_second_slot(fixture, &ns).await;
         }
     });
 }

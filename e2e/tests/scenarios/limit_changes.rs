@@ -8,8 +8,8 @@ use super::fixtures::{Fixture, job, refusal, scenario};
 
 const RUNNING: [(&str, &str); 1] = [("run", "300s")];
 
-fn limit(selects: &str, max: u32) -> Value {
-    json!({"jobSelector": {"matchLabels": {"app": selects}}, "limits": [{"name": "few", "maxActiveJobs": max}]})
+fn limit(app: &str, max: u32) -> Value {
+    json!({"jobSelector": {"matchLabels": {"app": app}}, "limits": [{"name": "few", "maxActiveJobs": max}]})
 }
 
 async fn create(fixture: &Fixture, namespace: &str, name: &str, app: &str) -> Result<(), String> {
@@ -19,25 +19,25 @@ async fn create(fixture: &Fixture, namespace: &str, name: &str, app: &str) -> Re
     }
 }
 
-async fn over_limit(fixture: &Fixture, namespace: &str, policy: &str, wanted: &str) -> String {
+async fn wait_over_limit(fixture: &Fixture, namespace: &str, policy: &str, expected: &str) -> String {
     fixture
-        .wait(&format!("OverLimit to be {wanted}"), || async {
+        .wait(&format!("OverLimit to be {expected}"), || async {
             let status = fixture.policies(namespace).get(policy).await.unwrap().status.unwrap_or_default();
             let over =
                 status.conditions.into_iter().find(|c| c.type_ == "OverLimit").ok_or("no condition")?;
-            if over.status == wanted { Ok(over.message) } else { Err("not yet") }
+            if over.status == expected { Ok(over.message) } else { Err("not yet") }
         })
         .await
 }
 
-async fn all_run(fixture: &Fixture, namespace: &str, names: &[&str]) {
+async fn assert_all_running(fixture: &Fixture, namespace: &str, names: &[&str]) {
     for name in names {
         let job = fixture.jobs(namespace).get(name).await.unwrap();
         assert!(job.metadata.deletion_timestamp.is_none(), "{name} is being deleted");
         assert_ne!(job.spec.unwrap().suspend, Some(true), "{name} was suspended");
         let conditions = job.status.and_then(|status| status.conditions).unwrap_or_default();
-        let ended = conditions.iter().find(|c| c.type_ != "Suspended" && c.status == "True");
-        assert!(ended.is_none(), "{name} was ended: {ended:?}");
+        let finished = conditions.iter().find(|c| c.type_ != "Suspended" && c.status == "True");
+        assert!(finished.is_none(), "{name} finished: {finished:?}");
     }
 }
 
@@ -52,15 +52,15 @@ fn a_limit_can_be_lowered_below_its_use_and_raised_again() {
         fixture.apply_policy(&ns, "builds", limit("a", 1)).await;
         let refused = create(fixture, &ns, "four", "a").await.unwrap_err();
         assert!(refused.contains("3 active jobs, max allowed: 1"), "{refused}");
-        let told = over_limit(fixture, &ns, "builds", "True").await;
-        assert!(told.contains("3 active jobs, max allowed: 1"), "{told}");
-        all_run(fixture, &ns, &["one", "two", "three"]).await;
+        let message = wait_over_limit(fixture, &ns, "builds", "True").await;
+        assert!(message.contains("3 active jobs, max allowed: 1"), "{message}");
+        assert_all_running(fixture, &ns, &["one", "two", "three"]).await;
         fixture.apply_policy(&ns, "builds", limit("a", 4)).await;
         create(fixture, &ns, "four", "a").await.unwrap();
         let refused = create(fixture, &ns, "five", "a").await.unwrap_err();
         assert!(refused.contains("4 active jobs, max allowed: 4"), "{refused}");
-        over_limit(fixture, &ns, "builds", "False").await;
-        all_run(fixture, &ns, &["one", "two", "three", "four"]).await;
+        wait_over_limit(fixture, &ns, "builds", "False").await;
+        assert_all_running(fixture, &ns, &["one", "two", "three", "four"]).await;
     });
 }
 
@@ -76,8 +76,8 @@ fn a_changed_selector_counts_the_jobs_it_selects() {
         create(fixture, &ns, "a2", "a").await.unwrap();
         let refused = create(fixture, &ns, "b3", "b").await.unwrap_err();
         assert!(refused.contains("2 active jobs, max allowed: 1"), "{refused}");
-        over_limit(fixture, &ns, "builds", "True").await;
-        all_run(fixture, &ns, &["a1", "a2", "b1", "b2"]).await;
+        wait_over_limit(fixture, &ns, "builds", "True").await;
+        assert_all_running(fixture, &ns, &["a1", "a2", "b1", "b2"]).await;
     });
 }
 
@@ -88,64 +88,64 @@ fn a_policy_can_be_deleted_recreated_and_renamed() {
         fixture.apply_policy(&ns, "old", limit("a", 1)).await;
         create(fixture, &ns, "one", "a").await.unwrap();
         create(fixture, &ns, "two", "a").await.unwrap_err();
-        // Under another name: the new policy counts running Jobs before the old one is deleted.
+        // The new policy counts the running Job before the old policy is deleted.
         fixture.apply_policy(&ns, "new", limit("a", 1)).await;
         fixture.policies(&ns).delete("old", &DeleteParams::default()).await.unwrap();
         fixture
-            .wait("the new one alone to refuse", || async {
+            .wait("a refusal by the new policy only", || async {
                 let refused = create(fixture, &ns, "two", "a").await.expect_err("the slot is taken");
                 if refused.contains("/new") { Ok(()) } else { Err(refused) }
             })
             .await;
         fixture.policies(&ns).delete("new", &DeleteParams::default()).await.unwrap();
-        fixture.wait("nobody to refuse", || async { create(fixture, &ns, "two", "a").await }).await;
-        // Made again: it counts what came meanwhile.
+        fixture.wait("the Job to be admitted", || async { create(fixture, &ns, "two", "a").await }).await;
+        // The recreated policy counts the Jobs that were created meanwhile.
         fixture.apply_policy(&ns, "new", limit("a", 1)).await;
         let refused = create(fixture, &ns, "three", "a").await.unwrap_err();
         assert!(refused.contains("2 active jobs, max allowed: 1"), "{refused}");
-        let told = over_limit(fixture, &ns, "new", "True").await;
-        assert!(told.contains("2 active jobs"), "{told}");
-        all_run(fixture, &ns, &["one", "two"]).await;
+        let message = wait_over_limit(fixture, &ns, "new", "True").await;
+        assert!(message.contains("2 active jobs"), "{message}");
+        assert_all_running(fixture, &ns, &["one", "two"]).await;
     });
 }
 
 #[test]
-fn a_renamed_limit_of_another_kind_counts_existing_jobs() {
+fn a_limit_renamed_and_changed_to_queue_counts_existing_jobs() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("relimit").await.unwrap();
         fixture.apply_policy(&ns, "builds", json!({"limits": [{"name": "few", "maxActiveJobs": 2}]})).await;
         create(fixture, &ns, "one", "a").await.unwrap();
         create(fixture, &ns, "two", "a").await.unwrap();
-        let queue = json!({"limits": [{"name": "line", "maxActiveJobs": 2, "whenFull": "Queue"}]});
+        let queue = json!({"limits": [{"name": "queue", "maxActiveJobs": 2, "whenFull": "Queue"}]});
         fixture.apply_policy(&ns, "builds", queue).await;
         create(fixture, &ns, "three", "a").await.unwrap();
-        let told = fixture
-            .wait("its place", || async {
+        let note = fixture
+            .wait("the Event with its position", || async {
                 let events = fixture.events(&ns, keys::REASON_QUEUED, "three").await;
                 events.into_iter().find_map(|event| event.note).ok_or("none")
             })
             .await;
-        assert!(told.starts_with("position 1 in the queue; slots held by "), "{told}");
-        assert!(told.contains("(limit \"line\" of JobPolicy") && told.ends_with(", 2 slots)"), "{told}");
-        // Jobs of one second are ordered by their uids.
-        let held = ["held by one, two", "held by two, one"];
-        assert!(held.iter().any(|held| told.contains(held)), "{told}");
-        all_run(fixture, &ns, &["one", "two"]).await;
+        assert!(note.starts_with("position 1 in the queue; slots held by "), "{note}");
+        assert!(note.contains("(limit \"queue\" of JobPolicy") && note.ends_with(", 2 slots)"), "{note}");
+        // Jobs that are created in the same second are ordered by uid.
+        let holders = ["held by one, two", "held by two, one"];
+        assert!(holders.iter().any(|holders| note.contains(holders)), "{note}");
+        assert_all_running(fixture, &ns, &["one", "two"]).await;
         // Queued Jobs are released when the limit is removed.
-        let off = json!({"spec": {"limits": null}});
-        fixture.policies(&ns).patch("builds", &PatchParams::default(), &Patch::Merge(&off)).await.unwrap();
+        let patch = json!({"spec": {"limits": null}});
+        fixture.policies(&ns).patch("builds", &PatchParams::default(), &Patch::Merge(&patch)).await.unwrap();
         fixture
             .wait("the queued one to start", || async {
                 let three = fixture.jobs(&ns).get("three").await.unwrap();
                 if three.spec.unwrap().suspend == Some(true) { Err("suspended") } else { Ok(()) }
             })
             .await;
-        all_run(fixture, &ns, &["one", "two", "three"]).await;
+        assert_all_running(fixture, &ns, &["one", "two", "three"]).await;
     });
 }
 
 #[test]
-fn grants_without_a_job_are_shown_as_pending() {
+fn admissions_without_a_job_are_shown_as_pending() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("pending").await.unwrap();
         fixture.apply_policy(&ns, "builds", limit("a", 5)).await;
@@ -159,7 +159,7 @@ fn grants_without_a_job_are_shown_as_pending() {
         fixture
             .wait("the quota to deny", || async {
                 match create(fixture, &ns, "denied", "a").await {
-                    Err(why) if why.contains("exceeded quota") => Ok(()),
+                    Err(message) if message.contains("exceeded quota") => Ok(()),
                     other => {
                         drop(fixture.jobs(&ns).delete("denied", &DeleteParams::background()).await);
                         Err(format!("{other:?}"))
@@ -168,7 +168,7 @@ fn grants_without_a_job_are_shown_as_pending() {
             })
             .await;
         fixture
-            .wait("the status to count it", || async {
+            .wait("the pending admission in the status", || async {
                 let status = fixture.policies(&ns).get("builds").await.unwrap().status.unwrap_or_default();
                 match status.limits.first() {
                     Some(limit) if limit.pending == 1 => Ok(()),
@@ -182,18 +182,18 @@ fn grants_without_a_job_are_shown_as_pending() {
 #[test]
 fn the_ledger_of_a_deleted_namespace_is_deleted() {
     scenario(|fixture| async move {
-        let ns = fixture.cluster.namespace("swept").await.unwrap();
+        let ns = fixture.cluster.namespace("ledger-gc").await.unwrap();
         fixture.apply_policy(&ns, "builds", limit("a", 5)).await;
         create(fixture, &ns, "one", "a").await.unwrap();
         let name = ns.name().to_owned();
-        let there = ["get", "jobledger", &name, "-n", keys::NAMESPACE];
-        fixture.cluster.kubectl(&there).await.unwrap();
+        let get = ["get", "jobledger", &name, "-n", keys::NAMESPACE];
+        fixture.cluster.kubectl(&get).await.unwrap();
         fixture.cluster.kubectl(&["delete", "namespace", &name]).await.unwrap();
         let patience = std::time::Duration::from_secs(240);
-        job_handler_e2e::wait_for(patience, "the ledger to go", || async {
+        job_handler_e2e::wait_for(patience, "the ledger to be deleted", || async {
             let args = ["get", "jobledger", &name, "-n", keys::NAMESPACE, "--ignore-not-found", "-o", "name"];
-            let said = fixture.cluster.kubectl(&args).await.map_err(|e| e.to_string())?;
-            if said.trim().is_empty() { Ok(()) } else { Err(said) }
+            let output = fixture.cluster.kubectl(&args).await.map_err(|e| e.to_string())?;
+            if output.trim().is_empty() { Ok(()) } else { Err(output) }
         })
         .await
         .unwrap();

@@ -1,4 +1,5 @@
-//! What counts against a limit: reused names, deletions, suspensions, several limits at once, with the timing of the real Job controller.
+//! What counts against a limit: reused names, deletions, suspensions, several limits at once, with the timing of the
+//! real Job controller.
 
 use std::time::Duration;
 
@@ -15,25 +16,25 @@ use serde_json::{Value, json};
 
 use super::fixtures::{Fixture, job, refusal, scenario};
 
-/// Whatever has to happen with an attempt that came to nothing: it runs out after 60 s, and is looked at every 5 s.
-const RUN_OUT: Duration = Duration::from_secs(150);
-const FULL: &str = "concurrent job limit reached: ";
+/// The expiry of an attempt without a Job: 60 s, checked every 5 s, with slack for a busy machine.
+const EXPIRY: Duration = Duration::from_secs(150);
+const LIMIT_REACHED: &str = "concurrent job limit reached: ";
 
 fn limit(max: u32) -> Value {
     json!({"limits": [{"name": "few", "maxActiveJobs": max}]})
 }
 
-/// Runs until it is deleted, or suspended.
+/// A Job that runs until it is deleted or suspended.
 fn endless(name: &str) -> Value {
     job(name, &[], &[("end", "Hang")])
 }
 
-/// Its pods go on running for so long after they were deleted that only force ends them.
-fn clinging(name: &str) -> Value {
+/// A Job whose pods terminate only when they are deleted by force.
+fn job_with_slow_termination(name: &str) -> Value {
     job(name, &[], &[("end", "Hang"), ("termination-delay", "1h")])
 }
 
-async fn in_force(fixture: &Fixture, name: &str) {
+async fn wait_cluster_policy_ready(fixture: &Fixture, name: &str) {
     let policies: Api<ClusterJobPolicy> = Api::all(fixture.client());
     fixture
         .wait(&format!("ClusterJobPolicy {name} to be Ready"), || async {
@@ -45,7 +46,7 @@ async fn in_force(fixture: &Fixture, name: &str) {
 }
 
 /// A cluster limit that counts only the Jobs of these namespaces, so that other scenarios are not affected.
-async fn cluster_limit(fixture: &Fixture, name: &str, namespaces: &[&str], max: u32) {
+async fn create_cluster_limit(fixture: &Fixture, name: &str, namespaces: &[&str], max: u32) {
     let policies: Api<ClusterJobPolicy> = Api::all(fixture.client());
     let policy = json!({
         "apiVersion": "job-handler.io/v1alpha1", "kind": "ClusterJobPolicy", "metadata": {"name": name},
@@ -56,37 +57,37 @@ async fn cluster_limit(fixture: &Fixture, name: &str, namespaces: &[&str], max: 
         },
     });
     policies.patch(name, &PatchParams::apply("scenario").force(), &Patch::Apply(&policy)).await.unwrap();
-    in_force(fixture, name).await;
+    wait_cluster_policy_ready(fixture, name).await;
 }
 
-async fn no_cluster_limit(fixture: &Fixture, name: &str) {
+async fn delete_cluster_limit(fixture: &Fixture, name: &str) {
     Api::<ClusterJobPolicy>::all(fixture.client()).delete(name, &DeleteParams::default()).await.unwrap();
 }
 
 /// Waits until a pod of the Job runs.
-async fn runs(fixture: &Fixture, namespace: &str, name: &str) {
+async fn wait_running(fixture: &Fixture, namespace: &str, name: &str) {
     let running = job_handler_e2e::cluster::jobs::in_phase("Running");
     fixture.cluster.wait_pod_of(namespace, name, super::fixtures::PATIENCE, running).await.unwrap();
 }
 
-async fn end_pods(fixture: &Fixture, namespace: &str) {
+async fn force_delete_pods(fixture: &Fixture, namespace: &str) {
     let pods: Api<Pod> = Api::namespaced(fixture.client(), namespace);
     for pod in pods.list(&ListParams::default()).await.unwrap() {
         match pods.delete(&pod.name_any(), &DeleteParams::default().grace_period(0)).await {
-            // It went by itself meanwhile.
+            // It was deleted meanwhile.
             Err(kube::Error::Api(status)) if status.code == 404 => {}
             other => drop(other.unwrap()),
         }
     }
 }
 
-async fn free_again(fixture: &Fixture, namespace: &str, name: &str) {
+async fn wait_slot_free(fixture: &Fixture, namespace: &str, name: &str) {
     fixture.wait("the slot to be free", || async { fixture.create(namespace, &endless(name)).await }).await;
 }
 
-async fn refused(fixture: &Fixture, namespace: &str, name: &str) -> String {
+async fn assert_refused(fixture: &Fixture, namespace: &str, name: &str) -> String {
     let (code, message) = refusal(fixture.create(namespace, &endless(name)).await);
-    assert!(code == 403 && message.contains(FULL), "{code}: {message}");
+    assert!(code == 403 && message.contains(LIMIT_REACHED), "{code}: {message}");
     message
 }
 
@@ -96,12 +97,12 @@ fn repeated_creates_of_one_name_get_conflicts_not_refusals() {
         let ns = fixture.cluster.namespace("loop").await.unwrap();
         fixture.apply_policy(&ns, "builds", limit(1)).await;
         fixture.create(&ns, &endless("one")).await.unwrap();
-        // As often as a controller that starts over at once may do it.
+        // As often as a controller that retries without a pause.
         for _ in 0..20 {
             let (code, message) = refusal(fixture.create(&ns, &endless("one")).await);
             assert_eq!(code, 409, "{message}");
         }
-        refused(fixture, &ns, "other").await;
+        assert_refused(fixture, &ns, "other").await;
     });
 }
 
@@ -112,7 +113,7 @@ fn a_job_deleted_and_recreated_keeps_its_slot() {
         fixture.apply_policy(&ns, "builds", limit(1)).await;
         let mut uids = Vec::new();
         for _ in 0..4 {
-            let made = fixture
+            let created = fixture
                 .wait("the name to be free", || async {
                     match fixture.create(&ns, &endless("one")).await {
                         // Only while the earlier Job is being deleted.
@@ -124,9 +125,9 @@ fn a_job_deleted_and_recreated_keeps_its_slot() {
                     }
                 })
                 .await;
-            assert!(!uids.contains(&made.uid()), "it is a new one");
-            uids.push(made.uid());
-            refused(fixture, &ns, "other").await;
+            assert!(!uids.contains(&created.uid()), "it is a new Job");
+            uids.push(created.uid());
+            assert_refused(fixture, &ns, "other").await;
             fixture.jobs(&ns).delete("one", &DeleteParams::foreground()).await.unwrap();
         }
     });
@@ -137,21 +138,21 @@ fn a_job_being_deleted_counts_until_its_pods_are_gone() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("deleting").await.unwrap();
         fixture.apply_policy(&ns, "builds", limit(1)).await;
-        fixture.create(&ns, &clinging("one")).await.unwrap();
-        runs(fixture, &ns, "one").await;
+        fixture.create(&ns, &job_with_slow_termination("one")).await.unwrap();
+        wait_running(fixture, &ns, "one").await;
         fixture.jobs(&ns).delete("one", &DeleteParams::foreground()).await.unwrap();
         fixture
-            .wait("its pod to be asked to go", || async {
+            .wait("its pod to be terminating", || async {
                 let pods = fixture.cluster.pods_of(&ns, "one").await.map_err(|e| e.to_string())?;
-                let going =
+                let terminating =
                     !pods.is_empty() && pods.iter().all(|pod| pod.metadata.deletion_timestamp.is_some());
-                if going { Ok(()) } else { Err(format!("{} pods", pods.len())) }
+                if terminating { Ok(()) } else { Err(format!("{} pods", pods.len())) }
             })
             .await;
-        let message = refused(fixture, &ns, "two").await;
+        let message = assert_refused(fixture, &ns, "two").await;
         assert!(message.contains("1 running; oldest: one "), "{message}");
-        end_pods(fixture, &ns).await;
-        free_again(fixture, &ns, "two").await;
+        force_delete_pods(fixture, &ns).await;
+        wait_slot_free(fixture, &ns, "two").await;
     });
 }
 
@@ -160,14 +161,14 @@ fn a_job_that_is_suspended_again_counts_until_its_pods_are_gone() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("suspended").await.unwrap();
         fixture.apply_policy(&ns, "builds", limit(1)).await;
-        fixture.create(&ns, &clinging("one")).await.unwrap();
-        runs(fixture, &ns, "one").await;
+        fixture.create(&ns, &job_with_slow_termination("one")).await.unwrap();
+        wait_running(fixture, &ns, "one").await;
         let set = async |suspend: bool| {
             let change = Patch::Merge(json!({"spec": {"suspend": suspend}}));
             fixture.jobs(&ns).patch("one", &PatchParams::default(), &change).await
         };
         set(true).await.unwrap();
-        refused(fixture, &ns, "two").await;
+        assert_refused(fixture, &ns, "two").await;
         fixture
             .wait("its pod to be terminating", || async {
                 let status = fixture.jobs(&ns).get("one").await.map_err(|e| e.to_string())?.status;
@@ -175,12 +176,12 @@ fn a_job_that_is_suspended_again_counts_until_its_pods_are_gone() {
                 if terminating == Some(1) { Ok(()) } else { Err(format!("{terminating:?}")) }
             })
             .await;
-        refused(fixture, &ns, "two").await;
-        // It holds its slot, so it may go on in it.
+        assert_refused(fixture, &ns, "two").await;
+        // It still holds its slot, so it may be resumed.
         set(false).await.unwrap();
         set(true).await.unwrap();
-        end_pods(fixture, &ns).await;
-        free_again(fixture, &ns, "two").await;
+        force_delete_pods(fixture, &ns).await;
+        wait_slot_free(fixture, &ns, "two").await;
         assert_eq!(refusal(set(false).await).0, 403);
     });
 }
@@ -188,21 +189,21 @@ fn a_job_that_is_suspended_again_counts_until_its_pods_are_gone() {
 #[test]
 fn a_deleted_namespace_frees_its_slots_of_cluster_limits() {
     scenario(|fixture| async move {
-        let (going, staying) = (
-            fixture.cluster.namespace("going").await.unwrap(),
-            fixture.cluster.namespace("staying").await.unwrap(),
+        let (deleted, other) = (
+            fixture.cluster.namespace("deleted").await.unwrap(),
+            fixture.cluster.namespace("other").await.unwrap(),
         );
-        let policy = format!("over-{}", going.name());
-        cluster_limit(fixture, &policy, &[going.name(), staying.name()], 1).await;
-        fixture.create(&going, &clinging("one")).await.unwrap();
-        runs(fixture, &going, "one").await;
-        let message = refused(fixture, &staying, "two").await;
-        assert!(message.contains(&format!("oldest: {}/one", going.name())), "{message}");
-        going.delete().await.unwrap();
+        let policy = format!("over-{}", deleted.name());
+        create_cluster_limit(fixture, &policy, &[deleted.name(), other.name()], 1).await;
+        fixture.create(&deleted, &job_with_slow_termination("one")).await.unwrap();
+        wait_running(fixture, &deleted, "one").await;
+        let message = assert_refused(fixture, &other, "two").await;
+        assert!(message.contains(&format!("oldest: {}/one", deleted.name())), "{message}");
+        deleted.delete().await.unwrap();
         let (code, message) = refusal(
             fixture
                 .wait("the namespace to be terminating", || async {
-                    match fixture.create(&going, &endless("three")).await {
+                    match fixture.create(&deleted, &endless("three")).await {
                         Err(kube::Error::Api(status)) if status.message.contains("being terminated") => {
                             Ok(Err::<Job, _>(kube::Error::Api(status)))
                         }
@@ -212,15 +213,15 @@ fn a_deleted_namespace_frees_its_slots_of_cluster_limits() {
                 .await,
         );
         assert_eq!(code, 403, "{message}");
-        // Its Job, or the pod of that, is still there: whichever of the two the namespace's end has reached.
-        end_pods(fixture, &going).await;
-        free_again(fixture, &staying, "two").await;
-        no_cluster_limit(fixture, &policy).await;
+        // The namespace's deletion may already have deleted its Job, but the pod still exists.
+        force_delete_pods(fixture, &deleted).await;
+        wait_slot_free(fixture, &other, "two").await;
+        delete_cluster_limit(fixture, &policy).await;
     });
 }
 
 #[test]
-fn a_limit_below_its_use_deletes_and_admits_nothing() {
+fn a_limit_lowered_below_its_use_deletes_no_job_and_admits_none() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("lowered").await.unwrap();
         fixture.apply_policy(&ns, "builds", limit(3)).await;
@@ -228,17 +229,17 @@ fn a_limit_below_its_use_deletes_and_admits_nothing() {
             fixture.create(&ns, &endless(name)).await.unwrap();
         }
         fixture.apply_policy(&ns, "builds", limit(1)).await;
-        let message = refused(fixture, &ns, "d").await;
+        let message = assert_refused(fixture, &ns, "d").await;
         assert!(message.contains("3 active jobs, max allowed: 1"), "{message}");
         for name in ["a", "b"] {
             fixture.jobs(&ns).delete(name, &DeleteParams::background()).await.unwrap();
             fixture.wait_job_deleted(&ns, name).await;
         }
-        let message = refused(fixture, &ns, "d").await;
+        let message = assert_refused(fixture, &ns, "d").await;
         assert!(message.contains("1 active jobs, max allowed: 1"), "{message}");
         fixture.apply_policy(&ns, "builds", limit(2)).await;
         fixture.create(&ns, &endless("d")).await.unwrap();
-        refused(fixture, &ns, "e").await;
+        assert_refused(fixture, &ns, "e").await;
     });
 }
 
@@ -259,15 +260,15 @@ fn a_refused_cron_job_names_the_policy_and_runs_once_a_slot_is_free() {
         .unwrap();
         crons.create(&PostParams::default(), &cron).await.unwrap();
         let patience = Duration::from_secs(180);
-        let told = job_handler_e2e::wait_for(patience, "the CronJob's Event", || async {
+        let event = job_handler_e2e::wait_for(patience, "the CronJob's Event", || async {
             let args = ["describe", "cronjob", "often", "-n", &ns];
-            let said = fixture.cluster.kubectl(&args).await.map_err(|error| error.to_string())?;
-            let told = said.lines().find(|line| line.contains("JobRefused"));
-            told.map(str::to_owned).ok_or(said)
+            let output = fixture.cluster.kubectl(&args).await.map_err(|error| error.to_string())?;
+            let line = output.lines().find(|line| line.contains("JobRefused"));
+            line.map(str::to_owned).ok_or(output)
         });
-        let told = told.await.unwrap();
-        for word in [FULL, "limit \"few\" of JobPolicy", "oldest: holder "] {
-            assert!(told.contains(word), "{word:?} is not told: {told}");
+        let event = event.await.unwrap();
+        for text in [LIMIT_REACHED, "limit \"few\" of JobPolicy", "oldest: holder "] {
+            assert!(event.contains(text), "{text:?} is missing: {event}");
         }
         fixture.jobs(&ns).delete("holder", &DeleteParams::background()).await.unwrap();
         let recovered = job_handler_e2e::wait_for(patience, "a Job of the CronJob", || async {
@@ -276,12 +277,12 @@ fn a_refused_cron_job_names_the_policy_and_runs_once_a_slot_is_free() {
             own.ok_or("none yet".to_owned())
         });
         recovered.await.unwrap();
-        refused(fixture, &ns, "other").await;
+        assert_refused(fixture, &ns, "other").await;
         crons.delete("often", &DeleteParams::background()).await.unwrap();
     });
 }
 
-/// The test ends these Jobs itself, to the moment.
+/// The test completes these Jobs itself, so that it knows the exact moment.
 #[test]
 fn a_slot_is_free_as_soon_as_its_job_has_finished() {
     scenario(|fixture| async move {
@@ -290,10 +291,10 @@ fn a_slot_is_free_as_soon_as_its_job_has_finished() {
         for n in 0..25 {
             let mut one = job(&format!("j{n}"), &[], &[]);
             one["spec"]["managedBy"] = json!("e2e.job-handler.io/test");
-            // No refusal is forgiven: the Job before it is Complete.
+            // A refusal fails the test: the previous Job is Complete.
             fixture.create(&ns, &one).await.unwrap();
             if n % 5 == 0 {
-                refused(fixture, &ns, "early").await;
+                assert_refused(fixture, &ns, "early").await;
             }
             let now = jiff::Timestamp::now().to_string();
             let condition = |kind: &str| json!({"type": kind, "status": "True", "reason": "Test", "lastTransitionTime": now});
@@ -330,7 +331,7 @@ fn two_limits_of_a_policy_both_apply_and_the_refusing_one_is_named() {
         create("b", "1").await.unwrap();
         let (code, message) = refusal(create("c", "1").await);
         assert!(code == 403 && message.contains("limit \"two-each\""), "{message}");
-        // What the group's limit refused takes no slot of the namespace's.
+        // The Job refused by the group's limit takes no slot of the namespace.
         create("d", "2").await.unwrap();
         let (code, message) = refusal(create("e", "2").await);
         assert!(code == 403 && message.contains("limit \"few\""), "{message}");
@@ -344,27 +345,27 @@ fn cluster_and_namespace_limits_both_apply_and_neither_counts_jobs_refused_by_th
         let (a, b) =
             (fixture.cluster.namespace("a").await.unwrap(), fixture.cluster.namespace("b").await.unwrap());
         let policy = format!("over-{}", a.name());
-        cluster_limit(fixture, &policy, &[a.name(), b.name()], 3).await;
+        create_cluster_limit(fixture, &policy, &[a.name(), b.name()], 3).await;
         fixture.apply_policy(&a, "builds", limit(2)).await;
         fixture.create(&a, &endless("a1")).await.unwrap();
         fixture.create(&b, &endless("b1")).await.unwrap();
         fixture.create(&b, &endless("b2")).await.unwrap();
         // The cluster is full, the namespace is not.
-        let message = refused(fixture, &a, "a2").await;
+        let message = assert_refused(fixture, &a, "a2").await;
         assert!(message.contains("limit \"all\" of ClusterJobPolicy"), "{message}");
         fixture.jobs(&b).delete("b1", &DeleteParams::background()).await.unwrap();
         fixture.wait_job_deleted(&b, "b1").await;
-        // The namespace is full, the cluster is not: what was refused before has left no slot taken.
+        // The namespace is full, the cluster is not: the refused Job took no slot.
         fixture.create(&a, &endless("a2")).await.unwrap();
         fixture.jobs(&b).delete("b2", &DeleteParams::background()).await.unwrap();
         fixture.wait_job_deleted(&b, "b2").await;
         for _ in 0..3 {
-            let message = refused(fixture, &a, "a3").await;
+            let message = assert_refused(fixture, &a, "a3").await;
             assert!(message.contains("limit \"few\" of JobPolicy"), "{message}");
         }
         fixture.create(&b, &endless("b3")).await.unwrap();
-        refused(fixture, &b, "b4").await;
-        no_cluster_limit(fixture, &policy).await;
+        assert_refused(fixture, &b, "b4").await;
+        delete_cluster_limit(fixture, &policy).await;
     });
 }
 
@@ -379,13 +380,13 @@ fn a_job_under_two_policies_takes_one_slot_of_each() {
         });
         fixture.apply_policy(&ns, "narrow", narrow).await;
         let build = |name: &str| job(name, &[("app", "build")], &[("end", "Hang")]);
-        // The apiserver asks once for each policy, at the same time.
+        // The apiserver calls the webhook once per policy, concurrently.
         fixture.create(&ns, &build("a")).await.unwrap();
         fixture.create(&ns, &build("b")).await.unwrap();
         let (code, message) = refusal(fixture.create(&ns, &build("c")).await);
         assert!(code == 403 && message.contains("JobPolicy") && message.contains("/narrow"), "{message}");
         fixture.create(&ns, &endless("d")).await.unwrap();
-        let message = refused(fixture, &ns, "e").await;
+        let message = assert_refused(fixture, &ns, "e").await;
         assert!(message.contains("/wide"), "{message}");
     });
 }
@@ -410,12 +411,12 @@ fn a_job_denied_by_a_quota_frees_its_slot() {
             })
             .await;
         quotas.delete("none", &DeleteParams::default()).await.unwrap();
-        let message = refused(fixture, &ns, "b").await;
+        let message = assert_refused(fixture, &ns, "b").await;
         assert!(message.contains("1 just admitted") && message.contains("within 60 s"), "{message}");
-        let back = job_handler_e2e::wait_for(RUN_OUT, "the slot", || async {
+        let admitted = job_handler_e2e::wait_for(EXPIRY, "a free slot", || async {
             fixture.create(&ns, &endless("b")).await.map_err(|error| error.to_string())
         });
-        back.await.unwrap();
-        refused(fixture, &ns, "a").await;
+        admitted.await.unwrap();
+        assert_refused(fixture, &ns, "a").await;
     });
 }

@@ -19,19 +19,19 @@ fn a_job_over_the_limit_is_refused_with_a_reason_until_a_slot_is_free() {
         }
         let (code, message) = refusal(fixture.create(&ns, &job("c", &[("app", "build")], &[])).await);
         assert_eq!(code, 403);
-        let told = format!(
+        let expected = format!(
             "denied the request: concurrent job limit reached: 2 active jobs, max allowed: 2 \
              (limit \"few\" of JobPolicy {}/builds, counted per namespace; ",
             ns.name()
         );
-        assert!(message.contains(&told), "{message}");
+        assert!(message.contains(&expected), "{message}");
         assert!(
             message.contains("oldest: ") && message.contains("a ") && message.contains("b "),
             "{message}"
         );
-        // Others are not concerned.
+        // The limit does not apply to other Jobs.
         fixture.create(&ns, &job("other", &[("app", "other")], &[])).await.unwrap();
-        // A slot that is free is free at once.
+        // A free slot can be used immediately.
         fixture
             .wait("a slot", || async { fixture.create(&ns, &job("c", &[("app", "build")], &[])).await })
             .await;
@@ -41,7 +41,7 @@ fn a_job_over_the_limit_is_refused_with_a_reason_until_a_slot_is_free() {
 #[test]
 fn a_refusal_has_events_on_the_policy_the_owner_and_the_name() {
     scenario(|fixture| async move {
-        let ns = fixture.cluster.namespace("told").await.unwrap();
+        let ns = fixture.cluster.namespace("refusal-events").await.unwrap();
         fixture.apply_policy(&ns, "builds", limit(0)).await;
         let cron = json!({
             "apiVersion": "batch/v1", "kind": "CronJob", "metadata": {"name": "nightly"},
@@ -67,14 +67,14 @@ fn a_refusal_has_events_on_the_policy_the_owner_and_the_name() {
             ["describe", "cronjob", "nightly", "-n", &ns],
             ["events", "--for", "job/nightly-1", "-n", &ns],
         ] {
-            let told = fixture
-                .wait(&format!("{args:?} to answer"), || async {
-                    let said = fixture.cluster.kubectl(&args).await.map_err(|e| e.to_string())?;
-                    let told = said.contains("JobRefused") && said.contains(reason);
-                    if told { Ok(said) } else { Err(said) }
+            let output = fixture
+                .wait(&format!("{args:?} to show the refusal"), || async {
+                    let output = fixture.cluster.kubectl(&args).await.map_err(|e| e.to_string())?;
+                    let shown = output.contains("JobRefused") && output.contains(reason);
+                    if shown { Ok(output) } else { Err(output) }
                 })
                 .await;
-            assert!(told.contains("Warning"), "{told}");
+            assert!(output.contains("Warning"), "{output}");
         }
         let refused = fixture
             .wait("the policy's last refusal", || async {
@@ -147,13 +147,13 @@ fn a_duplicate_of_a_group_names_the_active_one() {
         assert_eq!(code, 403);
         assert!(message.contains("first") && message.contains("one-each"), "{message}");
         // Neither un-suspending nor changing a label afterwards passes the limit.
-        let mut waits = job("waits", &[("id", "7")], &[("run", "60s")]);
-        waits["spec"]["suspend"] = json!(true);
-        let created = fixture.create(&ns, &waits).await;
+        let mut suspended = job("suspended", &[("id", "7")], &[("run", "60s")]);
+        suspended["spec"]["suspend"] = json!(true);
+        let created = fixture.create(&ns, &suspended).await;
         if created.is_ok() {
             let start = json!({"spec": {"suspend": false}});
             let started =
-                fixture.jobs(&ns).patch("waits", &PatchParams::default(), &Patch::Merge(&start)).await;
+                fixture.jobs(&ns).patch("suspended", &PatchParams::default(), &Patch::Merge(&start)).await;
             assert_eq!(refusal(started).0, 403);
         }
         let relabel = json!({"metadata": {"labels": {"id": "7"}}});
@@ -173,16 +173,16 @@ fn a_duplicate_of_a_group_names_the_active_one() {
 #[test]
 fn a_dry_run_gets_the_real_answer_and_takes_no_slot() {
     scenario(|fixture| async move {
-        let ns = fixture.cluster.namespace("dry").await.unwrap();
+        let ns = fixture.cluster.namespace("dry-run").await.unwrap();
         fixture.apply_policy(&ns, "builds", limit(1)).await;
-        let dry = PostParams { dry_run: true, ..PostParams::default() };
+        let dry_run = PostParams { dry_run: true, ..PostParams::default() };
         let one = serde_json::from_value(job("one", &[("app", "build")], &[("run", "60s")])).unwrap();
         for _ in 0..3 {
-            fixture.jobs(&ns).create(&dry, &one).await.unwrap();
+            fixture.jobs(&ns).create(&dry_run, &one).await.unwrap();
         }
         fixture.jobs(&ns).create(&PostParams::default(), &one).await.unwrap();
         let two = serde_json::from_value(job("two", &[("app", "build")], &[])).unwrap();
-        assert_eq!(refusal(fixture.jobs(&ns).create(&dry, &two).await).0, 403);
+        assert_eq!(refusal(fixture.jobs(&ns).create(&dry_run, &two).await).0, 403);
     });
 }
 

@@ -12,31 +12,31 @@ use serde_json::{Value, json};
 
 use super::fixtures::{Fixture, job, scenario};
 
-/// On a loaded machine, for what takes ten seconds by itself.
-const LONG: Duration = Duration::from_secs(120);
+/// Slack for a loaded machine; the conditions take ten seconds on an idle one.
+const TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Writes a numbered line every 100 ms, and continues for a moment after SIGTERM, like real processes.
 const TICKS: [(&str, &str); 3] = [("end", "Hang"), ("log-every", "100ms"), ("termination-delay", "2s")];
 
-/// A namespace where all results are asked for.
-async fn harvest(fixture: &Fixture, name: &str) -> job_handler_e2e::TestNamespace {
+/// A namespace whose policy requests results.
+async fn harvested_namespace(fixture: &Fixture, name: &str) -> job_handler_e2e::TestNamespace {
     let namespace = fixture.cluster.namespace(name).await.unwrap();
     fixture.apply_policy(&namespace, "results", json!({"results": {}})).await;
     namespace
 }
 
-/// A Job whose spec is `spec` on top.
-fn with(name: &str, play: &[(&str, &str)], spec: Value) -> Value {
-    let mut job = job(name, &[], play);
-    json_patch(&mut job["spec"], &spec);
+/// A Job with `spec` merged into its spec.
+fn job_with_spec(name: &str, simulation: &[(&str, &str)], spec: Value) -> Value {
+    let mut job = job(name, &[], simulation);
+    merge(&mut job["spec"], &spec);
     job
 }
 
-fn json_patch(into: &mut Value, from: &Value) {
+fn merge(into: &mut Value, from: &Value) {
     match (into.as_object_mut(), from.as_object()) {
         (Some(object), Some(from)) => {
             for (key, value) in from {
-                json_patch(object.entry(key).or_insert(Value::Null), value);
+                merge(object.entry(key).or_insert(Value::Null), value);
             }
         }
         _ => *into = from.clone(),
@@ -68,19 +68,19 @@ impl Stored {
 
 async fn result(fixture: &Fixture, namespace: &str, job: &str) -> Stored {
     let (api, name) = (fixture.config_maps(namespace), format!("{job}-results"));
-    let look = || async { api.get(&name).await.map_err(|e| e.to_string()) };
-    Stored::of(&wait_for(LONG, &format!("the result {namespace}/{name}"), look).await.unwrap())
+    let poll = || async { api.get(&name).await.map_err(|e| e.to_string()) };
+    Stored::of(&wait_for(TIMEOUT, &format!("the result {namespace}/{name}"), poll).await.unwrap())
 }
 
 fn pods(fixture: &Fixture, namespace: &str) -> Api<Pod> {
     Api::namespaced(fixture.client(), namespace)
 }
 
-/// Waits until so many pods of a Job run; gives their names.
-async fn running(fixture: &Fixture, namespace: &str, job: &str, number: usize) -> Vec<String> {
+/// Waits until this number of pods of a Job run, and returns their names.
+async fn wait_running(fixture: &Fixture, namespace: &str, job: &str, number: usize) -> Vec<String> {
     let api = pods(fixture, namespace);
     let of_job = ListParams::default().labels(&format!("job-name={job}"));
-    let look = || async {
+    let poll = || async {
         let all = api.list(&of_job).await.map_err(|e| e.to_string())?.items;
         let phase = |pod: &Pod| pod.status.as_ref().and_then(|s| s.phase.clone());
         let names: Vec<_> = all
@@ -90,20 +90,20 @@ async fn running(fixture: &Fixture, namespace: &str, job: &str, number: usize) -
             .collect();
         if names.len() == number { Ok(names) } else { Err(format!("{names:?}")) }
     };
-    wait_for(LONG, &format!("{number} pods of {job} to run"), look).await.unwrap()
+    wait_for(TIMEOUT, &format!("{number} pods of {job} to run"), poll).await.unwrap()
 }
 
-/// Until a pod has written for a second, so that there is something to lose.
-async fn written(fixture: &Fixture, namespace: &str, pod: &str) {
-    let look = || async {
+/// Waits until a pod has written ten lines, which could be lost.
+async fn wait_ten_lines(fixture: &Fixture, namespace: &str, pod: &str) {
+    let poll = || async {
         let log = pods(fixture, namespace).logs(pod, &Default::default()).await.map_err(|e| e.to_string())?;
         if log.contains("tick 10\n") { Ok(()) } else { Err(log) }
     };
-    wait_for(LONG, &format!("{pod} to write"), look).await.unwrap();
+    wait_for(TIMEOUT, &format!("{pod} to write"), poll).await.unwrap();
 }
 
-/// Asserts that the log of a process that was terminated has all of its numbered lines.
-fn assert_whole(logs: &str) {
+/// Asserts that the log of a terminated process has all of its numbered lines.
+fn assert_complete(logs: &str) {
     let lines: Vec<_> = logs.lines().filter(|line| line.contains("tick ")).collect();
     let (last, others) = lines.split_last().unwrap_or_else(|| panic!("no line at all: {logs}"));
     for (n, line) in others.iter().enumerate() {
@@ -120,16 +120,20 @@ fn assert_failed(stored: &Stored, reason: &str) {
 #[test]
 fn the_log_of_a_job_past_its_deadline_has_the_last_line() {
     scenario(|fixture| async move {
-        let ns = harvest(fixture, "deadline").await;
+        let ns = harvested_namespace(fixture, "deadline").await;
         let deadline = json!({"activeDeadlineSeconds": 4, "parallelism": 2, "completions": 2});
-        fixture.create(&ns, &with("late", &TICKS, deadline)).await.unwrap();
+        fixture.create(&ns, &job_with_spec("late", &TICKS, deadline)).await.unwrap();
         let stored = result(fixture, &ns, "late").await;
         assert_failed(&stored, "DeadlineExceeded");
         assert_eq!(stored.pods().len(), 2, "{}", stored.manifest);
-        assert!(stored.pods().iter().all(|pod| pod["gone"] == true), "they are gone: {}", stored.manifest);
+        assert!(
+            stored.pods().iter().all(|pod| pod["gone"] == true),
+            "the pods are deleted: {}",
+            stored.manifest
+        );
         let sections: Vec<_> = stored.logs.split("=== Pod: ").skip(1).collect();
         assert_eq!(sections.len(), 2, "{}", stored.logs);
-        sections.into_iter().for_each(assert_whole);
+        sections.into_iter().for_each(assert_complete);
         assert_eq!(stored.manifest["completeness"]["complete"], true, "{}", stored.lost());
     });
 }
@@ -137,23 +141,26 @@ fn the_log_of_a_job_past_its_deadline_has_the_last_line() {
 #[test]
 fn logs_that_cannot_be_read_are_listed_as_lost() {
     scenario(|fixture| async move {
-        let ns = harvest(fixture, "lost").await;
-        // It ends and is gone at once, its log has never been there, and another's node hangs.
-        let gone: &[&[(&str, &str)]] = &[
+        let ns = harvested_namespace(fixture, "lost").await;
+        // The first pod never had a log; log requests for the second hang.
+        let simulations: &[&[(&str, &str)]] = &[
             &[("end", "Hang"), ("log", "x"), ("log-gone", "true")],
             &[("end", "Hang"), ("log", "x"), ("log-hang", "true")],
         ];
-        for (n, play) in gone.iter().enumerate() {
+        for (n, simulation) in simulations.iter().enumerate() {
             fixture
-                .create(&ns, &with(&format!("lost-{n}"), play, json!({"activeDeadlineSeconds": 2})))
+                .create(
+                    &ns,
+                    &job_with_spec(&format!("lost-{n}"), simulation, json!({"activeDeadlineSeconds": 2})),
+                )
                 .await
                 .unwrap();
         }
-        for n in 0..gone.len() {
+        for n in 0..simulations.len() {
             let stored = result(fixture, &ns, &format!("lost-{n}")).await;
             assert_failed(&stored, "DeadlineExceeded");
             let lost = &stored.pods()[0]["containers"][0]["logs"][0]["lost"];
-            assert!(lost.as_str().is_some_and(|why| why.len() > 10), "{}", stored.manifest);
+            assert!(lost.as_str().is_some_and(|reason| reason.len() > 10), "{}", stored.manifest);
             assert!(stored.logs.contains("[lost: "), "{}", stored.logs);
             assert!(stored.lost().contains("log of lost-"), "{}", stored.lost());
         }
@@ -163,8 +170,8 @@ fn logs_that_cannot_be_read_are_listed_as_lost() {
 #[test]
 fn restarts_past_the_limit_leave_the_last_two_attempts() {
     scenario(|fixture| async move {
-        let ns = harvest(fixture, "restarts").await;
-        let play = [
+        let ns = harvested_namespace(fixture, "restarts").await;
+        let simulation = [
             ("run", "1s"),
             ("exit-code", "3"),
             ("restarts", "9"),
@@ -172,7 +179,7 @@ fn restarts_past_the_limit_leave_the_last_two_attempts() {
             ("termination-delay", "1s"),
         ];
         let spec = json!({"backoffLimit": 2, "template": {"spec": {"restartPolicy": "OnFailure"}}});
-        fixture.create(&ns, &with("again", &play, spec)).await.unwrap();
+        fixture.create(&ns, &job_with_spec("again", &simulation, spec)).await.unwrap();
         let stored = result(fixture, &ns, "again").await;
         assert_failed(&stored, "BackoffLimitExceeded");
         let container = &stored.pods()[0]["containers"][0];
@@ -192,9 +199,9 @@ fn restarts_past_the_limit_leave_the_last_two_attempts() {
 #[test]
 fn logs_of_pods_ended_by_a_failure_policy_are_in_the_result() {
     scenario(|fixture| async move {
-        let ns = harvest(fixture, "failurepolicy").await;
+        let ns = harvested_namespace(fixture, "failurepolicy").await;
         // Index 0 fails with a code that fails the Job, while the other index still writes.
-        let mut fail = with(
+        let mut fail = job_with_spec(
             "fail",
             &TICKS,
             json!({
@@ -206,16 +213,17 @@ fn logs_of_pods_ended_by_a_failure_policy_are_in_the_result() {
             }),
         );
         fixture.create(&ns, &fail).await.unwrap();
-        let names = running(fixture, &ns, "fail", 2).await;
+        let names = wait_running(fixture, &ns, "fail", 2).await;
         for name in &names {
-            written(fixture, &ns, name).await;
+            wait_ten_lines(fixture, &ns, name).await;
         }
         end(fixture, &ns, &names[0], 42).await;
         let stored = result(fixture, &ns, "fail").await;
         assert_failed(&stored, "PodFailurePolicy");
-        let of = |name: &str| stored.logs.split("=== Pod: ").find(|s| s.starts_with(name)).map(str::to_owned);
-        assert_whole(&of(&names[1]).unwrap());
-        assert!(of(&names[0]).unwrap().contains("tick 10\n"));
+        let section_of =
+            |name: &str| stored.logs.split("=== Pod: ").find(|s| s.starts_with(name)).map(str::to_owned);
+        assert_complete(&section_of(&names[1]).unwrap());
+        assert!(section_of(&names[0]).unwrap().contains("tick 10\n"));
         assert_eq!(stored.pods().len(), 2);
         let decisive = stored.manifest["decisive"].as_str().unwrap();
         assert!(decisive.contains("exit code 42"), "{decisive}");
@@ -223,11 +231,11 @@ fn logs_of_pods_ended_by_a_failure_policy_are_in_the_result() {
         // An ignored disruption does not fail the Job: its pod is replaced, and its log is stored.
         fail["metadata"]["name"] = json!("ignore");
         fixture.create(&ns, &fail).await.unwrap();
-        let names = running(fixture, &ns, "ignore", 2).await;
-        written(fixture, &ns, &names[0]).await;
+        let names = wait_running(fixture, &ns, "ignore", 2).await;
+        wait_ten_lines(fixture, &ns, &names[0]).await;
         pods(fixture, &ns).evict(&names[0], &EvictParams::default()).await.unwrap();
-        wait_gone(fixture, &ns, &names[0]).await;
-        let names_after = running(fixture, &ns, "ignore", 2).await;
+        wait_pod_deleted(fixture, &ns, &names[0]).await;
+        let names_after = wait_running(fixture, &ns, "ignore", 2).await;
         assert!(!names_after.contains(&names[0]));
         for name in &names_after {
             end(fixture, &ns, name, 0).await;
@@ -239,7 +247,7 @@ fn logs_of_pods_ended_by_a_failure_policy_are_in_the_result() {
             (&evicted["gone"], &evicted["disruption"]),
             (&json!(true), &json!("EvictionByEvictionAPI"))
         );
-        assert_whole(stored.logs.split("=== Pod: ").find(|s| s.starts_with(&names[0])).unwrap());
+        assert_complete(stored.logs.split("=== Pod: ").find(|s| s.starts_with(&names[0])).unwrap());
         assert_eq!(stored.pods().len(), 3);
     });
 }
@@ -251,9 +259,9 @@ async fn end(fixture: &Fixture, namespace: &str, name: &str, code: i32) {
     let mut statuses = serde_json::to_value(&pod.status.unwrap().container_statuses).unwrap();
     let id = statuses[0]["containerID"].clone();
     let started = statuses[0]["state"]["running"]["startedAt"].clone();
-    // Not before what it has written.
-    let up = jiff::TimestampRound::new().smallest(jiff::Unit::Second).mode(jiff::RoundMode::Ceil);
-    let now = jiff::Timestamp::now().round(up).unwrap().to_string();
+    // Not before the time of its last line.
+    let round_up = jiff::TimestampRound::new().smallest(jiff::Unit::Second).mode(jiff::RoundMode::Ceil);
+    let now = jiff::Timestamp::now().round(round_up).unwrap().to_string();
     let reason = if code == 0 { "Completed" } else { "Error" };
     statuses[0]["state"] = json!({"terminated": {"exitCode": code, "reason": reason, "startedAt": started,
         "finishedAt": now, "containerID": id}});
@@ -263,29 +271,29 @@ async fn end(fixture: &Fixture, namespace: &str, name: &str, code: i32) {
     api.patch_status(name, &PatchParams::default(), &Patch::Merge(&status)).await.unwrap();
 }
 
-async fn wait_gone(fixture: &Fixture, namespace: &str, pod: &str) {
-    let look = || async {
+async fn wait_pod_deleted(fixture: &Fixture, namespace: &str, pod: &str) {
+    let poll = || async {
         match pods(fixture, namespace).get_opt(pod).await {
             Ok(None) => Ok(()),
             Ok(Some(pod)) => Err(format!("{:?}", pod.metadata.deletion_timestamp)),
             Err(error) => Err(error.to_string()),
         }
     };
-    wait_for(LONG, &format!("pod {pod} to be gone"), look).await.unwrap();
+    wait_for(TIMEOUT, &format!("pod {pod} to be deleted"), poll).await.unwrap();
 }
 
 #[test]
 fn logs_of_pods_ended_by_a_success_policy_are_in_the_result() {
     scenario(|fixture| async move {
-        let ns = harvest(fixture, "success").await;
+        let ns = harvested_namespace(fixture, "success").await;
         let spec = json!({
             "completionMode": "Indexed", "completions": 3, "parallelism": 3,
             "successPolicy": {"rules": [{"succeededIndexes": "0"}]},
         });
-        fixture.create(&ns, &with("leader", &TICKS, spec)).await.unwrap();
-        let names = running(fixture, &ns, "leader", 3).await;
+        fixture.create(&ns, &job_with_spec("leader", &TICKS, spec)).await.unwrap();
+        let names = wait_running(fixture, &ns, "leader", 3).await;
         for name in &names {
-            written(fixture, &ns, name).await;
+            wait_ten_lines(fixture, &ns, name).await;
         }
         let (first, others): (Vec<_>, Vec<_>) =
             names.into_iter().partition(|name| name.starts_with("leader-0-"));
@@ -296,7 +304,7 @@ fn logs_of_pods_ended_by_a_success_policy_are_in_the_result() {
             (&json!("completed"), &json!("SuccessPolicy"))
         );
         for name in others {
-            assert_whole(stored.logs.split("=== Pod: ").find(|s| s.starts_with(&name)).unwrap());
+            assert_complete(stored.logs.split("=== Pod: ").find(|s| s.starts_with(&name)).unwrap());
         }
         assert_eq!(stored.manifest["completeness"]["complete"], true, "{}", stored.lost());
     });
@@ -305,56 +313,59 @@ fn logs_of_pods_ended_by_a_success_policy_are_in_the_result() {
 #[test]
 fn a_job_suspended_while_it_runs_keeps_its_earlier_logs() {
     scenario(|fixture| async move {
-        let ns = harvest(fixture, "pause").await;
-        fixture.create(&ns, &with("pause", &TICKS, json!({}))).await.unwrap();
-        let first = running(fixture, &ns, "pause", 1).await.remove(0);
-        written(fixture, &ns, &first).await;
+        let ns = harvested_namespace(fixture, "pause").await;
+        fixture.create(&ns, &job_with_spec("pause", &TICKS, json!({}))).await.unwrap();
+        let first = wait_running(fixture, &ns, "pause", 1).await.remove(0);
+        wait_ten_lines(fixture, &ns, &first).await;
         let set = async |suspend: bool| {
             let patch = json!({"spec": {"suspend": suspend}});
             fixture.jobs(&ns).patch("pause", &PatchParams::default(), &Patch::Merge(&patch)).await.unwrap();
         };
         set(true).await;
-        wait_gone(fixture, &ns, &first).await;
+        wait_pod_deleted(fixture, &ns, &first).await;
         set(false).await;
-        let second = running(fixture, &ns, "pause", 1).await.remove(0);
-        written(fixture, &ns, &second).await;
+        let second = wait_running(fixture, &ns, "pause", 1).await.remove(0);
+        wait_ten_lines(fixture, &ns, &second).await;
         end(fixture, &ns, &second, 0).await;
         let stored = result(fixture, &ns, "pause").await;
         assert_eq!(stored.pods().len(), 2);
-        let of = |name: &str| stored.logs.split("=== Pod: ").find(|s| s.starts_with(name)).unwrap();
-        assert_whole(of(&first));
-        assert!(of(&second).contains("done after tick"), "{}", stored.logs);
+        let section_of = |name: &str| stored.logs.split("=== Pod: ").find(|s| s.starts_with(name)).unwrap();
+        assert_complete(section_of(&first));
+        assert!(section_of(&second).contains("done after tick"), "{}", stored.logs);
     });
 }
 
 #[test]
 fn pods_deleted_by_hand_or_evicted_are_in_the_result() {
     scenario(|fixture| async move {
-        let ns = harvest(fixture, "byhand").await;
+        let ns = harvested_namespace(fixture, "byhand").await;
         let spec = json!({"backoffLimit": 3});
         for name in ["deleted", "evicted"] {
-            fixture.create(&ns, &with(name, &TICKS, spec.clone())).await.unwrap();
+            fixture.create(&ns, &job_with_spec(name, &TICKS, spec.clone())).await.unwrap();
         }
         for name in ["deleted", "evicted"] {
-            let first = running(fixture, &ns, name, 1).await.remove(0);
-            written(fixture, &ns, &first).await;
+            let first = wait_running(fixture, &ns, name, 1).await.remove(0);
+            wait_ten_lines(fixture, &ns, &first).await;
             if name == "deleted" {
                 pods(fixture, &ns).delete(&first, &DeleteParams::default()).await.unwrap();
             } else {
                 pods(fixture, &ns).evict(&first, &EvictParams::default()).await.unwrap();
             }
-            wait_gone(fixture, &ns, &first).await;
-            let second = running(fixture, &ns, name, 1).await.remove(0);
+            wait_pod_deleted(fixture, &ns, &first).await;
+            let second = wait_running(fixture, &ns, name, 1).await.remove(0);
             end(fixture, &ns, &second, 0).await;
             let stored = result(fixture, &ns, name).await;
             assert_eq!(stored.manifest["outcome"], "completed");
-            let gone = stored.pods().iter().find(|pod| pod["name"] == first).unwrap();
-            assert_eq!(gone["gone"], true);
-            assert_whole(stored.logs.split("=== Pod: ").find(|s| s.starts_with(&first)).unwrap());
+            let deleted = stored.pods().iter().find(|pod| pod["name"] == first).unwrap();
+            assert_eq!(deleted["gone"], true);
+            assert_complete(stored.logs.split("=== Pod: ").find(|s| s.starts_with(&first)).unwrap());
         }
-        // By the kubelet itself: its containers' logs are gone as it says so.
-        let play = [("run", "2s"), ("end", "Evicted"), ("log", "x\n")];
-        fixture.create(&ns, &with("pressed", &play, json!({"backoffLimit": 0}))).await.unwrap();
+        // The kubelet evicts a pod and deletes its containers' logs.
+        let simulation = [("run", "2s"), ("end", "Evicted"), ("log", "x\n")];
+        fixture
+            .create(&ns, &job_with_spec("pressed", &simulation, json!({"backoffLimit": 0})))
+            .await
+            .unwrap();
         let stored = result(fixture, &ns, "pressed").await;
         assert_eq!(stored.manifest["cause"], "evicted");
         assert!(stored.lost().contains("unable to retrieve container logs"), "{}", stored.lost());
@@ -362,18 +373,18 @@ fn pods_deleted_by_hand_or_evicted_are_in_the_result() {
 }
 
 #[test]
-fn jobs_of_a_deleted_node_report_their_loss() {
+fn jobs_of_a_deleted_node_report_their_lost_logs() {
     scenario(|fixture| async move {
-        let ns = harvest(fixture, "nodegone").await;
+        let ns = harvested_namespace(fixture, "nodegone").await;
         let nodes: Api<Node> = Api::all(fixture.client());
         let name = format!("{}-node", &*ns);
         let node = json!({"apiVersion": "v1", "kind": "Node",
             "metadata": {"name": name, "annotations": {"kwok.x-k8s.io/node": "fake"}}});
         nodes.create(&PostParams::default(), &serde_json::from_value(node).unwrap()).await.unwrap();
         let on_it = json!({"backoffLimit": 0, "template": {"spec": {"nodeName": name}}});
-        fixture.create(&ns, &with("stranded", &TICKS, on_it)).await.unwrap();
-        let pod = running(fixture, &ns, "stranded", 1).await.remove(0);
-        written(fixture, &ns, &pod).await;
+        fixture.create(&ns, &job_with_spec("stranded", &TICKS, on_it)).await.unwrap();
+        let pod = wait_running(fixture, &ns, "stranded", 1).await.remove(0);
+        wait_ten_lines(fixture, &ns, &pod).await;
         nodes.delete(&name, &DeleteParams::default()).await.unwrap();
         // The pod garbage collector gives a node 40 s to come back.
         let stored = result(fixture, &ns, "stranded").await;
@@ -387,21 +398,24 @@ fn jobs_of_a_deleted_node_report_their_loss() {
 #[test]
 fn pods_that_never_ran_have_their_reason_in_the_result() {
     scenario(|fixture| async move {
-        let ns = harvest(fixture, "never").await;
+        let ns = harvested_namespace(fixture, "never").await;
         let deadline = json!({"activeDeadlineSeconds": 2});
-        let waits = [("waiting-reason", "ImagePullBackOff"), ("waiting-message", "no such image")];
-        fixture.create(&ns, &with("image", &waits, deadline.clone())).await.unwrap();
+        let waiting = [("waiting-reason", "ImagePullBackOff"), ("waiting-message", "no such image")];
+        fixture.create(&ns, &job_with_spec("image", &waiting, deadline.clone())).await.unwrap();
         let config = [
             ("waiting-reason", "CreateContainerConfigError"),
             ("waiting-message", "secret \"db\" not found"),
         ];
-        fixture.create(&ns, &with("config", &config, deadline.clone())).await.unwrap();
-        let mut nowhere = with("nowhere", &[], deadline.clone());
+        fixture.create(&ns, &job_with_spec("config", &config, deadline.clone())).await.unwrap();
+        let mut nowhere = job_with_spec("nowhere", &[], deadline.clone());
         nowhere["spec"]["template"]["spec"]["nodeSelector"] = json!({"no-such": "label"});
         fixture.create(&ns, &nowhere).await.unwrap();
-        fixture.create(&ns, &with("slow", &[("start-delay", "1h")], deadline)).await.unwrap();
-        fixture.create(&ns, &with("none", &[], json!({"completions": 0, "parallelism": 0}))).await.unwrap();
-        for (name, told) in [
+        fixture.create(&ns, &job_with_spec("slow", &[("start-delay", "1h")], deadline)).await.unwrap();
+        fixture
+            .create(&ns, &job_with_spec("none", &[], json!({"completions": 0, "parallelism": 0})))
+            .await
+            .unwrap();
+        for (name, text) in [
             ("image", "never started, ImagePullBackOff: no such image"),
             ("config", "never started, CreateContainerConfigError: secret \"db\" not found"),
             ("nowhere", "was never scheduled: "),
@@ -409,17 +423,17 @@ fn pods_that_never_ran_have_their_reason_in_the_result() {
             let stored = result(fixture, &ns, name).await;
             assert_failed(&stored, "DeadlineExceeded");
             let decisive = stored.manifest["decisive"].as_str().unwrap();
-            assert!(decisive.contains(told), "{name}: {}", stored.manifest);
+            assert!(decisive.contains(text), "{name}: {}", stored.manifest);
             let event = fixture
                 .wait("the Event", || async {
                     fixture.events(&ns, "JobProcessing", name).await.pop().ok_or("none")
                 })
                 .await;
-            assert!(event.note.unwrap().contains(told), "{name}");
+            assert!(event.note.unwrap().contains(text), "{name}");
             assert_eq!(stored.pods().len(), 1, "{}", stored.manifest);
             assert!(
                 stored.pods()[0]["containers"][0]["logs"].is_null(),
-                "nothing was written: {}",
+                "the container wrote no log: {}",
                 stored.manifest
             );
         }
@@ -436,8 +450,8 @@ fn pods_that_never_ran_have_their_reason_in_the_result() {
 #[test]
 fn every_container_of_a_deleted_pod_is_in_the_result() {
     scenario(|fixture| async move {
-        let ns = harvest(fixture, "crowd").await;
-        let play = [("end", "Hang"), ("log", "a line\n"), ("termination-delay", "2s")];
+        let ns = harvested_namespace(fixture, "crowd").await;
+        let simulation = [("end", "Hang"), ("log", "a line\n"), ("termination-delay", "2s")];
         let spec = json!({"activeDeadlineSeconds": 3, "template": {"spec": {
             "initContainers": [
                 {"name": "prepare", "image": "busybox"},
@@ -445,7 +459,7 @@ fn every_container_of_a_deleted_pod_is_in_the_result() {
             ],
             "containers": [{"name": "main", "image": "busybox"}, {"name": "helper", "image": "busybox"}],
         }}});
-        fixture.create(&ns, &with("crowd", &play, spec)).await.unwrap();
+        fixture.create(&ns, &job_with_spec("crowd", &simulation, spec)).await.unwrap();
         let stored = result(fixture, &ns, "crowd").await;
         assert_failed(&stored, "DeadlineExceeded");
         assert_eq!(stored.pods()[0]["gone"], true);

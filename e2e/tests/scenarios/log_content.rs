@@ -1,4 +1,5 @@
-//! What is stored of logs: head and tail within the budgets, with length and digest of the full log; and unusual logs, binary or on one huge line.
+//! The stored logs: head and tail within the budgets, with length and digest of the full log; binary logs, and a log of
+//! one huge line.
 
 use std::time::Duration;
 
@@ -13,21 +14,21 @@ use sha2::{Digest, Sha256};
 
 use super::fixtures::{Fixture, exclusive_scenario, job, scenario};
 
-/// On a loaded machine, for a hundred MiB or a thousand pods.
-const LONG: Duration = Duration::from_secs(240);
+/// The longest wait on a loaded machine, for a hundred MiB or a thousand pods.
+const TIMEOUT: Duration = Duration::from_secs(240);
 
-pub async fn stored(fixture: &Fixture, namespace: &str, job: &str) -> ConfigMap {
+pub async fn wait_result(fixture: &Fixture, namespace: &str, job: &str) -> ConfigMap {
     let (api, name) = (fixture.config_maps(namespace), format!("{job}-results"));
-    let look = || async { api.get(&name).await.map_err(|e| e.to_string()) };
-    wait_for(LONG, &format!("the result {namespace}/{name}"), look).await.unwrap()
+    let poll = || async { api.get(&name).await.map_err(|e| e.to_string()) };
+    wait_for(TIMEOUT, &format!("the result {namespace}/{name}"), poll).await.unwrap()
 }
 
 pub fn manifest(result: &ConfigMap) -> Value {
     serde_json::from_str(&result.data.as_ref().unwrap()["result.json"]).unwrap()
 }
 
-pub fn once(name: &str, play: &[(&str, &str)]) -> Value {
-    let mut job = job(name, &[], play);
+pub fn job_without_retries(name: &str, simulation: &[(&str, &str)]) -> Value {
+    let mut job = job(name, &[], simulation);
     job["spec"]["backoffLimit"] = json!(0);
     job
 }
@@ -56,13 +57,13 @@ pub fn text(size: usize) -> Vec<u8> {
     out
 }
 
-/// A result's logs as a reader puts them together, checked against what the manifest says of them.
-async fn unpacked(fixture: &Fixture, result: &ConfigMap) -> Vec<u8> {
+/// Assembles a result's logs as a reader does, and compares them with the manifest.
+async fn read_logs(fixture: &Fixture, result: &ConfigMap) -> Vec<u8> {
     let manifest = manifest(result);
-    let place = &manifest["logs"];
-    let key = place["key"].as_str().unwrap();
+    let storage = &manifest["logs"];
+    let key = storage["key"].as_str().unwrap();
     let mut bytes = Vec::new();
-    for shard in place["shards"].as_array().into_iter().flatten() {
+    for shard in storage["shards"].as_array().into_iter().flatten() {
         let map = fixture
             .config_maps(&result.namespace().unwrap())
             .get(shard["name"].as_str().unwrap())
@@ -76,36 +77,39 @@ async fn unpacked(fixture: &Fixture, result: &ConfigMap) -> Vec<u8> {
         let text = result.data.as_ref().unwrap().get(key).map(|text| text.clone().into_bytes());
         bytes = text.unwrap_or_else(|| result.binary_data.as_ref().unwrap()[key].0.clone());
     }
-    if place["encoding"] == "gzip" {
+    if storage["encoding"] == "gzip" {
         let mut plain = Vec::new();
         std::io::Read::read_to_end(&mut flate2::read::GzDecoder::new(&bytes[..]), &mut plain).unwrap();
         bytes = plain;
     }
     assert_eq!(
         (json!(digest([bytes.clone()])), json!(bytes.len())),
-        (place["sha256"].clone(), place["bytes"].clone())
+        (storage["sha256"].clone(), storage["bytes"].clone())
     );
     bytes
 }
 
 #[test]
-fn a_long_log_keeps_head_and_tail_and_counts_what_is_cut() {
+fn a_long_log_keeps_head_and_tail_and_counts_the_omitted_bytes() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("ends").await.unwrap();
         fixture
             .apply_policy(&ns, "results", json!({"results": {"logs": {"maxBytesPerContainer": "8Ki"}}}))
             .await;
-        fixture.create(&ns, &once("long", &[("run", "300ms"), ("log-bytes", "1Mi")])).await.unwrap();
-        let result = stored(fixture, &ns, "long").await;
-        let (whole, facts) = (text(1 << 20), &manifest(&result)["pods"][0]["containers"][0]["logs"][0]);
+        fixture
+            .create(&ns, &job_without_retries("long", &[("run", "300ms"), ("log-bytes", "1Mi")]))
+            .await
+            .unwrap();
+        let result = wait_result(fixture, &ns, "long").await;
+        let (full_log, facts) = (text(1 << 20), &manifest(&result)["pods"][0]["containers"][0]["logs"][0]);
         assert_eq!((&facts["length"], &facts["leftOut"]), (&json!(1 << 20), &json!((1 << 20) - 8192)));
-        assert_eq!(facts["sha256"], digest([whole.clone()]));
-        let kept = String::from_utf8(unpacked(fixture, &result).await).unwrap();
-        let (_, log) = kept.split_once(" ===\n").unwrap();
+        assert_eq!(facts["sha256"], digest([full_log.clone()]));
+        let stored_log = String::from_utf8(read_logs(fixture, &result).await).unwrap();
+        let (_, log) = stored_log.split_once(" ===\n").unwrap();
         let (head, rest) = log.split_once("\n[... ").unwrap();
         let (gap, tail) = rest.split_once(" ...]\n").unwrap();
         assert_eq!(gap, format!("{} of {} bytes left out", (1 << 20) - 8192, 1 << 20));
-        assert!(whole.starts_with(head.as_bytes()) && whole.ends_with(tail.as_bytes()));
+        assert!(full_log.starts_with(head.as_bytes()) && full_log.ends_with(tail.as_bytes()));
         assert_eq!(head.len() + tail.len(), 8192);
     });
 }
@@ -116,15 +120,16 @@ fn a_jobs_budget_is_shared_by_its_containers() {
         let ns = fixture.cluster.namespace("budget").await.unwrap();
         let logs = json!({"maxBytesPerContainer": "6Ki", "maxBytesPerJob": "8Ki"});
         fixture.apply_policy(&ns, "results", json!({"results": {"logs": logs}})).await;
-        let mut many = once("many", &[("run", "300ms"), ("log-bytes", "64Ki")]);
+        let mut many = job_without_retries("many", &[("run", "300ms"), ("log-bytes", "64Ki")]);
         let containers = ["a", "b", "c"].map(|name| json!({"name": name, "image": "busybox"}));
         many["spec"]["template"]["spec"]["containers"] = json!(containers);
         fixture.create(&ns, &many).await.unwrap();
-        let result = stored(fixture, &ns, "many").await;
+        let result = wait_result(fixture, &ns, "many").await;
         let manifest = manifest(&result);
         let facts = |n: usize| manifest["pods"][0]["containers"][n]["logs"][0].clone();
-        let kept = |n: usize| facts(n)["length"].as_u64().unwrap() - facts(n)["leftOut"].as_u64().unwrap();
-        assert_eq!((kept(0), kept(1)), (6 << 10, 2 << 10), "{manifest}");
+        let kept_bytes =
+            |n: usize| facts(n)["length"].as_u64().unwrap() - facts(n)["leftOut"].as_u64().unwrap();
+        assert_eq!((kept_bytes(0), kept_bytes(1)), (6 << 10, 2 << 10), "{manifest}");
         assert!(facts(2)["lost"].as_str().unwrap().contains("budget"), "{manifest}");
         assert_eq!(manifest["completeness"]["complete"], false);
         for n in 0..2 {
@@ -142,19 +147,19 @@ fn large_logs_are_stored_in_shards_and_read_back_byte_for_byte() {
         let ns = fixture.cluster.namespace("shards").await.unwrap();
         let logs = json!({"maxBytesPerContainer": "16Mi", "maxBytesPerJob": "64Mi"});
         fixture.apply_policy(&ns, "results", json!({"results": {"logs": logs}})).await;
-        let mut large = once("large", &[("run", "300ms"), ("log-bytes", "15Mi")]);
+        let mut large = job_without_retries("large", &[("run", "300ms"), ("log-bytes", "15Mi")]);
         large["spec"]["template"]["spec"]["containers"] =
             json!([{"name": "one", "image": "busybox"}, {"name": "two", "image": "busybox"}]);
         fixture.create(&ns, &large).await.unwrap();
-        let result = stored(fixture, &ns, "large").await;
+        let result = wait_result(fixture, &ns, "large").await;
         let manifest = manifest(&result);
         assert!(manifest["logs"]["shards"].as_array().unwrap().len() > 1, "{}", manifest["logs"]);
         assert_eq!(manifest["completeness"]["complete"], true);
         let pod = manifest["pods"][0]["name"].as_str().unwrap();
-        let whole = text(15 << 20);
+        let full_log = text(15 << 20);
         let section = |name: &str| format!("=== Pod: {pod} / Container: {name} ===\n").into_bytes();
-        let expected = [section("one"), whole.clone(), section("two"), whole].concat();
-        assert!(unpacked(fixture, &result).await == expected, "every byte");
+        let expected = [section("one"), full_log.clone(), section("two"), full_log].concat();
+        assert!(read_logs(fixture, &result).await == expected, "every byte");
     });
 }
 
@@ -163,24 +168,27 @@ fn binary_logs_and_terminal_escapes_are_stored_byte_for_byte() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("bytes").await.unwrap();
         fixture.apply_policy(&ns, "results", json!({"results": {}})).await;
-        // All byte values: NULs, what is not UTF-8, and everything that a terminal would act on.
-        fixture.create(&ns, &once("binary", &[("run", "300ms"), ("log-binary", "1000")])).await.unwrap();
+        // All byte values: NULs, invalid UTF-8, and terminal control characters.
+        fixture
+            .create(&ns, &job_without_retries("binary", &[("run", "300ms"), ("log-binary", "1000")]))
+            .await
+            .unwrap();
         let escapes = "\u{1b}[31mred\u{1b}[0m \u{7}\u{1b}]0;title\u{7}\r\n";
-        let play = [("run", "300ms"), ("exit-code", "1"), ("log", escapes)];
-        // Names at the limits of what a Job and a container may be called.
+        let simulation = [("run", "300ms"), ("exit-code", "1"), ("log", escapes)];
+        // Names of maximum length.
         let long = format!("escapes-{}", "x".repeat(55));
-        let mut bad = once(&long, &play);
+        let mut bad = job_without_retries(&long, &simulation);
         bad["spec"]["template"]["spec"]["containers"] = json!([{"name": "c".repeat(63), "image": "busybox"}]);
         fixture.create(&ns, &bad).await.unwrap();
 
-        let binary = stored(fixture, &ns, "binary").await;
+        let binary = wait_result(fixture, &ns, "binary").await;
         let expected: Vec<u8> = (0..=255).cycle().take(1000).collect();
-        let bytes = unpacked(fixture, &binary).await;
-        assert!(bytes.ends_with(&expected), "to the byte");
+        let bytes = read_logs(fixture, &binary).await;
+        assert!(bytes.ends_with(&expected), "byte for byte");
         assert!(binary.binary_data.unwrap().contains_key("logs"));
 
-        let escaped = stored(fixture, &ns, &long).await;
-        assert!(escaped.data.as_ref().unwrap()["logs"].ends_with(escapes), "as it was written");
+        let escaped = wait_result(fixture, &ns, &long).await;
+        assert!(escaped.data.as_ref().unwrap()["logs"].ends_with(escapes), "unchanged");
         let decisive = manifest(&escaped)["decisive"].as_str().unwrap().to_owned();
         assert!(decisive.contains("red") && !decisive.contains(|c: char| c.is_control()), "{decisive:?}");
         let event = fixture
@@ -188,7 +196,7 @@ fn binary_logs_and_terminal_escapes_are_stored_byte_for_byte() {
                 fixture.events(&ns, "JobProcessing", &long).await.pop().ok_or("none")
             })
             .await;
-        assert!(!event.note.unwrap().contains(|c: char| c.is_control()), "nothing for a terminal to act on");
+        assert!(!event.note.unwrap().contains(|c: char| c.is_control()), "no terminal control characters");
     });
 }
 
@@ -197,10 +205,10 @@ fn a_result_without_logs_has_states_and_messages() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("nologs").await.unwrap();
         fixture.apply_policy(&ns, "results", json!({"results": {"logs": {"mode": "None"}}})).await;
-        let play =
+        let simulation =
             [("run", "300ms"), ("exit-code", "7"), ("log", "secret\n"), ("termination-message", "disk full")];
-        fixture.create(&ns, &once("quiet", &play)).await.unwrap();
-        let result = stored(fixture, &ns, "quiet").await;
+        fixture.create(&ns, &job_without_retries("no-logs", &simulation)).await.unwrap();
+        let result = wait_result(fixture, &ns, "no-logs").await;
         let manifest = manifest(&result);
         let data = result.data.unwrap();
         assert!(!data.contains_key("logs") && result.binary_data.is_none() && manifest["logs"].is_null());
@@ -224,35 +232,38 @@ fn a_result_without_logs_has_states_and_messages() {
     });
 }
 
-/// Peak resident memory of a program, MiB.
-pub fn peak(member: &Member) -> u64 {
+/// Peak resident memory of a program in MiB.
+pub fn peak_memory(member: &Member) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", member.process().id())).unwrap();
     let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
     line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() / 1024
 }
 
 #[test]
-fn a_hundred_mib_on_one_line_do_not_fill_the_memory() {
+fn a_log_line_of_a_hundred_mib_is_not_held_in_memory() {
     exclusive_scenario(async |fixture| {
         let ns = fixture.cluster.namespace("oneline").await.unwrap();
         fixture.apply_policy(&ns, "results", json!({"results": {}})).await;
-        fixture.create(&ns, &once("small", &[("run", "100ms")])).await.unwrap();
-        stored(fixture, &ns, "small").await;
-        let before = peak(fixture.pair.sink());
-        fixture.create(&ns, &once("huge", &[("run", "100ms"), ("log-one-line", "100Mi")])).await.unwrap();
-        let result = stored(fixture, &ns, "huge").await;
+        fixture.create(&ns, &job_without_retries("small", &[("run", "100ms")])).await.unwrap();
+        wait_result(fixture, &ns, "small").await;
+        let before = peak_memory(fixture.pair.sink());
+        fixture
+            .create(&ns, &job_without_retries("huge", &[("run", "100ms"), ("log-one-line", "100Mi")]))
+            .await
+            .unwrap();
+        let result = wait_result(fixture, &ns, "huge").await;
         let facts = &manifest(&result)["pods"][0]["containers"][0]["logs"][0];
         assert_eq!((&facts["length"], &facts["lost"]), (&json!(100 << 20), &Value::Null), "{facts}");
         let piece = b"0123456789abcdef".repeat(1 << 16);
         assert_eq!(facts["sha256"], digest((0..100).map(|_| piece.clone())));
-        let grown = peak(fixture.pair.sink()) - before;
+        let grown = peak_memory(fixture.pair.sink()) - before;
         eprintln!("a log of 100 MiB: the sink's peak memory grew by {grown} MiB, from {before} MiB");
         assert!(grown < 50, "{grown} MiB more than {before} MiB");
     });
 }
 
-/// As many as are worth the time; a thousand where asked for.
-fn many() -> usize {
+/// The number of pods; `E2E_MANY_PODS` overrides it.
+fn pod_count() -> usize {
     std::env::var("E2E_MANY_PODS").ok().and_then(|number| number.parse().ok()).unwrap_or(120)
 }
 
@@ -263,8 +274,8 @@ fn a_job_with_many_pods_stores_failed_pods_first_within_its_budget() {
         // Room for some forty of their logs.
         let logs = json!({"maxBytesPerContainer": "2Ki", "maxBytesPerJob": "80Ki"});
         fixture.apply_policy(&ns, "results", json!({"results": {"logs": logs}})).await;
-        let number = many();
-        let mut array = once("array", &[("end", "Hang"), ("log-bytes", "2Ki")]);
+        let number = pod_count();
+        let mut array = job_without_retries("array", &[("end", "Hang"), ("log-bytes", "2Ki")]);
         let spec = &mut array["spec"];
         spec["completionMode"] = json!("Indexed");
         spec["completions"] = json!(number);
@@ -273,14 +284,14 @@ fn a_job_with_many_pods_stores_failed_pods_first_within_its_budget() {
         spec["backoffLimitPerIndex"] = json!(0);
         fixture.create(&ns, &array).await.unwrap();
         let pods: Api<k8s_openapi::api::core::v1::Pod> = Api::namespaced(fixture.client(), &ns);
-        let look = || async {
+        let poll = || async {
             let all = pods.list(&ListParams::default()).await.map_err(|e| e.to_string())?.items;
-            let runs =
+            let running =
                 all.iter().filter(|p| p.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Running"));
-            if runs.count() == number { Ok(all) } else { Err("not all run") }.map_err(str::to_owned)
+            if running.count() == number { Ok(all) } else { Err("not all pods run") }.map_err(str::to_owned)
         };
-        let all = wait_for(LONG, "all pods to run", look).await.unwrap();
-        // Of every hundred or so, one fails: those of indexes 3 to 5.
+        let all = wait_for(TIMEOUT, "all pods to run", poll).await.unwrap();
+        // The pods with indexes 3 to 5 fail.
         let index = |name: &str| name.split('-').nth(1).unwrap().parse::<usize>().unwrap();
         for pod in all {
             let name = pod.name_any();
@@ -295,33 +306,33 @@ fn a_job_with_many_pods_stores_failed_pods_first_within_its_budget() {
             let status = json!({"status": {"phase": phase, "containerStatuses": statuses}});
             pods.patch_status(&name, &PatchParams::default(), &Patch::Merge(&status)).await.unwrap();
         }
-        let result = stored(fixture, &ns, "array").await;
+        let result = wait_result(fixture, &ns, "array").await;
         let manifest = manifest(&result);
         assert_eq!((&manifest["outcome"], &manifest["reason"]), (&json!("failed"), &json!("FailedIndexes")));
         let listed = manifest["pods"].as_array().unwrap();
         let indexes: Vec<u64> = listed.iter().map(|pod| pod["index"].as_u64().unwrap()).collect();
         let mut first = indexes[..3].to_vec();
         first.sort_unstable();
-        assert_eq!(first, [3, 4, 5], "those that failed come first: {indexes:?}");
+        assert_eq!(first, [3, 4, 5], "failed pods come first: {indexes:?}");
         for pod in &listed[..3] {
             let log = &pod["containers"][0]["logs"][0];
             assert_eq!(
                 (&log["lost"], &log["leftOut"]),
                 (&Value::Null, &json!(0)),
-                "they are kept whole: {pod}"
+                "their logs are stored in full: {pod}"
             );
         }
         assert_eq!(
             listed.len() + manifest["podsNotListed"].as_u64().unwrap() as usize,
             number,
-            "all are accounted for"
+            "all pods are listed or counted"
         );
         let lost = manifest["completeness"]["lost"].to_string();
         let without = format!("logs of main of {} pods with index ", number - 40);
         assert!(lost.contains(&without) && lost.contains("budget"), "{lost}");
-        let kept = unpacked(fixture, &result).await;
-        let sections = String::from_utf8(kept).unwrap().matches("\n000000001 ").count();
-        assert_eq!(sections, 40, "the budget is used");
+        let stored_log = read_logs(fixture, &result).await;
+        let sections = String::from_utf8(stored_log).unwrap().matches("\n000000001 ").count();
+        assert_eq!(sections, 40, "the budget is used up");
         assert!(serde_json::to_vec(&result).unwrap().len() < 1 << 20);
         eprintln!(
             "{number} pods: {} listed, the others are of index {}; {lost}",

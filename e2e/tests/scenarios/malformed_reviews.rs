@@ -1,4 +1,4 @@
-//! Malformed requests to the webhook: the answer says what is wrong, without a panic or a hanging connection.
+//! Malformed requests to the webhook: the answer names the error, without a panic or a hanging connection.
 
 use std::net::{Ipv4Addr, SocketAddr};
 
@@ -27,10 +27,10 @@ fn every_malformed_review_gets_a_clear_answer_and_the_webhook_keeps_running() {
             ("over 8 MiB", vec![b' '; 9 << 20]),
         ];
         for path in ["/mutate", "/validate"] {
-            for (what, body) in &table {
+            for (name, body) in &table {
                 let answer = webhook.post(path, body.clone()).await.unwrap();
-                assert!((400..500).contains(&answer.status), "{what} at {path}: {answer:?}");
-                assert!(!answer.body.trim().is_empty(), "{what} at {path} was answered with nothing");
+                assert!((400..500).contains(&answer.status), "{name} at {path}: {answer:?}");
+                assert!(!answer.body.trim().is_empty(), "{name} at {path}: the answer has no body");
             }
         }
         assert_eq!(fixture.pair.webhook(0).get("/healthz").await.unwrap().0, 200);

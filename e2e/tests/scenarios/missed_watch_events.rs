@@ -8,12 +8,12 @@ use serde_json::json;
 
 use super::fixtures::{PATIENCE, exclusive_scenario_with_options, job};
 
-/// Half a minute is promised; the rest is for a busy machine.
-const SLACK: Duration = Duration::from_secs(50);
+/// The resync interval is half a minute; the rest is slack for a busy machine.
+const MAX_DELAY: Duration = Duration::from_secs(50);
 const JOBS: &str = "/apis/batch/v1/jobs";
 
 #[test]
-fn a_missed_terminal_event_delays_the_harvest_by_half_a_minute() {
+fn a_missed_watch_event_delays_the_harvest_by_at_most_half_a_minute() {
     exclusive_scenario_with_options(
         PairOptions { sink_proxy: true, ..PairOptions::default() },
         async |fixture| {
@@ -21,9 +21,9 @@ fn a_missed_terminal_event_delays_the_harvest_by_half_a_minute() {
             fixture.apply_policy(&ns, "results", json!({"results": {}})).await;
             let proxy = fixture.pair.sink().proxy();
             let run = async |name: &str| {
-                let play = [("run", "3s"), ("log", "all of it\n")];
+                let play = [("run", "3s"), ("log", "the full log\n")];
                 fixture.create(&ns, &job(name, &[], &play)).await.unwrap();
-                // The sink has heard of it, and follows its pod.
+                // Once the Job is active, the sink knows it and follows its pod.
                 fixture
                     .wait(&format!("{name} to run"), || async {
                         let status = fixture.jobs(&ns).get(name).await.map_err(|e| e.to_string())?.status;
@@ -32,29 +32,29 @@ fn a_missed_terminal_event_delays_the_harvest_by_half_a_minute() {
                     })
                     .await;
             };
-            let found = async |name: &str, how: &str| {
+            let assert_harvested = async |name: &str, fault: &str| {
                 fixture.cluster.wait_job_finished(&ns, name, PATIENCE).await.unwrap();
                 let finished = Instant::now();
                 let result = fixture.wait_result(&ns, name).await;
                 let took = finished.elapsed();
-                eprintln!("{how}: harvested {took:.1?} after it finished");
-                assert!(took < SLACK, "{how}: {took:?}");
-                assert!(result.data.unwrap()["logs"].contains("all of it"));
+                eprintln!("{fault}: harvested {took:.1?} after it finished");
+                assert!(took < MAX_DELAY, "{fault}: {took:?}");
+                assert!(result.data.unwrap()["logs"].contains("the full log"));
             };
 
-            // The connection stays, and nothing comes any more.
-            run("silent").await;
+            // The connection stays open, but delivers no more events.
+            run("stalled").await;
             assert!(proxy.stall_watches(JOBS) > 0, "no watch of Jobs is open");
-            found("silent", "a watch that stands still").await;
+            assert_harvested("stalled", "a stalled watch").await;
 
             // Only that event is dropped; the watch continues.
-            let swallowed = proxy.drop_events(&["\"name\":\"swallowed\"", "\"type\":\"SuccessCriteriaMet\""]);
-            run("swallowed").await;
-            fixture.cluster.wait_job_finished(&ns, "swallowed", PATIENCE).await.unwrap();
+            let dropped = proxy.drop_events(&["\"name\":\"dropped\"", "\"type\":\"SuccessCriteriaMet\""]);
+            run("dropped").await;
+            fixture.cluster.wait_job_finished(&ns, "dropped", PATIENCE).await.unwrap();
             let later = Patch::Merge(json!({"metadata": {"labels": {"touched": "yes"}}}));
-            fixture.jobs(&ns).patch("silent", &PatchParams::default(), &later).await.unwrap();
-            found("swallowed", "an event that was swallowed").await;
-            assert!(swallowed.count() > 0, "nothing was swallowed: this shows nothing");
+            fixture.jobs(&ns).patch("stalled", &PatchParams::default(), &later).await.unwrap();
+            assert_harvested("dropped", "a dropped event").await;
+            assert!(dropped.count() > 0, "no event was dropped, so that the test proves nothing");
         },
     );
 }

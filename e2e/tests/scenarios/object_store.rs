@@ -1,4 +1,5 @@
-//! Full logs over a result's budget in an object store (an S3-compatible server and a folder), outages of the store, and the deletion of objects with their results.
+//! Full logs over a result's budget in an object store (an S3-compatible server and a folder), outages of the store,
+//! and the deletion of objects with their results.
 
 use std::{
     collections::BTreeSet,
@@ -21,22 +22,22 @@ use sha2::{Digest, Sha256};
 
 use super::{
     fixtures::{Fixture, exclusive_scenario_with_own_cluster},
-    log_content::{manifest, once, peak, stored, text},
+    log_content::{job_without_retries, manifest, peak_memory, text, wait_result},
 };
 
-const KEY: &str = "someone";
+const KEY: &str = "access-key";
 const SECRET: &str = "open-sesame-open-sesame";
-const KEPT: usize = 8 << 10;
+const BUDGET: usize = 8 << 10;
 
-/// A server whose bucket `logs` is a folder of ours; started and stopped at will.
-struct BenchServer {
+/// An S3-compatible server whose bucket `logs` is a local folder. It can be started and stopped.
+struct ObjectStoreServer {
     program: Program,
     bucket: PathBuf,
     ca: String,
     port: u16,
 }
 
-impl BenchServer {
+impl ObjectStoreServer {
     fn new(folder: &Path) -> Self {
         let pair = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
         let file = |name: &str, text: &str| {
@@ -52,7 +53,7 @@ impl BenchServer {
             format!("--cert={}", file("cert.pem", &pair.cert.pem())),
             format!("--key={}", file("key.pem", &pair.signing_key.serialize_pem())),
             "posix".to_owned(),
-            // Extended attributes are not to be had everywhere.
+            // Not every file system supports extended attributes.
             format!("--sidecar={}", sidecar.display()),
             root.display().to_string(),
         ];
@@ -78,7 +79,7 @@ async fn fixture(options: PairOptions) -> Fixture {
     Fixture { cluster, pair }
 }
 
-/// All objects below a folder, as they are on the server's disk.
+/// All files below a folder: the stored objects.
 fn objects(folder: &Path) -> BTreeSet<PathBuf> {
     let mut found = BTreeSet::new();
     for entry in std::fs::read_dir(folder).into_iter().flatten() {
@@ -98,8 +99,8 @@ fn logs(manifest: &Value) -> Vec<Value> {
     containers.flat_map(|container| container["logs"].as_array().unwrap().clone()).collect()
 }
 
-/// Reads a full log from its place in the result, and checks length and digest.
-fn whole(log: &Value, prefix: &str, folder: &Path) -> Vec<u8> {
+/// Reads the full log that a result refers to, and checks length and digest.
+fn read_full_log(log: &Value, prefix: &str, folder: &Path) -> Vec<u8> {
     let url = log["whole"]["url"].as_str().unwrap_or_else(|| panic!("{log}"));
     let path = folder.join(url.strip_prefix(prefix).unwrap_or_else(|| panic!("{url}")));
     assert_eq!(log["whole"]["bytes"], std::fs::metadata(&path).unwrap().len(), "{log}");
@@ -111,15 +112,15 @@ fn whole(log: &Value, prefix: &str, folder: &Path) -> Vec<u8> {
     bytes
 }
 
-fn shown(result: &ConfigMap) -> &str {
+fn stored_logs(result: &ConfigMap) -> &str {
     &result.data.as_ref().unwrap()["logs"]
 }
 
-async fn emptied(fixture: &Fixture, folder: &Path) {
+async fn wait_empty(fixture: &Fixture, folder: &Path) {
     fixture
         .wait(&format!("{} to be empty", folder.display()), || async {
-            let left = objects(folder);
-            if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
+            let remaining = objects(folder);
+            if remaining.is_empty() { Ok(()) } else { Err(format!("{remaining:?}")) }
         })
         .await;
 }
@@ -128,7 +129,7 @@ async fn emptied(fixture: &Fixture, folder: &Path) {
 fn logs_over_the_budget_are_stored_in_full_in_an_s3_compatible_store() {
     exclusive_scenario_with_own_cluster(async || {
         let folder = tempfile::tempdir().unwrap();
-        let server = BenchServer::new(folder.path());
+        let server = ObjectStoreServer::new(folder.path());
         let configuration = json!({"objectStore": {
             "url": "s3://logs/of/jobs",
             "options": {"endpoint": format!("https://127.0.0.1:{}", server.port), "region": "us-east-1"},
@@ -146,60 +147,67 @@ fn logs_over_the_budget_are_stored_in_full_in_an_s3_compatible_store() {
         })
         .await;
         let fixture = &fixture;
-        let ns = fixture.cluster.namespace("whole").await.unwrap();
-        let logs_policy = json!({"maxBytesPerContainer": KEPT, "maxBytesPerJob": 2 * KEPT});
+        let ns = fixture.cluster.namespace("full-logs").await.unwrap();
+        let logs_policy = json!({"maxBytesPerContainer": BUDGET, "maxBytesPerJob": 2 * BUDGET});
         fixture.apply_policy(&ns, "p", json!({"results": {"logs": logs_policy}})).await;
         let (prefix, bucket) = ("s3://logs/", server.bucket.as_path());
 
         // Three containers, and a budget for two of them; one log fits.
-        let mut many = once("many", &[("run", "300ms"), ("log-bytes", "64Ki")]);
+        let mut many = job_without_retries("many", &[("run", "300ms"), ("log-bytes", "64Ki")]);
         many["spec"]["template"]["spec"]["containers"] =
             json!(["a", "b", "c"].map(|name| { json!({"name": name, "image": "busybox"}) }));
         fixture.create(&ns, &many).await.unwrap();
-        let result = stored(fixture, &ns, "many").await;
-        let told = manifest(&result);
-        assert_eq!(told["completeness"], json!({"complete": true}), "{told}");
-        let all = logs(&told);
+        let result = wait_result(fixture, &ns, "many").await;
+        let manifest_json = manifest(&result);
+        assert_eq!(manifest_json["completeness"], json!({"complete": true}), "{manifest_json}");
+        let all = logs(&manifest_json);
         for log in &all {
-            assert!(whole(log, prefix, bucket) == text(64 << 10), "every byte: {log}");
+            assert!(read_full_log(log, prefix, bucket) == text(64 << 10), "every byte: {log}");
         }
-        assert_eq!(all.iter().map(|log| log["leftOut"].as_u64().unwrap()).max(), Some(64 << 10), "{told}");
-        assert_eq!(told["objects"]["count"], 3);
-        // The ConfigMap still shows head and tail, and where the rest is.
+        assert_eq!(
+            all.iter().map(|log| log["leftOut"].as_u64().unwrap()).max(),
+            Some(64 << 10),
+            "{manifest_json}"
+        );
+        assert_eq!(manifest_json["objects"]["count"], 3);
+        // The ConfigMap has head and tail, and the location of the full log.
         let gap = format!(
             "[... {} of {} bytes left out; all of it, gzipped: s3://logs/of/jobs/{}/",
-            (64 << 10) - KEPT,
+            (64 << 10) - BUDGET,
             64 << 10,
             ns.name()
         );
         assert!(
-            shown(&result).contains(&gap) && shown(&result).contains("\n000000001 "),
+            stored_logs(&result).contains(&gap) && stored_logs(&result).contains("\n000000001 "),
             "{}",
-            shown(&result)
+            stored_logs(&result)
         );
 
         // Uploaded in parts, in bounded memory.
-        let before = peak(fixture.pair.sink());
-        fixture.create(&ns, &once("huge", &[("run", "100ms"), ("log-bytes", "128Mi")])).await.unwrap();
-        let result = stored(fixture, &ns, "huge").await;
+        let before = peak_memory(fixture.pair.sink());
+        fixture
+            .create(&ns, &job_without_retries("huge", &[("run", "100ms"), ("log-bytes", "128Mi")]))
+            .await
+            .unwrap();
+        let result = wait_result(fixture, &ns, "huge").await;
         let log = &logs(&manifest(&result))[0];
-        assert!(whole(log, prefix, bucket) == text(128 << 20), "every byte: {log}");
+        assert!(read_full_log(log, prefix, bucket) == text(128 << 20), "every byte: {log}");
         assert!(log["whole"]["bytes"].as_u64().unwrap() > 5 << 20, "more than one part: {log}");
-        let grown = peak(fixture.pair.sink()) - before;
+        let grown = peak_memory(fixture.pair.sink()) - before;
         eprintln!(
-            "a log of 128 MiB, stored whole: the sink's peak memory grew by {grown} MiB, from {before} MiB"
+            "a log of 128 MiB, stored in full: the sink's peak memory grew by {grown} MiB, from {before} MiB"
         );
         assert!(grown < 80, "{grown} MiB more than {before} MiB");
 
-        // A followed log, whose pod is deleted before the Job finishes, has its last line.
-        let play =
+        // The followed log of a pod that is deleted before the Job finishes has its last line.
+        let simulation =
             [("end", "Hang"), ("log-bytes", "64Ki"), ("log-every", "100ms"), ("termination-delay", "2s")];
-        let mut late = once("late", &play);
+        let mut late = job_without_retries("late", &simulation);
         late["spec"]["activeDeadlineSeconds"] = json!(4);
         fixture.create(&ns, &late).await.unwrap();
-        let result = stored(fixture, &ns, "late").await;
+        let result = wait_result(fixture, &ns, "late").await;
         let log = logs(&manifest(&result)).remove(0);
-        let followed = whole(&log, prefix, bucket);
+        let followed = read_full_log(&log, prefix, bucket);
         assert!(followed.starts_with(&text(64 << 10)), "{log}");
         let end = String::from_utf8_lossy(&followed[64 << 10..]).into_owned();
         assert!(
@@ -207,53 +215,72 @@ fn logs_over_the_budget_are_stored_in_full_in_an_s3_compatible_store() {
             "{end}"
         );
 
-        // The store hangs: only Jobs that need it wait, and not for long.
+        // The store hangs: only Jobs that need it wait, until the timeout.
         running.stop().unwrap();
-        fixture.create(&ns, &once("hung", &[("run", "100ms"), ("log-bytes", "64Ki")])).await.unwrap();
-        fixture.create(&ns, &once("beside", &[("run", "100ms"), ("log", "small\n")])).await.unwrap();
+        fixture
+            .create(&ns, &job_without_retries("hanging", &[("run", "100ms"), ("log-bytes", "64Ki")]))
+            .await
+            .unwrap();
+        fixture
+            .create(&ns, &job_without_retries("small-log", &[("run", "100ms"), ("log", "small\n")]))
+            .await
+            .unwrap();
         assert_eq!(
-            manifest(&stored(fixture, &ns, "beside").await)["completeness"],
+            manifest(&wait_result(fixture, &ns, "small-log").await)["completeness"],
             json!({"complete": true})
         );
-        let hung = manifest(&stored(fixture, &ns, "hung").await);
-        let lost = logs(&hung)[0]["lost"].as_str().unwrap().to_owned();
+        let hanging = manifest(&wait_result(fixture, &ns, "hanging").await);
+        let lost = logs(&hanging)[0]["lost"].as_str().unwrap().to_owned();
         assert!(lost.starts_with("the whole log could not be stored: "), "{lost}");
 
-        // While the store is down, logs are cut as without a store, and the result says why.
+        // While the store is down, logs are truncated as without a store, and the result has the reason.
         drop(running);
-        fixture.create(&ns, &once("cut", &[("run", "100ms"), ("log-bytes", "64Ki")])).await.unwrap();
-        fixture.create(&ns, &once("small", &[("run", "100ms"), ("log", "small\n")])).await.unwrap();
-        let small = stored(fixture, &ns, "small").await;
+        fixture
+            .create(&ns, &job_without_retries("truncated", &[("run", "100ms"), ("log-bytes", "64Ki")]))
+            .await
+            .unwrap();
+        fixture
+            .create(&ns, &job_without_retries("small", &[("run", "100ms"), ("log", "small\n")]))
+            .await
+            .unwrap();
+        let small = wait_result(fixture, &ns, "small").await;
         assert_eq!(manifest(&small)["completeness"], json!({"complete": true}));
-        let cut = stored(fixture, &ns, "cut").await;
-        let told = manifest(&cut);
-        let log = &logs(&told)[0];
+        let truncated = wait_result(fixture, &ns, "truncated").await;
+        let manifest_json = manifest(&truncated);
+        let log = &logs(&manifest_json)[0];
         assert!(log["lost"].as_str().unwrap().starts_with("the whole log could not be stored: "), "{log}");
-        assert_eq!(log["leftOut"], (64 << 10) - KEPT, "{log}");
-        assert_eq!(told["completeness"]["complete"], false);
-        assert!(shown(&cut).contains("\n000000001 "), "its ends are there: {}", shown(&cut));
+        assert_eq!(log["leftOut"], (64 << 10) - BUDGET, "{log}");
+        assert_eq!(manifest_json["completeness"]["complete"], false);
+        assert!(
+            stored_logs(&truncated).contains("\n000000001 "),
+            "head and tail are stored: {}",
+            stored_logs(&truncated)
+        );
         assert!(!fixture.pair.sink().process().log_since_start().contains(SECRET));
 
-        // And once it is back, it is used again.
+        // The store is used again after it has recovered.
         let _running = server.start();
         let mut n = 0;
-        let mut back = async || {
+        let mut store_log = async || {
             n += 1;
-            let name = format!("back-{n}");
-            fixture.create(&ns, &once(&name, &[("run", "100ms"), ("log-bytes", "64Ki")])).await.unwrap();
-            logs(&manifest(&stored(fixture, &ns, &name).await)).remove(0)
+            let name = format!("recovered-{n}");
+            fixture
+                .create(&ns, &job_without_retries(&name, &[("run", "100ms"), ("log-bytes", "64Ki")]))
+                .await
+                .unwrap();
+            logs(&manifest(&wait_result(fixture, &ns, &name).await)).remove(0)
         };
-        let mut log = back().await;
+        let mut log = store_log().await;
         while log["whole"].is_null() {
             assert!(log["lost"].as_str().unwrap().contains("object store"), "{log}");
-            log = back().await;
+            log = store_log().await;
         }
-        assert!(whole(&log, prefix, bucket) == text(64 << 10));
+        assert!(read_full_log(&log, prefix, bucket) == text(64 << 10));
 
-        // Results take their objects along.
+        // The objects are deleted with their results.
         assert!(objects(&bucket.join("of/jobs").join(ns.name())).len() >= 6);
         fixture.apply_policy(&ns, "p", json!({"results": {"ttlSeconds": 1, "logs": logs_policy}})).await;
-        emptied(fixture, &bucket.join("of/jobs").join(ns.name())).await;
+        wait_empty(fixture, &bucket.join("of/jobs").join(ns.name())).await;
     });
 }
 
@@ -276,69 +303,78 @@ fn a_folder_has_full_logs_and_nothing_of_failed_harvests() {
         .await;
         let fixture = &fixture;
         let ns = fixture.cluster.namespace("folder").await.unwrap();
-        let logs_policy = json!({"maxBytesPerContainer": KEPT});
+        let logs_policy = json!({"maxBytesPerContainer": BUDGET});
         fixture.apply_policy(&ns, "p", json!({"results": {"logs": logs_policy}})).await;
         let (prefix, of_ns) = (format!("file://{}/", store.display()), store.join(ns.name()));
 
-        // The run before a restart has a log of its own.
-        let mut again = once("again", &[("run", "200ms"), ("restarts", "1"), ("log-bytes", "64Ki")]);
+        // The run before a restart has its own log.
+        let mut again =
+            job_without_retries("again", &[("run", "200ms"), ("restarts", "1"), ("log-bytes", "64Ki")]);
         again["spec"]["template"]["spec"]["restartPolicy"] = json!("OnFailure");
         again["spec"]["backoffLimit"] = json!(3);
         fixture.create(&ns, &again).await.unwrap();
-        let result = stored(fixture, &ns, "again").await;
-        let told = manifest(&result);
-        let runs: BTreeSet<String> = logs(&told)
+        let result = wait_result(fixture, &ns, "again").await;
+        let manifest_json = manifest(&result);
+        let runs: BTreeSet<String> = logs(&manifest_json)
             .iter()
-            .map(|log| String::from_utf8_lossy(&whole(log, &prefix, &store)[..10]).into_owned())
+            .map(|log| String::from_utf8_lossy(&read_full_log(log, &prefix, &store)[..10]).into_owned())
             .collect();
-        assert_eq!(runs, BTreeSet::from(["attempt 1\n".to_owned(), "attempt 2\n".to_owned()]), "{told}");
-
-        // Users who may only read results get the location of the full log.
-        let person = super::kubectl_plugin::Person::reader(fixture, &ns).await;
-        let url = logs(&told)[0]["whole"]["url"].as_str().unwrap().to_owned();
-        let show = person.ok(&["job-results", "show", "again"]).await;
-        assert!(show.contains(&url) && show.contains("Full logs:  2 logs"), "{show}");
-        let (out, remarks) = person.both(&["job-results", "logs", "again", "-c", "main"]).await;
-        assert!(out.contains("bytes left out; all of it") && !out.contains("note:"), "{out}");
-        let sha256 = logs(&told).iter().find(|log| log["previous"] == false).unwrap()["sha256"].clone();
-        assert!(
-            remarks.contains("the full log is at file://") && remarks.contains(sha256.as_str().unwrap()),
-            "{remarks}"
+        assert_eq!(
+            runs,
+            BTreeSet::from(["attempt 1\n".to_owned(), "attempt 2\n".to_owned()]),
+            "{manifest_json}"
         );
 
-        // The sink dies between the upload and the result, and when it is back, its Job is gone.
+        // Users who may only read results get the location of the full log.
+        let user = super::kubectl_plugin::PluginUser::reader(fixture, &ns).await;
+        let url = logs(&manifest_json)[0]["whole"]["url"].as_str().unwrap().to_owned();
+        let show = user.ok(&["job-results", "show", "again"]).await;
+        assert!(show.contains(&url) && show.contains("Full logs:  2 logs"), "{show}");
+        let (output, errors) = user.output_and_errors(&["job-results", "logs", "again", "-c", "main"]).await;
+        assert!(output.contains("bytes left out; all of it") && !output.contains("note:"), "{output}");
+        let sha256 =
+            logs(&manifest_json).iter().find(|log| log["previous"] == false).unwrap()["sha256"].clone();
+        assert!(
+            errors.contains("the full log is at file://") && errors.contains(sha256.as_str().unwrap()),
+            "{errors}"
+        );
+
+        // The sink is killed after the upload, and the Job is deleted before the sink restarts.
         let proxy = fixture.pair.sink().proxy();
-        let own = |call: &job_handler_e2e::net::fault_proxy::ApiCall| {
+        let is_result = |call: &job_handler_e2e::net::fault_proxy::ApiCall| {
             call.path.ends_with("/configmaps")
                 && call.is_write()
-                && call.name.as_deref() == Some("doomed-results")
+                && call.name.as_deref() == Some("orphaned-results")
         };
-        let faults = proxy.add(Rule::new(ProxyFault::Refuse(500)).when(own));
-        fixture.create(&ns, &once("doomed", &[("run", "100ms"), ("log-bytes", "64Ki")])).await.unwrap();
+        let faults = proxy.add(Rule::new(ProxyFault::Refuse(500)).when(is_result));
+        fixture
+            .create(&ns, &job_without_retries("orphaned", &[("run", "100ms"), ("log-bytes", "64Ki")]))
+            .await
+            .unwrap();
         fixture
             .wait("the result to be refused", || async {
                 if faults.count() > 0 { Ok(()) } else { Err("not yet") }
             })
             .await;
-        let uid = fixture.jobs(&ns).get("doomed").await.unwrap().metadata.uid.unwrap();
+        let uid = fixture.jobs(&ns).get("orphaned").await.unwrap().metadata.uid.unwrap();
         let orphan = of_ns.join(&uid);
-        assert_eq!(objects(&orphan).len(), 1, "objects come first");
+        assert_eq!(objects(&orphan).len(), 1, "objects are stored before the result");
         fixture.pair.sink().kill().unwrap();
-        fixture.jobs(&ns).delete("doomed", &DeleteParams::background()).await.unwrap();
-        fixture.wait_job_deleted(&ns, "doomed").await;
+        fixture.jobs(&ns).delete("orphaned", &DeleteParams::background()).await.unwrap();
+        fixture.wait_job_deleted(&ns, "orphaned").await;
         proxy.clear();
         fixture.pair.sink().restart().unwrap();
-        emptied(fixture, &orphan).await;
+        wait_empty(fixture, &orphan).await;
         let api: Api<ConfigMap> = fixture.config_maps(&ns);
-        assert!(api.get_opt("doomed-results").await.unwrap().is_none());
-        for log in logs(&told) {
-            whole(&log, &prefix, &store);
+        assert!(api.get_opt("orphaned-results").await.unwrap().is_none());
+        for log in logs(&manifest_json) {
+            read_full_log(&log, &prefix, &store);
         }
 
         // When a result is deleted, its objects are deleted once its Job is gone.
         fixture.jobs(&ns).delete("again", &DeleteParams::background()).await.unwrap();
         fixture.wait_job_deleted(&ns, "again").await;
         api.delete("again-results", &DeleteParams::default()).await.unwrap();
-        emptied(fixture, &of_ns).await;
+        wait_empty(fixture, &of_ns).await;
     });
 }

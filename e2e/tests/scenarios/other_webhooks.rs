@@ -18,18 +18,18 @@ use serde_json::{Value, json};
 
 use super::fixtures::{Fixture, annotation, job, refusal, scenario};
 
-/// The other webhook is called for Jobs with this label; its value says what it changes.
-const LABEL: &str = "neighbour";
+/// The other webhook is called for Jobs with this label; the value selects what it changes.
+const LABEL: &str = "other-webhook";
 
 /// A webhook on a thread of its own.
-struct Neighbour {
+struct OtherWebhook {
     port: u16,
     ca: String,
     stop: Option<tokio::sync::oneshot::Sender<()>>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
-impl Neighbour {
+impl OtherWebhook {
     fn start() -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -49,7 +49,7 @@ impl Neighbour {
                 let server = serve(listener, tls, handler).unwrap();
                 let handle = server.handle();
                 let running = actix_web::rt::spawn(server);
-                // Sent, or the test has ended.
+                // The sender sends or is dropped when the test ends.
                 let _ = stopped.await;
                 handle.stop(false).await;
                 running.await.unwrap().unwrap();
@@ -58,12 +58,12 @@ impl Neighbour {
         Self { port, ca: certified.cert.pem(), stop: Some(stop), thread: Some(thread) }
     }
 
-    /// After ours by its name, which is the order in which the apiserver asks.
+    /// The apiserver calls webhooks in the order of their names; this one comes after ours.
     fn configuration(&self, name: &str, namespace: &str) -> MutatingWebhookConfiguration {
         let configuration = json!({
             "metadata": {"name": name},
             "webhooks": [{
-                "name": "neighbour.e2e.job-handler.io", "admissionReviewVersions": ["v1"],
+                "name": "other-webhook.e2e.job-handler.io", "admissionReviewVersions": ["v1"],
                 "clientConfig": {
                     "url": format!("https://127.0.0.1:{}/mutate", self.port), "caBundle": STANDARD.encode(&self.ca),
                 },
@@ -77,7 +77,7 @@ impl Neighbour {
     }
 }
 
-impl Drop for Neighbour {
+impl Drop for OtherWebhook {
     fn drop(&mut self) {
         drop(self.stop.take());
         if let Some(thread) = self.thread.take() {
@@ -91,7 +91,7 @@ fn answer(review: &[u8]) -> Vec<u8> {
     let patch = match review["request"]["object"]["metadata"]["labels"][LABEL].as_str() {
         Some("deadline") => json!([{"op": "add", "path": "/spec/activeDeadlineSeconds", "value": 9000}]),
         _ => {
-            json!([{"op": "add", "path": "/metadata/annotations/e2e.job-handler.io~1neighbour", "value": "was here"}])
+            json!([{"op": "add", "path": "/metadata/annotations/e2e.job-handler.io~1other-webhook", "value": "changed"}])
         }
     };
     let answer = json!({
@@ -104,28 +104,28 @@ fn answer(review: &[u8]) -> Vec<u8> {
     serde_json::to_vec(&answer).unwrap()
 }
 
-async fn in_force(fixture: &Fixture, namespace: &str) {
+async fn wait_called(fixture: &Fixture, namespace: &str) {
     fixture
-        .wait("the neighbour to be asked", || async {
-            let made = dry(fixture, namespace, "note").await.map_err(|error| error.to_string())?;
-            let here = annotation(&made, "e2e.job-handler.io/neighbour") == "was here";
-            if here { Ok(()) } else { Err(format!("{:?}", made.annotations())) }
+        .wait("the other webhook to be called", || async {
+            let created = dry_run(fixture, namespace, "note").await.map_err(|error| error.to_string())?;
+            let changed = annotation(&created, "e2e.job-handler.io/other-webhook") == "changed";
+            if changed { Ok(()) } else { Err(format!("{:?}", created.annotations())) }
         })
         .await;
 }
 
-async fn dry(fixture: &Fixture, namespace: &str, does: &str) -> kube::Result<Job> {
+async fn dry_run(fixture: &Fixture, namespace: &str, change: &str) -> kube::Result<Job> {
     let labels: Vec<(&str, &str)> =
-        [("id", "7")].into_iter().chain((!does.is_empty()).then_some((LABEL, does))).collect();
-    let one = serde_json::from_value(job("dry", &labels, &[])).unwrap();
-    let dry = PostParams { dry_run: true, ..PostParams::default() };
-    fixture.jobs(namespace).create(&dry, &one).await
+        [("id", "7")].into_iter().chain((!change.is_empty()).then_some((LABEL, change))).collect();
+    let one = serde_json::from_value(job("dry-run", &labels, &[])).unwrap();
+    let params = PostParams { dry_run: true, ..PostParams::default() };
+    fixture.jobs(namespace).create(&params, &one).await
 }
 
 #[test]
 fn a_job_that_another_webhook_changes_after_us_is_stamped_once_and_within_its_maxima() {
     scenario(|fixture| async move {
-        let ns = fixture.cluster.namespace("neighbour").await.unwrap();
+        let ns = fixture.cluster.namespace("other-webhook").await.unwrap();
         let spec = json!({
             "stamp": {
                 "activeDeadlineSeconds": {"default": 1800, "max": 7200},
@@ -135,25 +135,29 @@ fn a_job_that_another_webhook_changes_after_us_is_stamped_once_and_within_its_ma
             "limits": [{"name": "few", "maxActiveJobs": 1}],
         });
         fixture.apply_policy(&ns, "builds", spec).await;
-        let neighbour = Neighbour::start();
+        let other_webhook = OtherWebhook::start();
         let configurations: Api<MutatingWebhookConfiguration> = Api::all(fixture.client());
-        let name = format!("neighbour-{}", ns.name());
-        configurations.create(&PostParams::default(), &neighbour.configuration(&name, &ns)).await.unwrap();
-        in_force(fixture, &ns).await;
+        let name = format!("other-webhook-{}", ns.name());
+        configurations
+            .create(&PostParams::default(), &other_webhook.configuration(&name, &ns))
+            .await
+            .unwrap();
+        wait_called(fixture, &ns).await;
 
-        // What does not concern us changes nothing of ours: our second answer is empty.
-        let (alone, noted) = (dry(fixture, &ns, "").await.unwrap(), dry(fixture, &ns, "note").await.unwrap());
+        // A change of other fields does not change our stamps: the answer to the second call has no patch.
+        let (unchanged, annotated) =
+            (dry_run(fixture, &ns, "").await.unwrap(), dry_run(fixture, &ns, "note").await.unwrap());
         let ours = |job: &Job| -> BTreeMap<String, String> {
             let all = job.annotations().iter().filter(|(key, _)| key.starts_with("job-handler/"));
             all.map(|(key, value)| (key.clone(), value.clone())).collect()
         };
-        assert_eq!(ours(&alone), ours(&noted));
-        assert_eq!(alone.spec.unwrap().active_deadline_seconds, Some(1800));
+        assert_eq!(ours(&unchanged), ours(&annotated));
+        assert_eq!(unchanged.spec.unwrap().active_deadline_seconds, Some(1800));
 
         // A value above a maximum is lowered, with one warning.
-        let play = [("end", "Hang")];
+        let simulation = [("end", "Hang")];
         let made =
-            fixture.create(&ns, &job("one", &[("id", "7"), (LABEL, "deadline")], &play)).await.unwrap();
+            fixture.create(&ns, &job("one", &[("id", "7"), (LABEL, "deadline")], &simulation)).await.unwrap();
         let stamped = annotation(&made, "job-handler/stamped").to_owned();
         assert_eq!(stamped.matches("activeDeadlineSeconds").count(), 1, "{stamped}");
         assert_eq!(stamped.matches("group").count(), 1, "{stamped}");
@@ -163,7 +167,7 @@ fn a_job_that_another_webhook_changes_after_us_is_stamped_once_and_within_its_ma
         assert_eq!((spec.active_deadline_seconds, spec.backoff_limit), (Some(7200), Some(0)), "{stamped}");
 
         // It took one slot.
-        let two = job("two", &[("id", "8"), (LABEL, "deadline")], &play);
+        let two = job("two", &[("id", "8"), (LABEL, "deadline")], &simulation);
         let (code, message) = refusal(fixture.create(&ns, &two).await);
         assert!(code == 403 && message.contains("1 active jobs, max allowed: 1"), "{message}");
         configurations.delete(&name, &DeleteParams::default()).await.unwrap();

@@ -10,12 +10,12 @@ use super::fixtures::{
 };
 
 #[test]
-fn only_limited_jobs_wait_for_the_webhook() {
+fn only_limited_jobs_are_refused_while_the_webhook_is_down() {
     exclusive_scenario(async |fixture| {
         let ns = fixture.cluster.namespace("outage").await.unwrap();
         let free = fixture.cluster.namespace("free").await.unwrap();
         fixture.apply_policy(&ns, "builds", json!({"jobSelector": {"matchLabels": {"app": "build"}}, "limits": [{"name": "few", "maxActiveJobs": 5}]})).await;
-        // The namespace's ledger is there: one that a fresh replica has never heard of is refused for a minute.
+        // Creates the namespace's ledger: a new replica refuses Jobs of an unknown ledger for a minute.
         fixture.create(&ns, &job("before", &[("app", "build")], &[])).await.unwrap();
         fixture.pair.webhook(0).kill().unwrap();
         // Stamping fails open, the limit does not.
@@ -36,7 +36,7 @@ fn only_limited_jobs_wait_for_the_webhook() {
 #[test]
 fn a_sink_harvests_jobs_that_finished_while_it_was_down() {
     exclusive_scenario(async |fixture| {
-        let ns = fixture.cluster.namespace("away").await.unwrap();
+        let ns = fixture.cluster.namespace("sink-down").await.unwrap();
         fixture.apply_policy(&ns, "results", json!({"results": {}})).await;
         fixture.pair.sink().kill().unwrap();
         fixture
@@ -46,8 +46,8 @@ fn a_sink_harvests_jobs_that_finished_while_it_was_down() {
         fixture
             .wait("the Job to finish", || async {
                 let job = fixture.jobs(&ns).get("meanwhile").await.unwrap();
-                let done = job.status.as_ref().and_then(|s| s.completion_time.as_ref()).is_some();
-                if done { Ok(()) } else { Err(format!("{:?}", job.status)) }
+                let completed = job.status.as_ref().and_then(|s| s.completion_time.as_ref()).is_some();
+                if completed { Ok(()) } else { Err(format!("{:?}", job.status)) }
             })
             .await;
         assert!(fixture.config_maps(&ns).get_opt("meanwhile-results").await.unwrap().is_none());
@@ -98,7 +98,7 @@ fn another_sink_takes_over_and_replicas_share_one_ca() {
         let leases: Api<Lease> = Api::namespaced(fixture.client(), "job-handler-system");
         let leader = || async {
             let lease = leases.get("job-handler-sink").await.map_err(|e| e.to_string())?;
-            lease.spec.and_then(|s| s.holder_identity).filter(|h| !h.is_empty()).ok_or("nobody".to_owned())
+            lease.spec.and_then(|s| s.holder_identity).filter(|h| !h.is_empty()).ok_or("no holder".to_owned())
         };
         let first = fixture.wait("a leader", leader).await;
         let index = fixture.pair.sinks().iter().position(|s| first.contains(&s.name())).expect(&first);
@@ -117,9 +117,10 @@ fn another_sink_takes_over_and_replicas_share_one_ca() {
             .await;
         fixture
             .wait("a Job stamped by the second webhook", || async {
-                let made = fixture.create(&ns, &job("stamped", &[], &[])).await.map_err(|e| e.to_string())?;
+                let created =
+                    fixture.create(&ns, &job("stamped", &[], &[])).await.map_err(|e| e.to_string())?;
                 fixture.jobs(&ns).delete("stamped", &Default::default()).await.map_err(|e| e.to_string())?;
-                let deadline = made.spec.and_then(|s| s.active_deadline_seconds);
+                let deadline = created.spec.and_then(|s| s.active_deadline_seconds);
                 if deadline == Some(55) { Ok(()) } else { Err(format!("{deadline:?}")) }
             })
             .await;
@@ -127,7 +128,7 @@ fn another_sink_takes_over_and_replicas_share_one_ca() {
 }
 
 #[test]
-fn missing_rights_are_named_and_used_without_a_restart_once_granted() {
+fn missing_rights_are_reported_and_used_without_a_restart_once_granted() {
     exclusive_scenario(async |fixture| {
         for (program, member) in
             [("job-handler-webhook", fixture.pair.webhook(0)), ("job-handler-sink", fixture.pair.sink())]
@@ -142,11 +143,11 @@ fn missing_rights_are_named_and_used_without_a_restart_once_granted() {
             member.restart().unwrap();
             fixture.wait_not_ready(member, "").await;
             fixture
-                .wait(&format!("{program} to say what it lacks"), || async {
+                .wait(&format!("{program} to log the missing right"), || async {
                     let log = member.process().log_since_start();
-                    let told =
+                    let logged =
                         log.contains("no right to") || log.contains("may not") || log.contains("forbidden");
-                    if told { Ok(()) } else { Err(log) }
+                    if logged { Ok(()) } else { Err(log) }
                 })
                 .await;
             let mut binding: serde_json::Value = serde_json::from_str(&saved).unwrap();
@@ -158,7 +159,7 @@ fn missing_rights_are_named_and_used_without_a_restart_once_granted() {
 }
 
 #[test]
-fn missing_crds_are_named_and_waited_for() {
+fn missing_crds_are_reported_until_they_are_installed() {
     exclusive_scenario(async |fixture| {
         fixture.cluster.kubectl(&["delete", "crd", "jobpolicies.job-handler.io"]).await.unwrap();
         for member in [fixture.pair.webhook(0), fixture.pair.sink()] {

@@ -155,8 +155,8 @@ fn a_policy_change_is_in_force_once_ready_and_shown_in_the_columns() {
         };
         for (name, seconds) in [("a", 100), ("b", 200)] {
             fixture.apply_policy(&ns, "reload", deadline(seconds)).await;
-            let made = fixture.create(&ns, &job(name, &[], &[("run", "30s")])).await.unwrap();
-            assert_eq!(made.spec.unwrap().active_deadline_seconds, Some(i64::from(seconds)));
+            let created = fixture.create(&ns, &job(name, &[], &[("run", "30s")])).await.unwrap();
+            assert_eq!(created.spec.unwrap().active_deadline_seconds, Some(i64::from(seconds)));
         }
         let table = fixture
             .wait("the column to count both", || async {
@@ -169,11 +169,11 @@ fn a_policy_change_is_in_force_once_ready_and_shown_in_the_columns() {
         }
         fixture.policies(&ns).delete("reload", &Default::default()).await.unwrap();
         fixture
-            .wait("Jobs to go unstamped", || async {
-                let dry = kube::api::PostParams { dry_run: true, ..Default::default() };
+            .wait("Jobs to be created without stamps", || async {
+                let dry_run = kube::api::PostParams { dry_run: true, ..Default::default() };
                 let job = serde_json::from_value(job("c", &[], &[])).unwrap();
-                let made = fixture.jobs(&ns).create(&dry, &job).await.unwrap();
-                let deadline = made.spec.unwrap().active_deadline_seconds;
+                let created = fixture.jobs(&ns).create(&dry_run, &job).await.unwrap();
+                let deadline = created.spec.unwrap().active_deadline_seconds;
                 if deadline.is_none() { Ok(()) } else { Err(format!("{deadline:?}")) }
             })
             .await;
@@ -199,11 +199,11 @@ fn namespace_selectors_follow_the_labels_of_namespaces() {
         api.patch(&name, &PatchParams::apply("scenario"), &Patch::Apply(&policy)).await.unwrap();
         let ready = format!("clusterjobpolicy/{name}");
         fixture.cluster.kubectl(&["wait", &ready, "--for=condition=Ready", "--timeout=30s"]).await.unwrap();
-        let made = fixture.create(&inside, &job("a", &[], &[])).await.unwrap();
-        assert_eq!(made.spec.as_ref().unwrap().active_deadline_seconds, Some(77));
-        assert!(annotation(&made, "job-handler/stamped").contains(&format!("ClusterJobPolicy {name}")));
-        let made = fixture.create(&outside, &job("a", &[], &[])).await.unwrap();
-        assert_eq!(made.spec.as_ref().unwrap().active_deadline_seconds, None);
+        let created = fixture.create(&inside, &job("a", &[], &[])).await.unwrap();
+        assert_eq!(created.spec.as_ref().unwrap().active_deadline_seconds, Some(77));
+        assert!(annotation(&created, "job-handler/stamped").contains(&format!("ClusterJobPolicy {name}")));
+        let created = fixture.create(&outside, &job("a", &[], &[])).await.unwrap();
+        assert_eq!(created.spec.as_ref().unwrap().active_deadline_seconds, None);
         api.delete(&name, &Default::default()).await.unwrap();
     });
 }
@@ -217,7 +217,7 @@ fn the_default_policy_harvests_jobs_that_opt_in() {
         let out = fixture.create(&ns, &job("out", &[], &logs)).await.unwrap();
         assert!(
             annotation(&out, "job-handler/stamped").is_empty(),
-            "outside every policy, and changed: {out:?}"
+            "a Job outside every policy was changed: {out:?}"
         );
         let failing = [("run", "200ms"), ("exit-code", "1")];
         let mut broken = job("broken", &[("job-handler/enabled", "true")], &failing);
@@ -227,8 +227,8 @@ fn the_default_policy_harvests_jobs_that_opt_in() {
         assert_eq!(result.data.unwrap()["status"], "completed");
         fixture.wait_job_deleted(&ns, "in").await;
         fixture.wait_result(&ns, "broken").await;
-        let kept = fixture
-            .wait("the failed Job to be marked", || async {
+        let failed = fixture
+            .wait("the failed Job to be annotated", || async {
                 let job = fixture.jobs(&ns).get("broken").await.unwrap();
                 if annotation(&job, "job-handler/status") == "failed" {
                     Ok(job)
@@ -238,9 +238,9 @@ fn the_default_policy_harvests_jobs_that_opt_in() {
             })
             .await;
         assert_eq!(
-            kept.spec.unwrap().ttl_seconds_after_finished,
+            failed.spec.unwrap().ttl_seconds_after_finished,
             None,
-            "failedPolicy Never takes the TTL off"
+            "failedPolicy Never removes the TTL"
         );
         assert!(fixture.jobs(&ns).get("out").await.is_ok());
         assert!(fixture.config_maps(&ns).get_opt("out-results").await.unwrap().is_none());
@@ -251,7 +251,7 @@ fn the_default_policy_harvests_jobs_that_opt_in() {
 fn editors_may_not_write_policies() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("roles").await.unwrap();
-        for (role, verb, answer) in [
+        for (role, verb, allowed) in [
             ("view", "get", true),
             ("view", "create", false),
             ("edit", "get", true),
@@ -267,9 +267,9 @@ fn editors_may_not_write_policies() {
                 .kubectl(&["create", "rolebinding", &binding, &role_flag, &user_flag, "-n", &ns])
                 .await
                 .unwrap();
-            let asked = fixture
+            let answer = fixture
                 .wait(&format!("{role} to be aggregated"), || async {
-                    let asked = fixture
+                    let output = fixture
                         .cluster
                         .try_kubectl(
                             &["auth", "can-i", verb, "jobpolicies.job-handler.io", "-n", &ns, "--as", &user],
@@ -277,14 +277,14 @@ fn editors_may_not_write_policies() {
                         )
                         .await
                         .unwrap();
-                    if (asked.stdout.trim() == "yes") == answer {
-                        Ok(asked.stdout)
+                    if (output.stdout.trim() == "yes") == allowed {
+                        Ok(output.stdout)
                     } else {
-                        Err(asked.stdout)
+                        Err(output.stdout)
                     }
                 })
                 .await;
-            assert_eq!(asked.trim() == "yes", answer, "{role} {verb}");
+            assert_eq!(answer.trim() == "yes", allowed, "{role} {verb}");
         }
     });
 }
@@ -314,8 +314,8 @@ fn namespaced_and_cluster_policies_combine() {
         let ready = format!("clusterjobpolicy/{name}");
         fixture.cluster.kubectl(&["wait", &ready, "--for=condition=Ready", "--timeout=30s"]).await.unwrap();
 
-        let made = fixture.create(&ns, &job("a", &[], &[("run", "300ms")])).await.unwrap();
-        let spec = made.spec.unwrap();
+        let created = fixture.create(&ns, &job("a", &[], &[("run", "300ms")])).await.unwrap();
+        let spec = created.spec.unwrap();
         assert_eq!(spec.active_deadline_seconds, Some(60), "the namespace's default, the cluster's maximum");
         assert_eq!(spec.backoff_limit, Some(1), "the cluster's default, the namespace's maximum");
         fixture.wait_result(&ns, "a").await;
@@ -324,7 +324,7 @@ fn namespaced_and_cluster_policies_combine() {
         }
         let (code, message) = refusal(fixture.create(&ns, &job("d", &[], &[])).await);
         assert_eq!(code, 403);
-        assert!(message.contains("cluster-wide"), "the tighter of the two limits holds: {message}");
+        assert!(message.contains("cluster-wide"), "the stricter of the two limits applies: {message}");
         assert!(fixture.jobs(&ns).get("a").await.is_ok(), "AfterTTL keeps longer than AfterHarvest");
         api.delete(&name, &Default::default()).await.unwrap();
     });
@@ -340,38 +340,38 @@ fn a_policy_in_warn_mode_changes_refuses_and_deletes_nothing() {
             "results": {}, "cleanup": {"succeededPolicy": "AfterHarvest", "failedPolicy": "AfterHarvest"},
         });
         fixture.apply_policy(&ns, "warn", spec).await;
-        let mut many = job("many", &[], &[("run", "200ms")]);
-        many["spec"]["backoffLimit"] = json!(5);
-        let made = fixture.create(&ns, &many).await.unwrap();
-        let spec = made.spec.unwrap();
+        let mut warned = job("warned", &[], &[("run", "200ms")]);
+        warned["spec"]["backoffLimit"] = json!(5);
+        let created = fixture.create(&ns, &warned).await.unwrap();
+        let spec = created.spec.unwrap();
         assert_eq!((spec.active_deadline_seconds, spec.backoff_limit), (None, Some(5)));
-        // Another policy, which is enforced, shows when the sink has reconciled.
+        // An enforced policy deletes its Job, so the sink has reconciled the Jobs of both.
         fixture
-            .create(&ns, &job("seen", &[("job-handler/enabled", "true")], &[("run", "200ms")]))
+            .create(&ns, &job("enforced", &[("job-handler/enabled", "true")], &[("run", "200ms")]))
             .await
             .unwrap();
-        fixture.wait_job_deleted(&ns, "seen").await;
-        assert!(fixture.jobs(&ns).get("many").await.is_ok());
-        assert!(fixture.config_maps(&ns).get_opt("many-results").await.unwrap().is_none());
+        fixture.wait_job_deleted(&ns, "enforced").await;
+        assert!(fixture.jobs(&ns).get("warned").await.is_ok());
+        assert!(fixture.config_maps(&ns).get_opt("warned-results").await.unwrap().is_none());
     });
 }
 
 #[test]
 fn the_status_lists_policy_fields_without_effect() {
     scenario(|fixture| async move {
-        let ns = fixture.cluster.namespace("parts").await.unwrap();
-        fixture.apply_policy(&ns, "whole", json!({"stamp": {"backoffLimit": {"max": 1}}})).await;
+        let ns = fixture.cluster.namespace("fully-enforced").await.unwrap();
+        fixture.apply_policy(&ns, "supported", json!({"stamp": {"backoffLimit": {"max": 1}}})).await;
         let spec = json!({"cloudEventSinks": [{"name": "ci"}], "results": {"storageType": "Secret"}});
-        fixture.apply_policy(&ns, "parts", spec).await;
-        for (name, status, told) in [
-            ("whole", "True", vec![]),
-            ("parts", "False", vec!["storageType Secret", "cloudEventSinks \"ci\""]),
+        fixture.apply_policy(&ns, "unsupported", spec).await;
+        for (name, status, fields) in [
+            ("supported", "True", vec![]),
+            ("unsupported", "False", vec!["storageType Secret", "cloudEventSinks \"ci\""]),
         ] {
             let policy = fixture.policies(&ns).get(name).await.unwrap();
             let conditions = policy.status.unwrap().conditions;
             let condition = conditions.iter().find(|c| c.type_ == "FullyEnforced").unwrap();
             assert_eq!(condition.status, status, "{condition:?}");
-            assert!(told.iter().all(|field| condition.message.contains(field)), "{condition:?}");
+            assert!(fields.iter().all(|field| condition.message.contains(field)), "{condition:?}");
         }
     });
 }
@@ -380,9 +380,9 @@ fn the_status_lists_policy_fields_without_effect() {
 fn the_samples_apply() {
     scenario(|fixture| async move {
         let samples = concat!(env!("CARGO_MANIFEST_DIR"), "/../manifests/samples");
-        let said = fixture.cluster.kubectl(&["apply", "--server-side", "-f", samples]).await.unwrap();
+        let output = fixture.cluster.kubectl(&["apply", "--server-side", "-f", samples]).await.unwrap();
         for policy in ["jobpolicy.job-handler.io/builds", "job-handler.io/"] {
-            assert!(said.contains(policy), "{said}");
+            assert!(output.contains(policy), "{output}");
         }
         let wait = ["wait", "jobpolicy", "--all", "-n", "ci", "--for=condition=Ready", "--timeout=30s"];
         fixture.cluster.kubectl(&wait).await.unwrap();

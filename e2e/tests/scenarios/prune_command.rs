@@ -1,4 +1,4 @@
-//! The prune command, on Jobs without a policy, as GitOps tools leave them.
+//! The prune command, on Jobs without a policy, such as hook Jobs of GitOps tools.
 
 use std::process::Output;
 
@@ -23,17 +23,17 @@ async fn prune(fixture: &Fixture, ns: &str, more: &[&str]) -> (Output, String) {
     (output, text)
 }
 
-/// Runs hooks one after the other, so that their order is that of their names.
-async fn hooks(fixture: &Fixture, ns: &str, instance: &str, names: &[&str]) {
+/// Runs hook Jobs one after the other, so that their age follows the order of names.
+async fn run_hooks(fixture: &Fixture, ns: &str, instance: &str, names: &[&str]) {
     for name in names {
         let failing = name.contains("bad");
-        let play = [("run", "100ms"), ("exit-code", if failing { "1" } else { "0" })];
-        let mut hook = job(name, &[(KEY, instance)], &play);
+        let simulation = [("run", "100ms"), ("exit-code", if failing { "1" } else { "0" })];
+        let mut hook = job(name, &[(KEY, instance)], &simulation);
         hook["spec"]["backoffLimit"] = json!(0);
-        let made = fixture.create(ns, &hook).await.unwrap();
+        let created = fixture.create(ns, &hook).await.unwrap();
         fixture.cluster.wait_job_finished(ns, name, super::fixtures::PATIENCE).await.unwrap();
         // Timestamps have a resolution of one second.
-        let second = made.creation_timestamp().unwrap().0;
+        let second = created.creation_timestamp().unwrap().0;
         fixture
             .wait("the next second", || async {
                 let now = jiff::Timestamp::now();
@@ -43,27 +43,27 @@ async fn hooks(fixture: &Fixture, ns: &str, instance: &str, names: &[&str]) {
     }
 }
 
-async fn left(fixture: &Fixture, ns: &str) -> Vec<String> {
+async fn remaining(fixture: &Fixture, ns: &str) -> Vec<String> {
     let all = fixture.jobs(ns).list(&ListParams::default()).await.unwrap();
-    let there = all.items.iter().filter(|job| job.metadata.deletion_timestamp.is_none());
-    there.map(ResourceExt::name_any).collect()
+    let remaining = all.items.iter().filter(|job| job.metadata.deletion_timestamp.is_none());
+    remaining.map(ResourceExt::name_any).collect()
 }
 
 #[test]
-fn old_hooks_are_pruned_and_the_newest_stay() {
+fn old_hooks_are_pruned_and_the_newest_are_kept() {
     scenario(|fixture| async move {
-        let ns = fixture.cluster.namespace("sweep").await.unwrap();
-        hooks(fixture, &ns, "shop", &["shop-1", "shop-2", "shop-3-bad"]).await;
-        hooks(fixture, &ns, "mail", &["mail-1", "mail-2"]).await;
+        let ns = fixture.cluster.namespace("prune").await.unwrap();
+        run_hooks(fixture, &ns, "shop", &["shop-1", "shop-2", "shop-3-bad"]).await;
+        run_hooks(fixture, &ns, "mail", &["mail-1", "mail-2"]).await;
         fixture.create(&ns, &job("mail-3", &[(KEY, "mail")], &[("end", "Hang")])).await.unwrap();
         fixture.create(&ns, &job("unlabelled", &[], &[("run", "100ms")])).await.unwrap();
-        let before = left(fixture, &ns).await;
+        let before = remaining(fixture, &ns).await;
 
         let (_, client) = prune(fixture, &ns, &["--dry-run", "--limit", "2"]).await;
         let (checked, server) = prune(fixture, &ns, &["--dry-run=server", "--limit", "1"]).await;
         assert!(checked.status.success(), "{checked:?}");
         assert_eq!(client.replace(" (dry run)", ""), server.replace(" (server dry run)", ""));
-        assert_eq!(left(fixture, &ns).await, before, "a dry run deletes nothing");
+        assert_eq!(remaining(fixture, &ns).await, before, "a dry run deletes nothing");
         let purged = |text: &str| {
             let lines = text.lines().filter(|line| line.starts_with("PURGE") && line.contains("SUCCESS"));
             lines.map(|line| line.split(['/', ' ']).nth(2).unwrap().to_owned()).collect::<Vec<_>>()
@@ -80,7 +80,7 @@ fn old_hooks_are_pruned_and_the_newest_stay() {
         let closing = "Found 2 (namespace, group) pairs: 2 purged, ";
         assert!(text.lines().last().unwrap().starts_with(closing), "{text}");
         fixture
-            .wait("the pods to go with their Jobs", || async {
+            .wait("the pods of the pruned Jobs to be deleted", || async {
                 let api: Api<Pod> = Api::namespaced(fixture.client(), &ns);
                 let pods = api.list(&ListParams::default()).await.map_err(|e| e.to_string())?;
                 let old =
@@ -91,16 +91,16 @@ fn old_hooks_are_pruned_and_the_newest_stay() {
                 }
             })
             .await;
-        assert_eq!(left(fixture, &ns).await, ["mail-3", "shop-3-bad", "unlabelled"]);
+        assert_eq!(remaining(fixture, &ns).await, ["mail-3", "shop-3-bad", "unlabelled"]);
     });
 }
 
 #[test]
-fn a_refused_deletion_stops_no_other_and_sets_the_exit_code() {
+fn a_refused_deletion_does_not_stop_the_others_and_sets_the_exit_code() {
     scenario(|fixture| async move {
-        let ns = fixture.cluster.namespace("sweep-refused").await.unwrap();
-        hooks(fixture, &ns, "shop", &["shop-1", "shop-2", "shop-3", "shop-4"]).await;
-        // Cluster-wide objects, for this namespace alone.
+        let ns = fixture.cluster.namespace("prune-refused").await.unwrap();
+        run_hooks(fixture, &ns, "shop", &["shop-1", "shop-2", "shop-3", "shop-4"]).await;
+        // Cluster-wide objects that apply to this namespace only.
         let name = format!("{}-keep", ns.name());
         let policy = json!({"apiVersion": "v1", "kind": "List", "items": [
             {"apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicy", "metadata": {"name": name},
@@ -116,16 +116,16 @@ fn a_refused_deletion_stops_no_other_and_sets_the_exit_code() {
         ]})
         .to_string();
         fixture.cluster.kubectl_with_input(&["apply", "-f", "-"], &policy).await.unwrap();
-        let dry = DeleteParams { dry_run: true, ..DeleteParams::default() };
+        let dry_run = DeleteParams { dry_run: true, ..DeleteParams::default() };
         fixture
             .wait("the policy to be in force", || async {
-                match fixture.jobs(&ns).delete("shop-2", &dry).await {
+                match fixture.jobs(&ns).delete("shop-2", &dry_run).await {
                     Err(error) if error.to_string().contains("evidence") => Ok(()),
                     other => Err(format!("{other:?}")),
                 }
             })
             .await;
-        assert!(refusal(fixture.jobs(&ns).delete("shop-2", &dry).await).1.contains("evidence"));
+        assert!(refusal(fixture.jobs(&ns).delete("shop-2", &dry_run).await).1.contains("evidence"));
         let (output, text) = prune(fixture, &ns, &[]).await;
         fixture.cluster.kubectl_with_input(&["delete", "-f", "-"], &policy).await.unwrap();
         assert_eq!(output.status.code(), Some(1), "{output:?}");
@@ -138,9 +138,9 @@ fn a_refused_deletion_stops_no_other_and_sets_the_exit_code() {
                 .starts_with("Found 1 (namespace, group) pairs: 2 purged, 1 skipped, 1 failed")
         );
         fixture
-            .wait("the others to be gone", || async {
-                let left = left(fixture, &ns).await;
-                if left == ["shop-2", "shop-4"] { Ok(()) } else { Err(format!("{left:?}")) }
+            .wait("the others to be deleted", || async {
+                let names = remaining(fixture, &ns).await;
+                if names == ["shop-2", "shop-4"] { Ok(()) } else { Err(format!("{names:?}")) }
             })
             .await;
     });

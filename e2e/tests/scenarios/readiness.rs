@@ -1,4 +1,5 @@
-//! The condition `Ready`: from then on no Job passes a limit or is refused for lack of a ledger, and a change applies at once.
+//! The condition `Ready`: once it is True, no Job exceeds a limit or is refused for lack of a ledger, and a change
+//! applies immediately.
 
 use std::time::{Duration, Instant};
 
@@ -17,22 +18,22 @@ use serde_json::{Value, json};
 
 use super::fixtures::{Fixture, PATIENCE, exclusive_scenario, job, refusal, scenario};
 
-/// A minute and what a busy machine adds to it.
-const A_MINUTE: Duration = Duration::from_secs(150);
+/// The wait before a missing ledger is created (a minute), with slack for a busy machine.
+const LEDGER_CREATED: Duration = Duration::from_secs(150);
 
-fn limit(selects: &str, max: u32) -> Value {
-    json!({"jobSelector": {"matchLabels": {"app": selects}}, "limits": [{"name": "few", "maxActiveJobs": max}]})
+fn limit(app: &str, max: u32) -> Value {
+    json!({"jobSelector": {"matchLabels": {"app": app}}, "limits": [{"name": "few", "maxActiveJobs": max}]})
 }
 
 #[test]
-fn a_new_namespace_has_its_slots_at_once() {
+fn a_new_namespace_can_use_its_slots_immediately() {
     scenario(|fixture| async move {
-        // By a policy of its own.
+        // With a JobPolicy in the namespace.
         let ns = fixture.cluster.namespace("first").await.unwrap();
         fixture.apply_policy(&ns, "builds", limit("a", 1)).await;
         fixture.create(&ns, &job("one", &[("app", "a")], &[("run", "60s")])).await.unwrap();
         assert_eq!(refusal(fixture.create(&ns, &job("two", &[("app", "a")], &[])).await).0, 403);
-        // By one of the cluster that was Ready before the namespace came.
+        // With a ClusterJobPolicy that was Ready before the namespace was created.
         let name = format!("over-{}", ns.name());
         let policies: Api<ClusterJobPolicy> = Api::all(fixture.client());
         let policy: ClusterJobPolicy = serde_json::from_value(json!({
@@ -52,23 +53,23 @@ fn a_new_namespace_has_its_slots_at_once() {
             })
             .await;
         let namespaces: Api<Namespace> = Api::all(fixture.client());
-        let mut made = Vec::new();
+        let mut creates = Vec::new();
         for n in 0..3 {
             let later = format!("{name}-{n}");
             let namespace = json!({"metadata": {"name": later, "labels": {"limited-by": name}}});
             let namespace = serde_json::from_value(namespace).unwrap();
             namespaces.create(&PostParams::default(), &namespace).await.unwrap();
             let mut one = job("one", &[], &[]);
-            // No ServiceAccount, no pods: it has nothing to wait for.
+            // Without pods, so that the Job does not need a ServiceAccount.
             one["spec"]["parallelism"] = json!(0);
-            made.push(fixture.create(&later, &one).await);
+            creates.push(fixture.create(&later, &one).await);
         }
         for n in 0..3 {
             namespaces.delete(&format!("{name}-{n}"), &DeleteParams::default()).await.unwrap();
         }
         policies.delete(&name, &DeleteParams::default()).await.unwrap();
-        let third = made.pop().unwrap();
-        made.into_iter().for_each(|made| drop(made.unwrap()));
+        let third = creates.pop().unwrap();
+        creates.into_iter().for_each(|created| drop(created.unwrap()));
         assert!(refusal(third).1.contains("2 active jobs, max allowed: 2"), "the cluster's limit is full");
     });
 }
@@ -90,26 +91,26 @@ fn existing_limits_are_not_ready_before_their_ledgers_exist() {
         apply(&ns, limit("a", 1)).await;
         apply(&free, json!({"stamp": {"activeDeadlineSeconds": {"default": 77}}})).await;
         fixture.pair.webhook(0).restart().unwrap();
-        // Who limits nothing waits for nothing.
+        // A policy without limits does not need a ledger.
         fixture.wait_policy_ready(&free, "builds", Some(1)).await;
         let ready = |namespace: String| async move {
             let status = fixture.policies(&namespace).get("builds").await.map_err(|e| e.to_string())?.status;
             let ready = status.unwrap_or_default().conditions.into_iter().find(|c| c.type_ == READY);
             ready.ok_or("no condition".to_owned())
         };
-        let told = fixture
-            .wait("to be told what it waits for", || async {
+        let condition = fixture
+            .wait("condition Ready to report the missing ledger", || async {
                 let ready = ready(ns.name().to_owned()).await?;
                 if ready.reason == "LedgerMissing" { Ok(ready) } else { Err(format!("{ready:?}")) }
             })
             .await;
-        assert_eq!(told.status, "False");
+        assert_eq!(condition.status, "False");
         assert!(
-            told.message.contains(&format!("the JobLedger {} is missing", ns.name())),
+            condition.message.contains(&format!("the JobLedger {} is missing", ns.name())),
             "{}",
-            told.message
+            condition.message
         );
-        wait_for(A_MINUTE, "the policy to be Ready", || async {
+        wait_for(LEDGER_CREATED, "the policy to be Ready", || async {
             let ready = ready(ns.name().to_owned()).await?;
             if ready.status == "True" { Ok(()) } else { Err(format!("{ready:?}")) }
         })
@@ -120,39 +121,39 @@ fn existing_limits_are_not_ready_before_their_ledgers_exist() {
     });
 }
 
-/// Whether a Job would be admitted now; nothing is written.
+/// Whether a dry run of a create is admitted.
 async fn admits(fixture: &Fixture, namespace: &str, app: &str) -> Result<bool, String> {
-    let dry = PostParams { dry_run: true, ..PostParams::default() };
+    let dry_run = PostParams { dry_run: true, ..PostParams::default() };
     let probe = serde_json::from_value(job("probe", &[("app", app)], &[])).unwrap();
-    match fixture.jobs(namespace).create(&dry, &probe).await {
+    match fixture.jobs(namespace).create(&dry_run, &probe).await {
         Ok(_) => Ok(true),
         Err(kube::Error::Api(status)) if status.code == 403 => Ok(false),
         Err(error) => Err(error.to_string()),
     }
 }
 
-/// A second is what is promised; a busy machine adds to it, and the figure is printed.
+/// The promised delay is a second; the rest is slack for a busy machine. The measured delay is printed.
 const SOON: Duration = Duration::from_secs(10);
 
-/// Waits until Jobs of these apps are admitted, or are not, and prints how long that takes.
-async fn decided(fixture: &Fixture, namespace: &str, what: &str, wanted: &[(&str, bool)]) {
+/// Waits until Jobs of each app are admitted or refused as expected, and prints the delay.
+async fn wait_admission(fixture: &Fixture, namespace: &str, change: &str, expected: &[(&str, bool)]) {
     let since = Instant::now();
-    wait_for(SOON, what, || async {
-        for (app, admitted) in wanted {
-            let now = admits(fixture, namespace, app).await?;
-            if now != *admitted {
-                return Err(format!("Jobs of {app}: admitted {now}"));
+    wait_for(SOON, change, || async {
+        for (app, admitted) in expected {
+            let is_admitted = admits(fixture, namespace, app).await?;
+            if is_admitted != *admitted {
+                return Err(format!("Jobs of {app}: admitted {is_admitted}"));
             }
         }
         Ok(())
     })
     .await
     .unwrap();
-    println!("{what}: decided by {:.0?} later ({} dry runs included)", since.elapsed(), wanted.len());
+    println!("{change}: in force after {:.0?} ({} dry runs included)", since.elapsed(), expected.len());
 }
 
-/// Applies a limit and hears of its being Ready at once, by a watch.
-async fn applied(fixture: &Fixture, namespace: &str, name: &str, spec: Value) {
+/// Applies a policy and waits with a watch until it is Ready, without the delay of polling.
+async fn apply_and_watch(fixture: &Fixture, namespace: &str, name: &str, spec: Value) {
     let policies = fixture.policies(namespace);
     let policy = json!({
         "apiVersion": "job-handler.io/v1alpha1", "kind": "JobPolicy", "metadata": {"name": name}, "spec": spec,
@@ -175,25 +176,26 @@ fn a_changed_policy_applies_as_soon_as_it_is_ready() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("soon").await.unwrap();
         let ns = ns.name();
-        applied(fixture, ns, "builds", limit("a", 2)).await;
-        decided(fixture, ns, "made", &[("a", true), ("b", true)]).await;
+        apply_and_watch(fixture, ns, "builds", limit("a", 2)).await;
+        wait_admission(fixture, ns, "created", &[("a", true), ("b", true)]).await;
         for (name, app) in [("a1", "a"), ("a2", "a"), ("b1", "b")] {
             fixture.create(ns, &job(name, &[("app", app)], &[("run", "300s")])).await.unwrap();
         }
         for round in 1..=3 {
-            applied(fixture, ns, "builds", limit("a", 3)).await;
-            decided(fixture, ns, &format!("raised ({round})"), &[("a", true), ("b", true)]).await;
-            applied(fixture, ns, "builds", limit("a", 1)).await;
-            decided(fixture, ns, &format!("lowered ({round})"), &[("a", false), ("b", true)]).await;
-            applied(fixture, ns, "builds", limit("b", 1)).await;
-            decided(fixture, ns, &format!("relabelled ({round})"), &[("a", true), ("b", false)]).await;
-            applied(fixture, ns, "other", limit("a", 2)).await;
-            decided(fixture, ns, &format!("a second one ({round})"), &[("a", false), ("b", false)]).await;
+            apply_and_watch(fixture, ns, "builds", limit("a", 3)).await;
+            wait_admission(fixture, ns, &format!("raised ({round})"), &[("a", true), ("b", true)]).await;
+            apply_and_watch(fixture, ns, "builds", limit("a", 1)).await;
+            wait_admission(fixture, ns, &format!("lowered ({round})"), &[("a", false), ("b", true)]).await;
+            apply_and_watch(fixture, ns, "builds", limit("b", 1)).await;
+            wait_admission(fixture, ns, &format!("relabelled ({round})"), &[("a", true), ("b", false)]).await;
+            apply_and_watch(fixture, ns, "other", limit("a", 2)).await;
+            wait_admission(fixture, ns, &format!("a second one ({round})"), &[("a", false), ("b", false)])
+                .await;
             let policies = fixture.policies(ns);
             policies.delete("other", &DeleteParams::default()).await.unwrap();
-            let gone = await_condition(policies, "other", |policy: Option<&JobPolicy>| policy.is_none());
-            tokio::time::timeout(PATIENCE, gone).await.unwrap().unwrap();
-            decided(fixture, ns, &format!("deleted ({round})"), &[("a", true), ("b", false)]).await;
+            let deleted = await_condition(policies, "other", |policy: Option<&JobPolicy>| policy.is_none());
+            tokio::time::timeout(PATIENCE, deleted).await.unwrap().unwrap();
+            wait_admission(fixture, ns, &format!("deleted ({round})"), &[("a", true), ("b", false)]).await;
         }
     });
 }

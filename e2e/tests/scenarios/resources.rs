@@ -10,24 +10,24 @@ fn only_containers_without_resources_get_the_defaults() {
         let ns = fixture.cluster.namespace("resources").await.unwrap();
         let resources = json!({"limits": {"cpu": "0.5", "memory": "1024Mi"}, "requests": {"cpu": 0}});
         fixture.apply_policy(&ns, "builds", json!({"stamp": {"containerResources": resources}})).await;
-        let mut made = job("a", &[], &[("run", "60s")]);
-        made["spec"]["template"]["spec"]["initContainers"] = json!([{"name": "init", "image": "busybox"}]);
-        made["spec"]["template"]["spec"]["containers"] = json!([
+        let mut job_a = job("a", &[], &[("run", "60s")]);
+        job_a["spec"]["template"]["spec"]["initContainers"] = json!([{"name": "init", "image": "busybox"}]);
+        job_a["spec"]["template"]["spec"]["containers"] = json!([
             {"name": "main", "image": "busybox"},
             {"name": "own", "image": "busybox", "resources": {"requests": {"cpu": "2"}}},
         ]);
-        let made = fixture.create(&ns, &made).await.unwrap();
-        let told = annotation(&made, "job-handler/stamped").to_owned();
-        assert!(told.contains("containerResources: init, main (default of JobPolicy"), "{told}");
-        let pod = made.spec.unwrap().template.spec.unwrap();
+        let created = fixture.create(&ns, &job_a).await.unwrap();
+        let stamped = annotation(&created, "job-handler/stamped").to_owned();
+        assert!(stamped.contains("containerResources: init, main (default of JobPolicy"), "{stamped}");
+        let pod = created.spec.unwrap().template.spec.unwrap();
         let text = |container: &k8s_openapi::api::core::v1::Container| {
             serde_json::to_value(container.resources.clone().unwrap_or_default()).unwrap()
         };
-        let wanted = json!({"limits": {"cpu": "500m", "memory": "1Gi"}, "requests": {"cpu": "0"}});
-        assert_eq!(text(&pod.init_containers.unwrap()[0]), wanted);
-        assert_eq!(text(&pod.containers[0]), wanted);
+        let expected = json!({"limits": {"cpu": "500m", "memory": "1Gi"}, "requests": {"cpu": "0"}});
+        assert_eq!(text(&pod.init_containers.unwrap()[0]), expected);
+        assert_eq!(text(&pod.containers[0]), expected);
         assert_eq!(text(&pod.containers[1]), json!({"requests": {"cpu": "2"}}));
-        // A copy of what is stored comes to the same, and says so.
+        // A copy of the stored Job gets the same resources and annotation.
         let stored = fixture.cluster.kubectl(&["get", "job", "a", "-n", &ns, "-o", "json"]).await.unwrap();
         let mut copy: serde_json::Value = serde_json::from_str(&stored).unwrap();
         let annotations = copy["metadata"]["annotations"].clone();
@@ -38,14 +38,14 @@ fn only_containers_without_resources_get_the_defaults() {
         copy["spec"]["template"]["metadata"]["labels"] = json!({});
         copy.as_object_mut().unwrap().remove("status");
         let copy = fixture.create(&ns, &copy).await.unwrap();
-        assert_eq!(annotation(&copy, "job-handler/stamped"), told);
+        assert_eq!(annotation(&copy, "job-handler/stamped"), stamped);
     });
 }
 
 #[test]
-fn a_policy_with_impossible_resources_is_refused() {
+fn a_policy_with_invalid_resources_is_refused() {
     scenario(|fixture| async move {
-        for (resources, told) in [
+        for (resources, error) in [
             (json!({"limits": {"cpu": "much"}}), "limits.cpu"),
             (json!({"limits": {"cpuu": "1"}}), "resources are cpu, memory"),
             (json!({"limits": {"cpu": -1}}), "must not be negative"),
@@ -61,7 +61,7 @@ fn a_policy_with_impossible_resources_is_refused() {
             let Ok(policy) = policy else { panic!("{resources}") };
             let api = fixture.policies("default");
             let (_, message) = refusal(api.create(&kube::api::PostParams::default(), &policy).await);
-            assert!(message.contains(told), "{told} in {message}");
+            assert!(message.contains(error), "{error} in {message}");
         }
     });
 }

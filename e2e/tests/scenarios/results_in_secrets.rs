@@ -1,4 +1,5 @@
-//! Results in Secrets: with the opt-in rights they are stored only there, and read, announced and deleted like those in ConfigMaps; without the rights no output of containers is published.
+//! Results in Secrets: with the opt-in rights they are stored only there, and read, published as Events and deleted
+//! like those in ConfigMaps; without the rights no output of containers is published.
 
 use job_handler_e2e::{
     harness::ports,
@@ -15,19 +16,23 @@ use serde_json::{Value, json};
 use super::{
     cloudevents::{Receiver, with_receiver},
     fixtures::{Fixture, PATIENCE, annotation, exclusive_scenario_with_own_cluster, job, scenario},
-    kubectl_plugin::Person,
+    kubectl_plugin::PluginUser,
 };
 
-/// What containers write: into their log, and as their last message.
-const WRITTEN: &str = "password=hunter2";
-const LAST_WORDS: &str = "token=abc123";
+/// The log and the termination message of containers.
+const LOG_TEXT: &str = "password=hunter2";
+const TERMINATION_MESSAGE: &str = "token=abc123";
 
-/// A Job that fails, and says what it should not.
-fn telling(name: &str, app: &str) -> Value {
-    let log = format!("starting\n{WRITTEN}\n");
-    let play =
-        [("run", "200ms"), ("exit-code", "3"), ("log", log.as_str()), ("termination-message", LAST_WORDS)];
-    let mut job = job(name, &[("app", app)], &play);
+/// A failing Job with secrets in its log and termination message.
+fn job_with_secrets(name: &str, app: &str) -> Value {
+    let log = format!("starting\n{LOG_TEXT}\n");
+    let simulation = [
+        ("run", "200ms"),
+        ("exit-code", "3"),
+        ("log", log.as_str()),
+        ("termination-message", TERMINATION_MESSAGE),
+    ];
+    let mut job = job(name, &[("app", app)], &simulation);
     job["spec"]["backoffLimit"] = json!(0);
     job
 }
@@ -44,19 +49,24 @@ fn policy(app: &str, results: Value) -> Value {
     json!({"jobSelector": {"matchLabels": {"app": app}}, "results": results, "cloudEventSinks": [{"name": "ci"}]})
 }
 
-/// Waits until condition FullyEnforced has, or has not, something to say of Secrets.
-async fn secrets_missing(fixture: &Fixture, ns: &str, policy: &str, missing: bool) -> String {
+/// Waits until the condition FullyEnforced reports missing rights to Secrets (`missing`), or does not.
+async fn wait_secrets_missing(fixture: &Fixture, ns: &str, policy: &str, missing: bool) -> String {
     fixture
-        .wait(&format!("the policy to say that Secrets cannot be had: {missing}"), || async {
+        .wait(&format!("the policy to report missing rights to Secrets: {missing}"), || async {
             let status = fixture.policies(ns).get(policy).await.map_err(|e| e.to_string())?.status;
             let conditions = status.unwrap_or_default().conditions;
-            let told = conditions.into_iter().find(|c| c.type_ == "FullyEnforced").ok_or("no condition")?;
-            if (told.reason == "NoSecrets") == missing { Ok(told.message) } else { Err(format!("{told:?}")) }
+            let condition =
+                conditions.into_iter().find(|c| c.type_ == "FullyEnforced").ok_or("no condition")?;
+            if (condition.reason == "NoSecrets") == missing {
+                Ok(condition.message)
+            } else {
+                Err(format!("{condition:?}"))
+            }
         })
         .await
 }
 
-async fn told(fixture: &Fixture, ns: &str, job: &str) -> String {
+async fn wait_event_note(fixture: &Fixture, ns: &str, job: &str) -> String {
     fixture
         .wait(&format!("the Event of {job}"), || async {
             let events = fixture.events(ns, "JobProcessing", job).await;
@@ -70,11 +80,14 @@ fn without_the_right_to_secrets_no_container_output_is_published() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("no-secrets").await.unwrap();
         fixture.apply_policy(&ns, "hidden", policy("hidden", json!({"storageType": "Secret"}))).await;
-        let why = secrets_missing(fixture, &ns, "hidden", true).await;
-        assert!(why.contains("no right to") && why.contains("apply manifests/overlays/secrets"), "{why}");
+        let message = wait_secrets_missing(fixture, &ns, "hidden", true).await;
+        assert!(
+            message.contains("no right to") && message.contains("apply manifests/overlays/secrets"),
+            "{message}"
+        );
 
-        fixture.create(&ns, &telling("build", "hidden")).await.unwrap();
-        let note = told(fixture, &ns, "build").await;
+        fixture.create(&ns, &job_with_secrets("build", "hidden")).await.unwrap();
+        let note = wait_event_note(fixture, &ns, "build").await;
         assert!(note.contains("exit code 3") && note.contains("could not be kept"), "{note}");
         let result = fixture.wait_result(&ns, "build").await;
         let manifest: Value = serde_json::from_str(&result.data.as_ref().unwrap()["result.json"]).unwrap();
@@ -87,7 +100,7 @@ fn without_the_right_to_secrets_no_container_output_is_published() {
         for resources in ["configmaps", "events", "events.events.k8s.io", "secrets"] {
             let all =
                 fixture.cluster.kubectl(&["get", resources, "-n", ns.name(), "-o", "json"]).await.unwrap();
-            assert!(!all.contains(WRITTEN) && !all.contains(LAST_WORDS), "{resources}: {all}");
+            assert!(!all.contains(LOG_TEXT) && !all.contains(TERMINATION_MESSAGE), "{resources}: {all}");
         }
         let (_, metrics) = fixture.pair.sink().get("/metrics").await.unwrap();
         let line =
@@ -115,55 +128,59 @@ fn with_the_right_to_secrets_results_are_in_secrets_only() {
             policy("hidden", results)
         };
         fixture.apply_policy(&ns, "hidden", hidden(json!({}))).await;
-        secrets_missing(&fixture, &ns, "hidden", true).await;
-        // The sink notices the new rights by itself.
+        wait_secrets_missing(&fixture, &ns, "hidden", true).await;
+        // The sink detects the new rights.
         allow_secrets(&fixture.cluster).await.unwrap();
-        secrets_missing(&fixture, &ns, "hidden", false).await;
+        wait_secrets_missing(&fixture, &ns, "hidden", false).await;
 
-        in_secrets_alone(&fixture, &ns, &receiver).await;
-        let person = who_may_read_secrets_reads_them(&fixture, &ns).await;
-        another_run_in_another_kind_hides_nothing(&fixture, &ns, &person).await;
-        what_is_in_secrets_is_known_to_the_next_sink_and_left_where_it_cannot_be_read(&fixture, &ns).await;
-        // What the policy says now is what counts.
+        assert_stored_in_secrets_only(&fixture, &ns, &receiver).await;
+        let user = a_user_with_rights_to_secrets_reads_results(&fixture, &ns).await;
+        a_newer_run_with_another_storage_type_keeps_the_older_result(&fixture, &ns, &user).await;
+        a_restarted_sink_keeps_results_in_secrets_with_and_without_rights(&fixture, &ns).await;
+        // The current policy applies to existing results.
         fixture.apply_policy(&ns, "hidden", hidden(json!({"ttlSeconds": 1}))).await;
         let secrets: Api<Secret> = Api::namespaced(fixture.client(), &ns);
-        wait_for(3 * PATIENCE, "no Secret to be left", || async {
-            let left = secrets.list(&ListParams::default()).await.map_err(|e| e.to_string())?;
-            let left: Vec<String> = left.items.iter().map(ResourceExt::name_any).collect();
-            if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
+        wait_for(3 * PATIENCE, "all Secrets to be deleted", || async {
+            let list = secrets.list(&ListParams::default()).await.map_err(|e| e.to_string())?;
+            let names: Vec<String> = list.items.iter().map(ResourceExt::name_any).collect();
+            if names.is_empty() { Ok(()) } else { Err(format!("{names:?}")) }
         })
         .await
         .unwrap();
         assert!(
             fixture.config_maps(&ns).get_opt("plain-results").await.unwrap().is_some(),
-            "asked for by another"
+            "requested by another policy"
         );
     });
 }
 
 /// Compares with a ConfigMap of the same content.
-async fn in_secrets_alone(fixture: &Fixture, ns: &str, receiver: &Receiver) {
-    fixture.create(ns, &telling("quiet", "hidden")).await.unwrap();
-    fixture.create(ns, &telling("plain", "open")).await.unwrap();
+async fn assert_stored_in_secrets_only(fixture: &Fixture, ns: &str, receiver: &Receiver) {
+    fixture.create(ns, &job_with_secrets("secret-result", "hidden")).await.unwrap();
+    fixture.create(ns, &job_with_secrets("plain", "open")).await.unwrap();
     fixture.create(ns, &large("large", "hidden")).await.unwrap();
     fixture.create(ns, &large("large-plain", "open")).await.unwrap();
-    let notes = [told(fixture, ns, "quiet").await, told(fixture, ns, "plain").await];
-    told(fixture, ns, "large").await;
-    told(fixture, ns, "large-plain").await;
-    assert!(notes[0].contains("exit code 3") && !notes[0].contains(LAST_WORDS), "{}", notes[0]);
-    assert!(notes[0].ends_with(&format!("Result: Secret {ns}/quiet-results")), "{}", notes[0]);
-    assert!(notes[1].contains(LAST_WORDS), "{}", notes[1]);
+    let notes =
+        [wait_event_note(fixture, ns, "secret-result").await, wait_event_note(fixture, ns, "plain").await];
+    wait_event_note(fixture, ns, "large").await;
+    wait_event_note(fixture, ns, "large-plain").await;
+    assert!(notes[0].contains("exit code 3") && !notes[0].contains(TERMINATION_MESSAGE), "{}", notes[0]);
+    assert!(notes[0].ends_with(&format!("Result: Secret {ns}/secret-result-results")), "{}", notes[0]);
+    assert!(notes[1].contains(TERMINATION_MESSAGE), "{}", notes[1]);
 
     let secrets: Api<Secret> = Api::namespaced(fixture.client(), ns);
-    let made = ListParams::default().labels("job-handler/created=true");
-    let results = secrets.list(&made).await.unwrap().items;
+    let created = ListParams::default().labels("job-handler/created=true");
+    let results = secrets.list(&created).await.unwrap().items;
     assert_eq!(
         results.iter().map(ResourceExt::name_any).collect::<Vec<_>>(),
-        ["large-results", "quiet-results"]
+        ["large-results", "secret-result-results"]
     );
     assert!(results.iter().all(|secret| secret.type_.as_deref() == Some("job-handler.io/result")));
-    for name in ["quiet-results", "large-results"] {
-        assert!(fixture.config_maps(ns).get_opt(name).await.unwrap().is_none(), "{name} is a Secret alone");
+    for name in ["secret-result-results", "large-results"] {
+        assert!(
+            fixture.config_maps(ns).get_opt(name).await.unwrap().is_none(),
+            "{name} is stored only as a Secret"
+        );
     }
     let shards = |secret: &Secret| secret.labels().contains_key("job-handler/shard");
     let all = secrets.list(&ListParams::default()).await.unwrap().items;
@@ -175,101 +192,111 @@ async fn in_secrets_alone(fixture: &Fixture, ns: &str, receiver: &Receiver) {
         "as many shards as a ConfigMap has"
     );
 
-    // The same keys and values as the other, except for names and times.
-    let secret = secrets.get("quiet-results").await.unwrap().data.unwrap();
+    // The same keys and values as in a ConfigMap, except for names and times.
+    let secret = secrets.get("secret-result-results").await.unwrap().data.unwrap();
     let map = fixture.wait_result(ns, "plain").await.data.unwrap();
     assert_eq!(secret.keys().collect::<Vec<_>>(), map.keys().collect::<Vec<_>>());
     let text = |key: &str| String::from_utf8(secret[key].0.clone()).unwrap();
     assert_eq!((text("result"), text("status")), (map["result"].clone(), map["status"].clone()));
     let body = |logs: &str| logs.split_once('\n').unwrap().1.to_owned();
     assert_eq!(body(&text("logs")), body(&map["logs"]));
-    assert!(text("logs").contains(WRITTEN));
+    assert!(text("logs").contains(LOG_TEXT));
 
     let events = ["io.job-handler.job.started", "io.job-handler.job.failed"];
-    receiver.wait(fixture, "quiet", &events).await;
+    receiver.wait(fixture, "secret-result", &events).await;
     let all = receiver.events();
-    let of = |event: &&Value| event["subject"] == format!("{ns}/quiet") && event["type"] == events[1];
+    let of = |event: &&Value| event["subject"] == format!("{ns}/secret-result") && event["type"] == events[1];
     let failed = all.iter().find(of).unwrap();
     assert_eq!(
         (&failed["data"]["result"]["kind"], &failed["data"]["complete"]),
         (&json!("Secret"), &json!(true))
     );
-    assert!(!failed.to_string().contains(LAST_WORDS), "{failed}");
+    assert!(!failed.to_string().contains(TERMINATION_MESSAGE), "{failed}");
 }
 
 fn rules(resources: Value) -> Value {
     json!([{"apiGroups": [""], "resources": resources, "verbs": ["get", "list"]}])
 }
 
-async fn who_may_read_secrets_reads_them(fixture: &Fixture, ns: &str) -> Person {
-    let person = Person::new(fixture, ns, rules(json!(["configmaps"]))).await;
-    let output = person.kubectl(&["job-results", "list", "-o", "name", "--sort-by", "name"]).await;
+async fn a_user_with_rights_to_secrets_reads_results(fixture: &Fixture, ns: &str) -> PluginUser {
+    let user = PluginUser::new(fixture, ns, rules(json!(["configmaps"]))).await;
+    let output = user.kubectl(&["job-results", "list", "-o", "name", "--sort-by", "name"]).await;
     assert!(output.status.success());
     assert_eq!(
         String::from_utf8_lossy(&output.stdout),
         "configmap/large-plain-results\nconfigmap/plain-results\n"
     );
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(said.matches("results in Secrets are not listed").count(), 1, "{said}");
-    let error = person.fails(&["job-results", "logs", "quiet"]).await;
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(errors.matches("results in Secrets are not listed").count(), 1, "{errors}");
+    let error = user.fails(&["job-results", "logs", "secret-result"]).await;
     assert!(error.contains("results in Secrets could not be read"), "{error}");
 
-    // More rights, the same person.
+    // The same user gets more rights.
     let role = json!({"rules": rules(json!(["configmaps", "secrets"]))}).to_string();
     fixture
         .cluster
-        .kubectl(&["patch", "role", "person", "-n", ns, "--type=merge", "-p", &role])
+        .kubectl(&["patch", "role", "plugin-user", "-n", ns, "--type=merge", "-p", &role])
         .await
         .unwrap();
     fixture
-        .wait("the rights to be there", || async {
-            let may = person.kubectl(&["auth", "can-i", "list", "secrets"]).await;
-            if may.status.success() { Ok(()) } else { Err("not yet") }
+        .wait("the rights to be in force", || async {
+            let can_list = user.kubectl(&["auth", "can-i", "list", "secrets"]).await;
+            if can_list.status.success() { Ok(()) } else { Err("not yet") }
         })
         .await;
-    let listed = person.ok(&["job-results", "list", "-o", "name", "--sort-by", "name"]).await;
-    let names = ["configmap/large-plain", "secret/large", "configmap/plain", "secret/quiet"]
+    let listed = user.ok(&["job-results", "list", "-o", "name", "--sort-by", "name"]).await;
+    let names = ["configmap/large-plain", "secret/large", "configmap/plain", "secret/secret-result"]
         .map(|n| format!("{n}-results"));
     let mut found: Vec<&str> = listed.lines().collect();
     found.sort_unstable_by_key(|name| name.split_once('/').unwrap().1);
     assert_eq!(found, names);
-    let shown = person.ok(&["job-results", "show", "quiet"]).await;
-    assert!(shown.contains(LAST_WORDS) && shown.contains(&format!("Secret {ns}/quiet-results")), "{shown}");
+    let shown = user.ok(&["job-results", "show", "secret-result"]).await;
+    assert!(
+        shown.contains(TERMINATION_MESSAGE) && shown.contains(&format!("Secret {ns}/secret-result-results")),
+        "{shown}"
+    );
     let read =
-        async |job: &str| person.kubectl(&["job-results", "logs", job, "--raw", "-c", "main"]).await.stdout;
-    assert_eq!(read("quiet").await, read("plain").await);
+        async |job: &str| user.kubectl(&["job-results", "logs", job, "--raw", "-c", "main"]).await.stdout;
+    assert_eq!(read("secret-result").await, read("plain").await);
     let large = read("large").await;
     assert_eq!(large.len(), 12 << 20);
-    assert!(large == read("large-plain").await, "what a ConfigMap's shards hold");
-    person
+    assert!(large == read("large-plain").await, "the same log as in the shards of a ConfigMap");
+    user
 }
 
-async fn another_run_in_another_kind_hides_nothing(fixture: &Fixture, ns: &str, person: &Person) {
+async fn a_newer_run_with_another_storage_type_keeps_the_older_result(
+    fixture: &Fixture,
+    ns: &str,
+    user: &PluginUser,
+) {
     let jobs = fixture.jobs(ns);
-    let before = jobs.get("quiet").await.unwrap();
-    jobs.delete("quiet", &DeleteParams::background()).await.unwrap();
-    fixture.wait_job_deleted(ns, "quiet").await;
-    fixture.create(ns, &telling("quiet", "open")).await.unwrap();
-    let newer = fixture.wait_result(ns, "quiet").await;
-    assert!(newer.data.unwrap()["logs"].contains(WRITTEN), "the policy of this one says so");
+    let before = jobs.get("secret-result").await.unwrap();
+    jobs.delete("secret-result", &DeleteParams::background()).await.unwrap();
+    fixture.wait_job_deleted(ns, "secret-result").await;
+    fixture.create(ns, &job_with_secrets("secret-result", "open")).await.unwrap();
+    let newer = fixture.wait_result(ns, "secret-result").await;
+    assert!(newer.data.unwrap()["logs"].contains(LOG_TEXT), "the policy of this Job stores ConfigMaps");
     let secrets: Api<Secret> = Api::namespaced(fixture.client(), ns);
-    let aside = format!("quiet-results-{}", &before.uid().unwrap()[..8]);
-    let moved = secrets.get(&aside).await.unwrap();
+    let renamed = format!("secret-result-results-{}", &before.uid().unwrap()[..8]);
+    let moved = secrets.get(&renamed).await.unwrap();
     assert_eq!(moved.labels()["job-handler/job-uid"], before.uid().unwrap());
-    assert!(secrets.get_opt("quiet-results").await.unwrap().is_none(), "the name belongs to the newer run");
+    assert!(
+        secrets.get_opt("secret-result-results").await.unwrap().is_none(),
+        "the name belongs to the newer run"
+    );
 
-    // And the other way round.
-    jobs.delete("quiet", &DeleteParams::background()).await.unwrap();
-    fixture.wait_job_deleted(ns, "quiet").await;
-    fixture.create(ns, &telling("quiet", "hidden")).await.unwrap();
+    // A newer run in a Secret keeps the older result in a ConfigMap.
+    jobs.delete("secret-result", &DeleteParams::background()).await.unwrap();
+    fixture.wait_job_deleted(ns, "secret-result").await;
+    fixture.create(ns, &job_with_secrets("secret-result", "hidden")).await.unwrap();
     fixture
         .wait("the third result", || async {
-            secrets.get("quiet-results").await.map(drop).map_err(|e| e.to_string())
+            secrets.get("secret-result-results").await.map(drop).map_err(|e| e.to_string())
         })
         .await;
     let maps: Vec<String> = fixture
         .config_maps(ns)
-        .list(&ListParams::default().labels("job-name=quiet"))
+        .list(&ListParams::default().labels("job-name=secret-result"))
         .await
         .unwrap()
         .items
@@ -278,40 +305,38 @@ async fn another_run_in_another_kind_hides_nothing(fixture: &Fixture, ns: &str, 
         .collect();
     assert_eq!(
         maps,
-        [format!("quiet-results-{}", &newer.metadata.labels.unwrap()["job-handler/job-uid"][..8])]
+        [format!("secret-result-results-{}", &newer.metadata.labels.unwrap()["job-handler/job-uid"][..8])]
     );
 
     // A user who may not read Secrets is warned that the shown result may not be the newest.
     let role = json!({"rules": rules(json!(["configmaps"]))}).to_string();
     fixture
         .cluster
-        .kubectl(&["patch", "role", "person", "-n", ns, "--type=merge", "-p", &role])
+        .kubectl(&["patch", "role", "plugin-user", "-n", ns, "--type=merge", "-p", &role])
         .await
         .unwrap();
     fixture
-        .wait("the right to be gone", || async {
-            let may = person.kubectl(&["auth", "can-i", "list", "secrets"]).await;
-            if may.status.success() { Err("not yet") } else { Ok(()) }
+        .wait("the right to be removed", || async {
+            let can_list = user.kubectl(&["auth", "can-i", "list", "secrets"]).await;
+            if can_list.status.success() { Err("not yet") } else { Ok(()) }
         })
         .await;
-    let output = person.kubectl(&["job-results", "logs", "quiet", "-c", "main"]).await;
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let output = user.kubectl(&["job-results", "logs", "secret-result", "-c", "main"]).await;
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(
-        output.status.success() && said.contains("a newer run of Job quiet may have its result in a Secret"),
-        "{said}"
+        output.status.success()
+            && errors.contains("a newer run of Job secret-result may have its result in a Secret"),
+        "{errors}"
     );
 }
 
-async fn what_is_in_secrets_is_known_to_the_next_sink_and_left_where_it_cannot_be_read(
-    fixture: &Fixture,
-    ns: &str,
-) {
-    told(fixture, ns, "quiet").await;
+async fn a_restarted_sink_keeps_results_in_secrets_with_and_without_rights(fixture: &Fixture, ns: &str) {
+    wait_event_note(fixture, ns, "secret-result").await;
     fixture
-        .wait("the mark", || async {
-            let job = fixture.jobs(ns).get("quiet").await.map_err(|e| e.to_string())?;
+        .wait("the annotation", || async {
+            let job = fixture.jobs(ns).get("secret-result").await.map_err(|e| e.to_string())?;
             if annotation(&job, "job-handler/results").is_empty() {
-                Err("no mark".to_owned())
+                Err("not annotated".to_owned())
             } else {
                 Ok(())
             }
@@ -319,23 +344,23 @@ async fn what_is_in_secrets_is_known_to_the_next_sink_and_left_where_it_cannot_b
         .await;
     let version = async || {
         let secrets: Api<Secret> = Api::namespaced(fixture.client(), ns);
-        let secret = secrets.get("quiet-results").await.unwrap();
-        (secret.uid(), fixture.config_maps(ns).get_opt("quiet-results").await.unwrap().is_none())
+        let secret = secrets.get("secret-result-results").await.unwrap();
+        (secret.uid(), fixture.config_maps(ns).get_opt("secret-result-results").await.unwrap().is_none())
     };
     let before = version().await;
     forbid_secrets(&fixture.cluster).await.unwrap();
-    secrets_missing(fixture, ns, "hidden", true).await;
+    wait_secrets_missing(fixture, ns, "hidden", true).await;
     for rights in [false, true] {
         if rights {
             allow_secrets(&fixture.cluster).await.unwrap();
         }
         fixture.pair.sink().restart().unwrap();
         fixture.pair.sink().wait_ready(PATIENCE).await.unwrap();
-        secrets_missing(fixture, ns, "hidden", !rights).await;
-        // One that comes later has gone through everything meanwhile.
+        wait_secrets_missing(fixture, ns, "hidden", !rights).await;
+        // The result of a later Job is stored, so the sink has reconciled the earlier one as well.
         let later = format!("later-{rights}");
         fixture.create(ns, &job(&later, &[("app", "open")], &[("run", "200ms")])).await.unwrap();
-        told(fixture, ns, &later).await;
+        wait_event_note(fixture, ns, &later).await;
         assert_eq!(version().await, before, "with the rights: {rights}");
     }
 }

@@ -25,22 +25,22 @@ fn ttl(job: &Job) -> Option<i32> {
 }
 
 #[test]
-fn stamps_what_the_author_left_out() {
+fn unset_fields_get_the_defaults() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("stamp").await.unwrap();
         fixture.apply_policy(&ns, "builds", builds()).await;
-        let made = fixture.create(&ns, &job("a", &[("app", "build"), ("id", "7")], &[])).await.unwrap();
-        let spec = made.spec.as_ref().unwrap();
+        let created = fixture.create(&ns, &job("a", &[("app", "build"), ("id", "7")], &[])).await.unwrap();
+        let spec = created.spec.as_ref().unwrap();
         assert_eq!(
-            (spec.active_deadline_seconds, spec.backoff_limit, ttl(&made)),
+            (spec.active_deadline_seconds, spec.backoff_limit, ttl(&created)),
             (Some(1800), Some(0), Some(604_800))
         );
-        assert_eq!(annotation(&made, "job-handler/ttl-seconds-after-finished"), "86400");
-        let labels = made.metadata.labels.as_ref().unwrap();
+        assert_eq!(annotation(&created, "job-handler/ttl-seconds-after-finished"), "86400");
+        let labels = created.metadata.labels.as_ref().unwrap();
         assert_eq!((labels["team"].as_str(), labels["job-handler/group"].as_str()), ("build", "7"));
         let pods = spec.template.metadata.as_ref().unwrap().labels.as_ref().unwrap();
         assert_eq!((pods["team"].as_str(), pods["job-handler/group"].as_str()), ("build", "7"));
-        let stamped = annotation(&made, "job-handler/stamped");
+        let stamped = annotation(&created, "job-handler/stamped");
         for word in [
             "backoffLimit",
             "activeDeadlineSeconds",
@@ -63,21 +63,22 @@ fn values_above_the_maximum_are_lowered_with_a_warning() {
         big["spec"]["backoffLimit"] = json!(50);
         big["spec"]["activeDeadlineSeconds"] = json!(999_999);
         big["spec"]["ttlSecondsAfterFinished"] = json!(9_999_999);
-        let said = fixture
+        let output = fixture
             .cluster
             .try_kubectl(&["create", "-n", &ns, "-f", "-"], big.to_string().as_bytes())
             .await
             .unwrap();
-        assert!(said.success, "{}", said.stderr);
+        assert!(output.success, "{}", output.stderr);
         for field in ["backoffLimit", "activeDeadlineSeconds", "ttlSecondsAfterFinished"] {
-            let warned = said.stderr.lines().any(|line| line.starts_with("Warning:") && line.contains(field));
-            assert!(warned, "a warning about {field} in {}", said.stderr);
+            let warned =
+                output.stderr.lines().any(|line| line.starts_with("Warning:") && line.contains(field));
+            assert!(warned, "a warning about {field} in {}", output.stderr);
         }
-        let made = fixture.jobs(&ns).get("big").await.unwrap();
-        let spec = made.spec.as_ref().unwrap();
+        let created = fixture.jobs(&ns).get("big").await.unwrap();
+        let spec = created.spec.as_ref().unwrap();
         assert_eq!((spec.backoff_limit, spec.active_deadline_seconds), (Some(3), Some(7200)));
-        assert_eq!(annotation(&made, "job-handler/ttl-seconds-after-finished"), "604800");
-        // The update path holds them too.
+        assert_eq!(annotation(&created, "job-handler/ttl-seconds-after-finished"), "604800");
+        // The maxima apply to updates as well.
         let raise = json!({"spec": {"backoffLimit": 40}});
         let raised =
             fixture.jobs(&ns).patch("big", &PatchParams::default(), &Patch::Merge(&raise)).await.unwrap();
@@ -86,16 +87,16 @@ fn values_above_the_maximum_are_lowered_with_a_warning() {
 }
 
 #[test]
-fn a_ttl_of_zero_begins_after_the_harvest() {
+fn a_ttl_of_zero_starts_after_the_harvest() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("ttlzero").await.unwrap();
         fixture.apply_policy(&ns, "builds", builds()).await;
         let mut quick =
             job("quick", &[("app", "build"), ("id", "7")], &[("run", "200ms"), ("log", "kept\n")]);
         quick["spec"]["ttlSecondsAfterFinished"] = json!(0);
-        let made = fixture.create(&ns, &quick).await.unwrap();
+        let created = fixture.create(&ns, &quick).await.unwrap();
         assert_eq!(
-            (ttl(&made), annotation(&made, "job-handler/ttl-seconds-after-finished")),
+            (ttl(&created), annotation(&created, "job-handler/ttl-seconds-after-finished")),
             (Some(604_800), "0")
         );
         let result = fixture.wait_result(&ns, "quick").await;
@@ -109,9 +110,9 @@ fn the_same_manifest_applied_twice_stays_stamped() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("apply").await.unwrap();
         fixture.apply_policy(&ns, "builds", builds()).await;
-        for (name, stated) in [("plain", None), ("stated", Some(3600))] {
+        for (name, own_ttl) in [("default-ttl", None), ("own-ttl", Some(3600))] {
             let mut manifest = job(name, &[("app", "build"), ("id", name)], &[("run", "60s")]);
-            if let Some(seconds) = stated {
+            if let Some(seconds) = own_ttl {
                 manifest["spec"]["ttlSecondsAfterFinished"] = json!(seconds);
             }
             for server_side in [false, true] {
@@ -123,7 +124,7 @@ fn the_same_manifest_applied_twice_stays_stamped() {
                     fixture.cluster.kubectl_with_input(&args, &manifest.to_string()).await.unwrap();
                     let job = fixture.jobs(&ns).get(name).await.unwrap();
                     assert_eq!(ttl(&job), Some(604_800), "{name} {server_side}");
-                    let desired = stated.unwrap_or(86_400).to_string();
+                    let desired = own_ttl.unwrap_or(86_400).to_string();
                     assert_eq!(annotation(&job, "job-handler/ttl-seconds-after-finished"), desired);
                     let spec = job.spec.unwrap();
                     assert_eq!((spec.backoff_limit, spec.active_deadline_seconds), (Some(0), Some(1800)));
@@ -140,28 +141,28 @@ fn server_side_apply_generate_name_and_dry_run_are_stamped_alike() {
         fixture.apply_policy(&ns, "builds", builds()).await;
         let mut generated = job("x", &[("app", "build"), ("id", "7")], &[]);
         generated["metadata"] = json!({"generateName": "gen-", "labels": generated["metadata"]["labels"]});
-        let made = fixture.create(&ns, &generated).await.unwrap();
-        assert_eq!(ttl(&made), Some(604_800));
+        let created = fixture.create(&ns, &generated).await.unwrap();
+        assert_eq!(ttl(&created), Some(604_800));
         let applied = job("applied", &[("app", "build"), ("id", "7")], &[]);
-        let made = fixture
+        let created = fixture
             .jobs(&ns)
             .patch("applied", &PatchParams::apply("me"), &Patch::Apply(&applied))
             .await
             .unwrap();
-        assert_eq!(ttl(&made), Some(604_800));
-        let dry = PostParams { dry_run: true, ..PostParams::default() };
-        let job = serde_json::from_value(job("dry", &[("app", "build"), ("id", "7")], &[])).unwrap();
-        assert_eq!(ttl(&fixture.jobs(&ns).create(&dry, &job).await.unwrap()), Some(604_800));
-        assert!(fixture.jobs(&ns).get_opt("dry").await.unwrap().is_none());
+        assert_eq!(ttl(&created), Some(604_800));
+        let dry_run = PostParams { dry_run: true, ..PostParams::default() };
+        let job = serde_json::from_value(job("dry-run", &[("app", "build"), ("id", "7")], &[])).unwrap();
+        assert_eq!(ttl(&fixture.jobs(&ns).create(&dry_run, &job).await.unwrap()), Some(604_800));
+        assert!(fixture.jobs(&ns).get_opt("dry-run").await.unwrap().is_none());
     });
 }
 
 #[test]
-fn group_labels_are_shortened_or_absent_never_wrong() {
+fn group_labels_are_shortened_or_omitted() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("groups").await.unwrap();
         fixture.apply_policy(&ns, "builds", builds()).await;
-        // A label of the Job can't be longer than 63; two of them joined can.
+        // A label value has at most 63 characters, but two joined values can be longer.
         fixture
             .apply_policy(
                 &ns,
@@ -171,19 +172,19 @@ fn group_labels_are_shortened_or_absent_never_wrong() {
             )
             .await;
         let (one, two) = ("x".repeat(60), "y".repeat(60));
-        let made = fixture
+        let created = fixture
             .create(&ns, &job("long", &[("app", "long"), ("one", &one), ("two", &two)], &[]))
             .await
             .unwrap();
-        let group = &made.metadata.labels.as_ref().unwrap()["job-handler/group"];
+        let group = &created.metadata.labels.as_ref().unwrap()["job-handler/group"];
         assert!(group.len() <= 63 && group.starts_with("xxx"), "{group}");
-        let made = fixture.create(&ns, &job("none", &[("app", "build")], &[])).await.unwrap();
-        assert!(!made.metadata.labels.as_ref().unwrap().contains_key("job-handler/group"));
-        let stamped = annotation(&made, "job-handler/stamped");
+        let created = fixture.create(&ns, &job("none", &[("app", "build")], &[])).await.unwrap();
+        assert!(!created.metadata.labels.as_ref().unwrap().contains_key("job-handler/group"));
+        let stamped = annotation(&created, "job-handler/stamped");
         assert!(stamped.contains("no label id"), "{stamped}");
         let forged = [("app", "build"), ("id", "7"), ("job-handler/group", "somebody-else")];
-        let made = fixture.create(&ns, &job("forged", &forged, &[])).await.unwrap();
-        assert_eq!(made.metadata.labels.unwrap()["job-handler/group"], "7");
+        let created = fixture.create(&ns, &job("forged", &forged, &[])).await.unwrap();
+        assert_eq!(created.metadata.labels.unwrap()["job-handler/group"], "7");
     });
 }
 
@@ -198,21 +199,21 @@ fn forged_annotations_have_no_effect_and_opt_out_keeps_maxima() {
             "job-handler/status": "completed", "job-handler/results": "elsewhere", "job-handler/stamped": "nothing",
             "job-handler/ttl-seconds-after-finished": "1", "job-handler/queued-at": "2020-01-01T00:00:00Z",
         });
-        let made = fixture.create(&ns, &forged).await.unwrap();
+        let created = fixture.create(&ns, &forged).await.unwrap();
         for key in ["status", "results", "queued-at"] {
-            assert_eq!(annotation(&made, &format!("job-handler/{key}")), "", "{key}");
+            assert_eq!(annotation(&created, &format!("job-handler/{key}")), "", "{key}");
         }
-        assert_eq!(annotation(&made, "job-handler/ttl-seconds-after-finished"), "86400");
+        assert_eq!(annotation(&created, "job-handler/ttl-seconds-after-finished"), "86400");
         let result = fixture.wait_result(&ns, "forged").await;
         assert!(result.data.unwrap()["logs"].contains("evidence"));
 
         let labels = [("app", "build"), ("id", "8"), ("job-handler/enabled", "false")];
         let mut out = job("out", &labels, &[]);
         out["spec"]["activeDeadlineSeconds"] = json!(999_999);
-        let made = fixture.create(&ns, &out).await.unwrap();
-        assert_eq!(ttl(&made), None, "no default, no harvest");
-        assert_eq!(made.spec.as_ref().unwrap().active_deadline_seconds, Some(7200), "the maximum holds");
-        assert_eq!(made.metadata.labels.unwrap()["job-handler/group"], "8", "the group too");
+        let created = fixture.create(&ns, &out).await.unwrap();
+        assert_eq!(ttl(&created), None, "no default, no harvest");
+        assert_eq!(created.spec.as_ref().unwrap().active_deadline_seconds, Some(7200), "the maximum applies");
+        assert_eq!(created.metadata.labels.unwrap()["job-handler/group"], "8", "the group too");
     });
 }
 
@@ -224,20 +225,20 @@ fn a_backoff_limit_of_six_counts_as_unset_unless_the_author_keeps_it() {
         fixture.apply_policy(&ns, "retries", spec).await;
         let mut six = job("six", &[], &[]);
         six["spec"]["backoffLimit"] = json!(6);
-        let made = fixture.create(&ns, &six).await.unwrap();
-        assert_eq!(made.spec.unwrap().backoff_limit, Some(1));
+        let created = fixture.create(&ns, &six).await.unwrap();
+        assert_eq!(created.spec.unwrap().backoff_limit, Some(1));
         six["metadata"] = json!({"name": "kept", "annotations": {"job-handler/keep": "backoffLimit"}});
-        let made = fixture.create(&ns, &six).await.unwrap();
-        assert_eq!(made.spec.unwrap().backoff_limit, Some(6));
+        let created = fixture.create(&ns, &six).await.unwrap();
+        assert_eq!(created.spec.unwrap().backoff_limit, Some(6));
         let mut indexed = job("indexed", &[], &[]);
         indexed["spec"]["completionMode"] = json!("Indexed");
         indexed["spec"]["completions"] = json!(2);
         indexed["spec"]["backoffLimitPerIndex"] = json!(1);
-        let made = fixture.create(&ns, &indexed).await.unwrap();
+        let created = fixture.create(&ns, &indexed).await.unwrap();
         assert_eq!(
-            made.spec.unwrap().backoff_limit,
+            created.spec.unwrap().backoff_limit,
             Some(i32::MAX),
-            "per index: neither stamped nor clamped"
+            "with backoffLimitPerIndex it is neither stamped nor lowered"
         );
     });
 }

@@ -1,4 +1,5 @@
-//! Results that users have edited: reading them reports what is wrong and returns the rest, edits are not overwritten, and harvest and retention keep working.
+//! Results that users have edited: the plugin reports the problem and returns the readable rest, edits are not
+//! overwritten, and harvest and retention continue.
 
 use kube::{
     ResourceExt,
@@ -8,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::{
     fixtures::{Fixture, job, scenario},
-    kubectl_plugin::Person,
+    kubectl_plugin::PluginUser,
 };
 
 async fn edit(fixture: &Fixture, ns: &str, name: &str, change: Value) {
@@ -16,13 +17,13 @@ async fn edit(fixture: &Fixture, ns: &str, name: &str, change: Value) {
 }
 
 /// Standard output and standard error of a call with exit code 1.
-async fn torn(person: &Person, words: &[&str]) -> (String, String) {
-    let output = person.kubectl(&[&["job-results"], words].concat()).await;
+async fn output_and_errors_of_failure(user: &PluginUser, words: &[&str]) -> (String, String) {
+    let output = user.kubectl(&[&["job-results"], words].concat()).await;
     assert_eq!(output.status.code(), Some(1), "{words:?}: {output:?}");
     (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap())
 }
 
-async fn told(fixture: &Fixture, ns: &str, reason: &str, job: &str) -> String {
+async fn wait_event_note(fixture: &Fixture, ns: &str, reason: &str, job: &str) -> String {
     fixture
         .wait(&format!("the Event {reason} of {job}"), || async {
             let events = fixture.events(ns, reason, job).await;
@@ -31,8 +32,8 @@ async fn told(fixture: &Fixture, ns: &str, reason: &str, job: &str) -> String {
         .await
 }
 
-async fn person(fixture: &Fixture, ns: &str) -> Person {
-    Person::new(
+async fn results_reader(fixture: &Fixture, ns: &str) -> PluginUser {
+    PluginUser::new(
         fixture,
         ns,
         json!([{"apiGroups": [""], "resources": ["configmaps"], "verbs": ["get", "list"]}]),
@@ -46,54 +47,56 @@ fn an_edited_result_is_reported_and_still_readable() {
         let ns = fixture.cluster.namespace("edited").await.unwrap();
         let logs = json!({"maxBytesPerContainer": "16Mi", "maxBytesPerJob": "64Mi"});
         fixture.apply_policy(&ns, "p", json!({"results": {"logs": logs}})).await;
-        for name in ["logs", "facts", "newer", "whole"] {
+        for name in ["logs", "manifest", "newer-schema", "unedited"] {
             fixture.create(&ns, &job(name, &[], &[("run", "200ms"), ("log", "as it was\n")])).await.unwrap();
         }
         let mut large = job("shard", &[], &[("run", "200ms"), ("log-bytes", "12Mi")]);
         large["spec"]["template"]["spec"]["containers"] =
             json!([{"name": "main", "image": "busybox"}, {"name": "two", "image": "busybox"}]);
         fixture.create(&ns, &large).await.unwrap();
-        for name in ["logs", "facts", "newer", "whole", "shard"] {
-            told(fixture, &ns, "JobProcessing", name).await;
+        for name in ["logs", "manifest", "newer-schema", "unedited", "shard"] {
+            wait_event_note(fixture, &ns, "JobProcessing", name).await;
         }
-        let person = person(fixture, &ns).await;
+        let user = results_reader(fixture, &ns).await;
 
         edit(fixture, &ns, "logs-results", json!({"data": {"logs": "as I say\n"}})).await;
-        let (out, said) = torn(&person, &["logs", "logs"]).await;
-        assert!(out.contains("as I say") && said.contains("the digest doesn't match"), "{said}");
+        let (output, errors) = output_and_errors_of_failure(&user, &["logs", "logs"]).await;
+        assert!(output.contains("as I say") && errors.contains("the digest doesn't match"), "{errors}");
 
         let shards = ListParams::default().labels("job-handler/shard,job-name=shard");
         let all = fixture.config_maps(&ns).list(&shards).await.unwrap().items;
         assert_eq!(all.len(), 2);
         fixture.config_maps(&ns).delete(&all[1].name_any(), &DeleteParams::default()).await.unwrap();
-        let (out, said) = torn(&person, &["logs", "shard", "-c", "main"]).await;
+        let (output, errors) = output_and_errors_of_failure(&user, &["logs", "shard", "-c", "main"]).await;
         assert!(
-            said.contains(&all[1].name_any()) && said.contains("is missing: the logs end before it"),
-            "{said}"
+            errors.contains(&all[1].name_any()) && errors.contains("is missing: the logs end before it"),
+            "{errors}"
         );
-        assert!(out.starts_with("000000001 "), "what is left is read");
+        assert!(output.starts_with("000000001 "), "the remaining shard is read");
 
-        edit(fixture, &ns, "facts-results", json!({"data": {"result.json": "{\"outcome\": \"fine\"}"}}))
+        edit(fixture, &ns, "manifest-results", json!({"data": {"result.json": "{\"outcome\": \"fine\"}"}}))
             .await;
-        let (out, said) = torn(&person, &["show", "facts"]).await;
-        assert!(out.is_empty() && said.contains("Was it edited by hand"), "{said}");
-        // It hides no other: they are listed, and this one is named.
-        let listed = person.kubectl(&["job-results", "list"]).await;
-        let (out, said) = (String::from_utf8_lossy(&listed.stdout), String::from_utf8_lossy(&listed.stderr));
-        assert!(listed.status.success() && said.contains("facts-results"), "{said}");
-        assert!(["logs", "shard", "whole"].iter().all(|job| out.contains(job)), "{out}");
+        let (output, errors) = output_and_errors_of_failure(&user, &["show", "manifest"]).await;
+        assert!(output.is_empty() && errors.contains("Was it edited by hand"), "{errors}");
+        // The other results are listed, and the invalid one is named.
+        let listed = user.kubectl(&["job-results", "list"]).await;
+        let (output, errors) =
+            (String::from_utf8_lossy(&listed.stdout), String::from_utf8_lossy(&listed.stderr));
+        assert!(listed.status.success() && errors.contains("manifest-results"), "{errors}");
+        assert!(["logs", "shard", "unedited"].iter().all(|job| output.contains(job)), "{output}");
 
-        // Of a job-handler that is not there yet: read as far as it is understood.
-        let map = fixture.config_maps(&ns).get("newer-results").await.unwrap();
-        let mut facts: Value = serde_json::from_str(&map.data.unwrap()["result.json"]).unwrap();
-        facts["schemaVersion"] = json!(99);
-        facts["mood"] = json!("good");
-        edit(fixture, &ns, "newer-results", json!({"data": {"result.json": facts.to_string()}})).await;
-        let output = person.kubectl(&["job-results", "logs", "newer", "-c", "main"]).await;
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        // The result of a newer job-handler version: the known fields are read.
+        let map = fixture.config_maps(&ns).get("newer-schema-results").await.unwrap();
+        let mut manifest: Value = serde_json::from_str(&map.data.unwrap()["result.json"]).unwrap();
+        manifest["schemaVersion"] = json!(99);
+        manifest["unknownField"] = json!("value");
+        edit(fixture, &ns, "newer-schema-results", json!({"data": {"result.json": manifest.to_string()}}))
+            .await;
+        let output = user.kubectl(&["job-results", "logs", "newer-schema", "-c", "main"]).await;
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(String::from_utf8_lossy(&output.stdout), "as it was\n");
-        assert!(output.status.success() && said.contains("schema version 99"), "{said}");
-        assert_eq!(person.ok(&["job-results", "logs", "whole", "-c", "main"]).await, "as it was\n");
+        assert!(output.status.success() && errors.contains("schema version 99"), "{errors}");
+        assert_eq!(user.ok(&["job-results", "logs", "unedited", "-c", "main"]).await, "as it was\n");
     });
 }
 
@@ -106,7 +109,7 @@ fn a_job_is_harvested_again_when_its_result_was_deleted() {
             fixture.create(&ns, &job(name, &[], &[("run", "200ms"), ("log", "as it was\n")])).await.unwrap();
         }
         for name in ["deleted", "unlabelled", "overwritten"] {
-            told(fixture, &ns, "JobProcessing", name).await;
+            wait_event_note(fixture, &ns, "JobProcessing", name).await;
         }
         let api = fixture.config_maps(&ns);
         let uid = |job: &str| {
@@ -116,7 +119,7 @@ fn a_job_is_harvested_again_when_its_result_was_deleted() {
         let before = api.get("deleted-results").await.unwrap();
         api.delete("deleted-results", &DeleteParams::default()).await.unwrap();
         fixture
-            .wait("the result to be there again", || async {
+            .wait("the result to be stored again", || async {
                 let map = api.get("deleted-results").await.map_err(|e| e.to_string())?;
                 let logs = map.data.as_ref().unwrap()["logs"].contains("as it was");
                 if map.uid() != before.uid() && logs { Ok(()) } else { Err("not yet".to_owned()) }
@@ -124,7 +127,7 @@ fn a_job_is_harvested_again_when_its_result_was_deleted() {
             .await;
 
         // Without our label it belongs to the user: it stays unchanged, and another result is created.
-        let beside = format!("unlabelled-results-{}", &uid("unlabelled").await[..8]);
+        let other_name = format!("unlabelled-results-{}", &uid("unlabelled").await[..8]);
         edit(
             fixture,
             &ns,
@@ -132,21 +135,21 @@ fn a_job_is_harvested_again_when_its_result_was_deleted() {
             json!({"metadata": {"labels": {"job-handler/created": null}}}),
         )
         .await;
-        let note = told(fixture, &ns, "ResultNameTaken", "unlabelled").await;
-        assert!(note.contains(&beside), "{note}");
-        let made = api.get(&beside).await.unwrap();
-        assert!(made.data.unwrap()["logs"].contains("as it was"));
-        let theirs = api.get("unlabelled-results").await.unwrap();
-        assert!(!theirs.labels().contains_key("job-handler/created"));
+        let note = wait_event_note(fixture, &ns, "ResultNameTaken", "unlabelled").await;
+        assert!(note.contains(&other_name), "{note}");
+        let created = api.get(&other_name).await.unwrap();
+        assert!(created.data.unwrap()["logs"].contains("as it was"));
+        let edited = api.get("unlabelled-results").await.unwrap();
+        assert!(!edited.labels().contains_key("job-handler/created"));
 
-        // Labels alone are not a result: the sink notices before it deletes the Job, and creates another result.
-        let beside = format!("overwritten-results-{}", &uid("overwritten").await[..8]);
+        // Labels without a valid manifest are not a result: before it deletes the Job, the sink stores another result.
+        let other_name = format!("overwritten-results-{}", &uid("overwritten").await[..8]);
         edit(fixture, &ns, "overwritten-results", json!({"data": {"result.json": "my notes"}})).await;
         let cleanup = json!({"succeededPolicy": "AfterHarvest"});
         fixture.apply_policy(&ns, "p", json!({"results": {}, "cleanup": cleanup})).await;
         fixture.wait_job_deleted(&ns, "overwritten").await;
-        let made = api.get(&beside).await.unwrap();
-        assert!(made.data.unwrap()["logs"].contains("as it was"), "harvested before it was deleted");
+        let created = api.get(&other_name).await.unwrap();
+        assert!(created.data.unwrap()["logs"].contains("as it was"), "harvested before it was deleted");
         assert_eq!(api.get("overwritten-results").await.unwrap().data.unwrap()["result.json"], "my notes");
     });
 }
@@ -158,7 +161,7 @@ fn retention_keeps_config_maps_that_users_have_taken_over() {
         fixture
             .apply_policy(&ns, "p", json!({"results": {}, "cleanup": {"succeededPolicy": "AfterHarvest"}}))
             .await;
-        let names = ["logs", "facts", "note", "label"];
+        let names = ["logs", "manifest", "note", "label"];
         for name in names {
             fixture.create(&ns, &job(name, &[], &[("run", "200ms"), ("log", "as it was\n")])).await.unwrap();
         }
@@ -166,7 +169,7 @@ fn retention_keeps_config_maps_that_users_have_taken_over() {
             fixture.wait_job_deleted(&ns, name).await;
         }
         edit(fixture, &ns, "logs-results", json!({"data": {"logs": "as I say\n"}})).await;
-        edit(fixture, &ns, "facts-results", json!({"data": {"result.json": "my notes"}})).await;
+        edit(fixture, &ns, "manifest-results", json!({"data": {"result.json": "my notes"}})).await;
         edit(
             fixture,
             &ns,
@@ -179,22 +182,22 @@ fn retention_keeps_config_maps_that_users_have_taken_over() {
         fixture.apply_policy(&ns, "p", json!({"results": {"ttlSeconds": 1}})).await;
         let api = fixture.config_maps(&ns);
         fixture
-            .wait("the one that is still a result to be gone", || async {
-                let there = api.get_opt("logs-results").await.map_err(|e| e.to_string())?;
-                there.map_or(Ok(()), |_| Err("it is there".to_owned()))
+            .wait("the remaining result to be deleted", || async {
+                let map = api.get_opt("logs-results").await.map_err(|e| e.to_string())?;
+                map.map_or(Ok(()), |_| Err("it exists".to_owned()))
             })
             .await;
-        // A later one is deleted too, so retention has run again.
+        // A later result is deleted too, so retention has run again.
         fixture.create(&ns, &job("later", &[], &[("run", "200ms")])).await.unwrap();
-        told(fixture, &ns, "JobProcessing", "later").await;
+        wait_event_note(fixture, &ns, "JobProcessing", "later").await;
         fixture
-            .wait("the later one to be gone", || async {
-                let there = api.get_opt("later-results").await.map_err(|e| e.to_string())?;
-                there.map_or(Ok(()), |_| Err("it is there".to_owned()))
+            .wait("the later result to be deleted", || async {
+                let map = api.get_opt("later-results").await.map_err(|e| e.to_string())?;
+                map.map_or(Ok(()), |_| Err("it exists".to_owned()))
             })
             .await;
-        for name in ["facts", "note", "label"] {
-            assert!(api.get_opt(&format!("{name}-results")).await.unwrap().is_some(), "{name}: theirs");
+        for name in ["manifest", "note", "label"] {
+            assert!(api.get_opt(&format!("{name}-results")).await.unwrap().is_some(), "{name}: not deleted");
         }
     });
 }

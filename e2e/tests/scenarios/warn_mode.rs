@@ -1,4 +1,4 @@
-//! Mode Warn: what a policy would do is reported by warning, Event and metric, and not done.
+//! Mode Warn: the effect that a policy would have is reported by warning, Event and metric, but not applied.
 
 use kube::{
     Api,
@@ -8,41 +8,45 @@ use serde_json::{Value, json};
 
 use super::fixtures::{Fixture, annotation, job, scenario};
 
-/// Creates by kubectl; gives what it wrote besides its result.
+/// Creates a Job with kubectl and returns its standard error.
 async fn create(fixture: &Fixture, namespace: &str, job: &Value) -> String {
     let args = ["create", "-n", namespace, "-f", "-"];
-    let said = fixture.cluster.try_kubectl(&args, job.to_string().as_bytes()).await.unwrap();
-    assert!(said.success, "mode Warn never stands in the way: {}", said.stderr);
-    said.stderr
+    let output = fixture.cluster.try_kubectl(&args, job.to_string().as_bytes()).await.unwrap();
+    assert!(output.success, "mode Warn must not refuse a Job: {}", output.stderr);
+    output.stderr
 }
 
 #[test]
-fn a_job_that_would_be_refused_is_reported_in_three_places_and_admitted() {
+fn a_job_that_would_be_refused_is_reported_by_warning_event_and_metric_and_admitted() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("warned").await.unwrap();
         let spec = json!({"mode": "Warn", "limits": [{"name": "few", "maxActiveJobs": 1}]});
         fixture.apply_policy(&ns, "trial", spec).await;
         let running = [("run", "60s")];
         assert_eq!(create(fixture, &ns, &job("first", &[], &running)).await, "");
-        let told =
+        let expected =
             "would be refused (mode Warn): concurrent job limit reached: 1 active jobs, max allowed: 1";
-        // The picture it counts by is up to a second old.
+        // Mode Warn counts from a cache that may be a second old.
         fixture
             .wait("a warning", || async {
                 let name = format!("more-{}", jiff::Timestamp::now().as_nanosecond());
-                let said = create(fixture, &ns, &job(&name, &[], &running)).await;
-                if said.contains(told) && said.contains("limit \"few\" of JobPolicy") {
+                let warnings = create(fixture, &ns, &job(&name, &[], &running)).await;
+                if warnings.contains(expected) && warnings.contains("limit \"few\" of JobPolicy") {
                     Ok(())
                 } else {
-                    Err(said)
+                    Err(warnings)
                 }
             })
             .await;
         fixture
-            .wait("describe to tell", || async {
-                let said = fixture.cluster.kubectl(&["describe", "jobpolicy", "trial", "-n", &ns]).await;
-                let said = said.map_err(|e| e.to_string())?;
-                if said.contains("JobWouldBeRefused") && said.contains(told) { Ok(()) } else { Err(said) }
+            .wait("kubectl describe to show the refusal", || async {
+                let output = fixture.cluster.kubectl(&["describe", "jobpolicy", "trial", "-n", &ns]).await;
+                let output = output.map_err(|e| e.to_string())?;
+                if output.contains("JobWouldBeRefused") && output.contains(expected) {
+                    Ok(())
+                } else {
+                    Err(output)
+                }
             })
             .await;
         let (_, metrics) = fixture.pair.webhook(0).get("/metrics").await.unwrap();
@@ -50,7 +54,7 @@ fn a_job_that_would_be_refused_is_reported_in_three_places_and_admitted() {
         let line = metrics.lines().find(|l| l.contains("limit_would_refuse_total") && l.contains(&counted));
         assert!(line.is_some(), "{counted} in {metrics}");
         let status = fixture.policies(&ns).get("trial").await.unwrap().status.unwrap();
-        assert_eq!(status.last_refusal, None, "nobody was refused");
+        assert_eq!(status.last_refusal, None, "no Job was refused");
     });
 }
 
@@ -65,17 +69,17 @@ fn stamps_are_reported_and_not_applied() {
         fixture.apply_policy(&ns, "trial", spec).await;
         let mut tried = job("tried", &[], &[]);
         tried["spec"]["backoffLimit"] = json!(9);
-        let said = create(fixture, &ns, &tried).await;
-        for told in [
+        let warnings = create(fixture, &ns, &tried).await;
+        for warning in [
             "would be set (mode Warn): activeDeadlineSeconds: unset -> 60 (default of JobPolicy",
             "would be set (mode Warn): backoffLimit: 9 -> 1 (maximum of JobPolicy",
             "would be set (mode Warn): containerResources: main (default of JobPolicy",
         ] {
-            assert!(said.contains(told), "{told} in {said}");
+            assert!(warnings.contains(warning), "{warning} in {warnings}");
         }
-        let there = fixture.jobs(&ns).get("tried").await.unwrap();
-        assert!(!annotation(&there, "job-handler/stamped").contains("trial"));
-        let spec = there.spec.unwrap();
+        let stored = fixture.jobs(&ns).get("tried").await.unwrap();
+        assert!(!annotation(&stored, "job-handler/stamped").contains("trial"));
+        let spec = stored.spec.unwrap();
         assert_eq!((spec.backoff_limit, spec.active_deadline_seconds), (Some(4), None));
     });
 }
@@ -83,20 +87,20 @@ fn stamps_are_reported_and_not_applied() {
 #[test]
 fn a_policy_in_warn_mode_blocks_no_job_while_the_webhook_is_down() {
     super::fixtures::exclusive_scenario(async |fixture| {
-        let ns = fixture.cluster.namespace("warnaway").await.unwrap();
+        let ns = fixture.cluster.namespace("warn-webhook-down").await.unwrap();
         let spec = json!({"mode": "Warn", "limits": [{"name": "none", "maxActiveJobs": 0}]});
         fixture.apply_policy(&ns, "trial", spec).await;
         fixture.pair.webhook(0).kill().unwrap();
         fixture.create(&ns, &job("free", &[], &[])).await.unwrap();
         fixture.pair.webhook(0).restart().unwrap();
         fixture
-            .wait("it to be told again", || async {
-                let name = format!("told-{}", jiff::Timestamp::now().as_nanosecond());
-                let said = create(fixture, &ns, &job(&name, &[], &[])).await;
-                if said.contains("would be refused") { Ok(()) } else { Err(said) }
+            .wait("the warning again", || async {
+                let name = format!("again-{}", jiff::Timestamp::now().as_nanosecond());
+                let warnings = create(fixture, &ns, &job(&name, &[], &[])).await;
+                if warnings.contains("would be refused") { Ok(()) } else { Err(warnings) }
             })
             .await;
-        // From trial to earnest, and back.
+        // Change the mode to Enforce and back.
         let api: Api<job_handler_shared::policy::spec::JobPolicy> = fixture.policies(&ns);
         for (mode, refused) in [("Enforce", true), ("Warn", false)] {
             let patch = json!({"spec": {"mode": mode}});

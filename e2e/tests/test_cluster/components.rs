@@ -9,11 +9,11 @@ use kube::Api;
 
 const SOON: Duration = Duration::from_secs(60);
 
-/// A Job completes, and its logs can be read: every component is needed for that.
-async fn works(cluster: &Cluster, namespace: &str, name: &str) {
+/// Asserts that a Job completes and its logs can be read, which needs every component.
+async fn assert_works(cluster: &Cluster, namespace: &str, name: &str) {
     cluster.create_job(namespace, &job(name, &[("run", "100ms"), ("log", "done")])).await.unwrap();
-    // Calls can still fail just after the store is back, and KWOK does not repeat a step whose call failed: a fresh one
-    // takes every pod up as it is.
+    // Calls can still fail just after etcd is ready again, and KWOK does not retry a failed step. A restarted KWOK
+    // continues with every pod.
     if cluster.wait_job_finished(namespace, name, SOON / 3).await.is_err() {
         cluster.component(Component::Kwok).unwrap().restart().await.unwrap();
         cluster.wait_job_finished(namespace, name, SOON).await.unwrap();
@@ -26,9 +26,9 @@ async fn works(cluster: &Cluster, namespace: &str, name: &str) {
 async fn every_component_can_be_killed_and_restarted() {
     let cluster = Cluster::start(ClusterOptions::default()).await.unwrap();
     let namespace = cluster.namespace("restart").await.unwrap();
-    works(&cluster, &namespace, "before").await;
+    assert_works(&cluster, &namespace, "before").await;
     // A Job that runs while each component is killed, and one client for all calls.
-    cluster.create_job(&namespace, &job("through-it-all", &[("run", "20s")])).await.unwrap();
+    cluster.create_job(&namespace, &job("long-running", &[("run", "20s")])).await.unwrap();
     let client = cluster.client();
     for component in Component::ALL {
         let handle = cluster.component(component).unwrap();
@@ -37,12 +37,12 @@ async fn every_component_can_be_killed_and_restarted() {
         assert!(handle.process().exit_status().is_some());
         handle.restart().await.unwrap();
         assert_ne!(handle.process().id(), before, "{component:?}");
-        works(&cluster, &namespace, &format!("after-{}", component.name())).await;
+        assert_works(&cluster, &namespace, &format!("after-{}", component.name())).await;
     }
     let maps: Api<ConfigMap> = Api::namespaced(client, "default");
     maps.get("kube-root-ca.crt").await.unwrap();
-    let done = cluster.wait_job_finished(&namespace, "through-it-all", SOON).await.unwrap();
-    assert_eq!(done.status.unwrap().succeeded, Some(1));
+    let finished = cluster.wait_job_finished(&namespace, "long-running", SOON).await.unwrap();
+    assert_eq!(finished.status.unwrap().succeeded, Some(1));
 }
 
 #[tokio::test]
@@ -62,7 +62,7 @@ async fn a_paused_component_does_nothing_until_it_continues() {
     apiserver.cont().unwrap();
     cluster.wait_ready(SOON).await.unwrap();
 
-    // Pods whose time comes while the store stands still are not forgotten.
+    // Pods that are due to finish while etcd is paused still finish.
     cluster.create_job("default", &job("store", &[("run", "1s")])).await.unwrap();
     cluster.wait_pod_of("default", "store", SOON, in_phase("Running")).await.unwrap();
     let etcd = cluster.component(Component::Etcd).unwrap();
@@ -77,17 +77,17 @@ async fn two_clusters_at_once_are_independent() {
     let shared = Cluster::shared().await.unwrap();
     let other = Cluster::start(ClusterOptions::default()).await.unwrap();
     assert_ne!(shared.config().cluster_url, other.config().cluster_url);
-    let namespace = other.namespace("side").await.unwrap();
-    let seen = shared.kubectl(&["get", "namespace", &namespace]).await;
-    assert!(seen.unwrap_err().to_string().contains("not found"));
-    works(&other, &namespace, "beside").await;
+    let namespace = other.namespace("other").await.unwrap();
+    let result = shared.kubectl(&["get", "namespace", &namespace]).await;
+    assert!(result.unwrap_err().to_string().contains("not found"));
+    assert_works(&other, &namespace, "in-other-cluster").await;
 }
 
 #[tokio::test]
 async fn a_namespace_is_deleted_when_it_is_dropped() {
     let cluster = Cluster::shared().await.unwrap();
     let name = cluster.namespace("dropped").await.unwrap().name().to_owned();
-    wait_for(SOON, "the namespace to be gone", || async {
+    wait_for(SOON, "the namespace to be deleted", || async {
         match cluster.kubectl(&["get", "namespace", &name]).await {
             Err(error) if error.to_string().contains("not found") => Ok(()),
             other => Err(format!("{other:?}")),

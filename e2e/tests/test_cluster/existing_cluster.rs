@@ -17,24 +17,24 @@ async fn an_existing_cluster_is_used_and_left_unchanged() {
     let output = run("boot::a_job_created_by_kubectl_completes").await;
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let log = std::fs::read_to_string(cluster.audit_log().unwrap()).unwrap();
-    assert!(log.contains("/namespaces/boot-"), "it ran elsewhere");
-    wait_for(Duration::from_secs(30), "its namespace to be gone", || async {
-        let left =
+    assert!(log.contains("/namespaces/boot-"), "the test did not use this cluster");
+    wait_for(Duration::from_secs(30), "its namespace to be deleted", || async {
+        let names =
             cluster.kubectl(&["get", "namespaces", "-o", "name"]).await.map_err(|error| error.to_string())?;
-        if left.contains("namespace/boot-") { Err(left) } else { Ok(()) }
+        if names.contains("namespace/boot-") { Err(names) } else { Ok(()) }
     })
     .await
     .unwrap();
 
     // Operations that an existing cluster does not support say so.
     let output = run("boot::the_audit_log_contains_the_user_agent").await;
-    let told = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(!output.status.success() && told.contains("the audit log needs a new cluster"), "{told}");
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && errors.contains("the audit log needs a new cluster"), "{errors}");
 }
 
-/// Not a test of its own: what the next one runs.
+/// Not a test of its own: the next test runs it.
 #[tokio::test]
-async fn a_guest() {
+async fn installs_the_pair() {
     if std::env::var_os(E2E_KUBECONFIG).is_none() {
         return;
     }
@@ -46,21 +46,22 @@ async fn a_guest() {
 #[tokio::test]
 async fn the_pair_is_installed_on_an_existing_cluster_and_uninstalled() {
     let cluster = Cluster::start(ClusterOptions::default()).await.unwrap();
-    let guest = Command::new(std::env::current_exe().unwrap())
-        .args(["existing_cluster::a_guest", "--exact", "--nocapture"])
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["existing_cluster::installs_the_pair", "--exact", "--nocapture"])
         .env(E2E_KUBECONFIG, cluster.kubeconfig())
         .output()
         .await
         .unwrap();
-    assert!(guest.status.success(), "{}", String::from_utf8_lossy(&guest.stderr));
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let log = std::fs::read_to_string(cluster.audit_log().unwrap()).unwrap();
-    assert!(log.contains("job-handler-sink/"), "the sink never came here");
-    wait_for(Duration::from_secs(60), "everything of ours to be gone", || async {
+    assert!(log.contains("job-handler-sink/"), "the sink did not use this cluster");
+    wait_for(Duration::from_secs(60), "all objects of job-handler to be deleted", || async {
         let kinds = "namespaces,crds,clusterroles,clusterrolebindings,\
                      mutatingwebhookconfigurations,validatingwebhookconfigurations";
-        let left = cluster.kubectl(&["get", kinds, "-o", "name"]).await.map_err(|error| error.to_string())?;
-        let left: Vec<&str> = left.lines().filter(|name| name.contains("job-handler")).collect();
-        if left.is_empty() { Ok(()) } else { Err(left.join(" ")) }
+        let output =
+            cluster.kubectl(&["get", kinds, "-o", "name"]).await.map_err(|error| error.to_string())?;
+        let names: Vec<&str> = output.lines().filter(|name| name.contains("job-handler")).collect();
+        if names.is_empty() { Ok(()) } else { Err(names.join(" ")) }
     })
     .await
     .unwrap();

@@ -1,4 +1,4 @@
-//! The fault proxy: the effect of each fault on the API server, and what the caller sees.
+//! The fault proxy: the effect of each fault on the API server and on the caller.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,7 +15,7 @@ use kube::core::WatchEvent;
 
 const SOON: Duration = Duration::from_secs(60);
 
-async fn through(cluster: &Cluster, proxy: &FaultProxy, namespace: &str) -> kube::Client {
+async fn client_through(cluster: &Cluster, proxy: &FaultProxy, namespace: &str) -> kube::Client {
     let token = cluster.kubectl(&["create", "token", "default", "-n", namespace]).await.unwrap();
     let edit = format!("--serviceaccount={namespace}:default");
     let bind = ["create", "rolebinding", "edit", "--clusterrole=edit", &edit, "-n", namespace];
@@ -42,17 +42,17 @@ async fn each_fault_is_injected_as_configured() {
     let cluster = Cluster::shared().await.unwrap();
     let namespace = cluster.namespace("proxy").await.unwrap();
     let proxy = FaultProxy::start(cluster.config()).unwrap();
-    let maps: Api<ConfigMap> = Api::namespaced(through(cluster, &proxy, &namespace).await, &namespace);
+    let maps: Api<ConfigMap> = Api::namespaced(client_through(cluster, &proxy, &namespace).await, &namespace);
     let direct: Api<ConfigMap> = Api::namespaced(cluster.client(), &namespace);
     let create = async |name: &str| maps.create(&PostParams::default(), &map(name)).await;
-    let is_there = async |name: &str| direct.get_opt(name).await.unwrap().is_some();
+    let exists = async |name: &str| direct.get_opt(name).await.unwrap().is_some();
 
     create("plain").await.unwrap();
-    assert!(is_there("plain").await);
+    assert!(exists("plain").await);
 
     let hooked = Arc::new(AtomicBool::new(false));
     let hook = Arc::clone(&hooked);
-    for (name, fault, there, code) in [
+    for (name, fault, stored, code) in [
         ("conflict", ProxyFault::Refuse(409), false, Some(409)),
         (
             "broken",
@@ -60,8 +60,8 @@ async fn each_fault_is_injected_as_configured() {
             false,
             Some(500),
         ),
-        ("cut", ProxyFault::Disconnect, false, None),
-        ("cut-after", ProxyFault::DisconnectAfter, true, None),
+        ("disconnect", ProxyFault::Disconnect, false, None),
+        ("after-effect", ProxyFault::DisconnectAfter, true, None),
         ("hooked", ProxyFault::callback(move |_| hook.store(true, Ordering::SeqCst)), true, None),
     ] {
         let faults = proxy.add(Rule::new(fault).writes().name_prefix(name).times(1));
@@ -71,36 +71,36 @@ async fn each_fault_is_injected_as_configured() {
             (Err(kube::Error::Api(_)) | Ok(_), _) | (Err(_), Some(_)) => panic!("{name}: {answer:?}"),
             (Err(_), None) => {}
         }
-        assert_eq!((is_there(name).await, faults.count()), (there, 1), "{name}");
-        // The rule is used up.
-        assert_eq!(create(name).await.is_ok(), !there, "{name}");
+        assert_eq!((exists(name).await, faults.count()), (stored, 1), "{name}");
+        // The rule applied once and no longer applies.
+        assert_eq!(create(name).await.is_ok(), !stored, "{name}");
     }
     assert!(hooked.load(Ordering::SeqCst));
 
-    // The answer never comes, whatever the caller's patience; what was asked is done.
-    let faults = proxy.add(Rule::new(ProxyFault::Timeout).name_prefix("silent"));
-    let mut asked = Box::pin(create("silent"));
+    // The proxy never answers, but the call takes effect.
+    let faults = proxy.add(Rule::new(ProxyFault::Timeout).name_prefix("timeout"));
+    let mut call = Box::pin(create("timeout"));
     let done = job_handler_e2e::wait_for(SOON, "the call to take effect", || async {
-        if is_there("silent").await { Ok(()) } else { Err("not yet") }
+        if exists("timeout").await { Ok(()) } else { Err("not yet") }
     });
     tokio::select! {
         done = done => done.unwrap(),
-        answer = &mut asked => panic!("{answer:?}"),
+        answer = &mut call => panic!("{answer:?}"),
     }
-    assert!(futures::poll!(&mut asked).is_pending());
+    assert!(futures::poll!(&mut call).is_pending());
     assert_eq!(faults.count(), 1);
-    // It is noted once it was answered, which is after others can see it; were the caller gone before, it would not be.
-    let noted = job_handler_e2e::wait_for(SOON, "the call to be noted", || async {
-        let silent = |write: &job_handler_e2e::net::fault_proxy::RecordedWrite| {
-            write.call.name.as_deref() == Some("silent")
+    // The proxy records a write after the answer, which is after others can see the object. The caller must still wait.
+    let recorded = job_handler_e2e::wait_for(SOON, "the call to be recorded", || async {
+        let is_timeout = |write: &job_handler_e2e::net::fault_proxy::RecordedWrite| {
+            write.call.name.as_deref() == Some("timeout")
         };
-        proxy.writes().into_iter().find(silent).ok_or("not yet")
+        proxy.writes().into_iter().find(is_timeout).ok_or("not yet")
     });
-    let seen = noted.await.unwrap();
-    assert_eq!((seen.answer, seen.faulty), (Some(201), true));
-    drop(asked);
+    let write = recorded.await.unwrap();
+    assert_eq!((write.answer, write.faulty), (Some(201), true));
+    drop(call);
 
-    // Streams are passed on as they come.
+    // Streams are forwarded without buffering.
     proxy.clear();
     let mut watch = Box::pin(maps.watch(&WatchParams::default(), "0").await.unwrap());
     create("later").await.unwrap();

@@ -17,10 +17,10 @@ fn the_error_names_a_missing_go_and_the_remedy() {
         command.env("PATH", empty.path()).env("XDG_CACHE_HOME", empty.path());
         command.env_remove("JOB_HANDLER_KUBERNETES_BIN");
     });
-    let told = String::from_utf8(output.stderr).unwrap();
+    let errors = String::from_utf8(output.stderr).unwrap();
     assert!(!output.status.success());
-    for part in ["`go` is not on the PATH", "install Go 1.26", "JOB_HANDLER_KUBERNETES_BIN"] {
-        assert!(told.contains(part), "{told}");
+    for text in ["`go` is not on the PATH", "install Go 1.26", "JOB_HANDLER_KUBERNETES_BIN"] {
+        assert!(errors.contains(text), "{errors}");
     }
 }
 
@@ -29,10 +29,10 @@ fn the_error_names_a_port_in_use_and_the_remedy() {
     let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
     let output = playground(&["--port", &port], |_| {});
-    let told = String::from_utf8(output.stderr).unwrap();
+    let errors = String::from_utf8(output.stderr).unwrap();
     assert!(!output.status.success());
-    for part in [&*format!("port {port} on 127.0.0.1 is in use"), "choose another port"] {
-        assert!(told.contains(part), "{told}");
+    for text in [&*format!("port {port} on 127.0.0.1 is in use"), "choose another port"] {
+        assert!(errors.contains(text), "{errors}");
     }
 }
 
@@ -41,7 +41,7 @@ fn the_error_names_a_configured_program_that_does_not_exist() {
     let output = playground(&[], |command| {
         command.env("JOB_HANDLER_KUBERNETES_BIN", "/nowhere/kubernetes");
     });
-    let told = String::from_utf8(output.stderr).unwrap();
+    let errors = String::from_utf8(output.stderr).unwrap();
     assert!(!output.status.success());
-    assert!(told.contains("JOB_HANDLER_KUBERNETES_BIN names /nowhere/kubernetes"), "{told}");
+    assert!(errors.contains("JOB_HANDLER_KUBERNETES_BIN names /nowhere/kubernetes"), "{errors}");
 }

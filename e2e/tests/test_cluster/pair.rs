@@ -14,7 +14,7 @@ async fn replicas_share_reviews_and_survive_the_kill_of_one() {
     let pair = Pair::install(&cluster, options).await.unwrap();
     let namespace = cluster.namespace("pair").await.unwrap();
 
-    // All at once, so that the API server needs more than one connection.
+    // Concurrently, so that the API server needs more than one connection.
     let names: Vec<String> = (0..20).map(|index| format!("burst-{index}")).collect();
     let jobs: Vec<_> = names.iter().map(|name| job(name, &[("run", "0s")])).collect();
     let creates = jobs.iter().map(|job| cluster.create_job(&namespace, job));
@@ -47,7 +47,7 @@ async fn replicas_share_reviews_and_survive_the_kill_of_one() {
     pair.webhook(0).restart().unwrap();
     pair.wait_ready(SOON).await.unwrap();
     let back = async || if pair.balancer().ready() == [true, true] { Ok(()) } else { Err("not yet") };
-    wait_for(SOON, "the balancer to take the replica back", back).await.unwrap();
+    wait_for(SOON, "the balancer to use the replica again", back).await.unwrap();
 
     pair.sink().stop().unwrap();
     pair.sink().cont().unwrap();

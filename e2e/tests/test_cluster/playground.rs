@@ -20,16 +20,16 @@ async fn the_playground_prints_its_kubeconfig_restarts_the_pair_and_ends_on_ctrl
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    let told = Arc::new(Mutex::new(String::new()));
-    let (errors, theirs) = (BufReader::new(playground.stderr.take().unwrap()), Arc::clone(&told));
+    let errors = Arc::new(Mutex::new(String::new()));
+    let (stderr, thread_errors) = (BufReader::new(playground.stderr.take().unwrap()), Arc::clone(&errors));
     std::thread::spawn(move || {
-        for line in errors.lines().map_while(Result::ok) {
-            theirs.lock().push_str(&format!("{line}\n"));
+        for line in stderr.lines().map_while(Result::ok) {
+            thread_errors.lock().push_str(&format!("{line}\n"));
         }
     });
     let mut lines = BufReader::new(playground.stdout.take().unwrap()).lines().map(Result::unwrap);
     let kubeconfig = lines.find_map(|line| line.strip_prefix("export KUBECONFIG=").map(PathBuf::from));
-    let kubeconfig = kubeconfig.unwrap_or_else(|| panic!("{}", told.lock()));
+    let kubeconfig = kubeconfig.unwrap_or_else(|| panic!("{}", errors.lock()));
     let folder = kubeconfig.parent().unwrap().to_owned();
 
     let kubectl = |arguments: &[&str]| {
@@ -44,15 +44,15 @@ async fn the_playground_prints_its_kubeconfig_restarts_the_pair_and_ends_on_ctrl
         assert!(policies.contains(policy), "{policies}");
     }
 
-    let died = process(&folder, "--replica=webhook-0").expect("the webhook runs");
-    assert!(Command::new("kill").args(["-KILL", &died.to_string()]).status().unwrap().success());
-    wait_for(SOON, "the webhook to be started again", || async {
-        let told = told.lock().clone();
-        let said =
-            told.contains("webhook-0 ended (signal: 9 (SIGKILL))") && told.contains("it is started again");
+    let killed = process(&folder, "--replica=webhook-0").expect("the webhook runs");
+    assert!(Command::new("kill").args(["-KILL", &killed.to_string()]).status().unwrap().success());
+    wait_for(SOON, "the webhook to be restarted", || async {
+        let errors = errors.lock().clone();
+        let reported =
+            errors.contains("webhook-0 ended (signal: 9 (SIGKILL))") && errors.contains("it is restarted");
         match process(&folder, "--replica=webhook-0") {
-            Some(process) if process != died && said => Ok(()),
-            other => Err(format!("{other:?}\n{told}")),
+            Some(process) if process != killed && reported => Ok(()),
+            other => Err(format!("{other:?}\n{errors}")),
         }
     })
     .await
@@ -60,8 +60,8 @@ async fn the_playground_prints_its_kubeconfig_restarts_the_pair_and_ends_on_ctrl
 
     assert!(Command::new("kill").args(["-INT", &playground.id().to_string()]).status().unwrap().success());
     assert!(playground.wait().unwrap().success());
-    let gone = async || if folder.exists() { Err("its folder is there") } else { Ok(()) };
-    wait_for(SOON, "nothing to be left", gone).await.unwrap();
+    let deleted = async || if folder.exists() { Err("its folder exists") } else { Ok(()) };
+    wait_for(SOON, "the folder to be deleted", deleted).await.unwrap();
     assert_eq!(process(&folder, ""), None);
 }
 

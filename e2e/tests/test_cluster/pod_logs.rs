@@ -1,4 +1,5 @@
-//! `kubectl logs` returns what the annotations say, and nothing once the container is gone, as on a real node.
+//! `kubectl logs` returns the log that the annotations describe, and nothing after the pod is deleted, as on a real
+//! node.
 
 use std::time::Duration;
 
@@ -8,14 +9,14 @@ use serde_json::json;
 
 const SOON: Duration = Duration::from_secs(30);
 
-/// Runs a Job to its end and returns what `kubectl logs` of it says, byte for byte.
+/// Runs a Job to its end and returns the output of `kubectl logs` as bytes.
 async fn logs(name: &str, pod: &[(&str, &str)], arguments: &[&str]) -> Vec<u8> {
     let cluster = Cluster::shared().await.unwrap();
     let namespace = cluster.namespace(name).await.unwrap();
     let pod: Vec<_> = pod.iter().copied().chain([("run", "0s")]).collect();
-    let mut made = job(name, &pod);
-    made.spec.as_mut().unwrap().backoff_limit = Some(0);
-    cluster.create_job(&namespace, &made).await.unwrap();
+    let mut created = job(name, &pod);
+    created.spec.as_mut().unwrap().backoff_limit = Some(0);
+    cluster.create_job(&namespace, &created).await.unwrap();
     cluster.wait_job_finished(&namespace, name, SOON).await.unwrap();
     let target = format!("job/{name}");
     let all: Vec<&str> = ["-n", &namespace, "logs", &target].iter().chain(arguments).copied().collect();
@@ -24,7 +25,7 @@ async fn logs(name: &str, pod: &[(&str, &str)], arguments: &[&str]) -> Vec<u8> {
     output.stdout
 }
 
-async fn started(name: &str, pod: &[(&str, &str)]) -> (&'static Cluster, TestNamespace) {
+async fn start(name: &str, pod: &[(&str, &str)]) -> (&'static Cluster, TestNamespace) {
     let cluster = Cluster::shared().await.unwrap();
     let namespace = cluster.namespace(name).await.unwrap();
     cluster.create_job(&namespace, &job(name, pod)).await.unwrap();
@@ -34,7 +35,10 @@ async fn started(name: &str, pod: &[(&str, &str)]) -> (&'static Cluster, TestNam
 
 #[tokio::test]
 async fn log_text_is_returned_byte_for_byte() {
-    assert_eq!(logs("text", &[("log", "one\ntwo, without an end")], &[]).await, b"one\ntwo, without an end");
+    assert_eq!(
+        logs("text", &[("log", "one\ntwo, without a newline")], &[]).await,
+        b"one\ntwo, without a newline"
+    );
 }
 
 #[tokio::test]
@@ -100,7 +104,7 @@ async fn previous_returns_the_log_of_the_previous_attempt() {
 
 #[tokio::test]
 async fn a_followed_log_ends_with_the_container() {
-    let (cluster, namespace) = started("follow", &[("run", "2s"), ("log-every", "50ms")]).await;
+    let (cluster, namespace) = start("follow", &[("run", "2s"), ("log-every", "50ms")]).await;
     let seen = cluster.kubectl(&["-n", &namespace, "logs", "-f", "job/follow"]).await.unwrap();
     let lines: Vec<&str> = seen.lines().collect();
     assert_eq!(lines.first(), Some(&"tick 1"));
@@ -117,7 +121,7 @@ async fn a_followed_log_ends_with_the_container() {
 
 #[tokio::test]
 async fn only_a_follower_sees_the_last_line_before_sigterm() {
-    let (cluster, namespace) = started("sigterm", &[("end", "Hang"), ("log-every", "20ms")]).await;
+    let (cluster, namespace) = start("sigterm", &[("end", "Hang"), ("log-every", "20ms")]).await;
     let pod = cluster.pods_of(&namespace, "sigterm").await.unwrap().pop().unwrap().metadata.name.unwrap();
     let follow = ["-n", namespace.name(), "logs", "-f", &pod];
     let delete = async {
@@ -149,7 +153,7 @@ async fn the_logs_of_a_pod_that_never_started_are_an_error() {
         .unwrap();
     let waits = |pod: &k8s_openapi::api::core::v1::Pod| {
         let started = pod.status.as_ref().and_then(|status| status.start_time.as_ref());
-        started.map(drop).ok_or_else(|| "the node has not taken it".to_owned())
+        started.map(drop).ok_or_else(|| "the node has not started it".to_owned())
     };
     cluster.wait_pod_of(&namespace, "unstarted", SOON, waits).await.unwrap();
     let refused = cluster.try_kubectl(&["-n", &namespace, "logs", "job/unstarted"], b"").await.unwrap();
@@ -158,8 +162,8 @@ async fn the_logs_of_a_pod_that_never_started_are_an_error() {
 
 #[tokio::test]
 async fn a_hanging_log_request_is_never_answered() {
-    let (cluster, namespace) = started("mute", &[("end", "Hang"), ("log-hang", "true")]).await;
-    let arguments = ["-n", namespace.name(), "logs", "job/mute"];
+    let (cluster, namespace) = start("hanging", &[("end", "Hang"), ("log-hang", "true")]).await;
+    let arguments = ["-n", namespace.name(), "logs", "job/hanging"];
     let answer = tokio::time::timeout(Duration::from_secs(2), cluster.kubectl(&arguments)).await;
     assert!(answer.is_err(), "{answer:?}");
 }
@@ -167,22 +171,22 @@ async fn a_hanging_log_request_is_never_answered() {
 #[tokio::test]
 async fn log_requests_of_a_hanging_node_are_answered_after_it_recovers() {
     let cluster = Cluster::start(ClusterOptions { nodes: 1, ..ClusterOptions::default() }).await.unwrap();
-    cluster.create_job("default", &job("stuck", &[("run", "0s"), ("log", "there")])).await.unwrap();
+    cluster.create_job("default", &job("stuck", &[("run", "0s"), ("log", "text")])).await.unwrap();
     cluster.wait_job_finished("default", "stuck", SOON).await.unwrap();
-    let ask = async || {
+    let read_logs = async || {
         let call = cluster.kubectl(&["logs", "job/stuck"]);
         tokio::time::timeout(Duration::from_secs(2), call).await.map_err(|_| "no answer")
     };
     cluster.kubectl(&["annotate", "node", "node-0", "e2e.job-handler.io/log-hang=true"]).await.unwrap();
-    let hangs = async || match ask().await {
+    let hangs = async || match read_logs().await {
         Err(_) => Ok(()),
         Ok(answer) => Err(format!("{answer:?}")),
     };
     wait_for(SOON, "the node to hang", hangs).await.unwrap();
     cluster.kubectl(&["annotate", "node", "node-0", "e2e.job-handler.io/log-hang-"]).await.unwrap();
-    let there = async || match ask().await {
-        Ok(Ok(text)) if text == "there" => Ok(()),
+    let answers = async || match read_logs().await {
+        Ok(Ok(text)) if text == "text" => Ok(()),
         other => Err(format!("{other:?}")),
     };
-    wait_for(SOON, "the node to answer again", there).await.unwrap();
+    wait_for(SOON, "the node to answer again", answers).await.unwrap();
 }

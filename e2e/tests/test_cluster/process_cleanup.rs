@@ -1,4 +1,4 @@
-//! No process or file stays behind, however the caller ends. The caller is this test binary, which runs only [`a_caller`].
+//! No process or file is left, however the caller ends. The caller is this test binary, which runs only [`a_caller`].
 
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::CommandExt;
@@ -8,28 +8,28 @@ use std::time::Duration;
 
 use job_handler_e2e::{Cluster, ClusterOptions, wait_for};
 
-const HOW: &str = "E2E_LEFTOVERS_CALLER";
+const CALLER_END: &str = "E2E_LEFTOVERS_CALLER";
 const SOON: Duration = Duration::from_secs(20);
 
 /// Not a test by itself: the other tests start it. Boots a cluster, prints its folder, and ends as the variable says.
 #[tokio::test]
 async fn a_caller() {
-    let Ok(how) = std::env::var(HOW) else { return };
+    let Ok(end) = std::env::var(CALLER_END) else { return };
     let cluster = Cluster::start(ClusterOptions::default()).await.unwrap();
     println!("\nfolder: {}", cluster.dir().display());
-    assert_ne!(how, "panic", "as told");
-    if how == "return" {
+    assert_ne!(end, "panic", "as requested");
+    if end == "return" {
         return;
     }
     std::future::pending::<()>().await;
 }
 
-/// Starts a caller and returns it with its cluster's folder, once the cluster is up (and the pipe, which
-/// it may still write to).
-fn start(how: &str) -> (Child, PathBuf, BufReader<ChildStdout>) {
+/// Starts a caller and returns it with its cluster's folder, once the cluster runs, and with the pipe that it may still
+/// write to.
+fn start(end: &str) -> (Child, PathBuf, BufReader<ChildStdout>) {
     let mut caller = Command::new(std::env::current_exe().unwrap())
         .args(["process_cleanup::a_caller", "--exact", "--nocapture"])
-        .env(HOW, how)
+        .env(CALLER_END, end)
         .process_group(0)
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
@@ -38,7 +38,7 @@ fn start(how: &str) -> (Child, PathBuf, BufReader<ChildStdout>) {
     let mut output = BufReader::new(caller.stdout.take().unwrap());
     let mut lines = output.by_ref().lines().map(Result::unwrap);
     let folder = lines.find_map(|line| line.strip_prefix("folder: ").map(PathBuf::from));
-    (caller, folder.expect("the caller says where its cluster is"), output)
+    (caller, folder.expect("the caller prints the folder of its cluster"), output)
 }
 
 /// The processes that have the folder in their command line.
@@ -52,49 +52,49 @@ fn processes(folder: &Path) -> Vec<String> {
         .collect()
 }
 
-async fn nothing_is_left(folder: &Path) {
-    wait_for(SOON, "all processes and the folder to be gone", || async {
-        let left = processes(folder);
-        if left.is_empty() && !folder.exists() {
+async fn wait_cleaned_up(folder: &Path) {
+    wait_for(SOON, "all processes and the folder to be removed", || async {
+        let running = processes(folder);
+        if running.is_empty() && !folder.exists() {
             Ok(())
         } else {
-            Err(format!("{left:?} {}", folder.exists()))
+            Err(format!("{running:?} {}", folder.exists()))
         }
     })
     .await
     .unwrap();
 }
 
-async fn ends_by_signal(how: &str, signal: &str) {
-    let (mut caller, folder, _output) = start(how);
+async fn ends_by_signal(end: &str, signal: &str) {
+    let (mut caller, folder, _output) = start(end);
     assert!(folder.exists() && processes(&folder).len() >= 6, "{:?}", processes(&folder));
     // To the process group, like a terminal on Ctrl-C.
     let group = format!("-{}", caller.id());
     assert!(Command::new("kill").args([signal, "--", &group]).status().unwrap().success());
     caller.wait().unwrap();
-    nothing_is_left(&folder).await;
+    wait_cleaned_up(&folder).await;
 }
 
 #[tokio::test]
-async fn no_process_stays_when_the_caller_is_killed() {
+async fn no_process_is_left_when_the_caller_is_killed() {
     ends_by_signal("wait", "-KILL").await;
 }
 
 #[tokio::test]
-async fn no_process_stays_when_the_caller_gets_ctrl_c() {
+async fn no_process_is_left_when_the_caller_gets_ctrl_c() {
     ends_by_signal("wait", "-INT").await;
 }
 
 #[tokio::test]
-async fn no_process_stays_when_the_caller_panics() {
+async fn no_process_is_left_when_the_caller_panics() {
     let (mut caller, folder, _output) = start("panic");
     assert!(!caller.wait().unwrap().success());
-    nothing_is_left(&folder).await;
+    wait_cleaned_up(&folder).await;
 }
 
 #[tokio::test]
-async fn no_process_stays_when_the_caller_returns() {
+async fn no_process_is_left_when_the_caller_returns() {
     let (mut caller, folder, _output) = start("return");
     assert!(caller.wait().unwrap().success());
-    nothing_is_left(&folder).await;
+    wait_cleaned_up(&folder).await;
 }

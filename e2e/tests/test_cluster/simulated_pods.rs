@@ -22,10 +22,10 @@ async fn run(name: &str, pod: &[(&str, &str)], change: impl FnOnce(&mut serde_js
     let mut value = serde_json::to_value(job(name, pod)).unwrap();
     value["spec"]["backoffLimit"] = json!(0);
     change(&mut value);
-    let made: Job = serde_json::from_value(value).unwrap();
-    cluster.create_job(&namespace, &made).await.unwrap();
+    let created: Job = serde_json::from_value(value).unwrap();
+    cluster.create_job(&namespace, &created).await.unwrap();
     let job = cluster.wait_job_finished(&namespace, name, SOON).await.unwrap();
-    let pod = cluster.pods_of(&namespace, name).await.unwrap().pop().expect("the Job keeps its pod");
+    let pod = cluster.pods_of(&namespace, name).await.unwrap().pop().expect("the Job has its pod");
     FinishedPod { outcome: finished(&job).unwrap(), pod }
 }
 
@@ -39,18 +39,19 @@ fn terminated<'a>(pod: &'a Pod, container: &str) -> &'a ContainerStateTerminated
     status(pod, container).state.as_ref().unwrap().terminated.as_ref().unwrap()
 }
 
-fn pair(a: &str, b: &str) -> (String, String) {
+fn strings(a: &str, b: &str) -> (String, String) {
     (a.to_owned(), b.to_owned())
 }
 
 #[tokio::test]
 async fn a_pod_runs_for_the_given_time_and_succeeds() {
-    let ended = run("short", &[("run", "1500ms"), ("termination-message", "all is well")], |_| {}).await;
-    assert_eq!(ended.outcome, pair("Complete", "CompletionsReached"));
-    let end = terminated(&ended.pod, "main");
+    let finished_pod =
+        run("short", &[("run", "1500ms"), ("termination-message", "all is well")], |_| {}).await;
+    assert_eq!(finished_pod.outcome, strings("Complete", "CompletionsReached"));
+    let end = terminated(&finished_pod.pod, "main");
     assert_eq!((end.exit_code, end.reason.as_deref()), (0, Some("Completed")));
     assert_eq!(end.message.as_deref(), Some("all is well"));
-    let clock = ended.pod.status.as_ref().unwrap().conditions.as_ref().unwrap();
+    let clock = finished_pod.pod.status.as_ref().unwrap().conditions.as_ref().unwrap();
     let clock = clock.iter().find(|condition| condition.type_ == "e2e.job-handler.io/clock").unwrap();
     let clock: serde_json::Value = serde_json::from_str(clock.message.as_ref().unwrap()).unwrap();
     let time = |key: &str| clock[key].as_str().unwrap().parse::<jiff::Timestamp>().unwrap();
@@ -60,43 +61,43 @@ async fn a_pod_runs_for_the_given_time_and_succeeds() {
 
 #[tokio::test]
 async fn a_container_exits_with_the_given_code() {
-    let ended = run("fails", &[("run", "0s"), ("exit-code", "3")], |_| {}).await;
-    assert_eq!(ended.outcome, pair("Failed", "BackoffLimitExceeded"));
-    let end = terminated(&ended.pod, "main");
+    let finished_pod = run("fails", &[("run", "0s"), ("exit-code", "3")], |_| {}).await;
+    assert_eq!(finished_pod.outcome, strings("Failed", "BackoffLimitExceeded"));
+    let end = terminated(&finished_pod.pod, "main");
     assert_eq!((end.exit_code, end.reason.as_deref()), (3, Some("Error")));
-    assert_eq!(in_phase("Failed")(&ended.pod), Ok(()));
+    assert_eq!(in_phase("Failed")(&finished_pod.pod), Ok(()));
 }
 
 #[tokio::test]
 async fn a_container_is_oom_killed() {
-    let ended = run("oom", &[("run", "0s"), ("end", "OOMKilled")], |_| {}).await;
-    let end = terminated(&ended.pod, "main");
+    let finished_pod = run("oom", &[("run", "0s"), ("end", "OOMKilled")], |_| {}).await;
+    let end = terminated(&finished_pod.pod, "main");
     assert_eq!((end.exit_code, end.reason.as_deref()), (137, Some("OOMKilled")));
 }
 
 #[tokio::test]
 async fn a_pod_is_evicted() {
-    let ended = run("evicted", &[("run", "0s"), ("end", "Evicted")], |_| {}).await;
-    let status = ended.pod.status.as_ref().unwrap();
+    let finished_pod = run("evicted", &[("run", "0s"), ("end", "Evicted")], |_| {}).await;
+    let status = finished_pod.pod.status.as_ref().unwrap();
     assert_eq!(status.reason.as_deref(), Some("Evicted"));
     assert!(status.message.as_ref().unwrap().contains("low on resource: memory"));
     let condition = status.conditions.iter().flatten().find(|c| c.type_ == "DisruptionTarget").unwrap();
     assert_eq!(condition.reason.as_deref(), Some("TerminationByKubelet"));
-    assert_eq!(terminated(&ended.pod, "main").exit_code, 137);
+    assert_eq!(terminated(&finished_pod.pod, "main").exit_code, 137);
 }
 
 #[tokio::test]
 async fn a_hanging_pod_is_deleted_at_the_deadline() {
     let cluster = Cluster::shared().await.unwrap();
     let namespace = cluster.namespace("hang").await.unwrap();
-    let mut made = job("hang", &[("end", "Hang")]);
-    made.spec.as_mut().unwrap().active_deadline_seconds = Some(2);
-    cluster.create_job(&namespace, &made).await.unwrap();
+    let mut created = job("hang", &[("end", "Hang")]);
+    created.spec.as_mut().unwrap().active_deadline_seconds = Some(2);
+    cluster.create_job(&namespace, &created).await.unwrap();
     let done = cluster.wait_job_finished(&namespace, "hang", SOON).await.unwrap();
-    assert_eq!(finished(&done).unwrap(), pair("Failed", "DeadlineExceeded"));
-    wait_for(SOON, "the pod to be gone", || async {
+    assert_eq!(finished(&done).unwrap(), strings("Failed", "DeadlineExceeded"));
+    wait_for(SOON, "the pod to be deleted", || async {
         let pods = cluster.pods_of(&namespace, "hang").await.map_err(|error| error.to_string())?;
-        if pods.is_empty() { Ok(()) } else { Err(format!("{} left", pods.len())) }
+        if pods.is_empty() { Ok(()) } else { Err(format!("{} pods", pods.len())) }
     })
     .await
     .unwrap();
@@ -105,17 +106,17 @@ async fn a_hanging_pod_is_deleted_at_the_deadline() {
 #[tokio::test]
 async fn a_container_is_restarted_as_often_as_given_and_succeeds() {
     let pod = [("run", "100ms"), ("restarts", "2"), ("termination-message", "again")];
-    let ended = run("restarts", &pod, |job| {
+    let finished_pod = run("restarts", &pod, |job| {
         job["spec"]["template"]["spec"]["restartPolicy"] = json!("OnFailure");
         job["spec"]["backoffLimit"] = json!(5);
     })
     .await;
-    assert_eq!(ended.outcome, pair("Complete", "CompletionsReached"));
-    let status = status(&ended.pod, "main");
+    assert_eq!(finished_pod.outcome, strings("Complete", "CompletionsReached"));
+    let status = status(&finished_pod.pod, "main");
     assert_eq!(status.restart_count, 2);
     let last = status.last_state.as_ref().unwrap().terminated.as_ref().unwrap();
     assert_eq!((last.exit_code, last.reason.as_deref()), (1, Some("Error")));
-    assert_ne!(last.container_id, terminated(&ended.pod, "main").container_id);
+    assert_ne!(last.container_id, terminated(&finished_pod.pod, "main").container_id);
 }
 
 #[tokio::test]
@@ -127,7 +128,7 @@ async fn a_job_fails_after_restarts_past_the_backoff_limit() {
     value["spec"]["backoffLimit"] = json!(2);
     cluster.create_job(&namespace, &serde_json::from_value(value).unwrap()).await.unwrap();
     let done = cluster.wait_job_finished(&namespace, "backoff", SOON).await.unwrap();
-    assert_eq!(finished(&done).unwrap(), pair("Failed", "BackoffLimitExceeded"));
+    assert_eq!(finished(&done).unwrap(), strings("Failed", "BackoffLimitExceeded"));
 }
 
 #[tokio::test]
@@ -164,7 +165,7 @@ async fn a_pod_that_fits_no_node_is_unschedulable() {
             reasons
                 .find(|reason| *reason == "Unschedulable")
                 .map(drop)
-                .ok_or_else(|| "it has a place".to_owned())
+                .ok_or_else(|| "it is scheduled".to_owned())
         })
         .await
         .unwrap();
@@ -172,7 +173,7 @@ async fn a_pod_that_fits_no_node_is_unschedulable() {
 
 #[tokio::test]
 async fn one_of_several_containers_can_fail() {
-    let ended = run(
+    let finished_pod = run(
         "several",
         &[("run", "1s"), ("exit-code", "7"), ("container", "second"), ("init-run", "300ms")],
         |job| {
@@ -185,19 +186,20 @@ async fn one_of_several_containers_can_fail() {
         },
     )
     .await;
-    assert_eq!(ended.outcome, pair("Failed", "BackoffLimitExceeded"));
-    let codes = ["first", "second", "sidecar", "prepare"].map(|name| terminated(&ended.pod, name).exit_code);
+    assert_eq!(finished_pod.outcome, strings("Failed", "BackoffLimitExceeded"));
+    let codes =
+        ["first", "second", "sidecar", "prepare"].map(|name| terminated(&finished_pod.pod, name).exit_code);
     assert_eq!(codes, [0, 7, 0, 0]);
 }
 
 #[tokio::test]
 async fn an_init_container_can_fail() {
-    let ended = run("init", &[("init-exit-code", "4")], |job| {
+    let finished_pod = run("init", &[("init-exit-code", "4")], |job| {
         job["spec"]["template"]["spec"]["initContainers"] = json!([{"name": "prepare", "image": "p"}]);
     })
     .await;
-    assert_eq!(terminated(&ended.pod, "prepare").exit_code, 4);
-    let waiting = status(&ended.pod, "main").state.as_ref().unwrap().waiting.as_ref().unwrap();
+    assert_eq!(terminated(&finished_pod.pod, "prepare").exit_code, 4);
+    let waiting = status(&finished_pod.pod, "main").state.as_ref().unwrap().waiting.as_ref().unwrap();
     assert_eq!(waiting.reason.as_deref(), Some("PodInitializing"));
 }
 
@@ -213,10 +215,10 @@ async fn a_deleted_pod_exits_after_its_termination_delay() {
     let name = pod.metadata.name.unwrap();
     let started = std::time::Instant::now();
     cluster.kubectl(&["-n", &namespace, "delete", "pod", &name, "--wait=false"]).await.unwrap();
-    let still =
+    let phase =
         cluster.kubectl(&["-n", &namespace, "get", "pod", &name, "-o", "jsonpath={.status.phase}"]).await;
-    assert_eq!(still.unwrap(), "Running");
-    wait_for(SOON, "the pod to be gone", || async {
+    assert_eq!(phase.unwrap(), "Running");
+    wait_for(SOON, "the pod to be deleted", || async {
         match cluster.kubectl(&["-n", &namespace, "get", "pod", &name]).await {
             Err(error) if error.to_string().contains("not found") => Ok(()),
             other => Err(format!("{other:?}")),
@@ -224,5 +226,5 @@ async fn a_deleted_pod_exits_after_its_termination_delay() {
     })
     .await
     .unwrap();
-    assert!(started.elapsed() >= Duration::from_secs(3), "gone after {:?}", started.elapsed());
+    assert!(started.elapsed() >= Duration::from_secs(3), "deleted after {:?}", started.elapsed());
 }

@@ -34,7 +34,7 @@ pub struct HarvestCluster {
 }
 
 impl HarvestCluster {
-    /// Boots a cluster and creates so many namespaces to use up.
+    /// Boots a cluster and creates this number of namespaces for [`Self::next_namespace`].
     ///
     /// # Errors
     /// If something does not start.
@@ -69,11 +69,11 @@ impl HarvestCluster {
         self.pair.sink().process().id()
     }
 
-    /// A namespace that was not used yet.
+    /// Returns a namespace that was not used yet.
     pub(super) fn next_namespace(&mut self) -> Result<String> {
         let next = self.namespaces.get(self.used);
         self.used += 1;
-        let none = || Error::Invalid("no namespace is left".to_owned());
+        let none = || Error::Invalid("all namespaces are used".to_owned());
         Ok(next.ok_or_else(none)?.name().to_owned())
     }
 
@@ -103,7 +103,7 @@ impl HarvestCluster {
     }
 }
 
-/// Waits for so many complete results, whose Events are published.
+/// Waits for this number of complete results whose Events are published.
 pub(super) async fn wait_harvested(client: &Client, namespace: &str, jobs: usize) -> Result<()> {
     let api: Api<PartialObjectMeta<ConfigMap>> = Api::namespaced(client.clone(), namespace);
     let config = watcher::Config::default().labels("job-handler/created=true");

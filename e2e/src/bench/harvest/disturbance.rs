@@ -4,7 +4,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 use serde_json::{Value, json};
 
 use crate::bench::harvest::cluster::{HarvestCluster, PATIENCE};
-use crate::bench::seed::{self, LOG_BYTES, ask_for_results, complete, create_policy, send};
+use crate::bench::seed::{self, LOG_BYTES, complete, create_policy, request_results, send};
 use crate::cluster::jobs::PREFIX;
 use crate::harness::error::Result;
 use crate::harness::wait::wait_for;
@@ -14,7 +14,7 @@ const WRITERS: usize = 16;
 /// The name of the CloudEvents receiver that is down.
 const RECEIVER: &str = "down";
 
-/// What is wrong with some Jobs.
+/// A fault of some Jobs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Disturbance {
     /// A ResourceQuota denies every ConfigMap.
@@ -65,7 +65,7 @@ pub(super) fn sink_configuration() -> Value {
 }
 
 impl HarvestCluster {
-    /// Creates finished Jobs, and what will disturb their harvest.
+    /// Creates finished Jobs and the fault that disturbs their harvest.
     pub(super) async fn prepare(
         &self,
         disturbance: Disturbance,
@@ -87,12 +87,12 @@ impl HarvestCluster {
             Disturbance::ManyPods => self.seed_many_pods(namespace, pods).await?,
             Disturbance::Quota => {
                 self.seed(namespace, "faulty", jobs, true).await?;
-                let none = json!({"count/configmaps": "0"});
+                let zero = json!({"count/configmaps": "0"});
                 let quotas = format!("/api/v1/namespaces/{namespace}/resourcequotas");
-                let quota = json!({"metadata": {"name": "full"}, "spec": {"hard": none}});
+                let quota = json!({"metadata": {"name": "full"}, "spec": {"hard": zero}});
                 send(&client, "POST", &quotas, &quota).await?;
-                // The controller that writes it is paused.
-                let status = json!({"status": {"hard": none, "used": none}});
+                // The quota controller, which writes the status, is paused.
+                let status = json!({"status": {"hard": zero, "used": zero}});
                 send(&client, "PATCH", &format!("{quotas}/full/status"), &status).await?;
             }
             Disturbance::Admission => {
@@ -113,9 +113,9 @@ impl HarvestCluster {
             let spec = json!({"results": {}, "cloudEventSinks": [{"name": RECEIVER}]});
             return create_policy(&client, namespace, spec).await;
         }
-        ask_for_results(&client, namespace).await?;
+        request_results(&client, namespace).await?;
         if disturbance == Disturbance::Terminating {
-            // It stays terminating: the controller that would empty it is paused.
+            // It remains terminating, because the namespace controller is paused.
             send(&client, "DELETE", &format!("/api/v1/namespaces/{namespace}"), &Value::Null).await?;
         }
         Ok(())
@@ -135,18 +135,18 @@ impl HarvestCluster {
     ///
     /// # Errors
     /// If a result is missing.
-    pub async fn end_disturbances(&self, places: &[(Disturbance, String)]) -> Result<()> {
-        for (disturbance, namespace) in places {
+    pub async fn end_disturbances(&self, namespaces: &[(Disturbance, String)]) -> Result<()> {
+        for (disturbance, namespace) in namespaces {
             if matches!(
                 disturbance,
                 Disturbance::HangingLogs | Disturbance::ManyPods | Disturbance::ReceiverDown
             ) {
                 let jobs = format!("/apis/batch/v1/namespaces/{namespace}/jobs");
                 let all = send(&self.cluster.client(), "GET", &jobs, &Value::Null).await?;
-                let wanted = all["items"].as_array().map_or(0, Vec::len);
+                let expected = all["items"].as_array().map_or(0, Vec::len);
                 wait_for(PATIENCE, &format!("the results of {}", disturbance.name()), || async {
                     let now = self.results(namespace).await.map_err(|error| error.to_string())?.len();
-                    if now == wanted { Ok(()) } else { Err(format!("{now} of {wanted}")) }
+                    if now == expected { Ok(()) } else { Err(format!("{now} of {expected}")) }
                 })
                 .await?;
             }

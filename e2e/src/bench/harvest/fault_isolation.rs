@@ -1,10 +1,10 @@
-//! The harvest of healthy Jobs beside faulty ones, compared with the same beside as many other healthy Jobs, in turns.
+//! The harvest of healthy Jobs beside faulty ones, compared with a harvest beside as many other healthy Jobs.
 
 use std::time::Instant;
 
 use crate::bench::harvest::cluster::{HarvestCluster, wait_harvested};
 use crate::bench::harvest::disturbance::{self, Disturbance};
-use crate::bench::seed::{LOG_BYTES, ask_for_results};
+use crate::bench::seed::{LOG_BYTES, request_results};
 use crate::bench::table::{Aim, Table, figure, median, median_ratio};
 use crate::harness::error::{Error, Result};
 
@@ -19,12 +19,12 @@ pub struct FaultIsolationSizes {
     pub faulty: usize,
     /// Pods of the Job with many pods.
     pub pods: usize,
-    /// Whether to measure each disturbance by itself too, not only all of them at once.
+    /// Whether to measure each disturbance alone as well, not only all at once.
     pub each: bool,
 }
 
 impl FaultIsolationSizes {
-    /// Small sizes, which only show that everything works.
+    /// Small sizes, as a smoke test.
     pub const QUICK: Self = Self { rounds: 1, jobs: 20, faulty: 4, pods: 12, each: false };
 }
 
@@ -43,11 +43,11 @@ pub struct FaultComparison {
     /// Jobs per second beside other healthy Jobs.
     pub undisturbed: f64,
     /// The namespace of each disturbance.
-    pub places: Vec<(Disturbance, String)>,
+    pub namespaces: Vec<(Disturbance, String)>,
 }
 
 impl FaultComparison {
-    /// The disturbed rate as a part of the undisturbed one.
+    /// The disturbed rate divided by the undisturbed rate.
     pub fn ratio(&self) -> f64 {
         self.disturbed / self.undisturbed
     }
@@ -68,13 +68,13 @@ pub async fn measure(sizes: FaultIsolationSizes) -> Result<Table> {
     let mut measured: Vec<(Vec<f64>, Vec<f64>)> = vec![Default::default(); rows.len()];
     for round in 0..sizes.rounds {
         for ((_, disturbances), (disturbed, undisturbed)) in rows.iter().zip(&mut measured) {
-            // Each side goes first in every other round.
+            // Alternate which side runs first.
             if round % 2 == 0 {
                 undisturbed.push(bench.undisturbed_rate(disturbances, sizes).await?);
             }
-            let (rate, places) = bench.disturbed_rate(disturbances, sizes).await?;
+            let (rate, fault_namespaces) = bench.disturbed_rate(disturbances, sizes).await?;
             disturbed.push(rate);
-            bench.end_disturbances(&places).await?;
+            bench.end_disturbances(&fault_namespaces).await?;
             if round % 2 == 1 {
                 undisturbed.push(bench.undisturbed_rate(disturbances, sizes).await?);
             }
@@ -83,7 +83,7 @@ pub async fn measure(sizes: FaultIsolationSizes) -> Result<Table> {
     Ok(table(sizes, rows.into_iter().map(|(name, _)| name).zip(measured)))
 }
 
-/// Boots the cluster for so many namespaces.
+/// Boots the cluster with this number of namespaces.
 ///
 /// # Errors
 /// If something does not start.
@@ -97,7 +97,7 @@ pub fn namespaces(disturbances: &[Disturbance]) -> usize {
 }
 
 impl HarvestCluster {
-    /// Harvests healthy Jobs undisturbed, then beside faulty Jobs. The disturbances stay until
+    /// Harvests healthy Jobs undisturbed, then beside faulty Jobs. The disturbances continue until
     /// [`Self::end_disturbances`].
     ///
     /// # Errors
@@ -108,8 +108,8 @@ impl HarvestCluster {
         sizes: FaultIsolationSizes,
     ) -> Result<FaultComparison> {
         let undisturbed = self.undisturbed_rate(disturbances, sizes).await?;
-        let (disturbed, places) = self.disturbed_rate(disturbances, sizes).await?;
-        Ok(FaultComparison { disturbed, undisturbed, places })
+        let (disturbed, namespaces) = self.disturbed_rate(disturbances, sizes).await?;
+        Ok(FaultComparison { disturbed, undisturbed, namespaces })
     }
 
     /// Jobs per second beside as many other healthy Jobs as there would be faulty ones.
@@ -124,16 +124,16 @@ impl HarvestCluster {
         self.seed(&others, "healthy", other_jobs, true).await?;
         self.seed(&measured, "healthy", sizes.jobs, true).await?;
         let client = self.cluster.client();
-        ask_for_results(&client, &others).await?;
+        request_results(&client, &others).await?;
         let begin = Instant::now();
-        ask_for_results(&client, &measured).await?;
+        request_results(&client, &measured).await?;
         wait_harvested(&client, &measured, sizes.jobs).await?;
         let rate = sizes.jobs as f64 / begin.elapsed().as_secs_f64();
         wait_harvested(&client, &others, other_jobs).await?;
         Ok(rate)
     }
 
-    /// Jobs per second beside faulty Jobs, and the namespaces of these.
+    /// Jobs per second beside faulty Jobs, and the namespaces of the faulty Jobs.
     async fn disturbed_rate(
         &mut self,
         disturbances: &[Disturbance],
@@ -141,48 +141,49 @@ impl HarvestCluster {
     ) -> Result<(f64, Vec<(Disturbance, String)>)> {
         let (client, measured) = (self.cluster.client(), self.next_namespace()?);
         self.seed(&measured, "healthy", sizes.jobs, true).await?;
-        let mut places = Vec::new();
+        let mut fault_namespaces = Vec::new();
         for disturbance in disturbances {
             let namespace = self.next_namespace()?;
             self.prepare(*disturbance, &namespace, sizes.faulty, sizes.pods).await?;
-            places.push((*disturbance, namespace));
+            fault_namespaces.push((*disturbance, namespace));
         }
-        for (disturbance, namespace) in &places {
+        for (disturbance, namespace) in &fault_namespaces {
             self.begin(*disturbance, namespace).await?;
         }
-        let deletions = places.iter().filter(|(disturbance, _)| *disturbance == Disturbance::Deleted);
+        let deletions =
+            fault_namespaces.iter().filter(|(disturbance, _)| *disturbance == Disturbance::Deleted);
         let deletions = deletions.map(|(_, namespace)| self.delete_faulty(namespace, sizes.faulty));
         let deletions = futures::future::try_join_all(deletions);
         let harvest = async {
             let begin = Instant::now();
-            ask_for_results(&client, &measured).await?;
+            request_results(&client, &measured).await?;
             wait_harvested(&client, &measured, sizes.jobs).await?;
             Ok(sizes.jobs as f64 / begin.elapsed().as_secs_f64())
         };
         let (rate, _) = futures::future::try_join(harvest, deletions).await?;
-        for (disturbance, namespace) in &places {
+        for (disturbance, namespace) in &fault_namespaces {
             let no_results = matches!(disturbance, Disturbance::Quota | Disturbance::Terminating);
             if no_results && !self.results(namespace).await?.is_empty() {
                 return Err(Error::Invalid(format!("results are stored despite {}", disturbance.name())));
             }
         }
-        Ok((rate, places))
+        Ok((rate, fault_namespaces))
     }
 }
 
 fn table(sizes: FaultIsolationSizes, rows: impl Iterator<Item = (String, (Vec<f64>, Vec<f64>))>) -> Table {
-    let columns = ["beside", "Jobs/s", "undisturbed", "of the undisturbed rate"];
+    let columns = ["beside", "Jobs/s", "undisturbed Jobs/s", "vs. undisturbed"];
     let mut table = Table::new("Harvest beside faulty Jobs", &columns);
-    let mut least = f64::INFINITY;
+    let mut lowest = f64::INFINITY;
     for (name, (disturbed, undisturbed)) in rows {
         let ratio = median_ratio(&disturbed, &undisturbed);
-        least = least.min(ratio);
+        lowest = lowest.min(ratio);
         table.rows.push(vec![name, figure(median(disturbed)), figure(median(undisturbed)), figure(ratio)]);
     }
     table.aims.push(Aim {
         what: "at least 0.90 of the undisturbed rate, beside each".to_owned(),
-        found: figure(least),
-        met: least >= 0.9,
+        found: figure(lowest),
+        met: lowest >= 0.9,
     });
     let FaultIsolationSizes { rounds, jobs, faulty, pods, .. } = sizes;
     table.notes.push(format!(
@@ -190,7 +191,7 @@ fn table(sizes: FaultIsolationSizes, rows: impl Iterator<Item = (String, (Vec<f6
          pods), and {jobs} beside as many other healthy ones. All have a log of {LOG_BYTES} bytes, on the same two nodes."
     ));
     table.notes.push(
-        "What limits: the cores, which are shared with the faulty Jobs. Faulty Jobs that cost more calls than a healthy \
+        "Bottleneck: the cores, which are shared with the faulty Jobs. Faulty Jobs that cost more calls than a healthy \
          one (two attempts to store, a thousand logs) lower the rate."
             .to_owned(),
     );

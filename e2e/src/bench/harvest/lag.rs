@@ -1,4 +1,4 @@
-//! How soon a result is stored after its Job finished.
+//! The time from the end of a Job until its result is stored.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -13,13 +13,14 @@ use kube::{Api, Client, ResourceExt};
 use crate::bench::harvest::cluster::{HarvestCluster, PATIENCE};
 use crate::bench::harvest::measure::HarvestSizes;
 use crate::bench::load::Latencies;
-use crate::bench::seed::{ask_for_results, complete, steadily};
+use crate::bench::seed::{complete, request_results, steadily};
 use crate::bench::table::{Aim, Table, figure};
 use crate::bench::watch::next_event;
 use crate::cluster::jobs::finished;
 use crate::harness::error::{Error, Result};
 
-/// Lets Jobs finish steadily and measures the time between the benchmark's watch events «Job finished» and «result stored».
+/// Lets Jobs finish steadily and measures the time between the benchmark's watch events «Job finished» and «result
+/// stored».
 pub(super) async fn measure(
     bench: &HarvestCluster,
     namespace: &str,
@@ -27,7 +28,7 @@ pub(super) async fn measure(
     table: &mut Table,
 ) -> Result<()> {
     let client = bench.cluster.client();
-    ask_for_results(&client, namespace).await?;
+    request_results(&client, namespace).await?;
     let seeded = bench.seed(namespace, "steady", sizes.steady, false).await?;
     let finishing = steadily(&seeded, sizes.per_second, |name| {
         let (client, namespace) = (client.clone(), namespace.to_owned());
@@ -44,8 +45,8 @@ pub(super) async fn measure(
         met: p50 < 100.0 && p99 < 1000.0,
     });
     table.notes.push(
-        "Lag: the time between the benchmark's watch events «Job finished» and «result stored». What limits: the calls of \
-         one harvest, one after the other, while as many as 20 harvests per second share the cores."
+        "Lag: the time between the benchmark's watch events «Job finished» and «result stored». Bottleneck: the calls of \
+         one harvest, one after the other, while up to 20 harvests per second share the cores."
             .to_owned(),
     );
     Ok(())
@@ -56,14 +57,15 @@ async fn lags(client: &Client, namespace: &str, number: usize) -> Result<Latenci
     let maps: Api<PartialObjectMeta<ConfigMap>> = Api::namespaced(client.clone(), namespace);
     let mut jobs = watcher(jobs, watcher::Config::default()).boxed();
     let mut maps = watcher(maps, watcher::Config::default().labels("job-handler/created=true")).boxed();
-    let (mut ended, mut stored) = (HashMap::<String, Instant>::new(), HashMap::<String, Instant>::new());
+    let (mut finished_at, mut stored) =
+        (HashMap::<String, Instant>::new(), HashMap::<String, Instant>::new());
     let all = async {
-        while ended.keys().filter(|name| stored.contains_key(*name)).count() < number {
+        while finished_at.keys().filter(|name| stored.contains_key(*name)).count() < number {
             tokio::select! {
                 event = next_event(&mut jobs) => if let Some(Event::Apply(job) | Event::InitApply(job)) = event?
                     && finished(&job).is_some()
                 {
-                    ended.entry(job.name_any()).or_insert_with(Instant::now);
+                    finished_at.entry(job.name_any()).or_insert_with(Instant::now);
                 },
                 event = next_event(&mut maps) => if let Some(Event::Apply(map) | Event::InitApply(map)) = event? {
                     let job = map.labels().get("job-name").cloned().unwrap_or_default();
@@ -76,10 +78,10 @@ async fn lags(client: &Client, namespace: &str, number: usize) -> Result<Latenci
     tokio::time::timeout(PATIENCE, all).await.map_err(|_| Error::Timeout {
         what: "the results of Jobs that finish steadily".to_owned(),
         waited: PATIENCE,
-        last: "some are missing".to_owned(),
+        last: "some results are missing".to_owned(),
     })??;
     let lag = |(name, at): (&String, &Instant)| Some(stored.get(name)?.saturating_duration_since(*at));
     let mut lags = Latencies::new();
-    ended.iter().filter_map(lag).for_each(|lag: Duration| lags.add(lag));
+    finished_at.iter().filter_map(lag).for_each(|lag: Duration| lags.add(lag));
     Ok(lags)
 }

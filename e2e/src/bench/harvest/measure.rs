@@ -40,7 +40,7 @@ impl Default for HarvestSizes {
 }
 
 impl HarvestSizes {
-    /// Small sizes, which only show that everything works.
+    /// Small sizes, as a smoke test.
     pub const QUICK: Self = Self {
         rounds: 1,
         jobs: 20,
@@ -66,12 +66,12 @@ impl HarvestSizes {
     }
 
     /// The number of Jobs in the cluster after all rounds.
-    pub(super) fn present(self) -> usize {
+    pub(super) fn total_jobs(self) -> usize {
         2 * self.rounds * self.jobs
     }
 
     pub(super) fn title(self, title: &str) -> String {
-        sized(title, self.present(), Self::default().present())
+        sized(title, self.total_jobs(), Self::default().total_jobs())
     }
 }
 
@@ -86,7 +86,7 @@ pub async fn measure(sizes: HarvestSizes) -> Result<Vec<Table>> {
     let full = machine::memory(bench.sink())?;
 
     let title = sizes.title("Harvest lag, memory and idle cost of the sink");
-    let mut table = Table::new(&title, &["what", "figure", "unit"]);
+    let mut table = Table::new(&title, &["measurement", "value", "unit"]);
     let namespace = bench.next_namespace()?;
     lag::measure(&bench, &namespace, sizes, &mut table).await?;
     let last = bench.next_namespace()?;

@@ -1,4 +1,4 @@
-//! How much memory the sink uses for pending CloudEvents while a receiver is down.
+//! The memory of the sink for pending CloudEvents while a receiver is down.
 
 use std::time::Duration;
 
@@ -6,15 +6,15 @@ use crate::bench::harvest::cluster::{HarvestCluster, wait_harvested};
 use crate::bench::harvest::disturbance::Disturbance;
 use crate::bench::harvest::fault_isolation;
 use crate::bench::machine;
-use crate::bench::seed::ask_for_results;
+use crate::bench::seed::request_results;
 use crate::bench::table::{Aim, Table, figure, mib};
 use crate::harness::error::Result;
 use crate::harness::wait::wait_for;
 
 /// Jobs of each batch.
 pub const JOBS: usize = 2_000;
-/// KiB of memory per pending result; the sink would keep more than its name if it used more.
-const MOST: f64 = 2.0;
+/// The aim in KiB of memory per pending result, which is enough for its name only.
+const AIM_KIB: f64 = 2.0;
 
 /// Boots a cluster and measures.
 ///
@@ -23,7 +23,8 @@ const MOST: f64 = 2.0;
 pub async fn measure(jobs: usize) -> Result<Table> {
     let mut bench = fault_isolation::start(3).await?;
     let sink = bench.sink();
-    let mut table = Table::new("Memory of the sink while a receiver is down", &["what", "MiB", "KiB/Job"]);
+    let mut table =
+        Table::new("Memory of the sink while a receiver is down", &["measured", "MiB", "KiB/Job"]);
     let batches = [
         // Buffers, pools and caches grow with the first batch.
         ("first batch", None),
@@ -31,28 +32,28 @@ pub async fn measure(jobs: usize) -> Result<Table> {
         ("pending for the receiver", Some(Disturbance::ReceiverDown)),
     ];
     let (mut before, mut per_job) = (machine::memory(sink)?.now, Vec::new());
-    for (what, disturbance) in batches {
+    for (name, disturbance) in batches {
         harvest(&mut bench, disturbance, jobs).await?;
         if disturbance.is_some() {
             wait_pending(&bench, jobs).await?;
         }
         let now = machine::memory(sink)?.now;
         let each = now.saturating_sub(before) as f64 / 1024.0 / jobs as f64;
-        table.rows.push(vec![format!("after {jobs} results, {what}"), mib(now), figure(each)]);
+        table.rows.push(vec![format!("after {jobs} results, {name}"), mib(now), figure(each)]);
         before = now;
         per_job.push(each);
     }
     let more = per_job[2] - per_job[1];
     table.aims.push(Aim {
-        what: format!("a pending result takes at most {MOST} KiB more than another"),
+        what: format!("a pending result uses at most {AIM_KIB} KiB more than a delivered one"),
         found: format!("{} KiB", figure(more)),
-        met: more <= MOST,
+        met: more <= AIM_KIB,
     });
     table.notes.push(
-        "Three batches of finished Jobs, one after the other. Memory grows by what the sink remembers of Jobs and results. \
-         Of a pending result it remembers only that it is pending, and reads the rest when it delivers the CloudEvent: \
-         memory does not grow with the time that the receiver is down. The last batch is measured when the sink's metric \
-         counts all of it as pending."
+        "Three batches of finished Jobs, one after the other. Memory grows with the Jobs and results in the sink's caches. \
+         For a pending result the sink stores only its name, and reads the rest when it delivers the CloudEvent, so that \
+         memory does not grow while the receiver is down. The last batch is measured when the sink's metric counts all \
+         results as pending."
             .to_owned(),
     );
     Ok(table)
@@ -64,12 +65,12 @@ async fn harvest(bench: &mut HarvestCluster, disturbance: Option<Disturbance>, j
     bench.seed(&namespace, "faulty", jobs, true).await?;
     match disturbance {
         Some(disturbance) => bench.begin(disturbance, &namespace).await?,
-        None => ask_for_results(&client, &namespace).await?,
+        None => request_results(&client, &namespace).await?,
     }
     wait_harvested(&client, &namespace, jobs).await
 }
 
-/// Waits until the sink counts so many pending CloudEvents.
+/// Waits until the sink reports this number of pending CloudEvents.
 async fn wait_pending(bench: &HarvestCluster, jobs: usize) -> Result<()> {
     const PENDING: &str = "job_handler_cloudevents_pending{";
     wait_for(Duration::from_secs(60), "all events to be pending", || async {

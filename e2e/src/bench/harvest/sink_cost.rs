@@ -1,4 +1,4 @@
-//! What the sink costs: memory, processor time at rest, restarts.
+//! The cost of the sink: memory, processor time while idle, restarts.
 
 use std::time::{Duration, Instant};
 
@@ -12,27 +12,24 @@ use crate::harness::error::{Error, Result};
 
 /// Rows about memory before and after all Jobs were created.
 pub(super) fn memory(table: &mut Table, sizes: HarvestSizes, empty: ProcessMemory, full: ProcessMemory) {
-    let present = sizes.present();
-    let slope = full.now.saturating_sub(empty.now) as f64 / 1024.0 / present as f64;
+    let total = sizes.total_jobs();
+    let per_job = full.now.saturating_sub(empty.now) as f64 / 1024.0 / total as f64;
     add_row(table, "memory with no Job", mib(empty.now), "MiB");
-    add_row(table, &format!("memory after {present} Jobs"), mib(full.now), "MiB");
-    add_row(table, &format!("peak memory at {present} Jobs"), mib(full.peak), "MiB");
-    add_row(table, "memory per Job", figure(slope), "KiB");
-    // The aim is set for two numbers of Jobs; between and beyond them it follows a line.
-    let limit = if present <= 10_000 { 80.0 } else { 80.0 + 170.0 * (present as f64 - 10_000.0) / 40_000.0 };
+    add_row(table, &format!("memory after {total} Jobs"), mib(full.now), "MiB");
+    add_row(table, &format!("peak memory at {total} Jobs"), mib(full.peak), "MiB");
+    add_row(table, "memory per Job", figure(per_job), "KiB");
+    // The aim is defined for two numbers of Jobs, and interpolated and extrapolated linearly.
+    let limit = if total <= 10_000 { 80.0 } else { 80.0 + 170.0 * (total as f64 - 10_000.0) / 40_000.0 };
     let peak = to_mib(full.peak);
     table.aims.push(Aim {
-        what: format!(
-            "less than {} MiB at the peak with {present} Jobs (80 at 10000, 250 at 50000)",
-            figure(limit)
-        ),
+        what: format!("a peak below {} MiB with {total} Jobs (80 at 10000, 250 at 50000)", figure(limit)),
         found: figure(peak),
         met: peak < limit,
     });
     table.notes.push(
-        "Memory is VmRSS and VmHWM of the sink's process with the Jobs of all rounds present, those of the loop included: \
-         the sink watches every Job. Per Job it keeps what limits, plans and order need, not the template; per result its \
-         name."
+        "Memory is VmRSS and VmHWM of the sink's process with the Jobs of all rounds, those of the loop included, \
+         because the sink watches every Job. Its cache has the fields of a Job that it needs, without the pod template, and \
+         the name of each result."
             .to_owned(),
     );
 }
@@ -60,7 +57,7 @@ pub(super) async fn large_log(
     let what = format!("one log of {} MiB", sizes.large >> 20);
     add_row(table, &format!("{what}, stored after"), figure(elapsed.as_secs_f64()), "s");
     let more = after.peak.saturating_sub(before.now);
-    add_row(table, &format!("{what}, memory on top"), mib(more), "MiB");
+    add_row(table, &format!("{what}, additional memory"), mib(more), "MiB");
     Ok(())
 }
 
@@ -78,7 +75,7 @@ pub(super) async fn idle_and_restarts(
     sink_restart(bench, namespace, &last.name(1), table).await?;
     table.notes.push(
         "After a kill the next leader waits until the Lease has expired (15 s), which is most of «next result after» a \
-         restart of the sink. After a restart of the apiserver it is the apiserver's own start."
+         restart of the sink. After a restart of the apiserver most of it is the start of the apiserver."
             .to_owned(),
     );
     Ok(())
@@ -91,8 +88,8 @@ async fn idle(processes: [(&str, u32); 2], time: Duration, table: &mut Table) ->
     let after = processor_times(processes)?;
     for (n, (name, id)) in processes.into_iter().enumerate() {
         let share = (after[n] - before[n]).as_secs_f64() / time.as_secs_f64() * 100.0;
-        add_row(table, &format!("{name}: processor while idle for {time:?}"), figure(share), "% of a core");
-        add_row(table, &format!("{name}: memory after that"), mib(machine::memory(id)?.now), "MiB");
+        add_row(table, &format!("{name}: CPU while idle for {time:?}"), figure(share), "% of a core");
+        add_row(table, &format!("{name}: memory afterwards"), mib(machine::memory(id)?.now), "MiB");
     }
     Ok(())
 }
@@ -104,7 +101,7 @@ async fn apiserver_restart(
     job: &str,
     table: &mut Table,
 ) -> Result<()> {
-    const WHAT: &str = "apiserver restarted";
+    const RESTART: &str = "apiserver restarted";
     for (_, id) in processes {
         machine::reset_peak(id)?;
     }
@@ -113,28 +110,33 @@ async fn apiserver_restart(
     complete(&bench.cluster.client(), namespace, job).await?;
     bench.wait_result(namespace, job).await?;
     let elapsed = begin.elapsed().as_secs_f64();
-    add_row(table, &format!("{WHAT}: next result after"), figure(elapsed), "s");
+    add_row(table, &format!("{RESTART}: next result after"), figure(elapsed), "s");
     let after = processor_times(processes)?;
     for (n, (name, id)) in processes.into_iter().enumerate() {
         let used = (after[n] - before[n]).as_secs_f64() * 1e3;
-        add_row(table, &format!("{WHAT}: processor of the {name}"), figure(used), "ms");
-        add_row(table, &format!("{WHAT}: peak memory of the {name}"), mib(machine::memory(id)?.peak), "MiB");
+        add_row(table, &format!("{RESTART}: CPU of the {name}"), figure(used), "ms");
+        add_row(
+            table,
+            &format!("{RESTART}: peak memory of the {name}"),
+            mib(machine::memory(id)?.peak),
+            "MiB",
+        );
     }
     Ok(())
 }
 
 async fn sink_restart(bench: &HarvestCluster, namespace: &str, job: &str, table: &mut Table) -> Result<()> {
-    const WHAT: &str = "sink restarted";
+    const RESTART: &str = "sink restarted";
     let begin = Instant::now();
     bench.pair.sink().restart()?;
     bench.pair.sink().wait_ready(PATIENCE).await?;
-    add_row(table, &format!("{WHAT}: ready after"), figure(begin.elapsed().as_secs_f64()), "s");
+    add_row(table, &format!("{RESTART}: ready after"), figure(begin.elapsed().as_secs_f64()), "s");
     complete(&bench.cluster.client(), namespace, job).await?;
     bench.wait_result(namespace, job).await?;
-    add_row(table, &format!("{WHAT}: next result after"), figure(begin.elapsed().as_secs_f64()), "s");
+    add_row(table, &format!("{RESTART}: next result after"), figure(begin.elapsed().as_secs_f64()), "s");
     let used = machine::processor_time(bench.sink())?.as_secs_f64() * 1e3;
-    add_row(table, &format!("{WHAT}: processor"), figure(used), "ms");
-    add_row(table, &format!("{WHAT}: peak memory"), mib(machine::memory(bench.sink())?.peak), "MiB");
+    add_row(table, &format!("{RESTART}: CPU"), figure(used), "ms");
+    add_row(table, &format!("{RESTART}: peak memory"), mib(machine::memory(bench.sink())?.peak), "MiB");
     Ok(())
 }
 

@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 use crate::bench::harvest::cluster::{HarvestCluster, wait_harvested};
 use crate::bench::harvest::measure::HarvestSizes;
 use crate::bench::machine;
-use crate::bench::seed::{LOG_BYTES, ask_for_results, send};
+use crate::bench::seed::{LOG_BYTES, request_results, send};
 use crate::bench::table::{Aim, Table, figure, median, median_ratio};
 use crate::cluster::Cluster;
 use crate::harness::error::{Error, Result};
@@ -23,7 +23,7 @@ pub(super) async fn measure(bench: &mut HarvestCluster, sizes: HarvestSizes) -> 
     let (mut by_sink, mut by_loop) = (Vec::new(), Vec::new());
     let mut processor = Duration::ZERO;
     for round in 0..sizes.rounds {
-        // Each side goes first in every other round.
+        // Alternate which side runs first.
         for turn in 0..2 {
             let namespace = bench.next_namespace()?;
             bench.seed(&namespace, "done", sizes.jobs, true).await?;
@@ -45,7 +45,7 @@ pub(super) async fn measure(bench: &mut HarvestCluster, sizes: HarvestSizes) -> 
 async fn sink_time(cluster: &Cluster, namespace: &str, jobs: usize) -> Result<Duration> {
     let client = cluster.client();
     let begin = Instant::now();
-    ask_for_results(&client, namespace).await?;
+    request_results(&client, namespace).await?;
     wait_harvested(&client, namespace, jobs).await?;
     Ok(begin.elapsed())
 }
@@ -79,10 +79,10 @@ fn join(ended: Option<Result<Result<()>, tokio::task::JoinError>>) -> Result<()>
 
 async fn harvest_by_loop(client: &Client, namespace: &str, job: &str) -> Result<()> {
     let (maps, result) = (format!("/api/v1/namespaces/{namespace}/configmaps"), format!("{job}-results"));
-    let (pods, place) = (format!("/api/v1/namespaces/{namespace}/pods"), format!("{maps}/{result}"));
+    let (pods, result_uri) = (format!("/api/v1/namespaces/{namespace}/pods"), format!("{maps}/{result}"));
     let of_job = format!("/apis/batch/v1/namespaces/{namespace}/jobs/{job}");
     let get = async |uri: &str| send(client, "GET", uri, &Value::Null).await;
-    ensure_absent(get(&place).await)?;
+    ensure_absent(get(&result_uri).await)?;
     let selector = format!("{pods}?labelSelector=batch.kubernetes.io%2Fjob-name%3D{job}&limit=200");
     let found = get(&selector).await?;
     let pod = found["items"][0]["metadata"]["name"].as_str().unwrap_or_default();
@@ -90,28 +90,28 @@ async fn harvest_by_loop(client: &Client, namespace: &str, job: &str) -> Result<
         .body(Vec::new())
         .map_err(|error| Error::Invalid(format!("asking for a log: {error}")))?;
     let log = client.request_text(request).await.map_err(Error::api("reading a log"))?;
-    ensure_absent(get(&place).await)?;
+    ensure_absent(get(&result_uri).await)?;
     let map = json!({
         "metadata": {"name": result, "labels": {"job-name": job, "bench": "loop"}},
         "data": {"job-name": job, "status": "completed", "logs": log, "result.json": found["items"][0].to_string()},
     });
     send(client, "POST", &maps, &map).await?;
-    let there = get(&of_job).await?;
-    get(&place).await?;
-    let mark = json!({"metadata": {
-        "resourceVersion": there["metadata"]["resourceVersion"],
+    let current = get(&of_job).await?;
+    get(&result_uri).await?;
+    let annotations = json!({"metadata": {
+        "resourceVersion": current["metadata"]["resourceVersion"],
         "annotations": {"job-handler/status": "completed", "job-handler/results": result},
     }});
-    send(client, "PATCH", &of_job, &mark).await?;
-    get(&place).await?;
+    send(client, "PATCH", &of_job, &annotations).await?;
+    get(&result_uri).await?;
     let event = json!({
         "metadata": {"name": format!("{job}.bench")}, "eventTime": jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S.000000Z").to_string(),
         "reportingController": "bench", "reportingInstance": "bench", "action": "Completed", "reason": "JobProcessing",
         "type": "Normal", "note": "Completed",
-        "regarding": {"apiVersion": "batch/v1", "kind": "Job", "name": job, "namespace": namespace, "uid": there["metadata"]["uid"]},
+        "regarding": {"apiVersion": "batch/v1", "kind": "Job", "name": job, "namespace": namespace, "uid": current["metadata"]["uid"]},
     });
     send(client, "POST", &format!("/apis/events.k8s.io/v1/namespaces/{namespace}/events"), &event).await?;
-    send(client, "PATCH", &place, &json!({"metadata": {"labels": {"told": "yes"}}})).await.map(drop)
+    send(client, "PATCH", &result_uri, &json!({"metadata": {"labels": {"published": "yes"}}})).await.map(drop)
 }
 
 fn ensure_absent(answer: Result<Value>) -> Result<()> {
@@ -125,7 +125,7 @@ fn ensure_absent(answer: Result<Value>) -> Result<()> {
 }
 
 fn table(sizes: HarvestSizes, by_sink: &[f64], by_loop: &[f64], processor: Duration) -> Table {
-    let columns = ["who", "Jobs/s", "of the loop's", "CPU ms/Job"];
+    let columns = ["harvested by", "Jobs/s", "vs. loop", "CPU ms/Job"];
     let mut table = Table::new(&sizes.title("Harvest of finished Jobs"), &columns);
     let ratio = median_ratio(by_sink, by_loop);
     let per_job = processor.as_secs_f64() * 1e3 / (sizes.jobs * sizes.rounds) as f64;
@@ -139,14 +139,14 @@ fn table(sizes: HarvestSizes, by_sink: &[f64], by_loop: &[f64], processor: Durat
         met: ratio >= 0.8,
     });
     table.notes.push(format!(
-        "{} rounds of {} Jobs by the sink and by the loop each, in turns. Each Job has one pod and a log of {LOG_BYTES} \
+        "{} rounds of {} Jobs by the sink and by the loop each, alternating. Each Job has one pod and a log of {LOG_BYTES} \
          bytes; the benchmark writes the statuses while controllers and nodes are paused. The sink's time begins with the \
          creation of the policy. The loop makes the sink's calls in its order for {CONCURRENCY} Jobs at a time, without \
          checks.",
         sizes.rounds, sizes.jobs
     ));
     table.notes.push(
-        "What limits: the apiserver and etcd, which share the cores with sink and loop; ten of the sink's eleven calls per \
+        "Bottleneck: the apiserver and etcd, which share the cores with sink and loop; ten of the sink's eleven calls per \
          Job are theirs. The sink's own part is its processor time per Job."
             .to_owned(),
     );

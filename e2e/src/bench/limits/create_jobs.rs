@@ -23,7 +23,7 @@ pub(super) async fn create(client: &Client, namespace: &str, name: &str) -> Resu
     }
 }
 
-/// Creates so many Jobs, none of which may be refused.
+/// Creates this number of Jobs; a refusal is an error.
 pub(super) async fn create_all(client: &Client, namespace: &str, prefix: &str, number: usize) -> Result<()> {
     let creating = (0..number).map(|n| {
         let (client, name) = (client.clone(), format!("{prefix}-{n}"));
@@ -35,7 +35,7 @@ pub(super) async fn create_all(client: &Client, namespace: &str, prefix: &str, n
         .try_collect()
         .await?;
     match refused.first() {
-        Some(why) => Err(Error::Invalid(format!("a Job in {namespace} was refused: {why}"))),
+        Some(message) => Err(Error::Invalid(format!("a Job in {namespace} was refused: {message}"))),
         None => Ok(()),
     }
 }

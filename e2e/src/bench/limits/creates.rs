@@ -16,7 +16,7 @@ use crate::bench::samples::LoadSamples;
 use crate::bench::table::{Aim, Table, figure};
 use crate::harness::error::{Error, Result};
 
-/// What limits the Jobs.
+/// How the number of Jobs is limited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LimitMethod {
     /// No limit.
@@ -41,10 +41,10 @@ impl LimitMethod {
     /// Its name in tables.
     pub fn name(self) -> &'static str {
         match self {
-            Self::None => "nothing",
+            Self::None => "no limit",
             Self::Quota => "quota",
             Self::Nulls => "two null webhooks",
-            Self::NullsAndQuota => "two null webhooks, quota",
+            Self::NullsAndQuota => "two null webhooks and quota",
             Self::One => "our limit, 1 replica",
             Self::Three => "our limit, 3 replicas",
         }
@@ -89,7 +89,7 @@ pub(super) async fn measure(bench: &LimitsCluster, effort: &LimitsEffort) -> Res
             let mut cells = MethodSamples::default();
             for round in 0..effort.rounds {
                 for turn in 0..LimitMethod::ALL.len() {
-                    // Each round begins with another method, so that none always follows the same one.
+                    // Each round begins with another method, so that the order does not favour one.
                     let n = (round + turn) % LimitMethod::ALL.len();
                     let load = Load { clients, namespaces, time: effort.time };
                     create_for(bench, LimitMethod::ALL[n], load, &names, &mut cells[n]).await?;
@@ -137,7 +137,7 @@ async fn create_for(
     let times = TimeBreakdown::read(bench).await?;
     let before = [bench.counter(WRITES).await?, bench.counter(CONFLICTS).await?, bench.counter(READS).await?];
     let begin = Instant::now();
-    // The first part opens connections and fills caches, and is not counted.
+    // The warm-up opens connections and fills caches, and is not counted.
     let counted = begin + load.time / 4;
     let until = counted + load.time;
     let mut tasks = JoinSet::new();
@@ -148,9 +148,10 @@ async fn create_for(
     }
     let (mut latencies, mut all) = (Latencies::new(), 0);
     while let Some(done) = tasks.join_next().await {
-        let (seen, made) = done.map_err(|error| Error::Invalid(format!("a client panicked: {error}")))??;
-        latencies.merge(&seen);
-        all += made;
+        let (task_latencies, creates) =
+            done.map_err(|error| Error::Invalid(format!("a client panicked: {error}")))??;
+        latencies.merge(&task_latencies);
+        all += creates;
     }
     let elapsed = counted.elapsed();
     samples.times.add(times, TimeBreakdown::read(bench).await?);
@@ -183,7 +184,7 @@ async fn create(client: Client, task: CreateTask, names: Arc<AtomicU64>) -> Resu
             (uri, reviews::job(&namespace, NAME).to_string())
         })
         .collect();
-    let (mut latencies, mut made, mut now) = (Latencies::new(), 0, Instant::now());
+    let (mut latencies, mut creates, mut now) = (Latencies::new(), 0, Instant::now());
     for (uri, template) in targets.iter().cycle().skip(task.first) {
         if now >= task.until {
             break;
@@ -197,12 +198,12 @@ async fn create(client: Client, task: CreateTask, names: Arc<AtomicU64>) -> Resu
         // Any status but 2xx is an error.
         client.request_text(request).await.map_err(Error::api(what.clone()))?;
         now = Instant::now();
-        made += 1;
+        creates += 1;
         if before >= task.counted {
             latencies.add(now - before);
         }
     }
-    Ok((latencies, made))
+    Ok((latencies, creates))
 }
 
 impl CreateSamples {
@@ -260,25 +261,25 @@ fn aims(measured: &[(usize, usize, MethodSamples)]) -> Vec<Aim> {
             ratios.iter().map(|(at, p50, slower)| format!("{at}: {p50:.2} and {slower:.2}")).collect();
         aims.push(Aim {
             what: format!(
-                "{}: p50 at most 1.2 times, and throughput at least 1/1.2, of two null webhooks and quota",
+                "{}: at most 1.2 times the p50, and at least 1/1.2 of the throughput, of two null webhooks and quota",
                 method.name()
             ),
-            found: format!("p50 times, throughput one part in: {}", found.join("; ")),
+            found: format!("factor of p50, factor of the inverse throughput: {}", found.join("; ")),
             met: ratios.iter().all(|(_, p50, slower)| *p50 <= 1.2 && *slower <= 1.2),
         });
     }
-    let most = measured.iter().map(|(_, clients, _)| *clients).max().unwrap_or_default();
+    let max_clients = measured.iter().map(|(_, clients, _)| *clients).max().unwrap_or_default();
     for (method, aim) in [(LimitMethod::One, 0.3), (LimitMethod::Three, 0.6)] {
         let at: Vec<(usize, f64)> = measured
             .iter()
-            .filter(|(_, clients, _)| *clients == most)
+            .filter(|(_, clients, _)| *clients == max_clients)
             .map(|(namespaces, _, cells)| (*namespaces, &cells[method as usize]))
             .map(|(namespaces, cell)| (namespaces, cell.per_create(cell.writes)))
             .collect();
         let found: Vec<String> = at.iter().map(|(n, writes)| format!("{writes:.2} into {n}")).collect();
         aims.push(Aim {
             what: format!(
-                "{}: ledger writes per admitted Job at c = {most} below {aim}, into one namespace",
+                "{}: ledger writes per admitted Job at c = {max_clients} below {aim}, into one namespace",
                 method.name()
             ),
             found: found.join(", "),
@@ -290,13 +291,13 @@ fn aims(measured: &[(usize, usize, MethodSamples)]) -> Vec<Aim> {
 
 fn table(effort: &LimitsEffort) -> Table {
     let columns = [
-        "clients into namespaces, way",
+        "clients into namespaces, limit method",
         "creates/s",
         "p50 ms",
         "p99 ms",
-        "p50 of nothing's",
-        "p50 of nulls and quota's",
-        "creates/s of nulls and quota's",
+        "p50 vs. no limit",
+        "p50 vs. null webhooks and quota",
+        "creates/s vs. null webhooks and quota",
         "ledger writes/Job",
         "conflicts/Job",
         "consistent reads/Job",
@@ -306,24 +307,24 @@ fn table(effort: &LimitsEffort) -> Table {
     table.notes = vec![
         format!(
             "A cluster of its own (etcd, apiserver, scheduler, no audit log; the controller manager is paused, so that \
-             nothing follows a create), everything on the same cores. Closed loop, one connection per client; {rounds} \
-             rounds of {time:?} per way after a quarter of that to warm up; ways in turn within each round, the Jobs deleted \
-             after each task. Figures are medians over the rounds; ratios are medians of the ratios within each round."
+             no pods are created), everything on the same cores. Closed loop, one connection per client; {rounds} \
+             rounds of {time:?} per method after a warm-up of a quarter of that; each round runs all methods and deletes the \
+             Jobs after each. Figures are medians over the rounds; ratios are medians of the ratios within each round."
         ),
-        "Each way has namespaces of its own. Limits and quotas are never reached. The null webhooks run in the webhook's own \
-         server, allow everything, and stand behind a balancer as ours do. Ours is the installed pair, three webhook \
-         replicas and a sink; the balancer leads to one of them or to all."
+        "Each method has its own namespaces. Limits and quotas are never reached. The null webhooks run in the webhook's HTTP \
+         server, allow everything, and are behind a load balancer like ours. Ours is the installed pair, three webhook \
+         replicas and a sink; the load balancer routes to one replica or to all."
             .to_owned(),
-        "The policy only limits, so that no Job is changed: applying any patch costs the apiserver more than most limits do, \
-         see the creates behind one webhook above."
+        "The policy has limits only, so that no Job is changed: applying a patch costs the apiserver more than most limits, \
+         see the creates through one webhook above."
             .to_owned(),
-        "What limits: the two cores. A write of the ledger costs the apiserver about as much as one of a quota's status, and \
-         both hold many grants where many come at once; ours is JSON, and watched by each replica. With many clients a create \
-         waits for the write that is under way and for its own. The apiserver keeps 25 idle connections to a webhook \
-         (client-go): where more wait there at once, each further call begins with a TLS handshake."
+        "Bottleneck: the two cores. A write of the ledger costs the apiserver about as much as a write of a quota's status, \
+         and both batch concurrent admissions; the ledger is JSON, and each replica watches it. With many clients a create \
+         waits for the current write and for its own. The apiserver keeps 25 idle connections to a webhook (client-go): \
+         with more concurrent calls, each further call begins with a TLS handshake."
             .to_owned(),
-        "Ledger writes are all writes that were tried, conflicts and removals included, from the first create until the \
-         turn's Jobs are deleted."
+        "Ledger writes are all attempted writes, conflicts and removals included, from the first create until the Jobs are \
+         deleted."
             .to_owned(),
     ];
     table

@@ -24,7 +24,7 @@ use crate::pair::{Pair, PairOptions, patch_stamping_webhooks};
 /// Webhook replicas that are installed.
 const REPLICAS: usize = 3;
 /// More Jobs than any measurement creates.
-const PLENTY: u32 = 1_000_000;
+const UNREACHED: u32 = 1_000_000;
 /// Prefix of the namespaces that our webhooks are called for.
 const OURS: &str = "ours";
 
@@ -38,11 +38,11 @@ pub(super) struct LimitsCluster {
     pub(super) cluster: Cluster,
 }
 
-/// What limits the Jobs of a namespace.
+/// The limit of a namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum NamespaceLimit {
-    /// Nothing.
-    Not,
+    /// No limit.
+    None,
     /// A `ResourceQuota` of `count/jobs.batch`.
     Quota(u32),
     /// A policy of ours with `whenFull: Reject`.
@@ -57,9 +57,9 @@ pub(super) fn namespace(method: &str, n: usize) -> String {
 }
 
 impl LimitsCluster {
-    /// Installs the pair and the null webhooks on a cluster, creates `most` namespaces for each method, and waits until all
-    /// of it is in force.
-    pub(super) async fn set_up(cluster: Cluster, program: &Path, most: usize) -> Result<Self> {
+    /// Installs the pair and the null webhooks on a cluster, creates this number of namespaces for each method, and
+    /// waits until everything is in force.
+    pub(super) async fn set_up(cluster: Cluster, program: &Path, namespaces: usize) -> Result<Self> {
         // CRDs first: the apiserver then spends some seconds on its OpenAPI document.
         let options = PairOptions {
             webhooks: REPLICAS,
@@ -73,16 +73,16 @@ impl LimitsCluster {
         let balancer = LoadBalancer::start(Ipv4Addr::LOCALHOST, &[Backend::on(null.address().port())])?;
         let mut config = cluster.config().clone();
         config.default_retry = false;
-        let client = Client::try_from(config).map_err(Error::api("making a client"))?;
+        let client = Client::try_from(config).map_err(Error::api("creating a client"))?;
         let bench = Self { pair, null, balancer, client, cluster };
-        for n in 0..most {
-            bench.namespace(&namespace("none", n), NamespaceLimit::Not).await?;
-            bench.namespace(&namespace("quota", n), NamespaceLimit::Quota(PLENTY)).await?;
-            bench.namespace(&namespace("null", n), NamespaceLimit::Not).await?;
-            bench.namespace(&namespace("null-quota", n), NamespaceLimit::Quota(PLENTY)).await?;
-            bench.namespace(&namespace(OURS, n), NamespaceLimit::Policy(PLENTY)).await?;
+        for n in 0..namespaces {
+            bench.namespace(&namespace("none", n), NamespaceLimit::None).await?;
+            bench.namespace(&namespace("quota", n), NamespaceLimit::Quota(UNREACHED)).await?;
+            bench.namespace(&namespace("null", n), NamespaceLimit::None).await?;
+            bench.namespace(&namespace("null-quota", n), NamespaceLimit::Quota(UNREACHED)).await?;
+            bench.namespace(&namespace(OURS, n), NamespaceLimit::Policy(UNREACHED)).await?;
         }
-        bench.restrict_webhooks(most).await?;
+        bench.restrict_webhooks(namespaces).await?;
         Ok(bench)
     }
 
@@ -94,7 +94,7 @@ impl LimitsCluster {
         });
         create(&self.cluster, "", "v1", "Namespace", &namespace).await?;
         match limit {
-            NamespaceLimit::Not => Ok(()),
+            NamespaceLimit::None => Ok(()),
             NamespaceLimit::Quota(max) => self.quota(name, max).await,
             NamespaceLimit::Policy(max) => self.policy(name, max, "Reject").await,
             NamespaceLimit::Queue(max) => self.policy(name, max, "Queue").await,
@@ -108,7 +108,7 @@ impl LimitsCluster {
         });
         create(&self.cluster, "", "v1", "ResourceQuota", &quota).await?;
         let quotas = api(&self.cluster, "", "v1", "ResourceQuota", Some(namespace));
-        wait_for(Duration::from_secs(60), "the quota to be counted", || async {
+        wait_for(Duration::from_secs(60), "the quota to be in force", || async {
             let quota = quotas.get("jobs").await.map_err(|error| error.to_string())?;
             if quota.data["status"]["hard"].is_object() { Ok(()) } else { Err(quota.data.to_string()) }
         })
@@ -136,7 +136,7 @@ impl LimitsCluster {
     }
 
     /// Lets the apiserver call each webhook for its own namespaces only.
-    async fn restrict_webhooks(&self, most: usize) -> Result<()> {
+    async fn restrict_webhooks(&self, namespaces: usize) -> Result<()> {
         let ours = [OURS, "ours-full", "ours-queue", "ours-many"];
         patch_stamping_webhooks(self.cluster.client(), &[("namespaceSelector", selector(&ours))]).await?;
         for (kind, path) in
@@ -169,7 +169,7 @@ impl LimitsCluster {
         ] {
             wait_for(Duration::from_secs(120), &format!("{webhook} to be called"), || async {
                 let before = called(webhook).await.map_err(|error| error.to_string())?;
-                self.dry_run(&namespace(method, most - 1)).await?;
+                self.dry_run(&namespace(method, namespaces - 1)).await?;
                 let after = called(webhook).await.map_err(|error| error.to_string())?;
                 if after > before { Ok(()) } else { Err("not yet".to_owned()) }
             })
@@ -182,7 +182,7 @@ impl LimitsCluster {
         variants::calls(&self.cluster, webhook).await
     }
 
-    /// Routes reviews to so many replicas. Returns once the apiserver has dropped its connections to others.
+    /// Routes reviews to this number of replicas. Returns once the apiserver has dropped its connections to others.
     pub(super) async fn use_replicas(&self, replicas: usize) -> Result<()> {
         let backend = |member: &crate::pair::Member| Backend::on(member.port());
         let backends: Vec<Backend> = self.pair.webhooks().iter().take(replicas).map(backend).collect();
@@ -203,8 +203,8 @@ impl LimitsCluster {
         let jobs: Api<Job> = Api::namespaced(self.client.clone(), namespace);
         let probe = reviews::job(namespace, "probe");
         let probe = serde_json::from_value(probe).map_err(|error| error.to_string())?;
-        let dry = kube::api::PostParams { dry_run: true, ..kube::api::PostParams::default() };
-        jobs.create(&dry, &probe).await.map(drop).map_err(|error| error.to_string())
+        let dry_run = kube::api::PostParams { dry_run: true, ..kube::api::PostParams::default() };
+        jobs.create(&dry_run, &probe).await.map(drop).map_err(|error| error.to_string())
     }
 
     /// The sum of a counter over all webhook replicas.

@@ -54,7 +54,7 @@ impl LimitsEffort {
         Ok(self)
     }
 
-    /// Small sizes, which only show that everything works.
+    /// Small sizes, as a smoke test.
     pub fn quick() -> Self {
         Self {
             rounds: 1,
@@ -67,22 +67,22 @@ impl LimitsEffort {
     }
 }
 
-/// Boots a cluster and measures. `program` is `bench-all`, which starts the servers; `found` gets each table as soon as it
-/// is complete.
+/// Boots a cluster and measures. `program` is `bench-all`, which starts the servers; `report` gets each table as soon
+/// as it is complete.
 ///
 /// # Errors
 /// If something does not start, or a Job is admitted or refused wrongly.
-pub async fn measure(program: &Path, effort: &LimitsEffort, mut found: impl FnMut(Table)) -> Result<()> {
+pub async fn measure(program: &Path, effort: &LimitsEffort, mut report: impl FnMut(Table)) -> Result<()> {
     // The audit log would write each request to disk.
     let options = ClusterOptions { audit: AuditLevel::None, ..ClusterOptions::default() };
     let cluster = Cluster::start(options).await?;
-    let most = effort.namespaces.iter().copied().max().unwrap_or(1);
-    let bench = LimitsCluster::set_up(cluster, program, most).await?;
+    let max_namespaces = effort.namespaces.iter().copied().max().unwrap_or(1);
+    let bench = LimitsCluster::set_up(cluster, program, max_namespaces).await?;
     // Pods are not created: only the creates are measured.
     bench.cluster.component(Component::ControllerManager)?.stop()?;
-    creates::measure(&bench, effort).await?.into_iter().for_each(&mut found);
-    found(refusals::measure(&bench, effort).await?);
-    found(queue_drain::measure(&bench, effort).await?);
-    found(memory::measure(&bench, effort).await?);
+    creates::measure(&bench, effort).await?.into_iter().for_each(&mut report);
+    report(refusals::measure(&bench, effort).await?);
+    report(queue_drain::measure(&bench, effort).await?);
+    report(memory::measure(&bench, effort).await?);
     Ok(())
 }

@@ -28,22 +28,22 @@ pub(super) async fn measure(bench: &LimitsCluster, effort: &LimitsEffort) -> Res
     let decided = memory()?;
     let mut table = Table::new(
         "Limits: memory of a webhook replica",
-        &["Jobs in the cluster, when", "MiB resident", "MiB at its peak"],
+        &["Jobs in the cluster, time of measurement", "MiB resident", "MiB peak"],
     );
     let mut row = |when: &str, memory: ProcessMemory| {
         table.rows.push(vec![when.to_owned(), mib(memory.now), mib(memory.peak)]);
     };
     let stored = effort.stored;
-    row("few, after its start", before);
-    row(&format!("{stored}, after its start"), after);
-    row(&format!("{stored}, after {DECIDED} decisions about them"), decided);
+    row("few, after start", before);
+    row(&format!("{stored}, after start"), after);
+    row(&format!("{stored}, after {DECIDED} more creates"), decided);
     table.aims.push(Aim {
         what: format!("less than {AIM} MiB with {stored} Jobs in the cluster"),
-        found: format!("{} MiB, {} MiB at its peak", mib(decided.now), mib(decided.peak)),
+        found: format!("{} MiB, {} MiB peak", mib(decided.now), mib(decided.peak)),
         met: to_mib(decided.peak) < AIM,
     });
     table.notes.push(
-        "All Jobs are active and in one namespace, under one limit. VmRSS and VmHWM of a replica that was restarted before \
+        "All Jobs are active and in one namespace, under one limit. VmRSS and VmHWM of a replica that is restarted before \
          each of the first two rows."
             .to_owned(),
     );

@@ -1,8 +1,8 @@
-//! What limits cost: creates, refusals, the draining of a queue, memory. Each is compared with what Kubernetes offers itself,
-//! behind webhooks that do nothing.
+//! The cost of limits: creates, refusals, the draining of a queue, memory. Creates and refusals are compared with a
+//! `ResourceQuota` behind webhooks that do nothing.
 //!
-//! [`measure`](mod@measure) (`measure.rs`) boots a cluster, sets it up (`limits_cluster.rs`) and hands out one table per file: `creates`
-//! (with `time_breakdown`), `refusals`, `queue_drain`, `memory`.
+//! [`measure`](mod@measure) (`measure.rs`) boots a cluster, sets it up (`limits_cluster.rs`) and reports one table per
+//! file: `creates` (with `time_breakdown`), `refusals`, `queue_drain`, `memory`.
 
 mod create_jobs;
 mod creates;

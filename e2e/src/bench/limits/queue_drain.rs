@@ -21,29 +21,28 @@ use crate::harness::error::{Error, Result};
 const NAMESPACE: &str = "ours-queue-0";
 /// The limit.
 const SLOTS: u32 = 10;
-/// How long each Job runs.
-const RUNS: Duration = Duration::from_millis(50);
+/// The run time of each Job.
+const RUN_TIME: Duration = Duration::from_millis(50);
 
 pub(super) async fn measure(bench: &LimitsCluster, effort: &LimitsEffort) -> Result<Table> {
     bench.use_replicas(3).await?;
     bench.namespace(NAMESPACE, NamespaceLimit::Queue(SLOTS)).await?;
     let client = bench.cluster.client();
     create_all(&client, NAMESPACE, "queued", effort.queued).await?;
-    let seen = drain(Api::namespaced(client, NAMESPACE), effort.queued).await?;
+    let figures = drain(Api::namespaced(client, NAMESPACE), effort.queued).await?;
     bench.clear(NAMESPACE).await?;
     let mut table = table();
-    let ms = |quantile: f64| seen.gaps.quantile(quantile) / 1e3;
+    let ms = |quantile: f64| figures.gaps.quantile(quantile) / 1e3;
     table.rows.push(vec![
         format!("{}, {SLOTS} slots", effort.queued),
-        figure(effort.queued as f64 / seen.took.as_secs_f64()),
+        figure(effort.queued as f64 / figures.elapsed.as_secs_f64()),
         figure(ms(0.5)),
         figure(ms(0.99)),
         figure(ms(1.0)),
-        seen.most.to_string(),
+        figures.max_active.to_string(),
     ]);
     table.aims.push(Aim {
-        what: "a median gap of less than 200 ms from a slot that is free to the next Job that runs"
-            .to_owned(),
+        what: "a median gap of less than 200 ms from a free slot to the next active Job".to_owned(),
         found: format!("{} ms", figure(ms(0.5))),
         met: ms(0.5) < 200.0,
     });
@@ -52,8 +51,8 @@ pub(super) async fn measure(bench: &LimitsCluster, effort: &LimitsEffort) -> Res
 
 struct DrainFigures {
     gaps: Latencies,
-    took: Duration,
-    most: usize,
+    elapsed: Duration,
+    max_active: usize,
 }
 
 /// Completes each running Job once all slots are taken, until all Jobs have run.
@@ -65,8 +64,8 @@ async fn drain(jobs: Api<Job>, queued: usize) -> Result<DrainFigures> {
         list.items.iter().filter(|job| state(job) == StoredJobState::Active).map(ResourceExt::name_any);
     let mut active: HashSet<String> = running.collect();
     let (mut finished, mut free) = (0, VecDeque::<Instant>::new());
-    let (mut gaps, mut most) = (Latencies::new(), active.len());
-    // Until then a slot may be free because it was not taken yet, which is not a gap.
+    let (mut gaps, mut max_active) = (Latencies::new(), active.len());
+    // Until the first time that all slots are used, a free slot is not a gap.
     let mut full = None;
     let mut from = list.metadata.resource_version.unwrap_or_default();
     while finished < queued {
@@ -82,7 +81,7 @@ async fn drain(jobs: Api<Job>, queued: usize) -> Result<DrainFigures> {
             from = job.resource_version().unwrap_or_default();
             match state(&job) {
                 StoredJobState::Active if active.insert(job.name_any()) => {
-                    // The slot that was free first is taken.
+                    // Jobs use the slot that was free first.
                     if let Some(since) = free.pop_front() {
                         gaps.add(since.elapsed());
                     }
@@ -96,7 +95,7 @@ async fn drain(jobs: Api<Job>, queued: usize) -> Result<DrainFigures> {
                 }
                 _ => {}
             }
-            most = most.max(active.len());
+            max_active = max_active.max(active.len());
             if finished == queued || (full.is_none() && active.len() >= slots.min(queued)) {
                 break;
             }
@@ -107,16 +106,16 @@ async fn drain(jobs: Api<Job>, queued: usize) -> Result<DrainFigures> {
             )));
         }
     }
-    // An error, however fast it was.
-    if most > slots {
-        return Err(Error::Invalid(format!("{most} Jobs were active at once, the limit is {slots}")));
+    // Exceeding the limit is an error.
+    if max_active > slots {
+        return Err(Error::Invalid(format!("{max_active} Jobs were active at once, the limit is {slots}")));
     }
-    let took = full.map_or(Duration::ZERO, |full| full.elapsed());
-    Ok(DrainFigures { gaps, took, most })
+    let elapsed = full.map_or(Duration::ZERO, |full| full.elapsed());
+    Ok(DrainFigures { gaps, elapsed, max_active })
 }
 
 async fn complete(jobs: Api<Job>, name: String) {
-    tokio::time::sleep(RUNS).await;
+    tokio::time::sleep(RUN_TIME).await;
     let now = Timestamp::now().to_string();
     let condition =
         |kind: &str| json!({"type": kind, "status": "True", "reason": "Bench", "lastTransitionTime": now});
@@ -131,12 +130,11 @@ async fn complete(jobs: Api<Job>, name: String) {
 }
 
 fn table() -> Table {
-    let columns =
-        ["Jobs in the queue", "Jobs/s", "gap ms p50", "gap ms p99", "gap ms most", "active at most"];
-    let mut table = Table::new("Limits: a queue drains", &columns);
+    let columns = ["Jobs in the queue", "Jobs/s", "gap ms p50", "gap ms p99", "gap ms max", "max active"];
+    let mut table = Table::new("Limits: draining a queue", &columns);
     table.notes = vec![format!(
         "All Jobs are created at once under a limit with whenFull Queue; the sink releases them in order. The Job controller \
-         is paused; once all slots are taken, the benchmark completes each Job {RUNS:?} after it became active. A gap is \
+         is paused; once all slots are taken, the benchmark completes each Job {RUN_TIME:?} after it became active. A gap is \
          the time from the watch event of a finished Job to that of the next active one."
     )];
     table

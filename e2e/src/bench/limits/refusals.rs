@@ -1,4 +1,4 @@
-//! Refusals when a limit is full: of the webhook alone, and through the apiserver beside those of a quota.
+//! Refusals when a limit is reached: by the webhook alone, and through the apiserver compared with those of a quota.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -24,8 +24,9 @@ const OURS: &str = "ours-full-0";
 const READS: &str = "job_handler_limit_consistent_reads_total";
 /// Clients of the apiserver.
 const CLIENTS: [usize; 2] = [50, 150];
-/// Clients of the webhook alone: refusals wait for one of at most 20 reads per second, so that few clients get few refusals.
-const ALONE: usize = 400;
+/// Clients of the webhook alone. Refusals wait for one of at most 20 reads per second, so that the rate grows with
+/// clients.
+const WEBHOOK_CLIENTS: usize = 400;
 
 #[derive(Default)]
 struct RefusalSamples {
@@ -44,28 +45,32 @@ pub(super) async fn measure(bench: &LimitsCluster, effort: &LimitsEffort) -> Res
     let client = bench.cluster.client();
     for namespace in [QUOTA, OURS] {
         let first = create(&client, namespace, "first").await?;
-        if let Err(why) = first {
-            return Err(Error::Invalid(format!("the first Job in {namespace}: {why}")));
+        if let Err(message) = first {
+            return Err(Error::Invalid(format!("the first Job in {namespace}: {message}")));
         }
     }
     let mut table = table();
-    let alone = alone(bench, effort).await?;
-    table.rows.push(row(&format!("the webhook alone, 1 replica, {ALONE} clients"), &alone, None));
-    let rate = alone.load.per_second();
+    let webhook_only = measure_webhook(bench, effort).await?;
+    table.rows.push(row(
+        &format!("the webhook alone, 1 replica, {WEBHOOK_CLIENTS} clients"),
+        &webhook_only,
+        None,
+    ));
+    let rate = webhook_only.load.per_second();
     table.aims.push(Aim {
-        what: "the webhook alone refuses at least 5,000 a second".to_owned(),
+        what: "the webhook alone refuses at least 5,000 requests/s".to_owned(),
         found: figure(rate),
         met: rate >= 5000.0,
     });
-    let mut reads = vec![(median(alone.reads.iter().copied()), 1.0)];
+    let mut reads = vec![(median(webhook_only.reads.iter().copied()), 1.0)];
     for clients in CLIENTS {
-        let [quota, one, three] = through(bench, effort, clients).await?;
-        for (who, cell) in [
-            ("two null webhooks, quota", &quota),
+        let [quota, one, three] = measure_apiserver(bench, effort, clients).await?;
+        for (refused_by, cell) in [
+            ("two null webhooks and quota", &quota),
             ("our limit, 1 replica", &one),
             ("our limit, 3 replicas", &three),
         ] {
-            table.rows.push(row(&format!("apiserver, {clients} clients: {who}"), cell, Some(&quota)));
+            table.rows.push(row(&format!("apiserver, {clients} clients: {refused_by}"), cell, Some(&quota)));
         }
         let ratios = [&one, &three].map(|ours| ours.load.p50_ratio(&quota.load));
         table.aims.push(Aim {
@@ -79,15 +84,15 @@ pub(super) async fn measure(bench: &LimitsCluster, effort: &LimitsEffort) -> Res
         reads.extend([(&one, 1.0), (&three, 3.0)].map(|(cell, n)| (median(cell.reads.iter().copied()), n)));
     }
     table.aims.push(Aim {
-        what: "at most 20 consistent reads a second and replica".to_owned(),
+        what: "at most 20 consistent reads/s per replica".to_owned(),
         found: reads.iter().map(|(reads, _)| figure(*reads)).collect::<Vec<_>>().join(", "),
         met: reads.iter().all(|(reads, replicas)| *reads <= 20.0 * replicas),
     });
     Ok(table)
 }
 
-/// Sends reviews to `/validate` of one replica, each about another Job.
-async fn alone(bench: &LimitsCluster, effort: &LimitsEffort) -> Result<RefusalSamples> {
+/// Sends reviews to `/validate` of one replica, each for another Job.
+async fn measure_webhook(bench: &LimitsCluster, effort: &LimitsEffort) -> Result<RefusalSamples> {
     let secrets: Api<Secret> = Api::namespaced(bench.cluster.client(), job_handler_shared::keys::NAMESPACE);
     let secret = secrets.get("job-handler-ca").await.map_err(Error::api("the CA"))?;
     let ca = secret.data.unwrap_or_default().remove("ca.crt").map(|pem| pem.0).unwrap_or_default();
@@ -100,11 +105,11 @@ async fn alone(bench: &LimitsCluster, effort: &LimitsEffort) -> Result<RefusalSa
         let mut tasks = JoinSet::new();
         let before = bench.counter(READS).await?;
         let begin = Instant::now();
-        for _ in 0..ALONE {
+        for _ in 0..WEBHOOK_CLIENTS {
             let connection = https.connect().await?;
-            tasks.spawn(refused(connection, template.clone(), numbers.clone(), begin + effort.time));
+            tasks.spawn(send_refused(connection, template.clone(), numbers.clone(), begin + effort.time));
         }
-        let latencies = joined(tasks).await?;
+        let latencies = merge_latencies(tasks).await?;
         if round > 0 {
             cell.add(&latencies, begin.elapsed(), bench.counter(READS).await? - before);
         }
@@ -112,7 +117,7 @@ async fn alone(bench: &LimitsCluster, effort: &LimitsEffort) -> Result<RefusalSa
     Ok(cell)
 }
 
-async fn refused(
+async fn send_refused(
     mut connection: Connection,
     template: Arc<String>,
     numbers: Arc<AtomicU64>,
@@ -151,7 +156,7 @@ fn review() -> Result<String> {
     Ok(review.to_string())
 }
 
-async fn through(
+async fn measure_apiserver(
     bench: &LimitsCluster,
     effort: &LimitsEffort,
     clients: usize,
@@ -177,8 +182,9 @@ async fn through(
                         let name = format!("r{}", numbers.fetch_add(1, Ordering::Relaxed));
                         let before = Instant::now();
                         match create(&client, namespace, &name).await? {
-                            Err(why)
-                                if why.contains("exceeded quota") || why.contains("job limit reached") => {}
+                            Err(message)
+                                if message.contains("exceeded quota")
+                                    || message.contains("job limit reached") => {}
                             other => {
                                 return Err(Error::Invalid(format!("expected a refusal, found {other:?}")));
                             }
@@ -189,7 +195,7 @@ async fn through(
                     Ok(latencies)
                 });
             }
-            let latencies = joined(tasks).await?;
+            let latencies = merge_latencies(tasks).await?;
             if round > 0 {
                 cells[n].add(&latencies, begin.elapsed(), bench.counter(READS).await? - before);
             }
@@ -198,11 +204,12 @@ async fn through(
     Ok(cells)
 }
 
-async fn joined(mut tasks: JoinSet<Result<Latencies>>) -> Result<Latencies> {
+async fn merge_latencies(mut tasks: JoinSet<Result<Latencies>>) -> Result<Latencies> {
     let mut latencies = Latencies::new();
     while let Some(done) = tasks.join_next().await {
-        let seen = done.map_err(|error| Error::Invalid(format!("a client panicked: {error}")))??;
-        latencies.merge(&seen);
+        let task_latencies =
+            done.map_err(|error| Error::Invalid(format!("a client panicked: {error}")))??;
+        latencies.merge(&task_latencies);
     }
     Ok(latencies)
 }
@@ -221,15 +228,14 @@ fn row(name: &str, samples: &RefusalSamples, quota: Option<&RefusalSamples>) -> 
 }
 
 fn table() -> Table {
-    let columns = ["who refuses", "refusals/s", "p50 ms", "p99 ms", "p50 of quota's", "consistent reads/s"];
-    let mut table = Table::new("Limits: refusals when full", &columns);
+    let columns = ["refused by", "refusals/s", "p50 ms", "p99 ms", "p50 vs. quota", "consistent reads/s"];
+    let mut table = Table::new("Limits: refusals at the limit", &columns);
     table.notes = vec![format!(
-        "Clients in a closed loop, and a limit of 1 that one Job holds. The webhook alone is asked by {ALONE} over TLS with \
-         reviews of ever new Jobs; the client that asks shares its cores. A refusal waits for a look that begins after it \
-         came, and of looks each replica makes 20 a second at most: so no client is refused by one replica more often than \
-         that, and few clients that come again at once wait for 50 ms where a quota would answer sooner; this is the price \
-         of never refusing because of a Job that has ended. With more clients it is the cores that limit. Figures are \
-         medians over the rounds, ratios are taken within each round."
+        "Closed loop, under a limit of 1 with one active Job. {WEBHOOK_CLIENTS} clients send reviews of new Jobs to the webhook alone \
+         over TLS, on the same cores. Before it refuses, the webhook reads the Jobs consistently, at most 20 times per \
+         second and replica. A client that retries immediately therefore waits up to 50 ms, where a quota would refuse \
+         sooner; in return, a Job that has just finished never causes a refusal. With more clients the cores are the \
+         bottleneck. Figures are medians over the rounds, ratios are medians of the ratios within each round."
     )];
     table
 }

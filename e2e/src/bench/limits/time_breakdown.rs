@@ -1,4 +1,4 @@
-//! Where a create's time is spent: by the apiserver's own metrics, and by process.
+//! The time of a create by phase, from the apiserver's metrics, and the processor time by process.
 
 use std::time::Duration;
 
@@ -38,7 +38,7 @@ pub(super) struct TimeBreakdown {
 }
 
 impl TimeBreakdown {
-    /// Since the apiserver's start.
+    /// Reads the totals since the apiserver's start.
     pub(super) async fn read(bench: &LimitsCluster) -> Result<Self> {
         let text = variants::metrics(&bench.cluster).await?;
         let mut times = Self { processors: processors(bench)?, ..Self::default() };
@@ -61,7 +61,7 @@ impl TimeBreakdown {
     }
 
     /// Milliseconds per call, and processor time in milliseconds per create. A ledger is also written shortly after its
-    /// turn: ledger calls in the turn of a method without ledgers belong to another turn and are left out.
+    /// method was measured, so ledger calls during a method without ledgers are omitted.
     pub(super) fn cells(self, creates: u64, ledgers: bool) -> impl Iterator<Item = String> {
         let mean = move |((name, ..), (seconds, calls)): (&(&str, _, _), (f64, f64))| match calls > 0.0
             && (ledgers || !name.contains("ledger"))
@@ -89,19 +89,19 @@ fn processors(bench: &LimitsCluster) -> Result<[Duration; PROCESSES.len()]> {
 
 /// The table without its rows.
 pub(super) fn table() -> Table {
-    let mut columns = vec!["clients into namespaces, way".to_owned()];
+    let mut columns = vec!["clients into namespaces, limit method".to_owned()];
     columns.extend(PARTS.iter().map(|(name, _, _)| format!("{name} ms")));
     columns.extend(PROCESSES.iter().map(|name| format!("{name}: CPU ms")));
     let columns: Vec<&str> = columns.iter().map(String::as_str).collect();
-    let mut table = Table::new("Limits: where a create's time goes", &columns);
+    let mut table = Table::new("Limits: time breakdown of a create", &columns);
     table.notes = vec![
-        "The apiserver's own histograms, mean per call over all rounds of the table before, warm-up included. A create's \
-         time holds its webhooks' (one after the other), the validating one's that of the ledger's PUT, and that the \
-         update in etcd. A PUT may hold many grants; where several clients come at once, most wait for one that is under \
-         way."
+        "The apiserver's histograms, mean per call over all rounds of the previous table, warm-up included. The time of a \
+         create includes that of its webhooks (sequential), the validating webhook includes the PUT of the ledger, and the \
+         PUT includes the update in etcd. A PUT may contain many admissions; concurrent clients mostly wait for the \
+         current one."
             .to_owned(),
-        "Processor time is each process's own (/proc/<pid>/stat) per create, of the same turns; all three of our webhooks \
-         watch the Jobs, whoever is asked."
+        "Processor time is that of each process (/proc/<pid>/stat) per create in the same rounds; all three webhook replicas \
+         watch the Jobs, even without reviews."
             .to_owned(),
     ];
     table

@@ -16,7 +16,7 @@ pub use temp_folder::TempFolder;
 use crate::harness::error::{Error, Result};
 use parking_lot::{Mutex, MutexGuard};
 
-/// How a process is started; stored for restarts.
+/// The command line of a process, stored for restarts.
 #[derive(Clone, Debug)]
 pub struct Program {
     /// Its name in messages.
@@ -31,7 +31,7 @@ pub struct Program {
     pub log: PathBuf,
 }
 
-/// A child process. It is killed when this value is dropped, and when the caller dies for whatever reason.
+/// A child process. It is killed when this value is dropped, and when the caller exits for any reason.
 #[derive(Debug)]
 pub struct Process {
     state: Arc<Mutex<ProcessState>>,

@@ -7,8 +7,9 @@ use std::time::Duration;
 use crate::harness::error::{Error, Result};
 use crate::harness::process::sys;
 
-/// A folder under the system's temporary folder.
-/// [`Drop`] removes it if it can. Otherwise a cleaner does, a small shell in a session of its own: it waits on a pipe whose other end only this process holds, and removes the folder when the pipe closes because the process has ended.
+/// A folder under the system's temporary folder. [`Drop`] removes it if it can. Otherwise a cleaner does, a small shell
+/// in a session of its own: it waits on a pipe whose other end only this process holds, and removes the folder when the
+/// pipe closes because the process has ended.
 #[derive(Debug)]
 pub struct TempFolder {
     path: PathBuf,
@@ -24,7 +25,7 @@ impl TempFolder {
         let path = tempfile::Builder::new()
             .prefix("job-handler-e2e-")
             .tempdir()
-            .map_err(Error::io("making a temporary folder"))?
+            .map_err(Error::io("creating a temporary folder"))?
             .keep();
         let mut folder = Self { path, cleaner: None };
         let mut command = Command::new("sh");

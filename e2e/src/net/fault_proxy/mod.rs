@@ -1,5 +1,6 @@
-//! A reverse proxy between a program of the pair and the API server that makes single calls fail.
-//! It terminates the program's TLS with its own CA and speaks TLS to the API server. It forwards tokens; client certificates cannot be forwarded. Calls that no [`Rule`] matches are forwarded unchanged, streams included.
+//! A reverse proxy between a program of the pair and the API server that makes single calls fail. It terminates the
+//! program's TLS with its own CA and speaks TLS to the API server. It forwards tokens; client certificates cannot be
+//! forwarded. Calls that no [`Rule`] matches are forwarded unchanged, streams included.
 
 mod forward;
 mod rule;
@@ -73,17 +74,19 @@ impl FaultProxy {
         faulty
     }
 
-    /// Removes all rules. Calls that hang keep hanging until their caller gives up.
+    /// Removes all rules. Hanging calls hang until their caller gives up.
     pub fn clear(&self) {
         self.shared.rules().clear();
     }
 
-    /// Stalls the open watches of this path: their connections stay open, and no event arrives any more. Returns their number.
+    /// Stalls the open watches of this path: their connections stay open, and no event arrives any more. Returns their
+    /// number.
     pub fn stall_watches(&self, path: &str) -> usize {
         self.shared.streams.stall(path)
     }
 
-    /// Drops every watch event that contains all of these words, from now on, of open watches too. Returns the count of dropped events.
+    /// Drops every watch event that contains all of these words, from now on, of open watches too. Returns the count of
+    /// dropped events.
     pub fn drop_events(&self, words: &[&str]) -> DroppedEvents {
         self.shared.streams.drop_events(words)
     }
@@ -131,15 +134,16 @@ impl ProxyState {
 
 /// A new CA, and the TLS configuration of a server with a certificate of it.
 fn certificates() -> Result<(String, Arc<ServerConfig>)> {
-    let minting = |error: rcgen::Error| Error::Invalid(format!("minting the proxy's certificates: {error}"));
+    let creating =
+        |error: rcgen::Error| Error::Invalid(format!("creating the proxy's certificates: {error}"));
     let mut params = CertificateParams::default();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let issuer =
-        CertifiedIssuer::self_signed(params, KeyPair::generate().map_err(minting)?).map_err(minting)?;
+        CertifiedIssuer::self_signed(params, KeyPair::generate().map_err(creating)?).map_err(creating)?;
     let mut params = CertificateParams::default();
     params.subject_alt_names = vec![SanType::IpAddress([127, 0, 0, 1].into())];
-    let key = KeyPair::generate().map_err(minting)?;
-    let leaf = params.signed_by(&key, &issuer).map_err(minting)?;
+    let key = KeyPair::generate().map_err(creating)?;
+    let leaf = params.signed_by(&key, &issuer).map_err(creating)?;
     let unusable = |why: String| Error::Invalid(format!("the proxy's certificate: {why}"));
     let key = PrivateKeyDer::try_from(key.serialize_der()).map_err(|why| unusable(why.to_owned()))?;
     let config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
