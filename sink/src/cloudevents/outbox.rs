@@ -11,44 +11,53 @@
 //!
 //! Each event is delivered at least once across restarts, in the order of its Job's phases.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, convert::Infallible, sync::Arc, time::Duration};
 
 use futures::{StreamExt, stream};
+use job_handler_shared::process::{failure_log::FailureLog, jitter::exponential};
 use kube::Client;
 use tokio::time::Instant;
 
 use crate::{
     cloudevents::{
-        client::{DeliveryBackoff, DeliveryError, EventReceiver, HttpReceiver},
+        client::{DeliveryError, EventReceiver, HttpReceiver, delivery_backoff},
         event::CloudEvent,
     },
     metrics::SinkMetrics,
     model::job_change::Uid,
     observe::store::Store,
     result::{lookup, manifest_update},
+    runtime::resync::RESYNC,
 };
 
 /// Concurrent Jobs per receiver.
-const AT_A_TIME: usize = 8;
+const CONCURRENT_JOBS: usize = 8;
 /// Jobs per round.
-const ROUND: usize = 256;
-/// A round without any change.
-const RESYNC: Duration = Duration::from_secs(30);
+const JOBS_PER_ROUND: usize = 256;
 /// Changes within this time are handled together.
-const GATHER: Duration = Duration::from_millis(100);
+const DEBOUNCE: Duration = Duration::from_millis(100);
+/// Pause before the events of a Job are retried for the first time; it doubles with each failure.
+const FIRST_PAUSE: Duration = Duration::from_secs(2);
 /// Longest pause before a rejected event is retried.
 const MAX_REJECTED_PAUSE: Duration = Duration::from_secs(600);
 /// The same after an error of the apiserver, which may be back at any moment.
 const MAX_API_PAUSE: Duration = Duration::from_secs(30);
 
-/// Delivers to all receivers, for ever; only on the leader.
-pub async fn run(receivers: Vec<Arc<HttpReceiver>>, client: Client, store: Store, metrics: SinkMetrics) {
+/// Delivers to all receivers until it is dropped; only on the leader.
+pub(crate) async fn run(
+    receivers: Vec<Arc<HttpReceiver>>,
+    client: Client,
+    store: Store,
+    metrics: SinkMetrics,
+) -> Infallible {
     let each = receivers.into_iter().map(|receiver| {
         Box::pin(
             Outbox { receiver, client: client.clone(), store: store.clone(), metrics: metrics.clone() }.run(),
         )
     });
     futures::future::join_all(each).await;
+    // There is no receiver.
+    std::future::pending().await
 }
 
 /// The deliveries to one receiver.
@@ -63,10 +72,11 @@ struct Outbox<R> {
 type RetryTimes = HashMap<Uid, (u32, Instant)>;
 
 impl<R: EventReceiver> Outbox<R> {
-    async fn run(self) {
+    async fn run(self) -> Infallible {
         let sink = self.receiver.name().to_owned();
         let mut changes = self.store.changes();
-        let mut backoff = DeliveryBackoff::default();
+        let mut backoff = delivery_backoff();
+        let mut failures = FailureLog::default();
         let mut unavailable = false;
         let mut retries = RetryTimes::new();
         loop {
@@ -76,13 +86,14 @@ impl<R: EventReceiver> Outbox<R> {
             retries.retain(|uid, _| pending.contains(uid));
             let now = Instant::now();
             pending.retain(|uid| retries.get(uid).is_none_or(|(_, at)| *at <= now));
-            let more = pending.len() > ROUND;
+            let more = pending.len() > JOBS_PER_ROUND;
             // One event is enough to find out that it is available again.
-            pending.truncate(if unavailable { 1 } else { ROUND });
+            pending.truncate(if unavailable { 1 } else { JOBS_PER_ROUND });
             let some = !pending.is_empty();
             match self.deliver_round(pending, &mut retries).await {
                 Ok(()) if some => {
-                    if backoff.reset() {
+                    backoff.reset();
+                    if failures.succeeded() {
                         tracing::info!(receiver = sink, "the receiver accepts CloudEvents again");
                     }
                     if more || std::mem::take(&mut unavailable) {
@@ -91,13 +102,12 @@ impl<R: EventReceiver> Outbox<R> {
                 }
                 Ok(()) => {}
                 Err(error) => {
-                    let pause = backoff.next_pause();
                     unavailable = true;
                     self.metrics.event_failed(&sink);
-                    if backoff.is_log_due() {
+                    if failures.is_due(&error.to_string()) {
                         tracing::warn!(receiver = sink, "cannot deliver CloudEvents: {error}; retrying");
                     }
-                    tokio::time::sleep(pause).await;
+                    backoff.wait().await;
                     continue;
                 }
             }
@@ -107,7 +117,7 @@ impl<R: EventReceiver> Outbox<R> {
                 .min()
                 .map_or(Instant::now() + RESYNC, |at| at.min(Instant::now() + RESYNC));
             tokio::select! { _ = changes.changed() => {}, () = tokio::time::sleep_until(wake) => {} }
-            tokio::time::sleep(GATHER).await;
+            tokio::time::sleep(DEBOUNCE).await;
         }
     }
 
@@ -118,7 +128,7 @@ impl<R: EventReceiver> Outbox<R> {
                 let outcome = self.deliver_job(&uid).await;
                 (uid, outcome)
             })
-            .buffer_unordered(AT_A_TIME);
+            .buffer_unordered(CONCURRENT_JOBS);
         while let Some((uid, outcome)) = deliveries.next().await {
             match outcome {
                 Ok(()) => _ = retries.remove(&uid),
@@ -129,7 +139,7 @@ impl<R: EventReceiver> Outbox<R> {
                     } else {
                         MAX_REJECTED_PAUSE
                     };
-                    let pause = Duration::from_secs(2_u64.saturating_pow(attempts)).min(longest);
+                    let pause = exponential(FIRST_PAUSE, longest, attempts - 1);
                     self.metrics.event_failed(self.receiver.name());
                     if attempts == 1 {
                         let receiver = self.receiver.name();
@@ -193,11 +203,6 @@ impl<R: EventReceiver> Outbox<R> {
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        convert::Infallible,
-        sync::atomic::{AtomicUsize, Ordering},
-    };
-
     use http::{Method, Request, Response};
     use job_handler_shared::{keys, process::telemetry::Metrics};
     use kube::client::Body;
@@ -205,35 +210,13 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::model::result_ref::ResultRef;
+    use crate::{cloudevents::flaky_receiver::FlakyReceiver, model::result_ref::ResultRef};
     use job_handler_shared::result::metadata::OUTBOX;
     use job_handler_shared::result::metadata::parse_outbox;
     use std::collections::BTreeMap;
 
     /// Jobs with pending events.
     const JOBS: usize = 600;
-
-    /// Unavailable until a moment of the paused clock; records what it accepted.
-    struct FlakyReceiver {
-        back: Instant,
-        received: Mutex<Vec<Value>>,
-        attempts: AtomicUsize,
-    }
-
-    impl EventReceiver for FlakyReceiver {
-        fn name(&self) -> &str {
-            "ci"
-        }
-
-        async fn deliver(&self, event: &CloudEvent) -> Result<(), DeliveryError> {
-            self.attempts.fetch_add(1, Ordering::Relaxed);
-            if Instant::now() < self.back {
-                return Err(DeliveryError::Unavailable("503".into()));
-            }
-            self.received.lock().push(event.to_json("/s", &Default::default()));
-            Ok(())
-        }
-    }
 
     type Maps = Arc<Mutex<BTreeMap<String, Value>>>;
 
@@ -291,7 +274,7 @@ mod tests {
     }
 
     /// A sink that has just started and has listed these results.
-    fn sink(maps: &Maps, receiver: &Arc<FlakyReceiver>) -> (Store, tokio::task::JoinHandle<()>) {
+    fn sink(maps: &Maps, receiver: &Arc<FlakyReceiver>) -> (Store, tokio::task::JoinHandle<Infallible>) {
         let store = Store::default();
         maps.lock().iter().for_each(|(_, map)| observe(&store, map));
         let outbox = Outbox {
@@ -319,8 +302,7 @@ mod tests {
     async fn a_receiver_that_was_unavailable_for_an_hour_gets_all_events_across_leader_changes() {
         let maps = Maps::default();
         let back = Instant::now() + Duration::from_secs(3600);
-        let receiver =
-            Arc::new(FlakyReceiver { back, received: Mutex::default(), attempts: AtomicUsize::new(0) });
+        let receiver = FlakyReceiver::available_from(back);
         let (mut store, mut task) = sink(&maps, &receiver);
         for n in 0..JOBS {
             maps.lock().insert(name(n), result(n));
@@ -333,13 +315,13 @@ mod tests {
             tokio::time::sleep(Duration::from_secs(5)).await;
         }
         tokio::time::sleep_until(back).await;
-        assert!(receiver.received.lock().is_empty());
-        let attempts = receiver.attempts.load(Ordering::Relaxed);
+        assert!(receiver.received().is_empty());
+        let attempts = receiver.attempts();
         assert!((30..300).contains(&attempts), "attempts are spaced while it is unavailable: {attempts}");
         tokio::time::sleep(Duration::from_secs(120)).await;
         task.abort();
 
-        let received = receiver.received.lock();
+        let received = receiver.received();
         let mut of_job: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
         for event in received.iter() {
             of_job.entry(event["subject"].as_str().unwrap()).or_default().push(event["id"].as_str().unwrap());
@@ -363,11 +345,7 @@ mod tests {
             map["metadata"]["labels"]["refused"] = (n == 0).to_string().into();
             maps.lock().insert(name(n), map);
         }
-        let receiver = Arc::new(FlakyReceiver {
-            back: Instant::now(),
-            received: Mutex::default(),
-            attempts: AtomicUsize::new(0),
-        });
+        let receiver = FlakyReceiver::available_from(Instant::now());
         let (store, task) = sink(&maps, &receiver);
         tokio::time::sleep(Duration::from_secs(60)).await;
         assert_eq!(store.jobs_with_pending_events("ci"), ["u0"], "it is retried, and delays no other");
@@ -377,7 +355,7 @@ mod tests {
         tokio::time::sleep(Duration::from_secs(1)).await;
         assert_eq!(store.jobs_with_pending_events("ci"), ["u0"]);
         let ids: std::collections::BTreeSet<_> =
-            receiver.received.lock().iter().map(|event| event["id"].to_string()).collect();
+            receiver.received().iter().map(|event| event["id"].to_string()).collect();
         assert_eq!(ids.len(), 20, "a repeated event has the same id");
         maps.lock().get_mut(&name(0)).unwrap()["metadata"]["labels"]["refused"] = "false".into();
         tokio::time::sleep(MAX_API_PAUSE * 2).await;

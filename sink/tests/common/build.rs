@@ -118,7 +118,12 @@ pub fn garbage_collector(
             let name = object["metadata"]["name"].as_str().unwrap().to_owned();
             let place = ("ci".to_owned(), name, UID.to_owned());
             let stored = StoredResult::new(kind, place, &labels, &annotations, Timestamp::now(), false);
-            reconciler.store.inventory().put(stored);
+            let result = ResultRef {
+                pending: labels.contains_key(metadata::PENDING),
+                outbox: metadata::parse_outbox(Some(&annotations)),
+                ..ResultRef::at(kind, "ci", &stored.name)
+            };
+            reconciler.store.put_stored(stored, result);
         }
     }
     GarbageCollector {
