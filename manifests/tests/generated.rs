@@ -1,13 +1,11 @@
 //! Generated files are what the code would write now.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test may")]
 
+#[path = "../../shared/tests/house/mod.rs"]
+mod house;
 mod readme;
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    env, fs,
-    path::Path,
-};
+use std::{collections::BTreeSet, env, fs, path::Path};
 
 use job_handler_manifests::{UPDATE_COMMAND, crds, described_values, policy_reference};
 use job_handler_shared::{
@@ -101,6 +99,10 @@ fn the_table_of_metrics_is_up_to_date() {
     for (program, metrics) in ["webhook", "sink"].into_iter().zip(metrics) {
         // The encoded text leaves out metrics that have no value yet.
         let registry = metrics.register(|registry| format!("{registry:?}"));
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(program).join("src");
+        let sources = house::rust_files(&root);
+        let of_metrics = sources.iter().filter(|(path, _)| path.starts_with(root.join("metrics")));
+        let metrics_source: String = of_metrics.map(|(_, source)| source.as_str()).collect();
         let mut rows = BTreeSet::new();
         for part in registry.split("prefix: ").skip(1) {
             let prefix =
@@ -109,7 +111,7 @@ fn the_table_of_metrics_is_up_to_date() {
             for descriptor in part.split("Descriptor { name: \"").skip(1) {
                 let (name, rest) = descriptor.split_once("\", help: \"").unwrap();
                 let help = rest.split("\", unit: ").next().unwrap();
-                let kind = metric_type(program, name);
+                let kind = metric_type(&metrics_source, name);
                 let suffix = if kind == "counter" { "_total" } else { "" };
                 let suffix = if kind == "info" { "_info" } else { suffix };
                 rows.insert(format!("| `{prefix}{name}{suffix}` | {kind} | {help} |\n"));
@@ -117,7 +119,7 @@ fn the_table_of_metrics_is_up_to_date() {
         }
         assert!(rows.len() > 10, "{registry}");
         let at_start = Vec::from_iter(rows.clone()).concat();
-        for (path, source) in &sources(program) {
+        for (path, source) in &sources {
             for (name, help) in metric_literals(source) {
                 let exists = ["", "_total", "_info"]
                     .iter()
@@ -125,7 +127,7 @@ fn the_table_of_metrics_is_up_to_date() {
                 if !exists {
                     let kind = if source.contains("ConstGauge") { "gauge" } else { field_type(source, name) };
                     let suffix = if kind == "counter" { "_total" } else { "" };
-                    let condition = condition(path);
+                    let condition = condition(&path.display().to_string());
                     rows.insert(format!("| `{name}{suffix}` | {kind} | {help}. Only {condition}. |\n"));
                 }
             }
@@ -144,22 +146,6 @@ fn condition(path: &str) -> &'static str {
     }
 }
 
-/// The source files of a program, by path.
-fn sources(program: &str) -> BTreeMap<String, String> {
-    let mut sources = BTreeMap::new();
-    let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(program).join("src")];
-    while let Some(folder) = folders.pop() {
-        for path in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
-            if path.is_dir() {
-                folders.push(path);
-            } else {
-                sources.insert(path.display().to_string(), fs::read_to_string(&path).unwrap());
-            }
-        }
-    }
-    sources
-}
-
 /// The full names of metrics in the source that a help text follows, with that text.
 fn metric_literals(source: &str) -> Vec<(&str, &str)> {
     let starts = source.match_indices("\"job_handler_").map(|(at, _)| &source[at + 1..]);
@@ -172,16 +158,13 @@ fn metric_literals(source: &str) -> Vec<(&str, &str)> {
         .collect()
 }
 
-/// The type of a metric: that of the field that the program's source registers under this name.
-fn metric_type(program: &str, name: &str) -> &'static str {
-    let sources = sources(program);
-    let metrics = sources.iter().filter(|(path, _)| path.contains("/src/metrics/"));
-    let source: String = metrics.map(|(_, source)| source.as_str()).collect();
+/// The type of a metric: that of the field that `source` registers under this name.
+fn metric_type(source: &str, name: &str) -> &'static str {
     let squeezed: String = source.split_whitespace().collect();
     if squeezed.contains(&format!("register(\"{name}\",")) {
         return "info";
     }
-    field_type(&source, name)
+    field_type(source, name)
 }
 
 fn field_type(source: &str, name: &str) -> &'static str {

@@ -69,7 +69,8 @@ pub fn ambiguous_type_names(workspace: &Path) -> Vec<String> {
     ambiguous.map(|(name, files)| format!("{name}: {}", files.join(", "))).collect()
 }
 
-fn rust_files(folder: &Path) -> Vec<(PathBuf, String)> {
+/// All Rust files in a folder and below it, with their texts.
+pub fn rust_files(folder: &Path) -> Vec<(PathBuf, String)> {
     let mut files = Vec::new();
     for entry in fs::read_dir(folder).into_iter().flatten() {
         let path = entry.unwrap().path();
