@@ -157,17 +157,19 @@ func (c *content) ticksUntil(now time.Time) int64 {
 	return max(0, int64(now.Sub(c.started)/c.interval))
 }
 
-// writeLag is the delay of a running container's lines.
-const writeLag = 100 * time.Millisecond
+// writeLag is the delay of a running container's lines: longer than the watch is late on a busy machine.
+const writeLag = 500 * time.Millisecond
 
 func (c *content) writeTicks(to sink, from, until int64) error {
 	if c.ended && from >= until && from > 0 {
-		from, until = until-1, until // the last line is always written
+		until = from + 1 // seen late: the last line follows the ticks that this reader already has
 	}
 	for tick := from; tick < until; tick++ {
 		line, at := fmt.Sprintf("tick %d\n", tick+1), c.started.Add(time.Duration(tick+1)*c.interval)
 		if c.ended && tick == until-1 {
-			at = c.end
+			if at = c.started.Add(time.Duration(tick) * c.interval); c.end.After(at) {
+				at = c.end
+			}
 			if line = fmt.Sprintf("done after tick %d\n", tick); c.signalled {
 				line = fmt.Sprintf("SIGTERM after tick %d\n", tick)
 			}
