@@ -17,7 +17,7 @@ use jiff::Timestamp;
 use job_handler_shared::{
     keys,
     kube::error::call_within,
-    policy::set::PolicySet,
+    policy::{presence, set::PolicySet},
     process::{admin::ReadyHandle, failure_log::FailureLog},
 };
 use k8s_openapi::{api::coordination::v1::Lease, apimachinery::pkg::apis::meta::v1::MicroTime};
@@ -182,14 +182,15 @@ impl PresenceLease {
         let begun = self.liveness.elapsed();
         let policies = self.policies.current().clone();
         let Some(withheld) = self.withheld.withheld(&policies) else { return Ok(Renewal::Skipped) };
-        let enforces: BTreeMap<&str, i64> = policies
-            .iter()
-            .map(|policy| (&*policy.reference.uid, policy.generation))
-            .filter(|(uid, _)| !withheld.contains_key(*uid))
-            .collect();
+        let mut enforced: Vec<_> =
+            policies.iter().filter(|policy| !withheld.contains_key(&policy.reference.uid)).collect();
+        // If the Lease has no room for all, the older ones stay Ready.
+        enforced.sort_by_key(|policy| policy.created);
+        let enforced = enforced.into_iter().map(|policy| (policy.reference.uid.as_str(), policy.generation));
         let renewal = if withheld.is_empty() { Renewal::Complete } else { Renewal::Partial };
-        let enforces = serde_json::to_string(&enforces).map_err(|error| error.to_string())?;
-        let withheld = serde_json::to_string(&withheld).map_err(|error| error.to_string())?;
+        let enforces = presence::render_enforced(enforced);
+        let withheld = withheld.iter().map(|(uid, why)| (uid.as_str(), why.as_str()));
+        let withheld = presence::render_withheld(withheld);
         let lease = json!({
             "apiVersion": "coordination.k8s.io/v1",
             "kind": "Lease",

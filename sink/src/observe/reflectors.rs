@@ -3,7 +3,7 @@
 //! Nothing depends on seeing an event: all reconcilers read the full state again every [`crate::runtime::resync::RESYNC`].
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     fmt::Debug,
     sync::Arc,
     time::Instant,
@@ -17,6 +17,7 @@ use job_handler_shared::{
     ledger::crd::JobLedger,
     policy::{
         parsed::Policy,
+        presence::Presence,
         reference::{Labels, PolicyKind, PolicyRef},
         spec::{ClusterJobPolicy, JobPolicy},
     },
@@ -284,11 +285,6 @@ pub async fn replicas(context: Context, ready: ReadyHandle) {
 
 fn read_replica(lease: &Lease) -> Replica {
     let spec = lease.spec.as_ref();
-    let annotation = |key| lease.annotations().get(key);
-    let enforces: Option<BTreeMap<String, i64>> =
-        annotation(keys::ENFORCES).and_then(|text| serde_json::from_str(text).ok());
-    let withheld: Option<BTreeMap<String, String>> =
-        annotation(keys::WITHHELD).and_then(|text| serde_json::from_str(text).ok());
     let has_holder = spec.and_then(|s| s.holder_identity.as_deref()).is_some_and(|holder| !holder.is_empty());
     let duration = spec.and_then(|s| s.lease_duration_seconds).unwrap_or(keys::WEBHOOK_LEASE_SECONDS);
     Replica {
@@ -296,8 +292,7 @@ fn read_replica(lease: &Lease) -> Replica {
         seen: Instant::now(),
         // A replica that released its Lease on exit is not live.
         duration: if has_holder { u64::try_from(duration).unwrap_or_default() } else { 0 },
-        enforces: enforces.unwrap_or_default(),
-        withheld: withheld.unwrap_or_default(),
+        policies: Presence::read(lease.annotations()),
     }
 }
 

@@ -342,8 +342,7 @@ impl Store {
     pub(crate) fn put_replica(&self, name: &str, mut replica: Replica) {
         self.update(|state| {
             let before = state.replicas.get(name);
-            let changed = before
-                .is_none_or(|known| known.enforces != replica.enforces || known.withheld != replica.withheld);
+            let changed = before.is_none_or(|known| known.policies != replica.policies);
             if let Some(known) = before
                 && known.renewed == replica.renewed
             {
