@@ -54,7 +54,9 @@ impl<K: Ord> PolicyIndex<K> {
         for (key, policy) in policies {
             changed |= match policy {
                 None => self.policies.remove(&key).is_some(),
-                Some(policy) if self.policies.get(&key).is_some_and(|stored| is_same(stored, &policy)) => false,
+                Some(policy) if self.policies.get(&key).is_some_and(|stored| is_same(stored, &policy)) => {
+                    false
+                }
                 Some(policy) => {
                     self.policies.insert(key, policy);
                     true
@@ -91,8 +93,7 @@ impl<K: Ord> PolicyIndex<K> {
 
     fn rebuild(&mut self) {
         let policies = oldest_of_each_namespace(self.policies.values());
-        self.enforced =
-            Arc::new(PolicySet::new(policies.iter().filter(|policy| policy.enforced()).cloned()));
+        self.enforced = Arc::new(PolicySet::new(policies.iter().filter(|policy| policy.enforced()).cloned()));
         self.all = Arc::new(PolicySet::new(policies));
     }
 
@@ -204,7 +205,8 @@ mod tests {
     fn of_too_many_policies_of_a_namespace_the_oldest_apply() {
         let made = |namespace: Option<&str>, name: String, second: usize| {
             let created = format!("2026-01-01T00:{:02}:{:02}Z", second / 60, second % 60);
-            let metadata = json!({"name": name, "namespace": namespace, "uid": name, "creationTimestamp": created});
+            let metadata =
+                json!({"name": name, "namespace": namespace, "uid": name, "creationTimestamp": created});
             match namespace {
                 Some(_) => (name, Some(job_policy(metadata, json!({"results": {}})))),
                 None => (name, Some(cluster_job_policy(metadata, json!({"results": {}})))),

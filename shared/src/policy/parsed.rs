@@ -178,11 +178,15 @@ mod tests {
 
     #[test]
     fn an_invalid_field_is_an_error_that_names_it() {
-        let error = error_of(json!({"jobSelector": {"matchExpressions": [{"key": "a", "operator": "Near"}]}}));
+        let error =
+            error_of(json!({"jobSelector": {"matchExpressions": [{"key": "a", "operator": "Near"}]}}));
         assert!(error.starts_with("JobPolicy ci/a: spec.jobSelector: "), "{error}");
         let error = error_of(json!({"stamp": {"labels": {"job-name": "a"}}}));
         assert_eq!(error, "JobPolicy ci/a: spec.stamp.labels: job-name belongs to the Job controller");
         let error = error_of(json!({"stamp": {"containerResources": {"limits": {"hugepages-2Mi": "2Mi"}}}}));
-        assert!(error.starts_with("JobPolicy ci/a: spec.stamp.containerResources: hugepages need"), "{error}");
+        assert!(
+            error.starts_with("JobPolicy ci/a: spec.stamp.containerResources: hugepages need"),
+            "{error}"
+        );
     }
 }
