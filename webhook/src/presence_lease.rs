@@ -35,6 +35,8 @@ use crate::cache::policies::Policies;
 const FIELD_MANAGER: &str = "job-handler-webhook";
 const RENEW_INTERVAL: Duration = Duration::from_secs(5);
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+/// Least time between two renewals: a tenant may change policies as fast as he likes.
+const MIN_INTERVAL: Duration = Duration::from_millis(100);
 const CALL_TIMEOUT: Duration = Duration::from_secs(4);
 /// How long this replica relies on its Lease: 2 s less than the Lease lasts, for clock drift and slow responses.
 const VALIDITY: Duration = Duration::from_secs(keys::WEBHOOK_LEASE_SECONDS as u64 - 2);
@@ -157,6 +159,10 @@ impl PresenceLease {
                     }
                 }
             };
+            tokio::select! {
+                () = tokio::time::sleep(MIN_INTERVAL) => {}
+                () = shutdown.cancelled() => break,
+            }
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 Ok(()) = policy_changes.changed() => {}

@@ -65,7 +65,8 @@ fn render<'a, T: Into<Value>>(values: impl IntoIterator<Item = (&'a str, T)>, ma
     let (mut listed, mut left_out) = (0, 0);
     for (uid, value) in values {
         let comma = if listed == 0 { "" } else { "," };
-        let field = format!("{comma}{}:{}", Value::from(short(uid)), value.into());
+        let (uid, value): (Value, Value) = (short(uid).into(), value.into());
+        let field = format!("{comma}{uid}:{value}");
         if left_out == 0 && text.len() + field.len() < max {
             text.push_str(&field);
             listed += 1;

@@ -20,7 +20,10 @@ use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
 use kube::{Api, Client, api::PostParams, core::ObjectMeta};
 use tokio::time::Instant;
 
-use crate::{enforce::webhook_entries::EntryPair, model::entry_state::EntryFailure};
+use crate::{
+    enforce::webhook_entries::{EntryPair, digest},
+    model::entry_state::EntryFailure,
+};
 
 /// Dry runs at a time.
 const CONCURRENT: usize = 8;
@@ -62,7 +65,8 @@ enum CheckState {
 struct FinishedCheck {
     uid: String,
     generation: i64,
-    result: Result<(), ApiError>,
+    /// Whether the apiserver would store the entries as they are.
+    result: Result<bool, ApiError>,
 }
 
 impl EntryChecks {
@@ -144,12 +148,15 @@ impl EntryChecks {
         self.in_flight.remove(&(uid.clone(), generation));
         // The policy has changed, or is gone.
         let Some(verdict) = verdict else { return };
-        let Err(error) = result else {
-            verdict.state = CheckState::Accepted;
-            return;
+        let (now_rejected, text) = match result {
+            Ok(true) => {
+                verdict.state = CheckState::Accepted;
+                return;
+            }
+            // Written beside others, they would differ from what is wanted, and be written again and again.
+            Ok(false) => (true, "it would store something else than was sent".to_owned()),
+            Err(error) => (error.is_rejected(), shortened(error.to_string())),
         };
-        let now_rejected = error.is_rejected();
-        let text = shortened(error.to_string());
         let failure = if now_rejected { EntryFailure::rejected(&text) } else { EntryFailure::missing(&text) };
         let mut backoff = match std::mem::replace(&mut verdict.state, CheckState::Pending) {
             CheckState::Failed { backoff, rejected, .. } if rejected == now_rejected => backoff,
@@ -170,11 +177,12 @@ fn dry_run(api: Api<ValidatingWebhookConfiguration>, pair: &EntryPair) -> BoxFut
     // A fixed name, so that the apiserver's message stays the same. No object of this name ever exists.
     let name = format!("{}-check", keys::LIMITS_CONFIGURATION);
     let metadata = ObjectMeta { name: Some(name), ..ObjectMeta::default() };
-    let webhooks = Some(pair.entries.to_vec());
+    let (webhooks, digests) = (Some(pair.entries.to_vec()), pair.digests);
     let configuration = ValidatingWebhookConfiguration { metadata, webhooks };
     async move {
         let params = PostParams { dry_run: true, ..PostParams::default() };
-        let result = call(&what, api.create(&params, &configuration)).await.map(drop);
+        let result = call(&what, api.create(&params, &configuration)).await;
+        let result = result.map(|stored| stored.webhooks.iter().flatten().map(digest).eq(digests));
         FinishedCheck { uid, generation, result }
     }
     .boxed()

@@ -60,7 +60,7 @@ impl EntryPair {
             entry(policy, updates, "UPDATE", Some(conditions), client, own_namespace),
         ];
         let texts = entries.each_ref().map(json);
-        let bytes = texts.iter().map(Vec::len).sum();
+        let bytes: usize = texts.iter().map(Vec::len).sum();
         let of_clients: usize = entries.iter().map(|entry| json(&entry.client_config).len()).sum();
         Self {
             policy: policy.clone(),
@@ -136,7 +136,7 @@ fn entry(
             scope: Some("Namespaced".to_owned()),
         }]),
         namespace_selector: Some(namespace_selector(policy, own_namespace)),
-        object_selector: Some(policy.spec.job_selector.clone().unwrap_or_default()),
+        object_selector: Some(without_empty_fields(policy.spec.job_selector.clone().unwrap_or_default())),
         match_conditions: conditions,
     }
 }
@@ -146,7 +146,7 @@ fn namespace_selector(policy: &Policy, own_namespace: &str) -> LabelSelector {
         let labels = [(NAMESPACE_NAME.to_owned(), namespace.clone())].into();
         return LabelSelector { match_labels: Some(labels), match_expressions: None };
     }
-    let mut selector = policy.namespace_selector().cloned().unwrap_or_default();
+    let mut selector = without_empty_fields(policy.namespace_selector().cloned().unwrap_or_default());
     let mut excluded: Vec<String> = keys::EXCLUDED_NAMESPACES.iter().map(|ns| (*ns).to_owned()).collect();
     excluded.push(own_namespace.to_owned());
     selector.match_expressions.get_or_insert_default().push(LabelSelectorRequirement {
@@ -155,6 +155,20 @@ fn namespace_selector(policy: &Policy, own_namespace: &str) -> LabelSelector {
         values: Some(excluded),
     });
     selector
+}
+
+/// The apiserver does not store empty fields. With them, an entry would differ from the stored one for ever.
+fn without_empty_fields(selector: LabelSelector) -> LabelSelector {
+    let LabelSelector { match_labels, match_expressions } = selector;
+    let without_empty_values = |mut requirement: LabelSelectorRequirement| {
+        requirement.values = requirement.values.filter(|values| !values.is_empty());
+        requirement
+    };
+    let expressions: Vec<_> = match_expressions.into_iter().flatten().map(without_empty_values).collect();
+    LabelSelector {
+        match_labels: match_labels.filter(|labels| !labels.is_empty()),
+        match_expressions: (!expressions.is_empty()).then_some(expressions),
+    }
 }
 
 /// Names of the entries for creates and updates: `<name>.<namespace>.jobpolicy.limit.job-handler.io` or
@@ -294,6 +308,24 @@ pub(crate) mod tests {
             pairs.into_iter().find(|pair| pair.uid() == "ci-builds").unwrap().digests
         };
         assert_eq!(digests(&[&own]), digests(&[&own, &other]));
+    }
+
+    #[test]
+    fn entries_have_no_empty_fields() {
+        let limits = json!([{"name": "l", "maxActiveJobs": 1}]);
+        let requirement = json!({"key": "a", "operator": "Exists", "values": []});
+        let policy = cluster(
+            "p",
+            json!({"limits": limits, "jobSelector": {"matchLabels": {}, "matchExpressions": [requirement]},
+                "namespaceSelector": {"matchLabels": {}, "matchExpressions": []}}),
+        );
+        let pair = build(&PolicySet::new([policy]), &WebhookClientConfig::default(), "ours").remove(0);
+        let entry = serde_json::to_value(&pair.entries[0]).unwrap();
+        assert_eq!(
+            entry["objectSelector"],
+            json!({"matchExpressions": [{"key": "a", "operator": "Exists"}]})
+        );
+        assert_eq!(entry["namespaceSelector"]["matchLabels"], json!(null));
     }
 
     #[test]

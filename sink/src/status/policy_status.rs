@@ -184,12 +184,13 @@ mod tests {
     }
 
     fn replica(enforces: i64) -> Replica {
-        let policies = presence(&[(keys::ENFORCES, &format!(r#"{{"p":{enforces}}}"#))]);
+        let enforces = format!(r#"{{"p":{enforces}}}"#);
+        let policies = presence(keys::ENFORCES, &enforces);
         Replica { renewed: "x".into(), seen: Instant::now(), duration: 15, policies }
     }
 
-    fn presence(annotations: &[(&str, &str)]) -> Presence {
-        Presence::read(&annotations.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect())
+    fn presence(annotation: &str, value: &str) -> Presence {
+        Presence::read(&[(annotation.to_owned(), value.to_owned())].into())
     }
 
     fn ready(replicas: Vec<(&str, Replica)>, entries: &EntryState) -> Condition {
@@ -210,7 +211,7 @@ mod tests {
         let mut dead = replica(2);
         dead.duration = 0;
         let mut withholding = replica(2);
-        withholding.policies = presence(&[(keys::WITHHELD, r#"{"p":"its ledger is missing"}"#)]);
+        withholding.policies = presence(keys::WITHHELD, r#"{"p":"its ledger is missing"}"#);
         for (replicas, entries, reason) in [
             (vec![], &written, "NoWebhook"),
             (vec![("dead", dead.clone())], &written, "NoWebhook"),

@@ -113,6 +113,11 @@ fn a_policy_whose_entry_the_apiserver_rejects_harms_only_itself() {
         assert!(ready.message.contains("prefix part must be no more than 253"), "{}", ready.message);
         assert_victim_is_limited(fixture, &victim).await;
         fixture.wait_policy_ready(&hostile, "valid", Some(1)).await;
+        // The apiserver accepts empty fields of a selector, and does not store them in a webhook entry.
+        let requirement = json!({"key": "a", "operator": "DoesNotExist", "values": []});
+        let selector = json!({"matchLabels": {}, "matchExpressions": [requirement]});
+        let empty = json!({"jobSelector": selector, "limits": [{"name": "few", "maxActiveJobs": 9}]});
+        fixture.apply_policy(&hostile, "empty-fields", empty).await;
         // The policy is corrected.
         let corrected = json!({"jobSelector": {"matchLabels": {"app": "y"}}, "limits": [{"name": "few", "maxActiveJobs": 1}]});
         fixture.apply_policy(&hostile, "corrected", corrected).await;

@@ -67,7 +67,7 @@ async fn a_rejected_policy_is_left_out_and_the_others_are_written() {
     assert_eq!(writer.round(&all(1)).await, RESYNC);
     assert_eq!(stored(&apiserver)["job-handler-limits"], names(&["a", "z"]));
     let now = state.borrow().clone();
-    assert_eq!(now.written, [("a".to_owned(), 1), ("z".to_owned(), 1)].into());
+    assert_eq!(now.written, BTreeMap::from([("a".to_owned(), 1), ("z".to_owned(), 1)]));
     assert_eq!(now.failures.keys().collect::<Vec<_>>(), ["bad"]);
     assert!(now.failures["bad"].message.contains("prefix part must be short"), "{now:?}");
     // The caBundle of the others is renewed.
