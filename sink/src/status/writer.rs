@@ -84,7 +84,7 @@ pub async fn run<K: Clone + Eq + std::hash::Hash>(
                     jobs: &selected,
                     replicas: &replicas,
                     entries: &entries,
-                    pending: &store.ledgers.pending(&entry.reference.uid, |uid| active.contains(uid)),
+                    pending: &store.ledgers.pending(&entry.reference, |uid| active.contains(uid)),
                     last_refusal: store.refusal(&entry.reference.uid),
                     has_group: policy.is_none_or(|policy| {
                         conditions::group_limits(&policy.spec).is_empty() || has_group(&store, policy)
