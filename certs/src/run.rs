@@ -8,7 +8,7 @@ use std::{
 use futures::{FutureExt, Stream, StreamExt, stream};
 use job_handler_shared::process::{failure_log::FailureLog, jitter::Backoff};
 use kube::Client;
-use rustls::ServerConfig;
+use rustls::{ServerConfig, pki_types::CertificateDer};
 use time::OffsetDateTime;
 use tokio::{sync::watch, task::JoinHandle, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -29,6 +29,10 @@ const RESYNC_INTERVAL: Duration = Duration::from_secs(300);
 /// Time to collect further changes after the first. It also limits how often our writes compete with those of another
 /// program.
 const DEBOUNCE: Duration = Duration::from_millis(500);
+
+/// How long the old leaf is still served after the CA of a new one is published: the sink copies the bundle into the webhook
+/// entries of the limits, thousands in a large cluster, and every apiserver takes them up.
+const TAKE_UP: Duration = Duration::from_secs(5);
 
 /// Options of [`start`].
 #[derive(Clone, Debug)]
@@ -151,13 +155,16 @@ struct CertificateManager<S, C> {
     current: CurrentLeaf,
     serving: Option<LoadedCertificate>,
     published: watch::Sender<bool>,
+    /// The CA that was published last while a leaf of another one is served, and since when.
+    taken_up_since: Option<(Option<CertificateDer<'static>>, Instant)>,
     /// The wall clock.
     clock: C,
 }
 
 impl<S: CertificateSource, C: Fn() -> OffsetDateTime> CertificateManager<S, C> {
     fn new(source: S, publisher: Publisher, current: CurrentLeaf, clock: C) -> Self {
-        Self { source, publisher, current, serving: None, published: watch::Sender::new(false), clock }
+        let published = watch::Sender::new(false);
+        Self { source, publisher, current, serving: None, published, taken_up_since: None, clock }
     }
 
     async fn run(mut self) {
@@ -171,12 +178,12 @@ impl<S: CertificateSource, C: Fn() -> OffsetDateTime> CertificateManager<S, C> {
         let mut failures = FailureLog::default();
         loop {
             let pause = match self.reconcile().await {
-                Ok(()) => {
+                Ok(pause) => {
                     backoff.reset();
                     if failures.succeeded() {
                         tracing::info!("certificates work again");
                     }
-                    RESYNC_INTERVAL
+                    pause
                 }
                 Err(error) => {
                     let failure = error.to_string();
@@ -191,12 +198,12 @@ impl<S: CertificateSource, C: Fn() -> OffsetDateTime> CertificateManager<S, C> {
     }
 
     /// Loads, publishes and serves the certificate. It reads from the apiserver, not from a watch, so that a slow replica
-    /// never publishes an older bundle over a newer one.
-    async fn reconcile(&mut self) -> Result<(), ReconcileError> {
+    /// never publishes an older bundle over a newer one. Returns the pause until the next time.
+    async fn reconcile(&mut self) -> Result<Duration, ReconcileError> {
         let now = (self.clock)();
         let fresh = self.source.load(now).await?;
-        // While the old leaf is valid, a leaf of another CA is not served before that CA is published. Anything else is
-        // served at once, because publishing may fail for a long time.
+        // While the old leaf is valid, a leaf of another CA is not served before that CA is published and taken up. Anything
+        // else is served at once, because publishing may fail for a long time.
         let must_wait = |old: &LoadedCertificate| old.issuer != fresh.issuer && now < old.leaf.not_after();
         if !self.serving.as_ref().is_some_and(must_wait) {
             self.serve(fresh.clone());
@@ -211,9 +218,18 @@ impl<S: CertificateSource, C: Fn() -> OffsetDateTime> CertificateManager<S, C> {
                 tracing::info!(configuration = %self.publisher.name, "published the CA");
             }
         }
-        self.serve(fresh);
         self.published.send_replace(true);
-        Ok(())
+        if self.serving.as_ref().is_some_and(must_wait) {
+            let known = self.taken_up_since.take().filter(|(issuer, _)| *issuer == fresh.issuer);
+            let (_, since) =
+                self.taken_up_since.insert(known.unwrap_or((fresh.issuer.clone(), Instant::now())));
+            let left = TAKE_UP.saturating_sub(since.elapsed());
+            if !left.is_zero() {
+                return Ok(left);
+            }
+        }
+        self.serve(fresh);
+        Ok(RESYNC_INTERVAL)
     }
 
     fn serve(&mut self, fresh: LoadedCertificate) {

@@ -6,7 +6,7 @@ mod files;
 use std::collections::{BTreeMap, BTreeSet};
 
 use files::{documents, folder, object};
-use job_handler_shared::keys;
+use job_handler_shared::{keys, names};
 use k8s_openapi::api::{
     core::v1::ServiceAccount,
     rbac::v1::{ClusterRole, ClusterRoleBinding, PolicyRule, Role, RoleBinding},
@@ -90,30 +90,28 @@ fn the_webhook_may_read_policies_namespaces_and_jobs_and_manage_its_certificates
 }
 
 #[test]
-fn the_sink_may_harvest_prune_publish_events_and_write_the_entries_of_limits() {
-    assert_eq!(
-        cluster("sink"),
-        table(&[
-            ("batch", "jobs", "", "get list watch patch delete"),
-            ("", "pods", "", "list watch"),
-            ("", "pods/log", "", "get"),
-            ("", "configmaps", "", "get list watch create update patch delete"),
-            ("events.k8s.io", "events", "", "create patch"),
-            (POLICIES, "clusterjobpolicies", "", "list watch create"),
-            (POLICIES, "jobpolicies", "", "list watch"),
-            (POLICIES, "clusterjobpolicies/status", "", "patch"),
-            (POLICIES, "jobpolicies/status", "", "patch"),
-            ("", "namespaces", "", "list watch"),
-            (ADMISSION, "validatingwebhookconfigurations", "", "create"),
-            (
-                ADMISSION,
-                "validatingwebhookconfigurations",
-                keys::LIMITS_CONFIGURATION,
-                "get list watch update"
-            ),
-            (ADMISSION, "mutatingwebhookconfigurations", keys::MUTATING_CONFIGURATION, "get list watch"),
-        ])
-    );
+fn the_sink_may_harvest_prune_tell_and_keep_the_limits_entries() {
+    let configurations: Vec<String> =
+        (0..keys::LIMITS_CONFIGURATIONS).map(names::limits_configuration).collect();
+    let restored = configurations
+        .iter()
+        .map(|name| (ADMISSION, "validatingwebhookconfigurations", name.as_str(), "get list watch update"));
+    let expected = [
+        ("batch", "jobs", "", "get list watch patch delete"),
+        ("", "pods", "", "list watch"),
+        ("", "pods/log", "", "get"),
+        ("", "configmaps", "", "get list watch create update patch delete"),
+        ("events.k8s.io", "events", "", "create patch"),
+        (POLICIES, "clusterjobpolicies", "", "list watch create"),
+        (POLICIES, "jobpolicies", "", "list watch"),
+        (POLICIES, "clusterjobpolicies/status", "", "patch"),
+        (POLICIES, "jobpolicies/status", "", "patch"),
+        ("", "namespaces", "", "list watch"),
+        (ADMISSION, "validatingwebhookconfigurations", "", "create"),
+        (ADMISSION, "mutatingwebhookconfigurations", keys::MUTATING_CONFIGURATION, "get list watch"),
+    ];
+    let expected: Vec<_> = expected.into_iter().chain(restored).collect();
+    assert_eq!(cluster("sink"), table(&expected));
     assert_eq!(
         own("sink"),
         table(&[

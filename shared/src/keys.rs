@@ -29,9 +29,11 @@ pub const JOB_NAME: &str = "job-name";
 pub const JOB_UID: &str = "job-handler/job-uid";
 /// Label on Leases: the program that holds the Lease.
 pub const COMPONENT: &str = "job-handler/component";
-/// Annotation on the Lease of a webhook replica: JSON map from policy uid to the generation that it enforces.
+/// Annotation on the Lease of a webhook replica: JSON map from the first 13 characters of a policy's uid to the generation
+/// that it enforces.
 pub const ENFORCES: &str = "job-handler/enforces";
-/// Annotation on the Lease of a webhook replica: JSON map from policy uid to why it cannot enforce the limits yet.
+/// Annotation on the Lease of a webhook replica: JSON map from the first 13 characters of a policy's uid to why it cannot
+/// enforce the limits yet.
 pub const WITHHELD: &str = "job-handler/withheld";
 
 /// Value of [`STATUS`] after condition `Complete`.
@@ -61,8 +63,11 @@ pub const MUTATING_CONFIGURATION: &str = "job-handler";
 pub const MUTATING_WEBHOOK: &str = "stamp.job-handler.io";
 /// Its webhook for updates.
 pub const MUTATING_UPDATE_WEBHOOK: &str = "update.stamp.job-handler.io";
-/// ValidatingWebhookConfiguration, maintained by the leader of the sinks.
+/// The first ValidatingWebhookConfiguration of the limits, maintained by the leader of the sinks. Where it has no room,
+/// there are further ones, up to [`LIMITS_CONFIGURATIONS`]: `job-handler-limits-1` and so on.
 pub const LIMITS_CONFIGURATION: &str = "job-handler-limits";
+/// Maximum number of ValidatingWebhookConfigurations of the limits.
+pub const LIMITS_CONFIGURATIONS: usize = 64;
 /// Suffix of the names of its webhooks for policies that enforce limits.
 pub const LIMIT_WEBHOOK_SUFFIX: &str = "limit.job-handler.io";
 /// Suffix of the names of its webhooks for policies in mode Warn.

@@ -4,6 +4,8 @@
 
 use sha2::{Digest, Sha256};
 
+use crate::keys;
+
 /// Maximum length of a label value (`k8s.io/apimachinery/pkg/util/validation`).
 pub(crate) const LABEL_VALUE_MAX: usize = 63;
 /// Maximum length of the name of a ConfigMap, Secret or Event (a DNS subdomain).
@@ -91,6 +93,14 @@ pub fn shard_name(job: &str, uid: &str, n: usize) -> String {
 /// Name of an Event that must exist once per Job and reason.
 pub fn event_name(job: &str, uid: &str, reason: &str) -> String {
     object_name(job, &format!(".{}.{}", uid8(uid), reason.to_ascii_lowercase()))
+}
+
+/// Name of a ValidatingWebhookConfiguration of the limits, by its number from 0 to [`keys::LIMITS_CONFIGURATIONS`].
+pub fn limits_configuration(number: usize) -> String {
+    match number {
+        0 => keys::LIMITS_CONFIGURATION.to_owned(),
+        n => format!("{}-{n}", keys::LIMITS_CONFIGURATION),
+    }
 }
 
 /// The first eight characters of a uid.

@@ -5,8 +5,9 @@ mod house;
 #[test]
 fn rooms_import_lower_rooms_only() {
     // From the ground up.
-    let layers: [&[&str]; 7] = [
-        &["keys", "names", "text"],
+    let layers: [&[&str]; 8] = [
+        &["keys", "text"],
+        &["names"],
         &["process"],
         &["kube"],
         &["policy"],

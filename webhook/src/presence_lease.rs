@@ -17,7 +17,7 @@ use jiff::Timestamp;
 use job_handler_shared::{
     keys,
     kube::error::call_within,
-    policy::set::PolicySet,
+    policy::{presence, set::PolicySet},
     process::{admin::ReadyHandle, failure_log::FailureLog},
 };
 use k8s_openapi::{api::coordination::v1::Lease, apimachinery::pkg::apis::meta::v1::MicroTime};
@@ -35,6 +35,8 @@ use crate::cache::policies::Policies;
 const FIELD_MANAGER: &str = "job-handler-webhook";
 const RENEW_INTERVAL: Duration = Duration::from_secs(5);
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+/// Least time between two renewals: a tenant may change policies as fast as he likes.
+const MIN_INTERVAL: Duration = Duration::from_millis(100);
 const CALL_TIMEOUT: Duration = Duration::from_secs(4);
 /// How long this replica relies on its Lease: 2 s less than the Lease lasts, for clock drift and slow responses.
 const VALIDITY: Duration = Duration::from_secs(keys::WEBHOOK_LEASE_SECONDS as u64 - 2);
@@ -158,6 +160,10 @@ impl PresenceLease {
                 }
             };
             tokio::select! {
+                () = tokio::time::sleep(MIN_INTERVAL) => {}
+                () = shutdown.cancelled() => break,
+            }
+            tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 Ok(()) = policy_changes.changed() => {}
                 Ok(()) = ledger_changes.changed() => {}
@@ -182,14 +188,15 @@ impl PresenceLease {
         let begun = self.liveness.elapsed();
         let policies = self.policies.current().clone();
         let Some(withheld) = self.withheld.withheld(&policies) else { return Ok(Renewal::Skipped) };
-        let enforces: BTreeMap<&str, i64> = policies
-            .iter()
-            .map(|policy| (&*policy.reference.uid, policy.generation))
-            .filter(|(uid, _)| !withheld.contains_key(*uid))
-            .collect();
+        let mut enforced: Vec<_> =
+            policies.iter().filter(|policy| !withheld.contains_key(&policy.reference.uid)).collect();
+        // If the Lease has no room for all, the older ones stay Ready.
+        enforced.sort_by_key(|policy| policy.created);
+        let enforced = enforced.into_iter().map(|policy| (policy.reference.uid.as_str(), policy.generation));
         let renewal = if withheld.is_empty() { Renewal::Complete } else { Renewal::Partial };
-        let enforces = serde_json::to_string(&enforces).map_err(|error| error.to_string())?;
-        let withheld = serde_json::to_string(&withheld).map_err(|error| error.to_string())?;
+        let enforces = presence::render_enforced(enforced);
+        let withheld = withheld.iter().map(|(uid, why)| (uid.as_str(), why.as_str()));
+        let withheld = presence::render_withheld(withheld);
         let lease = json!({
             "apiVersion": "coordination.k8s.io/v1",
             "kind": "Lease",

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use job_handler_shared::keys::{LIMITS_CONFIGURATION, MUTATING_CONFIGURATION, MUTATING_WEBHOOK, NAMESPACE};
+use job_handler_shared::keys::{MUTATING_CONFIGURATION, MUTATING_WEBHOOK, NAMESPACE};
 use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::core::v1::ServiceAccount;
 use kube::Api;
@@ -18,6 +18,9 @@ use crate::net::metrics;
 
 /// Lifetime of the programs' tokens, longer than any test or demo.
 const TOKEN_SECONDS: i64 = 24 * 3600;
+
+/// Label of the ValidatingWebhookConfigurations for limits.
+const LIMITS_LABEL: &str = "app.kubernetes.io/name=job-handler";
 
 /// The installed manifests.
 #[derive(Debug)]
@@ -121,12 +124,12 @@ impl Drop for Installation {
                 .env("KUBECONFIG", kubeconfig);
             command.output().is_ok_and(|output| output.status.success())
         };
-        // The configuration for limits first: without the pair it would refuse every Job under a limit.
-        let limits = ["validatingwebhookconfiguration".as_ref(), LIMITS_CONFIGURATION.as_ref()];
+        // The configurations for limits first: without the pair they would refuse every Job under a limit.
+        let limits = ["validatingwebhookconfigurations".as_ref(), "-l".as_ref(), LIMITS_LABEL.as_ref()];
         if !(delete(&limits) && delete(&["-k".as_ref(), self.folder.as_os_str()])) {
             crate::harness::progress::print_line(&format!(
                 "could not uninstall job-handler from the cluster; run:\n\
-                 kubectl delete validatingwebhookconfiguration {LIMITS_CONFIGURATION}\n\
+                 kubectl delete validatingwebhookconfigurations -l {LIMITS_LABEL}\n\
                  kubectl delete -k manifests/base"
             ));
         }

@@ -6,13 +6,19 @@ use k8s_openapi::api::{
     admissionregistration::v1::{MutatingWebhookConfiguration, ValidatingWebhookConfiguration},
     core::v1::Secret,
 };
-use kube::Api;
+use kube::{Api, ResourceExt, api::ListParams};
 use serde_json::{Value, json};
 
-use super::fixtures::{job, scenario};
+use super::fixtures::{Fixture, job, scenario};
+
+async fn limit_configurations(fixture: &Fixture) -> Vec<ValidatingWebhookConfiguration> {
+    let api: Api<ValidatingWebhookConfiguration> = Api::all(fixture.client());
+    let ours = ListParams::default().labels("app.kubernetes.io/name=job-handler");
+    api.list(&ours).await.unwrap().items
+}
 
 #[test]
-fn the_ca_is_in_a_secret_and_in_both_configurations() {
+fn the_ca_is_in_a_secret_and_in_all_configurations() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("ca").await.unwrap();
         fixture.apply_policy(&ns, "few", json!({"limits": [{"name": "few", "maxActiveJobs": 3}]})).await;
@@ -20,8 +26,8 @@ fn the_ca_is_in_a_secret_and_in_both_configurations() {
         let ca = secrets.get("job-handler-ca").await.unwrap().data.unwrap()["ca.crt"].clone();
         let mutating: Api<MutatingWebhookConfiguration> = Api::all(fixture.client());
         let mutating = mutating.get("job-handler").await.unwrap().webhooks.unwrap();
-        let validating: Api<ValidatingWebhookConfiguration> = Api::all(fixture.client());
-        let validating = validating.get("job-handler-limits").await.unwrap().webhooks.unwrap();
+        let validating = limit_configurations(fixture).await.into_iter();
+        let validating: Vec<_> = validating.flat_map(|found| found.webhooks.unwrap_or_default()).collect();
         assert!(!validating.is_empty());
         for bundle in mutating
             .iter()
@@ -51,15 +57,16 @@ fn a_webhook_entry_that_was_changed_by_hand_is_repaired() {
                     || w.name.contains(&uid)
             })
         };
-        let index =
-            entry_of_policy(&api.get("job-handler-limits").await.unwrap()).expect("an entry for the policy");
+        let all = limit_configurations(fixture).await;
+        let found = all.iter().find_map(|found| Some((found.name_any(), entry_of_policy(found)?)));
+        let (configuration, index) = found.expect("an entry for the policy");
         let broken =
             json!([{"op": "replace", "path": format!("/webhooks/{index}/failurePolicy"), "value": "Ignore"}]);
         let patch: kube::api::Patch<()> = kube::api::Patch::Json(serde_json::from_value(broken).unwrap());
-        api.patch("job-handler-limits", &Default::default(), &patch).await.unwrap();
+        api.patch(&configuration, &Default::default(), &patch).await.unwrap();
         fixture
             .wait("the entry to be repaired", || async {
-                let now = api.get("job-handler-limits").await.unwrap();
+                let now = api.get(&configuration).await.unwrap();
                 let entry =
                     entry_of_policy(&now).and_then(|i| now.webhooks.unwrap()[i].failure_policy.clone());
                 if entry.as_deref() == Some("Fail") { Ok(()) } else { Err(format!("{entry:?}")) }

@@ -75,6 +75,7 @@ fn invalid_policies_are_refused_with_the_field() {
             json!({"limits": [limit]})
         };
         let range = |field: &str, value: Value| json!({"stamp": {field: value}});
+        let long_key = format!("{}/x", "p".repeat(254));
         let table = [
             (limit(json!({"maxActiveJobs": -1})), "spec.limits[0].maxActiveJobs"),
             (limit(json!({"maxActiveJobs": "ten"})), "maxActiveJobs"),
@@ -134,6 +135,13 @@ fn invalid_policies_are_refused_with_the_field() {
             (json!({"cleanup": {"keep": {"newest": 0}}}), "spec.cleanup.keep.newest"),
             (json!({"cleanup": {"failedPolicy": "Soon"}}), "spec.cleanup.failedPolicy"),
             (json!({"namespaceSelector": {}}), "namespaceSelector"),
+            (json!({"jobSelector": {"matchLabels": {long_key.as_str(): "y"}}}), "not a valid label key"),
+            (
+                json!({"jobSelector": {"matchExpressions": [{"key": long_key, "operator": "Exists"}]}}),
+                "spec.jobSelector.matchExpressions[0].key",
+            ),
+            (json!({"group": {"type": "Labels", "labelKeys": [long_key]}}), "spec.group.labelKeys[0]"),
+            (range("labels", json!({long_key.as_str(): "y"})), "not a valid label key"),
         ];
         for (spec, field) in table {
             let message = check(fixture, "JobPolicy", &spec).await.expect_err(&spec.to_string());
@@ -142,6 +150,55 @@ fn invalid_policies_are_refused_with_the_field() {
         let bad = json!({"namespaceSelector": {"matchExpressions": [{"key": "a", "operator": "Exists", "values": ["x"]}]}});
         let message = check(fixture, "ClusterJobPolicy", &bad).await.unwrap_err();
         assert!(message.contains("spec.namespaceSelector.matchExpressions[0]"), "{message}");
+    });
+}
+
+/// Each of these stamps, on a Job that states nothing, makes the apiserver reject the Job.
+#[test]
+fn stamps_that_would_make_every_job_invalid_are_refused() {
+    scenario(|fixture| async move {
+        let resources = |limits: Value, requests: Value| json!({"stamp": {"containerResources": {"limits": limits, "requests": requests}}});
+        let labels = |key: &str| json!({"stamp": {"labels": {key: "x"}}});
+        let (controller, equal) = ("belong to the Job controller", "need an equal limit");
+        let gpu = "example.com/gpu";
+        let table = [
+            (labels("job-name"), controller),
+            (labels("controller-uid"), controller),
+            (labels("batch.kubernetes.io/job-name"), controller),
+            (labels("batch.kubernetes.io/job-completion-index"), controller),
+            (resources(json!({}), json!({gpu: 1})), equal),
+            (resources(json!({gpu: 2}), json!({gpu: 1})), equal),
+            (resources(json!({"memory": "1Gi"}), json!({"hugepages-2Mi": "4Mi"})), equal),
+            (resources(json!({"hugepages-2Mi": "4Mi"}), json!({})), "need cpu or memory"),
+            (resources(json!({"memory": "1Gi", "hugepages-2Mi": "3Mi"}), json!({})), "multiples of SIZE"),
+            (resources(json!({"memory": "1Gi", "hugepages-none": "2Mi"}), json!({})), "multiples of SIZE"),
+            (resources(json!({gpu: "500m"}), json!({})), "whole numbers"),
+            (resources(json!({"a b/c": 1}), json!({})), "resources are cpu"),
+            (resources(json!({"requests.example.com/gpu": 1}), json!({})), "resources are cpu"),
+            (resources(json!({"gpu": 1}), json!({})), "resources are cpu"),
+        ];
+        for (spec, message) in table {
+            let refused = check(fixture, "JobPolicy", &spec).await.expect_err(&spec.to_string());
+            assert!(refused.contains(message), "{spec}: expected {message} in: {refused}");
+        }
+        // What the apiserver accepts in a Job is accepted here.
+        let ns = fixture.cluster.namespace("stamps").await.unwrap();
+        let valid = [
+            resources(json!({gpu: 1}), json!({})),
+            resources(json!({gpu: "1k", "cpu": "500m"}), json!({gpu: 1000, "memory": "1Gi"})),
+            resources(json!({"hugepages-2Mi": "4Mi", "memory": "1Gi"}), json!({"hugepages-2Mi": "4096Ki"})),
+            resources(json!({"hugepages-1Gi": "2Gi"}), json!({"cpu": 1})),
+            resources(json!({"ephemeral-storage": "1Gi"}), json!({"cpu": "100m"})),
+            json!({"stamp": {"labels": {"team": "x", "example.com/job-name": "y"}}}),
+        ];
+        for spec in valid {
+            fixture.apply_policy(&ns, "stamps", spec.clone()).await;
+            let dry_run = kube::api::PostParams { dry_run: true, ..Default::default() };
+            let plain = serde_json::from_value(job("plain", &[], &[])).unwrap();
+            let created = fixture.jobs(&ns).create(&dry_run, &plain).await;
+            let stamped = created.unwrap_or_else(|error| panic!("{spec}: {error}"));
+            assert!(!annotation(&stamped, "job-handler/stamped").is_empty(), "{spec}");
+        }
     });
 }
 

@@ -7,6 +7,11 @@ use std::{
 
 use crate::policy::{effective::EffectivePolicy, parsed::Policy, reference::Labels, set::PolicySet};
 
+/// JobPolicies of one namespace that apply. Further ones, the newer ones, do not, so that one namespace can neither make
+/// every decision slow nor use up what all policies share: the Leases of the webhook replicas and the webhook
+/// configurations of the limits.
+pub const NAMESPACE_POLICIES_MAX: usize = 100;
+
 /// Policies by a key, and the labels of namespaces.
 #[derive(Debug)]
 pub struct PolicyIndex<K> {
@@ -40,14 +45,24 @@ impl<K: Ord> PolicyIndex<K> {
     /// Stores a policy, or removes one that cannot be read. Returns whether that changes anything; another status alone
     /// does not.
     pub fn put(&mut self, key: K, policy: Option<Arc<Policy>>) -> bool {
-        let changed = match policy {
-            None => self.policies.remove(&key).is_some(),
-            Some(policy) if self.policies.get(&key).is_some_and(|stored| is_same(stored, &policy)) => false,
-            Some(policy) => {
-                self.policies.insert(key, policy);
-                true
-            }
-        };
+        self.put_all([(key, policy)])
+    }
+
+    /// Stores several policies, as [`Self::put`] stores one.
+    pub fn put_all(&mut self, policies: impl IntoIterator<Item = (K, Option<Arc<Policy>>)>) -> bool {
+        let mut changed = false;
+        for (key, policy) in policies {
+            changed |= match policy {
+                None => self.policies.remove(&key).is_some(),
+                Some(policy) if self.policies.get(&key).is_some_and(|stored| is_same(stored, &policy)) => {
+                    false
+                }
+                Some(policy) => {
+                    self.policies.insert(key, policy);
+                    true
+                }
+            };
+        }
         if changed {
             self.rebuild();
         }
@@ -77,12 +92,12 @@ impl<K: Ord> PolicyIndex<K> {
     }
 
     fn rebuild(&mut self) {
-        let policies = || self.policies.values().cloned();
-        self.all = Arc::new(PolicySet::new(policies()));
-        self.enforced = Arc::new(PolicySet::new(policies().filter(|policy| policy.enforced())));
+        let policies = oldest_of_each_namespace(self.policies.values());
+        self.enforced = Arc::new(PolicySet::new(policies.iter().filter(|policy| policy.enforced()).cloned()));
+        self.all = Arc::new(PolicySet::new(policies));
     }
 
-    /// All policies, in every mode.
+    /// All policies that apply, in every mode.
     pub fn all(&self) -> &Arc<PolicySet> {
         &self.all
     }
@@ -123,6 +138,20 @@ impl<K: Ord> PolicyIndex<K> {
     }
 }
 
+/// The policies without those above [`NAMESPACE_POLICIES_MAX`]. All programs leave out the same ones.
+fn oldest_of_each_namespace<'a>(policies: impl Iterator<Item = &'a Arc<Policy>>) -> Vec<Arc<Policy>> {
+    let mut policies: Vec<&Arc<Policy>> = policies.collect();
+    policies.sort_by(|a, b| (a.created, &a.reference).cmp(&(b.created, &b.reference)));
+    let mut counts: HashMap<&str, usize> = HashMap::new();
+    policies.retain(|policy| {
+        let Some(namespace) = policy.reference.namespace.as_deref() else { return true };
+        let count = counts.entry(namespace).or_default();
+        *count += 1;
+        *count <= NAMESPACE_POLICIES_MAX
+    });
+    policies.into_iter().cloned().collect()
+}
+
 /// The status of a policy changes often, its spec seldom; only the spec changes the generation.
 fn is_same(a: &Policy, b: &Policy) -> bool {
     a.generation == b.generation && a.reference == b.reference && a.spec == b.spec
@@ -145,7 +174,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::testing::policies::job_policy;
+    use crate::testing::policies::{cluster_job_policy, job_policy};
 
     fn policy(name: &str, generation: i64, mode: &str) -> Arc<Policy> {
         let metadata = json!({"name": name, "namespace": "ci", "uid": name, "generation": generation});
@@ -170,6 +199,36 @@ mod tests {
         assert_eq!(index.all().iter().count(), 2);
         assert!(index.retain(|key| *key == "c") && !index.retain(|key| *key == "c"));
         assert_eq!(index.all().iter().count(), 1);
+    }
+
+    #[test]
+    fn of_too_many_policies_of_a_namespace_the_oldest_apply() {
+        let made = |namespace: Option<&str>, name: String, second: usize| {
+            let created = format!("2026-01-01T00:{:02}:{:02}Z", second / 60, second % 60);
+            let metadata =
+                json!({"name": name, "namespace": namespace, "uid": name, "creationTimestamp": created});
+            match namespace {
+                Some(_) => (name, Some(job_policy(metadata, json!({"results": {}})))),
+                None => (name, Some(cluster_job_policy(metadata, json!({"results": {}})))),
+            }
+        };
+        let mut index = PolicyIndex::default();
+        let max = NAMESPACE_POLICIES_MAX;
+        // The names are in the reverse order of the ages: a name does not make a policy older.
+        let crowd = (0..max + 30).map(|n| made(Some("ci"), format!("p-{:03}", 999 - n), n));
+        index.put_all(crowd.chain([made(Some("qa"), "other".to_owned(), 900)]));
+        index.put_all((0..max + 30).map(|n| made(None, format!("wide-{n}"), n)));
+        let applies = |index: &PolicyIndex<String>, name: &str| {
+            let names: Vec<_> = index.all().iter().map(|policy| policy.reference.name.clone()).collect();
+            assert_eq!(names.len(), index.enforced().iter().count());
+            names.iter().any(|known| known == name)
+        };
+        let (oldest, last, first_beyond) = ("p-999", format!("p-{}", 1000 - max), format!("p-{}", 999 - max));
+        assert!(applies(&index, oldest) && applies(&index, &last) && !applies(&index, &first_beyond));
+        assert!(applies(&index, "other"), "of another namespace");
+        assert!(applies(&index, &format!("wide-{}", max + 29)), "of the cluster's administrators");
+        index.put(oldest.to_owned(), None);
+        assert!(applies(&index, &first_beyond), "there is room again");
     }
 
     #[test]

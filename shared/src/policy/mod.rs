@@ -11,6 +11,7 @@
 //! | [`set`] | all policies of the cluster, and which of them apply to a Job |
 //! | [`index`] | the policies and namespaces that a program has seen |
 //! | [`effective`], [`range`] | what several policies say together; a number under a default and a maximum |
+//! | [`presence`] | which policies a webhook replica enforces, as its Lease says it |
 //! | [`install_defaults`] | creates the policies of the base install, once |
 
 pub mod bytes;
@@ -20,6 +21,7 @@ pub mod index;
 pub mod install_defaults;
 pub mod limit;
 pub mod parsed;
+pub mod presence;
 pub mod range;
 pub mod reference;
 pub mod results;

@@ -1,12 +1,14 @@
 //! A policy with its selectors parsed, and the Jobs it selects.
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use kube::core::{ParseExpressionError, Selector, SelectorExt};
 
 use crate::policy::{
     limit::WhenFull,
     reference::{Labels, PolicyKind, PolicyRef},
     spec::{ClusterJobPolicy, JobPolicy, Mode, PolicySpec},
+    stamp::{Stamp, StampError},
 };
 
 /// A policy with its selectors parsed.
@@ -16,6 +18,8 @@ pub struct Policy {
     pub reference: PolicyRef,
     /// `metadata.generation`: the revision of its spec.
     pub generation: i64,
+    /// `metadata.creationTimestamp`, which the apiserver sets: among too many policies, the older ones apply.
+    pub created: Option<Timestamp>,
     /// Spec of the policy.
     pub spec: PolicySpec,
     jobs: Selector,
@@ -23,7 +27,7 @@ pub struct Policy {
     namespace_selector: Option<LabelSelector>,
 }
 
-/// A selector that cannot be parsed. The CRD rejects these; one that was stored under an older CRD is reported and selects
+/// A policy with an invalid field. The CRD rejects these; one that was stored under an older CRD is reported and selects
 /// nothing.
 #[derive(Debug, thiserror::Error)]
 #[error("{policy}: spec.{field}: {source}")]
@@ -32,50 +36,61 @@ pub struct PolicyError {
     pub policy: String,
     /// Field below `spec`.
     pub field: &'static str,
-    /// Why the label selector cannot be parsed.
-    pub source: ParseExpressionError,
+    /// Cause.
+    pub source: InvalidField,
+}
+
+/// Why a field is invalid.
+#[derive(Debug, thiserror::Error)]
+pub enum InvalidField {
+    /// A selector that cannot be parsed.
+    #[error(transparent)]
+    Selector(#[from] ParseExpressionError),
+    /// A stamp that would make every Job invalid.
+    #[error(transparent)]
+    Stamp(#[from] StampError),
 }
 
 impl Policy {
     /// Parses a `JobPolicy`.
     ///
     /// # Errors
-    /// Fails for a selector that the CRD should have rejected.
+    /// Fails for a selector or stamp that the CRD should have rejected.
     pub fn namespaced(policy: &JobPolicy) -> Result<Self, PolicyError> {
         let reference = PolicyRef::of(PolicyKind::JobPolicy, policy);
-        Self::new(reference, policy.metadata.generation, &policy.spec.policy, None)
+        Self::new(reference, &policy.metadata, &policy.spec.policy, None)
     }
 
     /// Parses a `ClusterJobPolicy`.
     ///
     /// # Errors
-    /// Fails for a selector that the CRD should have rejected.
+    /// Fails for a selector or stamp that the CRD should have rejected.
     pub fn cluster(policy: &ClusterJobPolicy) -> Result<Self, PolicyError> {
         let reference = PolicyRef::of(PolicyKind::ClusterJobPolicy, policy);
         let namespaces = policy.spec.namespace_selector.as_ref();
-        Self::new(reference, policy.metadata.generation, &policy.spec.policy, namespaces)
+        Self::new(reference, &policy.metadata, &policy.spec.policy, namespaces)
     }
 
     fn new(
         reference: PolicyRef,
-        generation: Option<i64>,
+        metadata: &ObjectMeta,
         spec: &PolicySpec,
         namespaces: Option<&LabelSelector>,
     ) -> Result<Self, PolicyError> {
+        let invalid = |field, source| PolicyError { policy: reference.to_string(), field, source };
         let parse = |field, selector: Option<&LabelSelector>| {
             selector.map_or(Ok(Selector::default()), |s| {
-                Selector::try_from(s.clone()).map_err(|source| PolicyError {
-                    policy: reference.to_string(),
-                    field,
-                    source,
-                })
+                Selector::try_from(s.clone()).map_err(|source| invalid(field, source.into()))
             })
         };
+        let stamp = spec.stamp.as_ref().map_or(Ok(()), Stamp::check);
+        stamp.map_err(|source| invalid(source.field(), source.into()))?;
         Ok(Self {
             jobs: parse("jobSelector", spec.job_selector.as_ref())?,
             namespaces: parse("namespaceSelector", namespaces)?,
             namespace_selector: namespaces.cloned(),
-            generation: generation.unwrap_or_default(),
+            generation: metadata.generation.unwrap_or_default(),
+            created: metadata.creation_timestamp.as_ref().map(|created| created.0),
             spec: spec.clone(),
             reference,
         })
@@ -152,15 +167,26 @@ mod tests {
         assert!(!wide.selects("any", &Labels::new(), &Labels::new()));
     }
 
-    #[test]
-    fn an_invalid_selector_is_an_error_that_names_the_field() {
+    fn error_of(spec: serde_json::Value) -> String {
         let policy: JobPolicy = serde_json::from_value(json!({
             "apiVersion": "job-handler.io/v1alpha1", "kind": "JobPolicy",
-            "metadata": {"name": "a", "namespace": "ci"},
-            "spec": {"jobSelector": {"matchExpressions": [{"key": "a", "operator": "Near"}]}},
+            "metadata": {"name": "a", "namespace": "ci"}, "spec": spec,
         }))
         .unwrap();
-        let error = Policy::namespaced(&policy).unwrap_err().to_string();
+        Policy::namespaced(&policy).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn an_invalid_field_is_an_error_that_names_it() {
+        let error =
+            error_of(json!({"jobSelector": {"matchExpressions": [{"key": "a", "operator": "Near"}]}}));
         assert!(error.starts_with("JobPolicy ci/a: spec.jobSelector: "), "{error}");
+        let error = error_of(json!({"stamp": {"labels": {"job-name": "a"}}}));
+        assert_eq!(error, "JobPolicy ci/a: spec.stamp.labels: job-name belongs to the Job controller");
+        let error = error_of(json!({"stamp": {"containerResources": {"limits": {"hugepages-2Mi": "2Mi"}}}}));
+        assert!(
+            error.starts_with("JobPolicy ci/a: spec.stamp.containerResources: hugepages need"),
+            "{error}"
+        );
     }
 }

@@ -5,9 +5,17 @@ use schemars::{Schema, SchemaGenerator, json_schema};
 // The rules of `k8s.io/apimachinery/pkg/util/validation`: IsQualifiedName and IsValidLabelValue.
 const LABEL_KEY: &str = "^([a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$";
 const LABEL_VALUE: &str = "^(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?$";
+/// The name of a label key has at most 63 characters (above), its prefix, a DNS subdomain, at most 253.
+const LABEL_PREFIX_MAX: usize = 253;
+/// The same for an extended resource: quotas know it as `requests.<name>` (`pkg/apis/core/helper`, IsExtendedResourceName).
+const RESOURCE_PREFIX_MAX: usize = LABEL_PREFIX_MAX - "requests.".len();
 
 /// A quantity without a minus sign (`k8s.io/apimachinery/pkg/api/resource`).
 const QUANTITY: &str = "^[+]?([0-9]+[.]?[0-9]*|[.][0-9]+)(m|[kMGTPE]|[KMGTPE]i|[eE][+-]?[0-9]+)?$";
+
+/// Resources whose request must equal their limit (`pkg/apis/core/helper`, IsOvercommitAllowed): hugepages and extended ones.
+const NO_OVERCOMMIT: &str =
+    "k.startsWith('hugepages-') || (k.contains('/') && !k.contains('kubernetes.io/'))";
 
 const NO_LABEL_KEY: &str = "not a valid label key, expected [prefix/]name such as example.com/app";
 
@@ -91,13 +99,14 @@ fn described(mut schema: serde_json::Value, description: &str) -> serde_json::Va
 /// A label key. The apiserver quotes the value of a field in its message, but not the key of a map.
 fn label_key() -> serde_json::Value {
     serde_json::json!({
-        "rule": format!("self.matches('{LABEL_KEY}')"),
+        "rule": format!("self.indexOf('/') <= {LABEL_PREFIX_MAX} && self.matches('{LABEL_KEY}')"),
         "message": NO_LABEL_KEY,
     })
 }
 
 fn label_map() -> serde_json::Value {
-    let valid = format!("k.size() <= 317 && k.matches('{LABEL_KEY}')");
+    let valid =
+        format!("k.size() <= 317 && k.indexOf('/') <= {LABEL_PREFIX_MAX} && k.matches('{LABEL_KEY}')");
     serde_json::json!({
         "type": "object",
         "maxProperties": 32,
@@ -117,6 +126,10 @@ pub(crate) fn labels_schema(_: &mut SchemaGenerator) -> Schema {
             "rule": "self.all(k, !k.startsWith('job-handler/'))",
             "message": "stamp.labels: the prefix job-handler/ is reserved",
         }));
+        rules.push(serde_json::json!({
+            "rule": "self.all(k, !(k in ['job-name', 'controller-uid']) && !k.startsWith('batch.kubernetes.io/'))",
+            "message": "stamp.labels: job-name, controller-uid and batch.kubernetes.io/* belong to the Job controller",
+        }));
     }
     Schema::try_from(map).unwrap_or_default()
 }
@@ -135,9 +148,18 @@ pub(crate) fn label_keys_schema(_: &mut SchemaGenerator) -> Schema {
 
 /// Requests and limits of a container. Rejects in the policy what the apiserver would reject in each Job.
 pub(crate) fn container_resources_schema(_: &mut SchemaGenerator) -> Schema {
-    // `k8s.io/kubernetes/pkg/apis/core/validation`: ValidateContainerResourceName.
-    let known =
-        "k in ['cpu', 'memory', 'ephemeral-storage'] || k.startsWith('hugepages-') || k.contains('/')";
+    // `k8s.io/kubernetes/pkg/apis/core/validation`: validateContainerResourceName, validateResourceRequirements.
+    let known = format!(
+        "k in ['cpu', 'memory', 'ephemeral-storage'] || k.startsWith('hugepages-') || \
+         (k.contains('/') && !k.startsWith('requests.') && k.indexOf('/') <= {RESOURCE_PREFIX_MAX} && \
+         k.matches('{LABEL_KEY}'))"
+    );
+    let page = "quantity(k.substring(10))";
+    let stated = "quantity(string(self[k]))";
+    let whole_pages = format!(
+        "isQuantity(k.substring(10)) && {page}.isInteger() && {page}.asInteger() > 0 && \
+         {stated}.asInteger() % {page}.asInteger() == 0"
+    );
     let amounts = |description: &str| {
         serde_json::json!({
             "type": "object",
@@ -152,12 +174,19 @@ pub(crate) fn container_resources_schema(_: &mut SchemaGenerator) -> Schema {
                 "rule": format!("self.all(k, {known})"),
                 "message": "stamp.containerResources: resources are cpu, memory, ephemeral-storage, hugepages-* or example.com/name",
             }, {
-                "rule": "self.all(k, quantity(string(self[k])).compareTo(quantity('0')) >= 0)",
+                "rule": format!("self.all(k, {stated}.compareTo(quantity('0')) >= 0)"),
                 "message": "stamp.containerResources: amounts must not be negative",
+            }, {
+                "rule": format!("self.all(k, !({NO_OVERCOMMIT}) || {stated}.isInteger())"),
+                "message": "stamp.containerResources: amounts of hugepages-* and example.com/name must be whole numbers",
+            }, {
+                "rule": format!("self.all(k, !k.startsWith('hugepages-') || ({whole_pages}))"),
+                "message": "stamp.containerResources: amounts of hugepages-SIZE must be multiples of SIZE, such as 2Mi",
             }],
         })
     };
     let amount = |of: &str| format!("quantity(string(self.{of}[k]))");
+    let (requested, limit) = (amount("requests"), amount("limits"));
     json_schema!({
         "type": "object",
         "nullable": true,
@@ -167,11 +196,20 @@ pub(crate) fn container_resources_schema(_: &mut SchemaGenerator) -> Schema {
         },
         "x-kubernetes-validations": [{
             "rule": format!(
-                "!has(self.limits) || !has(self.requests) || self.requests.all(k, !(k in self.limits) || {}.compareTo({}) <= 0)",
-                amount("requests"),
-                amount("limits"),
+                "!has(self.limits) || !has(self.requests) || \
+                 self.requests.all(k, !(k in self.limits) || {requested}.compareTo({limit}) <= 0)"
             ),
             "message": "stamp.containerResources.requests must not be above stamp.containerResources.limits",
+        }, {
+            "rule": format!(
+                "!has(self.requests) || self.requests.all(k, !({NO_OVERCOMMIT}) || \
+                 (has(self.limits) && k in self.limits && {requested}.compareTo({limit}) == 0))"
+            ),
+            "message": "stamp.containerResources.requests: hugepages-* and example.com/name need an equal limit",
+        }, {
+            "rule": "!has(self.limits) || !self.limits.exists(k, k.startsWith('hugepages-')) || \
+                     ['cpu', 'memory'].exists(k, k in self.limits || (has(self.requests) && k in self.requests))",
+            "message": "stamp.containerResources: hugepages-* need cpu or memory beside them",
         }],
     })
 }

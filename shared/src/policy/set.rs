@@ -10,7 +10,7 @@ use parking_lot::RwLock;
 use crate::policy::{
     effective::{self, EffectivePolicy},
     parsed::Policy,
-    reference::{Labels, PolicyRef},
+    reference::{Labels, PolicyKind, PolicyRef},
     spec::Mode,
 };
 
@@ -42,6 +42,16 @@ impl PolicySet {
         self.policies.iter()
     }
 
+    /// The policies that can apply in a namespace whatever its labels, in order of precedence: its own and all of the
+    /// cluster. The others are not looked at: there may be thousands.
+    pub fn of_namespace(&self, namespace: &str) -> impl Iterator<Item = &Arc<Policy>> {
+        let cluster = self.policies.partition_point(|p| p.reference.kind < PolicyKind::ClusterJobPolicy);
+        let (own, cluster) = self.policies.split_at(cluster);
+        let from = own.partition_point(|p| p.reference.namespace.as_deref() < Some(namespace));
+        let until = own.partition_point(|p| p.reference.namespace.as_deref() <= Some(namespace));
+        own[from..until].iter().chain(cluster)
+    }
+
     /// Policies that apply to a Job, in order of precedence.
     pub fn matching(
         &self,
@@ -49,7 +59,13 @@ impl PolicySet {
         namespace_labels: &Labels,
         job_labels: &Labels,
     ) -> Vec<&Arc<Policy>> {
-        self.policies.iter().filter(|p| p.selects(namespace, namespace_labels, job_labels)).collect()
+        let policies = self.of_namespace(namespace);
+        policies.filter(|p| p.selects(namespace, namespace_labels, job_labels)).collect()
+    }
+
+    /// Whether this policy is in the set.
+    pub fn contains(&self, policy: &PolicyRef) -> bool {
+        self.policies.binary_search_by(|own| own.reference.cmp(policy)).is_ok()
     }
 
     /// Combines policies of this set, given in order of precedence. Caches the combination for all Jobs that the same
@@ -112,7 +128,7 @@ mod tests {
     use super::*;
     use crate::{
         keys,
-        testing::policies::{cluster, labels, namespaced},
+        testing::policies::{cluster, job_policy, labels, namespaced},
     };
 
     #[test]
@@ -140,6 +156,29 @@ mod tests {
             }
         }
         assert_eq!(set.combined.read().len(), 16);
+    }
+
+    #[test]
+    fn the_policies_of_a_namespace_are_its_own_and_those_of_the_cluster() {
+        let of = |namespace: &str, name: &str| {
+            job_policy(json!({"name": name, "namespace": namespace, "uid": name}), json!({}))
+        };
+        let set = PolicySet::new([
+            cluster("wide", json!({})),
+            of("ci", "a"),
+            of("ci", "b"),
+            of("ca", "c"),
+            of("cj", "d"),
+            of("c", "e"),
+        ]);
+        let names = |namespace| -> Vec<String> {
+            set.of_namespace(namespace).map(|policy| policy.reference.name.clone()).collect()
+        };
+        assert_eq!(names("ci"), ["a", "b", "wide"]);
+        assert_eq!(names("c"), ["e", "wide"]);
+        assert_eq!(names("zz"), ["wide"]);
+        assert_eq!(PolicySet::default().of_namespace("ci").count(), 0);
+        assert!(set.contains(&of("ci", "b").reference) && !set.contains(&of("ci", "c").reference));
     }
 
     #[test]

@@ -50,6 +50,112 @@ pub struct ContainerResources {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Amount(pub String);
 
+/// A stamp that would make every selected Job invalid. The CRD rejects it; one that was stored under an older CRD is
+/// reported, and its policy selects nothing.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StampError {
+    /// A label that the Job controller sets itself.
+    #[error("{0} belongs to the Job controller")]
+    ReservedLabel(String),
+    /// A resource that cannot be overcommitted, without a limit that equals the request.
+    #[error("{0} is requested without an equal limit")]
+    NoEqualLimit(String),
+    /// Hugepages without cpu or memory.
+    #[error("hugepages need cpu or memory beside them")]
+    HugepagesAlone,
+}
+
+impl StampError {
+    /// The field, below `spec`.
+    pub(crate) fn field(&self) -> &'static str {
+        match self {
+            Self::ReservedLabel(_) => "stamp.labels",
+            Self::NoEqualLimit(_) | Self::HugepagesAlone => "stamp.containerResources",
+        }
+    }
+}
+
+impl Stamp {
+    /// Checks again what the CRD checks; see [`StampError`].
+    ///
+    /// # Errors
+    /// If every Job with this stamp would be invalid.
+    pub(crate) fn check(&self) -> Result<(), StampError> {
+        let is_reserved = |key: &&String| {
+            ["job-name", "controller-uid"].contains(&key.as_str()) || key.starts_with("batch.kubernetes.io/")
+        };
+        if let Some(key) = self.labels.keys().find(is_reserved) {
+            return Err(StampError::ReservedLabel(key.clone()));
+        }
+        self.container_resources.as_ref().map_or(Ok(()), ContainerResources::check)
+    }
+}
+
+impl ContainerResources {
+    /// The rules of `k8s.io/kubernetes/pkg/apis/core/validation`, validateResourceRequirements.
+    fn check(&self) -> Result<(), StampError> {
+        let has_equal_limit = |name: &String, amount: &Amount| {
+            self.limits.get(name).is_some_and(|limit| limit.is_same(&amount.0))
+        };
+        let unequal = |&(name, amount): &(&String, &Amount)| {
+            (is_hugepages(name) || is_extended(name)) && !has_equal_limit(name, amount)
+        };
+        if let Some((name, _)) = self.requests.iter().find(unequal) {
+            return Err(StampError::NoEqualLimit(name.clone()));
+        }
+        let has = |name: &str| self.limits.contains_key(name) || self.requests.contains_key(name);
+        match self.limits.keys().any(|name| is_hugepages(name)) && !has("cpu") && !has("memory") {
+            true => Err(StampError::HugepagesAlone),
+            false => Ok(()),
+        }
+    }
+}
+
+fn is_hugepages(resource: &str) -> bool {
+    resource.starts_with("hugepages-")
+}
+
+fn is_extended(resource: &str) -> bool {
+    resource.contains('/') && !resource.contains("kubernetes.io/")
+}
+
+impl Amount {
+    /// Whether `other` is the same amount, in any notation: `0.5` and `500m`.
+    pub fn is_same(&self, other: &str) -> bool {
+        match (parse_amount(&self.0), parse_amount(other)) {
+            (Some(a), Some(b)) => (a - b).abs() <= a.abs().max(b.abs()) * 1e-9,
+            _ => self.0 == other,
+        }
+    }
+}
+
+fn parse_amount(text: &str) -> Option<f64> {
+    const SUFFIXES: [(&str, f64); 15] = [
+        ("Ki", 1024.0),
+        ("Mi", 1_048_576.0),
+        ("Gi", 1_073_741_824.0),
+        ("Ti", 1_099_511_627_776.0),
+        ("Pi", 1_125_899_906_842_624.0),
+        ("Ei", 1_152_921_504_606_846_976.0),
+        ("n", 1e-9),
+        ("u", 1e-6),
+        ("m", 1e-3),
+        ("k", 1e3),
+        ("M", 1e6),
+        ("G", 1e9),
+        ("T", 1e12),
+        ("P", 1e15),
+        ("E", 1e18),
+    ];
+    // `1e3` is a number, `1E` is exa.
+    if let Ok(plain) = text.parse::<f64>() {
+        return Some(plain);
+    }
+    let (number, factor) =
+        SUFFIXES.iter().find_map(|(suffix, factor)| Some((text.strip_suffix(suffix)?, factor)))?;
+    number.parse::<f64>().ok().map(|number| number * factor)
+}
+
 impl<'de> Deserialize<'de> for Amount {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         #[derive(Deserialize)]
@@ -74,4 +180,57 @@ pub struct Range {
     /// Larger values are lowered to this maximum.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max: Option<i64>,
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    #[test]
+    fn amounts_are_compared_in_any_notation() {
+        for (a, b, same) in [
+            ("2", "2000m", true),
+            ("0.1", "100m", true),
+            ("4Gi", "4096Mi", true),
+            ("1e3", "1k", true),
+            ("1E", "1000P", true),
+            ("1G", "1Gi", false),
+            ("soon", "soon", true),
+            ("soon", "1", false),
+        ] {
+            assert_eq!(Amount(a.to_owned()).is_same(b), same, "{a} {b}");
+        }
+    }
+
+    #[test]
+    fn stamps_that_make_every_job_invalid_are_errors() {
+        let check = |stamp: Value| serde_json::from_value::<Stamp>(stamp).unwrap().check();
+        for key in ["job-name", "controller-uid", "batch.kubernetes.io/job-name", "batch.kubernetes.io/x"] {
+            let reserved = Err(StampError::ReservedLabel(key.to_owned()));
+            assert_eq!(check(json!({"labels": {key: "x"}})), reserved);
+        }
+        let resources = |limits: Value, requests: Value| {
+            check(json!({"containerResources": {"limits": limits, "requests": requests}}))
+        };
+        let unequal = |name: &str| Err(StampError::NoEqualLimit(name.to_owned()));
+        assert_eq!(resources(json!({}), json!({"example.com/gpu": 1})), unequal("example.com/gpu"));
+        assert_eq!(
+            resources(json!({"example.com/gpu": 2}), json!({"example.com/gpu": 1})),
+            unequal("example.com/gpu")
+        );
+        assert_eq!(resources(json!({"cpu": 1}), json!({"hugepages-2Mi": "4Mi"})), unequal("hugepages-2Mi"));
+        assert_eq!(resources(json!({"hugepages-2Mi": "4Mi"}), json!({})), Err(StampError::HugepagesAlone));
+        for (limits, requests) in [
+            (json!({"example.com/gpu": 1}), json!({})),
+            (json!({"example.com/gpu": "1k"}), json!({"example.com/gpu": 1000})),
+            (json!({"hugepages-2Mi": "4Mi", "memory": "1Gi"}), json!({"hugepages-2Mi": "4096Ki"})),
+            (json!({"hugepages-2Mi": "4Mi"}), json!({"cpu": "1"})),
+            (json!({"cpu": "2"}), json!({"cpu": "1", "memory": "1Gi"})),
+        ] {
+            assert_eq!(resources(limits.clone(), requests.clone()), Ok(()), "{limits} {requests}");
+        }
+        assert_eq!(check(json!({"labels": {"team": "job-name"}})), Ok(()));
+    }
 }

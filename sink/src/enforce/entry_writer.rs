@@ -1,69 +1,70 @@
-//! Writes the webhook entries of the policies into the ValidatingWebhookConfiguration `job-handler-limits`, and restores
+//! Keeps the webhook entries of the policies in the ValidatingWebhookConfigurations `job-handler-limits*`, and restores
 //! them when someone else changes them.
+//!
+//! One policy harms only itself: its entries are tried alone first (`entry_checks`), rejected ones are left out, and a
+//! configuration that cannot be written concerns only the policies in it.
 
-use std::{collections::BTreeMap, convert::Infallible, pin::pin, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashSet},
+    convert::Infallible,
+    pin::pin,
+    sync::Arc,
+    time::Duration,
+};
 
-use futures::StreamExt;
+use futures::{Stream, StreamExt, future::ready};
 use job_handler_shared::{
     keys,
-    kube::error::{ApiError, call},
+    kube::{
+        error::{ApiError, call},
+        watch as kube_watch,
+    },
+    names::limits_configuration,
     policy::set::PolicySet,
     process::{failure_log::FailureLog, jitter::jitter},
 };
-use k8s_openapi::api::admissionregistration::v1::{
-    MutatingWebhookConfiguration, ValidatingWebhook, ValidatingWebhookConfiguration,
+use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
+use kube::{
+    Api, Client,
+    runtime::watcher::{Config, Event, watcher},
 };
-use kube::{Api, Client, api::PostParams, core::ObjectMeta};
-use tokio::{sync::watch, time::Instant};
+use tokio::{
+    sync::watch,
+    time::{Instant, error::Elapsed, sleep, sleep_until, timeout},
+};
 
 use crate::{
     enforce::{
-        configuration_watch::configuration_changes,
+        configurations::Configurations,
+        entry_checks::EntryChecks,
+        placement::Placement,
         restored_entries::RestoredEntries,
-        webhook_entries::{build, client_config, tampered},
+        wanted_entries::{CorrectEntries, WantedEntries},
+        webhook_entries::{EntryPair, build, client_config, has_entries},
     },
-    model::{entry_state::EntryState, policy_entry::is_excluded},
+    model::entry_state::{EntryFailure, EntryState},
     notify::recorder::Recorder,
     observe::store::Store,
 };
 
 /// A round without any change, in case a watch missed one.
-pub(crate) const MAX_INTERVAL: Duration = Duration::from_secs(5);
-/// Least time between two rounds.
-const MIN_INTERVAL: Duration = Duration::from_millis(200);
-/// How long a policy stays not `Ready` after its entry was restored: the apiservers need a moment to load our write,
-/// and users see that there was a gap.
-const NOT_READY_TIME: Duration = Duration::from_secs(3);
+pub(crate) const RESYNC: Duration = Duration::from_secs(5);
+/// Least time between two rounds, and how long a round waits for the checks of new entries.
+const EVERY: Duration = Duration::from_millis(200);
+/// How long a policy stays not `Ready` after its entry was restored: the apiservers take our write up, and users see
+/// that there was a gap.
+const SETTLE: Duration = Duration::from_secs(3);
 
-/// Why the entries are not as wanted.
+/// Why the entries cannot be compared.
 #[derive(Debug, thiserror::Error)]
 enum EntryError {
     #[error(transparent)]
     Api(#[from] ApiError),
     #[error("{0}")]
     NoClientConfig(String),
-    #[error("ValidatingWebhookConfiguration {} differs from what was written", keys::LIMITS_CONFIGURATION)]
-    ReadBack,
 }
 
-/// The configuration as it is, and the entries that it should have.
-struct Comparison {
-    current: Option<ValidatingWebhookConfiguration>,
-    wanted: Vec<ValidatingWebhook>,
-}
-
-impl Comparison {
-    fn entries(&self) -> &[ValidatingWebhook] {
-        self.current.as_ref().and_then(|current| current.webhooks.as_deref()).unwrap_or_default()
-    }
-
-    fn is_equal(&self) -> bool {
-        self.entries() == self.wanted
-    }
-}
-
-/// Writes the entries until it is dropped: on every change of a policy or of the two webhook configurations, and every
-/// [`MAX_INTERVAL`].
+/// Writes the entries until it is dropped: on every change of a policy or of the webhook configurations, and every [`RESYNC`].
 pub(crate) async fn run(
     client: Client,
     store: Store,
@@ -71,65 +72,23 @@ pub(crate) async fn run(
     recorder: Recorder,
     state: watch::Sender<EntryState>,
 ) -> Infallible {
-    let mut changes = store.changes();
-    let mut touches = pin!(configuration_changes(&client));
-    let mut failures = FailureLog::default();
-    // The entries as last seen or written correctly.
-    let mut correct: Vec<ValidatingWebhook> = Vec::new();
-    let mut restored: Option<RestoredEntries> = None;
+    let mut store_changes = store.changes();
+    let mut client_changes = pin!(client_config_changes(&client));
+    let mut writer = EntryWriter::new(client, own_namespace, recorder, state);
     loop {
         let policies = store.policies();
-        let revision = revision(&policies);
-        let outcome = match compare(&client, &policies, &own_namespace).await {
-            Err(error) => Err(error),
-            Ok(comparison) if comparison.is_equal() => Ok(comparison.wanted),
-            Ok(comparison) => {
-                let tampered = tampered(&correct, &comparison.wanted, comparison.entries());
-                let deleted = comparison.current.is_none();
-                let now = (!tampered.is_empty()).then(|| RestoredEntries::new(&tampered, deleted, &policies));
-                if let Some(now) = &now {
-                    state.send_replace(now.state(&policies));
-                    tracing::warn!("webhook entries: {}", now.why());
-                }
-                let written = write(&client, comparison).await;
-                if let Some(now) = now {
-                    now.publish(&recorder, &policies).await;
-                    restored = Some(now);
-                }
-                written
-            }
-        };
-        restored = restored.filter(|restored| restored.at().elapsed() < NOT_READY_TIME);
-        let new = match outcome {
-            Ok(wanted) => {
-                failures.succeeded();
-                correct = wanted;
-                let written = || EntryState { written: revision.iter().cloned().collect(), error: None };
-                restored.as_ref().map_or_else(written, |restored| restored.state(&policies))
-            }
-            Err(error) => {
-                let error = error.to_string();
-                if failures.is_due(&error) {
-                    tracing::warn!("cannot write the webhook entries: {error}; retrying");
-                }
-                EntryState { written: BTreeMap::new(), error: Some(error) }
-            }
-        };
-        let pause = if new.error.is_none() { MAX_INTERVAL } else { jitter(Duration::from_secs(1)) };
-        state.send_if_modified(|state| {
-            let changed = *state != new;
-            *state = new;
-            changed
-        });
-        tokio::time::sleep(MIN_INTERVAL).await;
+        let pause = writer.round(&policies).await;
+        sleep(EVERY).await;
         let end = Instant::now() + pause;
         // The store also signals changes of Jobs: only another set of policies is a reason to compare.
         loop {
             tokio::select! {
-                () = tokio::time::sleep_until(end) => break,
-                Some(()) = touches.next() => break,
-                Ok(()) = changes.changed() => {
-                    if revision != self::revision(&store.policies()) {
+                () = sleep_until(end) => break,
+                () = writer.configurations.changed() => break,
+                () = writer.checks.next() => break,
+                Some(()) = client_changes.next() => break,
+                Ok(()) = store_changes.changed() => {
+                    if !Arc::ptr_eq(&policies, &store.policies()) {
                         break;
                     }
                 }
@@ -138,48 +97,201 @@ pub(crate) async fn run(
     }
 }
 
-/// Uids and generations of the policies.
-pub(crate) fn revision(policies: &PolicySet) -> Vec<(String, i64)> {
-    policies.iter().map(|policy| (policy.reference.uid.clone(), policy.generation)).collect()
+/// Yields an item for each change of the configuration from which address and caBundle are copied.
+fn client_config_changes(client: &Client) -> impl Stream<Item = ()> + use<> {
+    let config = Config::default().fields(&format!("metadata.name={}", keys::MUTATING_CONFIGURATION));
+    let events = kube_watch::events(
+        watcher(Api::<MutatingWebhookConfiguration>::all(client.clone()), config),
+        "mutatingwebhookconfigurations.admissionregistration.k8s.io",
+    );
+    events.filter_map(|event| ready(matches!(event, Event::Apply(_) | Event::Delete(_)).then_some(())))
 }
 
-async fn compare(
-    client: &Client,
+struct EntryWriter {
+    mutating: Api<MutatingWebhookConfiguration>,
+    own_namespace: Arc<str>,
+    recorder: Recorder,
+    state: watch::Sender<EntryState>,
+    configurations: Configurations,
+    loaded: bool,
+    checks: EntryChecks,
+    placement: Placement,
+    correct: CorrectEntries,
+    restored: Option<RestoredEntries>,
+    failures: FailureLog,
+}
+
+impl EntryWriter {
+    fn new(
+        client: Client,
+        own_namespace: Arc<str>,
+        recorder: Recorder,
+        state: watch::Sender<EntryState>,
+    ) -> Self {
+        Self {
+            mutating: Api::all(client.clone()),
+            own_namespace,
+            recorder,
+            state,
+            configurations: Configurations::new(client.clone()),
+            loaded: false,
+            checks: EntryChecks::new(client),
+            placement: Placement::default(),
+            correct: CorrectEntries::new(),
+            restored: None,
+            failures: FailureLog::default(),
+        }
+    }
+
+    /// Compares and writes once, and publishes the state. Returns the pause until the next round.
+    async fn round(&mut self, policies: &PolicySet) -> Duration {
+        let (state, failed) = match self.write_all(policies).await {
+            Ok(outcome) => outcome,
+            Err(error) => {
+                let error = error.to_string();
+                (EntryState { error: Some(error.clone()), ..EntryState::default() }, Some(error))
+            }
+        };
+        self.publish(state);
+        let Some(failed) = failed else {
+            self.failures.succeeded();
+            return RESYNC;
+        };
+        if self.failures.is_due(&failed) {
+            tracing::warn!("cannot write the webhook entries: {failed}; retrying");
+        }
+        jitter(Duration::from_secs(1))
+    }
+
+    fn publish(&self, new: EntryState) {
+        self.state.send_if_modified(|state| {
+            let changed = *state != new;
+            *state = new;
+            changed
+        });
+    }
+
+    /// Returns the state, and why a configuration could not be written.
+    async fn write_all(&mut self, policies: &PolicySet) -> Result<(EntryState, Option<String>), EntryError> {
+        if self.loaded {
+            self.configurations.read_next().await?;
+        } else {
+            self.configurations.load().await?;
+            self.loaded = true;
+        }
+        let pairs = pairs(&self.mutating, policies, &self.own_namespace).await?;
+        let stored = &self.configurations;
+        self.checks.start(&pairs, |pair| stored.find(pair).is_some_and(|index| stored.has(index, pair)));
+        // A check takes some milliseconds. One that takes longer delays only its own policy.
+        let _: Result<(), Elapsed> = timeout(EVERY, self.checks.finish()).await;
+
+        let mut failures: BTreeMap<String, EntryFailure> = BTreeMap::new();
+        let (mut accepted, mut undecided) = (Vec::new(), HashSet::new());
+        for pair in pairs {
+            let verdict = self.checks.verdict(&pair);
+            if let Some(Err(failure)) = verdict {
+                failures.insert(pair.uid().to_owned(), failure.clone());
+            }
+            match verdict {
+                Some(Ok(())) => accepted.push(pair),
+                Some(Err(failure)) if failure.is_rejected() => {}
+                _ => undecided.extend(pair.names().map(|(name, _)| name.to_owned())),
+            }
+        }
+        let left_out = self.placement.place(&accepted, |pair| self.configurations.find(pair));
+        failures.extend(left_out.into_iter().map(|(uid, why)| (uid, EntryFailure::no_room(&why))));
+        let wanted = WantedEntries::new(&accepted, &self.placement, undecided);
+        self.report_tampered(&wanted, &failures).await;
+        let write_errors = self.write_dirty(&wanted).await;
+        Ok(self.outcome(&wanted, failures, &write_errors))
+    }
+
+    /// Reports entries that someone else changed, before they are written again: that may take its time.
+    async fn report_tampered(
+        &mut self,
+        wanted: &WantedEntries<'_>,
+        failures: &BTreeMap<String, EntryFailure>,
+    ) {
+        self.restored = self.restored.take().filter(|restored| restored.at().elapsed() < SETTLE);
+        let tampered = wanted.tampered(&self.correct, &self.configurations);
+        if tampered.is_empty() {
+            return;
+        }
+        self.restored = Some(RestoredEntries::new(tampered));
+        let (state, _) = self.outcome(wanted, failures.clone(), &BTreeMap::new());
+        self.publish(state);
+        if let Some(restored) = &self.restored {
+            restored.publish(&self.recorder).await;
+        }
+    }
+
+    /// Writes the configurations that have other entries than they should. Returns why some could not be written.
+    async fn write_dirty(&mut self, wanted: &WantedEntries<'_>) -> BTreeMap<usize, String> {
+        let mut errors = BTreeMap::new();
+        // An entry that moves is first added to its new configuration. The second pass removes it from the old one.
+        for _ in 0..2 {
+            for index in wanted.dirty(&self.configurations) {
+                let kept = wanted.kept(index, &self.configurations);
+                let entries = wanted.entries(index);
+                let write = self.configurations.write(index, entries, |name| kept.contains(name));
+                match write.await {
+                    Ok(()) => _ = errors.remove(&index),
+                    Err(error) => _ = errors.insert(index, error.to_string()),
+                }
+            }
+        }
+        errors
+    }
+
+    /// The state as it is now, and what could not be written, as one text.
+    fn outcome(
+        &mut self,
+        wanted: &WantedEntries<'_>,
+        mut failures: BTreeMap<String, EntryFailure>,
+        errors: &BTreeMap<usize, String>,
+    ) -> (EntryState, Option<String>) {
+        let (mut written, mut missing) = (BTreeMap::new(), BTreeSet::new());
+        self.correct.clear();
+        for (index, pair) in wanted.pairs() {
+            let uid = pair.uid().to_owned();
+            if self.configurations.has(index, pair) {
+                let entries = pair.names().map(|(name, digest)| (name.to_owned(), (index, digest)));
+                self.correct.extend(entries);
+                written.insert(uid, pair.policy.generation);
+            } else {
+                let differs =
+                    || format!("ValidatingWebhookConfiguration {} differs", limits_configuration(index));
+                let why = errors.get(&index).cloned().unwrap_or_else(differs);
+                failures.insert(uid, EntryFailure::missing(&why));
+                missing.insert(why);
+            }
+        }
+        for (policy, failure) in self.restored.iter().flat_map(RestoredEntries::failures) {
+            if written.remove(&policy.uid).is_some() {
+                failures.insert(policy.uid.clone(), failure);
+            }
+        }
+        missing.extend(errors.values().cloned());
+        let error = (!missing.is_empty()).then(|| missing.into_iter().collect::<Vec<_>>().join("; "));
+        (EntryState { written, failures, error: None }, error)
+    }
+}
+
+/// The entries of all policies with limits.
+async fn pairs(
+    mutating: &Api<MutatingWebhookConfiguration>,
     policies: &PolicySet,
     own_namespace: &str,
-) -> Result<Comparison, EntryError> {
-    let api = Api::<ValidatingWebhookConfiguration>::all(client.clone());
-    let mutating = Api::<MutatingWebhookConfiguration>::all(client.clone());
-    let limited = policies.iter().any(|p| p.has_limits() && !is_excluded(p, own_namespace));
-    let what = format!("get validatingwebhookconfiguration {}", keys::LIMITS_CONFIGURATION);
-    let current = call(&what, api.get_opt(keys::LIMITS_CONFIGURATION)).await?;
-    let wanted = if limited {
-        let what = format!("get mutatingwebhookconfiguration {}", keys::MUTATING_CONFIGURATION);
-        let found = call(&what, mutating.get_opt(keys::MUTATING_CONFIGURATION)).await?;
-        build(policies, &client_config(found.as_ref()).map_err(EntryError::NoClientConfig)?, own_namespace)
-    } else {
-        Vec::new()
-    };
-    Ok(Comparison { current, wanted })
+) -> Result<Vec<EntryPair>, EntryError> {
+    if !policies.iter().any(|policy| has_entries(policy, own_namespace)) {
+        return Ok(Vec::new());
+    }
+    let name = keys::MUTATING_CONFIGURATION;
+    let what = format!("get mutatingwebhookconfiguration {name}");
+    let found = call(&what, mutating.get_opt(name)).await?;
+    let client = client_config(found.as_ref()).map_err(EntryError::NoClientConfig)?;
+    Ok(build(policies, &client, own_namespace))
 }
 
-async fn write(client: &Client, comparison: Comparison) -> Result<Vec<ValidatingWebhook>, EntryError> {
-    let Comparison { current, wanted } = comparison;
-    let api = Api::<ValidatingWebhookConfiguration>::all(client.clone());
-    let version = current.as_ref().and_then(|current| current.metadata.resource_version.clone());
-    let mut metadata = current.map(|current| current.metadata).unwrap_or_default();
-    metadata.managed_fields = None;
-    let labels = metadata.labels.get_or_insert_default();
-    labels.insert("app.kubernetes.io/name".to_owned(), keys::APP.to_owned());
-    let metadata = ObjectMeta { name: Some(keys::LIMITS_CONFIGURATION.to_owned()), ..metadata };
-    let configuration = ValidatingWebhookConfiguration { metadata, webhooks: Some(wanted.clone()) };
-    let what = format!("write validatingwebhookconfiguration {}", keys::LIMITS_CONFIGURATION);
-    let params = PostParams::default();
-    let answer = if version.is_some() {
-        call(&what, api.replace(keys::LIMITS_CONFIGURATION, &params, &configuration)).await?
-    } else {
-        call(&what, api.create(&params, &configuration)).await?
-    };
-    tracing::info!(entries = wanted.len(), "wrote the webhook entries of the limits");
-    if answer.webhooks.unwrap_or_default() == wanted { Ok(wanted) } else { Err(EntryError::ReadBack) }
-}
+#[cfg(test)]
+mod tests;

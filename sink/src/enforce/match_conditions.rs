@@ -5,45 +5,38 @@
 use std::collections::BTreeSet;
 
 use job_handler_shared::policy::{
-    parsed::Policy,
+    limit::Scope,
     spec::{GroupBy, PolicySpec},
 };
 use k8s_openapi::{
     api::admissionregistration::v1::MatchCondition, apimachinery::pkg::apis::meta::v1::LabelSelector,
 };
 
-/// The fields of a Job that decide whether it counts for a limit, and in which group.
+/// The fields of a Job that decide whether it counts for a policy's limits, and in which group.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct DecidingFields {
-    /// Label keys of selectors and groups.
+    /// Label keys of the policy's selector and group.
     pub(crate) labels: BTreeSet<String>,
+    /// Every label. A policy that counts by group and sets none uses that of another policy, whose keys must not appear
+    /// in its entry: too many of them would make it invalid.
+    pub(crate) all_labels: bool,
     /// A group is named after the owner.
     pub(crate) owner: bool,
 }
 
 impl DecidingFields {
-    /// The fields that `policy` and the policies that can apply to the same Jobs use.
-    pub(crate) fn of<'a>(policy: &Policy, all: impl IntoIterator<Item = &'a Policy>) -> Self {
+    /// The fields that a policy uses.
+    pub(crate) fn of(spec: &PolicySpec) -> Self {
         let mut deciding = Self::default();
-        let overlaps = |other: &Policy| {
-            let (own, other) = (&policy.reference.namespace, &other.reference.namespace);
-            own.is_none() || other.is_none() || own == other
-        };
-        for other in all.into_iter().filter(|other| overlaps(other)) {
-            deciding.add(&other.spec);
+        deciding.labels.extend(spec.job_selector.iter().flat_map(selector_keys));
+        let by_group =
+            spec.failure_backoff.is_some() || spec.limits.iter().any(|limit| limit.scope == Scope::Group);
+        match &spec.group {
+            Some(group) if group.by == GroupBy::Owner => deciding.owner = true,
+            Some(group) => deciding.labels.extend(group.label_keys.iter().cloned()),
+            None => (deciding.all_labels, deciding.owner) = (by_group, by_group),
         }
-        deciding.add(&policy.spec);
         deciding
-    }
-
-    fn add(&mut self, spec: &PolicySpec) {
-        self.labels.extend(spec.job_selector.iter().flat_map(selector_keys));
-        if let Some(group) = &spec.group {
-            match group.by {
-                GroupBy::Labels => self.labels.extend(group.label_keys.iter().cloned()),
-                GroupBy::Owner => self.owner = true,
-            }
-        }
     }
 }
 
@@ -55,10 +48,14 @@ fn selector_keys(selector: &LabelSelector) -> Vec<String> {
 /// Matches updates that un-suspend a Job or change a deciding field, unless the Job has finished.
 pub(crate) fn build(deciding: &DecidingFields) -> Vec<MatchCondition> {
     let mut changes = vec![format!("({} && !{})", suspended("oldObject"), suspended("object"))];
-    changes.extend(deciding.labels.iter().map(|key| {
-        let key = quote(key);
-        format!("{} != {}", label("oldObject", &key), label("object", &key))
-    }));
+    if deciding.all_labels {
+        changes.push("oldObject.metadata.?labels != object.metadata.?labels".to_owned());
+    } else {
+        changes.extend(deciding.labels.iter().map(|key| {
+            let key = quote(key);
+            format!("{} != {}", label("oldObject", &key), label("object", &key))
+        }));
+    }
     if deciding.owner {
         changes.push(format!("{} != {}", owners("oldObject"), owners("object")));
     }
@@ -101,29 +98,57 @@ fn quote(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use job_handler_shared::testing::policies::job_policy;
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
 
+    fn deciding(spec: Value) -> DecidingFields {
+        DecidingFields::of(&serde_json::from_value(spec).unwrap())
+    }
+
     #[test]
-    fn label_keys_of_other_policies_of_the_namespace_decide_too() {
-        let policy = |namespace: &str, spec| job_policy(json!({"name": "p", "namespace": namespace}), spec);
-        let own = policy("ci", json!({"jobSelector": {"matchLabels": {"app": "build"}}}));
-        let near = policy(
-            "ci",
-            json!({"group": {"type": "Labels", "labelKeys": ["repo"]},
-            "jobSelector": {"matchExpressions": [{"key": "tier", "operator": "Exists"}]}}),
-        );
-        let far = policy("other", json!({"group": {"type": "Owner"}}));
-        let deciding = DecidingFields::of(&own, [&*own, &near, &far]);
-        assert_eq!(deciding.labels.iter().map(String::as_str).collect::<Vec<_>>(), ["app", "repo", "tier"]);
-        assert!(!deciding.owner);
+    fn the_label_keys_are_those_of_the_policy() {
+        let limit = json!([{"name": "l", "maxActiveJobs": 1}]);
+        let own = deciding(json!({
+            "jobSelector": {"matchLabels": {"app": "build"}, "matchExpressions": [{"key": "tier", "operator": "Exists"}]},
+            "group": {"type": "Labels", "labelKeys": ["repo"]}, "limits": limit,
+        }));
+        assert_eq!(own.labels.iter().map(String::as_str).collect::<Vec<_>>(), ["app", "repo", "tier"]);
+        assert!(!own.owner && !own.all_labels);
+        let owner = deciding(json!({"group": {"type": "Owner"}, "limits": limit}));
+        assert!(owner.owner && owner.labels.is_empty() && !owner.all_labels);
+    }
+
+    #[test]
+    fn where_another_policy_sets_the_group_every_label_and_the_owner_decide() {
+        let by_group = deciding(json!({"limits": [{"name": "l", "maxActiveJobs": 1, "scope": "Group"}]}));
+        assert!(by_group.all_labels && by_group.owner);
+        let text = build(&by_group)[0].expression.clone();
+        assert!(text.contains(" || oldObject.metadata.?labels != object.metadata.?labels || "), "{text}");
+        let backoff = deciding(json!({"failureBackoff": {"initialSeconds": 1, "maxSeconds": 2}}));
+        assert!(backoff.all_labels && backoff.owner);
+    }
+
+    /// CEL texts have at most 100,000 characters (cel-go's default), and longer ones are rejected.
+    #[test]
+    fn the_largest_policy_has_a_valid_expression() {
+        let key = |n: usize| format!("{n:03}{}/{}", "p".repeat(250), "k".repeat(63));
+        let labels: serde_json::Map<String, Value> = (0..32).map(|n| (key(n), "v".into())).collect();
+        let expressions: Vec<Value> =
+            (32..48).map(|n| json!({"key": key(n), "operator": "Exists"})).collect();
+        let keys: Vec<String> = (48..56).map(key).collect();
+        let largest = deciding(json!({
+            "jobSelector": {"matchLabels": labels, "matchExpressions": expressions},
+            "group": {"type": "Labels", "labelKeys": keys}, "limits": [{"name": "l", "maxActiveJobs": 1}],
+        }));
+        assert_eq!(largest.labels.len(), 56);
+        let text = build(&largest)[0].expression.clone();
+        assert!(text.len() < 100_000, "{}", text.len());
     }
 
     #[test]
     fn the_expressions_are_stable() {
-        let deciding = DecidingFields { labels: ["app".to_owned()].into(), owner: false };
+        let deciding = DecidingFields { labels: ["app".to_owned()].into(), ..DecidingFields::default() };
         let text: Vec<_> =
             build(&deciding).into_iter().map(|c| format!("{}: {}", c.name, c.expression)).collect();
         assert_eq!(

@@ -1,15 +1,22 @@
 //! Enforces limits where admission alone cannot.
 //!
-//! In: policies, Jobs and the webhook configurations. Out: the webhook entries of every policy with a limit
-//! (`webhook_entries` computes them, [`entry_writer`] writes and restores them), repairs of Jobs that the webhook missed
-//! (`repair_patch` and `excess` decide, [`repair`] writes), and deletions of ledgers without a namespace.
+//! In: policies, Jobs and the webhook configurations. Out: the webhook entries of every policy with a limit, repairs of
+//! Jobs that the webhook missed (`repair_patch` and `excess` decide, [`repair`] writes), and deletions of ledgers without a
+//! namespace.
+//!
+//! The entries, in the order of their way: `webhook_entries` computes those of one policy, `entry_checks` tries them alone,
+//! `placement` says in which configuration they are, `wanted_entries` compares, `configurations` reads and writes, and
+//! [`entry_writer`] runs it all.
 
-mod configuration_watch;
+mod configurations;
+mod entry_checks;
 pub(crate) mod entry_writer;
 mod excess;
 pub(crate) mod ledger_gc;
 mod match_conditions;
+mod placement;
 pub(crate) mod repair;
 mod repair_patch;
 mod restored_entries;
+mod wanted_entries;
 pub(crate) mod webhook_entries;

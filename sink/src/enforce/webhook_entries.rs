@@ -1,8 +1,11 @@
-//! The webhook entries that each policy should have: one for creates, one for updates. Pure.
+//! The webhook entries that each policy should have: one for creates, one for updates. Pure. What one policy says never
+//! appears in the entries of another.
 //!
 //! The entry for creates has no matchConditions: to evaluate them the apiserver makes an unstructured copy of each Job
 //! (`apiserver/pkg/admission/plugin/cel.newActivation`), a tenth of the cost of a create. The entry for updates gets only
 //! those that its matchConditions select.
+
+use std::sync::Arc;
 
 use job_handler_shared::{
     keys, names,
@@ -15,6 +18,8 @@ use k8s_openapi::{
     },
     apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement},
 };
+use serde::Serialize;
+use sha2::{Digest, Sha256};
 
 use crate::{
     enforce::match_conditions::{self, DecidingFields},
@@ -30,36 +35,78 @@ const TIMEOUT_SECONDS: i32 = 10;
 /// The same in mode Warn, where a missing response has no effect.
 const WARN_TIMEOUT_SECONDS: i32 = 2;
 
-/// The entries of all policies. `client` is how the apiserver reaches the webhook; `own_namespace` is excluded.
+/// SHA-256 of an entry as JSON.
+pub(crate) type EntryDigest = [u8; 32];
+
+/// The two entries of a policy. They depend on no other policy.
+#[derive(Clone, Debug)]
+pub(crate) struct EntryPair {
+    pub(crate) policy: Arc<Policy>,
+    /// For creates, and for updates.
+    pub(crate) entries: [ValidatingWebhook; 2],
+    pub(crate) digests: [EntryDigest; 2],
+    /// Size of both as JSON.
+    pub(crate) bytes: usize,
+    /// The same without the webhook's address and caBundle, which the policy does not choose.
+    pub(crate) own_bytes: usize,
+}
+
+impl EntryPair {
+    fn new(policy: &Arc<Policy>, client: &WebhookClientConfig, own_namespace: &str) -> Self {
+        let [creates, updates] = entry_names(policy);
+        let conditions = match_conditions::build(&DecidingFields::of(&policy.spec));
+        let entries = [
+            entry(policy, creates, "CREATE", None, client, own_namespace),
+            entry(policy, updates, "UPDATE", Some(conditions), client, own_namespace),
+        ];
+        let texts = entries.each_ref().map(json);
+        let bytes: usize = texts.iter().map(Vec::len).sum();
+        let of_clients: usize = entries.iter().map(|entry| json(&entry.client_config).len()).sum();
+        Self {
+            policy: policy.clone(),
+            digests: texts.map(|text| Sha256::digest(text).into()),
+            bytes,
+            own_bytes: bytes.saturating_sub(of_clients),
+            entries,
+        }
+    }
+
+    pub(crate) fn uid(&self) -> &str {
+        &self.policy.reference.uid
+    }
+
+    /// Names and digests of both entries.
+    pub(crate) fn names(&self) -> impl Iterator<Item = (&str, EntryDigest)> {
+        self.entries.iter().map(|entry| entry.name.as_str()).zip(self.digests)
+    }
+}
+
+/// The digest of an entry.
+pub(crate) fn digest(entry: &ValidatingWebhook) -> EntryDigest {
+    Sha256::digest(json(entry)).into()
+}
+
+fn json(value: &impl Serialize) -> Vec<u8> {
+    // The types of the API have no keys but strings, so that this does not fail.
+    serde_json::to_vec(value).unwrap_or_default()
+}
+
+/// The entries of all policies with limits, those of the oldest policy first. `client` is how the apiserver reaches the
+/// webhook; `own_namespace` is excluded.
 pub(crate) fn build(
     policies: &PolicySet,
     client: &WebhookClientConfig,
     own_namespace: &str,
-) -> Vec<ValidatingWebhook> {
-    let mut entries: Vec<ValidatingWebhook> = policies
-        .iter()
-        .filter(|policy| policy.has_limits() && !is_excluded(policy, own_namespace))
-        .flat_map(|policy| {
-            // Policies in mode Warn have no influence on enforced ones.
-            let near = policies.iter().filter(|other| other.enforced() || !policy.enforced());
-            let deciding = DecidingFields::of(policy, near.map(AsRef::as_ref));
-            let [creates, updates] = entry_names(policy);
-            let (create, update) = ("CREATE", "UPDATE");
-            [
-                entry(policy, creates, create, None, client, own_namespace),
-                entry(
-                    policy,
-                    updates,
-                    update,
-                    Some(match_conditions::build(&deciding)),
-                    client,
-                    own_namespace,
-                ),
-            ]
-        })
-        .collect();
-    entries.sort_by(|a, b| a.name.cmp(&b.name));
-    entries
+) -> Vec<EntryPair> {
+    let mut limited: Vec<&Arc<Policy>> =
+        policies.iter().filter(|policy| has_entries(policy, own_namespace)).collect();
+    limited.sort_by(|a, b| (a.created, &a.reference).cmp(&(b.created, &b.reference)));
+    limited.into_iter().map(|policy| EntryPair::new(policy, client, own_namespace)).collect()
+}
+
+/// Whether the policy needs entries.
+pub(crate) fn has_entries(policy: &Policy, own_namespace: &str) -> bool {
+    policy.has_limits() && !is_excluded(policy, own_namespace)
 }
 
 fn entry(
@@ -89,7 +136,7 @@ fn entry(
             scope: Some("Namespaced".to_owned()),
         }]),
         namespace_selector: Some(namespace_selector(policy, own_namespace)),
-        object_selector: Some(policy.spec.job_selector.clone().unwrap_or_default()),
+        object_selector: Some(without_empty_fields(policy.spec.job_selector.clone().unwrap_or_default())),
         match_conditions: conditions,
     }
 }
@@ -99,7 +146,7 @@ fn namespace_selector(policy: &Policy, own_namespace: &str) -> LabelSelector {
         let labels = [(NAMESPACE_NAME.to_owned(), namespace.clone())].into();
         return LabelSelector { match_labels: Some(labels), match_expressions: None };
     }
-    let mut selector = policy.namespace_selector().cloned().unwrap_or_default();
+    let mut selector = without_empty_fields(policy.namespace_selector().cloned().unwrap_or_default());
     let mut excluded: Vec<String> = keys::EXCLUDED_NAMESPACES.iter().map(|ns| (*ns).to_owned()).collect();
     excluded.push(own_namespace.to_owned());
     selector.match_expressions.get_or_insert_default().push(LabelSelectorRequirement {
@@ -108,6 +155,20 @@ fn namespace_selector(policy: &Policy, own_namespace: &str) -> LabelSelector {
         values: Some(excluded),
     });
     selector
+}
+
+/// The apiserver does not store empty fields. With them, an entry would differ from the stored one for ever.
+fn without_empty_fields(selector: LabelSelector) -> LabelSelector {
+    let LabelSelector { match_labels, match_expressions } = selector;
+    let without_empty_values = |mut requirement: LabelSelectorRequirement| {
+        requirement.values = requirement.values.filter(|values| !values.is_empty());
+        requirement
+    };
+    let expressions: Vec<_> = match_expressions.into_iter().flatten().map(without_empty_values).collect();
+    LabelSelector {
+        match_labels: match_labels.filter(|labels| !labels.is_empty()),
+        match_expressions: (!expressions.is_empty()).then_some(expressions),
+    }
 }
 
 /// Names of the entries for creates and updates: `<name>.<namespace>.jobpolicy.limit.job-handler.io` or
@@ -167,17 +228,6 @@ pub(crate) fn client_config(
     Ok(client)
 }
 
-/// Names of the entries that were last seen or written correctly, are still wanted, and are now missing or different:
-/// someone else changed them.
-pub(crate) fn tampered(
-    last_correct: &[ValidatingWebhook],
-    wanted: &[ValidatingWebhook],
-    current: &[ValidatingWebhook],
-) -> Vec<String> {
-    let changed = wanted.iter().filter(|entry| last_correct.contains(entry) && !current.contains(entry));
-    changed.map(|entry| entry.name.clone()).collect()
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
     use std::sync::Arc;
@@ -209,7 +259,9 @@ pub(crate) mod tests {
                 "namespaceSelector": {"matchLabels": {"team": "a"}}}),
             ),
         ]);
-        let entries = build(&set, &WebhookClientConfig::default(), "job-handler-system");
+        let pairs = build(&set, &WebhookClientConfig::default(), "job-handler-system");
+        let mut entries: Vec<_> = pairs.into_iter().flat_map(|pair| pair.entries).collect();
+        entries.sort_by(|a, b| a.name.cmp(&b.name));
         let names: Vec<_> = entries.iter().map(|entry| entry.name.as_str()).collect();
         assert_eq!(
             names,
@@ -241,19 +293,55 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn an_entry_is_tampered_if_it_was_correct_is_still_wanted_and_differs() {
-        let entry = |name: &str, timeout| ValidatingWebhook {
-            name: name.into(),
-            timeout_seconds: Some(timeout),
-            ..ValidatingWebhook::default()
+    fn the_entries_of_a_policy_do_not_depend_on_other_policies() {
+        let limit = json!({"limits": [{"name": "l", "maxActiveJobs": 1}], "jobSelector": {"matchLabels": {"app": "a"}}});
+        let own = namespaced("builds", "ci", limit);
+        let other = namespaced(
+            "other",
+            "ci",
+            json!({"limits": [{"name": "l", "maxActiveJobs": 1, "scope": "Group"}],
+            "group": {"type": "Labels", "labelKeys": ["repo"]}}),
+        );
+        let digests = |policies: &[&Arc<Policy>]| {
+            let set = PolicySet::new(policies.iter().map(|policy| (*policy).clone()));
+            let pairs = build(&set, &WebhookClientConfig::default(), "job-handler-system");
+            pairs.into_iter().find(|pair| pair.uid() == "ci-builds").unwrap().digests
         };
-        let right = [entry("a", 10), entry("b", 10)];
-        let named = |wanted: &[_], current: &[_]| tampered(&right, wanted, current).join(" ");
-        assert_eq!(named(&right, &[]), "a b", "deleted");
-        assert_eq!(named(&right, &[entry("a", 10), entry("b", 1)]), "b", "edited");
-        assert_eq!(named(&right, &[entry("a", 10), entry("b", 10), entry("c", 10)]), "", "an extra entry");
-        assert_eq!(named(&[entry("a", 10), entry("b", 9)], &right), "", "we want another entry now");
-        assert_eq!(tampered(&[], &right, &[]), Vec::<String>::new(), "a new leader has seen no entries yet");
+        assert_eq!(digests(&[&own]), digests(&[&own, &other]));
+    }
+
+    #[test]
+    fn entries_have_no_empty_fields() {
+        let limits = json!([{"name": "l", "maxActiveJobs": 1}]);
+        let requirement = json!({"key": "a", "operator": "Exists", "values": []});
+        let policy = cluster(
+            "p",
+            json!({"limits": limits, "jobSelector": {"matchLabels": {}, "matchExpressions": [requirement]},
+                "namespaceSelector": {"matchLabels": {}, "matchExpressions": []}}),
+        );
+        let pair = build(&PolicySet::new([policy]), &WebhookClientConfig::default(), "ours").remove(0);
+        let entry = serde_json::to_value(&pair.entries[0]).unwrap();
+        assert_eq!(
+            entry["objectSelector"],
+            json!({"matchExpressions": [{"key": "a", "operator": "Exists"}]})
+        );
+        assert_eq!(entry["namespaceSelector"]["matchLabels"], json!(null));
+    }
+
+    #[test]
+    fn sizes_are_those_of_the_json_and_the_address_is_told_apart() {
+        let policy = namespaced("builds", "ci", json!({"limits": [{"name": "l", "maxActiveJobs": 1}]}));
+        let pair = |bundle: usize| {
+            let ca_bundle = Some(ByteString(vec![b'a'; bundle]));
+            let client = WebhookClientConfig { ca_bundle, ..WebhookClientConfig::default() };
+            build(&PolicySet::new([policy.clone()]), &client, "job-handler-system").remove(0)
+        };
+        let (small, large) = (pair(0), pair(3000));
+        let json: usize = large.entries.iter().map(|entry| serde_json::to_vec(entry).unwrap().len()).sum();
+        assert_eq!(large.bytes, json);
+        assert_eq!((large.bytes - small.bytes, large.own_bytes), (8000, small.own_bytes));
+        assert_eq!(large.digests, large.entries.each_ref().map(digest));
+        assert_ne!(large.digests, small.digests);
     }
 
     #[test]

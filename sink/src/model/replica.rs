@@ -1,6 +1,8 @@
 //! A webhook replica as its Lease describes it.
 
-use std::{collections::BTreeMap, time::Instant};
+use std::time::Instant;
+
+use job_handler_shared::policy::presence::Presence;
 
 /// A webhook replica as its Lease describes it.
 #[derive(Clone, Debug, PartialEq)]
@@ -11,10 +13,8 @@ pub(crate) struct Replica {
     pub(crate) seen: Instant,
     /// Seconds until the Lease expires without renewal.
     pub(crate) duration: u64,
-    /// Policy uid -> enforced generation.
-    pub(crate) enforces: BTreeMap<String, i64>,
-    /// Policy uid -> why the replica cannot enforce its limits yet.
-    pub(crate) withheld: BTreeMap<String, String>,
+    /// The policies that it enforces, and those that it cannot enforce yet.
+    pub(crate) policies: Presence,
 }
 
 impl Replica {

@@ -2,9 +2,12 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use job_handler_shared::ledger::{
-    crd::{CLUSTER_LEDGER, JobLedger, LedgerContents, LedgerError},
-    failure_streak::{self, FailureStreak},
+use job_handler_shared::{
+    ledger::{
+        crd::{CLUSTER_LEDGER, JobLedger, LedgerContents, LedgerError},
+        failure_streak::{self, FailureStreak},
+    },
+    policy::reference::PolicyRef,
 };
 use kube::ResourceExt;
 use parking_lot::Mutex;
@@ -71,11 +74,17 @@ impl LedgerIndex {
     /// `namespace/group`).
     pub(crate) fn pending(
         &self,
-        policy: &str,
+        policy: &PolicyRef,
         is_active: impl Fn(&str) -> bool,
     ) -> BTreeMap<(String, String), u32> {
         let mut pending: BTreeMap<(String, String), u32> = BTreeMap::new();
-        for (ledger, known) in self.ledgers.lock().iter() {
+        let ledgers = self.ledgers.lock();
+        // A JobPolicy counts in the ledger of its namespace only.
+        let in_reach: Vec<_> = match &policy.namespace {
+            Some(own) => ledgers.get_key_value(own).into_iter().collect(),
+            None => ledgers.iter().collect(),
+        };
+        for (ledger, known) in in_reach {
             let Ok(book) = &known.book else { continue };
             let place = if ledger == CLUSTER_LEDGER { "cluster" } else { ledger };
             let mut names: BTreeMap<(String, String), Vec<&str>> = BTreeMap::new();
@@ -83,7 +92,7 @@ impl LedgerIndex {
                 for scope in &granted.scopes {
                     // `<policy uid>/<limit>[/<group>]`.
                     let mut parts = scope.splitn(3, '/');
-                    if parts.next() != Some(policy) {
+                    if parts.next() != Some(policy.uid.as_str()) {
                         continue;
                     }
                     let Some(limit) = parts.next() else { continue };
@@ -108,6 +117,7 @@ impl LedgerIndex {
 
 #[cfg(test)]
 mod tests {
+    use job_handler_shared::testing::policies::namespaced;
     use serde_json::json;
 
     use super::*;
@@ -129,7 +139,8 @@ mod tests {
         .unwrap();
         let ledgers = LedgerIndex::default();
         ledgers.put(&ledger);
-        let pending = ledgers.pending("p", |uid| uid == "runs");
+        let policy = &namespaced("p", json!({})).reference;
+        let pending = ledgers.pending(policy, |uid| uid == "runs");
         let count = |limit: &str, scope: &str| pending.get(&(limit.to_owned(), scope.to_owned())).copied();
         assert_eq!((count("all", "ci"), count("each", "ci/7")), (Some(2), Some(1)));
         assert_eq!(pending.len(), 2);

@@ -2,12 +2,7 @@
 //!
 //! Nothing depends on seeing an event: all reconcilers read the full state again every [`crate::runtime::resync::RESYNC`].
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt::Debug,
-    sync::Arc,
-    time::Instant,
-};
+use std::{collections::BTreeSet, fmt::Debug, sync::Arc, time::Instant};
 
 use futures::Stream;
 use job_handler_shared::{
@@ -17,6 +12,7 @@ use job_handler_shared::{
     ledger::crd::JobLedger,
     policy::{
         parsed::Policy,
+        presence::Presence,
         reference::{Labels, PolicyKind, PolicyRef},
         spec::{ClusterJobPolicy, JobPolicy},
     },
@@ -117,7 +113,15 @@ async fn follow_policies<K: ResourceExt + Debug + Clone + Send + 'static>(
     kind: PolicyKind,
     read: impl Fn(&K) -> PolicyEntry,
 ) {
-    let mut seen: Option<BTreeSet<String>> = None;
+    // Stored at once at the end of the list: each change of the set regroups all Jobs.
+    let mut listed: Vec<PolicyEntry> = Vec::new();
+    let read = |policy: &K| {
+        let entry = read(policy);
+        if let Err(error) = &entry.policy {
+            tracing::warn!(policy = %entry.reference, "cannot be read and selects nothing: {error}");
+        }
+        entry
+    };
     let resource = match kind {
         PolicyKind::JobPolicy => "jobpolicies.job-handler.io",
         PolicyKind::ClusterJobPolicy => "clusterjobpolicies.job-handler.io",
@@ -125,24 +129,24 @@ async fn follow_policies<K: ResourceExt + Debug + Clone + Send + 'static>(
     watch::run(stream, resource, ready, |event| {
         let changed = match event {
             Event::Init => {
-                seen = Some(BTreeSet::new());
+                listed.clear();
                 false
             }
-            Event::Apply(policy) | Event::InitApply(policy) => {
-                let entry = read(&policy);
-                if let Err(error) = &entry.policy {
-                    tracing::warn!(policy = %entry.reference, "cannot be read and selects nothing: {error}");
-                }
-                seen.iter_mut().for_each(|seen| _ = seen.insert(entry.reference.uid.clone()));
-                context.store.put_policy(entry)
+            Event::InitApply(policy) => {
+                listed.push(read(&policy));
+                false
             }
+            Event::Apply(policy) => context.store.put_policy(read(&policy)),
             Event::Delete(policy) => {
                 let uid = policy.uid().unwrap_or_default();
                 context.store.remove_policies(|known| known.uid == uid)
             }
             Event::InitDone => {
-                let seen = seen.take().unwrap_or_default();
-                context.store.remove_policies(|known| known.kind == kind && !seen.contains(&known.uid))
+                let listed = std::mem::take(&mut listed);
+                let seen: BTreeSet<String> = listed.iter().map(|entry| entry.reference.uid.clone()).collect();
+                let changed = context.store.put_policies(listed);
+                let gone = |known: &PolicyRef| known.kind == kind && !seen.contains(&known.uid);
+                context.store.remove_policies(gone) || changed
             }
         };
         if changed {
@@ -278,11 +282,6 @@ pub(crate) async fn replicas(context: Context, ready: ReadyHandle) {
 
 fn read_replica(lease: &Lease) -> Replica {
     let spec = lease.spec.as_ref();
-    let annotation = |key| lease.annotations().get(key);
-    let enforces: Option<BTreeMap<String, i64>> =
-        annotation(keys::ENFORCES).and_then(|text| serde_json::from_str(text).ok());
-    let withheld: Option<BTreeMap<String, String>> =
-        annotation(keys::WITHHELD).and_then(|text| serde_json::from_str(text).ok());
     let has_holder = spec.and_then(|s| s.holder_identity.as_deref()).is_some_and(|holder| !holder.is_empty());
     let duration = spec.and_then(|s| s.lease_duration_seconds).unwrap_or(keys::WEBHOOK_LEASE_SECONDS);
     Replica {
@@ -290,8 +289,7 @@ fn read_replica(lease: &Lease) -> Replica {
         seen: Instant::now(),
         // A replica that released its Lease on exit is not live.
         duration: if has_holder { u64::try_from(duration).unwrap_or_default() } else { 0 },
-        enforces: enforces.unwrap_or_default(),
-        withheld: withheld.unwrap_or_default(),
+        policies: Presence::read(lease.annotations()),
     }
 }
 

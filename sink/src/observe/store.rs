@@ -251,19 +251,28 @@ impl Store {
         self.state.lock().entries.values().cloned().collect()
     }
 
-    /// Whether some policy cannot be read, so that what it asks for is not known.
-    pub(crate) fn is_any_policy_unreadable(&self) -> bool {
-        self.state.lock().entries.values().any(|entry| entry.policy.is_err())
+    /// Whether a policy that may apply in this namespace cannot be read, so that what it asks for is not known.
+    pub(crate) fn has_unreadable_policy(&self, namespace: &str) -> bool {
+        let here = |reference: &PolicyRef| reference.namespace.as_deref().is_none_or(|own| own == namespace);
+        self.state.lock().entries.values().any(|entry| entry.policy.is_err() && here(&entry.reference))
     }
 
     /// Adds or replaces a policy; returns whether its spec changed.
     pub fn put_policy(&self, entry: PolicyEntry) -> bool {
+        self.put_policies([entry])
+    }
+
+    /// Adds or replaces policies; returns whether the spec of one changed.
+    pub(crate) fn put_policies(&self, entries: impl IntoIterator<Item = PolicyEntry>) -> bool {
         self.update(|state| {
-            let uid = entry.reference.uid.clone();
-            let (generation, policy) = (entry.generation, entry.policy.as_ref().ok().cloned());
-            let before = state.entries.insert(uid.clone(), entry);
-            let spec_changed = before.is_none_or(|old| old.generation != generation);
-            if state.rules.put(uid, policy) {
+            let (mut spec_changed, mut policies) = (false, Vec::new());
+            for entry in entries {
+                let (uid, generation) = (entry.reference.uid.clone(), entry.generation);
+                policies.push((uid.clone(), entry.policy.as_ref().ok().cloned()));
+                let before = state.entries.insert(uid, entry);
+                spec_changed |= before.is_none_or(|old| old.generation != generation);
+            }
+            if state.rules.put_all(policies) {
                 state.index.regroup_all(&state.rules);
             }
             (spec_changed, Effect::Changed)
@@ -342,8 +351,7 @@ impl Store {
     pub(crate) fn put_replica(&self, name: &str, mut replica: Replica) {
         self.update(|state| {
             let before = state.replicas.get(name);
-            let changed = before
-                .is_none_or(|known| known.enforces != replica.enforces || known.withheld != replica.withheld);
+            let changed = before.is_none_or(|known| known.policies != replica.policies);
             if let Some(known) = before
                 && known.renewed == replica.renewed
             {

@@ -131,7 +131,9 @@ impl JobReconciler {
             }
             Step::Delete => self.delete(progress).await,
             // An unreadable policy may ask for the result.
-            Step::Restore(_) if self.store.is_any_policy_unreadable() => Ok(StepEnd::Finished),
+            Step::Restore(_) if self.store.has_unreadable_policy(&progress.job.namespace) => {
+                Ok(StepEnd::Finished)
+            }
             Step::Restore(ttl) => {
                 Ok(StepEnd::Written(patch::restore_ttl(&self.client, &progress.job, ttl).await?))
             }

@@ -274,17 +274,21 @@ fn is_shard_of(shard: &ObjectMeta, uid: &str) -> bool {
 }
 
 /// The bounds of the current policies, by policy.
-struct PolicyBounds(Option<HashMap<String, RetentionBounds>>);
+#[derive(Default)]
+struct PolicyBounds {
+    bounds: HashMap<String, RetentionBounds>,
+    /// The namespaces of policies that cannot be read; "" for those of the cluster.
+    unreadable: BTreeSet<String>,
+}
 
 impl PolicyBounds {
     fn of(store: &Store) -> Self {
-        // A policy that cannot be read may be the one with the largest bound.
-        if store.is_any_policy_unreadable() {
-            return Self(None);
-        }
-        let mut bounds = HashMap::new();
+        let mut known = Self::default();
         for entry in store.policy_entries() {
-            let Ok(policy) = entry.policy else { continue };
+            let Ok(policy) = entry.policy else {
+                known.unreadable.insert(entry.reference.namespace.unwrap_or_default());
+                continue;
+            };
             // A policy that only warns deletes nothing.
             let Some(results) = policy.spec.results.as_ref().filter(|_| policy.enforced()) else { continue };
             let reference = &entry.reference;
@@ -292,19 +296,22 @@ impl PolicyBounds {
                 PolicyKind::JobPolicy => reference.namespace.as_deref().unwrap_or_default(),
                 PolicyKind::ClusterJobPolicy => "",
             };
-            bounds.insert(
+            known.bounds.insert(
                 key(scope, &requesting_policy(reference.kind, &reference.name)),
                 RetentionBounds::from(results),
             );
         }
-        Self(Some(bounds))
+        known
     }
 
     fn of_result(&self, stored: &StoredResult) -> Option<RetentionBounds> {
-        let bounds = self.0.as_ref()?;
+        // A policy that cannot be read may be the one with the largest bound.
+        if ["", &stored.namespace].iter().any(|namespace| self.unreadable.contains(*namespace)) {
+            return None;
+        }
+        let bound = |namespace: &str, by: &str| self.bounds.get(&key(namespace, by));
         let asked = stored.facts.policies.iter();
-        let found = asked
-            .filter_map(|by| bounds.get(&key(&stored.namespace, by)).or_else(|| bounds.get(&key("", by))));
+        let found = asked.filter_map(|by| bound(&stored.namespace, by).or_else(|| bound("", by)));
         found.copied().reduce(RetentionBounds::or)
     }
 }

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use job_handler_shared::{
     keys,
     policy::{
+        index::NAMESPACE_POLICIES_MAX,
         limit::Scope,
         results::StorageType,
         spec::PolicySpec,
@@ -14,7 +15,10 @@ use job_handler_shared::{
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
-use crate::{model::policy_entry::PolicyEntry, status::policy_status::StatusInputs};
+use crate::{
+    model::{entry_state::EntryFailure, policy_entry::PolicyEntry},
+    status::policy_status::StatusInputs,
+};
 
 /// Status, reason and message of a condition.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,12 +66,19 @@ pub(crate) fn ready(entry: &PolicyEntry, inputs: &StatusInputs<'_>) -> Condition
             "Jobs in this namespace are never changed; move the policy to the namespace of its Jobs";
         return ConditionState::new(false, "ExcludedNamespace", message.to_owned());
     }
+    if let (false, Some(namespace)) = (inputs.applies, &entry.reference.namespace) {
+        let message = format!(
+            "namespace {namespace} has more than {NAMESPACE_POLICIES_MAX} JobPolicies; the oldest ones apply, and this one \
+             does not: delete some, or merge them"
+        );
+        return ConditionState::new(false, "TooManyPolicies", message);
+    }
     let live: Vec<_> = inputs.replicas.iter().filter(|(_, replica)| replica.is_live(inputs.clock)).collect();
     if live.is_empty() {
         return ConditionState::new(false, "NoWebhook", "no webhook replica is alive: see `kubectl get leases -l job-handler/component=webhook` in job-handler's namespace".to_owned());
     }
-    let withheld =
-        live.iter().find_map(|(name, replica)| Some((name, replica.withheld.get(&entry.reference.uid)?)));
+    let uid = &entry.reference.uid;
+    let withheld = live.iter().find_map(|(name, replica)| Some((name, replica.policies.withholds(uid)?)));
     if let Some((replica, why)) = withheld {
         return ConditionState::new(
             false,
@@ -77,7 +88,7 @@ pub(crate) fn ready(entry: &PolicyEntry, inputs: &StatusInputs<'_>) -> Condition
     }
     let behind: Vec<&str> = live
         .iter()
-        .filter(|(_, replica)| replica.enforces.get(&entry.reference.uid) != Some(&generation))
+        .filter(|(_, replica)| replica.policies.enforces(uid) != Some(generation))
         .map(|(name, _)| name.as_str())
         .collect();
     if !behind.is_empty() {
@@ -89,13 +100,11 @@ pub(crate) fn ready(entry: &PolicyEntry, inputs: &StatusInputs<'_>) -> Condition
         );
         return ConditionState::new(false, "WebhookBehind", message);
     }
-    if policy.has_limits() && inputs.entries.written.get(&entry.reference.uid) != Some(&generation) {
-        let why = inputs.entries.error.as_deref().unwrap_or("it is being written");
-        return ConditionState::new(
-            false,
-            "EntryMissing",
-            format!("waiting for the webhook entry of its limits: {why}"),
-        );
+    if policy.has_limits() && inputs.entries.written.get(uid) != Some(&generation) {
+        let error =
+            || EntryFailure::missing(inputs.entries.error.as_deref().unwrap_or("it is being written"));
+        let failure = inputs.entries.failures.get(uid).cloned().unwrap_or_else(error);
+        return ConditionState::new(false, failure.reason, failure.message);
     }
     let replicas = live.len();
     let s = if replicas == 1 { "" } else { "s" };
@@ -171,7 +180,7 @@ fn undeliverable(spec: &PolicySpec, receivers: &BTreeSet<String>) -> Option<Stri
 }
 
 /// Names of the limits with scope Group.
-fn group_limits(spec: &PolicySpec) -> Vec<String> {
+pub(crate) fn group_limits(spec: &PolicySpec) -> Vec<String> {
     let limits = spec.limits.iter().filter(|limit| limit.scope == Scope::Group);
     limits.map(|limit| format!("\"{}\"", limit.name)).collect()
 }

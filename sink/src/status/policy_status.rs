@@ -41,6 +41,8 @@ pub(crate) struct StatusInputs<'a> {
     pub(crate) no_secrets: Option<String>,
     /// The policy is in a namespace where Jobs are never changed.
     pub(crate) excluded: bool,
+    /// The policy is not above the maximum number of policies of its namespace.
+    pub(crate) applies: bool,
     /// Wall clock, for the conditions' transition times.
     pub(crate) now: Timestamp,
     /// Monotonic clock, for the replicas' Leases.
@@ -110,13 +112,18 @@ mod tests {
     use std::sync::Arc;
 
     use job_handler_shared::{
-        job::snapshot::JobSnapshot, policy::spec::PolicySpec, testing::policies::namespaced,
+        job::snapshot::JobSnapshot,
+        keys,
+        policy::{presence::Presence, spec::PolicySpec},
+        testing::policies::namespaced,
     };
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::{status::conditions::secrets_unavailable, test_support::policy_entry};
+    use crate::{
+        model::entry_state::EntryFailure, status::conditions::secrets_unavailable, test_support::policy_entry,
+    };
 
     fn entry(spec: Value) -> PolicyEntry {
         policy_entry(3, namespaced("p", spec))
@@ -127,6 +134,7 @@ mod tests {
         jobs: Vec<SelectedJob>,
         replicas: BTreeMap<String, Replica>,
         entries: EntryState,
+        applies: bool,
         has_group: bool,
         no_secrets: Option<String>,
     }
@@ -136,7 +144,8 @@ mod tests {
             Self {
                 jobs: Vec::new(),
                 replicas: [("a".to_owned(), replica(3))].into(),
-                entries: EntryState { written: [("p".to_owned(), 3)].into(), error: None },
+                entries: written(),
+                applies: true,
                 has_group: true,
                 no_secrets: None,
             }
@@ -156,6 +165,7 @@ mod tests {
                 results: ResultsStatus::default(),
                 no_secrets: self.no_secrets,
                 excluded: false,
+                applies: self.applies,
                 now: Timestamp::UNIX_EPOCH,
                 clock: Instant::now(),
             };
@@ -169,15 +179,18 @@ mod tests {
         }
     }
 
+    fn written() -> EntryState {
+        EntryState { written: [("p".to_owned(), 3)].into(), ..EntryState::default() }
+    }
+
     fn replica(enforces: i64) -> Replica {
-        let enforces = [("p".to_owned(), enforces)].into();
-        Replica {
-            renewed: "x".into(),
-            seen: Instant::now(),
-            duration: 15,
-            enforces,
-            withheld: BTreeMap::new(),
-        }
+        let enforces = format!(r#"{{"p":{enforces}}}"#);
+        let policies = presence(keys::ENFORCES, &enforces);
+        Replica { renewed: "x".into(), seen: Instant::now(), duration: 15, policies }
+    }
+
+    fn presence(annotation: &str, value: &str) -> Presence {
+        Presence::read(&[(annotation.to_owned(), value.to_owned())].into())
     }
 
     fn ready(replicas: Vec<(&str, Replica)>, entries: &EntryState) -> Condition {
@@ -188,17 +201,25 @@ mod tests {
 
     #[test]
     fn a_policy_is_ready_when_every_live_replica_and_the_entries_are() {
-        let written = EntryState { written: [("p".to_owned(), 3)].into(), error: None };
+        let written = written();
+        let failed = |failure: EntryFailure| EntryState {
+            failures: [("p".to_owned(), failure)].into(),
+            ..EntryState::default()
+        };
+        let rejected = failed(EntryFailure::rejected("label key too long"));
+        let left_out = failed(EntryFailure::no_room("no room"));
         let mut dead = replica(2);
         dead.duration = 0;
         let mut withholding = replica(2);
-        withholding.withheld = [("p".to_owned(), "its ledger is missing".to_owned())].into();
+        withholding.policies = presence(keys::WITHHELD, r#"{"p":"its ledger is missing"}"#);
         for (replicas, entries, reason) in [
             (vec![], &written, "NoWebhook"),
             (vec![("dead", dead.clone())], &written, "NoWebhook"),
             (vec![("a", replica(3)), ("b", replica(2))], &written, "WebhookBehind"),
             (vec![("a", replica(3)), ("b", withholding)], &written, "LedgerMissing"),
             (vec![("a", replica(3))], &EntryState::default(), "EntryMissing"),
+            (vec![("a", replica(3))], &rejected, "EntryRejected"),
+            (vec![("a", replica(3))], &left_out, "NoRoom"),
             (vec![("a", replica(3)), ("dead", dead)], &written, "Enforced"),
         ] {
             let found = ready(replicas, entries);
@@ -206,6 +227,14 @@ mod tests {
             assert_eq!(found.status == "True", reason == "Enforced");
             assert_eq!(found.observed_generation, Some(3));
         }
+    }
+
+    #[test]
+    fn a_policy_above_the_maximum_of_its_namespace_says_so() {
+        let beyond = TestInputs { applies: false, ..TestInputs::default() };
+        let ready = &beyond.conditions_of(json!({}))[READY];
+        assert_eq!((ready.status.as_str(), ready.reason.as_str()), ("False", "TooManyPolicies"));
+        assert!(ready.message.starts_with("namespace ci has more than 100 JobPolicies"), "{}", ready.message);
     }
 
     #[test]

@@ -43,9 +43,18 @@ pub(crate) fn collect(
     summary
 }
 
-/// The results that a policy requested.
-pub(crate) fn of_policy(results: &[ResultRef], policy: &str) -> ResultsStatus {
-    of_results(results.iter().filter(|result| result.policies.split(',').any(|uid| uid == policy)))
+/// The results that each policy requested, by its uid.
+pub(crate) fn by_policy(results: &[ResultRef]) -> HashMap<&str, ResultsStatus> {
+    let mut requested: HashMap<&str, Vec<&ResultRef>> = HashMap::new();
+    for result in results {
+        result.policies.split(',').for_each(|uid| requested.entry(uid).or_default().push(result));
+    }
+    requested.into_iter().map(|(uid, results)| (uid, of_results(results))).collect()
+}
+
+/// Of a policy without results.
+pub(crate) fn no_results() -> ResultsStatus {
+    of_results([])
 }
 
 fn of_results<'a>(results: impl IntoIterator<Item = &'a ResultRef>) -> ResultsStatus {
@@ -120,8 +129,9 @@ mod tests {
         assert_eq!((found.oldest_active, found.oldest_unharvested, found.deadline_used), (60.0, 50.0, 0.5));
         assert_eq!((found.results.stored, found.results.incomplete), (3, 1));
         assert_eq!(found.results.size, "1.0Mi");
-        let q = of_policy(&results, "q");
+        let q = &by_policy(&results)["q"];
         assert_eq!((q.stored, q.bytes, q.incomplete), (2, (1 << 20) + 512, 1));
-        assert_eq!(of_policy(&results, "r").size, "0");
+        assert!(!by_policy(&results).contains_key("r"));
+        assert_eq!(no_results().size, "0");
     }
 }

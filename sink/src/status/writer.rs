@@ -2,7 +2,7 @@
 //! followers only the last refusal that they received from their own webhook.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     convert::Infallible,
     sync::Arc,
     time::{Duration, Instant},
@@ -38,6 +38,7 @@ use crate::{
     observe::store::Store,
     runtime::work_queue::Queue,
     status::{
+        conditions,
         limit_usage::{SelectedJob, queued_jobs},
         policy_status::{StatusInputs, policy_status},
         summary,
@@ -66,12 +67,14 @@ pub(crate) async fn run<K: Clone + Eq + std::hash::Hash>(
         let wanted = |job: &JobSnapshot| store.effective(job).and_then(|policy| policy.results.clone());
         metrics.set_summary(&summary::collect(&jobs, &results, &store.enforced(), wanted, Timestamp::now()));
         metrics.set_queue_length(queue.len());
-        let receivers = store.known_receivers();
+        let (receivers, replicas) = (store.known_receivers(), store.replicas());
+        let (policies, unfinished) = (store.policies(), unfinished_by_namespace(&jobs));
+        let requested = summary::by_policy(&results);
         let mut queued = HashMap::new();
         for entry in store.policy_entries() {
             let policy = entry.policy.as_ref().ok();
             let selected: Vec<SelectedJob> =
-                policy.map_or_else(Vec::new, |policy| selected(&store, policy, &jobs));
+                policy.map_or_else(Vec::new, |policy| selected(&store, policy, &unfinished));
             for limit in policy.filter(|policy| policy.enforced()).into_iter().flat_map(|p| &p.spec.limits) {
                 let key = (entry.reference.to_string(), limit.name.clone());
                 queued.insert(key, queued_jobs(limit, &selected));
@@ -80,15 +83,21 @@ pub(crate) async fn run<K: Clone + Eq + std::hash::Hash>(
                 let entries = entries.borrow_and_update();
                 let inputs = StatusInputs {
                     jobs: &selected,
-                    replicas: &store.replicas(),
+                    replicas: &replicas,
                     entries: &entries,
-                    pending: &store.ledgers.pending(&entry.reference.uid, |uid| active.contains(uid)),
+                    pending: &store.ledgers.pending(&entry.reference, |uid| active.contains(uid)),
                     last_refusal: store.refusal(&entry.reference.uid),
-                    has_group: policy.is_none_or(|policy| has_group(&store, policy)),
+                    has_group: policy.is_none_or(|policy| {
+                        conditions::group_limits(&policy.spec).is_empty() || has_group(&store, policy)
+                    }),
                     receivers: &receivers,
-                    results: summary::of_policy(&results, &entry.reference.uid),
+                    results: requested
+                        .get(entry.reference.uid.as_str())
+                        .cloned()
+                        .unwrap_or_else(summary::no_results),
                     no_secrets: store.secrets.denial(),
                     excluded: policy.is_some_and(|policy| is_excluded(policy, &own_namespace)),
+                    applies: policies.contains(&entry.reference),
                     now: whole_seconds(Timestamp::now()),
                     clock: Instant::now(),
                 };
@@ -161,14 +170,20 @@ fn has_group(store: &Store, policy: &Policy) -> bool {
             .any(|other| other.enforced() && other.spec.group.is_some() && overlaps(other))
 }
 
-fn selected(store: &Store, policy: &Arc<Policy>, jobs: &[Arc<JobSnapshot>]) -> Vec<SelectedJob> {
-    let of_policy = |job: &&Arc<JobSnapshot>| {
-        job.finished.is_none()
-            && policy.reference.namespace.as_ref().is_none_or(|own| *own == job.namespace)
-            && store.namespace(&job.namespace).is_some_and(|labels| {
-                policy.selects(&job.namespace, &labels, &without_group_label(&job.labels))
-            })
-    };
+fn unfinished_by_namespace(jobs: &[Arc<JobSnapshot>]) -> BTreeMap<&str, Vec<&Arc<JobSnapshot>>> {
+    let mut by_namespace: BTreeMap<&str, Vec<&Arc<JobSnapshot>>> = BTreeMap::new();
+    for job in jobs.iter().filter(|job| job.finished.is_none()) {
+        by_namespace.entry(&job.namespace).or_default().push(job);
+    }
+    by_namespace
+}
+
+/// The unfinished Jobs that a policy selects.
+fn selected(
+    store: &Store,
+    policy: &Arc<Policy>,
+    unfinished: &BTreeMap<&str, Vec<&Arc<JobSnapshot>>>,
+) -> Vec<SelectedJob> {
     let with_group = |job: &Arc<JobSnapshot>| {
         let mut policies = store.matching(job).unwrap_or_default();
         // A policy in mode Warn uses its own group where the enforced ones set none.
@@ -177,7 +192,20 @@ fn selected(store: &Store, policy: &Arc<Policy>, jobs: &[Arc<JobSnapshot>]) -> V
         }
         SelectedJob { job: job.clone(), group: group_of_job(&policies.iter().collect::<Vec<_>>(), job) }
     };
-    jobs.iter().filter(of_policy).map(with_group).collect()
+    // There may be thousands of policies: each looks at the Jobs of its own namespace only.
+    let own = policy.reference.namespace.as_deref();
+    let namespaces = own.map_or_else(
+        || unfinished.iter().collect::<Vec<_>>(),
+        |own| unfinished.get_key_value(own).into_iter().collect(),
+    );
+    let mut selected = Vec::new();
+    for (namespace, jobs) in namespaces {
+        let Some(labels) = store.namespace(namespace) else { continue };
+        let selects =
+            |job: &&&Arc<JobSnapshot>| policy.selects(namespace, &labels, &without_group_label(&job.labels));
+        selected.extend(jobs.iter().filter(selects).map(|job| with_group(job)));
+    }
+    selected
 }
 
 async fn write(client: &Client, entry: &PolicyEntry, status: &PolicyStatus) -> Result<(), ApiError> {

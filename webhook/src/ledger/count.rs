@@ -24,12 +24,10 @@ pub(crate) fn may_have_granted<'a>(
     policies: &'a PolicySet,
     ledger: &LedgerId,
 ) -> impl Iterator<Item = &'a str> {
-    let policies = policies.iter().filter(move |policy| {
-        let own = policy.reference.namespace.as_deref();
-        let in_reach = own.is_none_or(|own| ledger.namespace() == Some(own));
-        in_reach && (policy.has_limits() || policy.generation != 1)
-    });
-    policies.map(|policy| policy.reference.uid.as_str())
+    // The ledger of the cluster has no namespace: only the cluster's policies are in its reach.
+    let in_reach = policies.of_namespace(ledger.namespace().unwrap_or_default());
+    let granting = in_reach.filter(|policy| policy.has_limits() || policy.generation != 1);
+    granting.map(|policy| policy.reference.uid.as_str())
 }
 
 /// The scopes of a Job that this ledger counts, with their limits.

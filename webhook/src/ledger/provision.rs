@@ -94,7 +94,6 @@ fn required_ledgers<'a>(
     namespaces: &'a [(String, Arc<Labels>)],
     own_namespace: &str,
 ) -> BTreeMap<&'a str, Vec<&'a str>> {
-    let limits: Vec<_> = policies.iter().filter(|policy| policy.enforced() && policy.has_limits()).collect();
     let tenants = namespaces
         .iter()
         .filter(|(name, _)| name != own_namespace && !keys::EXCLUDED_NAMESPACES.contains(&name.as_str()));
@@ -108,14 +107,14 @@ fn required_ledgers<'a>(
     };
     let mut required: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for (name, labels) in tenants {
-        let selecting = limits
-            .iter()
-            .filter(|policy| limits_namespaces(policy) && policy.selects_namespace(name, labels));
+        let selecting = policies.of_namespace(name).filter(|policy| {
+            policy.enforced() && limits_namespaces(policy) && policy.selects_namespace(name, labels)
+        });
         for policy in selecting {
             required.entry(name).or_default().push(&policy.reference.uid);
         }
     }
-    for policy in limits.iter().filter(|policy| limits_cluster(policy)) {
+    for policy in policies.iter().filter(|policy| policy.enforced() && limits_cluster(policy)) {
         required.entry(CLUSTER_LEDGER).or_default().push(&policy.reference.uid);
     }
     required

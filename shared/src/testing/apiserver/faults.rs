@@ -132,18 +132,32 @@ fn no_response() -> Reply {
 /// What to do once, right before a call takes effect; a code becomes the response.
 type Hook = Box<dyn FnOnce() -> Option<u16> + Send>;
 
+/// Returns the message if the apiserver rejects this object.
+type Validation = Box<dyn Fn(&Value) -> Option<String> + Send>;
+
 #[derive(Default)]
-pub(super) struct Hooks(Mutex<Vec<(Method, String, Hook)>>);
+pub(super) struct Hooks {
+    once: Mutex<Vec<(Method, String, Hook)>>,
+    validations: Mutex<Vec<(String, Validation)>>,
+}
 
 impl Hooks {
     pub(super) fn run(&self, call: &Call) -> Option<u16> {
         let hook = {
-            let mut hooks = self.0.lock();
+            let mut hooks = self.once.lock();
             let due =
                 hooks.iter().position(|(method, path, _)| *method == call.method && call.path.contains(path));
             due.map(|at| hooks.remove(at).2)
         };
         hook.and_then(|hook| hook())
+    }
+
+    /// Why a create or replace is invalid.
+    pub(super) fn invalid(&self, call: &Call) -> Option<String> {
+        let writes = [Method::POST, Method::PUT].contains(&call.method);
+        let validations = self.validations.lock();
+        let mut of_resource = validations.iter().filter(|(resource, _)| writes && *resource == call.resource);
+        of_resource.find_map(|(_, validation)| validation(&call.body))
     }
 }
 
@@ -187,12 +201,17 @@ impl Apiserver {
             hook();
             None
         });
-        self.0.hooks.0.lock().push((method, path.to_owned(), hook));
+        self.0.hooks.once.lock().push((method, path.to_owned(), hook));
     }
 
     /// The first call of this method whose path contains `path` fails with this code.
     pub fn refuse_once(&self, method: Method, path: &str, code: u16) {
-        self.0.hooks.0.lock().push((method, path.to_owned(), Box::new(move || Some(code))));
+        self.0.hooks.once.lock().push((method, path.to_owned(), Box::new(move || Some(code))));
+    }
+
+    /// Creates and replaces of a resource fail with 422 and this message where `validation` returns one.
+    pub fn validate(&self, resource: &str, validation: impl Fn(&Value) -> Option<String> + Send + 'static) {
+        self.0.hooks.validations.lock().push((resource.to_owned(), Box::new(validation)));
     }
 
     /// Refuses every creation of a resource, or of `NAMESPACE/RESOURCE`, and every deletion of `RESOURCE/NAME`.

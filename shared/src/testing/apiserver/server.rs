@@ -160,6 +160,9 @@ impl Apiserver {
                 true,
             );
         }
+        if let Some(message) = self.0.hooks.invalid(call) {
+            return self.record(call, Reply::refused(422, "Invalid", &message), false);
+        }
         let is_write = call.method != Method::GET;
         let (fault, lost) = match self.0.faults.lock().before_call(call) {
             Err(reply) => return if is_write { self.record(call, reply, true) } else { reply },

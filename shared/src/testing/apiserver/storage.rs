@@ -161,6 +161,9 @@ impl Storage {
         if self.objects.contains_key(&key_of(resource, &object)) {
             return Reply::refused(409, "AlreadyExists", "already exists");
         }
+        if call.parameter("dryRun").is_some() {
+            return Reply::object(201, &object);
+        }
         Reply::object(201, &self.store(resource, object))
     }
 

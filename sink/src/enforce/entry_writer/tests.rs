@@ -1,0 +1,191 @@
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
+use http::Method;
+use job_handler_shared::{
+    policy::parsed::Policy,
+    testing::{apiserver::Apiserver, policies::job_policy},
+};
+use serde_json::{Value, json};
+
+use super::*;
+
+const RESOURCE: &str = "validatingwebhookconfigurations";
+
+fn set_bundle(apiserver: &Apiserver, bundle: &str) {
+    apiserver.put(
+        "mutatingwebhookconfigurations",
+        json!({"metadata": {"name": "job-handler"}, "webhooks": [{
+            "name": "stamp.job-handler.io", "admissionReviewVersions": ["v1"], "sideEffects": "None",
+            "clientConfig": {"service": {"name": "job-handler", "namespace": "ours", "path": "/mutate"},
+                "caBundle": bundle}}]}),
+    );
+}
+
+fn writer(apiserver: &Apiserver) -> (EntryWriter, watch::Receiver<EntryState>) {
+    let (sender, state) = watch::channel(EntryState::default());
+    let recorder = Recorder::new(apiserver.client(), "sink-0");
+    (EntryWriter::new(apiserver.client(), "ours".into(), recorder, sender), state)
+}
+
+fn limited(namespace: &str, name: &str, generation: i64) -> Arc<Policy> {
+    let metadata = json!({"name": name, "namespace": namespace, "uid": name, "generation": generation});
+    job_policy(metadata, json!({"limits": [{"name": "l", "maxActiveJobs": 1}]}))
+}
+
+/// Names of the policies with entries, by configuration.
+fn stored(apiserver: &Apiserver) -> BTreeMap<String, BTreeSet<String>> {
+    let names = |configuration: &Value| {
+        let webhooks = configuration["webhooks"].as_array().unwrap().iter();
+        webhooks.map(|entry| entry["name"].as_str().unwrap().split('.').next().unwrap().to_owned()).collect()
+    };
+    let named = |configuration: Value| {
+        (configuration["metadata"]["name"].as_str().unwrap().to_owned(), names(&configuration))
+    };
+    apiserver.all(RESOURCE).into_iter().map(named).collect()
+}
+
+fn names(names: &[&str]) -> BTreeSet<String> {
+    names.iter().map(|name| (*name).to_owned()).collect()
+}
+
+#[tokio::test]
+async fn a_rejected_policy_is_left_out_and_the_others_are_written() {
+    let apiserver = Apiserver::default();
+    set_bundle(&apiserver, "YQ==");
+    let strict = Arc::new(AtomicBool::new(true));
+    let switch = strict.clone();
+    apiserver.validate(RESOURCE, move |configuration| {
+        let is_bad = configuration["webhooks"].to_string().contains("\"bad.ci.");
+        (is_bad && switch.load(Ordering::SeqCst)).then(|| "prefix part must be short".to_owned())
+    });
+    let (mut writer, state) = writer(&apiserver);
+    let all =
+        |bad: i64| PolicySet::new([limited("ci", "a", 1), limited("ci", "bad", bad), limited("qa", "z", 1)]);
+    assert_eq!(writer.round(&all(1)).await, RESYNC);
+    assert_eq!(stored(&apiserver)["job-handler-limits"], names(&["a", "z"]));
+    let now = state.borrow().clone();
+    assert_eq!(now.written, BTreeMap::from([("a".to_owned(), 1), ("z".to_owned(), 1)]));
+    assert_eq!(now.failures.keys().collect::<Vec<_>>(), ["bad"]);
+    assert!(now.failures["bad"].message.contains("prefix part must be short"), "{now:?}");
+    // The caBundle of the others is renewed.
+    set_bundle(&apiserver, "Yg==");
+    writer.round(&all(1)).await;
+    let entries = apiserver.get(RESOURCE, "", "job-handler-limits").unwrap();
+    assert_eq!(entries["webhooks"][0]["clientConfig"]["caBundle"], "Yg==");
+    assert_eq!(state.borrow().written.len(), 2);
+    // It is corrected, and then broken again: it stands nowhere.
+    strict.store(false, Ordering::SeqCst);
+    writer.round(&all(2)).await;
+    assert_eq!(stored(&apiserver)["job-handler-limits"], names(&["a", "bad", "z"]));
+    strict.store(true, Ordering::SeqCst);
+    writer.round(&all(3)).await;
+    assert_eq!(stored(&apiserver)["job-handler-limits"], names(&["a", "z"]));
+    assert!(state.borrow().failures.contains_key("bad") && state.borrow().written.len() == 2);
+}
+
+#[tokio::test]
+async fn more_policies_than_one_configuration_holds_are_spread_and_found_again() {
+    let apiserver = Apiserver::default();
+    set_bundle(&apiserver, "YQ==");
+    let all = PolicySet::new((0..250).map(|n| limited(&format!("team-{}", n % 9), &format!("p{n}"), 1)));
+    let (mut first, state) = writer(&apiserver);
+    while state.borrow().written.len() < 250 {
+        first.round(&all).await;
+    }
+    let before = stored(&apiserver);
+    assert!(before.len() > 2 && before.values().all(|names| names.len() <= 100), "{before:?}");
+    assert_eq!(before.values().map(BTreeSet::len).sum::<usize>(), 250);
+    // The next leader writes nothing, and tries nothing.
+    let calls = apiserver.calls().len();
+    let (mut second, state) = writer(&apiserver);
+    second.round(&all).await;
+    assert_eq!((state.borrow().written.len(), apiserver.calls().len()), (250, calls));
+    // A policy that changes leaves the other configurations alone.
+    let changed = all.iter().filter(|policy| policy.reference.name != "p249").cloned();
+    second.round(&PolicySet::new(changed)).await;
+    assert_eq!(apiserver.calls().len(), calls + 1);
+    assert_eq!(stored(&apiserver).values().map(BTreeSet::len).sum::<usize>(), 249);
+}
+
+#[tokio::test]
+async fn entries_that_have_to_move_are_never_missing() {
+    let apiserver = Apiserver::default();
+    set_bundle(&apiserver, "YQ==");
+    let all = PolicySet::new((0..90).map(|n| limited("ci", &format!("p{n}"), 1)));
+    let (mut writer, state) = writer(&apiserver);
+    while state.borrow().written.len() < 90 {
+        writer.round(&all).await;
+    }
+    assert_eq!(stored(&apiserver).len(), 1);
+    // With this caBundle they do not fit any longer.
+    set_bundle(&apiserver, &"YWFh".repeat(1000));
+    let from = apiserver.version();
+    writer.round(&all).await;
+    assert_eq!(state.borrow().written.len(), 90);
+    let now = stored(&apiserver);
+    assert!(now.len() > 1 && now.values().map(BTreeSet::len).sum::<usize>() == 90, "{now:?}");
+    let mut standing: BTreeMap<String, BTreeSet<String>> =
+        [("job-handler-limits".to_owned(), now.values().flatten().cloned().collect())].into();
+    for (_, event) in apiserver.events(RESOURCE, from, u64::MAX - 1) {
+        let object = &event["object"];
+        let entries = object["webhooks"].as_array().unwrap().iter();
+        let names =
+            entries.map(|e| e["name"].as_str().unwrap().split('.').next().unwrap().to_owned()).collect();
+        standing.insert(object["metadata"]["name"].as_str().unwrap().to_owned(), names);
+        assert_eq!(standing.values().flatten().collect::<BTreeSet<_>>().len(), 90, "after {object}");
+    }
+}
+
+#[tokio::test]
+async fn tampered_entries_are_reported_for_their_policies_only() {
+    let apiserver = Apiserver::default();
+    set_bundle(&apiserver, "YQ==");
+    let all = PolicySet::new([limited("ci", "a", 1), limited("qa", "b", 1)]);
+    let (mut writer, state) = writer(&apiserver);
+    writer.round(&all).await;
+    assert_eq!(state.borrow().written.len(), 2);
+    apiserver.change(RESOURCE, "", "job-handler-limits", |stored| {
+        stored["webhooks"][0]["failurePolicy"] = "Ignore".into();
+    });
+    writer.configurations.changed().await;
+    writer.round(&all).await;
+    let now = state.borrow().clone();
+    assert_eq!(now.written.keys().collect::<Vec<_>>(), ["b"]);
+    assert!(now.failures["a"].message.contains("was edited by someone else"), "{now:?}");
+    assert_eq!(apiserver.all("events").len(), 1);
+    let entries = apiserver.get(RESOURCE, "", "job-handler-limits").unwrap();
+    assert_eq!(entries["webhooks"][0]["failurePolicy"], "Fail");
+
+    apiserver.remove(RESOURCE, "", "job-handler-limits");
+    writer.configurations.changed().await;
+    writer.round(&all).await;
+    let now = state.borrow().clone();
+    assert!(now.written.is_empty(), "{now:?}");
+    assert!(now.failures["b"].message.contains("was deleted by someone else"), "{now:?}");
+    assert_eq!(stored(&apiserver)["job-handler-limits"], names(&["a", "b"]));
+}
+
+#[tokio::test]
+async fn a_failed_call_removes_nothing_and_concerns_only_its_configuration() {
+    let apiserver = Apiserver::default();
+    set_bundle(&apiserver, "YQ==");
+    let (mut writer, state) = writer(&apiserver);
+    let policies = |generation| PolicySet::new([limited("ci", "a", generation), limited("qa", "b", 1)]);
+    writer.round(&policies(1)).await;
+    // The check of the new generation fails: the entry of the old one stays.
+    apiserver.refuse_once(Method::POST, RESOURCE, 503);
+    writer.round(&policies(2)).await;
+    assert_eq!(stored(&apiserver)["job-handler-limits"], names(&["a", "b"]));
+    let now = state.borrow().clone();
+    assert_eq!((now.failures["a"].reason, now.written.get("b")), ("EntryMissing", Some(&1)));
+    // A write that fails is reported for the policies of that configuration.
+    set_bundle(&apiserver, "Yg==");
+    apiserver.refuse_once(Method::PUT, RESOURCE, 500);
+    apiserver.refuse_once(Method::PUT, RESOURCE, 500);
+    assert!(writer.round(&policies(2)).await < RESYNC, "sooner than without a failure");
+    assert!(state.borrow().failures["b"].message.contains("cannot write"), "{:?}", state.borrow());
+    assert_eq!(stored(&apiserver)["job-handler-limits"], names(&["a", "b"]));
+}
