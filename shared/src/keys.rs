@@ -120,6 +120,8 @@ pub const REASON_PROCESSING: &str = "JobProcessing";
 pub const REASON_NAME_TAKEN: &str = "ResultNameTaken";
 /// Event: a result, or a part of it, could not be stored.
 pub const REASON_LOST: &str = "ResultLost";
+/// Event: a log cannot be read for now, so that the result is not stored yet.
+pub const REASON_DELAYED: &str = "ResultDelayed";
 /// Event: somebody deleted or edited the webhook entry of a policy.
 pub const REASON_LIMIT_ENTRY_MISSING: &str = "LimitEntryMissing";
 

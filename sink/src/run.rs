@@ -31,7 +31,7 @@ use crate::{
     object_store::{FullLogStore, FullLogStoreError},
     observe::{context::Context, key::Key, reflectors, secret_watch, store::Store},
     queueing::{dequeued_by_user, failure_backoff, release},
-    reconcile::{job::JobReconciler, resync::enqueue_all, stale_jobs},
+    reconcile::{job::JobReconciler, log_retry::LogRetries, resync::enqueue_all, stale_jobs},
     retention::{gc::GarbageCollector, object_gc},
     runtime::{leader_election, resync::RESYNC},
     status::writer,
@@ -163,6 +163,7 @@ pub(crate) async fn run(
         queue: context.queue.clone(),
         collector: Collector::new(client.clone()).with_objects(objects.clone()),
         pod_tracker: PodTracker::default(),
+        log_retries: LogRetries::default(),
         recorder,
         metrics: context.metrics.clone(),
     };

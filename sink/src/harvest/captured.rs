@@ -1,6 +1,6 @@
 //! What was collected of a Job's pods.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, fmt};
 
 use job_handler_shared::result::{
     manifest::ObjectsFacts,
@@ -46,12 +46,54 @@ pub struct CapturedLog {
     /// Its beginning and end.
     pub excerpt: LogExcerpt,
     /// Why it, or a part of it, is missing.
-    pub lost: Option<String>,
+    pub lost: Option<LogLoss>,
     /// It is to be read in the slow lane.
     pub deferred: bool,
 }
 
+/// Why a log, or a part of it, is missing; the text is for readers of the result.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LogLoss {
+    /// It cannot be read now, but it may still exist: the node or the apiserver is silent, fails, or is overloaded. The Job
+    /// is kept, and the log is read again later.
+    Passing(String),
+    /// Another attempt cannot do better: its container, pod or node was removed, or the policies do not ask for it.
+    Final(String),
+}
+
+impl LogLoss {
+    /// The reason, for readers of the result.
+    pub(crate) fn reason(&self) -> &str {
+        match self {
+            Self::Passing(reason) | Self::Final(reason) => reason,
+        }
+    }
+
+    pub(crate) fn is_passing(&self) -> bool {
+        matches!(self, Self::Passing(_))
+    }
+}
+
+impl fmt::Display for LogLoss {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.reason())
+    }
+}
+
 impl CapturedPods {
+    /// The first log that cannot be read now but may be later, and the number of further ones; none if there is no such log.
+    pub(crate) fn passing_losses(&self) -> Option<String> {
+        let logs = self.pods.iter().flat_map(|pod| pod.logs.iter().map(move |log| (&pod.facts.name, log)));
+        let mut passing = logs
+            .filter_map(|(pod, log)| Some((pod, log, log.lost.as_ref().filter(|lost| lost.is_passing())?)));
+        let (pod, log, lost) = passing.next()?;
+        let further = match passing.count() {
+            0 => String::new(),
+            n => format!(" (and {n} more)"),
+        };
+        Some(format!("log of {pod}/{}{further}: {lost}", log.container))
+    }
+
     pub(crate) fn full_logs(&self) -> impl Iterator<Item = &FullLogObject> {
         self.pods.iter().flat_map(|pod| &pod.logs).filter_map(|log| match &log.excerpt.full {
             FullLog::Stored(object) => Some(object),
@@ -89,7 +131,7 @@ impl CapturedLog {
             length: self.excerpt.length,
             left_out: self.excerpt.left_out(),
             sha256: self.excerpt.sha256.clone(),
-            lost: self.lost.clone(),
+            lost: self.lost.as_ref().map(|lost| lost.reason().to_owned()),
             full: match &self.excerpt.full {
                 FullLog::Stored(object) => Some(object.clone()),
                 _ => None,
@@ -102,4 +144,29 @@ impl CapturedLog {
 /// Bytes that these logs use in memory.
 pub(crate) fn bytes_of(pods: &[CapturedPod]) -> usize {
     pods.iter().flat_map(|pod| &pod.logs).map(|log| log.excerpt.bytes()).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn log(container: &str, lost: Option<LogLoss>) -> CapturedLog {
+        CapturedLog { container: container.into(), lost, ..CapturedLog::default() }
+    }
+
+    #[test]
+    fn only_passing_losses_are_worth_another_attempt() {
+        let facts = PodFacts { name: "build-x".into(), ..PodFacts::default() };
+        let with = |logs| CapturedPods {
+            pods: vec![CapturedPod { facts: facts.clone(), logs, ..CapturedPod::default() }],
+            ..CapturedPods::default()
+        };
+        let gone = log("old", Some(LogLoss::Final("removed".into())));
+        assert_eq!(with(vec![log("main", None), gone.clone()]).passing_losses(), None);
+        let silent = |name| log(name, Some(LogLoss::Passing("no answer".into())));
+        let one = with(vec![gone, silent("main")]).passing_losses();
+        assert_eq!(one.as_deref(), Some("log of build-x/main: no answer"));
+        let two = with(vec![silent("main"), silent("proxy")]).passing_losses();
+        assert_eq!(two.as_deref(), Some("log of build-x/main (and 1 more): no answer"));
+    }
 }

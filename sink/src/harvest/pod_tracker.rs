@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     harvest::{
+        captured::CapturedPod,
         pod_status,
         tracked_pod::{CapturedPodState, EarlyLog, LogCapture, TrackedPod, TrackedPodView},
         tracker_state::TrackerState,
@@ -23,6 +24,9 @@ use crate::{
     },
     model::job_change::Uid,
 };
+
+/// Why a log is missing that was read in an earlier harvest.
+const NOT_KEPT: &str = "there was no memory to keep it until the Job's other logs could be read, and the pod was deleted before it was read again";
 
 /// The tracked pods; clones share them.
 #[derive(Clone, Debug)]
@@ -181,6 +185,23 @@ impl PodTracker {
             }
         }
         self.ended_captures.send_modify(|n| *n = n.wrapping_add(1));
+    }
+
+    /// Keeps what was read of a finished Job, some of whose logs cannot be read for now: it outlives its pod, and is not read
+    /// again. The Job may have `per_job` bytes in all.
+    pub(crate) fn keep_logs(&self, pods: Vec<CapturedPod>, per_job: usize) {
+        for CapturedPod { facts, logs, .. } in pods {
+            for log in logs.into_iter().filter(|log| log.lost.is_none() || log.excerpt.length > 0) {
+                let (uid, run) = (&facts.uid, log.run_id.clone());
+                let mut state = self.lock();
+                if state.begin_keeping(uid, &run, log.excerpt.length) {
+                    let room = state.reserve(uid, &run, log.excerpt.bytes(), per_job);
+                    drop(state);
+                    let kept = if room { Ok(log.into()) } else { Err(NOT_KEPT.to_owned()) };
+                    self.end_capture(uid, &run, kept);
+                }
+            }
+        }
     }
 
     /// Cancels the captures of a pod; they end with what they have.

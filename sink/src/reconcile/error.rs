@@ -21,6 +21,9 @@ pub enum JobReconcileError {
     /// The Job was changed by someone else.
     #[error("{0} has changed meanwhile")]
     Changed(String),
+    /// A node does not deliver some logs now; it may later.
+    #[error("cannot read all logs for now: {0}")]
+    LogsPending(String),
     /// The time limit is over.
     #[error("timed out after {} s", TIMEOUT.as_secs())]
     TimedOut,

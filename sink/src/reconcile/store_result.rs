@@ -13,7 +13,7 @@ use crate::{
     model::{result_ref::ResultRef, stored_result},
     notify::result_events,
     observe::key::Key,
-    reconcile::{error::JobReconcileError, job::JobReconciler},
+    reconcile::{error::JobReconcileError, job::JobReconciler, log_retry},
     result::{
         lookup::{self, CommittedResult},
         packed::Packed,
@@ -58,6 +58,7 @@ impl JobReconciler {
         };
         self.store.put_result(&job.uid, result.clone());
         self.pod_tracker.drop_job(&job.uid);
+        self.log_retries.forget(&job.uid);
         Ok(result)
     }
 
@@ -69,7 +70,8 @@ impl JobReconciler {
         gone: bool,
     ) -> Result<CommittedResult, JobReconcileError> {
         let secrets = self.store.secrets.is_allowed();
-        let Capture { mut packed, objects, withheld } = self.capture(job, results, group, secrets).await?;
+        let capture = self.capture(job, results, group, secrets, gone).await?;
+        let Capture { mut packed, objects, withheld } = capture;
         packed.requesting_policies =
             stored_result::requesting_policies(&self.store.matching(job).unwrap_or_default());
         packed.manifest.cloud_events_pending = self.store.events_of(job);
@@ -99,13 +101,14 @@ impl JobReconciler {
     }
 
     /// Captures pods and logs. Without permission to store a requested Secret, the result goes to a ConfigMap
-    /// without anything that containers wrote.
+    /// without anything that containers wrote. Fails while the Job is to be kept for a log that cannot be read for now.
     async fn capture(
         &self,
         job: &JobSnapshot,
         results: &Results,
         group: Option<&str>,
         secrets: bool,
+        gone: bool,
     ) -> Result<Capture, JobReconcileError> {
         let withheld =
             |wanted| (wanted == StorageType::Secret && !secrets).then(|| self.store.secrets.denial());
@@ -120,6 +123,13 @@ impl JobReconciler {
         };
         let capture = collector.collect(&job.namespace, &job.uid, &logs, &self.pod_tracker);
         let (mut captured, _memory) = without_permit(capture).await?;
+        if let Some(missing) =
+            captured.passing_losses().filter(|_| !gone && self.waits_for_logs(job, results))
+        {
+            self.pod_tracker.keep_logs(captured.pods, logs.per_job());
+            return Err(JobReconcileError::LogsPending(missing));
+        }
+        without_permit(collector.upload_full_logs((&job.namespace, &job.uid), &mut captured)).await;
         // A policy may have asked for a Secret while the logs were read.
         let now = self.store.effective(job).and_then(|now| now.results.map(|results| results.storage_type));
         let wanted =
@@ -146,6 +156,11 @@ impl JobReconciler {
             packed.manifest.public_line = Some(redact::public_line(job, &packed.manifest.pods));
         }
         Ok(Capture { packed, objects, withheld: withheld.is_some() })
+    }
+
+    fn waits_for_logs(&self, job: &JobSnapshot, results: &Results) -> bool {
+        let lost_at = job.finished.as_ref().map(|finished| log_retry::lost_at(finished.at, results));
+        lost_at.is_some_and(|lost_at| self.log_retries.has_another(&job.uid, lost_at, Timestamp::now()))
     }
 
     fn count(&self, committed: &CommittedResult, withheld: bool) {
