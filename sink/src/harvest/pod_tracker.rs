@@ -22,7 +22,7 @@ use crate::{
         tracker_state::TrackerState,
         tuning::UNKNOWN_JOB,
     },
-    model::job_change::Uid,
+    model::{job_change::Uid, served_namespaces::NamespaceScope},
 };
 
 /// Why a log is missing that was read in an earlier harvest.
@@ -86,11 +86,11 @@ impl PodTracker {
         true
     }
 
-    /// Marks the pods that a list did not show as deleted, and returns them.
-    pub(crate) fn mark_unseen_deleted(&self, seen: &BTreeSet<Uid>) -> Vec<Uid> {
+    /// Marks the pods that a list of this scope did not show as deleted, and returns them.
+    pub(crate) fn mark_unseen_deleted(&self, scope: &NamespaceScope, seen: &BTreeSet<Uid>) -> Vec<Uid> {
         let gone: Vec<Uid> = {
             let state = self.lock();
-            let there = state.pods.iter().filter(|(_, pod)| !pod.facts.gone);
+            let there = state.pods.iter().filter(|(_, pod)| !pod.facts.gone && scope.covers(&pod.namespace));
             there.map(|(uid, _)| uid).filter(|uid| !seen.contains(*uid)).cloned().collect()
         };
         gone.iter().for_each(|uid| _ = self.mark_deleted(uid, None));
@@ -365,7 +365,7 @@ mod tests {
         assert_eq!((pods.len(), dropped_pods), (DELETED_PODS_PER_JOB + 1, 5));
         assert!(!pods["p"].facts.gone);
         assert_eq!(
-            (tracker.live_pods("j"), tracker.mark_unseen_deleted(&BTreeSet::new())),
+            (tracker.live_pods("j"), tracker.mark_unseen_deleted(&Default::default(), &BTreeSet::new())),
             (1, vec!["p".to_owned()])
         );
         tracker.gc(|_| Some(false));
