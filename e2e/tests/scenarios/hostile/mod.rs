@@ -1,3 +1,4 @@
 //! What tenants, strangers and silent nodes try, and why it does no harm.
 
+mod rights;
 mod silent_nodes;

@@ -81,8 +81,8 @@ async fn results_of_each_served_namespace_have_a_watch_of_their_own() {
     assert!(!paths.lock().iter().any(outside), "{:?}", paths.lock());
 }
 
-#[test]
-fn a_cluster_policy_selects_served_namespaces_only() {
+#[tokio::test]
+async fn a_cluster_policy_selects_served_namespaces_only() {
     let apiserver = Apiserver::default();
     let store = Store::default();
     store.served.restrict(["ci".to_owned()]);
