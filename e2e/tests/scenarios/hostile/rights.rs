@@ -17,7 +17,7 @@ use super::super::fixtures::{
 /// Runs kubectl as one of the accounts; an error is what the apiserver says.
 async fn attempt(cluster: &Cluster, account: &str, arguments: &[&str], input: &Value) -> Result<(), String> {
     let user = format!("--as=system:serviceaccount:{NAMESPACE}:{account}");
-    let arguments = [&[user.as_str()], arguments].concat();
+    let arguments = [&[user.as_str()][..], arguments].concat();
     let output = cluster.try_kubectl(&arguments, input.to_string().as_bytes()).await.unwrap();
     if output.success { Ok(()) } else { Err(output.stderr) }
 }
@@ -215,7 +215,7 @@ fn a_sink_for_some_namespaces_has_no_rights_elsewhere() {
             let right: Vec<&str> = right.split(' ').collect();
             for (namespace, allowed) in [(served.name(), true), (other.name(), false), ("kube-system", false)]
             {
-                let ask = [&["auth", "can-i", "-n", namespace, &user], &right[..]].concat();
+                let ask = [&["auth", "can-i", "-n", namespace, &user][..], &right].concat();
                 let answer = fixture.cluster.try_kubectl(&ask, b"").await.unwrap();
                 assert_eq!(answer.success, allowed, "{ask:?}: {answer:?}");
             }
