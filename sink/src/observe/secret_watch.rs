@@ -78,27 +78,33 @@ async fn missing_right(
     client: &Client,
     scopes: &[(NamespaceScope, ReadyHandle)],
 ) -> Result<Option<String>, ApiError> {
-    let api = Api::<SelfSubjectAccessReview>::all(client.clone());
-    for ((scope, _), verb) in scopes.iter().flat_map(|scope| VERBS.map(|verb| (scope, verb))) {
-        let review = SelfSubjectAccessReview {
-            spec: SelfSubjectAccessReviewSpec {
-                resource_attributes: Some(ResourceAttributes {
-                    namespace: scope.namespace().map(str::to_owned),
-                    resource: Some("secrets".to_owned()),
-                    verb: Some(verb.to_owned()),
-                    ..ResourceAttributes::default()
-                }),
-                ..SelfSubjectAccessReviewSpec::default()
-            },
-            ..SelfSubjectAccessReview::default()
-        };
-        let missing = || Ok(Some(format!("{verb} {}", scope.name_of("Secrets"))));
-        match call("check the own rights on Secrets", api.create(&PostParams::default(), &review)).await {
-            Ok(answer) if answer.status.as_ref().is_some_and(|status| status.allowed) => {}
-            Ok(_) => return missing(),
-            Err(error) if error.is_denied() => return missing(),
-            Err(error) => return Err(error),
+    for (scope, _) in scopes {
+        for verb in VERBS {
+            if !is_granted(client, scope, verb).await? {
+                return Ok(Some(format!("{verb} {}", scope.name_of("Secrets"))));
+            }
         }
     }
     Ok(None)
+}
+
+async fn is_granted(client: &Client, scope: &NamespaceScope, verb: &str) -> Result<bool, ApiError> {
+    let api = Api::<SelfSubjectAccessReview>::all(client.clone());
+    let review = SelfSubjectAccessReview {
+        spec: SelfSubjectAccessReviewSpec {
+            resource_attributes: Some(ResourceAttributes {
+                namespace: scope.namespace().map(str::to_owned),
+                resource: Some("secrets".to_owned()),
+                verb: Some(verb.to_owned()),
+                ..ResourceAttributes::default()
+            }),
+            ..SelfSubjectAccessReviewSpec::default()
+        },
+        ..SelfSubjectAccessReview::default()
+    };
+    match call("check the own rights on Secrets", api.create(&PostParams::default(), &review)).await {
+        Ok(answer) => Ok(answer.status.is_some_and(|status| status.allowed)),
+        Err(error) if error.is_denied() => Ok(false),
+        Err(error) => Err(error),
+    }
 }

@@ -6,7 +6,11 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
-use job_handler_shared::{job::snapshot::JobSnapshot, policy::results::Results, process::jitter::jitter};
+use job_handler_shared::{
+    job::snapshot::JobSnapshot,
+    policy::results::Results,
+    process::jitter::{exponential, jitter},
+};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
@@ -50,8 +54,7 @@ impl LogRetries {
     pub(crate) fn postpone(&self, job: &str, lost_at: Timestamp, now: Timestamp) -> (u32, Duration) {
         let mut retries = self.0.lock();
         let failed = retries.get(job).map_or(0, |retry| retry.failed).saturating_add(1);
-        let pause = FIRST_HARVEST_PAUSE.saturating_mul(1 << (failed - 1).min(12)).min(LONGEST_HARVEST_PAUSE);
-        let mut pause = jitter(pause);
+        let mut pause = jitter(exponential(FIRST_HARVEST_PAUSE, LONGEST_HARVEST_PAUSE, failed - 1));
         // The last attempt is right after the end of the wait.
         if let Ok(left) = Duration::try_from(lost_at.duration_since(now)) {
             pause = pause.min(left + Duration::from_secs(1));

@@ -82,7 +82,7 @@ async fn results_of_each_served_namespace_have_a_watch_of_their_own() {
 }
 
 #[tokio::test]
-async fn a_cluster_policy_selects_served_namespaces_only() {
+async fn jobs_and_cluster_policies_of_other_namespaces_are_ignored() {
     let apiserver = Apiserver::default();
     let store = Store::default();
     store.served.restrict(["ci".to_owned()]);
@@ -94,6 +94,10 @@ async fn a_cluster_policy_selects_served_namespaces_only() {
         resync: Arc::default(),
         metrics: SinkMetrics::new(&Metrics::default()),
     };
+    for (namespace, excluded) in [("ci", false), ("cd", true), ("kube-system", true), (keys::NAMESPACE, true)]
+    {
+        assert_eq!(context.is_excluded(namespace), excluded, "{namespace}");
+    }
     let policy = json!({
         "apiVersion": "job-handler.io/v1alpha1", "kind": "ClusterJobPolicy", "metadata": {"name": "p"}, "spec": {},
     });
