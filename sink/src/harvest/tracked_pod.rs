@@ -94,9 +94,13 @@ impl LogCapture {
 }
 
 impl From<CapturedLog> for EarlyLog {
-    fn from(log: CapturedLog) -> Self {
+    fn from(mut log: CapturedLog) -> Self {
+        // The spool is for logs that are uploaded soon: this one is read again.
+        if matches!(log.excerpt.full, FullLog::Spooled(_)) {
+            log.excerpt.full = FullLog::Absent;
+        }
         // It may have been cut to what was left of the Job's budget.
-        let truncated = log.excerpt.left_out() > 0 && !matches!(log.excerpt.full, FullLog::Spooled(_));
+        let truncated = log.excerpt.left_out() > 0;
         Self { lost: log.lost.map(|lost| lost.to_string()), truncated, excerpt: log.excerpt }
     }
 }
