@@ -57,15 +57,27 @@ pub enum LogLoss {
     /// It cannot be read now, but it may still exist: the node or the apiserver is silent, fails, or is overloaded. The Job
     /// is kept, and the log is read again later.
     Passing(String),
-    /// Another attempt cannot do better: its container, pod or node was removed, or the policies do not ask for it.
+    /// The kubelet says that the container was removed. It says the same while its container runtime restarts
+    /// (`pkg/kubelet/kuberuntime/kuberuntime_container.go`, `GetContainerLogs`), so that it has to say so repeatedly.
+    Unconfirmed(String),
+    /// Another attempt cannot do better: its pod or node was deleted, or the policies do not ask for it.
     Final(String),
+}
+
+/// Logs that may be read in a later harvest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PendingLogs {
+    /// Which log, why, and the number of further ones.
+    pub reason: String,
+    /// At least one may still exist; else the kubelet says of all that they were removed.
+    pub may_exist: bool,
 }
 
 impl LogLoss {
     /// The reason, for readers of the result.
     pub(crate) fn reason(&self) -> &str {
         match self {
-            Self::Passing(reason) | Self::Final(reason) => reason,
+            Self::Passing(reason) | Self::Unconfirmed(reason) | Self::Final(reason) => reason,
         }
     }
 
@@ -81,17 +93,23 @@ impl fmt::Display for LogLoss {
 }
 
 impl CapturedPods {
-    /// The first log that cannot be read now but may be later, and the number of further ones; none if there is no such log.
-    pub(crate) fn passing_losses(&self) -> Option<String> {
-        let logs = self.pods.iter().flat_map(|pod| pod.logs.iter().map(move |log| (&pod.facts.name, log)));
-        let mut passing = logs
-            .filter_map(|(pod, log)| Some((pod, log, log.lost.as_ref().filter(|lost| lost.is_passing())?)));
-        let (pod, log, lost) = passing.next()?;
-        let further = match passing.count() {
+    /// The logs that may be read in a later harvest; none if there is no such log.
+    pub(crate) fn pending_logs(&self) -> Option<PendingLogs> {
+        let mut pending = Vec::new();
+        for pod in &self.pods {
+            for log in &pod.logs {
+                if let Some(lost @ (LogLoss::Passing(_) | LogLoss::Unconfirmed(_))) = &log.lost {
+                    pending.push((&pod.facts.name, &log.container, lost));
+                }
+            }
+        }
+        let may_exist = pending.iter().any(|(_, _, lost)| lost.is_passing());
+        let (pod, container, lost) = pending.iter().find(|(_, _, lost)| lost.is_passing() == may_exist)?;
+        let further = match pending.len() - 1 {
             0 => String::new(),
             n => format!(" (and {n} more)"),
         };
-        Some(format!("log of {pod}/{}{further}: {lost}", log.container))
+        Some(PendingLogs { reason: format!("log of {pod}/{container}{further}: {lost}"), may_exist })
     }
 
     pub(crate) fn full_logs(&self) -> impl Iterator<Item = &FullLogObject> {
@@ -155,18 +173,21 @@ mod tests {
     }
 
     #[test]
-    fn only_passing_losses_are_worth_another_attempt() {
+    fn final_losses_are_not_worth_another_attempt() {
         let facts = PodFacts { name: "build-x".into(), ..PodFacts::default() };
-        let with = |logs| CapturedPods {
-            pods: vec![CapturedPod { facts: facts.clone(), logs, ..CapturedPod::default() }],
-            ..CapturedPods::default()
+        let pending = |logs| {
+            let pod = CapturedPod { facts: facts.clone(), logs, ..CapturedPod::default() };
+            CapturedPods { pods: vec![pod], ..CapturedPods::default() }.pending_logs()
         };
-        let gone = log("old", Some(LogLoss::Final("removed".into())));
-        assert_eq!(with(vec![log("main", None), gone.clone()]).passing_losses(), None);
+        let expected = |reason: &str, may_exist| Some(PendingLogs { reason: reason.into(), may_exist });
+        let gone = log("old", Some(LogLoss::Final("the pod was deleted".into())));
         let silent = |name| log(name, Some(LogLoss::Passing("no answer".into())));
-        let one = with(vec![gone, silent("main")]).passing_losses();
-        assert_eq!(one.as_deref(), Some("log of build-x/main: no answer"));
-        let two = with(vec![silent("main"), silent("proxy")]).passing_losses();
-        assert_eq!(two.as_deref(), Some("log of build-x/main (and 1 more): no answer"));
+        let removed = log("side", Some(LogLoss::Unconfirmed("removed".into())));
+        assert_eq!(pending(vec![]), None);
+        assert_eq!(pending(vec![log("main", None), gone.clone()]), None);
+        assert_eq!(pending(vec![gone, silent("main")]), expected("log of build-x/main: no answer", true));
+        assert_eq!(pending(vec![removed.clone()]), expected("log of build-x/side: removed", false));
+        let both = pending(vec![removed, silent("main")]);
+        assert_eq!(both, expected("log of build-x/main (and 1 more): no answer", true));
     }
 }

@@ -210,10 +210,12 @@ impl Collector {
                 if wanted && !read.deferred && read.excerpt.length < part.excerpt.length =>
             {
                 let mut log = self.reuse(run, part, max).await;
-                if lost.is_passing() {
-                    let reason = part.lost.clone().unwrap_or_else(|| lost.to_string());
-                    log.lost = Some(LogLoss::Passing(reason));
-                }
+                let reason = part.lost.clone().unwrap_or_else(|| lost.to_string());
+                log.lost = match lost {
+                    LogLoss::Passing(_) => Some(LogLoss::Passing(reason)),
+                    LogLoss::Unconfirmed(_) => Some(LogLoss::Unconfirmed(reason)),
+                    LogLoss::Final(_) => log.lost,
+                };
                 log
             }
             _ => read,

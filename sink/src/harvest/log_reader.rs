@@ -262,7 +262,7 @@ impl LogReader {
             node.health.record_answer(run.namespace);
         }
         if log_stream::is_placeholder(&excerpt) {
-            return Err(ReadFailure::last(String::from_utf8_lossy(&excerpt.head).trim_end()));
+            return Err(ReadFailure::removed(String::from_utf8_lossy(&excerpt.head).trim_end()));
         }
         tracing::trace!(
             pod = run.pod,

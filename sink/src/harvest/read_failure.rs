@@ -17,6 +17,11 @@ pub(crate) struct ReadFailure {
 }
 
 impl ReadFailure {
+    /// The kubelet says that there is no such log.
+    pub(crate) fn removed(reason: &str) -> Self {
+        Self { loss: LogLoss::Unconfirmed(reason.into()), no_answer: false }
+    }
+
     /// A failure that another attempt would repeat.
     pub(crate) fn last(reason: &str) -> Self {
         Self { loss: LogLoss::Final(reason.into()), no_answer: false }
@@ -30,7 +35,10 @@ impl ReadFailure {
 impl From<ApiError> for ReadFailure {
     fn from(error: ApiError) -> Self {
         let loss = match error {
-            ApiError::Refused { code, message, .. } if is_final(code, &message) => LogLoss::Final(message),
+            ApiError::Refused { code: 400, message, .. } => LogLoss::Unconfirmed(message),
+            ApiError::Refused { code: 404, message, .. } if !message.starts_with(KUBELET_NOT_FOUND) => {
+                LogLoss::Final(message)
+            }
             ApiError::Refused { message, .. } => LogLoss::Passing(message),
             // A missing right can be granted, and a broken connection be made again.
             error => LogLoss::Passing(error.to_string()),
@@ -39,27 +47,17 @@ impl From<ApiError> for ReadFailure {
     }
 }
 
-/// Whether the answer says that the log does not exist: the pod or its node was deleted (404), or the kubelet has removed
-/// the container or never started it (400).
-fn is_final(code: u16, message: &str) -> bool {
-    match code {
-        404 => !message.starts_with(KUBELET_NOT_FOUND),
-        408 | 429 => false,
-        code => (400..500).contains(&code),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn only_answers_that_may_change_are_passing() {
+    fn only_the_apiserver_knows_that_a_log_is_gone() {
         for (code, message, passing) in [
-            (400, "previous terminated container \"main\" in pod \"build-x\" not found", false),
             (404, "pods \"build-x\" not found", false),
             (404, "nodes \"node-1\" not found", false),
             (404, "the server could not find the requested resource ( pods/log build-x)", true),
+            (403, "Forbidden (user=kube-apiserver, verb=get, resource=nodes, subresource=proxy)", true),
             (408, "timeout", true),
             (429, "too many requests", true),
             (500, "Get \"https://node-1:10250/…\": dial tcp: connect: connection refused", true),
@@ -71,10 +69,19 @@ mod tests {
             let refused =
                 ApiError::Refused { what, code, reason: String::new(), message: message.to_owned() };
             let failure = ReadFailure::from(refused);
-            assert_eq!((failure.loss.is_passing(), failure.no_answer), (passing, false), "{code} {message}");
-            assert_eq!(failure.loss.reason(), message);
+            let text = message.to_owned();
+            let loss = if passing { LogLoss::Passing(text) } else { LogLoss::Final(text) };
+            assert_eq!(failure, ReadFailure { loss, no_answer: false }, "{code}");
         }
         let what = || "read the log".to_owned();
+        let message = "previous terminated container \"main\" in pod \"build-x\" not found";
+        let refused = ApiError::Refused {
+            what: what(),
+            code: 400,
+            reason: "BadRequest".to_owned(),
+            message: message.to_owned(),
+        };
+        assert_eq!(ReadFailure::from(refused), ReadFailure::removed(message));
         for error in [
             ApiError::Forbidden { what: what(), message: "User \"sink\" cannot get pods/log".into() },
             ApiError::Unauthorized { what: what(), message: "expired".into() },

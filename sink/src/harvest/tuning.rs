@@ -92,8 +92,8 @@ pub(crate) const RETRY_PAUSE: Duration = Duration::from_millis(300);
 pub(crate) const FIRST_HARVEST_PAUSE: Duration = Duration::from_secs(5);
 /// … up to this: it bounds how late a log is read once its node answers again, and what a Job costs until then.
 pub(crate) const LONGEST_HARVEST_PAUSE: Duration = Duration::from_secs(300);
-/// Harvests of a Job before a log counts as lost, even if the harvest deadline is over: of a Job that finished long before a
-/// policy asked for its result, one failure must not lose the only copy.
+/// Harvests of a Job before a log counts as lost, even if the kubelet says that its container was removed (it says so while
+/// its container runtime restarts, too), or the harvest deadline is over (a policy may ask for the result long after the end).
 pub(crate) const MIN_HARVESTS: u32 = 3;
 /// A log counts as lost so long before the harvest deadline, at which the Job's TTL may delete its pods; a tenth of the
 /// deadline if that is shorter.

@@ -115,8 +115,8 @@ impl JobReconciler {
             Step::Harvest(results) => {
                 let group = self.store.group_of(&progress.job.uid).map(|(_, group)| group.value);
                 match self.harvest(&progress.job, &results, group.as_deref(), false).await {
-                    Err(JobReconcileError::LogsPending(missing)) => {
-                        self.postpone_harvest(&progress.job, &results, &missing).await;
+                    Err(JobReconcileError::LogsPending(pending)) => {
+                        self.postpone_harvest(&progress.job, &results, &pending).await;
                         return Ok(StepEnd::Finished);
                     }
                     stored => progress.results = vec![stored?],

@@ -15,7 +15,10 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::{
-    harvest::tuning::{BEFORE_DEADLINE, FIRST_HARVEST_PAUSE, LONGEST_HARVEST_PAUSE, MIN_HARVESTS},
+    harvest::{
+        captured::PendingLogs,
+        tuning::{BEFORE_DEADLINE, FIRST_HARVEST_PAUSE, LONGEST_HARVEST_PAUSE, MIN_HARVESTS},
+    },
     model::job_change::Uid,
     notify::result_events,
     observe::key::Key,
@@ -44,7 +47,8 @@ impl LogRetries {
         self.0.lock().get(job).is_some_and(|retry| retry.next > Instant::now())
     }
 
-    /// Whether a Job is harvested again instead of being stored without some of its logs, which count as lost at `lost_at`.
+    /// Whether a Job is harvested again instead of being stored without some of its logs, which count as lost at `lost_at`, but
+    /// not before [`MIN_HARVESTS`].
     pub(crate) fn has_another(&self, job: &str, lost_at: Timestamp, now: Timestamp) -> bool {
         let failed = self.0.lock().get(job).map_or(0, |retry| retry.failed);
         now < lost_at || failed + 1 < MIN_HARVESTS
@@ -73,17 +77,25 @@ impl LogRetries {
 
 /// When the logs of a Job that cannot be read count as lost: shortly before the harvest deadline, because then the Job's TTL
 /// may delete its pods.
-pub(crate) fn lost_at(finished: Timestamp, results: &Results) -> Timestamp {
+fn lost_at(finished: Timestamp, results: &Results) -> Timestamp {
     let deadline = Duration::from_secs(results.harvest_deadline_seconds.into());
     let wait = SignedDuration::try_from(deadline - BEFORE_DEADLINE.min(deadline / 10));
     wait.ok().and_then(|wait| finished.checked_add(wait).ok()).unwrap_or(Timestamp::MAX)
 }
 
 impl JobReconciler {
+    /// Whether a Job is harvested again for these logs. Removed ones are not waited for until the harvest deadline.
+    pub(super) fn waits_for_logs(&self, job: &JobSnapshot, results: &Results, pending: &PendingLogs) -> bool {
+        let Some(finished) = &job.finished else { return false };
+        let lost_at = if pending.may_exist { lost_at(finished.at, results) } else { Timestamp::MIN };
+        self.log_retries.has_another(&job.uid, lost_at, Timestamp::now())
+    }
+
     /// Puts a Job back into the queue, because some of its logs cannot be read for now, and reports it if that lasts.
-    pub(super) async fn postpone_harvest(&self, job: &JobSnapshot, results: &Results, missing: &str) {
+    pub(super) async fn postpone_harvest(&self, job: &JobSnapshot, results: &Results, pending: &PendingLogs) {
         let now = Timestamp::now();
         let lost_at = lost_at(job.finished.as_ref().map_or(now, |finished| finished.at), results);
+        let missing = &pending.reason;
         let (failed, pause) = self.log_retries.postpone(&job.uid, lost_at, now);
         self.queue.add_after(Key::Job(job.uid.clone()), pause);
         self.metrics.action_failed("harvest");
@@ -93,7 +105,8 @@ impl JobReconciler {
             failed,
             "cannot read logs: {missing}; the next attempt is in {seconds} s"
         );
-        if failed == REPORT_AT
+        if pending.may_exist
+            && failed == REPORT_AT
             && let Err(error) = result_events::publish_delayed(&self.recorder, job, missing, lost_at).await
         {
             tracing::debug!(job = job.key(), "cannot report that the result is delayed: {error}");

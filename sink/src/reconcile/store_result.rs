@@ -13,7 +13,7 @@ use crate::{
     model::{result_ref::ResultRef, stored_result},
     notify::result_events,
     observe::key::Key,
-    reconcile::{error::JobReconcileError, job::JobReconciler, log_retry},
+    reconcile::{error::JobReconcileError, job::JobReconciler},
     result::{
         lookup::{self, CommittedResult},
         packed::Packed,
@@ -123,11 +123,10 @@ impl JobReconciler {
         };
         let capture = collector.collect(&job.namespace, &job.uid, &logs, &self.pod_tracker);
         let (mut captured, _memory) = without_permit(capture).await?;
-        if let Some(missing) =
-            captured.passing_losses().filter(|_| !gone && self.waits_for_logs(job, results))
-        {
+        let pending = captured.pending_logs().filter(|_| !gone);
+        if let Some(pending) = pending.filter(|pending| self.waits_for_logs(job, results, pending)) {
             self.pod_tracker.keep_logs(captured.pods, logs.per_job());
-            return Err(JobReconcileError::LogsPending(missing));
+            return Err(JobReconcileError::LogsPending(pending));
         }
         without_permit(collector.upload_full_logs((&job.namespace, &job.uid), &mut captured)).await;
         // A policy may have asked for a Secret while the logs were read.
@@ -156,11 +155,6 @@ impl JobReconciler {
             packed.manifest.public_line = Some(redact::public_line(job, &packed.manifest.pods));
         }
         Ok(Capture { packed, objects, withheld: withheld.is_some() })
-    }
-
-    fn waits_for_logs(&self, job: &JobSnapshot, results: &Results) -> bool {
-        let lost_at = job.finished.as_ref().map(|finished| log_retry::lost_at(finished.at, results));
-        lost_at.is_some_and(|lost_at| self.log_retries.has_another(&job.uid, lost_at, Timestamp::now()))
     }
 
     fn count(&self, committed: &CommittedResult, withheld: bool) {

@@ -169,12 +169,13 @@ async fn a_partial_log_of_a_silent_node_may_be_read_later() {
     let (captured, _memory) =
         Collector::new(silent).collect("ci", JOB, &limits(100, 1000), &tracker).await.unwrap();
     assert_eq!(summary(&captured), [("new", "part".to_owned(), Some("stopped"))]);
-    assert_eq!(captured.passing_losses().as_deref(), Some("log of new/main: stopped"));
+    let pending = captured.pending_logs().unwrap();
+    assert_eq!((pending.reason.as_str(), pending.may_exist), ("log of new/main: stopped", true));
     drop(captured);
     let (captured, _memory) =
         Collector::new(apiserver.client()).collect("ci", JOB, &limits(100, 1000), &tracker).await.unwrap();
     assert_eq!(summary(&captured), [("new", "all of it".to_owned(), None)]);
-    assert_eq!(captured.passing_losses(), None);
+    assert_eq!(captured.pending_logs(), None);
 }
 
 /// What was read is not read again, and survives its pod.
@@ -194,7 +195,7 @@ async fn logs_that_were_kept_for_a_later_harvest_outlive_their_pods() {
     let collector = Collector::new(apiserver.client());
     let with = limits(100, 1000);
     let (captured, _memory) = collector.collect("ci", JOB, &with, &tracker).await.unwrap();
-    assert!(captured.passing_losses().unwrap().starts_with("log of silent/main: "));
+    assert!(captured.pending_logs().unwrap().reason.starts_with("log of silent/main: "));
     tracker.keep_logs(captured.pods, with.per_job());
     apiserver.remove("pods", "ci", "well");
     tracker.mark_deleted("well", None);

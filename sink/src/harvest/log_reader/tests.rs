@@ -67,18 +67,18 @@ async fn without_budget_nothing_is_read() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn each_answer_is_passing_or_final() {
+async fn each_answer_is_passing_unconfirmed_or_final() {
     const PLACEHOLDER: &[u8] = b"unable to retrieve container logs for containerd://0a1b";
-    let is_final = |reason: &str| Some(LogLoss::Final(reason.to_owned()));
+    let removed = |reason: &str| Some(LogLoss::Unconfirmed(reason.to_owned()));
     let passing = || Some(LogLoss::Passing("refused".to_owned()));
     for (answers, expected_calls, lost) in [
         (
             &[Answer::Log(PLACEHOLDER)][..],
             1,
-            is_final("unable to retrieve container logs for containerd://0a1b"),
+            removed("unable to retrieve container logs for containerd://0a1b"),
         ),
-        (&[Answer::Status(404)], 1, is_final("refused")),
-        (&[Answer::Status(400)], 1, is_final("refused")),
+        (&[Answer::Status(404)], 1, Some(LogLoss::Final("refused".to_owned()))),
+        (&[Answer::Status(400)], 1, removed("refused")),
         (&[Answer::Status(503)], 3, passing()),
         (&[Answer::Status(429)], 3, passing()),
         (&[Answer::Status(500), Answer::Log(TEXT)], 2, None),

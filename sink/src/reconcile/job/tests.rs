@@ -96,8 +96,26 @@ async fn a_log_counts_as_lost_after_the_harvest_deadline() {
     assert!(apiserver.get("jobs", "ci", "build").is_none());
 }
 
+/// A container runtime that restarts makes the kubelet say the same.
+#[tokio::test(start_paused = true)]
+async fn a_removed_container_is_believed_when_it_is_still_removed_later() {
+    for (answers, text) in [(2, "hello"), (3, "[lost: ")] {
+        let apiserver = Apiserver::default();
+        put_job_with_failing_log(&apiserver, 0, answers, 400);
+        let reconciler = process(&apiserver, after_harvest());
+        for _ in 1..MIN_HARVESTS {
+            harvest_in_vain(&apiserver, &reconciler).await;
+        }
+        reconciler.reconcile_job("u").await.unwrap();
+        let result = apiserver.get("configmaps", "ci", "build-results").unwrap();
+        assert!(result["data"]["logs"].as_str().unwrap().contains(text), "{result}");
+        let events = apiserver.all("events");
+        assert!(events.iter().all(|event| event["reason"] != keys::REASON_DELAYED), "{events:?}");
+    }
+}
+
 #[tokio::test]
-async fn a_log_that_was_removed_delays_nothing() {
+async fn a_log_of_a_deleted_pod_delays_nothing() {
     let apiserver = Apiserver::default();
     put_job_with_failing_log(&apiserver, 0, 1, 404);
     process(&apiserver, after_harvest()).reconcile_job("u").await.unwrap();
