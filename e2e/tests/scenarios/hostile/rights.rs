@@ -36,22 +36,28 @@ fn config_map(namespace: &str) -> Value {
 }
 
 const CREATE: [&str; 3] = ["create", "-f", "-"];
+const NOT_IN_KUBE_SYSTEM: &str = "job-handler-sink writes nothing in kube-system";
+
+/// The apiserver loads admission policies with a delay.
+async fn wait_in_force(fixture: &Fixture) {
+    fixture
+        .wait("the admission policies to be in force", || async {
+            let create = ["create", "-f", "-", "--dry-run=server"];
+            match attempt(&fixture.cluster, "job-handler-sink", &create, &config_map("kube-system")).await {
+                Err(error) if error.contains(NOT_IN_KUBE_SYSTEM) => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
+        })
+        .await;
+}
 
 #[test]
 fn the_sink_writes_nothing_in_kube_system() {
     scenario(|fixture| async move {
+        wait_in_force(fixture).await;
         let ns = fixture.cluster.namespace("sink-writes").await.unwrap();
-        let words = "job-handler-sink writes nothing in kube-system";
-        fixture
-            .wait("the admission policies to be in force", || async {
-                let create = ["create", "-f", "-", "--dry-run=server"];
-                match attempt(&fixture.cluster, "job-handler-sink", &create, &config_map("kube-system")).await
-                {
-                    Err(error) if error.contains(words) => Ok(()),
-                    other => Err(format!("{other:?}")),
-                }
-            })
-            .await;
+        let words = NOT_IN_KUBE_SYSTEM;
+        assert_denied(&fixture.cluster, "job-handler-sink", &CREATE, &config_map("kube-system"), words).await;
         let delete = ["delete", "configmap", "extension-apiserver-authentication", "-n", "kube-system"];
         assert_denied(&fixture.cluster, "job-handler-sink", &delete, &Value::Null, words).await;
         attempt(&fixture.cluster, "job-handler-sink", &CREATE, &config_map(&ns)).await.unwrap();
@@ -64,6 +70,7 @@ fn the_sink_writes_nothing_in_kube_system() {
 #[test]
 fn the_sink_has_the_apiserver_call_webhooks_for_jobs_only() {
     scenario(|fixture| async move {
+        wait_in_force(fixture).await;
         let ns = fixture.cluster.namespace("sink-hooks").await.unwrap();
         fixture.apply_policy(&ns, "few", json!({"limits": [{"name": "few", "maxActiveJobs": 3}]})).await;
         let get = ["get", "validatingwebhookconfiguration", "job-handler-limits", "-o", "json"];
@@ -87,6 +94,7 @@ fn the_sink_has_the_apiserver_call_webhooks_for_jobs_only() {
 #[test]
 fn the_webhook_changes_nothing_but_its_ca_bundle() {
     scenario(|fixture| async move {
+        wait_in_force(fixture).await;
         let cluster = &fixture.cluster;
         let ca = "jsonpath={.data.ca\\.crt}";
         let ca = cluster
@@ -144,6 +152,7 @@ fn the_webhook_changes_nothing_but_its_ca_bundle() {
 #[test]
 fn the_webhook_creates_no_secret_but_its_ca() {
     scenario(|fixture| async move {
+        wait_in_force(fixture).await;
         let secret = |name: &str, kind: &str| {
             json!({"apiVersion": "v1", "kind": "Secret", "type": kind, "metadata": {
                 "name": name, "namespace": NAMESPACE,
