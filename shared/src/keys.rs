@@ -53,8 +53,14 @@ pub const API_VERSION: &str = "v1alpha1";
 
 /// Default namespace of job-handler.
 pub const NAMESPACE: &str = "job-handler-system";
-/// Name of the Deployment, Service, ServiceAccount and MutatingWebhookConfiguration.
+/// Name of the Deployment, Service and MutatingWebhookConfiguration.
 pub const APP: &str = "job-handler";
+/// ServiceAccount of the webhook, and of the pod.
+pub const WEBHOOK_ACCOUNT: &str = "job-handler-webhook";
+/// ServiceAccount of the sink.
+pub const SINK_ACCOUNT: &str = "job-handler-sink";
+/// Secret with the sink's token.
+pub const SINK_TOKEN: &str = "job-handler-sink-token";
 /// Secret with the CA, in the namespace of job-handler.
 pub const CA_SECRET: &str = "job-handler-ca";
 /// MutatingWebhookConfiguration.
@@ -125,6 +131,8 @@ pub const REASON_PROCESSING: &str = "JobProcessing";
 pub const REASON_NAME_TAKEN: &str = "ResultNameTaken";
 /// Event: a result, or a part of it, could not be stored.
 pub const REASON_LOST: &str = "ResultLost";
+/// Event: a log cannot be read for now, so that the result is not stored yet.
+pub const REASON_DELAYED: &str = "ResultDelayed";
 /// Event: somebody deleted or edited the webhook entry of a policy.
 pub const REASON_LIMIT_ENTRY_MISSING: &str = "LimitEntryMissing";
 

@@ -56,6 +56,10 @@ struct RunArgs {
     /// Namespace of job-handler.
     #[arg(long, env = "POD_NAMESPACE", default_value = keys::NAMESPACE)]
     namespace: String,
+    /// Namespaces to serve, comma-separated: Jobs and policies of others are ignored, and the rights to ConfigMaps, logs,
+    /// Events and changes of Jobs are needed in these only (manifests/overlays/namespaces). Default: all.
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    namespaces: Vec<String>,
     /// Name of this replica, unique among running replicas. Default: host name and process ID.
     #[arg(long, env = "POD_NAME")]
     replica: Option<String>,
@@ -128,6 +132,7 @@ impl RunArgs {
             config: self.config.as_deref().map(Config::load).transpose()?.unwrap_or_default(),
             admin_listen: self.admin_listen,
             namespace: self.namespace,
+            namespaces: self.namespaces,
             replica: self.replica.unwrap_or_else(|| default_replica().to_string()),
             refusal_socket: self.refusal_socket,
             results_max_bytes: Some(self.results_max_bytes.0).filter(|bytes| *bytes > 0),

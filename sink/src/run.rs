@@ -31,7 +31,7 @@ use crate::{
     object_store::{FullLogStore, FullLogStoreError},
     observe::{context::Context, key::Key, reflectors, secret_watch, store::Store},
     queueing::{dequeued_by_user, failure_backoff, release},
-    reconcile::{job::JobReconciler, resync::enqueue_all, stale_jobs},
+    reconcile::{job::JobReconciler, log_retry::LogRetries, resync::enqueue_all, stale_jobs},
     retention::{gc::GarbageCollector, object_gc},
     runtime::{leader_election, resync::RESYNC},
     status::writer,
@@ -47,6 +47,8 @@ pub(crate) struct RunOptions {
     pub(crate) admin_listen: SocketAddr,
     /// The namespace that job-handler runs in.
     pub(crate) namespace: String,
+    /// The namespaces to serve; empty = all.
+    pub(crate) namespaces: Vec<String>,
     /// This replica's name, unique among running replicas.
     pub(crate) replica: String,
     /// Unix socket for refusals.
@@ -101,6 +103,7 @@ pub(crate) async fn run(
 
     let own = SinkMetrics::new(&metrics);
     let store = Store::default();
+    store.served.restrict(options.namespaces);
     let context = Context {
         client: client.clone(),
         queue: Key::queue(&store),
@@ -116,7 +119,7 @@ pub(crate) async fn run(
     tasks.spawn("admin server", server);
     // The leader acts only on complete lists: a policy it does not know yet could be the one that retains a Job.
     let mut gate = Vec::new();
-    let mut gated = |part| {
+    let mut gated = |part: &str| {
         let ready = readiness.register(part);
         gate.push(ready.clone());
         ready
@@ -128,8 +131,13 @@ pub(crate) async fn run(
         reflectors::cluster_policies(context.clone(), gated("cluster policies")),
     );
     tasks.spawn("namespaces watch", reflectors::namespaces(context.clone(), gated("namespaces")));
-    tasks.spawn("results watch", reflectors::results(context.clone(), gated("results")));
-    tasks.spawn("Secrets watch", secret_watch::run(context.clone(), gated("results in secrets")));
+    let mut in_secrets = Vec::new();
+    for scope in context.store.served.scopes() {
+        in_secrets.push((scope.clone(), gated(&scope.name_of("results in secrets"))));
+        let (task, ready) = (scope.name_of("results watch"), gated(&scope.name_of("results")));
+        tasks.spawn(task, reflectors::results(context.clone(), scope.clone(), ready));
+    }
+    tasks.spawn("Secrets watch", secret_watch::run(context.clone(), in_secrets));
     tasks.spawn("ledgers watch", reflectors::ledgers(context.clone(), gated("ledgers")));
     let leases = reflectors::replicas(context.clone(), readiness.register("webhook leases"));
     tasks.spawn("webhook leases watch", leases);
@@ -163,6 +171,7 @@ pub(crate) async fn run(
         queue: context.queue.clone(),
         collector: Collector::new(client.clone()).with_objects(objects.clone()),
         pod_tracker: PodTracker::default(),
+        log_retries: LogRetries::default(),
         recorder,
         metrics: context.metrics.clone(),
     };

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::build::ClusterPrograms;
 use crate::cluster::nodes;
+use crate::cluster::options::E2E_AUDIT_FOLDER;
 use crate::cluster::pki::Pki;
 use crate::harness::error::{Error, Result};
 use crate::harness::kubeconfig::write_private;
@@ -113,8 +114,13 @@ impl Layout {
         format!("https://127.0.0.1:{}", self.ports.apiserver)
     }
 
+    /// In [`E2E_AUDIT_FOLDER`] it outlives the cluster.
     pub(super) fn audit_log(&self) -> PathBuf {
-        self.folder.join("logs/audit.log")
+        let kept = std::env::var_os(E2E_AUDIT_FOLDER).filter(|folder| !folder.is_empty());
+        match (kept, self.folder.file_name()) {
+            (Some(folder), Some(cluster)) => Path::new(&folder).join(cluster).with_extension("log"),
+            _ => self.folder.join("logs/audit.log"),
+        }
     }
 
     /// The command line of a component.

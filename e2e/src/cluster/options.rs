@@ -3,6 +3,9 @@
 /// Environment variable: the kubeconfig of an existing cluster to use instead of starting one.
 pub const E2E_KUBECONFIG: &str = "E2E_KUBECONFIG";
 
+/// Environment variable: a folder for the audit logs of all clusters, for the test `used_rights`.
+pub const E2E_AUDIT_FOLDER: &str = "E2E_AUDIT_FOLDER";
+
 /// The level of the API server's audit log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum AuditLevel {

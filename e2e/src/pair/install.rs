@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use job_handler_shared::keys::{MUTATING_CONFIGURATION, MUTATING_WEBHOOK, NAMESPACE};
+use job_handler_shared::keys::{
+    MUTATING_CONFIGURATION, MUTATING_WEBHOOK, NAMESPACE, SINK_ACCOUNT, WEBHOOK_ACCOUNT,
+};
 use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::core::v1::ServiceAccount;
 use kube::Api;
@@ -68,7 +70,7 @@ pub(super) async fn apply(cluster: &Cluster, url: &str) -> Result<Installation> 
             kubeconfig: cluster.kubeconfig().to_owned(),
         }),
     };
-    for account in ["job-handler-webhook", "job-handler-sink"] {
+    for account in [WEBHOOK_ACCOUNT, SINK_ACCOUNT] {
         let token = token(cluster, account).await?;
         let kubeconfig = with_token(cluster.kubeconfig(), &token)?;
         write_private(&installed.kubeconfig(account), &kubeconfig)?;

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use job_handler_shared::keys::{MUTATING_CONFIGURATION, NAMESPACE};
+use job_handler_shared::keys::MUTATING_CONFIGURATION;
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use kube::Api;
 use kube::api::{Patch, PatchParams};
@@ -10,8 +10,6 @@ use serde_json::{Value, json};
 
 use crate::cluster::Cluster;
 use crate::harness::error::{Error, Result};
-
-const ROLE: &str = "job-handler-sink-secrets";
 
 /// Sets fields (such as `clientConfig/url`) of both stamping webhooks, for creates and for updates.
 ///
@@ -38,19 +36,12 @@ pub async fn apply_samples(cluster: &Cluster) -> Result<()> {
     cluster.kubectl(&["apply", "-f", &manifests("samples")]).await.map(drop)
 }
 
-/// Grants the sinks' ServiceAccount the opt-in rights on Secrets, with the role of `manifests/overlays/secrets`.
+/// Grants the sinks' ServiceAccount the opt-in rights on Secrets: applies `manifests/overlays/secrets`.
 ///
 /// # Errors
-/// If the API server refuses either.
+/// If the API server refuses.
 pub async fn allow_secrets(cluster: &Cluster) -> Result<()> {
-    cluster.kubectl(&["apply", "-k", &manifests("overlays/secrets")]).await?;
-    let binding = json!({
-        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding",
-        "metadata": {"name": format!("{ROLE}-local")},
-        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": ROLE},
-        "subjects": [{"kind": "ServiceAccount", "name": "job-handler-sink", "namespace": NAMESPACE}],
-    });
-    cluster.kubectl_with_input(&["apply", "-f", "-"], &binding.to_string()).await.map(drop)
+    cluster.kubectl(&["apply", "-k", &manifests("overlays/secrets")]).await.map(drop)
 }
 
 /// Revokes these rights.
@@ -58,7 +49,6 @@ pub async fn allow_secrets(cluster: &Cluster) -> Result<()> {
 /// # Errors
 /// If the API server refuses.
 pub async fn forbid_secrets(cluster: &Cluster) -> Result<()> {
-    cluster.kubectl(&["delete", "clusterrolebinding", &format!("{ROLE}-local")]).await?;
     cluster.kubectl(&["delete", "-k", &manifests("overlays/secrets")]).await.map(drop)
 }
 

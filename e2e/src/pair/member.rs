@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use job_handler_shared::keys::NAMESPACE;
+use job_handler_shared::keys::{NAMESPACE, SINK_ACCOUNT, WEBHOOK_ACCOUNT};
 
 use crate::cluster::Cluster;
 use crate::harness::error::{Error, Result};
@@ -42,7 +42,7 @@ impl PairSetup<'_> {
         arguments.extend(self.common(&replica, admin, sink)?);
         arguments.extend(names.iter().map(|name| format!("--dns-name={name}")));
         arguments.extend(self.options.webhook_arguments.iter().cloned());
-        let direct = self.installed.kubeconfig("job-handler-webhook");
+        let direct = self.installed.kubeconfig(WEBHOOK_ACCOUNT);
         let (kubeconfig, proxy) = self.proxied(&replica, direct, self.options.webhook_proxy)?;
         Ok(Member {
             proxy,
@@ -63,7 +63,7 @@ impl PairSetup<'_> {
             arguments.push(format!("--config={}", file.display()));
         }
         arguments.extend(self.options.sink_arguments.iter().cloned());
-        let direct = self.installed.kubeconfig("job-handler-sink");
+        let direct = self.installed.kubeconfig(SINK_ACCOUNT);
         let (kubeconfig, proxy) = self.proxied(&replica, direct, self.options.sink_proxy)?;
         Ok(Member {
             proxy,

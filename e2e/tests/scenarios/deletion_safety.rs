@@ -14,8 +14,8 @@ use super::fixtures::{Fixture, annotation, exclusive_scenario, job, scenario};
 
 const TTL: &str = "job-handler/ttl-seconds-after-finished";
 
-/// Longer than the timeout of log requests to a node that does not answer.
-const HARVEST: Duration = Duration::from_secs(90);
+/// Longer than the shortest harvest deadline and the attempts to read the log of a node that does not answer.
+const HARVEST: Duration = Duration::from_secs(240);
 
 async fn wait_job(
     fixture: &Fixture,
@@ -44,7 +44,7 @@ fn ttl_of(job: &Job) -> Option<i32> {
 }
 
 fn policy_spec(policy: &str) -> Value {
-    json!({"results": {}, "cleanup": {"succeededPolicy": policy, "failedPolicy": policy}})
+    json!({"results": {"harvestDeadlineSeconds": 60}, "cleanup": {"succeededPolicy": policy, "failedPolicy": policy}})
 }
 
 #[test]

@@ -29,9 +29,11 @@ async fn wait_finished(fixture: &Fixture, namespace: &str, number: usize) {
         .await;
 }
 
+/// Logs count as lost soon after the Job has finished.
 async fn harvested_namespace(fixture: &Fixture, name: &str) -> TestNamespace {
     let namespace = fixture.cluster.namespace(name).await.unwrap();
-    fixture.apply_policy(&namespace, "results", json!({"results": {}})).await;
+    let results = json!({"results": {"harvestDeadlineSeconds": 60}});
+    fixture.apply_policy(&namespace, "results", results).await;
     namespace
 }
 

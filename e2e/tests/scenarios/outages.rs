@@ -133,13 +133,9 @@ fn missing_rights_are_reported_and_used_without_a_restart_once_granted() {
         for (program, member) in
             [("job-handler-webhook", fixture.pair.webhook(0)), ("job-handler-sink", fixture.pair.sink())]
         {
-            let binding = format!("{program}-local");
-            let saved = fixture
-                .cluster
-                .kubectl(&["get", "clusterrolebinding", &binding, "-o", "json"])
-                .await
-                .unwrap();
-            fixture.cluster.kubectl(&["delete", "clusterrolebinding", &binding]).await.unwrap();
+            let saved =
+                fixture.cluster.kubectl(&["get", "clusterrolebinding", program, "-o", "json"]).await.unwrap();
+            fixture.cluster.kubectl(&["delete", "clusterrolebinding", program]).await.unwrap();
             member.restart().unwrap();
             fixture.wait_not_ready(member, "").await;
             fixture

@@ -57,7 +57,8 @@ async fn the_pair_is_installed_on_an_existing_cluster_and_uninstalled() {
     assert!(log.contains("job-handler-sink/"), "the sink did not use this cluster");
     wait_for(Duration::from_secs(60), "all objects of job-handler to be deleted", || async {
         let kinds = "namespaces,crds,clusterroles,clusterrolebindings,\
-                     mutatingwebhookconfigurations,validatingwebhookconfigurations";
+                     mutatingwebhookconfigurations,validatingwebhookconfigurations,\
+                     validatingadmissionpolicies,validatingadmissionpolicybindings";
         let output =
             cluster.kubectl(&["get", kinds, "-o", "name"]).await.map_err(|error| error.to_string())?;
         let names: Vec<&str> = output.lines().filter(|name| name.contains("job-handler")).collect();

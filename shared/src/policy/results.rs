@@ -24,7 +24,8 @@ pub struct Results {
     /// Maximum size of all results of a namespace; the oldest are deleted first, but never the newest of a group.
     #[serde(default = "default_max_bytes")]
     pub max_bytes_per_namespace: Bytes,
-    /// Seconds that a finished Job waits for its result to be stored. After that, its TTL applies even without a result.
+    /// Seconds that a finished Job waits for its result to be stored, also for logs that a node does not deliver. After that,
+    /// its TTL applies even without a result.
     #[serde(default = "default_harvest_deadline")]
     #[schemars(range(min = 60, max = 2_147_483_647))]
     pub harvest_deadline_seconds: u32,

@@ -22,7 +22,7 @@ type ComponentState = Result<(), String>;
 
 /// The readiness of the process; clones share it.
 #[derive(Clone, Debug, Default)]
-pub struct Readiness(Arc<Mutex<BTreeMap<&'static str, watch::Receiver<ComponentState>>>>);
+pub struct Readiness(Arc<Mutex<BTreeMap<String, watch::Receiver<ComponentState>>>>);
 
 /// Reports whether one component of the process is ready.
 #[derive(Clone, Debug)]
@@ -30,9 +30,9 @@ pub struct ReadyHandle(watch::Sender<ComponentState>);
 
 impl Readiness {
     /// Registers a component that is not ready yet.
-    pub fn register(&self, component: &'static str) -> ReadyHandle {
+    pub fn register(&self, component: impl Into<String>) -> ReadyHandle {
         let handle = ReadyHandle(watch::Sender::new(Err("starting".to_owned())));
-        self.0.lock().insert(component, handle.0.subscribe());
+        self.0.lock().insert(component.into(), handle.0.subscribe());
         handle
     }
 

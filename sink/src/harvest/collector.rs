@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use crate::{
     harvest::{
-        captured::{CapturedLog, CapturedPod, CapturedPods, bytes_of},
+        captured::{CapturedLog, CapturedPod, CapturedPods, LogLoss, bytes_of},
         full_logs,
         job_pods::{self, JobPod, LogRun, runs},
         log_budget::LogBudget,
@@ -61,7 +61,8 @@ impl Collector {
     }
 
     /// Collects all pods of a finished Job, existing and deleted ones. The most relevant pods use the budget first. The
-    /// returned memory permit must live as long as the logs.
+    /// returned memory permit must live as long as the logs. Full logs stay in the spool until
+    /// [`Self::upload_full_logs`]: the node is free for other Jobs by then, however slow the object store is.
     pub(crate) async fn collect(
         &self,
         namespace: &str,
@@ -100,11 +101,8 @@ impl Collector {
             pods = futures::stream::iter(again).buffered(PODS_AT_A_TIME).collect().await;
             memory = memory.and(permit.release_node(bytes_of(&pods).saturating_sub(before)));
         }
-        // The node is free for other Jobs by now, however slow the object store is.
-        let mut captured = CapturedPods { pods, dropped_pods, objects: None };
-        self.upload_full_logs((namespace, job_uid), &mut captured).await;
-        tracing::debug!(pods = captured.pods.len(), deferred, "collected the pods");
-        Ok((captured, memory))
+        tracing::debug!(pods = pods.len(), deferred, "collected the pods");
+        Ok((CapturedPods { pods, dropped_pods, objects: None }, memory))
     }
 
     async fn pod(
@@ -206,24 +204,30 @@ impl Collector {
             return self.reuse(run, early, max).await;
         }
         let read = self.reader.read(run, node, max, with.pace, with.deadline).await;
-        match early {
+        match (early, &read.lost) {
             // A part is better than nothing, and the earlier reason explains more.
-            Some(part)
-                if wanted
-                    && !read.deferred
-                    && read.lost.is_some()
-                    && read.excerpt.length < part.excerpt.length =>
+            (Some(part), Some(lost))
+                if wanted && !read.deferred && read.excerpt.length < part.excerpt.length =>
             {
-                self.reuse(run, part, max).await
+                let mut log = self.reuse(run, part, max).await;
+                let reason = part.lost.clone().unwrap_or_else(|| lost.to_string());
+                log.lost = match lost {
+                    LogLoss::Passing(_) => Some(LogLoss::Passing(reason)),
+                    LogLoss::Unconfirmed(_) => Some(LogLoss::Unconfirmed(reason)),
+                    LogLoss::Final(_) => log.lost,
+                };
+                log
             }
             _ => read,
         }
     }
 
+    /// An early log as it is; what it misses is final unless the pod can still be asked.
     async fn reuse(&self, run: LogRun<'_>, early: &EarlyLog, max: usize) -> CapturedLog {
         let mut excerpt = early.excerpt.clone();
         full_logs::shorten(&mut excerpt, max, self.reader.store()).await;
-        CapturedLog { excerpt, lost: early.lost.clone(), ..CapturedLog::new(run) }
+        let lost = early.lost.clone().map(LogLoss::Final);
+        CapturedLog { excerpt, lost, ..CapturedLog::new(run) }
     }
 
     async fn deleted_pod(&self, pod: CapturedPodState, with: &JobLogs<'_>) -> CapturedPod {
@@ -244,7 +248,7 @@ impl Collector {
                     let early = early_logs.get(&id).cloned().unwrap_or_else(never_read);
                     let mut log = self.reuse(run, &early, granted).await;
                     if granted == 0 && early.excerpt.length > 0 && log.excerpt.full == FullLog::Absent {
-                        log.lost = Some(BUDGET_USED_UP.to_owned());
+                        log.lost = Some(LogLoss::Final(BUDGET_USED_UP.to_owned()));
                     }
                     with.budget.release(granted.saturating_sub(log.excerpt.bytes()));
                     container.logs.push(log.facts());

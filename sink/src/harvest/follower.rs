@@ -6,6 +6,7 @@
 
 use std::{collections::BTreeSet, convert::Infallible, sync::Arc, time::Duration};
 
+use futures::future::join_all;
 use job_handler_shared::{
     job::snapshot::JobSnapshot,
     kube::watch,
@@ -14,7 +15,7 @@ use job_handler_shared::{
 };
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
-    Api, ResourceExt,
+    ResourceExt,
     runtime::watcher::{Event, watcher},
 };
 use tokio::{sync::broadcast::error::RecvError, task::JoinSet};
@@ -29,7 +30,7 @@ use crate::{
         tracked_pod::{EarlyLog, TrackedPodView},
         tuning::{DELETED_POD_STREAM, JOB_OF_POD},
     },
-    model::job_change::Uid,
+    model::{job_change::Uid, served_namespaces::NamespaceScope},
     observe::{context::Context, reflectors},
     runtime::{resync::RESYNC, work_queue::Queue},
 };
@@ -61,16 +62,17 @@ impl Follower {
         let queue = Queue::default();
         // Pods of an earlier leadership are outdated.
         self.pod_tracker.clear();
-        tokio::join!(
-            self.watch(&queue, &ready),
-            self.watch_jobs(&queue),
-            self.resync(&queue),
-            self.work(&queue)
-        )
-        .0
+        let scopes = self.context.store.served.scopes();
+        let watches = scopes.iter().map(|scope| self.watch(scope, &queue, &ready));
+        tokio::join!(self.watch_jobs(&queue), join_all(watches), self.resync(&queue), self.work(&queue)).0
     }
 
-    async fn watch(&self, queue: &Queue<FollowerKey>, ready: &ReadyHandle) -> Infallible {
+    async fn watch(
+        &self,
+        scope: &NamespaceScope,
+        queue: &Queue<FollowerKey>,
+        ready: &ReadyHandle,
+    ) -> Infallible {
         let mut seen: Option<BTreeSet<Uid>> = None;
         let gone = |uid: Uid, last: Option<&Pod>| {
             if self.pod_tracker.mark_deleted(&uid, last) {
@@ -80,7 +82,7 @@ impl Follower {
         // A watcher's stream does not end; if it did, the watch would begin again.
         loop {
             let config = reflectors::config().labels(CONTROLLER_UID);
-            let stream = watcher(Api::<Pod>::all(self.context.client.clone()), config);
+            let stream = watcher(scope.api::<Pod>(self.context.client.clone()), config);
             watch::run(stream, "pods", ready, |event: Event<Pod>| match event {
                 Event::Init => seen = Some(BTreeSet::new()),
                 Event::Apply(pod) | Event::InitApply(pod) => {
@@ -100,7 +102,8 @@ impl Follower {
                 }
                 Event::InitDone => {
                     let seen = seen.take().unwrap_or_default();
-                    self.pod_tracker.mark_unseen_deleted(&seen).into_iter().for_each(|uid| gone(uid, None));
+                    let unseen = self.pod_tracker.mark_unseen_deleted(scope, &seen);
+                    unseen.into_iter().for_each(|uid| gone(uid, None));
                 }
             })
             .await;

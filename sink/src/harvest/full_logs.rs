@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use crate::{
     harvest::{
-        captured::{CapturedLog, CapturedPod, CapturedPods},
+        captured::{CapturedLog, CapturedPod, CapturedPods, LogLoss},
         collector::Collector,
         log_buffer::LogExcerpt,
         tuning::PODS_AT_A_TIME,
@@ -85,7 +85,8 @@ async fn upload(
         Err(reason) => {
             let failed = format!("the full log could not be stored: {reason}");
             let before = log.lost.take().map_or(String::new(), |lost| format!("{lost}; "));
-            log.lost = Some(before + &failed);
+            // An outage of the store delays no result.
+            log.lost = Some(LogLoss::Final(before + &failed));
             FullLog::Failed(reason)
         }
     };

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     harvest::{
         at_risk::CaptureMode,
-        captured::CapturedLog,
+        captured::{CapturedLog, LogLoss},
         full_logs,
         job_pods::LogRun,
         log_buffer::LogExcerpt,
@@ -34,7 +34,7 @@ use crate::{
     runtime::lanes::{LanePermit, Lanes, Pace},
 };
 
-/// Why a log is missing although it could have been read.
+/// Why a log is missing although it could have been read. Final.
 pub(crate) const BUDGET_USED_UP: &str = "the policies' log budget for one Job was used up by other logs";
 
 /// Reads logs; clones share its limits.
@@ -100,7 +100,7 @@ impl LogReader {
     ) -> CapturedLog {
         let mut log = CapturedLog::new(run);
         if max == 0 && self.store.is_none() {
-            log.lost = Some(BUDGET_USED_UP.to_owned());
+            log.lost = Some(LogLoss::Final(BUDGET_USED_UP.to_owned()));
             return log;
         }
         let of_node = self.nodes.node(node);
@@ -114,7 +114,7 @@ impl LogReader {
         for attempt in 1..=ATTEMPTS {
             if let Some(others) = of_node.given_up() {
                 let reason = "does not answer calls for logs, and other Jobs wait for it";
-                log.lost = Some(format!("node {node} {reason} ({others} now)"));
+                log.lost = Some(LogLoss::Passing(format!("node {node} {reason} ({others} now)")));
                 return log;
             }
             let one = ReadAttempt {
@@ -132,14 +132,16 @@ impl LogReader {
                     return log;
                 }
                 Ok(Err(failure)) if pace == Pace::Slow || !failure.no_answer => {
-                    if !failure.retry || attempt == ATTEMPTS || of_node.health.is_unresponsive() {
-                        log.lost = Some(failure.reason);
+                    let retry = failure.loss.is_passing() && attempt < ATTEMPTS;
+                    if !retry || of_node.health.is_unresponsive() {
+                        log.lost = Some(failure.loss);
                         return log;
                     }
                     sleep(RETRY_PAUSE * attempt).await;
                 }
                 Err(_) if pace == Pace::Slow => {
-                    log.lost = Some(format!("timed out after {} s", JOB_TIMEOUT.as_secs()));
+                    let reason = format!("timed out after {} s", JOB_TIMEOUT.as_secs());
+                    log.lost = Some(LogLoss::Passing(reason));
                     return log;
                 }
                 _ => {
@@ -173,7 +175,8 @@ impl LogReader {
             let one = ReadAttempt { mode, pace, max, deadline: None, room: &mut room, stop: &stop };
             match self.try_read(&run, &of_node, one).await {
                 Ok((excerpt, end)) => {
-                    let log = EarlyLog { excerpt, lost: end.lost(), truncated: false };
+                    let lost = end.lost().map(|lost| lost.to_string());
+                    let log = EarlyLog { excerpt, lost, truncated: false };
                     if log.lost.is_none() {
                         return Ok(log);
                     }
@@ -182,8 +185,8 @@ impl LogReader {
                     }
                 }
                 Err(failure) => {
-                    reason = failure.reason;
-                    if !failure.retry {
+                    reason = failure.loss.to_string();
+                    if !failure.loss.is_passing() {
                         break;
                     }
                 }
@@ -259,7 +262,7 @@ impl LogReader {
             node.health.record_answer(run.namespace);
         }
         if log_stream::is_placeholder(&excerpt) {
-            return Err(ReadFailure::last(String::from_utf8_lossy(&excerpt.head).trim_end()));
+            return Err(ReadFailure::removed(String::from_utf8_lossy(&excerpt.head).trim_end()));
         }
         tracing::trace!(
             pod = run.pod,

@@ -88,8 +88,8 @@ pub(crate) fn completeness(job: &JobSnapshot, pods: &[CapturedPod], dropped_pods
     let mut same: BTreeMap<(&str, bool, &str), Vec<&PodFacts>> = BTreeMap::new();
     for pod in pods {
         for log in &pod.logs {
-            if let Some(why) = &log.lost {
-                same.entry((&log.container, log.previous, why)).or_default().push(&pod.facts);
+            if let Some(lost) = &log.lost {
+                same.entry((&log.container, log.previous, lost.reason())).or_default().push(&pod.facts);
             }
         }
     }
@@ -120,11 +120,12 @@ fn describe_pods(pods: &[&PodFacts]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::harvest::captured::LogLoss;
 
     fn pod(name: &str, phase: &str, index: Option<u32>, lost: Option<&str>) -> CapturedPod {
         let facts = PodFacts { name: name.into(), phase: phase.into(), index, ..PodFacts::default() };
-        let log =
-            CapturedLog { container: "main".into(), lost: lost.map(str::to_owned), ..CapturedLog::default() };
+        let lost = lost.map(|reason| LogLoss::Final(reason.into()));
+        let log = CapturedLog { container: "main".into(), lost, ..CapturedLog::default() };
         CapturedPod { facts, created: None, logs: vec![log] }
     }
 

@@ -7,8 +7,9 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::{
     harvest::{
+        captured::LogLoss,
         log_buffer::{HeadTail, LogExcerpt},
-        tuning::{EARLY_TAIL, PLACEHOLDER_MAX, STREAM_BUFFER},
+        tuning::{EARLY_TAIL, LONG_READ, PLACEHOLDER_MAX, STREAM_BUFFER},
     },
     object_store::Overflow,
 };
@@ -19,6 +20,8 @@ pub(crate) enum StreamEnd {
     Complete,
     Broken(String),
     TimedOut,
+    /// It was still arriving after [`LONG_READ`], when its time was over: another attempt would take as long.
+    TooLong,
     /// The caller needs no more.
     Stopped,
 }
@@ -40,16 +43,23 @@ impl StreamTimeouts {
             None => std::future::pending().await,
         }
     }
+
+    /// How a stream that was read since `begun` has ended when a timeout expires.
+    fn end(self, begun: Instant) -> StreamEnd {
+        let is_over = self.deadline.is_some_and(|deadline| deadline <= Instant::now());
+        if is_over && begun.elapsed() >= LONG_READ { StreamEnd::TooLong } else { StreamEnd::TimedOut }
+    }
 }
 
 impl StreamEnd {
     /// Why a part of the log is missing.
-    pub(crate) fn lost(self) -> Option<String> {
+    pub(crate) fn lost(self) -> Option<LogLoss> {
         match self {
             Self::Complete => None,
-            Self::Broken(error) => Some(format!("the log stream broke: {error}")),
-            Self::TimedOut => Some("the log stream stalled, or was too long to read in time".to_owned()),
-            Self::Stopped => Some("reading was stopped before the log's end".to_owned()),
+            Self::Broken(error) => Some(LogLoss::Passing(format!("the log stream broke: {error}"))),
+            Self::TimedOut => Some(LogLoss::Passing("the log stream stalled".to_owned())),
+            Self::TooLong => Some(LogLoss::Final("the log was too long to read in time".to_owned())),
+            Self::Stopped => Some(LogLoss::Final("reading was stopped before the log's end".to_owned())),
         }
     }
 }
@@ -67,6 +77,7 @@ pub(crate) async fn read(
     let mut log = HeadTail::new(max);
     let mut buffer = vec![0; STREAM_BUFFER];
     let mut stop = std::pin::pin!(stop);
+    let begun = Instant::now();
     let end = loop {
         let n = tokio::select! {
             // Data that has arrived is read before the end is noticed.
@@ -77,7 +88,7 @@ pub(crate) async fn read(
                 Err(error) => break StreamEnd::Broken(error.to_string()),
             },
             () = &mut stop => break StreamEnd::Stopped,
-            () = timeouts.expired() => break StreamEnd::TimedOut,
+            () = timeouts.expired() => break timeouts.end(begun),
         };
         let more = log.grows_by(n);
         if more > 0 && !room(more) {
@@ -164,6 +175,24 @@ mod tests {
         assert_eq!((log.head, end), (b"xx".to_vec(), StreamEnd::TimedOut));
     }
 
+    /// It would not end sooner the next time, while a stream that had less time might.
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_that_never_ends_is_too_long() {
+        let drops = || {
+            futures::stream::unfold((), |()| async {
+                tokio::time::sleep(Duration::from_secs(4)).await;
+                Some((Ok(b"x".to_vec()), ()))
+            })
+        };
+        for (time, passing) in [(LONG_READ - Duration::from_secs(1), true), (LONG_READ, false)] {
+            let deadline = Some(Instant::now() + time);
+            let timeouts = StreamTimeouts { idle: Some(Duration::from_secs(5)), deadline };
+            let stream = stream(Box::pin(drops()));
+            let (_, end) = read(stream, 100, unused(), timeouts, |_| true, std::future::pending()).await;
+            assert_eq!(end.lost().unwrap().is_passing(), passing, "{time:?}");
+        }
+    }
+
     #[tokio::test]
     async fn a_broken_stream_keeps_what_came_before() {
         let pieces = [Ok(b"first".to_vec()), Err(std::io::Error::other("reset"))];
@@ -177,7 +206,7 @@ mod tests {
         )
         .await;
         assert_eq!((log.head.as_slice(), &end), (&b"first"[..], &StreamEnd::Broken("reset".into())));
-        assert_eq!(end.lost().as_deref(), Some("the log stream broke: reset"));
+        assert_eq!(end.lost(), Some(LogLoss::Passing("the log stream broke: reset".into())));
     }
 
     #[tokio::test]

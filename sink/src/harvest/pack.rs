@@ -111,7 +111,7 @@ mod tests {
 
     use super::*;
     use crate::harvest::{
-        captured::{CapturedLog, CapturedPod},
+        captured::{CapturedLog, CapturedPod, LogLoss},
         log_buffer::{HeadTail, LogExcerpt},
     };
     use job_handler_shared::job::snapshot::Outcome;
@@ -223,7 +223,7 @@ mod tests {
         (newer.facts.name, newer.facts.uid) = ("build-1-b".into(), "b".into());
         newer.logs[0].excerpt =
             LogExcerpt { head: b"=== Pod: x / Container: y ===\n".into(), ..LogExcerpt::default() };
-        newer.logs[0].lost = Some("why".into());
+        newer.logs[0].lost = Some(LogLoss::Final("why".into()));
         (older.created, newer.created) = (Some(Timestamp::UNIX_EPOCH), Some(Timestamp::MAX));
         // Facts and text are in different orders.
         let packed = pack(

@@ -16,13 +16,17 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     harvest::{
+        captured::CapturedPod,
         pod_status,
         tracked_pod::{CapturedPodState, EarlyLog, LogCapture, TrackedPod, TrackedPodView},
         tracker_state::TrackerState,
         tuning::UNKNOWN_JOB,
     },
-    model::job_change::Uid,
+    model::{job_change::Uid, served_namespaces::NamespaceScope},
 };
+
+/// Why a log is missing that was read in an earlier harvest.
+const NOT_KEPT: &str = "there was no memory to keep it until the Job's other logs could be read, and the pod was deleted before it was read again";
 
 /// The tracked pods; clones share them.
 #[derive(Clone, Debug)]
@@ -82,11 +86,11 @@ impl PodTracker {
         true
     }
 
-    /// Marks the pods that a list did not show as deleted, and returns them.
-    pub(crate) fn mark_unseen_deleted(&self, seen: &BTreeSet<Uid>) -> Vec<Uid> {
+    /// Marks the pods that a list of this scope did not show as deleted, and returns them.
+    pub(crate) fn mark_unseen_deleted(&self, scope: &NamespaceScope, seen: &BTreeSet<Uid>) -> Vec<Uid> {
         let gone: Vec<Uid> = {
             let state = self.lock();
-            let there = state.pods.iter().filter(|(_, pod)| !pod.facts.gone);
+            let there = state.pods.iter().filter(|(_, pod)| !pod.facts.gone && scope.covers(&pod.namespace));
             there.map(|(uid, _)| uid).filter(|uid| !seen.contains(*uid)).cloned().collect()
         };
         gone.iter().for_each(|uid| _ = self.mark_deleted(uid, None));
@@ -181,6 +185,23 @@ impl PodTracker {
             }
         }
         self.ended_captures.send_modify(|n| *n = n.wrapping_add(1));
+    }
+
+    /// Keeps what was read of a finished Job, some of whose logs cannot be read for now: it outlives its pod, and is not read
+    /// again. The Job may have `per_job` bytes in all.
+    pub(crate) fn keep_logs(&self, pods: Vec<CapturedPod>, per_job: usize) {
+        for CapturedPod { facts, logs, .. } in pods {
+            for log in logs.into_iter().filter(|log| log.lost.is_none() || log.excerpt.length > 0) {
+                let (uid, run) = (&facts.uid, log.run_id.clone());
+                let mut state = self.lock();
+                if state.begin_keeping(uid, &run, log.excerpt.length) {
+                    let room = state.reserve(uid, &run, log.excerpt.bytes(), per_job);
+                    drop(state);
+                    let kept = if room { Ok(log.into()) } else { Err(NOT_KEPT.to_owned()) };
+                    self.end_capture(uid, &run, kept);
+                }
+            }
+        }
     }
 
     /// Cancels the captures of a pod; they end with what they have.
@@ -344,7 +365,7 @@ mod tests {
         assert_eq!((pods.len(), dropped_pods), (DELETED_PODS_PER_JOB + 1, 5));
         assert!(!pods["p"].facts.gone);
         assert_eq!(
-            (tracker.live_pods("j"), tracker.mark_unseen_deleted(&BTreeSet::new())),
+            (tracker.live_pods("j"), tracker.mark_unseen_deleted(&Default::default(), &BTreeSet::new())),
             (1, vec!["p".to_owned()])
         );
         tracker.gc(|_| Some(false));

@@ -54,7 +54,7 @@ mod tests {
 
     use super::*;
     use crate::harvest::{
-        captured::{CapturedLog, CapturedPod},
+        captured::{CapturedLog, CapturedPod, LogLoss},
         pack,
     };
     use job_handler_shared::result::pods::{ContainerFacts, LogFacts};
@@ -85,8 +85,8 @@ mod tests {
             containers: vec![container, waits],
             ..PodFacts::default()
         };
-        let log =
-            CapturedLog { container: "main".into(), lost: Some(SECRET.into()), ..CapturedLog::default() };
+        let lost = Some(LogLoss::Final(SECRET.into()));
+        let log = CapturedLog { container: "main".into(), lost, ..CapturedLog::default() };
         CapturedPods {
             pods: vec![CapturedPod { facts, created: None, logs: vec![log] }],
             ..CapturedPods::default()

@@ -8,7 +8,11 @@ use std::{
 use job_handler_shared::result::pods::PodFacts;
 use tokio_util::sync::CancellationToken;
 
-use crate::{harvest::log_buffer::LogExcerpt, model::job_change::Uid, object_store::FullLog};
+use crate::{
+    harvest::{captured::CapturedLog, log_buffer::LogExcerpt},
+    model::job_change::Uid,
+    object_store::FullLog,
+};
 
 /// A pod of a Job whose result is not stored yet.
 #[derive(Clone, Debug)]
@@ -86,6 +90,18 @@ impl LogCapture {
             Self::Done(content) => Some(content.clone()),
             Self::Dropped(why) => Some(EarlyLog { lost: Some(why.clone()), ..EarlyLog::default() }),
         }
+    }
+}
+
+impl From<CapturedLog> for EarlyLog {
+    fn from(mut log: CapturedLog) -> Self {
+        // The spool is for logs that are uploaded soon: this one is read again.
+        if matches!(log.excerpt.full, FullLog::Spooled(_)) {
+            log.excerpt.full = FullLog::Absent;
+        }
+        // It may have been cut to what was left of the Job's budget.
+        let truncated = log.excerpt.left_out() > 0;
+        Self { lost: log.lost.map(|lost| lost.to_string()), truncated, excerpt: log.excerpt }
     }
 }
 

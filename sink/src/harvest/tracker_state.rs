@@ -6,6 +6,8 @@
 
 use std::collections::{BTreeSet, HashMap};
 
+use tokio_util::sync::CancellationToken;
+
 use crate::{
     harvest::{
         tracked_pod::{LogCapture, TrackedPod},
@@ -56,6 +58,24 @@ impl TrackerState {
         };
         *taken += bytes;
         self.account(&job, bytes.cast_signed());
+        true
+    }
+
+    /// Begins to keep a log of this length that was read after its Job finished; returns false if the pod is not tracked, or
+    /// as much of that run is known.
+    pub(super) fn begin_keeping(&mut self, uid: &str, run: &str, length: u64) -> bool {
+        let Some(pod) = self.pods.get_mut(uid) else { return false };
+        match pod.runs.get(run) {
+            Some(LogCapture::Open(..)) => return false,
+            Some(LogCapture::Done(known)) if known.is_complete() || known.excerpt.length > length => {
+                return false;
+            }
+            _ => {}
+        }
+        let open = LogCapture::Open(CancellationToken::new(), 0);
+        let freed = pod.runs.insert(run.to_owned(), open).map_or(0, |known| known.bytes());
+        let job = pod.job.clone();
+        self.account(&job, -freed.cast_signed());
         true
     }
 

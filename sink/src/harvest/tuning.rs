@@ -62,7 +62,7 @@ pub(crate) const SLOW_IDLE: Duration = Duration::from_secs(10);
 /// gets shorter.
 pub(crate) const UNRESPONSIVE_ANSWER: Duration = Duration::from_secs(2);
 /// All logs of a Job, from the moment it has its permit; the slow lane has the same time again. What is missing then is
-/// recorded as lost.
+/// read in a later harvest.
 pub(crate) const JOB_TIMEOUT: Duration = Duration::from_secs(60);
 /// For early captures to end after their Job has finished; starts again with each that ends.
 pub(crate) const CAPTURES_END: Duration = Duration::from_secs(3);
@@ -72,6 +72,9 @@ pub(crate) const DELETED_POD_STREAM: Duration = Duration::from_secs(15);
 pub(crate) const JOB_OF_POD: Duration = Duration::from_millis(200);
 /// A tracked pod whose Job never shows up is dropped after this.
 pub(crate) const UNKNOWN_JOB: Duration = Duration::from_secs(60);
+/// A log that still arrives after this time, when its time is over, is too long: half of [`JOB_TIMEOUT`], so that a log that
+/// had to wait for others of its Job is read again.
+pub(crate) const LONG_READ: Duration = Duration::from_secs(30);
 
 // When a log is followed.
 
@@ -81,10 +84,20 @@ pub(crate) const DEADLINE_LEAD: Duration = Duration::from_secs(10);
 
 // When a read is repeated.
 
-/// Attempts per log, for answers that may be better the next time.
+/// Attempts per log in one harvest, for answers that may be better the next time.
 pub(crate) const ATTEMPTS: u32 = 3;
 /// Pause before the second attempt; before the third, twice as long.
 pub(crate) const RETRY_PAUSE: Duration = Duration::from_millis(300);
+/// Pause after the first harvest of a Job with a log that could not be read for now; it doubles with each further one …
+pub(crate) const FIRST_HARVEST_PAUSE: Duration = Duration::from_secs(5);
+/// … up to this: it bounds how late a log is read once its node answers again, and what a Job costs until then.
+pub(crate) const LONGEST_HARVEST_PAUSE: Duration = Duration::from_secs(300);
+/// Harvests of a Job before a log counts as lost, even if the kubelet says that its container was removed (it says so while
+/// its container runtime restarts, too), or the harvest deadline is over (a policy may ask for the result long after the end).
+pub(crate) const MIN_HARVESTS: u32 = 3;
+/// A log counts as lost so long before the harvest deadline, at which the Job's TTL may delete its pods; a tenth of the
+/// deadline if that is shorter.
+pub(crate) const BEFORE_DEADLINE: Duration = Duration::from_secs(600);
 
 // When a node counts as slow or unresponsive.
 

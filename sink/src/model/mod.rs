@@ -7,6 +7,7 @@ pub(crate) mod pending_events;
 pub mod policy_entry;
 pub(crate) mod replica;
 pub mod result_ref;
+pub mod served_namespaces;
 pub mod stored_result;
 pub(crate) mod summary;
 pub(crate) mod text;

@@ -6,6 +6,7 @@
 //! hour by default): only if no sink runs for that long within this window, the Event is written a second time, after
 //! the first is gone.
 
+use jiff::Timestamp;
 use job_handler_shared::{
     job::snapshot::{JobSnapshot, Outcome},
     keys,
@@ -94,6 +95,21 @@ fn event(manifest: &Manifest, storage: StorageKind, result: &str, reason: &str) 
     })
 }
 
+/// Reports that a result is not stored yet, because logs cannot be read for now; they count as lost at `lost_at`.
+pub(crate) async fn publish_delayed(
+    recorder: &Recorder,
+    job: &JobSnapshot,
+    missing: &str,
+    lost_at: Timestamp,
+) -> Result<bool, ApiError> {
+    let note = format!(
+        "Waiting to store the result, because a log cannot be read for now: {missing}. The Job is kept, and the sink \
+         retries until {}; then the log counts as lost",
+        lost_at.strftime("%Y-%m-%dT%H:%M:%SZ")
+    );
+    recorder.publish(&about_job(job, keys::REASON_DELAYED, "Retrying", note)).await
+}
+
 /// Reports that a result could not be stored. `gone`: the Job is deleted, so there is no further attempt.
 pub(crate) async fn publish_lost(
     recorder: &Recorder,
@@ -106,15 +122,18 @@ pub(crate) async fn publish_lost(
     } else {
         ("Retrying", format!("Storing the result failed: {why}. The sink retries until the Job is deleted"))
     };
-    let event = EventSpec {
+    recorder.publish(&about_job(job, keys::REASON_LOST, action, note)).await
+}
+
+fn about_job(job: &JobSnapshot, reason: &'static str, action: &'static str, note: String) -> EventSpec {
+    EventSpec {
         namespace: job.namespace.clone(),
-        name: names::event_name(&job.name, &job.uid, keys::REASON_LOST),
+        name: names::event_name(&job.name, &job.uid, reason),
         event_type: EventType::Warning,
-        reason: keys::REASON_LOST,
+        reason,
         action,
         note,
         regarding: job_reference(&job.namespace, &job.name, Some(&job.uid)),
         related: None,
-    };
-    recorder.publish(&event).await
+    }
 }

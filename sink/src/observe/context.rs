@@ -32,7 +32,9 @@ pub struct Context {
 impl Context {
     /// Whether Jobs of this namespace are never touched.
     pub(crate) fn is_excluded(&self, namespace: &str) -> bool {
-        keys::EXCLUDED_NAMESPACES.contains(&namespace) || namespace == &*self.namespace
+        keys::EXCLUDED_NAMESPACES.contains(&namespace)
+            || namespace == &*self.namespace
+            || !self.store.served.contains(namespace)
     }
 
     /// Stores a Job and enqueues what its change may affect. An unknown Job counts as created, except in a list.

@@ -36,6 +36,7 @@ use crate::{
         policy_entry::PolicyEntry,
         replica::Replica,
         result_ref::{ResultRef, result_ref_of},
+        served_namespaces::NamespaceScope,
     },
     observe::{context::Context, key::Key, result_inventory},
 };
@@ -100,10 +101,17 @@ pub(crate) async fn cluster_policies(context: Context, ready: ReadyHandle) {
     follow_policies(&context, watcher(api, config()), &ready, kind, |policy| PolicyEntry {
         reference: PolicyRef::of(kind, policy),
         generation: policy.metadata.generation.unwrap_or_default(),
-        policy: Policy::cluster(policy).map(Arc::new).map_err(|e| e.to_string()),
+        policy: read_cluster_policy(&context, policy),
         status: policy.status.clone().unwrap_or_default(),
     })
     .await;
+}
+
+/// As if it selected served namespaces only.
+fn read_cluster_policy(context: &Context, policy: &ClusterJobPolicy) -> Result<Arc<Policy>, String> {
+    let mut policy = policy.clone();
+    policy.spec.namespace_selector = context.store.served.select(policy.spec.namespace_selector.take());
+    Policy::cluster(&policy).map(Arc::new).map_err(|error| error.to_string())
 }
 
 async fn follow_policies<K: ResourceExt + Debug + Clone + Send + 'static>(
@@ -115,12 +123,16 @@ async fn follow_policies<K: ResourceExt + Debug + Clone + Send + 'static>(
 ) {
     // Stored at once at the end of the list: each change of the set regroups all Jobs.
     let mut listed: Vec<PolicyEntry> = Vec::new();
+    let served = &context.store.served;
     let read = |policy: &K| {
         let entry = read(policy);
+        if entry.reference.namespace.as_ref().is_some_and(|namespace| !served.contains(namespace)) {
+            return None;
+        }
         if let Err(error) = &entry.policy {
             tracing::warn!(policy = %entry.reference, "cannot be read and selects nothing: {error}");
         }
-        entry
+        Some(entry)
     };
     let resource = match kind {
         PolicyKind::JobPolicy => "jobpolicies.job-handler.io",
@@ -133,10 +145,10 @@ async fn follow_policies<K: ResourceExt + Debug + Clone + Send + 'static>(
                 false
             }
             Event::InitApply(policy) => {
-                listed.push(read(&policy));
+                listed.extend(read(&policy));
                 false
             }
-            Event::Apply(policy) => context.store.put_policy(read(&policy)),
+            Event::Apply(policy) => read(&policy).is_some_and(|entry| context.store.put_policy(entry)),
             Event::Delete(policy) => {
                 let uid = policy.uid().unwrap_or_default();
                 context.store.remove_policies(|known| known.uid == uid)
@@ -185,13 +197,17 @@ pub(crate) async fn namespaces(context: Context, ready: ReadyHandle) {
 }
 
 /// Watches the metadata of results in ConfigMaps: which Jobs are harvested, and which have pending announcements.
-pub(crate) async fn results(context: Context, ready: ReadyHandle) {
-    results_in::<ConfigMap>(&context, &ready, StorageKind::ConfigMap).await;
+pub(crate) async fn results(context: Context, scope: NamespaceScope, ready: ReadyHandle) {
+    results_in::<ConfigMap>(&context, &scope, &ready, StorageKind::ConfigMap).await;
 }
 
 /// Watches the metadata of results in objects of kind `K`.
-pub(crate) async fn results_in<K>(context: &Context, ready: &ReadyHandle, kind: StorageKind)
-where
+pub(crate) async fn results_in<K>(
+    context: &Context,
+    scope: &NamespaceScope,
+    ready: &ReadyHandle,
+    kind: StorageKind,
+) where
     K: kube::Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
         + Clone
         + Debug
@@ -202,7 +218,7 @@ where
     let Context { store, queue, .. } = context;
     // Shards carry no label `job-handler/created`; see [`crate::harvest::pack`].
     let config = config().labels(&format!("{}=true", keys::CREATED));
-    let stream = watcher(Api::<PartialObjectMeta<K>>::all(context.client.clone()), config);
+    let stream = watcher(scope.api::<PartialObjectMeta<K>>(context.client.clone()), config);
     let mut seen: Option<BTreeSet<(String, String)>> = None;
     let resource = format!("{}s", kind.resource());
     watch::run(stream, &resource, ready, |event: Event<PartialObjectMeta<K>>| match event {
@@ -226,7 +242,10 @@ where
         }
         Event::InitDone => {
             let seen = seen.take().unwrap_or_default();
-            store.retain_stored(kind, |namespace, name| seen.contains(&(namespace.into(), name.into())));
+            // Other namespaces may have a watch of their own.
+            store.retain_stored(kind, |namespace, name| {
+                !scope.covers(namespace) || seen.contains(&(namespace.into(), name.into()))
+            });
         }
     })
     .await;
@@ -294,22 +313,4 @@ fn read_replica(lease: &Lease) -> Replica {
 }
 
 #[cfg(test)]
-mod tests {
-
-    use job_handler_shared::names;
-    use job_handler_shared::result::metadata::may_be_result;
-
-    #[test]
-    fn names_of_results() {
-        let uid = "0123456789";
-        for job in ["a", "a-results", &"x".repeat(253)] {
-            assert!(may_be_result(&names::result_name(job), uid), "{job}");
-            assert!(may_be_result(&names::result_name_with_uid(job, uid), uid), "{job}");
-        }
-        for name in
-            ["whatever", "zz-backup", "a-results-backup", "a-results-99999999", "a-results-01234567-0"]
-        {
-            assert!(!may_be_result(name, uid), "{name}");
-        }
-    }
-}
+mod tests;

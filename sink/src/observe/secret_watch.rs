@@ -2,6 +2,7 @@
 
 use std::{convert::Infallible, time::Duration};
 
+use futures::future::join_all;
 use job_handler_shared::{
     kube::error::{ApiError, call},
     process::{admin::ReadyHandle, jitter::jitter},
@@ -13,40 +14,49 @@ use k8s_openapi::api::{
 };
 use kube::{Api, Client, api::PostParams};
 
-use crate::observe::{
-    context::Context,
-    reflectors,
-    secret_access::{OVERLAY, VERBS},
+use crate::{
+    model::served_namespaces::NamespaceScope,
+    observe::{
+        context::Context,
+        reflectors,
+        secret_access::{OVERLAY, VERBS},
+    },
 };
 
 /// Pause between two checks of the rights, before jitter.
 const CHECK_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Checks the rights until it is dropped, and watches results in Secrets while they are granted.
-pub(crate) async fn run(context: Context, ready: ReadyHandle) -> Infallible {
+/// Checks the rights until it is dropped, and watches results in Secrets while they are granted in all these scopes.
+pub(crate) async fn run(context: Context, scopes: Vec<(NamespaceScope, ReadyHandle)>) -> Infallible {
     let secrets = &context.store.secrets;
+    let all_ready = || scopes.iter().for_each(|(_, ready)| ready.set_ready());
     loop {
-        match missing_verb(&context.client).await {
+        match missing_right(&context.client, &scopes).await {
             Ok(None) => {
                 if secrets.allow() {
                     tracing::info!("results may be stored in Secrets");
                 }
+                let watches = scopes.iter().map(|(scope, ready)| {
+                    reflectors::results_in::<Secret>(&context, scope, ready, StorageKind::Secret)
+                });
                 tokio::select! {
-                    () = reflectors::results_in::<Secret>(&context, &ready, StorageKind::Secret) => {}
-                    () = revoked(&context.client) => {}
+                    _ = join_all(watches) => {}
+                    () = revoked(&context.client, &scopes) => {}
                 }
                 // Results that were seen stay known, so that their Jobs are not harvested again.
                 continue;
             }
-            Ok(Some(verb)) => {
-                let why = format!("the sink has no right to {verb} Secrets: apply {OVERLAY}");
+            Ok(Some(right)) => {
+                let why = format!("the sink has no right to {right}: apply {OVERLAY}");
                 if secrets.deny(why) {
-                    tracing::info!(verb, "results are not stored in Secrets; to allow it, apply {OVERLAY}");
+                    tracing::info!(right, "results are not stored in Secrets; to allow it, apply {OVERLAY}");
                 }
-                ready.set_ready();
+                all_ready();
             }
             // Until the first answer, nothing may act as if there were no results in Secrets.
-            Err(error) if secrets.is_unknown() => ready.set_not_ready(error.to_string()),
+            Err(error) if secrets.is_unknown() => {
+                scopes.iter().for_each(|(_, ready)| ready.set_not_ready(error.to_string()));
+            }
             Err(error) => tracing::debug!("cannot check the rights on Secrets: {error}"),
         }
         tokio::time::sleep(jitter(CHECK_INTERVAL * 3 / 2)).await;
@@ -54,36 +64,47 @@ pub(crate) async fn run(context: Context, ready: ReadyHandle) -> Infallible {
 }
 
 /// Returns once a right is revoked.
-async fn revoked(client: &Client) {
+async fn revoked(client: &Client, scopes: &[(NamespaceScope, ReadyHandle)]) {
     loop {
         tokio::time::sleep(jitter(CHECK_INTERVAL * 3)).await;
-        if let Ok(Some(_)) = missing_verb(client).await {
+        if let Ok(Some(_)) = missing_right(client, scopes).await {
             return;
         }
     }
 }
 
-/// Returns the first verb that is not granted.
-async fn missing_verb(client: &Client) -> Result<Option<&'static str>, ApiError> {
-    let api = Api::<SelfSubjectAccessReview>::all(client.clone());
-    for verb in VERBS {
-        let review = SelfSubjectAccessReview {
-            spec: SelfSubjectAccessReviewSpec {
-                resource_attributes: Some(ResourceAttributes {
-                    resource: Some("secrets".to_owned()),
-                    verb: Some(verb.to_owned()),
-                    ..ResourceAttributes::default()
-                }),
-                ..SelfSubjectAccessReviewSpec::default()
-            },
-            ..SelfSubjectAccessReview::default()
-        };
-        match call("check the own rights on Secrets", api.create(&PostParams::default(), &review)).await {
-            Ok(answer) if answer.status.as_ref().is_some_and(|status| status.allowed) => {}
-            Ok(_) => return Ok(Some(verb)),
-            Err(error) if error.is_denied() => return Ok(Some(verb)),
-            Err(error) => return Err(error),
+/// Returns the first right that is not granted, such as `get Secrets`.
+async fn missing_right(
+    client: &Client,
+    scopes: &[(NamespaceScope, ReadyHandle)],
+) -> Result<Option<String>, ApiError> {
+    for (scope, _) in scopes {
+        for verb in VERBS {
+            if !is_granted(client, scope, verb).await? {
+                return Ok(Some(format!("{verb} {}", scope.name_of("Secrets"))));
+            }
         }
     }
     Ok(None)
+}
+
+async fn is_granted(client: &Client, scope: &NamespaceScope, verb: &str) -> Result<bool, ApiError> {
+    let api = Api::<SelfSubjectAccessReview>::all(client.clone());
+    let review = SelfSubjectAccessReview {
+        spec: SelfSubjectAccessReviewSpec {
+            resource_attributes: Some(ResourceAttributes {
+                namespace: scope.namespace().map(str::to_owned),
+                resource: Some("secrets".to_owned()),
+                verb: Some(verb.to_owned()),
+                ..ResourceAttributes::default()
+            }),
+            ..SelfSubjectAccessReviewSpec::default()
+        },
+        ..SelfSubjectAccessReview::default()
+    };
+    match call("check the own rights on Secrets", api.create(&PostParams::default(), &review)).await {
+        Ok(answer) => Ok(answer.status.is_some_and(|status| status.allowed)),
+        Err(error) if error.is_denied() => Ok(false),
+        Err(error) => Err(error),
+    }
 }

@@ -29,6 +29,7 @@ use crate::{
         policy_entry::PolicyEntry,
         replica::Replica,
         result_ref::ResultRef,
+        served_namespaces::ServedNamespaces,
     },
     observe::{
         changes::Changes, job_index::JobIndex, ledger_index::LedgerIndex, result_inventory::Inventory,
@@ -46,6 +47,8 @@ pub struct Store {
     pub(crate) ledgers: LedgerIndex,
     /// Whether results may be stored in Secrets.
     pub secrets: SecretAccess,
+    /// The namespaces that this sink serves.
+    pub served: ServedNamespaces,
     pub(super) state: Arc<Mutex<StoreState>>,
     changes: Changes,
     job_changes: broadcast::Sender<Uid>,
@@ -84,6 +87,7 @@ impl Default for Store {
         Self {
             ledgers: LedgerIndex::new(changes.clone()),
             secrets: SecretAccess::new(changes.clone()),
+            served: ServedNamespaces::default(),
             state: Arc::default(),
             changes,
             job_changes: broadcast::Sender::new(MAX_LAG),

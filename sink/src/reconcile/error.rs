@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use job_handler_shared::kube::error::ApiError;
 
-use crate::result::writer::CommitError;
+use crate::{harvest::captured::PendingLogs, result::writer::CommitError};
 
 /// Time limit of one reconcile, without the wait for logs; only reached where the cluster does not answer.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(150);
@@ -21,6 +21,9 @@ pub enum JobReconcileError {
     /// The Job was changed by someone else.
     #[error("{0} has changed meanwhile")]
     Changed(String),
+    /// A node does not deliver some logs now; it may later.
+    #[error("cannot read all logs for now: {}", .0.reason)]
+    LogsPending(PendingLogs),
     /// The time limit is over.
     #[error("timed out after {} s", TIMEOUT.as_secs())]
     TimedOut,

@@ -27,6 +27,7 @@ use crate::{
     notify::{recorder::Recorder, result_events},
     observe::{key::Key, store::Store},
     queueing::failure_backoff,
+    reconcile::log_retry::LogRetries,
     result::lookup::{self, CommittedResult},
     runtime::work_queue::Queue,
 };
@@ -64,6 +65,8 @@ pub struct JobReconciler {
     pub collector: Collector,
     /// Pods that are followed, and what was captured of deleted ones.
     pub pod_tracker: PodTracker,
+    /// Jobs that wait for their logs.
+    pub log_retries: LogRetries,
     /// Writes Events.
     pub recorder: Recorder,
     /// Counts outcomes.
@@ -108,10 +111,16 @@ impl JobReconciler {
             Step::Harvest(results) if self.may_be_in_unreadable_secret(&progress.job, &results) => {
                 Ok(StepEnd::Finished)
             }
+            Step::Harvest(_) if self.log_retries.is_waiting(&progress.job.uid) => Ok(StepEnd::Finished),
             Step::Harvest(results) => {
                 let group = self.store.group_of(&progress.job.uid).map(|(_, group)| group.value);
-                let stored = self.harvest(&progress.job, &results, group.as_deref(), false).await?;
-                progress.results = vec![stored];
+                match self.harvest(&progress.job, &results, group.as_deref(), false).await {
+                    Err(JobReconcileError::LogsPending(pending)) => {
+                        self.postpone_harvest(&progress.job, &results, &pending).await;
+                        return Ok(StepEnd::Finished);
+                    }
+                    stored => progress.results = vec![stored?],
+                }
                 // Waiting for logs takes long enough for others to change the Job.
                 Ok(StepEnd::Written(Written::Changed))
             }
@@ -236,6 +245,7 @@ impl JobReconciler {
             }
             self.store.forget_deleted_job(uid);
             self.pod_tracker.drop_job(uid);
+            self.log_retries.forget(uid);
         }
         self.announce(uid, &mut self.store.results_of_uid(uid)).await
     }

@@ -58,6 +58,7 @@ impl JobReconciler {
         };
         self.store.put_result(&job.uid, result.clone());
         self.pod_tracker.drop_job(&job.uid);
+        self.log_retries.forget(&job.uid);
         Ok(result)
     }
 
@@ -69,7 +70,8 @@ impl JobReconciler {
         gone: bool,
     ) -> Result<CommittedResult, JobReconcileError> {
         let secrets = self.store.secrets.is_allowed();
-        let Capture { mut packed, objects, withheld } = self.capture(job, results, group, secrets).await?;
+        let capture = self.capture(job, results, group, secrets, gone).await?;
+        let Capture { mut packed, objects, withheld } = capture;
         packed.requesting_policies =
             stored_result::requesting_policies(&self.store.matching(job).unwrap_or_default());
         packed.manifest.cloud_events_pending = self.store.events_of(job);
@@ -99,13 +101,14 @@ impl JobReconciler {
     }
 
     /// Captures pods and logs. Without permission to store a requested Secret, the result goes to a ConfigMap
-    /// without anything that containers wrote.
+    /// without anything that containers wrote. Fails while the Job is to be kept for a log that cannot be read for now.
     async fn capture(
         &self,
         job: &JobSnapshot,
         results: &Results,
         group: Option<&str>,
         secrets: bool,
+        gone: bool,
     ) -> Result<Capture, JobReconcileError> {
         let withheld =
             |wanted| (wanted == StorageType::Secret && !secrets).then(|| self.store.secrets.denial());
@@ -120,6 +123,12 @@ impl JobReconciler {
         };
         let capture = collector.collect(&job.namespace, &job.uid, &logs, &self.pod_tracker);
         let (mut captured, _memory) = without_permit(capture).await?;
+        let pending = captured.pending_logs().filter(|_| !gone);
+        if let Some(pending) = pending.filter(|pending| self.waits_for_logs(job, results, pending)) {
+            self.pod_tracker.keep_logs(captured.pods, logs.per_job());
+            return Err(JobReconcileError::LogsPending(pending));
+        }
+        without_permit(collector.upload_full_logs((&job.namespace, &job.uid), &mut captured)).await;
         // A policy may have asked for a Secret while the logs were read.
         let now = self.store.effective(job).and_then(|now| now.results.map(|results| results.storage_type));
         let wanted =

@@ -17,6 +17,8 @@ use kube::{
 };
 use serde_json::{Value, json};
 
+use crate::model::served_namespaces::NamespaceScope;
+
 /// Objects of one kind, in one namespace or in all.
 #[derive(Clone)]
 pub(crate) struct ResultStorage {
@@ -50,9 +52,9 @@ impl ResultStorage {
         }
     }
 
-    /// In all namespaces: only for lists.
-    pub(crate) fn all(client: &Client, kind: StorageKind) -> Self {
-        Self { kind, maps: Api::all(client.clone()), secrets: Api::all(client.clone()) }
+    /// In the namespaces of a scope: only for lists.
+    pub(crate) fn of_scope(client: &Client, kind: StorageKind, scope: &NamespaceScope) -> Self {
+        Self { kind, maps: scope.api(client.clone()), secrets: scope.api(client.clone()) }
     }
 
     pub(crate) async fn get_opt(&self, name: &str) -> kube::Result<Option<ConfigMap>> {

@@ -33,7 +33,7 @@ use crate::{
         result_annotations,
     },
     metrics::SinkMetrics,
-    model::{result_ref::ResultRef, stored_result::StoredResult},
+    model::{result_ref::ResultRef, served_namespaces::NamespaceScope, stored_result::StoredResult},
     object_store::FullLogStore,
     observe::store::Store,
     result::{lookup, storage::ResultStorage},
@@ -196,7 +196,9 @@ impl GarbageCollector {
     ) -> Result<BTreeSet<String>, ApiError> {
         let mut now = BTreeSet::new();
         for kind in StorageKind::readable(self.store.secrets.is_allowed()) {
-            self.delete_orphaned_shards_of(*kind, suspects, &mut now).await?;
+            for scope in self.store.served.scopes() {
+                self.delete_orphaned_shards_of(*kind, &scope, suspects, &mut now).await?;
+            }
         }
         Ok(now)
     }
@@ -204,10 +206,11 @@ impl GarbageCollector {
     async fn delete_orphaned_shards_of(
         &self,
         kind: StorageKind,
+        scope: &NamespaceScope,
         suspects: &BTreeSet<String>,
         now: &mut BTreeSet<String>,
     ) -> Result<(), ApiError> {
-        let storage = ResultStorage::all(&self.client, kind);
+        let storage = ResultStorage::of_scope(&self.client, kind, scope);
         let mut params = ListParams::default().labels(SHARD).limit(500);
         let named = self.store.inventory().shards();
         loop {

@@ -53,7 +53,8 @@ pub async fn delete_orphaned_folders(
     objects.claim(client).await?;
     let mut now = BTreeSet::new();
     for folder in objects.folders().await? {
-        if !is_orphan(store, &folder.1) {
+        // Results of other namespaces are not known.
+        if !store.served.contains(&folder.0) || !is_orphan(store, &folder.1) {
             continue;
         }
         if !suspects.contains(&folder) {

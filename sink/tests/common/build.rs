@@ -18,7 +18,7 @@ use job_handler_sink::{
     notify::recorder::Recorder,
     object_store::FullLogStore,
     observe::{key::Key, store::Store},
-    reconcile::job::JobReconciler,
+    reconcile::{job::JobReconciler, log_retry::LogRetries},
     retention::gc::GarbageCollector,
 };
 use k8s_openapi::api::batch::v1::Job;
@@ -97,6 +97,7 @@ pub fn reconciler(client: Client, store: Store) -> JobReconciler {
         store,
         collector: Collector::new(client.clone()),
         pod_tracker: PodTracker::default(),
+        log_retries: LogRetries::default(),
         recorder: Recorder::new(client, "sink-0"),
         metrics: SinkMetrics::new(&Metrics::default()),
     }

@@ -113,6 +113,11 @@ impl HarvestCluster {
             let spec = json!({"results": {}, "cloudEventSinks": [{"name": RECEIVER}]});
             return create_policy(&client, namespace, spec).await;
         }
+        if disturbance == Disturbance::HangingLogs {
+            // The shortest deadline: until then, the sink keeps the Jobs and stores nothing.
+            let spec = json!({"results": {"harvestDeadlineSeconds": 60}});
+            return create_policy(&client, namespace, spec).await;
+        }
         request_results(&client, namespace).await?;
         if disturbance == Disturbance::Terminating {
             // It remains terminating, because the namespace controller is paused.

@@ -1,3 +1,5 @@
-//! What hostile tenants and strangers on the network try, and why it does no harm to others.
+//! What tenants, strangers and silent nodes try, and why it does no harm.
 
 mod crowding;
+mod rights;
+mod silent_nodes;

@@ -48,7 +48,9 @@ fn summary(captured: &CapturedPods) -> Vec<(&str, String, Option<&str>)> {
         pod.logs[0].excerpt.write_to(&mut text);
         String::from_utf8(text).unwrap()
     };
-    captured.pods.iter().map(|pod| (pod.facts.name.as_str(), one(pod), pod.logs[0].lost.as_deref())).collect()
+    let all = captured.pods.iter();
+    all.map(|pod| (pod.facts.name.as_str(), one(pod), pod.logs[0].lost.as_ref().map(LogLoss::reason)))
+        .collect()
 }
 
 #[tokio::test]
@@ -143,4 +145,63 @@ async fn a_partial_early_log_is_better_than_none() {
     let collector = Collector::new(apiserver.client());
     let (captured, _memory) = collector.collect("ci", JOB, &limits(100, 1000), &tracker).await.unwrap();
     assert_eq!(summary(&captured), [("new", "part".to_owned(), Some("stopped"))]);
+}
+
+/// The part of a log that was captured early does not make it final that the node is silent now.
+#[tokio::test(start_paused = true)]
+async fn a_partial_log_of_a_silent_node_may_be_read_later() {
+    let apiserver = Apiserver::default();
+    let existing = pod("new", "Failed", 2);
+    apiserver.put("pods", existing.clone());
+    apiserver.put_log("new", "main", b"all of it");
+    let tracker = PodTracker::default();
+    let pod: Pod = serde_json::from_value(existing).unwrap();
+    tracker.upsert(JOB, &pod);
+    let run = "containerd://new";
+    let _token = tracker.begin_capture("new", run).unwrap();
+    assert!(tracker.reserve("new", run, 4, 1 << 20));
+    let excerpt = LogExcerpt { head: b"part".to_vec(), length: 4, ..LogExcerpt::default() };
+    tracker.end_capture("new", run, Ok(EarlyLog { excerpt, lost: Some("stopped".into()), truncated: false }));
+    let silent = apiserver.slow_client(|_, path| match path.ends_with("/log") {
+        true => std::time::Duration::from_secs(1_000),
+        false => std::time::Duration::ZERO,
+    });
+    let (captured, _memory) =
+        Collector::new(silent).collect("ci", JOB, &limits(100, 1000), &tracker).await.unwrap();
+    assert_eq!(summary(&captured), [("new", "part".to_owned(), Some("stopped"))]);
+    let pending = captured.pending_logs().unwrap();
+    assert_eq!((pending.reason.as_str(), pending.may_exist), ("log of new/main: stopped", true));
+    drop(captured);
+    let (captured, _memory) =
+        Collector::new(apiserver.client()).collect("ci", JOB, &limits(100, 1000), &tracker).await.unwrap();
+    assert_eq!(summary(&captured), [("new", "all of it".to_owned(), None)]);
+    assert_eq!(captured.pending_logs(), None);
+}
+
+/// What was read is not read again, and survives its pod.
+#[tokio::test(start_paused = true)]
+async fn logs_that_were_kept_for_a_later_harvest_outlive_their_pods() {
+    let apiserver = Apiserver::default();
+    let tracker = PodTracker::default();
+    for (name, minute) in [("silent", 1), ("well", 2)] {
+        let pod = pod(name, "Failed", minute);
+        apiserver.put("pods", pod.clone());
+        tracker.upsert(JOB, &serde_json::from_value(pod).unwrap());
+        apiserver.put_log(name, "main", name.as_bytes());
+    }
+    for _ in 0..3 {
+        apiserver.refuse_once(http::Method::GET, "/silent/log", 500);
+    }
+    let collector = Collector::new(apiserver.client());
+    let with = limits(100, 1000);
+    let (captured, _memory) = collector.collect("ci", JOB, &with, &tracker).await.unwrap();
+    assert!(captured.pending_logs().unwrap().reason.starts_with("log of silent/main: "));
+    tracker.keep_logs(captured.pods, with.per_job());
+    apiserver.remove("pods", "ci", "well");
+    tracker.mark_deleted("well", None);
+    let (captured, _memory) = collector.collect("ci", JOB, &with, &tracker).await.unwrap();
+    assert_eq!(
+        summary(&captured),
+        [("silent", "silent".to_owned(), None), ("well", "well".to_owned(), None)]
+    );
 }

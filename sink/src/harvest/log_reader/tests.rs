@@ -62,25 +62,32 @@ async fn a_log_is_read_in_the_regular_lane() {
 async fn without_budget_nothing_is_read() {
     let (reader, calls) = reader(&[Answer::Log(TEXT)]);
     let log = read(&reader, Pace::Regular, 0).await;
-    assert_eq!(log.lost.as_deref(), Some(BUDGET_USED_UP));
+    assert_eq!(log.lost, Some(LogLoss::Final(BUDGET_USED_UP.to_owned())));
     assert_eq!(calls.load(Ordering::Relaxed), 0);
 }
 
 #[tokio::test(start_paused = true)]
-async fn each_answer_is_retried_or_final() {
+async fn each_answer_is_passing_unconfirmed_or_final() {
     const PLACEHOLDER: &[u8] = b"unable to retrieve container logs for containerd://0a1b";
+    let removed = |reason: &str| Some(LogLoss::Unconfirmed(reason.to_owned()));
+    let passing = || Some(LogLoss::Passing("refused".to_owned()));
     for (answers, expected_calls, lost) in [
-        (&[Answer::Log(PLACEHOLDER)][..], 1, Some("unable to retrieve container logs for containerd://0a1b")),
-        (&[Answer::Status(404)], 1, Some("refused")),
-        (&[Answer::Status(400)], 1, Some("refused")),
-        (&[Answer::Status(503)], 3, Some("refused")),
+        (
+            &[Answer::Log(PLACEHOLDER)][..],
+            1,
+            removed("unable to retrieve container logs for containerd://0a1b"),
+        ),
+        (&[Answer::Status(404)], 1, Some(LogLoss::Final("refused".to_owned()))),
+        (&[Answer::Status(400)], 1, removed("refused")),
+        (&[Answer::Status(503)], 3, passing()),
+        (&[Answer::Status(429)], 3, passing()),
         (&[Answer::Status(500), Answer::Log(TEXT)], 2, None),
         (&[Answer::Status(429), Answer::Status(429), Answer::Log(TEXT)], 3, None),
     ] {
         for pace in [Pace::Regular, Pace::Slow] {
             let (reader, calls) = reader(answers);
             let log = read(&reader, pace, 100).await;
-            assert_eq!((log.lost.as_deref(), log.deferred), (lost, false));
+            assert_eq!((&log.lost, log.deferred), (&lost, false));
             assert_eq!(calls.load(Ordering::Relaxed), expected_calls, "{lost:?}");
         }
     }
@@ -99,11 +106,11 @@ async fn a_log_without_an_answer_is_deferred_and_read_in_the_slow_lane() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_log_that_is_never_answered_is_lost() {
+async fn a_log_that_is_never_answered_may_be_read_later() {
     let (reader, calls) = reader(&[Answer::Hang]);
     let begun = Instant::now();
     let log = read(&reader, Pace::Slow, 100).await;
-    assert_eq!(log.lost.as_deref(), Some("the node did not answer in time"));
+    assert_eq!(log.lost, Some(LogLoss::Passing("the node did not answer in time".to_owned())));
     assert!(begun.elapsed() <= JOB_TIMEOUT);
     assert!((1..=3).contains(&calls.load(Ordering::Relaxed)));
 }

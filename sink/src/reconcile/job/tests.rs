@@ -1,5 +1,6 @@
 use std::{io, sync::Arc};
 
+use jiff::SignedDuration;
 use job_handler_shared::{
     keys,
     testing::apiserver::{Apiserver, Fault},
@@ -8,7 +9,10 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::test_support::{completed_job, process, set_policy};
+use crate::{
+    harvest::tuning::{LONGEST_HARVEST_PAUSE, MIN_HARVESTS},
+    test_support::{completed_job, process, set_policy},
+};
 
 const MAPS: &str = "/api/v1/namespaces/ci/configmaps";
 
@@ -33,6 +37,91 @@ fn put_job(apiserver: &Apiserver, name: &str, uid: &str) {
 
 fn after_harvest() -> Value {
     json!({"results": {}, "cleanup": {"succeededPolicy": "AfterHarvest"}})
+}
+
+/// A Job that finished so long ago, whose node answers this many calls for its log with this code.
+fn put_job_with_failing_log(apiserver: &Apiserver, hours: i64, answers: usize, code: u16) {
+    put_job(apiserver, "build", "u");
+    let at = Timestamp::now() - SignedDuration::from_hours(hours);
+    apiserver.change("jobs", "ci", "build", |job| {
+        let at = at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+        job["status"]["conditions"][0]["lastTransitionTime"] = at.into();
+    });
+    (0..answers).for_each(|_| apiserver.refuse_once(http::Method::GET, "/pods/build-x/log", code));
+}
+
+/// Harvests and checks that the Job is kept and nothing is stored, then waits until the next harvest is due.
+async fn harvest_in_vain(apiserver: &Apiserver, reconciler: &JobReconciler) {
+    reconciler.reconcile_job("u").await.unwrap();
+    assert!(reconciler.log_retries.is_waiting("u"));
+    let calls = apiserver.calls();
+    // Whoever puts it into the queue meanwhile.
+    reconciler.reconcile_job("u").await.unwrap();
+    assert_eq!(apiserver.calls(), calls);
+    let job = apiserver.get("jobs", "ci", "build").expect("the Job is kept");
+    assert_eq!(job["metadata"].get("annotations"), None, "it is not marked");
+    assert!(apiserver.all("configmaps").is_empty(), "{calls:?}");
+    tokio::time::advance(LONGEST_HARVEST_PAUSE).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_is_kept_while_its_log_cannot_be_read() {
+    let apiserver = Apiserver::default();
+    // Two harvests with three attempts each.
+    put_job_with_failing_log(&apiserver, 0, 6, 500);
+    let reconciler = process(&apiserver, after_harvest());
+    harvest_in_vain(&apiserver, &reconciler).await;
+    assert!(apiserver.all("events").is_empty(), "it may be a moment's failure");
+    harvest_in_vain(&apiserver, &reconciler).await;
+    let events = apiserver.all("events");
+    assert_eq!((events.len(), &events[0]["reason"]), (1, &json!(keys::REASON_DELAYED)));
+    assert!(events[0]["note"].as_str().unwrap().contains("log of build-x/main"), "{}", events[0]);
+    reconciler.reconcile_job("u").await.unwrap();
+    let result = apiserver.get("configmaps", "ci", "build-results").unwrap();
+    assert!(result["data"]["logs"].as_str().unwrap().contains("hello"), "{result}");
+    assert!(apiserver.get("jobs", "ci", "build").is_none(), "it is deleted after its harvest");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_log_counts_as_lost_after_the_harvest_deadline() {
+    let apiserver = Apiserver::default();
+    put_job_with_failing_log(&apiserver, 8 * 24, 9, 503);
+    let reconciler = process(&apiserver, after_harvest());
+    for _ in 1..MIN_HARVESTS {
+        harvest_in_vain(&apiserver, &reconciler).await;
+    }
+    reconciler.reconcile_job("u").await.unwrap();
+    let result = apiserver.get("configmaps", "ci", "build-results").unwrap();
+    assert!(result["data"]["logs"].as_str().unwrap().contains("[lost: "), "{result}");
+    assert!(apiserver.get("jobs", "ci", "build").is_none());
+}
+
+/// A container runtime that restarts makes the kubelet say the same.
+#[tokio::test(start_paused = true)]
+async fn a_removed_container_is_believed_when_it_is_still_removed_later() {
+    for (answers, text) in [(2, "hello"), (3, "[lost: ")] {
+        let apiserver = Apiserver::default();
+        put_job_with_failing_log(&apiserver, 0, answers, 400);
+        let reconciler = process(&apiserver, after_harvest());
+        for _ in 1..MIN_HARVESTS {
+            harvest_in_vain(&apiserver, &reconciler).await;
+        }
+        reconciler.reconcile_job("u").await.unwrap();
+        let result = apiserver.get("configmaps", "ci", "build-results").unwrap();
+        assert!(result["data"]["logs"].as_str().unwrap().contains(text), "{result}");
+        let events = apiserver.all("events");
+        assert!(events.iter().all(|event| event["reason"] != keys::REASON_DELAYED), "{events:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_log_of_a_deleted_pod_delays_nothing() {
+    let apiserver = Apiserver::default();
+    put_job_with_failing_log(&apiserver, 0, 1, 404);
+    process(&apiserver, after_harvest()).reconcile_job("u").await.unwrap();
+    let result = apiserver.get("configmaps", "ci", "build-results").unwrap();
+    assert!(result["data"]["logs"].as_str().unwrap().contains("[lost: "), "{result}");
+    assert!(apiserver.get("jobs", "ci", "build").is_none());
 }
 
 #[tokio::test]
