@@ -32,7 +32,8 @@ fn writer(apiserver: &Apiserver) -> (EntryWriter, watch::Receiver<EntryState>) {
 
 fn limited(namespace: &str, name: &str, generation: i64) -> Arc<Policy> {
     let metadata = json!({"name": name, "namespace": namespace, "uid": name, "generation": generation});
-    job_policy(metadata, json!({"limits": [{"name": "l", "maxActiveJobs": 1}]}))
+    let selector = json!({"matchLabels": {"generation": generation.to_string()}}); // so that the entries differ, too
+    job_policy(metadata, json!({"jobSelector": selector, "limits": [{"name": "l", "maxActiveJobs": 1}]}))
 }
 
 /// Names of the policies with entries, by configuration.
