@@ -32,7 +32,7 @@ use crate::{
     observe::{context::Context, key::Key, reflectors, secret_watch, store::Store},
     queueing::{dequeued_by_user, failure_backoff, release},
     reconcile::{job::JobReconciler, resync::enqueue_all, stale_jobs},
-    retention::{gc::GarbageCollector, object_gc},
+    retention::{gc::GarbageCollector, object_gc, plan::ClusterBudget},
     runtime::{leader_election, resync::RESYNC},
     status::writer,
 };
@@ -51,8 +51,10 @@ pub struct RunOptions {
     pub replica: String,
     /// Unix socket for refusals.
     pub refusal_socket: PathBuf,
-    /// Maximum total size of stored results in the cluster in bytes; None = unlimited.
-    pub results_max_bytes: Option<u64>,
+    /// Bytes of all stored results of the cluster; None = unlimited.
+    pub results_budget: Option<ClusterBudget>,
+    /// Most bytes that a policy may grant the results of a namespace; None = unlimited.
+    pub results_max_bytes_per_namespace: Option<u64>,
     /// The configuration file.
     pub config: Config,
 }
@@ -139,6 +141,7 @@ pub async fn run(client: Client, options: RunOptions, mut signals: ShutdownSigna
         spools.push(spool);
     }
     context.store.set_known_receivers(options.config.receiver_names());
+    context.store.set_namespace_bytes_max(options.results_max_bytes_per_namespace);
     let spools = RefusalSpools::new(spools);
     let (sender, refusals) = mpsc::channel(refusal_writer::QUEUE);
     let policies = context.store.clone();
@@ -166,7 +169,7 @@ pub async fn run(client: Client, options: RunOptions, mut signals: ShutdownSigna
         client: client.clone(),
         store: context.store.clone(),
         metrics: context.metrics.clone(),
-        max_bytes: options.results_max_bytes,
+        budget: options.results_budget,
         objects,
     };
     let namespace = context.namespace.clone();

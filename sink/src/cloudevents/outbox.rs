@@ -153,19 +153,20 @@ impl<R: EventReceiver> Outbox<R> {
         let result =
             self.store.results_of_uid(uid).into_iter().find(|result| result.outbox.iter().any(|n| n == sink));
         let Some(result) = result else { return self.deliver_started(uid).await };
-        if let Some(found) =
-            lookup::read_at(&self.client, result.kind, &result.namespace, &result.name, uid).await?
-        {
+        let (seal, namespace) = (&self.store.seal, &result.namespace);
+        let found =
+            lookup::read_sealed(&self.client, seal, result.kind, namespace, &result.name, uid).await?;
+        if let Some(found) = found {
             for phase in found.manifest.cloud_events_pending.get(sink).into_iter().flatten() {
                 let event = CloudEvent::of_manifest(*phase, &found.manifest, found.kind, &found.name);
                 self.deliver(&event).await?;
             }
-            manifest_update::update_manifest(&self.client, &found, |manifest| {
+            manifest_update::update_manifest(&self.client, seal, &found, |manifest| {
                 manifest.cloud_events_pending.remove(sink).is_some()
             })
             .await?;
         }
-        // Otherwise the object has only the labels of a result, or was deleted: there is nothing to deliver.
+        // Otherwise the object was edited or deleted: there is nothing to deliver.
         let mut done = result;
         done.outbox.retain(|name| name != sink);
         self.store.put_result(uid, done);
@@ -205,13 +206,16 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::model::result_ref::ResultRef;
-    use job_handler_shared::result::metadata::OUTBOX;
-    use job_handler_shared::result::metadata::parse_outbox;
+    use crate::model::result_ref::result_ref_of;
+    use crate::result::seal::Seal;
+    use job_handler_shared::result::{metadata::OUTBOX, storage_kind::StorageKind};
+    use kube::core::ObjectMeta;
     use std::collections::BTreeMap;
 
     /// Jobs with pending events.
     const JOBS: usize = 600;
+    /// The key of the seal.
+    const KEY: &[u8] = &[1; 32];
 
     /// Unavailable until a moment of the paused clock; records what it accepted.
     struct FlakyReceiver {
@@ -282,10 +286,16 @@ mod tests {
             "completeness": {"complete": true, "lost": []},
             "announcementsPending": [], "cloudEventsPending": {"ci": ["started", "completed"]},
         });
+        let mut metadata: ObjectMeta = serde_json::from_value(json!({
+            "name": name(n), "namespace": "ci", "resourceVersion": "1",
+            "labels": {keys::CREATED: "true", keys::JOB_UID: format!("u{n}")}, "annotations": {OUTBOX: "ci"},
+        }))
+        .unwrap();
+        let seal = Seal::default();
+        seal.set_key(KEY);
+        seal.put(&mut metadata);
         json!({
-            "apiVersion": "v1", "kind": "ConfigMap",
-            "metadata": {"name": name(n), "namespace": "ci", "resourceVersion": "1",
-                "labels": {keys::CREATED: "true"}, "annotations": {OUTBOX: "ci"}},
+            "apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata,
             "data": {"result.json": manifest.to_string()},
         })
     }
@@ -293,6 +303,7 @@ mod tests {
     /// A sink that has just started and has listed these results.
     fn sink(maps: &Maps, receiver: &Arc<FlakyReceiver>) -> (Store, tokio::task::JoinHandle<()>) {
         let store = Store::default();
+        store.seal.set_key(KEY);
         maps.lock().iter().for_each(|(_, map)| observe(&store, map));
         let outbox = Outbox {
             receiver: receiver.clone(),
@@ -304,15 +315,10 @@ mod tests {
     }
 
     fn observe(store: &Store, map: &Value) {
-        let annotations = serde_json::from_value(map["metadata"]["annotations"].clone()).unwrap_or_default();
-        let manifest: Value = serde_json::from_str(map["data"]["result.json"].as_str().unwrap()).unwrap();
-        let result = ResultRef {
-            namespace: "ci".into(),
-            name: map["metadata"]["name"].as_str().unwrap().into(),
-            outbox: parse_outbox(Some(&annotations)),
-            ..ResultRef::default()
-        };
-        store.put_result(manifest["job"]["uid"].as_str().unwrap(), result);
+        let metadata: ObjectMeta = serde_json::from_value(map["metadata"].clone()).unwrap();
+        let sealed = store.seal.holds(&metadata);
+        let (uid, result) = result_ref_of(StorageKind::ConfigMap, &metadata, sealed).unwrap();
+        store.put_result(&uid, result);
     }
 
     #[tokio::test(start_paused = true)]

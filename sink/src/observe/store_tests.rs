@@ -165,11 +165,42 @@ fn the_started_event_is_delivered_once_and_a_result_lists_the_others() {
 #[test]
 fn our_own_write_of_a_result_keeps_the_fields_from_the_watch() {
     let store = store();
-    let at = || ResultRef::at(StorageKind::ConfigMap, "ci", "job-a-results");
+    let sealed = |name| ResultRef { sealed: true, ..ResultRef::at(StorageKind::ConfigMap, "ci", name) };
+    let at = || sealed("job-a-results");
     store.put_result("a", ResultRef { bytes: 7, lost: 1, policies: "p".into(), ..at() });
     store.put_result("a", ResultRef { pending: true, ..at() });
     let results = store.results_of(&job("a", "x"));
     assert_eq!((results.len(), results[0].bytes, results[0].lost, results[0].pending), (1, 7, 1, true));
-    store.put_result("a", ResultRef::at(StorageKind::ConfigMap, "ci", "a-copy"));
+    store.put_result("a", sealed("a-copy"));
     assert_eq!((store.results_of(&job("a", "x")).len(), store.results_of_uid("a").len()), (1, 2));
+}
+
+#[test]
+fn without_a_seal_an_object_is_a_result_only_of_a_job_on_which_the_sink_recorded_it() {
+    let store = store();
+    let name = "job-a-results";
+    store.put_result("a", ResultRef::at(StorageKind::ConfigMap, "ci", name));
+    store.put_result("a", ResultRef::at(StorageKind::ConfigMap, "evil", name));
+    let mut known = finished(job("a", "x"));
+    assert!(store.results_of(&known).is_empty());
+    known.annotations.insert(keys::STATUS.into(), "completed".into());
+    known.annotations.insert(keys::RESULTS.into(), name.into());
+    let results = store.results_of(&known);
+    assert_eq!((results.len(), results[0].namespace.as_str()), (1, "ci"));
+    // It announces nothing, counts nowhere, and does not say where the Job is.
+    assert!(store.results_of_uid("a").is_empty() && store.results().is_empty());
+    assert_eq!(store.namespace_of("a"), "");
+}
+
+#[test]
+fn what_an_object_of_another_namespace_says_about_a_job_is_not_asked() {
+    let store = store();
+    store.put_job(finished(job("a", "x")));
+    assert!(store.job_in("ci", "a").is_some() && store.job_in("evil", "a").is_none());
+    // Its harvest may be in progress, whatever claims to be its result.
+    for has_result in [false, true] {
+        assert!(store.awaits_result("ci", "a", has_result) && !store.awaits_result("evil", "a", has_result));
+    }
+    store.remove_job("a", None);
+    assert!(store.awaits_result("ci", "a", false) && !store.awaits_result("evil", "a", false));
 }

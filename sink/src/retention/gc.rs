@@ -32,11 +32,11 @@ use crate::{
         result_annotations,
     },
     metrics::SinkMetrics,
-    model::{result_ref::ResultRef, stored_result::StoredResult},
+    model::{job_change::Uid, result_ref::ResultRef, stored_result::StoredResult},
     object_store::FullLogStore,
     observe::store::Store,
     result::{lookup, storage::ResultStorage},
-    retention::plan::{self as retention_plan, RetentionBounds},
+    retention::plan::{self as retention_plan, ClusterBudget, RetentionBounds},
 };
 
 /// Pause between two runs.
@@ -57,8 +57,8 @@ pub struct GarbageCollector {
     pub store: Store,
     /// Metrics.
     pub metrics: SinkMetrics,
-    /// Most bytes of results in the whole cluster; none = no bound.
-    pub max_bytes: Option<u64>,
+    /// Bytes of all results of the cluster; none = no bound.
+    pub budget: Option<ClusterBudget>,
     /// Where full logs are.
     pub objects: Option<FullLogStore>,
 }
@@ -83,7 +83,8 @@ impl GarbageCollector {
     pub async fn delete_expired(&self, now: Timestamp) -> usize {
         let all = self.store.inventory().all();
         let bounds = PolicyBounds::of(&self.store);
-        let expired = retention_plan::plan(&all, |stored| bounds.of_result(stored), self.max_bytes, now);
+        let expired =
+            retention_plan::plan(&all, |stored| bounds.of_result(stored), self.budget.as_ref(), now);
         let removals = expired.into_iter().take(PER_RUN).map(|(n, why)| {
             let stored = &all[n];
             async move {
@@ -121,7 +122,8 @@ impl GarbageCollector {
         if *kind == StorageKind::Secret && !self.store.secrets.is_allowed() {
             return Ok(false);
         }
-        let Some(found) = lookup::read_at(&self.client, *kind, namespace, name, uid).await? else {
+        let found = lookup::read_at(&self.client, &self.store.seal, *kind, namespace, name, uid).await?;
+        let Some(found) = found else {
             // It was deleted, or edited so that it is no longer a result.
             self.store.inventory().remove(*kind, namespace, name);
             return Ok(false);
@@ -130,7 +132,7 @@ impl GarbageCollector {
         let here = ResultRef::at(*kind, namespace, name);
         let only = results.iter().all(|result| result.is_at(&here));
         if let Some(job) =
-            self.store.job(uid).filter(|job| only && !result_annotations::is_result_removed(job))
+            self.store.job_in(namespace, uid).filter(|job| only && !result_annotations::is_result_removed(job))
         {
             // The reconciler marks the Job first; retiring needs that mark.
             if !result_annotations::is_harvested(&job) {
@@ -167,7 +169,7 @@ impl GarbageCollector {
 
     /// The object store's garbage collector deletes what remains.
     async fn remove_objects(&self, namespace: &str, uid: &str) {
-        if self.store.inventory().objects(uid).is_some() {
+        if self.store.inventory().objects(namespace, uid).is_some() {
             // The same result exists under its other name.
             return;
         }
@@ -231,18 +233,13 @@ impl GarbageCollector {
     }
 
     /// Whether no result names this shard, and no harvest will.
-    fn is_orphan(&self, shard: &ObjectMeta, named: &HashMap<String, usize>) -> bool {
+    fn is_orphan(&self, shard: &ObjectMeta, named: &HashMap<(String, Uid), usize>) -> bool {
         let Some(labels) = &shard.labels else { return false };
         let Some(uid) = labels.get(keys::JOB_UID) else { return false };
         let Some(n) = labels.get(SHARD).and_then(|n| n.parse::<usize>().ok()) else { return false };
-        match named.get(uid) {
-            Some(named) => n >= *named,
-            None => {
-                let awaited =
-                    self.store.job(uid).is_some_and(|job| !result_annotations::is_result_removed(&job));
-                !awaited && self.store.deleted_job(uid).is_none()
-            }
-        }
+        let namespace = shard.namespace.as_deref().unwrap_or_default();
+        let named = named.get(&(namespace.to_owned(), uid.clone()));
+        named.is_none_or(|named| n >= *named) && !self.store.awaits_result(namespace, uid, named.is_some())
     }
 
     async fn remove_shard(
@@ -268,7 +265,7 @@ fn is_shard_of(shard: &ObjectMeta, uid: &str) -> bool {
     labels.is_some_and(|l| l.contains_key(SHARD) && l.get(keys::JOB_UID).is_some_and(|known| known == uid))
 }
 
-/// The bounds of the current policies, by policy.
+/// The bounds of the current policies, by policy, within what the operator allows.
 struct PolicyBounds(Option<HashMap<String, RetentionBounds>>);
 
 impl PolicyBounds {
@@ -277,6 +274,7 @@ impl PolicyBounds {
         if store.is_any_policy_unreadable() {
             return Self(None);
         }
+        let max = store.namespace_bytes_max().unwrap_or(u64::MAX);
         let mut bounds = HashMap::new();
         for entry in store.policy_entries() {
             let Ok(policy) = entry.policy else { continue };
@@ -287,10 +285,9 @@ impl PolicyBounds {
                 PolicyKind::JobPolicy => reference.namespace.as_deref().unwrap_or_default(),
                 PolicyKind::ClusterJobPolicy => "",
             };
-            bounds.insert(
-                key(scope, &requesting_policy(reference.kind, &reference.name)),
-                RetentionBounds::from(results),
-            );
+            let mut own = RetentionBounds::from(results);
+            own.max_bytes = own.max_bytes.min(max);
+            bounds.insert(key(scope, &requesting_policy(reference.kind, &reference.name)), own);
         }
         Self(Some(bounds))
     }

@@ -63,7 +63,9 @@ pub async fn run<K: Clone + Eq + std::hash::Hash>(
             jobs.iter().filter(|job| job.is_active()).map(|job| job.uid.as_str()).collect();
         let results = store.results();
         let wanted = |job: &JobSnapshot| store.effective(job).and_then(|policy| policy.results.clone());
-        metrics.set_summary(&summary::collect(&jobs, &results, &store.enforced(), wanted, Timestamp::now()));
+        let max = store.namespace_bytes_max();
+        let now = Timestamp::now();
+        metrics.set_summary(&summary::collect(&jobs, &results, &store.enforced(), max, wanted, now));
         metrics.set_queue_length(queue.len());
         let receivers = store.known_receivers();
         let mut queued = HashMap::new();
@@ -87,6 +89,7 @@ pub async fn run<K: Clone + Eq + std::hash::Hash>(
                     receivers: &receivers,
                     results: summary::of_policy(&results, &entry.reference.uid),
                     no_secrets: store.secrets.denial(),
+                    namespace_bytes_max: max,
                     excluded: policy.is_some_and(|policy| is_excluded(policy, &own_namespace)),
                     now: whole_seconds(Timestamp::now()),
                     clock: Instant::now(),
