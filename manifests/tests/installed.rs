@@ -293,7 +293,14 @@ fn one_apply_of_the_base_can_end_well() {
 fn everything_is_in_our_namespace() {
     for (path, document) in folder("base").into_iter().chain(folder("overlays/local")) {
         let namespace = &document["metadata"]["namespace"];
-        let scoped = ["Namespace", "ClusterRole", "ClusterRoleBinding", "MutatingWebhookConfiguration"];
+        let scoped = [
+            "Namespace",
+            "ClusterRole",
+            "ClusterRoleBinding",
+            "MutatingWebhookConfiguration",
+            "ValidatingAdmissionPolicy",
+            "ValidatingAdmissionPolicyBinding",
+        ];
         if scoped.contains(&document["kind"].as_str().unwrap()) {
             assert!(namespace.is_null(), "{path}");
         } else {

@@ -119,6 +119,8 @@ fn the_sink_may_harvest_prune_tell_and_keep_the_limits_entries() {
         table(&[
             (POLICIES, "jobledgers", "", "get list watch patch delete"),
             ("coordination.k8s.io", "leases", "", "get list watch create update"),
+            ("", "secrets", "", "create"),
+            ("", "secrets", keys::SEAL_SECRET, "get"),
             ("", "secrets", keys::SINK_CONFIGURATION, "get"),
         ])
     );
@@ -164,7 +166,8 @@ fn no_wildcards_no_escalation_and_no_secrets_of_others() {
             if text.contains("secrets") {
                 assert_eq!(kind, "Role", "{path}: Secrets of all namespaces: {text}");
                 let only_create = rule["verbs"] == serde_json::json!(["create"]);
-                let ours = [keys::CA_SECRET, keys::SINK_CONFIGURATION].map(|name| serde_json::json!([name]));
+                let ours = [keys::CA_SECRET, keys::SEAL_SECRET, keys::SINK_CONFIGURATION];
+                let ours = ours.map(|name| serde_json::json!([name]));
                 let only_ours = ours.contains(&rule["resourceNames"]);
                 assert!(only_create || only_ours, "{path}: {text}");
             }
