@@ -13,10 +13,7 @@ use common::{
 };
 use http::Method;
 use job_handler_shared::{job::snapshot::JobSnapshot, keys, testing::policies::job_policy};
-use job_handler_sink::{
-    observe::key::Key,
-    reconcile::job::JobReconciler,
-};
+use job_handler_sink::{observe::key::Key, reconcile::job::JobReconciler};
 use k8s_openapi::api::batch::v1::Job;
 use kube::Client;
 use serde_json::json;

@@ -54,13 +54,13 @@ pub(crate) fn result_ref_of(
 ) -> Option<(String, ResultRef)> {
     let none = BTreeMap::new();
     let labels = metadata.labels.as_ref().unwrap_or(&none);
-    let annotations = metadata.annotations.as_ref().unwrap_or(&none);
+    // What anybody may have written counts nowhere.
+    let annotations = metadata.annotations.as_ref().filter(|_| sealed).unwrap_or(&none);
     let (uid, name) = (labels.get(keys::JOB_UID)?, metadata.name.as_deref()?);
     // A copy under another name belongs to users.
     if !may_be_result(name, uid) {
         return None;
     }
-    // An annotation that users have edited may be no number.
     fn number<N: std::str::FromStr>(annotations: &BTreeMap<String, String>, key: &str) -> Option<N> {
         annotations.get(key)?.parse().ok()
     }
@@ -70,7 +70,7 @@ pub(crate) fn result_ref_of(
         kind,
         sealed,
         pending: sealed && labels.contains_key(metadata::PENDING),
-        outbox: metadata::parse_outbox(metadata.annotations.as_ref().filter(|_| sealed)),
+        outbox: metadata::parse_outbox(Some(annotations)),
         bytes: number(annotations, metadata::SIZE).unwrap_or_default(),
         lost: number(annotations, metadata::LOST).unwrap_or_default(),
         policies: annotations.get(metadata::POLICIES).map_or("", String::as_str).into(),
@@ -85,15 +85,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn without_a_seal_nothing_is_pending() {
+    fn without_a_seal_nothing_is_pending_or_counted() {
         let metadata: ObjectMeta = serde_json::from_value(json!({"name": "a-results", "namespace": "ci",
             "labels": {"job-handler/job-uid": "u", "job-handler/announce": "pending"},
             "annotations": {"job-handler/cloudevents": "ci", "job-handler/size": "7"}}))
         .unwrap();
-        for (sealed, outbox) in [(true, vec!["ci".to_owned()]), (false, Vec::new())] {
+        for (sealed, outbox, bytes) in [(true, vec!["ci".to_owned()], 7), (false, Vec::new(), 0)] {
             let (uid, result) = result_ref_of(StorageKind::ConfigMap, &metadata, sealed).unwrap();
             assert_eq!((uid.as_str(), result.sealed, result.pending), ("u", sealed, sealed));
-            assert_eq!((result.outbox, result.bytes), (outbox, 7));
+            assert_eq!((result.outbox, result.bytes), (outbox, bytes));
         }
     }
 }

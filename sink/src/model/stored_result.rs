@@ -16,6 +16,8 @@ use crate::model::result_ref::ResultRef;
 
 /// Most bytes of data in one ConfigMap or Secret (`MaxSecretSize` in `pkg/apis/core/types.go` of Kubernetes).
 const OBJECT_MAX: u64 = 1 << 20;
+/// Most policies of an object without a seal: each run of retention looks them up.
+const UNSEALED_POLICIES_MAX: usize = 16;
 
 /// The policies that request a result, for [`RetentionFacts`].
 pub(crate) fn requesting_policies(
@@ -55,18 +57,20 @@ impl StoredResult {
     pub fn of(uid: &str, result: &ResultRef, metadata: &ObjectMeta) -> Self {
         let made = metadata.creation_timestamp.as_ref().map(|time| time.0);
         let text = metadata.annotations.as_ref().and_then(|all| all.get(RETENTION));
-        let mut facts = text
-            .and_then(|text| serde_json::from_str::<RetentionFacts>(text).ok())
-            .unwrap_or(RetentionFacts {
+        let mut facts = text.and_then(|text| serde_json::from_str::<RetentionFacts>(text).ok()).unwrap_or(
+            RetentionFacts {
                 created: Timestamp::MAX,
                 finished: Timestamp::MAX,
                 bytes: OBJECT_MAX,
                 ..RetentionFacts::default()
-            });
+            },
+        );
         let made = made.unwrap_or_else(Timestamp::now);
         (facts.created, facts.finished) = (facts.created.min(made), facts.finished.min(made));
         if !result.sealed {
             facts.bytes = facts.bytes.min(OBJECT_MAX);
+            facts.policies.truncate(UNSEALED_POLICIES_MAX);
+            facts.policies.shrink_to_fit();
         }
         let group = metadata.labels.as_ref().and_then(|labels| labels.get(keys::GROUP));
         Self {

@@ -49,11 +49,7 @@ pub(crate) async fn publish_pending(
     Ok(written)
 }
 
-async fn clear_pending(
-    client: &Client,
-    seal: &Seal,
-    committed: &CommittedResult,
-) -> Result<(), ApiError> {
+async fn clear_pending(client: &Client, seal: &Seal, committed: &CommittedResult) -> Result<(), ApiError> {
     let clear = |manifest: &mut Manifest| !std::mem::take(&mut manifest.announcements_pending).is_empty();
     update_manifest(client, seal, committed, clear).await
 }

@@ -48,7 +48,8 @@ impl Store {
     /// before acting on it.
     pub(crate) fn results_of(&self, job: &JobSnapshot) -> Vec<ResultRef> {
         let own = [names::result_name(&job.name), names::result_name_with_uid(&job.name, &job.uid)];
-        let mut results: Vec<_> = self.state.lock().results.get(&job.uid).into_iter().flatten().cloned().collect();
+        let mut results: Vec<_> =
+            self.state.lock().results.get(&job.uid).into_iter().flatten().cloned().collect();
         let recorded = |result: &ResultRef| result_annotations::is_recorded(job, &result.name);
         results.retain(|result| {
             result.namespace == job.namespace

@@ -170,8 +170,9 @@ impl JobReconciler {
         while let Some(result) = progress.results.first().cloned() {
             let (seal, namespace, name) = (&self.store.seal, &result.namespace, &result.name);
             let found = lookup::read_at(&self.client, seal, result.kind, namespace, name, uid).await?;
-            let proves =
-                |found: &CommittedResult| found.sealed || result_annotations::is_recorded(&progress.job, name);
+            let proves = |found: &CommittedResult| {
+                found.sealed || result_annotations::is_recorded(&progress.job, name)
+            };
             if let Some(found) = found.filter(proves) {
                 return Ok(Some(found));
             }

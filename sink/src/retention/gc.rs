@@ -45,6 +45,9 @@ const INTERVAL: Duration = Duration::from_secs(10);
 const RUNS_PER_SHARD_CHECK: u32 = 6;
 /// Concurrent deletions.
 const AT_A_TIME: usize = 8;
+/// Shards of the largest result: 64 MiB of logs (`maxBytesPerJob`) in pieces of [`crate::result::packed::DATA_MAX`]. Users may
+/// have written a longer list; the search for shards without a result finds what is left.
+const SHARDS_MAX: usize = 68;
 /// Most results deleted per run, so that a run is not a burst of calls.
 const PER_RUN: usize = 500;
 
@@ -131,8 +134,10 @@ impl GarbageCollector {
         let results = self.store.results_of_uid(uid);
         let here = ResultRef::at(*kind, namespace, name);
         let only = results.iter().all(|result| result.is_at(&here));
-        if let Some(job) =
-            self.store.job_in(namespace, uid).filter(|job| only && !result_annotations::is_result_removed(job))
+        if let Some(job) = self
+            .store
+            .job_in(namespace, uid)
+            .filter(|job| only && !result_annotations::is_result_removed(job))
         {
             // The reconciler marks the Job first; retiring needs that mark.
             if !result_annotations::is_harvested(&job) {
@@ -155,7 +160,8 @@ impl GarbageCollector {
         }
         self.store.inventory().remove(*kind, namespace, name);
         self.store.remove_results(|job, result| job == uid && result.is_at(&here));
-        for shard in found.manifest.logs.iter().flat_map(|logs| &logs.shards) {
+        let shards = found.manifest.logs.iter().flat_map(|logs| &logs.shards);
+        for shard in shards.take(SHARDS_MAX) {
             let there = call("get a shard", storage.metadata_opt(&shard.name)).await?;
             if let Some(there) = there.filter(|there| is_shard_of(there, uid)) {
                 self.remove_shard(*kind, namespace, &there).await?;

@@ -176,7 +176,9 @@ pub(crate) fn plan(
         let allowances = budget.allowances(&used);
         for n in &oldest_first {
             let namespace = results[*n].namespace.as_str();
-            let Some((bytes, most)) = used.get_mut(namespace).zip(allowances.get(namespace)) else { continue };
+            let Some((bytes, most)) = used.get_mut(namespace).zip(allowances.get(namespace)) else {
+                continue;
+            };
             if *bytes > *most && gone[*n].is_none() && !is_newest(*n) {
                 gone[*n] = Some(RemovalReason::Cluster);
                 *bytes -= u128::from(results[*n].facts.bytes);

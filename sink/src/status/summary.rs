@@ -71,7 +71,8 @@ fn budget_used(results: &[ResultRef], policies: &PolicySet, most: u64) -> f64 {
     let budget = |namespace: &str| {
         let here = |own: &Option<String>| own.as_deref().is_none_or(|own| own == namespace);
         let all = policies.iter().filter(|policy| here(&policy.reference.namespace));
-        let bytes = all.filter_map(|policy| policy.spec.results.as_ref()).map(|r| r.max_bytes_per_namespace.0);
+        let bytes =
+            all.filter_map(|policy| policy.spec.results.as_ref()).map(|r| r.max_bytes_per_namespace.0);
         bytes.max().map(|bytes| bytes.min(most))
     };
     let used = namespaces.iter().filter_map(|(namespace, bytes)| Some(ratio(*bytes, budget(namespace)?)));

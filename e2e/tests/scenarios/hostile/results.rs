@@ -56,7 +56,10 @@ fn only_the_sink_makes_and_changes_results() {
             let forged = config_map("forged", &json!({}), &json!({annotation: "1"}));
             assert_denied(annotation, &tenant.create(&forged).await, DENIED);
         }
-        assert_allowed("an object of one's own", &tenant.create(&config_map("own", &json!({}), &json!({}))).await);
+        assert_allowed(
+            "an object of one's own",
+            &tenant.create(&config_map("own", &json!({}), &json!({}))).await,
+        );
         let adopt = json!({"metadata": {"labels": {keys::CREATED: "true"}}});
         assert_denied("to make it a result", &tenant.patch("configmap", "own", &adopt).await, DENIED);
         let edit = tenant.patch("configmap", "own", &json!({"data": {"a": "c"}})).await;
@@ -149,7 +152,8 @@ async fn forge(fixture: &Fixture, victim: &str, job: &str, uid: &str, claimed_na
         (forged["metadata"]["labels"].clone(), forged["metadata"]["annotations"].clone());
     forged["apiVersion"] = "v1".into();
     forged["kind"] = "ConfigMap".into();
-    forged["metadata"] = json!({"name": format!("{job}-results"), "labels": labels, "annotations": annotations});
+    forged["metadata"] =
+        json!({"name": format!("{job}-results"), "labels": labels, "annotations": annotations});
     forged["metadata"]["labels"][metadata::PENDING] = "pending".into();
     let text = forged.to_string().replace(&old_uid, uid);
     let mut forged: Value = serde_json::from_str(&text).unwrap();

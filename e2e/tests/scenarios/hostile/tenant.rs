@@ -18,8 +18,7 @@ impl<'a> Tenant<'a> {
         let to = format!("--user={user}");
         let bind = ["create", "rolebinding", "tenant", "--clusterrole=edit", &to, "-n", namespace];
         fixture.cluster.kubectl(&bind).await.unwrap();
-        let tenant =
-            Self { fixture, namespace: namespace.to_owned(), impersonation: format!("--as={user}") };
+        let tenant = Self { fixture, namespace: namespace.to_owned(), impersonation: format!("--as={user}") };
         // The apiserver's cache of role bindings takes a moment.
         fixture
             .wait("the rights of the tenant", || async {

@@ -132,7 +132,8 @@ async fn with_both_names_taken_the_error_names_them() {
     let apiserver = Apiserver::default();
     apiserver.put("configmaps", foreign(NAME));
     apiserver.put("configmaps", foreign(&with_uid("u1")));
-    let error = commit(&apiserver.client(), &seal(), result("u1", 1, ""), false).await.unwrap_err().to_string();
+    let error =
+        commit(&apiserver.client(), &seal(), result("u1", 1, ""), false).await.unwrap_err().to_string();
     assert!(error.contains(NAME) && error.contains(&with_uid("u1")), "{error}");
     assert_eq!(apiserver.writes(), 0);
 }
