@@ -88,7 +88,8 @@ impl GarbageCollector {
         let bounds = PolicyBounds::of(&self.store);
         let expired =
             retention_plan::plan(&all, |stored| bounds.of_result(stored), self.budget.as_ref(), now);
-        let removals = expired.into_iter().take(PER_RUN).map(|(n, why)| {
+        let in_turns = retention_plan::in_turns(&all, expired);
+        let removals = in_turns.into_iter().take(PER_RUN).map(|(n, why)| {
             let stored = &all[n];
             async move {
                 match self.remove(stored).await {

@@ -62,7 +62,7 @@ impl ClusterBudget {
     fn allowances<'a>(&self, used: &HashMap<&'a str, u128>) -> HashMap<&'a str, u128> {
         let share = |namespace: &str| u128::from(self.shares.get(namespace).copied().unwrap_or(1).max(1));
         let mut namespaces: Vec<(&str, u128, u128)> =
-            used.iter().map(|(namespace, bytes)| (*namespace, *bytes, share(namespace))).collect();
+            used.iter().map(|(&namespace, &bytes)| (namespace, bytes, share(namespace))).collect();
         // By bytes per share, without a division.
         namespaces.sort_by_key(|(namespace, ..)| *namespace);
         namespaces.sort_by(|(_, a, of_a), (_, b, of_b)| (a * of_b).cmp(&(b * of_a)));
@@ -186,6 +186,23 @@ pub(crate) fn plan(
         }
     }
     oldest_first.into_iter().filter_map(|n| Some((n, gone[n]?))).collect()
+}
+
+/// The same results, those of each namespace in turn: results that cannot be deleted (a finalizer holds them, say) must not
+/// keep those of other namespaces from being deleted.
+pub(crate) fn in_turns(
+    results: &[StoredResult],
+    mut planned: Vec<(usize, RemovalReason)>,
+) -> Vec<(usize, RemovalReason)> {
+    let mut numbers: HashMap<&str, usize> = HashMap::new();
+    let turns = planned.iter().map(|(n, _)| {
+        let number = numbers.entry(&results[*n].namespace).or_default();
+        *number += 1;
+        (*n, *number)
+    });
+    let turns: HashMap<usize, usize> = turns.collect();
+    planned.sort_by_key(|(n, _)| turns.get(n).copied());
+    planned
 }
 
 #[cfg(test)]
@@ -322,6 +339,15 @@ mod tests {
         assert_eq!(gone(Some(RetentionBounds { max_bytes: 39, ..wide }), None), [(0, "namespace-budget")]);
         assert_eq!(gone(Some(RetentionBounds { max_bytes: 0, ..wide }), None).len(), 3);
         assert_eq!(gone(None, Some(20)), [(0, "cluster-budget"), (1, "cluster-budget")]);
+    }
+
+    #[test]
+    fn namespaces_take_turns() {
+        let namespaces = [1, 1, 1, 0, 2, 0].into_iter().enumerate();
+        let all: Vec<_> = namespaces.map(|(n, namespace)| stored(n, namespace, None, 1, 1, false)).collect();
+        let planned = (0..6).map(|n| (n, RemovalReason::Age)).collect();
+        let order: Vec<usize> = in_turns(&all, planned).into_iter().map(|(n, _)| n).collect();
+        assert_eq!(order, [0, 3, 4, 1, 5, 2]);
     }
 
     /// Whatever a namespace claims, and however many results it makes.
