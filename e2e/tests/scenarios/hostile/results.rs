@@ -9,10 +9,8 @@ use k8s_openapi::api::{core::v1::ConfigMap, events::v1::Event};
 use kube::{Api, ResourceExt, api::ListParams};
 use serde_json::{Value, json};
 
-use super::{
-    super::fixtures::{Fixture, exclusive_scenario_with_options, job, scenario},
-    tenant::{Tenant, assert_allowed, assert_denied},
-};
+use super::tenant::{Tenant, assert_allowed, assert_denied};
+use crate::fixtures::{Fixture, exclusive_scenario_with_options, job, scenario};
 
 /// What the admission policy says.
 const DENIED: &str = "only job-handler";

@@ -3,7 +3,7 @@
 use job_handler_e2e::cluster::KubectlOutput;
 use serde_json::Value;
 
-use super::super::fixtures::Fixture;
+use crate::fixtures::Fixture;
 
 /// A user with the role `edit` in one namespace, and no other rights.
 pub struct Tenant<'a> {
