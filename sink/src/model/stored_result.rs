@@ -5,6 +5,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use job_handler_shared::{
     keys,
+    names::OBJECT_NAME_MAX,
     result::{
         metadata::{RETENTION, RetentionFacts, requesting_policy},
         storage_kind::StorageKind,
@@ -16,8 +17,10 @@ use crate::model::result_ref::ResultRef;
 
 /// Most bytes of data in one ConfigMap or Secret (`MaxSecretSize` in `pkg/apis/core/types.go` of Kubernetes).
 const OBJECT_MAX: u64 = 1 << 20;
-/// Most policies of an object without a seal: each run of retention looks them up.
+/// Most policies of an object without a seal, and the longest one: the sink keeps them in memory, and each run of retention
+/// looks them up.
 const UNSEALED_POLICIES_MAX: usize = 16;
+const POLICY_MAX: usize = OBJECT_NAME_MAX + "ClusterJobPolicy/".len();
 
 /// The policies that request a result, for [`RetentionFacts`].
 pub(crate) fn requesting_policies(
@@ -69,6 +72,7 @@ impl StoredResult {
         (facts.created, facts.finished) = (facts.created.min(made), facts.finished.min(made));
         if !result.sealed {
             facts.bytes = facts.bytes.min(OBJECT_MAX);
+            facts.policies.retain(|policy| policy.len() <= POLICY_MAX);
             facts.policies.truncate(UNSEALED_POLICIES_MAX);
             facts.policies.shrink_to_fit();
         }
