@@ -39,14 +39,14 @@ pub enum LeafError {
 
 /// Valid DNS names and IP addresses of a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ServerNames(Vec<String>);
+pub(crate) struct ServerNames(Vec<String>);
 
 impl ServerNames {
     /// The names of Service `service` in `namespace`, and the `extra` names.
     ///
     /// # Errors
     /// For a name that is neither a DNS name nor an IP address.
-    pub fn of_service(service: &str, namespace: &str, extra: &[String]) -> Result<Self, LeafError> {
+    pub(crate) fn of_service(service: &str, namespace: &str, extra: &[String]) -> Result<Self, LeafError> {
         let host = format!("{service}.{namespace}.svc");
         let mut names = vec![host.clone(), format!("{host}.cluster.local")];
         for name in extra {
@@ -63,7 +63,7 @@ impl ServerNames {
 
 /// A leaf certificate with its key.
 #[derive(Clone, Debug)]
-pub struct Leaf {
+pub(crate) struct Leaf {
     pub(crate) key: Arc<CertifiedKey>,
     not_before: OffsetDateTime,
     not_after: OffsetDateTime,

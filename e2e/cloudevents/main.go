@@ -1,5 +1,5 @@
-// A receiver of CloudEvents on the official SDK. Writes what it took as one JSON object per line, with what the SDK's
-// own validation says. Over TLS where a certificate is given; asks for a bearer token where one is given.
+// A receiver of CloudEvents on the official SDK. It writes each event as one JSON object per line, with the verdict of
+// the SDK's own validation. It serves TLS if it gets a certificate, and requires a bearer token if it gets one.
 package main
 
 import (
@@ -37,8 +37,8 @@ func main() {
 		return json.NewEncoder(file).Encode(l)
 	}
 
-	// Not the SDK's own handler: it hands requests on through a channel, from which nobody takes one whose caller died
-	// meanwhile, and from then on none is answered.
+	// Not the SDK's own handler: it passes requests through a channel, and a request whose caller has died stays there
+	// and blocks all later ones.
 	guarded := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if *token != "" && r.Header.Get("Authorization") != "Bearer "+*token {
 			w.WriteHeader(http.StatusUnauthorized)

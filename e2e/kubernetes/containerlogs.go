@@ -45,8 +45,8 @@ func (v *nodeView) containerLogs(response http.ResponseWriter, request *http.Req
 		http.Error(response, err.Error(), http.StatusBadRequest)
 		return
 	}
-	// The kubelet has sent the status line by now, so a runtime that no longer knows the container can
-	// only be told in the body of a 200.
+	// The kubelet has already sent the status line: if the runtime no longer knows the container, the error
+	// is the body of a 200.
 	response.Header().Set("Content-Type", "text/plain")
 	response.WriteHeader(http.StatusOK)
 	if isRemoved(pod, container) {
@@ -62,7 +62,7 @@ func (v *nodeView) containerLogs(response http.ResponseWriter, request *http.Req
 	}
 }
 
-// copyLog writes what there is and, where it is followed, what comes until this run of the container ends.
+// copyLog writes the log so far and, if it is followed, each new line until this run of the container ends.
 func (v *nodeView) copyLog(request *http.Request, output *limited, pod *corev1.Pod, container, id string) error {
 	options := output.options
 	source := newContent(pod, container, options.previous)
@@ -112,8 +112,8 @@ func (v *nodeView) copyLog(request *http.Request, output *limited, pod *corev1.P
 	return nil
 }
 
-// followed looks at a pod again; gone if it, and its container with it, no longer exists. Neither, where
-// the watch has not seen it yet.
+// followed reads a pod again. It returns gone if the pod no longer exists, and neither a pod nor gone if the
+// watch has not seen the pod yet.
 func (v *nodeView) followed(ctx context.Context, pod *corev1.Pod) (current *corev1.Pod, gone bool) {
 	current, err := v.pods.Pods(pod.Namespace).Get(pod.Name)
 	if err == nil && current.UID == pod.UID {
@@ -126,7 +126,7 @@ func (v *nodeView) followed(ctx context.Context, pod *corev1.Pod) (current *core
 	return current, false
 }
 
-// hangs tells whether a test wants this call never to be answered: by annotation of the pod or its node.
+// hangs returns whether an annotation of the pod or of its node says that this call is never answered.
 func (v *nodeView) hangs(pod *corev1.Pod, container string) bool {
 	if annotation(pod, "log-hang", container) == "true" {
 		return true
@@ -135,8 +135,8 @@ func (v *nodeView) hangs(pod *corev1.Pod, container string) bool {
 	return err == nil && node.Annotations[prefix+"log-hang"] == "true"
 }
 
-// isRemoved tells whether the kubelet has removed the containers although the pod object is still there:
-// of evicted pods, and of deleted ones once they have ended (pkg/kubelet/pod_workers.go,
+// isRemoved returns whether the kubelet has removed the containers although the pod object still exists: of
+// evicted pods, and of deleted pods after they ended (pkg/kubelet/pod_workers.go,
 // ShouldPodContentBeRemoved). Their log files go with them.
 func isRemoved(pod *corev1.Pod, container string) bool {
 	evicted := pod.Status.Phase == corev1.PodFailed && pod.Status.Reason == "Evicted"
@@ -144,7 +144,7 @@ func isRemoved(pod *corev1.Pod, container string) bool {
 	return evicted || deleted || annotation(pod, "log-gone", container) == "true"
 }
 
-// containerID finds the run of the container whose log is asked for (validateContainerLogStatus).
+// containerID returns the run of the container whose log is requested (validateContainerLogStatus).
 func containerID(pod *corev1.Pod, container string, previous bool) (string, error) {
 	status := statusOf(pod, container)
 	if status == nil {

@@ -11,10 +11,10 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 )
 
-// prefix of all annotations that say how a pod fares; e2e/README.md has the table.
+// prefix of all annotations that control a simulated pod; e2e/README.md lists them.
 const prefix = "e2e.job-handler.io/"
 
-// annotation reads one for a container: `<name>.<container>` wins over `<name>`.
+// annotation reads an annotation for a container: `<name>.<container>` takes precedence over `<name>`.
 func annotation(pod *corev1.Pod, name, container string) string {
 	if value, ok := pod.Annotations[prefix+name+"."+container]; ok {
 		return value
@@ -22,16 +22,16 @@ func annotation(pod *corev1.Pod, name, container string) string {
 	return pod.Annotations[prefix+name]
 }
 
-// content is the log of one run of a container: what it writes as it starts, and then, where asked for,
-// one numbered line per tick until it ends. It is a function of the pod alone, so that every reader,
-// at any time, gets the same.
+// content is the log of one run of a container: what it writes at its start and then, if the annotations
+// say so, one numbered line per tick until it ends. It depends on the pod alone, so that every reader gets
+// the same at any time.
 type content struct {
 	pod       *corev1.Pod
 	container string
 	attempt   int32 // from 0
 	started   time.Time
-	until     time.Time // where settled beforehand
-	end       time.Time // where ended
+	until     time.Time // if known beforehand
+	end       time.Time // if it ended
 	ended     bool
 	signalled bool // ended by SIGTERM
 	interval  time.Duration
@@ -45,7 +45,7 @@ func newContent(pod *corev1.Pod, container string, previous bool) *content {
 	}
 	c.attempt = status.RestartCount
 	state := status.State
-	// Never while it only waits: then the last run is what there is.
+	// A container that only waits has no current run: its log is that of the last run.
 	if previous || (state.Running == nil && state.Terminated == nil && status.LastTerminationState.Terminated != nil) {
 		c.attempt--
 		state = status.LastTerminationState
@@ -64,7 +64,7 @@ func newContent(pod *corev1.Pod, container string, previous bool) *content {
 	return c
 }
 
-// sharpen takes the exact times from the condition that KWOK's stages keep; those of the status are
+// sharpen reads the exact times from the condition that KWOK's stages write; the times in the status are
 // rounded to seconds.
 func (c *content) sharpen() {
 	var clock struct{ Started, Until, Ended time.Time }
@@ -88,7 +88,7 @@ func (c *content) endNow() {
 	}
 }
 
-// write gives what was written at the start, and so many ticks.
+// write writes the output of the start, and the lines of this number of ticks.
 func (c *content) write(to sink, ticks int64) error {
 	if err := c.writeStart(to); err != nil {
 		return err
@@ -141,7 +141,7 @@ func (c *content) writeStart(to sink) error {
 	return nil
 }
 
-// ticksUntil is the number of ticks that were written at a time; one more, the last line, once it ended.
+// ticksUntil is the number of ticks written by a point in time, plus one for the last line after the end.
 func (c *content) ticksUntil(now time.Time) int64 {
 	if c.interval == 0 || c.started.IsZero() {
 		return 0
@@ -149,7 +149,7 @@ func (c *content) ticksUntil(now time.Time) int64 {
 	if c.ended {
 		return max(0, int64(c.end.Sub(c.started)/c.interval)) + 1
 	}
-	// What ended a moment ago may not be known here yet: no line is written that the end then disowns.
+	// The watch may not have seen an end of a moment ago, and a line after the end would be wrong.
 	now = now.Add(-writeLag)
 	if !c.until.IsZero() && now.After(c.until) {
 		now = c.until
@@ -157,12 +157,12 @@ func (c *content) ticksUntil(now time.Time) int64 {
 	return max(0, int64(now.Sub(c.started)/c.interval))
 }
 
-// writeLag is how late lines of a running container come.
+// writeLag is the delay of a running container's lines.
 const writeLag = 100 * time.Millisecond
 
 func (c *content) writeTicks(to sink, from, until int64) error {
 	if c.ended && from >= until && from > 0 {
-		from, until = until-1, until // the last line is never left out
+		from, until = until-1, until // the last line is always written
 	}
 	for tick := from; tick < until; tick++ {
 		line, at := fmt.Sprintf("tick %d\n", tick+1), c.started.Add(time.Duration(tick+1)*c.interval)
@@ -179,7 +179,7 @@ func (c *content) writeTicks(to sink, from, until int64) error {
 	return nil
 }
 
-// nextTick fires when the next line is due; never, where there are no ticks.
+// nextTick fires when the next line is due, and never if there are no ticks.
 func (c *content) nextTick() <-chan time.Time {
 	if c.interval == 0 {
 		return nil
@@ -188,7 +188,7 @@ func (c *content) nextTick() <-chan time.Time {
 	return time.After(time.Until(next))
 }
 
-// writeText gives exactly size bytes of numbered lines of 80 characters.
+// writeText writes exactly size bytes of numbered lines of 80 characters.
 func writeText(to sink, size int64, at time.Time) error {
 	for number := int64(1); size > 0; number++ {
 		line := fmt.Appendf(nil, "%09d ", number)
@@ -205,7 +205,7 @@ func writeText(to sink, size int64, at time.Time) error {
 	return nil
 }
 
-// writeOneLine gives size bytes without a single line end.
+// writeOneLine writes size bytes without a line end.
 func writeOneLine(to sink, size int64, at time.Time) error {
 	piece := bytes.Repeat([]byte("0123456789abcdef"), 2048)
 	for ; size > 0; size -= int64(len(piece)) {
@@ -216,7 +216,7 @@ func writeOneLine(to sink, size int64, at time.Time) error {
 	return nil
 }
 
-// writeBinary gives size bytes that run through all byte values, so much of it is not UTF-8.
+// writeBinary writes size bytes with all byte values, which are not UTF-8.
 func writeBinary(to sink, size int64, at time.Time) error {
 	cycle := make([]byte, 256)
 	for value := range cycle {
@@ -244,7 +244,7 @@ func isMain(pod *corev1.Pod, container string) bool {
 	return false
 }
 
-// duration reads a Go duration or a bare number of seconds; 0 where there is none.
+// duration parses a Go duration or a bare number of seconds; 0 if there is none.
 func duration(text string) time.Duration {
 	if value, err := time.ParseDuration(text); err == nil {
 		return value

@@ -52,10 +52,10 @@ func parseOptions(request *http.Request) (logOptions, error) {
 	return options, nil
 }
 
-// errLimit ends a log when limitBytes were written.
+// errLimit ends a log after limitBytes.
 var errLimit = errors.New("limitBytes reached")
 
-// sink takes a log part by part; a part is a line, or a piece of one that is very long.
+// sink receives a log in parts; a part is a line, or a piece of a very long one.
 type sink interface {
 	part(content []byte, at time.Time) error
 }
@@ -109,7 +109,7 @@ func (l *limited) flush() {
 	}
 }
 
-// lineCounter counts the lines of a log, for tailLines; an unfinished last line counts.
+// lineCounter counts the lines of a log for tailLines, an unfinished last line included.
 type lineCounter struct {
 	lines   int64
 	midLine bool

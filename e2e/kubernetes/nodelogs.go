@@ -28,8 +28,8 @@ import (
 )
 
 // nodeLogsCommand stands in for the log endpoint of the kubelets of KWOK's nodes: what the API server
-// calls for `kubectl logs`. KWOK has one too, but its logs outlive the pod, and a test that reads logs
-// of pods that are gone proves nothing.
+// calls for `kubectl logs`. KWOK's own endpoint keeps the logs of deleted pods, so a test that reads them
+// there proves nothing.
 func nodeLogsCommand() *cobra.Command {
 	var kubeconfig, listen string
 	command := &cobra.Command{
@@ -80,7 +80,7 @@ func serveNodeLogs(ctx context.Context, kubeconfig, listen string) error {
 	return nil
 }
 
-// nodeView is what the nodes know: their pods, and whether a test wants them to hang.
+// nodeView holds the pods of the nodes, and which nodes do not answer.
 type nodeView struct {
 	client kubernetes.Interface
 	pods   corelisters.PodLister
@@ -126,15 +126,15 @@ func (v *nodeView) announce() {
 	v.changed = make(chan struct{})
 }
 
-// nextChange is closed at the next change of any pod. Taken before a look, it misses nothing.
+// nextChange is closed at the next change of any pod. Callers get it before they read, so they miss none.
 func (v *nodeView) nextChange() <-chan struct{} {
 	v.mutex.Lock()
 	defer v.mutex.Unlock()
 	return v.changed
 }
 
-// pod is the pod as the node knows it. A kubelet knows the state of its containers before anyone else;
-// the watch here is some milliseconds late. So only what cannot change any more is taken from it.
+// pod returns a pod as its node knows it. A kubelet knows the state of its containers before anybody else,
+// but this watch is some milliseconds late. So only facts that cannot change any more are read from it.
 func (v *nodeView) pod(ctx context.Context, namespace, name, container string) *corev1.Pod {
 	pod, err := v.pods.Pods(namespace).Get(name)
 	if err == nil && (isEnded(pod) || stateOf(pod, container).Terminated != nil) {
@@ -151,7 +151,7 @@ func isEnded(pod *corev1.Pod) bool {
 	return pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed
 }
 
-// selfSigned makes the certificate of the endpoint. As with a kubelet's own, nobody verifies it.
+// selfSigned creates the endpoint's certificate. As with a kubelet's own, no client verifies it.
 func selfSigned() (tls.Certificate, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {

@@ -125,7 +125,7 @@ struct TestCase {
     faults: FaultCount,
 }
 
-struct Fixture {
+struct CrashFixture {
     // Dropped in this order.
     ns: TestNamespace,
     pair: Pair,
@@ -146,7 +146,7 @@ async fn a_harvest_survives_a_kill_after_each_write_and_every_failure_of_each_wr
     };
     let pair = Pair::install(&cluster, options).await.unwrap();
     let ns = cluster.namespace("crash").await.unwrap();
-    let fixture = Fixture { ns, pair, cluster };
+    let fixture = CrashFixture { ns, pair, cluster };
     for kind in JobKind::ALL {
         fixture.apply_policy(kind).await;
     }
@@ -261,7 +261,7 @@ async fn a_harvest_survives_a_kill_after_each_write_and_every_failure_of_each_wr
     assert_eq!(shards.len(), 2 * large, "orphaned shards: {shards:?}");
 }
 
-impl Fixture {
+impl CrashFixture {
     fn sink(&self) -> &job_handler_e2e::FaultProxy {
         self.pair.sink().proxy()
     }

@@ -35,7 +35,7 @@ pub struct GeneratedFile {
 pub struct CrdRenderError {
     /// Name of the CRD.
     pub name: String,
-    /// Cause.
+    /// Error of the YAML serializer.
     pub source: serde_norway::Error,
 }
 

@@ -3,7 +3,11 @@
 
 mod readme;
 
-use std::{collections::BTreeSet, env, fs, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    env, fs,
+    path::Path,
+};
 
 use job_handler_manifests::{UPDATE_COMMAND, crds, described_values, policy_reference};
 use job_handler_shared::{
@@ -31,7 +35,7 @@ fn generated_files_are_up_to_date_and_installed() {
             stale.push(file.path);
         }
     }
-    assert!(stale.is_empty(), "not what the types say: {stale:?}. Rewrite them: {UPDATE_COMMAND}");
+    assert!(stale.is_empty(), "these files differ from the types: {stale:?}. Rewrite them: {UPDATE_COMMAND}");
 
     // A CRD of a type that is gone must not stay behind, and each one has to be installed.
     let folder = root.join("crds");
@@ -56,7 +60,8 @@ fn the_policy_reference_is_up_to_date() {
     readme::assert_section("shared/README.md", "policy reference", &policy_reference());
 }
 
-/// `kubectl explain` shows the description of a field; a value that it does not explain has to be guessed.
+/// `kubectl explain` shows the description of a field. Without an explanation there, users have to guess what a value
+/// does.
 #[test]
 fn every_enum_value_of_a_policy_is_explained() {
     fn check(schema: &JSONSchemaProps, path: &str, enums: &mut usize) {
@@ -86,7 +91,8 @@ fn every_enum_value_of_a_policy_is_explained() {
     }
 }
 
-/// Name, type and help of all metrics that the programs register at their start.
+/// Name, type and help of all metrics: those that the programs register at their start, and those in the source that they
+/// register later.
 #[test]
 fn the_table_of_metrics_is_up_to_date() {
     let metrics = [Metrics::default(), Metrics::default()];
@@ -110,32 +116,86 @@ fn the_table_of_metrics_is_up_to_date() {
             }
         }
         assert!(rows.len() > 10, "{registry}");
+        let at_start = Vec::from_iter(rows.clone()).concat();
+        for (path, source) in &sources(program) {
+            for (name, help) in metric_literals(source) {
+                let exists = ["", "_total", "_info"]
+                    .iter()
+                    .any(|suffix| at_start.contains(&format!("| `{name}{suffix}`")));
+                if !exists {
+                    let kind = if source.contains("ConstGauge") { "gauge" } else { field_type(source, name) };
+                    let suffix = if kind == "counter" { "_total" } else { "" };
+                    let condition = condition(path);
+                    rows.insert(format!("| `{name}{suffix}` | {kind} | {help}. Only {condition}. |\n"));
+                }
+            }
+        }
         text += &Vec::from_iter(rows).concat();
     }
     readme::assert_section("manifests/README.md", "metrics", &(text + "\n"));
 }
 
-/// The type of a metric, from the field of the program's source that is added under this name.
+/// When the file at `path` registers its metrics.
+fn condition(path: &str) -> &'static str {
+    match path {
+        path if path.contains("/certificate_expiry") => "with a certificate",
+        path if path.contains("/object_store/") => "with an object store",
+        _ => panic!("{path} has a metric that is not registered at the start: state the condition here"),
+    }
+}
+
+/// The source files of a program, by path.
+fn sources(program: &str) -> BTreeMap<String, String> {
+    let mut sources = BTreeMap::new();
+    let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(program).join("src")];
+    while let Some(folder) = folders.pop() {
+        for path in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                sources.insert(path.display().to_string(), fs::read_to_string(&path).unwrap());
+            }
+        }
+    }
+    sources
+}
+
+/// The full names of metrics in the source that a help text follows, with that text.
+fn metric_literals(source: &str) -> Vec<(&str, &str)> {
+    let starts = source.match_indices("\"job_handler_").map(|(at, _)| &source[at + 1..]);
+    starts
+        .filter_map(|start| {
+            let (name, rest) = start.split_once('"').filter(|(name, _)| !name.contains([' ', '{']))?;
+            let (help, _) = rest.strip_prefix(',')?.trim_start().strip_prefix('"')?.split_once('"')?;
+            Some((name, help))
+        })
+        .collect()
+}
+
+/// The type of a metric: that of the field that the program's source registers under this name.
 fn metric_type(program: &str, name: &str) -> &'static str {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(program).join("src");
-    let files = [folder.join("metrics.rs")]
-        .into_iter()
-        .chain(fs::read_dir(folder.join("metrics")).into_iter().flatten().map(|entry| entry.unwrap().path()));
-    let source: String = files.filter_map(|file| fs::read_to_string(file).ok()).collect();
+    let sources = sources(program);
+    let metrics = sources.iter().filter(|(path, _)| path.contains("/src/metrics/"));
+    let source: String = metrics.map(|(_, source)| source.as_str()).collect();
     let squeezed: String = source.split_whitespace().collect();
     if squeezed.contains(&format!("register(\"{name}\",")) {
         return "info";
     }
+    field_type(&source, name)
+}
+
+fn field_type(source: &str, name: &str) -> &'static str {
+    let squeezed: String = source.split_whitespace().collect();
     let added = ["add", "create"]
         .iter()
         .find_map(|function| squeezed.split_once(&format!(":metrics.{function}(\"{name}\",")));
-    let (before, _) = added.unwrap_or_else(|| panic!("{program} registers no {name}"));
+    let (before, _) = added.unwrap_or_else(|| panic!("{name} is not registered"));
     let field = before.rsplit([',', '{', '.']).next().unwrap();
     let declared = |line: &&str| line.split(':').next().unwrap().split(' ').next_back() == Some(field);
     let types = [("Counter", "counter"), ("Histogram", "histogram"), ("Gauge", "gauge")];
     let lines = source.lines().map(str::trim).filter(declared);
     let mut found = lines.flat_map(|line| types.into_iter().filter(move |(of, _)| line.contains(of)));
-    found.next().unwrap_or_else(|| panic!("{program}: type of {field} not found")).1
+    found.next().unwrap_or_else(|| panic!("type of {field} not found")).1
 }
 
 /// The tables of labels, annotations and Event reasons have a row for each key and reason of the code.

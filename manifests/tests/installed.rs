@@ -23,7 +23,7 @@ use k8s_openapi::{
     apimachinery::pkg::util::intstr::IntOrString,
 };
 
-/// Of creates, and of updates.
+/// The webhooks for creates and for updates.
 fn webhooks() -> [MutatingWebhook; 2] {
     let configuration: MutatingWebhookConfiguration = object(
         "base/mutatingwebhookconfiguration.yaml",
@@ -45,7 +45,7 @@ fn container(name: &str) -> Container {
 #[test]
 fn the_webhook_is_called_as_designed() {
     let [creates, updates] = webhooks();
-    assert_eq!(creates.match_conditions, None, "each create is sent, and a condition would cost it time");
+    assert_eq!(creates.match_conditions, None, "a condition would make each create slower");
     for (webhook, name, operation) in
         [(creates, keys::MUTATING_WEBHOOK, "CREATE"), (updates, keys::MUTATING_UPDATE_WEBHOOK, "UPDATE")]
     {
@@ -68,7 +68,7 @@ fn the_webhook_is_called_as_designed() {
         let service = webhook.client_config.service.unwrap();
         assert_eq!((service.name.as_str(), service.namespace.as_str()), (keys::APP, keys::NAMESPACE));
         assert_eq!(service.path.as_deref(), Some(keys::MUTATE_PATH));
-        assert_eq!(webhook.client_config.ca_bundle, None, "applying again would take the caBundle away");
+        assert_eq!(webhook.client_config.ca_bundle, None, "a later apply would remove the caBundle");
         assert_eq!(webhook.client_config.url, None);
     }
 }
@@ -89,8 +89,8 @@ fn excluded_namespaces_are_those_of_the_code_and_our_own() {
     }
 }
 
-/// What the condition means is tried on a real apiserver; here: the three stamped numbers, and none of them read without
-/// asking whether it is there.
+/// The condition reads the three stamped numbers, each as an optional field. `e2e/tests/base_install.rs` evaluates it on
+/// a real apiserver.
 #[test]
 fn updates_are_sent_where_a_stamped_number_changes() {
     let [_, updates] = webhooks();
@@ -150,7 +150,7 @@ fn both_containers_share_the_socket_and_know_where_they_are() {
     assert!(volumes.iter().any(|volume| volume.name == "run" && volume.empty_dir.is_some()));
 }
 
-/// Without the operator's ConfigMap the sink starts all the same.
+/// The sink also starts without the operator's ConfigMap.
 #[test]
 fn the_sinks_configuration_may_be_missing() {
     let folder = std::path::Path::new(keys::SINK_CONFIGURATION_FILE).parent().unwrap().to_str().unwrap();
@@ -261,7 +261,7 @@ fn the_default_policy_is_that_of_the_design() {
 
 /// Neither a policy beside its CRD (one apply would fail on a new cluster), nor a file that no kustomization lists.
 #[test]
-fn one_apply_of_the_base_can_end_well() {
+fn one_apply_of_the_base_can_succeed() {
     let [kustomization] = documents("base/kustomization.yaml").try_into().expect("one document");
     let resources: BTreeSet<String> = kustomization["resources"]
         .as_array()
@@ -274,7 +274,7 @@ fn one_apply_of_the_base_can_end_well() {
         .into_iter()
         .inspect(|(path, document)| {
             let group = document["apiVersion"].as_str().unwrap();
-            assert!(!group.starts_with(keys::API_GROUP), "{path} is of a kind that the same apply makes");
+            assert!(!group.starts_with(keys::API_GROUP), "{path} is of a kind that the same apply creates");
         })
         .map(|(path, _)| path.replace("base/", ""))
         .collect();
@@ -312,7 +312,7 @@ fn everything_is_in_our_namespace() {
 #[test]
 fn the_overlay_for_an_object_store_gives_the_sink_what_the_code_expects() {
     let patch = "overlays/object-store/sink.yaml";
-    // Read as what it patches: no field is misspelt. The selector and the labels are the base's.
+    // It parses as a Deployment. The selector comes from the base.
     let mut document = documents(patch).remove(0);
     assert_eq!(document["metadata"]["name"], keys::APP);
     document["spec"]["selector"] = serde_json::json!({});
@@ -323,9 +323,9 @@ fn the_overlay_for_an_object_store_gives_the_sink_what_the_code_expects() {
     let base = base.spec.unwrap().template.spec.unwrap();
     assert!(
         base.containers.iter().any(|container| sink["name"] == container.name),
-        "there is one of this name"
+        "the base has a container of this name"
     );
-    // The folder that is taken where the configuration names none.
+    // The default folder of the spool.
     assert_eq!(
         sink["volumeMounts"],
         serde_json::json!([{"name": "spool", "mountPath": "/var/spool/job-handler"}])
@@ -336,6 +336,6 @@ fn the_overlay_for_an_object_store_gives_the_sink_what_the_code_expects() {
     assert_eq!(spool, [&serde_json::json!({"name": "spool", "emptyDir": {"sizeLimit": "1200Mi"}})]);
     assert!(
         !base.volumes.unwrap().iter().any(|volume| volume.name == "spool"),
-        "not in the way of the base's own"
+        "the base has no volume of this name"
     );
 }

@@ -62,7 +62,7 @@ fn own(program: &str) -> BTreeSet<String> {
 }
 
 #[test]
-fn the_webhook_may_read_policies_namespaces_and_jobs_and_keep_its_certificates() {
+fn the_webhook_may_read_policies_namespaces_and_jobs_and_manage_its_certificates() {
     assert_eq!(
         cluster("webhook"),
         table(&[
@@ -90,7 +90,7 @@ fn the_webhook_may_read_policies_namespaces_and_jobs_and_keep_its_certificates()
 }
 
 #[test]
-fn the_sink_may_harvest_prune_tell_and_keep_the_limits_entries() {
+fn the_sink_may_harvest_prune_publish_events_and_write_the_entries_of_limits() {
     assert_eq!(
         cluster("sink"),
         table(&[
@@ -175,7 +175,7 @@ fn no_wildcards_no_escalation_and_no_secrets_of_others() {
     }
 }
 
-/// Each rule says above it why it is there.
+/// A comment above each rule gives its reason.
 #[test]
 fn every_rule_has_its_reason() {
     let all = folder("base").into_iter().chain(folder("overlays/secrets"));
@@ -228,7 +228,7 @@ fn the_pod_has_both_programs_rights_and_local_accounts_have_one_each() {
 }
 
 #[test]
-fn people_who_edit_may_not_write_policies() {
+fn only_admins_may_write_policies() {
     let writes = ["create", "update", "patch", "delete", "deletecollection"];
     for document in documents("base/rbac-people.yaml") {
         let role: ClusterRole = serde_json::from_value(document).unwrap();

@@ -3,7 +3,9 @@
 
 mod files;
 
-use files::{folder, object};
+use std::{fs, path::Path};
+
+use files::{folder, object, parse, typed};
 use job_handler_shared::policy::{
     cleanup::CleanupPolicy,
     limit::{Scope, WhenFull},
@@ -70,7 +72,27 @@ fn gitops_hooks_are_grouped_by_their_application() {
     assert_eq!(spec.cleanup.unwrap().keep.unwrap().newest, 1);
 }
 
-/// A sample that no test above reads would rot.
+/// The policies in the YAML blocks of READMEs have only fields that exist.
+#[test]
+fn policies_in_readmes_can_be_read() {
+    let mut policies = 0;
+    for readme in ["../README.md", "README.md"] {
+        let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(readme)).unwrap();
+        for block in text.split("```yaml\n").skip(1) {
+            for document in parse(block.split("```").next().unwrap(), readme) {
+                match document["kind"].as_str() {
+                    Some("JobPolicy") => drop(typed::<JobPolicy>(&document, readme)),
+                    Some("ClusterJobPolicy") => drop(typed::<ClusterJobPolicy>(&document, readme)),
+                    _ => continue,
+                }
+                policies += 1;
+            }
+        }
+    }
+    assert!(policies > 0, "no policies were found");
+}
+
+/// Each sample is read by a test above.
 #[test]
 fn every_sample_is_read_here() {
     let mut files: Vec<String> = folder("samples").into_iter().map(|(path, _)| path).collect();

@@ -25,7 +25,7 @@ pub const KEEP: &str = "job-handler/keep";
 pub const CREATED: &str = "job-handler/created";
 /// Label on results: name of the Job (Kubernetes' own former pod label).
 pub const JOB_NAME: &str = "job-name";
-/// Label on results and their shards: uid of the Job.
+/// Label on a result and its shards: uid of the Job.
 pub const JOB_UID: &str = "job-handler/job-uid";
 /// Label on Leases: the program that holds the Lease.
 pub const COMPONENT: &str = "job-handler/component";

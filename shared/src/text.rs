@@ -1,4 +1,4 @@
-//! Amounts as people read them, in messages, tables and statuses.
+//! Amounts as readable text, for messages, tables and statuses.
 
 /// Bytes: `0`, `512B`, `12.0Ki`, `3.4Mi`, `1.5Gi`.
 pub fn human_bytes(bytes: u64) -> String {
@@ -38,7 +38,7 @@ pub fn ranges(mut indexes: Vec<u32>) -> String {
     ranges.into_iter().map(range).collect::<Vec<_>>().join(",")
 }
 
-/// Cuts `text` to at most `max` bytes at a character's edge, with a mark.
+/// Cuts `text` to at most `max` bytes at a character boundary, and marks the cut.
 pub fn truncate(text: &mut String, max: usize) {
     const MARK: &str = "…";
     if text.len() > max {

@@ -1,19 +1,22 @@
 //! The command line: raw arguments, resolved once into the options of what runs.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
 
+use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use job_handler_shared::{
     keys,
+    kube::client,
     policy::{bytes::Bytes, cleanup::Keep},
-    process::telemetry::LogFormat,
+    process::{supervisor::ShutdownSignals, telemetry::LogFormat},
 };
 
 use crate::{
+    PROGRAM, VERSION,
     config::{Config, ConfigError},
-    prune::command::{DryRun, PruneOptions},
+    prune::command::{DryRun, PruneOptions, prune_until_signal},
     retention::plan::ClusterBudget,
-    run::{RunOptions, default_replica},
+    run::{RunOptions, default_replica, run},
 };
 
 /// Event sink of job-handler: harvests finished Jobs, reports them and prunes.
@@ -31,7 +34,7 @@ pub struct SinkArgs {
 
 /// What the program does, with its options.
 #[derive(Debug)]
-pub enum SinkCommand {
+enum SinkCommand {
     /// Runs the sink until a signal.
     Run(Box<RunOptions>),
     /// Prunes once.
@@ -101,11 +104,24 @@ struct PruneArgs {
 }
 
 impl SinkArgs {
-    /// Resolves the arguments and reads the configuration file.
+    /// Runs the command until it is done, or a signal ends it.
     ///
     /// # Errors
-    /// If the configuration file cannot be used.
-    pub fn resolve(self) -> Result<SinkCommand, ConfigError> {
+    /// If it cannot start, or fails.
+    pub async fn execute(self) -> anyhow::Result<ExitCode> {
+        let command = self.resolve()?;
+        let signals = ShutdownSignals::listen().context("cannot handle signals")?;
+        let client = client::build(PROGRAM, VERSION).await?;
+        match command {
+            SinkCommand::Run(options) => run(client, *options, signals).await?,
+            SinkCommand::Prune(options) => {
+                return Ok(prune_until_signal(client, &options, signals).await?.exit_code());
+            }
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn resolve(self) -> Result<SinkCommand, ConfigError> {
         Ok(match self.subcommand {
             Some(SinkSubcommand::Prune(args)) => SinkCommand::Prune(args.into()),
             Some(SinkSubcommand::Run(args)) => SinkCommand::Run(Box::new(args.resolve()?)),

@@ -39,7 +39,7 @@ pub(crate) mod queueing;
 pub mod reconcile;
 pub(crate) mod result;
 pub mod retention;
-pub mod run;
+pub(crate) mod run;
 pub(crate) mod runtime;
 pub(crate) mod status;
 
@@ -51,9 +51,7 @@ extern crate self as job_handler_sink;
 #[allow(dead_code, reason = "the tests in `tests/` use the rest")]
 mod test_support;
 
-pub use job_handler_shared::kube::error;
-
 /// The program's name in the user agent.
-pub const PROGRAM: &str = "job-handler-sink";
+pub(crate) const PROGRAM: &str = "job-handler-sink";
 /// The program's version in the user agent.
-pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -4,9 +4,8 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Parser;
-use job_handler_shared::{kube::client, process::supervisor::ShutdownSignals, process::telemetry};
-use job_handler_sink::args::{SinkArgs, SinkCommand};
-use job_handler_sink::{PROGRAM, VERSION, prune::command, run};
+use job_handler_shared::process::telemetry;
+use job_handler_sink::args::SinkArgs;
 
 fn main() -> ExitCode {
     let args = SinkArgs::parse();
@@ -15,23 +14,10 @@ fn main() -> ExitCode {
     let _: Result<_, _> = rustls::crypto::ring::default_provider().install_default();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let result =
-        runtime.context("cannot start the runtime").and_then(|runtime| runtime.block_on(execute(args)));
+        runtime.context("cannot start the runtime").and_then(|runtime| runtime.block_on(args.execute()));
     result.unwrap_or_else(|error| {
         // The text of an error includes its causes.
         tracing::error!("{error}");
         ExitCode::FAILURE
     })
-}
-
-async fn execute(args: SinkArgs) -> anyhow::Result<ExitCode> {
-    let command = args.resolve()?;
-    let signals = ShutdownSignals::listen().context("cannot handle signals")?;
-    let client = client::build(PROGRAM, VERSION).await?;
-    match command {
-        SinkCommand::Run(options) => run::run(client, *options, signals).await?,
-        SinkCommand::Prune(options) => {
-            return Ok(command::prune_until_signal(client, &options, signals).await?.exit_code());
-        }
-    }
-    Ok(ExitCode::SUCCESS)
 }

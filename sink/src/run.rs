@@ -1,8 +1,8 @@
 //! The running sink: its tasks, what each needs, and how it ends.
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{convert::Infallible, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use futures::future::{BoxFuture, join_all};
+use futures::future::{BoxFuture, select_all};
 use job_handler_shared::{
     ledger::refusal::Refusal,
     policy::install_defaults,
@@ -42,36 +42,36 @@ const GRACE: Duration = Duration::from_secs(10);
 
 /// Options of the running sink.
 #[derive(Clone, Debug)]
-pub struct RunOptions {
+pub(crate) struct RunOptions {
     /// Address of `/healthz`, `/readyz` and `/metrics`.
-    pub admin_listen: SocketAddr,
+    pub(crate) admin_listen: SocketAddr,
     /// The namespace that job-handler runs in.
-    pub namespace: String,
+    pub(crate) namespace: String,
     /// This replica's name, unique among running replicas.
-    pub replica: String,
+    pub(crate) replica: String,
     /// Unix socket for refusals.
-    pub refusal_socket: PathBuf,
+    pub(crate) refusal_socket: PathBuf,
     /// Bytes of all stored results of the cluster; None = unlimited.
-    pub results_budget: Option<ClusterBudget>,
+    pub(crate) results_budget: Option<ClusterBudget>,
     /// Most bytes that a policy may grant the results of a namespace; None = unlimited.
-    pub results_max_bytes_per_namespace: Option<u64>,
+    pub(crate) results_max_bytes_per_namespace: Option<u64>,
     /// The configuration file.
-    pub config: Config,
+    pub(crate) config: Config,
 }
 
 /// Why the sink has ended.
 #[derive(Debug, thiserror::Error)]
-pub enum SinkError {
-    /// The admin address cannot be had.
+pub(crate) enum SinkError {
+    /// The admin address cannot be bound.
     #[error(transparent)]
     Listen(#[from] admin::ListenError),
-    /// The refusal socket cannot be had.
+    /// The refusal socket cannot be bound.
     #[error(transparent)]
     Socket(#[from] refusal_listener::SocketError),
     /// The admin server cannot serve.
     #[error("the admin endpoint cannot be served: {0}")]
     Admin(std::io::Error),
-    /// A receiver of CloudEvents cannot be spoken to.
+    /// The client of a CloudEvents receiver cannot be built.
     #[error(transparent)]
     Receiver(#[from] ReceiverError),
     /// The object store cannot be used.
@@ -86,7 +86,11 @@ pub enum SinkError {
 ///
 /// # Errors
 /// If it cannot start or a task ends early.
-pub async fn run(client: Client, options: RunOptions, mut signals: ShutdownSignals) -> Result<(), SinkError> {
+pub(crate) async fn run(
+    client: Client,
+    options: RunOptions,
+    mut signals: ShutdownSignals,
+) -> Result<(), SinkError> {
     let metrics = Metrics::default();
     let readiness = Readiness::default();
     // Errors of this machine are reported before the first call to the cluster.
@@ -209,7 +213,7 @@ async fn lead(
     mut leads: channel::Receiver<bool>,
     gate: Vec<ReadyHandle>,
     pods: ReadyHandle,
-) {
+) -> Infallible {
     loop {
         // Only the leader watches pods.
         pods.set_ready();
@@ -224,10 +228,10 @@ async fn lead(
         let work =
             work(&context, reconciler.clone(), garbage_collector.clone(), receivers.clone(), pods.clone());
         tokio::select! {
-            () = work => {}
+            never = work => match never {},
             _ = leads.wait_for(|leads| !*leads) => {}
         }
-        // All that was begun is dropped here; the next leader picks it up from what is written.
+        // Work in progress is dropped here; the next leader continues from what is stored.
         context.metrics.set_leading(false);
     }
 }
@@ -238,7 +242,7 @@ async fn work(
     garbage_collector: GarbageCollector,
     receivers: Vec<Arc<HttpReceiver>>,
     pods: ReadyHandle,
-) {
+) -> Infallible {
     let (entry_state, entries) = channel::channel(EntryState::default());
     let write_entries = entry_writer::run(
         context.client.clone(),
@@ -255,16 +259,6 @@ async fn work(
         context.metrics.clone(),
         context.queue.clone(),
     );
-    let resync = async {
-        loop {
-            tokio::select! {
-                () = tokio::time::sleep(RESYNC) => {}
-                () = context.resync.notified() => {}
-            }
-            enqueue_all(&context.store, &context.queue);
-        }
-    };
-    let defaults = create_defaults(context);
     let recorder = reconciler.recorder.clone();
     let release = release::run(context.client.clone(), context.store.clone(), reconciler.recorder.clone());
     let dequeued = dequeued_by_user::run(context.client.clone(), context.store.clone());
@@ -281,14 +275,14 @@ async fn work(
     let outbox =
         outbox::run(receivers, context.client.clone(), context.store.clone(), context.metrics.clone());
     // On the heap, each by itself: as one future they overflow a worker's stack in a debug build.
-    let parts: [BoxFuture<'_, ()>; 15] = [
+    let parts: [BoxFuture<'_, Infallible>; 15] = [
         Box::pin(reconciler.run()),
         Box::pin(follower.run(pods)),
         Box::pin(write_entries),
         Box::pin(status),
-        Box::pin(resync),
+        Box::pin(resync(context)),
         Box::pin(overdue),
-        Box::pin(defaults),
+        Box::pin(create_defaults(context)),
         Box::pin(object_gc::run(
             garbage_collector.objects.clone(),
             context.client.clone(),
@@ -302,17 +296,28 @@ async fn work(
         Box::pin(repair),
         Box::pin(outbox),
     ];
-    // But for the default policies' part, an outbox without receivers and a missing object store, none of them ends.
-    join_all(parts).await;
+    // Runs them all: none of them ends.
+    select_all(parts).await.0
 }
 
-/// Creates the policies of the base install, once in the life of the install.
-async fn create_defaults(context: &Context) {
+/// Reconciles everything at an interval, and after each change of a policy's spec.
+async fn resync(context: &Context) -> Infallible {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(RESYNC) => {}
+            () = context.resync.notified() => {}
+        }
+        enqueue_all(&context.store, &context.queue);
+    }
+}
+
+/// Creates the policies of the base install, once in the life of the install; then waits until it is dropped.
+async fn create_defaults(context: &Context) -> Infallible {
     loop {
         match install_defaults::create_once(&context.client, &context.namespace).await {
             Ok(created) => {
                 created.iter().for_each(|policy| tracing::info!(policy, "created the default policy"));
-                return;
+                return std::future::pending().await;
             }
             Err(error) => tracing::warn!("default policies: {error}; retrying"),
         }
@@ -321,7 +326,7 @@ async fn create_defaults(context: &Context) {
 }
 
 /// The default identity in Leases and Events.
-pub fn default_replica() -> Arc<str> {
+pub(crate) fn default_replica() -> Arc<str> {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let name = name.trim();
     let host = if name.is_empty() { "unknown" } else { name };

@@ -1,5 +1,5 @@
-//! Trouble in one namespace, or with some logs of a node, does not affect others: against an in-memory apiserver, on a clock
-//! that advances only while all tasks wait.
+//! Failures in one namespace, or of some logs of a node, do not affect others: against an in-memory apiserver, on a
+//! clock that advances only while all tasks wait.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, in helpers too")]
 
@@ -19,7 +19,7 @@ use kube::Client;
 use serde_json::json;
 use tokio::time::Instant;
 
-/// Jobs in trouble: more than there are worker permits.
+/// Jobs that fail or hang: more than there are worker permits.
 const TROUBLED: usize = 60;
 /// Healthy Jobs, which finish after them.
 const HEALTHY: usize = 30;
@@ -75,7 +75,7 @@ impl TestCluster {
         all
     }
 
-    /// Time until so many results are stored.
+    /// Time until this number of results is stored.
     async fn stored(&self, namespace: &str, number: usize) -> Duration {
         let since = Instant::now();
         while self.results(namespace).len() < number {
@@ -111,7 +111,7 @@ async fn logs_that_hang_do_not_delay_others_on_the_same_node() {
     for result in cluster.results("well") {
         assert!(result["data"]["logs"].as_str().unwrap().contains("here I am"));
     }
-    // They come to an end, too, and say what is missing.
+    // Their results are stored in the end, and say what is missing.
     cluster.stored("ill", TROUBLED).await;
     for result in cluster.results("ill") {
         let manifest = manifest(&result);
@@ -145,7 +145,7 @@ async fn writes_that_hang_in_one_namespace_do_not_delay_another() {
     let cluster = TestCluster::new(&apiserver, &apiserver.slow_client(hang));
     cluster.finish("ill", TROUBLED);
     for round in 0..4 {
-        // Whenever they come.
+        // These come at any time.
         tokio::time::sleep(Duration::from_secs(round * 7)).await;
         cluster.finish("well", HEALTHY * (1 + usize::try_from(round).unwrap()));
         let took = cluster.stored("well", HEALTHY * (1 + usize::try_from(round).unwrap())).await;
@@ -163,7 +163,7 @@ async fn a_namespace_that_rejects_writes_gets_few_until_one_succeeds() {
     let took = cluster.stored("well", HEALTHY).await;
     assert!(took < SOON, "{took:?}");
     tokio::time::sleep(Duration::from_secs(120)).await;
-    // Each by itself would have asked 20 times by then, with its logs and without.
+    // Without throttling, each Job would have tried 20 times by then, with its logs and without.
     assert!((50..1_000).contains(&cluster.asked("ill")), "{}", cluster.asked("ill"));
     apiserver.revive();
     cluster.stored("ill", 300).await;

@@ -218,7 +218,7 @@ async fn a_rejected_write_is_repeated_without_logs() {
     assert_eq!(events[0]["reason"], "ResultLost");
     assert!(events[0]["note"].as_str().unwrap().contains("exceeded quota"));
     assert_eq!(apiserver.get("jobs", "ci", "build").unwrap()["spec"]["ttlSecondsAfterFinished"], 604_800);
-    // Room is made: all is well.
+    // Once there is room, the result is stored.
     apiserver.revive();
     until_done(&apiserver, &policy).await;
     assert!(apiserver.get("configmaps", "ci", "build-results").is_some());

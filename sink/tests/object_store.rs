@@ -183,7 +183,7 @@ async fn an_upload_without_a_result_is_deleted() {
     )
     .await
     .unwrap();
-    assert_eq!((first.len(), ground.files().len()), (1, 1), "not at the first sight");
+    assert_eq!((first.len(), ground.files().len()), (1, 1), "not deleted on the first check");
     assert_eq!(ground.gc().await, 1);
     assert_eq!(ground.files(), Vec::<PathBuf>::new());
 }
@@ -248,7 +248,7 @@ async fn with_a_failing_store_the_log_is_truncated_with_a_reason() {
     let log = &manifest["pods"][0]["containers"][0]["logs"][0];
     assert_eq!(log["leftOut"], LENGTH - 1024, "{manifest}");
     let lost = log["lost"].as_str().unwrap();
-    assert!(lost.starts_with("the whole log could not be stored: "), "{lost}");
+    assert!(lost.starts_with("the full log could not be stored: "), "{lost}");
     assert_eq!(manifest["completeness"]["complete"], false);
     assert!(log.get("whole").is_none() && manifest.get("objects").is_none(), "{manifest}");
 }
@@ -261,14 +261,14 @@ async fn objects_of_another_cluster_are_not_deleted() {
     std::fs::write(strange.join("main-0.log.gz"), "theirs").unwrap();
     std::fs::write(ground.store().join(".job-handler-cluster"), "cluster-2").unwrap();
     let (reconciler, _, objects) = ground.process();
-    let swept = object_gc::delete_orphaned_folders(
+    let outcome = object_gc::delete_orphaned_folders(
         &objects,
         &ground.apiserver.client(),
         &reconciler.store,
         &BTreeSet::new(),
     )
     .await;
-    let why = swept.unwrap_err();
+    let why = outcome.unwrap_err();
     assert!(why.contains("cluster-2") && why.contains("its own prefix"), "{why}");
     assert_eq!(ground.files().len(), 1);
 }

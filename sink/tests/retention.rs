@@ -89,7 +89,7 @@ async fn shards_of_a_harvest_in_progress_stay() {
     let (reconciler, collector) = started(&apiserver);
     assert!(
         collector.delete_orphaned_shards(&BTreeSet::new()).await.unwrap().is_empty(),
-        "its harvest will write them over"
+        "its harvest will overwrite them"
     );
     let gone: BTreeSet<String> = BTreeSet::new();
     let _buried = reconciler.store.retain_jobs(&gone);
@@ -98,7 +98,7 @@ async fn shards_of_a_harvest_in_progress_stay() {
     assert!(reconciler.store.job(&job.uid).is_none());
     let suspects = collector.delete_orphaned_shards(&BTreeSet::new()).await.unwrap();
     assert_eq!(suspects.len(), 2);
-    assert_eq!(apiserver.all("configmaps").len(), 2, "not at the first sight");
+    assert_eq!(apiserver.all("configmaps").len(), 2, "not deleted on the first check");
     collector.delete_orphaned_shards(&suspects).await.unwrap();
     assert!(apiserver.all("configmaps").is_empty());
 }

@@ -42,7 +42,7 @@ fn seen(reconciler: &JobReconciler, name: &str) {
 
 #[tokio::test]
 async fn a_policy_changed_to_never_between_any_two_steps_keeps_the_job() {
-    // What is called right before each step's own write, and in the capture.
+    // The call before which the policy changes: a read of the capture, or the write of the step.
     for (method, path, step) in [
         (Method::GET, "/log", "capture"),
         (Method::POST, "/configmaps", "commit"),
@@ -56,7 +56,7 @@ async fn a_policy_changed_to_never_between_any_two_steps_keeps_the_job() {
         apiserver.before(method, path, move || set_policy(&store, 2, never()));
         reconciler.reconcile_job(UID).await.unwrap();
         let job = the_job(&apiserver);
-        // Before the mark, Never takes the TTL off, too; after it the TTL is the people's.
+        // Before the mark, Never also removes the TTL; after it, the TTL is left to users.
         if matches!(step, "capture" | "commit") {
             assert!(job["spec"].get("ttlSecondsAfterFinished").is_none(), "{step}: {job}");
         }
@@ -74,13 +74,13 @@ async fn opting_out_during_the_harvest_keeps_the_job_and_its_ttl() {
         let mut job = server.get("jobs", "ci", "build").unwrap();
         job["metadata"]["labels"] = json!({keys::ENABLED: "false"});
         server.put("jobs", job);
-        // And the watch is behind.
+        // The watch has not delivered it.
         let _unseen = store;
     });
     reconciler.reconcile_job(UID).await.unwrap();
     let job = the_job(&apiserver);
     assert!(job["metadata"]["annotations"].get(keys::STATUS).is_none(), "{job}");
-    assert_eq!(job["spec"]["ttlSecondsAfterFinished"], 60, "its own TTL is not left stranded");
+    assert_eq!(job["spec"]["ttlSecondsAfterFinished"], 60, "its own TTL is restored");
 }
 
 #[tokio::test]
@@ -118,7 +118,7 @@ async fn a_copy_of_a_result_changes_nothing() {
         let mut map = apiserver.get("configmaps", "ci", "build-results").unwrap();
         map["metadata"]["name"] = copy.into();
         apiserver.put("configmaps", map);
-        // And its author keeps the Job longer.
+        // The author also extends the Job's TTL.
         let mut job = the_job(&apiserver);
         job["spec"]["ttlSecondsAfterFinished"] = 3600.into();
         apiserver.put("jobs", job);
@@ -156,7 +156,7 @@ async fn a_group_is_not_pruned_because_of_labels_alone() {
     let group = reconciler.store.group_of(UID).unwrap();
     reconciler.reconcile_group(&group).await.unwrap();
     the_job(&apiserver);
-    // With a result, and a policy that is edited while the keeper is looked at, it stays, too.
+    // With a result it also stays if the policy stops pruning while the sink reads the Job that stays.
     reconciler.reconcile_job(UID).await.unwrap();
     let reconciler = process(&apiserver, policy.clone());
     let store = reconciler.store.clone();
@@ -179,7 +179,7 @@ async fn a_removed_ttl_is_restored_when_no_policy_requests_the_result() {
     assert_eq!(job["spec"]["ttlSecondsAfterFinished"], 50, "the parked one is 60; clamped");
     assert!(job["metadata"]["annotations"].get(keys::TTL).is_none(), "{job}");
     assert!(apiserver.all("configmaps").is_empty() && apiserver.all("events").is_empty());
-    // Once: what people set afterwards stays.
+    // It is restored only once, so that later changes by users stay.
     let writes = apiserver.writes();
     process(&apiserver, json!({})).reconcile_job(UID).await.unwrap();
     assert_eq!(apiserver.writes(), writes);

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, path::PathBuf};
 use clap::Parser;
 use job_handler_shared::{keys, process::telemetry::LogFormat};
 
-/// Admission webhook of job-handler: stamps new Jobs and holds limits.
+/// Admission webhook of job-handler: stamps new Jobs and enforces limits.
 #[derive(Clone, Debug, Parser)]
 #[command(version)]
 pub struct WebhookArgs {
@@ -29,7 +29,7 @@ pub struct WebhookArgs {
     pub dns_names: Vec<String>,
     /// Seconds to keep serving reviews after SIGTERM, until all endpoints have removed this replica.
     #[arg(long, default_value_t = 2)]
-    pub drain_seconds: u64,
+    pub(crate) drain_seconds: u64,
     /// Format of log lines: text or json. RUST_LOG filters them.
     #[arg(long, default_value = "text")]
     pub log_format: LogFormat,

@@ -71,7 +71,7 @@ impl Liveness {
     }
 }
 
-/// Tells which policies this replica cannot enforce yet.
+/// Lists the policies that this replica cannot enforce yet.
 pub trait WithheldPolicies: Send + Sync {
     /// The uids of those policies, with the reason. None while this is not known.
     fn withheld(&self, policies: &PolicySet) -> Option<BTreeMap<String, String>>;

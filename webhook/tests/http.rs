@@ -27,19 +27,19 @@ use tokio::{
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 /// A webhook on a free port of loopback, with the image-build policy.
-struct Server {
+struct HttpsServer {
     port: u16,
     tls: TlsConnector,
     handle: actix_web::dev::ServerHandle,
 }
 
 #[derive(Debug)]
-struct Answer {
+struct HttpsAnswer {
     status: u16,
     body: String,
 }
 
-impl Answer {
+impl HttpsAnswer {
     fn json(&self) -> Value {
         serde_json::from_str(&self.body).unwrap()
     }
@@ -49,7 +49,7 @@ fn state() -> WebhookState {
     WebhookState::fixed(PolicySet::new([policy("builds", builds())]), [("ci".to_owned(), Labels::new())])
 }
 
-fn server() -> Server {
+fn server() -> HttpsServer {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let certified = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(certified.signing_key.serialize_der()));
@@ -75,22 +75,22 @@ fn server() -> Server {
     let handle = server.handle();
     // Ends with the test's runtime, or by its handle.
     drop(tokio::spawn(server));
-    Server { port, tls: TlsConnector::from(Arc::new(client)), handle }
+    HttpsServer { port, tls: TlsConnector::from(Arc::new(client)), handle }
 }
 
-impl Server {
+impl HttpsServer {
     async fn connect(&self) -> TlsStream<TcpStream> {
         let stream = TcpStream::connect(("127.0.0.1", self.port)).await.unwrap();
         self.tls.connect(ServerName::try_from("localhost").unwrap(), stream).await.unwrap()
     }
 
-    async fn post(&self, path: &str, body: &[u8]) -> Answer {
+    async fn post(&self, path: &str, body: &[u8]) -> HttpsAnswer {
         request(&mut self.connect().await, "POST", path, body).await
     }
 }
 
 /// One request over an open connection, within five seconds.
-async fn request(stream: &mut TlsStream<TcpStream>, method: &str, path: &str, body: &[u8]) -> Answer {
+async fn request(stream: &mut TlsStream<TcpStream>, method: &str, path: &str, body: &[u8]) -> HttpsAnswer {
     let exchange = async {
         let head =
             format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n\r\n", body.len());
@@ -110,7 +110,7 @@ async fn request(stream: &mut TlsStream<TcpStream>, method: &str, path: &str, bo
                 head.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap().parse().unwrap();
             if body.len() >= length {
                 let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-                return Answer { status, body: body.to_owned() };
+                return HttpsAnswer { status, body: body.to_owned() };
             }
         }
     };
@@ -121,7 +121,7 @@ fn build() -> Value {
     job(json!({"app": "build", "id": "7"}), json!({}))
 }
 
-fn patch_of(answer: &Answer) -> Value {
+fn patch_of(answer: &HttpsAnswer) -> Value {
     let patch = answer.json()["response"]["patch"].as_str().unwrap().to_owned();
     serde_json::from_slice(&STANDARD.decode(patch).unwrap()).unwrap()
 }

@@ -46,7 +46,7 @@ fn granted(contents: &mut LedgerContents, name: &str, request: &str, revision: &
 }
 
 #[derive(Default)]
-struct Round {
+struct RoundSetup {
     contents: LedgerContents,
     jobs: Vec<ObservedJob>,
     view_source: Option<ViewSource>,
@@ -54,7 +54,7 @@ struct Round {
     revoked: BTreeSet<String>,
 }
 
-impl Round {
+impl RoundSetup {
     fn try_decide(&self, asked: &[SlotRequest]) -> Option<RoundDecision> {
         let given = RoundInput {
             contents: &self.contents,
@@ -77,13 +77,13 @@ impl Round {
 
 #[test]
 fn the_first_request_gets_the_slot_and_is_recorded() {
-    let round = Round::default();
+    let round = RoundSetup::default();
     let (answers, contents) = round.decide(&[asked("a", "1"), asked("b", "2"), asked("a", "3")]);
     assert_eq!(answers, [true, false, true], "a name counts once");
     let written: Vec<_> = contents.attempts().map(|(name, request, _)| (name, request)).collect();
     assert_eq!(written, [("ci/a", "1"), ("ci/a", "3")], "each request has its own attempt");
     // A repeated request, whose answer was lost: it is granted and not recorded twice.
-    let again = Round { contents: contents.clone(), ..Round::default() };
+    let again = RoundSetup { contents: contents.clone(), ..RoundSetup::default() };
     assert_eq!(again.decide(&[asked("a", "1")]), (vec![true], contents));
 }
 
@@ -91,25 +91,29 @@ fn the_first_request_gets_the_slot_and_is_recorded() {
 fn a_dry_run_and_a_job_under_no_limit_are_not_recorded() {
     let dry = SlotRequest { dry_run: true, ..asked("a", "1") };
     let free = SlotRequest { scopes: vec![], ..asked("b", "2") };
-    assert_eq!(Round::default().decide(&[dry, free]), (vec![true, true], LedgerContents::default()));
+    assert_eq!(RoundSetup::default().decide(&[dry, free]), (vec![true, true], LedgerContents::default()));
 }
 
 #[test]
 fn a_resolved_attempt_is_removed_and_its_version_recorded() {
-    let mut round = Round { jobs: vec![ObservedJob { active: false, ..active("1", 9) }], ..Round::default() };
+    let mut round =
+        RoundSetup { jobs: vec![ObservedJob { active: false, ..active("1", 9) }], ..RoundSetup::default() };
     granted(&mut round.contents, "1", "1", "now", "few");
     let (answers, contents) = round.decide(&[asked("b", "2")]);
     assert_eq!((answers, contents.observed_through), (vec![true], 9));
     // An older view must not decide.
-    let behind = Round { contents, view_source: Some(ViewSource::Cache(8)), ..Round::default() };
+    let behind = RoundSetup { contents, view_source: Some(ViewSource::Cache(8)), ..RoundSetup::default() };
     assert!(behind.try_decide(&[]).is_none());
 }
 
 /// The Job of that name is deleted, and its slot was granted to another name.
 #[test]
 fn a_name_in_a_stale_view_gets_no_second_slot() {
-    let mut round =
-        Round { jobs: vec![active("a", 5)], view_source: Some(ViewSource::Cache(5)), ..Round::default() };
+    let mut round = RoundSetup {
+        jobs: vec![active("a", 5)],
+        view_source: Some(ViewSource::Cache(5)),
+        ..RoundSetup::default()
+    };
     granted(&mut round.contents, "b", "1", "now", "few");
     assert_eq!(round.decide(&[asked("a", "2")]).0, [false]);
     // If no other name holds a slot, the apiserver answers 409 itself.
@@ -119,7 +123,7 @@ fn a_name_in_a_stale_view_gets_no_second_slot() {
 
 #[test]
 fn an_attempt_of_another_policy_revision_counts_everywhere() {
-    let mut round = Round::default();
+    let mut round = RoundSetup::default();
     granted(&mut round.contents, "a", "1", "before", "by another name");
     assert_eq!(round.decide(&[asked("b", "2")]).0, [false]);
     granted(&mut round.contents, "a", "1", "now", "by another name");
@@ -128,8 +132,11 @@ fn an_attempt_of_another_policy_revision_counts_everywhere() {
 
 #[test]
 fn only_the_named_expired_and_revoked_attempts_are_removed() {
-    let mut round =
-        Round { expired: ["1".to_owned()].into(), revoked: ["2".to_owned()].into(), ..Round::default() };
+    let mut round = RoundSetup {
+        expired: ["1".to_owned()].into(),
+        revoked: ["2".to_owned()].into(),
+        ..RoundSetup::default()
+    };
     for request in ["1", "2", "3"] {
         granted(&mut round.contents, "a", request, "now", "few");
     }
@@ -140,7 +147,7 @@ fn only_the_named_expired_and_revoked_attempts_are_removed() {
 
 #[test]
 fn repeated_creates_of_one_name_do_not_fill_the_ledger() {
-    let round = Round { jobs: vec![active("a", 5)], ..Round::default() };
+    let round = RoundSetup { jobs: vec![active("a", 5)], ..RoundSetup::default() };
     let asked: Vec<_> = (0..=MAX_ATTEMPTS_PER_NAME).map(|n| asked("a", &format!("{n:02}"))).collect();
     let decided = round.try_decide(&asked).unwrap();
     assert_eq!(decided.answers[MAX_ATTEMPTS_PER_NAME - 1], SlotAnswer::Granted);
@@ -153,7 +160,10 @@ fn repeated_creates_of_one_name_do_not_fill_the_ledger() {
 #[test]
 fn backoff_refuses_unless_the_name_holds_its_slot() {
     let in_backoff = |name: &str| SlotRequest { in_backoff: true, ..asked(name, "1") };
-    assert_eq!(Round::default().try_decide(&[in_backoff("a")]).unwrap().answers, [SlotAnswer::InBackoff]);
-    let there = Round { jobs: vec![active("a", 5)], ..Round::default() };
+    assert_eq!(
+        RoundSetup::default().try_decide(&[in_backoff("a")]).unwrap().answers,
+        [SlotAnswer::InBackoff]
+    );
+    let there = RoundSetup { jobs: vec![active("a", 5)], ..RoundSetup::default() };
     assert_eq!(there.decide(&[in_backoff("a")]).0, [true]);
 }

@@ -61,7 +61,7 @@ fn policies_with_only_reject_limits_change_no_job_but_remove_forged_annotations(
     }
 }
 
-/// With its queue annotations the sink would start it, outside every policy and against its author's `suspend: true`.
+/// With these annotations the sink would start the Job outside every policy, although its author suspended it.
 #[test]
 fn a_copy_of_a_queued_job_outside_every_policy_only_loses_the_queue_annotations() {
     let (queued, _) = queue().create(&job(json!({"app": "other"}), json!({})));
@@ -250,7 +250,7 @@ fn a_stamped_label_can_select_further_policies() {
     let (after, _) = Webhook::new(chain).create(&job(json!({}), json!({})));
     assert_eq!(after["spec"]["activeDeadlineSeconds"], 5);
     assert_eq!(after["metadata"]["labels"][GROUP], "x");
-    // One that stops selecting once it has stamped must not flip to and fro.
+    // A policy that no longer selects the Job once it has stamped it must not alternate between both states.
     let once = policy(
         "once",
         json!({"stamp": {"labels": {"seen": "yes"}, "activeDeadlineSeconds": {"default": 7}},
@@ -321,7 +321,7 @@ fn forged_annotations_are_overwritten() {
     assert_eq!(after["metadata"]["annotations"], expected);
 }
 
-/// An account of what was stamped cannot hide a label from the policies that select by it.
+/// A forged `stamped` annotation cannot hide a label from the policies that select by it.
 #[test]
 fn forged_label_claims_have_no_effect() {
     let mut forged = job(json!({"app": "build", "id": "7"}), json!({"activeDeadlineSeconds": 9000}));
@@ -341,7 +341,7 @@ fn a_copy_of_a_stored_job_is_stamped_like_its_original() {
     assert_eq!(Webhook::builds().create(&copy).0, with(&original, "/metadata/name", json!("b")));
 }
 
-/// A neighbour that adds something between two calls for one create.
+/// Another webhook changes the Job between two calls for one create.
 #[test]
 fn reinvocation_after_another_webhook_keeps_the_annotation() {
     let first =
@@ -428,16 +428,16 @@ fn an_update_is_clamped_only_in_the_fields_that_it_changes() {
             .contains("activeDeadlineSeconds: 9000 -> 7200 (maximum of JobPolicy ci/builds)")
     );
     assert!(annotation(&after, STAMPED).contains("backoffLimit: 6 -> 0 (default"));
-    // Within bounds: the entry of that field is removed.
+    // A value below the maximum removes the entry of that field.
     let (after, _) = webhook.update(&stored, &with(&stored, "/spec/backoffLimit", json!(2)));
     assert!(!annotation(&after, STAMPED).contains("backoffLimit"));
-    // Taken away: the default is back.
+    // A field that is removed gets the default again.
     let (after, _) = webhook.update(&stored, &with(&stored, "/spec/ttlSecondsAfterFinished", Value::Null));
     assert_eq!(
         (after["spec"]["ttlSecondsAfterFinished"].as_i64(), annotation(&after, TTL)),
         (Some(604_800), "86400")
     );
-    // Another field of the object: nothing to do, not even where a policy came later.
+    // An update of another field changes nothing, even if a policy was created meanwhile.
     let touched = with(&stored, "/metadata/labels/x", json!("y"));
     assert_eq!(
         Webhook::new([policy("b", builds()), policy("c", json!({"stamp": {"labels": {"a": "b"}}}))])
@@ -447,14 +447,14 @@ fn an_update_is_clamped_only_in_the_fields_that_it_changes() {
     );
 }
 
-/// The sink's stamp on a Job that was created while we were away.
+/// The sink stamped a Job that was created while the webhook was unavailable.
 #[test]
 fn a_repaired_job_is_not_changed() {
     let missed = job(json!({"app": "build", "id": "7"}), json!({}));
-    let mut healed = with(&missed, "/spec/ttlSecondsAfterFinished", json!(604_800));
-    healed["metadata"]["annotations"] = json!({TTL: "86400", STAMPED: "ttlSecondsAfterFinished: unset -> 86400 (default of \
+    let mut repaired = with(&missed, "/spec/ttlSecondsAfterFinished", json!(604_800));
+    repaired["metadata"]["annotations"] = json!({TTL: "86400", STAMPED: "ttlSecondsAfterFinished: unset -> 86400 (default of \
         JobPolicy ci/builds) once the result is stored, 604800 until then"});
-    assert_eq!(Webhook::builds().update(&missed, &healed), (healed.clone(), vec![]));
+    assert_eq!(Webhook::builds().update(&missed, &repaired), (repaired.clone(), vec![]));
 }
 
 fn finished(job: &Value, kind: &str) -> Value {
@@ -475,15 +475,16 @@ fn the_sinks_patch_of_a_harvested_job_is_not_changed() {
     let webhook = Webhook::builds();
     let done = finished(&webhook.create(&job(json!({"app": "build"}), json!({}))).0, "Complete");
     for ttl in [json!(86400), json!(0), Value::Null] {
-        let armed = marked(&done, ttl);
-        assert_eq!(webhook.update(&done, &armed), (armed.clone(), vec![]));
+        let harvested = marked(&done, ttl);
+        assert_eq!(webhook.update(&done, &harvested), (harvested.clone(), vec![]));
     }
-    // Armed, and applied again with another TTL: the author's word, below the maximum.
-    let armed = marked(&done, json!(86400));
-    let (after, _) = webhook.update(&armed, &with(&armed, "/spec/ttlSecondsAfterFinished", json!(3600)));
+    // After the harvest, the author may change the TTL up to the maximum.
+    let harvested = marked(&done, json!(86400));
+    let (after, _) =
+        webhook.update(&harvested, &with(&harvested, "/spec/ttlSecondsAfterFinished", json!(3600)));
     assert_eq!(after["spec"]["ttlSecondsAfterFinished"], 3600);
     let (after, warnings) =
-        webhook.update(&armed, &with(&armed, "/spec/ttlSecondsAfterFinished", json!(9_000_000)));
+        webhook.update(&harvested, &with(&harvested, "/spec/ttlSecondsAfterFinished", json!(9_000_000)));
     assert_eq!((&after["spec"]["ttlSecondsAfterFinished"], warnings.len()), (&json!(604_800), 1));
 }
 

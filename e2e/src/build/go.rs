@@ -8,7 +8,7 @@ use crate::build::builder::Builder;
 use crate::build::cache;
 use crate::harness::error::{Error, Result};
 
-/// Without debug information, which nobody reads here: a seventh of the compile time.
+/// Omits debug information, which is not needed here and takes a seventh of the compile time.
 const COMPILER_FLAGS: &str = "-dwarf=false";
 /// The heap growth, in percent, after which a compiler collects garbage: most end before that.
 const COMPILER_GOGC: &str = "400";
@@ -27,7 +27,7 @@ pub(super) struct GoProgram<'a> {
     pub(super) package: &'a str,
     /// The executable's name.
     pub(super) program: &'a str,
-    /// Patterns of packages whose speed nobody waits for. Without inlining they compile in two thirds of the time.
+    /// Patterns of packages whose speed does not matter. Without inlining they compile in two thirds of the time.
     pub(super) not_inlined: &'a [&'a str],
     /// Build tags.
     pub(super) tags: Vec<String>,
@@ -62,7 +62,8 @@ impl GoProgram<'_> {
             format!("-gcflags=all={COMPILER_FLAGS}"),
         ];
         // The last pattern that matches a package counts.
-        flags.extend(self.not_inlined.iter().map(|pattern| format!("-gcflags={pattern}={COMPILER_FLAGS} -l")));
+        flags
+            .extend(self.not_inlined.iter().map(|pattern| format!("-gcflags={pattern}={COMPILER_FLAGS} -l")));
         flags
     }
 

@@ -66,7 +66,7 @@ impl LoadBalancer {
     pub fn start(on: Ipv4Addr, backends: &[Backend]) -> Result<Self> {
         let shared = Arc::new(BalancerState::default());
         let theirs = Arc::clone(&shared);
-        let server = BackgroundServer::start(on, "the balancer", |listener| serve(listener, theirs))?;
+        let server = BackgroundServer::start(on, "the load balancer", |listener| serve(listener, theirs))?;
         let balancer = Self { shared, server };
         balancer.set_backends(backends);
         Ok(balancer)

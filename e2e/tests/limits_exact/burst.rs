@@ -11,8 +11,8 @@ use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 
 use crate::{
     clients::{BurstJob, Client, ClientErrors, CreateMethod, ExtraSteps},
-    disturbance::Disturbance,
-    fixtures::{Fixture, PATIENCE},
+    disturbance::BurstDisturbance,
+    fixtures::{BurstFixture, PATIENCE},
     job_runner,
 };
 
@@ -24,53 +24,58 @@ const REAL_PER_SLOT: usize = 8;
 
 /// How Jobs are created in a burst, and what disturbs it.
 #[derive(Debug)]
-pub struct Variant {
+pub struct BurstVariant {
     pub name: &'static str,
     method: CreateMethod,
     extra_steps: ExtraSteps,
-    pub disturbance: Disturbance,
+    pub disturbance: BurstDisturbance,
 }
 
 const fn variant(
     name: &'static str,
     method: CreateMethod,
     extra_steps: ExtraSteps,
-    disturbance: Disturbance,
-) -> Variant {
-    Variant { name, method, extra_steps, disturbance }
+    disturbance: BurstDisturbance,
+) -> BurstVariant {
+    BurstVariant { name, method, extra_steps, disturbance }
 }
 
-pub static VARIANTS: [Variant; 10] = [
-    variant("creates", CreateMethod::Create, ExtraSteps::None, Disturbance::None),
-    variant("generateName", CreateMethod::GenerateName, ExtraSteps::None, Disturbance::None),
-    variant("server-side apply", CreateMethod::Apply, ExtraSteps::None, Disturbance::None),
-    variant("dry runs mixed in", CreateMethod::Create, ExtraSteps::DryRuns, Disturbance::None),
-    variant("un-suspends mixed in", CreateMethod::Create, ExtraSteps::Suspended, Disturbance::None),
+pub static VARIANTS: [BurstVariant; 10] = [
+    variant("creates", CreateMethod::Create, ExtraSteps::None, BurstDisturbance::None),
+    variant("generateName", CreateMethod::GenerateName, ExtraSteps::None, BurstDisturbance::None),
+    variant("server-side apply", CreateMethod::Apply, ExtraSteps::None, BurstDisturbance::None),
+    variant("dry runs mixed in", CreateMethod::Create, ExtraSteps::DryRuns, BurstDisturbance::None),
+    variant("un-suspends mixed in", CreateMethod::Create, ExtraSteps::Suspended, BurstDisturbance::None),
     variant(
         "a quota denies half of the Jobs",
         CreateMethod::Create,
         ExtraSteps::None,
-        Disturbance::QuotaDenies,
+        BurstDisturbance::QuotaDenies,
     ),
-    variant("a replica is killed", CreateMethod::Create, ExtraSteps::None, Disturbance::ReplicaKilled),
+    variant("a replica is killed", CreateMethod::Create, ExtraSteps::None, BurstDisturbance::ReplicaKilled),
     variant(
         "a replica is paused for 3 s",
         CreateMethod::Create,
         ExtraSteps::None,
-        Disturbance::ReplicaPaused,
+        BurstDisturbance::ReplicaPaused,
     ),
     variant(
         "the apiserver is restarted",
         CreateMethod::Create,
         ExtraSteps::None,
-        Disturbance::ApiserverRestarted,
+        BurstDisturbance::ApiserverRestarted,
     ),
-    variant("/mutate is unreachable", CreateMethod::Create, ExtraSteps::None, Disturbance::MutateUnreachable),
+    variant(
+        "/mutate is unreachable",
+        CreateMethod::Create,
+        ExtraSteps::None,
+        BurstDisturbance::MutateUnreachable,
+    ),
 ];
 
 /// The outcome of one round.
 pub struct BurstOutcome {
-    pub variant: &'static Variant,
+    pub variant: &'static BurstVariant,
     pub seed: u64,
     pub max: usize,
     pub took: Duration,
@@ -82,7 +87,7 @@ pub struct BurstOutcome {
 }
 
 /// Runs one burst: the clients retry until all Jobs are created.
-pub async fn round(fixture: &Fixture, variant: &'static Variant, seed: u64) -> BurstOutcome {
+pub async fn round(fixture: &BurstFixture, variant: &'static BurstVariant, seed: u64) -> BurstOutcome {
     // Each variant has its own random choices.
     let variant_seed = variant.name.bytes().fold(0_u64, |sum, byte| sum.wrapping_mul(31) + u64::from(byte));
     let mut random = StdRng::seed_from_u64(seed ^ (variant_seed << 32));
@@ -156,7 +161,7 @@ pub async fn round(fixture: &Fixture, variant: &'static Variant, seed: u64) -> B
 
 impl BurstOutcome {
     /// Waits until the ledger is empty, and checks the limit again.
-    pub async fn settle(&mut self, fixture: &Fixture) {
+    pub async fn settle(&mut self, fixture: &BurstFixture) {
         let check = |entries: &[_]| check_limit(entries, &self.namespace, self.max, CREATES, self.start);
         let empty = |entries: &[_]| match check(entries) {
             report if report.pending == 0 => Ok(report),

@@ -16,7 +16,7 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde_json::{Value, json};
 
 use crate::{
-    fixtures::{Fixture, PATIENCE},
+    fixtures::{BurstFixture, PATIENCE},
     job_runner::RUNNER,
 };
 
@@ -75,7 +75,7 @@ enum JobCall<'a> {
 
 impl Client {
     pub fn new(
-        fixture: &Fixture,
+        fixture: &BurstFixture,
         namespace: &str,
         method: CreateMethod,
         extra_steps: ExtraSteps,

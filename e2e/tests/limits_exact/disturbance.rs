@@ -10,13 +10,13 @@ use kube::{
 };
 use serde_json::json;
 
-use crate::fixtures::{Fixture, PATIENCE};
+use crate::fixtures::{BurstFixture, PATIENCE};
 
 /// The Jobs that the quota allows, finished ones included.
 const QUOTA: usize = 100;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Disturbance {
+pub enum BurstDisturbance {
     None,
     /// A quota denies everything after half of the Jobs, until it is deleted.
     QuotaDenies,
@@ -29,9 +29,9 @@ pub enum Disturbance {
     MutateUnreachable,
 }
 
-impl Disturbance {
+impl BurstDisturbance {
     /// Before the burst.
-    pub async fn prepare(self, fixture: &Fixture, namespace: &str) {
+    pub async fn prepare(self, fixture: &BurstFixture, namespace: &str) {
         match self {
             Self::QuotaDenies => {
                 let quota = json!({
@@ -59,7 +59,7 @@ impl Disturbance {
     }
 
     /// In the middle.
-    pub async fn apply(self, fixture: &Fixture, namespace: &str, replica: usize) {
+    pub async fn apply(self, fixture: &BurstFixture, namespace: &str, replica: usize) {
         let replica = fixture.pair.webhook(replica);
         match self {
             Self::ReplicaKilled => replica.kill().unwrap(),
@@ -90,7 +90,7 @@ impl Disturbance {
     }
 
     /// After the burst.
-    pub async fn undo(self, fixture: &Fixture, namespace: &str, replica: usize) {
+    pub async fn undo(self, fixture: &BurstFixture, namespace: &str, replica: usize) {
         match self {
             Self::ReplicaKilled => fixture.pair.webhook(replica).restart().unwrap(),
             Self::MutateUnreachable => {
@@ -123,13 +123,13 @@ async fn wait_denied(jobs: &Api<Job>) {
     .unwrap();
 }
 
-async fn point_mutate_at(fixture: &Fixture, port: u16) {
+async fn point_mutate_at(fixture: &BurstFixture, port: u16) {
     let url = format!("https://0.0.0.0:{port}/mutate");
     patch_stamping_webhooks(fixture.cluster.client(), &[("clientConfig/url", url.into())]).await.unwrap();
 }
 
 /// Waits until new Jobs are stamped, or are no longer stamped.
-async fn wait_stamped(fixture: &Fixture, namespace: &str, expected: bool) {
+async fn wait_stamped(fixture: &BurstFixture, namespace: &str, expected: bool) {
     let jobs = fixture.jobs(namespace);
     let probe = serde_json::from_value(json!({
         "metadata": {"name": "probe"}, "spec": {"suspend": true, "template": {"spec": {

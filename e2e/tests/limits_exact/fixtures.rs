@@ -16,14 +16,14 @@ use serde_json::json;
 /// The longest wait for a condition.
 pub const PATIENCE: Duration = Duration::from_secs(600);
 
-pub struct Fixture {
+pub struct BurstFixture {
     // Dropped in this order.
     pub history: History,
     pub pair: Pair,
     pub cluster: Cluster,
 }
 
-impl Fixture {
+impl BurstFixture {
     pub async fn start() -> Self {
         let options =
             ClusterOptions { apiserver_arguments: vec![STORE_JSON.to_owned()], ..ClusterOptions::default() };

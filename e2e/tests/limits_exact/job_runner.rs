@@ -14,7 +14,7 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde_json::json;
 use tokio::task::JoinHandle;
 
-use crate::fixtures::Fixture;
+use crate::fixtures::BurstFixture;
 
 /// `spec.managedBy` of its Jobs.
 pub const RUNNER: &str = "e2e.job-handler.io/runner";
@@ -23,7 +23,7 @@ pub const RUNNER: &str = "e2e.job-handler.io/runner";
 pub struct Runner(JoinHandle<()>);
 
 impl Runner {
-    pub fn start(fixture: &Fixture, namespace: &str, from: usize, seed: u64) -> Self {
+    pub fn start(fixture: &BurstFixture, namespace: &str, from: usize, seed: u64) -> Self {
         let (jobs, prefix) = (fixture.jobs(namespace), format!("{namespace}/"));
         let history = fixture.history.reader();
         Self(tokio::spawn(async move {

@@ -16,9 +16,9 @@ mod soak_report;
 
 use std::time::Instant;
 
-use burst::{BurstOutcome, VARIANTS, Variant};
-use disturbance::Disturbance;
-use fixtures::Fixture;
+use burst::{BurstOutcome, BurstVariant, VARIANTS};
+use disturbance::BurstDisturbance;
+use fixtures::BurstFixture;
 use futures::{StreamExt, stream};
 use job_handler_e2e::cluster::E2E_KUBECONFIG;
 
@@ -46,16 +46,17 @@ async fn a_limit_is_exact_with_three_replicas() {
         .flat_map(|variant| (0..rounds).map(move |round| (variant, seed.wrapping_add(round))))
         .collect();
     let (quota_rounds, rest): (Vec<_>, Vec<_>) =
-        all.into_iter().partition(|(variant, _)| variant.disturbance == Disturbance::QuotaDenies);
-    let (restarts, others) =
-        rest.into_iter().partition(|(variant, _)| variant.disturbance == Disturbance::ApiserverRestarted);
+        all.into_iter().partition(|(variant, _)| variant.disturbance == BurstDisturbance::QuotaDenies);
+    let (restarts, others) = rest
+        .into_iter()
+        .partition(|(variant, _)| variant.disturbance == BurstDisturbance::ApiserverRestarted);
     println!("SEED={seed}, {rounds} rounds of each");
 
     let start = Instant::now();
     // One after the other, so that disturbances do not affect other bursts. After a restart of the apiserver most of
     // the time is spent waiting for attempts to expire: those rounds run concurrently on a second cluster.
     let first_cluster = async {
-        let fixture = Fixture::start().await;
+        let fixture = BurstFixture::start().await;
         let (mut outcomes, quota_outcomes) =
             tokio::join!(run_rounds(&fixture, others, 1), run_rounds(&fixture, quota_rounds, QUOTA_ROUNDS));
         outcomes.extend(quota_outcomes);
@@ -65,7 +66,7 @@ async fn a_limit_is_exact_with_three_replicas() {
         if restarts.is_empty() {
             return Vec::new();
         }
-        let fixture = Fixture::start().await;
+        let fixture = BurstFixture::start().await;
         wait_settled(&fixture, run_rounds(&fixture, restarts, 1).await).await
     };
     let (mut outcomes, restarted) = tokio::join!(first_cluster, second_cluster);
@@ -82,7 +83,7 @@ async fn a_limit_is_exact_with_three_replicas() {
 }
 
 /// Waits until the ledgers are empty.
-async fn wait_settled(fixture: &Fixture, mut outcomes: Vec<BurstOutcome>) -> Vec<BurstOutcome> {
+async fn wait_settled(fixture: &BurstFixture, mut outcomes: Vec<BurstOutcome>) -> Vec<BurstOutcome> {
     for outcome in &mut outcomes {
         outcome.settle(fixture).await;
     }
@@ -90,8 +91,8 @@ async fn wait_settled(fixture: &Fixture, mut outcomes: Vec<BurstOutcome>) -> Vec
 }
 
 async fn run_rounds(
-    fixture: &Fixture,
-    rounds: Vec<(&'static Variant, u64)>,
+    fixture: &BurstFixture,
+    rounds: Vec<(&'static BurstVariant, u64)>,
     concurrency: usize,
 ) -> Vec<BurstOutcome> {
     let running = rounds.into_iter().map(|(variant, seed)| burst::round(fixture, variant, seed));

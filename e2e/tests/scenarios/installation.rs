@@ -69,6 +69,18 @@ fn a_webhook_entry_that_was_changed_by_hand_is_repaired() {
 }
 
 #[test]
+fn kubectl_explain_says_what_a_cleanup_policy_does() {
+    scenario(|fixture| async move {
+        let field = "jobpolicy.spec.cleanup.succeededPolicy";
+        let text = fixture.cluster.kubectl(&["explain", field]).await.unwrap();
+        // Its lines are wrapped.
+        let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        let meaning = "`\"AfterHarvest\"` deletes the Job, with its pods, as soon as its result is stored.";
+        assert!(text.contains(meaning), "{text}");
+    });
+}
+
+#[test]
 fn the_pair_uses_only_its_own_rights_and_is_never_forbidden() {
     scenario(|fixture| async move {
         let ns = fixture.cluster.namespace("rights").await.unwrap();

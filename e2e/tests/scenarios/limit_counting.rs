@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use super::fixtures::{Fixture, job, refusal, scenario};
 
-/// The expiry of an attempt without a Job: 60 s, checked every 5 s, with slack for a busy machine.
+/// The expiry of an attempt without a Job: 60 s, noticed within 4 s, with slack for a busy machine.
 const EXPIRY: Duration = Duration::from_secs(150);
 const LIMIT_REACHED: &str = "concurrent job limit reached: ";
 

@@ -231,7 +231,7 @@ fn logs_over_the_budget_are_stored_in_full_in_an_s3_compatible_store() {
         );
         let hanging = manifest(&wait_result(fixture, &ns, "hanging").await);
         let lost = logs(&hanging)[0]["lost"].as_str().unwrap().to_owned();
-        assert!(lost.starts_with("the whole log could not be stored: "), "{lost}");
+        assert!(lost.starts_with("the full log could not be stored: "), "{lost}");
 
         // While the store is down, logs are truncated as without a store, and the result has the reason.
         drop(running);
@@ -248,7 +248,7 @@ fn logs_over_the_budget_are_stored_in_full_in_an_s3_compatible_store() {
         let truncated = wait_result(fixture, &ns, "truncated").await;
         let manifest_json = manifest(&truncated);
         let log = &logs(&manifest_json)[0];
-        assert!(log["lost"].as_str().unwrap().starts_with("the whole log could not be stored: "), "{log}");
+        assert!(log["lost"].as_str().unwrap().starts_with("the full log could not be stored: "), "{log}");
         assert_eq!(log["leftOut"], (64 << 10) - BUDGET, "{log}");
         assert_eq!(manifest_json["completeness"]["complete"], false);
         assert!(

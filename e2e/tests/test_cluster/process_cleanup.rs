@@ -27,7 +27,10 @@ async fn a_caller() {
 /// Starts a caller and returns it with its cluster's folder, once the cluster runs, and with the pipe that it may still
 /// write to.
 fn start(end: &str) -> (Child, PathBuf, BufReader<ChildStdout>) {
-    let mut caller = Command::new(std::env::current_exe().unwrap())
+    // A background job of a shell ignores Ctrl-C, and its children inherit that.
+    let mut caller = Command::new("env")
+        .arg("--default-signal=INT")
+        .arg(std::env::current_exe().unwrap())
         .args(["process_cleanup::a_caller", "--exact", "--nocapture"])
         .env(CALLER_END, end)
         .process_group(0)

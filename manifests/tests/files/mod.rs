@@ -9,7 +9,12 @@ use serde_json::Value;
 pub fn documents(path: &str) -> Vec<Value> {
     let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path))
         .unwrap_or_else(|e| panic!("{path}: {e}"));
-    serde_norway::Deserializer::from_str(&text)
+    parse(&text, path)
+}
+
+/// The documents of a YAML text, which is at `path`.
+pub fn parse(text: &str, path: &str) -> Vec<Value> {
+    serde_norway::Deserializer::from_str(text)
         .map(|document| serde::Deserialize::deserialize(document).unwrap_or_else(|e| panic!("{path}: {e}")))
         .collect()
 }
@@ -38,14 +43,17 @@ pub fn object<T: DeserializeOwned + serde::Serialize>(path: &str, kind: &str, na
         .filter(|document| document["kind"] == kind && document["metadata"]["name"] == name)
         .collect();
     assert_eq!(found.len(), 1, "{path}: one {kind} {name} expected");
-    let typed: T =
-        serde_json::from_value(found[0].clone()).unwrap_or_else(|e| panic!("{path}: {kind} {name}: {e}"));
-    let back = serde_json::to_value(&typed).unwrap();
-    lost(&found[0], &back, &format!("{path}: {kind} {name}"));
+    typed(&found[0], &format!("{path}: {kind} {name}"))
+}
+
+/// A document as its type; a field that the type does not know is an error.
+pub fn typed<T: DeserializeOwned + serde::Serialize>(document: &Value, at: &str) -> T {
+    let typed: T = serde_json::from_value(document.clone()).unwrap_or_else(|e| panic!("{at}: {e}"));
+    lost(document, &serde_json::to_value(&typed).unwrap(), at);
     typed
 }
 
-/// Fails where `written` has something that `read` lost: a misspelt field.
+/// Fails if `written` has a field that `read` lacks, such as a misspelt one.
 fn lost(written: &Value, read: &Value, at: &str) {
     match (written, read) {
         (Value::Object(written), Value::Object(read)) => {

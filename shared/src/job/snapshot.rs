@@ -11,9 +11,9 @@ use crate::{job::queued_entry, keys};
 /// A Job without its template: 50,000 of these fit in memory, 50,000 full Jobs do not.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct JobSnapshot {
-    /// Namespace.
+    /// `metadata.namespace`.
     pub namespace: String,
-    /// Name.
+    /// `metadata.name`.
     pub name: String,
     /// `metadata.uid`.
     pub uid: String,
@@ -67,14 +67,14 @@ pub struct Owner {
     pub kind: String,
     /// Name; the namespace is the Job's.
     pub name: String,
-    /// Uid.
+    /// `metadata.uid` of the owner.
     pub uid: String,
 }
 
 /// How a Job ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finished {
-    /// Outcome.
+    /// Whether the Job completed or failed.
     pub outcome: Outcome,
     /// The condition's reason, such as `BackoffLimitExceeded`.
     pub reason: String,
@@ -141,11 +141,6 @@ impl JobSnapshot {
     /// Whether another controller manages this Job (Kueue, or `spec.managedBy`): it is never queued, released or repaired.
     pub fn is_managed_by_others(&self) -> bool {
         self.managed_by.is_some() || self.labels.contains_key(keys::KUEUE_QUEUE)
-    }
-
-    /// Whether the author opted out of defaults, results and deletion.
-    pub fn opted_out(&self) -> bool {
-        self.labels.get(keys::ENABLED).is_some_and(|value| value == "false")
     }
 
     /// Whether the webhook queued this Job. The annotation `job-handler/stamped` must say so as well: a copied

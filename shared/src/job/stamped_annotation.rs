@@ -1,6 +1,6 @@
 //! Content of annotation `job-handler/stamped`: what was set, lowered or moved, and by which policy.
 //!
-//! People read it: `activeDeadlineSeconds: 9000 -> 7200 (maximum of JobPolicy ci/builds); …`. The webhook reads it too, when
+//! Users read it: `activeDeadlineSeconds: 9000 -> 7200 (maximum of JobPolicy ci/builds); …`. The webhook reads it too, when
 //! it is called again on its own output (`reinvocationPolicy: IfNeeded`, or a copy of a stored Job), since `7200` alone does
 //! not show what the author wrote. It trusts an entry only if deciding from it gives the very values that the object has, so
 //! that a forged text can say nothing that its author could not have written in `spec`.

@@ -40,7 +40,7 @@ pub async fn build_without_retries(program: &str, version: &str) -> Result<Clien
     with(config, program, version)
 }
 
-/// The same as [`build`], for a cluster that was chosen otherwise.
+/// Like [`build`], for a configuration that the caller has loaded.
 ///
 /// # Errors
 /// Fails if certificates or tokens of the configuration cannot be read.

@@ -1,7 +1,8 @@
-//! The one watch loop of all programs.
+//! The watch loop of all programs, except for the webhook's watch of Jobs: its own loop (`cache::job_watch`) uses only
+//! [`WatchHealth`].
 //!
-//! It retries with jittered backoff, logs each failure once until it changes, says what to do about it, and reports
-//! readiness: ready after the first complete list, and ready it stays, since what was seen last remains usable.
+//! The loop retries with jittered backoff, logs each failure once until it changes, says what to do about it, and reports
+//! readiness: a watch is ready after its first complete list and stays ready, since what it saw last remains usable.
 
 use std::{fmt::Debug, future::ready, pin::pin};
 

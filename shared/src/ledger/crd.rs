@@ -109,7 +109,7 @@ pub enum LedgerError {
     Malformed {
         /// Field below `spec`.
         field: &'static str,
-        /// Cause.
+        /// What is wrong with the field.
         why: String,
     },
 }

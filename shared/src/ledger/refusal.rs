@@ -16,7 +16,7 @@ pub const MAX_LINE_BYTES: usize = 64 << 10;
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Refusal {
-    /// Decision.
+    /// Whether the Job was refused or queued, or would have been.
     pub decision: RefusalKind,
     /// Policy whose limit or backoff decided.
     pub policy: PolicyRef,

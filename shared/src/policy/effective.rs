@@ -44,7 +44,7 @@ pub struct EffectivePolicy {
     pub ttl: CombinedRange,
     /// Active deadline, in seconds.
     pub deadline: CombinedRange,
-    /// Retries.
+    /// Retries before the Job counts as failed.
     pub backoff_limit: CombinedRange,
     /// Labels to add to the Job and its pods.
     pub labels: BTreeMap<String, FromPolicy<String>>,

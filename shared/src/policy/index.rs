@@ -1,4 +1,4 @@
-//! The policies and namespaces that a program has seen, and which policies apply to a Job by them.
+//! The policies and namespaces that a program has seen, and which of the policies apply to a Job.
 
 use std::{
     collections::{BTreeMap, HashMap},

@@ -35,7 +35,7 @@ pub enum DefaultsError {
         namespace: String,
         /// Key in its data.
         key: String,
-        /// Cause.
+        /// Error of the YAML parser.
         source: serde_norway::Error,
     },
 }

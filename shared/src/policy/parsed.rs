@@ -28,11 +28,11 @@ pub struct Policy {
 #[derive(Debug, thiserror::Error)]
 #[error("{policy}: spec.{field}: {source}")]
 pub struct PolicyError {
-    /// Policy.
+    /// Kind and name of the policy, such as `JobPolicy ci/builds`.
     pub policy: String,
     /// Field below `spec`.
     pub field: &'static str,
-    /// Cause.
+    /// Why the label selector cannot be parsed.
     pub source: ParseExpressionError,
 }
 

@@ -11,9 +11,9 @@ pub type Labels = BTreeMap<String, String>;
 /// The two kinds of policy, in order of precedence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]
 pub enum PolicyKind {
-    /// Namespaced.
+    /// A policy for the Jobs of its namespace.
     JobPolicy,
-    /// Cluster-scoped.
+    /// A cluster-scoped policy, which may select namespaces.
     ClusterJobPolicy,
 }
 
@@ -21,14 +21,14 @@ pub enum PolicyKind {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PolicyRef {
-    /// Kind.
+    /// `JobPolicy` or `ClusterJobPolicy`.
     pub kind: PolicyKind,
     /// Namespace of a `JobPolicy`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub namespace: Option<String>,
-    /// Name.
+    /// `metadata.name`.
     pub name: String,
-    /// Uid; `kubectl describe` finds Events by it.
+    /// `metadata.uid`; `kubectl describe` finds Events by it.
     pub uid: String,
 }
 

@@ -14,7 +14,7 @@ pub const ENFORCED: &str = "FullyEnforced";
 /// Condition of policies with limits: a scope has more active Jobs than its limit allows.
 pub const OVER_LIMIT: &str = "OverLimit";
 
-/// Status of a policy. Only the leader of the sinks writes it.
+/// Status of a policy. The leader of the sinks writes it, except `lastRefusal`, which every sink writes.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(transform = describe_enum_values)]

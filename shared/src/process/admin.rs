@@ -83,11 +83,11 @@ pub async fn all_ready(components: &[ReadyHandle]) {
     "cannot listen on {address}: {source}. Is it in use by another process? Set another address with {flag}"
 )]
 pub struct ListenError {
-    /// Address.
+    /// Address to listen on.
     pub address: SocketAddr,
     /// Flag that sets the address.
     pub flag: &'static str,
-    /// Cause.
+    /// Error of the operating system.
     pub source: std::io::Error,
 }
 

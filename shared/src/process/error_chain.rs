@@ -4,7 +4,7 @@ use std::error::Error;
 
 /// The error's text and those of its causes, each once.
 ///
-/// Many errors stop short of the cause («client error (Connect)», «error sending request»), and many repeat it.
+/// Many errors omit the cause («client error (Connect)», «error sending request»), and many repeat it.
 pub fn error_chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();

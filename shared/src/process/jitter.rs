@@ -14,6 +14,11 @@ pub fn full_jitter(pause: Duration) -> Duration {
     pause.mul_f64(fastrand::f64())
 }
 
+/// The pause after `failures` earlier ones: `first`, doubled with each of them up to `longest`. Without jitter.
+pub fn exponential(first: Duration, longest: Duration, failures: u32) -> Duration {
+    first.saturating_mul(1 << failures.min(31)).min(longest)
+}
+
 /// The pauses between retries.
 #[derive(Debug)]
 pub struct Backoff {
@@ -63,6 +68,13 @@ mod tests {
         let full: Vec<Duration> = (0..100).map(|_| full_jitter(pause)).collect();
         assert!(full.iter().all(|one| *one <= pause), "{full:?}");
         assert!(full.iter().any(|one| *one < pause / 2), "{full:?}");
+    }
+
+    #[test]
+    fn exponential_pauses_double_up_to_the_longest() {
+        let (first, longest) = (Duration::from_millis(200), Duration::from_secs(1));
+        let pauses = [0, 1, 2, 3, u32::MAX].map(|failures| exponential(first, longest, failures).as_millis());
+        assert_eq!(pauses, [200, 400, 800, 1000, 1000]);
     }
 
     #[test]

@@ -1,6 +1,12 @@
-//! What every process of ours has: admin endpoint, logs, metrics, supervised tasks.
+//! What all programs share. Read [`error_chain`] and [`jitter`] for the parts that every program has; the feature
+//! `server` adds what long-running programs need, and the kubectl plugin does not.
 //!
-//! Behind the feature `server` is what only long-running processes need; the kubectl plugin does without.
+//! | file | holds |
+//! | --- | --- |
+//! | [`error_chain`], [`jitter`] | an error with its causes in one line; random pauses between retries |
+//! | `supervisor` | runs the tasks of a program and ends them at a signal |
+//! | `admin` | the admin endpoint: liveness, readiness, metrics |
+//! | `telemetry`, `failure_log` | logs and metrics; when a repeated failure is logged again |
 
 #[cfg(feature = "server")]
 pub mod admin;

@@ -91,7 +91,7 @@ impl Supervisor {
         self.tasks.spawn(task.into(), async move { future.await.into_result() });
     }
 
-    /// Waits for the first task that ends; without tasks, for ever.
+    /// Waits for the first task that ends; without tasks, forever.
     pub async fn first_exit(&mut self) -> TaskError {
         match self.tasks.join_next().await {
             Some((task, ended)) => match failure(&task, ended) {

@@ -18,7 +18,7 @@ use tracing_subscriber::{
 /// Format of log lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LogFormat {
-    /// Text for people.
+    /// Readable text.
     #[default]
     Text,
     /// One JSON object per line.
@@ -44,7 +44,7 @@ const QUIET: &str = "kube_client::client::builder=off,kube_runtime::watcher=off,
 /// Installs the process's logger. A second call changes nothing. `RUST_LOG` filters; the default is `info`.
 pub fn init_logs(format: LogFormat) {
     let wanted = std::env::var(EnvFilter::DEFAULT_ENV).unwrap_or_else(|_| "info".to_owned());
-    // Of two directives for one target, the later one holds.
+    // Of two directives for one target, the later one applies.
     let directives = format!("{QUIET},{wanted}");
     // Colours are noise in files and in the logs of pods.
     let colours = std::io::stderr().is_terminal();

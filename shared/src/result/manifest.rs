@@ -80,12 +80,12 @@ pub struct Manifest {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct JobFacts {
-    /// Namespace. Written for readers and never read back: it is that of the object that holds the manifest.
+    /// `metadata.namespace`. Written for readers and never read back: it is that of the object that holds the manifest.
     #[serde(skip_deserializing)]
     pub namespace: String,
-    /// Name.
+    /// `metadata.name`.
     pub name: String,
-    /// Uid.
+    /// `metadata.uid`.
     pub uid: String,
     /// Group, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -93,14 +93,14 @@ pub struct JobFacts {
     /// Its labels, up to a maximum size.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
-    /// Creation.
+    /// `metadata.creationTimestamp`.
     pub created: Timestamp,
-    /// Start.
+    /// `status.startTime`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started: Option<Timestamp>,
     /// Time of the terminal condition.
     pub finished: Timestamp,
-    /// From start to end.
+    /// Seconds from start to end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub duration_seconds: Option<i64>,
     /// Pods that succeeded, by the Job's own count.
@@ -115,9 +115,9 @@ pub struct JobFacts {
 pub struct ObjectsFacts {
     /// URL of their folder; each is `<pod>/<container>-<run>.log.gz` below it.
     pub url: String,
-    /// Their number.
+    /// Number of logs.
     pub count: usize,
-    /// Their size.
+    /// Total size in bytes.
     pub bytes: u64,
 }
 
@@ -140,7 +140,7 @@ pub struct LogPlace {
     pub key: String,
     /// `plain` or `gzip`.
     pub encoding: Encoding,
-    /// Uncompressed size.
+    /// Uncompressed size in bytes.
     pub bytes: usize,
     /// SHA-256 of the uncompressed logs, hex.
     pub sha256: String,
@@ -153,10 +153,10 @@ pub struct LogPlace {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Encoding {
-    /// Uncompressed.
+    /// Logs are stored as they are.
     #[default]
     Plain,
-    /// Gzip (RFC 1952).
+    /// Logs are compressed with gzip (RFC 1952).
     Gzip,
 }
 

@@ -10,7 +10,8 @@ use crate::{keys, names, result::pending_events::PendingEvents};
 /// Label on a result with pending announcements, so that a list finds it without reading every result.
 pub const PENDING: &str = "job-handler/announce";
 
-/// Label on shards: the uid of the Job, as on the manifest, but never [`crate::keys::CREATED`].
+/// Label on shards: the number of the shard. A shard has no label [`crate::keys::CREATED`], so that no list takes it for
+/// a result.
 pub const SHARD: &str = "job-handler/shard";
 
 /// Annotation on a result: its size in bytes, including shards.

@@ -1,7 +1,10 @@
 //! The format of a stored result: what the sink writes and what `kubectl job-results` reads.
 //!
-//! Begin with [`manifest`], the machine-readable part; [`metadata`] has every label and annotation of a result.
+//! Start with [`manifest`], the machine-readable part, whose pods are in [`pods`] and whose causes are in [`failure`].
+//! [`metadata`] has the labels and annotations of a result, [`sections`] the headings and keys of its logs,
+//! [`digest`] its checksums, [`storage_kind`] the kind of its object, [`pending_events`] its undelivered CloudEvents.
 
+pub mod digest;
 pub mod failure;
 pub mod manifest;
 pub mod metadata;

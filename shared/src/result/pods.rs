@@ -7,14 +7,14 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PodFacts {
-    /// Name.
+    /// `metadata.name`.
     pub name: String,
-    /// Uid.
+    /// `metadata.uid`.
     pub uid: String,
     /// Node it ran on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
-    /// Phase.
+    /// `status.phase`, such as `Succeeded`.
     pub phase: String,
     /// `status.reason`, such as `Evicted`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -42,20 +42,20 @@ pub struct PodFacts {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ContainerFacts {
-    /// Name.
+    /// Name of the container.
     pub name: String,
-    /// Kind.
+    /// Init, sidecar, main or ephemeral container.
     pub kind: ContainerKind,
     /// Image as specified.
     pub image: String,
     /// Image as resolved.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub image_id: String,
-    /// Ready.
+    /// Whether the container passed its readiness probe.
     pub ready: bool,
-    /// Restarts.
+    /// Number of restarts.
     pub restart_count: i32,
-    /// Started.
+    /// Whether the container passed its startup probe.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started: Option<bool>,
     /// Current state.
@@ -98,13 +98,13 @@ pub struct StateFacts {
     /// Exit code.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit_code: Option<i32>,
-    /// Signal.
+    /// Number of the signal that ended the container.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signal: Option<i32>,
-    /// Start.
+    /// Time at which this run started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started: Option<Timestamp>,
-    /// End.
+    /// Time at which this run ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub finished: Option<Timestamp>,
     /// The container runtime's ID of this run; used during the harvest and not stored.
@@ -142,9 +142,9 @@ pub struct LogFacts {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FullLogObject {
-    /// URL.
+    /// URL of the object.
     pub url: String,
-    /// Compressed size.
+    /// Compressed size in bytes.
     pub bytes: u64,
 }
 

@@ -1,7 +1,7 @@
 //! What the tests of several crates need (feature `testing`).
 //!
-//! [`policies`] and [`refusals`] build objects. [`apiserver`] is the in-memory apiserver: read `apiserver/mod.rs` first, then `storage.rs`
-//! for what it stores and `faults.rs` for what it can do wrong.
+//! [`policies`] and [`refusals`] build objects. [`apiserver`] is the in-memory apiserver: read `apiserver/mod.rs`
+//! first, then `storage.rs` for what it stores and `faults.rs` for what it can do wrong.
 
 #![allow(
     clippy::panic,

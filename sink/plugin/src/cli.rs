@@ -97,10 +97,10 @@ pub(crate) struct ListArgs {
     /// Label selector for results, such as job-handler/group=7.12 (`kubectl get configmap --show-labels`).
     #[arg(short = 'l', long, value_name = "SELECTOR")]
     pub(crate) selector: Option<String>,
-    /// Only results of Jobs with this outcome.
+    /// Filter by outcome.
     #[arg(long, value_enum)]
     pub(crate) outcome: Option<OutcomeFilter>,
-    /// Only results of Jobs in this group.
+    /// Filter by group.
     #[arg(long, value_name = "GROUP")]
     pub(crate) group: Option<String>,
     /// Output format: table, wide, json, yaml, or name.
@@ -177,10 +177,10 @@ pub(crate) enum ShowOutput {
 pub(crate) struct LogsArgs {
     /// Name of the Job, also as job/NAME, or name of the object that holds the result.
     pub(crate) job: String,
-    /// Only logs of this container.
+    /// Filter by container.
     #[arg(short, long)]
     pub(crate) container: Option<String>,
-    /// Only logs of this pod.
+    /// Filter by pod.
     #[arg(long)]
     pub(crate) pod: Option<String>,
     /// Logs from before the last restart. With -c or --pod and without this: logs of the last run.

@@ -3,7 +3,10 @@
 use std::io::{self, Write};
 
 use flate2::write::MultiGzDecoder;
-use job_handler_shared::result::manifest::{Encoding, LogPlace};
+use job_handler_shared::result::{
+    digest::sha256_hex,
+    manifest::{Encoding, LogPlace},
+};
 use sha2::{Digest, Sha256};
 
 use crate::{
@@ -84,10 +87,6 @@ fn no_logs(result: &JobResult) -> PluginError {
     PluginError::NotFound(text)
 }
 
-fn sha256_hex(bytes: &[u8]) -> String {
-    format!("{:x}", Sha256::digest(bytes))
-}
-
 /// Unpacks the stored bytes, and counts and hashes the logs.
 enum LogDecoder<'a, F: FnMut(&[u8]) -> io::Result<()>> {
     Plain(HashingWriter<'a, F>),
@@ -152,7 +151,7 @@ struct HashingWriter<'a, F> {
     output: &'a mut F,
     bytes: u64,
     digest: Sha256,
-    /// Error of the output. Kept here, because the gzip decoder does not tell it from damage of the stored bytes.
+    /// Error of the output. Kept here, because the gzip decoder does not distinguish it from damaged bytes.
     error: Option<io::Error>,
 }
 

@@ -78,13 +78,13 @@ fn store(apiserver: &Apiserver, job: &JobSnapshot, logs: &[RunLog<'_>]) {
     }
 }
 
-struct CommandOutput {
+struct PluginOutput {
     out: Vec<u8>,
     notes: String,
     error: Option<PluginError>,
 }
 
-impl CommandOutput {
+impl PluginOutput {
     fn text(&self) -> &str {
         std::str::from_utf8(&self.out).unwrap()
     }
@@ -94,12 +94,12 @@ impl CommandOutput {
     }
 }
 
-async fn run(apiserver: &Apiserver, words: &[&str]) -> CommandOutput {
+async fn run(apiserver: &Apiserver, words: &[&str]) -> PluginOutput {
     let cli = PluginCli::try_parse_from([&["kubectl-job_results"], words].concat()).unwrap();
     let source = ResultSource::new(apiserver.client(), Some("ci".into()), None);
     let (mut out, mut notes) = (Vec::new(), Vec::new());
     let error = run_on(&source, &cli, &mut out, &mut notes).await.err();
-    CommandOutput { out, notes: String::from_utf8(notes).unwrap(), error }
+    PluginOutput { out, notes: String::from_utf8(notes).unwrap(), error }
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use std::{
 use http::{HeaderValue, StatusCode};
 use job_handler_shared::{
     kube::error::{ApiError, call},
-    process::{error_chain::error_chain, jitter::jitter},
+    process::{error_chain::error_chain, jitter::Backoff},
     result::pending_events::JobPhase,
 };
 use k8s_openapi::api::core::v1::Secret;
@@ -46,7 +46,7 @@ pub(crate) trait EventReceiver: Send + Sync {
 }
 
 /// A receiver over HTTP.
-pub struct HttpReceiver {
+pub(crate) struct HttpReceiver {
     config: ReceiverConfig,
     http: reqwest::Client,
     kube: Client,
@@ -65,13 +65,13 @@ impl HttpReceiver {
     ///
     /// # Errors
     /// If the certificates or the proxy cannot be used, or the machine has no trusted certificates.
-    pub fn new(config: ReceiverConfig, kube: Client, namespace: &str) -> Result<Self, ReceiverError> {
+    pub(crate) fn new(config: ReceiverConfig, kube: Client, namespace: &str) -> Result<Self, ReceiverError> {
         let wrong = |source: reqwest::Error| ReceiverError { name: config.name.clone(), source };
         let mut builder = reqwest::Client::builder()
             .user_agent(format!("{}/{}", crate::PROGRAM, crate::VERSION))
             .timeout(config.timeout)
             .connect_timeout(config.timeout)
-            // A redirect would take the event and its token to another place than the configured one.
+            // A redirect would send the event and its token to another address than the configured one.
             .redirect(reqwest::redirect::Policy::none())
             // The configuration names the proxy, not the environment.
             .no_proxy();
@@ -160,32 +160,14 @@ fn classify(status: StatusCode, phase: JobPhase) -> Result<(), DeliveryError> {
 /// A receiver with a configuration that cannot work.
 #[derive(Debug, thiserror::Error)]
 #[error("CloudEvent receiver {name:?}: {}", error_chain(.source))]
-pub struct ReceiverError {
+pub(crate) struct ReceiverError {
     name: String,
     source: reqwest::Error,
 }
 
-/// The pauses while a receiver is unavailable: doubling from a second to a minute, with jitter.
-#[derive(Debug, Default)]
-pub(crate) struct DeliveryBackoff(u32);
-
-impl DeliveryBackoff {
-    /// Returns whether the receiver was unavailable before.
-    pub(crate) fn reset(&mut self) -> bool {
-        std::mem::take(&mut self.0) > 0
-    }
-
-    /// The pause before the next attempt.
-    pub(crate) fn next_pause(&mut self) -> Duration {
-        let seconds = 2_u64.saturating_pow(self.0).min(60);
-        self.0 = self.0.saturating_add(1);
-        jitter(Duration::from_secs(seconds))
-    }
-
-    /// Whether to log the last failure: the first, then every tenth.
-    pub(crate) fn is_log_due(&self) -> bool {
-        self.0 == 1 || self.0.is_multiple_of(10)
-    }
+/// The pauses while a receiver is unavailable: up to a minute, jitter included.
+pub(crate) fn delivery_backoff() -> Backoff {
+    Backoff::new(Duration::from_secs(1), Duration::from_secs(30))
 }
 
 #[cfg(test)]

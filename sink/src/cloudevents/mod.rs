@@ -5,5 +5,7 @@
 
 pub mod client;
 pub(crate) mod event;
+#[cfg(test)]
+mod flaky_receiver;
 pub mod outbox;
-pub mod refusal_spool;
+pub(crate) mod refusal_spool;

@@ -11,44 +11,53 @@
 //!
 //! Each event is delivered at least once across restarts, in the order of its Job's phases.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, convert::Infallible, sync::Arc, time::Duration};
 
 use futures::{StreamExt, stream};
+use job_handler_shared::process::{failure_log::FailureLog, jitter::exponential};
 use kube::Client;
 use tokio::time::Instant;
 
 use crate::{
     cloudevents::{
-        client::{DeliveryBackoff, DeliveryError, EventReceiver, HttpReceiver},
+        client::{DeliveryError, EventReceiver, HttpReceiver, delivery_backoff},
         event::CloudEvent,
     },
     metrics::SinkMetrics,
     model::job_change::Uid,
     observe::store::Store,
     result::{lookup, manifest_update},
+    runtime::resync::RESYNC,
 };
 
 /// Concurrent Jobs per receiver.
-const AT_A_TIME: usize = 8;
+const CONCURRENT_JOBS: usize = 8;
 /// Jobs per round.
-const ROUND: usize = 256;
-/// A round without any change.
-const RESYNC: Duration = Duration::from_secs(30);
+const JOBS_PER_ROUND: usize = 256;
 /// Changes within this time are handled together.
-const GATHER: Duration = Duration::from_millis(100);
+const DEBOUNCE: Duration = Duration::from_millis(100);
+/// Pause before the events of a Job are retried for the first time; it doubles with each failure.
+const FIRST_PAUSE: Duration = Duration::from_secs(2);
 /// Longest pause before a rejected event is retried.
 const MAX_REJECTED_PAUSE: Duration = Duration::from_secs(600);
 /// The same after an error of the apiserver, which may be back at any moment.
 const MAX_API_PAUSE: Duration = Duration::from_secs(30);
 
-/// Delivers to all receivers, for ever; only on the leader.
-pub async fn run(receivers: Vec<Arc<HttpReceiver>>, client: Client, store: Store, metrics: SinkMetrics) {
+/// Delivers to all receivers until it is dropped; only on the leader.
+pub(crate) async fn run(
+    receivers: Vec<Arc<HttpReceiver>>,
+    client: Client,
+    store: Store,
+    metrics: SinkMetrics,
+) -> Infallible {
     let each = receivers.into_iter().map(|receiver| {
         Box::pin(
             Outbox { receiver, client: client.clone(), store: store.clone(), metrics: metrics.clone() }.run(),
         )
     });
     futures::future::join_all(each).await;
+    // There is no receiver.
+    std::future::pending().await
 }
 
 /// The deliveries to one receiver.
@@ -63,10 +72,11 @@ struct Outbox<R> {
 type RetryTimes = HashMap<Uid, (u32, Instant)>;
 
 impl<R: EventReceiver> Outbox<R> {
-    async fn run(self) {
+    async fn run(self) -> Infallible {
         let sink = self.receiver.name().to_owned();
         let mut changes = self.store.changes();
-        let mut backoff = DeliveryBackoff::default();
+        let mut backoff = delivery_backoff();
+        let mut failures = FailureLog::default();
         let mut unavailable = false;
         let mut retries = RetryTimes::new();
         loop {
@@ -76,13 +86,14 @@ impl<R: EventReceiver> Outbox<R> {
             retries.retain(|uid, _| pending.contains(uid));
             let now = Instant::now();
             pending.retain(|uid| retries.get(uid).is_none_or(|(_, at)| *at <= now));
-            let more = pending.len() > ROUND;
+            let more = pending.len() > JOBS_PER_ROUND;
             // One event is enough to find out that it is available again.
-            pending.truncate(if unavailable { 1 } else { ROUND });
+            pending.truncate(if unavailable { 1 } else { JOBS_PER_ROUND });
             let some = !pending.is_empty();
             match self.deliver_round(pending, &mut retries).await {
                 Ok(()) if some => {
-                    if backoff.reset() {
+                    backoff.reset();
+                    if failures.succeeded() {
                         tracing::info!(receiver = sink, "the receiver accepts CloudEvents again");
                     }
                     if more || std::mem::take(&mut unavailable) {
@@ -91,13 +102,12 @@ impl<R: EventReceiver> Outbox<R> {
                 }
                 Ok(()) => {}
                 Err(error) => {
-                    let pause = backoff.next_pause();
                     unavailable = true;
                     self.metrics.event_failed(&sink);
-                    if backoff.is_log_due() {
+                    if failures.is_due(&error.to_string()) {
                         tracing::warn!(receiver = sink, "cannot deliver CloudEvents: {error}; retrying");
                     }
-                    tokio::time::sleep(pause).await;
+                    backoff.wait().await;
                     continue;
                 }
             }
@@ -107,7 +117,7 @@ impl<R: EventReceiver> Outbox<R> {
                 .min()
                 .map_or(Instant::now() + RESYNC, |at| at.min(Instant::now() + RESYNC));
             tokio::select! { _ = changes.changed() => {}, () = tokio::time::sleep_until(wake) => {} }
-            tokio::time::sleep(GATHER).await;
+            tokio::time::sleep(DEBOUNCE).await;
         }
     }
 
@@ -118,7 +128,7 @@ impl<R: EventReceiver> Outbox<R> {
                 let outcome = self.deliver_job(&uid).await;
                 (uid, outcome)
             })
-            .buffer_unordered(AT_A_TIME);
+            .buffer_unordered(CONCURRENT_JOBS);
         while let Some((uid, outcome)) = deliveries.next().await {
             match outcome {
                 Ok(()) => _ = retries.remove(&uid),
@@ -129,7 +139,7 @@ impl<R: EventReceiver> Outbox<R> {
                     } else {
                         MAX_REJECTED_PAUSE
                     };
-                    let pause = Duration::from_secs(2_u64.saturating_pow(attempts)).min(longest);
+                    let pause = exponential(FIRST_PAUSE, longest, attempts - 1);
                     self.metrics.event_failed(self.receiver.name());
                     if attempts == 1 {
                         let receiver = self.receiver.name();

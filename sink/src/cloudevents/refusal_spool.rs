@@ -6,6 +6,7 @@
 
 use std::{
     collections::VecDeque,
+    convert::Infallible,
     fs::{File, OpenOptions},
     io::{self, Write},
     path::{Path, PathBuf},
@@ -18,7 +19,7 @@ use tokio::sync::Notify;
 
 use crate::{
     cloudevents::{
-        client::{DeliveryBackoff, DeliveryError, EventReceiver},
+        client::{DeliveryError, EventReceiver, delivery_backoff},
         event::CloudEvent,
     },
     metrics::SinkMetrics,
@@ -31,7 +32,7 @@ const MAX_ATTEMPTS: u32 = 5;
 
 /// The refusals for one receiver; clones share them.
 #[derive(Clone, Debug)]
-pub struct RefusalSpool(Arc<SpoolState>);
+pub(crate) struct RefusalSpool(Arc<SpoolState>);
 
 #[derive(Debug)]
 struct SpoolState {
@@ -52,7 +53,7 @@ struct SpoolLines {
 
 /// The spools of all receivers.
 #[derive(Clone, Debug, Default)]
-pub struct RefusalSpools(Vec<RefusalSpool>);
+pub(crate) struct RefusalSpools(Vec<RefusalSpool>);
 
 impl RefusalSpools {
     pub(crate) fn new(spools: Vec<RefusalSpool>) -> Self {
@@ -137,10 +138,10 @@ impl RefusalSpool {
         self.0.metrics.set_refusals_pending(&self.0.receiver, lines.waiting.len());
     }
 
-    /// Delivers the refusals in order, for ever.
-    pub(crate) async fn run(self, receiver: Arc<impl EventReceiver>) {
+    /// Delivers the refusals in order, until it is dropped.
+    pub(crate) async fn run(self, receiver: Arc<impl EventReceiver>) -> Infallible {
         let SpoolState { metrics, receiver: name, .. } = &*self.0;
-        let mut backoff = DeliveryBackoff::default();
+        let mut backoff = delivery_backoff();
         let mut rejected = 0;
         loop {
             let Some(refusal) = self.first() else {
@@ -173,7 +174,7 @@ impl RefusalSpool {
                 }
             }
             metrics.event_failed(name);
-            tokio::time::sleep(backoff.next_pause()).await;
+            backoff.wait().await;
         }
     }
 }
@@ -245,29 +246,7 @@ mod tests {
     use job_handler_shared::process::telemetry::Metrics;
 
     use super::*;
-    use crate::cloudevents::client::tests::refusal;
-
-    /// Unavailable until a moment of the paused clock; records what it accepted.
-    struct FlakyReceiver {
-        back: tokio::time::Instant,
-        received: Mutex<Vec<serde_json::Value>>,
-        attempts: Mutex<u32>,
-    }
-
-    impl EventReceiver for FlakyReceiver {
-        fn name(&self) -> &str {
-            "ci"
-        }
-
-        async fn deliver(&self, event: &CloudEvent) -> Result<(), DeliveryError> {
-            *self.attempts.lock() += 1;
-            if tokio::time::Instant::now() < self.back {
-                return Err(DeliveryError::Unavailable("503".into()));
-            }
-            self.received.lock().push(event.to_json("/s", &Default::default()));
-            Ok(())
-        }
-    }
+    use crate::cloudevents::{client::tests::refusal, flaky_receiver::FlakyReceiver};
 
     fn spool(folder: &Path) -> RefusalSpool {
         RefusalSpool::open("ci", &folder.join("s.sock"), SinkMetrics::new(&Metrics::default()))
@@ -278,8 +257,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let spool = spool(folder.path());
         let back = tokio::time::Instant::now() + Duration::from_secs(3600);
-        let receiver =
-            Arc::new(FlakyReceiver { back, received: Mutex::default(), attempts: Mutex::default() });
+        let receiver = FlakyReceiver::available_from(back);
         let task = tokio::spawn(spool.clone().run(receiver.clone()));
         for n in 0..100 {
             spool.put(&refusal(&format!("u{n}")));
@@ -288,9 +266,9 @@ mod tests {
         tokio::time::sleep_until(back + Duration::from_secs(120)).await;
         task.abort();
         let ids: Vec<String> =
-            receiver.received.lock().iter().map(|e| e["id"].as_str().unwrap().to_owned()).collect();
+            receiver.received().iter().map(|e| e["id"].as_str().unwrap().to_owned()).collect();
         assert_eq!(ids, (0..100).map(|n| format!("u{n}-refused")).collect::<Vec<_>>());
-        assert!(*receiver.attempts.lock() < 300, "attempts are spaced while it is unavailable");
+        assert!(receiver.attempts() < 300, "attempts are spaced while it is unavailable");
         assert_eq!(std::fs::read_to_string(folder.path().join("s.sock.ci.jsonl")).unwrap(), "");
     }
 

@@ -4,7 +4,7 @@ use job_handler_shared::result::pending_events::JobPhase;
 
 /// The `type` attribute of the events of each phase.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct EventTypes([String; 4]);
+pub(crate) struct EventTypes([String; 4]);
 
 impl Default for EventTypes {
     fn default() -> Self {

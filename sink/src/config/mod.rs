@@ -10,11 +10,11 @@
 //! | [`object_store`] | `objectStore`: where full logs are stored |
 //! | `tls` | trusted certificates of both |
 
-pub mod event_types;
+pub(crate) mod event_types;
 mod file;
 pub mod object_store;
 mod receiver;
 mod tls;
 
 pub use self::file::{Config, ConfigError};
-pub use self::receiver::{ReceiverConfig, TokenRef};
+pub(crate) use self::receiver::{ReceiverConfig, TokenRef};

@@ -42,7 +42,7 @@ pub struct ObjectsConfig {
     /// Timeout of one call.
     pub(crate) timeout: Duration,
     /// Pause between two garbage collections of objects that no result names.
-    pub(crate) sweep: Duration,
+    pub(crate) gc_interval: Duration,
 }
 
 /// Options may contain user names: only the URL is logged.
@@ -118,7 +118,7 @@ impl ObjectsFile {
             spool,
             spool_bytes: self.spool.max_bytes.map_or(1 << 30, |bytes| bytes.0),
             timeout: bounded("timeoutSeconds", self.timeout_seconds.unwrap_or(30), 1..=300)?,
-            sweep: bounded("sweepSeconds", self.sweep_seconds.unwrap_or(600), 1..=86_400)?,
+            gc_interval: bounded("sweepSeconds", self.sweep_seconds.unwrap_or(600), 1..=86_400)?,
         };
         if config.spool_bytes < 1 << 20 {
             return Err("objectStore.spool.maxBytes: at least 1Mi is needed".to_owned());

@@ -11,7 +11,7 @@ use crate::config::{event_types::EventTypes, tls::TlsFile};
 
 /// One receiver of CloudEvents.
 #[derive(Clone)]
-pub struct ReceiverConfig {
+pub(crate) struct ReceiverConfig {
     pub(crate) name: String,
     /// Events are posted to this URL.
     pub(crate) url: Url,
@@ -30,7 +30,7 @@ pub struct ReceiverConfig {
 
 /// A key of a Secret in job-handler's namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TokenRef {
+pub(crate) struct TokenRef {
     /// Name of the Secret; in the base install the sink may read only [`keys::SINK_CONFIGURATION`].
     pub(crate) secret: String,
     pub(crate) key: String,

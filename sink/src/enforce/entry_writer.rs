@@ -1,7 +1,7 @@
 //! Writes the webhook entries of the policies into the ValidatingWebhookConfiguration `job-handler-limits`, and restores
 //! them when someone else changes them.
 
-use std::{collections::BTreeMap, pin::pin, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, convert::Infallible, pin::pin, sync::Arc, time::Duration};
 
 use futures::StreamExt;
 use job_handler_shared::{
@@ -28,12 +28,12 @@ use crate::{
 };
 
 /// A round without any change, in case a watch missed one.
-pub(crate) const RESYNC: Duration = Duration::from_secs(5);
+pub(crate) const MAX_INTERVAL: Duration = Duration::from_secs(5);
 /// Least time between two rounds.
-const EVERY: Duration = Duration::from_millis(200);
-/// How long a policy stays not `Ready` after its entry was restored: the apiservers take our write up, and users see
-/// that there was a gap.
-const SETTLE: Duration = Duration::from_secs(3);
+const MIN_INTERVAL: Duration = Duration::from_millis(200);
+/// How long a policy stays not `Ready` after its entry was restored: the apiservers need a moment to load our write,
+/// and users see that there was a gap.
+const NOT_READY_TIME: Duration = Duration::from_secs(3);
 
 /// Why the entries are not as wanted.
 #[derive(Debug, thiserror::Error)]
@@ -62,15 +62,15 @@ impl Comparison {
     }
 }
 
-/// Writes the entries, for ever: on every change of a policy or of the two webhook configurations, and every
-/// [`RESYNC`].
-pub async fn run(
+/// Writes the entries until it is dropped: on every change of a policy or of the two webhook configurations, and every
+/// [`MAX_INTERVAL`].
+pub(crate) async fn run(
     client: Client,
     store: Store,
     own_namespace: Arc<str>,
     recorder: Recorder,
     state: watch::Sender<EntryState>,
-) {
+) -> Infallible {
     let mut changes = store.changes();
     let mut touches = pin!(configuration_changes(&client));
     let mut failures = FailureLog::default();
@@ -99,7 +99,7 @@ pub async fn run(
                 written
             }
         };
-        restored = restored.filter(|restored| restored.at().elapsed() < SETTLE);
+        restored = restored.filter(|restored| restored.at().elapsed() < NOT_READY_TIME);
         let new = match outcome {
             Ok(wanted) => {
                 failures.succeeded();
@@ -115,23 +115,20 @@ pub async fn run(
                 EntryState { written: BTreeMap::new(), error: Some(error) }
             }
         };
-        let pause = if new.error.is_none() { RESYNC } else { jitter(Duration::from_secs(1)) };
+        let pause = if new.error.is_none() { MAX_INTERVAL } else { jitter(Duration::from_secs(1)) };
         state.send_if_modified(|state| {
             let changed = *state != new;
             *state = new;
             changed
         });
-        tokio::time::sleep(EVERY).await;
+        tokio::time::sleep(MIN_INTERVAL).await;
         let end = Instant::now() + pause;
         // The store also signals changes of Jobs: only another set of policies is a reason to compare.
         loop {
             tokio::select! {
                 () = tokio::time::sleep_until(end) => break,
                 Some(()) = touches.next() => break,
-                changed = changes.changed() => {
-                    if changed.is_err() {
-                        return;
-                    }
+                Ok(()) = changes.changed() => {
                     if revision != self::revision(&store.policies()) {
                         break;
                     }

@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    convert::Infallible,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -19,16 +20,16 @@ use kube::{
 use crate::observe::store::Store;
 
 /// Interval of the search for deleted namespaces.
-const EVERY: Duration = Duration::from_secs(10);
+const INTERVAL: Duration = Duration::from_secs(10);
 /// How long a namespace must be gone before its ledger is deleted: every admission for it has expired by then, on every
 /// clock.
 const GRACE: Duration = Duration::from_secs(75);
 
-/// Deletes the ledgers of deleted namespaces, for ever.
-pub async fn run(client: Client, store: Store, own_namespace: Arc<str>) {
+/// Deletes the ledgers of deleted namespaces, until it is dropped.
+pub(crate) async fn run(client: Client, store: Store, own_namespace: Arc<str>) -> Infallible {
     let mut gone: HashMap<String, Instant> = HashMap::new();
     loop {
-        tokio::time::sleep(EVERY).await;
+        tokio::time::sleep(INTERVAL).await;
         let names = store.ledgers.names();
         gone.retain(|name, _| names.contains(name) && store.namespace(name).is_none());
         for name in names {

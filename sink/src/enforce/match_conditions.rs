@@ -73,7 +73,7 @@ fn suspended(object: &str) -> String {
     format!("(has({object}.spec) && has({object}.spec.suspend) && {object}.spec.suspend == true)")
 }
 
-/// A label as a list of zero or one values, so that a missing label differs from an empty one.
+/// A label as a list of zero or one value, so that a missing label differs from an empty one.
 fn label(object: &str, key: &str) -> String {
     let labels = format!("{object}.metadata.labels");
     format!("(has({labels}) && {key} in {labels} ? [{labels}[{key}]] : [])")

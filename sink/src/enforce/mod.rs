@@ -5,11 +5,11 @@
 //! (`repair_patch` and `excess` decide, [`repair`] writes), and deletions of ledgers without a namespace.
 
 mod configuration_watch;
-pub mod entry_writer;
+pub(crate) mod entry_writer;
 mod excess;
-pub mod ledger_gc;
+pub(crate) mod ledger_gc;
 mod match_conditions;
-pub mod repair;
+pub(crate) mod repair;
 mod repair_patch;
 mod restored_entries;
 pub(crate) mod webhook_entries;

@@ -7,6 +7,7 @@
 
 use std::{
     collections::HashMap,
+    convert::Infallible,
     time::{Duration, Instant},
 };
 
@@ -34,21 +35,20 @@ use crate::{
     model::policy_entry::PolicyEntry,
     notify::recorder::{EventSpec, EventType, Recorder, job_reference},
     observe::store::Store,
+    runtime::resync::RESYNC,
 };
 
 /// Least time between two rounds.
-const EVERY: Duration = Duration::from_secs(1);
-/// A round without any change, in case a watch missed one.
-const RESYNC: Duration = Duration::from_secs(30);
+const MIN_INTERVAL: Duration = Duration::from_secs(1);
 /// Pause before a failed repair is retried.
-const RETRY: Duration = Duration::from_secs(30);
+const RETRY_PAUSE: Duration = Duration::from_secs(30);
 
-/// Repairs missed Jobs, for ever.
-pub async fn run(client: Client, store: Store, recorder: Recorder) {
+/// Repairs missed Jobs until it is dropped.
+pub(crate) async fn run(client: Client, store: Store, recorder: Recorder) -> Infallible {
     let mut changes = store.changes();
     let mut failed: HashMap<String, Instant> = HashMap::new();
     loop {
-        failed.retain(|_, at| at.elapsed() < RETRY);
+        failed.retain(|_, at| at.elapsed() < RETRY_PAUSE);
         let missed = missed_jobs(&store, &failed);
         if !missed.is_empty() {
             let excess = excess(&limited_jobs(&store), &missed);
@@ -73,7 +73,7 @@ pub async fn run(client: Client, store: Store, recorder: Recorder) {
                 }
             }
         }
-        tokio::time::sleep(EVERY).await;
+        tokio::time::sleep(MIN_INTERVAL).await;
         tokio::select! {
             _ = changes.changed() => {}
             () = tokio::time::sleep(RESYNC) => {}

@@ -4,17 +4,13 @@
 //! `syncJob`: past the deadline, past the backoff limit, `FailJob`, success policies) and when a Job is suspended; the
 //! kubelet removes the containers of deleted and evicted pods with their logs (`pkg/kubelet/pod_workers.go`).
 
-use std::time::Duration;
-
 use jiff::Timestamp;
 use job_handler_shared::{
     job::snapshot::JobSnapshot,
     result::pods::{ContainerFacts, PodFacts, StateFacts},
 };
 
-/// Logs are followed from this long before their Job's deadline: the clocks of nodes and controllers differ, and
-/// `startTime` is in whole seconds.
-pub(crate) const LEAD: Duration = Duration::from_secs(10);
+use crate::harvest::tuning::DEADLINE_LEAD;
 
 /// A log to capture now.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,7 +23,7 @@ pub(crate) struct CapturePlan {
     pub(crate) mode: CaptureMode,
 }
 
-/// CaptureMode a log is read.
+/// How far a log is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum CaptureMode {
     /// To its end: the run has ended.
@@ -43,10 +39,10 @@ pub(crate) fn is_at_risk(job: &JobSnapshot, now: Timestamp) -> bool {
     job.finishing || job.suspended || at_risk_from(job).is_some_and(|from| from <= now)
 }
 
-/// When the Job's deadline is near.
+/// The time from which the Job's deadline is near; none without a start or a deadline.
 pub(crate) fn at_risk_from(job: &JobSnapshot) -> Option<Timestamp> {
     let deadline = jiff::SignedDuration::from_secs(job.deadline?);
-    let lead = jiff::SignedDuration::from_secs(LEAD.as_secs().cast_signed());
+    let lead = jiff::SignedDuration::from_secs(DEADLINE_LEAD.as_secs().cast_signed());
     // A deadline that overflows never passes.
     job.started?.checked_add(deadline).ok()?.checked_sub(lead).ok()
 }

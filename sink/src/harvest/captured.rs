@@ -37,7 +37,7 @@ pub struct CapturedPods {
 /// One log.
 #[derive(Clone, Debug, Default)]
 pub struct CapturedLog {
-    /// Container.
+    /// The name of the container that wrote it.
     pub container: String,
     /// It is the run before the last restart.
     pub previous: bool,

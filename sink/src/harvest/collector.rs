@@ -36,7 +36,7 @@ pub struct Collector {
     pub(super) reader: LogReader,
 }
 
-/// What the logs of one Job are read with.
+/// What reading the logs of one Job needs.
 struct JobLogs<'a> {
     limits: &'a Logs,
     budget: &'a LogBudget,

@@ -4,7 +4,7 @@
 //! The watch selects pods by the Job controller's label and trims them at once. Pods of Jobs without a request are not kept.
 //! Each resync repairs what a missed event left behind.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, convert::Infallible, sync::Arc, time::Duration};
 
 use job_handler_shared::{
     job::snapshot::JobSnapshot,
@@ -36,13 +36,13 @@ use crate::{
 
 /// Captures logs of unfinished Jobs.
 #[derive(Clone)]
-pub struct Follower {
+pub(crate) struct Follower {
     /// Client and caches.
-    pub context: Context,
+    pub(crate) context: Context,
     /// Reads logs.
-    pub collector: Collector,
+    pub(crate) collector: Collector,
     /// Stores pods and captured logs.
-    pub pod_tracker: PodTracker,
+    pub(crate) pod_tracker: PodTracker,
 }
 
 /// A key of the work queue.
@@ -57,7 +57,7 @@ enum FollowerKey {
 
 impl Follower {
     /// Runs while this sink is the leader.
-    pub async fn run(self, ready: ReadyHandle) {
+    pub(crate) async fn run(self, ready: ReadyHandle) -> Infallible {
         let queue = Queue::default();
         // Pods of an earlier leadership are outdated.
         self.pod_tracker.clear();
@@ -66,41 +66,45 @@ impl Follower {
             self.watch_jobs(&queue),
             self.resync(&queue),
             self.work(&queue)
-        );
+        )
+        .0
     }
 
-    async fn watch(&self, queue: &Queue<FollowerKey>, ready: &ReadyHandle) {
-        let config = reflectors::config().labels(CONTROLLER_UID);
-        let stream = watcher(Api::<Pod>::all(self.context.client.clone()), config);
+    async fn watch(&self, queue: &Queue<FollowerKey>, ready: &ReadyHandle) -> Infallible {
         let mut seen: Option<BTreeSet<Uid>> = None;
         let gone = |uid: Uid, last: Option<&Pod>| {
             if self.pod_tracker.mark_deleted(&uid, last) {
                 queue.add_after(FollowerKey::DeletedPod(uid), DELETED_POD_STREAM);
             }
         };
-        watch::run(stream, "pods", ready, |event: Event<Pod>| match event {
-            Event::Init => seen = Some(BTreeSet::new()),
-            Event::Apply(pod) | Event::InitApply(pod) => {
-                let Some(uid) = pod.uid() else { return };
-                seen.iter_mut().for_each(|seen| _ = seen.insert(uid.clone()));
-                if self.track(pod) {
-                    queue.add(FollowerKey::Pod(uid));
+        // A watcher's stream does not end; if it did, the watch would begin again.
+        loop {
+            let config = reflectors::config().labels(CONTROLLER_UID);
+            let stream = watcher(Api::<Pod>::all(self.context.client.clone()), config);
+            watch::run(stream, "pods", ready, |event: Event<Pod>| match event {
+                Event::Init => seen = Some(BTreeSet::new()),
+                Event::Apply(pod) | Event::InitApply(pod) => {
+                    let Some(uid) = pod.uid() else { return };
+                    seen.iter_mut().for_each(|seen| _ = seen.insert(uid.clone()));
+                    if self.track(pod) {
+                        queue.add(FollowerKey::Pod(uid));
+                    }
                 }
-            }
-            Event::Delete(pod) => {
-                // It may not be tracked yet; the event has its last state.
-                let last = trim(pod);
-                if let Some(uid) = last.uid() {
-                    self.track(last.clone());
-                    gone(uid, Some(&last));
+                Event::Delete(pod) => {
+                    // It may not be tracked yet; the event has its last state.
+                    let last = trim(pod);
+                    if let Some(uid) = last.uid() {
+                        self.track(last.clone());
+                        gone(uid, Some(&last));
+                    }
                 }
-            }
-            Event::InitDone => {
-                let seen = seen.take().unwrap_or_default();
-                self.pod_tracker.mark_unseen_deleted(&seen).into_iter().for_each(|uid| gone(uid, None));
-            }
-        })
-        .await;
+                Event::InitDone => {
+                    let seen = seen.take().unwrap_or_default();
+                    self.pod_tracker.mark_unseen_deleted(&seen).into_iter().for_each(|uid| gone(uid, None));
+                }
+            })
+            .await;
+        }
     }
 
     /// Tracks a pod if the result of its Job is requested, or its Job is unknown; returns whether it does.
@@ -135,7 +139,7 @@ impl Follower {
     }
 
     /// Queues Jobs that have changed.
-    async fn watch_jobs(&self, queue: &Queue<FollowerKey>) {
+    async fn watch_jobs(&self, queue: &Queue<FollowerKey>) -> Infallible {
         let mut news = self.context.store.job_changes();
         loop {
             match news.recv().await {
@@ -163,7 +167,7 @@ impl Follower {
         }
     }
 
-    async fn resync(&self, queue: &Queue<FollowerKey>) {
+    async fn resync(&self, queue: &Queue<FollowerKey>) -> Infallible {
         loop {
             self.pod_tracker.gc(|job| self.needs(job));
             self.all_jobs(queue);
@@ -171,7 +175,7 @@ impl Follower {
         }
     }
 
-    async fn work(&self, queue: &Queue<FollowerKey>) {
+    async fn work(&self, queue: &Queue<FollowerKey>) -> Infallible {
         let mut captures = JoinSet::new();
         loop {
             tokio::select! {

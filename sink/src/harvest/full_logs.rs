@@ -83,7 +83,7 @@ async fn upload(
     log.excerpt.full = match stored {
         Ok(object) => FullLog::Stored(object),
         Err(reason) => {
-            let failed = format!("the whole log could not be stored: {reason}");
+            let failed = format!("the full log could not be stored: {reason}");
             let before = log.lost.take().map_or(String::new(), |lost| format!("{lost}; "));
             log.lost = Some(before + &failed);
             FullLog::Failed(reason)

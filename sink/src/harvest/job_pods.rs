@@ -8,14 +8,12 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, Client, ResourceExt, api::ListParams};
 
 use crate::{
-    harvest::{pod_status, tracked_pod::CapturedPodState},
+    harvest::{pod_status, tracked_pod::CapturedPodState, tuning::PODS_PER_PAGE},
     model::job_change::Uid,
 };
 
 /// Label that the Job controller puts on pods (`k8s.io/api/batch/v1`, `ControllerUidLabel`).
 pub(crate) const CONTROLLER_UID: &str = "batch.kubernetes.io/controller-uid";
-
-const PAGE: u32 = 200;
 
 /// A pod to collect.
 pub(crate) enum JobPod {
@@ -83,7 +81,8 @@ pub(crate) fn runs(container: &ContainerFacts) -> Vec<(bool, String)> {
 /// Lists the pods of a Job.
 pub(crate) async fn list(client: &Client, namespace: &str, job_uid: &str) -> Result<Vec<Pod>, ApiError> {
     let api = Api::<Pod>::namespaced(client.clone(), namespace);
-    let mut params = ListParams::default().labels(&format!("{CONTROLLER_UID}={job_uid}")).limit(PAGE);
+    let mut params =
+        ListParams::default().labels(&format!("{CONTROLLER_UID}={job_uid}")).limit(PODS_PER_PAGE);
     let mut pods = Vec::new();
     loop {
         let page = call("list pods", api.list(&params)).await?;

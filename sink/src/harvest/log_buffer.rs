@@ -16,7 +16,7 @@ pub struct LogExcerpt {
     /// SHA-256 of the full log, hex.
     pub sha256: String,
     /// Where the full log is, if something is left out.
-    pub full: FullLog,
+    pub(crate) full: FullLog,
 }
 
 impl LogExcerpt {

@@ -26,8 +26,8 @@ use crate::{
         read_failure::ReadFailure,
         tracked_pod::EarlyLog,
         tuning::{
-            ATTEMPTS, FIRST_ANSWER, FOLLOWS_OF_PODS_AT_RISK, FOLLOWS_OF_RESTARTED, JOB_TIMEOUT,
-            PLACEHOLDER_PROBE, READS, RETRY_PAUSE, SLOW_IDLE, SLOW_READS, UNRESPONSIVE_ANSWER, WHOLE_READ,
+            ATTEMPTS, FIRST_ANSWER, FOLLOWS_OF_PODS_AT_RISK, FOLLOWS_OF_RESTARTED, FULL_READ, JOB_TIMEOUT,
+            PLACEHOLDER_PROBE, READS, RETRY_PAUSE, SLOW_IDLE, SLOW_READS, UNRESPONSIVE_ANSWER,
         },
     },
     object_store::{FullLogStore, Overflow},
@@ -55,7 +55,7 @@ struct ReadAttempt<'a, R> {
     /// Most bytes to keep.
     max: usize,
     deadline: Option<Instant>,
-    /// Whether there is memory for so many more bytes.
+    /// Whether there is memory for this number of further bytes.
     room: R,
     stop: &'a CancellationToken,
 }
@@ -288,13 +288,13 @@ impl LogReader {
 
 /// The time until the first answer, and the timeouts of the stream.
 fn read_timeouts(pace: Pace, unresponsive: bool, deadline: Option<Instant>) -> (Duration, StreamTimeouts) {
-    let whole_read = Instant::now() + WHOLE_READ;
+    let full_read = Instant::now() + FULL_READ;
     let (answer, idle, deadline) = match pace {
-        Pace::Regular => (FIRST_ANSWER, FIRST_ANSWER, deadline.map_or(whole_read, |d| d.min(whole_read))),
+        Pace::Regular => (FIRST_ANSWER, FIRST_ANSWER, deadline.map_or(full_read, |d| d.min(full_read))),
         Pace::Slow if unresponsive => {
-            (UNRESPONSIVE_ANSWER, UNRESPONSIVE_ANSWER, deadline.unwrap_or(whole_read))
+            (UNRESPONSIVE_ANSWER, UNRESPONSIVE_ANSWER, deadline.unwrap_or(full_read))
         }
-        Pace::Slow => (CALL_TIMEOUT, SLOW_IDLE, deadline.unwrap_or(whole_read)),
+        Pace::Slow => (CALL_TIMEOUT, SLOW_IDLE, deadline.unwrap_or(full_read)),
     };
     (answer, StreamTimeouts { idle: Some(idle), deadline: Some(deadline) })
 }

@@ -8,14 +8,10 @@ use tokio::time::{Instant, sleep_until};
 use crate::{
     harvest::{
         log_buffer::{HeadTail, LogExcerpt},
-        tuning::EARLY_TAIL,
+        tuning::{EARLY_TAIL, PLACEHOLDER_MAX, STREAM_BUFFER},
     },
     object_store::Overflow,
 };
-
-const BUFFER: usize = 16 << 10;
-/// The kubelet's placeholder is shorter than this.
-const PLACEHOLDER_MAX: u64 = 512;
 
 /// Why reading ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,7 +65,7 @@ pub(crate) async fn read(
     stop: impl Future<Output = ()>,
 ) -> (LogExcerpt, StreamEnd) {
     let mut log = HeadTail::new(max);
-    let mut buffer = vec![0; BUFFER];
+    let mut buffer = vec![0; STREAM_BUFFER];
     let mut stop = std::pin::pin!(stop);
     let end = loop {
         let n = tokio::select! {

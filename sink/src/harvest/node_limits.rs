@@ -59,7 +59,7 @@ pub(crate) struct CollectPermit {
 
 /// Memory for logs, released when dropped.
 #[derive(Debug, Default)]
-pub struct MemoryPermit(Vec<OwnedSemaphorePermit>);
+pub(crate) struct MemoryPermit(Vec<OwnedSemaphorePermit>);
 
 impl Default for NodeLimits {
     fn default() -> Self {

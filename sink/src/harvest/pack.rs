@@ -114,8 +114,8 @@ mod tests {
         captured::{CapturedLog, CapturedPod},
         log_buffer::{HeadTail, LogExcerpt},
     };
-    use crate::result::packed::hex;
     use job_handler_shared::job::snapshot::Outcome;
+    use job_handler_shared::result::digest::sha256_hex;
     use job_handler_shared::result::manifest::Encoding;
     use job_handler_shared::result::pods::{ContainerFacts, LogFacts, PodFacts};
     use job_handler_shared::result::sections::LOGS;
@@ -174,7 +174,7 @@ mod tests {
             flate2::read::GzDecoder::new(&stored[..]).read_to_end(&mut plain).unwrap();
             stored = plain;
         }
-        assert_eq!((hex(&stored), stored.len()), (place.sha256.clone(), place.bytes));
+        assert_eq!((sha256_hex(&stored), stored.len()), (place.sha256.clone(), place.bytes));
         stored
     }
 

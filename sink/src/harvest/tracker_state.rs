@@ -80,8 +80,9 @@ impl TrackerState {
         self.jobs.remove(job);
     }
 
-    /// Drops the logs of the least relevant pod other than `but`, of one Job or of all; returns whether there was one.
-    fn make_room(&mut self, job: Option<&str>, but: &str) -> bool {
+    /// Drops the logs of the least relevant pod of one Job or of all, but not of pod `except`; returns whether there was
+    /// one.
+    fn make_room(&mut self, job: Option<&str>, except: &str) -> bool {
         let candidates: Box<dyn Iterator<Item = &Uid>> = match job {
             Some(job) => Box::new(self.jobs.get(job).into_iter().flat_map(|of| &of.pods)),
             None => Box::new(self.pods.keys()),
@@ -89,7 +90,7 @@ impl TrackerState {
         let has_bytes =
             |run: &LogCapture| matches!(run, LogCapture::Done(content) if content.excerpt.bytes() > 0);
         let least = candidates
-            .filter(|uid| *uid != but)
+            .filter(|uid| *uid != except)
             .filter_map(|uid| Some((uid, self.pods.get(uid)?)))
             .filter(|(_, pod)| pod.runs.values().any(has_bytes))
             // Across Jobs, only logs that can be read again: no Job loses a log to another.

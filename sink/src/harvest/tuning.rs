@@ -23,6 +23,9 @@ pub(crate) const JOBS_PER_NODE: usize = 8;
 /// Pods of one Job read at a time, and its uploads: a Job of a thousand pods must not use up [`READS`].
 pub(crate) const PODS_AT_A_TIME: usize = 4;
 
+/// Pods per page of a list of a Job's pods: a page of large pods is some MB in the apiserver and here.
+pub(crate) const PODS_PER_PAGE: u32 = 200;
+
 // How much memory logs may use.
 
 /// Logs between being read and being stored, KiB. Packing needs up to three times as much again.
@@ -33,10 +36,14 @@ pub(crate) const NAMESPACE_MEMORY_KIB: u32 = 64 << 10;
 pub(crate) const SLOW_MEMORY_KIB: u32 = 16 << 10;
 /// Logs captured before their Job finished, bytes.
 pub(crate) const EARLY_MEMORY: usize = 48 << 20;
-/// The end of an early log that is kept when that memory is used up, bytes; so much per log comes on top.
+/// The end of an early log that is kept when that memory is used up, bytes. It comes on top of that memory, once per log.
 pub(crate) const EARLY_TAIL: usize = 4 << 10;
 /// The part of a log that is read even without budget, bytes: enough to recognise the kubelet's placeholder.
 pub(crate) const PLACEHOLDER_PROBE: usize = 1 << 10;
+/// The kubelet's placeholder is shorter than this, bytes: a sentence and the ID of a container.
+pub(crate) const PLACEHOLDER_MAX: u64 = 512;
+/// The buffer of one stream, bytes: a usual piece of a log, small enough for all [`READS`] and followed logs together.
+pub(crate) const STREAM_BUFFER: usize = 16 << 10;
 /// Deleted pods remembered per Job; its result lists fewer.
 pub(crate) const DELETED_PODS_PER_JOB: usize = 1_024;
 /// Nodes and namespaces whose limits are remembered while nothing uses them.
@@ -48,7 +55,7 @@ pub(crate) const IDLE_LIMITS: usize = 1_000;
 /// longer is read again in the slow lane.
 pub(crate) const FIRST_ANSWER: Duration = Duration::from_millis(500);
 /// All of one log in the regular lane, and all of one early log.
-pub(crate) const WHOLE_READ: Duration = Duration::from_secs(10);
+pub(crate) const FULL_READ: Duration = Duration::from_secs(10);
 /// Between two pieces of a log in the slow lane.
 pub(crate) const SLOW_IDLE: Duration = Duration::from_secs(10);
 /// For anything from a node that has not answered for [`UNRESPONSIVE_AFTER`]: one short call per Job, so that its queue
@@ -65,6 +72,12 @@ pub(crate) const DELETED_POD_STREAM: Duration = Duration::from_secs(15);
 pub(crate) const JOB_OF_POD: Duration = Duration::from_millis(200);
 /// A tracked pod whose Job never shows up is dropped after this.
 pub(crate) const UNKNOWN_JOB: Duration = Duration::from_secs(60);
+
+// When a log is followed.
+
+/// Logs are followed from this long before their Job's deadline: the clocks of nodes and controllers differ, and
+/// `startTime` is in whole seconds.
+pub(crate) const DEADLINE_LEAD: Duration = Duration::from_secs(10);
 
 // When a read is repeated.
 

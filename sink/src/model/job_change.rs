@@ -6,7 +6,7 @@ use job_handler_shared::job::group::GroupId;
 pub type Uid = String;
 
 /// Namespace and group.
-pub type GroupKey = (String, GroupId);
+pub(crate) type GroupKey = (String, GroupId);
 
 /// What a watch event changed about a Job.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -14,7 +14,7 @@ pub struct JobChange {
     /// The Job was not in the cache.
     pub new: bool,
     /// The Job was in the cache and had not finished.
-    pub finished_now: bool,
+    pub(crate) finished_now: bool,
     /// Its group.
     pub group: Option<GroupKey>,
 }

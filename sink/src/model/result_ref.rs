@@ -14,7 +14,7 @@ use kube::core::ObjectMeta;
 /// A reference to a stored result.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ResultRef {
-    /// Namespace.
+    /// The namespace of the object and of its Job.
     pub namespace: String,
     /// Name of the object with the manifest.
     pub name: String,
@@ -41,7 +41,7 @@ impl ResultRef {
     }
 
     /// Whether both refer to the same object.
-    pub fn is_at(&self, other: &Self) -> bool {
+    pub(crate) fn is_at(&self, other: &Self) -> bool {
         (self.kind, &self.namespace, &self.name) == (other.kind, &other.namespace, &other.name)
     }
 }

@@ -35,9 +35,9 @@ pub(crate) fn requesting_policies(
 pub struct StoredResult {
     /// Kind of its object.
     pub kind: StorageKind,
-    /// Namespace.
+    /// The namespace of the object and of its Job.
     pub namespace: String,
-    /// Name.
+    /// The name of the object with the manifest.
     pub name: String,
     /// The Job's uid.
     pub uid: String,

@@ -12,7 +12,7 @@ const RATE: f64 = 1.0;
 /// A bucket that was not used for this long is full again and can be dropped.
 const IDLE: Duration = Duration::from_secs(360);
 /// Number of buckets at which idle ones are dropped.
-const MOST: usize = 10_000;
+const MAX_BUCKETS: usize = 10_000;
 
 /// The token buckets of all namespaces.
 #[derive(Debug, Default)]
@@ -21,7 +21,7 @@ pub(crate) struct EventRateLimiter(HashMap<String, (f64, Instant)>);
 impl EventRateLimiter {
     /// Takes a token. Returns false if there is none.
     pub(crate) fn allow(&mut self, namespace: &str, now: Instant) -> bool {
-        if self.0.len() >= MOST {
+        if self.0.len() >= MAX_BUCKETS {
             self.drop_idle(now);
         }
         let (tokens, refilled) = self.0.entry(namespace.to_owned()).or_insert((BURST, now));

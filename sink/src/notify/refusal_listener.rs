@@ -25,7 +25,7 @@ const CONNECTIONS: usize = 16;
 /// The socket cannot be bound.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot listen on the refusal socket {path}: {source}. Choose another path with --refusal-socket")]
-pub struct SocketError {
+pub(crate) struct SocketError {
     path: PathBuf,
     source: io::Error,
 }
@@ -45,7 +45,7 @@ pub(crate) fn listen(path: &Path) -> Result<UnixListener, SocketError> {
     Ok(listener)
 }
 
-/// Accepts connections and sends on the refusals that arrive. Returns only with an error: when accepting fails, or
+/// Accepts connections and forwards the refusals that arrive. Returns only with an error: when accepting fails, or
 /// when the receiver is gone.
 pub(crate) async fn serve(
     listener: UnixListener,

@@ -1,5 +1,5 @@
 //! Aggregates floods of refusals into Event series, one per policy, limit, decision and regarded object: the first
-//! refusal is written at once, then the count at most every [`EVERY`]. Pure, with the clock passed in.
+//! refusal is written at once, then the count at most every [`WRITE_INTERVAL`]. Pure, with the clock passed in.
 
 use std::{
     collections::HashMap,
@@ -16,13 +16,13 @@ use crate::notify::{
 };
 
 /// Least time between two writes of one series.
-const EVERY: Duration = Duration::from_secs(10);
+const WRITE_INTERVAL: Duration = Duration::from_secs(10);
 /// A series without refusals for this long has ended; the next refusal begins a new one (as client-go's `events` does).
-const QUIET: Duration = Duration::from_secs(360);
+const SERIES_GAP: Duration = Duration::from_secs(360);
 /// A series older than this is replaced by a new one: the note of an Event is immutable, and the reasons change.
-const LONGEST: Duration = Duration::from_secs(600);
+const MAX_AGE: Duration = Duration::from_secs(600);
 /// Series in memory; beyond this number, only Events about policies are written.
-const MOST: usize = 10_000;
+const MAX_SERIES: usize = 10_000;
 
 /// A pending write.
 #[derive(Clone, Debug)]
@@ -88,7 +88,7 @@ impl RefusalSeries {
             // Each sink whose webhook was asked about a create reports it, and it counts once.
             let counts = !is_job || (refusal.stored && refusal.decision == RefusalKind::Refused);
             let is_policy = key.target == RefusalTarget::Policy;
-            if !is_policy && (self.series.len() >= MOST || !self.rate.allow(&event.namespace, now)) {
+            if !is_policy && (self.series.len() >= MAX_SERIES || !self.rate.allow(&event.namespace, now)) {
                 dropped += 1;
                 continue;
             }
@@ -101,7 +101,7 @@ impl RefusalSeries {
     /// Returns the counts that are due, and drops series that have ended.
     pub(crate) fn due(&mut self, now: Instant) -> Vec<SeriesWrite> {
         let writes = self.series.values_mut().filter_map(|series| series.count_if_due(now)).collect();
-        let ended = |series: &SeriesCount| now.saturating_duration_since(series.last) >= QUIET;
+        let ended = |series: &SeriesCount| now.saturating_duration_since(series.last) >= SERIES_GAP;
         self.series.retain(|_, series| !ended(series) || series.written < series.count);
         self.rate.drop_idle(now);
         writes
@@ -122,12 +122,12 @@ impl SeriesCount {
     }
 
     fn is_open(&self, now: Instant) -> bool {
-        now.saturating_duration_since(self.last) < QUIET
-            && now.saturating_duration_since(self.begun) < LONGEST
+        now.saturating_duration_since(self.last) < SERIES_GAP
+            && now.saturating_duration_since(self.begun) < MAX_AGE
     }
 
     fn count_if_due(&mut self, now: Instant) -> Option<SeriesWrite> {
-        if self.written == self.count || now.saturating_duration_since(self.written_at) < EVERY {
+        if self.written == self.count || now.saturating_duration_since(self.written_at) < WRITE_INTERVAL {
             return None;
         }
         let more = self.count - self.written;

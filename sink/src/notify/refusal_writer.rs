@@ -30,7 +30,7 @@ use crate::{
 /// Length of the channel of refusals; more are dropped and counted.
 pub(crate) const QUEUE: usize = 4096;
 /// Simultaneous writes of Events.
-const WRITES: usize = 8;
+const CONCURRENT_WRITES: usize = 8;
 /// Attempts to raise an Event's count, which other sinks raise too.
 const MAX_ATTEMPTS: usize = 5;
 
@@ -48,7 +48,7 @@ pub(crate) async fn run(
     let mut tick = tokio::time::interval(Duration::from_secs(1));
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
-        while writes.len() < WRITES
+        while writes.len() < CONCURRENT_WRITES
             && let Some(next) = waiting.pop_front()
         {
             writes.spawn(write(next, recorder.clone(), metrics.clone()));

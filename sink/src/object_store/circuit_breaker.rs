@@ -31,12 +31,13 @@ impl Failures {
 }
 
 impl CircuitBreaker {
-    /// Whether calls are not paused.
+    /// Fails while calls are paused.
     pub(super) fn check(&self) -> Result<(), String> {
         self.0.lock().check()
     }
 
-    /// The same for the caller that makes the next call: after a pause, one call tests the store while others still wait.
+    /// Like [`Self::check`], for a caller that calls the store next. After a pause it admits a single call, which tests
+    /// the store while others still wait.
     pub(super) fn try_call(&self) -> Result<(), String> {
         let mut failures = self.0.lock();
         failures.check()?;

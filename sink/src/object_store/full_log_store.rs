@@ -26,10 +26,10 @@ use crate::{
     object_store::{Spool, circuit_breaker::CircuitBreaker, log_key::LogKey, spool::SpooledLog},
 };
 
-/// Uploads at a time; each holds [`PART`] in memory.
-const UPLOADS: usize = 4;
+/// Uploads at a time; each holds [`PART_SIZE`] in memory.
+const CONCURRENT_UPLOADS: usize = 4;
 /// Bytes per part of an upload. S3 requires at least 5 MiB, except for the last one, and at most 10,000 parts.
-const PART: usize = 5 << 20;
+const PART_SIZE: usize = 5 << 20;
 /// The uploads of one Job may take this many times the timeout of a call.
 const UPLOAD_TIMEOUTS: u32 = 10;
 /// The store; clones share its limits.
@@ -79,7 +79,7 @@ impl FullLogStore {
     /// Opens the store without calling it; the first upload shows whether it answers.
     ///
     /// # Errors
-    /// Where the configuration is wrong, or logs cannot be spooled.
+    /// If the configuration is wrong, or logs cannot be spooled.
     pub fn open(config: &ObjectsConfig, replica: &str, metrics: &Metrics) -> Result<Self, FullLogStoreError> {
         let (store, base) = config.open().map_err(FullLogStoreError::Config)?;
         // Each replica has its own folder, since it empties it at the start.
@@ -94,8 +94,8 @@ impl FullLogStore {
             url: config.url.as_str().trim_end_matches('/').to_owned(),
             spool,
             timeout: config.timeout,
-            gc_interval: config.sweep,
-            uploads: Semaphore::new(UPLOADS),
+            gc_interval: config.gc_interval,
+            uploads: Semaphore::new(CONCURRENT_UPLOADS),
             breaker: CircuitBreaker::default(),
             stored: metrics.create("job_handler_whole_logs_stored", "Full logs stored in the object store"),
             failed: metrics.create(
@@ -163,7 +163,7 @@ impl FullLogStore {
         };
         self.0.breaker.try_call()?;
         let mut file = tokio::fs::File::open(log.path()).await.map_err(|error| error.to_string())?;
-        if log.bytes() <= PART as u64 {
+        if log.bytes() <= PART_SIZE as u64 {
             let mut all = Vec::new();
             file.read_to_end(&mut all).await.map_err(|error| error.to_string())?;
             return self.call(self.0.store.put(key, all.into())).await.map(drop);
@@ -171,8 +171,8 @@ impl FullLogStore {
         let mut upload = self.call(self.0.store.put_multipart(key)).await?;
         let parts = async {
             loop {
-                let mut part = Vec::with_capacity(PART);
-                let mut rest = (&mut file).take(PART as u64);
+                let mut part = Vec::with_capacity(PART_SIZE);
+                let mut rest = (&mut file).take(PART_SIZE as u64);
                 if rest.read_to_end(&mut part).await.map_err(|error| error.to_string())? == 0 {
                     break;
                 }
@@ -199,7 +199,7 @@ impl FullLogStore {
         self.0.breaker.try_call()?;
         let keys = self.keys(namespace, job_uid).await?;
         let gone: Vec<_> = keys.iter().map(|key| self.call(self.delete(key))).collect();
-        futures::stream::iter(gone).buffer_unordered(UPLOADS).try_collect::<()>().await?;
+        futures::stream::iter(gone).buffer_unordered(CONCURRENT_UPLOADS).try_collect::<()>().await?;
         Ok(keys.len())
     }
 
@@ -310,9 +310,9 @@ mod tests {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             (state >> 56) as u8
         };
-        let noise: Vec<u8> = (0..2 * PART + 100).map(|_| next()).collect();
+        let noise: Vec<u8> = (0..2 * PART_SIZE + 100).map(|_| next()).collect();
         let large = put(&objects, "uid-1", run("a-x", "main", "containerd://1"), &noise).await;
-        assert!(large.url.ends_with(".log.gz") && large.bytes > 2 * PART as u64, "{large:?}");
+        assert!(large.url.ends_with(".log.gz") && large.bytes > 2 * PART_SIZE as u64, "{large:?}");
         assert!(unzipped(&large.url) == noise);
         // The second upload overwrites it.
         let again = put(&objects, "uid-1", run("a-x", "main", "containerd://1"), b"less").await;
@@ -367,7 +367,7 @@ mod tests {
         let objects = FullLogStore::open(&config, "../../sink", &Metrics::default()).unwrap();
         assert!(objects.spool().folder().starts_with(folder.path()), "below its folder");
         let FullLog::Spooled(log) = objects.spool().spool(b"log").await else { panic!("not spooled") };
-        let all: Vec<_> = (0..3 * UPLOADS)
+        let all: Vec<_> = (0..3 * CONCURRENT_UPLOADS)
             .map(|n| {
                 let (objects, log) = (objects.clone(), log.clone());
                 async move {
@@ -383,7 +383,7 @@ mod tests {
         reasons.sort();
         // Uploads queued behind those that hang do not wait as long again.
         assert!(reasons.iter().any(|why| why.contains("slow") || why.contains("paused")), "{reasons:?}");
-        assert_eq!(objects.0.failed.get(), 3 * UPLOADS as u64);
+        assert_eq!(objects.0.failed.get(), 3 * CONCURRENT_UPLOADS as u64);
         assert!(objects.remove("ci", "u").await.unwrap_err().contains("paused"));
     }
 }

@@ -14,5 +14,5 @@ pub use full_log_store::FullLogStore;
 pub(crate) use full_log_store::FullLogStoreError;
 pub(crate) use log_key::LogKey;
 pub(crate) use overflow::Overflow;
-pub use spool::FullLog;
+pub(crate) use spool::FullLog;
 pub(crate) use spool::Spool;

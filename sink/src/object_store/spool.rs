@@ -33,7 +33,7 @@ struct SpoolFolder {
 
 /// A full log, gzipped, in a file that is deleted when this value is dropped.
 #[derive(Debug)]
-pub struct SpooledLog {
+pub(crate) struct SpooledLog {
     path: PathBuf,
     bytes: u64,
     spool: Spool,
@@ -41,7 +41,7 @@ pub struct SpooledLog {
 
 /// Where the full log is, if its result has only an excerpt.
 #[derive(Clone, Debug, Default)]
-pub enum FullLog {
+pub(crate) enum FullLog {
     /// Nowhere: the excerpt is complete, or no object store is configured.
     #[default]
     Absent,
@@ -57,8 +57,8 @@ impl Spool {
     /// Empties the folder, or creates it, and uses at most `max` bytes of it.
     ///
     /// # Errors
-    /// Where it cannot be written to.
-    pub fn open(folder: &Path, max: u64) -> io::Result<Self> {
+    /// If it cannot be written to.
+    pub(crate) fn open(folder: &Path, max: u64) -> io::Result<Self> {
         match std::fs::remove_dir_all(folder) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
@@ -103,12 +103,12 @@ impl Spool {
 }
 
 impl SpooledLog {
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
     /// Length of the file.
-    pub fn bytes(&self) -> u64 {
+    pub(crate) fn bytes(&self) -> u64 {
         self.bytes
     }
 }

@@ -31,7 +31,7 @@ pub struct Context {
 
 impl Context {
     /// Whether Jobs of this namespace are never touched.
-    pub fn is_excluded(&self, namespace: &str) -> bool {
+    pub(crate) fn is_excluded(&self, namespace: &str) -> bool {
         keys::EXCLUDED_NAMESPACES.contains(&namespace) || namespace == &*self.namespace
     }
 

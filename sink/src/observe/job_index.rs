@@ -46,7 +46,7 @@ pub(super) struct JobIndex {
     pub(super) jobs: HashMap<Uid, TrackedJob>,
     pub(super) groups: HashMap<GroupKey, BTreeSet<Uid>>,
     pub(super) deleted: Tombstones,
-    /// Apart from the rest: few, also where many finished Jobs lie around.
+    /// An index of its own, because these are few even where there are many finished Jobs.
     unfinished: BTreeSet<Uid>,
     by_namespace: HashMap<String, BTreeSet<Uid>>,
     finished: Vec<Arc<JobSnapshot>>,

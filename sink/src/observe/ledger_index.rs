@@ -13,20 +13,20 @@ use crate::observe::changes::Changes;
 
 /// A JobLedger as last seen.
 #[derive(Clone, Debug)]
-pub struct Ledger {
+pub(crate) struct Ledger {
     /// `metadata.uid`.
-    pub uid: String,
+    pub(crate) uid: String,
     /// `metadata.resourceVersion`.
-    pub version: String,
+    pub(crate) version: String,
     /// Granted attempts.
-    pub book: Result<LedgerContents, LedgerError>,
+    pub(crate) book: Result<LedgerContents, LedgerError>,
     /// Failure streaks of groups, by [`failure_streak::group_key`].
-    pub streaks: BTreeMap<String, FailureStreak>,
+    pub(crate) streaks: BTreeMap<String, FailureStreak>,
 }
 
 /// All JobLedgers by name; clones share the same index.
 #[derive(Clone, Debug, Default)]
-pub struct LedgerIndex {
+pub(crate) struct LedgerIndex {
     ledgers: Arc<Mutex<BTreeMap<String, Arc<Ledger>>>>,
     changes: Changes,
 }

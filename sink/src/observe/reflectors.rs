@@ -53,7 +53,7 @@ pub(crate) fn config() -> Config {
 }
 
 /// Watches Jobs outside excluded namespaces. Pod templates are dropped at once.
-pub async fn jobs(context: Context, ready: ReadyHandle) {
+pub(crate) async fn jobs(context: Context, ready: ReadyHandle) {
     let Context { store, queue, .. } = &context;
     let stream = watcher(Api::<Job>::all(context.client.clone()), config());
     let mut seen = None;
@@ -86,7 +86,7 @@ pub async fn jobs(context: Context, ready: ReadyHandle) {
 }
 
 /// Watches namespaced policies.
-pub async fn policies(context: Context, ready: ReadyHandle) {
+pub(crate) async fn policies(context: Context, ready: ReadyHandle) {
     let api = Api::<JobPolicy>::all(context.client.clone());
     let kind = PolicyKind::JobPolicy;
     follow_policies(&context, watcher(api, config()), &ready, kind, |policy| PolicyEntry {
@@ -99,7 +99,7 @@ pub async fn policies(context: Context, ready: ReadyHandle) {
 }
 
 /// Watches cluster-wide policies.
-pub async fn cluster_policies(context: Context, ready: ReadyHandle) {
+pub(crate) async fn cluster_policies(context: Context, ready: ReadyHandle) {
     let api = Api::<ClusterJobPolicy>::all(context.client.clone());
     let kind = PolicyKind::ClusterJobPolicy;
     follow_policies(&context, watcher(api, config()), &ready, kind, |policy| PolicyEntry {
@@ -154,7 +154,7 @@ async fn follow_policies<K: ResourceExt + Debug + Clone + Send + 'static>(
 }
 
 /// Watches namespaces' labels.
-pub async fn namespaces(context: Context, ready: ReadyHandle) {
+pub(crate) async fn namespaces(context: Context, ready: ReadyHandle) {
     let Context { store, queue, .. } = &context;
     let stream = watcher(Api::<PartialObjectMeta<Namespace>>::all(context.client.clone()), config());
     let mut seen: Option<BTreeSet<String>> = None;
@@ -182,7 +182,7 @@ pub async fn namespaces(context: Context, ready: ReadyHandle) {
 }
 
 /// Watches the metadata of results in ConfigMaps: which Jobs are harvested, and which have pending announcements.
-pub async fn results(context: Context, ready: ReadyHandle) {
+pub(crate) async fn results(context: Context, ready: ReadyHandle) {
     results_in::<ConfigMap>(&context, &ready, StorageKind::ConfigMap).await;
 }
 
@@ -210,8 +210,7 @@ where
             let sealed = store.seal.holds(&metadata);
             let Some((uid, result)) = result_ref_of(kind, &metadata, sealed) else { return };
             seen.iter_mut().for_each(|seen| _ = seen.insert((result.namespace.clone(), result.name.clone())));
-            store.inventory().put(StoredResult::of(&uid, &result, &metadata));
-            store.put_result(&uid, result);
+            store.put_stored(StoredResult::of(&uid, &result, &metadata), result);
             // The Job is harvested: its group can be pruned, and its pending Events published.
             store.group_of(&uid).map(Key::Group).into_iter().for_each(|key| queue.add(key));
             queue.add(Key::Job(uid));
@@ -219,26 +218,21 @@ where
         Event::Delete(PartialObjectMeta { metadata, .. }) => {
             let (namespace, name) =
                 (metadata.namespace.unwrap_or_default(), metadata.name.unwrap_or_default());
-            store.inventory().remove(kind, &namespace, &name);
-            let gone = ResultRef::at(kind, &namespace, &name);
-            store.remove_results(|_, result| result.is_at(&gone));
+            store.remove_stored(&ResultRef::at(kind, &namespace, &name), None);
             // If the Job still exists, it is harvested again, from what it still has.
             let uid = metadata.labels.and_then(|mut labels| labels.remove(keys::JOB_UID));
             uid.map(Key::Job).into_iter().for_each(|key| queue.add(key));
         }
         Event::InitDone => {
             let seen = seen.take().unwrap_or_default();
-            let is_seen = |namespace: &str, name: &str| seen.contains(&(namespace.into(), name.into()));
-            store.inventory().retain(kind, is_seen);
-            store
-                .remove_results(|_, result| result.kind == kind && !is_seen(&result.namespace, &result.name));
+            store.retain_stored(kind, |namespace, name| seen.contains(&(namespace.into(), name.into())));
         }
     })
     .await;
 }
 
 /// Watches the ledgers.
-pub async fn ledgers(context: Context, ready: ReadyHandle) {
+pub(crate) async fn ledgers(context: Context, ready: ReadyHandle) {
     let store = &context.store;
     let api = Api::<JobLedger>::namespaced(context.client.clone(), &context.namespace);
     let mut seen: Option<BTreeSet<String>> = None;
@@ -261,7 +255,7 @@ pub async fn ledgers(context: Context, ready: ReadyHandle) {
 }
 
 /// Watches the Leases of the webhook replicas.
-pub async fn replicas(context: Context, ready: ReadyHandle) {
+pub(crate) async fn replicas(context: Context, ready: ReadyHandle) {
     let store = &context.store;
     let config = config().labels(&format!("{}={}", keys::COMPONENT, keys::COMPONENT_WEBHOOK));
     let stream = watcher(Api::<Lease>::namespaced(context.client.clone(), &context.namespace), config);

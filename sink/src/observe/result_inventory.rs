@@ -12,20 +12,20 @@ type ResultObjectKey = (StorageKind, String, String);
 
 /// The results that the watch has seen; clones share them.
 #[derive(Clone, Debug, Default)]
-pub struct Inventory(Arc<Mutex<HashMap<ResultObjectKey, StoredResult>>>);
+pub(crate) struct Inventory(Arc<Mutex<HashMap<ResultObjectKey, StoredResult>>>);
 
 impl Inventory {
-    /// Adds or replaces a result.
-    pub fn put(&self, stored: StoredResult) {
+    /// Adds or replaces a result. Only the store calls this and the next two, together with its references to results.
+    pub(super) fn put(&self, stored: StoredResult) {
         self.0.lock().insert((stored.kind, stored.namespace.clone(), stored.name.clone()), stored);
     }
 
-    pub(crate) fn remove(&self, kind: StorageKind, namespace: &str, name: &str) {
+    pub(super) fn remove(&self, kind: StorageKind, namespace: &str, name: &str) {
         self.0.lock().remove(&(kind, namespace.to_owned(), name.to_owned()));
     }
 
     /// Removes results of this kind that `is_listed` does not name.
-    pub(crate) fn retain(&self, of: StorageKind, is_listed: impl Fn(&str, &str) -> bool) {
+    pub(super) fn retain(&self, of: StorageKind, is_listed: impl Fn(&str, &str) -> bool) {
         self.0.lock().retain(|(kind, namespace, name), _| *kind != of || is_listed(namespace, name));
     }
 

@@ -40,7 +40,7 @@ impl SecretAccess {
     }
 
     /// Whether results may be stored in Secrets, and read from them.
-    pub fn is_allowed(&self) -> bool {
+    pub(crate) fn is_allowed(&self) -> bool {
         *self.access.lock() == SecretRight::Allowed
     }
 

@@ -1,6 +1,6 @@
 //! Watches results in Secrets while the right to do so is granted.
 
-use std::time::Duration;
+use std::{convert::Infallible, time::Duration};
 
 use job_handler_shared::{
     kube::error::{ApiError, call},
@@ -20,10 +20,10 @@ use crate::observe::{
 };
 
 /// Pause between two checks of the rights, before jitter.
-const EVERY: Duration = Duration::from_secs(10);
+const CHECK_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Checks the rights for ever, and watches results in Secrets while they are granted.
-pub(crate) async fn run(context: Context, ready: ReadyHandle) {
+/// Checks the rights until it is dropped, and watches results in Secrets while they are granted.
+pub(crate) async fn run(context: Context, ready: ReadyHandle) -> Infallible {
     let secrets = &context.store.secrets;
     loop {
         match missing_verb(&context.client).await {
@@ -49,14 +49,14 @@ pub(crate) async fn run(context: Context, ready: ReadyHandle) {
             Err(error) if secrets.is_unknown() => ready.set_not_ready(error.to_string()),
             Err(error) => tracing::debug!("cannot check the rights on Secrets: {error}"),
         }
-        tokio::time::sleep(jitter(EVERY * 3 / 2)).await;
+        tokio::time::sleep(jitter(CHECK_INTERVAL * 3 / 2)).await;
     }
 }
 
 /// Returns once a right is revoked.
 async fn revoked(client: &Client) {
     loop {
-        tokio::time::sleep(jitter(EVERY * 3)).await;
+        tokio::time::sleep(jitter(CHECK_INTERVAL * 3)).await;
         if let Ok(Some(_)) = missing_verb(client).await {
             return;
         }

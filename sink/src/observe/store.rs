@@ -108,7 +108,7 @@ impl Store {
     }
 
     /// All stored results.
-    pub fn inventory(&self) -> &Inventory {
+    pub(crate) fn inventory(&self) -> &Inventory {
         &self.inventory
     }
 

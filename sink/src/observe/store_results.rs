@@ -2,11 +2,15 @@
 
 use std::collections::BTreeSet;
 
-use job_handler_shared::{job::snapshot::JobSnapshot, names, result::pending_events::PendingEvents};
+use job_handler_shared::{
+    job::snapshot::JobSnapshot,
+    names,
+    result::{pending_events::PendingEvents, storage_kind::StorageKind},
+};
 
 use crate::{
     jobs::result_annotations,
-    model::{job_change::Uid, pending_events, result_ref::ResultRef},
+    model::{job_change::Uid, pending_events, result_ref::ResultRef, stored_result::StoredResult},
     observe::{
         job_index::TrackedJob,
         store::{Effect, Store},
@@ -14,7 +18,27 @@ use crate::{
 };
 
 impl Store {
-    /// Adds or replaces the reference to a Job's result.
+    /// Adds or replaces a stored result that a watch reports.
+    pub fn put_stored(&self, stored: StoredResult, result: ResultRef) {
+        let uid = stored.uid.clone();
+        self.inventory().put(stored);
+        self.put_result(&uid, result);
+    }
+
+    /// Removes the stored result at this place; with a uid, no reference of another Job to it.
+    pub(crate) fn remove_stored(&self, place: &ResultRef, uid: Option<&str>) {
+        self.inventory().remove(place.kind, &place.namespace, &place.name);
+        self.remove_results(|job, result| uid.is_none_or(|uid| job == uid) && result.is_at(place));
+    }
+
+    /// Removes the stored results of this kind that `is_listed` does not name, given namespace and name.
+    pub(crate) fn retain_stored(&self, kind: StorageKind, is_listed: impl Fn(&str, &str) -> bool) {
+        self.inventory().retain(kind, &is_listed);
+        self.remove_results(|_, result| result.kind == kind && !is_listed(&result.namespace, &result.name));
+    }
+
+    /// Adds or replaces the reference to a Job's result, which this sink has written or read. A watch reports the stored
+    /// result later; see [`Self::put_stored`].
     pub fn put_result(&self, job: &str, mut result: ResultRef) {
         self.update(|state| {
             let results = state.results.entry(job.to_owned()).or_default();

@@ -5,10 +5,11 @@ use job_handler_shared::{
     result::{pending_events::JobPhase, storage_kind::StorageKind},
     testing::policies::namespaced,
 };
+use kube::core::ObjectMeta;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::test_support::policy_entry;
+use crate::{model::stored_result::StoredResult, test_support::policy_entry};
 
 fn job(uid: &str, team: &str) -> JobSnapshot {
     JobSnapshot {
@@ -43,6 +44,24 @@ fn refusal() -> LastRefusal {
     serde_json::from_value(json!({"job": "ci/a", "reason": "full", "time": "2026-01-01T00:00:00Z"})).unwrap()
 }
 
+/// A sealed result.
+fn at(name: &str) -> ResultRef {
+    ResultRef { sealed: true, ..ResultRef::at(StorageKind::ConfigMap, "ci", name) }
+}
+
+fn stored(uid: &str) -> StoredResult {
+    StoredResult::of(uid, &at(&format!("job-{uid}-results")), &ObjectMeta::default())
+}
+
+/// Names of the stored results in the inventory, and of the references to them.
+fn stored_names(store: &Store) -> (Vec<String>, Vec<String>) {
+    let mut stored: Vec<String> = store.inventory().all().into_iter().map(|stored| stored.name).collect();
+    let mut results: Vec<String> = store.results().into_iter().map(|result| result.name).collect();
+    stored.sort();
+    results.sort();
+    (stored, results)
+}
+
 /// A store that knows the namespace, and a policy that groups by team.
 fn store() -> Store {
     let store = Store::default();
@@ -75,6 +94,10 @@ fn every_write_that_subscribers_depend_on_wakes_them() {
         s.put_result("a", ResultRef { bytes: 1, ..ResultRef::default() });
     });
     woken("a result is gone", true, &|s| s.remove_results(|_, _| true));
+    let at = || ResultRef::at(StorageKind::ConfigMap, "ci", "job-a-results");
+    woken("a stored result", true, &|s| s.put_stored(stored("a"), ResultRef { bytes: 1, ..at() }));
+    woken("a stored result is gone", true, &|s| s.remove_stored(&at(), None));
+    woken("a relist of stored results", true, &|s| s.retain_stored(StorageKind::ConfigMap, |_, _| true));
     woken("the right to Secrets", true, &|s| _ = s.secrets.allow());
     woken("the same right", false, &|s| _ = s.secrets.allow());
     woken("a ledger is gone", true, &|s| s.ledgers.remove_where(|_| true));
@@ -165,13 +188,12 @@ fn the_started_event_is_delivered_once_and_a_result_lists_the_others() {
 #[test]
 fn our_own_write_of_a_result_keeps_the_fields_from_the_watch() {
     let store = store();
-    let sealed = |name| ResultRef { sealed: true, ..ResultRef::at(StorageKind::ConfigMap, "ci", name) };
-    let at = || sealed("job-a-results");
-    store.put_result("a", ResultRef { bytes: 7, lost: 1, policies: "p".into(), ..at() });
-    store.put_result("a", ResultRef { pending: true, ..at() });
+    let name = "job-a-results";
+    store.put_result("a", ResultRef { bytes: 7, lost: 1, policies: "p".into(), ..at(name) });
+    store.put_result("a", ResultRef { pending: true, ..at(name) });
     let results = store.results_of(&job("a", "x"));
     assert_eq!((results.len(), results[0].bytes, results[0].lost, results[0].pending), (1, 7, 1, true));
-    store.put_result("a", sealed("a-copy"));
+    store.put_result("a", at("a-copy"));
     assert_eq!((store.results_of(&job("a", "x")).len(), store.results_of_uid("a").len()), (1, 2));
 }
 
@@ -203,4 +225,36 @@ fn what_an_object_of_another_namespace_says_about_a_job_is_not_asked() {
     }
     store.remove_job("a", None);
     assert!(store.awaits_result("ci", "a", false) && !store.awaits_result("evil", "a", false));
+}
+
+#[test]
+fn the_inventory_and_the_references_to_results_change_together() {
+    let store = store();
+    let at = |uid: &str| at(&format!("job-{uid}-results"));
+    let names = |uids: &[&str]| -> (Vec<String>, Vec<String>) {
+        let names: Vec<String> = uids.iter().map(|uid| format!("job-{uid}-results")).collect();
+        (names.clone(), names)
+    };
+    ["a", "b", "c"].iter().for_each(|uid| store.put_stored(stored(uid), at(uid)));
+    assert_eq!(stored_names(&store), names(&["a", "b", "c"]));
+    store.remove_stored(&at("a"), Some("a"));
+    assert_eq!(stored_names(&store), names(&["b", "c"]));
+    store.retain_stored(StorageKind::Secret, |_, _| false);
+    assert_eq!(stored_names(&store), names(&["b", "c"]), "a list of Secrets does not concern ConfigMaps");
+    store.retain_stored(StorageKind::ConfigMap, |namespace, name| {
+        (namespace, name) == ("ci", "job-c-results")
+    });
+    assert_eq!(stored_names(&store), names(&["c"]));
+    store.remove_stored(&at("c"), None);
+    assert_eq!(stored_names(&store), names(&[]));
+}
+
+#[test]
+fn a_result_is_removed_for_one_job_without_the_reference_of_another() {
+    let store = store();
+    let at = || at("job-a-results");
+    store.put_stored(stored("a"), at());
+    store.put_result("b", at());
+    store.remove_stored(&at(), Some("a"));
+    assert_eq!((store.results_of_uid("a").len(), store.results_of_uid("b").len()), (0, 1));
 }

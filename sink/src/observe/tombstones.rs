@@ -2,7 +2,7 @@
 //!
 //! A user, a CronJob's history limit or the harvest deadline can delete a Job while it waits in the work queue. Every
 //! sink remembers such Jobs, so that a new leader can report those that the old one did not get to. A tombstone that
-//! no sink renews for [`AGE`] was handled by another sink, or cannot be handled.
+//! no sink renews for [`MAX_AGE`] was handled by another sink, or cannot be handled.
 
 use std::{
     collections::HashMap,
@@ -17,9 +17,9 @@ use job_handler_shared::{
 use crate::model::job_change::Uid;
 
 /// A tombstone is kept for longer than a change of leaders takes.
-const AGE: Duration = Duration::from_secs(600);
+const MAX_AGE: Duration = Duration::from_secs(600);
 /// From this number on, expired tombstones are removed on insert.
-const MANY: usize = 1024;
+const CLEAN_AT: usize = 1024;
 
 /// A deleted Job in its last known state.
 #[derive(Clone, Debug)]
@@ -39,7 +39,7 @@ pub(crate) struct Tombstones(HashMap<Uid, DeletedJob>);
 
 impl Tombstones {
     pub(crate) fn put(&mut self, deleted: DeletedJob) {
-        if self.0.len() >= MANY {
+        if self.0.len() >= CLEAN_AT {
             let now = deleted.since;
             self.0.retain(|_, known| known.is_fresh(now));
         }
@@ -74,7 +74,7 @@ impl Tombstones {
 
 impl DeletedJob {
     fn is_fresh(&self, now: Instant) -> bool {
-        now.saturating_duration_since(self.since) < AGE
+        now.saturating_duration_since(self.since) < MAX_AGE
     }
 }
 
@@ -96,12 +96,12 @@ mod tests {
                 since,
             });
         };
-        for n in 0..MANY {
+        for n in 0..CLEAN_AT {
             put(&mut tombstones, n, start);
         }
-        put(&mut tombstones, MANY, start);
-        assert_eq!(tombstones.0.len(), MANY + 1, "fresh tombstones stay, however many");
-        put(&mut tombstones, MANY + 1, start + AGE);
+        put(&mut tombstones, CLEAN_AT, start);
+        assert_eq!(tombstones.0.len(), CLEAN_AT + 1, "fresh tombstones stay, however many");
+        put(&mut tombstones, CLEAN_AT + 1, start + MAX_AGE);
         assert_eq!(tombstones.0.len(), 1);
     }
 }

@@ -79,7 +79,7 @@ fn count(n: u32) -> usize {
     usize::try_from(n).unwrap_or(usize::MAX)
 }
 
-/// Why a Job that is not among the newest stays all the same.
+/// Why a Job that is not among the newest stays nevertheless.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum KeepReason {
     #[error("not finished")]

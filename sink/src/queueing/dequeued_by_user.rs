@@ -1,7 +1,7 @@
 //! Corrects the `stamped` annotation of Jobs that a user took out of the queue, by un-suspending them or by removing
 //! the queue annotation.
 
-use std::{sync::Arc, time::Duration};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use job_handler_shared::{
     job::{queued_entry, snapshot::JobSnapshot},
@@ -15,14 +15,12 @@ use kube::{
 };
 use serde_json::json;
 
-use crate::observe::store::Store;
+use crate::{observe::store::Store, runtime::resync::RESYNC};
 
 /// Least time between two rounds.
-const EVERY: Duration = Duration::from_secs(1);
-/// A round without any change, in case a watch missed one.
-const RESYNC: Duration = Duration::from_secs(30);
+const MIN_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The corrected annotation of a Job that says it is queued and is not; none where nothing is wrong. Jobs of another
+/// The corrected annotation of a Job that says it is queued and is not, or None. Jobs of another
 /// queue manager and finished Jobs are not changed.
 fn corrected_annotation(job: &JobSnapshot) -> Option<String> {
     let text = job.annotations.get(keys::STAMPED)?;
@@ -40,8 +38,8 @@ fn corrected_annotation(job: &JobSnapshot) -> Option<String> {
     Some(rest.into_iter().chain([why]).collect::<Vec<_>>().join("; "))
 }
 
-/// Corrects the annotations, for ever.
-pub async fn run(client: Client, store: Store) {
+/// Corrects the annotations until it is dropped.
+pub(crate) async fn run(client: Client, store: Store) -> Infallible {
     let mut changes = store.changes();
     loop {
         for job in store.jobs() {
@@ -59,7 +57,7 @@ pub async fn run(client: Client, store: Store) {
                 }
             }
         }
-        tokio::time::sleep(EVERY).await;
+        tokio::time::sleep(MIN_INTERVAL).await;
         tokio::select! {
             _ = changes.changed() => {}
             () = tokio::time::sleep(RESYNC) => {}

@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    convert::Infallible,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -34,13 +35,13 @@ use crate::{
 };
 
 /// Least time between two rounds.
-const EVERY: Duration = Duration::from_millis(250);
+const MIN_INTERVAL: Duration = Duration::from_millis(250);
 /// How often all Jobs are examined, not only those that ended since the last round.
-const ALL: Duration = Duration::from_secs(30);
+const FULL_INTERVAL: Duration = Duration::from_secs(30);
 /// Ended Jobs in memory that could not be recorded yet.
-const MOST: usize = 5000;
+const MAX_UNRECORDED: usize = 5000;
 /// The pause after a failed write.
-const RETRY: Duration = Duration::from_secs(2);
+const RETRY_PAUSE: Duration = Duration::from_secs(2);
 /// Attempts to write a ledger that the webhooks write too.
 const MAX_ATTEMPTS: usize = 8;
 
@@ -60,8 +61,8 @@ pub(crate) struct BackoffWait {
     pub(crate) last_failed: String,
 }
 
-/// Records the runs that end, for ever.
-pub async fn run(client: Client, store: Store, own_namespace: Arc<str>) {
+/// Records the runs that end, until it is dropped.
+pub(crate) async fn run(client: Client, store: Store, own_namespace: Arc<str>) -> Infallible {
     let ledgers = Api::<JobLedger>::namespaced(client, &own_namespace);
     let mut changes = store.changes();
     let mut all: Option<(Instant, Arc<PolicySet>)> = None;
@@ -72,7 +73,9 @@ pub async fn run(client: Client, store: Store, own_namespace: Arc<str>) {
         let policies = store.policies();
         let (ended, complete) = store.drain_finished();
         let due = !complete
-            || all.as_ref().is_none_or(|(at, by)| at.elapsed() >= ALL || !Arc::ptr_eq(by, &policies));
+            || all
+                .as_ref()
+                .is_none_or(|(at, by)| at.elapsed() >= FULL_INTERVAL || !Arc::ptr_eq(by, &policies));
         if due {
             all = Some((Instant::now(), policies));
         }
@@ -93,9 +96,9 @@ pub async fn run(client: Client, store: Store, own_namespace: Arc<str>) {
             failed.insert((*namespace).to_owned());
         }
         unrecorded.retain(|job| failed.contains(&job.namespace));
-        unrecorded.drain(..unrecorded.len().saturating_sub(MOST));
-        let pause = if failed.is_empty() { ALL } else { RETRY };
-        tokio::time::sleep(EVERY).await;
+        unrecorded.drain(..unrecorded.len().saturating_sub(MAX_UNRECORDED));
+        let pause = if failed.is_empty() { FULL_INTERVAL } else { RETRY_PAUSE };
+        tokio::time::sleep(MIN_INTERVAL).await;
         tokio::select! {
             _ = changes.changed() => {}
             () = tokio::time::sleep(pause) => {}

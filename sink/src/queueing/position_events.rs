@@ -18,9 +18,9 @@ use crate::{
 };
 
 /// Least time between two Events about one Job.
-const EVERY: Duration = Duration::from_secs(10);
+const MIN_INTERVAL: Duration = Duration::from_secs(10);
 /// Events per round.
-const AT_ONCE: usize = 20;
+const MAX_EVENTS: usize = 20;
 
 /// What was published about the Jobs that still wait.
 #[derive(Debug, Default)]
@@ -51,7 +51,7 @@ impl PositionEvents {
         for (job, reason) in waiting {
             let published = self.published.get(&job.uid);
             if published.is_none_or(|published| published.is_outdated(&reason, now))
-                && due.len() < AT_ONCE
+                && due.len() < MAX_EVENTS
                 && self.rate.allow(&job.namespace, now)
             {
                 let (position, policy) = (reason.position(), reason.policy().uid.clone());
@@ -69,7 +69,7 @@ impl PublishedPosition {
         let changed = self.policy != reason.policy().uid
             || (position == 0) != (self.position == 0)
             || (position < self.position && position <= self.position.div_ceil(2));
-        changed && now.saturating_duration_since(self.at) >= EVERY
+        changed && now.saturating_duration_since(self.at) >= MIN_INTERVAL
     }
 }
 

@@ -22,7 +22,7 @@ use crate::queueing::{
 };
 
 /// Jobs named as holders of a limit's slots.
-const NAMED: usize = 2;
+const NAMED_HOLDERS: usize = 2;
 
 /// Why a queued Job waits.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,14 +71,14 @@ pub(crate) fn queue_positions(
             taken >= *slots as usize
         });
         if let Some((scope, slots)) = full {
-            let ahead = queues.get(scope).map(Vec::as_slice).unwrap_or_default();
-            let holding = holders.get(scope).into_iter().flatten().take(NAMED);
+            let earlier = queues.get(scope).map(Vec::as_slice).unwrap_or_default();
+            let holding = holders.get(scope).into_iter().flatten().take(NAMED_HOLDERS);
             let reason = WaitReason::Slot {
                 scope: scope.clone(),
                 slots: *slots,
                 holders: holding.map(|job| name_in(job, scope)).collect(),
-                position: ahead.len() + 1,
-                behind: ahead.last().map(|job| name_in(job, scope)),
+                position: earlier.len() + 1,
+                behind: earlier.last().map(|job| name_in(job, scope)),
             };
             positions.push((job.clone(), reason));
         }
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn a_job_in_backoff_is_not_ahead_of_others() {
+    fn a_job_in_backoff_does_not_delay_the_position_of_others() {
         let job = |name, queued| limited_job(name, queued, &[("ci", 1)]);
         let wait = |job: &JobSnapshot| {
             (job.name == "a").then(|| BackoffWait {

@@ -5,6 +5,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    convert::Infallible,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -38,26 +39,26 @@ use crate::{
 };
 
 /// Least time between two rounds; changes within it are handled together.
-const LEAST: Duration = Duration::from_millis(20);
-/// With very many Jobs a round itself takes long: the pause is this many times its duration, at most [`MOST`].
-const SHARE: u32 = 9;
+const MIN_PAUSE: Duration = Duration::from_millis(20);
+/// With very many Jobs a round itself takes long: the pause is this many times its duration, at most [`MAX_PAUSE`].
+const PAUSE_FACTOR: u32 = 9;
 /// Longest pause after a long round.
-const MOST: Duration = Duration::from_millis(500);
+const MAX_PAUSE: Duration = Duration::from_millis(500);
 /// A round without any change, in case a watch missed one.
-const RESYNC: Duration = Duration::from_secs(5);
+const MAX_INTERVAL: Duration = Duration::from_secs(5);
 /// How long the number of failed releases is remembered after the pause.
 const REMEMBERED: Duration = Duration::from_secs(30);
 /// Releases per round; each is a change that causes another round.
-const AT_ONCE: usize = 50;
+const MAX_RELEASES: usize = 50;
 /// Simultaneous writes of Events. They run beside the releases, which never wait for a single Event.
 const EVENT_WRITES: usize = 8;
 /// Events in the channel; a full channel delays the releases.
 const EVENT_QUEUE: usize = 1024;
 /// Namespaces at a time. Within a namespace releases are made one after the other, so that the first stays first.
-const NAMESPACES: usize = 16;
+const CONCURRENT_NAMESPACES: usize = 16;
 
-/// Releases queued Jobs, for ever.
-pub async fn run(client: Client, store: Store, recorder: Recorder) {
+/// Releases queued Jobs until it is dropped.
+pub(crate) async fn run(client: Client, store: Store, recorder: Recorder) -> Infallible {
     let (sender, events) = mpsc::channel(EVENT_QUEUE);
     let publish = events.for_each_concurrent(EVENT_WRITES, |event: EventSpec| {
         let recorder = recorder.clone();
@@ -68,13 +69,11 @@ pub async fn run(client: Client, store: Store, recorder: Recorder) {
             }
         }
     });
-    tokio::select! {
-        () = release_loop(client, store, sender) => {}
-        () = publish => {}
-    }
+    // Publishing ends only after the loop, which has the sender.
+    tokio::join!(release_loop(client, store, sender), publish).0
 }
 
-async fn release_loop(client: Client, store: Store, mut events: mpsc::Sender<EventSpec>) {
+async fn release_loop(client: Client, store: Store, mut events: mpsc::Sender<EventSpec>) -> Infallible {
     let mut changes = store.changes();
     let mut retries: HashMap<String, ReleaseRetry> = HashMap::new();
     let mut positions = PositionEvents::default();
@@ -88,7 +87,7 @@ async fn release_loop(client: Client, store: Store, mut events: mpsc::Sender<Eve
             true => Some(QueueHold::Skipped),
             false => retries.get(uid).filter(|retry| retry.until > now).map(|retry| retry.hold),
         };
-        let due = releasable(&jobs, hold).into_iter().take(AT_ONCE);
+        let due = releasable(&jobs, hold).into_iter().take(MAX_RELEASES);
         let elapsed = now.elapsed();
         let Releases { released, failed } = release_in_order(&client, &store, due).await;
         let jobs = if released.is_empty() { jobs } else { limited_jobs(&store) };
@@ -96,18 +95,17 @@ async fn release_loop(client: Client, store: Store, mut events: mpsc::Sender<Eve
         let due = positions.due(waiting, Instant::now());
         let due = due.iter().map(|(job, reason)| position_events::event(job, reason));
         for event in released.iter().map(|job| released_event(job)).chain(due) {
-            if events.send(event).await.is_err() {
-                return;
-            }
+            // The receiver is dropped together with this loop.
+            _ = events.send(event).await;
         }
         for (uid, error) in failed {
             let retry = ReleaseRetry::after(&error, retries.get(&uid), Instant::now());
             retries.insert(uid, retry);
         }
-        tokio::time::sleep((elapsed * SHARE).clamp(LEAST, MOST)).await;
+        tokio::time::sleep((elapsed * PAUSE_FACTOR).clamp(MIN_PAUSE, MAX_PAUSE)).await;
         tokio::select! {
             _ = changes.changed() => {}
-            () = tokio::time::sleep(until_first(&backoffs).min(RESYNC)) => {}
+            () = tokio::time::sleep(until_first(&backoffs).min(MAX_INTERVAL)) => {}
         }
     }
 }
@@ -123,7 +121,7 @@ fn backoffs(store: &Store, jobs: &[LimitedJob]) -> HashMap<String, BackoffWait> 
 fn until_first(backoffs: &HashMap<String, BackoffWait>) -> Duration {
     let until = backoffs.values().map(|wait| wait.until).min();
     let left = until.map(|until| until.duration_since(Timestamp::now()).max(jiff::SignedDuration::ZERO));
-    left.and_then(|left| Duration::try_from(left).ok()).unwrap_or(RESYNC)
+    left.and_then(|left| Duration::try_from(left).ok()).unwrap_or(MAX_INTERVAL)
 }
 
 #[derive(Default)]
@@ -156,7 +154,7 @@ async fn release_in_order(
             match release(client, &job).await {
                 Ok(Some(now)) => {
                     tracing::info!(job = job.key(), "released queued Job");
-                    // Stored before the next round, which must not count on the watch being up to date.
+                    // Stored before the next round, which must not rely on the watch being up to date.
                     store.put_job(now);
                     releases.released.push(job);
                 }
@@ -174,7 +172,11 @@ async fn release_in_order(
         }
         releases
     };
-    stream::iter(namespaces.into_values()).map(in_order).buffer_unordered(NAMESPACES).collect().await
+    stream::iter(namespaces.into_values())
+        .map(in_order)
+        .buffer_unordered(CONCURRENT_NAMESPACES)
+        .collect()
+        .await
 }
 
 /// Un-suspends the observed version of a Job and removes the queue annotation, so that a Job that a user suspends later
@@ -219,7 +221,7 @@ fn stamped_text(job: &JobSnapshot) -> Option<&str> {
     job.annotations.get(keys::STAMPED).map(String::as_str)
 }
 
-/// Time in the queue, for people.
+/// Time in the queue, as readable text.
 fn waited(job: &JobSnapshot, now: Timestamp) -> String {
     let since = job.annotations.get(keys::QUEUED_AT).and_then(|text| text.parse::<Timestamp>().ok());
     human_seconds(now.as_second() - since.unwrap_or(job.created).as_second())

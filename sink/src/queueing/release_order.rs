@@ -13,15 +13,15 @@ use job_handler_shared::{
     },
     kube::error::ApiError,
     ledger::refusal,
-    process::jitter::full_jitter,
+    process::jitter::{exponential, full_jitter},
 };
 
 use crate::queueing::slots::{LimitedJob, sort_by_age};
 
 /// Pause after a refused release; up to half of it is added.
-const REFUSED: Duration = Duration::from_secs(5);
-/// First pause where a limit was full although a slot seemed free; it doubles up to [`REFUSED`].
-const FULL_FIRST: Duration = Duration::from_secs(1);
+const REFUSED_PAUSE: Duration = Duration::from_secs(5);
+/// First pause where a limit was full although a slot seemed free; it doubles up to [`REFUSED_PAUSE`].
+const FIRST_FULL_PAUSE: Duration = Duration::from_secs(1);
 
 /// How a Job whose release failed affects the Jobs behind it until it is tried again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,9 +62,9 @@ impl ReleaseRetry {
         let times = before.map_or(0, |before| before.times.saturating_add(1));
         let pause = match (hold, error) {
             (QueueHold::ReservesSlot, ApiError::Refused { code: 403, .. }) => {
-                FULL_FIRST.saturating_mul(1 << times.min(8)).min(REFUSED)
+                exponential(FIRST_FULL_PAUSE, REFUSED_PAUSE, times)
             }
-            _ => REFUSED,
+            _ => REFUSED_PAUSE,
         };
         Self { until: now + pause + full_jitter(pause / 2), hold, times }
     }
@@ -181,7 +181,7 @@ mod tests {
         let first = ReleaseRetry::after(&full, None, now);
         assert!(first.until <= now + Duration::from_millis(1500), "it is retried soon");
         let fifth = (0..4).fold(first, |retry, _| ReleaseRetry::after(&full, Some(&retry), now));
-        assert!(fifth.until >= now + REFUSED);
+        assert!(fifth.until >= now + REFUSED_PAUSE);
     }
 
     #[test]

@@ -29,8 +29,8 @@ use crate::{
 /// Which Jobs of a group to delete.
 struct GroupPlan {
     delete: Vec<(Arc<JobSnapshot>, Propagation)>,
-    /// Jobs that count as kept; the deletions rely on them.
-    keepers: Vec<Arc<JobSnapshot>>,
+    /// Jobs that stay; the deletions rely on them.
+    retained: Vec<Arc<JobSnapshot>>,
     /// A Job whose outcome the ledger has not recorded yet: the group is retried.
     unrecorded: Option<String>,
 }
@@ -39,7 +39,7 @@ impl JobReconciler {
     /// Deletes the older runs of a group.
     ///
     /// # Errors
-    /// Where a Job has changed or a call fails; the group is retried.
+    /// If a Job has changed or a call fails; the group is retried.
     pub async fn reconcile_group(&self, key: &GroupKey) -> Result<(), JobReconcileError> {
         let jobs = self.store.group(key);
         let policies: HashMap<String, EffectivePolicy> =
@@ -48,11 +48,11 @@ impl JobReconciler {
         if plan.delete.is_empty() {
             return plan.unrecorded.map_or(Ok(()), |job| Err(JobReconcileError::Changed(job)));
         }
-        for keeper in &plan.keepers {
-            match patch::get_current(&self.client, keeper).await? {
+        for job in &plan.retained {
+            match patch::get_current(&self.client, job).await? {
                 Some(current) if current.deleting_since.is_none() => {}
                 // The watch cache is stale.
-                _ => return Err(JobReconcileError::Changed(keeper.key())),
+                _ => return Err(JobReconcileError::Changed(job.key())),
             }
         }
         let mut failure = plan.unrecorded.map(JobReconcileError::Changed);
@@ -93,9 +93,9 @@ impl JobReconciler {
         let (surplus, kept) = keep::plan(jobs.iter().map(AsRef::as_ref), keep);
         let by_uid: HashMap<&str, &Arc<JobSnapshot>> =
             jobs.iter().map(|job| (job.uid.as_str(), job)).collect();
-        let keepers =
+        let retained =
             kept.iter().filter_map(|ranked| by_uid.get(ranked.uid.as_str()).map(|job| (*job).clone()));
-        let mut plan = GroupPlan { delete: Vec::new(), keepers: keepers.collect(), unrecorded: None };
+        let mut plan = GroupPlan { delete: Vec::new(), retained: retained.collect(), unrecorded: None };
         for ranked in &surplus {
             let found = by_uid.get(ranked.uid.as_str()).zip(policies.get(ranked.uid.as_str()));
             let Some((job, policy)) = found else { continue };

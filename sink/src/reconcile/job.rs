@@ -32,7 +32,7 @@ use crate::{
 };
 
 /// Most steps before the Job is put back into the queue. The sequence has four; more are Jobs that keep changing.
-const STEPS: usize = 12;
+const MAX_STEPS: usize = 12;
 
 /// What is known about a Job during its reconcile, ahead of the watch.
 pub(crate) struct JobProgress {
@@ -71,14 +71,14 @@ pub struct JobReconciler {
 }
 
 impl JobReconciler {
-    /// Reconciles a Job, there or deleted.
+    /// Reconciles a Job, existing or deleted.
     ///
     /// # Errors
-    /// Where a step fails; the retry begins with that step.
+    /// If a step fails; the retry begins with that step.
     pub async fn reconcile_job(&self, uid: &str) -> Result<(), JobReconcileError> {
         let Some(job) = self.store.job(uid) else { return self.reconcile_deleted_job(uid).await };
         let mut progress = JobProgress { results: self.store.results_of(&job), job: (*job).clone() };
-        for _ in 0..STEPS {
+        for _ in 0..MAX_STEPS {
             let Some(effective) = self.store.effective(&progress.job) else { return Ok(()) };
             let Some(step) = plan::next_step(&progress.job, &effective, &progress.results) else {
                 return Ok(());

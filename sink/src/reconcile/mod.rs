@@ -9,6 +9,6 @@ mod error;
 mod group;
 pub mod job;
 pub mod resync;
-pub mod stale_jobs;
+pub(crate) mod stale_jobs;
 mod store_result;
-pub mod workers;
+pub(crate) mod workers;

@@ -2,31 +2,28 @@
 //! watch has not reported it, and reads them: a lost watch event costs at most
 //! [`RESYNC`](crate::runtime::resync::RESYNC).
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, convert::Infallible, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use job_handler_shared::job::snapshot::JobSnapshot;
 
 use crate::{
-    harvest::{
-        at_risk::{self, LEAD},
-        pod_tracker::PodTracker,
-    },
+    harvest::{at_risk, pod_tracker::PodTracker, tuning::DEADLINE_LEAD},
     jobs::patch,
     model::job_change::Uid,
     observe::context::Context,
 };
 
 /// Interval of the search. A Job that is overdue twice in a row is read: the Job controller takes a moment, too.
-const EVERY: Duration = Duration::from_secs(10);
+const INTERVAL: Duration = Duration::from_secs(10);
 /// Jobs read per search: limits the cost of Jobs that wait to retry their pods.
-const AT_ONCE: usize = 50;
+const MAX_READS: usize = 50;
 
-/// Searches for ever; only on the leader, which watches pods.
-pub async fn run(context: Context, pod_tracker: PodTracker) {
+/// Searches until it is dropped; only on the leader, which watches pods.
+pub(crate) async fn run(context: Context, pod_tracker: PodTracker) -> Infallible {
     let mut before: BTreeSet<Uid> = BTreeSet::new();
     loop {
-        tokio::time::sleep(EVERY).await;
+        tokio::time::sleep(INTERVAL).await;
         let now = Timestamp::now();
         let (again, first): (Vec<_>, Vec<_>) = context
             .store
@@ -35,9 +32,9 @@ pub async fn run(context: Context, pod_tracker: PodTracker) {
             .filter(|job| has_result_policy(&context, job) && is_overdue(job, &pod_tracker, now))
             .partition(|job| before.contains(&job.uid));
         // The rest is read after the next search.
-        let late = again.iter().skip(AT_ONCE);
+        let late = again.iter().skip(MAX_READS);
         before = first.iter().chain(late).map(|job| job.uid.clone()).collect();
-        for job in again.into_iter().take(AT_ONCE) {
+        for job in again.into_iter().take(MAX_READS) {
             read(&context, &job).await;
         }
     }
@@ -52,7 +49,7 @@ fn has_result_policy(context: &Context, job: &JobSnapshot) -> bool {
 
 fn is_overdue(job: &JobSnapshot, pod_tracker: &PodTracker, now: Timestamp) -> bool {
     // Some seconds after the deadline, because clocks differ.
-    let late = |near: Timestamp| near.checked_add(2 * LEAD).is_ok_and(|late| late <= now);
+    let late = |near: Timestamp| near.checked_add(2 * DEADLINE_LEAD).is_ok_and(|late| late <= now);
     let pods = pod_tracker.pods_of_job(&job.uid);
     let ended = |uid: &Uid| {
         pod_tracker
@@ -72,7 +69,7 @@ async fn read(context: &Context, job: &Arc<JobSnapshot>) {
                 context.job_seen(now, false);
             }
         }
-        // Deleted or still running: left to the watch.
+        // Deleted or still running: the watch reports it.
         Ok(_) => {}
         Err(error) => tracing::debug!(job = job.key(), "cannot read an overdue Job: {error}"),
     }

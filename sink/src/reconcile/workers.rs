@@ -1,6 +1,6 @@
 //! The worker loop: takes keys from the queue and reconciles them concurrently, each in its own task and span.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, convert::Infallible, sync::Arc};
 
 use tokio::task::{Id, JoinSet};
 use tracing::{Instrument, Span, field, info_span};
@@ -18,9 +18,9 @@ use crate::{
 const CONCURRENCY: usize = 24;
 
 impl JobReconciler {
-    /// Works the queue off, for ever. Dropping the future drops all reconciles; the next leader continues from what is
+    /// Processes the queue until it is dropped, which drops all reconciles; the next leader continues from what is
     /// stored.
-    pub async fn run(self) {
+    pub async fn run(self) -> Infallible {
         let reconciler = Arc::new(self);
         let worker_permits = WorkerPermits::new(CONCURRENCY);
         let mut tasks: JoinSet<(Key, bool)> = JoinSet::new();

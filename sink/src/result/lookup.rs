@@ -18,18 +18,18 @@ use crate::result::{seal::Seal, storage::ResultStorage};
 
 /// A stored result.
 #[derive(Clone, Debug)]
-pub struct CommittedResult {
+pub(crate) struct CommittedResult {
     /// Kind of its objects.
-    pub kind: StorageKind,
+    pub(crate) kind: StorageKind,
     /// Name of the object with the manifest.
-    pub name: String,
+    pub(crate) name: String,
     /// Its resourceVersion.
-    pub version: String,
-    pub manifest: Manifest,
+    pub(crate) version: String,
+    pub(crate) manifest: Manifest,
     /// It was written just now rather than found.
-    pub fresh: bool,
+    pub(crate) fresh: bool,
     /// The sink wrote it. Otherwise it may be anybody's.
-    pub sealed: bool,
+    pub(crate) sealed: bool,
 }
 
 /// The owner of a result's name.

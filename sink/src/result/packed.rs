@@ -7,6 +7,7 @@ use job_handler_shared::{
     job::snapshot::{JobSnapshot, Outcome},
     keys, names,
     result::{
+        digest::sha256_hex,
         manifest::{Encoding, KEY, LogPlace, Manifest, Shard},
         metadata::{self, OUTBOX, PENDING, SHARD},
         sections::{LOGS, LOGS_GZ},
@@ -15,10 +16,9 @@ use job_handler_shared::{
 };
 use k8s_openapi::{ByteString, api::core::v1::ConfigMap};
 use kube::core::ObjectMeta;
-use sha2::{Digest, Sha256};
 
 /// Most data in one ConfigMap, bytes; the rest of the 1 MiB is reserved for keys and metadata.
-pub const DATA_MAX: usize = 1_000_000;
+pub(crate) const DATA_MAX: usize = 1_000_000;
 
 /// Most bytes of a ConfigMap as JSON: escaping can multiply the size of logs.
 pub(crate) const JSON_MAX: usize = 2 << 20;
@@ -37,9 +37,9 @@ pub struct Packed {
     /// Shards, in order.
     pub shards: Vec<ConfigMap>,
     /// The policies that requested it, as [`metadata::requesting_policy`] formats them.
-    pub requesting_policies: Vec<String>,
+    pub(crate) requesting_policies: Vec<String>,
     /// Uids of the policies that requested it.
-    pub policy_uids: Vec<String>,
+    pub(crate) policy_uids: Vec<String>,
     pub(crate) labels: BTreeMap<String, String>,
 }
 
@@ -49,7 +49,7 @@ impl Packed {
             key: LOGS.to_owned(),
             encoding: Encoding::Plain,
             bytes: text.len(),
-            sha256: hex(&text),
+            sha256: sha256_hex(&text),
             shards: Vec::new(),
         };
         // The manifest is in the same ConfigMap, and the list of shards may enlarge it.
@@ -83,7 +83,11 @@ impl Packed {
             let job = &self.manifest.job;
             for (n, piece) in zipped.chunks(DATA_MAX).enumerate() {
                 let name = names::shard_name(&job.name, &job.uid, n);
-                place.shards.push(Shard { name: name.clone(), bytes: piece.len(), sha256: hex(piece) });
+                place.shards.push(Shard {
+                    name: name.clone(),
+                    bytes: piece.len(),
+                    sha256: sha256_hex(piece),
+                });
                 let mut labels = self.labels.clone();
                 labels.remove(keys::CREATED);
                 labels.remove(keys::STATUS);
@@ -104,7 +108,7 @@ impl Packed {
     }
 
     /// Removes the logs after a rejected write; outcome and states remain.
-    pub fn drop_logs(&mut self, why: &str) {
+    pub(crate) fn drop_logs(&mut self, why: &str) {
         self.data.remove(LOGS);
         self.binary.clear();
         self.shards.clear();
@@ -116,7 +120,7 @@ impl Packed {
     }
 
     /// Records that everything containers wrote is missing, because the Secret for it cannot be written.
-    pub fn withhold(&mut self, why: &str) {
+    pub(crate) fn withhold(&mut self, why: &str) {
         self.manifest.completeness.complete = false;
         let lost = format!("logs and termination messages: they were to be kept in a Secret, and {why}");
         self.manifest.completeness.lost.push(lost);
@@ -191,10 +195,6 @@ pub(crate) fn gzip(bytes: &[u8]) -> Vec<u8> {
     let written = encoder.write_all(bytes);
     debug_assert!(written.is_ok());
     encoder.finish().unwrap_or_default()
-}
-
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    format!("{:x}", Sha256::digest(bytes))
 }
 
 /// Length of a text as a JSON string.

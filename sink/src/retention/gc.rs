@@ -6,6 +6,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
+    convert::Infallible,
     time::Duration,
 };
 
@@ -41,24 +42,24 @@ use crate::{
 
 /// Pause between two runs.
 const INTERVAL: Duration = Duration::from_secs(10);
-/// Every so many runs, shards are checked.
+/// Runs between two checks of the shards.
 const RUNS_PER_SHARD_CHECK: u32 = 6;
 /// Concurrent deletions.
-const AT_A_TIME: usize = 8;
+const CONCURRENT_DELETIONS: usize = 8;
 /// Shards of the largest result: 64 MiB of logs (`maxBytesPerJob`) in pieces of [`crate::result::packed::DATA_MAX`]. Users may
 /// have written a longer list; the search for shards without a result finds what is left.
-const SHARDS_MAX: usize = 68;
+const MAX_SHARDS: usize = 68;
 /// Most results deleted per run, so that a run is not a burst of calls.
-const PER_RUN: usize = 500;
+const MAX_DELETIONS: usize = 500;
 
 /// Deletes results.
 #[derive(Clone)]
 pub struct GarbageCollector {
     /// Client of the apiserver.
     pub client: Client,
-    /// Caches.
+    /// The watch caches, with all stored results.
     pub store: Store,
-    /// Metrics.
+    /// The sink's metrics: it counts deleted results.
     pub metrics: SinkMetrics,
     /// Bytes of all results of the cluster; none = no bound.
     pub budget: Option<ClusterBudget>,
@@ -68,9 +69,10 @@ pub struct GarbageCollector {
 
 impl GarbageCollector {
     /// Runs while this sink is the leader.
-    pub(crate) async fn run(self) {
+    pub(crate) async fn run(self) -> Infallible {
         let mut suspects = BTreeSet::new();
-        for round in 0u32.. {
+        let mut round = 0u32;
+        loop {
             self.delete_expired(Timestamp::now()).await;
             if round.is_multiple_of(RUNS_PER_SHARD_CHECK) {
                 match self.delete_orphaned_shards(&suspects).await {
@@ -78,6 +80,7 @@ impl GarbageCollector {
                     Err(error) => tracing::warn!("checking for shards without a result: {error}"),
                 }
             }
+            round = round.wrapping_add(1);
             tokio::time::sleep(INTERVAL).await;
         }
     }
@@ -89,7 +92,7 @@ impl GarbageCollector {
         let expired =
             retention_plan::plan(&all, |stored| bounds.of_result(stored), self.budget.as_ref(), now);
         let in_turns = retention_plan::in_turns(&all, expired);
-        let removals = in_turns.into_iter().take(PER_RUN).map(|(n, why)| {
+        let removals = in_turns.into_iter().take(MAX_DELETIONS).map(|(n, why)| {
             let stored = &all[n];
             async move {
                 match self.remove(stored).await {
@@ -117,7 +120,10 @@ impl GarbageCollector {
                 }
             }
         });
-        futures::stream::iter(removals).buffer_unordered(AT_A_TIME).fold(0, async |sum, n| sum + n).await
+        futures::stream::iter(removals)
+            .buffer_unordered(CONCURRENT_DELETIONS)
+            .fold(0, async |sum, n| sum + n)
+            .await
     }
 
     async fn remove(&self, stored: &StoredResult) -> Result<bool, ApiError> {
@@ -126,14 +132,14 @@ impl GarbageCollector {
         if *kind == StorageKind::Secret && !self.store.secrets.is_allowed() {
             return Ok(false);
         }
+        let here = ResultRef::at(*kind, namespace, name);
         let found = lookup::read_at(&self.client, &self.store.seal, *kind, namespace, name, uid).await?;
         let Some(found) = found else {
             // It was deleted, or edited so that it is no longer a result.
-            self.store.inventory().remove(*kind, namespace, name);
+            self.store.remove_stored(&here, Some(uid));
             return Ok(false);
         };
         let results = self.store.results_of_uid(uid);
-        let here = ResultRef::at(*kind, namespace, name);
         let only = results.iter().all(|result| result.is_at(&here));
         if let Some(job) = self
             .store
@@ -159,10 +165,9 @@ impl GarbageCollector {
             Err(error) if !error.is_not_found() => return Err(error),
             _ => {}
         }
-        self.store.inventory().remove(*kind, namespace, name);
-        self.store.remove_results(|job, result| job == uid && result.is_at(&here));
+        self.store.remove_stored(&here, Some(uid));
         let shards = found.manifest.logs.iter().flat_map(|logs| &logs.shards);
-        for shard in shards.take(SHARDS_MAX) {
+        for shard in shards.take(MAX_SHARDS) {
             let there = call("get a shard", storage.metadata_opt(&shard.name)).await?;
             if let Some(there) = there.filter(|there| is_shard_of(there, uid)) {
                 self.remove_shard(*kind, namespace, &there).await?;

@@ -5,7 +5,7 @@
 //! check that finds it without a result. If a mark in the store names another cluster, nothing is deleted, because its Jobs
 //! are unknown here.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, convert::Infallible};
 
 use job_handler_shared::kube::error::call;
 use k8s_openapi::api::core::v1::Namespace;
@@ -18,8 +18,8 @@ use crate::{model::job_change::Uid, object_store::FullLogStore, observe::store::
 const CLUSTER_MARK: &str = ".job-handler-cluster";
 
 /// Runs while this sink is the leader, if an object store is configured.
-pub(crate) async fn run(objects: Option<FullLogStore>, client: Client, store: Store) {
-    let Some(objects) = objects else { return };
+pub(crate) async fn run(objects: Option<FullLogStore>, client: Client, store: Store) -> Infallible {
+    let Some(objects) = objects else { return std::future::pending().await };
     let mut suspects = BTreeSet::new();
     let mut warned = false;
     loop {
@@ -36,7 +36,7 @@ pub(crate) async fn run(objects: Option<FullLogStore>, client: Client, store: St
 }
 
 /// Namespace and uid of a Job.
-pub type JobFolder = (String, Uid);
+pub(crate) type JobFolder = (String, Uid);
 
 /// Deletes folders that no result named on the last check either; returns those that none names now.
 ///

@@ -81,7 +81,7 @@ impl ClusterBudget {
     }
 }
 
-/// RemovalReason a result is deleted.
+/// Why a result is deleted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum RemovalReason {
     /// It is older than `ttlSeconds`.

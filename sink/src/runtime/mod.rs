@@ -12,4 +12,4 @@ pub(crate) mod lanes;
 pub(crate) mod leader_election;
 mod queue_state;
 pub(crate) mod resync;
-pub mod work_queue;
+pub(crate) mod work_queue;

@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use job_handler_shared::process::jitter::exponential;
 use tokio::time::Instant;
 
 /// Failures in a row after which a lane is throttled.
@@ -140,7 +141,7 @@ impl<K: Clone + Eq + Hash> QueueState<K> {
         let Some(state) = self.lanes.get_mut(&lane) else { return };
         state.failures = state.failures.saturating_add(1);
         if let Some(further) = state.failures.checked_sub(MAX_LANE_FAILURES) {
-            let until = now + FIRST_LANE_PAUSE.saturating_mul(1 << further.min(12)).min(MAX_LANE_PAUSE);
+            let until = now + exponential(FIRST_LANE_PAUSE, MAX_LANE_PAUSE, further);
             state.paused_until = Some(until);
             self.pausing.insert((until, id), lane);
         }

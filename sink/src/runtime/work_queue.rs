@@ -7,7 +7,7 @@
 
 use std::{fmt, hash::Hash, sync::Arc, time::Duration};
 
-use job_handler_shared::process::jitter::jitter;
+use job_handler_shared::process::jitter::{exponential, jitter};
 use parking_lot::Mutex;
 use tokio::{sync::Notify, time::Instant};
 
@@ -68,13 +68,13 @@ impl<K: Clone + Eq + Hash> Queue<K> {
     }
 
     /// Adds a key after a pause.
-    pub fn add_after(&self, key: K, pause: Duration) {
+    pub(crate) fn add_after(&self, key: K, pause: Duration) {
         self.0.state.lock().add_at(Instant::now() + pause, key);
         self.0.changed.notify_one();
     }
 
     /// Waits for the next key; it is in progress until [`Self::done`].
-    pub async fn next(&self) -> K {
+    pub(crate) async fn next(&self) -> K {
         loop {
             let changed = self.0.changed.notified();
             match self.pop() {
@@ -92,7 +92,7 @@ impl<K: Clone + Eq + Hash> Queue<K> {
     }
 
     /// Ends the processing of `key`. Retries a failed key after a pause that doubles, with jitter.
-    pub fn done(&self, key: K, succeeded: bool) {
+    pub(crate) fn done(&self, key: K, succeeded: bool) {
         let mut state = self.0.state.lock();
         let now = Instant::now();
         state.finish(&key, self.0.concurrency, now);
@@ -100,7 +100,7 @@ impl<K: Clone + Eq + Hash> Queue<K> {
             state.reset_failures(&key);
         } else {
             let failures = state.add_failure(&key);
-            let pause = FIRST_PAUSE.saturating_mul(1 << failures.min(12)).min(MAX_PAUSE);
+            let pause = exponential(FIRST_PAUSE, MAX_PAUSE, failures);
             state.add_at(now + jitter(pause), key);
         }
         drop(state);
@@ -120,13 +120,8 @@ impl<K: Clone + Eq + Hash> Queue<K> {
     }
 
     /// Number of keys that wait.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.0.state.lock().len()
-    }
-
-    /// Whether no key waits.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 
     /// Removes everything. Used when leadership begins: the work in progress of an earlier term has been dropped.
@@ -151,7 +146,7 @@ mod tests {
         assert_eq!(queue.next().await, "b");
         queue.done("a", true);
         assert_eq!(queue.next().await, "a");
-        assert!(queue.is_empty());
+        assert_eq!(queue.len(), 0);
     }
 
     #[tokio::test(start_paused = true)]

@@ -107,7 +107,7 @@ pub(crate) fn ready(entry: &PolicyEntry, inputs: &StatusInputs<'_>) -> Condition
         )
     } else {
         format!(
-            "mode Warn: {replicas} webhook replica{s} evaluate{} generation {generation} and report what the policy would do; nothing is changed, refused or deleted",
+            "mode Warn: {replicas} webhook replica{s} evaluate{} generation {generation} to report what the policy would do; nothing is changed, refused or deleted",
             if replicas == 1 { "s" } else { "" }
         )
     };
@@ -127,7 +127,7 @@ pub(crate) fn fully_enforced(spec: &PolicySpec, inputs: &StatusInputs<'_>) -> Co
         problems.push(("NoGroup", why));
     }
     problems.extend(too_many_bytes(spec, inputs.namespace_bytes_max).map(|why| ("BytesLimited", why)));
-    problems.extend(undeliverable(spec, inputs.receivers).map(|why| ("NotTold", why)));
+    problems.extend(undeliverable(spec, inputs.receivers).map(|why| ("NoCloudEvents", why)));
     let Some((reason, _)) = problems.first() else {
         return ConditionState::new(true, "Complete", "every field of this policy has an effect".to_owned());
     };

@@ -8,4 +8,4 @@ pub(crate) mod conditions;
 pub(crate) mod limit_usage;
 pub(crate) mod policy_status;
 pub(crate) mod summary;
-pub mod writer;
+pub(crate) mod writer;

@@ -282,7 +282,7 @@ mod tests {
         );
         // The first problem is the reason; the message lists all.
         let mut condition = TestInputs::default().conditions_of(secret.clone())[ENFORCED].clone();
-        assert_eq!(condition.reason, "NotTold");
+        assert_eq!(condition.reason, "NoCloudEvents");
         let without_right = TestInputs { no_secrets: Some("no right".to_owned()), ..TestInputs::default() };
         condition = without_right.conditions_of(secret)[ENFORCED].clone();
         assert_eq!(condition.reason, "NoSecrets");
@@ -315,6 +315,6 @@ mod tests {
         assert!(unknown.message.contains("cloudEventSinks \"typo\" are not in"), "{}", unknown.message);
         assert!(unknown.message.contains("configured: ci"), "{}", unknown.message);
         let silent = condition(json!({"cloudEventSinks": [{"name": "ci"}]}));
-        assert_eq!((silent.status.as_str(), silent.reason.as_str()), ("False", "NotTold"));
+        assert_eq!((silent.status.as_str(), silent.reason.as_str()), ("False", "NoCloudEvents"));
     }
 }

@@ -3,6 +3,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    convert::Infallible,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -44,17 +45,17 @@ use crate::{
 };
 
 /// Least time between two writes of one status.
-const EVERY: Duration = Duration::from_secs(1);
+const MIN_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Writes the statuses for ever.
-pub async fn run<K: Clone + Eq + std::hash::Hash>(
+/// Writes the statuses until it is dropped.
+pub(crate) async fn run<K: Clone + Eq + std::hash::Hash>(
     client: Client,
     store: Store,
     own_namespace: Arc<str>,
     entries: watch::Receiver<EntryState>,
     metrics: SinkMetrics,
     queue: Queue<K>,
-) {
+) -> Infallible {
     let mut changes = store.changes();
     let mut entries = entries;
     loop {
@@ -109,24 +110,26 @@ pub async fn run<K: Clone + Eq + std::hash::Hash>(
             }
         }
         metrics.set_limits_queued(queued);
-        tokio::time::sleep(EVERY).await;
+        tokio::time::sleep(MIN_INTERVAL).await;
         tokio::select! {
             _ = changes.changed() => {}
             _ = entries.changed() => {}
             // Leases expire without an event.
-            () = tokio::time::sleep(EVERY.saturating_mul(4)) => {}
+            () = tokio::time::sleep(MIN_INTERVAL.saturating_mul(4)) => {}
         }
     }
 }
 
-/// Writes the last refusals of a follower, for ever; the leader keeps them in the status.
-pub async fn write_last_refusals(client: Client, store: Store, leads: watch::Receiver<bool>) {
+/// Writes the last refusals of a follower until it is dropped; the leader keeps them in the status.
+pub(crate) async fn write_last_refusals(
+    client: Client,
+    store: Store,
+    leads: watch::Receiver<bool>,
+) -> Infallible {
     let mut changes = store.changes();
     loop {
-        // The store has been dropped.
-        if changes.changed().await.is_err() {
-            return;
-        }
+        // The store outlives this loop, which has it.
+        _ = changes.changed().await;
         for entry in store.policy_entries().into_iter().filter(|_| !*leads.borrow()) {
             let Some(ours) = store.refusal(&entry.reference.uid) else { continue };
             if entry.status.last_refusal.as_ref().is_some_and(|known| known.time.0 >= ours.time.0) {
@@ -143,7 +146,7 @@ pub async fn write_last_refusals(client: Client, store: Store, leads: watch::Rec
                 }
             }
         }
-        tokio::time::sleep(EVERY).await;
+        tokio::time::sleep(MIN_INTERVAL).await;
     }
 }
 
@@ -181,7 +184,7 @@ fn selected(store: &Store, policy: &Arc<Policy>, jobs: &[Arc<JobSnapshot>]) -> V
 }
 
 async fn write(client: &Client, entry: &PolicyEntry, status: &PolicyStatus) -> Result<(), ApiError> {
-    // AbsentValue fields are null: a merge patch keeps fields that it does not mention.
+    // Absent fields are null: a merge patch keeps fields that it does not mention.
     let mut value = json!({"lastRefusal": null, "inForceSince": null, "limits": [], "pendingJobs": null, "queuedJobs": null, "results": null, "runningJobs": null, "usage": null});
     if let (Some(fields), Ok(serde_json::Value::Object(wanted))) =
         (value.as_object_mut(), serde_json::to_value(status))

@@ -123,7 +123,7 @@ pub fn garbage_collector(
 ) -> GarbageCollector {
     for object in apiserver.all(&format!("{}s", kind.resource())) {
         if let Some((uid, result, metadata)) = result_in(&reconciler.store, kind, &object) {
-            reconciler.store.inventory().put(StoredResult::of(&uid, &result, &metadata));
+            reconciler.store.put_stored(StoredResult::of(&uid, &result, &metadata), result);
         }
     }
     GarbageCollector {

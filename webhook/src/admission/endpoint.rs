@@ -36,7 +36,8 @@ pub(super) async fn answer_review(
     reply
 }
 
-/// At level debug, because every log line of a handler is, and an enabled span costs about a microsecond.
+/// At level debug, as every log line about one review: an enabled span costs about a microsecond. A ledger's actor, which
+/// answers many reviews at once, lists their Jobs in its warnings.
 fn span(endpoint: Endpoint, review: &AdmissionReview) -> Span {
     let job = review.object.job();
     let (job, generate_name, uid) = job.map_or(("", "", ""), |job| {

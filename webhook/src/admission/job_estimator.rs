@@ -34,7 +34,7 @@ pub(super) struct JobEstimate {
 }
 
 impl JobEstimator {
-    /// ReadRateLimiter the limiter's caches of Jobs and ledgers.
+    /// Reads the limiter's caches of Jobs and ledgers.
     pub(crate) fn new(ledgers: Arc<LedgerContext>) -> Self {
         Self { ledgers, recent: Arc::default() }
     }

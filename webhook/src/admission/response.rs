@@ -136,7 +136,7 @@ impl AdmissionResponse {
                             .retry_after_seconds
                             .map(|retry_after_seconds| WireDetails { retry_after_seconds }),
                     }),
-                    warnings: self.warnings.iter().map(|warning| truncate(warning)).collect(),
+                    warnings: self.warnings.iter().map(|warning| first_warning_chars(warning)).collect(),
                     audit_annotations: &self.audit,
                 },
             },
@@ -195,7 +195,9 @@ struct WireDetails {
     retry_after_seconds: u32,
 }
 
-fn truncate(text: &str) -> &str {
+/// The first [`MAX_WARNING_CHARS`] characters of a warning, without a mark: the limit of clients counts characters, not
+/// bytes, and a mark would take one of them.
+fn first_warning_chars(text: &str) -> &str {
     match text.char_indices().nth(MAX_WARNING_CHARS) {
         Some((end, _)) => text.get(..end).unwrap_or_default(),
         None => text,

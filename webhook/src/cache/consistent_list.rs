@@ -26,7 +26,7 @@ pub(crate) struct JobListing {
 
 /// Why Jobs could not be read.
 #[derive(Debug, thiserror::Error)]
-pub enum ListError {
+pub(crate) enum ListError {
     /// The apiserver refused or did not answer.
     #[error("cannot list Jobs: {}", error_chain(.0))]
     Api(#[from] Box<kube::Error>),

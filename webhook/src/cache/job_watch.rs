@@ -1,5 +1,8 @@
 //! Keeps the watch cache of Jobs up to date: a list, then a watch from the list's position. A watch that breaks resumes
 //! at the cache's position; if the apiserver no longer has that position (410), the Jobs are listed again.
+//!
+//! This is not `shared::kube::watch`: the ledger's protocol needs the resourceVersion of a consistent list and the
+//! position that bookmarks report, and kube's `watcher` passes on neither.
 
 use std::{convert::Infallible, time::Duration};
 

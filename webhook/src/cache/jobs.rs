@@ -227,7 +227,7 @@ mod tests {
     fn a_deleted_job_leaves_a_tombstone() {
         let gone = |cache: &JobCache, until| -> Vec<(String, u64)> {
             let tombstones = cache.deleted_jobs(["1", "2", "3"], until);
-            tombstones.into_iter().map(|grave| (grave.uid, grave.version)).collect()
+            tombstones.into_iter().map(|job| (job.uid, job.version)).collect()
         };
         let cache = JobCache::default();
         cache.begin_list();

@@ -15,5 +15,5 @@ pub(crate) mod job_watch;
 pub mod jobs;
 pub mod policies;
 pub mod reflector;
-pub mod tombstones;
+pub(crate) mod tombstones;
 pub(crate) mod ttl_map;

@@ -82,15 +82,15 @@ impl Policies {
         policies
     }
 
-    /// Replaces the fixed policies.
-    pub fn fix(&self, set: PolicySet) {
+    /// Replaces the policies and notifies their subscribers. For tests only: the process gets policies from its watches.
+    pub fn replace_fixed(&self, set: PolicySet) {
         self.0.set.store(Arc::new(set));
         self.0.policies_changed.send_modify(|n| *n += 1);
     }
 
     /// The watches that keep everything up to date, by name. Their parts are registered at once, so that the process is
     /// not ready before they are.
-    pub fn watches(
+    pub(crate) fn watches(
         &self,
         client: &Client,
         readiness: &Readiness,
@@ -133,7 +133,7 @@ impl Policies {
     }
 
     /// Whether all policies and namespaces were listed once.
-    pub fn synced(&self) -> bool {
+    pub(crate) fn synced(&self) -> bool {
         self.0.synced.load(Ordering::Acquire) == ALL
     }
 
@@ -143,7 +143,7 @@ impl Policies {
     }
 
     /// The labels of a namespace, if it is known.
-    pub fn known_namespace(&self, name: &str) -> Option<Arc<Labels>> {
+    pub(crate) fn known_namespace(&self, name: &str) -> Option<Arc<Labels>> {
         self.0.index.read().namespace(name)
     }
 
@@ -170,7 +170,7 @@ impl Policies {
     }
 
     /// Changes whenever a namespace does.
-    pub fn namespace_changes(&self) -> watch::Receiver<u64> {
+    pub(crate) fn namespace_changes(&self) -> watch::Receiver<u64> {
         self.0.namespaces_changed.subscribe()
     }
 

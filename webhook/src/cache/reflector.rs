@@ -18,7 +18,7 @@ pub trait WatchHandler<K> {
     fn delete(&mut self, object: K);
 }
 
-/// Runs a watch for ever. `resource` is named as in roles and CRDs, such as `jobs.batch`.
+/// Runs a watch; never returns. `resource` is named as in roles and CRDs, such as `jobs.batch`.
 pub async fn run<K: Clone + Debug>(
     stream: impl Stream<Item = watcher::Result<Event<K>>>,
     resource: &str,

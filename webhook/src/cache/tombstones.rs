@@ -35,7 +35,7 @@ pub struct JobTombstone {
 
 /// Tombstones by uid.
 #[derive(Debug, Default)]
-pub(crate) struct JobTombstones {
+pub struct JobTombstones {
     by_uid: HashMap<String, JobTombstone>,
     order: VecDeque<(Instant, String)>,
 }

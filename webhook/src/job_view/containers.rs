@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 /// A container of a pod template: its name, position and resources.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ContainerView {
+pub(crate) struct ContainerView {
     /// The container's name.
     pub name: String,
     /// The field of the pod spec that lists the container: `initContainers` or `containers`.
@@ -15,7 +15,7 @@ pub struct ContainerView {
     /// Index in that list.
     pub index: usize,
     /// The container has a field `resources`.
-    pub has_resources: bool,
+    pub(crate) has_resources: bool,
     /// `resources.limits`.
     pub limits: BTreeMap<String, String>,
     /// `resources.requests`.
@@ -24,7 +24,7 @@ pub struct ContainerView {
 
 impl ContainerView {
     /// Whether the container has any request or limit.
-    pub fn has_amounts(&self) -> bool {
+    pub(crate) fn has_amounts(&self) -> bool {
         !self.limits.is_empty() || !self.requests.is_empty()
     }
 }

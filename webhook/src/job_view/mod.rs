@@ -6,6 +6,6 @@
 mod containers;
 mod view;
 
-pub use containers::ContainerView;
+pub(crate) use containers::ContainerView;
+pub use view::JobView;
 pub(crate) use view::newly_active;
-pub use view::{JobView, TemplateView};

@@ -27,26 +27,26 @@ pub struct JobView {
     /// The Job without its template.
     pub snapshot: JobSnapshot,
     /// `metadata.generateName`, from which the apiserver makes the name.
-    pub generate_name: String,
+    pub(crate) generate_name: String,
     /// `metadata.labels` exists, so that a patch can add single keys to it.
-    pub has_labels: bool,
+    pub(crate) has_labels: bool,
     /// `metadata.annotations` exists.
-    pub has_annotations: bool,
+    pub(crate) has_annotations: bool,
     /// `spec.backoffLimitPerIndex` is set.
-    pub backoff_limit_per_index: bool,
+    pub(crate) backoff_limit_per_index: bool,
     /// The pod template.
-    pub template: TemplateView,
+    pub(crate) template: TemplateView,
 }
 
 /// A pod template, and what a JSON Patch has to know about it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct TemplateView {
+pub(crate) struct TemplateView {
     /// `spec.template` exists.
     pub exists: bool,
     /// `spec.template.metadata` exists.
-    pub has_metadata: bool,
+    pub(crate) has_metadata: bool,
     /// `spec.template.metadata.labels` exists.
-    pub has_labels: bool,
+    pub(crate) has_labels: bool,
     /// `spec.template.metadata.labels`.
     pub labels: Labels,
     /// `spec.template.spec.initContainers` and `containers`; empty if the pod spec has pod-level resources.
@@ -169,7 +169,7 @@ struct RawCondition {
     last_transition_time: Option<Timestamp>,
 }
 
-/// OwnAnnotations with the prefix `job-handler/`. All others are skipped: `kubectl apply` stores a full manifest in one.
+/// Annotations with the prefix `job-handler/`. All others are skipped: `kubectl apply` stores a full manifest in one.
 #[derive(Default)]
 struct OwnAnnotations(BTreeMap<String, String>);
 

@@ -37,6 +37,8 @@ const SAME_CREATE: Duration = Duration::from_secs(10);
 const MAX_REFUSALS: usize = 2048;
 /// Most requests that may wait for a fresh read.
 const MAX_PARKED: usize = 4096;
+/// Jobs that a warning about many of them lists.
+const LOGGED_JOBS: usize = 5;
 
 /// Decides by one ledger.
 pub struct LedgerActor {
@@ -263,8 +265,10 @@ impl LedgerActor {
 
     fn fail_requests(&mut self, requests: Vec<DecisionRequest>, unknown_write: bool, why: &str) {
         if !requests.is_empty() {
-            let (ledger, waiting) = (self.rounds.id().name(), requests.len());
-            tracing::warn!(ledger, waiting, "cannot decide about limits: {why}");
+            let jobs: Vec<String> =
+                requests.iter().take(LOGGED_JOBS).map(|one| one.attempt.job.key()).collect();
+            let (ledger, waiting, jobs) = (self.rounds.id().name(), requests.len(), jobs.join(" "));
+            tracing::warn!(ledger, waiting, jobs, "cannot decide about limits: {why}");
         }
         self.revoke_unknown(&requests, unknown_write);
         for request in requests {

@@ -35,7 +35,7 @@ pub struct RoundInput<'a> {
     pub revoked: &'a BTreeSet<String>,
     /// The policy revision by which this replica counts the Jobs of a namespace.
     pub revision: &'a dyn Fn(&str) -> String,
-    /// The time that new attempts record, for people.
+    /// The time that new attempts record; informational.
     pub now: Timestamp,
 }
 
@@ -87,12 +87,12 @@ pub struct RoundDecision {
     /// The ledger to store; equal to the input if nothing changes.
     pub contents: LedgerContents,
     /// The fullest scope of each limit that has a holder, by `<policy uid>/<limit>`.
-    pub fullest: BTreeMap<String, SlotCount>,
+    pub(crate) fullest: BTreeMap<String, SlotCount>,
 }
 
 /// How many names hold a slot in a scope.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct SlotCount {
+pub(crate) struct SlotCount {
     /// All of them.
     pub active: usize,
     /// Those that hold it only by an attempt.

@@ -262,7 +262,7 @@ impl LedgerTable {
         let name = ledger.name_any();
         match KnownLedger::parse(ledger) {
             Ok(known) => self.record(&name, &known, now),
-            // It exists all the same. The next round reads it again and reports what is wrong with it.
+            // The ledger exists nevertheless. The next round reads it again and reports what is wrong with it.
             Err(_) => {
                 let state = self.ledgers.entry(name).or_default();
                 state.latest = None;

@@ -31,7 +31,7 @@ pub struct ObservedJob {
 
 /// What a view shows of an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AttemptOutcome {
+pub(crate) enum AttemptOutcome {
     /// Nothing: the request may still be in progress.
     Unknown,
     /// The Job as of this resourceVersion. A decision without the attempt needs a view of at least this version.
@@ -52,7 +52,7 @@ impl ViewSource {
 }
 
 /// The outcome of an attempt, given the Job with its uid in the view.
-pub fn outcome(
+pub(crate) fn outcome(
     granted: &GrantedAttempt,
     observed: Option<&ObservedJob>,
     view_source: ViewSource,

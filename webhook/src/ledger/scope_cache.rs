@@ -21,7 +21,7 @@ use crate::{
 const SPARE_ENTRIES: usize = 64;
 
 /// Finished Jobs by their group.
-pub type RunsByGroup = HashMap<Arc<GroupId>, Vec<Arc<JobSnapshot>>>;
+pub(crate) type RunsByGroup = HashMap<Arc<GroupId>, Vec<Arc<JobSnapshot>>>;
 
 /// The cache of one ledger.
 #[derive(Debug, Default)]

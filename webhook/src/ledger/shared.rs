@@ -31,7 +31,7 @@ pub struct LedgerContext {
     pub policies: Policies,
     /// job-handler's own namespace, which holds the ledgers and whose Jobs are not limited.
     pub namespace: String,
-    /// Counters.
+    /// The metrics of decisions, writes and reads.
     pub metrics: WebhookMetrics,
 }
 

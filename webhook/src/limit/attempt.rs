@@ -57,7 +57,7 @@ pub struct Refused {
 }
 
 /// The limit name of refusals for failure backoff.
-pub const FAILURE_BACKOFF: &str = "failureBackoff";
+pub(crate) const FAILURE_BACKOFF: &str = "failureBackoff";
 
 /// Decides about attempts.
 pub trait Limiter: Send + Sync {

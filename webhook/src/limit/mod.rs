@@ -14,4 +14,5 @@ pub mod failure_backoff;
 pub(crate) mod message;
 pub mod scopes;
 
-pub use attempt::{Attempt, FAILURE_BACKOFF, Limiter, Refused, Verdict};
+pub(crate) use attempt::FAILURE_BACKOFF;
+pub use attempt::{Attempt, Limiter, Refused, Verdict};

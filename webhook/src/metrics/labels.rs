@@ -15,7 +15,7 @@ pub enum Endpoint {
 
 /// The result of a review.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum ReviewVerdict {
+pub(crate) enum ReviewVerdict {
     /// Allowed without changes.
     Allowed,
     /// Allowed with changes.

@@ -12,7 +12,7 @@ use crate::job_view::ContainerView;
 
 /// The resources to set, and the containers to set them on.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StampedResources {
+pub(crate) struct StampedResources {
     /// `limits` and `requests`; a field without amounts is absent.
     pub resources: Map<String, Value>,
     /// The containers without resources.
@@ -21,13 +21,13 @@ pub struct StampedResources {
 
 /// Where a container is in the pod spec.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ContainerPath {
+pub(crate) struct ContainerPath {
     /// `initContainers` or `containers`.
     pub list: &'static str,
     /// Index in that list.
     pub index: usize,
     /// The container has a field `resources`.
-    pub has_resources: bool,
+    pub(crate) has_resources: bool,
 }
 
 /// The resources to set on the containers that have neither requests nor limits. None if there is nothing to set.

@@ -42,28 +42,28 @@ pub struct StampContext<'a> {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StampDecision {
     /// `spec.ttlSecondsAfterFinished`.
-    pub ttl: FieldValue,
+    pub(crate) ttl: FieldValue,
     /// `spec.activeDeadlineSeconds`.
-    pub deadline: FieldValue,
+    pub(crate) deadline: FieldValue,
     /// `spec.backoffLimit`.
-    pub backoff_limit: FieldValue,
+    pub(crate) backoff_limit: FieldValue,
     /// Set `spec.suspend` to true.
     pub suspend: bool,
     /// Labels of the Job; `None` removes the key.
     pub labels: BTreeMap<String, Option<String>>,
     /// Labels of the pod template; `None` removes the key.
-    pub pod_labels: BTreeMap<String, Option<String>>,
+    pub(crate) pod_labels: BTreeMap<String, Option<String>>,
     /// Annotations of the Job; `None` removes the key.
     pub annotations: BTreeMap<&'static str, Option<String>>,
     /// Requests and limits for containers that have none.
-    pub containers: Option<StampedResources>,
+    pub(crate) containers: Option<StampedResources>,
     /// Warnings for the client.
     pub warnings: Vec<String>,
 }
 
 /// The desired value of one number in the Job's spec.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum FieldValue {
+pub(crate) enum FieldValue {
     /// Leave the field as it is.
     #[default]
     Unchanged,
@@ -136,7 +136,7 @@ pub fn update(new: &JobView, old: &JobView, context: StampContext<'_>) -> StampD
     }
     if ttl_changed {
         if before.finished.is_some() && is_harvested(new) {
-            decision.guard_armed_ttl(new, old, &effective);
+            decision.stamp_harvested_ttl(new, old, &effective);
         } else {
             decision.stamp_ttl(new, &effective, &claims, &mut text);
         }

@@ -273,7 +273,7 @@ impl StampDecision {
 
     /// Handles a TTL that changes after the harvest. The sink's own patch passes unchanged. Later changes are clamped to
     /// the maximum, and removed under cleanup policy `Never`; otherwise each re-apply of the manifest would undo it.
-    pub(super) fn guard_armed_ttl(&mut self, new: &JobView, old: &JobView, effective: &EffectivePolicy) {
+    pub(super) fn stamp_harvested_ttl(&mut self, new: &JobView, old: &JobView, effective: &EffectivePolicy) {
         if !is_harvested(old) {
             return;
         }

@@ -15,4 +15,4 @@ mod container_resources;
 pub mod decide;
 mod fields;
 pub mod patch;
-pub mod select;
+pub(crate) mod select;

@@ -34,9 +34,9 @@ const NAMESPACE: &str = "system";
 
 /// An apiserver with Jobs and ledgers.
 #[derive(Default)]
-pub struct Apiserver(apiserver::Apiserver);
+pub struct LimitsApiserver(apiserver::Apiserver);
 
-impl Deref for Apiserver {
+impl Deref for LimitsApiserver {
     type Target = apiserver::Apiserver;
 
     fn deref(&self) -> &Self::Target {
@@ -44,36 +44,36 @@ impl Deref for Apiserver {
     }
 }
 
-impl Apiserver {
-    /// Calls take so many milliseconds.
+impl LimitsApiserver {
+    /// Each call takes `latency` milliseconds.
     pub fn new(latency: u64) -> Self {
         Self(apiserver::Apiserver::default().with_latency(Duration::from_millis(latency)))
     }
 
-    /// Of so many writes of ledgers, one is done and its response is lost.
+    /// One of `every` writes of ledgers takes effect and loses its response.
     pub fn losing(self, every: usize) -> Self {
         Self(self.0.with_lost_responses(every))
     }
 
-    /// So many Jobs are on a page of a LIST.
+    /// A page of a LIST has at most `size` Jobs.
     pub fn paged(self, size: usize) -> Self {
         Self(self.0.with_page(size))
     }
 
-    /// With a ledger that was created before.
+    /// Adds a ledger that was created before.
     pub fn with_ledger(self, name: &str, spec: Value) -> Self {
         self.put_ledger(name, spec);
         self
     }
 
-    /// Writes a ledger, as people may do by hand.
+    /// Writes a ledger, as a user may do by hand.
     pub fn put_ledger(&self, name: &str, spec: Value) {
         let ledger = json!({"apiVersion": "job-handler.io/v1alpha1", "kind": "JobLedger",
             "metadata": {"name": name, "namespace": NAMESPACE}, "spec": spec});
         self.put(LEDGERS, ledger);
     }
 
-    /// Deletes a ledger, as people may do by hand.
+    /// Deletes a ledger, as a user may do by hand.
     pub fn delete_ledger(&self, name: &str) {
         self.remove(LEDGERS, NAMESPACE, name);
     }
@@ -93,10 +93,10 @@ impl Apiserver {
     pub fn pending(&self, name: &str) -> usize {
         let ledger = self.ledger(name);
         let pending = ledger["spec"]["pending"].as_object();
-        pending.map_or(0, |names| names.values().map(|tries| tries.as_object().unwrap().len()).sum())
+        pending.map_or(0, |names| names.values().map(|attempts| attempts.as_object().unwrap().len()).sum())
     }
 
-    /// Writes of ledgers that were done.
+    /// Writes of ledgers that took effect.
     pub fn ledger_writes(&self) -> usize {
         self.replaced(LEDGERS)
     }
@@ -163,8 +163,8 @@ fn is_active(job: &Value) -> bool {
     job["status"]["conditions"].is_null() && job["spec"]["suspend"].as_bool() != Some(true)
 }
 
-/// A running replica; ends when dropped, at whatever it is doing.
-pub struct Replica {
+/// A running replica. Dropping it stops it at once, like a crash.
+pub struct TestReplica {
     pub limiter: LedgerLimiter,
     pub clock: Clock,
     pub readiness: Readiness,
@@ -173,14 +173,14 @@ pub struct Replica {
     task: JoinHandle<()>,
 }
 
-impl Drop for Replica {
+impl Drop for TestReplica {
     fn drop(&mut self) {
         self.task.abort();
     }
 }
 
-impl Replica {
-    /// Everything was listed once.
+impl TestReplica {
+    /// Waits until all lists are complete.
     pub async fn ready(self) -> Self {
         eventually("the replica to be ready", || self.readiness.not_ready().is_empty()).await;
         self
@@ -193,14 +193,14 @@ impl Replica {
     }
 }
 
-pub fn replica(apiserver: &Arc<Apiserver>, policies: &[Arc<Policy>]) -> Replica {
+pub fn replica(apiserver: &Arc<LimitsApiserver>, policies: &[Arc<Policy>]) -> TestReplica {
     let (metrics, clock, readiness) = (Metrics::default(), Clock::default(), Readiness::default());
     let ours = WebhookMetrics::new(&metrics);
     let namespaces = ["ci", "qa"].map(|name| (name.to_owned(), Labels::new()));
     let policies = Policies::fixed(PolicySet::new(policies.iter().cloned()), namespaces);
     let (limiter, ledgers) = limiter(apiserver.client(), "system", policies.clone(), ours, clock.clone());
     let run = ledgers.run(&readiness, CancellationToken::new());
-    Replica {
+    TestReplica {
         limiter,
         clock,
         readiness,
@@ -226,7 +226,7 @@ pub fn empty() -> Value {
     json!({"format": 1})
 }
 
-/// Spread without a source of randomness: the same each time.
+/// A duration below `up_to` milliseconds that varies with `n` and is the same in each run.
 pub fn spread(n: usize, up_to: u64) -> Duration {
     Duration::from_millis((n as u64 * 7919 + 13) % up_to)
 }
@@ -239,7 +239,7 @@ pub fn why(verdict: Verdict) -> String {
     }
 }
 
-/// Waits for it.
+/// Waits until `holds`, at most a minute.
 pub async fn eventually(what: &str, holds: impl Fn() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(60);
     while !holds() {

@@ -46,7 +46,7 @@ pub fn builds() -> Value {
     })
 }
 
-/// Of its create, in namespace `ci`.
+/// The review of a create of this Job in namespace `ci`.
 pub fn review(object: &Value) -> Vec<u8> {
     json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": {
         "uid": "u-1", "kind": {"group": "batch", "version": "v1", "kind": "Job"}, "operation": "CREATE",
@@ -56,7 +56,7 @@ pub fn review(object: &Value) -> Vec<u8> {
     .into_bytes()
 }
 
-/// As it arrives in `/mutate`: the API's defaults are in it.
+/// A Job as it arrives in `/mutate`, with the API's defaults.
 pub fn job(labels: Value, spec: Value) -> Value {
     let mut job = json!({
         "apiVersion": "batch/v1", "kind": "Job",

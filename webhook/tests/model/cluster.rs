@@ -14,15 +14,15 @@ use job_handler_webhook::ledger::{
 
 /// What to check: the bounds, and which rules are removed.
 #[derive(Clone, Debug)]
-pub struct Protocol {
+pub struct ModelProtocol {
     pub max: usize,
-    pub clients: Vec<Client>,
-    pub view: View,
+    pub clients: Vec<ModelClient>,
+    pub view: ModelView,
     /// The policy revision of each replica.
     pub revisions: Vec<&'static str>,
     /// Whether to check states that differ only in the order of the replicas once.
     pub fold: bool,
-    pub budget: Budget,
+    pub budget: EventBudget,
     /// Whether replicas also run rounds without requests.
     pub housekeeping: bool,
     pub without: RemovedRules,
@@ -30,7 +30,7 @@ pub struct Protocol {
 
 /// How replicas read Jobs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum View {
+pub enum ModelView {
     Cache,
     List,
     /// The cache, with or without the slot holders fetched.
@@ -39,15 +39,15 @@ pub enum View {
 
 /// A client that creates a Job, or un-suspends one that exists from the start, and retries.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Client {
+pub struct ModelClient {
     pub name: &'static str,
     pub unsuspends: bool,
-    pub tries: u8,
+    pub max_requests: u8,
 }
 
 /// How many of the optional events may happen.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Budget {
+pub struct EventBudget {
     pub crashes: u8,
     /// Ledger writes whose answer is lost.
     pub ambiguous: u8,
@@ -60,7 +60,7 @@ pub struct Budget {
     pub suspends: u8,
 }
 
-impl Default for Budget {
+impl Default for EventBudget {
     fn default() -> Self {
         Self { crashes: 0, ambiguous: 0, gone: 0, deletes: 0, finishes: 2, touches: 0, suspends: 0 }
     }
@@ -79,15 +79,15 @@ pub struct RemovedRules {
     pub reread: bool,
 }
 
-impl Default for Protocol {
+impl Default for ModelProtocol {
     fn default() -> Self {
         Self {
             max: 1,
             clients: Vec::new(),
-            view: View::Cache,
+            view: ModelView::Cache,
             revisions: vec!["same", "same"],
             fold: false,
-            budget: Budget::default(),
+            budget: EventBudget::default(),
             housekeeping: true,
             without: RemovedRules::default(),
         }
@@ -98,25 +98,25 @@ impl Default for Protocol {
 pub struct ModelCluster {
     /// Every write of a Job in order: its name, and the Job or `None` for a deletion. The index from 1 is the
     /// resourceVersion.
-    pub history: Vec<(&'static str, Option<Stored>)>,
+    pub history: Vec<(&'static str, Option<StoredJob>)>,
     pub contents: LedgerContents,
     pub ledger_version: u8,
     /// A write of the ledger that may still be stored.
     pub late_write: Option<(u8, LedgerContents)>,
     /// By number. Each client has its own numbers, so that the order of requests makes no difference by itself.
-    pub tries: BTreeMap<usize, ClientRequest>,
-    pub replicas: Vec<Replica>,
-    pub budget: Budget,
+    pub requests: BTreeMap<usize, ClientRequest>,
+    pub replicas: Vec<ModelReplica>,
+    pub budget: EventBudget,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Stored {
+pub struct StoredJob {
     pub uid: String,
-    pub state: JobState,
+    pub state: ModelJobState,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum JobState {
+pub enum ModelJobState {
     Active,
     Suspended,
     Finished,
@@ -137,13 +137,13 @@ pub enum RequestStage {
     Asking(usize),
     /// Admitted and not stored yet.
     Admitted,
-    /// Stored, refused, denied by another webhook, or given up.
+    /// StoredJob, refused, denied by another webhook, or given up.
     Ended,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Replica {
-    /// How much of the history its cache has.
+pub struct ModelReplica {
+    /// Number of writes of the history that its cache has.
     pub position: usize,
     pub phase: Phase,
     /// Grants whose callers never received the answer.
@@ -154,9 +154,9 @@ pub struct Replica {
 pub enum Phase {
     #[default]
     Idle,
-    LedgerRead(Round),
+    LedgerRead(ModelRound),
     JobsRead {
-        round: Round,
+        round: ModelRound,
         view: usize,
         /// The number of writes after which the slot holders were fetched.
         fetched: Option<usize>,
@@ -169,7 +169,7 @@ pub enum Phase {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Round {
+pub struct ModelRound {
     pub contents: LedgerContents,
     pub ledger_version: u8,
     pub asked: Vec<usize>,
@@ -177,7 +177,7 @@ pub struct Round {
 }
 
 /// The requests of client n are numbered from n times this.
-pub const TRIES: usize = 100;
+pub const REQUESTS_PER_CLIENT: usize = 100;
 
 pub fn request(n: usize) -> String {
     format!("r{n}")
@@ -189,11 +189,12 @@ pub fn scope(revision: &str) -> String {
 }
 
 impl ModelCluster {
-    pub fn new(protocol: &Protocol) -> Self {
+    pub fn new(protocol: &ModelProtocol) -> Self {
         let mut history = Vec::new();
         for client in protocol.clients.iter().filter(|client| client.unsuspends) {
             if !history.iter().any(|(name, _)| *name == client.name) {
-                let stored = Stored { uid: format!("first {}", client.name), state: JobState::Suspended };
+                let stored =
+                    StoredJob { uid: format!("first {}", client.name), state: ModelJobState::Suspended };
                 history.push((client.name, Some(stored)));
             }
         }
@@ -202,20 +203,20 @@ impl ModelCluster {
             contents: LedgerContents::default(),
             ledger_version: 0,
             late_write: None,
-            tries: BTreeMap::new(),
-            replicas: protocol.revisions.iter().map(|_| Replica::default()).collect(),
+            requests: BTreeMap::new(),
+            replicas: protocol.revisions.iter().map(|_| ModelReplica::default()).collect(),
             budget: protocol.budget.clone(),
         }
     }
 
     /// The Job of a name and its resourceVersion after `view` writes.
-    pub fn job_at(&self, view: usize, name: &str) -> Option<(u64, &Stored)> {
+    pub fn job_at(&self, view: usize, name: &str) -> Option<(u64, &StoredJob)> {
         let mut writes = self.history[..view].iter().enumerate();
         let (n, (_, stored)) = writes.rfind(|(_, (other, _))| *other == name)?;
         stored.as_ref().map(|stored| (n as u64 + 1, stored))
     }
 
-    pub fn job(&self, name: &str) -> Option<(u64, &Stored)> {
+    pub fn job(&self, name: &str) -> Option<(u64, &StoredJob)> {
         self.job_at(self.history.len(), name)
     }
 
@@ -236,7 +237,7 @@ impl ModelCluster {
                 name: format!("ns/{name}"),
                 uid: stored.uid.clone(),
                 version,
-                active: stored.state == JobState::Active,
+                active: stored.state == ModelJobState::Active,
                 scopes: vec![scope(revision)],
                 since: Timestamp::UNIX_EPOCH,
             })
@@ -246,15 +247,15 @@ impl ModelCluster {
 
     pub fn active(&self) -> usize {
         let is_active =
-            |name: &&&'static str| self.job(name).is_some_and(|(_, job)| job.state == JobState::Active);
+            |name: &&&'static str| self.job(name).is_some_and(|(_, job)| job.state == ModelJobState::Active);
         self.names().iter().filter(is_active).count()
     }
 
     /// Sorts the replicas, so that states that differ only in their order become equal.
     pub fn fold(&mut self) {
         let asking = |n: usize| -> Vec<usize> {
-            let tries = self.tries.iter().filter(|(_, one)| one.at == RequestStage::Asking(n));
-            tries.map(|(n, _)| *n).collect()
+            let waiting = self.requests.iter().filter(|(_, one)| one.at == RequestStage::Asking(n));
+            waiting.map(|(n, _)| *n).collect()
         };
         let digest = |n: usize| {
             let mut hasher = DefaultHasher::new();
@@ -264,7 +265,7 @@ impl ModelCluster {
         let mut order: Vec<usize> = (0..self.replicas.len()).collect();
         order.sort_by_key(|n| digest(*n));
         self.replicas = order.iter().map(|n| self.replicas[*n].clone()).collect();
-        for one in self.tries.values_mut() {
+        for one in self.requests.values_mut() {
             if let RequestStage::Asking(n) = &mut one.at {
                 *n = order.iter().position(|other| other == n).unwrap();
             }
@@ -273,10 +274,10 @@ impl ModelCluster {
 
     /// The attempts that have expired without an effect. No attempt expires while its request is in progress: that is why
     /// the expiry is 60 s.
-    pub fn expired(&self, protocol: &Protocol, contents: &LedgerContents) -> BTreeSet<String> {
+    pub fn expired(&self, protocol: &ModelProtocol, contents: &LedgerContents) -> BTreeSet<String> {
         let ran_out = |request: &str| {
             let n: usize = request[1..].parse().unwrap();
-            self.tries[&n].at == RequestStage::Ended
+            self.requests[&n].at == RequestStage::Ended
         };
         let nothing = |granted: &GrantedAttempt| {
             let stored = self.names().into_iter().filter_map(|name| self.job(name));
@@ -292,9 +293,9 @@ impl ModelCluster {
     }
 
     /// Whether a request or write is in progress, or a round would empty the ledger.
-    pub fn is_clean(&self, protocol: &Protocol) -> bool {
+    pub fn is_clean(&self, protocol: &ModelProtocol) -> bool {
         let quiet = self.late_write.is_none()
-            && self.tries.values().all(|one| one.at == RequestStage::Ended)
+            && self.requests.values().all(|one| one.at == RequestStage::Ended)
             && self.replicas.iter().all(|replica| replica.phase == Phase::Idle);
         if !quiet || self.contents.pending.is_empty() {
             return true;

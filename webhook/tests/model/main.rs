@@ -23,7 +23,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cluster::{Budget, Client, ModelCluster, Protocol, RemovedRules, View};
+use cluster::{EventBudget, ModelClient, ModelCluster, ModelProtocol, ModelView, RemovedRules};
 use stateright::{Checker, Model};
 use two_ledgers::TwoLedgers;
 
@@ -34,19 +34,19 @@ const FULL: &str = "the limit is reached";
 /// The longest time for one model.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-impl Model for Protocol {
+impl Model for ModelProtocol {
     type State = ModelCluster;
-    type Action = steps::Step;
+    type Action = steps::ModelStep;
 
     fn init_states(&self) -> Vec<ModelCluster> {
         vec![ModelCluster::new(self)]
     }
 
-    fn actions(&self, cluster: &ModelCluster, steps: &mut Vec<steps::Step>) {
+    fn actions(&self, cluster: &ModelCluster, steps: &mut Vec<steps::ModelStep>) {
         cluster.steps(self, steps);
     }
 
-    fn next_state(&self, cluster: &ModelCluster, step: steps::Step) -> Option<ModelCluster> {
+    fn next_state(&self, cluster: &ModelCluster, step: steps::ModelStep) -> Option<ModelCluster> {
         cluster.after(self, step)
     }
 
@@ -66,9 +66,9 @@ impl Model for Protocol {
 }
 
 /// Checks that the protocol holds in every state within bounds.
-fn holds(what: &str, protocol: Protocol) {
+fn holds(what: &str, protocol: ModelProtocol) {
     let alike = protocol.revisions.iter().all(|revision| *revision == protocol.revisions[0]);
-    check(what, Protocol { fold: alike, ..protocol });
+    check(what, ModelProtocol { fold: alike, ..protocol });
 }
 
 fn check<M>(what: &str, model: M)
@@ -98,7 +98,7 @@ where
 
 /// Checks that the protocol admits too many Jobs without one of its rules, and that the program, led the same way, does
 /// not.
-fn breaks(what: &str, protocol: Protocol) {
+fn breaks(what: &str, protocol: ModelProtocol) {
     let begun = Instant::now();
     let checker = protocol
         .clone()
@@ -120,49 +120,56 @@ fn format_trace<S: Debug + PartialEq, A: Debug>(path: stateright::Path<S, A>) ->
     path.into_actions().iter().map(|step| format!("\n  {step:?}")).collect()
 }
 
-fn creates(names: &[&'static str], tries: u8) -> Vec<Client> {
-    names.iter().map(|name| Client { name, unsuspends: false, tries }).collect()
+fn creates(names: &[&'static str], max_requests: u8) -> Vec<ModelClient> {
+    names.iter().map(|name| ModelClient { name, unsuspends: false, max_requests }).collect()
 }
 
-fn unsuspends(name: &'static str, tries: u8) -> Client {
-    Client { name, unsuspends: true, tries }
+fn unsuspends(name: &'static str, max_requests: u8) -> ModelClient {
+    ModelClient { name, unsuspends: true, max_requests }
 }
 
 #[test]
 fn three_creates_of_two_replicas_behind_lagging_caches() {
-    holds("creates", Protocol { clients: creates(&["a", "b", "c"], 1), ..Protocol::default() });
+    holds("creates", ModelProtocol { clients: creates(&["a", "b", "c"], 1), ..ModelProtocol::default() });
 }
 
 #[test]
 fn three_replicas() {
-    let budget = Budget { crashes: 1, finishes: 1, ..Budget::default() };
+    let budget = EventBudget { crashes: 1, finishes: 1, ..EventBudget::default() };
     let revisions = vec!["same"; 3];
     let clients = creates(&["a", "b", "c"], 1);
-    let protocol = Protocol { clients, revisions, budget, housekeeping: false, ..Protocol::default() };
+    let protocol =
+        ModelProtocol { clients, revisions, budget, housekeeping: false, ..ModelProtocol::default() };
     holds("three replicas", protocol);
 }
 
 #[test]
 fn four_creates() {
-    let budget = Budget { finishes: 1, ..Budget::default() };
+    let budget = EventBudget { finishes: 1, ..EventBudget::default() };
     let clients = creates(&["a", "b", "c", "d"], 1);
-    let protocol = Protocol { clients, budget, housekeeping: false, ..Protocol::default() };
+    let protocol = ModelProtocol { clients, budget, housekeeping: false, ..ModelProtocol::default() };
     holds("four creates", protocol.clone());
-    holds("four creates, limit 2", Protocol { max: 2, ..protocol });
+    holds("four creates, limit 2", ModelProtocol { max: 2, ..protocol });
 }
 
 #[test]
 fn a_crash_with_three_creates() {
-    let budget = Budget { crashes: 1, finishes: 1, ..Budget::default() };
+    let budget = EventBudget { crashes: 1, finishes: 1, ..EventBudget::default() };
     let clients = creates(&["a", "b", "c"], 1);
-    holds("crash, three creates", Protocol { clients, budget, housekeeping: false, ..Protocol::default() });
+    holds(
+        "crash, three creates",
+        ModelProtocol { clients, budget, housekeeping: false, ..ModelProtocol::default() },
+    );
 }
 
 #[test]
 fn a_limit_of_two() {
-    let budget = Budget { finishes: 1, ..Budget::default() };
+    let budget = EventBudget { finishes: 1, ..EventBudget::default() };
     let clients = creates(&["a", "b", "c"], 1);
-    holds("limit 2", Protocol { max: 2, clients, budget, housekeeping: false, ..Protocol::default() });
+    holds(
+        "limit 2",
+        ModelProtocol { max: 2, clients, budget, housekeeping: false, ..ModelProtocol::default() },
+    );
 }
 
 #[test]
@@ -170,77 +177,86 @@ fn consistent_lists() {
     let clients = creates(&["a", "b", "c"], 1);
     holds(
         "lists",
-        Protocol {
-            view: View::List,
+        ModelProtocol {
+            view: ModelView::List,
             clients,
-            budget: Budget { crashes: 1, finishes: 1, ..Budget::default() },
-            ..Protocol::default()
+            budget: EventBudget { crashes: 1, finishes: 1, ..EventBudget::default() },
+            ..ModelProtocol::default()
         },
     );
 }
 
 #[test]
 fn caches_with_fetched_slot_holders() {
-    let view = View::Fetched;
-    let budget = Budget { crashes: 1, finishes: 1, ..Budget::default() };
+    let view = ModelView::Fetched;
+    let budget = EventBudget { crashes: 1, finishes: 1, ..EventBudget::default() };
     let clients = creates(&["a", "b"], 1);
-    holds("fetched", Protocol { view, clients, budget, ..Protocol::default() });
-    let budget = Budget { finishes: 1, ..Budget::default() };
+    holds("fetched", ModelProtocol { view, clients, budget, ..ModelProtocol::default() });
+    let budget = EventBudget { finishes: 1, ..EventBudget::default() };
     let clients = creates(&["a", "b", "c"], 1);
-    let protocol = Protocol { view, clients, budget, housekeeping: false, ..Protocol::default() };
+    let protocol = ModelProtocol { view, clients, budget, housekeeping: false, ..ModelProtocol::default() };
     holds("fetched, three creates", protocol);
-    let budget = Budget { deletes: 1, finishes: 0, ..Budget::default() };
+    let budget = EventBudget { deletes: 1, finishes: 0, ..EventBudget::default() };
     let clients = [creates(&["a"], 2), creates(&["b"], 1)].concat();
-    holds("fetched, retries", Protocol { view, clients, budget, housekeeping: false, ..Protocol::default() });
-    let budget = Budget { touches: 1, suspends: 1, finishes: 0, ..Budget::default() };
+    holds(
+        "fetched, retries",
+        ModelProtocol { view, clients, budget, housekeeping: false, ..ModelProtocol::default() },
+    );
+    let budget = EventBudget { touches: 1, suspends: 1, finishes: 0, ..EventBudget::default() };
     let clients = [vec![unsuspends("s", 1)], creates(&["a"], 1)].concat();
     holds(
         "fetched, un-suspends",
-        Protocol { view, clients, budget, housekeeping: false, ..Protocol::default() },
+        ModelProtocol { view, clients, budget, housekeeping: false, ..ModelProtocol::default() },
     );
 }
 
 #[test]
 fn a_crash_between_any_two_steps() {
-    let budget = Budget { crashes: 1, deletes: 1, ..Budget::default() };
-    holds("crashes", Protocol { clients: creates(&["a", "b"], 1), budget, ..Protocol::default() });
-    let budget = Budget { crashes: 1, finishes: 1, ..Budget::default() };
+    let budget = EventBudget { crashes: 1, deletes: 1, ..EventBudget::default() };
+    holds("crashes", ModelProtocol { clients: creates(&["a", "b"], 1), budget, ..ModelProtocol::default() });
+    let budget = EventBudget { crashes: 1, finishes: 1, ..EventBudget::default() };
     let clients = creates(&["a", "b", "c"], 1);
-    holds("crashes of three creates", Protocol { clients, budget, ..Protocol::default() });
+    holds("crashes of three creates", ModelProtocol { clients, budget, ..ModelProtocol::default() });
 }
 
 #[test]
 fn retries_with_new_uids_under_one_name() {
-    let budget = Budget { deletes: 1, finishes: 0, ..Budget::default() };
+    let budget = EventBudget { deletes: 1, finishes: 0, ..EventBudget::default() };
     let clients = [creates(&["a"], 2), creates(&["b"], 1)].concat();
-    holds("retries", Protocol { clients, budget, housekeeping: false, ..Protocol::default() });
+    holds("retries", ModelProtocol { clients, budget, housekeeping: false, ..ModelProtocol::default() });
 }
 
 #[test]
 fn gone_callers_and_writes_with_lost_answers() {
-    let budget = Budget { ambiguous: 1, gone: 1, ..Budget::default() };
-    holds("ambiguous", Protocol { clients: creates(&["a", "b"], 1), budget, ..Protocol::default() });
-    let budget = Budget { ambiguous: 1, crashes: 1, finishes: 1, ..Budget::default() };
+    let budget = EventBudget { ambiguous: 1, gone: 1, ..EventBudget::default() };
+    holds(
+        "ambiguous",
+        ModelProtocol { clients: creates(&["a", "b"], 1), budget, ..ModelProtocol::default() },
+    );
+    let budget = EventBudget { ambiguous: 1, crashes: 1, finishes: 1, ..EventBudget::default() };
     holds(
         "ambiguous, and a crash",
-        Protocol { clients: creates(&["a", "b"], 1), budget, ..Protocol::default() },
+        ModelProtocol { clients: creates(&["a", "b"], 1), budget, ..ModelProtocol::default() },
     );
 }
 
 #[test]
 fn unsuspends_suspends_and_other_changes() {
-    let budget = Budget { touches: 1, deletes: 1, finishes: 0, ..Budget::default() };
+    let budget = EventBudget { touches: 1, deletes: 1, finishes: 0, ..EventBudget::default() };
     let clients = [vec![unsuspends("s", 1)], creates(&["a"], 1)].concat();
-    holds("un-suspends", Protocol { clients, budget, housekeeping: false, ..Protocol::default() });
-    let budget = Budget { suspends: 1, finishes: 0, ..Budget::default() };
+    holds("un-suspends", ModelProtocol { clients, budget, housekeeping: false, ..ModelProtocol::default() });
+    let budget = EventBudget { suspends: 1, finishes: 0, ..EventBudget::default() };
     let clients = [vec![unsuspends("s", 2)], creates(&["a"], 1)].concat();
-    holds("suspended again", Protocol { clients, budget, housekeeping: false, ..Protocol::default() });
+    holds(
+        "suspended again",
+        ModelProtocol { clients, budget, housekeeping: false, ..ModelProtocol::default() },
+    );
 }
 
 #[test]
 fn policies_that_differ_between_replicas() {
     let clients = creates(&["a", "b"], 1);
-    holds("revisions", Protocol { clients, revisions: vec!["old", "new"], ..Protocol::default() });
+    holds("revisions", ModelProtocol { clients, revisions: vec!["old", "new"], ..ModelProtocol::default() });
 }
 
 #[test]
@@ -255,7 +271,7 @@ fn limits_of_the_cluster_and_of_namespaces() {
 fn without_observed_through() {
     let clients = creates(&["a", "b"], 1);
     let without = RemovedRules { observed_through: true, ..RemovedRules::default() };
-    breaks("no observedThrough", Protocol { clients, without, ..Protocol::default() });
+    breaks("no observedThrough", ModelProtocol { clients, without, ..ModelProtocol::default() });
 }
 
 #[test]
@@ -264,7 +280,7 @@ fn without_waiting_for_a_version_after_from() {
     let without = RemovedRules { after_from: true, ..RemovedRules::default() };
     breaks(
         "removal on first sight of an un-suspended uid",
-        Protocol { clients, without, ..Protocol::default() },
+        ModelProtocol { clients, without, ..ModelProtocol::default() },
     );
 }
 
@@ -272,7 +288,7 @@ fn without_waiting_for_a_version_after_from() {
 fn without_the_quorum_read() {
     let clients = creates(&["a", "b"], 1);
     let without = RemovedRules { quorum_read: true, ..RemovedRules::default() };
-    breaks("expiry without the quorum read", Protocol { clients, without, ..Protocol::default() });
+    breaks("expiry without the quorum read", ModelProtocol { clients, without, ..ModelProtocol::default() });
 }
 
 #[test]
@@ -281,7 +297,7 @@ fn without_an_own_list() {
     let without = RemovedRules { list_of_ones_own: true, ..RemovedRules::default() };
     breaks(
         "joining a LIST that began earlier",
-        Protocol { view: View::List, clients, without, ..Protocol::default() },
+        ModelProtocol { view: ModelView::List, clients, without, ..ModelProtocol::default() },
     );
 }
 
@@ -289,17 +305,17 @@ fn without_an_own_list() {
 fn without_attempts_per_request() {
     let clients = [creates(&["a"], 2), creates(&["b"], 1)].concat();
     let without = RemovedRules { attempts_per_request: true, ..RemovedRules::default() };
-    let budget = Budget { deletes: 1, ..Budget::default() };
-    breaks("one slot per name", Protocol { clients, budget, without, ..Protocol::default() });
+    let budget = EventBudget { deletes: 1, ..EventBudget::default() };
+    breaks("one slot per name", ModelProtocol { clients, budget, without, ..ModelProtocol::default() });
 }
 
 #[test]
 fn without_reading_again_after_a_lost_answer() {
-    let budget = Budget { ambiguous: 1, ..Budget::default() };
+    let budget = EventBudget { ambiguous: 1, ..EventBudget::default() };
     let without = RemovedRules { reread: true, ..RemovedRules::default() };
     breaks(
         "a write with a lost answer is assumed stored",
-        Protocol { clients: creates(&["a", "b"], 1), budget, without, ..Protocol::default() },
+        ModelProtocol { clients: creates(&["a", "b"], 1), budget, without, ..ModelProtocol::default() },
     );
 }
 
@@ -309,6 +325,6 @@ fn without_revisions() {
     let without = RemovedRules { revision: true, ..RemovedRules::default() };
     breaks(
         "no policy revision",
-        Protocol { clients, revisions: vec!["old", "new"], without, ..Protocol::default() },
+        ModelProtocol { clients, revisions: vec!["old", "new"], without, ..ModelProtocol::default() },
     );
 }

@@ -39,17 +39,19 @@ use tokio::{
 };
 
 use crate::{
-    apiserver::{Apiserver, empty, eventually},
-    cluster::{ClientRequest, JobState, ModelCluster, Phase, Protocol, RequestStage, View, request},
+    apiserver::{LimitsApiserver, empty, eventually},
+    cluster::{
+        ClientRequest, ModelCluster, ModelJobState, ModelProtocol, ModelView, Phase, RequestStage, request,
+    },
     common::policy,
-    steps::{Step, WriteAnswer},
+    steps::{ModelStep, WriteAnswer},
 };
 
 const LEDGER: &str = "ci";
 /// The longest time for anything here.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-struct Replica {
+struct ReplayedReplica {
     shared: Arc<LedgerContext>,
     clock: Clock,
     delivered: u64,
@@ -58,7 +60,7 @@ struct Replica {
     expire: bool,
 }
 
-impl Drop for Replica {
+impl Drop for ReplayedReplica {
     fn drop(&mut self) {
         self.task.abort();
     }
@@ -76,16 +78,16 @@ struct TracedRequest {
 }
 
 struct Replay<'a> {
-    protocol: &'a Protocol,
-    apiserver: Arc<Apiserver>,
-    replicas: Vec<Replica>,
+    protocol: &'a ModelProtocol,
+    apiserver: Arc<LimitsApiserver>,
+    replicas: Vec<ReplayedReplica>,
     asked: BTreeMap<usize, TracedRequest>,
     /// The apiserver's resourceVersion after each write of the trace.
     versions: Vec<u64>,
 }
 
 /// Leads actors through the trace. Returns how many requests they granted.
-pub fn replay(protocol: &Protocol, trace: Vec<(ModelCluster, Option<Step>)>) -> usize {
+pub fn replay(protocol: &ModelProtocol, trace: Vec<(ModelCluster, Option<ModelStep>)>) -> usize {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {
         let mut replay = Replay::new(protocol, &trace[0].0);
@@ -101,7 +103,7 @@ pub fn replay(protocol: &Protocol, trace: Vec<(ModelCluster, Option<Step>)>) -> 
         // Granted requests may still be stored.
         let rest: Vec<usize> = replay.asked.keys().copied().collect();
         for n in rest {
-            replay.land(n).await;
+            replay.store_job(n).await;
         }
         let active = replay.apiserver.active();
         assert!(active <= protocol.max, "{active} active in the end");
@@ -110,40 +112,41 @@ pub fn replay(protocol: &Protocol, trace: Vec<(ModelCluster, Option<Step>)>) -> 
 }
 
 impl<'a> Replay<'a> {
-    fn new(protocol: &'a Protocol, first: &ModelCluster) -> Self {
-        let apiserver = Arc::new(Apiserver::default().with_ledger(LEDGER, empty()));
+    fn new(protocol: &'a ModelProtocol, first: &ModelCluster) -> Self {
+        let apiserver = Arc::new(LimitsApiserver::default().with_ledger(LEDGER, empty()));
         let mut versions = Vec::new();
         for (name, stored) in &first.history {
             let stored = stored.as_ref().unwrap();
             assert!(apiserver.store(&key(name), &stored.uid));
             apiserver.change_job(&key(name), |job| {
-                job["spec"]["suspend"] = json!(stored.state == JobState::Suspended);
+                job["spec"]["suspend"] = json!(stored.state == ModelJobState::Suspended);
             });
             versions.push(apiserver.version());
         }
-        let replicas = (0..first.replicas.len()).map(|n| Replica::new(protocol, n, &apiserver)).collect();
+        let replicas =
+            (0..first.replicas.len()).map(|n| ReplayedReplica::new(protocol, n, &apiserver)).collect();
         Self { protocol, apiserver, replicas, asked: BTreeMap::new(), versions }
     }
 
-    async fn step(&mut self, before: &ModelCluster, after: &ModelCluster, step: &Step) {
+    async fn step(&mut self, before: &ModelCluster, after: &ModelCluster, step: &ModelStep) {
         match step {
-            Step::Ask { client, .. } => {
-                let (n, one) = after.tries.iter().find(|(n, _)| !before.tries.contains_key(n)).unwrap();
+            ModelStep::Ask { client, .. } => {
+                let (n, one) = after.requests.iter().find(|(n, _)| !before.requests.contains_key(n)).unwrap();
                 self.ask(*n, self.protocol.clients[*client].name, one);
             }
-            Step::GiveUp { request } => self.asked.get_mut(request).unwrap().answer = None,
-            Step::ReadLedger { replica } => self.replicas[*replica].read(&self.apiserver),
-            Step::ReadJobs { replica, view, clocks_run_out, .. } => {
+            ModelStep::GiveUp { request } => self.asked.get_mut(request).unwrap().answer = None,
+            ModelStep::ReadLedger { replica } => self.replicas[*replica].read(&self.apiserver),
+            ModelStep::ReadJobs { replica, view, clocks_run_out, .. } => {
                 let until = view.checked_sub(1).map_or(0, |last| self.versions[last]);
                 let replica = &mut self.replicas[*replica];
-                if self.protocol.view == View::Cache {
+                if self.protocol.view == ModelView::Cache {
                     replica.deliver_events(&self.apiserver, until);
                 }
                 if *clocks_run_out {
                     replica.run_out(before);
                 }
             }
-            Step::Write { replica, answer } => {
+            ModelStep::Write { replica, answer } => {
                 self.apiserver.lose_next(match answer {
                     WriteAnswer::Known => None,
                     WriteAnswer::LostAfter => Some(LostWrite::Done),
@@ -154,23 +157,23 @@ impl<'a> Replay<'a> {
                 let lost = self.apiserver.lose_next(None);
                 assert!(lost.is_none(), "it wrote nothing whose answer could have been lost");
             }
-            Step::Crash { replica } => {
-                self.replicas[*replica] = Replica::new(self.protocol, *replica, &self.apiserver);
+            ModelStep::Crash { replica } => {
+                self.replicas[*replica] = ReplayedReplica::new(self.protocol, *replica, &self.apiserver);
             }
-            Step::Land { request } => self.land(*request).await,
-            Step::Finish { name } => self.change(name, |job| {
+            ModelStep::StoreJob { request } => self.store_job(*request).await,
+            ModelStep::Finish { name } => self.change(name, |job| {
                 job["status"] = json!({"conditions": [{"type": "Complete", "status": "True"}]});
             }),
-            Step::Suspend { name } | Step::Touch { name } => {
+            ModelStep::Suspend { name } | ModelStep::Touch { name } => {
                 self.change(name, |job| job["spec"]["suspend"] = json!(true));
             }
-            Step::Delete { name } => {
+            ModelStep::Delete { name } => {
                 if self.stored(name) {
                     self.apiserver.delete_job(&key(name));
                 }
             }
-            Step::Answer { .. } | Step::Deny { .. } => {}
-            Step::Arrive => self.apiserver.arrive(),
+            ModelStep::Answer { .. } | ModelStep::Deny { .. } => {}
+            ModelStep::Arrive => self.apiserver.arrive(),
         }
     }
 
@@ -207,7 +210,7 @@ impl<'a> Replay<'a> {
         };
         self.apiserver.hold_reads(false);
         let replica = &mut self.replicas[n];
-        let reads = |apiserver: &Apiserver| apiserver.job_lists() + apiserver.job_gets();
+        let reads = |apiserver: &LimitsApiserver| apiserver.job_lists() + apiserver.job_gets();
         let reads_before = reads(&self.apiserver);
         if replica.expire {
             replica.inbox.send(ActorMessage::RemoveExpired).await.unwrap();
@@ -233,7 +236,7 @@ impl<'a> Replay<'a> {
         }
     }
 
-    async fn land(&mut self, n: usize) {
+    async fn store_job(&mut self, n: usize) {
         let asked = self.asked.get_mut(&n).unwrap();
         if !std::mem::take(&mut asked.granted) {
             return;
@@ -267,14 +270,16 @@ impl<'a> Replay<'a> {
     }
 
     /// Begins a LIST now that the trace joins later, when other writes have been stored.
-    async fn begin_early_lists(&mut self, rest: &[(ModelCluster, Option<Step>)]) {
+    async fn begin_early_lists(&mut self, rest: &[(ModelCluster, Option<ModelStep>)]) {
         let now = rest[0].0.history.len();
-        let (View::List, Some((next, _))) = (self.protocol.view, rest.get(1)) else { return };
+        let (ModelView::List, Some((next, _))) = (self.protocol.view, rest.get(1)) else { return };
         if next.history.len() == now {
             return;
         }
         let joined = rest.iter().find_map(|(cluster, step)| match step {
-            Some(Step::ReadJobs { replica, view, .. }) if *view == now && cluster.history.len() > now => {
+            Some(ModelStep::ReadJobs { replica, view, .. })
+                if *view == now && cluster.history.len() > now =>
+            {
                 Some(*replica)
             }
             _ => None,
@@ -288,8 +293,8 @@ impl<'a> Replay<'a> {
     }
 }
 
-impl Replica {
-    fn new(protocol: &Protocol, n: usize, apiserver: &Arc<Apiserver>) -> Self {
+impl ReplayedReplica {
+    fn new(protocol: &ModelProtocol, n: usize, apiserver: &Arc<LimitsApiserver>) -> Self {
         let limits = json!({"limits": [{"name": "few", "maxActiveJobs": protocol.max}]});
         // Another revision is another policy.
         let policies = PolicySet::new([policy(protocol.revisions[n], limits)]);
@@ -304,7 +309,7 @@ impl Replica {
             namespace: "system".to_owned(),
             metrics: WebhookMetrics::new(&Metrics::default()),
         });
-        if protocol.view == View::Cache {
+        if protocol.view == ModelView::Cache {
             shared.cache.begin_list();
             shared.cache.end_list(0);
         }
@@ -314,7 +319,7 @@ impl Replica {
     }
 
     /// Records the ledger as it is stored now.
-    fn read(&self, apiserver: &Apiserver) {
+    fn read(&self, apiserver: &LimitsApiserver) {
         let ledger = apiserver.ledger(LEDGER);
         let known = KnownLedger::parse(serde_json::from_value(ledger).unwrap()).unwrap();
         self.shared.known_ledgers.record(LEDGER, &known);
@@ -325,9 +330,9 @@ impl Replica {
         let memory = &self.shared.known_ledgers;
         let known = memory.latest(LEDGER).unwrap();
         let mut over = KnownLedger::clone(&known);
-        for tries in over.contents.pending.values_mut() {
-            tries.retain(|name, _| {
-                cluster.tries.iter().any(|(n, one)| request(*n) == *name && one.at == RequestStage::Ended)
+        for attempts in over.contents.pending.values_mut() {
+            attempts.retain(|name, _| {
+                cluster.requests.iter().any(|(n, one)| request(*n) == *name && one.at == RequestStage::Ended)
             });
         }
         let mut watcher =
@@ -341,7 +346,7 @@ impl Replica {
     }
 
     /// Delivers the watch events of Jobs up to a resourceVersion.
-    fn deliver_events(&mut self, apiserver: &Apiserver, until: u64) {
+    fn deliver_events(&mut self, apiserver: &LimitsApiserver, until: u64) {
         for (version, event) in apiserver.events("jobs", self.delivered, until) {
             let ListedJob(job) = serde_json::from_value(event["object"].clone()).unwrap();
             match event["type"].as_str() {

@@ -10,13 +10,13 @@ use job_handler_webhook::ledger::{
 };
 
 use crate::cluster::{
-    ClientRequest, JobState, ModelCluster, Phase, Protocol, Replica, RequestStage, Round, Stored, TRIES,
-    View, request, scope,
+    ClientRequest, ModelCluster, ModelJobState, ModelProtocol, ModelReplica, ModelRound, ModelView, Phase,
+    REQUESTS_PER_CLIENT, RequestStage, StoredJob, request, scope,
 };
 
 /// One event.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Step {
+pub enum ModelStep {
     /// A client's request reaches a replica.
     Ask {
         client: usize,
@@ -44,7 +44,7 @@ pub enum Step {
     },
     /// A write whose answer was lost is stored late.
     Arrive,
-    /// It answers.
+    /// A replica answers the requests of its round.
     Answer {
         replica: usize,
     },
@@ -52,7 +52,7 @@ pub enum Step {
         replica: usize,
     },
     /// An admitted request is stored, or fails because of what is stored.
-    Land {
+    StoreJob {
         request: usize,
     },
     /// An admitted request is denied by another webhook.
@@ -88,29 +88,34 @@ pub enum WriteAnswer {
 }
 
 impl ModelCluster {
-    pub fn steps(&self, protocol: &Protocol, steps: &mut Vec<Step>) {
+    pub fn steps(&self, protocol: &ModelProtocol, steps: &mut Vec<ModelStep>) {
         for (client, wants) in protocol.clients.iter().enumerate() {
-            let mine = self.tries.values().filter(|one| one.client == client);
+            let mine = self.requests.values().filter(|one| one.client == client);
             let (count, waits) = mine.fold((0, false), |(count, waits), one| {
                 (count + 1, waits || matches!(one.at, RequestStage::Asking(_)))
             });
             // Clients that differ only in the name are interchangeable, and so are the replicas.
-            let twin = client.checked_sub(1).filter(|before| protocol.are_twins(*before, client));
-            if twin.is_some_and(|before| !self.tries.contains_key(&(before * TRIES))) {
+            let interchangeable =
+                client.checked_sub(1).filter(|before| protocol.are_interchangeable(*before, client));
+            if interchangeable
+                .is_some_and(|before| !self.requests.contains_key(&(before * REQUESTS_PER_CLIENT)))
+            {
                 continue;
             }
-            let replicas = if self.tries.is_empty() { 0..1 } else { 0..self.replicas.len() };
+            let replicas = if self.requests.is_empty() { 0..1 } else { 0..self.replicas.len() };
             let possible = !wants.unsuspends
-                || self.job(wants.name).is_some_and(|(_, job)| job.state == JobState::Suspended);
-            if count < wants.tries && !waits && possible {
-                steps.extend(replicas.map(|replica| Step::Ask { client, replica }));
+                || self.job(wants.name).is_some_and(|(_, job)| job.state == ModelJobState::Suspended);
+            if count < wants.max_requests && !waits && possible {
+                steps.extend(replicas.map(|replica| ModelStep::Ask { client, replica }));
             }
         }
-        for (&n, one) in &self.tries {
+        for (&n, one) in &self.requests {
             match one.at {
-                RequestStage::Asking(_) if self.budget.gone > 0 => steps.push(Step::GiveUp { request: n }),
+                RequestStage::Asking(_) if self.budget.gone > 0 => {
+                    steps.push(ModelStep::GiveUp { request: n });
+                }
                 RequestStage::Admitted => {
-                    steps.extend([Step::Land { request: n }, Step::Deny { request: n }]);
+                    steps.extend([ModelStep::StoreJob { request: n }, ModelStep::Deny { request: n }]);
                 }
                 _ => {}
             }
@@ -119,63 +124,70 @@ impl ModelCluster {
             self.steps_of(protocol, n, replica, steps);
         }
         if self.late_write.is_some() {
-            steps.push(Step::Arrive);
+            steps.push(ModelStep::Arrive);
         }
         for name in self.names() {
             let Some((_, job)) = self.job(name) else { continue };
-            let (active, suspended) = (job.state == JobState::Active, job.state == JobState::Suspended);
-            steps.extend((active && self.budget.finishes > 0).then_some(Step::Finish { name }));
-            steps.extend((self.budget.deletes > 0).then_some(Step::Delete { name }));
-            steps.extend((active && self.budget.suspends > 0).then_some(Step::Suspend { name }));
-            steps.extend((suspended && self.budget.touches > 0).then_some(Step::Touch { name }));
+            let (active, suspended) =
+                (job.state == ModelJobState::Active, job.state == ModelJobState::Suspended);
+            steps.extend((active && self.budget.finishes > 0).then_some(ModelStep::Finish { name }));
+            steps.extend((self.budget.deletes > 0).then_some(ModelStep::Delete { name }));
+            steps.extend((active && self.budget.suspends > 0).then_some(ModelStep::Suspend { name }));
+            steps.extend((suspended && self.budget.touches > 0).then_some(ModelStep::Touch { name }));
         }
     }
 
-    fn steps_of(&self, protocol: &Protocol, n: usize, replica: &Replica, steps: &mut Vec<Step>) {
+    fn steps_of(
+        &self,
+        protocol: &ModelProtocol,
+        n: usize,
+        replica: &ModelReplica,
+        steps: &mut Vec<ModelStep>,
+    ) {
         match &replica.phase {
             Phase::Idle => {
-                let asked = self.tries.values().any(|one| one.at == RequestStage::Asking(n));
+                let asked = self.requests.values().any(|one| one.at == RequestStage::Asking(n));
                 // Housekeeping needs no request.
                 if asked || (protocol.housekeeping && !self.contents.pending.is_empty()) {
-                    steps.push(Step::ReadLedger { replica: n });
+                    steps.push(ModelStep::ReadLedger { replica: n });
                 }
             }
             Phase::LedgerRead(round) => {
-                let lags = protocol.view != View::List || protocol.without.list_of_ones_own;
+                let lags = protocol.view != ModelView::List || protocol.without.list_of_ones_own;
                 let first = if lags { replica.position } else { self.history.len() };
                 for view in first..=self.history.len() {
                     if !view_source(protocol, view).covers(round.contents.observed_through) {
                         continue;
                     }
                     let fetches =
-                        protocol.view == View::Fetched && self.take_slots_still(view, &round.contents);
+                        protocol.view == ModelView::Fetched && self.take_slots_still(view, &round.contents);
                     let runs_out = !self.expired(protocol, &round.contents).is_empty();
                     for fetches in [false, true].into_iter().take(1 + usize::from(fetches)) {
                         for clocks_run_out in [false, true].into_iter().take(1 + usize::from(runs_out)) {
-                            steps.push(Step::ReadJobs { replica: n, view, fetches, clocks_run_out });
+                            steps.push(ModelStep::ReadJobs { replica: n, view, fetches, clocks_run_out });
                         }
                     }
                 }
             }
             Phase::JobsRead { .. } => {
-                steps.push(Step::Write { replica: n, answer: WriteAnswer::Known });
+                steps.push(ModelStep::Write { replica: n, answer: WriteAnswer::Known });
                 if self.budget.ambiguous > 0 {
                     steps.extend(
                         [WriteAnswer::LostAfter, WriteAnswer::LostBefore, WriteAnswer::Late]
-                            .map(|answer| Step::Write { replica: n, answer }),
+                            .map(|answer| ModelStep::Write { replica: n, answer }),
                     );
                 }
             }
-            Phase::Wrote { .. } => steps.push(Step::Answer { replica: n }),
+            Phase::Wrote { .. } => steps.push(ModelStep::Answer { replica: n }),
         }
         if self.budget.crashes > 0 && (replica.phase != Phase::Idle || !replica.revoked.is_empty()) {
-            steps.push(Step::Crash { replica: n });
+            steps.push(ModelStep::Crash { replica: n });
         }
     }
 
     /// Whether a name holds a slot, by a view or by the ledger.
     fn takes(&self, view: usize, contents: &LedgerContents, name: &str) -> bool {
-        let active = self.job_at(view, name).is_some_and(|(_, job)| job.state == JobState::Active);
+        let active = self.job_at(view, name).is_some_and(|(_, job)| job.state == ModelJobState::Active);
         active || contents.pending.contains_key(&format!("ns/{name}"))
     }
 
@@ -183,62 +195,62 @@ impl ModelCluster {
     fn take_slots_still(&self, view: usize, contents: &LedgerContents) -> bool {
         self.names().into_iter().filter(|name| self.takes(view, contents, name)).all(|name| {
             let (observed, now) = (self.job_at(view, name), self.job(name));
-            now.is_none_or(|(_, now)| now.state == JobState::Active)
+            now.is_none_or(|(_, now)| now.state == ModelJobState::Active)
                 && observed.is_none_or(|(_, observed)| now.is_some_and(|(_, now)| now.uid == observed.uid))
         })
     }
 
-    pub fn after(&self, protocol: &Protocol, step: Step) -> Option<Self> {
+    pub fn after(&self, protocol: &ModelProtocol, step: ModelStep) -> Option<Self> {
         let mut cluster = self.clone();
         match step {
-            Step::Ask { client, replica } => cluster.ask(protocol, client, replica),
-            Step::GiveUp { request } => {
+            ModelStep::Ask { client, replica } => cluster.ask(protocol, client, replica),
+            ModelStep::GiveUp { request } => {
                 cluster.budget.gone -= 1;
                 cluster.end(request);
             }
-            Step::ReadLedger { replica } => cluster.read_ledger(replica),
-            Step::ReadJobs { replica, view, fetches, clocks_run_out } => {
+            ModelStep::ReadLedger { replica } => cluster.read_ledger(replica),
+            ModelStep::ReadJobs { replica, view, fetches, clocks_run_out } => {
                 let fetched = fetches.then_some(self.history.len());
                 cluster.read_jobs(protocol, replica, (view, fetched), clocks_run_out);
             }
-            Step::Write { replica, answer } => {
+            ModelStep::Write { replica, answer } => {
                 if !cluster.write(protocol, replica, answer) {
                     return None;
                 }
             }
-            Step::Arrive => {
+            ModelStep::Arrive => {
                 let (version, contents) = cluster.late_write.take()?;
                 if version == cluster.ledger_version {
-                    cluster.store(protocol, contents);
+                    cluster.store_ledger(protocol, contents);
                 }
             }
-            Step::Answer { replica } => cluster.answer(replica),
-            Step::Crash { replica } => {
+            ModelStep::Answer { replica } => cluster.answer(replica),
+            ModelStep::Crash { replica } => {
                 cluster.budget.crashes -= 1;
-                cluster.replicas[replica] = Replica { position: 0, ..Replica::default() };
-                for one in cluster.tries.values_mut() {
+                cluster.replicas[replica] = ModelReplica { position: 0, ..ModelReplica::default() };
+                for one in cluster.requests.values_mut() {
                     if one.at == RequestStage::Asking(replica) {
                         one.at = RequestStage::Ended;
                     }
                 }
             }
-            Step::Land { request } => cluster.land(protocol, request),
-            Step::Deny { request } => cluster.end(request),
-            Step::Finish { name } => {
+            ModelStep::StoreJob { request } => cluster.store_job(protocol, request),
+            ModelStep::Deny { request } => cluster.end(request),
+            ModelStep::Finish { name } => {
                 cluster.budget.finishes -= 1;
-                cluster.change(name, JobState::Finished);
+                cluster.change(name, ModelJobState::Finished);
             }
-            Step::Delete { name } => {
+            ModelStep::Delete { name } => {
                 cluster.budget.deletes -= 1;
                 cluster.history.push((name, None));
             }
-            Step::Suspend { name } => {
+            ModelStep::Suspend { name } => {
                 cluster.budget.suspends -= 1;
-                cluster.change(name, JobState::Suspended);
+                cluster.change(name, ModelJobState::Suspended);
             }
-            Step::Touch { name } => {
+            ModelStep::Touch { name } => {
                 cluster.budget.touches -= 1;
-                cluster.change(name, JobState::Suspended);
+                cluster.change(name, ModelJobState::Suspended);
             }
         }
         if protocol.fold {
@@ -247,29 +259,34 @@ impl ModelCluster {
         (cluster != *self).then_some(cluster)
     }
 
-    fn ask(&mut self, protocol: &Protocol, client: usize, replica: usize) {
+    fn ask(&mut self, protocol: &ModelProtocol, client: usize, replica: usize) {
         let wants = &protocol.clients[client];
-        let n = client * TRIES + self.tries.values().filter(|one| one.client == client).count();
+        let n =
+            client * REQUESTS_PER_CLIENT + self.requests.values().filter(|one| one.client == client).count();
         let stored = self.job(wants.name).filter(|_| wants.unsuspends);
         let (job_uid, kind) = match stored {
             Some((version, job)) => (job.uid.clone(), AttemptKind::Unsuspend { from: version }),
             None => (format!("u{n}"), AttemptKind::Create),
         };
-        self.tries.insert(n, ClientRequest { client, job_uid, kind, at: RequestStage::Asking(replica) });
+        self.requests.insert(n, ClientRequest { client, job_uid, kind, at: RequestStage::Asking(replica) });
     }
 
     fn read_ledger(&mut self, n: usize) {
-        let asking = self.tries.iter().filter(|(_, one)| one.at == RequestStage::Asking(n));
+        let asking = self.requests.iter().filter(|(_, one)| one.at == RequestStage::Asking(n));
         let asked = asking.map(|(n, _)| *n).collect();
         let revoked = self.replicas[n].revoked.clone();
-        let round =
-            Round { contents: self.contents.clone(), ledger_version: self.ledger_version, asked, revoked };
+        let round = ModelRound {
+            contents: self.contents.clone(),
+            ledger_version: self.ledger_version,
+            asked,
+            revoked,
+        };
         self.replicas[n].phase = Phase::LedgerRead(round);
     }
 
     fn read_jobs(
         &mut self,
-        protocol: &Protocol,
+        protocol: &ModelProtocol,
         n: usize,
         (view, fetched): (usize, Option<usize>),
         clocks_run_out: bool,
@@ -281,7 +298,7 @@ impl ModelCluster {
     }
 
     /// Writes the decision of a round. Returns false if there is none, or if an answer is to be lost and nothing was written.
-    fn write(&mut self, protocol: &Protocol, n: usize, answer: WriteAnswer) -> bool {
+    fn write(&mut self, protocol: &ModelProtocol, n: usize, answer: WriteAnswer) -> bool {
         let Phase::JobsRead { round, view, fetched, expired } = self.replicas[n].phase.clone() else {
             return false;
         };
@@ -300,7 +317,7 @@ impl ModelCluster {
         match answer {
             WriteAnswer::Known if !changed || fits => {
                 if changed {
-                    self.store(protocol, decided.contents);
+                    self.store_ledger(protocol, decided.contents);
                 }
                 for done in &round.revoked {
                     self.replicas[n].revoked.remove(done);
@@ -312,7 +329,7 @@ impl ModelCluster {
             lost => {
                 self.budget.ambiguous -= 1;
                 match lost {
-                    WriteAnswer::LostAfter if fits => self.store(protocol, decided.contents),
+                    WriteAnswer::LostAfter if fits => self.store_ledger(protocol, decided.contents),
                     WriteAnswer::Late => self.late_write = Some((round.ledger_version, decided.contents)),
                     _ => {}
                 }
@@ -326,9 +343,9 @@ impl ModelCluster {
 
     fn decide(
         &self,
-        protocol: &Protocol,
+        protocol: &ModelProtocol,
         n: usize,
-        round: &Round,
+        round: &ModelRound,
         (view, fetched): (usize, Option<usize>),
         expired: &BTreeSet<String>,
     ) -> Option<RoundDecision> {
@@ -338,7 +355,7 @@ impl ModelCluster {
             .asked
             .iter()
             .map(|n| {
-                let one = &self.tries[n];
+                let one = &self.requests[n];
                 let kind = match one.kind {
                     // Every version of the Job then counts as later.
                     AttemptKind::Unsuspend { .. } if protocol.without.after_from => {
@@ -372,14 +389,14 @@ impl ModelCluster {
         decide(given, &asked)
     }
 
-    fn store(&mut self, protocol: &Protocol, mut contents: LedgerContents) {
+    fn store_ledger(&mut self, protocol: &ModelProtocol, mut contents: LedgerContents) {
         if protocol.without.observed_through {
             contents.observed_through = 0;
         }
         if protocol.without.attempts_per_request {
-            for tries in contents.pending.values_mut() {
-                while tries.len() > 1 {
-                    tries.pop_first();
+            for attempts in contents.pending.values_mut() {
+                while attempts.len() > 1 {
+                    attempts.pop_first();
                 }
             }
         }
@@ -390,7 +407,7 @@ impl ModelCluster {
     fn answer(&mut self, n: usize) {
         let Phase::Wrote { granted, refused } = std::mem::take(&mut self.replicas[n].phase) else { return };
         for one in granted {
-            match self.tries.get_mut(&one) {
+            match self.requests.get_mut(&one) {
                 Some(waits) if waits.at == RequestStage::Asking(n) => waits.at = RequestStage::Admitted,
                 _ => {
                     self.replicas[n].revoked.insert(request(one));
@@ -403,46 +420,46 @@ impl ModelCluster {
     }
 
     fn end(&mut self, request: usize) {
-        if let Some(one) = self.tries.get_mut(&request) {
+        if let Some(one) = self.requests.get_mut(&request) {
             one.at = RequestStage::Ended;
         }
     }
 
-    fn land(&mut self, protocol: &Protocol, n: usize) {
-        let one = self.tries[&n].clone();
+    fn store_job(&mut self, protocol: &ModelProtocol, n: usize) {
+        let one = self.requests[&n].clone();
         self.end(n);
         let name = protocol.clients[one.client].name;
-        let lands = match (&one.kind, self.job(name)) {
+        let is_stored = match (&one.kind, self.job(name)) {
             (AttemptKind::Create, stored) => stored.is_none(),
             (AttemptKind::Unsuspend { from }, Some((version, _))) => version == *from,
             (AttemptKind::Unsuspend { .. }, None) => false,
         };
-        if lands {
-            self.history.push((name, Some(Stored { uid: one.job_uid, state: JobState::Active })));
+        if is_stored {
+            self.history.push((name, Some(StoredJob { uid: one.job_uid, state: ModelJobState::Active })));
         }
     }
 
-    fn change(&mut self, name: &'static str, state: JobState) {
+    fn change(&mut self, name: &'static str, state: ModelJobState) {
         if let Some((_, job)) = self.job(name) {
-            let stored = Stored { state, ..job.clone() };
+            let stored = StoredJob { state, ..job.clone() };
             self.history.push((name, Some(stored)));
         }
     }
 }
 
-fn view_source(protocol: &Protocol, view: usize) -> ViewSource {
+fn view_source(protocol: &ModelProtocol, view: usize) -> ViewSource {
     match protocol.view {
-        View::Cache | View::Fetched => ViewSource::Cache(view as u64),
-        View::List => ViewSource::List,
+        ModelView::Cache | ModelView::Fetched => ViewSource::Cache(view as u64),
+        ModelView::List => ViewSource::List,
     }
 }
 
-impl Protocol {
+impl ModelProtocol {
     /// Whether two clients differ only in the names of the Jobs that they create, which no other client uses.
-    fn are_twins(&self, a: usize, b: usize) -> bool {
+    fn are_interchangeable(&self, a: usize, b: usize) -> bool {
         let (one, other) = (&self.clients[a], &self.clients[b]);
         let only = |name| self.clients.iter().filter(|client| client.name == name).count() == 1;
-        let alike = one.tries == other.tries && !one.unsuspends && !other.unsuspends;
+        let alike = one.max_requests == other.max_requests && !one.unsuspends && !other.unsuspends;
         alike && only(one.name) && only(other.name)
     }
 }

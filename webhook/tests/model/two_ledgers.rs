@@ -24,7 +24,7 @@ pub struct TwoLedgers {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct State {
+pub struct TwoLedgersState {
     /// Every write of a Job in order: the number of its create, and whether it is active. The index from 1 is the
     /// resourceVersion.
     history: Vec<(usize, bool)>,
@@ -47,11 +47,11 @@ enum CreateStage {
 
 /// One event.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Step {
+pub enum TwoLedgersStep {
     /// The next round of a create, with the Jobs as of so many writes.
     Next(usize, usize),
     Crash(usize),
-    Land(usize),
+    StoreJob(usize),
     Deny(usize),
     Finish(usize),
     /// A round without requests, with a LIST and expired attempts.
@@ -71,7 +71,7 @@ impl TwoLedgers {
 
     fn decide(
         &self,
-        state: &State,
+        state: &TwoLedgersState,
         book: &'static str,
         (view, view_source): (usize, ViewSource),
         asked: Option<(usize, bool)>,
@@ -119,7 +119,7 @@ impl TwoLedgers {
     }
 
     /// Attempts whose requests ended without an effect.
-    fn expired(&self, state: &State, book: &str) -> BTreeSet<String> {
+    fn expired(&self, state: &TwoLedgersState, book: &str) -> BTreeSet<String> {
         let is_over = |request: &str| state.at[request[1..].parse::<usize>().unwrap()] == CreateStage::Ended;
         let version = |uid: &str| {
             let n: usize = uid[1..].parse().unwrap();
@@ -132,13 +132,13 @@ impl TwoLedgers {
         expired.map(|(_, request, _)| request.to_owned()).collect()
     }
 
-    fn cleaned(&self, state: &State, book: &'static str) -> LedgerContents {
+    fn cleaned(&self, state: &TwoLedgersState, book: &'static str) -> LedgerContents {
         let (expired, none) = (self.expired(state, book), BTreeSet::new());
         let now = (state.history.len(), ViewSource::List);
         self.decide(state, book, now, None, (&expired, &none)).unwrap().contents
     }
 
-    fn next(&self, state: &mut State, n: usize, view: usize) -> Option<()> {
+    fn next(&self, state: &mut TwoLedgersState, n: usize, view: usize) -> Option<()> {
         let own = namespace(self.creates[n]);
         let seen = (view, ViewSource::Cache(view as u64));
         let none = BTreeSet::new();
@@ -170,12 +170,12 @@ impl TwoLedgers {
         Some(())
     }
 
-    fn active(&self, state: &State, of: impl Fn(&str) -> bool) -> usize {
+    fn active(&self, state: &TwoLedgersState, of: impl Fn(&str) -> bool) -> usize {
         let last: BTreeMap<usize, bool> = state.history.iter().copied().collect();
         last.into_iter().filter(|(n, active)| *active && of(namespace(self.creates[*n]))).count()
     }
 
-    fn is_exact(&self, state: &State) -> bool {
+    fn is_exact(&self, state: &TwoLedgersState) -> bool {
         let spaces = state.books.keys().filter(|book| **book != CLUSTER);
         self.active(state, |_| true) <= self.in_cluster as usize
             && spaces
@@ -183,61 +183,61 @@ impl TwoLedgers {
                 .all(|space| self.active(state, |other| other == *space) <= self.in_namespace as usize)
     }
 
-    fn is_clean(&self, state: &State) -> bool {
+    fn is_clean(&self, state: &TwoLedgersState) -> bool {
         state.at.iter().any(|at| *at != CreateStage::Ended)
             || state.books.keys().all(|book| self.cleaned(state, book).pending.is_empty())
     }
 }
 
 impl Model for TwoLedgers {
-    type State = State;
-    type Action = Step;
+    type State = TwoLedgersState;
+    type Action = TwoLedgersStep;
 
-    fn init_states(&self) -> Vec<State> {
+    fn init_states(&self) -> Vec<TwoLedgersState> {
         let mut books: BTreeMap<_, _> =
             self.creates.iter().map(|name| (namespace(name), LedgerContents::default())).collect();
         books.insert(CLUSTER, LedgerContents::default());
         let at = vec![CreateStage::DryRunInCluster; self.creates.len()];
-        vec![State { history: vec![], books, at, crashes: self.crashes, finishes: self.finishes }]
+        vec![TwoLedgersState { history: vec![], books, at, crashes: self.crashes, finishes: self.finishes }]
     }
 
-    fn actions(&self, state: &State, steps: &mut Vec<Step>) {
+    fn actions(&self, state: &TwoLedgersState, steps: &mut Vec<TwoLedgersStep>) {
         for (n, at) in state.at.iter().enumerate() {
             match at {
-                CreateStage::Admitted => steps.extend([Step::Land(n), Step::Deny(n)]),
+                CreateStage::Admitted => steps.extend([TwoLedgersStep::StoreJob(n), TwoLedgersStep::Deny(n)]),
                 CreateStage::Ended => {
                     let last = state.history.iter().rfind(|(other, _)| *other == n);
                     let runs = last.is_some_and(|(_, active)| *active) && state.finishes > 0;
-                    steps.extend(runs.then_some(Step::Finish(n)));
+                    steps.extend(runs.then_some(TwoLedgersStep::Finish(n)));
                 }
                 _ => {
-                    steps.extend((0..=state.history.len()).map(|view| Step::Next(n, view)));
-                    steps.extend((state.crashes > 0).then_some(Step::Crash(n)));
+                    steps.extend((0..=state.history.len()).map(|view| TwoLedgersStep::Next(n, view)));
+                    steps.extend((state.crashes > 0).then_some(TwoLedgersStep::Crash(n)));
                 }
             }
         }
         let books = state.books.iter().filter(|(_, book)| !book.pending.is_empty());
-        steps.extend(books.map(|(book, _)| Step::CleanUp(book)));
+        steps.extend(books.map(|(book, _)| TwoLedgersStep::CleanUp(book)));
     }
 
-    fn next_state(&self, state: &State, step: Step) -> Option<State> {
+    fn next_state(&self, state: &TwoLedgersState, step: TwoLedgersStep) -> Option<TwoLedgersState> {
         let mut next = state.clone();
         match step {
-            Step::Next(n, view) => self.next(&mut next, n, view)?,
-            Step::Crash(n) => {
+            TwoLedgersStep::Next(n, view) => self.next(&mut next, n, view)?,
+            TwoLedgersStep::Crash(n) => {
                 next.crashes -= 1;
                 next.at[n] = CreateStage::Ended;
             }
-            Step::Land(n) => {
+            TwoLedgersStep::StoreJob(n) => {
                 next.history.push((n, true));
                 next.at[n] = CreateStage::Ended;
             }
-            Step::Deny(n) => next.at[n] = CreateStage::Ended,
-            Step::Finish(n) => {
+            TwoLedgersStep::Deny(n) => next.at[n] = CreateStage::Ended,
+            TwoLedgersStep::Finish(n) => {
                 next.finishes -= 1;
                 next.history.push((n, false));
             }
-            Step::CleanUp(book) => {
+            TwoLedgersStep::CleanUp(book) => {
                 let book_after = self.cleaned(state, book);
                 next.books.insert(book, book_after);
             }
@@ -247,9 +247,9 @@ impl Model for TwoLedgers {
 
     fn properties(&self) -> Vec<Property<Self>> {
         vec![
-            Property::always(super::EXACT, |two: &Self, state: &State| two.is_exact(state)),
-            Property::always(super::QUIET, |two: &Self, state: &State| two.is_clean(state)),
-            Property::sometimes(super::FULL, |two: &Self, state: &State| {
+            Property::always(super::EXACT, |two: &Self, state: &TwoLedgersState| two.is_exact(state)),
+            Property::always(super::QUIET, |two: &Self, state: &TwoLedgersState| two.is_clean(state)),
+            Property::sometimes(super::FULL, |two: &Self, state: &TwoLedgersState| {
                 two.active(state, |_| true) == two.in_cluster as usize
             }),
         ]

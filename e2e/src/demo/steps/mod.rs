@@ -1,4 +1,5 @@
-//! The steps: the commands that each runs, and the output that it expects.
+//! The steps: the commands that each runs, and the output that it expects. `builds.rs`, `hooks.rs` and `results.rs`
+//! have the steps, `manifests.rs` the objects that they create. Read `builds.rs` first.
 
 mod builds;
 mod hooks;

@@ -19,8 +19,8 @@ use tokio::sync::Mutex;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use crate::harness::error::{Error, Result};
+use crate::net::fault_proxy::proxy_state::{ProxyState, RecordedWrite};
 use crate::net::fault_proxy::rule::{ApiCall, ProxyFault};
-use crate::net::fault_proxy::{ProxyState, RecordedWrite};
 
 pub(super) type Body = BoxBody<Bytes, hyper::Error>;
 type Sender = SendRequest<Full<Bytes>>;

@@ -1,8 +1,4 @@
-use std::{
-    collections::BTreeMap,
-    convert::Infallible,
-    sync::atomic::{AtomicUsize, Ordering},
-};
+use std::collections::BTreeMap;
 
 use http::{Method, Request, Response};
 use job_handler_shared::{
@@ -19,6 +15,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::{
+    cloudevents::flaky_receiver::FlakyReceiver,
     model::result_ref::{ResultRef, result_ref_of},
     result::seal::Seal,
 };
@@ -27,28 +24,6 @@ use crate::{
 const JOBS: usize = 600;
 /// The key of the seal.
 const KEY: &[u8] = &[1; 32];
-
-/// Unavailable until a moment of the paused clock; records what it accepted.
-struct FlakyReceiver {
-    back: Instant,
-    received: Mutex<Vec<Value>>,
-    attempts: AtomicUsize,
-}
-
-impl EventReceiver for FlakyReceiver {
-    fn name(&self) -> &str {
-        "ci"
-    }
-
-    async fn deliver(&self, event: &CloudEvent) -> Result<(), DeliveryError> {
-        self.attempts.fetch_add(1, Ordering::Relaxed);
-        if Instant::now() < self.back {
-            return Err(DeliveryError::Unavailable("503".into()));
-        }
-        self.received.lock().push(event.to_json("/s", &Default::default()));
-        Ok(())
-    }
-}
 
 type Maps = Arc<Mutex<BTreeMap<String, Value>>>;
 
@@ -112,7 +87,7 @@ fn result(n: usize) -> Value {
 }
 
 /// A sink that has just started and has listed these results.
-fn sink(maps: &Maps, receiver: &Arc<FlakyReceiver>) -> (Store, tokio::task::JoinHandle<()>) {
+fn sink(maps: &Maps, receiver: &Arc<FlakyReceiver>) -> (Store, tokio::task::JoinHandle<Infallible>) {
     let store = Store::default();
     store.seal.set_key(KEY);
     maps.lock().iter().for_each(|(_, map)| observe(&store, map));
@@ -136,8 +111,7 @@ fn observe(store: &Store, map: &Value) {
 async fn a_receiver_that_was_unavailable_for_an_hour_gets_all_events_across_leader_changes() {
     let maps = Maps::default();
     let back = Instant::now() + Duration::from_secs(3600);
-    let receiver =
-        Arc::new(FlakyReceiver { back, received: Mutex::default(), attempts: AtomicUsize::new(0) });
+    let receiver = FlakyReceiver::available_from(back);
     let (mut store, mut task) = sink(&maps, &receiver);
     for n in 0..JOBS {
         maps.lock().insert(name(n), result(n));
@@ -150,13 +124,13 @@ async fn a_receiver_that_was_unavailable_for_an_hour_gets_all_events_across_lead
         tokio::time::sleep(Duration::from_secs(5)).await;
     }
     tokio::time::sleep_until(back).await;
-    assert!(receiver.received.lock().is_empty());
-    let attempts = receiver.attempts.load(Ordering::Relaxed);
+    assert!(receiver.received().is_empty());
+    let attempts = receiver.attempts();
     assert!((30..300).contains(&attempts), "attempts are spaced while it is unavailable: {attempts}");
     tokio::time::sleep(Duration::from_secs(120)).await;
     task.abort();
 
-    let received = receiver.received.lock();
+    let received = receiver.received();
     let mut of_job: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for event in received.iter() {
         of_job.entry(event["subject"].as_str().unwrap()).or_default().push(event["id"].as_str().unwrap());
@@ -180,11 +154,7 @@ async fn a_delivery_that_cannot_be_recorded_delays_no_other_job() {
         map["metadata"]["labels"]["refused"] = (n == 0).to_string().into();
         maps.lock().insert(name(n), map);
     }
-    let receiver = Arc::new(FlakyReceiver {
-        back: Instant::now(),
-        received: Mutex::default(),
-        attempts: AtomicUsize::new(0),
-    });
+    let receiver = FlakyReceiver::available_from(Instant::now());
     let (store, task) = sink(&maps, &receiver);
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert_eq!(store.jobs_with_pending_events("ci"), ["u0"], "it is retried, and delays no other");
@@ -194,7 +164,7 @@ async fn a_delivery_that_cannot_be_recorded_delays_no_other_job() {
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(store.jobs_with_pending_events("ci"), ["u0"]);
     let ids: std::collections::BTreeSet<_> =
-        receiver.received.lock().iter().map(|event| event["id"].to_string()).collect();
+        receiver.received().iter().map(|event| event["id"].to_string()).collect();
     assert_eq!(ids.len(), 20, "a repeated event has the same id");
     maps.lock().get_mut(&name(0)).unwrap()["metadata"]["labels"]["refused"] = "false".into();
     tokio::time::sleep(MAX_API_PAUSE * 2).await;
@@ -209,11 +179,7 @@ async fn nothing_is_delivered_for_a_result_without_the_seal() {
     forged["metadata"]["annotations"][SEAL] = "00".repeat(32).into();
     maps.lock().insert(name(0), forged);
     maps.lock().insert(name(1), result(1));
-    let receiver = Arc::new(FlakyReceiver {
-        back: Instant::now(),
-        received: Mutex::default(),
-        attempts: AtomicUsize::new(0),
-    });
+    let receiver = FlakyReceiver::available_from(Instant::now());
     let (store, task) = sink(&maps, &receiver);
     // Somebody else replaced the object after the watch had seen a genuine one.
     let replaced = ResultRef {
@@ -224,7 +190,7 @@ async fn nothing_is_delivered_for_a_result_without_the_seal() {
     store.put_result("u0", replaced);
     tokio::time::sleep(Duration::from_secs(60)).await;
     task.abort();
-    let received = receiver.received.lock();
+    let received = receiver.received();
     let ids: Vec<&str> = received.iter().map(|event| event["id"].as_str().unwrap()).collect();
     assert_eq!(ids, ["u1-started", "u1-completed"]);
     assert!(store.jobs_with_pending_events("ci").is_empty(), "and it is not tried again");

@@ -26,7 +26,7 @@ impl From<JobSnapshot> for PruneCandidate {
 }
 
 impl PruneCandidate {
-    /// Returns why this Job, which is not among the newest, stays all the same.
+    /// Returns why this Job, which is not among the newest, stays nevertheless.
     pub(super) fn keep_reason(&self, delete_unharvested: bool) -> Option<String> {
         let awaits = self.awaits_harvest.filter(|_| !delete_unharvested);
         match (keep::check_deletable(&self.job, awaits.is_none()), awaits) {

@@ -12,7 +12,7 @@ use crate::{
     },
 };
 
-/// A Job that changes again and again is read this often.
+/// Most reads of a Job that changes again and again.
 const MAX_READS: u32 = 3;
 const ALREADY_DELETED: DeletionOutcome = DeletionOutcome::Deleted(": already deleted");
 

@@ -21,8 +21,9 @@ mod pages;
 mod prune_run;
 mod report;
 
+pub(crate) use self::prune_run::prune_until_signal;
 pub use self::{
     options::{DryRun, PruneError, PruneOptions},
-    prune_run::{prune, prune_until_signal},
+    prune_run::prune,
     report::PruneReport,
 };

@@ -5,7 +5,7 @@ use std::time::Duration;
 use job_handler_shared::{
     job::snapshot::JobSnapshot,
     kube::error::{ApiError, call},
-    process::jitter::jitter,
+    process::jitter::{exponential, jitter},
 };
 use k8s_openapi::api::batch::v1::Job;
 use kube::{
@@ -16,6 +16,10 @@ use kube::{
 
 /// Attempts per call, if the apiserver is unavailable or overloaded.
 pub(super) const MAX_ATTEMPTS: u32 = 5;
+/// Pause after the first attempt that failed, before jitter; it doubles with each one.
+const FIRST_PAUSE: Duration = Duration::from_millis(750);
+/// Longest pause between two attempts, before jitter.
+const MAX_PAUSE: Duration = Duration::from_secs(6);
 /// How often a list that expired without a new token is started again.
 const MAX_RELISTS: usize = 20;
 
@@ -108,9 +112,9 @@ async fn page(api: &Api<Job>, params: &ListParams) -> Result<JobListPage, ApiErr
     }
 }
 
-/// Waits before the next attempt.
+/// Waits before the attempt that follows this one; the first is 1.
 pub(super) async fn pause(attempt: u32) {
-    tokio::time::sleep(jitter(Duration::from_millis(375 << attempt))).await;
+    tokio::time::sleep(jitter(exponential(FIRST_PAUSE, MAX_PAUSE, attempt - 1))).await;
 }
 
 /// Whether the apiserver is overloaded or unavailable. Timeouts are not retried: a slow call is likely to be slow again.

@@ -46,7 +46,7 @@ const PAGES_AHEAD: usize = 10;
 ///
 /// # Errors
 /// As [`prune`], and if a signal arrives.
-pub async fn prune_until_signal(
+pub(crate) async fn prune_until_signal(
     client: Client,
     options: &PruneOptions,
     mut signals: ShutdownSignals,

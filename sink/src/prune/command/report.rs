@@ -30,7 +30,7 @@ pub struct PruneReport {
 
 impl PruneReport {
     /// The program's exit code: 1 if a deletion failed.
-    pub fn exit_code(&self) -> ExitCode {
+    pub(crate) fn exit_code(&self) -> ExitCode {
         if self.failed > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS }
     }
 }

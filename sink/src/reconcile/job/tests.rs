@@ -87,7 +87,7 @@ async fn a_job_that_keeps_changing_is_put_back_into_the_queue() {
     put_job(&apiserver, "build", "u");
     let reconciler = process(&apiserver, json!({"results": {}}));
     // Someone else annotates the Job before each mark.
-    for n in 0..STEPS {
+    for n in 0..MAX_STEPS {
         let other = apiserver.clone();
         apiserver.before(http::Method::PATCH, "/apis/batch/v1/namespaces/ci/jobs/build", move || {
             other.change("jobs", "ci", "build", |job| {
@@ -144,7 +144,7 @@ async fn log_lines_of_concurrent_reconciles_name_their_job_and_step() {
             tokio::task::yield_now().await;
         }
     };
-    tokio::select! { () = reconciler.clone().run() => {}, () = done => {} }
+    tokio::select! { never = reconciler.clone().run() => match never {}, () = done => {} }
     let text = String::from_utf8(log.0.lock().clone()).unwrap();
     let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
     let mut stored: Vec<String> = lines

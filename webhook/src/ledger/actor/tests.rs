@@ -75,7 +75,7 @@ async fn a_caller_that_is_gone_before_the_round_gets_no_grant() {
 async fn the_grant_of_a_caller_that_leaves_during_the_write_is_revoked() {
     let actor = RunningActor::start(1);
     let verdict = actor.ask(attempt("leaves"));
-    // The write takes 10 ms.
+    // The write takes 10 ms. Time is paused, so the 5 ms end during the write on every machine.
     tokio::time::sleep(Duration::from_millis(5)).await;
     drop(verdict);
     assert_eq!(actor.ask(attempt("next")).await.unwrap(), Verdict::Granted);

@@ -199,7 +199,7 @@ async fn all_jobs_are_checked_after_changes_were_missed() {
     };
     let queued = tokio::select! {
         biased;
-        () = test.follower.watch_jobs(&test.queue) => None,
+        never = test.follower.watch_jobs(&test.queue) => match never {},
         queued = changes => queued,
     };
     assert_eq!(queued, Some(FollowerKey::Job("u".into())));

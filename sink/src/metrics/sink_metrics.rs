@@ -1,6 +1,4 @@
-//! The metrics of the sink. The number of label values is bounded: no label holds the name of a Job.
-
-mod labels;
+//! The metrics, with their help texts.
 
 use std::{
     collections::HashMap,
@@ -313,4 +311,5 @@ impl SinkMetrics {
 }
 
 #[cfg(test)]
+#[path = "tests.rs"]
 mod tests;
