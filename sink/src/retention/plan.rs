@@ -328,7 +328,7 @@ mod tests {
         let wide = RetentionBounds { ttl_seconds: 1_000, max_per_group: 10, max_bytes: 1_000 };
         let now = Timestamp::from_second(NOW).unwrap();
         let all: Vec<_> = (0..4).map(|n| stored(n, 0, Some(0), 990 + n as i64, 10, false)).collect();
-        let gone = |bounds: Option<RetentionBounds>, cluster| {
+        let gone = |bounds: Option<RetentionBounds>, cluster: Option<u64>| {
             let plan = plan(&all, |_| bounds, cluster.map(budget_of).as_ref(), now);
             plan.into_iter().map(|(n, why)| (n, why.as_str())).collect::<Vec<_>>()
         };
