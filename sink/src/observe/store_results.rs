@@ -94,8 +94,8 @@ impl Store {
     /// its result. Before the sink has recorded a result on the Job, that object may be forged.
     pub(crate) fn awaits_result(&self, namespace: &str, uid: &str, has_result: bool) -> bool {
         let awaits = |job: &JobSnapshot| {
-            !result_annotations::is_result_removed(job)
-                && !(has_result && result_annotations::is_harvested(job))
+            let is_written = has_result && result_annotations::is_harvested(job);
+            !is_written && !result_annotations::is_result_removed(job)
         };
         self.job_in(namespace, uid).is_some_and(|job| awaits(&job))
             || self.deleted_job(uid).is_some_and(|deleted| deleted.job.namespace == namespace)
