@@ -284,13 +284,19 @@ mod tests {
             left.iter().filter(|o| all[**o].namespace == namespace).map(|o| all[*o].facts.bytes).sum::<u64>()
         };
         if let Some(most) = cluster {
-            // The most bytes that every namespace may have.
-            let level = {
-                let of_all: Vec<u64> = ["ns0", "ns1", "ns2"].map(|namespace| used(&left, namespace)).into();
-                let fits = |level: &u64| of_all.iter().map(|bytes| bytes.min(level)).sum::<u64>() <= most;
-                (0..=most).rev().find(fits).unwrap()
-            };
-            drop_while(&mut left, &|left, n| !newest(n) && used(left, &all[n].namespace) > level);
+            // Byte by byte, those that use more first, until the budget is used up.
+            let mut needs = ["ns0", "ns1", "ns2"].map(|namespace| (used(&left, namespace), namespace));
+            needs.sort();
+            let turns =
+                (1..=needs[2].0).flat_map(|byte| needs.iter().rev().filter(move |need| need.0 >= byte));
+            let mut allowed: HashMap<&str, u64> = HashMap::new();
+            for (_, namespace) in turns.take(most as usize) {
+                *allowed.entry(namespace).or_default() += 1;
+            }
+            let allowed = |namespace: &str| allowed.get(namespace).copied().unwrap_or(0);
+            drop_while(&mut left, &|left, n| {
+                !newest(n) && used(left, &all[n].namespace) > allowed(&all[n].namespace)
+            });
         }
         let mut gone: Vec<String> =
             (0..all.len()).filter(|n| !left.contains(n)).map(|n| all[n].uid.clone()).collect();
