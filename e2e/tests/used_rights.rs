@@ -12,7 +12,7 @@ use std::{
 };
 
 use job_handler_e2e::cluster::E2E_AUDIT_FOLDER;
-use job_handler_shared::keys::{NAMESPACE, SINK_ACCOUNT, WEBHOOK_ACCOUNT};
+use job_handler_shared::keys::{LIMITS_CONFIGURATION, NAMESPACE, SINK_ACCOUNT, WEBHOOK_ACCOUNT};
 use serde_json::Value;
 
 /// The roles of each account, below `manifests/`.
@@ -80,6 +80,11 @@ fn rights() -> BTreeSet<Right> {
     rights
 }
 
+/// One name for the configurations of all numbers: only clusters with many limited policies have more than one.
+fn without_number(name: String) -> String {
+    if name.starts_with(LIMITS_CONFIGURATION) { LIMITS_CONFIGURATION.to_owned() } else { name }
+}
+
 fn rights_of_rule(account: &str, role: &Value, rule: &Value) -> Vec<Right> {
     let list = |field: &str| -> Vec<String> {
         let items = rule[field].as_array().into_iter().flatten();
@@ -87,7 +92,7 @@ fn rights_of_rule(account: &str, role: &Value, rule: &Value) -> Vec<Right> {
     };
     let names: Vec<Option<String>> = match list("resourceNames") {
         names if names.is_empty() => vec![None],
-        names => names.into_iter().map(Some).collect(),
+        names => names.into_iter().map(|name| Some(without_number(name))).collect(),
     };
     let mut rights = Vec::new();
     for group in list("apiGroups") {
@@ -125,7 +130,7 @@ fn calls_of(entry: &Value) -> Vec<AuditedCall> {
         .map(|verb| AuditedCall {
             account: account.to_owned(),
             action: format!("{verb} {group}/{resource}{subresource}"),
-            name: text(&object["name"]),
+            name: text(&object["name"]).map(without_number),
             namespace: text(&object["namespace"]),
             // A quota, a policy or a terminating namespace cause a 403, too; only the authorizer writes this.
             forbidden: entry["annotations"]["authorization.k8s.io/decision"] == "forbid",

@@ -133,6 +133,8 @@ fn the_sink_may_harvest_prune_publish_events_and_write_the_entries_of_limits() {
             (POLICIES, "jobledgers", "", "get list watch patch delete"),
             ("coordination.k8s.io", "leases", "", "get list watch create update"),
             ("", "configmaps", keys::DEFAULTS, "get patch"),
+            ("", "secrets", "", "create"),
+            ("", "secrets", keys::SEAL_SECRET, "get"),
             ("", "secrets", keys::SINK_CONFIGURATION, "get"),
         ])
     );
@@ -173,11 +175,16 @@ fn the_readme_lists_every_right_with_its_call() {
         }
     }
     let row = |program: &str, place: &str, rights| ((program.to_owned(), place.to_owned()), rights);
+    // One name in the table stands for the configurations of all numbers.
+    let one_name = |right: String| match right.split_once(keys::LIMITS_CONFIGURATION) {
+        Some((action, _)) => format!("{action}{}", keys::LIMITS_CONFIGURATION),
+        None => right,
+    };
     let expected = BTreeMap::from([
         row("webhook", "cluster", cluster("webhook")),
         row("webhook", "own", own("webhook")),
         row("sink", "Jobs", cluster("sink")),
-        row("sink", "cluster", cluster("sink-cluster")),
+        row("sink", "cluster", cluster("sink-cluster").into_iter().map(one_name).collect()),
         row("sink", "own", own("sink")),
     ]);
     assert_eq!(listed, expected);
@@ -224,7 +231,8 @@ fn no_wildcards_no_escalation_and_no_secrets_of_others() {
             if text.contains("secrets") {
                 assert_eq!(kind, "Role", "{path}: Secrets of all namespaces: {text}");
                 let only_create = rule["verbs"] == serde_json::json!(["create"]);
-                let ours = [keys::CA_SECRET, keys::SINK_CONFIGURATION].map(|name| serde_json::json!([name]));
+                let ours = [keys::CA_SECRET, keys::SEAL_SECRET, keys::SINK_CONFIGURATION];
+                let ours = ours.map(|name| serde_json::json!([name]));
                 let only_ours = ours.contains(&rule["resourceNames"]);
                 assert!(only_create || only_ours, "{path}: {text}");
             }
@@ -365,6 +373,7 @@ fn the_admission_policies_are_about_our_accounts() {
     for (name, account) in [
         ("job-handler-sink-namespaces", keys::SINK_ACCOUNT),
         ("job-handler-sink-configurations", keys::SINK_ACCOUNT),
+        ("job-handler-sink-secrets", keys::SINK_ACCOUNT),
         ("job-handler-webhook-configurations", keys::WEBHOOK_ACCOUNT),
         ("job-handler-webhook-secrets", keys::WEBHOOK_ACCOUNT),
     ] {
@@ -373,7 +382,7 @@ fn the_admission_policies_are_about_our_accounts() {
         let user = format!("system:serviceaccount:{}:{account}", keys::NAMESPACE);
         assert_eq!(condition.expression, format!("request.userInfo.username == '{user}'"), "{name}");
     }
-    assert_eq!(documents(POLICIES_FILE).len(), 8);
+    assert_eq!(documents(POLICIES_FILE).len(), 10);
 }
 
 #[test]

@@ -83,6 +83,10 @@ pub const WARN_WEBHOOK_SUFFIX: &str = "warn.job-handler.io";
 pub const SINK_CONFIGURATION: &str = "job-handler-sink";
 /// Path at which the base install mounts the key `config.yaml` of that ConfigMap.
 pub const SINK_CONFIGURATION_FILE: &str = "/etc/job-handler/sink/config.yaml";
+/// Secret with the key by which the sink recognises its results (`job-handler/seal`), in the namespace of job-handler.
+pub const SEAL_SECRET: &str = "job-handler-seal";
+/// ValidatingAdmissionPolicy, and its binding: only the sink makes results.
+pub const RESULTS_ADMISSION_POLICY: &str = "job-handler-results";
 /// Lease of the leader of the sinks.
 pub const LEADER_LEASE: &str = "job-handler-sink";
 /// Prefix of the Leases of webhook replicas.

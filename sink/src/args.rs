@@ -15,6 +15,7 @@ use crate::{
     PROGRAM, VERSION,
     config::{Config, ConfigError},
     prune::command::{DryRun, PruneOptions, prune_until_signal},
+    retention::plan::ClusterBudget,
     run::{RunOptions, default_replica, run},
 };
 
@@ -66,9 +67,16 @@ struct RunArgs {
     /// Unix socket on which the sink listens for refusals.
     #[arg(long, default_value = keys::REFUSAL_SOCKET)]
     refusal_socket: PathBuf,
-    /// Maximum total size of stored results in the cluster, such as 1Gi; the oldest are deleted first. 0 = unlimited.
+    /// Maximum total size of stored results in the cluster, such as 1Gi. Namespaces share it: the oldest results of those
+    /// that exceed their share are deleted first. 0 = unlimited.
     #[arg(long, value_name = "BYTES", default_value = "1Gi")]
     results_max_bytes: Bytes,
+    /// Share of a namespace in that size, such as `ci=4`; repeatable. All others have 1.
+    #[arg(long, value_name = "NAMESPACE=SHARE", value_parser = namespace_share)]
+    results_share: Vec<(String, u32)>,
+    /// Maximum of `results.maxBytesPerNamespace`, whatever policies say. 0 = unlimited.
+    #[arg(long, value_name = "BYTES", default_value = "256Mi")]
+    results_max_bytes_per_namespace: Bytes,
     /// Configuration file (YAML): receivers of CloudEvents, object store. Default: none.
     #[arg(long)]
     config: Option<PathBuf>,
@@ -135,8 +143,20 @@ impl RunArgs {
             namespaces: self.namespaces,
             replica: self.replica.unwrap_or_else(|| default_replica().to_string()),
             refusal_socket: self.refusal_socket,
-            results_max_bytes: Some(self.results_max_bytes.0).filter(|bytes| *bytes > 0),
+            results_budget: Some(self.results_max_bytes.0).filter(|bytes| *bytes > 0).map(|max_bytes| {
+                ClusterBudget { max_bytes, shares: self.results_share.into_iter().collect() }
+            }),
+            results_max_bytes_per_namespace: Some(self.results_max_bytes_per_namespace.0)
+                .filter(|bytes| *bytes > 0),
         })
+    }
+}
+
+fn namespace_share(text: &str) -> Result<(String, u32), String> {
+    let parsed = text.split_once('=').and_then(|(namespace, share)| Some((namespace, share.parse().ok()?)));
+    match parsed {
+        Some((namespace, share)) if share > 0 && !namespace.is_empty() => Ok((namespace.to_owned(), share)),
+        _ => Err("expected NAMESPACE=SHARE with a share of at least 1, such as ci=4".to_owned()),
     }
 }
 
@@ -149,6 +169,24 @@ impl From<PruneArgs> for PruneOptions {
             keep: Keep { newest: args.keep_newest, newest_succeeded: args.keep_newest_succeeded },
             dry_run: args.dry_run,
             unharvested: args.unharvested,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_are_numbers_of_namespaces() {
+        let line = ["sink", "--results-share", "ci=4", "--results-share=web=2", "--results-max-bytes=1Mi"];
+        let Ok(SinkCommand::Run(options)) = SinkArgs::parse_from(line).resolve() else { panic!("not run") };
+        let shares = [("ci".to_owned(), 4), ("web".to_owned(), 2)].into();
+        assert_eq!(options.results_budget, Some(ClusterBudget { max_bytes: 1 << 20, shares }));
+        assert_eq!(options.results_max_bytes_per_namespace, Some(256 << 20));
+        for wrong in ["ci", "ci=", "ci=0", "=1", "ci=-1", "ci=x"] {
+            let error = SinkArgs::try_parse_from(["sink", "--results-share", wrong]).unwrap_err().to_string();
+            assert!(error.contains("NAMESPACE=SHARE"), "{wrong}: {error}");
         }
     }
 }

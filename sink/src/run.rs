@@ -32,7 +32,7 @@ use crate::{
     observe::{context::Context, key::Key, reflectors, secret_watch, store::Store},
     queueing::{dequeued_by_user, failure_backoff, release},
     reconcile::{job::JobReconciler, log_retry::LogRetries, resync::enqueue_all, stale_jobs},
-    retention::{gc::GarbageCollector, object_gc},
+    retention::{gc::GarbageCollector, object_gc, plan::ClusterBudget},
     runtime::{leader_election, resync::RESYNC},
     status::writer,
 };
@@ -53,8 +53,10 @@ pub(crate) struct RunOptions {
     pub(crate) replica: String,
     /// Unix socket for refusals.
     pub(crate) refusal_socket: PathBuf,
-    /// Maximum total size of stored results in the cluster in bytes; None = unlimited.
-    pub(crate) results_max_bytes: Option<u64>,
+    /// Bytes of all stored results of the cluster; None = unlimited.
+    pub(crate) results_budget: Option<ClusterBudget>,
+    /// Most bytes that a policy may grant the results of a namespace; None = unlimited.
+    pub(crate) results_max_bytes_per_namespace: Option<u64>,
     /// The configuration file.
     pub(crate) config: Config,
 }
@@ -151,6 +153,7 @@ pub(crate) async fn run(
         spools.push(spool);
     }
     context.store.set_known_receivers(options.config.receiver_names());
+    context.store.set_namespace_bytes_max(options.results_max_bytes_per_namespace);
     let spools = RefusalSpools::new(spools);
     let (sender, refusals) = mpsc::channel(refusal_writer::QUEUE);
     let policies = context.store.clone();
@@ -179,7 +182,7 @@ pub(crate) async fn run(
         client: client.clone(),
         store: context.store.clone(),
         metrics: context.metrics.clone(),
-        max_bytes: options.results_max_bytes,
+        budget: options.results_budget,
         objects,
     };
     let namespace = context.namespace.clone();

@@ -9,14 +9,11 @@ use std::time::Duration;
 
 use common::{
     Apiserver,
-    build::{completed_job, policy_entry, reconciler},
+    build::{completed_job, policy_entry, reconciler, store},
 };
 use http::Method;
 use job_handler_shared::{job::snapshot::JobSnapshot, keys, testing::policies::job_policy};
-use job_handler_sink::{
-    observe::{key::Key, store::Store},
-    reconcile::job::JobReconciler,
-};
+use job_handler_sink::{observe::key::Key, reconcile::job::JobReconciler};
 use k8s_openapi::api::batch::v1::Job;
 use kube::Client;
 use serde_json::json;
@@ -38,7 +35,7 @@ struct TestCluster {
 
 impl TestCluster {
     fn new(apiserver: &Apiserver, client: &Client) -> Self {
-        let store = Store::default();
+        let store = store();
         for namespace in ["ill", "well"] {
             store.put_namespace(namespace, Default::default());
             let metadata = json!({"name": "p", "namespace": namespace, "uid": namespace});

@@ -47,7 +47,7 @@ async fn shards_are_looked_for_in_served_namespaces_only() {
         client: context.client.clone(),
         store: context.store.clone(),
         metrics: context.metrics.clone(),
-        max_bytes: None,
+        budget: None,
         objects: None,
     };
     collector.delete_orphaned_shards(&Default::default()).await.unwrap();

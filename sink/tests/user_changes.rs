@@ -10,7 +10,11 @@ use common::{
     build::{UID, cluster, process, set_policy},
 };
 use http::Method;
-use job_handler_shared::{job::snapshot::JobSnapshot, keys, result::manifest};
+use job_handler_shared::{
+    job::snapshot::JobSnapshot,
+    keys,
+    result::{manifest, storage_kind::StorageKind},
+};
 use job_handler_sink::{model::result_ref::ResultRef, reconcile::job::JobReconciler};
 use k8s_openapi::api::batch::v1::Job;
 use serde_json::{Value, json};
@@ -29,11 +33,11 @@ fn the_job(apiserver: &Apiserver) -> Value {
     apiserver.get("jobs", "ci", "build").unwrap_or_else(|| panic!("deleted: {:#?}", apiserver.calls()))
 }
 
-/// Delivers the apiserver's state of a ConfigMap as the watch does.
+/// Delivers the state of a ConfigMap as the watch does, where the metadata still has its seal.
 fn seen(reconciler: &JobReconciler, name: &str) {
     reconciler
         .store
-        .put_result(UID, ResultRef { namespace: "ci".into(), name: name.into(), ..ResultRef::default() });
+        .put_result(UID, ResultRef { sealed: true, ..ResultRef::at(StorageKind::ConfigMap, "ci", name) });
 }
 
 #[tokio::test]

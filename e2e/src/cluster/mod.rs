@@ -18,5 +18,6 @@ mod test_cluster;
 pub use component_handle::ComponentHandle;
 pub use components::Component;
 pub use external::on_path;
+pub use kubectl::KubectlOutput;
 pub use options::{AuditLevel, ClusterOptions, E2E_AUDIT_FOLDER, E2E_KUBECONFIG};
 pub use test_cluster::Cluster;

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use job_handler_e2e::wait_for;
-use k8s_openapi::api::{batch::v1::Job, core::v1::ConfigMap};
+use k8s_openapi::api::batch::v1::Job;
 use kube::{
     ResourceExt,
-    api::{DeleteParams, Patch, PatchParams, PostParams},
+    api::{DeleteParams, Patch, PatchParams},
 };
 use serde_json::{Value, json};
 
@@ -94,9 +94,9 @@ fn a_config_map_with_only_the_labels_is_not_a_result() {
                 .unwrap();
             let uid = created.uid().unwrap();
             let labels = json!({"job-handler/created": "true", "job-handler/job-uid": uid});
-            let map: ConfigMap =
-                serde_json::from_value(json!({"metadata": {"name": forged, "labels": labels}})).unwrap();
-            fixture.config_maps(&ns).create(&PostParams::default(), &map).await.unwrap();
+            let map = json!({"apiVersion": "v1", "kind": "ConfigMap",
+                "metadata": {"name": forged, "labels": labels}});
+            fixture.create_past_admission_policy(&ns, &map).await;
             fixture.wait_job_deleted(&ns, job_name).await;
             let stored = stored.replace("UID8", &uid[..8]);
             let result = fixture.config_maps(&ns).get(&stored).await.unwrap();

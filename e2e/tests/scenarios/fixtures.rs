@@ -17,6 +17,9 @@ use kube::{
 use serde_json::{Value, json};
 use tokio::{runtime::Runtime, sync::OnceCell};
 
+/// The sink's account, the only one that the admission policy lets write results.
+const SINK_ACCOUNT: &str = "--as=system:serviceaccount:job-handler-system:job-handler-sink";
+
 /// How long a scenario waits for a condition.
 pub const PATIENCE: Duration = Duration::from_secs(90);
 
@@ -126,6 +129,20 @@ impl Fixture {
     pub async fn create(&self, namespace: &str, job: &Value) -> kube::Result<Job> {
         let job: Job = serde_json::from_value(job.clone()).unwrap();
         self.jobs(namespace).create(&PostParams::default(), &job).await
+    }
+
+    /// Creates an object with the keys of results, as anybody could before the admission policy was installed.
+    pub async fn create_past_admission_policy(&self, namespace: &str, object: &Value) {
+        let command = ["create", "-n", namespace, SINK_ACCOUNT, "-f", "-"];
+        self.cluster.kubectl_with_input(&command, &object.to_string()).await.unwrap();
+    }
+
+    /// Edits a result, as users could before the admission policy was installed.
+    pub async fn edit_past_admission_policy(&self, namespace: &str, config_map: &str, change: &Value) {
+        let change = change.to_string();
+        let command =
+            ["patch", "configmap", config_map, "-n", namespace, SINK_ACCOUNT, "--type=merge", "-p", &change];
+        self.cluster.kubectl(&command).await.unwrap();
     }
 
     /// Waits for the result of a Job.

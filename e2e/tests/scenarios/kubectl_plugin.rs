@@ -7,7 +7,6 @@ use std::{
 };
 
 use job_handler_e2e::build::pair_programs;
-use kube::api::{Patch, PatchParams};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
@@ -157,8 +156,7 @@ fn results_can_be_read_through_kubectl_with_the_right_to_read_config_maps() {
         assert!(completions.starts_with("main\n:4"), "{completions}");
 
         let edited = json!({"data": {"logs": "nothing happened\n"}});
-        let api = fixture.config_maps(&ns);
-        api.patch("failing-results", &PatchParams::default(), &Patch::Merge(&edited)).await.unwrap();
+        fixture.edit_past_admission_policy(&ns, "failing-results", &edited).await;
         let error = user.fails(&["job-results", "logs", "failing"]).await;
         assert!(error.contains("the digest doesn't match"), "{error}");
         // The user has no other rights.

@@ -3,11 +3,7 @@
 use std::collections::BTreeSet;
 
 use job_handler_e2e::wait_for;
-use k8s_openapi::api::core::v1::ConfigMap;
-use kube::{
-    ResourceExt,
-    api::{ListParams, PostParams},
-};
+use kube::{ResourceExt, api::ListParams};
 use serde_json::{Value, json};
 
 use super::fixtures::{Fixture, PATIENCE, annotation, job, scenario};
@@ -111,9 +107,9 @@ fn only_shards_without_a_result_are_deleted() {
             ("mine", json!({"job-handler/job-uid": "0000"})),
             ("mine-too", json!({"job-handler/shard": "0"})),
         ] {
-            let map = json!({"metadata": {"name": name, "labels": labels}, "data": {"a": "b"}});
-            let map: ConfigMap = serde_json::from_value(map).unwrap();
-            api.create(&PostParams::default(), &map).await.unwrap();
+            let map = json!({"apiVersion": "v1", "kind": "ConfigMap",
+                "metadata": {"name": name, "labels": labels}, "data": {"a": "b"}});
+            fixture.create_past_admission_policy(&ns, &map).await;
         }
         let deleted = || async {
             match api.get_opt("orphan-results-0000-0").await {

@@ -1,9 +1,9 @@
-//! Results that users have edited: the plugin reports the problem and returns the readable rest, edits are not
-//! overwritten, and harvest and retention continue.
+//! Results that users have edited, as they could before the admission policy was installed: the plugin reports the problem
+//! and returns the readable rest, edits are not overwritten, and harvest and retention continue.
 
 use kube::{
     ResourceExt,
-    api::{DeleteParams, ListParams, Patch, PatchParams},
+    api::{DeleteParams, ListParams},
 };
 use serde_json::{Value, json};
 
@@ -13,7 +13,7 @@ use super::{
 };
 
 async fn edit(fixture: &Fixture, ns: &str, name: &str, change: Value) {
-    fixture.config_maps(ns).patch(name, &PatchParams::default(), &Patch::Merge(change)).await.unwrap();
+    fixture.edit_past_admission_policy(ns, name, &change).await;
 }
 
 /// Standard output and standard error of a call with exit code 1.

@@ -1,4 +1,5 @@
 //! Reads the manifests.
+#![allow(dead_code, reason = "each test binary uses a part of this")]
 
 use std::{fs, path::Path};
 

@@ -1,4 +1,5 @@
-//! The manifest of a result, `result.json`. A Job is harvested if a manifest with its uid exists.
+//! The manifest of a result, `result.json`. Users may be able to edit it: [`Manifest::parse`] takes nothing from it that
+//! decides where an effect lands.
 
 use std::collections::BTreeMap;
 
@@ -79,7 +80,8 @@ pub struct Manifest {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct JobFacts {
-    /// `metadata.namespace`.
+    /// `metadata.namespace`. Written for readers and never read back: it is that of the object that holds the manifest.
+    #[serde(skip_deserializing)]
     pub namespace: String,
     /// `metadata.name`.
     pub name: String,
@@ -171,6 +173,17 @@ pub struct Shard {
 }
 
 impl Manifest {
+    /// Reads the manifest of an object in this namespace. The namespace that the text itself states is not read, so that no
+    /// content can move an effect to another namespace.
+    ///
+    /// # Errors
+    /// If the text is not a manifest.
+    pub fn parse(namespace: &str, text: &[u8]) -> serde_json::Result<Self> {
+        let mut manifest: Self = serde_json::from_slice(text)?;
+        namespace.clone_into(&mut manifest.job.namespace);
+        Ok(manifest)
+    }
+
     /// The note of an Event, at most `max` bytes: outcome, reason, decisive line, duration and the name of the result.
     pub fn note(&self, kind: StorageKind, result: &str, max: usize) -> String {
         let word = match self.outcome {
@@ -227,5 +240,25 @@ impl Manifest {
             }
             self.completeness.complete = false;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_manifest_has_the_namespace_of_its_object() {
+        let text = json!({"schemaVersion": 1, "outcome": "completed", "pods": [], "completeness": {"complete": true},
+            "job": {"namespace": "kube-system", "name": "a", "uid": "u", "created": "2026-01-01T00:00:00Z",
+                "finished": "2026-01-01T00:01:00Z", "succeededPods": 1, "failedPods": 0}});
+        let manifest = Manifest::parse("ci", text.to_string().as_bytes()).unwrap();
+        assert_eq!(manifest.job.namespace, "ci");
+        assert_eq!(serde_json::to_value(&manifest).unwrap()["job"]["namespace"], "ci", "readers see it");
+        // Without `parse` it has none, and no call can succeed.
+        let unparsed: Manifest = serde_json::from_value(text).unwrap();
+        assert_eq!(unparsed.job.namespace, "");
     }
 }

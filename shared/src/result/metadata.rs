@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::{names, result::pending_events::PendingEvents};
+use crate::{keys, names, result::pending_events::PendingEvents};
 
 /// Label on a result with pending announcements, so that a list finds it without reading every result.
 pub const PENDING: &str = "job-handler/announce";
@@ -25,6 +25,20 @@ pub const POLICIES: &str = "job-handler/policies";
 
 /// Annotation on a result: receivers with undelivered CloudEvents, separated by commas.
 pub const OUTBOX: &str = "job-handler/cloudevents";
+
+/// Annotation on a result: HMAC-SHA-256 (hex) by which the sink recognises what it wrote, under a key that only the sink can
+/// read.
+pub const SEAL: &str = "job-handler/seal";
+
+/// What [`SEAL`] covers besides the Job: the annotations that never change once the result is written.
+pub const SEALED_ANNOTATIONS: [&str; 4] = [SIZE, LOST, POLICIES, RETENTION];
+
+/// Labels that only the sink sets on ConfigMaps and Secrets; the ValidatingAdmissionPolicy of the base install names them.
+pub const RESERVED_LABELS: [&str; 6] =
+    [keys::CREATED, keys::JOB_UID, SHARD, keys::STATUS, keys::GROUP, PENDING];
+
+/// Annotations that only the sink sets on ConfigMaps and Secrets.
+pub const RESERVED_ANNOTATIONS: [&str; 6] = [SIZE, LOST, POLICIES, OUTBOX, RETENTION, SEAL];
 
 /// Parses [`OUTBOX`].
 pub fn parse_outbox(annotations: Option<&BTreeMap<String, String>>) -> Vec<String> {

@@ -69,6 +69,15 @@ pub fn ambiguous_type_names(workspace: &Path) -> Vec<String> {
     ambiguous.map(|(name, files)| format!("{name}: {}", files.join(", "))).collect()
 }
 
+/// The files in `src/` of the crate at `root` whose code, without unit tests, contains one of these texts.
+pub fn files_with(root: &Path, texts: &[&str]) -> BTreeSet<String> {
+    let src = root.join("src");
+    let files = rust_files(&src).into_iter();
+    let with = files.filter(|(_, text)| texts.iter().any(|wanted| without_unit_tests(text).contains(wanted)));
+    let names = with.map(|(path, _)| path.strip_prefix(&src).unwrap().display().to_string());
+    names.filter(|name| !name.split('/').any(|part| part.starts_with("test"))).collect()
+}
+
 /// All Rust files in a folder and below it, with their texts.
 pub fn rust_files(folder: &Path) -> Vec<(PathBuf, String)> {
     let mut files = Vec::new();

@@ -60,7 +60,7 @@ impl JobResult {
                 "{place} has the labels of a result, but no key `{KEY}`"
             )));
         };
-        let manifest: Manifest = serde_json::from_slice(text).map_err(|error| {
+        let manifest = Manifest::parse(&object.namespace, text).map_err(|error| {
             PluginError::Unreadable(format!(
                 "the `{KEY}` of {place} cannot be read: {error}. Was it edited by hand, or written by a newer \
                  job-handler than {}? `kubectl get {} -n {} {} -o yaml` prints the object",

@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 
 use job_handler_shared::{
     keys,
-    result::{manifest::KEY, storage_kind::StorageKind},
+    result::{
+        manifest::{KEY, Manifest},
+        storage_kind::StorageKind,
+    },
     testing::apiserver::Apiserver,
 };
 use k8s_openapi::ByteString;
@@ -29,7 +32,8 @@ pub(crate) fn result_of(manifest: &Value) -> JobResult {
         labels: BTreeMap::new(),
         data: BTreeMap::new(),
     };
-    JobResult { object, manifest: serde_json::from_value(manifest.clone()).unwrap(), size: 0 }
+    let manifest = Manifest::parse("ci", manifest.to_string().as_bytes()).unwrap();
+    JobResult { object, manifest, size: 0 }
 }
 
 /// Stores a result.

@@ -72,7 +72,7 @@ impl Collector {
     ) -> Result<(CapturedPods, MemoryPermit), ApiError> {
         tracker.wait_for_captures(job_uid, CAPTURES_END).await;
         let existing = job_pods::list(self.reader.client(), namespace, job_uid).await?;
-        let (tracked, dropped_pods) = tracker.captured_pods(job_uid);
+        let (tracked, dropped_pods) = tracker.captured_pods(namespace, job_uid);
         let pods = merge(existing, &tracked);
         let logs = match limits.mode {
             LogsMode::HeadAndTail => pods.iter().map(JobPod::log_count).sum(),

@@ -112,12 +112,15 @@ impl Follower {
 
     /// Tracks a pod if the result of its Job is requested, or its Job is unknown; returns whether it does.
     fn track(&self, pod: Pod) -> bool {
-        if pod.namespace().is_none_or(|namespace| self.context.is_excluded(&namespace)) {
+        let namespace = pod.namespace().unwrap_or_default();
+        if namespace.is_empty() || self.context.is_excluded(&namespace) {
             return false;
         }
         let owner = pod.owner_references().iter().find(|owner| owner.kind == "Job");
         let Some(job) = owner.map(|owner| owner.uid.clone()) else { return false };
-        let needed = self.needs(&job).unwrap_or(true);
+        // Owner references are not checked by anybody: this one may name a Job of another namespace.
+        let elsewhere = self.context.store.job(&job).is_some_and(|job| job.namespace != namespace);
+        let needed = !elsewhere && self.needs(&job).unwrap_or(true);
         if needed {
             self.pod_tracker.upsert(&job, &trim(pod));
         }
@@ -209,6 +212,11 @@ impl Follower {
                     }
                     return true;
                 };
+                // It came before the Job was known.
+                if view.namespace != job.namespace {
+                    self.pod_tracker.drop_pod(uid);
+                    return true;
+                }
                 self.begin(&job, view, captures);
             }
             FollowerKey::Job(uid) => {
@@ -238,9 +246,11 @@ impl Follower {
                         queue.add_after(key.clone(), pause);
                     }
                 }
-                for pod in self.pod_tracker.pods_of_job(uid) {
-                    self.pod_tracker.view(&pod).into_iter().for_each(|view| self.begin(&job, view, captures));
-                }
+                let views = self.pod_tracker.pods_of_job(uid).into_iter();
+                let views = views.filter_map(|pod| self.pod_tracker.view(&pod));
+                views
+                    .filter(|view| view.namespace == job.namespace)
+                    .for_each(|view| self.begin(&job, view, captures));
             }
         }
         true

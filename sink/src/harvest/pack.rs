@@ -193,7 +193,7 @@ mod tests {
         );
         assert_eq!(labels["job-handler/group"], "7.12");
         assert!(map.metadata.owner_references.is_none());
-        let manifest: Manifest = serde_json::from_str(&data["result.json"]).unwrap();
+        let manifest = Manifest::parse("ci", data["result.json"].as_bytes()).unwrap();
         assert_eq!(manifest.job.duration_seconds, Some(60));
         assert!(manifest.completeness.complete);
         assert!(

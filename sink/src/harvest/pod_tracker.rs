@@ -141,6 +141,11 @@ impl PodTracker {
         self.lock().drop_job(job);
     }
 
+    /// Drops a pod.
+    pub(crate) fn drop_pod(&self, uid: &str) {
+        self.lock().drop_pod(uid);
+    }
+
     /// Drops everything.
     pub(crate) fn clear(&self) {
         let mut state = self.lock();
@@ -248,8 +253,13 @@ impl PodTracker {
         }
     }
 
-    /// A Job's pods by uid, and the number of those that were dropped because there were too many.
-    pub(crate) fn captured_pods(&self, job: &str) -> (HashMap<Uid, CapturedPodState>, usize) {
+    /// A Job's pods by uid, and the number of those that were dropped because there were too many. A pod of another namespace
+    /// can name the Job's uid, but is not its pod.
+    pub(crate) fn captured_pods(
+        &self,
+        namespace: &str,
+        job: &str,
+    ) -> (HashMap<Uid, CapturedPodState>, usize) {
         let state = self.lock();
         let Some(of) = state.jobs.get(job) else { return (HashMap::new(), 0) };
         let captured = |pod: &TrackedPod| CapturedPodState {
@@ -261,8 +271,8 @@ impl PodTracker {
                 .filter_map(|(run, capture)| Some((run.clone(), capture.content()?)))
                 .collect(),
         };
-        let pods =
-            of.pods.iter().filter_map(|uid| Some((uid.clone(), captured(state.pods.get(uid)?)))).collect();
+        let own = |uid: &Uid| state.pods.get(uid).filter(|pod| pod.namespace == namespace);
+        let pods = of.pods.iter().filter_map(|uid| Some((uid.clone(), captured(own(uid)?)))).collect();
         (pods, of.dropped_pods)
     }
 }
@@ -295,7 +305,7 @@ mod tests {
     }
 
     fn bytes_of(tracker: &PodTracker, job: &str, uid: &str) -> usize {
-        tracker.captured_pods(job).0[uid].logs.get("r").map_or(0, |content| content.excerpt.bytes())
+        tracker.captured_pods("ci", job).0[uid].logs.get("r").map_or(0, |content| content.excerpt.bytes())
     }
 
     #[test]
@@ -322,7 +332,7 @@ mod tests {
         assert_eq!(sizes(), [10, 10, 0, 10]);
         assert!(capture(&tracker, "last", 10, 30));
         assert_eq!(sizes(), [10, 0, 0, 10]);
-        assert!(tracker.captured_pods("j").0["well"].logs["r"].lost.is_some());
+        assert!(tracker.captured_pods("ci", "j").0["well"].logs["r"].lost.is_some());
         assert_eq!(tracker.lock().bytes, 30);
         tracker.drop_job("j");
         assert_eq!(tracker.lock().bytes, 0);
@@ -361,7 +371,7 @@ mod tests {
             tracker.upsert("j", &pod(&uid, "Failed", 0));
             assert!(tracker.mark_deleted(&uid, None));
         }
-        let (pods, dropped_pods) = tracker.captured_pods("j");
+        let (pods, dropped_pods) = tracker.captured_pods("ci", "j");
         assert_eq!((pods.len(), dropped_pods), (DELETED_PODS_PER_JOB + 1, 5));
         assert!(!pods["p"].facts.gone);
         assert_eq!(
@@ -390,7 +400,7 @@ mod tests {
         tracker.wait_for_captures("j", second).await;
         assert_eq!(begun.elapsed().as_millis(), 1_500, "the time starts again with each capture that ends");
         reader.await.unwrap();
-        assert_eq!(tracker.captured_pods("j").0["b"].logs["r"].lost.as_deref(), Some("it never ended"));
+        assert_eq!(tracker.captured_pods("ci", "j").0["b"].logs["r"].lost.as_deref(), Some("it never ended"));
         tracker.wait_for_captures("j", second).await;
         assert_eq!(begun.elapsed().as_millis(), 1_500, "nothing to wait for");
     }

@@ -79,7 +79,7 @@ impl TrackerState {
         true
     }
 
-    fn drop_pod(&mut self, uid: &str) {
+    pub(super) fn drop_pod(&mut self, uid: &str) {
         let Some(pod) = self.pods.remove(uid) else { return };
         let bytes: usize = pod.runs.values().map(LogCapture::bytes).sum();
         for run in pod.runs.values() {

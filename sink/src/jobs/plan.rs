@@ -11,7 +11,7 @@ use job_handler_shared::{
 };
 
 use crate::{
-    jobs::result_annotations::{is_harvested_as, is_result_removed},
+    jobs::result_annotations::{is_harvested_as, is_recorded, is_result_removed},
     model::result_ref::ResultRef,
 };
 
@@ -61,7 +61,7 @@ pub(crate) fn next_step(
         None
     } else if stored.is_empty() {
         Some(Step::Harvest(results.clone()))
-    } else if !is_marked(job, finished, stored) {
+    } else if !is_marked(job, stored) {
         Some(Step::Mark(ttl(job, finished, effective)))
     } else if pending {
         Some(Step::Announce)
@@ -77,12 +77,10 @@ fn cleanup(effective: &EffectivePolicy, outcome: Outcome) -> Option<CleanupPolic
     })
 }
 
-/// Whether the Job is marked with this outcome and the name of one of the stored results. The same write sets the TTL;
+/// Whether the Job is marked with its outcome and the name of one of the stored results. The same write sets the TTL;
 /// users may change it afterwards.
-fn is_marked(job: &JobSnapshot, finished: &Finished, stored: &[ResultRef]) -> bool {
-    let named = job.annotations.get(keys::RESULTS);
-    is_harvested_as(job, finished)
-        && named.is_some_and(|name| stored.iter().any(|result| result.name == *name))
+fn is_marked(job: &JobSnapshot, stored: &[ResultRef]) -> bool {
+    stored.iter().any(|result| is_recorded(job, &result.name))
 }
 
 /// Returns the TTL that applies once the result is stored: the one that the webhook parked, clamped again since users can

@@ -25,6 +25,12 @@ pub(crate) fn is_result_removed(job: &JobSnapshot) -> bool {
     own && is_harvested(job)
 }
 
+/// Whether the sink recorded on the Job that the object with this name is its result. Whoever may edit the Job can write the
+/// same, and harms the results of his own Jobs only.
+pub(crate) fn is_recorded(job: &JobSnapshot, result: &str) -> bool {
+    is_harvested(job) && job.annotations.get(keys::RESULTS).is_some_and(|name| name == result)
+}
+
 /// Whether the annotations say that a result with this outcome was stored.
 pub(super) fn is_harvested_as(job: &JobSnapshot, finished: &Finished) -> bool {
     job.annotations.get(keys::STATUS).is_some_and(|status| status == finished.outcome.as_str())

@@ -20,6 +20,8 @@ pub struct ResultRef {
     pub name: String,
     /// Kind of that object.
     pub kind: StorageKind,
+    /// The sink wrote it. Otherwise it may be anybody's: it announces nothing and counts in no other namespace.
+    pub sealed: bool,
     /// It has pending announcements.
     pub pending: bool,
     /// Receivers with undelivered CloudEvents.
@@ -44,17 +46,21 @@ impl ResultRef {
     }
 }
 
-/// Parses the metadata of a result: the uid of its Job, and the reference.
-pub(crate) fn result_ref_of(kind: StorageKind, metadata: &ObjectMeta) -> Option<(String, ResultRef)> {
+/// Parses the metadata of a result: the uid of its Job, and the reference. `sealed`: its seal holds.
+pub(crate) fn result_ref_of(
+    kind: StorageKind,
+    metadata: &ObjectMeta,
+    sealed: bool,
+) -> Option<(String, ResultRef)> {
     let none = BTreeMap::new();
     let labels = metadata.labels.as_ref().unwrap_or(&none);
-    let annotations = metadata.annotations.as_ref().unwrap_or(&none);
+    // What anybody may have written counts nowhere.
+    let annotations = metadata.annotations.as_ref().filter(|_| sealed).unwrap_or(&none);
     let (uid, name) = (labels.get(keys::JOB_UID)?, metadata.name.as_deref()?);
     // A copy under another name belongs to users.
     if !may_be_result(name, uid) {
         return None;
     }
-    // An annotation that users have edited may be no number.
     fn number<N: std::str::FromStr>(annotations: &BTreeMap<String, String>, key: &str) -> Option<N> {
         annotations.get(key)?.parse().ok()
     }
@@ -62,11 +68,32 @@ pub(crate) fn result_ref_of(kind: StorageKind, metadata: &ObjectMeta) -> Option<
         namespace: metadata.namespace.clone().unwrap_or_default(),
         name: name.to_owned(),
         kind,
-        pending: labels.contains_key(metadata::PENDING),
-        outbox: metadata::parse_outbox(metadata.annotations.as_ref()),
+        sealed,
+        pending: sealed && labels.contains_key(metadata::PENDING),
+        outbox: metadata::parse_outbox(Some(annotations)),
         bytes: number(annotations, metadata::SIZE).unwrap_or_default(),
         lost: number(annotations, metadata::LOST).unwrap_or_default(),
         policies: annotations.get(metadata::POLICIES).map_or("", String::as_str).into(),
     };
     Some((uid.clone(), result))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn without_a_seal_nothing_is_pending_or_counted() {
+        let metadata: ObjectMeta = serde_json::from_value(json!({"name": "a-results", "namespace": "ci",
+            "labels": {"job-handler/job-uid": "u", "job-handler/announce": "pending"},
+            "annotations": {"job-handler/cloudevents": "ci", "job-handler/size": "7"}}))
+        .unwrap();
+        for (sealed, outbox, bytes) in [(true, vec!["ci".to_owned()], 7), (false, Vec::new(), 0)] {
+            let (uid, result) = result_ref_of(StorageKind::ConfigMap, &metadata, sealed).unwrap();
+            assert_eq!((uid.as_str(), result.sealed, result.pending), ("u", sealed, sealed));
+            assert_eq!((result.outbox, result.bytes), (outbox, bytes));
+        }
+    }
 }

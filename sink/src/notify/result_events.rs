@@ -19,12 +19,13 @@ use kube::Client;
 
 use crate::{
     notify::recorder::{EventSpec, EventType, NOTE_MAX, Recorder, job_reference},
-    result::{lookup::CommittedResult, manifest_update::update_manifest},
+    result::{lookup::CommittedResult, manifest_update::update_manifest, seal::Seal},
 };
 
 /// Writes the pending Events, then clears them from the manifest. Returns how many were new.
 pub(crate) async fn publish_pending(
     client: &Client,
+    seal: &Seal,
     recorder: &Recorder,
     committed: &CommittedResult,
 ) -> Result<usize, ApiError> {
@@ -45,13 +46,13 @@ pub(crate) async fn publish_pending(
             Err(error) => return Err(error),
         }
     }
-    clear_pending(client, committed).await?;
+    clear_pending(client, seal, committed).await?;
     Ok(written)
 }
 
-async fn clear_pending(client: &Client, committed: &CommittedResult) -> Result<(), ApiError> {
+async fn clear_pending(client: &Client, seal: &Seal, committed: &CommittedResult) -> Result<(), ApiError> {
     let clear = |manifest: &mut Manifest| !std::mem::take(&mut manifest.announcements_pending).is_empty();
-    update_manifest(client, committed, clear).await
+    update_manifest(client, seal, committed, clear).await
 }
 
 fn event(manifest: &Manifest, storage: StorageKind, result: &str, reason: &str) -> Option<EventSpec> {

@@ -37,8 +37,9 @@ use crate::{
         replica::Replica,
         result_ref::{ResultRef, result_ref_of},
         served_namespaces::NamespaceScope,
+        stored_result::StoredResult,
     },
-    observe::{context::Context, key::Key, result_inventory},
+    observe::{context::Context, key::Key},
 };
 
 /// Configuration of all watches. The apiserver ends a watch after 20 s. If the end does not arrive within another 5 s, the
@@ -216,6 +217,7 @@ pub(crate) async fn results_in<K>(
     PartialObjectMeta<K>: DeserializeOwned + kube::Resource<DynamicType = (), Scope = K::Scope>,
 {
     let Context { store, queue, .. } = context;
+    store.seal.load(&context.client, &context.namespace, ready).await;
     // Shards carry no label `job-handler/created`; see [`crate::harvest::pack`].
     let config = config().labels(&format!("{}=true", keys::CREATED));
     let stream = watcher(scope.api::<PartialObjectMeta<K>>(context.client.clone()), config);
@@ -225,9 +227,10 @@ pub(crate) async fn results_in<K>(
         Event::Init => seen = Some(BTreeSet::new()),
         Event::Apply(PartialObjectMeta { metadata, .. })
         | Event::InitApply(PartialObjectMeta { metadata, .. }) => {
-            let Some((uid, result)) = result_ref_of(kind, &metadata) else { return };
+            let sealed = store.seal.holds(&metadata);
+            let Some((uid, result)) = result_ref_of(kind, &metadata, sealed) else { return };
             seen.iter_mut().for_each(|seen| _ = seen.insert((result.namespace.clone(), result.name.clone())));
-            store.put_stored(result_inventory::stored_of(kind, &metadata, &uid, result.pending), result);
+            store.put_stored(StoredResult::of(&uid, &result, &metadata), result);
             // The Job is harvested: its group can be pruned, and its pending Events published.
             store.group_of(&uid).map(Key::Group).into_iter().for_each(|key| queue.add(key));
             queue.add(Key::Job(uid));

@@ -35,6 +35,7 @@ use crate::{
         changes::Changes, job_index::JobIndex, ledger_index::LedgerIndex, result_inventory::Inventory,
         secret_access::SecretAccess, tombstones::DeletedJob,
     },
+    result::seal::Seal,
 };
 
 /// Job changes that a subscriber may lag behind before it has to read all Jobs.
@@ -49,6 +50,8 @@ pub struct Store {
     pub secrets: SecretAccess,
     /// The namespaces that this sink serves.
     pub served: ServedNamespaces,
+    /// Recognises what the sinks wrote.
+    pub seal: Seal,
     pub(super) state: Arc<Mutex<StoreState>>,
     changes: Changes,
     job_changes: broadcast::Sender<Uid>,
@@ -66,6 +69,7 @@ pub(super) struct StoreState {
     replicas: BTreeMap<String, Replica>,
     refusals: HashMap<String, LastRefusal>,
     known_receivers: Arc<BTreeSet<String>>,
+    pub(super) namespace_bytes_max: Option<u64>,
 }
 
 /// Whether a write changed something that subscribers depend on.
@@ -88,6 +92,7 @@ impl Default for Store {
             ledgers: LedgerIndex::new(changes.clone()),
             secrets: SecretAccess::new(changes.clone()),
             served: ServedNamespaces::default(),
+            seal: Seal::default(),
             state: Arc::default(),
             changes,
             job_changes: broadcast::Sender::new(MAX_LAG),
@@ -166,13 +171,19 @@ impl Store {
         let state = self.state.lock();
         let present = state.index.jobs.get(uid).map(|known| known.job.namespace.clone());
         let deleted = || state.index.deleted.get(uid).map(|deleted| deleted.job.namespace.clone());
-        let stored = || state.results.get(uid)?.first().map(|result| result.namespace.clone());
+        let sealed = || state.results.get(uid)?.iter().find(|result| result.sealed);
+        let stored = || sealed().map(|result| result.namespace.clone());
         present.or_else(deleted).or_else(stored).unwrap_or_default()
     }
 
     /// One Job.
     pub fn job(&self, uid: &str) -> Option<Arc<JobSnapshot>> {
         self.state.lock().index.jobs.get(uid).map(|known| known.job.clone())
+    }
+
+    /// One Job, if it is in this namespace: objects of other namespaces can name its uid, too.
+    pub(crate) fn job_in(&self, namespace: &str, uid: &str) -> Option<Arc<JobSnapshot>> {
+        self.job(uid).filter(|job| job.namespace == namespace)
     }
 
     pub(crate) fn jobs(&self) -> Vec<Arc<JobSnapshot>> {

@@ -9,6 +9,7 @@ use job_handler_shared::{
 };
 
 use crate::{
+    jobs::result_annotations,
     model::{job_change::Uid, pending_events, result_ref::ResultRef, stored_result::StoredResult},
     observe::{
         job_index::TrackedJob,
@@ -66,22 +67,53 @@ impl Store {
         });
     }
 
-    /// References to the result of a Job: objects whose metadata name the Job. The caller reads one before acting on it.
-    /// Copies under other names are not results.
+    /// References to the result of a Job: objects in its namespace, under its names, that the sink wrote. The seal says so,
+    /// or the Job itself, where the sink recorded the result (the key of the seal may be a new one). The caller reads one
+    /// before acting on it.
     pub(crate) fn results_of(&self, job: &JobSnapshot) -> Vec<ResultRef> {
         let own = [names::result_name(&job.name), names::result_name_with_uid(&job.name, &job.uid)];
-        let mut results = self.results_of_uid(&job.uid);
-        results.retain(|result| result.namespace == job.namespace && own.contains(&result.name));
+        let mut results: Vec<_> =
+            self.state.lock().results.get(&job.uid).into_iter().flatten().cloned().collect();
+        let recorded = |result: &ResultRef| result_annotations::is_recorded(job, &result.name);
+        results.retain(|result| {
+            result.namespace == job.namespace
+                && own.contains(&result.name)
+                && (result.sealed || recorded(result))
+        });
         results
     }
 
-    /// All results with the Job's uid; the Job may be deleted.
+    /// The sealed results of the Job with this uid, which may be deleted: the seal binds the uid to the Job's namespace.
     pub(crate) fn results_of_uid(&self, uid: &str) -> Vec<ResultRef> {
-        self.state.lock().results.get(uid).into_iter().flatten().cloned().collect()
+        let state = self.state.lock();
+        let results = state.results.get(uid).into_iter().flatten();
+        results.filter(|result| result.sealed).cloned().collect()
     }
 
+    /// Whether a harvest may still write parts of the result of the Job with this uid. `has_result`: some object claims to be
+    /// its result. Before the sink has recorded a result on the Job, that object may be forged.
+    pub(crate) fn awaits_result(&self, namespace: &str, uid: &str, has_result: bool) -> bool {
+        let awaits = |job: &JobSnapshot| {
+            let is_written = has_result && result_annotations::is_harvested(job);
+            !is_written && !result_annotations::is_result_removed(job)
+        };
+        self.job_in(namespace, uid).is_some_and(|job| awaits(&job))
+            || self.deleted_job(uid).is_some_and(|deleted| deleted.job.namespace == namespace)
+    }
+
+    /// All sealed results.
     pub(crate) fn results(&self) -> Vec<ResultRef> {
-        self.state.lock().results.values().flatten().cloned().collect()
+        let state = self.state.lock();
+        state.results.values().flatten().filter(|result| result.sealed).cloned().collect()
+    }
+
+    /// Sets the most bytes that a policy may grant the results of a namespace; None = no maximum.
+    pub(crate) fn set_namespace_bytes_max(&self, max: Option<u64>) {
+        self.update(|state| (state.namespace_bytes_max = max, Effect::Unchanged));
+    }
+
+    pub(crate) fn namespace_bytes_max(&self) -> Option<u64> {
+        self.state.lock().namespace_bytes_max
     }
 
     /// Uids of all Jobs, deleted ones included, whose result has pending Events.

@@ -5,6 +5,7 @@ use job_handler_shared::{
     result::{pending_events::JobPhase, storage_kind::StorageKind},
     testing::policies::namespaced,
 };
+use kube::core::ObjectMeta;
 use serde_json::{Value, json};
 
 use super::*;
@@ -43,10 +44,13 @@ fn refusal() -> LastRefusal {
     serde_json::from_value(json!({"job": "ci/a", "reason": "full", "time": "2026-01-01T00:00:00Z"})).unwrap()
 }
 
+/// A sealed result.
+fn at(name: &str) -> ResultRef {
+    ResultRef { sealed: true, ..ResultRef::at(StorageKind::ConfigMap, "ci", name) }
+}
+
 fn stored(uid: &str) -> StoredResult {
-    let place = ("ci".to_owned(), format!("job-{uid}-results"), uid.to_owned());
-    let none = BTreeMap::new();
-    StoredResult::new(StorageKind::ConfigMap, place, &none, &none, Timestamp::UNIX_EPOCH, false)
+    StoredResult::of(uid, &at(&format!("job-{uid}-results")), &ObjectMeta::default())
 }
 
 /// Names of the stored results in the inventory, and of the references to them.
@@ -184,19 +188,49 @@ fn the_started_event_is_delivered_once_and_a_result_lists_the_others() {
 #[test]
 fn our_own_write_of_a_result_keeps_the_fields_from_the_watch() {
     let store = store();
-    let at = || ResultRef::at(StorageKind::ConfigMap, "ci", "job-a-results");
-    store.put_result("a", ResultRef { bytes: 7, lost: 1, policies: "p".into(), ..at() });
-    store.put_result("a", ResultRef { pending: true, ..at() });
+    let name = "job-a-results";
+    store.put_result("a", ResultRef { bytes: 7, lost: 1, policies: "p".into(), ..at(name) });
+    store.put_result("a", ResultRef { pending: true, ..at(name) });
     let results = store.results_of(&job("a", "x"));
     assert_eq!((results.len(), results[0].bytes, results[0].lost, results[0].pending), (1, 7, 1, true));
-    store.put_result("a", ResultRef::at(StorageKind::ConfigMap, "ci", "a-copy"));
+    store.put_result("a", at("a-copy"));
     assert_eq!((store.results_of(&job("a", "x")).len(), store.results_of_uid("a").len()), (1, 2));
+}
+
+#[test]
+fn without_a_seal_an_object_is_a_result_only_of_a_job_on_which_the_sink_recorded_it() {
+    let store = store();
+    let name = "job-a-results";
+    store.put_result("a", ResultRef::at(StorageKind::ConfigMap, "ci", name));
+    store.put_result("a", ResultRef::at(StorageKind::ConfigMap, "evil", name));
+    let mut known = finished(job("a", "x"));
+    assert!(store.results_of(&known).is_empty());
+    known.annotations.insert(keys::STATUS.into(), "completed".into());
+    known.annotations.insert(keys::RESULTS.into(), name.into());
+    let results = store.results_of(&known);
+    assert_eq!((results.len(), results[0].namespace.as_str()), (1, "ci"));
+    // It announces nothing, counts nowhere, and does not say where the Job is.
+    assert!(store.results_of_uid("a").is_empty() && store.results().is_empty());
+    assert_eq!(store.namespace_of("a"), "");
+}
+
+#[test]
+fn what_an_object_of_another_namespace_says_about_a_job_is_not_asked() {
+    let store = store();
+    store.put_job(finished(job("a", "x")));
+    assert!(store.job_in("ci", "a").is_some() && store.job_in("evil", "a").is_none());
+    // Its harvest may be in progress, whatever claims to be its result.
+    for has_result in [false, true] {
+        assert!(store.awaits_result("ci", "a", has_result) && !store.awaits_result("evil", "a", has_result));
+    }
+    store.remove_job("a", None);
+    assert!(store.awaits_result("ci", "a", false) && !store.awaits_result("evil", "a", false));
 }
 
 #[test]
 fn the_inventory_and_the_references_to_results_change_together() {
     let store = store();
-    let at = |uid: &str| ResultRef::at(StorageKind::ConfigMap, "ci", &format!("job-{uid}-results"));
+    let at = |uid: &str| at(&format!("job-{uid}-results"));
     let names = |uids: &[&str]| -> (Vec<String>, Vec<String>) {
         let names: Vec<String> = uids.iter().map(|uid| format!("job-{uid}-results")).collect();
         (names.clone(), names)
@@ -218,7 +252,7 @@ fn the_inventory_and_the_references_to_results_change_together() {
 #[test]
 fn a_result_is_removed_for_one_job_without_the_reference_of_another() {
     let store = store();
-    let at = || ResultRef::at(StorageKind::ConfigMap, "ci", "job-a-results");
+    let at = || at("job-a-results");
     store.put_stored(stored("a"), at());
     store.put_result("b", at());
     store.remove_stored(&at(), Some("a"));

@@ -171,17 +171,21 @@ impl JobReconciler {
         Ok(StepEnd::Written(deleted))
     }
 
-    /// Reads the stored result, because labels can be forged or outlive their content. Drops references without one.
+    /// Reads the stored result, because labels can be forged or outlive their content: it proves the harvest if it has the
+    /// sink's seal, or if the sink recorded it on the Job. Drops references without one.
     pub(crate) async fn verify_result(
         &self,
         progress: &mut JobProgress,
     ) -> Result<Option<CommittedResult>, JobReconcileError> {
         let uid = &progress.job.uid;
         while let Some(result) = progress.results.first().cloned() {
-            let found =
-                lookup::read_at(&self.client, result.kind, &result.namespace, &result.name, uid).await?;
-            if found.is_some() {
-                return Ok(found);
+            let (seal, namespace, name) = (&self.store.seal, &result.namespace, &result.name);
+            let found = lookup::read_at(&self.client, seal, result.kind, namespace, name, uid).await?;
+            let proves = |found: &CommittedResult| {
+                found.sealed || result_annotations::is_recorded(&progress.job, name)
+            };
+            if let Some(found) = found.filter(proves) {
+                return Ok(Some(found));
             }
             tracing::debug!(
                 job = progress.job.key(),
@@ -214,12 +218,14 @@ impl JobReconciler {
                 continue;
             }
             let (namespace, name) = (&result.namespace, &result.name);
-            let Some(found) = lookup::read_at(&self.client, result.kind, namespace, name, uid).await? else {
+            let seal = &self.store.seal;
+            let found = lookup::read_sealed(&self.client, seal, result.kind, namespace, name, uid).await?;
+            let Some(found) = found else {
                 // The watch is behind, or the result was deleted: there is nothing to announce.
                 self.drop_result(uid, &result);
                 continue;
             };
-            result_events::publish_pending(&self.client, &self.recorder, &found).await?;
+            result_events::publish_pending(&self.client, seal, &self.recorder, &found).await?;
             let announced = ResultRef { pending: false, ..result };
             self.store.put_result(uid, announced.clone());
             results.push(announced);

@@ -41,8 +41,9 @@ impl JobReconciler {
         gone: bool,
     ) -> Result<ResultRef, JobReconcileError> {
         let secrets = self.store.secrets.is_allowed();
-        let committed = match lookup::find(&self.client, &job.namespace, &job.name, &job.uid, secrets).await?
-        {
+        let seal = &self.store.seal;
+        let found = lookup::find(&self.client, seal, &job.namespace, &job.name, &job.uid, secrets).await?;
+        let committed = match found {
             Some(found) => found,
             // On the heap: the future is large, and most reconciles do not need it.
             None => Box::pin(self.store_result(job, results, group, gone)).await?,
@@ -52,6 +53,7 @@ impl JobReconciler {
             namespace: job.namespace.clone(),
             name: committed.name,
             kind: committed.kind,
+            sealed: committed.sealed,
             pending,
             outbox: committed.manifest.cloud_events_pending.keys().cloned().collect(),
             ..ResultRef::default()
@@ -80,7 +82,7 @@ impl JobReconciler {
         if gone && !completeness.complete {
             completeness.lost.push("the Job was deleted before its result was stored".to_owned());
         }
-        match writer::commit(&self.client, packed, secrets).await {
+        match writer::commit(&self.client, &self.store.seal, packed, secrets).await {
             Ok(committed) => {
                 self.queue.record_lane_success(&Key::Job(job.uid.clone()));
                 if committed.fresh {

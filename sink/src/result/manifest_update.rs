@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use crate::result::{
     lookup::{self, CommittedResult},
+    seal::Seal,
     storage::ResultStorage,
 };
 
@@ -21,6 +22,7 @@ pub(super) const ATTEMPTS: usize = 5;
 /// Changes a stored manifest, guarded by its resourceVersion. `change` returns whether it changed anything.
 pub(crate) async fn update_manifest(
     client: &Client,
+    seal: &Seal,
     committed: &CommittedResult,
     change: impl Fn(&mut Manifest) -> bool,
 ) -> Result<(), ApiError> {
@@ -37,7 +39,7 @@ pub(crate) async fn update_manifest(
         match call(&what, storage.merge(&current.name, &metadata, KEY, text)).await {
             Ok(()) => return Ok(()),
             Err(error) if error.is_conflict() || error.is_not_found() => {
-                match lookup::reload(client, &current).await? {
+                match lookup::reload(client, seal, &current).await? {
                     Some(found) => current = found,
                     None => return Ok(()),
                 }

@@ -1,7 +1,8 @@
 //! Writes a result: shards, then the manifest, whose presence with the Job's uid is the commit.
 //!
 //! Every write is a create, or a replace by resourceVersion of an object known to be a result. A repeated write finds what
-//! exists: it adopts the manifest and overwrites the shards.
+//! exists: it adopts a manifest with the sink's seal and overwrites the shards. What looks like a result of this Job and has
+//! no seal is left alone, as any object of others.
 //!
 //! A name belongs to one run of a Job, across both kinds of objects: an older run's result moves to another name for a newer
 //! one's, also if the two are of different kinds.
@@ -19,6 +20,7 @@ use crate::result::{
     lookup::{CommittedResult, NameOwner, read_name},
     manifest_update::ATTEMPTS,
     packed::Packed,
+    seal::Seal,
     shards::{drop_shards, put_shard},
     storage::ResultStorage,
 };
@@ -55,6 +57,7 @@ pub enum CommitError {
 /// reason. A quota counts objects: a result in one object needs as many without its logs, and would only lose them.
 pub(crate) async fn commit(
     client: &Client,
+    seal: &Seal,
     mut packed: Packed,
     secrets: bool,
 ) -> Result<CommittedResult, CommitError> {
@@ -65,7 +68,7 @@ pub(crate) async fn commit(
         if attempts > ATTEMPTS {
             return Err(CommitError::Conflicts(packed.manifest.job.name));
         }
-        match attempt(client, &mut packed, secrets).await {
+        match attempt(client, seal, &mut packed, secrets).await {
             Err(CommitError::Api(error)) if error.is_conflict() => {}
             Err(CommitError::Api(error)) if may_fit_without_logs(&error, &packed) && !without_logs => {
                 let job = &packed.manifest.job;
@@ -90,6 +93,7 @@ fn may_fit_without_logs(error: &ApiError, packed: &Packed) -> bool {
 
 async fn attempt(
     client: &Client,
+    seal: &Seal,
     packed: &mut Packed,
     secrets: bool,
 ) -> Result<CommittedResult, CommitError> {
@@ -99,16 +103,16 @@ async fn attempt(
     let (mut name, mut version) = (&first, None);
     let mut older = Vec::new();
     for kind in StorageKind::readable(secrets) {
-        match read_name(client, *kind, &job.namespace, &first, &job.uid).await? {
-            NameOwner::ThisJob(committed) => return Ok(*committed),
+        match read_name(client, seal, *kind, &job.namespace, &first, &job.uid).await? {
+            NameOwner::ThisJob(committed) if committed.sealed => return Ok(*committed),
             NameOwner::None => {}
             NameOwner::OtherJob(map, manifest) if manifest.job.created <= job.created => {
                 older.push((*kind, map, manifest));
             }
             NameOwner::OtherJob(..) => name = &with_uid,
             // An object of the other kind does not prevent the write.
-            NameOwner::Foreign if *kind != wanted => {}
-            NameOwner::Foreign => {
+            NameOwner::ThisJob(_) | NameOwner::Foreign if *kind != wanted => {}
+            NameOwner::ThisJob(_) | NameOwner::Foreign => {
                 name = &with_uid;
                 let taken = keys::REASON_NAME_TAKEN.to_owned();
                 if !packed.manifest.announcements_pending.contains(&taken) {
@@ -120,7 +124,7 @@ async fn attempt(
     if name == &first {
         for (kind, map, manifest) in older {
             let known = map.resource_version();
-            move_to_uid_name(client, kind, *map, &manifest).await?;
+            move_to_uid_name(client, seal, kind, *map, &manifest).await?;
             if kind == wanted {
                 // It is overwritten, so that the older result exists at every moment.
                 version = known;
@@ -130,9 +134,9 @@ async fn attempt(
         }
     } else {
         for kind in StorageKind::readable(secrets) {
-            match read_name(client, *kind, &job.namespace, &with_uid, &job.uid).await? {
-                NameOwner::ThisJob(committed) => return Ok(*committed),
-                NameOwner::OtherJob(..) | NameOwner::Foreign if *kind == wanted => {
+            match read_name(client, seal, *kind, &job.namespace, &with_uid, &job.uid).await? {
+                NameOwner::ThisJob(committed) if committed.sealed => return Ok(*committed),
+                NameOwner::ThisJob(_) | NameOwner::OtherJob(..) | NameOwner::Foreign if *kind == wanted => {
                     let job = format!("{}/{}", job.namespace, job.name);
                     return Err(CommitError::NamesTaken {
                         kind: wanted.kind(),
@@ -148,7 +152,9 @@ async fn attempt(
     for shard in &packed.shards {
         put_shard(client, wanted, shard, &job.uid).await?;
     }
-    let map = packed.map(name, version.as_deref()).map_err(|e| CommitError::Json(job.name.clone(), e))?;
+    let map = packed.map(name, version.as_deref());
+    let mut map = map.map_err(|e| CommitError::Json(job.name.clone(), e))?;
+    seal.put(&mut map.metadata);
     let storage = ResultStorage::namespaced(client, wanted, &job.namespace);
     let what = format!("write result {}/{name}", job.namespace);
     let written = if version.is_some() {
@@ -162,12 +168,14 @@ async fn attempt(
         version: written.resource_version.unwrap_or_default(),
         manifest: packed.manifest.clone(),
         fresh: true,
+        sealed: true,
     })
 }
 
 /// Copies the result of an older Job of the same name to `<job>-results-<uid8>`.
 async fn move_to_uid_name(
     client: &Client,
+    seal: &Seal,
     kind: StorageKind,
     older: ConfigMap,
     manifest: &Manifest,
@@ -175,6 +183,7 @@ async fn move_to_uid_name(
     let job = &manifest.job;
     let (namespace, uid) = (job.namespace.as_str(), job.uid.as_str());
     let (first, name) = (older.name_any(), names::result_name_with_uid(&job.name, uid));
+    let sealed = seal.holds(&older.metadata);
     let mut copy = older;
     copy.metadata = kube::core::ObjectMeta {
         name: Some(name.clone()),
@@ -187,8 +196,9 @@ async fn move_to_uid_name(
     let what = format!("move the older result to {namespace}/{name}");
     match call(&what, storage.create(&copy)).await {
         Err(error) if error.is_already_exists() => {
-            match read_name(client, kind, namespace, &name, uid).await? {
-                NameOwner::ThisJob(_) => Ok(()),
+            match read_name(client, seal, kind, namespace, &name, uid).await? {
+                // A forged copy must not cost the result.
+                NameOwner::ThisJob(copy) if copy.sealed || !sealed => Ok(()),
                 _ => {
                     let job = format!("{namespace}/{}", job.name);
                     Err(CommitError::NamesTaken { kind: kind.kind(), job, first, second: name })

@@ -33,11 +33,14 @@ use crate::{
         result_annotations,
     },
     metrics::SinkMetrics,
-    model::{result_ref::ResultRef, served_namespaces::NamespaceScope, stored_result::StoredResult},
+    model::{
+        job_change::Uid, result_ref::ResultRef, served_namespaces::NamespaceScope,
+        stored_result::StoredResult,
+    },
     object_store::FullLogStore,
     observe::store::Store,
     result::{lookup, storage::ResultStorage},
-    retention::plan::{self as retention_plan, RetentionBounds},
+    retention::plan::{self as retention_plan, ClusterBudget, RetentionBounds},
 };
 
 /// Pause between two runs.
@@ -46,6 +49,9 @@ const INTERVAL: Duration = Duration::from_secs(10);
 const RUNS_PER_SHARD_CHECK: u32 = 6;
 /// Concurrent deletions.
 const CONCURRENT_DELETIONS: usize = 8;
+/// Shards of the largest result: 64 MiB of logs (`maxBytesPerJob`) in pieces of [`crate::result::packed::DATA_MAX`]. Users may
+/// have written a longer list; the search for shards without a result finds what is left.
+const MAX_SHARDS: usize = 68;
 /// Most results deleted per run, so that a run is not a burst of calls.
 const MAX_DELETIONS: usize = 500;
 
@@ -58,8 +64,8 @@ pub struct GarbageCollector {
     pub store: Store,
     /// The sink's metrics: it counts deleted results.
     pub metrics: SinkMetrics,
-    /// Most bytes of results in the whole cluster; none = no bound.
-    pub max_bytes: Option<u64>,
+    /// Bytes of all results of the cluster; none = no bound.
+    pub budget: Option<ClusterBudget>,
     /// Where full logs are.
     pub objects: Option<FullLogStore>,
 }
@@ -86,8 +92,10 @@ impl GarbageCollector {
     pub async fn delete_expired(&self, now: Timestamp) -> usize {
         let all = self.store.inventory().all();
         let bounds = PolicyBounds::of(&self.store);
-        let expired = retention_plan::plan(&all, |stored| bounds.of_result(stored), self.max_bytes, now);
-        let removals = expired.into_iter().take(MAX_DELETIONS).map(|(n, why)| {
+        let expired =
+            retention_plan::plan(&all, |stored| bounds.of_result(stored), self.budget.as_ref(), now);
+        let in_turns = retention_plan::in_turns(&all, expired);
+        let removals = in_turns.into_iter().take(MAX_DELETIONS).map(|(n, why)| {
             let stored = &all[n];
             async move {
                 match self.remove(stored).await {
@@ -128,15 +136,18 @@ impl GarbageCollector {
             return Ok(false);
         }
         let here = ResultRef::at(*kind, namespace, name);
-        let Some(found) = lookup::read_at(&self.client, *kind, namespace, name, uid).await? else {
+        let found = lookup::read_at(&self.client, &self.store.seal, *kind, namespace, name, uid).await?;
+        let Some(found) = found else {
             // It was deleted, or edited so that it is no longer a result.
             self.store.remove_stored(&here, Some(uid));
             return Ok(false);
         };
         let results = self.store.results_of_uid(uid);
         let only = results.iter().all(|result| result.is_at(&here));
-        if let Some(job) =
-            self.store.job(uid).filter(|job| only && !result_annotations::is_result_removed(job))
+        if let Some(job) = self
+            .store
+            .job_in(namespace, uid)
+            .filter(|job| only && !result_annotations::is_result_removed(job))
         {
             // The reconciler marks the Job first; retiring needs that mark.
             if !result_annotations::is_harvested(&job) {
@@ -158,7 +169,8 @@ impl GarbageCollector {
             _ => {}
         }
         self.store.remove_stored(&here, Some(uid));
-        for shard in found.manifest.logs.iter().flat_map(|logs| &logs.shards) {
+        let shards = found.manifest.logs.iter().flat_map(|logs| &logs.shards);
+        for shard in shards.take(MAX_SHARDS) {
             let there = call("get a shard", storage.metadata_opt(&shard.name)).await?;
             if let Some(there) = there.filter(|there| is_shard_of(there, uid)) {
                 self.remove_shard(*kind, namespace, &there).await?;
@@ -172,7 +184,7 @@ impl GarbageCollector {
 
     /// The object store's garbage collector deletes what remains.
     async fn remove_objects(&self, namespace: &str, uid: &str) {
-        if self.store.inventory().objects(uid).is_some() {
+        if self.store.inventory().objects(namespace, uid).is_some() {
             // The same result exists under its other name.
             return;
         }
@@ -239,18 +251,13 @@ impl GarbageCollector {
     }
 
     /// Whether no result names this shard, and no harvest will.
-    fn is_orphan(&self, shard: &ObjectMeta, named: &HashMap<String, usize>) -> bool {
+    fn is_orphan(&self, shard: &ObjectMeta, named: &HashMap<(String, Uid), usize>) -> bool {
         let Some(labels) = &shard.labels else { return false };
         let Some(uid) = labels.get(keys::JOB_UID) else { return false };
         let Some(n) = labels.get(SHARD).and_then(|n| n.parse::<usize>().ok()) else { return false };
-        match named.get(uid) {
-            Some(named) => n >= *named,
-            None => {
-                let awaited =
-                    self.store.job(uid).is_some_and(|job| !result_annotations::is_result_removed(&job));
-                !awaited && self.store.deleted_job(uid).is_none()
-            }
-        }
+        let namespace = shard.namespace.as_deref().unwrap_or_default();
+        let named = named.get(&(namespace.to_owned(), uid.clone()));
+        named.is_none_or(|named| n >= *named) && !self.store.awaits_result(namespace, uid, named.is_some())
     }
 
     async fn remove_shard(
@@ -276,7 +283,7 @@ fn is_shard_of(shard: &ObjectMeta, uid: &str) -> bool {
     labels.is_some_and(|l| l.contains_key(SHARD) && l.get(keys::JOB_UID).is_some_and(|known| known == uid))
 }
 
-/// The bounds of the current policies, by policy.
+/// The bounds of the current policies, by policy, within what the operator allows.
 #[derive(Default)]
 struct PolicyBounds {
     bounds: HashMap<String, RetentionBounds>,
@@ -286,6 +293,7 @@ struct PolicyBounds {
 
 impl PolicyBounds {
     fn of(store: &Store) -> Self {
+        let max = store.namespace_bytes_max().unwrap_or(u64::MAX);
         let mut known = Self::default();
         for entry in store.policy_entries() {
             let Ok(policy) = entry.policy else {
@@ -299,10 +307,9 @@ impl PolicyBounds {
                 PolicyKind::JobPolicy => reference.namespace.as_deref().unwrap_or_default(),
                 PolicyKind::ClusterJobPolicy => "",
             };
-            known.bounds.insert(
-                key(scope, &requesting_policy(reference.kind, &reference.name)),
-                RetentionBounds::from(results),
-            );
+            let mut own = RetentionBounds::from(results);
+            own.max_bytes = own.max_bytes.min(max);
+            known.bounds.insert(key(scope, &requesting_policy(reference.kind, &reference.name)), own);
         }
         known
     }

@@ -12,9 +12,7 @@ use k8s_openapi::api::core::v1::Namespace;
 use kube::{Api, Client, ResourceExt, api::ListParams};
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutPayload, path::Path as Key};
 
-use crate::{
-    jobs::result_annotations, model::job_change::Uid, object_store::FullLogStore, observe::store::Store,
-};
+use crate::{model::job_change::Uid, object_store::FullLogStore, observe::store::Store};
 
 /// Object that names the cluster.
 const CLUSTER_MARK: &str = ".job-handler-cluster";
@@ -54,7 +52,7 @@ pub async fn delete_orphaned_folders(
     let mut now = BTreeSet::new();
     for folder in objects.folders().await? {
         // Results of other namespaces are not known.
-        if !store.served.contains(&folder.0) || !is_orphan(store, &folder.1) {
+        if !store.served.contains(&folder.0) || !is_orphan(store, &folder) {
             continue;
         }
         if !suspects.contains(&folder) {
@@ -69,15 +67,10 @@ pub async fn delete_orphaned_folders(
     Ok(now)
 }
 
-fn is_orphan(store: &Store, uid: &str) -> bool {
-    match store.inventory().objects(uid) {
-        // A result without the annotation may have objects.
-        Some(objects) => objects == Some(0),
-        None => {
-            let awaited = store.job(uid).is_some_and(|job| !result_annotations::is_result_removed(&job));
-            !awaited && store.deleted_job(uid).is_none()
-        }
-    }
+fn is_orphan(store: &Store, (namespace, uid): &JobFolder) -> bool {
+    let named = store.inventory().objects(namespace, uid);
+    // A result without the annotation may have objects.
+    named.is_none_or(|objects| objects == Some(0)) && !store.awaits_result(namespace, uid, named.is_some())
 }
 
 impl FullLogStore {

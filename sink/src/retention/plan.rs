@@ -2,8 +2,11 @@
 //!
 //! By age, by number per group, by bytes per namespace, by bytes in all: in this order, the oldest first. The newest result
 //! of a group always stays, so that the last run can be looked up.
+//!
+//! No bound deletes one namespace's results because of another's: the cluster's budget is shared ([`ClusterBudget`]), and a
+//! namespace within its share loses nothing.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use jiff::Timestamp;
 use job_handler_shared::policy::results::Results;
@@ -43,6 +46,41 @@ impl RetentionBounds {
     }
 }
 
+/// The bytes of all results of the cluster. The namespaces that have results share them; what one leaves unused, the others
+/// may use, until it needs it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ClusterBudget {
+    /// Bytes of all results.
+    pub max_bytes: u64,
+    /// Shares of namespaces, at least 1; of namespaces that are not listed it is 1.
+    pub shares: BTreeMap<String, u32>,
+}
+
+impl ClusterBudget {
+    /// What each namespace may keep of the bytes that it uses (max-min fairness: those that need less than their share get
+    /// what they need, and the rest is shared by the others).
+    fn allowances<'a>(&self, used: &HashMap<&'a str, u128>) -> HashMap<&'a str, u128> {
+        let share = |namespace: &str| u128::from(self.shares.get(namespace).copied().unwrap_or(1).max(1));
+        let mut namespaces: Vec<(&str, u128, u128)> =
+            used.iter().map(|(&namespace, &bytes)| (namespace, bytes, share(namespace))).collect();
+        // By bytes per share, without a division.
+        namespaces.sort_by_key(|(namespace, ..)| *namespace);
+        namespaces.sort_by(|(_, a, of_a), (_, b, of_b)| (a * of_b).cmp(&(b * of_a)));
+        let mut bytes_left = u128::from(self.max_bytes);
+        let mut shares_left: u128 = namespaces.iter().map(|(.., share)| share).sum();
+        let mut allowances = HashMap::new();
+        for (namespace, bytes, share) in namespaces {
+            // `shares_left` contains `share`, which is at least 1.
+            let fair = bytes_left.saturating_mul(share) / shares_left.max(1);
+            let allowed = fair.min(bytes);
+            allowances.insert(namespace, allowed);
+            bytes_left -= allowed;
+            shares_left -= share;
+        }
+        allowances
+    }
+}
+
 /// Why a result is deleted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum RemovalReason {
@@ -52,7 +90,7 @@ pub(crate) enum RemovalReason {
     Number,
     /// Its namespace has more than `maxBytesPerNamespace`.
     Namespace,
-    /// All results together exceed the sink's budget.
+    /// All results together exceed the sink's budget, and those of its namespace their share.
     Cluster,
 }
 
@@ -74,7 +112,7 @@ impl RemovalReason {
 pub(crate) fn plan(
     results: &[StoredResult],
     bounds: impl Fn(&StoredResult) -> Option<RetentionBounds>,
-    cluster_max: Option<u64>,
+    budget: Option<&ClusterBudget>,
     now: Timestamp,
 ) -> Vec<(usize, RemovalReason)> {
     let mut oldest_first: Vec<usize> = (0..results.len()).collect();
@@ -130,17 +168,41 @@ pub(crate) fn plan(
         }
     }
 
-    if let Some(most) = cluster_max {
-        let left = oldest_first.iter().filter(|n| gone[**n].is_none());
-        let mut bytes = left.map(|n| results[*n].facts.bytes).fold(0, u64::saturating_add);
+    if let Some(budget) = budget {
+        let mut used: HashMap<&str, u128> = HashMap::new();
+        for n in oldest_first.iter().filter(|n| gone[**n].is_none()) {
+            *used.entry(&results[*n].namespace).or_default() += u128::from(results[*n].facts.bytes);
+        }
+        let allowances = budget.allowances(&used);
         for n in &oldest_first {
-            if bytes > most && gone[*n].is_none() && !is_newest(*n) {
+            let namespace = results[*n].namespace.as_str();
+            let Some((bytes, most)) = used.get_mut(namespace).zip(allowances.get(namespace)) else {
+                continue;
+            };
+            if *bytes > *most && gone[*n].is_none() && !is_newest(*n) {
                 gone[*n] = Some(RemovalReason::Cluster);
-                bytes = bytes.saturating_sub(results[*n].facts.bytes);
+                *bytes -= u128::from(results[*n].facts.bytes);
             }
         }
     }
     oldest_first.into_iter().filter_map(|n| Some((n, gone[n]?))).collect()
+}
+
+/// The same results, those of each namespace in turn: results that cannot be deleted (a finalizer holds them, say) must not
+/// keep those of other namespaces from being deleted.
+pub(crate) fn in_turns(
+    results: &[StoredResult],
+    mut planned: Vec<(usize, RemovalReason)>,
+) -> Vec<(usize, RemovalReason)> {
+    let mut numbers: HashMap<&str, usize> = HashMap::new();
+    let turns = planned.iter().map(|(n, _)| {
+        let number = numbers.entry(&results[*n].namespace).or_default();
+        *number += 1;
+        (*n, *number)
+    });
+    let turns: HashMap<usize, usize> = turns.collect();
+    planned.sort_by_key(|(n, _)| turns.get(n).copied());
+    planned
 }
 
 #[cfg(test)]
@@ -148,11 +210,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use job_handler_shared::result::metadata::RETENTION;
     use job_handler_shared::result::metadata::RetentionFacts;
-    use job_handler_shared::result::metadata::requesting_policy;
     use job_handler_shared::result::storage_kind::StorageKind;
-    use std::collections::BTreeMap;
     use std::sync::Arc;
 
     const NOW: i64 = 1_000;
@@ -180,6 +239,10 @@ mod tests {
                 ..RetentionFacts::default()
             }),
         }
+    }
+
+    fn budget_of(max_bytes: u64) -> ClusterBudget {
+        ClusterBudget { max_bytes, ..ClusterBudget::default() }
     }
 
     /// The simplest implementation: while a bound is exceeded, the oldest deletable result is deleted.
@@ -217,10 +280,24 @@ mod tests {
             let most = then.iter().filter(same).filter_map(|o| bounds[*o]).map(|b| b.max_bytes).max();
             free(n) && left.iter().filter(same).map(|o| all[*o].facts.bytes).sum::<u64>() > most.unwrap_or(0)
         });
-        drop_while(&mut left, &|left, n| {
-            !newest(n)
-                && cluster.is_some_and(|most| left.iter().map(|o| all[*o].facts.bytes).sum::<u64>() > most)
-        });
+        let used = |left: &[usize], namespace: &str| {
+            left.iter().filter(|o| all[**o].namespace == namespace).map(|o| all[*o].facts.bytes).sum::<u64>()
+        };
+        if let Some(most) = cluster {
+            // Byte by byte, those that use more first, until the budget is used up.
+            let mut needs = ["ns0", "ns1", "ns2"].map(|namespace| (used(&left, namespace), namespace));
+            needs.sort();
+            let turns =
+                (1..=needs[2].0).flat_map(|byte| needs.iter().rev().filter(move |need| need.0 >= byte));
+            let mut allowed: HashMap<&str, u64> = HashMap::new();
+            for (_, namespace) in turns.take(most as usize) {
+                *allowed.entry(namespace).or_default() += 1;
+            }
+            let allowed = |namespace: &str| allowed.get(namespace).copied().unwrap_or(0);
+            drop_while(&mut left, &|left, n| {
+                !newest(n) && used(left, &all[n].namespace) > allowed(&all[n].namespace)
+            });
+        }
         let mut gone: Vec<String> =
             (0..all.len()).filter(|n| !left.contains(n)).map(|n| all[n].uid.clone()).collect();
         gone.sort();
@@ -231,7 +308,7 @@ mod tests {
         #[test]
         fn the_plan_equals_the_simplest_implementation(
             all in prop::collection::vec(
-                ((0u8..2, prop::option::weighted(0.8, 0u8..2)), 990i64..1_000, 0u64..6, prop::bool::weighted(0.1),
+                ((0u8..3, prop::option::weighted(0.8, 0u8..2)), 990i64..1_000, 0u64..6, prop::bool::weighted(0.1),
                     prop::option::weighted(0.9, (0u64..12, 1u32..4, 0u64..20))),
                 0..24),
             cluster in prop::option::of(0u64..40),
@@ -244,8 +321,9 @@ mod tests {
             }).collect();
             let of = |s: &StoredResult| bounds[s.uid.parse::<usize>().unwrap()];
             let now = Timestamp::from_second(NOW).unwrap();
+            let budget = cluster.map(budget_of);
             let mut gone: Vec<String> =
-                plan(&all, of, cluster, now).iter().map(|(n, _)| all[*n].uid.clone()).collect();
+                plan(&all, of, budget.as_ref(), now).iter().map(|(n, _)| all[*n].uid.clone()).collect();
             gone.sort();
             prop_assert_eq!(gone, oracle(&all, &bounds, cluster));
         }
@@ -256,8 +334,8 @@ mod tests {
         let wide = RetentionBounds { ttl_seconds: 1_000, max_per_group: 10, max_bytes: 1_000 };
         let now = Timestamp::from_second(NOW).unwrap();
         let all: Vec<_> = (0..4).map(|n| stored(n, 0, Some(0), 990 + n as i64, 10, false)).collect();
-        let gone = |bounds: Option<RetentionBounds>, cluster| {
-            let plan = plan(&all, |_| bounds, cluster, now);
+        let gone = |bounds: Option<RetentionBounds>, cluster: Option<u64>| {
+            let plan = plan(&all, |_| bounds, cluster.map(budget_of).as_ref(), now);
             plan.into_iter().map(|(n, why)| (n, why.as_str())).collect::<Vec<_>>()
         };
         assert_eq!(gone(Some(wide), None), []);
@@ -270,22 +348,30 @@ mod tests {
     }
 
     #[test]
-    fn with_an_invalid_annotation_only_the_clusters_bound_applies() {
-        let place = || ("ci".to_owned(), "a-results".to_owned(), "u".to_owned());
-        let annotations = BTreeMap::from([(RETENTION.to_owned(), "{".to_owned())]);
-        let made = Timestamp::from_second(7).unwrap();
-        let read =
-            StoredResult::new(StorageKind::ConfigMap, place(), &BTreeMap::new(), &annotations, made, false);
-        assert_eq!((read.facts.finished, read.facts.policies.len()), (made, 0));
-        let facts = RetentionFacts {
-            bytes: 9,
-            policies: vec![requesting_policy("JobPolicy", "p")],
-            ..RetentionFacts::default()
+    fn namespaces_take_turns() {
+        let namespaces = [1, 1, 1, 0, 2, 0].into_iter().enumerate();
+        let all: Vec<_> = namespaces.map(|(n, namespace)| stored(n, namespace, None, 1, 1, false)).collect();
+        let planned = (0..6).map(|n| (n, RemovalReason::Age)).collect();
+        let order: Vec<usize> = in_turns(&all, planned).into_iter().map(|(n, _)| n).collect();
+        assert_eq!(order, [0, 3, 4, 1, 5, 2]);
+    }
+
+    /// Whatever a namespace claims, and however many results it makes.
+    #[test]
+    fn the_cluster_budget_costs_no_namespace_within_its_share() {
+        let now = Timestamp::from_second(NOW).unwrap();
+        let mut all: Vec<_> = (0..4).map(|n| stored(n, 0, None, 900 + n as i64, 10, false)).collect();
+        all.extend((4..8).map(|n| stored(n, 1, None, 990 + n as i64, 20, false)));
+        all.push(stored(8, 2, None, 999, 9_000_000_000_000_000_000, false));
+        all.push(stored(9, 2, None, 998, u64::MAX, false));
+        let gone = |max_bytes, shares: &[(&str, u32)]| -> Vec<usize> {
+            let shares = shares.iter().map(|(namespace, share)| ((*namespace).to_owned(), *share)).collect();
+            let budget = ClusterBudget { max_bytes, shares };
+            plan(&all, |_| None, Some(&budget), now).into_iter().map(|(n, _)| n).collect()
         };
-        let text = serde_json::to_string(&facts).unwrap();
-        let annotations = BTreeMap::from([(RETENTION.to_owned(), text)]);
-        let read =
-            StoredResult::new(StorageKind::ConfigMap, place(), &BTreeMap::new(), &annotations, made, false);
-        assert_eq!(*read.facts, facts);
+        assert_eq!(gone(120 + 120, &[]), [9, 8], "the others have what they need");
+        assert_eq!(gone(120, &[]), [4, 5, 9, 8], "40 for each");
+        assert_eq!(gone(90, &[]), [0, 4, 5, 6, 9, 8], "30 for each");
+        assert_eq!(gone(120, &[("ns1", 4)]), [0, 1, 9, 8], "20 for each, and 80 for the second");
     }
 }

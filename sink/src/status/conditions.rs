@@ -12,6 +12,7 @@ use job_handler_shared::{
         spec::PolicySpec,
         status::{LimitStatus, PolicyStatus},
     },
+    text::human_bytes,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
@@ -134,6 +135,7 @@ pub(crate) fn fully_enforced(spec: &PolicySpec, inputs: &StatusInputs<'_>) -> Co
         );
         problems.push(("NoGroup", why));
     }
+    problems.extend(too_many_bytes(spec, inputs.namespace_bytes_max).map(|why| ("BytesLimited", why)));
     problems.extend(undeliverable(spec, inputs.receivers).map(|why| ("NoCloudEvents", why)));
     let Some((reason, _)) = problems.first() else {
         return ConditionState::new(true, "Complete", "every field of this policy has an effect".to_owned());
@@ -153,6 +155,17 @@ pub(crate) fn secrets_unavailable(spec: &PolicySpec, no_secrets: Option<&str>) -
         format!(
             "results.storageType Secret: {why}. Until then results are stored in ConfigMaps, without logs and termination \
              messages"
+        )
+    })
+}
+
+/// More bytes than the operator allows.
+fn too_many_bytes(spec: &PolicySpec, max: Option<u64>) -> Option<String> {
+    let wanted = spec.results.as_ref()?.max_bytes_per_namespace;
+    max.filter(|max| wanted.0 > *max).map(|max| {
+        format!(
+            "results.maxBytesPerNamespace {wanted}: the sink allows {} (--results-max-bytes-per-namespace), which applies",
+            human_bytes(max)
         )
     })
 }

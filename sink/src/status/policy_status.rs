@@ -39,6 +39,8 @@ pub(crate) struct StatusInputs<'a> {
     pub(crate) results: ResultsStatus,
     /// Why results cannot be stored in Secrets, if they cannot.
     pub(crate) no_secrets: Option<String>,
+    /// Most bytes that a policy may grant the results of a namespace, if there is a maximum.
+    pub(crate) namespace_bytes_max: Option<u64>,
     /// The policy is in a namespace where Jobs are never changed.
     pub(crate) excluded: bool,
     /// The policy is not above the maximum number of policies of its namespace.
@@ -164,6 +166,7 @@ mod tests {
                 receivers: &["ci".to_owned()].into(),
                 results: ResultsStatus::default(),
                 no_secrets: self.no_secrets,
+                namespace_bytes_max: Some(128 << 20),
                 excluded: false,
                 applies: self.applies,
                 now: Timestamp::UNIX_EPOCH,
@@ -316,6 +319,18 @@ mod tests {
             condition.message.contains("no right") && condition.message.contains("typo"),
             "{condition:?}"
         );
+    }
+
+    #[test]
+    fn more_bytes_than_the_operator_allows_are_reported() {
+        let condition = |bytes: &str| {
+            let spec = json!({"results": {"maxBytesPerNamespace": bytes}});
+            TestInputs::default().conditions_of(spec)[ENFORCED].clone()
+        };
+        assert_eq!(condition("128Mi").status, "True");
+        let limited = condition("1Gi");
+        assert_eq!((limited.status.as_str(), limited.reason.as_str()), ("False", "BytesLimited"));
+        assert!(limited.message.contains("the sink allows 128.0Mi"), "{}", limited.message);
     }
 
     #[test]

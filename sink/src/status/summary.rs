@@ -12,11 +12,13 @@ use job_handler_shared::{
 
 use crate::model::{result_ref::ResultRef, summary::ClusterSummary};
 
-/// Counts Jobs and results. `wanted` returns what the policies store of a Job, if anything.
+/// Counts Jobs and results. `namespace_bytes_max`: what the operator allows the results of a namespace. `wanted` returns what
+/// the policies store of a Job, if anything.
 pub(crate) fn collect(
     jobs: &[Arc<JobSnapshot>],
     results: &[ResultRef],
     policies: &PolicySet,
+    namespace_bytes_max: Option<u64>,
     wanted: impl Fn(&JobSnapshot) -> Option<Results>,
     now: Timestamp,
 ) -> ClusterSummary {
@@ -39,7 +41,7 @@ pub(crate) fn collect(
             summary.deadline_used = summary.deadline_used.max(age / deadline);
         }
     }
-    summary.budget_used = budget_used(results, policies);
+    summary.budget_used = budget_used(results, policies, namespace_bytes_max.unwrap_or(u64::MAX));
     summary
 }
 
@@ -68,7 +70,7 @@ fn of_results<'a>(results: impl IntoIterator<Item = &'a ResultRef>) -> ResultsSt
     status
 }
 
-fn budget_used(results: &[ResultRef], policies: &PolicySet) -> f64 {
+fn budget_used(results: &[ResultRef], policies: &PolicySet, most: u64) -> f64 {
     let mut namespaces: HashMap<&str, u64> = HashMap::new();
     for result in results {
         let bytes = namespaces.entry(&result.namespace).or_default();
@@ -78,7 +80,9 @@ fn budget_used(results: &[ResultRef], policies: &PolicySet) -> f64 {
     let budget = |namespace: &str| {
         let here = |own: &Option<String>| own.as_deref().is_none_or(|own| own == namespace);
         let all = policies.iter().filter(|policy| here(&policy.reference.namespace));
-        all.filter_map(|policy| policy.spec.results.as_ref()).map(|r| r.max_bytes_per_namespace.0).max()
+        let bytes =
+            all.filter_map(|policy| policy.spec.results.as_ref()).map(|r| r.max_bytes_per_namespace.0);
+        bytes.max().map(|bytes| bytes.min(most))
     };
     let used = namespaces.iter().filter_map(|(namespace, bytes)| Some(ratio(*bytes, budget(namespace)?)));
     used.fold(0.0, f64::max)
@@ -124,7 +128,7 @@ mod tests {
         let jobs: Vec<_> = [active, waits, marked].map(Arc::new).into();
         let results = [result("a", 1 << 20, 0, "p,q"), result("a", 512, 2, "q"), result("b", 7, 0, "")];
         let wanted = |_: &JobSnapshot| Some(Results { harvest_deadline_seconds: 100, ..Results::default() });
-        let found = collect(&jobs, &results, &PolicySet::default(), wanted, at(100));
+        let found = collect(&jobs, &results, &PolicySet::default(), None, wanted, at(100));
         assert_eq!((found.active, found.unharvested), (1, 1));
         assert_eq!((found.oldest_active, found.oldest_unharvested, found.deadline_used), (60.0, 50.0, 0.5));
         assert_eq!((found.results.stored, found.results.incomplete), (3, 1));

@@ -65,7 +65,9 @@ pub(crate) async fn run<K: Clone + Eq + std::hash::Hash>(
             jobs.iter().filter(|job| job.is_active()).map(|job| job.uid.as_str()).collect();
         let results = store.results();
         let wanted = |job: &JobSnapshot| store.effective(job).and_then(|policy| policy.results.clone());
-        metrics.set_summary(&summary::collect(&jobs, &results, &store.enforced(), wanted, Timestamp::now()));
+        let max = store.namespace_bytes_max();
+        let now = Timestamp::now();
+        metrics.set_summary(&summary::collect(&jobs, &results, &store.enforced(), max, wanted, now));
         metrics.set_queue_length(queue.len());
         let (receivers, replicas) = (store.known_receivers(), store.replicas());
         let (policies, unfinished) = (store.policies(), unfinished_by_namespace(&jobs));
@@ -96,6 +98,7 @@ pub(crate) async fn run<K: Clone + Eq + std::hash::Hash>(
                         .cloned()
                         .unwrap_or_else(summary::no_results),
                     no_secrets: store.secrets.denial(),
+                    namespace_bytes_max: max,
                     excluded: policy.is_some_and(|policy| is_excluded(policy, &own_namespace)),
                     applies: policies.contains(&entry.reference),
                     now: whole_seconds(Timestamp::now()),

@@ -1,8 +1,7 @@
 //! Jobs in an in-memory apiserver, and a sink whose watch caches show them. The unit tests include this file too.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
-use jiff::Timestamp;
 use job_handler_shared::{
     job::snapshot::JobSnapshot,
     keys,
@@ -22,7 +21,7 @@ use job_handler_sink::{
     retention::gc::GarbageCollector,
 };
 use k8s_openapi::api::batch::v1::Job;
-use kube::Client;
+use kube::{Client, core::ObjectMeta};
 use serde_json::{Value, json};
 
 /// The Job's uid.
@@ -64,7 +63,7 @@ pub fn completed_job(namespace: &str, name: &str, uid: &str) -> Value {
 
 /// A sink that has just started: its watch caches show the cluster as it is, and one policy.
 pub fn process(apiserver: &Apiserver, policy: Value) -> JobReconciler {
-    let store = Store::default();
+    let store = store();
     store.put_namespace("ci", Default::default());
     set_policy(&store, 1, policy);
     for job in apiserver.all("jobs") {
@@ -73,20 +72,33 @@ pub fn process(apiserver: &Apiserver, policy: Value) -> JobReconciler {
     }
     for kind in StorageKind::readable(true) {
         for map in apiserver.all(&format!("{}s", kind.resource())) {
-            let labels = &map["metadata"]["labels"];
-            if labels[keys::CREATED] == "true" && labels.get(keys::JOB_UID).is_some() {
-                let result = ResultRef {
-                    namespace: "ci".into(),
-                    name: map["metadata"]["name"].as_str().unwrap().into(),
-                    kind: *kind,
-                    pending: labels.get(metadata::PENDING).is_some(),
-                    ..ResultRef::default()
-                };
-                store.put_result(labels[keys::JOB_UID].as_str().unwrap(), result);
+            if let Some((uid, result, _)) = result_in(&store, *kind, &map) {
+                store.put_result(&uid, result);
             }
         }
     }
     reconciler(apiserver.client(), store)
+}
+
+/// A store with the key of the seal.
+pub fn store() -> Store {
+    let store = Store::default();
+    store.seal.set_key(&[1; 32]);
+    store
+}
+
+/// What the watch finds in an object: the uid of a Job, the reference to its result, and the metadata.
+fn result_in(store: &Store, kind: StorageKind, object: &Value) -> Option<(String, ResultRef, ObjectMeta)> {
+    let metadata: ObjectMeta = serde_json::from_value(object["metadata"].clone()).unwrap();
+    let labels = metadata.labels.clone().unwrap_or_default();
+    let uid = labels.get(keys::JOB_UID).filter(|_| labels.contains_key(keys::CREATED))?.clone();
+    let sealed = store.seal.holds(&metadata);
+    let result = ResultRef {
+        sealed,
+        pending: sealed && labels.contains_key(metadata::PENDING),
+        ..ResultRef::at(kind, metadata.namespace.as_deref()?, metadata.name.as_deref()?)
+    };
+    Some((uid, result, metadata))
 }
 
 /// A reconciler with this store.
@@ -103,7 +115,7 @@ pub fn reconciler(client: Client, store: Store) -> JobReconciler {
     }
 }
 
-/// A garbage collector that knows the results of [`UID`] that the apiserver has.
+/// A garbage collector that knows the results that the apiserver has.
 pub fn garbage_collector(
     apiserver: &Apiserver,
     reconciler: &JobReconciler,
@@ -111,27 +123,15 @@ pub fn garbage_collector(
     objects: Option<FullLogStore>,
 ) -> GarbageCollector {
     for object in apiserver.all(&format!("{}s", kind.resource())) {
-        let texts = |field: &str| -> BTreeMap<String, String> {
-            serde_json::from_value(object["metadata"][field].clone()).unwrap_or_default()
-        };
-        let (labels, annotations) = (texts("labels"), texts("annotations"));
-        if labels.contains_key(keys::CREATED) {
-            let name = object["metadata"]["name"].as_str().unwrap().to_owned();
-            let place = ("ci".to_owned(), name, UID.to_owned());
-            let stored = StoredResult::new(kind, place, &labels, &annotations, Timestamp::now(), false);
-            let result = ResultRef {
-                pending: labels.contains_key(metadata::PENDING),
-                outbox: metadata::parse_outbox(Some(&annotations)),
-                ..ResultRef::at(kind, "ci", &stored.name)
-            };
-            reconciler.store.put_stored(stored, result);
+        if let Some((uid, result, metadata)) = result_in(&reconciler.store, kind, &object) {
+            reconciler.store.put_stored(StoredResult::of(&uid, &result, &metadata), result);
         }
     }
     GarbageCollector {
         client: apiserver.client(),
         store: reconciler.store.clone(),
         metrics: reconciler.metrics.clone(),
-        max_bytes: None,
+        budget: None,
         objects,
     }
 }

@@ -150,22 +150,25 @@ fn the_webhook_changes_nothing_but_its_ca_bundle() {
 
 /// A Secret of another type would contain the token of any account of the namespace.
 #[test]
-fn the_webhook_creates_no_secret_but_its_ca() {
+fn no_program_creates_a_secret_with_the_token_of_another_account() {
     scenario(|fixture| async move {
         wait_in_force(fixture).await;
-        let secret = |name: &str, kind: &str| {
+        let secret = |name: &str, kind: &str, account: &str| {
             json!({"apiVersion": "v1", "kind": "Secret", "type": kind, "metadata": {
                 "name": name, "namespace": NAMESPACE,
-                "annotations": {"kubernetes.io/service-account.name": "job-handler-sink"}}})
+                "annotations": {"kubernetes.io/service-account.name": account}}})
         };
-        for (name, kind) in [
-            ("other", "Opaque"),
-            ("job-handler-ca", "kubernetes.io/service-account-token"),
-            ("other", "kubernetes.io/service-account-token"),
-        ] {
+        let token = "kubernetes.io/service-account-token";
+        for (name, kind) in [("other", "Opaque"), ("job-handler-ca", token), ("other", token)] {
             let words =
                 "job-handler-webhook creates the Secret job-handler-ca of type kubernetes.io/tls only";
-            assert_denied(&fixture.cluster, "job-handler-webhook", &CREATE, &secret(name, kind), words).await;
+            let secret = secret(name, kind, "job-handler-sink");
+            assert_denied(&fixture.cluster, "job-handler-webhook", &CREATE, &secret, words).await;
+        }
+        for (name, kind) in [("other", "Opaque"), ("job-handler-seal", token), ("other", token)] {
+            let words = "job-handler-sink writes Secrets of results and the Secret job-handler-seal only";
+            let secret = secret(name, kind, "job-handler-webhook");
+            assert_denied(&fixture.cluster, "job-handler-sink", &CREATE, &secret, words).await;
         }
     });
 }

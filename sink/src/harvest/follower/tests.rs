@@ -147,7 +147,7 @@ impl FollowerTest {
 
     /// The captured log of a run.
     fn captured(&self, run: &str) -> Option<EarlyLog> {
-        let (pods, _) = self.follower.pod_tracker.captured_pods("u");
+        let (pods, _) = self.follower.pod_tracker.captured_pods("ci", "u");
         pods.get("x")?.logs.get(run).cloned()
     }
 

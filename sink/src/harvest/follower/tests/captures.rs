@@ -43,7 +43,7 @@ async fn a_stream_that_stays_open_after_its_pod_was_deleted_is_stopped_and_its_t
         ("first\n", Some("reading was stopped before the log's end"))
     );
     assert!(begun.elapsed() >= DELETED_POD_STREAM, "{:?}", begun.elapsed());
-    assert!(test.follower.pod_tracker.captured_pods("u").0["x"].facts.gone);
+    assert!(test.follower.pod_tracker.captured_pods("ci", "u").0["x"].facts.gone);
 }
 
 #[tokio::test(start_paused = true)]

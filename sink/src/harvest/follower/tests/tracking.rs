@@ -23,6 +23,8 @@ async fn only_pods_of_jobs_whose_result_is_requested_are_tracked() {
         (json!({"results": {}}), of_owner("ReplicaSet", "u"), false),
         // The watch of Jobs may be late.
         (json!({"results": {}}), of_owner("Job", "unknown"), true),
+        // A tenant can name the Job of another one.
+        (json!({"results": {}}), in_namespace("evil"), false),
     ] {
         let test = FollowerTest::new(spec.clone(), &[ScriptedLog::Refused(400)]);
         let context = format!("{spec} {}", pod["metadata"]);
@@ -35,7 +37,10 @@ async fn only_pods_of_jobs_whose_result_is_requested_are_tracked() {
 async fn pods_are_needed_until_the_result_is_stored() {
     let test = FollowerTest::new(json!({"results": {}}), &[ScriptedLog::Refused(400)]);
     assert_eq!((test.follower.needs("u"), test.follower.needs("unknown")), (Some(true), None));
-    test.store().put_result("u", ResultRef::at(StorageKind::ConfigMap, "ci", "build-results"));
+    let forged = ResultRef::at(StorageKind::ConfigMap, "ci", "build-results");
+    test.store().put_result("u", forged.clone());
+    assert_eq!(test.follower.needs("u"), Some(true), "what anybody may have written is not its result");
+    test.store().put_result("u", ResultRef { sealed: true, ..forged });
     assert_eq!(test.follower.needs("u"), Some(false));
     test.store().remove_results(|_, _| true);
     test.store().put_job(finished());
@@ -56,6 +61,21 @@ async fn a_pod_that_comes_before_its_job_is_captured_once_the_job_is_known() {
     // Only the pod's own key can find it: a Job that has not started is not queued.
     test.store().put_job(JobSnapshot { uid: "late".into(), started: None, active_pods: 0, ..job() });
     test.until(|test| test.calls() == 1).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_of_another_namespace_that_comes_before_the_job_is_dropped() {
+    let test = FollowerTest::new(json!({"results": {}}), &[ScriptedLog::Complete("text\n")]);
+    let mut forged = pod(ended());
+    forged["metadata"]["namespace"] = "evil".into();
+    forged["metadata"]["ownerReferences"][0]["uid"] = "late".into();
+    test.start();
+    test.apiserver.put("pods", forged);
+    test.until(|test| test.tracks("x")).await;
+    assert!(test.follower.pod_tracker.captured_pods("ci", "late").0.is_empty());
+    test.store().put_job(JobSnapshot { uid: "late".into(), ..job() });
+    test.until(|test| !test.tracks("x")).await;
+    assert_eq!(test.calls(), 0, "its log is not read");
 }
 
 #[tokio::test(start_paused = true)]
