@@ -228,7 +228,12 @@ impl LedgerTasks {
         let ledgers_ready = readiness.register("JobLedgers");
         let context = self.limiter.context.clone();
         let jobs_ready = readiness.register("Jobs");
-        let job_watch = job_watch::run(context.client.clone(), context.cache.clone(), jobs_ready);
+        let job_watch = job_watch::run(
+            context.client.clone(),
+            context.cache.clone(),
+            context.policies.clone(),
+            jobs_ready,
+        );
         let provision = provision::run(context.clone());
         let ledger_watch = async move {
             let policies = context.policies.clone();
