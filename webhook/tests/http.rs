@@ -9,7 +9,12 @@
 
 mod common;
 
-use std::{net::TcpListener, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::TcpListener,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use common::{builds, job, policy, review};
@@ -170,8 +175,8 @@ async fn invalid_input_gets_the_reason() {
         ),
         ("deep", deep.into_bytes(), 400, "expected an AdmissionReview"),
         ("deep request", deep_review.into_bytes(), 400, "no uid"),
-        ("9 MiB", vec![b' '; 9 << 20], 413, "at most 8 MiB"),
-        ("40 MiB of zeros", vec![0; 40 << 20], 413, "at most 8 MiB"),
+        ("9 MiB", vec![b' '; 9 << 20], 413, "at most 7.0Mi"),
+        ("40 MiB of zeros", vec![0; 40 << 20], 413, "at most 7.0Mi"),
     ];
     for path in ["/mutate", "/validate"] {
         for (what, body, status, text) in &table {
@@ -214,7 +219,7 @@ async fn large_and_deeply_nested_jobs_are_stamped() {
     let container = many["spec"]["template"]["spec"]["containers"][0].clone();
     many["spec"]["template"]["spec"]["containers"] = json!(vec![container; 10_000]);
     let mut big = build();
-    big["metadata"]["annotations"] = json!({"note": "x".repeat(7 << 20)});
+    big["metadata"]["annotations"] = json!({"note": "x".repeat(3 << 20)});
     let deep = format!("{}1{}", "{\"a\":".repeat(10_000), "}".repeat(10_000));
     let deep = String::from_utf8(review(&build())).unwrap().replace("{\"kept\":[1,2]}", &deep);
     assert!(deep.len() > 60_000);
@@ -245,4 +250,101 @@ async fn a_graceful_stop_closes_idle_connections() {
     stopped.await.expect("a connection that idles must not hold up the end");
     let mut rest = Vec::new();
     assert_eq!(stream.read_to_end(&mut rest).await.unwrap_or(0), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_beyond_the_bounds_is_not_stamped_and_passes_no_limit() {
+    let server = server();
+    let mut large = build();
+    large["metadata"]["annotations"] = json!({"note": "x".repeat(5 << 20)});
+    let mut labels = build();
+    let many: BTreeMap<String, String> = (0..100_000).map(|n| (format!("l{n}"), String::new())).collect();
+    labels["metadata"]["labels"] = json!(many);
+    for (job, why) in [(large, "larger than 3.0Mi"), (labels, "labels take more than 256 KiB")] {
+        let answer = server.post("/mutate", &review(&job)).await.json();
+        assert_eq!(answer["response"]["allowed"], true);
+        assert!(answer["response"]["warnings"][0].as_str().unwrap().contains(why), "{answer}");
+        assert!(answer["response"].get("patch").is_none());
+        let answer = server.post("/validate", &review(&job)).await.json();
+        assert_eq!(answer["response"]["allowed"], false);
+        assert!(answer["response"]["status"]["message"].as_str().unwrap().contains(why), "{answer}");
+    }
+    for (field, value) in [("name", "a".repeat(900_000)), ("uid", "u".repeat(64))] {
+        let mut stranger = build();
+        stranger["metadata"][field] = json!(value);
+        let answer = server.post("/validate", &review(&stranger)).await.json();
+        let message = answer["response"]["status"]["message"].as_str().unwrap();
+        assert_eq!(message, format!("metadata.{field} is not within the limits of Kubernetes"));
+    }
+}
+
+/// Sends the head of a request and a part of its body.
+async fn send_part(stream: &mut TlsStream<TcpStream>, announced: usize, sent: usize) {
+    let head = format!("POST /mutate HTTP/1.1\r\nhost: localhost\r\ncontent-length: {announced}\r\n\r\n");
+    stream.write_all(head.as_bytes()).await.unwrap();
+    stream.write_all(&vec![b' '; sent]).await.unwrap();
+    stream.flush().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bodies_in_flight_have_a_budget_in_common() {
+    let server = server();
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        let mut stream = server.connect().await;
+        send_part(&mut stream, 6 << 20, 5 << 20).await;
+        held.push(stream);
+    }
+    let eventually = |expected: u16| {
+        let server = &server;
+        async move {
+            for _ in 0..100 {
+                let answer = server.post("/mutate", &vec![b' '; 3 << 20]).await;
+                if answer.status == expected {
+                    return answer;
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            panic!("no answer with status {expected}")
+        }
+    };
+    let answer = eventually(429).await;
+    assert!(answer.body.contains("in flight"), "{answer:?}");
+    assert_eq!(server.post("/mutate", &review(&build())).await.status, 200, "a usual review has room");
+    drop(held);
+    eventually(400).await;
+}
+
+/// Waits until the server has closed the connection.
+async fn closed_after(mut stream: TcpStream) -> Duration {
+    let begun = Instant::now();
+    let read = tokio::time::timeout(Duration::from_secs(20), stream.read(&mut [0; 16]));
+    assert!(read.await.expect("it stays open").unwrap_or_default() == 0);
+    begun.elapsed()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stranger_that_only_connects_is_disconnected_and_keeps_nobody_out() {
+    let server = server();
+    let connect = || TcpStream::connect(("127.0.0.1", server.port));
+    let mut silent = Vec::new();
+    for _ in 0..256 {
+        silent.push(connect().await.unwrap());
+    }
+    let beyond = connect().await.unwrap();
+    assert!(closed_after(beyond).await < Duration::from_secs(2), "the address has its share");
+    let first = silent.swap_remove(0);
+    assert!(closed_after(first).await < Duration::from_secs(8), "no handshake came");
+    drop(silent);
+    let answered = async {
+        loop {
+            let stream = connect().await.unwrap();
+            let name = ServerName::try_from("localhost").unwrap();
+            if let Ok(mut stream) = server.tls.connect(name, stream).await {
+                return request(&mut stream, "POST", "/mutate", &review(&build())).await.status;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    assert_eq!(tokio::time::timeout(Duration::from_secs(10), answered).await.unwrap(), 200);
 }

@@ -139,7 +139,9 @@ impl LedgerLimiter {
     }
 
     async fn ask_ledgers(&self, attempt: Attempt) -> Verdict {
-        let (cluster, namespace) = self.ledgers(&attempt);
+        let Some((cluster, namespace)) = self.ledgers(&attempt) else {
+            return unavailable("the policies have just changed");
+        };
         // Revokes the grants if this future is dropped, or ends without granting.
         let mut grants = GrantGuard { limiter: self, request: attempt.uid.clone(), ledgers: Vec::new() };
         if cluster && namespace.is_some() && !attempt.dry_run {
@@ -160,9 +162,13 @@ impl LedgerLimiter {
         Verdict::Granted
     }
 
-    /// The ledgers that decide about an attempt: whether the cluster's does, and the namespace's if it does.
-    fn ledgers(&self, attempt: &Attempt) -> (bool, Option<LedgerId>) {
+    /// The ledgers that decide about an attempt: whether the cluster's does, and the namespace's if it does. `None` if
+    /// policies name labels that were dropped from its Job.
+    fn ledgers(&self, attempt: &Attempt) -> Option<(bool, Option<LedgerId>)> {
         let policies = self.context.policies.current();
+        if !attempt.job.knows_labels(policies.label_keys()) {
+            return None;
+        }
         let namespaces = |name: &str| self.context.policies.known_namespace(name);
         let rules = LimitRules { policies: &policies, namespaces: &namespaces };
         let scopes = rules.scopes(&attempt.job);
@@ -172,7 +178,7 @@ impl LedgerLimiter {
             || rules.matching(&attempt.job).iter().any(|policy| policy.spec.failure_backoff.is_some());
         let namespace =
             (in_namespace || has_backoff()).then(|| LedgerId::Namespace(attempt.job.namespace.clone()));
-        (cluster, namespace)
+        Some((cluster, namespace))
     }
 
     async fn ask(&self, ledger: LedgerId, attempt: Attempt) -> Verdict {
