@@ -8,7 +8,7 @@ use std::{convert::Infallible, pin::pin, time::Duration};
 use futures::StreamExt;
 use kube::{Client, core::Status, runtime::watcher::Error};
 use serde::Deserialize;
-use tokio::sync::watch::Receiver;
+use tokio::{sync::watch::Receiver, time::Instant};
 
 use crate::{
     job::snapshot::JobSnapshot,
@@ -73,7 +73,7 @@ struct EndedWatch {
     end: Result<WatchEnd, Error>,
 }
 
-/// Observes all Jobs for as long as the process runs. `policies` changes whenever the policies do.
+/// Observes all Jobs for as long as the process runs. `policies` changes whenever the policies do, and may change more often.
 pub async fn run(
     client: Client,
     timing: WatchTiming,
@@ -99,14 +99,16 @@ pub async fn run(
             }
             continue;
         };
+        let began = Instant::now();
         let ended = watch(&client, timing, position, &mut observer, &mut policies, &mut health).await;
         from = Some(ended.position);
-        if ended.had_event {
+        // Of a quiet cluster, a watch may end without any event.
+        let worked = ended.had_event || began.elapsed() >= Duration::from_secs(timing.seconds) / 2;
+        if worked {
             backoff.reset();
         }
         match ended.end {
-            // A watch that ends without any event is retried with backoff.
-            Ok(WatchEnd::Resume) if ended.had_event => continue,
+            Ok(WatchEnd::Resume) if worked => continue,
             Ok(WatchEnd::Resume) => {}
             Ok(WatchEnd::Relist) => from = None,
             Err(error) => health.failed(error),
@@ -149,13 +151,14 @@ async fn watch(
         }
     };
     let mut events = pin!(events);
+    let mut dead_at = Instant::now() + timing.silence;
     loop {
         if observer.needs_list() {
             ended.end = Ok(WatchEnd::Relist);
             return ended;
         }
         let event = tokio::select! {
-            event = tokio::time::timeout(timing.silence, events.next()) => event,
+            event = tokio::time::timeout_at(dead_at, events.next()) => event,
             Ok(()) = policies.changed() => continue,
         };
         let event = match event {
@@ -185,6 +188,7 @@ async fn watch(
         }
         health.responded();
         ended.had_event = true;
+        dead_at = Instant::now() + timing.silence;
     }
 }
 

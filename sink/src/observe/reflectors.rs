@@ -1,4 +1,5 @@
-//! The watches: each writes what it observes to the store and adds the keys to reconcile to the work queue.
+//! The watches of everything but Jobs (`job_watch`): each writes what it observes to the store and adds the keys to
+//! reconcile to the work queue.
 //!
 //! Nothing depends on seeing an event: all reconcilers read the full state again every [`crate::runtime::resync::RESYNC`].
 
@@ -11,7 +12,6 @@ use std::{
 
 use futures::Stream;
 use job_handler_shared::{
-    job::snapshot::JobSnapshot,
     keys,
     kube::watch,
     ledger::crd::JobLedger,
@@ -24,7 +24,6 @@ use job_handler_shared::{
     result::storage_kind::StorageKind,
 };
 use k8s_openapi::api::{
-    batch::v1::Job,
     coordination::v1::Lease,
     core::v1::{ConfigMap, Namespace},
 };
@@ -44,44 +43,17 @@ use crate::{
     observe::{context::Context, key::Key, result_inventory},
 };
 
-/// Configuration of all watches. The apiserver ends a watch after 20 s. If the end does not arrive within another 5 s, the
-/// client treats the connection as dead and watches again from the last version it saw (`kube_runtime::watcher`), so that
-/// events lost on a silent connection arrive within half a minute. With kube's default, that would take 5 min.
-pub(crate) fn config() -> Config {
-    Config::default().timeout(20)
-}
+/// Seconds after which the apiserver ends a watch. If the end does not arrive within another 5 s, the client treats the
+/// connection as dead and watches again from the last version it saw (`kube_runtime::watcher`), so that events lost on a
+/// silent connection arrive within half a minute. With kube's default, that would take 5 min.
+pub(crate) const WATCH_SECONDS: u32 = 20;
+/// Objects on a page of a list, which kube reads as a whole: tenants write up to 1.5 MiB into each, which is up to 9 MiB of
+/// JSON.
+const PAGE_LENGTH: u32 = 10;
 
-/// Watches Jobs outside excluded namespaces. Pod templates are dropped at once.
-pub(crate) async fn jobs(context: Context, ready: ReadyHandle) {
-    let Context { store, queue, .. } = &context;
-    let stream = watcher(Api::<Job>::all(context.client.clone()), config());
-    let mut seen = None;
-    watch::run(stream, "jobs.batch", &ready, |event: Event<Job>| match event {
-        Event::Init => seen = Some(BTreeSet::new()),
-        Event::Apply(job) | Event::InitApply(job) => {
-            let snapshot = JobSnapshot::from(&job);
-            if context.is_excluded(&snapshot.namespace) {
-                return;
-            }
-            let listing = seen.as_mut().map(|seen| seen.insert(snapshot.uid.clone())).is_some();
-            context.job_seen(snapshot, listing);
-        }
-        Event::Delete(job) => {
-            let last = JobSnapshot::from(&job);
-            let uid = last.uid.clone();
-            if let Some(group) = store.remove_job(&uid, Some(last)) {
-                queue.add(Key::Job(uid));
-                group.map(Key::Group).into_iter().for_each(|key| queue.add(key));
-            }
-        }
-        Event::InitDone => {
-            for (uid, group) in store.retain_jobs(&seen.take().unwrap_or_default()) {
-                queue.add(Key::Job(uid));
-                group.map(Key::Group).into_iter().for_each(|key| queue.add(key));
-            }
-        }
-    })
-    .await;
+/// Configuration of all watches but that of Jobs.
+pub(crate) fn config() -> Config {
+    Config::default().timeout(WATCH_SECONDS).page_size(PAGE_LENGTH)
 }
 
 /// Watches namespaced policies.

@@ -63,6 +63,8 @@ pub(super) struct StoreState {
     replicas: BTreeMap<String, Replica>,
     refusals: HashMap<String, LastRefusal>,
     known_receivers: Arc<BTreeSet<String>>,
+    /// The policies name labels that were dropped from some Job.
+    lacks_labels: bool,
 }
 
 /// Whether a write changed something that subscribers depend on.
@@ -152,6 +154,17 @@ impl Store {
         })
     }
 
+    /// Whether the Jobs have to be listed again: the policies name labels that were dropped from some of them, which no policy
+    /// selects until then.
+    pub(crate) fn lacks_labels(&self) -> bool {
+        self.state.lock().lacks_labels
+    }
+
+    /// A list of all Jobs begins, with the labels that the policies of now name.
+    pub(crate) fn list_began(&self) {
+        self.update(|state| (state.lacks_labels = false, Effect::Unchanged));
+    }
+
     /// Jobs that finished since the last call, deleted ones included, and whether these are all.
     pub(crate) fn drain_finished(&self) -> (Vec<Arc<JobSnapshot>>, bool) {
         self.update(|state| (state.index.drain_finished(), Effect::Unchanged))
@@ -220,13 +233,13 @@ impl Store {
 
     // -- Policies and namespaces
 
-    /// What the enforced policies say about a Job; None while the labels of its namespace are not known.
+    /// What the enforced policies say about a Job; None while the labels of its namespace, or its own, are not known.
     pub(crate) fn effective(&self, job: &JobSnapshot) -> Option<EffectivePolicy> {
         Some(self.policies_for(job)?.effective(&without_group_label(&job.labels)))
     }
 
-    /// The enforced policies that select a Job, in order of precedence; None while the labels of its namespace are not
-    /// known.
+    /// The enforced policies that select a Job, in order of precedence; None while the labels of its namespace, or its own,
+    /// are not known.
     pub(crate) fn matching(&self, job: &JobSnapshot) -> Option<Vec<Arc<Policy>>> {
         let policies = self.policies_for(job)?;
         let matching = policies.matching(&without_group_label(&job.labels));
@@ -234,7 +247,9 @@ impl Store {
     }
 
     fn policies_for(&self, job: &JobSnapshot) -> Option<NamespacePolicies> {
-        self.state.lock().rules.in_namespace(&job.namespace)
+        let state = self.state.lock();
+        let knows_labels = job.knows_labels(state.rules.all().label_keys());
+        state.rules.in_namespace(&job.namespace).filter(|_| knows_labels)
     }
 
     /// All policies that can be read, in any mode.
@@ -265,6 +280,7 @@ impl Store {
             let spec_changed = before.is_none_or(|old| old.generation != generation);
             if state.rules.put(uid, policy) {
                 state.index.regroup_all(&state.rules);
+                state.lacks_labels |= state.index.lacks_labels(&state.rules);
             }
             (spec_changed, Effect::Changed)
         })

@@ -28,7 +28,7 @@ use k8s_openapi::api::core::v1::Namespace;
 use kube::{
     Api, Client, Resource, ResourceExt,
     core::{DeserializeGuard, PartialObjectMeta},
-    runtime::watcher,
+    runtime::{WatchStreamExt, watcher},
 };
 use parking_lot::RwLock;
 use tokio::sync::watch;
@@ -96,16 +96,14 @@ impl Policies {
         readiness: &Readiness,
     ) -> [(&'static str, BoxFuture<'static, ()>); 3] {
         let policies = reflector::run(
-            watcher(Api::<DeserializeGuard<JobPolicy>>::all(client.clone()), watcher::Config::default()),
+            watcher(Api::<DeserializeGuard<JobPolicy>>::all(client.clone()), config()).modify(trim_metadata),
             "jobpolicies.job-handler.io",
             readiness.register("JobPolicies"),
             PolicyHandler { policies: self.clone(), kind: PolicyKind::JobPolicy, read: Policy::namespaced },
         );
         let cluster_policies = reflector::run(
-            watcher(
-                Api::<DeserializeGuard<ClusterJobPolicy>>::all(client.clone()),
-                watcher::Config::default(),
-            ),
+            watcher(Api::<DeserializeGuard<ClusterJobPolicy>>::all(client.clone()), config())
+                .modify(trim_metadata),
             "clusterjobpolicies.job-handler.io",
             readiness.register("ClusterJobPolicies"),
             PolicyHandler {
@@ -115,7 +113,7 @@ impl Policies {
             },
         );
         let namespaces = reflector::run(
-            watcher(Api::<PartialObjectMeta<Namespace>>::all(client.clone()), watcher::Config::default()),
+            watcher(Api::<PartialObjectMeta<Namespace>>::all(client.clone()), config()),
             "namespaces",
             readiness.register("Namespaces"),
             NamespaceHandler { policies: self.clone() },
@@ -193,6 +191,19 @@ impl Policies {
         self.0.synced.fetch_or(part, Ordering::AcqRel);
         self.0.policies_changed.send_modify(|n| *n += 1);
     }
+}
+
+/// Few objects per page, since kube reads a page as a whole: tenants write up to 1.5 MiB into each.
+fn config() -> watcher::Config {
+    watcher::Config::default().page_size(10)
+}
+
+/// Drops what tenants may write into a policy besides its spec, which its schema bounds: a list is kept until it is
+/// complete.
+fn trim_metadata(policy: &mut impl Resource) {
+    let metadata = policy.meta_mut();
+    (metadata.annotations, metadata.labels, metadata.managed_fields) = (None, None, None);
+    (metadata.owner_references, metadata.finalizers) = (None, None);
 }
 
 struct PolicyHandler<P> {
