@@ -158,7 +158,7 @@ mod tests {
         let filler = "x".repeat(10_000);
         let pod: Pod = serde_json::from_value(json!({
             "metadata": {"name": "a", "namespace": "ci", "uid": "p",
-                "labels": {CONTROLLER_UID: "j", pod_status::COMPLETION_INDEX: "3", "l": filler},
+                "labels": {(CONTROLLER_UID): "j", (pod_status::COMPLETION_INDEX): "3", "l": filler},
                 "annotations": {"a": filler}, "finalizers": [filler],
                 "ownerReferences": [{"apiVersion": "batch/v1", "kind": "Job", "name": "j", "uid": "j"},
                     {"apiVersion": "v1", "kind": "Other", "name": filler, "uid": "o"}]},

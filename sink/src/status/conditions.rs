@@ -11,10 +11,14 @@ use job_handler_shared::{
         spec::PolicySpec,
         status::{LimitStatus, PolicyStatus},
     },
+    text::{escape_unsafe, truncate},
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use crate::{model::policy_entry::PolicyEntry, status::policy_status::StatusInputs};
+
+/// Longest message in bytes; `metav1.Condition` allows 32 KiB.
+const MAX_MESSAGE: usize = 16 << 10;
 
 /// Status, reason and message of a condition.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,8 +29,11 @@ pub(crate) struct ConditionState {
 }
 
 impl ConditionState {
-    pub(crate) fn new(holds: bool, reason: &'static str, message: impl Into<String>) -> Self {
-        Self { holds, reason, message: message.into() }
+    /// The message may quote what users and the apiserver wrote: it is escaped and bounded.
+    pub(crate) fn new(holds: bool, reason: &'static str, message: impl AsRef<str>) -> Self {
+        let mut message = escape_unsafe(message.as_ref()).into_owned();
+        truncate(&mut message, MAX_MESSAGE);
+        Self { holds, reason, message }
     }
 
     /// Keeps the transition time of `before` where the status is the same.
