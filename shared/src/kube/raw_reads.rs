@@ -66,7 +66,8 @@ pub(crate) async fn watch(
     from: u64,
     seconds: u64,
 ) -> kube::Result<impl Stream<Item = kube::Result<RawWatchEvent>> + Send + use<>> {
-    let query = format!("watch=true&allowWatchBookmarks=true&resourceVersion={from}&timeoutSeconds={seconds}");
+    let query =
+        format!("watch=true&allowWatchBookmarks=true&resourceVersion={from}&timeoutSeconds={seconds}");
     let lines = client.request_stream(get(format!("{path}?{query}"))?).await?.lines();
     Ok(lines.map(|line| serde_json::from_str(&line.map_err(Error::ReadEvents)?).map_err(Error::SerdeError)))
 }
@@ -147,7 +148,8 @@ mod tests {
 
     #[test]
     fn pages_shrink_with_the_size_of_their_objects() {
-        let length = |items, bytes| ListPage { position: ListPosition::default(), items, bytes }.next_length();
+        let length =
+            |items, bytes| ListPage { position: ListPosition::default(), items, bytes }.next_length();
         assert_eq!(length(500, 500 * 4_000), 500);
         assert_eq!(length(500, 500 * 110_000), 76);
         assert_eq!(length(100, 100 * 1_350_000), 10);

@@ -7,7 +7,6 @@ use job_handler_shared::{
     result::pending_events::{JobPhase, PendingEvents},
 };
 
-
 /// The CloudEvents to deliver for a Job that has just finished. The start comes first, except to the receivers in `notified`,
 /// which know it already.
 pub(crate) fn pending<'a>(
@@ -35,5 +34,10 @@ pub(crate) fn labels_of(job: &JobSnapshot) -> BTreeMap<String, String> {
         room = room.saturating_sub(key.len() + value.len());
         room > 0
     };
-    job.labels.iter().take(entries).take_while(fits).map(|(key, value)| (key.clone(), value.clone())).collect()
+    job.labels
+        .iter()
+        .take(entries)
+        .take_while(fits)
+        .map(|(key, value)| (key.clone(), value.clone()))
+        .collect()
 }

@@ -39,7 +39,8 @@ mod tests {
             namespace: "ci".into(),
             name: "build-7.x".into(),
             uid: "6d2a1c9e-6f0f-4c8e-9d4f-0b7f5a1c2d3e".into(),
-            labels: [("example.com/app".to_owned(), "A_b.c-9".to_owned()), ("app".to_owned(), String::new())].into(),
+            labels: [("example.com/app".to_owned(), "A_b.c-9".to_owned()), ("app".to_owned(), String::new())]
+                .into(),
             ..JobSnapshot::default()
         }
     }

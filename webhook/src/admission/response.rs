@@ -137,7 +137,11 @@ impl AdmissionResponse {
                             .retry_after_seconds
                             .map(|retry_after_seconds| WireDetails { retry_after_seconds }),
                     }),
-                    warnings: self.warnings.iter().map(|warning| escape_unsafe(first_warning_chars(warning))).collect(),
+                    warnings: self
+                        .warnings
+                        .iter()
+                        .map(|warning| escape_unsafe(first_warning_chars(warning)))
+                        .collect(),
                     audit_annotations: &self.audit,
                 },
             },

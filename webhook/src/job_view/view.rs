@@ -169,7 +169,8 @@ mod tests {
 
     #[test]
     fn a_review_reads_no_more_labels_than_memory_can_hold() {
-        let labels = |count: usize| -> Labels { (0..count).map(|n| (format!("l{n}"), String::new())).collect() };
+        let labels =
+            |count: usize| -> Labels { (0..count).map(|n| (format!("l{n}"), String::new())).collect() };
         for on_template in [false, true] {
             let read = |count: usize| {
                 let labels = json!({"labels": labels(count)});

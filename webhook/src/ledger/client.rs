@@ -143,7 +143,11 @@ mod tests {
     #[case(404, "not found", "Conflict")]
     #[case(413, "Request entity too large: limit is 3145728", "Rejected")]
     #[case(500, "etcdserver: request is too large", "Rejected")]
-    #[case(500, "rpc error: code = ResourceExhausted desc = trying to send message larger than max", "Rejected")]
+    #[case(
+        500,
+        "rpc error: code = ResourceExhausted desc = trying to send message larger than max",
+        "Rejected"
+    )]
     #[case(422, "invalid", "Rejected")]
     #[case(429, "too many requests", "Failed")]
     #[case(500, "etcdserver: mvcc: database space exceeded", "Failed")]

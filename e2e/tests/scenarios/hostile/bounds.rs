@@ -81,7 +81,8 @@ fn what_a_container_says_drives_no_terminal() {
         let note = fixture
             .wait("the Event of the result", || async {
                 let all = events.list(&Default::default()).await.map_err(|error| error.to_string())?;
-                let ours = all.items.into_iter().find(|event| event.reason.as_deref() == Some("JobProcessing"));
+                let ours =
+                    all.items.into_iter().find(|event| event.reason.as_deref() == Some("JobProcessing"));
                 ours.and_then(|event| event.note).ok_or_else(|| "none yet".to_owned())
             })
             .await;

@@ -91,7 +91,11 @@ fn jobs_of_ten_thousand_labels_kill_neither_program() {
             .await;
 
         // The Jobs change, and go.
-        fixture.jobs(&hostile).delete_collection(&DeleteParams::background(), &Default::default()).await.unwrap();
+        fixture
+            .jobs(&hostile)
+            .delete_collection(&DeleteParams::background(), &Default::default())
+            .await
+            .unwrap();
         for (member, cgroup, limit, before) in
             [(webhook, &of_webhook, WEBHOOK_LIMIT, running[0]), (sink, &of_sink, SINK_LIMIT, running[1])]
         {

@@ -90,8 +90,10 @@ impl<W: Write> ReportWriter<'_, W> {
 
     fn line(&mut self, word: &str, job: &JobSnapshot, value: &str, why: &dyn fmt::Display) -> io::Result<()> {
         let PruneOptions { group_label, .. } = self.options;
-        let line =
-            format!("{word:<5} {}/{}  {group_label}={value}  {}  {why}", job.namespace, job.name, job.created);
+        let line = format!(
+            "{word:<5} {}/{}  {group_label}={value}  {}  {why}",
+            job.namespace, job.name, job.created
+        );
         writeln!(self.out, "{}", escape_unsafe(&line))
     }
 }
