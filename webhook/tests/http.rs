@@ -340,8 +340,8 @@ async fn a_stranger_that_only_connects_is_disconnected_and_keeps_nobody_out() {
     let name = ServerName::try_from("localhost").unwrap();
     let mut apiserver = server.tls.connect(name, apiserver).await.unwrap();
     assert_eq!(request(&mut apiserver, "POST", "/mutate", &review(&build())).await.status, 200);
+    // No handshake came within 3 s. Those beyond the share of the address waited until then for a place.
     let closed = closed.await.unwrap();
-    let at_once = closed.iter().filter(|after| **after < Duration::from_secs(2)).count();
-    assert_eq!(at_once, 44, "an address has its share");
-    assert!(closed.iter().all(|after| *after < Duration::from_secs(10)), "no handshake came: {closed:?}");
+    assert_eq!(closed.iter().filter(|after| **after < Duration::from_millis(4500)).count(), SHARE);
+    assert!(closed.iter().all(|after| *after < Duration::from_secs(12)), "{closed:?}");
 }

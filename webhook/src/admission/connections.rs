@@ -2,7 +2,8 @@
 //!
 //! Anybody in the cluster can connect, and a connection takes up to 170 KiB before a review is read from it (an unfinished
 //! head, TLS). The bounds hold from the first packet on, before TLS. A new connection beyond the total takes the place of
-//! the longest silent one of the address that holds most, so that no address shuts out the others.
+//! the longest silent one of the address that holds most, so that no address shuts out the others. One that exceeds the
+//! share of its address waits for a moment: an apiserver may send many reviews at once.
 
 use std::{
     collections::HashMap,
@@ -19,13 +20,25 @@ use tokio_util::sync::CancellationToken;
 pub(super) const MAX_CONNECTIONS: usize = 512;
 /// Most connections of one address. An apiserver has one per review in flight, and may share its address with others.
 const MAX_PER_ADDRESS: usize = MAX_CONNECTIONS / 2;
+/// Most connections that wait for a place. Nothing is read from them, so that they take no memory to speak of.
+pub(super) const MAX_WAITING: usize = 1024;
+/// Longest wait for a place.
+const MAX_WAIT: Duration = Duration::from_secs(5);
+/// How often a waiting connection looks for a place.
+const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 /// Longest time from the head of a request to that of the next one: the slowest review, then the time that an apiserver
 /// keeps an idle connection. HTTP libraries time only the first head of a connection.
 const MAX_SILENCE: Duration = Duration::from_secs(180);
 
 /// The open connections. Clones share them.
 #[derive(Clone, Debug, Default)]
-pub(super) struct ConnectionTable(Arc<Mutex<HashMap<SocketAddr, ConnectionState>>>);
+pub(super) struct ConnectionTable(Arc<Mutex<Connections>>);
+
+#[derive(Debug, Default)]
+struct Connections {
+    open: HashMap<SocketAddr, ConnectionState>,
+    waiting: usize,
+}
 
 #[derive(Debug)]
 struct ConnectionState {
@@ -43,12 +56,32 @@ pub(super) struct OpenConnection {
 }
 
 impl ConnectionTable {
-    /// A place for a new connection; none if its address has too many.
-    pub(super) fn open(&self, peer: SocketAddr) -> Option<OpenConnection> {
-        let mut open = self.0.lock();
+    /// Waits for a place for a new connection; none if its address has too many for too long.
+    pub(super) async fn place(&self, peer: SocketAddr) -> Option<OpenConnection> {
+        if let Some(place) = self.open(peer) {
+            return Some(place);
+        }
+        let _waits = WaitingConnection::new(self)?;
+        let found = async {
+            loop {
+                tokio::time::sleep(LOOK_INTERVAL).await;
+                if let Some(place) = self.open(peer) {
+                    return place;
+                }
+            }
+        };
+        let found = tokio::time::timeout(MAX_WAIT, found).await.ok();
+        if found.is_none() {
+            tracing::debug!(%peer, "closed a connection: too many of its address are open");
+        }
+        found
+    }
+
+    fn open(&self, peer: SocketAddr) -> Option<OpenConnection> {
+        let mut connections = self.0.lock();
+        let open = &mut connections.open;
         let own = open.keys().filter(|other| other.ip() == peer.ip()).count();
-        if own >= MAX_PER_ADDRESS || (open.len() >= MAX_CONNECTIONS && !evict_for(peer.ip(), &mut open)) {
-            tracing::debug!(%peer, own, all = open.len(), "refused a connection: too many are open");
+        if own >= MAX_PER_ADDRESS || (open.len() >= MAX_CONNECTIONS && !evict_for(peer.ip(), open)) {
             return None;
         }
         let evicted = CancellationToken::new();
@@ -58,14 +91,14 @@ impl ConnectionTable {
 
     /// The head of a request arrived on this connection.
     pub(super) fn request_began(&self, peer: SocketAddr) {
-        if let Some(connection) = self.0.lock().get_mut(&peer) {
+        if let Some(connection) = self.0.lock().open.get_mut(&peer) {
             connection.last_request = Instant::now();
         }
     }
 
     /// How long the connection may stay silent; none if it was for too long.
     fn silence_left(&self, peer: SocketAddr) -> Option<Duration> {
-        let silent = self.0.lock().get(&peer)?.last_request.elapsed();
+        let silent = self.0.lock().open.get(&peer)?.last_request.elapsed();
         MAX_SILENCE.checked_sub(silent).filter(|left| !left.is_zero())
     }
 }
@@ -87,8 +120,28 @@ impl Drop for OpenConnection {
     fn drop(&mut self) {
         // An evicted one has left the table already.
         if !self.evicted.is_cancelled() {
-            self.table.0.lock().remove(&self.peer);
+            self.table.0.lock().open.remove(&self.peer);
         }
+    }
+}
+
+/// A connection that waits for a place.
+struct WaitingConnection<'a>(&'a ConnectionTable);
+
+impl<'a> WaitingConnection<'a> {
+    fn new(table: &'a ConnectionTable) -> Option<Self> {
+        let mut connections = table.0.lock();
+        if connections.waiting >= MAX_WAITING {
+            return None;
+        }
+        connections.waiting += 1;
+        Some(Self(table))
+    }
+}
+
+impl Drop for WaitingConnection<'_> {
+    fn drop(&mut self) {
+        self.0.0.lock().waiting -= 1;
     }
 }
 
@@ -143,13 +196,33 @@ mod tests {
             table.request_began(connection.peer);
         }
         let apiserver = open(&table, 3, 2);
-        assert_eq!(table.0.lock().len(), MAX_CONNECTIONS);
+        assert_eq!(table.0.lock().open.len(), MAX_CONNECTIONS);
         let evicted: Vec<_> =
             first.iter().chain(&second).filter(|connection| connection.evicted.is_cancelled()).collect();
         assert_eq!(evicted.iter().map(|connection| connection.peer).collect::<Vec<_>>(), [peer(1, 7)]);
         evicted[0].must_close().await;
         drop((first, second, apiserver));
-        assert!(table.0.lock().is_empty());
+        assert!(table.0.lock().open.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_beyond_the_share_of_its_address_waits_for_a_moment() {
+        let table = ConnectionTable::default();
+        let mut held = open(&table, 1, MAX_PER_ADDRESS);
+        let begun = Instant::now();
+        assert!(table.place(peer(1, 60_000)).await.is_none());
+        assert!(begun.elapsed() >= MAX_WAIT);
+        let leaves = async {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            held.pop();
+        };
+        let (place, ()) = tokio::join!(table.place(peer(1, 60_000)), leaves);
+        assert!(place.is_some());
+        assert_eq!(table.0.lock().waiting, 0);
+        table.0.lock().waiting = MAX_WAITING;
+        let begun = Instant::now();
+        assert!(table.place(peer(1, 60_001)).await.is_none() && begun.elapsed().is_zero());
+        table.0.lock().waiting = 0;
     }
 
     #[tokio::test(start_paused = true)]

@@ -5,15 +5,14 @@
 use std::{future::Future, net::TcpListener, num::NonZero, ops::RangeInclusive, time::Duration};
 
 use actix_http::{HttpServiceBuilder, TlsAcceptorConfig};
-use actix_service::{apply_fn_factory, map_config};
+use actix_service::map_config;
 use actix_web::{
     App, HttpRequest, HttpResponse,
-    dev::{AppConfig, Server, Service},
+    dev::{AppConfig, Server},
     http::{
         KeepAlive, StatusCode,
         header::{CONTENT_TYPE, RETRY_AFTER},
     },
-    rt::net::TcpStream,
     web::{self, Bytes},
 };
 use job_handler_shared::keys;
@@ -21,7 +20,8 @@ use rustls::ServerConfig;
 
 use crate::{
     admission::{
-        connections::{ConnectionTable, MAX_CONNECTIONS},
+        bounded_service::BoundedFactory,
+        connections::{ConnectionTable, MAX_CONNECTIONS, MAX_WAITING},
         mutate::mutate,
         request_body::{BodyBudget, RequestBody, read_body},
         response::HttpReply,
@@ -85,7 +85,7 @@ where
         .workers(workers.clamp(*WORKERS.start(), *WORKERS.end()))
         .disable_signals()
         .shutdown_timeout(SHUTDOWN_SECONDS)
-        .max_concurrent_connections(MAX_CONNECTIONS);
+        .max_concurrent_connections(MAX_CONNECTIONS + MAX_WAITING);
     let stopping = server.graceful_shutdown_signal();
     let (connections, budget) = (ConnectionTable::default(), BodyBudget::default());
     // What `HttpServer` of actix-web does, with a bound on connections before TLS, for which it has no place.
@@ -130,19 +130,7 @@ where
                 tls.clone(),
                 TlsAcceptorConfig::default().handshake_timeout(TLS_TIMEOUT),
             );
-        let connections = connections.clone();
-        apply_fn_factory(http, move |stream: TcpStream, http| {
-            let place = stream.peer_addr().ok().and_then(|peer| connections.open(peer));
-            // Without a place the stream is dropped, which closes it.
-            let served = place.map(|place| (http.call(stream), place));
-            async move {
-                let Some((served, place)) = served else { return Ok(()) };
-                tokio::select! {
-                    ended = served => ended,
-                    () = place.must_close() => Ok(()),
-                }
-            }
-        })
+        BoundedFactory { inner: http, connections: connections.clone() }
     })?;
     Ok(server.run())
 }
