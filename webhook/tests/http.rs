@@ -218,7 +218,7 @@ async fn large_and_deeply_nested_jobs_are_stamped() {
     let server = server();
     let mut many = build();
     let container = many["spec"]["template"]["spec"]["containers"][0].clone();
-    many["spec"]["template"]["spec"]["containers"] = json!(vec![container; 10_000]);
+    many["spec"]["template"]["spec"]["containers"] = json!(vec![container; 1_000]);
     let mut big = build();
     big["metadata"]["annotations"] = json!({"note": "x".repeat(3 << 20)});
     let deep = format!("{}1{}", "{\"a\":".repeat(10_000), "}".repeat(10_000));

@@ -1,7 +1,9 @@
 //! The Jobs of the cluster as both programs observe them: a list, then a watch from the list's position. A watch that
 //! breaks resumes at the last position; if the apiserver no longer has that position (410), the Jobs are listed again.
 //!
-//! Each Job is handed over by itself, so that the observer trims it before the next one is read.
+//! Each Job is handed over by itself, so that the observer trims it before the next one is read. This is not
+//! `shared::kube::watch`: kube's `watcher` reads a page as a whole, and passes on neither the resourceVersion of a list nor
+//! the position that bookmarks report, which the ledger's protocol needs.
 
 use std::{convert::Infallible, pin::pin, time::Duration};
 

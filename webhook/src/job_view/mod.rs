@@ -2,9 +2,10 @@
 //!
 //! In: the Job of a review, or one of a list or watch. Out: a [`JobView`], or only the Job's snapshot with the labels that
 //! policies name. Start with `view.rs`; `raw.rs` reads the JSON, `containers.rs` the requests and limits of the pod
-//! template.
+//! template, `first_of.rs` bounds lists.
 
 mod containers;
+mod first_of;
 mod raw;
 mod view;
 

@@ -14,12 +14,16 @@ use serde::{
 };
 use serde_json::value::RawValue;
 
-use crate::job_view::{JobView, TemplateView, containers::RawPodSpec};
+use crate::job_view::{JobView, TemplateView, containers::RawPodSpec, first_of::FirstOf};
 
 /// Most JSON of `metadata.labels` that is read in a review, bytes, and of the template's labels. Kubernetes has no bound of
 /// its own, but bounds all annotations together to this (`TotalAnnotationSizeLimitB`). In memory, labels take ten times the
 /// space.
 const MAX_LABELS: usize = 256 << 10;
+/// Longest value of one of our annotations, bytes. The webhook's own are shorter: a longer one is none of ours.
+const MAX_ANNOTATION: usize = 64 << 10;
+/// Most conditions that are read. The Job controller writes five.
+const MAX_CONDITIONS: usize = 64;
 
 /// Reads a Job without its template, and of its labels only those with these keys.
 ///
@@ -96,7 +100,7 @@ struct RawStatus {
     terminating: Option<i32>,
     succeeded: Option<i32>,
     failed: Option<i32>,
-    conditions: Option<Vec<RawCondition>>,
+    conditions: Option<FirstOf<RawCondition, MAX_CONDITIONS>>,
 }
 
 #[derive(Deserialize)]
@@ -129,7 +133,10 @@ impl<'de> Deserialize<'de> for OwnAnnotations {
                 let mut ours = BTreeMap::new();
                 while let Some(key) = map.next_key::<String>()? {
                     if keys::ON_JOBS.contains(&key.as_str()) {
-                        ours.insert(key, map.next_value()?);
+                        let value: String = map.next_value()?;
+                        if value.len() <= MAX_ANNOTATION {
+                            ours.insert(key, value);
+                        }
                     } else {
                         map.next_value::<IgnoredAny>()?;
                     }
@@ -232,7 +239,7 @@ impl<T> RawJob<T> {
     fn into_snapshot(self, labels: Labels) -> JobSnapshot {
         let (meta, status) = (self.metadata.unwrap_or_default(), self.status.unwrap_or_default());
         let spec = self.spec.as_ref();
-        let conditions = status.conditions.unwrap_or_default();
+        let conditions = status.conditions.unwrap_or_default().0;
         let finishing =
             ["SuccessCriteriaMet", "FailureTarget"].iter().any(|kind| is_true(&conditions, kind).is_some());
         JobSnapshot {

@@ -23,6 +23,8 @@ const LABELLED_JOBS: (&str, usize) = ("E2E_LABELLED_JOBS", 600);
 const LARGE_JOBS: usize = 120;
 const LARGE: usize = 1_200_000;
 const WRITERS: usize = 8;
+/// Labels of a Job that the apiserver reads, reviews, and then cannot store.
+const HUGE: usize = 200_000;
 
 #[test]
 fn jobs_of_ten_thousand_labels_kill_neither_program() {
@@ -71,6 +73,14 @@ fn jobs_of_ten_thousand_labels_kill_neither_program() {
             let (code, message) = refusal(create("second").await);
             assert!(code == 403 && message.contains("1 active jobs, max allowed: 1"), "{code} {message}");
         }
+
+        // Reviews of Jobs that etcd does not take, several at a time.
+        stream::iter(0..2 * WRITERS)
+            .for_each_concurrent(WRITERS, |n| {
+                let hostile = &hostile;
+                async move { assert!(fixture.create(hostile, &huge_job(n)).await.is_err(), "it was stored") }
+            })
+            .await;
 
         // Rotate.
         let before = ca_bundle(fixture).await;
@@ -128,6 +138,14 @@ fn labelled_job(n: usize) -> Value {
     job["spec"]["suspend"] = json!(true);
     for n in 0..LABELS {
         job["metadata"]["labels"][format!("l{n:05}")] = "".into();
+    }
+    job
+}
+
+fn huge_job(n: usize) -> Value {
+    let mut job = job(&format!("huge-{n}"), &[], &[]);
+    for n in 0..HUGE {
+        job["metadata"]["labels"][format!("l{n:06}")] = "".into();
     }
     job
 }
