@@ -16,7 +16,7 @@ use crate::{
     job::snapshot::JobSnapshot,
     kube::{
         error::status_code,
-        raw_reads::{self, RawWatchEvent},
+        raw_reads::{self, RawWatchEvent, ReadTarget},
         watch::WatchHealth,
     },
     process::{admin::ReadyHandle, jitter::Backoff},
@@ -122,7 +122,7 @@ pub async fn run(
 /// Lists the Jobs consistently, so that the observer never falls back behind what it saw before.
 async fn list(client: &Client, observer: &mut impl JobObserver) -> kube::Result<u64> {
     observer.list_began();
-    let position = raw_reads::list(client, JOBS, |json| {
+    let position = raw_reads::list(client, ReadTarget::path(JOBS), |json| {
         let job = observer.read(json)?;
         observer.listed(job);
         Ok(())
@@ -141,17 +141,18 @@ async fn watch(
     health: &mut WatchHealth,
 ) -> EndedWatch {
     let mut ended = EndedWatch { position: from, had_event: false, end: Ok(WatchEnd::Resume) };
-    let events = match raw_reads::watch(client, JOBS, from, timing.seconds).await {
-        Ok(events) => events,
-        Err(error) => {
-            ended.end = if status_code(&error) == Some(410) {
-                Ok(WatchEnd::Relist)
-            } else {
-                Err(Error::WatchStartFailed(error))
-            };
-            return ended;
-        }
-    };
+    let events =
+        match raw_reads::watch(client, &ReadTarget::path(JOBS), &from.to_string(), timing.seconds).await {
+            Ok(events) => events,
+            Err(error) => {
+                ended.end = if status_code(&error) == Some(410) {
+                    Ok(WatchEnd::Relist)
+                } else {
+                    Err(Error::WatchStartFailed(error))
+                };
+                return ended;
+            }
+        };
     let mut events = pin!(events);
     let mut dead_at = Instant::now() + timing.silence;
     loop {

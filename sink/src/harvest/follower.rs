@@ -8,15 +8,12 @@ use std::{collections::BTreeSet, convert::Infallible, sync::Arc, time::Duration}
 
 use job_handler_shared::{
     job::snapshot::JobSnapshot,
-    kube::watch,
+    kube::{object_stream::objects, watch},
     policy::results::{Logs, LogsMode},
     process::admin::ReadyHandle,
 };
 use k8s_openapi::api::core::v1::Pod;
-use kube::{
-    Api, ResourceExt,
-    runtime::watcher::{Event, watcher},
-};
+use kube::{Api, ResourceExt, runtime::watcher::Event};
 use tokio::{sync::broadcast::error::RecvError, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
@@ -80,7 +77,7 @@ impl Follower {
         // A watcher's stream does not end; if it did, the watch would begin again.
         loop {
             let config = reflectors::config().labels(CONTROLLER_UID);
-            let stream = watcher(Api::<Pod>::all(self.context.client.clone()), config);
+            let stream = objects(Api::<Pod>::all(self.context.client.clone()), config);
             watch::run(stream, "pods", ready, |event: Event<Pod>| match event {
                 Event::Init => seen = Some(BTreeSet::new()),
                 Event::Apply(pod) | Event::InitApply(pod) => {

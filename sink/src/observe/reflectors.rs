@@ -13,7 +13,7 @@ use std::{
 use futures::Stream;
 use job_handler_shared::{
     keys,
-    kube::watch,
+    kube::{object_stream::objects, watch},
     ledger::crd::JobLedger,
     policy::{
         parsed::Policy,
@@ -30,7 +30,7 @@ use k8s_openapi::api::{
 use kube::{
     Api, ResourceExt,
     core::PartialObjectMeta,
-    runtime::watcher::{self, Config, Event, watcher},
+    runtime::watcher::{self, Config, Event},
 };
 use serde::de::DeserializeOwned;
 
@@ -44,23 +44,20 @@ use crate::{
 };
 
 /// Seconds after which the apiserver ends a watch. If the end does not arrive within another 5 s, the client treats the
-/// connection as dead and watches again from the last version it saw (`kube_runtime::watcher`), so that events lost on a
-/// silent connection arrive within half a minute. With kube's default, that would take 5 min.
+/// connection as dead and watches again from the last version it saw, so that events lost on a silent connection arrive
+/// within half a minute. With kube's default, that would take 5 min.
 pub(crate) const WATCH_SECONDS: u32 = 20;
-/// Objects on a page of a list, which kube reads as a whole: tenants write up to 1.5 MiB into each, which is up to 9 MiB of
-/// JSON.
-const PAGE_LENGTH: u32 = 10;
 
 /// Configuration of all watches but that of Jobs.
 pub(crate) fn config() -> Config {
-    Config::default().timeout(WATCH_SECONDS).page_size(PAGE_LENGTH)
+    Config::default().timeout(WATCH_SECONDS)
 }
 
 /// Watches namespaced policies.
 pub(crate) async fn policies(context: Context, ready: ReadyHandle) {
     let api = Api::<JobPolicy>::all(context.client.clone());
     let kind = PolicyKind::JobPolicy;
-    follow_policies(&context, watcher(api, config()), &ready, kind, |policy| PolicyEntry {
+    follow_policies(&context, objects(api, config()), &ready, kind, |policy| PolicyEntry {
         reference: PolicyRef::of(kind, policy),
         generation: policy.metadata.generation.unwrap_or_default(),
         policy: Policy::namespaced(policy).map(Arc::new).map_err(|e| e.to_string()),
@@ -73,7 +70,7 @@ pub(crate) async fn policies(context: Context, ready: ReadyHandle) {
 pub(crate) async fn cluster_policies(context: Context, ready: ReadyHandle) {
     let api = Api::<ClusterJobPolicy>::all(context.client.clone());
     let kind = PolicyKind::ClusterJobPolicy;
-    follow_policies(&context, watcher(api, config()), &ready, kind, |policy| PolicyEntry {
+    follow_policies(&context, objects(api, config()), &ready, kind, |policy| PolicyEntry {
         reference: PolicyRef::of(kind, policy),
         generation: policy.metadata.generation.unwrap_or_default(),
         policy: Policy::cluster(policy).map(Arc::new).map_err(|e| e.to_string()),
@@ -127,7 +124,7 @@ async fn follow_policies<K: ResourceExt + Debug + Clone + Send + 'static>(
 /// Watches namespaces' labels.
 pub(crate) async fn namespaces(context: Context, ready: ReadyHandle) {
     let Context { store, queue, .. } = &context;
-    let stream = watcher(Api::<PartialObjectMeta<Namespace>>::all(context.client.clone()), config());
+    let stream = objects(Api::<PartialObjectMeta<Namespace>>::all(context.client.clone()), config());
     let mut seen: Option<BTreeSet<String>> = None;
     watch::run(stream, "namespaces", &ready, |event: Event<PartialObjectMeta<Namespace>>| match event {
         Event::Init => seen = Some(BTreeSet::new()),
@@ -170,7 +167,7 @@ where
     let Context { store, queue, .. } = context;
     // Shards carry no label `job-handler/created`; see [`crate::harvest::pack`].
     let config = config().labels(&format!("{}=true", keys::CREATED));
-    let stream = watcher(Api::<PartialObjectMeta<K>>::all(context.client.clone()), config);
+    let stream = objects(Api::<PartialObjectMeta<K>>::all(context.client.clone()), config);
     let mut seen: Option<BTreeSet<(String, String)>> = None;
     let resource = format!("{}s", kind.resource());
     watch::run(stream, &resource, ready, |event: Event<PartialObjectMeta<K>>| match event {
@@ -205,7 +202,7 @@ pub(crate) async fn ledgers(context: Context, ready: ReadyHandle) {
     let store = &context.store;
     let api = Api::<JobLedger>::namespaced(context.client.clone(), &context.namespace);
     let mut seen: Option<BTreeSet<String>> = None;
-    watch::run(watcher(api, config()), "jobledgers.job-handler.io", &ready, |event| match event {
+    watch::run(objects(api, config()), "jobledgers.job-handler.io", &ready, |event| match event {
         Event::Init => seen = Some(BTreeSet::new()),
         Event::Apply(ledger) | Event::InitApply(ledger) => {
             seen.iter_mut().for_each(|seen| _ = seen.insert(ledger.name_any()));
@@ -227,7 +224,7 @@ pub(crate) async fn ledgers(context: Context, ready: ReadyHandle) {
 pub(crate) async fn replicas(context: Context, ready: ReadyHandle) {
     let store = &context.store;
     let config = config().labels(&format!("{}={}", keys::COMPONENT, keys::COMPONENT_WEBHOOK));
-    let stream = watcher(Api::<Lease>::namespaced(context.client.clone(), &context.namespace), config);
+    let stream = objects(Api::<Lease>::namespaced(context.client.clone(), &context.namespace), config);
     let mut seen: Option<BTreeSet<String>> = None;
     watch::run(stream, "leases.coordination.k8s.io", &ready, |event: Event<Lease>| match event {
         Event::Init => seen = Some(BTreeSet::new()),

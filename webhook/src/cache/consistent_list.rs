@@ -7,7 +7,7 @@ use job_handler_shared::{
     job::snapshot::JobSnapshot,
     kube::{
         error::status_code,
-        raw_reads::{self, escape},
+        raw_reads::{self, ReadTarget, escape},
     },
     policy::label_keys::LabelKeys,
     process::error_chain::error_chain,
@@ -63,7 +63,7 @@ pub(crate) async fn list_jobs(
     loop {
         attempts += 1;
         let mut jobs = Vec::new();
-        let list = raw_reads::list(client, &path, |json| {
+        let list = raw_reads::list(client, ReadTarget::path(&*path), |json| {
             jobs.push(Arc::new(read_job(json, keys)?));
             Ok(())
         });

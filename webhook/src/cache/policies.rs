@@ -15,6 +15,7 @@ use std::{
 use arc_swap::{ArcSwap, Guard};
 use futures::future::BoxFuture;
 use job_handler_shared::{
+    kube::object_stream::objects,
     policy::{
         index::PolicyIndex,
         parsed::{Policy, PolicyError},
@@ -28,7 +29,7 @@ use k8s_openapi::api::core::v1::Namespace;
 use kube::{
     Api, Client, Resource, ResourceExt,
     core::{DeserializeGuard, PartialObjectMeta},
-    runtime::{WatchStreamExt, watcher},
+    runtime::{WatchStreamExt, watcher::Config},
 };
 use parking_lot::RwLock;
 use tokio::sync::watch;
@@ -96,13 +97,14 @@ impl Policies {
         readiness: &Readiness,
     ) -> [(&'static str, BoxFuture<'static, ()>); 3] {
         let policies = reflector::run(
-            watcher(Api::<DeserializeGuard<JobPolicy>>::all(client.clone()), config()).modify(trim_metadata),
+            objects(Api::<DeserializeGuard<JobPolicy>>::all(client.clone()), Config::default())
+                .modify(trim_metadata),
             "jobpolicies.job-handler.io",
             readiness.register("JobPolicies"),
             PolicyHandler { policies: self.clone(), kind: PolicyKind::JobPolicy, read: Policy::namespaced },
         );
         let cluster_policies = reflector::run(
-            watcher(Api::<DeserializeGuard<ClusterJobPolicy>>::all(client.clone()), config())
+            objects(Api::<DeserializeGuard<ClusterJobPolicy>>::all(client.clone()), Config::default())
                 .modify(trim_metadata),
             "clusterjobpolicies.job-handler.io",
             readiness.register("ClusterJobPolicies"),
@@ -113,7 +115,7 @@ impl Policies {
             },
         );
         let namespaces = reflector::run(
-            watcher(Api::<PartialObjectMeta<Namespace>>::all(client.clone()), config()),
+            objects(Api::<PartialObjectMeta<Namespace>>::all(client.clone()), Config::default()),
             "namespaces",
             readiness.register("Namespaces"),
             NamespaceHandler { policies: self.clone() },
@@ -191,11 +193,6 @@ impl Policies {
         self.0.synced.fetch_or(part, Ordering::AcqRel);
         self.0.policies_changed.send_modify(|n| *n += 1);
     }
-}
-
-/// Few objects per page, since kube reads a page as a whole: tenants write up to 1.5 MiB into each.
-fn config() -> watcher::Config {
-    watcher::Config::default().page_size(10)
 }
 
 /// Drops what tenants may write into a policy besides its spec, which its schema bounds: a list is kept until it is

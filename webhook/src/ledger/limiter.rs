@@ -12,10 +12,11 @@ use std::{
 
 use futures::{FutureExt, future::BoxFuture};
 use job_handler_shared::{
+    kube::object_stream::objects,
     policy::set::PolicySet,
     process::{admin::Readiness, jitter::full_jitter},
 };
-use kube::{Client, runtime::watcher};
+use kube::{Client, runtime::watcher::Config};
 use parking_lot::Mutex;
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -246,7 +247,7 @@ impl LedgerTasks {
             // Policies count as newer than the watch only if they come after it: see `KnownLedgers::may_recreate`.
             let mut changes = policies.changes();
             while !policies.synced() && changes.changed().await.is_ok() {}
-            let stream = watcher(context.ledger_client.api(), watcher::Config::default());
+            let stream = objects(context.ledger_client.api(), Config::default());
             let handler = LedgerWatchHandler { known_ledgers: &context.known_ledgers, policies };
             reflector::run(stream, "jobledgers.job-handler.io", ledgers_ready, handler).await;
         };
