@@ -9,7 +9,6 @@ use std::{convert::Infallible, pin::pin, time::Duration};
 
 use futures::StreamExt;
 use kube::{Client, core::Status, runtime::watcher::Error};
-use serde::Deserialize;
 use tokio::{sync::watch::Receiver, time::Instant};
 
 use crate::{
@@ -205,8 +204,7 @@ fn handle(event: &RawWatchEvent, observer: &mut impl JobObserver) -> Result<Opti
             Err(Error::WatchError(Box::new(status)))
         }
         "BOOKMARK" => {
-            let bookmark = serde_json::from_str::<WatchBookmark>(json).map_err(unreadable)?;
-            let position = version(&bookmark.metadata.resource_version);
+            let position = version(&event.version().map_err(unreadable)?);
             position.into_iter().for_each(|position| observer.reached(position));
             Ok(position)
         }
@@ -221,17 +219,6 @@ fn handle(event: &RawWatchEvent, observer: &mut impl JobObserver) -> Result<Opti
             Ok(Some(position))
         }
     }
-}
-
-#[derive(Deserialize)]
-struct WatchBookmark {
-    metadata: BookmarkMetadata,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct BookmarkMetadata {
-    resource_version: String,
 }
 
 fn error_end(error: Error) -> Result<WatchEnd, Error> {

@@ -26,7 +26,7 @@ pub(crate) struct ListSplitter {
     is_escaped: bool,
 }
 
-/// `metadata` of a list.
+/// `metadata` of a list, or of any object.
 #[derive(Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub(crate) struct ListPosition {
@@ -37,9 +37,10 @@ pub(crate) struct ListPosition {
     pub(crate) more: Option<String>,
 }
 
+/// A list without its items, or any object of which only the position matters.
 #[derive(Deserialize)]
-struct ListEnvelope {
-    metadata: ListPosition,
+pub(crate) struct ListEnvelope {
+    pub(crate) metadata: ListPosition,
 }
 
 impl ListSplitter {

@@ -9,7 +9,7 @@ use kube::{
     core::Status,
     runtime::watcher::{self, Config, Error, Event},
 };
-use serde::{Deserialize, de::DeserializeOwned};
+use serde::de::DeserializeOwned;
 use tokio::time::{Instant, timeout_at};
 
 use crate::kube::{
@@ -142,8 +142,7 @@ impl<K: Resource + DeserializeOwned> ObjectWatch<K> {
         let json = event.object.get();
         let read = match event.kind.as_str() {
             "ERROR" => return self.read_error(json, position),
-            "BOOKMARK" => serde_json::from_str::<VersionedObject>(json)
-                .map(|bookmark| Some(bookmark.metadata.resource_version)),
+            "BOOKMARK" => event.version().map(Some),
             kind => serde_json::from_str::<K>(json).map(|object| {
                 let version = object.meta().resource_version.clone();
                 let deleted = kind == "DELETED";
@@ -169,17 +168,6 @@ impl<K: Resource + DeserializeOwned> ObjectWatch<K> {
         self.state = WatchState::Listed(position);
         Err(Error::WatchError(Box::new(status)))
     }
-}
-
-#[derive(Deserialize)]
-struct VersionedObject {
-    metadata: ObjectVersion,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct ObjectVersion {
-    resource_version: String,
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::{
-    kube::list_splitter::{ListPosition, ListSplitter},
+    kube::list_splitter::{ListEnvelope, ListPosition, ListSplitter},
     process::error_chain::error_chain,
 };
 
@@ -54,6 +54,14 @@ struct PageReader {
     splitter: ListSplitter,
     items: usize,
     bytes: usize,
+}
+
+impl RawWatchEvent {
+    /// The resourceVersion of the object.
+    pub(crate) fn version(&self) -> serde_json::Result<String> {
+        let object = serde_json::from_str::<ListEnvelope>(self.object.get())?;
+        Ok(object.metadata.resource_version)
+    }
 }
 
 impl ReadTarget {
