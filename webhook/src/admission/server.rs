@@ -38,6 +38,8 @@ const KEEP_ALIVE: Duration = Duration::from_secs(120);
 const TLS_TIMEOUT: Duration = Duration::from_secs(3);
 /// Time for a client to send the first request head of a connection.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time for a connection to close.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Time for requests in flight at a shutdown. The slowest ones wait for a LIST.
 const SHUTDOWN_SECONDS: u64 = 10;
 /// For requests without a timeout: the default of a webhook's `timeoutSeconds`.
@@ -122,6 +124,7 @@ where
             })
             .keep_alive(KeepAlive::Timeout(KEEP_ALIVE))
             .client_request_timeout(HEAD_TIMEOUT)
+            .client_disconnect_timeout(CLOSE_TIMEOUT)
             // If the client disconnects, the handler is dropped, and its grant is undone.
             .h1_allow_half_closed(false)
             .tcp_nodelay(true)
