@@ -22,13 +22,13 @@ impl<T, const MAX: usize> Default for FirstOf<T, MAX> {
 
 impl<'de, T: Deserialize<'de>, const MAX: usize> Deserialize<'de> for FirstOf<T, MAX> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_seq(FirstVisitor(PhantomData))
+        deserializer.deserialize_seq(FirstVisitor::<Self>(PhantomData))
     }
 }
 
 impl<'de, T: Deserialize<'de>, const MAX: usize> Deserialize<'de> for FirstEntries<T, MAX> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(FirstVisitor(PhantomData))
+        deserializer.deserialize_map(FirstVisitor::<Self>(PhantomData))
     }
 }
 
