@@ -129,7 +129,9 @@ pub(crate) async fn watch(
         format!("watch=true&allowWatchBookmarks=true&resourceVersion={from}&timeoutSeconds={seconds}");
     let request = target.get(&parameters, "PartialObjectMetadata")?;
     let lines = client.request_stream(request).await?.lines();
-    Ok(lines.map(|line| serde_json::from_str(&line.map_err(Error::ReadEvents)?).map_err(Error::SerdeError)))
+    Ok(lines.map(|line| {
+        serde_json::from_str::<RawWatchEvent>(&line.map_err(Error::ReadEvents)?).map_err(Error::SerdeError)
+    }))
 }
 
 /// Whether the error means that the stream was cut off, which ends a watch like its timeout does.
@@ -227,8 +229,6 @@ mod tests {
 
     #[test]
     fn pages_shrink_with_the_size_of_their_objects() {
-        let length =
-            |items, bytes| ListPage { position: ListPosition::default(), items, bytes }.next_length();
         assert_eq!(next_length(500, 500 * 4_000), 500);
         assert_eq!(next_length(500, 500 * 110_000), 76);
         assert_eq!(next_length(100, 100 * 1_350_000), 10);
