@@ -21,6 +21,8 @@ pub const RESULTS: &str = "job-handler/results";
 pub const RETIRED: &str = "job-handler/result-retired";
 /// Annotation set by authors: `backoffLimit` keeps an explicit 6, which is also the default of the API.
 pub const KEEP: &str = "job-handler/keep";
+/// All annotations of a Job that the programs read. Others with the prefix are somebody's own.
+pub const ON_JOBS: [&str; 7] = [STAMPED, TTL, QUEUED_AT, STATUS, RESULTS, RETIRED, KEEP];
 /// Label on results: created by job-handler.
 pub const CREATED: &str = "job-handler/created";
 /// Label on results: name of the Job (Kubernetes' own former pod label).

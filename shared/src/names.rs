@@ -39,6 +39,16 @@ pub fn is_label_value(value: &str) -> bool {
             && bytes.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-')))
 }
 
+/// Whether `key` is a valid label key: a name of at most 63 characters as in a label value, after a DNS subdomain of at most
+/// 253 and a slash if there is one (`k8s.io/apimachinery/pkg/util/validation`, `IsQualifiedName`).
+pub fn is_label_key(key: &str) -> bool {
+    let (prefix, name) = key.split_once('/').unwrap_or(("a", key));
+    let is_subdomain = prefix.len() <= OBJECT_NAME_MAX
+        && !prefix.is_empty()
+        && prefix.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'-'));
+    is_subdomain && !name.is_empty() && is_label_value(name)
+}
+
 /// Returns `value` if it is a valid label value, else a readable prefix with a hash of the full value.
 pub fn label_value(value: &str) -> String {
     if is_label_value(value) && !value.is_empty() {
@@ -118,6 +128,16 @@ mod tests {
     fn valid_label_values_are_kept() {
         for value in ["a", "parser-7", "A.b_c-9"] {
             assert_eq!(label_value(value), value);
+        }
+    }
+
+    #[test]
+    fn label_keys_have_an_optional_prefix() {
+        for key in ["app", "A.b_c-9", "example.com/app", &format!("{}/{}", "p".repeat(253), "n".repeat(63))] {
+            assert!(is_label_key(key), "{key}");
+        }
+        for key in ["", "/app", "a/", "a/b/c", "A.com/app", "-app", &"n".repeat(64)] {
+            assert!(!is_label_key(key), "{key}");
         }
     }
 

@@ -1,4 +1,6 @@
-//! Amounts as readable text, for messages, tables and statuses.
+//! Texts for people: amounts in messages, tables and statuses, and what strangers wrote, made safe to show.
+
+use std::{borrow::Cow, fmt::Write};
 
 /// Bytes: `0`, `512B`, `12.0Ki`, `3.4Mi`, `1.5Gi`.
 pub fn human_bytes(bytes: u64) -> String {
@@ -38,6 +40,44 @@ pub fn ranges(mut indexes: Vec<u32>) -> String {
     ranges.into_iter().map(range).collect::<Vec<_>>().join(",")
 }
 
+/// Whether a character moves the cursor, changes the order of the text around it, or cannot be seen: control characters
+/// (C0, DEL, C1), bidirectional and zero-width ones, line separators, and the tags that repeat ASCII invisibly
+/// (Unicode's `Bidi_Control` and `Default_Ignorable_Code_Point`, without the variation selectors of emoji).
+pub fn is_unsafe(c: char) -> bool {
+    c.is_control()
+        || matches!(
+            c,
+            '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}' | '\u{1160}' | '\u{17b4}' | '\u{17b5}' | '\u{180b}'..='\u{180e}'
+                | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{3164}' | '\u{feff}'
+                | '\u{ffa0}' | '\u{fff0}'..='\u{fffb}' | '\u{1bca0}'..='\u{1bca3}' | '\u{1d173}'..='\u{1d17a}'
+                | '\u{e0000}'..='\u{e0fff}'
+        )
+}
+
+/// The text on one line, with what [`is_unsafe`] escaped as in JSON (`\n`, `\u001b`), so that it may also stand in JSON.
+/// Every text from outside passes through here on its way to Events, statuses, answers, logs and terminals.
+pub fn escape_unsafe(text: &str) -> Cow<'_, str> {
+    if !text.contains(is_unsafe) {
+        return Cow::Borrowed(text);
+    }
+    let mut out = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        match c {
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            c if is_unsafe(c) => {
+                for unit in c.encode_utf16(&mut [0; 2]) {
+                    // Writing to a String cannot fail.
+                    let _ = write!(out, "\\u{unit:04x}");
+                }
+            }
+            c => out.push(c),
+        }
+    }
+    Cow::Owned(out)
+}
+
 /// Cuts `text` to at most `max` bytes at a character boundary, and marks the cut.
 pub fn truncate(text: &mut String, max: usize) {
     const MARK: &str = "…";
@@ -66,6 +106,22 @@ mod tests {
             (3 << 40, "3072.0Gi"),
         ] {
             assert_eq!(human_bytes(bytes), text);
+        }
+    }
+
+    #[test]
+    fn what_could_deceive_a_reader_is_escaped() {
+        for (text, escaped) in [
+            ("build-7: grün 𝄞 👍\u{fe0f}", "build-7: grün 𝄞 👍\u{fe0f}"),
+            ("\u{1b}[2Jgone", "\\u001b[2Jgone"),
+            ("one\nERROR two\r\t\u{7f}\u{9b}", "one\\nERROR two\\r\\t\\u007f\\u009b"),
+            ("admin\u{202e}txt\u{2066}", "admin\\u202etxt\\u2066"),
+            ("pay\u{200b}pal\u{feff}\u{2028}", "pay\\u200bpal\\ufeff\\u2028"),
+            ("tag\u{e0041}", "tag\\udb40\\udc41"),
+        ] {
+            assert_eq!(escape_unsafe(text), escaped);
+            let json = format!("\"{}\"", escape_unsafe(text));
+            assert_eq!(serde_json::from_str::<String>(&json).unwrap(), text, "it may stand in JSON");
         }
     }
 

@@ -29,7 +29,7 @@ use crate::{
     model::entry_state::EntryState,
     notify::{recorder::Recorder, refusal_listener, refusal_writer},
     object_store::{FullLogStore, FullLogStoreError},
-    observe::{context::Context, key::Key, reflectors, secret_watch, store::Store},
+    observe::{context::Context, job_watch, key::Key, reflectors, secret_watch, store::Store},
     queueing::{dequeued_by_user, failure_backoff, release},
     reconcile::{job::JobReconciler, log_retry::LogRetries, resync::enqueue_all, stale_jobs},
     retention::{gc::GarbageCollector, object_gc, plan::ClusterBudget},
@@ -126,7 +126,7 @@ pub(crate) async fn run(
         gate.push(ready.clone());
         ready
     };
-    tasks.spawn("jobs watch", reflectors::jobs(context.clone(), gated("jobs")));
+    tasks.spawn("jobs watch", job_watch::run(context.clone(), gated("jobs")));
     tasks.spawn("policies watch", reflectors::policies(context.clone(), gated("policies")));
     tasks.spawn(
         "cluster policies watch",

@@ -9,10 +9,16 @@
 
 mod common;
 
-use std::{net::TcpListener, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::TcpListener,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use common::{builds, job, policy, review};
+use futures::future::join_all;
 use job_handler_shared::policy::{reference::Labels, set::PolicySet};
 use job_handler_webhook::admission::{server::serve_webhook, state::WebhookState};
 use rustls::{
@@ -22,7 +28,7 @@ use rustls::{
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
+    net::{TcpSocket, TcpStream},
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
@@ -170,8 +176,8 @@ async fn invalid_input_gets_the_reason() {
         ),
         ("deep", deep.into_bytes(), 400, "expected an AdmissionReview"),
         ("deep request", deep_review.into_bytes(), 400, "no uid"),
-        ("9 MiB", vec![b' '; 9 << 20], 413, "at most 8 MiB"),
-        ("40 MiB of zeros", vec![0; 40 << 20], 413, "at most 8 MiB"),
+        ("9 MiB", vec![b' '; 9 << 20], 413, "at most 7.0Mi"),
+        ("40 MiB of zeros", vec![0; 40 << 20], 413, "at most 7.0Mi"),
     ];
     for path in ["/mutate", "/validate"] {
         for (what, body, status, text) in &table {
@@ -212,9 +218,9 @@ async fn large_and_deeply_nested_jobs_are_stamped() {
     let server = server();
     let mut many = build();
     let container = many["spec"]["template"]["spec"]["containers"][0].clone();
-    many["spec"]["template"]["spec"]["containers"] = json!(vec![container; 10_000]);
+    many["spec"]["template"]["spec"]["containers"] = json!(vec![container; 1_000]);
     let mut big = build();
-    big["metadata"]["annotations"] = json!({"note": "x".repeat(7 << 20)});
+    big["metadata"]["annotations"] = json!({"note": "x".repeat(3 << 20)});
     let deep = format!("{}1{}", "{\"a\":".repeat(10_000), "}".repeat(10_000));
     let deep = String::from_utf8(review(&build())).unwrap().replace("{\"kept\":[1,2]}", &deep);
     assert!(deep.len() > 60_000);
@@ -245,4 +251,98 @@ async fn a_graceful_stop_closes_idle_connections() {
     stopped.await.expect("a connection that idles must not hold up the end");
     let mut rest = Vec::new();
     assert_eq!(stream.read_to_end(&mut rest).await.unwrap_or(0), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_beyond_the_bounds_is_not_stamped_and_passes_no_limit() {
+    let server = server();
+    let mut large = build();
+    large["metadata"]["annotations"] = json!({"note": "x".repeat(5 << 20)});
+    let mut labels = build();
+    let many: BTreeMap<String, String> = (0..100_000).map(|n| (format!("l{n}"), String::new())).collect();
+    labels["metadata"]["labels"] = json!(many);
+    for (job, why) in [(large, "larger than 3.0Mi"), (labels, "labels take more than 256 KiB")] {
+        let answer = server.post("/mutate", &review(&job)).await.json();
+        assert_eq!(answer["response"]["allowed"], true);
+        assert!(answer["response"]["warnings"][0].as_str().unwrap().contains(why), "{answer}");
+        assert!(answer["response"].get("patch").is_none());
+        let answer = server.post("/validate", &review(&job)).await.json();
+        assert_eq!(answer["response"]["allowed"], false);
+        assert!(answer["response"]["status"]["message"].as_str().unwrap().contains(why), "{answer}");
+    }
+    for (field, value) in [("name", "a".repeat(900_000)), ("uid", "u".repeat(64))] {
+        let mut stranger = build();
+        stranger["metadata"][field] = json!(value);
+        let answer = server.post("/validate", &review(&stranger)).await.json();
+        let message = answer["response"]["status"]["message"].as_str().unwrap();
+        assert_eq!(message, format!("metadata.{field} is not within the limits of Kubernetes"));
+    }
+}
+
+/// Sends the head of a request and a part of its body.
+async fn send_part(stream: &mut TlsStream<TcpStream>, announced: usize, sent: usize) {
+    let head = format!("POST /mutate HTTP/1.1\r\nhost: localhost\r\ncontent-length: {announced}\r\n\r\n");
+    stream.write_all(head.as_bytes()).await.unwrap();
+    stream.write_all(&vec![b' '; sent]).await.unwrap();
+    stream.flush().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bodies_in_flight_have_a_budget_in_common() {
+    let server = server();
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        let mut stream = server.connect().await;
+        send_part(&mut stream, 6 << 20, 5 << 20).await;
+        held.push(stream);
+    }
+    let eventually = |expected: u16| {
+        let server = &server;
+        async move {
+            for _ in 0..100 {
+                let answer = server.post("/mutate", &vec![b' '; 3 << 20]).await;
+                if answer.status == expected {
+                    return answer;
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            panic!("no answer with status {expected}")
+        }
+    };
+    let answer = eventually(429).await;
+    assert!(answer.body.contains("in flight"), "{answer:?}");
+    assert_eq!(server.post("/mutate", &review(&build())).await.status, 200, "a usual review has room");
+    drop(held);
+    eventually(400).await;
+}
+
+/// Waits until the server has closed the connection.
+async fn closed_after(mut stream: TcpStream) -> Duration {
+    let begun = Instant::now();
+    let mut buffer = [0; 16];
+    let read = tokio::time::timeout(Duration::from_secs(20), stream.read(&mut buffer));
+    assert!(read.await.expect("it stays open").unwrap_or_default() == 0);
+    begun.elapsed()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stranger_that_only_connects_is_disconnected_and_keeps_nobody_out() {
+    const SHARE: usize = 256;
+    let server = server();
+    let mut silent = Vec::new();
+    for _ in 0..SHARE + 44 {
+        silent.push(TcpStream::connect(("127.0.0.1", server.port)).await.unwrap());
+    }
+    let closed = tokio::spawn(join_all(silent.into_iter().map(closed_after)));
+    // Another address of this machine.
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
+    let apiserver = socket.connect(format!("127.0.0.1:{}", server.port).parse().unwrap()).await.unwrap();
+    let name = ServerName::try_from("localhost").unwrap();
+    let mut apiserver = server.tls.connect(name, apiserver).await.unwrap();
+    assert_eq!(request(&mut apiserver, "POST", "/mutate", &review(&build())).await.status, 200);
+    // No handshake came within 3 s. Those beyond the share of the address waited until then for a place.
+    let closed = closed.await.unwrap();
+    assert_eq!(closed.iter().filter(|after| **after < Duration::from_millis(4500)).count(), SHARE);
+    assert!(closed.iter().all(|after| *after < Duration::from_secs(12)), "{closed:?}");
 }

@@ -1,12 +1,19 @@
 //! A Job cut down to what both programs need, and the state it is in.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use jiff::Timestamp;
 use k8s_openapi::api::batch::v1::Job;
 use serde::{Deserialize, Serialize};
 
-use crate::{job::queued_entry, keys};
+use crate::{job::queued_entry, keys, names::OBJECT_NAME_MAX, policy::label_keys::LabelKeys};
+
+/// A group, a slash and a version: `k8s.io/apiextensions-apiserver` takes groups of 253 characters, versions of 63.
+const MAX_API_VERSION: usize = OBJECT_NAME_MAX + 1 + MAX_KIND;
+/// Kinds and versions are DNS labels (`ValidateCustomResourceDefinitionNames`).
+const MAX_KIND: usize = 63;
+/// Longest uid that is believed. The apiserver's own have 36 characters.
+pub const MAX_UID: usize = 63;
 
 /// A Job without its template: 50,000 of these fit in memory, 50,000 full Jobs do not.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -25,9 +32,11 @@ pub struct JobSnapshot {
     pub created: Timestamp,
     /// `metadata.deletionTimestamp`.
     pub deleting_since: Option<Timestamp>,
-    /// `metadata.labels`.
+    /// `metadata.labels`, or those that [`crate::job::trim`] kept.
     pub labels: BTreeMap<String, String>,
-    /// Annotations with the prefix `job-handler/` only.
+    /// The keys of which all labels are there, if others were dropped. `None`: no label was dropped.
+    pub kept_labels: Option<Arc<LabelKeys>>,
+    /// Those annotations of [`keys::ON_JOBS`] that are there.
     pub annotations: BTreeMap<String, String>,
     /// The controlling owner.
     pub owner: Option<Owner>,
@@ -69,6 +78,23 @@ pub struct Owner {
     pub name: String,
     /// `metadata.uid` of the owner.
     pub uid: String,
+}
+
+impl Owner {
+    /// An owner with these values; none if no object can have them. The apiserver takes any text in an ownerReference, and
+    /// the kind becomes a part of the group's identity.
+    pub fn new(api_version: &str, kind: &str, name: &str, uid: &str) -> Option<Self> {
+        let is_possible = api_version.len() <= MAX_API_VERSION
+            && kind.len() <= MAX_KIND
+            && name.len() <= OBJECT_NAME_MAX
+            && uid.len() <= MAX_UID;
+        is_possible.then(|| Self {
+            api_version: api_version.to_owned(),
+            kind: kind.to_owned(),
+            name: name.to_owned(),
+            uid: uid.to_owned(),
+        })
+    }
 }
 
 /// How a Job ended.
@@ -177,21 +203,20 @@ impl From<&Job> for JobSnapshot {
             created: meta.creation_timestamp.as_ref().map_or(Timestamp::UNIX_EPOCH, |t| t.0),
             deleting_since: meta.deletion_timestamp.as_ref().map(|t| t.0),
             labels: meta.labels.clone().unwrap_or_default(),
+            kept_labels: None,
             annotations: meta
                 .annotations
                 .iter()
                 .flatten()
-                .filter(|(key, _)| key.starts_with("job-handler/"))
+                .filter(|(key, _)| keys::ON_JOBS.contains(&key.as_str()))
                 .map(|(key, value)| (key.clone(), value.clone()))
                 .collect(),
-            owner: meta.owner_references.iter().flatten().find(|o| o.controller == Some(true)).map(|o| {
-                Owner {
-                    api_version: o.api_version.clone(),
-                    kind: o.kind.clone(),
-                    name: o.name.clone(),
-                    uid: o.uid.clone(),
-                }
-            }),
+            owner: meta
+                .owner_references
+                .iter()
+                .flatten()
+                .find(|o| o.controller == Some(true))
+                .and_then(|o| Owner::new(&o.api_version, &o.kind, &o.name, &o.uid)),
             suspended: spec.and_then(|s| s.suspend).unwrap_or_default(),
             managed_by: spec.and_then(|s| s.managed_by.clone()).filter(|m| m != keys::JOB_CONTROLLER),
             ttl: spec.and_then(|s| s.ttl_seconds_after_finished),
@@ -249,5 +274,17 @@ mod tests {
     fn a_false_condition_does_not_finish_a_job() {
         let status = json!({"conditions": [{"type": "Complete", "status": "False"}]});
         assert!(job(json!({}), status).is_active());
+    }
+
+    #[test]
+    fn an_owner_that_no_object_can_be_is_none() {
+        let owner = |kind: &str, name: &str| {
+            let job: Job = serde_json::from_value(json!({"metadata": {"ownerReferences": [
+                {"apiVersion": "v1", "kind": kind, "name": name, "uid": "u", "controller": true}]}}))
+            .unwrap();
+            JobSnapshot::from(&job).owner
+        };
+        assert_eq!(owner("CronJob", "a").unwrap().name, "a");
+        assert!(owner(&"k".repeat(64), "a").is_none() && owner("CronJob", &"a".repeat(254)).is_none());
     }
 }

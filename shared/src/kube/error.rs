@@ -154,11 +154,33 @@ impl ApiError {
     pub fn is_rejected(&self) -> bool {
         match self {
             Self::Refused { code: 400 | 403 | 413 | 422, .. } => true,
-            // etcd's own limit is reported as an internal error.
-            Self::Refused { code: 500, message, .. } => message.contains("too large"),
+            // etcd's own limit, and that of the apiserver's client of etcd, are reported as internal errors.
+            Self::Refused { code: 500, message, .. } => is_too_large(message),
             _ => false,
         }
     }
+
+    /// The write was answered, and nothing of it was stored: it was rejected, or the apiserver or etcd had no room for it.
+    /// etcd's answers arrive as internal errors, of which all others leave open what happened.
+    pub fn stored_nothing(&self) -> bool {
+        match self {
+            Self::Unauthorized { .. } | Self::Forbidden { .. } => true,
+            Self::Refused { code: 500, message, .. } => {
+                is_too_large(message) || NO_ROOM.iter().any(|words| message.contains(words))
+            }
+            Self::Refused { code, .. } => *code < 500 && *code != 408,
+            Self::Timeout { .. } | Self::Broken { .. } => false,
+        }
+    }
+}
+
+/// etcd refused the request before it did anything (`api/v3/rpctypes/error.go`), in its own words and in those of gRPC.
+const NO_ROOM: [&str; 3] =
+    ["ResourceExhausted", "mvcc: database space exceeded", "etcdserver: too many requests"];
+
+/// etcd's `request is too large`, and gRPC's `trying to send message larger than max`.
+fn is_too_large(message: &str) -> bool {
+    message.contains("too large") || message.contains("message larger than max")
 }
 
 fn is_transient(code: u16) -> bool {
@@ -226,6 +248,14 @@ mod tests {
                 && refused(503, "").is_transient()
                 && !refused(422, "").is_transient()
         );
+        let grpc = "rpc error: code = ResourceExhausted desc = trying to send message larger than max (2097163 vs. 2097152)";
+        assert!(refused(500, grpc).is_rejected() && refused(500, grpc).stored_nothing());
+        let full = refused(500, "etcdserver: mvcc: database space exceeded");
+        assert!(full.stored_nothing() && !full.is_rejected(), "there may be space later");
+        assert!(refused(409, "").stored_nothing() && refused(429, "").stored_nothing());
+        for code in [500, 503, 504] {
+            assert!(!refused(code, "etcdserver: leader changed").stored_nothing());
+        }
         assert!(refused(404, "gone").to_string().contains("create configmap ci/a-results"));
     }
 }

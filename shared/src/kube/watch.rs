@@ -1,5 +1,4 @@
-//! The watch loop of all programs, except for the webhook's watch of Jobs: its own loop (`cache::job_watch`) uses only
-//! [`WatchHealth`].
+//! The watch loop of all programs, except for that of Jobs ([`crate::job::watch`]), which uses only [`WatchHealth`].
 //!
 //! The loop retries with jittered backoff, logs each failure once until it changes, says what to do about it, and reports
 //! readiness: a watch is ready after its first complete list and stays ready, since what it saw last remains usable.

@@ -9,6 +9,7 @@
 //! | [`bytes`], [`schema`] | byte amounts (`64Mi`); schema parts that a derive does not write |
 //! | [`mod@reference`], [`parsed`] | names a policy; a policy with its selectors parsed |
 //! | [`set`] | all policies of the cluster, and which of them apply to a Job |
+//! | [`label_keys`] | the label keys that policies name: all that memory keeps of a Job's labels |
 //! | [`index`] | the policies and namespaces that a program has seen |
 //! | [`effective`], [`range`] | what several policies say together; a number under a default and a maximum |
 //! | [`presence`] | which policies a webhook replica enforces, as its Lease says it |
@@ -19,6 +20,7 @@ pub mod cleanup;
 pub mod effective;
 pub mod index;
 pub mod install_defaults;
+pub mod label_keys;
 pub mod limit;
 pub mod parsed;
 pub mod presence;

@@ -9,6 +9,7 @@ use parking_lot::RwLock;
 
 use crate::policy::{
     effective::{self, EffectivePolicy},
+    label_keys::LabelKeys,
     parsed::Policy,
     reference::{Labels, PolicyKind, PolicyRef},
     spec::Mode,
@@ -19,6 +20,7 @@ use crate::policy::{
 pub struct PolicySet {
     /// In order of precedence: `JobPolicies` by namespace and name, then `ClusterJobPolicies` by name.
     policies: Vec<Arc<Policy>>,
+    label_keys: Arc<LabelKeys>,
     combined: Arc<RwLock<HashMap<Combination, Arc<EffectivePolicy>>>>,
     as_if_enforced: OnceLock<Option<Box<PolicySet>>>,
 }
@@ -34,7 +36,8 @@ impl PolicySet {
     pub fn new(policies: impl IntoIterator<Item = Arc<Policy>>) -> Self {
         let mut policies: Vec<_> = policies.into_iter().collect();
         policies.sort_by(|a, b| a.reference.cmp(&b.reference));
-        Self { policies, ..Self::default() }
+        let label_keys = Arc::new(LabelKeys::of(policies.iter().map(|policy| &policy.spec)));
+        Self { policies, label_keys, ..Self::default() }
     }
 
     /// All policies, in order of precedence.
@@ -50,6 +53,11 @@ impl PolicySet {
         let from = own.partition_point(|p| p.reference.namespace.as_deref() < Some(namespace));
         let until = own.partition_point(|p| p.reference.namespace.as_deref() <= Some(namespace));
         own[from..until].iter().chain(cluster)
+    }
+
+    /// The label keys by which these policies select, group and stamp.
+    pub fn label_keys(&self) -> &Arc<LabelKeys> {
+        &self.label_keys
     }
 
     /// Policies that apply to a Job, in order of precedence.

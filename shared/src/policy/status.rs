@@ -4,7 +4,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::policy::{limit::Scope, schema::describe_enum_values};
+use crate::{
+    policy::{limit::Scope, schema::describe_enum_values},
+    text::{escape_unsafe, truncate},
+};
 
 /// Condition: all live webhook replicas enforce `observedGeneration`.
 pub const READY: &str = "Ready";
@@ -100,4 +103,40 @@ pub struct LastRefusal {
     pub reason: String,
     /// Time of the refusal.
     pub time: Time,
+}
+
+/// Longest [`LastRefusal::job`] in bytes: a namespace, a slash and a name.
+const MAX_JOB: usize = 63 + 1 + 253;
+/// Longest [`LastRefusal::reason`] in bytes, as of an Event's note.
+const MAX_MESSAGE: usize = 1024;
+
+impl LastRefusal {
+    /// A refusal whose texts are escaped and bounded: they come from the webhook's callers.
+    pub fn new(namespace: &str, job: &str, message: &str, time: Time) -> Self {
+        let bounded = |text: &str, max| {
+            let mut text = escape_unsafe(text).into_owned();
+            truncate(&mut text, max);
+            text
+        };
+        let job = bounded(&format!("{namespace}/{job}"), MAX_JOB);
+        Self { job, reason: bounded(message, MAX_MESSAGE), time }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+
+    use super::*;
+
+    #[test]
+    fn the_last_refusal_is_bounded_and_drives_no_terminal() {
+        let time = Time(Timestamp::UNIX_EPOCH);
+        let refusal = LastRefusal::new("ci", &"a".repeat(900_000), &"\u{1b}[2J".repeat(9_000), time);
+        assert!(refusal.job.len() <= MAX_JOB && refusal.reason.len() <= MAX_MESSAGE);
+        assert!(refusal.reason.starts_with("\\u001b[2J"), "{}", refusal.reason);
+        let time = Time(Timestamp::UNIX_EPOCH);
+        let usual = LastRefusal::new("ci", "build-11", "concurrent job limit reached", time);
+        assert_eq!((&*usual.job, &*usual.reason), ("ci/build-11", "concurrent job limit reached"));
+    }
 }

@@ -1,6 +1,6 @@
 //! Logs and metrics of all programs.
 
-use std::{io::IsTerminal, sync::Arc};
+use std::{io, sync::Arc};
 
 use parking_lot::Mutex;
 use prometheus_client::{
@@ -14,6 +14,8 @@ use tracing_subscriber::{
     layer::SubscriberExt,
     util::SubscriberInitExt,
 };
+
+use crate::text::escape_unsafe;
 
 /// Format of log lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -46,28 +48,53 @@ pub fn init_logs(format: LogFormat) {
     let wanted = std::env::var(EnvFilter::DEFAULT_ENV).unwrap_or_else(|_| "info".to_owned());
     // Of two directives for one target, the later one applies.
     let directives = format!("{QUIET},{wanted}");
-    // Colours are noise in files and in the logs of pods.
-    let colours = std::io::stderr().is_terminal();
-    if let Err(error) = logger(format, &directives, std::io::stderr, colours).try_init() {
+    if let Err(error) = logger(format, &directives, io::stderr).try_init() {
         tracing::debug!(%error, "a logger was installed before");
     }
 }
 
-/// In JSON, the fields of an event and of the spans around it are fields.
-fn logger<W>(
-    format: LogFormat,
-    directives: &str,
-    writer: W,
-    colours: bool,
-) -> Box<dyn Subscriber + Send + Sync>
+/// In JSON, the fields of an event and of the spans around it are fields. There are no colours: what strangers wrote could
+/// not be told from them.
+fn logger<W>(format: LogFormat, directives: &str, writer: W) -> Box<dyn Subscriber + Send + Sync>
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
     let registry = tracing_subscriber::registry().with(EnvFilter::new(directives));
-    let layer = fmt::layer().with_writer(writer).with_ansi(colours);
+    let layer = fmt::layer().with_writer(SafeLines(writer)).with_ansi(false);
     match format {
         LogFormat::Text => Box::new(registry.with(layer)),
         LogFormat::Json => Box::new(registry.with(layer.json())),
+    }
+}
+
+/// Makes writers that escape what each event says, so that no text from outside forges a line or drives a terminal.
+struct SafeLines<W>(W);
+
+/// Writes one event.
+struct SafeLine<W>(W);
+
+impl<'a, W: MakeWriter<'a>> MakeWriter<'a> for SafeLines<W> {
+    type Writer = SafeLine<W::Writer>;
+
+    fn make_writer(&'a self) -> Self::Writer {
+        SafeLine(self.0.make_writer())
+    }
+}
+
+impl<W: io::Write> io::Write for SafeLine<W> {
+    /// The formatter writes each event at once, with a line end.
+    fn write(&mut self, event: &[u8]) -> io::Result<usize> {
+        let text = String::from_utf8_lossy(event);
+        let line = match text.strip_suffix('\n') {
+            Some(text) => format!("{}\n", escape_unsafe(text)),
+            None => escape_unsafe(&text).into_owned(),
+        };
+        self.0.write_all(line.as_bytes())?;
+        Ok(event.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
     }
 }
 
@@ -105,8 +132,6 @@ impl Metrics {
 
 #[cfg(test)]
 mod tests {
-    use std::io;
-
     use super::*;
 
     #[derive(Clone, Default)]
@@ -126,7 +151,7 @@ mod tests {
     fn json_lines_have_the_fields_of_spans() {
         let lines = Lines::default();
         let writer = lines.clone();
-        let logger = logger(LogFormat::Json, "info", move || writer.clone(), false);
+        let logger = logger(LogFormat::Json, "info", move || writer.clone());
         tracing::subscriber::with_default(logger, || {
             let _span = tracing::info_span!("reconcile", namespace = "ci", job = "build").entered();
             tracing::info!(bytes = 7, "stored the result");
@@ -136,5 +161,23 @@ mod tests {
         assert_eq!(line["fields"]["bytes"], 7);
         assert_eq!(line["span"]["namespace"], "ci");
         assert_eq!(line["spans"][0]["job"], "build", "{line}");
+    }
+
+    #[test]
+    fn no_text_forges_a_line_or_drives_a_terminal() {
+        let forged = "a\u{1b}[2J\n2026-01-01T00:00:00Z ERROR forged\u{202e}";
+        for format in [LogFormat::Text, LogFormat::Json] {
+            let lines = Lines::default();
+            let writer = lines.clone();
+            tracing::subscriber::with_default(logger(format, "info", move || writer.clone()), || {
+                tracing::info!(job = forged, "cannot store: {forged}");
+            });
+            let text = String::from_utf8(lines.0.lock().clone()).unwrap();
+            let line = text.strip_suffix('\n').unwrap();
+            assert_eq!(escape_unsafe(line), line, "{format:?}");
+            if format == LogFormat::Json {
+                assert_eq!(serde_json::from_str::<serde_json::Value>(line).unwrap()["fields"]["job"], forged);
+            }
+        }
     }
 }

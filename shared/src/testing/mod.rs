@@ -1,4 +1,4 @@
-//! What the tests of several crates need (feature `testing`).
+//! What the tests of several crates need (feature `testing`), and this crate's own tests.
 //!
 //! [`policies`] and [`refusals`] build objects. [`apiserver`] is the in-memory apiserver: read `apiserver/mod.rs`
 //! first, then `storage.rs` for what it stores and `faults.rs` for what it can do wrong.
@@ -10,7 +10,6 @@
     reason = "helpers of tests; clippy knows only #[test] itself"
 )]
 
-#[cfg(feature = "testing")]
 pub mod apiserver;
 pub mod policies;
 pub mod refusals;

@@ -2,10 +2,12 @@
 
 use std::fmt::Write;
 
+use job_handler_shared::text::is_unsafe;
+
 /// Escapes a stream of bytes whose pieces may split characters.
 ///
 /// Printable characters, line ends (LF and CR LF) and tabs stay. Everything else becomes `\xNN` per byte: other control
-/// characters, bidirectional controls, and bytes that are not UTF-8.
+/// characters, bidirectional and zero-width ones, and bytes that are not UTF-8.
 #[derive(Debug, Default)]
 pub(crate) struct TerminalEscaper {
     /// An incomplete character or a carriage return at the end of the last piece; the next piece decides.
@@ -70,7 +72,9 @@ pub(crate) fn escape_json(text: &str) -> String {
     for c in text.chars() {
         if c != '\n' && is_unsafe(c) {
             // These occur in JSON only within strings.
-            let _ = write!(out, "\\u{:04x}", u32::from(c));
+            for unit in c.encode_utf16(&mut [0; 2]) {
+                let _ = write!(out, "\\u{unit:04x}");
+            }
         } else {
             out.push(c);
         }
@@ -90,12 +94,6 @@ fn escape_text(text: &str, out: &mut Vec<u8>) {
         let bytes = c.encode_utf8(&mut bytes).as_bytes();
         if keep { out.extend_from_slice(bytes) } else { push_hex(bytes, out) }
     }
-}
-
-/// Control characters (C0, DEL, C1), bidirectional controls, and Unicode line separators.
-fn is_unsafe(c: char) -> bool {
-    c.is_control()
-        || matches!(c, '\u{200e}' | '\u{200f}' | '\u{061c}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{2028}' | '\u{2029}')
 }
 
 fn push_hex(bytes: &[u8], out: &mut Vec<u8>) {
@@ -120,6 +118,7 @@ mod tests {
             ("bell\u{7} del\u{7f} nul\0", "bell\\x07 del\\x7f nul\\x00"),
             ("csi \u{9b}2J", "csi \\xc2\\x9b2J"),
             ("admin\u{202e}txt", "admin\\xe2\\x80\\xaetxt"),
+            ("pay\u{200b}pal", "pay\\xe2\\x80\\x8bpal"),
         ] {
             assert_eq!(escape_lines(text), escaped);
         }

@@ -9,15 +9,12 @@ use std::{collections::BTreeSet, convert::Infallible, sync::Arc, time::Duration}
 use futures::future::join_all;
 use job_handler_shared::{
     job::snapshot::JobSnapshot,
-    kube::watch,
+    kube::{object_stream::objects, watch},
     policy::results::{Logs, LogsMode},
     process::admin::ReadyHandle,
 };
 use k8s_openapi::api::core::v1::Pod;
-use kube::{
-    ResourceExt,
-    runtime::watcher::{Event, watcher},
-};
+use kube::{ResourceExt, runtime::watcher::Event};
 use tokio::{sync::broadcast::error::RecvError, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
@@ -82,7 +79,7 @@ impl Follower {
         // A watcher's stream does not end; if it did, the watch would begin again.
         loop {
             let config = reflectors::config().labels(CONTROLLER_UID);
-            let stream = watcher(scope.api::<Pod>(self.context.client.clone()), config);
+            let stream = objects(scope.api::<Pod>(self.context.client.clone()), config);
             watch::run(stream, "pods", ready, |event: Event<Pod>| match event {
                 Event::Init => seen = Some(BTreeSet::new()),
                 Event::Apply(pod) | Event::InitApply(pod) => {

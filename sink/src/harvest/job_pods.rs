@@ -4,7 +4,7 @@ use job_handler_shared::{
     kube::error::{ApiError, call},
     result::pods::{ContainerFacts, PodFacts},
 };
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Container, EphemeralContainer, Pod, PodSpec};
 use kube::{Api, Client, ResourceExt, api::ListParams};
 
 use crate::{
@@ -14,6 +14,9 @@ use crate::{
 
 /// Label that the Job controller puts on pods (`k8s.io/api/batch/v1`, `ControllerUidLabel`).
 pub(crate) const CONTROLLER_UID: &str = "batch.kubernetes.io/controller-uid";
+
+/// Labels of pods that are read.
+const READ_LABELS: [&str; 2] = [CONTROLLER_UID, pod_status::COMPLETION_INDEX];
 
 /// A pod to collect.
 pub(crate) enum JobPod {
@@ -96,26 +99,38 @@ pub(crate) async fn list(client: &Client, namespace: &str, job_uid: &str) -> Res
     }
 }
 
-/// Drops the fields that nothing here reads: a Job can have a thousand pods.
+/// Keeps the fields that are read here: a Job can have a thousand pods, and its author can write a megabyte into each.
 pub(crate) fn trim(mut pod: Pod) -> Pod {
-    pod.metadata.managed_fields = None;
-    pod.metadata.annotations = None;
-    if let Some(spec) = &mut pod.spec {
-        spec.volumes = None;
-        let containers = spec.containers.iter_mut().chain(spec.init_containers.iter_mut().flatten());
-        for container in containers {
-            container.env = None;
-            container.env_from = None;
-            container.args = None;
-            container.command = None;
-        }
-    }
+    let metadata = &mut pod.metadata;
+    (metadata.managed_fields, metadata.annotations, metadata.finalizers) = (None, None, None);
+    metadata.labels.iter_mut().for_each(|labels| labels.retain(|key, _| READ_LABELS.contains(&key.as_str())));
+    metadata.owner_references.iter_mut().for_each(|owners| owners.retain(|owner| owner.kind == "Job"));
+    pod.spec = pod.spec.map(|spec| PodSpec {
+        node_name: spec.node_name,
+        containers: spec.containers.into_iter().map(trim_container).collect(),
+        init_containers: spec.init_containers.map(|all| all.into_iter().map(trim_container).collect()),
+        ephemeral_containers: spec
+            .ephemeral_containers
+            .map(|all| all.into_iter().map(trim_ephemeral_container).collect()),
+        ..PodSpec::default()
+    });
     pod
+}
+
+fn trim_container(container: Container) -> Container {
+    let Container { name, image, restart_policy, .. } = container;
+    Container { name, image, restart_policy, ..Container::default() }
+}
+
+fn trim_ephemeral_container(container: EphemeralContainer) -> EphemeralContainer {
+    let EphemeralContainer { name, image, .. } = container;
+    EphemeralContainer { name, image, ..EphemeralContainer::default() }
 }
 
 #[cfg(test)]
 mod tests {
     use job_handler_shared::result::pods::StateFacts;
+    use serde_json::json;
 
     use super::*;
 
@@ -136,5 +151,27 @@ mod tests {
             let container = ContainerFacts { state: now, last_state: before, ..ContainerFacts::default() };
             assert_eq!(runs(&container), expected, "{container:?}");
         }
+    }
+
+    #[test]
+    fn a_trimmed_pod_has_the_same_facts_and_nothing_that_its_author_may_fill() {
+        let filler = "x".repeat(10_000);
+        let pod: Pod = serde_json::from_value(json!({
+            "metadata": {"name": "a", "namespace": "ci", "uid": "p",
+                "labels": {(CONTROLLER_UID): "j", (pod_status::COMPLETION_INDEX): "3", "l": filler},
+                "annotations": {"a": filler}, "finalizers": [filler],
+                "ownerReferences": [{"apiVersion": "batch/v1", "kind": "Job", "name": "j", "uid": "j"},
+                    {"apiVersion": "v1", "kind": "Other", "name": filler, "uid": "o"}]},
+            "spec": {"nodeName": "n", "nodeSelector": {"a": filler}, "hostAliases": [{"ip": filler}],
+                "containers": [{"name": "main", "image": "i", "args": [filler], "workingDir": filler}],
+                "initContainers": [{"name": "side", "restartPolicy": "Always", "command": [filler]}],
+                "ephemeralContainers": [{"name": "debug", "image": "d", "env": [{"name": filler}]}]},
+            "status": {"phase": "Running"},
+        }))
+        .unwrap();
+        let trimmed = trim(pod.clone());
+        assert_eq!(pod_status::of_pod(&trimmed), pod_status::of_pod(&pod));
+        let text = serde_json::to_string(&trimmed).unwrap();
+        assert!(text.len() < 1_000, "{text}");
     }
 }

@@ -19,7 +19,7 @@ const MESSAGE_MAX: usize = 4096;
 const DECISIVE_MAX: usize = 600;
 
 /// Label with a pod's completion index (`k8s.io/api/batch/v1`, `JobCompletionIndexAnnotation`; a label since 1.28).
-const COMPLETION_INDEX: &str = "batch.kubernetes.io/job-completion-index";
+pub(crate) const COMPLETION_INDEX: &str = "batch.kubernetes.io/job-completion-index";
 
 /// The states of a pod.
 pub(crate) fn of_pod(pod: &Pod) -> PodFacts {

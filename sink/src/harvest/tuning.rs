@@ -24,7 +24,7 @@ pub(crate) const JOBS_PER_NODE: usize = 8;
 pub(crate) const PODS_AT_A_TIME: usize = 4;
 
 /// Pods per page of a list of a Job's pods: a page of large pods is some MB in the apiserver and here.
-pub(crate) const PODS_PER_PAGE: u32 = 200;
+pub(crate) const PODS_PER_PAGE: u32 = 50;
 
 // How much memory logs may use.
 

@@ -3,12 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use job_handler_shared::{
-    job::snapshot::JobSnapshot,
+    job::{snapshot::JobSnapshot, trim::SpareLabels},
     result::pending_events::{JobPhase, PendingEvents},
 };
-
-/// Maximum size of the labels in a manifest or a CloudEvent, bytes.
-pub(crate) const LABELS_MAX: usize = 16 << 10;
 
 /// The CloudEvents to deliver for a Job that has just finished. The start comes first, except to the receivers in `notified`,
 /// which know it already.
@@ -29,12 +26,18 @@ pub(crate) fn pending<'a>(
     sinks.into_iter().map(|sink| (sink.clone(), phases(sink))).collect()
 }
 
-/// The labels of a Job that its manifest and CloudEvents contain.
+/// The labels of a Job that its manifest and CloudEvents contain: the first ones, as many as memory keeps of every Job
+/// ([`SpareLabels::SOME`]), so that they do not depend on which policies there are.
 pub(crate) fn labels_of(job: &JobSnapshot) -> BTreeMap<String, String> {
-    let mut room = LABELS_MAX;
+    let SpareLabels { entries, bytes: mut room } = SpareLabels::SOME;
     let fits = |(key, value): &(&String, &String)| {
         room = room.saturating_sub(key.len() + value.len());
         room > 0
     };
-    job.labels.iter().take_while(fits).map(|(key, value)| (key.clone(), value.clone())).collect()
+    job.labels
+        .iter()
+        .take(entries)
+        .take_while(fits)
+        .map(|(key, value)| (key.clone(), value.clone()))
+        .collect()
 }

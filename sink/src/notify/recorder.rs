@@ -8,7 +8,7 @@ use std::sync::Arc;
 use job_handler_shared::{
     keys,
     kube::error::{ApiError, call},
-    text::truncate,
+    text::{escape_unsafe, truncate},
 };
 use k8s_openapi::{
     api::{core::v1::ObjectReference, events::v1::Event},
@@ -37,7 +37,7 @@ pub(crate) struct EventSpec {
     pub(crate) event_type: EventType,
     pub(crate) reason: &'static str,
     pub(crate) action: &'static str,
-    /// Truncated to [`NOTE_MAX`].
+    /// Escaped for terminals and truncated to [`NOTE_MAX`].
     pub(crate) note: String,
     pub(crate) regarding: ObjectReference,
     pub(crate) related: Option<ObjectReference>,
@@ -77,7 +77,7 @@ impl Recorder {
     }
 
     fn event(&self, spec: &EventSpec) -> Event {
-        let mut note = spec.note.clone();
+        let mut note = escape_unsafe(&spec.note).into_owned();
         truncate(&mut note, NOTE_MAX);
         Event {
             metadata: ObjectMeta {
@@ -111,5 +111,32 @@ pub(crate) fn job_reference(namespace: &str, name: &str, uid: Option<&str>) -> O
         name: Some(name.to_owned()),
         uid: uid.map(str::to_owned),
         ..ObjectReference::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use job_handler_shared::testing::apiserver::Apiserver;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_note_is_short_and_drives_no_terminal() {
+        let apiserver = Apiserver::default();
+        let recorder = Recorder::new(apiserver.client(), "sink-0");
+        let spec = EventSpec {
+            namespace: "ci".into(),
+            name: "a.1".into(),
+            event_type: EventType::Warning,
+            reason: keys::REASON_REFUSED,
+            action: "Refused",
+            note: format!("job a\u{1b}[2J\u{202e}\n{}", "x".repeat(5000)),
+            regarding: job_reference("ci", "a", None),
+            related: None,
+        };
+        assert!(recorder.publish(&spec).await.unwrap());
+        let event = apiserver.get("events", "ci", "a.1").unwrap();
+        let note = event["note"].as_str().unwrap();
+        assert!(note.starts_with("job a\\u001b[2J\\u202e\\nxxx") && note.len() <= NOTE_MAX, "{note}");
     }
 }

@@ -83,11 +83,8 @@ fn record(refusal: &Refusal, store: &Store, metrics: &SinkMetrics) {
         RefusalKind::WouldRefuse => "would-refuse",
     });
     if refusal.decision == RefusalKind::Refused {
-        let last = LastRefusal {
-            job: format!("{}/{}", refusal.namespace, refusal.job),
-            reason: refusal.message.clone(),
-            time: Time(whole_seconds(refusal.at)),
-        };
+        let time = Time(whole_seconds(refusal.at));
+        let last = LastRefusal::new(&refusal.namespace, &refusal.job, &refusal.message, time);
         store.put_refusal(&refusal.policy.uid, last);
     }
 }

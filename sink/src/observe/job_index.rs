@@ -8,7 +8,7 @@ use std::{
 };
 
 use job_handler_shared::{
-    job::{group::group_of, scope::without_group_label, snapshot::JobSnapshot},
+    job::{group::group_of, scope::without_group_label, snapshot::JobSnapshot, trim::SpareLabels},
     policy::{effective::EffectivePolicy, index::PolicyIndex},
 };
 
@@ -26,8 +26,12 @@ const MAX_FINISHED: usize = 2000;
 
 type JobRules = PolicyIndex<Uid>;
 
-/// What the enforced policies say about a Job; None while the labels of its namespace are not known.
+/// What the enforced policies say about a Job; None while the labels of its namespace, or those of its own labels by which
+/// they judge it, are not known.
 fn effective(rules: &JobRules, job: &JobSnapshot) -> Option<EffectivePolicy> {
+    if !job.knows_labels(rules.all().label_keys()) {
+        return None;
+    }
     Some(rules.in_namespace(&job.namespace)?.effective(&without_group_label(&job.labels)))
 }
 
@@ -54,7 +58,9 @@ pub(super) struct JobIndex {
 }
 
 impl JobIndex {
-    pub(super) fn put(&mut self, job: JobSnapshot, rules: &JobRules) -> JobChange {
+    /// Stores a Job, without the labels that no policy names unless they are few.
+    pub(super) fn put(&mut self, mut job: JobSnapshot, rules: &JobRules) -> JobChange {
+        job.trim(rules.all().label_keys(), SpareLabels::SOME);
         let uid = job.uid.clone();
         let before = self.jobs.remove(&uid);
         let was_finished = before.as_ref().map(|known| known.job.finished.is_some());
@@ -99,7 +105,11 @@ impl JobIndex {
             remove_from(&mut self.groups, group, uid);
         }
         let was_finished = job.finished.is_some();
-        let job = last.filter(|last| last.uid == uid).map_or(job, Arc::new);
+        let last = last.filter(|last| last.uid == uid).map(|mut last| {
+            last.trim(rules.all().label_keys(), SpareLabels::SOME);
+            Arc::new(last)
+        });
+        let job = last.unwrap_or(job);
         if !was_finished {
             self.record_finished(&job);
         }
@@ -164,6 +174,12 @@ impl JobIndex {
     pub(super) fn regroup_all(&mut self, rules: &JobRules) {
         let uids: Vec<Uid> = self.jobs.keys().cloned().collect();
         uids.iter().for_each(|uid| self.regroup(uid, rules));
+    }
+
+    /// Whether the policies name labels that were dropped from some Job.
+    pub(super) fn lacks_labels(&self, rules: &JobRules) -> bool {
+        let keys = rules.all().label_keys();
+        self.jobs.values().any(|known| !known.job.knows_labels(keys))
     }
 }
 

@@ -1,4 +1,5 @@
-//! The watches: each writes what it observes to the store and adds the keys to reconcile to the work queue.
+//! The watches of everything but Jobs (`job_watch`): each writes what it observes to the store and adds the keys to
+//! reconcile to the work queue.
 //!
 //! Nothing depends on seeing an event: all reconcilers read the full state again every [`crate::runtime::resync::RESYNC`].
 
@@ -6,9 +7,8 @@ use std::{collections::BTreeSet, fmt::Debug, sync::Arc, time::Instant};
 
 use futures::Stream;
 use job_handler_shared::{
-    job::snapshot::JobSnapshot,
     keys,
-    kube::watch,
+    kube::{object_stream::objects, watch},
     ledger::crd::JobLedger,
     policy::{
         parsed::Policy,
@@ -20,14 +20,13 @@ use job_handler_shared::{
     result::storage_kind::StorageKind,
 };
 use k8s_openapi::api::{
-    batch::v1::Job,
     coordination::v1::Lease,
     core::v1::{ConfigMap, Namespace},
 };
 use kube::{
     Api, ResourceExt,
     core::PartialObjectMeta,
-    runtime::watcher::{self, Config, Event, watcher},
+    runtime::watcher::{self, Config, Event},
 };
 use serde::de::DeserializeOwned;
 
@@ -42,51 +41,21 @@ use crate::{
     observe::{context::Context, key::Key},
 };
 
-/// Configuration of all watches. The apiserver ends a watch after 20 s. If the end does not arrive within another 5 s, the
-/// client treats the connection as dead and watches again from the last version it saw (`kube_runtime::watcher`), so that
-/// events lost on a silent connection arrive within half a minute. With kube's default, that would take 5 min.
-pub(crate) fn config() -> Config {
-    Config::default().timeout(20)
-}
+/// Seconds after which the apiserver ends a watch. If the end does not arrive within another 5 s, the client treats the
+/// connection as dead and watches again from the last version it saw, so that events lost on a silent connection arrive
+/// within half a minute. With kube's default, that would take 5 min.
+pub(crate) const WATCH_SECONDS: u32 = 20;
 
-/// Watches Jobs outside excluded namespaces. Pod templates are dropped at once.
-pub(crate) async fn jobs(context: Context, ready: ReadyHandle) {
-    let Context { store, queue, .. } = &context;
-    let stream = watcher(Api::<Job>::all(context.client.clone()), config());
-    let mut seen = None;
-    watch::run(stream, "jobs.batch", &ready, |event: Event<Job>| match event {
-        Event::Init => seen = Some(BTreeSet::new()),
-        Event::Apply(job) | Event::InitApply(job) => {
-            let snapshot = JobSnapshot::from(&job);
-            if context.is_excluded(&snapshot.namespace) {
-                return;
-            }
-            let listing = seen.as_mut().map(|seen| seen.insert(snapshot.uid.clone())).is_some();
-            context.job_seen(snapshot, listing);
-        }
-        Event::Delete(job) => {
-            let last = JobSnapshot::from(&job);
-            let uid = last.uid.clone();
-            if let Some(group) = store.remove_job(&uid, Some(last)) {
-                queue.add(Key::Job(uid));
-                group.map(Key::Group).into_iter().for_each(|key| queue.add(key));
-            }
-        }
-        Event::InitDone => {
-            for (uid, group) in store.retain_jobs(&seen.take().unwrap_or_default()) {
-                queue.add(Key::Job(uid));
-                group.map(Key::Group).into_iter().for_each(|key| queue.add(key));
-            }
-        }
-    })
-    .await;
+/// Configuration of all watches but that of Jobs.
+pub(crate) fn config() -> Config {
+    Config::default().timeout(WATCH_SECONDS)
 }
 
 /// Watches namespaced policies.
 pub(crate) async fn policies(context: Context, ready: ReadyHandle) {
     let api = Api::<JobPolicy>::all(context.client.clone());
     let kind = PolicyKind::JobPolicy;
-    follow_policies(&context, watcher(api, config()), &ready, kind, |policy| PolicyEntry {
+    follow_policies(&context, objects(api, config()), &ready, kind, |policy| PolicyEntry {
         reference: PolicyRef::of(kind, policy),
         generation: policy.metadata.generation.unwrap_or_default(),
         policy: Policy::namespaced(policy).map(Arc::new).map_err(|e| e.to_string()),
@@ -99,7 +68,7 @@ pub(crate) async fn policies(context: Context, ready: ReadyHandle) {
 pub(crate) async fn cluster_policies(context: Context, ready: ReadyHandle) {
     let api = Api::<ClusterJobPolicy>::all(context.client.clone());
     let kind = PolicyKind::ClusterJobPolicy;
-    follow_policies(&context, watcher(api, config()), &ready, kind, |policy| PolicyEntry {
+    follow_policies(&context, objects(api, config()), &ready, kind, |policy| PolicyEntry {
         reference: PolicyRef::of(kind, policy),
         generation: policy.metadata.generation.unwrap_or_default(),
         policy: read_cluster_policy(&context, policy),
@@ -172,7 +141,7 @@ async fn follow_policies<K: ResourceExt + Debug + Clone + Send + 'static>(
 /// Watches namespaces' labels.
 pub(crate) async fn namespaces(context: Context, ready: ReadyHandle) {
     let Context { store, queue, .. } = &context;
-    let stream = watcher(Api::<PartialObjectMeta<Namespace>>::all(context.client.clone()), config());
+    let stream = objects(Api::<PartialObjectMeta<Namespace>>::all(context.client.clone()), config());
     let mut seen: Option<BTreeSet<String>> = None;
     watch::run(stream, "namespaces", &ready, |event: Event<PartialObjectMeta<Namespace>>| match event {
         Event::Init => seen = Some(BTreeSet::new()),
@@ -220,7 +189,7 @@ pub(crate) async fn results_in<K>(
     store.seal.load(&context.client, &context.namespace, ready).await;
     // Shards carry no label `job-handler/created`; see [`crate::harvest::pack`].
     let config = config().labels(&format!("{}=true", keys::CREATED));
-    let stream = watcher(scope.api::<PartialObjectMeta<K>>(context.client.clone()), config);
+    let stream = objects(scope.api::<PartialObjectMeta<K>>(context.client.clone()), config);
     let mut seen: Option<BTreeSet<(String, String)>> = None;
     let resource = format!("{}s", kind.resource());
     watch::run(stream, &resource, ready, |event: Event<PartialObjectMeta<K>>| match event {
@@ -259,7 +228,7 @@ pub(crate) async fn ledgers(context: Context, ready: ReadyHandle) {
     let store = &context.store;
     let api = Api::<JobLedger>::namespaced(context.client.clone(), &context.namespace);
     let mut seen: Option<BTreeSet<String>> = None;
-    watch::run(watcher(api, config()), "jobledgers.job-handler.io", &ready, |event| match event {
+    watch::run(objects(api, config()), "jobledgers.job-handler.io", &ready, |event| match event {
         Event::Init => seen = Some(BTreeSet::new()),
         Event::Apply(ledger) | Event::InitApply(ledger) => {
             seen.iter_mut().for_each(|seen| _ = seen.insert(ledger.name_any()));
@@ -281,7 +250,7 @@ pub(crate) async fn ledgers(context: Context, ready: ReadyHandle) {
 pub(crate) async fn replicas(context: Context, ready: ReadyHandle) {
     let store = &context.store;
     let config = config().labels(&format!("{}={}", keys::COMPONENT, keys::COMPONENT_WEBHOOK));
-    let stream = watcher(Api::<Lease>::namespaced(context.client.clone(), &context.namespace), config);
+    let stream = objects(Api::<Lease>::namespaced(context.client.clone(), &context.namespace), config);
     let mut seen: Option<BTreeSet<String>> = None;
     watch::run(stream, "leases.coordination.k8s.io", &ready, |event: Event<Lease>| match event {
         Event::Init => seen = Some(BTreeSet::new()),

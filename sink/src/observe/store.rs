@@ -2,7 +2,8 @@
 //!
 //! One state behind one lock that is only held for a lookup; readers get copies. Every write goes through
 //! [`Store::update`], which wakes the subscribers if the write changed anything they depend on, so that no caller can
-//! forget to. Queries about results and CloudEvents are in `store_results.rs`.
+//! forget to. Methods about policies are in `store_policies.rs`, those about
+//! results and CloudEvents in `store_results.rs`.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -15,9 +16,8 @@ use job_handler_shared::{
         effective::EffectivePolicy,
         index::{NamespacePolicies, PolicyIndex},
         parsed::Policy,
-        reference::{Labels, PolicyRef},
-        set::PolicySet,
-        status::{LastRefusal, PolicyStatus},
+        reference::Labels,
+        status::LastRefusal,
     },
 };
 use parking_lot::Mutex;
@@ -62,14 +62,16 @@ pub struct Store {
 pub(super) struct StoreState {
     pub(super) index: JobIndex,
     /// The policies that can be read, and the namespaces.
-    rules: PolicyIndex<Uid>,
+    pub(super) rules: PolicyIndex<Uid>,
     /// All policies with their statuses.
     pub(super) entries: BTreeMap<Uid, PolicyEntry>,
     pub(super) results: HashMap<Uid, BTreeSet<ResultRef>>,
     replicas: BTreeMap<String, Replica>,
-    refusals: HashMap<String, LastRefusal>,
+    pub(super) refusals: HashMap<String, LastRefusal>,
     known_receivers: Arc<BTreeSet<String>>,
     pub(super) namespace_bytes_max: Option<u64>,
+    /// The policies name labels that were dropped from some Job.
+    pub(super) lacks_labels: bool,
 }
 
 /// Whether a write changed something that subscribers depend on.
@@ -161,6 +163,17 @@ impl Store {
         })
     }
 
+    /// Whether the Jobs have to be listed again: the policies name labels that were dropped from some of them, which no policy
+    /// selects until then.
+    pub(crate) fn lacks_labels(&self) -> bool {
+        self.state.lock().lacks_labels
+    }
+
+    /// A list of all Jobs begins, with the labels that the policies of now name.
+    pub(crate) fn list_began(&self) {
+        self.update(|state| (state.lacks_labels = false, Effect::Unchanged));
+    }
+
     /// Jobs that finished since the last call, deleted ones included, and whether these are all.
     pub(crate) fn drain_finished(&self) -> (Vec<Arc<JobSnapshot>>, bool) {
         self.update(|state| (state.index.drain_finished(), Effect::Unchanged))
@@ -235,13 +248,13 @@ impl Store {
 
     // -- Policies and namespaces
 
-    /// What the enforced policies say about a Job; None while the labels of its namespace are not known.
+    /// What the enforced policies say about a Job; None while the labels of its namespace, or its own, are not known.
     pub(crate) fn effective(&self, job: &JobSnapshot) -> Option<EffectivePolicy> {
         Some(self.policies_for(job)?.effective(&without_group_label(&job.labels)))
     }
 
-    /// The enforced policies that select a Job, in order of precedence; None while the labels of its namespace are not
-    /// known.
+    /// The enforced policies that select a Job, in order of precedence; None while the labels of its namespace, or its own,
+    /// are not known.
     pub(crate) fn matching(&self, job: &JobSnapshot) -> Option<Vec<Arc<Policy>>> {
         let policies = self.policies_for(job)?;
         let matching = policies.matching(&without_group_label(&job.labels));
@@ -249,74 +262,9 @@ impl Store {
     }
 
     fn policies_for(&self, job: &JobSnapshot) -> Option<NamespacePolicies> {
-        self.state.lock().rules.in_namespace(&job.namespace)
-    }
-
-    /// All policies that can be read, in any mode.
-    pub(crate) fn policies(&self) -> Arc<PolicySet> {
-        self.state.lock().rules.all().clone()
-    }
-
-    pub(crate) fn enforced(&self) -> Arc<PolicySet> {
-        self.state.lock().rules.enforced().clone()
-    }
-
-    /// All policies as they stand in the cluster, unreadable ones included.
-    pub(crate) fn policy_entries(&self) -> Vec<PolicyEntry> {
-        self.state.lock().entries.values().cloned().collect()
-    }
-
-    /// Whether a policy that may apply in this namespace cannot be read, so that what it asks for is not known.
-    pub(crate) fn has_unreadable_policy(&self, namespace: &str) -> bool {
-        let here = |reference: &PolicyRef| reference.namespace.as_deref().is_none_or(|own| own == namespace);
-        self.state.lock().entries.values().any(|entry| entry.policy.is_err() && here(&entry.reference))
-    }
-
-    /// Adds or replaces a policy; returns whether its spec changed.
-    pub fn put_policy(&self, entry: PolicyEntry) -> bool {
-        self.put_policies([entry])
-    }
-
-    /// Adds or replaces policies; returns whether the spec of one changed.
-    pub(crate) fn put_policies(&self, entries: impl IntoIterator<Item = PolicyEntry>) -> bool {
-        self.update(|state| {
-            let (mut spec_changed, mut policies) = (false, Vec::new());
-            for entry in entries {
-                let (uid, generation) = (entry.reference.uid.clone(), entry.generation);
-                policies.push((uid.clone(), entry.policy.as_ref().ok().cloned()));
-                let before = state.entries.insert(uid, entry);
-                spec_changed |= before.is_none_or(|old| old.generation != generation);
-            }
-            if state.rules.put_all(policies) {
-                state.index.regroup_all(&state.rules);
-            }
-            (spec_changed, Effect::Changed)
-        })
-    }
-
-    /// Records a status that was just written, until the watch delivers it.
-    pub(crate) fn put_status(&self, uid: &str, generation: i64, status: PolicyStatus) {
-        self.update(|state| {
-            if let Some(entry) = state.entries.get_mut(uid).filter(|entry| entry.generation == generation) {
-                entry.status = status;
-            }
-            ((), Effect::Unchanged)
-        });
-    }
-
-    /// Removes policies for which `is_gone` holds; returns whether there were any.
-    pub(crate) fn remove_policies(&self, is_gone: impl Fn(&PolicyRef) -> bool) -> bool {
-        self.update(|state| {
-            let before = state.entries.len();
-            state.entries.retain(|_, entry| !is_gone(&entry.reference));
-            let StoreState { entries, refusals, rules, index, .. } = state;
-            refusals.retain(|uid, _| entries.contains_key(uid));
-            let removed = entries.len() != before;
-            if rules.retain(|uid| entries.contains_key(uid)) {
-                index.regroup_all(rules);
-            }
-            (removed, removed.into())
-        })
+        let state = self.state.lock();
+        let knows_labels = job.knows_labels(state.rules.all().label_keys());
+        state.rules.in_namespace(&job.namespace).filter(|_| knows_labels)
     }
 
     /// Adds a namespace or replaces its labels; returns its Jobs if the labels are new.

@@ -258,3 +258,41 @@ fn a_result_is_removed_for_one_job_without_the_reference_of_another() {
     store.remove_stored(&at(), Some("a"));
     assert_eq!((store.results_of_uid("a").len(), store.results_of_uid("b").len()), (0, 1));
 }
+
+#[test]
+fn a_job_whose_labels_were_dropped_has_no_policies_until_it_is_listed_again() {
+    let store = store();
+    let many = || {
+        let mut many = job("a", "x");
+        many.labels.extend((0..10_000).map(|n| (format!("l{n:05}"), String::new())));
+        many
+    };
+    store.put_job(many());
+    let kept = store.job("a").unwrap();
+    assert!(kept.labels.len() < 50 && kept.labels["team"] == "x", "{} labels", kept.labels.len());
+    assert!(store.group_of("a").is_some() && store.effective(&kept).is_some());
+    // It selects Jobs without a label that the Job has, and that was dropped.
+    let selector = json!({"matchExpressions": [{"key": "l09999", "operator": "DoesNotExist"}]});
+    store.put_policy(policy(2, json!({"jobSelector": selector, "cleanup": {}, "results": {}})));
+    assert!(store.lacks_labels());
+    assert!(store.effective(&kept).is_none() && store.matching(&kept).is_none());
+    assert_eq!(store.group_of("a"), None);
+    store.put_job(job("b", "x"));
+    assert!(store.effective(&store.job("b").unwrap()).is_some(), "others are judged as before");
+    store.list_began();
+    store.put_job(many());
+    assert!(!store.lacks_labels());
+    let listed = store.job("a").unwrap();
+    assert!(listed.labels.contains_key("l09999"));
+    assert!(store.matching(&listed).unwrap().is_empty(), "the policy does not select it");
+}
+
+#[test]
+fn the_last_state_of_a_deleted_job_is_trimmed_too() {
+    let store = store();
+    store.put_job(job("a", "x"));
+    let mut last = finished(job("a", "x"));
+    last.labels.extend((0..10_000).map(|n| (format!("l{n:05}"), String::new())));
+    store.remove_job("a", Some(last));
+    assert!(store.deleted_job("a").unwrap().job.labels.len() < 50);
+}

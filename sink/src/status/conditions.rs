@@ -12,7 +12,7 @@ use job_handler_shared::{
         spec::PolicySpec,
         status::{LimitStatus, PolicyStatus},
     },
-    text::human_bytes,
+    text::{escape_unsafe, human_bytes, truncate},
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
@@ -20,6 +20,9 @@ use crate::{
     model::{entry_state::EntryFailure, policy_entry::PolicyEntry},
     status::policy_status::StatusInputs,
 };
+
+/// Longest message in bytes; `metav1.Condition` allows 32 KiB.
+const MAX_MESSAGE: usize = 16 << 10;
 
 /// Status, reason and message of a condition.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,8 +33,11 @@ pub(crate) struct ConditionState {
 }
 
 impl ConditionState {
-    pub(crate) fn new(holds: bool, reason: &'static str, message: impl Into<String>) -> Self {
-        Self { holds, reason, message: message.into() }
+    /// The message may quote what users and the apiserver wrote: it is escaped and bounded.
+    pub(crate) fn new(holds: bool, reason: &'static str, message: impl AsRef<str>) -> Self {
+        let mut message = escape_unsafe(message.as_ref()).into_owned();
+        truncate(&mut message, MAX_MESSAGE);
+        Self { holds, reason, message }
     }
 
     /// Keeps the transition time of `before` where the status is the same.
@@ -65,7 +71,7 @@ pub(crate) fn ready(entry: &PolicyEntry, inputs: &StatusInputs<'_>) -> Condition
     if inputs.excluded {
         let message =
             "Jobs in this namespace are never changed; move the policy to the namespace of its Jobs";
-        return ConditionState::new(false, "ExcludedNamespace", message.to_owned());
+        return ConditionState::new(false, "ExcludedNamespace", message);
     }
     if let (false, Some(namespace)) = (inputs.applies, &entry.reference.namespace) {
         let message = format!(
@@ -76,7 +82,11 @@ pub(crate) fn ready(entry: &PolicyEntry, inputs: &StatusInputs<'_>) -> Condition
     }
     let live: Vec<_> = inputs.replicas.iter().filter(|(_, replica)| replica.is_live(inputs.clock)).collect();
     if live.is_empty() {
-        return ConditionState::new(false, "NoWebhook", "no webhook replica is alive: see `kubectl get leases -l job-handler/component=webhook` in job-handler's namespace".to_owned());
+        return ConditionState::new(
+            false,
+            "NoWebhook",
+            "no webhook replica is alive: see `kubectl get leases -l job-handler/component=webhook` in job-handler's namespace",
+        );
     }
     let uid = &entry.reference.uid;
     let withheld = live.iter().find_map(|(name, replica)| Some((name, replica.policies.withholds(uid)?)));
@@ -138,7 +148,7 @@ pub(crate) fn fully_enforced(spec: &PolicySpec, inputs: &StatusInputs<'_>) -> Co
     problems.extend(too_many_bytes(spec, inputs.namespace_bytes_max).map(|why| ("BytesLimited", why)));
     problems.extend(undeliverable(spec, inputs.receivers).map(|why| ("NoCloudEvents", why)));
     let Some((reason, _)) = problems.first() else {
-        return ConditionState::new(true, "Complete", "every field of this policy has an effect".to_owned());
+        return ConditionState::new(true, "Complete", "every field of this policy has an effect");
     };
     let reason = *reason;
     ConditionState::new(
@@ -215,7 +225,7 @@ pub(crate) fn over_limit(limits: &[LimitStatus]) -> ConditionState {
         return ConditionState::new(
             false,
             "WithinLimits",
-            "no scope has more active Jobs than its limit allows".to_owned(),
+            "no scope has more active Jobs than its limit allows",
         );
     }
     let message = format!(

@@ -18,17 +18,18 @@ pub(super) async fn answer_review(
     endpoint: Endpoint,
     body: &[u8],
     state: &WebhookState,
-    answer: impl AsyncFnOnce(&AdmissionReview) -> (HttpReply, ReviewVerdict),
+    answer: impl AsyncFnOnce(AdmissionReview) -> (HttpReply, ReviewVerdict),
 ) -> HttpReply {
     let start = Instant::now();
     let (reply, verdict) = match review::parse(body) {
         Ok(review) => {
+            let span = span(endpoint, &review);
             let answer = async {
-                let (reply, verdict) = answer(&review).await;
+                let (reply, verdict) = answer(review).await;
                 tracing::debug!(verdict = verdict.as_str(), "answered the review");
                 (reply, verdict)
             };
-            answer.instrument(span(endpoint, &review)).await
+            answer.instrument(span).await
         }
         Err(error) => (HttpReply::text(400, error.to_string()), ReviewVerdict::Bad),
     };

@@ -7,11 +7,16 @@
 //! | `/warn` | review -> estimate of active Jobs -> warning | never |
 //!
 //! Start with `review.rs` (what comes in), then `mutate.rs` and `validate.rs`. `endpoint.rs` holds what the three share,
-//! `server.rs` the HTTP server, `state.rs` what the handlers use.
+//! `server.rs` the HTTP server with its bounds (`bounded_service.rs`, `connections.rs`, `request_body.rs`),
+//! `object_limits.rs` what no apiserver sends, `state.rs` what the handlers use.
 
+mod bounded_service;
+mod connections;
 mod endpoint;
 pub(crate) mod job_estimator;
 pub mod mutate;
+mod object_limits;
+mod request_body;
 pub mod response;
 mod review;
 pub mod server;

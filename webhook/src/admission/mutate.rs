@@ -22,7 +22,7 @@ use crate::{
 
 /// Answers one review. Never denies: a Job that cannot be stamped is created as it is, and the sink repairs it.
 pub async fn mutate(body: &[u8], state: &WebhookState) -> HttpReply {
-    answer_review(Endpoint::Mutate, body, state, async |review| answer(review, state).await).await
+    answer_review(Endpoint::Mutate, body, state, async |review| answer(&review, state).await).await
 }
 
 async fn answer(review: &AdmissionReview, state: &WebhookState) -> (HttpReply, ReviewVerdict) {

@@ -2,9 +2,10 @@
 //!
 //! kube's type is not used, because it encodes the patch as an array of integers (kube#1781) and has no status code.
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
+use job_handler_shared::text::escape_unsafe;
 use json_patch::PatchOperation;
 use serde::Serialize;
 
@@ -77,9 +78,9 @@ impl Denial {
 }
 
 impl HttpReply {
-    /// Plain text.
-    pub fn text(status: u16, text: impl Into<String>) -> Self {
-        let mut body: String = text.into();
+    /// Plain text, which may quote the request.
+    pub fn text(status: u16, text: impl AsRef<str>) -> Self {
+        let mut body = escape_unsafe(text.as_ref()).into_owned();
         body.push('\n');
         Self { status, content_type: "text/plain; charset=utf-8", body: body.into_bytes() }
     }
@@ -131,12 +132,16 @@ impl AdmissionResponse {
                         code: denial.code,
                         reason: denial.reason,
                         status: "Failure",
-                        message: &denial.message,
+                        message: escape_unsafe(&denial.message),
                         details: denial
                             .retry_after_seconds
                             .map(|retry_after_seconds| WireDetails { retry_after_seconds }),
                     }),
-                    warnings: self.warnings.iter().map(|warning| first_warning_chars(warning)).collect(),
+                    warnings: self
+                        .warnings
+                        .iter()
+                        .map(|warning| escape_unsafe(first_warning_chars(warning)))
+                        .collect(),
                     audit_annotations: &self.audit,
                 },
             },
@@ -174,7 +179,7 @@ struct WireResponse<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     status: Option<WireStatus<'a>>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    warnings: Vec<&'a str>,
+    warnings: Vec<Cow<'a, str>>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     audit_annotations: &'a BTreeMap<String, String>,
 }
@@ -184,7 +189,7 @@ struct WireStatus<'a> {
     code: u16,
     reason: &'static str,
     status: &'static str,
-    message: &'a str,
+    message: Cow<'a, str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     details: Option<WireDetails>,
 }
@@ -247,6 +252,17 @@ mod tests {
         let forbidden = value(&AdmissionResponse::denied(Denial::forbidden("full".into())));
         assert_eq!(forbidden["response"]["status"]["code"], 403);
         assert!(forbidden["response"]["status"].get("details").is_none());
+    }
+
+    #[test]
+    fn what_a_job_says_does_not_drive_the_terminal_of_its_author() {
+        let text = "job a\u{1b}[2J\u{202e}".to_owned();
+        let denied = value(&AdmissionResponse::denied(Denial::forbidden(text.clone())));
+        let warned = value(&AdmissionResponse::warned(text.clone()));
+        let escaped = "job a\\u001b[2J\\u202e";
+        assert_eq!(denied["response"]["status"]["message"], escaped);
+        assert_eq!(warned["response"]["warnings"][0], escaped);
+        assert_eq!(HttpReply::text(400, &text).body, format!("{escaped}\n").into_bytes());
     }
 
     #[test]

@@ -4,18 +4,24 @@
 //! | --- | --- |
 //! | not JSON, another kind or version, no request, no uid | HTTP 400 with the reason: without uid and version there is no review response |
 //! | more than [`MAX_BODY`] | HTTP 413 |
+//! | a Job of more than [`MAX_OBJECT`], or with labels of more than 256 KiB | like a Job that cannot be read |
 //! | another kind of object, a subresource, an operation without an object | allowed, with a warning: the webhook configuration is wrong, and blocking unrelated objects does not help |
 //! | a Job that cannot be read | `/mutate`: allowed without stamps, with a warning; `/validate`: denied, because it cannot be counted |
 //! | a large or deeply nested Job | handled like any other; unneeded fields are skipped |
 
 use std::borrow::Cow;
 
+use job_handler_shared::text::human_bytes;
 use serde::{Deserialize, de::IgnoredAny};
 
 use crate::job_view::JobView;
 
-/// Largest body in bytes. An update has two objects of up to 3 MiB each, the apiserver's limit.
-pub(super) const MAX_BODY: usize = 8 << 20;
+/// Largest Job in bytes: the apiserver's limit of a request (`MaxRequestBodyBytes`).
+const MAX_OBJECT: usize = 3 << 20;
+/// Most bytes of a review besides its objects: the user with its groups, options.
+const MAX_ENVELOPE: usize = 1 << 20;
+/// Largest body in bytes. An update has two objects.
+pub(super) const MAX_BODY: usize = 2 * MAX_OBJECT + MAX_ENVELOPE;
 
 /// The supported version of `AdmissionReview`.
 pub(super) const API_VERSION: &str = "admission.k8s.io/v1";
@@ -94,6 +100,10 @@ pub(super) fn parse(bytes: &[u8]) -> Result<AdmissionReview, ReviewError> {
             let request = review.into_request()?;
             if let Some(why) = request.unsupported() {
                 return Ok(request.review(ReviewedObject::Unsupported(why)));
+            }
+            if request.old_object.is_none() && bytes.len() > MAX_OBJECT + MAX_ENVELOPE {
+                let why = format!("this Job is larger than {}", human_bytes(MAX_OBJECT as u64));
+                return Ok(request.review(ReviewedObject::Unreadable(why)));
             }
             Ok(request.into_review())
         }

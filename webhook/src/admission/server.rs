@@ -1,22 +1,32 @@
-//! The HTTPS server: TLS, HTTP/1.1, bodies of bounded size and duration.
+//! The HTTPS server: TLS, HTTP/1.1, with bounds on connections (`connections`), on bodies (`request_body`) and on time.
 //!
 //! The handler is a parameter, so that benchmarks can compare handlers on the same server.
 
-use std::{future::Future, net::TcpListener, num::NonZero, time::Duration};
+use std::{future::Future, net::TcpListener, num::NonZero, ops::RangeInclusive, time::Duration};
 
+use actix_http::{HttpServiceBuilder, TlsAcceptorConfig};
+use actix_service::map_config;
 use actix_web::{
-    App, HttpRequest, HttpResponse, HttpServer,
-    dev::Server,
-    http::{KeepAlive, StatusCode, header::CONTENT_TYPE},
-    web::{self, Bytes, BytesMut},
+    App, HttpRequest, HttpResponse,
+    dev::{AppConfig, Server},
+    http::{
+        KeepAlive, StatusCode,
+        header::{CONTENT_TYPE, RETRY_AFTER},
+    },
+    web::{self, Bytes},
 };
-use futures::StreamExt;
 use job_handler_shared::keys;
 use rustls::ServerConfig;
 
 use crate::{
     admission::{
-        mutate::mutate, response::HttpReply, review::MAX_BODY, state::WebhookState, validate::validate,
+        bounded_service::BoundedFactory,
+        connections::{ConnectionTable, MAX_CONNECTIONS, MAX_WAITING},
+        mutate::mutate,
+        request_body::{BodyBudget, RequestBody, read_body},
+        response::HttpReply,
+        state::WebhookState,
+        validate::validate,
         warn::warn,
     },
     metrics::Endpoint,
@@ -24,20 +34,23 @@ use crate::{
 
 /// Longer than the 90 s after which the apiserver closes idle connections (`k8s.io/client-go` transport cache).
 const KEEP_ALIVE: Duration = Duration::from_secs(120);
-/// Time for a client to send the request head.
+/// Time for the TLS handshake.
+const TLS_TIMEOUT: Duration = Duration::from_secs(3);
+/// Time for a client to send the first request head of a connection.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
-/// Time for a client to send the request body.
-const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time for a connection to close.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Time for requests in flight at a shutdown. The slowest ones wait for a LIST.
 const SHUTDOWN_SECONDS: u64 = 10;
-/// How much of a too large body is read and discarded, so that the client can read the response.
-const MAX_DISCARDED: usize = 64 << 20;
 /// For requests without a timeout: the default of a webhook's `timeoutSeconds`.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The maximum of a webhook's `timeoutSeconds`.
 const MAX_TIMEOUT: Duration = Duration::from_secs(30);
-/// More threads do not speed up reviews, and each takes memory.
-const MAX_WORKERS: usize = 4;
+/// More threads do not speed up reviews, and each takes memory. actix handles 256 handshakes per worker, which all
+/// connections of a process might be in.
+const WORKERS: RangeInclusive<usize> = MAX_CONNECTIONS / 256..=4;
+/// `Retry-After` of a 429, seconds.
+const RETRY_SECONDS: u64 = 1;
 
 /// The webhook's server. It runs while it is awaited, and stops by its handle.
 ///
@@ -69,16 +82,26 @@ where
     H: Fn(Endpoint, Bytes, Duration) -> F + Clone + Send + 'static,
     F: Future<Output = HttpReply> + 'static,
 {
-    let workers = std::thread::available_parallelism().map_or(1, NonZero::get).min(MAX_WORKERS);
-    let server = HttpServer::new(move || {
+    let workers = std::thread::available_parallelism().map_or(1, NonZero::get);
+    let server = Server::build()
+        .workers(workers.clamp(*WORKERS.start(), *WORKERS.end()))
+        .disable_signals()
+        .shutdown_timeout(SHUTDOWN_SECONDS)
+        .max_concurrent_connections(MAX_CONNECTIONS + MAX_WAITING);
+    let stopping = server.graceful_shutdown_signal();
+    let (connections, budget) = (ConnectionTable::default(), BodyBudget::default());
+    // What `HttpServer` of actix-web does, with a bound on connections before TLS, for which it has no place.
+    let server = server.listen("webhook", listener, move || {
         let post = |endpoint: Endpoint| {
-            let handler = handler.clone();
+            let (handler, connections, budget) = (handler.clone(), connections.clone(), budget.clone());
             web::post().to(move |request: HttpRequest, payload: web::Payload| {
-                let handler = handler.clone();
+                request.peer_addr().into_iter().for_each(|peer| connections.request_began(peer));
+                let (handler, budget) = (handler.clone(), budget.clone());
                 async move {
-                    match read_body(payload).await {
-                        Ok(body) => {
-                            respond(handler(endpoint, body, timeout_of(request.query_string())).await)
+                    match read_body(payload, &budget).await {
+                        // Charged until the review is answered.
+                        Ok(RequestBody { bytes, charge: _charge }) => {
+                            respond(handler(endpoint, bytes, timeout_of(request.query_string())).await)
                         }
                         Err(reply) => respond(reply),
                     }
@@ -88,28 +111,40 @@ where
         let resource = |path: &str, endpoint: Endpoint| {
             web::resource(path).route(post(endpoint)).default_service(web::to(method_not_allowed))
         };
-        App::new()
+        let app = App::new()
             .service(resource(keys::MUTATE_PATH, Endpoint::Mutate))
             .service(resource(keys::VALIDATE_PATH, Endpoint::Validate))
             .service(resource(keys::WARN_PATH, Endpoint::Warn))
-            .default_service(web::to(not_found))
-    });
-    let server = server
-        .workers(workers)
-        .disable_signals()
-        .shutdown_timeout(SHUTDOWN_SECONDS)
-        .keep_alive(KeepAlive::Timeout(KEEP_ALIVE))
-        .client_request_timeout(HEAD_TIMEOUT)
-        // If the client disconnects, the handler is dropped, and its grant is undone.
-        .h1_allow_half_closed(false)
-        .tcp_nodelay(true)
-        .listen_rustls_0_23(listener, tls)?;
+            .default_service(web::to(not_found));
+        let stopping = stopping.clone();
+        let http = HttpServiceBuilder::default()
+            .graceful_shutdown_signal(move || {
+                let stopping = stopping.clone();
+                async move { stopping.notified().await }
+            })
+            .keep_alive(KeepAlive::Timeout(KEEP_ALIVE))
+            .client_request_timeout(HEAD_TIMEOUT)
+            .client_disconnect_timeout(CLOSE_TIMEOUT)
+            // If the client disconnects, the handler is dropped, and its grant is undone.
+            .h1_allow_half_closed(false)
+            .tcp_nodelay(true)
+            .finish(map_config(app, |()| AppConfig::default()))
+            .rustls_0_23_with_config(
+                tls.clone(),
+                TlsAcceptorConfig::default().handshake_timeout(TLS_TIMEOUT),
+            );
+        BoundedFactory { inner: http, connections: connections.clone() }
+    })?;
     Ok(server.run())
 }
 
 fn respond(reply: HttpReply) -> HttpResponse {
     let status = StatusCode::from_u16(reply.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    HttpResponse::build(status).insert_header((CONTENT_TYPE, reply.content_type)).body(reply.body)
+    let mut response = HttpResponse::build(status);
+    if status == StatusCode::TOO_MANY_REQUESTS {
+        response.insert_header((RETRY_AFTER, RETRY_SECONDS));
+    }
+    response.insert_header((CONTENT_TYPE, reply.content_type)).body(reply.body)
 }
 
 async fn method_not_allowed() -> HttpResponse {
@@ -118,43 +153,6 @@ async fn method_not_allowed() -> HttpResponse {
 
 async fn not_found() -> HttpResponse {
     respond(HttpReply::text(404, "not found: expected POST /mutate, /validate or /warn"))
-}
-
-async fn read_body(payload: web::Payload) -> Result<Bytes, HttpReply> {
-    match tokio::time::timeout(BODY_TIMEOUT, collect(payload)).await {
-        Ok(body) => body,
-        Err(_) => Err(HttpReply::text(
-            408,
-            format!("timed out after {} s waiting for the body", BODY_TIMEOUT.as_secs()),
-        )),
-    }
-}
-
-async fn collect(mut payload: web::Payload) -> Result<Bytes, HttpReply> {
-    let broken = |error| HttpReply::text(400, format!("cannot read the body: {error}"));
-    // Most reviews arrive in one chunk, which needs no copy.
-    let Some(first) = payload.next().await.transpose().map_err(broken)? else { return Ok(Bytes::new()) };
-    let Some(second) = payload.next().await.transpose().map_err(broken)? else { return Ok(first) };
-    let mut body = BytesMut::with_capacity((first.len() + second.len()) * 4);
-    body.extend_from_slice(&first);
-    body.extend_from_slice(&second);
-    let mut total = body.len();
-    while let Some(chunk) = payload.next().await {
-        let chunk = chunk.map_err(broken)?;
-        total += chunk.len();
-        if total <= MAX_BODY {
-            body.extend_from_slice(&chunk);
-        } else if total > MAX_BODY + MAX_DISCARDED {
-            break;
-        }
-    }
-    if total > MAX_BODY {
-        return Err(HttpReply::text(
-            413,
-            format!("expected at most {} MiB, the body is larger", MAX_BODY >> 20),
-        ));
-    }
-    Ok(body.freeze())
 }
 
 /// The query parameter `timeout`, a Go duration such as `10s` or `1m0s`.

@@ -5,7 +5,7 @@
 use std::time::{Duration, Instant};
 
 use job_handler_shared::{
-    job::{scope::without_group_label, snapshot::JobSnapshot},
+    job::{scope::without_group_label, snapshot::JobSnapshot, trim::SpareLabels},
     ledger::refusal::{Refusal, RefusalKind},
     policy::{effective::EffectivePolicy, limit::WhenFull},
 };
@@ -13,12 +13,13 @@ use job_handler_shared::{
 use crate::{
     admission::{
         endpoint::answer_review,
+        object_limits::impossible_field,
         response::{AdmissionResponse, Denial, HttpReply},
         review::{AdmissionReview, ReviewedObject},
         state::WebhookState,
     },
     job_view::{JobView, newly_active},
-    limit::{Attempt, Refused, Verdict},
+    limit::{Attempt, Limiter, Refused, Verdict},
     metrics::{Endpoint, ReviewVerdict},
     stamp::select,
 };
@@ -27,29 +28,51 @@ use crate::{
 pub(super) async fn validate(body: &[u8], timeout: Duration, state: &WebhookState) -> HttpReply {
     let deadline = Instant::now() + timeout;
     answer_review(Endpoint::Validate, body, state, async |review| {
-        let (response, verdict) = answer(review, deadline, state).await;
-        (response.reply(&review.uid), verdict)
+        let uid = review.uid.clone();
+        let (response, verdict) = match (read(review, deadline, state), &state.limiter) {
+            (ReadReview::Answered(response, verdict), _) => (*response, verdict),
+            (ReadReview::Attempt(attempt), Some(limiter)) => admit(*attempt, &**limiter, state).await,
+            (ReadReview::Attempt(_), None) => (AdmissionResponse::default(), ReviewVerdict::Allowed),
+        };
+        (response.reply(&uid), verdict)
     })
     .await
 }
 
-async fn answer(
-    review: &AdmissionReview,
-    deadline: Instant,
-    state: &WebhookState,
-) -> (AdmissionResponse, ReviewVerdict) {
-    match &review.object {
+/// What is left of a review. What it contained is gone, so that thousands may wait for a decision.
+enum ReadReview {
+    /// The answer does not depend on limits.
+    Answered(Box<AdmissionResponse>, ReviewVerdict),
+    /// To be decided about.
+    Attempt(Box<Attempt>),
+}
+
+fn read(review: AdmissionReview, deadline: Instant, state: &WebhookState) -> ReadReview {
+    let bad = |response| ReadReview::Answered(Box::new(response), ReviewVerdict::Bad);
+    let is_excluded = state.is_excluded(&review.namespace);
+    let job = review.object.job().filter(|_| !is_excluded);
+    if let Some(field) = job.and_then(|job| impossible_field(&review.uid, &job.snapshot)) {
+        let why = format!("{field} is not within the limits of Kubernetes");
+        return bad(AdmissionResponse::denied(Denial::bad_request(why)));
+    }
+    let attempt = match &review.object {
         ReviewedObject::Unsupported(why) => {
-            let warning = format!("job-handler: no limit checked: {why}");
-            (AdmissionResponse::warned(warning), ReviewVerdict::Bad)
+            return bad(AdmissionResponse::warned(format!("job-handler: no limit checked: {why}")));
         }
         ReviewedObject::Unreadable(why) => {
             let why = format!("{why}; it cannot be counted, so it cannot pass a limit");
-            (AdmissionResponse::denied(Denial::bad_request(why)), ReviewVerdict::Bad)
+            return bad(AdmissionResponse::denied(Denial::bad_request(why)));
         }
-        _ if state.is_excluded(&review.namespace) => (AdmissionResponse::default(), ReviewVerdict::Allowed),
-        ReviewedObject::Create(job) => admit(create_attempt(review, job, deadline, state), state).await,
-        ReviewedObject::Update { new, old } => admit(update_attempt(review, new, old, deadline), state).await,
+        _ if is_excluded => None,
+        ReviewedObject::Create(job) => create_attempt(&review, job, deadline, state),
+        ReviewedObject::Update { new, old } => update_attempt(&review, new, old, deadline),
+    };
+    match attempt {
+        None => ReadReview::Answered(Box::default(), ReviewVerdict::Allowed),
+        Some(mut attempt) => {
+            attempt.job.trim(state.policies.current().label_keys(), SpareLabels::SOME);
+            ReadReview::Attempt(Box::new(attempt))
+        }
     }
 }
 
@@ -83,11 +106,12 @@ fn update_attempt(
     Some(Attempt { uid, job, from, dry_run, answer_by: deadline })
 }
 
-/// Asks the limiter about an attempt, if there is one.
-async fn admit(attempt: Option<Attempt>, state: &WebhookState) -> (AdmissionResponse, ReviewVerdict) {
-    let (Some(attempt), Some(limiter)) = (attempt, &state.limiter) else {
-        return (AdmissionResponse::default(), ReviewVerdict::Allowed);
-    };
+/// Asks the limiter about an attempt.
+async fn admit(
+    attempt: Attempt,
+    limiter: &dyn Limiter,
+    state: &WebhookState,
+) -> (AdmissionResponse, ReviewVerdict) {
     let (job, dry_run, stored) = (attempt.job.clone(), attempt.dry_run, attempt.from.is_some());
     let verdict = if let Err(why) = can_decide(&job, state).await {
         Verdict::Unavailable { why, retry_after_seconds: 1 }

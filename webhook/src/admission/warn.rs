@@ -12,6 +12,7 @@ use job_handler_shared::{
     job::{
         snapshot::JobSnapshot,
         stamped_annotation::{self, StampedAnnotation},
+        trim::SpareLabels,
     },
     keys,
     ledger::refusal::{Refusal, RefusalKind},
@@ -22,6 +23,7 @@ use crate::{
     admission::{
         endpoint::answer_review,
         job_estimator::JobEstimator,
+        object_limits::impossible_field,
         response::{AdmissionResponse, HttpReply},
         review::{AdmissionReview, ReviewedObject},
         state::WebhookState,
@@ -43,7 +45,7 @@ const MAX_STAMP_WARNINGS: usize = 8;
 /// Answers one review within `timeout`, after which the caller gives up.
 pub(super) async fn warn(body: &[u8], timeout: Duration, state: &WebhookState) -> HttpReply {
     answer_review(Endpoint::Warn, body, state, async |review| {
-        let response = answer(review, timeout, state).await;
+        let response = answer(&review, timeout, state).await;
         (response.reply(&review.uid), ReviewVerdict::Allowed)
     })
     .await
@@ -57,6 +59,10 @@ async fn answer(review: &AdmissionReview, timeout: Duration, state: &WebhookStat
         ReviewedObject::Update { new, old } => job_view::newly_active(new, old),
         ReviewedObject::Create(_) | ReviewedObject::Unsupported(_) | ReviewedObject::Unreadable(_) => None,
     };
+    let job = job.filter(|job| impossible_field(&review.uid, job).is_none()).map(|mut job| {
+        job.trim(state.policies.current().label_keys(), SpareLabels::SOME);
+        job
+    });
     let (Some(job), Some(estimator)) = (job, &state.estimator) else { return response };
     let timeout = timeout.saturating_sub(TIMEOUT_MARGIN);
     match tokio::time::timeout(timeout, would_refuse(&job, estimator, state)).await {

@@ -1,150 +1,78 @@
-//! Keeps the watch cache of Jobs up to date: a list, then a watch from the list's position. A watch that breaks resumes
-//! at the cache's position; if the apiserver no longer has that position (410), the Jobs are listed again.
-//!
-//! This is not `shared::kube::watch`: the ledger's protocol needs the resourceVersion of a consistent list and the
-//! position that bookmarks report, and kube's `watcher` passes on neither.
+//! Keeps the watch cache of Jobs up to date, with the labels that the policies of the moment name.
 
-use std::{convert::Infallible, time::Duration};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
-use futures::{StreamExt, pin_mut};
-use http::Request;
 use job_handler_shared::{
-    kube::{error::status_code, watch::WatchHealth},
-    process::{admin::ReadyHandle, jitter::Backoff},
+    job::{
+        snapshot::JobSnapshot,
+        watch::{self, JobObserver, WatchTiming},
+    },
+    policy::label_keys::LabelKeys,
+    process::admin::ReadyHandle,
 };
-use kube::{
-    Client,
-    core::{Status, WatchEvent},
-    runtime::watcher::Error,
-};
+use kube::Client;
 
-use crate::cache::{
-    consistent_list::{self, ListError, ListedJob},
-    jobs::JobCache,
-};
+use crate::cache::{consistent_list::read_job, jobs::JobCache, policies::Policies};
 
-/// The apiserver ends a watch after this time, so that the end shows a working connection.
-const WATCH_SECONDS: u64 = 290;
-/// The apiserver sends a bookmark about once a minute: a watch without any event for longer than this is dead.
-const SILENCE_TIMEOUT: Duration = Duration::from_secs(100);
-/// Least and longest delay between attempts.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// The apiserver sends a bookmark about once a minute.
+const TIMING: WatchTiming = WatchTiming { seconds: 290, silence: Duration::from_secs(100) };
 
-/// How to continue after a watch.
-enum WatchEnd {
-    /// Watch from the cache's position.
-    Resume,
-    /// The apiserver no longer has that position: list again.
-    Relist,
+/// Fills the cache.
+struct CacheObserver {
+    cache: JobCache,
+    policies: Policies,
+    /// By which labels the cached Jobs are known.
+    keys: Arc<LabelKeys>,
 }
 
-/// Keeps the cache up to date for as long as the process runs.
-pub(crate) async fn run(client: Client, cache: JobCache, readiness: ReadyHandle) -> Infallible {
-    let mut health = WatchHealth::new("jobs.batch", Some(readiness));
-    let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
-    let mut from: Option<u64> = None;
-    loop {
-        let ended = match from {
-            None => match relist(&client, &cache).await {
-                Ok(position) => {
-                    health.listed();
-                    backoff.reset();
-                    from = Some(position);
-                    continue;
-                }
-                Err(error) => Err(Error::InitialListFailed(error)),
-            },
-            Some(position) => {
-                let mut had_event = false;
-                let ended = watch(&client, &cache, position, &mut health, &mut had_event).await;
-                if had_event {
-                    backoff.reset();
-                }
-                // A watch that ends without any event is retried with backoff.
-                if had_event && matches!(ended, Ok(WatchEnd::Resume)) {
-                    from = cache.position();
-                    continue;
-                }
-                ended
-            }
-        };
-        match ended {
-            Ok(WatchEnd::Resume) => {}
-            Ok(WatchEnd::Relist) => from = None,
-            Err(error) => health.failed(error),
-        }
-        from = from.and(cache.position());
-        backoff.wait().await;
+/// Keeps the cache up to date for as long as the process runs, once the policies are known.
+pub(crate) async fn run(
+    client: Client,
+    cache: JobCache,
+    policies: Policies,
+    readiness: ReadyHandle,
+) -> Infallible {
+    let mut changes = policies.changes();
+    // Before, any list would have to be read again.
+    while !policies.synced() && changes.changed().await.is_ok() {}
+    let observer = CacheObserver { cache, policies, keys: Arc::default() };
+    watch::run(client, TIMING, observer, changes, readiness).await
+}
+
+impl JobObserver for CacheObserver {
+    fn read(&self, json: &[u8]) -> serde_json::Result<JobSnapshot> {
+        read_job(json, &self.keys)
     }
-}
 
-/// Lists the Jobs consistently, so that the cache never falls back behind what it showed before.
-async fn relist(client: &Client, cache: &JobCache) -> Result<u64, kube::Error> {
-    cache.begin_list();
-    let pages = consistent_list::list_pages(client, None, |jobs| cache.add_page(jobs));
-    let position = pages.await.map_err(|error| match error {
-        ListError::Api(error) => *error,
-        ListError::Request(error) => kube::Error::HttpError(error),
-    })?;
-    cache.end_list(position);
-    Ok(position)
-}
-
-async fn watch(
-    client: &Client,
-    cache: &JobCache,
-    from: u64,
-    health: &mut WatchHealth,
-    had_event: &mut bool,
-) -> Result<WatchEnd, Error> {
-    let request = Request::get(format!(
-        "/apis/batch/v1/jobs?watch=true&allowWatchBookmarks=true&resourceVersion={from}&timeoutSeconds={WATCH_SECONDS}"
-    ))
-    .body(Vec::new())
-    .map_err(|error| Error::WatchStartFailed(kube::Error::HttpError(error)))?;
-    let events = client.request_events::<ListedJob>(request).await;
-    let events = match events {
-        Ok(events) => events,
-        Err(error) if status_code(&error) == Some(410) => return Ok(WatchEnd::Relist),
-        Err(error) => return Err(Error::WatchStartFailed(error)),
-    };
-    pin_mut!(events);
-    loop {
-        let event = match tokio::time::timeout(SILENCE_TIMEOUT, events.next()).await {
-            Ok(Some(event)) => event.map_err(Error::WatchFailed)?,
-            Ok(None) => return Ok(WatchEnd::Resume),
-            Err(_) => {
-                let seconds = SILENCE_TIMEOUT.as_secs();
-                tracing::warn!("the watch of Jobs had no event for {seconds} s, starting a new one");
-                return Ok(WatchEnd::Resume);
-            }
-        };
-        let applied = match event {
-            WatchEvent::Added(job) | WatchEvent::Modified(job) => {
-                version(&job.0.resource_version).map(|at| cache.apply(job.0, at))
-            }
-            WatchEvent::Deleted(job) => version(&job.0.resource_version).map(|at| cache.delete(&job.0, at)),
-            WatchEvent::Bookmark(mark) => {
-                version(&mark.metadata.resource_version).map(|at| cache.bookmark(at))
-            }
-            WatchEvent::Error(status) => return error_end(status),
-        };
-        // Without a position the cache is useless; a list may have one.
-        if applied.is_none() {
-            return Ok(WatchEnd::Relist);
-        }
-        health.responded();
-        *had_event = true;
+    fn list_began(&mut self) {
+        self.keys = self.policies.current().label_keys().clone();
+        self.cache.begin_list();
     }
-}
 
-fn error_end(status: Box<Status>) -> Result<WatchEnd, Error> {
-    match status.code {
-        410 => Ok(WatchEnd::Relist),
-        _ => Err(Error::WatchError(status)),
+    fn listed(&mut self, job: JobSnapshot) {
+        self.cache.add(Arc::new(job));
     }
-}
 
-fn version(text: &str) -> Option<u64> {
-    text.parse().ok()
+    fn list_ended(&mut self, position: u64) {
+        self.cache.end_list(position);
+    }
+
+    fn changed(&mut self, job: JobSnapshot, position: u64) {
+        self.cache.apply(Arc::new(job), position);
+    }
+
+    fn deleted(&mut self, job: JobSnapshot, position: u64) {
+        self.cache.delete(&job, position);
+    }
+
+    fn reached(&mut self, position: u64) {
+        self.cache.bookmark(position);
+    }
+
+    /// The cached Jobs lack labels that a policy names since then.
+    fn needs_list(&self) -> bool {
+        let policies = self.policies.current();
+        let named = policies.label_keys();
+        !Arc::ptr_eq(&self.keys, named) && !self.keys.covers(named)
+    }
 }

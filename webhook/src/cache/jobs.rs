@@ -87,12 +87,9 @@ impl JobCache {
         self.set_position(&mut table, None);
     }
 
-    /// Adds a page of the list.
-    pub(crate) fn add_page(&self, jobs: Vec<Arc<JobSnapshot>>) {
-        let mut table = self.table.lock();
-        for job in jobs {
-            table.put(job);
-        }
+    /// Adds a Job of the list.
+    pub(crate) fn add(&self, job: Arc<JobSnapshot>) {
+        self.table.lock().put(job);
     }
 
     /// Completes the list, whose resourceVersion is `position`: drops the Jobs that it did not contain.
@@ -198,13 +195,14 @@ mod tests {
         let cache = JobCache::default();
         assert!(cache.snapshot(None).is_none() && cache.position().is_none());
         cache.begin_list();
-        cache.add_page(vec![job("ci/a", "1"), job("qa/b", "2")]);
+        cache.add(job("ci/a", "1"));
+        cache.add(job("qa/b", "2"));
         assert!(cache.snapshot(None).is_none());
         cache.end_list(7);
         assert_eq!((cache.position(), uids(&cache, None)), (Some(7), vec!["1".to_owned(), "2".to_owned()]));
         cache.begin_list();
         assert!(cache.position().is_none());
-        cache.add_page(vec![job("ci/a", "3")]);
+        cache.add(job("ci/a", "3"));
         cache.end_list(9);
         assert_eq!((uids(&cache, None), uids(&cache, Some("qa"))), (vec!["3".to_owned()], vec![]));
         assert_eq!(cache.snapshot(None).unwrap().1.len(), 1);
@@ -240,7 +238,7 @@ mod tests {
         let seen = JobSnapshot { resource_version: "5".into(), ..(*job("ci/b", "2")).clone() };
         cache.apply(Arc::new(seen), 5);
         cache.begin_list();
-        cache.add_page(vec![job("ci/b", "3")]);
+        cache.add(job("ci/b", "3"));
         cache.end_list(9);
         assert_eq!(gone(&cache, 9), [("1".to_owned(), 4), ("2".to_owned(), 5)]);
     }

@@ -15,6 +15,7 @@ use std::{
 use arc_swap::{ArcSwap, Guard};
 use futures::future::BoxFuture;
 use job_handler_shared::{
+    kube::object_stream::objects,
     policy::{
         index::PolicyIndex,
         parsed::{Policy, PolicyError},
@@ -28,7 +29,7 @@ use k8s_openapi::api::core::v1::Namespace;
 use kube::{
     Api, Client, Resource, ResourceExt,
     core::{DeserializeGuard, PartialObjectMeta},
-    runtime::watcher,
+    runtime::{WatchStreamExt, watcher::Config},
 };
 use parking_lot::RwLock;
 use tokio::sync::watch;
@@ -96,16 +97,15 @@ impl Policies {
         readiness: &Readiness,
     ) -> [(&'static str, BoxFuture<'static, ()>); 3] {
         let policies = reflector::run(
-            watcher(Api::<DeserializeGuard<JobPolicy>>::all(client.clone()), watcher::Config::default()),
+            objects(Api::<DeserializeGuard<JobPolicy>>::all(client.clone()), Config::default())
+                .modify(trim_metadata),
             "jobpolicies.job-handler.io",
             readiness.register("JobPolicies"),
             PolicyHandler { policies: self.clone(), kind: PolicyKind::JobPolicy, read: Policy::namespaced },
         );
         let cluster_policies = reflector::run(
-            watcher(
-                Api::<DeserializeGuard<ClusterJobPolicy>>::all(client.clone()),
-                watcher::Config::default(),
-            ),
+            objects(Api::<DeserializeGuard<ClusterJobPolicy>>::all(client.clone()), Config::default())
+                .modify(trim_metadata),
             "clusterjobpolicies.job-handler.io",
             readiness.register("ClusterJobPolicies"),
             PolicyHandler {
@@ -115,7 +115,7 @@ impl Policies {
             },
         );
         let namespaces = reflector::run(
-            watcher(Api::<PartialObjectMeta<Namespace>>::all(client.clone()), watcher::Config::default()),
+            objects(Api::<PartialObjectMeta<Namespace>>::all(client.clone()), Config::default()),
             "namespaces",
             readiness.register("Namespaces"),
             NamespaceHandler { policies: self.clone() },
@@ -193,6 +193,14 @@ impl Policies {
         self.0.synced.fetch_or(part, Ordering::AcqRel);
         self.0.policies_changed.send_modify(|n| *n += 1);
     }
+}
+
+/// Drops what tenants may write into a policy besides its spec, which its schema bounds: a list is kept until it is
+/// complete.
+fn trim_metadata(policy: &mut impl Resource) {
+    let metadata = policy.meta_mut();
+    (metadata.annotations, metadata.labels, metadata.managed_fields) = (None, None, None);
+    (metadata.owner_references, metadata.finalizers) = (None, None);
 }
 
 struct PolicyHandler<P> {

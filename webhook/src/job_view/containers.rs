@@ -5,6 +5,13 @@ use std::collections::BTreeMap;
 use job_handler_shared::policy::stamp::Amount;
 use serde::Deserialize;
 
+use crate::job_view::first_of::{FirstEntries, FirstOf};
+
+/// Most containers that are read of either list; further ones get no defaults.
+const MAX_CONTAINERS: usize = 1_000;
+/// Most resources that are read of a container.
+const MAX_RESOURCES: usize = 16;
+
 /// A container of a pod template: its name, position and resources.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct ContainerView {
@@ -32,8 +39,8 @@ impl ContainerView {
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct RawPodSpec {
-    init_containers: Option<Vec<RawContainer>>,
-    containers: Option<Vec<RawContainer>>,
+    init_containers: Option<FirstOf<RawContainer, MAX_CONTAINERS>>,
+    containers: Option<FirstOf<RawContainer, MAX_CONTAINERS>>,
     resources: Option<RawResources>,
 }
 
@@ -43,10 +50,13 @@ struct RawContainer {
     resources: Option<RawResources>,
 }
 
+/// Amounts by resource.
+type Amounts = FirstEntries<Amount, MAX_RESOURCES>;
+
 #[derive(Default, Deserialize)]
 struct RawResources {
-    limits: Option<BTreeMap<String, Amount>>,
-    requests: Option<BTreeMap<String, Amount>>,
+    limits: Option<Amounts>,
+    requests: Option<Amounts>,
 }
 
 impl RawPodSpec {
@@ -57,8 +67,8 @@ impl RawPodSpec {
         if !texts(pod_level.limits).is_empty() || !texts(pod_level.requests).is_empty() {
             return Vec::new();
         }
-        let list = |list: &'static str, raw: Option<Vec<RawContainer>>| {
-            raw.into_iter().flatten().enumerate().map(move |(index, raw)| {
+        let list = |list: &'static str, raw: Option<FirstOf<RawContainer, MAX_CONTAINERS>>| {
+            raw.unwrap_or_default().0.into_iter().enumerate().map(move |(index, raw)| {
                 let has_resources = raw.resources.is_some();
                 let resources = raw.resources.unwrap_or_default();
                 let (limits, requests) = (texts(resources.limits), texts(resources.requests));
@@ -70,6 +80,6 @@ impl RawPodSpec {
     }
 }
 
-fn texts(amounts: Option<BTreeMap<String, Amount>>) -> BTreeMap<String, String> {
-    amounts.into_iter().flatten().map(|(key, amount)| (key, amount.0)).collect()
+fn texts(amounts: Option<Amounts>) -> BTreeMap<String, String> {
+    amounts.into_iter().flat_map(|amounts| amounts.0).map(|(key, amount)| (key, amount.0)).collect()
 }

@@ -3,23 +3,16 @@
 //! Of the template's containers, only names, requests and limits are built in memory, whatever their number. Deep nesting
 //! is safe: `serde_json` skips unknown values without recursion.
 
-use std::{collections::BTreeMap, fmt};
-
-use jiff::Timestamp;
 use job_handler_shared::{
-    job::{
-        scope::without_group_label,
-        snapshot::{Finished, JobSnapshot, Outcome, Owner},
-    },
-    keys,
+    job::{scope::without_group_label, snapshot::JobSnapshot},
     policy::reference::Labels,
 };
-use serde::{
-    Deserialize, Deserializer,
-    de::{IgnoredAny, MapAccess, Visitor},
-};
+use serde::{Deserialize, Deserializer, de::Error as _};
 
-use crate::job_view::containers::{ContainerView, RawPodSpec};
+use crate::job_view::{
+    containers::ContainerView,
+    raw::{RawJob, RawTemplate},
+};
 
 /// A Job, and what a JSON Patch has to know about the raw object.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -62,7 +55,7 @@ impl JobView {
         self
     }
 
-    /// The value of an annotation with the prefix `job-handler/`.
+    /// The value of one of our annotations.
     pub(crate) fn annotation(&self, key: &str) -> Option<&str> {
         self.snapshot.annotations.get(key).map(String::as_str)
     }
@@ -81,207 +74,23 @@ pub(crate) fn newly_active(new: &JobView, old: &JobView) -> Option<JobSnapshot> 
     (after.is_active() && (unsuspended || changes_scope)).then_some(after)
 }
 
+/// Reads all labels, if they are not too many.
 impl<'de> Deserialize<'de> for JobView {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        RawJob::deserialize(deserializer).map(Self::from)
+        RawJob::<RawTemplate>::deserialize(deserializer)?.into_view().map_err(D::Error::custom)
     }
-}
-
-#[derive(Deserialize)]
-struct RawJob {
-    metadata: Option<RawMetadata>,
-    spec: Option<RawSpec>,
-    status: Option<RawStatus>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct RawMetadata {
-    namespace: Option<String>,
-    name: Option<String>,
-    generate_name: Option<String>,
-    uid: Option<String>,
-    resource_version: Option<String>,
-    generation: Option<i64>,
-    creation_timestamp: Option<Timestamp>,
-    deletion_timestamp: Option<Timestamp>,
-    labels: Option<Labels>,
-    annotations: Option<OwnAnnotations>,
-    owner_references: Option<Vec<RawOwnerReference>>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct RawOwnerReference {
-    #[serde(default)]
-    controller: Option<bool>,
-    api_version: String,
-    kind: String,
-    name: String,
-    uid: String,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct RawSpec {
-    suspend: Option<bool>,
-    managed_by: Option<String>,
-    ttl_seconds_after_finished: Option<i32>,
-    active_deadline_seconds: Option<i64>,
-    backoff_limit: Option<i32>,
-    backoff_limit_per_index: Option<i32>,
-    template: Option<RawTemplate>,
-}
-
-#[derive(Deserialize)]
-struct RawTemplate {
-    metadata: Option<RawTemplateMetadata>,
-    spec: Option<RawPodSpec>,
-}
-
-#[derive(Deserialize)]
-struct RawTemplateMetadata {
-    labels: Option<Labels>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct RawStatus {
-    start_time: Option<Timestamp>,
-    active: Option<i32>,
-    terminating: Option<i32>,
-    succeeded: Option<i32>,
-    failed: Option<i32>,
-    conditions: Option<Vec<RawCondition>>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct RawCondition {
-    #[serde(rename = "type")]
-    kind: String,
-    status: String,
-    #[serde(default)]
-    reason: Option<String>,
-    #[serde(default)]
-    message: Option<String>,
-    #[serde(default)]
-    last_transition_time: Option<Timestamp>,
-}
-
-/// Annotations with the prefix `job-handler/`. All others are skipped: `kubectl apply` stores a full manifest in one.
-#[derive(Default)]
-struct OwnAnnotations(BTreeMap<String, String>);
-
-impl<'de> Deserialize<'de> for OwnAnnotations {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct OwnKeys;
-        impl<'de> Visitor<'de> for OwnKeys {
-            type Value = OwnAnnotations;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a map of annotations")
-            }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<OwnAnnotations, A::Error> {
-                let mut ours = BTreeMap::new();
-                while let Some(key) = map.next_key::<String>()? {
-                    if key.starts_with("job-handler/") {
-                        ours.insert(key, map.next_value()?);
-                    } else {
-                        map.next_value::<IgnoredAny>()?;
-                    }
-                }
-                Ok(OwnAnnotations(ours))
-            }
-        }
-        deserializer.deserialize_map(OwnKeys)
-    }
-}
-
-impl From<RawJob> for JobView {
-    fn from(raw: RawJob) -> Self {
-        let (meta, spec, status) =
-            (raw.metadata.unwrap_or_default(), raw.spec.unwrap_or_default(), raw.status.unwrap_or_default());
-        let template = template(spec.template);
-        let (has_labels, has_annotations) = (meta.labels.is_some(), meta.annotations.is_some());
-        let conditions = status.conditions.unwrap_or_default();
-        let finishing =
-            ["SuccessCriteriaMet", "FailureTarget"].iter().any(|kind| is_true(&conditions, kind).is_some());
-        let snapshot = JobSnapshot {
-            namespace: meta.namespace.unwrap_or_default(),
-            name: meta.name.unwrap_or_default(),
-            uid: meta.uid.unwrap_or_default(),
-            resource_version: meta.resource_version.unwrap_or_default(),
-            generation: meta.generation.unwrap_or_default(),
-            created: meta.creation_timestamp.unwrap_or_default(),
-            deleting_since: meta.deletion_timestamp,
-            labels: meta.labels.unwrap_or_default(),
-            annotations: meta.annotations.unwrap_or_default().0,
-            owner: meta
-                .owner_references
-                .into_iter()
-                .flatten()
-                .find(|reference| reference.controller == Some(true))
-                .map(|o| Owner { api_version: o.api_version, kind: o.kind, name: o.name, uid: o.uid }),
-            suspended: spec.suspend.unwrap_or_default(),
-            managed_by: spec.managed_by.filter(|manager| manager != keys::JOB_CONTROLLER),
-            ttl: spec.ttl_seconds_after_finished,
-            deadline: spec.active_deadline_seconds,
-            backoff_limit: spec.backoff_limit,
-            started: status.start_time,
-            active_pods: status.active.unwrap_or_default(),
-            terminating_pods: status.terminating.unwrap_or_default(),
-            succeeded_pods: status.succeeded.unwrap_or_default(),
-            failed_pods: status.failed.unwrap_or_default(),
-            finished: finished(&conditions),
-            finishing,
-        };
-        Self {
-            generate_name: meta.generate_name.unwrap_or_default(),
-            has_labels,
-            has_annotations,
-            backoff_limit_per_index: spec.backoff_limit_per_index.is_some(),
-            template,
-            snapshot,
-        }
-    }
-}
-
-fn template(template: Option<RawTemplate>) -> TemplateView {
-    let Some(template) = template else { return TemplateView::default() };
-    let has_metadata = template.metadata.is_some();
-    let containers = template.spec.map(RawPodSpec::into_containers).unwrap_or_default();
-    let labels = template.metadata.and_then(|metadata| metadata.labels);
-    TemplateView {
-        exists: true,
-        has_metadata,
-        has_labels: labels.is_some(),
-        labels: labels.unwrap_or_default(),
-        containers,
-    }
-}
-
-fn is_true<'a>(conditions: &'a [RawCondition], kind: &str) -> Option<&'a RawCondition> {
-    conditions.iter().find(|condition| condition.kind == kind && condition.status == "True")
-}
-
-fn finished(conditions: &[RawCondition]) -> Option<Finished> {
-    let (condition, outcome) = [("Complete", Outcome::Completed), ("Failed", Outcome::Failed)]
-        .into_iter()
-        .find_map(|(kind, outcome)| is_true(conditions, kind).map(|condition| (condition, outcome)))?;
-    Some(Finished {
-        outcome,
-        reason: condition.reason.clone().unwrap_or_default(),
-        message: condition.message.clone().unwrap_or_default(),
-        at: condition.last_transition_time.unwrap_or_default(),
-    })
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use job_handler_shared::{policy::label_keys::LabelKeys, testing::policies::namespaced};
     use k8s_openapi::api::batch::v1::Job;
     use serde_json::json;
 
     use super::*;
+    use crate::job_view::read_trimmed;
 
     #[test]
     fn the_view_agrees_with_the_typed_job_on_every_field() {
@@ -339,5 +148,40 @@ mod tests {
         let text = format!(r#"{{"metadata":{{"name":"a"}},"spec":{{"template":{{"spec":{deep}}}}}}}"#);
         let view: JobView = serde_json::from_str(&text).unwrap();
         assert_eq!(view.snapshot.name, "a");
+    }
+
+    #[test]
+    fn of_a_listed_job_only_the_named_labels_are_read() {
+        let policy = namespaced("p", json!({"jobSelector": {"matchLabels": {"app": "x"}}}));
+        let keys = Arc::new(LabelKeys::of([&policy.spec]));
+        let mut labels: Labels = (0..10_000).map(|n| (format!("l{n}"), String::new())).collect();
+        labels.insert("app".to_owned(), "x".to_owned());
+        let read = |labels: &Labels| {
+            let job = json!({"metadata": {"name": "a", "labels": labels}, "spec": {"template": {"spec": 7}}});
+            read_trimmed(job.to_string().as_bytes(), &keys).unwrap()
+        };
+        let job = read(&labels);
+        assert_eq!(job.labels, Labels::from([("app".to_owned(), "x".to_owned())]));
+        assert!(job.knows_labels(&keys) && job.kept_labels.is_some());
+        assert!(read(&job.labels).kept_labels.is_none(), "nothing was dropped");
+        assert!(read_trimmed(br#"{"metadata":{"labels":[]}}"#, &keys).is_err());
+    }
+
+    #[test]
+    fn a_review_reads_no_more_labels_than_memory_can_hold() {
+        let labels =
+            |count: usize| -> Labels { (0..count).map(|n| (format!("l{n}"), String::new())).collect() };
+        for on_template in [false, true] {
+            let read = |count: usize| {
+                let labels = json!({"labels": labels(count)});
+                serde_json::from_value::<JobView>(match on_template {
+                    true => json!({"spec": {"template": {"metadata": labels}}}),
+                    false => json!({"metadata": labels}),
+                })
+            };
+            assert!(read(10_000).is_ok());
+            let why = read(100_000).unwrap_err().to_string();
+            assert!(why.contains("labels take more than 256 KiB"), "{why}");
+        }
     }
 }

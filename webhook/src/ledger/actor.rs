@@ -37,6 +37,9 @@ const SAME_CREATE: Duration = Duration::from_secs(10);
 const MAX_REFUSALS: usize = 2048;
 /// Most requests that may wait for a fresh read.
 const MAX_PARKED: usize = 4096;
+/// Most rejected writes of one round while it searches the grants that the apiserver rejects: enough for three among a
+/// thousand.
+const MAX_REJECTED: u32 = 32;
 /// Jobs that a warning about many of them lists.
 const LOGGED_JOBS: usize = 5;
 
@@ -145,12 +148,38 @@ impl LedgerActor {
 
     /// Runs a round, again whenever another replica writes first. With a fresh read every request is answered; without
     /// one, only those that are granted, and the others are parked.
-    async fn run_round(&mut self, mut requests: Vec<DecisionRequest>, fresh: Option<FreshRead>) {
-        // Whether the answer to a write of this round was lost.
-        let mut unknown_write = false;
+    ///
+    /// If the apiserver rejects the ledger with the grants of these requests, each half of them has a round of its own, down
+    /// to the request that is rejected by itself, so that the others go on.
+    async fn run_round(&mut self, requests: Vec<DecisionRequest>, fresh: Option<FreshRead>) {
         if fresh.is_none() && !requests.is_empty() {
             self.gather(requests.len()).await;
         }
+        let mut rejected = 0;
+        // The next to run is the last one.
+        let mut parts = vec![requests];
+        while let Some(part) = parts.pop() {
+            let Some((mut part, why)) = self.run_part(part, fresh.as_ref()).await else { continue };
+            rejected += 1;
+            if part.len() > 1 && rejected < MAX_REJECTED {
+                let rest = part.split_off(part.len() / 2);
+                parts.extend([rest, part]);
+            } else {
+                self.fail_requests(part, false, &why);
+            }
+        }
+        self.rounds.set_housekeeping(false);
+    }
+
+    /// Runs a round for these requests, as [`run_round`](Self::run_round). Returns them if the apiserver rejects the write,
+    /// and why.
+    async fn run_part(
+        &mut self,
+        mut requests: Vec<DecisionRequest>,
+        fresh: Option<&FreshRead>,
+    ) -> Option<(Vec<DecisionRequest>, String)> {
+        // Whether the answer to a write of this round was lost.
+        let mut unknown_write = false;
         for n in 0..MAX_ATTEMPTS {
             if fresh.is_none() {
                 if !requests.is_empty() {
@@ -166,9 +195,9 @@ impl LedgerActor {
             }
             let span = tracing::info_span!("round", ledger = self.rounds.id().name(), attempt = n + 1);
             let attempts: Vec<&Attempt> = requests.iter().map(|request| &request.attempt).collect();
-            match self.rounds.attempt(&attempts, fresh.as_ref()).instrument(span).await {
+            match self.rounds.attempt(&attempts, fresh).instrument(span).await {
                 Ok(verdicts) => {
-                    let view_source = fresh.as_ref().map(|fresh| fresh.view_source);
+                    let view_source = fresh.map(|fresh| fresh.view_source);
                     self.answer(std::mem::take(&mut requests), verdicts, view_source);
                     break;
                 }
@@ -178,15 +207,27 @@ impl LedgerActor {
                     self.park(std::mem::take(&mut requests));
                     break;
                 }
-                Err(RoundError::Failed(why)) => {
+                Err(RoundError::UnknownLabels) => {
+                    let knows_labels =
+                        |request: &DecisionRequest| self.rounds.knows_labels(&request.attempt.job);
+                    let (known, unknown): (Vec<_>, Vec<_>) = requests.into_iter().partition(knows_labels);
+                    requests = known;
+                    self.fail_requests(unknown, unknown_write, "the policies have just changed");
+                    continue;
+                }
+                // What an earlier write with a lost answer stored has to be found first.
+                Err(RoundError::Rejected(why)) if !unknown_write && !requests.is_empty() => {
+                    return Some((requests, why));
+                }
+                Err(RoundError::Rejected(why) | RoundError::Failed(why)) => {
                     self.fail_requests(std::mem::take(&mut requests), unknown_write, &why);
                     break;
                 }
             }
             tokio::time::sleep(self.rounds.retry_delay()).await;
         }
-        self.rounds.set_housekeeping(false);
         self.fail_requests(requests, unknown_write, "other replicas kept writing the ledger first");
+        None
     }
 
     async fn gather(&self, requests: usize) {

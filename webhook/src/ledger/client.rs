@@ -40,8 +40,10 @@ pub(crate) enum WriteResult {
     Conflict,
     /// It may have been stored, or may still be.
     Unknown(String),
-    /// The apiserver rejected it; nothing was stored.
+    /// The apiserver rejected these contents, and will again; nothing was stored.
     Rejected(String),
+    /// Nothing was stored; the same write may succeed later.
+    Failed(String),
 }
 
 impl LedgerClient {
@@ -81,7 +83,7 @@ impl LedgerClient {
         let params = PostParams::default();
         let what = format!("create JobLedger {name}");
         match call_within(CALL_TIMEOUT, &what, retry_throttled(|| self.api.create(&params, &ledger))).await {
-            Err(error) if error.is_not_found() => WriteResult::Rejected(
+            Err(error) if error.is_not_found() => WriteResult::Failed(
                 "the cluster has no jobledgers.job-handler.io, or the namespace of job-handler is missing: apply manifests/base"
                     .to_owned(),
             ),
@@ -121,9 +123,40 @@ fn classify(response: Result<JobLedger, ApiError>) -> WriteResult {
         // Not found: the ledger was deleted meanwhile.
         Err(error) if error.is_not_found() || error.is_conflict() => WriteResult::Conflict,
         Err(error) if error.is_throttled() => {
-            WriteResult::Rejected(format!("{error}; the apiserver is overloaded"))
+            WriteResult::Failed(format!("{error}; the apiserver is overloaded"))
         }
-        Err(error) if error.is_transient() => WriteResult::Unknown(error.to_string()),
-        Err(error) => WriteResult::Rejected(error.to_string()),
+        Err(error) if error.is_rejected() => WriteResult::Rejected(error.to_string()),
+        Err(error) if error.stored_nothing() => WriteResult::Failed(error.to_string()),
+        Err(error) => WriteResult::Unknown(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kube::core::Status;
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case(409, "conflict", "Conflict")]
+    #[case(404, "not found", "Conflict")]
+    #[case(413, "Request entity too large: limit is 3145728", "Rejected")]
+    #[case(500, "etcdserver: request is too large", "Rejected")]
+    #[case(
+        500,
+        "rpc error: code = ResourceExhausted desc = trying to send message larger than max",
+        "Rejected"
+    )]
+    #[case(422, "invalid", "Rejected")]
+    #[case(429, "too many requests", "Failed")]
+    #[case(500, "etcdserver: mvcc: database space exceeded", "Failed")]
+    #[case(401, "Unauthorized", "Failed")]
+    #[case(500, "etcdserver: leader changed", "Unknown")]
+    #[case(504, "timeout", "Unknown")]
+    fn an_answer_is_no_unknown_write(#[case] code: u16, #[case] message: &str, #[case] expected: &str) {
+        let status = Status { code, message: message.into(), ..Status::default() };
+        let result = classify(Err(ApiError::new("write", kube::Error::Api(Box::new(status)))));
+        assert!(format!("{result:?}").starts_with(expected), "{result:?}");
     }
 }

@@ -162,7 +162,8 @@ async fn check_unchanged(
 }
 
 async fn list_jobs(context: &LedgerContext, id: &LedgerId) -> Result<JobListing, String> {
-    let list = consistent_list::list_jobs(&context.client, id.namespace().map(str::to_owned));
+    let keys = context.policies.current().label_keys().clone();
+    let list = consistent_list::list_jobs(&context.client, id.namespace(), &keys);
     let listing = match tokio::time::timeout(LIST_TIMEOUT, list).await {
         Ok(listing) => listing.map_err(|error| error.to_string())?,
         Err(_) => return Err("the apiserver did not answer in time".to_owned()),
@@ -192,7 +193,8 @@ async fn fetch_slot_holders(
         return None;
     }
     let holders = slot_holders(context, id, ledger, &jobs)?;
-    let gets = holders.iter().map(|holder| consistent_list::get_job(&context.client, holder));
+    let keys = context.policies.current().label_keys().clone();
+    let gets = holders.iter().map(|holder| consistent_list::get_job(&context.client, holder, &keys));
     let fetched = tokio::time::timeout(FETCH_TIMEOUT, try_join_all(gets)).await.ok()?.ok()?;
     let mut fetched: HashMap<String, Arc<JobSnapshot>> =
         fetched.into_iter().flatten().map(|job| (job.key(), job)).collect();
@@ -210,7 +212,8 @@ async fn fetch_slot_holders(
     Some(JobListing { version, jobs })
 }
 
-/// `namespace/name` of each Job that takes a slot; `None` if there are too many, or one is in an unknown namespace.
+/// `namespace/name` of each Job that takes a slot; `None` if there are too many, or if the namespace or the labels of one
+/// are not known.
 fn slot_holders(
     context: &LedgerContext,
     id: &LedgerId,
@@ -222,8 +225,11 @@ fn slot_holders(
     let rules = LimitRules { policies: &policies, namespaces: &namespaces };
     let mut holders: BTreeSet<String> = ledger.contents.pending.keys().cloned().collect();
     for job in jobs.iter().filter(|job| job.is_active()) {
-        // Without a Job's namespace, a limit of the cluster could miss the Job.
+        // Without a Job's namespace, a limit of the cluster could miss the Job; without its labels, any limit.
         namespaces(&job.namespace)?;
+        if !job.knows_labels(policies.label_keys()) {
+            return None;
+        }
         if !count::scopes(rules, id, job).is_empty() {
             holders.insert(job.key());
         }

@@ -12,10 +12,11 @@ use std::{
 
 use futures::{FutureExt, future::BoxFuture};
 use job_handler_shared::{
+    kube::object_stream::objects,
     policy::set::PolicySet,
     process::{admin::Readiness, jitter::full_jitter},
 };
-use kube::{Client, runtime::watcher};
+use kube::{Client, runtime::watcher::Config};
 use parking_lot::Mutex;
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -139,7 +140,9 @@ impl LedgerLimiter {
     }
 
     async fn ask_ledgers(&self, attempt: Attempt) -> Verdict {
-        let (cluster, namespace) = self.ledgers(&attempt);
+        let Some((cluster, namespace)) = self.ledgers(&attempt) else {
+            return unavailable("the policies have just changed");
+        };
         // Revokes the grants if this future is dropped, or ends without granting.
         let mut grants = GrantGuard { limiter: self, request: attempt.uid.clone(), ledgers: Vec::new() };
         if cluster && namespace.is_some() && !attempt.dry_run {
@@ -160,9 +163,13 @@ impl LedgerLimiter {
         Verdict::Granted
     }
 
-    /// The ledgers that decide about an attempt: whether the cluster's does, and the namespace's if it does.
-    fn ledgers(&self, attempt: &Attempt) -> (bool, Option<LedgerId>) {
+    /// The ledgers that decide about an attempt: whether the cluster's does, and the namespace's if it does. `None` if
+    /// policies name labels that were dropped from its Job.
+    fn ledgers(&self, attempt: &Attempt) -> Option<(bool, Option<LedgerId>)> {
         let policies = self.context.policies.current();
+        if !attempt.job.knows_labels(policies.label_keys()) {
+            return None;
+        }
         let namespaces = |name: &str| self.context.policies.known_namespace(name);
         let rules = LimitRules { policies: &policies, namespaces: &namespaces };
         let scopes = rules.scopes(&attempt.job);
@@ -172,7 +179,7 @@ impl LedgerLimiter {
             || rules.matching(&attempt.job).iter().any(|policy| policy.spec.failure_backoff.is_some());
         let namespace =
             (in_namespace || has_backoff()).then(|| LedgerId::Namespace(attempt.job.namespace.clone()));
-        (cluster, namespace)
+        Some((cluster, namespace))
     }
 
     async fn ask(&self, ledger: LedgerId, attempt: Attempt) -> Verdict {
@@ -228,14 +235,19 @@ impl LedgerTasks {
         let ledgers_ready = readiness.register("JobLedgers");
         let context = self.limiter.context.clone();
         let jobs_ready = readiness.register("Jobs");
-        let job_watch = job_watch::run(context.client.clone(), context.cache.clone(), jobs_ready);
+        let job_watch = job_watch::run(
+            context.client.clone(),
+            context.cache.clone(),
+            context.policies.clone(),
+            jobs_ready,
+        );
         let provision = provision::run(context.clone());
         let ledger_watch = async move {
             let policies = context.policies.clone();
             // Policies count as newer than the watch only if they come after it: see `KnownLedgers::may_recreate`.
             let mut changes = policies.changes();
             while !policies.synced() && changes.changed().await.is_ok() {}
-            let stream = watcher(context.ledger_client.api(), watcher::Config::default());
+            let stream = objects(context.ledger_client.api(), Config::default());
             let handler = LedgerWatchHandler { known_ledgers: &context.known_ledgers, policies };
             reflector::run(stream, "jobledgers.job-handler.io", ledgers_ready, handler).await;
         };

@@ -80,7 +80,7 @@ async fn create_missing(context: &LedgerContext) {
             }
             // Another replica created it; the watch will deliver it.
             WriteResult::Conflict => {}
-            WriteResult::Unknown(why) | WriteResult::Rejected(why) => {
+            WriteResult::Unknown(why) | WriteResult::Rejected(why) | WriteResult::Failed(why) => {
                 tracing::warn!(ledger = name, "cannot create the ledger, trying again: {why}");
                 return;
             }

@@ -60,6 +60,10 @@ pub(crate) enum RoundError {
     RetryUnknownWrite,
     /// The watch cache is older than what another replica has observed: only a fresh read can decide.
     StaleCache,
+    /// Policies name labels that were dropped from an attempt's Job when it arrived.
+    UnknownLabels,
+    /// The apiserver rejects the ledger with these grants, whenever it is written; an explanation.
+    Rejected(String),
     /// Trying again now is pointless; an explanation for the caller of the webhook.
     Failed(String),
 }
@@ -103,6 +107,11 @@ impl RoundRunner {
         self.housekeeping = housekeeping;
     }
 
+    /// Whether the policies of the moment can judge a Job by the labels that were kept of it.
+    pub(crate) fn knows_labels(&self, job: &JobSnapshot) -> bool {
+        job.knows_labels(self.context.policies.current().label_keys())
+    }
+
     /// How long to gather further requests while `waiting` requests wait.
     pub(crate) fn batching_delay(&self, waiting: usize) -> Duration {
         self.batching.delay(waiting, Instant::now())
@@ -144,7 +153,15 @@ impl RoundRunner {
         let namespaces = |name: &str| context.policies.known_namespace(name);
         let rules = LimitRules { policies: &policies, namespaces: &namespaces };
 
+        let keys = policies.label_keys();
+        if !attempts.iter().all(|attempt| attempt.job.knows_labels(keys)) {
+            return Err(RoundError::UnknownLabels);
+        }
         let basis = self.basis(fresh).await?;
+        // The policies name further labels since the Jobs were read.
+        if !basis.jobs.iter().all(|job| job.knows_labels(keys)) {
+            return Err(RoundError::StaleCache);
+        }
         let (verdicts, decision) = self.decide(&policies, rules, &basis, attempts, fresh)?;
         let grants = count_grants(attempts, &verdicts, &basis.ledger.contents, &decision.contents);
         let expired = fresh.is_some_and(|fresh| !fresh.expired.is_empty());

@@ -84,6 +84,11 @@ impl LedgerApiserver {
         self.0.lose_next(Some(LostWrite::Done));
     }
 
+    /// Writes that contain this text are too large.
+    pub(super) fn reject(&self, text: &str) {
+        self.0.reject(text);
+    }
+
     /// What the stored ledger holds.
     pub(super) fn contents(&self) -> LedgerContents {
         self.stored().spec.contents().unwrap()

@@ -19,7 +19,7 @@ use job_handler_shared::{
     testing::apiserver::LostWrite,
 };
 use job_handler_webhook::{
-    cache::{consistent_list::ListedJob, jobs::JobCache, policies::Policies, reflector::WatchHandler},
+    cache::{consistent_list::read_job, jobs::JobCache, policies::Policies, reflector::WatchHandler},
     ledger::{
         actor::LedgerActor,
         attempt_age::Clock,
@@ -348,10 +348,11 @@ impl ReplayedReplica {
     /// Delivers the watch events of Jobs up to a resourceVersion.
     fn deliver_events(&mut self, apiserver: &LimitsApiserver, until: u64) {
         for (version, event) in apiserver.events("jobs", self.delivered, until) {
-            let ListedJob(job) = serde_json::from_value(event["object"].clone()).unwrap();
+            let keys = self.shared.policies.current().label_keys().clone();
+            let job = read_job(event["object"].to_string().as_bytes(), &keys).unwrap();
             match event["type"].as_str() {
                 Some("DELETED") => self.shared.cache.delete(&job, version),
-                _ => self.shared.cache.apply(job, version),
+                _ => self.shared.cache.apply(Arc::new(job), version),
             }
             self.delivered = version;
         }

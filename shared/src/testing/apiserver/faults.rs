@@ -45,6 +45,8 @@ pub(super) struct Faults {
     at_write: Option<(usize, Fault)>,
     dead: bool,
     refuse_all: Option<u16>,
+    /// Writes that contain this text are too large for etcd.
+    too_large: Option<String>,
     lose_replaces: usize,
     replaces: usize,
     lose_next: Option<LostWrite>,
@@ -65,6 +67,10 @@ impl Faults {
         }
         if call.method == Method::GET {
             return Ok((None, None));
+        }
+        if self.too_large.as_ref().is_some_and(|text| call.body.to_string().contains(text)) {
+            self.writes += 1;
+            return Err(Reply::refused(500, "InternalError", "etcdserver: request is too large"));
         }
         let fault = self.at_write.filter(|(n, _)| *n == self.writes).map(|(_, fault)| fault);
         self.writes += 1;
@@ -217,6 +223,11 @@ impl Apiserver {
     /// Refuses every creation of a resource, or of `NAMESPACE/RESOURCE`, and every deletion of `RESOURCE/NAME`.
     pub fn refuse(&self, resource: &str, code: u16, message: &str) {
         self.0.storage.lock().refused.insert(resource.to_owned(), (code, message.to_owned()));
+    }
+
+    /// Every write that contains this text fails as one that is too large for etcd.
+    pub fn reject(&self, text: &str) {
+        self.0.faults.lock().too_large = Some(text.to_owned());
     }
 
     /// Every call but watches fails with this code, or none any more.

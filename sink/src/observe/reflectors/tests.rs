@@ -7,11 +7,12 @@ use job_handler_shared::{
     result::metadata::may_be_result,
     testing::apiserver::Apiserver,
 };
+use k8s_openapi::ByteString;
 use parking_lot::Mutex;
 use serde_json::json;
 
 use super::*;
-use crate::{metrics::SinkMetrics, observe::store::Store};
+use crate::{metrics::SinkMetrics, observe::store::Store, result::seal::Seal};
 
 #[test]
 fn names_of_results() {
@@ -25,9 +26,16 @@ fn names_of_results() {
     }
 }
 
+const SEAL_KEY: [u8; 32] = [7; 32];
+
+/// As the sink that stored it sealed it.
 fn put_result(apiserver: &Apiserver, namespace: &str) {
     let labels = json!({keys::CREATED: "true", keys::JOB_UID: format!("uid-of-{namespace}")});
     let metadata = json!({"name": "build-results", "namespace": namespace, "labels": labels});
+    let mut metadata = serde_json::from_value(metadata).unwrap();
+    let seal = Seal::default();
+    seal.set_key(&SEAL_KEY);
+    seal.put(&mut metadata);
     apiserver.put("configmaps", json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata}));
 }
 
@@ -44,6 +52,9 @@ async fn wait(what: &str, holds: impl Fn() -> bool) {
 #[tokio::test(start_paused = true)]
 async fn results_of_each_served_namespace_have_a_watch_of_their_own() {
     let apiserver = Apiserver::default();
+    let key = ByteString(SEAL_KEY.to_vec());
+    let metadata = json!({"name": keys::SEAL_SECRET, "namespace": keys::NAMESPACE});
+    apiserver.put("secrets", json!({"metadata": metadata, "data": {"key": key}}));
     ["ci", "cd", "prod"].into_iter().for_each(|namespace| put_result(&apiserver, namespace));
     let paths: Arc<Mutex<Vec<String>>> = Arc::default();
     let seen = paths.clone();

@@ -6,7 +6,7 @@ use std::{
     process::ExitCode,
 };
 
-use job_handler_shared::job::snapshot::JobSnapshot;
+use job_handler_shared::{job::snapshot::JobSnapshot, text::escape_unsafe};
 
 use crate::prune::command::{
     delete::DeletionOutcome,
@@ -90,10 +90,10 @@ impl<W: Write> ReportWriter<'_, W> {
 
     fn line(&mut self, word: &str, job: &JobSnapshot, value: &str, why: &dyn fmt::Display) -> io::Result<()> {
         let PruneOptions { group_label, .. } = self.options;
-        writeln!(
-            self.out,
+        let line = format!(
             "{word:<5} {}/{}  {group_label}={value}  {}  {why}",
             job.namespace, job.name, job.created
-        )
+        );
+        writeln!(self.out, "{}", escape_unsafe(&line))
     }
 }

@@ -1,3 +1,6 @@
+use job_handler_shared::{policy::set::PolicySet, testing::policies::namespaced};
+use serde_json::json;
+
 use super::*;
 use crate::ledger::test_support::{LedgerApiserver, attempt, id, ledger_with};
 
@@ -100,4 +103,48 @@ async fn a_grant_whose_answer_was_lost_is_given_after_a_read() {
     assert_eq!(actor.ask(attempt("a")).await.unwrap(), Verdict::Granted);
     assert_eq!((actor.writes(), actor.apiserver.reads()), (2, 1));
     assert_eq!(actor.apiserver.contents().attempts().count(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_attempt_that_the_apiserver_rejects_is_dropped_and_the_others_go_on() {
+    let actor = RunningActor::start(100);
+    actor.apiserver.reject("poison");
+    let mut verdicts: Vec<_> = (0..20).map(|n| actor.ask(attempt(&format!("j{n}")))).collect();
+    let poisoned = actor.ask(attempt("poison"));
+    verdicts.extend((20..40).map(|n| actor.ask(attempt(&format!("j{n}")))));
+    for verdict in verdicts {
+        assert_eq!(verdict.await.unwrap(), Verdict::Granted);
+    }
+    let verdict = poisoned.await.unwrap();
+    let Verdict::Unavailable { why, .. } = verdict else { panic!("{verdict:?}") };
+    assert!(why.contains("too large"), "{why}");
+    assert_eq!(actor.apiserver.contents().attempts().count(), 40);
+    assert!(actor.writes() <= 2 * 7, "{} writes", actor.writes());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_ledger_that_is_rejected_whatever_is_in_it_costs_few_writes() {
+    let actor = RunningActor::start(1000);
+    actor.apiserver.reject("JobLedger");
+    let verdicts: Vec<_> = (0..90).map(|n| actor.ask(attempt(&format!("j{n}")))).collect();
+    for verdict in verdicts {
+        assert!(matches!(verdict.await.unwrap(), Verdict::Unavailable { .. }));
+    }
+    // What waits in parts when the search ends is tried once more.
+    assert!(actor.writes() <= MAX_REJECTED as usize + 8, "{} writes", actor.writes());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_attempt_of_unknown_labels_is_not_decided_and_the_others_are() {
+    let actor = RunningActor::start(1);
+    let spec = json!({"jobSelector": {"matchExpressions": [{"key": "app", "operator": "DoesNotExist"}]},
+        "limits": [{"name": "few", "maxActiveJobs": 1}]});
+    actor.context.policies.replace_fixed(PolicySet::new([namespaced("p", spec)]));
+    let mut trimmed = attempt("a");
+    trimmed.job.kept_labels = Some(Arc::default());
+    let (trimmed, complete) = (actor.ask(trimmed), actor.ask(attempt("b")));
+    let verdict = trimmed.await.unwrap();
+    let Verdict::Unavailable { why, .. } = verdict else { panic!("{verdict:?}") };
+    assert!(why.contains("the policies have just changed"), "{why}");
+    assert_eq!(complete.await.unwrap(), Verdict::Granted);
 }

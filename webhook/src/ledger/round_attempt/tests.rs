@@ -1,3 +1,4 @@
+use job_handler_shared::testing::policies::namespaced;
 use serde_json::json;
 
 use super::*;
@@ -66,6 +67,20 @@ async fn a_cache_that_lags_behind_the_ledger_decides_nothing() {
     assert!(matches!(error, RoundError::StaleCache));
     context.cache.bookmark(7);
     assert_eq!(rounds.attempt(&[&attempt("a")], None).await.unwrap(), [Verdict::Granted]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn jobs_that_lack_labels_which_a_policy_names_decide_nothing() {
+    let apiserver = LedgerApiserver::new(&ledger_with(&[]));
+    let context = apiserver.context(1);
+    let mut rounds = RoundRunner::new(id(), context.clone());
+    let trimmed = JobSnapshot { kept_labels: Some(Arc::default()), ..attempt("big").job };
+    context.cache.apply(Arc::new(trimmed), 2);
+    assert!(rounds.attempt(&[&attempt("a")], None).await.is_ok(), "no policy names a label");
+    let spec = json!({"jobSelector": {"matchLabels": {"app": "x"}}, "limits": [{"name": "few", "maxActiveJobs": 1}]});
+    context.policies.replace_fixed(PolicySet::new([namespaced("p", spec)]));
+    let error = rounds.attempt(&[&attempt("a")], None).await.unwrap_err();
+    assert!(matches!(error, RoundError::StaleCache));
 }
 
 #[tokio::test(start_paused = true)]

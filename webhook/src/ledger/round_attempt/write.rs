@@ -84,7 +84,8 @@ impl RoundRunner {
                 self.freshness = Freshness::Unknown;
                 Err(RoundError::RetryUnknownWrite)
             }
-            WriteResult::Rejected(why) => Err(RoundError::Failed(why)),
+            WriteResult::Rejected(why) => Err(RoundError::Rejected(why)),
+            WriteResult::Failed(why) => Err(RoundError::Failed(why)),
         }
     }
 
@@ -104,7 +105,7 @@ impl RoundRunner {
         // Whichever replica creates it, the next read finds it.
         self.freshness = Freshness::Unknown;
         match self.context.ledger_client.create_empty(name).await {
-            WriteResult::Rejected(why) => RoundError::Failed(why),
+            WriteResult::Rejected(why) | WriteResult::Failed(why) => RoundError::Failed(why),
             WriteResult::Written(_) | WriteResult::Conflict | WriteResult::Unknown(_) => RoundError::Retry,
         }
     }

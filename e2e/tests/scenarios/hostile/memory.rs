@@ -1,0 +1,174 @@
+//! Memory does not follow what tenants write into their Jobs: webhook and sink start, refuse and rotate their certificates
+//! under the limits of the manifest, in a cluster full of Jobs of 10,000 labels.
+
+use std::time::Duration;
+
+use futures::{StreamExt, stream};
+use job_handler_e2e::{Member, harness::cgroup::MemoryCgroup};
+use job_handler_shared::{keys, text::human_bytes};
+use k8s_openapi::api::{admissionregistration::v1::MutatingWebhookConfiguration, core::v1::Secret};
+use kube::{Api, api::DeleteParams};
+use serde_json::{Value, json};
+
+use super::super::fixtures::{Fixture, exclusive_scenario, job, refusal};
+
+/// The limits of the manifest; `manifests/base/deployment.yaml`.
+const WEBHOOK_LIMIT: u64 = 128 << 20;
+const SINK_LIMIT: u64 = 512 << 20;
+const LABELS: usize = 10_000;
+/// Jobs with that many labels. Each takes about 2 MiB in the apiserver and in the Job controller: 10,000 of them need a
+/// machine with 48 GiB.
+const LABELLED_JOBS: (&str, usize) = ("E2E_LABELLED_JOBS", 600);
+/// Jobs of 1.2 MB: a usual page of them would be larger than the limit.
+const LARGE_JOBS: usize = 120;
+const LARGE: usize = 1_200_000;
+const WRITERS: usize = 8;
+/// Labels of a Job that the apiserver reads, reviews, and then cannot store.
+const HUGE: usize = 200_000;
+
+#[test]
+fn jobs_of_ten_thousand_labels_kill_neither_program() {
+    exclusive_scenario(async |fixture| {
+        let cgroups = MemoryCgroup::create("webhook", WEBHOOK_LIMIT)
+            .and_then(|webhook| Ok((webhook, MemoryCgroup::create("sink", SINK_LIMIT)?)));
+        let (of_webhook, of_sink) = match cgroups {
+            Ok(cgroups) => cgroups,
+            Err(error) => {
+                eprintln!("skipped: this machine cannot limit the memory of a process by a cgroup: {error}");
+                return;
+            }
+        };
+        let (webhook, sink) = (fixture.pair.webhook(0), fixture.pair.sink());
+        let hostile = fixture.cluster.namespace("hostile").await.unwrap();
+        let honest = fixture.cluster.namespace("honest").await.unwrap();
+        let limit = json!({"jobSelector": {"matchLabels": {"app": "build"}},
+            "limits": [{"name": "few", "maxActiveJobs": 1}], "results": {}});
+        fixture.apply_policy(&honest, "few", limit).await;
+        let labelled = std::env::var(LABELLED_JOBS.0).map_or(LABELLED_JOBS.1, |text| text.parse().unwrap());
+        create_all(fixture, &hostile, (0..labelled).map(labelled_job)).await;
+        create_all(fixture, &hostile, (0..LARGE_JOBS).map(large_job)).await;
+
+        // Start.
+        for (member, cgroup) in [(webhook, &of_webhook), (sink, &of_sink)] {
+            member.restart().unwrap();
+            cgroup.add(member.process().id()).unwrap();
+        }
+        for member in [webhook, sink] {
+            member.wait_ready(Duration::from_secs(300)).await.unwrap();
+        }
+        let running = [webhook, sink].map(|member| member.process().id());
+
+        // Refuse: among Jobs of which nothing was kept, and by a label that all of them have and no policy named before.
+        for (ns, policy, labels) in
+            [(&honest, None, [("app", "build")]), (&hostile, Some(hostile_limit()), [("l00007", "")])]
+        {
+            if let Some(policy) = policy {
+                fixture.apply_policy(ns, "by-label", policy).await;
+            }
+            let create = |name: &'static str| {
+                let job = job(name, &labels, &[("run", "600s")]);
+                async move { fixture.create(ns, &job).await }
+            };
+            fixture.wait("the first Job to be admitted", || create("first")).await;
+            let (code, message) = refusal(create("second").await);
+            assert!(code == 403 && message.contains("1 active jobs, max allowed: 1"), "{code} {message}");
+        }
+
+        // Reviews of Jobs that etcd does not take, several at a time.
+        stream::iter(0..2 * WRITERS)
+            .for_each_concurrent(WRITERS, |n| {
+                let hostile = &hostile;
+                async move { assert!(fixture.create(hostile, &huge_job(n)).await.is_err(), "it was stored") }
+            })
+            .await;
+
+        // Rotate.
+        let before = ca_bundle(fixture).await;
+        let secrets: Api<Secret> = Api::namespaced(fixture.client(), keys::NAMESPACE);
+        secrets.delete(keys::CA_SECRET, &DeleteParams::default()).await.unwrap();
+        fixture
+            .wait("the new CA to be published", || async {
+                if ca_bundle(fixture).await == before { Err("the old one still is") } else { Ok(()) }
+            })
+            .await;
+        fixture
+            .wait("reviews with the new certificate", || async {
+                match refusal(fixture.create(&honest, &job("third", &[("app", "build")], &[])).await) {
+                    (403, _) => Ok(()),
+                    other => Err(format!("{other:?}")),
+                }
+            })
+            .await;
+
+        // The Jobs change, and go.
+        fixture
+            .jobs(&hostile)
+            .delete_collection(&DeleteParams::background(), &Default::default())
+            .await
+            .unwrap();
+        for (member, cgroup, limit, before) in
+            [(webhook, &of_webhook, WEBHOOK_LIMIT, running[0]), (sink, &of_sink, SINK_LIMIT, running[1])]
+        {
+            let (kills, peak) = (cgroup.kills().unwrap(), cgroup.peak().unwrap());
+            println!(
+                "{} with {labelled} Jobs of {LABELS} labels: peak {} of {}",
+                member.name(),
+                human_bytes(peak),
+                human_bytes(limit)
+            );
+            still_runs(member, before);
+            assert_eq!(kills, 0, "{}", member.name());
+            member.kill().unwrap();
+        }
+    });
+}
+
+fn still_runs(member: &Member, process: u32) {
+    member.process().ensure_running().unwrap();
+    assert_eq!(member.process().id(), process, "{} was not restarted", member.name());
+}
+
+/// A limit that counts by a label of the hostile Jobs. They are suspended and take no slot.
+fn hostile_limit() -> Value {
+    json!({"jobSelector": {"matchLabels": {"l00007": ""}}, "limits": [{"name": "few", "maxActiveJobs": 1}]})
+}
+
+fn labelled_job(n: usize) -> Value {
+    let mut job = job(&format!("labels-{n:05}"), &[], &[]);
+    job["spec"]["suspend"] = json!(true);
+    for n in 0..LABELS {
+        job["metadata"]["labels"][format!("l{n:05}")] = "".into();
+    }
+    job
+}
+
+fn huge_job(n: usize) -> Value {
+    let mut job = job(&format!("huge-{n}"), &[], &[]);
+    for n in 0..HUGE {
+        job["metadata"]["labels"][format!("l{n:06}")] = "".into();
+    }
+    job
+}
+
+fn large_job(n: usize) -> Value {
+    let mut job = job(&format!("large-{n:05}"), &[], &[]);
+    job["spec"]["suspend"] = json!(true);
+    let filler = json!([{"name": "FILLER", "value": "x".repeat(LARGE)}]);
+    job["spec"]["template"]["spec"]["containers"][0]["env"] = filler;
+    job
+}
+
+async fn create_all(fixture: &Fixture, namespace: &str, jobs: impl Iterator<Item = Value>) {
+    stream::iter(jobs)
+        .for_each_concurrent(WRITERS, |job| async move {
+            fixture.create(namespace, &job).await.unwrap();
+        })
+        .await;
+}
+
+async fn ca_bundle(fixture: &Fixture) -> Vec<u8> {
+    let configurations: Api<MutatingWebhookConfiguration> = Api::all(fixture.client());
+    let found = configurations.get(keys::MUTATING_CONFIGURATION).await.unwrap();
+    let hook = found.webhooks.into_iter().flatten().next().unwrap();
+    hook.client_config.ca_bundle.unwrap_or_default().0
+}

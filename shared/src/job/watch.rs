@@ -1,0 +1,322 @@
+//! The Jobs of the cluster as both programs observe them: a list, then a watch from the list's position. A watch that
+//! breaks resumes at the last position; if the apiserver no longer has that position (410), the Jobs are listed again.
+//!
+//! Each Job is handed over by itself, so that the observer trims it before the next one is read. This is not
+//! `shared::kube::watch`: kube's `watcher` reads a page as a whole, and passes on neither the resourceVersion of a list nor
+//! the position that bookmarks report, which the ledger's protocol needs.
+
+use std::{convert::Infallible, pin::pin, time::Duration};
+
+use futures::StreamExt;
+use kube::{Client, core::Status, runtime::watcher::Error};
+use tokio::{sync::watch::Receiver, time::Instant};
+
+use crate::{
+    job::snapshot::JobSnapshot,
+    kube::{
+        error::status_code,
+        raw_reads::{self, RawWatchEvent, ReadTarget},
+        watch::WatchHealth,
+    },
+    process::{admin::ReadyHandle, jitter::Backoff},
+};
+
+const JOBS: &str = "/apis/batch/v1/jobs";
+/// Least and longest delay between attempts.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+
+/// Receives the Jobs.
+pub trait JobObserver {
+    /// Reads a Job from its JSON and trims it.
+    ///
+    /// # Errors
+    /// If it is no Job.
+    fn read(&self, json: &[u8]) -> serde_json::Result<JobSnapshot>;
+    /// A list begins that replaces all Jobs.
+    fn list_began(&mut self);
+    /// A Job of the list.
+    fn listed(&mut self, job: JobSnapshot);
+    /// The list is complete: it shows the moment `position`, a resourceVersion.
+    fn list_ended(&mut self, position: u64);
+    /// A Job was created or changed.
+    fn changed(&mut self, job: JobSnapshot, position: u64);
+    /// A Job was deleted; this is its last state.
+    fn deleted(&mut self, job: JobSnapshot, position: u64);
+    /// Every event up to `position` was delivered.
+    fn reached(&mut self, position: u64);
+    /// Whether the Jobs have to be listed again because more of them is needed than was kept. Asked after each event, and
+    /// whenever the policies change.
+    fn needs_list(&self) -> bool;
+}
+
+/// How long a watch lasts.
+#[derive(Clone, Copy, Debug)]
+pub struct WatchTiming {
+    /// The apiserver ends a watch after this time, seconds, so that the end shows a working connection.
+    pub seconds: u64,
+    /// A watch without any event for this long is dead.
+    pub silence: Duration,
+}
+
+/// How to continue after a watch.
+enum WatchEnd {
+    /// Watch from the last position.
+    Resume,
+    /// List again.
+    Relist,
+}
+
+/// A watch that has ended.
+struct EndedWatch {
+    /// Position of its last event.
+    position: u64,
+    had_event: bool,
+    end: Result<WatchEnd, Error>,
+}
+
+/// Observes all Jobs for as long as the process runs. `policies` changes whenever the policies do, and may change more often.
+pub async fn run(
+    client: Client,
+    timing: WatchTiming,
+    mut observer: impl JobObserver + Send,
+    mut policies: Receiver<u64>,
+    readiness: ReadyHandle,
+) -> Infallible {
+    let mut health = WatchHealth::new("jobs.batch", Some(readiness));
+    let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
+    let mut from: Option<u64> = None;
+    loop {
+        let Some(position) = from else {
+            match list(&client, &mut observer).await {
+                Ok(position) => {
+                    health.listed();
+                    backoff.reset();
+                    from = Some(position);
+                }
+                Err(error) => {
+                    health.failed(Error::InitialListFailed(error));
+                    backoff.wait().await;
+                }
+            }
+            continue;
+        };
+        let began = Instant::now();
+        let ended = watch(&client, timing, position, &mut observer, &mut policies, &mut health).await;
+        from = Some(ended.position);
+        // Of a quiet cluster, a watch may end without any event.
+        let worked = ended.had_event || began.elapsed() >= Duration::from_secs(timing.seconds) / 2;
+        if worked {
+            backoff.reset();
+        }
+        match ended.end {
+            Ok(WatchEnd::Resume) if worked => continue,
+            Ok(WatchEnd::Resume) => {}
+            Ok(WatchEnd::Relist) => from = None,
+            Err(error) => health.failed(error),
+        }
+        backoff.wait().await;
+    }
+}
+
+/// Lists the Jobs consistently, so that the observer never falls back behind what it saw before.
+async fn list(client: &Client, observer: &mut impl JobObserver) -> kube::Result<u64> {
+    observer.list_began();
+    let position = raw_reads::list(client, ReadTarget::path(JOBS), |json| {
+        let job = observer.read(json)?;
+        observer.listed(job);
+        Ok(())
+    })
+    .await?;
+    observer.list_ended(position);
+    Ok(position)
+}
+
+async fn watch(
+    client: &Client,
+    timing: WatchTiming,
+    from: u64,
+    observer: &mut impl JobObserver,
+    policies: &mut Receiver<u64>,
+    health: &mut WatchHealth,
+) -> EndedWatch {
+    let mut ended = EndedWatch { position: from, had_event: false, end: Ok(WatchEnd::Resume) };
+    let events =
+        match raw_reads::watch(client, &ReadTarget::path(JOBS), &from.to_string(), timing.seconds).await {
+            Ok(events) => events,
+            Err(error) => {
+                ended.end = if status_code(&error) == Some(410) {
+                    Ok(WatchEnd::Relist)
+                } else {
+                    Err(Error::WatchStartFailed(error))
+                };
+                return ended;
+            }
+        };
+    let mut events = pin!(events);
+    let mut dead_at = Instant::now() + timing.silence;
+    loop {
+        if observer.needs_list() {
+            ended.end = Ok(WatchEnd::Relist);
+            return ended;
+        }
+        let event = tokio::select! {
+            event = tokio::time::timeout_at(dead_at, events.next()) => event,
+            Ok(()) = policies.changed() => continue,
+        };
+        let event = match event {
+            Ok(Some(Ok(event))) => event,
+            Ok(Some(Err(error))) if !raw_reads::is_cut_off(&error) => {
+                ended.end = Err(Error::WatchFailed(error));
+                return ended;
+            }
+            Ok(None | Some(Err(_))) => return ended,
+            Err(_) => {
+                let seconds = timing.silence.as_secs();
+                tracing::warn!("the watch of Jobs had no event for {seconds} s, starting a new one");
+                return ended;
+            }
+        };
+        match handle(&event, observer) {
+            Ok(Some(position)) => ended.position = position,
+            // Without a position the watch cannot be resumed; a list may have one.
+            Ok(None) => {
+                ended.end = Ok(WatchEnd::Relist);
+                return ended;
+            }
+            Err(error) => {
+                ended.end = error_end(error);
+                return ended;
+            }
+        }
+        health.responded();
+        ended.had_event = true;
+        dead_at = Instant::now() + timing.silence;
+    }
+}
+
+/// Passes an event on. Returns its position, if it has one.
+fn handle(event: &RawWatchEvent, observer: &mut impl JobObserver) -> Result<Option<u64>, Error> {
+    let unreadable = |error| Error::WatchFailed(kube::Error::SerdeError(error));
+    let json = event.object.get();
+    match event.kind.as_str() {
+        "ERROR" => {
+            let status = serde_json::from_str::<Status>(json).map_err(unreadable)?;
+            Err(Error::WatchError(Box::new(status)))
+        }
+        "BOOKMARK" => {
+            let position = version(&event.version().map_err(unreadable)?);
+            position.into_iter().for_each(|position| observer.reached(position));
+            Ok(position)
+        }
+        kind => {
+            let job = observer.read(json.as_bytes()).map_err(unreadable)?;
+            let Some(position) = version(&job.resource_version) else { return Ok(None) };
+            if kind == "DELETED" {
+                observer.deleted(job, position);
+            } else {
+                observer.changed(job, position);
+            }
+            Ok(Some(position))
+        }
+    }
+}
+
+fn error_end(error: Error) -> Result<WatchEnd, Error> {
+    match error {
+        Error::WatchError(status) if status.code == 410 => Ok(WatchEnd::Relist),
+        error => Err(error),
+    }
+}
+
+fn version(text: &str) -> Option<u64> {
+    text.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use k8s_openapi::api::batch::v1::Job;
+    use parking_lot::Mutex;
+    use serde_json::json;
+    use tokio::sync::watch::channel;
+
+    use super::*;
+    use crate::{process::admin::Readiness, testing::apiserver::Apiserver};
+
+    /// Writes down what it is told.
+    #[derive(Clone, Default)]
+    struct Diary(Arc<Mutex<(Vec<String>, bool)>>);
+
+    impl Diary {
+        fn write(&self, line: String) {
+            self.0.lock().0.push(line);
+        }
+
+        async fn wait_for(&self, last: &str) -> Vec<String> {
+            let seen = async {
+                while self.0.lock().0.last().is_none_or(|line| line != last) {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            };
+            let in_time = tokio::time::timeout(Duration::from_secs(20), seen).await.is_ok();
+            let lines = std::mem::take(&mut self.0.lock().0);
+            assert!(in_time, "no `{last}` in {lines:?}");
+            lines
+        }
+    }
+
+    impl JobObserver for Diary {
+        fn read(&self, json: &[u8]) -> serde_json::Result<JobSnapshot> {
+            serde_json::from_slice::<Job>(json).map(|job| JobSnapshot::from(&job))
+        }
+        fn list_began(&mut self) {
+            self.0.lock().1 = false;
+            self.write("list".into());
+        }
+        fn listed(&mut self, job: JobSnapshot) {
+            self.write(format!("listed {}", job.name));
+        }
+        fn list_ended(&mut self, position: u64) {
+            self.write(format!("end {position}"));
+        }
+        fn changed(&mut self, job: JobSnapshot, position: u64) {
+            self.write(format!("changed {} {position}", job.name));
+        }
+        fn deleted(&mut self, job: JobSnapshot, position: u64) {
+            self.write(format!("deleted {} {position}", job.name));
+        }
+        fn reached(&mut self, position: u64) {
+            self.write(format!("reached {position}"));
+        }
+        fn needs_list(&self) -> bool {
+            self.0.lock().1
+        }
+    }
+
+    fn job(name: &str) -> serde_json::Value {
+        json!({"metadata": {"name": name, "namespace": "ci"}})
+    }
+
+    #[tokio::test]
+    async fn jobs_are_listed_watched_and_listed_again_when_more_of_them_is_needed() {
+        let apiserver = Apiserver::default();
+        apiserver.put("jobs", job("a"));
+        apiserver.put("jobs", job("b"));
+        let (diary, readiness) = (Diary::default(), Readiness::default());
+        let (policies, changes) = channel(0);
+        let timing = WatchTiming { seconds: 60, silence: Duration::from_secs(60) };
+        let watch = run(apiserver.client(), timing, diary.clone(), changes, readiness.register("Jobs"));
+        let watch = tokio::spawn(watch);
+        assert_eq!(diary.wait_for("end 2").await, ["list", "listed a", "listed b", "end 2"]);
+        assert!(readiness.not_ready().is_empty());
+        apiserver.put("jobs", job("c"));
+        apiserver.remove("jobs", "ci", "a");
+        assert_eq!(diary.wait_for("deleted a 4").await, ["changed c 3", "deleted a 4"]);
+        policies.send_modify(|n| *n += 1);
+        diary.0.lock().1 = true;
+        policies.send_modify(|n| *n += 1);
+        assert_eq!(diary.wait_for("end 4").await, ["list", "listed b", "listed c", "end 4"]);
+        watch.abort();
+    }
+}
