@@ -27,6 +27,9 @@ pub struct WebhookArgs {
     /// DNS name or IP address for the server certificate, besides `job-handler.<namespace>.svc`; repeatable.
     #[arg(long = "dns-name")]
     pub dns_names: Vec<String>,
+    /// Serve /metrics only to those whose bearer token may get the path /metrics (TokenReview, SubjectAccessReview).
+    #[arg(long)]
+    pub metrics_auth: bool,
     /// Seconds to keep serving reviews after SIGTERM, until all endpoints have removed this replica.
     #[arg(long, default_value_t = 2)]
     pub(crate) drain_seconds: u64,

@@ -8,9 +8,12 @@ use std::{io, sync::Arc, time::Duration};
 use job_handler_certs::{CertError, CertOptions};
 use job_handler_shared::{
     keys,
-    kube::client::{self, ClientError},
+    kube::{
+        client::{self, ClientError},
+        metrics_auth::TokenMetricsAuth,
+    },
     process::{
-        admin::{self, ListenError, Readiness, ReadyHandle},
+        admin::{self, ListenError, MetricsAuth, Readiness, ReadyHandle},
         supervisor::{ShutdownSignals, Supervisor, TaskError},
         telemetry::Metrics,
     },
@@ -76,7 +79,9 @@ pub async fn run(args: WebhookArgs) -> Result<(), WebhookError> {
     let client = client::build(PROGRAM, VERSION).await?;
     let mut tasks = Supervisor::default();
 
-    let admin = admin::serve(admin_listener, readiness.clone(), registry.clone())
+    let metrics_auth =
+        args.metrics_auth.then(|| Arc::new(TokenMetricsAuth::new(client.clone())) as Arc<dyn MetricsAuth>);
+    let admin = admin::serve(admin_listener, readiness.clone(), registry.clone(), metrics_auth)
         .map_err(io("cannot start the admin server"))?;
     let admin_handle = admin.handle();
     tasks.spawn_graceful("admin server", |_| admin);
