@@ -7,7 +7,7 @@ fn rooms_import_lower_rooms_only() {
     // From the ground up.
     let layers: [&[&str]; 7] = [
         &["keys", "names", "text"],
-        &["process"],
+        &["process", "webhook_address"],
         &["kube"],
         &["policy"],
         &["job"],
