@@ -7,11 +7,14 @@ use std::{future::Future, net::TcpListener, num::NonZero, time::Duration};
 use actix_web::{
     App, HttpRequest, HttpResponse, HttpServer,
     dev::Server,
+    guard::{self, GuardContext},
     http::{KeepAlive, StatusCode, header::CONTENT_TYPE},
     web::{self, Bytes, BytesMut},
 };
 use futures::StreamExt;
+use job_handler_certs::review_path::ReviewPaths;
 use job_handler_shared::keys;
+use prometheus_client::metrics::counter::Counter;
 use rustls::ServerConfig;
 
 use crate::{
@@ -48,7 +51,11 @@ pub fn serve_webhook(
     tls: ServerConfig,
     state: WebhookState,
 ) -> std::io::Result<Server> {
-    serve(listener, tls, move |endpoint, body, timeout| {
+    let paths = match &state.paths {
+        Some(valid) => Paths::Secret { valid: valid.clone(), unknown: state.metrics.unknown_paths.clone() },
+        None => Paths::Plain,
+    };
+    serve_paths(listener, tls, paths, move |endpoint, body, timeout| {
         let state = state.clone();
         async move {
             match endpoint {
@@ -60,7 +67,8 @@ pub fn serve_webhook(
     })
 }
 
-/// A server that answers each `POST` by `handler`: (endpoint, body, the caller's timeout) -> reply.
+/// A server whose paths have no secret. It answers each `POST` by `handler`: (endpoint, body, the caller's timeout) ->
+/// reply.
 ///
 /// # Errors
 /// If the listener cannot be used.
@@ -69,24 +77,110 @@ where
     H: Fn(Endpoint, Bytes, Duration) -> F + Clone + Send + 'static,
     F: Future<Output = HttpReply> + 'static,
 {
+    serve_paths(listener, tls, Paths::Plain, handler)
+}
+
+/// Which paths are served. All others are answered with 404 before their body is read.
+#[derive(Clone)]
+enum Paths {
+    /// `/mutate`.
+    Plain,
+    /// `/<secret>/mutate`.
+    Secret {
+        valid: ReviewPaths,
+        /// Counts requests to other paths.
+        unknown: Counter,
+    },
+}
+
+impl Paths {
+    fn pattern(&self, endpoint: &str) -> String {
+        match self {
+            Self::Plain => endpoint.to_owned(),
+            Self::Secret { .. } => format!("/{{secret}}{endpoint}"),
+        }
+    }
+
+    fn accepts(&self, request: &GuardContext<'_>) -> bool {
+        let Self::Secret { valid, .. } = self else { return true };
+        let secret = request.head().uri.path().split('/').nth(1);
+        secret.is_some_and(|secret| valid.accepts(secret))
+    }
+
+    fn count_unknown(&self) {
+        if let Self::Secret { unknown, .. } = self {
+            unknown.inc();
+        }
+    }
+
+    /// Watches over the answer to a review. Without one, the apiserver shows the URL to a user. The other endpoints have
+    /// `failurePolicy: Ignore`: their errors go to its log only.
+    fn watch_answer(&self, endpoint: Endpoint) -> Option<AnswerGuard> {
+        match self {
+            Self::Secret { valid, .. } if endpoint == Endpoint::Validate => {
+                Some(AnswerGuard(Some(valid.clone())))
+            }
+            Self::Secret { .. } | Self::Plain => None,
+        }
+    }
+}
+
+/// Reports a leak of the path if it is dropped before the answer is ready: the caller is gone.
+struct AnswerGuard(Option<ReviewPaths>);
+
+impl AnswerGuard {
+    fn answered(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for AnswerGuard {
+    fn drop(&mut self) {
+        if let Some(paths) = &self.0 {
+            paths.suspect_leak();
+        }
+    }
+}
+
+fn serve_paths<H, F>(
+    listener: TcpListener,
+    tls: ServerConfig,
+    paths: Paths,
+    handler: H,
+) -> std::io::Result<Server>
+where
+    H: Fn(Endpoint, Bytes, Duration) -> F + Clone + Send + 'static,
+    F: Future<Output = HttpReply> + 'static,
+{
     let workers = std::thread::available_parallelism().map_or(1, NonZero::get).min(MAX_WORKERS);
     let server = HttpServer::new(move || {
         let post = |endpoint: Endpoint| {
-            let handler = handler.clone();
+            let (handler, paths) = (handler.clone(), paths.clone());
             web::post().to(move |request: HttpRequest, payload: web::Payload| {
-                let handler = handler.clone();
+                let (handler, guard) = (handler.clone(), paths.watch_answer(endpoint));
                 async move {
-                    match read_body(payload).await {
-                        Ok(body) => {
-                            respond(handler(endpoint, body, timeout_of(request.query_string())).await)
-                        }
-                        Err(reply) => respond(reply),
+                    let reply = match read_body(payload).await {
+                        Ok(body) => handler(endpoint, body, timeout_of(request.query_string())).await,
+                        Err(reply) => reply,
+                    };
+                    if let Some(guard) = guard {
+                        guard.answered();
                     }
+                    respond(reply)
                 }
             })
         };
         let resource = |path: &str, endpoint: Endpoint| {
-            web::resource(path).route(post(endpoint)).default_service(web::to(method_not_allowed))
+            let valid = paths.clone();
+            web::resource(paths.pattern(path))
+                .guard(guard::fn_guard(move |request| valid.accepts(request)))
+                .route(post(endpoint))
+                .default_service(web::to(method_not_allowed))
+        };
+        let others = paths.clone();
+        let not_found = move || {
+            others.count_unknown();
+            not_found()
         };
         App::new()
             .service(resource(keys::MUTATE_PATH, Endpoint::Mutate))
