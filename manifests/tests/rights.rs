@@ -6,7 +6,7 @@ mod files;
 use std::collections::{BTreeMap, BTreeSet};
 
 use files::{documents, folder, object};
-use job_handler_shared::keys;
+use job_handler_shared::{keys, process::admin::METRICS_PATH};
 use k8s_openapi::api::{
     core::v1::ServiceAccount,
     rbac::v1::{ClusterRole, ClusterRoleBinding, PolicyRule, Role, RoleBinding},
@@ -62,7 +62,7 @@ fn own(program: &str) -> BTreeSet<String> {
 }
 
 #[test]
-fn the_webhook_may_read_policies_namespaces_and_jobs_and_manage_its_certificates() {
+fn the_webhook_may_read_policies_namespaces_and_jobs_and_manage_its_certificates_and_paths() {
     assert_eq!(
         cluster("webhook"),
         table(&[
@@ -76,6 +76,7 @@ fn the_webhook_may_read_policies_namespaces_and_jobs_and_manage_its_certificates
                 keys::MUTATING_CONFIGURATION,
                 "get list watch patch"
             ),
+            (ADMISSION, "validatingwebhookconfigurations", "", "list"),
         ])
     );
     assert_eq!(
@@ -149,6 +150,27 @@ fn secrets_of_all_namespaces_are_opted_into() {
 }
 
 #[test]
+fn metrics_with_authentication_need_two_reviews() {
+    let path = "overlays/metrics-auth/rbac.yaml";
+    let role: ClusterRole = object(path, "ClusterRole", "job-handler-metrics-auth");
+    assert_eq!(
+        rights(role.rules),
+        table(&[
+            ("authentication.k8s.io", "tokenreviews", "", "create"),
+            ("authorization.k8s.io", "subjectaccessreviews", "", "create"),
+        ])
+    );
+    let binding: ClusterRoleBinding = object(path, "ClusterRoleBinding", "job-handler-metrics-auth");
+    let subjects = binding.subjects.unwrap();
+    let [subject] = subjects.as_slice() else { panic!("{subjects:?}") };
+    assert_eq!((subject.name.as_str(), subject.namespace.as_deref()), (keys::APP, Some(keys::NAMESPACE)));
+    let reader: ClusterRole = object(path, "ClusterRole", "job-handler-metrics-reader");
+    let [rule] = reader.rules.unwrap().try_into().expect("one rule");
+    assert_eq!(rule.non_resource_urls.unwrap(), [METRICS_PATH]);
+    assert_eq!(rule.verbs, ["get"]);
+}
+
+#[test]
 fn no_wildcards_no_escalation_and_no_secrets_of_others() {
     for (path, document) in folder("base").into_iter().chain(folder("overlays/local")) {
         let kind = document["kind"].as_str().unwrap();
@@ -175,7 +197,7 @@ fn no_wildcards_no_escalation_and_no_secrets_of_others() {
 /// A comment above each rule gives its reason.
 #[test]
 fn every_rule_has_its_reason() {
-    let all = folder("base").into_iter().chain(folder("overlays/secrets"));
+    let all = ["base", "overlays/secrets", "overlays/metrics-auth"].into_iter().flat_map(folder);
     for (path, _) in all.filter(|(path, _)| path.contains("rbac")) {
         let text = std::fs::read_to_string(format!("{}/{path}", env!("CARGO_MANIFEST_DIR"))).unwrap();
         let lines: Vec<&str> = text.lines().collect();
