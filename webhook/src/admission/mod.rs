@@ -11,6 +11,7 @@
 
 mod endpoint;
 pub(crate) mod job_estimator;
+mod known_callers;
 pub mod mutate;
 pub mod response;
 mod review;

@@ -2,7 +2,12 @@
 //!
 //! The handler is a parameter, so that benchmarks can compare handlers on the same server.
 
-use std::{future::Future, net::TcpListener, num::NonZero, time::Duration};
+use std::{
+    future::Future,
+    net::TcpListener,
+    num::NonZero,
+    time::{Duration, Instant},
+};
 
 use actix_web::{
     App, HttpRequest, HttpResponse, HttpServer,
@@ -19,8 +24,8 @@ use rustls::ServerConfig;
 
 use crate::{
     admission::{
-        mutate::mutate, response::HttpReply, review::MAX_BODY, state::WebhookState, validate::validate,
-        warn::warn,
+        known_callers::KnownCallers, mutate::mutate, response::HttpReply, review::MAX_BODY,
+        state::WebhookState, validate::validate, warn::warn,
     },
     metrics::Endpoint,
 };
@@ -52,7 +57,11 @@ pub fn serve_webhook(
     state: WebhookState,
 ) -> std::io::Result<Server> {
     let paths = match &state.paths {
-        Some(valid) => Paths::Secret { valid: valid.clone(), unknown: state.metrics.unknown_paths.clone() },
+        Some(valid) => Paths::Secret {
+            valid: valid.clone(),
+            callers: KnownCallers::new(Instant::now()),
+            unknown: state.metrics.unknown_paths.clone(),
+        },
         None => Paths::Plain,
     };
     serve_paths(listener, tls, paths, move |endpoint, body, timeout| {
@@ -88,6 +97,7 @@ enum Paths {
     /// `/<secret>/mutate`.
     Secret {
         valid: ReviewPaths,
+        callers: KnownCallers,
         /// Counts requests to other paths.
         unknown: Counter,
     },
@@ -110,6 +120,17 @@ impl Paths {
     fn count_unknown(&self) {
         if let Self::Secret { unknown, .. } = self {
             unknown.inc();
+        }
+    }
+
+    /// Reports a leak of the path if the caller's address is new.
+    fn check_caller(&self, request: &HttpRequest) {
+        let (Self::Secret { valid, callers, .. }, Some(address)) = (self, request.peer_addr()) else {
+            return;
+        };
+        if callers.is_new(address.ip(), Instant::now()) {
+            tracing::info!(address = %address.ip(), "reviews come from a new address: replacing their paths soon");
+            valid.suspect_leak();
         }
     }
 
@@ -157,6 +178,7 @@ where
         let post = |endpoint: Endpoint| {
             let (handler, paths) = (handler.clone(), paths.clone());
             web::post().to(move |request: HttpRequest, payload: web::Payload| {
+                paths.check_caller(&request);
                 let (handler, guard) = (handler.clone(), paths.watch_answer(endpoint));
                 async move {
                     let reply = match read_body(payload).await {

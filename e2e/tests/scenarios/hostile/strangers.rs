@@ -213,6 +213,24 @@ fn a_url_in_an_error_is_of_no_use_soon_after() {
     });
 }
 
+/// All calls of the apiserver come from one address here.
+#[test]
+fn a_valid_path_from_another_address_is_replaced() {
+    exclusive_scenario(async |fixture| {
+        // By then all addresses of the apiserver are known.
+        let path = wait_settled(fixture).await;
+        let stranger = stranger(fixture).await.local_address(Ipv4Addr::new(127, 0, 0, 2));
+        assert_ne!(stranger.post(&path, "no review").await.unwrap().status, 404);
+        fixture
+            .wait(&format!("{path} to be unknown"), || async {
+                let status =
+                    stranger.post(&path, "no review").await.map_err(|error| error.to_string())?.status;
+                if status == 404 { Ok(()) } else { Err(format!("{status}")) }
+            })
+            .await;
+    });
+}
+
 #[test]
 fn paths_are_replaced_without_a_failed_call_and_not_while_the_sink_is_away() {
     let options = PairOptions {
