@@ -9,6 +9,8 @@ use rustls::pki_types::{CertificateDer, pem::PemObject};
 use time::{Duration, OffsetDateTime};
 use x509_parser::certificate::X509Certificate;
 
+use crate::review_path::PathKey;
+
 /// Secret key of the CA's certificate (PEM).
 pub(crate) const TLS_CRT: &str = "tls.crt";
 /// Secret key of the CA's private key (PKCS#8 PEM).
@@ -60,6 +62,8 @@ pub struct CertificateAuthority {
     pub(crate) chain: Vec<CertificateDer<'static>>,
     certificate: CertificateDer<'static>,
     bundle: String,
+    /// The same for every replica.
+    pub(crate) path_key: PathKey,
     not_before: OffsetDateTime,
     not_after: OffsetDateTime,
 }
@@ -95,10 +99,11 @@ impl CertificateAuthority {
             return Err(CaError::NotValid { from, until, now });
         }
         let root = parsed.issuer() == parsed.subject();
+        let path_key = PathKey::derived_from(key.serialized_der());
         let issuer = Issuer::from_ca_cert_der(&certificate, key)
             .map_err(|e| invalid(TLS_CRT, format!("cannot sign with it ({e})")))?;
         let chain = if root { Vec::new() } else { chain };
-        Ok(Self { issuer, chain, certificate, bundle, not_before: from, not_after: until })
+        Ok(Self { issuer, chain, certificate, bundle, path_key, not_before: from, not_after: until })
     }
 
     /// All CAs that clients should trust (PEM).

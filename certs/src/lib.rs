@@ -9,14 +9,19 @@
 //! | `ca.rs` | creates, reads and checks a CA |
 //! | `leaf.rs` | the certificate that the server presents, and when it is renewed |
 //! | `secret.rs` | creates or adopts the CA's Secret |
-//! | `publish.rs` | writes the `caBundle`, guarded by resourceVersion |
+//! | `publish.rs` | writes the `caBundle` and the paths, guarded by resourceVersion |
+//! | `review_path.rs`, `path_rotation.rs` | the secret in the paths of reviews, and when it is replaced |
+//! | `client_auth.rs` | checks client certificates, where the apiserver presents one |
 //! | `serve.rs` | gives rustls the current leaf |
 //! | `source.rs` | where certificates come from: the Secret, or files |
 //! | `run.rs` | the task that connects these |
 
 pub mod ca;
+pub mod client_auth;
 mod leaf;
+mod path_rotation;
 pub mod publish;
+pub mod review_path;
 mod run;
 pub mod secret;
 mod serve;

@@ -1,13 +1,24 @@
-//! Publishes the CA as the `caBundle` of the MutatingWebhookConfiguration. Writes are guarded by resourceVersion, and read
-//! back.
+//! Publishes the CA as the `caBundle` of the MutatingWebhookConfiguration, and the secret in the paths of reviews. Writes
+//! are guarded by resourceVersion, and read back. The sink copies both into the configurations of the limits.
 
-use job_handler_shared::kube::error::{ApiError, call};
-use k8s_openapi::{ByteString, api::admissionregistration::v1::MutatingWebhookConfiguration};
+use job_handler_shared::{
+    keys,
+    kube::error::{ApiError, call},
+    webhook_address,
+};
+use k8s_openapi::{
+    ByteString,
+    api::admissionregistration::v1::{
+        MutatingWebhookConfiguration, ValidatingWebhookConfiguration, WebhookClientConfig,
+    },
+};
 use kube::{
     Api, Client, ResourceExt,
-    api::{Patch, PatchParams},
+    api::{ListParams, Patch, PatchParams},
 };
 use serde_json::{Value, json};
+
+use crate::review_path::{PathKey, PathNumbers};
 
 /// Most attempts to read and write. An attempt fails if another client writes in between.
 const MAX_ATTEMPTS: usize = 5;
@@ -32,17 +43,49 @@ pub enum PublishError {
     Contended(String),
 }
 
-/// Reads and writes the `caBundle` of one MutatingWebhookConfiguration.
+/// Reads and writes the `caBundle` and the paths of one MutatingWebhookConfiguration.
 #[derive(Clone)]
 pub struct Publisher {
     pub(crate) api: Api<MutatingWebhookConfiguration>,
     pub(crate) name: String,
+    limits: Api<ValidatingWebhookConfiguration>,
+}
+
+/// What the path of reviews should be.
+#[derive(Clone, Debug)]
+pub(crate) struct PathPlan {
+    /// Keys of accepted secrets; new ones are created with the first.
+    pub(crate) keys: Vec<PathKey>,
+    /// Whether to replace a valid secret.
+    pub(crate) replace: bool,
+    /// Seconds since 1970.
+    pub(crate) now: u64,
+}
+
+/// What was published.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Publication {
+    /// Whether anything was written.
+    pub(crate) wrote: bool,
+    /// The secret that is published.
+    pub(crate) path: Option<PathNumbers>,
+    /// Whether the secret was not replaced because the configurations of the limits do not have it yet.
+    pub(crate) postponed: bool,
+}
+
+/// The secret to publish.
+struct PathChoice {
+    secret: String,
+    numbers: PathNumbers,
+    /// Whether a valid secret is published until then.
+    is_valid: bool,
+    postponed: bool,
 }
 
 impl Publisher {
     /// Reads and writes `configuration` through `client`.
     pub fn new(client: Client, configuration: &str) -> Self {
-        Self { api: Api::all(client), name: configuration.to_owned() }
+        Self { api: Api::all(client.clone()), name: configuration.to_owned(), limits: Api::all(client) }
     }
 
     /// Whether every webhook of the configuration has `bundle`.
@@ -50,7 +93,7 @@ impl Publisher {
     /// # Errors
     /// If the configuration does not exist or cannot be read.
     pub async fn is_published(&self, bundle: &str) -> Result<bool, PublishError> {
-        Ok(patch_for(&self.read().await?, bundle).is_none())
+        Ok(patch_for(&self.read().await?, bundle, None).is_none())
     }
 
     /// Writes `bundle` into webhooks that have another one, and reads it back. Calls `on_difference` before the first
@@ -59,21 +102,47 @@ impl Publisher {
     /// # Errors
     /// If the configuration does not exist, cannot be written, or changes during each attempt.
     pub async fn publish(&self, bundle: &str, on_difference: impl Fn() + Sync) -> Result<bool, PublishError> {
+        Ok(self.publish_with_path(bundle, None, on_difference).await?.wrote)
+    }
+
+    /// The same with a secret in the paths. Replacing a valid secret by another does not count as a difference.
+    pub(crate) async fn publish_with_path(
+        &self,
+        bundle: &str,
+        mut plan: Option<PathPlan>,
+        on_difference: impl Fn() + Sync,
+    ) -> Result<Publication, PublishError> {
         for attempt in 0..MAX_ATTEMPTS {
             // A watch may be behind, so this reads from the apiserver.
-            let Some(patch) = patch_for(&self.read().await?, bundle) else { return Ok(attempt > 0) };
-            if attempt == 0 {
+            let configuration = self.read().await?;
+            let choice = match &plan {
+                Some(plan) => Some(self.choose_path(plan, &configuration).await?),
+                None => None,
+            };
+            let secret = choice.as_ref().map(|choice| choice.secret.as_str());
+            let Some(patch) = patch_for(&configuration, bundle, secret) else {
+                let path = choice.as_ref().map(|choice| choice.numbers);
+                let postponed = choice.is_some_and(|choice| choice.postponed);
+                return Ok(Publication { wrote: attempt > 0, path, postponed });
+            };
+            let is_replacement = choice.is_some_and(|choice| choice.is_valid)
+                && patch_for(&configuration, bundle, None).is_none();
+            if attempt == 0 && !is_replacement {
                 on_difference();
             }
             let patch: Patch<Value> =
                 Patch::Json(serde_json::from_value(patch).map_err(|e| self.invalid_patch(e))?);
             let what = &format!("patch MutatingWebhookConfiguration {}", self.name);
             match call(what, self.api.patch(&self.name, &PatchParams::default(), &patch)).await {
-                Ok(_) => tracing::debug!(configuration = %self.name, "wrote the caBundle"),
+                Ok(_) => tracing::debug!(configuration = %self.name, "wrote caBundle and paths"),
                 Err(error) if error.is_conflict() || error.is_failed_test() => {
                     tracing::debug!(%error, "the configuration changed; reading it again");
                 }
                 Err(error) => return Err(error.into()),
+            }
+            // Written now, or by another replica.
+            if let Some(plan) = &mut plan {
+                plan.replace = false;
             }
         }
         Err(PublishError::Contended(self.name.clone()))
@@ -89,21 +158,95 @@ impl Publisher {
         Ok(configuration)
     }
 
+    /// The published secret, or a new one. A valid secret is replaced only when the configurations of the limits have it:
+    /// then only two secrets are in use, and a sink that is away makes no call fail.
+    async fn choose_path(
+        &self,
+        plan: &PathPlan,
+        configuration: &MutatingWebhookConfiguration,
+    ) -> Result<PathChoice, PublishError> {
+        let published = published_path(plan, configuration);
+        let keep = |(secret, numbers): (&str, PathNumbers), postponed: bool| PathChoice {
+            secret: secret.to_owned(),
+            numbers,
+            is_valid: true,
+            postponed,
+        };
+        if let Some(published) = published.filter(|_| !plan.replace) {
+            return Ok(keep(published, false));
+        }
+        let mut in_use = self.paths_of_limits(plan).await?;
+        if let Some(published) = published {
+            if in_use.iter().any(|used| *used != published.1) {
+                return Ok(keep(published, true));
+            }
+            in_use.push(published.1);
+        }
+        let after = in_use.iter().map(|used| used.number + 1).max().unwrap_or(0);
+        let number = plan.now.max(after);
+        let oldest = in_use.iter().map(|used| used.number).min().unwrap_or(number);
+        let numbers = PathNumbers { number, oldest };
+        let secret = plan.keys.first().map(|key| key.secret(numbers)).unwrap_or_default();
+        Ok(PathChoice { secret, numbers, is_valid: published.is_some(), postponed: false })
+    }
+
+    /// The valid secrets in the configurations of the limits.
+    async fn paths_of_limits(&self, plan: &PathPlan) -> Result<Vec<PathNumbers>, PublishError> {
+        let what = "list ValidatingWebhookConfigurations";
+        let all = call(what, self.limits.list(&ListParams::default())).await?;
+        let ours = all.items.iter().filter(|found| found.name_any().starts_with(keys::LIMITS_CONFIGURATION));
+        let clients =
+            ours.flat_map(|found| found.webhooks.iter().flatten()).map(|entry| &entry.client_config);
+        let read = |secret: &str| plan.keys.iter().find_map(|key| key.read(secret));
+        Ok(clients.filter_map(|client| webhook_address::secret(address(client)).and_then(read)).collect())
+    }
+
     fn invalid_patch(&self, error: serde_json::Error) -> PublishError {
         let what = format!("patch MutatingWebhookConfiguration {}", self.name);
         ApiError::Broken { what, source: Box::new(kube::Error::SerdeError(error)) }.into()
     }
 }
 
-/// A JSON Patch that sets `bundle` in each webhook; none if all have it. A merge patch would replace the full list, and a
-/// PUT of the typed object would drop fields of newer servers. The `test` operation makes the apiserver reject the patch
-/// if the object has changed.
-fn patch_for(configuration: &MutatingWebhookConfiguration, bundle: &str) -> Option<Value> {
+/// The secret that all webhooks of the configuration have, if it is of the current key.
+fn published_path<'a>(
+    plan: &PathPlan,
+    configuration: &'a MutatingWebhookConfiguration,
+) -> Option<(&'a str, PathNumbers)> {
+    let mut webhooks = configuration.webhooks.iter().flatten();
+    let secret = webhook_address::secret(address(&webhooks.next()?.client_config))?;
+    let same =
+        webhooks.all(|webhook| webhook_address::secret(address(&webhook.client_config)) == Some(secret));
+    let numbers = plan.keys.first()?.read(secret)?;
+    same.then_some((secret, numbers))
+}
+
+/// The URL, or the path behind a Service.
+fn address(client: &WebhookClientConfig) -> &str {
+    let path = client.service.as_ref().and_then(|service| service.path.as_deref());
+    client.url.as_deref().or(path).unwrap_or_default()
+}
+
+/// A JSON Patch that sets `bundle`, and the path with `secret`, in each webhook; none if all have them. A merge patch would
+/// replace the full list, and a PUT of the typed object would drop fields of newer servers. The `test` operation makes the
+/// apiserver reject the patch if the object has changed.
+fn patch_for(
+    configuration: &MutatingWebhookConfiguration,
+    bundle: &str,
+    secret: Option<&str>,
+) -> Option<Value> {
     let wanted = ByteString(bundle.as_bytes().to_vec());
     let mut operations = Vec::new();
     for (n, webhook) in configuration.webhooks.iter().flatten().enumerate() {
-        if webhook.client_config.ca_bundle.as_ref() != Some(&wanted) {
+        let client = &webhook.client_config;
+        if client.ca_bundle.as_ref() != Some(&wanted) {
             let path = format!("/webhooks/{n}/clientConfig/caBundle");
+            operations.push(json!({"op": "add", "path": path, "value": wanted}));
+        }
+        let Some(secret) = secret else { continue };
+        let wanted = webhook_address::with_secret(address(client), secret, keys::MUTATE_PATH);
+        if address(client) != wanted {
+            let field = if client.url.is_some() { "url" } else { "service/path" };
+            let path = format!("/webhooks/{n}/clientConfig/{field}");
             operations.push(json!({"op": "add", "path": path, "value": wanted}));
         }
     }
@@ -116,40 +259,4 @@ fn patch_for(configuration: &MutatingWebhookConfiguration, bundle: &str) -> Opti
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn configuration(bundles: &[Option<&str>]) -> MutatingWebhookConfiguration {
-        use base64::{Engine, engine::general_purpose::STANDARD};
-        let webhooks: Vec<Value> = bundles
-            .iter()
-            .enumerate()
-            .map(|(n, bundle)| {
-                json!({
-                    "name": format!("w{n}.example"),
-                    "admissionReviewVersions": ["v1"],
-                    "sideEffects": "None",
-                    "clientConfig": {"url": "https://127.0.0.1", "caBundle": bundle.map(|b| STANDARD.encode(b))},
-                })
-            })
-            .collect();
-        serde_json::from_value(
-            json!({"metadata": {"name": "c", "resourceVersion": "7"}, "webhooks": webhooks}),
-        )
-        .unwrap()
-    }
-
-    #[test]
-    fn the_patch_has_only_differences_and_tests_the_revision() {
-        assert_eq!(patch_for(&configuration(&[Some("ca")]), "ca"), None);
-        let patch = patch_for(&configuration(&[None, Some("ca"), Some("old")]), "ca").unwrap();
-        assert_eq!(
-            patch,
-            json!([
-                {"op": "test", "path": "/metadata/resourceVersion", "value": "7"},
-                {"op": "add", "path": "/webhooks/0/clientConfig/caBundle", "value": "Y2E="},
-                {"op": "add", "path": "/webhooks/2/clientConfig/caBundle", "value": "Y2E="},
-            ])
-        );
-    }
-}
+mod tests;

@@ -2,21 +2,25 @@
 
 use std::{
     pin::{Pin, pin},
+    sync::Arc,
     time::Duration,
 };
 
 use futures::{FutureExt, Stream, StreamExt, stream};
 use job_handler_shared::process::{failure_log::FailureLog, jitter::Backoff};
 use kube::Client;
-use rustls::{ServerConfig, pki_types::CertificateDer};
+use rustls::{ServerConfig, pki_types::CertificateDer, server::danger::ClientCertVerifier};
 use time::OffsetDateTime;
 use tokio::{sync::watch, task::JoinHandle, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     ca::rfc3339,
+    client_auth::{ClientAuth, ClientAuthError},
     leaf::{LeafError, ServerNames},
-    publish::{PublishError, Publisher},
+    path_rotation::PathRotation,
+    publish::{PathPlan, PublishError, Publisher},
+    review_path::ReviewPaths,
     serve::CurrentLeaf,
     source::{CertificateSource, FileSource, LoadedCertificate, SecretSource, SourceError, watch_changes},
 };
@@ -45,6 +49,10 @@ pub struct CertOptions {
     pub mutating_configuration: String,
     /// Names and IP addresses of the server, besides those of its Service.
     pub dns_names: Vec<String>,
+    /// How often the secret in the paths of reviews is replaced. Zero: never.
+    pub path_interval: Duration,
+    /// Which client certificates are accepted. None: clients need none.
+    pub clients: Option<ClientAuth>,
 }
 
 /// Why certificates cannot be managed.
@@ -53,6 +61,9 @@ pub enum CertError {
     /// A bad `--dns-name`.
     #[error("cannot create certificates: {0}")]
     Name(#[from] LeafError),
+    /// Client certificates cannot be checked.
+    #[error(transparent)]
+    Clients(#[from] ClientAuthError),
     /// The TLS library rejects our configuration.
     #[error("cannot set up TLS: {0}")]
     Tls(#[from] rustls::Error),
@@ -67,6 +78,7 @@ pub struct CertHandle {
     config: ServerConfig,
     current: CurrentLeaf,
     published: watch::Receiver<bool>,
+    paths: ReviewPaths,
     task: JoinHandle<()>,
 }
 
@@ -74,6 +86,11 @@ impl CertHandle {
     /// TLS configuration of a server that presents the current leaf at each handshake.
     pub fn server_config(&self) -> ServerConfig {
         self.config.clone()
+    }
+
+    /// Which paths of reviews are valid.
+    pub fn review_paths(&self) -> ReviewPaths {
+        self.paths.clone()
     }
 
     /// Whether the CA is published in the MutatingWebhookConfiguration.
@@ -100,7 +117,7 @@ impl CertHandle {
 /// missing permissions, unusable Secret) are logged and retried. Handshakes fail until there is a leaf.
 ///
 /// # Errors
-/// For a name that cannot be in a certificate.
+/// For a name that cannot be in a certificate, or if client certificates cannot be checked.
 pub fn start(
     client: Client,
     options: CertOptions,
@@ -109,7 +126,9 @@ pub fn start(
     let names =
         ServerNames::of_service(job_handler_shared::keys::APP, &options.namespace, &options.dns_names)?;
     let source = SecretSource::new(client.clone(), &options.namespace, &options.secret, names);
-    spawn(source, Publisher::new(client, &options.mutating_configuration), shutdown)
+    let clients = options.clients.as_ref().map(ClientAuth::verifier).transpose()?;
+    let publisher = Publisher::new(client, &options.mutating_configuration);
+    spawn(source, publisher, PathRotation::new(options.path_interval), clients, shutdown)
 }
 
 /// Like [`start`], with certificate files that another program renews. They are reloaded when their content changes.
@@ -122,23 +141,27 @@ pub fn start_files(
     mutating_configuration: &str,
     shutdown: CancellationToken,
 ) -> Result<CertHandle, CertError> {
-    spawn(files, Publisher::new(client, mutating_configuration), shutdown)
+    let publisher = Publisher::new(client, mutating_configuration);
+    spawn(files, publisher, PathRotation::new(Duration::ZERO), None, shutdown)
 }
 
 fn spawn(
     source: impl CertificateSource,
     publisher: Publisher,
+    rotation: PathRotation,
+    clients: Option<Arc<dyn ClientCertVerifier>>,
     shutdown: CancellationToken,
 ) -> Result<CertHandle, CertError> {
     let current = CurrentLeaf::default();
-    let config = current.server_config()?;
-    let manager = CertificateManager::new(source, publisher, current.clone(), OffsetDateTime::now_utc);
-    let published = manager.published.subscribe();
+    let config = current.server_config(clients)?;
+    let manager =
+        CertificateManager::new(source, publisher, rotation, current.clone(), OffsetDateTime::now_utc);
+    let (published, paths) = (manager.published.subscribe(), manager.paths.clone());
     let task = tokio::spawn(async move {
         // None: shut down. There is nothing to clean up.
         let _: Option<()> = shutdown.run_until_cancelled(manager.run()).await;
     });
-    Ok(CertHandle { config, current, published, task })
+    Ok(CertHandle { config, current, published, paths, task })
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -152,6 +175,8 @@ enum ReconcileError {
 struct CertificateManager<S, C> {
     source: S,
     publisher: Publisher,
+    rotation: PathRotation,
+    paths: ReviewPaths,
     current: CurrentLeaf,
     serving: Option<LoadedCertificate>,
     published: watch::Sender<bool>,
@@ -162,9 +187,18 @@ struct CertificateManager<S, C> {
 }
 
 impl<S: CertificateSource, C: Fn() -> OffsetDateTime> CertificateManager<S, C> {
-    fn new(source: S, publisher: Publisher, current: CurrentLeaf, clock: C) -> Self {
-        let published = watch::Sender::new(false);
-        Self { source, publisher, current, serving: None, published, taken_up_since: None, clock }
+    fn new(source: S, publisher: Publisher, rotation: PathRotation, current: CurrentLeaf, clock: C) -> Self {
+        Self {
+            source,
+            publisher,
+            rotation,
+            paths: ReviewPaths::default(),
+            current,
+            serving: None,
+            published: watch::Sender::new(false),
+            taken_up_since: None,
+            clock,
+        }
     }
 
     async fn run(mut self) {
@@ -190,6 +224,7 @@ impl<S: CertificateSource, C: Fn() -> OffsetDateTime> CertificateManager<S, C> {
                     if failures.is_due(&failure) {
                         tracing::warn!("cannot provide certificates, retrying: {failure}");
                     }
+                    self.rotation.postpone(Instant::now());
                     backoff.next_pause()
                 }
             };
@@ -208,15 +243,9 @@ impl<S: CertificateSource, C: Fn() -> OffsetDateTime> CertificateManager<S, C> {
         if !self.serving.as_ref().is_some_and(must_wait) {
             self.serve(fresh.clone());
         }
+        self.paths.use_key(&fresh.path_key);
         if let Some(bundle) = &fresh.bundle {
-            let unpublished = || _ = self.published.send_replace(false);
-            let wrote = self.publisher.publish(bundle, unpublished).await;
-            if let Err(PublishError::Missing(_) | PublishError::Empty(_)) = &wrote {
-                unpublished();
-            }
-            if wrote? {
-                tracing::info!(configuration = %self.publisher.name, "published the CA");
-            }
+            self.publish(bundle, now).await?;
         }
         self.published.send_replace(true);
         if self.serving.as_ref().is_some_and(must_wait) {
@@ -232,6 +261,29 @@ impl<S: CertificateSource, C: Fn() -> OffsetDateTime> CertificateManager<S, C> {
         Ok(RESYNC_INTERVAL)
     }
 
+    /// Publishes the CA, and a secret in the paths.
+    async fn publish(&mut self, bundle: &str, now: OffsetDateTime) -> Result<(), PublishError> {
+        let plan = PathPlan {
+            keys: self.paths.keys(),
+            replace: self.rotation.is_due(Instant::now()),
+            now: u64::try_from(now.unix_timestamp()).unwrap_or_default(),
+        };
+        let unpublished = || _ = self.published.send_replace(false);
+        let publication = self.publisher.publish_with_path(bundle, Some(plan), unpublished).await;
+        if let Err(PublishError::Missing(_) | PublishError::Empty(_)) = &publication {
+            unpublished();
+        }
+        let publication = publication?;
+        if publication.wrote {
+            tracing::info!(configuration = %self.publisher.name, "published the CA or another path of reviews");
+        }
+        if let Some(path) = publication.path {
+            self.rotation.record(path, publication.postponed, Instant::now());
+            self.paths.accept_since(path.oldest);
+        }
+        Ok(())
+    }
+
     fn serve(&mut self, fresh: LoadedCertificate) {
         if self.serving.as_ref().is_none_or(|old| !old.leaf.is_same(&fresh.leaf)) {
             tracing::info!(until = %rfc3339(fresh.leaf.not_after()), "serving a new certificate");
@@ -240,12 +292,14 @@ impl<S: CertificateSource, C: Fn() -> OffsetDateTime> CertificateManager<S, C> {
         self.serving = Some(fresh);
     }
 
-    /// Returns after `pause`, after a change, or when the leaf is due for renewal.
-    async fn wait(&self, pause: Duration, mut changes: Pin<&mut (impl Stream<Item = ()> + Send)>) {
+    /// Returns after `pause`, after a change, or when the leaf or the secret in the paths is due for renewal.
+    async fn wait(&mut self, pause: Duration, mut changes: Pin<&mut (impl Stream<Item = ()> + Send)>) {
         let end = Instant::now() + pause;
         loop {
+            let end = self.rotation.due_at().map_or(end, |due| due.min(end));
             tokio::select! {
                 () = tokio::time::sleep_until(end) => return,
+                () = self.paths.suspected() => self.rotation.suspect(),
                 Some(()) = changes.next() => {
                     tokio::time::sleep(DEBOUNCE).await;
                     while let Some(Some(())) = changes.next().now_or_never() {}
@@ -276,6 +330,7 @@ mod tests {
     use crate::{
         ca::{self, CertificateAuthority},
         leaf::Leaf,
+        review_path::PathKey,
     };
 
     /// Issues leaves from a CA in memory; reports no changes.
@@ -292,7 +347,12 @@ mod tests {
                 None => Leaf::issue(&self.ca, &names, now)?,
             };
             self.leaf = Some(leaf.clone());
-            Ok(LoadedCertificate { leaf, issuer: None, bundle: None })
+            Ok(LoadedCertificate {
+                leaf,
+                issuer: None,
+                bundle: None,
+                path_key: PathKey::derived_from(b"key"),
+            })
         }
 
         fn changes(&self) -> BoxStream<'static, ()> {
@@ -319,7 +379,8 @@ mod tests {
         let (service, _handle) = tower_test::mock::pair::<Request<Body>, Response<Body>>();
         let publisher = Publisher::new(Client::new(service, "default"), "c");
         let current = CurrentLeaf::default();
-        let manager = CertificateManager::new(source, publisher, current.clone(), clock);
+        let rotation = PathRotation::new(Duration::from_secs(300));
+        let manager = CertificateManager::new(source, publisher, rotation, current.clone(), clock);
         let mut published = manager.published.subscribe();
         let task = tokio::spawn(manager.run());
         published.wait_for(|published| *published).await.unwrap();

@@ -6,7 +6,7 @@ use arc_swap::ArcSwapOption;
 use rustls::{
     ServerConfig,
     crypto::ring,
-    server::{ClientHello, ResolvesServerCert},
+    server::{ClientHello, ResolvesServerCert, danger::ClientCertVerifier},
     sign::CertifiedKey,
 };
 
@@ -31,13 +31,19 @@ impl CurrentLeaf {
         self.0.load().as_ref().map(|leaf| leaf.key.clone())
     }
 
-    /// A TLS server configuration that presents the current leaf. It asks for no client certificate, because admission does
-    /// not depend on the identity of the caller.
-    pub(crate) fn server_config(&self) -> Result<ServerConfig, rustls::Error> {
-        Ok(ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
-            .with_safe_default_protocol_versions()?
-            .with_no_client_auth()
-            .with_cert_resolver(Arc::new(self.clone())))
+    /// A TLS server configuration that presents the current leaf. It asks for a client certificate only where there is a
+    /// verifier: by default an apiserver has none.
+    pub(crate) fn server_config(
+        &self,
+        clients: Option<Arc<dyn ClientCertVerifier>>,
+    ) -> Result<ServerConfig, rustls::Error> {
+        let builder = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()?;
+        let builder = match clients {
+            Some(clients) => builder.with_client_cert_verifier(clients),
+            None => builder.with_no_client_auth(),
+        };
+        Ok(builder.with_cert_resolver(Arc::new(self.clone())))
     }
 }
 

@@ -14,6 +14,7 @@ use time::OffsetDateTime;
 
 use crate::{
     leaf::{Leaf, LeafError, ServerNames},
+    review_path::PathKey,
     secret::{CaSecret, SecretError},
 };
 
@@ -59,6 +60,8 @@ pub(crate) struct LoadedCertificate {
     pub(crate) issuer: Option<CertificateDer<'static>>,
     /// The `caBundle` to publish (PEM). None if another program publishes it.
     pub(crate) bundle: Option<String>,
+    /// Creates the secrets in the paths of reviews. All replicas must have the same.
+    pub(crate) path_key: PathKey,
 }
 
 /// A source of certificates.
@@ -104,6 +107,7 @@ impl CertificateSource for SecretSource {
             leaf,
             issuer: Some(ca.certificate().clone()),
             bundle: Some(ca.bundle().to_owned()),
+            path_key: ca.path_key.clone(),
         };
         self.loaded = Some(loaded.clone());
         Ok(loaded)
@@ -147,7 +151,8 @@ impl CertificateSource for FileSource {
             key: self.key.clone(),
             source,
         })?;
-        Ok(LoadedCertificate { leaf, issuer: None, bundle })
+        let path_key = PathKey::derived_from(key.as_bytes());
+        Ok(LoadedCertificate { leaf, issuer: None, bundle, path_key })
     }
 
     fn changes(&self) -> BoxStream<'static, ()> {

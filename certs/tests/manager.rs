@@ -4,7 +4,7 @@
 
 mod apiserver;
 
-use std::sync::Arc;
+use std::{path::Path, sync::Arc, time::Duration};
 
 use apiserver::{
     CONFIGURATION_PATH, CONFIGURATIONS, CertObjects, SECRET_PATH, SECRETS_PATH, configuration,
@@ -14,27 +14,34 @@ use http::Method;
 use job_handler_certs::{
     CertHandle, CertOptions,
     ca::{self, CertificateAuthority},
+    client_auth::ClientAuth,
     source::FileSource,
     start, start_files,
 };
+use job_handler_shared::webhook_address;
 use kube::Client;
 use rustls::{
     ClientConfig, RootCertStore,
     crypto::ring,
-    pki_types::{CertificateDer, ServerName, pem::PemObject},
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
 };
 use serde_json::json;
 use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
 
-fn start_manager(client: Client, shutdown: &CancellationToken) -> CertHandle {
-    let options = CertOptions {
+fn options() -> CertOptions {
+    CertOptions {
         namespace: "ns".into(),
         secret: "ca".into(),
         mutating_configuration: "job-handler".into(),
         dns_names: vec!["127.0.0.1".into()],
-    };
-    start(client, options, shutdown.clone()).unwrap()
+        path_interval: Duration::ZERO,
+        clients: None,
+    }
+}
+
+fn start_manager(client: Client, shutdown: &CancellationToken) -> CertHandle {
+    start(client, options(), shutdown.clone()).unwrap()
 }
 
 async fn published(handle: &CertHandle) {
@@ -45,14 +52,30 @@ async fn published(handle: &CertHandle) {
 
 /// Connects as the apiserver does, trusting `bundle`. Returns the leaf that the server presents.
 async fn handshake(handle: &CertHandle, bundle: &str, host: &str) -> anyhow::Result<CertificateDer<'static>> {
+    handshake_as(handle, bundle, host, None).await
+}
+
+/// The same with a client certificate and its key (PEM).
+async fn handshake_as(
+    handle: &CertHandle,
+    bundle: &str,
+    host: &str,
+    client: Option<&(String, String)>,
+) -> anyhow::Result<CertificateDer<'static>> {
     let mut roots = RootCertStore::empty();
     for ca in CertificateDer::pem_slice_iter(bundle.as_bytes()) {
         roots.add(ca?)?;
     }
-    let client = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+    let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
+        .with_root_certificates(roots);
+    let client = match client {
+        Some((certificate, key)) => builder.with_client_auth_cert(
+            vec![CertificateDer::from_pem_slice(certificate.as_bytes())?],
+            PrivateKeyDer::from_pem_slice(key.as_bytes())?,
+        )?,
+        None => builder.with_no_client_auth(),
+    };
     let (near, far) = tokio::io::duplex(64 << 10);
     let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(handle.server_config()));
     let connector = tokio_rustls::TlsConnector::from(Arc::new(client));
@@ -84,6 +107,96 @@ async fn creates_and_publishes_the_ca_and_serves_a_leaf_that_the_apiserver_trust
 
     shutdown.cancel();
     handle.join().await.unwrap();
+}
+
+#[tokio::test]
+async fn the_published_path_is_accepted_and_no_other() {
+    let (server, client) = start_apiserver();
+    server.put(CONFIGURATIONS, configuration());
+    let shutdown = CancellationToken::new();
+    let handle = start_manager(client.clone(), &shutdown);
+    let paths = handle.review_paths();
+    published(&handle).await;
+    let path = |configuration: serde_json::Value| {
+        configuration["webhooks"][0]["clientConfig"]["service"]["path"].as_str().unwrap().to_owned()
+    };
+    let address = path(server.configuration().unwrap());
+    let secret = webhook_address::secret(&address).expect(&address);
+    assert_eq!(address, format!("/{secret}/mutate"));
+    assert!(paths.accepts(secret));
+    // Another replica accepts it too.
+    let other = start_manager(client, &shutdown);
+    published(&other).await;
+    assert!(other.review_paths().accepts(secret));
+    for wrong in ["", "mutate", &secret.replace('-', ""), &format!("0{secret}")] {
+        assert!(!paths.accepts(wrong), "{wrong}");
+    }
+    // Whoever applies the manifest again does not lock the apiserver out.
+    server.put(CONFIGURATIONS, configuration());
+    until(&server, "a path", |server| path(server.configuration().unwrap()) != "/mutate").await;
+    let address = path(server.configuration().unwrap());
+    assert!(paths.accepts(webhook_address::secret(&address).unwrap()));
+    shutdown.cancel();
+    handle.join().await.unwrap();
+}
+
+/// A CA (PEM), and client certificates with keys that it issued for these names.
+fn client_certificates<const N: usize>(names: [&str; N]) -> (String, [(String, String); N]) {
+    let mut params = rcgen::CertificateParams::default();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let ca = rcgen::CertifiedIssuer::self_signed(params, rcgen::KeyPair::generate().unwrap()).unwrap();
+    let certificates = names.map(|name| {
+        let mut params = rcgen::CertificateParams::default();
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        params.distinguished_name.push(rcgen::DnType::CommonName, name);
+        params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth];
+        let key = rcgen::KeyPair::generate().unwrap();
+        (params.signed_by(&key, &ca).unwrap().pem(), key.serialize_pem())
+    });
+    (ca.pem(), certificates)
+}
+
+#[tokio::test]
+async fn only_a_client_with_the_right_certificate_can_connect() {
+    let (ca, [apiserver, kubelet]) = client_certificates(["kube-apiserver", "kubelet"]);
+    let (_, [forged]) = client_certificates(["kube-apiserver"]);
+    let folder = tempfile::tempdir().unwrap();
+    let ca_file = folder.path().join("ca.crt");
+    std::fs::write(&ca_file, ca).unwrap();
+    for names in [Vec::new(), vec!["kube-apiserver".to_owned()]] {
+        let (server, client) = start_apiserver();
+        server.put(CONFIGURATIONS, configuration());
+        let shutdown = CancellationToken::new();
+        let any_name = names.is_empty();
+        let clients = Some(ClientAuth { ca_file: ca_file.clone(), names });
+        let handle = start(client, CertOptions { clients, ..options() }, shutdown.clone()).unwrap();
+        published(&handle).await;
+        let bundle = server.published().unwrap();
+        let connects = async |client: Option<&(String, String)>| {
+            handshake_as(&handle, &bundle, "127.0.0.1", client).await.is_ok()
+        };
+        assert!(connects(Some(&apiserver)).await);
+        assert_eq!(connects(Some(&kubelet)).await, any_name);
+        assert!(!connects(Some(&forged)).await);
+        assert!(!connects(None).await);
+        shutdown.cancel();
+        handle.join().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_wrong_client_ca_file_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let empty = folder.path().join("empty");
+    std::fs::write(&empty, "no certificate").unwrap();
+    for ca_file in [empty, Path::new("/does/not/exist").to_owned()] {
+        let clients = Some(ClientAuth { ca_file: ca_file.clone(), names: Vec::new() });
+        let (_, client) = start_apiserver();
+        let error =
+            start(client, CertOptions { clients, ..options() }, CancellationToken::new()).unwrap_err();
+        let error = error.to_string();
+        assert!(error.contains("--client-ca-file") && error.contains(ca_file.to_str().unwrap()), "{error}");
+    }
 }
 
 #[tokio::test]

@@ -21,7 +21,7 @@ async fn the_base_installs_on_an_empty_cluster_in_one_command() {
     pods_are_admitted_and_spread(&cluster).await;
     an_outage_blocks_no_job(&cluster).await;
     the_webhook_is_called_only_for_requests_that_it_stamps(&cluster).await;
-    applying_again_keeps_the_ca_bundle(&cluster).await;
+    applying_again_keeps_the_ca_bundle_and_the_paths(&cluster).await;
     the_samples_are_accepted(&cluster).await;
 }
 
@@ -114,14 +114,16 @@ async fn the_webhook_is_called_only_for_requests_that_it_stamps(cluster: &Cluste
     cluster.kubectl(&["delete", "mutatingwebhookconfiguration", "probe"]).await.unwrap();
 }
 
-async fn applying_again_keeps_the_ca_bundle(cluster: &Cluster) {
+async fn applying_again_keeps_the_ca_bundle_and_the_paths(cluster: &Cluster) {
     // The apiserver accepts only a valid certificate, so this is the CA of the cluster.
     let ca = "jsonpath={.data.ca\\.crt}";
     let ca =
         cluster.kubectl(&["get", "configmap", "kube-root-ca.crt", "-n", "default", "-o", ca]).await.unwrap();
     let bundle = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, ca);
-    let paths = ["/webhooks/0/clientConfig/caBundle", "/webhooks/1/clientConfig/caBundle"];
-    let patch = json!(paths.map(|path| json!({"op": "add", "path": path, "value": bundle}))).to_string();
+    let secret = "/2-1-0/mutate";
+    let add = |n: usize, field: &str, value: &str| json!({"op": "add", "path": format!("/webhooks/{n}/clientConfig/{field}"), "value": value});
+    let operations = [0, 1].map(|n| [add(n, "caBundle", &bundle), add(n, "service/path", secret)]).concat();
+    let patch = json!(operations).to_string();
     let configuration = ["mutatingwebhookconfiguration", "job-handler"];
     let write = [&["patch"], &configuration[..], &["--type=json", "-p", &patch]].concat();
     cluster.kubectl(&write).await.unwrap();
@@ -132,9 +134,11 @@ async fn applying_again_keeps_the_ca_bundle(cluster: &Cluster) {
     ];
     for apply in applies {
         cluster.kubectl(apply).await.unwrap();
-        let path = "jsonpath={.webhooks[*].clientConfig.caBundle}";
-        let read = [&["get"], &configuration[..], &["-o", path]].concat();
-        assert_eq!(cluster.kubectl(&read).await.unwrap(), format!("{bundle} {bundle}"), "after {apply:?}");
+        for (field, value) in [("caBundle", bundle.as_str()), ("service.path", secret)] {
+            let path = format!("jsonpath={{.webhooks[*].clientConfig.{field}}}");
+            let read = [&["get"], &configuration[..], &["-o", &path]].concat();
+            assert_eq!(cluster.kubectl(&read).await.unwrap(), format!("{value} {value}"), "after {apply:?}");
+        }
     }
 }
 

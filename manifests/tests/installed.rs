@@ -18,6 +18,7 @@ use k8s_openapi::{
         admissionregistration::v1::{MutatingWebhook, MutatingWebhookConfiguration},
         apps::v1::Deployment,
         core::v1::{Container, Namespace, PodSpec, Probe, Service},
+        networking::v1::NetworkPolicy,
         policy::v1::PodDisruptionBudget,
     },
     apimachinery::pkg::util::intstr::IntOrString,
@@ -67,7 +68,7 @@ fn the_webhook_is_called_as_designed() {
 
         let service = webhook.client_config.service.unwrap();
         assert_eq!((service.name.as_str(), service.namespace.as_str()), (keys::APP, keys::NAMESPACE));
-        assert_eq!(service.path.as_deref(), Some(keys::MUTATE_PATH));
+        assert_eq!(service.path, None, "a later apply would remove the secret");
         assert_eq!(webhook.client_config.ca_bundle, None, "a later apply would remove the caBundle");
         assert_eq!(webhook.client_config.url, None);
     }
@@ -256,6 +257,45 @@ fn the_default_policy_is_that_of_the_design() {
     assert_eq!(cleanup.failed_policy, CleanupPolicy::Never);
     assert_eq!((cleanup.keep, spec.stamp, spec.group, spec.failure_backoff), (None, None, None, None));
     assert!(spec.limits.is_empty());
+}
+
+/// Reviews come from wherever the apiserver is. Metrics are for namespaces with a label. Nothing else is open.
+#[test]
+fn the_network_policy_opens_the_ports_of_the_pods() {
+    let policy: NetworkPolicy = object("base/networkpolicy.yaml", "NetworkPolicy", keys::APP);
+    let spec = policy.spec.unwrap();
+    let deployment: Deployment = object("base/deployment.yaml", "Deployment", keys::APP);
+    let labels = deployment.spec.unwrap().template.metadata.unwrap().labels;
+    assert_eq!(spec.pod_selector.unwrap().match_labels, labels);
+    assert_eq!(spec.policy_types.unwrap(), ["Ingress"]);
+    let [reviews, metrics] = spec.ingress.unwrap().try_into().expect("two rules");
+    assert_eq!(reviews.from, None);
+    let [from] = metrics.from.unwrap().try_into().expect("one peer");
+    assert_eq!(
+        from.namespace_selector.unwrap().match_labels.unwrap(),
+        [("metrics".into(), "enabled".into())].into()
+    );
+    assert_eq!((from.pod_selector, from.ip_block), (None, None));
+    let opened = reviews.ports.into_iter().chain(metrics.ports).flatten().map(|port| match port.port {
+        Some(IntOrString::String(name)) => name,
+        other => panic!("expected the name of a port, found {other:?}"),
+    });
+    let containers = pod().containers.into_iter().flat_map(|container| container.ports.unwrap());
+    let ports: BTreeSet<String> = containers.map(|port| port.name.unwrap()).collect();
+    assert_eq!(opened.collect::<BTreeSet<String>>(), ports);
+}
+
+/// The flag is given to both programs: the patches name containers by their position.
+#[test]
+fn the_overlay_for_metrics_gives_both_programs_the_flag() {
+    let document = documents("overlays/metrics-auth/kustomization.yaml").remove(0);
+    let patch = document["patches"][0]["patch"].as_str().unwrap();
+    let containers = pod().containers;
+    assert_eq!(containers.len(), 2);
+    for n in 0..containers.len() {
+        let add = format!("path: /spec/template/spec/containers/{n}/args/-, value: --metrics-auth");
+        assert!(patch.contains(&add), "{patch}");
+    }
 }
 
 /// Neither a policy beside its CRD (one apply would fail on a new cluster), nor a file that no kustomization lists.

@@ -6,7 +6,7 @@ mod files;
 use std::collections::{BTreeMap, BTreeSet};
 
 use files::{documents, folder, object};
-use job_handler_shared::{keys, names};
+use job_handler_shared::{keys, names, process::admin::METRICS_PATH};
 use k8s_openapi::api::{
     admissionregistration::v1::{
         MutatingWebhook, ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding,
@@ -71,7 +71,7 @@ fn own(program: &str) -> BTreeSet<String> {
 }
 
 #[test]
-fn the_webhook_may_read_policies_namespaces_and_jobs_and_manage_its_certificates() {
+fn the_webhook_may_read_policies_namespaces_and_jobs_and_manage_its_certificates_and_paths() {
     assert_eq!(
         cluster("webhook"),
         table(&[
@@ -85,6 +85,7 @@ fn the_webhook_may_read_policies_namespaces_and_jobs_and_manage_its_certificates
                 keys::MUTATING_CONFIGURATION,
                 "get list watch patch"
             ),
+            (ADMISSION, "validatingwebhookconfigurations", "", "list"),
         ])
     );
     assert_eq!(
@@ -216,6 +217,29 @@ fn secrets_of_all_namespaces_are_opted_into() {
 }
 
 #[test]
+fn metrics_with_authentication_need_two_reviews() {
+    let path = "overlays/metrics-auth/rbac.yaml";
+    let role: ClusterRole = object(path, "ClusterRole", "job-handler-metrics-auth");
+    assert_eq!(
+        rights(role.rules),
+        table(&[
+            ("authentication.k8s.io", "tokenreviews", "", "create"),
+            ("authorization.k8s.io", "subjectaccessreviews", "", "create"),
+        ])
+    );
+    let binding: ClusterRoleBinding = object(path, "ClusterRoleBinding", "job-handler-metrics-auth");
+    let subjects = binding.subjects.unwrap();
+    let named = subjects.iter().map(|subject| (subject.name.as_str(), subject.namespace.as_deref()));
+    let accounts =
+        [keys::WEBHOOK_ACCOUNT, keys::SINK_ACCOUNT].map(|account| (account, Some(keys::NAMESPACE)));
+    assert_eq!(named.collect::<Vec<_>>(), accounts);
+    let reader: ClusterRole = object(path, "ClusterRole", "job-handler-metrics-reader");
+    let [rule] = reader.rules.unwrap().try_into().expect("one rule");
+    assert_eq!(rule.non_resource_urls.unwrap(), [METRICS_PATH]);
+    assert_eq!(rule.verbs, ["get"]);
+}
+
+#[test]
 fn no_wildcards_no_escalation_and_no_secrets_of_others() {
     for (path, document) in folder("base").into_iter().chain(folder("overlays/namespaces")) {
         let kind = document["kind"].as_str().unwrap();
@@ -243,7 +267,9 @@ fn no_wildcards_no_escalation_and_no_secrets_of_others() {
 /// A comment above each rule gives its reason.
 #[test]
 fn every_rule_has_its_reason() {
-    let all = ["base", "overlays/secrets", "overlays/namespaces"].into_iter().flat_map(folder);
+    let all = ["base", "overlays/secrets", "overlays/namespaces", "overlays/metrics-auth"]
+        .into_iter()
+        .flat_map(folder);
     for (path, _) in all.filter(|(path, _)| path.contains("rbac")) {
         let text = std::fs::read_to_string(format!("{}/{path}", env!("CARGO_MANIFEST_DIR"))).unwrap();
         let lines: Vec<&str> = text.lines().collect();
@@ -413,7 +439,7 @@ fn the_sink_writes_nothing_in_excluded_namespaces() {
 
 /// A field that the policy does not compare could be changed.
 #[test]
-fn the_webhook_changes_no_field_but_the_ca_bundle() {
+fn the_webhook_changes_no_field_but_the_ca_bundle_and_paths() {
     let validations =
         admission_policy("job-handler-webhook-configurations").spec.unwrap().validations.unwrap();
     let all: String = validations.into_iter().map(|validation| validation.expression).collect();
@@ -444,10 +470,16 @@ fn the_webhook_changes_no_field_but_the_ca_bundle() {
     for field in full.as_object().unwrap().keys().filter(|field| *field != "clientConfig") {
         assert!(compares(field), "{field}");
     }
-    for field in ["url", "service"] {
-        assert!(all.contains(&format!("new.clientConfig.?{field} == old.clientConfig.?{field}")), "{field}");
+    // Of the address, the path may change: it has a secret.
+    for field in ["namespace", "name", "port"] {
+        let field = format!("clientConfig.?service.?{field}");
+        assert!(all.contains(&format!("new.{field} == old.{field}")), "{field}");
     }
-    assert!(!all.contains("caBundle"));
+    for part in ["getScheme", "getHost"] {
+        let part = |of: &str| format!("url({of}.clientConfig.url).{part}()");
+        assert!(all.contains(&format!("{} == {}", part("new"), part("old"))), "{}", part("new"));
+    }
+    assert!(!all.contains("caBundle") && !all.contains("path"));
 }
 
 #[test]

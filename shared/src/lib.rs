@@ -4,6 +4,7 @@
 //! | room | holds |
 //! | --- | --- |
 //! | [`keys`], [`names`], [`text`] | public names; deterministic object names; amounts and durations as text |
+//! | [`webhook_address`] | addresses of the webhook's endpoints, with the secret in their path |
 //! | [`kube`], [`process`] | clients, errors and watches of the apiserver; admin endpoint, supervisor, logs, metrics |
 //! | [`policy`] | the CRDs of policies, which policies apply to a Job, and what they say together |
 //! | [`job`] | a Job cut down to what both programs need: state, group, scopes, annotations |
@@ -22,3 +23,4 @@ pub mod result;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod text;
+pub mod webhook_address;

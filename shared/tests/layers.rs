@@ -8,7 +8,7 @@ fn rooms_import_lower_rooms_only() {
     let layers: [&[&str]; 8] = [
         &["keys", "text"],
         &["names"],
-        &["process"],
+        &["process", "webhook_address"],
         &["kube"],
         &["policy"],
         &["job"],

@@ -54,6 +54,9 @@ struct RunArgs {
     /// Address of /healthz, /readyz and /metrics (HTTP).
     #[arg(long, default_value_t = SocketAddr::from(([0, 0, 0, 0], keys::SINK_ADMIN_PORT)))]
     admin_listen: SocketAddr,
+    /// Serve /metrics only to those whose bearer token may get the path /metrics (TokenReview, SubjectAccessReview).
+    #[arg(long)]
+    metrics_auth: bool,
     /// Namespace of job-handler.
     #[arg(long, env = "POD_NAMESPACE", default_value = keys::NAMESPACE)]
     namespace: String,
@@ -139,6 +142,7 @@ impl RunArgs {
         Ok(RunOptions {
             config: self.config.as_deref().map(Config::load).transpose()?.unwrap_or_default(),
             admin_listen: self.admin_listen,
+            metrics_auth: self.metrics_auth,
             namespace: self.namespace,
             namespaces: self.namespaces,
             replica: self.replica.unwrap_or_else(|| default_replica().to_string()),

@@ -4,10 +4,11 @@ use std::{convert::Infallible, net::SocketAddr, path::PathBuf, sync::Arc, time::
 
 use futures::future::{BoxFuture, select_all};
 use job_handler_shared::{
+    kube::metrics_auth::TokenMetricsAuth,
     ledger::refusal::Refusal,
     policy::install_defaults,
     process::{
-        admin::{self, Readiness, ReadyHandle},
+        admin::{self, MetricsAuth, Readiness, ReadyHandle},
         jitter::jitter,
         supervisor::{ShutdownSignals, Supervisor, TaskError},
         telemetry::Metrics,
@@ -45,6 +46,8 @@ const GRACE: Duration = Duration::from_secs(10);
 pub(crate) struct RunOptions {
     /// Address of `/healthz`, `/readyz` and `/metrics`.
     pub(crate) admin_listen: SocketAddr,
+    /// Whether `/metrics` asks for a bearer token.
+    pub(crate) metrics_auth: bool,
     /// The namespace that job-handler runs in.
     pub(crate) namespace: String,
     /// The namespaces to serve; empty = all.
@@ -100,7 +103,10 @@ pub(crate) async fn run(
     let objects = objects.map(|config| FullLogStore::open(config, &options.replica, &metrics)).transpose()?;
     let listener = admin::listen(options.admin_listen, "--admin-listen")?;
     let socket = refusal_listener::listen(&options.refusal_socket)?;
-    let server = admin::serve(listener, readiness.clone(), metrics.clone()).map_err(SinkError::Admin)?;
+    let metrics_auth =
+        options.metrics_auth.then(|| Arc::new(TokenMetricsAuth::new(client.clone())) as Arc<dyn MetricsAuth>);
+    let server = admin::serve(listener, readiness.clone(), metrics.clone(), metrics_auth);
+    let server = server.map_err(SinkError::Admin)?;
     let server_handle = server.handle();
 
     let own = SinkMetrics::new(&metrics);

@@ -27,6 +27,20 @@ pub struct WebhookArgs {
     /// DNS name or IP address for the server certificate, besides `job-handler.<namespace>.svc`; repeatable.
     #[arg(long = "dns-name")]
     pub dns_names: Vec<String>,
+    /// CAs (PEM) of client certificates, for an apiserver that presents one. Callers without one are then refused. Read at
+    /// the start.
+    #[arg(long, value_name = "FILE")]
+    pub client_ca_file: Option<PathBuf>,
+    /// Accepted common name of a client certificate; repeatable. Default: all names.
+    #[arg(long = "client-name", value_name = "NAME", requires = "client_ca_file")]
+    pub client_names: Vec<String>,
+    /// Seconds between two secrets in the paths of reviews, at least 20. A secret that may have leaked is replaced sooner.
+    /// 0 = a secret is never replaced.
+    #[arg(long, default_value_t = 300)]
+    pub path_rotation_seconds: u64,
+    /// Serve /metrics only to those whose bearer token may get the path /metrics (TokenReview, SubjectAccessReview).
+    #[arg(long)]
+    pub metrics_auth: bool,
     /// Seconds to keep serving reviews after SIGTERM, until all endpoints have removed this replica.
     #[arg(long, default_value_t = 2)]
     pub(crate) drain_seconds: u64,

@@ -3,14 +3,21 @@
 //! A task that exits early ends the process with an error. On SIGTERM or SIGINT, the process is no longer ready, serves
 //! reviews for a while, completes those in flight, deletes its Lease and exits with 0.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{
+    io,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use job_handler_certs::{CertError, CertOptions};
+use job_handler_certs::{CertError, CertOptions, client_auth::ClientAuth, review_path::ReviewPaths};
 use job_handler_shared::{
     keys,
-    kube::client::{self, ClientError},
+    kube::{
+        client::{self, ClientError},
+        metrics_auth::TokenMetricsAuth,
+    },
     process::{
-        admin::{self, ListenError, Readiness, ReadyHandle},
+        admin::{self, ListenError, MetricsAuth, Readiness, ReadyHandle},
         supervisor::{ShutdownSignals, Supervisor, TaskError},
         telemetry::Metrics,
     },
@@ -21,13 +28,22 @@ use crate::{
     admission::{job_estimator::JobEstimator, server::serve_webhook, state::WebhookState},
     args::WebhookArgs,
     cache::policies::Policies,
-    ledger::{attempt_age::Clock, limiter},
+    ledger::{
+        attempt_age::Clock,
+        limiter::{self, LedgerLimiter},
+    },
     limit::Limiter,
     metrics::{WebhookMetrics, certificate_expiry::CertificateExpiry},
     presence_lease::{Liveness, PresenceLease},
     refusal_sender,
 };
 
+/// How often to look for signs that the paths of reviews have leaked.
+const LEAK_CHECK_INTERVAL: Duration = Duration::from_secs(5);
+/// A process that stands still for less than this answers in time.
+const LONG_PAUSE: Duration = Duration::from_secs(3);
+/// Fewer attempts without a Job are usual: a quota that denies Jobs after our admission causes them, too.
+const MANY_OVERDUE_ATTEMPTS: usize = 5;
 /// How long tasks may take to end.
 const GRACE: Duration = Duration::from_secs(10);
 
@@ -76,7 +92,9 @@ pub async fn run(args: WebhookArgs) -> Result<(), WebhookError> {
     let client = client::build(PROGRAM, VERSION).await?;
     let mut tasks = Supervisor::default();
 
-    let admin = admin::serve(admin_listener, readiness.clone(), registry.clone())
+    let metrics_auth =
+        args.metrics_auth.then(|| Arc::new(TokenMetricsAuth::new(client.clone())) as Arc<dyn MetricsAuth>);
+    let admin = admin::serve(admin_listener, readiness.clone(), registry.clone(), metrics_auth)
         .map_err(io("cannot start the admin server"))?;
     let admin_handle = admin.handle();
     tasks.spawn_graceful("admin server", |_| admin);
@@ -86,12 +104,14 @@ pub async fn run(args: WebhookArgs) -> Result<(), WebhookError> {
         secret: keys::CA_SECRET.to_owned(),
         mutating_configuration: keys::MUTATING_CONFIGURATION.to_owned(),
         dns_names: args.dns_names.clone(),
+        path_interval: Duration::from_secs(args.path_rotation_seconds),
+        clients: args.client_ca_file.map(|ca_file| ClientAuth { ca_file, names: args.client_names }),
     };
     let certificates = job_handler_certs::start(client.clone(), options, tasks.shutdown_token())?;
     let tls = certificates.server_config();
     let expiry = Box::new(CertificateExpiry::new(certificates.expiry()));
     registry.register(|registry| registry.register_collector(expiry));
-    let published = certificates.published();
+    let (published, paths) = (certificates.published(), certificates.review_paths());
     tasks.spawn("certificate readiness", report_published(published, readiness.register("certificates")));
     tasks.spawn_graceful("certificates", |_| certificates.join());
 
@@ -115,6 +135,8 @@ pub async fn run(args: WebhookArgs) -> Result<(), WebhookError> {
     );
     tasks.spawn_graceful("ledgers", |token| ledgers.run(&readiness, token));
 
+    tasks.spawn("leaked paths", report_leaks(limiter.clone(), paths.clone()));
+
     let liveness = Liveness::default();
     let estimator = JobEstimator::new(limiter.context());
     let limiter = Arc::new(limiter);
@@ -131,7 +153,8 @@ pub async fn run(args: WebhookArgs) -> Result<(), WebhookError> {
     tasks.spawn_graceful("presence lease", |token| async move { renewed.run(token).await });
 
     let limiter = Some(limiter as Arc<dyn Limiter>);
-    let mut state = WebhookState::new(policies, limiter, liveness, Some(refusals), metrics, &args.namespace);
+    let state = WebhookState::new(policies, limiter, liveness, Some(refusals), metrics, &args.namespace);
+    let mut state = state.with_paths(paths);
     state.estimator = Some(estimator);
     let server = serve_webhook(listener, tls, state).map_err(io("cannot start the webhook server"))?;
     let server_handle = server.handle();
@@ -165,6 +188,20 @@ async fn report_published(mut published: watch::Receiver<bool>, readiness: Ready
         if published.changed().await.is_err() {
             // The task of the certificates reports its own end.
             return std::future::pending().await;
+        }
+    }
+}
+
+/// Reports that the secret in the paths may have leaked: if the process stood still, calls failed meanwhile and showed
+/// their URL; and attempts that store no Job may be forged.
+async fn report_leaks(limiter: LedgerLimiter, paths: ReviewPaths) {
+    loop {
+        let begun = Instant::now();
+        tokio::time::sleep(LEAK_CHECK_INTERVAL).await;
+        let stood_still = begun.elapsed() > LEAK_CHECK_INTERVAL + LONG_PAUSE;
+        if stood_still || limiter.overdue_attempts() >= MANY_OVERDUE_ATTEMPTS {
+            tracing::info!(stood_still, "the paths of reviews may have leaked: replacing them soon");
+            paths.suspect_leak();
         }
     }
 }

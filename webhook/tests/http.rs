@@ -19,7 +19,12 @@ use std::{
 use base64::{Engine, engine::general_purpose::STANDARD};
 use common::{builds, job, policy, review};
 use futures::future::join_all;
-use job_handler_shared::policy::{reference::Labels, set::PolicySet};
+use job_handler_certs::{CertOptions, review_path::ReviewPaths};
+use job_handler_shared::{
+    keys,
+    policy::{reference::Labels, set::PolicySet},
+    testing::apiserver::Apiserver,
+};
 use job_handler_webhook::admission::{server::serve_webhook, state::WebhookState};
 use rustls::{
     ClientConfig, RootCertStore, ServerConfig,
@@ -56,6 +61,10 @@ fn state() -> WebhookState {
 }
 
 fn server() -> HttpsServer {
+    server_of(state())
+}
+
+fn server_of(state: WebhookState) -> HttpsServer {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let certified = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(certified.signing_key.serialize_der()));
@@ -77,7 +86,7 @@ fn server() -> HttpsServer {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     listener.set_nonblocking(true).unwrap();
-    let server = serve_webhook(listener, config, state()).unwrap();
+    let server = serve_webhook(listener, config, state).unwrap();
     let handle = server.handle();
     // Ends with the test's runtime, or by its handle.
     drop(tokio::spawn(server));
@@ -104,23 +113,27 @@ async fn request(stream: &mut TlsStream<TcpStream>, method: &str, path: &str, bo
         stream.write_all(body).await.unwrap();
         // Else its end may stay in the TLS buffer.
         stream.flush().await.unwrap();
-        let mut got = Vec::new();
-        loop {
-            let mut chunk = vec![0; 16 << 10];
-            let n = stream.read(&mut chunk).await.unwrap();
-            assert!(n > 0, "closed after {:?}", String::from_utf8_lossy(&got));
-            got.extend_from_slice(&chunk[..n]);
-            let text = String::from_utf8_lossy(&got);
-            let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
-            let length: usize =
-                head.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap().parse().unwrap();
-            if body.len() >= length {
-                let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-                return HttpsAnswer { status, body: body.to_owned() };
-            }
-        }
+        read_answer(stream).await
     };
     tokio::time::timeout(Duration::from_secs(20), exchange).await.expect("no answer: a hung connection")
+}
+
+async fn read_answer(stream: &mut TlsStream<TcpStream>) -> HttpsAnswer {
+    let mut got = Vec::new();
+    loop {
+        let mut chunk = vec![0; 16 << 10];
+        let n = stream.read(&mut chunk).await.unwrap();
+        assert!(n > 0, "closed after {:?}", String::from_utf8_lossy(&got));
+        got.extend_from_slice(&chunk[..n]);
+        let text = String::from_utf8_lossy(&got);
+        let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
+        let length: usize =
+            head.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap().parse().unwrap();
+        if body.len() >= length {
+            let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+            return HttpsAnswer { status, body: body.to_owned() };
+        }
+    }
 }
 
 fn build() -> Value {
@@ -345,4 +358,72 @@ async fn a_stranger_that_only_connects_is_disconnected_and_keeps_nobody_out() {
     let closed = closed.await.unwrap();
     assert_eq!(closed.iter().filter(|after| **after < Duration::from_millis(4500)).count(), SHARE);
     assert!(closed.iter().all(|after| *after < Duration::from_secs(12)), "{closed:?}");
+}
+
+/// The head of a review, whose body never comes.
+async fn answer_to_head(server: &HttpsServer, path: &str) -> Option<HttpsAnswer> {
+    let mut stream = server.connect().await;
+    let head = format!("POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 3000000\r\n\r\n");
+    stream.write_all(head.as_bytes()).await.unwrap();
+    stream.flush().await.unwrap();
+    tokio::time::timeout(Duration::from_secs(3), read_answer(&mut stream)).await.ok()
+}
+
+/// Paths that are valid, and the secret of one.
+async fn published_paths() -> (ReviewPaths, String) {
+    let apiserver = Apiserver::default();
+    let configuration = json!({"metadata": {"name": keys::MUTATING_CONFIGURATION}, "webhooks": [{
+        "name": keys::MUTATING_WEBHOOK, "admissionReviewVersions": ["v1"], "sideEffects": "None",
+        "clientConfig": {"url": "https://localhost"}}]});
+    apiserver.put("mutatingwebhookconfigurations", configuration);
+    let options = CertOptions {
+        namespace: keys::NAMESPACE.to_owned(),
+        secret: keys::CA_SECRET.to_owned(),
+        mutating_configuration: keys::MUTATING_CONFIGURATION.to_owned(),
+        dns_names: Vec::new(),
+        path_interval: Duration::ZERO,
+        clients: None,
+    };
+    let certificates = job_handler_certs::start(apiserver.client(), options, Default::default()).unwrap();
+    certificates.published().wait_for(|published| *published).await.unwrap();
+    let found = apiserver.get("mutatingwebhookconfigurations", "", keys::MUTATING_CONFIGURATION).unwrap();
+    let url = found["webhooks"][0]["clientConfig"]["url"].as_str().unwrap().to_owned();
+    let secret = url.trim_start_matches("https://localhost/").trim_end_matches("/mutate").to_owned();
+    (certificates.review_paths(), secret)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_paths_with_a_valid_secret_are_served_and_others_are_refused_before_their_body_is_read() {
+    let (paths, secret) = published_paths().await;
+    let server = server_of(state().with_paths(paths));
+    for endpoint in ["mutate", "validate", "warn"] {
+        let valid = format!("/{secret}/{endpoint}?timeout=2s");
+        assert_eq!(server.post(&valid, &review(&build())).await.status, 200, "{valid}");
+        let forged = secret.replace(|digit: char| digit.is_ascii_digit(), "0");
+        for path in [
+            format!("/{endpoint}"),
+            format!("//{endpoint}"),
+            format!("/{endpoint}/{endpoint}"),
+            format!("/{forged}/{endpoint}"),
+            format!("/x/{secret}/{endpoint}"),
+            format!("/{secret}/{endpoint}/x"),
+            format!("/%2e/{secret}/../{endpoint}"),
+        ] {
+            let answer = answer_to_head(&server, &path).await.unwrap_or_else(|| panic!("{path}: no answer"));
+            assert_eq!(answer.status, 404, "{path}: {answer:?}");
+            assert!(!answer.body.contains(&secret), "{answer:?}");
+        }
+    }
+    let valid = format!("/{secret}/validate");
+    assert!(answer_to_head(&server, &valid).await.is_none(), "the body is awaited");
+    let mut stream = server.connect().await;
+    assert_eq!(request(&mut stream, "GET", &valid, b"").await.status, 405);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_served_before_a_path_is_published() {
+    let server = server_of(state().with_paths(ReviewPaths::default()));
+    for path in ["/mutate", "/validate", "/x/mutate"] {
+        assert_eq!(server.post(path, &review(&build())).await.status, 404, "{path}");
+    }
 }

@@ -10,9 +10,22 @@ use tokio::net::TcpStream;
 /// # Errors
 /// If nothing listens there, or the answer is not HTTP.
 pub async fn get(address: SocketAddr, path: &str) -> std::io::Result<(u16, String)> {
+    get_with_token(address, path, None).await
+}
+
+/// The same with a bearer token.
+///
+/// # Errors
+/// If nothing listens there, or the answer is not HTTP.
+pub async fn get_with_token(
+    address: SocketAddr,
+    path: &str,
+    token: Option<&str>,
+) -> std::io::Result<(u16, String)> {
     let mut stream = TcpStream::connect(address).await?;
+    let authorization = token.map(|token| format!("Authorization: Bearer {token}\r\n")).unwrap_or_default();
     // HTTP/1.0: the body ends with the connection, without chunks.
-    let request = format!("GET {path} HTTP/1.0\r\nHost: {address}\r\nAccept: */*\r\n\r\n");
+    let request = format!("GET {path} HTTP/1.0\r\nHost: {address}\r\nAccept: */*\r\n{authorization}\r\n");
     stream.write_all(request.as_bytes()).await?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).await?;

@@ -2,7 +2,7 @@
 //! speaks HTTP/1.1 with keep-alive over TLS 1.3, like the apiserver to a webhook. A connection carries one request at a
 //! time.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
-use tokio::net::TcpStream;
+use tokio::net::TcpSocket;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
@@ -30,6 +30,8 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 #[derive(Clone)]
 pub struct HttpsClient {
     address: SocketAddr,
+    /// The local address of connections.
+    local: Ipv4Addr,
     connector: TlsConnector,
     patience: Duration,
 }
@@ -76,7 +78,15 @@ impl HttpsClient {
             .with_no_client_auth();
         // What the apiserver offers to a webhook that is not on localhost.
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Ok(Self { address, connector: TlsConnector::from(Arc::new(config)), patience: PATIENCE })
+        let local = Ipv4Addr::UNSPECIFIED;
+        Ok(Self { address, local, connector: TlsConnector::from(Arc::new(config)), patience: PATIENCE })
+    }
+
+    /// Sets the local IPv4 address of its connections.
+    #[must_use]
+    pub fn local_address(mut self, local: Ipv4Addr) -> Self {
+        self.local = local;
+        self
     }
 
     /// Sets the timeout of connecting, and of each request including its answer.
@@ -104,7 +114,12 @@ impl HttpsClient {
 
     async fn open(&self) -> Result<Connection> {
         let address = self.address;
-        let tcp = TcpStream::connect(address).await.map_err(Error::io(format!("connecting to {address}")))?;
+        let connecting = || Error::io(format!("connecting to {address} from {}", self.local));
+        let socket = TcpSocket::new_v4().map_err(connecting())?;
+        if !self.local.is_unspecified() {
+            socket.bind((self.local, 0).into()).map_err(connecting())?;
+        }
+        let tcp = socket.connect(address).await.map_err(connecting())?;
         tcp.set_nodelay(true).map_err(Error::io(format!("setting TCP_NODELAY towards {address}")))?;
         let tls = self
             .connector

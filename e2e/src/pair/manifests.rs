@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use job_handler_shared::keys::MUTATING_CONFIGURATION;
+use job_handler_shared::webhook_address;
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use kube::Api;
 use kube::api::{Patch, PatchParams};
@@ -26,6 +27,31 @@ pub async fn patch_stamping_webhooks(client: kube::Client, fields: &[(&str, Valu
         .await
         .map(drop)
         .map_err(Error::api("changing the webhooks that stamp"))
+}
+
+/// The path of a review endpoint, with the secret that is published now. A path is valid until its secret was replaced
+/// twice.
+///
+/// # Errors
+/// If the API server refuses, or no secret is published.
+pub async fn review_path(client: kube::Client, endpoint: &str) -> Result<String> {
+    let configurations: Api<MutatingWebhookConfiguration> = Api::all(client);
+    let found = configurations
+        .get(MUTATING_CONFIGURATION)
+        .await
+        .map_err(Error::api("reading the webhook's address"))?;
+    let mut webhooks = found.webhooks.iter().flatten();
+    let secret = webhooks.find_map(|webhook| webhook_address::secret(webhook.client_config.url.as_deref()?));
+    let missing = || Error::Invalid(format!("{MUTATING_CONFIGURATION} has no secret in its URLs"));
+    Ok(webhook_address::with_secret("", secret.ok_or_else(missing)?, endpoint))
+}
+
+/// Grants both programs the rights for `--metrics-auth`, with the role of `manifests/overlays/metrics-auth`.
+///
+/// # Errors
+/// If the API server refuses.
+pub async fn allow_metrics_auth(cluster: &Cluster) -> Result<()> {
+    cluster.kubectl(&["apply", "-f", &manifests("overlays/metrics-auth/rbac.yaml")]).await.map(drop)
 }
 
 /// Applies `manifests/samples`.

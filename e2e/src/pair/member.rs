@@ -179,6 +179,16 @@ impl Member {
             .map_err(Error::io(format!("requesting {path} from {}", self.name())))
     }
 
+    /// The same with a bearer token.
+    ///
+    /// # Errors
+    /// If it does not answer.
+    pub async fn get_with_token(&self, path: &str, token: &str) -> Result<(u16, String)> {
+        http_probe::get_with_token(self.admin_address(), path, Some(token))
+            .await
+            .map_err(Error::io(format!("requesting {path} from {}", self.name())))
+    }
+
     /// Kills it (SIGKILL).
     ///
     /// # Errors

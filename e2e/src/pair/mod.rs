@@ -11,6 +11,8 @@ mod member;
 mod options;
 
 pub use installed_pair::Pair;
-pub use manifests::{allow_secrets, apply_samples, forbid_secrets, patch_stamping_webhooks};
+pub use manifests::{
+    allow_metrics_auth, allow_secrets, apply_samples, forbid_secrets, patch_stamping_webhooks, review_path,
+};
 pub use member::Member;
 pub use options::{E2E_WEBHOOK_HOST, PairOptions};

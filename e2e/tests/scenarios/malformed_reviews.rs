@@ -2,7 +2,8 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 
-use job_handler_e2e::HttpsClient;
+use job_handler_e2e::{HttpsClient, pair::review_path};
+use job_handler_shared::keys;
 use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
 
@@ -26,10 +27,11 @@ fn every_malformed_review_gets_a_clear_answer_and_the_webhook_keeps_running() {
             ("deep nesting", deep.into_bytes()),
             ("over 8 MiB", vec![b' '; 9 << 20]),
         ];
-        for path in ["/mutate", "/validate"] {
+        for endpoint in [keys::MUTATE_PATH, keys::VALIDATE_PATH] {
             for (name, body) in &table {
-                let answer = webhook.post(path, body.clone()).await.unwrap();
-                assert!((400..500).contains(&answer.status), "{name} at {path}: {answer:?}");
+                let path = review_path(fixture.client(), endpoint).await.unwrap();
+                let answer = webhook.post(&path, body.clone()).await.unwrap();
+                assert!([400, 413].contains(&answer.status), "{name} at {path}: {answer:?}");
                 assert!(!answer.body.trim().is_empty(), "{name} at {path}: the answer has no body");
             }
         }

@@ -140,18 +140,30 @@ async fn watch(
     health: &mut WatchHealth,
 ) -> EndedWatch {
     let mut ended = EndedWatch { position: from, had_event: false, end: Ok(WatchEnd::Resume) };
-    let events =
-        match raw_reads::watch(client, &ReadTarget::path(JOBS), &from.to_string(), timing.seconds).await {
-            Ok(events) => events,
-            Err(error) => {
-                ended.end = if status_code(&error) == Some(410) {
-                    Ok(WatchEnd::Relist)
-                } else {
-                    Err(Error::WatchStartFailed(error))
-                };
-                return ended;
-            }
-        };
+    let (target, version) = (ReadTarget::path(JOBS), from.to_string());
+    let mut start = pin!(raw_reads::watch(client, &target, &version, timing.seconds));
+    let started = loop {
+        if observer.needs_list() {
+            ended.end = Ok(WatchEnd::Relist);
+            return ended;
+        }
+        // An apiserver may answer only once there is an event.
+        tokio::select! {
+            started = &mut start => break started,
+            Ok(()) = policies.changed() => {}
+        }
+    };
+    let events = match started {
+        Ok(events) => events,
+        Err(error) => {
+            ended.end = if status_code(&error) == Some(410) {
+                Ok(WatchEnd::Relist)
+            } else {
+                Err(Error::WatchStartFailed(error))
+            };
+            return ended;
+        }
+    };
     let mut events = pin!(events);
     let mut dead_at = Instant::now() + timing.silence;
     loop {

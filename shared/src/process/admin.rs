@@ -1,5 +1,7 @@
 //! The admin endpoint: `/healthz`, `/readyz`, `/metrics` over plain HTTP.
 //!
+//! `/metrics` may ask for a bearer token.
+//!
 //! Ready means that every component that was registered has reported ready; `/readyz` names those that have not.
 
 use std::{
@@ -8,12 +10,15 @@ use std::{
     sync::Arc,
 };
 
-use actix_web::{App, HttpResponse, HttpServer, dev::Server, web};
+use actix_web::{App, HttpRequest, HttpResponse, HttpServer, dev::Server, http::header::AUTHORIZATION, web};
+use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::process::telemetry::Metrics;
 
+/// Path of the metrics.
+pub const METRICS_PATH: &str = "/metrics";
 /// Content type of OpenMetrics text.
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -102,19 +107,60 @@ pub fn listen(address: SocketAddr, flag: &'static str) -> Result<TcpListener, Li
     Ok(listener)
 }
 
+/// Decides who may read the metrics.
+pub trait MetricsAuth: Send + Sync {
+    /// Checks the bearer token of a request.
+    fn check<'a>(&'a self, token: Option<&'a str>) -> BoxFuture<'a, Result<(), MetricsDenial>>;
+}
+
+/// Why a request for the metrics is refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MetricsDenial {
+    /// No token, or one that the apiserver does not know.
+    #[error("expected a bearer token of this cluster")]
+    Unauthenticated,
+    /// The user lacks the right.
+    #[error("user {0:?} may not get the path {METRICS_PATH}: bind a ClusterRole with that nonResourceURL")]
+    Forbidden(String),
+    /// The apiserver gave no answer.
+    #[error("{0}")]
+    Unavailable(String),
+    /// Too many tokens are checked at this moment.
+    #[error("too many tokens are checked at this moment")]
+    Busy,
+}
+
+impl MetricsDenial {
+    fn response(&self) -> HttpResponse {
+        let mut response = match self {
+            Self::Unauthenticated => HttpResponse::Unauthorized(),
+            Self::Forbidden(_) => HttpResponse::Forbidden(),
+            Self::Unavailable(_) => HttpResponse::ServiceUnavailable(),
+            Self::Busy => HttpResponse::TooManyRequests(),
+        };
+        response.body(format!("{self}\n"))
+    }
+}
+
 /// Builds the admin server on a bound listener. It runs when awaited or spawned, and stops by its handle: it does not
 /// handle signals, since the process has one shutdown token.
 ///
 /// # Errors
 /// Fails if the listener cannot be used.
-pub fn serve(listener: TcpListener, readiness: Readiness, metrics: Metrics) -> std::io::Result<Server> {
+pub fn serve(
+    listener: TcpListener,
+    readiness: Readiness,
+    metrics: Metrics,
+    metrics_auth: Option<Arc<dyn MetricsAuth>>,
+) -> std::io::Result<Server> {
     let server = HttpServer::new(move || {
         App::new()
             .app_data(web::Data::new(readiness.clone()))
             .app_data(web::Data::new(metrics.clone()))
+            .app_data(web::Data::new(metrics_auth.clone()))
             .route("/healthz", web::get().to(|| async { "ok\n" }))
             .route("/readyz", web::get().to(readyz))
-            .route("/metrics", web::get().to(metrics_text))
+            .route(METRICS_PATH, web::get().to(metrics_text))
     });
     Ok(server.workers(1).disable_signals().listen(listener)?.run())
 }
@@ -128,7 +174,18 @@ async fn readyz(readiness: web::Data<Readiness>) -> HttpResponse {
     }
 }
 
-async fn metrics_text(metrics: web::Data<Metrics>) -> HttpResponse {
+async fn metrics_text(
+    request: HttpRequest,
+    metrics: web::Data<Metrics>,
+    auth: web::Data<Option<Arc<dyn MetricsAuth>>>,
+) -> HttpResponse {
+    if let Some(auth) = auth.get_ref() {
+        let header = request.headers().get(AUTHORIZATION).and_then(|value| value.to_str().ok());
+        let token = header.and_then(|value| value.strip_prefix("Bearer "));
+        if let Err(denial) = auth.check(token).await {
+            return denial.response();
+        }
+    }
     match metrics.encode() {
         Ok(text) => HttpResponse::Ok().content_type(OPENMETRICS).body(text),
         Err(error) => HttpResponse::InternalServerError().body(error.to_string()),

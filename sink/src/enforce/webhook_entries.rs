@@ -10,6 +10,7 @@ use std::sync::Arc;
 use job_handler_shared::{
     keys, names,
     policy::{parsed::Policy, reference::PolicyKind, set::PolicySet},
+    webhook_address,
 };
 use k8s_openapi::{
     api::admissionregistration::v1::{
@@ -190,14 +191,19 @@ pub(crate) fn entry_names(policy: &Policy) -> [String; 2] {
 /// The client configuration of `/warn`, derived from that of `/validate`.
 fn warn_client_config(validate: &WebhookClientConfig) -> WebhookClientConfig {
     let mut client = validate.clone();
-    if let Some(service) = &mut client.service {
-        service.path = Some(keys::WARN_PATH.to_owned());
-    }
-    if let Some(url) = &mut client.url {
-        let base = url.strip_suffix(keys::VALIDATE_PATH).unwrap_or(url);
-        *url = format!("{base}{}", keys::WARN_PATH);
+    if let Some(address) = address(&mut client) {
+        *address = webhook_address::with_endpoint(address, keys::WARN_PATH);
     }
     client
+}
+
+/// The URL, or the path behind a Service.
+fn address(client: &mut WebhookClientConfig) -> Option<&mut String> {
+    let WebhookClientConfig { url, service, .. } = client;
+    match service {
+        Some(service) => Some(service.path.get_or_insert_default()),
+        None => url.as_mut(),
+    }
 }
 
 /// The client configuration of `/validate`, derived from that of `/mutate`; an error says what is missing.
@@ -218,13 +224,15 @@ pub(crate) fn client_config(
         ));
     }
     if let Some(service) = &mut client.service {
-        service.path = Some(keys::VALIDATE_PATH.to_owned());
         service.port = service.port.or(Some(443));
     }
-    if let Some(url) = &mut client.url {
-        let base = url.strip_suffix(keys::MUTATE_PATH).unwrap_or(url.trim_end_matches('/'));
-        *url = format!("{base}{}", keys::VALIDATE_PATH);
-    }
+    let address = address(&mut client).filter(|address| webhook_address::secret(address).is_some());
+    let address = address.ok_or_else(|| {
+        format!(
+            "MutatingWebhookConfiguration {name} has no secret in its paths yet: no webhook replica has published one"
+        )
+    })?;
+    *address = webhook_address::with_endpoint(address, keys::VALIDATE_PATH);
     Ok(client)
 }
 
@@ -353,11 +361,19 @@ pub(crate) mod tests {
             .unwrap();
             client_config(Some(&config))
         };
-        let url = config(json!({"url": "https://127.0.0.1:8443/mutate", "caBundle": "YQ=="})).unwrap();
-        assert_eq!(url.url.unwrap(), "https://127.0.0.1:8443/validate");
+        let secret = format!("2-1-{}", "0".repeat(64));
+        let url = format!("https://127.0.0.1:8443/{secret}/mutate");
+        let url = config(json!({"url": url, "caBundle": "YQ=="})).unwrap();
+        assert_eq!(url.url.unwrap(), format!("https://127.0.0.1:8443/{secret}/validate"));
         assert_eq!(url.ca_bundle, Some(ByteString(b"a".to_vec())));
-        let service = json!({"service": {"name": "job-handler", "namespace": "x", "path": "/mutate"}, "caBundle": "YQ=="});
-        assert_eq!(config(service).unwrap().service.unwrap().path.unwrap(), "/validate");
+        let service = |path: &str| {
+            let service = json!({"name": "job-handler", "namespace": "x", "path": path});
+            config(json!({"service": service, "caBundle": "YQ=="}))
+        };
+        let with_secret = service(&format!("/{secret}/mutate")).unwrap().service.unwrap();
+        assert_eq!(with_secret.path.unwrap(), format!("/{secret}/validate"));
+        // What the webhook would answer with 404 is not copied.
+        assert!(service("/mutate").unwrap_err().contains("no secret in its paths yet"));
         assert!(config(json!({"url": "https://a/mutate"})).unwrap_err().contains("no caBundle yet"));
         let validate =
             WebhookClientConfig { url: Some("https://a/validate".into()), ..WebhookClientConfig::default() };

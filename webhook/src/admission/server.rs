@@ -2,13 +2,20 @@
 //!
 //! The handler is a parameter, so that benchmarks can compare handlers on the same server.
 
-use std::{future::Future, net::TcpListener, num::NonZero, ops::RangeInclusive, time::Duration};
+use std::{
+    future::Future,
+    net::TcpListener,
+    num::NonZero,
+    ops::RangeInclusive,
+    time::{Duration, Instant},
+};
 
 use actix_http::{HttpServiceBuilder, TlsAcceptorConfig};
 use actix_service::map_config;
 use actix_web::{
     App, HttpRequest, HttpResponse,
     dev::{AppConfig, Server},
+    guard,
     http::{
         KeepAlive, StatusCode,
         header::{CONTENT_TYPE, RETRY_AFTER},
@@ -22,7 +29,9 @@ use crate::{
     admission::{
         bounded_service::BoundedFactory,
         connections::{ConnectionTable, MAX_CONNECTIONS, MAX_WAITING},
+        known_callers::KnownCallers,
         mutate::mutate,
+        paths::Paths,
         request_body::{BodyBudget, RequestBody, read_body},
         response::HttpReply,
         state::WebhookState,
@@ -61,7 +70,15 @@ pub fn serve_webhook(
     tls: ServerConfig,
     state: WebhookState,
 ) -> std::io::Result<Server> {
-    serve(listener, tls, move |endpoint, body, timeout| {
+    let paths = match &state.paths {
+        Some(valid) => Paths::Secret {
+            valid: valid.clone(),
+            callers: KnownCallers::new(Instant::now()),
+            unknown: state.metrics.unknown_paths.clone(),
+        },
+        None => Paths::Plain,
+    };
+    serve_paths(listener, tls, paths, move |endpoint, body, timeout| {
         let state = state.clone();
         async move {
             match endpoint {
@@ -73,11 +90,25 @@ pub fn serve_webhook(
     })
 }
 
-/// A server that answers each `POST` by `handler`: (endpoint, body, the caller's timeout) -> reply.
+/// A server whose paths have no secret. It answers each `POST` by `handler`: (endpoint, body, the caller's timeout) ->
+/// reply.
 ///
 /// # Errors
 /// If the listener cannot be used.
 pub fn serve<H, F>(listener: TcpListener, tls: ServerConfig, handler: H) -> std::io::Result<Server>
+where
+    H: Fn(Endpoint, Bytes, Duration) -> F + Clone + Send + 'static,
+    F: Future<Output = HttpReply> + 'static,
+{
+    serve_paths(listener, tls, Paths::Plain, handler)
+}
+
+fn serve_paths<H, F>(
+    listener: TcpListener,
+    tls: ServerConfig,
+    paths: Paths,
+    handler: H,
+) -> std::io::Result<Server>
 where
     H: Fn(Endpoint, Bytes, Duration) -> F + Clone + Send + 'static,
     F: Future<Output = HttpReply> + 'static,
@@ -93,23 +124,39 @@ where
     // What `HttpServer` of actix-web does, with a bound on connections before TLS, for which it has no place.
     let server = server.listen("webhook", listener, move || {
         let post = |endpoint: Endpoint| {
-            let (handler, connections, budget) = (handler.clone(), connections.clone(), budget.clone());
+            let (handler, paths) = (handler.clone(), paths.clone());
+            let (connections, budget) = (connections.clone(), budget.clone());
             web::post().to(move |request: HttpRequest, payload: web::Payload| {
                 request.peer_addr().into_iter().for_each(|peer| connections.request_began(peer));
-                let (handler, budget) = (handler.clone(), budget.clone());
+                paths.check_caller(&request);
+                let (handler, budget, guard) =
+                    (handler.clone(), budget.clone(), paths.watch_answer(endpoint));
                 async move {
-                    match read_body(payload, &budget).await {
+                    let reply = match read_body(payload, &budget).await {
                         // Charged until the review is answered.
                         Ok(RequestBody { bytes, charge: _charge }) => {
-                            respond(handler(endpoint, bytes, timeout_of(request.query_string())).await)
+                            handler(endpoint, bytes, timeout_of(request.query_string())).await
                         }
-                        Err(reply) => respond(reply),
+                        Err(reply) => reply,
+                    };
+                    if let Some(guard) = guard {
+                        guard.answered();
                     }
+                    respond(reply)
                 }
             })
         };
         let resource = |path: &str, endpoint: Endpoint| {
-            web::resource(path).route(post(endpoint)).default_service(web::to(method_not_allowed))
+            let valid = paths.clone();
+            web::resource(paths.pattern(path))
+                .guard(guard::fn_guard(move |request| valid.accepts(request)))
+                .route(post(endpoint))
+                .default_service(web::to(method_not_allowed))
+        };
+        let others = paths.clone();
+        let not_found = move || {
+            others.count_unknown();
+            not_found()
         };
         let app = App::new()
             .service(resource(keys::MUTATE_PATH, Endpoint::Mutate))

@@ -5,6 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use job_handler_certs::review_path::ReviewPaths;
 use job_handler_shared::{
     keys,
     ledger::refusal::Refusal,
@@ -39,6 +40,8 @@ pub struct WebhookState {
     pub(super) metrics: WebhookMetrics,
     /// Estimates the active Jobs for policies in mode Warn. None: their limits are not checked.
     pub(crate) estimator: Option<JobEstimator>,
+    /// Which paths are valid. None: paths have no secret (tests and benchmarks without a cluster).
+    pub(super) paths: Option<ReviewPaths>,
     own_namespace: Arc<str>,
     /// Uids of Jobs whose refusal was reported.
     reported: Arc<Mutex<TtlMap<()>>>,
@@ -61,6 +64,7 @@ impl WebhookState {
             refusals,
             metrics,
             estimator: None,
+            paths: None,
             own_namespace: own_namespace.into(),
             reported: Arc::new(Mutex::new(TtlMap::new(REPORT_ONCE_WITHIN, MAX_REPORTED, Instant::now()))),
         }
@@ -71,6 +75,12 @@ impl WebhookState {
         let metrics = WebhookMetrics::new(&Metrics::default());
         let policies = Policies::fixed(set, namespaces);
         Self::new(policies, None, Liveness::always(), None, metrics, keys::NAMESPACE)
+    }
+
+    /// The same, but only reviews with a valid secret in their path are answered.
+    #[must_use]
+    pub fn with_paths(self, paths: ReviewPaths) -> Self {
+        Self { paths: Some(paths), ..self }
     }
 
     /// Whether Jobs of `namespace` are never touched. The webhook configurations exclude these namespaces, too.

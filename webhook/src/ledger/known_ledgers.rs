@@ -210,6 +210,12 @@ impl KnownLedgers {
         ledgers.map(|(name, _)| name.clone()).collect()
     }
 
+    /// The number of attempts in all ledgers that are older than `age`.
+    pub(crate) fn attempts_older_than(&self, age: Duration) -> usize {
+        let now = self.now();
+        self.table.lock().ledgers.values().map(|state| state.attempt_ages.older(age, now).len()).sum()
+    }
+
     /// The number of attempts in all ledgers whose outcome is unknown.
     pub(crate) fn pending_attempts(&self) -> usize {
         self.table.lock().ledgers.values().map(|state| state.attempt_ages.count()).sum()

@@ -49,6 +49,8 @@ use crate::{
 const INBOX_SIZE: usize = 4096;
 /// The verdict is sent this long before the caller gives up.
 const MARGIN: Duration = Duration::from_millis(300);
+/// After this time a create that was not denied after our admission has stored its Job, but for a very slow apiserver.
+const OVERDUE: Duration = Duration::from_secs(5);
 /// How often the ledgers are checked for old attempts.
 const HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(1);
 /// A ledger that was written within this time needs no housekeeping: its next write removes resolved attempts as well.
@@ -137,6 +139,11 @@ impl LedgerLimiter {
     /// What the actors share.
     pub fn context(&self) -> Arc<LedgerContext> {
         self.context.clone()
+    }
+
+    /// The number of attempts that should have stored their Job long ago.
+    pub(crate) fn overdue_attempts(&self) -> usize {
+        self.context.known_ledgers.attempts_older_than(OVERDUE)
     }
 
     async fn ask_ledgers(&self, attempt: Attempt) -> Verdict {

@@ -25,6 +25,8 @@ pub struct WebhookMetrics {
     reviews: Family<ReviewLabels, Counter>,
     duration: Family<EndpointLabels, Histogram>,
     pub(crate) policies: Gauge,
+    /// Requests to paths without a valid secret.
+    pub(crate) unknown_paths: Counter,
     /// Refusals that never reached the sink, because its socket was unavailable for too long.
     pub refusals_dropped: Counter,
     /// Refusals that were sent to the sink.
@@ -67,6 +69,10 @@ impl WebhookMetrics {
                 Family::new_with_constructor(buckets),
             ),
             policies: metrics.create("job_handler_policies", "Policies that this replica has in memory"),
+            unknown_paths: metrics.create(
+                "job_handler_unknown_paths",
+                "Requests that were refused because their path has no valid secret",
+            ),
             refusals_dropped: metrics.create(
                 "job_handler_refusals_dropped",
                 "Refusals that were dropped before they reached the sink",

@@ -65,6 +65,8 @@ impl LimitsCluster {
             webhooks: REPLICAS,
             sinks: Some(1),
             log: "warn".to_owned(),
+            // Reviews are also sent to one path for minutes.
+            webhook_arguments: vec!["--path-rotation-seconds=0".to_owned()],
             ..PairOptions::default()
         };
         let pair = Pair::install(&cluster, options).await?;

@@ -18,6 +18,7 @@ use crate::bench::samples::LoadSamples;
 use crate::bench::table::{Aim, Table, figure, median};
 use crate::harness::error::{Error, Result};
 use crate::net::https_client::{Connection, HttpsClient};
+use crate::pair::review_path;
 
 const QUOTA: &str = "null-full-0";
 const OURS: &str = "ours-full-0";
@@ -99,6 +100,8 @@ async fn measure_webhook(bench: &LimitsCluster, effort: &LimitsEffort) -> Result
     let port = bench.pair.webhook(0).port();
     let https = HttpsClient::new(ca, (std::net::Ipv4Addr::LOCALHOST, port).into())?;
     let template = Arc::new(review()?);
+    let path = review_path(bench.cluster.client(), job_handler_shared::keys::VALIDATE_PATH).await?;
+    let path: Arc<str> = format!("{path}?timeout=10s").into();
     let (numbers, mut cell) = (Arc::new(AtomicU64::new(0)), RefusalSamples::default());
     // The first round warms up.
     for round in 0..=effort.rounds {
@@ -107,7 +110,8 @@ async fn measure_webhook(bench: &LimitsCluster, effort: &LimitsEffort) -> Result
         let begin = Instant::now();
         for _ in 0..WEBHOOK_CLIENTS {
             let connection = https.connect().await?;
-            tasks.spawn(send_refused(connection, template.clone(), numbers.clone(), begin + effort.time));
+            let until = begin + effort.time;
+            tasks.spawn(send_refused(connection, path.clone(), template.clone(), numbers.clone(), until));
         }
         let latencies = merge_latencies(tasks).await?;
         if round > 0 {
@@ -119,6 +123,7 @@ async fn measure_webhook(bench: &LimitsCluster, effort: &LimitsEffort) -> Result
 
 async fn send_refused(
     mut connection: Connection,
+    path: Arc<str>,
     template: Arc<String>,
     numbers: Arc<AtomicU64>,
     until: Instant,
@@ -128,7 +133,7 @@ async fn send_refused(
         let n = numbers.fetch_add(1, Ordering::Relaxed);
         let body = template.replace(NUMBER, &format!("{n:012}"));
         let before = Instant::now();
-        let answer = connection.post("/validate?timeout=10s", body).await?;
+        let answer = connection.post(&path, body).await?;
         now = Instant::now();
         if !(answer.status == 200 && answer.body.contains("\"code\":403")) {
             return Err(Error::Invalid(format!("expected a refusal, found {answer:?}")));

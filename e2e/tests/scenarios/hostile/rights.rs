@@ -92,7 +92,7 @@ fn the_sink_has_the_apiserver_call_webhooks_for_jobs_only() {
 }
 
 #[test]
-fn the_webhook_changes_nothing_but_its_ca_bundle() {
+fn the_webhook_changes_nothing_but_its_ca_bundle_and_paths() {
     scenario(|fixture| async move {
         wait_in_force(fixture).await;
         let cluster = &fixture.cluster;
@@ -118,8 +118,22 @@ fn the_webhook_changes_nothing_but_its_ca_bundle() {
             }
         };
         patch(&add("/webhooks/0/clientConfig/caBundle", json!(ca))).await.unwrap();
+        let url = "jsonpath={.webhooks[0].clientConfig.url}";
+        let url = cluster
+            .kubectl(&["get", "mutatingwebhookconfiguration", "job-handler", "-o", url])
+            .await
+            .unwrap();
+        let host = url.strip_prefix("https://").unwrap().split('/').next().unwrap();
+        let path = |scheme: &str, host: &str| {
+            add(
+                "/webhooks/0/clientConfig/url",
+                json!(format!("{scheme}://{host}/1-1-0123456789abcdef/mutate")),
+            )
+        };
+        patch(&path("https", host)).await.unwrap();
         for operations in [
-            add("/webhooks/0/clientConfig/url", json!("https://example.com/take")),
+            path("https", "example.com"),
+            path("https", &format!("{host}0")),
             add("/webhooks/0/rules/0/resources", json!(["*"])),
             add("/webhooks/0/rules/0/apiGroups", json!(["*"])),
             add("/webhooks/0/failurePolicy", json!("Fail")),
@@ -137,7 +151,7 @@ fn the_webhook_changes_nothing_but_its_ca_bundle() {
         ] {
             let denied = patch(&operations).await.expect_err(&operations);
             assert!(
-                denied.contains("job-handler-webhook changes nothing but the caBundle"),
+                denied.contains("job-handler-webhook changes nothing but the caBundle and the paths"),
                 "{operations}: {denied}"
             );
         }

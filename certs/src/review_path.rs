@@ -1,0 +1,184 @@
+//! The secret in the path of every review. Only administrators may read the webhook configurations, so that a caller who
+//! knows it is the apiserver.
+//!
+//! A secret has a number, the oldest number that the webhook still accepts once this secret is published, and an HMAC of
+//! both with a key derived from the CA's private key. Every replica can check every secret: none has to be told a new one
+//! before the apiserver uses it.
+
+use std::{fmt, sync::Arc};
+
+use arc_swap::ArcSwap;
+use ring::hmac::{self, HMAC_SHA256};
+use tokio::sync::Notify;
+
+/// Separates this use of the CA's private key from others.
+const PURPOSE: &[u8] = b"job-handler: secret in the path of reviews";
+/// Keys that are accepted: the current one, and the previous one until every configuration has a path of the current one.
+const MAX_KEYS: usize = 2;
+
+/// The numbers of a secret.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PathNumbers {
+    /// Grows with each secret; not below the time of its creation, in seconds since 1970.
+    pub(crate) number: u64,
+    /// The lowest number that is accepted while this secret is published.
+    pub(crate) oldest: u64,
+}
+
+/// Creates and checks secrets.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct PathKey(Vec<u8>);
+
+impl fmt::Debug for PathKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PathKey(…)")
+    }
+}
+
+impl PathKey {
+    /// The key that belongs to a private key.
+    pub(crate) fn derived_from(private_key: &[u8]) -> Self {
+        let derived = hmac::sign(&hmac::Key::new(HMAC_SHA256, private_key), PURPOSE);
+        Self(derived.as_ref().to_vec())
+    }
+
+    /// The secret with these numbers, in the form that `job_handler_shared::webhook_address` describes.
+    pub(crate) fn secret(&self, numbers: PathNumbers) -> String {
+        let text = format!("{:x}-{:x}", numbers.number, numbers.oldest);
+        let tag = hmac::sign(&self.hmac_key(), text.as_bytes());
+        let tag: String = tag.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+        format!("{text}-{tag}")
+    }
+
+    /// The numbers of a secret that this key created.
+    pub(crate) fn read(&self, secret: &str) -> Option<PathNumbers> {
+        let (text, tag) = secret.rsplit_once('-')?;
+        hmac::verify(&self.hmac_key(), text.as_bytes(), &bytes(tag)?).ok()?;
+        let (number, oldest) = text.split_once('-')?;
+        let value = |text| u64::from_str_radix(text, 16).ok();
+        Some(PathNumbers { number: value(number)?, oldest: value(oldest)? })
+    }
+
+    fn hmac_key(&self) -> hmac::Key {
+        hmac::Key::new(HMAC_SHA256, &self.0)
+    }
+}
+
+fn bytes(hex: &str) -> Option<Vec<u8>> {
+    let byte = |at: usize| u8::from_str_radix(hex.get(at..at + 2)?, 16).ok();
+    (0..hex.len()).step_by(2).map(byte).collect()
+}
+
+/// Tells which paths of reviews are valid. Clones share their state.
+#[derive(Clone, Debug, Default)]
+pub struct ReviewPaths(Arc<PathState>);
+
+#[derive(Debug, Default)]
+struct PathState {
+    accepted: ArcSwap<AcceptedPaths>,
+    suspicion: Notify,
+}
+
+#[derive(Clone, Debug, Default)]
+struct AcceptedPaths {
+    /// The current key first.
+    keys: Vec<PathKey>,
+    /// None until a path is published: nothing is accepted.
+    oldest: Option<u64>,
+}
+
+impl ReviewPaths {
+    /// Whether the apiserver can know this secret.
+    pub fn accepts(&self, secret: &str) -> bool {
+        let accepted = self.0.accepted.load();
+        let Some(oldest) = accepted.oldest else { return false };
+        let number = accepted.keys.iter().find_map(|key| key.read(secret)).map(|numbers| numbers.number);
+        number.is_some_and(|number| number >= oldest)
+    }
+
+    /// Reports that somebody else may know the current secret: it is replaced soon. An apiserver prints the URL, with the
+    /// secret, in the error that a user sees when it gets no answer.
+    pub fn suspect_leak(&self) {
+        self.0.suspicion.notify_one();
+    }
+
+    /// Waits for the next report; one that came before is not lost.
+    pub(crate) async fn suspected(&self) {
+        self.0.suspicion.notified().await;
+    }
+
+    /// Accepts secrets of `key`, and still those of the key before.
+    pub(crate) fn use_key(&self, key: &PathKey) {
+        let accepted = self.0.accepted.load();
+        if accepted.keys.first() != Some(key) {
+            let others = accepted.keys.iter().filter(|other| *other != key).cloned();
+            let keys = std::iter::once(key.clone()).chain(others).take(MAX_KEYS).collect();
+            self.0.accepted.store(Arc::new(AcceptedPaths { keys, oldest: accepted.oldest }));
+        }
+    }
+
+    /// Accepts secrets with this number and higher ones.
+    pub(crate) fn accept_since(&self, oldest: u64) {
+        let keys = self.keys();
+        self.0.accepted.store(Arc::new(AcceptedPaths { keys, oldest: Some(oldest) }));
+    }
+
+    /// The accepted keys, the current one first.
+    pub(crate) fn keys(&self) -> Vec<PathKey> {
+        self.0.accepted.load().keys.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use job_handler_shared::webhook_address;
+
+    use super::*;
+
+    fn secret(key: &PathKey, number: u64) -> String {
+        key.secret(PathNumbers { number, oldest: number - 1 })
+    }
+
+    #[test]
+    fn a_secret_is_read_back_with_its_own_key_only() {
+        let (ours, other) = (PathKey::derived_from(b"ours"), PathKey::derived_from(b"other"));
+        let numbers = PathNumbers { number: 1_790_000_300, oldest: 1_790_000_000 };
+        let secret = ours.secret(numbers);
+        assert_eq!(ours.read(&secret), Some(numbers));
+        assert_eq!(other.read(&secret), None);
+        assert_eq!(webhook_address::secret(&format!("/{secret}/mutate")), Some(&*secret), "{secret}");
+        for n in 0..secret.len() {
+            let mut forged = secret.clone().into_bytes();
+            forged[n] = if forged[n] == b'0' { b'1' } else { b'0' };
+            let forged = String::from_utf8(forged).unwrap();
+            assert_eq!(ours.read(&forged), None, "{forged}");
+        }
+        for forged in ["", "-", "--", "mutate", "1-0-", "1-0-zz", "1-0-é", &secret[1..]] {
+            assert_eq!(ours.read(forged), None, "{forged}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_accepted_before_a_path_is_published_and_old_ones_are_not_any_more() {
+        let key = PathKey::derived_from(b"ca");
+        let paths = ReviewPaths::default();
+        assert!(!paths.accepts(&secret(&key, 5)));
+        paths.use_key(&key);
+        assert!(!paths.accepts(&secret(&key, 5)));
+        paths.accept_since(4);
+        let accepted: Vec<u64> = (1..8).filter(|n| paths.accepts(&secret(&key, *n))).collect();
+        assert_eq!(accepted, [4, 5, 6, 7], "another replica may publish the next one first");
+    }
+
+    #[test]
+    fn secrets_of_the_previous_ca_are_accepted_until_the_next_change() {
+        let keys = [b"a", b"b", b"c"].map(|name| PathKey::derived_from(name));
+        let paths = ReviewPaths::default();
+        for key in &keys {
+            paths.use_key(key);
+            paths.use_key(key);
+            paths.accept_since(1);
+        }
+        assert_eq!(keys.map(|key| paths.accepts(&secret(&key, 3))), [false, true, true]);
+    }
+}
