@@ -37,6 +37,19 @@ pub fn is_label_value(value: &str) -> bool {
             && bytes.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-')))
 }
 
+/// Whether `name` is a DNS subdomain, as the names of namespaces and of most other objects are
+/// (`k8s.io/apimachinery/pkg/util/validation`, `IsDNS1123Subdomain`). Such a name is safe in the path of a call.
+pub fn is_object_name(name: &str) -> bool {
+    let inner = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+    let is_label = |label: &str| {
+        let bytes = label.as_bytes();
+        bytes.first().is_some_and(inner)
+            && bytes.last().is_some_and(inner)
+            && bytes.iter().all(|b| inner(b) || *b == b'-')
+    };
+    name.len() <= OBJECT_NAME_MAX && name.split('.').all(is_label)
+}
+
 /// Returns `value` if it is a valid label value, else a readable prefix with a hash of the full value.
 pub fn label_value(value: &str) -> String {
     if is_label_value(value) && !value.is_empty() {
@@ -108,6 +121,17 @@ mod tests {
     fn valid_label_values_are_kept() {
         for value in ["a", "parser-7", "A.b_c-9"] {
             assert_eq!(label_value(value), value);
+        }
+    }
+
+    #[test]
+    fn object_names_are_dns_subdomains() {
+        for name in ["a", "0", "build-1", "a.b-c.9"] {
+            assert!(is_object_name(name), "{name}");
+        }
+        let long = "a".repeat(OBJECT_NAME_MAX + 1);
+        for name in ["", "-a", "a-", "a..b", ".a", "a.", "A", "a_b", "a/b", "a?b", "a%2fb", "..", "ä", &long] {
+            assert!(!is_object_name(name), "{name}");
         }
     }
 
