@@ -31,7 +31,7 @@ const TIMEOUT_SECONDS: i32 = 10;
 const WARN_TIMEOUT_SECONDS: i32 = 2;
 
 /// The entries of all policies. `client` is how the apiserver reaches the webhook; `own_namespace` is excluded.
-pub(crate) fn build(
+pub fn build(
     policies: &PolicySet,
     client: &WebhookClientConfig,
     own_namespace: &str,
