@@ -9,6 +9,7 @@ mod events;
 mod fixtures;
 mod hanging_node_logs;
 mod harvest;
+mod hostile;
 mod installation;
 mod kubectl_plugin;
 mod ledgers;

@@ -1,0 +1,3 @@
+//! What hostile tenants and strangers on the network try.
+
+mod policy_entries;
