@@ -43,6 +43,7 @@ pub fn check(bytes: &[u8]) {
     }
     let together = entries(&policies);
     let mut names: Vec<&str> = together.iter().map(|entry| entry.name.as_str()).collect();
+    names.sort_unstable();
     names.dedup();
     assert_eq!(names.len(), together.len(), "two entries have one name");
     policies.reverse();

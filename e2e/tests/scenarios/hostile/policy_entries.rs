@@ -19,8 +19,10 @@ fn entries_of_accepted_policies_are_accepted_and_the_rules_known_offline_agree()
         for (file, bytes) in corpus("policy") {
             let mut accepted = Vec::new();
             for mut policy in documents(&bytes) {
-                if policy["kind"] == "JobPolicy" {
-                    policy["metadata"]["namespace"] = "default".into();
+                if policy["kind"] == "JobPolicy"
+                    && let Some(metadata) = policy["metadata"].as_object_mut()
+                {
+                    metadata.insert("namespace".to_owned(), "default".into());
                 }
                 let own = entries(std::slice::from_ref(&policy));
                 let broken: Vec<String> = own.iter().flat_map(broken_rules).collect();
