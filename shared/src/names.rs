@@ -130,7 +130,8 @@ mod tests {
             assert!(is_object_name(name), "{name}");
         }
         let long = "a".repeat(OBJECT_NAME_MAX + 1);
-        for name in ["", "-a", "a-", "a..b", ".a", "a.", "A", "a_b", "a/b", "a?b", "a%2fb", "..", "ä", &long] {
+        for name in ["", "-a", "a-", "a..b", ".a", "a.", "A", "a_b", "a/b", "a?b", "a%2fb", "..", "ä", &long]
+        {
             assert!(!is_object_name(name), "{name}");
         }
     }

@@ -34,8 +34,7 @@ pub fn is_valid_policy(policy: &Value) -> bool {
         selector => LabelSelector::deserialize(selector).is_ok_and(|s| selector_faults(&s).is_empty()),
     };
     let group_keys = policy["spec"]["group"]["labelKeys"].as_array();
-    let has_valid_keys =
-        group_keys.into_iter().flatten().all(|key| key.as_str().is_some_and(is_label_key));
+    let has_valid_keys = group_keys.into_iter().flatten().all(|key| key.as_str().is_some_and(is_label_key));
     is_named
         && has_namespace == (policy["kind"] == "JobPolicy")
         && selector("jobSelector")

@@ -56,7 +56,8 @@ fn policies() -> PolicySet {
         "jobSelector": {"matchExpressions": [{"key": "seen", "operator": "DoesNotExist"}]},
         "stamp": {"labels": {"seen": "yes"}},
     });
-    let warns = json!({"mode": "Warn", "stamp": {"activeDeadlineSeconds": {"max": 60}, "labels": {"tier": "x"}}});
+    let warns =
+        json!({"mode": "Warn", "stamp": {"activeDeadlineSeconds": {"max": 60}, "labels": {"tier": "x"}}});
     let owners = json!({
         "group": {"type": "Owner"},
         "failureBackoff": {"initialSeconds": 10, "maxSeconds": 60, "action": "Queue"},

@@ -235,8 +235,7 @@ async fn whatever_a_manifest_states_nothing_reaches_the_terminal() {
     let original = apiserver.get("configmaps", "ci", "forged-results").unwrap();
     let forge = |change: &dyn Fn(&mut Value)| {
         let mut map = original.clone();
-        let mut manifest: Value =
-            serde_json::from_str(map["data"]["result.json"].as_str().unwrap()).unwrap();
+        let mut manifest: Value = serde_json::from_str(map["data"]["result.json"].as_str().unwrap()).unwrap();
         change(&mut manifest);
         map["data"]["result.json"] = manifest.to_string().into();
         apiserver.put("configmaps", map);

@@ -40,7 +40,9 @@ fn entries_of_accepted_policies_are_accepted_and_the_rules_known_offline_agree()
 
 /// Whether the apiserver would store the policy.
 async fn accepts(fixture: &Fixture, policy: &Value) -> bool {
-    let Some(name) = policy["metadata"]["name"].as_str().filter(|name| !name.is_empty()) else { return false };
+    let Some(name) = policy["metadata"]["name"].as_str().filter(|name| !name.is_empty()) else {
+        return false;
+    };
     let parameters = PatchParams { dry_run: true, ..PatchParams::apply("scenario").validation_strict() };
     let mut policy = policy.clone();
     // Server-side apply rejects a uid of no object.
