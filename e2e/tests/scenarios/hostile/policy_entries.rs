@@ -69,8 +69,8 @@ async fn store_entries(fixture: &Fixture, entries: Vec<ValidatingWebhook>) -> Re
 }
 
 fn is_stored(result: kube::Result<()>) -> Result<(), String> {
-    match result {
-        Err(kube::Error::Api(status)) => Err(status.message),
-        other => Ok(other.unwrap()),
-    }
+    result.map_err(|error| match error {
+        kube::Error::Api(status) => status.message,
+        other => panic!("{other}"),
+    })
 }
