@@ -39,14 +39,24 @@ pub fn is_label_value(value: &str) -> bool {
             && bytes.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-')))
 }
 
+/// Whether `name` is a DNS subdomain, as the names of namespaces and of most other objects are
+/// (`k8s.io/apimachinery/pkg/util/validation`, `IsDNS1123Subdomain`). Such a name is safe in the path of a call.
+pub fn is_object_name(name: &str) -> bool {
+    let inner = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+    let is_label = |label: &str| {
+        let bytes = label.as_bytes();
+        bytes.first().is_some_and(inner)
+            && bytes.last().is_some_and(inner)
+            && bytes.iter().all(|b| inner(b) || *b == b'-')
+    };
+    name.len() <= OBJECT_NAME_MAX && name.split('.').all(is_label)
+}
+
 /// Whether `key` is a valid label key: a name of at most 63 characters as in a label value, after a DNS subdomain of at most
 /// 253 and a slash if there is one (`k8s.io/apimachinery/pkg/util/validation`, `IsQualifiedName`).
 pub fn is_label_key(key: &str) -> bool {
     let (prefix, name) = key.split_once('/').unwrap_or(("a", key));
-    let is_subdomain = prefix.len() <= OBJECT_NAME_MAX
-        && !prefix.is_empty()
-        && prefix.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'-'));
-    is_subdomain && !name.is_empty() && is_label_value(name)
+    is_object_name(prefix) && !name.is_empty() && is_label_value(name)
 }
 
 /// Returns `value` if it is a valid label value, else a readable prefix with a hash of the full value.
@@ -136,8 +146,20 @@ mod tests {
         for key in ["app", "A.b_c-9", "example.com/app", &format!("{}/{}", "p".repeat(253), "n".repeat(63))] {
             assert!(is_label_key(key), "{key}");
         }
-        for key in ["", "/app", "a/", "a/b/c", "A.com/app", "-app", &"n".repeat(64)] {
+        for key in ["", "/app", "a/", "a/b/c", "A.com/app", "a..b/app", "-app", &"n".repeat(64)] {
             assert!(!is_label_key(key), "{key}");
+        }
+    }
+
+    #[test]
+    fn object_names_are_dns_subdomains() {
+        for name in ["a", "0", "build-1", "a.b-c.9"] {
+            assert!(is_object_name(name), "{name}");
+        }
+        let long = "a".repeat(OBJECT_NAME_MAX + 1);
+        for name in ["", "-a", "a-", "a..b", ".a", "a.", "A", "a_b", "a/b", "a?b", "a%2fb", "..", "ä", &long]
+        {
+            assert!(!is_object_name(name), "{name}");
         }
     }
 

@@ -51,6 +51,8 @@ extern crate self as job_handler_sink;
 #[allow(dead_code, reason = "the tests in `tests/` use the rest")]
 mod test_support;
 
+pub use enforce::webhook_entries::all_entries as build_webhook_entries;
+
 /// The program's name in the user agent.
 pub(crate) const PROGRAM: &str = "job-handler-sink";
 /// The program's version in the user agent.

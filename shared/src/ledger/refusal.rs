@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     job::snapshot::{JobSnapshot, Owner},
+    names::is_object_name,
     policy::reference::PolicyRef,
 };
 
@@ -59,7 +60,40 @@ pub enum RefusalKind {
     WouldRefuse,
 }
 
+/// A line that is not a refusal.
+#[derive(Debug, thiserror::Error)]
+pub enum RefusalLineError {
+    /// It is not the JSON of a refusal.
+    #[error(transparent)]
+    Json(#[from] serde_json::Error),
+    /// A field is not the name of an object.
+    #[error("`{0}` is not a name that the apiserver accepts")]
+    Name(&'static str),
+}
+
 impl Refusal {
+    /// Parses a line. The names come from reviews that anybody may have sent, and end in the paths of calls to the
+    /// apiserver: a line with a name that no object can have is an error, and an owner with such a name is dropped.
+    ///
+    /// # Errors
+    /// If the line is not JSON of this type, or a name cannot exist.
+    pub fn parse(line: &[u8]) -> Result<Self, RefusalLineError> {
+        let mut refusal: Self = serde_json::from_slice(line)?;
+        let names = [
+            ("namespace", Some(&refusal.namespace)),
+            // Empty: generated, and not known.
+            ("job", Some(&refusal.job).filter(|name| !name.is_empty())),
+            ("policy.name", Some(&refusal.policy.name)),
+            ("policy.namespace", refusal.policy.namespace.as_ref()),
+        ];
+        let wrong = names.into_iter().find(|(_, name)| name.is_some_and(|name| !is_object_name(name)));
+        if let Some((field, _)) = wrong {
+            return Err(RefusalLineError::Name(field));
+        }
+        refusal.owner = refusal.owner.filter(|owner| is_object_name(&owner.name));
+        Ok(refusal)
+    }
+
     /// A decision about a Job that was made now. `stored` is [`Self::stored`].
     pub fn of_job(
         job: &JobSnapshot,
@@ -95,6 +129,26 @@ mod tests {
         let refusal = Refusal { message, ..refusal("build-11") };
         let line = serde_json::to_string(&refusal).unwrap();
         assert!(!line.contains('\n') && line.len() < MAX_LINE_BYTES);
-        assert_eq!(serde_json::from_str::<Refusal>(&line).unwrap(), refusal);
+        assert_eq!(Refusal::parse(line.as_bytes()).unwrap(), refusal);
+    }
+
+    #[test]
+    fn names_that_no_object_can_have_are_rejected() {
+        let parse = |refusal: &Refusal| Refusal::parse(&serde_json::to_vec(refusal).unwrap());
+        let good = refusal("build-11");
+        let slash = || "x/events/y?z=".to_owned();
+        let mut policy = good.clone();
+        policy.policy.name = slash();
+        for (bad, field) in [
+            (Refusal { namespace: slash(), ..good.clone() }, "`namespace`"),
+            (Refusal { job: slash(), ..good.clone() }, "`job`"),
+            (policy, "`policy.name`"),
+        ] {
+            let error = parse(&bad).unwrap_err().to_string();
+            assert!(error.contains(field), "{error}");
+        }
+        assert!(parse(&Refusal { job: String::new(), ..good.clone() }).is_ok(), "a generated name");
+        let owner = Owner { name: slash(), ..Owner::default() };
+        assert_eq!(parse(&Refusal { owner: Some(owner), ..good }).unwrap().owner, None);
     }
 }

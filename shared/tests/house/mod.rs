@@ -54,7 +54,7 @@ pub fn broken_rules(root: &str, layers: &[&[&str]]) -> Vec<String> {
 /// Type names that are defined more than once in `src/` and `tests/` of the workspace's crates, with the files.
 pub fn ambiguous_type_names(workspace: &Path) -> Vec<String> {
     let mut files_of: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    let members = ["shared", "webhook", "sink", "sink/plugin", "certs", "manifests", "e2e"];
+    let members = ["shared", "webhook", "sink", "sink/plugin", "certs", "manifests", "e2e", "e2e/fuzz"];
     for folder in
         members.iter().flat_map(|member| ["src", "tests"].map(|part| workspace.join(member).join(part)))
     {

@@ -34,7 +34,10 @@ use std::io::Write;
 
 use clap::CommandFactory;
 
-use crate::cli::{CompletionTarget, PluginCommand};
+use crate::{
+    cli::{CompletionTarget, PluginCommand},
+    terminal::EscapingWriter,
+};
 
 pub use crate::{cli::PluginCli, error::PluginError, result_source::ResultSource, terminal::escape_lines};
 
@@ -73,6 +76,8 @@ pub async fn run_on(
     out: &mut impl Write,
     notes: &mut impl Write,
 ) -> Result<(), PluginError> {
+    // Notes and warnings quote stored results and the apiserver.
+    let notes = &mut EscapingWriter::new(notes);
     match &cli.command {
         PluginCommand::List(args) => list::run(source, args, out, notes).await,
         PluginCommand::Show(args) => {

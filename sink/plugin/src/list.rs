@@ -14,7 +14,7 @@ use crate::{
     cli::{ListArgs, ListOutput, OutcomeFilter, SortBy},
     error::PluginError,
     result_source::{JobResult, ResultSource},
-    terminal::{escape_json, escape_line},
+    terminal::{escape_json, escape_line, escaped_yaml},
 };
 
 /// What a row needs of a result. Logs are dropped, so that many results fit in memory.
@@ -58,7 +58,7 @@ pub(crate) async fn run(
         }
         ListOutput::Yaml => {
             let items: Vec<Value> = rows.into_iter().map(|row| row.value).collect();
-            write!(out, "{}", serde_norway::to_string(&json!({"items": items})).unwrap_or_default())?;
+            write!(out, "{}", escaped_yaml(&json!({"items": items})))?;
         }
         ListOutput::Name => {
             for row in &rows {

@@ -71,8 +71,10 @@ impl JobResult {
             ))
         })?;
         let own: usize = object.data.values().map(Vec::len).sum();
-        let shards: usize = manifest.logs.iter().flat_map(|logs| &logs.shards).map(|shard| shard.bytes).sum();
-        Ok(Self { size: (own + shards) as u64, object, manifest })
+        let shards = manifest.logs.iter().flat_map(|logs| &logs.shards);
+        // Whoever may edit the object can state any size.
+        let size = shards.fold(own, |sum, shard| sum.saturating_add(shard.bytes));
+        Ok(Self { size: size as u64, object, manifest })
     }
 
     /// The manifest, and where it is stored.

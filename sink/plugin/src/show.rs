@@ -16,7 +16,7 @@ use crate::{
     cli::ShowOutput,
     full_logs,
     result_source::JobResult,
-    terminal::{escape_json, escape_line},
+    terminal::{escape_json, escape_line, escaped_yaml},
 };
 
 pub(crate) fn print(
@@ -31,9 +31,7 @@ pub(crate) fn print(
             let text = serde_json::to_string_pretty(&result.to_value()).unwrap_or_default();
             writeln!(out, "{}", escape_json(&text))
         }
-        ShowOutput::Yaml => {
-            write!(out, "{}", serde_norway::to_string(&result.to_value()).unwrap_or_default())
-        }
+        ShowOutput::Yaml => write!(out, "{}", escaped_yaml(&result.to_value())),
     }
 }
 

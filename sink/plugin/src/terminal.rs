@@ -1,6 +1,8 @@
 //! Escapes untrusted text for terminals: control characters, and characters that make text display as something else.
 
-use std::fmt::Write;
+use std::{fmt::Write as _, io};
+
+use serde_json::Value;
 
 use job_handler_shared::text::is_unsafe;
 
@@ -50,6 +52,45 @@ impl TerminalEscaper {
     pub(crate) fn finish(&mut self, out: &mut Vec<u8>) {
         push_hex(&std::mem::take(&mut self.carry), out);
     }
+}
+
+/// Escapes what is written through it.
+pub(crate) struct EscapingWriter<'a, W> {
+    out: &'a mut W,
+    escaper: TerminalEscaper,
+    escaped: Vec<u8>,
+}
+
+impl<'a, W> EscapingWriter<'a, W> {
+    pub(crate) fn new(out: &'a mut W) -> Self {
+        Self { out, escaper: TerminalEscaper::default(), escaped: Vec::new() }
+    }
+}
+
+impl<W: io::Write> io::Write for EscapingWriter<'_, W> {
+    fn write(&mut self, piece: &[u8]) -> io::Result<usize> {
+        self.escaped.clear();
+        self.escaper.push(piece, &mut self.escaped);
+        self.out.write_all(&self.escaped)?;
+        Ok(piece.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
+/// A value as YAML.
+///
+/// YAML has escapes only within double quotes, and the encoder does not use these for all characters that are unsafe
+/// here. Text with such characters is returned as JSON, which is YAML too.
+pub(crate) fn escaped_yaml(value: &Value) -> String {
+    let yaml = serde_norway::to_string(value).unwrap_or_default();
+    if yaml.chars().all(|c| c == '\n' || !is_unsafe(c)) {
+        return yaml;
+    }
+    let json = serde_json::to_string_pretty(value).unwrap_or_default();
+    escape_json(&json) + "\n"
 }
 
 /// Escapes text that may have several lines.
@@ -124,6 +165,23 @@ mod tests {
         }
         assert_eq!(escape_line("a\nb\tc"), "a\\nb c");
         assert_eq!(escape_json("{\"a\": \"\u{9b}\u{202e}ü\"}\n"), "{\"a\": \"\\u009b\\u202eü\"}\n");
+    }
+
+    #[test]
+    fn yaml_has_no_unsafe_characters() {
+        let plain = serde_json::json!({"message": "a: \u{1b}[31mred"});
+        assert_eq!(escaped_yaml(&plain), "message: \"a: \\e[31mred\"\n");
+        let reversed = serde_json::json!({"message": "admin\u{202e}txt"});
+        let yaml = escaped_yaml(&reversed);
+        assert!(yaml.contains("admin\\u202etxt"), "{yaml}");
+        assert_eq!(serde_norway::from_str::<Value>(&yaml).unwrap(), reversed);
+    }
+
+    #[test]
+    fn the_writer_escapes_what_comes_in_pieces() {
+        let mut out = Vec::new();
+        io::Write::write_fmt(&mut EscapingWriter::new(&mut out), format_args!("a{}b\n", "\u{9b}")).unwrap();
+        assert_eq!(out, b"a\\xc2\\x9bb\n");
     }
 
     proptest! {

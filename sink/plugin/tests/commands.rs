@@ -227,6 +227,34 @@ async fn a_result_edited_by_hand_is_reported() {
     assert!(error.contains("kubectl get configmap -n ci edited-results -o yaml"), "{error}");
 }
 
+/// Found by fuzz target `result`.
+#[tokio::test]
+async fn whatever_a_manifest_states_nothing_reaches_the_terminal() {
+    let apiserver = Apiserver::default();
+    store(&apiserver, &job("forged", "ffffffff-2", 1), &[("p", "main", false, b"x")]);
+    let original = apiserver.get("configmaps", "ci", "forged-results").unwrap();
+    let forge = |change: &dyn Fn(&mut Value)| {
+        let mut map = original.clone();
+        let mut manifest: Value = serde_json::from_str(map["data"]["result.json"].as_str().unwrap()).unwrap();
+        change(&mut manifest);
+        map["data"]["result.json"] = manifest.to_string().into();
+        apiserver.put("configmaps", map);
+    };
+    forge(&|manifest| manifest["outcome"] = "\u{1b}[2J".into());
+    let notes = run(&apiserver, &["list"]).await.notes;
+    assert!(notes.contains("unknown variant `\\x1b[2J`"), "{notes}");
+    forge(&|manifest| manifest["reason"] = "admin\u{202e}txt".into());
+    for words in [&["list", "-o", "yaml"][..], &["show", "forged", "-o", "yaml"]] {
+        let output = run(&apiserver, words).await;
+        assert!(output.text().contains("admin\\u202etxt"), "{}", output.text());
+    }
+    forge(&|manifest| {
+        let shard = json!({"name": "s", "bytes": u64::MAX, "sha256": ""});
+        manifest["logs"]["shards"] = json!([shard, shard]);
+    });
+    assert!(run(&apiserver, &["show", "forged"]).await.text().contains("in 2 shards"));
+}
+
 #[tokio::test]
 async fn errors_list_what_exists() {
     let apiserver = Apiserver::default();

@@ -92,6 +92,15 @@ fn json(value: &impl Serialize) -> Vec<u8> {
     serde_json::to_vec(value).unwrap_or_default()
 }
 
+/// The webhook entries of these policies, for the fuzz target and tests of other crates.
+pub fn all_entries(
+    policies: &PolicySet,
+    client: &WebhookClientConfig,
+    own_namespace: &str,
+) -> Vec<ValidatingWebhook> {
+    build(policies, client, own_namespace).into_iter().flat_map(|pair| pair.entries).collect()
+}
+
 /// The entries of all policies with limits, those of the oldest policy first. `client` is how the apiserver reaches the
 /// webhook; `own_namespace` is excluded.
 pub(crate) fn build(

@@ -6,7 +6,7 @@
 pub(crate) mod event_rate;
 pub mod recorder;
 pub(crate) mod refusal_event;
-pub(crate) mod refusal_listener;
+pub mod refusal_listener;
 pub(crate) mod refusal_series;
-pub(crate) mod refusal_writer;
+pub mod refusal_writer;
 pub(crate) mod result_events;

@@ -11,8 +11,8 @@ use job_handler_shared::{
     process::admin::ReadyHandle,
 };
 use tokio::{
-    io::{AsyncBufRead, AsyncBufReadExt, BufReader},
-    net::{UnixListener, UnixStream},
+    io::{AsyncBufRead, AsyncBufReadExt, AsyncRead, BufReader},
+    net::UnixListener,
     sync::mpsc,
     task::JoinSet,
 };
@@ -71,11 +71,16 @@ pub(crate) async fn serve(
     }
 }
 
-async fn receive(stream: UnixStream, refusals: mpsc::Sender<Refusal>, metrics: SinkMetrics) {
-    let mut reader = BufReader::new(stream);
+/// Sends on the refusals that arrive on one connection, until it ends.
+pub async fn receive(
+    connection: impl AsyncRead + Unpin,
+    refusals: mpsc::Sender<Refusal>,
+    metrics: SinkMetrics,
+) {
+    let mut reader = BufReader::new(connection);
     loop {
         match read_line(&mut reader).await {
-            Ok(SocketLine::Text(text)) => match serde_json::from_slice::<Refusal>(&text) {
+            Ok(SocketLine::Text(text)) => match Refusal::parse(&text) {
                 Ok(refusal) => {
                     if refusals.try_send(refusal).is_err() {
                         metrics.refusal_dropped("queue-full");

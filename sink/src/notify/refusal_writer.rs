@@ -34,8 +34,8 @@ const CONCURRENT_WRITES: usize = 8;
 /// Attempts to raise an Event's count, which other sinks raise too.
 const MAX_ATTEMPTS: usize = 5;
 
-/// Handles refusals until the channel closes. `forward` gets those that were refused, for CloudEvents.
-pub(crate) async fn run(
+/// Handles refusals for as long as it is polled. `forward` gets those that were refused, for CloudEvents.
+pub async fn run(
     mut refusals: mpsc::Receiver<Refusal>,
     store: Store,
     recorder: Recorder,

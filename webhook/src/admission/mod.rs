@@ -23,5 +23,5 @@ pub mod response;
 mod review;
 pub mod server;
 pub mod state;
-mod validate;
-mod warn;
+pub mod validate;
+pub mod warn;

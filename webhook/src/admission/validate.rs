@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// Answers one review within `timeout`, after which the caller gives up.
-pub(super) async fn validate(body: &[u8], timeout: Duration, state: &WebhookState) -> HttpReply {
+pub async fn validate(body: &[u8], timeout: Duration, state: &WebhookState) -> HttpReply {
     let deadline = Instant::now() + timeout;
     answer_review(Endpoint::Validate, body, state, async |review| {
         let uid = review.uid.clone();

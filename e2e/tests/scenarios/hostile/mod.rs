@@ -5,6 +5,7 @@ mod client_certificates;
 mod crowding;
 mod memory;
 mod metrics;
+mod policy_entries;
 mod results;
 mod rights;
 mod silent_nodes;
