@@ -10,7 +10,7 @@ use crate::{admission::known_callers::KnownCallers, metrics::Endpoint};
 
 /// Which paths are served. All others are answered with 404 before their body is read.
 #[derive(Clone)]
-pub(super) enum Paths {
+pub(super) enum ServedPaths {
     /// `/mutate`.
     Plain,
     /// `/<secret>/mutate`.
@@ -22,7 +22,7 @@ pub(super) enum Paths {
     },
 }
 
-impl Paths {
+impl ServedPaths {
     pub(super) fn pattern(&self, endpoint: &str) -> String {
         match self {
             Self::Plain => endpoint.to_owned(),

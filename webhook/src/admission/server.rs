@@ -31,7 +31,7 @@ use crate::{
         connections::{ConnectionTable, MAX_CONNECTIONS, MAX_WAITING},
         known_callers::KnownCallers,
         mutate::mutate,
-        paths::Paths,
+        paths::ServedPaths,
         request_body::{BodyBudget, RequestBody, read_body},
         response::HttpReply,
         state::WebhookState,
@@ -71,12 +71,12 @@ pub fn serve_webhook(
     state: WebhookState,
 ) -> std::io::Result<Server> {
     let paths = match &state.paths {
-        Some(valid) => Paths::Secret {
+        Some(valid) => ServedPaths::Secret {
             valid: valid.clone(),
             callers: KnownCallers::new(Instant::now()),
             unknown: state.metrics.unknown_paths.clone(),
         },
-        None => Paths::Plain,
+        None => ServedPaths::Plain,
     };
     serve_paths(listener, tls, paths, move |endpoint, body, timeout| {
         let state = state.clone();
@@ -100,13 +100,13 @@ where
     H: Fn(Endpoint, Bytes, Duration) -> F + Clone + Send + 'static,
     F: Future<Output = HttpReply> + 'static,
 {
-    serve_paths(listener, tls, Paths::Plain, handler)
+    serve_paths(listener, tls, ServedPaths::Plain, handler)
 }
 
 fn serve_paths<H, F>(
     listener: TcpListener,
     tls: ServerConfig,
-    paths: Paths,
+    paths: ServedPaths,
     handler: H,
 ) -> std::io::Result<Server>
 where

@@ -15,11 +15,12 @@ use super::*;
 const RESOURCE: &str = "validatingwebhookconfigurations";
 
 fn set_bundle(apiserver: &Apiserver, bundle: &str) {
+    let path = format!("/1-1-{}/mutate", "0".repeat(64));
     apiserver.put(
         "mutatingwebhookconfigurations",
         json!({"metadata": {"name": "job-handler"}, "webhooks": [{
             "name": "stamp.job-handler.io", "admissionReviewVersions": ["v1"], "sideEffects": "None",
-            "clientConfig": {"service": {"name": "job-handler", "namespace": "ours", "path": "/mutate"},
+            "clientConfig": {"service": {"name": "job-handler", "namespace": "ours", "path": path},
                 "caBundle": bundle}}]}),
     );
 }
