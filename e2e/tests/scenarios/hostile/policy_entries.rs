@@ -28,7 +28,12 @@ fn entries_of_accepted_policies_are_accepted_and_the_rules_known_offline_agree()
                 let broken: Vec<String> = own.iter().flat_map(broken_rules).collect();
                 let stored = store_entries(fixture, own).await;
                 assert_eq!(broken.is_empty(), stored.is_ok(), "{file}: {broken:?} {stored:?}");
-                if accepts(fixture, &policy).await {
+                // The second policy of a name would be an update of the first one.
+                let is_known = |other: &Value| {
+                    let name = |policy: &Value| policy["metadata"]["name"].clone();
+                    other["kind"] == policy["kind"] && name(other) == name(&policy)
+                };
+                if !accepted.iter().any(is_known) && accepts(fixture, &policy).await {
                     accepted.push(policy);
                 }
             }
