@@ -7,7 +7,7 @@ use job_handler_shared::{
         snapshot::JobSnapshot,
         watch::{self, JobObserver, WatchTiming},
     },
-    policy::label_keys::LabelKeys,
+    policy::label_keys::NamespaceLabelKeys,
     process::admin::ReadyHandle,
 };
 use kube::Client;
@@ -22,7 +22,7 @@ struct CacheObserver {
     cache: JobCache,
     policies: Policies,
     /// By which labels the cached Jobs are known.
-    keys: Arc<LabelKeys>,
+    keys: Arc<NamespaceLabelKeys>,
 }
 
 /// Keeps the cache up to date for as long as the process runs, once the policies are known.
