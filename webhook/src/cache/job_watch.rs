@@ -15,7 +15,12 @@ use kube::Client;
 use crate::cache::{consistent_list::read_job, jobs::JobCache, policies::Policies};
 
 /// The apiserver sends a bookmark about once a minute.
-const TIMING: WatchTiming = WatchTiming { seconds: 290, silence: Duration::from_secs(100) };
+const TIMING: WatchTiming = WatchTiming {
+    seconds: 290,
+    silence: Duration::from_secs(100),
+    // While a list is read, the cache decides nothing. Until then, rounds list the Jobs of their namespace.
+    relist: Duration::from_secs(30),
+};
 
 /// Fills the cache.
 struct CacheObserver {
