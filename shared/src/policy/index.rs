@@ -1,16 +1,21 @@
 //! The policies and namespaces that a program has seen, and which of the policies apply to a Job.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
 };
 
-use crate::policy::{effective::EffectivePolicy, parsed::Policy, reference::Labels, set::PolicySet};
+use crate::policy::{
+    effective::EffectivePolicy, label_keys, parsed::Policy, reference::Labels, set::PolicySet,
+};
 
 /// JobPolicies of one namespace that apply. Further ones, the newer ones, do not, so that one namespace can neither make
 /// every decision slow nor use up what all policies share: the Leases of the webhook replicas and the webhook
 /// configurations of the limits.
 pub const NAMESPACE_POLICIES_MAX: usize = 100;
+/// Different label keys that these policies may name together. Memory keeps the labels with these keys of each Job of the
+/// namespace, so each key costs whoever holds all Jobs up to 380 bytes per Job. Usual namespaces name fewer than ten.
+pub const NAMESPACE_LABEL_KEYS_MAX: usize = 64;
 
 /// Policies by a key, and the labels of namespaces.
 #[derive(Debug)]
@@ -138,16 +143,31 @@ impl<K: Ord> PolicyIndex<K> {
     }
 }
 
-/// The policies without those above [`NAMESPACE_POLICIES_MAX`]. All programs leave out the same ones.
+/// What the policies of a namespace that apply use up.
+#[derive(Default)]
+struct NamespaceShare<'a> {
+    policies: usize,
+    label_keys: HashSet<&'a str>,
+}
+
+/// The policies without those above [`NAMESPACE_POLICIES_MAX`] and [`NAMESPACE_LABEL_KEYS_MAX`]: the older ones come first,
+/// and one whose keys have no room takes none from those behind it. All programs leave out the same ones.
 fn oldest_of_each_namespace<'a>(policies: impl Iterator<Item = &'a Arc<Policy>>) -> Vec<Arc<Policy>> {
     let mut policies: Vec<&Arc<Policy>> = policies.collect();
     policies.sort_by(|a, b| (a.created, &a.reference).cmp(&(b.created, &b.reference)));
-    let mut counts: HashMap<&str, usize> = HashMap::new();
+    let mut shares: HashMap<&str, NamespaceShare<'_>> = HashMap::new();
     policies.retain(|policy| {
         let Some(namespace) = policy.reference.namespace.as_deref() else { return true };
-        let count = counts.entry(namespace).or_default();
-        *count += 1;
-        *count <= NAMESPACE_POLICIES_MAX
+        let share = shares.entry(namespace).or_default();
+        let mut further: HashSet<&str> = label_keys::named_by(&policy.spec).map(String::as_str).collect();
+        further.retain(|key| !share.label_keys.contains(key));
+        let has_room = share.policies < NAMESPACE_POLICIES_MAX
+            && share.label_keys.len() + further.len() <= NAMESPACE_LABEL_KEYS_MAX;
+        if has_room {
+            share.policies += 1;
+            share.label_keys.extend(further);
+        }
+        has_room
     });
     policies.into_iter().cloned().collect()
 }
@@ -229,6 +249,38 @@ mod tests {
         assert!(applies(&index, &format!("wide-{}", max + 29)), "of the cluster's administrators");
         index.put(oldest.to_owned(), None);
         assert!(applies(&index, &first_beyond), "there is room again");
+    }
+
+    #[test]
+    fn policies_whose_label_keys_have_no_room_do_not_apply() {
+        let made = |namespace: Option<&str>, second: usize, keys: std::ops::Range<usize>| {
+            let name = format!("{}-{second}", namespace.unwrap_or_default());
+            let metadata = json!({"name": name, "namespace": namespace, "uid": name,
+                "creationTimestamp": format!("2026-01-01T00:00:{second:02}Z")});
+            let labels: Labels = keys.map(|n| (format!("l{n}"), String::new())).collect();
+            let spec = json!({"jobSelector": {"matchLabels": labels}});
+            let policy = match namespace {
+                Some(_) => job_policy(metadata, spec),
+                None => cluster_job_policy(metadata, spec),
+            };
+            (name, Some(policy))
+        };
+        let mut index = PolicyIndex::default();
+        index.put_all([
+            made(Some("ci"), 1, 0..32),
+            made(Some("ci"), 2, 0..63),
+            made(Some("ci"), 3, 62..65),
+            made(Some("ci"), 4, 63..64),
+            made(Some("ci"), 5, 64..65),
+            made(Some("qa"), 1, 64..80),
+            made(None, 1, 0..90),
+        ]);
+        let applying = |index: &PolicyIndex<String>| -> Vec<String> {
+            index.all().iter().map(|policy| policy.reference.name.clone()).collect()
+        };
+        assert_eq!(applying(&index), ["ci-1", "ci-2", "ci-4", "qa-1", "-1"]);
+        index.put("ci-2".to_owned(), None);
+        assert_eq!(applying(&index), ["ci-1", "ci-3", "ci-4", "ci-5", "qa-1", "-1"], "there is room again");
     }
 
     #[test]

@@ -68,11 +68,13 @@ impl Store {
         self.update(|state| {
             let before = state.entries.len();
             state.entries.retain(|_, entry| !is_gone(&entry.reference));
-            let StoreState { entries, refusals, rules, index, .. } = state;
+            let StoreState { entries, refusals, rules, index, lacks_labels, .. } = state;
             refusals.retain(|uid, _| entries.contains_key(uid));
             let removed = entries.len() != before;
             if rules.retain(|uid| entries.contains_key(uid)) {
                 index.regroup_all(rules);
+                // Others may apply now, for which there was no room.
+                *lacks_labels |= index.lacks_labels(rules);
             }
             (removed, removed.into())
         })

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use job_handler_shared::{
     keys,
     policy::{
-        index::NAMESPACE_POLICIES_MAX,
+        index::{NAMESPACE_LABEL_KEYS_MAX, NAMESPACE_POLICIES_MAX},
         limit::Scope,
         results::StorageType,
         spec::PolicySpec,
@@ -75,8 +75,9 @@ pub(crate) fn ready(entry: &PolicyEntry, inputs: &StatusInputs<'_>) -> Condition
     }
     if let (false, Some(namespace)) = (inputs.applies, &entry.reference.namespace) {
         let message = format!(
-            "namespace {namespace} has more than {NAMESPACE_POLICIES_MAX} JobPolicies; the oldest ones apply, and this one \
-             does not: delete some, or merge them"
+            "namespace {namespace} has more than {NAMESPACE_POLICIES_MAX} JobPolicies, or they name more than \
+             {NAMESPACE_LABEL_KEYS_MAX} different label keys in selectors, groups and stamped labels; the oldest ones apply, \
+             and this one does not: delete some, or merge them"
         );
         return ConditionState::new(false, "TooManyPolicies", message);
     }
