@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use crate::review_path::PathNumbers;
 
-/// Least time between two secrets. An apiserver whose watch lags by less than this still calls with an accepted one.
+/// Least time between two secrets, so that the sink and the apiservers have taken one up before the next comes.
 pub(crate) const MIN_AGE: Duration = Duration::from_secs(20);
 /// A secret that cannot be replaced yet is tried again after this time.
 const RETRY: Duration = Duration::from_secs(15);

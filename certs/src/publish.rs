@@ -161,7 +161,8 @@ impl Publisher {
     }
 
     /// The published secret, or a new one. A valid secret is replaced only when the configurations of the limits have it:
-    /// then only two secrets are in use, and a sink that is away makes no call fail.
+    /// then only two secrets are in use, and a sink that is away makes no call fail. An apiserver that does not know yet
+    /// what the sink wrote last uses a third, which `ReviewPaths` still accepts.
     async fn choose_path(
         &self,
         plan: &PathPlan,
