@@ -7,7 +7,7 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use ring::hmac::{self, HMAC_SHA256};
 use tokio::{sync::Notify, time::Instant};
 
@@ -80,6 +80,8 @@ pub struct ReviewPaths(Arc<PathState>);
 struct PathState {
     accepted: ArcSwap<AcceptedPaths>,
     suspicion: Notify,
+    /// When the published secret should be replaced.
+    wanted_at: ArcSwapOption<Instant>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -117,6 +119,15 @@ impl ReviewPaths {
     /// Waits for the next report; one that came before is not lost.
     pub(crate) async fn suspected(&self) {
         self.0.suspicion.notified().await;
+    }
+
+    /// For how long the published secret should have been replaced already; none if none is published, or it never is.
+    pub fn overdue(&self) -> Option<Duration> {
+        self.0.wanted_at.load().as_deref().map(Instant::elapsed)
+    }
+
+    pub(crate) fn set_wanted_at(&self, at: Option<Instant>) {
+        self.0.wanted_at.store(at.map(Arc::new));
     }
 
     /// Accepts secrets of `key`, and still those of the key before.
@@ -213,6 +224,17 @@ mod tests {
         paths.accept_since(6);
         paths.accept_since(2);
         assert_eq!(accepted(), Some(2), "somebody restored an older one");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_replacement_is_overdue_from_when_it_is_wanted() {
+        let paths = ReviewPaths::default();
+        assert_eq!(paths.overdue(), None);
+        paths.set_wanted_at(Some(Instant::now() + Duration::from_secs(10)));
+        for overdue in [0, 0, 10] {
+            assert_eq!(paths.overdue(), Some(Duration::from_secs(overdue)));
+            tokio::time::advance(Duration::from_secs(10)).await;
+        }
     }
 
     #[test]

@@ -77,8 +77,9 @@ fn own(program: &str) -> BTreeSet<String> {
 #[test]
 fn the_webhook_may_read_policies_namespaces_and_jobs_and_manage_its_certificates_and_paths() {
     let configurations = limits_configurations();
-    let limits =
-        configurations.iter().map(|name| (ADMISSION, "validatingwebhookconfigurations", name.as_str(), "get"));
+    let limits = configurations
+        .iter()
+        .map(|name| (ADMISSION, "validatingwebhookconfigurations", name.as_str(), "get"));
     let expected = [
         (POLICIES, "clusterjobpolicies", "", "list watch"),
         (POLICIES, "jobpolicies", "", "list watch"),
@@ -181,7 +182,7 @@ fn the_readme_lists_every_right_with_its_call() {
         None => right,
     };
     let expected = BTreeMap::from([
-        row("webhook", "cluster", cluster("webhook")),
+        row("webhook", "cluster", cluster("webhook").into_iter().map(one_name).collect()),
         row("webhook", "own", own("webhook")),
         row("sink", "Jobs", cluster("sink")),
         row("sink", "cluster", cluster("sink-cluster").into_iter().map(one_name).collect()),
