@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use crate::review_path::PathNumbers;
 
-/// Least time between two secrets. An apiserver whose watch lags by less than this still calls with an accepted one.
+/// Least time between two secrets, so that the sink and the apiservers have taken one up before the next comes.
 pub(crate) const MIN_AGE: Duration = Duration::from_secs(20);
 /// A secret that cannot be replaced yet is tried again after this time.
 const RETRY: Duration = Duration::from_secs(15);
@@ -49,11 +49,16 @@ impl PathRotation {
         }
     }
 
-    /// When the secret has to be replaced; none before one is published.
-    pub(crate) fn due_at(&self) -> Option<Instant> {
+    /// When the secret should be replaced; none before one is published, or if it never is.
+    pub(crate) fn wanted_at(&self) -> Option<Instant> {
         let (_, since) = self.published.filter(|_| !self.interval.is_zero())?;
-        let age = if self.early > 0 { self.early_age } else { self.interval };
-        Some((since + age).max(self.not_before.unwrap_or(since)))
+        Some(since + if self.early > 0 { self.early_age } else { self.interval })
+    }
+
+    /// When to try that, the next time.
+    pub(crate) fn due_at(&self) -> Option<Instant> {
+        let wanted = self.wanted_at()?;
+        Some(self.not_before.map_or(wanted, |not_before| not_before.max(wanted)))
     }
 
     /// Whether the secret has to be replaced at `now`.
@@ -168,7 +173,7 @@ mod tests {
         rotation.record(numbers(1), false, begin);
         let due = begin + MIN_AGE;
         rotation.record(numbers(1), true, due);
-        assert_eq!(rotation.due_at(), Some(due + RETRY));
+        assert_eq!((rotation.wanted_at(), rotation.due_at()), (Some(due), Some(due + RETRY)));
         let mut rotation = PathRotation::new(Duration::ZERO);
         rotation.record(numbers(1), false, begin);
         rotation.suspect();

@@ -1,10 +1,12 @@
 //! Publishes the CA as the `caBundle` of the MutatingWebhookConfiguration, and the secret in the paths of reviews. Writes
 //! are guarded by resourceVersion, and read back. The sink copies both into the configurations of the limits.
 
+use std::collections::BTreeSet;
+
 use job_handler_shared::{
     keys,
     kube::error::{ApiError, call},
-    webhook_address,
+    names, webhook_address,
 };
 use k8s_openapi::{
     ByteString,
@@ -14,7 +16,7 @@ use k8s_openapi::{
 };
 use kube::{
     Api, Client, ResourceExt,
-    api::{ListParams, Patch, PatchParams},
+    api::{Patch, PatchParams},
 };
 use serde_json::{Value, json};
 
@@ -159,7 +161,8 @@ impl Publisher {
     }
 
     /// The published secret, or a new one. A valid secret is replaced only when the configurations of the limits have it:
-    /// then only two secrets are in use, and a sink that is away makes no call fail.
+    /// then only two secrets are in use, and a sink that is away makes no call fail. An apiserver that does not know yet
+    /// what the sink wrote last uses a third, which `ReviewPaths` still accepts.
     async fn choose_path(
         &self,
         plan: &PathPlan,
@@ -190,15 +193,19 @@ impl Publisher {
         Ok(PathChoice { secret, numbers, is_valid: published.is_some(), postponed: false })
     }
 
-    /// The valid secrets in the configurations of the limits.
+    /// The valid secrets in the configurations of the limits. They are read one by one: together they have up to 32 MiB.
+    /// A list would also show the URLs of other programs' webhooks, and the secrets in them.
     async fn paths_of_limits(&self, plan: &PathPlan) -> Result<Vec<PathNumbers>, PublishError> {
-        let what = "list ValidatingWebhookConfigurations";
-        let all = call(what, self.limits.list(&ListParams::default())).await?;
-        let ours = all.items.iter().filter(|found| found.name_any().starts_with(keys::LIMITS_CONFIGURATION));
-        let clients =
-            ours.flat_map(|found| found.webhooks.iter().flatten()).map(|entry| &entry.client_config);
-        let read = |secret: &str| plan.keys.iter().find_map(|key| key.read(secret));
-        Ok(clients.filter_map(|client| webhook_address::secret(address(client)).and_then(read)).collect())
+        let mut secrets = BTreeSet::new();
+        for name in (0..keys::LIMITS_CONFIGURATIONS).map(names::limits_configuration) {
+            let what = format!("get ValidatingWebhookConfiguration {name}");
+            let Some(configuration) = call(&what, self.limits.get_opt(&name)).await? else { continue };
+            let entries = configuration.webhooks.iter().flatten();
+            let found = entries.filter_map(|entry| webhook_address::secret(address(&entry.client_config)));
+            secrets.extend(found.map(str::to_owned));
+        }
+        let read = |secret: &String| plan.keys.iter().find_map(|key| key.read(secret));
+        Ok(secrets.iter().filter_map(read).collect())
     }
 
     fn invalid_patch(&self, error: serde_json::Error) -> PublishError {

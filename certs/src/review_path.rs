@@ -5,16 +5,19 @@
 //! both with a key derived from the CA's private key. Every replica can check every secret: none has to be told a new one
 //! before the apiserver uses it.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Duration};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use ring::hmac::{self, HMAC_SHA256};
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::Instant};
 
 /// Separates this use of the CA's private key from others.
 const PURPOSE: &[u8] = b"job-handler: secret in the path of reviews";
 /// Keys that are accepted: the current one, and the previous one until every configuration has a path of the current one.
 const MAX_KEYS: usize = 2;
+/// How long a secret is still accepted after another one took it out of use. The sink may have written the last entry just
+/// before, and an apiserver calls with the secret that it knows until its watch delivers that.
+const TAKEN_UP_AFTER: Duration = Duration::from_secs(5);
 
 /// The numbers of a secret.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,6 +80,8 @@ pub struct ReviewPaths(Arc<PathState>);
 struct PathState {
     accepted: ArcSwap<AcceptedPaths>,
     suspicion: Notify,
+    /// When the published secret should be replaced.
+    wanted_at: ArcSwapOption<Instant>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -85,13 +90,22 @@ struct AcceptedPaths {
     keys: Vec<PathKey>,
     /// None until a path is published: nothing is accepted.
     oldest: Option<u64>,
+    /// The lower bound that was valid before, and until when it still is.
+    before: Option<(u64, Instant)>,
+}
+
+impl AcceptedPaths {
+    fn oldest(&self) -> Option<u64> {
+        let before = self.before.filter(|(_, until)| Instant::now() < *until);
+        before.map(|(oldest, _)| oldest).or(self.oldest)
+    }
 }
 
 impl ReviewPaths {
     /// Whether the apiserver can know this secret.
     pub fn accepts(&self, secret: &str) -> bool {
         let accepted = self.0.accepted.load();
-        let Some(oldest) = accepted.oldest else { return false };
+        let Some(oldest) = accepted.oldest() else { return false };
         let number = accepted.keys.iter().find_map(|key| key.read(secret)).map(|numbers| numbers.number);
         number.is_some_and(|number| number >= oldest)
     }
@@ -107,20 +121,38 @@ impl ReviewPaths {
         self.0.suspicion.notified().await;
     }
 
+    /// For how long the published secret should have been replaced already; none if none is published, or it never is.
+    pub fn overdue(&self) -> Option<Duration> {
+        self.0.wanted_at.load().as_deref().map(Instant::elapsed)
+    }
+
+    pub(crate) fn set_wanted_at(&self, at: Option<Instant>) {
+        self.0.wanted_at.store(at.map(Arc::new));
+    }
+
     /// Accepts secrets of `key`, and still those of the key before.
     pub(crate) fn use_key(&self, key: &PathKey) {
         let accepted = self.0.accepted.load();
         if accepted.keys.first() != Some(key) {
             let others = accepted.keys.iter().filter(|other| *other != key).cloned();
             let keys = std::iter::once(key.clone()).chain(others).take(MAX_KEYS).collect();
-            self.0.accepted.store(Arc::new(AcceptedPaths { keys, oldest: accepted.oldest }));
+            self.0.accepted.store(Arc::new(AcceptedPaths { keys, ..AcceptedPaths::clone(&accepted) }));
         }
     }
 
-    /// Accepts secrets with this number and higher ones.
+    /// Accepts secrets with this number and higher ones; those that were accepted until now for [`TAKEN_UP_AFTER`] more.
     pub(crate) fn accept_since(&self, oldest: u64) {
-        let keys = self.keys();
-        self.0.accepted.store(Arc::new(AcceptedPaths { keys, oldest: Some(oldest) }));
+        let accepted = self.0.accepted.load();
+        if accepted.oldest == Some(oldest) {
+            return;
+        }
+        let before = accepted.oldest.filter(|before| *before < oldest);
+        let before = before.map(|before| (before, Instant::now() + TAKEN_UP_AFTER));
+        self.0.accepted.store(Arc::new(AcceptedPaths {
+            keys: accepted.keys.clone(),
+            oldest: Some(oldest),
+            before,
+        }));
     }
 
     /// The accepted keys, the current one first.
@@ -168,6 +200,41 @@ mod tests {
         paths.accept_since(4);
         let accepted: Vec<u64> = (1..8).filter(|n| paths.accepts(&secret(&key, *n))).collect();
         assert_eq!(accepted, [4, 5, 6, 7], "another replica may publish the next one first");
+    }
+
+    /// An apiserver may not have taken up what the sink wrote last, just before the replacement.
+    #[tokio::test(start_paused = true)]
+    async fn a_secret_that_is_out_of_use_is_accepted_for_some_seconds_more() {
+        let key = PathKey::derived_from(b"ca");
+        let paths = ReviewPaths::default();
+        paths.use_key(&key);
+        let accepted = || (1..9).find(|n| paths.accepts(&secret(&key, *n)));
+        paths.accept_since(3);
+        assert_eq!(accepted(), Some(3), "nothing was accepted before");
+        paths.accept_since(4);
+        for _ in 0..4 {
+            tokio::time::advance(Duration::from_secs(1)).await;
+            // What is known already does not prolong it.
+            paths.accept_since(4);
+            paths.use_key(&key);
+            assert_eq!(accepted(), Some(3));
+        }
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert_eq!(accepted(), Some(4));
+        paths.accept_since(6);
+        paths.accept_since(2);
+        assert_eq!(accepted(), Some(2), "somebody restored an older one");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_replacement_is_overdue_from_when_it_is_wanted() {
+        let paths = ReviewPaths::default();
+        assert_eq!(paths.overdue(), None);
+        paths.set_wanted_at(Some(Instant::now() + Duration::from_secs(10)));
+        for overdue in [0, 0, 10] {
+            assert_eq!(paths.overdue(), Some(Duration::from_secs(overdue)));
+            tokio::time::advance(Duration::from_secs(10)).await;
+        }
     }
 
     #[test]

@@ -141,6 +141,7 @@ fn the_table_of_metrics_is_up_to_date() {
 fn condition(path: &str) -> &'static str {
     match path {
         path if path.contains("/certificate_expiry") => "with a certificate",
+        path if path.contains("/path_overdue") => "where secrets are replaced",
         path if path.contains("/object_store/") => "with an object store",
         _ => panic!("{path} has a metric that is not registered at the start: state the condition here"),
     }

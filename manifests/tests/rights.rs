@@ -65,6 +65,10 @@ fn cluster(role: &str) -> BTreeSet<String> {
     rights(role.rules)
 }
 
+fn limits_configurations() -> Vec<String> {
+    (0..keys::LIMITS_CONFIGURATIONS).map(names::limits_configuration).collect()
+}
+
 fn own(program: &str) -> BTreeSet<String> {
     let role: Role = object(&format!("base/rbac-{program}.yaml"), "Role", &format!("job-handler-{program}"));
     rights(role.rules)
@@ -72,22 +76,19 @@ fn own(program: &str) -> BTreeSet<String> {
 
 #[test]
 fn the_webhook_may_read_policies_namespaces_and_jobs_and_manage_its_certificates_and_paths() {
-    assert_eq!(
-        cluster("webhook"),
-        table(&[
-            (POLICIES, "clusterjobpolicies", "", "list watch"),
-            (POLICIES, "jobpolicies", "", "list watch"),
-            ("", "namespaces", "", "list watch"),
-            ("batch", "jobs", "", "get list watch"),
-            (
-                ADMISSION,
-                "mutatingwebhookconfigurations",
-                keys::MUTATING_CONFIGURATION,
-                "get list watch patch"
-            ),
-            (ADMISSION, "validatingwebhookconfigurations", "", "list"),
-        ])
-    );
+    let configurations = limits_configurations();
+    let limits = configurations
+        .iter()
+        .map(|name| (ADMISSION, "validatingwebhookconfigurations", name.as_str(), "get"));
+    let expected = [
+        (POLICIES, "clusterjobpolicies", "", "list watch"),
+        (POLICIES, "jobpolicies", "", "list watch"),
+        ("", "namespaces", "", "list watch"),
+        ("batch", "jobs", "", "get list watch"),
+        (ADMISSION, "mutatingwebhookconfigurations", keys::MUTATING_CONFIGURATION, "get list watch patch"),
+    ];
+    let expected: Vec<_> = expected.into_iter().chain(limits).collect();
+    assert_eq!(cluster("webhook"), table(&expected));
     assert_eq!(
         own("webhook"),
         table(&[
@@ -112,8 +113,7 @@ fn the_sink_may_harvest_prune_publish_events_and_write_the_entries_of_limits() {
             (POLICIES, "jobpolicies/status", "", "patch"),
         ])
     );
-    let configurations: Vec<String> =
-        (0..keys::LIMITS_CONFIGURATIONS).map(names::limits_configuration).collect();
+    let configurations = limits_configurations();
     let restored = configurations
         .iter()
         .map(|name| (ADMISSION, "validatingwebhookconfigurations", name.as_str(), "get list watch update"));
@@ -182,7 +182,7 @@ fn the_readme_lists_every_right_with_its_call() {
         None => right,
     };
     let expected = BTreeMap::from([
-        row("webhook", "cluster", cluster("webhook")),
+        row("webhook", "cluster", cluster("webhook").into_iter().map(one_name).collect()),
         row("webhook", "own", own("webhook")),
         row("sink", "Jobs", cluster("sink")),
         row("sink", "cluster", cluster("sink-cluster").into_iter().map(one_name).collect()),

@@ -33,7 +33,7 @@ use crate::{
         limiter::{self, LedgerLimiter},
     },
     limit::Limiter,
-    metrics::{WebhookMetrics, certificate_expiry::CertificateExpiry},
+    metrics::{WebhookMetrics, certificate_expiry::CertificateExpiry, path_overdue::PathOverdue},
     presence_lease::{Liveness, PresenceLease},
     refusal_sender,
 };
@@ -112,6 +112,8 @@ pub async fn run(args: WebhookArgs) -> Result<(), WebhookError> {
     let expiry = Box::new(CertificateExpiry::new(certificates.expiry()));
     registry.register(|registry| registry.register_collector(expiry));
     let (published, paths) = (certificates.published(), certificates.review_paths());
+    let overdue = Box::new(PathOverdue(paths.clone()));
+    registry.register(|registry| registry.register_collector(overdue));
     tasks.spawn("certificate readiness", report_published(published, readiness.register("certificates")));
     tasks.spawn_graceful("certificates", |_| certificates.join());
 

@@ -123,6 +123,23 @@ async fn a_path_is_replaced_once_the_limits_have_it() {
     assert_eq!(third.path, Some(PathNumbers { number: NOW + 500, oldest: NOW + 1 }));
 }
 
+/// The webhook has 128 MiB, and each configuration up to 512 KiB. Those of others are none of its business.
+#[tokio::test]
+async fn the_limits_are_read_one_by_one_and_by_name() {
+    let cluster = PublisherFixture::new();
+    cluster.publish(NOW, false).await;
+    cluster.copy_into("job-handler-limits-old");
+    cluster.copy_into("job-handler-limits-63");
+    let second = cluster.publish(NOW + 100, true).await;
+    assert_eq!((second.wrote, second.postponed), (true, false));
+    let third = cluster.publish(NOW + 200, true).await;
+    assert!(third.postponed, "the last configuration has the first path");
+    cluster.copy_into("job-handler-limits-63");
+    let third = cluster.publish(NOW + 300, true).await;
+    assert_eq!((third.wrote, third.postponed), (true, false), "job-handler-limits-old is not ours");
+    assert_eq!(cluster.server.lists(VALIDATING), 0);
+}
+
 #[tokio::test]
 async fn a_path_that_somebody_removed_comes_back_and_the_limits_stay_accepted() {
     let mut cluster = PublisherFixture::new();

@@ -18,7 +18,9 @@ use job_handler_shared::{
     },
     names::limits_configuration,
 };
-use k8s_openapi::api::admissionregistration::v1::{ValidatingWebhook, ValidatingWebhookConfiguration};
+use k8s_openapi::api::admissionregistration::v1::{
+    ValidatingWebhook, ValidatingWebhookConfiguration, WebhookClientConfig,
+};
 use kube::{
     Api, Client, ResourceExt,
     api::PostParams,
@@ -46,7 +48,14 @@ pub(crate) struct Configurations {
 /// The entries of a configuration at a resourceVersion (0: it is not a number).
 struct StoredEntries {
     version: u64,
-    digests: HashMap<String, EntryDigest>,
+    by_name: HashMap<String, StoredEntry>,
+}
+
+/// Digests of a stored entry.
+pub(crate) struct StoredEntry {
+    pub(crate) digest: EntryDigest,
+    /// That of its client configuration alone.
+    pub(crate) client: EntryDigest,
 }
 
 impl Configurations {
@@ -100,35 +109,39 @@ impl Configurations {
     }
 
     /// The entries of a configuration, if it exists.
-    pub(crate) fn entries(&self, index: usize) -> Option<&HashMap<String, EntryDigest>> {
-        self.stored.get(&index).map(|stored| &stored.digests)
+    pub(crate) fn entries(&self, index: usize) -> Option<&HashMap<String, StoredEntry>> {
+        self.stored.get(&index).map(|stored| &stored.by_name)
     }
 
     /// The configuration that has an entry of this policy, whatever is in it.
     pub(crate) fn find(&self, pair: &EntryPair) -> Option<usize> {
-        let has = |stored: &StoredEntries| pair.names().any(|(name, _)| stored.digests.contains_key(name));
+        let has = |stored: &StoredEntries| pair.names().any(|(name, _)| stored.by_name.contains_key(name));
         self.stored.iter().find(|(_, stored)| has(stored)).map(|(index, _)| *index)
     }
 
     /// Whether a configuration has both entries of this policy as they should be.
     pub(crate) fn has(&self, index: usize, pair: &EntryPair) -> bool {
-        self.entries(index)
-            .is_some_and(|stored| pair.names().all(|(name, digest)| stored.get(name) == Some(&digest)))
+        self.entries(index).is_some_and(|stored| {
+            pair.names().all(|(name, digest)| stored.get(name).is_some_and(|entry| entry.digest == digest))
+        })
     }
 
-    /// Writes a configuration: `wanted`, and those of its other entries that `keeps` holds for. What else is in its
-    /// metadata stays.
+    /// Writes a configuration: `wanted`, and those of its other entries for which `kept` has a client configuration, with
+    /// that one. What else is in its metadata stays.
     pub(crate) async fn write(
         &mut self,
         index: usize,
         wanted: Vec<ValidatingWebhook>,
-        keeps: impl Fn(&str) -> bool,
+        kept: impl Fn(&str) -> Option<WebhookClientConfig>,
     ) -> Result<(), ApiError> {
         let current = get(&self.api, index).await?;
         let names: BTreeSet<String> = wanted.iter().map(|entry| entry.name.clone()).collect();
         let stored = current.iter().flat_map(|current| current.webhooks.iter().flatten());
+        let others = stored.filter(|entry| !names.contains(&entry.name));
         let mut webhooks = wanted;
-        webhooks.extend(stored.filter(|entry| !names.contains(&entry.name) && keeps(&entry.name)).cloned());
+        webhooks.extend(others.filter_map(|entry| {
+            Some(ValidatingWebhook { client_config: kept(&entry.name)?, ..entry.clone() })
+        }));
         webhooks.sort_by(|a, b| a.name.cmp(&b.name));
 
         let (name, entries) = (limits_configuration(index), webhooks.len());
@@ -205,8 +218,12 @@ impl Configurations {
             return false;
         }
         let entries = configuration.webhooks.iter().flatten();
-        let digests = entries.map(|entry| (entry.name.clone(), digest(entry))).collect();
-        self.stored.insert(index, StoredEntries { version, digests });
+        let stored = |entry: &ValidatingWebhook| StoredEntry {
+            digest: digest(entry),
+            client: digest(&entry.client_config),
+        };
+        let by_name = entries.map(|entry| (entry.name.clone(), stored(entry))).collect();
+        self.stored.insert(index, StoredEntries { version, by_name });
         true
     }
 }
@@ -248,7 +265,7 @@ mod tests {
         first.load().await.unwrap();
         assert_eq!(first.existing().count(), 0);
         for (index, pair) in [0, 7].into_iter().zip(&pairs) {
-            first.write(index, pair.entries.to_vec(), |_| false).await.unwrap();
+            first.write(index, pair.entries.to_vec(), |_| None).await.unwrap();
             assert!(first.has(index, pair) && !first.has(index + 1, pair));
         }
         let stored = apiserver.get(RESOURCE, "", "job-handler-limits-7").unwrap();
@@ -266,13 +283,18 @@ mod tests {
         let pairs = pairs();
         let both = pairs.iter().flat_map(|pair| pair.entries.clone()).collect();
         let mut configurations = Configurations::new(apiserver.client());
-        configurations.write(0, both, |_| false).await.unwrap();
+        configurations.write(0, both, |_| None).await.unwrap();
         apiserver.change(RESOURCE, "", "job-handler-limits", |stored| {
             stored["metadata"]["annotations"] = json!({"owner": "someone"});
         });
-        configurations.write(0, pairs[0].entries.to_vec(), |name| name.starts_with("b.")).await.unwrap();
+        configurations
+            .write(0, pairs[0].entries.to_vec(), |name| {
+                name.starts_with("b.").then(WebhookClientConfig::default)
+            })
+            .await
+            .unwrap();
         assert!(configurations.has(0, &pairs[0]) && configurations.has(0, &pairs[1]));
-        configurations.write(0, pairs[0].entries.to_vec(), |_| false).await.unwrap();
+        configurations.write(0, pairs[0].entries.to_vec(), |_| None).await.unwrap();
         assert!(configurations.has(0, &pairs[0]) && !configurations.has(0, &pairs[1]));
         let stored = apiserver.get(RESOURCE, "", "job-handler-limits").unwrap();
         assert_eq!(stored["metadata"]["annotations"]["owner"], "someone");
@@ -283,13 +305,13 @@ mod tests {
         let apiserver = Apiserver::default();
         let pairs = pairs();
         let mut configurations = Configurations::new(apiserver.client());
-        configurations.write(0, pairs[0].entries.to_vec(), |_| false).await.unwrap();
+        configurations.write(0, pairs[0].entries.to_vec(), |_| None).await.unwrap();
         apiserver.change(RESOURCE, "", "job-handler-limits", |stored| stored["webhooks"] = json!([]));
         configurations.changed().await;
         assert!(!configurations.has(0, &pairs[0]));
         let older: ValidatingWebhookConfiguration =
             serde_json::from_value(apiserver.get(RESOURCE, "", "job-handler-limits").unwrap()).unwrap();
-        configurations.write(0, pairs[0].entries.to_vec(), |_| false).await.unwrap();
+        configurations.write(0, pairs[0].entries.to_vec(), |_| None).await.unwrap();
         assert!(!configurations.observe(0, Event::Apply(older.clone())));
         assert!(!configurations.observe(0, Event::Delete(older)));
         assert!(configurations.has(0, &pairs[0]));
@@ -297,7 +319,7 @@ mod tests {
         configurations.changed().await;
         assert_eq!(configurations.existing().count(), 0);
         // A deletion that the watch missed.
-        configurations.write(0, pairs[0].entries.to_vec(), |_| false).await.unwrap();
+        configurations.write(0, pairs[0].entries.to_vec(), |_| None).await.unwrap();
         assert!(!configurations.observe(0, Event::Init) && configurations.observe(0, Event::InitDone));
         configurations.read_next().await.unwrap();
         assert!(configurations.has(0, &pairs[0]), "it is there");

@@ -23,7 +23,7 @@ use job_handler_shared::{
     policy::set::PolicySet,
     process::{failure_log::FailureLog, jitter::jitter},
 };
-use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
+use k8s_openapi::api::admissionregistration::v1::{MutatingWebhookConfiguration, WebhookClientConfig};
 use kube::{
     Api, Client,
     runtime::watcher::{Config, Event, watcher},
@@ -40,7 +40,8 @@ use crate::{
         placement::Placement,
         restored_entries::RestoredEntries,
         wanted_entries::{CorrectEntries, WantedEntries},
-        webhook_entries::{EntryPair, build, client_config, has_entries},
+        webhook_client::client_config,
+        webhook_entries::{EntryPair, build, has_entries},
     },
     model::entry_state::{EntryFailure, EntryState},
     notify::recorder::Recorder,
@@ -179,7 +180,7 @@ impl EntryWriter {
             self.configurations.load().await?;
             self.loaded = true;
         }
-        let pairs = pairs(&self.mutating, policies, &self.own_namespace).await?;
+        let (pairs, client) = pairs(&self.mutating, policies, &self.own_namespace).await?;
         let stored = &self.configurations;
         self.checks.start(&pairs, |pair| stored.find(pair).is_some_and(|index| stored.has(index, pair)));
         // A check takes some milliseconds. One that takes longer delays only its own policy.
@@ -200,7 +201,7 @@ impl EntryWriter {
         }
         let left_out = self.placement.place(&accepted, |pair| self.configurations.find(pair));
         failures.extend(left_out.into_iter().map(|(uid, why)| (uid, EntryFailure::no_room(&why))));
-        let wanted = WantedEntries::new(&accepted, &self.placement, undecided);
+        let wanted = WantedEntries::new(&accepted, &self.placement, undecided, &client);
         self.report_tampered(&wanted, &failures).await;
         let write_errors = self.write_dirty(&wanted).await;
         Ok(self.outcome(&wanted, failures, &write_errors))
@@ -233,8 +234,8 @@ impl EntryWriter {
             for index in wanted.dirty(&self.configurations) {
                 let kept = wanted.kept(index, &self.configurations);
                 let entries = wanted.entries(index);
-                let write = self.configurations.write(index, entries, |name| kept.contains(name));
-                match write.await {
+                let client_of = |name: &str| kept.contains(name).then(|| wanted.client_of(name));
+                match self.configurations.write(index, entries, client_of).await {
                     Ok(()) => _ = errors.remove(&index),
                     Err(error) => _ = errors.insert(index, error.to_string()),
                 }
@@ -277,20 +278,20 @@ impl EntryWriter {
     }
 }
 
-/// The entries of all policies with limits.
+/// The entries of all policies with limits, and the client configuration of `/validate`.
 async fn pairs(
     mutating: &Api<MutatingWebhookConfiguration>,
     policies: &PolicySet,
     own_namespace: &str,
-) -> Result<Vec<EntryPair>, EntryError> {
+) -> Result<(Vec<EntryPair>, WebhookClientConfig), EntryError> {
     if !policies.iter().any(|policy| has_entries(policy, own_namespace)) {
-        return Ok(Vec::new());
+        return Ok((Vec::new(), WebhookClientConfig::default()));
     }
     let name = keys::MUTATING_CONFIGURATION;
     let what = format!("get mutatingwebhookconfiguration {name}");
     let found = call(&what, mutating.get_opt(name)).await?;
     let client = client_config(found.as_ref()).map_err(EntryError::NoClientConfig)?;
-    Ok(build(policies, &client, own_namespace))
+    Ok((build(policies, &client, own_namespace), client))
 }
 
 #[cfg(test)]

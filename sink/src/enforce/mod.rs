@@ -4,7 +4,7 @@
 //! Jobs that the webhook missed (`repair_patch` and `excess` decide, [`repair`] writes), and deletions of ledgers without a
 //! namespace.
 //!
-//! The entries, in the order of their way: `webhook_entries` computes those of one policy, `entry_checks` tries them alone,
+//! The entries, in the order of their way: `webhook_entries` computes those of one policy (with `webhook_client`), `entry_checks` tries them alone,
 //! `placement` says in which configuration they are, `wanted_entries` compares, `configurations` reads and writes, and
 //! [`entry_writer`] runs it all.
 
@@ -19,4 +19,5 @@ pub(crate) mod repair;
 mod repair_patch;
 mod restored_entries;
 mod wanted_entries;
+mod webhook_client;
 pub(crate) mod webhook_entries;

@@ -2,13 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-use k8s_openapi::api::admissionregistration::v1::ValidatingWebhook;
+use k8s_openapi::api::admissionregistration::v1::{ValidatingWebhook, WebhookClientConfig};
 
 use crate::enforce::{
-    configurations::Configurations,
+    configurations::{Configurations, StoredEntry},
     placement::Placement,
     restored_entries::TamperedEntries,
-    webhook_entries::{EntryDigest, EntryPair},
+    webhook_client::client_of,
+    webhook_entries::{EntryDigest, EntryPair, digest},
 };
 
 /// The entries that were last seen or written correctly: their configuration and digest, by name.
@@ -19,14 +20,24 @@ pub(crate) struct WantedEntries<'a> {
     of_configuration: BTreeMap<usize, Vec<&'a EntryPair>>,
     /// The configuration of each entry, by name.
     place_of: HashMap<&'a str, usize>,
-    /// Names of the entries of policies about which the apiserver has not decided: what stands of them stays.
+    /// Names of the entries of policies about which the apiserver has not decided: what stands of them stays. Only the
+    /// webhook's address and CA are renewed, which no policy chooses: else whoever changes a policy again and again would
+    /// keep an old secret in use.
     undecided: HashSet<String>,
+    /// The client configuration of `/validate`.
+    client: &'a WebhookClientConfig,
 }
 
 impl<'a> WantedEntries<'a> {
     /// The entries of `accepted` policies that have a place.
-    pub(crate) fn new(accepted: &'a [EntryPair], placement: &Placement, undecided: HashSet<String>) -> Self {
-        let mut wanted = Self { of_configuration: BTreeMap::new(), place_of: HashMap::new(), undecided };
+    pub(crate) fn new(
+        accepted: &'a [EntryPair],
+        placement: &Placement,
+        undecided: HashSet<String>,
+        client: &'a WebhookClientConfig,
+    ) -> Self {
+        let (of_configuration, place_of) = (BTreeMap::new(), HashMap::new());
+        let mut wanted = Self { of_configuration, place_of, undecided, client };
         for pair in accepted {
             let Some(index) = placement.get(pair.uid()) else { continue };
             wanted.of_configuration.entry(index).or_default().push(pair);
@@ -55,9 +66,16 @@ impl<'a> WantedEntries<'a> {
     fn is_clean(&self, index: usize, stored: &Configurations) -> bool {
         let pairs = self.of(index);
         let Some(entries) = stored.entries(index) else { return pairs.is_empty() };
-        let belongs =
-            |name: &String| self.place_of.get(name.as_str()) == Some(&index) || self.undecided.contains(name);
-        pairs.iter().all(|pair| stored.has(index, pair)) && entries.keys().all(belongs)
+        let belongs = |(name, entry): (&String, &StoredEntry)| {
+            let is_kept = || self.undecided.contains(name) && entry.client == digest(&self.client_of(name));
+            self.place_of.get(name.as_str()) == Some(&index) || is_kept()
+        };
+        pairs.iter().all(|pair| stored.has(index, pair)) && entries.iter().all(belongs)
+    }
+
+    /// The client configuration of an entry, whichever policy it is of.
+    pub(crate) fn client_of(&self, entry: &str) -> WebhookClientConfig {
+        client_of(entry, self.client)
     }
 
     /// Names of further entries that a write of this configuration must not remove: undecided ones, and those that are
@@ -78,7 +96,7 @@ impl<'a> WantedEntries<'a> {
             pair.names().any(|(name, digest)| {
                 let was_correct = correct.get(name) == Some(&(index, digest));
                 let now = stored.entries(index).and_then(|entries| entries.get(name));
-                was_correct && now != Some(&digest)
+                was_correct && now.is_none_or(|now| now.digest != digest)
             })
         };
         let tampered =

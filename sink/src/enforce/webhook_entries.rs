@@ -10,12 +10,10 @@ use std::sync::Arc;
 use job_handler_shared::{
     keys, names,
     policy::{parsed::Policy, reference::PolicyKind, set::PolicySet},
-    webhook_address,
 };
 use k8s_openapi::{
     api::admissionregistration::v1::{
-        MatchCondition, MutatingWebhookConfiguration, RuleWithOperations, ValidatingWebhook,
-        WebhookClientConfig,
+        MatchCondition, RuleWithOperations, ValidatingWebhook, WebhookClientConfig,
     },
     apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement},
 };
@@ -23,7 +21,10 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use crate::{
-    enforce::match_conditions::{self, DecidingFields},
+    enforce::{
+        match_conditions::{self, DecidingFields},
+        webhook_client::client_of,
+    },
     model::policy_entry::is_excluded,
 };
 
@@ -36,7 +37,7 @@ const TIMEOUT_SECONDS: i32 = 10;
 /// The same in mode Warn, where a missing response has no effect.
 const WARN_TIMEOUT_SECONDS: i32 = 2;
 
-/// SHA-256 of an entry as JSON.
+/// SHA-256 of an entry, or of its client configuration, as JSON.
 pub(crate) type EntryDigest = [u8; 32];
 
 /// The two entries of a policy. They depend on no other policy.
@@ -82,9 +83,9 @@ impl EntryPair {
     }
 }
 
-/// The digest of an entry.
-pub(crate) fn digest(entry: &ValidatingWebhook) -> EntryDigest {
-    Sha256::digest(json(entry)).into()
+/// The digest of an entry, or of its client configuration.
+pub(crate) fn digest(part: &impl Serialize) -> EntryDigest {
+    Sha256::digest(json(part)).into()
 }
 
 fn json(value: &impl Serialize) -> Vec<u8> {
@@ -130,9 +131,9 @@ fn entry(
     let enforced = policy.enforced();
     // Every default is explicit, so that the stored entry compares equal.
     ValidatingWebhook {
+        client_config: client_of(&name, client),
         name,
         admission_review_versions: vec!["v1".to_owned()],
-        client_config: if enforced { client.clone() } else { warn_client_config(client) },
         // A policy in mode Warn never blocks a Job.
         failure_policy: Some(if enforced { "Fail" } else { "Ignore" }.to_owned()),
         match_policy: Some("Equivalent".to_owned()),
@@ -195,54 +196,6 @@ pub(crate) fn entry_names(policy: &Policy) -> [String; 2] {
         let name = format!("{owner}.{of}{suffix}");
         if name.len() <= names::OBJECT_NAME_MAX { name } else { format!("{}.{of}{suffix}", reference.uid) }
     })
-}
-
-/// The client configuration of `/warn`, derived from that of `/validate`.
-fn warn_client_config(validate: &WebhookClientConfig) -> WebhookClientConfig {
-    let mut client = validate.clone();
-    if let Some(address) = address(&mut client) {
-        *address = webhook_address::with_endpoint(address, keys::WARN_PATH);
-    }
-    client
-}
-
-/// The URL, or the path behind a Service.
-fn address(client: &mut WebhookClientConfig) -> Option<&mut String> {
-    let WebhookClientConfig { url, service, .. } = client;
-    match service {
-        Some(service) => Some(service.path.get_or_insert_default()),
-        None => url.as_mut(),
-    }
-}
-
-/// The client configuration of `/validate`, derived from that of `/mutate`; an error says what is missing.
-pub(crate) fn client_config(
-    mutating: Option<&MutatingWebhookConfiguration>,
-) -> Result<WebhookClientConfig, String> {
-    let name = keys::MUTATING_CONFIGURATION;
-    let missing = || format!("MutatingWebhookConfiguration {name} is missing: apply manifests/base");
-    let webhooks = mutating.ok_or_else(missing)?.webhooks.as_deref().unwrap_or_default();
-    let webhook =
-        webhooks.iter().find(|webhook| webhook.name == keys::MUTATING_WEBHOOK).ok_or_else(|| {
-            format!("MutatingWebhookConfiguration {name} has no webhook {}", keys::MUTATING_WEBHOOK)
-        })?;
-    let mut client = webhook.client_config.clone();
-    if client.ca_bundle.as_ref().is_none_or(|bundle| bundle.0.is_empty()) {
-        return Err(format!(
-            "MutatingWebhookConfiguration {name} has no caBundle yet: no webhook replica has published its CA"
-        ));
-    }
-    if let Some(service) = &mut client.service {
-        service.port = service.port.or(Some(443));
-    }
-    let address = address(&mut client).filter(|address| webhook_address::secret(address).is_some());
-    let address = address.ok_or_else(|| {
-        format!(
-            "MutatingWebhookConfiguration {name} has no secret in its paths yet: no webhook replica has published one"
-        )
-    })?;
-    *address = webhook_address::with_endpoint(address, keys::VALIDATE_PATH);
-    Ok(client)
 }
 
 #[cfg(test)]
@@ -359,34 +312,5 @@ pub(crate) mod tests {
         assert_eq!((large.bytes - small.bytes, large.own_bytes), (8000, small.own_bytes));
         assert_eq!(large.digests, large.entries.each_ref().map(digest));
         assert_ne!(large.digests, small.digests);
-    }
-
-    #[test]
-    fn the_address_is_that_of_mutate_with_another_path() {
-        let config = |client: serde_json::Value| {
-            let config: MutatingWebhookConfiguration = serde_json::from_value(json!({
-                "metadata": {}, "webhooks": [{"name": "stamp.job-handler.io", "admissionReviewVersions": ["v1"],
-                    "sideEffects": "None", "clientConfig": client}]}))
-            .unwrap();
-            client_config(Some(&config))
-        };
-        let secret = format!("2-1-{}", "0".repeat(64));
-        let url = format!("https://127.0.0.1:8443/{secret}/mutate");
-        let url = config(json!({"url": url, "caBundle": "YQ=="})).unwrap();
-        assert_eq!(url.url.unwrap(), format!("https://127.0.0.1:8443/{secret}/validate"));
-        assert_eq!(url.ca_bundle, Some(ByteString(b"a".to_vec())));
-        let service = |path: &str| {
-            let service = json!({"name": "job-handler", "namespace": "x", "path": path});
-            config(json!({"service": service, "caBundle": "YQ=="}))
-        };
-        let with_secret = service(&format!("/{secret}/mutate")).unwrap().service.unwrap();
-        assert_eq!(with_secret.path.unwrap(), format!("/{secret}/validate"));
-        // What the webhook would answer with 404 is not copied.
-        assert!(service("/mutate").unwrap_err().contains("no secret in its paths yet"));
-        assert!(config(json!({"url": "https://a/mutate"})).unwrap_err().contains("no caBundle yet"));
-        let validate =
-            WebhookClientConfig { url: Some("https://a/validate".into()), ..WebhookClientConfig::default() };
-        assert_eq!(warn_client_config(&validate).url.unwrap(), "https://a/warn");
-        assert!(client_config(None).unwrap_err().contains("manifests/base"));
     }
 }

@@ -2,12 +2,12 @@
 //! into force.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
 };
 
 use futures::{StreamExt, stream};
-use job_handler_e2e::wait_for;
+use job_handler_e2e::{harness::cgroup::MemoryCgroup, pair::review_path, wait_for};
 use job_handler_shared::{keys, policy::spec::JobPolicy};
 use k8s_openapi::{
     api::{admissionregistration::v1::ValidatingWebhookConfiguration, core::v1::Namespace},
@@ -20,6 +20,7 @@ use kube::{
 };
 use serde_json::{Value, json};
 
+use super::memory::WEBHOOK_LIMIT;
 use crate::fixtures::{Fixture, exclusive_scenario, job, refusal, scenario};
 
 /// JobPolicies of a namespace that apply.
@@ -312,5 +313,31 @@ fn five_thousand_limited_policies_are_enforced() {
             fixture.create(team, &build("one")).await.unwrap();
             assert_eq!(refusal(fixture.create(team, &build("two")).await).0, 403);
         }
+        paths_are_replaced_within_the_memory_limit(fixture).await;
     });
+}
+
+/// Soon after its start a webhook replaces the path twice, and looks into all configurations before.
+async fn paths_are_replaced_within_the_memory_limit(fixture: &Fixture) {
+    let cgroup = match MemoryCgroup::create("webhook", WEBHOOK_LIMIT) {
+        Ok(cgroup) => cgroup,
+        Err(error) => {
+            eprintln!("skipped: this machine cannot limit the memory of a process by a cgroup: {error}");
+            return;
+        }
+    };
+    let webhook = fixture.pair.webhook(0);
+    webhook.restart().unwrap();
+    cgroup.add(webhook.process().id()).unwrap();
+    webhook.wait_ready(Duration::from_secs(60)).await.unwrap();
+    let mut paths = BTreeSet::new();
+    let deadline = Instant::now() + Duration::from_secs(120);
+    while paths.len() < 3 {
+        assert!(Instant::now() < deadline, "not replaced twice: {paths:?}");
+        paths.insert(review_path(fixture.client(), keys::VALIDATE_PATH).await.unwrap());
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    webhook.process().ensure_running().unwrap();
+    assert_eq!(cgroup.kills().unwrap(), 0);
+    webhook.kill().unwrap();
 }

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::super::fixtures::{Fixture, exclusive_scenario, job, refusal};
 
 /// The limits of the manifest; `manifests/base/deployment.yaml`.
-const WEBHOOK_LIMIT: u64 = 128 << 20;
+pub(super) const WEBHOOK_LIMIT: u64 = 128 << 20;
 const SINK_LIMIT: u64 = 512 << 20;
 const LABELS: usize = 10_000;
 /// The label keys that the JobPolicies of a namespace may name. Of these, a limit selects Jobs by the first ones.

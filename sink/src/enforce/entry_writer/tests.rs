@@ -15,7 +15,15 @@ use super::*;
 const RESOURCE: &str = "validatingwebhookconfigurations";
 
 fn set_bundle(apiserver: &Apiserver, bundle: &str) {
-    let path = format!("/1-1-{}/mutate", "0".repeat(64));
+    set_client(apiserver, &secret(1), bundle);
+}
+
+fn secret(number: u64) -> String {
+    format!("{number}-1-{}", "0".repeat(64))
+}
+
+fn set_client(apiserver: &Apiserver, secret: &str, bundle: &str) {
+    let path = format!("/{secret}/mutate");
     apiserver.put(
         "mutatingwebhookconfigurations",
         json!({"metadata": {"name": "job-handler"}, "webhooks": [{
@@ -190,4 +198,41 @@ async fn a_failed_call_removes_nothing_and_concerns_only_its_configuration() {
     assert!(writer.round(&policies(2)).await < RESYNC, "sooner than without a failure");
     assert!(state.borrow().failures["b"].message.contains("cannot write"), "{:?}", state.borrow());
     assert_eq!(stored(&apiserver)["job-handler-limits"], names(&["a", "b"]));
+}
+
+/// One tenant who changes his policies again and again could keep a leaked secret, or an old CA, in use.
+#[tokio::test]
+async fn entries_of_an_undecided_policy_get_the_new_client_and_nothing_else() {
+    let apiserver = Apiserver::default();
+    set_bundle(&apiserver, "YQ==");
+    let (mut writer, _state) = writer(&apiserver);
+    let policies = |generation: i64| {
+        let metadata = json!({"name": "w", "namespace": "ci", "uid": "w", "generation": generation});
+        let selector = json!({"matchLabels": {"generation": generation.to_string()}});
+        let limits = json!([{"name": "l", "maxActiveJobs": 1}]);
+        let warned = json!({"mode": "Warn", "jobSelector": selector, "limits": limits});
+        PolicySet::new([limited("ci", "a", generation), job_policy(metadata, warned)])
+    };
+    writer.round(&policies(1)).await;
+    let entries = || {
+        let stored = apiserver.get(RESOURCE, "", "job-handler-limits").unwrap();
+        stored["webhooks"].as_array().unwrap().clone()
+    };
+    let mut expected = entries();
+    for _ in 0..2 {
+        apiserver.refuse_once(Method::POST, RESOURCE, 503);
+    }
+    writer.round(&policies(2)).await;
+    assert_eq!(entries(), expected);
+    set_client(&apiserver, &secret(2), "Yg==");
+    writer.round(&policies(2)).await;
+    for entry in &mut expected {
+        let endpoint = if entry["failurePolicy"] == "Fail" { "validate" } else { "warn" };
+        entry["clientConfig"]["caBundle"] = "Yg==".into();
+        entry["clientConfig"]["service"]["path"] = format!("/{}/{endpoint}", secret(2)).into();
+    }
+    assert_eq!(entries(), expected);
+    let written = apiserver.replaced(RESOURCE);
+    writer.round(&policies(2)).await;
+    assert_eq!(apiserver.replaced(RESOURCE), written, "there is nothing more to write");
 }

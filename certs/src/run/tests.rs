@@ -1,0 +1,75 @@
+use std::sync::{
+    Arc,
+    atomic::{AtomicI64, Ordering},
+};
+
+use futures::stream::BoxStream;
+use http::{Request, Response};
+use kube::client::Body;
+
+use super::*;
+use crate::{
+    ca::{self, CertificateAuthority},
+    leaf::Leaf,
+    review_path::PathKey,
+};
+
+/// Issues leaves from a CA in memory; reports no changes.
+struct MemorySource {
+    ca: CertificateAuthority,
+    leaf: Option<Leaf>,
+}
+
+impl CertificateSource for MemorySource {
+    async fn load(&mut self, now: OffsetDateTime) -> Result<LoadedCertificate, SourceError> {
+        let names = ServerNames::of_service("s", "ns", &[])?;
+        let leaf = match self.leaf.take().filter(|leaf| !leaf.is_due(now)) {
+            Some(leaf) => leaf,
+            None => Leaf::issue(&self.ca, &names, now)?,
+        };
+        self.leaf = Some(leaf.clone());
+        Ok(LoadedCertificate { leaf, issuer: None, bundle: None, path_key: PathKey::derived_from(b"key") })
+    }
+
+    fn changes(&self) -> BoxStream<'static, ()> {
+        stream::pending().boxed()
+    }
+
+    fn is_due(&self, now: OffsetDateTime) -> bool {
+        self.leaf.as_ref().is_none_or(|leaf| leaf.is_due(now))
+    }
+}
+
+/// Timers stop while a machine is suspended; the wall clock does not.
+#[tokio::test(start_paused = true)]
+async fn a_machine_that_was_suspended_for_weeks_renews_within_a_minute() {
+    const DAY: i64 = 24 * 3600;
+    let start = 1_790_000_000;
+    let wall = Arc::new(AtomicI64::new(start));
+    let reads = wall.clone();
+    let clock = move || OffsetDateTime::from_unix_timestamp(reads.load(Ordering::SeqCst)).unwrap();
+    let secret = ca::new_secret("ns", "ca", None, clock()).unwrap();
+    let ca = CertificateAuthority::from_secret(&secret, clock()).unwrap();
+    let source = MemorySource { ca, leaf: None };
+    // An apiserver that never responds.
+    let (service, _handle) = tower_test::mock::pair::<Request<Body>, Response<Body>>();
+    let publisher = Publisher::new(Client::new(service, "default"), "c");
+    let current = CurrentLeaf::default();
+    let rotation = PathRotation::new(Duration::from_secs(300));
+    let manager = CertificateManager::new(source, publisher, rotation, current.clone(), clock);
+    let mut published = manager.published.subscribe();
+    let task = tokio::spawn(manager.run());
+    published.wait_for(|published| *published).await.unwrap();
+
+    let serial = || current.certified_key().unwrap().cert[0].clone();
+    let first = serial();
+    // After a day, the leaf is not due.
+    wall.store(start + DAY, Ordering::SeqCst);
+    tokio::time::sleep(CLOCK_CHECK_INTERVAL * 2).await;
+    assert_eq!(serial(), first);
+    // After three weeks, it is.
+    wall.store(start + 22 * DAY, Ordering::SeqCst);
+    tokio::time::sleep(CLOCK_CHECK_INTERVAL + Duration::from_secs(1)).await;
+    assert_ne!(serial(), first);
+    task.abort();
+}
