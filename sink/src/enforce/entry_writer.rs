@@ -186,7 +186,7 @@ impl EntryWriter {
         let _: Result<(), Elapsed> = timeout(EVERY, self.checks.finish()).await;
 
         let mut failures: BTreeMap<String, EntryFailure> = BTreeMap::new();
-        let (mut accepted, mut undecided) = (Vec::new(), HashSet::new());
+        let (mut accepted, mut undecided) = (Vec::new(), Vec::new());
         for pair in pairs {
             let verdict = self.checks.verdict(&pair);
             if let Some(Err(failure)) = verdict {
@@ -195,11 +195,15 @@ impl EntryWriter {
             match verdict {
                 Some(Ok(())) => accepted.push(pair),
                 Some(Err(failure)) if failure.is_rejected() => {}
-                _ => undecided.extend(pair.names().map(|(name, _)| name.to_owned())),
+                _ => undecided.push(pair),
             }
         }
-        let left_out = self.placement.place(&accepted, |pair| self.configurations.find(pair));
+        let stored = &self.configurations;
+        let standing = |pair: &EntryPair| stored.find(pair).map(|index| (index, stored.has(index, pair)));
+        let left_out = self.placement.place(&accepted, &undecided, standing);
         failures.extend(left_out.into_iter().map(|(uid, why)| (uid, EntryFailure::no_room(&why))));
+        let undecided: HashSet<String> =
+            undecided.iter().flat_map(EntryPair::names).map(|(name, _)| name.to_owned()).collect();
         let wanted = WantedEntries::new(&accepted, &self.placement, undecided);
         self.report_tampered(&wanted, &failures).await;
         let write_errors = self.write_dirty(&wanted).await;
