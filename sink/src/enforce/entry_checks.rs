@@ -2,7 +2,7 @@
 //! apiserver rejects a configuration as a whole, and so one policy could keep all others from being enforced.
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{HashMap, HashSet},
     time::Duration,
 };
 
@@ -21,7 +21,10 @@ use kube::{Api, Client, api::PostParams, core::ObjectMeta};
 use tokio::time::Instant;
 
 use crate::{
-    enforce::webhook_entries::{EntryPair, digest},
+    enforce::{
+        check_queue::CheckQueue,
+        webhook_entries::{EntryPair, digest},
+    },
     model::entry_state::EntryFailure,
 };
 
@@ -38,7 +41,7 @@ const MESSAGE_MAX: usize = 1024;
 pub(crate) struct EntryChecks {
     api: Api<ValidatingWebhookConfiguration>,
     verdicts: HashMap<String, EntryVerdict>,
-    waiting: VecDeque<EntryPair>,
+    waiting: CheckQueue,
     running: FuturesUnordered<BoxFuture<'static, FinishedCheck>>,
     /// Uids and generations of the policies whose checks run.
     in_flight: HashSet<(String, i64)>,
@@ -53,7 +56,10 @@ struct EntryVerdict {
 enum CheckState {
     /// Waiting or running.
     Pending,
-    Accepted,
+    /// `again`: they are tried once more, since what holds them was rejected.
+    Accepted {
+        again: bool,
+    },
     Failed {
         failure: EntryFailure,
         rejected: bool,
@@ -74,7 +80,7 @@ impl EntryChecks {
         Self {
             api: Api::all(client),
             verdicts: HashMap::new(),
-            waiting: VecDeque::new(),
+            waiting: CheckQueue::default(),
             running: FuturesUnordered::new(),
             in_flight: HashSet::new(),
         }
@@ -85,23 +91,37 @@ impl EntryChecks {
     pub(crate) fn start(&mut self, pairs: &[EntryPair], is_stored: impl Fn(&EntryPair) -> bool) {
         let known: HashSet<&str> = pairs.iter().map(EntryPair::uid).collect();
         self.verdicts.retain(|uid, _| known.contains(uid.as_str()));
-        self.waiting.clear();
+        let mut due = Vec::new();
         for pair in pairs {
             let (uid, generation) = (pair.uid(), pair.policy.generation);
             let verdict = self.verdicts.get(uid).filter(|verdict| verdict.generation == generation);
             let is_due = match verdict.map(|verdict| &verdict.state) {
-                Some(CheckState::Accepted) => false,
+                Some(CheckState::Accepted { again }) => *again,
                 Some(CheckState::Failed { retry_at, .. }) => *retry_at <= Instant::now(),
                 Some(CheckState::Pending) => true,
                 None => {
                     let stored = is_stored(pair);
-                    let state = if stored { CheckState::Accepted } else { CheckState::Pending };
+                    let state =
+                        if stored { CheckState::Accepted { again: false } } else { CheckState::Pending };
                     self.verdicts.insert(uid.to_owned(), EntryVerdict { generation, state });
                     !stored
                 }
             };
             if is_due && !self.in_flight.contains(&(uid.to_owned(), generation)) {
-                self.waiting.push_back(pair.clone());
+                due.push(pair.clone());
+            }
+        }
+        self.waiting.update(due);
+    }
+
+    /// Lets the accepted entries of these policies be tried again: another version of the apiserver may reject what one has
+    /// accepted. Until it is known, they count as accepted.
+    pub(crate) fn try_again<'a>(&mut self, uids: impl Iterator<Item = &'a str>) {
+        for uid in uids {
+            if let Some(EntryVerdict { state: CheckState::Accepted { again }, .. }) =
+                self.verdicts.get_mut(uid)
+            {
+                *again = true;
             }
         }
     }
@@ -111,7 +131,7 @@ impl EntryChecks {
         let verdict = self.verdicts.get(pair.uid());
         match &verdict.filter(|verdict| verdict.generation == pair.policy.generation)?.state {
             CheckState::Pending => None,
-            CheckState::Accepted => Some(Ok(())),
+            CheckState::Accepted { .. } => Some(Ok(())),
             CheckState::Failed { failure, .. } => Some(Err(failure)),
         }
     }
@@ -136,7 +156,7 @@ impl EntryChecks {
 
     fn fill(&mut self) {
         while self.running.len() < CONCURRENT {
-            let Some(pair) = self.waiting.pop_front() else { return };
+            let Some(pair) = self.waiting.pop() else { return };
             self.in_flight.insert((pair.uid().to_owned(), pair.policy.generation));
             self.running.push(dry_run(self.api.clone(), &pair));
         }
@@ -150,7 +170,12 @@ impl EntryChecks {
         let Some(verdict) = verdict else { return };
         let (now_rejected, text) = match result {
             Ok(true) => {
-                verdict.state = CheckState::Accepted;
+                verdict.state = CheckState::Accepted { again: false };
+                return;
+            }
+            // This says nothing about entries that were accepted before. If they still stand in the way, they are tried again.
+            Err(error) if matches!(verdict.state, CheckState::Accepted { .. }) && !error.is_rejected() => {
+                verdict.state = CheckState::Accepted { again: false };
                 return;
             }
             // Written beside others, they would differ from what is wanted, and be written again and again.
@@ -225,7 +250,11 @@ mod tests {
     const RESOURCE: &str = "validatingwebhookconfigurations";
 
     fn pair(name: &str, generation: i64) -> EntryPair {
-        let metadata = json!({"name": name, "namespace": "ci", "uid": name, "generation": generation});
+        limited("ci", name, generation)
+    }
+
+    fn limited(namespace: &str, name: &str, generation: i64) -> EntryPair {
+        let metadata = json!({"name": name, "namespace": namespace, "uid": name, "generation": generation});
         let policy = job_policy(metadata, json!({"limits": [{"name": "l", "maxActiveJobs": 1}]}));
         build(&PolicySet::new([policy]), &WebhookClientConfig::default(), "ours").remove(0)
     }
@@ -311,6 +340,28 @@ mod tests {
         checks.start(&pairs, |_| false);
         checks.next().await;
         assert_eq!(checks.verdict(&pairs[0]), Some(Ok(())));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn policies_that_keep_changing_do_not_keep_another_tenant_waiting() {
+        let apiserver = Apiserver::default();
+        let client = apiserver.slow_client(|_, _| Duration::from_secs(1));
+        let mut checks = EntryChecks::new(client);
+        let own = limited("victim", "own", 1);
+        // A hundred older policies change in each round, and each round ends before more than a few checks do.
+        for generation in 1..=10 {
+            let mut pairs: Vec<_> =
+                (0..100).map(|n| limited("hostile", &format!("p{n}"), generation)).collect();
+            pairs.push(own.clone());
+            checks.start(&pairs, |_| false);
+            for _ in 0..4 {
+                checks.next().await;
+            }
+            if checks.verdict(&own).is_some() {
+                return;
+            }
+        }
+        panic!("never checked");
     }
 
     #[test]

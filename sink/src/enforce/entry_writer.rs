@@ -42,6 +42,7 @@ use crate::{
         wanted_entries::{CorrectEntries, WantedEntries},
         webhook_client::client_config,
         webhook_entries::{EntryPair, build, has_entries},
+        write_pace::{PERIOD, WritePace},
     },
     model::entry_state::{EntryFailure, EntryState},
     notify::recorder::Recorder,
@@ -63,6 +64,32 @@ enum EntryError {
     Api(#[from] ApiError),
     #[error("{0}")]
     NoClientConfig(String),
+}
+
+/// The configurations that differ and were not written in a round.
+#[derive(Default)]
+struct UnwrittenConfigurations {
+    /// Why they could not be written. It may quote the entries of any tenant, and so only the log says it.
+    failed: BTreeMap<usize, String>,
+    /// They were written too often.
+    postponed: BTreeSet<usize>,
+}
+
+impl UnwrittenConfigurations {
+    /// What a condition says.
+    fn message(&self, index: usize) -> String {
+        let name = limits_configuration(index);
+        if self.failed.contains_key(&index) {
+            format!("ValidatingWebhookConfiguration {name} cannot be written; the sink's log says why")
+        } else if self.postponed.contains(&index) {
+            format!(
+                "ValidatingWebhookConfiguration {name} changes often and is written once in {} s",
+                PERIOD.as_secs()
+            )
+        } else {
+            format!("ValidatingWebhookConfiguration {name} differs")
+        }
+    }
 }
 
 /// Writes the entries until it is dropped: on every change of a policy or of the webhook configurations, and every [`RESYNC`].
@@ -117,6 +144,9 @@ struct EntryWriter {
     loaded: bool,
     checks: EntryChecks,
     placement: Placement,
+    pace: WritePace,
+    /// A configuration waits for its next write.
+    is_postponed: bool,
     correct: CorrectEntries,
     restored: Option<RestoredEntries>,
     failures: FailureLog,
@@ -138,6 +168,8 @@ impl EntryWriter {
             loaded: false,
             checks: EntryChecks::new(client),
             placement: Placement::default(),
+            pace: WritePace::default(),
+            is_postponed: false,
             correct: CorrectEntries::new(),
             restored: None,
             failures: FailureLog::default(),
@@ -154,14 +186,14 @@ impl EntryWriter {
             }
         };
         self.publish(state);
-        let Some(failed) = failed else {
+        if let Some(failed) = &failed {
+            if self.failures.is_due(failed) {
+                tracing::warn!("cannot write the webhook entries: {failed}; retrying");
+            }
+        } else {
             self.failures.succeeded();
-            return RESYNC;
-        };
-        if self.failures.is_due(&failed) {
-            tracing::warn!("cannot write the webhook entries: {failed}; retrying");
         }
-        jitter(Duration::from_secs(1))
+        if failed.is_some() || self.is_postponed { jitter(Duration::from_secs(1)) } else { RESYNC }
     }
 
     fn publish(&self, new: EntryState) {
@@ -187,7 +219,7 @@ impl EntryWriter {
         let _: Result<(), Elapsed> = timeout(EVERY, self.checks.finish()).await;
 
         let mut failures: BTreeMap<String, EntryFailure> = BTreeMap::new();
-        let (mut accepted, mut undecided) = (Vec::new(), HashSet::new());
+        let (mut accepted, mut undecided) = (Vec::new(), Vec::new());
         for pair in pairs {
             let verdict = self.checks.verdict(&pair);
             if let Some(Err(failure)) = verdict {
@@ -196,52 +228,83 @@ impl EntryWriter {
             match verdict {
                 Some(Ok(())) => accepted.push(pair),
                 Some(Err(failure)) if failure.is_rejected() => {}
-                _ => undecided.extend(pair.names().map(|(name, _)| name.to_owned())),
+                _ => undecided.push(pair),
             }
         }
-        let left_out = self.placement.place(&accepted, |pair| self.configurations.find(pair));
+        let stored = &self.configurations;
+        let standing = |pair: &EntryPair| stored.find(pair).map(|index| (index, stored.has(index, pair)));
+        let left_out = self.placement.place(&accepted, &undecided, standing);
         failures.extend(left_out.into_iter().map(|(uid, why)| (uid, EntryFailure::no_room(&why))));
+        let undecided: HashSet<String> =
+            undecided.iter().flat_map(EntryPair::names).map(|(name, _)| name.to_owned()).collect();
         let wanted = WantedEntries::new(&accepted, &self.placement, undecided, &client);
-        self.report_tampered(&wanted, &failures).await;
-        let write_errors = self.write_dirty(&wanted).await;
-        Ok(self.outcome(&wanted, failures, &write_errors))
+        let tampered = self.report_tampered(&wanted, &failures).await;
+        let unwritten = self.write_dirty(&wanted, &tampered).await;
+        self.is_postponed = !unwritten.postponed.is_empty();
+        Ok(self.outcome(&wanted, failures, &unwritten))
     }
 
-    /// Reports entries that someone else changed, before they are written again: that may take its time.
+    /// Reports entries that someone else changed, before they are written again: that may take its time. Returns their
+    /// configurations.
     async fn report_tampered(
         &mut self,
         wanted: &WantedEntries<'_>,
         failures: &BTreeMap<String, EntryFailure>,
-    ) {
+    ) -> BTreeSet<usize> {
         self.restored = self.restored.take().filter(|restored| restored.at().elapsed() < SETTLE);
         let tampered = wanted.tampered(&self.correct, &self.configurations);
+        let configurations: BTreeSet<usize> = tampered.iter().map(|entries| entries.configuration).collect();
         if tampered.is_empty() {
-            return;
+            return configurations;
         }
         self.restored = Some(RestoredEntries::new(tampered));
-        let (state, _) = self.outcome(wanted, failures.clone(), &BTreeMap::new());
+        let (state, _) = self.outcome(wanted, failures.clone(), &UnwrittenConfigurations::default());
         self.publish(state);
         if let Some(restored) = &self.restored {
             restored.publish(&self.recorder).await;
         }
+        configurations
     }
 
-    /// Writes the configurations that have other entries than they should. Returns why some could not be written.
-    async fn write_dirty(&mut self, wanted: &WantedEntries<'_>) -> BTreeMap<usize, String> {
-        let mut errors = BTreeMap::new();
+    /// Writes the configurations that have other entries than they should. Those that someone else changed (`tampered`) wait
+    /// for no earlier writes.
+    async fn write_dirty(
+        &mut self,
+        wanted: &WantedEntries<'_>,
+        tampered: &BTreeSet<usize>,
+    ) -> UnwrittenConfigurations {
+        let mut unwritten = UnwrittenConfigurations::default();
         // An entry that moves is first added to its new configuration. The second pass removes it from the old one.
         for _ in 0..2 {
             for index in wanted.dirty(&self.configurations) {
+                if let Some(why) = self.pace.rejection(index) {
+                    unwritten.failed.insert(index, why.to_owned());
+                    continue;
+                }
+                if self.pace.is_exhausted(index) && !tampered.contains(&index) {
+                    unwritten.postponed.insert(index);
+                    continue;
+                }
                 let kept = wanted.kept(index, &self.configurations);
                 let entries = wanted.entries(index);
                 let client_of = |name: &str| kept.contains(name).then(|| wanted.client_of(name));
                 match self.configurations.write(index, entries, client_of).await {
-                    Ok(()) => _ = errors.remove(&index),
-                    Err(error) => _ = errors.insert(index, error.to_string()),
+                    Ok(()) => {
+                        self.pace.written(index);
+                        unwritten.failed.remove(&index);
+                    }
+                    Err(error) => {
+                        let why = error.to_string();
+                        if error.is_rejected() {
+                            self.checks.try_again(wanted.uids(index));
+                            self.pace.rejected(index, why.clone());
+                        }
+                        unwritten.failed.insert(index, why);
+                    }
                 }
             }
         }
-        errors
+        unwritten
     }
 
     /// The state as it is now, and what could not be written, as one text.
@@ -249,7 +312,7 @@ impl EntryWriter {
         &mut self,
         wanted: &WantedEntries<'_>,
         mut failures: BTreeMap<String, EntryFailure>,
-        errors: &BTreeMap<usize, String>,
+        unwritten: &UnwrittenConfigurations,
     ) -> (EntryState, Option<String>) {
         let (mut written, mut missing) = (BTreeMap::new(), BTreeSet::new());
         self.correct.clear();
@@ -260,11 +323,11 @@ impl EntryWriter {
                 self.correct.extend(entries);
                 written.insert(uid, pair.policy.generation);
             } else {
-                let differs =
-                    || format!("ValidatingWebhookConfiguration {} differs", limits_configuration(index));
-                let why = errors.get(&index).cloned().unwrap_or_else(differs);
+                let why = unwritten.message(index);
                 failures.insert(uid, EntryFailure::missing(&why));
-                missing.insert(why);
+                if !unwritten.postponed.contains(&index) && !unwritten.failed.contains_key(&index) {
+                    missing.insert(why);
+                }
             }
         }
         for (policy, failure) in self.restored.iter().flat_map(RestoredEntries::failures) {
@@ -272,7 +335,7 @@ impl EntryWriter {
                 failures.insert(policy.uid.clone(), failure);
             }
         }
-        missing.extend(errors.values().cloned());
+        missing.extend(unwritten.failed.values().cloned());
         let error = (!missing.is_empty()).then(|| missing.into_iter().collect::<Vec<_>>().join("; "));
         (EntryState { written, failures, error: None }, error)
     }

@@ -4,10 +4,12 @@
 //! Jobs that the webhook missed (`repair_patch` and `excess` decide, [`repair`] writes), and deletions of ledgers without a
 //! namespace.
 //!
-//! The entries, in the order of their way: `webhook_entries` computes those of one policy (with `webhook_client`), `entry_checks` tries them alone,
-//! `placement` says in which configuration they are, `wanted_entries` compares, `configurations` reads and writes, and
-//! [`entry_writer`] runs it all.
+//! The entries, in the order of their way: `webhook_entries` computes those of one policy (with
+//! `webhook_client`), `entry_checks` tries them alone
+//! (in the order of `check_queue`), `placement` says in which configuration they are, `wanted_entries` compares, `configurations` reads and writes,
+//! `write_pace` says how often, and [`entry_writer`] runs it all.
 
+mod check_queue;
 mod configurations;
 mod entry_checks;
 pub(crate) mod entry_writer;
@@ -21,3 +23,4 @@ mod restored_entries;
 mod wanted_entries;
 mod webhook_client;
 pub(crate) mod webhook_entries;
+mod write_pace;

@@ -56,6 +56,11 @@ impl<'a> WantedEntries<'a> {
         self.of(index).iter().flat_map(|pair| pair.entries.iter().cloned()).collect()
     }
 
+    /// The policies whose entries one configuration should have.
+    pub(crate) fn uids(&self, index: usize) -> impl Iterator<Item = &'a str> {
+        self.of(index).iter().map(|pair| pair.uid())
+    }
+
     /// The configurations that have other entries than they should.
     pub(crate) fn dirty(&self, stored: &Configurations) -> Vec<usize> {
         let mut indexes: BTreeSet<usize> = stored.existing().collect();

@@ -196,7 +196,7 @@ async fn a_failed_call_removes_nothing_and_concerns_only_its_configuration() {
     apiserver.refuse_once(Method::PUT, RESOURCE, 500);
     apiserver.refuse_once(Method::PUT, RESOURCE, 500);
     assert!(writer.round(&policies(2)).await < RESYNC, "sooner than without a failure");
-    assert!(state.borrow().failures["b"].message.contains("cannot write"), "{:?}", state.borrow());
+    assert!(state.borrow().failures["b"].message.contains("cannot be written"), "{:?}", state.borrow());
     assert_eq!(stored(&apiserver)["job-handler-limits"], names(&["a", "b"]));
 }
 
@@ -235,4 +235,98 @@ async fn entries_of_an_undecided_policy_get_the_new_client_and_nothing_else() {
     let written = apiserver.replaced(RESOURCE);
     writer.round(&policies(2)).await;
     assert_eq!(apiserver.replaced(RESOURCE), written, "there is nothing more to write");
+}
+
+/// The number of writes of configurations that the apiserver was asked for.
+fn replaces(apiserver: &Apiserver) -> usize {
+    apiserver.calls().iter().filter(|call| call.starts_with("PUT")).count()
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_entry_that_is_no_longer_accepted_is_found_and_left_out() {
+    let apiserver = Apiserver::default();
+    set_bundle(&apiserver, "YQ==");
+    let strict = Arc::new(AtomicBool::new(false));
+    let switch = strict.clone();
+    apiserver.validate(RESOURCE, move |configuration| {
+        let is_bad = configuration["webhooks"].to_string().contains("\"bad.ci.");
+        (is_bad && switch.load(Ordering::SeqCst)).then(|| "too expensive: app=of-bad".to_owned())
+    });
+    let (mut writer, state) = writer(&apiserver);
+    let all = PolicySet::new([limited("ci", "a", 1), limited("ci", "bad", 1), limited("qa", "z", 1)]);
+    writer.round(&all).await;
+    assert_eq!(state.borrow().written.len(), 3);
+    // Another version of the apiserver rejects what one accepted.
+    strict.store(true, Ordering::SeqCst);
+    set_bundle(&apiserver, "Yg==");
+    writer.round(&all).await;
+    let failure = state.borrow().failures["z"].clone();
+    assert!(
+        failure.message.contains("the sink's log says why") && !failure.message.contains("of-bad"),
+        "{failure:?}"
+    );
+    for _ in 0..5 {
+        tokio::time::advance(Duration::from_secs(1)).await;
+        writer.round(&all).await;
+    }
+    assert_eq!(stored(&apiserver)["job-handler-limits"], names(&["a", "z"]));
+    let entries = apiserver.get(RESOURCE, "", "job-handler-limits").unwrap();
+    assert_eq!(entries["webhooks"][0]["clientConfig"]["caBundle"], "Yg==");
+    let now = state.borrow().clone();
+    assert_eq!((now.failures["bad"].reason, now.written.len()), ("EntryRejected", 2), "{now:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_configuration_that_is_rejected_whatever_is_in_it_is_tried_less_and_less() {
+    let apiserver = Apiserver::default();
+    set_bundle(&apiserver, "YQ==");
+    let (mut writer, state) = writer(&apiserver);
+    let all = PolicySet::new([limited("ci", "a", 1), limited("qa", "z", 1)]);
+    writer.round(&all).await;
+    let strict = Arc::new(AtomicBool::new(true));
+    let switch = strict.clone();
+    apiserver.validate(RESOURCE, move |configuration| {
+        let is_whole = configuration["webhooks"].as_array().unwrap().len() > 2;
+        (is_whole && switch.load(Ordering::SeqCst)).then(|| "denied".to_owned())
+    });
+    set_bundle(&apiserver, "Yg==");
+    let before = replaces(&apiserver);
+    for _ in 0..600 {
+        writer.round(&all).await;
+        tokio::time::advance(Duration::from_secs(1)).await;
+    }
+    let tried = replaces(&apiserver) - before;
+    assert!((5..40).contains(&tried), "{tried} times in 10 minutes");
+    assert_eq!(state.borrow().failures["a"].reason, "EntryMissing");
+    strict.store(false, Ordering::SeqCst);
+    for _ in 0..130 {
+        writer.round(&all).await;
+        tokio::time::advance(Duration::from_secs(1)).await;
+    }
+    assert_eq!(state.borrow().written.len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_policy_that_keeps_changing_does_not_cause_a_write_each_time() {
+    let apiserver = Apiserver::default();
+    set_bundle(&apiserver, "YQ==");
+    let (mut writer, state) = writer(&apiserver);
+    let all = |generation| PolicySet::new([limited("ci", "a", generation), limited("qa", "z", 1)]);
+    for generation in 1..=300 {
+        writer.round(&all(generation)).await;
+        tokio::time::advance(EVERY).await;
+    }
+    let writes = replaces(&apiserver);
+    assert!((10..60).contains(&writes), "{writes} writes in a minute");
+    assert_eq!(state.borrow().written.get("z"), Some(&1), "its entries stand");
+    // Restoring what someone else changed does not wait.
+    apiserver.remove(RESOURCE, "", "job-handler-limits");
+    writer.configurations.changed().await;
+    writer.round(&all(300)).await;
+    assert_eq!(stored(&apiserver)["job-handler-limits"], names(&["a", "z"]));
+    let pause = writer.round(&all(301)).await;
+    assert!(pause < RESYNC && state.borrow().failures["a"].message.contains("changes often"), "{state:?}");
+    tokio::time::advance(PERIOD).await;
+    writer.round(&all(301)).await;
+    assert_eq!(state.borrow().written.get("a"), Some(&301));
 }
