@@ -20,7 +20,7 @@ use actix_web::{
         KeepAlive, StatusCode,
         header::{CONTENT_TYPE, RETRY_AFTER},
     },
-    web::{self, Bytes},
+    web,
 };
 use job_handler_shared::keys;
 use rustls::ServerConfig;
@@ -82,9 +82,9 @@ pub fn serve_webhook(
         let state = state.clone();
         async move {
             match endpoint {
-                Endpoint::Mutate => mutate(&body, &state).await,
-                Endpoint::Validate => validate(&body, timeout, &state).await,
-                Endpoint::Warn => warn(&body, timeout, &state).await,
+                Endpoint::Mutate => mutate(body, &state).await,
+                Endpoint::Validate => validate(body, timeout, &state).await,
+                Endpoint::Warn => warn(body, timeout, &state).await,
             }
         }
     })
@@ -97,7 +97,7 @@ pub fn serve_webhook(
 /// If the listener cannot be used.
 pub fn serve<H, F>(listener: TcpListener, tls: ServerConfig, handler: H) -> std::io::Result<Server>
 where
-    H: Fn(Endpoint, Bytes, Duration) -> F + Clone + Send + 'static,
+    H: Fn(Endpoint, RequestBody, Duration) -> F + Clone + Send + 'static,
     F: Future<Output = HttpReply> + 'static,
 {
     serve_paths(listener, tls, ServedPaths::Plain, handler)
@@ -110,7 +110,7 @@ fn serve_paths<H, F>(
     handler: H,
 ) -> std::io::Result<Server>
 where
-    H: Fn(Endpoint, Bytes, Duration) -> F + Clone + Send + 'static,
+    H: Fn(Endpoint, RequestBody, Duration) -> F + Clone + Send + 'static,
     F: Future<Output = HttpReply> + 'static,
 {
     let workers = std::thread::available_parallelism().map_or(1, NonZero::get);
@@ -133,10 +133,7 @@ where
                     (handler.clone(), budget.clone(), paths.watch_answer(endpoint));
                 async move {
                     let reply = match read_body(payload, &budget).await {
-                        // Charged until the review is answered.
-                        Ok(RequestBody { bytes, charge: _charge }) => {
-                            handler(endpoint, bytes, timeout_of(request.query_string())).await
-                        }
+                        Ok(body) => handler(endpoint, body, timeout_of(request.query_string())).await,
                         Err(reply) => reply,
                     };
                     if let Some(guard) = guard {
