@@ -127,7 +127,7 @@ where
             let (handler, paths) = (handler.clone(), paths.clone());
             let (connections, budget) = (connections.clone(), budget.clone());
             web::post().to(move |request: HttpRequest, payload: web::Payload| {
-                request.peer_addr().into_iter().for_each(|peer| connections.request_began(peer));
+                let in_flight = request.peer_addr().map(|peer| connections.review_began(peer));
                 paths.check_caller(&request);
                 let (handler, budget, guard) =
                     (handler.clone(), budget.clone(), paths.watch_answer(endpoint));
@@ -139,6 +139,7 @@ where
                     if let Some(guard) = guard {
                         guard.answered();
                     }
+                    drop(in_flight);
                     respond(reply)
                 }
             })
@@ -196,7 +197,7 @@ async fn method_not_allowed() -> HttpResponse {
 }
 
 async fn not_found() -> HttpResponse {
-    respond(HttpReply::text(404, "not found: expected POST /mutate, /validate or /warn"))
+    respond(HttpReply::text(404, "not found"))
 }
 
 /// The query parameter `timeout`, a Go duration such as `10s` or `1m0s`.
