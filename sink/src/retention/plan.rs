@@ -1,7 +1,8 @@
 //! Decides which stored results to delete. Pure.
 //!
 //! By age, by number per group, by bytes per namespace, by bytes in all: in this order, the oldest first. The newest result
-//! of a group always stays, so that the last run can be looked up.
+//! of a group stays, so that the last run can be looked up; if nothing else is left to delete, bytes count more: with a group
+//! for each Job, all results are the newest of theirs.
 //!
 //! No bound deletes one namespace's results because of another's: the cluster's budget is shared ([`ClusterBudget`]), and a
 //! namespace within its share loses nothing.
@@ -123,7 +124,12 @@ pub(crate) fn plan(
         newest.extend(results[*n].group().map(|group| (group, *n)));
     }
     let is_newest = |n: usize| results[n].group().is_some_and(|group| newest.get(&group) == Some(&n));
-    let is_deletable = |n: usize| !results[n].pending && bounds[n].is_some() && !is_newest(n);
+    let is_expendable = |n: usize| !results[n].pending && bounds[n].is_some();
+    let is_deletable = |n: usize| is_expendable(n) && !is_newest(n);
+    let newest_last = || {
+        let (newest, others): (Vec<usize>, Vec<usize>) = oldest_first.iter().partition(|n| is_newest(**n));
+        others.into_iter().chain(newest)
+    };
     let mut gone: Vec<Option<RemovalReason>> = vec![None; results.len()];
 
     for n in &oldest_first {
@@ -160,11 +166,11 @@ pub(crate) fn plan(
         *bytes = bytes.saturating_add(results[*n].facts.bytes);
         *most = (*most).max(bounds[*n].map_or(0, |bound| bound.max_bytes));
     }
-    for n in &oldest_first {
-        let Some((bytes, most)) = namespaces.get_mut(results[*n].namespace.as_str()) else { continue };
-        if bytes > most && gone[*n].is_none() && is_deletable(*n) {
-            gone[*n] = Some(RemovalReason::Namespace);
-            *bytes = bytes.saturating_sub(results[*n].facts.bytes);
+    for n in newest_last() {
+        let Some((bytes, most)) = namespaces.get_mut(results[n].namespace.as_str()) else { continue };
+        if bytes > most && gone[n].is_none() && is_expendable(n) {
+            gone[n] = Some(RemovalReason::Namespace);
+            *bytes = bytes.saturating_sub(results[n].facts.bytes);
         }
     }
 
@@ -174,14 +180,14 @@ pub(crate) fn plan(
             *used.entry(&results[*n].namespace).or_default() += u128::from(results[*n].facts.bytes);
         }
         let allowances = budget.allowances(&used);
-        for n in &oldest_first {
-            let namespace = results[*n].namespace.as_str();
+        for n in newest_last() {
+            let namespace = results[n].namespace.as_str();
             let Some((bytes, most)) = used.get_mut(namespace).zip(allowances.get(namespace)) else {
                 continue;
             };
-            if *bytes > *most && gone[*n].is_none() && !is_newest(*n) {
-                gone[*n] = Some(RemovalReason::Cluster);
-                *bytes -= u128::from(results[*n].facts.bytes);
+            if *bytes > *most && gone[n].is_none() {
+                gone[n] = Some(RemovalReason::Cluster);
+                *bytes -= u128::from(results[n].facts.bytes);
             }
         }
     }
@@ -256,7 +262,8 @@ mod tests {
                         && (o.facts.created, &o.uid) > (all[n].facts.created, &all[n].uid)
                 })
         };
-        let free = |n: usize| !newest(n) && !all[n].pending && bounds[n].is_some();
+        let expendable = |n: usize| !all[n].pending && bounds[n].is_some();
+        let free = |n: usize| !newest(n) && expendable(n);
         left.retain(|n| {
             let age = NOW - all[*n].facts.finished.as_second();
             !(free(*n) && age >= bounds[*n].unwrap().ttl_seconds as i64)
@@ -275,11 +282,14 @@ mod tests {
             free(n) && all[n].group.is_some() && left.iter().filter(same).count() > most.unwrap_or(0) as usize
         });
         let then = left.clone();
-        drop_while(&mut left, &|left, n| {
-            let same = |o: &&usize| all[**o].namespace == all[n].namespace;
-            let most = then.iter().filter(same).filter_map(|o| bounds[*o]).map(|b| b.max_bytes).max();
-            free(n) && left.iter().filter(same).map(|o| all[*o].facts.bytes).sum::<u64>() > most.unwrap_or(0)
-        });
+        for last in [false, true] {
+            drop_while(&mut left, &|left, n| {
+                let same = |o: &&usize| all[**o].namespace == all[n].namespace;
+                let most = then.iter().filter(same).filter_map(|o| bounds[*o]).map(|b| b.max_bytes).max();
+                let used = left.iter().filter(same).map(|o| all[*o].facts.bytes).sum::<u64>();
+                newest(n) == last && expendable(n) && used > most.unwrap_or(0)
+            });
+        }
         let used = |left: &[usize], namespace: &str| {
             left.iter().filter(|o| all[**o].namespace == namespace).map(|o| all[*o].facts.bytes).sum::<u64>()
         };
@@ -294,9 +304,11 @@ mod tests {
                 *allowed.entry(namespace).or_default() += 1;
             }
             let allowed = |namespace: &str| allowed.get(namespace).copied().unwrap_or(0);
-            drop_while(&mut left, &|left, n| {
-                !newest(n) && used(left, &all[n].namespace) > allowed(&all[n].namespace)
-            });
+            for last in [false, true] {
+                drop_while(&mut left, &|left, n| {
+                    newest(n) == last && used(left, &all[n].namespace) > allowed(&all[n].namespace)
+                });
+            }
         }
         let mut gone: Vec<String> =
             (0..all.len()).filter(|n| !left.contains(n)).map(|n| all[n].uid.clone()).collect();
@@ -343,8 +355,28 @@ mod tests {
         assert_eq!(gone(Some(RetentionBounds { ttl_seconds: 0, ..wide }), None).len(), 3, "never the newest");
         assert_eq!(gone(Some(RetentionBounds { max_per_group: 3, ..wide }), None), [(0, "number")]);
         assert_eq!(gone(Some(RetentionBounds { max_bytes: 39, ..wide }), None), [(0, "namespace-budget")]);
-        assert_eq!(gone(Some(RetentionBounds { max_bytes: 0, ..wide }), None).len(), 3);
+        let all_but_the_newest = gone(Some(RetentionBounds { max_bytes: 10, ..wide }), None);
+        assert_eq!(all_but_the_newest, [0, 1, 2].map(|n| (n, "namespace-budget")));
+        assert_eq!(gone(Some(RetentionBounds { max_bytes: 9, ..wide }), None).len(), 4, "bytes count more");
         assert_eq!(gone(None, Some(20)), [(0, "cluster-budget"), (1, "cluster-budget")]);
+    }
+
+    /// A tenant chooses the groups of his Jobs.
+    #[test]
+    fn a_group_for_each_job_does_not_evade_the_bounds_of_bytes() {
+        let wide = RetentionBounds { ttl_seconds: 1_000, max_per_group: 10, max_bytes: 20 };
+        let now = Timestamp::from_second(NOW).unwrap();
+        let mut all: Vec<_> =
+            (0..4).map(|n| stored(n, 0, Some(n as u8), 990 + n as i64, 10, false)).collect();
+        all.push(stored(4, 0, Some(0), 989, 1, true));
+        all.push(stored(5, 1, None, 1, 10, false));
+        let gone = |bounds, cluster: Option<u64>| {
+            let plan = plan(&all, |_| bounds, cluster.map(budget_of).as_ref(), now);
+            plan.into_iter().map(|(n, why)| (n, why.as_str())).collect::<Vec<_>>()
+        };
+        assert_eq!(gone(Some(wide), None), [0, 1, 2].map(|n| (n, "namespace-budget")));
+        let expected = [4, 0, 1].map(|n| (n, "cluster-budget"));
+        assert_eq!(gone(None, Some(30)), expected, "the other namespace is within its share");
     }
 
     #[test]
