@@ -132,12 +132,11 @@ pub(crate) async fn run(
         gate.push(ready.clone());
         ready
     };
-    tasks.spawn("jobs watch", job_watch::run(context.clone(), gated("jobs")));
-    tasks.spawn("policies watch", reflectors::policies(context.clone(), gated("policies")));
-    tasks.spawn(
-        "cluster policies watch",
-        reflectors::cluster_policies(context.clone(), gated("cluster policies")),
-    );
+    let policies = [gated("policies"), gated("cluster policies")];
+    let [of_namespaces, of_cluster] = policies.clone();
+    tasks.spawn("jobs watch", job_watch::run(context.clone(), gated("jobs"), policies));
+    tasks.spawn("policies watch", reflectors::policies(context.clone(), of_namespaces));
+    tasks.spawn("cluster policies watch", reflectors::cluster_policies(context.clone(), of_cluster));
     tasks.spawn("namespaces watch", reflectors::namespaces(context.clone(), gated("namespaces")));
     let mut in_secrets = Vec::new();
     for scope in context.store.served.scopes() {

@@ -5,15 +5,23 @@
 mod apiserver;
 mod common;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use apiserver::{LimitsApiserver, attempt, empty, eventually, replica};
 use common::policy;
-use job_handler_shared::policy::set::PolicySet;
+use job_handler_shared::{policy::set::PolicySet, testing::policies::job_policy};
 use job_handler_webhook::limit::{Attempt, Limiter, Verdict};
 use serde_json::json;
 
 const LABELS: usize = 10_000;
+/// How often a policy changes.
+const CHANGE: Duration = Duration::from_millis(100);
+/// What a call takes, milliseconds: longer than until the next change.
+const LATENCY: u64 = 150;
 
 fn labelled(key: &str) -> Attempt {
     let mut attempt = attempt(key, key);
@@ -42,4 +50,52 @@ async fn a_policy_that_names_a_dropped_label_counts_the_jobs_that_have_it() {
     apiserver.delete_job("ci/old");
     eventually("the deletion to be seen", || apiserver.job("ci/old").is_none()).await;
     assert_eq!(replica.limiter.admit(labelled("ci/new2")).await, Verdict::Granted);
+}
+
+/// Decides about the limit of `ci` while a policy of `hostile` names another label key ten times a second. Returns the
+/// verdicts, and how often Jobs were listed.
+async fn decide_while_keys_change(hostile: &str) -> (Vec<Verdict>, usize) {
+    let apiserver = Arc::new(LimitsApiserver::new(LATENCY).with_ledger("ci", empty()));
+    for namespace in ["ci", "qa"] {
+        let labels = json!({"app": "build", "version": "7"});
+        let metadata = json!({"name": "old", "namespace": namespace, "uid": namespace, "labels": labels});
+        apiserver.put("jobs", json!({"metadata": metadata, "spec": {"template": {}}}));
+    }
+    let limit = |key: &str, value: &str, max: u32| json!({"jobSelector": {"matchLabels": {key: value}}, "limits": [{"name": "few", "maxActiveJobs": max}]});
+    let limited = policy("limited", limit("app", "build", 3));
+    let replica = replica(&apiserver, std::slice::from_ref(&limited)).ready().await;
+    let (policies, namespace) = (replica.policies.clone(), hostile.to_owned());
+    let changes = tokio::spawn(async move {
+        for n in 1.. {
+            let metadata =
+                json!({"name": "hostile", "namespace": namespace, "uid": "hostile", "generation": n});
+            let hostile = job_policy(metadata, limit(&format!("k{n}"), "", 9));
+            policies.replace_fixed(PolicySet::new([limited.clone(), hostile]));
+            tokio::time::sleep(CHANGE).await;
+        }
+    });
+    tokio::time::sleep(CHANGE * 5).await;
+    let mut verdicts = Vec::new();
+    for name in ["a", "b", "c"] {
+        let mut attempt = attempt(&format!("ci/{name}"), name);
+        attempt.job.labels.insert("app".to_owned(), "build".to_owned());
+        attempt.answer_by = Instant::now() + Duration::from_secs(5);
+        verdicts.push(replica.limiter.admit(attempt).await);
+    }
+    tokio::time::sleep(CHANGE * 20).await;
+    changes.abort();
+    (verdicts, apiserver.job_lists())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_that_change_all_the_time_hold_no_limit_shut_and_cause_few_lists() {
+    for hostile in ["qa", "ci"] {
+        let (verdicts, lists) = decide_while_keys_change(hostile).await;
+        let [Verdict::Granted, Verdict::Granted, Verdict::Refused(refused)] = &verdicts[..] else {
+            panic!("{hostile}: {verdicts:?}")
+        };
+        assert!(refused.message.contains("3 active jobs, max allowed: 3"), "{}", refused.message);
+        // The first one, one for new keys, and one for each decision that the cache cannot make.
+        assert!(lists <= 6, "{hostile}: {lists} lists");
+    }
 }

@@ -9,7 +9,10 @@ use std::{convert::Infallible, pin::pin, time::Duration};
 
 use futures::StreamExt;
 use kube::{Client, core::Status, runtime::watcher::Error};
-use tokio::{sync::watch::Receiver, time::Instant};
+use tokio::{
+    sync::watch::Receiver,
+    time::{Instant, sleep_until},
+};
 
 use crate::{
     job::snapshot::JobSnapshot,
@@ -44,7 +47,7 @@ pub trait JobObserver {
     fn deleted(&mut self, job: JobSnapshot, position: u64);
     /// Every event up to `position` was delivered.
     fn reached(&mut self, position: u64);
-    /// Whether the Jobs have to be listed again because more of them is needed than was kept. Asked after each event, and
+    /// Whether the Jobs have to be listed again because more of them is needed than was kept. Asked when a watch begins, and
     /// whenever the policies change.
     fn needs_list(&self) -> bool;
 }
@@ -56,6 +59,8 @@ pub struct WatchTiming {
     pub seconds: u64,
     /// A watch without any event for this long is dead.
     pub silence: Duration,
+    /// From one list for more of the Jobs to the next. Whoever may write policies can ask for one at any time.
+    pub relist: Duration,
 }
 
 /// How to continue after a watch.
@@ -64,6 +69,8 @@ enum WatchEnd {
     Resume,
     /// List again.
     Relist,
+    /// List again, since more of the Jobs is needed.
+    RelistForMore,
 }
 
 /// A watch that has ended.
@@ -85,13 +92,18 @@ pub async fn run(
     let mut health = WatchHealth::new("jobs.batch", Some(readiness));
     let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
     let mut from: Option<u64> = None;
+    // When the Jobs may be listed for more of them, and whether they are.
+    let (mut relist_at, mut for_more) = (Instant::now(), false);
     loop {
         let Some(position) = from else {
             match list(&client, &mut observer).await {
+                // Only a watch that works ends the backoff: a list may be out of date as soon as it is complete.
                 Ok(position) => {
                     health.listed();
-                    backoff.reset();
                     from = Some(position);
+                    if std::mem::take(&mut for_more) {
+                        relist_at = Instant::now() + timing.relist;
+                    }
                 }
                 Err(error) => {
                     health.failed(Error::InitialListFailed(error));
@@ -101,7 +113,8 @@ pub async fn run(
             continue;
         };
         let began = Instant::now();
-        let ended = watch(&client, timing, position, &mut observer, &mut policies, &mut health).await;
+        let watch = JobWatch { client: &client, timing, from: position, relist_at };
+        let ended = watch.run(&mut observer, &mut policies, &mut health).await;
         from = Some(ended.position);
         // Of a quiet cluster, a watch may end without any event.
         let worked = ended.had_event || began.elapsed() >= Duration::from_secs(timing.seconds) / 2;
@@ -112,6 +125,7 @@ pub async fn run(
             Ok(WatchEnd::Resume) if worked => continue,
             Ok(WatchEnd::Resume) => {}
             Ok(WatchEnd::Relist) => from = None,
+            Ok(WatchEnd::RelistForMore) => (from, for_more) = (None, true),
             Err(error) => health.failed(error),
         }
         backoff.wait().await;
@@ -131,78 +145,81 @@ async fn list(client: &Client, observer: &mut impl JobObserver) -> kube::Result<
     Ok(position)
 }
 
-async fn watch(
-    client: &Client,
+/// A watch to be made.
+struct JobWatch<'a> {
+    client: &'a Client,
     timing: WatchTiming,
+    /// The position that it begins at.
     from: u64,
-    observer: &mut impl JobObserver,
-    policies: &mut Receiver<u64>,
-    health: &mut WatchHealth,
-) -> EndedWatch {
-    let mut ended = EndedWatch { position: from, had_event: false, end: Ok(WatchEnd::Resume) };
-    let (target, version) = (ReadTarget::path(JOBS), from.to_string());
-    let mut start = pin!(raw_reads::watch(client, &target, &version, timing.seconds));
-    let started = loop {
-        if observer.needs_list() {
-            ended.end = Ok(WatchEnd::Relist);
-            return ended;
-        }
-        // An apiserver may answer only once there is an event.
-        tokio::select! {
-            started = &mut start => break started,
-            Ok(()) = policies.changed() => {}
-        }
-    };
-    let events = match started {
-        Ok(events) => events,
-        Err(error) => {
-            ended.end = if status_code(&error) == Some(410) {
-                Ok(WatchEnd::Relist)
-            } else {
-                Err(Error::WatchStartFailed(error))
+    /// It goes on until then although more of the Jobs is needed.
+    relist_at: Instant,
+}
+
+impl JobWatch<'_> {
+    async fn run(
+        self,
+        observer: &mut impl JobObserver,
+        policies: &mut Receiver<u64>,
+        health: &mut WatchHealth,
+    ) -> EndedWatch {
+        let Self { client, timing, from, relist_at } = self;
+        let mut ended = EndedWatch { position: from, had_event: false, end: Ok(WatchEnd::Resume) };
+        let (target, version) = (ReadTarget::path(JOBS), from.to_string());
+        let mut start = pin!(raw_reads::watch(client, &target, &version, timing.seconds));
+        let mut relist = pin!(sleep_until(relist_at));
+        let mut needs_list = observer.needs_list();
+        let started = loop {
+            // An apiserver may answer only once there is an event.
+            tokio::select! {
+                started = &mut start => break started,
+                Ok(()) = policies.changed() => needs_list = observer.needs_list(),
+                () = &mut relist, if needs_list => return ended.with(Ok(WatchEnd::RelistForMore)),
+            }
+        };
+        let events = match started {
+            Ok(events) => events,
+            Err(error) if status_code(&error) == Some(410) => return ended.with(Ok(WatchEnd::Relist)),
+            Err(error) => return ended.with(Err(Error::WatchStartFailed(error))),
+        };
+        let mut events = pin!(events);
+        let mut dead_at = Instant::now() + timing.silence;
+        loop {
+            let event = tokio::select! {
+                event = tokio::time::timeout_at(dead_at, events.next()) => event,
+                Ok(()) = policies.changed() => {
+                    needs_list = observer.needs_list();
+                    continue;
+                }
+                () = &mut relist, if needs_list => return ended.with(Ok(WatchEnd::RelistForMore)),
             };
-            return ended;
+            let event = match event {
+                Ok(Some(Ok(event))) => event,
+                Ok(Some(Err(error))) if !raw_reads::is_cut_off(&error) => {
+                    return ended.with(Err(Error::WatchFailed(error)));
+                }
+                Ok(None | Some(Err(_))) => return ended,
+                Err(_) => {
+                    let seconds = timing.silence.as_secs();
+                    tracing::warn!("the watch of Jobs had no event for {seconds} s, starting a new one");
+                    return ended;
+                }
+            };
+            match handle(&event, observer) {
+                Ok(Some(position)) => ended.position = position,
+                // Without a position the watch cannot be resumed; a list may have one.
+                Ok(None) => return ended.with(Ok(WatchEnd::Relist)),
+                Err(error) => return ended.with(error_end(error)),
+            }
+            health.responded();
+            ended.had_event = true;
+            dead_at = Instant::now() + timing.silence;
         }
-    };
-    let mut events = pin!(events);
-    let mut dead_at = Instant::now() + timing.silence;
-    loop {
-        if observer.needs_list() {
-            ended.end = Ok(WatchEnd::Relist);
-            return ended;
-        }
-        let event = tokio::select! {
-            event = tokio::time::timeout_at(dead_at, events.next()) => event,
-            Ok(()) = policies.changed() => continue,
-        };
-        let event = match event {
-            Ok(Some(Ok(event))) => event,
-            Ok(Some(Err(error))) if !raw_reads::is_cut_off(&error) => {
-                ended.end = Err(Error::WatchFailed(error));
-                return ended;
-            }
-            Ok(None | Some(Err(_))) => return ended,
-            Err(_) => {
-                let seconds = timing.silence.as_secs();
-                tracing::warn!("the watch of Jobs had no event for {seconds} s, starting a new one");
-                return ended;
-            }
-        };
-        match handle(&event, observer) {
-            Ok(Some(position)) => ended.position = position,
-            // Without a position the watch cannot be resumed; a list may have one.
-            Ok(None) => {
-                ended.end = Ok(WatchEnd::Relist);
-                return ended;
-            }
-            Err(error) => {
-                ended.end = error_end(error);
-                return ended;
-            }
-        }
-        health.responded();
-        ended.had_event = true;
-        dead_at = Instant::now() + timing.silence;
+    }
+}
+
+impl EndedWatch {
+    fn with(self, end: Result<WatchEnd, Error>) -> Self {
+        Self { end, ..self }
     }
 }
 
@@ -306,6 +323,9 @@ mod tests {
         }
     }
 
+    const TIMING: WatchTiming =
+        WatchTiming { seconds: 60, silence: Duration::from_secs(60), relist: Duration::from_millis(700) };
+
     fn job(name: &str) -> serde_json::Value {
         json!({"metadata": {"name": name, "namespace": "ci"}})
     }
@@ -317,8 +337,7 @@ mod tests {
         apiserver.put("jobs", job("b"));
         let (diary, readiness) = (Diary::default(), Readiness::default());
         let (policies, changes) = channel(0);
-        let timing = WatchTiming { seconds: 60, silence: Duration::from_secs(60) };
-        let watch = run(apiserver.client(), timing, diary.clone(), changes, readiness.register("Jobs"));
+        let watch = run(apiserver.client(), TIMING, diary.clone(), changes, readiness.register("Jobs"));
         let watch = tokio::spawn(watch);
         assert_eq!(diary.wait_for("end 2").await, ["list", "listed a", "listed b", "end 2"]);
         assert!(readiness.not_ready().is_empty());
@@ -329,6 +348,37 @@ mod tests {
         diary.0.lock().1 = true;
         policies.send_modify(|n| *n += 1);
         assert_eq!(diary.wait_for("end 4").await, ["list", "listed b", "listed c", "end 4"]);
+        watch.abort();
+    }
+
+    #[tokio::test]
+    async fn jobs_are_listed_for_more_of_them_once_in_a_while_and_the_watch_goes_on_until_then() {
+        let apiserver = Apiserver::default();
+        apiserver.put("jobs", job("a"));
+        let (diary, readiness) = (Diary::default(), Readiness::default());
+        let (policies, changes) = channel(0);
+        let watch = run(apiserver.client(), TIMING, diary.clone(), changes, readiness.register("Jobs"));
+        let watch = tokio::spawn(watch);
+        diary.wait_for("end 1").await;
+        // More than was listed is needed again and again.
+        let changing = tokio::spawn({
+            let diary = diary.clone();
+            async move {
+                loop {
+                    diary.0.lock().1 = true;
+                    policies.send_modify(|n| *n += 1);
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            }
+        });
+        let began = Instant::now();
+        // The first list for more of them waits for nothing.
+        assert_eq!(diary.wait_for("end 1").await, ["list", "listed a", "end 1"]);
+        apiserver.put("jobs", job("b"));
+        assert_eq!(diary.wait_for("changed b 2").await, ["changed b 2"]);
+        assert_eq!(diary.wait_for("end 2").await, ["list", "listed a", "listed b", "end 2"]);
+        assert!(began.elapsed() >= TIMING.relist, "{:?}", began.elapsed());
+        changing.abort();
         watch.abort();
     }
 }

@@ -312,6 +312,40 @@ mod tests {
     }
 
     #[test]
+    fn policies_whose_label_keys_have_no_room_do_not_apply() {
+        let made = |namespace: Option<&str>, second: usize, keys: std::ops::Range<usize>| {
+            let name = format!("{}-{second}", namespace.unwrap_or_default());
+            let metadata = json!({"name": name, "namespace": namespace, "uid": name,
+                "creationTimestamp": format!("2026-01-01T00:00:{second:02}Z")});
+            let labels: Labels = keys.map(|n| (format!("l{n}"), String::new())).collect();
+            let spec = json!({"jobSelector": {"matchLabels": labels}});
+            let policy = match namespace {
+                Some(_) => job_policy(metadata, spec),
+                None => cluster_job_policy(metadata, spec),
+            };
+            (name, Some(policy))
+        };
+        let mut index = PolicyIndex::default();
+        index.put_all([
+            made(Some("ci"), 1, 0..32),
+            made(Some("ci"), 2, 0..63),
+            made(Some("ci"), 3, 62..65),
+            made(Some("ci"), 4, 63..64),
+            made(Some("ci"), 5, 64..65),
+            made(Some("qa"), 1, 64..80),
+            made(None, 1, 0..90),
+        ]);
+        let applying = |index: &PolicyIndex<String>| -> Vec<String> {
+            index.all().iter().map(|policy| policy.reference.name.clone()).collect()
+        };
+        assert_eq!(applying(&index), ["ci-1", "ci-2", "ci-4", "qa-1", "-1"]);
+        index.put("ci-2".to_owned(), None);
+        assert_eq!(index.awaited(), ["ci-3", "ci-5"]);
+        index.put_all([made(Some("ci"), 3, 62..65), made(Some("ci"), 5, 64..65)]);
+        assert_eq!(applying(&index), ["ci-1", "ci-3", "ci-4", "ci-5", "qa-1", "-1"], "there is room again");
+    }
+
+    #[test]
     fn policies_apply_in_known_namespaces_only() {
         let mut index = PolicyIndex::default();
         index.put("a", Some(policy("a", 1, "Enforce")));

@@ -9,7 +9,7 @@ use parking_lot::RwLock;
 
 use crate::policy::{
     effective::{self, EffectivePolicy},
-    label_keys::LabelKeys,
+    label_keys::NamespaceLabelKeys,
     parsed::Policy,
     reference::{Labels, PolicyKind, PolicyRef},
     spec::Mode,
@@ -20,7 +20,7 @@ use crate::policy::{
 pub struct PolicySet {
     /// In order of precedence: `JobPolicies` by namespace and name, then `ClusterJobPolicies` by name.
     policies: Vec<Arc<Policy>>,
-    label_keys: Arc<LabelKeys>,
+    label_keys: OnceLock<Arc<NamespaceLabelKeys>>,
     combined: Arc<RwLock<HashMap<Combination, Arc<EffectivePolicy>>>>,
     as_if_enforced: OnceLock<Option<Box<PolicySet>>>,
 }
@@ -36,8 +36,7 @@ impl PolicySet {
     pub fn new(policies: impl IntoIterator<Item = Arc<Policy>>) -> Self {
         let mut policies: Vec<_> = policies.into_iter().collect();
         policies.sort_by(|a, b| a.reference.cmp(&b.reference));
-        let label_keys = Arc::new(LabelKeys::of(policies.iter().map(|policy| &policy.spec)));
-        Self { policies, label_keys, ..Self::default() }
+        Self { policies, ..Self::default() }
     }
 
     /// All policies, in order of precedence.
@@ -56,8 +55,9 @@ impl PolicySet {
     }
 
     /// The label keys by which these policies select, group and stamp.
-    pub fn label_keys(&self) -> &Arc<LabelKeys> {
-        &self.label_keys
+    pub fn label_keys(&self) -> &Arc<NamespaceLabelKeys> {
+        let policies = || self.policies.iter().map(Arc::as_ref);
+        self.label_keys.get_or_init(|| Arc::new(NamespaceLabelKeys::new(policies())))
     }
 
     /// Policies that apply to a Job, in order of precedence.

@@ -9,7 +9,7 @@ use std::{
 
 use job_handler_shared::{
     job::{group::group_of, scope::without_group_label, snapshot::JobSnapshot, trim::SpareLabels},
-    policy::{effective::EffectivePolicy, index::PolicyIndex},
+    policy::{effective::EffectivePolicy, index::PolicyIndex, label_keys::LabelKeys},
 };
 
 use crate::{
@@ -26,10 +26,15 @@ const MAX_FINISHED: usize = 2000;
 
 type JobRules = PolicyIndex<Uid>;
 
+/// The label keys that policies name in the namespace of a Job.
+fn label_keys(rules: &JobRules, job: &JobSnapshot) -> Arc<LabelKeys> {
+    rules.all().label_keys().of(&job.namespace).clone()
+}
+
 /// What the enforced policies say about a Job; None while the labels of its namespace, or those of its own labels by which
 /// they judge it, are not known.
 fn effective(rules: &JobRules, job: &JobSnapshot) -> Option<EffectivePolicy> {
-    if !job.knows_labels(rules.all().label_keys()) {
+    if !job.knows_labels(rules.all().label_keys().of(&job.namespace)) {
         return None;
     }
     Some(rules.in_namespace(&job.namespace)?.effective(&without_group_label(&job.labels)))
@@ -60,7 +65,7 @@ pub(super) struct JobIndex {
 impl JobIndex {
     /// Stores a Job, without the labels that no policy names unless they are few.
     pub(super) fn put(&mut self, mut job: JobSnapshot, rules: &JobRules) -> JobChange {
-        job.trim(rules.all().label_keys(), SpareLabels::SOME);
+        job.trim(&label_keys(rules, &job), SpareLabels::SOME);
         let uid = job.uid.clone();
         let before = self.jobs.remove(&uid);
         let was_finished = before.as_ref().map(|known| known.job.finished.is_some());
@@ -106,7 +111,7 @@ impl JobIndex {
         }
         let was_finished = job.finished.is_some();
         let last = last.filter(|last| last.uid == uid).map(|mut last| {
-            last.trim(rules.all().label_keys(), SpareLabels::SOME);
+            last.trim(&label_keys(rules, &last), SpareLabels::SOME);
             Arc::new(last)
         });
         let job = last.unwrap_or(job);
@@ -179,7 +184,7 @@ impl JobIndex {
     /// Whether the policies name labels that were dropped from some Job.
     pub(super) fn lacks_labels(&self, rules: &JobRules) -> bool {
         let keys = rules.all().label_keys();
-        self.jobs.values().any(|known| !known.job.knows_labels(keys))
+        self.jobs.values().any(|known| !known.job.knows_labels(keys.of(&known.job.namespace)))
     }
 }
 

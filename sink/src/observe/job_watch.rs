@@ -7,7 +7,7 @@ use job_handler_shared::{
         snapshot::JobSnapshot,
         watch::{self, JobObserver, WatchTiming},
     },
-    process::admin::ReadyHandle,
+    process::admin::{self, ReadyHandle},
 };
 use k8s_openapi::api::batch::v1::Job;
 
@@ -17,8 +17,11 @@ use crate::{
 };
 
 /// As of the other watches: see [`WATCH_SECONDS`].
-const TIMING: WatchTiming =
-    WatchTiming { seconds: WATCH_SECONDS as u64, silence: Duration::from_secs(WATCH_SECONDS as u64 + 5) };
+const TIMING: WatchTiming = WatchTiming {
+    seconds: WATCH_SECONDS as u64,
+    silence: Duration::from_secs(WATCH_SECONDS as u64 + 5),
+    relist: Duration::from_secs(30),
+};
 
 /// Fills the store.
 struct StoreObserver {
@@ -27,8 +30,10 @@ struct StoreObserver {
     seen: Option<BTreeSet<Uid>>,
 }
 
-/// Watches Jobs, for ever.
-pub(crate) async fn run(context: Context, ready: ReadyHandle) {
+/// Watches Jobs, for ever, once the watches of `policies` have listed them.
+pub(crate) async fn run(context: Context, ready: ReadyHandle, policies: [ReadyHandle; 2]) {
+    // Before, any list would have to be read again.
+    admin::all_ready(&policies).await;
     let (client, changes) = (context.client.clone(), context.store.changes());
     match watch::run(client, TIMING, StoreObserver { context, seen: None }, changes, ready).await {}
 }

@@ -263,7 +263,7 @@ impl Store {
 
     fn policies_for(&self, job: &JobSnapshot) -> Option<NamespacePolicies> {
         let state = self.state.lock();
-        let knows_labels = job.knows_labels(state.rules.all().label_keys());
+        let knows_labels = job.knows_labels(state.rules.all().label_keys().of(&job.namespace));
         state.rules.in_namespace(&job.namespace).filter(|_| knows_labels)
     }
 

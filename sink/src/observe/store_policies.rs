@@ -85,6 +85,8 @@ impl Store {
             if rules.retain(|uid| entries.contains_key(uid)) {
                 state.put_awaited();
                 state.index.regroup_all(&state.rules);
+                // Others may apply now, for which there was no room.
+                state.lacks_labels |= state.index.lacks_labels(&state.rules);
             }
             (removed, removed.into())
         })

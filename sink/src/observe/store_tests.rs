@@ -3,7 +3,7 @@ use job_handler_shared::{
     job::snapshot::{Finished, Outcome},
     keys,
     result::{pending_events::JobPhase, storage_kind::StorageKind},
-    testing::policies::namespaced,
+    testing::policies::{job_policy, namespaced},
 };
 use kube::core::ObjectMeta;
 use serde_json::{Value, json};
@@ -295,4 +295,26 @@ fn the_last_state_of_a_deleted_job_is_trimmed_too() {
     last.labels.extend((0..10_000).map(|n| (format!("l{n:05}"), String::new())));
     store.remove_job("a", Some(last));
     assert!(store.deleted_job("a").unwrap().job.labels.len() < 50);
+}
+
+#[test]
+fn a_policy_of_another_namespace_or_without_room_makes_no_job_incomplete() {
+    let store = store();
+    let mut many = job("a", "x");
+    many.labels.extend((0..10_000).map(|n| (format!("l{n:05}"), String::new())));
+    let put = |namespace: &str, name: &str, second: u32, keys: std::ops::Range<usize>| {
+        let metadata = json!({"name": name, "namespace": namespace, "uid": name, "generation": 1,
+            "creationTimestamp": format!("2026-01-01T00:00:{second:02}Z")});
+        let labels: Labels = keys.map(|n| (format!("l{n:05}"), String::new())).collect();
+        let spec = json!({"jobSelector": {"matchLabels": labels}});
+        store.put_policy(policy_entry(1, job_policy(metadata, spec)));
+    };
+    put("ci", "older", 1, 0..63);
+    store.put_job(many);
+    let kept = store.job("a").unwrap();
+    put("qa", "of-others", 1, 9_000..9_032);
+    put("ci", "newer", 2, 9_999..10_000);
+    assert!(!store.lacks_labels() && store.effective(&kept).is_some());
+    store.remove_policies(|policy| policy.name == "older");
+    assert!(store.lacks_labels() && store.effective(&kept).is_none(), "there is room for the newer one");
 }

@@ -7,7 +7,7 @@ use job_handler_shared::{
     keys,
     policy::{
         limit::Scope,
-        namespace_share::{NAMESPACE_POLICIES_MAX, NAMESPACE_POLICY_BYTES_MAX},
+        namespace_share::{NAMESPACE_LABEL_KEYS_MAX, NAMESPACE_POLICIES_MAX, NAMESPACE_POLICY_BYTES_MAX},
         parsed::Policy,
         results::StorageType,
         spec::PolicySpec,
@@ -76,7 +76,8 @@ pub(crate) fn ready(entry: &PolicyEntry, inputs: &StatusInputs<'_>) -> Condition
     }
     if let (false, Some(namespace)) = (inputs.applies, &entry.reference.namespace) {
         let message = format!(
-            "namespace {namespace} has more than {NAMESPACE_POLICIES_MAX} JobPolicies, or their specs more than {}; the \
+            "namespace {namespace} has more than {NAMESPACE_POLICIES_MAX} JobPolicies, or their specs more than {}, or \
+             they name more than {NAMESPACE_LABEL_KEYS_MAX} different label keys in selectors, groups and stamped labels; the \
              oldest ones apply, and this one does not: delete some, or merge them",
             human_bytes(NAMESPACE_POLICY_BYTES_MAX as u64)
         );

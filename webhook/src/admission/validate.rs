@@ -70,7 +70,9 @@ fn read(review: AdmissionReview, deadline: Instant, state: &WebhookState) -> Rea
     match attempt {
         None => ReadReview::Answered(Box::default(), ReviewVerdict::Allowed),
         Some(mut attempt) => {
-            attempt.job.trim(state.policies.current().label_keys(), SpareLabels::SOME);
+            let policies = state.policies.current();
+            let keys = policies.label_keys().of(&attempt.job.namespace).clone();
+            attempt.job.trim(&keys, SpareLabels::SOME);
             ReadReview::Attempt(Box::new(attempt))
         }
     }

@@ -60,7 +60,8 @@ async fn answer(review: &AdmissionReview, timeout: Duration, state: &WebhookStat
         ReviewedObject::Create(_) | ReviewedObject::Unsupported(_) | ReviewedObject::Unreadable(_) => None,
     };
     let job = job.filter(|job| impossible_field(&review.uid, job).is_none()).map(|mut job| {
-        job.trim(state.policies.current().label_keys(), SpareLabels::SOME);
+        let keys = state.policies.current().label_keys().of(&job.namespace).clone();
+        job.trim(&keys, SpareLabels::SOME);
         job
     });
     let (Some(job), Some(estimator)) = (job, &state.estimator) else { return response };

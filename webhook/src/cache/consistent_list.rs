@@ -9,7 +9,7 @@ use job_handler_shared::{
         error::status_code,
         raw_reads::{self, ReadTarget, escape},
     },
-    policy::label_keys::LabelKeys,
+    policy::label_keys::NamespaceLabelKeys,
     process::error_chain::error_chain,
 };
 use kube::Client;
@@ -33,11 +33,11 @@ pub(crate) struct JobListing {
 #[error("cannot list Jobs: {}", error_chain(.0))]
 pub(crate) struct ListError(#[from] Box<kube::Error>);
 
-/// Reads a Job as decisions about limits need it, with the labels of these keys: there may be thousands.
+/// Reads a Job as decisions about limits need it, with the labels of the keys of its namespace: there may be thousands.
 ///
 /// # Errors
 /// If the JSON is no Job.
-pub fn read_job(json: &[u8], keys: &Arc<LabelKeys>) -> serde_json::Result<JobSnapshot> {
+pub fn read_job(json: &[u8], keys: &NamespaceLabelKeys) -> serde_json::Result<JobSnapshot> {
     let mut job = read_trimmed(json, keys)?;
     job.annotations.clear();
     if let Some(finished) = &mut job.finished {
@@ -53,7 +53,7 @@ pub fn read_job(json: &[u8], keys: &Arc<LabelKeys>) -> serde_json::Result<JobSna
 pub(crate) async fn list_jobs(
     client: &Client,
     namespace: Option<&str>,
-    keys: &Arc<LabelKeys>,
+    keys: &NamespaceLabelKeys,
 ) -> Result<JobListing, ListError> {
     let path = match namespace {
         Some(namespace) => format!("/apis/batch/v1/namespaces/{}/jobs", escape(namespace)),
@@ -83,7 +83,7 @@ pub(crate) async fn list_jobs(
 pub(crate) async fn get_job(
     client: &Client,
     key: &str,
-    keys: &Arc<LabelKeys>,
+    keys: &NamespaceLabelKeys,
 ) -> Result<Option<Arc<JobSnapshot>>, ListError> {
     let (namespace, name) = key.split_once('/').unwrap_or(("", key));
     let path = format!("/apis/batch/v1/namespaces/{}/jobs/{}", escape(namespace), escape(name));

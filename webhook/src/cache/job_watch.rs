@@ -7,7 +7,7 @@ use job_handler_shared::{
         snapshot::JobSnapshot,
         watch::{self, JobObserver, WatchTiming},
     },
-    policy::label_keys::LabelKeys,
+    policy::label_keys::NamespaceLabelKeys,
     process::admin::ReadyHandle,
 };
 use kube::Client;
@@ -15,14 +15,19 @@ use kube::Client;
 use crate::cache::{consistent_list::read_job, jobs::JobCache, policies::Policies};
 
 /// The apiserver sends a bookmark about once a minute.
-const TIMING: WatchTiming = WatchTiming { seconds: 290, silence: Duration::from_secs(100) };
+const TIMING: WatchTiming = WatchTiming {
+    seconds: 290,
+    silence: Duration::from_secs(100),
+    // While a list is read, the cache decides nothing. Until then, rounds list the Jobs of their namespace.
+    relist: Duration::from_secs(30),
+};
 
 /// Fills the cache.
 struct CacheObserver {
     cache: JobCache,
     policies: Policies,
     /// By which labels the cached Jobs are known.
-    keys: Arc<LabelKeys>,
+    keys: Arc<NamespaceLabelKeys>,
 }
 
 /// Keeps the cache up to date for as long as the process runs, once the policies are known.

@@ -6,7 +6,10 @@ use jiff::Timestamp;
 use job_handler_shared::{
     job::snapshot::{Finished, JobSnapshot, Outcome, Owner},
     keys,
-    policy::{label_keys::LabelKeys, reference::Labels},
+    policy::{
+        label_keys::{LabelKeys, NamespaceLabelKeys},
+        reference::Labels,
+    },
 };
 use serde::{
     Deserialize, Deserializer,
@@ -25,11 +28,11 @@ const MAX_ANNOTATION: usize = 64 << 10;
 /// Most conditions that are read. The Job controller writes five.
 const MAX_CONDITIONS: usize = 64;
 
-/// Reads a Job without its template, and of its labels only those with these keys.
+/// Reads a Job without its template, and of its labels only those with the keys of its namespace.
 ///
 /// # Errors
 /// If the JSON is no Job.
-pub(crate) fn read_trimmed(json: &[u8], keys: &Arc<LabelKeys>) -> serde_json::Result<JobSnapshot> {
+pub(crate) fn read_trimmed(json: &[u8], keys: &NamespaceLabelKeys) -> serde_json::Result<JobSnapshot> {
     serde_json::from_slice::<RawJob<IgnoredAny>>(json)?.into_trimmed(keys)
 }
 
@@ -228,7 +231,9 @@ fn all_labels(raw: Option<&RawValue>) -> serde_json::Result<Labels> {
 }
 
 impl<T> RawJob<T> {
-    fn into_trimmed(mut self, keys: &Arc<LabelKeys>) -> serde_json::Result<JobSnapshot> {
+    fn into_trimmed(mut self, keys: &NamespaceLabelKeys) -> serde_json::Result<JobSnapshot> {
+        let namespace = self.metadata.as_ref().and_then(|metadata| metadata.namespace.as_deref());
+        let keys: &Arc<LabelKeys> = keys.of(namespace.unwrap_or_default());
         let labels = self.metadata.as_mut().and_then(|metadata| metadata.labels.take());
         let FoundLabels { labels, others } = labels_of(labels.as_deref(), Some(keys))?;
         let mut job = self.into_snapshot(labels);

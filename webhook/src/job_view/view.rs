@@ -83,9 +83,7 @@ impl<'de> Deserialize<'de> for JobView {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
-    use job_handler_shared::{policy::label_keys::LabelKeys, testing::policies::namespaced};
+    use job_handler_shared::{policy::label_keys::NamespaceLabelKeys, testing::policies::namespaced};
     use k8s_openapi::api::batch::v1::Job;
     use serde_json::json;
 
@@ -153,16 +151,18 @@ mod tests {
     #[test]
     fn of_a_listed_job_only_the_named_labels_are_read() {
         let policy = namespaced("p", json!({"jobSelector": {"matchLabels": {"app": "x"}}}));
-        let keys = Arc::new(LabelKeys::of([&policy.spec]));
+        let keys = NamespaceLabelKeys::new([&*policy]);
         let mut labels: Labels = (0..10_000).map(|n| (format!("l{n}"), String::new())).collect();
         labels.insert("app".to_owned(), "x".to_owned());
-        let read = |labels: &Labels| {
-            let job = json!({"metadata": {"name": "a", "labels": labels}, "spec": {"template": {"spec": 7}}});
+        let read_in = |namespace: &str, labels: &Labels| {
+            let job = json!({"metadata": {"name": "a", "labels": labels, "namespace": namespace}, "spec": {"template": {"spec": 7}}});
             read_trimmed(job.to_string().as_bytes(), &keys).unwrap()
         };
+        let read = |labels: &Labels| read_in("ci", labels);
         let job = read(&labels);
         assert_eq!(job.labels, Labels::from([("app".to_owned(), "x".to_owned())]));
-        assert!(job.knows_labels(&keys) && job.kept_labels.is_some());
+        assert!(job.knows_labels(keys.of("ci")) && job.kept_labels.is_some());
+        assert_eq!(read_in("qa", &labels).labels, Labels::new(), "the policy is of another namespace");
         assert!(read(&job.labels).kept_labels.is_none(), "nothing was dropped");
         assert!(read_trimmed(br#"{"metadata":{"labels":[]}}"#, &keys).is_err());
     }

@@ -16,7 +16,7 @@ use std::{
 };
 
 use futures::future::try_join_all;
-use job_handler_shared::job::snapshot::JobSnapshot;
+use job_handler_shared::{job::snapshot::JobSnapshot, policy::set::PolicySet};
 
 use crate::{
     cache::consistent_list::{self, JobListing},
@@ -54,6 +54,9 @@ pub(crate) enum ReadExtent {
 pub(crate) struct FreshRead {
     /// When the read began: it answers the requests that arrived before.
     pub(crate) began: Instant,
+    /// The policies by which the Jobs were read: these Jobs have the labels that these policies name. To decide by newer
+    /// ones would let policies that change faster than Jobs can be listed hold a limit shut.
+    pub(crate) policies: Arc<PolicySet>,
     pub(crate) ledger: Arc<KnownLedger>,
     /// [`LedgerOrigin::Known`] if the ledger was not read, since it holds no attempts.
     pub(crate) ledger_origin: LedgerOrigin,
@@ -81,14 +84,15 @@ pub(crate) async fn read_fresh(
 ) -> Result<FreshRead, LedgerReadError> {
     context.reads.acquire().await;
     let began = Instant::now();
-    let (ledger, fetches) = match check_unchanged(&context, &id, extent).await? {
+    let policies = context.policies.current().clone();
+    let (ledger, fetches) = match check_unchanged(&context, &id, &policies, extent).await? {
         QuickCheck::Unchanged(ledger, listing) => {
             context.metrics.consistent_reads.inc();
             let ledger_origin =
                 if ledger.contents.pending.is_empty() { LedgerOrigin::Known } else { LedgerOrigin::Read };
             let view_source = ViewSource::Cache(listing.version);
             let expired = BTreeSet::new();
-            return Ok(FreshRead { began, ledger, ledger_origin, listing, view_source, expired });
+            return Ok(FreshRead { began, policies, ledger, ledger_origin, listing, view_source, expired });
         }
         QuickCheck::LedgerChanged(ledger) => (ledger, extent == ReadExtent::SlotHolders),
         QuickCheck::JobsChanged(ledger) => (ledger, false),
@@ -97,14 +101,15 @@ pub(crate) async fn read_fresh(
     let (ages, now) = (context.known_ledgers.attempt_ages(id.name()), context.known_ledgers.now());
     context.metrics.consistent_reads.inc();
     let ledger_origin = LedgerOrigin::Read;
-    if fetches && let Some(listing) = fetch_slot_holders(&context, &id, &ledger).await {
+    if fetches && let Some(listing) = fetch_slot_holders(&context, &id, &policies, &ledger).await {
         let view_source = ViewSource::Cache(listing.version);
         let expired = expired(&ledger, &ages, now, &listing);
-        return Ok(FreshRead { began, ledger, ledger_origin, listing, view_source, expired });
+        return Ok(FreshRead { began, policies, ledger, ledger_origin, listing, view_source, expired });
     }
-    let listing = list_jobs(&context, &id).await.map_err(LedgerReadError::Failed)?;
+    let listing = list_jobs(&context, &id, &policies).await.map_err(LedgerReadError::Failed)?;
     let expired = expired(&ledger, &ages, now, &listing);
-    Ok(FreshRead { began, ledger, ledger_origin, listing, view_source: ViewSource::List, expired })
+    let view_source = ViewSource::List;
+    Ok(FreshRead { began, policies, ledger, ledger_origin, listing, view_source, expired })
 }
 
 /// Reads a ledger by a quorum read and records it.
@@ -137,6 +142,7 @@ enum QuickCheck {
 async fn check_unchanged(
     context: &LedgerContext,
     id: &LedgerId,
+    policies: &PolicySet,
     extent: ReadExtent,
 ) -> Result<QuickCheck, LedgerReadError> {
     let (name, known_ledgers) = (id.name(), &context.known_ledgers);
@@ -146,13 +152,13 @@ async fn check_unchanged(
         return Ok(QuickCheck::LedgerChanged(read_ledger(context, name).await?));
     };
     if watched.contents.pending.is_empty() {
-        return match fetch_slot_holders(context, id, &watched).await {
+        return match fetch_slot_holders(context, id, policies, &watched).await {
             Some(listing) => Ok(QuickCheck::Unchanged(watched, listing)),
             None => Ok(QuickCheck::JobsChanged(read_ledger(context, name).await?)),
         };
     }
     let (ledger, listing) =
-        tokio::join!(read_ledger(context, name), fetch_slot_holders(context, id, &watched));
+        tokio::join!(read_ledger(context, name), fetch_slot_holders(context, id, policies, &watched));
     let ledger = ledger?;
     Ok(match listing {
         Some(listing) if ledger.version == watched.version => QuickCheck::Unchanged(ledger, listing),
@@ -161,9 +167,12 @@ async fn check_unchanged(
     })
 }
 
-async fn list_jobs(context: &LedgerContext, id: &LedgerId) -> Result<JobListing, String> {
-    let keys = context.policies.current().label_keys().clone();
-    let list = consistent_list::list_jobs(&context.client, id.namespace(), &keys);
+async fn list_jobs(
+    context: &LedgerContext,
+    id: &LedgerId,
+    policies: &PolicySet,
+) -> Result<JobListing, String> {
+    let list = consistent_list::list_jobs(&context.client, id.namespace(), policies.label_keys());
     let listing = match tokio::time::timeout(LIST_TIMEOUT, list).await {
         Ok(listing) => listing.map_err(|error| error.to_string())?,
         Err(_) => return Err("the apiserver did not answer in time".to_owned()),
@@ -186,15 +195,16 @@ async fn list_jobs(context: &LedgerContext, id: &LedgerId) -> Result<JobListing,
 async fn fetch_slot_holders(
     context: &LedgerContext,
     id: &LedgerId,
+    policies: &PolicySet,
     ledger: &KnownLedger,
 ) -> Option<JobListing> {
     let (version, mut jobs) = context.cache.snapshot(id.namespace())?;
     if version < ledger.contents.observed_through {
         return None;
     }
-    let holders = slot_holders(context, id, ledger, &jobs)?;
-    let keys = context.policies.current().label_keys().clone();
-    let gets = holders.iter().map(|holder| consistent_list::get_job(&context.client, holder, &keys));
+    let holders = slot_holders(context, id, policies, ledger, &jobs)?;
+    let keys = policies.label_keys();
+    let gets = holders.iter().map(|holder| consistent_list::get_job(&context.client, holder, keys));
     let fetched = tokio::time::timeout(FETCH_TIMEOUT, try_join_all(gets)).await.ok()?.ok()?;
     let mut fetched: HashMap<String, Arc<JobSnapshot>> =
         fetched.into_iter().flatten().map(|job| (job.key(), job)).collect();
@@ -217,19 +227,21 @@ async fn fetch_slot_holders(
 fn slot_holders(
     context: &LedgerContext,
     id: &LedgerId,
+    policies: &PolicySet,
     ledger: &KnownLedger,
     jobs: &[Arc<JobSnapshot>],
 ) -> Option<BTreeSet<String>> {
-    let policies = context.policies.current().clone();
     let namespaces = |name: &str| context.policies.known_namespace(name);
-    let rules = LimitRules { policies: &policies, namespaces: &namespaces };
+    let rules = LimitRules { policies, namespaces: &namespaces };
+    // Of finished Jobs too: they are part of the view.
+    let keys = id.label_keys(policies);
+    if !jobs.iter().all(|job| job.knows_labels(keys)) {
+        return None;
+    }
     let mut holders: BTreeSet<String> = ledger.contents.pending.keys().cloned().collect();
     for job in jobs.iter().filter(|job| job.is_active()) {
-        // Without a Job's namespace, a limit of the cluster could miss the Job; without its labels, any limit.
+        // Without a Job's namespace, a limit of the cluster could miss the Job.
         namespaces(&job.namespace)?;
-        if !job.knows_labels(policies.label_keys()) {
-            return None;
-        }
         if !count::scopes(rules, id, job).is_empty() {
             holders.insert(job.key());
         }

@@ -1,6 +1,11 @@
 //! Which ledger: the one of a namespace, or the cluster's.
 
-use job_handler_shared::ledger::crd::CLUSTER_LEDGER;
+use std::sync::Arc;
+
+use job_handler_shared::{
+    ledger::crd::CLUSTER_LEDGER,
+    policy::{label_keys::LabelKeys, set::PolicySet},
+};
 
 /// Identifies a ledger.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -31,5 +36,11 @@ impl LedgerId {
             Self::Cluster => None,
             Self::Namespace(namespace) => Some(namespace),
         }
+    }
+
+    /// The labels by which this ledger counts Jobs. Of the cluster's ledger they are those of the cluster's policies: what a
+    /// JobPolicy names matters in its namespace only.
+    pub(crate) fn label_keys<'a>(&self, policies: &'a PolicySet) -> &'a Arc<LabelKeys> {
+        policies.label_keys().of(self.namespace().unwrap_or_default())
     }
 }

@@ -174,7 +174,7 @@ impl LedgerLimiter {
     /// policies name labels that were dropped from its Job.
     fn ledgers(&self, attempt: &Attempt) -> Option<(bool, Option<LedgerId>)> {
         let policies = self.context.policies.current();
-        if !attempt.job.knows_labels(policies.label_keys()) {
+        if !attempt.job.knows_labels(policies.label_keys().of(&attempt.job.namespace)) {
             return None;
         }
         let namespaces = |name: &str| self.context.policies.known_namespace(name);

@@ -7,7 +7,11 @@ use std::{
 };
 
 use jiff::Timestamp;
-use job_handler_shared::{job::snapshot::JobSnapshot, ledger::crd::AttemptKind, policy::set::PolicySet};
+use job_handler_shared::{
+    job::snapshot::JobSnapshot,
+    ledger::crd::AttemptKind,
+    policy::{label_keys::LabelKeys, set::PolicySet},
+};
 
 mod write;
 
@@ -107,9 +111,15 @@ impl RoundRunner {
         self.housekeeping = housekeeping;
     }
 
-    /// Whether the policies of the moment can judge a Job by the labels that were kept of it.
-    pub(crate) fn knows_labels(&self, job: &JobSnapshot) -> bool {
-        job.knows_labels(self.context.policies.current().label_keys())
+    /// The policies by which a round decides: those of the moment, or those by which `fresh` was read. A request that arrives
+    /// after a change is decided by a read that begins after it.
+    fn policies(&self, fresh: Option<&FreshRead>) -> Arc<PolicySet> {
+        fresh.map_or_else(|| self.context.policies.current().clone(), |fresh| fresh.policies.clone())
+    }
+
+    /// Whether a round can judge a Job by the labels that were kept of it.
+    pub(crate) fn knows_labels(&self, job: &JobSnapshot, fresh: Option<&FreshRead>) -> bool {
+        job.knows_labels(self.id.label_keys(&self.policies(fresh)))
     }
 
     /// How long to gather further requests while `waiting` requests wait.
@@ -149,19 +159,15 @@ impl RoundRunner {
         fresh: Option<&FreshRead>,
     ) -> Result<Vec<Verdict>, RoundError> {
         let context = self.context.clone();
-        let policies = context.policies.current().clone();
+        let policies = self.policies(fresh);
         let namespaces = |name: &str| context.policies.known_namespace(name);
         let rules = LimitRules { policies: &policies, namespaces: &namespaces };
 
-        let keys = policies.label_keys();
+        let keys = self.id.label_keys(&policies);
         if !attempts.iter().all(|attempt| attempt.job.knows_labels(keys)) {
             return Err(RoundError::UnknownLabels);
         }
-        let basis = self.basis(fresh).await?;
-        // The policies name further labels since the Jobs were read.
-        if !basis.jobs.iter().all(|job| job.knows_labels(keys)) {
-            return Err(RoundError::StaleCache);
-        }
+        let basis = self.basis(keys, fresh).await?;
         let (verdicts, decision) = self.decide(&policies, rules, &basis, attempts, fresh)?;
         let grants = count_grants(attempts, &verdicts, &basis.ledger.contents, &decision.contents);
         let expired = fresh.is_some_and(|fresh| !fresh.expired.is_empty());
@@ -172,9 +178,13 @@ impl RoundRunner {
     }
 
     /// The newest ledger and a view of the Jobs that covers it.
-    async fn basis(&mut self, fresh: Option<&FreshRead>) -> Result<RoundBasis, RoundError> {
+    async fn basis(
+        &mut self,
+        keys: &Arc<LabelKeys>,
+        fresh: Option<&FreshRead>,
+    ) -> Result<RoundBasis, RoundError> {
         let (ledger, origin) = self.newest_ledger(fresh).await?;
-        let basis = match (self.view(&ledger, fresh).await, fresh) {
+        let basis = match (self.view(&ledger, keys, fresh).await, fresh) {
             (Some((view_source, jobs)), _) => RoundBasis { ledger, origin, view_source, jobs },
             // Another replica has written since, by Jobs that the fresh read does not show. The ledger that was read with
             // the Jobs may still refuse, and if it grants, the write detects the conflict.
@@ -218,10 +228,11 @@ impl RoundRunner {
         }
     }
 
-    /// The Jobs, if a view covers the ledger (and the fresh read, if there is one).
+    /// The Jobs with the labels of these keys, if a view covers the ledger (and the fresh read, if there is one).
     async fn view(
         &self,
         ledger: &KnownLedger,
+        keys: &Arc<LabelKeys>,
         fresh: Option<&FreshRead>,
     ) -> Option<(ViewSource, Vec<Arc<JobSnapshot>>)> {
         let observed_through = ledger.contents.observed_through;
@@ -248,7 +259,8 @@ impl RoundRunner {
         // Without a Job's namespace, a limit of the cluster could miss the Job.
         let is_known =
             |job: &Arc<JobSnapshot>| self.context.policies.known_namespace(&job.namespace).is_some();
-        let complete = jobs.iter().filter(|job| job.is_active()).all(is_known);
+        // Policies may name further labels since the Jobs were cached. Those of a fresh read have all that its policies name.
+        let complete = jobs.iter().all(|job| job.knows_labels(keys) && (!job.is_active() || is_known(job)));
         complete.then_some((ViewSource::Cache(position), jobs))
     }
 

@@ -348,8 +348,8 @@ impl ReplayedReplica {
     /// Delivers the watch events of Jobs up to a resourceVersion.
     fn deliver_events(&mut self, apiserver: &LimitsApiserver, until: u64) {
         for (version, event) in apiserver.events("jobs", self.delivered, until) {
-            let keys = self.shared.policies.current().label_keys().clone();
-            let job = read_job(event["object"].to_string().as_bytes(), &keys).unwrap();
+            let policies = self.shared.policies.current().clone();
+            let job = read_job(event["object"].to_string().as_bytes(), policies.label_keys()).unwrap();
             match event["type"].as_str() {
                 Some("DELETED") => self.shared.cache.delete(&job, version),
                 _ => self.shared.cache.apply(Arc::new(job), version),

@@ -1,7 +1,10 @@
 //! Policies of one tenant that are invalid, large or too many. The limits of other tenants stay exact, and new ones come
 //! into force.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use futures::{StreamExt, stream};
 use job_handler_e2e::wait_for;
@@ -13,7 +16,7 @@ use k8s_openapi::{
 };
 use kube::{
     Api, Client, ResourceExt,
-    api::{DeleteParams, ListParams, PostParams},
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
 };
 use serde_json::{Value, json};
 
@@ -21,6 +24,8 @@ use crate::fixtures::{Fixture, exclusive_scenario, job, refusal, scenario};
 
 /// JobPolicies of a namespace that apply.
 const NAMESPACE_MAX: usize = 100;
+/// How long a policy names another label key after the other.
+const CHANGES: Duration = Duration::from_secs(30);
 
 fn limit(max: u32) -> Value {
     json!({"limits": [{"name": "few", "maxActiveJobs": max}]})
@@ -128,24 +133,32 @@ fn a_policy_whose_entry_the_apiserver_rejects_harms_only_itself() {
 #[test]
 fn policies_with_the_longest_keys_and_selectors_are_enforced() {
     scenario(|fixture| async move {
-        let hostile = fixture.cluster.namespace("large").await.unwrap();
         let victim = fixture.cluster.namespace("victim").await.unwrap();
         let label = format!("{}.{}.{}.{}", "a".repeat(63), "b".repeat(63), "c".repeat(63), "d".repeat(57));
         let key = |n: usize| format!("{label}{n:04}/{}", "k".repeat(63));
-        for policy in 0..3 {
-            let first = policy * 56;
+        let long_keys = |first: usize| {
             let labels: serde_json::Map<String, Value> =
                 (0..32).map(|n| (key(first + n), "v".into())).collect();
             let expressions: Vec<Value> =
                 (32..48).map(|n| json!({"key": key(first + n), "operator": "Exists"})).collect();
             let group: Vec<String> = (48..56).map(|n| key(first + n)).collect();
-            let spec = json!({
+            json!({
                 "jobSelector": {"matchLabels": labels, "matchExpressions": expressions},
                 "group": {"type": "Labels", "labelKeys": group},
                 "limits": [{"name": "few", "maxActiveJobs": 1, "scope": "Group"}],
-            });
-            fixture.apply_policy(&hostile, &format!("long-keys-{policy}"), spec).await;
+            })
+        };
+        for n in 0..3 {
+            let hostile = fixture.cluster.namespace(&format!("keys-{n}")).await.unwrap();
+            fixture.apply_policy(&hostile, "long-keys", long_keys(n * 56)).await;
+            // Memory keeps the labels with these keys of each Job of the namespace.
+            tokio::time::sleep(Duration::from_millis(1100)).await;
+            create_policy(&fixture.client(), &hostile, "further", &long_keys(200)).await.unwrap();
+            let ready = wait_reason(fixture, &hostile, "further", "TooManyPolicies").await;
+            assert!(ready.message.contains("more than 64 different label keys"), "{}", ready.message);
+            fixture.wait_policy_ready(&hostile, "long-keys", Some(1)).await;
         }
+        let hostile = fixture.cluster.namespace("large").await.unwrap();
         let values = |n: usize| -> Vec<String> {
             (0..64).map(|value| format!("{n:02}{value:02}{}", "v".repeat(59))).collect()
         };
@@ -204,6 +217,59 @@ fn of_too_many_policies_of_a_namespace_the_oldest_apply_and_others_are_not_affec
                 if ready == 1 { Ok(()) } else { Err(format!("{ready} are")) }
             })
             .await;
+    });
+}
+
+#[test]
+fn a_policy_that_names_another_label_all_the_time_holds_no_limit_shut() {
+    exclusive_scenario(async |fixture| {
+        let hostile = fixture.cluster.namespace("keys").await.unwrap();
+        let victim = fixture.cluster.namespace("victim").await.unwrap();
+        fixture.apply_policy(&victim, "own", limit(3)).await;
+        // No policy names them, so memory does not keep them.
+        let build = |name: &str| job(name, &[("app", "build"), ("version", "7")], &[("end", "Hang")]);
+        fixture.create(&hostile, &build("any")).await.unwrap();
+        let until = Instant::now() + CHANGES;
+        let change = async {
+            let mut changes = 0;
+            while Instant::now() < until {
+                changes += 1;
+                let key = format!("k{changes}");
+                let spec = json!({"jobSelector": {"matchLabels": {key: ""}},
+                    "limits": [{"name": "few", "maxActiveJobs": 9}]});
+                let policy = json!({"apiVersion": "job-handler.io/v1alpha1", "kind": "JobPolicy",
+                    "metadata": {"name": "changes"}, "spec": spec});
+                let parameters = PatchParams::apply("scenario").force();
+                fixture
+                    .policies(&hostile)
+                    .patch("changes", &parameters, &Patch::Apply(&policy))
+                    .await
+                    .unwrap();
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            changes
+        };
+        let create = async {
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            for name in ["one", "two", "three"] {
+                fixture.create(&victim, &build(name)).await.unwrap();
+            }
+            let mut refusals = 0;
+            while Instant::now() < until {
+                let (code, message) = refusal(fixture.create(&victim, &build("four")).await);
+                assert!(
+                    code == 403 && message.contains("3 active jobs, max allowed: 3"),
+                    "{code}: {message}"
+                );
+                refusals += 1;
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+            refusals
+        };
+        let (changes, refusals) = tokio::join!(change, create);
+        println!("{refusals} refusals while the policy changed {changes} times");
+        assert!(changes > 50 && refusals > 10, "{changes} changes, {refusals} refusals");
+        fixture.wait_policy_ready(&hostile, "changes", Some(changes)).await;
     });
 }
 

@@ -1,7 +1,7 @@
 //! Memory does not follow what tenants write into their Jobs: webhook and sink start, refuse and rotate their certificates
 //! under the limits of the manifest, in a cluster full of Jobs of 10,000 labels.
 
-use std::time::Duration;
+use std::{ops::Range, time::Duration};
 
 use futures::{StreamExt, stream};
 use job_handler_e2e::{Member, harness::cgroup::MemoryCgroup};
@@ -16,6 +16,9 @@ use super::super::fixtures::{Fixture, exclusive_scenario, job, refusal};
 const WEBHOOK_LIMIT: u64 = 128 << 20;
 const SINK_LIMIT: u64 = 512 << 20;
 const LABELS: usize = 10_000;
+/// The label keys that the JobPolicies of a namespace may name. Of these, a limit selects Jobs by the first ones.
+const NAMED: usize = 64;
+const SELECTED: usize = 32;
 /// Jobs with that many labels. Each takes about 2 MiB in the apiserver and in the Job controller: 10,000 of them need a
 /// machine with 48 GiB.
 const LABELLED_JOBS: (&str, usize) = ("E2E_LABELLED_JOBS", 600);
@@ -58,9 +61,11 @@ fn jobs_of_ten_thousand_labels_kill_neither_program() {
         }
         let running = [webhook, sink].map(|member| member.process().id());
 
-        // Refuse: among Jobs of which nothing was kept, and by a label that all of them have and no policy named before.
+        // Refuse: among Jobs of which nothing was kept, and by labels that all of them have and no policy named before.
+        let selected: Vec<String> = (0..SELECTED).map(label).collect();
+        let selected: Vec<(&str, &str)> = selected.iter().map(|key| (key.as_str(), "")).collect();
         for (ns, policy, labels) in
-            [(&honest, None, [("app", "build")]), (&hostile, Some(hostile_limit()), [("l00007", "")])]
+            [(&honest, None, vec![("app", "build")]), (&hostile, Some(hostile_limit()), selected)]
         {
             if let Some(policy) = policy {
                 fixture.apply_policy(ns, "by-label", policy).await;
@@ -128,16 +133,30 @@ fn still_runs(member: &Member, process: u32) {
     assert_eq!(member.process().id(), process, "{} was not restarted", member.name());
 }
 
-/// A limit that counts by a label of the hostile Jobs. They are suspended and take no slot.
+fn label(n: usize) -> String {
+    format!("l{n:05}")
+}
+
+/// A limit that counts by as many labels of the hostile Jobs as a policy may name. They are suspended and take no slot.
 fn hostile_limit() -> Value {
-    json!({"jobSelector": {"matchLabels": {"l00007": ""}}, "limits": [{"name": "few", "maxActiveJobs": 1}]})
+    let pairs = |keys: Range<usize>, value: &str| -> serde_json::Map<String, Value> {
+        keys.map(|n| (label(n), value.into())).collect()
+    };
+    let expressions: Vec<Value> =
+        (SELECTED..48).map(|n| json!({"key": label(n), "operator": "NotIn", "values": ["x"]})).collect();
+    json!({
+        "jobSelector": {"matchLabels": pairs(0..SELECTED, ""), "matchExpressions": expressions},
+        "group": {"type": "Labels", "labelKeys": (48..56).map(label).collect::<Vec<_>>()},
+        "stamp": {"labels": pairs(56..NAMED, "x")},
+        "limits": [{"name": "few", "maxActiveJobs": 1}],
+    })
 }
 
 fn labelled_job(n: usize) -> Value {
     let mut job = job(&format!("labels-{n:05}"), &[], &[]);
     job["spec"]["suspend"] = json!(true);
     for n in 0..LABELS {
-        job["metadata"]["labels"][format!("l{n:05}")] = "".into();
+        job["metadata"]["labels"][label(n)] = "".into();
     }
     job
 }

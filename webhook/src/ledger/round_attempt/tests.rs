@@ -1,4 +1,4 @@
-use job_handler_shared::testing::policies::namespaced;
+use job_handler_shared::testing::policies::{cluster, job_policy, namespaced};
 use serde_json::json;
 
 use super::*;
@@ -78,9 +78,14 @@ async fn jobs_that_lack_labels_which_a_policy_names_decide_nothing() {
     context.cache.apply(Arc::new(trimmed), 2);
     assert!(rounds.attempt(&[&attempt("a")], None).await.is_ok(), "no policy names a label");
     let spec = json!({"jobSelector": {"matchLabels": {"app": "x"}}, "limits": [{"name": "few", "maxActiveJobs": 1}]});
-    context.policies.replace_fixed(PolicySet::new([namespaced("p", spec)]));
-    let error = rounds.attempt(&[&attempt("a")], None).await.unwrap_err();
-    assert!(matches!(error, RoundError::StaleCache));
+    let other = job_policy(json!({"name": "p", "namespace": "qa", "uid": "p"}), spec.clone());
+    context.policies.replace_fixed(PolicySet::new([other]));
+    assert!(rounds.attempt(&[&attempt("a")], None).await.is_ok(), "a policy of another namespace names it");
+    for policy in [namespaced("p", spec.clone()), cluster("p", spec)] {
+        context.policies.replace_fixed(PolicySet::new([policy]));
+        let error = rounds.attempt(&[&attempt("a")], None).await.unwrap_err();
+        assert!(matches!(error, RoundError::StaleCache));
+    }
 }
 
 #[tokio::test(start_paused = true)]
