@@ -16,10 +16,12 @@ use job_handler_shared::keys::{LIMITS_CONFIGURATION, NAMESPACE, SINK_ACCOUNT, WE
 use serde_json::Value;
 
 /// The roles of each account, below `manifests/`.
-const ROLES: [(&str, &str); 3] = [
+const ROLES: [(&str, &str); 5] = [
     (WEBHOOK_ACCOUNT, "base/rbac-webhook.yaml"),
     (SINK_ACCOUNT, "base/rbac-sink.yaml"),
     (SINK_ACCOUNT, "overlays/secrets/rbac.yaml"),
+    (WEBHOOK_ACCOUNT, "overlays/metrics-auth/rbac.yaml"),
+    (SINK_ACCOUNT, "overlays/metrics-auth/rbac.yaml"),
 ];
 /// What Kubernetes lets every user do (ClusterRole `system:basic-user`).
 const OF_ALL_USERS: [&str; 1] = ["create authorization.k8s.io/selfsubjectaccessreviews"];
@@ -225,5 +227,14 @@ fn rights_and_calls_are_compared() {
     let unused: Vec<String> = differences(&rights, &BTreeSet::new());
     assert_eq!(unused.len(), rights.len());
     assert!(unused.contains(&"unused: job-handler-sink: get /secrets x".to_owned()), "{unused:?}");
+    for account in [SINK_ACCOUNT, WEBHOOK_ACCOUNT] {
+        let reviews = Right {
+            account: account.to_owned(),
+            action: "create authentication.k8s.io/tokenreviews".to_owned(),
+            name: None,
+            namespace: None,
+        };
+        assert!(self::rights().contains(&reviews), "of overlay metrics-auth: {account}");
+    }
     assert!(self::rights().len() > 60, "the roles are read: {}", self::rights().len());
 }

@@ -402,13 +402,25 @@ fn the_admission_policies_are_about_our_accounts() {
         ("job-handler-sink-secrets", keys::SINK_ACCOUNT),
         ("job-handler-webhook-configurations", keys::WEBHOOK_ACCOUNT),
         ("job-handler-webhook-secrets", keys::WEBHOOK_ACCOUNT),
+        ("job-handler-webhook-leases", keys::WEBHOOK_ACCOUNT),
     ] {
         let conditions = admission_policy(name).spec.unwrap().match_conditions.unwrap();
         let [condition] = conditions.try_into().expect("one condition");
         let user = format!("system:serviceaccount:{}:{account}", keys::NAMESPACE);
         assert_eq!(condition.expression, format!("request.userInfo.username == '{user}'"), "{name}");
     }
-    assert_eq!(documents(POLICIES_FILE).len(), 10);
+    assert_eq!(documents(POLICIES_FILE).len(), 12);
+}
+
+/// With the label that the webhook gives its Leases.
+#[test]
+fn the_webhook_writes_leases_of_webhooks_only() {
+    let validations = admission_policy("job-handler-webhook-leases").spec.unwrap().validations.unwrap();
+    let label = format!("labels[?'{}'].orValue('') == '{}'", keys::COMPONENT, keys::COMPONENT_WEBHOOK);
+    for object in ["object", "oldObject"] {
+        let compared = format!(" {object}.metadata.?{label}");
+        assert!(validations[0].expression.contains(&compared), "{compared}");
+    }
 }
 
 #[test]

@@ -29,9 +29,10 @@ pub struct WebhookArgs {
     pub dns_names: Vec<String>,
     /// CAs (PEM) of client certificates, for an apiserver that presents one. Callers without one are then refused. Read at
     /// the start.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", requires = "client_names")]
     pub client_ca_file: Option<PathBuf>,
-    /// Accepted common name of a client certificate; repeatable. Default: all names.
+    /// Accepted common name of a client certificate; repeatable. Without one, a CA that others have certificates of as well
+    /// (kubelets and users of the cluster's own) would let all of them in.
     #[arg(long = "client-name", value_name = "NAME", requires = "client_ca_file")]
     pub client_names: Vec<String>,
     /// Seconds between two secrets in the paths of reviews, at least 20. A secret that may have leaked is replaced sooner.
@@ -47,4 +48,22 @@ pub struct WebhookArgs {
     /// Format of log lines: text or json. RUST_LOG filters them.
     #[arg(long, default_value = "text")]
     pub log_format: LogFormat,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    /// With the CA of the cluster alone, every kubelet would get in.
+    #[test]
+    fn a_client_ca_needs_a_name() {
+        let parse =
+            |arguments: &[&str]| WebhookArgs::try_parse_from([&["job-handler-webhook"], arguments].concat());
+        let error = parse(&["--client-ca-file=ca.crt"]).unwrap_err().to_string();
+        assert!(error.contains("--client-name"), "{error}");
+        assert!(parse(&["--client-name=apiserver"]).is_err());
+        assert!(parse(&["--client-ca-file=ca.crt", "--client-name=apiserver"]).is_ok());
+    }
 }

@@ -18,14 +18,17 @@ use std::{
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use common::{builds, job, policy, review};
-use futures::future::join_all;
+use futures::future::{BoxFuture, join_all};
 use job_handler_certs::{CertOptions, review_path::ReviewPaths};
 use job_handler_shared::{
     keys,
     policy::{reference::Labels, set::PolicySet},
     testing::apiserver::Apiserver,
 };
-use job_handler_webhook::admission::{server::serve_webhook, state::WebhookState};
+use job_handler_webhook::{
+    admission::{server::serve_webhook, state::WebhookState},
+    limit::{Attempt, Limiter, Verdict},
+};
 use rustls::{
     ClientConfig, RootCertStore, ServerConfig,
     pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer, ServerName},
@@ -34,6 +37,7 @@ use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpSocket, TcpStream},
+    sync::watch,
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
@@ -327,6 +331,41 @@ async fn bodies_in_flight_have_a_budget_in_common() {
     assert_eq!(server.post("/mutate", &review(&build())).await.status, 200, "a usual review has room");
     drop(held);
     eventually(400).await;
+}
+
+/// Never decides, and counts the attempts that wait.
+struct Undecided(watch::Sender<usize>);
+
+impl Limiter for Undecided {
+    fn admit(&self, _: Attempt) -> BoxFuture<'_, Verdict> {
+        self.0.send_modify(|waiting| *waiting += 1);
+        Box::pin(std::future::pending())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn large_reviews_that_wait_for_a_decision_keep_nobody_out() {
+    let limiter = Arc::new(Undecided(watch::Sender::new(0)));
+    let mut waiting = limiter.0.subscribe();
+    let server = server_of(state().with_limiter(limiter));
+    let mut large = build();
+    large["metadata"]["annotations"] = json!({"note": "x".repeat(5 << 19)});
+    let large = review(&large);
+    let mut held = Vec::new();
+    for n in 1..=20 {
+        let mut stream = server.connect().await;
+        let head = format!(
+            "POST /validate?timeout=30s HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n\r\n",
+            large.len()
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        stream.write_all(&large).await.unwrap();
+        stream.flush().await.unwrap();
+        let arrives = tokio::time::timeout(Duration::from_secs(5), waiting.wait_for(|count| *count == n));
+        assert!(arrives.await.is_ok(), "review {n}: {:?}", read_answer(&mut stream).await);
+        held.push(stream);
+    }
+    assert_eq!(server.post("/mutate", &large).await.status, 200);
 }
 
 /// Waits until the server has closed the connection.

@@ -1,7 +1,7 @@
 //! Policies, and the entries that the sink makes of them in its ValidatingWebhookConfigurations.
 //!
 //! The bytes are JSON documents, each a JobPolicy or a ClusterJobPolicy. What the apiserver accepts as a policy must give
-//! entries that it accepts too: one that it rejects keeps the limits of all other policies from being written. Here the
+//! entries that it accepts too: a limit whose entry it rejects is not enforced. Here the
 //! rules that are known offline take the apiserver's place ([`crate::entry_rules`]); the scenario
 //! `hostile::policy_entries` sends the corpus to a real one.
 

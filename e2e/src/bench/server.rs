@@ -154,7 +154,7 @@ pub fn serve(handler: Handler, namespace: &str) -> Result<()> {
 /// The webhook's HTTP server with another handler.
 fn with(listener: TcpListener, tls: ServerConfig, handler: HandlerFn) -> std::io::Result<ActixServer> {
     job_handler_webhook::admission::server::serve(listener, tls, move |_, body, _| {
-        std::future::ready(match handler(&body) {
+        std::future::ready(match handler(body.as_ref()) {
             Ok(answer) => HttpReply::json(answer),
             Err(message) => HttpReply::text(400, message),
         })

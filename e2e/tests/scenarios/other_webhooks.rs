@@ -44,9 +44,10 @@ impl OtherWebhook {
         let (stop, stopped) = tokio::sync::oneshot::channel();
         let thread = std::thread::spawn(move || {
             actix_web::rt::System::new().block_on(async move {
-                let handler =
-                    |_, body: actix_web::web::Bytes, _| std::future::ready(HttpReply::json(answer(&body)));
-                let server = serve(listener, tls, handler).unwrap();
+                let server = serve(listener, tls, |_, body, _| {
+                    std::future::ready(HttpReply::json(answer(body.as_ref())))
+                });
+                let server = server.unwrap();
                 let handle = server.handle();
                 let running = actix_web::rt::spawn(server);
                 // The sender sends or is dropped when the test ends.

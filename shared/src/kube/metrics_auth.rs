@@ -32,6 +32,8 @@ const MAX_TOKENS: usize = 256;
 const MAX_TOKEN_BYTES: usize = 16 << 10;
 /// Most checks at the same time, so that nobody can make us flood the apiserver.
 const MAX_CHECKS: usize = 4;
+/// Longest wait for one of them: made-up tokens must not keep out Prometheus, which waits 10 s.
+const CHECK_WAIT: Duration = Duration::from_secs(3);
 
 type TokenDigest = [u8; 32];
 
@@ -61,7 +63,9 @@ impl TokenMetricsAuth {
         if let Some(result) = self.remembered(&digest) {
             return result;
         }
-        let Ok(_permit) = self.checks.try_acquire() else { return Err(MetricsDenial::Busy) };
+        // In the order of their arrival.
+        let turn = tokio::time::timeout(CHECK_WAIT, self.checks.acquire()).await;
+        let Ok(Ok(_permit)) = turn else { return Err(MetricsDenial::Busy) };
         let result = match self.ask_apiserver(token).await {
             Ok(result) => result,
             Err(error) => return Err(MetricsDenial::Unavailable(error.to_string())),
@@ -196,6 +200,27 @@ mod tests {
         let (result, ()) = tokio::join!(auth.check(Some("tenant")), asked);
         assert_eq!(result, Err(MetricsDenial::Forbidden("tenant".to_owned())));
         assert_eq!(auth.check(Some("tenant")).await, result, "remembered");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_check_waits_for_its_turn() {
+        let (auth, mut apiserver) = auth();
+        let made_up = async {
+            let tokens = ["a", "b", "c", "d"];
+            futures::future::join_all(tokens.map(|token| auth.check(Some(token)))).await
+        };
+        let scrape = async {
+            tokio::time::sleep(CHECK_WAIT / 3).await;
+            auth.check(Some("prometheus")).await
+        };
+        let answers = async {
+            tokio::time::sleep(CHECK_WAIT).await;
+            for _ in 0..5 {
+                answer(&mut apiserver, "/tokenreviews", json!({"authenticated": false})).await;
+            }
+        };
+        let (_, scraped, ()) = tokio::join!(made_up, scrape, answers);
+        assert_eq!(scraped, Err(MetricsDenial::Unauthenticated), "it was checked");
     }
 
     #[test]

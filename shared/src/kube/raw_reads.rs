@@ -71,12 +71,13 @@ impl ReadTarget {
     }
 
     /// The objects of an `Api`; only their metadata for an `Api<PartialObjectMeta<K>>`.
-    pub(crate) fn of<K: Resource>(api: &Api<K>) -> Self {
+    pub fn of<K: Resource>(api: &Api<K>) -> Self {
         Self { metadata_only: K::metadata_api(), ..Self::path(api.resource_url()) }
     }
 
     /// Of these objects, those that a selector selects: `labelSelector` or `fieldSelector`.
-    pub(crate) fn select(mut self, parameter: &str, selector: Option<&str>) -> Self {
+    #[must_use]
+    pub fn select(mut self, parameter: &str, selector: Option<&str>) -> Self {
         if let Some(selector) = selector {
             self.selectors += &format!("&{parameter}={}", escape(selector));
         }

@@ -1,29 +1,42 @@
 //! The policies and namespaces that a program has seen, and which of the policies apply to a Job.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, HashMap},
     sync::Arc,
 };
 
 use crate::policy::{
-    effective::EffectivePolicy, label_keys, parsed::Policy, reference::Labels, set::PolicySet,
+    effective::EffectivePolicy,
+    namespace_share::{PolicyClaim, share_out},
+    parsed::Policy,
+    reference::Labels,
+    set::PolicySet,
 };
 
-/// JobPolicies of one namespace that apply. Further ones, the newer ones, do not, so that one namespace can neither make
-/// every decision slow nor use up what all policies share: the Leases of the webhook replicas and the webhook
-/// configurations of the limits.
-pub const NAMESPACE_POLICIES_MAX: usize = 100;
-/// Different label keys that these policies may name together. Memory keeps the labels with these keys of each Job of the
-/// namespace, so each key costs whoever holds all Jobs up to 380 bytes per Job. Usual namespaces name fewer than ten.
-pub const NAMESPACE_LABEL_KEYS_MAX: usize = 64;
+/// Policies of a list that are read before those that do not apply are cut down.
+const LISTED_WHOLE: usize = 32;
 
 /// Policies by a key, and the labels of namespaces.
+///
+/// Of a policy that has no room in its namespace, nothing is kept but what tells that. Once there is room for it, it is
+/// *awaited*: it applies when it is put again. The sink then changes its status, so that every watch delivers it whole.
 #[derive(Debug)]
 pub struct PolicyIndex<K> {
-    policies: BTreeMap<K, Arc<Policy>>,
+    policies: BTreeMap<K, IndexedPolicy>,
+    /// Keys of the policies that would apply if they were whole.
+    awaited: Vec<K>,
+    /// Policies that were put since those without room were cut down.
+    uncut: usize,
     namespaces: HashMap<String, Arc<Labels>>,
     all: Arc<PolicySet>,
     enforced: Arc<PolicySet>,
+}
+
+#[derive(Debug)]
+struct IndexedPolicy {
+    claim: PolicyClaim,
+    /// None: it does not apply.
+    whole: Option<Arc<Policy>>,
 }
 
 /// The enforced policies as they apply to one namespace. It is detached from the index, so that no lock is held while
@@ -39,6 +52,8 @@ impl<K> Default for PolicyIndex<K> {
     fn default() -> Self {
         Self {
             policies: BTreeMap::new(),
+            awaited: Vec::new(),
+            uncut: 0,
             namespaces: HashMap::new(),
             all: Arc::default(),
             enforced: Arc::default(),
@@ -46,7 +61,7 @@ impl<K> Default for PolicyIndex<K> {
     }
 }
 
-impl<K: Ord> PolicyIndex<K> {
+impl<K: Ord + Clone> PolicyIndex<K> {
     /// Stores a policy, or removes one that cannot be read. Returns whether that changes anything; another status alone
     /// does not.
     pub fn put(&mut self, key: K, policy: Option<Arc<Policy>>) -> bool {
@@ -59,11 +74,9 @@ impl<K: Ord> PolicyIndex<K> {
         for (key, policy) in policies {
             changed |= match policy {
                 None => self.policies.remove(&key).is_some(),
-                Some(policy) if self.policies.get(&key).is_some_and(|stored| is_same(stored, &policy)) => {
-                    false
-                }
+                Some(policy) if self.knows(&key, &policy) => false,
                 Some(policy) => {
-                    self.policies.insert(key, policy);
+                    self.insert(key, policy);
                     true
                 }
             };
@@ -85,19 +98,55 @@ impl<K: Ord> PolicyIndex<K> {
         changed
     }
 
-    /// Replaces the policies that `replaced` holds for, after a list.
-    pub fn replace(
-        &mut self,
-        replaced: impl Fn(&K) -> bool,
-        policies: impl IntoIterator<Item = (K, Arc<Policy>)>,
-    ) {
+    /// Adds a policy of a list that is not complete yet, for [`Self::replace`]. It does not apply before.
+    pub fn collect(&mut self, key: K, policy: Arc<Policy>) {
+        self.insert(key, policy);
+        self.uncut += 1;
+        if self.uncut >= LISTED_WHOLE {
+            self.cut_down();
+        }
+    }
+
+    /// Replaces the policies that `replaced` holds for by those that were collected from a list.
+    pub fn replace(&mut self, replaced: impl Fn(&K) -> bool, collected: Self) {
         self.policies.retain(|key, _| !replaced(key));
-        self.policies.extend(policies);
+        self.policies.extend(collected.policies);
         self.rebuild();
     }
 
+    /// The policies that would apply if they were put again.
+    pub fn awaited(&self) -> &[K] {
+        &self.awaited
+    }
+
+    fn insert(&mut self, key: K, policy: Arc<Policy>) {
+        self.policies.insert(key, IndexedPolicy { claim: PolicyClaim::of(&policy), whole: Some(policy) });
+    }
+
+    /// Whether putting this policy would change nothing. Its status changes often, its spec seldom.
+    fn knows(&self, key: &K, policy: &Policy) -> bool {
+        self.policies.get(key).is_some_and(|stored| match &stored.whole {
+            Some(whole) => is_same(whole, policy),
+            None => stored.claim == PolicyClaim::of(policy) && !self.awaited.contains(key),
+        })
+    }
+
+    /// Forgets the content of policies that do not apply. Returns those that do.
+    fn cut_down(&mut self) -> Vec<Arc<Policy>> {
+        let claims = self.policies.iter().map(|(key, stored)| (&stored.claim, key.clone()));
+        let (applying, surplus) = share_out(claims);
+        for key in surplus {
+            self.policies.get_mut(&key).into_iter().for_each(|stored| stored.whole = None);
+        }
+        let whole = |key: &K| self.policies.get(key).and_then(|stored| stored.whole.clone());
+        let policies: Vec<Arc<Policy>> = applying.iter().filter_map(whole).collect();
+        self.awaited = applying.into_iter().filter(|key| whole(key).is_none()).collect();
+        self.uncut = 0;
+        policies
+    }
+
     fn rebuild(&mut self) {
-        let policies = oldest_of_each_namespace(self.policies.values());
+        let policies = self.cut_down();
         self.enforced = Arc::new(PolicySet::new(policies.iter().filter(|policy| policy.enforced()).cloned()));
         self.all = Arc::new(PolicySet::new(policies));
     }
@@ -143,35 +192,6 @@ impl<K: Ord> PolicyIndex<K> {
     }
 }
 
-/// What the policies of a namespace that apply use up.
-#[derive(Default)]
-struct NamespaceShare<'a> {
-    policies: usize,
-    label_keys: HashSet<&'a str>,
-}
-
-/// The policies without those above [`NAMESPACE_POLICIES_MAX`] and [`NAMESPACE_LABEL_KEYS_MAX`]: the older ones come first,
-/// and one whose keys have no room takes none from those behind it. All programs leave out the same ones.
-fn oldest_of_each_namespace<'a>(policies: impl Iterator<Item = &'a Arc<Policy>>) -> Vec<Arc<Policy>> {
-    let mut policies: Vec<&Arc<Policy>> = policies.collect();
-    policies.sort_by(|a, b| (a.created, &a.reference).cmp(&(b.created, &b.reference)));
-    let mut shares: HashMap<&str, NamespaceShare<'_>> = HashMap::new();
-    policies.retain(|policy| {
-        let Some(namespace) = policy.reference.namespace.as_deref() else { return true };
-        let share = shares.entry(namespace).or_default();
-        let mut further: HashSet<&str> = label_keys::named_by(&policy.spec).map(String::as_str).collect();
-        further.retain(|key| !share.label_keys.contains(key));
-        let has_room = share.policies < NAMESPACE_POLICIES_MAX
-            && share.label_keys.len() + further.len() <= NAMESPACE_LABEL_KEYS_MAX;
-        if has_room {
-            share.policies += 1;
-            share.label_keys.extend(further);
-        }
-        has_room
-    });
-    policies.into_iter().cloned().collect()
-}
-
 /// The status of a policy changes often, its spec seldom; only the spec changes the generation.
 fn is_same(a: &Policy, b: &Policy) -> bool {
     a.generation == b.generation && a.reference == b.reference && a.spec == b.spec
@@ -194,7 +214,10 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::testing::policies::{cluster_job_policy, job_policy};
+    use crate::{
+        policy::namespace_share::{NAMESPACE_POLICIES_MAX, NAMESPACE_POLICY_BYTES_MAX},
+        testing::policies::{cluster_job_policy, job_policy},
+    };
 
     fn policy(name: &str, generation: i64, mode: &str) -> Arc<Policy> {
         let metadata = json!({"name": name, "namespace": "ci", "uid": name, "generation": generation});
@@ -214,8 +237,9 @@ mod tests {
             index.put("b", None) && !index.put("b", None),
             "a policy that cannot be read selects nothing"
         );
-        index
-            .replace(|key| *key == "a", [("c", policy("c", 1, "Enforce")), ("d", policy("d", 1, "Enforce"))]);
+        let mut listed = PolicyIndex::default();
+        ["c", "d"].into_iter().for_each(|name| listed.collect(name, policy(name, 1, "Enforce")));
+        index.replace(|key| *key == "a", listed);
         assert_eq!(index.all().iter().count(), 2);
         assert!(index.retain(|key| *key == "c") && !index.retain(|key| *key == "c"));
         assert_eq!(index.all().iter().count(), 1);
@@ -247,8 +271,44 @@ mod tests {
         assert!(applies(&index, oldest) && applies(&index, &last) && !applies(&index, &first_beyond));
         assert!(applies(&index, "other"), "of another namespace");
         assert!(applies(&index, &format!("wide-{}", max + 29)), "of the cluster's administrators");
+        assert!(index.awaited().is_empty());
         index.put(oldest.to_owned(), None);
-        assert!(applies(&index, &first_beyond), "there is room again");
+        assert!(!applies(&index, &first_beyond) && index.awaited() == [first_beyond.clone()]);
+        let again = made(Some("ci"), first_beyond.clone(), max);
+        index.put_all([again]);
+        assert!(applies(&index, &first_beyond) && index.awaited().is_empty(), "there is room again");
+    }
+
+    #[test]
+    fn of_policies_without_room_the_content_is_forgotten() {
+        let values: Vec<String> = (0..1000).map(|n| format!("{n:063}")).collect();
+        let selector = json!({"matchExpressions": [{"key": "a", "operator": "In", "values": values}]});
+        let large = |n: usize| {
+            let created = format!("2026-01-01T00:{:02}:{:02}Z", n / 60, n % 60);
+            let metadata = json!({"name": format!("p-{n:03}"), "namespace": "ci", "uid": n.to_string(),
+                "generation": 1, "creationTimestamp": created});
+            job_policy(metadata, json!({"jobSelector": selector}))
+        };
+        let whole = |index: &PolicyIndex<usize>| {
+            index.policies.values().filter(|stored| stored.whole.is_some()).count()
+        };
+        let (mut index, mut listed) = (PolicyIndex::default(), PolicyIndex::default());
+        let fits = NAMESPACE_POLICY_BYTES_MAX / large(0).bytes;
+        assert!((10..20).contains(&fits));
+        // A list is in the order of names, whatever the ages.
+        for n in (0..500).rev() {
+            listed.collect(n, large(n));
+            assert!(whole(&listed) < fits + LISTED_WHOLE);
+        }
+        index.replace(|_| true, listed);
+        let names: Vec<&str> = index.all().iter().map(|policy| &*policy.reference.name).collect();
+        assert_eq!((names.len(), names[0], whole(&index)), (fits, "p-000", fits));
+        assert!(!index.put(400, Some(large(400))), "another status");
+        // One without room takes none from a small one.
+        let metadata = json!({"name": "small", "namespace": "ci", "uid": "s", "generation": 1,
+            "creationTimestamp": "2026-01-02T00:00:00Z"});
+        assert!(index.put(999, Some(job_policy(metadata, json!({})))));
+        assert_eq!(index.all().iter().count(), fits + 1);
     }
 
     #[test]
@@ -280,6 +340,8 @@ mod tests {
         };
         assert_eq!(applying(&index), ["ci-1", "ci-2", "ci-4", "qa-1", "-1"]);
         index.put("ci-2".to_owned(), None);
+        assert_eq!(index.awaited(), ["ci-3", "ci-5"]);
+        index.put_all([made(Some("ci"), 3, 62..65), made(Some("ci"), 5, 64..65)]);
         assert_eq!(applying(&index), ["ci-1", "ci-3", "ci-4", "ci-5", "qa-1", "-1"], "there is room again");
     }
 

@@ -22,6 +22,7 @@ pub mod index;
 pub mod install_defaults;
 pub mod label_keys;
 pub mod limit;
+pub mod namespace_share;
 pub mod parsed;
 pub mod presence;
 pub mod range;

@@ -8,7 +8,7 @@ use crate::policy::{
     limit::WhenFull,
     reference::{Labels, PolicyKind, PolicyRef},
     spec::{ClusterJobPolicy, JobPolicy, Mode, PolicySpec},
-    stamp::{Stamp, StampError},
+    stamp::Stamp,
 };
 
 /// A policy with its selectors parsed.
@@ -20,8 +20,12 @@ pub struct Policy {
     pub generation: i64,
     /// `metadata.creationTimestamp`, which the apiserver sets: among too many policies, the older ones apply.
     pub created: Option<Timestamp>,
-    /// Spec of the policy.
+    /// Spec of the policy, without the stamps that would make every Job invalid.
     pub spec: PolicySpec,
+    /// The spec's size as JSON, bytes.
+    pub(super) bytes: usize,
+    /// Those stamps, each with its field and why it is left out.
+    pub left_out: Vec<String>,
     jobs: Selector,
     namespaces: Selector,
     namespace_selector: Option<LabelSelector>,
@@ -37,25 +41,14 @@ pub struct PolicyError {
     /// Field below `spec`.
     pub field: &'static str,
     /// Cause.
-    pub source: InvalidField,
-}
-
-/// Why a field is invalid.
-#[derive(Debug, thiserror::Error)]
-pub enum InvalidField {
-    /// A selector that cannot be parsed.
-    #[error(transparent)]
-    Selector(#[from] ParseExpressionError),
-    /// A stamp that would make every Job invalid.
-    #[error(transparent)]
-    Stamp(#[from] StampError),
+    pub source: ParseExpressionError,
 }
 
 impl Policy {
     /// Parses a `JobPolicy`.
     ///
     /// # Errors
-    /// Fails for a selector or stamp that the CRD should have rejected.
+    /// Fails for a selector that the CRD should have rejected.
     pub fn namespaced(policy: &JobPolicy) -> Result<Self, PolicyError> {
         let reference = PolicyRef::of(PolicyKind::JobPolicy, policy);
         Self::new(reference, &policy.metadata, &policy.spec.policy, None)
@@ -64,7 +57,7 @@ impl Policy {
     /// Parses a `ClusterJobPolicy`.
     ///
     /// # Errors
-    /// Fails for a selector or stamp that the CRD should have rejected.
+    /// Fails for a selector that the CRD should have rejected.
     pub fn cluster(policy: &ClusterJobPolicy) -> Result<Self, PolicyError> {
         let reference = PolicyRef::of(PolicyKind::ClusterJobPolicy, policy);
         let namespaces = policy.spec.namespace_selector.as_ref();
@@ -80,18 +73,20 @@ impl Policy {
         let invalid = |field, source| PolicyError { policy: reference.to_string(), field, source };
         let parse = |field, selector: Option<&LabelSelector>| {
             selector.map_or(Ok(Selector::default()), |s| {
-                Selector::try_from(s.clone()).map_err(|source| invalid(field, source.into()))
+                Selector::try_from(s.clone()).map_err(|source| invalid(field, source))
             })
         };
-        let stamp = spec.stamp.as_ref().map_or(Ok(()), Stamp::check);
-        stamp.map_err(|source| invalid(source.field(), source.into()))?;
+        let mut valid = spec.clone();
+        let removed = valid.stamp.as_mut().map(Stamp::remove_invalid).unwrap_or_default();
         Ok(Self {
             jobs: parse("jobSelector", spec.job_selector.as_ref())?,
             namespaces: parse("namespaceSelector", namespaces)?,
             namespace_selector: namespaces.cloned(),
             generation: metadata.generation.unwrap_or_default(),
             created: metadata.creation_timestamp.as_ref().map(|created| created.0),
-            spec: spec.clone(),
+            spec: valid,
+            bytes: serde_json::to_vec(spec).map_or(0, |json| json.len()),
+            left_out: removed.iter().map(|error| format!("spec.{}: {error}", error.field())).collect(),
             reference,
         })
     }
@@ -167,26 +162,36 @@ mod tests {
         assert!(!wide.selects("any", &Labels::new(), &Labels::new()));
     }
 
-    fn error_of(spec: serde_json::Value) -> String {
+    fn read(spec: serde_json::Value) -> Result<Policy, PolicyError> {
         let policy: JobPolicy = serde_json::from_value(json!({
             "apiVersion": "job-handler.io/v1alpha1", "kind": "JobPolicy",
             "metadata": {"name": "a", "namespace": "ci"}, "spec": spec,
         }))
         .unwrap();
-        Policy::namespaced(&policy).unwrap_err().to_string()
+        Policy::namespaced(&policy)
     }
 
     #[test]
     fn an_invalid_field_is_an_error_that_names_it() {
-        let error =
-            error_of(json!({"jobSelector": {"matchExpressions": [{"key": "a", "operator": "Near"}]}}));
+        let spec = json!({"jobSelector": {"matchExpressions": [{"key": "a", "operator": "Near"}]}});
+        let error = read(spec).unwrap_err().to_string();
         assert!(error.starts_with("JobPolicy ci/a: spec.jobSelector: "), "{error}");
-        let error = error_of(json!({"stamp": {"labels": {"job-name": "a"}}}));
-        assert_eq!(error, "JobPolicy ci/a: spec.stamp.labels: job-name belongs to the Job controller");
-        let error = error_of(json!({"stamp": {"containerResources": {"limits": {"hugepages-2Mi": "2Mi"}}}}));
-        assert!(
-            error.starts_with("JobPolicy ci/a: spec.stamp.containerResources: hugepages need"),
-            "{error}"
-        );
+    }
+
+    /// Stored under an older CRD: the limits stay in force.
+    #[test]
+    fn a_stamp_that_makes_jobs_invalid_is_left_out_and_the_rest_applies() {
+        let policy = read(json!({
+            "stamp": {"labels": {"job-name": "a", "team": "b"}, "backoffLimit": {"max": 1},
+                "containerResources": {"limits": {"hugepages-2Mi": "2Mi"}}},
+            "limits": [{"name": "l", "maxActiveJobs": 1}],
+        }))
+        .unwrap();
+        let stamp = policy.spec.stamp.as_ref().unwrap();
+        assert_eq!(stamp.labels, labels(&[("team", "b")]));
+        assert!(stamp.container_resources.is_none() && stamp.backoff_limit.is_some() && policy.has_limits());
+        assert_eq!(policy.left_out.len(), 2);
+        assert_eq!(policy.left_out[0], "spec.stamp.labels: job-name belongs to the Job controller");
+        assert!(policy.left_out[1].starts_with("spec.stamp.containerResources: hugepages need"));
     }
 }

@@ -21,8 +21,8 @@ pub struct Results {
     #[serde(default = "default_max_per_group")]
     #[schemars(range(min = 1))]
     pub max_per_group: u32,
-    /// Maximum size of all results of a namespace, up to what the operator allows; the oldest are deleted first, but never
-    /// the newest of a group.
+    /// Maximum size of all results of a namespace, up to what the operator allows; the oldest are deleted first, the
+    /// newest of a group last.
     #[serde(default = "default_max_bytes")]
     pub max_bytes_per_namespace: Bytes,
     /// Seconds that a finished Job waits for its result to be stored, also for logs that a node does not deliver. After that,

@@ -50,8 +50,8 @@ pub struct ContainerResources {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Amount(pub String);
 
-/// A stamp that would make every selected Job invalid. The CRD rejects it; one that was stored under an older CRD is
-/// reported, and its policy selects nothing.
+/// A stamp that would make every selected Job invalid. The CRD rejects it; one that was stored under an older CRD is left out
+/// and reported. The rest of its policy applies: its limits must not end with an upgrade.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StampError {
     /// A label that the Job controller sets itself.
@@ -76,18 +76,19 @@ impl StampError {
 }
 
 impl Stamp {
-    /// Checks again what the CRD checks; see [`StampError`].
-    ///
-    /// # Errors
-    /// If every Job with this stamp would be invalid.
-    pub(crate) fn check(&self) -> Result<(), StampError> {
-        let is_reserved = |key: &&String| {
-            ["job-name", "controller-uid"].contains(&key.as_str()) || key.starts_with("batch.kubernetes.io/")
+    /// Checks again what the CRD checks, and removes what is wrong; see [`StampError`].
+    pub(crate) fn remove_invalid(&mut self) -> Vec<StampError> {
+        let is_reserved = |key: &str| {
+            ["job-name", "controller-uid"].contains(&key) || key.starts_with("batch.kubernetes.io/")
         };
-        if let Some(key) = self.labels.keys().find(is_reserved) {
-            return Err(StampError::ReservedLabel(key.clone()));
+        let reserved: Vec<String> = self.labels.keys().filter(|key| is_reserved(key)).cloned().collect();
+        self.labels.retain(|key, _| !is_reserved(key));
+        let mut removed: Vec<_> = reserved.into_iter().map(StampError::ReservedLabel).collect();
+        if let Some(Err(error)) = self.container_resources.as_ref().map(ContainerResources::check) {
+            self.container_resources = None;
+            removed.push(error);
         }
-        self.container_resources.as_ref().map_or(Ok(()), ContainerResources::check)
+        removed
     }
 }
 
@@ -206,7 +207,12 @@ mod tests {
 
     #[test]
     fn stamps_that_make_every_job_invalid_are_errors() {
-        let check = |stamp: Value| serde_json::from_value::<Stamp>(stamp).unwrap().check();
+        let check = |stamp: Value| {
+            let mut stamp: Stamp = serde_json::from_value(stamp).unwrap();
+            let removed = stamp.remove_invalid();
+            assert_eq!(stamp.remove_invalid(), [], "it is removed");
+            removed.into_iter().next().map_or(Ok(()), Err)
+        };
         for key in ["job-name", "controller-uid", "batch.kubernetes.io/job-name", "batch.kubernetes.io/x"] {
             let reserved = Err(StampError::ReservedLabel(key.to_owned()));
             assert_eq!(check(json!({"labels": {key: "x"}})), reserved);

@@ -58,7 +58,8 @@ pub enum LogLoss {
     /// is kept, and the log is read again later.
     Passing(String),
     /// The kubelet says that the container was removed. It says the same while its container runtime restarts
-    /// (`pkg/kubelet/kuberuntime/kuberuntime_container.go`, `GetContainerLogs`), so that it has to say so repeatedly.
+    /// (`pkg/kubelet/kuberuntime/kuberuntime_container.go`, `GetContainerLogs`), so that it has to say so repeatedly. Or the log
+    /// took too long to read, as it does on a slow node.
     Unconfirmed(String),
     /// Another attempt cannot do better: its pod or node was deleted, or the policies do not ask for it.
     Final(String),
@@ -69,7 +70,7 @@ pub enum LogLoss {
 pub struct PendingLogs {
     /// Which log, why, and the number of further ones.
     pub reason: String,
-    /// At least one may still exist; else the kubelet says of all that they were removed.
+    /// At least one may still exist; else the kubelet says of all that they were removed, or they took too long.
     pub may_exist: bool,
 }
 

@@ -1,14 +1,17 @@
 //! The pods of one Job: those that exist, and those that were deleted before it finished.
 
 use job_handler_shared::{
-    kube::error::{ApiError, call},
+    kube::{
+        error::{ApiError, call},
+        raw_reads::{self, ReadTarget},
+    },
     result::pods::{ContainerFacts, PodFacts},
 };
 use k8s_openapi::api::core::v1::{Container, EphemeralContainer, Pod, PodSpec};
-use kube::{Api, Client, ResourceExt, api::ListParams};
+use kube::{Api, Client, ResourceExt};
 
 use crate::{
-    harvest::{pod_status, tracked_pod::CapturedPodState, tuning::PODS_PER_PAGE},
+    harvest::{pod_status, tracked_pod::CapturedPodState},
     model::job_change::Uid,
 };
 
@@ -81,22 +84,22 @@ pub(crate) fn runs(container: &ContainerFacts) -> Vec<(bool, String)> {
     before.into_iter().chain(ran.then(|| (false, container.state.id.clone()))).collect()
 }
 
-/// Lists the pods of a Job.
+/// Lists the pods of a Job. One at a time is read whole.
 pub(crate) async fn list(client: &Client, namespace: &str, job_uid: &str) -> Result<Vec<Pod>, ApiError> {
     let api = Api::<Pod>::namespaced(client.clone(), namespace);
-    let mut params =
-        ListParams::default().labels(&format!("{CONTROLLER_UID}={job_uid}")).limit(PODS_PER_PAGE);
+    let selector = format!("{CONTROLLER_UID}={job_uid}");
+    let target = ReadTarget::of(&api).select("labelSelector", Some(&selector));
     let mut pods = Vec::new();
-    loop {
-        let page = call("list pods", api.list(&params)).await?;
+    let listed = raw_reads::list(client, target, |json| {
+        let pod: Pod = serde_json::from_slice(json)?;
         // Other pods can have the label, but not the owner reference.
-        let own = |pod: &Pod| pod.owner_references().iter().any(|owner| owner.uid == job_uid);
-        pods.extend(page.items.into_iter().filter(own).map(trim));
-        match page.metadata.continue_.filter(|token| !token.is_empty()) {
-            Some(token) => params = params.continue_token(&token),
-            None => return Ok(pods),
+        if pod.owner_references().iter().any(|owner| owner.uid == job_uid) {
+            pods.push(trim(pod));
         }
-    }
+        Ok(())
+    });
+    call("list pods", listed).await?;
+    Ok(pods)
 }
 
 /// Keeps the fields that are read here: a Job can have a thousand pods, and its author can write a megabyte into each.

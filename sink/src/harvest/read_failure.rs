@@ -9,6 +9,9 @@ use crate::harvest::captured::LogLoss;
 /// node that does not exist.
 const KUBELET_NOT_FOUND: &str = "the server could not find the requested resource";
 
+/// The reason in the apiserver's own 404. Others have none: of a load balancer before it, of an apiserver that is starting.
+const NOT_FOUND: &str = "NotFound";
+
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct ReadFailure {
     pub(crate) loss: LogLoss,
@@ -36,7 +39,9 @@ impl From<ApiError> for ReadFailure {
     fn from(error: ApiError) -> Self {
         let loss = match error {
             ApiError::Refused { code: 400, message, .. } => LogLoss::Unconfirmed(message),
-            ApiError::Refused { code: 404, message, .. } if !message.starts_with(KUBELET_NOT_FOUND) => {
+            ApiError::Refused { code: 404, reason, message, .. }
+                if reason == NOT_FOUND && !message.starts_with(KUBELET_NOT_FOUND) =>
+            {
                 LogLoss::Final(message)
             }
             ApiError::Refused { message, .. } => LogLoss::Passing(message),
@@ -57,6 +62,7 @@ mod tests {
             (404, "pods \"build-x\" not found", false),
             (404, "nodes \"node-1\" not found", false),
             (404, "the server could not find the requested resource ( pods/log build-x)", true),
+            (404, "404 page not found", true),
             (403, "Forbidden (user=kube-apiserver, verb=get, resource=nodes, subresource=proxy)", true),
             (408, "timeout", true),
             (429, "too many requests", true),
@@ -66,8 +72,10 @@ mod tests {
             (504, "gateway timeout", true),
         ] {
             let what = "read the log".to_owned();
-            let refused =
-                ApiError::Refused { what, code, reason: String::new(), message: message.to_owned() };
+            // What the client calls a body that is no Status.
+            let foreign = message.starts_with("404");
+            let reason = if foreign { "Failed to parse error data" } else { NOT_FOUND }.to_owned();
+            let refused = ApiError::Refused { what, code, reason, message: message.to_owned() };
             let failure = ReadFailure::from(refused);
             let text = message.to_owned();
             let loss = if passing { LogLoss::Passing(text) } else { LogLoss::Final(text) };

@@ -2,7 +2,8 @@
 //!
 //! The logs of one Job use at most what its policies allow, those of all Jobs at most [`EARLY_MEMORY`]. When that is used
 //! up, logs that can be read again (their pods exist) are dropped first, then the least relevant ones: those of pods that
-//! succeeded, then the oldest.
+//! succeeded, then the oldest. No Job loses a log that cannot be read again to another, unless its namespace holds more than
+//! that of the other: kept logs of a Job whose other pods are on a silent node may stay for days.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -32,6 +33,15 @@ pub(super) struct PodsOfJob {
     pub(super) dropped_pods: usize,
 }
 
+/// Whose logs make room for others.
+#[derive(Clone, Copy)]
+enum RoomFrom<'a> {
+    Job(&'a str),
+    Namespace(&'a str),
+    /// Logs that can be read again, of all Jobs.
+    Readable,
+}
+
 impl TrackerState {
     pub(super) fn account(&mut self, job: &str, bytes: isize) {
         self.bytes = self.bytes.saturating_add_signed(bytes);
@@ -41,14 +51,21 @@ impl TrackerState {
     }
 
     pub(super) fn reserve(&mut self, uid: &str, run: &str, bytes: usize, per_job: usize) -> bool {
-        let Some(job) = self.pods.get(uid).map(|pod| pod.job.clone()) else { return false };
+        let Some((job, namespace)) = self.pods.get(uid).map(|pod| (pod.job.clone(), pod.namespace.clone()))
+        else {
+            return false;
+        };
         while self.jobs.get(&job).is_some_and(|of| of.bytes + bytes > per_job) {
-            if !self.make_room(Some(&job), uid) {
+            if !self.make_room(RoomFrom::Job(&job), uid) {
                 return false;
             }
         }
         while self.bytes + bytes > EARLY_MEMORY {
-            if !self.make_room(None, uid) {
+            let has_room = self.make_room(RoomFrom::Readable, uid)
+                || self
+                    .larger_namespace(&namespace, bytes)
+                    .is_some_and(|larger| self.make_room(RoomFrom::Namespace(&larger), uid));
+            if !has_room {
                 return false;
             }
         }
@@ -100,12 +117,23 @@ impl TrackerState {
         self.jobs.remove(job);
     }
 
-    /// Drops the logs of the least relevant pod of one Job or of all, but not of pod `except`; returns whether there was
-    /// one.
-    fn make_room(&mut self, job: Option<&str>, except: &str) -> bool {
-        let candidates: Box<dyn Iterator<Item = &Uid>> = match job {
-            Some(job) => Box::new(self.jobs.get(job).into_iter().flat_map(|of| &of.pods)),
-            None => Box::new(self.pods.keys()),
+    /// The namespace that holds most, if that is more than `namespace` holds with `bytes` more.
+    fn larger_namespace(&self, namespace: &str, bytes: usize) -> Option<String> {
+        let mut held: HashMap<&str, usize> = HashMap::new();
+        for pod in self.pods.values() {
+            *held.entry(&pod.namespace).or_default() +=
+                pod.runs.values().map(LogCapture::bytes).sum::<usize>();
+        }
+        let own = held.get(namespace).copied().unwrap_or_default();
+        let (largest, most) = held.into_iter().max_by_key(|(name, bytes)| (*bytes, *name))?;
+        (most > own + bytes).then(|| largest.to_owned())
+    }
+
+    /// Drops the logs of the least relevant of these pods, but not of pod `except`; returns whether there was one.
+    fn make_room(&mut self, from: RoomFrom<'_>, except: &str) -> bool {
+        let candidates: Box<dyn Iterator<Item = &Uid>> = match from {
+            RoomFrom::Job(job) => Box::new(self.jobs.get(job).into_iter().flat_map(|of| &of.pods)),
+            RoomFrom::Namespace(_) | RoomFrom::Readable => Box::new(self.pods.keys()),
         };
         let has_bytes =
             |run: &LogCapture| matches!(run, LogCapture::Done(content) if content.excerpt.bytes() > 0);
@@ -113,8 +141,11 @@ impl TrackerState {
             .filter(|uid| *uid != except)
             .filter_map(|uid| Some((uid, self.pods.get(uid)?)))
             .filter(|(_, pod)| pod.runs.values().any(has_bytes))
-            // Across Jobs, only logs that can be read again: no Job loses a log to another.
-            .filter(|(_, pod)| job.is_some() || pod.is_readable())
+            .filter(|(_, pod)| match from {
+                RoomFrom::Job(_) => true,
+                RoomFrom::Namespace(namespace) => pod.namespace == namespace,
+                RoomFrom::Readable => pod.is_readable(),
+            })
             .min_by_key(|(_, pod)| (!pod.is_readable(), pod.facts.phase != "Succeeded", pod.created))
             .map(|(uid, pod)| (uid.clone(), pod.job.clone()));
         let Some((uid, job)) = least else { return false };

@@ -23,9 +23,6 @@ pub(crate) const JOBS_PER_NODE: usize = 8;
 /// Pods of one Job read at a time, and its uploads: a Job of a thousand pods must not use up [`READS`].
 pub(crate) const PODS_AT_A_TIME: usize = 4;
 
-/// Pods per page of a list of a Job's pods: a page of large pods is some MB in the apiserver and here.
-pub(crate) const PODS_PER_PAGE: u32 = 50;
-
 // How much memory logs may use.
 
 /// Logs between being read and being stored, KiB. Packing needs up to three times as much again.

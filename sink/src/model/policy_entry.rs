@@ -20,8 +20,45 @@ pub struct PolicyEntry {
     pub status: PolicyStatus,
 }
 
+impl PolicyEntry {
+    /// Whether its status is written. In the namespaces that are always excluded, an admission policy denies the sink every
+    /// write: the policy applies to nothing there, and only administrators write there.
+    pub(crate) fn has_written_status(&self) -> bool {
+        let namespace = self.reference.namespace.as_deref();
+        namespace.is_none_or(|ns| !keys::EXCLUDED_NAMESPACES.contains(&ns))
+    }
+}
+
 /// Whether the policy is in a namespace where Jobs are never changed.
 pub(crate) fn is_excluded(policy: &Policy, own_namespace: &str) -> bool {
     let namespace = policy.reference.namespace.as_deref();
     namespace.is_some_and(|ns| ns == own_namespace || keys::EXCLUDED_NAMESPACES.contains(&ns))
+}
+
+#[cfg(test)]
+mod tests {
+    use job_handler_shared::policy::reference::PolicyKind;
+
+    use super::*;
+
+    /// An admission policy denies the sink every write in kube-system: it would try for ever.
+    #[test]
+    fn in_kube_system_no_status_is_written() {
+        for (namespace, written) in
+            [(None, true), (Some("ci"), true), (Some(keys::NAMESPACE), true), (Some("kube-system"), false)]
+        {
+            let entry = PolicyEntry {
+                reference: PolicyRef {
+                    kind: PolicyKind::JobPolicy,
+                    namespace: namespace.map(str::to_owned),
+                    name: "p".to_owned(),
+                    uid: "u".to_owned(),
+                },
+                generation: 1,
+                policy: Err(String::new()),
+                status: PolicyStatus::default(),
+            };
+            assert_eq!(entry.has_written_status(), written, "{namespace:?}");
+        }
+    }
 }

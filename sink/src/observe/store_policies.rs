@@ -9,6 +9,16 @@ use crate::{
     observe::store::{Effect, Store, StoreState},
 };
 
+impl StoreState {
+    /// Completes the rules by policies that have room again; their entries are whole.
+    fn put_awaited(&mut self) {
+        let whole =
+            |uid: &String| Some((uid.clone(), Some(self.entries.get(uid)?.policy.as_ref().ok()?.clone())));
+        let awaited: Vec<_> = self.rules.awaited().iter().filter_map(whole).collect();
+        self.rules.put_all(awaited);
+    }
+}
+
 impl Store {
     /// All policies that can be read, in any mode.
     pub(crate) fn policies(&self) -> Arc<PolicySet> {
@@ -46,6 +56,7 @@ impl Store {
                 spec_changed |= before.is_none_or(|old| old.generation != generation);
             }
             if state.rules.put_all(policies) {
+                state.put_awaited();
                 state.index.regroup_all(&state.rules);
                 state.lacks_labels |= state.index.lacks_labels(&state.rules);
             }
@@ -68,13 +79,14 @@ impl Store {
         self.update(|state| {
             let before = state.entries.len();
             state.entries.retain(|_, entry| !is_gone(&entry.reference));
-            let StoreState { entries, refusals, rules, index, lacks_labels, .. } = state;
+            let StoreState { entries, refusals, rules, .. } = state;
             refusals.retain(|uid, _| entries.contains_key(uid));
             let removed = entries.len() != before;
             if rules.retain(|uid| entries.contains_key(uid)) {
-                index.regroup_all(rules);
+                state.put_awaited();
+                state.index.regroup_all(&state.rules);
                 // Others may apply now, for which there was no room.
-                *lacks_labels |= index.lacks_labels(rules);
+                state.lacks_labels |= state.index.lacks_labels(&state.rules);
             }
             (removed, removed.into())
         })

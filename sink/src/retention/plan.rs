@@ -1,7 +1,8 @@
 //! Decides which stored results to delete. Pure.
 //!
 //! By age, by number per group, by bytes per namespace, by bytes in all: in this order, the oldest first. The newest result
-//! of a group always stays, so that the last run can be looked up.
+//! of a group stays, so that the last run can be looked up; if nothing else is left to delete, bytes count more: with a group
+//! for each Job, all results are the newest of theirs.
 //!
 //! No bound deletes one namespace's results because of another's: the cluster's budget is shared ([`ClusterBudget`]), and a
 //! namespace within its share loses nothing.
@@ -123,7 +124,12 @@ pub(crate) fn plan(
         newest.extend(results[*n].group().map(|group| (group, *n)));
     }
     let is_newest = |n: usize| results[n].group().is_some_and(|group| newest.get(&group) == Some(&n));
-    let is_deletable = |n: usize| !results[n].pending && bounds[n].is_some() && !is_newest(n);
+    let is_expendable = |n: usize| !results[n].pending && bounds[n].is_some();
+    let is_deletable = |n: usize| is_expendable(n) && !is_newest(n);
+    let newest_last = || {
+        let (newest, others): (Vec<usize>, Vec<usize>) = oldest_first.iter().partition(|n| is_newest(**n));
+        others.into_iter().chain(newest)
+    };
     let mut gone: Vec<Option<RemovalReason>> = vec![None; results.len()];
 
     for n in &oldest_first {
@@ -160,11 +166,11 @@ pub(crate) fn plan(
         *bytes = bytes.saturating_add(results[*n].facts.bytes);
         *most = (*most).max(bounds[*n].map_or(0, |bound| bound.max_bytes));
     }
-    for n in &oldest_first {
-        let Some((bytes, most)) = namespaces.get_mut(results[*n].namespace.as_str()) else { continue };
-        if bytes > most && gone[*n].is_none() && is_deletable(*n) {
-            gone[*n] = Some(RemovalReason::Namespace);
-            *bytes = bytes.saturating_sub(results[*n].facts.bytes);
+    for n in newest_last() {
+        let Some((bytes, most)) = namespaces.get_mut(results[n].namespace.as_str()) else { continue };
+        if bytes > most && gone[n].is_none() && is_expendable(n) {
+            gone[n] = Some(RemovalReason::Namespace);
+            *bytes = bytes.saturating_sub(results[n].facts.bytes);
         }
     }
 
@@ -174,14 +180,14 @@ pub(crate) fn plan(
             *used.entry(&results[*n].namespace).or_default() += u128::from(results[*n].facts.bytes);
         }
         let allowances = budget.allowances(&used);
-        for n in &oldest_first {
-            let namespace = results[*n].namespace.as_str();
+        for n in newest_last() {
+            let namespace = results[n].namespace.as_str();
             let Some((bytes, most)) = used.get_mut(namespace).zip(allowances.get(namespace)) else {
                 continue;
             };
-            if *bytes > *most && gone[*n].is_none() && !is_newest(*n) {
-                gone[*n] = Some(RemovalReason::Cluster);
-                *bytes -= u128::from(results[*n].facts.bytes);
+            if *bytes > *most && gone[n].is_none() {
+                gone[n] = Some(RemovalReason::Cluster);
+                *bytes -= u128::from(results[n].facts.bytes);
             }
         }
     }
@@ -206,172 +212,4 @@ pub(crate) fn in_turns(
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-    use job_handler_shared::result::metadata::RetentionFacts;
-    use job_handler_shared::result::storage_kind::StorageKind;
-    use std::sync::Arc;
-
-    const NOW: i64 = 1_000;
-
-    fn stored(
-        n: usize,
-        namespace: u8,
-        group: Option<u8>,
-        created: i64,
-        bytes: u64,
-        pending: bool,
-    ) -> StoredResult {
-        let created = Timestamp::from_second(created).unwrap();
-        StoredResult {
-            kind: StorageKind::default(),
-            namespace: format!("ns{namespace}"),
-            name: format!("job-{n}-results"),
-            uid: format!("{n:03}"),
-            group: group.map(|g| format!("g{g}").into()),
-            pending,
-            facts: Arc::new(RetentionFacts {
-                created,
-                finished: created,
-                bytes,
-                ..RetentionFacts::default()
-            }),
-        }
-    }
-
-    fn budget_of(max_bytes: u64) -> ClusterBudget {
-        ClusterBudget { max_bytes, ..ClusterBudget::default() }
-    }
-
-    /// The simplest implementation: while a bound is exceeded, the oldest deletable result is deleted.
-    fn oracle(all: &[StoredResult], bounds: &[Option<RetentionBounds>], cluster: Option<u64>) -> Vec<String> {
-        let mut left: Vec<usize> = (0..all.len()).collect();
-        left.sort_by_key(|n| (all[*n].facts.created, all[*n].uid.clone()));
-        let newest = |n: usize| {
-            all[n].group.is_some()
-                && !all.iter().any(|o| {
-                    (&o.namespace, &o.group) == (&all[n].namespace, &all[n].group)
-                        && (o.facts.created, &o.uid) > (all[n].facts.created, &all[n].uid)
-                })
-        };
-        let free = |n: usize| !newest(n) && !all[n].pending && bounds[n].is_some();
-        left.retain(|n| {
-            let age = NOW - all[*n].facts.finished.as_second();
-            !(free(*n) && age >= bounds[*n].unwrap().ttl_seconds as i64)
-        });
-        let drop_while = |left: &mut Vec<usize>, broken: &dyn Fn(&[usize], usize) -> bool| {
-            while let Some(at) = left.iter().position(|n| broken(left, *n)) {
-                left.remove(at);
-            }
-        };
-        // The largest bound among the results that the earlier rules left.
-        let then = left.clone();
-        drop_while(&mut left, &|left, n| {
-            let same =
-                |o: &&usize| (&all[**o].namespace, &all[**o].group) == (&all[n].namespace, &all[n].group);
-            let most = then.iter().filter(same).filter_map(|o| bounds[*o]).map(|b| b.max_per_group).max();
-            free(n) && all[n].group.is_some() && left.iter().filter(same).count() > most.unwrap_or(0) as usize
-        });
-        let then = left.clone();
-        drop_while(&mut left, &|left, n| {
-            let same = |o: &&usize| all[**o].namespace == all[n].namespace;
-            let most = then.iter().filter(same).filter_map(|o| bounds[*o]).map(|b| b.max_bytes).max();
-            free(n) && left.iter().filter(same).map(|o| all[*o].facts.bytes).sum::<u64>() > most.unwrap_or(0)
-        });
-        let used = |left: &[usize], namespace: &str| {
-            left.iter().filter(|o| all[**o].namespace == namespace).map(|o| all[*o].facts.bytes).sum::<u64>()
-        };
-        if let Some(most) = cluster {
-            // Byte by byte, those that use more first, until the budget is used up.
-            let mut needs = ["ns0", "ns1", "ns2"].map(|namespace| (used(&left, namespace), namespace));
-            needs.sort();
-            let turns =
-                (1..=needs[2].0).flat_map(|byte| needs.iter().rev().filter(move |need| need.0 >= byte));
-            let mut allowed: HashMap<&str, u64> = HashMap::new();
-            for (_, namespace) in turns.take(most as usize) {
-                *allowed.entry(namespace).or_default() += 1;
-            }
-            let allowed = |namespace: &str| allowed.get(namespace).copied().unwrap_or(0);
-            drop_while(&mut left, &|left, n| {
-                !newest(n) && used(left, &all[n].namespace) > allowed(&all[n].namespace)
-            });
-        }
-        let mut gone: Vec<String> =
-            (0..all.len()).filter(|n| !left.contains(n)).map(|n| all[n].uid.clone()).collect();
-        gone.sort();
-        gone
-    }
-
-    proptest! {
-        #[test]
-        fn the_plan_equals_the_simplest_implementation(
-            all in prop::collection::vec(
-                ((0u8..3, prop::option::weighted(0.8, 0u8..2)), 990i64..1_000, 0u64..6, prop::bool::weighted(0.1),
-                    prop::option::weighted(0.9, (0u64..12, 1u32..4, 0u64..20))),
-                0..24),
-            cluster in prop::option::of(0u64..40),
-        ) {
-            let bounds: Vec<Option<RetentionBounds>> = all.iter().map(|(.., b)| {
-                b.map(|(ttl_seconds, max_per_group, max_bytes)| RetentionBounds { ttl_seconds, max_per_group, max_bytes })
-            }).collect();
-            let all: Vec<StoredResult> = all.iter().enumerate().map(|(n, ((ns, group), created, bytes, pending, _))| {
-                stored(n, *ns, *group, *created, *bytes, *pending)
-            }).collect();
-            let of = |s: &StoredResult| bounds[s.uid.parse::<usize>().unwrap()];
-            let now = Timestamp::from_second(NOW).unwrap();
-            let budget = cluster.map(budget_of);
-            let mut gone: Vec<String> =
-                plan(&all, of, budget.as_ref(), now).iter().map(|(n, _)| all[*n].uid.clone()).collect();
-            gone.sort();
-            prop_assert_eq!(gone, oracle(&all, &bounds, cluster));
-        }
-    }
-
-    #[test]
-    fn each_bound_deletes_the_oldest_first() {
-        let wide = RetentionBounds { ttl_seconds: 1_000, max_per_group: 10, max_bytes: 1_000 };
-        let now = Timestamp::from_second(NOW).unwrap();
-        let all: Vec<_> = (0..4).map(|n| stored(n, 0, Some(0), 990 + n as i64, 10, false)).collect();
-        let gone = |bounds: Option<RetentionBounds>, cluster: Option<u64>| {
-            let plan = plan(&all, |_| bounds, cluster.map(budget_of).as_ref(), now);
-            plan.into_iter().map(|(n, why)| (n, why.as_str())).collect::<Vec<_>>()
-        };
-        assert_eq!(gone(Some(wide), None), []);
-        assert_eq!(gone(Some(RetentionBounds { ttl_seconds: 9, ..wide }), None), [(0, "age"), (1, "age")]);
-        assert_eq!(gone(Some(RetentionBounds { ttl_seconds: 0, ..wide }), None).len(), 3, "never the newest");
-        assert_eq!(gone(Some(RetentionBounds { max_per_group: 3, ..wide }), None), [(0, "number")]);
-        assert_eq!(gone(Some(RetentionBounds { max_bytes: 39, ..wide }), None), [(0, "namespace-budget")]);
-        assert_eq!(gone(Some(RetentionBounds { max_bytes: 0, ..wide }), None).len(), 3);
-        assert_eq!(gone(None, Some(20)), [(0, "cluster-budget"), (1, "cluster-budget")]);
-    }
-
-    #[test]
-    fn namespaces_take_turns() {
-        let namespaces = [1, 1, 1, 0, 2, 0].into_iter().enumerate();
-        let all: Vec<_> = namespaces.map(|(n, namespace)| stored(n, namespace, None, 1, 1, false)).collect();
-        let planned = (0..6).map(|n| (n, RemovalReason::Age)).collect();
-        let order: Vec<usize> = in_turns(&all, planned).into_iter().map(|(n, _)| n).collect();
-        assert_eq!(order, [0, 3, 4, 1, 5, 2]);
-    }
-
-    /// Whatever a namespace claims, and however many results it makes.
-    #[test]
-    fn the_cluster_budget_costs_no_namespace_within_its_share() {
-        let now = Timestamp::from_second(NOW).unwrap();
-        let mut all: Vec<_> = (0..4).map(|n| stored(n, 0, None, 900 + n as i64, 10, false)).collect();
-        all.extend((4..8).map(|n| stored(n, 1, None, 990 + n as i64, 20, false)));
-        all.push(stored(8, 2, None, 999, 9_000_000_000_000_000_000, false));
-        all.push(stored(9, 2, None, 998, u64::MAX, false));
-        let gone = |max_bytes, shares: &[(&str, u32)]| -> Vec<usize> {
-            let shares = shares.iter().map(|(namespace, share)| ((*namespace).to_owned(), *share)).collect();
-            let budget = ClusterBudget { max_bytes, shares };
-            plan(&all, |_| None, Some(&budget), now).into_iter().map(|(n, _)| n).collect()
-        };
-        assert_eq!(gone(120 + 120, &[]), [9, 8], "the others have what they need");
-        assert_eq!(gone(120, &[]), [4, 5, 9, 8], "40 for each");
-        assert_eq!(gone(90, &[]), [0, 4, 5, 6, 9, 8], "30 for each");
-        assert_eq!(gone(120, &[("ns1", 4)]), [0, 1, 9, 8], "20 for each, and 80 for the second");
-    }
-}
+mod tests;

@@ -6,8 +6,9 @@ use jiff::Timestamp;
 use job_handler_shared::{
     keys,
     policy::{
-        index::{NAMESPACE_LABEL_KEYS_MAX, NAMESPACE_POLICIES_MAX},
         limit::Scope,
+        namespace_share::{NAMESPACE_LABEL_KEYS_MAX, NAMESPACE_POLICIES_MAX, NAMESPACE_POLICY_BYTES_MAX},
+        parsed::Policy,
         results::StorageType,
         spec::PolicySpec,
         status::{LimitStatus, PolicyStatus},
@@ -75,9 +76,10 @@ pub(crate) fn ready(entry: &PolicyEntry, inputs: &StatusInputs<'_>) -> Condition
     }
     if let (false, Some(namespace)) = (inputs.applies, &entry.reference.namespace) {
         let message = format!(
-            "namespace {namespace} has more than {NAMESPACE_POLICIES_MAX} JobPolicies, or they name more than \
-             {NAMESPACE_LABEL_KEYS_MAX} different label keys in selectors, groups and stamped labels; the oldest ones apply, \
-             and this one does not: delete some, or merge them"
+            "namespace {namespace} has more than {NAMESPACE_POLICIES_MAX} JobPolicies, or their specs more than {}, or \
+             they name more than {NAMESPACE_LABEL_KEYS_MAX} different label keys in selectors, groups and stamped labels; the \
+             oldest ones apply, and this one does not: delete some, or merge them",
+            human_bytes(NAMESPACE_POLICY_BYTES_MAX as u64)
         );
         return ConditionState::new(false, "TooManyPolicies", message);
     }
@@ -135,8 +137,10 @@ pub(crate) fn ready(entry: &PolicyEntry, inputs: &StatusInputs<'_>) -> Condition
 }
 
 /// `FullyEnforced`: every field of the policy has an effect.
-pub(crate) fn fully_enforced(spec: &PolicySpec, inputs: &StatusInputs<'_>) -> ConditionState {
+pub(crate) fn fully_enforced(policy: &Policy, inputs: &StatusInputs<'_>) -> ConditionState {
+    let spec = &policy.spec;
     let mut problems: Vec<(&'static str, String)> = Vec::new();
+    problems.extend(policy.left_out.iter().map(|why| ("StampInvalid", format!("{why}; it is left out"))));
     problems.extend(secrets_unavailable(spec, inputs.no_secrets.as_deref()).map(|why| ("NoSecrets", why)));
     let without_group = if inputs.has_group { Vec::new() } else { group_limits(spec) };
     if !without_group.is_empty() {

@@ -57,9 +57,9 @@ pub(crate) fn policy_status(entry: &PolicyEntry, inputs: &StatusInputs<'_>) -> P
     let spec = entry.policy.as_ref().ok().map(|policy| &policy.spec);
     let ready = conditions::ready(entry, inputs);
     let is_ready = ready.holds;
-    let full = spec.map_or_else(
-        || ConditionState::new(false, "Unreadable", "this policy cannot be read"),
-        |spec| conditions::fully_enforced(spec, inputs),
+    let full = entry.policy.as_ref().map_or_else(
+        |_| ConditionState::new(false, "Unreadable", "this policy cannot be read"),
+        |policy| conditions::fully_enforced(policy, inputs),
     );
     let limits: Vec<LimitStatus> = spec.map_or_else(Vec::new, |spec| {
         spec.limits.iter().map(|limit| fullest_scope(limit, inputs.jobs, inputs.pending)).collect()
@@ -238,6 +238,15 @@ mod tests {
         let ready = &beyond.conditions_of(json!({}))[READY];
         assert_eq!((ready.status.as_str(), ready.reason.as_str()), ("False", "TooManyPolicies"));
         assert!(ready.message.starts_with("namespace ci has more than 100 JobPolicies"), "{}", ready.message);
+    }
+
+    #[test]
+    fn a_stamp_that_is_left_out_is_named() {
+        let spec = json!({"stamp": {"labels": {"job-name": "x"}}});
+        let full = &TestInputs::default().conditions_of(spec)[ENFORCED];
+        assert_eq!((full.status.as_str(), full.reason.as_str()), ("False", "StampInvalid"));
+        let expected = "spec.stamp.labels: job-name belongs to the Job controller; it is left out";
+        assert_eq!(full.message, expected);
     }
 
     #[test]

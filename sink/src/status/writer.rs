@@ -73,7 +73,7 @@ pub(crate) async fn run<K: Clone + Eq + std::hash::Hash>(
         let (policies, unfinished) = (store.policies(), unfinished_by_namespace(&jobs));
         let requested = summary::by_policy(&results);
         let mut queued = HashMap::new();
-        for entry in store.policy_entries() {
+        for entry in store.policy_entries().into_iter().filter(PolicyEntry::has_written_status) {
             let policy = entry.policy.as_ref().ok();
             let selected: Vec<SelectedJob> =
                 policy.map_or_else(Vec::new, |policy| selected(&store, policy, &unfinished));
@@ -140,7 +140,10 @@ pub(crate) async fn write_last_refusals(
         // The store outlives this loop, which has it.
         _ = changes.changed().await;
         for entry in store.policy_entries().into_iter().filter(|_| !*leads.borrow()) {
-            let Some(ours) = store.refusal(&entry.reference.uid) else { continue };
+            let Some(ours) = store.refusal(&entry.reference.uid).filter(|_| entry.has_written_status())
+            else {
+                continue;
+            };
             if entry.status.last_refusal.as_ref().is_some_and(|known| known.time.0 >= ours.time.0) {
                 continue;
             }

@@ -2,10 +2,12 @@
 //!
 //! Anybody in the cluster can connect, and a connection takes up to 170 KiB before a review is read from it (an unfinished
 //! head, TLS). The bounds hold from the first packet on, before TLS. A new connection beyond the total takes the place of
-//! the longest silent one of the address that holds most, so that no address shuts out the others. One that exceeds the
-//! share of its address waits for a moment: an apiserver may send many reviews at once.
+//! the longest silent one of the address that holds most, so that no address shuts out the others: first of those on which
+//! no review came yet, as on all of a stranger, never of those whose review is being answered. One that exceeds the share of
+//! its address waits for a moment: an apiserver may send many reviews at once.
 
 use std::{
+    cmp::Reverse,
     collections::HashMap,
     net::{IpAddr, SocketAddr},
     sync::Arc,
@@ -44,7 +46,26 @@ struct Connections {
 struct ConnectionState {
     /// When the last head arrived, or the connection.
     last_request: Instant,
+    use_so_far: ConnectionUse,
     evicted: CancellationToken,
+}
+
+/// What a connection was used for. Only a review's head counts, which has a valid path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ConnectionUse {
+    /// Nothing.
+    None,
+    /// A review on it is being answered.
+    InFlight,
+    /// Reviews on it were answered.
+    Answered,
+}
+
+/// A review that is being answered; over when dropped.
+#[derive(Debug)]
+pub(super) struct ReviewInFlight {
+    table: ConnectionTable,
+    peer: SocketAddr,
 }
 
 /// The place of an open connection; free again when dropped.
@@ -85,21 +106,36 @@ impl ConnectionTable {
             return None;
         }
         let evicted = CancellationToken::new();
-        open.insert(peer, ConnectionState { last_request: Instant::now(), evicted: evicted.clone() });
+        let state = ConnectionState {
+            last_request: Instant::now(),
+            use_so_far: ConnectionUse::None,
+            evicted: evicted.clone(),
+        };
+        open.insert(peer, state);
         Some(OpenConnection { table: self.clone(), peer, evicted })
     }
 
-    /// The head of a request arrived on this connection.
-    pub(super) fn request_began(&self, peer: SocketAddr) {
+    /// The head of a review arrived on this connection.
+    pub(super) fn review_began(&self, peer: SocketAddr) -> ReviewInFlight {
         if let Some(connection) = self.0.lock().open.get_mut(&peer) {
             connection.last_request = Instant::now();
+            connection.use_so_far = ConnectionUse::InFlight;
         }
+        ReviewInFlight { table: self.clone(), peer }
     }
 
     /// How long the connection may stay silent; none if it was for too long.
     fn silence_left(&self, peer: SocketAddr) -> Option<Duration> {
         let silent = self.0.lock().open.get(&peer)?.last_request.elapsed();
         MAX_SILENCE.checked_sub(silent).filter(|left| !left.is_zero())
+    }
+}
+
+impl Drop for ReviewInFlight {
+    fn drop(&mut self) {
+        if let Some(connection) = self.table.0.lock().open.get_mut(&self.peer) {
+            connection.use_so_far = ConnectionUse::Answered;
+        }
     }
 }
 
@@ -147,21 +183,38 @@ impl Drop for WaitingConnection<'_> {
 
 /// Frees the place of another address that holds more connections than `address`. Returns whether there is one.
 fn evict_for(address: IpAddr, open: &mut HashMap<SocketAddr, ConnectionState>) -> bool {
-    let mut counts: HashMap<IpAddr, usize> = HashMap::new();
-    for peer in open.keys() {
-        *counts.entry(peer.ip()).or_default() += 1;
-    }
-    let own = counts.get(&address).copied().unwrap_or_default();
-    let Some((largest, count)) = counts.into_iter().max_by_key(|(_, count)| *count) else { return false };
-    if count <= own {
-        return false;
-    }
-    let of_largest = open.iter().filter(|(peer, _)| peer.ip() == largest);
-    let Some(silent) = of_largest.min_by_key(|(_, state)| state.last_request).map(|(peer, _)| *peer) else {
-        return false;
-    };
-    open.remove(&silent).into_iter().for_each(|state| state.evicted.cancel());
+    let victim = silent_one(address, open, |used| used == ConnectionUse::None)
+        // An end in the middle of a review makes the apiserver show the URL, with its secret, to the user.
+        .or_else(|| silent_one(address, open, |used| used != ConnectionUse::InFlight));
+    let Some(victim) = victim else { return false };
+    open.remove(&victim).into_iter().for_each(|state| state.evicted.cancel());
     true
+}
+
+/// Of the connections of other addresses that may be closed, the longest silent one of the address that has most of them, if
+/// those are more than `address` has. Where reviews came from, a new connection needs no such share: the apiserver opens
+/// several at once.
+fn silent_one(
+    address: IpAddr,
+    open: &HashMap<SocketAddr, ConnectionState>,
+    may_close: fn(ConnectionUse) -> bool,
+) -> Option<SocketAddr> {
+    let mut held: HashMap<IpAddr, (usize, Reverse<Instant>, SocketAddr)> = HashMap::new();
+    let mut own = 0;
+    let is_known =
+        open.iter().any(|(peer, state)| peer.ip() == address && state.use_so_far != ConnectionUse::None);
+    for (peer, state) in open.iter().filter(|(_, state)| may_close(state.use_so_far)) {
+        if peer.ip() == address {
+            own += usize::from(!is_known);
+            continue;
+        }
+        let silent = (Reverse(state.last_request), *peer);
+        let (count, since, longest) = held.entry(peer.ip()).or_insert((0, silent.0, silent.1));
+        *count += 1;
+        (*since, *longest) = silent.max((*since, *longest));
+    }
+    let (count, _, longest) = held.into_values().max()?;
+    (count > own).then_some(longest)
 }
 
 #[cfg(test)]
@@ -192,8 +245,8 @@ mod tests {
         let first = open(&table, 1, MAX_PER_ADDRESS);
         let second = open(&table, 2, MAX_PER_ADDRESS - 1);
         tokio::time::advance(Duration::from_secs(1)).await;
-        for connection in first.iter().filter(|connection| connection.peer != peer(1, 7)) {
-            table.request_began(connection.peer);
+        for connection in second.iter().chain(first.iter().filter(|held| held.peer != peer(1, 7))) {
+            drop(table.review_began(connection.peer));
         }
         let apiserver = open(&table, 3, 2);
         assert_eq!(table.0.lock().open.len(), MAX_CONNECTIONS);
@@ -203,6 +256,40 @@ mod tests {
         evicted[0].must_close().await;
         drop((first, second, apiserver));
         assert!(table.0.lock().open.is_empty());
+    }
+
+    /// One connection for each of many addresses: the apiserver holds more than any of them.
+    #[tokio::test(start_paused = true)]
+    async fn strangers_of_many_addresses_do_not_displace_the_apiserver() {
+        let table = ConnectionTable::default();
+        let apiserver = open(&table, 1, 3);
+        let answered = table.review_began(peer(1, 0));
+        let slow = table.review_began(peer(1, 1));
+        drop(answered);
+        let stranger = |n: usize| {
+            let [.., high, low] = n.to_be_bytes();
+            table.open(SocketAddr::from(([10, 1, high, low], 1)))
+        };
+        let mut strangers: Vec<_> = (0..MAX_CONNECTIONS - 3).map(|n| stranger(n).unwrap()).collect();
+        tokio::time::advance(Duration::from_secs(1)).await;
+        strangers.extend((1000..1100).map(|n| stranger(n).unwrap()));
+        // The third one has not brought a review yet.
+        assert!(apiserver[..2].iter().all(|held| !held.evicted.is_cancelled()));
+        // Also the apiserver gets a place at the cost of a stranger.
+        assert!(table.open(peer(1, 9)).is_some());
+        drop((strangers, slow));
+    }
+
+    #[tokio::test]
+    async fn a_review_that_is_being_answered_keeps_its_connection() {
+        let table = ConnectionTable::default();
+        let held = [open(&table, 1, MAX_PER_ADDRESS), open(&table, 2, MAX_PER_ADDRESS)];
+        let mut reviews: Vec<_> =
+            held.iter().flatten().map(|connection| table.review_began(connection.peer)).collect();
+        assert!(table.open(peer(3, 1)).is_none(), "it waits");
+        reviews.pop();
+        assert!(table.open(peer(3, 1)).is_some());
+        assert!(held[1].last().unwrap().evicted.is_cancelled());
     }
 
     #[tokio::test(start_paused = true)]
@@ -236,7 +323,7 @@ mod tests {
         };
         let request = async {
             tokio::time::sleep(Duration::from_secs(100)).await;
-            table.request_began(peer(1, 1));
+            drop(table.review_began(peer(1, 1)));
         };
         let (lived, ()) = tokio::join!(closes, request);
         assert_eq!(lived.as_secs(), MAX_SILENCE.as_secs() + 100);

@@ -13,15 +13,18 @@ use crate::{
     metrics::{Endpoint, ReviewVerdict},
 };
 
-/// Answers the review in `body` by `answer`. Log lines of `answer` carry the review's span.
+/// Answers the review in `body` by `answer`, which begins when the body is dropped. Log lines of `answer` carry the review's span.
 pub(super) async fn answer_review(
     endpoint: Endpoint,
-    body: &[u8],
+    body: impl AsRef<[u8]>,
     state: &WebhookState,
     answer: impl AsyncFnOnce(AdmissionReview) -> (HttpReply, ReviewVerdict),
 ) -> HttpReply {
     let start = Instant::now();
-    let (reply, verdict) = match review::parse(body) {
+    let parsed = review::parse(body.as_ref());
+    // The answer may take seconds, in which other bodies need the room.
+    drop(body);
+    let (reply, verdict) = match parsed {
         Ok(review) => {
             let span = span(endpoint, &review);
             let answer = async {

@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// Answers one review. Never denies: a Job that cannot be stamped is created as it is, and the sink repairs it.
-pub async fn mutate(body: &[u8], state: &WebhookState) -> HttpReply {
+pub async fn mutate(body: impl AsRef<[u8]>, state: &WebhookState) -> HttpReply {
     answer_review(Endpoint::Mutate, body, state, async |review| answer(&review, state).await).await
 }
 

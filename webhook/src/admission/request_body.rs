@@ -26,17 +26,24 @@ impl Default for BodyBudget {
     }
 }
 
-/// A body, charged to the budget.
+/// A body, charged to the budget until it is dropped. Whoever answers a review drops it when it is parsed: while large
+/// reviews wait for a decision, others have room.
 #[derive(Debug)]
-pub(super) struct RequestBody {
-    pub(super) bytes: Bytes,
+pub struct RequestBody {
+    bytes: Bytes,
     /// Frees the body's part of the budget when it is dropped.
-    pub(super) charge: BodyCharge,
+    _charge: BodyCharge,
+}
+
+impl AsRef<[u8]> for RequestBody {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
 }
 
 /// What a body takes of the budget.
 #[derive(Debug, Default)]
-pub(super) struct BodyCharge(Option<OwnedSemaphorePermit>);
+struct BodyCharge(Option<OwnedSemaphorePermit>);
 
 /// Why a body is not kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,7 +101,7 @@ async fn collect(mut payload: web::Payload, budget: &BodyBudget) -> Result<Reque
         }
     }
     match refusal {
-        None => Ok(RequestBody { bytes: body.into_bytes(), charge }),
+        None => Ok(RequestBody { bytes: body.into_bytes(), _charge: charge }),
         Some(BodyRefusal::TooLarge) => Err(HttpReply::text(
             413,
             format!("expected at most {}, the body is larger", human_bytes(MAX_BODY as u64)),

@@ -20,7 +20,7 @@ use actix_web::{
         KeepAlive, StatusCode,
         header::{CONTENT_TYPE, RETRY_AFTER},
     },
-    web::{self, Bytes},
+    web,
 };
 use job_handler_shared::keys;
 use rustls::ServerConfig;
@@ -82,9 +82,9 @@ pub fn serve_webhook(
         let state = state.clone();
         async move {
             match endpoint {
-                Endpoint::Mutate => mutate(&body, &state).await,
-                Endpoint::Validate => validate(&body, timeout, &state).await,
-                Endpoint::Warn => warn(&body, timeout, &state).await,
+                Endpoint::Mutate => mutate(body, &state).await,
+                Endpoint::Validate => validate(body, timeout, &state).await,
+                Endpoint::Warn => warn(body, timeout, &state).await,
             }
         }
     })
@@ -97,7 +97,7 @@ pub fn serve_webhook(
 /// If the listener cannot be used.
 pub fn serve<H, F>(listener: TcpListener, tls: ServerConfig, handler: H) -> std::io::Result<Server>
 where
-    H: Fn(Endpoint, Bytes, Duration) -> F + Clone + Send + 'static,
+    H: Fn(Endpoint, RequestBody, Duration) -> F + Clone + Send + 'static,
     F: Future<Output = HttpReply> + 'static,
 {
     serve_paths(listener, tls, ServedPaths::Plain, handler)
@@ -110,7 +110,7 @@ fn serve_paths<H, F>(
     handler: H,
 ) -> std::io::Result<Server>
 where
-    H: Fn(Endpoint, Bytes, Duration) -> F + Clone + Send + 'static,
+    H: Fn(Endpoint, RequestBody, Duration) -> F + Clone + Send + 'static,
     F: Future<Output = HttpReply> + 'static,
 {
     let workers = std::thread::available_parallelism().map_or(1, NonZero::get);
@@ -127,21 +127,19 @@ where
             let (handler, paths) = (handler.clone(), paths.clone());
             let (connections, budget) = (connections.clone(), budget.clone());
             web::post().to(move |request: HttpRequest, payload: web::Payload| {
-                request.peer_addr().into_iter().for_each(|peer| connections.request_began(peer));
+                let in_flight = request.peer_addr().map(|peer| connections.review_began(peer));
                 paths.check_caller(&request);
                 let (handler, budget, guard) =
                     (handler.clone(), budget.clone(), paths.watch_answer(endpoint));
                 async move {
                     let reply = match read_body(payload, &budget).await {
-                        // Charged until the review is answered.
-                        Ok(RequestBody { bytes, charge: _charge }) => {
-                            handler(endpoint, bytes, timeout_of(request.query_string())).await
-                        }
+                        Ok(body) => handler(endpoint, body, timeout_of(request.query_string())).await,
                         Err(reply) => reply,
                     };
                     if let Some(guard) = guard {
                         guard.answered();
                     }
+                    drop(in_flight);
                     respond(reply)
                 }
             })
@@ -199,7 +197,7 @@ async fn method_not_allowed() -> HttpResponse {
 }
 
 async fn not_found() -> HttpResponse {
-    respond(HttpReply::text(404, "not found: expected POST /mutate, /validate or /warn"))
+    respond(HttpReply::text(404, "not found"))
 }
 
 /// The query parameter `timeout`, a Go duration such as `10s` or `1m0s`.

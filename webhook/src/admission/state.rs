@@ -83,6 +83,12 @@ impl WebhookState {
         Self { paths: Some(paths), ..self }
     }
 
+    /// The same with another limiter.
+    #[must_use]
+    pub fn with_limiter(self, limiter: Arc<dyn Limiter>) -> Self {
+        Self { limiter: Some(limiter), ..self }
+    }
+
     /// Whether Jobs of `namespace` are never touched. The webhook configurations exclude these namespaces, too.
     pub(super) fn is_excluded(&self, namespace: &str) -> bool {
         namespace == &*self.own_namespace || keys::EXCLUDED_NAMESPACES.contains(&namespace)

@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// Answers one review within `timeout`, after which the caller gives up.
-pub async fn validate(body: &[u8], timeout: Duration, state: &WebhookState) -> HttpReply {
+pub async fn validate(body: impl AsRef<[u8]>, timeout: Duration, state: &WebhookState) -> HttpReply {
     let deadline = Instant::now() + timeout;
     answer_review(Endpoint::Validate, body, state, async |review| {
         let uid = review.uid.clone();
@@ -39,7 +39,7 @@ pub async fn validate(body: &[u8], timeout: Duration, state: &WebhookState) -> H
     .await
 }
 
-/// What is left of a review. What it contained is gone, so that thousands may wait for a decision.
+/// What is left of a review. Its body and all else that it contained are gone while it waits for a decision.
 enum ReadReview {
     /// The answer does not depend on limits.
     Answered(Box<AdmissionResponse>, ReviewVerdict),

@@ -43,7 +43,7 @@ const TIMEOUT_MARGIN: Duration = Duration::from_millis(300);
 const MAX_STAMP_WARNINGS: usize = 8;
 
 /// Answers one review within `timeout`, after which the caller gives up.
-pub async fn warn(body: &[u8], timeout: Duration, state: &WebhookState) -> HttpReply {
+pub async fn warn(body: impl AsRef<[u8]>, timeout: Duration, state: &WebhookState) -> HttpReply {
     answer_review(Endpoint::Warn, body, state, async |review| {
         let response = answer(&review, timeout, state).await;
         (response.reply(&review.uid), ReviewVerdict::Allowed)

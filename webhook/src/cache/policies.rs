@@ -101,7 +101,12 @@ impl Policies {
                 .modify(trim_metadata),
             "jobpolicies.job-handler.io",
             readiness.register("JobPolicies"),
-            PolicyHandler { policies: self.clone(), kind: PolicyKind::JobPolicy, read: Policy::namespaced },
+            PolicyHandler {
+                policies: self.clone(),
+                kind: PolicyKind::JobPolicy,
+                read: Policy::namespaced,
+                collected: PolicyIndex::default(),
+            },
         );
         let cluster_policies = reflector::run(
             objects(Api::<DeserializeGuard<ClusterJobPolicy>>::all(client.clone()), Config::default())
@@ -112,6 +117,7 @@ impl Policies {
                 policies: self.clone(),
                 kind: PolicyKind::ClusterJobPolicy,
                 read: Policy::cluster,
+                collected: PolicyIndex::default(),
             },
         );
         let namespaces = reflector::run(
@@ -195,8 +201,7 @@ impl Policies {
     }
 }
 
-/// Drops what tenants may write into a policy besides its spec, which its schema bounds: a list is kept until it is
-/// complete.
+/// Drops what tenants may write into a policy besides its spec, which its schema bounds.
 fn trim_metadata(policy: &mut impl Resource) {
     let metadata = policy.meta_mut();
     (metadata.annotations, metadata.labels, metadata.managed_fields) = (None, None, None);
@@ -207,6 +212,8 @@ struct PolicyHandler<P> {
     policies: Policies,
     kind: PolicyKind,
     read: fn(&P) -> Result<Policy, PolicyError>,
+    /// What was read of a list.
+    collected: PolicyIndex<PolicyKey>,
 }
 
 impl<P: Resource<DynamicType = ()>> PolicyHandler<P> {
@@ -240,12 +247,21 @@ fn key<P: Resource<DynamicType = ()>>(kind: PolicyKind, found: &DeserializeGuard
 }
 
 impl<P: Resource<DynamicType = ()>> WatchHandler<DeserializeGuard<P>> for PolicyHandler<P> {
-    fn replace(&mut self, all: Vec<DeserializeGuard<P>>) {
-        let fresh: Vec<_> =
-            all.iter().filter_map(|found| Some((key(self.kind, found), self.policy(found)?))).collect();
-        let kind = self.kind;
+    fn begin(&mut self) {
+        self.collected = PolicyIndex::default();
+    }
+
+    fn listed(&mut self, found: DeserializeGuard<P>) -> Option<DeserializeGuard<P>> {
+        if let Some(policy) = self.policy(&found) {
+            self.collected.collect(key(self.kind, &found), policy);
+        }
+        None
+    }
+
+    fn replace(&mut self, _: Vec<DeserializeGuard<P>>) {
+        let (kind, collected) = (self.kind, std::mem::take(&mut self.collected));
         self.policies.change_policies(|index| {
-            index.replace(|key| key.0 == kind, fresh);
+            index.replace(|key| key.0 == kind, collected);
             true
         });
         self.policies.sync(match kind {

@@ -10,6 +10,10 @@ use kube::runtime::watcher::{self, Event};
 pub trait WatchHandler<K> {
     /// A list begins.
     fn begin(&mut self) {}
+    /// An object of a list that is not complete yet. What is returned is kept for `replace`.
+    fn listed(&mut self, object: K) -> Option<K> {
+        Some(object)
+    }
     /// A list is complete: these are all objects.
     fn replace(&mut self, all: Vec<K>);
     /// An object was created or changed.
@@ -31,7 +35,7 @@ pub async fn run<K: Clone + Debug>(
             handler.begin();
             listed = Vec::new();
         }
-        Event::InitApply(object) => listed.push(object),
+        Event::InitApply(object) => listed.extend(handler.listed(object)),
         Event::InitDone => handler.replace(std::mem::take(&mut listed)),
         Event::Apply(object) => handler.apply(object),
         Event::Delete(object) => handler.delete(object),

@@ -187,6 +187,31 @@ fn no_program_creates_a_secret_with_the_token_of_another_account() {
     });
 }
 
+/// By the sinks' Lease, its holder could keep them from electing a leader.
+#[test]
+fn the_webhook_writes_leases_of_webhooks_only() {
+    scenario(|fixture| async move {
+        wait_in_force(fixture).await;
+        let lease = |labels: Value| {
+            json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
+                "metadata": {"name": "another", "namespace": NAMESPACE, "labels": labels}})
+        };
+        let words = "job-handler-webhook writes the Leases of webhooks only";
+        for labels in [json!({}), json!({"job-handler/component": "sink"})] {
+            assert_denied(&fixture.cluster, "job-handler-webhook", &CREATE, &lease(labels), words).await;
+        }
+        let own = lease(json!({"job-handler/component": "webhook"}));
+        let create = [&CREATE[..], &["--dry-run=server"]].concat();
+        attempt(&fixture.cluster, "job-handler-webhook", &create, &own).await.unwrap();
+        let leases = format!("/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases");
+        let delete = format!("{leases}/{}?dryRun=All", job_handler_shared::keys::LEADER_LEASE);
+        let delete = ["delete", "--raw", &delete];
+        let denied = attempt(&fixture.cluster, "job-handler-webhook", &delete, &Value::Null).await;
+        let denied = denied.expect_err("the leader's Lease");
+        assert!(denied.contains(words), "{denied}");
+    });
+}
+
 #[test]
 fn a_sink_for_some_namespaces_has_no_rights_elsewhere() {
     exclusive_scenario_with_own_cluster(async || {

@@ -156,7 +156,11 @@ impl Apiserver {
         if let Some(code) = self.0.hooks.run(call) {
             return self.record(
                 call,
-                Reply::refused(code, "Forbidden", r#"User "test" cannot do this: an injected fault"#),
+                Reply::refused(
+                    code,
+                    if code == 404 { "NotFound" } else { "Forbidden" },
+                    r#"User "test" cannot do this: an injected fault"#,
+                ),
                 true,
             );
         }

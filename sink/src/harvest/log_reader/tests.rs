@@ -31,7 +31,7 @@ fn reader(answers: &'static [Answer]) -> (LogReader, Arc<AtomicUsize>) {
                 Answer::Log(text) => (200, text.to_vec()),
                 Answer::Status(code) => {
                     let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
-                        "message": "refused", "reason": "Test", "code": code});
+                        "message": "refused", "reason": if code == 404 { "NotFound" } else { "Test" }, "code": code});
                     (code, serde_json::to_vec(&status).unwrap())
                 }
                 Answer::Hang => std::future::pending().await,

@@ -7,8 +7,12 @@ use crate::harvest::{
 };
 
 fn pod(uid: &str, phase: &str, minute: u8) -> Pod {
+    pod_of("ci", uid, phase, minute)
+}
+
+fn pod_of(namespace: &str, uid: &str, phase: &str, minute: u8) -> Pod {
     serde_json::from_value(json!({
-        "metadata": {"name": uid, "namespace": "ci", "uid": uid,
+        "metadata": {"name": uid, "namespace": namespace, "uid": uid,
             "creationTimestamp": format!("2026-01-01T00:{minute:02}:00Z")},
         "spec": {"containers": [{"name": "main"}]}, "status": {"phase": phase},
     }))
@@ -77,6 +81,32 @@ fn no_job_loses_a_log_to_another() {
     tracker.mark_deleted("wants", None);
     assert!(!capture(&tracker, "more", 1, EARLY_MEMORY));
     assert_eq!((bytes_of(&tracker, "a", "gone"), tracker.lock().bytes), (EARLY_MEMORY / 2, EARLY_MEMORY));
+}
+
+/// Jobs that wait for a silent node keep the logs of their deleted pods until the harvest deadline.
+#[test]
+fn a_namespace_makes_room_for_those_that_hold_less() {
+    let tracker = PodTracker::default();
+    for n in 0..4 {
+        let uid = format!("kept-{n}");
+        tracker.upsert(&format!("j-{n}"), &pod_of("large", &uid, "Failed", n));
+        assert!(capture(&tracker, &uid, EARLY_MEMORY / 4, EARLY_MEMORY));
+        tracker.mark_deleted(&uid, None);
+    }
+    for n in 0..3 {
+        let uid = format!("small-{n}");
+        tracker.upsert(&format!("s-{n}"), &pod_of("small", &uid, "Failed", n));
+        let has_room = capture(&tracker, &uid, EARLY_MEMORY / 4, EARLY_MEMORY);
+        tracker.mark_deleted(&uid, None);
+        assert_eq!(has_room, n < 2, "{n}: then both hold the same");
+    }
+    let kept = |n: u8| {
+        let (pods, _) = tracker.captured_pods("large", &format!("j-{n}"));
+        pods[&format!("kept-{n}")].logs["r"].excerpt.bytes() > 0
+    };
+    assert_eq!([0, 1, 2, 3].map(kept), [false, false, true, true], "the oldest went");
+    tracker.upsert("j-4", &pod_of("large", "more", "Failed", 9));
+    assert!(!capture(&tracker, "more", 1, EARLY_MEMORY));
 }
 
 #[test]
