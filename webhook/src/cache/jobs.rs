@@ -69,7 +69,7 @@ impl JobCache {
     }
 
     /// The resourceVersion up to which the cache is complete.
-    pub(crate) fn position(&self) -> Option<u64> {
+    pub fn position(&self) -> Option<u64> {
         *self.position.borrow()
     }
 

@@ -45,9 +45,10 @@ impl Deref for LimitsApiserver {
 }
 
 impl LimitsApiserver {
-    /// Each call takes `latency` milliseconds.
+    /// Each call takes `latency` milliseconds, and watches lag, so that a test has to wait for what it relies on.
     pub fn new(latency: u64) -> Self {
-        Self(apiserver::Apiserver::default().with_latency(Duration::from_millis(latency)))
+        let apiserver = apiserver::Apiserver::default().with_watch_lag(Duration::from_millis(5));
+        Self(apiserver.with_latency(Duration::from_millis(latency)))
     }
 
     /// One of `every` writes of ledgers takes effect and loses its response.
@@ -184,6 +185,15 @@ impl TestReplica {
     pub async fn ready(self) -> Self {
         eventually("the replica to be ready", || self.readiness.not_ready().is_empty()).await;
         self
+    }
+
+    /// Waits until the watch has delivered all changes of Jobs.
+    ///
+    /// A grant uses the watched Jobs alone, so a test that writes Jobs without a grant and expects a refusal needs this.
+    pub async fn watched(&self, apiserver: &LimitsApiserver) {
+        let last = apiserver.events("jobs", 0, u64::MAX).last().map(|(version, _)| *version);
+        let cache = self.limiter.context().cache.clone();
+        eventually("the watch to deliver all Jobs", || cache.position() >= last).await;
     }
 
     pub fn metric(&self, line: &str) -> u64 {

@@ -41,6 +41,8 @@ pub enum LostWrite {
 pub(super) struct Faults {
     /// How long a call takes; it takes effect in the middle.
     pub(super) latency: Duration,
+    /// How long a watch takes to report a change.
+    pub(super) watch_lag: Duration,
     pub(super) writes: usize,
     at_write: Option<(usize, Fault)>,
     dead: bool,
@@ -178,6 +180,13 @@ impl Apiserver {
     #[must_use]
     pub fn with_latency(self, latency: Duration) -> Self {
         self.0.faults.lock().latency = latency;
+        self
+    }
+
+    /// Watches report each change this much later.
+    #[must_use]
+    pub fn with_watch_lag(self, lag: Duration) -> Self {
+        self.0.faults.lock().watch_lag = lag;
         self
     }
 

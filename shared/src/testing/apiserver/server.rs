@@ -205,6 +205,10 @@ impl Apiserver {
         let from = call.parameter("resourceVersion").and_then(|text| text.parse().ok()).unwrap_or_default();
         let mut changed = self.0.changed.subscribe();
         loop {
+            let lag = self.0.faults.lock().watch_lag;
+            if !lag.is_zero() {
+                tokio::time::sleep(lag).await;
+            }
             let (forgotten, until) = self.0.faults.lock().watch_limits(&call.resource);
             if from < forgotten {
                 let expired =
