@@ -7,7 +7,7 @@ use std::{
 };
 
 use futures::{StreamExt, stream};
-use job_handler_e2e::{harness::cgroup::MemoryCgroup, pair::review_path, wait_for};
+use job_handler_e2e::{harness::cgroup::MemoryLimit, pair::review_path, wait_for};
 use job_handler_shared::{keys, policy::spec::JobPolicy};
 use k8s_openapi::{
     api::{admissionregistration::v1::ValidatingWebhookConfiguration, core::v1::Namespace},
@@ -319,16 +319,9 @@ fn five_thousand_limited_policies_are_enforced() {
 
 /// Soon after its start a webhook replaces the path twice, and looks into all configurations before.
 async fn paths_are_replaced_within_the_memory_limit(fixture: &Fixture) {
-    let cgroup = match MemoryCgroup::create("webhook", WEBHOOK_LIMIT) {
-        Ok(cgroup) => cgroup,
-        Err(error) => {
-            eprintln!("skipped: this machine cannot limit the memory of a process by a cgroup: {error}");
-            return;
-        }
-    };
     let webhook = fixture.pair.webhook(0);
     webhook.restart().unwrap();
-    cgroup.add(webhook.process().id()).unwrap();
+    let limit = MemoryLimit::apply(&webhook.name(), webhook.process().id(), WEBHOOK_LIMIT).unwrap();
     webhook.wait_ready(Duration::from_secs(60)).await.unwrap();
     let mut paths = BTreeSet::new();
     let deadline = Instant::now() + Duration::from_secs(120);
@@ -338,6 +331,6 @@ async fn paths_are_replaced_within_the_memory_limit(fixture: &Fixture) {
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
     webhook.process().ensure_running().unwrap();
-    assert_eq!(cgroup.kills().unwrap(), 0);
+    limit.check().unwrap();
     webhook.kill().unwrap();
 }
