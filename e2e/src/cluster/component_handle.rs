@@ -52,7 +52,7 @@ impl ComponentHandle<'_> {
     /// If it does not start.
     pub async fn restart(&self) -> Result<()> {
         self.process.restart()?;
-        self.cluster.wait_ready(Duration::from_secs(60)).await?;
+        self.cluster.wait_ready(Duration::from_secs(180)).await?;
         self.refresh_nodes()
     }
 

@@ -169,13 +169,13 @@ impl Cluster {
         for component in [Component::Etcd, Component::Apiserver] {
             cluster.launch(component)?;
         }
-        cluster.wait_ready(Duration::from_secs(60)).await?;
+        cluster.wait_ready(Duration::from_secs(180)).await?;
         let client = cluster.client();
         nodes::register(&client, options.nodes).await?;
         for component in Component::ALL {
             cluster.launch(component)?;
         }
-        wait_for(Duration::from_secs(60), "the controllers and the nodes", || async {
+        wait_for(Duration::from_secs(180), "the controllers and the nodes", || async {
             for process in cluster.processes.values() {
                 if process.exit_status().is_some() {
                     return Ok(());

@@ -3,8 +3,11 @@
 
 use std::time::Duration;
 
+use futures::{AsyncBufReadExt, StreamExt, TryStreamExt};
 use job_handler_e2e::cluster::jobs::{in_phase, job};
 use job_handler_e2e::{Cluster, ClusterOptions, TestNamespace, wait_for};
+use k8s_openapi::api::core::v1::Pod;
+use kube::{Api, api::LogParams};
 use serde_json::json;
 
 const SOON: Duration = Duration::from_secs(30);
@@ -123,15 +126,16 @@ async fn a_followed_log_ends_with_the_container() {
 async fn only_a_follower_sees_the_last_line_before_sigterm() {
     let (cluster, namespace) = start("sigterm", &[("end", "Hang"), ("log-every", "20ms")]).await;
     let pod = cluster.pods_of(&namespace, "sigterm").await.unwrap().pop().unwrap().metadata.name.unwrap();
-    let follow = ["-n", namespace.name(), "logs", "-f", &pod];
-    let delete = async {
-        tokio::time::sleep(Duration::from_millis(300)).await;
-        cluster.kubectl(&["-n", &namespace, "delete", "pod", &pod]).await.unwrap();
-    };
-    let (seen, ()) = tokio::join!(cluster.kubectl(&follow), delete);
-    let seen = seen.unwrap();
-    let last = seen.lines().last().unwrap();
-    assert!(last.starts_with("SIGTERM after tick "), "{seen}");
+    let follow = LogParams { follow: true, ..LogParams::default() };
+    let pods: Api<Pod> = Api::namespaced(cluster.client(), &namespace);
+    let mut lines = pods.log_stream(&pod, &follow).await.unwrap().lines();
+    // The follower is there before the pod is deleted.
+    let first = lines.next().await.unwrap().unwrap();
+    assert!(first.starts_with("tick "), "{first}");
+    cluster.kubectl(&["-n", &namespace, "delete", "pod", &pod]).await.unwrap();
+    let seen: Vec<String> = lines.try_collect().await.unwrap();
+    let last = seen.last().unwrap();
+    assert!(last.starts_with("SIGTERM after tick "), "{seen:?}");
     let later = cluster.try_kubectl(&["-n", &namespace, "logs", &pod], b"").await.unwrap();
     assert!(!later.success && later.stderr.contains("not found"), "{later:?}");
 }
