@@ -20,7 +20,7 @@ use super::super::fixtures::{
 const ENDPOINTS: [&str; 3] = [keys::MUTATE_PATH, keys::VALIDATE_PATH, keys::WARN_PATH];
 
 /// A client on the network. It even trusts the right CA.
-async fn stranger(fixture: &Fixture) -> HttpsClient {
+pub(super) async fn stranger(fixture: &Fixture) -> HttpsClient {
     let secrets: Api<Secret> = Api::namespaced(fixture.client(), keys::NAMESPACE);
     let ca = secrets.get(keys::CA_SECRET).await.unwrap().data.unwrap()["ca.crt"].0.clone();
     let port = fixture.pair.webhook(0).port();
