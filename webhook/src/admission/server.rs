@@ -120,7 +120,9 @@ where
         .shutdown_timeout(SHUTDOWN_SECONDS)
         .max_concurrent_connections(MAX_CONNECTIONS + MAX_WAITING);
     let stopping = server.graceful_shutdown_signal();
-    let (connections, budget) = (ConnectionTable::default(), BodyBudget::default());
+    let watched = paths.clone();
+    let connections = ConnectionTable::new(move |address| watched.lost_connection(address));
+    let budget = BodyBudget::default();
     // What `HttpServer` of actix-web does, with a bound on connections before TLS, for which it has no place.
     let server = server.listen("webhook", listener, move || {
         let post = |endpoint: Endpoint| {
