@@ -9,11 +9,11 @@ use tokio::time::Instant;
 
 use crate::{admission::known_callers::KnownCallers, metrics::Endpoint};
 
-/// If a caller of `/validate` leaves after this time, then because its entry's `timeoutSeconds` (10) are over. We may have seen
-/// the request 3 s late: `report_leaks` notices longer pauses. Whoever leaves earlier was cancelled by its user, or by the
-/// `timeout` in the user's request: then the apiserver answers by itself, without our URL. So a tenant who cancels requests
-/// gives no sign.
-const TIMED_OUT_AFTER: Duration = Duration::from_secs(7);
+/// `timeoutSeconds` of the entries of limits. Who has less time has it from his user's request, which sets a `timeout`, or was
+/// held up before: the apiserver answers such a request by itself, without our URL. So it does when a user cancels.
+const ENTRY_TIMEOUT: Duration = Duration::from_secs(10);
+/// We may see a request so late. `report_leaks` notices longer pauses.
+const SEEN_LATE: Duration = Duration::from_secs(3);
 
 /// Which paths are served. All others are answered with 404 before their body is read.
 #[derive(Clone)]
@@ -70,11 +70,11 @@ impl ServedPaths {
         }
     }
 
-    /// Watches over the answer to a review. Without one, the apiserver shows the URL to a user. The other endpoints have
-    /// `failurePolicy: Ignore`: their errors go to its log only.
-    pub(super) fn watch_answer(&self, endpoint: Endpoint) -> Option<AnswerGuard> {
+    /// Watches over the answer to a review whose caller waits for `timeout`. Without one, the apiserver shows the URL to a
+    /// user. The other endpoints have `failurePolicy: Ignore`: their errors go to its log only.
+    pub(super) fn watch_answer(&self, endpoint: Endpoint, timeout: Duration) -> Option<AnswerGuard> {
         match self {
-            Self::Secret { valid, .. } if endpoint == Endpoint::Validate => {
+            Self::Secret { valid, .. } if endpoint == Endpoint::Validate && timeout >= ENTRY_TIMEOUT => {
                 Some(AnswerGuard { paths: Some(valid.clone()), begun: Instant::now() })
             }
             Self::Secret { .. } | Self::Plain => None,
@@ -98,7 +98,7 @@ impl AnswerGuard {
 impl Drop for AnswerGuard {
     fn drop(&mut self) {
         if let Some(paths) = &self.paths
-            && self.begun.elapsed() >= TIMED_OUT_AFTER
+            && self.begun.elapsed() >= ENTRY_TIMEOUT.saturating_sub(SEEN_LATE)
         {
             paths.suspect_leak(LeakSign::NoAnswer);
         }
@@ -127,7 +127,7 @@ mod tests {
     async fn only_a_caller_whose_time_was_over_shows_the_url() {
         let (served, paths) = served();
         let leave_after = async |seconds: u64| {
-            let guard = served.watch_answer(Endpoint::Validate).unwrap();
+            let guard = served.watch_answer(Endpoint::Validate, ENTRY_TIMEOUT).unwrap();
             tokio::time::advance(Duration::from_secs(seconds)).await;
             guard
         };
@@ -137,7 +137,17 @@ mod tests {
         }
         leave_after(10).await.answered();
         assert_eq!(signs(&paths), []);
-        assert!([Endpoint::Mutate, Endpoint::Warn].iter().all(|other| served.watch_answer(*other).is_none()));
+        let shorter = served.watch_answer(Endpoint::Validate, Duration::from_secs(9));
+        assert!(shorter.is_none(), "the user's own timeout");
+        let others = [Endpoint::Mutate, Endpoint::Warn];
+        assert!(others.iter().all(|other| served.watch_answer(*other, ENTRY_TIMEOUT).is_none()));
+    }
+
+    #[test]
+    fn the_entries_of_limits_have_this_timeout() {
+        let entries = include_str!("../../../sink/src/enforce/webhook_entries.rs");
+        let expected = format!("\nconst TIMEOUT_SECONDS: i32 = {};\n", ENTRY_TIMEOUT.as_secs());
+        assert!(entries.contains(&expected));
     }
 
     #[tokio::test]

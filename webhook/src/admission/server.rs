@@ -131,11 +131,12 @@ where
             web::post().to(move |request: HttpRequest, payload: web::Payload| {
                 let in_flight = request.peer_addr().map(|peer| connections.review_began(peer));
                 paths.check_caller(&request);
+                let timeout = timeout_of(request.query_string());
                 let (handler, budget, guard) =
-                    (handler.clone(), budget.clone(), paths.watch_answer(endpoint));
+                    (handler.clone(), budget.clone(), paths.watch_answer(endpoint, timeout));
                 async move {
                     let reply = match read_body(payload, &budget).await {
-                        Ok(body) => handler(endpoint, body, timeout_of(request.query_string())).await,
+                        Ok(body) => handler(endpoint, body, timeout).await,
                         Err(reply) => reply,
                     };
                     if let Some(guard) = guard {
