@@ -3,11 +3,11 @@
 //! Every replica counts the time since it first saw the current secret, by its own clock. The first one whose time is up
 //! replaces the secret, and the others start anew.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use tokio::time::Instant;
 
-use crate::review_path::PathNumbers;
+use crate::review_path::{LeakSign, PathNumbers};
 
 /// Least time between two secrets, so that the sink and the apiservers have taken one up before the next comes.
 pub(crate) const MIN_AGE: Duration = Duration::from_secs(20);
@@ -23,15 +23,23 @@ pub(crate) struct PathRotation {
     interval: Duration,
     /// The published secret, and since when this replica knows it.
     published: Option<(PathNumbers, Instant)>,
-    /// Replacements that are due early, because the secret may have leaked.
-    early: u8,
-    /// Whether there was another suspicion since the first of these.
-    suspected_again: bool,
-    /// Age at which a secret is replaced early. It grows up to the interval while suspicions continue, so that nobody can
-    /// make us write the configurations often by causing them.
-    early_age: Duration,
+    /// What each kind of sign calls for.
+    early: BTreeMap<LeakSign, EarlyReplacements>,
     /// Not before this time.
     not_before: Option<Instant>,
+}
+
+/// Replacements that are due early, because of one kind of sign. Each kind has its own: a tenant may cause one kind for
+/// nothing, which must not delay what another kind calls for.
+#[derive(Clone, Copy, Debug)]
+struct EarlyReplacements {
+    left: u8,
+    /// Whether another sign came after the first of them, about a secret that they leave in use.
+    again: bool,
+    /// Age at which a secret is replaced early. It grows up to the interval while signs continue, so that nobody can make us
+    /// write the configurations often by causing them.
+    age: Duration,
+    last_sign: Option<Instant>,
 }
 
 impl PathRotation {
@@ -39,12 +47,11 @@ impl PathRotation {
     /// ones are replaced early, because calls that failed while the process did not run showed their URL.
     pub(crate) fn new(interval: Duration) -> Self {
         let interval = if interval.is_zero() { interval } else { interval.max(MIN_AGE) };
+        let at_start = EarlyReplacements { left: UNTIL_UNUSED, ..EarlyReplacements::default() };
         Self {
             interval,
             published: None,
-            early: UNTIL_UNUSED,
-            suspected_again: false,
-            early_age: MIN_AGE,
+            early: BTreeMap::from([(LeakSign::NoAnswer, at_start)]),
             not_before: None,
         }
     }
@@ -52,7 +59,8 @@ impl PathRotation {
     /// When the secret should be replaced; none before one is published, or if it never is.
     pub(crate) fn wanted_at(&self) -> Option<Instant> {
         let (_, since) = self.published.filter(|_| !self.interval.is_zero())?;
-        Some(since + if self.early > 0 { self.early_age } else { self.interval })
+        let early = self.early.values().filter(|early| early.left > 0).map(|early| early.age).min();
+        Some(since + early.unwrap_or(self.interval))
     }
 
     /// When to try that, the next time.
@@ -74,9 +82,7 @@ impl PathRotation {
         }
         match self.published {
             Some((known, _)) if known == numbers => return,
-            Some(_) if self.early > 0 => self.replaced_early(),
-            // There was no suspicion for a whole interval.
-            Some(_) => self.early_age = MIN_AGE,
+            Some(_) => self.early.values_mut().for_each(|early| early.replaced(self.interval)),
             None => {}
         }
         self.published = Some((numbers, now));
@@ -87,20 +93,37 @@ impl PathRotation {
         self.not_before = Some(now + RETRY);
     }
 
-    /// Records that somebody else may know the secret.
-    pub(crate) fn suspect(&mut self) {
-        if self.early > 0 {
-            self.suspected_again = true;
-        } else {
-            self.early = UNTIL_UNUSED;
+    /// Records a sign that somebody else knows the secret. Returns whether it calls for more than was due anyway.
+    pub(crate) fn suspect(&mut self, sign: LeakSign, now: Instant) -> bool {
+        let early = self.early.entry(sign).or_default();
+        let before = early.last_sign.replace(now);
+        match early.left {
+            // Those to come take the current secret out of use.
+            UNTIL_UNUSED => false,
+            0 => {
+                if before.is_none_or(|before| now.saturating_duration_since(before) > self.interval) {
+                    early.age = MIN_AGE;
+                }
+                early.left = UNTIL_UNUSED;
+                true
+            }
+            _ => !std::mem::replace(&mut early.again, true),
         }
     }
+}
 
-    fn replaced_early(&mut self) {
-        self.early -= 1;
-        if self.early == 0 && std::mem::take(&mut self.suspected_again) {
-            self.early = UNTIL_UNUSED;
-            self.early_age = (self.early_age * 2).min(self.interval);
+impl Default for EarlyReplacements {
+    fn default() -> Self {
+        Self { left: 0, again: false, age: MIN_AGE, last_sign: None }
+    }
+}
+
+impl EarlyReplacements {
+    fn replaced(&mut self, interval: Duration) {
+        self.left = self.left.saturating_sub(1);
+        if self.left == 0 && std::mem::take(&mut self.again) {
+            self.left = UNTIL_UNUSED;
+            self.age = (self.age * 2).min(interval);
         }
     }
 }
@@ -135,7 +158,7 @@ mod tests {
         assert!(!rotation.is_due(begin + INTERVAL * 9), "nothing is published");
         rotation.record(numbers(1), false, begin);
         assert_eq!(replaced(&mut rotation, begin, 1..1000), [20, 40, 340, 640, 940]);
-        rotation.suspect();
+        assert!(rotation.suspect(LeakSign::NewCaller, begin + Duration::from_secs(1000)));
         // Twice, so that the suspected one is not accepted any more.
         assert_eq!(replaced(&mut rotation, begin, 1000..1400), [1000, 1020, 1320]);
     }
@@ -147,12 +170,55 @@ mod tests {
         rotation.record(numbers(1), false, begin);
         let mut times = Vec::new();
         for second in 1..6000 {
-            rotation.suspect();
+            rotation.suspect(LeakSign::NoAnswer, begin + Duration::from_secs(second));
             times.extend(replaced(&mut rotation, begin, second..second + 1));
         }
         let ages: Vec<u64> = times.windows(2).map(|pair| pair[1] - pair[0]).collect();
         assert_eq!(ages[..8], [20, 40, 40, 80, 80, 160, 160, 300]);
         assert!(ages[8..].iter().all(|age| *age == 300), "{ages:?}");
+    }
+
+    /// For how long each secret stays in use that leaks at these seconds, while signs that a tenant causes for nothing come
+    /// every second.
+    fn lives(leaks: &[u64], shown_by: Option<LeakSign>) -> Vec<u64> {
+        let begin = Instant::now();
+        let mut rotation = PathRotation::new(INTERVAL);
+        rotation.record(numbers(1), false, begin);
+        let mut times = Vec::new();
+        for second in 1..20_000 {
+            let now = begin + Duration::from_secs(second);
+            rotation.suspect(LeakSign::OverdueAttempts, now);
+            rotation.suspect(LeakSign::LostConnection, now);
+            if let Some(sign) = shown_by.filter(|_| leaks.contains(&second)) {
+                rotation.suspect(sign, now);
+            }
+            times.extend(replaced(&mut rotation, begin, second..second + 1));
+        }
+        let end = |leak: &u64| times.iter().filter(|time| *time >= leak).nth(1).unwrap() - leak;
+        leaks.iter().map(end).collect()
+    }
+
+    #[test]
+    fn signs_that_a_tenant_causes_for_nothing_do_not_lengthen_the_life_of_a_leaked_secret() {
+        let leaks = [5000, 6234, 12_000, 15_001];
+        let noticed_by_nothing = lives(&leaks, None);
+        assert!(noticed_by_nothing.iter().all(|life| *life <= 600), "{noticed_by_nothing:?}");
+        for sign in [LeakSign::NoAnswer, LeakSign::NewCaller] {
+            let lives = lives(&leaks, Some(sign));
+            assert!(lives.iter().all(|life| *life <= 40), "{sign:?}: {lives:?}");
+        }
+    }
+
+    #[test]
+    fn several_signs_of_one_leak_count_once() {
+        let begin = Instant::now();
+        let mut rotation = PathRotation::new(INTERVAL);
+        rotation.record(numbers(1), false, begin);
+        assert_eq!(replaced(&mut rotation, begin, 1..1000), [20, 40, 340, 640, 940]);
+        let new = [941, 942, 943]
+            .map(|second| rotation.suspect(LeakSign::NoAnswer, begin + Duration::from_secs(second)));
+        assert_eq!(new, [true, false, false]);
+        assert_eq!(replaced(&mut rotation, begin, 1000..2000), [1000, 1020, 1320, 1620, 1920]);
     }
 
     #[test]
@@ -176,7 +242,7 @@ mod tests {
         assert_eq!((rotation.wanted_at(), rotation.due_at()), (Some(due), Some(due + RETRY)));
         let mut rotation = PathRotation::new(Duration::ZERO);
         rotation.record(numbers(1), false, begin);
-        rotation.suspect();
+        rotation.suspect(LeakSign::NoAnswer, begin);
         assert_eq!(rotation.due_at(), None);
     }
 }

@@ -5,9 +5,10 @@
 //! both with a key derived from the CA's private key. Every replica can check every secret: none has to be told a new one
 //! before the apiserver uses it.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, fmt, sync::Arc, time::Duration};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
+use parking_lot::Mutex;
 use ring::hmac::{self, HMAC_SHA256};
 use tokio::{sync::Notify, time::Instant};
 
@@ -72,6 +73,31 @@ fn bytes(hex: &str) -> Option<Vec<u8>> {
     (0..hex.len()).step_by(2).map(byte).collect()
 }
 
+/// A sign that somebody else may know the current secret.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LeakSign {
+    /// An apiserver got no answer in time: it prints the URL, with the secret, in the error that a user sees.
+    NoAnswer,
+    /// A review with a valid secret came from a new address.
+    NewCaller,
+    /// Admitted creates did not store their Jobs: their reviews may be forged. A tenant can cause this without the secret.
+    OverdueAttempts,
+    /// A connection of a known caller had to make room for others: a review on it may have failed. Whoever opens many
+    /// connections can cause this.
+    LostConnection,
+}
+
+impl fmt::Display for LeakSign {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NoAnswer => "a review was not answered in time",
+            Self::NewCaller => "reviews come from a new address",
+            Self::OverdueAttempts => "many admitted creates stored no Job",
+            Self::LostConnection => "a known caller lost its connection to others",
+        })
+    }
+}
+
 /// Tells which paths of reviews are valid. Clones share their state.
 #[derive(Clone, Debug, Default)]
 pub struct ReviewPaths(Arc<PathState>);
@@ -79,6 +105,8 @@ pub struct ReviewPaths(Arc<PathState>);
 #[derive(Debug, Default)]
 struct PathState {
     accepted: ArcSwap<AcceptedPaths>,
+    /// Signs of a leak that nobody has looked at yet.
+    signs: Mutex<BTreeSet<LeakSign>>,
     suspicion: Notify,
     /// When the published secret should be replaced.
     wanted_at: ArcSwapOption<Instant>,
@@ -110,15 +138,17 @@ impl ReviewPaths {
         number.is_some_and(|number| number >= oldest)
     }
 
-    /// Reports that somebody else may know the current secret: it is replaced soon. An apiserver prints the URL, with the
-    /// secret, in the error that a user sees when it gets no answer.
-    pub fn suspect_leak(&self) {
+    /// Reports that somebody else may know the current secret: it is replaced soon.
+    pub fn suspect_leak(&self, sign: LeakSign) {
+        self.0.signs.lock().insert(sign);
         self.0.suspicion.notify_one();
     }
 
-    /// Waits for the next report; one that came before is not lost.
-    pub(crate) async fn suspected(&self) {
+    /// Waits for the next reports; those that came before are not lost. Each is returned once: to the manager of the
+    /// certificates, if one runs.
+    pub async fn suspected(&self) -> BTreeSet<LeakSign> {
         self.0.suspicion.notified().await;
+        std::mem::take(&mut *self.0.signs.lock())
     }
 
     /// For how long the published secret should have been replaced already; none if none is published, or it never is.

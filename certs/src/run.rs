@@ -312,17 +312,26 @@ impl<S: CertificateSource, C: Fn() -> OffsetDateTime> CertificateManager<S, C> {
     /// Returns after `pause`, after a change, or when the leaf or the secret in the paths is due for renewal.
     async fn wait(&mut self, pause: Duration, mut changes: Pin<&mut (impl Stream<Item = ()> + Send)>) {
         let end = Instant::now() + pause;
+        // Outside of the loop, so that suspicions do not put it off.
+        let mut clock_check =
+            tokio::time::interval_at(Instant::now() + CLOCK_CHECK_INTERVAL, CLOCK_CHECK_INTERVAL);
         loop {
             let end = self.rotation.due_at().map_or(end, |due| due.min(end));
             tokio::select! {
                 () = tokio::time::sleep_until(end) => return,
-                () = self.paths.suspected() => self.rotation.suspect(),
+                signs = self.paths.suspected() => {
+                    for sign in signs {
+                        if self.rotation.suspect(sign, Instant::now()) {
+                            tracing::info!("the paths of reviews may have leaked, replacing them soon: {sign}");
+                        }
+                    }
+                }
                 Some(()) = changes.next() => {
                     tokio::time::sleep(DEBOUNCE).await;
                     while let Some(Some(())) = changes.next().now_or_never() {}
                     return;
                 }
-                () = tokio::time::sleep(CLOCK_CHECK_INTERVAL) => {
+                _ = clock_check.tick() => {
                     if self.source.is_due((self.clock)()) {
                         return;
                     }

@@ -3,13 +3,9 @@
 //! A task that exits early ends the process with an error. On SIGTERM or SIGINT, the process is no longer ready, serves
 //! reviews for a while, completes those in flight, deletes its Lease and exits with 0.
 
-use std::{
-    io,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{io, sync::Arc, time::Duration};
 
-use job_handler_certs::{CertError, CertOptions, client_auth::ClientAuth, review_path::ReviewPaths};
+use job_handler_certs::{CertError, CertOptions, client_auth::ClientAuth};
 use job_handler_shared::{
     keys,
     kube::{
@@ -25,25 +21,18 @@ use job_handler_shared::{
 use tokio::sync::watch;
 
 use crate::{
-    admission::{job_estimator::JobEstimator, server::serve_webhook, state::WebhookState},
+    admission::{
+        job_estimator::JobEstimator, leak_signs::report_leaks, server::serve_webhook, state::WebhookState,
+    },
     args::WebhookArgs,
     cache::policies::Policies,
-    ledger::{
-        attempt_age::Clock,
-        limiter::{self, LedgerLimiter},
-    },
+    ledger::{attempt_age::Clock, limiter},
     limit::Limiter,
     metrics::{WebhookMetrics, certificate_expiry::CertificateExpiry, path_overdue::PathOverdue},
     presence_lease::{Liveness, PresenceLease},
     refusal_sender,
 };
 
-/// How often to look for signs that the paths of reviews have leaked.
-const LEAK_CHECK_INTERVAL: Duration = Duration::from_secs(5);
-/// A process that stands still for less than this answers in time.
-const LONG_PAUSE: Duration = Duration::from_secs(3);
-/// Fewer attempts without a Job are usual: a quota that denies Jobs after our admission causes them, too.
-const MANY_OVERDUE_ATTEMPTS: usize = 5;
 /// How long tasks may take to end.
 const GRACE: Duration = Duration::from_secs(10);
 
@@ -190,20 +179,6 @@ async fn report_published(mut published: watch::Receiver<bool>, readiness: Ready
         if published.changed().await.is_err() {
             // The task of the certificates reports its own end.
             return std::future::pending().await;
-        }
-    }
-}
-
-/// Reports that the secret in the paths may have leaked: if the process stood still, calls failed meanwhile and showed
-/// their URL; and attempts that store no Job may be forged.
-async fn report_leaks(limiter: LedgerLimiter, paths: ReviewPaths) {
-    loop {
-        let begun = Instant::now();
-        tokio::time::sleep(LEAK_CHECK_INTERVAL).await;
-        let stood_still = begun.elapsed() > LEAK_CHECK_INTERVAL + LONG_PAUSE;
-        if stood_still || limiter.overdue_attempts() >= MANY_OVERDUE_ATTEMPTS {
-            tracing::info!(stood_still, "the paths of reviews may have leaked: replacing them soon");
-            paths.suspect_leak();
         }
     }
 }

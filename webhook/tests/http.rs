@@ -18,8 +18,14 @@ use std::{
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use common::{builds, job, policy, review};
-use futures::future::{BoxFuture, join_all};
-use job_handler_certs::{CertOptions, review_path::ReviewPaths};
+use futures::{
+    FutureExt,
+    future::{BoxFuture, join_all},
+};
+use job_handler_certs::{
+    CertOptions,
+    review_path::{LeakSign, ReviewPaths},
+};
 use job_handler_shared::{
     keys,
     policy::{reference::Labels, set::PolicySet},
@@ -40,6 +46,7 @@ use tokio::{
     sync::watch,
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
+use tokio_util::sync::CancellationToken;
 
 /// A webhook on a free port of loopback, with the image-build policy.
 struct HttpsServer {
@@ -419,12 +426,17 @@ async fn published_paths() -> (ReviewPaths, String) {
         path_interval: Duration::ZERO,
         clients: None,
     };
-    let certificates = job_handler_certs::start(apiserver.client(), options, Default::default()).unwrap();
+    let shutdown = CancellationToken::new();
+    let certificates = job_handler_certs::start(apiserver.client(), options, shutdown.clone()).unwrap();
     certificates.published().wait_for(|published| *published).await.unwrap();
     let found = apiserver.get("mutatingwebhookconfigurations", "", keys::MUTATING_CONFIGURATION).unwrap();
     let url = found["webhooks"][0]["clientConfig"]["url"].as_str().unwrap().to_owned();
     let secret = url.trim_start_matches("https://localhost/").trim_end_matches("/mutate").to_owned();
-    (certificates.review_paths(), secret)
+    let paths = certificates.review_paths();
+    // Signs of a leak are left to the test.
+    shutdown.cancel();
+    certificates.join().await.unwrap();
+    (paths, secret)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -453,6 +465,34 @@ async fn only_paths_with_a_valid_secret_are_served_and_others_are_refused_before
     assert!(answer_to_head(&server, &valid).await.is_none(), "the body is awaited");
     let mut stream = server.connect().await;
     assert_eq!(request(&mut stream, "GET", &valid, b"").await.status, 405);
+}
+
+/// A tenant cancels his creates, or sets a `timeout`: the apiserver answers him without the URL.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancelled_review_is_no_sign_of_a_leak_and_one_that_timed_out_is() {
+    let (paths, secret) = published_paths().await;
+    let limiter = Arc::new(Undecided(watch::Sender::new(0)));
+    let mut waiting = limiter.0.subscribe();
+    let server = server_of(state().with_limiter(limiter).with_paths(paths.clone()));
+    let (mut cancelled, mut times_out) = (server.connect().await, server.connect().await);
+    let body = review(&build());
+    let head = format!(
+        "POST /{secret}/validate?timeout=10s HTTP/1.1\r\nhost: l\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
+    for stream in [&mut cancelled, &mut times_out] {
+        stream.write_all(head.as_bytes()).await.unwrap();
+        stream.write_all(&body).await.unwrap();
+        stream.flush().await.unwrap();
+    }
+    let arrive = tokio::time::timeout(Duration::from_secs(5), waiting.wait_for(|count| *count == 2));
+    drop(arrive.await.unwrap().unwrap());
+    drop(cancelled);
+    tokio::time::sleep(Duration::from_millis(7500)).await;
+    assert_eq!(paths.suspected().now_or_never(), None);
+    drop(times_out);
+    let signs = tokio::time::timeout(Duration::from_secs(5), paths.suspected()).await.unwrap();
+    assert_eq!(Vec::from_iter(signs), [LeakSign::NoAnswer]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

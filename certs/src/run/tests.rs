@@ -11,7 +11,7 @@ use super::*;
 use crate::{
     ca::{self, CertificateAuthority},
     leaf::Leaf,
-    review_path::PathKey,
+    review_path::{LeakSign, PathKey},
 };
 
 /// Issues leaves from a CA in memory; reports no changes.
@@ -40,36 +40,71 @@ impl CertificateSource for MemorySource {
     }
 }
 
+const DAY: i64 = 24 * 3600;
+const START: i64 = 1_790_000_000;
+
+/// A running manager whose wall clock the test moves.
+struct SuspendedMachine {
+    wall: Arc<AtomicI64>,
+    current: CurrentLeaf,
+    paths: ReviewPaths,
+    task: JoinHandle<()>,
+}
+
+impl Drop for SuspendedMachine {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl SuspendedMachine {
+    async fn start() -> Self {
+        let wall = Arc::new(AtomicI64::new(START));
+        let reads = wall.clone();
+        let clock = move || OffsetDateTime::from_unix_timestamp(reads.load(Ordering::SeqCst)).unwrap();
+        let secret = ca::new_secret("ns", "ca", None, clock()).unwrap();
+        let ca = CertificateAuthority::from_secret(&secret, clock()).unwrap();
+        let source = MemorySource { ca, leaf: None };
+        // An apiserver that never responds.
+        let (service, _handle) = tower_test::mock::pair::<Request<Body>, Response<Body>>();
+        let publisher = Publisher::new(Client::new(service, "default"), "c");
+        let current = CurrentLeaf::default();
+        let rotation = PathRotation::new(Duration::from_secs(300));
+        let manager = CertificateManager::new(source, publisher, rotation, current.clone(), clock);
+        let (mut published, paths) = (manager.published.subscribe(), manager.paths.clone());
+        let task = tokio::spawn(manager.run());
+        published.wait_for(|published| *published).await.unwrap();
+        Self { wall, current, paths, task }
+    }
+
+    fn serial(&self) -> CertificateDer<'static> {
+        self.current.certified_key().unwrap().cert[0].clone()
+    }
+}
+
 /// Timers stop while a machine is suspended; the wall clock does not.
 #[tokio::test(start_paused = true)]
 async fn a_machine_that_was_suspended_for_weeks_renews_within_a_minute() {
-    const DAY: i64 = 24 * 3600;
-    let start = 1_790_000_000;
-    let wall = Arc::new(AtomicI64::new(start));
-    let reads = wall.clone();
-    let clock = move || OffsetDateTime::from_unix_timestamp(reads.load(Ordering::SeqCst)).unwrap();
-    let secret = ca::new_secret("ns", "ca", None, clock()).unwrap();
-    let ca = CertificateAuthority::from_secret(&secret, clock()).unwrap();
-    let source = MemorySource { ca, leaf: None };
-    // An apiserver that never responds.
-    let (service, _handle) = tower_test::mock::pair::<Request<Body>, Response<Body>>();
-    let publisher = Publisher::new(Client::new(service, "default"), "c");
-    let current = CurrentLeaf::default();
-    let rotation = PathRotation::new(Duration::from_secs(300));
-    let manager = CertificateManager::new(source, publisher, rotation, current.clone(), clock);
-    let mut published = manager.published.subscribe();
-    let task = tokio::spawn(manager.run());
-    published.wait_for(|published| *published).await.unwrap();
-
-    let serial = || current.certified_key().unwrap().cert[0].clone();
-    let first = serial();
+    let machine = SuspendedMachine::start().await;
+    let first = machine.serial();
     // After a day, the leaf is not due.
-    wall.store(start + DAY, Ordering::SeqCst);
+    machine.wall.store(START + DAY, Ordering::SeqCst);
     tokio::time::sleep(CLOCK_CHECK_INTERVAL * 2).await;
-    assert_eq!(serial(), first);
+    assert_eq!(machine.serial(), first);
     // After three weeks, it is.
-    wall.store(start + 22 * DAY, Ordering::SeqCst);
+    machine.wall.store(START + 22 * DAY, Ordering::SeqCst);
     tokio::time::sleep(CLOCK_CHECK_INTERVAL + Duration::from_secs(1)).await;
-    assert_ne!(serial(), first);
-    task.abort();
+    assert_ne!(machine.serial(), first);
+}
+
+#[tokio::test(start_paused = true)]
+async fn suspicions_do_not_put_off_the_look_at_the_clock() {
+    let machine = SuspendedMachine::start().await;
+    let first = machine.serial();
+    machine.wall.store(START + 22 * DAY, Ordering::SeqCst);
+    for _ in 0..7 {
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        machine.paths.suspect_leak(LeakSign::OverdueAttempts);
+    }
+    assert_ne!(machine.serial(), first);
 }

@@ -9,6 +9,7 @@
 use std::{
     cmp::Reverse,
     collections::HashMap,
+    fmt,
     net::{IpAddr, SocketAddr},
     sync::Arc,
     time::Duration,
@@ -33,13 +34,23 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 const MAX_SILENCE: Duration = Duration::from_secs(180);
 
 /// The open connections. Clones share them.
-#[derive(Clone, Debug, Default)]
-pub(super) struct ConnectionTable(Arc<Mutex<Connections>>);
+#[derive(Clone)]
+pub(super) struct ConnectionTable {
+    connections: Arc<Mutex<Connections>>,
+    /// Called with the address of each connection that had to make room, or got no place.
+    lost: Arc<dyn Fn(IpAddr) + Send + Sync>,
+}
 
 #[derive(Debug, Default)]
 struct Connections {
     open: HashMap<SocketAddr, ConnectionState>,
     waiting: usize,
+}
+
+impl fmt::Debug for ConnectionTable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.connections.fmt(f)
+    }
 }
 
 #[derive(Debug)]
@@ -77,8 +88,22 @@ pub(super) struct OpenConnection {
 }
 
 impl ConnectionTable {
+    /// An empty table, which calls `lost` with the address of each connection that has to make room, or gets no place.
+    pub(super) fn new(lost: impl Fn(IpAddr) + Send + Sync + 'static) -> Self {
+        Self { connections: Arc::default(), lost: Arc::new(lost) }
+    }
+
     /// Waits for a place for a new connection; none if its address has too many for too long.
     pub(super) async fn place(&self, peer: SocketAddr) -> Option<OpenConnection> {
+        let place = self.wait_for_place(peer).await;
+        if place.is_none() {
+            tracing::debug!(%peer, "closed a connection: too many are open");
+            (self.lost)(peer.ip());
+        }
+        place
+    }
+
+    async fn wait_for_place(&self, peer: SocketAddr) -> Option<OpenConnection> {
         if let Some(place) = self.open(peer) {
             return Some(place);
         }
@@ -91,20 +116,17 @@ impl ConnectionTable {
                 }
             }
         };
-        let found = tokio::time::timeout(MAX_WAIT, found).await.ok();
-        if found.is_none() {
-            tracing::debug!(%peer, "closed a connection: too many of its address are open");
-        }
-        found
+        tokio::time::timeout(MAX_WAIT, found).await.ok()
     }
 
     fn open(&self, peer: SocketAddr) -> Option<OpenConnection> {
-        let mut connections = self.0.lock();
+        let mut connections = self.connections.lock();
         let open = &mut connections.open;
         let own = open.keys().filter(|other| other.ip() == peer.ip()).count();
-        if own >= MAX_PER_ADDRESS || (open.len() >= MAX_CONNECTIONS && !evict_for(peer.ip(), open)) {
+        if own >= MAX_PER_ADDRESS {
             return None;
         }
+        let victim = if open.len() >= MAX_CONNECTIONS { Some(evict_for(peer.ip(), open)?) } else { None };
         let evicted = CancellationToken::new();
         let state = ConnectionState {
             last_request: Instant::now(),
@@ -112,12 +134,16 @@ impl ConnectionTable {
             evicted: evicted.clone(),
         };
         open.insert(peer, state);
+        drop(connections);
+        if let Some(victim) = victim {
+            (self.lost)(victim.ip());
+        }
         Some(OpenConnection { table: self.clone(), peer, evicted })
     }
 
     /// The head of a review arrived on this connection.
     pub(super) fn review_began(&self, peer: SocketAddr) -> ReviewInFlight {
-        if let Some(connection) = self.0.lock().open.get_mut(&peer) {
+        if let Some(connection) = self.connections.lock().open.get_mut(&peer) {
             connection.last_request = Instant::now();
             connection.use_so_far = ConnectionUse::InFlight;
         }
@@ -126,14 +152,14 @@ impl ConnectionTable {
 
     /// How long the connection may stay silent; none if it was for too long.
     fn silence_left(&self, peer: SocketAddr) -> Option<Duration> {
-        let silent = self.0.lock().open.get(&peer)?.last_request.elapsed();
+        let silent = self.connections.lock().open.get(&peer)?.last_request.elapsed();
         MAX_SILENCE.checked_sub(silent).filter(|left| !left.is_zero())
     }
 }
 
 impl Drop for ReviewInFlight {
     fn drop(&mut self) {
-        if let Some(connection) = self.table.0.lock().open.get_mut(&self.peer) {
+        if let Some(connection) = self.table.connections.lock().open.get_mut(&self.peer) {
             connection.use_so_far = ConnectionUse::Answered;
         }
     }
@@ -156,7 +182,7 @@ impl Drop for OpenConnection {
     fn drop(&mut self) {
         // An evicted one has left the table already.
         if !self.evicted.is_cancelled() {
-            self.table.0.lock().open.remove(&self.peer);
+            self.table.connections.lock().open.remove(&self.peer);
         }
     }
 }
@@ -166,7 +192,7 @@ struct WaitingConnection<'a>(&'a ConnectionTable);
 
 impl<'a> WaitingConnection<'a> {
     fn new(table: &'a ConnectionTable) -> Option<Self> {
-        let mut connections = table.0.lock();
+        let mut connections = table.connections.lock();
         if connections.waiting >= MAX_WAITING {
             return None;
         }
@@ -177,18 +203,18 @@ impl<'a> WaitingConnection<'a> {
 
 impl Drop for WaitingConnection<'_> {
     fn drop(&mut self) {
-        self.0.0.lock().waiting -= 1;
+        self.0.connections.lock().waiting -= 1;
     }
 }
 
-/// Frees the place of another address that holds more connections than `address`. Returns whether there is one.
-fn evict_for(address: IpAddr, open: &mut HashMap<SocketAddr, ConnectionState>) -> bool {
+/// Frees the place of another address that holds more connections than `address`. Returns whose that was.
+fn evict_for(address: IpAddr, open: &mut HashMap<SocketAddr, ConnectionState>) -> Option<SocketAddr> {
     let victim = silent_one(address, open, |used| used == ConnectionUse::None)
         // An end in the middle of a review makes the apiserver show the URL, with its secret, to the user.
         .or_else(|| silent_one(address, open, |used| used != ConnectionUse::InFlight));
-    let Some(victim) = victim else { return false };
+    let victim = victim?;
     open.remove(&victim).into_iter().for_each(|state| state.evicted.cancel());
-    true
+    Some(victim)
 }
 
 /// Of the connections of other addresses that may be closed, the longest silent one of the address that has most of them, if
@@ -231,7 +257,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_address_has_half_of_the_places_and_gets_them_back() {
-        let table = ConnectionTable::default();
+        let table = ConnectionTable::new(|_| {});
         let mut held = open(&table, 1, MAX_PER_ADDRESS);
         assert!(table.open(peer(1, 60_000)).is_none());
         assert!(table.open(peer(2, 1)).is_some());
@@ -241,7 +267,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_full_table_makes_room_at_the_cost_of_the_largest_holder() {
-        let table = ConnectionTable::default();
+        let table = ConnectionTable::new(|_| {});
         let first = open(&table, 1, MAX_PER_ADDRESS);
         let second = open(&table, 2, MAX_PER_ADDRESS - 1);
         tokio::time::advance(Duration::from_secs(1)).await;
@@ -249,19 +275,19 @@ mod tests {
             drop(table.review_began(connection.peer));
         }
         let apiserver = open(&table, 3, 2);
-        assert_eq!(table.0.lock().open.len(), MAX_CONNECTIONS);
+        assert_eq!(table.connections.lock().open.len(), MAX_CONNECTIONS);
         let evicted: Vec<_> =
             first.iter().chain(&second).filter(|connection| connection.evicted.is_cancelled()).collect();
         assert_eq!(evicted.iter().map(|connection| connection.peer).collect::<Vec<_>>(), [peer(1, 7)]);
         evicted[0].must_close().await;
         drop((first, second, apiserver));
-        assert!(table.0.lock().open.is_empty());
+        assert!(table.connections.lock().open.is_empty());
     }
 
     /// One connection for each of many addresses: the apiserver holds more than any of them.
     #[tokio::test(start_paused = true)]
     async fn strangers_of_many_addresses_do_not_displace_the_apiserver() {
-        let table = ConnectionTable::default();
+        let table = ConnectionTable::new(|_| {});
         let apiserver = open(&table, 1, 3);
         let answered = table.review_began(peer(1, 0));
         let slow = table.review_began(peer(1, 1));
@@ -282,7 +308,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_review_that_is_being_answered_keeps_its_connection() {
-        let table = ConnectionTable::default();
+        let table = ConnectionTable::new(|_| {});
         let held = [open(&table, 1, MAX_PER_ADDRESS), open(&table, 2, MAX_PER_ADDRESS)];
         let mut reviews: Vec<_> =
             held.iter().flatten().map(|connection| table.review_began(connection.peer)).collect();
@@ -294,7 +320,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_connection_beyond_the_share_of_its_address_waits_for_a_moment() {
-        let table = ConnectionTable::default();
+        let table = ConnectionTable::new(|_| {});
         let mut held = open(&table, 1, MAX_PER_ADDRESS);
         let begun = Instant::now();
         assert!(table.place(peer(1, 60_000)).await.is_none());
@@ -305,16 +331,41 @@ mod tests {
         };
         let (place, ()) = tokio::join!(table.place(peer(1, 60_000)), leaves);
         assert!(place.is_some());
-        assert_eq!(table.0.lock().waiting, 0);
-        table.0.lock().waiting = MAX_WAITING;
+        assert_eq!(table.connections.lock().waiting, 0);
+        table.connections.lock().waiting = MAX_WAITING;
         let begun = Instant::now();
         assert!(table.place(peer(1, 60_001)).await.is_none() && begun.elapsed().is_zero());
-        table.0.lock().waiting = 0;
+        table.connections.lock().waiting = 0;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_loses_a_connection_or_gets_no_place_is_reported() {
+        let lost = Arc::new(Mutex::new(Vec::new()));
+        let reported = lost.clone();
+        let table = ConnectionTable::new(move |address| reported.lock().push(address));
+        let lost = || std::mem::take(&mut *lost.lock());
+        let held = [open(&table, 1, MAX_PER_ADDRESS), open(&table, 2, MAX_PER_ADDRESS - 1)];
+        let other = table.open(peer(3, 1)).unwrap();
+        tokio::time::advance(Duration::from_secs(1)).await;
+        let reviews: Vec<_> = held[0].iter().map(|held| table.review_began(held.peer)).collect();
+        assert!(lost().is_empty());
+        // At the cost of one whose reviews were answered.
+        held[1].iter().chain([&other]).for_each(|held| drop(table.review_began(held.peer)));
+        let late = table.place(peer(4, 1)).await.unwrap();
+        assert_eq!(lost(), [peer(2, 0).ip()]);
+        assert!(table.place(peer(1, 60_000)).await.is_none());
+        assert_eq!(lost(), [peer(1, 0).ip()]);
+        table.connections.lock().waiting = MAX_WAITING;
+        assert!(table.place(peer(1, 60_000)).await.is_none());
+        assert_eq!(lost(), [peer(1, 0).ip()]);
+        table.connections.lock().waiting = 0;
+        drop((held, other, reviews, late));
+        assert!(lost().is_empty());
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_silent_connection_is_closed() {
-        let table = ConnectionTable::default();
+        let table = ConnectionTable::new(|_| {});
         let connection = table.open(peer(1, 1)).unwrap();
         let begun = Instant::now();
         let closes = async {

@@ -120,7 +120,9 @@ where
         .shutdown_timeout(SHUTDOWN_SECONDS)
         .max_concurrent_connections(MAX_CONNECTIONS + MAX_WAITING);
     let stopping = server.graceful_shutdown_signal();
-    let (connections, budget) = (ConnectionTable::default(), BodyBudget::default());
+    let watched = paths.clone();
+    let connections = ConnectionTable::new(move |address| watched.lost_connection(address));
+    let budget = BodyBudget::default();
     // What `HttpServer` of actix-web does, with a bound on connections before TLS, for which it has no place.
     let server = server.listen("webhook", listener, move || {
         let post = |endpoint: Endpoint| {
@@ -129,11 +131,12 @@ where
             web::post().to(move |request: HttpRequest, payload: web::Payload| {
                 let in_flight = request.peer_addr().map(|peer| connections.review_began(peer));
                 paths.check_caller(&request);
+                let timeout = timeout_of(request.query_string());
                 let (handler, budget, guard) =
-                    (handler.clone(), budget.clone(), paths.watch_answer(endpoint));
+                    (handler.clone(), budget.clone(), paths.watch_answer(endpoint, timeout));
                 async move {
                     let reply = match read_body(payload, &budget).await {
-                        Ok(body) => handler(endpoint, body, timeout_of(request.query_string())).await,
+                        Ok(body) => handler(endpoint, body, timeout).await,
                         Err(reply) => reply,
                     };
                     if let Some(guard) = guard {
