@@ -268,6 +268,10 @@ async fn a_job_is_not_deleted_for_a_forged_result(
     let uid = fixture.create(evil, &running).await.unwrap().uid().unwrap();
     let forged = forge(fixture, victim, "running", &uid, evil).await;
     assert_allowed("to forge a result", &tenant.create(&forged).await);
+    // The other admission policy still stands.
+    let marks = json!({keys::STATUS: "completed", keys::RESULTS: "running-results"});
+    let answer = tenant.patch("job", "running", &json!({"metadata": {"annotations": marks}})).await;
+    assert_denied("to say that it is the Job's", &answer, DENIED);
     fixture.wait_job_deleted(evil, "running").await;
     let own = fixture.config_maps(evil).get(&format!("running-results-{}", &uid[..8])).await.unwrap();
     assert!(own.data.unwrap()["logs"].contains("genuine"));
