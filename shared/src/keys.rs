@@ -23,6 +23,8 @@ pub const RETIRED: &str = "job-handler/result-retired";
 pub const KEEP: &str = "job-handler/keep";
 /// All annotations of a Job that the programs read. Others with the prefix are somebody's own.
 pub const ON_JOBS: [&str; 7] = [STAMPED, TTL, QUEUED_AT, STATUS, RESULTS, RETIRED, KEEP];
+/// What only the sink sets on a Job; the ValidatingAdmissionPolicy [`MARKS_ADMISSION_POLICY`] names them.
+pub const MARKS: [&str; 3] = [STATUS, RESULTS, RETIRED];
 /// Label on results: created by job-handler.
 pub const CREATED: &str = "job-handler/created";
 /// Label on results: name of the Job (Kubernetes' own former pod label).
@@ -89,6 +91,8 @@ pub const SINK_CONFIGURATION_FILE: &str = "/etc/job-handler/sink/config.yaml";
 pub const SEAL_SECRET: &str = "job-handler-seal";
 /// ValidatingAdmissionPolicy, and its binding: only the sink makes results.
 pub const RESULTS_ADMISSION_POLICY: &str = "job-handler-results";
+/// ValidatingAdmissionPolicy, and its binding: only the sink says on a Job that its result is stored.
+pub const MARKS_ADMISSION_POLICY: &str = "job-handler-marks";
 /// Lease of the leader of the sinks.
 pub const LEADER_LEASE: &str = "job-handler-sink";
 /// Prefix of the Leases of webhook replicas.

@@ -137,11 +137,10 @@ impl Fixture {
         self.cluster.kubectl_with_input(&command, &object.to_string()).await.unwrap();
     }
 
-    /// Edits a result, as users could before the admission policy was installed.
-    pub async fn edit_past_admission_policy(&self, namespace: &str, config_map: &str, change: &Value) {
+    /// Edits an object, such as `job/build`, as users could before the admission policies were installed.
+    pub async fn edit_past_admission_policy(&self, namespace: &str, object: &str, change: &Value) {
         let change = change.to_string();
-        let command =
-            ["patch", "configmap", config_map, "-n", namespace, SINK_ACCOUNT, "--type=merge", "-p", &change];
+        let command = ["patch", object, "-n", namespace, SINK_ACCOUNT, "--type=merge", "-p", &change];
         self.cluster.kubectl(&command).await.unwrap();
     }
 

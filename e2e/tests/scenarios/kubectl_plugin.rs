@@ -156,7 +156,7 @@ fn results_can_be_read_through_kubectl_with_the_right_to_read_config_maps() {
         assert!(completions.starts_with("main\n:4"), "{completions}");
 
         let edited = json!({"data": {"logs": "nothing happened\n"}});
-        fixture.edit_past_admission_policy(&ns, "failing-results", &edited).await;
+        fixture.edit_past_admission_policy(&ns, "configmap/failing-results", &edited).await;
         let error = user.fails(&["job-results", "logs", "failing"]).await;
         assert!(error.contains("the digest doesn't match"), "{error}");
         // The user has no other rights.

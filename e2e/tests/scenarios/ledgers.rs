@@ -200,9 +200,9 @@ fn forged_annotations_gain_no_slot() {
             assert_eq!(refusal(create(fixture, &ns, &forged).await).0, 403, "{key}");
         }
         // Annotations on an active Job do not free its slot.
-        let forged = Patch::Merge(json!({"metadata": {
-            "labels": {"job-handler/group": "another"}, "annotations": {"job-handler/status": "completed"}}}));
-        jobs(fixture, &ns).patch("first", &PatchParams::default(), &forged).await.unwrap();
+        let forged = json!({"metadata": {
+            "labels": {"job-handler/group": "another"}, "annotations": {"job-handler/status": "completed"}}});
+        fixture.edit_past_admission_policy(&ns, "job/first", &forged).await;
         assert_eq!(refusal(create(fixture, &ns, &job("second", &[("id", "7")], &[])).await).0, 403);
     });
 }

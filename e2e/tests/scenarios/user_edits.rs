@@ -13,7 +13,7 @@ use super::{
 };
 
 async fn edit(fixture: &Fixture, ns: &str, name: &str, change: Value) {
-    fixture.edit_past_admission_policy(ns, name, &change).await;
+    fixture.edit_past_admission_policy(ns, &format!("configmap/{name}"), &change).await;
 }
 
 /// Standard output and standard error of a call with exit code 1.

@@ -114,6 +114,11 @@ impl<K: Ord + Clone> PolicyIndex<K> {
         self.rebuild();
     }
 
+    /// The policy with this key, if it applies.
+    pub fn get(&self, key: &K) -> Option<&Arc<Policy>> {
+        self.policies.get(key)?.whole.as_ref()
+    }
+
     /// The policies that would apply if they were put again.
     pub fn awaited(&self) -> &[K] {
         &self.awaited

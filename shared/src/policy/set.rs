@@ -71,11 +71,6 @@ impl PolicySet {
         policies.filter(|p| p.selects(namespace, namespace_labels, job_labels)).collect()
     }
 
-    /// Whether this policy is in the set.
-    pub fn contains(&self, policy: &PolicyRef) -> bool {
-        self.policies.binary_search_by(|own| own.reference.cmp(policy)).is_ok()
-    }
-
     /// Combines policies of this set, given in order of precedence. Caches the combination for all Jobs that the same
     /// policies select.
     pub fn effective(&self, some: &[&Arc<Policy>], job_labels: &Labels) -> Arc<EffectivePolicy> {
@@ -186,7 +181,6 @@ mod tests {
         assert_eq!(names("c"), ["e", "wide"]);
         assert_eq!(names("zz"), ["wide"]);
         assert_eq!(PolicySet::default().of_namespace("ci").count(), 0);
-        assert!(set.contains(&of("ci", "b").reference) && !set.contains(&of("ci", "c").reference));
     }
 
     #[test]

@@ -1,10 +1,10 @@
-//! The manifest of a result, `result.json`. Users may be able to edit it: [`Manifest::parse`] takes nothing from it that
-//! decides where an effect lands.
+//! The manifest of a result, `result.json`. Users may be able to edit it: [`Manifest::parse`], which alone reads it, takes
+//! nothing from it that decides where an effect lands.
 
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 use crate::{
     job::snapshot::Outcome,
@@ -25,8 +25,10 @@ pub const KEY: &str = "result.json";
 pub const MAX_BYTES: usize = 200 << 10;
 
 /// Everything about a finished Job.
+///
+/// It is not `Deserialize`: `remote` makes what is derived a function of its own, which [`Manifest::parse`] calls.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", remote = "Self")]
 pub struct Manifest {
     /// [`SCHEMA_VERSION`] of the writer.
     pub schema_version: u32,
@@ -172,6 +174,12 @@ pub struct Shard {
     pub sha256: String,
 }
 
+impl Serialize for Manifest {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        Self::serialize(self, serializer)
+    }
+}
+
 impl Manifest {
     /// Reads the manifest of an object in this namespace. The namespace that the text itself states is not read, so that no
     /// content can move an effect to another namespace.
@@ -179,7 +187,9 @@ impl Manifest {
     /// # Errors
     /// If the text is not a manifest.
     pub fn parse(namespace: &str, text: &[u8]) -> serde_json::Result<Self> {
-        let mut manifest: Self = serde_json::from_slice(text)?;
+        let mut reader = serde_json::Deserializer::from_slice(text);
+        let mut manifest = Self::deserialize(&mut reader)?;
+        reader.end()?;
         namespace.clone_into(&mut manifest.job.namespace);
         Ok(manifest)
     }
@@ -257,8 +267,20 @@ mod tests {
         let manifest = Manifest::parse("ci", text.to_string().as_bytes()).unwrap();
         assert_eq!(manifest.job.namespace, "ci");
         assert_eq!(serde_json::to_value(&manifest).unwrap()["job"]["namespace"], "ci", "readers see it");
-        // Without `parse` it has none, and no call can succeed.
-        let unparsed: Manifest = serde_json::from_value(text).unwrap();
-        assert_eq!(unparsed.job.namespace, "");
+        assert!(Manifest::parse("ci", format!("{text} x").as_bytes()).is_err());
+    }
+
+    trait Read<A> {
+        fn no_other_way() {}
+    }
+
+    impl<T> Read<()> for T {}
+
+    impl<T: serde::de::DeserializeOwned> Read<u8> for T {}
+
+    /// If a manifest could be read in another way, two traits would match here, and this would not compile.
+    #[test]
+    fn nothing_but_parse_reads_a_manifest() {
+        <Manifest as Read<_>>::no_other_way();
     }
 }

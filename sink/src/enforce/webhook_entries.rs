@@ -117,7 +117,7 @@ pub(crate) fn build(
 
 /// Whether the policy needs entries.
 pub(crate) fn has_entries(policy: &Policy, own_namespace: &str) -> bool {
-    policy.has_limits() && !is_excluded(policy, own_namespace)
+    policy.has_limits() && !is_excluded(&policy.reference, own_namespace)
 }
 
 fn entry(

@@ -25,8 +25,9 @@ pub(crate) fn is_result_removed(job: &JobSnapshot) -> bool {
     own && is_harvested(job)
 }
 
-/// Whether the sink recorded on the Job that the object with this name is its result. Whoever may edit the Job can write the
-/// same, and harms the results of his own Jobs only.
+/// Whether the sink recorded on the Job that the object with this name is its result. Where an admission policy does not keep
+/// others from that ([`keys::MARKS_ADMISSION_POLICY`]), whoever may edit the Job can write the same, and harms the results of
+/// his own Jobs only.
 pub(crate) fn is_recorded(job: &JobSnapshot, result: &str) -> bool {
     is_harvested(job) && job.annotations.get(keys::RESULTS).is_some_and(|name| name == result)
 }

@@ -14,10 +14,21 @@ pub struct PolicyEntry {
     pub reference: PolicyRef,
     /// `metadata.generation`.
     pub generation: i64,
-    /// The parsed policy, or why it cannot be parsed.
-    pub policy: Result<Arc<Policy>, String>,
+    /// The parsed policy, or why there is none.
+    pub policy: Result<Arc<Policy>, MissingPolicy>,
     /// The status that is stored.
     pub status: PolicyStatus,
+}
+
+/// Why nothing is known of a policy but its name and status.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MissingPolicy {
+    /// It cannot be parsed.
+    Unreadable(String),
+    /// It has no room in its namespace and does not apply, so that its content is not kept.
+    NoRoom,
+    /// There is room for it again: it applies once a watch delivers it.
+    Awaited,
 }
 
 impl PolicyEntry {
@@ -29,9 +40,9 @@ impl PolicyEntry {
     }
 }
 
-/// Whether the policy is in a namespace where Jobs are never changed.
-pub(crate) fn is_excluded(policy: &Policy, own_namespace: &str) -> bool {
-    let namespace = policy.reference.namespace.as_deref();
+/// Whether a policy is in a namespace where Jobs are never changed.
+pub(crate) fn is_excluded(policy: &PolicyRef, own_namespace: &str) -> bool {
+    let namespace = policy.namespace.as_deref();
     namespace.is_some_and(|ns| ns == own_namespace || keys::EXCLUDED_NAMESPACES.contains(&ns))
 }
 
@@ -55,7 +66,7 @@ mod tests {
                     uid: "u".to_owned(),
                 },
                 generation: 1,
-                policy: Err(String::new()),
+                policy: Err(MissingPolicy::NoRoom),
                 status: PolicyStatus::default(),
             };
             assert_eq!(entry.has_written_status(), written, "{namespace:?}");

@@ -11,7 +11,7 @@ use job_handler_shared::{
     kube::{object_stream::objects, watch},
     ledger::crd::JobLedger,
     policy::{
-        parsed::Policy,
+        parsed::{Policy, PolicyError},
         presence::Presence,
         reference::{Labels, PolicyKind, PolicyRef},
         spec::{ClusterJobPolicy, JobPolicy},
@@ -32,13 +32,13 @@ use serde::de::DeserializeOwned;
 
 use crate::{
     model::{
-        policy_entry::PolicyEntry,
+        policy_entry::{MissingPolicy, PolicyEntry},
         replica::Replica,
         result_ref::{ResultRef, result_ref_of},
         served_namespaces::NamespaceScope,
         stored_result::StoredResult,
     },
-    observe::{context::Context, key::Key},
+    observe::{context::Context, key::Key, store_policies::ListedPolicies},
 };
 
 /// Seconds after which the apiserver ends a watch. If the end does not arrive within another 5 s, the client treats the
@@ -58,7 +58,7 @@ pub(crate) async fn policies(context: Context, ready: ReadyHandle) {
     follow_policies(&context, objects(api, config()), &ready, kind, |policy| PolicyEntry {
         reference: PolicyRef::of(kind, policy),
         generation: policy.metadata.generation.unwrap_or_default(),
-        policy: Policy::namespaced(policy).map(Arc::new).map_err(|e| e.to_string()),
+        policy: Policy::namespaced(policy).map(Arc::new).map_err(unreadable),
         status: policy.status.clone().unwrap_or_default(),
     })
     .await;
@@ -78,10 +78,14 @@ pub(crate) async fn cluster_policies(context: Context, ready: ReadyHandle) {
 }
 
 /// As if it selected served namespaces only.
-fn read_cluster_policy(context: &Context, policy: &ClusterJobPolicy) -> Result<Arc<Policy>, String> {
+fn read_cluster_policy(context: &Context, policy: &ClusterJobPolicy) -> Result<Arc<Policy>, MissingPolicy> {
     let mut policy = policy.clone();
     policy.spec.namespace_selector = context.store.served.select(policy.spec.namespace_selector.take());
-    Policy::cluster(&policy).map(Arc::new).map_err(|error| error.to_string())
+    Policy::cluster(&policy).map(Arc::new).map_err(unreadable)
+}
+
+fn unreadable(error: PolicyError) -> MissingPolicy {
+    MissingPolicy::Unreadable(error.to_string())
 }
 
 async fn follow_policies<K: ResourceExt + Debug + Clone + Send + 'static>(
@@ -92,14 +96,14 @@ async fn follow_policies<K: ResourceExt + Debug + Clone + Send + 'static>(
     read: impl Fn(&K) -> PolicyEntry,
 ) {
     // Stored at once at the end of the list: each change of the set regroups all Jobs.
-    let mut listed: Vec<PolicyEntry> = Vec::new();
+    let mut listed = ListedPolicies::default();
     let served = &context.store.served;
     let read = |policy: &K| {
         let entry = read(policy);
         if entry.reference.namespace.as_ref().is_some_and(|namespace| !served.contains(namespace)) {
             return None;
         }
-        if let Err(error) = &entry.policy {
+        if let Err(MissingPolicy::Unreadable(error)) = &entry.policy {
             tracing::warn!(policy = %entry.reference, "cannot be read and selects nothing: {error}");
         }
         Some(entry)
@@ -111,11 +115,11 @@ async fn follow_policies<K: ResourceExt + Debug + Clone + Send + 'static>(
     watch::run(stream, resource, ready, |event| {
         let changed = match event {
             Event::Init => {
-                listed.clear();
+                listed = ListedPolicies::default();
                 false
             }
             Event::InitApply(policy) => {
-                listed.extend(read(&policy));
+                read(&policy).into_iter().for_each(|entry| listed.push(entry));
                 false
             }
             Event::Apply(policy) => read(&policy).is_some_and(|entry| context.store.put_policy(entry)),
@@ -123,13 +127,7 @@ async fn follow_policies<K: ResourceExt + Debug + Clone + Send + 'static>(
                 let uid = policy.uid().unwrap_or_default();
                 context.store.remove_policies(|known| known.uid == uid)
             }
-            Event::InitDone => {
-                let listed = std::mem::take(&mut listed);
-                let seen: BTreeSet<String> = listed.iter().map(|entry| entry.reference.uid.clone()).collect();
-                let changed = context.store.put_policies(listed);
-                let gone = |known: &PolicyRef| known.kind == kind && !seen.contains(&known.uid);
-                context.store.remove_policies(gone) || changed
-            }
+            Event::InitDone => context.store.replace_policies(kind, std::mem::take(&mut listed)),
         };
         if changed {
             context.resync.notify_one();

@@ -26,14 +26,13 @@ use tokio::sync::{broadcast, watch};
 use crate::{
     model::{
         job_change::{GroupKey, JobChange, Uid},
-        policy_entry::PolicyEntry,
         replica::Replica,
         result_ref::ResultRef,
         served_namespaces::ServedNamespaces,
     },
     observe::{
         changes::Changes, job_index::JobIndex, ledger_index::LedgerIndex, result_inventory::Inventory,
-        secret_access::SecretAccess, tombstones::DeletedJob,
+        secret_access::SecretAccess, store_policies::KnownPolicy, tombstones::DeletedJob,
     },
     result::seal::Seal,
 };
@@ -61,10 +60,10 @@ pub struct Store {
 #[derive(Debug, Default)]
 pub(super) struct StoreState {
     pub(super) index: JobIndex,
-    /// The policies that can be read, and the namespaces.
+    /// The policies that apply, and the namespaces.
     pub(super) rules: PolicyIndex<Uid>,
     /// All policies with their statuses.
-    pub(super) entries: BTreeMap<Uid, PolicyEntry>,
+    pub(super) policies: BTreeMap<Uid, KnownPolicy>,
     pub(super) results: HashMap<Uid, BTreeSet<ResultRef>>,
     replicas: BTreeMap<String, Replica>,
     pub(super) refusals: HashMap<String, LastRefusal>,
@@ -297,7 +296,7 @@ impl Store {
     /// Records the last refusal of a policy.
     pub(crate) fn put_refusal(&self, policy: &str, refusal: LastRefusal) {
         self.update(|state| {
-            let known = state.entries.contains_key(policy);
+            let known = state.policies.contains_key(policy);
             if known {
                 state.refusals.insert(policy.to_owned(), refusal);
             }

@@ -170,8 +170,7 @@ impl Store {
     /// The receivers of CloudEvents that a policy names.
     pub(crate) fn receivers_of(&self, policy: &str) -> Vec<String> {
         let state = self.state.lock();
-        let policy = state.entries.get(policy).and_then(|entry| entry.policy.as_ref().ok());
-        policy.map_or_else(Vec::new, |policy| {
+        state.rules.get(&policy.to_owned()).map_or_else(Vec::new, |policy| {
             policy.spec.cloud_event_sinks.iter().map(|sink| sink.name.clone()).collect()
         })
     }

@@ -2,6 +2,7 @@ use jiff::Timestamp;
 use job_handler_shared::{
     job::snapshot::{Finished, Outcome},
     keys,
+    policy::{namespace_share::NAMESPACE_POLICIES_MAX, reference::PolicyKind},
     result::{pending_events::JobPhase, storage_kind::StorageKind},
     testing::policies::{job_policy, namespaced},
 };
@@ -9,7 +10,14 @@ use kube::core::ObjectMeta;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::{model::stored_result::StoredResult, test_support::policy_entry};
+use crate::{
+    model::{
+        policy_entry::{MissingPolicy, PolicyEntry},
+        stored_result::StoredResult,
+    },
+    observe::store_policies::ListedPolicies,
+    test_support::policy_entry,
+};
 
 fn job(uid: &str, team: &str) -> JobSnapshot {
     JobSnapshot {
@@ -316,5 +324,60 @@ fn a_policy_of_another_namespace_or_without_room_makes_no_job_incomplete() {
     put("ci", "newer", 2, 9_999..10_000);
     assert!(!store.lacks_labels() && store.effective(&kept).is_some());
     store.remove_policies(|policy| policy.name == "older");
+    put("ci", "newer", 2, 9_999..10_000);
     assert!(store.lacks_labels() && store.effective(&kept).is_none(), "there is room for the newer one");
+}
+
+#[test]
+fn of_a_policy_without_room_the_content_is_forgotten_until_it_is_put_again() {
+    let store = store();
+    let made = |second: usize| {
+        let created = format!("2026-01-01T00:{:02}:{:02}Z", second / 60, second % 60);
+        let metadata = json!({"name": format!("p-{second}"), "namespace": "ci", "uid": second.to_string(),
+            "generation": 1, "creationTimestamp": created});
+        policy_entry(1, job_policy(metadata, json!({"results": {}})))
+    };
+    store.remove_policies(|_| true);
+    let put = |second: usize| {
+        let entry = made(second);
+        let content = Arc::downgrade(entry.policy.as_ref().unwrap());
+        store.put_policy(entry);
+        content
+    };
+    let contents: Vec<_> = (0..NAMESPACE_POLICIES_MAX + 3).map(put).collect();
+    let kept = contents.iter().filter(|content| content.upgrade().is_some()).count();
+    assert_eq!(kept, NAMESPACE_POLICIES_MAX);
+    assert_eq!(store.policy_entries().len(), NAMESPACE_POLICIES_MAX + 3, "their statuses are written");
+    let missing = |second: usize| {
+        let entries = store.policy_entries().into_iter();
+        let mut found = entries.filter(|entry| entry.reference.uid == second.to_string());
+        found.next().unwrap().policy.err()
+    };
+    let first_beyond = NAMESPACE_POLICIES_MAX;
+    assert_eq!(missing(first_beyond), Some(MissingPolicy::NoRoom));
+    store.remove_policies(|known| known.uid == "0");
+    assert_eq!(missing(first_beyond), Some(MissingPolicy::Awaited));
+    assert_eq!(missing(first_beyond + 1), Some(MissingPolicy::NoRoom));
+    assert!(store.has_unreadable_policy("ci") && !store.has_unreadable_policy("qa"));
+    assert!(store.put_policy(made(first_beyond)), "Jobs are looked at again");
+    assert_eq!(missing(first_beyond), None);
+    assert!(!store.has_unreadable_policy("ci"));
+
+    // A list is read with the same bound, in any order.
+    let mut listed = ListedPolicies::default();
+    let mut contents = Vec::new();
+    for second in (0..400).rev() {
+        let entry = made(second);
+        contents.push(Arc::downgrade(entry.policy.as_ref().unwrap()));
+        listed.push(entry);
+        let kept = contents.iter().filter(|content| content.upgrade().is_some()).count();
+        assert!(kept < NAMESPACE_POLICIES_MAX + 32, "{kept}");
+    }
+    store.replace_policies(PolicyKind::ClusterJobPolicy, ListedPolicies::default());
+    assert_eq!(store.policies().iter().count(), NAMESPACE_POLICIES_MAX, "of the other kind");
+    assert!(store.replace_policies(PolicyKind::JobPolicy, listed));
+    assert_eq!(store.policies().iter().count(), NAMESPACE_POLICIES_MAX);
+    assert_eq!((missing(0), missing(399)), (None, Some(MissingPolicy::NoRoom)));
+    assert!(store.replace_policies(PolicyKind::JobPolicy, ListedPolicies::default()));
+    assert_eq!((store.policies().iter().count(), store.policy_entries().len()), (0, 0));
 }

@@ -33,6 +33,7 @@ use crate::{
         result_annotations,
     },
     metrics::SinkMetrics,
+    model::policy_entry::MissingPolicy,
     model::{
         job_change::Uid, result_ref::ResultRef, served_namespaces::NamespaceScope,
         stored_result::StoredResult,
@@ -296,9 +297,14 @@ impl PolicyBounds {
         let max = store.namespace_bytes_max().unwrap_or(u64::MAX);
         let mut known = Self::default();
         for entry in store.policy_entries() {
-            let Ok(policy) = entry.policy else {
-                known.unreadable.insert(entry.reference.namespace.unwrap_or_default());
-                continue;
+            let policy = match entry.policy {
+                Ok(policy) => policy,
+                // As if it had been deleted.
+                Err(MissingPolicy::NoRoom) => continue,
+                Err(MissingPolicy::Unreadable(_) | MissingPolicy::Awaited) => {
+                    known.unreadable.insert(entry.reference.namespace.unwrap_or_default());
+                    continue;
+                }
             };
             // A policy that only warns deletes nothing.
             let Some(results) = policy.spec.results.as_ref().filter(|_| policy.enforced()) else { continue };

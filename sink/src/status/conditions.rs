@@ -18,7 +18,10 @@ use job_handler_shared::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use crate::{
-    model::{entry_state::EntryFailure, policy_entry::PolicyEntry},
+    model::{
+        entry_state::EntryFailure,
+        policy_entry::{MissingPolicy, PolicyEntry},
+    },
     status::policy_status::StatusInputs,
 };
 
@@ -67,21 +70,18 @@ pub(crate) fn ready(entry: &PolicyEntry, inputs: &StatusInputs<'_>) -> Condition
     let generation = entry.generation;
     let policy = match &entry.policy {
         Ok(policy) => policy,
-        Err(error) => return ConditionState::new(false, "Unreadable", error.clone()),
+        Err(MissingPolicy::Unreadable(error)) => return ConditionState::new(false, "Unreadable", error),
+        Err(_) if inputs.excluded => return excluded(),
+        Err(MissingPolicy::NoRoom) => return no_room(entry),
+        // The time makes each write another one. An equal status would be no event of the watches.
+        Err(MissingPolicy::Awaited) => {
+            let message =
+                format!("there is room for it again; it is read and applies in a moment ({})", inputs.now);
+            return ConditionState::new(false, "Reading", message);
+        }
     };
     if inputs.excluded {
-        let message =
-            "Jobs in this namespace are never changed; move the policy to the namespace of its Jobs";
-        return ConditionState::new(false, "ExcludedNamespace", message);
-    }
-    if let (false, Some(namespace)) = (inputs.applies, &entry.reference.namespace) {
-        let message = format!(
-            "namespace {namespace} has more than {NAMESPACE_POLICIES_MAX} JobPolicies, or their specs more than {}, or \
-             they name more than {NAMESPACE_LABEL_KEYS_MAX} different label keys in selectors, groups and stamped labels; the \
-             oldest ones apply, and this one does not: delete some, or merge them",
-            human_bytes(NAMESPACE_POLICY_BYTES_MAX as u64)
-        );
-        return ConditionState::new(false, "TooManyPolicies", message);
+        return excluded();
     }
     let live: Vec<_> = inputs.replicas.iter().filter(|(_, replica)| replica.is_live(inputs.clock)).collect();
     if live.is_empty() {
@@ -134,6 +134,22 @@ pub(crate) fn ready(entry: &PolicyEntry, inputs: &StatusInputs<'_>) -> Condition
         )
     };
     ConditionState::new(true, if policy.enforced() { "Enforced" } else { "Warns" }, message)
+}
+
+fn excluded() -> ConditionState {
+    let message = "Jobs in this namespace are never changed; move the policy to the namespace of its Jobs";
+    ConditionState::new(false, "ExcludedNamespace", message)
+}
+
+fn no_room(entry: &PolicyEntry) -> ConditionState {
+    let message = format!(
+        "namespace {} has more than {NAMESPACE_POLICIES_MAX} JobPolicies, or their specs more than {}, or they name more \
+         than {NAMESPACE_LABEL_KEYS_MAX} different label keys in selectors, groups and stamped labels; the oldest ones apply, \
+         and this one does not: delete some, or merge them",
+        entry.reference.namespace.as_deref().unwrap_or_default(),
+        human_bytes(NAMESPACE_POLICY_BYTES_MAX as u64)
+    );
+    ConditionState::new(false, "TooManyPolicies", message)
 }
 
 /// `FullyEnforced`: every field of the policy has an effect.

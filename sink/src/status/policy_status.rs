@@ -13,7 +13,11 @@ use job_handler_shared::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::{
-    model::{entry_state::EntryState, policy_entry::PolicyEntry, replica::Replica},
+    model::{
+        entry_state::EntryState,
+        policy_entry::{MissingPolicy, PolicyEntry},
+        replica::Replica,
+    },
     status::{
         conditions::{self, ConditionState},
         limit_usage::{SelectedJob, fullest_scope},
@@ -43,8 +47,6 @@ pub(crate) struct StatusInputs<'a> {
     pub(crate) namespace_bytes_max: Option<u64>,
     /// The policy is in a namespace where Jobs are never changed.
     pub(crate) excluded: bool,
-    /// The policy is not above the maximum number of policies of its namespace.
-    pub(crate) applies: bool,
     /// Wall clock, for the conditions' transition times.
     pub(crate) now: Timestamp,
     /// Monotonic clock, for the replicas' Leases.
@@ -57,10 +59,15 @@ pub(crate) fn policy_status(entry: &PolicyEntry, inputs: &StatusInputs<'_>) -> P
     let spec = entry.policy.as_ref().ok().map(|policy| &policy.spec);
     let ready = conditions::ready(entry, inputs);
     let is_ready = ready.holds;
-    let full = entry.policy.as_ref().map_or_else(
-        |_| ConditionState::new(false, "Unreadable", "this policy cannot be read"),
-        |policy| conditions::fully_enforced(policy, inputs),
-    );
+    let full = match &entry.policy {
+        Ok(policy) => conditions::fully_enforced(policy, inputs),
+        Err(MissingPolicy::Unreadable(_)) => {
+            ConditionState::new(false, "Unreadable", "this policy cannot be read")
+        }
+        Err(MissingPolicy::NoRoom | MissingPolicy::Awaited) => {
+            ConditionState::new(false, "DoesNotApply", "this policy does not apply: see condition Ready")
+        }
+    };
     let limits: Vec<LimitStatus> = spec.map_or_else(Vec::new, |spec| {
         spec.limits.iter().map(|limit| fullest_scope(limit, inputs.jobs, inputs.pending)).collect()
     });
@@ -136,9 +143,9 @@ mod tests {
         jobs: Vec<SelectedJob>,
         replicas: BTreeMap<String, Replica>,
         entries: EntryState,
-        applies: bool,
         has_group: bool,
         no_secrets: Option<String>,
+        now: Timestamp,
     }
 
     impl Default for TestInputs {
@@ -147,9 +154,9 @@ mod tests {
                 jobs: Vec::new(),
                 replicas: [("a".to_owned(), replica(3))].into(),
                 entries: written(),
-                applies: true,
                 has_group: true,
                 no_secrets: None,
+                now: Timestamp::UNIX_EPOCH,
             }
         }
     }
@@ -168,8 +175,7 @@ mod tests {
                 no_secrets: self.no_secrets,
                 namespace_bytes_max: Some(128 << 20),
                 excluded: false,
-                applies: self.applies,
-                now: Timestamp::UNIX_EPOCH,
+                now: self.now,
                 clock: Instant::now(),
             };
             policy_status(entry, &inputs)
@@ -234,10 +240,31 @@ mod tests {
 
     #[test]
     fn a_policy_above_the_maximum_of_its_namespace_says_so() {
-        let beyond = TestInputs { applies: false, ..TestInputs::default() };
-        let ready = &beyond.conditions_of(json!({}))[READY];
+        let beyond = PolicyEntry { policy: Err(MissingPolicy::NoRoom), ..entry(json!({})) };
+        let status = TestInputs::default().status_of(&beyond);
+        let [ready, full] = &status.conditions[..] else { panic!("{status:?}") };
         assert_eq!((ready.status.as_str(), ready.reason.as_str()), ("False", "TooManyPolicies"));
         assert!(ready.message.starts_with("namespace ci has more than 100 JobPolicies"), "{}", ready.message);
+        assert_eq!((full.status.as_str(), full.reason.as_str()), ("False", "DoesNotApply"));
+        assert_eq!(status.usage.as_deref(), Some("-"));
+    }
+
+    /// Each write of another status has the watches deliver the policy once more.
+    #[test]
+    fn a_policy_that_has_room_again_gets_another_status_until_it_is_read() {
+        let awaited = PolicyEntry { policy: Err(MissingPolicy::Awaited), ..entry(json!({})) };
+        let status_at = |second: i64| {
+            let now = Timestamp::from_second(second).unwrap();
+            TestInputs { now, ..TestInputs::default() }.status_of(&awaited)
+        };
+        let first = status_at(1);
+        assert_eq!(
+            (first.conditions[0].status.as_str(), first.conditions[0].reason.as_str()),
+            ("False", "Reading")
+        );
+        let written = PolicyEntry { status: first.clone(), ..awaited.clone() };
+        let now = Timestamp::from_second(2).unwrap();
+        assert_ne!(TestInputs { now, ..TestInputs::default() }.status_of(&written), first);
     }
 
     #[test]

@@ -70,7 +70,7 @@ pub(crate) async fn run<K: Clone + Eq + std::hash::Hash>(
         metrics.set_summary(&summary::collect(&jobs, &results, &store.enforced(), max, wanted, now));
         metrics.set_queue_length(queue.len());
         let (receivers, replicas) = (store.known_receivers(), store.replicas());
-        let (policies, unfinished) = (store.policies(), unfinished_by_namespace(&jobs));
+        let unfinished = unfinished_by_namespace(&jobs);
         let requested = summary::by_policy(&results);
         let mut queued = HashMap::new();
         for entry in store.policy_entries().into_iter().filter(PolicyEntry::has_written_status) {
@@ -99,8 +99,7 @@ pub(crate) async fn run<K: Clone + Eq + std::hash::Hash>(
                         .unwrap_or_else(summary::no_results),
                     no_secrets: store.secrets.denial(),
                     namespace_bytes_max: max,
-                    excluded: policy.is_some_and(|policy| is_excluded(policy, &own_namespace)),
-                    applies: policies.contains(&entry.reference),
+                    excluded: is_excluded(&entry.reference, &own_namespace),
                     now: whole_seconds(Timestamp::now()),
                     clock: Instant::now(),
                 };

@@ -100,7 +100,8 @@ async fn harvest_by_loop(client: &Client, namespace: &str, job: &str) -> Result<
     get(&result_uri).await?;
     let annotations = json!({"metadata": {
         "resourceVersion": current["metadata"]["resourceVersion"],
-        "annotations": {"job-handler/status": "completed", "job-handler/results": result},
+        // Only the sink sets its own keys.
+        "annotations": {"bench-loop/status": "completed", "bench-loop/results": result},
     }});
     send(client, "PATCH", &of_job, &annotations).await?;
     get(&result_uri).await?;

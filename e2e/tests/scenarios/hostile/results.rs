@@ -103,6 +103,67 @@ fn only_the_sink_makes_and_changes_results() {
     });
 }
 
+/// What an annotation says is stored was stored by the sink, and clients that know nothing of it work as ever.
+#[test]
+fn only_the_sink_marks_jobs() {
+    scenario(|fixture| async move {
+        let ns = fixture.cluster.namespace("only-marks").await.unwrap();
+        fixture.apply_policy(&ns, "p", json!({"results": {}})).await;
+        let tenant = Tenant::new(fixture, &ns).await;
+        let mut manifest = short_job("build");
+        (manifest["apiVersion"], manifest["kind"]) = (json!("batch/v1"), json!("Job"));
+        let text = manifest.to_string();
+        let apply = async |flags: &[&str], input: &str| {
+            let arguments: Vec<&str> = ["apply", "-f", "-"].iter().chain(flags).copied().collect();
+            tenant.kubectl(&arguments, input).await
+        };
+        assert_allowed("to apply a Job", &apply(&[], &text).await);
+        wait_announced(fixture, &ns, "build").await;
+        let marks = async || {
+            let job = fixture.jobs(&ns).get("build").await.unwrap();
+            job.annotations().get(keys::RESULTS).cloned()
+        };
+        assert_eq!(marks().await.as_deref(), Some("build-results"));
+
+        for mark in keys::MARKS {
+            let forge = json!({"metadata": {"annotations": {mark: "forged"}}});
+            assert_denied(mark, &tenant.patch("job", "build", &forge).await, DENIED);
+        }
+        let flag = format!("{}=other-results", keys::RESULTS);
+        let answer = tenant.kubectl(&["annotate", "--overwrite", "job", "build", &flag], "").await;
+        assert_denied("kubectl annotate", &answer, DENIED);
+        // The role `edit` has no right to write a status; others may give it.
+        let change = json!({"metadata": {"annotations": {keys::RESULTS: "forged"}}}).to_string();
+        let status =
+            ["patch", "job", "build", "-n", &ns, "--subresource=status", "--type=merge", "-p", &change];
+        let answer = fixture.cluster.try_kubectl(&status, b"").await.unwrap();
+        assert_denied("with the status", &answer, DENIED);
+
+        // Clients that do not know the marks: they stay.
+        assert_allowed("kubectl apply", &apply(&[], &text).await);
+        let server_side = ["--server-side", "--force-conflicts", "--field-manager=gitops"];
+        assert_allowed("server-side apply", &apply(&server_side, &text).await);
+        let label = json!({"metadata": {"labels": {"team": "x"}}});
+        assert_allowed("kubectl patch", &tenant.patch("job", "build", &label).await);
+        assert_eq!(marks().await.as_deref(), Some("build-results"));
+        // A full update with an old manifest removes them; the sink sets them again.
+        let mut old = serde_json::to_value(fixture.jobs(&ns).get("build").await.unwrap()).unwrap();
+        (old["apiVersion"], old["kind"]) = (json!("batch/v1"), json!("Job"));
+        let annotations = old["metadata"]["annotations"].as_object_mut().unwrap();
+        keys::MARKS.iter().for_each(|mark| _ = annotations.remove(*mark));
+        let metadata = old["metadata"].as_object_mut().unwrap();
+        metadata.remove("resourceVersion");
+        let answer = tenant.kubectl(&["replace", "-f", "-"], &old.to_string()).await;
+        assert_allowed("kubectl replace", &answer);
+        fixture
+            .wait("the marks", || async {
+                if marks().await.is_some() { Ok(()) } else { Err("removed".to_owned()) }
+            })
+            .await;
+        assert_eq!(result_names(fixture, &ns).await, ["build-results"]);
+    });
+}
+
 /// Results that were there before the admission policy: all attacks that the sink itself has to contain.
 #[test]
 fn without_the_admission_policy_forged_results_harm_only_their_author() {
@@ -207,6 +268,10 @@ async fn a_job_is_not_deleted_for_a_forged_result(
     let uid = fixture.create(evil, &running).await.unwrap().uid().unwrap();
     let forged = forge(fixture, victim, "running", &uid, evil).await;
     assert_allowed("to forge a result", &tenant.create(&forged).await);
+    // The other admission policy still stands.
+    let marks = json!({keys::STATUS: "completed", keys::RESULTS: "running-results"});
+    let answer = tenant.patch("job", "running", &json!({"metadata": {"annotations": marks}})).await;
+    assert_denied("to say that it is the Job's", &answer, DENIED);
     fixture.wait_job_deleted(evil, "running").await;
     let own = fixture.config_maps(evil).get(&format!("running-results-{}", &uid[..8])).await.unwrap();
     assert!(own.data.unwrap()["logs"].contains("genuine"));

@@ -94,6 +94,12 @@ async fn a_rejected_policy_is_left_out_and_the_others_are_written() {
     writer.round(&all(3)).await;
     assert_eq!(stored(&apiserver)["job-handler-limits"], names(&["a", "z"]));
     assert!(state.borrow().failures.contains_key("bad") && state.borrow().written.len() == 2);
+    // Another path and CA reach all that stands: nothing of the rejected one does.
+    set_client(&apiserver, &secret(2), "Yw==");
+    writer.round(&all(3)).await;
+    let text = apiserver.get(RESOURCE, "", "job-handler-limits").unwrap().to_string();
+    assert!(text.contains(&secret(2)) && !text.contains(&secret(1)) && !text.contains("Yg=="), "{text}");
+    assert_eq!(stored(&apiserver)["job-handler-limits"], names(&["a", "z"]));
 }
 
 #[tokio::test]
