@@ -53,7 +53,7 @@ mod tests {
 
     use super::*;
 
-    use job_handler_shared::result::storage_kind::StorageKind;
+    use job_handler_shared::result::{manifest::Manifest, storage_kind::StorageKind};
 
     use crate::result_source::StorageObject;
 
@@ -82,7 +82,8 @@ mod tests {
             labels: BTreeMap::new(),
             data: BTreeMap::new(),
         };
-        JobResult { object, manifest: serde_json::from_value(manifest).unwrap(), size: 0 }
+        let manifest = Manifest::parse("ci", manifest.to_string().as_bytes()).unwrap();
+        JobResult { object, manifest, size: 0 }
     }
 
     fn notes(pods: usize, filter: LogFilter<'_>) -> String {
