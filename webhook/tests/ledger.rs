@@ -21,7 +21,10 @@ use apiserver::{LimitsApiserver, TestReplica, attempt, empty, eventually, replic
 use common::{cluster_policy, policy};
 use futures::{future::join_all, poll};
 use job_handler_shared::policy::{parsed::Policy, set::PolicySet};
-use job_handler_webhook::limit::{Attempt, Limiter, Verdict};
+use job_handler_webhook::{
+    limit::{Attempt, Limiter, Verdict},
+    presence_lease::WithheldPolicies,
+};
 use kube::ResourceExt;
 use rstest::rstest;
 use serde_json::{Value, json};
@@ -201,10 +204,13 @@ async fn a_ledger_deleted_by_hand_grants_nothing_for_a_minute() {
     let apiserver = Arc::new(LimitsApiserver::new(0).with_ledger("ci", empty()));
     let replica = replica(&apiserver, &[few(5)]).ready().await;
     assert_eq!(replica.limiter.admit(attempt("ci/a", "a")).await, Verdict::Granted);
+    let mut deletions = replica.limiter.changes();
     apiserver.delete_ledger("ci");
     let refused = why(replica.limiter.admit(attempt("ci/b", "b")).await);
     assert!(refused.contains("the JobLedger ci is missing"), "{refused}");
     assert!(apiserver.ledgers().is_empty());
+    // The minute counts from when the watch shows the deletion, after the write before.
+    deletions.changed().await.unwrap();
     // Only the monotonic clock counts.
     replica.clock.advance(Duration::from_secs(61));
     assert_eq!(replica.limiter.admit(attempt("ci/b", "b2")).await, Verdict::Granted);
