@@ -1,7 +1,6 @@
 //! Control over one component of a cluster.
 
-use std::time::Duration;
-
+use crate::cluster::components::START_TIMEOUT;
 use crate::cluster::{Cluster, Component};
 use crate::harness::error::Result;
 use crate::harness::process::Process;
@@ -52,7 +51,7 @@ impl ComponentHandle<'_> {
     /// If it does not start.
     pub async fn restart(&self) -> Result<()> {
         self.process.restart()?;
-        self.cluster.wait_ready(Duration::from_secs(180)).await?;
+        self.cluster.wait_ready(START_TIMEOUT).await?;
         self.refresh_nodes()
     }
 

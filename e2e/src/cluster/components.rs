@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::build::ClusterPrograms;
 use crate::cluster::nodes;
@@ -11,6 +12,9 @@ use crate::harness::error::{Error, Result};
 use crate::harness::kubeconfig::write_private;
 use crate::harness::ports;
 use crate::harness::process::Program;
+
+/// The longest time for components to be ready: other builds and clusters may keep the machine busy.
+pub(super) const START_TIMEOUT: Duration = Duration::from_secs(180);
 
 /// A component of the cluster, which is one process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -12,7 +12,7 @@ use tokio::sync::OnceCell;
 
 use crate::build::{ClusterPrograms, cluster_programs, run_cancellable};
 use crate::cluster::component_handle::ComponentHandle;
-use crate::cluster::components::{Component, Layout, Ports};
+use crate::cluster::components::{Component, Layout, Ports, START_TIMEOUT};
 use crate::cluster::options::{AuditLevel, ClusterOptions, E2E_KUBECONFIG};
 use crate::cluster::{external, nodes};
 use crate::harness::error::{Error, Result};
@@ -169,13 +169,13 @@ impl Cluster {
         for component in [Component::Etcd, Component::Apiserver] {
             cluster.launch(component)?;
         }
-        cluster.wait_ready(Duration::from_secs(180)).await?;
+        cluster.wait_ready(START_TIMEOUT).await?;
         let client = cluster.client();
         nodes::register(&client, options.nodes).await?;
         for component in Component::ALL {
             cluster.launch(component)?;
         }
-        wait_for(Duration::from_secs(180), "the controllers and the nodes", || async {
+        wait_for(START_TIMEOUT, "the controllers and the nodes", || async {
             for process in cluster.processes.values() {
                 if process.exit_status().is_some() {
                     return Ok(());

@@ -31,8 +31,8 @@ pub fn table(seed: u64, rounds: u64, outcomes: &[BurstOutcome], failures: &[Stri
          until each is created; three webhook replicas behind a load balancer, on the real apiserver; Jobs finish \
          meanwhile. Active Jobs are counted at every resourceVersion in etcd's history. A slot is free while fewer than \
          M Jobs are active or pending in the ledger; it is idle while no Job is admitted although clients retry. \
-         Rounds run one after the other; those with a quota run concurrently, two at a time, and those in which the \
-         apiserver is restarted run on a second cluster.\n",
+         Rounds run one after the other, those in which the apiserver is restarted last; those with a quota run beside \
+         them, two at a time.\n",
     );
     if !failures.is_empty() {
         page.push_str("\nFailures:\n\n");

@@ -1,7 +1,5 @@
 //! A node, namespace or Job with slow logs does not delay others.
 
-use std::time::{Duration, Instant};
-
 use job_handler_e2e::TestNamespace;
 use k8s_openapi::api::core::v1::{ConfigMap, Node};
 use kube::{
@@ -12,8 +10,6 @@ use serde_json::json;
 
 use super::fixtures::{Fixture, PATIENCE, exclusive_scenario, job};
 
-/// Far below the timeout of one log request to a hanging node (10 s), and the total of all 40.
-const A_FEW_SECONDS: Duration = Duration::from_secs(6);
 /// More than the sink reconciles concurrently.
 const HANGING: usize = 40;
 
@@ -63,13 +59,11 @@ fn a_node_with_hanging_logs_delays_no_other_harvest() {
             let simulation = [("run", "100ms"), ("log", "output of the Job\n")];
             fixture.create(&healthy, &job(&name, &[], &simulation)).await.unwrap();
             wait_finished(fixture, &healthy, round + 1).await;
-            let since = Instant::now();
             let result = fixture.wait_result(&healthy, &name).await;
-            assert!(since.elapsed() < A_FEW_SECONDS, "{name} took {:?}", since.elapsed());
             assert!(result.data.unwrap()["logs"].contains("output of the Job"));
         }
         let stored = results(fixture, &slow).await.unwrap().len();
-        assert!(stored < HANGING, "their logs did not hang, so that the test proves nothing");
+        assert!(stored < HANGING, "the healthy Jobs waited for all that hang, or none hung");
         // Their results are stored in the end, and list the lost logs.
         job_handler_e2e::wait_for(4 * PATIENCE, "the results of the Jobs with hanging logs", || async {
             let all = results(fixture, &slow).await.map_err(|error| error.to_string())?;

@@ -69,12 +69,12 @@ impl JobCache {
     }
 
     /// The resourceVersion up to which the cache is complete.
-    pub fn position(&self) -> Option<u64> {
+    pub(crate) fn position(&self) -> Option<u64> {
         *self.position.borrow()
     }
 
     /// Waits for a position, at most for `timeout`. Returns whether it was reached.
-    pub(crate) async fn wait_for(&self, position: u64, timeout: Duration) -> bool {
+    pub async fn wait_for(&self, position: u64, timeout: Duration) -> bool {
         let mut positions = self.position.subscribe();
         let reached = positions.wait_for(|at| at.is_some_and(|at| at >= position));
         tokio::time::timeout(timeout, reached).await.is_ok_and(|reached| reached.is_ok())

@@ -31,6 +31,8 @@ use tokio_util::sync::CancellationToken;
 
 const LEDGERS: &str = "jobledgers";
 const NAMESPACE: &str = "system";
+/// The longest wait for something to happen.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// An apiserver with Jobs and ledgers.
 #[derive(Default)]
@@ -191,9 +193,9 @@ impl TestReplica {
     ///
     /// A grant uses the watched Jobs alone, so a test that writes Jobs without a grant and expects a refusal needs this.
     pub async fn watched(&self, apiserver: &LimitsApiserver) {
-        let last = apiserver.events("jobs", 0, u64::MAX).last().map(|(version, _)| *version);
-        let cache = self.limiter.context().cache.clone();
-        eventually("the watch to deliver all Jobs", || cache.position() >= last).await;
+        let last = apiserver.events("jobs", 0, u64::MAX).last().map_or(0, |(version, _)| *version);
+        let context = self.limiter.context();
+        assert!(context.cache.wait_for(last, PATIENCE).await, "the watch does not deliver all Jobs");
     }
 
     pub fn metric(&self, line: &str) -> u64 {
@@ -249,9 +251,9 @@ pub fn why(verdict: Verdict) -> String {
     }
 }
 
-/// Waits until `holds`, at most a minute.
+/// Waits until `holds`.
 pub async fn eventually(what: &str, holds: impl Fn() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + PATIENCE;
     while !holds() {
         assert!(Instant::now() < deadline, "timed out waiting for {what}");
         tokio::time::sleep(Duration::from_millis(20)).await;

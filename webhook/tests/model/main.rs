@@ -32,7 +32,7 @@ const QUIET: &str = "the ledger can be emptied once nothing is in progress";
 const FULL: &str = "the limit is reached";
 
 /// The longest time for one model.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(600);
 
 impl Model for ModelProtocol {
     type State = ModelCluster;
