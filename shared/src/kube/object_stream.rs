@@ -37,6 +37,7 @@ where
         target,
         seconds,
         state: WatchState::Unlisted,
+        failed_at: None,
         queued: VecDeque::new(),
     };
     stream::unfold(watch, |mut watch| async move {
@@ -50,6 +51,8 @@ struct ObjectWatch<K> {
     target: ReadTarget,
     seconds: u64,
     state: WatchState,
+    /// Where the watch failed last.
+    failed_at: Option<String>,
     /// Events that are read and not delivered: those of one chunk.
     queued: VecDeque<Event<K>>,
 }
@@ -89,8 +92,7 @@ impl<K: Resource + DeserializeOwned> ObjectWatch<K> {
                             }
                         }
                         Ok(Some(Err(error))) if !raw_reads::is_cut_off(&error) => {
-                            self.state = WatchState::Listed(position);
-                            return Err(Error::WatchFailed(error));
+                            return Err(self.watch_failed(position, error));
                         }
                         // It has ended, or is dead.
                         Ok(None | Some(Err(_))) | Err(_) => self.state = WatchState::Listed(position),
@@ -152,11 +154,15 @@ impl<K: Resource + DeserializeOwned> ObjectWatch<K> {
         };
         match read {
             Ok(version) => Ok(version.filter(|version| !version.is_empty())),
-            Err(error) => {
-                self.state = WatchState::Listed(position);
-                Err(Error::WatchFailed(kube::Error::SerdeError(error)))
-            }
+            Err(error) => Err(self.watch_failed(position, kube::Error::SerdeError(error))),
         }
+    }
+
+    fn watch_failed(&mut self, position: String, error: kube::Error) -> Error {
+        // An event that cannot be read would come again for ever. A list may show a later state of that object.
+        let again = self.failed_at.replace(position.clone()).is_some_and(|failed_at| failed_at == position);
+        self.state = if again { WatchState::Unlisted } else { WatchState::Listed(position) };
+        Error::WatchFailed(error)
     }
 
     fn read_error(&mut self, json: &str, position: String) -> watcher::Result<Option<String>> {
@@ -233,5 +239,19 @@ mod tests {
         apiserver.forget("configmaps");
         apiserver.report("configmaps", true);
         assert_eq!(next(&mut events, 4).await, ["init", "listed a", "listed b", "done"]);
+    }
+
+    #[tokio::test]
+    async fn an_event_that_cannot_be_read_twice_leads_to_a_new_list() {
+        let apiserver = Apiserver::default();
+        let api = Api::<ConfigMap>::all(apiserver.client());
+        let mut events = Box::pin(objects(api, Config::default()));
+        assert_eq!(next(&mut events, 2).await, ["init", "done"]);
+        let mut unreadable = map("a");
+        unreadable["data"] = "no map".into();
+        apiserver.put("configmaps", unreadable);
+        assert_eq!(next(&mut events, 2).await, ["error", "error"]);
+        apiserver.put("configmaps", map("a"));
+        assert_eq!(next(&mut events, 3).await, ["init", "listed a", "done"]);
     }
 }

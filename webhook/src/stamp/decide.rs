@@ -161,8 +161,9 @@ fn claims(job: &JobView) -> StampedAnnotation {
 /// Whether the Job has both annotations of a harvested Job. The TTL of a finished, harvested Job is no longer relocated.
 ///
 /// The check looks at the annotations, not at the author of the update, because one patch of the sink sets both
-/// annotations and the TTL. A user who may update the Job can forge them; the only gain is that the Job is deleted before
-/// its result is stored, which the same user can do by deleting it. On a running Job, the annotations mean nothing.
+/// annotations and the TTL. The policy `job-handler-marks` lets only the sink set them. Where it is not installed, a user who
+/// may update the Job can; the only gain is that the Job is deleted before its result is stored, which the same user can do
+/// by deleting it. On a running Job, the annotations mean nothing.
 pub(super) fn is_harvested(job: &JobView) -> bool {
     [keys::STATUS, keys::RESULTS].iter().all(|key| job.annotation(key).is_some_and(|value| !value.is_empty()))
 }

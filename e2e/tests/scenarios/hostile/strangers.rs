@@ -193,42 +193,51 @@ async fn wait_settled(fixture: &Fixture) -> String {
         .await
 }
 
-/// An apiserver that gets no answer shows the URL to the user.
+/// Each step waits until the path of the step before is replaced, and no longer replaced early: one cluster for all.
 #[test]
-fn a_url_in_an_error_is_of_no_use_soon_after() {
+fn a_leaked_path_is_of_no_use_soon_after() {
     exclusive_scenario(async |fixture| {
         let ns = fixture.cluster.namespace("leak").await.unwrap();
-        fixture.apply_policy(&ns, "builds", limit(5)).await;
-        // It would be replaced after five minutes, and would be of no use after ten.
-        let path = wait_settled(fixture).await;
-        // So that the apiserver has a connection to the webhook.
-        create_once(fixture, &ns, &build("one")).await.unwrap();
-        fixture.pair.webhook(0).stop().unwrap();
-        let (code, message) = refusal(create_once(fixture, &ns, &build("two")).await);
-        fixture.pair.webhook(0).cont().unwrap();
-        assert_eq!(code, 500, "{message}");
-        assert!(message.contains(&path), "the apiserver shows no URL any more, all the better: {message}");
-        wait_unused(fixture, &path).await;
-        create_once(fixture, &ns, &build("three")).await.unwrap();
+        fixture.apply_policy(&ns, "builds", limit(50)).await;
+        url_in_an_error(fixture, &ns).await;
+        call_from_another_address(fixture).await;
+        attempts_that_never_become_jobs(fixture, &ns).await;
+        create_once(fixture, &ns, &build("after-all")).await.unwrap();
     });
 }
 
-/// All calls of the apiserver come from one address here.
-#[test]
-fn a_valid_path_from_another_address_is_replaced() {
-    exclusive_scenario(async |fixture| {
-        // By then all addresses of the apiserver are known.
-        let path = wait_settled(fixture).await;
-        let stranger = stranger(fixture).await.local_address(Ipv4Addr::new(127, 0, 0, 2));
-        assert_ne!(stranger.post(&path, "no review").await.unwrap().status, 404);
-        fixture
-            .wait(&format!("{path} to be unknown"), || async {
-                let status =
-                    stranger.post(&path, "no review").await.map_err(|error| error.to_string())?.status;
-                if status == 404 { Ok(()) } else { Err(format!("{status}")) }
-            })
-            .await;
-    });
+/// An apiserver that gets no answer shows the URL to the user.
+async fn url_in_an_error(fixture: &Fixture, namespace: &str) {
+    // It would be replaced after five minutes, and would be of no use after ten.
+    let path = wait_settled(fixture).await;
+    // So that the apiserver has a connection to the webhook.
+    create_once(fixture, namespace, &build("one")).await.unwrap();
+    fixture.pair.webhook(0).stop().unwrap();
+    let (code, message) = refusal(create_once(fixture, namespace, &build("two")).await);
+    fixture.pair.webhook(0).cont().unwrap();
+    assert_eq!(code, 500, "{message}");
+    assert!(message.contains(&path), "the apiserver shows no URL any more, all the better: {message}");
+    wait_unused(fixture, &path).await;
+    create_once(fixture, namespace, &build("three")).await.unwrap();
+}
+
+/// All calls of the apiserver come from one address here, which is known by now.
+async fn call_from_another_address(fixture: &Fixture) {
+    let path = wait_settled(fixture).await;
+    let elsewhere = stranger(fixture).await.local_address(Ipv4Addr::new(127, 0, 0, 2));
+    assert_ne!(elsewhere.post(&path, "no review").await.unwrap().status, 404);
+    wait_unused(fixture, &path).await;
+}
+
+async fn attempts_that_never_become_jobs(fixture: &Fixture, namespace: &str) {
+    let path = wait_settled(fixture).await;
+    let stranger = stranger(fixture).await;
+    for n in 0..10 {
+        let review = forged_review(namespace, &format!("forged-{n}"), n);
+        let answer = stranger.post(&path, review).await.unwrap();
+        assert!(answer.status == 200 && answer.body.contains("\"allowed\":true"), "{answer:?}");
+    }
+    wait_unused(fixture, &path).await;
 }
 
 #[test]

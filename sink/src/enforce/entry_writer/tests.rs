@@ -6,11 +6,15 @@ use std::sync::{
 use http::Method;
 use job_handler_shared::{
     policy::parsed::Policy,
-    testing::{apiserver::Apiserver, policies::job_policy},
+    testing::{
+        apiserver::Apiserver,
+        policies::{job_policy, namespaced},
+    },
 };
 use serde_json::{Value, json};
 
 use super::*;
+use crate::test_support::policy_entry;
 
 const RESOURCE: &str = "validatingwebhookconfigurations";
 
@@ -335,4 +339,29 @@ async fn a_policy_that_keeps_changing_does_not_cause_a_write_each_time() {
     tokio::time::advance(PERIOD).await;
     writer.round(&all(301)).await;
     assert_eq!(state.borrow().written.get("a"), Some(&301));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deleted_configuration_is_restored_without_polling() {
+    let apiserver = Apiserver::default();
+    set_bundle(&apiserver, "YQ==");
+    let store = Store::default();
+    store
+        .put_policy(policy_entry(1, namespaced("a", json!({"limits": [{"name": "l", "maxActiveJobs": 1}]}))));
+    let (sender, _state) = watch::channel(EntryState::default());
+    let recorder = Recorder::new(apiserver.client(), "sink-0");
+    let _running = tokio::spawn(run(apiserver.client(), store, "ours".into(), recorder, sender));
+    let exists = || apiserver.get(RESOURCE, "", "job-handler-limits").is_some();
+    let until = async |condition: &dyn Fn() -> bool| {
+        while !condition() {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    until(&exists).await;
+    // Between two rounds that would be made without a change.
+    sleep(10 * RESYNC + RESYNC / 2).await;
+    let deleted_at = Instant::now();
+    apiserver.remove(RESOURCE, "", "job-handler-limits");
+    until(&exists).await;
+    assert!(deleted_at.elapsed() < Duration::from_secs(1), "{:?}", deleted_at.elapsed());
 }
