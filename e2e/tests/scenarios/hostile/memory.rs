@@ -24,7 +24,7 @@ const NAMED: usize = 64;
 const SELECTED: usize = 32;
 /// Jobs with that many labels. Each takes about 2 MiB in the apiserver and in the Job controller: 10,000 of them need a
 /// machine with 48 GiB.
-const LABELLED_JOBS: (&str, usize) = ("E2E_LABELLED_JOBS", 200);
+const LABELLED_JOBS: (&str, usize) = ("E2E_LABELLED_JOBS", 120);
 /// Jobs of 1.2 MB: a usual page of them would be larger than the limit.
 const LARGE_JOBS: usize = 120;
 const LARGE: usize = 1_200_000;
