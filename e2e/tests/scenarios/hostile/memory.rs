@@ -57,6 +57,14 @@ fn jobs_of_ten_thousand_labels_kill_neither_program() {
         for member in [webhook, sink] {
             member.wait_ready(Duration::from_secs(300)).await.unwrap();
         }
+        let check = |when: &str| {
+            for (member, limit) in [webhook, sink].into_iter().zip(&limits) {
+                member.process().ensure_running().unwrap();
+                let peak = human_bytes(limit.check().unwrap());
+                println!("{} with {labelled} Jobs of {LABELS} labels, {when}: peak {peak}", member.name());
+            }
+        };
+        check("after the start");
 
         // Refuse: among Jobs of which nothing was kept, and by labels that all of them have and no policy named before.
         let selected: Vec<String> = (0..SELECTED).map(label).collect();
@@ -75,6 +83,8 @@ fn jobs_of_ten_thousand_labels_kill_neither_program() {
             let (code, message) = refusal(create("second").await);
             assert!(code == 403 && message.contains("1 active jobs, max allowed: 1"), "{code} {message}");
         }
+
+        check("after refusals by their labels");
 
         // Reviews of Jobs that etcd does not take, several at a time. They come from here: the apiserver takes half a minute for
         // one of them.
@@ -125,10 +135,8 @@ fn jobs_of_ten_thousand_labels_kill_neither_program() {
             .delete_collection(&DeleteParams::background(), &Default::default())
             .await
             .unwrap();
-        for (member, limit) in [webhook, sink].into_iter().zip(&limits) {
-            member.process().ensure_running().unwrap();
-            let peak = human_bytes(limit.check().unwrap());
-            println!("{} with {labelled} Jobs of {LABELS} labels: peak {peak}", member.name());
+        check("in the end");
+        for member in [webhook, sink] {
             member.kill().unwrap();
         }
     });
