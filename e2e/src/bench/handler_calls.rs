@@ -61,7 +61,7 @@ pub fn call(handler: Handler, review: &[u8], time: Duration) -> Result<Duration>
     };
     let (begin, mut calls) = (Instant::now(), 0_u32);
     let before = machine::thread_time()?;
-    while begin.elapsed() < time {
+    while calls == 0 || begin.elapsed() < time {
         for _ in 0..BATCH {
             let answer = handle(std::hint::black_box(review));
             std::hint::black_box(answer.map_err(Error::Invalid)?);

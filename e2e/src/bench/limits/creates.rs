@@ -186,7 +186,7 @@ async fn create(client: Client, task: CreateTask, names: Arc<AtomicU64>) -> Resu
         .collect();
     let (mut latencies, mut creates, mut now) = (Latencies::new(), 0, Instant::now());
     for (uri, template) in targets.iter().cycle().skip(task.first) {
-        if now >= task.until {
+        if now >= task.until && latencies.count() > 0 {
             break;
         }
         let body = template.replace(NAME, &format!("job-{}", names.fetch_add(1, Ordering::Relaxed)));

@@ -129,7 +129,7 @@ async fn send_refused(
     until: Instant,
 ) -> Result<Latencies> {
     let (mut latencies, mut now) = (Latencies::new(), Instant::now());
-    while now < until {
+    while latencies.count() == 0 || now < until {
         let n = numbers.fetch_add(1, Ordering::Relaxed);
         let body = template.replace(NUMBER, &format!("{n:012}"));
         let before = Instant::now();
@@ -183,7 +183,7 @@ async fn measure_apiserver(
                 let (client, numbers, until) = (bench.cluster.client(), numbers.clone(), begin + effort.time);
                 tasks.spawn(async move {
                     let (mut latencies, mut now) = (Latencies::new(), Instant::now());
-                    while now < until {
+                    while latencies.count() == 0 || now < until {
                         let name = format!("r{}", numbers.fetch_add(1, Ordering::Relaxed));
                         let before = Instant::now();
                         match create(&client, namespace, &name).await? {
