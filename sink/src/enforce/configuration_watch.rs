@@ -33,35 +33,3 @@ pub(crate) fn configuration_changes(client: &Client) -> impl Stream<Item = ()> +
 fn changes<K>(events: impl Stream<Item = Event<K>>) -> impl Stream<Item = ()> {
     events.filter_map(|event| ready(matches!(event, Event::Apply(_) | Event::Delete(_)).then_some(())))
 }
-
-#[cfg(test)]
-mod tests {
-    use std::{pin::pin, time::Duration};
-
-    use job_handler_shared::testing::apiserver::Apiserver;
-    use serde_json::json;
-    use tokio::time::timeout;
-
-    use super::*;
-
-    #[tokio::test(start_paused = true)]
-    async fn every_change_is_reported_without_polling() {
-        let apiserver = Apiserver::default();
-        let mut changes = pin!(configuration_changes(&apiserver.client()));
-        // Both watches are open once nothing more happens.
-        timeout(Duration::from_secs(60), changes.next()).await.expect_err("nothing has changed");
-        for (resource, name) in [
-            ("validatingwebhookconfigurations", keys::LIMITS_CONFIGURATION),
-            ("mutatingwebhookconfigurations", keys::MUTATING_CONFIGURATION),
-        ] {
-            let mut reported = async || {
-                let change = timeout(Duration::from_secs(60), changes.next()).await;
-                change.expect("a change is reported").unwrap();
-            };
-            apiserver.put(resource, json!({"metadata": {"name": name}, "webhooks": []}));
-            reported().await;
-            apiserver.remove(resource, "", name);
-            reported().await;
-        }
-    }
-}

@@ -183,3 +183,58 @@ async fn write(client: &Client, comparison: Comparison) -> Result<Vec<Validating
     tracing::info!(entries = wanted.len(), "wrote the webhook entries of the limits");
     if answer.webhooks.unwrap_or_default() == wanted { Ok(wanted) } else { Err(EntryError::ReadBack) }
 }
+
+#[cfg(test)]
+mod tests {
+    use job_handler_shared::testing::{apiserver::Apiserver, policies::namespaced};
+    use serde_json::json;
+    use tokio::time::sleep;
+
+    use super::*;
+    use crate::test_support::policy_entry;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_deleted_or_changed_configuration_is_restored_without_polling() {
+        const RESOURCE: &str = "validatingwebhookconfigurations";
+        let apiserver = Apiserver::default();
+        let service = json!({"name": "job-handler", "namespace": "ours", "path": "/mutate"});
+        apiserver.put(
+            "mutatingwebhookconfigurations",
+            json!({"metadata": {"name": keys::MUTATING_CONFIGURATION}, "webhooks": [{
+                "name": keys::MUTATING_WEBHOOK, "admissionReviewVersions": ["v1"], "sideEffects": "None",
+                "clientConfig": {"service": service, "caBundle": "YQ=="}}]}),
+        );
+        let store = Store::default();
+        store.put_policy(policy_entry(
+            1,
+            namespaced("a", json!({"limits": [{"name": "l", "maxActiveJobs": 1}]})),
+        ));
+        let (sender, _state) = watch::channel(EntryState::default());
+        let recorder = Recorder::new(apiserver.client(), "sink-0");
+        tokio::spawn(run(apiserver.client(), store, "ours".into(), recorder, sender));
+        let is_whole = || {
+            let found = apiserver.get(RESOURCE, "", keys::LIMITS_CONFIGURATION);
+            found.is_some_and(|found| found["webhooks"].as_array().is_some_and(|entries| !entries.is_empty()))
+        };
+        let restored = async || {
+            let since = Instant::now();
+            while !is_whole() {
+                sleep(Duration::from_millis(10)).await;
+            }
+            since.elapsed()
+        };
+        restored().await;
+        // At other moments between two rounds each time. Polling would take seconds in most of them.
+        for n in 0..10 {
+            sleep(3 * MAX_INTERVAL + MAX_INTERVAL * n / 10).await;
+            if n % 2 == 0 {
+                apiserver.remove(RESOURCE, "", keys::LIMITS_CONFIGURATION);
+            } else {
+                apiserver
+                    .change(RESOURCE, "", keys::LIMITS_CONFIGURATION, |found| found["webhooks"] = json!([]));
+            }
+            let took = restored().await;
+            assert!(took < Duration::from_secs(1), "{n}: {took:?}");
+        }
+    }
+}
