@@ -21,7 +21,7 @@ use rustls::{
 };
 use serde_json::{Value, json};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::TcpStream,
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
@@ -90,7 +90,12 @@ impl HttpsServer {
 }
 
 /// One request over an open connection, within five seconds.
-async fn request(stream: &mut TlsStream<TcpStream>, method: &str, path: &str, body: &[u8]) -> HttpsAnswer {
+async fn request<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: &mut TlsStream<S>,
+    method: &str,
+    path: &str,
+    body: &[u8],
+) -> HttpsAnswer {
     let exchange = async {
         let head =
             format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n\r\n", body.len());
@@ -234,6 +239,24 @@ async fn jobs_in_excluded_namespaces_are_not_changed() {
         let answer = server.post("/mutate", excluded.to_string().as_bytes()).await.json();
         assert_eq!(answer["response"], json!({"uid": "u-1", "allowed": true}));
     }
+}
+
+// On a busy node a TLS handshake can take seconds. A create must not fail for it while the apiserver still waits.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_handshake_ends_within_the_time_of_a_review() {
+    let server = server();
+    let mut socket = TcpStream::connect(("127.0.0.1", server.port)).await.unwrap();
+    let (client, mut slow) = tokio::io::duplex(64 << 10);
+    let delay = async move {
+        let mut hello = vec![0; 16 << 10];
+        let n = slow.read(&mut hello).await.unwrap();
+        socket.write_all(&hello[..n]).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        tokio::io::copy_bidirectional(&mut slow, &mut socket).await
+    };
+    drop(tokio::spawn(delay));
+    let mut stream = server.tls.connect(ServerName::try_from("localhost").unwrap(), client).await.unwrap();
+    assert_eq!(request(&mut stream, "POST", "/mutate", &review(&build())).await.status, 200);
 }
 
 #[tokio::test(flavor = "multi_thread")]

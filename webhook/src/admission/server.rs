@@ -24,8 +24,9 @@ use crate::{
 
 /// Longer than the 90 s after which the apiserver closes idle connections (`k8s.io/client-go` transport cache).
 const KEEP_ALIVE: Duration = Duration::from_secs(120);
-/// Time for a client to send the request head.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time for a TLS handshake, and again for the request head: as long as the apiserver waits by default, because it does
+/// not retry on a new connection that the server closes.
+const CONNECT_TIMEOUT: Duration = DEFAULT_TIMEOUT;
 /// Time for a client to send the request body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time for requests in flight at a shutdown. The slowest ones wait for a LIST.
@@ -99,7 +100,8 @@ where
         .disable_signals()
         .shutdown_timeout(SHUTDOWN_SECONDS)
         .keep_alive(KeepAlive::Timeout(KEEP_ALIVE))
-        .client_request_timeout(HEAD_TIMEOUT)
+        .tls_handshake_timeout(CONNECT_TIMEOUT)
+        .client_request_timeout(CONNECT_TIMEOUT)
         // If the client disconnects, the handler is dropped, and its grant is undone.
         .h1_allow_half_closed(false)
         .tcp_nodelay(true)
