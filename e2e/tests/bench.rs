@@ -12,6 +12,10 @@ use job_handler_e2e::bench::variants::Variant;
 use job_handler_e2e::bench::webhook_only::{self, CONNECTIONS, HANDLERS, LoadEffort};
 use job_handler_e2e::bench::{creates, handler_calls};
 use job_handler_e2e::cluster::E2E_KUBECONFIG;
+use tokio::sync::Mutex;
+
+/// One measurement after the other: four clusters at once would exceed the timeouts of a machine with two cores.
+static MEASURING: Mutex<()> = Mutex::const_new(());
 
 fn program() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_bench-all"))
@@ -19,6 +23,7 @@ fn program() -> &'static Path {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_webhook_alone_answers_correctly_under_every_load() {
+    let _turn = MEASURING.lock().await;
     // A wrong answer fails the measurement.
     let effort = LoadEffort { rounds: 1, time: Duration::from_millis(20) };
     let table = webhook_only::measure(program(), effort).await.unwrap();
@@ -49,6 +54,7 @@ async fn creates_pass_through_every_variant() {
         eprintln!("skipped: the benchmark pauses components, which needs a cluster of its own");
         return;
     }
+    let _turn = MEASURING.lock().await;
     // A wrong stamp or a webhook that is not called fails the measurement.
     let effort = LoadEffort { rounds: 1, time: Duration::from_millis(50) };
     let table = creates::measure(program(), effort, &[1, 4]).await.unwrap();
@@ -64,6 +70,7 @@ async fn harvests_are_compared_with_a_loop() {
         eprintln!("skipped: the benchmark pauses components, which needs a cluster of its own");
         return;
     }
+    let _turn = MEASURING.lock().await;
     // A missing result fails the measurement.
     let mut tables = harvest::measure(HarvestSizes::QUICK).await.unwrap();
     tables.push(fault_isolation::measure(fault_isolation::FaultIsolationSizes::QUICK).await.unwrap());
@@ -88,6 +95,7 @@ async fn prunes_are_compared_with_a_script_and_the_ttl_controller() {
         eprintln!("skipped: the benchmark pauses components, which needs a cluster of its own");
         return;
     }
+    let _turn = MEASURING.lock().await;
     // A wrong number of remaining Jobs fails the measurement.
     let table = prune::measure(program(), PruneSizes::QUICK).await.unwrap();
     let names: Vec<&str> = table.rows.iter().map(|row| row[0].as_str()).collect();
@@ -111,6 +119,7 @@ fn handlers_are_measured_without_a_server() {
 
 #[tokio::test]
 async fn the_null_handler_copies_the_uid_without_parsing() {
+    let _turn = MEASURING.lock().await;
     let null = BenchServer::start(program(), Handler::Null, "ci").unwrap();
     let client = null.client().unwrap();
     let answer = client.post("/mutate", Size::Small.review().unwrap()).await.unwrap();
@@ -126,6 +135,7 @@ async fn limits_are_compared_with_quotas() {
         eprintln!("skipped: the benchmark pauses components, which needs a cluster of its own");
         return;
     }
+    let _turn = MEASURING.lock().await;
     // A wrong admission or refusal fails the measurement.
     let (effort, mut tables) = (LimitsEffort::quick(), Vec::new());
     limits::measure(program(), &effort, |table| tables.push(table)).await.unwrap();

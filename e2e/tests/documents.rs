@@ -7,8 +7,9 @@ use std::{
     io::Write,
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    sync::OnceLock,
 };
+
+use job_handler_e2e::build::pair_programs;
 
 /// The maximum number of lines of the top-level README.
 const README_LINES: usize = 120;
@@ -164,7 +165,7 @@ fn check_cargo(words: &[&str]) -> Result<(), String> {
 
 /// Lets one of our programs parse its arguments. `--help` at the end prevents any other effect.
 fn check_program(program: &str, arguments: &[&str]) -> Result<(), String> {
-    let path = programs().join(program);
+    let path = program_path(program);
     let output = Command::new(&path).args(arguments).arg("--help").output();
     let output = output.map_err(|error| format!("{}: {error}", path.display()))?;
     match output.status.success() {
@@ -173,19 +174,13 @@ fn check_program(program: &str, arguments: &[&str]) -> Result<(), String> {
     }
 }
 
-/// The folder with all programs of the workspace. Built as the workspace, so that no dependency is compiled twice.
-fn programs() -> &'static Path {
-    static PROGRAMS: OnceLock<PathBuf> = OnceLock::new();
-    PROGRAMS.get_or_init(|| {
-        let mut build = Command::new(env!("CARGO"));
-        build.args(["build", "--quiet", "--workspace", "--bins"]).current_dir(root());
-        if !cfg!(debug_assertions) {
-            build.arg("--release");
-        }
-        assert!(build.status().unwrap().success(), "the programs cannot be built");
-        let test = std::env::current_exe().unwrap();
-        test.parent().unwrap().parent().unwrap().to_owned()
-    })
+/// A program of the workspace. Cargo has built those of this package before its tests.
+fn program_path(program: &str) -> PathBuf {
+    if program.starts_with("job-handler-") || program.starts_with("kubectl-") {
+        return pair_programs().unwrap().join(program);
+    }
+    let test = std::env::current_exe().unwrap();
+    test.parent().unwrap().parent().unwrap().join(program)
 }
 
 /// Files and folders of the repository that a command names.

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
-use kube::api::{ListParams, PostParams};
+use kube::api::{ListParams, Patch, PatchParams, PostParams};
 use serde_json::{Map, Value, json};
 
 use crate::cluster::Cluster;
@@ -14,6 +15,8 @@ use crate::harness::wait::wait_for;
 
 /// Prefix of the annotations that control a simulated pod; `e2e/README.md` has the table.
 pub const PREFIX: &str = "e2e.job-handler.io/";
+/// The condition with the exact times of a simulated pod's run.
+const CLOCK: &str = "e2e.job-handler.io/clock";
 
 /// The shortest possible Job, with one container `main`. The annotations for its simulated pods are given without their
 /// [`PREFIX`]: `job("build", &[("run", "300ms"), ("exit-code", "3")])`.
@@ -97,6 +100,34 @@ impl Cluster {
         })
         .await
     }
+
+    /// Lets the simulated pod of a Job end now, however long its annotations let it run. Waits until it has started.
+    ///
+    /// # Errors
+    /// If it does not start, or the API server refuses.
+    pub async fn end_pod_of(&self, namespace: &str, job: &str, within: Duration) -> Result<()> {
+        let started = |pod: &Pod| clock(pod).map(drop).ok_or_else(|| "it has not started".to_owned());
+        let pod = self.wait_pod_of(namespace, job, within, started).await?;
+        let Some(mut clock) = clock(&pod).filter(|clock| clock.get("ended").is_none()) else { return Ok(()) };
+        clock.insert("until".to_owned(), Timestamp::now().to_string().into());
+        let condition = json!({"type": CLOCK, "status": "True", "message": Value::from(clock).to_string()});
+        Api::<Pod>::namespaced(self.client(), namespace)
+            .patch_status(
+                pod.metadata.name.as_deref().unwrap_or_default(),
+                &PatchParams::default(),
+                &Patch::Strategic(json!({"status": {"conditions": [condition]}})),
+            )
+            .await
+            .map(drop)
+            .map_err(Error::api(format!("ending the pod of the Job {namespace}/{job}")))
+    }
+}
+
+/// The times that the simulated node keeps of a pod's run.
+fn clock(pod: &Pod) -> Option<Map<String, Value>> {
+    let conditions = pod.status.as_ref()?.conditions.as_ref()?;
+    let condition = conditions.iter().find(|condition| condition.type_ == CLOCK)?;
+    serde_json::from_str(condition.message.as_deref()?).ok()
 }
 
 /// The condition of a finished Job: (`Complete` or `Failed`, reason).

@@ -20,8 +20,6 @@ pub struct DemoOptions {
     pub sink: PathBuf,
     /// How long a step waits for each condition.
     pub patience: Duration,
-    /// The minimum run time of the ten builds.
-    pub builds_run: Duration,
     /// Whether to print nothing.
     pub quiet: bool,
 }
@@ -54,8 +52,6 @@ pub(super) struct Builds {
     pub(super) running: Vec<String>,
     /// Name of the last one that was refused.
     pub(super) refused: Option<String>,
-    /// The earliest time at which the first build ends.
-    pub(super) until: Option<Instant>,
 }
 
 /// Runs steps on one cluster and collects their report.
@@ -82,6 +78,11 @@ impl<'a> DemoRunner<'a> {
             commands: Vec::new(),
             facts: Vec::new(),
         }
+    }
+
+    /// Changes how long a step waits for each condition.
+    pub fn set_patience(&mut self, patience: Duration) {
+        self.options.patience = patience;
     }
 
     /// The steps that have run so far.
@@ -150,6 +151,15 @@ impl<'a> DemoRunner<'a> {
         let text = text.into();
         self.print(&format!("   ✓ {text}\n"));
         self.facts.push(text);
+    }
+
+    /// Lets the running builds end.
+    pub(super) async fn end_builds(&self) -> Result<(), StepError> {
+        for build in &self.builds.running {
+            let ended = self.cluster.end_pod_of("ci", build, self.options.patience).await;
+            ended.map_err(|error| error.to_string())?;
+        }
+        Ok(())
     }
 
     /// Runs and prints `kubectl ARGS…`.

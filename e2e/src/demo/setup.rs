@@ -1,6 +1,6 @@
 //! Boots a cluster, installs the pair, applies the sample policy, and runs all steps.
 
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use crate::build::{cluster_programs, pair_programs, run_cancellable};
 use crate::cluster::{Cluster, ClusterOptions, E2E_KUBECONFIG};
@@ -36,7 +36,7 @@ pub async fn run(patience: Duration) -> Result<DemoReport> {
     let installing = Instant::now();
     let _pair = Pair::install(&cluster, PairOptions::default()).await?;
     let installed = installing.elapsed();
-    let options = DemoOptions { sink, patience, builds_run: until_next_minute(), quiet: false };
+    let options = DemoOptions { sink, patience, quiet: false };
     let mut runner = prepare(&cluster, options).await?;
     runner.record_time("booting Kubernetes", booted, None);
     runner.record_time("installing job-handler until it is ready", installed, None);
@@ -62,13 +62,4 @@ pub async fn prepare(cluster: &Cluster, options: DemoOptions) -> Result<DemoRunn
     let ready = ["wait", "jobpolicy/builds", "-n", "ci", "--for=condition=Ready", "--timeout=30s"];
     cluster.kubectl(&ready).await?;
     Ok(DemoRunner::new(cluster, options))
-}
-
-/// How long the ten builds run: past the next full minute, when the CronJob creates its Job and has to be refused.
-fn until_next_minute() -> Duration {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let left = 60 - now.as_secs() % 60;
-    // The steps before need some seconds: near the end of a minute it is the minute after.
-    let left = if left < 25 { left + 60 } else { left };
-    Duration::from_secs(left + 6)
 }

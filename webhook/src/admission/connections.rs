@@ -4,7 +4,8 @@
 //! head, TLS). The bounds hold from the first packet on, before TLS. A new connection beyond the total takes the place of
 //! the longest silent one of the address that holds most, so that no address shuts out the others: first of those on which
 //! no review came yet, as on all of a stranger, never of those whose review is being answered. One that exceeds the share of
-//! its address waits for a moment: an apiserver may send many reviews at once.
+//! its address waits for a moment, since an apiserver may send many reviews at once, or until one of them is unused for some
+//! seconds.
 
 use std::{
     cmp::Reverse,
@@ -27,6 +28,8 @@ const MAX_PER_ADDRESS: usize = MAX_CONNECTIONS / 2;
 pub(super) const MAX_WAITING: usize = 1024;
 /// Longest wait for a place.
 const MAX_WAIT: Duration = Duration::from_secs(5);
+/// How long a connection without a review keeps its place if its address has no other.
+const MAX_UNUSED: Duration = Duration::from_secs(3);
 /// How often a waiting connection looks for a place.
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 /// Longest time from the head of a request to that of the next one: the slowest review, then the time that an apiserver
@@ -123,10 +126,13 @@ impl ConnectionTable {
         let mut connections = self.connections.lock();
         let open = &mut connections.open;
         let own = open.keys().filter(|other| other.ip() == peer.ip()).count();
-        if own >= MAX_PER_ADDRESS {
-            return None;
-        }
-        let victim = if open.len() >= MAX_CONNECTIONS { Some(evict_for(peer.ip(), open)?) } else { None };
+        let victim = if own >= MAX_PER_ADDRESS {
+            Some(evict_unused(peer.ip(), open)?)
+        } else if open.len() >= MAX_CONNECTIONS {
+            Some(evict_for(peer.ip(), open)?)
+        } else {
+            None
+        };
         let evicted = CancellationToken::new();
         let state = ConnectionState {
             last_request: Instant::now(),
@@ -212,8 +218,22 @@ fn evict_for(address: IpAddr, open: &mut HashMap<SocketAddr, ConnectionState>) -
     let victim = silent_one(address, open, |used| used == ConnectionUse::None)
         // An end in the middle of a review makes the apiserver show the URL, with its secret, to the user.
         .or_else(|| silent_one(address, open, |used| used != ConnectionUse::InFlight));
-    let victim = victim?;
-    open.remove(&victim).into_iter().for_each(|state| state.evicted.cancel());
+    evict(victim?, open)
+}
+
+/// Frees the place that this address has not used for longest. Returns whose that was.
+fn evict_unused(address: IpAddr, open: &mut HashMap<SocketAddr, ConnectionState>) -> Option<SocketAddr> {
+    let unused = open.iter().filter(|(peer, state)| {
+        peer.ip() == address
+            && state.use_so_far == ConnectionUse::None
+            && state.last_request.elapsed() >= MAX_UNUSED
+    });
+    let victim = unused.min_by_key(|(_, state)| state.last_request).map(|(peer, _)| *peer);
+    evict(victim?, open)
+}
+
+fn evict(victim: SocketAddr, open: &mut HashMap<SocketAddr, ConnectionState>) -> Option<SocketAddr> {
+    open.remove(&victim)?.evicted.cancel();
     Some(victim)
 }
 
@@ -244,139 +264,4 @@ fn silent_one(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn peer(host: u8, port: usize) -> SocketAddr {
-        SocketAddr::from(([10, 0, 0, host], u16::try_from(port + 1).unwrap()))
-    }
-
-    fn open(table: &ConnectionTable, host: u8, count: usize) -> Vec<OpenConnection> {
-        (0..count).map(|port| table.open(peer(host, port)).unwrap()).collect()
-    }
-
-    #[tokio::test]
-    async fn an_address_has_half_of_the_places_and_gets_them_back() {
-        let table = ConnectionTable::new(|_| {});
-        let mut held = open(&table, 1, MAX_PER_ADDRESS);
-        assert!(table.open(peer(1, 60_000)).is_none());
-        assert!(table.open(peer(2, 1)).is_some());
-        held.pop();
-        assert!(table.open(peer(1, 60_000)).is_some());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_full_table_makes_room_at_the_cost_of_the_largest_holder() {
-        let table = ConnectionTable::new(|_| {});
-        let first = open(&table, 1, MAX_PER_ADDRESS);
-        let second = open(&table, 2, MAX_PER_ADDRESS - 1);
-        tokio::time::advance(Duration::from_secs(1)).await;
-        for connection in second.iter().chain(first.iter().filter(|held| held.peer != peer(1, 7))) {
-            drop(table.review_began(connection.peer));
-        }
-        let apiserver = open(&table, 3, 2);
-        assert_eq!(table.connections.lock().open.len(), MAX_CONNECTIONS);
-        let evicted: Vec<_> =
-            first.iter().chain(&second).filter(|connection| connection.evicted.is_cancelled()).collect();
-        assert_eq!(evicted.iter().map(|connection| connection.peer).collect::<Vec<_>>(), [peer(1, 7)]);
-        evicted[0].must_close().await;
-        drop((first, second, apiserver));
-        assert!(table.connections.lock().open.is_empty());
-    }
-
-    /// One connection for each of many addresses: the apiserver holds more than any of them.
-    #[tokio::test(start_paused = true)]
-    async fn strangers_of_many_addresses_do_not_displace_the_apiserver() {
-        let table = ConnectionTable::new(|_| {});
-        let apiserver = open(&table, 1, 3);
-        let answered = table.review_began(peer(1, 0));
-        let slow = table.review_began(peer(1, 1));
-        drop(answered);
-        let stranger = |n: usize| {
-            let [.., high, low] = n.to_be_bytes();
-            table.open(SocketAddr::from(([10, 1, high, low], 1)))
-        };
-        let mut strangers: Vec<_> = (0..MAX_CONNECTIONS - 3).map(|n| stranger(n).unwrap()).collect();
-        tokio::time::advance(Duration::from_secs(1)).await;
-        strangers.extend((1000..1100).map(|n| stranger(n).unwrap()));
-        // The third one has not brought a review yet.
-        assert!(apiserver[..2].iter().all(|held| !held.evicted.is_cancelled()));
-        // Also the apiserver gets a place at the cost of a stranger.
-        assert!(table.open(peer(1, 9)).is_some());
-        drop((strangers, slow));
-    }
-
-    #[tokio::test]
-    async fn a_review_that_is_being_answered_keeps_its_connection() {
-        let table = ConnectionTable::new(|_| {});
-        let held = [open(&table, 1, MAX_PER_ADDRESS), open(&table, 2, MAX_PER_ADDRESS)];
-        let mut reviews: Vec<_> =
-            held.iter().flatten().map(|connection| table.review_began(connection.peer)).collect();
-        assert!(table.open(peer(3, 1)).is_none(), "it waits");
-        reviews.pop();
-        assert!(table.open(peer(3, 1)).is_some());
-        assert!(held[1].last().unwrap().evicted.is_cancelled());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_connection_beyond_the_share_of_its_address_waits_for_a_moment() {
-        let table = ConnectionTable::new(|_| {});
-        let mut held = open(&table, 1, MAX_PER_ADDRESS);
-        let begun = Instant::now();
-        assert!(table.place(peer(1, 60_000)).await.is_none());
-        assert!(begun.elapsed() >= MAX_WAIT);
-        let leaves = async {
-            tokio::time::sleep(Duration::from_secs(1)).await;
-            held.pop();
-        };
-        let (place, ()) = tokio::join!(table.place(peer(1, 60_000)), leaves);
-        assert!(place.is_some());
-        assert_eq!(table.connections.lock().waiting, 0);
-        table.connections.lock().waiting = MAX_WAITING;
-        let begun = Instant::now();
-        assert!(table.place(peer(1, 60_001)).await.is_none() && begun.elapsed().is_zero());
-        table.connections.lock().waiting = 0;
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn who_loses_a_connection_or_gets_no_place_is_reported() {
-        let lost = Arc::new(Mutex::new(Vec::new()));
-        let reported = lost.clone();
-        let table = ConnectionTable::new(move |address| reported.lock().push(address));
-        let lost = || std::mem::take(&mut *lost.lock());
-        let held = [open(&table, 1, MAX_PER_ADDRESS), open(&table, 2, MAX_PER_ADDRESS - 1)];
-        let other = table.open(peer(3, 1)).unwrap();
-        tokio::time::advance(Duration::from_secs(1)).await;
-        let reviews: Vec<_> = held[0].iter().map(|held| table.review_began(held.peer)).collect();
-        assert!(lost().is_empty());
-        // At the cost of one whose reviews were answered.
-        held[1].iter().chain([&other]).for_each(|held| drop(table.review_began(held.peer)));
-        let late = table.place(peer(4, 1)).await.unwrap();
-        assert_eq!(lost(), [peer(2, 0).ip()]);
-        assert!(table.place(peer(1, 60_000)).await.is_none());
-        assert_eq!(lost(), [peer(1, 0).ip()]);
-        table.connections.lock().waiting = MAX_WAITING;
-        assert!(table.place(peer(1, 60_000)).await.is_none());
-        assert_eq!(lost(), [peer(1, 0).ip()]);
-        table.connections.lock().waiting = 0;
-        drop((held, other, reviews, late));
-        assert!(lost().is_empty());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_silent_connection_is_closed() {
-        let table = ConnectionTable::new(|_| {});
-        let connection = table.open(peer(1, 1)).unwrap();
-        let begun = Instant::now();
-        let closes = async {
-            connection.must_close().await;
-            begun.elapsed()
-        };
-        let request = async {
-            tokio::time::sleep(Duration::from_secs(100)).await;
-            drop(table.review_began(peer(1, 1)));
-        };
-        let (lived, ()) = tokio::join!(closes, request);
-        assert_eq!(lived.as_secs(), MAX_SILENCE.as_secs() + 100);
-    }
-}
+mod tests;

@@ -43,10 +43,9 @@ use crate::{
 
 /// Longer than the 90 s after which the apiserver closes idle connections (`k8s.io/client-go` transport cache).
 const KEEP_ALIVE: Duration = Duration::from_secs(120);
-/// Time for the TLS handshake.
-const TLS_TIMEOUT: Duration = Duration::from_secs(3);
-/// Time for a client to send the first request head of a connection.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time for a TLS handshake, and again for the first request head of a connection: as long as the apiserver waits by
+/// default, because it does not retry on a new connection that the server closes.
+const CONNECT_TIMEOUT: Duration = DEFAULT_TIMEOUT;
 /// Time for a connection to close.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Time for requests in flight at a shutdown. The slowest ones wait for a LIST.
@@ -171,7 +170,7 @@ where
                 async move { stopping.notified().await }
             })
             .keep_alive(KeepAlive::Timeout(KEEP_ALIVE))
-            .client_request_timeout(HEAD_TIMEOUT)
+            .client_request_timeout(CONNECT_TIMEOUT)
             .client_disconnect_timeout(CLOSE_TIMEOUT)
             // If the client disconnects, the handler is dropped, and its grant is undone.
             .h1_allow_half_closed(false)
@@ -179,7 +178,7 @@ where
             .finish(map_config(app, |()| AppConfig::default()))
             .rustls_0_23_with_config(
                 tls.clone(),
-                TlsAcceptorConfig::default().handshake_timeout(TLS_TIMEOUT),
+                TlsAcceptorConfig::default().handshake_timeout(CONNECT_TIMEOUT),
             );
         BoundedFactory { inner: http, connections: connections.clone() }
     })?;

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::demo::runner::{Builds, DemoRunner, StepError};
+use crate::demo::runner::{DemoRunner, StepError};
 use crate::demo::steps::manifests::{self, SimulatedRun};
 use crate::demo::steps::{expect, refused_with, succeeded};
 
@@ -11,25 +11,18 @@ const SLOTS: usize = 10;
 /// The reason in every refusal by that limit.
 const REASON: &str = "concurrent job limit reached: 10 active jobs, max allowed: 10";
 
-impl Builds {
-    /// How the next build runs: all end at the same time.
-    fn simulated_run(&mut self, duration: Duration, fails: bool) -> SimulatedRun {
-        let until = *self.until.get_or_insert_with(|| Instant::now() + duration);
-        let run = until.saturating_duration_since(Instant::now()).max(Duration::from_secs(1));
-        let last =
-            if fails { "error building image: parser.go:42: undefined: Token" } else { "Pushed image" };
-        let logs = format!(
-            "INFO[0000] Retrieving image manifest golang:1.26\nINFO[0003] RUN go build ./...\n{last}\n"
-        );
-        SimulatedRun::new(run, i32::from(fails), &logs)
-    }
+/// How a build runs: until the step `results` lets it end.
+fn build_run(fails: bool) -> SimulatedRun {
+    let last = if fails { "error building image: parser.go:42: undefined: Token" } else { "Pushed image" };
+    let logs =
+        format!("INFO[0000] Retrieving image manifest golang:1.26\nINFO[0003] RUN go build ./...\n{last}\n");
+    SimulatedRun::new(Duration::from_secs(3600), i32::from(fails), &logs)
 }
 
 /// A build without settings gets a TTL, a deadline, a backoff limit, labels and a group.
 pub(in crate::demo) async fn stamp(runner: &mut DemoRunner<'_>) -> Result<(), StepError> {
     let (name, parser) = (runner.unique_name("build-1"), runner.unique_name("parser-1"));
-    let duration = runner.options.builds_run;
-    let run = runner.builds.simulated_run(duration, false);
+    let run = build_run(false);
     let manifest = manifests::build(&name, &parser, &run);
     runner.print("   The manifest has no TTL, no deadline and no retry limit:\n");
     // Without the lines that only the simulated node reads.
@@ -78,19 +71,18 @@ async fn delete_unexpected(runner: &mut DemoRunner<'_>, name: &str) -> Result<()
 
 /// Ten builds are admitted, the eleventh is refused.
 pub(in crate::demo) async fn limit(runner: &mut DemoRunner<'_>) -> Result<(), StepError> {
-    let duration = runner.options.builds_run;
     while runner.builds.running.len() < SLOTS {
         let n = runner.builds.running.len() + 1;
         let (name, parser) =
             (runner.unique_name(&format!("build-{n}")), runner.unique_name(&format!("parser-{n}")));
-        let run = runner.builds.simulated_run(duration, n == SLOTS);
+        let run = build_run(n == SLOTS);
         let manifest = manifests::build(&name, &parser, &run);
         succeeded(runner.kubectl_file("create", &format!("build-{n}.yaml"), &manifest).await?)?;
         runner.builds.running.push(name);
     }
     runner.fact("ten builds were admitted");
     let name = runner.unique_name("build-11");
-    let run = runner.builds.simulated_run(duration, false);
+    let run = build_run(false);
     let manifest = manifests::build(&name, &runner.unique_name("parser-11"), &run);
     let begun = Instant::now();
     let eleventh = runner.kubectl_file("create", "build-11.yaml", &manifest).await?;

@@ -1,7 +1,5 @@
 //! The stored results of finished builds, and the Events of failed ones.
 
-use std::time::{Duration, Instant};
-
 use crate::demo::runner::{DemoRunner, StepError};
 use crate::demo::steps::{expect, succeeded};
 
@@ -11,9 +9,9 @@ pub(in crate::demo) async fn results(runner: &mut DemoRunner<'_>) -> Result<(), 
     let (Some(good), Some(bad)) = (builds.running.first().cloned(), builds.running.get(9).cloned()) else {
         return Err("this step needs ten running builds: run the step `limit` first".into());
     };
-    let left = builds.until.map_or(Duration::ZERO, |until| until.saturating_duration_since(Instant::now()));
-    runner.print(&format!("   The builds end in {} s …\n", left.as_secs()));
-    let patience = left + runner.options.patience;
+    runner.print("   The builds end …\n");
+    runner.end_builds().await?;
+    let patience = runner.options.patience;
     for (name, status, line) in [(&good, "completed", "Pushed image"), (&bad, "failed", "undefined: Token")] {
         let result = format!("{name}-results");
         let get = ["get", "configmap", &result, "-n", "ci", "-o", "jsonpath={.data.status}"];
@@ -36,7 +34,7 @@ pub(in crate::demo) async fn results(runner: &mut DemoRunner<'_>) -> Result<(), 
     let get = ["get", "job", &good, "-n", "ci", "-o", fields];
     let expected = format!("completed {good}-results 86400");
     let what = "the annotations of the finished Job";
-    runner.wait_for_output(what, runner.options.patience, &get, |output| output.stdout == expected).await?;
+    runner.wait_for_output(what, patience, &get, |output| output.stdout == expected).await?;
     runner.kubectl(&get).await?;
     runner.fact("the Job's annotations name its result, and its TTL is 86400 s again");
     Ok(())
