@@ -269,7 +269,7 @@ fn a_policy_that_names_another_label_all_the_time_holds_no_limit_shut() {
         };
         let (changes, refusals) = tokio::join!(change, create);
         println!("{refusals} refusals while the policy changed {changes} times");
-        assert!(changes > 50 && refusals > 10, "{changes} changes, {refusals} refusals");
+        assert!(changes > 10 && refusals > 3, "{changes} changes, {refusals} refusals");
         fixture.wait_policy_ready(&hostile, "changes", Some(changes)).await;
     });
 }
