@@ -317,6 +317,16 @@ async fn a_job_beyond_the_bounds_is_not_stamped_and_passes_no_limit() {
         assert_eq!(answer["response"]["allowed"], false);
         assert!(answer["response"]["status"]["message"].as_str().unwrap().contains(why), "{answer}");
     }
+    let labels: BTreeMap<String, String> =
+        (0..60).map(|n| (format!("{n:02}{}", "k".repeat(60)), "v".repeat(60))).collect();
+    let mut named = builds();
+    named["jobSelector"] = json!({"matchLabels": labels});
+    let policies = PolicySet::new([policy("builds", named)]);
+    let server = server_of(WebhookState::fixed(policies, [("ci".to_owned(), Labels::new())]));
+    let answer = server.post("/validate", &review(&job(json!(labels), json!({})))).await.json();
+    assert_eq!(answer["response"]["status"]["code"], 400);
+    let message = answer["response"]["status"]["message"].as_str().unwrap();
+    assert!(message.starts_with("its labels that policies name take more than 4 KiB"), "{message}");
     for (field, value) in [("name", "a".repeat(900_000)), ("uid", "u".repeat(64))] {
         let mut stranger = build();
         stranger["metadata"][field] = json!(value);

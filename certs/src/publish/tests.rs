@@ -123,7 +123,7 @@ async fn a_path_is_replaced_once_the_limits_have_it() {
     assert_eq!(third.path, Some(PathNumbers { number: NOW + 500, oldest: NOW + 1 }));
 }
 
-/// The webhook has 128 MiB, and each configuration up to 512 KiB. Those of others are none of its business.
+/// The webhook has 256 MiB, and each configuration up to 512 KiB. Those of others are none of its business.
 #[tokio::test]
 async fn the_limits_are_read_one_by_one_and_by_name() {
     let cluster = PublisherFixture::new();

@@ -36,6 +36,8 @@ pub struct JobSnapshot {
     pub labels: BTreeMap<String, String>,
     /// The keys of which all labels are there, if others were dropped. `None`: no label was dropped.
     pub kept_labels: Option<Arc<LabelKeys>>,
+    /// Labels that policies name were dropped, because they take more than any user needs.
+    pub has_cut_labels: bool,
     /// Those annotations of [`keys::ON_JOBS`] that are there.
     pub annotations: BTreeMap<String, String>,
     /// The controlling owner.
@@ -204,6 +206,7 @@ impl From<&Job> for JobSnapshot {
             deleting_since: meta.deletion_timestamp.as_ref().map(|t| t.0),
             labels: meta.labels.clone().unwrap_or_default(),
             kept_labels: None,
+            has_cut_labels: false,
             annotations: meta
                 .annotations
                 .iter()

@@ -10,7 +10,10 @@ use crate::{job::snapshot::JobSnapshot, keys, policy::label_keys::LabelKeys, tex
 
 /// Longest text of annotation `job-handler/stamped`, bytes. The webhook's own is longer only for policies that stamp dozens
 /// of labels; what is behind this end is lost to the sink.
-const MAX_STAMPED: usize = 16 << 10;
+const MAX_STAMPED: usize = 4 << 10;
+/// Most keys and values of labels that policies name, bytes. Usual Jobs have some hundred; a Job with more is not admitted
+/// under a limit ([`JobSnapshot::has_cut_labels`]).
+pub const MAX_NAMED_LABELS: usize = 4 << 10;
 /// Longest value of the other annotations, bytes. They hold a name, a time, a number or a few words: a longer one is none
 /// of ours.
 const MAX_ANNOTATION: usize = 512;
@@ -56,17 +59,23 @@ impl JobSnapshot {
 
     fn trim_labels(&mut self, keys: &Arc<LabelKeys>, mut spare: SpareLabels) {
         let before = self.labels.len();
-        self.labels.retain(|key, value| {
+        let mut named = MAX_NAMED_LABELS;
+        let keep = |(key, value): &(String, String)| {
             let size = key.len() + value.len();
-            let is_spared = spare.entries > 0 && size <= spare.bytes;
             if keys.contains(key) {
-                return true;
+                let fits = size <= named;
+                self.has_cut_labels |= !fits;
+                named -= if fits { size } else { 0 };
+                return fits;
             }
+            let is_spared = spare.entries > 0 && size <= spare.bytes;
             if is_spared {
                 spare = SpareLabels { entries: spare.entries - 1, bytes: spare.bytes - size };
             }
             is_spared
-        });
+        };
+        // Collected anew: a map from which most entries are removed keeps their space, half of it in any case.
+        self.labels = std::mem::take(&mut self.labels).into_iter().filter(keep).collect();
         if self.labels.len() == before {
             return;
         }
@@ -80,6 +89,8 @@ impl JobSnapshot {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use serde_json::json;
 
     use super::*;
@@ -114,6 +125,22 @@ mod tests {
         let mut long = JobSnapshot { labels: long, ..JobSnapshot::default() };
         long.trim(&by("zone"), SpareLabels::SOME);
         assert_eq!(long.labels, labels(&[("b", "y")]));
+    }
+
+    #[test]
+    fn named_labels_are_kept_up_to_a_bound() {
+        let named: BTreeMap<String, String> =
+            (0..64).map(|n| (format!("{n:02}{}", "k".repeat(60)), "v".repeat(60))).collect();
+        let policy = namespaced("p", json!({"jobSelector": {"matchLabels": named}}));
+        let keys = Arc::new(LabelKeys::of([&policy.spec]));
+        let mut job = JobSnapshot { labels: named, ..JobSnapshot::default() };
+        job.trim(&keys, SpareLabels::SOME);
+        let size: usize = job.labels.iter().map(|(key, value)| key.len() + value.len()).sum();
+        assert!(job.has_cut_labels && size <= MAX_NAMED_LABELS && size + 122 > MAX_NAMED_LABELS, "{size}");
+        assert!(job.knows_labels(&keys), "it is not read again for them");
+        let mut usual = JobSnapshot { labels: labels(&[("app", "build")]), ..JobSnapshot::default() };
+        usual.trim(&by("app"), SpareLabels::NONE);
+        assert!(!usual.has_cut_labels && usual.kept_labels.is_none());
     }
 
     #[test]

@@ -5,7 +5,11 @@
 use std::time::{Duration, Instant};
 
 use job_handler_shared::{
-    job::{scope::without_group_label, snapshot::JobSnapshot, trim::SpareLabels},
+    job::{
+        scope::without_group_label,
+        snapshot::JobSnapshot,
+        trim::{MAX_NAMED_LABELS, SpareLabels},
+    },
     ledger::refusal::{Refusal, RefusalKind},
     policy::{effective::EffectivePolicy, limit::WhenFull},
 };
@@ -73,6 +77,13 @@ fn read(review: AdmissionReview, deadline: Instant, state: &WebhookState) -> Rea
             let policies = state.policies.current();
             let keys = policies.label_keys().of(&attempt.job.namespace).clone();
             attempt.job.trim(&keys, SpareLabels::SOME);
+            if attempt.job.has_cut_labels {
+                let why = format!(
+                    "its labels that policies name take more than {} KiB, so it cannot be counted",
+                    MAX_NAMED_LABELS >> 10
+                );
+                return bad(AdmissionResponse::denied(Denial::bad_request(why)));
+            }
             ReadReview::Attempt(Box::new(attempt))
         }
     }

@@ -4,7 +4,10 @@ use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use jiff::Timestamp;
 use job_handler_shared::{
-    job::snapshot::{Finished, JobSnapshot, Outcome, Owner},
+    job::{
+        snapshot::{Finished, JobSnapshot, Outcome, Owner},
+        trim::SpareLabels,
+    },
     keys,
     policy::{
         label_keys::{LabelKeys, NamespaceLabelKeys},
@@ -238,6 +241,7 @@ impl<T> RawJob<T> {
         let FoundLabels { labels, others } = labels_of(labels.as_deref(), Some(keys))?;
         let mut job = self.into_snapshot(labels);
         job.kept_labels = others.then(|| keys.clone());
+        job.trim(keys, SpareLabels::NONE);
         Ok(job)
     }
 
@@ -257,6 +261,7 @@ impl<T> RawJob<T> {
             deleting_since: meta.deletion_timestamp,
             labels,
             kept_labels: None,
+            has_cut_labels: false,
             annotations: meta.annotations.unwrap_or_default().0,
             owner: meta.owner_references.unwrap_or_default().0,
             suspended: spec.and_then(|spec| spec.suspend).unwrap_or_default(),

@@ -83,7 +83,7 @@ impl<'de> Deserialize<'de> for JobView {
 
 #[cfg(test)]
 mod tests {
-    use job_handler_shared::{policy::label_keys::NamespaceLabelKeys, testing::policies::namespaced};
+    use job_handler_shared::{keys, policy::label_keys::NamespaceLabelKeys, testing::policies::namespaced};
     use k8s_openapi::api::batch::v1::Job;
     use serde_json::json;
 
@@ -165,6 +165,18 @@ mod tests {
         assert_eq!(read_in("qa", &labels).labels, Labels::new(), "the policy is of another namespace");
         assert!(read(&job.labels).kept_labels.is_none(), "nothing was dropped");
         assert!(read_trimmed(br#"{"metadata":{"labels":[]}}"#, &keys).is_err());
+    }
+
+    #[test]
+    fn a_listed_job_takes_little_memory_whatever_its_author_writes() {
+        let labels: Labels = (0..64).map(|n| (format!("{n:02}{}", "k".repeat(60)), "v".repeat(60))).collect();
+        let policy = namespaced("p", json!({"jobSelector": {"matchLabels": labels}}));
+        let keys = NamespaceLabelKeys::new([&*policy]);
+        let annotations: Labels = keys::ON_JOBS.map(|key| (key.to_owned(), "x".repeat(60_000))).into();
+        let job = json!({"metadata": {"labels": labels, "namespace": "ci", "annotations": annotations}});
+        let job = read_trimmed(job.to_string().as_bytes(), &keys).unwrap();
+        let texts = job.labels.iter().chain(&job.annotations).map(|(key, value)| key.len() + value.len());
+        assert!(texts.sum::<usize>() < 10 << 10 && job.has_cut_labels, "{job:?}");
     }
 
     #[test]

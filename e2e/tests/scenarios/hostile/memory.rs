@@ -16,7 +16,7 @@ use super::{
 };
 
 /// The limits of the manifest; `manifests/base/deployment.yaml`.
-pub(super) const WEBHOOK_LIMIT: u64 = 128 << 20;
+pub(super) const WEBHOOK_LIMIT: u64 = 256 << 20;
 const SINK_LIMIT: u64 = 512 << 20;
 const LABELS: usize = 10_000;
 /// The label keys that the JobPolicies of a namespace may name. Of these, a limit selects Jobs by the first ones.
