@@ -1,5 +1,6 @@
 //! The rights of webhook and sink, compared with what they did in all clusters of the test suite: no right is unused, and no
-//! call was denied for lack of one. `.ci/run` runs this last, on the audit logs of all other tests.
+//! call was denied for lack of one. In `.ci/run` it reads their audit logs: cargo runs the tests of a
+//! package in the order of their names, so that the clusters of all others are gone.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, in helpers too")]
 
@@ -169,10 +170,13 @@ fn differences(rights: &BTreeSet<Right>, calls: &BTreeSet<AuditedCall>) -> Vec<S
 }
 
 #[test]
-#[ignore = "reads the audit logs of all other tests; .ci/run sets E2E_AUDIT_FOLDER"]
 fn no_right_is_unused_and_none_is_missing() {
-    let folder =
-        std::env::var_os(E2E_AUDIT_FOLDER).unwrap_or_else(|| panic!("{E2E_AUDIT_FOLDER} is not set"));
+    let Some(folder) = std::env::var_os(E2E_AUDIT_FOLDER) else {
+        eprintln!(
+            "skipped: without {E2E_AUDIT_FOLDER}, which .ci/run sets, there are no audit logs of the other tests"
+        );
+        return;
+    };
     let calls = calls(Path::new(&folder));
     let accounts: BTreeSet<&str> = calls.iter().map(|call| call.account.as_str()).collect();
     assert_eq!(accounts, BTreeSet::from([SINK_ACCOUNT, WEBHOOK_ACCOUNT]), "in the audit logs");

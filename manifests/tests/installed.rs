@@ -90,7 +90,7 @@ fn excluded_namespaces_are_those_of_the_code_and_our_own() {
     }
 }
 
-/// The condition reads the three stamped numbers, each as an optional field. `e2e/tests/base_install.rs` evaluates it on
+/// The condition reads the three stamped numbers, each as an optional field. `e2e/tests/own_cluster/base_install.rs` evaluates it on
 /// a real apiserver.
 #[test]
 fn updates_are_sent_where_a_stamped_number_changes() {

@@ -2,7 +2,7 @@
 //!
 //! [`run`] (`setup.rs`) boots a cluster, installs the pair and runs every [`DemoStep`] in order (`script.rs`). Each
 //! step (`steps/`) runs commands through the [`DemoRunner`] (`runner.rs`), which prints them, and fails if the output
-//! differs from the expectation. The outcome is a [`DemoReport`]. Read `script.rs` first. `tests/demo.rs` breaks each
+//! differs from the expectation. The outcome is a [`DemoReport`]. Read `script.rs` first. `tests/own_cluster/demo.rs` breaks each
 //! step once.
 
 mod report;

@@ -1,6 +1,5 @@
 //! The base install on an empty cluster: everything that `kubectl apply -k manifests/base` creates, before any of our
 //! programs runs. KWOK simulates the pods, so no image is pulled.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::time::Duration;
 

@@ -1,6 +1,5 @@
 //! Tests `manifests/monitoring`: the alerts with `promtool test rules`, the dashboard by running each of its queries in
 //! a Prometheus that scrapes the pair while Jobs complete, fail and are refused.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::{path::Path, process::Command, time::Duration};
 

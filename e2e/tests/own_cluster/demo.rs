@@ -1,5 +1,4 @@
 //! Each step of the demo fails when it is sabotaged, and passes after the repair.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::time::Duration;
 
@@ -57,7 +56,7 @@ async fn repair(step: DemoStep, cluster: &Cluster, pair: &Pair, saved: &str) {
             cluster.kubectl(&patch).await.unwrap();
         }
         DemoStep::Limit | DemoStep::Duplicate => {
-            let sample = include_str!("../../manifests/samples/builds.yaml");
+            let sample = include_str!("../../../manifests/samples/builds.yaml");
             cluster.kubectl_with_input(&["apply", "-f", "-"], sample).await.unwrap();
             wait_policy_ready(cluster).await;
         }

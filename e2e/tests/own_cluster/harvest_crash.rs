@@ -1,8 +1,6 @@
 //! A harvest survives every failure between two of its writes: the sink is killed (SIGKILL) after each write, and each
 //! write fails once in every way. There is always exactly one complete result, one Event, and one id per CloudEvent.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, in helpers too")]
-
 use std::{
     collections::{BTreeMap, BTreeSet},
     io::Read,

@@ -1,7 +1,5 @@
 //! The sink is killed (SIGKILL) at 20 seeded random moments while 200 Jobs finish: exactly 200 results, 200 Events.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, in helpers too")]
-
 use std::{
     collections::{BTreeMap, BTreeSet},
     time::Duration,
