@@ -182,7 +182,7 @@ impl LeaseCandidate {
     async fn try_write(&mut self) -> Result<bool, ApiError> {
         let now = Instant::now();
         let written = match self.write(self.next_spec()).await {
-            Err(error) if error.is_conflict() => return Ok(false),
+            Err(error) if error.is_conflict() || error.is_not_found() => return Ok(false),
             written => written?,
         };
         self.observe(Some(&written));
@@ -306,6 +306,20 @@ mod tests {
         let client = apiserver.slow_client(|_, _| Duration::from_secs(4));
         let (gets, writes) = keeps_the_lease(&apiserver, client).await;
         assert!(gets <= 2 && writes > 100, "a leader renews by one call: {gets} reads, {writes} writes");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_deleted_lease_is_created_again_by_its_leader() {
+        let apiserver = Apiserver::default();
+        let server = apiserver.clone();
+        let deleted = tokio::spawn(async move {
+            for _ in 0..10 {
+                tokio::time::sleep(Duration::from_secs(50)).await;
+                server.remove("leases", "own", keys::LEADER_LEASE);
+            }
+        });
+        keeps_the_lease(&apiserver, apiserver.client()).await;
+        deleted.await.unwrap();
     }
 
     /// Then the stored version is not the one that the leader has seen.
