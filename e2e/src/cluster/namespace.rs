@@ -58,7 +58,7 @@ impl Cluster {
         let name = made.metadata.name.unwrap_or_default();
         let namespace = TestNamespace { name, config: self.config().clone() };
         let accounts: Api<ServiceAccount> = Api::namespaced(client, namespace.name());
-        wait_for(Duration::from_secs(30), "the namespace's default ServiceAccount", || {
+        wait_for(Duration::from_secs(60), "the namespace's default ServiceAccount", || {
             accounts.get("default")
         })
         .await?;

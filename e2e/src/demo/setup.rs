@@ -59,7 +59,7 @@ pub async fn prepare(cluster: &Cluster, options: DemoOptions) -> Result<DemoRunn
         }
     }
     cluster.kubectl_with_input(&["apply", "-f", "-"], SAMPLE).await?;
-    let ready = ["wait", "jobpolicy/builds", "-n", "ci", "--for=condition=Ready", "--timeout=30s"];
+    let ready = ["wait", "jobpolicy/builds", "-n", "ci", "--for=condition=Ready", "--timeout=90s"];
     cluster.kubectl(&ready).await?;
     Ok(DemoRunner::new(cluster, options))
 }

@@ -65,9 +65,9 @@ impl Pair {
         };
         pair.route_to_webhooks();
         pair.wait_ready(Duration::from_secs(60)).await?;
-        pair.installed.wait_called(cluster, Duration::from_secs(30)).await?;
+        pair.installed.wait_called(cluster, Duration::from_secs(60)).await?;
         if sinks > 0 {
-            wait_default_policy(cluster, Duration::from_secs(30)).await?;
+            wait_default_policy(cluster, Duration::from_secs(60)).await?;
         }
         Ok(pair)
     }

@@ -81,7 +81,7 @@ async fn the_webhook_is_called_only_for_requests_that_it_stamps(cluster: &Cluste
         webhook["clientConfig"] = json!({"url": "https://127.0.0.1:1/mutate"});
     }
     cluster.kubectl_with_input(&["create", "-f", "-"], &probe.to_string()).await.unwrap();
-    wait_for(Duration::from_secs(20), "the apiserver to load the copied configuration", || async {
+    wait_for(Duration::from_secs(60), "the apiserver to load the copied configuration", || async {
         match create(cluster, "new", "outage").await {
             Err(error) if error.contains("creates.probe.job-handler.io") => Ok(()),
             other => {

@@ -85,7 +85,7 @@ async fn patch_policy(cluster: &Cluster, patch: &str) {
 }
 
 async fn wait_policy_ready(cluster: &Cluster) {
-    let wait = ["wait", "jobpolicy/builds", "-n", "ci", "--for=condition=Ready", "--timeout=30s"];
+    let wait = ["wait", "jobpolicy/builds", "-n", "ci", "--for=condition=Ready", "--timeout=90s"];
     cluster.kubectl(&wait).await.unwrap();
 }
 

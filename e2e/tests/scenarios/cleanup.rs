@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use job_handler_e2e::{bench::cleanup_latency, wait_for};
+use job_handler_e2e::bench::cleanup_latency;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api,
@@ -11,9 +11,6 @@ use kube::{
 use serde_json::json;
 
 use super::fixtures::{Fixture, PATIENCE, job, scenario};
-
-/// Shorter than the sink's resync interval, so that only a watch event can be the cause.
-const SOON: Duration = Duration::from_secs(20);
 
 async fn wait_pods_deleted(fixture: &Fixture, ns: &str, name: &str) {
     let pods: Api<Pod> = Api::namespaced(fixture.client(), ns);
@@ -38,13 +35,8 @@ fn failed_policy_after_harvest_deletes_a_failed_job_with_its_pods() {
         bad["spec"]["ttlSecondsAfterFinished"] = json!(100_000);
         fixture.create(&ns, &bad).await.unwrap();
         fixture.wait_result(&ns, "bad").await;
+        fixture.wait_job_deleted(&ns, "bad").await;
         let jobs = fixture.jobs(&ns);
-        wait_for(SOON, "the failed Job to be deleted", || async {
-            let job = jobs.get_opt("bad").await.map_err(|e| e.to_string())?;
-            job.map_or(Ok(()), |job| Err(format!("{:?}", job.metadata)))
-        })
-        .await
-        .unwrap();
         wait_pods_deleted(fixture, &ns, "bad").await;
         fixture.wait_result(&ns, "good").await;
         fixture

@@ -133,7 +133,7 @@ async fn admits(fixture: &Fixture, namespace: &str, app: &str) -> Result<bool, S
 }
 
 /// The promised delay is a second; the rest is slack for a busy machine. The measured delay is printed.
-const SOON: Duration = Duration::from_secs(10);
+const SOON: Duration = Duration::from_secs(30);
 
 /// Waits until Jobs of each app are admitted or refused as expected, and prints the delay.
 async fn wait_admission(fixture: &Fixture, namespace: &str, change: &str, expected: &[(&str, bool)]) {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use job_handler_e2e::Cluster;
 
-const SOON: Duration = Duration::from_secs(30);
+const SOON: Duration = Duration::from_secs(60);
 
 #[tokio::test]
 async fn a_job_created_by_kubectl_completes() {

@@ -18,7 +18,7 @@ async fn an_existing_cluster_is_used_and_left_unchanged() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let log = std::fs::read_to_string(cluster.audit_log().unwrap()).unwrap();
     assert!(log.contains("/namespaces/boot-"), "the test did not use this cluster");
-    wait_for(Duration::from_secs(30), "its namespace to be deleted", || async {
+    wait_for(Duration::from_secs(60), "its namespace to be deleted", || async {
         let names =
             cluster.kubectl(&["get", "namespaces", "-o", "name"]).await.map_err(|error| error.to_string())?;
         if names.contains("namespace/boot-") { Err(names) } else { Ok(()) }

@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, api::LogParams};
 use serde_json::json;
 
-const SOON: Duration = Duration::from_secs(30);
+const SOON: Duration = Duration::from_secs(60);
 
 /// Runs a Job to its end and returns the output of `kubectl logs` as bytes.
 async fn logs(name: &str, pod: &[(&str, &str)], arguments: &[&str]) -> Vec<u8> {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use job_handler_e2e::{Cluster, ClusterOptions, wait_for};
 
 const CALLER_END: &str = "E2E_LEFTOVERS_CALLER";
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(60);
 
 /// Not a test by itself: the other tests start it. Boots a cluster, prints its folder, and ends as the variable says.
 #[tokio::test]

@@ -7,14 +7,11 @@
 //! clocks of different machines being equal. Here, the deadline is observed locally. The Lease's durations are plain
 //! seconds, since `kube::core::Duration` panics on overflow.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 use job_handler_shared::{
     keys,
-    kube::error::{ApiError, call},
+    kube::error::{ApiError, call_within},
     process::{admin::ReadyHandle, jitter::jitter},
 };
 use k8s_openapi::{
@@ -22,7 +19,7 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::MicroTime,
 };
 use kube::{Api, Client, api::PostParams, core::ObjectMeta};
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 /// Others may acquire the Lease when it has not changed for this long.
@@ -31,6 +28,11 @@ pub(crate) const LEASE_DURATION: Duration = Duration::from_secs(15);
 pub(crate) const RENEW_DEADLINE: Duration = Duration::from_secs(10);
 /// Pause between attempts.
 pub(crate) const RETRY_PERIOD: Duration = Duration::from_secs(3);
+/// Longest wait for the answer to one call: a leader whose connection hangs has time for a second attempt. Not shorter,
+/// because a busy apiserver takes seconds, and a leader that gives up reads everything again.
+const LEASE_CALL_TIMEOUT: Duration = Duration::from_secs(5);
+/// Pause of a leader after a failed attempt.
+const ERROR_PAUSE: Duration = Duration::from_secs(1);
 
 /// A Lease as last read, and when that version was first read, on our clock.
 #[derive(Clone, Debug, PartialEq)]
@@ -83,11 +85,12 @@ pub(crate) async fn elect(
     let mut candidate =
         LeaseCandidate { api: Api::namespaced(client, &namespace), me, observed: None, renewed: None };
     while !shutdown.is_cancelled() {
-        let attempt = tokio::time::timeout(candidate.bounded(RETRY_PERIOD), candidate.attempt());
+        let attempt = tokio::time::timeout(candidate.bounded(2 * LEASE_CALL_TIMEOUT), candidate.attempt());
         let outcome = tokio::select! {
             () = shutdown.cancelled() => break,
             outcome = attempt => outcome,
         };
+        let failed = !matches!(outcome, Ok(Ok(())));
         match outcome {
             Ok(Ok(())) => ready.set_ready(),
             Ok(Err(error)) => {
@@ -101,7 +104,7 @@ pub(crate) async fn elect(
         report(&leading, candidate.leads(Instant::now()));
         tokio::select! {
             () = shutdown.cancelled() => break,
-            () = tokio::time::sleep(candidate.pause()) => {}
+            () = tokio::time::sleep(candidate.pause(failed)) => {}
         }
         // The pause ends no later than the deadline.
         report(&leading, candidate.leads(Instant::now()));
@@ -143,9 +146,14 @@ impl LeaseCandidate {
         self.renewed.is_some_and(|at| now.saturating_duration_since(at) < RENEW_DEADLINE)
     }
 
-    /// Followers read a bit more often than leaders write, with jitter.
-    fn pause(&self) -> Duration {
-        if self.renewed.is_some() { self.bounded(RETRY_PERIOD) } else { jitter(RETRY_PERIOD) }
+    /// Followers read a bit more often than leaders write, with jitter. A leader's period begins with the call, so that a
+    /// slow answer does not delay the next one.
+    fn pause(&self, failed: bool) -> Duration {
+        match self.renewed {
+            None => jitter(RETRY_PERIOD),
+            Some(_) if failed => self.bounded(ERROR_PAUSE),
+            Some(sent) => self.bounded((sent + RETRY_PERIOD).saturating_duration_since(Instant::now())),
+        }
     }
 
     /// `pause`, but not beyond the renew deadline of a leader.
@@ -155,28 +163,31 @@ impl LeaseCandidate {
     }
 
     async fn attempt(&mut self) -> Result<(), ApiError> {
-        let found = call("get the leader lease", self.api.get_opt(keys::LEADER_LEASE)).await?;
-        self.observe(found.as_ref());
-        let now = Instant::now();
-        match decide(self.observed.as_ref(), &self.me, now) {
-            LeaseAction::Wait => {
-                self.renewed = None;
-                Ok(())
-            }
-            LeaseAction::Renew | LeaseAction::Acquire => {
-                let written = match self.write(self.next_spec()).await {
-                    // Another candidate was first.
-                    Err(error) if error.is_conflict() => {
-                        self.renewed = None;
-                        return Ok(());
-                    }
-                    written => written?,
-                };
-                self.observe(Some(&written));
-                self.renewed = Some(now);
-                Ok(())
-            }
+        // A leader knows its Lease, so that it renews by one call. An earlier write of its own may have been stored
+        // although its answer was lost: then it has to read.
+        if self.leads(Instant::now()) && self.try_write().await? {
+            return Ok(());
         }
+        let get = self.api.get_opt(keys::LEADER_LEASE);
+        let found = call_within(LEASE_CALL_TIMEOUT, "get the leader lease", get).await?;
+        self.observe(found.as_ref());
+        let acts = decide(self.observed.as_ref(), &self.me, Instant::now()) != LeaseAction::Wait;
+        if !acts || !self.try_write().await? {
+            self.renewed = None;
+        }
+        Ok(())
+    }
+
+    /// Writes the Lease. Returns whether the version was still the observed one.
+    async fn try_write(&mut self) -> Result<bool, ApiError> {
+        let now = Instant::now();
+        let written = match self.write(self.next_spec()).await {
+            Err(error) if error.is_conflict() || error.is_not_found() => return Ok(false),
+            written => written?,
+        };
+        self.observe(Some(&written));
+        self.renewed = Some(now);
+        Ok(true)
     }
 
     fn observe(&mut self, lease: Option<&Lease>) {
@@ -218,9 +229,11 @@ impl LeaseCandidate {
         };
         let params = PostParams::default();
         if version.is_some() {
-            call("renew the leader lease", self.api.replace(keys::LEADER_LEASE, &params, &lease)).await
+            let replace = self.api.replace(keys::LEADER_LEASE, &params, &lease);
+            call_within(LEASE_CALL_TIMEOUT, "renew the leader lease", replace).await
         } else {
-            call("create the leader lease", self.api.create(&params, &lease)).await
+            let create = self.api.create(&params, &lease);
+            call_within(LEASE_CALL_TIMEOUT, "create the leader lease", create).await
         }
     }
 
@@ -237,6 +250,7 @@ impl LeaseCandidate {
 
 #[cfg(test)]
 mod tests {
+    use job_handler_shared::{process::admin::Readiness, testing::apiserver::Apiserver};
     use proptest::prelude::*;
 
     use super::*;
@@ -283,6 +297,52 @@ mod tests {
             let acquired = decide(Some(&observed), "b", now) == LeaseAction::Acquire;
             prop_assert!(!(acquired && candidate.leads(now)));
         }
+    }
+
+    /// An apiserver that is busy, perhaps with this sink's own reads: a leader that gave up would read everything again.
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_apiserver_takes_no_leadership_away() {
+        let apiserver = Apiserver::default();
+        let client = apiserver.slow_client(|_, _| Duration::from_secs(4));
+        let (gets, writes) = keeps_the_lease(&apiserver, client).await;
+        assert!(gets <= 2 && writes > 100, "a leader renews by one call: {gets} reads, {writes} writes");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_deleted_lease_is_created_again_by_its_leader() {
+        let apiserver = Apiserver::default();
+        let server = apiserver.clone();
+        let deleted = tokio::spawn(async move {
+            for _ in 0..10 {
+                tokio::time::sleep(Duration::from_secs(50)).await;
+                server.remove("leases", "own", keys::LEADER_LEASE);
+            }
+        });
+        keeps_the_lease(&apiserver, apiserver.client()).await;
+        deleted.await.unwrap();
+    }
+
+    /// Then the stored version is not the one that the leader has seen.
+    #[tokio::test(start_paused = true)]
+    async fn a_renewal_whose_answer_is_lost_takes_no_leadership_away() {
+        let apiserver = Apiserver::default().with_lost_responses(5);
+        let (gets, writes) = keeps_the_lease(&apiserver, apiserver.client()).await;
+        assert!(gets > 10 && writes > 100, "{gets} reads, {writes} writes");
+    }
+
+    /// Leads for ten minutes. Returns how many reads and writes that took.
+    async fn keeps_the_lease(apiserver: &Apiserver, client: Client) -> (usize, usize) {
+        let (leading, mut leads) = watch::channel(false);
+        let (shutdown, ready) = (CancellationToken::new(), Readiness::default().register("lease"));
+        let election = elect(client, "own".into(), "a".into(), leading, ready, shutdown.clone());
+        let election = tokio::spawn(election);
+        let first = tokio::time::timeout(Duration::from_secs(60), leads.wait_for(|leads| *leads)).await;
+        drop(first.expect("it never leads").unwrap());
+        let lost = tokio::time::timeout(Duration::from_secs(600), leads.wait_for(|leads| !leads)).await;
+        assert!(lost.is_err(), "the Lease was lost");
+        shutdown.cancel();
+        election.await.unwrap();
+        (apiserver.gets("leases"), apiserver.writes())
     }
 
     fn dummy() -> Client {

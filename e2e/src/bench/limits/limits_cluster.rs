@@ -191,7 +191,7 @@ impl LimitsCluster {
         self.pair.balancer().set_backends(&backends);
         self.pair.balancer().close_connections();
         // A request that the apiserver was sending on a closed connection fails with status 500.
-        wait_for(Duration::from_secs(10), "the apiserver to drop its closed connections", || async {
+        wait_for(Duration::from_secs(60), "the apiserver to drop its closed connections", || async {
             tokio::time::sleep(Duration::from_millis(50)).await;
             for _ in 0..3 {
                 self.dry_run(&namespace(OURS, 0)).await?;
