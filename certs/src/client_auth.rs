@@ -18,7 +18,7 @@ use rustls::{
 pub struct ClientAuth {
     /// CAs that sign them (PEM); read once.
     pub ca_file: PathBuf,
-    /// Accepted common names. Empty: all.
+    /// Accepted common names.
     pub names: Vec<String>,
 }
 
@@ -62,7 +62,7 @@ impl NamedClientVerifier {
     fn accepts_name(&self, certificate: &CertificateDer<'_>) -> bool {
         let Ok((_, parsed)) = x509_parser::parse_x509_certificate(certificate) else { return false };
         let mut names = parsed.subject().iter_common_name().filter_map(|name| name.as_str().ok());
-        self.names.is_empty() || names.any(|name| self.names.iter().any(|accepted| accepted == name))
+        names.any(|name| self.names.iter().any(|accepted| accepted == name))
     }
 }
 

@@ -73,6 +73,8 @@ pub(crate) struct Publication {
     pub(crate) path: Option<PathNumbers>,
     /// Whether the secret was not replaced because the configurations of the limits do not have it yet.
     pub(crate) postponed: bool,
+    /// Whether a configuration of the limits has a secret of another key than the current one.
+    pub(crate) older_key_in_use: bool,
 }
 
 /// The secret to publish.
@@ -82,6 +84,7 @@ struct PathChoice {
     /// Whether a valid secret is published until then.
     is_valid: bool,
     postponed: bool,
+    older_key_in_use: bool,
 }
 
 impl Publisher {
@@ -123,9 +126,12 @@ impl Publisher {
             };
             let secret = choice.as_ref().map(|choice| choice.secret.as_str());
             let Some(patch) = patch_for(&configuration, bundle, secret) else {
-                let path = choice.as_ref().map(|choice| choice.numbers);
-                let postponed = choice.is_some_and(|choice| choice.postponed);
-                return Ok(Publication { wrote: attempt > 0, path, postponed });
+                return Ok(Publication {
+                    wrote: attempt > 0,
+                    path: choice.as_ref().map(|choice| choice.numbers),
+                    postponed: choice.as_ref().is_some_and(|choice| choice.postponed),
+                    older_key_in_use: choice.is_some_and(|choice| choice.older_key_in_use),
+                });
             };
             let is_replacement = choice.is_some_and(|choice| choice.is_valid)
                 && patch_for(&configuration, bundle, None).is_none();
@@ -169,19 +175,25 @@ impl Publisher {
         configuration: &MutatingWebhookConfiguration,
     ) -> Result<PathChoice, PublishError> {
         let published = published_path(plan, configuration);
-        let keep = |(secret, numbers): (&str, PathNumbers), postponed: bool| PathChoice {
+        let keep = |(secret, numbers): (&str, PathNumbers), postponed, older_key_in_use| PathChoice {
             secret: secret.to_owned(),
             numbers,
             is_valid: true,
             postponed,
+            older_key_in_use,
         };
-        if let Some(published) = published.filter(|_| !plan.replace) {
-            return Ok(keep(published, false));
+        // As long as an older key is accepted, each publication looks whether it still has to be.
+        let older_keys = plan.keys.get(1..).unwrap_or_default();
+        if let Some(published) = published.filter(|_| !plan.replace && older_keys.is_empty()) {
+            return Ok(keep(published, false, false));
         }
-        let mut in_use = self.paths_of_limits(plan).await?;
+        let secrets = self.secrets_of_limits().await?;
+        let older_key_in_use = !numbers_of(&secrets, older_keys).is_empty();
+        let mut in_use = numbers_of(&secrets, &plan.keys);
         if let Some(published) = published {
-            if in_use.iter().any(|used| *used != published.1) {
-                return Ok(keep(published, true));
+            let postponed = plan.replace && in_use.iter().any(|used| *used != published.1);
+            if postponed || !plan.replace {
+                return Ok(keep(published, postponed, older_key_in_use));
             }
             in_use.push(published.1);
         }
@@ -190,12 +202,12 @@ impl Publisher {
         let oldest = in_use.iter().map(|used| used.number).min().unwrap_or(number);
         let numbers = PathNumbers { number, oldest };
         let secret = plan.keys.first().map(|key| key.secret(numbers)).unwrap_or_default();
-        Ok(PathChoice { secret, numbers, is_valid: published.is_some(), postponed: false })
+        Ok(PathChoice { secret, numbers, is_valid: published.is_some(), postponed: false, older_key_in_use })
     }
 
-    /// The valid secrets in the configurations of the limits. They are read one by one: together they have up to 32 MiB.
-    /// A list would also show the URLs of other programs' webhooks, and the secrets in them.
-    async fn paths_of_limits(&self, plan: &PathPlan) -> Result<Vec<PathNumbers>, PublishError> {
+    /// The secrets in the configurations of the limits. They are read one by one: together they have up to 32 MiB. A list
+    /// would also show the URLs of other programs' webhooks, and the secrets in them.
+    async fn secrets_of_limits(&self) -> Result<BTreeSet<String>, PublishError> {
         let mut secrets = BTreeSet::new();
         for name in (0..keys::LIMITS_CONFIGURATIONS).map(names::limits_configuration) {
             let what = format!("get ValidatingWebhookConfiguration {name}");
@@ -204,14 +216,18 @@ impl Publisher {
             let found = entries.filter_map(|entry| webhook_address::secret(address(&entry.client_config)));
             secrets.extend(found.map(str::to_owned));
         }
-        let read = |secret: &String| plan.keys.iter().find_map(|key| key.read(secret));
-        Ok(secrets.iter().filter_map(read).collect())
+        Ok(secrets)
     }
 
     fn invalid_patch(&self, error: serde_json::Error) -> PublishError {
         let what = format!("patch MutatingWebhookConfiguration {}", self.name);
         ApiError::Broken { what, source: Box::new(kube::Error::SerdeError(error)) }.into()
     }
+}
+
+/// The numbers of those secrets that one of the keys created.
+fn numbers_of(secrets: &BTreeSet<String>, keys: &[PathKey]) -> Vec<PathNumbers> {
+    secrets.iter().filter_map(|secret| keys.iter().find_map(|key| key.read(secret))).collect()
 }
 
 /// The secret that all webhooks of the configuration have, if it is of the current key.

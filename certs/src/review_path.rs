@@ -14,7 +14,7 @@ use tokio::{sync::Notify, time::Instant};
 
 /// Separates this use of the CA's private key from others.
 const PURPOSE: &[u8] = b"job-handler: secret in the path of reviews";
-/// Keys that are accepted: the current one, and the previous one until every configuration has a path of the current one.
+/// Keys that are accepted: the current one, and the previous one until no configuration has a path of it.
 const MAX_KEYS: usize = 2;
 /// How long a secret is still accepted after another one took it out of use. The sink may have written the last entry just
 /// before, and an apiserver calls with the secret that it knows until its watch delivers that.
@@ -116,6 +116,8 @@ struct PathState {
 struct AcceptedPaths {
     /// The current key first.
     keys: Vec<PathKey>,
+    /// Until when the others are accepted, once no configuration has a path of them.
+    older_until: Option<Instant>,
     /// None until a path is published: nothing is accepted.
     oldest: Option<u64>,
     /// The lower bound that was valid before, and until when it still is.
@@ -127,6 +129,13 @@ impl AcceptedPaths {
         let before = self.before.filter(|(_, until)| Instant::now() < *until);
         before.map(|(oldest, _)| oldest).or(self.oldest)
     }
+
+    fn keys(&self) -> &[PathKey] {
+        match (self.older_until, self.keys.as_slice()) {
+            (Some(until), [current, ..]) if Instant::now() >= until => std::slice::from_ref(current),
+            (_, all) => all,
+        }
+    }
 }
 
 impl ReviewPaths {
@@ -134,7 +143,7 @@ impl ReviewPaths {
     pub fn accepts(&self, secret: &str) -> bool {
         let accepted = self.0.accepted.load();
         let Some(oldest) = accepted.oldest() else { return false };
-        let number = accepted.keys.iter().find_map(|key| key.read(secret)).map(|numbers| numbers.number);
+        let number = accepted.keys().iter().find_map(|key| key.read(secret)).map(|numbers| numbers.number);
         number.is_some_and(|number| number >= oldest)
     }
 
@@ -160,13 +169,25 @@ impl ReviewPaths {
         self.0.wanted_at.store(at.map(Arc::new));
     }
 
-    /// Accepts secrets of `key`, and still those of the key before.
+    /// Accepts secrets of `key`, and still those of the key before, until [`ReviewPaths::retire_older_keys`].
     pub(crate) fn use_key(&self, key: &PathKey) {
         let accepted = self.0.accepted.load();
         if accepted.keys.first() != Some(key) {
-            let others = accepted.keys.iter().filter(|other| *other != key).cloned();
+            let others = accepted.keys().iter().filter(|other| *other != key).cloned();
             let keys = std::iter::once(key.clone()).chain(others).take(MAX_KEYS).collect();
-            self.0.accepted.store(Arc::new(AcceptedPaths { keys, ..AcceptedPaths::clone(&accepted) }));
+            let changed = AcceptedPaths { keys, older_until: None, ..AcceptedPaths::clone(&accepted) };
+            self.0.accepted.store(Arc::new(changed));
+        }
+    }
+
+    /// No configuration has a secret of an older key any more: such ones are accepted for [`TAKEN_UP_AFTER`] more. Whoever
+    /// has the key of a previous CA could make new ones for ever.
+    pub(crate) fn retire_older_keys(&self) {
+        let accepted = self.0.accepted.load();
+        if accepted.keys.len() > 1 && accepted.older_until.is_none() {
+            let older_until = Some(Instant::now() + TAKEN_UP_AFTER);
+            let changed = AcceptedPaths { older_until, ..AcceptedPaths::clone(&accepted) };
+            self.0.accepted.store(Arc::new(changed));
         }
     }
 
@@ -179,15 +200,15 @@ impl ReviewPaths {
         let before = accepted.oldest.filter(|before| *before < oldest);
         let before = before.map(|before| (before, Instant::now() + TAKEN_UP_AFTER));
         self.0.accepted.store(Arc::new(AcceptedPaths {
-            keys: accepted.keys.clone(),
             oldest: Some(oldest),
             before,
+            ..AcceptedPaths::clone(&accepted)
         }));
     }
 
     /// The accepted keys, the current one first.
     pub(crate) fn keys(&self) -> Vec<PathKey> {
-        self.0.accepted.load().keys.clone()
+        self.0.accepted.load().keys().to_vec()
     }
 }
 
@@ -267,15 +288,27 @@ mod tests {
         }
     }
 
-    #[test]
-    fn secrets_of_the_previous_ca_are_accepted_until_the_next_change() {
+    #[tokio::test(start_paused = true)]
+    async fn secrets_of_the_previous_ca_are_accepted_until_they_are_out_of_use_or_the_next_change() {
         let keys = [b"a", b"b", b"c"].map(|name| PathKey::derived_from(name));
         let paths = ReviewPaths::default();
+        let accepted = || keys.each_ref().map(|key| paths.accepts(&secret(key, 3)));
         for key in &keys {
             paths.use_key(key);
             paths.use_key(key);
             paths.accept_since(1);
         }
-        assert_eq!(keys.map(|key| paths.accepts(&secret(&key, 3))), [false, true, true]);
+        assert_eq!(accepted(), [false, true, true]);
+        for _ in 0..5 {
+            // What is known already does not prolong it.
+            paths.retire_older_keys();
+            assert_eq!(accepted(), [false, true, true]);
+            tokio::time::advance(Duration::from_secs(1)).await;
+        }
+        assert_eq!(accepted(), [false, false, true]);
+        assert_eq!(paths.keys(), [keys[2].clone()]);
+        // The CA before is restored.
+        paths.use_key(&keys[1]);
+        assert_eq!(accepted(), [false, true, true]);
     }
 }

@@ -297,6 +297,9 @@ impl<S: CertificateSource, C: Fn() -> OffsetDateTime> CertificateManager<S, C> {
         if let Some(path) = publication.path {
             self.rotation.record(path, publication.postponed, Instant::now());
             self.paths.accept_since(path.oldest);
+            if !publication.older_key_in_use {
+                self.paths.retire_older_keys();
+            }
         }
         Ok(())
     }

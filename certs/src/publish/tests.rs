@@ -90,11 +90,11 @@ async fn all_webhooks_get_the_same_path_and_keep_it() {
     let cluster = PublisherFixture::new();
     let first = cluster.publish(NOW, false).await;
     let numbers = PathNumbers { number: NOW, oldest: NOW };
-    assert_eq!(first, Publication { wrote: true, path: Some(numbers), postponed: false });
+    assert_eq!(first, Publication { wrote: true, path: Some(numbers), ..Publication::default() });
     let expected = format!("/{}/mutate", cluster.keys[0].secret(numbers));
     assert_eq!(cluster.paths(), [expected.as_str(), expected.as_str()]);
     let again = cluster.publish(NOW + 1000, false).await;
-    assert_eq!(again, Publication { wrote: false, path: Some(numbers), postponed: false });
+    assert_eq!(again, Publication { path: Some(numbers), ..Publication::default() });
 }
 
 #[tokio::test]
@@ -109,13 +109,13 @@ async fn a_path_is_replaced_once_the_limits_have_it() {
     let numbers = PathNumbers { number: NOW + 1, oldest: NOW };
     assert_eq!(
         second,
-        Publication { wrote: true, path: Some(numbers), postponed: false },
+        Publication { wrote: true, path: Some(numbers), ..Publication::default() },
         "the clock stands still"
     );
     // The sink is away, and then has changed one of two configurations.
     for _ in 0..2 {
         let third = cluster.publish(NOW + 500, true).await;
-        assert_eq!(third, Publication { wrote: false, path: Some(numbers), postponed: true });
+        assert_eq!(third, Publication { path: Some(numbers), postponed: true, ..Publication::default() });
         cluster.copy_into("job-handler-limits");
     }
     cluster.copy_into("job-handler-limits-1");
@@ -156,6 +156,12 @@ async fn a_path_that_somebody_removed_comes_back_and_the_limits_stay_accepted() 
     cluster.keys.insert(0, PathKey::derived_from(b"another ca"));
     let renewed = cluster.publish(NOW + 90, false).await;
     assert_eq!(renewed.path, Some(PathNumbers { number: NOW + 90, oldest: NOW + 60 }));
+    assert!(renewed.older_key_in_use);
+    cluster.copy_into("job-handler-limits");
+    for replace in [false, true] {
+        let next = cluster.publish(NOW + 120, replace).await;
+        assert_eq!((next.wrote, next.postponed, next.older_key_in_use), (replace, false, false));
+    }
 }
 
 #[tokio::test]
