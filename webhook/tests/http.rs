@@ -43,7 +43,7 @@ use serde_json::{Value, json};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpSocket, TcpStream},
-    sync::watch,
+    sync::{Mutex, watch},
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tokio_util::sync::CancellationToken;
@@ -404,6 +404,16 @@ async fn large_reviews_that_wait_for_a_decision_keep_nobody_out() {
     assert_eq!(server.post("/mutate", &large).await.status, 200);
 }
 
+/// Held by tests that open many files: a process may often have 1,024 only.
+static MANY_FILES: Mutex<()> = Mutex::const_new(());
+
+/// Connects from another address of this machine.
+async fn connect_from(address: &str, port: u16) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(address.parse().unwrap()).unwrap();
+    socket.connect(format!("127.0.0.1:{port}").parse().unwrap()).await.unwrap()
+}
+
 /// Waits until the server has closed the connection.
 async fn is_closed(mut stream: TcpStream) {
     let mut buffer = [0; 16];
@@ -414,21 +424,68 @@ async fn is_closed(mut stream: TcpStream) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stranger_that_only_connects_is_disconnected_and_keeps_nobody_out() {
     const SHARE: usize = 256;
+    let _files = MANY_FILES.lock().await;
     let server = server();
     let mut silent = Vec::new();
     for _ in 0..SHARE + 44 {
         silent.push(TcpStream::connect(("127.0.0.1", server.port)).await.unwrap());
     }
     let closed = tokio::spawn(join_all(silent.into_iter().map(is_closed)));
-    // Another address of this machine.
-    let socket = TcpSocket::new_v4().unwrap();
-    socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
-    let apiserver = socket.connect(format!("127.0.0.1:{}", server.port).parse().unwrap()).await.unwrap();
+    let apiserver = connect_from("127.0.0.2:0", server.port).await;
     let name = ServerName::try_from("localhost").unwrap();
     let mut apiserver = server.tls.connect(name, apiserver).await.unwrap();
     assert_eq!(request(&mut apiserver, "POST", "/mutate", &review(&build())).await.status, 200);
     let closed = closed.await.unwrap();
     assert_eq!(closed.len(), SHARE + 44);
+}
+
+/// TLS has a bound of its own, on the handshakes of a worker.
+#[tokio::test(flavor = "multi_thread")]
+async fn silent_connections_that_are_all_in_one_worker_hold_up_no_review() {
+    /// Together more handshakes than TLS lets a worker begin. Each has fewer connections than an address may have.
+    const OF_EACH_STRANGER: usize = 130;
+    /// Connections go round among the workers: two, three or four.
+    const ROUND: usize = 12;
+    let _files = MANY_FILES.lock().await;
+    let server = server();
+    let mut silent = Vec::new();
+    for stranger in ["127.0.0.2:0", "127.0.0.3:0"] {
+        for _ in 0..OF_EACH_STRANGER {
+            silent.push(connect_from(stranger, server.port).await);
+            for _ in 1..ROUND {
+                drop(connect_from(stranger, server.port).await);
+            }
+        }
+    }
+    for _ in 0..ROUND {
+        let body = review(&build());
+        let answer = server.post("/mutate", &body);
+        let answer = tokio::time::timeout(Duration::from_secs(5), answer).await;
+        assert_eq!(answer.expect("it waits for the handshakes of others").status, 200);
+    }
+    drop(silent);
+}
+
+/// 408 of actix for the head, ours for the body.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_is_never_complete_is_ended() {
+    let server = server();
+    let answer_to = async |part: &str| {
+        let mut stream = server.connect().await;
+        stream.write_all(part.as_bytes()).await.unwrap();
+        stream.flush().await.unwrap();
+        let mut answer = Vec::new();
+        let ended = tokio::time::timeout(Duration::from_secs(30), stream.read_to_end(&mut answer)).await;
+        // An error is the end of the connection, too.
+        let _: Result<_, _> = ended.expect("it stays open");
+        String::from_utf8(answer).unwrap()
+    };
+    let (head, body) = tokio::join!(
+        answer_to("POST /mutate HTTP/1.1\r\nhost: local"),
+        answer_to("POST /mutate HTTP/1.1\r\nhost: localhost\r\ncontent-length: 3000\r\n\r\n"),
+    );
+    assert!(head.starts_with("HTTP/1.1 408 "), "{head}");
+    assert!(body.starts_with("HTTP/1.1 408 ") && body.contains("waiting for the body"), "{body}");
 }
 
 /// The head of a review, whose body never comes.

@@ -2,25 +2,44 @@
 //!
 //! `/metrics` may ask for a bearer token.
 //!
+//! Anybody in the cluster can connect. The newest connection always has a place, and serves one request: whoever holds
+//! connections keeps no probe out.
+//!
 //! Ready means that every component that was registered has reported ready; `/readyz` names those that have not.
 
 use std::{
     collections::BTreeMap,
     net::{SocketAddr, TcpListener},
     sync::Arc,
+    time::Duration,
 };
 
-use actix_web::{App, HttpRequest, HttpResponse, HttpServer, dev::Server, http::header::AUTHORIZATION, web};
+use actix_http::HttpServiceBuilder;
+use actix_service::map_config;
+use actix_web::{
+    App, HttpRequest, HttpResponse,
+    dev::{AppConfig, Server},
+    http::{KeepAlive, header::AUTHORIZATION},
+    web,
+};
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use crate::process::telemetry::Metrics;
+use crate::process::{
+    bounded_service::BoundedFactory,
+    connections::{ConnectionBounds, ConnectionTable},
+    telemetry::Metrics,
+};
 
 /// Path of the metrics.
 pub const METRICS_PATH: &str = "/metrics";
 /// Content type of OpenMetrics text.
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// About 20 MiB if all of them are hostile. Probes and scrapes are few, and each is over in a moment.
+const CONNECTIONS: ConnectionBounds =
+    ConnectionBounds { total: 128, per_address: 16, unused: Duration::ZERO };
 
 /// The state of one component: ready, or why not.
 type ComponentState = Result<(), String>;
@@ -153,16 +172,24 @@ pub fn serve(
     metrics: Metrics,
     metrics_auth: Option<Arc<dyn MetricsAuth>>,
 ) -> std::io::Result<Server> {
-    let server = HttpServer::new(move || {
-        App::new()
+    let server =
+        Server::build().workers(1).disable_signals().max_concurrent_connections(CONNECTIONS.accepted());
+    let connections = ConnectionTable::new(CONNECTIONS, |_| {});
+    let server = server.listen("admin", listener, move || {
+        let app = App::new()
             .app_data(web::Data::new(readiness.clone()))
             .app_data(web::Data::new(metrics.clone()))
             .app_data(web::Data::new(metrics_auth.clone()))
             .route("/healthz", web::get().to(|| async { "ok\n" }))
             .route("/readyz", web::get().to(readyz))
-            .route(METRICS_PATH, web::get().to(metrics_text))
-    });
-    Ok(server.workers(1).disable_signals().listen(listener)?.run())
+            .route(METRICS_PATH, web::get().to(metrics_text));
+        let http = HttpServiceBuilder::default()
+            .keep_alive(KeepAlive::Disabled)
+            .finish(map_config(app, |()| AppConfig::default()))
+            .tcp();
+        BoundedFactory { inner: http, connections: connections.clone() }
+    })?;
+    Ok(server.run())
 }
 
 async fn readyz(readiness: web::Data<Readiness>) -> HttpResponse {
@@ -194,6 +221,11 @@ async fn metrics_text(
 
 #[cfg(test)]
 mod tests {
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::{TcpSocket, TcpStream},
+    };
+
     use super::*;
 
     #[test]
@@ -231,5 +263,62 @@ mod tests {
         let address = taken.local_addr().unwrap();
         let error = listen(address, "--admin-listen").unwrap_err().to_string();
         assert!(error.contains(&address.to_string()) && error.contains("--admin-listen"), "{error}");
+    }
+
+    /// The server's answer to a request of which this is the rest; empty if it closed the connection before.
+    async fn answer_to(mut stream: TcpStream, rest: &[u8]) -> String {
+        let mut answer = Vec::new();
+        let exchange = async {
+            stream.write_all(rest).await?;
+            stream.read_to_end(&mut answer).await
+        };
+        let ended = tokio::time::timeout(Duration::from_secs(30), exchange).await;
+        // An error is the end of the connection, too.
+        let _: Result<_, _> = ended.expect("it stays open");
+        String::from_utf8(answer).unwrap()
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn whoever_holds_connections_keeps_no_probe_out_and_few_of_them_stay_open() {
+        const STRANGERS: usize = 10;
+        let listener = listen(SocketAddr::from(([127, 0, 0, 1], 0)), "--admin-listen").unwrap();
+        let address = listener.local_addr().unwrap();
+        let server = serve(listener, Readiness::default(), Metrics::default(), None).unwrap();
+        // Ends with the test's runtime.
+        drop(tokio::spawn(server));
+        // All are addresses of this machine.
+        let connect_from = async |stranger: usize| {
+            let socket = TcpSocket::new_v4().unwrap();
+            socket.bind(format!("127.0.0.{}:0", stranger + 2).parse().unwrap()).unwrap();
+            socket.connect(address).await.unwrap()
+        };
+        let mut held = Vec::new();
+        for stranger in 0..STRANGERS {
+            for _ in 0..CONNECTIONS.per_address + 4 {
+                let mut stream = connect_from(stranger).await;
+                stream.write_all(b"GET /healthz HTTP/1.1\r\nhost: stranger\r\nunfinished: ").await.unwrap();
+                held.push(stream);
+            }
+        }
+        let probe =
+            answer_to(connect_from(STRANGERS).await, b"GET /healthz HTTP/1.1\r\nhost: probe\r\n\r\n").await;
+        assert!(probe.starts_with("HTTP/1.1 200 ") && probe.ends_with("ok\n"), "{probe}");
+        let is_open = |stream: &TcpStream| {
+            stream.try_read(&mut [0]).is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock)
+        };
+        // Those of the last address that wait for a place are open, too; nothing is read from them.
+        let most = CONNECTIONS.total + CONNECTIONS.per_address;
+        let few_are_open = async {
+            loop {
+                let open = held.iter().filter(|stream| is_open(stream)).count();
+                if open <= most {
+                    return open;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        // Shorter than the time after which a head that never ends is cut off.
+        let open = tokio::time::timeout(Duration::from_secs(4), few_are_open).await.expect("many stay open");
+        assert!(open > 0);
     }
 }

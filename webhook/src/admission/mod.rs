@@ -7,12 +7,10 @@
 //! | `/warn` | review -> estimate of active Jobs -> warning | never |
 //!
 //! Start with `review.rs` (what comes in), then `mutate.rs` and `validate.rs`. `endpoint.rs` holds what the three share,
-//! `server.rs` the HTTP server with its bounds (`bounded_service.rs`, `connections.rs`, `request_body.rs`),
-//! `leak_signs.rs`, `known_callers.rs` and `paths.rs` what shows that somebody else sends reviews, `object_limits.rs` what no
-//! apiserver sends, `state.rs` what the handlers use.
+//! `server.rs` the HTTP server with its bounds (those on bodies are in `request_body.rs`), `leak_signs.rs`,
+//! `known_callers.rs` and `paths.rs` what shows that somebody else sends reviews, `object_limits.rs` what no apiserver
+//! sends, `state.rs` what the handlers use.
 
-mod bounded_service;
-mod connections;
 mod endpoint;
 pub(crate) mod job_estimator;
 mod known_callers;

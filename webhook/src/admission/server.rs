@@ -1,4 +1,4 @@
-//! The HTTPS server: TLS, HTTP/1.1, with bounds on connections (`connections`), on bodies (`request_body`) and on time.
+//! The HTTPS server: TLS, HTTP/1.1, with bounds on connections, on bodies (`request_body`) and on time.
 //!
 //! The handler is a parameter, so that benchmarks can compare handlers on the same server.
 
@@ -22,13 +22,17 @@ use actix_web::{
     },
     web,
 };
-use job_handler_shared::keys;
+use job_handler_shared::{
+    keys,
+    process::{
+        bounded_service::BoundedFactory,
+        connections::{ConnectionBounds, ConnectionTable},
+    },
+};
 use rustls::ServerConfig;
 
 use crate::{
     admission::{
-        bounded_service::BoundedFactory,
-        connections::{ConnectionTable, MAX_CONNECTIONS, MAX_WAITING},
         known_callers::KnownCallers,
         mutate::mutate,
         paths::ServedPaths,
@@ -41,6 +45,9 @@ use crate::{
     metrics::Endpoint,
 };
 
+/// About 85 MiB if all of them are hostile. An apiserver has one per review in flight, and may share its address with others.
+const CONNECTIONS: ConnectionBounds =
+    ConnectionBounds { total: 512, per_address: 256, unused: Duration::from_secs(3) };
 /// Longer than the 90 s after which the apiserver closes idle connections (`k8s.io/client-go` transport cache).
 const KEEP_ALIVE: Duration = Duration::from_secs(120);
 /// Time for a TLS handshake, and again for the first request head of a connection: as long as the apiserver waits by
@@ -54,9 +61,8 @@ const SHUTDOWN_SECONDS: u64 = 10;
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The maximum of a webhook's `timeoutSeconds`.
 const MAX_TIMEOUT: Duration = Duration::from_secs(30);
-/// More threads do not speed up reviews, and each takes memory. actix handles 256 handshakes per worker, which all
-/// connections of a process might be in.
-const WORKERS: RangeInclusive<usize> = MAX_CONNECTIONS / 256..=4;
+/// More threads do not speed up reviews, and each takes memory. With only one, a large review would hold up all others.
+const WORKERS: RangeInclusive<usize> = 2..=4;
 /// `Retry-After` of a 429, seconds.
 const RETRY_SECONDS: u64 = 1;
 
@@ -117,10 +123,10 @@ where
         .workers(workers.clamp(*WORKERS.start(), *WORKERS.end()))
         .disable_signals()
         .shutdown_timeout(SHUTDOWN_SECONDS)
-        .max_concurrent_connections(MAX_CONNECTIONS + MAX_WAITING);
+        .max_concurrent_connections(CONNECTIONS.accepted());
     let stopping = server.graceful_shutdown_signal();
     let watched = paths.clone();
-    let connections = ConnectionTable::new(move |address| watched.lost_connection(address));
+    let connections = ConnectionTable::new(CONNECTIONS, move |address| watched.lost_connection(address));
     let budget = BodyBudget::default();
     // What `HttpServer` of actix-web does, with a bound on connections before TLS, for which it has no place.
     let server = server.listen("webhook", listener, move || {
@@ -128,7 +134,7 @@ where
             let (handler, paths) = (handler.clone(), paths.clone());
             let (connections, budget) = (connections.clone(), budget.clone());
             web::post().to(move |request: HttpRequest, payload: web::Payload| {
-                let in_flight = request.peer_addr().map(|peer| connections.review_began(peer));
+                let in_flight = request.peer_addr().map(|peer| connections.request_began(peer));
                 paths.check_caller(&request);
                 let timeout = timeout_of(request.query_string());
                 let (handler, budget, guard) =

@@ -9,17 +9,18 @@ use actix_service::{Service, ServiceFactory};
 use actix_web::rt::net::TcpStream;
 use futures::future::LocalBoxFuture;
 
-use crate::admission::connections::ConnectionTable;
+use crate::process::connections::ConnectionTable;
 
 /// Makes the service of each worker.
-pub(super) struct BoundedFactory<F> {
+pub struct BoundedFactory<F> {
     /// Makes what serves a connection, TLS included.
-    pub(super) inner: F,
-    pub(super) connections: ConnectionTable,
+    pub inner: F,
+    /// The connections of all workers.
+    pub connections: ConnectionTable,
 }
 
 /// Serves connections.
-pub(super) struct BoundedService<S> {
+pub struct BoundedService<S> {
     inner: Rc<S>,
     connections: ConnectionTable,
 }
@@ -56,8 +57,10 @@ where
     type Error = S::Error;
     type Future = LocalBoxFuture<'static, Result<(), S::Error>>;
 
-    fn poll_ready(&self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(context)
+    fn poll_ready(&self, _: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        // The table is the bound. TLS has another, of 256 handshakes per worker, which `call` does not check: the silent
+        // connections of one address could use it up, and no other one of this worker would get to the table.
+        Poll::Ready(Ok(()))
     }
 
     fn call(&self, stream: TcpStream) -> Self::Future {
