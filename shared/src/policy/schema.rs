@@ -8,7 +8,7 @@ const LABEL_VALUE: &str = "^(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?$";
 /// The name of a label key has at most 63 characters (above), its prefix, a DNS subdomain, at most 253.
 const LABEL_PREFIX_MAX: usize = 253;
 /// The same for an extended resource: quotas know it as `requests.<name>` (`pkg/apis/core/helper`, IsExtendedResourceName).
-const RESOURCE_PREFIX_MAX: usize = LABEL_PREFIX_MAX - "requests.".len();
+pub(super) const RESOURCE_PREFIX_MAX: usize = LABEL_PREFIX_MAX - "requests.".len();
 
 /// A quantity without a minus sign (`k8s.io/apimachinery/pkg/api/resource`).
 const QUANTITY: &str = "^[+]?([0-9]+[.]?[0-9]*|[.][0-9]+)(m|[kMGTPE]|[KMGTPE]i|[eE][+-]?[0-9]+)?$";

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use kube::KubeSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::policy::schema;
+use crate::{names, policy::schema};
 
 /// Defaults and maxima that are set on new Jobs.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
@@ -57,6 +57,15 @@ pub enum StampError {
     /// A label that the Job controller sets itself.
     #[error("{0} belongs to the Job controller")]
     ReservedLabel(String),
+    /// A label key that the apiserver does not take.
+    #[error("{0} is not a label key")]
+    InvalidLabel(String),
+    /// A resource that no container has.
+    #[error("{0} is not a resource of a container")]
+    UnknownResource(String),
+    /// An amount that no container can have, and what it must be.
+    #[error("the amount of {0} must be {1}")]
+    InvalidAmount(String, &'static str),
     /// A resource that cannot be overcommitted, without a limit that equals the request.
     #[error("{0} is requested without an equal limit")]
     NoEqualLimit(String),
@@ -69,21 +78,26 @@ impl StampError {
     /// The field, below `spec`.
     pub(crate) fn field(&self) -> &'static str {
         match self {
-            Self::ReservedLabel(_) => "stamp.labels",
-            Self::NoEqualLimit(_) | Self::HugepagesAlone => "stamp.containerResources",
+            Self::ReservedLabel(_) | Self::InvalidLabel(_) => "stamp.labels",
+            Self::UnknownResource(_)
+            | Self::InvalidAmount(..)
+            | Self::NoEqualLimit(_)
+            | Self::HugepagesAlone => "stamp.containerResources",
         }
     }
 }
 
 impl Stamp {
-    /// Checks again what the CRD checks, and removes what is wrong; see [`StampError`].
+    /// Checks label keys and resources again as the CRD does, and removes what is wrong; see [`StampError`]. For label values
+    /// and numbers, the first CRD had the same rules.
     pub(crate) fn remove_invalid(&mut self) -> Vec<StampError> {
-        let is_reserved = |key: &str| {
-            ["job-name", "controller-uid"].contains(&key) || key.starts_with("batch.kubernetes.io/")
+        let wrong = |key: &String| match key.as_str() {
+            "job-name" | "controller-uid" => Some(StampError::ReservedLabel(key.clone())),
+            own if own.starts_with("batch.kubernetes.io/") => Some(StampError::ReservedLabel(key.clone())),
+            other => (!names::is_label_key(other)).then(|| StampError::InvalidLabel(key.clone())),
         };
-        let reserved: Vec<String> = self.labels.keys().filter(|key| is_reserved(key)).cloned().collect();
-        self.labels.retain(|key, _| !is_reserved(key));
-        let mut removed: Vec<_> = reserved.into_iter().map(StampError::ReservedLabel).collect();
+        let mut removed: Vec<StampError> = self.labels.keys().filter_map(wrong).collect();
+        self.labels.retain(|key, _| wrong(key).is_none());
         if let Some(Err(error)) = self.container_resources.as_ref().map(ContainerResources::check) {
             self.container_resources = None;
             removed.push(error);
@@ -95,14 +109,15 @@ impl Stamp {
 impl ContainerResources {
     /// The rules of `k8s.io/kubernetes/pkg/apis/core/validation`, validateResourceRequirements.
     fn check(&self) -> Result<(), StampError> {
-        let has_equal_limit = |name: &String, amount: &Amount| {
-            self.limits.get(name).is_some_and(|limit| limit.is_same(&amount.0))
-        };
-        let unequal = |&(name, amount): &(&String, &Amount)| {
-            (is_hugepages(name) || is_extended(name)) && !has_equal_limit(name, amount)
-        };
-        if let Some((name, _)) = self.requests.iter().find(unequal) {
-            return Err(StampError::NoEqualLimit(name.clone()));
+        self.limits.iter().chain(&self.requests).try_for_each(|(name, amount)| check_amount(name, amount))?;
+        for (name, amount) in &self.requests {
+            let limit = self.limits.get(name).filter(|limit| !limit.is_same(&amount.0));
+            if limit.is_some_and(|limit| parse_amount(&amount.0) > parse_amount(&limit.0)) {
+                return Err(StampError::InvalidAmount(name.clone(), "at most its limit"));
+            }
+            if is_indivisible(name) && (limit.is_some() || !self.limits.contains_key(name)) {
+                return Err(StampError::NoEqualLimit(name.clone()));
+            }
         }
         let has = |name: &str| self.limits.contains_key(name) || self.requests.contains_key(name);
         match self.limits.keys().any(|name| is_hugepages(name)) && !has("cpu") && !has("memory") {
@@ -112,12 +127,39 @@ impl ContainerResources {
     }
 }
 
-fn is_hugepages(resource: &str) -> bool {
-    resource.starts_with("hugepages-")
+/// The rules of the same file, validateContainerResourceName and validateResourceQuantityHugePageValue.
+fn check_amount(resource: &str, amount: &Amount) -> Result<(), StampError> {
+    let has_domain = || {
+        let domain = resource.split_once('/').map(|(domain, _)| domain);
+        let fits = domain.is_some_and(|domain| domain.len() <= schema::RESOURCE_PREFIX_MAX);
+        fits && !resource.starts_with("requests.") && names::is_label_key(resource)
+    };
+    let is_native = ["cpu", "memory", "ephemeral-storage"].contains(&resource) || is_hugepages(resource);
+    if !is_native && !has_domain() {
+        return Err(StampError::UnknownResource(resource.to_owned()));
+    }
+    let must_be = |what: &'static str| Err(StampError::InvalidAmount(resource.to_owned(), what));
+    let number = parse_amount(&amount.0).filter(|number| number.is_finite() && *number >= 0.0);
+    let Some(number) = number else { return must_be("a number that is not negative") };
+    let whole = number.round();
+    if is_indivisible(resource) && (number - whole).abs() > number * 1e-9 {
+        return must_be("a whole number");
+    }
+    let Some(size) = resource.strip_prefix(HUGEPAGES) else { return Ok(()) };
+    let is_in_pages = |page: f64| page >= 1.0 && page.fract() == 0.0 && whole % page == 0.0;
+    if parse_amount(size).is_some_and(is_in_pages) { Ok(()) } else { must_be("a multiple of the page size") }
 }
 
-fn is_extended(resource: &str) -> bool {
-    resource.contains('/') && !resource.contains("kubernetes.io/")
+/// Prefix of a resource name; a page size such as `2Mi` follows.
+const HUGEPAGES: &str = "hugepages-";
+
+fn is_hugepages(resource: &str) -> bool {
+    resource.starts_with(HUGEPAGES)
+}
+
+/// Hugepages and extended resources.
+fn is_indivisible(resource: &str) -> bool {
+    is_hugepages(resource) || (resource.contains('/') && !resource.contains("kubernetes.io/"))
 }
 
 impl Amount {
@@ -154,6 +196,10 @@ fn parse_amount(text: &str) -> Option<f64> {
     }
     let (number, factor) =
         SUFFIXES.iter().find_map(|(suffix, factor)| Some((text.strip_suffix(suffix)?, factor)))?;
+    // An exponent stands in place of a suffix.
+    if number.contains(['e', 'E']) {
+        return None;
+    }
     number.parse::<f64>().ok().map(|number| number * factor)
 }
 
@@ -217,9 +263,32 @@ mod tests {
             let reserved = Err(StampError::ReservedLabel(key.to_owned()));
             assert_eq!(check(json!({"labels": {key: "x"}})), reserved);
         }
+        let long = format!("{}/x", "a".repeat(254));
+        assert_eq!(check(json!({"labels": {&long: "x"}})), Err(StampError::InvalidLabel(long)));
         let resources = |limits: Value, requests: Value| {
             check(json!({"containerResources": {"limits": limits, "requests": requests}}))
         };
+        for name in ["gpu", "requests.example.com/gpu", "a b/c", &format!("{}/gpu", "a".repeat(245))] {
+            let unknown = Err(StampError::UnknownResource(name.to_owned()));
+            assert_eq!(resources(json!({name: 1}), json!({})), unknown);
+            assert_eq!(resources(json!({}), json!({name: 1})), unknown);
+        }
+        for (name, amount, expected) in [
+            ("cpu", "-1", "a number that is not negative"),
+            ("cpu", "soon", "a number that is not negative"),
+            ("cpu", "1e3Ki", "a number that is not negative"),
+            ("memory", "inf", "a number that is not negative"),
+            ("example.com/gpu", "500m", "a whole number"),
+            ("hugepages-2Mi", "0.5", "a whole number"),
+            ("hugepages-2Mi", "3Mi", "a multiple of the page size"),
+            ("hugepages-none", "2Mi", "a multiple of the page size"),
+            ("hugepages-0", "2Mi", "a multiple of the page size"),
+        ] {
+            let invalid = Err(StampError::InvalidAmount(name.to_owned(), expected));
+            assert_eq!(resources(json!({name: amount}), json!({})), invalid, "{name} {amount}");
+        }
+        let above = Err(StampError::InvalidAmount("cpu".to_owned(), "at most its limit"));
+        assert_eq!(resources(json!({"cpu": "500m"}), json!({"cpu": 1})), above);
         let unequal = |name: &str| Err(StampError::NoEqualLimit(name.to_owned()));
         assert_eq!(resources(json!({}), json!({"example.com/gpu": 1})), unequal("example.com/gpu"));
         assert_eq!(
@@ -234,6 +303,9 @@ mod tests {
             (json!({"hugepages-2Mi": "4Mi", "memory": "1Gi"}), json!({"hugepages-2Mi": "4096Ki"})),
             (json!({"hugepages-2Mi": "4Mi"}), json!({"cpu": "1"})),
             (json!({"cpu": "2"}), json!({"cpu": "1", "memory": "1Gi"})),
+            (json!({"cpu": "1"}), json!({"cpu": "1000m", "ephemeral-storage": "0"})),
+            (json!({"example.com/gpu": "3000m", "kubernetes.io/x": "1"}), json!({})),
+            (json!({"hugepages-1Gi": "2147483648", "cpu": 1}), json!({})),
         ] {
             assert_eq!(resources(limits.clone(), requests.clone()), Ok(()), "{limits} {requests}");
         }
