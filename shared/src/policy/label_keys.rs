@@ -82,6 +82,19 @@ impl NamespaceLabelKeys {
         Self { of_cluster: Arc::new(of_cluster), of_namespace }
     }
 
+    /// These keys, those of `before` where they are equal: each Job holds the ones by which it was trimmed, and while its
+    /// namespace has the very same, nothing has to be compared.
+    pub(super) fn sharing(mut self, before: &Self) -> Self {
+        let share = |keys: &mut Arc<LabelKeys>, known: &Arc<LabelKeys>| {
+            if *keys == *known {
+                *keys = known.clone();
+            }
+        };
+        share(&mut self.of_cluster, &before.of_cluster);
+        self.of_namespace.iter_mut().for_each(|(namespace, keys)| share(keys, before.of(namespace)));
+        self
+    }
+
     /// The keys that decide about the Jobs of a namespace. Without a name, those of the cluster's policies.
     pub fn of(&self, namespace: &str) -> &Arc<LabelKeys> {
         self.of_namespace.get(namespace).unwrap_or(&self.of_cluster)

@@ -60,6 +60,14 @@ impl PolicySet {
         self.label_keys.get_or_init(|| Arc::new(NamespaceLabelKeys::new(policies())))
     }
 
+    /// Takes over the label keys of the set before, if anyone asked for them, where they are the same.
+    pub(super) fn share_label_keys(&mut self, before: &Self) {
+        if let Some(known) = before.label_keys.get() {
+            let keys = NamespaceLabelKeys::new(self.policies.iter().map(Arc::as_ref)).sharing(known);
+            self.label_keys = OnceLock::from(Arc::new(keys));
+        }
+    }
+
     /// Policies that apply to a Job, in order of precedence.
     pub fn matching(
         &self,

@@ -176,15 +176,14 @@ impl JobIndex {
         }
     }
 
-    pub(super) fn regroup_all(&mut self, rules: &JobRules) {
-        let uids: Vec<Uid> = self.jobs.keys().cloned().collect();
-        uids.iter().for_each(|uid| self.regroup(uid, rules));
+    pub(super) fn uids(&self) -> Vec<Uid> {
+        self.jobs.keys().cloned().collect()
     }
 
-    /// Whether the policies name labels that were dropped from some Job.
-    pub(super) fn lacks_labels(&self, rules: &JobRules) -> bool {
+    /// Whether the policies name labels that were dropped from a Job.
+    pub(super) fn lacks_labels(&self, uid: &str, rules: &JobRules) -> bool {
         let keys = rules.all().label_keys();
-        self.jobs.values().any(|known| !known.job.knows_labels(keys.of(&known.job.namespace)))
+        self.jobs.get(uid).is_some_and(|known| !known.job.knows_labels(keys.of(&known.job.namespace)))
     }
 }
 

@@ -95,7 +95,7 @@ async fn follow_policies<K: ResourceExt + Debug + Clone + Send + 'static>(
     kind: PolicyKind,
     read: impl Fn(&K) -> PolicyEntry,
 ) {
-    // Stored at once at the end of the list: each change of the set regroups all Jobs.
+    // Stored at once at the end of the list: each change of the set regroups Jobs.
     let mut listed = ListedPolicies::default();
     let served = &context.store.served;
     let read = |policy: &K| {

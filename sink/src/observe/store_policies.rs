@@ -4,7 +4,7 @@
 //! and as large as he likes, nothing is kept but name and status.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     sync::Arc,
 };
 
@@ -91,11 +91,28 @@ impl StoreState {
         policies.len() != before
     }
 
-    /// Other policies apply than before.
-    fn rules_changed(&mut self) {
-        self.index.regroup_all(&self.rules);
-        self.lacks_labels |= self.index.lacks_labels(&self.rules);
+    /// Other policies may apply than `before`. Only Jobs of their namespaces are looked at: a tenant may change the own ones as
+    /// often as he likes, and everybody waits meanwhile.
+    fn rules_changed(&mut self, before: &PolicySet) {
+        let uids: Vec<Uid> = match changed_namespaces(before, self.rules.all()) {
+            Some(names) => names.into_iter().flat_map(|name| self.index.in_namespace(name)).collect(),
+            None => self.index.uids(),
+        };
+        for uid in &uids {
+            self.index.regroup(uid, &self.rules);
+            self.lacks_labels |= self.index.lacks_labels(uid, &self.rules);
+        }
     }
+}
+
+/// The namespaces of the policies that only one of the sets has; none if one of these policies is of the cluster.
+fn changed_namespaces<'a>(before: &'a PolicySet, now: &'a PolicySet) -> Option<BTreeSet<&'a str>> {
+    let not_in = |other: &PolicySet| {
+        let others: HashSet<*const Policy> = other.iter().map(Arc::as_ptr).collect();
+        move |policy: &&Arc<Policy>| !others.contains(&Arc::as_ptr(policy))
+    };
+    let changed = before.iter().filter(not_in(now)).chain(now.iter().filter(not_in(before)));
+    changed.map(|policy| policy.reference.namespace.as_deref()).collect()
 }
 
 impl Store {
@@ -131,8 +148,9 @@ impl Store {
             let uid = known.reference.uid.clone();
             let spec_changed = state.put_known(known);
             let applies_anew = policy.is_some() && state.rules.awaited().contains(&uid);
+            let before = state.rules.all().clone();
             if state.rules.put(uid, policy) {
-                state.rules_changed();
+                state.rules_changed(&before);
             }
             (spec_changed || applies_anew, Effect::Changed)
         })
@@ -147,11 +165,12 @@ impl Store {
             for known in known.into_values() {
                 changed |= state.put_known(known);
             }
+            let before = state.rules.all().clone();
             let StoreState { policies, rules: applying, .. } = state;
             let of_kind = |uid: &Uid| policies.get(uid).is_some_and(|known| known.reference.kind == kind);
             applying.replace(of_kind, rules);
             changed |= state.remove_known(|known| known.kind == kind && !seen.contains(&known.uid));
-            state.rules_changed();
+            state.rules_changed(&before);
             (changed, Effect::Changed)
         })
     }
@@ -170,12 +189,94 @@ impl Store {
     pub(crate) fn remove_policies(&self, is_gone: impl Fn(&PolicyRef) -> bool) -> bool {
         self.update(|state| {
             let removed = state.remove_known(is_gone);
+            let before = state.rules.all().clone();
             let StoreState { policies, rules, .. } = state;
             if rules.retain(|uid| policies.contains_key(uid)) {
                 // Others may apply now, for which there was no room.
-                state.rules_changed();
+                state.rules_changed(&before);
             }
             (removed, removed.into())
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use job_handler_shared::{
+        job::snapshot::JobSnapshot,
+        policy::{label_keys::LabelKeys, reference::Labels},
+        testing::policies::{cluster, job_policy},
+    };
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::test_support::policy_entry;
+
+    fn by(key: &str) -> Value {
+        json!({"group": {"type": "Labels", "labelKeys": [key]}})
+    }
+
+    /// The only policy of a namespace, whose name is its uid.
+    fn policy_of(namespace: &str, generation: i64, spec: Value) -> Arc<Policy> {
+        let metadata =
+            json!({"name": "p", "namespace": namespace, "uid": namespace, "generation": generation});
+        job_policy(metadata, spec)
+    }
+
+    /// A Job with so many labels.
+    fn job(namespace: &str, uid: &str, labels: usize) -> JobSnapshot {
+        JobSnapshot {
+            namespace: namespace.into(),
+            name: uid.into(),
+            uid: uid.into(),
+            labels: (0..labels).map(|n| (format!("l{n:02}"), "x".to_owned())).collect(),
+            ..JobSnapshot::default()
+        }
+    }
+
+    #[test]
+    fn a_policy_of_one_namespace_causes_no_look_at_the_jobs_of_others() {
+        let store = Store::default();
+        for namespace in ["ci", "qa"] {
+            store.put_namespace(namespace, Labels::new());
+            store.put_job(job(namespace, namespace, 1));
+        }
+        // Labels of this one are dropped.
+        store.put_job(job("qa", "large", 50));
+        store.put_policy(policy_entry(1, policy_of("qa", 1, json!({"results": {}}))));
+        // Changed behind the store's back: what follows from it shows whose Jobs are looked at.
+        store.state.lock().rules.put("qa".to_owned(), Some(policy_of("qa", 2, by("l00"))));
+        let grouped = || ["ci", "qa"].map(|uid| store.group_of(uid).is_some());
+        store.put_policy(policy_entry(1, policy_of("ci", 1, by("l00"))));
+        assert_eq!((grouped(), store.lacks_labels()), ([true, false], false));
+        store.put_policy(policy_entry(1, cluster("wide", json!({"results": {}}))));
+        assert_eq!((grouped(), store.lacks_labels()), ([true, true], true));
+        store.remove_policies(|policy| policy.uid == "ci");
+        assert_eq!(grouped(), [false, true]);
+    }
+
+    /// A Job whose labels were dropped holds the keys by which that was done.
+    #[test]
+    fn however_often_policies_change_jobs_share_their_label_keys() {
+        let store = Store::default();
+        store.put_namespace("ci", Labels::new());
+        let kept = |uid: &str| -> Arc<LabelKeys> { store.job(uid).unwrap().kept_labels.clone().unwrap() };
+        for (generation, mode) in [(1, "Enforce"), (2, "Warn")] {
+            let mut spec = by("l40");
+            spec["mode"] = mode.into();
+            store.put_policy(policy_entry(generation, policy_of("ci", generation, spec)));
+            store.put_job(job("ci", mode, 50));
+        }
+        assert!(Arc::ptr_eq(&kept("Enforce"), &kept("Warn")), "they name the same keys");
+        let mut uids = Vec::new();
+        for n in 0..20 {
+            store.put_policy(policy_entry(3 + n, policy_of("ci", 3 + n, by(&format!("other-{n}")))));
+            if std::mem::take(&mut store.state.lock().lacks_labels) {
+                uids.iter().for_each(|uid: &String| drop(store.put_job(job("ci", uid, 50))));
+            }
+            uids.push(format!("job-{n}"));
+            store.put_job(job("ci", &uids[uids.len() - 1], 50));
+        }
+        assert!(uids.iter().all(|uid| Arc::ptr_eq(&kept(uid), &kept("job-0"))));
     }
 }
