@@ -6,7 +6,12 @@ use jiff::Timestamp;
 use k8s_openapi::api::batch::v1::Job;
 use serde::{Deserialize, Serialize};
 
-use crate::{job::queued_entry, keys, names::OBJECT_NAME_MAX, policy::label_keys::LabelKeys};
+use crate::{
+    job::queued_entry,
+    keys,
+    names::{OBJECT_NAME_MAX, is_object_name},
+    policy::label_keys::LabelKeys,
+};
 
 /// A group, a slash and a version: `k8s.io/apiextensions-apiserver` takes groups of 253 characters, versions of 63.
 const MAX_API_VERSION: usize = OBJECT_NAME_MAX + 1 + MAX_KIND;
@@ -83,13 +88,15 @@ pub struct Owner {
 }
 
 impl Owner {
-    /// An owner with these values; none if no object can have them. The apiserver takes any text in an ownerReference, and
-    /// the kind becomes a part of the group's identity.
+    /// An owner with these values; none if no object can have them. The apiserver takes any text in an ownerReference; the
+    /// kind becomes a part of the group's identity, and all four get into Events.
     pub fn new(api_version: &str, kind: &str, name: &str, uid: &str) -> Option<Self> {
-        let is_possible = api_version.len() <= MAX_API_VERSION
-            && kind.len() <= MAX_KIND
-            && name.len() <= OBJECT_NAME_MAX
-            && uid.len() <= MAX_UID;
+        let is_in_kind = |b: u8| b.is_ascii_alphanumeric() || b == b'-';
+        let is_graphic = |text: &str| text.bytes().all(|b| b.is_ascii_graphic());
+        let is_possible = (api_version.len() <= MAX_API_VERSION && is_graphic(api_version))
+            && (kind.len() <= MAX_KIND && kind.bytes().all(is_in_kind))
+            && (uid.len() <= MAX_UID && is_graphic(uid))
+            && is_object_name(name);
         is_possible.then(|| Self {
             api_version: api_version.to_owned(),
             kind: kind.to_owned(),
@@ -281,13 +288,25 @@ mod tests {
 
     #[test]
     fn an_owner_that_no_object_can_be_is_none() {
-        let owner = |kind: &str, name: &str| {
+        let usual = ["batch/v1", "CronJob", "nightly", "0b1c2d3e-4f50"];
+        let owner = |[api_version, kind, name, uid]: [&str; 4]| {
             let job: Job = serde_json::from_value(json!({"metadata": {"ownerReferences": [
-                {"apiVersion": "v1", "kind": kind, "name": name, "uid": "u", "controller": true}]}}))
+                {"apiVersion": api_version, "kind": kind, "name": name, "uid": uid, "controller": true}]}}))
             .unwrap();
             JobSnapshot::from(&job).owner
         };
-        assert_eq!(owner("CronJob", "a").unwrap().name, "a");
-        assert!(owner(&"k".repeat(64), "a").is_none() && owner("CronJob", &"a".repeat(254)).is_none());
+        assert_eq!(owner(usual).unwrap().name, "nightly");
+        for (field, length) in [(0, 318), (1, 64), (2, 254), (3, 64)] {
+            let long = "a".repeat(length);
+            for wrong in [long.as_str(), "a\u{1b}[2J", "a\u{202e}b", "a\nb", "a b", "ä"] {
+                let mut owned = usual;
+                owned[field] = wrong;
+                assert_eq!(owner(owned), None, "{field} {wrong:?}");
+            }
+        }
+        for name in ["", "A", "a/b", "..", "a?b"] {
+            assert_eq!(owner(["v1", "Pod", name, "u"]), None, "{name}");
+        }
+        assert_eq!(owner(["v1", "a/b", "a", "u"]), None);
     }
 }

@@ -49,11 +49,11 @@ impl JobSnapshot {
         self.trim_labels(keys, spare);
         self.annotations.retain(|key, value| key == keys::STAMPED || value.len() <= MAX_ANNOTATION);
         if let Some(stamped) = self.annotations.get_mut(keys::STAMPED) {
-            truncate(stamped, MAX_STAMPED);
+            cut(stamped, MAX_STAMPED);
         }
         if let Some(finished) = &mut self.finished {
-            truncate(&mut finished.reason, MAX_REASON);
-            truncate(&mut finished.message, MAX_MESSAGE);
+            cut(&mut finished.reason, MAX_REASON);
+            cut(&mut finished.message, MAX_MESSAGE);
         }
     }
 
@@ -85,6 +85,12 @@ impl JobSnapshot {
             _ => keys.clone(),
         });
     }
+}
+
+fn cut(text: &mut String, max: usize) {
+    truncate(text, max);
+    // It would keep the memory of the whole text.
+    text.shrink_to_fit();
 }
 
 #[cfg(test)]
@@ -170,7 +176,9 @@ mod tests {
         job.trim(&Arc::default(), SpareLabels::NONE);
         assert_eq!(job.annotations.keys().collect::<Vec<_>>(), [keys::STAMPED]);
         assert_eq!(job.annotations[keys::STAMPED].len(), MAX_STAMPED);
+        assert!(job.annotations[keys::STAMPED].capacity() < 2 * MAX_STAMPED, "the memory is free again");
         let finished = job.finished.unwrap();
         assert_eq!((finished.reason.len(), finished.message.len()), (MAX_REASON, MAX_MESSAGE));
+        assert!(finished.message.capacity() < 2 * MAX_MESSAGE);
     }
 }

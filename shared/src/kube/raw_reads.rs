@@ -1,15 +1,19 @@
 //! Lists and watches whose objects are handed over one by one as JSON, so that memory follows what the caller keeps of
-//! each, and never a page of what tenants wrote.
+//! each, and never a page of what tenants wrote; and single objects, few at a time.
 //!
 //! kube's own calls read the full response into memory and then all its objects: 500 Jobs of a page can take a gigabyte.
 
-use std::{io, pin::Pin};
+use std::{
+    io,
+    pin::{Pin, pin},
+};
 
-use futures::{AsyncBufRead, AsyncBufReadExt, Stream, StreamExt};
+use futures::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, Stream, StreamExt};
 use http::{Request, header::ACCEPT};
 use kube::{Api, Client, Error, Resource};
 use serde::Deserialize;
 use serde_json::value::RawValue;
+use tokio::sync::Semaphore;
 
 use crate::{
     kube::list_splitter::{ListEnvelope, ListPosition, ListSplitter},
@@ -92,6 +96,26 @@ impl ReadTarget {
         }
         request.body(Vec::new()).map_err(Error::HttpError)
     }
+}
+
+/// Makes a call whose response is one object, and passes its JSON to `read`. As many responses as `turns` has permits are in
+/// memory at the same time.
+///
+/// # Errors
+/// If the apiserver refuses or does not answer, or if `read` fails.
+pub async fn object<T>(
+    client: &Client,
+    request: Request<Vec<u8>>,
+    turns: &Semaphore,
+    read: impl FnOnce(&[u8]) -> serde_json::Result<T>,
+) -> kube::Result<T> {
+    let body = client.request_stream(request).await?;
+    // Not before there is a response: the silent admission webhook of one namespace must not hold up the others. The
+    // semaphore is never closed, so there is no error.
+    let _turn = turns.acquire().await;
+    let mut json = Vec::new();
+    pin!(body).read_to_end(&mut json).await.map_err(Error::ReadEvents)?;
+    read(&json).map_err(Error::SerdeError)
 }
 
 /// Lists objects and passes the JSON of each to `on_item`. Returns the resourceVersion of the list, 0 if that is not a

@@ -15,15 +15,11 @@ use jiff::Timestamp;
 use job_handler_shared::{
     job::{scope::ScopeKey, snapshot::JobSnapshot},
     keys,
-    kube::error::{ApiError, call},
+    kube::error::ApiError,
     names,
     policy::limit::{Limit, WhenFull},
 };
-use k8s_openapi::api::batch::v1::Job;
-use kube::{
-    Api, Client,
-    api::{Patch, PatchParams},
-};
+use kube::Client;
 use serde_json::json;
 
 use crate::{
@@ -132,7 +128,7 @@ async fn repair(
     }
     let text = repair.explanation.text();
     repair.annotations.insert(keys::STAMPED.to_owned(), text.clone().into());
-    let patch = Patch::Merge(json!({
+    let repaired = json!({
         "metadata": {
             "uid": job.uid,
             "resourceVersion": job.resource_version,
@@ -140,10 +136,9 @@ async fn repair(
             "annotations": repair.annotations,
         },
         "spec": repair.spec,
-    }));
-    let api = Api::<Job>::namespaced(client.clone(), &job.namespace);
+    });
     let what = format!("repair job {}", job.key());
-    match patch::classify_write(call(&what, api.patch(&job.name, &PatchParams::default(), &patch)).await)? {
+    match patch::classify_write(patch::merge(client, job, &what, repaired).await)? {
         Written::Done(now) => Ok(Some((*now, text))),
         Written::Changed | Written::Gone => Ok(None),
     }

@@ -9,7 +9,6 @@ use job_handler_shared::{
     },
     process::admin::{self, ReadyHandle},
 };
-use k8s_openapi::api::batch::v1::Job;
 
 use crate::{
     model::job_change::{GroupKey, Uid},
@@ -48,7 +47,7 @@ impl StoreObserver {
 impl JobObserver for StoreObserver {
     fn read(&self, json: &[u8]) -> serde_json::Result<JobSnapshot> {
         // The store trims it.
-        serde_json::from_slice::<Job>(json).map(|job| JobSnapshot::from(&job))
+        JobSnapshot::from_json(json)
     }
 
     fn list_began(&mut self) {

@@ -6,16 +6,12 @@ use std::{convert::Infallible, sync::Arc, time::Duration};
 use job_handler_shared::{
     job::{queued_entry, snapshot::JobSnapshot},
     keys,
-    kube::error::{ApiError, call},
+    kube::error::ApiError,
 };
-use k8s_openapi::api::batch::v1::Job;
-use kube::{
-    Api, Client,
-    api::{Patch, PatchParams},
-};
+use kube::Client;
 use serde_json::json;
 
-use crate::{observe::store::Store, runtime::resync::RESYNC};
+use crate::{jobs::patch, observe::store::Store, runtime::resync::RESYNC};
 
 /// Least time between two rounds.
 const MIN_INTERVAL: Duration = Duration::from_secs(1);
@@ -66,14 +62,13 @@ pub(crate) async fn run(client: Client, store: Store) -> Infallible {
 }
 
 async fn write(client: &Client, job: &Arc<JobSnapshot>, text: &str) -> Result<(), ApiError> {
-    let api = Api::<Job>::namespaced(client.clone(), &job.namespace);
-    let patch = Patch::Merge(json!({"metadata": {
+    let corrected = json!({"metadata": {
         "uid": job.uid,
         "resourceVersion": job.resource_version,
         "annotations": {keys::QUEUED_AT: null, keys::STAMPED: text},
-    }}));
+    }});
     let what = format!("correct the annotations of job {}", job.key());
-    call(&what, api.patch(&job.name, &PatchParams::default(), &patch)).await.map(drop)
+    patch::merge(client, job, &what, corrected).await.map(drop)
 }
 
 #[cfg(test)]

@@ -15,18 +15,15 @@ use jiff::Timestamp;
 use job_handler_shared::{
     job::{queued_entry, snapshot::JobSnapshot},
     keys,
-    kube::error::{ApiError, call},
+    kube::error::ApiError,
     names,
     text::human_seconds,
 };
-use k8s_openapi::api::batch::v1::Job;
-use kube::{
-    Api, Client,
-    api::{Patch, PatchParams},
-};
+use kube::Client;
 use serde_json::json;
 
 use crate::{
+    jobs::patch,
     notify::recorder::{EventSpec, EventType, Recorder, job_reference},
     observe::store::Store,
     queueing::{
@@ -182,19 +179,17 @@ async fn release_in_order(
 /// Un-suspends the observed version of a Job and removes the queue annotation, so that a Job that a user suspends later
 /// stays suspended. Returns nothing where the Job has changed.
 async fn release(client: &Client, job: &JobSnapshot) -> Result<Option<JobSnapshot>, ApiError> {
-    let api = Api::<Job>::namespaced(client.clone(), &job.namespace);
     let text = stamped_text(job).map(|text| queued_entry::started(text, &waited(job, Timestamp::now())));
-    let patch = Patch::Merge(json!({
+    let started = json!({
         "metadata": {
             "uid": job.uid,
             "resourceVersion": job.resource_version,
             "annotations": {keys::QUEUED_AT: null, keys::STAMPED: text},
         },
         "spec": {"suspend": false},
-    }));
-    let what = format!("release job {}", job.key());
-    match call(&what, api.patch(&job.name, &PatchParams::default(), &patch)).await {
-        Ok(now) => Ok(Some(JobSnapshot::from(&now))),
+    });
+    match patch::merge(client, job, &format!("release job {}", job.key()), started).await {
+        Ok(now) => Ok(Some(now)),
         Err(error) if error.is_conflict() || error.is_not_found() => Ok(None),
         Err(error) => Err(error),
     }

@@ -13,11 +13,15 @@ use job_handler_shared::{
     process::error_chain::error_chain,
 };
 use kube::Client;
+use tokio::sync::Semaphore;
 
-use crate::job_view::read_trimmed;
+use crate::{cache::jobs::JobCache, job_view::read_trimmed};
 
 /// A continue token lives until etcd compacts its version (5 minutes), so starting over once is enough.
 const ATTEMPTS: usize = 2;
+
+/// Bounds the Jobs of a process that are in memory as JSON: each may take 7 MiB.
+static WHOLE_JOBS: Semaphore = Semaphore::const_new(2);
 
 /// The Jobs of a namespace, or of the cluster, at one moment.
 #[derive(Clone, Debug)]
@@ -46,7 +50,8 @@ pub fn read_job(json: &[u8], keys: &NamespaceLabelKeys) -> serde_json::Result<Jo
     Ok(job)
 }
 
-/// Lists the Jobs of a namespace, or of the cluster, as [`raw_reads::list`] does.
+/// Lists the Jobs of a namespace, or of the cluster, as [`raw_reads::list`] does. Jobs that the cache has in the same
+/// version are taken from there, so that a list does not double the memory.
 ///
 /// # Errors
 /// If the apiserver refuses or does not answer.
@@ -54,6 +59,7 @@ pub(crate) async fn list_jobs(
     client: &Client,
     namespace: Option<&str>,
     keys: &NamespaceLabelKeys,
+    cache: &JobCache,
 ) -> Result<JobListing, ListError> {
     let path = match namespace {
         Some(namespace) => format!("/apis/batch/v1/namespaces/{}/jobs", escape(namespace)),
@@ -64,7 +70,9 @@ pub(crate) async fn list_jobs(
         attempts += 1;
         let mut jobs = Vec::new();
         let list = raw_reads::list(client, ReadTarget::path(&*path), |json| {
-            jobs.push(Arc::new(read_job(json, keys)?));
+            let job = read_job(json, keys)?;
+            let known = cache.find_same(&job).filter(|known| known.knows_labels(keys.of(&job.namespace)));
+            jobs.push(known.unwrap_or_else(|| Arc::new(job)));
             Ok(())
         });
         match list.await {
@@ -90,11 +98,8 @@ pub(crate) async fn get_job(
     let broken = |error| ListError(Box::new(error));
     let request =
         Request::get(path).body(Vec::new()).map_err(|error| broken(kube::Error::HttpError(error)))?;
-    match client.request_text(request).await {
-        Ok(text) => {
-            let job = read_job(text.as_bytes(), keys);
-            job.map(|job| Some(Arc::new(job))).map_err(|error| broken(kube::Error::SerdeError(error)))
-        }
+    match raw_reads::object(client, request, &WHOLE_JOBS, |json| read_job(json, keys)).await {
+        Ok(job) => Ok(Some(Arc::new(job))),
         Err(error) if status_code(&error) == Some(404) => Ok(None),
         Err(error) => Err(broken(error)),
     }

@@ -59,6 +59,13 @@ impl JobCache {
         Some((position, jobs))
     }
 
+    /// The cached Job of the same uid and resourceVersion.
+    pub(crate) fn find_same(&self, job: &JobSnapshot) -> Option<Arc<JobSnapshot>> {
+        let table = self.table.lock();
+        let cached = &table.namespaces.get(&job.namespace)?.get(&job.name)?.job;
+        (cached.uid == job.uid && cached.resource_version == job.resource_version).then(|| cached.clone())
+    }
+
     /// The Jobs of these uids that are known to be deleted in a view of resourceVersion `until`.
     pub(crate) fn deleted_jobs<'a>(
         &self,

@@ -172,7 +172,8 @@ async fn list_jobs(
     id: &LedgerId,
     policies: &PolicySet,
 ) -> Result<JobListing, String> {
-    let list = consistent_list::list_jobs(&context.client, id.namespace(), policies.label_keys());
+    let list =
+        consistent_list::list_jobs(&context.client, id.namespace(), policies.label_keys(), &context.cache);
     let listing = match tokio::time::timeout(LIST_TIMEOUT, list).await {
         Ok(listing) => listing.map_err(|error| error.to_string())?,
         Err(_) => return Err("the apiserver did not answer in time".to_owned()),
