@@ -42,7 +42,7 @@ pub struct PodFacts {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ContainerFacts {
-    /// Name of the container.
+    /// Name of the container; or `N more containers`, for those of a list that are left out.
     pub name: String,
     /// Init, sidecar, main or ephemeral container.
     pub kind: ContainerKind,

@@ -9,7 +9,7 @@ use job_handler_shared::{
     policy::results::{Logs, LogsMode},
 };
 use k8s_openapi::api::core::v1::Pod;
-use kube::{Client, ResourceExt};
+use kube::Client;
 use tokio::time::Instant;
 
 use crate::{
@@ -38,6 +38,7 @@ pub struct Collector {
 
 /// What reading the logs of one Job needs.
 struct JobLogs<'a> {
+    namespace: &'a str,
     limits: &'a Logs,
     budget: &'a LogBudget,
     pace: Pace,
@@ -71,7 +72,9 @@ impl Collector {
         tracker: &PodTracker,
     ) -> Result<(CapturedPods, MemoryPermit), ApiError> {
         tracker.wait_for_captures(job_uid, CAPTURES_END).await;
-        let existing = job_pods::list(self.reader.client(), namespace, job_uid).await?;
+        let mut existing = Vec::new();
+        let keep = |pod: &Pod| existing.push(CapturedPodState::from(pod));
+        job_pods::list(self.reader.client(), namespace, job_uid, keep).await?;
         let (tracked, dropped_pods) = tracker.captured_pods(namespace, job_uid);
         let pods = merge(existing, &tracked);
         let logs = match limits.mode {
@@ -83,8 +86,8 @@ impl Collector {
         let max = limits.per_job().min(limits.per_container().saturating_mul(logs));
         let permit = self.reader.nodes().acquire(namespace, node.as_deref().filter(|_| logs > 0), max).await;
         let budget = LogBudget::new(max);
-        let with =
-            JobLogs { limits, budget: &budget, pace: Pace::Regular, deadline: Instant::now() + JOB_TIMEOUT };
+        let deadline = Instant::now() + JOB_TIMEOUT;
+        let with = JobLogs { namespace, limits, budget: &budget, pace: Pace::Regular, deadline };
         let collected = pods.into_iter().map(|pod| self.pod(pod, &tracked, &with));
         let mut pods: Vec<_> = futures::stream::iter(collected).buffered(PODS_AT_A_TIME).collect().await;
         let mut memory = permit.release_node(bytes_of(&pods));
@@ -95,9 +98,9 @@ impl Collector {
             let (permit, max) =
                 self.reader.nodes().acquire_slow(node.as_deref().unwrap_or_default(), max).await;
             let budget = LogBudget::new(max);
-            let with =
-                JobLogs { limits, budget: &budget, pace: Pace::Slow, deadline: Instant::now() + JOB_TIMEOUT };
-            let again = pods.into_iter().map(|pod| self.deferred_logs(pod, namespace, &tracked, &with));
+            let deadline = Instant::now() + JOB_TIMEOUT;
+            let with = JobLogs { namespace, limits, budget: &budget, pace: Pace::Slow, deadline };
+            let again = pods.into_iter().map(|pod| self.deferred_logs(pod, &tracked, &with));
             pods = futures::stream::iter(again).buffered(PODS_AT_A_TIME).collect().await;
             memory = memory.and(permit.release_node(bytes_of(&pods).saturating_sub(before)));
         }
@@ -112,28 +115,27 @@ impl Collector {
         with: &JobLogs<'_>,
     ) -> CapturedPod {
         match pod {
-            JobPod::Existing(pod) => self.existing_pod(&pod, tracked, with).await,
+            JobPod::Existing(pod) => self.existing_pod(*pod, tracked, with).await,
             JobPod::Deleted(pod) => self.deleted_pod(*pod, with).await,
         }
     }
 
     async fn existing_pod(
         &self,
-        pod: &Pod,
+        pod: CapturedPodState,
         tracked: &HashMap<Uid, CapturedPodState>,
         with: &JobLogs<'_>,
     ) -> CapturedPod {
-        let mut facts = pod_status::of_pod(pod);
+        let CapturedPodState { mut facts, created, .. } = pod;
         let tracked = tracked.get(&facts.uid);
         let mut logs = Vec::new();
         if with.limits.mode == LogsMode::HeadAndTail {
             let node = facts.node.clone().unwrap_or_default();
-            let (name, namespace) = (pod.name_any(), pod.namespace().unwrap_or_default());
             for container in &mut facts.containers {
                 for (previous, id) in runs(container) {
                     let run = LogRun {
-                        pod: &name,
-                        namespace: &namespace,
+                        namespace: with.namespace,
+                        pod: &facts.name,
                         container: &container.name,
                         previous,
                         id: &id,
@@ -144,14 +146,13 @@ impl Collector {
                 }
             }
         }
-        CapturedPod { facts, created: pod.creation_timestamp().map(|t| t.0), logs }
+        CapturedPod { facts, created, logs }
     }
 
     /// Reads the deferred logs of a pod.
     async fn deferred_logs(
         &self,
         mut pod: CapturedPod,
-        namespace: &str,
         tracked: &HashMap<Uid, CapturedPodState>,
         with: &JobLogs<'_>,
     ) -> CapturedPod {
@@ -164,8 +165,13 @@ impl Collector {
         for container in &mut pod.facts.containers {
             for (at, (previous, id)) in runs(container).into_iter().enumerate() {
                 let Some(log) = logs.next().filter(|log| log.deferred) else { continue };
-                let run =
-                    LogRun { namespace, pod: &pod.facts.name, container: &container.name, previous, id: &id };
+                let run = LogRun {
+                    namespace: with.namespace,
+                    pod: &pod.facts.name,
+                    container: &container.name,
+                    previous,
+                    id: &id,
+                };
                 *log = self.log(run, &node, tracked, with).await;
                 if let Some(facts) = container.logs.get_mut(at) {
                     *facts = log.facts();
@@ -261,9 +267,9 @@ impl Collector {
 }
 
 /// Existing and deleted pods, the most relevant ones first.
-fn merge(existing: Vec<Pod>, tracked: &HashMap<Uid, CapturedPodState>) -> Vec<JobPod> {
+fn merge(existing: Vec<CapturedPodState>, tracked: &HashMap<Uid, CapturedPodState>) -> Vec<JobPod> {
     let mut pods: Vec<JobPod> = existing.into_iter().map(|pod| JobPod::Existing(Box::new(pod))).collect();
-    let listed: HashSet<Uid> = pods.iter().filter_map(JobPod::uid).collect();
+    let listed: HashSet<Uid> = pods.iter().map(|pod| pod.uid().to_owned()).collect();
     let deleted = tracked.iter().filter(|(uid, _)| !listed.contains(*uid));
     pods.extend(deleted.map(|(_, pod)| JobPod::Deleted(Box::new(pod.clone()))));
     pods.sort_by(|a, b| pod_status::by_relevance(&a.relevance(), &b.relevance()));

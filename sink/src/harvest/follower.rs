@@ -1,14 +1,14 @@
 //! Tracks the pods of unfinished Jobs whose results are requested, and captures their logs before the pods are deleted: each
 //! log when its container ends, and earlier if its pod is at risk ([`crate::harvest::at_risk`]). Only the leader does this.
 //!
-//! The watch selects pods by the Job controller's label and trims them at once. Pods of Jobs without a request are not kept.
-//! Each resync repairs what a missed event left behind.
+//! The watch selects pods by the Job controller's label. Nothing is kept of pods of Jobs without a request, and a bounded part
+//! of the others. Each resync repairs what a missed event left behind.
 
 use std::{collections::BTreeSet, convert::Infallible, sync::Arc, time::Duration};
 
 use futures::future::join_all;
 use job_handler_shared::{
-    job::snapshot::JobSnapshot,
+    job::snapshot::{JobSnapshot, MAX_UID},
     kube::{object_stream::objects, watch},
     policy::results::{Logs, LogsMode},
     process::admin::ReadyHandle,
@@ -22,7 +22,7 @@ use crate::{
     harvest::{
         at_risk::{self, CapturePlan},
         collector::Collector,
-        job_pods::{self, CONTROLLER_UID, LogRun, trim},
+        job_pods::{self, CONTROLLER_UID, LogRun},
         pod_tracker::PodTracker,
         tracked_pod::{EarlyLog, TrackedPodView},
         tuning::{DELETED_POD_STREAM, JOB_OF_POD},
@@ -85,16 +85,15 @@ impl Follower {
                 Event::Apply(pod) | Event::InitApply(pod) => {
                     let Some(uid) = pod.uid() else { return };
                     seen.iter_mut().for_each(|seen| _ = seen.insert(uid.clone()));
-                    if self.track(pod) {
+                    if self.track(&pod) {
                         queue.add(FollowerKey::Pod(uid));
                     }
                 }
                 Event::Delete(pod) => {
                     // It may not be tracked yet; the event has its last state.
-                    let last = trim(pod);
-                    if let Some(uid) = last.uid() {
-                        self.track(last.clone());
-                        gone(uid, Some(&last));
+                    if let Some(uid) = pod.uid() {
+                        self.track(&pod);
+                        gone(uid, Some(&pod));
                     }
                 }
                 Event::InitDone => {
@@ -108,18 +107,20 @@ impl Follower {
     }
 
     /// Tracks a pod if the result of its Job is requested, or its Job is unknown; returns whether it does.
-    fn track(&self, pod: Pod) -> bool {
+    fn track(&self, pod: &Pod) -> bool {
         let namespace = pod.namespace().unwrap_or_default();
         if namespace.is_empty() || self.context.is_excluded(&namespace) {
             return false;
         }
-        let owner = pod.owner_references().iter().find(|owner| owner.kind == "Job");
+        // The apiserver takes any uid here, of any length.
+        let mut owners = pod.owner_references().iter();
+        let owner = owners.find(|owner| owner.kind == "Job" && owner.uid.len() <= MAX_UID);
         let Some(job) = owner.map(|owner| owner.uid.clone()) else { return false };
         // Owner references are not checked by anybody: this one may name a Job of another namespace.
         let elsewhere = self.context.store.job(&job).is_some_and(|job| job.namespace != namespace);
         let needed = !elsewhere && self.needs(&job).unwrap_or(true);
         if needed {
-            self.pod_tracker.upsert(&job, &trim(pod));
+            self.pod_tracker.upsert(&job, pod);
         }
         needed
     }
@@ -227,12 +228,11 @@ impl Follower {
                 let expected = usize::try_from(job.active_pods).unwrap_or_default();
                 // Pods that were created before the result was requested, or whose event was missed.
                 if self.pod_tracker.live_pods(uid) < expected {
-                    match job_pods::list(&self.context.client, &job.namespace, uid).await {
-                        Ok(pods) => pods.iter().for_each(|pod| self.pod_tracker.upsert(uid, pod)),
-                        Err(error) => {
-                            tracing::warn!(job = job.key(), "cannot list pods to follow: {error}; retrying");
-                            return false;
-                        }
+                    let track = |pod: &Pod| self.pod_tracker.upsert(uid, pod);
+                    if let Err(error) = job_pods::list(&self.context.client, &job.namespace, uid, track).await
+                    {
+                        tracing::warn!(job = job.key(), "cannot list pods to follow: {error}; retrying");
+                        return false;
                     }
                 }
                 let now = jiff::Timestamp::now();

@@ -13,7 +13,10 @@ use job_handler_shared::{
 };
 
 use crate::{
-    harvest::captured::{CapturedLog, CapturedPod},
+    harvest::{
+        captured::{CapturedLog, CapturedPod},
+        pod_facts,
+    },
     object_store::FullLog,
 };
 
@@ -21,6 +24,8 @@ use crate::{
 const LAST_LINE_MAX: usize = 400;
 /// From this many pods on, logs lost for the same reason share one line.
 const SHARED_LINE_PODS: usize = 4;
+/// Why the last containers of a very long list are missing, with their logs.
+const TOO_MANY: &str = "of so many containers, only the first ones are kept";
 
 /// The logs as one text: one section per container and run, oldest pod first. Records each section in `facts`, which are of
 /// the same pods in any order.
@@ -87,6 +92,9 @@ pub(crate) fn completeness(job: &JobSnapshot, pods: &[CapturedPod], dropped_pods
     }
     let mut same: BTreeMap<(&str, bool, &str), Vec<&PodFacts>> = BTreeMap::new();
     for pod in pods {
+        for rest in pod.facts.containers.iter().filter(|container| pod_facts::is_rest(container)) {
+            same.entry((&rest.name, false, TOO_MANY)).or_default().push(&pod.facts);
+        }
         for log in &pod.logs {
             if let Some(lost) = &log.lost {
                 same.entry((&log.container, log.previous, lost.reason())).or_default().push(&pod.facts);
@@ -119,6 +127,8 @@ fn describe_pods(pods: &[&PodFacts]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use job_handler_shared::result::pods::ContainerFacts;
+
     use super::*;
     use crate::harvest::captured::LogLoss;
 
@@ -160,6 +170,16 @@ mod tests {
         assert_eq!(found.lost, ["1 deleted pods were too many to be tracked"]);
         assert!(!found.complete);
         assert!(completeness(&JobSnapshot::default(), &pods, 0).complete);
+    }
+
+    #[test]
+    fn containers_that_are_left_out_are_missing() {
+        let mut long = pod("a", "Failed", None, None);
+        let rest = ContainerFacts { name: "37 more containers".into(), ..ContainerFacts::default() };
+        long.facts.containers = vec![ContainerFacts { name: "main".into(), ..rest.clone() }, rest];
+        let found = completeness(&JobSnapshot::default(), &[long], 0);
+        let line = "log of a/37 more containers: of so many containers, only the first ones are kept";
+        assert_eq!((found.complete, found.lost), (false, vec![line.to_owned()]));
     }
 
     #[test]

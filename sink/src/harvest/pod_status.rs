@@ -1,4 +1,4 @@
-//! The states of pods, and how they explain the Job's outcome. Pure.
+//! How the states of pods explain the Job's outcome. Pure.
 //!
 //! Job reason, pod reason and container reason are kept apart: exit code 137 alone is not OOM, and a pod that was
 //! evicted says so itself.
@@ -8,123 +8,11 @@ use job_handler_shared::{
     result::pods::{ContainerFacts, ContainerKind, PodFacts, StateFacts},
     text::truncate,
 };
-use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus, Pod};
-use kube::ResourceExt;
 
 use crate::harvest::failure;
 
-/// The kubelet's limit for termination messages; other writers of the status may exceed it.
-const MESSAGE_MAX: usize = 4096;
 /// Longest decisive line, bytes.
 const DECISIVE_MAX: usize = 600;
-
-/// Label with a pod's completion index (`k8s.io/api/batch/v1`, `JobCompletionIndexAnnotation`; a label since 1.28).
-pub(crate) const COMPLETION_INDEX: &str = "batch.kubernetes.io/job-completion-index";
-
-/// The states of a pod.
-pub(crate) fn of_pod(pod: &Pod) -> PodFacts {
-    let spec = pod.spec.as_ref();
-    let status = pod.status.as_ref();
-    let condition = |kind: &str, is: &str| {
-        let all = status.and_then(|s| s.conditions.as_deref()).unwrap_or_default();
-        all.iter().find(|c| c.type_ == kind && c.status == is)
-    };
-    let mut containers = Vec::new();
-    let statuses = |list: Option<&Vec<ContainerStatus>>| list.cloned().unwrap_or_default();
-    let inits = statuses(status.and_then(|s| s.init_container_statuses.as_ref()));
-    for container in spec.and_then(|s| s.init_containers.as_deref()).unwrap_or_default() {
-        let sidecar = container.restart_policy.as_deref() == Some("Always");
-        let kind = if sidecar { ContainerKind::Sidecar } else { ContainerKind::Init };
-        containers.push(of_container(&container.name, container.image.as_deref(), kind, &inits));
-    }
-    let mains = statuses(status.and_then(|s| s.container_statuses.as_ref()));
-    for container in spec.map(|s| s.containers.as_slice()).unwrap_or_default() {
-        let image = container.image.as_deref();
-        containers.push(of_container(&container.name, image, ContainerKind::Main, &mains));
-    }
-    let debuggers = statuses(status.and_then(|s| s.ephemeral_container_statuses.as_ref()));
-    for container in spec.and_then(|s| s.ephemeral_containers.as_deref()).unwrap_or_default() {
-        let image = container.image.as_deref();
-        containers.push(of_container(&container.name, image, ContainerKind::Ephemeral, &debuggers));
-    }
-    PodFacts {
-        name: pod.name_any(),
-        uid: pod.uid().unwrap_or_default(),
-        node: spec.and_then(|s| s.node_name.clone()),
-        phase: status.and_then(|s| s.phase.clone()).unwrap_or_default(),
-        reason: status.and_then(|s| s.reason.clone()),
-        message: status.and_then(|s| s.message.clone()).map(short),
-        disruption: condition("DisruptionTarget", "True").and_then(|c| c.reason.clone()),
-        unschedulable: condition("PodScheduled", "False").and_then(|c| c.message.clone()).map(short),
-        index: pod.labels().get(COMPLETION_INDEX).and_then(|index| index.parse().ok()),
-        gone: false,
-        containers,
-    }
-}
-
-fn of_container(
-    name: &str,
-    image: Option<&str>,
-    kind: ContainerKind,
-    statuses: &[ContainerStatus],
-) -> ContainerFacts {
-    let image = image.unwrap_or_default().to_owned();
-    let Some(status) = statuses.iter().find(|status| status.name == name) else {
-        let state = StateFacts { phase: "unknown".into(), ..StateFacts::default() };
-        return ContainerFacts { name: name.to_owned(), kind, image, state, ..ContainerFacts::default() };
-    };
-    let last = status.last_state.as_ref().filter(|s| s.terminated.is_some());
-    ContainerFacts {
-        name: name.to_owned(),
-        kind,
-        image,
-        image_id: status.image_id.clone(),
-        ready: status.ready,
-        restart_count: status.restart_count,
-        started: status.started,
-        state: status.state.as_ref().map_or_else(StateFacts::default, |state| of_state(state, status, 0)),
-        last_state: last.map(|state| of_state(state, status, 1)),
-        logs: Vec::new(),
-    }
-}
-
-/// `before` counts runs back from the current one.
-fn of_state(state: &ContainerState, status: &ContainerStatus, before: i32) -> StateFacts {
-    let ended = state.terminated.as_ref().and_then(|end| end.container_id.clone());
-    let id = if before == 0 { ended.or_else(|| status.container_id.clone()) } else { ended };
-    // Every runtime sets an ID; the number is for statuses written by other programs.
-    let id = id.filter(|id| !id.is_empty());
-    let id = id.unwrap_or_else(|| format!("{}#{}", status.name, status.restart_count - before));
-    if let Some(end) = &state.terminated {
-        StateFacts {
-            phase: "terminated".into(),
-            reason: end.reason.clone(),
-            message: end.message.clone().map(short),
-            exit_code: Some(end.exit_code),
-            signal: end.signal,
-            started: end.started_at.as_ref().map(|t| t.0),
-            finished: end.finished_at.as_ref().map(|t| t.0),
-            id,
-        }
-    } else if let Some(run) = &state.running {
-        let started = run.started_at.as_ref().map(|t| t.0);
-        StateFacts { phase: "running".into(), started, id, ..StateFacts::default() }
-    } else if let Some(wait) = &state.waiting {
-        StateFacts {
-            phase: "waiting".into(),
-            reason: wait.reason.clone(),
-            message: wait.message.clone().map(short),
-            ..StateFacts::default()
-        }
-    } else {
-        StateFacts { phase: "unknown".into(), ..StateFacts::default() }
-    }
-}
-
-fn short(mut text: String) -> String {
-    truncate(&mut text, MESSAGE_MAX);
-    text
-}
 
 /// How much a pod explains the outcome.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -134,15 +22,6 @@ pub(crate) struct PodRelevance {
     pub(crate) gone: bool,
     pub(crate) created: Option<jiff::Timestamp>,
     pub(crate) name: String,
-}
-
-pub(crate) fn relevance(pod: &Pod) -> PodRelevance {
-    PodRelevance {
-        failed: pod.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Failed"),
-        gone: false,
-        created: pod.creation_timestamp().map(|t| t.0),
-        name: pod.name_any(),
-    }
 }
 
 /// Orders pods by how much they explain: failed ones first, of these the existing ones, then the newest.
@@ -235,22 +114,11 @@ fn first_line(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use job_handler_shared::job::snapshot::Finished;
+    use job_handler_shared::{job::snapshot::Finished, result::failure::Cause};
     use serde_json::json;
 
     use super::*;
-    use job_handler_shared::result::failure::Cause;
-
-    fn pod(status: serde_json::Value) -> PodFacts {
-        let pod: Pod = serde_json::from_value(json!({
-            "metadata": {"name": "a-1", "uid": "p"},
-            "spec": {"containers": [{"name": "main", "image": "busybox"}],
-                "initContainers": [{"name": "setup"}, {"name": "proxy", "restartPolicy": "Always"}]},
-            "status": status,
-        }))
-        .unwrap();
-        of_pod(&pod)
-    }
+    use crate::harvest::pod_facts::tests::pod;
 
     fn ended(reason: &str, code: i32) -> serde_json::Value {
         let state = json!({"terminated": {"reason": reason, "exitCode": code, "message": "\nboom\nmore"}});
@@ -309,11 +177,5 @@ mod tests {
             line.ends_with("container main of pod a-1 never started, ImagePullBackOff: no such image"),
             "{line}"
         );
-    }
-
-    #[test]
-    fn every_kind_of_container_is_listed() {
-        let kinds: Vec<_> = pod(json!({"phase": "Pending"})).containers.iter().map(|c| c.kind).collect();
-        assert_eq!(kinds, [ContainerKind::Init, ContainerKind::Sidecar, ContainerKind::Main]);
     }
 }

@@ -6,10 +6,12 @@ use std::{
 };
 
 use job_handler_shared::result::pods::PodFacts;
+use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    harvest::{captured::CapturedLog, log_buffer::LogExcerpt},
+    harvest::{captured::CapturedLog, log_buffer::LogExcerpt, pod_facts},
     model::job_change::Uid,
     object_store::FullLog,
 };
@@ -66,6 +68,13 @@ pub(crate) struct TrackedPodView {
     pub(crate) deleting: bool,
     /// Runs whose capture has begun.
     pub(crate) runs: BTreeSet<String>,
+}
+
+impl From<&Pod> for CapturedPodState {
+    fn from(pod: &Pod) -> Self {
+        let created = pod.creation_timestamp().map(|t| t.0);
+        Self { facts: pod_facts::of_pod(pod), created, logs: BTreeMap::new() }
+    }
 }
 
 impl TrackedPod {

@@ -1,4 +1,5 @@
 use job_handler_shared::{policy::bytes::Bytes, testing::apiserver::Apiserver};
+use kube::ResourceExt;
 use serde_json::{Value, json};
 
 use super::*;

@@ -23,12 +23,13 @@ async fn only_pods_of_jobs_whose_result_is_requested_are_tracked() {
         (json!({"results": {}}), of_owner("ReplicaSet", "u"), false),
         // The watch of Jobs may be late.
         (json!({"results": {}}), of_owner("Job", "unknown"), true),
+        (json!({"results": {}}), of_owner("Job", &"u".repeat(64)), false),
         // A tenant can name the Job of another one.
         (json!({"results": {}}), in_namespace("evil"), false),
     ] {
         let test = FollowerTest::new(spec.clone(), &[ScriptedLog::Refused(400)]);
         let context = format!("{spec} {}", pod["metadata"]);
-        assert_eq!(test.follower.track(typed(pod)), is_tracked, "{context}");
+        assert_eq!(test.follower.track(&typed(pod)), is_tracked, "{context}");
         assert_eq!(test.tracks("x"), is_tracked, "{context}");
     }
 }
