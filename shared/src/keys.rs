@@ -78,6 +78,9 @@ pub const MUTATING_UPDATE_WEBHOOK: &str = "update.stamp.job-handler.io";
 pub const LIMITS_CONFIGURATION: &str = "job-handler-limits";
 /// Maximum number of ValidatingWebhookConfigurations of the limits.
 pub const LIMITS_CONFIGURATIONS: usize = 64;
+/// Annotation of webhook configurations with the value `true`: the admissions enforcer of AKS does not add selectors to
+/// them, which nobody asked for and which we would take for somebody's change.
+pub const NO_AKS_ENFORCER: &str = "admissions.enforcer/disabled";
 /// Suffix of the names of its webhooks for policies that enforce limits.
 pub const LIMIT_WEBHOOK_SUFFIX: &str = "limit.job-handler.io";
 /// Suffix of the names of its webhooks for policies in mode Warn.

@@ -1,6 +1,6 @@
 //! The ValidatingWebhookConfigurations of the limits as the apiserver stores them: read, watched and written.
 //!
-//! Of each stored entry only the digest stays in memory. Every configuration is read and watched by its name, so that
+//! Of each stored entry only digests and a size stay in memory. Every configuration is read and watched by its name, so that
 //! RBAC can name them; those that never existed are not watched.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -28,7 +28,7 @@ use kube::{
     runtime::watcher::{Config, Event, watcher},
 };
 
-use crate::enforce::webhook_entries::{EntryDigest, EntryPair, digest};
+use crate::enforce::webhook_entries::{EntryDigest, EntryPair, digest_and_size};
 
 /// Reads at a time when all configurations are loaded.
 const CONCURRENT_READS: usize = 8;
@@ -51,11 +51,13 @@ struct StoredEntries {
     by_name: HashMap<String, StoredEntry>,
 }
 
-/// Digests of a stored entry.
+/// Digests and size of a stored entry.
 pub(crate) struct StoredEntry {
     pub(crate) digest: EntryDigest,
     /// That of its client configuration alone.
     pub(crate) client: EntryDigest,
+    /// Size as JSON, without its client configuration.
+    own_bytes: usize,
 }
 
 impl Configurations {
@@ -119,6 +121,14 @@ impl Configurations {
         self.stored.iter().find(|(_, stored)| has(stored)).map(|(index, _)| *index)
     }
 
+    /// The configuration that [`Self::find`] finds, and the size of the policy's entries there without their client
+    /// configurations: another address or CA makes none of them larger.
+    pub(crate) fn standing(&self, pair: &EntryPair) -> Option<(usize, usize)> {
+        let index = self.find(pair)?;
+        let stored = pair.names().filter_map(|(name, _)| self.entries(index)?.get(name));
+        Some((index, stored.map(|entry| entry.own_bytes).sum()))
+    }
+
     /// Whether a configuration has both entries of this policy as they should be.
     pub(crate) fn has(&self, index: usize, pair: &EntryPair) -> bool {
         self.entries(index).is_some_and(|stored| {
@@ -148,11 +158,7 @@ impl Configurations {
         let exists = current.is_some();
         let mut metadata = current.map(|current| current.metadata).unwrap_or_default();
         metadata.managed_fields = None;
-        metadata
-            .labels
-            .get_or_insert_default()
-            .insert("app.kubernetes.io/name".to_owned(), keys::APP.to_owned());
-        let metadata = ObjectMeta { name: Some(name.clone()), ..metadata };
+        let metadata = with_marks(ObjectMeta { name: Some(name.clone()), ..metadata });
         let configuration = ValidatingWebhookConfiguration { metadata, webhooks: Some(webhooks) };
         let what = format!("write validatingwebhookconfiguration {name}");
         let params = PostParams::default();
@@ -218,9 +224,10 @@ impl Configurations {
             return false;
         }
         let entries = configuration.webhooks.iter().flatten();
-        let stored = |entry: &ValidatingWebhook| StoredEntry {
-            digest: digest(entry),
-            client: digest(&entry.client_config),
+        let stored = |entry: &ValidatingWebhook| {
+            let ((digest, bytes), (client, of_client)) =
+                (digest_and_size(entry), digest_and_size(&entry.client_config));
+            StoredEntry { digest, client, own_bytes: bytes.saturating_sub(of_client) }
         };
         let by_name = entries.map(|entry| (entry.name.clone(), stored(entry))).collect();
         self.stored.insert(index, StoredEntries { version, by_name });
@@ -240,10 +247,19 @@ fn version(configuration: &ValidatingWebhookConfiguration) -> u64 {
     configuration.resource_version().and_then(|version| version.parse().ok()).unwrap_or_default()
 }
 
+/// The metadata of a configuration with our label, and with what keeps others from changing the entries.
+pub(super) fn with_marks(mut metadata: ObjectMeta) -> ObjectMeta {
+    let app = ("app.kubernetes.io/name".to_owned(), keys::APP.to_owned());
+    metadata.labels.get_or_insert_default().extend([app]);
+    let annotation = (keys::NO_AKS_ENFORCER.to_owned(), "true".to_owned());
+    metadata.annotations.get_or_insert_default().extend([annotation]);
+    metadata
+}
+
 #[cfg(test)]
 mod tests {
     use job_handler_shared::{policy::set::PolicySet, testing::apiserver::Apiserver};
-    use k8s_openapi::api::admissionregistration::v1::WebhookClientConfig;
+    use k8s_openapi::{ByteString, api::admissionregistration::v1::WebhookClientConfig};
     use serde_json::json;
 
     use super::*;
@@ -252,9 +268,13 @@ mod tests {
     const RESOURCE: &str = "validatingwebhookconfigurations";
 
     fn pairs() -> Vec<EntryPair> {
+        pairs_of(&WebhookClientConfig::default())
+    }
+
+    fn pairs_of(client: &WebhookClientConfig) -> Vec<EntryPair> {
         let limit = json!({"limits": [{"name": "l", "maxActiveJobs": 1}]});
         let set = PolicySet::new([namespaced("a", "ci", limit.clone()), namespaced("b", "ci", limit)]);
-        build(&set, &WebhookClientConfig::default(), "job-handler-system")
+        build(&set, client, "job-handler-system")
     }
 
     #[tokio::test]
@@ -270,11 +290,17 @@ mod tests {
         }
         let stored = apiserver.get(RESOURCE, "", "job-handler-limits-7").unwrap();
         assert_eq!(stored["metadata"]["labels"]["app.kubernetes.io/name"], "job-handler");
+        assert_eq!(stored["metadata"]["annotations"][keys::NO_AKS_ENFORCER], "true");
         let mut second = Configurations::new(apiserver.client());
         second.load().await.unwrap();
         assert_eq!(second.existing().collect::<Vec<_>>(), [0, 7]);
         assert_eq!((second.find(&pairs[0]), second.find(&pairs[1])), (Some(0), Some(7)));
         assert!(second.has(7, &pairs[1]));
+        // With another CA, they are others, but as large as before.
+        let ca_bundle = Some(ByteString(vec![b'a'; 900]));
+        let renewed = pairs_of(&WebhookClientConfig { ca_bundle, ..WebhookClientConfig::default() });
+        assert!(!second.has(7, &renewed[1]));
+        assert_eq!(second.standing(&renewed[1]), Some((7, renewed[1].own_bytes)));
     }
 
     #[tokio::test]

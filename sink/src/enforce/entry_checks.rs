@@ -23,6 +23,7 @@ use tokio::time::Instant;
 use crate::{
     enforce::{
         check_queue::CheckQueue,
+        configurations::with_marks,
         webhook_entries::{EntryPair, digest},
     },
     model::entry_state::EntryFailure,
@@ -201,7 +202,7 @@ fn dry_run(api: Api<ValidatingWebhookConfiguration>, pair: &EntryPair) -> BoxFut
     let what = format!("check the webhook entries of {}", pair.policy.reference);
     // A fixed name, so that the apiserver's message stays the same. No object of this name ever exists.
     let name = format!("{}-check", keys::LIMITS_CONFIGURATION);
-    let metadata = ObjectMeta { name: Some(name), ..ObjectMeta::default() };
+    let metadata = with_marks(ObjectMeta { name: Some(name), ..ObjectMeta::default() });
     let (webhooks, digests) = (Some(pair.entries.to_vec()), pair.digests);
     let configuration = ValidatingWebhookConfiguration { metadata, webhooks };
     async move {

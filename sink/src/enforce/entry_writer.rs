@@ -12,7 +12,11 @@ use std::{
     time::Duration,
 };
 
-use futures::{Stream, StreamExt, future::ready};
+use futures::{
+    FutureExt, Stream, StreamExt,
+    future::{BoxFuture, ready},
+    stream::FuturesUnordered,
+};
 use job_handler_shared::{
     keys,
     kube::{
@@ -114,6 +118,7 @@ pub(crate) async fn run(
                 () = sleep_until(end) => break,
                 () = writer.configurations.changed() => break,
                 () = writer.checks.next() => break,
+                Some(()) = writer.events.next() => {}
                 Some(()) = client_changes.next() => break,
                 Ok(()) = store_changes.changed() => {
                     if !Arc::ptr_eq(&policies, &store.policies()) {
@@ -149,6 +154,8 @@ struct EntryWriter {
     is_postponed: bool,
     correct: CorrectEntries,
     restored: Option<RestoredEntries>,
+    /// Events about restored entries. They are written between the rounds: one may take seconds, and no entry waits for it.
+    events: FuturesUnordered<BoxFuture<'static, ()>>,
     failures: FailureLog,
 }
 
@@ -172,6 +179,7 @@ impl EntryWriter {
             is_postponed: false,
             correct: CorrectEntries::new(),
             restored: None,
+            events: FuturesUnordered::new(),
             failures: FailureLog::default(),
         }
     }
@@ -232,21 +240,20 @@ impl EntryWriter {
             }
         }
         let stored = &self.configurations;
-        let standing = |pair: &EntryPair| stored.find(pair).map(|index| (index, stored.has(index, pair)));
-        let left_out = self.placement.place(&accepted, &undecided, standing);
+        let left_out = self.placement.place(&accepted, &undecided, |pair| stored.standing(pair));
         failures.extend(left_out.into_iter().map(|(uid, why)| (uid, EntryFailure::no_room(&why))));
         let undecided: HashSet<String> =
             undecided.iter().flat_map(EntryPair::names).map(|(name, _)| name.to_owned()).collect();
         let wanted = WantedEntries::new(&accepted, &self.placement, undecided, &client);
-        let tampered = self.report_tampered(&wanted, &failures).await;
+        let tampered = self.report_tampered(&wanted, &failures);
         let unwritten = self.write_dirty(&wanted, &tampered).await;
         self.is_postponed = !unwritten.postponed.is_empty();
         Ok(self.outcome(&wanted, failures, &unwritten))
     }
 
-    /// Reports entries that someone else changed, before they are written again: that may take its time. Returns their
-    /// configurations.
-    async fn report_tampered(
+    /// Publishes the state without the entries that someone else changed, before they are written again: that may take its
+    /// time. Returns their configurations.
+    fn report_tampered(
         &mut self,
         wanted: &WantedEntries<'_>,
         failures: &BTreeMap<String, EntryFailure>,
@@ -257,12 +264,11 @@ impl EntryWriter {
         if tampered.is_empty() {
             return configurations;
         }
-        self.restored = Some(RestoredEntries::new(tampered));
+        let restored = RestoredEntries::new(tampered);
+        self.events.push(restored.clone().publish(self.recorder.clone()).boxed());
+        self.restored = Some(restored);
         let (state, _) = self.outcome(wanted, failures.clone(), &UnwrittenConfigurations::default());
         self.publish(state);
-        if let Some(restored) = &self.restored {
-            restored.publish(&self.recorder).await;
-        }
         configurations
     }
 

@@ -61,21 +61,23 @@ fn room(pair: &EntryPair, own_bytes: usize) -> usize {
 
 impl Placement {
     /// Places the entries of policies, given the oldest first, and forgets all others but `undecided` ones: what stands of
-    /// these keeps its room. `standing` is where entries of an unknown policy stand already, and whether just these.
-    /// Returns by uid why entries have no place.
+    /// these keeps its room. `standing` is where entries of an unknown policy stand already, and how much of these the policy
+    /// chose. Returns by uid why entries have no place.
     pub(crate) fn place(
         &mut self,
         pairs: &[EntryPair],
         undecided: &[EntryPair],
-        standing: impl Fn(&EntryPair) -> Option<(usize, bool)>,
+        standing: impl Fn(&EntryPair) -> Option<(usize, usize)>,
     ) -> HashMap<String, String> {
         let before = std::mem::take(&mut self.of_policy);
         let mut loads = [ConfigurationLoad::default(); keys::LIMITS_CONFIGURATIONS];
-        let standing =
-            |pair: &EntryPair| standing(pair).filter(|(index, _)| *index < keys::LIMITS_CONFIGURATIONS);
+        let place_of = |pair: &EntryPair| {
+            let found = || standing(pair).filter(|(index, _)| *index < keys::LIMITS_CONFIGURATIONS);
+            let unknown = || found().map(|(index, own_bytes)| PlacedPair { index, own_bytes });
+            before.get(pair.uid()).copied().or_else(unknown)
+        };
         for pair in undecided {
-            let unknown = || standing(pair).map(|(index, _)| PlacedPair { index, own_bytes: pair.own_bytes });
-            if let Some(place) = before.get(pair.uid()).copied().or_else(unknown) {
+            if let Some(place) = place_of(pair) {
                 self.put(pair, place, &mut loads);
             }
         }
@@ -93,12 +95,12 @@ impl Placement {
                 }
                 *bytes += own_bytes;
             }
-            let known = before.get(pair.uid()).map(|place| (place.index, own_bytes <= place.own_bytes));
-            match known.or_else(|| standing(pair)) {
-                Some((index, true)) if loads[index].fits(room(pair, own_bytes)) => {
-                    self.put(pair, PlacedPair { index, own_bytes }, &mut loads);
+            let has_grown = |place: PlacedPair| own_bytes > place.own_bytes;
+            match place_of(pair) {
+                Some(place) if has_grown(place) || !loads[place.index].fits(room(pair, own_bytes)) => {
+                    changed.push((pair, Some(place.index)));
                 }
-                Some((index, _)) => changed.push((pair, Some(index))),
+                Some(place) => self.put(pair, PlacedPair { own_bytes, ..place }, &mut loads),
                 None => new.push((pair, None)),
             }
         }
@@ -186,6 +188,12 @@ mod tests {
         placement.of_policy.iter().map(|(uid, place)| (uid.clone(), place.index)).collect()
     }
 
+    /// What a new leader finds of these entries.
+    fn standing(placement: &Placement) -> impl Fn(&EntryPair) -> Option<(usize, usize)> + use<> {
+        let placed = placement.of_policy.clone();
+        move |pair: &EntryPair| placed.get(pair.uid()).map(|place| (place.index, place.own_bytes))
+    }
+
     fn loads(placement: &Placement, pairs: &[EntryPair]) -> BTreeMap<usize, ConfigurationLoad> {
         let mut loads: BTreeMap<usize, ConfigurationLoad> = BTreeMap::new();
         for pair in pairs {
@@ -229,12 +237,12 @@ mod tests {
         assert_eq!(loads(&placement, &few).into_keys().collect::<Vec<_>>(), [0]);
         // A new leader finds them elsewhere.
         let mut placement = Placement::default();
-        assert!(placement.place(&few, &[], |pair| Some((pair.uid().len(), false))).is_empty());
+        assert!(placement.place(&few, &[], |pair| Some((pair.uid().len(), 0))).is_empty());
         assert!(few.iter().all(|pair| placement.get(pair.uid()) == Some(pair.uid().len())));
         placement.place(&few[..50], &[], |_| None);
         assert!(few.iter().take(50).all(|pair| placement.get(pair.uid()) == Some(pair.uid().len())));
         assert_eq!(placement.get(few[50].uid()), None, "deleted");
-        assert!(placement.place(&few, &[], |_| Some((9999, true))).is_empty(), "no such configuration");
+        assert!(placement.place(&few, &[], |_| Some((9999, usize::MAX))).is_empty(), "no such configuration");
     }
 
     #[test]
@@ -271,7 +279,7 @@ mod tests {
         let mut all = crowd();
         let left_out = placement.place(&all, &[], |_| None);
         assert!(!left_out.is_empty() && !left_out.contains_key(all[0].uid()));
-        let mut others = places(&placement);
+        let (stood, mut others) = (standing(&placement), places(&placement));
         others.remove(all[0].uid());
         // The oldest one gets a larger selector.
         all[0] = pairs(1, 1, &selector(90_000), 700).remove(0);
@@ -279,14 +287,18 @@ mod tests {
         loads(&placement, &all);
         assert!(others.iter().all(|(uid, index)| placement.get(uid) == Some(*index)));
         assert!(left_out[all[0].uid()].contains("none of the 64"), "{left_out:?}");
-        // A new leader does not know how large it was before.
-        let mut next = Placement::default();
-        next.place(&all, &[], |pair| {
-            let is_first = pair.uid() == all[0].uid();
-            if is_first { Some((0, false)) } else { Some((*others.get(pair.uid())?, true)) }
-        });
-        assert!(others.iter().all(|(uid, index)| next.get(uid) == Some(*index)));
-        assert_eq!(next.get(all[0].uid()), None);
+        // A new leader finds what stands. If the address or the CA changed, it has to try all entries again.
+        for renewed in [false, true] {
+            let mut next = Placement::default();
+            if renewed {
+                all = pairs(17, 16, &selector(60_000), 1400);
+                all[0] = pairs(1, 1, &selector(90_000), 1400).remove(0);
+                next.place(&[], &all, &stood);
+            }
+            next.place(&all, &[], &stood);
+            assert!(others.iter().all(|(uid, index)| next.get(uid) == Some(*index)), "{renewed}");
+            assert_eq!(next.get(all[0].uid()), None, "{renewed}");
+        }
     }
 
     #[test]
@@ -294,12 +306,12 @@ mod tests {
         let mut placement = Placement::default();
         let all = crowd();
         placement.place(&all, &[], |_| None);
-        let before = places(&placement);
+        let (before, stood) = (places(&placement), standing(&placement));
         let (first, others) = all.split_at(1);
         placement.place(others, first, |_| None);
         assert_eq!(places(&placement), before, "no other policy has taken it");
         let mut next = Placement::default();
-        next.place(others, first, |pair| Some((*before.get(pair.uid())?, true)));
+        next.place(others, first, stood);
         assert_eq!(places(&next), before);
     }
 

@@ -26,7 +26,7 @@ pub(crate) struct TamperedEntries {
 }
 
 /// The policies whose entries were restored, and why.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct RestoredEntries {
     policies: Vec<(PolicyRef, String)>,
     at: Instant,
@@ -60,7 +60,7 @@ impl RestoredEntries {
     }
 
     /// Writes one Event per policy.
-    pub(crate) async fn publish(&self, recorder: &Recorder) {
+    pub(crate) async fn publish(self, recorder: Recorder) {
         for (policy, why) in &self.policies {
             let hash = names::short_hash([policy.uid.as_str(), &self.timestamp.to_string()]);
             let event = EventSpec {

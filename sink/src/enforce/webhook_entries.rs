@@ -85,7 +85,13 @@ impl EntryPair {
 
 /// The digest of an entry, or of its client configuration.
 pub(crate) fn digest(part: &impl Serialize) -> EntryDigest {
-    Sha256::digest(json(part)).into()
+    digest_and_size(part).0
+}
+
+/// The digest of an entry, or of its client configuration, and the size as JSON.
+pub(crate) fn digest_and_size(part: &impl Serialize) -> (EntryDigest, usize) {
+    let text = json(part);
+    (Sha256::digest(&text).into(), text.len())
 }
 
 fn json(value: &impl Serialize) -> Vec<u8> {

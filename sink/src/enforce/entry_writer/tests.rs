@@ -175,6 +175,7 @@ async fn tampered_entries_are_reported_for_their_policies_only() {
     let now = state.borrow().clone();
     assert_eq!(now.written.keys().collect::<Vec<_>>(), ["b"]);
     assert!(now.failures["a"].message.contains("was edited by someone else"), "{now:?}");
+    writer.events.next().await;
     assert_eq!(apiserver.all("events").len(), 1);
     let entries = apiserver.get(RESOURCE, "", "job-handler-limits").unwrap();
     assert_eq!(entries["webhooks"][0]["failurePolicy"], "Fail");
@@ -342,14 +343,15 @@ async fn a_policy_that_keeps_changing_does_not_cause_a_write_each_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_deleted_configuration_is_restored_without_polling() {
+async fn a_deleted_configuration_is_restored_without_polling_and_before_the_events() {
     let apiserver = Apiserver::default();
     set_bundle(&apiserver, "YQ==");
     let store = Store::default();
     store
         .put_policy(policy_entry(1, namespaced("a", json!({"limits": [{"name": "l", "maxActiveJobs": 1}]}))));
     let (sender, _state) = watch::channel(EntryState::default());
-    let recorder = Recorder::new(apiserver.client(), "sink-0");
+    let slow = |_: &Method, path: &str| Duration::from_secs(if path.ends_with("/events") { 5 } else { 0 });
+    let recorder = Recorder::new(apiserver.slow_client(slow), "sink-0");
     let _running = tokio::spawn(run(apiserver.client(), store, "ours".into(), recorder, sender));
     let exists = || apiserver.get(RESOURCE, "", "job-handler-limits").is_some();
     let until = async |condition: &dyn Fn() -> bool| {
@@ -364,4 +366,6 @@ async fn a_deleted_configuration_is_restored_without_polling() {
     apiserver.remove(RESOURCE, "", "job-handler-limits");
     until(&exists).await;
     assert!(deleted_at.elapsed() < Duration::from_secs(1), "{:?}", deleted_at.elapsed());
+    assert!(apiserver.all("events").is_empty(), "no entry waits for one");
+    until(&|| apiserver.all("events").len() == 1).await;
 }
