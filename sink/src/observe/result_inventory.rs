@@ -51,7 +51,37 @@ impl Inventory {
         let own = |stored: &&StoredResult| stored.uid == uid && stored.namespace == namespace;
         let mut of_job = known.values().filter(own).peekable();
         of_job.peek()?;
-        // There are two while an older result is renamed.
-        Some(of_job.map(|stored| stored.facts.objects).sum())
+        // There are two while an older result is renamed. Whoever may write an object without a seal chooses its number.
+        let mut objects = of_job.map(|stored| stored.facts.objects);
+        Some(objects.try_fold(0, |sum: usize, more| Some(sum.saturating_add(more?))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use job_handler_shared::result::metadata::RetentionFacts;
+
+    use super::*;
+
+    #[test]
+    fn whatever_number_of_objects_an_annotation_claims_it_can_be_added() {
+        let inventory = Inventory::default();
+        let put = |name: &str, objects: Option<usize>| {
+            inventory.put(StoredResult {
+                kind: StorageKind::default(),
+                namespace: "ci".to_owned(),
+                name: name.to_owned(),
+                uid: "u".to_owned(),
+                group: None,
+                pending: false,
+                facts: Arc::new(RetentionFacts { objects, ..RetentionFacts::default() }),
+            });
+        };
+        assert_eq!(inventory.objects("ci", "u"), None);
+        put("own", Some(2));
+        put("other", Some(usize::MAX));
+        assert_eq!(inventory.objects("ci", "u"), Some(Some(usize::MAX)));
+        put("other", None);
+        assert_eq!(inventory.objects("ci", "u"), Some(None));
     }
 }

@@ -335,3 +335,41 @@ impl PolicyBounds {
 fn key(namespace: &str, requesting_policy: &str) -> String {
     format!("{namespace} {requesting_policy}")
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use job_handler_shared::{result::metadata::RetentionFacts, testing::policies::namespaced};
+    use serde_json::json;
+
+    use super::*;
+    use crate::test_support::policy_entry;
+
+    #[test]
+    fn no_policy_keeps_more_bytes_than_the_operator_allows() {
+        let store = Store::default();
+        for (name, bytes) in [("large", "1Gi"), ("small", "4Ki")] {
+            let policy = namespaced(name, json!({"results": {"maxBytesPerNamespace": bytes}}));
+            store.put_policy(policy_entry(1, policy));
+        }
+        let max_bytes = |asked: &[&str]| {
+            let policies = asked.iter().map(|name| requesting_policy(PolicyKind::JobPolicy, name)).collect();
+            let stored = StoredResult {
+                kind: StorageKind::default(),
+                namespace: "ci".to_owned(),
+                name: "a-results".to_owned(),
+                uid: "u".to_owned(),
+                group: None,
+                pending: false,
+                facts: Arc::new(RetentionFacts { policies, ..RetentionFacts::default() }),
+            };
+            PolicyBounds::of(&store).of_result(&stored).map(|bounds| bounds.max_bytes)
+        };
+        assert_eq!(max_bytes(&["large"]), Some(1 << 30), "the operator sets no maximum");
+        store.set_namespace_bytes_max(Some(1 << 20));
+        assert_eq!(max_bytes(&["large"]), Some(1 << 20));
+        assert_eq!(max_bytes(&["small"]), Some(4 << 10));
+        assert_eq!(max_bytes(&["small", "large"]), Some(1 << 20));
+    }
+}
