@@ -9,6 +9,8 @@ use job_handler_shared::{
 
 /// Longest name of a namespace (`k8s.io/apimachinery/pkg/util/validation`, DNS1123LabelMaxLength).
 const NAMESPACE_MAX: usize = 63;
+/// Longest `spec.managedBy` (`k8s.io/kubernetes/pkg/apis/batch/validation`, maxManagedByLength).
+const MANAGED_BY_MAX: usize = 63;
 
 /// The field of a review that is beyond the limits of Kubernetes; none if all are within. `request` is `request.uid`.
 pub(super) fn impossible_field(request: &str, job: &JobSnapshot) -> Option<&'static str> {
@@ -18,6 +20,9 @@ pub(super) fn impossible_field(request: &str, job: &JobSnapshot) -> Option<&'sta
         ("metadata.uid", is_uid(&job.uid)),
         ("namespace", is_dns(&job.namespace, NAMESPACE_MAX, "-")),
         ("metadata.name", is_dns(&job.name, OBJECT_NAME_MAX, "-.")),
+        // Opaque; a number of at most 20 digits.
+        ("metadata.resourceVersion", is_uid(&job.resource_version)),
+        ("spec.managedBy", job.managed_by.as_ref().is_none_or(|text| text.len() <= MANAGED_BY_MAX)),
         ("metadata.labels", job.labels.iter().all(|(key, value)| is_label_key(key) && is_label_value(value))),
     ];
     checks.into_iter().find(|(_, is_within)| !is_within).map(|(field, _)| field)
@@ -60,6 +65,8 @@ mod tests {
     #[case("namespace", |job: &mut JobSnapshot| job.namespace = "a.b".into())]
     #[case("metadata.uid", |job: &mut JobSnapshot| job.uid = "u".repeat(64))]
     #[case("metadata.uid", |job: &mut JobSnapshot| job.uid = "a b".into())]
+    #[case("metadata.resourceVersion", |job: &mut JobSnapshot| job.resource_version = "7".repeat(900_000))]
+    #[case("spec.managedBy", |job: &mut JobSnapshot| job.managed_by = Some("example.com/".repeat(80_000)))]
     #[case("metadata.labels", |job: &mut JobSnapshot| _ = job.labels.insert("a".into(), "v".repeat(64)))]
     #[case("metadata.labels", |job: &mut JobSnapshot| _ = job.labels.insert("k".repeat(64), "v".into()))]
     #[case("metadata.labels", |job: &mut JobSnapshot| _ = job.labels.insert(format!("{}/k", "p".repeat(254)), "v".into()))]

@@ -74,7 +74,7 @@ async fn answer(review: &AdmissionReview, timeout: Duration, state: &WebhookStat
         Ok(Err(why)) => tracing::debug!("limits of policies in mode Warn were not checked: {why}"),
         Err(_) => tracing::debug!("limits of policies in mode Warn were not checked in time"),
     }
-    if !review.dry_run {
+    if !review.dry_run && state.policies.current().as_if_enforced().is_some() {
         estimator.add(JobSnapshot { created: Timestamp::now(), ..job });
     }
     response

@@ -26,7 +26,8 @@ pub(crate) type RunsByGroup = HashMap<Arc<GroupId>, Vec<Arc<JobSnapshot>>>;
 /// The cache of one ledger.
 #[derive(Debug, Default)]
 pub struct ScopeCache {
-    policies: Option<Arc<PolicySet>>,
+    /// Weak: the ledgers of deleted namespaces have no further rounds, and none of them should keep old policies.
+    policies: Weak<PolicySet>,
     /// By the address of the Job, which no other Job has while the entry's weak reference exists.
     jobs: HashMap<usize, CachedScopes>,
 }
@@ -45,8 +46,9 @@ impl ScopeCache {
     /// Prepares for a round over `jobs` Jobs: clears the cache if the policies changed, and drops entries of deleted
     /// Jobs.
     pub(crate) fn prepare(&mut self, policies: &Arc<PolicySet>, jobs: usize) {
-        if !self.policies.as_ref().is_some_and(|last| Arc::ptr_eq(last, policies)) {
-            self.policies = Some(policies.clone());
+        let policies = Arc::downgrade(policies);
+        if !self.policies.ptr_eq(&policies) {
+            self.policies = policies;
             self.jobs.clear();
         }
         if self.jobs.len() > jobs * 2 + SPARE_ENTRIES {
