@@ -421,6 +421,8 @@ fn the_webhook_writes_leases_of_webhooks_only() {
         let compared = format!(" {object}.metadata.?{label}");
         assert!(validations[0].expression.contains(&compared), "{compared}");
     }
+    let leader = format!("request.name != '{}'", keys::LEADER_LEASE);
+    assert!(validations[0].expression.contains(&leader), "{leader}");
 }
 
 #[test]

@@ -201,6 +201,10 @@ fn the_webhook_writes_leases_of_webhooks_only() {
             assert_denied(&fixture.cluster, "job-handler-webhook", &CREATE, &lease(labels), words).await;
         }
         let own = lease(json!({"job-handler/component": "webhook"}));
+        // While no sink leads, the Lease of the leader does not exist.
+        let mut leader = own.clone();
+        leader["metadata"]["name"] = job_handler_shared::keys::LEADER_LEASE.into();
+        assert_denied(&fixture.cluster, "job-handler-webhook", &CREATE, &leader, words).await;
         let create = [&CREATE[..], &["--dry-run=server"]].concat();
         attempt(&fixture.cluster, "job-handler-webhook", &create, &own).await.unwrap();
         let leases = format!("/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases");
