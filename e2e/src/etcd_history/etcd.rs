@@ -1,4 +1,5 @@
-//! etcd's watch through its JSON gateway: one stream over the keys of policies, ledgers and Jobs, in order of revision.
+//! etcd through its JSON gateway: single keys, and one stream over the keys of policies, ledgers and Jobs, in order of
+//! revision.
 
 use std::net::SocketAddr;
 use std::time::Instant;
@@ -23,11 +24,20 @@ const TO: &str = "/registry/jobs0";
 
 /// The current revision.
 pub(super) async fn revision(address: SocketAddr) -> Result<u64> {
-    let asked = json!({"key": STANDARD.encode(FROM), "limit": 1});
-    let body = post(address, "/v3/kv/range", &asked).await?.into_body().collect().await;
-    let body = body.map_err(|error| wrong(address, &error.to_string()))?.to_bytes();
-    let answer: Value = serde_json::from_slice(&body).map_err(|error| wrong(address, &error.to_string()))?;
+    let answer = call(address, "/v3/kv/range", &json!({"key": STANDARD.encode(FROM), "limit": 1})).await?;
     number(&answer["header"]["revision"]).ok_or_else(|| wrong(address, &answer.to_string()))
+}
+
+/// The value of a key, which is in base64.
+pub(super) async fn value(address: SocketAddr, key: &str) -> Result<Vec<u8>> {
+    let answer = call(address, "/v3/kv/range", &json!({"key": key})).await?;
+    let value = answer["kvs"][0]["value"].as_str().ok_or_else(|| wrong(address, &format!("no key {key}")))?;
+    STANDARD.decode(value).map_err(|error| wrong(address, &error.to_string()))
+}
+
+/// Writes a key and its value, both in base64.
+pub(super) async fn put(address: SocketAddr, pair: &Value) -> Result<()> {
+    call(address, "/v3/kv/put", pair).await.map(drop)
 }
 
 /// Calls `on_entry` for every write from the revision on, until etcd ends the stream.
@@ -86,6 +96,12 @@ fn entry(event: &Value, at: Instant) -> Result<Option<HistoryEntry>, String> {
     Ok(ObjectChange::of(&key, stored.as_ref()).map(|change| HistoryEntry { revision, at, change }))
 }
 
+async fn call(address: SocketAddr, path: &str, asked: &Value) -> Result<Value> {
+    let body = post(address, path, asked).await?.into_body().collect().await;
+    let body = body.map_err(|error| wrong(address, &error.to_string()))?.to_bytes();
+    serde_json::from_slice(&body).map_err(|error| wrong(address, &error.to_string()))
+}
+
 async fn post(address: SocketAddr, path: &str, body: &Value) -> Result<Response<Incoming>> {
     let tcp =
         TcpStream::connect(address).await.map_err(Error::io(format!("connecting to etcd at {address}")))?;
@@ -113,7 +129,7 @@ fn number(value: &Value) -> Option<u64> {
 }
 
 fn wrong(address: SocketAddr, why: &str) -> Error {
-    Error::Invalid(format!("reading the history of etcd at {address}: {why}"))
+    Error::Invalid(format!("etcd at {address}: {why}"))
 }
 
 #[cfg(test)]

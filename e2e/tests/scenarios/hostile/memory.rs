@@ -4,50 +4,81 @@
 use std::{ops::Range, time::Duration};
 
 use futures::{StreamExt, stream};
-use job_handler_e2e::{Component, harness::cgroup::MemoryLimit, pair::review_path};
+use job_handler_e2e::{
+    Cluster, ClusterOptions, Component, Pair, PairOptions, etcd_history::copy_job,
+    harness::cgroup::MemoryLimit, pair::review_path, wait_for,
+};
 use job_handler_shared::{keys, text::human_bytes};
 use k8s_openapi::api::{admissionregistration::v1::MutatingWebhookConfiguration, core::v1::Secret};
-use kube::{Api, api::DeleteParams};
+use kube::{
+    Api, ResourceExt,
+    api::{DeleteParams, Patch, PatchParams},
+};
 use serde_json::{Value, json};
 
 use super::{
-    super::fixtures::{Fixture, exclusive_scenario, job, refusal},
+    super::fixtures::{Fixture, exclusive_scenario_with_own_cluster, job, refusal},
     strangers::stranger,
 };
 
 /// The limits of the manifest; `manifests/base/deployment.yaml`.
 pub(super) const WEBHOOK_LIMIT: u64 = 256 << 20;
 const SINK_LIMIT: u64 = 512 << 20;
+/// What neither may reach: less than the labels of all Jobs would take if a program kept them. Beyond
+/// [`MAX_WATCH_CACHED`] Jobs, the limits of the manifest themselves are less.
+const TRIMMED_PEAK: u64 = 96 << 20;
 const LABELS: usize = 10_000;
 /// The label keys that the JobPolicies of a namespace may name. Of these, a limit selects Jobs by the first ones.
 const NAMED: usize = 64;
 const SELECTED: usize = 32;
-/// Jobs with that many labels. Each takes about 2 MiB in the apiserver and in the Job controller: 10,000 of them need a
-/// machine with 48 GiB.
+/// Jobs with that many labels. Each takes about 2 MiB in the apiserver's watch cache.
 const LABELLED_JOBS: (&str, usize) = ("E2E_LABELLED_JOBS", 120);
+/// Beyond this number, the apiserver keeps no watch cache of Jobs: it would not have room for itself.
+const MAX_WATCH_CACHED: usize = 1_000;
 /// Jobs of 1.2 MB: a usual page of them would be larger than the limit.
 const LARGE_JOBS: usize = 120;
 const LARGE: usize = 1_200_000;
+/// Jobs of that size that hold slots: a refusal reads each of them, as 7 MB of JSON.
+const LARGE_HOLDERS: usize = 8;
 const WRITERS: usize = 8;
 /// Labels of a Job that the apiserver has reviewed, and then cannot store.
 const HUGE: usize = 200_000;
 
 #[test]
 fn jobs_of_ten_thousand_labels_kill_neither_program() {
-    exclusive_scenario(async |fixture| {
+    exclusive_scenario_with_own_cluster(async || {
+        let labelled = std::env::var(LABELLED_JOBS.0).map_or(LABELLED_JOBS.1, |text| text.parse().unwrap());
+        let no_watch_cache =
+            (labelled > MAX_WATCH_CACHED).then(|| "--watch-cache-sizes=jobs.batch#0".to_owned());
+        let options = ClusterOptions {
+            apiserver_arguments: no_watch_cache.into_iter().collect(),
+            ..ClusterOptions::default()
+        };
+        let cluster = Cluster::start(options).await.unwrap();
+        let pair = Pair::install(&cluster, PairOptions::default()).await.unwrap();
+        let fixture = &Fixture { cluster, pair };
+        // To list so many takes minutes.
+        let patience = Duration::from_secs(60 + u64::try_from(labelled).unwrap() / 10);
         let (webhook, sink) = (fixture.pair.webhook(0), fixture.pair.sink());
         let hostile = fixture.cluster.namespace("hostile").await.unwrap();
         // Of their own: reading them for a decision in the other namespace would take longer than a review may.
         let large = fixture.cluster.namespace("large").await.unwrap();
+        let held = fixture.cluster.namespace("held").await.unwrap();
         let honest = fixture.cluster.namespace("honest").await.unwrap();
         let limit = json!({"jobSelector": {"matchLabels": {"app": "build"}},
             "limits": [{"name": "few", "maxActiveJobs": 1}], "results": {}});
         fixture.apply_policy(&honest, "few", limit).await;
         // It reads and writes every suspended Job again, which takes most of the time here.
         fixture.cluster.component(Component::ControllerManager).unwrap().stop().unwrap();
-        let labelled = std::env::var(LABELLED_JOBS.0).map_or(LABELLED_JOBS.1, |text| text.parse().unwrap());
-        create_all(fixture, &hostile, (0..labelled).map(labelled_job)).await;
-        create_all(fixture, &large, (0..LARGE_JOBS).map(large_job)).await;
+        let first = fixture.create(&hostile, &labelled_job()).await.unwrap();
+        let original = (first.name_any(), first.uid().unwrap());
+        // They would double the size of each in etcd.
+        let no_managed_fields = Patch::Merge(json!({"metadata": {"managedFields": [{}]}}));
+        fixture.jobs(&hostile).patch(&original.0, &PatchParams::default(), &no_managed_fields).await.unwrap();
+        let copies = (1..labelled).map(|n| (format!("labels-{n:05}"), format!("{n:036}")));
+        copy_job(&fixture.cluster, &hostile, (&original.0, &original.1), copies).await.unwrap();
+        create_all(fixture, &large, (0..LARGE_JOBS).map(|n| large_job(n, "x", true))).await;
+        create_all(fixture, &held, (0..LARGE_HOLDERS).map(|n| large_job(n, "<", false))).await;
 
         // Start.
         let limits = [(webhook, WEBHOOK_LIMIT), (sink, SINK_LIMIT)].map(|(member, bytes)| {
@@ -55,13 +86,18 @@ fn jobs_of_ten_thousand_labels_kill_neither_program() {
             MemoryLimit::apply(&member.name(), member.process().id(), bytes).unwrap()
         });
         for member in [webhook, sink] {
-            member.wait_ready(Duration::from_secs(300)).await.unwrap();
+            member.wait_ready(patience + Duration::from_secs(240)).await.unwrap();
         }
         let check = |when: &str| {
             for (member, limit) in [webhook, sink].into_iter().zip(&limits) {
                 member.process().ensure_running().unwrap();
-                let peak = human_bytes(limit.check().unwrap());
-                println!("{} with {labelled} Jobs of {LABELS} labels, {when}: peak {peak}", member.name());
+                let (peak, name) = (limit.check().unwrap(), member.name());
+                println!(
+                    "{name} with {labelled} Jobs of {LABELS} labels, {when}: peak {}",
+                    human_bytes(peak)
+                );
+                let is_trimmed = peak < TRIMMED_PEAK || labelled > MAX_WATCH_CACHED;
+                assert!(is_trimmed, "{name}, {when}: {peak} bytes");
             }
         };
         check("after the start");
@@ -79,12 +115,35 @@ fn jobs_of_ten_thousand_labels_kill_neither_program() {
                 let job = job(name, &labels, &[("run", "600s")]);
                 async move { fixture.create(ns, &job).await }
             };
-            fixture.wait("the first Job to be admitted", || create("first")).await;
-            let (code, message) = refusal(create("second").await);
-            assert!(code == 403 && message.contains("1 active jobs, max allowed: 1"), "{code} {message}");
+            wait_for(patience, "the first Job to be admitted", || create("first")).await.unwrap();
+            let refused = || async {
+                match refusal(create("second").await) {
+                    (403, message) if message.contains("1 active jobs, max allowed: 1") => Ok(()),
+                    other => Err(format!("{other:?}")),
+                }
+            };
+            wait_for(patience, "the second Job to be refused", refused).await.unwrap();
         }
 
         check("after refusals by their labels");
+
+        fixture.apply_policy(&held, "few", json!({"limits": [{"name": "few", "maxActiveJobs": 4}]})).await;
+        let callers = (0..WRITERS).map(|n| {
+            let job = job(&format!("one-more-{n}"), &[], &[]);
+            let held = &held;
+            async move {
+                fixture
+                    .wait("a refusal because of large Jobs", || async {
+                        match refusal(fixture.create(held, &job).await) {
+                            (403, message) if message.contains("8 active jobs, max allowed: 4") => Ok(()),
+                            other => Err(format!("{other:?}")),
+                        }
+                    })
+                    .await;
+            }
+        });
+        futures::future::join_all(callers).await;
+        check("after refusals because of large Jobs");
 
         // Reviews of Jobs that etcd does not take, several at a time. They come from here: the apiserver takes half a minute for
         // one of them.
@@ -161,8 +220,8 @@ fn hostile_limit() -> Value {
     })
 }
 
-fn labelled_job(n: usize) -> Value {
-    let mut job = job(&format!("labels-{n:05}"), &[], &[]);
+fn labelled_job() -> Value {
+    let mut job = job("labels-00000", &[], &[]);
     job["spec"]["suspend"] = json!(true);
     for n in 0..LABELS {
         job["metadata"]["labels"][label(n)] = "".into();
@@ -183,10 +242,10 @@ fn huge_review(namespace: &str, n: usize) -> String {
     .to_string()
 }
 
-fn large_job(n: usize) -> Value {
+fn large_job(n: usize, filler: &str, is_suspended: bool) -> Value {
     let mut job = job(&format!("large-{n:05}"), &[], &[]);
-    job["spec"]["suspend"] = json!(true);
-    let filler = json!([{"name": "FILLER", "value": "x".repeat(LARGE)}]);
+    job["spec"]["suspend"] = json!(is_suspended);
+    let filler = json!([{"name": "FILLER", "value": filler.repeat(LARGE)}]);
     job["spec"]["template"]["spec"]["containers"][0]["env"] = filler;
     job
 }
