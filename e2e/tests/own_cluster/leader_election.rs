@@ -53,6 +53,18 @@ async fn another_sink_becomes_leader() {
     let maps: Api<ConfigMap> = Api::namespaced(cluster.client(), &ns);
     let results = maps.list(&ListParams::default().labels("job-handler/created=true")).await.unwrap();
     assert_eq!(results.items.len(), 4);
+
+    // Until it expires, the Lease of a webhook counts as a replica that enforces the policies.
+    let leases: Api<Lease> = Api::namespaced(cluster.client(), "job-handler-system");
+    let of_webhooks = ListParams::default().labels("job-handler/component=webhook");
+    assert_eq!(leases.list(&of_webhooks).await.unwrap().items.len(), 2);
+    let status = pair.webhook(0).process().terminate(PATIENCE).unwrap();
+    assert!(status.success(), "{status}");
+    assert_eq!(
+        leases.list(&of_webhooks).await.unwrap().items.len(),
+        1,
+        "it deletes its Lease before it ends"
+    );
 }
 
 fn member<'a>(pair: &'a Pair, name: &str) -> &'a Member {

@@ -1,8 +1,14 @@
 //! Failure backoff: a group waits after failures, even if the failed Job was deleted; a newer run of a group replaces
 //! the older ones.
 
-use job_handler_shared::keys;
-use kube::api::{DeleteParams, Patch, PatchParams};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use futures::future::join_all;
+use job_handler_shared::{keys, ledger::crd::JobLedger};
+use kube::{
+    Api,
+    api::{DeleteParams, Patch, PatchParams},
+};
 use serde_json::{Value, json};
 
 use super::fixtures::{Fixture, job, refusal, scenario};
@@ -70,6 +76,45 @@ fn a_deleted_failed_job_still_counts_for_the_backoff() {
             })
             .await;
         fixture.create(&ns, &job("early", &[("id", "7")], &[])).await.unwrap();
+    });
+}
+
+#[test]
+fn a_failure_is_recorded_in_a_ledger_that_changes_all_the_time() {
+    scenario(|fixture| async move {
+        let ns = fixture.cluster.namespace("busy-ledger").await.unwrap();
+        fixture.apply_policy(&ns, "builds", policy(300, "Reject")).await;
+        // The first create of a namespace creates its ledger.
+        fixture.create(&ns, &job("before", &[("id", "8")], &[])).await.unwrap();
+        let ledgers: Api<JobLedger> = Api::namespaced(fixture.client(), keys::NAMESPACE);
+        let writes = AtomicU32::new(0);
+        let churn = || async {
+            loop {
+                let number = writes.fetch_add(1, Ordering::Relaxed).to_string();
+                let change = json!({"metadata": {"annotations": {"number": number}}});
+                ledgers.patch(ns.name(), &PatchParams::default(), &Patch::Merge(&change)).await.unwrap();
+            }
+        };
+        let recorded = async {
+            for group in ["1", "2", "3", "4"] {
+                let mut failing = job(&format!("run-{group}"), &[("id", group)], &FAILS);
+                failing["spec"]["backoffLimit"] = json!(0);
+                fixture.create(&ns, &failing).await.unwrap();
+                fixture
+                    .wait("the failure in the ledger", || async {
+                        let ledger = ledgers.get(ns.name()).await.map_err(|e| e.to_string())?;
+                        let backoff =
+                            &serde_json::to_value(&ledger.spec).map_err(|e| e.to_string())?["backoff"];
+                        let entry = &backoff[format!("labels:id={group}")];
+                        if entry["failures"] == 1 { Ok(()) } else { Err(backoff.to_string()) }
+                    })
+                    .await;
+            }
+        };
+        tokio::select! {
+            _ = join_all((0..4).map(|_| churn())) => unreachable!("they never end"),
+            () = recorded => {}
+        }
     });
 }
 

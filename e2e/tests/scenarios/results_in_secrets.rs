@@ -308,6 +308,24 @@ async fn a_newer_run_with_another_storage_type_keeps_the_older_result(
         [format!("secret-result-results-{}", &newer.metadata.labels.unwrap()["job-handler/job-uid"][..8])]
     );
 
+    // And one in a Secret: the older one makes room for the newer one of its name.
+    let third = jobs.get("secret-result").await.unwrap().uid().unwrap();
+    jobs.delete("secret-result", &DeleteParams::background()).await.unwrap();
+    fixture.wait_job_deleted(ns, "secret-result").await;
+    let fourth = fixture.create(ns, &job_with_secrets("secret-result", "hidden")).await.unwrap();
+    for (name, uid) in [
+        ("secret-result-results".to_owned(), fourth.uid().unwrap()),
+        (format!("secret-result-results-{}", &third[..8]), third.clone()),
+    ] {
+        fixture
+            .wait(&format!("the result of {uid} in {name}"), || async {
+                let secret = secrets.get(&name).await.map_err(|e| e.to_string())?;
+                let of = &secret.labels()["job-handler/job-uid"];
+                if *of == uid { Ok(()) } else { Err(format!("it is of {of}")) }
+            })
+            .await;
+    }
+
     // A user who may not read Secrets is warned that the shown result may not be the newest.
     let role = json!({"rules": rules(json!(["configmaps"]))}).to_string();
     fixture

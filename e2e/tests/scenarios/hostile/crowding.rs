@@ -10,7 +10,10 @@ use futures::{StreamExt, stream};
 use job_handler_e2e::{harness::cgroup::MemoryLimit, pair::review_path, wait_for};
 use job_handler_shared::{keys, policy::spec::JobPolicy};
 use k8s_openapi::{
-    api::{admissionregistration::v1::ValidatingWebhookConfiguration, core::v1::Namespace},
+    api::{
+        admissionregistration::v1::ValidatingWebhookConfiguration,
+        core::v1::{Namespace, Secret},
+    },
     apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
     apimachinery::pkg::apis::meta::v1::Condition,
 };
@@ -83,6 +86,14 @@ async fn configurations(fixture: &Fixture) -> BTreeMap<String, (usize, usize)> {
     found
 }
 
+/// The CA bundles in the entries of the limits.
+async fn ca_bundles(fixture: &Fixture) -> BTreeSet<Vec<u8>> {
+    let api: Api<ValidatingWebhookConfiguration> = Api::all(fixture.client());
+    let configuration = api.get(keys::LIMITS_CONFIGURATION).await.unwrap();
+    let entries = configuration.webhooks.into_iter().flatten();
+    entries.map(|entry| entry.client_config.ca_bundle.unwrap_or_default().0).collect()
+}
+
 /// The CRD as an older release had it: without the bounds of label keys.
 async fn remove_bounds_of_label_keys(fixture: &Fixture) {
     fn remove(schema: &mut Value) {
@@ -119,6 +130,23 @@ fn a_policy_whose_entry_the_apiserver_rejects_harms_only_itself() {
         assert!(ready.message.contains("prefix part must be no more than 253"), "{}", ready.message);
         assert_victim_is_limited(fixture, &victim).await;
         fixture.wait_policy_ready(&hostile, "valid", Some(1)).await;
+        // The CA is still replaced everywhere.
+        let before = ca_bundles(fixture).await;
+        assert!(!before.is_empty());
+        let secrets: Api<Secret> = Api::namespaced(fixture.client(), keys::NAMESPACE);
+        secrets.delete(keys::CA_SECRET, &DeleteParams::default()).await.unwrap();
+        fixture
+            .wait("the new CA in all entries of limits", || async {
+                let now = ca_bundles(fixture).await;
+                if now.len() == 1 && before.is_disjoint(&now) {
+                    Ok(())
+                } else {
+                    Err(format!("{} CAs", now.len()))
+                }
+            })
+            .await;
+        let (code, message) = refusal(fixture.create(&victim, &job("five", &[], &[])).await);
+        assert!(code == 403 && message.contains("1 active jobs, max allowed: 1"), "{code}: {message}");
         // The apiserver accepts empty fields of a selector, and does not store them in a webhook entry.
         let requirement = json!({"key": "a", "operator": "DoesNotExist", "values": []});
         let selector = json!({"matchLabels": {}, "matchExpressions": [requirement]});

@@ -51,7 +51,9 @@ fn only_the_sink_makes_and_changes_results() {
             assert_denied(label, &tenant.create(&secret).await, DENIED);
         }
         for annotation in metadata::RESERVED_ANNOTATIONS {
-            let forged = config_map("forged", &json!({}), &json!({annotation: "1"}));
+            let mut forged = config_map("forged", &json!({}), &json!({annotation: "1"}));
+            assert_denied(annotation, &tenant.create(&forged).await, DENIED);
+            (forged["kind"], forged["data"]) = (json!("Secret"), json!({}));
             assert_denied(annotation, &tenant.create(&forged).await, DENIED);
         }
         assert_allowed(
@@ -60,6 +62,10 @@ fn only_the_sink_makes_and_changes_results() {
         );
         let adopt = json!({"metadata": {"labels": {keys::CREATED: "true"}}});
         assert_denied("to make it a result", &tenant.patch("configmap", "own", &adopt).await, DENIED);
+        let mut secret = config_map("own", &json!({}), &json!({}));
+        (secret["kind"], secret["data"]) = (json!("Secret"), json!({}));
+        assert_allowed("a Secret of one's own", &tenant.create(&secret).await);
+        assert_denied("to make it a result", &tenant.patch("secret", "own", &adopt).await, DENIED);
         let edit = tenant.patch("configmap", "own", &json!({"data": {"a": "c"}})).await;
         assert_allowed("to edit it", &edit);
 
