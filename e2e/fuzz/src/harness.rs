@@ -2,6 +2,7 @@
 
 use std::{fs, future::Future, path::Path};
 
+use job_handler_shared::text::is_unsafe;
 use serde_json::{Deserializer, Value};
 
 /// The corpus of a target: the name and the content of each file.
@@ -32,14 +33,11 @@ pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
     runtime.unwrap().block_on(future)
 }
 
-/// Checks that a terminal shows the text as it is: it is UTF-8 without control characters, except for line ends and
-/// tabs, and without characters that change the direction of text.
+/// Checks that a terminal shows the text as it is: it is UTF-8 without characters that act on it or cannot be seen, except
+/// for line ends and tabs.
 pub(crate) fn assert_printable(text: &[u8]) {
     let text = std::str::from_utf8(text).unwrap();
-    let is_unsafe = |c: char| {
-        (c.is_control() && !matches!(c, '\n' | '\r' | '\t'))
-            || matches!(c, '\u{200e}' | '\u{200f}' | '\u{061c}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-    };
+    let is_unsafe = |c: char| is_unsafe(c) && !matches!(c, '\n' | '\r' | '\t');
     assert!(!text.chars().any(is_unsafe), "{text:?}");
     assert_eq!(text.matches('\r').count(), text.matches("\r\n").count(), "{text:?}");
 }
