@@ -124,7 +124,7 @@ impl Cluster {
 }
 
 /// The times that the simulated node keeps of a pod's run.
-fn clock(pod: &Pod) -> Option<Map<String, Value>> {
+pub fn clock(pod: &Pod) -> Option<Map<String, Value>> {
     let conditions = pod.status.as_ref()?.conditions.as_ref()?;
     let condition = conditions.iter().find(|condition| condition.type_ == CLOCK)?;
     serde_json::from_str(condition.message.as_deref()?).ok()

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use job_handler_e2e::cluster::jobs::{finished, in_phase, job};
+use job_handler_e2e::cluster::jobs::{clock, finished, in_phase, job};
 use job_handler_e2e::{Cluster, wait_for};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Pod};
@@ -51,9 +51,7 @@ async fn a_pod_runs_for_the_given_time_and_succeeds() {
     let end = terminated(&finished_pod.pod, "main");
     assert_eq!((end.exit_code, end.reason.as_deref()), (0, Some("Completed")));
     assert_eq!(end.message.as_deref(), Some("all is well"));
-    let clock = finished_pod.pod.status.as_ref().unwrap().conditions.as_ref().unwrap();
-    let clock = clock.iter().find(|condition| condition.type_ == "e2e.job-handler.io/clock").unwrap();
-    let clock: serde_json::Value = serde_json::from_str(clock.message.as_ref().unwrap()).unwrap();
+    let clock = clock(&finished_pod.pod).unwrap();
     let time = |key: &str| clock[key].as_str().unwrap().parse::<jiff::Timestamp>().unwrap();
     let ran = time("ended").duration_since(time("started")).as_millis();
     assert!((1500..10_000).contains(&ran), "ran {ran} ms");

@@ -85,7 +85,7 @@ pub(crate) async fn elect(
     let mut candidate =
         LeaseCandidate { api: Api::namespaced(client, &namespace), me, observed: None, renewed: None };
     while !shutdown.is_cancelled() {
-        let attempt = tokio::time::timeout(candidate.bounded(2 * LEASE_CALL_TIMEOUT), candidate.attempt());
+        let attempt = tokio::time::timeout(candidate.bounded(RENEW_DEADLINE), candidate.attempt());
         let outcome = tokio::select! {
             () = shutdown.cancelled() => break,
             outcome = attempt => outcome,
