@@ -87,6 +87,16 @@ fn the_first_request_gets_the_slot_and_is_recorded() {
     assert_eq!(again.decide(&[asked("a", "1")]), (vec![true], contents));
 }
 
+/// The labels of a namespace may change between the write whose answer was lost and the next round.
+#[test]
+fn a_repeated_request_in_another_scope_needs_room_there() {
+    let mut contents = LedgerContents::default();
+    granted(&mut contents, "a", "1", "now", "other");
+    granted(&mut contents, "b", "2", "now", "few");
+    let round = RoundSetup { contents, ..RoundSetup::default() };
+    assert_eq!(round.decide(&[asked("a", "1")]).0, [false]);
+}
+
 #[test]
 fn a_dry_run_and_a_job_under_no_limit_are_not_recorded() {
     let dry = SlotRequest { dry_run: true, ..asked("a", "1") };

@@ -141,7 +141,7 @@ fn is_from_apiserver(review: &Value) -> bool {
         names.sort_unstable();
         names.dedup();
         job["metadata"].is_object()
-            && job["spec"].is_object()
+            && job["spec"]["template"].is_object()
             && Job::deserialize(job).is_ok()
             && has_valid_labels("/metadata/labels")
             && has_valid_labels("/spec/template/metadata/labels")

@@ -170,8 +170,11 @@ fn answer(
     request: &SlotRequest,
 ) -> SlotAnswer {
     let attempts = contents.pending.get(&request.name);
-    // An earlier write of this very round was stored, but its answer was lost.
-    if attempts.is_some_and(|attempts| attempts.contains_key(&request.request)) {
+    // An earlier write of this very round was stored, but its answer was lost. If other scopes count now, it may have no slot
+    // in them.
+    let recorded = attempts.and_then(|attempts| attempts.get(&request.request));
+    if recorded.is_some_and(|granted| granted.scopes.iter().eq(request.scopes.iter().map(|(scope, _)| scope)))
+    {
         return SlotAnswer::Granted;
     }
     if let Some(attempts) = too_many_attempts(input, contents, usage, request) {
