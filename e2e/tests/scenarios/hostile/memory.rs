@@ -188,6 +188,8 @@ fn jobs_of_ten_thousand_labels_kill_neither_program() {
             })
             .await;
 
+        check("after the rotation");
+
         // The Jobs change, and go.
         fixture
             .jobs(&hostile)
