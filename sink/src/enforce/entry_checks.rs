@@ -18,7 +18,7 @@ use job_handler_shared::{
 };
 use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
 use kube::{Api, Client, api::PostParams, core::ObjectMeta};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::{
     enforce::{
@@ -146,10 +146,12 @@ impl EntryChecks {
         }
     }
 
-    /// Runs until all checks have finished.
-    pub(crate) async fn finish(&mut self) {
+    /// Runs until all checks have finished, or none does within `patience`, or for `at_most` this long.
+    pub(crate) async fn finish(&mut self, patience: Duration, at_most: Duration) {
+        let end = Instant::now() + at_most;
         self.fill();
-        while let Some(finished) = self.running.next().await {
+        while !self.running.is_empty() && Instant::now() < end {
+            let Ok(Some(finished)) = timeout(patience, self.running.next()).await else { return };
             self.record(finished);
             self.fill();
         }
@@ -248,6 +250,7 @@ mod tests {
     use super::*;
     use crate::enforce::webhook_entries::build;
 
+    const LONG: Duration = Duration::from_secs(60);
     const RESOURCE: &str = "validatingwebhookconfigurations";
 
     fn pair(name: &str, generation: i64) -> EntryPair {
@@ -282,7 +285,7 @@ mod tests {
         let pairs = [pair("good", 1), pair("bad", 1)];
         checks.start(&pairs, |_| false);
         assert!(checks.verdict(&pairs[0]).is_none());
-        checks.finish().await;
+        checks.finish(LONG, LONG).await;
         assert_eq!(checks.verdict(&pairs[0]), Some(Ok(())));
         let failure = rejected(&checks, &pairs[1]);
         assert_eq!(failure.reason, "EntryRejected");
@@ -291,13 +294,13 @@ mod tests {
         assert_eq!(apiserver.calls().len(), 2);
 
         checks.start(&pairs, |_| false);
-        checks.finish().await;
+        checks.finish(LONG, LONG).await;
         assert_eq!(apiserver.calls().len(), 2, "neither is tried again at once");
         strict.store(false, Ordering::SeqCst);
         tokio::time::advance(Duration::from_secs(30)).await;
         checks.start(&pairs, |_| false);
         assert_eq!(rejected(&checks, &pairs[1]), failure, "until it is known better");
-        checks.finish().await;
+        checks.finish(LONG, LONG).await;
         assert_eq!(checks.verdict(&pairs[1]), Some(Ok(())));
         assert_eq!(apiserver.calls().len(), 3);
     }
@@ -309,7 +312,7 @@ mod tests {
         let old = [pair("bad", 1)];
         for _ in 0..60 {
             checks.start(&old, |_| false);
-            checks.finish().await;
+            checks.finish(LONG, LONG).await;
             tokio::time::advance(Duration::from_secs(10)).await;
         }
         let tried = apiserver.calls().len();
@@ -317,7 +320,7 @@ mod tests {
         let new = [pair("bad", 2)];
         checks.start(&new, |_| false);
         assert!(checks.verdict(&new[0]).is_none(), "nothing is known about the new generation");
-        checks.finish().await;
+        checks.finish(LONG, LONG).await;
         assert_eq!(apiserver.calls().len(), tried + 1);
         checks.start(&[], |_| false);
         assert!(checks.verdict(&new[0]).is_none(), "deleted");
@@ -329,7 +332,7 @@ mod tests {
         let mut checks = EntryChecks::new(apiserver.client());
         let pairs = [pair("good", 1)];
         checks.start(&pairs, |_| true);
-        checks.finish().await;
+        checks.finish(LONG, LONG).await;
         assert_eq!((checks.verdict(&pairs[0]), apiserver.calls().len()), (Some(Ok(())), 0));
         let pairs = [pair("good", 2)];
         apiserver.refuse_once(Method::POST, RESOURCE, 503);

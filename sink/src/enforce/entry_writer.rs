@@ -34,7 +34,7 @@ use kube::{
 };
 use tokio::{
     sync::watch,
-    time::{Instant, error::Elapsed, sleep, sleep_until, timeout},
+    time::{Instant, sleep, sleep_until},
 };
 
 use crate::{
@@ -55,8 +55,11 @@ use crate::{
 
 /// A round without any change, in case a watch missed one.
 pub(crate) const RESYNC: Duration = Duration::from_secs(5);
-/// Least time between two rounds, and how long a round waits for the checks of new entries.
+/// Least time between two rounds, and how long a round waits for the next check of new entries to finish.
 const EVERY: Duration = Duration::from_millis(200);
+/// How long a round goes on with checks that do finish. A write costs the apiserver as much as the checks of all entries
+/// of that configuration, so thousands of new policies are better written in a few rounds.
+const CHECKS: Duration = Duration::from_secs(5);
 /// How long a policy stays not `Ready` after its entry was restored: the apiservers take our write up, and users see
 /// that there was a gap.
 const SETTLE: Duration = Duration::from_secs(3);
@@ -224,7 +227,7 @@ impl EntryWriter {
         let stored = &self.configurations;
         self.checks.start(&pairs, |pair| stored.find(pair).is_some_and(|index| stored.has(index, pair)));
         // A check takes some milliseconds. One that takes longer delays only its own policy.
-        let _: Result<(), Elapsed> = timeout(EVERY, self.checks.finish()).await;
+        self.checks.finish(EVERY, CHECKS).await;
 
         let mut failures: BTreeMap<String, EntryFailure> = BTreeMap::new();
         let (mut accepted, mut undecided) = (Vec::new(), Vec::new());

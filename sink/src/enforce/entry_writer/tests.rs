@@ -248,6 +248,23 @@ async fn entries_of_an_undecided_policy_get_the_new_client_and_nothing_else() {
     assert_eq!(apiserver.replaced(RESOURCE), written, "there is nothing more to write");
 }
 
+#[tokio::test(start_paused = true)]
+async fn thousands_of_new_policies_are_not_written_a_few_at_a_time() {
+    let apiserver = Apiserver::default();
+    set_bundle(&apiserver, "YQ==");
+    let (mut writer, _state) = writer(&apiserver);
+    writer.checks = EntryChecks::new(apiserver.slow_client(|_, _| Duration::from_millis(100)));
+    let policies = (0..300).map(|n| limited(&format!("team-{}", n / 10), &format!("p{n}"), 1));
+    let policies = PolicySet::new(policies);
+    let mut rounds = 0;
+    while stored(&apiserver).values().map(BTreeSet::len).sum::<usize>() < 300 {
+        rounds += 1;
+        assert!(rounds < 4, "{:?}", stored(&apiserver).values().map(BTreeSet::len).collect::<Vec<_>>());
+        writer.round(&policies).await;
+    }
+    assert!(replaces(&apiserver) < 10, "{}", replaces(&apiserver));
+}
+
 /// The number of writes of configurations that the apiserver was asked for.
 fn replaces(apiserver: &Apiserver) -> usize {
     apiserver.calls().iter().filter(|call| call.starts_with("PUT")).count()
