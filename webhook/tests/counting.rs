@@ -72,6 +72,7 @@ fn create(job: &JobSnapshot) -> Attempt {
         job: job.clone(),
         from: None,
         dry_run: false,
+        probe: false,
         answer_by: Instant::now() + Duration::from_secs(10),
     }
 }
@@ -122,6 +123,8 @@ impl TestLedger {
             expired: &none,
             overdue: &none,
             revoked: &none,
+            forgotten: &BTreeSet::new(),
+            refusals_by: None,
             now: now(),
         };
         let (verdicts, decided) = decide_round(sources, &attempts.iter().collect::<Vec<_>>()).unwrap();

@@ -19,6 +19,7 @@ fn asked(name: &str, request: &str) -> SlotRequest {
         kind: AttemptKind::Create,
         scopes: vec![("few".to_owned(), 1)],
         dry_run: false,
+        shared: false,
         in_backoff: false,
     }
 }
@@ -52,6 +53,8 @@ struct RoundSetup {
     view_source: Option<ViewSource>,
     expired: BTreeSet<String>,
     revoked: BTreeSet<String>,
+    forgotten: BTreeSet<String>,
+    refusals_by: Option<ViewSource>,
 }
 
 impl RoundSetup {
@@ -63,6 +66,8 @@ impl RoundSetup {
             expired: &self.expired,
             overdue: &BTreeSet::new(),
             revoked: &self.revoked,
+            forgotten: &self.forgotten,
+            refusals_by: self.refusals_by,
             revision: &|_| "now".to_owned(),
             now: Timestamp::UNIX_EPOCH,
         };
@@ -102,6 +107,52 @@ fn a_dry_run_and_a_job_under_no_limit_are_not_recorded() {
     let dry = SlotRequest { dry_run: true, ..asked("a", "1") };
     let free = SlotRequest { scopes: vec![], ..asked("b", "2") };
     assert_eq!(RoundSetup::default().decide(&[dry, free]), (vec![true, true], LedgerContents::default()));
+}
+
+fn shared(name: &str, request: &str) -> SlotRequest {
+    SlotRequest { shared: true, ..asked(name, request) }
+}
+
+#[test]
+fn a_refusal_of_a_create_that_others_are_asked_about_ends_their_grants() {
+    let mut contents = LedgerContents::default();
+    granted(&mut contents, "b", "2", "now", "other");
+    let again = SlotRequest { job_uid: "uid-2".to_owned(), ..shared("b", "3") };
+    let mut round = RoundSetup {
+        contents,
+        jobs: vec![active("a", 7)],
+        refusals_by: Some(ViewSource::List),
+        ..RoundSetup::default()
+    };
+    let (answers, after) = round.decide(&[again.clone()]);
+    assert_eq!((answers, after.attempts().count()), (vec![false], 0));
+    assert!(after.refused.contains_key("uid-2"));
+
+    // The slot is free now: for other creates only.
+    round = RoundSetup { contents: after, ..RoundSetup::default() };
+    let decided = round.try_decide(&[again.clone(), asked("c", "4")]).unwrap();
+    assert_eq!(decided.answers, [SlotAnswer::RefusedBefore, SlotAnswer::Granted]);
+    round.forgotten = ["uid-2".to_owned()].into();
+    assert!(round.decide(&[]).1.refused.is_empty());
+}
+
+#[test]
+fn only_a_final_refusal_of_a_create_that_others_are_asked_about_is_recorded() {
+    let full = |view| RoundSetup { jobs: vec![active("a", 7)], refusals_by: view, ..RoundSetup::default() };
+    let list = full(Some(ViewSource::List));
+    assert_eq!(full(None).decide(&[shared("b", "2")]).1, LedgerContents::default());
+    assert_eq!(list.decide(&[asked("b", "2")]).1, LedgerContents::default());
+    // A failed Job may be missing in a view that is no LIST.
+    let waits = SlotRequest { in_backoff: true, ..shared("b", "2") };
+    let cache = RoundSetup { refusals_by: Some(ViewSource::Cache(7)), ..RoundSetup::default() };
+    assert_eq!(cache.decide(&[waits.clone()]), (vec![false], LedgerContents::default()));
+    let list = RoundSetup { refusals_by: Some(ViewSource::List), ..RoundSetup::default() };
+    assert_eq!(list.decide(&[waits]).1.refused.len(), 1);
+    // The oldest of many are forgotten.
+    let many: Vec<SlotRequest> = (0..600).map(|n| shared("b", &format!("{n:03}"))).collect();
+    let full = full(Some(ViewSource::List));
+    let refused = full.decide(&many).1.refused;
+    assert!(refused.len() == 512 && refused.contains_key("uid-599"), "{}", refused.len());
 }
 
 #[test]

@@ -52,7 +52,7 @@ fn assert_written_back(spec: &JobLedgerSpec, contents: &LedgerContents) {
     let mut written = spec.clone();
     written.set(contents);
     let mut fields = spec.fields.clone();
-    for field in ["format", "pending", "observedThrough"] {
+    for field in ["format", "pending", "observedThrough", "refused"] {
         if let Some(value) = written.fields.get(field) {
             fields.insert(field.to_owned(), value.clone());
         }
@@ -75,6 +75,8 @@ fn assert_rounds(contents: &LedgerContents, jobs: &[&ObservedJob]) {
             expired: &none,
             overdue: &none,
             revoked: &none,
+            forgotten: &none,
+            refusals_by: Some(ViewSource::List),
             revision: &|_| REVISION.to_owned(),
             now: Timestamp::UNIX_EPOCH,
         };
@@ -99,6 +101,7 @@ fn request(name: &str, n: usize) -> SlotRequest {
         kind: AttemptKind::Create,
         scopes: vec![(SCOPE.to_owned(), MAX_ACTIVE)],
         dry_run: false,
+        shared: true,
         in_backoff: false,
     }
 }

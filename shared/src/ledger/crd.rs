@@ -25,6 +25,7 @@ pub const CLUSTER_LEDGER: &str = "cluster.job-handler.io";
 const FORMAT_FIELD: &str = "format";
 const PENDING: &str = "pending";
 const OBSERVED_THROUGH: &str = "observedThrough";
+const REFUSED: &str = "refused";
 /// Field that the sink owns: failure streaks, by [`crate::ledger::failure_streak::group_key`].
 pub const BACKOFF: &str = "backoff";
 
@@ -60,6 +61,9 @@ pub struct LedgerContents {
     pub pending: BTreeMap<String, BTreeMap<String, GrantedAttempt>>,
     /// Attempts were resolved by Jobs up to this resourceVersion. A view of Jobs that is older must not decide.
     pub observed_through: u64,
+    /// Uids of the Jobs whose creation was refused a moment ago, and when (informational). A second call about the same
+    /// create must not grant it a slot.
+    pub refused: BTreeMap<String, Timestamp>,
 }
 
 /// An admitted attempt to make a Job active.
@@ -168,7 +172,13 @@ impl JobLedgerSpec {
                 malformed(OBSERVED_THROUGH, format!("expected a number, found {}", short(&value.to_string())))
             })?,
         };
-        Ok(LedgerContents { pending, observed_through })
+        let refused = match self.fields.get(REFUSED) {
+            None => BTreeMap::new(),
+            Some(value) => {
+                Deserialize::deserialize(value).map_err(|e| malformed(REFUSED, short(&e.to_string())))?
+            }
+        };
+        Ok(LedgerContents { pending, observed_through, refused })
     }
 
     /// All failure streaks. Ignores malformed ones: the sink rewrites them from the existing Jobs, and no limit depends on
@@ -194,6 +204,12 @@ impl JobLedgerSpec {
             (name.clone(), Value::Object(attempts.collect()))
         });
         self.fields.insert(PENDING.to_owned(), Value::Object(pending.collect()));
+        if contents.refused.is_empty() {
+            self.fields.remove(REFUSED);
+        } else {
+            let refused = contents.refused.iter().map(|(uid, at)| (uid.clone(), at.to_string().into()));
+            self.fields.insert(REFUSED.to_owned(), Value::Object(refused.collect()));
+        }
     }
 }
 
@@ -259,13 +275,18 @@ mod tests {
             ("r1".to_owned(), granted(AttemptKind::Create)),
             ("r2".to_owned(), granted(AttemptKind::Unsuspend { from: 7 })),
         ];
-        let contents =
-            LedgerContents { pending: [("ci/a".to_owned(), attempts.into())].into(), observed_through: 12 };
+        let contents = LedgerContents {
+            pending: [("ci/a".to_owned(), attempts.into())].into(),
+            observed_through: 12,
+            refused: [("u9".to_owned(), "2026-01-01T00:00:00Z".parse().unwrap())].into(),
+        };
         let mut ledger = spec(json!({"format": 1, "backoff": {"g": {"failures": 2}}, "later": [1]}));
         ledger.set(&contents);
         let stored = serde_json::to_value(&ledger).unwrap();
         assert_eq!((&stored["backoff"]["g"]["failures"], &stored["later"]), (&json!(2), &json!([1])));
         assert_eq!(spec(stored).contents().unwrap(), contents);
+        ledger.set(&LedgerContents { refused: BTreeMap::new(), ..contents.clone() });
+        assert!(!ledger.fields.contains_key("refused"));
         assert_eq!(JobLedgerSpec::empty().contents().unwrap(), LedgerContents::default());
         assert_eq!(contents.attempts().count(), 2);
         let mut left = contents.clone();
@@ -296,6 +317,7 @@ mod tests {
     #[case::from(json!({"format": 1, "pending": {"ci/a": {"r": {"jobUid": "u", "kind": {"unsuspend": {}}, "revision": "r",
         "scopes": [], "since": "2026-01-01T00:00:00Z"}}}}), "spec.pending")]
     #[case::version(json!({"format": 1, "observedThrough": -1}), "spec.observedThrough")]
+    #[case::refused(json!({"format": 1, "refused": ["u"]}), "spec.refused")]
     fn malformed_contents_are_an_error(#[case] value: Value, #[case] word: &str) {
         let why = spec(value).contents().unwrap_err().to_string();
         assert!(why.contains(word), "{why}");

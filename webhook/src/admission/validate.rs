@@ -104,7 +104,7 @@ fn create_attempt(
         return None;
     }
     let (uid, dry_run) = (review.uid.clone(), review.dry_run);
-    Some(Attempt { uid, job: job.clone(), from: None, dry_run, answer_by: deadline })
+    Some(Attempt { uid, job: job.clone(), from: None, dry_run, probe: false, answer_by: deadline })
 }
 
 fn update_attempt(
@@ -116,7 +116,7 @@ fn update_attempt(
     let job = newly_active(new, old)?;
     let (uid, dry_run) = (review.uid.clone(), review.dry_run);
     let from = Some(old.snapshot.resource_version.clone());
-    Some(Attempt { uid, job, from, dry_run, answer_by: deadline })
+    Some(Attempt { uid, job, from, dry_run, probe: false, answer_by: deadline })
 }
 
 /// Asks the limiter about an attempt.

@@ -14,6 +14,9 @@ use crate::{
 /// If this many names of a namespace hold slots only by overdue attempts, something denies the namespace's creates after
 /// our admission. Its further attempts are turned away, so that it cannot exhaust a limit that it shares with others.
 const MAX_OVERDUE_NAMES: usize = 16;
+/// Most refused creates that a ledger remembers. If more are refused within seconds, a slot may be held for nothing until
+/// its attempt expires.
+const MAX_REFUSED: usize = 512;
 /// Most attempts per name: a client may create a name over and over while its Job exists.
 pub const MAX_ATTEMPTS_PER_NAME: usize = 32;
 
@@ -33,6 +36,11 @@ pub struct RoundInput<'a> {
     pub overdue: &'a BTreeSet<String>,
     /// `request.uid`s of own grants whose callers never received the answer.
     pub revoked: &'a BTreeSet<String>,
+    /// Uids of refused creates about which no further call comes.
+    pub forgotten: &'a BTreeSet<String>,
+    /// Where the Jobs by which a refusal is final were read from; `None` if requests are only granted, and all others are
+    /// decided by a later round.
+    pub refusals_by: Option<ViewSource>,
     /// The policy revision by which this replica counts the Jobs of a namespace.
     pub revision: &'a dyn Fn(&str) -> String,
     /// The time that new attempts record; informational.
@@ -54,6 +62,8 @@ pub struct SlotRequest {
     pub scopes: Vec<(String, u32)>,
     /// Whether to decide without recording the attempt.
     pub dry_run: bool,
+    /// Whether further calls about the same create come, to any replica: a refusal is then recorded.
+    pub shared: bool,
     /// Whether the Job's group waits after failures. It is then refused unless its name holds its slots already.
     pub in_backoff: bool,
 }
@@ -77,6 +87,8 @@ pub enum SlotAnswer {
     },
     /// The Job's group waits after failures.
     InBackoff,
+    /// Slots are free now, but an earlier call about the same create was refused, and so the Job is never stored.
+    RefusedBefore,
 }
 
 /// The outcome of a round.
@@ -129,8 +141,15 @@ pub fn decide(input: RoundInput<'_>, requests: &[SlotRequest]) -> Option<RoundDe
     let answers = requests
         .iter()
         .map(|request| {
-            let answer = answer(input, &contents, &usage, request);
-            if answer == SlotAnswer::Granted && !request.dry_run && !request.scopes.is_empty() {
+            let mut answer = answer(input, &contents, &usage, request);
+            if answer == SlotAnswer::Granted && contents.refused.contains_key(&request.job_uid) {
+                answer = SlotAnswer::RefusedBefore;
+            }
+            if answer != SlotAnswer::Granted {
+                if request.shared && input.is_final(&answer) {
+                    record_refusal(input, &mut contents, request);
+                }
+            } else if !request.dry_run && !request.scopes.is_empty() {
                 record(input, &mut contents, &mut usage, request);
             }
             answer
@@ -142,6 +161,7 @@ pub fn decide(input: RoundInput<'_>, requests: &[SlotRequest]) -> Option<RoundDe
 /// The ledger without the attempts whose outcome is known.
 fn without_resolved(input: RoundInput<'_>) -> LedgerContents {
     let mut contents = input.contents.clone();
+    contents.refused.retain(|uid, _| !input.forgotten.contains(uid));
     if contents.pending.is_empty() {
         return contents;
     }
@@ -234,6 +254,40 @@ fn record<'a>(
         usage.add(scope, &request.name, OccupiedSlot { since: input.now, pending: true });
     }
     contents.pending.entry(request.name.clone()).or_default().insert(request.request.clone(), granted);
+}
+
+/// Records that a create was refused, which also ends what other calls about it were granted.
+///
+/// The apiserver sends a validating webhook the Job with the uid under which it would be stored, the same in the calls of
+/// all entries, and a new one each time a client or the apiserver itself tries again (`rest.FillObjectMetaSystemFields`, in
+/// `registry/rest/create.go`). A single refusal rejects the request. So a Job with this uid is never stored. That does not hold for an
+/// un-suspend: another request may try to make the same change.
+fn record_refusal(input: RoundInput<'_>, contents: &mut LedgerContents, request: &SlotRequest) {
+    let is_of_create =
+        |granted: &GrantedAttempt| granted.job_uid == request.job_uid && granted.kind == AttemptKind::Create;
+    if let Some(attempts) = contents.pending.get_mut(&request.name) {
+        attempts.retain(|_, granted| !is_of_create(granted));
+        if attempts.is_empty() {
+            contents.pending.remove(&request.name);
+        }
+    }
+    contents.refused.entry(request.job_uid.clone()).or_insert(input.now);
+    if contents.refused.len() > MAX_REFUSED {
+        let oldest = contents.refused.iter().min_by_key(|(uid, at)| (**at, *uid)).map(|(uid, _)| uid.clone());
+        oldest.and_then(|oldest| contents.refused.remove(&oldest));
+    }
+}
+
+impl RoundInput<'_> {
+    /// Whether the request gets this answer. A refusal for failure backoff needs a LIST: only that shows finished Jobs as
+    /// they are now.
+    fn is_final(&self, answer: &SlotAnswer) -> bool {
+        match self.refusals_by {
+            None => false,
+            Some(ViewSource::Cache(_)) => *answer != SlotAnswer::InBackoff,
+            Some(ViewSource::List) => true,
+        }
+    }
 }
 
 impl<'a> SlotUsage<'a> {

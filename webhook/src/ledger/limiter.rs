@@ -153,8 +153,8 @@ impl LedgerLimiter {
         // Revokes the grants if this future is dropped, or ends without granting.
         let mut grants = GrantGuard { limiter: self, request: attempt.uid.clone(), ledgers: Vec::new() };
         if cluster && namespace.is_some() && !attempt.dry_run {
-            let dry_run = Attempt { dry_run: true, ..attempt.clone() };
-            let verdict = self.ask(LedgerId::Cluster, dry_run).await;
+            let probe = Attempt { probe: true, ..attempt.clone() };
+            let verdict = self.ask(LedgerId::Cluster, probe).await;
             if verdict != Verdict::Granted {
                 return verdict;
             }

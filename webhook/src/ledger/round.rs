@@ -47,6 +47,10 @@ pub struct RoundSources<'a> {
     pub overdue: &'a BTreeSet<String>,
     /// See [`RoundInput::revoked`].
     pub revoked: &'a BTreeSet<String>,
+    /// See [`RoundInput::forgotten`].
+    pub forgotten: &'a BTreeSet<String>,
+    /// See [`RoundInput::refusals_by`].
+    pub refusals_by: Option<ViewSource>,
     /// The wall clock, for messages and failure backoff.
     pub now: Timestamp,
 }
@@ -80,6 +84,8 @@ pub fn decide_round(
         expired: sources.expired,
         overdue: sources.overdue,
         revoked: sources.revoked,
+        forgotten: sources.forgotten,
+        refusals_by: sources.refusals_by,
         revision: &revision,
         now: sources.now,
     };
@@ -119,7 +125,8 @@ fn slot_request(rules: LimitRules<'_>, id: &LedgerId, attempt: &Attempt, in_back
         job_uid: attempt.job.uid.clone(),
         kind: count::attempt_kind(attempt.from.as_deref()),
         scopes: scopes.iter().map(|(scope, limit)| (count::scope_id(scope), limit.max_active_jobs)).collect(),
-        dry_run: attempt.dry_run,
+        dry_run: !attempt.takes_slot(),
+        shared: attempt.from.is_none() && !attempt.dry_run && rules.deciding(&attempt.job) > 1,
         in_backoff,
     }
 }
@@ -145,6 +152,11 @@ fn verdict(
             scopes.get(*scope).map(|(scope, limit)| message::full(scope, limit, holders, sources.now))
         }
         SlotAnswer::InBackoff => backoff,
+        SlotAnswer::RefusedBefore => {
+            let deciding =
+                sources.rules.matching(&attempt.job).into_iter().find(|policy| policy.has_limits());
+            deciding.map(|policy| message::refused_before(policy))
+        }
     };
     match refused {
         Some(refused) => Verdict::Refused(refused),

@@ -300,6 +300,8 @@ impl RoundRunner {
             expired: fresh.map_or(&nothing, |fresh| &fresh.expired),
             overdue: &ages.older(USUAL_STORE_TIME, known_ledgers.now()),
             revoked: &self.revoked,
+            forgotten: &known_ledgers.old_refusals(self.id.name()),
+            refusals_by: fresh.map(|fresh| fresh.view_source),
             now: Timestamp::now(),
         };
         decide_round(sources, attempts).ok_or(RoundError::StaleCache)

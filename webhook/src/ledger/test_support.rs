@@ -125,6 +125,7 @@ pub(super) fn attempt(name: &str) -> Attempt {
         },
         from: None,
         dry_run: false,
+        probe: false,
         answer_by: Instant::now() + Duration::from_secs(30),
     }
 }

@@ -14,10 +14,19 @@ pub struct Attempt {
     pub job: JobSnapshot,
     /// The stored Job's resourceVersion; `None` for a create.
     pub from: Option<String>,
-    /// Whether to decide without recording a grant.
+    /// Whether the request is a dry run, which neither takes a slot nor has any other effect.
     pub dry_run: bool,
+    /// Whether to take no slot yet: another ledger is asked before.
+    pub probe: bool,
     /// When the caller gives up.
     pub answer_by: Instant,
+}
+
+impl Attempt {
+    /// Whether a grant is recorded.
+    pub(crate) fn takes_slot(&self) -> bool {
+        !self.dry_run && !self.probe
+    }
 }
 
 /// The answer to an attempt.

@@ -7,6 +7,7 @@ use job_handler_shared::{
     ledger::refusal::{DUPLICATE_JOB, IN_BACKOFF, LIMIT_REACHED},
     policy::{
         limit::{Limit, Scope},
+        parsed::Policy,
         reference::PolicyRef,
     },
     text::human_seconds,
@@ -57,6 +58,16 @@ pub(crate) fn in_backoff(
          at {until} (failureBackoff of {policy})"
     );
     refused(policy, FAILURE_BACKOFF, message, [("failures", failures.to_string()), ("until", until)])
+}
+
+/// The refusal of a create that was refused a moment ago, when the apiserver asked about it for another policy.
+pub(crate) fn refused_before(policy: &Policy) -> Refused {
+    let limit = policy.spec.limits.first().map_or(FAILURE_BACKOFF, |limit| &limit.name);
+    let message = format!(
+        "{LIMIT_REACHED} when this create was checked for another policy a moment ago; a slot of {} is free now: try again",
+        policy.reference
+    );
+    refused(&policy.reference, limit, message, [])
 }
 
 fn refused<const N: usize>(

@@ -39,6 +39,11 @@ impl<'a> LimitRules<'a> {
         scope::scopes(&self.matching(job), job)
     }
 
+    /// The number of policies for each of which the apiserver asks about a create of this Job.
+    pub(crate) fn deciding(&self, job: &JobSnapshot) -> usize {
+        self.matching(job).iter().filter(|policy| policy.has_limits()).count()
+    }
+
     /// The enforced policies that select a Job.
     pub fn matching(&self, job: &JobSnapshot) -> Vec<&'a Arc<Policy>> {
         let labels = (self.namespaces)(&job.namespace).unwrap_or_default();

@@ -230,6 +230,7 @@ pub fn attempt(key: &str, uid: &str) -> Attempt {
         job: JobSnapshot { namespace, name, uid, ..JobSnapshot::default() },
         from: None,
         dry_run: false,
+        probe: false,
         answer_by: Instant::now() + Duration::from_secs(30),
     }
 }

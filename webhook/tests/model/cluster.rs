@@ -25,6 +25,8 @@ pub struct ModelProtocol {
     pub budget: EventBudget,
     /// Whether replicas also run rounds without requests.
     pub housekeeping: bool,
+    /// How many times the apiserver asks about one create: once for each policy that selects the Job.
+    pub entries: usize,
     pub without: RemovedRules,
 }
 
@@ -75,6 +77,8 @@ pub struct RemovedRules {
     pub list_of_ones_own: bool,
     pub attempts_per_request: bool,
     pub revision: bool,
+    /// Recording a refusal where other calls about the same create come.
+    pub refusals: bool,
     /// Reading again after a write whose answer was lost.
     pub reread: bool,
 }
@@ -89,6 +93,7 @@ impl Default for ModelProtocol {
             fold: false,
             budget: EventBudget::default(),
             housekeeping: true,
+            entries: 1,
             without: RemovedRules::default(),
         }
     }
@@ -129,6 +134,10 @@ pub struct ClientRequest {
     pub job_uid: String,
     pub kind: AttemptKind,
     pub at: RequestStage,
+    /// Numbers of all calls about the same create; empty if there is only this one.
+    pub calls: Vec<usize>,
+    /// Whether a replica refused it; only recorded if there are other calls.
+    pub refused: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -292,6 +301,15 @@ impl ModelCluster {
             .collect()
     }
 
+    /// Whether an attempt is left of a create that was refused. Only without crashes, gone callers and lost answers: those
+    /// leave attempts that expire.
+    pub fn has_phantom(&self) -> bool {
+        let is_over = |calls: &[usize]| calls.iter().all(|n| self.requests[n].at == RequestStage::Ended);
+        let refused = self.requests.values().filter(|one| one.refused && is_over(&one.calls));
+        let uids: BTreeSet<&str> = refused.map(|one| one.job_uid.as_str()).collect();
+        self.contents.attempts().any(|(_, _, granted)| uids.contains(granted.job_uid.as_str()))
+    }
+
     /// Whether a request or write is in progress, or a round would empty the ledger.
     pub fn is_clean(&self, protocol: &ModelProtocol) -> bool {
         let quiet = self.late_write.is_none()
@@ -310,6 +328,8 @@ impl ModelCluster {
             expired: &expired,
             overdue: &none,
             revoked: &none,
+            forgotten: &none,
+            refusals_by: None,
             revision: &|_| protocol.revisions[0].to_owned(),
             now: Timestamp::UNIX_EPOCH,
         };

@@ -194,6 +194,7 @@ impl<'a> Replay<'a> {
             job,
             from: from.map(|from: u64| from.to_string()),
             dry_run: false,
+            probe: false,
             answer_by: arrived + PATIENCE,
         };
         let (reply, answer) = oneshot::channel();
@@ -363,8 +364,14 @@ impl ReplayedReplica {
         let (reply, answer) = oneshot::channel();
         let job = JobSnapshot { namespace: LEDGER.into(), name: "probe".into(), ..JobSnapshot::default() };
         let arrived = Instant::now();
-        let attempt =
-            Attempt { uid: "probe".into(), job, from: None, dry_run: true, answer_by: arrived + PATIENCE };
+        let attempt = Attempt {
+            uid: "probe".into(),
+            job,
+            from: None,
+            dry_run: true,
+            probe: false,
+            answer_by: arrived + PATIENCE,
+        };
         self.inbox
             .send(ActorMessage::Decide(Box::new(DecisionRequest { attempt, arrived, reply })))
             .await

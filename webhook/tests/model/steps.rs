@@ -91,9 +91,10 @@ impl ModelCluster {
     pub fn steps(&self, protocol: &ModelProtocol, steps: &mut Vec<ModelStep>) {
         for (client, wants) in protocol.clients.iter().enumerate() {
             let mine = self.requests.values().filter(|one| one.client == client);
-            let (count, waits) = mine.fold((0, false), |(count, waits), one| {
-                (count + 1, waits || matches!(one.at, RequestStage::Asking(_)))
+            let (calls, waits) = mine.fold((0, false), |(calls, waits), one| {
+                (calls + 1, waits || matches!(one.at, RequestStage::Asking(_)))
             });
+            let count = calls / protocol.entries;
             // Clients that differ only in the name are interchangeable, and so are the replicas.
             let interchangeable =
                 client.checked_sub(1).filter(|before| protocol.are_interchangeable(*before, client));
@@ -105,7 +106,7 @@ impl ModelCluster {
             let replicas = if self.requests.is_empty() { 0..1 } else { 0..self.replicas.len() };
             let possible = !wants.unsuspends
                 || self.job(wants.name).is_some_and(|(_, job)| job.state == ModelJobState::Suspended);
-            if count < wants.max_requests && !waits && possible {
+            if count < usize::from(wants.max_requests) && !waits && possible {
                 steps.extend(replicas.map(|replica| ModelStep::Ask { client, replica }));
             }
         }
@@ -114,7 +115,7 @@ impl ModelCluster {
                 RequestStage::Asking(_) if self.budget.gone > 0 => {
                     steps.push(ModelStep::GiveUp { request: n });
                 }
-                RequestStage::Admitted => {
+                RequestStage::Admitted if self.is_admitted(n) => {
                     steps.extend([ModelStep::StoreJob { request: n }, ModelStep::Deny { request: n }]);
                 }
                 _ => {}
@@ -228,9 +229,10 @@ impl ModelCluster {
             ModelStep::Crash { replica } => {
                 cluster.budget.crashes -= 1;
                 cluster.replicas[replica] = ModelReplica { position: 0, ..ModelReplica::default() };
-                for one in cluster.requests.values_mut() {
-                    if one.at == RequestStage::Asking(replica) {
-                        one.at = RequestStage::Ended;
+                let asked: Vec<usize> = cluster.requests.keys().copied().collect();
+                for n in asked {
+                    if cluster.requests[&n].at == RequestStage::Asking(replica) {
+                        cluster.end(n);
                     }
                 }
             }
@@ -268,7 +270,14 @@ impl ModelCluster {
             Some((version, job)) => (job.uid.clone(), AttemptKind::Unsuspend { from: version }),
             None => (format!("u{n}"), AttemptKind::Create),
         };
-        self.requests.insert(n, ClientRequest { client, job_uid, kind, at: RequestStage::Asking(replica) });
+        // The calls of the entries go to one replica after the other.
+        let all: Vec<usize> = (n..n + protocol.entries).collect();
+        let calls = if protocol.entries > 1 { all.clone() } else { Vec::new() };
+        for (entry, n) in all.into_iter().enumerate() {
+            let at = RequestStage::Asking((replica + entry) % self.replicas.len());
+            let (job_uid, kind, calls) = (job_uid.clone(), kind.clone(), calls.clone());
+            self.requests.insert(n, ClientRequest { client, job_uid, kind, at, calls, refused: false });
+        }
     }
 
     fn read_ledger(&mut self, n: usize) {
@@ -370,6 +379,7 @@ impl ModelCluster {
                     kind,
                     scopes: vec![(scope(own), u32::try_from(protocol.max).unwrap())],
                     dry_run: false,
+                    shared: !one.calls.is_empty() && !protocol.without.refusals,
                     in_backoff: false,
                 }
             })
@@ -383,6 +393,8 @@ impl ModelCluster {
             expired,
             overdue: &BTreeSet::new(),
             revoked: &round.revoked,
+            forgotten: &BTreeSet::new(),
+            refusals_by: Some(ViewSource::List),
             revision: &|_| revision.to_owned(),
             now: Timestamp::UNIX_EPOCH,
         };
@@ -408,20 +420,42 @@ impl ModelCluster {
         let Phase::Wrote { granted, refused } = std::mem::take(&mut self.replicas[n].phase) else { return };
         for one in granted {
             match self.requests.get_mut(&one) {
-                Some(waits) if waits.at == RequestStage::Asking(n) => waits.at = RequestStage::Admitted,
+                Some(waits) if waits.at == RequestStage::Asking(n) => {
+                    waits.at = RequestStage::Admitted;
+                    let calls = waits.calls.clone();
+                    // The apiserver waits for all answers; one that is not a grant rejects the create.
+                    if calls.iter().any(|n| self.requests[n].at == RequestStage::Ended) {
+                        self.end(one);
+                    }
+                }
                 _ => {
                     self.replicas[n].revoked.insert(request(one));
                 }
             }
         }
         for one in refused {
+            let waits = self.requests.get_mut(&one).unwrap();
+            waits.refused = !waits.calls.is_empty();
             self.end(one);
         }
     }
 
+    /// Whether all calls about a create are answered; of several, only the first one stands for the create.
+    fn is_admitted(&self, n: usize) -> bool {
+        let calls = &self.requests[&n].calls;
+        calls.is_empty()
+            || calls[0] == n && calls.iter().all(|n| self.requests[n].at == RequestStage::Admitted)
+    }
+
+    /// Ends a call, and the create with it: calls that were granted have no effect any more.
     fn end(&mut self, request: usize) {
-        if let Some(one) = self.requests.get_mut(&request) {
-            one.at = RequestStage::Ended;
+        let Some(one) = self.requests.get_mut(&request) else { return };
+        one.at = RequestStage::Ended;
+        for call in one.calls.clone() {
+            let other = self.requests.get_mut(&call).unwrap();
+            if other.at == RequestStage::Admitted {
+                other.at = RequestStage::Ended;
+            }
         }
     }
 

@@ -102,6 +102,7 @@ impl TwoLedgers {
                 kind: AttemptKind::Create,
                 scopes: vec![self.scope(book)],
                 dry_run,
+                shared: false,
                 in_backoff: false,
             })
             .collect();
@@ -112,6 +113,8 @@ impl TwoLedgers {
             expired: gone.0,
             overdue: &BTreeSet::new(),
             revoked: gone.1,
+            forgotten: &BTreeSet::new(),
+            refusals_by: None,
             revision: &|_| "same".to_owned(),
             now: Timestamp::UNIX_EPOCH,
         };

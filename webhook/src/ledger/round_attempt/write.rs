@@ -36,7 +36,9 @@ impl RoundRunner {
     ) -> Result<(), RoundError> {
         let before = &basis.ledger.contents;
         let revokes = self.revoked.iter().any(|request| holds(before, request));
-        let has_reason = grants.new + grants.repeated > 0 || self.housekeeping || revokes || expired;
+        let refuses = contents.refused.keys().any(|uid| !before.refused.contains_key(uid));
+        let has_reason =
+            grants.new + grants.repeated > 0 || self.housekeeping || revokes || expired || refuses;
         if before != contents && has_reason {
             self.write(&basis.ledger, contents, grants.new).await
         } else if grants.repeated > 0 && basis.origin != LedgerOrigin::Read {
@@ -118,7 +120,7 @@ pub(super) fn count_grants(
     after: &LedgerContents,
 ) -> GrantCount {
     let granted = attempts.iter().zip(verdicts).filter(|(attempt, verdict)| {
-        **verdict == Verdict::Granted && !attempt.dry_run && holds(after, &attempt.uid)
+        **verdict == Verdict::Granted && attempt.takes_slot() && holds(after, &attempt.uid)
     });
     let (repeated, new): (Vec<_>, Vec<_>) = granted.partition(|(attempt, _)| holds(before, &attempt.uid));
     GrantCount { new: new.len(), repeated: repeated.len() }
