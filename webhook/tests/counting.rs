@@ -18,6 +18,7 @@ use job_handler_shared::{
         scope::without_group_label,
         snapshot::{Finished, JobSnapshot, Outcome},
     },
+    keys,
     ledger::crd::JobLedgerSpec,
     policy::{effective::EffectivePolicy, parsed::Policy, reference::Labels, set::PolicySet},
 };
@@ -62,6 +63,7 @@ fn ended(name: &str, outcome: Outcome, minutes: i64) -> JobSnapshot {
     let at = minutes_ago(minutes);
     JobSnapshot {
         finished: Some(Finished { outcome, reason: String::new(), message: String::new(), at }),
+        labels: [("app".to_owned(), "build".to_owned()), (keys::GROUP.to_owned(), "build".to_owned())].into(),
         ..job(name)
     }
 }

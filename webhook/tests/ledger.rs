@@ -438,7 +438,7 @@ async fn a_group_that_has_just_succeeded_does_not_wait_for_an_earlier_failure() 
         let at = jiff::Timestamp::now().checked_sub(jiff::SignedDuration::from_secs(ago)).unwrap();
         apiserver.store(&format!("ci/{name}"), name);
         apiserver.change_job(&format!("ci/{name}"), |job| {
-            job["metadata"]["labels"] = json!({"id": "7"});
+            job["metadata"]["labels"] = json!({"id": "7", "job-handler/group": "7"});
             job["status"] = json!({"conditions": [
                 {"type": condition, "status": "True", "lastTransitionTime": at.to_string()}]});
         });

@@ -88,11 +88,12 @@ pub struct Owner {
 }
 
 impl Owner {
-    /// An owner with these values; none if no object can have them. The apiserver takes any text in an ownerReference; the
-    /// kind becomes a part of the group's identity, and all four get into Events.
+    /// An owner with these values; none if no object can have them. The apiserver takes any text in an ownerReference; all
+    /// four become parts of the group's identity and get into Events.
     pub fn new(api_version: &str, kind: &str, name: &str, uid: &str) -> Option<Self> {
         let is_in_kind = |b: u8| b.is_ascii_alphanumeric() || b == b'-';
-        let is_graphic = |text: &str| text.bytes().all(|b| b.is_ascii_graphic());
+        // Keys of ledgers put a `=` behind the identity of a group.
+        let is_graphic = |text: &str| text.bytes().all(|b| b.is_ascii_graphic() && b != b'=');
         let is_possible = (api_version.len() <= MAX_API_VERSION && is_graphic(api_version))
             && (kind.len() <= MAX_KIND && kind.bytes().all(is_in_kind))
             && (uid.len() <= MAX_UID && is_graphic(uid))

@@ -76,10 +76,12 @@ fn label(object: &str, key: &str) -> String {
     format!("(has({labels}) && {key} in {labels} ? [{labels}[{key}]] : [])")
 }
 
+/// The controlling owners, with all that makes up their groups. The apiserver requires these fields of every reference.
 fn owners(object: &str) -> String {
     let owners = format!("{object}.metadata.ownerReferences");
     format!(
-        "(has({owners}) ? {owners}.filter(o, has(o.controller) && o.controller == true).map(o, o.uid) : [])"
+        "(has({owners}) ? {owners}.filter(o, has(o.controller) && o.controller == true)\
+         .map(o, [o.apiVersion, o.kind, o.name, o.uid]) : [])"
     )
 }
 
