@@ -5,7 +5,7 @@
 mod common;
 
 use std::{
-    collections::{BTreeSet, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -123,7 +123,7 @@ impl TestLedger {
             runs: &cache.finished_runs(rules, &jobs, &groups),
             deleted: &[],
             expired: &none,
-            overdue: &none,
+            unstored: &BTreeMap::new(),
             revoked: &none,
             forgotten: &BTreeSet::new(),
             refusals_by: None,
@@ -162,8 +162,7 @@ fn the_last_slot_goes_to_the_first_request_and_the_refusal_explains_it() {
     assert_eq!(
         message(&verdicts[1]),
         "concurrent job limit reached: 10 active jobs, max allowed: 10 (limit \"concurrent-builds\" of JobPolicy \
-         ci/builds, counted per namespace; 9 running, 1 just admitted; oldest: build-a 12m, build-b 9m). 1 admitted Job is \
-         not stored yet; if something else denied it, its slot is free within 60 s"
+         ci/builds, counted per namespace; 9 running, 1 just admitted; oldest: build-a 12m, build-b 9m)"
     );
     let Verdict::Refused(refused) = &verdicts[1] else { panic!() };
     assert_eq!(
@@ -312,9 +311,10 @@ fn cluster_limits_count_every_namespace_in_their_own_ledger() {
     ledger.id = LedgerId::Cluster;
     let verdicts = ledger.decide(view, &[create(&job("a")), create(&job("b"))]);
     assert_eq!(is_granted(&verdicts), [true, false]);
-    assert!(message(&verdicts[1]).contains(
-        "counted over the cluster; 1 running, 1 just admitted; oldest: prod/p 5m). 1 admitted Job"
-    ));
+    assert!(
+        message(&verdicts[1])
+            .contains("counted over the cluster; 1 running, 1 just admitted; oldest: prod/p 5m)")
+    );
 }
 
 #[test]

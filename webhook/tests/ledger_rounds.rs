@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests; clippy knows only #[test] itself")]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use job_handler_shared::ledger::crd::{AttemptKind, GrantedAttempt, LedgerContents};
@@ -64,7 +64,7 @@ impl RoundSetup {
             view_source: self.view_source.unwrap_or(ViewSource::List),
             jobs: &self.jobs.iter().collect::<Vec<_>>(),
             expired: &self.expired,
-            overdue: &BTreeSet::new(),
+            unstored: &BTreeMap::new(),
             revoked: &self.revoked,
             forgotten: &self.forgotten,
             refusals_by: self.refusals_by,

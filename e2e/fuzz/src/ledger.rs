@@ -4,7 +4,7 @@
 //! the limit holds, and the same requests get the same answers again. The scope of the limit is [`SCOPE`], and the policy
 //! revision of the round [`REVISION`].
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use job_handler_shared::ledger::crd::{AttemptKind, JobLedger, JobLedgerSpec, LedgerContents};
@@ -73,7 +73,7 @@ fn assert_rounds(contents: &LedgerContents, jobs: &[&ObservedJob]) {
             view_source,
             jobs,
             expired: &none,
-            overdue: &none,
+            unstored: &BTreeMap::new(),
             revoked: &none,
             forgotten: &none,
             refusals_by: Some(ViewSource::List),

@@ -176,6 +176,7 @@ impl LedgerActor {
     ) -> Option<(Vec<DecisionRequest>, String)> {
         // Whether the answer to a write of this round was lost.
         let mut unknown_write = false;
+        self.rounds.begin();
         for n in 0..MAX_ATTEMPTS {
             if fresh.is_none() {
                 if !requests.is_empty() {
@@ -281,6 +282,11 @@ impl LedgerActor {
     fn send_verdict(&mut self, request: DecisionRequest, verdict: Verdict) {
         let DecisionRequest { attempt, reply, .. } = request;
         let granted = verdict == Verdict::Granted && attempt.takes_slot();
+        if granted && self.rounds.is_late() {
+            self.rounds.revoke(attempt.uid);
+            send(reply, unavailable("the apiserver took too long to write the JobLedger"));
+            return;
+        }
         let refused = refusal_to_remember(&attempt, &verdict);
         if reply.send(verdict).is_ok() {
             // A refusal that was not delivered may be decided differently next time.
@@ -309,7 +315,7 @@ impl LedgerActor {
         }
         self.revoke_unknown(&requests, unknown_write);
         for request in requests {
-            send(request.reply, Verdict::Unavailable { why: why.to_owned(), retry_after_seconds: 1 });
+            send(request.reply, unavailable(why));
         }
     }
 
@@ -328,6 +334,10 @@ fn refusal_to_remember(attempt: &Attempt, verdict: &Verdict) -> Option<Refused> 
         Verdict::Refused(refused) if is_create => Some(refused.clone()),
         _ => None,
     }
+}
+
+pub(super) fn unavailable(why: &str) -> Verdict {
+    Verdict::Unavailable { why: why.to_owned(), retry_after_seconds: 1 }
 }
 
 fn send(reply: oneshot::Sender<Verdict>, verdict: Verdict) {

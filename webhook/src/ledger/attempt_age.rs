@@ -2,7 +2,7 @@
 //! other replicas can be trusted.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, HashMap},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -10,8 +10,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// After this time an attempt can no longer store a Job: the apiserver gives up a request after 34 s, and no apiserver
-/// sleeps for more than 20 s between admission and its write.
+/// After this time no attempt can store a Job, whatever is known about it: the apiserver gives up a request after 34 s, and no
+/// apiserver sleeps for more than 20 s between admission and its write.
 pub(crate) const EXPIRY: Duration = Duration::from_secs(60);
 /// Within this time the apiserver asks about the same create for each policy: it asks for all of them at once, and waits
 /// 10 s.
@@ -48,10 +48,10 @@ impl AttemptAges {
         self.0 = keys.map(|key| (key.to_owned(), self.0.get(key).copied().unwrap_or(now))).collect();
     }
 
-    /// The attempts that are older than `age`.
-    pub(crate) fn older(&self, age: Duration, now: Instant) -> BTreeSet<String> {
-        let is_older = |since: &Instant| now.saturating_duration_since(*since) > age;
-        self.0.iter().filter(|(_, since)| is_older(since)).map(|(request, _)| request.clone()).collect()
+    /// Those that are older than `age`, with their ages.
+    pub(crate) fn older(&self, age: Duration, now: Instant) -> BTreeMap<String, Duration> {
+        let ages = self.0.iter().map(|(key, since)| (key, now.saturating_duration_since(*since)));
+        ages.filter(|(_, own)| *own > age).map(|(key, own)| (key.clone(), own)).collect()
     }
 
     pub(crate) fn count(&self) -> usize {

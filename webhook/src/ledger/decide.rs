@@ -1,14 +1,17 @@
 //! Decides a round: from the ledger, a view of the Jobs and the requests to the answers, and to the ledger that must be
 //! stored before any answer is given. Pure.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, hash_map::Entry};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, hash_map::Entry},
+    time::Duration,
+};
 
 use jiff::Timestamp;
 use job_handler_shared::ledger::crd::{AttemptKind, GrantedAttempt, LedgerContents};
 
 use crate::{
     ledger::resolve::{self, AttemptOutcome, ObservedJob, ViewSource},
-    limit::scopes::SlotHolder,
+    limit::scopes::{HolderKind, SlotHolder},
 };
 
 /// If this many names of a namespace hold slots only by overdue attempts, something denies the namespace's creates after
@@ -32,8 +35,9 @@ pub struct RoundInput<'a> {
     /// `request.uid`s of attempts that expired by this process's clock before a quorum read began that shows that they
     /// had no effect ([`resolve::had_no_effect`]).
     pub expired: &'a BTreeSet<String>,
-    /// `request.uid`s of attempts that are so old that their creates must have been denied after our admission.
-    pub overdue: &'a BTreeSet<String>,
+    /// Attempts that are so old that their creates must have been denied after our admission, by `request.uid`, and how long
+    /// their Job can still be stored.
+    pub unstored: &'a BTreeMap<String, Duration>,
     /// `request.uid`s of own grants whose callers never received the answer.
     pub revoked: &'a BTreeSet<String>,
     /// Uids of refused creates about which no further call comes.
@@ -128,7 +132,7 @@ struct ScopeUsage<'a> {
 #[derive(Clone, Copy, Debug)]
 struct OccupiedSlot {
     since: Timestamp,
-    pending: bool,
+    kind: HolderKind,
 }
 
 /// Decides. Returns `None` if the view is older than what another replica has already observed: read again.
@@ -230,7 +234,7 @@ fn too_many_attempts(
     let own = namespace(&request.name);
     let overdue = contents.pending.iter().filter(|(name, attempts)| {
         namespace(name) == own
-            && attempts.keys().any(|request| input.overdue.contains(request))
+            && attempts.keys().any(|request| input.unstored.contains_key(request))
             && usage.is_pending(name)
     });
     let overdue = overdue.count();
@@ -251,7 +255,7 @@ fn record<'a>(
         since: input.now,
     };
     for (scope, _) in &request.scopes {
-        usage.add(scope, &request.name, OccupiedSlot { since: input.now, pending: true });
+        usage.add(scope, &request.name, OccupiedSlot { since: input.now, kind: HolderKind::Admitted });
     }
     contents.pending.entry(request.name.clone()).or_default().insert(request.request.clone(), granted);
 }
@@ -296,14 +300,18 @@ impl<'a> SlotUsage<'a> {
         let mut usage = Self::default();
         for job in input.jobs.iter().filter(|job| job.active) {
             for scope in &job.scopes {
-                usage.add(scope, &job.name, OccupiedSlot { since: job.since, pending: false });
+                usage.add(scope, &job.name, OccupiedSlot { since: job.since, kind: HolderKind::Active });
             }
         }
         for (name, request, granted) in input.contents.attempts() {
             if !contents.pending.get(name).is_some_and(|attempts| attempts.contains_key(request)) {
                 continue;
             }
-            let slot = OccupiedSlot { since: granted.since, pending: true };
+            let kind = match input.unstored.get(request) {
+                Some(free_within) => HolderKind::Unstored { free_within: *free_within },
+                None => HolderKind::Admitted,
+            };
+            let slot = OccupiedSlot { since: granted.since, kind };
             if granted.revision == (input.revision)(namespace(name)) {
                 granted.scopes.iter().for_each(|scope| usage.add(scope, name, slot));
             } else {
@@ -318,7 +326,7 @@ impl<'a> SlotUsage<'a> {
         // The first entry of a name stays: a Job that runs is not reported as just admitted.
         if let Entry::Vacant(vacant) = scope.names.entry(name) {
             vacant.insert(slot);
-            scope.pending += usize::from(slot.pending);
+            scope.pending += usize::from(slot.kind != HolderKind::Active);
         }
     }
 
@@ -363,14 +371,17 @@ impl<'a> SlotUsage<'a> {
 
     /// Whether the name holds slots only by attempts.
     fn is_pending(&self, name: &str) -> bool {
-        !self.scopes.values().any(|scope| scope.names.get(name).is_some_and(|slot| !slot.pending))
+        !self
+            .scopes
+            .values()
+            .any(|scope| scope.names.get(name).is_some_and(|slot| slot.kind == HolderKind::Active))
     }
 }
 
 fn holder(name: &str, slot: OccupiedSlot) -> SlotHolder {
     let (namespace, name) = name.split_once('/').unwrap_or(("", name));
-    let OccupiedSlot { since, pending } = slot;
-    SlotHolder { namespace: namespace.to_owned(), name: name.to_owned(), since, pending }
+    let OccupiedSlot { since, kind } = slot;
+    SlotHolder { namespace: namespace.to_owned(), name: name.to_owned(), since, kind }
 }
 
 /// The namespace of a `namespace/name`.

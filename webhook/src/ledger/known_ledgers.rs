@@ -143,7 +143,10 @@ impl KnownLedgers {
     pub(crate) fn old_refusals(&self, ledger: &str) -> BTreeSet<String> {
         let now = self.now();
         let table = self.table.lock();
-        table.ledgers.get(ledger).map(|state| state.refusal_ages.older(SAME_CREATE, now)).unwrap_or_default()
+        let state = table.ledgers.get(ledger);
+        state
+            .map(|state| state.refusal_ages.older(SAME_CREATE, now).into_keys().collect())
+            .unwrap_or_default()
     }
 
     /// Records that a read that began at `read_at` did not find a ledger. Returns whether the ledger may be created, or

@@ -3,8 +3,9 @@
 
 use std::{
     cell::RefCell,
-    collections::{BTreeSet, HashMap, hash_map::Entry},
+    collections::{BTreeMap, BTreeSet, HashMap, hash_map::Entry},
     sync::Arc,
+    time::Duration,
 };
 
 use jiff::Timestamp;
@@ -43,8 +44,8 @@ pub struct RoundSources<'a> {
     pub deleted: &'a [JobTombstone],
     /// See [`RoundInput::expired`].
     pub expired: &'a BTreeSet<String>,
-    /// See [`RoundInput::overdue`].
-    pub overdue: &'a BTreeSet<String>,
+    /// See [`RoundInput::unstored`].
+    pub unstored: &'a BTreeMap<String, Duration>,
     /// See [`RoundInput::revoked`].
     pub revoked: &'a BTreeSet<String>,
     /// See [`RoundInput::forgotten`].
@@ -82,7 +83,7 @@ pub fn decide_round(
         view_source: sources.view_source,
         jobs: &jobs,
         expired: sources.expired,
-        overdue: sources.overdue,
+        unstored: sources.unstored,
         revoked: sources.revoked,
         forgotten: sources.forgotten,
         refusals_by: sources.refusals_by,

@@ -18,10 +18,10 @@ mod write;
 use crate::{
     cache::tombstones::JobTombstone,
     ledger::{
-        attempt_age::USUAL_STORE_TIME,
         batching::BatchingDelay,
         client,
         decide::{RoundDecision, SlotCount},
+        expiry::ANSWER_WITHIN,
         fresh_read::{self, FreshRead, LedgerReadError},
         freshness::{Freshness, LedgerOrigin},
         known_ledgers::KnownLedger,
@@ -53,6 +53,8 @@ pub(crate) struct RoundRunner {
     revoked: BTreeSet<String>,
     /// Whether a round may write without a grant, only to remove resolved attempts.
     housekeeping: bool,
+    /// When the first write began that may have stored the grants of the current requests.
+    granted_since: Option<Instant>,
 }
 
 /// Why an attempt at a round produced no verdicts.
@@ -90,6 +92,7 @@ impl RoundRunner {
             scope_cache: ScopeCache::default(),
             revoked: BTreeSet::new(),
             housekeeping: false,
+            granted_since: None,
         }
     }
 
@@ -120,6 +123,16 @@ impl RoundRunner {
     /// Whether a round can judge a Job by the labels that were kept of it.
     pub(crate) fn knows_labels(&self, job: &JobSnapshot, fresh: Option<&FreshRead>) -> bool {
         job.knows_labels(self.id.label_keys(&self.policies(fresh)))
+    }
+
+    /// Begins with other requests.
+    pub(crate) fn begin(&mut self) {
+        self.granted_since = None;
+    }
+
+    /// Whether it is too late to answer a grant: the time in which the Job has to be stored began with the write.
+    pub(crate) fn is_late(&self) -> bool {
+        self.granted_since.is_some_and(|since| since.elapsed() > ANSWER_WITHIN)
     }
 
     /// How long to gather further requests while `waiting` requests wait.
@@ -287,7 +300,6 @@ impl RoundRunner {
         let runs = cache.finished_runs(rules, jobs, &groups);
         let nothing = BTreeSet::new();
         let known_ledgers = &self.context.known_ledgers;
-        let ages = known_ledgers.attempt_ages(self.id.name());
         let sources = RoundSources {
             rules,
             id: &self.id,
@@ -298,7 +310,7 @@ impl RoundRunner {
             runs: &runs,
             deleted: &deleted,
             expired: fresh.map_or(&nothing, |fresh| &fresh.expired),
-            overdue: &ages.older(USUAL_STORE_TIME, known_ledgers.now()),
+            unstored: &self.context.unstored(&self.id, policies, &ledger.contents),
             revoked: &self.revoked,
             forgotten: &known_ledgers.old_refusals(self.id.name()),
             refusals_by: fresh.map(|fresh| fresh.view_source),

@@ -15,7 +15,7 @@ use job_handler_shared::{
 
 use crate::limit::{
     FAILURE_BACKOFF, Refused,
-    scopes::{ScopeDomain, ScopeKey, SlotHolder},
+    scopes::{HolderKind, ScopeDomain, ScopeKey, SlotHolder},
 };
 
 /// How many of the oldest holders a message names.
@@ -94,30 +94,41 @@ fn limit_reached(
         ScopeDomain::Namespace(_) => "per namespace".to_owned(),
         ScopeDomain::Group(_, group) => format!("per group, here {}", group.value),
     };
-    let pending = holders.values().filter(|holder| holder.pending).count();
-    let running = holders.len() - pending;
-    let mut detail = format!("; {running} running");
-    if pending > 0 {
-        detail += &format!(", {pending} just admitted");
+    let count =
+        |is_of: fn(&HolderKind) -> bool| holders.values().filter(|holder| is_of(&holder.kind)).count();
+    let mut detail = format!("; {} running", count(|kind| *kind == HolderKind::Active));
+    match count(|kind| *kind == HolderKind::Admitted) {
+        0 => {}
+        admitted => detail += &format!(", {admitted} just admitted"),
     }
-    let mut oldest: Vec<&SlotHolder> = holders.values().filter(|holder| !holder.pending).collect();
+    let free = holders.values().filter_map(|holder| match holder.kind {
+        HolderKind::Unstored { free_within } => Some(free_within),
+        HolderKind::Active | HolderKind::Admitted => None,
+    });
+    match (free.clone().count(), free.max()) {
+        (0, _) | (_, None) => {}
+        (unstored, Some(free_within)) => {
+            let held = if unstored == 1 {
+                "slot held by a create that was"
+            } else {
+                "slots held by creates that were"
+            };
+            detail += &format!(
+                ", {unstored} {held} denied after admission, free within {} s",
+                free_within.as_secs() + 1
+            );
+        }
+    }
+    let mut oldest: Vec<&SlotHolder> =
+        holders.values().filter(|holder| holder.kind == HolderKind::Active).collect();
     oldest.sort_by_key(|holder| (holder.since, &holder.name));
     let oldest: Vec<String> =
         oldest.into_iter().take(NAMED_HOLDERS).map(|holder| with_age(holder, limit.scope, now)).collect();
     if !oldest.is_empty() {
         detail += &format!("; oldest: {}", oldest.join(", "));
     }
-    let hint = match pending {
-        0 => String::new(),
-        1 => ". 1 admitted Job is not stored yet; if something else denied it, its slot is free within 60 s"
-            .to_owned(),
-        _ => format!(
-            ". {pending} admitted Jobs are not stored yet; if something else denied them, their slots are free within \
-             60 s"
-        ),
-    };
     format!(
-        "{LIMIT_REACHED}: {} active jobs, max allowed: {} (limit \"{}\" of {}, counted {counted}{detail}){hint}",
+        "{LIMIT_REACHED}: {} active jobs, max allowed: {} (limit \"{}\" of {}, counted {counted}{detail})",
         holders.len(),
         limit.max_active_jobs,
         scope.limit,
@@ -132,7 +143,9 @@ fn duplicate(
     now: Timestamp,
 ) -> String {
     let active = match holders.values().next() {
-        Some(holder) if holder.pending => format!("{} of group {group} was just admitted", holder.name),
+        Some(holder) if holder.kind != HolderKind::Active => {
+            format!("{} of group {group} was just admitted", holder.name)
+        }
         Some(holder) => {
             let age = human_seconds(now.as_second() - holder.since.as_second());
             format!("{} of group {group} is still active (created {age} ago)", holder.name)

@@ -1,6 +1,6 @@
 //! The scopes in which a Job takes a slot, by the policies of the moment, and the holders of slots. Pure.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 pub use job_handler_shared::job::scope::{ScopeDomain, ScopeKey};
@@ -20,8 +20,22 @@ pub struct SlotHolder {
     pub name: String,
     /// When the Job was created, or when its attempt was granted.
     pub since: Timestamp,
-    /// Whether it holds the slot only by an attempt.
-    pub pending: bool,
+    /// By what it holds the slot.
+    pub kind: HolderKind,
+}
+
+/// By what a slot is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HolderKind {
+    /// An active Job.
+    Active,
+    /// An attempt that was granted a moment ago.
+    Admitted,
+    /// An attempt whose Job should have been stored long ago: something denied it after job-handler.
+    Unstored {
+        /// How long the Job can still be stored.
+        free_within: Duration,
+    },
 }
 
 /// The policies and namespaces of one moment, by which Jobs are counted.

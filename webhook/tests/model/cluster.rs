@@ -326,7 +326,7 @@ impl ModelCluster {
             view_source: ViewSource::List,
             jobs: &seen.iter().collect::<Vec<_>>(),
             expired: &expired,
-            overdue: &none,
+            unstored: &BTreeMap::new(),
             revoked: &none,
             forgotten: &none,
             refusals_by: None,

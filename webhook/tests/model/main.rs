@@ -13,6 +13,7 @@ mod apiserver;
 mod cluster;
 #[path = "../common/mod.rs"]
 mod common;
+mod expiry;
 mod replay;
 mod steps;
 mod two_ledgers;
@@ -24,6 +25,7 @@ use std::{
 };
 
 use cluster::{EventBudget, ModelClient, ModelCluster, ModelProtocol, ModelView, RemovedRules};
+use expiry::ExpiryModel;
 use stateright::{Checker, Model};
 use two_ledgers::TwoLedgers;
 
@@ -354,4 +356,32 @@ fn without_revisions() {
         "no policy revision",
         ModelProtocol { clients, revisions: vec!["old", "new"], without, ..ModelProtocol::default() },
     );
+}
+
+/// Other webhooks come and go while a create that they hold is in progress.
+const EXPIRY_MODEL: ExpiryModel =
+    ExpiryModel { last: 160, changes: 2, without_memory: false, lagging_watch: false };
+
+#[test]
+fn an_attempt_outlives_whatever_holds_its_request() {
+    check("expiry", EXPIRY_MODEL);
+    check("expiry, three changes", ExpiryModel { changes: 3, ..EXPIRY_MODEL });
+}
+
+#[test]
+fn without_remembering_webhooks_that_are_gone() {
+    exceeds("only what is configured now", ExpiryModel { without_memory: true, ..EXPIRY_MODEL });
+}
+
+#[test]
+fn without_a_bound_of_the_watchs_lag() {
+    exceeds("a watch that lags", ExpiryModel { lagging_watch: true, ..EXPIRY_MODEL });
+}
+
+/// Checks that removing a rule of the expiry admits too many Jobs.
+fn exceeds(what: &str, model: ExpiryModel) {
+    let only = stateright::HasDiscoveries::AnyOf([EXACT].into());
+    let checker = model.checker().timeout(PATIENCE).finish_when(only).spawn_bfs().join();
+    let path = checker.discovery(EXACT).unwrap_or_else(|| panic!("{what}: no counterexample was found"));
+    println!("{what}: {}", format_trace(path));
 }

@@ -1,6 +1,6 @@
 //! The events that can happen next, and the state after each.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use job_handler_shared::ledger::crd::{AttemptKind, LedgerContents};
@@ -391,7 +391,7 @@ impl ModelCluster {
             view_source: view_source(protocol, view),
             jobs: &seen.iter().collect::<Vec<_>>(),
             expired,
-            overdue: &BTreeSet::new(),
+            unstored: &BTreeMap::new(),
             revoked: &round.revoked,
             forgotten: &BTreeSet::new(),
             refusals_by: Some(ViewSource::List),

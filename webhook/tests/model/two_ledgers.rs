@@ -111,7 +111,7 @@ impl TwoLedgers {
             view_source,
             jobs: &jobs.iter().collect::<Vec<_>>(),
             expired: gone.0,
-            overdue: &BTreeSet::new(),
+            unstored: &BTreeMap::new(),
             revoked: gone.1,
             forgotten: &BTreeSet::new(),
             refusals_by: None,

@@ -65,6 +65,7 @@ impl RoundRunner {
             context.metrics.ledger_removals.inc();
         }
         self.batching.write_started(grants, Instant::now());
+        self.granted_since.get_or_insert_with(Instant::now);
         match context.ledger_client.replace(name, ledger).await {
             WriteResult::Written(ledger) => {
                 self.batching.write_stored(Instant::now());
@@ -79,6 +80,7 @@ impl RoundRunner {
                 context.known_ledgers.record_conflict(name);
                 self.batching.write_conflicted(Instant::now());
                 self.freshness = Freshness::NewerThan(known.version);
+                self.granted_since = None;
                 Err(RoundError::Retry)
             }
             WriteResult::Unknown(why) => {
