@@ -28,7 +28,7 @@ use job_handler_webhook::{
         round::{RoundSources, decide_round},
         scope_cache::ScopeCache,
     },
-    limit::{Attempt, Verdict, failure_backoff, scopes::LimitRules},
+    limit::{Attempt, EarlierSlots, Verdict, failure_backoff, scopes::LimitRules},
 };
 use rstest::rstest;
 use serde_json::json;
@@ -71,6 +71,7 @@ fn create(job: &JobSnapshot) -> Attempt {
         uid: format!("request-{}", job.uid),
         job: job.clone(),
         from: None,
+        earlier_slots: EarlierSlots::Nothing,
         dry_run: false,
         answer_by: Instant::now() + Duration::from_secs(10),
     }

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use jiff::Timestamp;
 use job_handler_shared::ledger::crd::{AttemptKind, JobLedger, JobLedgerSpec, LedgerContents};
 use job_handler_webhook::ledger::{
-    decide::{RoundInput, SlotAnswer, SlotRequest, decide},
+    decide::{HeldRequest, RoundInput, SlotAnswer, SlotRequest, decide},
     resolve::{ObservedJob, ViewSource},
 };
 
@@ -98,6 +98,7 @@ fn request(name: &str, n: usize) -> SlotRequest {
         job_uid: format!("fuzz-uid-{n}"),
         kind: AttemptKind::Create,
         scopes: vec![(SCOPE.to_owned(), MAX_ACTIVE)],
+        held: HeldRequest::Nothing,
         dry_run: false,
         in_backoff: false,
     }

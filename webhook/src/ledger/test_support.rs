@@ -27,7 +27,7 @@ use crate::{
         ledger_id::LedgerId,
         shared::{LedgerContext, ReadRateLimiter},
     },
-    limit::Attempt,
+    limit::{Attempt, EarlierSlots},
     metrics::WebhookMetrics,
 };
 
@@ -124,6 +124,7 @@ pub(super) fn attempt(name: &str) -> Attempt {
             ..JobSnapshot::default()
         },
         from: None,
+        earlier_slots: EarlierSlots::Nothing,
         dry_run: false,
         answer_by: Instant::now() + Duration::from_secs(30),
     }

@@ -14,7 +14,7 @@ use job_handler_shared::{
 
 use crate::limit::{
     FAILURE_BACKOFF, Refused,
-    scopes::{ScopeDomain, ScopeKey, SlotHolder},
+    scopes::{HolderKind, ScopeDomain, ScopeKey, SlotHolder},
 };
 
 /// How many of the oldest holders a message names.
@@ -83,13 +83,17 @@ fn limit_reached(
         ScopeDomain::Namespace(_) => "per namespace".to_owned(),
         ScopeDomain::Group(_, group) => format!("per group, here {}", group.value),
     };
-    let pending = holders.values().filter(|holder| holder.pending).count();
-    let running = holders.len() - pending;
-    let mut detail = format!("; {running} running");
+    let count = |kind| holders.values().filter(|holder| holder.kind == kind).count();
+    let (pending, orphaned) = (count(HolderKind::JustAdmitted), count(HolderKind::OrphanedPods));
+    let mut detail = format!("; {} running", count(HolderKind::Running));
     if pending > 0 {
         detail += &format!(", {pending} just admitted");
     }
-    let mut oldest: Vec<&SlotHolder> = holders.values().filter(|holder| !holder.pending).collect();
+    if orphaned > 0 {
+        detail += &format!(", {orphaned} held by pods of deleted Jobs");
+    }
+    let is_known = |holder: &&SlotHolder| holder.kind != HolderKind::JustAdmitted;
+    let mut oldest: Vec<&SlotHolder> = holders.values().filter(is_known).collect();
     oldest.sort_by_key(|holder| (holder.since, &holder.name));
     let oldest: Vec<String> =
         oldest.into_iter().take(NAMED_HOLDERS).map(|holder| with_age(holder, limit.scope, now)).collect();
@@ -121,10 +125,16 @@ fn duplicate(
     now: Timestamp,
 ) -> String {
     let active = match holders.values().next() {
-        Some(holder) if holder.pending => format!("{} of group {group} was just admitted", holder.name),
-        Some(holder) => {
-            let age = human_seconds(now.as_second() - holder.since.as_second());
-            format!("{} of group {group} is still active (created {age} ago)", holder.name)
+        Some(SlotHolder { kind: HolderKind::JustAdmitted, name, .. }) => {
+            format!("{name} of group {group} was just admitted")
+        }
+        Some(SlotHolder { kind: HolderKind::Running, name, since, .. }) => {
+            let age = human_seconds(now.as_second() - since.as_second());
+            format!("{name} of group {group} is still active (created {age} ago)")
+        }
+        Some(SlotHolder { kind: HolderKind::OrphanedPods, name, since, .. }) => {
+            let age = human_seconds(now.as_second() - since.as_second());
+            format!("{name} of group {group} (created {age} ago) was deleted, and its pods run on")
         }
         None => format!("a Job of group {group} is still active"),
     };
@@ -146,9 +156,10 @@ fn round_up(seconds: i64) -> i64 {
 
 fn with_age(holder: &SlotHolder, scope: Scope, now: Timestamp) -> String {
     let age = human_seconds(now.as_second() - holder.since.as_second());
+    let gone = if holder.kind == HolderKind::OrphanedPods { " (deleted)" } else { "" };
     match scope {
-        Scope::Cluster => format!("{}/{} {age}", holder.namespace, holder.name),
-        Scope::Namespace | Scope::Group => format!("{} {age}", holder.name),
+        Scope::Cluster => format!("{}/{} {age}{gone}", holder.namespace, holder.name),
+        Scope::Namespace | Scope::Group => format!("{} {age}{gone}", holder.name),
     }
 }
 
@@ -170,5 +181,25 @@ mod tests {
         ] {
             assert_eq!(human_seconds(round_up(seconds)), shown, "{seconds}");
         }
+    }
+
+    #[test]
+    fn pods_of_deleted_jobs_are_named() {
+        let limit: Limit =
+            serde_json::from_value(serde_json::json!({"name": "l", "maxActiveJobs": 2})).unwrap();
+        let policy = job_handler_shared::testing::policies::namespaced("p", serde_json::json!({}));
+        let scope = ScopeKey {
+            policy: policy.reference.clone(),
+            limit: "l".into(),
+            domain: ScopeDomain::Namespace("ci".into()),
+        };
+        let holder = |name: &str, kind| {
+            let (namespace, since) = ("ci".to_owned(), Timestamp::UNIX_EPOCH);
+            (name.to_owned(), SlotHolder { namespace, name: name.to_owned(), since, kind })
+        };
+        let holders = [holder("a", HolderKind::OrphanedPods), holder("b", HolderKind::Running)].into();
+        let refused = full(&scope, &limit, &holders, Timestamp::from_second(5).unwrap());
+        let expected = "1 running, 1 held by pods of deleted Jobs; oldest: a 5s (deleted), b 5s)";
+        assert!(refused.message.ends_with(expected), "{}", refused.message);
     }
 }

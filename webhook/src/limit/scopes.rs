@@ -20,8 +20,19 @@ pub struct SlotHolder {
     pub name: String,
     /// When the Job was created, or when its attempt was granted.
     pub since: Timestamp,
-    /// Whether it holds the slot only by an attempt.
-    pub pending: bool,
+    /// By what it holds the slot.
+    pub kind: HolderKind,
+}
+
+/// By what a Job holds a slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HolderKind {
+    /// It is active.
+    Running,
+    /// Its attempt was granted, and it is not seen yet.
+    JustAdmitted,
+    /// It was deleted, and its pods run on.
+    OrphanedPods,
 }
 
 /// The policies and namespaces of one moment, by which Jobs are counted.

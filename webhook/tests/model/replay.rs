@@ -29,7 +29,7 @@ use job_handler_webhook::{
         messages::{ActorMessage, DecisionRequest},
         shared::{LedgerContext, ReadRateLimiter},
     },
-    limit::{Attempt, Verdict},
+    limit::{Attempt, EarlierSlots, Verdict},
     metrics::WebhookMetrics,
 };
 use serde_json::json;
@@ -172,6 +172,8 @@ impl<'a> Replay<'a> {
                     self.apiserver.delete_job(&key(name));
                 }
             }
+            // No client of these models orphans pods.
+            ModelStep::PodsEnd { .. } | ModelStep::Look { .. } | ModelStep::Free => {}
             ModelStep::Answer { .. } | ModelStep::Deny { .. } => {}
             ModelStep::Arrive => self.apiserver.arrive(),
         }
@@ -193,6 +195,7 @@ impl<'a> Replay<'a> {
             uid: request(n),
             job,
             from: from.map(|from: u64| from.to_string()),
+            earlier_slots: EarlierSlots::Nothing,
             dry_run: false,
             answer_by: arrived + PATIENCE,
         };
@@ -363,8 +366,14 @@ impl ReplayedReplica {
         let (reply, answer) = oneshot::channel();
         let job = JobSnapshot { namespace: LEDGER.into(), name: "probe".into(), ..JobSnapshot::default() };
         let arrived = Instant::now();
-        let attempt =
-            Attempt { uid: "probe".into(), job, from: None, dry_run: true, answer_by: arrived + PATIENCE };
+        let attempt = Attempt {
+            uid: "probe".into(),
+            job,
+            from: None,
+            earlier_slots: EarlierSlots::Nothing,
+            dry_run: true,
+            answer_by: arrived + PATIENCE,
+        };
         self.inbox
             .send(ActorMessage::Decide(Box::new(DecisionRequest { attempt, arrived, reply })))
             .await
