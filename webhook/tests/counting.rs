@@ -253,6 +253,22 @@ fn deduplicating() -> TestLedger {
 }
 
 #[test]
+fn a_job_that_changes_its_group_holds_the_slot_of_the_old_one_only() {
+    let mut ledger = deduplicating();
+    let before = labelled("a", &[("id", "7")]);
+    let after = JobSnapshot { labels: labelled("a", &[("id", "8")]).labels, ..before.clone() };
+    let earlier_slots = EarlierSlots::Left(Box::new(before.clone()));
+    let moves = Attempt { earlier_slots, ..start(&after) };
+    assert_eq!(is_granted(&ledger.decide(&[before], &[moves])), [true]);
+    let again = ["7", "8", "9"].map(|id| create(&labelled(&format!("new-{id}"), &[("id", id)])));
+    assert_eq!(
+        is_granted(&ledger.decide(&[after], &again)),
+        [false, false, true],
+        "it counts once among all"
+    );
+}
+
+#[test]
 fn a_duplicate_refusal_names_the_active_job() {
     let mut ledger = deduplicating();
     let running = [labelled("first", &[("id", "7")]), labelled("none", &[])];

@@ -52,7 +52,10 @@ fn assert_written_back(spec: &JobLedgerSpec, contents: &LedgerContents) {
     let mut written = spec.clone();
     written.set(contents);
     let mut fields = spec.fields.clone();
-    for field in ["format", "pending", "observedThrough"] {
+    if contents.held.is_empty() {
+        fields.remove("held");
+    }
+    for field in ["format", "pending", "observedThrough", "held"] {
         if let Some(value) = written.fields.get(field) {
             fields.insert(field.to_owned(), value.clone());
         }

@@ -69,7 +69,7 @@ pub struct LedgerContents {
 /// Slots that stay held although no Job counts for them: the Job was deleted and its pods run on, or it was relabelled out
 /// of a limit while it ran.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Deserialize, Serialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct HeldSlot {
     /// `namespace/name` of the Job.
     pub name: String,

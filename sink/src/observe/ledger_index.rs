@@ -90,7 +90,8 @@ impl LedgerIndex {
         is_active: impl Fn(&str) -> bool,
     ) -> BTreeMap<(String, String), u32> {
         let mut pending: BTreeMap<(String, String), u32> = BTreeMap::new();
-        for (ledger, book) in self.in_reach(policy) {
+        for (ledger, known) in self.in_reach(policy) {
+            let Ok(book) = &known.book else { continue };
             let mut names: BTreeMap<(String, String), Vec<&str>> = BTreeMap::new();
             for (name, _, granted) in book.attempts().filter(|(_, _, granted)| !is_active(&granted.job_uid)) {
                 for counted in granted.scopes.iter().filter_map(|scope| parse_scope(policy, &ledger, scope)) {
@@ -111,7 +112,8 @@ impl LedgerIndex {
     /// The slots of a policy's limits that the ledgers hold by uids of Jobs.
     pub(crate) fn held(&self, policy: &PolicyRef, is_active: impl Fn(&str) -> bool) -> Vec<HeldInScope> {
         let mut held = Vec::new();
-        for (ledger, book) in self.in_reach(policy) {
+        for (ledger, known) in self.in_reach(policy) {
+            let Ok(book) = &known.book else { continue };
             for (uid, slot) in &book.held {
                 let scopes = slot.scopes.iter().filter_map(|scope| parse_scope(policy, &ledger, scope));
                 let (job, runs) = (uid, is_active(uid));
@@ -126,12 +128,12 @@ impl LedgerIndex {
         held
     }
 
-    /// The readable ledgers in which a policy counts: a JobPolicy in that of its namespace only.
-    fn in_reach(&self, policy: &PolicyRef) -> Vec<(String, LedgerContents)> {
+    /// The ledgers in which a policy counts: a JobPolicy in that of its namespace only.
+    fn in_reach(&self, policy: &PolicyRef) -> Vec<(String, Arc<Ledger>)> {
         let ledgers = self.ledgers.lock();
         let is_in_reach = |name: &str| policy.namespace.as_deref().is_none_or(|own| own == name);
         let known = ledgers.iter().filter(|(name, _)| is_in_reach(name));
-        known.filter_map(|(name, known)| Some((name.clone(), known.book.clone().ok()?))).collect()
+        known.map(|(name, known)| (name.clone(), known.clone())).collect()
     }
 }
 
