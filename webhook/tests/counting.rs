@@ -29,7 +29,7 @@ use job_handler_webhook::{
         round::{RoundSources, decide_round},
         scope_cache::ScopeCache,
     },
-    limit::{Attempt, Verdict, failure_backoff, scopes::LimitRules},
+    limit::{Attempt, EarlierSlots, Verdict, failure_backoff, scopes::LimitRules},
 };
 use rstest::rstest;
 use serde_json::json;
@@ -73,6 +73,7 @@ fn create(job: &JobSnapshot) -> Attempt {
         uid: format!("request-{}", job.uid),
         job: job.clone(),
         from: None,
+        earlier_slots: EarlierSlots::Nothing,
         dry_run: false,
         probe: false,
         answer_by: Instant::now() + Duration::from_secs(10),
@@ -253,6 +254,22 @@ fn deduplicating() -> TestLedger {
             "limits": [{"name": "all", "maxActiveJobs": 2}, {"name": "one-per-parser", "maxActiveJobs": 1, "scope": "Group"}],
         }),
     )])
+}
+
+#[test]
+fn a_job_that_changes_its_group_holds_the_slot_of_the_old_one_only() {
+    let mut ledger = deduplicating();
+    let before = labelled("a", &[("id", "7")]);
+    let after = JobSnapshot { labels: labelled("a", &[("id", "8")]).labels, ..before.clone() };
+    let earlier_slots = EarlierSlots::Left(Box::new(before.clone()));
+    let moves = Attempt { earlier_slots, ..start(&after) };
+    assert_eq!(is_granted(&ledger.decide(&[before], &[moves])), [true]);
+    let again = ["7", "8", "9"].map(|id| create(&labelled(&format!("new-{id}"), &[("id", id)])));
+    assert_eq!(
+        is_granted(&ledger.decide(&[after], &again)),
+        [false, false, true],
+        "it counts once among all"
+    );
 }
 
 #[test]

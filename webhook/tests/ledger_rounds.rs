@@ -1,15 +1,18 @@
 //! Single rounds of the ledger's protocol: which requests are granted, and what the ledger records.
 
-#![allow(clippy::unwrap_used, reason = "helpers of tests; clippy knows only #[test] itself")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests; clippy knows only #[test] itself")]
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use job_handler_shared::ledger::crd::{AttemptKind, GrantedAttempt, LedgerContents};
 use job_handler_webhook::ledger::{
-    decide::{MAX_ATTEMPTS_PER_NAME, RoundDecision, RoundInput, SlotAnswer, SlotRequest, decide},
+    decide::{
+        HeldRequest, MAX_ATTEMPTS_PER_NAME, RoundDecision, RoundInput, SlotAnswer, SlotRequest, decide,
+    },
     resolve::{ObservedJob, ViewSource},
 };
+use job_handler_webhook::limit::scopes::HolderKind;
 
 fn asked(name: &str, request: &str) -> SlotRequest {
     SlotRequest {
@@ -18,6 +21,7 @@ fn asked(name: &str, request: &str) -> SlotRequest {
         job_uid: format!("uid-{request}"),
         kind: AttemptKind::Create,
         scopes: vec![("few".to_owned(), 1)],
+        held: HeldRequest::Nothing,
         dry_run: false,
         shared: false,
         in_backoff: false,
@@ -227,4 +231,70 @@ fn backoff_refuses_unless_the_name_holds_its_slot() {
     );
     let there = RoundSetup { jobs: vec![active("a", 5)], ..RoundSetup::default() };
     assert_eq!(there.decide(&[in_backoff("a")]).0, [true]);
+}
+
+/// The Job of [`active`] with this name goes, and leaves its pods.
+fn orphaned(name: &str, from: u64) -> SlotRequest {
+    SlotRequest {
+        job_uid: format!("uid-{name}"),
+        kind: AttemptKind::Unsuspend { from },
+        held: HeldRequest::Orphans { since: Timestamp::UNIX_EPOCH },
+        ..asked(name, &format!("orphans-{name}"))
+    }
+}
+
+#[test]
+fn pods_of_a_deleted_job_hold_its_slot_under_any_name() {
+    let mut round = RoundSetup { jobs: vec![active("a", 5)], ..RoundSetup::default() };
+    let (answers, contents) = round.decide(&[orphaned("a", 5), asked("a", "1"), asked("b", "2")]);
+    assert_eq!(answers, [true, false, false], "another Job of the name is another Job");
+    assert_eq!(contents.held["uid-a"].scopes, ["few"]);
+    round.contents = contents;
+    // It counts once, whether the view shows the Job or not.
+    for jobs in [vec![active("a", 5)], Vec::new()] {
+        round.jobs = jobs;
+        let decided = round.try_decide(&[asked("a", "1")]).unwrap();
+        let [SlotAnswer::Full { holders, .. }] = decided.answers.as_slice() else { panic!("{decided:?}") };
+        let expected = if round.jobs.is_empty() { HolderKind::OrphanedPods } else { HolderKind::Running };
+        assert_eq!(holders.values().map(|holder| holder.kind).collect::<Vec<_>>(), [expected]);
+    }
+    // A Job that has ended since holds nothing, although the sink has not removed the entry yet.
+    round.jobs = vec![ObservedJob { active: false, ..active("a", 6) }];
+    assert_eq!(round.decide(&[asked("b", "2")]).0, [true]);
+}
+
+#[test]
+fn a_job_goes_only_if_there_is_room_for_the_next_one_of_its_name() {
+    let mut round = RoundSetup { jobs: vec![active("a", 5)], ..RoundSetup::default() };
+    granted(&mut round.contents, "a", "1", "now", "few");
+    let answers = round.try_decide(&[orphaned("a", 5)]).unwrap().answers;
+    assert_eq!(answers, [SlotAnswer::NameAdmitted]);
+    let roomy = SlotRequest { scopes: vec![("few".to_owned(), 2)], ..orphaned("a", 5) };
+    assert_eq!(round.decide(&[roomy]).0, [true]);
+}
+
+#[test]
+fn a_relabelled_job_keeps_its_slot_and_returns_to_it() {
+    let mut round = RoundSetup { jobs: vec![active("a", 5)], ..RoundSetup::default() };
+    let left = HeldRequest::LeftScopes { scopes: vec!["few".to_owned()], since: Timestamp::UNIX_EPOCH };
+    let leaves = SlotRequest { scopes: Vec::new(), held: left, ..orphaned("a", 5) };
+    let (answers, contents) = round.decide(std::slice::from_ref(&leaves));
+    assert_eq!(answers, [true]);
+    round.contents = contents;
+    round.jobs = vec![ObservedJob { scopes: Vec::new(), ..active("a", 6) }];
+    assert_eq!(round.decide(&[asked("b", "1")]).0, [false]);
+    let returns = SlotRequest {
+        held: HeldRequest::Nothing,
+        kind: AttemptKind::Unsuspend { from: 6 },
+        ..orphaned("a", 6)
+    };
+    let (answers, contents) = round.decide(&[returns, asked("b", "1")]);
+    assert_eq!((answers, contents.attempts().count()), (vec![true, false], 1));
+}
+
+#[test]
+fn a_dry_run_holds_nothing() {
+    let round = RoundSetup { jobs: vec![active("a", 5)], ..RoundSetup::default() };
+    let (answers, contents) = round.decide(&[SlotRequest { dry_run: true, ..orphaned("a", 5) }]);
+    assert!(answers == [true] && contents.holds_nothing());
 }

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::Timestamp;
 use job_handler_shared::ledger::crd::{AttemptKind, JobLedger, JobLedgerSpec, LedgerContents};
 use job_handler_webhook::ledger::{
-    decide::{RoundInput, SlotAnswer, SlotRequest, decide},
+    decide::{HeldRequest, RoundInput, SlotAnswer, SlotRequest, decide},
     resolve::{ObservedJob, ViewSource},
 };
 
@@ -52,7 +52,10 @@ fn assert_written_back(spec: &JobLedgerSpec, contents: &LedgerContents) {
     let mut written = spec.clone();
     written.set(contents);
     let mut fields = spec.fields.clone();
-    for field in ["format", "pending", "observedThrough", "refused"] {
+    if contents.held.is_empty() {
+        fields.remove("held");
+    }
+    for field in ["format", "pending", "observedThrough", "refused", "held"] {
         if let Some(value) = written.fields.get(field) {
             fields.insert(field.to_owned(), value.clone());
         }
@@ -100,6 +103,7 @@ fn request(name: &str, n: usize) -> SlotRequest {
         job_uid: format!("fuzz-uid-{n}"),
         kind: AttemptKind::Create,
         scopes: vec![(SCOPE.to_owned(), MAX_ACTIVE)],
+        held: HeldRequest::Nothing,
         dry_run: false,
         shared: true,
         in_backoff: false,

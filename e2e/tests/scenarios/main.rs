@@ -21,6 +21,7 @@ mod log_content;
 mod malformed_reviews;
 mod missed_watch_events;
 mod object_store;
+mod orphaned_pods;
 mod other_webhooks;
 mod outages;
 mod policies;

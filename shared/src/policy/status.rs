@@ -82,6 +82,9 @@ pub struct LimitStatus {
     pub max: u32,
     /// Active Jobs in that scope.
     pub active: u32,
+    /// Slots in that scope that are held by pods of deleted Jobs.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub orphaned: u32,
     /// Jobs that wait for a slot in that scope.
     #[serde(default)]
     pub queued: u32,
@@ -91,6 +94,10 @@ pub struct LimitStatus {
     /// The scope: `cluster`, a namespace, or `namespace/group`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fullest: Option<String>,
+}
+
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 /// The Job that a policy refused last.

@@ -27,6 +27,18 @@ pub(crate) struct Ledger {
     pub(crate) streaks: BTreeMap<String, FailureStreak>,
 }
 
+/// A slot that a ledger holds by the uid of a Job.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct HeldInScope {
+    pub(crate) limit: String,
+    /// `cluster`, a namespace, or `namespace/group`.
+    pub(crate) scope: String,
+    /// The Job's uid.
+    pub(crate) job: String,
+    /// Whether the Job is active; else only its pods run on.
+    pub(crate) runs: bool,
+}
+
 /// All JobLedgers by name; clones share the same index.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct LedgerIndex {
@@ -78,30 +90,13 @@ impl LedgerIndex {
         is_active: impl Fn(&str) -> bool,
     ) -> BTreeMap<(String, String), u32> {
         let mut pending: BTreeMap<(String, String), u32> = BTreeMap::new();
-        let ledgers = self.ledgers.lock();
-        // A JobPolicy counts in the ledger of its namespace only.
-        let in_reach: Vec<_> = match &policy.namespace {
-            Some(own) => ledgers.get_key_value(own).into_iter().collect(),
-            None => ledgers.iter().collect(),
-        };
-        for (ledger, known) in in_reach {
+        for (ledger, known) in self.in_reach(policy) {
             let Ok(book) = &known.book else { continue };
-            let place = if ledger == CLUSTER_LEDGER { "cluster" } else { ledger };
             let mut names: BTreeMap<(String, String), Vec<&str>> = BTreeMap::new();
             for (name, _, granted) in book.attempts().filter(|(_, _, granted)| !is_active(&granted.job_uid)) {
-                for scope in &granted.scopes {
-                    // `<policy uid>/<limit>[/<group>]`.
-                    let mut parts = scope.splitn(3, '/');
-                    if parts.next() != Some(policy.uid.as_str()) {
-                        continue;
-                    }
-                    let Some(limit) = parts.next() else { continue };
-                    let scope = match parts.next().and_then(failure_streak::parse_group_key) {
-                        Some(group) => format!("{place}/{}", group.value),
-                        None => place.to_owned(),
-                    };
+                for counted in granted.scopes.iter().filter_map(|scope| parse_scope(policy, &ledger, scope)) {
                     // A name counts once, however often its create was tried.
-                    let known = names.entry((limit.to_owned(), scope)).or_default();
+                    let known = names.entry(counted).or_default();
                     if !known.contains(&name) {
                         known.push(name);
                     }
@@ -113,6 +108,46 @@ impl LedgerIndex {
         }
         pending
     }
+
+    /// The slots of a policy's limits that the ledgers hold by uids of Jobs.
+    pub(crate) fn held(&self, policy: &PolicyRef, is_active: impl Fn(&str) -> bool) -> Vec<HeldInScope> {
+        let mut held = Vec::new();
+        for (ledger, known) in self.in_reach(policy) {
+            let Ok(book) = &known.book else { continue };
+            for (uid, slot) in &book.held {
+                let scopes = slot.scopes.iter().filter_map(|scope| parse_scope(policy, &ledger, scope));
+                let (job, runs) = (uid, is_active(uid));
+                held.extend(scopes.map(|(limit, scope)| HeldInScope {
+                    limit,
+                    scope,
+                    job: job.clone(),
+                    runs,
+                }));
+            }
+        }
+        held
+    }
+
+    /// The ledgers in which a policy counts: a JobPolicy in that of its namespace only.
+    fn in_reach(&self, policy: &PolicyRef) -> Vec<(String, Arc<Ledger>)> {
+        let ledgers = self.ledgers.lock();
+        let is_in_reach = |name: &str| policy.namespace.as_deref().is_none_or(|own| own == name);
+        let known = ledgers.iter().filter(|(name, _)| is_in_reach(name));
+        known.map(|(name, known)| (name.clone(), known.clone())).collect()
+    }
+}
+
+/// The limit and the scope of a scope id, `<policy uid>/<limit>[/<group>]`, if it is of this policy.
+fn parse_scope(policy: &PolicyRef, ledger: &str, id: &str) -> Option<(String, String)> {
+    let mut parts = id.splitn(3, '/');
+    parts.next().filter(|uid| *uid == policy.uid)?;
+    let limit = parts.next()?;
+    let place = if ledger == CLUSTER_LEDGER { "cluster" } else { ledger };
+    let scope = match parts.next().and_then(failure_streak::parse_group_key) {
+        Some(group) => format!("{place}/{}", group.value),
+        None => place.to_owned(),
+    };
+    Some((limit.to_owned(), scope))
 }
 
 #[cfg(test)]
@@ -134,7 +169,8 @@ mod tests {
                 "ci/a": {"1": granted("a1", &["p/all", "p/each/labels:id=7"]), "2": granted("a2", &["p/all"])},
                 "ci/b": {"3": granted("b", &["p/all"])},
                 "ci/c": {"4": granted("runs", &["p/all"]), "5": granted("c", &["other/all"])},
-            }},
+            }, "held": {"z": {"name": "ci/z", "scopes": ["p/each/labels:id=7", "other/all"], "from": 3,
+                "since": "2026-01-01T00:00:00Z"}}},
         }))
         .unwrap();
         let ledgers = LedgerIndex::default();
@@ -144,5 +180,9 @@ mod tests {
         let count = |limit: &str, scope: &str| pending.get(&(limit.to_owned(), scope.to_owned())).copied();
         assert_eq!((count("all", "ci"), count("each", "ci/7")), (Some(2), Some(1)));
         assert_eq!(pending.len(), 2);
+        let orphaned =
+            HeldInScope { limit: "each".into(), scope: "ci/7".into(), job: "z".into(), runs: false };
+        assert_eq!(ledgers.held(policy, |_| false), std::slice::from_ref(&orphaned));
+        assert_eq!(ledgers.held(policy, |uid| uid == "z"), [HeldInScope { runs: true, ..orphaned }]);
     }
 }

@@ -13,6 +13,8 @@ use job_handler_shared::{
     },
 };
 
+use crate::observe::ledger_index::HeldInScope;
+
 /// An unfinished Job that a policy selects, with the group that all its policies give it.
 #[derive(Clone, Debug)]
 pub(crate) struct SelectedJob {
@@ -20,18 +22,31 @@ pub(crate) struct SelectedJob {
     pub(crate) group: Option<GroupId>,
 }
 
-/// The usage of a limit in its fullest scope by (active, queued, pending).
+/// The usage of a limit in its fullest scope by (active and orphaned, queued, pending).
 pub(crate) fn fullest_scope(
     limit: &Limit,
     jobs: &[SelectedJob],
     pending: &BTreeMap<(String, String), u32>,
+    held: &[HeldInScope],
 ) -> LimitStatus {
     let mut scopes: HashMap<String, (u32, u32, u32)> = HashMap::new();
+    let mut orphaned: HashMap<&str, u32> = HashMap::new();
     for SelectedJob { job, group } in jobs {
         let Some(scope) = scope_of(limit.scope, job, group.as_ref()) else { continue };
         let counts = scopes.entry(scope).or_default();
         counts.0 += u32::from(job.is_active());
         counts.1 += u32::from(job.is_queued());
+    }
+    let counts = |slot: &HeldInScope| {
+        let is_it = |selected: &SelectedJob| {
+            let SelectedJob { job, group } = selected;
+            job.uid == slot.job && scope_of(limit.scope, job, group.as_ref()).as_ref() == Some(&slot.scope)
+        };
+        jobs.iter().any(is_it)
+    };
+    for slot in held.iter().filter(|slot| slot.limit == limit.name && !counts(slot)) {
+        scopes.entry(slot.scope.clone()).or_default().0 += 1;
+        *orphaned.entry(&slot.scope).or_default() += u32::from(!slot.runs);
     }
     for ((name, scope), admitted) in pending {
         if *name == limit.name {
@@ -41,11 +56,13 @@ pub(crate) fn fullest_scope(
     let most = scopes.into_iter().max_by(|(a_name, a), (b_name, b)| a.cmp(b).then(b_name.cmp(a_name)));
     let (fullest, (active, queued, pending)) =
         most.map_or((None, (0, 0, 0)), |(name, counts)| (Some(name), counts));
+    let orphaned = fullest.as_deref().and_then(|scope| orphaned.get(scope)).copied().unwrap_or_default();
     LimitStatus {
         name: limit.name.clone(),
         scope: limit.scope,
         max: limit.max_active_jobs,
-        active,
+        active: active - orphaned,
+        orphaned,
         queued,
         pending,
         fullest,
@@ -90,11 +107,18 @@ mod tests {
         let pending =
             [(("l".to_owned(), "c".to_owned()), 5), (("other".to_owned(), "a".to_owned()), 9)].into();
         let mut jobs = vec![job("a", false), job("b", false), job("b", true)];
-        let usage = fullest_scope(&limit, &jobs, &pending);
+        let usage = fullest_scope(&limit, &jobs, &pending, &[]);
         assert_eq!((usage.fullest.as_deref(), usage.active, usage.queued), (Some("b"), 1, 1));
+        let held =
+            |job: &str, runs| HeldInScope { limit: "l".into(), scope: "a".into(), job: job.into(), runs };
+        let usage = fullest_scope(&limit, &jobs, &pending, &[held("gone", false), held("elsewhere", true)]);
+        assert_eq!((usage.fullest.as_deref(), usage.active, usage.orphaned), (Some("a"), 2, 1));
+        // The Jobs here have no uid: one that still counts in the scope is not counted again.
+        let usage = fullest_scope(&limit, &jobs, &pending, &[held("", true)]);
+        assert_eq!((usage.active, usage.orphaned), (1, 0));
         assert_eq!(queued_jobs(&limit, &jobs), 1);
         jobs.clear();
-        let usage = fullest_scope(&limit, &jobs, &pending);
+        let usage = fullest_scope(&limit, &jobs, &pending, &[]);
         assert_eq!((usage.fullest.as_deref(), usage.pending), (Some("c"), 5));
     }
 }

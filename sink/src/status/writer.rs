@@ -88,6 +88,7 @@ pub(crate) async fn run<K: Clone + Eq + std::hash::Hash>(
                     replicas: &replicas,
                     entries: &entries,
                     pending: &store.ledgers.pending(&entry.reference, |uid| active.contains(uid)),
+                    held: &store.ledgers.held(&entry.reference, |uid| active.contains(uid)),
                     last_refusal: store.refusal(&entry.reference.uid),
                     has_group: policy.is_none_or(|policy| {
                         conditions::group_limits(&policy.spec).is_empty() || has_group(&store, policy)

@@ -144,7 +144,7 @@ fn holder(job: &JobSnapshot) -> SlotHolder {
         namespace: job.namespace.clone(),
         name: job.name.clone(),
         since: job.created,
-        kind: HolderKind::Active,
+        kind: HolderKind::Running,
     }
 }
 

@@ -206,7 +206,7 @@ impl LedgerActor {
                 }
                 Err(RoundError::UnknownLabels) => {
                     let knows_labels =
-                        |request: &DecisionRequest| self.rounds.knows_labels(&request.attempt.job, fresh);
+                        |request: &DecisionRequest| self.rounds.knows_labels(&request.attempt, fresh);
                     let (known, unknown): (Vec<_>, Vec<_>) = requests.into_iter().partition(knows_labels);
                     requests = known;
                     self.fail_requests(unknown, unknown_write, "the policies have just changed");

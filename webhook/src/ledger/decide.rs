@@ -2,16 +2,19 @@
 //! stored before any answer is given. Pure.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, hash_map::Entry},
+    collections::{BTreeMap, BTreeSet, HashMap},
     time::Duration,
 };
 
 use jiff::Timestamp;
-use job_handler_shared::ledger::crd::{AttemptKind, GrantedAttempt, LedgerContents};
+use job_handler_shared::ledger::crd::{AttemptKind, GrantedAttempt, HeldSlot, LedgerContents};
 
 use crate::{
-    ledger::resolve::{self, AttemptOutcome, ObservedJob, ViewSource},
-    limit::scopes::{HolderKind, SlotHolder},
+    ledger::{
+        resolve::{self, AttemptOutcome, ObservedJob, ViewSource},
+        usage::{SlotCount, SlotUsage},
+    },
+    limit::scopes::SlotHolder,
 };
 
 /// If this many names of a namespace hold slots only by overdue attempts, something denies the namespace's creates after
@@ -64,12 +67,34 @@ pub struct SlotRequest {
     pub kind: AttemptKind,
     /// The scopes in which the Job takes a slot, with their limits; the most specific first.
     pub scopes: Vec<(String, u32)>,
+    /// What becomes of slots for which the Job stops to count.
+    pub held: HeldRequest,
     /// Whether to decide without recording the attempt.
     pub dry_run: bool,
     /// Whether further calls about the same create come, to any replica: a refusal is then recorded.
     pub shared: bool,
     /// Whether the Job's group waits after failures. It is then refused unless its name holds its slots already.
     pub in_backoff: bool,
+}
+
+/// What becomes of slots for which a Job stops to count by a request.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub enum HeldRequest {
+    /// There are none.
+    #[default]
+    Nothing,
+    /// The Job keeps the slots in these scopes, which it leaves while it runs.
+    LeftScopes {
+        /// The scopes.
+        scopes: Vec<String>,
+        /// When the Job was created.
+        since: Timestamp,
+    },
+    /// The Job goes away, and its pods keep its slots.
+    Orphans {
+        /// When the Job was created.
+        since: Timestamp,
+    },
 }
 
 /// The answer to a request, valid once the ledger is stored.
@@ -81,7 +106,7 @@ pub enum SlotAnswer {
     Full {
         /// The index of the scope in the request.
         scope: usize,
-        /// The slots' holders by `namespace/name`.
+        /// The slots' holders by `namespace/name`, or by uid if the ledger holds their slots.
         holders: BTreeMap<String, SlotHolder>,
     },
     /// Too many attempts of this namespace or name have stored no Job.
@@ -93,6 +118,9 @@ pub enum SlotAnswer {
     InBackoff,
     /// Slots are free now, but an earlier call about the same create was refused, and so the Job is never stored.
     RefusedBefore,
+    /// The Job may not go away yet: a Job of its name was admitted while its own slot was that of the name, and there is no
+    /// room for both.
+    NameAdmitted,
 }
 
 /// The outcome of a round.
@@ -104,35 +132,6 @@ pub struct RoundDecision {
     pub contents: LedgerContents,
     /// The fullest scope of each limit that has a holder, by `<policy uid>/<limit>`.
     pub(crate) fullest: BTreeMap<String, SlotCount>,
-}
-
-/// How many names hold a slot in a scope.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct SlotCount {
-    /// All of them.
-    pub active: usize,
-    /// Those that hold it only by an attempt.
-    pub pending: usize,
-}
-
-/// Which names hold slots in which scopes. It borrows: there may be thousands, and most rounds need only their number.
-#[derive(Debug, Default)]
-struct SlotUsage<'a> {
-    scopes: HashMap<&'a str, ScopeUsage<'a>>,
-    /// Attempts granted under another policy revision. Their scopes are unknown here, so they count in every scope.
-    everywhere: HashMap<&'a str, OccupiedSlot>,
-}
-
-#[derive(Debug, Default)]
-struct ScopeUsage<'a> {
-    names: HashMap<&'a str, OccupiedSlot>,
-    pending: usize,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct OccupiedSlot {
-    since: Timestamp,
-    kind: HolderKind,
 }
 
 /// Decides. Returns `None` if the view is older than what another replica has already observed: read again.
@@ -153,7 +152,7 @@ pub fn decide(input: RoundInput<'_>, requests: &[SlotRequest]) -> Option<RoundDe
                 if request.shared && input.is_final(&answer) {
                     record_refusal(input, &mut contents, request);
                 }
-            } else if !request.dry_run && !request.scopes.is_empty() {
+            } else if !request.dry_run {
                 record(input, &mut contents, &mut usage, request);
             }
             answer
@@ -194,6 +193,15 @@ fn answer(
     request: &SlotRequest,
 ) -> SlotAnswer {
     let attempts = contents.pending.get(&request.name);
+    if let HeldRequest::Orphans { .. } = request.held {
+        let is_other = |granted: &GrantedAttempt| granted.job_uid != request.job_uid;
+        let has_others = attempts.is_some_and(|attempts| attempts.values().any(is_other));
+        // Until now the name counted once for both.
+        let has_room =
+            |(scope, max): &(String, u32)| usage.count_without(scope, request) + 2 <= *max as usize;
+        let may_go = !has_others || request.scopes.iter().all(has_room);
+        return if may_go { SlotAnswer::Granted } else { SlotAnswer::NameAdmitted };
+    }
     // An earlier write of this very round was stored, but its answer was lost. If other scopes count now, it may have no slot
     // in them.
     let recorded = attempts.and_then(|attempts| attempts.get(&request.request));
@@ -209,8 +217,8 @@ fn answer(
     // by a Job that is deleted, whose slot was granted to another name.
     let mut holds_all = !request.scopes.is_empty();
     for (n, (scope, max)) in request.scopes.iter().enumerate() {
-        holds_all &= usage.holds(scope, &request.name);
-        if usage.count_without(scope, &request.name) >= *max as usize {
+        holds_all &= usage.holds(scope, request);
+        if usage.count_without(scope, request) >= *max as usize {
             return SlotAnswer::Full { scope: n, holders: usage.holders(scope) };
         }
     }
@@ -247,16 +255,36 @@ fn record<'a>(
     usage: &mut SlotUsage<'a>,
     request: &'a SlotRequest,
 ) {
+    let scopes: Vec<String> = request.scopes.iter().map(|(scope, _)| scope.clone()).collect();
+    let hold = |contents: &mut LedgerContents, scopes: &[String], since| {
+        let from = match request.kind {
+            AttemptKind::Create => 0,
+            AttemptKind::Unsuspend { from } => from,
+        };
+        if !scopes.is_empty() {
+            let slot = HeldSlot { name: request.name.clone(), scopes: scopes.to_vec(), from, since };
+            contents.hold(&request.job_uid, slot);
+        }
+    };
+    match &request.held {
+        HeldRequest::Nothing => {}
+        HeldRequest::LeftScopes { scopes, since } => hold(contents, scopes, *since),
+        HeldRequest::Orphans { since } => {
+            hold(contents, &scopes, *since);
+            return usage.add_orphans(request, *since);
+        }
+    }
+    if scopes.is_empty() {
+        return;
+    }
     let granted = GrantedAttempt {
         job_uid: request.job_uid.clone(),
         kind: request.kind.clone(),
         revision: (input.revision)(namespace(&request.name)),
-        scopes: request.scopes.iter().map(|(scope, _)| scope.clone()).collect(),
+        scopes,
         since: input.now,
     };
-    for (scope, _) in &request.scopes {
-        usage.add(scope, &request.name, OccupiedSlot { since: input.now, kind: HolderKind::Admitted });
-    }
+    usage.add_admitted(input, request);
     contents.pending.entry(request.name.clone()).or_default().insert(request.request.clone(), granted);
 }
 
@@ -294,103 +322,7 @@ impl RoundInput<'_> {
     }
 }
 
-impl<'a> SlotUsage<'a> {
-    /// Counts the active Jobs of the view and the attempts that remain in `contents`.
-    fn of(input: RoundInput<'a>, contents: &LedgerContents) -> Self {
-        let mut usage = Self::default();
-        for job in input.jobs.iter().filter(|job| job.active) {
-            for scope in &job.scopes {
-                usage.add(scope, &job.name, OccupiedSlot { since: job.since, kind: HolderKind::Active });
-            }
-        }
-        for (name, request, granted) in input.contents.attempts() {
-            if !contents.pending.get(name).is_some_and(|attempts| attempts.contains_key(request)) {
-                continue;
-            }
-            let kind = match input.unstored.get(request) {
-                Some(free_within) => HolderKind::Unstored { free_within: *free_within },
-                None => HolderKind::Admitted,
-            };
-            let slot = OccupiedSlot { since: granted.since, kind };
-            if granted.revision == (input.revision)(namespace(name)) {
-                granted.scopes.iter().for_each(|scope| usage.add(scope, name, slot));
-            } else {
-                usage.everywhere.entry(name).or_insert(slot);
-            }
-        }
-        usage
-    }
-
-    fn add(&mut self, scope: &'a str, name: &'a str, slot: OccupiedSlot) {
-        let scope = self.scopes.entry(scope).or_default();
-        // The first entry of a name stays: a Job that runs is not reported as just admitted.
-        if let Entry::Vacant(vacant) = scope.names.entry(name) {
-            vacant.insert(slot);
-            scope.pending += usize::from(slot.kind != HolderKind::Active);
-        }
-    }
-
-    fn holds(&self, scope: &str, name: &str) -> bool {
-        self.scopes.get(scope).is_some_and(|scope| scope.names.contains_key(name))
-    }
-
-    /// The number of slots that names other than `name` hold.
-    fn count_without(&self, scope: &str, name: &str) -> usize {
-        let usage = self.scopes.get(scope);
-        let others = usage.map_or(0, |usage| usage.names.len() - usize::from(usage.names.contains_key(name)));
-        others + self.only_everywhere(usage).filter(|other| *other != name).count()
-    }
-
-    /// Names that count in this scope only because they count everywhere.
-    fn only_everywhere<'s>(
-        &'s self,
-        scope: Option<&'s ScopeUsage<'a>>,
-    ) -> impl Iterator<Item = &'a str> + 's {
-        let names = self.everywhere.keys().copied();
-        names.filter(move |name| scope.is_none_or(|scope| !scope.names.contains_key(name)))
-    }
-
-    fn holders(&self, scope: &str) -> BTreeMap<String, SlotHolder> {
-        let in_scope = self.scopes.get(scope).into_iter().flat_map(|usage| &usage.names);
-        // The scope's own entries come last and win: a Job that runs is not reported as just admitted.
-        let all = self.everywhere.iter().chain(in_scope);
-        all.map(|(name, slot)| ((*name).to_owned(), holder(name, *slot))).collect()
-    }
-
-    fn fullest(&self) -> BTreeMap<String, SlotCount> {
-        let mut limits: BTreeMap<&str, SlotCount> = BTreeMap::new();
-        for (id, scope) in &self.scopes {
-            let everywhere = self.only_everywhere(Some(scope)).count();
-            let active = scope.names.len() + everywhere;
-            let count = SlotCount { active, pending: scope.pending + everywhere };
-            let fullest = limits.entry(limit_of(id)).or_default();
-            *fullest = count.max(*fullest);
-        }
-        limits.into_iter().map(|(limit, count)| (limit.to_owned(), count)).collect()
-    }
-
-    /// Whether the name holds slots only by attempts.
-    fn is_pending(&self, name: &str) -> bool {
-        !self
-            .scopes
-            .values()
-            .any(|scope| scope.names.get(name).is_some_and(|slot| slot.kind == HolderKind::Active))
-    }
-}
-
-fn holder(name: &str, slot: OccupiedSlot) -> SlotHolder {
-    let (namespace, name) = name.split_once('/').unwrap_or(("", name));
-    let OccupiedSlot { since, kind } = slot;
-    SlotHolder { namespace: namespace.to_owned(), name: name.to_owned(), since, kind }
-}
-
 /// The namespace of a `namespace/name`.
 pub(crate) fn namespace(name: &str) -> &str {
     name.split_once('/').map_or("", |(namespace, _)| namespace)
-}
-
-/// The limit of a scope id: `<policy uid>/<limit>`, which a group's id continues with `/<group>`.
-fn limit_of(scope: &str) -> &str {
-    let end = scope.match_indices('/').nth(1).map_or(scope.len(), |(at, _)| at);
-    &scope[..end]
 }

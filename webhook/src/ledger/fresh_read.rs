@@ -57,7 +57,7 @@ pub(crate) struct FreshRead {
     /// ones would let policies that change faster than Jobs can be listed hold a limit shut.
     pub(crate) policies: Arc<PolicySet>,
     pub(crate) ledger: Arc<KnownLedger>,
-    /// [`LedgerOrigin::Known`] if the ledger was not read, since it holds no attempts.
+    /// [`LedgerOrigin::Known`] if the ledger was not read, since nobody holds a slot by it.
     pub(crate) ledger_origin: LedgerOrigin,
     pub(crate) listing: JobListing,
     /// Whether the Jobs were listed or fetched.
@@ -88,7 +88,7 @@ pub(crate) async fn read_fresh(
         QuickCheck::Unchanged(ledger, listing) => {
             context.metrics.consistent_reads.inc();
             let ledger_origin =
-                if ledger.contents.pending.is_empty() { LedgerOrigin::Known } else { LedgerOrigin::Read };
+                if ledger.contents.holds_nothing() { LedgerOrigin::Known } else { LedgerOrigin::Read };
             let view_source = ViewSource::Cache(listing.version);
             let expired = BTreeSet::new();
             return Ok(FreshRead { began, policies, ledger, ledger_origin, listing, view_source, expired });
@@ -136,7 +136,7 @@ enum QuickCheck {
 }
 
 /// Checks whether ledger and Jobs are as they were watched, which holds while Jobs are refused one after the other. Then
-/// both are read at the same time. A ledger without attempts refuses nothing and is not read at all. If the ledger has
+/// both are read at the same time. A ledger by which nobody holds a slot refuses nothing and is not read at all. If the ledger has
 /// moved on meanwhile, the caller needs a fresh read.
 async fn check_unchanged(
     context: &LedgerContext,
@@ -152,7 +152,7 @@ async fn check_unchanged(
     let Some(watched) = watched.filter(quick) else {
         return Ok(QuickCheck::LedgerChanged(read_ledger(context, name).await?));
     };
-    if watched.contents.pending.is_empty() {
+    if watched.contents.holds_nothing() {
         return match fetch_slot_holders(context, id, policies, &watched).await {
             Some(listing) => Ok(QuickCheck::Unchanged(watched, listing)),
             None => Ok(QuickCheck::JobsChanged(read_ledger(context, name).await?)),

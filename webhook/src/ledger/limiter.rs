@@ -41,7 +41,7 @@ use crate::{
         shared::{LedgerContext, ReadRateLimiter},
     },
     limit::{
-        Attempt, Limiter, Verdict,
+        Attempt, EarlierSlots, Limiter, Verdict,
         scopes::{LimitRules, ScopeDomain},
     },
     metrics::WebhookMetrics,
@@ -188,12 +188,15 @@ impl LedgerLimiter {
     /// policies name labels that were dropped from its Job.
     fn ledgers(&self, attempt: &Attempt) -> Option<(bool, Option<LedgerId>)> {
         let policies = self.context.policies.current();
-        if !attempt.job.knows_labels(policies.label_keys().of(&attempt.job.namespace)) {
+        if !attempt.knows_labels(policies.label_keys().of(&attempt.job.namespace)) {
             return None;
         }
         let namespaces = |name: &str| self.context.policies.known_namespace(name);
         let rules = LimitRules { policies: &policies, namespaces: &namespaces };
-        let scopes = rules.scopes(&attempt.job);
+        let mut scopes = rules.scopes(&attempt.job);
+        if let EarlierSlots::Left(stored) = &attempt.earlier_slots {
+            scopes.extend(rules.scopes(stored));
+        }
         let cluster = scopes.iter().any(|(scope, _)| scope.domain == ScopeDomain::Cluster);
         let in_namespace = scopes.iter().any(|(scope, _)| scope.domain != ScopeDomain::Cluster);
         let has_backoff =

@@ -11,7 +11,7 @@
 //! | pure | holds |
 //! | --- | --- |
 //! | `resolve` | when an attempt may be removed |
-//! | `decide` | a round in the ledger's terms |
+//! | `decide`, `usage` | a round in the ledger's terms; who holds which slots |
 //! | `count`, `round` | the same in terms of Jobs and policies |
 //! | `freshness`, `batching`, `write_order` | which version to trust, how long to gather, which replica writes next |
 //!
@@ -47,4 +47,5 @@ pub mod scope_cache;
 pub mod shared;
 #[cfg(test)]
 mod test_support;
+pub(crate) mod usage;
 pub(crate) mod write_order;

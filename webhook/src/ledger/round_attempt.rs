@@ -20,7 +20,7 @@ use crate::{
     ledger::{
         batching::BatchingDelay,
         client,
-        decide::{RoundDecision, SlotCount},
+        decide::RoundDecision,
         expiry::ANSWER_WITHIN,
         fresh_read::{self, FreshRead, LedgerReadError},
         freshness::{Freshness, LedgerOrigin},
@@ -31,6 +31,7 @@ use crate::{
         round_attempt::write::{count_grants, holds},
         scope_cache::ScopeCache,
         shared::LedgerContext,
+        usage::SlotCount,
         write_order,
     },
     limit::{Attempt, Verdict, failure_backoff, scopes::LimitRules},
@@ -120,9 +121,9 @@ impl RoundRunner {
         fresh.map_or_else(|| self.context.policies.current().clone(), |fresh| fresh.policies.clone())
     }
 
-    /// Whether a round can judge a Job by the labels that were kept of it.
-    pub(crate) fn knows_labels(&self, job: &JobSnapshot, fresh: Option<&FreshRead>) -> bool {
-        job.knows_labels(self.id.label_keys(&self.policies(fresh)))
+    /// Whether a round can judge an attempt by the labels that were kept of its Job.
+    pub(crate) fn knows_labels(&self, attempt: &Attempt, fresh: Option<&FreshRead>) -> bool {
+        attempt.knows_labels(self.id.label_keys(&self.policies(fresh)))
     }
 
     /// Begins with other requests.
@@ -177,7 +178,7 @@ impl RoundRunner {
         let rules = LimitRules { policies: &policies, namespaces: &namespaces };
 
         let keys = self.id.label_keys(&policies);
-        if !attempts.iter().all(|attempt| attempt.job.knows_labels(keys)) {
+        if !attempts.iter().all(|attempt| attempt.knows_labels(keys)) {
             return Err(RoundError::UnknownLabels);
         }
         let basis = self.basis(keys, fresh).await?;
@@ -213,7 +214,7 @@ impl RoundRunner {
             fresh.ledger_origin == LedgerOrigin::Known && fresh.ledger.version != basis.ledger.version
         });
         // If the ledger has moved on meanwhile, the caller needs a fresh read.
-        if not_read && !basis.ledger.contents.pending.is_empty() {
+        if not_read && !basis.ledger.contents.holds_nothing() {
             return Err(RoundError::StaleCache);
         }
         Ok(basis)
@@ -291,9 +292,9 @@ impl RoundRunner {
         let mut of_list = ScopeCache::default();
         let cache = if *view_source == ViewSource::List { &mut of_list } else { &mut self.scope_cache };
         cache.prepare(policies, jobs.len());
-        let attempted: HashSet<&str> =
-            ledger.contents.attempts().map(|(_, _, granted)| &*granted.job_uid).collect();
-        let observed = cache.observe(rules, &self.id, jobs, &attempted);
+        let attempted = ledger.contents.attempts().map(|(_, _, granted)| &*granted.job_uid);
+        let named: HashSet<&str> = attempted.chain(ledger.contents.held.keys().map(String::as_str)).collect();
+        let observed = cache.observe(rules, &self.id, jobs, &named);
         // The cluster's ledger knows no failure backoff.
         let in_namespace = attempts.iter().filter(|_| self.id.namespace().is_some());
         let groups = in_namespace.filter_map(|attempt| failure_backoff::group(rules, &attempt.job)).collect();

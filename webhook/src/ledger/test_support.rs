@@ -28,7 +28,7 @@ use crate::{
         other_webhooks::OtherWebhooks,
         shared::{LedgerContext, ReadRateLimiter},
     },
-    limit::Attempt,
+    limit::{Attempt, EarlierSlots},
     metrics::WebhookMetrics,
 };
 
@@ -126,6 +126,7 @@ pub(super) fn attempt(name: &str) -> Attempt {
             ..JobSnapshot::default()
         },
         from: None,
+        earlier_slots: EarlierSlots::Nothing,
         dry_run: false,
         probe: false,
         answer_by: Instant::now() + Duration::from_secs(30),

@@ -27,15 +27,24 @@ pub struct SlotHolder {
 /// By what a slot is held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HolderKind {
-    /// An active Job.
-    Active,
-    /// An attempt that was granted a moment ago.
-    Admitted,
+    /// A Job that is active.
+    Running,
+    /// An attempt that was granted a moment ago, whose Job is not seen yet.
+    JustAdmitted,
     /// An attempt whose Job should have been stored long ago: something denied it after job-handler.
-    Unstored {
+    NeverStored {
         /// How long the Job can still be stored.
         free_within: Duration,
     },
+    /// Pods that run on although their Job was deleted.
+    OrphanedPods,
+}
+
+impl HolderKind {
+    /// Whether nothing but an attempt holds the slot.
+    pub(crate) fn is_attempt(self) -> bool {
+        matches!(self, Self::JustAdmitted | Self::NeverStored { .. })
+    }
 }
 
 /// The policies and namespaces of one moment, by which Jobs are counted.

@@ -22,7 +22,7 @@ use job_handler_webhook::{
         attempt_age::Clock,
         limiter::{LedgerLimiter, limiter},
     },
-    limit::{Attempt, Verdict},
+    limit::{Attempt, EarlierSlots, Verdict},
     metrics::WebhookMetrics,
 };
 use serde_json::{Value, json};
@@ -229,6 +229,7 @@ pub fn attempt(key: &str, uid: &str) -> Attempt {
         uid: format!("request-{uid}"),
         job: JobSnapshot { namespace, name, uid, ..JobSnapshot::default() },
         from: None,
+        earlier_slots: EarlierSlots::Nothing,
         dry_run: false,
         probe: false,
         answer_by: Instant::now() + Duration::from_secs(30),

@@ -39,11 +39,13 @@ pub enum ModelView {
     Fetched,
 }
 
-/// A client that creates a Job, or un-suspends one that exists from the start, and retries.
+/// A client that creates a Job, un-suspends one that exists from the start, or deletes an active one whose pods run on, and
+/// retries.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelClient {
     pub name: &'static str,
     pub unsuspends: bool,
+    pub orphans: bool,
     pub max_requests: u8,
 }
 
@@ -81,6 +83,12 @@ pub struct RemovedRules {
     pub refusals: bool,
     /// Reading again after a write whose answer was lost.
     pub reread: bool,
+    /// Slots that are held for the pods of deleted Jobs.
+    pub held: bool,
+    /// Room for both before a Job goes whose name was admitted again.
+    pub room_for_both: bool,
+    /// Freeing the slots of pods only in the ledger that was read before them.
+    pub look_at_version: bool,
 }
 
 impl Default for ModelProtocol {
@@ -111,6 +119,10 @@ pub struct ModelCluster {
     /// By number. Each client has its own numbers, so that the order of requests makes no difference by itself.
     pub requests: BTreeMap<usize, ClientRequest>,
     pub replicas: Vec<ModelReplica>,
+    /// Uids of deleted Jobs whose pods run on.
+    pub orphaned: BTreeSet<String>,
+    /// The version of the ledger and the uid that the sink saw without a Job or pods, before it frees the slot.
+    pub looked: Option<(u8, String)>,
     pub budget: EventBudget,
 }
 
@@ -214,6 +226,8 @@ impl ModelCluster {
             late_write: None,
             requests: BTreeMap::new(),
             replicas: protocol.revisions.iter().map(|_| ModelReplica::default()).collect(),
+            orphaned: BTreeSet::new(),
+            looked: None,
             budget: protocol.budget.clone(),
         }
     }
@@ -254,10 +268,11 @@ impl ModelCluster {
         self.names().iter().filter_map(job).collect()
     }
 
+    /// The Jobs that run: active ones, and those of which pods are left.
     pub fn active(&self) -> usize {
         let is_active =
             |name: &&&'static str| self.job(name).is_some_and(|(_, job)| job.state == ModelJobState::Active);
-        self.names().iter().filter(is_active).count()
+        self.names().iter().filter(is_active).count() + self.orphaned.len()
     }
 
     /// Sorts the replicas, so that states that differ only in their order become equal.

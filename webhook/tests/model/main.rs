@@ -102,6 +102,28 @@ where
     assert!(checker.discovery(FULL).is_some(), "{what}: the limit was never reached");
 }
 
+/// A Job that is suspended after its deletion was admitted, and resumed. One replica, since the sink is the other writer.
+fn suspended_while_its_slot_is_freed(without: RemovedRules) -> ModelProtocol {
+    let clients = [vec![unsuspends("s", 2)], creates(&["a"], 1), vec![orphans("s", 2)]].concat();
+    let budget = EventBudget { suspends: 1, finishes: 0, ..EventBudget::default() };
+    let (revisions, housekeeping) = (vec!["same"], false);
+    ModelProtocol { clients, budget, revisions, housekeeping, without, ..ModelProtocol::default() }
+}
+
+/// Checks that the protocol admits too many Jobs without one of its rules.
+fn exceeds<M>(what: &str, model: M)
+where
+    M: Model<State: Clone + Debug + PartialEq + Hash + Send + Sync, Action: Clone + Debug + PartialEq>
+        + Send
+        + Sync
+        + 'static,
+{
+    let only_exact = stateright::HasDiscoveries::AnyOf([EXACT].into());
+    let checker = model.checker().threads(2).timeout(PATIENCE).finish_when(only_exact).spawn_bfs().join();
+    let path = checker.discovery(EXACT).unwrap_or_else(|| panic!("{what}: no counterexample was found"));
+    println!("{what}: {}", format_trace(path));
+}
+
 /// Checks that the protocol admits too many Jobs without one of its rules, and that the program, led the same way, does
 /// not.
 fn breaks(what: &str, protocol: ModelProtocol) {
@@ -150,11 +172,22 @@ fn two_entries_that_ask_two_replicas() {
 }
 
 fn creates(names: &[&'static str], max_requests: u8) -> Vec<ModelClient> {
-    names.iter().map(|name| ModelClient { name, unsuspends: false, max_requests }).collect()
+    names.iter().map(|name| ModelClient { name, unsuspends: false, orphans: false, max_requests }).collect()
 }
 
 fn unsuspends(name: &'static str, max_requests: u8) -> ModelClient {
-    ModelClient { name, unsuspends: true, max_requests }
+    ModelClient { name, unsuspends: true, orphans: false, max_requests }
+}
+
+fn orphans(name: &'static str, max_requests: u8) -> ModelClient {
+    ModelClient { name, unsuspends: false, orphans: true, max_requests }
+}
+
+/// Two creates of a name, the deletion of its Job in between, and a create of another name.
+fn deleted_while_its_pods_run(without: RemovedRules) -> ModelProtocol {
+    let clients = [creates(&["a"], 2), creates(&["b"], 1), vec![orphans("a", 1)]].concat();
+    let budget = EventBudget { finishes: 1, ..EventBudget::default() };
+    ModelProtocol { clients, budget, housekeeping: false, without, ..ModelProtocol::default() }
 }
 
 #[test]
@@ -283,6 +316,39 @@ fn unsuspends_suspends_and_other_changes() {
 }
 
 #[test]
+fn pods_that_run_on_when_their_job_is_deleted() {
+    let protocol = deleted_while_its_pods_run(RemovedRules::default());
+    holds("orphaned pods", protocol.clone());
+    holds("orphaned pods, limit 2", ModelProtocol { max: 2, ..protocol.clone() });
+    holds("orphaned pods, lists", ModelProtocol { view: ModelView::List, ..protocol.clone() });
+    let budget = EventBudget { crashes: 1, finishes: 0, ..EventBudget::default() };
+    let clients = [creates(&["a", "b"], 1), vec![orphans("a", 2)]].concat();
+    holds("orphaned pods, and a crash", ModelProtocol { clients, budget, ..protocol.clone() });
+    holds(
+        "orphaned pods of a Job that was suspended",
+        suspended_while_its_slot_is_freed(RemovedRules::default()),
+    );
+}
+
+#[test]
+fn without_freeing_only_what_was_read() {
+    let without = RemovedRules { look_at_version: true, ..RemovedRules::default() };
+    exceeds("the sink frees a slot that was taken again", suspended_while_its_slot_is_freed(without));
+}
+
+#[test]
+fn without_held_slots() {
+    let without = RemovedRules { held: true, ..RemovedRules::default() };
+    exceeds("no slots held for pods", deleted_while_its_pods_run(without));
+}
+
+#[test]
+fn without_room_for_the_next_job_of_a_name() {
+    let without = RemovedRules { room_for_both: true, ..RemovedRules::default() };
+    exceeds("a Job goes whose name was admitted again", deleted_while_its_pods_run(without));
+}
+
+#[test]
 fn policies_that_differ_between_replicas() {
     let clients = creates(&["a", "b"], 1);
     holds("revisions", ModelProtocol { clients, revisions: vec!["old", "new"], ..ModelProtocol::default() });
@@ -376,12 +442,4 @@ fn without_remembering_webhooks_that_are_gone() {
 #[test]
 fn without_a_bound_of_the_watchs_lag() {
     exceeds("a watch that lags", ExpiryModel { lagging_watch: true, ..EXPIRY_MODEL });
-}
-
-/// Checks that removing a rule of the expiry admits too many Jobs.
-fn exceeds(what: &str, model: ExpiryModel) {
-    let only = stateright::HasDiscoveries::AnyOf([EXACT].into());
-    let checker = model.checker().timeout(PATIENCE).finish_when(only).spawn_bfs().join();
-    let path = checker.discovery(EXACT).unwrap_or_else(|| panic!("{what}: no counterexample was found"));
-    println!("{what}: {}", format_trace(path));
 }

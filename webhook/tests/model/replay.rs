@@ -30,7 +30,7 @@ use job_handler_webhook::{
         other_webhooks::OtherWebhooks,
         shared::{LedgerContext, ReadRateLimiter},
     },
-    limit::{Attempt, Verdict},
+    limit::{Attempt, EarlierSlots, Verdict},
     metrics::WebhookMetrics,
 };
 use serde_json::json;
@@ -173,6 +173,8 @@ impl<'a> Replay<'a> {
                     self.apiserver.delete_job(&key(name));
                 }
             }
+            // No client of these models orphans pods.
+            ModelStep::PodsEnd { .. } | ModelStep::Look { .. } | ModelStep::Free => {}
             ModelStep::Answer { .. } | ModelStep::Deny { .. } => {}
             ModelStep::Arrive => self.apiserver.arrive(),
         }
@@ -194,6 +196,7 @@ impl<'a> Replay<'a> {
             uid: request(n),
             job,
             from: from.map(|from: u64| from.to_string()),
+            earlier_slots: EarlierSlots::Nothing,
             dry_run: false,
             probe: false,
             answer_by: arrived + PATIENCE,
@@ -370,6 +373,7 @@ impl ReplayedReplica {
             uid: "probe".into(),
             job,
             from: None,
+            earlier_slots: EarlierSlots::Nothing,
             dry_run: true,
             probe: false,
             answer_by: arrived + PATIENCE,

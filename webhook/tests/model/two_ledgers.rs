@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::Timestamp;
 use job_handler_shared::ledger::crd::{AttemptKind, LedgerContents};
 use job_handler_webhook::ledger::{
-    decide::{RoundDecision, RoundInput, SlotAnswer, SlotRequest, decide},
+    decide::{HeldRequest, RoundDecision, RoundInput, SlotAnswer, SlotRequest, decide},
     resolve::{ObservedJob, ViewSource, had_no_effect},
 };
 use stateright::{Model, Property};
@@ -101,6 +101,7 @@ impl TwoLedgers {
                 job_uid: format!("u{n}"),
                 kind: AttemptKind::Create,
                 scopes: vec![self.scope(book)],
+                held: HeldRequest::Nothing,
                 dry_run,
                 shared: false,
                 in_backoff: false,

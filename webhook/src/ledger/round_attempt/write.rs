@@ -13,7 +13,7 @@ use crate::{
         provision,
         round_attempt::{RoundBasis, RoundError, RoundRunner},
     },
-    limit::{Attempt, Verdict},
+    limit::{Attempt, EarlierSlots, Verdict},
 };
 
 /// The grants in a decision.
@@ -121,10 +121,19 @@ pub(super) fn count_grants(
     before: &LedgerContents,
     after: &LedgerContents,
 ) -> GrantCount {
+    let is_recorded = |attempt: &Attempt| {
+        let keeps = attempt.earlier_slots != EarlierSlots::Nothing;
+        holds(after, &attempt.uid) || (keeps && after.held.contains_key(&attempt.job.uid))
+    };
     let granted = attempts.iter().zip(verdicts).filter(|(attempt, verdict)| {
-        **verdict == Verdict::Granted && attempt.takes_slot() && holds(after, &attempt.uid)
+        **verdict == Verdict::Granted && attempt.takes_slot() && is_recorded(attempt)
     });
-    let (repeated, new): (Vec<_>, Vec<_>) = granted.partition(|(attempt, _)| holds(before, &attempt.uid));
+    let was_recorded = |attempt: &Attempt| {
+        let uid = &attempt.job.uid;
+        holds(before, &attempt.uid) == holds(after, &attempt.uid)
+            && before.held.get(uid) == after.held.get(uid)
+    };
+    let (repeated, new): (Vec<_>, Vec<_>) = granted.partition(|(attempt, _)| was_recorded(attempt));
     GrantCount { new: new.len(), repeated: repeated.len() }
 }
 
