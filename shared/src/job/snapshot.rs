@@ -49,6 +49,8 @@ pub struct JobSnapshot {
     pub owner: Option<Owner>,
     /// `spec.suspend`.
     pub suspended: bool,
+    /// Condition `Suspended` is True: the Job controller has stopped the pods.
+    pub suspension_seen: bool,
     /// `spec.managedBy`, unless it is Kubernetes' own controller.
     pub managed_by: Option<String>,
     /// `spec.ttlSecondsAfterFinished`, seconds.
@@ -153,15 +155,24 @@ pub enum JobState {
 
 impl JobSnapshot {
     /// State of the Job. A Job in deletion keeps its state until it is gone; a suspended Job is active until its last pod
-    /// is gone.
+    /// is gone, and until the Job controller has seen the suspension: with what it read before, it may still be about to create
+    /// pods, which the status does not show (`syncJob` in `pkg/controller/job/job_controller.go`). A Job that was created
+    /// suspended, and whose spec has not changed since (generation 1), has no such past; and another controller's Jobs may
+    /// never get the condition.
     pub fn state(&self) -> JobState {
         if self.finished.is_some() {
             JobState::Finished
-        } else if self.suspended && self.active_pods == 0 && self.terminating_pods == 0 {
+        } else if self.suspended && !self.may_have_pods() {
             JobState::Suspended
         } else {
             JobState::Active
         }
+    }
+
+    /// Whether a suspended Job may still have pods.
+    fn may_have_pods(&self) -> bool {
+        let is_seen = self.suspension_seen || self.generation <= 1 || self.managed_by.is_some();
+        self.active_pods > 0 || self.terminating_pods > 0 || !is_seen
     }
 
     /// Whether the Job takes a slot.
@@ -229,6 +240,7 @@ impl From<&Job> for JobSnapshot {
                 .find(|o| o.controller == Some(true))
                 .and_then(|o| Owner::new(&o.api_version, &o.kind, &o.name, &o.uid)),
             suspended: spec.and_then(|s| s.suspend).unwrap_or_default(),
+            suspension_seen: is_true("Suspended").is_some(),
             managed_by: spec.and_then(|s| s.managed_by.clone()).filter(|m| m != keys::JOB_CONTROLLER),
             ttl: spec.and_then(|s| s.ttl_seconds_after_finished),
             deadline: spec.and_then(|s| s.active_deadline_seconds),
@@ -279,6 +291,21 @@ mod tests {
         for (spec, status, expected) in table {
             assert_eq!(job(spec.clone(), status.clone()).state(), expected, "{spec} {status}");
         }
+    }
+
+    #[test]
+    fn a_suspension_that_nobody_has_seen_frees_no_slot() {
+        let suspended = |generation: i64, spec: serde_json::Value, status: serde_json::Value| {
+            JobSnapshot { generation, ..job(spec, status) }.state()
+        };
+        let (yes, nothing) = (json!({"suspend": true}), json!({}));
+        assert_eq!(suspended(1, yes.clone(), nothing.clone()), JobState::Suspended, "created so");
+        assert_eq!(suspended(2, yes.clone(), nothing.clone()), JobState::Active);
+        assert_eq!(suspended(2, yes.clone(), condition("Suspended")), JobState::Suspended);
+        let resumed = json!({"conditions": [{"type": "Suspended", "status": "False"}]});
+        assert_eq!(suspended(3, yes, resumed), JobState::Active);
+        let others = json!({"suspend": true, "managedBy": "kueue.x-k8s.io/multikueue"});
+        assert_eq!(suspended(2, others, nothing), JobState::Suspended);
     }
 
     #[test]

@@ -290,6 +290,7 @@ impl<T> RawJob<T> {
             annotations: meta.annotations.unwrap_or_default().0,
             owner: meta.owner_references.unwrap_or_default().0,
             suspended: spec.and_then(|spec| spec.suspend).unwrap_or_default(),
+            suspension_seen: is_true(&conditions, "Suspended").is_some(),
             managed_by: spec
                 .and_then(|spec| spec.managed_by.clone())
                 .filter(|manager| manager != keys::JOB_CONTROLLER),
