@@ -21,8 +21,12 @@ pub(super) const START_TIMEOUT: Duration = Duration::from_secs(180);
 pub enum Component {
     /// etcd.
     Etcd,
-    /// The API server.
+    /// The API server; the first, if there are several.
     Apiserver,
+    /// The second API server of [`ClusterOptions::apiservers`](crate::ClusterOptions::apiservers).
+    SecondApiserver,
+    /// The third.
+    ThirdApiserver,
     /// The controllers: Jobs, CronJobs, TTL, garbage collection, …
     ControllerManager,
     /// The scheduler.
@@ -34,42 +38,59 @@ pub enum Component {
 }
 
 impl Component {
-    /// All components, in the order in which they are started.
+    /// All components of a cluster with one API server, in the order in which they are started.
     pub const ALL: [Self; 6] =
         [Self::Etcd, Self::Apiserver, Self::ControllerManager, Self::Scheduler, Self::NodeLogs, Self::Kwok];
+
+    /// The API servers.
+    pub const APISERVERS: [Self; 3] = [Self::Apiserver, Self::SecondApiserver, Self::ThirdApiserver];
 
     /// The name of its process and log file.
     pub fn name(self) -> &'static str {
         match self {
             Self::Etcd => "etcd",
             Self::Apiserver => "kube-apiserver",
+            Self::SecondApiserver => "kube-apiserver-2",
+            Self::ThirdApiserver => "kube-apiserver-3",
             Self::ControllerManager => "kube-controller-manager",
             Self::Scheduler => "kube-scheduler",
             Self::Kwok => "kwok",
             Self::NodeLogs => "node-logs",
         }
     }
+
+    /// The name of its program.
+    fn program(self) -> &'static str {
+        if Self::APISERVERS.contains(&self) { Self::Apiserver.name() } else { self.name() }
+    }
 }
 
 /// The ports of one cluster, all on 127.0.0.1.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Ports {
     pub(super) etcd: u16,
     pub(super) etcd_peer: u16,
-    pub(super) apiserver: u16,
+    /// At least one.
+    pub(super) apiservers: Vec<u16>,
     pub(super) node_logs: u16,
     pub(super) kwok: u16,
 }
 
 impl Ports {
-    pub(super) fn pick(apiserver: Option<u16>) -> Result<Self> {
+    pub(super) fn pick(apiserver: Option<u16>, apiservers: usize) -> Result<Self> {
+        if !(1..=Component::APISERVERS.len()).contains(&apiservers) {
+            return Err(Error::Invalid(format!("1 to 3 API servers can be started, not {apiservers}")));
+        }
         if let Some(port) = apiserver.filter(|port| !ports::is_free(*port)) {
             return Err(Error::PortInUse(port));
         }
         Ok(Self {
             etcd: ports::free()?,
             etcd_peer: ports::free()?,
-            apiserver: apiserver.map_or_else(ports::free, Ok)?,
+            apiservers: std::iter::once(apiserver)
+                .chain(std::iter::repeat_n(None, apiservers - 1))
+                .map(|port| port.map_or_else(ports::free, Ok))
+                .collect::<Result<_>>()?,
             node_logs: ports::free()?,
             kwok: ports::free()?,
         })
@@ -98,7 +119,7 @@ impl Layout {
         std::fs::create_dir_all(folder.join("logs")).map_err(Error::io("creating the folder for logs"))?;
         let layout =
             Self { folder: folder.to_owned(), ports, programs, pki, audit_level, apiserver_arguments };
-        let server = layout.server();
+        let server = layout.servers().swap_remove(0);
         for (file, user, group) in [
             ("admin.kubeconfig", "e2e-admin", Some("system:masters")),
             ("controller-manager.kubeconfig", "system:kube-controller-manager", None),
@@ -114,8 +135,9 @@ impl Layout {
         Ok(layout)
     }
 
-    pub(super) fn server(&self) -> String {
-        format!("https://127.0.0.1:{}", self.ports.apiserver)
+    /// The URLs of the API servers.
+    pub(super) fn servers(&self) -> Vec<String> {
+        self.ports.apiservers.iter().map(|port| format!("https://127.0.0.1:{port}")).collect()
     }
 
     /// In [`E2E_AUDIT_FOLDER`] it outlives the cluster.
@@ -129,7 +151,7 @@ impl Layout {
 
     /// The command line of a component.
     pub(super) fn program(&self, component: Component) -> Program {
-        let (executable, first) = self.programs.command(component.name());
+        let (executable, first) = self.programs.command(component.program());
         let mut arguments: Vec<OsString> = first.into_iter().map(OsString::from).collect();
         arguments.extend(self.arguments(component).into_iter().map(OsString::from));
         Program {
@@ -144,7 +166,9 @@ impl Layout {
     fn arguments(&self, component: Component) -> Vec<String> {
         match component {
             Component::Etcd => self.etcd(),
-            Component::Apiserver => self.apiserver(),
+            Component::Apiserver => self.apiserver(0),
+            Component::SecondApiserver => self.apiserver(1),
+            Component::ThirdApiserver => self.apiserver(2),
             Component::ControllerManager => self.controller_manager(),
             Component::Scheduler => {
                 vec![self.file("--config", "scheduler.yaml"), "--secure-port=0".to_owned()]
@@ -178,14 +202,15 @@ impl Layout {
         ]
     }
 
-    fn apiserver(&self) -> Vec<String> {
+    fn apiserver(&self, index: usize) -> Vec<String> {
+        let port = self.ports.apiservers.get(index).copied().unwrap_or_default();
         let mut arguments = vec![
             format!("--etcd-servers=http://127.0.0.1:{}", self.ports.etcd),
             "--bind-address=127.0.0.1".to_owned(),
             "--advertise-address=127.0.0.1".to_owned(),
             // The default publishes the address in Endpoints, where loopback is not allowed.
             "--endpoint-reconciler-type=none".to_owned(),
-            format!("--secure-port={}", self.ports.apiserver),
+            format!("--secure-port={port}"),
             self.pki_file("--tls-cert-file", "apiserver.crt"),
             self.pki_file("--tls-private-key-file", "apiserver.key"),
             self.pki_file("--client-ca-file", "ca.crt"),
@@ -199,7 +224,8 @@ impl Layout {
             "--kubelet-preferred-address-types=InternalIP".to_owned(),
             "--profiling=false".to_owned(),
         ];
-        if self.audit_level != "None" {
+        // Two processes cannot write one log.
+        if self.audit_level != "None" && index == 0 {
             arguments.push(self.file("--audit-policy-file", "audit-policy.yaml"));
             arguments.push(format!("--audit-log-path={}", self.audit_log().display()));
         }

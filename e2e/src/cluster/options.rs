@@ -29,12 +29,20 @@ pub struct ClusterOptions {
     pub nodes: usize,
     /// The level of the audit log.
     pub audit: AuditLevel,
-    /// More arguments for the API server.
+    /// The number of API servers on the one etcd, at most 3. The components use the first.
+    pub apiservers: usize,
+    /// More arguments for each API server.
     pub apiserver_arguments: Vec<String>,
 }
 
 impl Default for ClusterOptions {
     fn default() -> Self {
-        Self { port: None, nodes: 2, audit: AuditLevel::default(), apiserver_arguments: Vec::new() }
+        Self {
+            port: None,
+            nodes: 2,
+            audit: AuditLevel::default(),
+            apiservers: 1,
+            apiserver_arguments: Vec::new(),
+        }
     }
 }

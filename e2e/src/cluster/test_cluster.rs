@@ -85,6 +85,17 @@ impl Cluster {
         &self.config
     }
 
+    /// Client configurations with admin rights, one for each API server.
+    pub fn apiserver_configs(&self) -> Vec<kube::Config> {
+        let servers = self.layout.as_ref().map(Layout::servers).unwrap_or_default();
+        let others = servers.iter().skip(1).filter_map(|server| {
+            let mut config = self.config.clone();
+            config.cluster_url = server.parse().ok()?;
+            Some(config)
+        });
+        std::iter::once(self.config.clone()).chain(others).collect()
+    }
+
     /// The path of a kubeconfig with admin rights.
     pub fn kubeconfig(&self) -> &Path {
         &self.kubeconfig
@@ -131,20 +142,22 @@ impl Cluster {
         Ok(ComponentHandle { cluster: self, component, process })
     }
 
-    /// Waits until the API server is ready.
+    /// Waits until every API server is ready.
     ///
     /// # Errors
     /// [`Error::Timeout`], or [`Error::ProcessExited`] if a component has exited.
     pub async fn wait_ready(&self, within: Duration) -> Result<()> {
-        let client = self.client();
-        wait_for(within, "the API server to be ready", || async {
+        let clients = self.apiserver_configs().into_iter().map(kube::Client::try_from);
+        let clients: Vec<kube::Client> =
+            clients.collect::<Result<_, _>>().map_err(Error::api("creating a client"))?;
+        wait_for(within, "the API servers to be ready", || async {
             for process in self.processes.values() {
                 if process.exit_status().is_some() {
                     // Reported below, with its log.
                     return Ok(());
                 }
             }
-            readyz(&client).await
+            futures::future::try_join_all(clients.iter().map(readyz)).await.map(drop)
         })
         .await?;
         self.processes.values().try_for_each(Process::ensure_running)
@@ -159,14 +172,15 @@ impl Cluster {
             AuditLevel::Request => "Request",
             AuditLevel::RequestResponse => "RequestResponse",
         };
-        let ports = Ports::pick(options.port)?;
+        let ports = Ports::pick(options.port, options.apiservers)?;
         let layout =
             Layout::create(folder.path(), ports, programs, level, options.apiserver_arguments.clone())?;
         let kubeconfig = folder.path().join("admin.kubeconfig");
         let config = load(&kubeconfig).await?;
         let mut cluster =
             Self { processes: HashMap::new(), layout: Some(layout), kubeconfig, kubectl, config, folder };
-        for component in [Component::Etcd, Component::Apiserver] {
+        cluster.launch(Component::Etcd)?;
+        for component in Component::APISERVERS.into_iter().take(options.apiservers) {
             cluster.launch(component)?;
         }
         cluster.wait_ready(START_TIMEOUT).await?;
