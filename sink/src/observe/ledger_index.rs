@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
+use jiff::Timestamp;
 use job_handler_shared::{
     ledger::{
         crd::{CLUSTER_LEDGER, JobLedger, LedgerContents, LedgerError},
@@ -83,27 +84,29 @@ impl LedgerIndex {
     }
 
     /// Counts a policy's grants whose Job is not active yet, by limit and scope (`cluster`, a namespace, or
-    /// `namespace/group`).
+    /// `namespace/group`); the second number is of those that were granted before `usually_stored`.
     pub(crate) fn pending(
         &self,
         policy: &PolicyRef,
+        usually_stored: Timestamp,
         is_active: impl Fn(&str) -> bool,
-    ) -> BTreeMap<(String, String), u32> {
-        let mut pending: BTreeMap<(String, String), u32> = BTreeMap::new();
+    ) -> BTreeMap<(String, String), (u32, u32)> {
+        let mut pending: BTreeMap<(String, String), (u32, u32)> = BTreeMap::new();
         for (ledger, known) in self.in_reach(policy) {
             let Ok(book) = &known.book else { continue };
-            let mut names: BTreeMap<(String, String), Vec<&str>> = BTreeMap::new();
+            let mut names: BTreeMap<(String, String), BTreeMap<&str, Timestamp>> = BTreeMap::new();
             for (name, _, granted) in book.attempts().filter(|(_, _, granted)| !is_active(&granted.job_uid)) {
                 for counted in granted.scopes.iter().filter_map(|scope| parse_scope(policy, &ledger, scope)) {
                     // A name counts once, however often its create was tried.
-                    let known = names.entry(counted).or_default();
-                    if !known.contains(&name) {
-                        known.push(name);
-                    }
+                    let latest = names.entry(counted).or_default().entry(name).or_insert(granted.since);
+                    *latest = granted.since.max(*latest);
                 }
             }
             for (scope, names) in names {
-                *pending.entry(scope).or_default() += u32::try_from(names.len()).unwrap_or(u32::MAX);
+                let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+                let counts = pending.entry(scope).or_default();
+                counts.0 += number(names.len());
+                counts.1 += number(names.values().filter(|since| **since < usually_stored).count());
             }
         }
         pending
@@ -176,10 +179,12 @@ mod tests {
         let ledgers = LedgerIndex::default();
         ledgers.put(&ledger);
         let policy = &namespaced("p", json!({})).reference;
-        let pending = ledgers.pending(policy, |uid| uid == "runs");
+        let pending = ledgers.pending(policy, Timestamp::UNIX_EPOCH, |uid| uid == "runs");
         let count = |limit: &str, scope: &str| pending.get(&(limit.to_owned(), scope.to_owned())).copied();
-        assert_eq!((count("all", "ci"), count("each", "ci/7")), (Some(2), Some(1)));
+        assert_eq!((count("all", "ci"), count("each", "ci/7")), (Some((2, 0)), Some((1, 0))));
         assert_eq!(pending.len(), 2);
+        let later = ledgers.pending(policy, Timestamp::MAX, |uid| uid == "runs");
+        assert_eq!(later.get(&("all".to_owned(), "ci".to_owned())), Some(&(2, 2)));
         let orphaned =
             HeldInScope { limit: "each".into(), scope: "ci/7".into(), job: "z".into(), runs: false };
         assert_eq!(ledgers.held(policy, |_| false), std::slice::from_ref(&orphaned));

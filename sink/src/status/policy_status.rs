@@ -34,7 +34,7 @@ pub(crate) struct StatusInputs<'a> {
     pub(crate) replicas: &'a BTreeMap<String, Replica>,
     pub(crate) entries: &'a EntryState,
     /// Admissions whose Job has not been observed yet, by limit and scope.
-    pub(crate) pending: &'a BTreeMap<(String, String), u32>,
+    pub(crate) pending: &'a BTreeMap<(String, String), (u32, u32)>,
     /// Slots that the ledgers hold by uids of Jobs.
     pub(crate) held: &'a [HeldInScope],
     pub(crate) last_refusal: Option<LastRefusal>,
@@ -77,8 +77,7 @@ pub(crate) fn policy_status(entry: &PolicyEntry, inputs: &StatusInputs<'_>) -> P
             .map(|limit| fullest_scope(limit, inputs.jobs, inputs.pending, inputs.held))
             .collect()
     });
-    let usage: Vec<String> =
-        limits.iter().map(|limit| format!("{}/{}", limit.active + limit.orphaned, limit.max)).collect();
+    let usage: Vec<String> = limits.iter().map(LimitStatus::usage).collect();
     let count = |wanted: JobState| {
         let jobs = inputs.jobs.iter().filter(|selected| selected.job.state() == wanted).count();
         u32::try_from(jobs).ok()

@@ -31,7 +31,6 @@ use crate::{
         round_attempt::write::{count_grants, holds},
         scope_cache::ScopeCache,
         shared::LedgerContext,
-        usage::SlotCount,
         write_order,
     },
     limit::{Attempt, Verdict, failure_backoff, scopes::LimitRules},
@@ -342,10 +341,10 @@ impl RoundRunner {
         for policy in rules.policies.iter().filter(|policy| policy.enforced()) {
             for limit in &policy.spec.limits {
                 let key = format!("{}/{}", policy.reference.uid, limit.name);
-                if let Some(SlotCount { active, pending }) = decision.fullest.get(&key).copied() {
+                if let Some(count) = decision.fullest.get(&key) {
                     let (policy, ledger) = (policy.reference.to_string(), self.id.name());
-                    let max = limit.max_active_jobs;
-                    self.context.metrics.limit(policy, &limit.name, ledger, active, max, pending);
+                    let slots = (count.total, limit.max_active_jobs, &count.by_kind[..]);
+                    self.context.metrics.limit(policy, &limit.name, ledger, slots);
                 }
             }
         }

@@ -17,9 +17,9 @@ use crate::{
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct SlotCount {
     /// All of them.
-    pub active: usize,
-    /// Those that hold it only by an attempt.
-    pub pending: usize,
+    pub total: usize,
+    /// In the order of [`HolderKind::NAMES`].
+    pub by_kind: [usize; HolderKind::NAMES.len()],
 }
 
 /// Who holds slots in which scopes: names, or the uids of Jobs for which the ledger holds slots. A uid has no slash, so none
@@ -34,7 +34,7 @@ pub(super) struct SlotUsage<'a> {
 #[derive(Debug, Default)]
 struct ScopeUsage<'a> {
     holders: HashMap<&'a str, OccupiedSlot<'a>>,
-    pending: usize,
+    by_kind: [usize; HolderKind::NAMES.len()],
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -98,7 +98,7 @@ impl<'a> SlotUsage<'a> {
         // The first entry of a holder stays: a Job that runs is not reported as just admitted.
         if let Entry::Vacant(vacant) = scope.holders.entry(holder) {
             vacant.insert(slot);
-            scope.pending += usize::from(slot.kind.is_attempt());
+            scope.by_kind[slot.kind.index()] += 1;
         }
     }
 
@@ -149,9 +149,12 @@ impl<'a> SlotUsage<'a> {
     pub(super) fn fullest(&self) -> BTreeMap<String, SlotCount> {
         let mut limits: BTreeMap<&str, SlotCount> = BTreeMap::new();
         for (id, scope) in &self.scopes {
-            let everywhere = self.only_everywhere(Some(scope)).count();
-            let active = scope.holders.len() + everywhere;
-            let count = SlotCount { active, pending: scope.pending + everywhere };
+            let mut count = SlotCount { total: scope.holders.len(), by_kind: scope.by_kind };
+            for holder in self.only_everywhere(Some(scope)) {
+                count.total += 1;
+                let kind = self.everywhere.get(holder).map_or(HolderKind::JustAdmitted, |slot| slot.kind);
+                count.by_kind[kind.index()] += 1;
+            }
             let fullest = limits.entry(limit_of(id)).or_default();
             *fullest = count.max(*fullest);
         }

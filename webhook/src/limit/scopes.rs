@@ -41,6 +41,19 @@ pub enum HolderKind {
 }
 
 impl HolderKind {
+    /// In metrics: the values of label `held_by`.
+    pub(crate) const NAMES: [&'static str; 4] = ["running", "just_admitted", "never_stored", "orphaned_pods"];
+
+    /// The position of its name.
+    pub(crate) fn index(self) -> usize {
+        match self {
+            Self::Running => 0,
+            Self::JustAdmitted => 1,
+            Self::NeverStored { .. } => 2,
+            Self::OrphanedPods => 3,
+        }
+    }
+
     /// Whether nothing but an attempt holds the slot.
     pub(crate) fn is_attempt(self) -> bool {
         matches!(self, Self::JustAdmitted | Self::NeverStored { .. })

@@ -47,13 +47,13 @@ pub struct ExpiryState {
     /// Changes that the watch has not delivered, and when they were made.
     undelivered: Vec<(bool, u64)>,
     known: KnownTimeouts,
-    requests: [CreateStage; 2],
+    requests: [HeldCreate; 2],
     /// When the replica saw the attempt of the first request.
     attempt: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum CreateStage {
+pub enum HeldCreate {
     Waiting,
     /// Admitted; it ends at this time at the latest.
     Admitted(u64),
@@ -74,7 +74,7 @@ pub enum ExpiryStep {
 
 impl ExpiryState {
     fn stored(&self) -> usize {
-        self.requests.iter().filter(|stage| **stage == CreateStage::Stored).count()
+        self.requests.iter().filter(|stage| **stage == HeldCreate::Stored).count()
     }
 }
 
@@ -89,7 +89,7 @@ impl ExpiryModel {
             (false, _) => state.known.longest_wait(now),
         };
         let runs_out = now.duration_since(since) > STORED_WITHIN + others;
-        runs_out && state.requests[0] != CreateStage::Stored
+        runs_out && state.requests[0] != HeldCreate::Stored
     }
 }
 
@@ -106,13 +106,13 @@ impl Model for ExpiryModel {
             changes: self.changes,
             undelivered: Vec::new(),
             known,
-            requests: [CreateStage::Waiting; 2],
+            requests: [HeldCreate::Waiting; 2],
             attempt: None,
         }]
     }
 
     fn actions(&self, state: &ExpiryState, steps: &mut Vec<ExpiryStep>) {
-        let is_over = |stage: &CreateStage| matches!(stage, CreateStage::Admitted(end) if *end <= state.now);
+        let is_over = |stage: &HeldCreate| matches!(stage, HeldCreate::Admitted(end) if *end <= state.now);
         let lags = state.undelivered.iter().any(|(_, at)| state.now + STEP > at + PAUSE);
         if state.now < self.last && !state.requests.iter().any(is_over) && (!lags || self.lagging_watch) {
             steps.push(ExpiryStep::Wait);
@@ -121,15 +121,15 @@ impl Model for ExpiryModel {
             steps.push(ExpiryStep::Reconfigure);
         }
         steps.extend((!state.undelivered.is_empty()).then_some(ExpiryStep::Deliver));
-        if state.requests[0] == CreateStage::Waiting {
+        if state.requests[0] == HeldCreate::Waiting {
             steps.push(ExpiryStep::Grant(0));
         }
-        let is_free = state.attempt.is_none() && state.requests[0] != CreateStage::Stored;
-        if state.requests[0] != CreateStage::Waiting && state.requests[1] == CreateStage::Waiting && is_free {
+        let is_free = state.attempt.is_none() && state.requests[0] != HeldCreate::Stored;
+        if state.requests[0] != HeldCreate::Waiting && state.requests[1] == HeldCreate::Waiting && is_free {
             steps.push(ExpiryStep::Grant(1));
         }
         for (n, stage) in state.requests.iter().enumerate() {
-            if matches!(stage, CreateStage::Admitted(_)) {
+            if matches!(stage, HeldCreate::Admitted(_)) {
                 steps.extend([ExpiryStep::Store(n), ExpiryStep::Deny(n)]);
             }
         }
@@ -154,13 +154,13 @@ impl Model for ExpiryModel {
             }
             ExpiryStep::Grant(n) => {
                 let others = if state.configured { OTHER.1.as_secs() } else { 0 };
-                state.requests[n] = CreateStage::Admitted(state.now + others + PAUSE);
+                state.requests[n] = HeldCreate::Admitted(state.now + others + PAUSE);
                 if n == 0 {
                     state.attempt = Some(state.now);
                 }
             }
-            ExpiryStep::Store(n) => state.requests[n] = CreateStage::Stored,
-            ExpiryStep::Deny(n) => state.requests[n] = CreateStage::Denied,
+            ExpiryStep::Store(n) => state.requests[n] = HeldCreate::Stored,
+            ExpiryStep::Deny(n) => state.requests[n] = HeldCreate::Denied,
             ExpiryStep::Expire => state.attempt = None,
         }
         (state != *before).then_some(state)
@@ -171,12 +171,12 @@ impl Model for ExpiryModel {
             Property::always(EXACT, |_: &Self, state: &ExpiryState| state.stored() <= 1),
             // After the longest bound an attempt that stored nothing can be removed, whatever was configured.
             Property::always(QUIET, |model: &Self, state: &ExpiryState| {
-                let denied = state.requests[0] == CreateStage::Denied;
+                let denied = state.requests[0] == HeldCreate::Denied;
                 let is_old = state.attempt.is_some_and(|seen| state.now > seen + 60);
                 !denied || !is_old || model.may_expire(state)
             }),
             Property::sometimes(FULL, |_: &Self, state: &ExpiryState| {
-                state.stored() == 1 && state.requests[0] == CreateStage::Denied
+                state.stored() == 1 && state.requests[0] == HeldCreate::Denied
             }),
         ]
     }
