@@ -1,6 +1,6 @@
 //! The logs of a Job's pods as one text, and what is missing in it. Pure.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use job_handler_shared::{
     job::snapshot::JobSnapshot,
@@ -74,18 +74,12 @@ pub(crate) fn last_line(pods: &[CapturedPod], pod: &str, container: &str, previo
 /// What is missing of a Job's pods; `dropped_pods` of them are not among `pods`.
 pub(crate) fn completeness(job: &JobSnapshot, pods: &[CapturedPod], dropped_pods: usize) -> Completeness {
     let mut lost = Vec::new();
-    let succeeded = |pod: &&CapturedPod| pod.facts.phase == "Succeeded";
-    // The Job counts pods that were deleted before they ended as failed.
-    let failed = |pod: &&CapturedPod| pod.facts.phase == "Failed" || (pod.facts.gone && !succeeded(pod));
-    let known = [pods.iter().filter(succeeded).count(), pods.iter().filter(failed).count() + dropped_pods];
-    for (word, counted, found) in
-        [("succeeded", job.succeeded_pods, known[0]), ("failed", job.failed_pods, known[1])]
-    {
-        let counted = usize::try_from(counted).unwrap_or_default();
-        if counted > found {
-            let gone = counted - found;
-            lost.push(format!("{gone} of {counted} {word} pods were deleted before they could be captured"));
-        }
+    // Not by phase: the Job counts a pod as failed as soon as it is being deleted, and its process may then exit with 0.
+    let counted = usize::try_from(job.succeeded_pods.saturating_add(job.failed_pods)).unwrap_or_default();
+    let captured: HashSet<&str> = pods.iter().map(|pod| pod.facts.uid.as_str()).collect();
+    let gone = counted.saturating_sub(captured.len() + dropped_pods);
+    if gone > 0 {
+        lost.push(format!("{gone} of {counted} pods were deleted before they could be captured"));
     }
     if dropped_pods > 0 {
         lost.push(format!("{dropped_pods} deleted pods were too many to be tracked"));
@@ -133,7 +127,8 @@ mod tests {
     use crate::harvest::captured::LogLoss;
 
     fn pod(name: &str, phase: &str, index: Option<u32>, lost: Option<&str>) -> CapturedPod {
-        let facts = PodFacts { name: name.into(), phase: phase.into(), index, ..PodFacts::default() };
+        let (name, phase, uid) = (name.into(), phase.into(), format!("uid of {name}"));
+        let facts = PodFacts { name, uid, phase, index, ..PodFacts::default() };
         let lost = lost.map(|reason| LogLoss::Final(reason.into()));
         let log = CapturedLog { container: "main".into(), lost, ..CapturedLog::default() };
         CapturedPod { facts, created: None, logs: vec![log] }
@@ -151,7 +146,7 @@ mod tests {
         assert_eq!(
             found.lost,
             [
-                "4 of 6 failed pods were deleted before they could be captured",
+                "4 of 6 pods were deleted before they could be captured",
                 "log of a-7/main: used up",
                 "log of a-3/main: used up"
             ]
@@ -165,11 +160,19 @@ mod tests {
         gone.facts.gone = true;
         let pods = [pod("a", "Failed", None, None), gone, pod("c", "Succeeded", None, None)];
         let found = completeness(&job, &pods, 0);
-        assert_eq!(found.lost, ["1 of 3 failed pods were deleted before they could be captured"]);
+        assert_eq!(found.lost, ["1 of 4 pods were deleted before they could be captured"]);
         let found = completeness(&job, &pods, 1);
         assert_eq!(found.lost, ["1 deleted pods were too many to be tracked"]);
         assert!(!found.complete);
         assert!(completeness(&JobSnapshot::default(), &pods, 0).complete);
+    }
+
+    #[test]
+    fn a_pod_whose_process_exits_with_0_on_sigterm_is_not_lost() {
+        let job = JobSnapshot { failed_pods: 1, ..JobSnapshot::default() };
+        let mut polite = pod("a", "Succeeded", None, None);
+        polite.facts.gone = true;
+        assert_eq!(completeness(&job, &[polite], 0), Completeness { complete: true, lost: Vec::new() });
     }
 
     #[test]
