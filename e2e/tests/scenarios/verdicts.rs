@@ -39,3 +39,32 @@ fn a_process_that_exits_with_0_on_sigterm_is_not_lost() {
         assert_eq!(manifest["completeness"], json!({"complete": true}), "{manifest}");
     });
 }
+
+#[test]
+fn a_sidecar_that_is_killed_after_the_main_container_is_not_the_cause() {
+    scenario(|fixture| async move {
+        let mut side = job("side", &[], &[("exit-code", "5"), ("sidecar-exit-code", "137")]);
+        side["spec"]["template"]["spec"]["initContainers"] =
+            json!([{"name": "proxy", "image": "registry.test/p:1", "restartPolicy": "Always"}]);
+        let (manifest, _) = harvested(fixture, "sidecar-last", &side).await;
+        let (container, cause) = (&manifest["failure"]["container"], &manifest["cause"]);
+        assert_eq!((&container["exitCode"], cause), (&json!(5), &json!("error")), "{manifest}");
+        assert_eq!(manifest["pods"][0]["containers"][0]["state"]["exitCode"], 137, "{manifest}");
+        let decisive = manifest["decisive"].as_str().unwrap();
+        assert!(decisive.contains("ended with exit code 5"), "{decisive}");
+    });
+}
+
+#[test]
+fn the_pods_of_a_job_with_a_selector_of_its_own_are_found() {
+    scenario(|fixture| async move {
+        let mut manual = job("manual", &[], &[("log", "the only copy of this line\n")]);
+        manual["spec"]["manualSelector"] = json!(true);
+        manual["spec"]["selector"] = json!({"matchLabels": {"app": "manual"}});
+        manual["spec"]["template"]["metadata"]["labels"] = json!({"app": "manual"});
+        let (manifest, logs) = harvested(fixture, "manual-selector", &manual).await;
+        assert_eq!(manifest["pods"].as_array().unwrap().len(), 1, "{manifest}");
+        assert!(logs.contains("the only copy of this line\n"), "{logs}");
+        assert_eq!(manifest["completeness"], json!({"complete": true}), "{manifest}");
+    });
+}

@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 
 use futures::StreamExt;
 use job_handler_shared::{
+    job::snapshot::JobSnapshot,
     kube::error::ApiError,
     policy::results::{Logs, LogsMode},
 };
@@ -66,15 +67,15 @@ impl Collector {
     /// [`Self::upload_full_logs`]: the node is free for other Jobs by then, however slow the object store is.
     pub(crate) async fn collect(
         &self,
-        namespace: &str,
-        job_uid: &str,
+        job: &JobSnapshot,
         limits: &Logs,
         tracker: &PodTracker,
     ) -> Result<(CapturedPods, MemoryPermit), ApiError> {
+        let (namespace, job_uid) = (job.namespace.as_str(), job.uid.as_str());
         tracker.wait_for_captures(job_uid, CAPTURES_END).await;
         let mut existing = Vec::new();
         let keep = |pod: &Pod| existing.push(CapturedPodState::from(pod));
-        job_pods::list(self.reader.client(), namespace, job_uid, keep).await?;
+        job_pods::list(self.reader.client(), job, keep).await?;
         let (tracked, dropped_pods) = tracker.captured_pods(namespace, job_uid);
         let pods = merge(existing, &tracked);
         let logs = match limits.mode {

@@ -1,6 +1,7 @@
 //! The pods of one Job: those that exist, and those that were deleted before it finished.
 
 use job_handler_shared::{
+    job::snapshot::JobSnapshot,
     kube::{
         error::{ApiError, call},
         raw_reads::{self, ReadTarget},
@@ -79,17 +80,16 @@ pub(crate) fn runs(container: &ContainerFacts) -> Vec<(bool, String)> {
 /// write a megabyte into each.
 pub(crate) async fn list(
     client: &Client,
-    namespace: &str,
-    job_uid: &str,
+    job: &JobSnapshot,
     mut on_pod: impl FnMut(&Pod),
 ) -> Result<(), ApiError> {
-    let api = Api::<Pod>::namespaced(client.clone(), namespace);
-    let selector = format!("{CONTROLLER_UID}={job_uid}");
+    let api = Api::<Pod>::namespaced(client.clone(), &job.namespace);
+    let selector = job.pod_selector.clone().unwrap_or_else(|| format!("{CONTROLLER_UID}={}", job.uid));
     let target = ReadTarget::of(&api).select("labelSelector", Some(&selector));
     let listed = raw_reads::list(client, target, |json| {
         let pod: Pod = serde_json::from_slice(json)?;
         // Other pods can have the label, but not the owner reference.
-        if pod.owner_references().iter().any(|owner| owner.uid == job_uid) {
+        if pod.owner_references().iter().any(|owner| owner.uid == job.uid) {
             on_pod(&pod);
         }
         Ok(())

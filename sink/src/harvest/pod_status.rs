@@ -5,11 +5,11 @@
 
 use job_handler_shared::{
     job::snapshot::{JobSnapshot, Outcome},
-    result::pods::{ContainerFacts, ContainerKind, PodFacts, StateFacts},
+    result::pods::{ContainerFacts, ContainerKind, PodFacts},
     text::truncate,
 };
 
-use crate::harvest::failure;
+use crate::harvest::failure::{self, BlamedRun};
 
 /// Longest decisive line, bytes.
 const DECISIVE_MAX: usize = 600;
@@ -39,8 +39,8 @@ pub(crate) fn decisive_line(job: &JobSnapshot, pods: &[PodFacts], last_line: &La
             termination_message(pods, Outcome::Completed).map(first_line).unwrap_or_default()
         }
         Outcome::Failed => {
-            let named = pods.iter().filter(|pod| failure::is_named(&finished.message, pod));
-            let found = named.chain(pods).find_map(|pod| of_failed_pod(pod, last_line));
+            let found =
+                failure::by_weight(&finished.message, pods).find_map(|pod| of_failed_pod(pod, last_line));
             // The deadline explains the kills that follow from it.
             match found {
                 Some(line) if finished.reason != "DeadlineExceeded" => line,
@@ -62,10 +62,17 @@ fn of_failed_pod(pod: &PodFacts, last_line: &LastLine<'_>) -> Option<String> {
         let reason = pod.reason.as_deref().or(pod.disruption.as_deref()).unwrap_or_default();
         return Some(format!("pod {} was {reason}: {}", pod.name, first_line(&why)));
     }
-    let ended = |container: &ContainerFacts, state: &StateFacts, previous: bool| {
-        let code = state.exit_code?;
+    let waits = |container: &ContainerFacts| {
+        let state = &container.state;
+        let reason = state.reason.as_deref().filter(|_| state.phase == "waiting")?;
+        let why = state.message.as_deref().map(|m| format!(": {}", first_line(m))).unwrap_or_default();
+        (!matches!(reason, "PodInitializing" | "ContainerCreating"))
+            .then(|| format!("container {} of pod {} never started, {reason}{why}", container.name, pod.name))
+    };
+    let blamed = || {
+        let BlamedRun { container, state, previous, .. } = failure::blamed(pod)?;
+        let Some(code) = state.exit_code else { return waits(container) };
         let how = match (&state.reason, state.signal) {
-            _ if code == 0 && state.signal.is_none() => return None,
             (Some(reason), _) if reason != "Error" => format!("ended with {reason}, exit code {code}"),
             (_, Some(signal)) if signal != 0 => format!("was killed by signal {signal}"),
             _ => format!("ended with exit code {code}"),
@@ -75,26 +82,11 @@ fn of_failed_pod(pod: &PodFacts, last_line: &LastLine<'_>) -> Option<String> {
         let why = why.map(|line| format!(": {line}")).unwrap_or_default();
         Some(format!("container {} of pod {} {how}{why}", container.name, pod.name))
     };
-    // For a deleted pod, the end of the previous run explains more than the kill.
-    let of_killed = |c: &ContainerFacts| {
-        let before = c.last_state.as_ref()?;
-        (failure::decisive_runs(pod.gone, c).first() == Some(&before)).then(|| ended(c, before, true))?
-    };
-    let by_end = pod.containers.iter().find_map(|c| of_killed(c).or_else(|| ended(c, &c.state, false)));
-    let waits = || {
-        pod.containers.iter().find_map(|c| {
-            let reason = c.state.reason.as_deref().filter(|_| c.state.phase == "waiting")?;
-            let why = c.state.message.as_deref().map(|m| format!(": {}", first_line(m))).unwrap_or_default();
-            (!matches!(reason, "PodInitializing" | "ContainerCreating"))
-                .then(|| format!("container {} of pod {} never started, {reason}{why}", c.name, pod.name))
-        })
-    };
-    let by_last = || pod.containers.iter().find_map(|c| ended(c, c.last_state.as_ref()?, true));
     let placed = || {
         let why = pod.unschedulable.as_deref()?;
         Some(format!("pod {} was never scheduled: {}", pod.name, first_line(why)))
     };
-    by_end.or_else(waits).or_else(by_last).or_else(placed)
+    blamed().or_else(|| pod.containers.iter().find_map(waits)).or_else(placed)
 }
 
 /// The termination message of the first main container of the first pod that ended as the Job did.

@@ -123,7 +123,7 @@ impl JobReconciler {
             StorageType::Secret => self.collector.clone().with_objects(None),
             StorageType::ConfigMap => self.collector.clone(),
         };
-        let capture = collector.collect(&job.namespace, &job.uid, &logs, &self.pod_tracker);
+        let capture = collector.collect(job, &logs, &self.pod_tracker);
         let (mut captured, _memory) = without_permit(capture).await?;
         let pending = captured.pending_logs().filter(|_| !gone);
         if let Some(pending) = pending.filter(|pending| self.waits_for_logs(job, results, pending)) {
