@@ -68,3 +68,27 @@ fn the_pods_of_a_job_with_a_selector_of_its_own_are_found() {
         assert_eq!(manifest["completeness"], json!({"complete": true}), "{manifest}");
     });
 }
+
+#[test]
+fn a_stack_trace_is_told_by_the_line_that_names_the_error() {
+    scenario(|fixture| async move {
+        let message = "Traceback (most recent call last):\n  File \"a.py\", line 3\nValueError: bad row 17\n";
+        let multi = job("multi", &[], &[("exit-code", "2"), ("termination-message", message)]);
+        let (manifest, _) = harvested(fixture, "stack-trace", &multi).await;
+        let decisive = manifest["decisive"].as_str().unwrap();
+        assert!(decisive.ends_with("ended with exit code 2: ValueError: bad row 17"), "{decisive}");
+    });
+}
+
+#[test]
+fn a_message_that_is_the_end_of_a_log_is_told_by_its_last_line() {
+    scenario(|fixture| async move {
+        let message = "downloading\ncannot open the archive\n\n";
+        let mut fallback = job("fallback", &[], &[("exit-code", "2"), ("termination-message", message)]);
+        fallback["spec"]["template"]["spec"]["containers"][0]["terminationMessagePolicy"] =
+            json!("FallbackToLogsOnError");
+        let (manifest, _) = harvested(fixture, "log-message", &fallback).await;
+        let decisive = manifest["decisive"].as_str().unwrap();
+        assert!(decisive.ends_with(": cannot open the archive"), "{decisive}");
+    });
+}

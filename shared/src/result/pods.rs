@@ -25,6 +25,9 @@ pub struct PodFacts {
     /// Reason of condition `DisruptionTarget`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disruption: Option<String>,
+    /// Message of that condition.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disruption_message: Option<String>,
     /// Why it was not scheduled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unschedulable: Option<String>,
@@ -63,6 +66,10 @@ pub struct ContainerFacts {
     /// State before the last restart.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_state: Option<StateFacts>,
+    /// Its termination message may be the end of its log (`terminationMessagePolicy: FallbackToLogsOnError`); used during the
+    /// harvest and not stored.
+    #[serde(skip)]
+    pub tells_by_log: bool,
     /// Its logs, of the current run and the previous one.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub logs: Vec<LogFacts>,

@@ -16,12 +16,13 @@ use crate::{
     harvest::{
         captured::{CapturedLog, CapturedPod},
         pod_facts,
+        telling_line::telling_line,
     },
     object_store::FullLog,
 };
 
-/// Longest part of a log's end that is searched for its last line, bytes.
-const LAST_LINE_MAX: usize = 400;
+/// Longest part of a log's end that is searched for the line that tells why its process ended, bytes.
+const LAST_LINES_MAX: usize = 4096;
 /// From this many pods on, logs lost for the same reason share one line.
 const SHARED_LINE_PODS: usize = 4;
 /// Why the last containers of a very long list are missing, with their logs.
@@ -60,15 +61,13 @@ pub(crate) fn concatenate(pods: &[CapturedPod], facts: &mut [PodFacts]) -> Vec<u
     out
 }
 
-/// The last line of a log that is not empty.
+/// The line at the end of a log that tells best why its process ended.
 pub(crate) fn last_line(pods: &[CapturedPod], pod: &str, container: &str, previous: bool) -> Option<String> {
     let pod = pods.iter().find(|captured| captured.facts.name == pod)?;
     let log = pod.logs.iter().find(|log| log.container == container && log.previous == previous)?;
     let end = if log.excerpt.tail.is_empty() { &log.excerpt.head } else { &log.excerpt.tail };
-    let end = String::from_utf8_lossy(&end[end.len().saturating_sub(LAST_LINE_MAX)..]);
-    // Terminals would act on control characters in Events.
-    let line = end.lines().map(str::trim).rfind(|line| !line.is_empty())?;
-    Some(line.chars().filter(|c| !c.is_control()).collect())
+    let end = String::from_utf8_lossy(&end[end.len().saturating_sub(LAST_LINES_MAX)..]);
+    Some(telling_line(&end, true)).filter(|line| !line.is_empty())
 }
 
 /// What is missing of a Job's pods; `dropped_pods` of them are not among `pods`.

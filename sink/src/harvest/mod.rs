@@ -25,6 +25,7 @@ mod pod_status;
 pub mod pod_tracker;
 mod read_failure;
 pub(crate) mod redact;
+mod telling_line;
 mod tracked_pod;
 mod tracker_state;
 pub(crate) mod tuning;
