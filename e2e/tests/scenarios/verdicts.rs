@@ -92,3 +92,23 @@ fn a_message_that_is_the_end_of_a_log_is_told_by_its_last_line() {
         assert!(decisive.ends_with(": cannot open the archive"), "{decisive}");
     });
 }
+
+#[test]
+fn why_a_container_never_started_is_kept() {
+    scenario(|fixture| async move {
+        let waiting = [("waiting-reason", "ErrImagePull"), ("waiting-message", "no such image")];
+        let mut unstarted = job("unstarted", &[], &waiting);
+        unstarted["spec"]["activeDeadlineSeconds"] = json!(4);
+        let (manifest, _) = harvested(fixture, "never-started", &unstarted).await;
+        let container = &manifest["failure"]["container"];
+        assert_eq!(
+            (&container["cause"], &container["reason"]),
+            (&json!("image"), &json!("ErrImagePull")),
+            "{manifest}"
+        );
+        assert!(
+            manifest["decisive"].as_str().unwrap().ends_with("never started, ErrImagePull: no such image")
+        );
+        assert_eq!(manifest["completeness"], json!({"complete": true}), "{manifest}");
+    });
+}

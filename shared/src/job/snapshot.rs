@@ -196,7 +196,10 @@ impl JobSnapshot {
 /// The selector as a parameter of a list.
 fn manual_selector(spec: &JobSpec) -> String {
     let selector = spec.selector.clone().and_then(|selector| Selector::try_from(selector).ok());
-    selector.map(|selector| selector.to_string()).filter(|text| text.len() <= MAX_SELECTOR).unwrap_or_default()
+    selector
+        .map(|selector| selector.to_string())
+        .filter(|text| text.len() <= MAX_SELECTOR)
+        .unwrap_or_default()
 }
 
 impl From<&Job> for JobSnapshot {

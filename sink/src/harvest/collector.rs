@@ -21,7 +21,7 @@ use crate::{
         log_budget::LogBudget,
         log_reader::{BUDGET_USED_UP, LogReader},
         node_limits::MemoryPermit,
-        pod_status,
+        placeholder, pod_status,
         pod_tracker::PodTracker,
         tracked_pod::{CapturedPodState, EarlyLog},
         tuning::{CAPTURES_END, JOB_TIMEOUT, PODS_AT_A_TIME},
@@ -269,7 +269,13 @@ impl Collector {
 
 /// Existing and deleted pods, the most relevant ones first.
 fn merge(existing: Vec<CapturedPodState>, tracked: &HashMap<Uid, CapturedPodState>) -> Vec<JobPod> {
-    let mut pods: Vec<JobPod> = existing.into_iter().map(|pod| JobPod::Existing(Box::new(pod))).collect();
+    let observed = |mut pod: CapturedPodState| {
+        if let Some(before) = tracked.get(&pod.facts.uid) {
+            placeholder::keep_observed(&mut pod.facts, &before.facts);
+        }
+        JobPod::Existing(Box::new(pod))
+    };
+    let mut pods: Vec<JobPod> = existing.into_iter().map(observed).collect();
     let listed: HashSet<Uid> = pods.iter().map(|pod| pod.uid().to_owned()).collect();
     let deleted = tracked.iter().filter(|(uid, _)| !listed.contains(*uid));
     pods.extend(deleted.map(|(_, pod)| JobPod::Deleted(Box::new(pod.clone()))));

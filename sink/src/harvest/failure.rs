@@ -11,6 +11,8 @@ use job_handler_shared::{
     },
 };
 
+use crate::harvest::placeholder;
+
 /// The run of a container that explains the failure of its pod best.
 pub(crate) struct BlamedRun<'a> {
     pub(crate) container: &'a ContainerFacts,
@@ -99,10 +101,16 @@ pub(crate) fn blamed(pod: &PodFacts) -> Option<BlamedRun<'_>> {
             runs.find_map(|(nth, state)| Some((nth, state, of_state(&container.name, state)?)))?;
         let previous = container.last_state.as_ref().is_some_and(|before| std::ptr::eq(before, state));
         // A container that ended by SIGTERM did so because of another one, if another one failed.
-        let rank = (container.kind == ContainerKind::Sidecar, was_killed(&level), nth);
+        let killed = was_killed(&level) || placeholder::is_placeholder(state);
+        let rank = (container.kind == ContainerKind::Sidecar, killed, nth);
         Some((rank, BlamedRun { container, state, previous, level }))
     };
-    pod.containers.iter().filter(counts).filter_map(explains).min_by_key(|(rank, _)| *rank).map(|(_, run)| run)
+    pod.containers
+        .iter()
+        .filter(counts)
+        .filter_map(explains)
+        .min_by_key(|(rank, _)| *rank)
+        .map(|(_, run)| run)
 }
 
 fn was_killed(level: &FailureLevel) -> bool {

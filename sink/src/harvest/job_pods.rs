@@ -11,7 +11,7 @@ use job_handler_shared::{
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, Client, ResourceExt};
 
-use crate::harvest::{pod_status::PodRelevance, tracked_pod::CapturedPodState};
+use crate::harvest::{placeholder, pod_status::PodRelevance, tracked_pod::CapturedPodState};
 
 /// Label that the Job controller puts on pods (`k8s.io/api/batch/v1`, `ControllerUidLabel`).
 pub(crate) const CONTROLLER_UID: &str = "batch.kubernetes.io/controller-uid";
@@ -71,7 +71,7 @@ impl JobPod {
 
 /// The runs of a container that have a log: whether it is the one before the last restart, and its ID.
 pub(crate) fn runs(container: &ContainerFacts) -> Vec<(bool, String)> {
-    let ran = matches!(container.state.phase.as_str(), "terminated" | "running");
+    let ran = placeholder::ran(&container.state);
     let before = container.last_state.as_ref().map(|state| (true, state.id.clone()));
     before.into_iter().chain(ran.then(|| (false, container.state.id.clone()))).collect()
 }

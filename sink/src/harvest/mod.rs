@@ -20,6 +20,7 @@ mod log_stream;
 mod node_health;
 mod node_limits;
 pub mod pack;
+mod placeholder;
 mod pod_facts;
 mod pod_status;
 pub mod pod_tracker;

@@ -255,7 +255,8 @@ pub(crate) mod tests {
             of_pod(&pod)
         };
         let large = filled(100);
-        let others = [&large.node, &large.message, &large.disruption_message, &large.unschedulable].map(|text| text.as_ref().unwrap());
+        let others = [&large.node, &large.message, &large.disruption_message, &large.unschedulable]
+            .map(|text| text.as_ref().unwrap());
         assert_eq!(others.map(|text| text.capacity() <= MESSAGE_MAX), [true; 4]);
         assert_eq!(large.containers.len(), 2 * CONTAINERS_MAX);
         let most = 2 * CONTAINERS_MAX * 2 * IMAGE_MAX + 2 * POD_MESSAGES_MAX;

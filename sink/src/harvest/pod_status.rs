@@ -41,9 +41,7 @@ pub(crate) fn by_relevance(a: &PodRelevance, b: &PodRelevance) -> std::cmp::Orde
 pub(crate) fn decisive_line(job: &JobSnapshot, pods: &[PodFacts], last_line: &LastLine<'_>) -> String {
     let Some(finished) = &job.finished else { return String::new() };
     let mut line = match finished.outcome {
-        Outcome::Completed => {
-            main_container(pods, Outcome::Completed).map(by_message).unwrap_or_default()
-        }
+        Outcome::Completed => main_container(pods, Outcome::Completed).map(by_message).unwrap_or_default(),
         Outcome::Failed => {
             let found =
                 failure::by_weight(&finished.message, pods).find_map(|pod| of_failed_pod(pod, last_line));
@@ -70,7 +68,8 @@ fn of_failed_pod(pod: &PodFacts, last_line: &LastLine<'_>) -> Option<String> {
     let waits = |container: &ContainerFacts| {
         let state = &container.state;
         let reason = state.reason.as_deref().filter(|_| state.phase == "waiting")?;
-        let why = state.message.as_deref().map(|m| format!(": {}", telling_line(m, false))).unwrap_or_default();
+        let why =
+            state.message.as_deref().map(|m| format!(": {}", telling_line(m, false))).unwrap_or_default();
         (!matches!(reason, "PodInitializing" | "ContainerCreating"))
             .then(|| format!("container {} of pod {} never started, {reason}{why}", container.name, pod.name))
     };

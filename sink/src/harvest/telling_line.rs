@@ -38,9 +38,8 @@ impl Trace {
     /// The line that names the error of the last such trace. Within a log, the trace has to be its end: an error before it
     /// may have been handled.
     fn error_in<'a>(&self, lines: &'a [String], is_log_end: bool) -> Option<&'a String> {
-        let header = (0..lines.len().checked_sub(1)?).rfind(|at| {
-            (self.is_header)(&lines[*at]) && (self.is_frame)(&lines[at + 1])
-        })?;
+        let header = (0..lines.len().checked_sub(1)?)
+            .rfind(|at| (self.is_header)(&lines[*at]) && (self.is_frame)(&lines[at + 1]))?;
         let frames = lines[header + 1..].iter().take_while(|line| (self.is_frame)(line)).count();
         let after = header + 1 + frames;
         let (error, mut end) = match self.error {
@@ -86,7 +85,9 @@ fn printable(line: &str) -> String {
             _ = chars.by_ref().find(|c| ('@'..='~').contains(c));
         } else if c == '\t' {
             text.push(' ');
-        } else if !c.is_control() && !matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}') {
+        } else if !c.is_control()
+            && !matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+        {
             text.push(c);
         }
     }
@@ -97,10 +98,12 @@ fn printable(line: &str) -> String {
 mod tests {
     use super::*;
 
-    const PYTHON: &str = "Traceback (most recent call last):\n  File \"a.py\", line 3\n    f()\nValueError: bad row 17\n";
+    const PYTHON: &str =
+        "Traceback (most recent call last):\n  File \"a.py\", line 3\n    f()\nValueError: bad row 17\n";
     const JAVA: &str = "Exception in thread \"main\" java.lang.IllegalStateException: bad row 17\n\tat a.B.c(B.java:3)\n\
         \tat a.B.main(B.java:1)\nCaused by: java.io.IOException: closed\n\tat a.B.d(B.java:9)\n\t... 1 more\n";
-    const GO: &str = "panic: bad row 17\n\ngoroutine 1 [running]:\nmain.main()\n\t/app/main.go:4 +0x1d\nexit status 2\n";
+    const GO: &str =
+        "panic: bad row 17\n\ngoroutine 1 [running]:\nmain.main()\n\t/app/main.go:4 +0x1d\nexit status 2\n";
 
     #[test]
     fn a_message_is_told_by_its_first_line_and_the_end_of_a_log_by_its_last() {
@@ -108,10 +111,17 @@ mod tests {
             ("", "", ""),
             (" \n\n", "", ""),
             ("\nboom\nmore\n \n", "boom", "more"),
-            ("\u{1b}[31mERROR\u{1b}[0m disk \u{1b}[1mfull\u{1b}[0m\r\n", "ERROR disk full", "ERROR disk full"),
+            (
+                "\u{1b}[31mERROR\u{1b}[0m disk \u{1b}[1mfull\u{1b}[0m\r\n",
+                "ERROR disk full",
+                "ERROR disk full",
+            ),
             ("a\u{202e}b\u{0}c", "abc", "abc"),
         ] {
-            assert_eq!((telling_line(text, false).as_str(), telling_line(text, true).as_str()), (of_message, of_log));
+            assert_eq!(
+                (telling_line(text, false).as_str(), telling_line(text, true).as_str()),
+                (of_message, of_log)
+            );
         }
     }
 
@@ -136,16 +146,24 @@ mod tests {
         }
         assert_eq!(telling_line(&chained, true), "OSError: no room");
         // Cut off, at either end.
-        assert_eq!(telling_line("Traceback (most recent call last):\n  File \"a.py\"\n", false), "File \"a.py\"");
+        assert_eq!(
+            telling_line("Traceback (most recent call last):\n  File \"a.py\"\n", false),
+            "File \"a.py\""
+        );
         assert_eq!(telling_line("Traceback (most recent call last):", true), "");
         let cause = "Caused by: java.io.IOException: closed";
-        assert_eq!(telling_line(&format!("\tat a.B.c(B.java:3)\n{cause}\n\tat a.B.d(B.java:9)\n"), true), cause);
+        assert_eq!(
+            telling_line(&format!("\tat a.B.c(B.java:3)\n{cause}\n\tat a.B.d(B.java:9)\n"), true),
+            cause
+        );
         assert_eq!(telling_line("  File \"a.py\"\nValueError: bad row 17\n", true), "ValueError: bad row 17");
     }
 
     #[test]
     fn any_text_has_at_most_one_line() {
-        for text in ["\tat x\n\tat y", "panic: \n", "Traceback (most recent call last):\n\n\n x", "\u{1b}[", "\u{1b}"] {
+        for text in
+            ["\tat x\n\tat y", "panic: \n", "Traceback (most recent call last):\n\n\n x", "\u{1b}[", "\u{1b}"]
+        {
             for is_log_end in [false, true] {
                 assert!(!telling_line(text, is_log_end).contains(['\n', '\u{1b}']), "{text:?}");
             }
