@@ -137,6 +137,9 @@ pub struct LogFacts {
     /// Why it, or a part of it, is missing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lost: Option<String>,
+    /// It, or a part of it, is left out because it exceeds the policies' log budget.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub truncated: bool,
     /// The full log in an object store, if something is left out here.
     #[serde(rename = "whole", default, skip_serializing_if = "Option::is_none")]
     pub full: Option<FullLogObject>,

@@ -19,7 +19,7 @@ use crate::{
         full_logs,
         job_pods::{self, JobPod, LogRun, runs},
         log_budget::LogBudget,
-        log_reader::{BUDGET_USED_UP, LogReader},
+        log_reader::LogReader,
         node_limits::MemoryPermit,
         placeholder, pod_status,
         pod_tracker::PodTracker,
@@ -221,7 +221,7 @@ impl Collector {
                 log.lost = match lost {
                     LogLoss::Passing(_) => Some(LogLoss::Passing(reason)),
                     LogLoss::Unconfirmed(_) => Some(LogLoss::Unconfirmed(reason)),
-                    LogLoss::Final(_) => log.lost,
+                    LogLoss::Final(_) | LogLoss::OverBudget => log.lost,
                 };
                 log
             }
@@ -255,7 +255,7 @@ impl Collector {
                     let early = early_logs.get(&id).cloned().unwrap_or_else(never_read);
                     let mut log = self.reuse(run, &early, granted).await;
                     if granted == 0 && early.excerpt.length > 0 && log.excerpt.full == FullLog::Absent {
-                        log.lost = Some(LogLoss::Final(BUDGET_USED_UP.to_owned()));
+                        log.lost = Some(LogLoss::OverBudget);
                     }
                     with.budget.release(granted.saturating_sub(log.excerpt.bytes()));
                     container.logs.push(log.facts());

@@ -12,13 +12,10 @@ use job_handler_shared::{
     text::ranges,
 };
 
-use crate::{
-    harvest::{
-        captured::{CapturedLog, CapturedPod},
-        pod_facts,
-        telling_line::telling_line,
-    },
-    object_store::FullLog,
+use crate::harvest::{
+    captured::{CapturedPod, LogLoss},
+    pod_facts,
+    telling_line::telling_line,
 };
 
 /// Longest part of a log's end that is searched for the line that tells why its process ended, bytes.
@@ -46,7 +43,8 @@ pub(crate) fn concatenate(pods: &[CapturedPod], facts: &mut [PodFacts]) -> Vec<u
                 if out.last().is_some_and(|b| *b != b'\n') {
                     out.push(b'\n');
                 }
-                out.extend_from_slice(format!("[lost: {lost}]\n").as_bytes());
+                let word = if lost.is_over_budget() { "truncated" } else { "lost" };
+                out.extend_from_slice(format!("[{word}: {lost}]\n").as_bytes());
             }
             let section = Section { offset: offset as u64, bytes: (out.len() - offset) as u64 };
             let containers = of_pod.get_mut(&pod.facts.uid).map(|facts| facts.containers.iter_mut());
@@ -83,29 +81,39 @@ pub(crate) fn completeness(job: &JobSnapshot, pods: &[CapturedPod], dropped_pods
     if dropped_pods > 0 {
         lost.push(format!("{dropped_pods} deleted pods were too many to be tracked"));
     }
-    let mut same: BTreeMap<(&str, bool, &str), Vec<&PodFacts>> = BTreeMap::new();
+    let (mut losses, mut truncations) = (LogsByReason::new(), LogsByReason::new());
     for pod in pods {
         for rest in pod.facts.containers.iter().filter(|container| pod_facts::is_rest(container)) {
-            same.entry((&rest.name, false, TOO_MANY)).or_default().push(&pod.facts);
+            losses.entry((&rest.name, false, TOO_MANY)).or_default().push(&pod.facts);
         }
         for log in &pod.logs {
-            if let Some(lost) = &log.lost {
-                same.entry((&log.container, log.previous, lost.reason())).or_default().push(&pod.facts);
+            let lost = log.lost.as_ref().filter(|lost| !lost.is_over_budget()).map(LogLoss::reason);
+            for (reason, of) in [(lost, &mut losses), (log.truncation(), &mut truncations)] {
+                if let Some(reason) = reason {
+                    of.entry((&log.container, log.previous, reason)).or_default().push(&pod.facts);
+                }
             }
         }
     }
-    for ((container, previous, why), pods) in same {
+    lost.extend(lines(losses));
+    let truncated = lines(truncations);
+    Completeness { complete: lost.is_empty() && truncated.is_empty(), lost, truncated }
+}
+
+/// Pods by container, whether it is the previous run, and the reason.
+type LogsByReason<'a> = BTreeMap<(&'a str, bool, &'a str), Vec<&'a PodFacts>>;
+
+fn lines(logs: LogsByReason<'_>) -> Vec<String> {
+    let mut lines = Vec::new();
+    for ((container, previous, why), pods) in logs {
         let run = if previous { " (previous)" } else { "" };
         if pods.len() < SHARED_LINE_PODS {
-            lost.extend(pods.iter().map(|pod| format!("log of {}/{container}{run}: {why}", pod.name)));
+            lines.extend(pods.iter().map(|pod| format!("log of {}/{container}{run}: {why}", pod.name)));
         } else {
-            lost.push(format!("logs of {container}{run} of {}: {why}", describe_pods(&pods)));
+            lines.push(format!("logs of {container}{run} of {}: {why}", describe_pods(&pods)));
         }
     }
-    let is_stored =
-        |log: &CapturedLog| log.excerpt.left_out() == 0 || matches!(log.excerpt.full, FullLog::Stored(_));
-    let cut = !pods.iter().flat_map(|pod| &pod.logs).all(is_stored);
-    Completeness { complete: lost.is_empty() && !cut, lost }
+    lines
 }
 
 /// Describes many pods briefly: by ranges of their indexes, or by number.
@@ -123,7 +131,7 @@ mod tests {
     use job_handler_shared::result::pods::ContainerFacts;
 
     use super::*;
-    use crate::harvest::captured::LogLoss;
+    use crate::harvest::{captured::CapturedLog, log_buffer::HeadTail};
 
     fn pod(name: &str, phase: &str, index: Option<u32>, lost: Option<&str>) -> CapturedPod {
         let (name, phase, uid) = (name.into(), phase.into(), format!("uid of {name}"));
@@ -153,6 +161,18 @@ mod tests {
     }
 
     #[test]
+    fn what_exceeds_the_budget_is_truncated_and_not_lost() {
+        let mut long = pod("a", "Failed", None, None);
+        let mut log = HeadTail::new(8);
+        log.push(b"much more than that");
+        long.logs[0].excerpt = log.finish();
+        let mut left_out = pod("b", "Failed", None, None);
+        left_out.logs[0].lost = Some(LogLoss::OverBudget);
+        let found = completeness(&JobSnapshot::default(), &[long, left_out], 0);
+        assert_eq!((found.complete, found.lost.len(), found.truncated.len()), (false, 0, 2), "{found:?}");
+    }
+
+    #[test]
     fn deleted_pods_are_counted() {
         let job = JobSnapshot { failed_pods: 3, succeeded_pods: 1, ..JobSnapshot::default() };
         let mut gone = pod("b", "Running", None, None);
@@ -171,7 +191,10 @@ mod tests {
         let job = JobSnapshot { failed_pods: 1, ..JobSnapshot::default() };
         let mut polite = pod("a", "Succeeded", None, None);
         polite.facts.gone = true;
-        assert_eq!(completeness(&job, &[polite], 0), Completeness { complete: true, lost: Vec::new() });
+        assert_eq!(
+            completeness(&job, &[polite], 0),
+            Completeness { complete: true, ..Completeness::default() }
+        );
     }
 
     #[test]

@@ -86,7 +86,7 @@ async fn existing_and_deleted_pods_are_collected_the_most_relevant_first() {
 }
 
 #[tokio::test]
-async fn less_relevant_logs_are_lost_once_the_budget_is_used_up() {
+async fn less_relevant_logs_are_left_out_once_the_budget_is_used_up() {
     let apiserver = Apiserver::default();
     apiserver.put("pods", pod("new", "Failed", 2));
     apiserver.put_log("new", "main", b"0123456789");
@@ -96,7 +96,10 @@ async fn less_relevant_logs_are_lost_once_the_budget_is_used_up() {
     let (captured, _memory) = collector.collect(&build(), &limits(10, 10), &tracker).await.unwrap();
     let logs = summary(&captured);
     assert_eq!(logs[0], ("new", "0123456789".to_owned(), None));
-    assert_eq!(logs[1].2, Some(BUDGET_USED_UP));
+    assert!(logs[1].1.is_empty());
+    let left_out = &captured.pods[1].logs[0];
+    assert_eq!(left_out.lost, Some(LogLoss::OverBudget));
+    assert_eq!((left_out.facts().lost, left_out.facts().truncated), (None, true));
 }
 
 #[tokio::test]
