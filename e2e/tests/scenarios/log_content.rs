@@ -130,8 +130,16 @@ fn a_jobs_budget_is_shared_by_its_containers() {
         let kept_bytes =
             |n: usize| facts(n)["length"].as_u64().unwrap() - facts(n)["leftOut"].as_u64().unwrap();
         assert_eq!((kept_bytes(0), kept_bytes(1)), (6 << 10, 2 << 10), "{manifest}");
-        assert!(facts(2)["lost"].as_str().unwrap().contains("budget"), "{manifest}");
-        assert_eq!(manifest["completeness"]["complete"], false);
+        // Over the budget is not lost.
+        assert_eq!(
+            (0..3).map(|n| facts(n)["truncated"].clone()).collect::<Vec<_>>(),
+            [true; 3],
+            "{manifest}"
+        );
+        assert!(facts(2)["lost"].is_null(), "{manifest}");
+        let completeness = &manifest["completeness"];
+        assert_eq!((&completeness["complete"], &completeness["lost"]), (&json!(false), &Value::Null));
+        assert_eq!(completeness["truncated"].as_array().unwrap().len(), 3, "{manifest}");
         for n in 0..2 {
             assert_eq!(
                 (facts(n)["sha256"].clone(), facts(n)["length"].clone()),

@@ -33,4 +33,5 @@ mod results_in_secrets;
 mod retention;
 mod stamping;
 mod user_edits;
+mod verdicts;
 mod warn_mode;

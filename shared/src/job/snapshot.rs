@@ -3,7 +3,8 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use jiff::Timestamp;
-use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::batch::v1::{Job, JobSpec};
+use kube::core::Selector;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -19,6 +20,8 @@ const MAX_API_VERSION: usize = OBJECT_NAME_MAX + 1 + MAX_KIND;
 const MAX_KIND: usize = 63;
 /// Longest uid that is believed. The apiserver's own have 36 characters.
 pub const MAX_UID: usize = 63;
+/// Longest selector of pods that is kept. Its author can fill it up to a megabyte.
+const MAX_SELECTOR: usize = 1024;
 
 /// A Job without its template: 50,000 of these fit in memory, 50,000 full Jobs do not.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -59,6 +62,9 @@ pub struct JobSnapshot {
     pub deadline: Option<i64>,
     /// `spec.backoffLimit`.
     pub backoff_limit: Option<i32>,
+    /// `spec.selector` of a Job with `spec.manualSelector`, whose pods need not have the labels of the Job controller; empty,
+    /// which selects all pods, if it is very long.
+    pub pod_selector: Option<String>,
     /// `status.startTime`.
     pub started: Option<Timestamp>,
     /// `status.active`: pods that are pending or running.
@@ -199,6 +205,15 @@ impl JobSnapshot {
     }
 }
 
+/// The selector as a parameter of a list.
+fn manual_selector(spec: &JobSpec) -> String {
+    let selector = spec.selector.clone().and_then(|selector| Selector::try_from(selector).ok());
+    selector
+        .map(|selector| selector.to_string())
+        .filter(|text| text.len() <= MAX_SELECTOR)
+        .unwrap_or_default()
+}
+
 impl From<&Job> for JobSnapshot {
     fn from(job: &Job) -> Self {
         let meta = &job.metadata;
@@ -245,6 +260,7 @@ impl From<&Job> for JobSnapshot {
             ttl: spec.and_then(|s| s.ttl_seconds_after_finished),
             deadline: spec.and_then(|s| s.active_deadline_seconds),
             backoff_limit: spec.and_then(|s| s.backoff_limit),
+            pod_selector: spec.filter(|spec| spec.manual_selector == Some(true)).map(manual_selector),
             started: status.and_then(|s| s.start_time.as_ref()).map(|t| t.0),
             active_pods: status.and_then(|s| s.active).unwrap_or_default(),
             terminating_pods: status.and_then(|s| s.terminating).unwrap_or_default(),

@@ -297,6 +297,8 @@ impl<T> RawJob<T> {
             ttl: spec.and_then(|spec| spec.ttl_seconds_after_finished),
             deadline: spec.and_then(|spec| spec.active_deadline_seconds),
             backoff_limit: spec.and_then(|spec| spec.backoff_limit),
+            // Only the sink looks for pods.
+            pod_selector: None,
             started: status.start_time,
             active_pods: status.active.unwrap_or_default(),
             terminating_pods: status.terminating.unwrap_or_default(),
