@@ -12,6 +12,7 @@ pub mod etcd_history;
 pub mod harness;
 pub mod net;
 pub mod pair;
+pub mod real_node;
 
 pub use cluster::namespace::TestNamespace;
 pub use cluster::{AuditLevel, Cluster, ClusterOptions, Component};

@@ -27,6 +27,9 @@ pub struct ClusterOptions {
     pub port: Option<u16>,
     /// The number of simulated nodes.
     pub nodes: usize,
+    /// One real node, with containerd and kubelet, instead of the simulated ones; see
+    /// [`missing_for_real_node`](crate::real_node::missing_for_real_node).
+    pub real_node: bool,
     /// The level of the audit log.
     pub audit: AuditLevel,
     /// More arguments for the API server.
@@ -35,6 +38,12 @@ pub struct ClusterOptions {
 
 impl Default for ClusterOptions {
     fn default() -> Self {
-        Self { port: None, nodes: 2, audit: AuditLevel::default(), apiserver_arguments: Vec::new() }
+        Self {
+            port: None,
+            nodes: 2,
+            real_node: false,
+            audit: AuditLevel::default(),
+            apiserver_arguments: Vec::new(),
+        }
     }
 }
