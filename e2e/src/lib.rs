@@ -2,7 +2,8 @@
 //!
 //! [`Cluster::start`] boots the real control plane as processes on loopback in seconds, with nodes simulated by KWOK:
 //! Jobs run through the real scheduler and Job controller, and annotations on a pod control what happens inside it (see
-//! `e2e/README.md`). No process is left, however the caller ends.
+//! `e2e/README.md`). With [`ClusterOptions::real_node`], real containers run instead. No process is left, however the
+//! caller ends.
 
 pub mod bench;
 pub mod build;

@@ -106,7 +106,7 @@ pub(super) struct Layout {
     audit_level: &'static str,
     apiserver_arguments: Vec<String>,
     /// Absent where nodes are simulated. Dropped after the components.
-    pub(super) node: Option<RealNode>,
+    pub(super) node: Option<Box<RealNode>>,
 }
 
 impl Layout {
@@ -116,7 +116,7 @@ impl Layout {
         programs: ClusterPrograms,
         audit_level: &'static str,
         apiserver_arguments: Vec<String>,
-        node: Option<RealNode>,
+        node: Option<Box<RealNode>>,
     ) -> Result<Self> {
         let pki = Pki::create(&folder.join("pki"))?;
         let folder = folder.to_owned();
@@ -176,7 +176,7 @@ impl Layout {
 
     /// Where the API server listens: on loopback, or where pods reach it.
     fn address(&self) -> Ipv4Addr {
-        self.node.as_ref().map_or(Ipv4Addr::LOCALHOST, RealNode::machine_address)
+        self.node.as_ref().map_or(Ipv4Addr::LOCALHOST, |node| node.machine_address())
     }
 
     pub(super) fn server(&self) -> String {

@@ -166,7 +166,7 @@ impl Cluster {
         let node = match options.real_node {
             true => {
                 let binary = run_cancellable(node_binary).await?;
-                Some(RealNode::create(folder.path(), &logs, binary).await?)
+                Some(Box::new(RealNode::create(folder.path(), &logs, binary).await?))
             }
             false => None,
         };
@@ -218,7 +218,7 @@ impl Cluster {
 
     /// The real node of the cluster.
     pub(crate) fn real_node(&self) -> Result<&RealNode> {
-        let node = self.layout("a real node")?.node.as_ref();
+        let node = self.layout("a real node")?.node.as_deref();
         node.ok_or_else(|| Error::Invalid("the cluster has simulated nodes, not a real one".to_owned()))
     }
 

@@ -14,8 +14,8 @@ use crate::real_node::Image;
 const IMAGE: &str = "job-handler:0.1.0";
 const PROGRAMS: [&str; 2] = ["job-handler-webhook", "job-handler-sink"];
 
-/// Builds an image of the pair from its programs, without a shell, imports it into the cluster's real node, applies the base,
-/// and waits until the API server calls the webhook and the default policy is in force.
+/// Builds an image of the pair from its programs, without a shell, imports it into the cluster's real node, applies
+/// the base, and waits until the API server calls the webhook and the default policy is in force.
 ///
 /// # Errors
 /// If the cluster has no real node, a build or `kubectl apply` fails, or the pods do not become ready.

@@ -3,18 +3,20 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::harness::error::{Error, Result};
 use crate::harness::process::Cleaner;
 
 const MOUNTS: &str = "/sys/fs/cgroup";
-/// The name of a node's cgroup is this and the id of its init process, so that no cleaner takes another node's for its own.
+/// The name of a node's cgroup is this, the id of the process that made it, and a number.
 const PREFIX: &str = "job-handler-e2e-node-";
 
-/// Removes cgroups and those below them. Killed processes may take a moment to leave; what stays is left to the next run.
+/// Removes cgroups and those below them. Killed processes may take a moment to leave; what stays is left to the next
+/// run.
 const REMOVE: &str = r#"for i in $(seq 50); do
     find "$@" -depth -type d -exec rmdir {} \; 2>/dev/null
-    find "$@" -quit 2>/dev/null | grep -q . || exit 0
+    find "$@" -print -quit 2>/dev/null | grep -q . || exit 0
     sleep 0.1
 done"#;
 
@@ -26,10 +28,12 @@ pub(super) struct NodeCgroup {
 }
 
 impl NodeCgroup {
-    /// Creates the cgroup of a node, with a child `runtime` for its processes: cgroups of version 2 have either processes
-    /// or children, and runc makes the containers' cgroups beside its own.
-    pub(super) fn create(init: u32) -> Result<Self> {
-        let name = format!("{PREFIX}{init}");
+    /// Creates the cgroup of a node, with a child `runtime` for its processes: cgroups of version 2 have either
+    /// processes or children.
+    pub(super) fn create() -> Result<Self> {
+        static CREATED: AtomicU32 = AtomicU32::new(0);
+        let number = CREATED.fetch_add(1, Ordering::Relaxed);
+        let name = format!("{PREFIX}{}-{number}", std::process::id());
         let folders: Vec<PathBuf> = hierarchies().iter().map(|hierarchy| hierarchy.join(&name)).collect();
         let cgroup = Self { name, _cleaner: Cleaner::start(REMOVE, &folders)? };
         for folder in folders.iter().flat_map(|folder| [folder.clone(), folder.join("runtime")]) {
@@ -51,8 +55,8 @@ pub(super) fn remove_abandoned() {
     for hierarchy in hierarchies() {
         for folder in subfolders(&hierarchy) {
             let name = folder.file_name().unwrap_or_default().to_string_lossy();
-            let init = name.strip_prefix(PREFIX);
-            if init.is_some_and(|init| !Path::new("/proc").join(init).exists()) {
+            let maker = name.strip_prefix(PREFIX).and_then(|rest| rest.split_once('-'));
+            if maker.is_some_and(|(maker, _)| !Path::new("/proc").join(maker).exists()) {
                 // One that still has a process is left to the run after this.
                 let _ = remove(&folder);
             }

@@ -17,13 +17,13 @@ const NAMESPACES: [&str; 4] = ["--mount", "--net", "--uts", "--ipc"];
 /// More nodes than a machine runs at a time.
 const MOST_NODES: u8 = 32;
 
-/// The namespaces of one node. When this value is dropped, or the process that made it ends, the kernel kills all processes
-/// in them; mounts, interfaces, routes and packet rules end with the namespaces.
+/// The namespaces of one node. When this value is dropped, or the process that made it ends, the kernel kills all
+/// processes in them; mounts, interfaces, routes and packet rules end with the namespaces.
 #[derive(Debug)]
 pub(super) struct NodeNamespaces {
     // Dropped in this order: a cgroup can be removed when its processes have ended.
     init: Process,
-    cgroup: NodeCgroup,
+    _cgroup: NodeCgroup,
     folder: PathBuf,
     /// The init process, as the machine counts.
     id: u32,
@@ -36,6 +36,8 @@ impl NodeNamespaces {
         for (file, text) in [("init.sh", INIT), ("enter.sh", ENTER)] {
             std::fs::write(folder.join(file), text).map_err(Error::io(format!("writing {file}")))?;
         }
+        cgroups::remove_abandoned();
+        let cgroup = NodeCgroup::create()?;
         let mut arguments = vec!["--fork", "--kill-child", "--pid", "--propagation", "private"];
         arguments.extend(NAMESPACES);
         arguments.extend(["--", "sh"]);
@@ -45,7 +47,7 @@ impl NodeNamespaces {
             arguments: arguments
                 .into_iter()
                 .map(Into::into)
-                .chain([folder.join("init.sh").into(), folder.into()])
+                .chain([folder.join("init.sh").into(), folder.into(), cgroup.name().into()])
                 .collect(),
             environment: Vec::new(),
             log: logs.join("node-init.log"),
@@ -62,16 +64,14 @@ impl NodeNamespaces {
         init.ensure_running()?;
         let id =
             started.trim().parse().map_err(|_| Error::Invalid(format!("{started:?} is no process id")))?;
-        cgroups::remove_abandoned();
         let number = connect(id)?;
-        let cgroup = NodeCgroup::create(id)?;
-        let namespaces = Self { init, cgroup, folder: folder.to_owned(), id, number };
+        let namespaces = Self { init, _cgroup: cgroup, folder: folder.to_owned(), id, number };
         namespaces.set_addresses()?;
         Ok(namespaces)
     }
 
-    /// The address of the machine on the network between it and the node. The networks are of RFC 2544, for tests, so that they
-    /// are no other network of the machine.
+    /// The address of the machine on the network between it and the node. The networks are of RFC 2544, for tests, so
+    /// that they are no other network of the machine.
     pub(super) fn machine_address(&self) -> Ipv4Addr {
         Ipv4Addr::new(198, 18, self.number, 1)
     }
@@ -91,7 +91,7 @@ impl NodeNamespaces {
         let mut arguments = vec!["--target".into(), self.id.to_string().into(), "--pid".into()];
         arguments.extend(NAMESPACES.map(Into::into));
         arguments.extend(["--".into(), "sh".into(), self.folder.join("enter.sh").into()]);
-        arguments.extend([self.cgroup.name().into(), program.executable.into()]);
+        arguments.push(program.executable.into());
         arguments.append(&mut program.arguments);
         Program { executable: "nsenter".into(), arguments, ..program }
     }
@@ -133,8 +133,8 @@ impl Drop for NodeNamespaces {
     }
 }
 
-/// Connects the network namespace of a process with ours. The number is the first whose interface does not exist: the kernel lets
-/// only one caller create it.
+/// Connects the network namespace of a process with ours. The number is the first whose interface does not exist: the
+/// kernel lets only one caller create it.
 fn connect(process: u32) -> Result<u8> {
     let process = process.to_string();
     let mut refused = None;

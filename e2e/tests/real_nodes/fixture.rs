@@ -30,6 +30,11 @@ fn runtime() -> &'static Runtime {
 /// Runs a scenario, or says that it is skipped.
 pub fn scenario<F: Future<Output = ()>>(name: &str, run: impl FnOnce(&'static RealCluster) -> F) {
     static FIXTURE: OnceCell<RealCluster> = OnceCell::const_new();
+    scenario_without_cluster(name, || async { run(FIXTURE.get_or_init(RealCluster::start).await).await });
+}
+
+/// The same, for a scenario that does not use the shared cluster.
+pub fn scenario_without_cluster<F: Future<Output = ()>>(name: &str, run: impl FnOnce() -> F) {
     let existing = std::env::var_os(E2E_KUBECONFIG).is_some_and(|path| !path.is_empty());
     let missing = match existing {
         true => Some(format!("unset {E2E_KUBECONFIG}: it starts a cluster of its own")),
@@ -37,7 +42,7 @@ pub fn scenario<F: Future<Output = ()>>(name: &str, run: impl FnOnce(&'static Re
     };
     match missing {
         Some(missing) => print_line(&format!("SKIPPED: real_nodes::{name}: {missing}")),
-        None => runtime().block_on(async { run(FIXTURE.get_or_init(RealCluster::start).await).await }),
+        None => runtime().block_on(run()),
     }
 }
 
