@@ -27,6 +27,9 @@ pub struct ClusterOptions {
     pub port: Option<u16>,
     /// The number of simulated nodes.
     pub nodes: usize,
+    /// One real node, with containerd and kubelet, instead of the simulated ones; see
+    /// [`missing_for_real_node`](crate::real_node::missing_for_real_node).
+    pub real_node: bool,
     /// The level of the audit log.
     pub audit: AuditLevel,
     /// The number of API servers on the one etcd, at most 3. The components use the first.
@@ -40,6 +43,7 @@ impl Default for ClusterOptions {
         Self {
             port: None,
             nodes: 2,
+            real_node: false,
             audit: AuditLevel::default(),
             apiservers: 1,
             apiserver_arguments: Vec::new(),

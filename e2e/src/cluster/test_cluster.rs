@@ -10,7 +10,7 @@ use kube::Api;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use tokio::sync::OnceCell;
 
-use crate::build::{ClusterPrograms, cluster_programs, run_cancellable};
+use crate::build::{ClusterPrograms, cluster_programs, node_binary, run_cancellable};
 use crate::cluster::component_handle::ComponentHandle;
 use crate::cluster::components::{Component, Layout, Ports, START_TIMEOUT};
 use crate::cluster::options::{AuditLevel, ClusterOptions, E2E_KUBECONFIG};
@@ -19,6 +19,7 @@ use crate::harness::error::{Error, Result};
 use crate::harness::ports;
 use crate::harness::process::{Process, TempFolder};
 use crate::harness::wait::wait_for;
+use crate::real_node::RealNode;
 
 /// A Kubernetes cluster: the real control plane as processes on loopback, with nodes simulated by KWOK. It ends when it
 /// is dropped, and with the process that started it.
@@ -173,8 +174,17 @@ impl Cluster {
             AuditLevel::RequestResponse => "RequestResponse",
         };
         let ports = Ports::pick(options.port, options.apiservers)?;
-        let layout =
-            Layout::create(folder.path(), ports, programs, level, options.apiserver_arguments.clone())?;
+        let logs = folder.path().join("logs");
+        std::fs::create_dir_all(&logs).map_err(Error::io("creating the folder for logs"))?;
+        let node = match options.real_node {
+            true => {
+                let binary = run_cancellable(node_binary).await?;
+                Some(Box::new(RealNode::create(folder.path(), &logs, binary).await?))
+            }
+            false => None,
+        };
+        let arguments = options.apiserver_arguments.clone();
+        let layout = Layout::create(folder.path(), ports, programs, level, arguments, node)?;
         let kubeconfig = folder.path().join("admin.kubeconfig");
         let config = load(&kubeconfig).await?;
         let mut cluster =
@@ -185,9 +195,9 @@ impl Cluster {
         }
         cluster.wait_ready(START_TIMEOUT).await?;
         let client = cluster.client();
-        nodes::register(&client, options.nodes).await?;
-        for component in Component::ALL {
-            cluster.launch(component)?;
+        let nodes = cluster.prepare_nodes(&client, options).await?;
+        for component in cluster.layout("starting components")?.components() {
+            cluster.launch(*component)?;
         }
         wait_for(START_TIMEOUT, "the controllers and the nodes", || async {
             for process in cluster.processes.values() {
@@ -195,16 +205,35 @@ impl Cluster {
                     return Ok(());
                 }
             }
-            nodes::all_ready(&client, options.nodes).await?;
-            let port = cluster.layout.as_ref().map_or(0, |layout| layout.ports.node_logs);
-            let logs = tokio::net::TcpStream::connect((std::net::Ipv4Addr::LOCALHOST, port)).await;
-            logs.map_err(|error| format!("the nodes' logs at port {port}: {error}"))?;
+            nodes::all_ready(&client, nodes).await?;
+            if let Some(layout) = cluster.layout.as_ref().filter(|layout| layout.node.is_none()) {
+                let port = layout.ports.node_logs;
+                let logs = tokio::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await;
+                logs.map_err(|error| format!("the nodes' logs at port {port}: {error}"))?;
+            }
             let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), "default");
             accounts.get("default").await.map(drop).map_err(|error| error.to_string())
         })
         .await?;
         cluster.processes.values().try_for_each(Process::ensure_running)?;
         Ok(cluster)
+    }
+
+    /// Registers the simulated nodes, or prepares the real one, which registers itself. Returns their number.
+    async fn prepare_nodes(&mut self, client: &kube::Client, options: &ClusterOptions) -> Result<usize> {
+        if !options.real_node {
+            nodes::register(client, options.nodes).await?;
+            return Ok(options.nodes);
+        }
+        self.launch(Component::Containerd)?;
+        self.real_node()?.import_basic_images().await?;
+        Ok(1)
+    }
+
+    /// The real node of the cluster.
+    pub(crate) fn real_node(&self) -> Result<&RealNode> {
+        let node = self.layout("a real node")?.node.as_deref();
+        node.ok_or_else(|| Error::Invalid("the cluster has simulated nodes, not a real one".to_owned()))
     }
 
     fn launch(&mut self, component: Component) -> Result<()> {
