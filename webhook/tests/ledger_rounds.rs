@@ -128,7 +128,7 @@ fn a_refusal_of_a_create_that_others_are_asked_about_ends_their_grants() {
         refusals_by: Some(ViewSource::List),
         ..RoundSetup::default()
     };
-    let (answers, after) = round.decide(&[again.clone()]);
+    let (answers, after) = round.decide(std::slice::from_ref(&again));
     assert_eq!((answers, after.attempts().count()), (vec![false], 0));
     assert!(after.refused.contains_key("uid-2"));
 
@@ -149,7 +149,7 @@ fn only_a_final_refusal_of_a_create_that_others_are_asked_about_is_recorded() {
     // A failed Job may be missing in a view that is no LIST.
     let waits = SlotRequest { in_backoff: true, ..shared("b", "2") };
     let cache = RoundSetup { refusals_by: Some(ViewSource::Cache(7)), ..RoundSetup::default() };
-    assert_eq!(cache.decide(&[waits.clone()]), (vec![false], LedgerContents::default()));
+    assert_eq!(cache.decide(std::slice::from_ref(&waits)), (vec![false], LedgerContents::default()));
     let list = RoundSetup { refusals_by: Some(ViewSource::List), ..RoundSetup::default() };
     assert_eq!(list.decide(&[waits]).1.refused.len(), 1);
     // The oldest of many are forgotten.

@@ -218,7 +218,7 @@ pub fn replica(apiserver: &Arc<LimitsApiserver>, policies: &[Arc<Policy>]) -> Te
         readiness,
         metrics,
         policies,
-        task: tokio::spawn(async move { run.await.unwrap() }),
+        task: tokio::spawn(async move { Box::pin(run).await.unwrap() }),
     }
 }
 

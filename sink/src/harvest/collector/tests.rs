@@ -96,7 +96,6 @@ async fn less_relevant_logs_are_left_out_once_the_budget_is_used_up() {
     let (captured, _memory) = collector.collect(&build(), &limits(10, 10), &tracker).await.unwrap();
     let logs = summary(&captured);
     assert_eq!(logs[0], ("new", "0123456789".to_owned(), None));
-    assert!(logs[1].1.is_empty());
     let left_out = &captured.pods[1].logs[0];
     assert_eq!(left_out.lost, Some(LogLoss::OverBudget));
     assert_eq!((left_out.facts().lost, left_out.facts().truncated), (None, true));
