@@ -52,7 +52,7 @@ pub enum ObjectChange {
 /// the code that it checks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StoredJobState {
-    /// Not finished, and not (suspended without a pod that is active, terminating, or may still be created).
+    /// Not finished, and not (suspended without a pod that is active or terminating).
     Active,
     /// Suspended, without such pods.
     Suspended,
@@ -92,19 +92,9 @@ impl StoredJobState {
                 && condition["status"] == "True"
         };
         let pods = |field: &str| status[field].as_i64().unwrap_or(0);
-        let has = |is_it: &dyn Fn(&Value) -> bool| {
-            status["conditions"].as_array().is_some_and(|conditions| conditions.iter().any(is_it))
-        };
-        // The Job controller may be about to create pods by what it read before.
-        let is_seen = job["metadata"]["generation"].as_i64().unwrap_or(1) <= 1
-            || job["spec"]["managedBy"]
-                .as_str()
-                .is_some_and(|manager| manager != "kubernetes.io/job-controller")
-            || has(&|condition| condition["type"] == "Suspended" && condition["status"] == "True");
-        if has(&ended) {
+        if status["conditions"].as_array().is_some_and(|conditions| conditions.iter().any(ended)) {
             Self::Finished
-        } else if job["spec"]["suspend"] == true && pods("active") == 0 && pods("terminating") == 0 && is_seen
-        {
+        } else if job["spec"]["suspend"] == true && pods("active") == 0 && pods("terminating") == 0 {
             Self::Suspended
         } else {
             Self::Active
@@ -125,12 +115,6 @@ mod tests {
         for (job, state) in [
             (json!({"spec": {"suspend": false}}), StoredJobState::Active),
             (json!({"spec": {"suspend": true}}), StoredJobState::Suspended),
-            (json!({"metadata": {"generation": 2}, "spec": {"suspend": true}}), StoredJobState::Active),
-            (
-                json!({"metadata": {"generation": 2}, "spec": {"suspend": true},
-                    "status": {"conditions": [{"type": "Suspended", "status": "True"}]}}),
-                StoredJobState::Suspended,
-            ),
             (json!({"spec": {"suspend": true}, "status": {"active": 1}}), StoredJobState::Active),
             (json!({"spec": {"suspend": true}, "status": {"terminating": 1}}), StoredJobState::Active),
             (json!({"status": {"conditions": finishing}}), StoredJobState::Active),

@@ -1,5 +1,7 @@
 //! The line of a text that tells best why a process ended: of a termination message, or of the end of a log. Pure.
 
+use job_handler_shared::text::escape_unsafe;
+
 /// Kinds of stack traces: what the header looks like, and where the line is that names the error.
 const TRACES: [Trace; 4] = [
     Trace { is_header: is_python_header, is_frame: is_indented, error: ErrorPlace::AfterFrames },
@@ -26,12 +28,13 @@ enum ErrorPlace {
 /// The line that tells best why a process ended; empty if there is none. Of a text that is the end of a log, it is the last
 /// line, else the first one; but if a stack trace is there (in a log: at its end), the line of it that names the error.
 pub(crate) fn telling_line(text: &str, is_log_end: bool) -> String {
-    let lines: Vec<String> = text.lines().map(printable).filter(|line| !line.trim().is_empty()).collect();
+    let lines: Vec<String> =
+        text.lines().map(without_colours).filter(|line| !line.trim().is_empty()).collect();
     let of_trace = TRACES.iter().find_map(|trace| trace.error_in(&lines, is_log_end));
     // Of a trace that is cut off, the header says nothing.
     let mut others = lines.iter().filter(|line| !is_python_header(line));
     let line = of_trace.or_else(|| if is_log_end { others.next_back() } else { others.next() });
-    line.map(|line| line.trim().to_owned()).unwrap_or_default()
+    line.map(|line| escape_unsafe(line.trim()).into_owned()).unwrap_or_default()
 }
 
 impl Trace {
@@ -75,23 +78,25 @@ fn is_indented(line: &str) -> bool {
     line.starts_with([' ', '\t'])
 }
 
-/// A line without colours and other control characters, on which terminals and readers of Events would act.
-fn printable(line: &str) -> String {
+/// A line without colours. All else on which a terminal would act is escaped in the end.
+fn without_colours(line: &str) -> String {
     let mut text = String::with_capacity(line.len());
-    let mut chars = line.chars().peekable();
-    while let Some(c) = chars.next() {
-        if c == '\u{1b}' && chars.next_if_eq(&'[').is_some() {
-            // A control sequence ends with the first of these.
-            _ = chars.by_ref().find(|c| ('@'..='~').contains(c));
-        } else if c == '\t' {
-            text.push(' ');
-        } else if !c.is_control()
-            && !matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-        {
-            text.push(c);
+    let mut rest = line;
+    while let Some(at) = rest.find("\u{1b}[") {
+        let after = &rest[at + 2..];
+        let end = after.find(|c: char| !c.is_ascii_digit() && c != ';');
+        match end.filter(|end| after[*end..].starts_with('m')) {
+            Some(end) => {
+                text.push_str(&rest[..at]);
+                rest = &after[end + 1..];
+            }
+            None => {
+                text.push_str(&rest[..at + 2]);
+                rest = after;
+            }
         }
     }
-    text
+    text + rest
 }
 
 #[cfg(test)]
@@ -116,7 +121,7 @@ mod tests {
                 "ERROR disk full",
                 "ERROR disk full",
             ),
-            ("a\u{202e}b\u{0}c", "abc", "abc"),
+            ("a\u{202e}b\u{1b}[2Jc", "a\\u202eb\\u001b[2Jc", "a\\u202eb\\u001b[2Jc"),
         ] {
             assert_eq!(
                 (telling_line(text, false).as_str(), telling_line(text, true).as_str()),

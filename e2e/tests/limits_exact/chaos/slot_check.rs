@@ -125,8 +125,13 @@ impl CountedJob {
     fn of(key: &str, job: &Value, before: Option<&Self>, revision: u64) -> Self {
         let uid = job["metadata"]["uid"].as_str().unwrap_or_default().to_owned();
         let (state, suspended) = (StoredJobState::of(job), job["spec"]["suspend"] == true);
-        let scopes = slots_of(key, job);
         let before = before.filter(|before| before.uid == uid);
+        // The Job controller may be about to create pods by what it read before.
+        let may_get_pods = before.is_some_and(|before| !before.scopes.is_empty())
+            && state == StoredJobState::Suspended
+            && !has_seen_suspension(job);
+        let holds = state == StoredJobState::Active || may_get_pods;
+        let scopes = if holds { slots_of(key, job) } else { Vec::new() };
         let since = match before {
             None => ("created", revision),
             Some(old) if old.scopes == scopes => old.since,
@@ -141,10 +146,16 @@ impl CountedJob {
     }
 }
 
-/// The slots that a stored Job holds.
+/// Whether the Job controller says that it has stopped the Job.
+fn has_seen_suspension(job: &Value) -> bool {
+    let conditions = job["status"]["conditions"].as_array();
+    conditions.is_some_and(|all| all.iter().any(|c| c["type"] == "Suspended" && c["status"] == "True"))
+}
+
+/// The slots that a Job needs while it may have pods.
 fn slots_of(key: &str, job: &Value) -> Vec<ChaosScope> {
     let namespace = key.split('/').next().unwrap_or_default();
-    if !NAMESPACES.contains(&namespace) || StoredJobState::of(job) != StoredJobState::Active {
+    if !NAMESPACES.contains(&namespace) {
         return Vec::new();
     }
     LIMITS.iter().filter_map(|limit| Some((limit.name, domain(limit, namespace, job)?))).collect()
@@ -223,6 +234,9 @@ mod tests {
         script.job("chaos-b/b", "2", &few, json!({}));
         assert_eq!((holders(&script), script.0.causes["resumed"]), (2, 1));
         script.job("chaos-a/a", "1", &few, json!({"spec": {"suspend": true}, "status": {"terminating": 0}}));
+        assert_eq!(holders(&script), 2, "its controller may be about to create pods");
+        let stopped = json!({"conditions": [{"type": "Suspended", "status": "True"}]});
+        script.job("chaos-a/a", "1", &few, json!({"spec": {"suspend": true}, "status": stopped}));
         assert_eq!(holders(&script), 1);
         script.job("chaos-a/a", "1", &few, json!({"spec": {"suspend": true}, "status": {"active": 1}}));
         assert_eq!(script.0.causes["pods of a suspended Job were reported"], 1);
