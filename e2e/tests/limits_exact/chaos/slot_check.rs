@@ -126,8 +126,9 @@ impl CountedJob {
         let uid = job["metadata"]["uid"].as_str().unwrap_or_default().to_owned();
         let (state, suspended) = (StoredJobState::of(job), job["spec"]["suspend"] == true);
         let before = before.filter(|before| before.uid == uid);
-        // The Job controller may be about to create pods by what it read before.
+        // The Job controller may be about to create pods by what it read before; the Jobs that it leaves to others get none.
         let may_get_pods = before.is_some_and(|before| !before.scopes.is_empty())
+            && job["spec"]["managedBy"].is_null()
             && state == StoredJobState::Suspended
             && !has_seen_suspension(job);
         let holds = state == StoredJobState::Active || may_get_pods;
