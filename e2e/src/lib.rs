@@ -2,7 +2,8 @@
 //!
 //! [`Cluster::start`] boots the real control plane as processes on loopback in seconds, with nodes simulated by KWOK:
 //! Jobs run through the real scheduler and Job controller, and annotations on a pod control what happens inside it (see
-//! `e2e/README.md`). No process is left, however the caller ends.
+//! `e2e/README.md`). With [`ClusterOptions::real_node`], real containers run instead. No process is left, however the
+//! caller ends.
 
 pub mod bench;
 pub mod build;
@@ -12,6 +13,7 @@ pub mod etcd_history;
 pub mod harness;
 pub mod net;
 pub mod pair;
+pub mod real_node;
 
 pub use cluster::namespace::TestNamespace;
 pub use cluster::{AuditLevel, Cluster, ClusterOptions, Component};

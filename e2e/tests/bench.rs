@@ -139,7 +139,7 @@ async fn limits_are_compared_with_quotas() {
     // A wrong admission or refusal fails the measurement.
     let (effort, mut tables) = (LimitsEffort::quick(), Vec::new());
     limits::measure(program(), &effort, |table| tables.push(table)).await.unwrap();
-    let [creates, times, refusals, drain, memory] = tables.as_slice() else {
+    let [creates, times, overlap, refusals, drain, memory] = tables.as_slice() else {
         panic!("{} tables", tables.len())
     };
     let expected = effort.namespaces.iter().flat_map(|namespaces| {
@@ -150,7 +150,7 @@ async fn limits_are_compared_with_quotas() {
     let names: Vec<&str> = creates.rows.iter().map(|row| row[0].as_str()).collect();
     assert_eq!(names, expected.collect::<Vec<_>>());
     assert_eq!(times.rows.len(), names.len());
-    assert_eq!([refusals.rows.len(), drain.rows.len(), memory.rows.len()], [7, 1, 3]);
+    assert_eq!([overlap.rows.len(), refusals.rows.len(), drain.rows.len(), memory.rows.len()], [9, 7, 1, 3]);
     // The maximum of active Jobs: all slots were used.
     assert_eq!(drain.rows[0].last().unwrap(), "10");
     for table in &tables {

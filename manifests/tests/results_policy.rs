@@ -60,7 +60,10 @@ fn the_policy_of_marks_names_each_of_them() {
     assert_eq!(rule.resources.as_ref().unwrap(), &["jobs", "jobs/status"]);
     assert_eq!(rule.operations.as_ref().unwrap(), &["UPDATE"], "the webhook removes them from new Jobs");
     let validations = spec.validations.unwrap();
-    let [validation] = validations.as_slice() else { panic!("{validations:?}") };
+    let [validation, of_group] = validations.as_slice() else { panic!("{validations:?}") };
+    assert!(of_group.expression.contains(&format!("object.metadata.?labels[?'{}']", keys::GROUP)));
+    assert_eq!(of_group.reason.as_deref(), Some("Forbidden"));
+    assert!(of_group.message_expression.as_ref().unwrap().contains(keys::GROUP));
     assert!(
         validation.expression.contains(&format!("{}.all(", list(&keys::MARKS))),
         "{}",

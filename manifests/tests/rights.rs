@@ -85,6 +85,7 @@ fn the_webhook_may_read_policies_namespaces_and_jobs_and_manage_its_certificates
         (POLICIES, "jobpolicies", "", "list watch"),
         ("", "namespaces", "", "list watch"),
         ("batch", "jobs", "", "get list watch"),
+        (ADMISSION, "validatingwebhookconfigurations", "", "list watch"),
         (ADMISSION, "mutatingwebhookconfigurations", keys::MUTATING_CONFIGURATION, "get list watch patch"),
     ];
     let expected: Vec<_> = expected.into_iter().chain(limits).collect();

@@ -50,6 +50,11 @@ pub const KUEUE_QUEUE: &str = "kueue.x-k8s.io/queue-name";
 /// `spec.managedBy` of Jobs that Kubernetes' own controller runs (`k8s.io/api/batch/v1`, `JobControllerName`).
 pub const JOB_CONTROLLER: &str = "kubernetes.io/job-controller";
 
+/// Finalizer of an object that is deleted while its dependents stay (`k8s.io/apimachinery`, `FinalizerOrphanDependents`).
+pub const ORPHAN_FINALIZER: &str = "orphan";
+/// Label with the uid of a pod's Job (`k8s.io/api/batch/v1`, `ControllerUidLabel`). The pod keeps it when it is orphaned.
+pub const POD_JOB_UID: &str = "batch.kubernetes.io/controller-uid";
+
 /// API group of the policies.
 pub const API_GROUP: &str = "job-handler.io";
 /// API version of the policies.

@@ -13,17 +13,24 @@ pub const OBJECT_NAME_MAX: usize = 253;
 
 /// Hex digits of the hash in shortened names.
 const HASH_LEN: usize = 10;
+/// Hex digits of the hash in label values. Groups are told apart by them, and their authors choose the texts: 128 bits, so
+/// that nobody finds two that collide.
+const LABEL_HASH_LEN: usize = 32;
 
 /// The first [`HASH_LEN`] hex digits of the SHA-256 of `parts`, each prefixed by its length, so that
 /// ("ab", "c") and ("a", "bc") differ.
 pub fn short_hash<'a>(parts: impl IntoIterator<Item = &'a str>) -> String {
+    hash(parts, HASH_LEN)
+}
+
+fn hash<'a>(parts: impl IntoIterator<Item = &'a str>, digits: usize) -> String {
     let mut hasher = Sha256::new();
     for part in parts {
         hasher.update((part.len() as u64).to_be_bytes());
         hasher.update(part);
     }
     let mut text = format!("{:x}", hasher.finalize());
-    text.truncate(HASH_LEN);
+    text.truncate(digits);
     text
 }
 
@@ -70,11 +77,11 @@ pub fn label_value(value: &str) -> String {
 
 /// A label value: a readable prefix of `readable` and a hash over `identity`.
 pub(crate) fn hashed_label_value<'a>(readable: &str, identity: impl IntoIterator<Item = &'a str>) -> String {
-    let hash = short_hash(identity);
+    let hash = hash(identity, LABEL_HASH_LEN);
     let head: String = readable
         .chars()
         .map(|c| if c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-') { c } else { '-' })
-        .take(LABEL_VALUE_MAX - HASH_LEN - 1)
+        .take(LABEL_VALUE_MAX - LABEL_HASH_LEN - 1)
         .collect();
     let head = head.trim_matches(|c: char| !c.is_ascii_alphanumeric());
     if head.is_empty() { hash } else { format!("{head}-{hash}") }

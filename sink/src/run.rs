@@ -24,7 +24,7 @@ use crate::{
         refusal_spool::{RefusalSpool, RefusalSpools},
     },
     config::Config,
-    enforce::{entry_writer, ledger_gc, repair},
+    enforce::{entry_writer, held_slots, ledger_gc, repair},
     harvest::{collector::Collector, follower::Follower, pod_tracker::PodTracker},
     metrics::SinkMetrics,
     model::entry_state::EntryState,
@@ -285,11 +285,13 @@ async fn work(
     let record_streaks =
         failure_backoff::run(context.client.clone(), context.store.clone(), context.namespace.clone());
     let ledger_gc = ledger_gc::run(context.client.clone(), context.store.clone(), context.namespace.clone());
+    let free_slots =
+        held_slots::run(context.client.clone(), context.store.clone(), context.namespace.clone());
     let repair = repair::run(context.client.clone(), context.store.clone(), recorder);
     let outbox =
         outbox::run(receivers, context.client.clone(), context.store.clone(), context.metrics.clone());
     // On the heap, each by itself: as one future they overflow a worker's stack in a debug build.
-    let parts: [BoxFuture<'_, Infallible>; 15] = [
+    let parts: [BoxFuture<'_, Infallible>; 16] = [
         Box::pin(reconciler.run()),
         Box::pin(follower.run(pods)),
         Box::pin(write_entries),
@@ -307,6 +309,7 @@ async fn work(
         Box::pin(dequeued),
         Box::pin(record_streaks),
         Box::pin(ledger_gc),
+        Box::pin(free_slots),
         Box::pin(repair),
         Box::pin(outbox),
     ];

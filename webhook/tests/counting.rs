@@ -5,7 +5,7 @@
 mod common;
 
 use std::{
-    collections::{BTreeSet, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -18,6 +18,7 @@ use job_handler_shared::{
         scope::without_group_label,
         snapshot::{Finished, JobSnapshot, Outcome},
     },
+    keys,
     ledger::crd::JobLedgerSpec,
     policy::{effective::EffectivePolicy, parsed::Policy, reference::Labels, set::PolicySet},
 };
@@ -28,7 +29,7 @@ use job_handler_webhook::{
         round::{RoundSources, decide_round},
         scope_cache::ScopeCache,
     },
-    limit::{Attempt, Verdict, failure_backoff, scopes::LimitRules},
+    limit::{Attempt, EarlierSlots, Verdict, failure_backoff, scopes::LimitRules},
 };
 use rstest::rstest;
 use serde_json::json;
@@ -62,6 +63,7 @@ fn ended(name: &str, outcome: Outcome, minutes: i64) -> JobSnapshot {
     let at = minutes_ago(minutes);
     JobSnapshot {
         finished: Some(Finished { outcome, reason: String::new(), message: String::new(), at }),
+        labels: [("app".to_owned(), "build".to_owned()), (keys::GROUP.to_owned(), "build".to_owned())].into(),
         ..job(name)
     }
 }
@@ -71,7 +73,9 @@ fn create(job: &JobSnapshot) -> Attempt {
         uid: format!("request-{}", job.uid),
         job: job.clone(),
         from: None,
+        earlier_slots: EarlierSlots::Nothing,
         dry_run: false,
+        probe: false,
         answer_by: Instant::now() + Duration::from_secs(10),
     }
 }
@@ -120,8 +124,10 @@ impl TestLedger {
             runs: &cache.finished_runs(rules, &jobs, &groups),
             deleted: &[],
             expired: &none,
-            overdue: &none,
+            unstored: &BTreeMap::new(),
             revoked: &none,
+            forgotten: &BTreeSet::new(),
+            refusals_by: None,
             now: now(),
         };
         let (verdicts, decided) = decide_round(sources, &attempts.iter().collect::<Vec<_>>()).unwrap();
@@ -157,8 +163,7 @@ fn the_last_slot_goes_to_the_first_request_and_the_refusal_explains_it() {
     assert_eq!(
         message(&verdicts[1]),
         "concurrent job limit reached: 10 active jobs, max allowed: 10 (limit \"concurrent-builds\" of JobPolicy \
-         ci/builds, counted per namespace; 9 running, 1 just admitted; oldest: build-a 12m, build-b 9m). 1 admitted Job is \
-         not stored yet; if something else denied it, its slot is free within 60 s"
+         ci/builds, counted per namespace; 9 running, 1 just admitted; oldest: build-a 12m, build-b 9m)"
     );
     let Verdict::Refused(refused) = &verdicts[1] else { panic!() };
     assert_eq!(
@@ -252,6 +257,22 @@ fn deduplicating() -> TestLedger {
 }
 
 #[test]
+fn a_job_that_changes_its_group_holds_the_slot_of_the_old_one_only() {
+    let mut ledger = deduplicating();
+    let before = labelled("a", &[("id", "7")]);
+    let after = JobSnapshot { labels: labelled("a", &[("id", "8")]).labels, ..before.clone() };
+    let earlier_slots = EarlierSlots::Left(Box::new(before.clone()));
+    let moves = Attempt { earlier_slots, ..start(&after) };
+    assert_eq!(is_granted(&ledger.decide(&[before], &[moves])), [true]);
+    let again = ["7", "8", "9"].map(|id| create(&labelled(&format!("new-{id}"), &[("id", id)])));
+    assert_eq!(
+        is_granted(&ledger.decide(&[after], &again)),
+        [false, false, true],
+        "it counts once among all"
+    );
+}
+
+#[test]
 fn a_duplicate_refusal_names_the_active_job() {
     let mut ledger = deduplicating();
     let running = [labelled("first", &[("id", "7")]), labelled("none", &[])];
@@ -307,9 +328,10 @@ fn cluster_limits_count_every_namespace_in_their_own_ledger() {
     ledger.id = LedgerId::Cluster;
     let verdicts = ledger.decide(view, &[create(&job("a")), create(&job("b"))]);
     assert_eq!(is_granted(&verdicts), [true, false]);
-    assert!(message(&verdicts[1]).contains(
-        "counted over the cluster; 1 running, 1 just admitted; oldest: prod/p 5m). 1 admitted Job"
-    ));
+    assert!(
+        message(&verdicts[1])
+            .contains("counted over the cluster; 1 running, 1 just admitted; oldest: prod/p 5m)")
+    );
 }
 
 #[test]

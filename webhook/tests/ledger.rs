@@ -172,7 +172,8 @@ async fn a_refusal_by_the_cluster_leaves_no_grant_in_the_namespace() {
     let replica = replica(&apiserver, &[cluster_policy("all", limits), few(1)]);
     let refused = why(replica.limiter.admit(attempt("ci/a", "a")).await);
     assert!(refused.contains("counted over the cluster"), "{refused}");
-    assert_eq!((apiserver.pending("ci"), apiserver.ledger_writes()), (0, 0));
+    // The apiserver asks for each of the two policies, and so the refusal is recorded in the cluster's ledger.
+    assert_eq!((apiserver.pending("ci"), apiserver.ledger_writes()), (0, 1));
 }
 
 #[rstest]
@@ -437,7 +438,7 @@ async fn a_group_that_has_just_succeeded_does_not_wait_for_an_earlier_failure() 
         let at = jiff::Timestamp::now().checked_sub(jiff::SignedDuration::from_secs(ago)).unwrap();
         apiserver.store(&format!("ci/{name}"), name);
         apiserver.change_job(&format!("ci/{name}"), |job| {
-            job["metadata"]["labels"] = json!({"id": "7"});
+            job["metadata"]["labels"] = json!({"id": "7", "job-handler/group": "7"});
             job["status"] = json!({"conditions": [
                 {"type": condition, "status": "True", "lastTransitionTime": at.to_string()}]});
         });
@@ -505,6 +506,23 @@ async fn two_webhook_entries_get_the_same_answer_for_one_create() {
     let second = Attempt { uid: "of another entry".into(), ..attempt("ci/b", "b") };
     assert_eq!(replica.limiter.admit(second).await, first);
     assert_eq!(replica.limiter.admit(attempt("ci/b", "fresh")).await, Verdict::Granted);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_entries_of_two_policies_get_the_same_answer_from_two_replicas() {
+    let apiserver = Arc::new(LimitsApiserver::new(0).with_ledger("ci", empty()));
+    apiserver.store("ci/a", "a");
+    let policies = [few(1), policy("more", json!({"limits": [{"name": "many", "maxActiveJobs": 9}]}))];
+    let (one, other) =
+        tokio::join!(replica(&apiserver, &policies).ready(), replica(&apiserver, &policies).ready());
+    let first = one.limiter.admit(attempt("ci/b", "b")).await;
+    assert!(matches!(first, Verdict::Refused(_)), "{first:?}");
+    apiserver.finish("ci/a");
+    let second = Attempt { uid: "of another entry".into(), ..attempt("ci/b", "b") };
+    let second = why(other.limiter.admit(second).await);
+    assert!(second.contains("for another policy a moment ago"), "{second}");
+    assert_eq!(apiserver.pending("ci"), 0);
+    assert_eq!(other.limiter.admit(attempt("ci/b", "again")).await, Verdict::Granted);
 }
 
 #[tokio::test(flavor = "multi_thread")]

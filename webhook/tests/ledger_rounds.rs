@@ -1,15 +1,18 @@
 //! Single rounds of the ledger's protocol: which requests are granted, and what the ledger records.
 
-#![allow(clippy::unwrap_used, reason = "helpers of tests; clippy knows only #[test] itself")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests; clippy knows only #[test] itself")]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use job_handler_shared::ledger::crd::{AttemptKind, GrantedAttempt, LedgerContents};
 use job_handler_webhook::ledger::{
-    decide::{MAX_ATTEMPTS_PER_NAME, RoundDecision, RoundInput, SlotAnswer, SlotRequest, decide},
+    decide::{
+        HeldRequest, MAX_ATTEMPTS_PER_NAME, RoundDecision, RoundInput, SlotAnswer, SlotRequest, decide,
+    },
     resolve::{ObservedJob, ViewSource},
 };
+use job_handler_webhook::limit::scopes::HolderKind;
 
 fn asked(name: &str, request: &str) -> SlotRequest {
     SlotRequest {
@@ -18,7 +21,9 @@ fn asked(name: &str, request: &str) -> SlotRequest {
         job_uid: format!("uid-{request}"),
         kind: AttemptKind::Create,
         scopes: vec![("few".to_owned(), 1)],
+        held: HeldRequest::Nothing,
         dry_run: false,
+        shared: false,
         in_backoff: false,
     }
 }
@@ -52,6 +57,8 @@ struct RoundSetup {
     view_source: Option<ViewSource>,
     expired: BTreeSet<String>,
     revoked: BTreeSet<String>,
+    forgotten: BTreeSet<String>,
+    refusals_by: Option<ViewSource>,
 }
 
 impl RoundSetup {
@@ -61,8 +68,10 @@ impl RoundSetup {
             view_source: self.view_source.unwrap_or(ViewSource::List),
             jobs: &self.jobs.iter().collect::<Vec<_>>(),
             expired: &self.expired,
-            overdue: &BTreeSet::new(),
+            unstored: &BTreeMap::new(),
             revoked: &self.revoked,
+            forgotten: &self.forgotten,
+            refusals_by: self.refusals_by,
             revision: &|_| "now".to_owned(),
             now: Timestamp::UNIX_EPOCH,
         };
@@ -102,6 +111,52 @@ fn a_dry_run_and_a_job_under_no_limit_are_not_recorded() {
     let dry = SlotRequest { dry_run: true, ..asked("a", "1") };
     let free = SlotRequest { scopes: vec![], ..asked("b", "2") };
     assert_eq!(RoundSetup::default().decide(&[dry, free]), (vec![true, true], LedgerContents::default()));
+}
+
+fn shared(name: &str, request: &str) -> SlotRequest {
+    SlotRequest { shared: true, ..asked(name, request) }
+}
+
+#[test]
+fn a_refusal_of_a_create_that_others_are_asked_about_ends_their_grants() {
+    let mut contents = LedgerContents::default();
+    granted(&mut contents, "b", "2", "now", "other");
+    let again = SlotRequest { job_uid: "uid-2".to_owned(), ..shared("b", "3") };
+    let mut round = RoundSetup {
+        contents,
+        jobs: vec![active("a", 7)],
+        refusals_by: Some(ViewSource::List),
+        ..RoundSetup::default()
+    };
+    let (answers, after) = round.decide(std::slice::from_ref(&again));
+    assert_eq!((answers, after.attempts().count()), (vec![false], 0));
+    assert!(after.refused.contains_key("uid-2"));
+
+    // The slot is free now: for other creates only.
+    round = RoundSetup { contents: after, ..RoundSetup::default() };
+    let decided = round.try_decide(&[again.clone(), asked("c", "4")]).unwrap();
+    assert_eq!(decided.answers, [SlotAnswer::RefusedBefore, SlotAnswer::Granted]);
+    round.forgotten = ["uid-2".to_owned()].into();
+    assert!(round.decide(&[]).1.refused.is_empty());
+}
+
+#[test]
+fn only_a_final_refusal_of_a_create_that_others_are_asked_about_is_recorded() {
+    let full = |view| RoundSetup { jobs: vec![active("a", 7)], refusals_by: view, ..RoundSetup::default() };
+    let list = full(Some(ViewSource::List));
+    assert_eq!(full(None).decide(&[shared("b", "2")]).1, LedgerContents::default());
+    assert_eq!(list.decide(&[asked("b", "2")]).1, LedgerContents::default());
+    // A failed Job may be missing in a view that is no LIST.
+    let waits = SlotRequest { in_backoff: true, ..shared("b", "2") };
+    let cache = RoundSetup { refusals_by: Some(ViewSource::Cache(7)), ..RoundSetup::default() };
+    assert_eq!(cache.decide(std::slice::from_ref(&waits)), (vec![false], LedgerContents::default()));
+    let list = RoundSetup { refusals_by: Some(ViewSource::List), ..RoundSetup::default() };
+    assert_eq!(list.decide(&[waits]).1.refused.len(), 1);
+    // The oldest of many are forgotten.
+    let many: Vec<SlotRequest> = (0..600).map(|n| shared("b", &format!("{n:03}"))).collect();
+    let full = full(Some(ViewSource::List));
+    let refused = full.decide(&many).1.refused;
+    assert!(refused.len() == 512 && refused.contains_key("uid-599"), "{}", refused.len());
 }
 
 #[test]
@@ -176,4 +231,70 @@ fn backoff_refuses_unless_the_name_holds_its_slot() {
     );
     let there = RoundSetup { jobs: vec![active("a", 5)], ..RoundSetup::default() };
     assert_eq!(there.decide(&[in_backoff("a")]).0, [true]);
+}
+
+/// The Job of [`active`] with this name goes, and leaves its pods.
+fn orphaned(name: &str, from: u64) -> SlotRequest {
+    SlotRequest {
+        job_uid: format!("uid-{name}"),
+        kind: AttemptKind::Unsuspend { from },
+        held: HeldRequest::Orphans { since: Timestamp::UNIX_EPOCH },
+        ..asked(name, &format!("orphans-{name}"))
+    }
+}
+
+#[test]
+fn pods_of_a_deleted_job_hold_its_slot_under_any_name() {
+    let mut round = RoundSetup { jobs: vec![active("a", 5)], ..RoundSetup::default() };
+    let (answers, contents) = round.decide(&[orphaned("a", 5), asked("a", "1"), asked("b", "2")]);
+    assert_eq!(answers, [true, false, false], "another Job of the name is another Job");
+    assert_eq!(contents.held["uid-a"].scopes, ["few"]);
+    round.contents = contents;
+    // It counts once, whether the view shows the Job or not.
+    for jobs in [vec![active("a", 5)], Vec::new()] {
+        round.jobs = jobs;
+        let decided = round.try_decide(&[asked("a", "1")]).unwrap();
+        let [SlotAnswer::Full { holders, .. }] = decided.answers.as_slice() else { panic!("{decided:?}") };
+        let expected = if round.jobs.is_empty() { HolderKind::OrphanedPods } else { HolderKind::Running };
+        assert_eq!(holders.values().map(|holder| holder.kind).collect::<Vec<_>>(), [expected]);
+    }
+    // A Job that has ended since holds nothing, although the sink has not removed the entry yet.
+    round.jobs = vec![ObservedJob { active: false, ..active("a", 6) }];
+    assert_eq!(round.decide(&[asked("b", "2")]).0, [true]);
+}
+
+#[test]
+fn a_job_goes_only_if_there_is_room_for_the_next_one_of_its_name() {
+    let mut round = RoundSetup { jobs: vec![active("a", 5)], ..RoundSetup::default() };
+    granted(&mut round.contents, "a", "1", "now", "few");
+    let answers = round.try_decide(&[orphaned("a", 5)]).unwrap().answers;
+    assert_eq!(answers, [SlotAnswer::NameAdmitted]);
+    let roomy = SlotRequest { scopes: vec![("few".to_owned(), 2)], ..orphaned("a", 5) };
+    assert_eq!(round.decide(&[roomy]).0, [true]);
+}
+
+#[test]
+fn a_relabelled_job_keeps_its_slot_and_returns_to_it() {
+    let mut round = RoundSetup { jobs: vec![active("a", 5)], ..RoundSetup::default() };
+    let left = HeldRequest::LeftScopes { scopes: vec!["few".to_owned()], since: Timestamp::UNIX_EPOCH };
+    let leaves = SlotRequest { scopes: Vec::new(), held: left, ..orphaned("a", 5) };
+    let (answers, contents) = round.decide(std::slice::from_ref(&leaves));
+    assert_eq!(answers, [true]);
+    round.contents = contents;
+    round.jobs = vec![ObservedJob { scopes: Vec::new(), ..active("a", 6) }];
+    assert_eq!(round.decide(&[asked("b", "1")]).0, [false]);
+    let returns = SlotRequest {
+        held: HeldRequest::Nothing,
+        kind: AttemptKind::Unsuspend { from: 6 },
+        ..orphaned("a", 6)
+    };
+    let (answers, contents) = round.decide(&[returns, asked("b", "1")]);
+    assert_eq!((answers, contents.attempts().count()), (vec![true, false], 1));
+}
+
+#[test]
+fn a_dry_run_holds_nothing() {
+    let round = RoundSetup { jobs: vec![active("a", 5)], ..RoundSetup::default() };
+    let (answers, contents) = round.decide(&[SlotRequest { dry_run: true, ..orphaned("a", 5) }]);
+    assert!(answers == [true] && contents.holds_nothing());
 }

@@ -4,12 +4,12 @@
 //! the limit holds, and the same requests get the same answers again. The scope of the limit is [`SCOPE`], and the policy
 //! revision of the round [`REVISION`].
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use job_handler_shared::ledger::crd::{AttemptKind, JobLedger, JobLedgerSpec, LedgerContents};
 use job_handler_webhook::ledger::{
-    decide::{RoundInput, SlotAnswer, SlotRequest, decide},
+    decide::{HeldRequest, RoundInput, SlotAnswer, SlotRequest, decide},
     resolve::{ObservedJob, ViewSource},
 };
 
@@ -52,7 +52,10 @@ fn assert_written_back(spec: &JobLedgerSpec, contents: &LedgerContents) {
     let mut written = spec.clone();
     written.set(contents);
     let mut fields = spec.fields.clone();
-    for field in ["format", "pending", "observedThrough"] {
+    if contents.held.is_empty() {
+        fields.remove("held");
+    }
+    for field in ["format", "pending", "observedThrough", "refused", "held"] {
         if let Some(value) = written.fields.get(field) {
             fields.insert(field.to_owned(), value.clone());
         }
@@ -73,8 +76,10 @@ fn assert_rounds(contents: &LedgerContents, jobs: &[&ObservedJob]) {
             view_source,
             jobs,
             expired: &none,
-            overdue: &none,
+            unstored: &BTreeMap::new(),
             revoked: &none,
+            forgotten: &none,
+            refusals_by: Some(ViewSource::List),
             revision: &|_| REVISION.to_owned(),
             now: Timestamp::UNIX_EPOCH,
         };
@@ -98,7 +103,9 @@ fn request(name: &str, n: usize) -> SlotRequest {
         job_uid: format!("fuzz-uid-{n}"),
         kind: AttemptKind::Create,
         scopes: vec![(SCOPE.to_owned(), MAX_ACTIVE)],
+        held: HeldRequest::Nothing,
         dry_run: false,
+        shared: true,
         in_backoff: false,
     }
 }

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use clap::Parser;
 use job_handler_e2e::harness::{command_line, progress::print_line};
+use job_handler_e2e::pair::install_in_pods;
+use job_handler_e2e::real_node::BUSYBOX_IMAGE;
 use job_handler_e2e::{Cluster, ClusterOptions, Pair, PairOptions};
 
 /// Boots a Kubernetes cluster on this machine, installs job-handler, and runs until Ctrl-C.
@@ -18,6 +20,9 @@ struct Arguments {
     /// The API server's port; any free one by default.
     #[arg(long)]
     port: Option<u16>,
+    /// Run containers on a real node, with the pair in pods. Needs root, containerd and more; see e2e/README.md.
+    #[arg(long, conflicts_with = "webhooks")]
+    real: bool,
 }
 
 #[tokio::main]
@@ -31,11 +36,17 @@ async fn main() -> anyhow::Result<()> {
 
 async fn play(arguments: Arguments) -> anyhow::Result<()> {
     print_line("starting a cluster");
-    let cluster =
-        Cluster::start(ClusterOptions { port: arguments.port, ..ClusterOptions::default() }).await?;
+    let Arguments { port, real: real_node, .. } = arguments;
+    let cluster = Cluster::start(ClusterOptions { port, real_node, ..ClusterOptions::default() }).await?;
     print_line("installing job-handler");
     let webhooks = arguments.webhooks.into();
-    let pair = Pair::install(&cluster, PairOptions { webhooks, ..PairOptions::default() }).await?;
+    let pair = match real_node {
+        true => {
+            install_in_pods(&cluster).await?;
+            None
+        }
+        false => Some(Pair::install(&cluster, PairOptions { webhooks, ..PairOptions::default() }).await?),
+    };
     if arguments.samples {
         job_handler_e2e::pair::apply_samples(&cluster).await?;
     }
@@ -48,13 +59,17 @@ async fn play(arguments: Arguments) -> anyhow::Result<()> {
         );
         print_line("kubectl is not on your PATH; the second line above adds it");
     }
+    let pods = match real_node {
+        true => format!("pods can use the image {BUSYBOX_IMAGE}"),
+        false => "e2e/README.md describes how to control simulated pods".to_owned(),
+    };
     print_line(&format!(
-        "logs are in {}; e2e/README.md describes how to control simulated pods; Ctrl-C stops the cluster",
+        "logs are in {}; {pods}; Ctrl-C stops the cluster",
         cluster.dir().join("logs").display()
     ));
     loop {
         tokio::time::sleep(Duration::from_millis(500)).await;
-        for member in pair.webhooks().iter().chain(pair.sinks()) {
+        for member in pair.iter().flat_map(|pair| pair.webhooks().iter().chain(pair.sinks())) {
             let Some(status) = member.process().exit_status() else { continue };
             let log = member.process().log();
             print_line(&format!(

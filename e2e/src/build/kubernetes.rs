@@ -11,8 +11,18 @@ use crate::harness::progress::print_line;
 /// The release of Kubernetes that is built; `e2e/kubernetes/go.mod` pins it.
 const KUBERNETES_VERSION: &str = "v1.36.3";
 /// The components that can be left out of the binary, by the build tag `no_NAME`.
-const COMPONENTS: [&str; 6] =
-    ["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl", "kwok"];
+const COMPONENTS: [&str; 8] = [
+    "etcd",
+    "kube-apiserver",
+    "kube-controller-manager",
+    "kube-scheduler",
+    "kubectl",
+    "kwok",
+    "kubelet",
+    "kube-proxy",
+];
+/// Those of a real node, in a binary of their own: most machines never need them.
+const OF_REAL_NODES: [&str; 2] = ["kubelet", "kube-proxy"];
 
 /// Clients, controllers, nodes and command lines: what a request does not pass through in the API server.
 const NOT_INLINED: [&str; 13] = [
@@ -62,7 +72,7 @@ pub fn cluster_programs() -> Result<ClusterPrograms> {
     for (name, path) in &installed {
         print_line(&format!("using the installed {name}, {}", path.display()));
     }
-    let built = build(|component| !installed.contains_key(component))?;
+    let built = build(|component| !installed.contains_key(component) && !OF_REAL_NODES.contains(&component))?;
     Ok(ClusterPrograms { installed, built })
 }
 
@@ -77,10 +87,21 @@ pub(crate) fn kubectl() -> Result<PathBuf> {
     }
 }
 
+/// Finds or builds the binary that is kubelet and kube-proxy, by its first argument.
+///
+/// # Errors
+/// As [`cluster_programs`].
+pub(crate) fn node_binary() -> Result<PathBuf> {
+    match named_by(KUBERNETES_BIN)? {
+        Some(built) => Ok(built),
+        None => build(|component| OF_REAL_NODES.contains(&component)),
+    }
+}
+
 fn build(includes: impl Fn(&str) -> bool) -> Result<PathBuf> {
     let (built, left_out): (Vec<&str>, Vec<&str>) = COMPONENTS.iter().partition(|name| includes(name));
     let what = match built.as_slice() {
-        _ if left_out.is_empty() => "Kubernetes and KWOK".to_owned(),
+        _ if left_out == OF_REAL_NODES => "Kubernetes and KWOK".to_owned(),
         [] => "node-logs".to_owned(),
         built => built.join(", "),
     };

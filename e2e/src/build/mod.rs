@@ -18,8 +18,8 @@ mod prometheus;
 
 pub(crate) use cancellable::run_cancellable;
 pub use cloudevents::event_receiver;
-pub(crate) use kubernetes::kubectl;
 pub use kubernetes::{ClusterPrograms, cluster_programs};
+pub(crate) use kubernetes::{kubectl, node_binary};
 pub use object_store::{VERSITYGW_BIN, object_store};
 pub use pair::{PAIR_BIN_DIR, pair_programs};
 pub use prometheus::{PROMETHEUS_BIN_DIR, PrometheusTools, prometheus_tools};

@@ -1,6 +1,7 @@
 //! The command lines of the cluster's components.
 
 use std::ffi::OsString;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use crate::harness::error::{Error, Result};
 use crate::harness::kubeconfig::write_private;
 use crate::harness::ports;
 use crate::harness::process::Program;
+use crate::real_node::{NodeCredentials, RealNode};
 
 /// The longest time for components to be ready: other builds and clusters may keep the machine busy.
 pub(super) const START_TIMEOUT: Duration = Duration::from_secs(180);
@@ -21,8 +23,12 @@ pub(super) const START_TIMEOUT: Duration = Duration::from_secs(180);
 pub enum Component {
     /// etcd.
     Etcd,
-    /// The API server.
+    /// The API server; the first, if there are several.
     Apiserver,
+    /// The second API server of [`ClusterOptions::apiservers`](crate::ClusterOptions::apiservers).
+    SecondApiserver,
+    /// The third.
+    ThirdApiserver,
     /// The controllers: Jobs, CronJobs, TTL, garbage collection, …
     ControllerManager,
     /// The scheduler.
@@ -31,45 +37,81 @@ pub enum Component {
     Kwok,
     /// Answers the API server's log requests in place of the kubelets.
     NodeLogs,
+    /// containerd on a real node.
+    Containerd,
+    /// The kubelet of a real node.
+    Kubelet,
+    /// kube-proxy of a real node.
+    KubeProxy,
 }
 
 impl Component {
-    /// All components, in the order in which they are started.
-    pub const ALL: [Self; 6] =
+    /// The components of a cluster with simulated nodes and one API server, in the order in which they are started.
+    pub const SIMULATED: [Self; 6] =
         [Self::Etcd, Self::Apiserver, Self::ControllerManager, Self::Scheduler, Self::NodeLogs, Self::Kwok];
+    /// The components of a cluster with a real node, in the order in which they are started.
+    pub const REAL: [Self; 7] = [
+        Self::Etcd,
+        Self::Apiserver,
+        Self::ControllerManager,
+        Self::Scheduler,
+        Self::Containerd,
+        Self::Kubelet,
+        Self::KubeProxy,
+    ];
+
+    /// The API servers.
+    pub const APISERVERS: [Self; 3] = [Self::Apiserver, Self::SecondApiserver, Self::ThirdApiserver];
 
     /// The name of its process and log file.
     pub fn name(self) -> &'static str {
         match self {
             Self::Etcd => "etcd",
             Self::Apiserver => "kube-apiserver",
+            Self::SecondApiserver => "kube-apiserver-2",
+            Self::ThirdApiserver => "kube-apiserver-3",
             Self::ControllerManager => "kube-controller-manager",
             Self::Scheduler => "kube-scheduler",
             Self::Kwok => "kwok",
             Self::NodeLogs => "node-logs",
+            Self::Containerd => "containerd",
+            Self::Kubelet => "kubelet",
+            Self::KubeProxy => "kube-proxy",
         }
+    }
+
+    /// The name of its program.
+    fn program(self) -> &'static str {
+        if Self::APISERVERS.contains(&self) { Self::Apiserver.name() } else { self.name() }
     }
 }
 
 /// The ports of one cluster, all on 127.0.0.1.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Ports {
     pub(super) etcd: u16,
     pub(super) etcd_peer: u16,
-    pub(super) apiserver: u16,
+    /// At least one.
+    pub(super) apiservers: Vec<u16>,
     pub(super) node_logs: u16,
     pub(super) kwok: u16,
 }
 
 impl Ports {
-    pub(super) fn pick(apiserver: Option<u16>) -> Result<Self> {
+    pub(super) fn pick(apiserver: Option<u16>, apiservers: usize) -> Result<Self> {
+        if !(1..=Component::APISERVERS.len()).contains(&apiservers) {
+            return Err(Error::Invalid(format!("1 to 3 API servers can be started, not {apiservers}")));
+        }
         if let Some(port) = apiserver.filter(|port| !ports::is_free(*port)) {
             return Err(Error::PortInUse(port));
         }
         Ok(Self {
             etcd: ports::free()?,
             etcd_peer: ports::free()?,
-            apiserver: apiserver.map_or_else(ports::free, Ok)?,
+            apiservers: std::iter::once(apiserver)
+                .chain(std::iter::repeat_n(None, apiservers - 1))
+                .map(|port| port.map_or_else(ports::free, Ok))
+                .collect::<Result<_>>()?,
             node_logs: ports::free()?,
             kwok: ports::free()?,
         })
@@ -84,6 +126,8 @@ pub(super) struct Layout {
     pki: Pki,
     audit_level: &'static str,
     apiserver_arguments: Vec<String>,
+    /// Absent where nodes are simulated. Dropped after the components.
+    pub(super) node: Option<Box<RealNode>>,
 }
 
 impl Layout {
@@ -93,12 +137,21 @@ impl Layout {
         programs: ClusterPrograms,
         audit_level: &'static str,
         apiserver_arguments: Vec<String>,
+        node: Option<Box<RealNode>>,
     ) -> Result<Self> {
         let pki = Pki::create(&folder.join("pki"))?;
-        std::fs::create_dir_all(folder.join("logs")).map_err(Error::io("creating the folder for logs"))?;
-        let layout =
-            Self { folder: folder.to_owned(), ports, programs, pki, audit_level, apiserver_arguments };
-        let server = layout.server();
+        let folder = folder.to_owned();
+        let layout = Self { folder, ports, programs, pki, audit_level, apiserver_arguments, node };
+        layout.write_files()?;
+        Ok(layout)
+    }
+
+    fn write_files(&self) -> Result<()> {
+        let dns = ["localhost", "kubernetes.default.svc", "kubernetes.default", "kubernetes"];
+        // The Service's address is for programs inside the cluster.
+        let addresses = [Ipv4Addr::LOCALHOST, self.address(), Ipv4Addr::new(10, 96, 0, 1)];
+        self.pki.server("apiserver", "kube-apiserver", &addresses, &dns)?;
+        let server = self.servers().swap_remove(0);
         for (file, user, group) in [
             ("admin.kubeconfig", "e2e-admin", Some("system:masters")),
             ("controller-manager.kubeconfig", "system:kube-controller-manager", None),
@@ -106,16 +159,50 @@ impl Layout {
             // Not a node's user, because it simulates many; not the admin, so that the audit log distinguishes them.
             ("kwok.kubeconfig", "e2e-nodes", Some("system:masters")),
         ] {
-            layout.pki.kubeconfig(&folder.join(file), &server, user, group)?;
+            self.pki.kubeconfig(&self.folder.join(file), &server, user, group)?;
         }
-        write_private(&folder.join("audit-policy.yaml"), &audit_policy(audit_level))?;
-        write_private(&folder.join("scheduler.yaml"), &scheduler_configuration(folder))?;
-        nodes::write_stages(&folder.join("kwok"))?;
-        Ok(layout)
+        write_private(&self.folder.join("audit-policy.yaml"), &audit_policy(self.audit_level))?;
+        write_private(&self.folder.join("scheduler.yaml"), &scheduler_configuration(&self.folder))?;
+        match &self.node {
+            None => nodes::write_stages(&self.folder.join("kwok")),
+            Some(node) => self.write_node_files(node),
+        }
     }
 
-    pub(super) fn server(&self) -> String {
-        format!("https://127.0.0.1:{}", self.ports.apiserver)
+    /// The credentials of a real node, with the rights that any other node has.
+    fn write_node_files(&self, node: &RealNode) -> Result<()> {
+        let credentials = self.node_credentials();
+        let (server, user) = (self.servers().swap_remove(0), format!("system:node:{}", RealNode::NAME));
+        self.pki.kubeconfig(&credentials.kubelet, &server, &user, Some("system:nodes"))?;
+        self.pki.kubeconfig(&credentials.kube_proxy, &server, "system:kube-proxy", None)?;
+        self.pki.server("kubelet", &user, &[node.address()], &[])?;
+        self.pki.client("apiserver-kubelet", "kube-apiserver-kubelet-client", Some("system:masters"))?;
+        node.configure(&credentials)
+    }
+
+    fn node_credentials(&self) -> NodeCredentials {
+        NodeCredentials {
+            kubelet: self.folder.join("kubelet.kubeconfig"),
+            kube_proxy: self.folder.join("kube-proxy.kubeconfig"),
+            client_ca: self.pki.path("ca.crt"),
+            certificate: self.pki.path("kubelet.crt"),
+            key: self.pki.path("kubelet.key"),
+        }
+    }
+
+    /// The components of this cluster, in the order in which they are started.
+    pub(super) fn components(&self) -> &'static [Component] {
+        if self.node.is_some() { &Component::REAL } else { &Component::SIMULATED }
+    }
+
+    /// Where the API server listens: on loopback, or where pods reach it.
+    fn address(&self) -> Ipv4Addr {
+        self.node.as_ref().map_or(Ipv4Addr::LOCALHOST, |node| node.machine_address())
+    }
+
+    /// The URLs of the API servers.
+    pub(super) fn servers(&self) -> Vec<String> {
+        self.ports.apiservers.iter().map(|port| format!("https://{}:{port}", self.address())).collect()
     }
 
     /// In [`E2E_AUDIT_FOLDER`] it outlives the cluster.
@@ -129,7 +216,11 @@ impl Layout {
 
     /// The command line of a component.
     pub(super) fn program(&self, component: Component) -> Program {
-        let (executable, first) = self.programs.command(component.name());
+        let of_node = matches!(component, Component::Containerd | Component::Kubelet | Component::KubeProxy);
+        if let Some(node) = self.node.as_ref().filter(|_| of_node) {
+            return node.program(component.name(), &self.node_credentials());
+        }
+        let (executable, first) = self.programs.command(component.program());
         let mut arguments: Vec<OsString> = first.into_iter().map(OsString::from).collect();
         arguments.extend(self.arguments(component).into_iter().map(OsString::from));
         Program {
@@ -144,7 +235,9 @@ impl Layout {
     fn arguments(&self, component: Component) -> Vec<String> {
         match component {
             Component::Etcd => self.etcd(),
-            Component::Apiserver => self.apiserver(),
+            Component::Apiserver => self.apiserver(0),
+            Component::SecondApiserver => self.apiserver(1),
+            Component::ThirdApiserver => self.apiserver(2),
             Component::ControllerManager => self.controller_manager(),
             Component::Scheduler => {
                 vec![self.file("--config", "scheduler.yaml"), "--secure-port=0".to_owned()]
@@ -154,6 +247,8 @@ impl Layout {
                 self.file("--kubeconfig", "kwok.kubeconfig"),
                 format!("--listen=127.0.0.1:{}", self.ports.node_logs),
             ],
+            // Above, with the node.
+            Component::Containerd | Component::Kubelet | Component::KubeProxy => Vec::new(),
         }
     }
 
@@ -178,14 +273,13 @@ impl Layout {
         ]
     }
 
-    fn apiserver(&self) -> Vec<String> {
+    fn apiserver(&self, index: usize) -> Vec<String> {
+        let port = self.ports.apiservers.get(index).copied().unwrap_or_default();
         let mut arguments = vec![
             format!("--etcd-servers=http://127.0.0.1:{}", self.ports.etcd),
-            "--bind-address=127.0.0.1".to_owned(),
-            "--advertise-address=127.0.0.1".to_owned(),
-            // The default publishes the address in Endpoints, where loopback is not allowed.
-            "--endpoint-reconciler-type=none".to_owned(),
-            format!("--secure-port={}", self.ports.apiserver),
+            format!("--bind-address={}", self.address()),
+            format!("--advertise-address={}", self.address()),
+            format!("--secure-port={port}"),
             self.pki_file("--tls-cert-file", "apiserver.crt"),
             self.pki_file("--tls-private-key-file", "apiserver.key"),
             self.pki_file("--client-ca-file", "ca.crt"),
@@ -194,12 +288,24 @@ impl Layout {
             self.pki_file("--service-account-signing-key-file", "service-accounts.key"),
             "--service-cluster-ip-range=10.96.0.0/16".to_owned(),
             "--authorization-mode=Node,RBAC".to_owned(),
-            // Webhooks behind Services are called at their endpoints, because there is no kube-proxy.
+            // Webhooks behind Services are called at their endpoints, because this machine has no kube-proxy.
             "--enable-aggregator-routing=true".to_owned(),
             "--kubelet-preferred-address-types=InternalIP".to_owned(),
             "--profiling=false".to_owned(),
         ];
-        if self.audit_level != "None" {
+        if self.node.is_some() {
+            arguments.extend([
+                "--enable-admission-plugins=NodeRestriction".to_owned(),
+                self.pki_file("--kubelet-certificate-authority", "ca.crt"),
+                self.pki_file("--kubelet-client-certificate", "apiserver-kubelet.crt"),
+                self.pki_file("--kubelet-client-key", "apiserver-kubelet.key"),
+            ]);
+        } else {
+            // The default publishes the address in Endpoints, where loopback is not allowed.
+            arguments.push("--endpoint-reconciler-type=none".to_owned());
+        }
+        // Two processes cannot write one log.
+        if self.audit_level != "None" && index == 0 {
             arguments.push(self.file("--audit-policy-file", "audit-policy.yaml"));
             arguments.push(format!("--audit-log-path={}", self.audit_log().display()));
         }

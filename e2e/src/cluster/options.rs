@@ -27,14 +27,26 @@ pub struct ClusterOptions {
     pub port: Option<u16>,
     /// The number of simulated nodes.
     pub nodes: usize,
+    /// One real node, with containerd and kubelet, instead of the simulated ones; see
+    /// [`missing_for_real_node`](crate::real_node::missing_for_real_node).
+    pub real_node: bool,
     /// The level of the audit log.
     pub audit: AuditLevel,
-    /// More arguments for the API server.
+    /// The number of API servers on the one etcd, at most 3. The components use the first.
+    pub apiservers: usize,
+    /// More arguments for each API server.
     pub apiserver_arguments: Vec<String>,
 }
 
 impl Default for ClusterOptions {
     fn default() -> Self {
-        Self { port: None, nodes: 2, audit: AuditLevel::default(), apiserver_arguments: Vec::new() }
+        Self {
+            port: None,
+            nodes: 2,
+            real_node: false,
+            audit: AuditLevel::default(),
+            apiservers: 1,
+            apiserver_arguments: Vec::new(),
+        }
     }
 }

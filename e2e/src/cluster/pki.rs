@@ -1,5 +1,6 @@
 //! The cluster's certificates, service account key and kubeconfigs.
 
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
 use rcgen::{
@@ -18,7 +19,7 @@ pub(super) struct Pki {
 }
 
 impl Pki {
-    /// Creates the authority, the API server's certificate and the service account key.
+    /// Creates the authority and the service account key.
     pub(super) fn create(folder: &Path) -> Result<Self> {
         std::fs::create_dir_all(folder).map_err(Error::io("creating the folder for certificates"))?;
         let mut params = CertificateParams::default();
@@ -28,9 +29,6 @@ impl Pki {
         let issuer = CertifiedIssuer::self_signed(params, key()?).map_err(minting)?;
         let pki = Self { folder: folder.to_owned(), issuer };
         pki.write("ca.crt", &pki.issuer.pem())?;
-        let (certificate, key_pem) = pki.leaf("kube-apiserver", None, ExtendedKeyUsagePurpose::ServerAuth)?;
-        pki.write("apiserver.crt", &certificate)?;
-        pki.write("apiserver.key", &key_pem)?;
         let accounts = key()?;
         pki.write("service-accounts.key", &accounts.serialize_pem())?;
         pki.write("service-accounts.pub", &accounts.public_key_pem())?;
@@ -42,6 +40,24 @@ impl Pki {
         self.folder.join(file)
     }
 
+    /// Writes `NAME.crt` and `NAME.key`, the certificate of a server at these addresses.
+    pub(super) fn server(&self, name: &str, user: &str, addresses: &[Ipv4Addr], dns: &[&str]) -> Result<()> {
+        let ip = |address: &Ipv4Addr| Ok(SanType::IpAddress((*address).into()));
+        let name_of = |dns: &&str| (*dns).try_into().map(SanType::DnsName).map_err(minting);
+        let names = addresses.iter().map(ip).chain(dns.iter().map(name_of)).collect::<Result<_>>()?;
+        self.pair(name, self.leaf(user, None, ExtendedKeyUsagePurpose::ServerAuth, names)?)
+    }
+
+    /// Writes `NAME.crt` and `NAME.key`, the certificate of a client.
+    pub(super) fn client(&self, name: &str, user: &str, group: Option<&str>) -> Result<()> {
+        self.pair(name, self.leaf(user, group, ExtendedKeyUsagePurpose::ClientAuth, Vec::new())?)
+    }
+
+    fn pair(&self, name: &str, (certificate, key_pem): (String, String)) -> Result<()> {
+        self.write(&format!("{name}.crt"), &certificate)?;
+        self.write(&format!("{name}.key"), &key_pem)
+    }
+
     /// Writes a kubeconfig for a user and group with a client certificate.
     pub(super) fn kubeconfig(
         &self,
@@ -50,7 +66,8 @@ impl Pki {
         user: &str,
         group: Option<&str>,
     ) -> Result<()> {
-        let (certificate, key_pem) = self.leaf(user, group, ExtendedKeyUsagePurpose::ClientAuth)?;
+        let (certificate, key_pem) =
+            self.leaf(user, group, ExtendedKeyUsagePurpose::ClientAuth, Vec::new())?;
         let user = json!({
             "client-certificate-data": base64(&certificate),
             "client-key-data": base64(&key_pem),
@@ -63,20 +80,12 @@ impl Pki {
         user: &str,
         group: Option<&str>,
         usage: ExtendedKeyUsagePurpose,
+        names: Vec<SanType>,
     ) -> Result<(String, String)> {
         let mut params = CertificateParams::default();
         params.distinguished_name = name(user, group);
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        if usage == ExtendedKeyUsagePurpose::ServerAuth {
-            params.subject_alt_names = vec![
-                SanType::IpAddress([127, 0, 0, 1].into()),
-                // The service address, for programs inside the cluster.
-                SanType::IpAddress([10, 96, 0, 1].into()),
-            ];
-            for dns in ["localhost", "kubernetes.default.svc", "kubernetes.default", "kubernetes"] {
-                params.subject_alt_names.push(SanType::DnsName(dns.try_into().map_err(minting)?));
-            }
-        }
+        params.subject_alt_names = names;
         params.extended_key_usages = vec![usage];
         let key = key()?;
         let certificate = params.signed_by(&key, &self.issuer).map_err(minting)?;

@@ -10,7 +10,7 @@ use kube::Api;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use tokio::sync::OnceCell;
 
-use crate::build::{ClusterPrograms, cluster_programs, run_cancellable};
+use crate::build::{ClusterPrograms, cluster_programs, node_binary, run_cancellable};
 use crate::cluster::component_handle::ComponentHandle;
 use crate::cluster::components::{Component, Layout, Ports, START_TIMEOUT};
 use crate::cluster::options::{AuditLevel, ClusterOptions, E2E_KUBECONFIG};
@@ -19,6 +19,7 @@ use crate::harness::error::{Error, Result};
 use crate::harness::ports;
 use crate::harness::process::{Process, TempFolder};
 use crate::harness::wait::wait_for;
+use crate::real_node::RealNode;
 
 /// A Kubernetes cluster: the real control plane as processes on loopback, with nodes simulated by KWOK. It ends when it
 /// is dropped, and with the process that started it.
@@ -85,6 +86,17 @@ impl Cluster {
         &self.config
     }
 
+    /// Client configurations with admin rights, one for each API server.
+    pub fn apiserver_configs(&self) -> Vec<kube::Config> {
+        let servers = self.layout.as_ref().map(Layout::servers).unwrap_or_default();
+        let others = servers.iter().skip(1).filter_map(|server| {
+            let mut config = self.config.clone();
+            config.cluster_url = server.parse().ok()?;
+            Some(config)
+        });
+        std::iter::once(self.config.clone()).chain(others).collect()
+    }
+
     /// The path of a kubeconfig with admin rights.
     pub fn kubeconfig(&self) -> &Path {
         &self.kubeconfig
@@ -131,20 +143,22 @@ impl Cluster {
         Ok(ComponentHandle { cluster: self, component, process })
     }
 
-    /// Waits until the API server is ready.
+    /// Waits until every API server is ready.
     ///
     /// # Errors
     /// [`Error::Timeout`], or [`Error::ProcessExited`] if a component has exited.
     pub async fn wait_ready(&self, within: Duration) -> Result<()> {
-        let client = self.client();
-        wait_for(within, "the API server to be ready", || async {
+        let clients = self.apiserver_configs().into_iter().map(kube::Client::try_from);
+        let clients: Vec<kube::Client> =
+            clients.collect::<Result<_, _>>().map_err(Error::api("creating a client"))?;
+        wait_for(within, "the API servers to be ready", || async {
             for process in self.processes.values() {
                 if process.exit_status().is_some() {
                     // Reported below, with its log.
                     return Ok(());
                 }
             }
-            readyz(&client).await
+            futures::future::try_join_all(clients.iter().map(readyz)).await.map(drop)
         })
         .await?;
         self.processes.values().try_for_each(Process::ensure_running)
@@ -159,21 +173,31 @@ impl Cluster {
             AuditLevel::Request => "Request",
             AuditLevel::RequestResponse => "RequestResponse",
         };
-        let ports = Ports::pick(options.port)?;
-        let layout =
-            Layout::create(folder.path(), ports, programs, level, options.apiserver_arguments.clone())?;
+        let ports = Ports::pick(options.port, options.apiservers)?;
+        let logs = folder.path().join("logs");
+        std::fs::create_dir_all(&logs).map_err(Error::io("creating the folder for logs"))?;
+        let node = match options.real_node {
+            true => {
+                let binary = run_cancellable(node_binary).await?;
+                Some(Box::new(RealNode::create(folder.path(), &logs, binary).await?))
+            }
+            false => None,
+        };
+        let arguments = options.apiserver_arguments.clone();
+        let layout = Layout::create(folder.path(), ports, programs, level, arguments, node)?;
         let kubeconfig = folder.path().join("admin.kubeconfig");
         let config = load(&kubeconfig).await?;
         let mut cluster =
             Self { processes: HashMap::new(), layout: Some(layout), kubeconfig, kubectl, config, folder };
-        for component in [Component::Etcd, Component::Apiserver] {
+        cluster.launch(Component::Etcd)?;
+        for component in Component::APISERVERS.into_iter().take(options.apiservers) {
             cluster.launch(component)?;
         }
         cluster.wait_ready(START_TIMEOUT).await?;
         let client = cluster.client();
-        nodes::register(&client, options.nodes).await?;
-        for component in Component::ALL {
-            cluster.launch(component)?;
+        let nodes = cluster.prepare_nodes(&client, options).await?;
+        for component in cluster.layout("starting components")?.components() {
+            cluster.launch(*component)?;
         }
         wait_for(START_TIMEOUT, "the controllers and the nodes", || async {
             for process in cluster.processes.values() {
@@ -181,16 +205,35 @@ impl Cluster {
                     return Ok(());
                 }
             }
-            nodes::all_ready(&client, options.nodes).await?;
-            let port = cluster.layout.as_ref().map_or(0, |layout| layout.ports.node_logs);
-            let logs = tokio::net::TcpStream::connect((std::net::Ipv4Addr::LOCALHOST, port)).await;
-            logs.map_err(|error| format!("the nodes' logs at port {port}: {error}"))?;
+            nodes::all_ready(&client, nodes).await?;
+            if let Some(layout) = cluster.layout.as_ref().filter(|layout| layout.node.is_none()) {
+                let port = layout.ports.node_logs;
+                let logs = tokio::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await;
+                logs.map_err(|error| format!("the nodes' logs at port {port}: {error}"))?;
+            }
             let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), "default");
             accounts.get("default").await.map(drop).map_err(|error| error.to_string())
         })
         .await?;
         cluster.processes.values().try_for_each(Process::ensure_running)?;
         Ok(cluster)
+    }
+
+    /// Registers the simulated nodes, or prepares the real one, which registers itself. Returns their number.
+    async fn prepare_nodes(&mut self, client: &kube::Client, options: &ClusterOptions) -> Result<usize> {
+        if !options.real_node {
+            nodes::register(client, options.nodes).await?;
+            return Ok(options.nodes);
+        }
+        self.launch(Component::Containerd)?;
+        self.real_node()?.import_basic_images().await?;
+        Ok(1)
+    }
+
+    /// The real node of the cluster.
+    pub(crate) fn real_node(&self) -> Result<&RealNode> {
+        let node = self.layout("a real node")?.node.as_deref();
+        node.ok_or_else(|| Error::Invalid("the cluster has simulated nodes, not a real one".to_owned()))
     }
 
     fn launch(&mut self, component: Component) -> Result<()> {

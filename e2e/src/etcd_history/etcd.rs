@@ -2,7 +2,6 @@
 //! revision.
 
 use std::net::SocketAddr;
-use std::time::Instant;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -15,7 +14,7 @@ use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 
-use crate::etcd_history::{HistoryEntry, ObjectChange};
+use crate::etcd_history::StoredWrite;
 use crate::harness::error::{Error, Result};
 
 /// The range of keys from `/registry/job-handler.io/…` to `/registry/jobs/…`, with little in between.
@@ -40,11 +39,11 @@ pub(super) async fn put(address: SocketAddr, pair: &Value) -> Result<()> {
     call(address, "/v3/kv/put", pair).await.map(drop)
 }
 
-/// Calls `on_entry` for every write from the revision on, until etcd ends the stream.
+/// Calls `on_write` for every write of a Job or a ledger from the revision on, until etcd ends the stream.
 pub(super) async fn watch(
     address: SocketAddr,
     from: u64,
-    mut on_entry: impl FnMut(HistoryEntry),
+    mut on_write: impl FnMut(StoredWrite),
 ) -> Result<()> {
     let asked = json!({"create_request": {
         "key": STANDARD.encode(FROM), "range_end": STANDARD.encode(TO), "start_revision": from.to_string(),
@@ -57,27 +56,26 @@ pub(super) async fn watch(
         // One message per line.
         while let Some(end) = unread.iter().position(|byte| *byte == b'\n') {
             let line: Vec<u8> = unread.drain(..=end).collect();
-            message(address, &line, &mut on_entry)?;
+            message(address, &line, &mut on_write)?;
         }
     }
     Ok(())
 }
 
-fn message(address: SocketAddr, line: &[u8], on_entry: &mut impl FnMut(HistoryEntry)) -> Result<()> {
+fn message(address: SocketAddr, line: &[u8], on_write: &mut impl FnMut(StoredWrite)) -> Result<()> {
     let message: Value = serde_json::from_slice(line).map_err(|error| wrong(address, &error.to_string()))?;
     let result = &message["result"];
     if result["canceled"] == true || result.is_null() {
         return Err(wrong(address, &message.to_string()));
     }
-    let at = Instant::now();
     for event in result["events"].as_array().into_iter().flatten() {
-        let entry = entry(event, at).map_err(|why| wrong(address, &format!("{why}: {event}")))?;
-        entry.into_iter().for_each(&mut *on_entry);
+        let write = write(event).map_err(|why| wrong(address, &format!("{why}: {event}")))?;
+        write.into_iter().for_each(&mut *on_write);
     }
     Ok(())
 }
 
-fn entry(event: &Value, at: Instant) -> Result<Option<HistoryEntry>, String> {
+fn write(event: &Value) -> Result<Option<StoredWrite>, String> {
     let bytes = |field: &str| {
         let text = event["kv"][field].as_str().unwrap_or_default();
         STANDARD.decode(text).map_err(|error| format!("{field}: {error}"))
@@ -85,15 +83,17 @@ fn entry(event: &Value, at: Instant) -> Result<Option<HistoryEntry>, String> {
     let key = String::from_utf8(bytes("key")?).map_err(|error| error.to_string())?;
     let revision = number(&event["kv"]["mod_revision"]).ok_or("expected a mod_revision")?;
     // The gateway omits PUT, the default.
-    let stored = match event["type"].as_str() {
+    if !key.starts_with("/registry/jobs/") && !key.contains("/jobledgers/") {
+        return Ok(None);
+    }
+    let object = match event["type"].as_str() {
         Some("DELETE") => None,
-        _ if key.starts_with("/registry/jobs/") || key.contains("/jobledgers/") => {
+        _ => {
             let stored = serde_json::from_slice::<Value>(&bytes("value")?);
             Some(stored.map_err(|error| format!("{key} is not stored as JSON ({error})"))?)
         }
-        _ => return Ok(None),
     };
-    Ok(ObjectChange::of(&key, stored.as_ref()).map(|change| HistoryEntry { revision, at, change }))
+    Ok(Some(StoredWrite { revision, key, object }))
 }
 
 async fn call(address: SocketAddr, path: &str, asked: &Value) -> Result<Value> {
@@ -135,26 +135,20 @@ fn wrong(address: SocketAddr, why: &str) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::etcd_history::StoredJobState;
 
     #[test]
     fn events_about_jobs_are_read_and_others_skipped() {
-        let at = Instant::now();
         let kv = |key: &str, value: &str| {
             json!({"kv": {"key": STANDARD.encode(key), "mod_revision": "12",
             "value": STANDARD.encode(value)}})
         };
-        let job = entry(&kv("/registry/jobs/ci/a", "{}"), at).unwrap().unwrap();
-        assert_eq!(job.revision, 12);
-        assert!(matches!(job.change, ObjectChange::Job { state: StoredJobState::Active, .. }));
-        assert_eq!(entry(&kv("/registry/job-handler.io/jobpolicies/ci/a", "{}"), at).unwrap(), None);
+        let job = write(&kv("/registry/jobs/ci/a", "{}")).unwrap().unwrap();
+        assert_eq!((job.revision, job.object), (12, Some(json!({}))));
+        assert_eq!(write(&kv("/registry/job-handler.io/jobpolicies/ci/a", "{}")).unwrap(), None);
         let mut gone = kv("/registry/jobs/ci/a", "");
         gone["type"] = "DELETE".into();
-        assert!(matches!(
-            entry(&gone, at).unwrap().unwrap().change,
-            ObjectChange::Job { state: StoredJobState::Gone, .. }
-        ));
-        let why = entry(&kv("/registry/jobs/ci/a", "k8s\0protobuf"), at).unwrap_err();
+        assert_eq!(write(&gone).unwrap().unwrap().object, None);
+        let why = write(&kv("/registry/jobs/ci/a", "k8s\0protobuf")).unwrap_err();
         assert!(why.contains("not stored as JSON"), "{why}");
     }
 

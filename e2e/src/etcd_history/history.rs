@@ -1,7 +1,8 @@
 //! Records every write while a test runs.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::watch;
@@ -9,12 +10,15 @@ use tokio::task::JoinHandle;
 
 use crate::cluster::Cluster;
 use crate::etcd_history::etcd;
-use crate::etcd_history::object_change::HistoryEntry;
+use crate::etcd_history::object_change::{HistoryEntry, ObjectChange, StoredWrite};
 use crate::harness::error::{Error, Result};
 
 /// For [`ClusterOptions::apiserver_arguments`](crate::ClusterOptions): the API server stores built-in objects as JSON,
 /// not protobuf.
 pub const STORE_JSON: &str = "--storage-media-type=application/json";
+
+/// Why there are no more writes after etcd ended the stream.
+const ENDED: &str = "etcd ended the watch";
 
 /// A running recording. It ends when it is dropped.
 #[derive(Debug)]
@@ -34,6 +38,15 @@ struct HistoryLog {
     length: watch::Sender<(usize, Option<String>)>,
 }
 
+/// Calls `on_write` for every write of a Job or a ledger since the cluster started, in order of revision, and keeps
+/// none: for runs whose history is too long for memory. It only returns if it cannot go on.
+pub async fn follow_writes(address: SocketAddr, on_write: impl FnMut(StoredWrite)) -> Error {
+    match etcd::watch(address, 1, on_write).await {
+        Ok(()) => Error::Invalid(ENDED.to_owned()),
+        Err(error) => error,
+    }
+}
+
 impl History {
     /// Starts to record all Jobs and ledgers of a cluster, from the next write on.
     ///
@@ -45,8 +58,8 @@ impl History {
         let shared = Arc::new(HistoryLog { entries: Mutex::default(), length: watch::Sender::default() });
         let theirs = Arc::clone(&shared);
         let task = tokio::spawn(async move {
-            let ended = etcd::watch(address, from, |entry| theirs.add(entry)).await;
-            let why = ended.map_or_else(|error| error.to_string(), |()| "etcd ended the watch".to_owned());
+            let ended = etcd::watch(address, from, |write| theirs.add(write)).await;
+            let why = ended.map_or_else(|error| error.to_string(), |()| ENDED.to_owned());
             theirs.length.send_modify(|length| length.1 = Some(why));
         });
         Ok(Self { reader: HistoryReader(shared), task })
@@ -136,7 +149,9 @@ impl HistoryLog {
         self.entries.lock()
     }
 
-    fn add(&self, entry: HistoryEntry) {
+    fn add(&self, write: StoredWrite) {
+        let Some(change) = ObjectChange::of(&write.key, write.object.as_ref()) else { return };
+        let entry = HistoryEntry { revision: write.revision, at: Instant::now(), change };
         let length = {
             let mut entries = self.lock();
             entries.push(entry);

@@ -7,6 +7,8 @@
 //! [`History::start`] (`history.rs`, read it first) follows etcd's watch (`etcd.rs`) and collects [`HistoryEntry`]s
 //! (`object_change.rs`); [`check_limit`] (`limit_check.rs`, pure) derives from them whether a limit was ever exceeded.
 //!
+//! [`follow_writes`] passes each write on and keeps none.
+//!
 //! [`copy_job`] writes to etcd: thousands of large Jobs, for tests of what they cost others.
 
 mod copies;
@@ -16,6 +18,6 @@ mod limit_check;
 mod object_change;
 
 pub use copies::copy_job;
-pub use history::{History, HistoryReader, STORE_JSON};
+pub use history::{History, HistoryReader, STORE_JSON, follow_writes};
 pub use limit_check::{LimitReport, check_limit};
-pub use object_change::{HistoryEntry, NUMBER, ObjectChange, StoredJobState};
+pub use object_change::{HistoryEntry, NUMBER, ObjectChange, StoredJobState, StoredWrite};

@@ -8,6 +8,17 @@ use serde_json::Value;
 /// Label with the number of a Job, independent of its name.
 pub const NUMBER: &str = "e2e.job-handler.io/number";
 
+/// One write, as etcd has it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StoredWrite {
+    /// etcd's revision.
+    pub revision: u64,
+    /// The key, such as `/registry/jobs/<namespace>/<name>`.
+    pub key: String,
+    /// The object; `None` if it was deleted.
+    pub object: Option<Value>,
+}
+
 /// One write.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HistoryEntry {

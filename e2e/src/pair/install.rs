@@ -88,31 +88,31 @@ impl Installation {
     pub(super) fn kubeconfig(&self, account: &str) -> PathBuf {
         self.folder.join(format!("{account}.kubeconfig"))
     }
+}
 
-    /// Waits until the API server calls the webhook and gets an answer. It loads a webhook configuration with a delay,
-    /// and ignores failures by failurePolicy.
-    pub(super) async fn wait_called(&self, cluster: &Cluster, within: Duration) -> Result<()> {
-        let probe = json!({
-            "apiVersion": "batch/v1", "kind": "Job",
-            "metadata": {"generateName": "is-the-webhook-called-", "namespace": "default"},
-            "spec": {"template": {"spec": {
-                "restartPolicy": "Never", "containers": [{"name": "main", "image": "busybox"}],
-            }}},
-        })
-        .to_string();
-        wait_for(within, "the API server to call the webhook", || async {
-            let before = calls(cluster).await?;
-            let create = ["create", "--dry-run=server", "-f", "-", "-o", "name"];
-            cluster.kubectl_with_input(&create, &probe).await.map_err(|error| error.to_string())?;
-            let after = calls(cluster).await?;
-            match (after.answered > before.answered, after.failed > before.failed) {
-                (_, true) => Err(format!("calls fail, ignored by failurePolicy; {}", last_failure(cluster))),
-                (false, _) => Err("not called yet".to_owned()),
-                (true, false) => Ok(()),
-            }
-        })
-        .await
-    }
+/// Waits until the API server calls the webhook and gets an answer. It loads a webhook configuration with a delay,
+/// and ignores failures by failurePolicy.
+pub(super) async fn wait_called(cluster: &Cluster, within: Duration) -> Result<()> {
+    let probe = json!({
+        "apiVersion": "batch/v1", "kind": "Job",
+        "metadata": {"generateName": "is-the-webhook-called-", "namespace": "default"},
+        "spec": {"template": {"spec": {
+            "restartPolicy": "Never", "containers": [{"name": "main", "image": "busybox"}],
+        }}},
+    })
+    .to_string();
+    wait_for(within, "the API server to call the webhook", || async {
+        let before = calls(cluster).await?;
+        let create = ["create", "--dry-run=server", "-f", "-", "-o", "name"];
+        cluster.kubectl_with_input(&create, &probe).await.map_err(|error| error.to_string())?;
+        let after = calls(cluster).await?;
+        match (after.answered > before.answered, after.failed > before.failed) {
+            (_, true) => Err(format!("calls fail, ignored by failurePolicy; {}", last_failure(cluster))),
+            (false, _) => Err("not called yet".to_owned()),
+            (true, false) => Ok(()),
+        }
+    })
+    .await
 }
 
 impl Drop for Installation {

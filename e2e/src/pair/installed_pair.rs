@@ -24,7 +24,8 @@ pub struct Pair {
     webhooks: Vec<Member>,
     sinks: Vec<Member>,
     balancer: LoadBalancer,
-    installed: install::Installation,
+    /// Uninstalls when it is dropped.
+    _installed: install::Installation,
     client_config: kube::Config,
 }
 
@@ -61,11 +62,11 @@ impl Pair {
                 .collect::<Result<_>>()?,
             balancer,
             client_config: cluster.config().clone(),
-            installed,
+            _installed: installed,
         };
         pair.route_to_webhooks();
         pair.wait_ready(Duration::from_secs(60)).await?;
-        pair.installed.wait_called(cluster, Duration::from_secs(60)).await?;
+        install::wait_called(cluster, Duration::from_secs(60)).await?;
         if sinks > 0 {
             wait_default_policy(cluster, Duration::from_secs(60)).await?;
         }
@@ -136,7 +137,7 @@ impl Pair {
 }
 
 /// The manifests contain the default policy in a ConfigMap; the leader of the sinks creates it.
-async fn wait_default_policy(cluster: &Cluster, within: Duration) -> Result<()> {
+pub(super) async fn wait_default_policy(cluster: &Cluster, within: Duration) -> Result<()> {
     let policies: Api<ClusterJobPolicy> = Api::all(cluster.client());
     wait_for(within, "the default policy to be in force", || async {
         let policy = policies.get(DEFAULT_POLICY).await.map_err(|error| error.to_string())?;

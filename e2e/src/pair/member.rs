@@ -42,7 +42,7 @@ impl PairSetup<'_> {
         arguments.extend(self.common(&replica, admin, sink)?);
         arguments.extend(names.iter().map(|name| format!("--dns-name={name}")));
         arguments.extend(self.options.webhook_arguments.iter().cloned());
-        let direct = self.installed.kubeconfig(WEBHOOK_ACCOUNT);
+        let direct = self.spread(&replica, index, self.installed.kubeconfig(WEBHOOK_ACCOUNT))?;
         let (kubeconfig, proxy) = self.proxied(&replica, direct, self.options.webhook_proxy)?;
         Ok(Member {
             proxy,
@@ -63,7 +63,7 @@ impl PairSetup<'_> {
             arguments.push(format!("--config={}", file.display()));
         }
         arguments.extend(self.options.sink_arguments.iter().cloned());
-        let direct = self.installed.kubeconfig(SINK_ACCOUNT);
+        let direct = self.spread(&replica, index, self.installed.kubeconfig(SINK_ACCOUNT))?;
         let (kubeconfig, proxy) = self.proxied(&replica, direct, self.options.sink_proxy)?;
         Ok(Member {
             proxy,
@@ -74,6 +74,19 @@ impl PairSetup<'_> {
             port: admin,
             admin,
         })
+    }
+
+    /// The kubeconfig of a program: with several API servers, the replicas use them in turn.
+    fn spread(&self, replica: &str, index: usize, first: PathBuf) -> Result<PathBuf> {
+        let configs = self.cluster.apiserver_configs();
+        let server = index % configs.len();
+        let (Some(config), true) = (configs.get(server), server > 0) else { return Ok(first) };
+        let text =
+            std::fs::read_to_string(&first).map_err(Error::io(format!("reading {}", first.display())))?;
+        let url = |config: &kube::Config| config.cluster_url.to_string().trim_end_matches('/').to_owned();
+        let path = self.installed.folder().join(format!("{replica}.kubeconfig"));
+        write_private(&path, &text.replace(&url(self.cluster.config()), &url(config)))?;
+        Ok(path)
     }
 
     /// The kubeconfig of a program: the given one, or a copy that goes through a new proxy.

@@ -9,6 +9,7 @@ mod installed_pair;
 mod manifests;
 mod member;
 mod options;
+mod pods;
 
 pub use installed_pair::Pair;
 pub use manifests::{
@@ -16,3 +17,4 @@ pub use manifests::{
 };
 pub use member::Member;
 pub use options::{E2E_WEBHOOK_HOST, PairOptions};
+pub use pods::install_in_pods;

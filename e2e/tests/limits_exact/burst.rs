@@ -29,6 +29,8 @@ pub struct BurstVariant {
     method: CreateMethod,
     extra_steps: ExtraSteps,
     pub disturbance: BurstDisturbance,
+    /// Policies with the same limit: for each of them the apiserver asks a replica about every create.
+    policies: usize,
 }
 
 const fn variant(
@@ -37,13 +39,17 @@ const fn variant(
     extra_steps: ExtraSteps,
     disturbance: BurstDisturbance,
 ) -> BurstVariant {
-    BurstVariant { name, method, extra_steps, disturbance }
+    BurstVariant { name, method, extra_steps, disturbance, policies: 1 }
 }
 
-pub static VARIANTS: [BurstVariant; 10] = [
+pub static VARIANTS: [BurstVariant; 11] = [
     variant("creates", CreateMethod::Create, ExtraSteps::None, BurstDisturbance::None),
     variant("generateName", CreateMethod::GenerateName, ExtraSteps::None, BurstDisturbance::None),
     variant("server-side apply", CreateMethod::Apply, ExtraSteps::None, BurstDisturbance::None),
+    BurstVariant {
+        policies: 3,
+        ..variant("three policies", CreateMethod::Create, ExtraSteps::None, BurstDisturbance::None)
+    },
     variant("dry runs mixed in", CreateMethod::Create, ExtraSteps::DryRuns, BurstDisturbance::None),
     variant("un-suspends mixed in", CreateMethod::Create, ExtraSteps::Suspended, BurstDisturbance::None),
     variant(
@@ -93,7 +99,7 @@ pub async fn round(fixture: &BurstFixture, variant: &'static BurstVariant, seed:
     let mut random = StdRng::seed_from_u64(seed ^ (variant_seed << 32));
     let max = random.random_range(1..=25);
     let namespace = fixture.namespace().await;
-    fixture.limit(&namespace, max).await;
+    fixture.limit(&namespace, max, variant.policies).await;
     let real = (REAL_PER_SLOT * max).min(CREATES);
     let jobs: Arc<Vec<BurstJob>> = Arc::new(
         (0..CREATES)
@@ -181,7 +187,12 @@ impl BurstOutcome {
         // A missing ledger is created after a minute, and a tenant whose admitted Jobs are not created waits until the
         // attempts expire. A longer wait is an error.
         const MAX_IDLE: Duration = Duration::from_secs(120);
+        // Of a create that is refused for one policy nothing stays, whatever the replicas said about the other policies.
+        const REFUSED_WITHIN: Duration = Duration::from_secs(15);
         let failure = match () {
+            () if self.variant.policies > 1 && *longest_attempt >= REFUSED_WITHIN => {
+                format!("an attempt without a Job was in the ledger for {longest_attempt:?}")
+            }
             () if *max_active > self.max => {
                 format!(
                     "{max_active} active Jobs at resourceVersion {max_active_revision}, the limit is {}",

@@ -50,11 +50,17 @@ impl BurstFixture {
         created.await.unwrap().metadata.name.unwrap()
     }
 
-    /// Applies a limit and waits until it is in force.
-    pub async fn limit(&self, namespace: &str, max: usize) {
+    /// Applies policies with this limit and waits until they are in force.
+    pub async fn limit(&self, namespace: &str, max: usize, policies: usize) {
+        for n in 0..policies {
+            self.apply_policy(namespace, max, &format!("builds-{n}")).await;
+        }
+    }
+
+    async fn apply_policy(&self, namespace: &str, max: usize, name: &str) {
         let policies: Api<JobPolicy> = Api::namespaced(self.cluster.client(), namespace);
         let policy = json!({
-            "apiVersion": "job-handler.io/v1alpha1", "kind": "JobPolicy", "metadata": {"name": "builds"},
+            "apiVersion": "job-handler.io/v1alpha1", "kind": "JobPolicy", "metadata": {"name": name},
             "spec": {
                 "stamp": {"backoffLimit": {"default": 2}},
                 "limits": [{"name": "few", "maxActiveJobs": max}],
@@ -62,7 +68,7 @@ impl BurstFixture {
         });
         wait_for(PATIENCE, "the policy to be Ready", || async {
             let (params, policy) = (PatchParams::apply("test").force(), Patch::Apply(&policy));
-            let applied = policies.patch("builds", &params, &policy).await.map_err(|e| e.to_string())?;
+            let applied = policies.patch(name, &params, &policy).await.map_err(|e| e.to_string())?;
             let status = applied.status.unwrap_or_default();
             let ready = status.conditions.iter().any(|c| c.type_ == "Ready" && c.status == "True");
             if ready { Ok(()) } else { Err(format!("{:?}", status.conditions)) }

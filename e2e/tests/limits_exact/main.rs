@@ -3,11 +3,14 @@
 //! admitted Jobs. The check reads the history of all Jobs in etcd: at no resourceVersion are more active than the limit
 //! allows.
 //!
+//! `chaos/` runs everything at once, for longer.
+//!
 //! One round of each variant with random limits; `SOAK=1` runs 20 (or `SOAK_ROUNDS`), checks durations too, and writes
 //! `e2e/SOAK.md`. `SEED=` repeats the random choices of a run, `VARIANT=` runs one variant alone.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod burst;
+mod chaos;
 mod clients;
 mod disturbance;
 mod fixtures;
@@ -22,17 +25,20 @@ use fixtures::BurstFixture;
 use futures::{StreamExt, stream};
 use job_handler_e2e::cluster::E2E_KUBECONFIG;
 
+/// One cluster at a time: two on two cores make calls time out.
+static ONE_CLUSTER: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
 /// Concurrent rounds of the variant that waits for attempts to expire. They run concurrently with the other variants.
 const QUOTA_ROUNDS: usize = 2;
 
-/// One cluster for all: booting costs more than a burst, and two clusters on two cores make calls time out.
+/// One cluster for all: booting costs more than a burst.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_limit_is_exact_with_three_replicas() {
     if std::env::var_os(E2E_KUBECONFIG).is_some_and(|path| !path.is_empty()) {
         eprintln!("skipped: it would disturb other users of the cluster of {E2E_KUBECONFIG}");
         return;
     }
-    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect(name));
+    let _alone = ONE_CLUSTER.lock().await;
     let seed = number("SEED").unwrap_or_else(|| rand::random::<u32>().into());
     let soak = number("SOAK").is_some_and(|soak| soak > 0);
     let rounds = match soak {
@@ -68,10 +74,14 @@ async fn a_limit_is_exact_with_three_replicas() {
     println!("{table}\nin {:.0?}", start.elapsed());
     // Also written on failure, to keep the table of an hour.
     if soak {
-        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/SOAK.md");
-        std::fs::write(file, table).unwrap();
+        soak_report::write_section(&table);
     }
     assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+/// The number in an environment variable.
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().expect(name))
 }
 
 async fn run_rounds(

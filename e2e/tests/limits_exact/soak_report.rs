@@ -43,6 +43,33 @@ pub fn table(seed: u64, rounds: u64, outcomes: &[BurstOutcome], failures: &[Stri
     page
 }
 
+/// Puts a section into `SOAK.md`, in place of the one with the same first line, or at the end.
+pub fn write_section(section: &str) {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/SOAK.md");
+    let page = std::fs::read_to_string(file).unwrap();
+    std::fs::write(file, with_section(&page, section)).unwrap();
+}
+
+fn with_section(page: &str, section: &str) -> String {
+    let heading = |section: &str| section.lines().next().map(str::to_owned);
+    let mut sections: Vec<String> = Vec::new();
+    for line in page.lines() {
+        if line.starts_with("# ") || sections.is_empty() {
+            sections.push(String::new());
+        }
+        if let Some(last) = sections.last_mut() {
+            last.push_str(line);
+            last.push('\n');
+        }
+    }
+    match sections.iter_mut().find(|one| heading(one) == heading(section)) {
+        Some(same) => section.clone_into(same),
+        None => sections.push(section.to_owned()),
+    }
+    let sections: Vec<&str> = sections.iter().map(|section| section.trim_end()).collect();
+    sections.join("\n\n") + "\n"
+}
+
 fn row(name: &str, rounds_of_variant: &[&BurstOutcome]) -> String {
     let limits: Vec<String> = rounds_of_variant.iter().map(|one| one.max.to_string()).collect();
     let limits = if limits.len() > 5 { "1 to 25".to_owned() } else { limits.join(", ") };
@@ -82,4 +109,16 @@ fn row(name: &str, rounds_of_variant: &[&BurstOutcome]) -> String {
         format!("{:.1}", median(seconds(&|one| one.took))),
     ];
     format!("| {} |", cells.join(" | "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::with_section;
+
+    #[test]
+    fn a_section_replaces_only_its_own() {
+        let page = "# A\n\nold\n\n# B\n\nstays\n";
+        assert_eq!(with_section(page, "# A\n\nnew\n"), "# A\n\nnew\n\n# B\n\nstays\n");
+        assert_eq!(with_section(page, "# C\n"), format!("{page}\n# C\n"));
+    }
 }

@@ -121,7 +121,10 @@ fn results_can_be_read_through_kubectl_with_the_right_to_read_config_maps() {
         let user = PluginUser::reader(fixture, &ns).await;
         let listed = user.ok(&["job-results", "list", "--sort-by", "name"]).await;
         let rows: Vec<Vec<&str>> = listed.lines().map(|line| line.split_whitespace().collect()).collect();
-        assert_eq!(rows[0], ["NAME", "OUTCOME", "REASON", "DURATION", "FINISHED", "SIZE"]);
+        assert_eq!(
+            rows[0],
+            ["NAME", "OUTCOME", "REASON", "DURATION", "FINISHED", "SIZE", "LOST", "TRUNCATED"]
+        );
         assert_eq!(&rows[1][..2], ["again", "completed"]);
         assert_eq!(&rows[2][..3], ["failing", "failed", "BackoffLimitExceeded"]);
         let failed = user.ok(&["job-results", "list", "--outcome=failed", "-o", "name"]).await;

@@ -130,8 +130,16 @@ fn a_jobs_budget_is_shared_by_its_containers() {
         let kept_bytes =
             |n: usize| facts(n)["length"].as_u64().unwrap() - facts(n)["leftOut"].as_u64().unwrap();
         assert_eq!((kept_bytes(0), kept_bytes(1)), (6 << 10, 2 << 10), "{manifest}");
-        assert!(facts(2)["lost"].as_str().unwrap().contains("budget"), "{manifest}");
-        assert_eq!(manifest["completeness"]["complete"], false);
+        // Over the budget is not lost.
+        assert_eq!(
+            (0..3).map(|n| facts(n)["truncated"].clone()).collect::<Vec<_>>(),
+            [true; 3],
+            "{manifest}"
+        );
+        assert!(facts(2)["lost"].is_null(), "{manifest}");
+        let completeness = &manifest["completeness"];
+        assert_eq!((&completeness["complete"], &completeness["lost"]), (&json!(false), &Value::Null));
+        assert_eq!(completeness["truncated"].as_array().unwrap().len(), 3, "{manifest}");
         for n in 0..2 {
             assert_eq!(
                 (facts(n)["sha256"].clone(), facts(n)["length"].clone()),
@@ -327,15 +335,16 @@ fn a_job_with_many_pods_stores_failed_pods_first_within_its_budget() {
             number,
             "all pods are listed or counted"
         );
-        let lost = manifest["completeness"]["lost"].to_string();
+        let truncated = manifest["completeness"]["truncated"].to_string();
         let without = format!("logs of main of {} pods with index ", number - 40);
-        assert!(lost.contains(&without) && lost.contains("budget"), "{lost}");
+        assert!(truncated.contains(&without) && truncated.contains("budget"), "{truncated}");
+        assert!(manifest["completeness"]["lost"].is_null(), "{manifest}");
         let stored_log = read_logs(fixture, &result).await;
         let sections = String::from_utf8(stored_log).unwrap().matches("\n000000001 ").count();
         assert_eq!(sections, 40, "the budget is used up");
         assert!(serde_json::to_vec(&result).unwrap().len() < 1 << 20);
         eprintln!(
-            "{number} pods: {} listed, the others are of index {}; {lost}",
+            "{number} pods: {} listed, the others are of index {}; {truncated}",
             listed.len(),
             manifest["indexesNotListed"]
         );

@@ -14,7 +14,7 @@ use crate::{
 /// policies that group by different keys may stamp equal values, and a forged label must not join a group.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]
 pub struct GroupId {
-    /// What Jobs are grouped by: `labels:<key>,<key>` or `owner:<kind>`.
+    /// What Jobs are grouped by: `labels:<key>,<key>` or `owner:<kind>.<API group>/<uid>`.
     pub by: String,
     /// Value of label [`crate::keys::GROUP`].
     pub value: String,
@@ -55,7 +55,12 @@ pub fn group_of(
         }
         GroupBy::Owner => {
             let owner = owner.ok_or(NoGroup::NoOwner)?;
-            Ok(GroupId { by: format!("owner:{}", owner.kind), value: names::label_value(&owner.name) })
+            // Who writes a Job writes its ownerReferences. Only one with the uid of the owner joins its group: that is as good
+            // as a run of it (`kubectl create job --from`). The apiserver does not check that the owner exists; a reference to
+            // nothing makes a group of its own.
+            let api_group = owner.api_version.split_once('/').map_or("", |(group, _)| group);
+            let by = format!("owner:{}.{api_group}/{}", owner.kind, owner.uid);
+            Ok(GroupId { by, value: names::label_value(&owner.name) })
         }
     }
 }
@@ -133,10 +138,26 @@ mod tests {
     }
 
     #[test]
-    fn owner_groups_by_name() {
-        let owner = Owner { kind: "CronJob".into(), name: "nightly".into(), ..Owner::default() };
+    fn an_owner_is_kind_api_group_name_and_uid() {
+        let owner = |api_version: &str, kind: &str, name: &str, uid: &str| Owner {
+            api_version: api_version.into(),
+            kind: kind.into(),
+            name: name.into(),
+            uid: uid.into(),
+        };
         let spec = GroupSpec { by: GroupBy::Owner, label_keys: vec![] };
-        assert_eq!(group_of(&spec, &BTreeMap::new(), Some(&owner)).unwrap().value, "nightly");
+        let group = |owner: &Owner| group_of(&spec, &BTreeMap::new(), Some(owner)).unwrap();
+        let nightly = group(&owner("batch/v1", "CronJob", "nightly", "u-1"));
+        assert_eq!((nightly.by.as_str(), nightly.value.as_str()), ("owner:CronJob.batch/u-1", "nightly"));
+        assert_eq!(group(&owner("batch/v2", "CronJob", "nightly", "u-1")), nightly, "another version of it");
+        for other in [
+            owner("fake.io/v1", "CronJob", "nightly", "u-1"),
+            owner("batch/v1", "CronJob", "nightly", "u-2"),
+            owner("batch/v1", "CronJob", "other", "u-1"),
+            owner("batch/v1", "Workflow", "nightly", "u-1"),
+        ] {
+            assert_ne!(group(&other), nightly, "{other:?}");
+        }
         assert_eq!(group_of(&spec, &BTreeMap::new(), None).unwrap_err(), NoGroup::NoOwner);
     }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::{
     api::batch::v1::{Job, JobSpec, JobStatus},
-    apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time},
+    apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference, Time},
 };
 use serde::Deserialize;
 
@@ -43,6 +43,8 @@ struct JobSpecJson {
     ttl_seconds_after_finished: Option<i32>,
     active_deadline_seconds: Option<i64>,
     backoff_limit: Option<i32>,
+    manual_selector: Option<bool>,
+    selector: Option<LabelSelector>,
 }
 
 impl JobSnapshot {
@@ -71,6 +73,8 @@ impl JobSnapshot {
             ttl_seconds_after_finished: spec.ttl_seconds_after_finished,
             active_deadline_seconds: spec.active_deadline_seconds,
             backoff_limit: spec.backoff_limit,
+            manual_selector: spec.manual_selector,
+            selector: spec.selector,
             ..JobSpec::default()
         });
         Ok(Self::from(&Job { metadata, spec, status }))
@@ -98,6 +102,8 @@ mod tests {
             "spec": {
                 "suspend": true, "managedBy": "kueue.x-k8s.io/multikueue", "ttlSecondsAfterFinished": 9,
                 "activeDeadlineSeconds": 8, "backoffLimit": 7, "parallelism": 6,
+                "manualSelector": true, "selector": {"matchLabels": {"app": "manual"}, "matchExpressions": [
+                    {"key": "tier", "operator": "In", "values": ["a", "b"]}]},
                 "template": {"spec": {"containers": [{"name": "main"}]}},
             },
             "status": {
@@ -109,6 +115,14 @@ mod tests {
         let read = |json: &serde_json::Value| JobSnapshot::from_json(json.to_string().as_bytes());
         let typed: Job = serde_json::from_value(json.clone()).unwrap();
         assert_eq!(read(&json).unwrap(), JobSnapshot::from(&typed));
+        let selector = |json: &serde_json::Value| read(json).unwrap().pod_selector;
+        assert_eq!(selector(&json).as_deref(), Some("app=manual,tier in (a,b)"));
+        let mut usual = json.clone();
+        usual["spec"]["manualSelector"] = false.into();
+        assert_eq!(selector(&usual), None);
+        let mut long = json.clone();
+        long["spec"]["selector"]["matchLabels"]["app"] = "v".repeat(1024).into();
+        assert_eq!(selector(&long).as_deref(), Some(""));
         assert_eq!(read(&json!({"metadata": {"labels": null}})).unwrap(), JobSnapshot::default());
         // These are of no type that the apiserver knows: nothing reads them.
         let mut skipped = json.clone();

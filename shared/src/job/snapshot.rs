@@ -3,7 +3,8 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use jiff::Timestamp;
-use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::batch::v1::{Job, JobSpec};
+use kube::core::Selector;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -19,6 +20,8 @@ const MAX_API_VERSION: usize = OBJECT_NAME_MAX + 1 + MAX_KIND;
 const MAX_KIND: usize = 63;
 /// Longest uid that is believed. The apiserver's own have 36 characters.
 pub const MAX_UID: usize = 63;
+/// Longest selector of pods that is kept. Its author can fill it up to a megabyte.
+const MAX_SELECTOR: usize = 1024;
 
 /// A Job without its template: 50,000 of these fit in memory, 50,000 full Jobs do not.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -49,6 +52,8 @@ pub struct JobSnapshot {
     pub owner: Option<Owner>,
     /// `spec.suspend`.
     pub suspended: bool,
+    /// Condition `Suspended` is True: the Job controller has stopped the pods.
+    pub suspension_seen: bool,
     /// `spec.managedBy`, unless it is Kubernetes' own controller.
     pub managed_by: Option<String>,
     /// `spec.ttlSecondsAfterFinished`, seconds.
@@ -57,6 +62,9 @@ pub struct JobSnapshot {
     pub deadline: Option<i64>,
     /// `spec.backoffLimit`.
     pub backoff_limit: Option<i32>,
+    /// `spec.selector` of a Job with `spec.manualSelector`, whose pods need not have the labels of the Job controller; empty,
+    /// which selects all pods, if it is very long.
+    pub pod_selector: Option<String>,
     /// `status.startTime`.
     pub started: Option<Timestamp>,
     /// `status.active`: pods that are pending or running.
@@ -88,11 +96,12 @@ pub struct Owner {
 }
 
 impl Owner {
-    /// An owner with these values; none if no object can have them. The apiserver takes any text in an ownerReference; the
-    /// kind becomes a part of the group's identity, and all four get into Events.
+    /// An owner with these values; none if no object can have them. The apiserver takes any text in an ownerReference; all
+    /// four become parts of the group's identity and get into Events.
     pub fn new(api_version: &str, kind: &str, name: &str, uid: &str) -> Option<Self> {
         let is_in_kind = |b: u8| b.is_ascii_alphanumeric() || b == b'-';
-        let is_graphic = |text: &str| text.bytes().all(|b| b.is_ascii_graphic());
+        // Keys of ledgers put a `=` behind the identity of a group.
+        let is_graphic = |text: &str| text.bytes().all(|b| b.is_ascii_graphic() && b != b'=');
         let is_possible = (api_version.len() <= MAX_API_VERSION && is_graphic(api_version))
             && (kind.len() <= MAX_KIND && kind.bytes().all(is_in_kind))
             && (uid.len() <= MAX_UID && is_graphic(uid))
@@ -152,15 +161,24 @@ pub enum JobState {
 
 impl JobSnapshot {
     /// State of the Job. A Job in deletion keeps its state until it is gone; a suspended Job is active until its last pod
-    /// is gone.
+    /// is gone, and until the Job controller has seen the suspension: with what it read before, it may still be about to create
+    /// pods, which the status does not show (`syncJob` in `pkg/controller/job/job_controller.go`). A Job that was created
+    /// suspended, and whose spec has not changed since (generation 1), has no such past; and another controller's Jobs may
+    /// never get the condition.
     pub fn state(&self) -> JobState {
         if self.finished.is_some() {
             JobState::Finished
-        } else if self.suspended && self.active_pods == 0 && self.terminating_pods == 0 {
+        } else if self.suspended && !self.may_have_pods() {
             JobState::Suspended
         } else {
             JobState::Active
         }
+    }
+
+    /// Whether a suspended Job may still have pods.
+    fn may_have_pods(&self) -> bool {
+        let is_seen = self.suspension_seen || self.generation <= 1 || self.managed_by.is_some();
+        self.active_pods > 0 || self.terminating_pods > 0 || !is_seen
     }
 
     /// Whether the Job takes a slot.
@@ -185,6 +203,15 @@ impl JobSnapshot {
             && self.annotations.contains_key(keys::QUEUED_AT)
             && self.annotations.get(keys::STAMPED).is_some_and(|text| queued_entry::waits_for(text).is_some())
     }
+}
+
+/// The selector as a parameter of a list.
+fn manual_selector(spec: &JobSpec) -> String {
+    let selector = spec.selector.clone().and_then(|selector| Selector::try_from(selector).ok());
+    selector
+        .map(|selector| selector.to_string())
+        .filter(|text| text.len() <= MAX_SELECTOR)
+        .unwrap_or_default()
 }
 
 impl From<&Job> for JobSnapshot {
@@ -228,10 +255,12 @@ impl From<&Job> for JobSnapshot {
                 .find(|o| o.controller == Some(true))
                 .and_then(|o| Owner::new(&o.api_version, &o.kind, &o.name, &o.uid)),
             suspended: spec.and_then(|s| s.suspend).unwrap_or_default(),
+            suspension_seen: is_true("Suspended").is_some(),
             managed_by: spec.and_then(|s| s.managed_by.clone()).filter(|m| m != keys::JOB_CONTROLLER),
             ttl: spec.and_then(|s| s.ttl_seconds_after_finished),
             deadline: spec.and_then(|s| s.active_deadline_seconds),
             backoff_limit: spec.and_then(|s| s.backoff_limit),
+            pod_selector: spec.filter(|spec| spec.manual_selector == Some(true)).map(manual_selector),
             started: status.and_then(|s| s.start_time.as_ref()).map(|t| t.0),
             active_pods: status.and_then(|s| s.active).unwrap_or_default(),
             terminating_pods: status.and_then(|s| s.terminating).unwrap_or_default(),
@@ -278,6 +307,21 @@ mod tests {
         for (spec, status, expected) in table {
             assert_eq!(job(spec.clone(), status.clone()).state(), expected, "{spec} {status}");
         }
+    }
+
+    #[test]
+    fn a_suspension_that_nobody_has_seen_frees_no_slot() {
+        let suspended = |generation: i64, spec: serde_json::Value, status: serde_json::Value| {
+            JobSnapshot { generation, ..job(spec, status) }.state()
+        };
+        let (yes, nothing) = (json!({"suspend": true}), json!({}));
+        assert_eq!(suspended(1, yes.clone(), nothing.clone()), JobState::Suspended, "created so");
+        assert_eq!(suspended(2, yes.clone(), nothing.clone()), JobState::Active);
+        assert_eq!(suspended(2, yes.clone(), condition("Suspended")), JobState::Suspended);
+        let resumed = json!({"conditions": [{"type": "Suspended", "status": "False"}]});
+        assert_eq!(suspended(3, yes, resumed), JobState::Active);
+        let others = json!({"suspend": true, "managedBy": "kueue.x-k8s.io/multikueue"});
+        assert_eq!(suspended(2, others, nothing), JobState::Suspended);
     }
 
     #[test]

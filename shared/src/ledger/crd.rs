@@ -25,6 +25,9 @@ pub const CLUSTER_LEDGER: &str = "cluster.job-handler.io";
 const FORMAT_FIELD: &str = "format";
 const PENDING: &str = "pending";
 const OBSERVED_THROUGH: &str = "observedThrough";
+const REFUSED: &str = "refused";
+/// Slots held by Job uid. The webhook adds entries, the sink removes them. Versions that do not know the field preserve it.
+pub const HELD: &str = "held";
 /// Field that the sink owns: failure streaks, by [`crate::ledger::failure_streak::group_key`].
 pub const BACKOFF: &str = "backoff";
 
@@ -38,7 +41,7 @@ pub const BACKOFF: &str = "backoff";
     category = "job-handler",
     namespaced,
     derive = "PartialEq",
-    doc = "Admitted attempts to start Jobs whose outcome is not known yet, and failure streaks. Written by job-handler; do not edit.",
+    doc = "Admitted attempts to start Jobs whose outcome is not known yet, slots of deleted Jobs whose pods run on, and failure streaks. Written by job-handler; do not edit.",
     printcolumn(
         name = "ObservedThrough",
         type_ = "integer",
@@ -60,6 +63,26 @@ pub struct LedgerContents {
     pub pending: BTreeMap<String, BTreeMap<String, GrantedAttempt>>,
     /// Attempts were resolved by Jobs up to this resourceVersion. A view of Jobs that is older must not decide.
     pub observed_through: u64,
+    /// Uids of the Jobs whose creation was refused a moment ago, and when (informational). A second call about the same
+    /// create must not grant it a slot.
+    pub refused: BTreeMap<String, Timestamp>,
+    /// Slots that are held for pods, by the uid of the Job that started them.
+    pub held: BTreeMap<String, HeldSlot>,
+}
+
+/// Slots that stay held although no Job counts for them: the Job was deleted and its pods run on, or it was relabelled out
+/// of a limit while it ran.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct HeldSlot {
+    /// `namespace/name` of the Job.
+    pub name: String,
+    /// Scopes in which the slots are held.
+    pub scopes: Vec<String>,
+    /// `metadata.resourceVersion` of the Job before the change by which it stopped to count.
+    pub from: u64,
+    /// When the Job was created.
+    pub since: Timestamp,
 }
 
 /// An admitted attempt to make a Job active.
@@ -122,6 +145,20 @@ impl LedgerContents {
         })
     }
 
+    /// Whether nobody holds a slot by this ledger.
+    pub fn holds_nothing(&self) -> bool {
+        self.pending.is_empty() && self.held.is_empty()
+    }
+
+    /// Holds slots for the pods of a Job, in addition to those that are held for it already.
+    pub fn hold(&mut self, job_uid: &str, slot: HeldSlot) {
+        let held = self.held.entry(job_uid.to_owned()).or_insert_with(|| slot.clone());
+        held.from = slot.from;
+        let more = slot.scopes.into_iter().filter(|scope| !held.scopes.contains(scope));
+        let more: Vec<String> = more.collect();
+        held.scopes.extend(more);
+    }
+
     /// Removes an attempt.
     pub fn remove(&mut self, name: &str, request: &str) -> Option<GrantedAttempt> {
         let attempts = self.pending.get_mut(name)?;
@@ -162,13 +199,25 @@ impl JobLedgerSpec {
                 Deserialize::deserialize(value).map_err(|e| malformed(PENDING, short(&e.to_string())))?
             }
         };
+        let held = match self.fields.get(HELD) {
+            None => BTreeMap::new(),
+            Some(value) => {
+                Deserialize::deserialize(value).map_err(|e| malformed(HELD, short(&e.to_string())))?
+            }
+        };
         let observed_through = match self.fields.get(OBSERVED_THROUGH) {
             None => 0,
             Some(value) => value.as_u64().ok_or_else(|| {
                 malformed(OBSERVED_THROUGH, format!("expected a number, found {}", short(&value.to_string())))
             })?,
         };
-        Ok(LedgerContents { pending, observed_through })
+        let refused = match self.fields.get(REFUSED) {
+            None => BTreeMap::new(),
+            Some(value) => {
+                Deserialize::deserialize(value).map_err(|e| malformed(REFUSED, short(&e.to_string())))?
+            }
+        };
+        Ok(LedgerContents { pending, observed_through, refused, held })
     }
 
     /// All failure streaks. Ignores malformed ones: the sink rewrites them from the existing Jobs, and no limit depends on
@@ -194,6 +243,18 @@ impl JobLedgerSpec {
             (name.clone(), Value::Object(attempts.collect()))
         });
         self.fields.insert(PENDING.to_owned(), Value::Object(pending.collect()));
+        if contents.refused.is_empty() {
+            self.fields.remove(REFUSED);
+        } else {
+            let refused = contents.refused.iter().map(|(uid, at)| (uid.clone(), at.to_string().into()));
+            self.fields.insert(REFUSED.to_owned(), Value::Object(refused.collect()));
+        }
+        if contents.held.is_empty() {
+            self.fields.remove(HELD);
+        } else {
+            let held = contents.held.iter().map(|(uid, slot)| (uid.clone(), slot.to_json()));
+            self.fields.insert(HELD.to_owned(), Value::Object(held.collect()));
+        }
     }
 }
 
@@ -206,6 +267,14 @@ impl GrantedAttempt {
         serde_json::json!({
             "jobUid": self.job_uid, "kind": kind, "revision": self.revision, "scopes": self.scopes,
             "since": self.since.to_string(),
+        })
+    }
+}
+
+impl HeldSlot {
+    fn to_json(&self) -> Value {
+        serde_json::json!({
+            "name": self.name, "scopes": self.scopes, "from": self.from, "since": self.since.to_string(),
         })
     }
 }
@@ -253,24 +322,49 @@ mod tests {
         }
     }
 
+    fn held(scopes: &[&str], from: u64) -> HeldSlot {
+        let scopes = scopes.iter().map(|scope| (*scope).to_owned()).collect();
+        HeldSlot { name: "ci/z".into(), scopes, from, since: "2026-01-01T00:00:00Z".parse().unwrap() }
+    }
+
     #[test]
     fn contents_round_trip_and_other_fields_stay() {
         let attempts = [
             ("r1".to_owned(), granted(AttemptKind::Create)),
             ("r2".to_owned(), granted(AttemptKind::Unsuspend { from: 7 })),
         ];
-        let contents =
-            LedgerContents { pending: [("ci/a".to_owned(), attempts.into())].into(), observed_through: 12 };
+        let mut contents = LedgerContents {
+            pending: [("ci/a".to_owned(), attempts.into())].into(),
+            observed_through: 12,
+            refused: [("u9".to_owned(), "2026-01-01T00:00:00Z".parse().unwrap())].into(),
+            ..LedgerContents::default()
+        };
+        contents.hold("u9", held(&["p/l"], 4));
         let mut ledger = spec(json!({"format": 1, "backoff": {"g": {"failures": 2}}, "later": [1]}));
         ledger.set(&contents);
         let stored = serde_json::to_value(&ledger).unwrap();
         assert_eq!((&stored["backoff"]["g"]["failures"], &stored["later"]), (&json!(2), &json!([1])));
         assert_eq!(spec(stored).contents().unwrap(), contents);
+        ledger.set(&LedgerContents { refused: BTreeMap::new(), ..contents.clone() });
+        assert!(!ledger.fields.contains_key("refused"));
         assert_eq!(JobLedgerSpec::empty().contents().unwrap(), LedgerContents::default());
         assert_eq!(contents.attempts().count(), 2);
         let mut left = contents.clone();
         assert!(left.remove("ci/a", "r1").is_some() && left.remove("ci/a", "r1").is_none());
-        assert!(left.remove("ci/a", "r2").is_some() && left.pending.is_empty());
+        assert!(left.remove("ci/a", "r2").is_some() && left.pending.is_empty() && !left.holds_nothing());
+        left.held.clear();
+        assert!(left.holds_nothing());
+        let mut freed = spec(serde_json::to_value(&ledger).unwrap());
+        freed.set(&left);
+        assert!(freed.contents().unwrap().holds_nothing());
+    }
+
+    #[test]
+    fn a_job_holds_the_slots_of_every_change_by_its_uid() {
+        let mut contents = LedgerContents::default();
+        contents.hold("u", held(&["p/a"], 4));
+        contents.hold("u", held(&["p/a", "p/b"], 7));
+        assert_eq!(contents.held, [("u".to_owned(), held(&["p/a", "p/b"], 7))].into());
     }
 
     #[test]
@@ -295,7 +389,9 @@ mod tests {
         "scopes": [], "since": "2026-01-01T00:00:00Z", "weight": 2}}}}), "spec.pending")]
     #[case::from(json!({"format": 1, "pending": {"ci/a": {"r": {"jobUid": "u", "kind": {"unsuspend": {}}, "revision": "r",
         "scopes": [], "since": "2026-01-01T00:00:00Z"}}}}), "spec.pending")]
+    #[case::held(json!({"format": 1, "held": {"u": {"name": "ci/a"}}}), "spec.held")]
     #[case::version(json!({"format": 1, "observedThrough": -1}), "spec.observedThrough")]
+    #[case::refused(json!({"format": 1, "refused": ["u"]}), "spec.refused")]
     fn malformed_contents_are_an_error(#[case] value: Value, #[case] word: &str) {
         let why = spec(value).contents().unwrap_err().to_string();
         assert!(why.contains(word), "{why}");

@@ -14,6 +14,7 @@ use crate::{
         group::GroupId,
         snapshot::{JobSnapshot, Outcome},
     },
+    keys,
     policy::limit::FailureBackoff,
 };
 
@@ -61,12 +62,13 @@ impl FailureStreak {
 /// Adds runs of a group, in any order, that `before` does not include. Returns none while there was no failure.
 pub fn record_runs<'a>(
     before: Option<&FailureStreak>,
+    group: &GroupId,
     runs: impl IntoIterator<Item = &'a JobSnapshot>,
     rules: &[&FailureBackoff],
 ) -> Option<FailureStreak> {
     let mut runs: Vec<_> = runs
         .into_iter()
-        .filter(|job| before.is_none_or(|known| !known.includes(job)))
+        .filter(|job| was_created_in(job, group) && before.is_none_or(|known| !known.includes(job)))
         .filter_map(|job| job.finished.as_ref().map(|finished| (finished, job)))
         .collect();
     runs.sort_by(|(a, a_job), (b, b_job)| (a.at, &a_job.uid).cmp(&(b.at, &b_job.uid)));
@@ -105,6 +107,13 @@ pub fn record_runs<'a>(
     Some(streak)
 }
 
+/// Whether a Job has been in a group since it was created: only then it says something about the group. Labels of finished Jobs
+/// may be changed, so that any Job could be moved into a group to end its backoff, or to begin one. The stamped label
+/// cannot be set later (the admission policy `job-handler-marks`).
+pub fn was_created_in(job: &JobSnapshot, group: &GroupId) -> bool {
+    job.labels.get(keys::GROUP) == Some(&group.value)
+}
+
 /// How long a failure counts while no Job of the group is active: twice the longest wait.
 fn retention<'a>(rules: impl IntoIterator<Item = &'a FailureBackoff>) -> SignedDuration {
     let longest = rules.into_iter().map(|rule| i64::from(rule.max_seconds)).max().unwrap_or_default();
@@ -116,7 +125,7 @@ pub fn group_key(group: &GroupId) -> String {
     format!("{}={}", group.by, group.value)
 }
 
-/// Parses a key of a ledger. Label keys and kinds do not contain `=`.
+/// Parses a key of a ledger. Label keys and owners do not contain `=`.
 pub fn parse_group_key(key: &str) -> Option<GroupId> {
     let (by, value) = key.split_once('=')?;
     Some(GroupId { by: by.to_owned(), value: value.to_owned() })
@@ -127,6 +136,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use std::collections::BTreeMap;
+
     use crate::{job::snapshot::Finished, policy::limit::WhenFull};
 
     const RULE: FailureBackoff =
@@ -136,12 +147,17 @@ mod tests {
         Timestamp::from_second(second).unwrap()
     }
 
+    fn group() -> GroupId {
+        GroupId { by: "labels:app".into(), value: "shop".into() }
+    }
+
     fn run(uid: &str, created: i64, ended: i64, failed: bool) -> JobSnapshot {
         let outcome = if failed { Outcome::Failed } else { Outcome::Completed };
         let (reason, message) = (String::new(), String::new());
         JobSnapshot {
             name: uid.into(),
             uid: uid.into(),
+            labels: [(keys::GROUP.to_owned(), "shop".to_owned())].into(),
             created: at(created),
             finished: Some(Finished { outcome, reason, message, at: at(ended) }),
             ..JobSnapshot::default()
@@ -153,22 +169,43 @@ mod tests {
         let mut streak = None;
         for (n, wait) in [10, 20, 40, 60, 60].into_iter().enumerate() {
             let n = i64::try_from(n).unwrap() * 100;
-            streak = record_runs(streak.as_ref(), &[run(&n.to_string(), n, n + 1, true)], &[&RULE]);
+            streak = record_runs(streak.as_ref(), &group(), &[run(&n.to_string(), n, n + 1, true)], &[&RULE]);
             assert_eq!(streak.as_ref().unwrap().until, Some(at(n + 1 + wait)));
         }
-        streak = record_runs(streak.as_ref(), &[run("well", 500, 501, false)], &[&RULE]);
+        streak = record_runs(streak.as_ref(), &group(), &[run("well", 500, 501, false)], &[&RULE]);
         assert_eq!(streak.as_ref().map(|s| (s.failures, s.until)), Some((0, None)));
         // Failed Jobs that still exist are not counted again.
-        assert_eq!(record_runs(streak.as_ref(), &[run("400", 400, 401, true)], &[&RULE]), streak);
-        assert_eq!(record_runs(None, &[run("well", 0, 1, false)], &[&RULE]), None, "no failure yet");
+        assert_eq!(record_runs(streak.as_ref(), &group(), &[run("400", 400, 401, true)], &[&RULE]), streak);
+        assert_eq!(
+            record_runs(None, &group(), &[run("well", 0, 1, false)], &[&RULE]),
+            None,
+            "no failure yet"
+        );
+    }
+
+    #[test]
+    fn a_job_that_was_moved_into_the_group_says_nothing_about_it() {
+        let moved = |job: JobSnapshot| JobSnapshot {
+            labels: [(keys::GROUP.to_owned(), "other".to_owned())].into(),
+            ..job
+        };
+        let unstamped = |job: JobSnapshot| JobSnapshot { labels: BTreeMap::new(), ..job };
+        assert_eq!(record_runs(None, &group(), &[moved(run("bad", 0, 1, true))], &[&RULE]), None);
+        let waits = record_runs(None, &group(), &[run("a", 0, 1, true)], &[&RULE]);
+        for good in [moved(run("good", 2, 3, false)), unstamped(run("good", 2, 3, false))] {
+            assert_eq!(record_runs(waits.as_ref(), &group(), &[good], &[&RULE]), waits);
+        }
     }
 
     #[test]
     fn an_expired_streak_starts_again() {
-        let first = record_runs(None, &[run("a", 0, 1, true)], &[&RULE]);
+        let first = record_runs(None, &group(), &[run("a", 0, 1, true)], &[&RULE]);
         let begun_in_time = run("b", 121, 9000, true);
-        assert_eq!(record_runs(first.as_ref(), &[begun_in_time], &[&RULE]).unwrap().failures, 2);
-        assert_eq!(record_runs(first.as_ref(), &[run("b", 122, 130, true)], &[&RULE]).unwrap().failures, 1);
+        assert_eq!(record_runs(first.as_ref(), &group(), &[begun_in_time], &[&RULE]).unwrap().failures, 2);
+        assert_eq!(
+            record_runs(first.as_ref(), &group(), &[run("b", 122, 130, true)], &[&RULE]).unwrap().failures,
+            1
+        );
     }
 
     #[test]
@@ -188,14 +225,14 @@ mod tests {
                 .map(|(n, (ended, failed))| run(&format!("{n:02}"), 0, *ended, *failed))
                 .collect();
             runs.sort_by_key(|job| (job.finished.as_ref().unwrap().at, job.uid.clone()));
-            let whole = record_runs(None, &runs, &[&RULE]);
+            let whole = record_runs(None, &group(), &runs, &[&RULE]);
             let cut = cut.min(runs.len());
-            let first = record_runs(None, &runs[..cut], &[&RULE]);
+            let first = record_runs(None, &group(), &runs[..cut], &[&RULE]);
             prop_assume!(first.is_some() || cut == 0);
-            let again = record_runs(first.as_ref(), &runs, &[&RULE]);
+            let again = record_runs(first.as_ref(), &group(), &runs, &[&RULE]);
             let count = |streak: &Option<FailureStreak>| streak.as_ref().map_or(0, |s| s.failures);
             prop_assert_eq!(count(&again), count(&whole));
-            prop_assert_eq!(record_runs(again.as_ref(), &runs, &[&RULE]), again);
+            prop_assert_eq!(record_runs(again.as_ref(), &group(), &runs, &[&RULE]), again);
         }
     }
 }

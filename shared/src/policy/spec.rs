@@ -35,7 +35,7 @@ use crate::policy::{
         name = "Limits",
         type_ = "string",
         json_path = ".status.usage",
-        description = "Active and maximum Jobs of each limit, in its fullest scope"
+        description = "Used and maximum slots of each limit, in its fullest scope, and what holds them but running Jobs"
     ),
     printcolumn(
         name = "Queued",
@@ -110,7 +110,7 @@ pub struct ClusterJobPolicySpec {
         name = "Limits",
         type_ = "string",
         json_path = ".status.usage",
-        description = "Active and maximum Jobs of each limit, in its fullest scope"
+        description = "Used and maximum slots of each limit, in its fullest scope, and what holds them but running Jobs"
     ),
     printcolumn(
         name = "Queued",

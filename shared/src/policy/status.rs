@@ -82,15 +82,49 @@ pub struct LimitStatus {
     pub max: u32,
     /// Active Jobs in that scope.
     pub active: u32,
+    /// Slots in that scope that are held by pods of deleted Jobs.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub orphaned: u32,
     /// Jobs that wait for a slot in that scope.
     #[serde(default)]
     pub queued: u32,
-    /// Admitted Jobs that the watches have not shown yet.
+    /// Admitted Jobs that the watches have not shown yet; they hold slots.
     #[serde(default)]
     pub pending: u32,
+    /// Those of them that should have been stored long ago: something denied them after job-handler.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub never_stored: u32,
     /// The scope: `cluster`, a namespace, or `namespace/group`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fullest: Option<String>,
+}
+
+impl LimitStatus {
+    /// All slots that are in use in the scope, as a refusal counts them.
+    pub fn used(&self) -> u32 {
+        self.active.saturating_add(self.pending).saturating_add(self.orphaned)
+    }
+
+    /// Used and maximum slots, and what holds them if not all are running Jobs: `4/4 (1 just admitted, 2 never stored)`.
+    pub fn usage(&self) -> String {
+        let just_admitted = self.pending.saturating_sub(self.never_stored);
+        let others = [
+            (just_admitted, "just admitted"),
+            (self.never_stored, "never stored"),
+            (self.orphaned, "of deleted Jobs"),
+        ];
+        let others: Vec<String> = others
+            .into_iter()
+            .filter(|(number, _)| *number > 0)
+            .map(|(number, what)| format!("{number} {what}"))
+            .collect();
+        let slots = format!("{}/{}", self.used(), self.max);
+        if others.is_empty() { slots } else { format!("{slots} ({})", others.join(", ")) }
+    }
+}
+
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 /// The Job that a policy refused last.

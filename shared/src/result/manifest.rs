@@ -129,9 +129,21 @@ pub struct ObjectsFacts {
 pub struct Completeness {
     /// Nothing is missing.
     pub complete: bool,
-    /// Each loss with its reason.
+    /// Each loss with its reason: what should be there and could not be kept.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub lost: Vec<String>,
+    /// Each log that exceeds the policies' log budget, so that a part of it is left out, as they ask for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub truncated: Vec<String>,
+}
+
+impl Completeness {
+    /// The number of lines about what was left out on purpose. Results of older sinks have none, but are not complete; nor is
+    /// a result that does not list all of its pods.
+    pub fn truncated_count(&self) -> usize {
+        let unnamed = !self.complete && self.lost.is_empty();
+        self.truncated.len().max(usize::from(unnamed))
+    }
 }
 
 /// Where the logs are.
@@ -234,7 +246,11 @@ impl Manifest {
         let mut not_listed = Vec::new();
         loop {
             let text = serde_json::to_string(self)?;
-            if text.len() <= MAX_BYTES || (self.pods.is_empty() && self.completeness.lost.is_empty()) {
+            if text.len() <= MAX_BYTES
+                || (self.pods.is_empty()
+                    && self.completeness.lost.is_empty()
+                    && self.completeness.truncated.is_empty())
+            {
                 return Ok(text);
             }
             // The least relevant pods, a quarter at a time, so that little space stays unused.
@@ -242,10 +258,11 @@ impl Manifest {
             self.pods_not_listed += self.pods.len() - keep;
             not_listed.extend(self.pods.drain(keep..).filter_map(|pod| pod.index));
             self.indexes_not_listed = crate::text::ranges(not_listed.clone());
-            // With so few pods left, the list of losses must be what is too long.
+            // With so few pods left, the lists of losses must be what is too long.
             if keep < 16 {
-                let lines = self.completeness.lost.len() / 2;
-                self.completeness.lost.truncate(lines);
+                for lines in [&mut self.completeness.lost, &mut self.completeness.truncated] {
+                    lines.truncate(lines.len() / 2);
+                }
                 self.indexes_not_listed.clear();
             }
             self.completeness.complete = false;
@@ -268,6 +285,19 @@ mod tests {
         assert_eq!(manifest.job.namespace, "ci");
         assert_eq!(serde_json::to_value(&manifest).unwrap()["job"]["namespace"], "ci", "readers see it");
         assert!(Manifest::parse("ci", format!("{text} x").as_bytes()).is_err());
+    }
+
+    #[test]
+    fn what_is_truncated_is_not_lost() {
+        let counts = |text: serde_json::Value| {
+            let read: Completeness = serde_json::from_value(text).unwrap();
+            (read.lost.len(), read.truncated_count())
+        };
+        assert_eq!(counts(json!({"complete": true})), (0, 0));
+        assert_eq!(counts(json!({"complete": false, "lost": ["a"], "truncated": ["b", "c"]})), (1, 2));
+        // Of older sinks.
+        assert_eq!(counts(json!({"complete": false})), (0, 1));
+        assert_eq!(counts(json!({"complete": false, "lost": ["a", "b"]})), (2, 0));
     }
 
     trait Read<A> {

@@ -25,6 +25,9 @@ pub struct PodFacts {
     /// Reason of condition `DisruptionTarget`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disruption: Option<String>,
+    /// Message of that condition.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disruption_message: Option<String>,
     /// Why it was not scheduled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unschedulable: Option<String>,
@@ -63,6 +66,10 @@ pub struct ContainerFacts {
     /// State before the last restart.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_state: Option<StateFacts>,
+    /// Its termination message may be the end of its log (`terminationMessagePolicy: FallbackToLogsOnError`); used during the
+    /// harvest and not stored.
+    #[serde(skip)]
+    pub tells_by_log: bool,
     /// Its logs, of the current run and the previous one.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub logs: Vec<LogFacts>,
@@ -130,6 +137,9 @@ pub struct LogFacts {
     /// Why it, or a part of it, is missing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lost: Option<String>,
+    /// It, or a part of it, is left out because it exceeds the policies' log budget.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub truncated: bool,
     /// The full log in an object store, if something is left out here.
     #[serde(rename = "whole", default, skip_serializing_if = "Option::is_none")]
     pub full: Option<FullLogObject>,

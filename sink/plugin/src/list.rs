@@ -124,12 +124,12 @@ fn write_table(
     let wide = args.output == ListOutput::Wide;
     let mut lines: Vec<Vec<String>> = Vec::new();
     if !args.no_headers {
-        let mut head = vec!["NAME", "OUTCOME", "REASON", "DURATION", "FINISHED", "SIZE"];
+        let mut head = vec!["NAME", "OUTCOME", "REASON", "DURATION", "FINISHED", "SIZE", "LOST", "TRUNCATED"];
         if all_namespaces {
             head.insert(0, "NAMESPACE");
         }
         if wide {
-            head.extend(["CAUSE", "GROUP", "PODS", "COMPLETE", "RESULT", "UID"]);
+            head.extend(["CAUSE", "GROUP", "PODS", "RESULT", "UID"]);
         }
         lines.push(head.into_iter().map(str::to_owned).collect());
     }
@@ -159,6 +159,8 @@ fn cells(row: &ResultRow, all_namespaces: bool, wide: bool, now: Timestamp) -> V
         job.duration_seconds.map_or("-".to_owned(), human_seconds),
         human_seconds(now.duration_since(job.finished).as_secs()),
         human_bytes(row.size),
+        manifest.completeness.lost.len().to_string(),
+        manifest.completeness.truncated_count().to_string(),
     ];
     if all_namespaces {
         cells.insert(0, or_dash(&job.namespace));
@@ -169,7 +171,6 @@ fn cells(row: &ResultRow, all_namespaces: bool, wide: bool, now: Timestamp) -> V
             or_dash(cause.as_str().unwrap_or_default()),
             or_dash(job.group.as_deref().unwrap_or_default()),
             (manifest.pods.len() + manifest.pods_not_listed).to_string(),
-            if manifest.completeness.complete { "yes" } else { "no" }.to_owned(),
             format!("{}/{}", row.kind.resource(), row.name),
             or_dash(names::uid8(&job.uid)),
         ]);

@@ -89,6 +89,9 @@ fn write_text(result: &JobResult, other_runs: &[JobResult], out: &mut impl Write
     for part in &manifest.completeness.lost {
         field("  missing", part.clone())?;
     }
+    for part in &manifest.completeness.truncated {
+        field("  truncated", part.clone())?;
+    }
     field("Pending", manifest.announcements_pending.join(", "))?;
     field("Stored in", format!("{}, {}", result.object.display_name(), human_bytes(result.size)))?;
     for other in other_runs {
@@ -175,5 +178,7 @@ fn log_text(log: &LogFacts) -> String {
     };
     let full = full_logs::location(log).map_or(String::new(), |location| format!(", full log: {location}"));
     let missing = log.lost.as_ref().map_or(String::new(), |reason| format!(", missing: {reason}"));
+    let missing =
+        if log.truncated && log.left_out == 0 { ", over the log budget".to_owned() } else { missing };
     escape_line(&format!("{run}: {}{left_out}{full}{missing}", human_bytes(log.length)))
 }

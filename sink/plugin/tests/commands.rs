@@ -109,7 +109,7 @@ async fn results_are_listed_shown_and_their_logs_printed() {
     store(&apiserver, &job("build-2", "bbbbbbbb-1", 2), &[("q", "main", false, b"\x1b[2Jgone?\xff\n")]);
     let output = run(&apiserver, &["list"]).await;
     let rows: Vec<Vec<&str>> = output.text().lines().map(|line| line.split_whitespace().collect()).collect();
-    assert_eq!(rows[0], ["NAME", "OUTCOME", "REASON", "DURATION", "FINISHED", "SIZE"]);
+    assert_eq!(rows[0], ["NAME", "OUTCOME", "REASON", "DURATION", "FINISHED", "SIZE", "LOST", "TRUNCATED"]);
     assert_eq!(&rows[1][..4], ["build-2", "failed", "BackoffLimitExceeded", "42s"], "newest first");
     assert_eq!(rows[2][0], "build-1");
     let listed: Value = serde_json::from_slice(&run(&apiserver, &["list", "-o", "json"]).await.out).unwrap();

@@ -54,6 +54,8 @@ impl CloudEvent {
                 "failedPods": job.failed_pods,
                 "result": {"kind": kind.kind(), "namespace": job.namespace, "name": result},
                 "complete": manifest.completeness.complete,
+                "lost": manifest.completeness.lost.len(),
+                "truncated": manifest.completeness.truncated_count(),
             });
             merge(&mut facts, more);
         }

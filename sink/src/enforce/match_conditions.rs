@@ -1,12 +1,15 @@
-//! The matchConditions of the webhook entry for updates, in CEL. Every field is tested with `has()` first, because an
-//! evaluation error rejects the request under `failurePolicy: Fail`
+//! The matchConditions of the webhook entry for updates, in CEL. Every field is tested with `has()` first, or read as an
+//! optional one, because an evaluation error rejects the request under `failurePolicy: Fail`
 //! (`apiserver/pkg/admission/plugin/webhook/matchconditions/matcher.go`). Pure.
 
 use std::collections::BTreeSet;
 
-use job_handler_shared::policy::{
-    limit::Scope,
-    spec::{GroupBy, PolicySpec},
+use job_handler_shared::{
+    keys::ORPHAN_FINALIZER,
+    policy::{
+        limit::Scope,
+        spec::{GroupBy, PolicySpec},
+    },
 };
 use k8s_openapi::{
     api::admissionregistration::v1::MatchCondition, apimachinery::pkg::apis::meta::v1::LabelSelector,
@@ -45,9 +48,13 @@ fn selector_keys(selector: &LabelSelector) -> Vec<String> {
     labels.chain(selector.match_expressions.iter().flatten().map(|e| e.key.clone())).collect()
 }
 
-/// Matches updates that un-suspend a Job or change a deciding field, unless the Job has finished.
+/// Matches updates that un-suspend a Job, let it go while its pods run on, or change a deciding field, unless the Job has
+/// finished.
 pub(crate) fn build(deciding: &DecidingFields) -> Vec<MatchCondition> {
-    let mut changes = vec![format!("({} && !{})", suspended("oldObject"), suspended("object"))];
+    let mut changes = vec![
+        format!("({} && !{})", suspended("oldObject"), suspended("object")),
+        format!("({} && !({}))", orphans("oldObject"), orphans("object")),
+    ];
     if deciding.all_labels {
         changes.push("oldObject.metadata.?labels != object.metadata.?labels".to_owned());
     } else {
@@ -70,16 +77,24 @@ fn suspended(object: &str) -> String {
     format!("(has({object}.spec) && has({object}.spec.suspend) && {object}.spec.suspend == true)")
 }
 
+/// Who removes this finalizer from a Job that is being deleted lets it go while its pods run on. Every entry has this text,
+/// and a configuration holds fewer of longer ones: hence an optional field.
+fn orphans(object: &str) -> String {
+    format!("'{ORPHAN_FINALIZER}' in {object}.metadata.?finalizers.orValue([])")
+}
+
 /// A label as a list of zero or one value, so that a missing label differs from an empty one.
 fn label(object: &str, key: &str) -> String {
     let labels = format!("{object}.metadata.labels");
     format!("(has({labels}) && {key} in {labels} ? [{labels}[{key}]] : [])")
 }
 
+/// The controlling owners, with all that makes up their groups. The apiserver requires these fields of every reference.
 fn owners(object: &str) -> String {
     let owners = format!("{object}.metadata.ownerReferences");
     format!(
-        "(has({owners}) ? {owners}.filter(o, has(o.controller) && o.controller == true).map(o, o.uid) : [])"
+        "(has({owners}) ? {owners}.filter(o, has(o.controller) && o.controller == true)\
+         .map(o, [o.apiVersion, o.kind, o.name, o.uid]) : [])"
     )
 }
 
@@ -156,7 +171,8 @@ mod tests {
             [
                 "decides: ((has(oldObject.spec) && has(oldObject.spec.suspend) && \
                  oldObject.spec.suspend == true) && !(has(object.spec) && has(object.spec.suspend) && \
-                 object.spec.suspend == true)) || (has(oldObject.metadata.labels) && 'app' in \
+                 object.spec.suspend == true)) || ('orphan' in oldObject.metadata.?finalizers.orValue([]) && \
+                 !('orphan' in object.metadata.?finalizers.orValue([]))) || (has(oldObject.metadata.labels) && 'app' in \
                  oldObject.metadata.labels ? [oldObject.metadata.labels['app']] : []) != \
                  (has(object.metadata.labels) && 'app' in object.metadata.labels ? \
                  [object.metadata.labels['app']] : [])",

@@ -1,8 +1,8 @@
 //! Enforces limits where admission alone cannot.
 //!
 //! In: policies, Jobs and the webhook configurations. Out: the webhook entries of every policy with a limit, repairs of
-//! Jobs that the webhook missed (`repair_patch` and `excess` decide, [`repair`] writes), and deletions of ledgers without a
-//! namespace.
+//! Jobs that the webhook missed (`repair_patch` and `excess` decide, [`repair`] writes), deletions of ledgers without a
+//! namespace, and the end of slots that are held for pods ([`held_slots`]).
 //!
 //! The entries, in the order of their way: `webhook_entries` computes those of one policy (with
 //! `webhook_client`), `entry_checks` tries them alone
@@ -14,6 +14,7 @@ mod configurations;
 mod entry_checks;
 pub(crate) mod entry_writer;
 mod excess;
+pub(crate) mod held_slots;
 pub(crate) mod ledger_gc;
 mod match_conditions;
 mod placement;

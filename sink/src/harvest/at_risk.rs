@@ -10,7 +10,7 @@ use job_handler_shared::{
     result::pods::{ContainerFacts, PodFacts, StateFacts},
 };
 
-use crate::harvest::tuning::DEADLINE_LEAD;
+use crate::harvest::{placeholder, tuning::DEADLINE_LEAD};
 
 /// A log to capture now.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,7 +63,7 @@ fn of_container(container: &ContainerFacts, at_risk: bool) -> impl Iterator<Item
     let before = container.last_state.as_ref().map(|state| plan(state, true, CaptureMode::Read));
     let state = &container.state;
     let now = match state.phase.as_str() {
-        "terminated" => Some(CaptureMode::Read),
+        "terminated" if placeholder::ran(state) => Some(CaptureMode::Read),
         "running" if at_risk => Some(CaptureMode::FollowNow),
         "running" if before.is_some() => Some(CaptureMode::FollowLong),
         _ => None,

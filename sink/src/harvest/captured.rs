@@ -12,6 +12,11 @@ use crate::{
     object_store::FullLog,
 };
 
+/// Why a log is left out.
+const BUDGET_USED_UP: &str = "the policies' log budget for one Job was used up by other logs";
+/// Why the middle of a log is left out.
+const OVER_BUDGET: &str = "the policies' log budget keeps its beginning and end";
+
 /// A pod and its logs.
 #[derive(Clone, Debug, Default)]
 pub struct CapturedPod {
@@ -63,6 +68,8 @@ pub enum LogLoss {
     Unconfirmed(String),
     /// Another attempt cannot do better: its pod or node was deleted, or the policies do not ask for it.
     Final(String),
+    /// The policies' log budget was used up by other logs: it is left out on purpose.
+    OverBudget,
 }
 
 /// Logs that may be read in a later harvest.
@@ -79,7 +86,12 @@ impl LogLoss {
     pub(crate) fn reason(&self) -> &str {
         match self {
             Self::Passing(reason) | Self::Unconfirmed(reason) | Self::Final(reason) => reason,
+            Self::OverBudget => BUDGET_USED_UP,
         }
+    }
+
+    pub(crate) fn is_over_budget(&self) -> bool {
+        matches!(self, Self::OverBudget)
     }
 
     pub(crate) fn is_passing(&self) -> bool {
@@ -144,13 +156,27 @@ impl CapturedLog {
         }
     }
 
+    /// Why a part of it is left out on purpose; none if it is not, or if it is lost.
+    pub(crate) fn truncation(&self) -> Option<&'static str> {
+        match (&self.lost, &self.excerpt.full) {
+            (Some(LogLoss::OverBudget), _) => Some(BUDGET_USED_UP),
+            (Some(_), _) | (None, FullLog::Stored(_)) => None,
+            (None, _) => (self.excerpt.left_out() > 0).then_some(OVER_BUDGET),
+        }
+    }
+
     pub(crate) fn facts(&self) -> LogFacts {
         LogFacts {
             previous: self.previous,
             length: self.excerpt.length,
             left_out: self.excerpt.left_out(),
             sha256: self.excerpt.sha256.clone(),
-            lost: self.lost.as_ref().map(|lost| lost.reason().to_owned()),
+            lost: self
+                .lost
+                .as_ref()
+                .filter(|lost| !lost.is_over_budget())
+                .map(|lost| lost.reason().to_owned()),
+            truncated: self.truncation().is_some(),
             full: match &self.excerpt.full {
                 FullLog::Stored(object) => Some(object.clone()),
                 _ => None,

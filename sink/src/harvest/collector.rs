@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 
 use futures::StreamExt;
 use job_handler_shared::{
+    job::snapshot::JobSnapshot,
     kube::error::ApiError,
     policy::results::{Logs, LogsMode},
 };
@@ -18,9 +19,9 @@ use crate::{
         full_logs,
         job_pods::{self, JobPod, LogRun, runs},
         log_budget::LogBudget,
-        log_reader::{BUDGET_USED_UP, LogReader},
+        log_reader::LogReader,
         node_limits::MemoryPermit,
-        pod_status,
+        placeholder, pod_status,
         pod_tracker::PodTracker,
         tracked_pod::{CapturedPodState, EarlyLog},
         tuning::{CAPTURES_END, JOB_TIMEOUT, PODS_AT_A_TIME},
@@ -66,15 +67,15 @@ impl Collector {
     /// [`Self::upload_full_logs`]: the node is free for other Jobs by then, however slow the object store is.
     pub(crate) async fn collect(
         &self,
-        namespace: &str,
-        job_uid: &str,
+        job: &JobSnapshot,
         limits: &Logs,
         tracker: &PodTracker,
     ) -> Result<(CapturedPods, MemoryPermit), ApiError> {
+        let (namespace, job_uid) = (job.namespace.as_str(), job.uid.as_str());
         tracker.wait_for_captures(job_uid, CAPTURES_END).await;
         let mut existing = Vec::new();
         let keep = |pod: &Pod| existing.push(CapturedPodState::from(pod));
-        job_pods::list(self.reader.client(), namespace, job_uid, keep).await?;
+        job_pods::list(self.reader.client(), job, keep).await?;
         let (tracked, dropped_pods) = tracker.captured_pods(namespace, job_uid);
         let pods = merge(existing, &tracked);
         let logs = match limits.mode {
@@ -220,7 +221,7 @@ impl Collector {
                 log.lost = match lost {
                     LogLoss::Passing(_) => Some(LogLoss::Passing(reason)),
                     LogLoss::Unconfirmed(_) => Some(LogLoss::Unconfirmed(reason)),
-                    LogLoss::Final(_) => log.lost,
+                    LogLoss::Final(_) | LogLoss::OverBudget => log.lost,
                 };
                 log
             }
@@ -254,7 +255,7 @@ impl Collector {
                     let early = early_logs.get(&id).cloned().unwrap_or_else(never_read);
                     let mut log = self.reuse(run, &early, granted).await;
                     if granted == 0 && early.excerpt.length > 0 && log.excerpt.full == FullLog::Absent {
-                        log.lost = Some(LogLoss::Final(BUDGET_USED_UP.to_owned()));
+                        log.lost = Some(LogLoss::OverBudget);
                     }
                     with.budget.release(granted.saturating_sub(log.excerpt.bytes()));
                     container.logs.push(log.facts());
@@ -268,7 +269,13 @@ impl Collector {
 
 /// Existing and deleted pods, the most relevant ones first.
 fn merge(existing: Vec<CapturedPodState>, tracked: &HashMap<Uid, CapturedPodState>) -> Vec<JobPod> {
-    let mut pods: Vec<JobPod> = existing.into_iter().map(|pod| JobPod::Existing(Box::new(pod))).collect();
+    let observed = |mut pod: CapturedPodState| {
+        if let Some(before) = tracked.get(&pod.facts.uid) {
+            placeholder::keep_observed(&mut pod.facts, &before.facts);
+        }
+        JobPod::Existing(Box::new(pod))
+    };
+    let mut pods: Vec<JobPod> = existing.into_iter().map(observed).collect();
     let listed: HashSet<Uid> = pods.iter().map(|pod| pod.uid().to_owned()).collect();
     let deleted = tracked.iter().filter(|(uid, _)| !listed.contains(*uid));
     pods.extend(deleted.map(|(_, pod)| JobPod::Deleted(Box::new(pod.clone()))));

@@ -7,9 +7,20 @@ use job_handler_shared::{
     job::snapshot::{JobSnapshot, Outcome},
     result::{
         failure::{Cause, Failure, FailureLevel},
-        pods::{ContainerFacts, PodFacts, StateFacts},
+        pods::{ContainerFacts, ContainerKind, PodFacts, StateFacts},
     },
 };
+
+use crate::harvest::placeholder;
+
+/// The run of a container that explains the failure of its pod best.
+pub(crate) struct BlamedRun<'a> {
+    pub(crate) container: &'a ContainerFacts,
+    pub(crate) state: &'a StateFacts,
+    /// It is the run before the last restart.
+    pub(crate) previous: bool,
+    level: FailureLevel,
+}
 
 /// Classifies the failure of a Job; none if it completed. Expects pods in the order of
 /// [`crate::harvest::pod_status::by_relevance`].
@@ -20,10 +31,10 @@ pub(crate) fn classify(job: &JobSnapshot, pods: &[PodFacts]) -> Option<Failure> 
         reason: finished.reason.clone(),
         ..FailureLevel::default()
     };
-    let explains = |pod: &&PodFacts| of_pod(pod).is_some() || of_containers(pod).is_some();
-    let named = pods.iter().find(|pod| is_named(&finished.message, pod));
-    let decides = named.filter(explains).or_else(|| pods.iter().find(explains));
-    Some(Failure { job: level, pod: decides.and_then(of_pod), container: decides.and_then(of_containers) })
+    let explains = |pod: &&PodFacts| of_pod(pod).is_some() || blamed(pod).is_some();
+    let decides = by_weight(&finished.message, pods).find(explains);
+    let container = decides.and_then(blamed).map(|run| run.level);
+    Some(Failure { job: level, pod: decides.and_then(of_pod), container })
 }
 
 /// The cause of all levels together, for metrics and lists: the deadline first, since it explains the kills that follow from
@@ -40,13 +51,22 @@ pub(crate) fn overall_cause(job: &JobSnapshot, pods: &[PodFacts]) -> Option<Caus
     })
 }
 
+/// The pods in the order in which they decide: those that the condition's message names, then those that failed by more than
+/// a sidecar, then all.
+pub(crate) fn by_weight<'a>(message: &'a str, pods: &'a [PodFacts]) -> impl Iterator<Item = &'a PodFacts> {
+    let is_own = |run: BlamedRun<'_>| run.container.kind != ContainerKind::Sidecar;
+    let named = pods.iter().filter(|pod| is_named(message, pod));
+    let own = pods.iter().filter(move |pod| of_pod(pod).is_some() || blamed(pod).is_some_and(is_own));
+    named.chain(own).chain(pods)
+}
+
 /// Whether a condition's message names this pod, as that of a failure policy does.
-pub(crate) fn is_named(message: &str, pod: &PodFacts) -> bool {
+fn is_named(message: &str, pod: &PodFacts) -> bool {
     let mut words = message.split(|c: char| !(c.is_ascii_alphanumeric() || c == '-' || c == '.'));
     words.any(|word| word == pod.name)
 }
 
-fn of_pod(pod: &PodFacts) -> Option<FailureLevel> {
+pub(crate) fn of_pod(pod: &PodFacts) -> Option<FailureLevel> {
     let reason = pod.reason.as_deref();
     let (cause, reason) = match (reason, pod.disruption.as_deref()) {
         // The scheduler or the kubelet preferred another pod.
@@ -67,16 +87,30 @@ fn of_pod(pod: &PodFacts) -> Option<FailureLevel> {
     Some(FailureLevel { cause, name: pod.name.clone(), reason: reason.to_owned(), ..FailureLevel::default() })
 }
 
-fn of_containers(pod: &PodFacts) -> Option<FailureLevel> {
-    let found = |killed: bool| {
-        pod.containers.iter().find_map(|container| {
-            let runs = decisive_runs(pod.gone, container);
-            let level = runs.into_iter().find_map(|state| of_state(&container.name, state))?;
-            (killed || !was_killed(&level)).then_some(level)
-        })
+/// The run that a pod failed by, of its init or main containers if one of them failed. A native sidecar ends after them, by
+/// SIGTERM or SIGKILL; if the pod succeeded, that has no meaning. Nor has the end of a debug container.
+pub(crate) fn blamed(pod: &PodFacts) -> Option<BlamedRun<'_>> {
+    let counts = |container: &&ContainerFacts| match container.kind {
+        ContainerKind::Init | ContainerKind::Main => true,
+        ContainerKind::Sidecar => pod.phase != "Succeeded",
+        ContainerKind::Ephemeral => false,
     };
-    // A container that ended by SIGTERM did so because of another one, if another one failed.
-    found(false).or_else(|| found(true))
+    let explains = |container| {
+        let mut runs = decisive_runs(pod.gone, container).into_iter().enumerate();
+        let (nth, state, level) =
+            runs.find_map(|(nth, state)| Some((nth, state, of_state(&container.name, state)?)))?;
+        let previous = container.last_state.as_ref().is_some_and(|before| std::ptr::eq(before, state));
+        // A container that ended by SIGTERM did so because of another one, if another one failed.
+        let killed = was_killed(&level) || placeholder::is_placeholder(state);
+        let rank = (container.kind == ContainerKind::Sidecar, killed, nth);
+        Some((rank, BlamedRun { container, state, previous, level }))
+    };
+    pod.containers
+        .iter()
+        .filter(counts)
+        .filter_map(explains)
+        .min_by_key(|(rank, _)| *rank)
+        .map(|(_, run)| run)
 }
 
 fn was_killed(level: &FailureLevel) -> bool {
@@ -84,7 +118,7 @@ fn was_killed(level: &FailureLevel) -> bool {
 }
 
 /// A container's runs, the most relevant one first: for a deleted pod, the one before the kill.
-pub(crate) fn decisive_runs(gone: bool, container: &ContainerFacts) -> Vec<&StateFacts> {
+fn decisive_runs(gone: bool, container: &ContainerFacts) -> Vec<&StateFacts> {
     let now = &container.state;
     let killed = gone && (now.phase == "running" || matches!(now.exit_code, Some(143)));
     match &container.last_state {
@@ -239,6 +273,36 @@ mod tests {
         );
         restarted.gone = true;
         assert_eq!(classify(&failed("B", ""), &[restarted]).unwrap().container.unwrap().cause, Cause::Oom);
+    }
+
+    #[test]
+    fn a_sidecar_is_blamed_last() {
+        let with_sidecar = |main: StateFacts, sidecar: StateFacts| {
+            let mut pod = pod(main);
+            pod.phase = "Failed".into();
+            let kind = ContainerKind::Sidecar;
+            let sidecar =
+                ContainerFacts { name: "proxy".into(), kind, state: sidecar, ..ContainerFacts::default() };
+            pod.containers.insert(0, sidecar);
+            pod
+        };
+        let blamed = |pod: &PodFacts| blamed(pod).map(|run| run.container.name.clone());
+        for killed in [ended("OOMKilled", 137), ended("Error", 137)] {
+            for main in [ended("Error", 5), ended("Error", 143), waits("ErrImagePull")] {
+                let pod = with_sidecar(main, killed.clone());
+                assert_eq!(blamed(&pod).as_deref(), Some("main"), "{pod:?}");
+                assert_ne!(overall_cause(&failed("B", ""), &[pod]), Some(Cause::Oom));
+            }
+            let mut alone = with_sidecar(waits("PodInitializing"), killed);
+            assert_eq!(blamed(&alone).as_deref(), Some("proxy"));
+            // The main container of another pod failed, too.
+            let mut other = pod(ended("Error", 5));
+            other.name = "a-2".into();
+            let found = classify(&failed("B", ""), &[alone.clone(), other]).unwrap();
+            assert_eq!(found.container.unwrap().name, "main");
+            alone.phase = "Succeeded".into();
+            assert_eq!(blamed(&alone), None);
+        }
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Tracks the pods of unfinished Jobs whose results are requested, and captures their logs before the pods are deleted: each
 //! log when its container ends, and earlier if its pod is at risk ([`crate::harvest::at_risk`]). Only the leader does this.
 //!
-//! The watch selects pods by the Job controller's label. Nothing is kept of pods of Jobs without a request, and a bounded part
+//! The watch selects pods by the Job controller's label. Those of a Job with `manualSelector` may lack it: they are listed
+//! whenever their Job changes. Nothing is kept of pods of Jobs without a request, and a bounded part
 //! of the others. Each resync repairs what a missed event left behind.
 
 use std::{collections::BTreeSet, convert::Infallible, sync::Arc, time::Duration};
@@ -226,11 +227,11 @@ impl Follower {
                     return true;
                 }
                 let expected = usize::try_from(job.active_pods).unwrap_or_default();
-                // Pods that were created before the result was requested, or whose event was missed.
-                if self.pod_tracker.live_pods(uid) < expected {
+                // Pods that were created before the result was requested, or whose event was missed; or that the watch does
+                // not show, since they lack the label.
+                if job.pod_selector.is_some() || self.pod_tracker.live_pods(uid) < expected {
                     let track = |pod: &Pod| self.pod_tracker.upsert(uid, pod);
-                    if let Err(error) = job_pods::list(&self.context.client, &job.namespace, uid, track).await
-                    {
+                    if let Err(error) = job_pods::list(&self.context.client, &job, track).await {
                         tracing::warn!(job = job.key(), "cannot list pods to follow: {error}; retrying");
                         return false;
                     }

@@ -1,6 +1,7 @@
 //! The pods of one Job: those that exist, and those that were deleted before it finished.
 
 use job_handler_shared::{
+    job::snapshot::JobSnapshot,
     kube::{
         error::{ApiError, call},
         raw_reads::{self, ReadTarget},
@@ -10,7 +11,7 @@ use job_handler_shared::{
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, Client, ResourceExt};
 
-use crate::harvest::{pod_status::PodRelevance, tracked_pod::CapturedPodState};
+use crate::harvest::{placeholder, pod_status::PodRelevance, tracked_pod::CapturedPodState};
 
 /// Label that the Job controller puts on pods (`k8s.io/api/batch/v1`, `ControllerUidLabel`).
 pub(crate) const CONTROLLER_UID: &str = "batch.kubernetes.io/controller-uid";
@@ -70,7 +71,7 @@ impl JobPod {
 
 /// The runs of a container that have a log: whether it is the one before the last restart, and its ID.
 pub(crate) fn runs(container: &ContainerFacts) -> Vec<(bool, String)> {
-    let ran = matches!(container.state.phase.as_str(), "terminated" | "running");
+    let ran = placeholder::ran(&container.state);
     let before = container.last_state.as_ref().map(|state| (true, state.id.clone()));
     before.into_iter().chain(ran.then(|| (false, container.state.id.clone()))).collect()
 }
@@ -79,17 +80,16 @@ pub(crate) fn runs(container: &ContainerFacts) -> Vec<(bool, String)> {
 /// write a megabyte into each.
 pub(crate) async fn list(
     client: &Client,
-    namespace: &str,
-    job_uid: &str,
+    job: &JobSnapshot,
     mut on_pod: impl FnMut(&Pod),
 ) -> Result<(), ApiError> {
-    let api = Api::<Pod>::namespaced(client.clone(), namespace);
-    let selector = format!("{CONTROLLER_UID}={job_uid}");
+    let api = Api::<Pod>::namespaced(client.clone(), &job.namespace);
+    let selector = job.pod_selector.clone().unwrap_or_else(|| format!("{CONTROLLER_UID}={}", job.uid));
     let target = ReadTarget::of(&api).select("labelSelector", Some(&selector));
     let listed = raw_reads::list(client, target, |json| {
         let pod: Pod = serde_json::from_slice(json)?;
         // Other pods can have the label, but not the owner reference.
-        if pod.owner_references().iter().any(|owner| owner.uid == job_uid) {
+        if pod.owner_references().iter().any(|owner| owner.uid == job.uid) {
             on_pod(&pod);
         }
         Ok(())

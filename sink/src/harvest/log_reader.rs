@@ -34,9 +34,6 @@ use crate::{
     runtime::lanes::{LanePermit, Lanes, Pace},
 };
 
-/// Why a log is missing although it could have been read. Final.
-pub(crate) const BUDGET_USED_UP: &str = "the policies' log budget for one Job was used up by other logs";
-
 /// Reads logs; clones share its limits.
 #[derive(Clone)]
 pub(crate) struct LogReader {
@@ -100,7 +97,7 @@ impl LogReader {
     ) -> CapturedLog {
         let mut log = CapturedLog::new(run);
         if max == 0 && self.store.is_none() {
-            log.lost = Some(LogLoss::Final(BUDGET_USED_UP.to_owned()));
+            log.lost = Some(LogLoss::OverBudget);
             return log;
         }
         let of_node = self.nodes.node(node);

@@ -1,6 +1,6 @@
 //! The logs of a Job's pods as one text, and what is missing in it. Pure.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use job_handler_shared::{
     job::snapshot::JobSnapshot,
@@ -12,16 +12,14 @@ use job_handler_shared::{
     text::ranges,
 };
 
-use crate::{
-    harvest::{
-        captured::{CapturedLog, CapturedPod},
-        pod_facts,
-    },
-    object_store::FullLog,
+use crate::harvest::{
+    captured::{CapturedPod, LogLoss},
+    pod_facts,
+    telling_line::telling_line,
 };
 
-/// Longest part of a log's end that is searched for its last line, bytes.
-const LAST_LINE_MAX: usize = 400;
+/// Longest part of a log's end that is searched for the line that tells why its process ended, bytes.
+const LAST_LINES_MAX: usize = 4096;
 /// From this many pods on, logs lost for the same reason share one line.
 const SHARED_LINE_PODS: usize = 4;
 /// Why the last containers of a very long list are missing, with their logs.
@@ -45,7 +43,8 @@ pub(crate) fn concatenate(pods: &[CapturedPod], facts: &mut [PodFacts]) -> Vec<u
                 if out.last().is_some_and(|b| *b != b'\n') {
                     out.push(b'\n');
                 }
-                out.extend_from_slice(format!("[lost: {lost}]\n").as_bytes());
+                let word = if lost.is_over_budget() { "truncated" } else { "lost" };
+                out.extend_from_slice(format!("[{word}: {lost}]\n").as_bytes());
             }
             let section = Section { offset: offset as u64, bytes: (out.len() - offset) as u64 };
             let containers = of_pod.get_mut(&pod.facts.uid).map(|facts| facts.containers.iter_mut());
@@ -60,59 +59,61 @@ pub(crate) fn concatenate(pods: &[CapturedPod], facts: &mut [PodFacts]) -> Vec<u
     out
 }
 
-/// The last line of a log that is not empty.
+/// The line at the end of a log that tells best why its process ended.
 pub(crate) fn last_line(pods: &[CapturedPod], pod: &str, container: &str, previous: bool) -> Option<String> {
     let pod = pods.iter().find(|captured| captured.facts.name == pod)?;
     let log = pod.logs.iter().find(|log| log.container == container && log.previous == previous)?;
     let end = if log.excerpt.tail.is_empty() { &log.excerpt.head } else { &log.excerpt.tail };
-    let end = String::from_utf8_lossy(&end[end.len().saturating_sub(LAST_LINE_MAX)..]);
-    // Terminals would act on control characters in Events.
-    let line = end.lines().map(str::trim).rfind(|line| !line.is_empty())?;
-    Some(line.chars().filter(|c| !c.is_control()).collect())
+    let end = String::from_utf8_lossy(&end[end.len().saturating_sub(LAST_LINES_MAX)..]);
+    Some(telling_line(&end, true)).filter(|line| !line.is_empty())
 }
 
 /// What is missing of a Job's pods; `dropped_pods` of them are not among `pods`.
 pub(crate) fn completeness(job: &JobSnapshot, pods: &[CapturedPod], dropped_pods: usize) -> Completeness {
     let mut lost = Vec::new();
-    let succeeded = |pod: &&CapturedPod| pod.facts.phase == "Succeeded";
-    // The Job counts pods that were deleted before they ended as failed.
-    let failed = |pod: &&CapturedPod| pod.facts.phase == "Failed" || (pod.facts.gone && !succeeded(pod));
-    let known = [pods.iter().filter(succeeded).count(), pods.iter().filter(failed).count() + dropped_pods];
-    for (word, counted, found) in
-        [("succeeded", job.succeeded_pods, known[0]), ("failed", job.failed_pods, known[1])]
-    {
-        let counted = usize::try_from(counted).unwrap_or_default();
-        if counted > found {
-            let gone = counted - found;
-            lost.push(format!("{gone} of {counted} {word} pods were deleted before they could be captured"));
-        }
+    // Not by phase: the Job counts a pod as failed as soon as it is being deleted, and its process may then exit with 0.
+    let counted = usize::try_from(job.succeeded_pods.saturating_add(job.failed_pods)).unwrap_or_default();
+    let captured: HashSet<&str> = pods.iter().map(|pod| pod.facts.uid.as_str()).collect();
+    let gone = counted.saturating_sub(captured.len() + dropped_pods);
+    if gone > 0 {
+        lost.push(format!("{gone} of {counted} pods were deleted before they could be captured"));
     }
     if dropped_pods > 0 {
         lost.push(format!("{dropped_pods} deleted pods were too many to be tracked"));
     }
-    let mut same: BTreeMap<(&str, bool, &str), Vec<&PodFacts>> = BTreeMap::new();
+    let (mut losses, mut truncations) = (LogsByReason::new(), LogsByReason::new());
     for pod in pods {
         for rest in pod.facts.containers.iter().filter(|container| pod_facts::is_rest(container)) {
-            same.entry((&rest.name, false, TOO_MANY)).or_default().push(&pod.facts);
+            losses.entry((&rest.name, false, TOO_MANY)).or_default().push(&pod.facts);
         }
         for log in &pod.logs {
-            if let Some(lost) = &log.lost {
-                same.entry((&log.container, log.previous, lost.reason())).or_default().push(&pod.facts);
+            let lost = log.lost.as_ref().filter(|lost| !lost.is_over_budget()).map(LogLoss::reason);
+            for (reason, of) in [(lost, &mut losses), (log.truncation(), &mut truncations)] {
+                if let Some(reason) = reason {
+                    of.entry((&log.container, log.previous, reason)).or_default().push(&pod.facts);
+                }
             }
         }
     }
-    for ((container, previous, why), pods) in same {
+    lost.extend(lines(losses));
+    let truncated = lines(truncations);
+    Completeness { complete: lost.is_empty() && truncated.is_empty(), lost, truncated }
+}
+
+/// Pods by container, whether it is the previous run, and the reason.
+type LogsByReason<'a> = BTreeMap<(&'a str, bool, &'a str), Vec<&'a PodFacts>>;
+
+fn lines(logs: LogsByReason<'_>) -> Vec<String> {
+    let mut lines = Vec::new();
+    for ((container, previous, why), pods) in logs {
         let run = if previous { " (previous)" } else { "" };
         if pods.len() < SHARED_LINE_PODS {
-            lost.extend(pods.iter().map(|pod| format!("log of {}/{container}{run}: {why}", pod.name)));
+            lines.extend(pods.iter().map(|pod| format!("log of {}/{container}{run}: {why}", pod.name)));
         } else {
-            lost.push(format!("logs of {container}{run} of {}: {why}", describe_pods(&pods)));
+            lines.push(format!("logs of {container}{run} of {}: {why}", describe_pods(&pods)));
         }
     }
-    let is_stored =
-        |log: &CapturedLog| log.excerpt.left_out() == 0 || matches!(log.excerpt.full, FullLog::Stored(_));
-    let cut = !pods.iter().flat_map(|pod| &pod.logs).all(is_stored);
-    Completeness { complete: lost.is_empty() && !cut, lost }
+    lines
 }
 
 /// Describes many pods briefly: by ranges of their indexes, or by number.
@@ -130,10 +131,11 @@ mod tests {
     use job_handler_shared::result::pods::ContainerFacts;
 
     use super::*;
-    use crate::harvest::captured::LogLoss;
+    use crate::harvest::{captured::CapturedLog, log_buffer::HeadTail};
 
     fn pod(name: &str, phase: &str, index: Option<u32>, lost: Option<&str>) -> CapturedPod {
-        let facts = PodFacts { name: name.into(), phase: phase.into(), index, ..PodFacts::default() };
+        let (name, phase, uid) = (name.into(), phase.into(), format!("uid of {name}"));
+        let facts = PodFacts { name, uid, phase, index, ..PodFacts::default() };
         let lost = lost.map(|reason| LogLoss::Final(reason.into()));
         let log = CapturedLog { container: "main".into(), lost, ..CapturedLog::default() };
         CapturedPod { facts, created: None, logs: vec![log] }
@@ -151,11 +153,23 @@ mod tests {
         assert_eq!(
             found.lost,
             [
-                "4 of 6 failed pods were deleted before they could be captured",
+                "4 of 6 pods were deleted before they could be captured",
                 "log of a-7/main: used up",
                 "log of a-3/main: used up"
             ]
         );
+    }
+
+    #[test]
+    fn what_exceeds_the_budget_is_truncated_and_not_lost() {
+        let mut long = pod("a", "Failed", None, None);
+        let mut log = HeadTail::new(8);
+        log.push(b"much more than that");
+        long.logs[0].excerpt = log.finish();
+        let mut left_out = pod("b", "Failed", None, None);
+        left_out.logs[0].lost = Some(LogLoss::OverBudget);
+        let found = completeness(&JobSnapshot::default(), &[long, left_out], 0);
+        assert_eq!((found.complete, found.lost.len(), found.truncated.len()), (false, 0, 2), "{found:?}");
     }
 
     #[test]
@@ -165,11 +179,22 @@ mod tests {
         gone.facts.gone = true;
         let pods = [pod("a", "Failed", None, None), gone, pod("c", "Succeeded", None, None)];
         let found = completeness(&job, &pods, 0);
-        assert_eq!(found.lost, ["1 of 3 failed pods were deleted before they could be captured"]);
+        assert_eq!(found.lost, ["1 of 4 pods were deleted before they could be captured"]);
         let found = completeness(&job, &pods, 1);
         assert_eq!(found.lost, ["1 deleted pods were too many to be tracked"]);
         assert!(!found.complete);
         assert!(completeness(&JobSnapshot::default(), &pods, 0).complete);
+    }
+
+    #[test]
+    fn a_pod_whose_process_exits_with_0_on_sigterm_is_not_lost() {
+        let job = JobSnapshot { failed_pods: 1, ..JobSnapshot::default() };
+        let mut polite = pod("a", "Succeeded", None, None);
+        polite.facts.gone = true;
+        assert_eq!(
+            completeness(&job, &[polite], 0),
+            Completeness { complete: true, ..Completeness::default() }
+        );
     }
 
     #[test]

@@ -247,7 +247,7 @@ mod tests {
     fn missing_pods_are_reported() {
         let packed = pack(&job(), None, CapturedPods::default(), &Logs::default()).unwrap();
         assert!(!packed.manifest.completeness.complete);
-        assert!(packed.manifest.completeness.lost[0].contains("1 of 1 failed pods were deleted"));
+        assert!(packed.manifest.completeness.lost[0].contains("1 of 1 pods were deleted"));
     }
 
     #[test]

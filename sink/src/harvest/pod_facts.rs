@@ -22,6 +22,15 @@ const CONTAINERS_MAX: usize = 64;
 /// Label with a pod's completion index (`k8s.io/api/batch/v1`, `JobCompletionIndexAnnotation`; a label since 1.28).
 const COMPLETION_INDEX: &str = "batch.kubernetes.io/job-completion-index";
 
+/// What is read of a container's specification.
+struct SpecOfContainer<'a> {
+    name: &'a str,
+    image: Option<&'a str>,
+    kind: ContainerKind,
+    /// `terminationMessagePolicy`.
+    message_policy: Option<&'a str>,
+}
+
 /// The states of a pod. Its author can fill it up to a megabyte, and a Job can have a thousand pods: what is kept of one is
 /// bounded.
 pub(crate) fn of_pod(pod: &Pod) -> PodFacts {
@@ -39,10 +48,25 @@ pub(crate) fn of_pod(pod: &Pod) -> PodFacts {
     let inits = inits.iter().map(|container| {
         let sidecar = container.restart_policy.as_deref() == Some("Always");
         let kind = if sidecar { ContainerKind::Sidecar } else { ContainerKind::Init };
-        (container.name.as_str(), container.image.as_deref(), kind)
+        SpecOfContainer {
+            name: &container.name,
+            image: container.image.as_deref(),
+            kind,
+            message_policy: container.termination_message_policy.as_deref(),
+        }
     });
-    let mains = mains.iter().map(|c| (c.name.as_str(), c.image.as_deref(), ContainerKind::Main));
-    let debuggers = debuggers.iter().map(|c| (c.name.as_str(), c.image.as_deref(), ContainerKind::Ephemeral));
+    let mains = mains.iter().map(|container| SpecOfContainer {
+        name: &container.name,
+        image: container.image.as_deref(),
+        kind: ContainerKind::Main,
+        message_policy: container.termination_message_policy.as_deref(),
+    });
+    let debuggers = debuggers.iter().map(|container| SpecOfContainer {
+        name: &container.name,
+        image: container.image.as_deref(),
+        kind: ContainerKind::Ephemeral,
+        message_policy: None,
+    });
     let mut containers =
         of_list(inits, status.and_then(|s| s.init_container_statuses.as_deref()), message_max);
     containers.extend(of_list(mains, status.and_then(|s| s.container_statuses.as_deref()), message_max));
@@ -60,6 +84,9 @@ pub(crate) fn of_pod(pod: &Pod) -> PodFacts {
         reason: status.and_then(|s| s.reason.clone()),
         message: status.and_then(|s| s.message.as_deref()).map(|text| cut(text, MESSAGE_MAX)),
         disruption: condition("DisruptionTarget", "True").and_then(|c| c.reason.clone()),
+        disruption_message: condition("DisruptionTarget", "True")
+            .and_then(|c| c.message.as_deref())
+            .map(|text| cut(text, MESSAGE_MAX)),
         unschedulable: condition("PodScheduled", "False")
             .and_then(|c| c.message.as_deref())
             .map(|text| cut(text, MESSAGE_MAX)),
@@ -69,16 +96,16 @@ pub(crate) fn of_pod(pod: &Pod) -> PodFacts {
     }
 }
 
-/// The containers of one list: name, image and kind of each. Of a list that is too long, the last entry counts the rest.
+/// The containers of one list. Of a list that is too long, the last entry counts the rest.
 fn of_list<'a>(
-    list: impl ExactSizeIterator<Item = (&'a str, Option<&'a str>, ContainerKind)>,
+    list: impl ExactSizeIterator<Item = SpecOfContainer<'a>>,
     statuses: Option<&[ContainerStatus]>,
     message_max: usize,
 ) -> Vec<ContainerFacts> {
     let statuses = statuses.unwrap_or_default();
     let all = list.len();
     let kept = if all > CONTAINERS_MAX { CONTAINERS_MAX - 1 } else { all };
-    let of_one = |(name, image, kind)| of_container(name, image, kind, statuses, message_max);
+    let of_one = |spec| of_container(spec, statuses, message_max);
     let mut containers: Vec<_> = list.take(kept).map(of_one).collect();
     if all > kept {
         let kind = containers.last().map(|container| container.kind).unwrap_or_default();
@@ -94,12 +121,11 @@ pub(crate) fn is_rest(container: &ContainerFacts) -> bool {
 }
 
 fn of_container(
-    name: &str,
-    image: Option<&str>,
-    kind: ContainerKind,
+    spec: SpecOfContainer<'_>,
     statuses: &[ContainerStatus],
     message_max: usize,
 ) -> ContainerFacts {
+    let SpecOfContainer { name, image, kind, message_policy } = spec;
     let image = cut(image.unwrap_or_default(), IMAGE_MAX);
     let Some(status) = statuses.iter().find(|status| status.name == name) else {
         return ContainerFacts {
@@ -122,6 +148,7 @@ fn of_container(
         started: status.started,
         state: status.state.as_ref().map_or_else(StateFacts::default, |state| facts(state, 0)),
         last_state: last.map(|state| facts(state, 1)),
+        tells_by_log: message_policy == Some("FallbackToLogsOnError"),
         logs: Vec::new(),
     }
 }
@@ -216,19 +243,21 @@ pub(crate) mod tests {
             };
             let statuses: Vec<_> = names().map(status).collect();
             let unscheduled = json!({"type": "PodScheduled", "status": "False", "message": filler});
+            let disrupted = json!({"type": "DisruptionTarget", "status": "True", "message": filler});
             let pod: Pod = serde_json::from_value(json!({
                 "metadata": {"name": "a", "uid": "p", "annotations": {"a": filler}, "finalizers": [filler]},
                 "spec": {"nodeName": filler, "hostAliases": [{"ip": filler}], "containers": containers,
                     "initContainers": containers},
-                "status": {"phase": "Pending", "message": filler, "conditions": [unscheduled],
+                "status": {"phase": "Pending", "message": filler, "conditions": [unscheduled, disrupted],
                     "containerStatuses": statuses, "initContainerStatuses": statuses},
             }))
             .unwrap();
             of_pod(&pod)
         };
         let large = filled(100);
-        let others = [&large.node, &large.message, &large.unschedulable].map(|text| text.as_ref().unwrap());
-        assert_eq!(others.map(|text| text.capacity() <= MESSAGE_MAX), [true; 3]);
+        let others = [&large.node, &large.message, &large.disruption_message, &large.unschedulable]
+            .map(|text| text.as_ref().unwrap());
+        assert_eq!(others.map(|text| text.capacity() <= MESSAGE_MAX), [true; 4]);
         assert_eq!(large.containers.len(), 2 * CONTAINERS_MAX);
         let most = 2 * CONTAINERS_MAX * 2 * IMAGE_MAX + 2 * POD_MESSAGES_MAX;
         assert!(texts_of(&large) <= most, "{}", texts_of(&large));

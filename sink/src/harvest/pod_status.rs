@@ -9,10 +9,16 @@ use job_handler_shared::{
     text::truncate,
 };
 
-use crate::harvest::failure;
+use crate::harvest::{
+    failure::{self, BlamedRun},
+    telling_line::telling_line,
+};
 
 /// Longest decisive line, bytes.
 const DECISIVE_MAX: usize = 600;
+/// Length from which on a termination message was cut off, bytes: the kubelet's limit, less a character of UTF-8 that it may
+/// have split.
+const CUT_MESSAGE: usize = 4096 - 3;
 
 /// How much a pod explains the outcome.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -35,12 +41,10 @@ pub(crate) fn by_relevance(a: &PodRelevance, b: &PodRelevance) -> std::cmp::Orde
 pub(crate) fn decisive_line(job: &JobSnapshot, pods: &[PodFacts], last_line: &LastLine<'_>) -> String {
     let Some(finished) = &job.finished else { return String::new() };
     let mut line = match finished.outcome {
-        Outcome::Completed => {
-            termination_message(pods, Outcome::Completed).map(first_line).unwrap_or_default()
-        }
+        Outcome::Completed => main_container(pods, Outcome::Completed).map(by_message).unwrap_or_default(),
         Outcome::Failed => {
-            let named = pods.iter().filter(|pod| failure::is_named(&finished.message, pod));
-            let found = named.chain(pods).find_map(|pod| of_failed_pod(pod, last_line));
+            let found =
+                failure::by_weight(&finished.message, pods).find_map(|pod| of_failed_pod(pod, last_line));
             // The deadline explains the kills that follow from it.
             match found {
                 Some(line) if finished.reason != "DeadlineExceeded" => line,
@@ -58,58 +62,72 @@ pub(crate) type LastLine<'a> = dyn Fn(&str, &str, bool) -> Option<String> + 'a;
 
 fn of_failed_pod(pod: &PodFacts, last_line: &LastLine<'_>) -> Option<String> {
     if pod.reason.as_deref() == Some("Evicted") || pod.disruption.is_some() {
-        let why = pod.message.clone().unwrap_or_default();
         let reason = pod.reason.as_deref().or(pod.disruption.as_deref()).unwrap_or_default();
-        return Some(format!("pod {} was {reason}: {}", pod.name, first_line(&why)));
+        return Some(format!("pod {} was {reason}{}", pod.name, why_disrupted(pod)));
     }
-    let ended = |container: &ContainerFacts, state: &StateFacts, previous: bool| {
-        let code = state.exit_code?;
+    let waits = |container: &ContainerFacts| {
+        let state = &container.state;
+        let reason = state.reason.as_deref().filter(|_| state.phase == "waiting")?;
+        let why =
+            state.message.as_deref().map(|m| format!(": {}", telling_line(m, false))).unwrap_or_default();
+        (!matches!(reason, "PodInitializing" | "ContainerCreating"))
+            .then(|| format!("container {} of pod {} never started, {reason}{why}", container.name, pod.name))
+    };
+    let blamed = || {
+        let BlamedRun { container, state, previous, .. } = failure::blamed(pod)?;
+        let Some(code) = state.exit_code else { return waits(container) };
         let how = match (&state.reason, state.signal) {
-            _ if code == 0 && state.signal.is_none() => return None,
             (Some(reason), _) if reason != "Error" => format!("ended with {reason}, exit code {code}"),
             (_, Some(signal)) if signal != 0 => format!("was killed by signal {signal}"),
             _ => format!("ended with exit code {code}"),
         };
-        let message = state.message.as_deref().map(first_line).filter(|line| !line.is_empty());
+        let message = Some(telling_message(container, state)).filter(|line| !line.is_empty());
         let why = message.or_else(|| last_line(&pod.name, &container.name, previous));
         let why = why.map(|line| format!(": {line}")).unwrap_or_default();
         Some(format!("container {} of pod {} {how}{why}", container.name, pod.name))
     };
-    // For a deleted pod, the end of the previous run explains more than the kill.
-    let of_killed = |c: &ContainerFacts| {
-        let before = c.last_state.as_ref()?;
-        (failure::decisive_runs(pod.gone, c).first() == Some(&before)).then(|| ended(c, before, true))?
-    };
-    let by_end = pod.containers.iter().find_map(|c| of_killed(c).or_else(|| ended(c, &c.state, false)));
-    let waits = || {
-        pod.containers.iter().find_map(|c| {
-            let reason = c.state.reason.as_deref().filter(|_| c.state.phase == "waiting")?;
-            let why = c.state.message.as_deref().map(|m| format!(": {}", first_line(m))).unwrap_or_default();
-            (!matches!(reason, "PodInitializing" | "ContainerCreating"))
-                .then(|| format!("container {} of pod {} never started, {reason}{why}", c.name, pod.name))
-        })
-    };
-    let by_last = || pod.containers.iter().find_map(|c| ended(c, c.last_state.as_ref()?, true));
     let placed = || {
         let why = pod.unschedulable.as_deref()?;
-        Some(format!("pod {} was never scheduled: {}", pod.name, first_line(why)))
+        Some(format!("pod {} was never scheduled: {}", pod.name, telling_line(why, false)))
     };
-    by_end.or_else(waits).or_else(by_last).or_else(placed)
+    // A node that was lost with its pods says nothing of their containers.
+    let lost = || {
+        let reason = failure::of_pod(pod)?.reason;
+        Some(format!("pod {} failed with {reason}{}", pod.name, why_disrupted(pod)))
+    };
+    blamed().or_else(|| pod.containers.iter().find_map(waits)).or_else(placed).or_else(lost)
+}
+
+/// Why a pod was evicted or lost, after a colon: only the kubelet writes a message of the pod, others that of the condition.
+fn why_disrupted(pod: &PodFacts) -> String {
+    let messages = [&pod.message, &pod.disruption_message].into_iter().flatten();
+    let mut lines = messages.map(|text| telling_line(text, false)).filter(|line| !line.is_empty());
+    lines.next().map(|line| format!(": {line}")).unwrap_or_default()
+}
+
+/// The line of a container's termination message that tells best why it ended. The kubelet cuts off the beginning of a long
+/// one (`pkg/kubelet/kuberuntime/kuberuntime_container.go`, `readLastStringFromContainerLogs` and `getTerminationMessage`).
+fn telling_message(container: &ContainerFacts, state: &StateFacts) -> String {
+    let message = state.message.as_deref().unwrap_or_default();
+    telling_line(message, container.tells_by_log || message.len() >= CUT_MESSAGE)
+}
+
+fn by_message(container: &ContainerFacts) -> String {
+    telling_message(container, &container.state)
 }
 
 /// The termination message of the first main container of the first pod that ended as the Job did.
 pub(crate) fn termination_message(pods: &[PodFacts], outcome: Outcome) -> Option<&str> {
+    main_container(pods, outcome)?.state.message.as_deref().filter(|message| !message.is_empty())
+}
+
+fn main_container(pods: &[PodFacts], outcome: Outcome) -> Option<&ContainerFacts> {
     let phase = match outcome {
         Outcome::Completed => "Succeeded",
         Outcome::Failed => "Failed",
     };
     let pod = pods.iter().find(|pod| pod.phase == phase)?;
-    let main = pod.containers.iter().find(|container| container.kind == ContainerKind::Main)?;
-    main.state.message.as_deref().filter(|message| !message.is_empty())
-}
-
-fn first_line(text: &str) -> String {
-    text.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default().to_owned()
+    pod.containers.iter().find(|container| container.kind == ContainerKind::Main)
 }
 
 #[cfg(test)]
@@ -163,6 +181,34 @@ mod tests {
         }
         assert_eq!(failure::overall_cause(&failed("DeadlineExceeded"), &[]), Some(Cause::Timeout));
         assert_eq!(decisive_line(&job, &[], &|_, _, _| None), "Job has reached the specified backoff limit");
+    }
+
+    #[test]
+    fn the_end_of_a_log_is_told_by_its_last_line() {
+        let job = failed("BackoffLimitExceeded");
+        let line = |pod: &PodFacts| decisive_line(&job, std::slice::from_ref(pod), &|_, _, _| None);
+        let mut failed_pod = pod(ended("Error", 3));
+        assert!(line(&failed_pod).ends_with(": boom"));
+        let main = failed_pod.containers.iter_mut().find(|c| c.kind == ContainerKind::Main).unwrap();
+        main.tells_by_log = true;
+        assert!(line(&failed_pod).ends_with(": more"));
+        let main = failed_pod.containers.iter_mut().find(|c| c.kind == ContainerKind::Main).unwrap();
+        main.tells_by_log = false;
+        main.state.message = Some(format!("{}\nEND", "x".repeat(4092)));
+        assert!(line(&failed_pod).ends_with(": END"));
+    }
+
+    #[test]
+    fn an_eviction_is_told_by_its_condition() {
+        let condition = json!({"type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager",
+            "message": "Taint manager: deleting due to NoExecute taint"});
+        let evicted = pod(json!({"phase": "Running", "conditions": [condition]}));
+        let job = failed("BackoffLimitExceeded");
+        let line = "pod a-1 was DeletionByTaintManager: Taint manager: deleting due to NoExecute taint";
+        assert_eq!(decisive_line(&job, &[evicted], &|_, _, _| None), line);
+        let lost = pod(json!({"phase": "Failed", "reason": "NodeLost", "message": "Node n is unresponsive"}));
+        let line = "pod a-1 failed with NodeLost: Node n is unresponsive";
+        assert_eq!(decisive_line(&job, &[lost], &|_, _, _| None), line);
     }
 
     #[test]

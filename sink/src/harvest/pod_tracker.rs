@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     harvest::{
         captured::CapturedPod,
-        pod_facts,
+        placeholder, pod_facts,
         tracked_pod::{CapturedPodState, EarlyLog, LogCapture, TrackedPod, TrackedPodView},
         tracker_state::TrackerState,
         tuning::UNKNOWN_JOB,
@@ -50,12 +50,13 @@ impl PodTracker {
     /// Adds or updates a pod.
     pub(crate) fn upsert(&self, job: &str, pod: &Pod) {
         let mut state = self.lock();
-        let facts = pod_facts::of_pod(pod);
+        let mut facts = pod_facts::of_pod(pod);
         let uid = facts.uid.clone();
         let deleting = pod.metadata.deletion_timestamp.is_some();
         if let Some(known) = state.pods.get_mut(&uid) {
             // A list may be older than the watch.
             if !known.facts.gone {
+                placeholder::keep_observed(&mut facts, &known.facts);
                 (known.facts, known.deleting) = (facts, deleting);
             }
             return;
@@ -78,7 +79,9 @@ impl PodTracker {
         let mut state = self.lock();
         let Some(known) = state.pods.get_mut(uid) else { return false };
         if let Some(pod) = last {
-            known.facts = pod_facts::of_pod(pod);
+            let mut facts = pod_facts::of_pod(pod);
+            placeholder::keep_observed(&mut facts, &known.facts);
+            known.facts = facts;
         }
         known.facts.gone = true;
         let job = known.job.clone();

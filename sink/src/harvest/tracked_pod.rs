@@ -110,7 +110,8 @@ impl From<CapturedLog> for EarlyLog {
         }
         // It may have been cut to what was left of the Job's budget.
         let truncated = log.excerpt.left_out() > 0;
-        Self { lost: log.lost.map(|lost| lost.to_string()), truncated, excerpt: log.excerpt }
+        let lost = log.lost.filter(|lost| !lost.is_over_budget()).map(|lost| lost.to_string());
+        Self { lost, truncated, excerpt: log.excerpt }
     }
 }
 

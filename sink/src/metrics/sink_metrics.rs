@@ -11,7 +11,7 @@ use std::{
 use job_handler_shared::{
     job::snapshot::{JobSnapshot, Outcome},
     process::telemetry::Metrics,
-    result::{failure::Cause, pending_events::JobPhase},
+    result::{failure::Cause, manifest::Completeness, pending_events::JobPhase},
 };
 use parking_lot::Mutex;
 use prometheus_client::metrics::{
@@ -42,6 +42,7 @@ pub struct SinkMetrics {
     lag: Histogram,
     harvested: Family<StatusLabel, Counter>,
     incomplete: Counter,
+    truncated: Counter,
     withheld: Counter,
     faults: Family<ActionLabel, Counter>,
     pruned: Counter,
@@ -105,6 +106,10 @@ impl SinkMetrics {
             incomplete: metrics.create(
                 "job_handler_results_incomplete",
                 "Results stored without some of their logs or pods",
+            ),
+            truncated: metrics.create(
+                "job_handler_results_truncated",
+                "Results stored without the parts of logs that exceed their budget",
             ),
             withheld: metrics.create(
                 "job_handler_results_withheld",
@@ -226,11 +231,14 @@ impl SinkMetrics {
     }
 
     /// Counts a result that was stored `lag` seconds after the end of its Job.
-    pub(crate) fn harvested(&self, outcome: Outcome, complete: bool, lag: f64) {
+    pub(crate) fn harvested(&self, outcome: Outcome, completeness: &Completeness, lag: f64) {
         self.harvested.get_or_create(&StatusLabel { status: outcome.as_str() }).inc();
         self.lag.observe(lag.max(0.0));
-        if !complete {
+        if !completeness.lost.is_empty() {
             self.incomplete.inc();
+        }
+        if completeness.truncated_count() > 0 {
+            self.truncated.inc();
         }
     }
 

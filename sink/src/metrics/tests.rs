@@ -33,6 +33,11 @@ fn metrics_have_the_names_that_dashboards_use() {
         assert!(text.contains(line), "{line} in {text}");
     }
     assert!(!text.contains("removed"), "{text}");
+    let truncated = Completeness { truncated: vec!["a log".into()], ..Completeness::default() };
+    own.harvested(Outcome::Completed, &truncated, 0.0);
+    let text = metrics.encode().unwrap();
+    assert!(text.contains("job_handler_results_truncated_total 1"), "{text}");
+    assert!(text.contains("job_handler_results_incomplete_total 0"), "no alert: {text}");
     own.set_leading(false);
     assert!(!metrics.encode().unwrap().contains("limit_queued{"), "only the leader reports queued Jobs");
 }

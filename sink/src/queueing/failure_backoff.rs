@@ -114,7 +114,7 @@ pub(crate) fn is_recorded(store: &Store, job: &JobSnapshot, now: Timestamp) -> b
         return true;
     };
     let run = FailureStreak { ended: finished.at, ..FailureStreak::default() };
-    if rules.is_empty() || run.expires_at(&rules) < now {
+    if rules.is_empty() || run.expires_at(&rules) < now || !failure_streak::was_created_in(job, &group) {
         return true;
     }
     let streak = ledger.streaks.get(&failure_streak::group_key(&group));
@@ -136,6 +136,7 @@ pub(crate) fn wait_of(store: &Store, job: &JobSnapshot, now: Timestamp) -> Optio
     let runs = store.group(&(job.namespace.clone(), group.clone()));
     let streak = failure_streak::record_runs(
         before,
+        &group,
         runs.iter().map(AsRef::as_ref),
         &rules.iter().collect::<Vec<_>>(),
     )?;
@@ -196,7 +197,7 @@ fn changes(
         let name = failure_streak::group_key(&key.1);
         let rules_ref: Vec<&FailureBackoff> = rules.iter().collect();
         let streak =
-            failure_streak::record_runs(after.get(&name), jobs.iter().map(AsRef::as_ref), &rules_ref);
+            failure_streak::record_runs(after.get(&name), &key.1, jobs.iter().map(AsRef::as_ref), &rules_ref);
         match streak.filter(|streak| now <= streak.expires_at(rules) || is_running(key)) {
             Some(streak) => after.insert(name, streak),
             None => after.remove(&name),

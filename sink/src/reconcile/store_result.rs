@@ -79,7 +79,7 @@ impl JobReconciler {
         packed.manifest.cloud_events_pending = self.store.events_of(job);
         packed.policy_uids = self.store.requesting_policies(job);
         let completeness = &mut packed.manifest.completeness;
-        if gone && !completeness.complete {
+        if gone && !completeness.lost.is_empty() {
             completeness.lost.push("the Job was deleted before its result was stored".to_owned());
         }
         match writer::commit(&self.client, &self.store.seal, packed, secrets).await {
@@ -123,7 +123,7 @@ impl JobReconciler {
             StorageType::Secret => self.collector.clone().with_objects(None),
             StorageType::ConfigMap => self.collector.clone(),
         };
-        let capture = collector.collect(&job.namespace, &job.uid, &logs, &self.pod_tracker);
+        let capture = collector.collect(job, &logs, &self.pod_tracker);
         let (mut captured, _memory) = without_permit(capture).await?;
         let pending = captured.pending_logs().filter(|_| !gone);
         if let Some(pending) = pending.filter(|pending| self.waits_for_logs(job, results, pending)) {
@@ -162,7 +162,7 @@ impl JobReconciler {
     fn count(&self, committed: &CommittedResult, withheld: bool) {
         let manifest = &committed.manifest;
         let lag = Timestamp::now().duration_since(manifest.job.finished).as_secs_f64();
-        self.metrics.harvested(manifest.outcome, manifest.completeness.complete, lag);
+        self.metrics.harvested(manifest.outcome, &manifest.completeness, lag);
         if withheld {
             self.metrics.result_withheld();
         }

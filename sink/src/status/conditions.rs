@@ -229,29 +229,42 @@ pub(crate) fn group_limits(spec: &PolicySpec) -> Vec<String> {
     limits.map(|limit| format!("\"{}\"", limit.name)).collect()
 }
 
-/// `OverLimit`: a scope has more active Jobs than its limit allows. `limits` are of each limit's fullest scope.
+/// `OverLimit`: a scope has more active Jobs than its limit allows. `limits` are of each limit's fullest scope. Also says
+/// where pods of deleted Jobs run on, of which no result is stored.
 pub(crate) fn over_limit(limits: &[LimitStatus]) -> ConditionState {
-    let over: Vec<String> = limits
-        .iter()
-        .filter(|limit| limit.active > limit.max)
-        .map(|limit| {
-            let place = limit.fullest.as_deref().unwrap_or("-");
-            format!(
-                "limit \"{}\" in {place}: {} active jobs, max allowed: {}",
-                limit.name, limit.active, limit.max
-            )
-        })
-        .collect();
-    if over.is_empty() {
+    let usage = |limit: &LimitStatus| {
+        let place = limit.fullest.as_deref().unwrap_or("-");
+        let LimitStatus { name, active, orphaned, max, .. } = limit;
+        let held = match orphaned {
+            0 => String::new(),
+            _ => format!(", {orphaned} slots held by pods of deleted Jobs"),
+        };
+        format!("limit \"{name}\" in {place}: {active} active jobs{held}, max allowed: {max}")
+    };
+    let usages = |counts: fn(&&LimitStatus) -> bool| -> Vec<String> {
+        limits.iter().filter(counts).map(usage).collect()
+    };
+    let over = usages(|limit| limit.active + limit.orphaned > limit.max);
+    let orphaned = usages(|limit| limit.orphaned > 0);
+    let lost = match orphaned.is_empty() {
+        true => "",
+        false => {
+            ". Pods of deleted Jobs run on and hold their slots until they end; no result is stored of them"
+        }
+    };
+    if over.is_empty() && orphaned.is_empty() {
         return ConditionState::new(
             false,
             "WithinLimits",
             "no scope has more active Jobs than its limit allows",
         );
     }
+    if over.is_empty() {
+        return ConditionState::new(false, "OrphanedPods", format!("{}{lost}", orphaned.join(", ")));
+    }
     let message = format!(
         "{}; these Jobs are older than the limit, were relabelled into its scope, or were created while its webhook entry \
-         was missing. They keep running and count; no other Job starts until there is room",
+         was missing. They keep running and count; no other Job starts until there is room{lost}",
         over.join(", ")
     );
     ConditionState::new(true, "TooMany", message)

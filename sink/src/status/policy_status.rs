@@ -18,6 +18,7 @@ use crate::{
         policy_entry::{MissingPolicy, PolicyEntry},
         replica::Replica,
     },
+    observe::ledger_index::HeldInScope,
     status::{
         conditions::{self, ConditionState},
         limit_usage::{SelectedJob, fullest_scope},
@@ -33,7 +34,9 @@ pub(crate) struct StatusInputs<'a> {
     pub(crate) replicas: &'a BTreeMap<String, Replica>,
     pub(crate) entries: &'a EntryState,
     /// Admissions whose Job has not been observed yet, by limit and scope.
-    pub(crate) pending: &'a BTreeMap<(String, String), u32>,
+    pub(crate) pending: &'a BTreeMap<(String, String), (u32, u32)>,
+    /// Slots that the ledgers hold by uids of Jobs.
+    pub(crate) held: &'a [HeldInScope],
     pub(crate) last_refusal: Option<LastRefusal>,
     /// An enforced policy that can select the same Jobs sets `spec.group`.
     pub(crate) has_group: bool,
@@ -69,9 +72,12 @@ pub(crate) fn policy_status(entry: &PolicyEntry, inputs: &StatusInputs<'_>) -> P
         }
     };
     let limits: Vec<LimitStatus> = spec.map_or_else(Vec::new, |spec| {
-        spec.limits.iter().map(|limit| fullest_scope(limit, inputs.jobs, inputs.pending)).collect()
+        spec.limits
+            .iter()
+            .map(|limit| fullest_scope(limit, inputs.jobs, inputs.pending, inputs.held))
+            .collect()
     });
-    let usage: Vec<String> = limits.iter().map(|limit| format!("{}/{}", limit.active, limit.max)).collect();
+    let usage: Vec<String> = limits.iter().map(LimitStatus::usage).collect();
     let count = |wanted: JobState| {
         let jobs = inputs.jobs.iter().filter(|selected| selected.job.state() == wanted).count();
         u32::try_from(jobs).ok()
@@ -141,6 +147,7 @@ mod tests {
     /// Owns what [`StatusInputs`] borrow. By default, the policy is enforced everywhere and selects no Job.
     struct TestInputs {
         jobs: Vec<SelectedJob>,
+        held: Vec<HeldInScope>,
         replicas: BTreeMap<String, Replica>,
         entries: EntryState,
         has_group: bool,
@@ -152,6 +159,7 @@ mod tests {
         fn default() -> Self {
             Self {
                 jobs: Vec::new(),
+                held: Vec::new(),
                 replicas: [("a".to_owned(), replica(3))].into(),
                 entries: written(),
                 has_group: true,
@@ -168,6 +176,7 @@ mod tests {
                 replicas: &self.replicas,
                 entries: &self.entries,
                 pending: &BTreeMap::new(),
+                held: &self.held,
                 last_refusal: None,
                 has_group: self.has_group,
                 receivers: &["ci".to_owned()].into(),

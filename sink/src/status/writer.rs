@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use job_handler_shared::{
     job::{
         scope::{group_of_job, without_group_label},
@@ -45,6 +45,9 @@ use crate::{
     },
 };
 
+/// After this time an admitted create has usually stored its Job. Of the ledger's times and this process's clock, only what
+/// people read depends.
+const USUAL_STORE_TIME: SignedDuration = SignedDuration::from_secs(2);
 /// Least time between two writes of one status.
 const MIN_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -67,6 +70,7 @@ pub(crate) async fn run<K: Clone + Eq + std::hash::Hash>(
         let wanted = |job: &JobSnapshot| store.effective(job).and_then(|policy| policy.results.clone());
         let max = store.namespace_bytes_max();
         let now = Timestamp::now();
+        let usually_stored = now.checked_sub(USUAL_STORE_TIME).unwrap_or(now);
         metrics.set_summary(&summary::collect(&jobs, &results, &store.enforced(), max, wanted, now));
         metrics.set_queue_length(queue.len());
         let (receivers, replicas) = (store.known_receivers(), store.replicas());
@@ -87,7 +91,10 @@ pub(crate) async fn run<K: Clone + Eq + std::hash::Hash>(
                     jobs: &selected,
                     replicas: &replicas,
                     entries: &entries,
-                    pending: &store.ledgers.pending(&entry.reference, |uid| active.contains(uid)),
+                    pending: &store
+                        .ledgers
+                        .pending(&entry.reference, usually_stored, |uid| active.contains(uid)),
+                    held: &store.ledgers.held(&entry.reference, |uid| active.contains(uid)),
                     last_refusal: store.refusal(&entry.reference.uid),
                     has_group: policy.is_none_or(|policy| {
                         conditions::group_limits(&policy.spec).is_empty() || has_group(&store, policy)

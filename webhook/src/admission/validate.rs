@@ -22,8 +22,8 @@ use crate::{
         review::{AdmissionReview, ReviewedObject},
         state::WebhookState,
     },
-    job_view::{JobView, newly_active},
-    limit::{Attempt, Limiter, Refused, Verdict},
+    job_view::{JobView, changes_scope, leaves_orphans, newly_active},
+    limit::{Attempt, EarlierSlots, Limiter, Refused, Verdict},
     metrics::{Endpoint, ReviewVerdict},
     stamp::select,
 };
@@ -77,6 +77,13 @@ fn read(review: AdmissionReview, deadline: Instant, state: &WebhookState) -> Rea
             let policies = state.policies.current();
             let keys = policies.label_keys().of(&attempt.job.namespace).clone();
             attempt.job.trim(&keys, SpareLabels::SOME);
+            if let EarlierSlots::Left(stored) = &mut attempt.earlier_slots {
+                stored.trim(&keys, SpareLabels::SOME);
+            }
+            // Such a Job counts nowhere, so that it may go.
+            if attempt.job.has_cut_labels && attempt.earlier_slots == EarlierSlots::Orphaned {
+                return ReadReview::Answered(Box::default(), ReviewVerdict::Allowed);
+            }
             if attempt.job.has_cut_labels {
                 let why = format!(
                     "its labels that policies name take more than {} KiB, so it cannot be counted",
@@ -104,7 +111,16 @@ fn create_attempt(
         return None;
     }
     let (uid, dry_run) = (review.uid.clone(), review.dry_run);
-    Some(Attempt { uid, job: job.clone(), from: None, dry_run, answer_by: deadline })
+    let earlier_slots = EarlierSlots::Nothing;
+    Some(Attempt {
+        uid,
+        job: job.clone(),
+        from: None,
+        earlier_slots,
+        dry_run,
+        probe: false,
+        answer_by: deadline,
+    })
 }
 
 fn update_attempt(
@@ -113,10 +129,18 @@ fn update_attempt(
     old: &JobView,
     deadline: Instant,
 ) -> Option<Attempt> {
-    let job = newly_active(new, old)?;
+    let stored = &old.snapshot;
+    let (job, earlier_slots) = if leaves_orphans(new, old) {
+        (stored.clone(), EarlierSlots::Orphaned)
+    } else {
+        let job = newly_active(new, old)?;
+        let leaves = stored.is_active() && changes_scope(stored, &job);
+        let left = leaves.then(|| EarlierSlots::Left(Box::new(stored.clone())));
+        (job, left.unwrap_or_default())
+    };
     let (uid, dry_run) = (review.uid.clone(), review.dry_run);
-    let from = Some(old.snapshot.resource_version.clone());
-    Some(Attempt { uid, job, from, dry_run, answer_by: deadline })
+    let from = Some(stored.resource_version.clone());
+    Some(Attempt { uid, job, from, earlier_slots, dry_run, probe: false, answer_by: deadline })
 }
 
 /// Asks the limiter about an attempt.

@@ -31,7 +31,7 @@ use crate::{
     job_view::{self, JobView},
     limit::{
         Refused, failure_backoff, message,
-        scopes::{LimitRules, ScopeDomain, SlotHolder},
+        scopes::{HolderKind, LimitRules, ScopeDomain, SlotHolder},
     },
     metrics::{Endpoint, ReviewVerdict},
     stamp::decide::{self, StampContext, StampDecision},
@@ -144,7 +144,7 @@ fn holder(job: &JobSnapshot) -> SlotHolder {
         namespace: job.namespace.clone(),
         name: job.name.clone(),
         since: job.created,
-        pending: false,
+        kind: HolderKind::Running,
     }
 }
 

@@ -12,4 +12,4 @@ mod view;
 pub(crate) use containers::ContainerView;
 pub(crate) use raw::read_trimmed;
 pub use view::JobView;
-pub(crate) use view::{TemplateView, newly_active};
+pub(crate) use view::{TemplateView, changes_scope, leaves_orphans, newly_active};

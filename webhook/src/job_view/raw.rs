@@ -62,6 +62,7 @@ struct RawMetadata {
     labels: Option<Box<RawValue>>,
     annotations: Option<OwnAnnotations>,
     owner_references: Option<ControllingOwner>,
+    finalizers: Option<OrphanFinalizer>,
 }
 
 #[derive(Deserialize)]
@@ -181,6 +182,30 @@ impl<'de> Deserialize<'de> for ControllingOwner {
     }
 }
 
+/// Whether finalizer `orphan` is among a Job's finalizers; the others are skipped, however many there are.
+#[derive(Default)]
+struct OrphanFinalizer(bool);
+
+impl<'de> Deserialize<'de> for OrphanFinalizer {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Finalizers;
+        impl<'de> Visitor<'de> for Finalizers {
+            type Value = OrphanFinalizer;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list of finalizers")
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut finalizers: A) -> Result<OrphanFinalizer, A::Error> {
+                let mut orphans = false;
+                while let Some(finalizer) = finalizers.next_element::<String>()? {
+                    orphans |= finalizer == keys::ORPHAN_FINALIZER;
+                }
+                Ok(OrphanFinalizer(orphans))
+            }
+        }
+        deserializer.deserialize_seq(Finalizers)
+    }
+}
+
 /// Reads those labels of a map whose key is one of these; all without keys.
 struct LabelsOf<'a>(Option<&'a LabelKeys>);
 
@@ -265,12 +290,15 @@ impl<T> RawJob<T> {
             annotations: meta.annotations.unwrap_or_default().0,
             owner: meta.owner_references.unwrap_or_default().0,
             suspended: spec.and_then(|spec| spec.suspend).unwrap_or_default(),
+            suspension_seen: is_true(&conditions, "Suspended").is_some(),
             managed_by: spec
                 .and_then(|spec| spec.managed_by.clone())
                 .filter(|manager| manager != keys::JOB_CONTROLLER),
             ttl: spec.and_then(|spec| spec.ttl_seconds_after_finished),
             deadline: spec.and_then(|spec| spec.active_deadline_seconds),
             backoff_limit: spec.and_then(|spec| spec.backoff_limit),
+            // Only the sink looks for pods.
+            pod_selector: None,
             started: status.start_time,
             active_pods: status.active.unwrap_or_default(),
             terminating_pods: status.terminating.unwrap_or_default(),
@@ -293,6 +321,8 @@ impl RawJob<RawTemplate> {
         let mut view = JobView {
             has_labels: labels.is_some(),
             has_annotations: metadata.annotations.is_some(),
+            orphans_pods: metadata.deletion_timestamp.is_some()
+                && metadata.finalizers.as_ref().is_some_and(|finalizers| finalizers.0),
             generate_name: metadata.generate_name.take().unwrap_or_default(),
             ..JobView::default()
         };

@@ -25,6 +25,8 @@ pub struct JobView {
     pub(crate) has_labels: bool,
     /// `metadata.annotations` exists.
     pub(crate) has_annotations: bool,
+    /// The Job is being deleted and has finalizer `orphan`: its pods are to run on without it.
+    pub(crate) orphans_pods: bool,
     /// `spec.backoffLimitPerIndex` is set.
     pub(crate) backoff_limit_per_index: bool,
     /// The pod template.
@@ -69,9 +71,18 @@ pub(crate) fn newly_active(new: &JobView, old: &JobView) -> Option<JobSnapshot> 
     after.finished.clone_from(&before.finished);
     (after.active_pods, after.terminating_pods) = (before.active_pods, before.terminating_pods);
     let unsuspended = before.suspended && !after.suspended;
-    let changes_scope = without_group_label(&before.labels) != without_group_label(&after.labels)
-        || before.owner != after.owner;
-    (after.is_active() && (unsuspended || changes_scope)).then_some(after)
+    (after.is_active() && (unsuspended || changes_scope(before, &after))).then_some(after)
+}
+
+/// Whether an update changes what decides in which scopes a Job counts.
+pub(crate) fn changes_scope(before: &JobSnapshot, after: &JobSnapshot) -> bool {
+    without_group_label(&before.labels) != without_group_label(&after.labels) || before.owner != after.owner
+}
+
+/// Whether an update lets an active Job go while its pods run on. The garbage collector removes finalizer `orphan` once the
+/// pods have no owner any more (`k8s.io/kubernetes/pkg/controller/garbagecollector`); a user may do so, too.
+pub(crate) fn leaves_orphans(new: &JobView, old: &JobView) -> bool {
+    old.orphans_pods && !new.orphans_pods && old.snapshot.is_active()
 }
 
 /// Reads all labels, if they are not too many.
@@ -85,7 +96,7 @@ impl<'de> Deserialize<'de> for JobView {
 mod tests {
     use job_handler_shared::{keys, policy::label_keys::NamespaceLabelKeys, testing::policies::namespaced};
     use k8s_openapi::api::batch::v1::Job;
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
     use crate::job_view::read_trimmed;
@@ -122,6 +133,31 @@ mod tests {
         let typed: Job = serde_json::from_value(job).unwrap();
         assert_eq!(view.snapshot, JobSnapshot::from(&typed));
         assert!(view.has_labels && view.has_annotations && view.template.has_labels);
+    }
+
+    #[test]
+    fn an_active_job_that_loses_finalizer_orphan_leaves_orphans() {
+        let view = |deleted: bool, finalizers: Value, finished: &str| -> JobView {
+            let at = deleted.then_some("2026-01-01T00:00:00Z");
+            serde_json::from_value(json!({
+                "metadata": {"name": "a", "deletionTimestamp": at, "finalizers": finalizers},
+                "spec": {"parallelism": 0}, "status": {"conditions": [{"type": "Complete", "status": finished}]},
+            }))
+            .unwrap()
+        };
+        let deleted = view(true, json!(["x", "orphan"]), "False");
+        for left in [json!(["x"]), json!([]), json!(null)] {
+            assert!(leaves_orphans(&view(true, left, "False"), &deleted));
+        }
+        assert!(!leaves_orphans(&deleted, &deleted), "it stays for now");
+        assert!(!leaves_orphans(&view(true, json!([]), "True"), &view(true, json!(["orphan"]), "True")));
+        assert!(!leaves_orphans(
+            &view(true, json!([]), "False"),
+            &view(true, json!(["foregroundDeletion"]), "False")
+        ));
+        assert!(!leaves_orphans(&view(false, json!([]), "False"), &view(false, json!(["orphan"]), "False")));
+        // Without parallelism it runs no pods, and has its slot.
+        assert!(deleted.snapshot.is_active());
     }
 
     #[test]

@@ -5,10 +5,7 @@
 //! actor re-reads ledger and Jobs (`fresh_read`) in a read that begins after the request arrived, so
 //! that a Job that has just finished never causes a refusal. Rounds continue while such a read is in progress.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Instant};
 
 use tokio::{
     sync::{mpsc, oneshot},
@@ -19,6 +16,7 @@ use tracing::Instrument;
 use crate::{
     cache::ttl_map::TtlMap,
     ledger::{
+        attempt_age::SAME_CREATE,
         fresh_read::{self, FreshRead, LedgerReadError, ReadExtent},
         ledger_id::LedgerId,
         messages::{ActorMessage, DecisionRequest},
@@ -31,8 +29,6 @@ use crate::{
 
 /// Most attempts at one round: each is repeated because another replica wrote first.
 const MAX_ATTEMPTS: u32 = 20;
-/// A second webhook entry asks about the same create within this time and must get the same answer.
-const SAME_CREATE: Duration = Duration::from_secs(10);
 /// Most refusals to remember for that.
 const MAX_REFUSALS: usize = 2048;
 /// Most requests that may wait for a fresh read.
@@ -180,6 +176,7 @@ impl LedgerActor {
     ) -> Option<(Vec<DecisionRequest>, String)> {
         // Whether the answer to a write of this round was lost.
         let mut unknown_write = false;
+        self.rounds.begin();
         for n in 0..MAX_ATTEMPTS {
             if fresh.is_none() {
                 if !requests.is_empty() {
@@ -209,7 +206,7 @@ impl LedgerActor {
                 }
                 Err(RoundError::UnknownLabels) => {
                     let knows_labels =
-                        |request: &DecisionRequest| self.rounds.knows_labels(&request.attempt.job, fresh);
+                        |request: &DecisionRequest| self.rounds.knows_labels(&request.attempt, fresh);
                     let (known, unknown): (Vec<_>, Vec<_>) = requests.into_iter().partition(knows_labels);
                     requests = known;
                     self.fail_requests(unknown, unknown_write, "the policies have just changed");
@@ -284,7 +281,12 @@ impl LedgerActor {
 
     fn send_verdict(&mut self, request: DecisionRequest, verdict: Verdict) {
         let DecisionRequest { attempt, reply, .. } = request;
-        let granted = verdict == Verdict::Granted && !attempt.dry_run;
+        let granted = verdict == Verdict::Granted && attempt.takes_slot();
+        if granted && self.rounds.is_late() {
+            self.rounds.revoke(attempt.uid);
+            send(reply, unavailable("the apiserver took too long to write the JobLedger"));
+            return;
+        }
         let refused = refusal_to_remember(&attempt, &verdict);
         if reply.send(verdict).is_ok() {
             // A refusal that was not delivered may be decided differently next time.
@@ -313,13 +315,13 @@ impl LedgerActor {
         }
         self.revoke_unknown(&requests, unknown_write);
         for request in requests {
-            send(request.reply, Verdict::Unavailable { why: why.to_owned(), retry_after_seconds: 1 });
+            send(request.reply, unavailable(why));
         }
     }
 
     /// Revokes the grants that a write with a lost answer may have stored.
     fn revoke_unknown(&mut self, requests: &[DecisionRequest], unknown_write: bool) {
-        for request in requests.iter().filter(|request| unknown_write && !request.attempt.dry_run) {
+        for request in requests.iter().filter(|request| unknown_write && request.attempt.takes_slot()) {
             self.rounds.revoke(request.attempt.uid.clone());
         }
     }
@@ -332,6 +334,10 @@ fn refusal_to_remember(attempt: &Attempt, verdict: &Verdict) -> Option<Refused> 
         Verdict::Refused(refused) if is_create => Some(refused.clone()),
         _ => None,
     }
+}
+
+pub(super) fn unavailable(why: &str) -> Verdict {
+    Verdict::Unavailable { why: why.to_owned(), retry_after_seconds: 1 }
 }
 
 fn send(reply: oneshot::Sender<Verdict>, verdict: Verdict) {

@@ -2,7 +2,7 @@
 //! other replicas can be trusted.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, HashMap},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -10,11 +10,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use job_handler_shared::ledger::crd::LedgerContents;
-
-/// After this time an attempt can no longer store a Job: the apiserver gives up a request after 34 s, and no apiserver
-/// sleeps for more than 20 s between admission and its write.
+/// After this time no attempt can store a Job, whatever is known about it: the apiserver gives up a request after 34 s, and no
+/// apiserver sleeps for more than 20 s between admission and its write.
 pub(crate) const EXPIRY: Duration = Duration::from_secs(60);
+/// Within this time the apiserver asks about the same create for each policy: it asks for all of them at once, and waits
+/// 10 s.
+pub(crate) const SAME_CREATE: Duration = Duration::from_secs(12);
 /// After this time an admitted create has usually stored its Job.
 pub(crate) const USUAL_STORE_TIME: Duration = Duration::from_secs(2);
 
@@ -37,23 +38,20 @@ impl Clock {
     }
 }
 
-/// When each attempt of a ledger was first seen, by `request.uid`.
+/// When each attempt of a ledger was first seen, by `request.uid`, or each of its refusals, by the Job's uid.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct AttemptAges(HashMap<String, Instant>);
 
 impl AttemptAges {
-    /// Adds the attempts that are new in `contents` and drops those that are no longer in it.
-    pub(crate) fn update(&mut self, contents: &LedgerContents, now: Instant) {
-        let attempts = contents.attempts().map(|(_, request, _)| request);
-        self.0 = attempts
-            .map(|request| (request.to_owned(), self.0.get(request).copied().unwrap_or(now)))
-            .collect();
+    /// Adds those that are new and drops those that are no longer among `keys`.
+    pub(crate) fn update<'a>(&mut self, keys: impl Iterator<Item = &'a str>, now: Instant) {
+        self.0 = keys.map(|key| (key.to_owned(), self.0.get(key).copied().unwrap_or(now))).collect();
     }
 
-    /// The attempts that are older than `age`.
-    pub(crate) fn older(&self, age: Duration, now: Instant) -> BTreeSet<String> {
-        let is_older = |since: &Instant| now.saturating_duration_since(*since) > age;
-        self.0.iter().filter(|(_, since)| is_older(since)).map(|(request, _)| request.clone()).collect()
+    /// Those that are older than `age`, with their ages.
+    pub(crate) fn older(&self, age: Duration, now: Instant) -> BTreeMap<String, Duration> {
+        let ages = self.0.iter().map(|(key, since)| (key, now.saturating_duration_since(*since)));
+        ages.filter(|(_, own)| *own > age).map(|(key, own)| (key.clone(), own)).collect()
     }
 
     pub(crate) fn count(&self) -> usize {

@@ -10,7 +10,7 @@
 //! fetched. The ledger is read at the same time if it holds attempts ([`check_unchanged`]).
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -21,7 +21,6 @@ use job_handler_shared::{job::snapshot::JobSnapshot, policy::set::PolicySet};
 use crate::{
     cache::consistent_list::{self, JobListing},
     ledger::{
-        attempt_age::{AttemptAges, EXPIRY},
         count, decide,
         freshness::LedgerOrigin,
         known_ledgers::KnownLedger,
@@ -58,7 +57,7 @@ pub(crate) struct FreshRead {
     /// ones would let policies that change faster than Jobs can be listed hold a limit shut.
     pub(crate) policies: Arc<PolicySet>,
     pub(crate) ledger: Arc<KnownLedger>,
-    /// [`LedgerOrigin::Known`] if the ledger was not read, since it holds no attempts.
+    /// [`LedgerOrigin::Known`] if the ledger was not read, since nobody holds a slot by it.
     pub(crate) ledger_origin: LedgerOrigin,
     pub(crate) listing: JobListing,
     /// Whether the Jobs were listed or fetched.
@@ -89,7 +88,7 @@ pub(crate) async fn read_fresh(
         QuickCheck::Unchanged(ledger, listing) => {
             context.metrics.consistent_reads.inc();
             let ledger_origin =
-                if ledger.contents.pending.is_empty() { LedgerOrigin::Known } else { LedgerOrigin::Read };
+                if ledger.contents.holds_nothing() { LedgerOrigin::Known } else { LedgerOrigin::Read };
             let view_source = ViewSource::Cache(listing.version);
             let expired = BTreeSet::new();
             return Ok(FreshRead { began, policies, ledger, ledger_origin, listing, view_source, expired });
@@ -98,16 +97,16 @@ pub(crate) async fn read_fresh(
         QuickCheck::JobsChanged(ledger) => (ledger, false),
     };
     // Before the Jobs are read: a Job of an attempt that has expired by now is shown by the read, if it was ever stored.
-    let (ages, now) = (context.known_ledgers.attempt_ages(id.name()), context.known_ledgers.now());
+    let unstored = context.unstored(&id, &policies, &ledger.contents);
     context.metrics.consistent_reads.inc();
     let ledger_origin = LedgerOrigin::Read;
     if fetches && let Some(listing) = fetch_slot_holders(&context, &id, &policies, &ledger).await {
         let view_source = ViewSource::Cache(listing.version);
-        let expired = expired(&ledger, &ages, now, &listing);
+        let expired = expired(&ledger, &unstored, &listing);
         return Ok(FreshRead { began, policies, ledger, ledger_origin, listing, view_source, expired });
     }
     let listing = list_jobs(&context, &id, &policies).await.map_err(LedgerReadError::Failed)?;
-    let expired = expired(&ledger, &ages, now, &listing);
+    let expired = expired(&ledger, &unstored, &listing);
     let view_source = ViewSource::List;
     Ok(FreshRead { began, policies, ledger, ledger_origin, listing, view_source, expired })
 }
@@ -137,7 +136,7 @@ enum QuickCheck {
 }
 
 /// Checks whether ledger and Jobs are as they were watched, which holds while Jobs are refused one after the other. Then
-/// both are read at the same time. A ledger without attempts refuses nothing and is not read at all. If the ledger has
+/// both are read at the same time. A ledger by which nobody holds a slot refuses nothing and is not read at all. If the ledger has
 /// moved on meanwhile, the caller needs a fresh read.
 async fn check_unchanged(
     context: &LedgerContext,
@@ -147,11 +146,13 @@ async fn check_unchanged(
 ) -> Result<QuickCheck, LedgerReadError> {
     let (name, known_ledgers) = (id.name(), &context.known_ledgers);
     let watched = known_ledgers.latest(name);
-    let has_expired = !known_ledgers.attempt_ages(name).older(EXPIRY, known_ledgers.now()).is_empty();
-    let Some(watched) = watched.filter(|_| extent == ReadExtent::SlotHolders && !has_expired) else {
+    let has_expired =
+        |known: &KnownLedger| context.unstored(id, policies, &known.contents).values().any(Duration::is_zero);
+    let quick = |known: &Arc<KnownLedger>| extent == ReadExtent::SlotHolders && !has_expired(known);
+    let Some(watched) = watched.filter(quick) else {
         return Ok(QuickCheck::LedgerChanged(read_ledger(context, name).await?));
     };
-    if watched.contents.pending.is_empty() {
+    if watched.contents.holds_nothing() {
         return match fetch_slot_holders(context, id, policies, &watched).await {
             Some(listing) => Ok(QuickCheck::Unchanged(watched, listing)),
             None => Ok(QuickCheck::JobsChanged(read_ledger(context, name).await?)),
@@ -260,8 +261,13 @@ fn slot_holders(
     Some(holders)
 }
 
-fn expired(ledger: &KnownLedger, ages: &AttemptAges, now: Instant, listing: &JobListing) -> BTreeSet<String> {
-    let mut expired = ages.older(EXPIRY, now);
+fn expired(
+    ledger: &KnownLedger,
+    unstored: &BTreeMap<String, Duration>,
+    listing: &JobListing,
+) -> BTreeSet<String> {
+    let over = unstored.iter().filter(|(_, left)| left.is_zero());
+    let mut expired: BTreeSet<String> = over.map(|(request, _)| request.clone()).collect();
     if expired.is_empty() {
         return expired;
     }

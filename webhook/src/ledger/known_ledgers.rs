@@ -5,7 +5,7 @@
 //! cannot distinguish these cases, unless the namespace, or every policy that may have granted an attempt, is newer than the watch.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -18,7 +18,7 @@ use tokio::sync::watch;
 use crate::{
     cache::{policies::Policies, reflector::WatchHandler},
     ledger::{
-        attempt_age::{AttemptAges, Clock, EXPIRY},
+        attempt_age::{AttemptAges, Clock, EXPIRY, SAME_CREATE},
         ledger_id::LedgerId,
     },
 };
@@ -71,6 +71,7 @@ struct LedgerTable {
 #[derive(Debug, Default)]
 struct LedgerState {
     attempt_ages: AttemptAges,
+    refusal_ages: AttemptAges,
     /// The newest version that could be parsed, and when it was recorded.
     latest: Option<(Arc<KnownLedger>, Instant)>,
     /// Since when the ledger is known to exist.
@@ -136,6 +137,16 @@ impl KnownLedgers {
     /// The ages of a ledger's attempts.
     pub(crate) fn attempt_ages(&self, ledger: &str) -> AttemptAges {
         self.table.lock().ledgers.get(ledger).map(|state| state.attempt_ages.clone()).unwrap_or_default()
+    }
+
+    /// Uids of the Jobs that a ledger holds as refused although no further call about them comes.
+    pub(crate) fn old_refusals(&self, ledger: &str) -> BTreeSet<String> {
+        let now = self.now();
+        let table = self.table.lock();
+        let state = table.ledgers.get(ledger);
+        state
+            .map(|state| state.refusal_ages.older(SAME_CREATE, now).into_keys().collect())
+            .unwrap_or_default()
     }
 
     /// Records that a read that began at `read_at` did not find a ledger. Returns whether the ledger may be created, or
@@ -260,7 +271,8 @@ impl LedgerTable {
         if state.latest.as_ref().is_some_and(|(newer, _)| newer.version >= known.version) {
             return;
         }
-        state.attempt_ages.update(&known.contents, now);
+        state.attempt_ages.update(known.contents.attempts().map(|(_, request, _)| request), now);
+        state.refusal_ages.update(known.contents.refused.keys().map(String::as_str), now);
         state.latest = Some((known.clone(), now));
     }
 

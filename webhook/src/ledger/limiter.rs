@@ -16,7 +16,8 @@ use job_handler_shared::{
     policy::set::PolicySet,
     process::{admin::Readiness, jitter::full_jitter},
 };
-use kube::{Client, runtime::watcher::Config};
+use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
+use kube::{Api, Client, runtime::watcher::Config};
 use parking_lot::Mutex;
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -28,17 +29,19 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     cache::{job_watch, jobs::JobCache, policies::Policies, reflector},
     ledger::{
-        actor::LedgerActor,
-        attempt_age::{Clock, EXPIRY, USUAL_STORE_TIME},
+        actor::{LedgerActor, unavailable},
+        attempt_age::{Clock, USUAL_STORE_TIME},
         client::LedgerClient,
+        expiry::{ANSWER_WITHIN, STORED_WITHIN},
         known_ledgers::{KnownLedgers, LedgerWatchHandler},
         ledger_id::LedgerId,
         messages::{ActorMessage, DecisionRequest},
+        other_webhooks::{OtherWebhooks, WebhookWatchHandler},
         provision,
         shared::{LedgerContext, ReadRateLimiter},
     },
     limit::{
-        Attempt, Limiter, Verdict,
+        Attempt, EarlierSlots, Limiter, Verdict,
         scopes::{LimitRules, ScopeDomain},
     },
     metrics::WebhookMetrics,
@@ -70,6 +73,7 @@ pub struct LedgerLimiter {
 pub struct LedgerTasks {
     limiter: LedgerLimiter,
     new_actors: mpsc::UnboundedReceiver<LedgerActor>,
+    clock: Clock,
 }
 
 /// Why the tasks ended. The process should end.
@@ -81,6 +85,9 @@ pub enum LedgerTaskError {
     /// The watch of the ledgers ended.
     #[error("the watch of JobLedgers ended")]
     Watch,
+    /// The watch of other webhooks ended.
+    #[error("the watch of ValidatingWebhookConfigurations ended")]
+    Webhooks,
 }
 
 /// A limiter whose ledgers are in `namespace` and whose attempts expire by `clock`, and the tasks that must run for it.
@@ -95,7 +102,8 @@ pub fn limiter(
     let context = Arc::new(LedgerContext {
         ledger_client: LedgerClient::new(client.clone(), namespace),
         client,
-        known_ledgers: KnownLedgers::new(clock),
+        known_ledgers: KnownLedgers::new(clock.clone()),
+        other_webhooks: OtherWebhooks::default(),
         cache: JobCache::default(),
         reads: ReadRateLimiter::default(),
         policies,
@@ -103,7 +111,7 @@ pub fn limiter(
         metrics,
     });
     let limiter = LedgerLimiter { context, actors: Arc::default(), new_actors };
-    (limiter.clone(), LedgerTasks { limiter, new_actors: receiver })
+    (limiter.clone(), LedgerTasks { limiter, new_actors: receiver, clock })
 }
 
 impl Limiter for LedgerLimiter {
@@ -153,18 +161,24 @@ impl LedgerLimiter {
         // Revokes the grants if this future is dropped, or ends without granting.
         let mut grants = GrantGuard { limiter: self, request: attempt.uid.clone(), ledgers: Vec::new() };
         if cluster && namespace.is_some() && !attempt.dry_run {
-            let dry_run = Attempt { dry_run: true, ..attempt.clone() };
-            let verdict = self.ask(LedgerId::Cluster, dry_run).await;
+            let probe = Attempt { probe: true, ..attempt.clone() };
+            let verdict = self.ask(LedgerId::Cluster, probe).await;
             if verdict != Verdict::Granted {
                 return verdict;
             }
         }
+        let mut granted_at: Option<Instant> = None;
         for ledger in namespace.into_iter().chain(cluster.then_some(LedgerId::Cluster)) {
             grants.ledgers.push(ledger.clone());
             let verdict = self.ask(ledger, attempt.clone()).await;
             if verdict != Verdict::Granted {
                 return verdict;
             }
+            // The time in which the Job has to be stored began with the first grant.
+            if granted_at.is_some_and(|at| at.elapsed() > ANSWER_WITHIN) {
+                return unavailable("the apiserver took too long to write two JobLedgers");
+            }
+            granted_at.get_or_insert_with(Instant::now);
         }
         grants.ledgers.clear();
         Verdict::Granted
@@ -174,12 +188,15 @@ impl LedgerLimiter {
     /// policies name labels that were dropped from its Job.
     fn ledgers(&self, attempt: &Attempt) -> Option<(bool, Option<LedgerId>)> {
         let policies = self.context.policies.current();
-        if !attempt.job.knows_labels(policies.label_keys().of(&attempt.job.namespace)) {
+        if !attempt.knows_labels(policies.label_keys().of(&attempt.job.namespace)) {
             return None;
         }
         let namespaces = |name: &str| self.context.policies.known_namespace(name);
         let rules = LimitRules { policies: &policies, namespaces: &namespaces };
-        let scopes = rules.scopes(&attempt.job);
+        let mut scopes = rules.scopes(&attempt.job);
+        if let EarlierSlots::Left(stored) = &attempt.earlier_slots {
+            scopes.extend(rules.scopes(stored));
+        }
         let cluster = scopes.iter().any(|(scope, _)| scope.domain == ScopeDomain::Cluster);
         let in_namespace = scopes.iter().any(|(scope, _)| scope.domain != ScopeDomain::Cluster);
         let has_backoff =
@@ -249,6 +266,14 @@ impl LedgerTasks {
             jobs_ready,
         );
         let provision = provision::run(context.clone());
+        // Not for readiness: without it, attempts that store no Job hold their slots longer.
+        let webhooks: Api<ValidatingWebhookConfiguration> = Api::all(context.client.clone());
+        let webhook_watch = reflector::run(
+            objects(webhooks, Config::default()),
+            "validatingwebhookconfigurations.admissionregistration.k8s.io",
+            Readiness::default().register("ValidatingWebhookConfigurations"),
+            WebhookWatchHandler { webhooks: context.other_webhooks.clone(), clock: self.clock.clone() },
+        );
         let ledger_watch = async move {
             let policies = context.policies.clone();
             // Policies count as newer than the watch only if they come after it: see `KnownLedgers::may_recreate`.
@@ -264,6 +289,7 @@ impl LedgerTasks {
                     () = Box::pin(ledger_watch) => Err(LedgerTaskError::Watch),
                     never = Box::pin(job_watch) => match never {},
                     never = Box::pin(provision) => match never {},
+                    () = Box::pin(webhook_watch) => Err(LedgerTaskError::Webhooks),
                     ended = self.supervise() => ended,
                 }
             };
@@ -297,12 +323,15 @@ impl LedgerTasks {
         for ledger in known_ledgers.with_attempts_older_than(USUAL_STORE_TIME + jitter, QUIET_TIME) {
             self.limiter.send(LedgerId::of_name(&ledger), ActorMessage::RemoveResolved);
         }
-        for ledger in known_ledgers.with_attempts_older_than(EXPIRY + jitter, Duration::ZERO) {
-            self.limiter.send(LedgerId::of_name(&ledger), ActorMessage::RemoveExpired);
+        let policies = self.limiter.context.policies.current().clone();
+        for ledger in known_ledgers.with_attempts_older_than(STORED_WITHIN + jitter, Duration::ZERO) {
+            let (id, latest) = (LedgerId::of_name(&ledger), known_ledgers.latest(&ledger));
+            let has_expired = latest.is_some_and(|known| {
+                self.limiter.context.unstored(&id, &policies, &known.contents).values().any(Duration::is_zero)
+            });
+            if has_expired {
+                self.limiter.send(id, ActorMessage::RemoveExpired);
+            }
         }
     }
-}
-
-fn unavailable(why: &str) -> Verdict {
-    Verdict::Unavailable { why: why.to_owned(), retry_after_seconds: 1 }
 }

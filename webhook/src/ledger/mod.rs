@@ -11,7 +11,7 @@
 //! | pure | holds |
 //! | --- | --- |
 //! | `resolve` | when an attempt may be removed |
-//! | `decide` | a round in the ledger's terms |
+//! | `decide`, `usage` | a round in the ledger's terms; who holds which slots |
 //! | `count`, `round` | the same in terms of Jobs and policies |
 //! | `freshness`, `batching`, `write_order` | which version to trust, how long to gather, which replica writes next |
 //!
@@ -19,7 +19,8 @@
 //! | --- | --- |
 //! | `limiter`, `actor`, `messages` | the limiter, and one actor per ledger |
 //! | `round_attempt`, `fresh_read` | one attempt at a round; the reads before a refusal |
-//! | `known_ledgers`, `attempt_age`, `scope_cache` | cached ledgers, ages of attempts, cached scopes of Jobs |
+//! | `known_ledgers`, `scope_cache` | cached ledgers, cached scopes of Jobs |
+//! | `attempt_age`, `expiry`, `other_webhooks` | ages of attempts, and when they can no longer store a Job |
 //! | `client`, `provision`, `shared` | ledger objects, their creation, and what the actors share |
 //!
 //! `tests/model` runs the pure part in every order of events, within bounds.
@@ -30,12 +31,14 @@ pub(crate) mod batching;
 pub mod client;
 pub(crate) mod count;
 pub mod decide;
+pub mod expiry;
 pub(crate) mod fresh_read;
 pub(crate) mod freshness;
 pub mod known_ledgers;
 pub mod ledger_id;
 pub mod limiter;
 pub mod messages;
+pub mod other_webhooks;
 pub(crate) mod provision;
 pub mod resolve;
 pub mod round;
@@ -44,4 +47,5 @@ pub mod scope_cache;
 pub mod shared;
 #[cfg(test)]
 mod test_support;
+pub(crate) mod usage;
 pub(crate) mod write_order;

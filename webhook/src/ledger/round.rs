@@ -3,8 +3,9 @@
 
 use std::{
     cell::RefCell,
-    collections::{BTreeSet, HashMap, hash_map::Entry},
+    collections::{BTreeMap, BTreeSet, HashMap, hash_map::Entry},
     sync::Arc,
+    time::Duration,
 };
 
 use jiff::Timestamp;
@@ -14,12 +15,12 @@ use crate::{
     cache::tombstones::JobTombstone,
     ledger::{
         count,
-        decide::{self, RoundDecision, RoundInput, SlotAnswer, SlotRequest, namespace},
+        decide::{self, HeldRequest, RoundDecision, RoundInput, SlotAnswer, SlotRequest, namespace},
         ledger_id::LedgerId,
         resolve::{ObservedJob, ViewSource},
         scope_cache::RunsByGroup,
     },
-    limit::{Attempt, Refused, Verdict, failure_backoff, message, scopes::LimitRules},
+    limit::{Attempt, EarlierSlots, Refused, Verdict, failure_backoff, message, scopes::LimitRules},
 };
 
 /// The input of a round besides its attempts.
@@ -43,10 +44,14 @@ pub struct RoundSources<'a> {
     pub deleted: &'a [JobTombstone],
     /// See [`RoundInput::expired`].
     pub expired: &'a BTreeSet<String>,
-    /// See [`RoundInput::overdue`].
-    pub overdue: &'a BTreeSet<String>,
+    /// See [`RoundInput::unstored`].
+    pub unstored: &'a BTreeMap<String, Duration>,
     /// See [`RoundInput::revoked`].
     pub revoked: &'a BTreeSet<String>,
+    /// See [`RoundInput::forgotten`].
+    pub forgotten: &'a BTreeSet<String>,
+    /// See [`RoundInput::refusals_by`].
+    pub refusals_by: Option<ViewSource>,
     /// The wall clock, for messages and failure backoff.
     pub now: Timestamp,
 }
@@ -78,8 +83,10 @@ pub fn decide_round(
         view_source: sources.view_source,
         jobs: &jobs,
         expired: sources.expired,
-        overdue: sources.overdue,
+        unstored: sources.unstored,
         revoked: sources.revoked,
+        forgotten: sources.forgotten,
+        refusals_by: sources.refusals_by,
         revision: &revision,
         now: sources.now,
     };
@@ -112,14 +119,29 @@ fn backoff(sources: RoundSources<'_>, attempt: &Attempt) -> Option<Refused> {
 }
 
 fn slot_request(rules: LimitRules<'_>, id: &LedgerId, attempt: &Attempt, in_backoff: bool) -> SlotRequest {
-    let scopes = count::scopes(rules, id, &attempt.job);
+    let scopes_of = |job| -> Vec<(String, u32)> {
+        let scopes = count::scopes(rules, id, job).into_iter();
+        scopes.map(|(scope, limit)| (count::scope_id(&scope), limit.max_active_jobs)).collect()
+    };
+    let scopes = scopes_of(&attempt.job);
+    let held = match &attempt.earlier_slots {
+        EarlierSlots::Nothing => HeldRequest::Nothing,
+        EarlierSlots::Orphaned => HeldRequest::Orphans { since: attempt.job.created },
+        EarlierSlots::Left(stored) => {
+            let stays = |scope: &String| scopes.iter().any(|(stays, _)| stays == scope);
+            let left = scopes_of(stored).into_iter().map(|(scope, _)| scope).filter(|scope| !stays(scope));
+            HeldRequest::LeftScopes { scopes: left.collect(), since: stored.created }
+        }
+    };
     SlotRequest {
         request: attempt.uid.clone(),
         name: attempt.job.key(),
         job_uid: attempt.job.uid.clone(),
         kind: count::attempt_kind(attempt.from.as_deref()),
-        scopes: scopes.iter().map(|(scope, limit)| (count::scope_id(scope), limit.max_active_jobs)).collect(),
-        dry_run: attempt.dry_run,
+        scopes,
+        held,
+        dry_run: !attempt.takes_slot(),
+        shared: attempt.from.is_none() && !attempt.dry_run && rules.deciding(&attempt.job) > 1,
         in_backoff,
     }
 }
@@ -145,6 +167,16 @@ fn verdict(
             scopes.get(*scope).map(|(scope, limit)| message::full(scope, limit, holders, sources.now))
         }
         SlotAnswer::InBackoff => backoff,
+        SlotAnswer::RefusedBefore => {
+            let deciding =
+                sources.rules.matching(&attempt.job).into_iter().find(|policy| policy.has_limits());
+            deciding.map(|policy| message::refused_before(policy))
+        }
+        SlotAnswer::NameAdmitted => {
+            let why = "another Job of this name was admitted a moment ago, and the limit has no room for both; the \
+                       pods of this one would run on";
+            return Verdict::Unavailable { why: why.to_owned(), retry_after_seconds: 1 };
+        }
     };
     match refused {
         Some(refused) => Verdict::Refused(refused),

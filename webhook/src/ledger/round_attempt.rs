@@ -18,10 +18,10 @@ mod write;
 use crate::{
     cache::tombstones::JobTombstone,
     ledger::{
-        attempt_age::USUAL_STORE_TIME,
         batching::BatchingDelay,
         client,
-        decide::{RoundDecision, SlotCount},
+        decide::RoundDecision,
+        expiry::ANSWER_WITHIN,
         fresh_read::{self, FreshRead, LedgerReadError},
         freshness::{Freshness, LedgerOrigin},
         known_ledgers::KnownLedger,
@@ -53,6 +53,8 @@ pub(crate) struct RoundRunner {
     revoked: BTreeSet<String>,
     /// Whether a round may write without a grant, only to remove resolved attempts.
     housekeeping: bool,
+    /// When the first write began that may have stored the grants of the current requests.
+    granted_since: Option<Instant>,
 }
 
 /// Why an attempt at a round produced no verdicts.
@@ -90,6 +92,7 @@ impl RoundRunner {
             scope_cache: ScopeCache::default(),
             revoked: BTreeSet::new(),
             housekeeping: false,
+            granted_since: None,
         }
     }
 
@@ -117,9 +120,19 @@ impl RoundRunner {
         fresh.map_or_else(|| self.context.policies.current().clone(), |fresh| fresh.policies.clone())
     }
 
-    /// Whether a round can judge a Job by the labels that were kept of it.
-    pub(crate) fn knows_labels(&self, job: &JobSnapshot, fresh: Option<&FreshRead>) -> bool {
-        job.knows_labels(self.id.label_keys(&self.policies(fresh)))
+    /// Whether a round can judge an attempt by the labels that were kept of its Job.
+    pub(crate) fn knows_labels(&self, attempt: &Attempt, fresh: Option<&FreshRead>) -> bool {
+        attempt.knows_labels(self.id.label_keys(&self.policies(fresh)))
+    }
+
+    /// Begins with other requests.
+    pub(crate) fn begin(&mut self) {
+        self.granted_since = None;
+    }
+
+    /// Whether it is too late to answer a grant: the time in which the Job has to be stored began with the write.
+    pub(crate) fn is_late(&self) -> bool {
+        self.granted_since.is_some_and(|since| since.elapsed() > ANSWER_WITHIN)
     }
 
     /// How long to gather further requests while `waiting` requests wait.
@@ -164,7 +177,7 @@ impl RoundRunner {
         let rules = LimitRules { policies: &policies, namespaces: &namespaces };
 
         let keys = self.id.label_keys(&policies);
-        if !attempts.iter().all(|attempt| attempt.job.knows_labels(keys)) {
+        if !attempts.iter().all(|attempt| attempt.knows_labels(keys)) {
             return Err(RoundError::UnknownLabels);
         }
         let basis = self.basis(keys, fresh).await?;
@@ -200,7 +213,7 @@ impl RoundRunner {
             fresh.ledger_origin == LedgerOrigin::Known && fresh.ledger.version != basis.ledger.version
         });
         // If the ledger has moved on meanwhile, the caller needs a fresh read.
-        if not_read && !basis.ledger.contents.pending.is_empty() {
+        if not_read && !basis.ledger.contents.holds_nothing() {
             return Err(RoundError::StaleCache);
         }
         Ok(basis)
@@ -278,16 +291,15 @@ impl RoundRunner {
         let mut of_list = ScopeCache::default();
         let cache = if *view_source == ViewSource::List { &mut of_list } else { &mut self.scope_cache };
         cache.prepare(policies, jobs.len());
-        let attempted: HashSet<&str> =
-            ledger.contents.attempts().map(|(_, _, granted)| &*granted.job_uid).collect();
-        let observed = cache.observe(rules, &self.id, jobs, &attempted);
+        let attempted = ledger.contents.attempts().map(|(_, _, granted)| &*granted.job_uid);
+        let named: HashSet<&str> = attempted.chain(ledger.contents.held.keys().map(String::as_str)).collect();
+        let observed = cache.observe(rules, &self.id, jobs, &named);
         // The cluster's ledger knows no failure backoff.
         let in_namespace = attempts.iter().filter(|_| self.id.namespace().is_some());
         let groups = in_namespace.filter_map(|attempt| failure_backoff::group(rules, &attempt.job)).collect();
         let runs = cache.finished_runs(rules, jobs, &groups);
         let nothing = BTreeSet::new();
         let known_ledgers = &self.context.known_ledgers;
-        let ages = known_ledgers.attempt_ages(self.id.name());
         let sources = RoundSources {
             rules,
             id: &self.id,
@@ -298,8 +310,10 @@ impl RoundRunner {
             runs: &runs,
             deleted: &deleted,
             expired: fresh.map_or(&nothing, |fresh| &fresh.expired),
-            overdue: &ages.older(USUAL_STORE_TIME, known_ledgers.now()),
+            unstored: &self.context.unstored(&self.id, policies, &ledger.contents),
             revoked: &self.revoked,
+            forgotten: &known_ledgers.old_refusals(self.id.name()),
+            refusals_by: fresh.map(|fresh| fresh.view_source),
             now: Timestamp::now(),
         };
         decide_round(sources, attempts).ok_or(RoundError::StaleCache)
@@ -327,10 +341,10 @@ impl RoundRunner {
         for policy in rules.policies.iter().filter(|policy| policy.enforced()) {
             for limit in &policy.spec.limits {
                 let key = format!("{}/{}", policy.reference.uid, limit.name);
-                if let Some(SlotCount { active, pending }) = decision.fullest.get(&key).copied() {
+                if let Some(count) = decision.fullest.get(&key) {
                     let (policy, ledger) = (policy.reference.to_string(), self.id.name());
-                    let max = limit.max_active_jobs;
-                    self.context.metrics.limit(policy, &limit.name, ledger, active, max, pending);
+                    let slots = (count.total, limit.max_active_jobs, &count.by_kind[..]);
+                    self.context.metrics.limit(policy, &limit.name, ledger, slots);
                 }
             }
         }

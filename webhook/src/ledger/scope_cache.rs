@@ -57,16 +57,16 @@ impl ScopeCache {
         }
     }
 
-    /// The Jobs that take a slot and those whose uid is in `attempted`, which may resolve an attempt. Skipping the others
+    /// The Jobs that take a slot and those whose uid is in `named`: the ledger has an attempt or slots of theirs. Skipping the others
     /// matters: there may be thousands of finished Jobs.
     pub fn observe(
         &mut self,
         rules: LimitRules<'_>,
         id: &LedgerId,
         jobs: &[Arc<JobSnapshot>],
-        attempted: &HashSet<&str>,
+        named: &HashSet<&str>,
     ) -> Vec<Arc<ObservedJob>> {
-        let relevant = jobs.iter().filter(|job| job.is_active() || attempted.contains(&*job.uid));
+        let relevant = jobs.iter().filter(|job| job.is_active() || named.contains(&*job.uid));
         relevant
             .map(|job| {
                 let entry = self.entry(rules, job);

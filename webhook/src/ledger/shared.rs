@@ -7,7 +7,7 @@ use tokio::sync::Mutex;
 
 use crate::{
     cache::{jobs::JobCache, policies::Policies},
-    ledger::{client::LedgerClient, known_ledgers::KnownLedgers},
+    ledger::{client::LedgerClient, known_ledgers::KnownLedgers, other_webhooks::OtherWebhooks},
     metrics::WebhookMetrics,
 };
 
@@ -23,6 +23,8 @@ pub struct LedgerContext {
     pub ledger_client: LedgerClient,
     /// The ledgers as they were read, watched or written last.
     pub known_ledgers: KnownLedgers,
+    /// How long the apiserver may wait for other webhooks.
+    pub other_webhooks: OtherWebhooks,
     /// The watch cache of Jobs.
     pub cache: JobCache,
     /// Limits the rate of consistent reads.

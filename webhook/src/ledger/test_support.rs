@@ -25,9 +25,10 @@ use crate::{
         client::LedgerClient,
         known_ledgers::{KnownLedger, KnownLedgers},
         ledger_id::LedgerId,
+        other_webhooks::OtherWebhooks,
         shared::{LedgerContext, ReadRateLimiter},
     },
-    limit::Attempt,
+    limit::{Attempt, EarlierSlots},
     metrics::WebhookMetrics,
 };
 
@@ -58,6 +59,7 @@ impl LedgerApiserver {
             client: self.0.client(),
             ledger_client: LedgerClient::new(self.0.client(), "system"),
             known_ledgers: KnownLedgers::new(Clock::default()),
+            other_webhooks: OtherWebhooks::default(),
             cache: JobCache::default(),
             reads: ReadRateLimiter::default(),
             policies: Policies::fixed(PolicySet::new([policy]), [("ci".to_owned(), Labels::new())]),
@@ -124,7 +126,9 @@ pub(super) fn attempt(name: &str) -> Attempt {
             ..JobSnapshot::default()
         },
         from: None,
+        earlier_slots: EarlierSlots::Nothing,
         dry_run: false,
+        probe: false,
         answer_by: Instant::now() + Duration::from_secs(30),
     }
 }

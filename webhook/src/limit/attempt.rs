@@ -1,11 +1,15 @@
 //! An attempt, the verdict about it, and the interface of a limiter.
 
-use std::{collections::BTreeMap, time::Instant};
+use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
 use futures::future::BoxFuture;
-use job_handler_shared::{job::snapshot::JobSnapshot, policy::reference::PolicyRef};
+use job_handler_shared::{
+    job::snapshot::JobSnapshot,
+    policy::{label_keys::LabelKeys, reference::PolicyRef},
+};
 
-/// An attempt to make a Job active: a create, an un-suspend, or a change of labels that brings it under another limit.
+/// An attempt to make a Job active: a create, an un-suspend, or a change of labels that brings it under another limit. Also
+/// a change by which a Job with running pods stops to count.
 #[derive(Clone, Debug)]
 pub struct Attempt {
     /// `request.uid`.
@@ -14,10 +18,42 @@ pub struct Attempt {
     pub job: JobSnapshot,
     /// The stored Job's resourceVersion; `None` for a create.
     pub from: Option<String>,
-    /// Whether to decide without recording a grant.
+    /// What becomes of slots that the stored Job holds.
+    pub earlier_slots: EarlierSlots,
+    /// Whether the request is a dry run, which neither takes a slot nor has any other effect.
     pub dry_run: bool,
+    /// Whether to take no slot yet: another ledger is asked before.
+    pub probe: bool,
     /// When the caller gives up.
     pub answer_by: Instant,
+}
+
+/// What becomes of slots that a stored Job holds, by an attempt to change it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum EarlierSlots {
+    /// It holds none, or those that it will hold anyway.
+    #[default]
+    Nothing,
+    /// The Job, here as it is stored, runs on while its labels or owner take it out of them: they stay held.
+    Left(Box<JobSnapshot>),
+    /// The Job goes away and leaves its pods: they hold its slots, and the Job takes no further ones.
+    Orphaned,
+}
+
+impl Attempt {
+    /// Whether a grant is recorded.
+    pub(crate) fn takes_slot(&self) -> bool {
+        !self.dry_run && !self.probe
+    }
+
+    /// Whether the attempt can be judged by the labels that were kept of its Job.
+    pub(crate) fn knows_labels(&self, keys: &Arc<LabelKeys>) -> bool {
+        let knows_earlier = match &self.earlier_slots {
+            EarlierSlots::Left(stored) => stored.knows_labels(keys),
+            EarlierSlots::Nothing | EarlierSlots::Orphaned => true,
+        };
+        self.job.knows_labels(keys) && knows_earlier
+    }
 }
 
 /// The answer to an attempt.

@@ -45,7 +45,8 @@ pub(crate) fn refuse(
     let backoffs: Vec<&FailureBackoff> =
         policies.iter().filter_map(|policy| policy.spec.failure_backoff.as_ref()).collect();
     let before = ledger.streak(&failure_streak::group_key(group));
-    let streak = failure_streak::record_runs(before.as_ref(), runs.iter().map(AsRef::as_ref), &backoffs)?;
+    let streak =
+        failure_streak::record_runs(before.as_ref(), group, runs.iter().map(AsRef::as_ref), &backoffs)?;
     policies.iter().find_map(|policy| {
         let until = streak.next_attempt_at(policy.spec.failure_backoff.as_ref()?)?;
         let refused =

@@ -7,6 +7,7 @@ use job_handler_shared::{
     ledger::refusal::{DUPLICATE_JOB, IN_BACKOFF, LIMIT_REACHED},
     policy::{
         limit::{Limit, Scope},
+        parsed::Policy,
         reference::PolicyRef,
     },
     text::human_seconds,
@@ -14,7 +15,7 @@ use job_handler_shared::{
 
 use crate::limit::{
     FAILURE_BACKOFF, Refused,
-    scopes::{ScopeDomain, ScopeKey, SlotHolder},
+    scopes::{HolderKind, ScopeDomain, ScopeKey, SlotHolder},
 };
 
 /// How many of the oldest holders a message names.
@@ -59,6 +60,16 @@ pub(crate) fn in_backoff(
     refused(policy, FAILURE_BACKOFF, message, [("failures", failures.to_string()), ("until", until)])
 }
 
+/// The refusal of a create that was refused a moment ago, when the apiserver asked about it for another policy.
+pub(crate) fn refused_before(policy: &Policy) -> Refused {
+    let limit = policy.spec.limits.first().map_or(FAILURE_BACKOFF, |limit| &limit.name);
+    let message = format!(
+        "{LIMIT_REACHED} when this create was checked for another policy a moment ago; a slot of {} is free now: try again",
+        policy.reference
+    );
+    refused(&policy.reference, limit, message, [])
+}
+
 fn refused<const N: usize>(
     policy: &PolicyRef,
     limit: &str,
@@ -83,30 +94,38 @@ fn limit_reached(
         ScopeDomain::Namespace(_) => "per namespace".to_owned(),
         ScopeDomain::Group(_, group) => format!("per group, here {}", group.value),
     };
-    let pending = holders.values().filter(|holder| holder.pending).count();
-    let running = holders.len() - pending;
-    let mut detail = format!("; {running} running");
-    if pending > 0 {
-        detail += &format!(", {pending} just admitted");
+    let count = |kind| holders.values().filter(|holder| holder.kind == kind).count();
+    let mut detail = format!("; {} running", count(HolderKind::Running));
+    match count(HolderKind::JustAdmitted) {
+        0 => {}
+        admitted => detail += &format!(", {admitted} just admitted"),
     }
-    let mut oldest: Vec<&SlotHolder> = holders.values().filter(|holder| !holder.pending).collect();
+    let free = holders.values().filter_map(|holder| match holder.kind {
+        HolderKind::NeverStored { free_within } => Some(free_within),
+        _ => None,
+    });
+    if let Some(free_within) = free.clone().max() {
+        let never_stored = free.count();
+        let held = match never_stored {
+            1 => "slot held by a create that was",
+            _ => "slots held by creates that were",
+        };
+        let seconds = free_within.as_secs() + 1;
+        detail += &format!(", {never_stored} {held} denied after admission, free within {seconds} s");
+    }
+    match count(HolderKind::OrphanedPods) {
+        0 => {}
+        orphaned => detail += &format!(", {orphaned} held by pods of deleted Jobs"),
+    }
+    let mut oldest: Vec<&SlotHolder> = holders.values().filter(|holder| !holder.kind.is_attempt()).collect();
     oldest.sort_by_key(|holder| (holder.since, &holder.name));
     let oldest: Vec<String> =
         oldest.into_iter().take(NAMED_HOLDERS).map(|holder| with_age(holder, limit.scope, now)).collect();
     if !oldest.is_empty() {
         detail += &format!("; oldest: {}", oldest.join(", "));
     }
-    let hint = match pending {
-        0 => String::new(),
-        1 => ". 1 admitted Job is not stored yet; if something else denied it, its slot is free within 60 s"
-            .to_owned(),
-        _ => format!(
-            ". {pending} admitted Jobs are not stored yet; if something else denied them, their slots are free within \
-             60 s"
-        ),
-    };
     format!(
-        "{LIMIT_REACHED}: {} active jobs, max allowed: {} (limit \"{}\" of {}, counted {counted}{detail}){hint}",
+        "{LIMIT_REACHED}: {} active jobs, max allowed: {} (limit \"{}\" of {}, counted {counted}{detail})",
         holders.len(),
         limit.max_active_jobs,
         scope.limit,
@@ -121,10 +140,16 @@ fn duplicate(
     now: Timestamp,
 ) -> String {
     let active = match holders.values().next() {
-        Some(holder) if holder.pending => format!("{} of group {group} was just admitted", holder.name),
-        Some(holder) => {
-            let age = human_seconds(now.as_second() - holder.since.as_second());
-            format!("{} of group {group} is still active (created {age} ago)", holder.name)
+        Some(SlotHolder { kind, name, .. }) if kind.is_attempt() => {
+            format!("{name} of group {group} was just admitted")
+        }
+        Some(SlotHolder { kind: HolderKind::OrphanedPods, name, since, .. }) => {
+            let age = human_seconds(now.as_second() - since.as_second());
+            format!("{name} of group {group} (created {age} ago) was deleted, and its pods run on")
+        }
+        Some(SlotHolder { name, since, .. }) => {
+            let age = human_seconds(now.as_second() - since.as_second());
+            format!("{name} of group {group} is still active (created {age} ago)")
         }
         None => format!("a Job of group {group} is still active"),
     };
@@ -146,9 +171,10 @@ fn round_up(seconds: i64) -> i64 {
 
 fn with_age(holder: &SlotHolder, scope: Scope, now: Timestamp) -> String {
     let age = human_seconds(now.as_second() - holder.since.as_second());
+    let gone = if holder.kind == HolderKind::OrphanedPods { " (deleted)" } else { "" };
     match scope {
-        Scope::Cluster => format!("{}/{} {age}", holder.namespace, holder.name),
-        Scope::Namespace | Scope::Group => format!("{} {age}", holder.name),
+        Scope::Cluster => format!("{}/{} {age}{gone}", holder.namespace, holder.name),
+        Scope::Namespace | Scope::Group => format!("{} {age}{gone}", holder.name),
     }
 }
 
@@ -170,5 +196,25 @@ mod tests {
         ] {
             assert_eq!(human_seconds(round_up(seconds)), shown, "{seconds}");
         }
+    }
+
+    #[test]
+    fn pods_of_deleted_jobs_are_named() {
+        let limit: Limit =
+            serde_json::from_value(serde_json::json!({"name": "l", "maxActiveJobs": 2})).unwrap();
+        let policy = job_handler_shared::testing::policies::namespaced("p", serde_json::json!({}));
+        let scope = ScopeKey {
+            policy: policy.reference.clone(),
+            limit: "l".into(),
+            domain: ScopeDomain::Namespace("ci".into()),
+        };
+        let holder = |name: &str, kind| {
+            let (namespace, since) = ("ci".to_owned(), Timestamp::UNIX_EPOCH);
+            (name.to_owned(), SlotHolder { namespace, name: name.to_owned(), since, kind })
+        };
+        let holders = [holder("a", HolderKind::OrphanedPods), holder("b", HolderKind::Running)].into();
+        let refused = full(&scope, &limit, &holders, Timestamp::from_second(5).unwrap());
+        let expected = "1 running, 1 held by pods of deleted Jobs; oldest: a 5s (deleted), b 5s)";
+        assert!(refused.message.ends_with(expected), "{}", refused.message);
     }
 }

@@ -15,4 +15,4 @@ pub(crate) mod message;
 pub mod scopes;
 
 pub(crate) use attempt::FAILURE_BACKOFF;
-pub use attempt::{Attempt, Limiter, Refused, Verdict};
+pub use attempt::{Attempt, EarlierSlots, Limiter, Refused, Verdict};

@@ -1,6 +1,6 @@
 //! The scopes in which a Job takes a slot, by the policies of the moment, and the holders of slots. Pure.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 pub use job_handler_shared::job::scope::{ScopeDomain, ScopeKey};
@@ -20,8 +20,44 @@ pub struct SlotHolder {
     pub name: String,
     /// When the Job was created, or when its attempt was granted.
     pub since: Timestamp,
-    /// Whether it holds the slot only by an attempt.
-    pub pending: bool,
+    /// By what it holds the slot.
+    pub kind: HolderKind,
+}
+
+/// By what a slot is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HolderKind {
+    /// A Job that is active.
+    Running,
+    /// An attempt that was granted a moment ago, whose Job is not seen yet.
+    JustAdmitted,
+    /// An attempt whose Job should have been stored long ago: something denied it after job-handler.
+    NeverStored {
+        /// How long the Job can still be stored.
+        free_within: Duration,
+    },
+    /// Pods that run on although their Job was deleted.
+    OrphanedPods,
+}
+
+impl HolderKind {
+    /// In metrics: the values of label `held_by`.
+    pub(crate) const NAMES: [&'static str; 4] = ["running", "just_admitted", "never_stored", "orphaned_pods"];
+
+    /// The position of its name.
+    pub(crate) fn index(self) -> usize {
+        match self {
+            Self::Running => 0,
+            Self::JustAdmitted => 1,
+            Self::NeverStored { .. } => 2,
+            Self::OrphanedPods => 3,
+        }
+    }
+
+    /// Whether nothing but an attempt holds the slot.
+    pub(crate) fn is_attempt(self) -> bool {
+        matches!(self, Self::JustAdmitted | Self::NeverStored { .. })
+    }
 }
 
 /// The policies and namespaces of one moment, by which Jobs are counted.
@@ -37,6 +73,11 @@ impl<'a> LimitRules<'a> {
     /// The scopes in which a Job takes a slot, with their limits; the most specific first.
     pub fn scopes(&self, job: &JobSnapshot) -> Vec<(ScopeKey, &'a Limit)> {
         scope::scopes(&self.matching(job), job)
+    }
+
+    /// The number of policies for each of which the apiserver asks about a create of this Job.
+    pub(crate) fn deciding(&self, job: &JobSnapshot) -> usize {
+        self.matching(job).iter().filter(|policy| policy.has_limits()).count()
     }
 
     /// The enforced policies that select a Job.

@@ -42,6 +42,15 @@ pub(super) struct WebhookLimitLabels {
     pub(super) ledger: String,
 }
 
+/// The slots of a limit that are held by one kind of holder.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct HeldSlotLabels {
+    pub(super) policy: String,
+    pub(super) limit: String,
+    pub(super) ledger: String,
+    pub(super) held_by: &'static str,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(super) struct RefusalLabels {
     pub(super) policy: String,

@@ -12,9 +12,9 @@ use prometheus_client::metrics::{
 };
 
 use crate::{
-    limit::Verdict,
+    limit::{Verdict, scopes::HolderKind},
     metrics::labels::{
-        DecisionLabels, Endpoint, EndpointLabels, RefusalLabels, ReviewLabels, ReviewVerdict,
+        DecisionLabels, Endpoint, EndpointLabels, HeldSlotLabels, RefusalLabels, ReviewLabels, ReviewVerdict,
         WebhookLimitLabels,
     },
 };
@@ -46,7 +46,7 @@ pub struct WebhookMetrics {
     would_refuse: Family<RefusalLabels, Counter>,
     limit_active: Family<WebhookLimitLabels, Gauge>,
     limit_max: Family<WebhookLimitLabels, Gauge>,
-    limit_pending: Family<WebhookLimitLabels, Gauge>,
+    limit_slots: Family<HeldSlotLabels, Gauge>,
 }
 
 impl WebhookMetrics {
@@ -111,18 +111,18 @@ impl WebhookMetrics {
                 "Used slots in the fullest scope of a limit at its last decision, including pending attempts",
             ),
             limit_max: metrics.create("job_handler_limit_max", "Maximum number of active Jobs of a limit"),
-            limit_pending: metrics.create(
-                "job_handler_limit_pending",
-                "Pending attempts in the fullest scope of a limit at its last decision",
+            limit_slots: metrics.create(
+                "job_handler_limit_slots",
+                "Used slots in the fullest scope of a limit at its last decision, by what holds them",
             ),
         }
     }
 
     /// Clears the gauges of all limits, because some limits may no longer exist.
     pub(crate) fn clear_limits(&self) {
-        for family in [&self.limit_active, &self.limit_max, &self.limit_pending] {
-            family.clear();
-        }
+        self.limit_active.clear();
+        self.limit_max.clear();
+        self.limit_slots.clear();
     }
 
     /// Counts a decision about a limit.
@@ -140,21 +140,24 @@ impl WebhookMetrics {
         self.decisions.get_or_create(&DecisionLabels { verdict: word }).observe(took.as_secs_f64());
     }
 
-    /// Sets the gauges of a limit to its fullest scope.
+    /// Sets the gauges of a limit to its fullest scope: used slots, its maximum, and the used ones by holder
+    /// ([`HolderKind::NAMES`]).
     pub(crate) fn limit(
         &self,
         policy: String,
         limit: &str,
         ledger: &str,
-        active: usize,
-        max: u32,
-        pending: usize,
+        (used, max, by_kind): (usize, u32, &[usize]),
     ) {
         let labels = WebhookLimitLabels { policy, limit: limit.to_owned(), ledger: ledger.to_owned() };
         let number = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
-        self.limit_active.get_or_create(&labels).set(number(active));
+        self.limit_active.get_or_create(&labels).set(number(used));
         self.limit_max.get_or_create(&labels).set(i64::from(max));
-        self.limit_pending.get_or_create(&labels).set(number(pending));
+        for (held_by, used) in HolderKind::NAMES.into_iter().zip(by_kind) {
+            let WebhookLimitLabels { policy, limit, ledger } = labels.clone();
+            let labels = HeldSlotLabels { policy, limit, ledger, held_by };
+            self.limit_slots.get_or_create(&labels).set(number(*used));
+        }
     }
 
     /// Counts a Job that a policy in mode Warn would have refused or queued.

@@ -22,7 +22,7 @@ use job_handler_webhook::{
         attempt_age::Clock,
         limiter::{LedgerLimiter, limiter},
     },
-    limit::{Attempt, Verdict},
+    limit::{Attempt, EarlierSlots, Verdict},
     metrics::WebhookMetrics,
 };
 use serde_json::{Value, json};
@@ -218,7 +218,7 @@ pub fn replica(apiserver: &Arc<LimitsApiserver>, policies: &[Arc<Policy>]) -> Te
         readiness,
         metrics,
         policies,
-        task: tokio::spawn(async move { run.await.unwrap() }),
+        task: tokio::spawn(async move { Box::pin(run).await.unwrap() }),
     }
 }
 
@@ -229,7 +229,9 @@ pub fn attempt(key: &str, uid: &str) -> Attempt {
         uid: format!("request-{uid}"),
         job: JobSnapshot { namespace, name, uid, ..JobSnapshot::default() },
         from: None,
+        earlier_slots: EarlierSlots::Nothing,
         dry_run: false,
+        probe: false,
         answer_by: Instant::now() + Duration::from_secs(30),
     }
 }

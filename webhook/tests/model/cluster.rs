@@ -25,6 +25,8 @@ pub struct ModelProtocol {
     pub budget: EventBudget,
     /// Whether replicas also run rounds without requests.
     pub housekeeping: bool,
+    /// How many times the apiserver asks about one create: once for each policy that selects the Job.
+    pub entries: usize,
     pub without: RemovedRules,
 }
 
@@ -37,11 +39,13 @@ pub enum ModelView {
     Fetched,
 }
 
-/// A client that creates a Job, or un-suspends one that exists from the start, and retries.
+/// A client that creates a Job, un-suspends one that exists from the start, or deletes an active one whose pods run on, and
+/// retries.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelClient {
     pub name: &'static str,
     pub unsuspends: bool,
+    pub orphans: bool,
     pub max_requests: u8,
 }
 
@@ -75,8 +79,16 @@ pub struct RemovedRules {
     pub list_of_ones_own: bool,
     pub attempts_per_request: bool,
     pub revision: bool,
+    /// Recording a refusal where other calls about the same create come.
+    pub refusals: bool,
     /// Reading again after a write whose answer was lost.
     pub reread: bool,
+    /// Slots that are held for the pods of deleted Jobs.
+    pub held: bool,
+    /// Room for both before a Job goes whose name was admitted again.
+    pub room_for_both: bool,
+    /// Freeing the slots of pods only in the ledger that was read before them.
+    pub look_at_version: bool,
 }
 
 impl Default for ModelProtocol {
@@ -89,6 +101,7 @@ impl Default for ModelProtocol {
             fold: false,
             budget: EventBudget::default(),
             housekeeping: true,
+            entries: 1,
             without: RemovedRules::default(),
         }
     }
@@ -106,6 +119,10 @@ pub struct ModelCluster {
     /// By number. Each client has its own numbers, so that the order of requests makes no difference by itself.
     pub requests: BTreeMap<usize, ClientRequest>,
     pub replicas: Vec<ModelReplica>,
+    /// Uids of deleted Jobs whose pods run on.
+    pub orphaned: BTreeSet<String>,
+    /// The version of the ledger and the uid that the sink saw without a Job or pods, before it frees the slot.
+    pub looked: Option<(u8, String)>,
     pub budget: EventBudget,
 }
 
@@ -129,6 +146,10 @@ pub struct ClientRequest {
     pub job_uid: String,
     pub kind: AttemptKind,
     pub at: RequestStage,
+    /// Numbers of all calls about the same create; empty if there is only this one.
+    pub calls: Vec<usize>,
+    /// Whether a replica refused it; only recorded if there are other calls.
+    pub refused: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -205,6 +226,8 @@ impl ModelCluster {
             late_write: None,
             requests: BTreeMap::new(),
             replicas: protocol.revisions.iter().map(|_| ModelReplica::default()).collect(),
+            orphaned: BTreeSet::new(),
+            looked: None,
             budget: protocol.budget.clone(),
         }
     }
@@ -245,10 +268,11 @@ impl ModelCluster {
         self.names().iter().filter_map(job).collect()
     }
 
+    /// The Jobs that run: active ones, and those of which pods are left.
     pub fn active(&self) -> usize {
         let is_active =
             |name: &&&'static str| self.job(name).is_some_and(|(_, job)| job.state == ModelJobState::Active);
-        self.names().iter().filter(is_active).count()
+        self.names().iter().filter(is_active).count() + self.orphaned.len()
     }
 
     /// Sorts the replicas, so that states that differ only in their order become equal.
@@ -292,6 +316,15 @@ impl ModelCluster {
             .collect()
     }
 
+    /// Whether an attempt is left of a create that was refused. Only without crashes, gone callers and lost answers: those
+    /// leave attempts that expire.
+    pub fn has_phantom(&self) -> bool {
+        let is_over = |calls: &[usize]| calls.iter().all(|n| self.requests[n].at == RequestStage::Ended);
+        let refused = self.requests.values().filter(|one| one.refused && is_over(&one.calls));
+        let uids: BTreeSet<&str> = refused.map(|one| one.job_uid.as_str()).collect();
+        self.contents.attempts().any(|(_, _, granted)| uids.contains(granted.job_uid.as_str()))
+    }
+
     /// Whether a request or write is in progress, or a round would empty the ledger.
     pub fn is_clean(&self, protocol: &ModelProtocol) -> bool {
         let quiet = self.late_write.is_none()
@@ -308,8 +341,10 @@ impl ModelCluster {
             view_source: ViewSource::List,
             jobs: &seen.iter().collect::<Vec<_>>(),
             expired: &expired,
-            overdue: &none,
+            unstored: &BTreeMap::new(),
             revoked: &none,
+            forgotten: &none,
+            refusals_by: None,
             revision: &|_| protocol.revisions[0].to_owned(),
             now: Timestamp::UNIX_EPOCH,
         };

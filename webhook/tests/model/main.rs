@@ -13,6 +13,7 @@ mod apiserver;
 mod cluster;
 #[path = "../common/mod.rs"]
 mod common;
+mod expiry;
 mod replay;
 mod steps;
 mod two_ledgers;
@@ -24,11 +25,13 @@ use std::{
 };
 
 use cluster::{EventBudget, ModelClient, ModelCluster, ModelProtocol, ModelView, RemovedRules};
+use expiry::ExpiryModel;
 use stateright::{Checker, Model};
 use two_ledgers::TwoLedgers;
 
 const EXACT: &str = "never more active Jobs than the limit";
 const QUIET: &str = "the ledger can be emptied once nothing is in progress";
+const NO_PHANTOM: &str = "no attempt is left of a refused create";
 const FULL: &str = "the limit is reached";
 
 /// The longest time for one model.
@@ -57,6 +60,9 @@ impl Model for ModelProtocol {
             }),
             stateright::Property::always(QUIET, |protocol: &Self, cluster: &ModelCluster| {
                 cluster.is_clean(protocol)
+            }),
+            stateright::Property::always(NO_PHANTOM, |_: &Self, cluster: &ModelCluster| {
+                !cluster.has_phantom()
             }),
             stateright::Property::sometimes(FULL, |protocol: &Self, cluster: &ModelCluster| {
                 cluster.active() == protocol.max
@@ -88,12 +94,34 @@ where
         begun.elapsed().as_secs_f32()
     );
     assert!(begun.elapsed() < PATIENCE, "{what}: not all states were checked");
-    for property in [EXACT, QUIET] {
+    for property in [EXACT, QUIET, NO_PHANTOM] {
         if let Some(path) = checker.discovery(property) {
             panic!("{what}: {property}: {}", format_trace(path));
         }
     }
     assert!(checker.discovery(FULL).is_some(), "{what}: the limit was never reached");
+}
+
+/// A Job that is suspended after its deletion was admitted, and resumed. One replica, since the sink is the other writer.
+fn suspended_while_its_slot_is_freed(without: RemovedRules) -> ModelProtocol {
+    let clients = [vec![unsuspends("s", 2)], creates(&["a"], 1), vec![orphans("s", 2)]].concat();
+    let budget = EventBudget { suspends: 1, finishes: 0, ..EventBudget::default() };
+    let (revisions, housekeeping) = (vec!["same"], false);
+    ModelProtocol { clients, budget, revisions, housekeeping, without, ..ModelProtocol::default() }
+}
+
+/// Checks that the protocol admits too many Jobs without one of its rules.
+fn exceeds<M>(what: &str, model: M)
+where
+    M: Model<State: Clone + Debug + PartialEq + Hash + Send + Sync, Action: Clone + Debug + PartialEq>
+        + Send
+        + Sync
+        + 'static,
+{
+    let only_exact = stateright::HasDiscoveries::AnyOf([EXACT].into());
+    let checker = model.checker().threads(2).timeout(PATIENCE).finish_when(only_exact).spawn_bfs().join();
+    let path = checker.discovery(EXACT).unwrap_or_else(|| panic!("{what}: no counterexample was found"));
+    println!("{what}: {}", format_trace(path));
 }
 
 /// Checks that the protocol admits too many Jobs without one of its rules, and that the program, led the same way, does
@@ -120,12 +148,46 @@ fn format_trace<S: Debug + PartialEq, A: Debug>(path: stateright::Path<S, A>) ->
     path.into_actions().iter().map(|step| format!("\n  {step:?}")).collect()
 }
 
+/// Several policies select the Jobs, and so the apiserver asks several times, each time another replica.
+#[test]
+fn two_entries_that_ask_two_replicas() {
+    let budget = EventBudget { finishes: 1, ..EventBudget::default() };
+    let protocol = ModelProtocol {
+        entries: 2,
+        clients: creates(&["a", "b"], 1),
+        budget,
+        housekeeping: false,
+        ..ModelProtocol::default()
+    };
+    holds("two entries", protocol.clone());
+    // A policy that a replica does not know yet.
+    let revisions = vec!["old", "new"];
+    holds("two entries, revisions", ModelProtocol { revisions, ..protocol.clone() });
+    let without = RemovedRules { refusals: true, ..RemovedRules::default() };
+    let checker =
+        ModelProtocol { without, ..protocol }.checker().threads(2).timeout(PATIENCE).spawn_bfs().join();
+    let path = checker.discovery(NO_PHANTOM).expect("a grant that stays although the create was refused");
+    println!("refusals that are not recorded: {}", format_trace(path));
+    assert!(checker.discovery(EXACT).is_none());
+}
+
 fn creates(names: &[&'static str], max_requests: u8) -> Vec<ModelClient> {
-    names.iter().map(|name| ModelClient { name, unsuspends: false, max_requests }).collect()
+    names.iter().map(|name| ModelClient { name, unsuspends: false, orphans: false, max_requests }).collect()
 }
 
 fn unsuspends(name: &'static str, max_requests: u8) -> ModelClient {
-    ModelClient { name, unsuspends: true, max_requests }
+    ModelClient { name, unsuspends: true, orphans: false, max_requests }
+}
+
+fn orphans(name: &'static str, max_requests: u8) -> ModelClient {
+    ModelClient { name, unsuspends: false, orphans: true, max_requests }
+}
+
+/// Two creates of a name, the deletion of its Job in between, and a create of another name.
+fn deleted_while_its_pods_run(without: RemovedRules) -> ModelProtocol {
+    let clients = [creates(&["a"], 2), creates(&["b"], 1), vec![orphans("a", 1)]].concat();
+    let budget = EventBudget { finishes: 1, ..EventBudget::default() };
+    ModelProtocol { clients, budget, housekeeping: false, without, ..ModelProtocol::default() }
 }
 
 #[test]
@@ -254,6 +316,39 @@ fn unsuspends_suspends_and_other_changes() {
 }
 
 #[test]
+fn pods_that_run_on_when_their_job_is_deleted() {
+    let protocol = deleted_while_its_pods_run(RemovedRules::default());
+    holds("orphaned pods", protocol.clone());
+    holds("orphaned pods, limit 2", ModelProtocol { max: 2, ..protocol.clone() });
+    holds("orphaned pods, lists", ModelProtocol { view: ModelView::List, ..protocol.clone() });
+    let budget = EventBudget { crashes: 1, finishes: 0, ..EventBudget::default() };
+    let clients = [creates(&["a", "b"], 1), vec![orphans("a", 2)]].concat();
+    holds("orphaned pods, and a crash", ModelProtocol { clients, budget, ..protocol.clone() });
+    holds(
+        "orphaned pods of a Job that was suspended",
+        suspended_while_its_slot_is_freed(RemovedRules::default()),
+    );
+}
+
+#[test]
+fn without_freeing_only_what_was_read() {
+    let without = RemovedRules { look_at_version: true, ..RemovedRules::default() };
+    exceeds("the sink frees a slot that was taken again", suspended_while_its_slot_is_freed(without));
+}
+
+#[test]
+fn without_held_slots() {
+    let without = RemovedRules { held: true, ..RemovedRules::default() };
+    exceeds("no slots held for pods", deleted_while_its_pods_run(without));
+}
+
+#[test]
+fn without_room_for_the_next_job_of_a_name() {
+    let without = RemovedRules { room_for_both: true, ..RemovedRules::default() };
+    exceeds("a Job goes whose name was admitted again", deleted_while_its_pods_run(without));
+}
+
+#[test]
 fn policies_that_differ_between_replicas() {
     let clients = creates(&["a", "b"], 1);
     holds("revisions", ModelProtocol { clients, revisions: vec!["old", "new"], ..ModelProtocol::default() });
@@ -327,4 +422,24 @@ fn without_revisions() {
         "no policy revision",
         ModelProtocol { clients, revisions: vec!["old", "new"], without, ..ModelProtocol::default() },
     );
+}
+
+/// Other webhooks come and go while a create that they hold is in progress.
+const EXPIRY_MODEL: ExpiryModel =
+    ExpiryModel { last: 160, changes: 2, without_memory: false, lagging_watch: false };
+
+#[test]
+fn an_attempt_outlives_whatever_holds_its_request() {
+    check("expiry", EXPIRY_MODEL);
+    check("expiry, three changes", ExpiryModel { changes: 3, ..EXPIRY_MODEL });
+}
+
+#[test]
+fn without_remembering_webhooks_that_are_gone() {
+    exceeds("only what is configured now", ExpiryModel { without_memory: true, ..EXPIRY_MODEL });
+}
+
+#[test]
+fn without_a_bound_of_the_watchs_lag() {
+    exceeds("a watch that lags", ExpiryModel { lagging_watch: true, ..EXPIRY_MODEL });
 }

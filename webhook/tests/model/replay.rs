@@ -27,9 +27,10 @@ use job_handler_webhook::{
         known_ledgers::{KnownLedger, KnownLedgers, LedgerWatchHandler},
         ledger_id::LedgerId,
         messages::{ActorMessage, DecisionRequest},
+        other_webhooks::OtherWebhooks,
         shared::{LedgerContext, ReadRateLimiter},
     },
-    limit::{Attempt, Verdict},
+    limit::{Attempt, EarlierSlots, Verdict},
     metrics::WebhookMetrics,
 };
 use serde_json::json;
@@ -172,6 +173,8 @@ impl<'a> Replay<'a> {
                     self.apiserver.delete_job(&key(name));
                 }
             }
+            // No client of these models orphans pods.
+            ModelStep::PodsEnd { .. } | ModelStep::Look { .. } | ModelStep::Free => {}
             ModelStep::Answer { .. } | ModelStep::Deny { .. } => {}
             ModelStep::Arrive => self.apiserver.arrive(),
         }
@@ -193,7 +196,9 @@ impl<'a> Replay<'a> {
             uid: request(n),
             job,
             from: from.map(|from: u64| from.to_string()),
+            earlier_slots: EarlierSlots::Nothing,
             dry_run: false,
+            probe: false,
             answer_by: arrived + PATIENCE,
         };
         let (reply, answer) = oneshot::channel();
@@ -303,6 +308,7 @@ impl ReplayedReplica {
             client: apiserver.client(),
             ledger_client: LedgerClient::new(apiserver.client(), "system"),
             known_ledgers: KnownLedgers::new(clock.clone()),
+            other_webhooks: OtherWebhooks::default(),
             cache: JobCache::default(),
             reads: ReadRateLimiter::default(),
             policies: Policies::fixed(policies, [(LEDGER.to_owned(), Labels::new())]),
@@ -363,8 +369,15 @@ impl ReplayedReplica {
         let (reply, answer) = oneshot::channel();
         let job = JobSnapshot { namespace: LEDGER.into(), name: "probe".into(), ..JobSnapshot::default() };
         let arrived = Instant::now();
-        let attempt =
-            Attempt { uid: "probe".into(), job, from: None, dry_run: true, answer_by: arrived + PATIENCE };
+        let attempt = Attempt {
+            uid: "probe".into(),
+            job,
+            from: None,
+            earlier_slots: EarlierSlots::Nothing,
+            dry_run: true,
+            probe: false,
+            answer_by: arrived + PATIENCE,
+        };
         self.inbox
             .send(ActorMessage::Decide(Box::new(DecisionRequest { attempt, arrived, reply })))
             .await

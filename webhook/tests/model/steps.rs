@@ -1,17 +1,17 @@
 //! The events that can happen next, and the state after each.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use job_handler_shared::ledger::crd::{AttemptKind, LedgerContents};
 use job_handler_webhook::ledger::{
-    decide::{RoundDecision, RoundInput, SlotAnswer, SlotRequest, decide},
+    decide::{HeldRequest, RoundDecision, RoundInput, SlotAnswer, SlotRequest, decide},
     resolve::ViewSource,
 };
 
 use crate::cluster::{
-    ClientRequest, ModelCluster, ModelJobState, ModelProtocol, ModelReplica, ModelRound, ModelView, Phase,
-    REQUESTS_PER_CLIENT, RequestStage, StoredJob, request, scope,
+    ClientRequest, ModelClient, ModelCluster, ModelJobState, ModelProtocol, ModelReplica, ModelRound,
+    ModelView, Phase, REQUESTS_PER_CLIENT, RequestStage, StoredJob, request, scope,
 };
 
 /// One event.
@@ -72,6 +72,16 @@ pub enum ModelStep {
     Touch {
         name: &'static str,
     },
+    /// The last pod of a deleted Job ends.
+    PodsEnd {
+        uid: String,
+    },
+    /// The sink sees that a Job, for which the ledger holds slots, has neither pods nor an active Job.
+    Look {
+        uid: String,
+    },
+    /// The sink frees the slot of the Job that it looked at.
+    Free,
 }
 
 /// What a replica learns of its write.
@@ -91,9 +101,10 @@ impl ModelCluster {
     pub fn steps(&self, protocol: &ModelProtocol, steps: &mut Vec<ModelStep>) {
         for (client, wants) in protocol.clients.iter().enumerate() {
             let mine = self.requests.values().filter(|one| one.client == client);
-            let (count, waits) = mine.fold((0, false), |(count, waits), one| {
-                (count + 1, waits || matches!(one.at, RequestStage::Asking(_)))
+            let (calls, waits) = mine.fold((0, false), |(calls, waits), one| {
+                (calls + 1, waits || matches!(one.at, RequestStage::Asking(_)))
             });
+            let count = calls / protocol.entries;
             // Clients that differ only in the name are interchangeable, and so are the replicas.
             let interchangeable =
                 client.checked_sub(1).filter(|before| protocol.are_interchangeable(*before, client));
@@ -103,9 +114,13 @@ impl ModelCluster {
                 continue;
             }
             let replicas = if self.requests.is_empty() { 0..1 } else { 0..self.replicas.len() };
-            let possible = !wants.unsuspends
-                || self.job(wants.name).is_some_and(|(_, job)| job.state == ModelJobState::Suspended);
-            if count < wants.max_requests && !waits && possible {
+            let is = |state| self.job(wants.name).is_some_and(|(_, job)| job.state == state);
+            let possible = match wants {
+                ModelClient { unsuspends: true, .. } => is(ModelJobState::Suspended),
+                ModelClient { orphans: true, .. } => is(ModelJobState::Active),
+                _ => true,
+            };
+            if count < usize::from(wants.max_requests) && !waits && possible {
                 steps.extend(replicas.map(|replica| ModelStep::Ask { client, replica }));
             }
         }
@@ -114,7 +129,7 @@ impl ModelCluster {
                 RequestStage::Asking(_) if self.budget.gone > 0 => {
                     steps.push(ModelStep::GiveUp { request: n });
                 }
-                RequestStage::Admitted => {
+                RequestStage::Admitted if self.is_admitted(n) => {
                     steps.extend([ModelStep::StoreJob { request: n }, ModelStep::Deny { request: n }]);
                 }
                 _ => {}
@@ -125,6 +140,11 @@ impl ModelCluster {
         }
         if self.late_write.is_some() {
             steps.push(ModelStep::Arrive);
+        }
+        steps.extend(self.orphaned.iter().map(|uid| ModelStep::PodsEnd { uid: uid.clone() }));
+        match &self.looked {
+            None => steps.extend(self.freeable().map(|uid| ModelStep::Look { uid: uid.clone() })),
+            Some(_) => steps.push(ModelStep::Free),
         }
         for name in self.names() {
             let Some((_, job)) = self.job(name) else { continue };
@@ -228,9 +248,10 @@ impl ModelCluster {
             ModelStep::Crash { replica } => {
                 cluster.budget.crashes -= 1;
                 cluster.replicas[replica] = ModelReplica { position: 0, ..ModelReplica::default() };
-                for one in cluster.requests.values_mut() {
-                    if one.at == RequestStage::Asking(replica) {
-                        one.at = RequestStage::Ended;
+                let asked: Vec<usize> = cluster.requests.keys().copied().collect();
+                for n in asked {
+                    if cluster.requests[&n].at == RequestStage::Asking(replica) {
+                        cluster.end(n);
                     }
                 }
             }
@@ -248,6 +269,15 @@ impl ModelCluster {
                 cluster.budget.suspends -= 1;
                 cluster.change(name, ModelJobState::Suspended);
             }
+            ModelStep::PodsEnd { uid } => _ = cluster.orphaned.remove(&uid),
+            ModelStep::Look { uid } => cluster.looked = Some((cluster.ledger_version, uid)),
+            ModelStep::Free => {
+                let (version, uid) = cluster.looked.take()?;
+                if version == cluster.ledger_version || protocol.without.look_at_version {
+                    cluster.contents.held.remove(&uid);
+                    cluster.ledger_version += 1;
+                }
+            }
             ModelStep::Touch { name } => {
                 cluster.budget.touches -= 1;
                 cluster.change(name, ModelJobState::Suspended);
@@ -259,16 +289,32 @@ impl ModelCluster {
         (cluster != *self).then_some(cluster)
     }
 
+    /// Uids of which neither pods nor an active Job are left.
+    fn freeable(&self) -> impl Iterator<Item = &String> {
+        self.contents.held.keys().filter(|uid| {
+            let active = self.names().into_iter().filter_map(|name| self.job(name));
+            let is_it = |(_, job): (u64, &StoredJob)| job.uid == **uid && job.state == ModelJobState::Active;
+            !self.orphaned.contains(*uid) && !active.into_iter().any(is_it)
+        })
+    }
+
     fn ask(&mut self, protocol: &ModelProtocol, client: usize, replica: usize) {
         let wants = &protocol.clients[client];
         let n =
             client * REQUESTS_PER_CLIENT + self.requests.values().filter(|one| one.client == client).count();
-        let stored = self.job(wants.name).filter(|_| wants.unsuspends);
+        let stored = self.job(wants.name).filter(|_| wants.unsuspends || wants.orphans);
         let (job_uid, kind) = match stored {
             Some((version, job)) => (job.uid.clone(), AttemptKind::Unsuspend { from: version }),
             None => (format!("u{n}"), AttemptKind::Create),
         };
-        self.requests.insert(n, ClientRequest { client, job_uid, kind, at: RequestStage::Asking(replica) });
+        // The calls of the entries go to one replica after the other.
+        let all: Vec<usize> = (n..n + protocol.entries).collect();
+        let calls = if protocol.entries > 1 { all.clone() } else { Vec::new() };
+        for (entry, n) in all.into_iter().enumerate() {
+            let at = RequestStage::Asking((replica + entry) % self.replicas.len());
+            let (job_uid, kind, calls) = (job_uid.clone(), kind.clone(), calls.clone());
+            self.requests.insert(n, ClientRequest { client, job_uid, kind, at, calls, refused: false });
+        }
     }
 
     fn read_ledger(&mut self, n: usize) {
@@ -363,13 +409,28 @@ impl ModelCluster {
                     }
                     ref kind => kind.clone(),
                 };
+                let ModelClient { name, orphans, .. } = &protocol.clients[one.client];
+                let (name, orphans) = (format!("ns/{name}"), *orphans);
                 SlotRequest {
                     request: request(*n),
-                    name: format!("ns/{}", protocol.clients[one.client].name),
-                    job_uid: one.job_uid.clone(),
+                    name: name.clone(),
+                    job_uid: if orphans && protocol.without.room_for_both {
+                        // Every attempt of the name then looks like one of its own.
+                        let own =
+                            round.contents.pending.get(&name).and_then(|attempts| attempts.values().next());
+                        own.map_or(&one.job_uid, |granted| &granted.job_uid).clone()
+                    } else {
+                        one.job_uid.clone()
+                    },
                     kind,
                     scopes: vec![(scope(own), u32::try_from(protocol.max).unwrap())],
+                    held: if orphans {
+                        HeldRequest::Orphans { since: Timestamp::UNIX_EPOCH }
+                    } else {
+                        HeldRequest::Nothing
+                    },
                     dry_run: false,
+                    shared: !one.calls.is_empty() && !protocol.without.refusals,
                     in_backoff: false,
                 }
             })
@@ -381,8 +442,10 @@ impl ModelCluster {
             view_source: view_source(protocol, view),
             jobs: &seen.iter().collect::<Vec<_>>(),
             expired,
-            overdue: &BTreeSet::new(),
+            unstored: &BTreeMap::new(),
             revoked: &round.revoked,
+            forgotten: &BTreeSet::new(),
+            refusals_by: Some(ViewSource::List),
             revision: &|_| revision.to_owned(),
             now: Timestamp::UNIX_EPOCH,
         };
@@ -392,6 +455,9 @@ impl ModelCluster {
     fn store_ledger(&mut self, protocol: &ModelProtocol, mut contents: LedgerContents) {
         if protocol.without.observed_through {
             contents.observed_through = 0;
+        }
+        if protocol.without.held {
+            contents.held.clear();
         }
         if protocol.without.attempts_per_request {
             for attempts in contents.pending.values_mut() {
@@ -408,20 +474,42 @@ impl ModelCluster {
         let Phase::Wrote { granted, refused } = std::mem::take(&mut self.replicas[n].phase) else { return };
         for one in granted {
             match self.requests.get_mut(&one) {
-                Some(waits) if waits.at == RequestStage::Asking(n) => waits.at = RequestStage::Admitted,
+                Some(waits) if waits.at == RequestStage::Asking(n) => {
+                    waits.at = RequestStage::Admitted;
+                    let calls = waits.calls.clone();
+                    // The apiserver waits for all answers; one that is not a grant rejects the create.
+                    if calls.iter().any(|n| self.requests[n].at == RequestStage::Ended) {
+                        self.end(one);
+                    }
+                }
                 _ => {
                     self.replicas[n].revoked.insert(request(one));
                 }
             }
         }
         for one in refused {
+            let waits = self.requests.get_mut(&one).unwrap();
+            waits.refused = !waits.calls.is_empty();
             self.end(one);
         }
     }
 
+    /// Whether all calls about a create are answered; of several, only the first one stands for the create.
+    fn is_admitted(&self, n: usize) -> bool {
+        let calls = &self.requests[&n].calls;
+        calls.is_empty()
+            || calls[0] == n && calls.iter().all(|n| self.requests[n].at == RequestStage::Admitted)
+    }
+
+    /// Ends a call, and the create with it: calls that were granted have no effect any more.
     fn end(&mut self, request: usize) {
-        if let Some(one) = self.requests.get_mut(&request) {
-            one.at = RequestStage::Ended;
+        let Some(one) = self.requests.get_mut(&request) else { return };
+        one.at = RequestStage::Ended;
+        for call in one.calls.clone() {
+            let other = self.requests.get_mut(&call).unwrap();
+            if other.at == RequestStage::Admitted {
+                other.at = RequestStage::Ended;
+            }
         }
     }
 
@@ -434,7 +522,10 @@ impl ModelCluster {
             (AttemptKind::Unsuspend { from }, Some((version, _))) => version == *from,
             (AttemptKind::Unsuspend { .. }, None) => false,
         };
-        if is_stored {
+        if is_stored && protocol.clients[one.client].orphans {
+            self.history.push((name, None));
+            self.orphaned.insert(one.job_uid);
+        } else if is_stored {
             self.history.push((name, Some(StoredJob { uid: one.job_uid, state: ModelJobState::Active })));
         }
     }
@@ -459,7 +550,8 @@ impl ModelProtocol {
     fn are_interchangeable(&self, a: usize, b: usize) -> bool {
         let (one, other) = (&self.clients[a], &self.clients[b]);
         let only = |name| self.clients.iter().filter(|client| client.name == name).count() == 1;
-        let alike = one.max_requests == other.max_requests && !one.unsuspends && !other.unsuspends;
+        let alike = one.max_requests == other.max_requests
+            && ![one, other].iter().any(|client| client.unsuspends || client.orphans);
         alike && only(one.name) && only(other.name)
     }
 }

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::Timestamp;
 use job_handler_shared::ledger::crd::{AttemptKind, LedgerContents};
 use job_handler_webhook::ledger::{
-    decide::{RoundDecision, RoundInput, SlotAnswer, SlotRequest, decide},
+    decide::{HeldRequest, RoundDecision, RoundInput, SlotAnswer, SlotRequest, decide},
     resolve::{ObservedJob, ViewSource, had_no_effect},
 };
 use stateright::{Model, Property};
@@ -101,7 +101,9 @@ impl TwoLedgers {
                 job_uid: format!("u{n}"),
                 kind: AttemptKind::Create,
                 scopes: vec![self.scope(book)],
+                held: HeldRequest::Nothing,
                 dry_run,
+                shared: false,
                 in_backoff: false,
             })
             .collect();
@@ -110,8 +112,10 @@ impl TwoLedgers {
             view_source,
             jobs: &jobs.iter().collect::<Vec<_>>(),
             expired: gone.0,
-            overdue: &BTreeSet::new(),
+            unstored: &BTreeMap::new(),
             revoked: gone.1,
+            forgotten: &BTreeSet::new(),
+            refusals_by: None,
             revision: &|_| "same".to_owned(),
             now: Timestamp::UNIX_EPOCH,
         };

@@ -98,9 +98,18 @@ impl LimitsCluster {
         match limit {
             NamespaceLimit::None => Ok(()),
             NamespaceLimit::Quota(max) => self.quota(name, max).await,
-            NamespaceLimit::Policy(max) => self.policy(name, max, "Reject").await,
-            NamespaceLimit::Queue(max) => self.policy(name, max, "Queue").await,
+            NamespaceLimit::Policy(max) => self.policy(name, "builds", max, "Reject").await,
+            NamespaceLimit::Queue(max) => self.policy(name, "builds", max, "Queue").await,
         }
+    }
+
+    /// Creates a namespace with several policies that have the same limit.
+    pub(super) async fn overlapping(&self, name: &str, max: u32, policies: usize) -> Result<()> {
+        self.namespace(name, NamespaceLimit::None).await?;
+        for n in 0..policies {
+            self.policy(name, &format!("builds-{n}"), max, "Reject").await?;
+        }
+        Ok(())
     }
 
     async fn quota(&self, namespace: &str, max: u32) -> Result<()> {
@@ -117,16 +126,16 @@ impl LimitsCluster {
         .await
     }
 
-    async fn policy(&self, namespace: &str, max: u32, when_full: &str) -> Result<()> {
+    async fn policy(&self, namespace: &str, name: &str, max: u32, when_full: &str) -> Result<()> {
         let policy = json!({
             "apiVersion": "job-handler.io/v1alpha1", "kind": "JobPolicy",
-            "metadata": {"name": "builds", "namespace": namespace},
+            "metadata": {"name": name, "namespace": namespace},
             "spec": {"limits": [{"name": "few", "maxActiveJobs": max, "whenFull": when_full}]},
         });
         create(&self.cluster, keys::API_GROUP, keys::API_VERSION, "JobPolicy", &policy).await?;
         let policies = api(&self.cluster, keys::API_GROUP, keys::API_VERSION, "JobPolicy", Some(namespace));
         wait_for(Duration::from_secs(60), "the policy to be Ready", || async {
-            let policy = policies.get("builds").await.map_err(|error| error.to_string())?;
+            let policy = policies.get(name).await.map_err(|error| error.to_string())?;
             let conditions = policy.data["status"]["conditions"].as_array();
             let is_ready = |c: &Value| c["type"] == "Ready" && c["status"] == "True";
             match conditions.is_some_and(|all| all.iter().any(is_ready)) {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::bench::environment;
 use crate::bench::limits::limits_cluster::LimitsCluster;
-use crate::bench::limits::{creates, memory, queue_drain, refusals};
+use crate::bench::limits::{creates, memory, overlap, queue_drain, refusals};
 use crate::bench::table::Table;
 use crate::cluster::{AuditLevel, Cluster, ClusterOptions, Component};
 use crate::harness::error::Result;
@@ -81,6 +81,7 @@ pub async fn measure(program: &Path, effort: &LimitsEffort, mut report: impl FnM
     // Pods are not created: only the creates are measured.
     bench.cluster.component(Component::ControllerManager)?.stop()?;
     creates::measure(&bench, effort).await?.into_iter().for_each(&mut report);
+    report(overlap::measure(&bench, effort).await?);
     report(refusals::measure(&bench, effort).await?);
     report(queue_drain::measure(&bench, effort).await?);
     report(memory::measure(&bench, effort).await?);

@@ -71,7 +71,7 @@ async fn drain(jobs: Api<Job>, queued: usize) -> Result<DrainFigures> {
     while finished < queued {
         if full.is_none() && active.len() >= slots.min(queued) {
             full = Some(Instant::now());
-            active.iter().for_each(|name| drop(tokio::spawn(complete(jobs.clone(), name.clone()))));
+            active.iter().for_each(|name| drop(tokio::spawn(complete(jobs.clone(), name.clone(), RUN_TIME))));
         }
         let watch = jobs.watch(&WatchParams::default().timeout(120), &from).await;
         let mut events = watch.map_err(Error::api("watching the queue"))?.boxed();
@@ -86,7 +86,7 @@ async fn drain(jobs: Api<Job>, queued: usize) -> Result<DrainFigures> {
                         gaps.add(since.elapsed());
                     }
                     if full.is_some() {
-                        tokio::spawn(complete(jobs.clone(), job.name_any()));
+                        tokio::spawn(complete(jobs.clone(), job.name_any(), RUN_TIME));
                     }
                 }
                 StoredJobState::Finished if active.remove(&job.name_any()) => {
@@ -114,8 +114,9 @@ async fn drain(jobs: Api<Job>, queued: usize) -> Result<DrainFigures> {
     Ok(DrainFigures { gaps, elapsed, max_active })
 }
 
-async fn complete(jobs: Api<Job>, name: String) {
-    tokio::time::sleep(RUN_TIME).await;
+/// Completes a Job after it has run for a while.
+pub(super) async fn complete(jobs: Api<Job>, name: String, run_time: Duration) {
+    tokio::time::sleep(run_time).await;
     let now = Timestamp::now().to_string();
     let condition =
         |kind: &str| json!({"type": kind, "status": "True", "reason": "Bench", "lastTransitionTime": now});

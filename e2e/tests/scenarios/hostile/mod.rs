@@ -3,6 +3,7 @@
 mod bounds;
 mod client_certificates;
 mod crowding;
+mod groups;
 mod memory;
 mod metrics;
 mod policy_entries;

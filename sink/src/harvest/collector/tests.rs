@@ -22,6 +22,10 @@ fn pod(name: &str, phase: &str, minute: u8) -> Value {
     })
 }
 
+fn build() -> JobSnapshot {
+    JobSnapshot { namespace: "ci".into(), uid: JOB.into(), ..JobSnapshot::default() }
+}
+
 fn limits(per_container: u64, per_job: u64) -> Logs {
     Logs {
         max_bytes_per_container: Bytes(per_container),
@@ -67,7 +71,7 @@ async fn existing_and_deleted_pods_are_collected_the_most_relevant_first() {
     let tracker = PodTracker::default();
     track(&tracker, pod("deleted", "Running", 4), b"early");
     let collector = Collector::new(apiserver.client());
-    let (captured, _memory) = collector.collect("ci", JOB, &limits(100, 1000), &tracker).await.unwrap();
+    let (captured, _memory) = collector.collect(&build(), &limits(100, 1000), &tracker).await.unwrap();
     assert_eq!(
         summary(&captured),
         [
@@ -82,17 +86,19 @@ async fn existing_and_deleted_pods_are_collected_the_most_relevant_first() {
 }
 
 #[tokio::test]
-async fn less_relevant_logs_are_lost_once_the_budget_is_used_up() {
+async fn less_relevant_logs_are_left_out_once_the_budget_is_used_up() {
     let apiserver = Apiserver::default();
     apiserver.put("pods", pod("new", "Failed", 2));
     apiserver.put_log("new", "main", b"0123456789");
     let tracker = PodTracker::default();
     track(&tracker, pod("deleted", "Running", 1), b"early");
     let collector = Collector::new(apiserver.client());
-    let (captured, _memory) = collector.collect("ci", JOB, &limits(10, 10), &tracker).await.unwrap();
+    let (captured, _memory) = collector.collect(&build(), &limits(10, 10), &tracker).await.unwrap();
     let logs = summary(&captured);
     assert_eq!(logs[0], ("new", "0123456789".to_owned(), None));
-    assert_eq!(logs[1].2, Some(BUDGET_USED_UP));
+    let left_out = &captured.pods[1].logs[0];
+    assert_eq!(left_out.lost, Some(LogLoss::OverBudget));
+    assert_eq!((left_out.facts().lost, left_out.facts().truncated), (None, true));
 }
 
 #[tokio::test]
@@ -101,7 +107,7 @@ async fn without_logs_only_states_are_collected() {
     apiserver.put("pods", pod("new", "Failed", 2));
     let without = Logs { mode: LogsMode::None, ..Logs::default() };
     let collector = Collector::new(apiserver.client());
-    let (captured, _memory) = collector.collect("ci", JOB, &without, &PodTracker::default()).await.unwrap();
+    let (captured, _memory) = collector.collect(&build(), &without, &PodTracker::default()).await.unwrap();
     assert_eq!(captured.pods.len(), 1);
     assert!(captured.pods[0].logs.is_empty() && captured.pods[0].facts.containers[0].logs.is_empty());
 }
@@ -120,7 +126,7 @@ async fn a_slow_log_is_read_in_the_slow_lane() {
     });
     let collector = Collector::new(client);
     let (captured, memory) =
-        collector.collect("ci", JOB, &limits(100, 1000), &PodTracker::default()).await.unwrap();
+        collector.collect(&build(), &limits(100, 1000), &PodTracker::default()).await.unwrap();
     let logs = summary(&captured);
     assert!(logs.contains(&("slow", "slow".to_owned(), None)), "{logs:?}");
     assert!(logs.contains(&("fast", "fast".to_owned(), None)), "{logs:?}");
@@ -144,7 +150,7 @@ async fn a_partial_early_log_is_better_than_none() {
     let part = EarlyLog { excerpt, lost: Some("stopped".into()), truncated: false };
     tracker.end_capture("new", run, Ok(part));
     let collector = Collector::new(apiserver.client());
-    let (captured, _memory) = collector.collect("ci", JOB, &limits(100, 1000), &tracker).await.unwrap();
+    let (captured, _memory) = collector.collect(&build(), &limits(100, 1000), &tracker).await.unwrap();
     assert_eq!(summary(&captured), [("new", "part".to_owned(), Some("stopped"))]);
 }
 
@@ -168,13 +174,13 @@ async fn a_partial_log_of_a_silent_node_may_be_read_later() {
         false => std::time::Duration::ZERO,
     });
     let (captured, _memory) =
-        Collector::new(silent).collect("ci", JOB, &limits(100, 1000), &tracker).await.unwrap();
+        Collector::new(silent).collect(&build(), &limits(100, 1000), &tracker).await.unwrap();
     assert_eq!(summary(&captured), [("new", "part".to_owned(), Some("stopped"))]);
     let pending = captured.pending_logs().unwrap();
     assert_eq!((pending.reason.as_str(), pending.may_exist), ("log of new/main: stopped", true));
     drop(captured);
     let (captured, _memory) =
-        Collector::new(apiserver.client()).collect("ci", JOB, &limits(100, 1000), &tracker).await.unwrap();
+        Collector::new(apiserver.client()).collect(&build(), &limits(100, 1000), &tracker).await.unwrap();
     assert_eq!(summary(&captured), [("new", "all of it".to_owned(), None)]);
     assert_eq!(captured.pending_logs(), None);
 }
@@ -195,12 +201,12 @@ async fn logs_that_were_kept_for_a_later_harvest_outlive_their_pods() {
     }
     let collector = Collector::new(apiserver.client());
     let with = limits(100, 1000);
-    let (captured, _memory) = collector.collect("ci", JOB, &with, &tracker).await.unwrap();
+    let (captured, _memory) = collector.collect(&build(), &with, &tracker).await.unwrap();
     assert!(captured.pending_logs().unwrap().reason.starts_with("log of silent/main: "));
     tracker.keep_logs(captured.pods, with.per_job());
     apiserver.remove("pods", "ci", "well");
     tracker.mark_deleted("well", None);
-    let (captured, _memory) = collector.collect("ci", JOB, &with, &tracker).await.unwrap();
+    let (captured, _memory) = collector.collect(&build(), &with, &tracker).await.unwrap();
     assert_eq!(
         summary(&captured),
         [("silent", "silent".to_owned(), None), ("well", "well".to_owned(), None)]

@@ -62,7 +62,7 @@ async fn a_log_is_read_in_the_regular_lane() {
 async fn without_budget_nothing_is_read() {
     let (reader, calls) = reader(&[Answer::Log(TEXT)]);
     let log = read(&reader, Pace::Regular, 0).await;
-    assert_eq!(log.lost, Some(LogLoss::Final(BUDGET_USED_UP.to_owned())));
+    assert_eq!(log.lost, Some(LogLoss::OverBudget));
     assert_eq!(calls.load(Ordering::Relaxed), 0);
 }
 

@@ -32,6 +32,24 @@ fn bytes_of(tracker: &PodTracker, job: &str, uid: &str) -> usize {
 }
 
 #[test]
+fn why_a_container_never_started_outlives_the_deletion_of_its_pod() {
+    let tracker = PodTracker::default();
+    let with = |state: serde_json::Value| {
+        let mut pod = serde_json::to_value(pod("p", "Pending", 0)).unwrap();
+        pod["status"]["containerStatuses"] = json!([{"name": "main", "image": "", "imageID": "", "ready": false,
+            "restartCount": 0, "state": state}]);
+        serde_json::from_value::<Pod>(pod).unwrap()
+    };
+    let unknown = with(json!({"terminated": {"exitCode": 137, "reason": "ContainerStatusUnknown"}}));
+    tracker.upsert("j", &with(json!({"waiting": {"reason": "ErrImagePull"}})));
+    let reason = || tracker.view("p").unwrap().facts.containers[0].state.reason.clone();
+    tracker.upsert("j", &unknown);
+    assert_eq!(reason().as_deref(), Some("ErrImagePull"));
+    tracker.mark_deleted("p", Some(&unknown));
+    assert_eq!(reason().as_deref(), Some("ErrImagePull"));
+}
+
+#[test]
 fn within_a_job_the_least_relevant_log_is_dropped_first() {
     let tracker = PodTracker::default();
     for (uid, phase, minute) in [

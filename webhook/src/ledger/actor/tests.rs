@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use job_handler_shared::{policy::set::PolicySet, testing::policies::namespaced};
 use serde_json::json;
 

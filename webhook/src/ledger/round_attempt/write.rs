@@ -13,7 +13,7 @@ use crate::{
         provision,
         round_attempt::{RoundBasis, RoundError, RoundRunner},
     },
-    limit::{Attempt, Verdict},
+    limit::{Attempt, EarlierSlots, Verdict},
 };
 
 /// The grants in a decision.
@@ -36,7 +36,9 @@ impl RoundRunner {
     ) -> Result<(), RoundError> {
         let before = &basis.ledger.contents;
         let revokes = self.revoked.iter().any(|request| holds(before, request));
-        let has_reason = grants.new + grants.repeated > 0 || self.housekeeping || revokes || expired;
+        let refuses = contents.refused.keys().any(|uid| !before.refused.contains_key(uid));
+        let has_reason =
+            grants.new + grants.repeated > 0 || self.housekeeping || revokes || expired || refuses;
         if before != contents && has_reason {
             self.write(&basis.ledger, contents, grants.new).await
         } else if grants.repeated > 0 && basis.origin != LedgerOrigin::Read {
@@ -63,6 +65,7 @@ impl RoundRunner {
             context.metrics.ledger_removals.inc();
         }
         self.batching.write_started(grants, Instant::now());
+        self.granted_since.get_or_insert_with(Instant::now);
         match context.ledger_client.replace(name, ledger).await {
             WriteResult::Written(ledger) => {
                 self.batching.write_stored(Instant::now());
@@ -77,6 +80,7 @@ impl RoundRunner {
                 context.known_ledgers.record_conflict(name);
                 self.batching.write_conflicted(Instant::now());
                 self.freshness = Freshness::NewerThan(known.version);
+                self.granted_since = None;
                 Err(RoundError::Retry)
             }
             WriteResult::Unknown(why) => {
@@ -117,10 +121,19 @@ pub(super) fn count_grants(
     before: &LedgerContents,
     after: &LedgerContents,
 ) -> GrantCount {
+    let is_recorded = |attempt: &Attempt| {
+        let keeps = attempt.earlier_slots != EarlierSlots::Nothing;
+        holds(after, &attempt.uid) || (keeps && after.held.contains_key(&attempt.job.uid))
+    };
     let granted = attempts.iter().zip(verdicts).filter(|(attempt, verdict)| {
-        **verdict == Verdict::Granted && !attempt.dry_run && holds(after, &attempt.uid)
+        **verdict == Verdict::Granted && attempt.takes_slot() && is_recorded(attempt)
     });
-    let (repeated, new): (Vec<_>, Vec<_>) = granted.partition(|(attempt, _)| holds(before, &attempt.uid));
+    let was_recorded = |attempt: &Attempt| {
+        let uid = &attempt.job.uid;
+        holds(before, &attempt.uid) == holds(after, &attempt.uid)
+            && before.held.get(uid) == after.held.get(uid)
+    };
+    let (repeated, new): (Vec<_>, Vec<_>) = granted.partition(|(attempt, _)| was_recorded(attempt));
     GrantCount { new: new.len(), repeated: repeated.len() }
 }
 
