@@ -7,11 +7,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use job_handler_shared::keys;
+use job_handler_shared::{keys, names};
 use k8s_openapi::api::admissionregistration::v1::{
     RuleWithOperations, ValidatingWebhook, ValidatingWebhookConfiguration,
 };
-use kube::ResourceExt;
+use kube::{ResourceExt, core::ObjectMeta};
 use parking_lot::Mutex;
 
 use crate::{cache::reflector::WatchHandler, ledger::attempt_age::Clock};
@@ -30,7 +30,7 @@ pub struct OtherWebhooks(Arc<Mutex<KnownTimeouts>>);
 /// Timeouts by configuration. Pure.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct KnownTimeouts {
-    /// When they were first known.
+    /// Since when no change was missed.
     since: Option<Instant>,
     /// The longest timeout of each configuration that has one.
     current: BTreeMap<String, Duration>,
@@ -90,10 +90,16 @@ impl KnownTimeouts {
 }
 
 impl WatchHandler<ValidatingWebhookConfiguration> for WebhookWatchHandler {
+    fn begin(&mut self) {
+        // What came and went since the last event is not known.
+        self.webhooks.0.lock().since = None;
+    }
+
     fn listed(&mut self, object: ValidatingWebhookConfiguration) -> Option<ValidatingWebhookConfiguration> {
-        // Nothing else is kept: a configuration may have half a megabyte.
+        // Nothing else is kept: a configuration may have half a megabyte, and its managed fields as much.
         let webhooks = object.webhooks.map(|all| all.into_iter().map(without_client).collect());
-        Some(ValidatingWebhookConfiguration { webhooks, ..object })
+        let metadata = ObjectMeta { name: object.metadata.name, ..ObjectMeta::default() };
+        Some(ValidatingWebhookConfiguration { metadata, webhooks })
     }
 
     fn replace(&mut self, all: Vec<ValidatingWebhookConfiguration>) {
@@ -122,7 +128,8 @@ fn without_client(webhook: ValidatingWebhook) -> ValidatingWebhook {
 /// looked at: they may change what they select with every request.
 fn longest(configuration: &ValidatingWebhookConfiguration) -> Option<Duration> {
     // The number of our own entries that see a Job is known from the policies.
-    if configuration.name_any().starts_with(keys::LIMITS_CONFIGURATION) {
+    let name = configuration.name_any();
+    if (0..keys::LIMITS_CONFIGURATIONS).any(|n| names::limits_configuration(n) == name) {
         return None;
     }
     let webhooks = configuration.webhooks.iter().flatten();
@@ -177,6 +184,19 @@ mod tests {
     }
 
     #[test]
+    fn what_came_and_went_between_two_watches_is_not_known() {
+        let mut handler = handler();
+        handler.replace(vec![]);
+        handler.clock.advance(REMEMBERED);
+        handler.begin();
+        assert_eq!(wait(&handler), 30);
+        handler.replace(vec![]);
+        assert_eq!(wait(&handler), 30);
+        handler.clock.advance(REMEMBERED);
+        assert_eq!(wait(&handler), 0);
+    }
+
+    #[test]
     fn only_webhooks_that_see_jobs_count_and_ours_do_not() {
         let mut handler = handler();
         handler.replace(vec![
@@ -186,6 +206,8 @@ mod tests {
         ]);
         handler.clock.advance(REMEMBERED);
         assert_eq!(wait(&handler), 0);
+        handler.apply(configuration("job-handler-limits-of-others", "jobs", json!(6)));
+        assert_eq!(wait(&handler), 6);
         handler.apply(configuration("all", "*", json!(7)));
         assert_eq!(wait(&handler), 7);
         handler.apply(configuration("jobs", "jobs", Value::Null));
